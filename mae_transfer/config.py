@@ -1,0 +1,174 @@
+"""A config file becomes a strict, typed schema: Python file (mmengine, one level of `_base_`) -> debug overlay -> `--set` overrides -> Schema.
+
+Nothing is silently ignored: an unknown key is an error that proposes the nearest one. Every schema keeps what only says HOW to run (workers,
+logging, device ...) under `run`, which the digest leaves out: two runs with one digest compute the same numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import difflib
+import hashlib
+import inspect
+import json
+import pprint
+import types
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from mmengine.config import Config
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+S = TypeVar("S", bound="Schema")
+T = TypeVar("T")
+
+
+class Schema(BaseModel):
+    """Base of every config: unknown keys are errors, values are not coerced, instances do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    debug: ClassVar[Mapping[str, Any]] = {}
+    """Dotted overrides that `--debug` lays over any file: a run of two steps, on CPU, in seconds."""
+
+    def digest(self) -> str:
+        """Return the first 16 hex digits of the sha256 of everything but `run`."""
+        values = self.model_dump(mode="json", exclude={"run"})
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+    def source(self, header: str = "") -> str:
+        """Return the resolved config as the text of a config file that loads back to an equal one."""
+        lines = [f"{key} = {pprint.pformat(value, sort_dicts=False, width=120)}" for key, value in self.model_dump().items()]
+        return f'"""{header}"""\n' + "\n".join(lines) + "\n"
+
+    def differences(self, other: Self) -> list[str]:
+        """Return 'key: ours != theirs' for every value that differs, `run` aside."""
+        ours, theirs = (flatten(cfg.model_dump(exclude={"run"})) for cfg in (self, other))
+        keys = [key for key in ours | theirs if ours.get(key, "absent") != theirs.get(key, "absent")]
+        return [f"{key}: {ours.get(key, 'absent')!r} != {theirs.get(key, 'absent')!r}" for key in keys]
+
+
+class Spec(Schema):
+    """An entry of one of the suite's dicts (TARGETS, MASKERS ...) with the options of its constructor: dict(name="norm_pixel", eps=1e-6)."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+def load(path: str | Path, schema: type[S], *, overrides: Sequence[str] = (), debug: bool = False) -> S:
+    """Read a config file into `schema`.
+
+    Args:
+        path: a Python file of values only; `_base_` may name one other.
+        overrides: "dotted.key=value"; the value is a Python literal, anything else is taken as a string.
+        debug: lay `schema.debug` over the file (before the overrides).
+    Raises:
+        ValueError: names the file, the key and the remedy.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"config file {str(path)!r} does not exist; the suite's own are under configs/")
+    try:
+        values = Config.fromfile(path, lazy_import=False).to_dict()
+    except Exception as error:  # whatever the Python in the file raises
+        raise ValueError(f"config file {str(path)!r} cannot be read: {type(error).__name__}: {error}") from error
+    for key, value in (schema.debug if debug else {}).items():
+        assign(values, key, value)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise ValueError(f"--set {override!r}: write it as key=value, for instance --set data.root=/data/imagenet")
+        assign(values, key.strip(), _literal(text))
+    return validate(values, schema, where=str(path))
+
+
+def validate(values: Mapping[str, Any], schema: type[S], *, where: str) -> S:
+    """Return `schema` filled from values, or raise one ValueError with a line per defect."""
+    try:
+        return schema.model_validate(dict(values))
+    except ValidationError as error:
+        defects = [_explain(dict(defect), schema) for defect in error.errors()]
+        raise ValueError(f"{where}: " + "\n  ".join(defects)) from None
+
+
+def build(table: Mapping[str, Callable[..., T]], spec: Spec, /, *given: Any) -> T:
+    """Call the table's entry `spec.name`: positional parameters are `given` by the task, keyword-only ones are the config's options."""
+    check(table, spec)
+    return table[spec.name](*given, **spec.options)
+
+
+def check(table: Mapping[str, Callable[..., Any]], spec: Spec) -> Spec:
+    """Raise ValueError unless spec names an entry of the table and each of its options is one of the entry's, of the right type."""
+    if spec.name not in table:
+        raise ValueError(f"no {spec.name!r} here; {_nearest(spec.name, table)}")
+    factory = table[spec.name]
+    hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+    options = [p for p in inspect.signature(factory).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    fields: dict[str, Any] = {p.name: (hints[p.name], ... if p.default is p.empty else p.default) for p in options}
+    validate(spec.options, create_model(spec.name, __base__=Schema, **fields), where=f"options of {spec.name!r}")
+    return spec
+
+
+def assign(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set values["a"]["b"] for the key "a.b", making the levels that are missing."""
+    *parents, leaf = key.split(".")
+    for depth, parent in enumerate(parents, start=1):
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ValueError(f"key {key!r}: {'.'.join(parents[:depth])!r} is a value, not a group of keys")
+    values[leaf] = value
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested dicts as one level of dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what every training tool takes: CONFIG, --work-dir, --set, --debug, --resume."""
+    parser.add_argument("config", metavar="CONFIG", help="a file under configs/, or your own; its docstring says what it costs and should give")
+    parser.add_argument("--work-dir", required=True, type=Path, metavar="D", help="where everything that the run makes goes")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one value, e.g. --set data.root=/data/imagenet")
+    parser.add_argument("--resume", action="store_true", help="continue D from its newest checkpoint, bit for bit; starts afresh where D has none")
+    parser.add_argument("--debug", action="store_true", help="two steps of a tiny model on generated images: does the config work at all?")
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _explain(defect: dict[str, Any], schema: type[Schema]) -> str:
+    """Turn one pydantic error into a line that names the key and the remedy."""
+    *parents, leaf = defect["loc"] or ("",)
+    key = ".".join(str(part) for part in defect["loc"])
+    if defect["type"] == "extra_forbidden":
+        return f"unknown key {key!r}; {_nearest(str(leaf), _fields_at(schema, parents))}"
+    if defect["type"] == "missing":
+        return f"key {key!r} is required and missing"
+    if defect["type"] == "value_error":
+        return f"{key}: {defect['ctx']['error']}" if key else str(defect["ctx"]["error"])
+    return f"{key} = {defect['input']!r}: {defect['msg']}"
+
+
+def _fields_at(schema: type[Schema], path: Sequence[Any]) -> list[str]:
+    """Return the names of the fields of the schema nested at `path`, through `X | None` and unions."""
+    schemas: list[Any] = [schema]
+    for part in path:
+        annotations = [s.model_fields[part].annotation for s in schemas if part in s.model_fields]
+        schemas = [s for a in annotations for s in (get_args(a) if get_origin(a) in (Union, types.UnionType) else (a,)) if hasattr(s, "model_fields")]
+    return [name for s in schemas for name in s.model_fields]
+
+
+def _nearest(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(sorted(known))}"

@@ -1,0 +1,128 @@
+"""One Result is one number of a table, with what a reader needs to trust it; results.jsonl holds one per line.
+
+Every protocol ends here and the tables start here, so a new benchmark changes nothing elsewhere.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy")
+
+
+class Result(BaseModel):
+    """One number. `scale` keeps a mini run from being mistaken for a reproduction."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    run: str
+    task: str
+    protocol: str
+    dataset: str
+    split: str
+    metric: str
+    value: float | None  # None where the run failed or was skipped
+    unit: str
+    higher_is_better: bool
+    seed: int
+    backbone: str
+    pretrain: str
+    checkpoint_sha256: str | None = None
+    params: int
+    flops_per_image: int | None = None
+    tokens_per_image: float | None = None
+    epochs: float
+    steps: int
+    images_seen: int
+    global_batch: int
+    world_size: int
+    precision: str
+    wall_s: float
+    images_per_s: float
+    peak_mem_gib: float | None = None
+    device: str
+    engine: str
+    scale: Literal["mini", "small", "paper"]
+    config_digest: str
+    commit: str | None = Field(default_factory=lambda: commit())
+    versions: dict[str, str] = Field(default_factory=lambda: versions())
+    created_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    status: Literal["ok", "failed", "skipped"] = "ok"
+    reason: str | None = None
+
+
+class Summary(NamedTuple):
+    """The same number over seeds."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def append(path: Path, results: Iterable[Result]) -> None:
+    """Append one line per result in a single write, flushed to disk, so that a crash leaves whole lines only."""
+    text = "".join(result.model_dump_json() + "\n" for result in results)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def load(path: Path) -> tuple[list[Result], list[str]]:
+    """Return the results of a file and one sentence per line that could not be read (with its number); the good lines are all used."""
+    results, defects = [], []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            results.append(Result.model_validate_json(line))
+        except ValidationError as error:
+            first = error.errors()[0]
+            defects.append(f"{path}, line {number}: {'.'.join(map(str, first['loc']))}: {first['msg']}")
+    return results, defects
+
+
+def summarise(results: Sequence[Result]) -> Summary:
+    """Return mean [low..high] and n over seeds; of several results of one seed the newest counts."""
+    newest = {result.seed: result for result in sorted(results, key=lambda result: result.created_at)}
+    values = [result.value for result in newest.values() if result.status == "ok" and result.value is not None]
+    if not values:
+        raise ValueError("no result with status 'ok' to summarise")
+    return Summary(statistics.fmean(values), min(values), max(values), len(values))
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that the numbers depend on."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def commit() -> str | None:
+    """Return the short hash of this source tree's commit, with "+" where files differ from it; None outside a git checkout."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root)]
+    try:
+        revision = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=10)
+        changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):  # no git, or a file system that hangs
+        return None
+    return revision.stdout.strip() + ("+" if changed.stdout else "") if revision.returncode == 0 else None
+
+
+def device_name(device: torch.device) -> str:
+    """Return what the device calls itself: the GPU's name, or the machine's processor with its threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
