@@ -36,7 +36,7 @@ class Batch(NamedTuple):
     views: tuple[Tensor, ...]  # (B, C, size, size) uint8 each, one per ViewSpec that the target asked for
     mask: Mask | None
     label: Any  # (B,) int64 for classification, else whatever the task put there
-    index: Tensor  # (B,) int64, ids of the samples, so that a bad step can be named
+    index: Tensor  # type: ignore[assignment]  # (B,) int64, ids of the samples, so that a bad step can be named (shadows tuple.index, unused here)
 
 
 class Features(NamedTuple):
