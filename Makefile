@@ -1,0 +1,46 @@
+# Every target works from a fresh clone: it first makes .venv and installs the package into it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MINI := runs/mini
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install mini test check lint format bench
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(VENV)/dev.stamp  ## make .venv and install the package with its development tools
+
+mini: install  ## pretrain a small MAE on CPU in a few minutes, from data made on the spot; again: continues, or says that it is done
+	$(BIN)/python tools/pretrain.py configs/mini/pretrain.py --work-dir $(MINI) --resume
+	@echo "Pictures: $(MINI)/reconstructions/   encoder: $(MINI)/backbone.safetensors   numbers: $(MINI)/results.jsonl"
+	@echo "Curves: $(BIN)/tensorboard --logdir $(MINI)   afresh: rm -r $(MINI)"
+
+test: lint  ## what CI runs: lint, types and every test that is not slow
+	$(BIN)/python -m pytest -m "not slow"
+
+check: lint  ## before each commit: lint, types and the fast tests
+	$(BIN)/python -m pytest -m "not slow" tests/unit tests/policy
+
+lint: install  ## ruff and mypy only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install  ## let ruff format the code and repair what it can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/bench.stamp  ## time the training step against peers installed from PyPI
+	$(BIN)/python tools/benchmark.py pretrain
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("mae_transfer needs Python 3.11 or newer, $(PYTHON) is %d.%d; name another: make PYTHON=python3.12 ..." % v[:2])'
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+$(VENV)/%.stamp: setup.py | $(BIN)/python
+	@echo "Installing into $(VENV): minutes, and about 6 GB where pip brings torch with CUDA"
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	@touch $@

@@ -1,0 +1,39 @@
+"""Packaging. The lower bounds are versions that the whole test-suite was run with, all together; tool settings are in pyproject.toml."""
+
+from setuptools import find_packages, setup
+
+DEV = [
+    "hypothesis>=6.100",
+    "mypy>=1.11",
+    "pytest>=8.2",
+    "pytest-timeout>=2.3",
+    "ruff>=0.9",
+    "transformers>=4.48",  # the reference that the parity tests compare with
+]
+
+setup(
+    name="mae_transfer",
+    version="0.1.0",
+    description="Downstream transfer benchmark suite for masked autoencoders",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["mae_transfer", "mae_transfer.*"]),
+    install_requires=[
+        "torch>=2.6",
+        "torchvision>=0.21",
+        "timm>=1.0.9",
+        "numpy>=2.1",
+        "pydantic>=2.7",
+        "onedl-mmengine~=0.10.12",  # the maintained distribution of `mmengine`; later series are free to change Config
+        "safetensors>=0.4.3",
+        "rich>=13.7",
+        "tensorboard>=2.17",
+        "pillow>=10.4",
+        "matplotlib>=3.9",
+    ],
+    extras_require={
+        "dev": DEV,
+        "bench": ["transformers>=4.48", "lightly>=1.5.15"],
+        "wandb": ["wandb>=0.17"],
+    },
+)

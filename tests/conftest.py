@@ -1,0 +1,56 @@
+"""Fixtures for every test: one torch thread, the real sample data where it is at hand, and a small folder of images in ImageNet's layout."""
+
+from __future__ import annotations
+
+import functools
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+CLASSES = ("n01", "n02", "n03")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Sums then run in one order on every machine, and tests that start processes do not fight for cores."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def real_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """real_data("tinyimagenet") -> its folder, unpacked once per session; skips the test where the archive is absent."""
+    archives = Path(os.environ.get("MAE_TRANSFER_TEST_DATA", ROOT.parent / "shared" / "data"))
+
+    @functools.cache
+    def unpack(name: str) -> Path:
+        archive = archives / f"{name}.zip"
+        if not archive.is_file():
+            pytest.skip(f"{archive.name} is not in {archives}; set MAE_TRANSFER_TEST_DATA to the folder that holds it")
+        target = tmp_path_factory.mktemp("real_data")
+        with zipfile.ZipFile(archive) as packed:
+            packed.extractall(target)
+        return target / name
+
+    return unpack
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """A folder with train/ and val/, 3 classes, 4 JPEGs of various sizes per class: noise on a colour that tells the class."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for label, name in enumerate(CLASSES):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for number in range(4):
+                height, width = (int(side) for side in rng.integers(40, 90, size=2))
+                pixels = rng.integers(0, 96, size=(height, width, 3)) + 80 * (np.arange(3) == label)
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{name}_{number}.JPEG", quality=92)
+    return tmp_path / "images"
