@@ -30,3 +30,14 @@ def test_seeded_repeats_its_draws_and_restores_the_global_state() -> None:
     assert draws() == expected
     with seeded(5) as second:
         assert (*draws(), second.random()) == inside
+
+
+def test_seeded_blocks_nest_without_disturbing_one_another() -> None:
+    with seeded(5):
+        np.random.rand()
+        expected = np.random.rand()
+    with seeded(5):
+        np.random.rand()
+        with seeded(6):
+            np.random.rand(3)
+        assert np.random.rand() == expected
