@@ -1,0 +1,136 @@
+"""Who may import whom: tools -> suite -> tasks -> the middle -> {targets, core, seeding} -> interfaces, and each outside library in its place."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+import sys
+from collections.abc import Iterator
+
+BASE = {"interfaces", "seeding", "core", "config"}
+MIDDLE = {"adapters", "models", "checkpoints", "data", "engine", "metrics", "draw", "results", "config"}
+TASKS = MIDDLE | BASE | {"targets"}
+
+MAY_IMPORT = {
+    "__init__": set(),
+    "interfaces": set(),
+    "seeding": set(),
+    "core": {"interfaces", "seeding"},
+    "targets": {"interfaces", "seeding", "core"},
+    "config": set(),
+    "results": {"config"},
+    "adapters": BASE,
+    "models": BASE,
+    "checkpoints": BASE | {"models"},
+    "data": BASE,
+    "engine": BASE - {"core"},  # it receives callables
+    "metrics": BASE,
+    "draw": BASE,
+    "tasks": TASKS,
+    "suite": TASKS | {"tasks"},
+    "bench": TASKS | {"tasks", "suite"},
+}
+
+# Everything works without these, so they are named in few files and, where they are optional, imported inside a function.
+ONLY_IN = {
+    "mmengine": ("mae_transfer/config.py",),
+    "wandb": ("mae_transfer/engine/log.py",),
+    "tensorboard": ("mae_transfer/engine/log.py",),
+    "lightly": ("mae_transfer/bench/",),
+    "transformers": ("mae_transfer/bench/",),
+    "mmseg": ("mae_transfer/adapters/mmseg.py", "mae_transfer/tasks/segment.py"),
+    "mmcv": ("mae_transfer/adapters/mmseg.py", "mae_transfer/tasks/segment.py"),
+    "detectron2": ("mae_transfer/adapters/detectron2.py", "mae_transfer/tasks/detect.py"),
+}
+OPTIONAL = {"wandb", "lightly", "transformers", "mmseg", "mmcv", "detectron2", "simplejpeg", "torchcodec"}
+NOT_ON_PYPI = {"detectron2"}
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield (line, dotted name) of everything that a tree imports; `from a import b` yields a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def at_import_time(tree: ast.Module) -> ast.Module:
+    """Return the tree without the bodies of its functions and of `if TYPE_CHECKING`."""
+
+    class Strip(ast.NodeTransformer):
+        def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+            return None
+
+        def visit_If(self, node: ast.If) -> ast.AST | None:
+            return None if ast.unparse(node.test) == "TYPE_CHECKING" else self.generic_visit(node)
+
+    stripped = Strip().visit(ast.parse(ast.unparse(tree)))
+    assert isinstance(stripped, ast.Module)
+    return stripped
+
+
+def test_imports_within_the_package_go_one_way(package):
+    known = {source.part for source in package}
+    assert known <= set(MAY_IMPORT), f"say in MAY_IMPORT whom {known - set(MAY_IMPORT)} may import"
+    wrong = [
+        f"{source.path}:{line} imports {name}"
+        for source in package
+        for line, name in imports(source.tree)
+        if (parts := name.split("."))[0] == "mae_transfer"
+        and len(parts) > 1
+        and parts[1] in known - {source.part}
+        and parts[1] not in MAY_IMPORT[source.part]
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_nobody_reaches_into_another_folders_private_names(package, tools):
+    wrong = [
+        f"{source.path}:{line} imports {name}"
+        for source in package + tools
+        for line, name in imports(source.tree)
+        if name.startswith("mae_transfer.") and f".{source.part}." not in name and any(re.match(r"_[a-z]", part) for part in name.split("."))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_tools_import_the_package_and_never_each_other(tools):
+    names = {source.part for source in tools}
+    assert not [f"{source.path}:{line} imports {name}" for source in tools for line, name in imports(source.tree) if name.split(".")[0] in names]
+
+
+def test_each_confined_library_is_named_only_in_its_place(package, tools):
+    wrong = [
+        f"{source.path}:{line} imports {name}"
+        for source in package + tools
+        for line, name in imports(source.tree)
+        for library, places in ONLY_IN.items()
+        if library in name.split(".") and not name.startswith("mae_transfer") and not source.path.startswith(places)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_optional_libraries_are_imported_inside_functions(package, tools):
+    wrong = [
+        f"{source.path} imports {name} on import"
+        for source in package + tools
+        for _, name in imports(at_import_time(source.tree))
+        if name.split(".")[0] in OPTIONAL
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_library_that_is_imported_is_declared_in_setup_py(package, tools):
+    declared = {normal(re.split(r"[^\w.-]", requirement)[0]) for requirement in importlib.metadata.requires("mae_transfer") or []}
+    distributions = importlib.metadata.packages_distributions()
+    outside = {name.split(".")[0]: source.path for source in package + tools for _, name in imports(source.tree)}
+    outside = {name: path for name, path in outside.items() if name not in sys.stdlib_module_names | NOT_ON_PYPI | {"mae_transfer"}}
+    missing = {name: path for name, path in outside.items() if not declared & {normal(d) for d in distributions.get(name, [name])}}
+    assert not missing
+
+
+def normal(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()

@@ -1,0 +1,100 @@
+"""A training step never waits for the device: what reads a tensor's value on the host is named here, and is code that logs, evaluates, saves or draws."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from typing import Protocol
+
+STEP_FOLDERS = {"core", "targets", "models", "adapters", "metrics", "engine", "tasks"}
+METHODS = {"item", "cpu", "tolist", "numpy", "nonzero", "synchronize", "masked_select"}
+CASTS = {"float", "int", "bool"}
+
+# (file under mae_transfer/, function): what runs outside the step, or casts what was never a tensor.
+ALLOWED = {
+    ("engine/checkpoint.py", "_steps"),  # of a file name
+    ("engine/dist.py", "session"),  # of environment variables
+    ("engine/log.py", "_belongs"),  # of a line that was read back
+    ("models/vit.py", "layer_of"),  # of a parameter's name
+}
+
+
+class Source(Protocol):
+    path: str
+    part: str
+    text: str
+    tree: ast.Module
+
+
+class Finder(ast.NodeVisitor):
+    """Collects (function, line, text) of every expression that may read a tensor's value on the host."""
+
+    def __init__(self) -> None:
+        self.function = "<module>"
+        self.found: list[tuple[str, int, str]] = []
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        if node.name == "__init__":  # what is built before the first step may compute with numbers
+            return
+        outer, self.function = self.function, node.name if self.function == "<module>" else self.function
+        self.generic_visit(node)
+        self.function = outer
+
+    def visit_Call(self, node: ast.Call) -> None:
+        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        method = isinstance(node.func, ast.Attribute) and called in METHODS
+        cast = isinstance(node.func, ast.Name) and called in CASTS and not isinstance(node.args[0] if node.args else None, ast.Constant)
+        if method or cast or "cpu" in [ast.unparse(argument).strip("'") for argument in node.args if called == "to"]:
+            self.add(node)
+        self.generic_visit(node)
+
+    def visit_Subscript(self, node: ast.Subscript) -> None:
+        parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        if any(isinstance(part, ast.Compare) or (isinstance(part, ast.UnaryOp) and isinstance(part.op, ast.Invert | ast.Not)) for part in parts):
+            self.add(node)
+        self.generic_visit(node)
+
+    def add(self, node: ast.expr) -> None:
+        self.found.append((self.function, node.lineno, ast.unparse(node)))
+
+
+def syncs(tree: ast.Module) -> Iterator[tuple[str, int, str]]:
+    finder = Finder()
+    finder.visit(tree)
+    yield from finder.found
+
+
+def handles_tensors(source: Source) -> bool:
+    return source.part in STEP_FOLDERS and re.search(r"^(?:import|from) torch\b", source.text, re.MULTILINE) is not None
+
+
+def test_the_finder_sees_every_way_of_reading_a_tensor():
+    ways = ["x.item()", "x.cpu()", "x.to('cpu')", "x.tolist()", "x.numpy()", "float(x.sum())", "int(x)", "x[x > 0]", "x[~mask]", "x[0, y != 1]"]
+    assert [text for way in ways for _, _, text in syncs(ast.parse(way))] == ways
+    assert not [*syncs(ast.parse("float('inf'); x.to(device); x[0, 1:]; x.float(); x[index]"))]
+
+
+def test_nothing_on_the_way_of_a_step_reads_a_tensor(package):
+    wrong = [
+        f"{source.path}:{line} {function}: {text}"
+        for source in package
+        if handles_tensors(source)
+        for function, line, text in syncs(source.tree)
+        if (source.path.removeprefix("mae_transfer/"), function) not in ALLOWED
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_what_is_allowed_still_exists(package):
+    present = {
+        (source.path.removeprefix("mae_transfer/"), function)
+        for source in package
+        if handles_tensors(source)
+        for function, _, _ in syncs(source.tree)
+    }
+    assert not ALLOWED - present
+
+
+def test_every_allowed_function_is_named_for_what_it_does():
+    assert not [entry for entry in ALLOWED if re.search(r"step|forward|loss", entry[1])], "a step, a forward or a loss never reads a tensor"
