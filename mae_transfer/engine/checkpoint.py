@@ -1,0 +1,130 @@
+"""Training states on disk: written whole or not at all, read without running code, the newest readable one wins.
+
+A file appears under its final name only after its bytes are on the disk; older files are pruned only after that.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+PATTERN = re.compile(r"step_(\d{8,})\.pt")
+_UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError)
+
+
+class Loaded(NamedTuple):
+    """A checkpoint that was read, and one sentence for each newer one that could not be."""
+
+    path: Path
+    payload: dict[str, Any]
+    notices: list[str]
+
+
+def save(folder: Path, step: int, payload: Mapping[str, Any], *, keep_last: int = 2, keep_every: int | None = None) -> Path:
+    """Write folder/step_00012345.pt atomically, then drop all but the last `keep_last` and every step divisible by `keep_every`.
+
+    Args:
+        payload: plain types and tensors only, or load_newest refuses it.
+    Raises:
+        OSError: the disk is full or fails; the half-written file is removed and older checkpoints are intact.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
+    path = folder / f"step_{step:08d}.pt"
+    temporary = folder / f".{path.name}.tmp"
+    try:
+        _write(temporary, payload)
+    except (OSError, RuntimeError) as error:  # torch's zip writer turns an OSError of the file into a RuntimeError
+        temporary.unlink(missing_ok=True)
+        cause = error if isinstance(error, OSError) else error.__context__
+        number = cause.errno if isinstance(cause, OSError) else None
+        reason = f"checkpoint {path} was not written ({cause or error}); older ones are intact: free some space, then continue with --resume"
+        raise OSError(number, reason) from error
+    temporary.replace(path)
+    _sync_folder(folder)
+    _prune(folder, step, keep_last=keep_last, keep_every=keep_every)
+    return path
+
+
+def load_newest(folder: Path) -> Loaded | None:
+    """Return the newest checkpoint that can be read, on the CPU and memory-mapped; None where there is none at all.
+
+    Every byte is checked against the file's checksums, and nothing in it is run (weights_only).
+
+    Raises:
+        ValueError: there are checkpoints, and none can be read.
+    """
+    notices: list[str] = []
+    for step, path in sorted(_steps(folder).items(), reverse=True):
+        try:
+            payload = _read(path)
+        except _UNREADABLE as error:
+            notices.append(f"checkpoint of step {step} cannot be read and is passed over: {path}: {_first_line(error)}")
+        else:
+            return Loaded(path, payload, notices)
+    if notices:
+        raise ValueError(f"no readable checkpoint in {folder}; move the folder away to start afresh:\n  " + "\n  ".join(notices))
+    return None
+
+
+def newest(folder: Path) -> Path | None:
+    """Return the path of the newest checkpoint, read or not."""
+    steps = _steps(folder)
+    return steps[max(steps)] if steps else None
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a run that was killed while writing has left."""
+    for leftover in folder.glob(".step_*.pt.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def _write(path: Path, payload: Mapping[str, Any]) -> None:
+    with path.open("wb") as file:
+        torch.save(dict(payload), file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with zipfile.ZipFile(path) as archive:  # torch.load does not verify checksums when it maps the file
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"damaged content: {damaged}")
+    payload = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    if not isinstance(payload, dict):
+        raise ValueError(f"holds a {type(payload).__name__}, not a training state")
+    return payload
+
+
+def _prune(folder: Path, newest_step: int, *, keep_last: int, keep_every: int | None) -> None:
+    """Files newer than the one just written are unreadable ones that the run fell back from: they must not push out good ones."""
+    steps = {step: path for step, path in _steps(folder).items() if step <= newest_step}
+    kept = set(sorted(steps)[-keep_last:]) | {step for step in steps if keep_every and step % keep_every == 0}
+    for step in steps.keys() - kept:
+        steps[step].unlink(missing_ok=True)
+
+
+def _steps(folder: Path) -> dict[int, Path]:
+    names = {path: PATTERN.fullmatch(path.name) for path in folder.glob("step_*.pt")}
+    return {int(match[1]): path for path, match in names.items() if match}
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the renaming itself durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

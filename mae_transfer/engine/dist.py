@@ -1,0 +1,124 @@
+"""Devices and processes: thin calls around torchrun's environment, and the one order in which a model is dressed for training."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import resource
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+import torch.distributed as td
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Dist:
+    """Who this process is. The side group is gloo on the host: what ranks tell each other through it never waits for a device."""
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    side: td.ProcessGroup | None = None
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def pick_device(name: DeviceName, *, local_rank: int = 0) -> torch.device:
+    """Return the device; "auto" takes cuda, else mps, else cpu. Raise ValueError where the one asked for is absent."""
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    kind = next(k for k, here in present.items() if here) if name == "auto" else name
+    if not present.get(kind, False):
+        raise ValueError(
+            f"device {name!r} is not available to this torch ({torch.__version__}); set run.device to one of {[k for k in present if present[k]]}"
+        )
+    return torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
+
+
+@contextmanager
+def session(device: DeviceName = "auto") -> Iterator[Dist]:
+    """Join the processes that torchrun started (nccl on cuda, gloo elsewhere), and leave them cleanly; without torchrun: one process."""
+    rank, world, local = (int(os.environ.get(key, default)) for key, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    where = pick_device(device, local_rank=local)
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    if world == 1:
+        yield Dist(where)
+        return
+    td.init_process_group("nccl" if where.type == "cuda" else "gloo", device_id=where if where.type == "cuda" else None)
+    try:
+        yield Dist(where, rank, world, local, side=cast(td.ProcessGroup, td.new_group(backend="gloo")))
+    finally:
+        td.destroy_process_group()
+
+
+def read_mean(values: Mapping[str, Tensor], dist: Dist) -> dict[str, float]:
+    """Return each 0-d device tensor's mean over the ranks as a host float: one all_reduce and one wait for the device, whatever the number of values.
+
+    Every rank gives the same names.
+    """
+    names = sorted(values)
+    if not names:
+        return {}
+    wide = torch.float32 if dist.device.type == "mps" else torch.float64
+    stacked = torch.stack([values[name].detach().to(wide) for name in names])
+    if dist.world > 1:
+        td.all_reduce(stacked)
+    return dict(zip(names, (stacked / dist.world).tolist(), strict=True))
+
+
+def assemble(model: nn.Module, *, dist: Dist, compile: bool = False, checkpoint_activations: bool = False, sync_bn: bool = False) -> nn.Module:
+    """Dress a built and loaded model for training, in the one order that works; parameter names survive (see `bare`).
+
+    To the device, SyncBN, activation checkpointing, module.compile(), DDP. Buffers are the rank's own: DDP does not broadcast them.
+
+    Raises:
+        ValueError: checkpoint_activations is asked of a model without `set_grad_checkpointing(bool)`.
+    """
+    model = model.to(dist.device)
+    if sync_bn and dist.world > 1 and dist.device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    elif sync_bn:
+        _LOG.warning("SyncBN needs several cuda processes; on %s x %d batch statistics are each process's own", dist.device.type, dist.world)
+    if checkpoint_activations:
+        switch = getattr(model, "set_grad_checkpointing", None)
+        if switch is None:
+            raise ValueError(f"checkpoint_activations=True, but {type(model).__name__} has no set_grad_checkpointing(); turn the option off")
+        switch(True)
+    if compile:
+        model.compile()
+    return _parallel(model, dist) if dist.world > 1 else model
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """Return the module under DDP, whose parameter names are those of checkpoints."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Return the most memory held so far, GiB: the allocator's on cuda, the driver's present figure on mps, the process's resident set on cpu."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def _parallel(model: nn.Module, dist: Dist) -> nn.Module:
+    ids = [dist.local_rank] if dist.device.type == "cuda" else None
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters:  # torch >= 2.13; its elder warns there
+        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, forward_sync_buffers=False)
+    return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False)

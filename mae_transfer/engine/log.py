@@ -1,0 +1,156 @@
+"""What a run says of itself: log.jsonl (one JSON object per line), TensorBoard, W&B on request, and a progress bar or plain lines.
+
+Only rank 0 writes; the other ranks' Logger does nothing. Values are host floats: the loop reads the device once and hands them over.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+Kind = Literal["train", "eval"]
+REFRESH_S = 0.25
+SHOWN = {"loss": "loss {:.4f}", "lr": "lr {:.2e}", "images_per_s": "{:.0f} img/s", "data_wait": "waiting for data {:.0%}"}
+
+
+class Logger:
+    """The record of one run, a context manager; a resumed run's record continues without gaps or duplicates.
+
+    Args:
+        folder: the work dir.
+        steps: length of the run, for the bar and the time left.
+        resumed_at: completed steps of the checkpoint that the run starts from; later lines of log.jsonl are dropped.
+        main: False makes every method do nothing.
+        progress: show the bar on a terminal, or a line per log step elsewhere.
+        wandb: also send to Weights & Biases (its own environment variables apply); ValueError where it is not installed.
+    """
+
+    def __init__(self, folder: Path, *, steps: int, resumed_at: int = 0, main: bool = True, progress: bool = True, wandb: bool = False) -> None:
+        self._main, self._steps, self._step, self._start_step = main, steps, resumed_at, resumed_at
+        self._start = self._drawn = time.monotonic()
+        self._file: TextIO | None = None
+        self._board: SummaryWriter | None = None
+        self._wandb: Any = None
+        self._bar: Progress | None = None
+        self._plain = False
+        if main:
+            self._open(folder, progress=progress, wandb=wandb)
+
+    def _open(self, folder: Path, *, progress: bool, wandb: bool) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import: only where it is used
+
+        self._wandb = _wandb_run(folder, resumed=self._step > 0) if wandb else None
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "log.jsonl"
+        _truncate(path, self._step)
+        self._file = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=self._step + 1)
+        console = Console()
+        self._bar = _bar(console, self._steps, self._step) if progress and console.is_terminal else None
+        self._plain = progress and self._bar is None
+
+    def write(self, kind: Kind, step: int, values: Mapping[str, float | None]) -> None:
+        """Record the values after `step` completed steps; those that are not finite become null."""
+        if not self._main:
+            return
+        finite = {name: value if value is None or math.isfinite(value) else None for name, value in values.items()}
+        assert self._file is not None
+        assert self._board is not None
+        self._file.write(json.dumps({"kind": kind, "step": step, **finite}) + "\n")
+        self._file.flush()
+        curves = {f"{kind}/{name}": value for name, value in finite.items() if value is not None}
+        for name, value in curves.items():
+            self._board.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(curves, step=step)
+        self._show(kind, step, finite)
+
+    def tick(self, step: int) -> None:
+        """Move the bar to `step` completed steps; touches the terminal a few times per second at most."""
+        self._step = step
+        if self._bar is not None and time.monotonic() - self._drawn > REFRESH_S:
+            self._bar.update(self._bar.task_ids[0], completed=step)
+            self._bar.refresh()
+            self._drawn = time.monotonic()
+
+    def say(self, sentence: str) -> None:
+        """Tell the user a sentence, above the bar where there is one."""
+        if self._bar is not None:
+            self._bar.console.print(sentence, markup=False, highlight=False)
+        elif self._main:
+            print(sentence, flush=True)
+
+    def close(self) -> None:
+        """Flush and close everything; a second call does nothing."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self._step)
+            self._bar.stop()
+        for sink in (self._file, self._board):
+            if sink is not None:
+                sink.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+        self._main, self._bar, self._file, self._board, self._wandb = False, None, None, None, None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _show(self, kind: Kind, step: int, values: Mapping[str, float | None]) -> None:
+        shown = SHOWN if kind == "train" else {name: name + " {:.4f}" for name in values}
+        text = "  ".join(form.format(values[name]) for name, form in shown.items() if values.get(name) is not None)
+        if kind == "train" and self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step, text=text)
+        elif self._plain or kind == "eval":
+            self.say(f"{kind} {step}/{self._steps}  {text}" + (f"  {self._time_left(step)} left" if kind == "train" else ""))
+
+    def _time_left(self, step: int) -> str:
+        seconds = (time.monotonic() - self._start) / max(step - self._start_step, 1) * (self._steps - step)
+        return f"{seconds // 3600:.0f}:{seconds // 60 % 60:02.0f}:{seconds % 60:02.0f}"
+
+
+def _bar(console: Console, steps: int, done: int) -> Progress:
+    columns = (MofNCompleteColumn(), BarColumn(bar_width=24), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[text]}"))
+    bar = Progress(*columns, console=console, auto_refresh=False, speed_estimate_period=600)
+    bar.add_task("train", total=steps, completed=done, text="")
+    bar.start()
+    return bar
+
+
+def _truncate(path: Path, step: int) -> None:
+    """Keep the lines up to `step`; an evaluation at `step` goes too, for the loop does it again, and so does a line cut short by a crash."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if _belongs(line, step)]
+    temporary = path.with_name(".log.jsonl.tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _belongs(line: str, step: int) -> bool:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return False
+    return bool(row["step"] < step or (row["step"] == step and row["kind"] == "train"))
+
+
+def _wandb_run(folder: Path, *, resumed: bool) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise ValueError("run.wandb=True, but wandb is not installed: pip install wandb, or set run.wandb=False") from None
+    return wandb.init(dir=str(folder), name=folder.name, id=folder.name, resume="allow" if resumed else None)

@@ -1,0 +1,131 @@
+"""Optimizers and their parameter groups: who decays, and at what share of the learning rate.
+
+Layer ids: 0 the stem, 1..depth the blocks, depth + 1 whatever comes after (norm, head, a detector's neck and heads).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple, Self
+
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator, model_validator
+from torch import nn
+
+from mae_transfer.config import Schema, Spec, build, check
+
+Group = dict[str, Any]
+FUSED_DEVICES = {"cpu", "cuda", "mps"}  # torch >= 2.6
+
+
+class Layers(NamedTuple):
+    """Layer-wise learning rates: parameters of layer i train at decay ** (depth + 1 - i) times the rate (BEiT; MAE, table 9)."""
+
+    of: Callable[[str], int]  # parameter name -> layer id; raises ValueError for a name that it does not know
+    depth: int  # blocks
+    decay: float
+
+
+def adamw(groups: Sequence[Group], lr: float, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> torch.optim.Optimizer:
+    """Return AdamW over `groups`, as one fused kernel where every parameter lies on a device that has it."""
+    fused = all(p.device.type in FUSED_DEVICES for group in groups for p in group["params"])
+    return torch.optim.AdamW(list(groups), lr=lr, betas=betas, eps=eps, fused=fused)
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": adamw}
+
+
+class OptimConfig(Schema):
+    """The optimizer, its learning rate and what scales it."""
+
+    algorithm: Spec = Spec(name="adamw")
+    """An entry of OPTIMIZERS with its own options: dict(name="adamw", betas=(0.9, 0.95))."""
+    blr: PositiveFloat | None = None
+    """Base learning rate: the peak rate is blr * global batch / 256. Give this or `lr`."""
+    lr: PositiveFloat | None = None
+    """Absolute peak learning rate, whatever the batch. Give this or `blr`."""
+    weight_decay: NonNegativeFloat = 0.05
+    """Decoupled weight decay of matrices; vectors, biases and what the model names do not decay."""
+    layer_decay: float | None = Field(default=None, gt=0.0, le=1.0)
+    """Factor of the learning rate from each layer down to the one below; None: one rate for all."""
+    clip_norm: PositiveFloat | None = None
+    """Largest total gradient norm, l2; None: no clipping."""
+
+    @field_validator("algorithm")
+    @classmethod
+    def _known(cls, algorithm: Spec) -> Spec:
+        return check(OPTIMIZERS, algorithm)
+
+    @model_validator(mode="after")
+    def _one_rate(self) -> Self:
+        if (self.blr is None) == (self.lr is None):
+            raise ValueError(f"blr={self.blr} and lr={self.lr}: give exactly one of them")
+        return self
+
+
+def peak_lr(cfg: OptimConfig, *, global_batch: int) -> float:
+    """Return the rate at the end of the warm-up: `lr`, or blr * global_batch / 256 (MAE, appendix A.1)."""
+    if cfg.lr is not None:
+        return cfg.lr
+    assert cfg.blr is not None
+    return cfg.blr * global_batch / 256
+
+
+def build_optimizer(cfg: OptimConfig, groups: Sequence[Group], *, lr: float) -> torch.optim.Optimizer:
+    """Return the optimizer that `cfg.algorithm` names, over groups of `param_groups` on their final device."""
+    return build(OPTIMIZERS, cfg.algorithm, groups, lr)
+
+
+def param_groups(model: nn.Module, *, weight_decay: float, layers: Layers | None = None, no_decay: Collection[str] | None = None) -> list[Group]:
+    """Return groups that hold every trainable parameter of the model exactly once.
+
+    Parameters of one dimension or none, biases and `no_decay` get no weight decay (MAE and BEiT).
+
+    Args:
+        weight_decay: of all other parameters.
+        layers: layer-wise learning rates; None trains all at one rate.
+        no_decay: full parameter names; None takes what any submodule declares by timm's convention, `no_weight_decay()`, under its own prefix.
+    Returns:
+        Dicts for an optimizer with "params", "weight_decay", "lr_scale" and "name", shallow layers first.
+    Raises:
+        ValueError: nothing is trainable, a name of `no_decay` is no parameter, or a layer has no parameter at all.
+    """
+    exempt = _declared(model) if no_decay is None else _checked(model, no_decay)
+    ids = _layer_ids(model, layers) if layers else None
+    groups: dict[str, Group] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decays = parameter.ndim > 1 and not name.endswith(".bias") and name not in exempt
+            key = (f"layer_{ids[name]:02d}_" if ids else "") + ("decay" if decays else "no_decay")
+            scale = layers.decay ** (layers.depth + 1 - ids[name]) if layers and ids else 1.0
+            group = groups.setdefault(key, {"params": [], "weight_decay": weight_decay if decays else 0.0, "lr_scale": scale, "name": key})
+            group["params"].append(parameter)
+    if not groups:
+        raise ValueError(f"{type(model).__name__} has no trainable parameter: everything is frozen")
+    return [groups[key] for key in sorted(groups)]
+
+
+def _declared(model: nn.Module) -> set[str]:
+    """Return what the submodules declare, so that a backbone inside a detector is heard too (its names begin with `backbone.` there)."""
+    modules = [(prefix, module) for prefix, module in model.named_modules() if hasattr(module, "no_weight_decay")]
+    return {f"{prefix}.{name}" if prefix else name for prefix, module in modules for name in module.no_weight_decay()}
+
+
+def _checked(model: nn.Module, names: Collection[str]) -> set[str]:
+    unknown = set(names) - {name for name, _ in model.named_parameters()}
+    if unknown:
+        raise ValueError(f"no_decay names {sorted(unknown)}, which are no parameters of {type(model).__name__}")
+    return set(names)
+
+
+def _layer_ids(model: nn.Module, layers: Layers) -> dict[str, int]:
+    """Return the layer id of each parameter, frozen ones included; raise where a layer has none: its decay would silently do nothing."""
+    ids = {name: layers.of(name) for name, _ in model.named_parameters()}
+    expected = set(range(layers.depth + 2))
+    wrong = {name: i for name, i in ids.items() if i not in expected}
+    if wrong:
+        raise ValueError(f"layers of {wrong} are not within 0..{layers.depth + 1}: is the depth of {layers.depth} right?")
+    empty = sorted(expected - set(ids.values()))
+    if empty:
+        raise ValueError(f"layer decay matches no parameter in layers {empty} (0 stem, 1..{layers.depth} blocks, then the rest): check layer_of")
+    return ids

@@ -1,0 +1,173 @@
+"""What a run carries from step to step, and the options that say how it runs and for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+
+from mae_transfer.config import Schema
+from mae_transfer.engine import checkpoint
+from mae_transfer.engine.dist import DeviceName, Dist, bare
+
+Precision = Literal["float32", "bfloat16", "float16"]
+AUTOCAST: dict[Precision, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class RunConfig(Schema):
+    """HOW a run is carried out: nothing here changes what is computed, and the config's digest leaves it out."""
+
+    device: DeviceName = "auto"
+    """cuda, mps or cpu; "auto" takes the first that is there."""
+    device_batch: PositiveInt | None = None
+    """Images per device and forward pass; None: the device's whole share of the global batch. Less needs less memory (accumulation)."""
+    workers: NonNegativeInt = 2
+    """Data-loading processes per device; 0 loads in the training process."""
+    compile: bool = False
+    """Compile the model (module.compile()): slower to start, faster to run."""
+    checkpoint_activations: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more compute."""
+    log_every: PositiveInt = 20
+    """Steps between two log lines; the device is only waited for at these."""
+    save_every: PositiveInt | None = None
+    """Steps between two checkpoints; None: by the clock alone."""
+    save_minutes: PositiveFloat | None = 15.0
+    """Minutes between two checkpoints; None: by steps alone. The end of a run and SIGTERM always save."""
+    keep_last: PositiveInt = 2
+    """Newest checkpoints to keep."""
+    keep_every: PositiveInt | None = None
+    """Also keep each checkpoint whose step is a multiple of this; None: no others."""
+    progress: bool = True
+    """Show a progress bar on a terminal, a line per log step elsewhere."""
+    wandb: bool = False
+    """Also log to Weights & Biases, which must be installed."""
+
+
+class LoopConfig(Schema):
+    """How long and how precisely to train: the task fills it from its own config."""
+
+    steps: NonNegativeInt
+    """Optimizer steps of the whole run."""
+    steps_per_epoch: PositiveInt
+    """What turns steps into the epochs that are logged."""
+    global_batch: PositiveInt
+    """Images per optimizer step, over all devices and micro-steps."""
+    accumulate: PositiveInt = 1
+    """Micro-steps per optimizer step on each device (see `micro_steps`)."""
+    precision: Precision = "float32"
+    """Autocast type of the forward pass; float16 scales the loss (GradScaler); float32 leaves the model's own type alone."""
+    clip_norm: PositiveFloat | None = None
+    """Largest total gradient norm, l2; None: no clipping."""
+    ema_decay: float | None = Field(default=None, gt=0.0, lt=1.0)
+    """Decay per step of the averaged weights that are evaluated instead of the trained ones; None: no average."""
+    seed: NonNegativeInt = 0
+    """Feeds every random draw of the training step."""
+    evaluate_every: PositiveInt | None = None
+    """Steps between two evaluations; None: only at the end."""
+    run: RunConfig = RunConfig()
+    """How to carry it out."""
+
+
+@dataclass
+class TrainState:
+    """Everything that a checkpoint holds, and the objects that it is loaded into. Make it with `create`."""
+
+    model: nn.Module  # assembled: maybe compiled, maybe under DDP
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ema: ModelEmaV3 | None
+    dist: Dist
+    digest: str = ""  # of the config: a checkpoint of another one is refused
+    extra: dict[str, Any] = field(default_factory=dict)  # the task's own, plain types and tensors
+    step: int = 0  # completed optimizer steps
+    images_seen: int = 0
+    wall_s: float = 0.0  # over all the sittings of the run
+    stopped: bool = False  # by a signal, before the last step
+    metrics: dict[str, float] = field(default_factory=dict)  # of the last evaluation
+
+    @classmethod
+    def create(
+        cls, model: nn.Module, optimizer: torch.optim.Optimizer, cfg: LoopConfig, *, dist: Dist, digest: str = "", extra: dict[str, Any] | None = None
+    ) -> TrainState:
+        """Return the state before step 0 of an assembled model and an optimizer over its parameters."""
+        scaler = torch.amp.GradScaler(dist.device.type, enabled=cfg.precision == "float16")
+        ema = ModelEmaV3(bare(model), decay=cfg.ema_decay) if cfg.ema_decay is not None else None
+        return cls(model, optimizer, scaler, ema, dist, digest, dict(extra or {}))
+
+    @property
+    def bare(self) -> nn.Module:
+        """The model whose names are those of checkpoints."""
+        return bare(self.model)
+
+    @property
+    def averaged(self) -> nn.Module:
+        """What is evaluated and exported: the averaged weights where there are any."""
+        module: nn.Module = self.bare if self.ema is None else self.ema.module
+        return module
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the checkpoint's payload: plain types and tensors only."""
+        held: dict[str, Any] = {"model": self.bare, "optimizer": self.optimizer, "scaler": self.scaler} | (
+            {"ema": self.ema.module} if self.ema is not None else {}
+        )
+        numbers = {"step": self.step, "images_seen": self.images_seen, "wall_s": self.wall_s, "digest": self.digest, "extra": self.extra}
+        return {name: part.state_dict() for name, part in held.items()} | numbers
+
+    def load_state_dict(self, payload: Mapping[str, Any]) -> None:
+        """Take over a payload; raise ValueError where it is of another config or of another kind of run."""
+        if payload["digest"] != self.digest:
+            raise ValueError(
+                f"the checkpoint is of config {payload['digest']!r}, this run's is {self.digest!r}: use another work dir or the same config"
+            )
+        if ("ema" in payload) != (self.ema is not None):
+            raise ValueError(
+                f"the checkpoint holds {'an' if 'ema' in payload else 'no'} average of the weights and this run the opposite: see ema_decay"
+            )
+        self.bare.load_state_dict(payload["model"])
+        self.optimizer.load_state_dict(payload["optimizer"])
+        self.scaler.load_state_dict(payload["scaler"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(payload["ema"])
+        self.step, self.images_seen, self.wall_s = payload["step"], payload["images_seen"], payload["wall_s"]
+        self.extra = dict(payload["extra"])
+
+    def tensors(self) -> list[Tensor]:
+        """Return every floating-point tensor that a checkpoint would hold."""
+        modules = [self.bare.state_dict(), self.ema.module.state_dict() if self.ema is not None else {}, *self.optimizer.state.values()]
+        return [value for part in modules for value in part.values() if isinstance(value, Tensor) and value.is_floating_point()]
+
+
+def resume(state: TrainState, folder: Path) -> list[str]:
+    """Load the newest readable checkpoint of `folder` into the state, on every rank; return what the user should be told.
+
+    Raises:
+        ValueError: no checkpoint can be read, it is of another config, or the ranks found different steps.
+    """
+    loaded = checkpoint.load_newest(folder)
+    if loaded is not None:
+        state.load_state_dict(loaded.payload)
+    if state.dist.world > 1:
+        steps: list[Any] = [None] * state.dist.world
+        torch.distributed.all_gather_object(steps, state.step, group=state.dist.side)
+        if len(set(steps)) > 1:
+            raise ValueError(f"the ranks found checkpoints of different steps {steps} in {folder}: is it one shared folder?")
+    if loaded is None:
+        return [f"no checkpoint in {folder}: starting at step 0"]
+    return [*loaded.notices, f"continuing at step {state.step} from {loaded.path}"]
+
+
+def micro_steps(global_batch: int, *, device_batch: int | None, world: int) -> tuple[int, int]:
+    """Return (images per device and micro-step, micro-steps) that make up the global batch exactly; raise ValueError where none do."""
+    share, rest = divmod(global_batch, world)
+    micro = min(device_batch or share, share)
+    if rest or not share or share % micro:
+        raise ValueError(
+            f"a global batch of {global_batch} is not a multiple of {world} device(s) x device_batch={device_batch}: change run.device_batch"
+        )
+    return micro, share // micro
