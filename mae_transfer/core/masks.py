@@ -1,0 +1,134 @@
+"""Mask samplers. Legend: N patches of an (h, w) grid in raster order; a sampler returns a permutation of them whose first V are visible.
+
+V is a function of the grid alone, so that every mask of a batch has the same shape. Boolean masks inside: True = hidden.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from math import log
+
+import numpy as np
+
+from mae_transfer.interfaces import MaskSampler
+
+BEIT_MIN_BLOCK = 16  # patches; BEiT run_beit_pretraining.py, 14 x 14 patches
+BEIT_MIN_ASPECT = 0.3
+BEIT_TRIES = 10
+
+
+class _Sampler(ABC):
+    """What the samplers share: the mask is drawn on a grid of cells of unit x unit patches (SimMIM: 32-px cells of 16-px patches, unit 2)."""
+
+    def __init__(self, *, unit: int = 1) -> None:
+        if unit < 1:
+            raise ValueError(f"unit = {unit}: a mask's cell is at least one patch")
+        self.unit = unit
+
+    def cells(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """Return the (h, w) grid of cells; ValueError where the unit does not divide the patch grid."""
+        if grid[0] % self.unit or grid[1] % self.unit:
+            raise ValueError(f"a {grid[0]}x{grid[1]} grid of patches cannot be cut into cells of {self.unit}x{self.unit}")
+        return grid[0] // self.unit, grid[1] // self.unit
+
+    @abstractmethod
+    def visible_cells(self, cells: tuple[int, int]) -> int:
+        """Return how many cells of the grid stay visible."""
+
+    @abstractmethod
+    def hide(self, cells: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+        """Return which cells are hidden, (h, w) bool, exactly those that visible_cells does not keep."""
+
+    def visible(self, grid: tuple[int, int]) -> int:
+        """Return V, the number of visible patches of every mask on this grid; ValueError unless 0 < V < N."""
+        cells = self.cells(grid)
+        kept = self.visible_cells(cells)
+        if not 0 < kept < cells[0] * cells[1]:
+            raise ValueError(f"{type(self).__name__} keeps {kept} of {cells[0] * cells[1]} cells: a mask hides some and leaves some")
+        return kept * self.unit**2
+
+    def __call__(self, grid: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+        """Return a permutation of the N patch indices, (N,) int64, the V visible ones first."""
+        hidden = self.hide(self.cells(grid), rng).repeat(self.unit, axis=0).repeat(self.unit, axis=1)
+        return np.argsort(hidden.ravel(), kind="stable")
+
+
+class _RatioSampler(_Sampler):
+    """A sampler that hides a share of the cells: it keeps int(cells * (1 - ratio)) of them, as MAE does."""
+
+    def __init__(self, *, ratio: float = 0.75, unit: int = 1) -> None:
+        super().__init__(unit=unit)
+        if not 0 < ratio < 1:
+            raise ValueError(f"ratio = {ratio}: the share of hidden patches lies between 0 and 1")
+        self.ratio = ratio
+
+    def visible_cells(self, cells: tuple[int, int]) -> int:
+        return int(cells[0] * cells[1] * (1 - self.ratio))
+
+
+class Random(_RatioSampler):
+    """Uniform sampling without replacement (MAE, section 3)."""
+
+    def hide(self, cells: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+        hidden = np.ones(cells[0] * cells[1], dtype=bool)
+        hidden[rng.permutation(hidden.size)[: self.visible_cells(cells)]] = False
+        return hidden.reshape(cells)
+
+
+class Block(_RatioSampler):
+    """Block-wise masking (BEiT, algorithm 1): rectangles of at least `min_block` cells and aspect ratio in [0.3, 1/0.3] until the share is hidden.
+
+    BEiT's loop stops when ten tries in a row add nothing, in a third of its draws short of the count; the rest is then hidden at random.
+    """
+
+    def __init__(self, *, ratio: float = 0.5, unit: int = 1, min_block: int = BEIT_MIN_BLOCK) -> None:
+        super().__init__(ratio=ratio, unit=unit)
+        self.min_block = min_block
+
+    def hide(self, cells: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+        count = cells[0] * cells[1] - self.visible_cells(cells)
+        hidden = self.blocks(cells, count, rng)
+        rest = rng.permutation(np.flatnonzero(~hidden))[: count - hidden.sum()]
+        hidden.ravel()[rest] = True
+        return hidden
+
+    def blocks(self, cells: tuple[int, int], count: int, rng: np.random.Generator) -> np.ndarray:
+        """Return BEiT's mask before the rest is filled, (h, w) bool, at most `count` cells hidden."""
+        hidden = np.zeros(cells, dtype=bool)
+        while (left := count - int(hidden.sum())) > 0:
+            for _ in range(BEIT_TRIES):
+                if self._add_block(hidden, left, rng):
+                    break
+            else:
+                return hidden
+        return hidden
+
+    def _add_block(self, hidden: np.ndarray, most: int, rng: np.random.Generator) -> bool:
+        """Hide one random rectangle in place; False where it would not fit, or would add nothing or more than `most` cells."""
+        area = self.min_block + (most - self.min_block) * rng.random()  # not rng.uniform: near the end `most` is below `min_block`
+        aspect = np.exp(rng.uniform(log(BEIT_MIN_ASPECT), -log(BEIT_MIN_ASPECT)))
+        h, w = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+        if h >= hidden.shape[0] or w >= hidden.shape[1]:
+            return False
+        top, left = rng.integers(hidden.shape[0] - h + 1), rng.integers(hidden.shape[1] - w + 1)
+        block = hidden[top : top + h, left : left + w]
+        if not 0 < block.size - block.sum() <= most:
+            return False
+        block[:] = True
+        return True
+
+
+class Grid(_Sampler):
+    """Keeps one of every four cells, the top left one of each 2 x 2 (MAE, table 1f). Always the same mask."""
+
+    def visible_cells(self, cells: tuple[int, int]) -> int:
+        return -(-cells[0] // 2) * -(-cells[1] // 2)
+
+    def hide(self, cells: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+        hidden = np.ones(cells, dtype=bool)
+        hidden[::2, ::2] = False
+        return hidden
+
+
+MASKERS: dict[str, Callable[..., MaskSampler]] = {"random": Random, "block": Block, "grid": Grid}

@@ -1,0 +1,48 @@
+"""Normalisation of images, on whatever device they are. Legend: C channels, in any dimension of a tensor of any rank."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+
+
+class Statistics(NamedTuple):
+    """Mean and standard deviation of a data set, one value per channel, on the scale [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+IMAGENET = Statistics(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+
+
+def normalize(images: Tensor, statistics: Statistics = IMAGENET, *, channels: int = 1) -> Tensor:
+    """Return (images / 255 - mean) / std as float32, for uint8 images whose dimension `channels` is C."""
+    scale, shift = _affine(images, statistics, channels)
+    return torch.addcmul(shift, images.to(scale.dtype), scale)
+
+
+def denormalize(values: Tensor, statistics: Statistics = IMAGENET, *, channels: int = 1) -> Tensor:
+    """Return what `normalize` maps to `values`, on the scale [0, 1] and not clipped."""
+    scale, shift = _affine(values, statistics, channels)
+    return (values - shift) / (scale * 255)
+
+
+def _affine(images: Tensor, statistics: Statistics, channels: int) -> tuple[Tensor, Tensor]:
+    """Return scale and shift, broadcast along `channels`, of x -> x * scale + shift from grey levels to normalised values."""
+    if not images.shape[channels] == len(statistics.mean) == len(statistics.std):
+        raise ValueError(f"images of {images.shape[channels]} channels cannot be normalised with mean {statistics.mean} and std {statistics.std}")
+    shape = [-1 if dim == channels % images.ndim else 1 for dim in range(images.ndim)]
+    dtype = images.dtype if images.is_floating_point() else torch.get_default_dtype()
+    scale, shift = _constants(statistics, images.device, dtype)
+    return scale.view(shape), shift.view(shape)
+
+
+@lru_cache(maxsize=32)  # a copy to the device in every step would be a small wait in every step
+def _constants(statistics: Statistics, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    mean, std = (torch.tensor(values, dtype=torch.float64) for values in statistics)
+    return (1 / (255 * std)).to(device, dtype), (-mean / std).to(device, dtype)

@@ -1,0 +1,39 @@
+"""Images as sequences of patches. Legend: B batch, C channels, H x W pixels, p patch side, N = (H/p) * (W/p) patches in raster order."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def grid_of(size: tuple[int, int], patch: int) -> tuple[int, int]:
+    """Return the (h, w) grid of patches of an image of (H, W) pixels; ValueError where the patch does not divide it."""
+    if size[0] % patch or size[1] % patch or min(size) < patch:
+        raise ValueError(f"an image of {size[0]}x{size[1]} px cannot be cut into patches of {patch} px; choose sides that are multiples of {patch}")
+    return size[0] // patch, size[1] // patch
+
+
+def patchify(images: Tensor, patch: int) -> Tensor:
+    """Return (B, N, p * p * C): each patch's values row by row, channels last (the order of MAE's predictions)."""
+    b, c, height, width = images.shape
+    h, w = grid_of((height, width), patch)
+    return images.view(b, c, h, patch, w, patch).permute(0, 2, 4, 3, 5, 1).reshape(b, h * w, patch * patch * c)
+
+
+def unpatchify(patches: Tensor, grid: tuple[int, int], *, channels: int = 3) -> Tensor:
+    """Return the images (B, C, H, W) that `patchify` cut into `patches` (B, N, p * p * C) on this (h, w) grid."""
+    b, n, values = patches.shape
+    h, w = grid
+    patch = round((values / channels) ** 0.5)
+    if n != h * w or patch * patch * channels != values:
+        raise ValueError(f"{n} patches of {values} values do not make a {h}x{w} grid of square patches of {channels} channels")
+    return patches.view(b, h, w, patch, patch, channels).permute(0, 5, 1, 3, 2, 4).reshape(b, channels, h * patch, w * patch)
+
+
+def take(tokens: Tensor, ids: Tensor) -> Tensor:
+    """Return tokens[b, ids[b, m]], (B, M, D), for tokens (B, N, D) and ids (B, M)."""
+    return tokens.gather(1, ids[:, :, None].expand(-1, -1, tokens.shape[2]))
+
+
+def put(values: Tensor, ids: Tensor, into: Tensor) -> Tensor:
+    """Return a copy of `into` (B, N, D) whose tokens `ids` (B, M) are `values` (B, M, D)."""
+    return into.scatter(1, ids[:, :, None].expand(-1, -1, into.shape[2]), values.to(into.dtype))

@@ -1,0 +1,130 @@
+"""The masked autoencoder (He et al., arXiv 2111.06377), in the order of the paper's section 3.
+
+Legend: B batch, N = h * w patches in raster order, V visible, M = N - V hidden, T leading tokens (0 or 1 class token), D encoder width, E decoder
+width, P target size per patch. The mask comes as indices (interfaces.Mask); no boolean mask exists here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mae_transfer.config import Schema
+from mae_transfer.core.patches import grid_of, put, take
+from mae_transfer.core.positions import resample, sincos_2d
+from mae_transfer.interfaces import Mask
+from mae_transfer.models.vit import NORM_EPS, Block, ViT, ViTConfig, initialize, run
+
+Corrupt = Callable[[Tensor, Mask, Tensor], Tensor]  # embeddings (B, N, D), mask, mask token (1, 1, D) -> what the encoder sees, (B, N, D)
+
+
+class DecoderConfig(Schema):
+    """The decoder of tables 1a and 1b."""
+
+    depth: int = 8
+    """Blocks; 0: one linear layer on the encoder's output (needs `corrupt`: without mask tokens the encoder says nothing of hidden patches)."""
+    dim: int = 512
+    """Width E."""
+    heads: int = 16
+    """Attention heads."""
+
+
+class MAEConfig(Schema):
+    """What is learned from: encoder, decoder and what the encoder sees of hidden patches."""
+
+    encoder: ViTConfig = ViTConfig()
+    """The backbone that transfer keeps."""
+    decoder: DecoderConfig = DecoderConfig()
+    """What is thrown away."""
+    corrupt: Literal["mask_token"] | None = None
+    """None: hidden patches never enter the encoder (MAE). "mask_token": they enter as a learned token (table 1c, BEiT, SimMIM)."""
+
+
+def mask_token(tokens: Tensor, mask: Mask, token: Tensor) -> Tensor:
+    """Replace the embedding of every hidden patch by the mask token."""
+    return put(token.expand(*mask.ids_masked.shape, -1), mask.ids_masked, into=tokens)
+
+
+CORRUPTIONS: dict[str, Corrupt] = {"mask_token": mask_token}
+
+
+class Decoder(nn.Module):
+    """A narrow transformer that predicts the hidden patches. It is permutation-equivariant and positions carry the places: nothing is unshuffled."""
+
+    def __init__(self, cfg: DecoderConfig, encoder: ViT, out: int, *, has_mask_token: bool) -> None:
+        super().__init__()
+        self.grid, self.leading, self.checkpointing = encoder.grid, encoder.leading, False
+        self.embed = nn.Linear(encoder.dim, cfg.dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, cfg.dim)) if has_mask_token else None
+        self.pos_embed = nn.Parameter(sincos_2d(cfg.dim, self.grid, leading=self.leading), requires_grad=False)
+        self.blocks = nn.ModuleList(Block(cfg.dim, cfg.heads) for _ in range(cfg.depth))
+        self.norm = nn.LayerNorm(cfg.dim, eps=NORM_EPS)
+        self.pred = nn.Linear(cfg.dim, out)
+
+    def forward(self, tokens: Tensor, mask: Mask, grid: tuple[int, int]) -> Tensor:
+        """Return the predictions (B, M, P) for the hidden patches from encoded tokens: (B, T + V, D), or (B, T + N, D) where all were encoded."""
+        table = resample(self.pos_embed, self.grid, grid, leading=self.leading)
+        places = table[:, self.leading :].expand(len(tokens), -1, -1)
+        leading, patches = self.embed(tokens).tensor_split([self.leading], dim=1)
+        seen = patches if self.mask_token is not None else take(patches, mask.ids_keep)
+        hidden = self.mask_token if self.mask_token is not None else take(patches, mask.ids_masked)
+        x = torch.cat([leading + table[:, : self.leading], seen + take(places, mask.ids_keep), hidden + take(places, mask.ids_masked)], dim=1)
+        for block in self.blocks:
+            x = run(block, x, recompute=self.checkpointing)
+        prediction: Tensor = self.pred(self.norm(x[:, -mask.ids_masked.shape[1] :]))
+        return prediction
+
+
+class LinearDecoder(nn.Module):
+    """A linear layer on the encoder's output at the hidden patches (BEiT, SimMIM): the decoder of depth 0."""
+
+    def __init__(self, encoder: ViT, out: int) -> None:
+        super().__init__()
+        self.leading = encoder.leading
+        self.pred = nn.Linear(encoder.dim, out)
+
+    def forward(self, tokens: Tensor, mask: Mask, grid: tuple[int, int]) -> Tensor:
+        """Return the predictions (B, M, P) from the encoding (B, T + N, D) of all patches."""
+        prediction: Tensor = self.pred(take(tokens[:, self.leading :], mask.ids_masked))
+        return prediction
+
+
+class MAE(nn.Module):
+    """Encoder and decoder. What is predicted is the business of a Target (interfaces.py): here it is only a width."""
+
+    def __init__(self, cfg: MAEConfig, out: int) -> None:
+        """Build for predictions of `out` = P values per patch (Target.dim)."""
+        super().__init__()
+        if not cfg.decoder.depth and not cfg.corrupt:
+            raise ValueError("decoder.depth = 0 needs corrupt = 'mask_token': an encoder that sees no hidden patch cannot predict one")
+        self.cfg = cfg
+        self.corrupt = CORRUPTIONS[cfg.corrupt] if cfg.corrupt else None
+        self.encoder = ViT(cfg.encoder)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, self.encoder.dim)) if cfg.corrupt else None
+        self.decoder = (
+            Decoder(cfg.decoder, self.encoder, out, has_mask_token=not cfg.corrupt) if cfg.decoder.depth else LinearDecoder(self.encoder, out)
+        )
+        initialize(self)
+
+    def forward(self, images: Tensor, mask: Mask) -> Tensor:
+        """Return the predictions (B, M, P) for the hidden patches `mask.ids_masked` of normalised images (B, C, H, W)."""
+        grid = grid_of((images.shape[2], images.shape[3]), self.encoder.patch)
+        prediction: Tensor = self.decoder(self.encode(images, mask, grid), mask, grid)
+        return prediction
+
+    def encode(self, images: Tensor, mask: Mask, grid: tuple[int, int]) -> Tensor:
+        """Return the encoded tokens: (B, T + V, D) of the visible patches only, or (B, T + N, D) where hidden ones enter corrupted."""
+        encoder = self.encoder
+        if self.corrupt is None or self.mask_token is None:
+            tokens = encoder.place(encoder.patch_embed(images, mask.ids_keep), grid, mask.ids_keep)
+            return encoder.encode(tokens, grid, mask.ids_keep)[-1]
+        tokens = self.corrupt(encoder.patch_embed(images), mask, self.mask_token)
+        return encoder.encode(encoder.place(tokens, grid), grid)[-1]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        self.encoder.set_grad_checkpointing(enable)
+        self.decoder.checkpointing = enable

@@ -1,0 +1,78 @@
+"""Pixels, raw or normalised per patch (MAE, section 3). Legend: B batch, M patches asked for, P = p * p * C values per patch, channels last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mae_transfer.core.normalize import Statistics, denormalize, normalize
+from mae_transfer.core.patches import grid_of, patchify, put, take, unpatchify
+from mae_transfer.interfaces import Batch, ViewSpec
+
+GREY = 0.5  # what a picture shows where nothing was predicted
+
+
+class Pixel(nn.Module):
+    """The pixels of a patch, normalised by the data set's statistics (MAE, table 1d "pixel (w/o norm)")."""
+
+    views: tuple[ViewSpec, ...] = ()
+
+    def __init__(self, patch: int, statistics: Statistics, *, loss: Literal["l2", "l1"] = "l2") -> None:
+        super().__init__()
+        self.patch, self.statistics = patch, statistics
+        self.channels = len(statistics.mean)
+        self.dim = patch * patch * self.channels
+        self.distance: Callable[..., Tensor] = {"l2": F.mse_loss, "l1": F.l1_loss}[loss]
+
+    @torch.no_grad()
+    def forward(self, batch: Batch, ids: Tensor) -> Tensor:
+        """Return the normalised pixels (B, M, P) float of patches `ids` (B, M)."""
+        patches = take(patchify(batch.image, self.patch), ids)  # as uint8: a quarter of the bytes to gather
+        return normalize(self._channels_last(patches), self.statistics, channels=3).flatten(2)
+
+    def loss(self, pred: Tensor, target: Tensor) -> Tensor:
+        """Return the mean squared (or absolute) error of each patch, (B, M)."""
+        return self.distance(pred.to(target.dtype), target, reduction="none").mean(dim=2)
+
+    def metrics(self, pred: Tensor, target: Tensor) -> dict[str, Tensor]:
+        return {}
+
+    def decode(self, pred: Tensor, batch: Batch, ids: Tensor) -> Tensor:
+        """Return images (B, C, H, W) in [0, 1]: the predicted patches in their places, grey elsewhere."""
+        grid = grid_of((batch.image.shape[2], batch.image.shape[3]), self.patch)
+        values = self._channels_last(self.denorm(pred.to(torch.get_default_dtype()), batch, ids))
+        patches = denormalize(values, self.statistics, channels=3).flatten(2)
+        blank = patches.new_full((len(pred), grid[0] * grid[1], self.dim), GREY)
+        return unpatchify(put(patches, ids, into=blank), grid, channels=self.channels).clamp(0, 1)
+
+    def _channels_last(self, patches: Tensor) -> Tensor:
+        """Return patches (B, M, P) as (B, M, p * p, C)."""
+        return patches.view(*patches.shape[:2], -1, self.channels)
+
+    def denorm(self, pred: Tensor, batch: Batch, ids: Tensor) -> Tensor:
+        """Return the normalised pixels (B, M, P) that a prediction stands for."""
+        return pred
+
+
+class NormPixel(Pixel):
+    """The pixels of a patch less their mean, over the root of their unbiased variance (MAE, table 1d "pixel (w/ norm)")."""
+
+    def __init__(self, patch: int, statistics: Statistics, *, loss: Literal["l2", "l1"] = "l2", eps: float = 1e-6) -> None:
+        super().__init__(patch, statistics, loss=loss)
+        self.eps = eps
+
+    @torch.no_grad()
+    def forward(self, batch: Batch, ids: Tensor) -> Tensor:
+        """Return (x - mean) / sqrt(var + eps), (B, M, P), mean and variance over a patch's P values x."""
+        values = super().forward(batch, ids)
+        var, mean = torch.var_mean(values, dim=2, keepdim=True)
+        return (values - mean) / (var + self.eps).sqrt()
+
+    def denorm(self, pred: Tensor, batch: Batch, ids: Tensor) -> Tensor:
+        """Return the prediction with the TRUE patch's mean and variance put back: a picture of structure, not of brightness."""
+        var, mean = torch.var_mean(super().forward(batch, ids), dim=2, keepdim=True)
+        return pred * (var + self.eps).sqrt() + mean
