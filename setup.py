@@ -34,6 +34,7 @@ setup(
     extras_require={
         "dev": DEV,
         "bench": ["transformers>=4.48", "lightly>=1.5.15"],
+        "jpeg": ["torchcodec>=0.17"],  # decodes where torchvision has given up its own decoder
         "wandb": ["wandb>=0.17"],
     },
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +32,21 @@ def read(folder: str) -> list[Source]:
 @pytest.fixture(scope="session")
 def root() -> Path:
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def main_of() -> Callable[[str], Callable[[Sequence[str]], object]]:
+    """main_of("pretrain") -> the function that tools/pretrain.py calls with the words of the command line."""
+
+    def load(tool: str) -> Callable[[Sequence[str]], object]:
+        spec = importlib.util.spec_from_file_location(f"tool_{tool}", ROOT / "tools" / f"{tool}.py")
+        assert spec
+        assert spec.loader
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.main
+
+    return load
 
 
 @pytest.fixture(scope="session")

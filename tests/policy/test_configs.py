@@ -1,0 +1,54 @@
+"""Every config is a promise: it loads strictly, runs two steps in seconds, and its docstring says the command, the cost and the number it aims at.
+
+The docstring's lines: a command `python tools/X.py configs/...`, `Cost: ... <unit of time> ...`, and `Published: <number and its table>` or
+`Published: none ...`. A file or folder whose name begins with an underscore is a base for others and not run.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FILES = [path.relative_to(ROOT) for path in sorted((ROOT / "configs").rglob("*.py"))]
+CONFIGS = [str(path) for path in FILES if not any(part.startswith("_") for part in path.parts)]
+
+
+def docstring(config: str) -> str:
+    return ast.get_docstring(ast.parse((ROOT / config).read_text(encoding="utf-8"))) or ""
+
+
+def tool_of(config: str) -> str:
+    """Return the name of the tool that the config's own docstring says to run it with."""
+    command = re.search(rf"tools/(\w+)\.py {re.escape(config)}\b", docstring(config))
+    assert command, f"{config}: its docstring lacks the command, `python tools/X.py {config} ...`"
+    return command[1]
+
+
+def test_there_are_configs():
+    assert CONFIGS
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_config_says_its_command_its_cost_and_its_published_number(config):
+    text = docstring(config)
+    assert tool_of(config)
+    assert re.search(r"^Cost: .*\b(?:second|minute|hour|day)s?\b", text, re.MULTILINE), "no line `Cost: 40 hours on 8 A100` (say so if estimated)"
+    assert re.search(r"^Published: (?:none\b|.*\d)", text, re.MULTILINE), "no line `Published: 83.6 (table 1c)` or `Published: none`"
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_config_runs_two_debug_steps(config, main_of, tmp_path):
+    main_of(tool_of(config))([config, "--work-dir", str(tmp_path / "run"), "--debug"])
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert max(row["step"] for row in rows if "step" in row) == 2
+
+
+def test_a_config_extends_at_most_one_base_that_extends_none():
+    bases = {path: re.findall(r"^_base_ = (.+)$", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE) for path in FILES}
+    below = {path: (ROOT / path.parent / ast.literal_eval(line)).resolve().relative_to(ROOT) for path, lines in bases.items() for line in lines}
+    assert not [f"{path} -> {base}" for path, base in below.items() if base in below]
