@@ -27,7 +27,7 @@ setup(
         "onedl-mmengine~=0.10.12",  # the maintained distribution of `mmengine`; later series are free to change Config
         "safetensors>=0.4.3",
         "rich>=13.7",
-        "tensorboard>=2.17",
+        "tensorboard>=2.21",  # the first whose command starts beside a setuptools without pkg_resources (from 82)
         "pillow>=10.4",
         "matplotlib>=3.9",
     ],
