@@ -1,0 +1,53 @@
+"""What a masked autoencoder makes of images: original | masked | reconstruction | reconstruction with the visible patches pasted.
+
+Legend: B images of (3, H, W), values in [0, 1].
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from mae_transfer.core.patches import grid_of, patchify, put, unpatchify
+from mae_transfer.interfaces import Mask
+
+GREY = 0.5
+GAP = 4  # pixels between the pictures of a sheet
+
+
+def panels(images: Tensor, reconstruction: Tensor, mask: Mask, *, patch: int) -> Tensor:
+    """Return the four panels of each image, (B, 4, 3, H, W) in [0, 1].
+
+    Args:
+        images: (B, 3, H, W) uint8.
+        reconstruction: (B, 3, H, W) in [0, 1], the predictions in the hidden patches (Target.decode); what it shows elsewhere is kept in the third panel.
+        mask: which patches were hidden.
+    """
+    original = images.to(reconstruction) / 255
+    grid = grid_of((images.shape[2], images.shape[3]), patch)
+    patches = patchify(original, patch)
+    grey = torch.full_like(patches, GREY)
+    index = mask.ids_masked[:, :, None].expand(-1, -1, patches.shape[2])
+    masked = put(grey.gather(1, index), mask.ids_masked, into=patches)
+    pasted = put(patchify(reconstruction, patch).gather(1, index), mask.ids_masked, into=patches)
+    shown = [original, *(unpatchify(values, grid, channels=images.shape[1]) for values in (masked, pasted))]
+    return torch.stack([shown[0], shown[1], reconstruction, shown[2]], dim=1)
+
+
+def save_sheet(path: Path, rows: Tensor, *, enlarge_to: int = 128) -> None:
+    """Write a PNG with one row of panels per image; small images are enlarged by a whole factor, so that their pixels stay pixels.
+
+    Args:
+        rows: (B, K, 3, H, W) in [0, 1].
+        enlarge_to: the least height of a panel, pixels.
+    """
+    b, k, c, height, _ = rows.shape
+    factor = max(1, -(-enlarge_to // height))
+    panels = rows.reshape(b * k, c, *rows.shape[3:]).repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
+    sheet = make_grid(panels.cpu().float(), nrow=k, padding=GAP, pad_value=1.0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((sheet * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()).save(path)
