@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from numpy.random import get_bit_generator, set_bit_generator  # type: ignore[attr-defined]  # public, yet missing from its stubs
 
 # numpy's state is 2.5 kB that take 120 us to copy out and in, and as long to make afresh; swapping in a kept generator takes 1 us
 _SPARE: list[np.random.MT19937] = []
@@ -34,14 +35,14 @@ def seed_all(seed: int) -> None:
 @contextmanager
 def seeded(seed: int) -> Iterator[np.random.Generator]:
     """Run a block under seed_all(seed), hand it a numpy generator of its own, and put the three global states back afterwards."""
-    states = random.getstate(), np.random.get_bit_generator(), torch.get_rng_state()
+    states = random.getstate(), get_bit_generator(), torch.get_rng_state()
     lent = _SPARE.pop() if _SPARE else np.random.MT19937(0)
-    np.random.set_bit_generator(lent)
+    set_bit_generator(lent)
     seed_all(seed)
     try:
         yield np.random.default_rng(seed)
     finally:
         random.setstate(states[0])
-        np.random.set_bit_generator(states[1])
+        set_bit_generator(states[1])
         _SPARE.append(lent)
         torch.set_rng_state(states[2])

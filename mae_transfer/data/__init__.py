@@ -1,0 +1,115 @@
+"""Images in: data sets, augmentations and the resumable loader. A new data set or augmentation is one file and one line here."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from mae_transfer.config import Schema, Spec, build, check
+from mae_transfer.data.decode import UnreadableImage, decode
+from mae_transfer.data.folder import Folder
+from mae_transfer.data.loader import Crops, Delivery, Masking, Unreadable, batches
+from mae_transfer.data.order import Key, Order, Share, Sweep
+from mae_transfer.data.shapes import Shapes
+from mae_transfer.data.source import Sample, Source
+from mae_transfer.data.transforms import Augmentation, CentreCrop, FixedCrop, RandomCrop
+from mae_transfer.interfaces import ViewSpec
+
+__all__ = [
+    "AUGMENTATIONS",
+    "DATASETS",
+    "Augmentation",
+    "Crops",
+    "DataConfig",
+    "Delivery",
+    "Folder",
+    "Key",
+    "Masking",
+    "Order",
+    "Sample",
+    "Shapes",
+    "Share",
+    "Source",
+    "Sweep",
+    "Unreadable",
+    "UnreadableImage",
+    "batches",
+    "decode",
+    "evaluation_views",
+    "open_source",
+    "open_sources",
+    "training_views",
+    "unreadable_policy",
+]
+
+DATASETS: Mapping[str, Callable[..., Source]] = {"folder": Folder, "shapes": Shapes}
+AUGMENTATIONS: Mapping[str, Callable[..., Augmentation]] = {"none": CentreCrop, "fixed_crop": FixedCrop, "random_crop": RandomCrop}
+
+
+class DataConfig(Schema):
+    """Which images, and how they are cut."""
+
+    root: str | None = None
+    """Folder of the data set; fills in for every spec below that takes a root and names none."""
+    train: Spec = Spec.model_validate({"name": "folder", "split": "train"})
+    """An entry of DATASETS with its options."""
+    val: Spec | None = None
+    """The same for validation; None: there is none."""
+    size: int = 224
+    """Pixels per side of what the encoder sees."""
+    augmentation: Spec = Spec(name="random_crop")
+    """An entry of AUGMENTATIONS with its options."""
+    crops_per_image: int = 1
+    """Crops that each decoded image gives, neighbours in one batch; an epoch grows by this factor."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """What an unreadable file does: stop the run, or be reported and replaced by another image."""
+    max_unreadable: int = 100
+    """Different unreadable files that `skip` accepts in one process before it stops the run."""
+
+    @model_validator(mode="after")
+    def _entries_exist(self) -> Self:
+        for spec in filter(None, (self.train, self.val)):
+            check(DATASETS, _rooted(spec, self.root or "unset"))
+        check(AUGMENTATIONS, self.augmentation)
+        return self
+
+
+def open_source(spec: Spec, root: str | None) -> Source:
+    """Return the data set of a spec; `root` (data.root) is its root where it takes one and names none."""
+    rooted = _rooted(spec, root)
+    if "root" in rooted.options and rooted.options["root"] is None:
+        raise ValueError(f"the data set {spec.name!r} needs a folder: set data.root")
+    return build(DATASETS, rooted)
+
+
+def _rooted(spec: Spec, root: str | None) -> Spec:
+    takes_root = spec.name in DATASETS and "root" in inspect.signature(DATASETS[spec.name]).parameters
+    return Spec.model_validate({"root": root, **spec.model_dump()}) if takes_root else spec
+
+
+def open_sources(cfg: DataConfig) -> tuple[Source, Source | None]:
+    """Return the training and the validation set; ValueError where both have classes and they differ: labels would mean different things."""
+    train = open_source(cfg.train, cfg.root)
+    val = open_source(cfg.val, cfg.root) if cfg.val else None
+    if val is not None and val.classes and train.classes and val.classes != train.classes:
+        different = sorted(set(train.classes) ^ set(val.classes))[:5]
+        raise ValueError(f"training set has {len(train.classes)} classes, validation set {len(val.classes)}; in one of them only: {different}")
+    return train, val
+
+
+def training_views(cfg: DataConfig, extra: Sequence[ViewSpec] = ()) -> Augmentation:
+    """Return the training augmentation: the encoder's view, then the `extra` ones that a target asks for."""
+    return build(AUGMENTATIONS, cfg.augmentation, (ViewSpec(cfg.size, "bicubic"), *extra))
+
+
+def evaluation_views(cfg: DataConfig, extra: Sequence[ViewSpec] = ()) -> Augmentation:
+    """Return the view of evaluation: shorter side 256/224 of the size, centre crop."""
+    return CentreCrop((ViewSpec(cfg.size, "bicubic"), *extra))
+
+
+def unreadable_policy(cfg: DataConfig) -> Unreadable:
+    """Return the policy for unreadable files, whose `files` is the record of those met so far."""
+    return Unreadable(limit=cfg.max_unreadable if cfg.on_error == "skip" else 0)

@@ -1,0 +1,87 @@
+"""Folders of image files: the ImageNet layout root/split/class/*.jpg, or any folder of unlabelled images.
+
+Names are kept as one block of bytes, not as Python strings: a million of those would be copied into every loader worker by their reference counts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from mae_transfer.data.decode import decode
+from mae_transfer.data.source import UNLABELLED, Sample
+
+SUFFIXES = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".gif", b".tif", b".tiff", b".ppm", b".pgm", b".avif", b".jp2")
+
+
+class Folder:
+    """Image files in a fixed order (sorted by class, then by path), nothing decoded ahead, nothing cached.
+
+    Args:
+        root: the data set's folder.
+        split: its subfolder to read ("train", "val"); None: root itself.
+        labelled: the subfolders are the classes, numbered in sorted order, each searched at any depth; False: every image at any depth, unlabelled.
+    Raises:
+        ValueError: names the folder that is missing or empty, and the remedy.
+    """
+
+    def __init__(self, *, root: str, split: str | None = None, labelled: bool = True) -> None:
+        self.folder = _existing(Path(root), split)
+        self.classes = tuple(_class_names(self.folder)) if labelled else ()
+        groups = [list(_scan(os.fsencode(self.folder / name))) for name in self.classes or ("",)]
+        for name, group in zip(self.classes or ("",), groups, strict=True):
+            if not group:
+                raise ValueError(f"{self.folder / name} holds no image ({_suffixes()}): fill it or remove it")
+        names = [name for group in groups for name in group]
+        self._names = b"".join(names)
+        self._ends = np.cumsum([len(name) for name in names])
+        self._labels = np.repeat(np.arange(len(groups)) if labelled else UNLABELLED, [len(group) for group in groups])
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def read(self, index: int) -> Sample:
+        """Return image `index` decoded, (3, H, W) uint8, with its label; UnreadableImage names a file that cannot be decoded."""
+        path = self.where(index)
+        return Sample(decode(Path(path).read_bytes(), where=path), int(self._labels[index]))
+
+    def where(self, index: int) -> str:
+        """Return the path of image `index`."""
+        start = self._ends[index - 1] if index else 0
+        return os.fsdecode(self._names[start : self._ends[index]])
+
+
+def _existing(root: Path, split: str | None) -> Path:
+    if not root.is_dir():
+        raise ValueError(f"data root {str(root)!r} is not a folder; set data.root to the folder that holds the images")
+    folder = root / split if split else root
+    if not folder.is_dir():
+        found = ", ".join(sorted(entry.name for entry in os.scandir(root) if entry.is_dir())) or "none"
+        raise ValueError(f"{str(root)!r} has no split {split!r}; its subfolders: {found} (split=None reads the folder itself)")
+    return folder
+
+
+def _class_names(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise ValueError(f"{str(folder)!r} has no class folders; for a folder of unlabelled images set labelled=False")
+    return names
+
+
+def _scan(folder: bytes) -> Iterator[bytes]:
+    """Yield the paths of the image files below a folder in sorted order, following links, without hidden ones (such as macOS's ._ twins)."""
+    with os.scandir(folder) as entries:
+        found = sorted((entry for entry in entries if not entry.name.startswith(b".")), key=lambda entry: entry.name)
+    for entry in found:
+        if entry.name.lower().endswith(SUFFIXES):
+            yield entry.path
+        elif entry.is_dir():
+            yield from _scan(entry.path)
+
+
+def _suffixes() -> str:
+    return " ".join(suffix.decode() for suffix in SUFFIXES)

@@ -1,0 +1,112 @@
+"""Which samples a step sees: a pure function of (seed, step), so that nothing about it is stored and resume is exact.
+
+A sample is named by its key (epoch, image, repeat). An epoch's images are permuted, each gives `crops_per_image` neighbouring crops, and global
+batch s of the epoch is a consecutive slice. Rank r takes the r-th part of the slice and its micro-steps take consecutive parts of that: order, crops
+and masks are the same whatever the world size and the accumulation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from mae_transfer.seeding import fold
+
+
+class Key(NamedTuple):
+    """One crop of one image: what its random draws are seeded with."""
+
+    epoch: int
+    image: int
+    repeat: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """The endless sequence of global batches over `images` images. The crops of an epoch that fill no whole batch are left out.
+
+    Raises:
+        ValueError: an epoch has fewer crops than one batch.
+    """
+
+    images: int
+    batch: int  # crops of one optimizer step, over all ranks and micro-steps
+    seed: int
+    crops_per_image: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.crops_per_image < 1:
+            raise ValueError(f"batch {self.batch}, crops_per_image {self.crops_per_image}: both must be at least 1")
+        if self.steps_per_epoch < 1:
+            crops = f"{self.images} images x {self.crops_per_image} crops"
+            raise ValueError(f"the data set is smaller than one batch: {crops} < {self.batch}; lower the batch size or add images")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps per pass over the images."""
+        return self.images * self.crops_per_image // self.batch
+
+    def keys(self, step: int) -> list[Key]:
+        """Return the keys of global batch `step` (0-based, counted from the start of training)."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        crops = np.arange(within * self.batch, (within + 1) * self.batch)
+        images = _permutation(self.images, self.seed, epoch)[crops // self.crops_per_image]
+        return [Key(epoch, *pair) for pair in zip(images.tolist(), (crops % self.crops_per_image).tolist(), strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """The micro-batches of one rank, endlessly, from step `start` on: what the loader's workers are sent."""
+
+    order: Order
+    start: int = 0
+    rank: int = 0
+    world: int = 1
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        parts = self.world * self.accumulate
+        if self.order.batch % (parts * self.order.crops_per_image):
+            wanted = f"{self.world} processes x {self.accumulate} micro-steps x {self.order.crops_per_image} crops per image"
+            raise ValueError(
+                f"batch {self.order.batch} cannot be split evenly over {wanted}; make it a multiple of {parts * self.order.crops_per_image}"
+            )
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        size = self.order.batch // (self.world * self.accumulate)
+        step = self.start
+        while True:
+            keys = self.order.keys(step)
+            for micro in range(self.accumulate):
+                first = (self.rank * self.accumulate + micro) * size
+                yield keys[first : first + size]
+            step += 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Every image exactly once, in order: consecutive shares per rank, the last batch smaller, no padding."""
+
+    images: int
+    batch: int  # images of one process
+    rank: int = 0
+    world: int = 1
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for start in self._starts():
+            yield [Key(0, image, 0) for image in range(start, min(start + self.batch, self._starts().stop))]
+
+    def __len__(self) -> int:
+        return len(self._starts())
+
+    def _starts(self) -> range:
+        return range(self.images * self.rank // self.world, self.images * (self.rank + 1) // self.world, self.batch)
+
+
+@lru_cache(maxsize=2)
+def _permutation(images: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng(fold(seed, "order", epoch)).permutation(images)

@@ -1,0 +1,189 @@
+"""Generated scenes (synthetic data): lit, textured solids of ten kinds that lie on a textured ground, hide each other and cast soft shadows.
+
+Light, perspective of the textures and symmetry of the solids make hidden parts predictable from visible ones. Each scene knows its class and
+instance masks, so that detection and segmentation sets can be written out from it.
+
+Legend: S pixels per side, n objects of a scene in painting order, h x w pixels of a window, x to the right and y down in [0, 1] of the image, u and v
+the same in an object's own frame, where it fits the unit circle (data/solids.py).
+"""
+
+from __future__ import annotations
+
+import colorsys
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from mae_transfer.data.solids import SOLIDS, Array, Solid
+from mae_transfer.data.source import Sample
+from mae_transfer.seeding import fold
+
+
+class Scene(NamedTuple):
+    """One generated image with everything that is known about it."""
+
+    image: Array  # (S, S, 3) uint8 RGB
+    instances: Array  # (S, S) uint8: 0 ground, k the k-th object
+    kinds: Array  # (n,) int64: object k shows class kinds[k - 1]; some may be hidden altogether
+
+    @property
+    def classes(self) -> Array:
+        """The class mask, (S, S) uint8: 0 ground, 1 + class elsewhere."""
+        return np.asarray(np.concatenate([[0], self.kinds + 1]).astype(np.uint8)[self.instances])
+
+    @property
+    def label(self) -> int:
+        """The class of the object that covers most pixels."""
+        return int(self.kinds[np.bincount(self.instances.ravel(), minlength=len(self.kinds) + 1)[1:].argmax()])
+
+    @property
+    def boxes(self) -> Array:
+        """The tight boxes x0, y0, x1, y1 in pixels, ends exclusive, (n, 4) int64; zeros for an object that is hidden altogether."""
+        boxes = np.zeros((len(self.kinds), 4), dtype=np.int64)
+        for k in range(len(self.kinds)):
+            ys, xs = np.nonzero(self.instances == k + 1)
+            if len(xs):
+                boxes[k] = xs.min(), ys.min(), xs.max() + 1, ys.max() + 1
+        return boxes
+
+
+class Shapes:
+    """Generated scenes, each a pure function of (seed, index, size).
+
+    Args:
+        size: pixels per side.
+        length: number of scenes.
+        seed: of the whole set; a validation split is another seed.
+        objects: fewest and most objects of a scene.
+    """
+
+    def __init__(self, *, size: int = 64, length: int = 10_000, seed: int = 0, objects: tuple[int, int] = (2, 4)) -> None:
+        if size < 8 or length < 1 or not 1 <= objects[0] <= objects[1] <= 16:
+            raise ValueError(f"shapes of size {size}, length {length}, objects {objects}: need size >= 8, length >= 1, 1 <= fewest <= most <= 16")
+        self.size, self.length, self.seed, self.objects = size, length, seed, objects
+        self.classes = tuple(SOLIDS)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def read(self, index: int) -> Sample:
+        """Return the picture of scene `index`, (3, S, S) uint8, with the class of its largest object."""
+        scene = self.scene(index)
+        return Sample(torch.from_numpy(scene.image).permute(2, 0, 1), scene.label)
+
+    def where(self, index: int) -> str:
+        """Return what scene `index` is called in messages."""
+        return f"shapes(seed={self.seed}, size={self.size})[{index}]"
+
+    def scene(self, index: int) -> Scene:
+        """Return scene `index` with its masks: one large object near the middle, smaller ones around, above or below it."""
+        rng = np.random.default_rng(fold(self.seed, "shapes", index))
+        count = int(rng.integers(self.objects[0], self.objects[1] + 1))
+        kinds = rng.integers(len(SOLIDS), size=count)
+        main = max(0, count - int(rng.integers(1, 3)))  # on top, or with one above it
+        canvas = _Canvas(self.size, rng)
+        for k in range(count):
+            centre = rng.uniform(0.38, 0.62, 2) if k == main else rng.uniform(0.08, 0.92, 2)
+            radius = rng.uniform(0.24, 0.36) if k == main else rng.uniform(0.10, 0.19)
+            canvas.add(list(SOLIDS.values())[kinds[k]], k + 1, centre, radius, rng)
+        return Scene(canvas.finish(), canvas.instances, kinds)
+
+
+class _Canvas:
+    """The picture in the making: linear light, (S, S, 3) float32."""
+
+    def __init__(self, size: int, rng: np.random.Generator) -> None:
+        self.size = size
+        self.instances = np.zeros((size, size), dtype=np.uint8)
+        azimuth, elevation = rng.uniform(1.15, 1.85) * np.pi, rng.uniform(0.6, 1.0)  # always from above, as light mostly comes
+        self.light = np.array([np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)], dtype=np.float32)
+        y, x = self._grid(slice(0, size), slice(0, size))
+        falloff = 1 + 0.35 * ((x - 0.5) * self.light[0] + (y - 0.5) * self.light[1])
+        self.pixels = _albedo(x, y, rng, saturation=0.45) * (falloff * (0.35 + 0.6 * self.light[2]))[..., None]
+
+    def add(self, solid: Solid, number: int, centre: Array, radius: float, rng: np.random.Generator) -> None:
+        """Paint one object over what is there: first its shadow, then its lit surface."""
+        height, angle, bevel = rng.uniform(0.15, 0.4), rng.uniform(-0.5, 0.5), rng.uniform(0.3, 0.9)
+        drop = -self.light[:2] / self.light[2] * height * radius
+        window = self._window(centre, (1.05 + height) * radius + np.abs(drop))
+        y, x = self._grid(*window)
+        c, s = np.float32(np.cos(angle) / radius), np.float32(np.sin(angle) / radius)
+
+        def local(dx: float, dy: float) -> tuple[Array, Array]:
+            px, py = x - np.float32(centre[0] + dx), y - np.float32(centre[1] + dy)
+            return px * c + py * s, py * c - px * s
+
+        pixels = self.pixels[window]
+        pixels *= 1 - 0.6 * _shadow(*local(*drop), solid, height)[..., None]
+        u, v = local(0, 0)
+        distance = solid(u, v)
+        lit, glint = _shade(distance, self.light, bevel, step=1 / (self.size * radius))
+        surface = _albedo(u * radius, v * radius, rng, saturation=0.85) * lit[..., None] + rng.uniform(0, 0.5) * glint[..., None]
+        alpha = np.clip(0.5 - distance * (radius * self.size), 0, 1)
+        pixels += (surface - pixels) * alpha[..., None]
+        self.instances[window][alpha > 0.5] = number
+
+    def finish(self) -> Array:
+        """Return the picture as (S, S, 3) uint8."""
+        return np.asarray(np.clip(self.pixels * 255 + 0.5, 0, 255), dtype=np.float32).astype(np.uint8)
+
+    def _grid(self, rows: slice, columns: slice) -> tuple[Array, Array]:
+        """Return y (h, 1) and x (1, w) of the pixel centres of a window."""
+        centres = (np.arange(self.size, dtype=np.float32) + 0.5) / self.size
+        return centres[rows, None], centres[None, columns]
+
+    def _window(self, centre: Array, reach: Array) -> tuple[slice, slice]:
+        low = np.clip(((centre - reach) * self.size).astype(int), 0, self.size)
+        high = np.clip(np.ceil((centre + reach) * self.size).astype(int) + 1, low + 2, self.size)
+        return slice(low[1], high[1]), slice(low[0], high[0])
+
+
+def _shadow(u: Array, v: Array, solid: Solid, blur: float) -> Array:
+    """Return how dark the shadow is, (h, w) in [0, 1]; the unit circle bounds it, since distances to sharp tips are too small outside."""
+    return np.asarray(np.clip(0.5 - np.maximum(solid(u, v), np.hypot(u, v) - 1) / (2 * blur), 0, 1))
+
+
+def _shade(distance: Array, light: Array, bevel: float, *, step: float) -> tuple[Array, Array]:
+    """Return diffuse and glossy light, (h, w) each, on a solid whose edge is rounded over `bevel`; step: distance between pixels."""
+    rise = np.clip(1 + distance / bevel, 0, 1)  # 1 at the edge, 0 on the flat top: the sine of the surface's tilt
+    gy, gx = np.gradient(distance, step)
+    up = np.sqrt(1 - rise * rise)
+    facing = rise * (gx * light[0] + gy * light[1]) + up * light[2]
+    half = light + np.array([0, 0, 1], dtype=np.float32)
+    half /= np.linalg.norm(half)
+    glint = np.clip(rise * (gx * half[0] + gy * half[1]) + up * half[2], 0, 1) ** 24
+    return 0.3 + 0.75 * np.clip(facing, 0, 1), glint
+
+
+def _albedo(x: Array, y: Array, rng: np.random.Generator, *, saturation: float) -> Array:
+    """Return the colour (h, w, 3) of a surface: two related colours mixed by a random texture."""
+    hue, value = rng.uniform(), rng.uniform(0.55, 1)
+    first = colorsys.hsv_to_rgb(hue, saturation * rng.uniform(0.4, 1), value)
+    second = colorsys.hsv_to_rgb((hue + rng.uniform(-0.15, 0.15)) % 1, saturation * rng.uniform(0.4, 1), value * rng.uniform(0.35, 0.75))
+    mix = _texture(x, y, rng)[..., None]
+    return np.asarray(np.array(first, dtype=np.float32) * (1 - mix) + np.array(second, dtype=np.float32) * mix)
+
+
+def _texture(x: Array, y: Array, rng: np.random.Generator) -> Array:
+    """Return the share of the second colour, (h, w) in [0, 1]: plain, stripes, checks, dots, rings or clouds; 4 to 9 periods per image."""
+    kind, angle = rng.integers(6), rng.uniform(0, np.pi)
+    turn = np.float32(2 * np.pi * rng.uniform(4, 9))
+    c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    u, v = turn * (x * c + y * s), turn * (y * c - x * s)
+    if kind == 0:
+        return np.zeros_like(u)
+    if kind == 1:
+        return _edge(np.sin(u))
+    if kind == 2:
+        return _edge(np.sin(u / 2) * np.sin(v / 2))
+    if kind == 3:
+        return _edge(np.sin(u) + np.sin(v) - 0.8)
+    if kind == 4:
+        return _edge(np.sin(np.hypot(u, v)))
+    waves = np.sin(0.4 * u + np.sin(0.3 * v)) + np.sin(0.5 * v + 2 * np.sin(0.2 * u)) + 0.5 * np.sin(0.9 * (u + v))
+    return np.asarray(0.5 + 0.2 * waves)
+
+
+def _edge(wave: Array) -> Array:
+    return np.asarray(np.clip(0.5 + 2 * wave, 0, 1))

@@ -1,0 +1,149 @@
+"""Augmentations of pretraining (MAE, table 1e) and the view of evaluation, on uint8 images of any size.
+
+Each draws one crop, one flip and one jitter, and renders them at every size that is asked for, so that all views show the same thing. Draws come from
+torch's global generator: the loader seeds it per sample.
+
+Legend: H x W pixels of the image as stored, S pixels per side of a view. A box is (top, left, height, width) in pixels of the stored image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import ColorJitter, RandomResizedCrop
+from torchvision.transforms import InterpolationMode as Mode
+from torchvision.transforms.v2 import functional as F
+
+from mae_transfer.interfaces import ViewSpec
+
+Box = tuple[int, int, int, int]
+
+SHORTER_SIDE = 256 / 224  # of the resized image to the crop's side, in evaluation (MAE, A.1: resize 256, centre crop 224)
+
+
+class Augmentation(Protocol):
+    """An image (3, H, W) uint8 becomes its views, (3, S, S) uint8 each, the first for the encoder."""
+
+    def __call__(self, image: Tensor) -> tuple[Tensor, ...]: ...
+
+
+class CentreCrop:
+    """Resize the shorter side, cut out the middle: the view of evaluation, and 'none' of table 1e. Draws nothing.
+
+    Args:
+        views: size and filter of each rendering, the encoder's first.
+        shorter_side: of the resized image, relative to the view's size; 1.0 keeps all that fits (the usual choice above 224 px).
+    """
+
+    def __init__(self, views: Sequence[ViewSpec], *, shorter_side: float = SHORTER_SIDE) -> None:
+        if shorter_side < 1:
+            raise ValueError(f"shorter_side = {shorter_side}: the crop would be larger than the image; give 1.0 or more")
+        self.views, self.shorter_side = tuple(views), shorter_side
+
+    def __call__(self, image: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self._render(image, view) for view in self.views)
+
+    def _render(self, image: Tensor, view: ViewSpec) -> Tensor:
+        height, width = image.shape[-2:]
+        shorter, target = min(height, width), round(view.size * self.shorter_side)
+        resized = resize(image, (target * height // shorter, target * width // shorter), view.interpolation)
+        crop: Tensor = F.center_crop(resized, [view.size, view.size])
+        return crop.contiguous()
+
+
+class RandomCrop:
+    """Crop a random share of the image, resize it to a square, flip every second one: the paper's pretraining ('crop, rand size' of table 1e).
+
+    Args:
+        views: size and filter of each rendering, the encoder's first.
+        scale: least and largest share of the image's area.
+        aspect: least and largest width / height of the crop.
+        flip: probability of a horizontal flip.
+        jitter: strength of brightness, contrast and saturation; the paper's '+ color jit' does not name one, 0.4 is BEiT's.
+    """
+
+    def __init__(
+        self,
+        views: Sequence[ViewSpec],
+        *,
+        scale: tuple[float, float] = (0.2, 1.0),
+        aspect: tuple[float, float] = (3 / 4, 4 / 3),
+        flip: float = 0.5,
+        jitter: float = 0.0,
+    ) -> None:
+        if not 0 < scale[0] <= scale[1] <= 1 or not 0 < aspect[0] <= aspect[1]:
+            raise ValueError(f"scale {scale}, aspect {aspect}: need 0 < least <= largest, and shares of the area up to 1")
+        self.scale, self.aspect = list(scale), list(aspect)
+        self.views, self.flip, self.jitter = tuple(views), flip, _strength(jitter)
+
+    def __call__(self, image: Tensor) -> tuple[Tensor, ...]:
+        box = RandomResizedCrop.get_params(image, self.scale, self.aspect)
+        return render(image, box, self.views, flip=_chance(self.flip), jitter=draw_jitter(self.jitter))
+
+
+class FixedCrop:
+    """Crop a square of fixed size at a random place, flip every second one ('crop, fixed size' of table 1e, whose size is not given).
+
+    Args:
+        views: size and filter of each rendering, the encoder's first.
+        shorter_side: of the image, relative to the crop's; 256/224 as in evaluation.
+        flip: probability of a horizontal flip.
+        jitter: strength of brightness, contrast and saturation.
+    """
+
+    def __init__(self, views: Sequence[ViewSpec], *, shorter_side: float = SHORTER_SIDE, flip: float = 0.5, jitter: float = 0.0) -> None:
+        if shorter_side < 1:
+            raise ValueError(f"shorter_side = {shorter_side}: the crop would be larger than the image; give 1.0 or more")
+        self.views, self.shorter_side, self.flip, self.jitter = tuple(views), shorter_side, flip, _strength(jitter)
+
+    def __call__(self, image: Tensor) -> tuple[Tensor, ...]:
+        height, width = image.shape[-2:]
+        side = max(1, round(min(height, width) / self.shorter_side))
+        top, left = (int(torch.randint(0, length - side + 1, ())) for length in (height, width))
+        return render(image, (top, left, side, side), self.views, flip=_chance(self.flip), jitter=draw_jitter(self.jitter))
+
+
+Jitter = Sequence[tuple[Callable[[Tensor, float], Tensor], float]]
+
+
+def render(image: Tensor, box: Box, views: Sequence[ViewSpec], *, flip: bool, jitter: Jitter = ()) -> tuple[Tensor, ...]:
+    """Return the box of an image (3, H, W) uint8 as one (3, S, S) uint8 per view; jitter comes before the resizing, so that all views share it."""
+    crop = F.crop(image, *box)
+    for adjust, factor in jitter:
+        crop = adjust(crop, factor)
+    squares = (resize(crop, (view.size, view.size), view.interpolation) for view in views)
+    return tuple((square.flip(-1) if flip else square).contiguous() for square in squares)
+
+
+def resize(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
+    """Return an image (3, H, W) uint8 at `size` (height, width), antialiased; Lanczos is PIL's, since tensors have none."""
+    if interpolation == "lanczos":
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+        return torch.from_numpy(np.array(picture.resize(size[::-1], Image.Resampling.LANCZOS))).permute(2, 0, 1)
+    resized: Tensor = F.resize(image, list(size), Mode(interpolation), antialias=True)
+    return resized
+
+
+def draw_jitter(strength: float) -> Jitter:
+    """Return the adjustments of one colour jitter in their random order, each with its factor drawn from [1 - strength, 1 + strength]."""
+    if strength == 0:
+        return ()
+    span = [1 - strength, 1 + strength]
+    order, *factors, _ = ColorJitter.get_params(span, span, span, None)
+    adjusts = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation)
+    return [(adjusts[int(i)], float(factors[int(i)])) for i in order if i < len(adjusts)]
+
+
+def _strength(jitter: float) -> float:
+    if not 0 <= jitter <= 1:
+        raise ValueError(f"jitter = {jitter}: give a strength from 0 (none) to 1")
+    return jitter
+
+
+def _chance(probability: float) -> bool:
+    return bool(torch.rand(()) < probability)
