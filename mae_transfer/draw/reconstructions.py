@@ -24,7 +24,7 @@ def panels(images: Tensor, reconstruction: Tensor, mask: Mask, *, patch: int) ->
 
     Args:
         images: (B, 3, H, W) uint8.
-        reconstruction: (B, 3, H, W) in [0, 1], the predictions in the hidden patches (Target.decode); what it shows elsewhere is kept in the third panel.
+        reconstruction: (B, 3, H, W) in [0, 1], the predictions in the hidden patches (Target.decode); elsewhere the third panel keeps it.
         mask: which patches were hidden.
     """
     original = images.to(reconstruction) / 255

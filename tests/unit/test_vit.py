@@ -1,0 +1,161 @@
+"""models/vit.py: against timm with copied weights, and what the later wings rely on."""
+
+import pytest
+import timm
+import torch
+
+from mae_transfer.core.masks import MASKERS
+from mae_transfer.interfaces import Backbone, Mask
+from mae_transfer.models.vit import ViT, ViTConfig, attend
+
+TINY = {"size": None, "dim": 32, "depth": 3, "heads": 4, "patch": 4, "image_size": (16, 24)}
+
+
+def tiny(**options: object) -> ViT:
+    torch.manual_seed(0)
+    return ViT(ViTConfig.model_validate(TINY | options))
+
+
+def randomize(module: torch.nn.Module) -> None:
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+
+
+@pytest.mark.parametrize("options", [{}, {"layer_scale": 0.1}, {"class_token": False}])
+def test_features_equal_timm_s(options: dict[str, object]) -> None:
+    theirs = timm.create_model(
+        "vit_tiny_patch16_224", img_size=(16, 24), patch_size=4, embed_dim=32, depth=3, num_heads=4, num_classes=0,
+        class_token=options.get("class_token", True), global_pool="", init_values=options.get("layer_scale"),
+    )  # fmt: skip
+    ours = tiny(**options).eval()
+    theirs.eval()
+    randomize(theirs)
+    ours.load_state_dict(theirs.state_dict())  # same names, by design
+    images = torch.randn(2, 3, 16, 24)
+    mine = ours(images, taps=(0, 2), norm=True)
+    maps = theirs.forward_intermediates(images, indices=[0, 2], norm=True, intermediates_only=True)
+    for a, b in zip(mine.maps, maps, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    if ours.leading:
+        torch.testing.assert_close(mine.cls, theirs(images)[:, 0], rtol=1e-5, atol=1e-5)
+
+
+def test_relative_positions_with_query_and_value_bias_equal_timm_s_beit() -> None:
+    theirs = timm.create_model(
+        "beit_base_patch16_224", img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=4, num_classes=0, global_pool="",
+        use_rel_pos_bias=False, use_shared_rel_pos_bias=True, init_values=0.1,
+    ).eval()  # fmt: skip
+    randomize(theirs)
+    options = {"depth": 2, "image_size": 16, "positions": "none", "relative_positions": "shared", "qkv_bias": "qv", "layer_scale": 0.1}
+    ours = tiny(**options, final_norm=True).eval()
+    rename = {"rel_pos_bias.relative_position_bias_table": "rel_pos_bias.0.table"}
+    state = {rename.get(n, n.replace("gamma_1", "ls1.gamma").replace("gamma_2", "ls2.gamma")): p for n, p in theirs.named_parameters()}
+    ours.load_state_dict(state)
+    images = torch.randn(2, 3, 16, 16)
+    norms = [module.eps for module in theirs.modules() if isinstance(module, torch.nn.LayerNorm)]
+    assert set(norms) == {1e-6}
+    features = ours(images, norm=True)
+    expected = theirs.forward_features(images)
+    torch.testing.assert_close(features.maps[0].flatten(2).transpose(1, 2), expected[:, 1:], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(features.cls, expected[:, 0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"relative_positions": "shared"}, {"relative_positions": "per_block", "positions": "none"}, {"class_token": False}]
+)
+def test_encoding_all_patches_in_any_order_is_encoding_the_image(options: dict[str, object]) -> None:
+    vit = tiny(**options).eval()
+    randomize(vit)
+    images, grid = torch.randn(2, 3, 16, 24), (4, 6)
+    order = torch.stack([torch.randperm(24), torch.randperm(24)])
+    tokens = vit.encode(vit.place(vit.patch_embed(images, order), grid, order), grid, order)[-1]
+    expected = vit(images, norm=True).maps[0].flatten(2).transpose(1, 2)
+    for row in range(2):
+        torch.testing.assert_close(tokens[row, vit.leading :], expected[row, order[row]], rtol=1e-4, atol=1e-5)
+
+
+def test_visible_tokens_do_not_depend_on_hidden_pixels() -> None:
+    vit = tiny().eval()
+    order = torch.from_numpy(MASKERS["random"]()((4, 6), __import__("numpy").random.default_rng(0)))[None]
+    mask = Mask(order[:, :6], order[:, 6:])
+    images = torch.randn(1, 3, 16, 24)
+    changed = images.clone()
+    row, column = divmod(int(mask.ids_masked[0, 0]), 6)
+    changed[:, :, row * 4 : row * 4 + 4, column * 4 : column * 4 + 4] += 100
+    assert torch.equal(vit.patch_embed(images, mask.ids_keep), vit.patch_embed(changed, mask.ids_keep))
+    assert not torch.equal(vit.patch_embed(images), vit.patch_embed(changed))
+
+
+def test_other_sizes_resample_the_positions_and_bad_ones_are_named() -> None:
+    vit = tiny()
+    assert isinstance(vit, Backbone)
+    assert vit(torch.randn(1, 3, 20, 32)).maps[0].shape == (1, 32, 5, 8)
+    with pytest.raises(ValueError, match="17x24"):
+        vit(torch.randn(1, 3, 17, 24))
+    with pytest.raises(ValueError, match=r"taps \(1, 0\)"):
+        vit(torch.randn(1, 3, 16, 24), taps=(1, 0))
+    with pytest.raises(ValueError, match="blocks 0..2"):
+        vit(torch.randn(1, 3, 16, 24), taps=(3,))
+    with pytest.raises(ValueError, match="made for a"):
+        tiny(relative_positions="shared")(torch.randn(1, 3, 20, 24))
+
+
+def test_the_patch_embedding_is_the_convolution() -> None:
+    vit = tiny(channels=5)
+    images = torch.randn(2, 5, 16, 24)
+    torch.testing.assert_close(vit.patch_embed(images), vit.patch_embed.proj(images).flatten(2).transpose(1, 2), rtol=1e-5, atol=1e-5)
+
+
+def test_every_parameter_has_a_layer_and_unknown_names_raise() -> None:
+    vit = tiny(relative_positions="shared", positions="learned")
+    layers = {name: vit.layer_of(name) for name, _ in vit.named_parameters()}
+    assert set(layers.values()) == {0, 1, 2, 3, 4}
+    assert layers["pos_embed"] == layers["patch_embed.proj.bias"] == 0
+    assert layers["blocks.1.mlp.fc2.weight"] == 2
+    assert layers["norm.weight"] == layers["rel_pos_bias.0.table"] == 4
+    assert tiny(relative_positions="per_block").layer_of("rel_pos_bias.1.table") == 2
+    with pytest.raises(ValueError, match="'head.weight' is no parameter"):
+        vit.layer_of("head.weight")
+    assert vit.no_weight_decay() == {"pos_embed", "cls_token", "rel_pos_bias.0.table"}
+
+
+def test_recomputed_activations_give_the_same_gradients_and_drop_path_too() -> None:
+    images = torch.randn(2, 3, 16, 24)
+    gradients = []
+    for recompute in (False, True):
+        vit = tiny(drop_path=0.5).train()
+        vit.set_grad_checkpointing(recompute)
+        torch.manual_seed(1)
+        vit(images, norm=True).maps[0].square().mean().backward()
+        gradients.append([p.grad for p in vit.parameters() if p.requires_grad])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_unfused_attention_is_the_fused_one(bias: bool) -> None:
+    q, k, v = torch.randn(3, 2, 4, 9, 8).unbind(0)
+    table = torch.randn(1, 4, 9, 9) if bias else None
+    slow = attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), table)
+    torch.testing.assert_close(slow.float(), attend(q, k, v, table), rtol=0.05, atol=0.05)
+
+
+def test_a_dense_encoder_gives_every_trainable_parameter_a_gradient() -> None:
+    vit = tiny(class_token=False, final_norm=False, positions="learned")
+    vit(torch.randn(1, 3, 16, 24)).maps[0].mean().backward()
+    assert [name for name, p in vit.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_sizes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="name a size"):
+        ViT(ViTConfig(size=None, dim=32))
+    with pytest.raises(ValueError, match="not a multiple of 5 heads"):
+        ViT(ViTConfig.model_validate(TINY | {"heads": 5}))
+
+
+def test_initialisation_is_the_paper_s() -> None:
+    vit = tiny(dim=128)
+    for weight in (vit.blocks[0].attn.qkv.weight, vit.patch_embed.proj.weight.flatten(1)):
+        bound = (6 / sum(weight.shape)) ** 0.5
+        assert 0.95 * bound < weight.abs().max() <= bound
+    assert 0.01 < vit.cls_token.std() < 0.03
+    assert all((p == 0).all() for n, p in vit.named_parameters() if n.endswith("bias"))
