@@ -1,0 +1,162 @@
+"""The input pipeline's images per second on one core, beside the classic PIL + torchvision one, on a folder of JPEGs.
+
+Both start from a file's bytes in memory and end with a batch that is ready for the device: ours in uint8 (normalised there), the classic one in
+normalised float32. They take turns, round after round, in one process that is pinned to one core; the crops are the same, by the same seeds.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision import transforms as classic
+
+from mae_transfer.data.decode import decode
+from mae_transfer.data.folder import Folder
+from mae_transfer.data.loader import Crops
+from mae_transfer.data.order import Key
+from mae_transfer.data.source import UNLABELLED, Sample
+from mae_transfer.data.transforms import RandomCrop
+from mae_transfer.interfaces import ViewSpec
+from mae_transfer.seeding import fold, seeded
+
+BATCH = 16
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+
+Files = Sequence[bytes]
+Pipeline = Callable[[Files, int], Tensor]  # files, round -> (B, 3, S, S)
+
+
+def run(folder: str | Path, *, seconds: float = 60.0, size: int = 224, rounds: int = 7, images: int = 200, repeats: int = 4) -> list[dict[str, Any]]:
+    """Race the pipelines over up to `images` files of a folder, searched at any depth.
+
+    Args:
+        seconds: of racing, over all contestants and rounds, about.
+        size: pixels per side of a crop.
+        rounds: turns of each contestant; medians and ranges are over them.
+        repeats: crops per decoded image of the contestant that repeats crops.
+    Returns:
+        One dict per contestant: name, counted (False: not the same work, shown beside), images_per_s, low, high, ratio to the classic pipeline
+        (median over rounds) and pixel_difference (mean absolute difference from the classic crops in grey levels; None where not asked).
+    """
+    source = Folder(root=str(folder), labelled=False)
+    files = [Path(source.where(index)).read_bytes() for index in range(min(images, len(source)))]
+    contestants: dict[str, Pipeline] = {
+        "classic: PIL, v1 transforms, float": _Classic(size),
+        "ours": _Ours(size),
+        "PIL, v1 transforms, uint8": _Classic(size, normalise=False),
+        "PIL draft decoding (approximate)": _Classic(size, draft=True),
+        f"ours, {repeats} crops per image": _Ours(size, repeats),
+    }
+    with _one_core():
+        share = seconds / (rounds * len(contestants))
+        speeds: dict[str, list[float]] = {name: [] for name in contestants}
+        for turn in range(rounds):
+            for name, pipeline in contestants.items():
+                speeds[name].append(_speed(pipeline, files, turn, share))
+    reference, *_ = speeds.values()
+    differences = {"ours": pixel_difference(files, size)}
+    return [_row(name, values, reference, name in ("ours", next(iter(speeds))), differences.get(name)) for name, values in speeds.items()]
+
+
+def pixel_difference(files: Files, size: int) -> float:
+    """Return the mean absolute difference in grey levels between our crops and the classic ones, at the same boxes and flips.
+
+    The classic pipeline leaves photographs with an EXIF rotation lying on their side; here they are turned first.
+    """
+    ours, theirs = _Ours(size), _Classic(size, normalise=False, upright=True)
+    gaps = [(ours([file], 0).float() - theirs([file], 0).float()).abs().mean() for file in files]
+    return float(torch.stack(gaps).mean())
+
+
+@dataclass(frozen=True)
+class _Bytes:
+    """A data set of files in memory."""
+
+    files: Files
+    classes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, index: int) -> Sample:
+        return Sample(decode(self.files[index], where=self.where(index)), UNLABELLED)
+
+    def where(self, index: int) -> str:
+        return f"file {index}"
+
+
+class _Ours:
+    """The loader's worker code as it is, seeding included; with repeats > 1 the same number of crops from fewer files."""
+
+    def __init__(self, size: int, repeats: int = 1) -> None:
+        self.augmentation, self.repeats = RandomCrop([ViewSpec(size, "bicubic")]), repeats
+
+    def __call__(self, files: Files, turn: int) -> Tensor:
+        crops = Crops(source=_Bytes(files), augmentation=self.augmentation, seed=0)
+        delivery = crops[[Key(turn, i // self.repeats, i % self.repeats) for i in range(len(files))]]
+        assert delivery.batch is not None
+        return delivery.batch.image
+
+
+class _Classic:
+    """PIL, torchvision v1 and a float batch, as most training scripts have it; its crops drawn from the same seeds as ours."""
+
+    def __init__(self, size: int, *, normalise: bool = True, draft: bool = False, upright: bool = False) -> None:
+        ending = [classic.ToTensor(), classic.Normalize(MEAN, STD)] if normalise else [classic.PILToTensor()]
+        crop = classic.RandomResizedCrop(size, (0.2, 1.0), interpolation=classic.InterpolationMode.BICUBIC)
+        self.transform = classic.Compose([crop, classic.RandomHorizontalFlip(), *ending])
+        self.upright = upright
+        self.draft = (2 * size, 2 * size) if draft else None  # at least this size after decoding: a crop of a quarter of the area keeps its detail
+
+    def __call__(self, files: Files, turn: int) -> Tensor:
+        return torch.stack([self._crop(file, fold(0, "sample", turn, index, 0)) for index, file in enumerate(files)])
+
+    def _crop(self, file: bytes, seed: int) -> Tensor:
+        torch.default_generator.manual_seed(seed)
+        with Image.open(io.BytesIO(file)) as image:
+            if self.draft:
+                image.draft("RGB", self.draft)
+            crop: Tensor = self.transform((ImageOps.exif_transpose(image) if self.upright else image).convert("RGB"))
+        return crop
+
+
+def _speed(pipeline: Pipeline, files: Files, turn: int, seconds: float) -> float:
+    """Return images per second over at least `seconds`, each call on the next batch of files."""
+    done, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < seconds or not done:
+        first = done % max(1, len(files) - BATCH + 1)
+        done += len(pipeline(files[first : first + BATCH], turn))
+    return done / elapsed
+
+
+def _row(name: str, speeds: list[float], reference: list[float], counted: bool, difference: float | None) -> dict[str, Any]:
+    ratio = statistics.median(speed / other for speed, other in zip(speeds, reference, strict=True))
+    values = {"images_per_s": statistics.median(speeds), "low": min(speeds), "high": max(speeds), "ratio": ratio}
+    return {"name": name, "counted": counted, **values, "pixel_difference": difference}
+
+
+@contextmanager
+def _one_core() -> Iterator[None]:
+    """Pin the process to one of its cores, where the system can, and torch to one thread."""
+    threads, cores = torch.get_num_threads(), os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    torch.set_num_threads(1)
+    if cores is not None:
+        os.sched_setaffinity(0, {max(cores)})
+    try:
+        with seeded(0):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        if cores is not None:
+            os.sched_setaffinity(0, cores)
