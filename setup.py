@@ -2,13 +2,14 @@
 
 from setuptools import find_packages, setup
 
+REFERENCE = "transformers>=5.12"  # its ViTMAE is what the parity tests and the benchmark compare with; its parameter names are those of 5.x
 DEV = [
-    "hypothesis>=6.100",
-    "mypy>=1.11",
-    "pytest>=8.2",
-    "pytest-timeout>=2.3",
-    "ruff>=0.9",
-    "transformers>=4.48",  # the reference that the parity tests compare with
+    "hypothesis>=6.170",
+    "mypy>=2.4",
+    "pytest>=9.2",
+    "pytest-timeout>=2.4",
+    "ruff~=0.17.5",  # another minor version formats otherwise and knows other rules
+    REFERENCE,
 ]
 
 setup(
@@ -33,7 +34,7 @@ setup(
     ],
     extras_require={
         "dev": DEV,
-        "bench": ["transformers>=4.48", "lightly>=1.5.15"],
+        "bench": [REFERENCE, "lightly>=1.6"],
         "jpeg": ["torchcodec>=0.17"],  # decodes where torchvision has given up its own decoder
         "wandb": ["wandb>=0.17"],
     },

@@ -1,0 +1,54 @@
+"""The MAE and every target, forward and backward, under torch's own dispatcher: nothing asks for a tensor's value or a data-dependent shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mae_transfer.core.normalize import IMAGENET, normalize
+from mae_transfer.interfaces import Batch, Mask
+from mae_transfer.models.mae import MAE, DecoderConfig, MAEConfig
+from mae_transfer.models.vit import ViTConfig
+from mae_transfer.targets import NormPixel, Pixel
+
+WAITING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::_unique2", "aten::bincount"}
+
+
+class Waiting(TorchDispatchMode):
+    """Collects the operators for which a device would have to be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name
+        indices = args[1] if name in {"aten::index", "aten::index_put_", "aten::index_put"} else ()
+        if name in WAITING or any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices):
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("target_class", [Pixel, NormPixel])
+def test_a_step_of_the_mae_never_waits(target_class):
+    encoder = ViTConfig(size=None, dim=24, depth=2, heads=2, patch=8, image_size=(32, 48), drop_path=0.5)
+    target = target_class(8, IMAGENET)
+    model = MAE(MAEConfig(encoder=encoder, decoder=DecoderConfig(depth=1, dim=16, heads=2)), target.dim)
+    order = torch.rand(2, 24).argsort(dim=1)
+    batch = Batch(torch.randint(0, 256, (2, 3, 32, 48), dtype=torch.uint8), (), Mask(order[:, :6], order[:, 6:]), None, torch.arange(2))
+    with Waiting() as waiting:
+        prediction = model(normalize(batch.image), batch.mask)
+        target.loss(prediction, target(batch, batch.mask.ids_masked)).mean().backward()
+    assert not waiting.seen
+
+
+def test_waiting_is_seen():
+    x = torch.arange(4.0)
+    with Waiting() as waiting:
+        _ = x.sum().item(), x[x > 1], x.nonzero()
+    assert waiting.seen[0] == "aten::_local_scalar_dense"
+    assert "aten::index" in waiting.seen
+    assert "aten::nonzero" in waiting.seen
