@@ -5,6 +5,7 @@ Only rank 0 writes; the other ranks' Logger does nothing. Values are host floats
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -43,7 +44,7 @@ class Logger:
         self._board: SummaryWriter | None = None
         self._wandb: Any = None
         self._bar: Progress | None = None
-        self._plain = False
+        self._progress = progress and main
         if main:
             self._open(folder, progress=progress, wandb=wandb)
 
@@ -58,7 +59,6 @@ class Logger:
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=self._step + 1)
         console = Console()
         self._bar = _bar(console, self._steps, self._step) if progress and console.is_terminal else None
-        self._plain = progress and self._bar is None
 
     def write(self, kind: Kind, step: int, values: Mapping[str, float | None]) -> None:
         """Record the values after `step` completed steps; those that are not finite become null."""
@@ -114,7 +114,7 @@ class Logger:
         text = "  ".join(form.format(values[name]) for name, form in shown.items() if values.get(name) is not None)
         if kind == "train" and self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, text=text)
-        elif self._plain or kind == "eval":
+        elif self._progress:
             self.say(f"{kind} {step}/{self._steps}  {text}" + (f"  {self._time_left(step)} left" if kind == "train" else ""))
 
     def _time_left(self, step: int) -> str:
@@ -153,4 +153,5 @@ def _wandb_run(folder: Path, *, resumed: bool) -> Any:
         import wandb
     except ImportError:
         raise ValueError("run.wandb=True, but wandb is not installed: pip install wandb, or set run.wandb=False") from None
-    return wandb.init(dir=str(folder), name=folder.name, id=folder.name, resume="allow" if resumed else None)
+    identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # the same run after every resume
+    return wandb.init(dir=str(folder), name=folder.name, id=identity, resume="allow" if resumed else None)

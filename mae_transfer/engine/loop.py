@@ -21,7 +21,7 @@ from mae_transfer.engine import checkpoint
 from mae_transfer.engine.dist import peak_memory_gib
 from mae_transfer.engine.interrupt import Interrupt
 from mae_transfer.engine.log import Logger
-from mae_transfer.engine.state import AUTOCAST, LoopConfig, TrainState
+from mae_transfer.engine.state import LoopConfig, TrainState, autocast
 from mae_transfer.engine.window import Window
 from mae_transfer.seeding import fold
 
@@ -60,8 +60,10 @@ def train(
         evaluate: called every `cfg.evaluate_every` steps and at the end; the last results stay in `state.metrics`.
     Raises:
         NonFiniteLoss: names the step, its lr and its samples; what is on disk stays good.
-        ValueError: the batches end before the steps do.
+        ValueError: the batches end before the steps do, or a fresh state meets the checkpoints of an earlier run.
     """
+    if checkpoints is not None and state.step == 0 and (earlier := checkpoint.newest(checkpoints)) is not None:
+        raise ValueError(f"{earlier} is of an earlier run: continue it with --resume, or use another work dir")
     window = Window(state.dist, lr_at=lr_at, last_good=lambda: checkpoint.newest(checkpoints) if checkpoints else None)
     run = _Run(state, iter(batches), step_fn, cfg, lr_at, log, checkpoints, evaluate, window)
     state.model.train()
@@ -150,7 +152,7 @@ class _Run:
             torch.manual_seed(fold(self.cfg.seed, "step", number, micro, self.state.dist.rank))
             batch = self._next(number)
             with _no_sync(self.state.model, micro + 1 < self.cfg.accumulate):
-                with self._autocast():
+                with autocast(self.cfg.precision, self.state.dist.device):
                     loss, metrics = self.step_fn(self.state.model, batch, Step(number, micro, logs))
                 self.state.scaler.scale(loss / self.cfg.accumulate).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
@@ -180,10 +182,6 @@ class _Run:
             raise ValueError(f"the batches ended at step {number} of {self.cfg.steps}: the loader must be endless")
         self.window.remember(number, batch)
         return to_device(batch, self.state.dist.device)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        dtype = AUTOCAST[self.cfg.precision]
-        return nullcontext() if dtype is None else torch.autocast(self.state.dist.device.type, dtype=dtype)
 
     def _write(self, number: int, metrics: dict[str, Tensor]) -> None:
         read = self.window.read(metrics, global_batch=self.cfg.global_batch)

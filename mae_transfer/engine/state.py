@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -141,6 +142,12 @@ class TrainState:
         """Return every floating-point tensor that a checkpoint would hold."""
         modules = [self.bare.state_dict(), self.ema.module.state_dict() if self.ema is not None else {}, *self.optimizer.state.values()]
         return [value for part in modules for value in part.values() if isinstance(value, Tensor) and value.is_floating_point()]
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
+    """Return the context in which a forward pass of this precision runs, in training and evaluation alike."""
+    dtype = AUTOCAST[precision]
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
 def resume(state: TrainState, folder: Path) -> list[str]:

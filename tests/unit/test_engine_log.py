@@ -65,11 +65,10 @@ def test_other_ranks_write_and_say_nothing(tmp_path: Path, capsys: pytest.Captur
 def test_the_record_is_closed_when_the_run_crashes(tmp_path: Path) -> None:
     log = Logger(tmp_path, steps=10, progress=False)
     with pytest.raises(ZeroDivisionError), log:
-        log.write("train", 1, ROW)
-        raise ZeroDivisionError
+        log.write("train", 1 // len(rows(tmp_path)), ROW)
     log.write("train", 2, ROW)
     log.close()
-    assert rows(tmp_path) == [("train", 1)]
+    assert rows(tmp_path) == []
 
 
 def test_on_a_terminal_there_is_a_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,117 @@
+"""Two gloo processes do what one does on the same global batch, agree on when to stop, and fail together."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from toy import rows
+
+from mae_transfer.engine import checkpoint
+from mae_transfer.engine.dist import Dist, assemble, bare, peak_memory_gib, pick_device, read_mean, session
+
+SCRIPT = Path(__file__).with_name("toy.py")
+CPU = Dist(torch.device("cpu"))
+
+
+def torchrun(folder: Path, *options: str, world: int = 2) -> subprocess.Popen[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)] if world > 1 else [sys.executable]
+    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*launcher, str(SCRIPT), str(folder), *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output = process.communicate(timeout=180)[0]
+    assert process.returncode == 0, output
+    return output
+
+
+def saved(folder: Path) -> dict:
+    return checkpoint.load_newest(folder / "checkpoints").payload
+
+
+def test_two_processes_train_as_one_on_the_same_global_batch(tmp_path: Path) -> None:
+    """float64, SGD, 5 steps, accumulation 2 and 4, clipping (so the reduced gradient's norm is compared), averaged weights."""
+    for world in (1, 2):
+        finish(torchrun(tmp_path / str(world), "--exact", "--steps", "5", world=world))
+    one, two = saved(tmp_path / "1"), saved(tmp_path / "2")
+    for part in ("model", "ema"):
+        for name, value in one[part].items():
+            assert value.dtype == torch.float64
+            torch.testing.assert_close(two[part][name], value, rtol=1e-12, atol=1e-12)
+    assert one["images_seen"] == two["images_seen"]
+    for a, b in zip(rows(tmp_path / "1"), rows(tmp_path / "2"), strict=True):
+        assert a["step"] == b["step"]
+        assert [b["loss"], b["grad_norm"]] == pytest.approx([a["loss"], a["grad_norm"]], rel=1e-10)
+    assert finish(torchrun(tmp_path / "2", "--exact", "--steps", "8", world=1)).strip().endswith("ended at step 8 stopped=False")
+
+
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path: Path) -> None:
+    process = torchrun(tmp_path, "--steps", "100000", "--step", "slow")
+    deadline = time.monotonic() + 120
+    while checkpoint.newest(tmp_path / "checkpoints") is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workers = [int(child) for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    os.kill(workers[-1], signal.SIGTERM)
+    output = finish(process)
+    step = saved(tmp_path)["step"]
+    assert f"rank 0 ended at step {step} stopped=True" in output
+    assert f"rank 1 ended at step {step} stopped=True" in output
+    assert output.count("continue with --resume") == 1
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all(tmp_path: Path) -> None:
+    process = torchrun(tmp_path, "--step", "nan")
+    output = process.communicate(timeout=180)[0]
+    assert process.returncode != 0
+    assert "not finite at step 6" in output
+    assert "sample ids on rank 1: [52, 53, 54, 55]" in output
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000005.pt"]
+
+
+def test_without_torchrun_a_session_is_one_process() -> None:
+    with session("cpu") as dist:
+        assert (dist.rank, dist.world, dist.is_main) == (0, 1, True)
+        assert read_mean({"b": torch.tensor(2), "a": torch.tensor(0.5)}, dist) == {"a": 0.5, "b": 2.0}
+
+
+def test_a_device_that_is_absent_is_an_error_that_names_what_is_there() -> None:
+    absent = next(name for name, here in (("mps", torch.backends.mps.is_available()), ("cuda", torch.cuda.is_available())) if not here)
+    with pytest.raises(ValueError, match=rf"device '{absent}' is not available.*'cpu'"):
+        pick_device(absent)
+    assert pick_device("auto").type in {"cuda", "mps", "cpu"}
+
+
+def test_assembling_keeps_the_names_and_switches_what_is_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    class Model(nn.Sequential):
+        checkpointing = False
+
+        def set_grad_checkpointing(self, enable: bool) -> None:
+            self.checkpointing = enable
+
+    model = Model(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    names = list(model.state_dict())
+    with caplog.at_level(logging.WARNING):
+        ready = assemble(model, dist=CPU, compile=True, checkpoint_activations=True, sync_bn=True)
+    assert bare(ready) is model
+    assert model.checkpointing
+    assert list(ready.state_dict()) == names
+    assert "SyncBN needs several cuda processes" in caplog.text
+    with pytest.raises(ValueError, match=r"Linear has no set_grad_checkpointing"):
+        assemble(nn.Linear(2, 2), dist=CPU, checkpoint_activations=True)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="compares with Linux's own account of the process")
+def test_peak_memory_of_a_cpu_run_is_the_process_high_water_mark_in_gib() -> None:
+    kib = next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    assert peak_memory_gib(CPU.device) == pytest.approx(kib / 2**20, rel=0.05)

@@ -1,0 +1,172 @@
+"""How a run ends early: signals, kill -9, numbers that are no longer finite. What is on disk is good in every case."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from toy import BATCH, QUIET, Toy, ToyBatch, config, equal, go, new_state, rows, toy_step, weights
+
+from mae_transfer.engine import checkpoint
+from mae_transfer.engine.dist import Dist
+from mae_transfer.engine.loop import Step
+from mae_transfer.engine.window import NonFiniteLoss
+
+CPU = Dist(torch.device("cpu"))
+SCRIPT = Path(__file__).with_name("toy.py")
+
+
+def start(folder: Path, *, steps: int) -> subprocess.Popen[str]:
+    command = [sys.executable, str(SCRIPT), str(folder), "--steps", str(steps), "--step", "slow"]
+    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[2])}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def wait_for_checkpoint(folder: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while checkpoint.newest(folder / "checkpoints") is None:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def signalling(number: signal.Signals, at: int) -> Any:
+    def step_fn(model: nn.Module, batch: ToyBatch, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        if step.number == at:
+            os.kill(os.getpid(), number)
+        return toy_step(model, batch, step)
+
+    return step_fn
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_the_step_saves_and_says_how_to_continue(
+    tmp_path: Path, number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+    state = go(tmp_path / "cut", config(), new_state(config(), CPU), step_fn=signalling(number, 6))
+    assert (state.stopped, state.step) == (True, 7)
+    assert "saved at step 7 of 10; continue with --resume" in capsys.readouterr().out
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == before
+    rest = go(tmp_path / "cut", config(), new_state(config(), CPU))
+    assert (rest.stopped, rest.step) == (False, 10)
+    assert equal(weights(rest), weights(go(tmp_path / "whole", config(), new_state(config(), CPU))))
+
+
+def test_a_second_signal_acts_as_it_always_does(tmp_path: Path) -> None:
+    def step_fn(model: nn.Module, batch: ToyBatch, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        return toy_step(model, batch, step)
+
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path, config(), new_state(config(), CPU), step_fn=step_fn)
+
+
+def test_sigterm_ends_a_process_with_exit_status_0_and_a_resumable_state(tmp_path: Path) -> None:
+    process = start(tmp_path, steps=100_000)
+    wait_for_checkpoint(tmp_path, process)
+    process.terminate()
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, output
+    step = checkpoint.load_newest(tmp_path / "checkpoints").payload["step"]
+    assert f"saved at step {step} of 100000; continue with --resume" in output
+    assert f"ended at step {step} stopped=True" in output
+
+
+def kill_at_a_random_moment(folder: Path, seed: int) -> None:
+    process = start(folder, steps=100_000)
+    wait_for_checkpoint(folder, process)
+    time.sleep(random.Random(seed).uniform(0.0, 0.4))
+    process.kill()
+    process.communicate(timeout=60)
+    loaded = checkpoint.load_newest(folder / "checkpoints")
+    assert loaded.notices == []
+    reached = rows(folder)[-1]["step"]  # logged every 4 steps, saved every 5
+    assert loaded.payload["step"] >= reached - QUIET.save_every
+    assert loaded.payload["images_seen"] == loaded.payload["step"] * BATCH
+    (folder / "checkpoints" / ".step_99999999.pt.tmp").write_bytes(b"as if killed within a write")
+    more = config(steps=loaded.payload["step"] + 5)
+    assert go(folder, more, new_state(more, CPU)).step == more.steps
+    assert all(path.name.startswith("step_") for path in (folder / "checkpoints").iterdir())
+    steps = [row["step"] for row in rows(folder)]
+    assert steps == sorted(set(steps))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_kill_9_loses_at_most_the_steps_since_the_last_save(tmp_path: Path, seed: int) -> None:
+    kill_at_a_random_moment(tmp_path, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 120))
+def test_kill_9_twenty_times(tmp_path: Path, seed: int) -> None:
+    kill_at_a_random_moment(tmp_path, seed)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_loss_that_is_not_finite_stops_naming_step_rate_samples_and_the_last_good_checkpoint(tmp_path: Path, accumulate: int) -> None:
+    def step_fn(model: nn.Module, batch: ToyBatch, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, metrics = toy_step(model, batch, step)
+        return loss * (float("inf") if step.number == 6 and step.micro == accumulate - 1 else 1.0), metrics
+
+    cfg = config(accumulate=accumulate)
+    ids = ", ".join(str(index) for index in range(6 * BATCH, 7 * BATCH))
+    with pytest.raises(NonFiniteLoss, match=rf"not finite at step 6 \(lr 4\.\d+e-02; sample ids on rank 0: \[{ids}\]\).*step_00000005\.pt"):
+        go(tmp_path, cfg, new_state(cfg, CPU), step_fn=step_fn)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000005.pt"]
+    loaded = checkpoint.load_newest(tmp_path / "checkpoints").payload
+    assert all(torch.isfinite(value).all() for value in loaded["model"].values())
+    assert rows(tmp_path)[-1]["step"] == 4
+
+
+def test_a_save_between_two_log_lines_finds_the_loss_too(tmp_path: Path) -> None:
+    def step_fn(model: nn.Module, batch: ToyBatch, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, metrics = toy_step(model, batch, step)
+        return loss * (float("nan") if step.number == 4 else 1.0), metrics
+
+    with pytest.raises(NonFiniteLoss, match=r"not finite at step 4 .*checkpoint is none"):
+        go(tmp_path, config(), new_state(config(), CPU), step_fn=step_fn)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("where", ["parameter", "buffer", "average", "moment"])
+def test_no_checkpoint_ever_holds_a_number_that_is_not_finite(tmp_path: Path, where: str) -> None:
+    cfg = config(steps=5, ema_decay=0.9)
+    state = new_state(cfg, CPU)
+
+    def step_fn(model: nn.Module, batch: ToyBatch, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        if step.number == 4:
+            moment = state.optimizer.state[model[0].weight]["exp_avg"]
+            victim = {"parameter": model[4].weight, "buffer": model[1].running_var, "average": state.ema.module[0].bias, "moment": moment}[where]
+            result = toy_step(model, batch, step)
+            victim.data[0] = float("nan")
+            return result
+        return toy_step(model, batch, step)
+
+    with pytest.raises(NonFiniteLoss, match="parameter, buffer or moment is not finite after step 4"):
+        go(tmp_path, cfg, state, step_fn=step_fn)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_full_disk_stops_the_run_with_one_sentence_and_the_older_checkpoint_is_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    half = config(steps=5)
+    go(tmp_path, half, new_state(half, CPU, model=Toy()))
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(OSError, match=r"step_00000010\.pt was not written .* continue with --resume"):
+        go(tmp_path, config(), new_state(config(), CPU))
+    monkeypatch.undo()
+    assert go(tmp_path, config(), new_state(config(), CPU)).step == 10
