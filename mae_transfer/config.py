@@ -6,7 +6,6 @@ logging, device ...) under `run`, which the digest leaves out: two runs with one
 
 from __future__ import annotations
 
-import argparse
 import ast
 import difflib
 import hashlib
@@ -129,15 +128,6 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return flat
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what every training tool takes: CONFIG, --work-dir, --set, --debug, --resume."""
-    parser.add_argument("config", metavar="CONFIG", help="a file under configs/, or your own; its docstring says what it costs and should give")
-    parser.add_argument("--work-dir", required=True, type=Path, metavar="D", help="where everything that the run makes goes")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one value, e.g. --set data.root=/data/imagenet")
-    parser.add_argument("--resume", action="store_true", help="continue D from its newest checkpoint, bit for bit; starts afresh where D has none")
-    parser.add_argument("--debug", action="store_true", help="two steps of a tiny model on generated images: does the config work at all?")
 
 
 def _literal(text: str) -> Any:

@@ -9,12 +9,12 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from mae_transfer.config import Schema, Spec, build, check
-from mae_transfer.data.decode import UnreadableImage, decode
+from mae_transfer.data.decode import UnreadableImage
 from mae_transfer.data.folder import Folder
 from mae_transfer.data.loader import Crops, Delivery, Masking, Unreadable, batches
 from mae_transfer.data.order import Key, Order, Share, Sweep
 from mae_transfer.data.shapes import Shapes
-from mae_transfer.data.source import Sample, Source
+from mae_transfer.data.source import Sample, Source, Spread
 from mae_transfer.data.transforms import Augmentation, CentreCrop, FixedCrop, RandomCrop
 from mae_transfer.interfaces import ViewSpec
 
@@ -33,11 +33,11 @@ __all__ = [
     "Shapes",
     "Share",
     "Source",
+    "Spread",
     "Sweep",
     "Unreadable",
     "UnreadableImage",
     "batches",
-    "decode",
     "evaluation_views",
     "open_source",
     "open_sources",

@@ -33,3 +33,22 @@ class Source(Protocol):
     def where(self, index: int) -> str:
         """Return what sample `index` is called in messages: its path."""
         ...
+
+
+class Spread:
+    """`count` samples of a source, spread evenly over it (a folder is sorted by class); all of them where it has fewer."""
+
+    def __init__(self, source: Source, count: int) -> None:
+        self.source, self.classes = source, source.classes
+        self.indices = [i * len(source) // min(count, len(source)) for i in range(min(count, len(source)))]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, index: int) -> Sample:
+        """Return sample `index` of the selection."""
+        return self.source.read(self.indices[index])
+
+    def where(self, index: int) -> str:
+        """Return what the source calls it."""
+        return self.source.where(self.indices[index])

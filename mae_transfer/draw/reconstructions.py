@@ -19,7 +19,7 @@ GREY = 0.5
 GAP = 4  # pixels between the pictures of a sheet
 
 
-def panels(images: Tensor, reconstruction: Tensor, mask: Mask, *, patch: int) -> Tensor:
+def panels(images: Tensor, reconstruction: Tensor, mask: Mask) -> Tensor:
     """Return the four panels of each image, (B, 4, 3, H, W) in [0, 1].
 
     Args:
@@ -28,6 +28,7 @@ def panels(images: Tensor, reconstruction: Tensor, mask: Mask, *, patch: int) ->
         mask: which patches were hidden.
     """
     original = images.to(reconstruction) / 255
+    patch = round((images.shape[2] * images.shape[3] / (mask.ids_keep.shape[1] + mask.ids_masked.shape[1])) ** 0.5)
     grid = grid_of((images.shape[2], images.shape[3]), patch)
     patches = patchify(original, patch)
     grey = torch.full_like(patches, GREY)

@@ -199,7 +199,7 @@ class ViT(nn.Module):
         self.rel_pos_bias = nn.ModuleList(RelativePositionBias(self.grid, heads, leading=self.leading) for _ in range(tables))
         self.blocks = nn.ModuleList(
             Block(self.dim, heads, mlp_ratio=cfg.mlp_ratio, qkv_bias=cfg.qkv_bias, layer_scale=cfg.layer_scale, drop_path=rate)
-            for rate in torch.linspace(0, cfg.drop_path, self.depth).tolist()
+            for rate in (cfg.drop_path * i / max(1, self.depth - 1) for i in range(self.depth))
         )
         self.norm = nn.LayerNorm(self.dim, eps=NORM_EPS) if cfg.final_norm else None
         initialize(self)

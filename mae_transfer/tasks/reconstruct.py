@@ -1,0 +1,54 @@
+"""Pictures of what a finished or running pretraining makes of any images, at any mask ratio."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from mae_transfer.config import Spec, build, load
+from mae_transfer.core.masks import MASKERS
+from mae_transfer.core.normalize import normalize
+from mae_transfer.data import Masking, Spread, open_source
+from mae_transfer.draw.reconstructions import save_sheet
+from mae_transfer.engine import checkpoint
+from mae_transfer.engine.dist import Dist
+from mae_transfer.models.mae import MAE
+from mae_transfer.targets import TARGETS
+from mae_transfer.tasks.pretrain import Parts, PretrainConfig, held_out_batches, picture_rows
+from mae_transfer.tasks.workdir import WorkDir
+
+
+@torch.no_grad()
+def reconstruct(work_dir: Path, images: Path | None, *, mask_ratios: Sequence[float], out: Path, most: int = 16) -> list[Path]:
+    """Draw what the newest checkpoint of `work_dir` makes of images, one sheet per mask ratio; return the sheets' paths.
+
+    Args:
+        images: a folder of images, in any depth; None: the run's own validation images (training images where it has none).
+        most: images to draw, spread evenly over the folder.
+    Raises:
+        ValueError: no checkpoint, no images, or a ratio that hides nothing or everything.
+    """
+    cfg = load(WorkDir(work_dir).config, PretrainConfig)
+    found = checkpoint.load_newest(WorkDir(work_dir).checkpoints)
+    if found is None:
+        raise ValueError(f"{work_dir} has no checkpoint yet: run tools/pretrain.py with --work-dir {work_dir} first")
+    grid = cfg.model.encoder.grid()
+    target = build(TARGETS, cfg.target, cfg.model.encoder.patch, cfg.statistics)
+    model = MAE(cfg.model, target.dim).eval()
+    model.load_state_dict(found.payload.get("ema", found.payload["model"]))
+    spec = cfg.data.val or cfg.data.train if images is None else Spec.model_validate({"name": "folder", "root": str(images)})
+    source = open_source(spec, cfg.data.root)
+    sheets = {}
+    for ratio in mask_ratios:
+        masking = Masking(build(MASKERS, Spec.model_validate({**cfg.mask.model_dump(), "ratio": ratio})), grid)
+        parts = Parts(target, masking, source, Spread(source, most), "images")
+        rows = [
+            picture_rows(target, model(normalize(batch.image, cfg.statistics), batch.mask), batch)
+            for batch in held_out_batches(cfg, parts, Dist(torch.device("cpu")))
+        ]
+        sheets[out / f"ratio_{ratio:g}.png"] = torch.cat(rows)
+    for path, drawn in sheets.items():
+        save_sheet(path, drawn)
+    return list(sheets)

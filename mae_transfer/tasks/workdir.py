@@ -1,0 +1,64 @@
+"""A run's folder: one config per folder, what lies in it where, and whether to begin or to continue."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from mae_transfer.config import Schema, load
+from mae_transfer.engine import checkpoint
+
+S = TypeVar("S", bound=Schema)
+
+
+class WorkDir(NamedTuple):
+    """The names in a work dir."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config, a file that loads back to an equal one."""
+        return self.root / "config.py"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The training states, step_*.pt."""
+        return self.root / "checkpoints"
+
+    @property
+    def backbone(self) -> Path:
+        """The encoder alone, for the transfer tasks."""
+        return self.root / "backbone.safetensors"
+
+    @property
+    def results(self) -> Path:
+        """The numbers of the run."""
+        return self.root / "results.jsonl"
+
+    @property
+    def pictures(self) -> Path:
+        """What the model makes of a few images."""
+        return self.root / "reconstructions"
+
+
+def open_work_dir(root: Path, cfg: S, *, resume: bool, main: bool = True) -> WorkDir:
+    """Make the folder and write its config (rank 0), or check that it holds a run of this very config.
+
+    Raises:
+        ValueError: the folder belongs to another config (names the values that differ), or holds a run and `resume` is off.
+    """
+    folder = WorkDir(root)
+    if folder.config.exists():
+        differences = load(folder.config, type(cfg)).differences(cfg)
+        if differences:
+            remedy = f"use another --work-dir, or delete {folder.config} if the folder's run should go on with the new values"
+            raise ValueError(f"{root} holds a run of another config; {remedy}:\n  " + "\n  ".join(differences))
+    if not resume and checkpoint.newest(folder.checkpoints) is not None:
+        raise ValueError(f"{root} already holds a run; continue it with --resume, or use another --work-dir")
+    if main:
+        root.mkdir(parents=True, exist_ok=True)
+        temporary = folder.config.with_name(".config.py.tmp")
+        temporary.write_text(cfg.source(f"The resolved config of this run (digest {cfg.digest()})."), encoding="utf-8")
+        temporary.replace(folder.config)
+    return folder
