@@ -24,7 +24,7 @@ def _box(u: Array, v: Array, half_u: float, half_v: float) -> Array:
 
 
 def _square(u: Array, v: Array) -> Array:
-    return np.asarray(_box(u, v, 0.68, 0.68) - 0.05)
+    return np.asarray(_box(u, v, 0.66, 0.66) - 0.05)
 
 
 def _cross(u: Array, v: Array) -> Array:

@@ -1,0 +1,36 @@
+"""The data benchmark: that it runs, and that what it compares is the same work."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mae_transfer.bench.data import pixel_difference, run
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    y, x = np.mgrid[0:60, 0:80]
+    for index in range(6):
+        waves = [np.sin(x / (4 + index)), np.sin(y / 5), np.sin((x + y) / 7)]
+        picture = Image.fromarray((np.stack(waves, axis=-1) * 90 + 128).astype(np.uint8))
+        exif = Image.Exif()
+        exif[0x0112] = 1 + index  # turned and mirrored in different ways
+        picture.save(tmp_path / f"{index}.jpg", exif=exif)
+    return tmp_path
+
+
+def test_every_contestant_gets_a_row_and_the_machine_is_left_as_it_was(folder: Path) -> None:
+    threads = torch.get_num_threads()
+    rows = run(folder, seconds=0.1, size=32, rounds=2, repeats=2)
+    assert [row["name"] for row in rows if row["counted"]] == ["classic: PIL, v1 transforms, float", "ours"]
+    assert len(rows) == 5
+    assert all(0 < row["low"] <= row["images_per_s"] <= row["high"] for row in rows)
+    assert rows[0]["ratio"] == 1
+    assert torch.get_num_threads() == threads
+
+
+def test_our_crops_are_the_classic_ones_to_a_tenth_of_a_grey_level(folder: Path) -> None:
+    assert pixel_difference([path.read_bytes() for path in sorted(folder.iterdir())], 32) < 0.1

@@ -1,0 +1,200 @@
+"""The loader: the same batches bit for bit for any workers, start, ranks and micro-batches; and what it does about broken files and workers."""
+
+import logging
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mae_transfer.data import Crops, Masking, Order, RandomCrop, Sample, Shapes, Share, Source, Sweep, Unreadable, UnreadableImage, batches
+from mae_transfer.interfaces import Batch, ViewSpec
+
+VIEWS = (ViewSpec(16, "bicubic"), ViewSpec(8, "lanczos"))
+
+
+class HalfMask:
+    """Hides a random half of the patches."""
+
+    def visible(self, grid: tuple[int, int]) -> int:
+        return grid[0] * grid[1] // 2
+
+    def __call__(self, grid: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+        return rng.permutation(grid[0] * grid[1])
+
+
+@dataclass(frozen=True)
+class Broken:
+    """Shapes of which some cannot be read."""
+
+    bad: frozenset[int]
+    shapes: Shapes = field(default_factory=lambda: Shapes(size=24, length=20))
+    classes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def read(self, index: int) -> Sample:
+        if index in self.bad:
+            raise UnreadableImage(f"{self.where(index)}: cut off")
+        return self.shapes.read(index)
+
+    def where(self, index: int) -> str:
+        return f"img{index}.jpg"
+
+
+def crops(source: Source | None = None) -> Crops:
+    return Crops(source=source or Shapes(size=24, length=20), augmentation=RandomCrop(VIEWS, jitter=0.4), seed=0, masking=Masking(HalfMask(), (2, 2)))
+
+
+def order(crops_per_image: int = 1) -> Order:
+    return Order(images=20, batch=8, seed=0, crops_per_image=crops_per_image)
+
+
+def take(iterator: Iterator[Batch], count: int) -> list[Batch]:
+    return list(islice(iterator, count))
+
+
+def tensors(batch: Batch) -> list[Tensor]:
+    assert batch.mask is not None
+    return [batch.image, *batch.views, *batch.mask, batch.label, batch.index]
+
+
+def joined(parts: list[Batch]) -> list[Tensor]:
+    return [torch.cat(group) for group in zip(*map(tensors, parts), strict=True)]
+
+
+def equal(a: list[Tensor], b: list[Tensor]) -> bool:
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_a_batch_has_the_promised_shapes() -> None:
+    (batch,) = take(batches(crops(), Share(order=order())), 1)
+    assert batch.mask is not None
+    assert [(tuple(t.shape), t.dtype) for t in tensors(batch)] == [
+        ((8, 3, 16, 16), torch.uint8),
+        ((8, 3, 8, 8), torch.uint8),
+        ((8, 2), torch.int64),
+        ((8, 2), torch.int64),
+        ((8,), torch.int64),
+        ((8,), torch.int64),
+    ]
+    assert torch.cat([batch.mask.ids_keep, batch.mask.ids_masked], dim=1).sort().values.tolist() == [[0, 1, 2, 3]] * 8
+    assert batch.label.tolist() == [crops().source.read(int(i)).label for i in batch.index]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_do_not_change_a_bit(workers: int) -> None:
+    alone, helped = (take(batches(crops(), Share(order=order()), workers=n), 5) for n in (0, workers))
+    assert equal(joined(alone), joined(helped))
+
+
+def test_a_later_start_with_other_workers_continues_bit_for_bit() -> None:
+    whole = take(batches(crops(), Share(order=order(), accumulate=2)), 10)
+    rest = take(batches(crops(), Share(order=order(), accumulate=2, start=3), workers=2), 4)
+    assert equal(joined(whole[6:]), joined(rest))
+
+
+@pytest.mark.parametrize("crops_per_image", [1, 2])
+def test_two_ranks_and_two_micro_steps_see_what_one_process_sees(crops_per_image: int) -> None:
+    o = order(crops_per_image)
+    whole = joined(take(batches(crops(), Share(order=o)), 2))
+    micro = joined(take(batches(crops(), Share(order=o, accumulate=2)), 4))
+    ranks = [take(batches(crops(), Share(order=o, rank=rank, world=2)), 2) for rank in range(2)]
+    assert equal(whole, micro)
+    assert equal(whole, joined([ranks[0][0], ranks[1][0], ranks[0][1], ranks[1][1]]))
+
+
+def test_repeated_crops_share_the_image_and_differ() -> None:
+    (batch,) = take(batches(crops(), Share(order=order(4))), 1)
+    assert batch.index[:4].unique().numel() == 1
+    assert len({tuple(image.flatten().tolist()) for image in batch.image}) == 8
+
+
+def test_epochs_crop_the_same_image_differently() -> None:
+    first, later = (joined(take(batches(crops(), Share(order=order(), start=2 * epoch)), 2)) for epoch in (0, 1))
+    for image in set(first[5].tolist()) & set(later[5].tolist()):
+        assert not torch.equal(first[0][first[5] == image], later[0][later[5] == image])
+
+
+def test_loading_leaves_the_global_generators_alone() -> None:
+    torch.manual_seed(3), np.random.seed(3)
+    expected = torch.rand(3), np.random.rand(3)
+    torch.manual_seed(3), np.random.seed(3)
+    for workers in (0, 1):
+        take(batches(crops(), Share(order=order()), workers=workers), 2)
+    assert torch.equal(torch.rand(3), expected[0])
+    assert np.array_equal(np.random.rand(3), expected[1])
+
+
+def test_evaluation_ends_after_one_pass_with_a_smaller_last_batch() -> None:
+    whole = list(batches(crops(), Sweep(images=20, batch=8)))
+    assert [len(batch.image) for batch in whole] == [8, 8, 4]
+    ranks = [list(batches(crops(), Sweep(images=20, batch=8, rank=rank, world=3), workers=1)) for rank in range(3)]
+    assert equal(joined(whole), joined([batch for rank in ranks for batch in rank]))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_raise_names_the_file(workers: int) -> None:
+    bad = order().keys(1)[3].image
+    loader = batches(crops(Broken(frozenset({bad}))), Share(order=order()), workers=workers)
+    assert len(take(loader, 1)) == 1
+    with pytest.raises(UnreadableImage, match=rf"^img{bad}\.jpg: cut off"):
+        next(loader)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_skip_replaces_reports_each_file_once_and_stays_exact(workers: int, caplog: pytest.LogCaptureFixture) -> None:
+    source, record = Broken(frozenset({1, 2, 3})), Unreadable(limit=3)
+    with caplog.at_level(logging.WARNING):
+        seen = take(batches(crops(source), Share(order=order()), workers=workers, unreadable=record), 12)
+    assert sorted(record.files) == [1, 2, 3]
+    assert sorted(message.split(": ")[1] for message in caplog.messages) == ["img1.jpg", "img2.jpg", "img3.jpg"]
+    assert not set(joined(seen)[5].tolist()) & {1, 2, 3}
+    again = take(batches(crops(source), Share(order=order(), start=5), workers=2 - workers, unreadable=Unreadable(limit=3)), 2)
+    assert equal(joined(seen[5:7]), joined(again))
+
+
+def test_skip_keeps_the_crops_of_readable_images() -> None:
+    whole = joined(take(batches(crops(Broken(frozenset())), Share(order=order())), 2))
+    holed = joined(take(batches(crops(Broken(frozenset({4}))), Share(order=order()), unreadable=Unreadable(limit=1)), 2))
+    kept = whole[5] != 4
+    assert equal([t[kept] for t in whole], [t[kept] for t in holed])
+
+
+def test_skip_stops_above_its_limit() -> None:
+    with pytest.raises(UnreadableImage, match="unreadable file number 3, max_unreadable = 2"):
+        take(batches(crops(Broken(frozenset({1, 2, 3}))), Share(order=order()), unreadable=Unreadable(limit=2)), 12)
+
+
+def test_a_data_set_without_a_readable_file_ends_in_an_error() -> None:
+    with pytest.raises(UnreadableImage, match="files in a row are unreadable"):
+        take(batches(crops(Broken(frozenset(range(20)))), Share(order=order()), unreadable=Unreadable(limit=100)), 1)
+
+
+def test_a_killed_worker_is_one_clear_error() -> None:
+    loader = batches(crops(), Share(order=order()), workers=1)
+    next(loader)
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        take(loader, 50)
+
+
+def test_workers_leave_sigterm_to_the_main_process() -> None:
+    loader = batches(crops(), Share(order=order()), workers=1)
+    next(loader)
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGTERM)
+    assert len(take(loader, 10)) == 10
+    loader.close()  # type: ignore[attr-defined]
+    worker.join(timeout=10)
+    assert not worker.is_alive()

@@ -1,0 +1,123 @@
+"""Augmentations: against torchvision's own transforms, and the promise that all views show the same crop."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms as v1
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from mae_transfer.data import AUGMENTATIONS, CentreCrop, FixedCrop, RandomCrop
+from mae_transfer.data.transforms import render, resize
+from mae_transfer.interfaces import ViewSpec
+
+MAIN = ViewSpec(32, "bicubic")
+
+
+def smooth(height: int = 75, width: int = 100) -> torch.Tensor:
+    """A picture of slow waves, different in each direction and channel, (3, H, W) uint8."""
+    y, x = torch.meshgrid(torch.arange(height) / height, torch.arange(width) / width, indexing="ij")
+    waves = torch.stack([torch.sin(3 * x + 5 * y), torch.sin(7 * x), torch.sin(4 * y - x)])
+    return (waves * 100 + 128).to(torch.uint8)
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a.float() - b.float()).abs().mean())
+
+
+@pytest.mark.parametrize("size", [(375, 500), (501, 334), (33, 900), (224, 224), (1, 1), (1, 5)])
+def test_evaluation_equals_resize_256_and_centre_crop_224(size: tuple[int, int]) -> None:
+    image = torch.randint(256, (3, *size), dtype=torch.uint8)
+    expected = v2.Compose([v2.Resize(256, interpolation=v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(224)])(image)
+    assert torch.equal(CentreCrop([ViewSpec(224, "bicubic")])(image)[0], expected)
+
+
+def test_random_crop_draws_the_crops_of_torchvision_and_looks_like_pil() -> None:
+    image, picture = smooth(), Image.fromarray(smooth().permute(1, 2, 0).numpy())
+    ours = RandomCrop([MAIN])
+    classic = v1.Compose(
+        [v1.RandomResizedCrop(32, (0.2, 1.0), interpolation=v1.InterpolationMode.BICUBIC), v1.RandomHorizontalFlip(), v1.PILToTensor()]
+    )
+    for seed in range(20):
+        torch.manual_seed(seed)
+        mine = ours(image)[0]
+        torch.manual_seed(seed)
+        assert distance(mine, classic(picture)) < 0.1
+
+
+def test_half_of_the_crops_are_flipped() -> None:
+    image = torch.arange(64, dtype=torch.uint8).expand(3, 64, 64).contiguous()  # brightness grows to the right
+    crops = [FixedCrop([MAIN])(image)[0] for _ in range(200)]
+    assert 70 < sum(bool(crop[0, 0, 0] > crop[0, 0, -1]) for crop in crops) < 130
+    assert all(crop[0, 0, 0] < crop[0, 0, -1] for crop in (FixedCrop([MAIN], flip=0.0)(image)[0] for _ in range(20)))
+
+
+def test_a_fixed_crop_has_a_fixed_size_and_a_random_place() -> None:
+    image = torch.arange(128, dtype=torch.uint8).expand(3, 128, 128).contiguous()
+    spans = [(int(c[0, 0, 0]), int(c[0, 0, -1]) - int(c[0, 0, 0])) for c in (FixedCrop([MAIN], flip=0.0)(image)[0] for _ in range(50))]
+    assert len({start for start, _ in spans}) > 8
+    assert max(span for _, span in spans) - min(span for _, span in spans) <= 2
+    assert abs(spans[0][1] - 128 * 224 / 256) < 6
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_every_view_shows_the_same_crop(name: str) -> None:
+    views = (ViewSpec(56, "bicubic"), ViewSpec(112, "bicubic"), ViewSpec(28, "lanczos"), ViewSpec(56, "bilinear"))
+    options = {} if name == "none" else {"jitter": 0.4}
+    augment = AUGMENTATIONS[name](views, **options)
+    for _ in range(10):
+        first, *others = augment(smooth())
+        for view, other in zip(views[1:], others, strict=True):
+            assert other.shape == (3, view.size, view.size)
+            assert other.dtype == torch.uint8
+            assert distance(F.resize(other, [56, 56], antialias=True), first) < 2
+
+
+def test_lanczos_is_pils() -> None:
+    image = torch.randint(256, (3, 40, 50), dtype=torch.uint8)
+    expected = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((20, 30), Image.Resampling.LANCZOS)
+    assert torch.equal(resize(image, (30, 20), "lanczos"), torch.from_numpy(np.array(expected)).permute(2, 0, 1))
+
+
+def test_jitter_changes_colours_within_its_strength() -> None:
+    image = torch.full((3, 40, 40), 100, dtype=torch.uint8)
+    means = torch.tensor([float(RandomCrop([MAIN], jitter=0.4)(image)[0].float().mean()) for _ in range(100)])
+    assert means.std() > 10
+    assert means.min() >= 59
+    assert means.max() <= 141
+    assert distance(RandomCrop([MAIN])(image)[0], torch.tensor(100)) == 0
+
+
+def test_no_augmentation_draws_nothing() -> None:
+    state = torch.get_rng_state()
+    CentreCrop([MAIN])(smooth())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (7, 5)])
+def test_tiny_and_thin_images_work(name: str, size: tuple[int, int]) -> None:
+    image = torch.full((3, *size), 9, dtype=torch.uint8)
+    (view,) = AUGMENTATIONS[name]([MAIN])(image)
+    assert torch.equal(view, torch.full((3, 32, 32), 9, dtype=torch.uint8))
+
+
+def test_a_whole_box_at_its_own_size_is_the_image() -> None:
+    image = torch.randint(256, (3, 32, 32), dtype=torch.uint8)
+    assert torch.equal(render(image, (0, 0, 32, 32), [MAIN], flip=False)[0], image)
+    assert torch.equal(render(image, (0, 0, 32, 32), [MAIN], flip=True)[0], image.flip(-1))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("random_crop", {"scale": (0.5, 0.2)}),
+        ("random_crop", {"scale": (0.2, 1.5)}),
+        ("random_crop", {"jitter": 2.0}),
+        ("fixed_crop", {"shorter_side": 0.5}),
+    ],
+)
+def test_impossible_options_are_refused(name: str, options: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        AUGMENTATIONS[name]([MAIN], **options)

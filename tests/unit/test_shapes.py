@@ -1,0 +1,93 @@
+"""Shapes: the generated scenes are deterministic, and their masks tell the truth about their pixels."""
+
+import numpy as np
+import pytest
+
+from mae_transfer.data import Shapes
+from mae_transfer.data.solids import SOLIDS
+
+
+def test_a_scene_is_a_function_of_seed_and_index() -> None:
+    first, again, other = Shapes(size=32), Shapes(size=32, length=7), Shapes(size=32, seed=1)
+    assert np.array_equal(first.scene(3).image, again.scene(3).image)
+    assert not np.array_equal(first.scene(3).image, first.scene(4).image)
+    assert not np.array_equal(first.scene(3).image, other.scene(3).image)
+
+
+def test_a_sample_is_the_picture_and_its_largest_object() -> None:
+    shapes = Shapes(size=48)
+    for index in range(20):
+        sample, scene = shapes.read(index), shapes.scene(index)
+        assert sample.image.shape == (3, 48, 48)
+        areas = [(scene.instances == k + 1).sum() for k in range(len(scene.kinds))]
+        assert sample.label == scene.label == scene.kinds[int(np.argmax(areas))]
+
+
+def test_boxes_are_tight_around_the_visible_pixels() -> None:
+    for index in range(20):
+        scene = Shapes(size=64).scene(index)
+        for k, (x0, y0, x1, y1) in enumerate(scene.boxes, start=1):
+            mask = scene.instances == k
+            assert mask[y0:y1, x0:x1].sum() == mask.sum()
+            if mask.any():
+                assert mask[y0].any()
+                assert mask[y1 - 1].any()
+                assert mask[:, x0].any()
+                assert mask[:, x1 - 1].any()
+
+
+def test_a_hidden_object_has_an_empty_box() -> None:
+    scene = Shapes(size=16).scene(0)
+    hidden = scene._replace(instances=np.where(scene.instances == 1, 0, scene.instances))
+    assert hidden.boxes[0].tolist() == [0, 0, 0, 0]
+
+
+def test_the_class_mask_follows_the_instances() -> None:
+    scene = Shapes(size=64).scene(5)
+    assert np.array_equal(scene.classes == 0, scene.instances == 0)
+    for k, kind in enumerate(scene.kinds, start=1):
+        assert set(scene.classes[scene.instances == k].tolist()) <= {kind + 1}
+
+
+def test_objects_hide_each_other_in_some_scenes() -> None:
+    def touching(instances: np.ndarray) -> bool:
+        pairs = np.stack([instances[:, :-1], instances[:, 1:]])
+        return bool(((pairs[0] != pairs[1]) & (pairs > 0).all(axis=0)).any())
+
+    assert sum(touching(Shapes(size=64).scene(i).instances) for i in range(30)) >= 10
+
+
+def test_a_mask_marks_where_the_picture_changes() -> None:
+    """Without the object on top, the scene differs inside its mask and in its shadow only: most of the picture stays."""
+    alone, crowded = Shapes(size=64, objects=(1, 1)), Shapes(size=64, objects=(4, 4))
+    assert np.mean([(alone.scene(i).instances > 0).mean() for i in range(20)]) < np.mean([(crowded.scene(i).instances > 0).mean() for i in range(20)])
+    scene = alone.scene(0)
+    inside, ground = scene.image[scene.instances > 0].astype(float), scene.image[scene.instances == 0].astype(float)
+    assert np.abs(inside.mean(axis=0) - ground.mean(axis=0)).max() > 10
+
+
+def test_every_class_leads_some_scene() -> None:
+    counts = np.bincount([Shapes(size=24).read(i).label for i in range(400)], minlength=len(SOLIDS))
+    assert counts.min() >= 15
+
+
+@pytest.mark.parametrize("name", SOLIDS)
+def test_every_solid_fits_the_unit_circle_and_is_a_distance(name: str) -> None:
+    v, u = np.meshgrid(*[np.linspace(-1.3, 1.3, 261, dtype=np.float32)] * 2, indexing="ij")
+    distance = SOLIDS[name](u, v)
+    assert np.hypot(u, v)[distance < 0].max() <= 1.0
+    assert 0.2 < (distance < 0).sum() / (np.hypot(u, v) <= 1).sum() < 0.95
+    if name != "flower":  # its petals are no exact distance
+        assert max(np.abs(np.diff(distance, axis=axis)).max() for axis in (0, 1)) < 0.0101
+
+
+def test_the_same_scene_at_another_size_is_the_same_scene() -> None:
+    small, large = Shapes(size=32).scene(2), Shapes(size=128).scene(2)
+    shrunk = large.image.reshape(32, 4, 32, 4, 3).mean(axis=(1, 3))
+    assert np.abs(shrunk - small.image).mean() < 8
+
+
+@pytest.mark.parametrize("options", [{"size": 4}, {"length": 0}, {"objects": (3, 2)}, {"objects": (0, 2)}])
+def test_impossible_options_are_refused(options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="shapes of size"):
+        Shapes(**options)
