@@ -17,6 +17,7 @@ from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.loop import Step, to_device, train
 from mae_transfer.engine.state import TrainState, micro_steps
+from mae_transfer.seeding import fold
 
 CPU = Dist(torch.device("cpu"))
 READS = {"item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__float__", "__int__", "__index__"}
@@ -127,6 +128,31 @@ def test_each_group_trains_at_its_own_share_of_the_rate(tmp_path: Path) -> None:
     with Logger(tmp_path, steps=1, progress=False) as log:
         train(state, batches(0), toy_step, cfg, lr_at=lambda step: 0.8, log=log, checkpoints=None)
     assert [group["lr"] for group in state.optimizer.param_groups] == [0.2, 0.8]
+
+
+def test_every_micro_step_draws_from_a_seed_of_its_own(tmp_path: Path) -> None:
+    draws: dict[tuple[int, int], float] = {}
+
+    def step_fn(model: nn.Module, batch: ToyBatch, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        draws[step.number, step.micro] = float(torch.rand(()))
+        return toy_step(model, batch, step)
+
+    cfg = config(steps=3, accumulate=2, seed=5)
+    go(tmp_path, cfg, new_state(cfg, CPU), step_fn=step_fn)
+    expected = {(n, m): float(torch.rand((), generator=torch.Generator().manual_seed(fold(5, "step", n, m, 0)))) for n in range(3) for m in range(2)}
+    assert draws == expected
+    assert len(set(draws.values())) == 6
+
+
+def test_a_float16_gradient_is_clipped_at_its_true_size_not_at_its_scaled_one(tmp_path: Path) -> None:
+    norms = []
+    for precision in ("float32", "float16"):
+        cfg = config(steps=1, clip_norm=0.1, precision=precision)
+        state = new_state(cfg, CPU, model=Toy(dropout=0.0))
+        state.scaler = torch.amp.GradScaler("cpu", init_scale=64.0, enabled=precision == "float16")
+        go(tmp_path / precision, cfg, state)
+        norms.append(rows(tmp_path / precision)[-1]["grad_norm"])
+    assert norms[1] == pytest.approx(norms[0], rel=0.01)
 
 
 def test_the_logged_loss_is_the_mean_since_the_last_line(tmp_path: Path) -> None:
