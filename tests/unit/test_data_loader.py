@@ -3,17 +3,35 @@
 import logging
 import multiprocessing
 import os
+import pickle
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from mae_transfer.data import Crops, Masking, Order, RandomCrop, Sample, Shapes, Share, Source, Sweep, Unreadable, UnreadableImage, batches
+from mae_transfer.data import (
+    Crops,
+    Folder,
+    Masking,
+    Order,
+    RandomCrop,
+    Sample,
+    Shapes,
+    Share,
+    Source,
+    Spread,
+    Sweep,
+    Unreadable,
+    UnreadableImage,
+    batches,
+)
 from mae_transfer.interfaces import Batch, ViewSpec
 
 VIEWS = (ViewSpec(16, "bicubic"), ViewSpec(8, "lanczos"))
@@ -61,7 +79,8 @@ def take(iterator: Iterator[Batch], count: int) -> list[Batch]:
     return list(islice(iterator, count))
 
 
-def tensors(batch: Batch) -> list[Tensor]:
+def tensors(batch: Batch | None) -> list[Tensor]:
+    assert batch is not None
     assert batch.mask is not None
     return [batch.image, *batch.views, *batch.mask, batch.label, batch.index]
 
@@ -198,3 +217,31 @@ def test_workers_leave_sigterm_to_the_main_process() -> None:
     loader.close()  # type: ignore[attr-defined]
     worker.join(timeout=10)
     assert not worker.is_alive()
+
+
+def test_crops_travel_to_a_freshly_started_worker() -> None:
+    keys = order().keys(0)
+    here, there = crops()[keys].batch, pickle.loads(pickle.dumps(crops()))[keys].batch
+    assert equal(tensors(here), tensors(there))
+
+
+def test_a_file_that_vanished_is_unreadable_too(tmp_path: Path) -> None:
+    for index in range(8):
+        Image.new("RGB", (20, 20), (index, 0, 0)).save(tmp_path / f"{index}.png")
+    folder = Folder(root=str(tmp_path), labelled=False)
+    (tmp_path / "3.png").unlink()
+    share = Share(order=Order(images=8, batch=8, seed=0))
+    with pytest.raises(UnreadableImage, match=r"3\.png"):
+        take(batches(crops(folder), share), 1)
+    record = Unreadable(limit=1)
+    (batch,) = take(batches(crops(folder), share, unreadable=record), 1)
+    assert list(record.files) == [3]
+    assert 3 not in batch.index
+
+
+@pytest.mark.parametrize(("count", "images"), [(4, [0, 5, 10, 15]), (1, [0]), (20, list(range(20))), (99, list(range(20)))])
+def test_a_spread_covers_the_source_evenly(count: int, images: list[int]) -> None:
+    source = Broken(frozenset())
+    spread = Spread(source, count)
+    assert [spread.where(i) for i in range(len(spread))] == [source.where(i) for i in images]
+    assert torch.equal(spread.read(0).image, source.read(0).image)
