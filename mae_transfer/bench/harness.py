@@ -1,0 +1,178 @@
+"""The fair race: every contestant lives in a process of its own, all at once, and they take turns, round after round.
+
+A process of its own makes peak memory its own; turns make a slow minute of the machine slow for all. The training step around the contestant's
+loss (autocast, backward, fused AdamW) is the same code for everyone.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from mae_transfer.engine.dist import peak_memory_gib
+
+Mode = Literal["eager", "compiled"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one step works on."""
+
+    size: str = "vit_base"  # a name of models.vit.SIZES
+    patch: int = 16
+    image: int = 224  # pixels per side
+    batch: int = 16
+    mask_ratio: float = 0.75
+    dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast over float32 parameters
+    device: str = "cpu"
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype of the matmuls."""
+        return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
+
+
+class Entry(NamedTuple):
+    """A contestant ready to run: loss = module(*inputs)."""
+
+    module: nn.Module
+    inputs: tuple[Any, ...]
+
+
+Build = Callable[[Work], Entry]  # a function of a module (a process starts from its name); ImportError where its library is not installed
+
+
+class Measures(NamedTuple):
+    """What a contestant found out about itself."""
+
+    peak_gib: float  # resident memory of the process on CPU, allocated tensors on CUDA
+    flops: int  # of one step, counted by torch
+    matmul_flops_per_s: float  # of a large square matmul in the step's dtype: the machine's practical peak
+    loss: float  # after the last step: a contestant that does not learn is not one
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contestant in one mode: images/s of every round, or the reason why there are none."""
+
+    name: str
+    mode: Mode
+    images_per_s: tuple[float, ...] = ()
+    measures: Measures | None = None
+    failure: str | None = None
+
+
+def race(contestants: Mapping[str, Build], modes: Sequence[Mode], work: Work, *, rounds: int, steps: int, warmup: int = 2) -> list[Row]:
+    """Time `rounds` turns of `steps` training steps of each contestant in each mode; all processes are alive at once and alternate."""
+    lanes = {(name, mode): _start(build, work, mode) for name, build in contestants.items() for mode in modes}
+    speeds: dict[tuple[str, Mode], list[float]] = {key: [] for key in lanes}
+    try:
+        ready = {key: _ask(pipe, warmup) for key, pipe in lanes.items()}
+        running = [key for key, reply in ready.items() if not isinstance(reply, str)]
+        for number in range(rounds):
+            for key in running if number % 2 == 0 else reversed(running):  # so that nobody always runs in the wake of the same neighbour
+                speeds[key].append(steps * work.batch / _ask(lanes[key], steps))
+        measures = {key: _ask(lanes[key], "measure") for key in running}
+    finally:
+        for pipe in lanes.values():
+            pipe.close()  # ends the process
+    return [Row(*key, tuple(speeds[key]), measures.get(key), None if key in measures else ready[key]) for key in lanes]
+
+
+def _start(build: Build, work: Work, mode: Mode) -> Connection:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    context.Process(target=_live, args=(theirs, build, work, mode), daemon=True).start()
+    theirs.close()
+    return ours
+
+
+def _ask(pipe: Connection, request: Any) -> Any:
+    pipe.send(request)
+    try:
+        return pipe.recv()
+    except EOFError:
+        return "the process died (out of memory?)"
+
+
+def _live(pipe: Connection, build: Build, work: Work, mode: Mode) -> None:
+    """Be one contestant: answer a number with the seconds of so many steps and "measure" with Measures, until the pipe is closed."""
+    torch.manual_seed(0)
+    try:
+        request = pipe.recv()  # build in turn too: compilation takes every core
+        runner = _Runner(build(work), work, compiled=mode == "compiled")
+        while True:
+            pipe.send(runner.measure() if request == "measure" else runner.seconds(request))
+            request = pipe.recv()
+    except EOFError:
+        return
+    except ImportError as error:
+        pipe.send(f"not installed ({error.name}): pip install .[bench]")
+    except Exception as error:
+        pipe.send(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+        raise
+
+
+class _Runner:
+    """The training step that everybody takes."""
+
+    def __init__(self, entry: Entry, work: Work, *, compiled: bool) -> None:
+        self.work, self.inputs, self.loss = work, entry.inputs, torch.zeros(())
+        self.module = entry.module.to(work.device).train()
+        if compiled:
+            self.module.compile()
+        trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=1.5e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
+
+    def seconds(self, steps: int) -> float:
+        """Return the wall time of so many steps."""
+        with _stopwatch(self.work.device) as elapsed:
+            for _ in range(steps):
+                self.loss = self.forward_backward(self.module)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+        return elapsed[0]
+
+    def forward_backward(self, forward: Callable[..., Tensor]) -> Tensor:
+        with torch.autocast(torch.device(self.work.device).type, torch.bfloat16, enabled=self.work.dtype == "bfloat16"):
+            loss = forward(*self.inputs)
+        torch.autograd.backward(loss)
+        return loss.detach()
+
+    def measure(self) -> Measures:
+        peak = peak_memory_gib(torch.device(self.work.device))  # first: what follows is no part of the step
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # torch has no formula for the fused attention of CPUs
+            self.forward_backward(self.module.forward)  # forward: uncompiled, the same operations
+        return Measures(peak, counter.get_total_flops(), _matmul_peak(self.work), float(self.loss))
+
+
+@contextmanager
+def _stopwatch(device: str) -> Iterator[list[float]]:
+    elapsed: list[float] = []
+    start = time.perf_counter()
+    yield elapsed
+    if torch.device(device).type != "cpu":
+        torch.accelerator.synchronize()
+    elapsed.append(time.perf_counter() - start)
+
+
+def _matmul_peak(work: Work, *, tries: int = 5) -> float:
+    """Return the FLOP/s of the best of a few large square matmuls."""
+    side = 2048 if torch.device(work.device).type == "cpu" else 8192
+    a, b = (torch.randn(side, side, device=work.device, dtype=work.torch_dtype) for _ in range(2))
+    times = []
+    for _ in range(tries + 1):
+        with _stopwatch(work.device) as elapsed:
+            a @ b
+        times += elapsed
+    return 2 * side**3 / min(times[1:])

@@ -1,0 +1,101 @@
+"""Measure this project beside its peers, on this machine: the training step (`pretrain`) and the input pipeline (`data`)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from mae_transfer import results
+from mae_transfer.bench import data, pretrain
+from mae_transfer.bench.harness import Work
+from mae_transfer.engine.dist import pick_device
+from mae_transfer.models.vit import SIZES
+
+Records = list[dict[str, Any]]
+
+
+class Benchmark(NamedTuple):
+    """A subcommand: its options, and what turns them into records."""
+
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], Records]
+
+
+def pretrain_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--size", default=Work.size, choices=SIZES)
+    parser.add_argument("--patch", type=int, default=Work.patch, help="pixels per side of a patch")
+    parser.add_argument("--image", type=int, default=Work.image, help="pixels per side of an image")
+    parser.add_argument("--batch", type=int, default=Work.batch, help="images per step")
+    parser.add_argument("--mask-ratio", type=float, default=Work.mask_ratio)
+    parser.add_argument("--dtype", default=Work.dtype, choices=("float32", "bfloat16"), help="bfloat16: autocast over float32 parameters")
+    parser.add_argument("--modes", nargs="+", default=["eager"], choices=("eager", "compiled"), help="each contestant runs in each of them")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant")
+    parser.add_argument("--steps", type=int, default=2, help="training steps per turn; 20 and more on a GPU")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="auto: cuda, then mps, then cpu")
+
+
+def run_pretrain(args: argparse.Namespace) -> Records:
+    args.device = str(pick_device(args.device))
+    work = Work(args.size, args.patch, args.image, args.batch, args.mask_ratio, args.dtype, args.device)
+    return pretrain.run(work, modes=args.modes, rounds=args.rounds, steps=args.steps)
+
+
+def data_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="JPEGs, at any depth")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of racing, over all pipelines and rounds")
+
+
+BENCHMARKS = {
+    "pretrain": Benchmark(pretrain_arguments, run_pretrain),
+    "data": Benchmark(data_arguments, lambda args: data.run(args.folder, seconds=args.seconds)),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest="benchmark", required=True)
+    for name, benchmark in BENCHMARKS.items():
+        command = commands.add_parser(name, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        benchmark.add_arguments(command)
+        command.add_argument("--json", type=Path, help="where the records go, with versions and device")
+    args = parser.parse_args(argv)
+    try:
+        records = BENCHMARKS[args.benchmark].run(args)
+    except ValueError as error:
+        parser.error(str(error))
+    Console().print(
+        table(records, title=f"{args.benchmark}: {' '.join(f'{k}={v}' for k, v in vars(args).items() if k not in ('benchmark', 'json'))}")
+    )
+    if args.json:
+        about = {"options": {key: str(value) for key, value in vars(args).items()}, "versions": results.versions(), "commit": results.commit()}
+        device = results.device_name(torch.device(vars(args).get("device", "cpu")))
+        args.json.write_text(json.dumps(about | {"device": device, "records": records}, indent=2) + "\n", encoding="utf-8")
+
+
+def table(records: Records, *, title: str) -> Table:
+    """Return the records as a table with a column per key; lists become ranges."""
+    columns = list(dict.fromkeys(key for record in records for key in record if not key.endswith("_rounds")))
+    view = Table(*(column.replace("_", " ") for column in columns), title=title)
+    for record in records:
+        view.add_row(*(show(record.get(column)) for column in columns))
+    return view
+
+
+def show(value: Any) -> str:
+    """Return a cell's text."""
+    if isinstance(value, dict):
+        return "  ".join(f"{key} {show(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return "..".join(map(show, value))
+    return f"{value:.3g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+if __name__ == "__main__":
+    main()
