@@ -1,0 +1,59 @@
+"""The first 20 losses of a fixed-seed float64 run, committed: a refactor does not move them. A change that should says why and replaces the file."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mae_transfer.core.masks import Random
+from mae_transfer.core.normalize import IMAGENET
+from mae_transfer.engine.loop import Step
+from mae_transfer.engine.optim import OptimConfig, build_optimizer, param_groups
+from mae_transfer.engine.schedule import Schedule, lr_at
+from mae_transfer.interfaces import Batch, Mask
+from mae_transfer.models.mae import MAE, DecoderConfig, MAEConfig
+from mae_transfer.models.vit import ViTConfig
+from mae_transfer.targets import NormPixel
+from mae_transfer.tasks.pretrain import step_fn
+
+GOLDEN = Path(__file__).with_name("mae_losses.json")
+STEPS = 20
+
+
+def batch(step: int) -> Batch:
+    rng = np.random.default_rng(step)
+    waves = np.sin(rng.uniform(0, 0.6, (4, 3, 1, 1)) * np.arange(32)[:, None] + rng.uniform(0, 0.6, (4, 1, 1, 1)) * np.arange(32))
+    ids = torch.from_numpy(np.stack([Random()((4, 4), rng) for _ in range(4)]))
+    return Batch(torch.from_numpy((waves * 127 + 128).astype(np.uint8)), (), Mask(ids[:, :4], ids[:, 4:]), None, torch.arange(4))
+
+
+def losses() -> list[float]:
+    torch.manual_seed(0)
+    encoder = ViTConfig(size=None, dim=32, depth=3, heads=4, patch=8, image_size=32, drop_path=0.1)
+    target = NormPixel(8, IMAGENET)
+    model = MAE(MAEConfig(encoder=encoder, decoder=DecoderConfig(depth=2, dim=24, heads=4)), target.dim)
+    optimizer = build_optimizer(OptimConfig(lr=3e-3), param_groups(model, weight_decay=0.05, no_decay=()), lr=3e-3)
+    step, seen = step_fn(IMAGENET, target), []
+    for number in range(STEPS):
+        torch.manual_seed(number)
+        loss, _ = step(model, batch(number), Step(number, 0, False))
+        for group in optimizer.param_groups:
+            group["lr"] = lr_at(number, schedule=Schedule(warmup_epochs=1), peak=3e-3, steps=STEPS, steps_per_epoch=5)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        seen.append(loss.item())
+    return seen
+
+
+def test_the_first_losses_are_the_committed_ones() -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert losses() == pytest.approx(json.loads(GOLDEN.read_text()), rel=1e-6)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_num_threads(threads)

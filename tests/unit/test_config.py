@@ -1,0 +1,110 @@
+"""config.py: strict loading, overrides, and errors that name the key and the remedy."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from pydantic import PositiveInt
+
+from mae_transfer.config import Schema, Spec, assign, build, check, load
+
+
+class Optim(Schema):
+    lr: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+
+
+class Run(Schema):
+    workers: int = 2
+
+
+class Example(Schema):
+    debug: ClassVar[Mapping[str, Any]] = {"steps": 2, "run.workers": 0}
+    steps: PositiveInt
+    root: str | None = None
+    optim: Optim = Optim()
+    head: Optim | None = None
+    target: Spec = Spec(name="pixel")
+    run: Run = Run()
+
+
+def scale(factor: int, *, power: int = 1, base: float = 2.0) -> float:
+    return factor * base**power
+
+
+def write(folder: Path, text: str, name: str = "cfg.py") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_base_file_overrides_and_debug_are_laid_over_each_other_in_this_order(tmp_path: Path) -> None:
+    write(tmp_path, "steps = 5\noptim = dict(lr=0.5)\nroot = 'a'", "base.py")
+    path = write(tmp_path, '_base_ = "base.py"\noptim = dict(betas=(0.8, 0.9))')
+    assert load(path, Example) == Example(steps=5, root="a", optim=Optim(lr=0.5, betas=(0.8, 0.9)))
+    cfg = load(path, Example, overrides=["steps=7", "optim.lr=1e-3", "root=/data/x y", "target.name=norm_pixel"], debug=True)
+    assert (cfg.steps, cfg.optim.lr, cfg.root, cfg.target.name, cfg.run.workers) == (7, 1e-3, "/data/x y", "norm_pixel", 0)
+
+
+@pytest.mark.parametrize(("text", "match"), [
+    ("steps = 1\noptim = dict(lrr=1.0)", "unknown key 'optim.lrr'; did you mean 'lr'"),
+    ("steps = 1\nhead = dict(beta=(0.1, 0.2))", "unknown key 'head.beta'; did you mean 'betas'"),
+    ("stepz = 1", "did you mean 'steps'"),
+    ("root = 'a'", "key 'steps' is required and missing"),
+    ("steps = '3'", "steps = '3': Input should be a valid integer"),
+    ("steps = 0", "steps = 0: Input should be greater than 0"),
+    ("steps = (", "cannot be read"),
+    ("import nothing_of_that_name", "cannot be read: ModuleNotFoundError"),
+])  # fmt: skip
+def test_each_mistake_is_one_error_that_names_file_key_and_remedy(tmp_path: Path, text: str, match: str) -> None:
+    with pytest.raises(ValueError, match=match) as error:
+        load(write(tmp_path, text), Example)
+    assert "cfg.py" in str(error.value)
+
+
+def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ValueError) as error:
+        load(write(tmp_path, "stepz = 1\noptim = dict(lrr=1.0)"), Example)
+    assert all(part in str(error.value) for part in ("stepz", "optim.lrr", "'steps' is required"))
+
+
+def test_a_missing_file_and_a_malformed_override_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="absent.py' does not exist"):
+        load(tmp_path / "absent.py", Example)
+    with pytest.raises(ValueError, match="write it as key=value"):
+        load(write(tmp_path, "steps = 1"), Example, overrides=["steps"])
+    with pytest.raises(ValueError, match="'steps' is a value, not a group"):
+        load(write(tmp_path, "steps = 1"), Example, overrides=["steps.more=2"])
+
+
+def test_the_resolved_source_loads_back_to_an_equal_config(tmp_path: Path) -> None:
+    cfg = Example(steps=3, head=Optim(), target=Spec.model_validate({"name": "norm_pixel", "eps": 1e-5}))
+    assert load(write(tmp_path, cfg.source("header")), Example) == cfg
+
+
+def test_the_digest_sees_every_value_but_how_it_is_run() -> None:
+    cfg = Example(steps=3)
+    assert cfg.digest() == Example(steps=3, run=Run(workers=9)).digest()
+    others = [Example(steps=4), Example(steps=3, root="a"), Example(steps=3, optim=Optim(lr=0.2)), Example(steps=3, target=Spec(name="x"))]
+    assert len({cfg.digest(), *(other.digest() for other in others)}) == 5
+    assert cfg.differences(Example(steps=3, optim=Optim(lr=0.2), run=Run(workers=9))) == ["optim.lr: 0.1 != 0.2"]
+
+
+def test_entries_of_a_dict_are_built_with_given_and_configured_arguments() -> None:
+    table = {"scale": scale}
+    assert build(table, Spec.model_validate({"name": "scale", "power": 3}), 5) == 40
+    for spec, match in [
+        ({"name": "scales"}, "did you mean 'scale'"),
+        ({"name": "scale", "powr": 3}, "unknown key 'powr'; did you mean 'power'"),
+        ({"name": "scale", "power": "3"}, "power = '3'"),
+        ({"name": "scale", "factor": 3}, "unknown key 'factor'"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            check(table, Spec.model_validate(spec))
+
+
+def test_assign_makes_the_levels_that_are_missing() -> None:
+    values: dict[str, Any] = {}
+    assign(values, "a.b.c", 1)
+    assert values == {"a": {"b": {"c": 1}}}

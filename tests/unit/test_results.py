@@ -1,0 +1,55 @@
+"""results.py: what is written is read back; damaged lines are named and the rest is used."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from mae_transfer.results import Result, append, load, summarise
+
+
+def result(**changes: object) -> Result:
+    fields = {
+        "run": "r", "task": "pretrain", "protocol": "p", "dataset": "d", "split": "val", "metric": "loss", "value": 1.0, "unit": "u",
+        "higher_is_better": False, "seed": 0, "backbone": "vit", "pretrain": "none", "params": 1, "epochs": 1.0, "steps": 1, "images_seen": 1,
+        "global_batch": 1, "world_size": 1, "precision": "float32", "wall_s": 1.0, "images_per_s": 1.0, "device": "cpu", "engine": "e",
+        "scale": "mini", "config_digest": "0",
+    }  # fmt: skip
+    return Result.model_validate(fields | changes)
+
+
+def test_results_survive_the_file_and_carry_commit_and_versions(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "results.jsonl"
+    append(path, [result()])
+    append(path, [result(seed=1), result(seed=2, status="failed", value=None, reason="out of memory")])
+    loaded, defects = load(path)
+    assert defects == []
+    assert [r.seed for r in loaded] == [0, 1, 2]
+    assert loaded[0] == result(created_at=loaded[0].created_at, commit=loaded[0].commit)
+    assert {"python", "torch", "timm"} <= loaded[0].versions.keys()
+
+
+def test_damaged_lines_are_named_by_number_and_the_rest_is_used(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    append(path, [result(), result(seed=1)])
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], lines[1][:40], "{}", lines[1].replace('"seed":1', '"seed":1,"sed":2')]) + "\n")
+    loaded, defects = load(path)
+    assert [r.seed for r in loaded] == [0]
+    assert [d.split(":")[0].split(", ")[-1] for d in defects] == ["line 2", "line 3", "line 4"]
+    assert "sed" in defects[2]
+
+
+def test_a_nan_is_no_result() -> None:
+    with pytest.raises(ValidationError):
+        result(value=float("nan"))
+
+
+def test_summary_takes_the_newest_of_each_seed_and_only_what_succeeded() -> None:
+    runs = [
+        result(seed=0, value=9.0, created_at="2026-01-01T00:00:00+00:00"), result(seed=0, value=1.0, created_at="2026-01-02T00:00:00+00:00"),
+        result(seed=1, value=4.0), result(seed=2, value=None, status="failed"),
+    ]  # fmt: skip
+    assert summarise(runs) == (2.5, 1.0, 4.0, 2)
+    with pytest.raises(ValueError, match="no result with status 'ok'"):
+        summarise(runs[3:])
