@@ -22,7 +22,7 @@ setup(
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",
-        "timm>=1.0.9",
+        "timm>=1.0.12",
         "numpy>=2.1",
         "pydantic>=2.7",
         "onedl-mmengine~=0.10.12",  # the maintained distribution of `mmengine`; later series are free to change Config

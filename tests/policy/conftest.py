@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
-from collections.abc import Callable, Sequence
+import runpy
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,19 +35,18 @@ def root() -> Path:
     return ROOT
 
 
-@pytest.fixture(scope="session")
-def main_of() -> Callable[[str], Callable[[Sequence[str]], object]]:
-    """main_of("pretrain") -> the function that tools/pretrain.py calls with the words of the command line."""
+@pytest.fixture
+def run_tool(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """run_tool("pretrain", "configs/x.py", "--debug") runs tools/pretrain.py in this process as if from the repository's root; it must end well."""
 
-    def load(tool: str) -> Callable[[Sequence[str]], object]:
-        spec = importlib.util.spec_from_file_location(f"tool_{tool}", ROOT / "tools" / f"{tool}.py")
-        assert spec
-        assert spec.loader
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module.main
+    def run(tool: str, *words: str) -> None:
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "argv", [f"tools/{tool}.py", *words])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / "tools" / f"{tool}.py"), run_name="__main__")
+        assert not end.value.code, f"tools/{tool}.py {' '.join(words)} ended with {end.value.code}"
 
-    return load
+    return run
 
 
 @pytest.fixture(scope="session")

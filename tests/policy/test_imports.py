@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "targets": {"interfaces", "seeding", "core"},
     "config": set(),
     "results": {"config"},
+    "cli": {"config"},
     "adapters": BASE,
     "models": BASE,
     "checkpoints": BASE | {"models"},
