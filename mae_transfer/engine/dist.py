@@ -17,6 +17,8 @@ import torch.distributed as td
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mae_transfer.seeding import seed_all
+
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 _LOG = logging.getLogger(__name__)
 
@@ -62,6 +64,18 @@ def session(device: DeviceName = "auto") -> Iterator[Dist]:
         yield Dist(where, rank, world, local, side=cast(td.ProcessGroup, td.new_group(backend="gloo")))
     finally:
         td.destroy_process_group()
+
+
+def seed_step(seed: int, device: torch.device) -> None:
+    """Seed all that a training step may draw from: `random`, `numpy`, torch on the host and on this process's device.
+
+    torch.manual_seed seeds every kind of device, and spends half a millisecond on it where CUDA is absent.
+    """
+    seed_all(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
 
 
 def read_mean(values: Mapping[str, Tensor], dist: Dist) -> dict[str, float]:

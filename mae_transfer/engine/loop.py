@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mae_transfer.engine import checkpoint
-from mae_transfer.engine.dist import peak_memory_gib
+from mae_transfer.engine.dist import peak_memory_gib, seed_step
 from mae_transfer.engine.interrupt import Interrupt
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.state import LoopConfig, TrainState, autocast
@@ -149,7 +149,7 @@ class _Run:
         losses: list[Tensor] = []
         rows: list[dict[str, Tensor]] = []
         for micro in range(self.cfg.accumulate):
-            torch.manual_seed(fold(self.cfg.seed, "step", number, micro, self.state.dist.rank))
+            seed_step(fold(self.cfg.seed, "step", number, micro, self.state.dist.rank), self.state.dist.device)
             batch = self._next(number)
             with _no_sync(self.state.model, micro + 1 < self.cfg.accumulate):
                 with autocast(self.cfg.precision, self.state.dist.device):

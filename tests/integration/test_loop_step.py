@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -132,16 +134,20 @@ def test_each_group_trains_at_its_own_share_of_the_rate(tmp_path: Path) -> None:
 
 def test_every_micro_step_draws_from_a_seed_of_its_own(tmp_path: Path) -> None:
     draws: dict[tuple[int, int], float] = {}
+    others: set[tuple[float, float]] = set()
 
     def step_fn(model: nn.Module, batch: ToyBatch, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         draws[step.number, step.micro] = float(torch.rand(()))
+        others.add((random.random(), float(np.random.rand())))
         return toy_step(model, batch, step)
 
     cfg = config(steps=3, accumulate=2, seed=5)
-    go(tmp_path, cfg, new_state(cfg, CPU), step_fn=step_fn)
+    for name in ("a", "b"):
+        go(tmp_path / name, cfg, new_state(cfg, CPU), step_fn=step_fn)
     expected = {(n, m): float(torch.rand((), generator=torch.Generator().manual_seed(fold(5, "step", n, m, 0)))) for n in range(3) for m in range(2)}
     assert draws == expected
     assert len(set(draws.values())) == 6
+    assert len(others) == 6, "random and numpy draw alike in every run too: mixup uses them"
 
 
 def test_a_float16_gradient_is_clipped_at_its_true_size_not_at_its_scaled_one(tmp_path: Path) -> None:
