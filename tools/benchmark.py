@@ -66,10 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         benchmark.add_arguments(command)
         command.add_argument("--json", type=Path, help="where the records go, with versions and device")
     args = parser.parse_args(argv)
-    try:
-        records = BENCHMARKS[args.benchmark].run(args)
-    except ValueError as error:
-        parser.error(str(error))
+    records = BENCHMARKS[args.benchmark].run(args)
     Console().print(
         table(records, title=f"{args.benchmark}: {' '.join(f'{k}={v}' for k, v in vars(args).items() if k not in ('benchmark', 'json'))}")
     )

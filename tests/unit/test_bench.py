@@ -1,0 +1,68 @@
+"""The benchmark's harness on contestants small enough for a test: no assertion is about time."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mae_transfer.bench import pretrain
+from mae_transfer.bench.harness import Entry, Measures, Row, Work, race
+
+WORK = Work(size="vit_tiny", image=32, batch=2)
+
+
+class Toy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).square().mean()
+
+
+def toy(work: Work) -> Entry:
+    return Entry(Toy(), (torch.ones(work.batch, 8),))
+
+
+def absent(work: Work) -> Entry:
+    raise ImportError("no such library", name="peerless")
+
+
+def dying(work: Work) -> Entry:
+    os._exit(9)
+
+
+def test_a_race_reports_every_contestant_and_says_why_one_did_not_run():
+    rows = {row.name: row for row in race({"toy": toy, "absent": absent, "dying": dying}, ["eager"], WORK, rounds=3, steps=1)}
+    measures = rows["toy"].measures
+    assert measures is not None
+    assert len(rows["toy"].images_per_s) == 3
+    assert measures.flops == 2 * 2 * (2 * 8 * 4)  # forward and the weights' gradient; the input needs none
+    assert measures.loss > 0
+    assert rows["absent"].failure == "not installed (peerless): pip install .[bench]"
+    assert "died" in (rows["dying"].failure or "")
+
+
+def row(name: str, mode: str, *speeds: float) -> Row:
+    return Row(name, mode, speeds, Measures(1.0, 100, 1000.0, 0.5))  # type: ignore[arg-type]
+
+
+def test_ratios_are_medians_over_rounds_to_the_faster_peer_of_each_mode():
+    mine = row(pretrain.OURS, "eager", 4, 6, 8)
+    rows = [mine, row("slow", "eager", 1, 1, 1), row("fast", "eager", 2, 2, 8), row("fast", "compiled", 8, 8, 8)]
+    record = pretrain.record(mine, rows, WORK, 1000.0)
+    assert record["ratio_to_faster_peer"] == {"eager": 2.0, "compiled": 0.75}
+    assert record["images_per_s"] == 6
+    assert record["images_per_s_range"] == [4, 8]
+    assert record["share_of_matmul_peak"] == pytest.approx(6 * (100 / 2) / 1000)
+
+
+def test_our_own_step_trains_the_model_of_the_task():
+    step, (batch, mask) = pretrain.ours(WORK)
+    loss = step(batch, mask)
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad is not None for p in step.parameters() if p.requires_grad)
