@@ -26,7 +26,7 @@ def fold(seed: int, *who: int | str) -> int:
 
 
 def seed_all(seed: int) -> None:
-    """Seed `random`, `numpy` and torch's CPU generator (a worker has no device; the loop seeds the device with torch.manual_seed)."""
+    """Seed `random`, `numpy` and torch's CPU generator (a worker has no device; engine.dist.seed_step adds the device's)."""
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     torch.default_generator.manual_seed(seed)

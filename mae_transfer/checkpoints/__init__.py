@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
@@ -35,7 +34,7 @@ def load_backbone(reference: str | Path) -> ViT:
 
 def export_backbone(path: Path, vit: ViT, *, about: Mapping[str, Any]) -> None:
     """Write an encoder as .safetensors in MAE's released names, its architecture and `about` in the metadata; `load_backbone(path)` reads it back."""
-    write(path, vit.state_dict(), {"format": FORMAT, "architecture": vit.cfg.model_dump_json(), **about})
+    write(path, vit.state_dict(), {"format": FORMAT, "architecture": vit.cfg.model_dump(mode="json"), **about})
 
 
 def load_mae(model: MAE, path: Path) -> None:
@@ -54,7 +53,7 @@ def _own(path: Path) -> ViT:
     about = metadata(path)
     if about.get("format") != FORMAT:
         raise ValueError(f"{path} is not a backbone written by this suite (format {about.get('format')!r}, not {FORMAT!r}); name its layout")
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in json.loads(about["architecture"]).items()}
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in about["architecture"].items()}
     vit = ViT(validate(fields, ViTConfig, where=f"architecture in {path}"))
     load_strict(vit, read(path), where=str(path))
     return vit

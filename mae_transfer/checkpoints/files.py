@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 Tensors = Mapping[str, Tensor]
+ABOUT = "mae_transfer"  # the key of a file's metadata
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -44,20 +45,21 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
-def metadata(path: Path) -> dict[str, str]:
-    """Return the text that `write` stored beside the tensors of a .safetensors file."""
+def metadata(path: Path) -> dict[str, Any]:
+    """Return what `write` stored about the tensors of a .safetensors file; empty where another program wrote it."""
     try:
         with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
+            about: dict[str, Any] = json.loads((file.metadata() or {}).get(ABOUT, "{}"))
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} is missing, damaged or no .safetensors file ({_first_line(error)})") from None
+    return about
 
 
 def write(path: Path, tensors: Tensors, about: Mapping[str, Any]) -> None:
-    """Write a .safetensors file with `about` as its metadata (values that are no text become JSON), under a temporary name until it is whole."""
-    text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
+    """Write a .safetensors file with `about` (JSON) in its metadata, under a temporary name until it is whole. Equal content gives equal bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
+    text = {ABOUT: json.dumps(about, sort_keys=True)}  # one entry: the format keeps several in no particular order
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata=text)
         with temporary.open("rb") as file:

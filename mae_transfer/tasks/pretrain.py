@@ -133,9 +133,10 @@ class PretrainConfig(Schema):
         return Statistics(self.mean, self.std)
 
     def method(self) -> str:
-        """Return what a table calls this pretraining: "MAE norm_pixel random 0.75, 800 ep"."""
-        ratio = self.mask.options.get("ratio", "")
-        return f"MAE {self.target.name} {self.mask.name} {ratio}, {self.epochs:g} ep".replace(" ,", ",")
+        """Return what a table calls this pretraining: "MAE norm_pixel, random 75%, 800 ep"."""
+        grid = self.model.encoder.grid()
+        hidden = 1 - build(MASKERS, self.mask).visible(grid) / (grid[0] * grid[1])
+        return f"MAE {self.target.name}, {self.mask.name} {hidden:.0%}, {self.epochs:g} ep"
 
 
 class Parts(NamedTuple):
@@ -284,7 +285,7 @@ def finish(cfg: PretrainConfig, parts: Parts, state: TrainState, loop: LoopConfi
     model = state.averaged
     assert isinstance(model, MAE)
     about = {
-        "recipe": cfg.model_dump(mode="json"),
+        "recipe": cfg.model_dump(mode="json", exclude={"run"}),
         "digest": cfg.digest(),
         "pretrain": cfg.method(),
         "images_seen": state.images_seen,

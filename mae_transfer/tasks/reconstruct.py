@@ -38,7 +38,7 @@ def reconstruct(work_dir: Path, images: Path | None, *, mask_ratios: Sequence[fl
     target = build(TARGETS, cfg.target, cfg.model.encoder.patch, cfg.statistics)
     model = MAE(cfg.model, target.dim).eval()
     model.load_state_dict(found.payload.get("ema", found.payload["model"]))
-    spec = cfg.data.val or cfg.data.train if images is None else Spec.model_validate({"name": "folder", "root": str(images)})
+    spec = cfg.data.val or cfg.data.train if images is None else Spec.model_validate({"name": "folder", "root": str(images), "labelled": False})
     source = open_source(spec, cfg.data.root)
     sheets = {}
     for ratio in mask_ratios:

@@ -1,0 +1,373 @@
+"""The pretraining task end to end, on real files and through the tools: what a user gets, and what survives stops, kills and bad input."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mae_transfer import checkpoints, results
+from mae_transfer.config import load, validate
+from mae_transfer.data import UnreadableImage
+from mae_transfer.engine.window import NonFiniteLoss
+from mae_transfer.tasks import pretrain
+from mae_transfer.tasks.pretrain import PretrainConfig
+from mae_transfer.tasks.reconstruct import reconstruct
+
+ROOT = Path(__file__).parent.parent.parent
+Values = dict[str, Any]
+
+
+def values(**changes: Any) -> Values:
+    """Return a config of 10 steps with everything on that could break an exact resume."""
+    base: Values = {
+        "scale": "mini", "epochs": 5.0, "batch": 8, "precision": "float32", "ema_decay": 0.9, "pictures": 2, "evaluate_images": 3,
+        "data": {"train": {"name": "shapes", "size": 24, "length": 16}, "val": {"name": "shapes", "size": 24, "length": 4, "seed": 1}, "size": 16},
+        "model": {
+            "encoder": {"size": None, "dim": 16, "depth": 2, "heads": 2, "patch": 4, "image_size": 16, "drop_path": 0.3},
+            "decoder": {"depth": 1, "dim": 8, "heads": 2},
+        },
+        "optim": {"lr": 1e-3}, "schedule": {"warmup_epochs": 1.0},
+        "run": {"device": "cpu", "workers": 0, "device_batch": 4, "log_every": 1, "save_minutes": None, "progress": False},
+    }  # fmt: skip
+    return base | changes
+
+
+def config(**changes: Any) -> PretrainConfig:
+    return validate(values(**changes), PretrainConfig, where="test")
+
+
+def run_options(**options: Any) -> Values:
+    return {"run": values()["run"] | options}
+
+
+def log(folder: Path) -> list[Values]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def losses(folder: Path) -> dict[int, float]:
+    return {row["step"]: row["loss"] for row in log(folder) if row["kind"] == "train"}
+
+
+def payload(folder: Path, step: int = 10) -> Values:
+    return torch.load(folder / "checkpoints" / f"step_{step:08d}.pt", weights_only=True)
+
+
+def assert_equal(a: Any, b: Any, path: str = "") -> None:
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a.keys() - {"wall_s"}:
+            assert_equal(a[key], b[key], f"{path}.{key}")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    elif isinstance(a, list | tuple):
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{path}[{i}]")
+    else:
+        assert a == b, path
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
+    """Make the training step call `action` when it computes step `step` (0-based)."""
+    make = pretrain.step_fn
+
+    def making(*args: Any) -> Any:
+        original = make(*args)
+
+        def acting(model: Any, batch: Any, at: Any) -> Any:
+            if (at.number, at.micro) == (step, 0):
+                action()
+            return original(model, batch, at)
+
+        return acting
+
+    monkeypatch.setattr(pretrain, "step_fn", making)
+
+
+def test_a_work_dir_ends_with_everything_that_the_readme_names(tmp_path: Path) -> None:
+    written = pretrain.run(config(evaluate_epochs=2.0), tmp_path / "run")
+    folder = tmp_path / "run"
+    assert {p.name for p in folder.iterdir()} == {
+        "backbone.safetensors", "checkpoints", "config.py", "log.jsonl", "reconstructions", "results.jsonl", "tensorboard"
+    }  # fmt: skip
+    assert load(folder / "config.py", PretrainConfig) == config(evaluate_epochs=2.0)
+    assert list(losses(folder)) == list(range(1, 11))
+    assert [row["step"] for row in log(folder) if row["kind"] == "eval"] == [4, 8, 10]
+    loaded, defects = results.load(folder / "results.jsonl")
+    assert defects == []
+    assert loaded == written
+    assert [(r.metric, r.steps, r.images_seen, r.global_batch, r.scale) for r in loaded] == [("val_loss", 10, 80, 8, "mini")]
+    assert loaded[0].checkpoint_sha256 == checkpoints.sha256(folder / "backbone.safetensors")
+    assert loaded[0].tokens_per_image == 5
+    assert list((folder / "tensorboard").iterdir())
+    backbone = checkpoints.load_backbone(folder / "backbone.safetensors")
+    averaged = {name.removeprefix("encoder."): tensor for name, tensor in payload(folder)["ema"].items() if name.startswith("encoder.")}
+    assert_equal(dict(backbone.state_dict()), averaged)
+    about = checkpoints.metadata(folder / "backbone.safetensors")
+    assert about["digest"] == config(evaluate_epochs=2.0).digest()
+    assert about["recipe"]["optim"]["lr"] == 1e-3
+    for sheet in (folder / "reconstructions").iterdir():
+        assert Image.open(sheet).size == (4 * (128 + 4) + 4, 2 * (128 + 4) + 4)
+
+
+def test_ten_steps_are_five_and_five_resumed_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accumulation 2, EMA, drop path, workers 1 -> 2; the whole run has none."""
+    pretrain.run(config(), tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        stop_at(patched, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert pretrain.run(config(**run_options(workers=1)), tmp_path / "halves") == []
+    assert payload(tmp_path / "halves", 5)["step"] == 5
+    assert not (tmp_path / "halves" / "backbone.safetensors").exists()
+    pretrain.run(config(**run_options(workers=2)), tmp_path / "halves", resume=True)
+    assert_equal(payload(tmp_path / "whole"), payload(tmp_path / "halves"))
+    assert losses(tmp_path / "whole") == losses(tmp_path / "halves")
+    sums = [checkpoints.sha256(tmp_path / name / "backbone.safetensors") for name in ("whole", "halves")]
+    assert sums[0] == sums[1]
+
+
+def test_accumulation_changes_no_sample_and_hardly_a_loss(tmp_path: Path) -> None:
+    plain = values()["model"]["encoder"] | {"drop_path": 0.0}
+    model = values()["model"] | {"encoder": plain}
+    for size in (8, 2):
+        pretrain.run(config(model=model, **run_options(device_batch=size)), tmp_path / str(size))
+    a, b = (losses(tmp_path / size) for size in ("8", "2"))
+    assert list(a.values()) == pytest.approx(list(b.values()), rel=1e-5)
+
+
+def tool(config_file: Path, work_dir: Path, *more: str, launcher: tuple[str, ...] = ()) -> list[str]:
+    return [sys.executable, *launcher, str(ROOT / "tools" / "pretrain.py"), str(config_file), "--work-dir", str(work_dir), *more]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def write_config(folder: Path, cfg: PretrainConfig) -> Path:
+    path = folder / "config_of_test.py"
+    path.write_text(cfg.source())
+    return path
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    model = values()["model"] | {"encoder": values()["model"]["encoder"] | {"drop_path": 0.0}}
+    cfg = config(model=model, **run_options(device_batch=None))
+    pretrain.run(cfg, tmp_path / "one")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    command = tool(write_config(tmp_path, cfg), tmp_path / "two", launcher=launcher)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300)
+    assert done.returncode == 0, done.stderr
+    a, b = (losses(tmp_path / name) for name in ("one", "two"))
+    assert list(a.values()) == pytest.approx(list(b.values()), rel=1e-5)
+    one, two = (results.load(tmp_path / name / "results.jsonl")[0] for name in ("one", "two"))
+    assert [r.world_size for r in (*one, *two)] == [1, 2]
+    assert one[0].value == pytest.approx(two[0].value, rel=1e-5)  # 3 images over 2 processes: each counted once
+
+
+def kill_and_resume(tmp_path: Path, kills: int, seed: int) -> None:
+    cfg = config(epochs=20.0, **run_options(save_every=1, keep_last=2))
+    pretrain.run(cfg, tmp_path / "whole")
+    file, folder, rng = write_config(tmp_path, cfg), tmp_path / "killed", random.Random(seed)
+    for _ in range(kills):
+        process = subprocess.Popen(tool(file, folder, "--resume"), env=environment(), stdout=subprocess.DEVNULL)
+        before = newest_step(folder)
+        deadline = time.monotonic() + 120
+        while newest_step(folder) <= before and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert newest_step(folder) > before
+    done = subprocess.run(tool(file, folder, "--resume"), env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert_equal(payload(tmp_path / "whole", 40), payload(folder, 40))
+    assert losses(tmp_path / "whole") == losses(folder)
+
+
+def newest_step(folder: Path) -> int:
+    return max((int(path.stem.removeprefix("step_")) for path in (folder / "checkpoints").glob("step_*.pt")), default=0)
+
+
+def test_kill_9_loses_only_the_steps_since_the_last_save(tmp_path: Path) -> None:
+    kill_and_resume(tmp_path, kills=3, seed=0)
+
+
+@pytest.mark.slow
+def test_kill_9_twenty_times(tmp_path: Path) -> None:
+    kill_and_resume(tmp_path, kills=20, seed=1)
+
+
+def test_sigterm_saves_and_exits_with_status_0(tmp_path: Path) -> None:
+    cfg = config(epochs=5000.0, **run_options(progress=True))
+    with subprocess.Popen(tool(write_config(tmp_path, cfg), tmp_path / "run"), env=environment(), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("train 3/"):
+                process.send_signal(signal.SIGTERM)
+                break
+        rest = process.stdout.read()
+    assert process.returncode == 0
+    assert "continue with --resume" in rest
+    assert newest_step(tmp_path / "run") >= 3
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_rate_and_samples(tmp_path: Path) -> None:
+    cfg = config(optim={"lr": 1e30}, schedule={"warmup_epochs": 0.0}, **run_options(save_every=1))
+    with pytest.raises(NonFiniteLoss, match=r"step \d+ \(lr \d.*e\+\d\d; sample ids") as error:
+        pretrain.run(cfg, tmp_path / "run")
+    assert "last good checkpoint" in str(error.value)
+    for path in (tmp_path / "run" / "checkpoints").glob("*.pt"):
+        assert all(tensor.isfinite().all() for tensor in torch.load(path, weights_only=True)["model"].values())
+
+
+def test_a_folder_of_another_config_or_with_a_run_in_it_is_refused(tmp_path: Path) -> None:
+    pretrain.run(config(), tmp_path / "run")
+    with pytest.raises(ValueError, match="already holds a run; continue it with --resume"):
+        pretrain.run(config(), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"(?s)run of another config.*optim.lr: 0.001 != 0.002"):
+        pretrain.run(config(optim={"lr": 2e-3}), tmp_path / "run", resume=True)
+    assert pretrain.run(config(), tmp_path / "run", resume=True)[0].steps == 10  # finished: resuming evaluates and exports again
+
+
+def test_a_truncated_checkpoint_falls_back_to_the_one_before_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = config(**run_options(save_every=2))
+    pretrain.run(cfg, tmp_path / "whole")
+    stop_at(monkeypatch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    pretrain.run(cfg, tmp_path / "run")
+    monkeypatch.undo()
+    path = tmp_path / "run" / "checkpoints" / "step_00000006.pt"
+    path.write_bytes(path.read_bytes()[:-500])
+    pretrain.run(cfg, tmp_path / "run", resume=True)
+    assert "checkpoint of step 6 cannot be read" in capsys.readouterr().out
+    assert_equal(payload(tmp_path / "whole"), payload(tmp_path / "run"))
+
+
+def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = config(**run_options(save_every=2))
+
+    def fill() -> None:
+        def full(*_: Any, **__: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(torch, "save", full)
+
+    stop_at(monkeypatch, 5, fill)
+    with pytest.raises(OSError, match="step_00000006.pt was not written.*older ones are intact"):
+        pretrain.run(cfg, tmp_path / "run")
+    monkeypatch.undo()
+    assert newest_step(tmp_path / "run") == 4
+    assert pretrain.run(cfg, tmp_path / "run", resume=True)[0].steps == 10
+
+
+def odd_images(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    rgb = Image.fromarray(rng.integers(0, 256, (40, 30, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    rgb.save(folder / "rotated.jpg", exif=exif)
+    rgb.convert("CMYK").save(folder / "cmyk.jpg")
+    rgb.convert("P").save(folder / "palette.png")
+    Image.fromarray(rng.integers(0, 65536, (20, 20), dtype=np.uint16)).save(folder / "deep.png")
+    rgb.save(folder / "png_named.jpg", format="PNG")
+    Image.new("RGB", (1, 1), "red").save(folder / "pixel.png")
+    rgb.resize((6000, 20)).save(folder / "wide.jpg")
+    rgb.convert("L").save(folder / "grey.jpg")
+
+
+def test_a_flat_folder_of_odd_images_trains(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    odd_images(images)
+    data = values()["data"] | {"root": str(images), "train": {"name": "folder", "labelled": False}, "val": None}
+    written = pretrain.run(config(data=data), tmp_path / "run")
+    assert [(r.metric, r.split, r.dataset) for r in written] == [("train_loss", "train", str(images))]
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_a_truncated_image_stops_the_run_or_is_counted(tmp_path: Path, on_error: str, caplog: pytest.LogCaptureFixture) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    odd_images(images)
+    broken = images / "cut.jpg"
+    broken.write_bytes((images / "rotated.jpg").read_bytes()[:600])
+    data = values()["data"] | {"root": str(images), "train": {"name": "folder", "labelled": False}, "val": None, "on_error": on_error}
+    if on_error == "raise":
+        with pytest.raises(UnreadableImage, match="cut.jpg"):
+            pretrain.run(config(data=data), tmp_path / "run")
+    else:
+        pretrain.run(config(data=data), tmp_path / "run")
+        assert sum("cut.jpg" in message for message in caplog.messages) >= 1
+
+
+@pytest.mark.parametrize(("changes", "match"), [
+    ({"data.root": "/absent", "data.train": {"name": "folder"}}, "/absent"),
+    ({"data.train": {"name": "folder"}}, "set data.root"),
+    ({"batch": 32}, "smaller than one batch"),
+    ({"mask": {"name": "randon"}}, "did you mean 'random'"),
+    ({"mask": {"name": "random", "ratio": 1.5}}, "ratio = 1.5"),
+    ({"target": {"name": "norm_pixel", "epsilon": 1.0}}, "did you mean 'eps'"),
+    ({"schedule": {"warmup_epochs": 6.0}}, "warmup_epochs=6"),
+    ({"mean": (0.5,)}, "mean has 1 values"),
+    ({"data.size": 20}, "they are the same image"),
+    ({"model.encoder.patch": 5}, "cannot be cut into patches of 5 px"),
+    ({"run.device_batch": 3}, "run.device_batch"),
+])  # fmt: skip
+def test_each_mistake_is_an_error_before_training_starts(tmp_path: Path, changes: Values, match: str) -> None:
+    from mae_transfer.config import assign
+
+    given = json.loads(json.dumps(values()))
+    for key, value in changes.items():
+        assign(given, key, value)
+    with pytest.raises(ValueError, match=match):
+        pretrain.run(validate(given, PretrainConfig, where="test"), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_the_tool_reports_a_mistake_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "cfg.py"
+    path.write_text("scale = 'mini'\nepochs = 1\nbatch = 8\noptim = dict(lr=0.1)\nmodle = dict()")
+    done = subprocess.run(tool(path, tmp_path / "run"), capture_output=True, text=True, env=environment())
+    assert done.returncode == 1
+    assert "unknown key 'modle'; did you mean 'model'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_sheets_are_drawn_at_several_mask_ratios(tmp_path: Path) -> None:
+    pretrain.run(config(), tmp_path / "run")
+    images = tmp_path / "images"
+    images.mkdir()
+    odd_images(images)
+    sheets = reconstruct(tmp_path / "run", images, mask_ratios=[0.5, 0.75], out=tmp_path / "out", most=5)
+    assert [path.name for path in sheets] == ["ratio_0.5.png", "ratio_0.75.png"]
+    assert all(Image.open(path).size == (4 * 132 + 4, 5 * 132 + 4) for path in sheets)
+    with pytest.raises(ValueError, match="ratio = 1.0"):
+        reconstruct(tmp_path / "run", None, mask_ratios=[1.0], out=tmp_path / "out")
+    with pytest.raises(ValueError, match="does not exist"):
+        reconstruct(tmp_path / "nothing", None, mask_ratios=[0.75], out=tmp_path / "out")
+
+
+@pytest.mark.data
+def test_real_images_are_learned(tmp_path: Path, real_data: Callable[[str], Path]) -> None:
+    data = {"root": str(real_data("tinyimagenet")), "val": {"name": "folder", "split": "val"}, "size": 64}
+    model = {
+        "encoder": {"size": None, "dim": 64, "depth": 2, "heads": 4, "patch": 8, "image_size": 64},
+        "decoder": {"depth": 1, "dim": 48, "heads": 4},
+    }
+    cfg = config(epochs=0.08, batch=32, data=data, model=model, ema_decay=None, evaluate_images=64, optim={"lr": 2e-3},
+                 schedule={"warmup_epochs": 0.0}, **run_options(device_batch=None))  # fmt: skip
+    written = pretrain.run(cfg, tmp_path / "run")
+    curve = list(losses(tmp_path / "run").values())
+    assert sum(curve[-5:]) < 0.8 * sum(curve[:5])
+    assert written[0].value is not None
+    assert written[0].value < 1.0  # 1 is what predicting each patch's mean gives
