@@ -151,8 +151,9 @@ class _Runner:
 
     def measure(self) -> Measures:
         peak = peak_memory_gib(torch.device(self.work.device))  # first: what follows is no part of the step
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # torch has no formula for the fused attention of CPUs
-            self.forward_backward(self.module.forward)  # forward: uncompiled, the same operations
+        # MATH: torch has no formula for the fused attention of CPUs; force_eager: compiled code hides its operations from the counter
+        with torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            self.forward_backward(self.module)
         return Measures(peak, counter.get_total_flops(), _matmul_peak(self.work), float(self.loss))
 
 
