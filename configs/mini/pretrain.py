@@ -6,7 +6,7 @@ Published: none; the loss should fall and reconstructions/ should show the scene
 """
 
 scale = "mini"
-epochs = 30
+epochs = 20
 batch = 128
 data = dict(
     train=dict(name="shapes", size=64, length=4096),
@@ -20,5 +20,5 @@ target = dict(name="norm_pixel")
 optim = dict(algorithm=dict(name="adamw", betas=(0.9, 0.95)), lr=2e-3, weight_decay=0.05)
 schedule = dict(warmup_epochs=2)
 precision = "float32"
-evaluate_epochs = 10
+evaluate_epochs = 5
 run = dict(workers=1, log_every=20)

@@ -34,6 +34,7 @@ from mae_transfer.data import (
     training_views,
     unreadable_policy,
 )
+from mae_transfer.draw.curves import save_curves
 from mae_transfer.draw.reconstructions import panels, save_sheet
 from mae_transfer.engine.dist import Dist, assemble, peak_memory_gib, read_mean, session
 from mae_transfer.engine.log import Logger
@@ -281,7 +282,7 @@ def headline(cfg: PretrainConfig, parts: Parts, loop: LoopConfig, dist: Dist) ->
 
 
 def finish(cfg: PretrainConfig, parts: Parts, state: TrainState, loop: LoopConfig, folder: WorkDir) -> list[results.Result]:
-    """Export the encoder and append the run's results."""
+    """Export the encoder, draw the curves and append the run's results."""
     model = state.averaged
     assert isinstance(model, MAE)
     about = {
@@ -292,6 +293,7 @@ def finish(cfg: PretrainConfig, parts: Parts, state: TrainState, loop: LoopConfi
         "scale": cfg.scale,
     }
     checkpoints.export_backbone(folder.backbone, model.encoder, about=about)
+    save_curves(folder.root / "log.jsonl", folder.root / "curves.png")
     written = [result(cfg, parts, state, loop, folder, metric, value) for metric, value in state.metrics.items()]
     results.append(folder.results, written)
     return written

@@ -98,7 +98,7 @@ def test_a_work_dir_ends_with_everything_that_the_readme_names(tmp_path: Path) -
     written = pretrain.run(config(evaluate_epochs=2.0), tmp_path / "run")
     folder = tmp_path / "run"
     assert {p.name for p in folder.iterdir()} == {
-        "backbone.safetensors", "checkpoints", "config.py", "log.jsonl", "reconstructions", "results.jsonl", "tensorboard"
+        "backbone.safetensors", "checkpoints", "config.py", "curves.png", "log.jsonl", "reconstructions", "results.jsonl", "tensorboard"
     }  # fmt: skip
     assert load(folder / "config.py", PretrainConfig) == config(evaluate_epochs=2.0)
     assert list(losses(folder)) == list(range(1, 11))

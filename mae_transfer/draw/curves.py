@@ -1,0 +1,36 @@
+"""The curves of a run, from its log.jsonl: loss and learning rate over epochs, training and evaluation together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+
+def save_curves(log: Path, path: Path) -> None:
+    """Write a PNG with every logged loss over epochs above the learning rate; nothing where the log holds no training step yet."""
+    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    train, held_out = ([row for row in rows if row["kind"] == kind] for kind in ("train", "eval"))
+    if not train:
+        return
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    losses.plot(*_curve(train, "loss"), color="C0", linewidth=1, label="training loss")
+    for number, name in enumerate(sorted({key for row in held_out for key in row if key.endswith("loss")}), start=1):
+        losses.plot(*_curve(held_out, name), color=f"C{number}", marker="o", markersize=3, label=name.replace("_", " "))
+    losses.set_ylabel("loss")
+    losses.legend(frameon=False)
+    rates.plot(*_curve(train, "lr"), color="C7", linewidth=1)
+    rates.set_ylabel("learning rate")
+    rates.set_xlabel("epoch")
+    for axes in (losses, rates):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
+def _curve(rows: list[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
+    """Return epochs and values of one logged quantity; a value that was not finite is null in the log and left out."""
+    points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
+    return [epoch for epoch, _ in points], [value for _, value in points]
