@@ -1,0 +1,29 @@
+"""Two gloo processes against one, on the MAE itself: loss, every reduced gradient, and the parameters after five SGD steps in float64."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SCRIPT = Path(__file__).with_name("mae_steps.py")
+
+
+def steps(out: Path, *launcher: str) -> dict[str, Any]:
+    command = [sys.executable, *launcher, str(SCRIPT), str(out)]
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return torch.load(out, weights_only=True)
+
+
+def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
+    one = steps(tmp_path / "one.pt")
+    two = steps(tmp_path / "two.pt", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    torch.testing.assert_close(torch.tensor(one["losses"]), torch.tensor(two["losses"]), rtol=1e-10, atol=0)
+    assert one["gradients"].keys() == two["gradients"].keys()
+    assert len(one["gradients"]) > 40
+    for part in ("gradients", "model"):
+        for name, value in one[part].items():
+            torch.testing.assert_close(two[part][name], value, rtol=1e-9, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
