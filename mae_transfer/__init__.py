@@ -1,0 +1,19 @@
+"""A downstream transfer benchmark suite for masked autoencoders."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mae_transfer.checkpoints import load_backbone
+
+__all__ = ["load_backbone"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `load_backbone` when it is asked for: `import mae_transfer` alone needs no torch."""
+    if name != "load_backbone":
+        raise AttributeError(f"module 'mae_transfer' has no attribute {name!r}")
+    from mae_transfer.checkpoints import load_backbone
+
+    return load_backbone

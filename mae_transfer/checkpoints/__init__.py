@@ -2,34 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-from mae_transfer.checkpoints.files import load_strict, metadata, read, sha256, write
-from mae_transfer.checkpoints.layouts import architecture, released_name, unwrap
+from torch import Tensor
+
+from mae_transfer.checkpoints import layouts, timm_models
+from mae_transfer.checkpoints.download import fetch
+from mae_transfer.checkpoints.files import load_strict, metadata, read, sha256, weight_file, write
+from mae_transfer.checkpoints.fit import changed, fit
+from mae_transfer.checkpoints.hf import hf
+from mae_transfer.checkpoints.hints import looks_like
+from mae_transfer.checkpoints.layouts import Found, released_name, unwrap
+from mae_transfer.checkpoints.released import weights
 from mae_transfer.config import validate
 from mae_transfer.models.mae import MAE
-from mae_transfer.models.vit import ViT, ViTConfig
+from mae_transfer.models.timm_backbone import TimmBackbone
+from mae_transfer.models.vit import SIZES, ViT, ViTConfig
 
 FORMAT = "mae_transfer.backbone/1"
+NO_CHANGES: Mapping[str, Any] = MappingProxyType({})
 
-__all__ = ["FORMAT", "LAYOUTS", "export_backbone", "export_mae", "load_backbone", "load_mae", "metadata", "read", "sha256"]
+__all__ = ["FORMAT", "LAYOUTS", "Loaded", "export_backbone", "export_mae", "load", "load_backbone", "load_mae", "metadata", "read", "sha256"]
 
 
-def load_backbone(reference: str | Path) -> ViT:
-    """Return the encoder that a reference names, with its weights, in eval mode.
+class Loaded(NamedTuple):
+    """A backbone, and what came with it."""
 
+    backbone: ViT | TimmBackbone  # in eval mode
+    head: dict[str, Tensor]  # a classifier's tensors, fc_norm.* and head.*; empty where the file has none
+    sha256: str | None  # of the file; None where there is none (random:) or timm fetched it
+
+
+Layout = Callable[[str, Mapping[str, Any]], Loaded]  # what stands behind the prefix, changes
+
+
+def load_backbone(reference: str | Path, *, changes: Mapping[str, Any] = NO_CHANGES) -> ViT | TimmBackbone:
+    """Return the encoder that a reference names, with its weights, in eval mode (`load` gives its classifier and the file's sha256 too)."""
+    return load(reference, changes=changes).backbone
+
+
+def load(reference: str | Path, *, changes: Mapping[str, Any] = NO_CHANGES) -> Loaded:
+    """Return what a reference names.
+
+    Args:
+        reference: a bare path (this suite's own), or PREFIX:PATH with a prefix of LAYOUTS; timm:NAME and timm:NAME@PATH; random:ViT-B/16 or
+            random:NAME of timm's, from torch's current seed; released:NAME, fetched once and kept.
+        changes: fields of ViTConfig that the task wants otherwise than in the file, e.g. {"image_size": 448, "drop_path": 0.1, "final_norm": False}.
     Raises:
-        ValueError: unknown layout, unreadable file, or a tensor that finds no place or is missing.
+        ValueError: unknown layout, unreadable file, a tensor that finds no place or is missing, a change that cannot be made; where the file looks
+            like one of another layout, the message names it.
     """
-    layout, colon, path = str(reference).partition(":")
-    if not colon:
-        layout, path = "", layout
-    if layout not in LAYOUTS:
-        raise ValueError(f"no layout {layout!r} in {str(reference)!r}; known are {', '.join(f'{name}:' for name in LAYOUTS if name)} or a bare path")
-    return LAYOUTS[layout](Path(path)).eval()
+    prefix, colon, rest = str(reference).partition(":")
+    prefix, rest = (prefix, rest) if colon else ("", prefix)
+    if prefix not in LAYOUTS:
+        raise ValueError(f"no layout {prefix!r} in {str(reference)!r}; known are {', '.join(f'{name}:' for name in LAYOUTS if name)} or a bare path")
+    try:
+        loaded = LAYOUTS[prefix](rest, changes)
+    except ValueError as error:
+        likely = looks_like(Path(rest))
+        if likely is None or likely.rstrip(":") == prefix:
+            raise
+        raise ValueError(
+            f"{error}\n  by its tensors the file looks like {likely + rest!r}; no layout is guessed, so write that if it is so"
+        ) from None
+    loaded.backbone.eval()
+    return loaded
 
 
 def export_backbone(path: Path, vit: ViT, *, about: Mapping[str, Any]) -> None:
@@ -39,7 +79,7 @@ def export_backbone(path: Path, vit: ViT, *, about: Mapping[str, Any]) -> None:
 
 def load_mae(model: MAE, path: Path) -> None:
     """Fill encoder and decoder from a released `*_full.pth` (MAE with its decoder), to continue pretraining or to draw."""
-    tensors = unwrap(read(path), "model", where=str(path))
+    tensors = unwrap(read(path), "model", where=path)
     names = {released_name(name): name for name in model.state_dict()}
     load_strict(model, {names.get(name, name): tensor for name, tensor in tensors.items()}, where=str(path))
 
@@ -49,28 +89,69 @@ def export_mae(path: Path, model: MAE, *, about: Mapping[str, Any]) -> None:
     write(path, {released_name(name): tensor for name, tensor in model.state_dict().items()}, about)
 
 
-def _own(path: Path) -> ViT:
+def _own(path: Path) -> Found:
+    """backbone.safetensors of this suite: the architecture stands in the metadata."""
     about = metadata(path)
     if about.get("format") != FORMAT:
         raise ValueError(f"{path} is not a backbone written by this suite (format {about.get('format')!r}, not {FORMAT!r}); name its layout")
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in about["architecture"].items()}
-    vit = ViT(validate(fields, ViTConfig, where=f"architecture in {path}"))
-    load_strict(vit, read(path), where=str(path))
-    return vit
+    return Found(validate(fields, ViTConfig, where=f"architecture in {path}"), read(path), {})
 
 
-def _mae(path: Path, *, drop: Collection[str] = ()) -> ViT:
-    """MAE's release: the tensors lie under "model", in the names of this suite's encoder."""
-    tensors = unwrap(read(path), "model", where=str(path))
-    vit = ViT(architecture(tensors, where=str(path)))
-    load_strict(vit, tensors, drop=drop, where=str(path))
-    return vit
+def _encoder(layout: Callable[[Path], Found]) -> Layout:
+    """Make a layout of this suite's encoder from what finds the tensors."""
+
+    def read_and_fit(path: str, changes: Mapping[str, Any]) -> Loaded:
+        found = layout(Path(path))
+        return Loaded(fit(found, changes, where=path), found.head, sha256(weight_file(Path(path))))
+
+    return read_and_fit
 
 
-MAE_DECODER = ("mask_token", "decoder_embed.", "decoder_pos_embed", "decoder_blocks.", "decoder_norm.", "decoder_pred.")
+def _timm_file(layout: Callable[[Path, Mapping[str, Any]], TimmBackbone]) -> Layout:
+    """Make a layout of one that fills a timm model from a file."""
+    return lambda path, changes: Loaded(layout(Path(path), changes), {}, sha256(Path(path)))
 
-LAYOUTS: dict[str, Callable[[Path], ViT]] = {
-    "": _own,
-    "mae": _mae,  # mae_pretrain_*.pth, detectron2's mirror of them
-    "mae-full": partial(_mae, drop=MAE_DECODER),  # *_full.pth, mae_visualize_*.pth
+
+def _timm(reference: str, changes: Mapping[str, Any]) -> Loaded:
+    path = reference.partition("@")[2]
+    return Loaded(timm_models.timm_model(reference, changes), {}, sha256(Path(path)) if path else None)
+
+
+def _random(name: str, changes: Mapping[str, Any]) -> Loaded:
+    """ViT-{Ti,S,B,L,H}/PATCH as MAE initialises it, or a model of timm's as timm does."""
+    letter, _, patch = name.removeprefix("ViT-").partition("/")
+    size = {"Ti": "vit_tiny", "S": "vit_small", "B": "vit_base", "L": "vit_large", "H": "vit_huge"}.get(letter)
+    if not name.startswith("ViT-"):
+        return Loaded(timm_models.wrap(name, changes), {}, None)
+    if size not in SIZES or not patch.isdigit():
+        raise ValueError(f"random:{name}: write ViT-{{Ti,S,B,L,H}}/PATCH, e.g. random:ViT-B/16, or the name of a timm model")
+    architecture = ViTConfig.model_validate({"size": size, "patch": int(patch)})
+    return Loaded(ViT(changed(architecture, changes, where=f"random:{name}")), {}, None)
+
+
+def _released(name: str, changes: Mapping[str, Any]) -> Loaded:
+    entry = weights(name)
+    return LAYOUTS[entry.layout](str(fetch(entry)), changes)
+
+
+LAYOUTS: dict[str, Layout] = {
+    "": _encoder(_own),
+    "mae": _encoder(layouts.mae),
+    "mae-full": _encoder(layouts.mae_full),
+    "mae-finetuned": _encoder(layouts.mae_finetuned),
+    "moco-v3": _encoder(layouts.moco_v3),
+    "dino": _encoder(layouts.dino),
+    "ibot": _encoder(layouts.ibot),
+    "beit": _encoder(layouts.beit),
+    "deit": _encoder(layouts.deit),
+    "augreg": _encoder(layouts.augreg),
+    "dinov2": _encoder(layouts.dinov2),
+    "mmpretrain": _encoder(layouts.mmpretrain),
+    "hf": _encoder(hf),
+    "moby": _timm_file(timm_models.moby),
+    "esvit": _timm_file(timm_models.esvit),
+    "timm": _timm,
+    "random": _random,
+    "released": _released,
 }

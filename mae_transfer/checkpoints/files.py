@@ -7,10 +7,12 @@ import hashlib
 import json
 import os
 import pickle
+import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -21,7 +23,7 @@ ABOUT = "mae_transfer"  # the key of a file's metadata
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return what a .safetensors or a torch file holds, on the CPU; nothing in it is run.
+    """Return what a .safetensors, .npz or torch file holds, on the CPU; nothing in it is run.
 
     `argparse.Namespace` is let through: MAE's fine-tuned and user-trained files carry their command line in one (it holds plain values only).
 
@@ -33,12 +35,15 @@ def read(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         remedy = "it was not read, for reading would run it. If you trust its source, load it there and save its tensors alone"
         raise ValueError(f"{path} is damaged or holds more than tensors and plain values; {remedy} ({_first_line(error)})") from None
-    except (OSError, RuntimeError, EOFError, SafetensorError) as error:
+    except (OSError, RuntimeError, EOFError, SafetensorError, zipfile.BadZipFile, ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged or no weight file ({_first_line(error)}); download or copy it again") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a dict of tensors")
@@ -75,8 +80,8 @@ def load_strict(module: nn.Module, tensors: Tensors, *, drop: Collection[str] = 
     Names ending in "." stand for all that begins with them. Raises ValueError with the names otherwise.
     """
     wanted = module.state_dict()
-    unused = [name for name in tensors if name not in wanted and not _named(name, drop)]
-    missing = [name for name in wanted if name not in tensors and not _named(name, absent)]
+    unused = [name for name in tensors if name not in wanted and not named(name, drop)]
+    missing = [name for name in wanted if name not in tensors and not named(name, absent)]
     misfit = [
         f"{name}: {tuple(tensors[name].shape)} does not fit {tuple(wanted[name].shape)}"
         for name in wanted
@@ -88,13 +93,25 @@ def load_strict(module: nn.Module, tensors: Tensors, *, drop: Collection[str] = 
     module.load_state_dict({name: tensors[name] for name in wanted if name in tensors}, strict=False)
 
 
+def weight_file(path: Path) -> Path:
+    """Return the file that holds the weights: the path itself, or the weights in a directory of transformers' layout."""
+    names = ("model.safetensors", "pytorch_model.bin")
+    if not path.is_dir():
+        return path
+    for name in names:
+        if (path / name).is_file():
+            return path / name
+    raise ValueError(f"directory {str(path)!r} holds neither {' nor '.join(names)} (files in several shards are not read)")
+
+
 def sha256(path: Path) -> str:
     """Return the file's sha256 in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _named(name: str, names: Collection[str]) -> bool:
+def named(name: str, names: Collection[str]) -> bool:
+    """Return whether a name is among `names`, of which those that end in "." stand for all that begins with them."""
     return any(name == known or (known.endswith(".") and name.startswith(known)) for known in names)
 
 

@@ -7,6 +7,7 @@ token), L = T + M tokens, D width, R heads.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -62,6 +63,8 @@ class ViTConfig(Schema):
     """Relative-position bias tables, zero-initialised: none, one for all blocks (BEiT pretraining), or one each (BEiT fine-tuning)."""
     qkv_bias: Literal["qkv", "qv", "none"] = "qkv"
     """Which of query, key and value have a bias (BEiT: query and value)."""
+    norm_eps: float = NORM_EPS
+    """Epsilon of every LayerNorm (transformers' ViT and BEiT: 1e-12)."""
     layer_scale: float | None = None
     """Initial value of LayerScale; None: no LayerScale."""
     drop_path: float = 0.0
@@ -140,14 +143,15 @@ class Block(nn.Module):
         *,
         mlp_ratio: float = 4.0,
         qkv_bias: Literal["qkv", "qv", "none"] = "qkv",
+        norm_eps: float = NORM_EPS,
         layer_scale: float | None = None,
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.attn = Attention(dim, heads, qkv_bias=qkv_bias)
         self.ls1 = LayerScale(dim, layer_scale) if layer_scale is not None else nn.Identity()
-        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.ls2 = LayerScale(dim, layer_scale) if layer_scale is not None else nn.Identity()
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
@@ -197,11 +201,10 @@ class ViT(nn.Module):
             self.pos_embed = nn.Parameter(sincos_2d(self.dim, self.grid, leading=self.leading), requires_grad=cfg.positions == "learned")
         tables = {"none": 0, "shared": 1, "per_block": self.depth}[cfg.relative_positions]
         self.rel_pos_bias = nn.ModuleList(RelativePositionBias(self.grid, heads, leading=self.leading) for _ in range(tables))
-        self.blocks = nn.ModuleList(
-            Block(self.dim, heads, mlp_ratio=cfg.mlp_ratio, qkv_bias=cfg.qkv_bias, layer_scale=cfg.layer_scale, drop_path=rate)
-            for rate in (cfg.drop_path * i / max(1, self.depth - 1) for i in range(self.depth))
-        )
-        self.norm = nn.LayerNorm(self.dim, eps=NORM_EPS) if cfg.final_norm else None
+        rates = [cfg.drop_path * i / max(1, self.depth - 1) for i in range(self.depth)]
+        block = partial(Block, self.dim, heads, mlp_ratio=cfg.mlp_ratio, qkv_bias=cfg.qkv_bias, norm_eps=cfg.norm_eps, layer_scale=cfg.layer_scale)
+        self.blocks = nn.ModuleList(block(drop_path=rate) for rate in rates)
+        self.norm = nn.LayerNorm(self.dim, eps=cfg.norm_eps) if cfg.final_norm else None
         initialize(self)
 
     def forward(self, images: Tensor, *, taps: Sequence[int] = (), norm: bool = False) -> Features:

@@ -1,0 +1,158 @@
+"""transformers' layout (ViT, ViTMAE, BEiT, DINOv2): a config.json beside the weights, in the names that its files bear, in and out.
+
+One table of names per model type serves both directions; query, key and value are apart in these files and joined in this suite.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mae_transfer.checkpoints.files import named, read, weight_file
+from mae_transfer.checkpoints.layouts import Found, join_qkv
+from mae_transfer.config import validate
+from mae_transfer.models.vit import ViT, ViTConfig
+
+STEM = {
+    "cls_token": "embeddings.cls_token", "pos_embed": "embeddings.position_embeddings", "patch_embed.proj": "embeddings.patch_embeddings.projection",
+    "norm": "layernorm", "rel_pos_bias.0.table": "encoder.relative_position_bias.relative_position_bias_table",
+}  # fmt: skip
+VIT_BLOCK = {
+    "norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.output.dense", "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}  # fmt: skip
+BLOCKS: dict[str, dict[str, str]] = {  # by model type: this suite's name within a block -> transformers'
+    "vit": VIT_BLOCK,
+    "vit_mae": VIT_BLOCK,
+    "beit": VIT_BLOCK | {"ls1.gamma": "lambda_1", "ls2.gamma": "lambda_2"},
+    "dinov2": {
+        "norm1": "norm1", "norm2": "norm2", "attn.proj": "attention.output.dense", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2",
+        "ls1.gamma": "layer_scale1.lambda1", "ls2.gamma": "layer_scale2.lambda1",
+    },
+}  # fmt: skip
+ATTENTION, TABLE = "attention.attention", "attention.attention.relative_position_bias.relative_position_bias_table"
+DROP = ("embeddings.mask_token", "pooler.dense.", "decoder.", "lm_head.")
+HEADS = {"classifier.": "head.", "pooler.layernorm.": "fc_norm."}
+
+
+def hf(path: Path) -> Found:
+    """A directory, or a file with config.json beside it, as `save_pretrained` writes them."""
+    file = weight_file(path)
+    config = _config(file.parent / "config.json")
+    tensors = {name.removeprefix("vit.").removeprefix("beit.").removeprefix("dinov2."): tensor for name, tensor in read(file).items()}
+    tensors = {name: tensor for name, tensor in tensors.items() if not (named(name, DROP) or name.endswith("relative_position_index"))}
+    head = {new + name.removeprefix(old): tensors.pop(name) for old, new in HEADS.items() for name in list(tensors) if name.startswith(old)}
+    renamed = translate(tensors, {theirs: ours for ours, theirs in names(config["model_type"], config["num_hidden_layers"]).items()})
+    renamed = join_qkv(renamed, f"{ATTENTION}.query", f"{ATTENTION}.key", f"{ATTENTION}.value")
+    return Found(_architecture(config, where=file), {name.replace("encoder.layer.", "blocks."): tensor for name, tensor in renamed.items()}, head)
+
+
+def names(model_type: str, depth: int) -> dict[str, str]:
+    """Return this suite's names -> transformers' of all but query, key and value; a name without its last part stands for weight and bias."""
+    blocks = {f"blocks.{i}.{ours}": f"encoder.layer.{i}.{theirs}" for i in range(depth) for ours, theirs in BLOCKS[model_type].items()}
+    return STEM | blocks | {f"rel_pos_bias.{i}.table": f"encoder.layer.{i}.{TABLE}" for i in range(depth) if model_type == "beit" and i}
+
+
+def translate(tensors: Mapping[str, Tensor], table: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return the tensors renamed by whole names, or by names without their last part; others keep theirs."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        stem, _, kind = name.rpartition(".")
+        renamed[table.get(name) or (f"{table[stem]}.{kind}" if stem in table else name)] = tensor
+    return renamed
+
+
+def to_hf(vit: ViT) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return config.json's content and the tensors of an encoder for transformers' ViTModel, Dinov2Model or BeitModel; ValueError where none has it.
+
+    Raises:
+        ValueError: no class of transformers has this encoder (no class token, no final norm, a size that is not square ...).
+    """
+    cfg = vit.cfg
+    kind = "beit" if cfg.qkv_bias == "qv" else "vit" if cfg.layer_scale is None else "dinov2"
+    square = cfg.grid()[0] == cfg.grid()[1]
+    fits = cfg.qkv_bias == ("qv" if kind == "beit" else "qkv") and (kind == "beit" or (cfg.relative_positions == "none" and cfg.positions != "none"))
+    if not (fits and square and cfg.class_token and cfg.final_norm and (kind != "beit" or cfg.layer_scale is not None)):
+        raise ValueError(f"transformers has no model with this architecture: {cfg.model_dump_json(exclude_defaults=True)}")
+    table = names(kind, vit.depth)
+    if cfg.relative_positions == "per_block":
+        table["rel_pos_bias.0.table"] = f"encoder.layer.0.{TABLE}"
+    renamed = translate(_split_qkv(vit.state_dict()), table)
+    return _hf_config(vit, kind), {name.replace("blocks.", "encoder.layer."): tensor.contiguous() for name, tensor in renamed.items()}
+
+
+def _split_qkv(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors with attn.qkv parted and the biases of query and value under transformers' names."""
+    parted = {}
+    for name, tensor in tensors.items():
+        stem, found, kind = name.partition(".attn.qkv.")
+        if found:
+            for part, piece in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+                parted[f"{stem}.{ATTENTION}.{part}.{kind}"] = piece
+        else:
+            biases = {".attn.q_bias": f".{ATTENTION}.query.bias", ".attn.v_bias": f".{ATTENTION}.value.bias"}
+            parted[next((name.replace(ours, theirs) for ours, theirs in biases.items() if name.endswith(ours)), name)] = tensor
+    return parted
+
+
+def _hf_config(vit: ViT, kind: str) -> dict[str, Any]:
+    cfg = vit.cfg
+    dim, depth, heads = cfg.shape()
+    shared = {
+        "model_type": kind, "hidden_size": dim, "num_hidden_layers": depth, "num_attention_heads": heads, "layer_norm_eps": cfg.norm_eps,
+        "hidden_act": "gelu", "image_size": cfg.grid()[0] * cfg.patch, "patch_size": cfg.patch, "num_channels": cfg.channels,
+    }  # fmt: skip
+    if kind == "dinov2":
+        return shared | {
+            "architectures": ["Dinov2Model"],
+            "mlp_ratio": cfg.mlp_ratio,
+            "qkv_bias": True,
+            "use_swiglu_ffn": False,
+            "use_mask_token": False,
+        }
+    shared["intermediate_size"] = int(dim * cfg.mlp_ratio)
+    if kind == "vit":
+        return shared | {"architectures": ["ViTModel"], "qkv_bias": True}
+    return shared | {
+        "architectures": ["BeitModel"], "use_absolute_position_embeddings": cfg.positions != "none", "use_mean_pooling": False,
+        "use_relative_position_bias": cfg.relative_positions == "per_block", "use_shared_relative_position_bias": cfg.relative_positions == "shared",
+    }  # fmt: skip
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """Return config.json where it describes a model that this suite's encoder is."""
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is missing or no JSON ({error}); transformers' layout needs it beside the weights") from None
+    if config.get("model_type") not in BLOCKS:
+        raise ValueError(f"{path} describes a {config.get('model_type')!r}; read are {', '.join(BLOCKS)}")
+    for key, value in {"hidden_act": "gelu", "use_swiglu_ffn": False, "qkv_bias": True}.items():
+        if config.get(key, value) != value:
+            raise ValueError(f"{path} has {key}={config[key]!r}, which this encoder has not")
+    return {"num_channels": 3, "patch_size": 16, "image_size": 224, "layer_norm_eps": 1e-6 if config["model_type"] == "dinov2" else 1e-12} | config
+
+
+def _architecture(config: Mapping[str, Any], *, where: Path) -> ViTConfig:
+    """Return the architecture that config.json describes; here the head count is known."""
+    kind = config["model_type"]
+    dim = config["hidden_size"]
+    hidden = int(dim * config.get("mlp_ratio", 4)) if kind == "dinov2" else config["intermediate_size"]
+    tables = {(True, False): "shared", (False, True): "per_block"}
+    fields: dict[str, Any] = {
+        "size": None, "dim": dim, "depth": config["num_hidden_layers"], "heads": config["num_attention_heads"], "mlp_ratio": hidden / dim,
+        "patch": config["patch_size"], "image_size": config["image_size"], "channels": config["num_channels"], "norm_eps": config["layer_norm_eps"],
+        "positions": "fixed" if kind == "vit_mae" else "learned", "layer_scale": 1.0 if kind == "dinov2" else None,
+    }  # fmt: skip
+    if kind == "beit":
+        flags = (config.get("use_shared_relative_position_bias", False), config.get("use_relative_position_bias", False))
+        fields |= {
+            "qkv_bias": "qv", "layer_scale": 1.0, "final_norm": not config.get("use_mean_pooling", True),
+            "relative_positions": tables.get(flags, "none"),
+            "positions": "learned" if config.get("use_absolute_position_embeddings") else "none",
+        }  # fmt: skip
+    return validate(fields, ViTConfig, where=f"config.json beside {where}")

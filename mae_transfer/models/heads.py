@@ -1,0 +1,160 @@
+"""What turns a backbone into a classifier: one head for fine-tuning, whole or in part, and a row of linear probes on a frozen encoder.
+
+Legend: B batch, D width of the backbone's last map, C classes, K probes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mae_transfer.interfaces import Backbone, Features
+from mae_transfer.models.vit import NORM_EPS
+
+Pool = Literal["mean", "cls"]
+Tune = int | Literal["half", "all"]
+
+PROBE_EPS = 1e-6  # of the probe's batch norm (MAE, table 10)
+PROBE_STD = 0.01  # of a probe's weights before the first step
+HALF = (".norm2.", ".mlp.", ".ls2.")  # the MLP sub-block of a block, by its parameters' names
+
+
+def pool(features: Features, how: Pool) -> Tensor:
+    """Return one vector per image, (B, D): the mean over the last map, or the class token."""
+    if how == "mean":
+        return features.maps[-1].mean(dim=(2, 3))
+    if features.cls is None:
+        raise ValueError("this backbone has no class token: set pool to 'mean'")
+    return features.cls
+
+
+def freeze(backbone: nn.Module, tune: Tune, *, norm: bool = True) -> None:
+    """Let train only the last `tune` blocks ("half": the MLP of the last one; "all": everything, the stem and the positions too).
+
+    Args:
+        norm: whether the backbone's own final norm trains; tables shared by all the blocks never do unless "all" is tuned.
+    Raises:
+        ValueError: the backbone has fewer blocks, or its last block has no such half.
+    """
+    assert isinstance(backbone, Backbone)
+    depth = backbone.depth
+    if isinstance(tune, int) and not 0 <= tune <= depth:
+        raise ValueError(f"tune_blocks = {tune}, but the backbone has {depth} blocks: give 0..{depth}, 'half' or 'all'")
+    for name, parameter in backbone.named_parameters():
+        layer = backbone.layer_of(name)
+        last = layer > depth - (1 if tune == "half" else tune) if tune != "all" else True
+        within = layer <= depth and last and (tune != "half" or any(part in f".{name}" for part in HALF))
+        parameter.requires_grad_(tune == "all" or within or (layer == depth + 1 and norm and name.split(".")[0] == "norm"))
+    if tune == "half" and not any(p.requires_grad for name, p in backbone.named_parameters() if backbone.layer_of(name) == depth):
+        raise ValueError(f"tune_blocks = 'half': no parameter of the last block is named like {', '.join(HALF)}; give a number of blocks")
+
+
+class Classifier(nn.Module):
+    """A backbone, pooling, a norm and a linear layer. What is frozen runs in eval mode and leaves nothing for the backward pass."""
+
+    def __init__(self, backbone: nn.Module, classes: int, *, how: Pool = "mean", head_std: float = 2e-5, frozen_eval: bool = True) -> None:
+        """Build around a backbone that is loaded, and frozen as wanted.
+
+        Args:
+            how: "mean" of the patch tokens through a new norm, the backbone's own left out; or the "cls" token behind the backbone's norm.
+            head_std: of the linear layer's weights before the first step (MAE's fine-tuning: 2e-5).
+            frozen_eval: whether frozen parts skip drop path; False drops paths there as in the parts that train.
+        """
+        super().__init__()
+        assert isinstance(backbone, Backbone)
+        self.how: Pool = how
+        self.frozen_eval = frozen_eval
+        self.backbone = backbone
+        self.fc_norm = nn.LayerNorm(backbone.dim, eps=NORM_EPS) if how == "mean" else nn.Identity()
+        self.head = nn.Linear(backbone.dim, classes)
+        nn.init.trunc_normal_(self.head.weight, std=head_std)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (B, C) of normalised images (B, 3, H, W)."""
+        features = self.backbone(images, norm=self.how == "cls")
+        logits: Tensor = self.head(self.fc_norm(pool(features, self.how)))
+        return logits
+
+    def train(self, mode: bool = True) -> Classifier:
+        """Switch to training, all but the parts that are frozen to their last parameter."""
+        super().train(mode)
+        if mode and self.frozen_eval:
+            still(self.backbone)
+        return self
+
+    def layer_of(self, name: str) -> int:
+        """Return the layer of a parameter, the backbone's own ids; norm and head come after the blocks."""
+        part, _, rest = name.partition(".")
+        if part == "backbone":
+            return self.encoder.layer_of(rest)
+        if part not in ("fc_norm", "head"):
+            raise ValueError(f"{name!r} is no parameter of this classifier")
+        return self.encoder.depth + 1
+
+    @property
+    def encoder(self) -> Backbone:
+        """The backbone, by what the suite knows of it."""
+        assert isinstance(self.backbone, Backbone)
+        return self.backbone
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the backbone's blocks in the backward pass."""
+        checkpointing(self.backbone, enable)
+
+
+class ProbeRow(nn.Module):
+    """K linear probes on one frozen encoder: its features are computed once for all of them (MAE, table 10; BEiT's and MoCo's sweeps in one run).
+
+    Each probe is a linear layer behind a batch norm without parameters, which the probes of one pooling share. They do not touch one another: the
+    gradient of their summed losses is, for each, that of its own.
+    """
+
+    def __init__(self, backbone: nn.Module, classes: int, *, probes: Mapping[str, Pool]) -> None:
+        """Build for `probes`, name -> pooling; all begin from the same weights."""
+        super().__init__()
+        assert isinstance(backbone, Backbone)
+        self.backbone: nn.Module = backbone
+        backbone.requires_grad_(False)
+        self.pools: tuple[Pool, ...] = tuple(dict.fromkeys(probes.values()))
+        self.place = [self.pools.index(how) for how in probes.values()]
+        self.norms = nn.ModuleList(nn.BatchNorm1d(backbone.dim, affine=False, eps=PROBE_EPS) for _ in self.pools)
+        start = torch.randn(classes, backbone.dim) * PROBE_STD
+        heads = {name: nn.Linear(backbone.dim, classes) for name in probes}
+        for head in heads.values():
+            head.weight.data.copy_(start)
+            nn.init.zeros_(head.bias)
+        self.probes = nn.ModuleDict(heads)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (K, B, C) of normalised images (B, 3, H, W), in float32: the heads cost nothing, and rates are compared by them."""
+        with torch.no_grad():
+            features = self.backbone(images, norm=True)
+        with torch.autocast(images.device.type, enabled=False):
+            pooled = [norm(pool(features, how).float()) for norm, how in zip(self.norms, self.pools, strict=True)]
+            return torch.stack([probe(pooled[place]) for probe, place in zip(self.probes.values(), self.place, strict=True)])
+
+    def train(self, mode: bool = True) -> ProbeRow:
+        """Switch the probes to training; the encoder stays in eval mode."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+
+def still(module: nn.Module) -> None:
+    """Put every submodule that has parameters, all of them frozen, in eval mode."""
+    for part in module.modules():
+        parameters = list(part.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            part.eval()
+
+
+def checkpointing(backbone: nn.Module, enable: bool) -> None:
+    """Switch a backbone's activation checkpointing; ValueError where it has none."""
+    switch = getattr(backbone, "set_grad_checkpointing", None)
+    if switch is None:
+        raise ValueError(f"{type(backbone).__name__} cannot recompute its activations: turn run.checkpoint_activations off")
+    switch(enable)

@@ -1,0 +1,99 @@
+"""Any timm model as a Backbone: plain ViTs, Swin, ConvNeXt, ResNets ... Hierarchical ones return maps with growing strides.
+
+Legend: B batch, H x W pixels, K taps, D_k channels and s_k stride of map k.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from mae_transfer.interfaces import Features
+
+
+class TimmBackbone(nn.Module):
+    """A timm model behind interfaces.Backbone. Taps index what timm's `forward_intermediates` hands out: blocks of a ViT, stages of the others.
+
+    `depth` counts the layers that layer-wise decay sees: timm's coarse groups (blocks of a ViT, stages of the others). `channels` and `strides` tell
+    D_k and s_k of every tap; `patch` is the first stride and `dim` the last width.
+    """
+
+    model: Any  # timm's classes share their interface by custom, not by a type
+
+    def __init__(self, model: Any, *, class_token: bool = True, final_norm: bool = True) -> None:
+        """Wrap a model without classifier. class_token False: Features.cls is None; final_norm False: the final norm is taken out.
+
+        Raises:
+            ValueError: timm has no feature maps or no layer groups for this model.
+        """
+        super().__init__()
+        name = type(model).__name__
+        if not (hasattr(model, "forward_intermediates") and hasattr(model, "group_matcher")):
+            raise ValueError(f"timm's {name} hands out no intermediate maps (forward_intermediates); choose a model that does")
+        info: list[dict[str, Any]] = list(model.feature_info)
+        self.strides = tuple(int(entry["reduction"]) for entry in info)
+        self.channels = tuple(int(entry["num_chs"]) for entry in info)
+        if not final_norm:
+            model.prune_intermediate_layers([len(info) - 1], prune_norm=True, prune_head=True)
+        self.model, self.class_token, self.final_norm = model, class_token, final_norm
+        self.prefixed = "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
+        self.layers = _layers(model)
+        self.dim, self.patch, self.depth = self.channels[-1], self.strides[0], max(self.layers.values())
+
+    def forward(self, images: Tensor, *, taps: Sequence[int] = (), norm: bool = False) -> Features:
+        """Return the maps (B, D_k, H / s_k, W / s_k) at `taps` (the last where empty) and the class token or pooled vector, (B, D).
+
+        norm: pass maps through the final norm where timm applies it to them (ViTs: all; Swin: the last), and give as class token what timm hands its
+        classifier. Otherwise it is the class token of the last tapped map, or that map's mean. ValueError where a tap is none of the model's.
+        """
+        last = len(self.strides) - 1
+        taps = list(taps or (last,))
+        if not all(0 <= tap <= last for tap in taps) or taps != sorted(set(taps)):
+            raise ValueError(f"taps {tuple(taps)}: name maps 0..{last} of this model, each once, in rising order")
+        options: dict[str, Any] = {"return_prefix_tokens": True} if self.prefixed else {}
+        norm = norm and self.final_norm
+        final, outputs = self.model.forward_intermediates(images, indices=taps, norm=norm, output_fmt="NCHW", stop_early=True, **options)
+        maps = tuple(output[0] if isinstance(output, tuple) else output for output in outputs)
+        if not self.class_token:
+            return Features(maps, None)
+        if norm and taps[-1] == last:
+            return Features(maps, self.model.forward_head(final, pre_logits=True))
+        token = outputs[-1][1] if isinstance(outputs[-1], tuple) else None
+        return Features(maps, maps[-1].mean((2, 3)) if token is None or not token.shape[1] else token[:, 0])
+
+    def layer_of(self, name: str) -> int:
+        """Return 0 for the stem, 1..depth for blocks or stages, depth + 1 after them; an unknown name raises ValueError."""
+        if name not in dict(self.named_parameters()):
+            raise ValueError(f"{name!r} is no parameter of this {type(self.model).__name__}")
+        return self.layers.get(name, self.depth + 1)
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the parameters that timm spares from weight decay."""
+        spared = self.model.no_weight_decay() if hasattr(self.model, "no_weight_decay") else set()
+        return {name for name, _ in self.named_parameters() if any(name.removeprefix("model.").endswith(key) for key in spared)}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute blocks in the backward pass instead of keeping their activations."""
+        self.model.set_grad_checkpointing(enable)
+
+
+def _layers(model: Any) -> dict[str, int]:
+    """Return name -> layer of the parameters of stem (0) and blocks (1, 2 ...), by timm's own patterns; what follows the blocks is left out."""
+    groups = model.group_matcher(coarse=True)
+    patterns = groups["blocks"] if isinstance(groups["blocks"], list) else [(groups["blocks"], None)]
+    patterns = [pattern if isinstance(pattern, tuple) else (pattern, None) for pattern in patterns]
+    stems = groups["stem"] if isinstance(groups["stem"], list | tuple) else [groups["stem"]]
+    found: dict[str, int] = {}
+    for name, _ in model.named_parameters():
+        if any(re.match(stem if isinstance(stem, str) else stem[0], name) for stem in stems):
+            found[f"model.{name}"] = -1
+            continue
+        matches = [match for pattern, _ in patterns if (match := re.match(pattern, name)) and match.groups()]
+        if matches:
+            found[f"model.{name}"] = int(matches[0].group(1))
+    order = {number: layer for layer, number in enumerate(sorted({number for number in found.values() if number >= 0}), start=1)}
+    return {name: order.get(number, 0) for name, number in found.items()}
