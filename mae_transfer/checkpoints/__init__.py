@@ -11,21 +11,35 @@ from torch import Tensor
 
 from mae_transfer.checkpoints import layouts, timm_models
 from mae_transfer.checkpoints.download import fetch
+from mae_transfer.checkpoints.export import FORMAT, FORMATS, export_backbone
 from mae_transfer.checkpoints.files import load_strict, metadata, read, sha256, weight_file, write
 from mae_transfer.checkpoints.fit import changed, fit
 from mae_transfer.checkpoints.hf import hf
 from mae_transfer.checkpoints.hints import looks_like
 from mae_transfer.checkpoints.layouts import Found, released_name, unwrap
-from mae_transfer.checkpoints.released import weights
+from mae_transfer.checkpoints.released import RELEASED, weights
 from mae_transfer.config import validate
 from mae_transfer.models.mae import MAE
 from mae_transfer.models.timm_backbone import TimmBackbone
 from mae_transfer.models.vit import SIZES, ViT, ViTConfig
 
-FORMAT = "mae_transfer.backbone/1"
 NO_CHANGES: Mapping[str, Any] = MappingProxyType({})
 
-__all__ = ["FORMAT", "LAYOUTS", "Loaded", "export_backbone", "export_mae", "load", "load_backbone", "load_mae", "metadata", "read", "sha256"]
+__all__ = [
+    "FORMAT",
+    "FORMATS",
+    "LAYOUTS",
+    "RELEASED",
+    "Loaded",
+    "export_backbone",
+    "export_mae",
+    "load",
+    "load_backbone",
+    "load_mae",
+    "metadata",
+    "read",
+    "sha256",
+]
 
 
 class Loaded(NamedTuple):
@@ -70,11 +84,6 @@ def load(reference: str | Path, *, changes: Mapping[str, Any] = NO_CHANGES) -> L
         ) from None
     loaded.backbone.eval()
     return loaded
-
-
-def export_backbone(path: Path, vit: ViT, *, about: Mapping[str, Any]) -> None:
-    """Write an encoder as .safetensors in MAE's released names, its architecture and `about` in the metadata; `load_backbone(path)` reads it back."""
-    write(path, vit.state_dict(), {"format": FORMAT, "architecture": vit.cfg.model_dump(mode="json"), **about})
 
 
 def load_mae(model: MAE, path: Path) -> None:

@@ -60,11 +60,15 @@ def metadata(path: Path) -> dict[str, Any]:
     return about
 
 
-def write(path: Path, tensors: Tensors, about: Mapping[str, Any]) -> None:
-    """Write a .safetensors file with `about` (JSON) in its metadata, under a temporary name until it is whole. Equal content gives equal bytes."""
+def write(path: Path, tensors: Tensors, about: Mapping[str, Any], *, framework: str | None = None) -> None:
+    """Write a .safetensors file with `about` (JSON) in its metadata, under a temporary name until it is whole. Equal content gives equal bytes.
+
+    framework: transformers looks for "pt" under "format"; two entries come in no particular order, so bytes may then differ.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     text = {ABOUT: json.dumps(about, sort_keys=True)}  # one entry: the format keeps several in no particular order
+    text |= {"format": framework} if framework else {}
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata=text)
         with temporary.open("rb") as file:

@@ -19,7 +19,7 @@ from mae_transfer.models.vit import ViT, ViTConfig
 
 STEM = {
     "cls_token": "embeddings.cls_token", "pos_embed": "embeddings.position_embeddings", "patch_embed.proj": "embeddings.patch_embeddings.projection",
-    "norm": "layernorm", "rel_pos_bias.0.table": "encoder.relative_position_bias.relative_position_bias_table",
+    "norm": "layernorm",
 }  # fmt: skip
 VIT_BLOCK = {
     "norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.output.dense", "mlp.fc1": "intermediate.dense",
@@ -46,15 +46,20 @@ def hf(path: Path) -> Found:
     tensors = {name.removeprefix("vit.").removeprefix("beit.").removeprefix("dinov2."): tensor for name, tensor in read(file).items()}
     tensors = {name: tensor for name, tensor in tensors.items() if not (named(name, DROP) or name.endswith("relative_position_index"))}
     head = {new + name.removeprefix(old): tensors.pop(name) for old, new in HEADS.items() for name in list(tensors) if name.startswith(old)}
-    renamed = translate(tensors, {theirs: ours for ours, theirs in names(config["model_type"], config["num_hidden_layers"]).items()})
+    architecture = _architecture(config, where=file)
+    renamed = translate(tensors, {theirs: ours for ours, theirs in names(architecture, config["model_type"]).items()})
     renamed = join_qkv(renamed, f"{ATTENTION}.query", f"{ATTENTION}.key", f"{ATTENTION}.value")
-    return Found(_architecture(config, where=file), {name.replace("encoder.layer.", "blocks."): tensor for name, tensor in renamed.items()}, head)
+    return Found(architecture, {name.replace("encoder.layer.", "blocks."): tensor for name, tensor in renamed.items()}, head)
 
 
-def names(model_type: str, depth: int) -> dict[str, str]:
+def names(cfg: ViTConfig, model_type: str) -> dict[str, str]:
     """Return this suite's names -> transformers' of all but query, key and value; a name without its last part stands for weight and bias."""
-    blocks = {f"blocks.{i}.{ours}": f"encoder.layer.{i}.{theirs}" for i in range(depth) for ours, theirs in BLOCKS[model_type].items()}
-    return STEM | blocks | {f"rel_pos_bias.{i}.table": f"encoder.layer.{i}.{TABLE}" for i in range(depth) if model_type == "beit" and i}
+    layers = range(cfg.shape()[1])
+    blocks = {f"blocks.{i}.{ours}": f"encoder.layer.{i}.{theirs}" for i in layers for ours, theirs in BLOCKS[model_type].items()}
+    own = {f"rel_pos_bias.{i}.table": f"encoder.layer.{i}.{TABLE}" for i in layers}
+    return (
+        STEM | blocks | (own if cfg.relative_positions == "per_block" else {"rel_pos_bias.0.table": f"encoder.{TABLE.removeprefix(ATTENTION + '.')}"})
+    )
 
 
 def translate(tensors: Mapping[str, Tensor], table: Mapping[str, str]) -> dict[str, Tensor]:
@@ -75,13 +80,15 @@ def to_hf(vit: ViT) -> tuple[dict[str, Any], dict[str, Tensor]]:
     cfg = vit.cfg
     kind = "beit" if cfg.qkv_bias == "qv" else "vit" if cfg.layer_scale is None else "dinov2"
     square = cfg.grid()[0] == cfg.grid()[1]
-    fits = cfg.qkv_bias == ("qv" if kind == "beit" else "qkv") and (kind == "beit" or (cfg.relative_positions == "none" and cfg.positions != "none"))
+    whole = kind != "dinov2" or cfg.mlp_ratio.is_integer()
+    fits = (
+        whole
+        and cfg.qkv_bias == ("qv" if kind == "beit" else "qkv")
+        and (kind == "beit" or (cfg.relative_positions == "none" and cfg.positions != "none"))
+    )
     if not (fits and square and cfg.class_token and cfg.final_norm and (kind != "beit" or cfg.layer_scale is not None)):
         raise ValueError(f"transformers has no model with this architecture: {cfg.model_dump_json(exclude_defaults=True)}")
-    table = names(kind, vit.depth)
-    if cfg.relative_positions == "per_block":
-        table["rel_pos_bias.0.table"] = f"encoder.layer.0.{TABLE}"
-    renamed = translate(_split_qkv(vit.state_dict()), table)
+    renamed = translate(_split_qkv(vit.state_dict()), names(cfg, kind))
     return _hf_config(vit, kind), {name.replace("blocks.", "encoder.layer."): tensor.contiguous() for name, tensor in renamed.items()}
 
 
@@ -109,7 +116,7 @@ def _hf_config(vit: ViT, kind: str) -> dict[str, Any]:
     if kind == "dinov2":
         return shared | {
             "architectures": ["Dinov2Model"],
-            "mlp_ratio": cfg.mlp_ratio,
+            "mlp_ratio": int(cfg.mlp_ratio),
             "qkv_bias": True,
             "use_swiglu_ffn": False,
             "use_mask_token": False,

@@ -1,0 +1,94 @@
+"""Encoders written in the names of others: timm (and BEiT's release), transformers, detectron2's ViTDet."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mae_transfer.checkpoints.files import write
+from mae_transfer.checkpoints.hf import to_hf
+from mae_transfer.checkpoints.layouts import rename
+from mae_transfer.models.timm_backbone import TimmBackbone
+from mae_transfer.models.vit import ViT
+
+FORMAT = "mae_transfer.backbone/1"
+
+Export = Callable[[Path, ViT | TimmBackbone, Mapping[str, Any]], None]
+
+
+def export_backbone(path: Path, vit: ViT, *, about: Mapping[str, Any]) -> None:
+    """Write an encoder as .safetensors in MAE's released names, its architecture and `about` in the metadata; `load_backbone(path)` reads it back."""
+    write(path, vit.state_dict(), {"format": FORMAT, "architecture": vit.cfg.model_dump(mode="json"), **about})
+
+
+def export_ours(path: Path, backbone: ViT | TimmBackbone, about: Mapping[str, Any]) -> None:
+    """As `export_backbone`, for this suite's encoder only."""
+    export_backbone(path, _plain(backbone, "ours"), about=about)
+
+
+def export_timm(path: Path, backbone: ViT | TimmBackbone, about: Mapping[str, Any]) -> None:
+    """Write .safetensors in timm's names: VisionTransformer's, Beit's (which are BEiT's release) where there are tables, or the timm model's own."""
+    write(path, timm_names(backbone), {"source": dict(about)})
+
+
+def timm_names(backbone: ViT | TimmBackbone) -> dict[str, Tensor]:
+    """Return the tensors under timm's names; ValueError where no class of timm has this encoder."""
+    if isinstance(backbone, TimmBackbone):
+        return dict(backbone.model.state_dict())
+    cfg, tensors = backbone.cfg, backbone.state_dict()
+    if cfg.relative_positions == "none" and cfg.qkv_bias != "qv":
+        return dict(tensors)
+    if cfg.qkv_bias != "qv":
+        raise ValueError(f"timm has no model with relative_positions={cfg.relative_positions!r} and qkv_bias={cfg.qkv_bias!r}")
+    shared = cfg.relative_positions == "shared"
+    table = "rel_pos_bias.relative_position_bias_table" if shared else r"blocks.\1.attn.relative_position_bias_table"
+    return rename(tensors, ((r"^rel_pos_bias\.(\d+)\.table$", table), (r"\.ls([12])\.gamma$", r".gamma_\1")))
+
+
+def export_hf(path: Path, backbone: ViT | TimmBackbone, about: Mapping[str, Any]) -> None:
+    """Write a directory that transformers' `AutoModel.from_pretrained` reads: config.json and model.safetensors."""
+    config, tensors = to_hf(_plain(backbone, "hf"))
+    path.mkdir(parents=True, exist_ok=True)
+    write(path / "model.safetensors", tensors, {"source": dict(about)}, framework="pt")
+    (path / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def export_detectron2(path: Path, backbone: ViT | TimmBackbone, about: Mapping[str, Any]) -> None:
+    """Write a file for `train.init_checkpoint` of detectron2's ViTDet; class token and final norm, which it has not, are left out."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.save({"model": detectron2_names(_plain(backbone, "detectron2")), "__author__": "mae_transfer", "source": json.dumps(about)}, temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def detectron2_names(vit: ViT) -> dict[str, Tensor]:
+    """Return the tensors of projects/ViTDet's backbone.net; pos_embed keeps the class token's row, as its `pretrain_use_cls_token` expects.
+
+    Raises:
+        ValueError: an option that ViTDet would drop without a word (LayerScale, BEiT's tables and biases) or that it needs (absolute positions).
+    """
+    cfg = vit.cfg
+    if cfg.layer_scale is not None or cfg.relative_positions != "none" or cfg.qkv_bias != "qkv" or cfg.positions == "none":
+        raise ValueError(f"detectron2's ViTDet cannot hold this encoder: {cfg.model_dump_json(exclude_defaults=True)}")
+    return {f"backbone.net.{name}": tensor for name, tensor in vit.state_dict().items() if not re.match(r"cls_token$|norm\.", name)}
+
+
+def _plain(backbone: ViT | TimmBackbone, name: str) -> ViT:
+    if not isinstance(backbone, ViT):
+        raise ValueError(f"format {name!r} holds this suite's encoder only; a {type(backbone.model).__name__} of timm's goes out as --format timm")
+    return backbone
+
+
+FORMATS: dict[str, Export] = {"ours": export_ours, "timm": export_timm, "hf": export_hf, "detectron2": export_detectron2}
