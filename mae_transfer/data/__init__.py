@@ -6,16 +6,17 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from mae_transfer.config import Schema, Spec, build, check
 from mae_transfer.data.decode import UnreadableImage
 from mae_transfer.data.folder import Folder
+from mae_transfer.data.labelled import Split, Subset, split, whole
 from mae_transfer.data.loader import Crops, Delivery, Masking, Unreadable, batches
 from mae_transfer.data.order import Key, Order, Share, Sweep
 from mae_transfer.data.shapes import Shapes
 from mae_transfer.data.source import Sample, Source, Spread
-from mae_transfer.data.transforms import Augmentation, CentreCrop, FixedCrop, RandomCrop
+from mae_transfer.data.transforms import SHORTER_SIDE, Augmentation, ByolCrop, CentreCrop, FixedCrop, RandAugmentCrop, RandomCrop
 from mae_transfer.interfaces import ViewSpec
 
 __all__ = [
@@ -27,18 +28,22 @@ __all__ = [
     "Delivery",
     "Folder",
     "Key",
+    "LabelledDataConfig",
     "Masking",
     "Order",
     "Sample",
     "Shapes",
     "Share",
     "Source",
+    "Split",
     "Spread",
+    "Subset",
     "Sweep",
     "Unreadable",
     "UnreadableImage",
     "batches",
     "evaluation_views",
+    "open_labelled",
     "open_source",
     "open_sources",
     "training_views",
@@ -46,7 +51,13 @@ __all__ = [
 ]
 
 DATASETS: Mapping[str, Callable[..., Source]] = {"folder": Folder, "shapes": Shapes}
-AUGMENTATIONS: Mapping[str, Callable[..., Augmentation]] = {"none": CentreCrop, "fixed_crop": FixedCrop, "random_crop": RandomCrop}
+AUGMENTATIONS: Mapping[str, Callable[..., Augmentation]] = {
+    "none": CentreCrop,
+    "fixed_crop": FixedCrop,
+    "random_crop": RandomCrop,
+    "byol_crop": ByolCrop,
+    "rand_augment": RandAugmentCrop,
+}
 
 
 class DataConfig(Schema):
@@ -77,6 +88,25 @@ class DataConfig(Schema):
         return self
 
 
+class LabelledDataConfig(DataConfig):
+    """Labelled images: how many of the labels may be used, what is held out, and how evaluation cuts."""
+
+    label_fraction: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Share of each class's training images that may be used: 0.01 and 0.1 are the low-label protocols. The lists are fixed; no seed moves them."""
+    holdout_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of those that is kept out of training, per class, for whatever has to be selected (a rate, a probe, an epoch)."""
+    shorter_side: float = SHORTER_SIDE
+    """Shorter side of the resized image over the crop's, in evaluation: 256/224; 1.0 above 224 px."""
+
+
+def open_labelled(cfg: LabelledDataConfig) -> tuple[Split, Source]:
+    """Return the training set with its held-out part, and the validation set; ValueError where one is missing, unlabelled or of other classes."""
+    train, val = open_sources(cfg)
+    if val is None:
+        raise ValueError("data.val is not set: classification reports on a validation set that it never trains on or selects with")
+    return split(train, label_fraction=cfg.label_fraction, holdout_fraction=cfg.holdout_fraction), whole(val, of="validation")
+
+
 def open_source(spec: Spec, root: str | None) -> Source:
     """Return the data set of a spec; `root` (data.root) is its root where it takes one and names none."""
     rooted = _rooted(spec, root)
@@ -105,9 +135,9 @@ def training_views(cfg: DataConfig, extra: Sequence[ViewSpec] = ()) -> Augmentat
     return build(AUGMENTATIONS, cfg.augmentation, (ViewSpec(cfg.size, "bicubic"), *extra))
 
 
-def evaluation_views(cfg: DataConfig, extra: Sequence[ViewSpec] = ()) -> Augmentation:
-    """Return the view of evaluation: shorter side 256/224 of the size, centre crop."""
-    return CentreCrop((ViewSpec(cfg.size, "bicubic"), *extra))
+def evaluation_views(cfg: DataConfig, extra: Sequence[ViewSpec] = (), *, shorter_side: float = SHORTER_SIDE) -> Augmentation:
+    """Return the view of evaluation: shorter side 256/224 of the size unless told otherwise, centre crop."""
+    return CentreCrop((ViewSpec(cfg.size, "bicubic"), *extra), shorter_side=shorter_side)
 
 
 def unreadable_policy(cfg: DataConfig) -> Unreadable:

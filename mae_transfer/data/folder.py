@@ -48,6 +48,10 @@ class Folder:
         path = self.where(index)
         return Sample(decode(Path(path).read_bytes(), where=path), int(self._labels[index]))
 
+    def labels(self) -> np.ndarray:
+        """Return the label of every image, (N,) int64."""
+        return self._labels
+
     def where(self, index: int) -> str:
         """Return the path of image `index`."""
         start = self._ends[index - 1] if index else 0

@@ -72,6 +72,10 @@ class Shapes:
         scene = self.scene(index)
         return Sample(torch.from_numpy(scene.image).permute(2, 0, 1), scene.label)
 
+    def labels(self) -> Array:
+        """Return the label of every scene, (N,) int64; each has to be drawn for it."""
+        return np.array([self.scene(index).label for index in range(self.length)])
+
     def where(self, index: int) -> str:
         """Return what scene `index` is called in messages."""
         return f"shapes(seed={self.seed}, size={self.size})[{index}]"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 from torch import Tensor
 
 UNLABELLED = -1
@@ -32,6 +33,15 @@ class Source(Protocol):
 
     def where(self, index: int) -> str:
         """Return what sample `index` is called in messages: its path."""
+        ...
+
+
+@runtime_checkable
+class Labelled(Source, Protocol):
+    """A data set that can list its labels, so that it can be split by class."""
+
+    def labels(self) -> np.ndarray:
+        """Return the label of every sample, (N,) int64, without decoding an image where they are known otherwise."""
         ...
 
 

@@ -1,24 +1,28 @@
-"""Augmentations of pretraining (MAE, table 1e) and the view of evaluation, on uint8 images of any size.
+"""Augmentations of pretraining (MAE, table 1e) and of classification, and the view of evaluation, on uint8 images of any size.
 
 Each draws one crop, one flip and one jitter, and renders them at every size that is asked for, so that all views show the same thing. Draws come from
-torch's global generator: the loader seeds it per sample.
+the global generators of torch, Python and numpy: the loader seeds them per sample.
 
 Legend: H x W pixels of the image as stored, S pixels per side of a view. A box is (top, left, height, width) in pixels of the stored image.
 """
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
 from PIL import Image
+from timm.data.auto_augment import rand_augment_transform
 from torch import Tensor
 from torchvision.transforms import ColorJitter, RandomResizedCrop
 from torchvision.transforms import InterpolationMode as Mode
 from torchvision.transforms.v2 import functional as F
 
+from mae_transfer.core.normalize import IMAGENET
 from mae_transfer.interfaces import ViewSpec
 
 Box = tuple[int, int, int, int]
@@ -76,9 +80,7 @@ class RandomCrop:
         flip: float = 0.5,
         jitter: float = 0.0,
     ) -> None:
-        if not 0 < scale[0] <= scale[1] <= 1 or not 0 < aspect[0] <= aspect[1]:
-            raise ValueError(f"scale {scale}, aspect {aspect}: need 0 < least <= largest, and shares of the area up to 1")
-        self.scale, self.aspect = list(scale), list(aspect)
+        self.scale, self.aspect = _crop_range(scale, aspect)
         self.views, self.flip, self.jitter = tuple(views), flip, _strength(jitter)
 
     def __call__(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -106,6 +108,67 @@ class FixedCrop:
         side = max(1, round(min(height, width) / self.shorter_side))
         top, left = (int(torch.randint(0, length - side + 1, ())) for length in (height, width))
         return render(image, (top, left, side, side), self.views, flip=_chance(self.flip), jitter=draw_jitter(self.jitter))
+
+
+class ByolCrop:
+    """Crop a random share of the image drawn once and cut to what fits, as BYOL does, flip every second one: linear probing (MAE, table 10).
+
+    Torchvision's crop draws again until the box fits; this one shortens the side that does not.
+
+    Args:
+        views: size and filter of each rendering, the encoder's first.
+        scale: least and largest share of the image's area.
+        aspect: least and largest width / height of the crop, drawn uniformly in the logarithm.
+        flip: probability of a horizontal flip.
+    """
+
+    def __init__(
+        self, views: Sequence[ViewSpec], *, scale: tuple[float, float] = (0.08, 1.0), aspect: tuple[float, float] = (3 / 4, 4 / 3), flip: float = 0.5
+    ) -> None:
+        self.views, self.scale, self.aspect, self.flip = tuple(views), *_crop_range(scale, aspect), flip
+
+    def __call__(self, image: Tensor) -> tuple[Tensor, ...]:
+        height, width = image.shape[-2:]
+        area = height * width * random.uniform(*self.scale)
+        ratio = math.exp(random.uniform(*map(math.log, self.aspect)))
+        h, w = (max(1, min(side, round(wanted))) for side, wanted in ((height, math.sqrt(area / ratio)), (width, math.sqrt(area * ratio))))
+        box = random.randint(0, height - h), random.randint(0, width - w), h, w
+        return render(image, box, self.views, flip=_chance(self.flip))
+
+
+class RandAugmentCrop:
+    """Crop, flip, then RandAugment as timm draws it (fine-tuning: MAE, table 9).
+
+    Args:
+        views: one view, the encoder's: what RandAugment draws, only one rendering can show.
+        policy: timm's description of a RandAugment: magnitude, its standard deviation, and operations whose strength grows with it.
+        mean: share of white, per channel, of the pixels that a rotation or a shift uncovers.
+        scale: least and largest share of the image's area.
+        aspect: least and largest width / height of the crop.
+        flip: probability of a horizontal flip.
+    """
+
+    def __init__(
+        self,
+        views: Sequence[ViewSpec],
+        *,
+        policy: str = "rand-m9-mstd0.5-inc1",
+        mean: tuple[float, ...] = IMAGENET.mean,
+        scale: tuple[float, float] = (0.08, 1.0),
+        aspect: tuple[float, float] = (3 / 4, 4 / 3),
+        flip: float = 0.5,
+    ) -> None:
+        if len(views) != 1 or not policy.startswith("rand-"):
+            raise ValueError(f"rand_augment renders one view by a policy 'rand-...', got {len(views)} views and {policy!r}")
+        self.crop = RandomCrop(views, scale=scale, aspect=aspect, flip=flip)
+        fill = tuple(min(255, round(255 * value)) for value in mean)
+        self.augment = rand_augment_transform(
+            policy, {"translate_const": int(views[0].size * 0.45), "img_mean": fill, "interpolation": Image.Resampling.BICUBIC}
+        )
+
+    def __call__(self, image: Tensor) -> tuple[Tensor, ...]:
+        picture = Image.fromarray(self.crop(image)[0].permute(1, 2, 0).numpy())
+        return (torch.from_numpy(np.array(self.augment(picture))).permute(2, 0, 1).contiguous(),)
 
 
 Jitter = Sequence[tuple[Callable[[Tensor, float], Tensor], float]]
@@ -137,6 +200,12 @@ def draw_jitter(strength: float) -> Jitter:
     order, *factors, _ = ColorJitter.get_params(span, span, span, None)
     adjusts = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation)
     return [(adjusts[int(i)], float(factors[int(i)])) for i in order if i < len(adjusts)]
+
+
+def _crop_range(scale: tuple[float, float], aspect: tuple[float, float]) -> tuple[list[float], list[float]]:
+    if not 0 < scale[0] <= scale[1] <= 1 or not 0 < aspect[0] <= aspect[1]:
+        raise ValueError(f"scale {scale}, aspect {aspect}: need 0 < least <= largest, and shares of the area up to 1")
+    return list(scale), list(aspect)
 
 
 def _strength(jitter: float) -> float:

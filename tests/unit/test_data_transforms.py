@@ -1,16 +1,20 @@
 """Augmentations: against torchvision's own transforms, and the promise that all views show the same crop."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data.auto_augment import rand_augment_transform
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from mae_transfer.data import AUGMENTATIONS, CentreCrop, FixedCrop, RandomCrop
+from mae_transfer.data import AUGMENTATIONS, CentreCrop, FixedCrop, RandomCrop, transforms
 from mae_transfer.data.transforms import render, resize
 from mae_transfer.interfaces import ViewSpec
+from mae_transfer.seeding import seeded
 
 MAIN = ViewSpec(32, "bicubic")
 
@@ -61,10 +65,10 @@ def test_a_fixed_crop_has_a_fixed_size_and_a_random_place() -> None:
     assert abs(spans[0][1] - 128 * 224 / 256) < 6
 
 
-@pytest.mark.parametrize("name", AUGMENTATIONS)
+@pytest.mark.parametrize("name", [name for name in AUGMENTATIONS if name != "rand_augment"])
 def test_every_view_shows_the_same_crop(name: str) -> None:
     views = (ViewSpec(56, "bicubic"), ViewSpec(112, "bicubic"), ViewSpec(28, "lanczos"), ViewSpec(56, "bilinear"))
-    options = {} if name == "none" else {"jitter": 0.4}
+    options = {} if name in ("none", "byol_crop") else {"jitter": 0.4}
     augment = AUGMENTATIONS[name](views, **options)
     for _ in range(10):
         first, *others = augment(smooth())
@@ -99,8 +103,43 @@ def test_no_augmentation_draws_nothing() -> None:
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (7, 5)])
 def test_tiny_and_thin_images_work(name: str, size: tuple[int, int]) -> None:
     image = torch.full((3, *size), 9, dtype=torch.uint8)
-    (view,) = AUGMENTATIONS[name]([MAIN])(image)
+    options = {"policy": "rand-m0-n0"} if name == "rand_augment" else {}
+    (view,) = AUGMENTATIONS[name]([MAIN], **options)(image)
     assert torch.equal(view, torch.full((3, 32, 32), 9, dtype=torch.uint8))
+
+
+def test_byols_crop_keeps_to_area_and_aspect_and_is_cut_to_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes = []
+    monkeypatch.setattr(transforms, "render", lambda image, box, views, flip: boxes.append(box))
+    augment = transforms.ByolCrop([MAIN])
+    random.seed(0)
+    for _ in range(500):
+        augment(torch.zeros(3, 200, 200, dtype=torch.uint8))
+        augment(torch.zeros(3, 40, 200, dtype=torch.uint8))
+    square, wide = boxes[::2], boxes[1::2]
+    assert all(top + h <= 200 and left + w <= 200 for top, left, h, w in square)
+    free = [(h, w) for _, _, h, w in square if max(h, w) < 200]
+    assert all(0.08 * 0.95 < h * w / 200**2 <= 1 and 0.73 < w / h < 1.36 for h, w in free)
+    assert min(h * w for h, w in free) < 0.12 * 200**2 < 0.8 * 200**2 < max(h * w for h, w in free)
+    cut = [w / h for top, _, h, w in wide if h == 40]
+    assert len(cut) > 250  # torchvision's crop would have fallen back or drawn again
+    assert max(cut) > 1.4
+
+
+def test_rand_augment_is_timms_on_the_same_crop() -> None:
+    image, changed = smooth(), 0
+    augment = transforms.RandAugmentCrop([MAIN])
+    for seed in range(5):
+        with seeded(seed):
+            (view,) = augment(image)
+        with seeded(seed):
+            (crop,) = RandomCrop([MAIN], scale=(0.08, 1.0))(image)
+            options = {"translate_const": int(32 * 0.45), "img_mean": (124, 116, 104), "interpolation": Image.Resampling.BICUBIC}
+            picture = Image.fromarray(crop.permute(1, 2, 0).numpy())
+            expected = torch.from_numpy(np.array(rand_augment_transform("rand-m9-mstd0.5-inc1", options)(picture)))
+        assert torch.equal(view, expected.permute(2, 0, 1))
+        changed += not torch.equal(view, crop)
+    assert changed >= 3
 
 
 def test_a_whole_box_at_its_own_size_is_the_image() -> None:
@@ -116,6 +155,8 @@ def test_a_whole_box_at_its_own_size_is_the_image() -> None:
         ("random_crop", {"scale": (0.2, 1.5)}),
         ("random_crop", {"jitter": 2.0}),
         ("fixed_crop", {"shorter_side": 0.5}),
+        ("byol_crop", {"aspect": (2.0, 1.0)}),
+        ("rand_augment", {"policy": "augmix-m3"}),
     ],
 )
 def test_impossible_options_are_refused(name: str, options: dict[str, object]) -> None:
