@@ -74,6 +74,14 @@ def load_newest(folder: Path) -> Loaded | None:
     return None
 
 
+def load(path: Path) -> dict[str, Any]:
+    """Return the payload of one checkpoint, read as load_newest reads it; ValueError where it cannot be."""
+    try:
+        return _read(path)
+    except _UNREADABLE as error:
+        raise ValueError(f"checkpoint {path} cannot be read: {_first_line(error)}") from error
+
+
 def newest(folder: Path) -> Path | None:
     """Return the path of the newest checkpoint, read or not."""
     steps = _steps(folder)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator, model_validator
+from timm.optim.lars import Lars
 from torch import nn
 
 from mae_transfer.config import Schema, Spec, build, check
@@ -32,7 +33,27 @@ def adamw(groups: Sequence[Group], lr: float, *, betas: tuple[float, float] = (0
     return torch.optim.AdamW(list(groups), lr=lr, betas=betas, eps=eps, fused=fused)
 
 
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": adamw}
+def sgd(groups: Sequence[Group], lr: float, *, momentum: float = 0.9) -> torch.optim.Optimizer:
+    """Return SGD with momentum over `groups`; its weight decay is an l2 penalty."""
+    return torch.optim.SGD(list(groups), lr=lr, momentum=momentum)
+
+
+def lars(groups: Sequence[Group], lr: float, *, momentum: float = 0.9, trust: float = 1e-3) -> torch.optim.Optimizer:
+    """Return LARS over `groups`: matrices move at trust * |weight| / |gradient| times the rate, vectors at the rate (You et al.; MAE, table 10).
+
+    timm adapts the rate of a group where it decays, or where it is told to: each group is split by its parameters' dimensions and told.
+    """
+    split: list[Group] = []
+    for group in groups:
+        for adapt in (True, False):
+            params = [p for p in group["params"] if (p.ndim > 1) == adapt]
+            decay = group["weight_decay"] if adapt else 0.0  # with a decay, timm would adapt a vector's rate too
+            split += [{**group, "params": params, "always_adapt": adapt, "weight_decay": decay}] if params else []
+    optimizer: torch.optim.Optimizer = Lars(split, lr=lr, momentum=momentum, trust_coeff=trust)
+    return optimizer
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": adamw, "sgd": sgd, "lars": lars}
 
 
 class OptimConfig(Schema):
