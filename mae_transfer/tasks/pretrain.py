@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
-from pydantic import PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import PositiveInt, field_validator, model_validator
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mae_transfer import checkpoints, results
-from mae_transfer.config import Schema, Spec, build, check
+from mae_transfer.config import Spec, build, check
 from mae_transfer.core.masks import MASKERS
-from mae_transfer.core.normalize import IMAGENET, Statistics, normalize
+from mae_transfer.core.normalize import Statistics, normalize
 from mae_transfer.data import (
     Crops,
     DataConfig,
@@ -27,33 +27,28 @@ from mae_transfer.data import (
     Share,
     Source,
     Spread,
-    Sweep,
     batches,
     evaluation_views,
     open_sources,
     training_views,
     unreadable_policy,
 )
-from mae_transfer.draw.curves import save_curves
 from mae_transfer.draw.reconstructions import panels, save_sheet
-from mae_transfer.engine.dist import Dist, assemble, peak_memory_gib, read_mean, session
+from mae_transfer.engine.dist import Dist, assemble, read_mean, session
 from mae_transfer.engine.log import Logger
-from mae_transfer.engine.loop import Step, to_device, train
-from mae_transfer.engine.optim import OptimConfig, build_optimizer, param_groups, peak_lr
-from mae_transfer.engine.schedule import Schedule, lr_at
-from mae_transfer.engine.state import LoopConfig, Precision, RunConfig, TrainState, micro_steps
-from mae_transfer.engine.state import resume as resume_state
+from mae_transfer.engine.loop import Step
+from mae_transfer.engine.optim import build_optimizer, param_groups, peak_lr
+from mae_transfer.engine.state import LoopConfig, TrainState
 from mae_transfer.interfaces import Batch, Mask, Target
 from mae_transfer.models.mae import MAE, MAEConfig
 from mae_transfer.seeding import fold
 from mae_transfer.targets import TARGETS
-from mae_transfer.tasks.workdir import WorkDir, open_work_dir
+from mae_transfer.tasks.common import Job, TrainConfig, facts, fit, pass_over, plan
+from mae_transfer.tasks.workdir import WorkDir
 
-EVALUATION_SEED = 0  # of the masks that a validation loss is measured with: the same in every run, so that runs compare
 
-
-class PretrainConfig(Schema):
-    """A pretraining run."""
+class PretrainConfig(TrainConfig):
+    """A pretraining run; it is evaluated by its loss on validation images, and by pictures."""
 
     debug: ClassVar[dict[str, Any]] = {
         "scale": "mini",
@@ -72,42 +67,18 @@ class PretrainConfig(Schema):
         "run": {"device": "cpu", "workers": 0, "log_every": 1, "save_minutes": None},
     }
 
-    scale: Literal["mini", "small", "paper"]
-    """How far the run is from the paper's: printed beside every number."""
-    epochs: PositiveFloat
-    """Passes over the training images (each pass gives `data.crops_per_image` crops per image)."""
-    batch: PositiveInt
-    """Crops per optimizer step, over all devices and micro-steps."""
     data: DataConfig = DataConfig()
     """Images and their augmentation."""
-    mean: tuple[float, ...] = IMAGENET.mean
-    """Mean per channel on the scale [0, 1] that images are normalised with."""
-    std: tuple[float, ...] = IMAGENET.std
-    """Standard deviation per channel, likewise."""
     model: MAEConfig = MAEConfig()
     """Encoder and decoder."""
     mask: Spec = Spec(name="random")
     """An entry of MASKERS with its options (ratio = share of hidden patches)."""
     target: Spec = Spec(name="norm_pixel")
     """An entry of TARGETS with its options."""
-    optim: OptimConfig
-    """Optimizer."""
-    schedule: Schedule = Schedule()
-    """Learning rate over the run."""
-    precision: Precision = "bfloat16"
-    """Arithmetic of the forward pass (weights stay float32)."""
-    ema_decay: float | None = None
-    """Average the weights with this decay per step and evaluate, draw and export the average; None: the weights themselves."""
-    evaluate_epochs: PositiveFloat | None = None
-    """Epochs between two evaluations (loss on validation images, pictures); None: at the end only."""
     evaluate_images: PositiveInt = 2048
     """Images to evaluate on, spread evenly over the validation set (over the training set where there is none)."""
     pictures: PositiveInt = 8
     """Images to draw."""
-    seed: int = 0
-    """Feeds every random draw."""
-    run: RunConfig = RunConfig()
-    """How to carry it out; changes no number."""
 
     @field_validator("mask")
     @classmethod
@@ -128,10 +99,6 @@ class PretrainConfig(Schema):
             raise ValueError(f"model.encoder.channels = {encoder.channels}, but mean has {len(self.mean)} values and std {len(self.std)}")
         build(MASKERS, self.mask).visible(encoder.grid())
         return self
-
-    @property
-    def statistics(self) -> Statistics:
-        return Statistics(self.mean, self.std)
 
     def method(self) -> str:
         """Return what a table calls this pretraining: "MAE norm_pixel, random 75%, 800 ep"."""
@@ -159,27 +126,16 @@ def run(cfg: PretrainConfig, work_dir: Path, *, resume: bool = False) -> list[re
     """
     with session(cfg.run.device) as dist:
         parts = build_parts(cfg, dist.device)
-        order = Order(images=len(parts.train), batch=cfg.batch, seed=cfg.seed, crops_per_image=cfg.data.crops_per_image)
-        loop = loop_config(cfg, order, dist)
-        rate = partial(
-            lr_at, schedule=cfg.schedule, peak=peak_lr(cfg.optim, global_batch=cfg.batch), steps=loop.steps, steps_per_epoch=loop.steps_per_epoch
+        job = Job(
+            order=Order(images=len(parts.train), batch=cfg.batch, seed=cfg.seed, crops_per_image=cfg.data.crops_per_image),
+            build=partial(build_state, cfg, parts.target, dist=dist),
+            feed=partial(feed, cfg, parts, dist=dist),
+            step=lambda _: step_fn(cfg.statistics, parts.target),
+            evaluate=partial(evaluate, cfg, parts),
+            headline=partial(headline, cfg, parts, dist=dist),
+            finish=partial(finish, cfg, parts),
         )
-        rate(0)  # a warm-up longer than the run is an error now, not later
-        folder = open_work_dir(work_dir, cfg, resume=resume, main=dist.is_main)
-        state = build_state(cfg, parts.target, loop, dist)
-        notices = resume_state(state, folder.checkpoints) if resume else []
-        share = Share(order=order, start=state.step, rank=dist.rank, world=dist.world, accumulate=loop.accumulate)
-        check_up = partial(evaluate, cfg, parts, dist, folder)
-        with Logger(work_dir, steps=loop.steps, resumed_at=state.step, main=dist.is_main, progress=cfg.run.progress, wandb=cfg.run.wandb) as log:
-            for notice in [*notices, headline(cfg, parts, loop, dist)]:
-                log.say(notice)
-            step = step_fn(cfg.statistics, parts.target)
-            train(state, feed(cfg, parts, share, dist), step, loop, lr_at=rate, log=log, checkpoints=folder.checkpoints, evaluate=check_up)
-            if state.stopped or not dist.is_main:
-                return []
-            written = finish(cfg, parts, state, loop, folder)
-            log.say(f"done: {folder.backbone} (for the transfer tasks), pictures in {folder.pictures}, numbers in {folder.results}")
-            return written
+        return fit(cfg, work_dir, job, dist=dist, resume=resume)
 
 
 def step_fn(statistics: Statistics, target: Target) -> Callable[[nn.Module, Batch, Step], tuple[Tensor, dict[str, Tensor]]]:
@@ -195,8 +151,9 @@ def step_fn(statistics: Statistics, target: Target) -> Callable[[nn.Module, Batc
     return step
 
 
-def evaluate(cfg: PretrainConfig, parts: Parts, dist: Dist, folder: WorkDir, model: nn.Module, step: int) -> dict[str, float]:
+def evaluate(cfg: PretrainConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int) -> dict[str, float]:
     """Return the loss on the held-out images, each once, under fixed masks (float32, mean over hidden patches), and draw the first of them."""
+    dist = state.dist
     total = torch.zeros(2, dtype=torch.float64 if dist.device.type != "mps" else torch.float32, device=dist.device)
     for i, batch in enumerate(held_out_batches(cfg, parts, dist)):
         assert batch.mask is not None
@@ -215,19 +172,23 @@ def picture_rows(target: Target, prediction: Tensor, batch: Batch) -> Tensor:
     return panels(batch.image, target.decode(prediction, batch, batch.mask.ids_masked), batch.mask)
 
 
-def feed(cfg: PretrainConfig, parts: Parts, share: Share, dist: Dist) -> Iterator[Batch]:
+def feed(cfg: PretrainConfig, parts: Parts, share: Share, *, dist: Dist) -> Iterator[Batch]:
     """Yield the micro-batches of this rank from step `share.start` on, without end."""
     crops = Crops(source=parts.train, augmentation=training_views(cfg.data, parts.target.views), seed=cfg.seed, masking=parts.masking)
     return batches(crops, share, workers=cfg.run.workers, pin=dist.device.type == "cuda", unreadable=unreadable_policy(cfg.data))
 
 
 def held_out_batches(cfg: PretrainConfig, parts: Parts, dist: Dist) -> Iterator[Batch]:
-    """Yield this rank's part of the held-out images, with masks that depend on nothing but the image's index."""
-    crops = Crops(source=parts.held_out, augmentation=evaluation_views(cfg.data, parts.target.views), seed=EVALUATION_SEED, masking=parts.masking)
-    size = min(cfg.run.device_batch or cfg.batch, 64)
-    sweep = Sweep(images=len(parts.held_out), batch=size, rank=dist.rank, world=dist.world)
-    for batch in batches(crops, sweep, workers=cfg.run.workers, unreadable=unreadable_policy(cfg.data)):
-        yield to_device(batch, dist.device)
+    """Return this rank's part of the held-out images, with their fixed masks."""
+    return pass_over(
+        parts.held_out,
+        evaluation_views(cfg.data, parts.target.views),
+        dist,
+        batch=cfg.run.device_batch or cfg.batch,
+        workers=cfg.run.workers,
+        unreadable=unreadable_policy(cfg.data),
+        masking=parts.masking,
+    )
 
 
 def build_parts(cfg: PretrainConfig, device: torch.device) -> Parts:
@@ -242,25 +203,7 @@ def build_parts(cfg: PretrainConfig, device: torch.device) -> Parts:
     return Parts(target, masking, train_set, Spread(held_out, cfg.evaluate_images), "val" if val_set is not None else "train")
 
 
-def loop_config(cfg: PretrainConfig, order: Order, dist: Dist) -> LoopConfig:
-    """Return how long and how precisely to train, in the engine's terms."""
-    steps_per_epoch = order.steps_per_epoch
-    _, accumulate = micro_steps(cfg.batch, device_batch=cfg.run.device_batch, world=dist.world)
-    return LoopConfig(
-        steps=max(1, round(cfg.epochs * steps_per_epoch)),
-        steps_per_epoch=steps_per_epoch,
-        global_batch=cfg.batch,
-        accumulate=accumulate,
-        precision=cfg.precision,
-        clip_norm=cfg.optim.clip_norm,
-        ema_decay=cfg.ema_decay,
-        seed=cfg.seed,
-        evaluate_every=max(1, round(cfg.evaluate_epochs * steps_per_epoch)) if cfg.evaluate_epochs else None,
-        run=cfg.run,
-    )
-
-
-def build_state(cfg: PretrainConfig, target: Target, loop: LoopConfig, dist: Dist) -> TrainState:
+def build_state(cfg: PretrainConfig, target: Target, loop: LoopConfig, *, dist: Dist) -> TrainState:
     """Return model and optimizer before the first step. Pretraining spares only vectors and biases from weight decay (MAE, table 8)."""
     torch.manual_seed(fold(cfg.seed, "init"))
     model = MAE(cfg.model, target.dim)
@@ -270,19 +213,16 @@ def build_state(cfg: PretrainConfig, target: Target, loop: LoopConfig, dist: Dis
     return TrainState.create(dressed, optimizer, loop, dist=dist, digest=cfg.digest())
 
 
-def headline(cfg: PretrainConfig, parts: Parts, loop: LoopConfig, dist: Dist) -> str:
+def headline(cfg: PretrainConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) -> str:
     """Return what is about to happen, in one sentence per line."""
-    micro = cfg.batch // (dist.world * loop.accumulate)
-    peak = peak_lr(cfg.optim, global_batch=cfg.batch)
     return (
         f"{cfg.method()} ({cfg.scale} scale), {len(parts.train)} training images, evaluated on {len(parts.held_out)} of the {parts.split} split\n"
-        f"{loop.steps} steps of {cfg.batch} crops = {dist.world} x {loop.accumulate} x {micro}; peak lr {peak:.2e}; {cfg.precision} on "
-        f"{results.device_name(dist.device)}"
+        f"{plan(cfg, loop, dist)}"
     )
 
 
-def finish(cfg: PretrainConfig, parts: Parts, state: TrainState, loop: LoopConfig, folder: WorkDir) -> list[results.Result]:
-    """Export the encoder, draw the curves and append the run's results."""
+def finish(cfg: PretrainConfig, parts: Parts, state: TrainState, loop: LoopConfig, folder: WorkDir, log: Logger) -> list[results.Result]:
+    """Export the encoder and append the run's results."""
     model = state.averaged
     assert isinstance(model, MAE)
     about = {
@@ -293,24 +233,22 @@ def finish(cfg: PretrainConfig, parts: Parts, state: TrainState, loop: LoopConfi
         "scale": cfg.scale,
     }
     checkpoints.export_backbone(folder.backbone, model.encoder, about=about)
-    save_curves(folder.root / "log.jsonl", folder.root / "curves.png")
-    written = [result(cfg, parts, state, loop, folder, metric, value) for metric, value in state.metrics.items()]
+    written = [result(cfg, parts, state, folder, metric, value) for metric, value in state.metrics.items()]
     results.append(folder.results, written)
+    log.say(f"done: {folder.backbone} (for the transfer tasks), pictures in {folder.pictures}, numbers in {folder.results}")
     return written
 
 
-def result(cfg: PretrainConfig, parts: Parts, state: TrainState, loop: LoopConfig, folder: WorkDir, metric: str, value: float) -> results.Result:
+def result(cfg: PretrainConfig, parts: Parts, state: TrainState, folder: WorkDir, metric: str, value: float) -> results.Result:
     """Return one number of this run as a Result."""
-    encoder, dist = cfg.model.encoder, state.dist
+    encoder = cfg.model.encoder
     return results.Result(
-        run=folder.root.name, task="pretrain", protocol=cfg.method(), dataset=cfg.data.root or cfg.data.train.name, split=parts.split,
-        metric=metric, value=value, unit="loss per hidden patch", higher_is_better=False, seed=cfg.seed,
+        task="pretrain", protocol=cfg.method(), dataset=cfg.data.root or cfg.data.train.name, split=parts.split,
+        metric=metric, value=value, unit="loss per hidden patch", higher_is_better=False,
         backbone=f"{encoder.size or 'vit'}/{encoder.patch}", pretrain=cfg.method(), checkpoint_sha256=checkpoints.sha256(folder.backbone),
-        params=sum(p.numel() for p in state.bare.parameters()), flops_per_image=step_flops(cfg, parts),
+        flops_per_image=step_flops(cfg, parts),
         tokens_per_image=parts.masking.sampler.visible(parts.masking.grid) + int(encoder.class_token),
-        epochs=cfg.epochs, steps=state.step, images_seen=state.images_seen, global_batch=cfg.batch, world_size=dist.world, precision=cfg.precision,
-        wall_s=state.wall_s, images_per_s=state.images_seen / state.wall_s, peak_mem_gib=peak_memory_gib(dist.device),
-        device=results.device_name(dist.device), engine="mae_transfer", scale=cfg.scale, config_digest=cfg.digest(),
+        **facts(cfg, state, folder),
     )  # fmt: skip
 
 

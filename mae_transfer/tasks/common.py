@@ -1,0 +1,146 @@
+"""What the training tasks share: the common part of their configs, the way of a run from first step to results, and what a Result says of any run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import PositiveFloat, PositiveInt
+from torch import nn
+
+from mae_transfer import results
+from mae_transfer.config import Schema
+from mae_transfer.core.normalize import IMAGENET, Statistics
+from mae_transfer.data import Augmentation, Crops, Masking, Order, Share, Source, Sweep, Unreadable, batches
+from mae_transfer.draw.curves import save_curves
+from mae_transfer.engine.dist import Dist, peak_memory_gib
+from mae_transfer.engine.log import Logger
+from mae_transfer.engine.loop import StepFn, to_device, train
+from mae_transfer.engine.optim import OptimConfig, peak_lr
+from mae_transfer.engine.schedule import Schedule, lr_at
+from mae_transfer.engine.state import LoopConfig, Precision, RunConfig, TrainState, micro_steps
+from mae_transfer.engine.state import resume as resume_state
+from mae_transfer.interfaces import Batch
+from mae_transfer.tasks.workdir import WorkDir, open_work_dir
+
+EVALUATION_SEED = 0  # of what an evaluation draws (masks): the same in every run, so that runs compare
+EVALUATION_BATCH = 64  # images per device, at most
+
+
+class TrainConfig(Schema):
+    """What every training run has to say."""
+
+    scale: Literal["mini", "small", "paper"]
+    """How far the run is from the paper's: printed beside every number."""
+    epochs: PositiveFloat
+    """Passes over the training images (each pass gives `data.crops_per_image` crops per image)."""
+    batch: PositiveInt
+    """Crops per optimizer step, over all devices and micro-steps."""
+    mean: tuple[float, ...] = IMAGENET.mean
+    """Mean per channel on the scale [0, 1] that images are normalised with."""
+    std: tuple[float, ...] = IMAGENET.std
+    """Standard deviation per channel, likewise."""
+    optim: OptimConfig
+    """Optimizer."""
+    schedule: Schedule = Schedule()
+    """Learning rate over the run."""
+    precision: Precision = "bfloat16"
+    """Arithmetic of the forward pass (weights stay float32)."""
+    ema_decay: float | None = None
+    """Average the weights with this decay per step and evaluate, draw and export the average; None: the weights themselves."""
+    evaluate_epochs: PositiveFloat | None = None
+    """Epochs between two evaluations; None: at the end only."""
+    seed: int = 0
+    """Feeds every random draw."""
+    run: RunConfig = RunConfig()
+    """How to carry it out; changes no number."""
+
+    @property
+    def statistics(self) -> Statistics:
+        return Statistics(self.mean, self.std)
+
+
+class Job(NamedTuple):
+    """What a task brings to `fit`."""
+
+    order: Order
+    build: Callable[[LoopConfig], TrainState]
+    feed: Callable[[Share], Iterable[Batch]]
+    step: Callable[[LoopConfig], StepFn]
+    evaluate: Callable[[TrainState, WorkDir, nn.Module, int], dict[str, float]]
+    headline: Callable[[LoopConfig], str]
+    finish: Callable[[TrainState, LoopConfig, WorkDir, Logger], list[results.Result]]  # rank 0, finished runs only
+
+
+def fit(cfg: TrainConfig, work_dir: Path, job: Job, *, dist: Dist, resume: bool) -> list[results.Result]:
+    """Train, evaluate and finish a job in `work_dir`; return its results (rank 0, finished runs only). A bad config stops it before it starts."""
+    loop = loop_config(cfg, job.order, dist)
+    rate = partial(
+        lr_at, schedule=cfg.schedule, peak=peak_lr(cfg.optim, global_batch=cfg.batch), steps=loop.steps, steps_per_epoch=loop.steps_per_epoch
+    )
+    rate(0)  # a warm-up longer than the run is an error now, not later
+    step = job.step(loop)
+    folder = open_work_dir(work_dir, cfg, resume=resume, main=dist.is_main)
+    state = job.build(loop)
+    notices = resume_state(state, folder.checkpoints) if resume else []
+    share = Share(order=job.order, start=state.step, rank=dist.rank, world=dist.world, accumulate=loop.accumulate)
+    check_up = partial(job.evaluate, state, folder)
+    with Logger(work_dir, steps=loop.steps, resumed_at=state.step, main=dist.is_main, progress=cfg.run.progress, wandb=cfg.run.wandb) as log:
+        for notice in [*notices, job.headline(loop)]:
+            log.say(notice)
+        train(state, job.feed(share), step, loop, lr_at=rate, log=log, checkpoints=folder.checkpoints, evaluate=check_up)
+        if state.stopped or not dist.is_main:
+            return []
+        save_curves(folder.root / "log.jsonl", folder.root / "curves.png")
+        return job.finish(state, loop, folder, log)
+
+
+def loop_config(cfg: TrainConfig, order: Order, dist: Dist) -> LoopConfig:
+    """Return how long and how precisely to train, in the engine's terms."""
+    steps_per_epoch = order.steps_per_epoch
+    _, accumulate = micro_steps(cfg.batch, device_batch=cfg.run.device_batch, world=dist.world)
+    return LoopConfig(
+        steps=max(1, round(cfg.epochs * steps_per_epoch)),
+        steps_per_epoch=steps_per_epoch,
+        global_batch=cfg.batch,
+        accumulate=accumulate,
+        precision=cfg.precision,
+        clip_norm=cfg.optim.clip_norm,
+        ema_decay=cfg.ema_decay,
+        seed=cfg.seed,
+        evaluate_every=max(1, round(cfg.evaluate_epochs * steps_per_epoch)) if cfg.evaluate_epochs else None,
+        run=cfg.run,
+    )
+
+
+def pass_over(
+    source: Source, view: Augmentation, dist: Dist, *, batch: int, workers: int, unreadable: Unreadable, masking: Masking | None = None
+) -> Iterator[Batch]:
+    """Yield this rank's part of a source on the device, every image once; masks depend on nothing but the image's index."""
+    crops = Crops(source=source, augmentation=view, seed=EVALUATION_SEED, masking=masking)
+    sweep = Sweep(images=len(source), batch=min(batch, EVALUATION_BATCH), rank=dist.rank, world=dist.world)
+    for found in batches(crops, sweep, workers=workers, unreadable=unreadable):
+        yield to_device(found, dist.device)
+
+
+def plan(cfg: TrainConfig, loop: LoopConfig, dist: Dist) -> str:
+    """Return steps, batch, rate and machine in one sentence."""
+    micro = cfg.batch // (dist.world * loop.accumulate)
+    peak = peak_lr(cfg.optim, global_batch=cfg.batch)
+    return (
+        f"{loop.steps} steps of {cfg.batch} crops = {dist.world} x {loop.accumulate} x {micro}; peak lr {peak:.2e}; {cfg.precision} on "
+        f"{results.device_name(dist.device)}"
+    )
+
+
+def facts(cfg: TrainConfig, state: TrainState, folder: WorkDir) -> dict[str, Any]:
+    """Return the fields of a Result that are the same for every number of a trained run."""
+    return {
+        "run": folder.root.name, "seed": cfg.seed, "params": sum(p.numel() for p in state.bare.parameters()),
+        "epochs": cfg.epochs, "steps": state.step, "images_seen": state.images_seen, "global_batch": cfg.batch, "world_size": state.dist.world,
+        "precision": cfg.precision, "wall_s": state.wall_s, "images_per_s": state.images_seen / state.wall_s,
+        "peak_mem_gib": peak_memory_gib(state.dist.device), "device": results.device_name(state.dist.device), "engine": "mae_transfer",
+        "scale": cfg.scale, "config_digest": cfg.digest(),
+    }  # fmt: skip
