@@ -47,7 +47,7 @@ def freeze(backbone: nn.Module, tune: Tune, *, norm: bool = True) -> None:
         layer = backbone.layer_of(name)
         last = layer > depth - (1 if tune == "half" else tune) if tune != "all" else True
         within = layer <= depth and last and (tune != "half" or any(part in f".{name}" for part in HALF))
-        parameter.requires_grad_(tune == "all" or within or (layer == depth + 1 and norm and name.split(".")[0] == "norm"))
+        parameter.requires_grad_(tune == "all" or within or (layer == depth + 1 and norm and "norm" in name.split(".")))
     if tune == "half" and not any(p.requires_grad for name, p in backbone.named_parameters() if backbone.layer_of(name) == depth):
         raise ValueError(f"tune_blocks = 'half': no parameter of the last block is named like {', '.join(HALF)}; give a number of blocks")
 

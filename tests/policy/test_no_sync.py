@@ -19,6 +19,7 @@ ALLOWED = {
     ("engine/interrupt.py", "poll"),  # of flags that live on the CPU: gloo agrees on them aside of the device
     ("engine/window.py", "_raise_if"),  # of a run that stops
     ("models/vit.py", "layer_of"),  # of a parameter's name
+    ("tasks/backbones.py", "flops_of"),  # of a counter, after the run
     ("tasks/pretrain.py", "result"),  # of the config, after the run
     ("tasks/pretrain.py", "step_flops"),  # of a counter, after the run
 }

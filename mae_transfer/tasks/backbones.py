@@ -1,0 +1,87 @@
+"""The backbone of a transfer task: from a reference, or the config's own encoder with fresh weights; and what a Result says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from mae_transfer import checkpoints
+from mae_transfer.config import Schema, validate
+from mae_transfer.models.vit import ViT, ViTConfig
+from mae_transfer.seeding import fold
+
+
+class BackboneConfig(Schema):
+    """Which backbone a transfer task takes."""
+
+    reference: str | None = None
+    """Weights: a backbone.safetensors of this suite, or PREFIX:PATH ("mae:", "timm:", "random:ViT-B/16" ...); None: `encoder`, from scratch."""
+    encoder: ViTConfig | None = None
+    """Architecture of a fresh encoder, where there is no reference."""
+    changes: dict[str, Any] = Field(default={})
+    """Fields of ViTConfig to have otherwise than in the weights, beside those that the task sets: {"class_token": False}."""
+
+
+class Chosen(NamedTuple):
+    """A backbone with its provenance."""
+
+    model: nn.Module  # an interfaces.Backbone
+    head: dict[str, Tensor]  # a classifier's tensors that came with it (fc_norm.*, head.*); mostly none
+    name: str  # "vit_base/16"
+    pretrain: str  # what it learned from: "MAE norm_pixel, random 75%, 800 ep", "moco-v3", "none"
+    sha256: str | None  # of the weight file
+
+
+def open_backbone(cfg: BackboneConfig, changes: Mapping[str, Any], *, seed: int) -> Chosen:
+    """Return the backbone, with the task's changes and then the config's own; fresh weights depend on the seed alone.
+
+    Raises:
+        ValueError: neither a reference nor an encoder is given, or the reference cannot be loaded so.
+    """
+    torch.manual_seed(fold(seed, "init"))
+    wanted = {**changes, **cfg.changes}
+    if cfg.reference is not None:
+        loaded = checkpoints.load(cfg.reference, changes=wanted)
+        return Chosen(loaded.backbone, loaded.head, _name(loaded.backbone), _pretrain(cfg.reference), loaded.sha256)
+    if cfg.encoder is None:
+        raise ValueError("no backbone: give --backbone REFERENCE (backbone.reference), or the architecture of a fresh one (backbone.encoder)")
+    vit = ViT(validate({**cfg.encoder.model_dump(), **wanted}, ViTConfig, where="backbone.encoder"))
+    return Chosen(vit, {}, _name(vit), "none", None)
+
+
+def tokens_of(backbone: nn.Module, size: int) -> int | None:
+    """Return how many tokens the backbone makes of a square image; None where it is no plain ViT."""
+    return (size // backbone.patch) ** 2 + backbone.leading if isinstance(backbone, ViT) else None
+
+
+def flops_of(model: nn.Module, size: int, *, backward: bool) -> int:
+    """Return the floating-point operations for one image, counted by torch (2 per multiply-add): forward, and backward as far as anything trains."""
+    model.eval()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    image = torch.zeros(1, 3, size, size, device=next(model.parameters()).device)
+    # the counter does not know every fused attention kernel; the plain one is matrix products
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.set_grad_enabled(backward):
+        output = model.forward(image)  # not __call__, which may be compiled
+        if backward:
+            torch.autograd.grad(output.sum(), trained)
+    return int(counter.get_total_flops())
+
+
+def _name(backbone: nn.Module) -> str:
+    if isinstance(backbone, ViT):
+        return f"{backbone.cfg.size or f'vit-{backbone.dim}x{backbone.depth}'}/{backbone.patch}"
+    return type(getattr(backbone, "model", backbone)).__name__
+
+
+def _pretrain(reference: str) -> str:
+    prefix, colon, rest = reference.partition(":")
+    if not colon:
+        return str(checkpoints.metadata(Path(reference)).get("pretrain", "unknown"))
+    return {"random": "none", "timm": reference, "released": rest}.get(prefix, prefix)

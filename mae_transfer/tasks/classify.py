@@ -1,0 +1,293 @@
+"""Image classification with a pretrained backbone: fine-tuning, partial fine-tuning, a row of linear probes, or from scratch (tasks/protocols.py).
+
+Legend: B batch, C classes, K the protocol's scores (probes), k of top-k. Whatever is selected (a probe, an epoch) is selected on images held out of
+the training set; the validation set is only reported on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, Self
+
+import torch
+from pydantic import field_validator, model_validator
+from timm.utils.distributed import distribute_bn
+from torch import nn
+
+from mae_transfer import checkpoints, results
+from mae_transfer.checkpoints.files import load_strict
+from mae_transfer.config import Spec, build, check
+from mae_transfer.core.normalize import normalize
+from mae_transfer.data import (
+    Crops,
+    LabelledDataConfig,
+    Order,
+    Share,
+    Source,
+    batches,
+    evaluation_views,
+    open_labelled,
+    training_views,
+    unreadable_policy,
+)
+from mae_transfer.engine import checkpoint
+from mae_transfer.engine.dist import Dist, assemble, read_mean, session
+from mae_transfer.engine.log import Logger
+from mae_transfer.engine.loop import StepFn
+from mae_transfer.engine.optim import build_optimizer, peak_lr
+from mae_transfer.engine.state import LoopConfig, TrainState, autocast
+from mae_transfer.interfaces import Batch
+from mae_transfer.metrics.accuracy import hits, top_ks
+from mae_transfer.tasks.backbones import BackboneConfig, Chosen, flops_of, open_backbone, tokens_of
+from mae_transfer.tasks.common import Job, TrainConfig, facts, fit, pass_over, plan
+from mae_transfer.tasks.protocols import PROTOCOLS, ClassifyProtocol, Feed
+from mae_transfer.tasks.workdir import WorkDir
+
+DEBUG_ENCODER = {"size": None, "dim": 32, "depth": 4, "heads": 2, "patch": 8, "image_size": 32}
+
+
+class ClassifyConfig(TrainConfig):
+    """A classification run."""
+
+    debug: ClassVar[dict[str, Any]] = {
+        "scale": "mini",
+        "epochs": 1,
+        "batch": 4,
+        "data.train": {"name": "shapes", "length": 19, "size": 32},
+        "data.val": {"name": "shapes", "length": 4, "size": 32, "seed": 1},
+        "data.size": 32,
+        "data.label_fraction": 1.0,
+        "data.holdout_fraction": 0.5,
+        "backbone": {"encoder": DEBUG_ENCODER},
+        "schedule.warmup_epochs": 0.5,
+        "run": {"device": "cpu", "workers": 0, "log_every": 1, "save_minutes": None},
+    }
+
+    task: Literal["classify"] = "classify"
+    """Which task the file configures."""
+    data: LabelledDataConfig = LabelledDataConfig()
+    """Images and their augmentation."""
+    backbone: BackboneConfig = BackboneConfig()
+    """What is transferred; --backbone sets its reference."""
+    protocol: Spec = Spec(name="finetune")
+    """An entry of PROTOCOLS with its options."""
+    select: Literal["last", "best"] = "last"
+    """Which evaluation is reported: the last one, or the one that is best on the held-out images."""
+
+    @field_validator("protocol")
+    @classmethod
+    def _protocol_exists(cls, protocol: Spec) -> Spec:
+        return check(PROTOCOLS, protocol)
+
+    @model_validator(mode="after")
+    def _can_select(self) -> Self:
+        if (self.select == "best" or len(self.method().row) > 1) and not self.data.holdout_fraction:
+            raise ValueError(
+                "data.holdout_fraction = 0, but something is to be selected (a probe of the row, or the best epoch): hold a part of the training "
+                "images out, e.g. 0.02; a selection on the reported images would flatter it"
+            )
+        return self
+
+    def method(self) -> ClassifyProtocol:
+        """Return the protocol."""
+        return build(PROTOCOLS, self.protocol)
+
+    def title(self) -> str:
+        """Return what a table calls the protocol: "finetune", "partial-4", "linear", "linear-1%-labels"."""
+        share = "" if self.data.label_fraction == 1 else f"-{100 * self.data.label_fraction:g}%-labels"
+        return self.method().title + share
+
+
+class Parts(NamedTuple):
+    """What a config opens and builds that is no training state."""
+
+    protocol: ClassifyProtocol
+    train: Source
+    splits: dict[str, Source]  # what is evaluated: "val", and "holdout" where anything is held out
+    classes: int
+
+
+def run(cfg: ClassifyConfig, work_dir: Path, *, resume: bool = False) -> list[results.Result]:
+    """Train, evaluate, and append the numbers to work_dir's results.jsonl; return them (rank 0, finished runs only).
+
+    Raises:
+        ValueError: config, data, backbone and work dir do not fit together; before training starts.
+        NonFiniteLoss: names the step and its samples.
+    """
+    with session(cfg.run.device) as dist:
+        parts = open_parts(cfg)
+        chosen = open_backbone(cfg.backbone, changes(cfg, parts.protocol), seed=cfg.seed)
+        order = Order(images=len(parts.train), batch=cfg.batch, seed=cfg.seed, crops_per_image=cfg.data.crops_per_image)
+        job = Job(
+            order=order,
+            build=partial(build_state, cfg, parts, chosen, dist=dist),
+            feed=partial(feed, cfg, parts, dist=dist),
+            step=partial(make_step, cfg, parts, dist=dist),
+            evaluate=partial(evaluate, cfg, parts),
+            headline=partial(headline, cfg, parts, chosen, dist=dist),
+            finish=partial(finish, cfg, parts, chosen),
+        )
+        return fit(cfg, work_dir, job, dist=dist, resume=resume)
+
+
+def evaluate_checkpoint(cfg: ClassifyConfig, reference: str, work_dir: Path | None) -> list[results.Result]:
+    """Evaluate what `reference` names on the validation set: a training state of this config (step_*.pt), or mae-finetuned:PATH.
+
+    The numbers are appended to work_dir's results.jsonl where there is one. ValueError where the head does not fit the data set's classes.
+    """
+    with session(cfg.run.device) as dist:
+        parts, start = open_parts(cfg), time.perf_counter()
+        model, chosen = trained(cfg, parts, reference)
+        model.to(dist.device).eval()
+        with torch.no_grad():
+            metrics = measure(cfg, parts, dist, model)
+        seconds = time.perf_counter() - start
+        about = {
+            "run": work_dir.name if work_dir else "eval", "seed": cfg.seed, "params": sum(p.numel() for p in model.parameters()), "epochs": 0.0,
+            "steps": 0, "images_seen": 0, "global_batch": cfg.batch, "world_size": dist.world, "precision": cfg.precision, "wall_s": seconds,
+            "images_per_s": sum(map(len, parts.splits.values())) / seconds, "device": results.device_name(dist.device), "engine": "mae_transfer",
+            "scale": cfg.scale, "config_digest": cfg.digest(),
+        }  # fmt: skip
+        written = numbers(cfg, chosen, model, choose(cfg, parts, {"0": metrics}), about, backward=False)
+        if work_dir is not None and dist.is_main:
+            results.append(WorkDir(work_dir).results, written)
+        return written
+
+
+def trained(cfg: ClassifyConfig, parts: Parts, reference: str) -> tuple[nn.Module, Chosen]:
+    """Return the model with the weights that a reference names, and where its backbone comes from."""
+    own = reference.endswith(".pt") and Path(reference).is_file()
+    source = cfg.backbone if own else cfg.backbone.model_copy(update={"reference": reference})
+    chosen = open_backbone(source, changes(cfg, parts.protocol), seed=cfg.seed)
+    model = parts.protocol.model(chosen.model, parts.classes)
+    if own:
+        payload = checkpoint.load(Path(reference))
+        tensors = payload.get("ema", payload["model"])
+    elif chosen.head:
+        tensors = {f"backbone.{name}": tensor for name, tensor in chosen.model.state_dict().items()} | chosen.head
+    else:
+        raise ValueError(f"{reference} holds no classifier: give a step_*.pt of this suite, or mae-finetuned:PATH")
+    load_strict(model, tensors, where=reference)
+    return model, chosen._replace(sha256=checkpoints.sha256(Path(reference))) if own else chosen
+
+
+def open_parts(cfg: ClassifyConfig) -> Parts:
+    """Open the data; ValueError where they do not fit the protocol."""
+    split, val = open_labelled(cfg.data)
+    splits = {"val": val} if split.held_out is None else {"holdout": split.held_out, "val": val}
+    return Parts(cfg.method(), split.train, splits, len(split.train.classes))
+
+
+def changes(cfg: ClassifyConfig, protocol: ClassifyProtocol) -> dict[str, Any]:
+    """Return what the task wants otherwise in the backbone than it was pretrained with."""
+    return {"image_size": cfg.data.size, **protocol.changes()}
+
+
+def build_state(cfg: ClassifyConfig, parts: Parts, chosen: Chosen, loop: LoopConfig, *, dist: Dist) -> TrainState:
+    """Return model and optimizer before the first step."""
+    model = parts.protocol.model(chosen.model, parts.classes)
+    dressed = assemble(
+        model,
+        dist=dist,
+        compile=cfg.run.compile,
+        checkpoint_activations=cfg.run.checkpoint_activations,
+        sync_bn=dist.world > 1 and dist.device.type == "cuda",
+    )
+    optimizer = build_optimizer(cfg.optim, parts.protocol.groups(model, cfg.optim), lr=peak_lr(cfg.optim, global_batch=cfg.batch))
+    return TrainState.create(dressed, optimizer, loop, dist=dist, digest=cfg.digest(), extra={"history": {}})
+
+
+def feed(cfg: ClassifyConfig, parts: Parts, share: Share, *, dist: Dist) -> Iterator[Batch]:
+    """Yield the micro-batches of this rank from step `share.start` on, without end."""
+    crops = Crops(source=parts.train, augmentation=training_views(cfg.data), seed=cfg.seed)
+    return batches(crops, share, workers=cfg.run.workers, pin=dist.device.type == "cuda", unreadable=unreadable_policy(cfg.data))
+
+
+def make_step(cfg: ClassifyConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) -> StepFn:
+    """Return the protocol's training step."""
+    return parts.protocol.step(Feed(cfg.statistics, parts.classes, cfg.batch // (dist.world * loop.accumulate), dist.device))
+
+
+def evaluate(cfg: ClassifyConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int) -> dict[str, float]:
+    """Measure every split, keep the figures with the run's state, and return those of the score that is best on the held-out images."""
+    if state.dist.world > 1:  # without SyncBN each rank has its own running statistics
+        distribute_bn(model, state.dist.world, reduce=True)  # type: ignore[no-untyped-call]
+    measured = measure(cfg, parts, state.dist, model)
+    state.extra["history"][str(step)] = measured
+    return choose(cfg, parts, {str(step): measured})
+
+
+def measure(cfg: ClassifyConfig, parts: Parts, dist: Dist, model: nn.Module) -> dict[str, float]:
+    """Return the share of each split that is right, "val_top1", or "val_top1_cls_x1" for a score of a row; every image counts once."""
+    row, ks = parts.protocol.row, top_ks(parts.classes)
+    figures: dict[str, float] = {}
+    view = evaluation_views(cfg.data, shorter_side=cfg.data.shorter_side)
+    for name, source in parts.splits.items():
+        right = torch.zeros(len(ks), len(row), dtype=torch.int64, device=dist.device)
+        for batch in pass_over(
+            source, view, dist, batch=cfg.run.device_batch or cfg.batch, workers=cfg.run.workers, unreadable=unreadable_policy(cfg.data)
+        ):
+            with autocast(cfg.precision, dist.device):
+                scores = model(normalize(batch.image, cfg.statistics)).float()
+            right += hits(scores.view(len(row), *scores.shape[-2:]), batch.label)
+        keys = {key(name, k, probe): right[i, j] for i, k in enumerate(ks) for j, probe in enumerate(row)}
+        figures |= {label: value * dist.world / len(source) for label, value in read_mean(keys, dist).items()}
+    return figures
+
+
+def key(split: str, k: int, probe: str) -> str:
+    """Return the name of a figure."""
+    return f"{split}_top{k}" + (f"_{probe}" if probe else "")
+
+
+def choose(cfg: ClassifyConfig, parts: Parts, history: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Return the figures to report, "val_top1" ..., of the evaluation and score that are best by top-1 on the held-out images.
+
+    Args:
+        history: step -> what was measured there. Of equals the earlier step and the first of the row are taken.
+    """
+    row = parts.protocol.row
+    candidates = [(step, probe) for step in sorted(history, key=int) for probe in row]
+    if len(candidates) > 1:
+        assert "holdout" in parts.splits, "nothing may be selected on the reported images"
+        step, probe = max(candidates, key=lambda c: history[c[0]][key("holdout", 1, c[1])])
+    else:
+        step, probe = candidates[0]
+    return {key(split, k, ""): history[step][key(split, k, probe)] for split in parts.splits for k in top_ks(parts.classes)}
+
+
+def headline(cfg: ClassifyConfig, parts: Parts, chosen: Chosen, loop: LoopConfig, *, dist: Dist) -> str:
+    """Return what is about to happen, in one sentence per line."""
+    splits = ", ".join(f"{len(source)} {name}" for name, source in parts.splits.items())
+    return (
+        f"{cfg.title()} of {chosen.name} (pretraining: {chosen.pretrain}; {cfg.scale} scale), {parts.classes} classes, {len(parts.train)} training "
+        f"images, evaluated on {splits}\n{plan(cfg, loop, dist)}"
+    )
+
+
+def finish(
+    cfg: ClassifyConfig, parts: Parts, chosen: Chosen, state: TrainState, loop: LoopConfig, folder: WorkDir, log: Logger
+) -> list[results.Result]:
+    """Select, and append the run's results."""
+    history = state.extra["history"]
+    figures = choose(cfg, parts, history if cfg.select == "best" else {str(state.step): history[str(state.step)]})
+    written = numbers(cfg, chosen, state.bare, figures, facts(cfg, state, folder), backward=True)
+    results.append(folder.results, written)
+    log.say(f"done: {', '.join(f'{r.split} {r.metric} {r.value:.2f}%' for r in written)}; in {folder.results}")
+    return written
+
+
+def numbers(
+    cfg: ClassifyConfig, chosen: Chosen, model: nn.Module, figures: dict[str, float], about: dict[str, Any], *, backward: bool
+) -> list[results.Result]:
+    """Return one Result per figure, in percent."""
+    shared: dict[str, Any] = about | {
+        "task": "classify", "protocol": cfg.title(), "dataset": cfg.data.root or cfg.data.train.name, "unit": "%", "higher_is_better": True,
+        "backbone": chosen.name, "pretrain": chosen.pretrain, "checkpoint_sha256": chosen.sha256,
+        "flops_per_image": flops_of(model, cfg.data.size, backward=backward), "tokens_per_image": tokens_of(chosen.model, cfg.data.size),
+    }  # fmt: skip
+    parted = {tuple(name.split("_")): 100 * value for name, value in figures.items()}
+    return [results.Result(split=split, metric=metric, value=value, **shared) for (split, metric), value in parted.items()]
