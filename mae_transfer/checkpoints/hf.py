@@ -34,7 +34,7 @@ BLOCKS: dict[str, dict[str, str]] = {  # by model type: this suite's name within
         "ls1.gamma": "layer_scale1.lambda1", "ls2.gamma": "layer_scale2.lambda1",
     },
 }  # fmt: skip
-ATTENTION, TABLE = "attention.attention", "attention.attention.relative_position_bias.relative_position_bias_table"
+ATTENTION, TABLE = "attention.attention", "relative_position_bias.relative_position_bias_table"
 DROP = ("embeddings.mask_token", "pooler.dense.", "decoder.", "lm_head.")
 HEADS = {"classifier.": "head.", "pooler.layernorm.": "fc_norm."}
 
@@ -55,11 +55,12 @@ def hf(path: Path) -> Found:
 def names(cfg: ViTConfig, model_type: str) -> dict[str, str]:
     """Return this suite's names -> transformers' of all but query, key and value; a name without its last part stands for weight and bias."""
     layers = range(cfg.shape()[1])
-    blocks = {f"blocks.{i}.{ours}": f"encoder.layer.{i}.{theirs}" for i in layers for ours, theirs in BLOCKS[model_type].items()}
-    own = {f"rel_pos_bias.{i}.table": f"encoder.layer.{i}.{TABLE}" for i in layers}
-    return (
-        STEM | blocks | (own if cfg.relative_positions == "per_block" else {"rel_pos_bias.0.table": f"encoder.{TABLE.removeprefix(ATTENTION + '.')}"})
-    )
+    table = {f"blocks.{i}.{ours}": f"encoder.layer.{i}.{theirs}" for i in layers for ours, theirs in BLOCKS[model_type].items()}
+    if cfg.relative_positions == "per_block":
+        table |= {f"rel_pos_bias.{i}.table": f"encoder.layer.{i}.{ATTENTION}.{TABLE}" for i in layers}
+    else:
+        table |= {"rel_pos_bias.0.table": f"encoder.{TABLE}"}
+    return STEM | table
 
 
 def translate(tensors: Mapping[str, Tensor], table: Mapping[str, str]) -> dict[str, Tensor]:
@@ -79,14 +80,12 @@ def to_hf(vit: ViT) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     cfg = vit.cfg
     kind = "beit" if cfg.qkv_bias == "qv" else "vit" if cfg.layer_scale is None else "dinov2"
-    square = cfg.grid()[0] == cfg.grid()[1]
-    whole = kind != "dinov2" or cfg.mlp_ratio.is_integer()
-    fits = (
-        whole
-        and cfg.qkv_bias == ("qv" if kind == "beit" else "qkv")
-        and (kind == "beit" or (cfg.relative_positions == "none" and cfg.positions != "none"))
-    )
-    if not (fits and square and cfg.class_token and cfg.final_norm and (kind != "beit" or cfg.layer_scale is not None)):
+    if kind == "beit":
+        fits = cfg.layer_scale is not None
+    else:
+        whole = kind == "vit" or cfg.mlp_ratio.is_integer()
+        fits = whole and cfg.qkv_bias == "qkv" and cfg.relative_positions == "none" and cfg.positions != "none"
+    if not (fits and len(set(cfg.grid())) == 1 and cfg.class_token and cfg.final_norm):
         raise ValueError(f"transformers has no model with this architecture: {cfg.model_dump_json(exclude_defaults=True)}")
     renamed = translate(_split_qkv(vit.state_dict()), names(cfg, kind))
     return _hf_config(vit, kind), {name.replace("blocks.", "encoder.layer."): tensor.contiguous() for name, tensor in renamed.items()}
@@ -121,7 +120,7 @@ def _hf_config(vit: ViT, kind: str) -> dict[str, Any]:
             "use_swiglu_ffn": False,
             "use_mask_token": False,
         }
-    shared["intermediate_size"] = int(dim * cfg.mlp_ratio)
+    shared["intermediate_size"] = round(dim * cfg.mlp_ratio)
     if kind == "vit":
         return shared | {"architectures": ["ViTModel"], "qkv_bias": True}
     return shared | {
@@ -148,7 +147,7 @@ def _architecture(config: Mapping[str, Any], *, where: Path) -> ViTConfig:
     """Return the architecture that config.json describes; here the head count is known."""
     kind = config["model_type"]
     dim = config["hidden_size"]
-    hidden = int(dim * config.get("mlp_ratio", 4)) if kind == "dinov2" else config["intermediate_size"]
+    hidden = round(dim * config.get("mlp_ratio", 4)) if kind == "dinov2" else config["intermediate_size"]
     tables = {(True, False): "shared", (False, True): "per_block"}
     fields: dict[str, Any] = {
         "size": None, "dim": dim, "depth": config["num_hidden_layers"], "heads": config["num_attention_heads"], "mlp_ratio": hidden / dim,

@@ -10,37 +10,37 @@ from mae_transfer.checkpoints.files import metadata, read, weight_file
 
 Names = set[str]
 
-# The first that holds names the layout; top: the file's own keys, names: those of the tensors within.
-SIGNS: tuple[tuple[str, Callable[[Names, Names], bool]], ...] = (
-    ("moco-v3:", lambda top, names: _any(names, "module.base_encoder.")),
-    ("augreg:", lambda top, names: _any(names, "Transformer/")),
-    ("mmpretrain:", lambda top, names: "backbone.layers.0.ln1.weight" in names),
-    ("moby:", lambda top, names: _any(names, "encoder_k.")),
-    ("esvit:", lambda top, names: any("layers.0.blocks.0." in name for name in names) and "teacher" in top),
-    ("hf:", lambda top, names: any(name.endswith("embeddings.cls_token") for name in names)),
-    ("ibot:", lambda top, names: any(name.endswith("masked_embed") for name in names)),
-    ("dino:", lambda top, names: "teacher" in top),
-    ("beit:", lambda top, names: "blocks.0.attn.q_bias" in names),
-    ("dinov2:", lambda top, names: "blocks.0.ls1.gamma" in names),
-    ("mae-full:", lambda top, names: "decoder_embed.weight" in names),
-    ("mae-finetuned:", lambda top, names: "fc_norm.weight" in names),
-    ("deit:", lambda top, names: "head.weight" in names),
-    ("mae:", lambda top, names: "model" in top and "blocks.0.attn.qkv.weight" in names),
-    ("dino:", lambda top, names: "blocks.0.attn.qkv.weight" in names),
+# The first that holds names the layouts; top: the file's own keys, names: those of the tensors within.
+SIGNS: tuple[tuple[tuple[str, ...], Callable[[Names, Names], bool]], ...] = (
+    (("moco-v3",), lambda top, names: _any(names, "module.base_encoder.")),
+    (("augreg",), lambda top, names: _any(names, "Transformer/")),
+    (("mmpretrain",), lambda top, names: "backbone.layers.0.ln1.weight" in names),
+    (("moby",), lambda top, names: _any(names, "encoder_k.")),
+    (("esvit",), lambda top, names: "teacher" in top and any("layers.0.blocks.0." in name for name in names)),
+    (("hf",), lambda top, names: any(name.endswith("embeddings.cls_token") for name in names)),
+    (("ibot",), lambda top, names: any(name.endswith("masked_embed") for name in names)),
+    (("dino", "ibot"), lambda top, names: "teacher" in top),
+    (("beit",), lambda top, names: "blocks.0.attn.q_bias" in names),
+    (("dinov2",), lambda top, names: "blocks.0.ls1.gamma" in names),
+    (("mae-full",), lambda top, names: "decoder_embed.weight" in names),
+    (("mae-finetuned",), lambda top, names: "fc_norm.weight" in names),
+    (("deit", "mae-finetuned"), lambda top, names: "head.weight" in names),
+    (("mae", "deit"), lambda top, names: "model" in top and "blocks.0.attn.qkv.weight" in names),
+    (("dino", "deit", "mae"), lambda top, names: "blocks.0.attn.qkv.weight" in names),
 )
 
 
-def looks_like(path: Path) -> str | None:
-    """Return the prefix of the layout that a file looks like ("" for this suite's own); None where nothing tells, or it cannot be read."""
+def looks_like(path: Path) -> tuple[str, ...]:
+    """Return the prefixes of the layouts that a file looks like ("" for this suite's own); none where nothing tells, or it cannot be read."""
     try:
         file = weight_file(path)
         if file.suffix == ".safetensors" and metadata(file).get("format"):
-            return ""
+            return ("",)
         content = read(file)
     except ValueError:
-        return None
+        return ()
     inner: dict[str, Any] = next((content[key] for key in ("model", "state_dict", "teacher") if isinstance(content.get(key), dict)), content)
-    return next((prefix for prefix, sign in SIGNS if sign(set(content), {str(name) for name in inner})), None)
+    return next((prefixes for prefixes, sign in SIGNS if sign(set(content), {str(name) for name in inner})), ())
 
 
 def _any(names: Names, prefix: str) -> bool:

@@ -42,7 +42,7 @@ def mae_full(path: Path) -> Found:
 
 def mae_finetuned(path: Path) -> Found:
     """mae_finetuned_*.pth: mean-pooled ones have fc_norm and no norm; positions were trained."""
-    return found(unwrap(read(path), "model", where=path), where=path)
+    return found(unwrap(read(path), "model", where=path), classifier=True, where=path)
 
 
 def moco_v3(path: Path) -> Found:
@@ -72,7 +72,7 @@ def deit(path: Path) -> Found:
     if "dist_token" in tensors:
         name = "timm:deit_base_distilled_patch16_224@FILE"
         raise ValueError(f"{path} has a distillation token (dist_token, N + 2 positions), which this encoder has not; load it as {name} or its like")
-    return found(tensors, drop=("pre_logits.",), where=path)
+    return found(tensors, drop=("pre_logits.",), classifier=True, where=path)
 
 
 def dinov2(path: Path) -> Found:
@@ -93,25 +93,24 @@ def beit(path: Path) -> Found:
         (r"\.gamma_([12])$", r".ls\1.gamma"),
     )
     kept = {name: tensor for name, tensor in tensors.items() if not name.endswith("relative_position_index")}
-    return found(rename(kept, rules), drop=("lm_head.", "mask_token"), where=path)
+    return found(rename(kept, rules), drop=("lm_head.", "mask_token"), classifier=True, where=path)
 
 
 def mmpretrain(path: Path) -> Found:
     """mmpretrain's and mmselfsup's ViTs (MAE, MoCo v3 ...): other names, and sin-cos tables with rows first, loaded as they are stored."""
     tensors = unwrap(read(path), "state_dict", where=path)
     rules = (
-        (r"^(?:backbone\.)?patch_embed\.projection\.", "patch_embed.proj."),
+        (r"^backbone\.patch_embed\.projection\.", "patch_embed.proj."),
         (r"^backbone\.layers\.(\d+)\.ln([12])\.", r"blocks.\1.norm\2."),
         (r"^backbone\.layers\.(\d+)\.attn\.(qkv|proj)\.", r"blocks.\1.attn.\2."),
         (r"^backbone\.layers\.(\d+)\.ffn\.layers\.0\.0\.", r"blocks.\1.mlp.fc1."),
         (r"^backbone\.layers\.(\d+)\.ffn\.layers\.1\.", r"blocks.\1.mlp.fc2."),
         (r"^backbone\.ln1\.", "norm."),
         (r"^backbone\.ln2\.", "fc_norm."),  # the norm of mean-pooled features
-        (r"^backbone\.patch_embed\.projection\.", "patch_embed.proj."),
         (r"^backbone\.", ""),
         (r"^head\.(?:fc|layers\.head)\.", "head."),
     )
-    return found(rename(tensors, rules), drop=("neck.", "data_preprocessor.", "target_generator."), where=path)
+    return found(rename(tensors, rules), drop=("neck.", "data_preprocessor.", "target_generator."), classifier=True, where=path)
 
 
 def augreg(path: Path) -> Found:
@@ -130,7 +129,7 @@ def augreg(path: Path) -> Found:
     query = tensors.get("blocks.0.attn.query.weight")
     heads = {} if query is None else {query.shape[0]: query.shape[1]}
     tensors = {name: _from_flax(name, tensor) for name, tensor in tensors.items()}
-    return found(join_qkv(tensors, "attn.query", "attn.key", "attn.value"), drop=("pre_logits.",), heads=heads, where=path)
+    return found(join_qkv(tensors, "attn.query", "attn.key", "attn.value"), drop=("pre_logits.",), classifier=True, heads=heads, where=path)
 
 
 def _from_flax(name: str, tensor: Tensor) -> Tensor:
@@ -146,10 +145,21 @@ def _from_flax(name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def found(tensors: Tensors, *, drop: Collection[str] = (), positions: str = "learned", heads: Mapping[int, int] | None = None, where: Path) -> Found:
-    """Sort tensors in this suite's names into encoder and head, without `drop`. heads: the layout's own head counts, by width."""
+def found(
+    tensors: Tensors,
+    *,
+    drop: Collection[str] = (),
+    classifier: bool = False,
+    positions: str = "learned",
+    heads: Mapping[int, int] | None = None,
+    where: Path,
+) -> Found:
+    """Sort tensors in this suite's names into encoder and head, without `drop`.
+
+    classifier: the layout has one, and its tensors are handed back. heads: the layout's own head counts, by width.
+    """
     kept = {name: tensor for name, tensor in tensors.items() if not named(name, drop)}
-    head = {name: kept.pop(name) for name in list(kept) if named(name, HEAD)}
+    head = {name: kept.pop(name) for name in list(kept) if classifier and named(name, HEAD)}
     return Found(architecture(kept, pooled="fc_norm.weight" in head, positions=positions, heads=heads or {}, where=where), kept, head)
 
 

@@ -1,0 +1,140 @@
+"""checkpoints/released.py and download.py, against a server on this machine."""
+
+import hashlib
+import re
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mae_transfer import checkpoints
+from mae_transfer.checkpoints.download import cache_folder, fetch
+from mae_transfer.checkpoints.released import RELEASED, Weights, weights
+from mae_transfer.models.vit import ViT, ViTConfig
+
+BODY = bytes(range(256)) * 4000
+
+
+class Server(ThreadingHTTPServer):
+    """Serves BODY; remembers what was asked; breaks off after `cut` bytes, or ignores ranges, when told to."""
+
+    ranges: list[str | None]
+    cut: int | None = None
+    resumes: bool = True
+    body: bytes = BODY
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        asked = self.headers.get("Range")
+        self.server.ranges.append(asked)
+        if "absent" in self.path:
+            self.send_error(404)
+            return
+        start = int(re.findall(r"\d+", asked)[0]) if asked and self.server.resumes else 0
+        if start >= len(self.server.body):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(self.server.body)}")
+            self.end_headers()
+            return
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(self.server.body) - start))
+        self.end_headers()
+        self.wfile.write(self.server.body[start : self.server.cut])
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server(("127.0.0.1", 0), Handler) as running:
+        running.ranges = []
+        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def entry(server: Server, *, name: str = "w.pth", checksum: str | None = None) -> Weights:
+    return Weights("mae", f"http://127.0.0.1:{server.server_port}/some/{name}?download=1", "MIT", checksum)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
+
+
+def test_a_file_is_fetched_once_and_checked(server: Server, tmp_path: Path) -> None:
+    known = entry(server, checksum=f"sha256:{hashlib.sha256(BODY).hexdigest()[:8]}")
+    assert fetch(known, folder=tmp_path).read_bytes() == BODY
+    assert fetch(known, folder=tmp_path) == tmp_path / "w.pth"
+    assert server.ranges == [None]
+    assert files(tmp_path) == ["w.pth"]
+
+
+@pytest.mark.parametrize("resumes", [True, False])
+def test_a_broken_download_goes_on_where_it_stopped_or_begins_anew(server: Server, tmp_path: Path, resumes: bool) -> None:
+    server.cut = 300_000
+    with pytest.raises(ValueError, match=r"could not be fetched .*300000 bytes are kept, ask again"):
+        fetch(entry(server), folder=tmp_path)
+    assert files(tmp_path) == ["w.pth.part"]
+    server.cut, server.resumes = None, resumes
+    assert fetch(entry(server), folder=tmp_path).read_bytes() == BODY
+    assert server.ranges == [None, "bytes=300000-"]
+
+
+def test_a_part_that_is_already_whole_is_taken(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "w.pth.part").write_bytes(BODY)
+    assert fetch(entry(server, checksum=f"md5:{hashlib.md5(BODY).hexdigest()[:6]}"), folder=tmp_path).read_bytes() == BODY
+
+
+def test_a_wrong_checksum_leaves_no_file(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="md5 begins .*published is 000000"):
+        fetch(entry(server, checksum="md5:000000"), folder=tmp_path)
+    assert files(tmp_path) == []
+
+
+def test_an_address_that_does_not_answer_is_named(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"absent.pth.* could not be fetched .*404"):
+        fetch(entry(server, name="absent.pth"), folder=tmp_path)
+
+
+def test_the_cache_is_where_the_user_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MAE_TRANSFER_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "mae_transfer"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path.home() / ".cache" / "mae_transfer"
+    monkeypatch.setenv("MAE_TRANSFER_CACHE", str(tmp_path / "own"))
+    assert cache_folder() == tmp_path / "own"
+
+
+def test_released_weights_load_by_name_and_say_their_licence(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    vit = ViT(ViTConfig(size=None, dim=32, depth=1, heads=2, image_size=32))
+    torch.save({"model": vit.state_dict()}, tmp_path / "x.pth")
+    server.body = (tmp_path / "x.pth").read_bytes()
+    monkeypatch.setenv("MAE_TRANSFER_CACHE", str(tmp_path))
+    monkeypatch.setitem(RELEASED, "tiny", entry(server)._replace(licence=RELEASED["mae_vit_base"].licence))
+    loaded = checkpoints.load("released:tiny", changes={"heads": 2})
+    assert torch.equal(loaded.backbone.pos_embed, vit.pos_embed)
+    assert loaded.sha256 == hashlib.sha256(server.body).hexdigest()
+    assert "CC-BY-NC 4.0: not for commercial use" in caplog.text
+
+
+def test_every_entry_names_a_layout_and_a_checksum_as_published() -> None:
+    for name, released in RELEASED.items():
+        assert released.layout in checkpoints.LAYOUTS, name
+        assert released.url.startswith("https://"), name
+        assert released.checksum is None or re.fullmatch(r"(md5|sha256):[0-9a-f]{6,64}", released.checksum), name
+    assert len({released.url for released in RELEASED.values()}) == len(RELEASED)
+    with pytest.raises(ValueError, match="did you mean mae_vit_base"):
+        weights("mae_vit_bse")

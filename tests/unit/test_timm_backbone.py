@@ -1,0 +1,110 @@
+"""models/timm_backbone.py: any timm model behind the Backbone interface."""
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from mae_transfer.checkpoints import load_backbone
+from mae_transfer.interfaces import Backbone
+from mae_transfer.models.timm_backbone import TimmBackbone
+
+SMALL: dict[str, dict[str, Any]] = {
+    "vit_tiny_patch16_224": {"img_size": 32, "embed_dim": 32, "depth": 3, "num_heads": 2},
+    "beit_base_patch16_224": {"img_size": 32, "embed_dim": 32, "depth": 3, "num_heads": 2},
+    "swin_tiny_patch4_window7_224": {"img_size": 64, "embed_dim": 16, "depths": (1, 2), "num_heads": (1, 2), "window_size": 4},
+    "convnext_atto": {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32)},
+    "resnet18": {},
+}
+STRIDES = {"vit_tiny_patch16_224": (16,) * 3, "beit_base_patch16_224": (16,) * 3, "swin_tiny_patch4_window7_224": (4, 8),
+           "convnext_atto": (4, 8, 16, 32), "resnet18": (2, 4, 8, 16, 32)}  # fmt: skip
+
+
+def small(name: str, **options: bool) -> TimmBackbone:
+    torch.manual_seed(0)
+    return TimmBackbone(timm.create_model(name, num_classes=0, **SMALL[name]), **options)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_maps_have_the_widths_and_strides_that_the_backbone_tells(name: str) -> None:
+    backbone = small(name).eval()
+    side = SMALL[name].get("img_size", 64)
+    assert isinstance(backbone, Backbone)
+    assert backbone.strides == STRIDES[name]
+    assert (backbone.patch, backbone.dim) == (backbone.strides[0], backbone.channels[-1])
+    features = backbone(torch.randn(2, 3, side, side), taps=range(len(backbone.strides)))
+    assert [tuple(m.shape) for m in features.maps] == [(2, c, side // s, side // s) for c, s in zip(backbone.channels, backbone.strides, strict=True)]
+    assert features.cls.shape == (2, backbone.dim)
+    with pytest.raises(ValueError, match=r"taps \(99,\)"):
+        backbone(torch.randn(2, 3, side, side), taps=(99,))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_parameter_has_its_layer(name: str) -> None:
+    backbone = small(name)
+    layers = {key: backbone.layer_of(key) for key, _ in backbone.named_parameters()}
+    assert set(layers.values()) <= set(range(backbone.depth + 2))
+    assert set(range(1, backbone.depth + 1)) <= set(layers.values())
+    first = {"vit_tiny_patch16_224": "model.patch_embed.proj.weight", "resnet18": "model.conv1.weight", "convnext_atto": "model.stem.0.weight"}
+    assert layers[first.get(name, "model.patch_embed.proj.weight")] == 0
+    with pytest.raises(ValueError, match="no parameter"):
+        backbone.layer_of("model.blocks.7.attn.qkv.weight")
+
+
+def test_layers_of_some_parameters_by_hand() -> None:
+    swin, vit, convnext = small("swin_tiny_patch4_window7_224"), small("vit_tiny_patch16_224"), small("convnext_atto")
+    assert (swin.depth, vit.depth, convnext.depth) == (2, 3, 4)
+    assert swin.layer_of("model.layers.1.downsample.reduction.weight") == 2
+    assert swin.layer_of("model.norm.weight") == 3
+    assert vit.layer_of("model.blocks.2.mlp.fc1.weight") == 3
+    assert vit.layer_of("model.norm.weight") == 4
+    assert vit.layer_of("model.cls_token") == 0
+    assert convnext.layer_of("model.stages.3.downsample.1.weight") == 4
+    assert "model.cls_token" in vit.no_weight_decay()
+    assert any("relative_position_bias_table" in key for key in swin.no_weight_decay())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_without_class_token_and_norm_every_parameter_gets_a_gradient(name: str) -> None:
+    backbone = small(name, class_token=False, final_norm=False)
+    side = SMALL[name].get("img_size", 64)
+    features = backbone(torch.randn(2, 3, side, side), taps=range(len(backbone.strides)))
+    assert features.cls is None
+    sum(map_.square().sum() for map_ in features.maps).backward()
+    assert [key for key, parameter in backbone.named_parameters() if parameter.grad is None] == []
+
+
+def test_checkpointing_changes_nothing() -> None:
+    backbone = small("vit_tiny_patch16_224")
+    images = torch.randn(2, 3, 32, 32)
+    before = backbone(images).maps[0]
+    backbone.set_grad_checkpointing()
+    torch.testing.assert_close(backbone(images).maps[0], before)
+
+
+def test_a_model_without_maps_is_refused() -> None:
+    with pytest.raises(ValueError, match="no intermediate maps"):
+        TimmBackbone(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(("reference", "changes", "match"), [
+    ("random:vit_tinny", {}, "no model 'vit_tinny'"), ("random:resnet18", {"heads": 3}, "heads cannot be changed"),
+    ("random:ViT-X/16", {}, "ViT-{Ti,S,B,L,H}/PATCH"), ("random:ViT-B/x", {}, "PATCH"), ("random:ViT-B/16", {"depth": 2}, "depth cannot be changed"),
+])  # fmt: skip
+def test_random_backbones_that_nobody_knows_are_refused(reference: str, changes: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        load_backbone(reference, changes=changes)
+
+
+def test_random_backbones_follow_the_seed_and_the_changes() -> None:
+    backbones = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        backbones.append(load_backbone("random:ViT-Ti/16", changes={"image_size": 32, "drop_path": 0.1, "class_token": False}))
+    weights = [backbone.blocks[0].attn.qkv.weight for backbone in backbones]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    assert (backbones[0].grid, backbones[0].leading, backbones[0].dim) == ((2, 2), 0, 192)
+    swin = load_backbone("random:swin_tiny_patch4_window7_224", changes={"image_size": 56, "drop_path": 0.2})
+    assert swin(torch.randn(1, 3, 56, 56)).maps[0].shape == (1, 768, 2, 2)
