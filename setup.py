@@ -8,6 +8,7 @@ DEV = [
     "mypy>=2.4",
     "pytest>=9.2",
     "pytest-timeout>=2.4",
+    "scikit-learn>=1.5",  # whose k-nearest-neighbours ours is tested against
     "ruff~=0.17.5",  # another minor version formats otherwise and knows other rules
     REFERENCE,
 ]

@@ -6,25 +6,68 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
-from mae_transfer.config import Schema, load
+from mae_transfer.config import Schema, load, read
 
 S = TypeVar("S", bound=Schema)
 
 
+class Task(NamedTuple):
+    """One of the tasks that a tool runs, by what its config says."""
+
+    schema: type[Schema]
+    run: Callable[..., object]  # (cfg, work_dir, resume=...)
+    evaluate: Callable[..., object] | None = None  # (cfg, checkpoint, work_dir or None); None: nothing is trained
+
+
 def train(schema: type[S], run: Callable[..., object], *, description: str, argv: Sequence[str] | None = None) -> int:
     """Parse the command line, load the config into `schema`, call run(cfg, work_dir, resume=...); return the exit status."""
+    args = _parser(description).parse_args(argv)
+    return guarded(lambda: run(load(args.config, schema, overrides=args.set, debug=args.debug), args.work_dir, resume=args.resume))
+
+
+def transfer(tasks: Mapping[str, Task], *, description: str, argv: Sequence[str] | None = None) -> int:
+    """Do the same for tools that take a backbone: the config's `task` (the first of `tasks` where it names none) says which one runs."""
+    parser = _parser(description, work_dir_required=False)
+    parser.add_argument(
+        "--backbone", metavar="REF", help="the weights to transfer: a backbone.safetensors, or PREFIX:PATH (mae:, timm:, random: ...)"
+    )
+    parser.add_argument("--eval", action="store_true", help="train nothing: evaluate --checkpoint (then --work-dir may be left out)")
+    parser.add_argument("--checkpoint", metavar="C", help="with --eval: a step_*.pt of this tool, or mae-finetuned:PATH")
+    args = parser.parse_args(argv)
+    if args.eval != (args.checkpoint is not None):
+        parser.error("--eval and --checkpoint go together")
+    if args.work_dir is None and not args.eval:
+        parser.error("--work-dir is missing: where should the run go?")
+    return guarded(lambda: _transfer(tasks, args))
+
+
+def _transfer(tasks: Mapping[str, Task], args: argparse.Namespace) -> None:
+    named = read(args.config).get("task", next(iter(tasks)))
+    if named not in tasks:
+        raise ValueError(f"{args.config}: task = {named!r}; this tool runs {', '.join(tasks)}")
+    task = tasks[named]
+    backbone = [] if args.backbone is None else [f"backbone.reference={args.backbone!r}"]
+    cfg = load(args.config, task.schema, overrides=[*backbone, *args.set], debug=args.debug)
+    if not args.eval:
+        task.run(cfg, args.work_dir, resume=args.resume)
+    elif task.evaluate is None:
+        raise ValueError(f"task {named!r} trains nothing, so there is no checkpoint to evaluate: leave --eval out and give --backbone")
+    else:
+        task.evaluate(cfg, args.checkpoint, args.work_dir)
+
+
+def _parser(description: str, *, work_dir_required: bool = True) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", metavar="CONFIG", help="a file under configs/, or your own; its docstring says what it costs and should give")
-    parser.add_argument("--work-dir", required=True, type=Path, metavar="D", help="where everything that the run makes goes")
+    parser.add_argument("--work-dir", required=work_dir_required, type=Path, metavar="D", help="where everything that the run makes goes")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value, e.g. --set data.root=/data/imagenet")
     parser.add_argument("--resume", action="store_true", help="continue D from its newest checkpoint, bit for bit; starts afresh where D has none")
     parser.add_argument("--debug", action="store_true", help="a few steps of a tiny model on generated images: does this config work at all?")
-    args = parser.parse_args(argv)
-    return guarded(lambda: run(load(args.config, schema, overrides=args.set, debug=args.debug), args.work_dir, resume=args.resume))
+    return parser
 
 
 def guarded(action: Callable[[], object]) -> int:

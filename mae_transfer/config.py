@@ -69,12 +69,7 @@ def load(path: str | Path, schema: type[S], *, overrides: Sequence[str] = (), de
     Raises:
         ValueError: names the file, the key and the remedy.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"config file {str(path)!r} does not exist; the suite's own are under configs/")
-    try:
-        values = Config.fromfile(path, lazy_import=False).to_dict()
-    except Exception as error:  # whatever the Python in the file raises
-        raise ValueError(f"config file {str(path)!r} cannot be read: {type(error).__name__}: {error}") from error
+    values = read(path)
     for key, value in (schema.debug if debug else {}).items():
         assign(values, key, value)
     for override in overrides:
@@ -83,6 +78,17 @@ def load(path: str | Path, schema: type[S], *, overrides: Sequence[str] = (), de
             raise ValueError(f"--set {override!r}: write it as key=value, for instance --set data.root=/data/imagenet")
         assign(values, key.strip(), _literal(text))
     return validate(values, schema, where=str(path))
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """Return the values of a config file and its base, before any schema; ValueError where it cannot be read."""
+    if not Path(path).is_file():
+        raise ValueError(f"config file {str(path)!r} does not exist; the suite's own are under configs/")
+    try:
+        values: dict[str, Any] = Config.fromfile(path, lazy_import=False).to_dict()
+    except Exception as error:  # whatever the Python in the file raises
+        raise ValueError(f"config file {str(path)!r} cannot be read: {type(error).__name__}: {error}") from error
+    return values
 
 
 def validate(values: Mapping[str, Any], schema: type[S], *, where: str) -> S:

@@ -1,0 +1,163 @@
+"""Weighted k-NN on frozen features: what a backbone knows, without any training (DINO's protocol). Nothing is selected: every k is reported.
+
+Legend: N training images, D width, C classes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.distributed as td
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from mae_transfer import results
+from mae_transfer.config import Schema
+from mae_transfer.core.normalize import IMAGENET, Statistics, normalize
+from mae_transfer.data import LabelledDataConfig, Source, Sweep, evaluation_views, open_labelled, unreadable_policy
+from mae_transfer.engine.dist import Dist, peak_memory_gib, read_mean, session
+from mae_transfer.engine.log import Logger
+from mae_transfer.engine.state import Precision, RunConfig, autocast
+from mae_transfer.metrics.accuracy import hits, top_ks
+from mae_transfer.metrics.knn import knn_scores
+from mae_transfer.models.heads import Pool, pool
+from mae_transfer.tasks.backbones import BackboneConfig, Chosen, open_backbone, tokens_of
+from mae_transfer.tasks.classify import DEBUG_ENCODER
+from mae_transfer.tasks.common import EVALUATION_BATCH, pass_over
+from mae_transfer.tasks.workdir import WorkDir, open_work_dir
+
+
+class KnnConfig(Schema):
+    """A k-NN evaluation."""
+
+    debug: ClassVar[dict[str, Any]] = {
+        "scale": "mini",
+        "ks": (1, 3),
+        "batch": 8,
+        "data.train": {"name": "shapes", "length": 6, "size": 32},
+        "data.val": {"name": "shapes", "length": 2, "size": 32, "seed": 1},
+        "data.size": 32,
+        "backbone": {"encoder": DEBUG_ENCODER},
+        "run": {"device": "cpu", "workers": 0, "log_every": 1, "save_minutes": None},
+    }
+
+    task: Literal["knn"] = "knn"
+    """Which task the file configures."""
+    scale: Literal["mini", "small", "paper"]
+    """How far the run is from the paper's: printed beside every number."""
+    data: LabelledDataConfig = LabelledDataConfig()
+    """Images: those of `train` vote, those of `val` are classified; all are cut as in evaluation."""
+    backbone: BackboneConfig = BackboneConfig()
+    """What is evaluated; --backbone sets its reference."""
+    mean: tuple[float, ...] = IMAGENET.mean
+    """Mean per channel on the scale [0, 1] that images are normalised with."""
+    std: tuple[float, ...] = IMAGENET.std
+    """Standard deviation per channel, likewise."""
+    pool: Pool = "cls"
+    """What stands for an image, behind the final norm: the class token, or the mean of the patch tokens."""
+    ks: tuple[PositiveInt, ...] = Field(default=(10, 20, 100, 200), min_length=1)
+    """Numbers of neighbours, one result each."""
+    temperature: PositiveFloat = 0.07
+    """Of the votes exp(cosine / temperature)."""
+    batch: PositiveInt = EVALUATION_BATCH
+    """Images per device and forward pass."""
+    precision: Precision = "bfloat16"
+    """Arithmetic of the encoder; similarities are float32."""
+    seed: int = 0
+    """Of fresh weights, where the backbone has no others."""
+    run: RunConfig = RunConfig()
+    """How to carry it out; changes no number."""
+
+
+def run(cfg: KnnConfig, work_dir: Path, *, resume: bool = False) -> list[results.Result]:
+    """Classify the validation images by their nearest training images; append one Result per k and top-k to work_dir's results.jsonl (rank 0).
+
+    `resume` is taken and changes nothing: there is no state to continue from. ValueError where config, data and backbone do not fit together.
+    """
+    with session(cfg.run.device) as dist, torch.no_grad():
+        start = time.perf_counter()
+        split, val = open_labelled(cfg.data)
+        if max(cfg.ks) > len(split.train):
+            raise ValueError(f"ks = {cfg.ks}: {max(cfg.ks)} neighbours of {len(split.train)} training images; lower ks")
+        chosen = open_backbone(cfg.backbone, {"image_size": cfg.data.size}, seed=cfg.seed)
+        folder = open_work_dir(work_dir, cfg, resume=True, main=dist.is_main)
+        model = chosen.model.to(dist.device).eval()
+        sources = (split.train, val)
+        steps = sum(len(sweep_of(cfg, source, dist)) for source in sources)
+        with Logger(work_dir, steps=steps, main=dist.is_main, progress=cfg.run.progress, wandb=cfg.run.wandb) as log:
+            log.say(
+                f"k-NN of {chosen.name} (pretraining: {chosen.pretrain}; {cfg.scale} scale), {len(split.train)} training images vote on {len(val)}"
+            )
+            tick = ticker(log)
+            bank, labels = (gathered(part, len(split.train), dist) for part in features(cfg, model, split.train, dist, tick))
+            figures = classify(cfg, model, val, bank, labels, dist, tick)
+            log.write("eval", steps, figures)
+        if not dist.is_main:
+            return []
+        written = numbers(cfg, chosen, folder, figures, dist, images=len(split.train) + len(val), seconds=time.perf_counter() - start)
+        results.append(folder.results, written)
+        return written
+
+
+def features(cfg: KnnConfig, model: nn.Module, source: Source, dist: Dist, tick: Callable[[], None]) -> tuple[Tensor, Tensor]:
+    """Return this rank's part of the features (N, D), float32, and labels (N,), on the device."""
+    view = evaluation_views(cfg.data, shorter_side=cfg.data.shorter_side)
+    found: list[Tensor] = []
+    labels: list[Tensor] = []
+    for batch in pass_over(source, view, dist, batch=cfg.batch, workers=cfg.run.workers, unreadable=unreadable_policy(cfg.data)):
+        with autocast(cfg.precision, dist.device):
+            found.append(pool(model(normalize(batch.image, Statistics(cfg.mean, cfg.std)), norm=True), cfg.pool).float())
+        labels.append(batch.label)
+        tick()
+    return torch.cat(found), torch.cat(labels)
+
+
+def classify(cfg: KnnConfig, model: nn.Module, val: Source, bank: Tensor, labels: Tensor, dist: Dist, tick: Callable[[], None]) -> dict[str, float]:
+    """Return the share of the validation images that is right, "knn-20_top1": every image counts once."""
+    classes = len(val.classes)
+    queries, truth = features(cfg, model, val, dist, tick)
+    right = hits(knn_scores(queries, bank, labels, classes=classes, ks=cfg.ks, temperature=cfg.temperature), truth)
+    counts = {f"knn-{k}_top{top}": right[i, j] for i, top in enumerate(top_ks(classes)) for j, k in enumerate(cfg.ks)}
+    return {name: value * dist.world / len(val) for name, value in read_mean(counts, dist).items()}
+
+
+def gathered(part: Tensor, total: int, dist: Dist) -> Tensor:
+    """Return the parts of all ranks, in order, on every rank; they are those of a Sweep over `total` images."""
+    if dist.world == 1:
+        return part
+    counts = [total * (rank + 1) // dist.world - total * rank // dist.world for rank in range(dist.world)]
+    parts = [part.contiguous() if rank == dist.rank else part.new_empty((count, *part.shape[1:])) for rank, count in enumerate(counts)]
+    for rank, buffer in enumerate(parts):
+        td.broadcast(buffer, rank)
+    return torch.cat(parts)
+
+
+def sweep_of(cfg: KnnConfig, source: Source, dist: Dist) -> Sweep:
+    """Return the batches of this rank."""
+    return Sweep(images=len(source), batch=min(cfg.batch, EVALUATION_BATCH), rank=dist.rank, world=dist.world)
+
+
+def ticker(log: Logger) -> Callable[[], None]:
+    """Return what counts one more batch."""
+    counter: Iterator[int] = iter(range(1, 2**62))
+    return lambda: log.tick(next(counter))
+
+
+def numbers(
+    cfg: KnnConfig, chosen: Chosen, folder: WorkDir, figures: dict[str, float], dist: Dist, *, images: int, seconds: float
+) -> list[results.Result]:
+    """Return one Result per figure, in percent."""
+    shared: dict[str, Any] = {
+        "run": folder.root.name, "task": "classify", "dataset": cfg.data.root or cfg.data.train.name, "split": "val", "unit": "%",
+        "higher_is_better": True, "seed": cfg.seed, "backbone": chosen.name, "pretrain": chosen.pretrain, "checkpoint_sha256": chosen.sha256,
+        "params": sum(p.numel() for p in chosen.model.parameters()), "epochs": 0.0, "steps": 0, "images_seen": images, "global_batch": cfg.batch,
+        "world_size": dist.world, "precision": cfg.precision, "wall_s": seconds, "images_per_s": images / seconds,
+        "peak_mem_gib": peak_memory_gib(dist.device), "device": results.device_name(dist.device), "engine": "mae_transfer", "scale": cfg.scale,
+        "config_digest": cfg.digest(), "tokens_per_image": tokens_of(chosen.model, cfg.data.size),
+    }  # fmt: skip
+    parted = {tuple(name.split("_")): 100 * value for name, value in figures.items()}
+    return [results.Result(protocol=protocol, metric=metric, value=value, **shared) for (protocol, metric), value in parted.items()]
