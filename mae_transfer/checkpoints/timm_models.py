@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
-from torch import nn
 
 from mae_transfer.checkpoints.files import Tensors, named, read
 from mae_transfer.checkpoints.layouts import strip, unwrap
@@ -76,8 +75,20 @@ def wrap(
         arguments["img_size"] = changes["image_size"]
     if changes.get("drop_path"):
         arguments["drop_path_rate"] = changes["drop_path"]
-    model = _create(name, arguments, tensors=tensors, pretrained=pretrained)
+    overlay: dict[str, Any] = {}
+    if tensors is not None:
+        classes = _classes(tensors, cfg.classifier)
+        arguments["num_classes"] = classes  # timm is strict only where the file's number of classes is the model's
+        overlay = {"state_dict": dict(tensors), "custom_load": False, "num_classes": classes}
+    model = _create(name, arguments, overlay=overlay, pretrained=pretrained or tensors is not None)
+    model.reset_classifier(0)
     return TimmBackbone(model, class_token=changes.get("class_token", True), final_norm=changes.get("final_norm", True))
+
+
+def _classes(tensors: Tensors, classifier: str | Sequence[str]) -> int:
+    """Return the number of classes of a file's classifier; 0 where it has none."""
+    names = [classifier] if isinstance(classifier, str) else list(classifier)
+    return next((len(tensors[f"{name}.weight"]) for name in [*names, "head"] if f"{name}.weight" in tensors), 0)
 
 
 def _known(name: str) -> Any:
@@ -88,10 +99,9 @@ def _known(name: str) -> Any:
     return cfg
 
 
-def _create(name: str, arguments: Mapping[str, Any], *, tensors: Tensors | None, pretrained: bool) -> nn.Module:
-    """Build the model without classifier and fill it strictly; timm converts original names and resamples tables to its size."""
-    overlay = {"state_dict": dict(tensors), "custom_load": False} if tensors is not None else None
+def _create(name: str, arguments: Mapping[str, Any], *, overlay: Mapping[str, Any], pretrained: bool) -> Any:
+    """Build the model and fill it; timm converts original names and resamples tables to its size."""
     try:
-        return timm.create_model(name, pretrained=pretrained or tensors is not None, num_classes=0, pretrained_cfg_overlay=overlay, **arguments)
+        return timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=dict(overlay), **arguments)
     except (RuntimeError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"timm:{name} cannot be made of this: {error}") from None

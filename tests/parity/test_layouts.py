@@ -269,17 +269,19 @@ def test_swin_encoders_of_moby_and_esvit_give_timm_s_features(layout: str, tmp_p
 
 
 def timm_file(tmp_path: Path, name: str, **options: Any) -> Any:
-    theirs = randomize(timm.create_model(name, num_classes=0, **options))
+    theirs = randomize(timm.create_model(name, **options))
     save(tmp_path / "x.pth", theirs.state_dict())
     return theirs
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "convnext_atto", "resnet18"])
+@pytest.mark.parametrize("classes", [0, 5])
 @torch.no_grad()
-def test_timm_s_models_load_from_a_local_file(name: str, tmp_path: Path) -> None:
-    theirs = timm_file(tmp_path, name)
+def test_timm_s_models_load_from_a_local_file(name: str, classes: int, tmp_path: Path) -> None:
+    theirs = timm_file(tmp_path, name, num_classes=classes)
     ours = checkpoints.load_backbone(f"timm:{name}@{tmp_path / 'x.pth'}")
     images = torch.randn(1, 3, 224, 224)
     features = ours(images, norm=True)
-    torch.testing.assert_close(features.cls, theirs(images), **CLOSE)
+    expected = theirs.forward_head(theirs.forward_features(images), pre_logits=True)
+    torch.testing.assert_close(features.cls, expected, **CLOSE)
     torch.testing.assert_close(features.maps[0], theirs.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)[0], **CLOSE)

@@ -13,7 +13,7 @@ MIDDLE = {"adapters", "models", "checkpoints", "data", "engine", "metrics", "dra
 TASKS = MIDDLE | BASE | {"targets"}
 
 MAY_IMPORT = {
-    "__init__": set(),
+    "__init__": {"checkpoints"},  # load_backbone, when it is asked for
     "interfaces": set(),
     "seeding": set(),
     "core": {"interfaces", "seeding"},
