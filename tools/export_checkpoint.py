@@ -10,9 +10,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from mae_transfer import checkpoints, cli
 
 
@@ -28,7 +25,7 @@ def main() -> int:
     parser.add_argument("--licence", action="store_true", help="list the released weights with licence and address, and end")
     args = parser.parse_args()
     if args.licence:
-        return cli.guarded(lambda: Console(soft_wrap=True).print(licences()))
+        return cli.guarded(list_licences)
     if args.reference is None or args.out is None:
         parser.error("name a REFERENCE and --out PATH, or --licence")
     changes = {key: value for key, value in (("image_size", args.image_size), ("heads", args.heads)) if value}
@@ -45,11 +42,10 @@ def export(reference: str, out: Path, *, name: str, changes: dict[str, int]) -> 
         print(f"not written, for a backbone has no classifier: {', '.join(loaded.head)}")
 
 
-def licences() -> Table:
-    table = Table("name", "prefix", "licence", "checksum", "address")
+def list_licences() -> None:
+    """Print a line per released file; `released:NAME` is a reference to it."""
     for name, entry in checkpoints.RELEASED.items():
-        table.add_row(f"released:{name}", f"{entry.layout}:", entry.licence, entry.checksum or "none published", entry.url)
-    return table
+        print(f"released:{name:26} {entry.licence:14} {entry.checksum or 'no checksum published':22} {entry.url}")
 
 
 if __name__ == "__main__":
