@@ -46,6 +46,7 @@ __all__ = [
     "open_labelled",
     "open_source",
     "open_sources",
+    "split",
     "training_views",
     "unreadable_policy",
 ]

@@ -1,0 +1,103 @@
+"""Label fractions and held-out parts, and top-k accuracy: the numbers that a selection and a table rest on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mae_transfer.data import Folder, LabelledDataConfig, Sample, Subset, open_labelled, split
+from mae_transfer.metrics.accuracy import hits, top_ks
+
+
+class Counted:
+    """Sample i has label i % classes; its image is never needed."""
+
+    def __init__(self, length: int, classes: int) -> None:
+        self.length, self.classes = length, tuple(f"c{i}" for i in range(classes))
+
+    def __len__(self) -> int:
+        return self.length
+
+    def read(self, index: int) -> Sample:
+        return Sample(torch.full((3, 2, 2), index, dtype=torch.uint8), index % len(self.classes))
+
+    def labels(self) -> np.ndarray:
+        return np.arange(self.length) % len(self.classes)
+
+    def where(self, index: int) -> str:
+        return f"sample {index}"
+
+
+def counts(subset: Subset) -> list[int]:
+    return np.bincount(subset.indices % 4, minlength=4).tolist()
+
+
+def test_a_fraction_is_taken_of_every_class_and_the_smaller_list_lies_in_the_larger() -> None:
+    source = Counted(400, 4)
+    small, large = (split(source, label_fraction=fraction).train for fraction in (0.01, 0.1))
+    assert counts(small) == [1] * 4
+    assert counts(large) == [10] * 4
+    assert set(small.indices) < set(large.indices)
+    assert split(source, label_fraction=0.1).train.indices.tolist() == large.indices.tolist()
+
+
+def test_what_is_held_out_is_never_trained_on_and_comes_from_the_labels_that_may_be_used() -> None:
+    source = Counted(400, 4)
+    parts = split(source, label_fraction=0.1, holdout_fraction=0.2)
+    assert counts(parts.held_out) == [2] * 4
+    assert counts(parts.train) == [8] * 4
+    assert set(parts.train.indices) | set(parts.held_out.indices) == set(split(source, label_fraction=0.1).train.indices)
+    assert not set(parts.train.indices) & set(parts.held_out.indices)
+
+
+def test_a_class_of_one_image_keeps_it_for_training() -> None:
+    parts = split(Counted(5, 4), holdout_fraction=0.5)
+    assert counts(parts.train) == [1] * 4
+    assert counts(parts.held_out) == [1, 0, 0, 0]
+
+
+def test_a_label_outside_the_classes_is_refused_by_the_samples_name() -> None:
+    source = Counted(8, 4)
+    source.classes = ("a", "b", "c")
+    source.read = lambda index: Sample(torch.zeros(3, 2, 2, dtype=torch.uint8), 3)
+    with pytest.raises(ValueError, match=r"sample 5 has label 3, but the 3 classes are 0\.\.2"):
+        split(source).train.read(5)
+
+
+def config(root: Path, **changes: object) -> LabelledDataConfig:
+    specs = {"train": {"name": "folder", "split": "train"}, "val": {"name": "folder", "split": "val"}}
+    return LabelledDataConfig.model_validate({"root": str(root), **specs, **changes})
+
+
+def test_a_class_that_the_validation_set_lacks_is_named(image_folder: Path) -> None:
+    for path in (image_folder / "val" / "n02").iterdir():
+        path.unlink()
+    (image_folder / "val" / "n02").rmdir()
+    with pytest.raises(ValueError, match=r"training set has 3 classes, validation set 2; in one of them only: \['n02'\]"):
+        open_labelled(config(image_folder))
+
+
+def test_unlabelled_or_missing_sets_are_refused(image_folder: Path) -> None:
+    with pytest.raises(ValueError, match="validation set that it never trains on"):
+        open_labelled(config(image_folder, val=None))
+    with pytest.raises(ValueError, match="training set has no classes"):
+        open_labelled(config(image_folder, train={"name": "folder", "split": "train", "labelled": False}))
+
+
+def test_a_folder_lists_its_labels_without_reading_an_image(image_folder: Path) -> None:
+    assert Folder(root=str(image_folder), split="train").labels().tolist() == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_hits_count_the_best_and_the_best_five_of_every_row() -> None:
+    scores = torch.stack([torch.eye(8)[:4] + torch.arange(8) * 0.01, -torch.eye(8)[:4]])  # (2, 4, 8)
+    found = hits(scores, torch.arange(4))
+    assert found.tolist() == [[4, 0], [4, 0]]
+    late = hits(torch.arange(8.0).repeat(4, 1), torch.tensor([7, 3, 2, 6]))
+    assert late.tolist() == [1, 3]
+
+
+def test_top_five_is_left_out_where_it_says_nothing() -> None:
+    assert [top_ks(classes) for classes in (1, 2, 5, 6)] == [(1,), (1,), (1,), (1, 5)]
