@@ -152,24 +152,29 @@ def step_fn(statistics: Statistics, target: Target) -> Callable[[nn.Module, Batc
 
 
 def evaluate(cfg: PretrainConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int) -> dict[str, float]:
-    """Return the loss on the held-out images, each once, under fixed masks (float32, mean over hidden patches), and draw the first of them."""
+    """Return the loss on the held-out images, each once, under fixed masks (float32, mean over hidden patches); draw some of them."""
     dist = state.dist
     total = torch.zeros(2, dtype=torch.float64 if dist.device.type != "mps" else torch.float32, device=dist.device)
-    for i, batch in enumerate(held_out_batches(cfg, parts, dist)):
+    for batch in held_out_batches(cfg, parts, dist):
         assert batch.mask is not None
         prediction = model(normalize(batch.image, cfg.statistics), batch.mask)
         losses = parts.target.loss(prediction, parts.target(batch, batch.mask.ids_masked))
         total += torch.stack([losses.sum(), torch.full_like(losses, 1.0).sum()])
-        if i == 0 and dist.is_main:
-            save_sheet(folder.pictures / f"step_{step:08d}.png", picture_rows(parts.target, prediction, batch)[: cfg.pictures])
+    if dist.is_main:
+        save_sheet(folder.pictures / f"step_{step:08d}.png", picture_rows(cfg, parts, model, dist.device, most=cfg.pictures))
     mean = read_mean({"loss": total[0], "patches": total[1]}, dist)
     return {f"{parts.split}_loss": mean["loss"] / mean["patches"]}
 
 
-def picture_rows(target: Target, prediction: Tensor, batch: Batch) -> Tensor:
-    """Return the panels (B, 4, 3, H, W) of a prediction."""
-    assert batch.mask is not None
-    return panels(batch.image, target.decode(prediction, batch, batch.mask.ids_masked), batch.mask)
+@torch.no_grad()
+def picture_rows(cfg: PretrainConfig, parts: Parts, model: nn.Module, device: torch.device, *, most: int) -> Tensor:
+    """Return the panels (B, 4, 3, H, W) of what the model makes of up to `most` held-out images, spread evenly over them."""
+    rows = []
+    for batch in held_out_batches(cfg, parts._replace(held_out=Spread(parts.held_out, most)), Dist(device)):
+        assert batch.mask is not None
+        prediction = model(normalize(batch.image, cfg.statistics), batch.mask)
+        rows.append(panels(batch.image, parts.target.decode(prediction, batch, batch.mask.ids_masked), batch.mask))
+    return torch.cat(rows)
 
 
 def feed(cfg: PretrainConfig, parts: Parts, share: Share, *, dist: Dist) -> Iterator[Batch]:

@@ -9,18 +9,15 @@ import torch
 
 from mae_transfer.config import Spec, build, load
 from mae_transfer.core.masks import MASKERS
-from mae_transfer.core.normalize import normalize
-from mae_transfer.data import Masking, Spread, open_source
+from mae_transfer.data import Masking, open_source
 from mae_transfer.draw.reconstructions import save_sheet
 from mae_transfer.engine import checkpoint
-from mae_transfer.engine.dist import Dist
 from mae_transfer.models.mae import MAE
 from mae_transfer.targets import TARGETS
-from mae_transfer.tasks.pretrain import Parts, PretrainConfig, held_out_batches, picture_rows
+from mae_transfer.tasks.pretrain import Parts, PretrainConfig, picture_rows
 from mae_transfer.tasks.workdir import WorkDir
 
 
-@torch.no_grad()
 def reconstruct(work_dir: Path, images: Path | None, *, mask_ratios: Sequence[float], out: Path, most: int = 16) -> list[Path]:
     """Draw what the newest checkpoint of `work_dir` makes of images, one sheet per mask ratio; return the sheets' paths.
 
@@ -43,12 +40,8 @@ def reconstruct(work_dir: Path, images: Path | None, *, mask_ratios: Sequence[fl
     sheets = {}
     for ratio in mask_ratios:
         masking = Masking(build(MASKERS, Spec.model_validate({**cfg.mask.model_dump(), "ratio": ratio})), grid)
-        parts = Parts(target, masking, source, Spread(source, most), "images")
-        rows = [
-            picture_rows(target, model(normalize(batch.image, cfg.statistics), batch.mask), batch)
-            for batch in held_out_batches(cfg, parts, Dist(torch.device("cpu")))
-        ]
-        sheets[out / f"ratio_{ratio:g}.png"] = torch.cat(rows)
+        parts = Parts(target, masking, source, source, "images")
+        sheets[out / f"ratio_{ratio:g}.png"] = picture_rows(cfg, parts, model, torch.device("cpu"), most=most)
     for path, drawn in sheets.items():
         save_sheet(path, drawn)
     return list(sheets)
