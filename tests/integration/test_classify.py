@@ -1,0 +1,276 @@
+"""Classification end to end, on real files and through the tool: results, exact resume, evaluation of checkpoints, selection and bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mae_transfer import checkpoints, cli, results
+from mae_transfer.config import load, validate
+from mae_transfer.models.vit import ViT, ViTConfig
+from mae_transfer.tasks import classify, knn
+from mae_transfer.tasks.classify import ClassifyConfig
+from mae_transfer.tasks.knn import KnnConfig
+
+ROOT = Path(__file__).parent.parent.parent
+Values = dict[str, Any]
+ENCODER = {"size": None, "dim": 16, "depth": 2, "heads": 2, "patch": 4, "image_size": 16}
+RUN = {"device": "cpu", "workers": 0, "device_batch": 4, "log_every": 1, "save_minutes": None, "progress": False}
+LINEAR = {
+    "protocol": {"name": "linear", "rates": (0.3, 3.0), "pools": ("cls", "mean")},
+    "optim": {"algorithm": {"name": "lars"}, "lr": 1.0, "weight_decay": 0.0},
+}
+
+
+@pytest.fixture
+def backbone(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path / "backbone.safetensors"
+    checkpoints.export_backbone(path, ViT(ViTConfig(**ENCODER)), about={"pretrain": "MAE for a test"})
+    return path
+
+
+@pytest.fixture
+def base(image_folder: Path, backbone: Path) -> Values:
+    """6 steps on 12 JPEGs of 3 classes (9 where a quarter is held out), with everything on that could break an exact resume."""
+    return {
+        "scale": "mini", "epochs": 6.0, "batch": 8, "precision": "float32", "ema_decay": 0.9, "backbone": {"reference": str(backbone)},
+        "data": {
+            "root": str(image_folder), "train": {"name": "folder", "split": "train"}, "val": {"name": "folder", "split": "val"}, "size": 16,
+            "augmentation": {"name": "rand_augment"}, "holdout_fraction": 0.25,
+        },
+        "protocol": {"name": "finetune", "drop_path": 0.3, "erase": 0.5}, "optim": {"lr": 1e-2, "layer_decay": 0.75},
+        "schedule": {"warmup_epochs": 1.0}, "run": RUN,
+    }  # fmt: skip
+
+
+def config(values: Values, **changes: Any) -> ClassifyConfig:
+    return validate(values | changes, ClassifyConfig, where="test")
+
+
+def log(folder: Path, kind: str) -> dict[int, Values]:
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return {row["step"]: row for row in rows if row["kind"] == kind}
+
+
+def payload(folder: Path, step: int = 6) -> Values:
+    return torch.load(folder / "checkpoints" / f"step_{step:08d}.pt", weights_only=True)
+
+
+def assert_equal(a: Any, b: Any, path: str = "") -> None:
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a.keys() - {"wall_s"}:
+            assert_equal(a[key], b[key], f"{path}.{key}")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    elif isinstance(a, list | tuple):
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{path}[{i}]")
+    else:
+        assert a == b, path
+
+
+def test_a_run_leaves_numbers_that_say_where_they_come_from(base: Values, backbone: Path, tmp_path: Path) -> None:
+    cfg = config(base)
+    written = classify.run(cfg, tmp_path / "run")
+    assert load(tmp_path / "run" / "config.py", ClassifyConfig) == cfg
+    assert results.load(tmp_path / "run" / "results.jsonl") == (written, [])
+    assert [(r.split, r.metric, r.protocol, r.unit) for r in written] == [("holdout", "top1", "finetune", "%"), ("val", "top1", "finetune", "%")]
+    val = written[1]
+    assert (val.backbone, val.pretrain, val.checkpoint_sha256) == ("vit-16x2/4", "MAE for a test", checkpoints.sha256(backbone))
+    assert (val.tokens_per_image, val.steps, val.images_seen, val.epochs) == (17, 6, 48, 6)
+    assert val.value == pytest.approx(100 * log(tmp_path / "run", "eval")[6]["val_top1"])
+    assert val.value * 12 / 100 == pytest.approx(round(val.value * 12 / 100))
+
+
+@pytest.mark.parametrize("changes", [{}, {"protocol": {"name": "partial", "tune_blocks": 1}}, LINEAR], ids=["finetune", "partial", "linear"])
+def test_a_stopped_and_resumed_run_is_the_unbroken_one_bit_for_bit(
+    base: Values, changes: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accumulation 2, mixup, erasing, drop path, EMA, running statistics; workers 0 -> 1."""
+    cfg = config(base, evaluate_epochs=2.0, **changes)
+    classify.run(cfg, tmp_path / "whole")
+    make = classify.make_step
+
+    def making(*given: Any, dist: Any) -> Any:
+        step = make(*given, dist=dist)
+
+        def stopping(model: Any, batch: Any, at: Any) -> Any:
+            if (at.number, at.micro) == (2, 0):
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(model, batch, at)
+
+        return stopping
+
+    with monkeypatch.context() as patched:
+        patched.setattr(classify, "make_step", making)
+        assert classify.run(cfg, tmp_path / "halves") == []
+    assert payload(tmp_path / "halves", 3)["step"] == 3
+    again = cfg.model_copy(update={"run": cfg.run.model_copy(update={"workers": 1})})
+    classify.run(again, tmp_path / "halves", resume=True)
+    assert_equal(payload(tmp_path / "whole"), payload(tmp_path / "halves"))
+    whole, halves = (results.load(tmp_path / name / "results.jsonl")[0] for name in ("whole", "halves"))
+    assert [r.value for r in whole] == [r.value for r in halves]
+
+
+def test_the_probe_is_selected_on_what_is_held_out_and_reported_on_val(base: Values, tmp_path: Path) -> None:
+    cfg = config(base, **LINEAR)
+    written = classify.run(cfg, tmp_path / "run")
+    history = payload(tmp_path / "run")["extra"]["history"]
+    assert history == {}  # the last evaluation comes after the last save
+    parts = classify.open_parts(cfg)
+    figures = {f"{split}_top1_{name}": i / 10 for split, start in (("holdout", 0), ("val", 5)) for i, name in enumerate(cfg.method().row, start)}
+    figures["holdout_top1_cls_x3"] = 0.9
+    assert classify.choose(cfg, parts, {"6": figures}) == {"holdout_top1": 0.9, "val_top1": figures["val_top1_cls_x3"]}
+    assert {r.protocol for r in written} == {"linear"}
+
+
+def test_the_best_epoch_is_the_best_on_what_is_held_out(base: Values) -> None:
+    cfg = config(base, select="best")
+    history = {"2": {"holdout_top1": 0.4, "val_top1": 0.1}, "4": {"holdout_top1": 0.5, "val_top1": 0.2}, "10": {"holdout_top1": 0.4, "val_top1": 0.9}}
+    assert classify.choose(cfg, classify.open_parts(cfg), history) == {"holdout_top1": 0.5, "val_top1": 0.2}
+
+
+@pytest.mark.parametrize("changes", [{"select": "best"}, LINEAR])
+def test_nothing_is_selected_on_the_reported_images(base: Values, changes: Values) -> None:
+    with pytest.raises(ValueError, match="holdout_fraction = 0, but something is to be selected"):
+        config(base, data=base["data"] | {"holdout_fraction": 0.0}, **changes)
+
+
+def test_a_training_state_evaluates_to_the_numbers_of_its_run(base: Values, tmp_path: Path) -> None:
+    cfg = config(base)
+    written = classify.run(cfg, tmp_path / "run")
+    state = tmp_path / "run" / "checkpoints" / "step_00000006.pt"
+    again = classify.evaluate_checkpoint(cfg, str(state), tmp_path / "eval")
+    assert [(r.split, r.metric, r.value) for r in again] == [(r.split, r.metric, r.value) for r in written]
+    assert results.load(tmp_path / "eval" / "results.jsonl")[0] == again
+    assert again[0].checkpoint_sha256 == checkpoints.sha256(state)
+
+
+def released(path: Path, classes: int) -> Path:
+    """A file in the layout of MAE's fine-tuned weights."""
+    torch.manual_seed(1)
+    vit = ViT(ViTConfig(size="vit_tiny", patch=4, image_size=16, final_norm=False))
+    head = {
+        "fc_norm.weight": torch.rand(192),
+        "fc_norm.bias": torch.rand(192),
+        "head.weight": torch.randn(classes, 192),
+        "head.bias": torch.randn(classes),
+    }
+    torch.save({"model": dict(vit.state_dict()) | head}, path)
+    return path
+
+
+def test_a_released_fine_tuned_file_is_evaluated_with_its_own_head(base: Values, tmp_path: Path) -> None:
+    path = released(tmp_path / "mae_finetuned.pth", classes=3)
+    cfg = config(base, backbone={}, data=base["data"] | {"holdout_fraction": 0.0})
+    (found,) = classify.evaluate_checkpoint(cfg, f"mae-finetuned:{path}", None)
+    assert (found.split, found.metric, found.backbone, found.checkpoint_sha256) == ("val", "top1", "vit_tiny/4", checkpoints.sha256(path))
+    model, _ = classify.trained(cfg, classify.open_parts(cfg), f"mae-finetuned:{path}")
+    tensors = torch.load(path, weights_only=True)["model"]
+    assert torch.equal(model.head.weight, tensors["head.weight"])
+    assert torch.equal(model.fc_norm.bias, tensors["fc_norm.bias"])
+
+
+def test_a_head_of_other_classes_is_refused(base: Values, tmp_path: Path) -> None:
+    path = released(tmp_path / "mae_finetuned.pth", classes=10)
+    with pytest.raises(ValueError, match=r"head\.weight: \(10, 192\) does not fit \(3, 192\)"):
+        classify.evaluate_checkpoint(config(base, backbone={}), f"mae-finetuned:{path}", None)
+
+
+def test_a_file_without_a_head_cannot_be_evaluated(base: Values, backbone: Path) -> None:
+    with pytest.raises(ValueError, match="holds no classifier"):
+        classify.evaluate_checkpoint(config(base), str(backbone), None)
+
+
+def test_a_run_without_backbone_says_how_to_name_one(base: Values, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="give --backbone REFERENCE"):
+        classify.run(config(base, backbone={}), tmp_path / "run")
+
+
+def test_another_head_in_the_data_set_does_not_resume(base: Values, image_folder: Path, tmp_path: Path) -> None:
+    cfg = config(base)
+    classify.run(cfg, tmp_path / "run")
+    for split in ("train", "val"):
+        (image_folder / split / "n03").rename(image_folder / split / "n04")
+        (image_folder / split / "n03").mkdir()
+        (next((image_folder / split / "n04").iterdir())).rename(image_folder / split / "n03" / "moved.JPEG")
+    with pytest.raises((ValueError, RuntimeError), match=r"head\.weight|size mismatch"):
+        classify.run(cfg, tmp_path / "run", resume=True)
+
+
+def knn_config(base: Values, **changes: Any) -> KnnConfig:
+    values = {"task": "knn", "scale": "mini", "data": base["data"], "backbone": base["backbone"], "ks": (1, 5), "batch": 5, "precision": "float32"}
+    return validate(values | {"run": RUN} | changes, KnnConfig, where="test")
+
+
+def test_nearest_neighbours_need_no_training(base: Values, tmp_path: Path) -> None:
+    data = base["data"] | {"holdout_fraction": 0.0}
+    written = knn.run(knn_config(base, data=data), tmp_path / "run")
+    assert [(r.protocol, r.metric, r.split) for r in written] == [("knn-1", "top1", "val"), ("knn-5", "top1", "val")]
+    itself = data | {"val": data["train"]}
+    assert knn.run(knn_config(base, data=itself, ks=(1,)), tmp_path / "itself")[0].value == 100.0
+    with pytest.raises(ValueError, match="13 neighbours of 12 training images"):
+        knn.run(knn_config(base, data=data, ks=(13,)), tmp_path / "many")
+
+
+def torchrun(cfg: ClassifyConfig | KnnConfig, folder: Path) -> None:
+    path = folder.with_suffix(".py")
+    path.write_text(cfg.source())
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, str(ROOT / "tools" / "cls_train.py"), str(path), "--work-dir", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def test_two_processes_count_every_image_once(base: Values, tmp_path: Path) -> None:
+    """11 validation images over 2 processes; nothing is drawn in the step, so that the two runs are the same to rounding."""
+    next((Path(base["data"]["root"]) / "val" / "n01").iterdir()).unlink()
+    quiet = {"protocol": {"name": "finetune", "drop_path": 0.0, "mixup": 0.0, "cutmix": 0.0}, "run": RUN | {"device_batch": None}}
+    cfg = config(base, **quiet)
+    classify.run(cfg, tmp_path / "one")
+    torchrun(cfg, tmp_path / "two")
+    one, two = (results.load(tmp_path / name / "results.jsonl")[0] for name in ("one", "two"))
+    assert [(r.split, r.value) for r in two] == [(r.split, pytest.approx(r.value)) for r in one]
+    losses = [[row["loss"] for row in log(tmp_path / name, "train").values()] for name in ("one", "two")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    near = knn_config(base)
+    knn.run(near, tmp_path / "knn_one")
+    torchrun(near, tmp_path / "knn_two")
+    one, two = (results.load(tmp_path / name / "results.jsonl")[0] for name in ("knn_one", "knn_two"))
+    assert [(r.protocol, r.value) for r in two] == [(r.protocol, pytest.approx(r.value)) for r in one]
+
+
+def tool(*words: str) -> int:
+    tasks = {
+        "classify": cli.Task(ClassifyConfig, classify.run, classify.evaluate_checkpoint),
+        "knn": cli.Task(KnnConfig, knn.run),
+    }
+    return cli.transfer(tasks, description="", argv=words)
+
+
+def test_the_tool_takes_the_backbone_and_evaluates_checkpoints(base: Values, backbone: Path, tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "cfg.py"
+    path.write_text(config(base, backbone={}, epochs=1.0).source())
+    assert tool(str(path), "--work-dir", str(tmp_path / "run")) == 1
+    assert "give --backbone" in capsys.readouterr().err
+    assert tool(str(path), "--backbone", str(backbone), "--work-dir", str(tmp_path / "run")) == 0
+    state = tmp_path / "run" / "checkpoints" / "step_00000001.pt"
+    assert tool(str(path), "--backbone", str(backbone), "--eval", "--checkpoint", str(state)) == 0
+    path.write_text(knn_config(base).source())
+    assert tool(str(path), "--eval", "--checkpoint", str(state)) == 1
+    assert "trains nothing" in capsys.readouterr().err
+    path.write_text('task = "detect"\n')
+    assert tool(str(path), "--work-dir", str(tmp_path / "other")) == 1
+    assert "this tool runs classify, knn" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        tool(str(path), "--eval", "--work-dir", str(tmp_path / "other"))
