@@ -1,4 +1,4 @@
-"""The MAE and every target, forward and backward, under torch's own dispatcher: nothing asks for a tensor's value or a data-dependent shape."""
+"""The MAE with every target, and every way of classifying, under torch's own dispatcher: nothing asks for a tensor's value or a data-dependent shape."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mae_transfer.core.normalize import IMAGENET, normalize
+from mae_transfer.engine.loop import Step
 from mae_transfer.interfaces import Batch, Mask
+from mae_transfer.metrics.accuracy import hits
 from mae_transfer.models.mae import MAE, DecoderConfig, MAEConfig
-from mae_transfer.models.vit import ViTConfig
+from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.targets import NormPixel, Pixel
+from mae_transfer.tasks.protocols import Feed, Finetune, Linear, Partial
 
 WAITING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::_unique2", "aten::bincount"}
 
@@ -42,6 +45,20 @@ def test_a_step_of_the_mae_never_waits(target_class):
     with Waiting() as waiting:
         prediction = model(normalize(batch.image), batch.mask)
         target.loss(prediction, target(batch, batch.mask.ids_masked)).mean().backward()
+    assert not waiting.seen
+
+
+@pytest.mark.parametrize(
+    "protocol", [Finetune(erase=0.9, drop_path=0.5), Finetune(mixup=0, cutmix=0), Partial(tune_blocks=1), Linear(rates=(0.1, 1.0))]
+)
+def test_a_step_of_classification_never_waits(protocol):
+    encoder = ViTConfig(size=None, dim=24, depth=2, heads=2, patch=8, image_size=16, **protocol.changes())
+    model = protocol.model(ViT(encoder), 5).train()
+    batch = Batch(torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8), (), None, torch.arange(4), torch.arange(4))
+    step = protocol.step(Feed(IMAGENET, 5, 4, torch.device("cpu")))
+    with Waiting() as waiting:
+        step(model, batch, Step(0, 0, False))[0].backward()
+        hits(model(batch.image.float()), batch.label)
     assert not waiting.seen
 
 
