@@ -16,9 +16,11 @@ from mae_transfer.checkpoints.files import load_strict, metadata, read, sha256, 
 from mae_transfer.checkpoints.fit import changed, fit
 from mae_transfer.checkpoints.hf import hf
 from mae_transfer.checkpoints.hints import looks_like
-from mae_transfer.checkpoints.layouts import Found, released_name, unwrap
+from mae_transfer.checkpoints.layouts import Found
+from mae_transfer.checkpoints.names import released_name, unwrap
 from mae_transfer.checkpoints.released import RELEASED, weights
 from mae_transfer.config import validate
+from mae_transfer.core.normalize import IMAGENET, Statistics
 from mae_transfer.models.mae import MAE
 from mae_transfer.models.timm_backbone import TimmBackbone
 from mae_transfer.models.vit import SIZES, ViT, ViTConfig
@@ -48,6 +50,7 @@ class Loaded(NamedTuple):
     backbone: ViT | TimmBackbone  # in eval mode
     head: dict[str, Tensor]  # a classifier's tensors, fc_norm.* and head.*; empty where the file has none
     sha256: str | None  # of the file; None where there is none (random:) or timm fetched it
+    statistics: Statistics = IMAGENET  # what its images were normalised with: 0.5 for BEiT's and AugReg's releases
 
 
 Layout = Callable[[str, Mapping[str, Any]], Loaded]  # what stands behind the prefix, changes
@@ -103,7 +106,9 @@ def _own(path: Path) -> Found:
     if about.get("format") != FORMAT:
         raise ValueError(f"{path} is not a backbone written by this suite (format {about.get('format')!r}, not {FORMAT!r}); name its layout")
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in about["architecture"].items()}
-    return Found(validate(fields, ViTConfig, where=f"architecture in {path}"), read(path), {})
+    recipe = about.get("recipe", {})
+    statistics = Statistics(tuple(recipe["mean"]), tuple(recipe["std"])) if "mean" in recipe else IMAGENET
+    return Found(validate(fields, ViTConfig, where=f"architecture in {path}"), read(path), {}, statistics)
 
 
 def _encoder(layout: Callable[[Path], Found]) -> Layout:
@@ -111,7 +116,7 @@ def _encoder(layout: Callable[[Path], Found]) -> Layout:
 
     def read_and_fit(path: str, changes: Mapping[str, Any]) -> Loaded:
         found = layout(Path(path))
-        return Loaded(fit(found, changes, where=path), found.head, sha256(weight_file(Path(path))))
+        return Loaded(fit(found, changes, where=path), found.head, sha256(weight_file(Path(path))), found.statistics)
 
     return read_and_fit
 
@@ -122,8 +127,8 @@ def _timm_file(layout: Callable[[Path, Mapping[str, Any]], TimmBackbone]) -> Lay
 
 
 def _timm(reference: str, changes: Mapping[str, Any]) -> Loaded:
-    path = reference.partition("@")[2]
-    return Loaded(timm_models.timm_model(reference, changes), {}, sha256(Path(path)) if path else None)
+    backbone, path = timm_models.timm_model(reference, changes), reference.partition("@")[2]
+    return Loaded(backbone, {}, sha256(Path(path)) if path else None, timm_models.statistics(backbone))
 
 
 def _random(name: str, changes: Mapping[str, Any]) -> Loaded:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mae_transfer.checkpoints.files import write
 from mae_transfer.checkpoints.hf import to_hf
-from mae_transfer.checkpoints.layouts import rename
+from mae_transfer.checkpoints.names import rename
 from mae_transfer.models.timm_backbone import TimmBackbone
 from mae_transfer.models.vit import ViT
 

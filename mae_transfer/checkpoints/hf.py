@@ -13,8 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from mae_transfer.checkpoints.files import named, read, weight_file
-from mae_transfer.checkpoints.layouts import Found, join_qkv
+from mae_transfer.checkpoints.layouts import HALF, Found
+from mae_transfer.checkpoints.names import join_qkv
 from mae_transfer.config import validate
+from mae_transfer.core.normalize import IMAGENET, Statistics
 from mae_transfer.models.vit import ViT, ViTConfig
 
 STEM = {
@@ -47,9 +49,10 @@ def hf(path: Path) -> Found:
     tensors = {name: tensor for name, tensor in tensors.items() if not (named(name, DROP) or name.endswith("relative_position_index"))}
     head = {new + name.removeprefix(old): tensors.pop(name) for old, new in HEADS.items() for name in list(tensors) if name.startswith(old)}
     architecture = _architecture(config, where=file)
+    statistics = _statistics(file.parent / "preprocessor_config.json", config["model_type"])
     renamed = translate(tensors, {theirs: ours for ours, theirs in names(architecture, config["model_type"]).items()})
     renamed = join_qkv(renamed, f"{ATTENTION}.query", f"{ATTENTION}.key", f"{ATTENTION}.value")
-    return Found(architecture, {name.replace("encoder.layer.", "blocks."): tensor for name, tensor in renamed.items()}, head)
+    return Found(architecture, {name.replace("encoder.layer.", "blocks."): tensor for name, tensor in renamed.items()}, head, statistics)
 
 
 def names(cfg: ViTConfig, model_type: str) -> dict[str, str]:
@@ -141,6 +144,17 @@ def _config(path: Path) -> dict[str, Any]:
         if config.get(key, value) != value:
             raise ValueError(f"{path} has {key}={config[key]!r}, which this encoder has not")
     return {"num_channels": 3, "patch_size": 16, "image_size": 224, "layer_norm_eps": 1e-6 if config["model_type"] == "dinov2" else 1e-12} | config
+
+
+def _statistics(path: Path, model_type: str) -> Statistics:
+    """Return the mean and standard deviation of the image processor beside the weights; where there is none, those of the type's releases."""
+    if not path.is_file():
+        return HALF if model_type in ("vit", "beit") else IMAGENET
+    try:
+        processor = json.loads(path.read_text(encoding="utf-8"))
+        return Statistics(tuple(processor["image_mean"]), tuple(processor["image_std"]))
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{path} tells no image_mean and image_std ({error!r}); mend or remove it") from None
 
 
 def _architecture(config: Mapping[str, Any], *, where: Path) -> ViTConfig:

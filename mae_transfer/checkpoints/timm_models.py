@@ -9,7 +9,8 @@ from typing import Any
 import timm
 
 from mae_transfer.checkpoints.files import Tensors, named, read
-from mae_transfer.checkpoints.layouts import strip, unwrap
+from mae_transfer.checkpoints.names import strip, unwrap
+from mae_transfer.core.normalize import Statistics
 from mae_transfer.models.timm_backbone import TimmBackbone
 
 MOBY_DROP = ("encoder_k.", "projector.", "projector_k.", "predictor.", "queue1", "queue2", "queue_ptr")
@@ -89,6 +90,12 @@ def _classes(tensors: Tensors, classifier: str | Sequence[str]) -> int:
     """Return the number of classes of a file's classifier; 0 where it has none."""
     names = [classifier] if isinstance(classifier, str) else list(classifier)
     return next((len(tensors[f"{name}.weight"]) for name in [*names, "head"] if f"{name}.weight" in tensors), 0)
+
+
+def statistics(backbone: TimmBackbone) -> Statistics:
+    """Return what timm says that the images of this model's weights were normalised with."""
+    cfg = backbone.model.pretrained_cfg
+    return Statistics(tuple(cfg["mean"]), tuple(cfg["std"]))
 
 
 def _known(name: str) -> Any:

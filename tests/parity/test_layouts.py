@@ -163,6 +163,32 @@ def test_plain_vits_give_timm_s_features(case: str, tmp_path: Path) -> None:
     compare(larger, theirs.forward_features(images), images)
 
 
+@pytest.mark.parametrize("size", ["tiny", "small"])
+@torch.no_grad()
+def test_named_sizes_know_their_heads_at_224_px_and_beyond(size: str, tmp_path: Path) -> None:
+    theirs = randomize(timm.create_model(f"vit_{size}_patch16_224", num_classes=0, dynamic_img_size=True))
+    loaded = checkpoints.load(f"mae:{mae(tmp_path / 'x.pth', theirs.state_dict())}")
+    assert loaded.backbone.cfg.size == f"vit_{size}"
+    for side in (224, 288):
+        images = torch.randn(1, 3, side, side)
+        compare(loaded.backbone, theirs.forward_features(images), images)
+
+
+def test_statistics_are_those_of_the_releases(tmp_path: Path) -> None:
+    """timm's configurations of the same releases say so too."""
+    state = vit().state_dict()
+    beit = save(tmp_path / "b.pth", {"model": timm_beit(SIZE, shared=True).state_dict()})
+    for reference, name in (
+        (f"augreg:{augreg(tmp_path / 'x', state)}", "vit_base_patch16_224.augreg_in21k"),
+        (f"mae:{mae(tmp_path / 'm.pth', state)}", "vit_base_patch16_224.mae"),
+        (f"dino:{dino_full(tmp_path / 'c.pth', state)}", "vit_base_patch16_224.dino"),
+        (f"deit:{deit(tmp_path / 'd.pth', state)}", "deit_base_patch16_224.fb_in1k"),
+        (f"beit:{beit}", "beit_base_patch16_224.in22k_ft_in22k"),
+    ):
+        cfg = timm.get_pretrained_cfg(name)
+        assert checkpoints.load(reference, changes={"heads": HEADS}).statistics == (cfg.mean, cfg.std), reference
+
+
 def test_the_npz_that_these_tests_write_is_one_for_timm_too(tmp_path: Path) -> None:
     theirs, again = vit(), vit(num_classes=5)
     again.load_pretrained(str(augreg(tmp_path / "x", theirs.state_dict())))

@@ -175,3 +175,26 @@ def test_a_timm_model_goes_out_in_timm_s_names_only(tmp_path: Path) -> None:
         timm_names(encoder(relative_positions="shared"))
     with pytest.raises(ValueError, match="transformers has no model"):
         FORMATS["hf"](tmp_path / "x", encoder(class_token=False), {})
+
+
+def test_files_of_older_releases_and_their_image_processor_are_read(tmp_path: Path) -> None:
+    """pytorch_model.bin, with the index buffers that BEiT's older files hold; the processor tells the normalisation."""
+    theirs = randomize(MODELS["BEiT, a table per block"]())
+    theirs.save_pretrained(tmp_path)
+    tensors = checkpoints.read(tmp_path / "model.safetensors")
+    buffers = {f"{name.removesuffix('_bias_table')}_index": torch.zeros(10, 10) for name in tensors if name.endswith("_bias_table")}
+    assert len(buffers) == 2
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({f"beit.{name}": tensor for name, tensor in (tensors | buffers).items()}, tmp_path / "pytorch_model.bin")
+    loaded = checkpoints.load(f"hf:{tmp_path}")
+    images = torch.randn(2, 3, 48, 48)
+    torch.testing.assert_close(ours(loaded.backbone, images), tokens(theirs, images), **CLOSE)
+    assert loaded.statistics.mean == (0.5, 0.5, 0.5)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1]}))
+    assert checkpoints.load(f"hf:{tmp_path}").statistics.mean == (0.1, 0.2, 0.3)
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="tells no image_mean"):
+        checkpoints.load(f"hf:{tmp_path}")
+    (tmp_path / "pytorch_model.bin").unlink()
+    with pytest.raises(ValueError, match=r"holds neither model.safetensors nor pytorch_model.bin"):
+        checkpoints.load(f"hf:{tmp_path}")

@@ -38,6 +38,12 @@ def test_the_package_hands_out_load_backbone_without_importing_torch_first(tmp_p
     assert run.stdout.strip() == "32", run.stderr
 
 
+def test_the_normalisation_of_the_pretraining_comes_along(tmp_path: Path) -> None:
+    checkpoints.export_backbone(tmp_path / "b.safetensors", encoder(), about={"recipe": {"mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 1.0]}})
+    assert checkpoints.load(tmp_path / "b.safetensors").statistics == ((0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
+    assert checkpoints.load(stored(tmp_path)).statistics.mean == (0.485, 0.456, 0.406)
+
+
 def test_a_dense_task_takes_the_encoder_without_class_token_and_norm(tmp_path: Path) -> None:
     vit = encoder()
     ours = checkpoints.load_backbone(stored(tmp_path), changes={"class_token": False, "final_norm": False, "drop_path": 0.3})
