@@ -1,4 +1,4 @@
-"""The MAE with every target, and every way of classifying, under torch's own dispatcher: nothing asks for a tensor's value or a data-dependent shape."""
+"""The MAE with every target, and all that classifies, under torch's own dispatcher: nothing asks for a tensor's value or a data-dependent shape."""
 
 from __future__ import annotations
 
