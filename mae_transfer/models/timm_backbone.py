@@ -87,13 +87,12 @@ def _layers(model: Any) -> dict[str, int]:
     patterns = groups["blocks"] if isinstance(groups["blocks"], list) else [(groups["blocks"], None)]
     patterns = [pattern if isinstance(pattern, tuple) else (pattern, None) for pattern in patterns]
     stems = groups["stem"] if isinstance(groups["stem"], list | tuple) else [groups["stem"]]
-    found: dict[str, int] = {}
+    found: dict[str, str] = {}  # number of the block as it is written in the name; "" in the stem
     for name, _ in model.named_parameters():
-        if any(re.match(stem if isinstance(stem, str) else stem[0], name) for stem in stems):
-            found[f"model.{name}"] = -1
-            continue
         matches = [match for pattern, _ in patterns if (match := re.match(pattern, name)) and match.groups()]
-        if matches:
-            found[f"model.{name}"] = int(matches[0].group(1))
-    order = {number: layer for layer, number in enumerate(sorted({number for number in found.values() if number >= 0}), start=1)}
+        if any(re.match(stem if isinstance(stem, str) else stem[0], name) for stem in stems):
+            found[f"model.{name}"] = ""
+        elif matches:
+            found[f"model.{name}"] = matches[0].group(1)
+    order = {number: layer for layer, number in enumerate(sorted(set(found.values()) - {""}, key=int), start=1)}
     return {name: order.get(number, 0) for name, number in found.items()}
