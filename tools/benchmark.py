@@ -1,19 +1,19 @@
-"""Measure this project beside its peers, on this machine: the training step (`pretrain`) and the input pipeline (`data`)."""
+"""Measure this project beside its peers, on this machine: the training steps (`pretrain`, `classify`) and the input pipeline (`data`)."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from mae_transfer import results
-from mae_transfer.bench import data, pretrain
+from mae_transfer.bench import classify, data, pretrain
 from mae_transfer.bench.harness import Work
 from mae_transfer.engine.dist import pick_device
 from mae_transfer.models.vit import SIZES
@@ -28,12 +28,11 @@ class Benchmark(NamedTuple):
     run: Callable[[argparse.Namespace], Records]
 
 
-def pretrain_arguments(parser: argparse.ArgumentParser) -> None:
+def step_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", default=Work.size, choices=SIZES)
     parser.add_argument("--patch", type=int, default=Work.patch, help="pixels per side of a patch")
     parser.add_argument("--image", type=int, default=Work.image, help="pixels per side of an image")
     parser.add_argument("--batch", type=int, default=Work.batch, help="images per step")
-    parser.add_argument("--mask-ratio", type=float, default=Work.mask_ratio)
     parser.add_argument("--dtype", default=Work.dtype, choices=("float32", "bfloat16"), help="bfloat16: autocast over float32 parameters")
     parser.add_argument("--modes", nargs="+", default=["eager"], choices=("eager", "compiled"), help="each contestant runs in each of them")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant")
@@ -41,10 +40,14 @@ def pretrain_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="auto: cuda, then mps, then cpu")
 
 
-def run_pretrain(args: argparse.Namespace) -> Records:
-    args.device = str(pick_device(args.device))
-    work = Work(args.size, args.patch, args.image, args.batch, args.mask_ratio, args.dtype, args.device)
-    return pretrain.run(work, modes=args.modes, rounds=args.rounds, steps=args.steps)
+def pretrain_arguments(parser: argparse.ArgumentParser) -> None:
+    step_arguments(parser)
+    parser.add_argument("--mask-ratio", type=float, default=Work.mask_ratio, help="share of hidden patches")
+
+
+def run_step(run: Callable[..., Records], args: argparse.Namespace) -> Records:
+    work = Work(args.size, args.patch, args.image, args.batch, vars(args).get("mask_ratio", 0.0), args.dtype, str(pick_device(args.device)))
+    return run(work, modes=args.modes, rounds=args.rounds, steps=args.steps)
 
 
 def data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +56,8 @@ def data_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 BENCHMARKS = {
-    "pretrain": Benchmark(pretrain_arguments, run_pretrain),
+    "pretrain": Benchmark(pretrain_arguments, partial(run_step, pretrain.run)),
+    "classify": Benchmark(step_arguments, partial(run_step, classify.run)),
     "data": Benchmark(data_arguments, lambda args: data.run(args.folder, seconds=args.seconds)),
 }
 
@@ -67,13 +71,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         command.add_argument("--json", type=Path, help="where the records go, with versions and device")
     args = parser.parse_args(argv)
     records = BENCHMARKS[args.benchmark].run(args)
-    Console().print(
-        table(records, title=f"{args.benchmark}: {' '.join(f'{k}={v}' for k, v in vars(args).items() if k not in ('benchmark', 'json'))}")
-    )
+    options = " ".join(f"{key}={value}" for key, value in vars(args).items() if key not in ("benchmark", "json"))
+    Console().print(table(records, title=f"{args.benchmark}: {options}"))
     if args.json:
         about = {"options": {key: str(value) for key, value in vars(args).items()}, "versions": results.versions(), "commit": results.commit()}
-        device = results.device_name(torch.device(vars(args).get("device", "cpu")))
-        args.json.write_text(json.dumps(about | {"device": device, "records": records}, indent=2) + "\n", encoding="utf-8")
+        about["device"] = results.device_name(pick_device(vars(args).get("device", "cpu")))
+        args.json.write_text(json.dumps(about | {"records": records}, indent=2) + "\n", encoding="utf-8")
 
 
 def table(records: Records, *, title: str) -> Table:
@@ -86,7 +89,6 @@ def table(records: Records, *, title: str) -> Table:
 
 
 def show(value: Any) -> str:
-    """Return a cell's text."""
     if isinstance(value, dict):
         return "  ".join(f"{key} {show(item)}" for key, item in value.items())
     if isinstance(value, list):

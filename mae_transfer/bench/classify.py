@@ -1,0 +1,116 @@
+"""The benchmark `classify`: one training step of each protocol beside full fine-tuning, and that beside timm's task for the same model."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mae_transfer.bench.harness import Build, Entry, Mode, Row, Work, race
+from mae_transfer.core.normalize import IMAGENET, normalize
+from mae_transfer.engine.loop import Step
+from mae_transfer.interfaces import Batch
+from mae_transfer.models.vit import ViT, ViTConfig
+from mae_transfer.tasks.protocols import ClassifyProtocol, Feed, Finetune, Linear, Partial
+
+CLASSES = 1000
+FINETUNE = "fine-tune"
+PEER = "timm.task"
+RATES = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0)
+
+
+class _Step(nn.Module):
+    """The loss of a batch as the loader hands it over, by a protocol's own model and step."""
+
+    def __init__(self, protocol: ClassifyProtocol, work: Work) -> None:
+        super().__init__()
+        encoder = ViTConfig.model_validate({"size": work.size, "patch": work.patch, "image_size": work.image, **protocol.changes()})
+        self.model = protocol.model(ViT(encoder), CLASSES)
+        self.step = protocol.step(Feed(IMAGENET, CLASSES, work.batch, torch.device(work.device)))
+
+    def compile(self, *_: Any, **__: Any) -> None:
+        """Compile what the task compiles: the model."""
+        self.model.compile()
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.step(self.model, batch, Step(0, 0, False))[0]
+
+
+class _TimmStep(nn.Module):
+    """The same loss by timm: its ViT with the mean of the patches, its Mixup, its task."""
+
+    def __init__(self, work: Work) -> None:
+        super().__init__()
+        import timm
+        from timm.data.mixup import Mixup
+        from timm.loss.cross_entropy import SoftTargetCrossEntropy
+        from timm.task import ClassificationTask
+
+        name = f"{work.size}_patch{work.patch}_224"
+        model = timm.create_model(name, img_size=work.image, num_classes=CLASSES, global_pool="avg", drop_path_rate=0.1)
+        self.mix = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=CLASSES)  # type: ignore[no-untyped-call]
+        criterion = SoftTargetCrossEntropy()  # type: ignore[no-untyped-call]
+        self.task = ClassificationTask(model, criterion, device=torch.device(work.device), verbose=False)
+
+    def compile(self, *_: Any, **__: Any) -> None:
+        """Compile what is compiled of ours: the model."""
+        self.task.trainable_module.compile()
+
+    def forward(self, batch: Batch) -> Tensor:
+        images, truth = self.mix(normalize(batch.image), batch.label)
+        loss: Tensor = self.task(images, truth)["loss"]
+        return loss
+
+
+def _batch(work: Work) -> Batch:
+    images = torch.randint(256, (work.batch, 3, work.image, work.image), dtype=torch.uint8, device=work.device)
+    labels = torch.randint(CLASSES, (work.batch,), device=work.device)
+    return Batch(images, (), None, labels, torch.arange(work.batch))
+
+
+def ours(protocol: ClassifyProtocol, work: Work) -> Entry:
+    """Build a protocol's step."""
+    return Entry(_Step(protocol, work), (_batch(work),))
+
+
+def timms(work: Work) -> Entry:
+    """Build timm's step."""
+    return Entry(_TimmStep(work), (_batch(work),))
+
+
+CONTESTANTS: dict[str, Build] = {
+    FINETUNE: partial(ours, Finetune()),
+    "4 blocks": partial(ours, Partial(tune_blocks=4)),
+    "1 block": partial(ours, Partial(tune_blocks=1)),
+    "1 probe": partial(ours, Linear()),
+    "10 probes": partial(ours, Linear(rates=RATES)),
+    PEER: timms,
+}
+
+
+def run(work: Work, *, modes: Sequence[Mode], rounds: int, steps: int, contestants: Mapping[str, Build] = CONTESTANTS) -> list[dict[str, Any]]:
+    """Race the contestants and return one record per contestant and mode, ready for a table or JSON."""
+    rows = race(contestants, modes, work, rounds=rounds, steps=steps)
+    return [record(row, rows, work) for row in rows]
+
+
+def record(row: Row, rows: Sequence[Row], work: Work) -> dict[str, Any]:
+    """Return the figures of one row. The ratio is the median over the rounds of its images/s to fine-tuning's of the same mode and round."""
+    if row.measures is None:
+        return {"name": row.name, "mode": row.mode, "failure": row.failure}
+    whole = next((other for other in rows if (other.name, other.mode) == (FINETUNE, row.mode) and other.measures), None)
+    ratios = [mine / theirs for mine, theirs in zip(row.images_per_s, whole.images_per_s, strict=True)] if whole else []
+    return {
+        "name": row.name,
+        "mode": row.mode,
+        "images_per_s": statistics.median(row.images_per_s),
+        "images_per_s_range": [min(row.images_per_s), max(row.images_per_s)],
+        "images_per_s_rounds": list(row.images_per_s),
+        "ratio_to_finetune": statistics.median(ratios) if ratios else None,
+        "peak_memory_gib": row.measures.peak_gib,
+        "gflops_per_image": row.measures.flops / work.batch / 1e9,
+    }
