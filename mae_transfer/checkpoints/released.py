@@ -1,7 +1,7 @@
 """The well-known released weights by name: where they lie, in which layout, under which licence, and the checksum where one was published.
 
-Sources: the READMEs, FINETUNE.md, CONFIG.md and demo of facebookresearch/{mae, moco-v3, dino, dinov2, deit} and microsoft/unilm (beit). MAE publishes the
-first digits of the md5, DeiT those of the sha256 within the file's name; the others publish none, and none is made up here.
+Sources: README, FINETUNE.md, CONFIG.md, MODEL_CARD.md and demo of facebookresearch/{mae, moco-v3, dino, dinov2, deit} and microsoft/unilm (beit).
+MAE publishes the first digits of the md5, DeiT those of the sha256 within the file's name; the others publish none, and none is made up here.
 """
 
 from __future__ import annotations
