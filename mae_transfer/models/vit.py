@@ -25,6 +25,8 @@ from mae_transfer.interfaces import Features
 
 NORM_EPS = 1e-6  # of every LayerNorm of the MAE release
 
+CPU_HAS_AMX = bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())  # bf16 matrix units; no public name for it in every torch >= 2.6
+
 SIZES: dict[str, tuple[int, int, int]] = {  # width, depth, heads
     "vit_tiny": (192, 12, 3),
     "vit_small": (384, 12, 6),
@@ -103,11 +105,23 @@ class PatchEmbed(nn.Module):
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """Return softmax(q k^T / sqrt(d) + bias) v, (B, R, L, d), for q, k, v (B, R, L, d) and a bias that broadcasts to (B, R, L, L)."""
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # measured: for these short sequences the CPU's fused kernel loses in bf16
-        logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-        weights: Tensor = (logits if bias is None else logits + bias).softmax(dim=-1).to(v.dtype)
-        return weights @ v
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # the CPU's fused kernel loses in bf16 (docs/results/pretrain.md)
+        return _attend_in_parts(q, k, v, bias) if CPU_HAS_AMX else _attend_in_float32(q, k, v, bias)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
+
+
+def _attend_in_parts(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """The formula, whose bf16 products run on the matrix units."""
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    weights: Tensor = (logits if bias is None else logits + bias).softmax(dim=-1).to(v.dtype)
+    return weights @ v
+
+
+def _attend_in_float32(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """The fused kernel in float32: without matrix units bf16 products are the slower ones."""
+    with torch.autocast("cpu", enabled=False):
+        out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=None if bias is None else bias.float())
+        return out.to(v.dtype)
 
 
 class Attention(nn.Module):

@@ -132,11 +132,15 @@ def test_recomputed_activations_give_the_same_gradients_and_drop_path_too() -> N
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_the_unfused_attention_is_the_fused_one(bias: bool) -> None:
+@pytest.mark.parametrize("has_amx", [False, True])
+def test_attention_in_bf16_on_a_cpu_is_the_fused_one(bias: bool, has_amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mae_transfer.models.vit.CPU_HAS_AMX", has_amx)
     q, k, v = torch.randn(3, 2, 4, 9, 8).unbind(0)
     table = torch.randn(1, 4, 9, 9) if bias else None
-    slow = attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), table)
-    torch.testing.assert_close(slow.float(), attend(q, k, v, table), rtol=0.05, atol=0.05)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), table)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), attend(q, k, v, table), rtol=0.05, atol=0.05)
 
 
 def test_a_dense_encoder_gives_every_trainable_parameter_a_gradient() -> None:
