@@ -136,7 +136,7 @@ def run(cfg: ClassifyConfig, work_dir: Path, *, resume: bool = False) -> list[re
 def evaluate_checkpoint(cfg: ClassifyConfig, reference: str, work_dir: Path | None) -> list[results.Result]:
     """Evaluate what `reference` names on the validation set: a training state of this config (step_*.pt), or mae-finetuned:PATH.
 
-    The numbers are appended to work_dir's results.jsonl where there is one. ValueError where the head does not fit the data set's classes.
+    The numbers are printed, and appended to work_dir's results.jsonl where there is one. ValueError where the head does not fit the classes.
     """
     with session(cfg.run.device) as dist:
         parts, start = open_parts(cfg), time.perf_counter()
@@ -152,8 +152,10 @@ def evaluate_checkpoint(cfg: ClassifyConfig, reference: str, work_dir: Path | No
             "scale": cfg.scale, "config_digest": cfg.digest(),
         }  # fmt: skip
         written = numbers(cfg, chosen, model, choose(cfg, parts, {"0": metrics}), about, backward=False)
-        if work_dir is not None and dist.is_main:
-            results.append(WorkDir(work_dir).results, written)
+        if dist.is_main:
+            print(f"{chosen.name}, {cfg.title()}: {summary(written)}", flush=True)
+            if work_dir is not None:
+                results.append(WorkDir(work_dir).results, written)
         return written
 
 
@@ -276,8 +278,13 @@ def finish(
     figures = choose(cfg, parts, history if cfg.select == "best" else {str(state.step): history[str(state.step)]})
     written = numbers(cfg, chosen, state.bare, figures, facts(cfg, state, folder), backward=True)
     results.append(folder.results, written)
-    log.say(f"done: {', '.join(f'{r.split} {r.metric} {r.value:.2f}%' for r in written)}; in {folder.results}")
+    log.say(f"done: {summary(written)}; in {folder.results}")
     return written
+
+
+def summary(written: list[results.Result]) -> str:
+    """Return the numbers in one line."""
+    return ", ".join(f"{r.split} {r.metric} {r.value:.2f}%" for r in written)
 
 
 def numbers(

@@ -96,6 +96,7 @@ def run(cfg: KnnConfig, work_dir: Path, *, resume: bool = False) -> list[results
             bank, labels = (gathered(part, len(split.train), dist) for part in features(cfg, model, split.train, dist, tick))
             figures = classify(cfg, model, val, bank, labels, dist, tick)
             log.write("eval", steps, figures)
+            log.say(f"done: {', '.join(f'{name} {100 * value:.2f}%' for name, value in figures.items())}; in {folder.results}")
         if not dist.is_main:
             return []
         written = numbers(cfg, chosen, folder, figures, dist, images=len(split.train) + len(val), seconds=time.perf_counter() - start)

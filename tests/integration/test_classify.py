@@ -266,6 +266,8 @@ def test_the_tool_takes_the_backbone_and_evaluates_checkpoints(base: Values, bac
     assert tool(str(path), "--backbone", str(backbone), "--work-dir", str(tmp_path / "run")) == 0
     state = tmp_path / "run" / "checkpoints" / "step_00000001.pt"
     assert tool(str(path), "--backbone", str(backbone), "--eval", "--checkpoint", str(state)) == 0
+    (value,) = {r.value for r in results.load(tmp_path / "run" / "results.jsonl")[0] if r.split == "val"}
+    assert f"val top1 {value:.2f}%" in capsys.readouterr().out.splitlines()[-1]
     path.write_text(knn_config(base).source())
     assert tool(str(path), "--eval", "--checkpoint", str(state)) == 1
     assert "trains nothing" in capsys.readouterr().err
