@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -80,6 +81,11 @@ class DataConfig(Schema):
     """What an unreadable file does: stop the run, or be reported and replaced by another image."""
     max_unreadable: int = 100
     """Different unreadable files that `skip` accepts in one process before it stops the run."""
+
+    @property
+    def name(self) -> str:
+        """What tables call the data set: its folder's own name, or the kind of generated images."""
+        return Path(self.root).name if self.root else self.train.name
 
     @model_validator(mode="after")
     def _entries_exist(self) -> Self:

@@ -248,7 +248,7 @@ def result(cfg: PretrainConfig, parts: Parts, state: TrainState, folder: WorkDir
     """Return one number of this run as a Result."""
     encoder = cfg.model.encoder
     return results.Result(
-        task="pretrain", protocol=cfg.method(), dataset=cfg.data.root or cfg.data.train.name, split=parts.split,
+        task="pretrain", protocol=cfg.method(), dataset=cfg.data.name, split=parts.split,
         metric=metric, value=value, unit="loss per hidden patch", higher_is_better=False,
         backbone=f"{encoder.size or 'vit'}/{encoder.patch}", pretrain=cfg.method(), checkpoint_sha256=checkpoints.sha256(folder.backbone),
         flops_per_image=step_flops(cfg, parts),
