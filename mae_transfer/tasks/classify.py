@@ -292,7 +292,7 @@ def numbers(
 ) -> list[results.Result]:
     """Return one Result per figure, in percent."""
     shared: dict[str, Any] = about | {
-        "task": "classify", "protocol": cfg.title(), "dataset": cfg.data.root or cfg.data.train.name, "unit": "%", "higher_is_better": True,
+        "task": "classify", "protocol": cfg.title(), "dataset": cfg.data.name, "unit": "%", "higher_is_better": True,
         "backbone": chosen.name, "pretrain": chosen.pretrain, "checkpoint_sha256": chosen.sha256,
         "flops_per_image": flops_of(model, cfg.data.size, backward=backward), "tokens_per_image": tokens_of(chosen.model, cfg.data.size),
     }  # fmt: skip

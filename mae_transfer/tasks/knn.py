@@ -153,7 +153,7 @@ def numbers(
 ) -> list[results.Result]:
     """Return one Result per figure, in percent."""
     shared: dict[str, Any] = {
-        "run": folder.root.name, "task": "classify", "dataset": cfg.data.root or cfg.data.train.name, "split": "val", "unit": "%",
+        "run": folder.root.name, "task": "classify", "dataset": cfg.data.name, "split": "val", "unit": "%",
         "higher_is_better": True, "seed": cfg.seed, "backbone": chosen.name, "pretrain": chosen.pretrain, "checkpoint_sha256": chosen.sha256,
         "params": sum(p.numel() for p in chosen.model.parameters()), "epochs": 0.0, "steps": 0, "images_seen": images, "global_batch": cfg.batch,
         "world_size": dist.world, "precision": cfg.precision, "wall_s": seconds, "images_per_s": images / seconds,
