@@ -25,7 +25,7 @@ from mae_transfer.interfaces import Features
 
 NORM_EPS = 1e-6  # of every LayerNorm of the MAE release
 
-CPU_HAS_AMX = bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())  # bf16 matrix units; no public name for it in every torch >= 2.6
+CPU_HAS_AMX: bool = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()  # bf16 matrix units; not every torch >= 2.6 has a public name
 
 SIZES: dict[str, tuple[int, int, int]] = {  # width, depth, heads
     "vit_tiny": (192, 12, 3),

@@ -228,7 +228,7 @@ def torchrun(cfg: ClassifyConfig | KnnConfig, folder: Path) -> None:
     path.write_text(cfg.source())
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launcher, str(ROOT / "tools" / "cls_train.py"), str(path), "--work-dir", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=600)
     assert done.returncode == 0, done.stderr
 
 

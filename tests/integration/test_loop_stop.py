@@ -32,7 +32,7 @@ def start(folder: Path, *, steps: int) -> subprocess.Popen[str]:
 
 
 def wait_for_checkpoint(folder: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while checkpoint.newest(folder / "checkpoints") is None:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline

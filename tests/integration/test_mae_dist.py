@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).with_name("mae_steps.py")
 
 def steps(out: Path, *launcher: str) -> dict[str, Any]:
     command = [sys.executable, *launcher, str(SCRIPT), str(out)]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return torch.load(out, weights_only=True)
 

@@ -126,7 +126,7 @@ def test_a_disk_that_fills_up_within_the_file_is_the_same_one_error(tmp_path: Pa
         except OSError as error:
             print("caught", error)
     """
-    run = subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], capture_output=True, text=True, timeout=120)
+    run = subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
     assert "caught" in run.stdout
     assert "was not written" in run.stdout
