@@ -76,7 +76,7 @@ def test_sigterm_ends_a_process_with_exit_status_0_and_a_resumable_state(tmp_pat
     process = start(tmp_path, steps=100_000)
     wait_for_checkpoint(tmp_path, process)
     process.terminate()
-    output = process.communicate(timeout=60)[0]
+    output = process.communicate(timeout=600)[0]
     assert process.returncode == 0, output
     step = checkpoint.load_newest(tmp_path / "checkpoints").payload["step"]
     assert f"saved at step {step} of 100000; continue with --resume" in output
@@ -88,7 +88,7 @@ def kill_at_a_random_moment(folder: Path, seed: int) -> None:
     wait_for_checkpoint(folder, process)
     time.sleep(random.Random(seed).uniform(0.0, 0.4))
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=600)
     loaded = checkpoint.load_newest(folder / "checkpoints")
     assert loaded.notices == []
     reached = rows(folder)[-1]["step"]  # logged every 4 steps, saved every 5
