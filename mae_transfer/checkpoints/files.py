@@ -71,6 +71,7 @@ def write(path: Path, tensors: Tensors, about: Mapping[str, Any], *, framework: 
     text |= {"format": framework} if framework else {}
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata=text)
+        temporary.chmod(0o644)  # safetensors makes it readable by its owner alone; a backbone is for sharing
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
