@@ -1,7 +1,7 @@
 """A small MAE for 64-px images (Tiny-ImageNet: train/<class>/, val/<class>/), on a CPU or any GPU.
 
 Command:   python tools/pretrain.py configs/pretrain/mae_small_64px.py --work-dir runs/tiny --set data.root=/data/tiny-imagenet
-Cost:      20,000 images x 50 epochs: about two hours on two CPU cores (docs/results/pretrain.md measured 25 epochs), minutes on a GPU.
+Cost:      25 of its 50 epochs took 68 minutes on one core of a busy CPU (docs/results/pretrain.md).
 Published: none at this scale.
 """
 
