@@ -6,6 +6,7 @@ animation gives its first frame.
 
 from __future__ import annotations
 
+import importlib
 import io
 import warnings
 from collections.abc import Callable
@@ -79,11 +80,10 @@ def _find_fast_jpeg() -> Callable[[Tensor], Tensor] | None:
     except ImportError:
         pass
     try:
-        from torchcodec.decoders import decode_jpeg  # type: ignore[attr-defined]
-
-        return lambda data: decode_jpeg(data, mode="RGB")
-    except (ImportError, RuntimeError, OSError):  # torchcodec without its libraries
+        decode_jpeg = importlib.import_module("torchcodec.decoders").decode_jpeg  # by name: type checkers see it or not, as it is installed or not
+    except (ImportError, AttributeError, RuntimeError, OSError):  # absent, too old, or without its libraries
         return None
+    return lambda data: decode_jpeg(data, mode="RGB")
 
 
 _fast_jpeg = _find_fast_jpeg()

@@ -14,8 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mae_transfer import checkpoints
 from mae_transfer.config import Schema, validate
+from mae_transfer.core.normalize import Statistics
 from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.seeding import fold
+
+TOLERANCE = 5e-3  # between two roundings of the same mean or standard deviation
 
 
 class BackboneConfig(Schema):
@@ -39,16 +42,20 @@ class Chosen(NamedTuple):
     sha256: str | None  # of the weight file
 
 
-def open_backbone(cfg: BackboneConfig, changes: Mapping[str, Any], *, seed: int) -> Chosen:
+def open_backbone(cfg: BackboneConfig, changes: Mapping[str, Any], *, statistics: Statistics, seed: int) -> Chosen:
     """Return the backbone, with the task's changes and then the config's own; fresh weights depend on the seed alone.
 
     Raises:
-        ValueError: neither a reference nor an encoder is given, or the reference cannot be loaded so.
+        ValueError: neither a reference nor an encoder is given, the reference cannot be loaded so, or it learned from images that were normalised
+            otherwise than by `statistics` (the releases of BEiT and AugReg), which would quietly cost accuracy.
     """
     torch.manual_seed(fold(seed, "init"))
     wanted = {**changes, **cfg.changes}
     if cfg.reference is not None:
         loaded = checkpoints.load(cfg.reference, changes=wanted)
+        if any(abs(a - b) > TOLERANCE for a, b in zip(sum(loaded.statistics, ()), sum(statistics, ()), strict=True)):
+            mean, std = loaded.statistics
+            raise ValueError(f"{cfg.reference} learned from images of mean {mean} and std {std}: --set 'mean={mean}' --set 'std={std}'")
         return Chosen(loaded.backbone, loaded.head, _name(loaded.backbone), _pretrain(cfg.reference), loaded.sha256)
     if cfg.encoder is None:
         raise ValueError("no backbone: give --backbone REFERENCE (backbone.reference), or the architecture of a fresh one (backbone.encoder)")

@@ -119,7 +119,7 @@ def run(cfg: ClassifyConfig, work_dir: Path, *, resume: bool = False) -> list[re
     """
     with session(cfg.run.device) as dist:
         parts = open_parts(cfg)
-        chosen = open_backbone(cfg.backbone, changes(cfg, parts.protocol), seed=cfg.seed)
+        chosen = open_backbone(cfg.backbone, changes(cfg, parts.protocol), statistics=cfg.statistics, seed=cfg.seed)
         order = Order(images=len(parts.train), batch=cfg.batch, seed=cfg.seed, crops_per_image=cfg.data.crops_per_image)
         job = Job(
             order=order,
@@ -163,7 +163,7 @@ def trained(cfg: ClassifyConfig, parts: Parts, reference: str) -> tuple[nn.Modul
     """Return the model with the weights that a reference names, and where its backbone comes from."""
     own = reference.endswith(".pt") and Path(reference).is_file()
     source = cfg.backbone if own else cfg.backbone.model_copy(update={"reference": reference})
-    chosen = open_backbone(source, changes(cfg, parts.protocol), seed=cfg.seed)
+    chosen = open_backbone(source, changes(cfg, parts.protocol), statistics=cfg.statistics, seed=cfg.seed)
     model = parts.protocol.model(chosen.model, parts.classes)
     if own:
         payload = checkpoint.load(Path(reference))

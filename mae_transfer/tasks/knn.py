@@ -83,7 +83,7 @@ def run(cfg: KnnConfig, work_dir: Path, *, resume: bool = False) -> list[results
         split, val = open_labelled(cfg.data)
         if max(cfg.ks) > len(split.train):
             raise ValueError(f"ks = {cfg.ks}: {max(cfg.ks)} neighbours of {len(split.train)} training images; lower ks")
-        chosen = open_backbone(cfg.backbone, {"image_size": cfg.data.size}, seed=cfg.seed)
+        chosen = open_backbone(cfg.backbone, {"image_size": cfg.data.size}, statistics=Statistics(cfg.mean, cfg.std), seed=cfg.seed)
         folder = open_work_dir(work_dir, cfg, resume=True, main=dist.is_main)
         model = chosen.model.to(dist.device).eval()
         sources = (split.train, val)

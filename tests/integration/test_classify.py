@@ -197,6 +197,15 @@ def test_a_run_without_backbone_says_how_to_name_one(base: Values, tmp_path: Pat
         classify.run(config(base, backbone={}), tmp_path / "run")
 
 
+def test_images_normalised_otherwise_than_in_pretraining_are_refused(base: Values, tmp_path: Path) -> None:
+    path = tmp_path / "half.safetensors"
+    checkpoints.export_backbone(path, ViT(ViTConfig(**ENCODER)), about={"recipe": {"mean": (0.5,) * 3, "std": (0.5,) * 3}})
+    wrong = config(base, backbone={"reference": str(path)})
+    with pytest.raises(ValueError, match=r"mean \(0.5, 0.5, 0.5\).*--set"):
+        classify.run(wrong, tmp_path / "run")
+    assert classify.run(config(base, backbone={"reference": str(path)}, mean=(0.5,) * 3, std=(0.5,) * 3), tmp_path / "run")
+
+
 def test_another_head_in_the_data_set_does_not_resume(base: Values, image_folder: Path, tmp_path: Path) -> None:
     cfg = config(base)
     classify.run(cfg, tmp_path / "run")
