@@ -68,8 +68,12 @@ def test_a_second_signal_acts_as_it_always_does(tmp_path: Path) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         return toy_step(model, batch, step)
 
-    with pytest.raises(KeyboardInterrupt):
-        go(tmp_path, config(), new_state(config(), CPU), step_fn=step_fn)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its background jobs with SIGINT ignored
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            go(tmp_path, config(), new_state(config(), CPU), step_fn=step_fn)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_sigterm_ends_a_process_with_exit_status_0_and_a_resumable_state(tmp_path: Path) -> None:
