@@ -8,7 +8,7 @@ import pkgutil
 import re
 
 import mae_transfer
-from mae_transfer.config import Schema, Spec
+from mae_transfer.config import Schema
 
 FILE_LINES, TOOL_LINES, FUNCTION_LINES = 400, 100, 80
 UNDONE = re.compile(r"\b(?:TO[D]O|FIX[M]E|XX[X]|NotImplemented(?:Error)?)\b")
@@ -54,7 +54,9 @@ def test_every_module_public_function_and_class_has_a_docstring(package, tools):
 def test_every_option_of_every_config_says_what_it_does():
     for module in pkgutil.walk_packages(mae_transfer.__path__, "mae_transfer."):
         importlib.import_module(module.name)
-    schemas = [schema for schema in subclasses(Schema) if schema is not Spec and schema.__module__ != "mae_transfer.config"]
+    schemas = [
+        s for s in subclasses(Schema) if s.__module__.startswith("mae_transfer.") and s.__module__ != "mae_transfer.config"
+    ]  # not the tests' own
     own = [(schema, name) for schema in schemas for name in schema.__annotations__ if name in schema.model_fields]
     assert not [f"{schema.__module__}.{schema.__name__}.{name}" for schema, name in own if not schema.model_fields[name].description]
 
