@@ -13,8 +13,9 @@ import inspect
 import json
 import pprint
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from mmengine.config import Config
@@ -22,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 S = TypeVar("S", bound="Schema")
 T = TypeVar("T")
+Openers = Mapping[str, Callable[[str], Any]]
 
 
 class Schema(BaseModel):
@@ -100,18 +102,25 @@ def validate(values: Mapping[str, Any], schema: type[S], *, where: str) -> S:
         raise ValueError(f"{where}: " + "\n  ".join(defects)) from None
 
 
-def build(table: Mapping[str, Callable[..., T]], spec: Spec, /, *given: Any) -> T:
-    """Call the table's entry `spec.name`: positional parameters are `given` by the task, keyword-only ones are the config's options."""
-    check(table, spec)
-    return table[spec.name](*given, **spec.options)
+def build(table: Mapping[str, Callable[..., T]], spec: Spec, /, *given: Any, openers: Openers = MappingProxyType({})) -> T:
+    """Call the table's entry `spec.name`: positional parameters are `given` by the task, keyword-only ones are the config's options.
+
+    openers: by parameter, how to open what the config can only refer to: `tokenizer="runs/dvae/tokenizer.safetensors"` arrives as a tokenizer.
+    """
+    check(table, spec, openers=openers)
+    opened = {name: openers[name](value) if name in openers else value for name, value in spec.options.items()}
+    return table[spec.name](*given, **opened)
 
 
-def check(table: Mapping[str, Callable[..., Any]], spec: Spec) -> Spec:
-    """Raise ValueError unless spec names an entry of the table and each of its options is one of the entry's, of the right type."""
+def check(table: Mapping[str, Callable[..., Any]], spec: Spec, *, openers: Collection[str] = ()) -> Spec:
+    """Raise ValueError unless spec names an entry of the table and each of its options is one of the entry's, of the right type.
+
+    openers: the options that are references, strings in the config whatever the entry takes.
+    """
     if spec.name not in table:
         raise ValueError(f"no {spec.name!r} here; {_nearest(spec.name, table)}")
     factory = table[spec.name]
-    hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+    hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory) | dict.fromkeys(openers, str)
     options = [p for p in inspect.signature(factory).parameters.values() if p.kind is p.KEYWORD_ONLY]
     fields: dict[str, Any] = {p.name: (hints[p.name], ... if p.default is p.empty else p.default) for p in options}
     validate(spec.options, create_model(spec.name, __base__=Schema, **fields), where=f"options of {spec.name!r}")

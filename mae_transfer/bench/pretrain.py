@@ -18,7 +18,7 @@ from mae_transfer.interfaces import Batch, Mask
 from mae_transfer.models.mae import MAE, MAEConfig
 from mae_transfer.models.vit import ViTConfig
 from mae_transfer.seeding import fold
-from mae_transfer.targets.pixel import NormPixel
+from mae_transfer.targets import Frame, NormPixel
 
 OURS = "mae_transfer"
 
@@ -29,7 +29,7 @@ class _Step(nn.Module):
     def __init__(self, work: Work) -> None:
         super().__init__()
         encoder = ViTConfig.model_validate({"size": work.size, "patch": work.patch, "image_size": work.image})
-        self.target = NormPixel(work.patch, IMAGENET)
+        self.target = NormPixel(Frame(work.patch, encoder.grid(), IMAGENET))
         self.mae = MAE(MAEConfig(encoder=encoder), self.target.dim)
 
     def compile(self, *_: Any, **__: Any) -> None:

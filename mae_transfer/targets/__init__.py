@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mae_transfer.interfaces import Target
+from mae_transfer.targets.frame import Frame
 from mae_transfer.targets.pixel import NormPixel, Pixel
 
 TARGETS: dict[str, Callable[..., Target]] = {"pixel": Pixel, "norm_pixel": NormPixel}
 
-__all__ = ["TARGETS", "NormPixel", "Pixel"]
+__all__ = ["TARGETS", "Frame", "NormPixel", "Pixel"]

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mae_transfer.core.normalize import Statistics, denormalize, normalize
+from mae_transfer.core.normalize import denormalize, normalize
 from mae_transfer.core.patches import grid_of, patchify, put, take, unpatchify
 from mae_transfer.interfaces import Batch, ViewSpec
+from mae_transfer.targets.frame import Frame
 
 GREY = 0.5  # what a picture shows where nothing was predicted
 
@@ -21,11 +22,11 @@ class Pixel(nn.Module):
 
     views: tuple[ViewSpec, ...] = ()
 
-    def __init__(self, patch: int, statistics: Statistics, *, loss: Literal["l2", "l1"] = "l2") -> None:
+    def __init__(self, frame: Frame, *, loss: Literal["l2", "l1"] = "l2") -> None:
         super().__init__()
-        self.patch, self.statistics = patch, statistics
-        self.channels = len(statistics.mean)
-        self.dim = patch * patch * self.channels
+        self.patch, self.statistics = frame.patch, frame.statistics
+        self.channels = len(frame.statistics.mean)
+        self.dim = frame.patch**2 * self.channels
         self.distance: Callable[..., Tensor] = {"l2": F.mse_loss, "l1": F.l1_loss}[loss]
 
     @torch.no_grad()
@@ -61,8 +62,8 @@ class Pixel(nn.Module):
 class NormPixel(Pixel):
     """The pixels of a patch less their mean, over the root of their unbiased variance (MAE, table 1d "pixel (w/ norm)")."""
 
-    def __init__(self, patch: int, statistics: Statistics, *, loss: Literal["l2", "l1"] = "l2", eps: float = 1e-6) -> None:
-        super().__init__(patch, statistics, loss=loss)
+    def __init__(self, frame: Frame, *, loss: Literal["l2", "l1"] = "l2", eps: float = 1e-6) -> None:
+        super().__init__(frame, loss=loss)
         self.eps = eps
 
     @torch.no_grad()

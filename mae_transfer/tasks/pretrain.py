@@ -42,8 +42,8 @@ from mae_transfer.engine.state import LoopConfig, TrainState
 from mae_transfer.interfaces import Batch, Mask, Target
 from mae_transfer.models.mae import MAE, MAEConfig
 from mae_transfer.seeding import fold
-from mae_transfer.targets import TARGETS
 from mae_transfer.tasks.common import Job, TrainConfig, facts, fit, pass_over, plan
+from mae_transfer.tasks.targets import check_target, open_target
 from mae_transfer.tasks.workdir import WorkDir
 
 
@@ -88,7 +88,7 @@ class PretrainConfig(TrainConfig):
     @field_validator("target")
     @classmethod
     def _target_exists(cls, target: Spec) -> Spec:
-        return check(TARGETS, target)
+        return check_target(target)
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -201,7 +201,7 @@ def build_parts(cfg: PretrainConfig, device: torch.device) -> Parts:
     encoder = cfg.model.encoder
     train_set, val_set = open_sources(cfg.data)
     held_out = val_set if val_set is not None else train_set
-    target = build(TARGETS, cfg.target, encoder.patch, cfg.statistics)
+    target = open_target(cfg.target, encoder, cfg.statistics)
     if isinstance(target, nn.Module):
         target.to(device)
     masking = Masking(build(MASKERS, cfg.mask), encoder.grid())

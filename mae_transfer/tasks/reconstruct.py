@@ -13,8 +13,8 @@ from mae_transfer.data import Masking, open_source
 from mae_transfer.draw.reconstructions import save_sheet
 from mae_transfer.engine import checkpoint
 from mae_transfer.models.mae import MAE
-from mae_transfer.targets import TARGETS
 from mae_transfer.tasks.pretrain import Parts, PretrainConfig, picture_rows
+from mae_transfer.tasks.targets import open_target
 from mae_transfer.tasks.workdir import WorkDir
 
 
@@ -32,7 +32,7 @@ def reconstruct(work_dir: Path, images: Path | None, *, mask_ratios: Sequence[fl
     if found is None:
         raise ValueError(f"{work_dir} has no checkpoint yet: run tools/pretrain.py with --work-dir {work_dir} first")
     grid = cfg.model.encoder.grid()
-    target = build(TARGETS, cfg.target, cfg.model.encoder.patch, cfg.statistics)
+    target = open_target(cfg.target, cfg.model.encoder, cfg.statistics)
     model = MAE(cfg.model, target.dim).eval()
     model.load_state_dict(found.payload.get("ema", found.payload["model"]))
     spec = cfg.data.val or cfg.data.train if images is None else Spec.model_validate({"name": "folder", "root": str(images), "labelled": False})
