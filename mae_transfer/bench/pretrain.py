@@ -37,8 +37,8 @@ class _Step(nn.Module):
         self.mae.compile()
 
     def forward(self, batch: Batch, mask: Mask) -> Tensor:
-        prediction = self.mae(normalize(batch.image), mask)
-        return self.target.loss(prediction, self.target(batch, mask.ids_masked)).mean()
+        truth = self.target(batch, mask.ids_masked)
+        return self.target.loss(self.mae(normalize(batch.image), mask), truth).mean()
 
 
 def ours(work: Work) -> Entry:

@@ -72,9 +72,10 @@ class Decoder(nn.Module):
         seen = patches if self.mask_token is not None else take(patches, mask.ids_keep)
         hidden = self.mask_token if self.mask_token is not None else take(patches, mask.ids_masked)
         x = torch.cat([leading + table[:, : self.leading], seen + take(places, mask.ids_keep), hidden + take(places, mask.ids_masked)], dim=1)
+        hidden_only = mask.ids_masked.shape[1]
         for block in self.blocks:
-            x = run(block, x, recompute=self.checkpointing)
-        prediction: Tensor = self.pred(self.norm(x[:, -mask.ids_masked.shape[1] :]))
+            x = run(block, x, last=hidden_only if block is self.blocks[-1] else None, recompute=self.checkpointing)
+        prediction: Tensor = self.pred(self.norm(x))
         return prediction
 
 

@@ -7,6 +7,7 @@ token), L = T + M tokens, D width, R heads.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Literal
 
@@ -16,6 +17,7 @@ from timm.layers.drop import DropPath
 from timm.layers.layer_scale import LayerScale
 from timm.layers.mlp import Mlp
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from mae_transfer.config import Schema
@@ -118,8 +120,9 @@ def _attend_in_parts(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Te
 
 
 def _attend_in_float32(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """The fused kernel in float32: without matrix units bf16 products are the slower ones."""
-    with torch.autocast("cpu", enabled=False):
+    """The fused kernel in float32, without matrix units the faster one; what it keeps for the backward pass (but row sums) is kept in bf16."""
+    keep = saved_tensors_hooks(lambda x: x.bfloat16() if x.dim() == 4 else x, lambda x: x.float())
+    with torch.autocast("cpu", enabled=False), nullcontext() if torch.compiler.is_compiling() else keep:
         out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=None if bias is None else bias.float())
         return out.to(v.dtype)
 
@@ -135,16 +138,24 @@ class Attention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias == "qv" else None
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Return (B, L, D) for x (B, L, D); bias (1 | B, R, L, L) is added to the logits."""
-        b, n, d = x.shape
+    def forward(self, x: Tensor, bias: Tensor | None = None, *, last: int | None = None) -> Tensor:
+        """Return (B, L, D) for x (B, L, D), or (B, M, D) for its M = `last` last tokens only; bias (1 | B, R, M or L, L) is added to the logits."""
+        b, _, d = x.shape
         qkv_bias: Tensor | None = self.qkv.bias
         if self.q_bias is not None and self.v_bias is not None:
             qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x, self.qkv.weight, qkv_bias).view(b, n, 3, self.heads, d // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        out: Tensor = self.proj(attend(q, k, v, bias).transpose(1, 2).reshape(b, n, d))
+        if last is None:
+            q, k, v = self._split(F.linear(x, self.qkv.weight, qkv_bias), 3)
+        else:
+            first, rest = (None, None) if qkv_bias is None else qkv_bias.tensor_split([d])
+            (q,) = self._split(F.linear(x[:, -last:], self.qkv.weight[:d], first), 1)
+            k, v = self._split(F.linear(x, self.qkv.weight[d:], rest), 2)
+        out: Tensor = self.proj(attend(q, k, v, bias).transpose(1, 2).reshape(b, -1, d))
         return out
+
+    def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """Return `parts` tensors (B, R, L, D / R) from x (B, L, parts * D)."""
+        return x.view(*x.shape[:2], parts, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 class Block(nn.Module):
@@ -170,18 +181,19 @@ class Block(nn.Module):
         self.ls2 = LayerScale(dim, layer_scale) if layer_scale is not None else nn.Identity()
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Return (B, L, D) for x (B, L, D)."""
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), bias)))
+    def forward(self, x: Tensor, bias: Tensor | None = None, *, last: int | None = None) -> Tensor:
+        """Return (B, L, D) for x (B, L, D), or (B, M, D) for its M = `last` last tokens only: what nobody reads is not computed."""
+        attended = self.attn(self.norm1(x), bias, last=last)
+        x = (x if last is None else x[:, -last:]) + self.drop_path(self.ls1(attended))
         out: Tensor = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
         return out
 
 
-def run(block: nn.Module, x: Tensor, bias: Tensor | None = None, *, recompute: bool) -> Tensor:
-    """Return block(x, bias); recompute: keep none of its activations and compute them again in the backward pass."""
+def run(block: nn.Module, x: Tensor, bias: Tensor | None = None, *, last: int | None = None, recompute: bool) -> Tensor:
+    """Return block(x, bias, last=last); recompute: keep none of its activations and compute them again in the backward pass."""
     if not (recompute and torch.is_grad_enabled()):
-        return block(x, bias)  # type: ignore[no-any-return]
-    return checkpoint(block, x, bias, use_reentrant=False)  # type: ignore[no-any-return]
+        return block(x, bias, last=last)  # type: ignore[no-any-return]
+    return checkpoint(block, x, bias, last=last, use_reentrant=False)  # type: ignore[no-any-return]
 
 
 class RelativePositionBias(nn.Module):

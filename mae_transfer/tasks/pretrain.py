@@ -143,8 +143,8 @@ def step_fn(statistics: Statistics, target: Target) -> Callable[[nn.Module, Batc
 
     def step(model: nn.Module, batch: Batch, at: Step) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.mask is not None
+        truth = target(batch, batch.mask.ids_masked)  # before the activations are there: the least memory at the peak
         prediction = model(normalize(batch.image, statistics), batch.mask)
-        truth = target(batch, batch.mask.ids_masked)
         metrics = target.metrics(prediction.detach(), truth) if at.logs else {}
         return target.loss(prediction, truth).mean(), metrics
 
