@@ -1,4 +1,4 @@
-"""Learning rates as a pure function of the step: linear warm-up from zero, then a curve. Nothing about a schedule is ever stored."""
+"""Learning rates as a pure function of the step: linear warm-up, then a curve or steps down. Nothing about a schedule is ever stored."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
-from pydantic import NonNegativeFloat
+from pydantic import NonNegativeFloat, PositiveFloat
 
 from mae_transfer.config import Schema
 
 CURVES: dict[str, Callable[[float], float]] = {
     "cosine": lambda t: 0.5 * (1.0 + math.cos(math.pi * t)),
+    "linear": lambda t: 1.0 - t,
+    "constant": lambda t: 1.0,
 }
 """Progress after the warm-up, 0..1 -> share of the way from `min_lr` up to the peak."""
 
@@ -19,10 +21,16 @@ CURVES: dict[str, Callable[[float], float]] = {
 class Schedule(Schema):
     """How the learning rate moves over a run; it changes at every step."""
 
-    kind: Literal["cosine"] = "cosine"
-    """Shape after the warm-up: an entry of CURVES."""
+    kind: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape after the warm-up: an entry of CURVES ("linear" is mmsegmentation's poly of power 1)."""
+    milestones: tuple[PositiveFloat, ...] = ()
+    """Epochs after which the rate is multiplied by `gamma`, on top of the shape: with "constant", the step schedule of detection and SimMIM."""
+    gamma: PositiveFloat = 0.1
+    """Factor at each milestone."""
     warmup_epochs: NonNegativeFloat = 0.0
-    """Epochs over which the rate climbs linearly from 0 to its peak; fractions count."""
+    """Epochs over which the rate climbs linearly to its peak; fractions count."""
+    warmup_factor: NonNegativeFloat = 0.0
+    """Share of the peak at which the warm-up begins."""
     min_lr: NonNegativeFloat = 0.0
     """Learning rate at the end of the run (absolute, before the layer's lr_scale)."""
 
@@ -40,6 +48,7 @@ def lr_at(step: int, *, schedule: Schedule, peak: float, steps: int, steps_per_e
     if warmup > steps:
         raise ValueError(f"warmup_epochs={schedule.warmup_epochs:g} is {warmup:g} steps, but the run has {steps}: shorten it or train longer")
     if step < warmup:
-        return peak * step / warmup
+        return peak * (schedule.warmup_factor + (1.0 - schedule.warmup_factor) * step / warmup)
     progress = (step - warmup) / max(steps - warmup, 1.0)
-    return schedule.min_lr + (peak - schedule.min_lr) * CURVES[schedule.kind](min(progress, 1.0))
+    passed = sum(step >= milestone * steps_per_epoch for milestone in schedule.milestones)
+    return schedule.gamma**passed * (schedule.min_lr + (peak - schedule.min_lr) * CURVES[schedule.kind](min(progress, 1.0)))

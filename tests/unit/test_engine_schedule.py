@@ -34,6 +34,26 @@ def test_without_warm_up_the_first_step_has_the_peak_rate() -> None:
     assert rate(0, Schedule()) == pytest.approx(2.4e-3)
 
 
+def test_steps_down_at_their_milestones_after_a_warm_up_from_a_share_of_the_peak() -> None:
+    """ViTDet: 184375 steps of 64 (118287 images), warm-up of 250 from 0.001 of the rate, a tenth after 163889 and 177546 (detectron2, configs/COCO)."""
+    per_epoch = 118287 // 64
+    schedule = Schedule(
+        kind="constant", warmup_epochs=250 / per_epoch, warmup_factor=0.001, milestones=(163889 / per_epoch, 177546 / per_epoch), gamma=0.1
+    )
+    rates = {
+        step: lr_at(step, schedule=schedule, peak=1e-4, steps=184375, steps_per_epoch=per_epoch) for step in (0, 125, 250, 163888, 163889, 177546)
+    }
+    expected = {0: 1e-7, 125: 1e-4 * (0.001 + 0.999 / 2), 250: 1e-4, 163888: 1e-4, 163889: 1e-5, 177546: 1e-6}
+    assert rates == {step: pytest.approx(value) for step, value in expected.items()}
+
+
+def test_linear_decay_is_mmsegmentations_poly_of_power_one() -> None:
+    schedule = Schedule(kind="linear", warmup_epochs=1500.0)
+    for step in (1500, 80000, 159999):
+        expected = 1e-4 * (1 - (step - 1500) / (160000 - 1500))
+        assert lr_at(step, schedule=schedule, peak=1e-4, steps=160000, steps_per_epoch=1) == pytest.approx(expected)
+
+
 def test_a_warm_up_over_the_whole_run_is_allowed_and_a_longer_one_is_an_error() -> None:
     assert lr_at(10, schedule=Schedule(warmup_epochs=10.0), peak=1.0, steps=10, steps_per_epoch=1) == 1.0
     with pytest.raises(ValueError, match=r"warmup_epochs=11 is 11 steps, but the run has 10"):
