@@ -31,7 +31,7 @@ class Schema(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
     debug: ClassVar[Mapping[str, Any]] = {}
-    """Dotted overrides that `--debug` lays over any file: a run of two steps, on CPU, in seconds."""
+    """Dotted overrides that `--debug` lays over any file: a run of two steps, on CPU, in seconds. "key?" only where the file sets that key."""
 
     def digest(self) -> str:
         """Return the first 16 hex digits of the sha256 of everything but `run`."""
@@ -73,7 +73,8 @@ def load(path: str | Path, schema: type[S], *, overrides: Sequence[str] = (), de
     """
     values = read(path)
     for key, value in (schema.debug if debug else {}).items():
-        assign(values, key, value)
+        if not key.endswith("?") or key.removesuffix("?") in flatten(values):
+            assign(values, key.removesuffix("?"), value)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:

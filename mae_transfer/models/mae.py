@@ -39,8 +39,9 @@ class MAEConfig(Schema):
     """The backbone that transfer keeps."""
     decoder: DecoderConfig = DecoderConfig()
     """What is thrown away."""
-    corrupt: Literal["mask_token"] | None = None
-    """None: hidden patches never enter the encoder (MAE). "mask_token": they enter as a learned token (table 1c, BEiT, SimMIM)."""
+    corrupt: Literal["mask_token", "bert"] | None = None
+    """What the encoder sees of hidden patches; None: nothing (MAE). "mask_token": a learned token (table 1c, BEiT, SimMIM). "bert": that token in
+    8 of 10 cases, another patch in one, the patch itself in one (the ViT paper's masked patch prediction)."""
 
 
 def mask_token(tokens: Tensor, mask: Mask, token: Tensor) -> Tensor:
@@ -48,7 +49,17 @@ def mask_token(tokens: Tensor, mask: Mask, token: Tensor) -> Tensor:
     return put(token.expand(*mask.ids_masked.shape, -1), mask.ids_masked, into=tokens)
 
 
-CORRUPTIONS: dict[str, Corrupt] = {"mask_token": mask_token}
+def bert(tokens: Tensor, mask: Mask, token: Tensor) -> Tensor:
+    """Replace hidden embeddings: 80 % by the mask token, 10 % by that of another patch of the image, 10 % not (ViT, arXiv 2010.11929, B.1.2)."""
+    hidden = mask.ids_masked
+    draw = torch.rand(*hidden.shape, 1, device=tokens.device)
+    offset = torch.randint(1, tokens.shape[1], hidden.shape, device=tokens.device)  # never 0: another patch
+    other = take(tokens, (hidden + offset) % tokens.shape[1])
+    seen = torch.where(draw < 0.8, token.to(tokens.dtype), torch.where(draw < 0.9, other, take(tokens, hidden)))
+    return put(seen, hidden, into=tokens)
+
+
+CORRUPTIONS: dict[str, Corrupt] = {"mask_token": mask_token, "bert": bert}
 
 
 class Decoder(nn.Module):

@@ -20,7 +20,7 @@ class Run(Schema):
 
 
 class Example(Schema):
-    debug: ClassVar[Mapping[str, Any]] = {"steps": 2, "run.workers": 0}
+    debug: ClassVar[Mapping[str, Any]] = {"steps": 2, "run.workers": 0, "target.tokenizer?": "random"}
     steps: PositiveInt
     root: str | None = None
     optim: Optim = Optim()
@@ -76,6 +76,26 @@ def test_a_missing_file_and_a_malformed_override_are_named(tmp_path: Path) -> No
         load(write(tmp_path, "steps = 1"), Example, overrides=["steps"])
     with pytest.raises(ValueError, match="'steps' is a value, not a group"):
         load(write(tmp_path, "steps = 1"), Example, overrides=["steps.more=2"])
+
+
+def test_debug_replaces_some_values_only_where_the_file_has_them(tmp_path: Path) -> None:
+    path = write(tmp_path, "steps = 9\ntarget = dict(name='token', tokenizer='/ckpt/encoder.pkl')")
+    assert load(path, Example, debug=True).target.options == {"tokenizer": "random"}
+    assert load(path, Example).target.options == {"tokenizer": "/ckpt/encoder.pkl"}
+    assert load(write(tmp_path, "steps = 9"), Example, debug=True).target.options == {}
+
+
+def test_what_an_entry_takes_opened_is_a_reference_in_the_config() -> None:
+    def token(patch: int, *, tokenizer: list[int], power: int = 1) -> tuple[int, list[int], int]:
+        return patch, tokenizer, power
+
+    openers = {"tokenizer": lambda reference: [len(reference)], "teacher": lambda reference: 1 / 0}
+    spec = Spec.model_validate({"name": "token", "tokenizer": "abc", "power": 2})
+    assert build({"token": token}, spec, 4, openers=openers) == (4, [3], 2)
+    with pytest.raises(ValueError, match="tokenizer = 3: Input should be a valid string"):
+        check({"token": token}, Spec.model_validate({"name": "token", "tokenizer": 3}), openers=openers)
+    with pytest.raises(ValueError, match="key 'tokenizer' is required"):
+        check({"token": token}, Spec(name="token"), openers=openers)
 
 
 def test_the_resolved_source_loads_back_to_an_equal_config(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mae_transfer.core.normalize import IMAGENET, normalize
 from mae_transfer.core.patches import patchify, take
 from mae_transfer.interfaces import Batch, Mask, Target, ViewSpec
-from mae_transfer.models.mae import MAE, DecoderConfig, MAEConfig
+from mae_transfer.models.mae import CORRUPTIONS, MAE, DecoderConfig, MAEConfig
 from mae_transfer.models.vit import ViTConfig
 from mae_transfer.targets import Frame, NormPixel, Pixel
 
@@ -59,7 +59,7 @@ class ToySecondView(ToyTokens):
 
 
 @pytest.mark.parametrize("target", [ToyTokens(), ToySecondView(), *(make(Frame(4, (4, 4), IMAGENET)) for make in (Pixel, NormPixel))])
-@pytest.mark.parametrize("options", [{}, {"corrupt": "mask_token"}, {"corrupt": "mask_token", "depth": 0}])
+@pytest.mark.parametrize("options", [{}, {"corrupt": "mask_token"}, {"corrupt": "mask_token", "depth": 0}, {"corrupt": "bert", "depth": 0}])
 def test_any_target_is_learned_without_a_change_of_the_model(target: Target, options: dict[str, object]) -> None:
     assert isinstance(target, Target)
     data, mae = batch(target.views), model(target.dim, **options)
@@ -96,6 +96,24 @@ def test_predictions_do_not_see_the_hidden_pixels(options: dict[str, object]) ->
     for b, n in itertools.chain.from_iterable([(row, int(n)) for n in ids] for row, ids in enumerate(data.mask.ids_masked)):
         changed[b, :, n // 4 * 4 : n // 4 * 4 + 4, n % 4 * 4 : n % 4 * 4 + 4] = 7
     assert torch.equal(mae(images, data.mask), mae(changed, data.mask))
+
+
+def test_bert_shows_the_mask_token_in_8_of_10_cases_another_patch_in_one_and_the_patch_in_one() -> None:
+    torch.manual_seed(0)
+    b, n = 500, 36
+    tokens = torch.arange(b * n, dtype=torch.float32).view(b, n, 1)  # each embedding names its image and place
+    order = torch.rand(b, n).argsort(dim=1)
+    mask = Mask(order[:, 18:], order[:, :18])
+    seen = CORRUPTIONS["bert"](tokens, mask, torch.full((1, 1, 1), -1.0))
+    assert torch.equal(take(seen, mask.ids_keep), take(tokens, mask.ids_keep))
+    now, before = take(seen, mask.ids_masked), take(tokens, mask.ids_masked)
+    shares = {"token": now == -1, "kept": now == before, "other": (now != -1) & (now != before)}
+    assert {name: hit.float().mean().item() for name, hit in shares.items()} == {
+        "token": pytest.approx(0.8, abs=0.015), "kept": pytest.approx(0.1, abs=0.01), "other": pytest.approx(0.1, abs=0.01)
+    }  # fmt: skip
+    moved = now[shares["other"]]
+    assert torch.equal(moved // n, before[shares["other"]] // n)  # of the same image
+    assert len((moved % n).unique()) == n
 
 
 def test_the_order_of_the_ids_only_orders_the_predictions() -> None:
