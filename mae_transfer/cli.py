@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from mae_transfer.config import Schema, load, read
+from mae_transfer.suite import grid
 
 S = TypeVar("S", bound=Schema)
 
@@ -27,6 +28,27 @@ def train(schema: type[S], run: Callable[..., object], *, description: str, argv
     """Parse the command line, load the config into `schema`, call run(cfg, work_dir, resume=...); return the exit status."""
     args = _parser(description).parse_args(argv)
     return guarded(lambda: run(load(args.config, schema, overrides=args.set, debug=args.debug), args.work_dir, resume=args.resume))
+
+
+def pretrain(schema: type[S], run: Callable[..., object], *, description: str, argv: Sequence[str] | None = None) -> int:
+    """Do the same for a tool whose config may be a grid (configs/ablations): --row names one of its runs, or all of them, one after the other."""
+    parser = _parser(description)
+    parser.add_argument("--row", metavar="ROW", help="of an ablation (configs/ablations): a row of the table, or all (each in a folder of D)")
+    parser.add_argument("--mini", action="store_true", help="an ablation at a laptop's scale instead of the paper's")
+    args = parser.parse_args(argv)
+    return guarded(lambda: _pretrain(schema, run, args))
+
+
+def _pretrain(schema: type[S], run: Callable[..., object], args: argparse.Namespace) -> None:
+    if not grid.is_grid(args.config):
+        if args.row or args.mini:
+            raise ValueError(f"{args.config} is one run, not an ablation: leave --row and --mini out")
+        run(load(args.config, schema, overrides=args.set, debug=args.debug), args.work_dir, resume=args.resume)
+        return
+    points = grid.points(Path(args.config), "mini" if args.mini else "paper", args.row or "")
+    runs = [(point, load(point.config, schema, changes=point.changes, overrides=args.set, debug=args.debug)) for point in points]
+    for point, cfg in runs:  # every row is checked before the first one starts
+        run(cfg, args.work_dir / point.folder if args.row == "all" else args.work_dir, resume=args.resume)
 
 
 def transfer(tasks: Mapping[str, Task], *, description: str, argv: Sequence[str] | None = None) -> int:

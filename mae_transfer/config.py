@@ -61,17 +61,22 @@ class Spec(Schema):
         return dict(self.model_extra or {})
 
 
-def load(path: str | Path, schema: type[S], *, overrides: Sequence[str] = (), debug: bool = False) -> S:
+def load(
+    path: str | Path, schema: type[S], *, changes: Mapping[str, Any] = MappingProxyType({}), overrides: Sequence[str] = (), debug: bool = False
+) -> S:
     """Read a config file into `schema`.
 
     Args:
         path: a Python file of values only; `_base_` may name one other.
-        overrides: "dotted.key=value"; the value is a Python literal, anything else is taken as a string.
-        debug: lay `schema.debug` over the file (before the overrides).
+        changes: by dotted key, laid over the file (a row of an ablation).
+        debug: lay `schema.debug` over that.
+        overrides: "dotted.key=value", laid over all; the value is a Python literal, anything else is taken as a string.
     Raises:
         ValueError: names the file, the key and the remedy.
     """
     values = read(path)
+    for key, value in changes.items():
+        assign(values, key, value)
     for key, value in (schema.debug if debug else {}).items():
         if not key.endswith("?") or key.removesuffix("?") in flatten(values):
             assign(values, key.removesuffix("?"), value)

@@ -13,9 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from mae_transfer.config import load
+from mae_transfer.suite.grid import is_grid, points
+from mae_transfer.tasks.pretrain import PretrainConfig
+
 ROOT = Path(__file__).parents[2]
 FILES = [path.relative_to(ROOT) for path in sorted((ROOT / "configs").rglob("*.py"))]
 CONFIGS = [str(path) for path in FILES if not any(part.startswith("_") for part in path.parts)]
+GRIDS = [config for config in CONFIGS if is_grid(ROOT / config)]
 
 
 def docstring(config: str) -> str:
@@ -44,9 +49,17 @@ def test_config_says_its_command_its_cost_and_its_published_number(config):
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_config_runs_two_debug_steps(config, run_tool, tmp_path):
-    run_tool(tool_of(config), config, "--work-dir", str(tmp_path / "run"), "--debug")
+    row = ["--row", points(ROOT / config, "mini")[-1].row, "--mini"] if config in GRIDS else []
+    run_tool(tool_of(config), config, "--work-dir", str(tmp_path / "run"), "--debug", *row)
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     assert max(row["step"] for row in rows if "step" in row) == 2
+
+
+@pytest.mark.parametrize("config", GRIDS)
+@pytest.mark.parametrize("scale", ["paper", "mini"])
+def test_every_row_of_an_ablation_loads(config, scale):
+    found = {point.row: load(point.config, PretrainConfig, changes=point.changes).digest() for point in points(ROOT / config, scale)}
+    assert len(set(found.values())) == len(found), "two rows are the same run"
 
 
 def test_a_config_extends_at_most_one_base_that_extends_none():

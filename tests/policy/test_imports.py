@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "targets": {"interfaces", "seeding", "core"},
     "config": set(),
     "results": {"config"},
-    "cli": {"config"},
+    "cli": {"config", "suite"},  # what the tools share: above the suite
     "adapters": BASE,
     "models": BASE,
     "checkpoints": BASE | {"models"},

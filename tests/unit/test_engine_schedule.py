@@ -35,7 +35,7 @@ def test_without_warm_up_the_first_step_has_the_peak_rate() -> None:
 
 
 def test_steps_down_at_their_milestones_after_a_warm_up_from_a_share_of_the_peak() -> None:
-    """ViTDet: 184375 steps of 64 (118287 images), warm-up of 250 from 0.001 of the rate, a tenth after 163889 and 177546 (detectron2, configs/COCO)."""
+    """ViTDet: 184375 steps of 64 (118287 images), warm-up of 250 from 0.001 of the rate, a tenth after 163889 and 177546 (detectron2)."""
     per_epoch = 118287 // 64
     schedule = Schedule(
         kind="constant", warmup_epochs=250 / per_epoch, warmup_factor=0.001, milestones=(163889 / per_epoch, 177546 / per_epoch), gamma=0.1

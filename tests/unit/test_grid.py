@@ -1,0 +1,71 @@
+"""suite/grid.py: the rows of an ablation as runs, and mistakes that are named before anything starts."""
+
+from pathlib import Path
+
+import pytest
+
+from mae_transfer import cli
+from mae_transfer.config import Schema
+from mae_transfer.suite.grid import points
+
+GRID = """
+title = "table 9"
+rows = {"1 block": {"depth": 1}, "8 blocks": {"depth": 8}}
+paper = dict(base="base.py", overrides={"target": "pixel"})
+mini = dict(base="mini.py", rows={"8 blocks": {"depth": 2}})
+"""
+
+
+class Example(Schema):
+    depth: int = 4
+    target: str = "norm"
+    width: int = 1
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "base.py").write_text("width = 7\n")
+    (tmp_path / "mini.py").write_text("width = 3\n")
+    (tmp_path / "grid.py").write_text(GRID)
+    return tmp_path / "grid.py"
+
+
+def test_rows_are_laid_over_the_base_of_their_scale_and_own_values_of_a_scale_over_them(file: Path) -> None:
+    assert [(p.row, p.folder, p.config.name, p.changes) for p in points(file, "paper")] == [
+        ("1 block", "1_block", "base.py", {"target": "pixel", "depth": 1}),
+        ("8 blocks", "8_blocks", "base.py", {"target": "pixel", "depth": 8}),
+    ]
+    assert [p.changes for p in points(file, "mini")] == [{"depth": 1}, {"depth": 2}]
+
+
+@pytest.mark.parametrize(("options", "expected"), [
+    (["--row", "8 blocks", "--set", "width=9"], {"runs": Example(depth=8, target="pixel", width=9)}),
+    (["--row", "all", "--mini"], {"runs/1_block": Example(depth=1, width=3), "runs/8_blocks": Example(depth=2, width=3)}),
+])  # fmt: skip
+def test_one_row_goes_into_the_work_dir_and_all_of_them_into_folders_of_it(file: Path, options: list[str], expected: dict[str, Example]) -> None:
+    ran = {}
+
+    def run(cfg: Example, work_dir: Path, *, resume: bool) -> None:
+        ran[str(work_dir)] = cfg
+
+    assert cli.pretrain(Example, run, description="", argv=[str(file), "--work-dir", "runs", *options]) == 0
+    assert ran == expected
+
+
+@pytest.mark.parametrize(("options", "text"), [
+    ([], "has no row ''"),
+    (["--row", "9 blocks"], "name one of ['1 block', '8 blocks'], or all"),
+    (["--row", "all", "--set", "widht=1"], "did you mean 'width'"),
+])  # fmt: skip
+def test_a_mistake_is_named_and_nothing_runs(file: Path, options: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(cfg: Example, work_dir: Path, *, resume: bool) -> None:
+        raise AssertionError("ran")
+
+    assert cli.pretrain(Example, run, description="", argv=[str(file), "--work-dir", "runs", *options]) == 1
+    assert text in capsys.readouterr().err
+
+
+def test_values_of_a_row_that_does_not_exist_are_an_error(file: Path) -> None:
+    file.write_text(GRID.replace('rows={"8 blocks"', 'rows={"7 blocks"'))
+    with pytest.raises(ValueError, match=r"there are no rows \['7 blocks'\]"):
+        points(file, "paper")
