@@ -174,8 +174,8 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 
 
 def kill_and_resume(tmp_path: Path, kills: int, seed: int) -> None:
-    cfg = config(epochs=20.0, **run_options(save_every=1, keep_last=2))
-    pretrain.run(cfg, tmp_path / "whole")
+    cfg = config(epochs=7.0 * kills, **run_options(save_every=1, keep_last=2))
+    steps = pretrain.run(cfg, tmp_path / "whole")[0].steps
     file, folder, rng = write_config(tmp_path, cfg), tmp_path / "killed", random.Random(seed)
     for _ in range(kills):
         process = subprocess.Popen(tool(file, folder, "--resume"), env=environment(), stdout=subprocess.DEVNULL)
@@ -189,7 +189,7 @@ def kill_and_resume(tmp_path: Path, kills: int, seed: int) -> None:
         assert newest_step(folder) > before
     done = subprocess.run(tool(file, folder, "--resume"), env=environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert_equal(payload(tmp_path / "whole", 40), payload(folder, 40))
+    assert_equal(payload(tmp_path / "whole", steps), payload(folder, steps))
     assert losses(tmp_path / "whole") == losses(folder)
 
 
