@@ -85,13 +85,17 @@ class Target(Protocol):
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """A dVAE or its kin: an image view becomes a grid of codes."""
+    """A dVAE or its kin: an image view becomes a grid of codes, and codes become an image."""
 
     codes: int
-    stride: int
+    stride: int  # pixels of the view per cell
 
     def __call__(self, view: Tensor) -> Tensor:
-        """Return the code of each cell, (B, h, w) int64."""
+        """Return the code of each cell, (B, h, w) int64, for a view (B, 3, h * stride, w * stride) uint8."""
+        ...
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Return the images (B, 3, h * stride, w * stride) in [0, 1] that codes (B, h, w) stand for."""
         ...
 
 

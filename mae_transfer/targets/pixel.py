@@ -47,7 +47,7 @@ class Pixel(nn.Module):
         grid = grid_of((batch.image.shape[2], batch.image.shape[3]), self.patch)
         values = self._channels_last(self.denorm(pred.to(torch.get_default_dtype()), batch, ids))
         patches = denormalize(values, self.statistics, channels=3).flatten(2)
-        blank = patches.new_full((len(pred), grid[0] * grid[1], self.dim), GREY)
+        blank = patches.new_full((len(pred), grid[0] * grid[1], patches.shape[2]), GREY)
         return unpatchify(put(patches, ids, into=blank), grid, channels=self.channels).clamp(0, 1)
 
     def _channels_last(self, patches: Tensor) -> Tensor:

@@ -1,0 +1,19 @@
+"""What targets that name a class per patch share. Legend: B batch, M patches asked for, P classes."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def cross_entropy(pred: Tensor, target: Tensor) -> Tensor:
+    """Return the cross-entropy of each patch, (B, M) float32, for scores (B, M, P) and classes (B, M)."""
+    return F.cross_entropy(pred.float().flatten(0, 1), target.flatten(), reduction="none").view(target.shape)
+
+
+def class_metrics(pred: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """Return the share of patches that are right, the perplexity of the prediction, and the share of the P classes that the targets use."""
+    used = torch.zeros(pred.shape[2], device=pred.device).index_fill_(0, target.flatten(), 1.0)
+    right = (pred.argmax(dim=2) == target).float().mean()
+    return {"accuracy": right, "perplexity": cross_entropy(pred, target).mean().exp(), "classes_used": used.mean()}

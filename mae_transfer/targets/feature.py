@@ -1,0 +1,104 @@
+"""The features of a frozen network (MaskFeat, arXiv 2112.09133, table 1; data2vec's normalisation).
+
+Legend: B batch, N = h * w patches, M asked for, P = D the teacher's width.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mae_transfer.core.normalize import Statistics, normalize
+from mae_transfer.core.patches import put, take, unpatchify
+from mae_transfer.interfaces import Backbone, Batch, ViewSpec
+from mae_transfer.targets.frame import Frame
+from mae_transfer.targets.pixel import GREY
+
+
+class Teacher(NamedTuple):
+    """A frozen backbone, and what its images were normalised with."""
+
+    backbone: Backbone
+    statistics: Statistics
+
+
+class Feature(nn.Module):
+    """The last map of a frozen teacher behind its final norm, one feature per patch.
+
+    A map of another grid than the encoder's (a patch of 14 px, a stride of 32) is resized to it, bilinear and antialiased.
+
+    Args:
+        loss: smooth l1 between the values, or 1 - cosine.
+        scale: "layer" normalises each feature to mean 0 and variance 1 (data2vec), "unit" to length 1, "none" leaves it.
+        size: pixels per side that the teacher sees, a view of its own; None: the encoder's image.
+    """
+
+    def __init__(
+        self,
+        frame: Frame,
+        *,
+        teacher: Teacher,
+        loss: Literal["smooth_l1", "cosine"] = "smooth_l1",
+        scale: Literal["layer", "unit", "none"] = "layer",
+        size: int | None = None,
+    ) -> None:
+        super().__init__()
+        height, width = (side * frame.patch for side in frame.grid)
+        if len(teacher.statistics.mean) != len(frame.statistics.mean):
+            raise ValueError(f"the teacher sees {len(teacher.statistics.mean)} channels and the encoder {len(frame.statistics.mean)}")
+        if size is None and (height % teacher.backbone.patch or width % teacher.backbone.patch):
+            raise ValueError(
+                f"the teacher's patches of {teacher.backbone.patch} px do not divide the encoder's {height} x {width} px: give it a view of its own, "
+                f"target.size = {frame.grid[0] * teacher.backbone.patch}"
+            )
+        self.patch, self.grid, self.statistics, self.scale, self.distance = frame.patch, frame.grid, teacher.statistics, scale, loss
+        self.views: tuple[ViewSpec, ...] = () if size is None else (ViewSpec(size, "bicubic"),)
+        assert isinstance(teacher.backbone, nn.Module)
+        self.teacher = teacher.backbone.requires_grad_(False).eval()
+        self.dim = teacher.backbone.dim
+
+    def train(self, mode: bool = True) -> Feature:
+        """Leave the teacher in evaluation mode whatever is asked."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def forward(self, batch: Batch, ids: Tensor) -> Tensor:
+        """Return the features (B, M, D) float32 of patches `ids` (B, M)."""
+        return take(self.features(batch), ids)
+
+    @torch.no_grad()
+    def features(self, batch: Batch) -> Tensor:
+        """Return the features (B, N, D) float32 of all patches."""
+        images = batch.views[0] if self.views else batch.image
+        found = self.teacher(normalize(images, self.statistics), norm=True).maps[-1].float()
+        if tuple(found.shape[2:]) != self.grid:
+            found = F.interpolate(found, size=self.grid, mode="bilinear", antialias=True)
+        values = found.flatten(2).transpose(1, 2)
+        if self.scale == "layer":
+            return F.layer_norm(values, values.shape[2:])
+        return F.normalize(values, dim=2) if self.scale == "unit" else values
+
+    def loss(self, pred: Tensor, target: Tensor) -> Tensor:
+        """Return the distance of each patch's features, (B, M)."""
+        if self.distance == "cosine":
+            return 1 - F.cosine_similarity(pred.float(), target, dim=2)
+        return F.smooth_l1_loss(pred.float(), target, reduction="none").mean(dim=2)
+
+    def metrics(self, pred: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Return the mean cosine between prediction and target."""
+        return {"cosine": F.cosine_similarity(pred.float(), target, dim=2).mean()}
+
+    def decode(self, pred: Tensor, batch: Batch, ids: Tensor) -> Tensor:
+        """Return images (B, 3, H, W) in [0, 1]: each patch in the colour of its three strongest components among the batch's true features."""
+        truth = self.features(batch).flatten(0, 1)
+        mean = truth.mean(dim=0)
+        axes = torch.linalg.svd(truth - mean, full_matrices=False).Vh[:3]
+        axes = axes * axes.gather(1, axes.abs().argmax(dim=1, keepdim=True)).sign()
+        low, high = ((truth - mean) @ axes.T).aminmax(dim=0)
+        colours = (((pred.float() - mean) @ axes.T - low) / (high - low).clamp(min=1e-6)).clamp(0, 1).repeat(1, 1, self.patch**2)
+        blank = torch.full((len(pred), self.grid[0] * self.grid[1], colours.shape[2]), GREY, device=pred.device)
+        return unpatchify(put(colours, ids, into=blank), self.grid)

@@ -1,0 +1,52 @@
+"""The mean colour of a patch in 3 bits per channel (the ViT paper's masked patch prediction, arXiv 2010.11929, B.1.2).
+
+Legend: B batch, C channels, M patches asked for, P = 8^C classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mae_transfer.core.patches import patchify, put, take, unpatchify
+from mae_transfer.interfaces import Batch, ViewSpec
+from mae_transfer.targets.classes import class_metrics, cross_entropy
+from mae_transfer.targets.frame import Frame
+from mae_transfer.targets.pixel import GREY
+
+
+class MeanColour(nn.Module):
+    """The class of the mean colour, `2 ** bits` equal steps per channel, by cross-entropy: 512 classes for 3 bits of RGB."""
+
+    views: tuple[ViewSpec, ...] = ()
+    weights: Tensor  # (C,) int64: place values of the channels
+
+    def __init__(self, frame: Frame, *, bits: int = 3) -> None:
+        super().__init__()
+        channels = len(frame.statistics.mean)
+        self.patch, self.grid, self.channels, self.levels = frame.patch, frame.grid, channels, 2**bits
+        self.dim = self.levels**channels
+        self.register_buffer("weights", self.levels ** torch.arange(channels - 1, -1, -1), persistent=False)
+
+    @torch.no_grad()
+    def forward(self, batch: Batch, ids: Tensor) -> Tensor:
+        """Return the classes (B, M) int64 of patches `ids` (B, M); the first channel counts most."""
+        patches = take(patchify(batch.image, self.patch), ids)
+        mean = patches.view(*ids.shape, -1, self.channels).float().mean(dim=2)
+        classes: Tensor = ((mean * (self.levels / 256)).long() * self.weights).sum(dim=2)
+        return classes
+
+    def loss(self, pred: Tensor, target: Tensor) -> Tensor:
+        """Return the cross-entropy of each patch, (B, M)."""
+        return cross_entropy(pred, target)
+
+    def metrics(self, pred: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Return accuracy, perplexity and the share of the classes that the targets use."""
+        return class_metrics(pred, target)
+
+    def decode(self, pred: Tensor, batch: Batch, ids: Tensor) -> Tensor:
+        """Return images (B, C, H, W) in [0, 1]: the middle of the predicted colour's step in its places, grey elsewhere."""
+        levels = pred.argmax(dim=2, keepdim=True) // self.weights % self.levels
+        colours = ((levels + 0.5) / self.levels).repeat(1, 1, self.patch**2)
+        blank = torch.full((len(pred), self.grid[0] * self.grid[1], colours.shape[2]), GREY, device=pred.device)
+        return unpatchify(put(colours, ids, into=blank), self.grid, channels=self.channels)

@@ -1,0 +1,72 @@
+"""The tokens of a discrete tokenizer (BEiT, arXiv 2106.08254, section 2.2; MAE, table 1d "dVAE token").
+
+Legend: B batch, N = h * w patches, M asked for, P codes.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mae_transfer.core.patches import patchify, put, take, unpatchify
+from mae_transfer.interfaces import Batch, Tokenizer, ViewSpec
+from mae_transfer.targets.classes import class_metrics, cross_entropy
+from mae_transfer.targets.frame import Frame
+from mae_transfer.targets.pixel import GREY
+
+
+class Token(nn.Module):
+    """The code of each patch, by cross-entropy.
+
+    The tokenizer sees a second rendering of the encoder's crop, resized by Lanczos so that its grid of codes is the encoder's grid of patches
+    (BEiT's rule: 112 px at stride 8 for 14 x 14 patches). MAE does not say what its tokenizer saw: here it is this too.
+
+    Args:
+        cached: the loader brings the codes with each image (Batch.label, (B, N) int64), computed once for a crop that is always the same.
+    """
+
+    def __init__(self, frame: Frame, *, tokenizer: Tokenizer, cached: bool = False) -> None:
+        super().__init__()
+        if frame.grid[0] != frame.grid[1]:
+            raise ValueError(f"a tokenizer's view is square, but the encoder has {frame.grid[0]} x {frame.grid[1]} patches: use square images")
+        self.patch, self.grid, self.cached = frame.patch, frame.grid, cached
+        self.tokenizer, self.dim = tokenizer, tokenizer.codes
+        self.view = ViewSpec(frame.grid[0] * tokenizer.stride, "lanczos")
+        self.views: tuple[ViewSpec, ...] = () if cached else (self.view,)
+
+    def forward(self, batch: Batch, ids: Tensor) -> Tensor:
+        """Return the codes (B, M) int64 of patches `ids` (B, M)."""
+        return self.codes(batch).gather(1, ids)
+
+    @torch.no_grad()
+    def codes(self, batch: Batch) -> Tensor:
+        """Return the codes (B, N) int64 of all patches."""
+        if self.cached:
+            label: Tensor = batch.label
+            return label
+        codes = self.tokenizer(batch.views[0])
+        if tuple(codes.shape[1:]) != self.grid:
+            h, w = codes.shape[1:]
+            raise ValueError(
+                f"the tokenizer makes {h} x {w} codes of a {self.view.size}-px view, but the encoder has {self.grid[0]} x {self.grid[1]} patches: "
+                f"its stride is not the {self.tokenizer.stride} px that it says"
+            )
+        return codes.flatten(1)
+
+    def loss(self, pred: Tensor, target: Tensor) -> Tensor:
+        """Return the cross-entropy of each patch, (B, M)."""
+        return cross_entropy(pred, target)
+
+    def metrics(self, pred: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Return accuracy, perplexity and the share of the codebook that the targets use."""
+        return class_metrics(pred, target)
+
+    @torch.no_grad()
+    def decode(self, pred: Tensor, batch: Batch, ids: Tensor) -> Tensor:
+        """Return images (B, 3, H, W) in [0, 1]: what the tokenizer draws of predicted codes among the true ones, shown in the predicted places."""
+        codes = self.codes(batch).scatter(1, ids, pred.argmax(dim=2)).view(-1, *self.grid)
+        size = (self.grid[0] * self.patch, self.grid[1] * self.patch)
+        drawn = F.interpolate(self.tokenizer.decode(codes), size=size, mode="bilinear", antialias=True)
+        patches = patchify(drawn.clamp(0, 1), self.patch)
+        return unpatchify(put(take(patches, ids), ids, into=torch.full_like(patches, GREY)), self.grid)
