@@ -42,8 +42,8 @@ from mae_transfer.engine.state import LoopConfig, TrainState
 from mae_transfer.interfaces import Batch, Mask, Target
 from mae_transfer.models.mae import MAE, MAEConfig
 from mae_transfer.seeding import fold
-from mae_transfer.tasks.common import Job, TrainConfig, facts, fit, pass_over, plan
-from mae_transfer.tasks.targets import check_target, open_target
+from mae_transfer.tasks.common import EVALUATION_SEED, Job, TrainConfig, facts, fit, pass_over, plan
+from mae_transfer.tasks.targets import buffers_of, check_target, digest_of, open_target
 from mae_transfer.tasks.workdir import WorkDir
 
 
@@ -64,6 +64,10 @@ class PretrainConfig(TrainConfig):
         "model.decoder.dim": 16,
         "model.decoder.heads": 2,
         "schedule.warmup_epochs": 0.5,
+        "schedule.milestones": (),
+        "target.tokenizer?": "random:16/8",
+        "target.teacher?": "random:ViT-Ti/16",
+        "target.basis?": "random:8",
         "run": {"device": "cpu", "workers": 0, "log_every": 1, "save_minutes": None},
     }
 
@@ -154,6 +158,7 @@ def step_fn(statistics: Statistics, target: Target) -> Callable[[nn.Module, Batc
 def evaluate(cfg: PretrainConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int) -> dict[str, float]:
     """Return the loss on the held-out images, each once, under fixed masks (float32, mean over hidden patches); draw some of them."""
     dist = state.dist
+    torch.manual_seed(fold(EVALUATION_SEED, "evaluate", dist.rank))  # for a corruption that draws; the loop seeds every step anew
     total = torch.zeros(2, dtype=torch.float64 if dist.device.type != "mps" else torch.float32, device=dist.device)
     for batch in held_out_batches(cfg, parts, dist):
         assert batch.mask is not None
@@ -215,7 +220,8 @@ def build_state(cfg: PretrainConfig, target: Target, loop: LoopConfig, *, dist: 
     dressed = assemble(model, dist=dist, compile=cfg.run.compile, checkpoint_activations=cfg.run.checkpoint_activations)
     groups = param_groups(model, weight_decay=cfg.optim.weight_decay, no_decay=())
     optimizer = build_optimizer(cfg.optim, groups, lr=peak_lr(cfg.optim, global_batch=cfg.batch))
-    return TrainState.create(dressed, optimizer, loop, dist=dist, digest=cfg.digest())
+    extra = {"target": buffers_of(target)}
+    return TrainState.create(dressed, optimizer, loop, dist=dist, digest=cfg.digest() + digest_of(cfg.target), extra=extra)
 
 
 def headline(cfg: PretrainConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) -> str:

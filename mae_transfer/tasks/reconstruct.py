@@ -32,7 +32,7 @@ def reconstruct(work_dir: Path, images: Path | None, *, mask_ratios: Sequence[fl
     if found is None:
         raise ValueError(f"{work_dir} has no checkpoint yet: run tools/pretrain.py with --work-dir {work_dir} first")
     grid = cfg.model.encoder.grid()
-    target = open_target(cfg.target, cfg.model.encoder, cfg.statistics)
+    target = open_target(cfg.target, cfg.model.encoder, cfg.statistics, saved=found.payload["extra"].get("target"))
     model = MAE(cfg.model, target.dim).eval()
     model.load_state_dict(found.payload.get("ema", found.payload["model"]))
     spec = cfg.data.val or cfg.data.train if images is None else Spec.model_validate({"name": "folder", "root": str(images), "labelled": False})

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Iterator
 
-BASE = {"interfaces", "seeding", "core", "config"}
+BASE = {"interfaces", "seeding", "core", "config", "download"}
 MIDDLE = {"adapters", "models", "checkpoints", "data", "engine", "metrics", "draw", "results", "config"}
 TASKS = MIDDLE | BASE | {"targets"}
 
@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "core": {"interfaces", "seeding"},
     "targets": {"interfaces", "seeding", "core"},
     "config": set(),
+    "download": set(),
     "results": {"config"},
     "cli": {"config", "suite"},  # what the tools share: above the suite
     "adapters": BASE,
@@ -37,6 +38,7 @@ MAY_IMPORT = {
 ONLY_IN = {
     "mmengine": ("mae_transfer/config.py",),
     "wandb": ("mae_transfer/engine/log.py",),
+    "faster_coco_eval": ("mae_transfer/metrics/coco.py",),
     "tensorboard": ("mae_transfer/engine/log.py",),
     "lightly": ("mae_transfer/bench/",),
     "transformers": ("mae_transfer/bench/",),
@@ -44,7 +46,7 @@ ONLY_IN = {
     "mmcv": ("mae_transfer/adapters/mmseg.py", "mae_transfer/tasks/segment.py"),
     "detectron2": ("mae_transfer/adapters/detectron2.py", "mae_transfer/tasks/detect.py"),
 }
-OPTIONAL = {"wandb", "lightly", "transformers", "mmseg", "mmcv", "detectron2", "simplejpeg", "torchcodec"}
+OPTIONAL = {"faster_coco_eval", "wandb", "lightly", "transformers", "mmseg", "mmcv", "detectron2", "simplejpeg", "torchcodec"}
 NOT_ON_PYPI = {"detectron2"}
 
 

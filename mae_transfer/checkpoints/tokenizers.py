@@ -1,0 +1,148 @@
+"""Tokenizers from files and into files: this suite's own, and DALL-E's released autoencoder without running what its pickle says."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import types
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+from torch.serialization import SourceChangeWarning
+
+from mae_transfer.checkpoints.files import load_strict, metadata, read, write
+from mae_transfer.config import validate
+from mae_transfer.models.dvae import DVAE, DVAEConfig, DVAETokenizer, decoder, encoder
+
+FORMAT = "mae_transfer.tokenizer/1"
+
+
+def export_tokenizer(path: Path, dvae: DVAE, *, about: Mapping[str, Any]) -> None:
+    """Write an autoencoder as .safetensors, its architecture and `about` in the metadata."""
+    write(path, dvae.state_dict(), {"format": FORMAT, "architecture": dvae.cfg.model_dump(mode="json"), **about})
+
+
+def load_tokenizer(reference: str) -> DVAETokenizer:
+    """Return the tokenizer that a reference names, frozen.
+
+    Args:
+        reference: a bare path (tokenizer.safetensors of this suite); dalle:PATH, DALL-E's released encoder.pkl or a plain state dict of it, with
+            decoder.pkl beside it where there is one; random:CODES/STRIDE from torch's current seed.
+    Raises:
+        ValueError: unknown prefix; a file that is missing, damaged, of another layout, or would run foreign code.
+    """
+    prefix, colon, rest = reference.partition(":")
+    if not colon:
+        return _own(Path(reference))
+    if prefix == "dalle":
+        return _dalle(Path(rest))
+    if prefix == "random" and re.fullmatch(r"\d+/(1|2|4|8|16|32)", rest):
+        codes, stride = map(int, rest.split("/"))
+        cfg = DVAEConfig(codes=codes, groups=stride.bit_length(), blocks=1, width=8, decoder_input=8)
+        return DVAETokenizer(cfg, encoder(cfg), decoder(cfg))
+    raise ValueError(f"no tokenizer {reference!r}: give a tokenizer.safetensors, dalle:PATH of DALL-E's encoder, or random:CODES/STRIDE (8192/8)")
+
+
+def _own(path: Path) -> DVAETokenizer:
+    about = metadata(path)
+    if about.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} is not a tokenizer of this suite (format {about.get('format')!r}, not {FORMAT!r}); train one with tokenizer_train.py"
+        )
+    dvae = DVAE(validate(about["architecture"], DVAEConfig, where=f"architecture in {path}"))
+    load_strict(dvae, read(path), where=str(path))
+    return DVAETokenizer(dvae.cfg, dvae.encoder, dvae.decoder)
+
+
+def _dalle(path: Path) -> DVAETokenizer:
+    """Read the released autoencoder; its size is read off the weights, whose names say nothing else."""
+    tensors = _tensors(path)
+    try:
+        first, last = tensors["blocks.input.weight"], tensors["blocks.output.conv.weight"]
+    except KeyError:
+        raise ValueError(f"{path} holds no encoder of DALL-E: it has no blocks.input and blocks.output.conv, but {sorted(tensors)[:5]} ...") from None
+    groups = max(int(found[1]) for name in tensors if (found := re.match(r"blocks\.group_(\d+)\.", name)))
+    blocks = max(int(found[1]) for name in tensors if (found := re.match(r"blocks\.group_1\.block_(\d+)\.", name)))
+    beside = path.with_name("decoder.pkl")
+    other = _tensors(beside) if beside.is_file() and beside != path else None
+    embed = len(other["blocks.input.weight"]) if other else 1
+    cfg = DVAEConfig(codes=len(last), groups=groups, blocks=blocks, width=len(first), decoder_input=embed)
+    half = encoder(cfg)
+    load_strict(half, tensors, where=str(path))
+    if other is None:
+        return DVAETokenizer(cfg, half, None)
+    back = decoder(cfg)
+    load_strict(back, other, where=str(beside))
+    return DVAETokenizer(cfg, half, back)
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a state dict or of a pickled module of DALL-E's, in torch's names (w, b become weight, bias)."""
+    try:
+        content = read(path)
+    except ValueError:
+        if not path.is_file():
+            raise
+        content = dict(_walk(_unpickle(path)))
+    return {re.sub(r"\.w$", ".weight", re.sub(r"\.b$", ".bias", name)): tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
+
+
+class _Stub:
+    """Stands for a module of a pickle: it keeps the attributes that were stored and has no behaviour."""
+
+    dump_patches = False  # torch asks the class of a module in its old format
+
+
+_STUBBED = re.compile(
+    r"dall_e\.(encoder\.Encoder(Block)?|decoder\.Decoder(Block)?|utils\.Conv2d)"
+    r"|torch\.nn\.modules\.(container\.Sequential|activation\.ReLU|pooling\.MaxPool2d|linear\.Identity|upsampling\.Upsample)"
+)
+_REAL = re.compile(
+    r"collections\.OrderedDict|(__builtin__|builtins)\.set|torch\._utils\._rebuild_(tensor_v2|parameter)|torch\.(Float|Half)Storage|torch\.(device|float(32|16))"
+)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds tensors and plain values; modules of DALL-E and torch become stubs, and any other name stops the reading."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        dotted = f"{module}.{name}"
+        if _STUBBED.fullmatch(dotted):
+            return _Stub
+        if _REAL.fullmatch(dotted):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it names {dotted}")
+
+
+def _load(file: IO[bytes], **options: Any) -> Any:
+    return _Unpickler(file, **options).load()
+
+
+_PICKLE = types.SimpleNamespace(Unpickler=_Unpickler, load=_load, __name__="pickle")
+
+
+def _unpickle(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SourceChangeWarning)  # a stub's source is not the module's
+            return torch.load(path, map_location="cpu", pickle_module=_PICKLE, weights_only=False)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} was not read, for reading would run it: {error}, which is neither a tensor nor a part of DALL-E's autoencoder. "
+            "If you trust its source, load it there and save its tensors alone"
+        ) from None
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, AttributeError, TypeError, IndexError, KeyError) as error:
+        raise ValueError(f"{path} is damaged or no weight file ({type(error).__name__}); download or copy it again") from None
+
+
+def _walk(module: Any, prefix: str = "") -> list[tuple[str, Tensor]]:
+    """Return the parameters of a tree of stubs by their dotted names."""
+    if not isinstance(module, _Stub):
+        raise ValueError(f"a {type(module).__name__} where a module was expected: this is not DALL-E's autoencoder")
+    own = [(prefix + name, tensor) for name, tensor in module.__dict__.get("_parameters", {}).items() if isinstance(tensor, Tensor)]
+    return own + [found for name, child in module.__dict__.get("_modules", {}).items() for found in _walk(child, f"{prefix}{name}.")]
