@@ -1,9 +1,9 @@
 """Images with annotated objects: COCO 2017's layout, or any COCO-format json beside any folder of images.
 
 The json is parsed once. What the loader's workers are sent is a handful of arrays: millions of small Python objects would be copied into every
-worker by their reference counts. Outlines stay the json's own text, as exact and smaller than their numbers, and are decoded when an image is read.
+worker by their reference counts. Outlines stay the json's own text, exact and smaller than their numbers, and become masks when an image is read.
 
-Legend: N images, A objects of the set, n of one image, H x W pixels of an image; a label is the rank of its category id (COCO's 1..90 has gaps).
+Legend: N images and A objects of the set, n objects of one image, H x W pixels; a label is the rank of its category id (COCO's 1..90 has gaps).
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mae_transfer.data import outlines
 from mae_transfer.data.decode import UnreadableImage, decode
 
 LOG = logging.getLogger(__name__)
-CHECK = "tools/prepare_data.py check lists every defect"
+Json = dict[str, Any]
 
 
 class Objects(NamedTuple):
@@ -29,7 +30,7 @@ class Objects(NamedTuple):
 
     boxes: Tensor  # (n, 4) float32 x0, y0, x1, y1 in pixels, as annotated: neither clipped to the image nor free of empty ones
     labels: Tensor  # (n,) int64 index into `classes`
-    crowd: Tensor  # (n,) bool: a region of many, to be ignored in training
+    crowd: Tensor  # (n,) bool: a region of many, which training ignores
     masks: Tensor | None  # (n, H, W) uint8, 1 = object; None where they were not asked for
 
 
@@ -46,11 +47,11 @@ class Coco:
 
     Args:
         root: the data set's folder.
-        split: names the images' folder root/split and the json root/annotations/instances_split.json, as COCO 2017 has them.
+        split: names the folder of images root/split and the json root/annotations/instances_split.json, as COCO 2017 has them.
         annotations: another json, relative to root.
-        images: another folder of images, relative to root; file names may have folders of their own.
-        masks: decode the objects' masks; objects without a valid outline are then left out, counted and reported.
-        skip_empty: leave out images without any object other than crowd regions, as detectron2 does in training.
+        images: another folder of images, relative to root; file names may lead on into folders of their own.
+        masks: decode the masks; objects without a valid outline are then left out, counted and reported. False: boxes alone.
+        skip_empty: leave out the images that have nothing but crowd regions, as detectron2 does in training.
     Raises:
         ValueError: names the file that is missing or broken, or what in it contradicts itself.
     """
@@ -66,50 +67,151 @@ class Coco:
         skip_empty: bool = False,
     ) -> None:
         self.json, self.folder = locate(root, split, annotations, images)
-        self.masks = masks
         content = load_json(self.json)
         try:
-            categories = sorted(content["categories"], key=lambda category: category["id"])
-            self.category_ids = np.array([category["id"] for category in categories], dtype=np.int64)
-            self.classes = tuple(str(category.get("name", category["id"])) for category in categories)
-            self._fill(sorted(content["images"], key=lambda image: image["id"]), content["annotations"])
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"{self.json}: {type(error).__name__}: {error}; {CHECK}") from error
-        if skip_empty:
-            self._keep(np.flatnonzero(np.add.reduceat(np.append(~self._crowd, 0), self._starts[:-1]) * np.diff(self._starts) > 0))
+            self.classes, self.category_ids = _categories(content["categories"])
+            self._fill(content["images"], content["annotations"], masks=masks, skip_empty=skip_empty)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            what = f"a key is missing: {error}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"{self.json}: {what} (tools/prepare_data.py check lists every defect)") from error
         if not len(self):
-            raise ValueError(f"{self.json} has no image{' with objects' if skip_empty else ''}; {CHECK}")
-
-    def _fill(self, images: list[dict[str, Any]], objects: list[dict[str, Any]]) -> None:
-        self.image_ids = np.array([image["id"] for image in images], dtype=np.int64)
-        self.sizes = np.array([(image["height"], image["width"]) for image in images], dtype=np.int64).reshape(-1, 2)  # (N, 2) H, W
-        self._names = _Texts([image["file_name"] for image in images])
-        for what, ids in (("image", self.image_ids), ("category", self.category_ids)):
-            if len(np.unique(ids)) < len(ids):
-                raise ValueError(f"{len(ids) - len(np.unique(ids))} {what} ids are there twice")
-        if self.masks:
-            objects = _outlined(objects, self.json)
-        owners = _ranks([a["image_id"] for a in objects], self.image_ids, "image")
-        order = np.argsort(owners, kind="stable")
-        objects = [objects[i] for i in order]
-        self._starts = np.searchsorted(owners[order], np.arange(len(images) + 1))  # objects starts[i]:starts[i + 1] are image i's
-        self._labels = _ranks([a["category_id"] for a in objects], self.category_ids, "category")
-        self._crowd = np.array([bool(a.get("iscrowd", 0)) for a in objects], dtype=bool)
-        corners = np.array([a["bbox"] for a in objects], dtype=np.float64).reshape(-1, 4)  # x, y, width, height in the json
-        self._boxes = np.concatenate([corners[:, :2], corners[:, :2] + corners[:, 2:]], axis=1).astype(np.float32)
-        self._outlines = _Texts([json.dumps(a["segmentation"]) if self.masks else "" for a in objects])
-
-    def _keep(self, kept: np.ndarray) -> None:
-        self._spans = kept
+            raise ValueError(f"{self.json} lists no image{' with an object' if skip_empty else ''}: is it the right file?")
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def read(self, index: int) -> Annotated:
-        """Return image `index` with its objects; UnreadableImage names a file that cannot be decoded or is not of the size that the json says."""
+        """Return image `index` with its objects; UnreadableImage names a file that cannot be decoded, or is not of the size that the json says."""
         path = self.where(index)
         image = decode(Path(path).read_bytes(), where=path)
-        height, width = (int(side) for side in self.sizes[index])
+        height, width = self.size(index)
         if image.shape[1:] != (height, width):
-            raise UnreadableImage(f"{path} has {image.shape[2]}x{image.shape[1]} pixels, {self.json.name} says {width}x{height}")
+            raise UnreadableImage(f"{path} has {image.shape[2]} x {image.shape[1]} pixels, {self.json.name} says {width} x {height}")
         return Annotated(image, self.objects(index), int(self.image_ids[index]))
+
+    def objects(self, index: int) -> Objects:
+        """Return what is annotated in image `index`, without reading the image."""
+        span = self._span(index)
+        masks = torch.from_numpy(outlines.masks(self.outlines(index), self.size(index))) if self._outlines is not None else None
+        boxes, labels, crowd = (torch.from_numpy(values[span].copy()) for values in (self._boxes, self._labels, self._crowd))
+        return Objects(boxes, labels, crowd, masks)
+
+    def outlines(self, index: int) -> list[Any]:
+        """Return the outlines of the objects of image `index` as the json has them: lists of polygons, or run-length codes."""
+        if self._outlines is None:
+            raise ValueError(f"outlines of {self.json} were not read: masks=False")
+        span = self._span(index)
+        return [json.loads(self._outlines[k]) for k in range(span.start, span.stop)]
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Return H, W of image `index` as the json says."""
+        return int(self._sizes[index, 0]), int(self._sizes[index, 1])
+
+    def where(self, index: int) -> str:
+        """Return the path of image `index`."""
+        return str(self.folder / self._names[index])
+
+    def ground_truth(self) -> Json:
+        """Return the json with the images of this set alone, as evaluation takes it."""
+        content, kept = load_json(self.json), set(self.image_ids.tolist())
+        content["images"] = [image for image in content["images"] if image["id"] in kept]
+        content["annotations"] = [one for one in content["annotations"] if one["image_id"] in kept]
+        return content
+
+    def _fill(self, images: list[Json], objects: list[Json], *, masks: bool, skip_empty: bool) -> None:
+        _ranks([one["image_id"] for one in objects], _unique([image["id"] for image in images], "image"), "image")  # of any object, for the error
+        objects = _outlined(objects, self.json) if masks else objects
+        if skip_empty:
+            shown = {one["image_id"] for one in objects if not one.get("iscrowd", 0)}
+            images, objects = [image for image in images if image["id"] in shown], [one for one in objects if one["image_id"] in shown]
+        images = sorted(images, key=lambda image: image["id"])
+        self.image_ids = np.array([image["id"] for image in images], dtype=np.int64)
+        self._sizes = np.array([(image["height"], image["width"]) for image in images], dtype=np.int64).reshape(-1, 2)
+        self._names = _Texts([image["file_name"] for image in images])
+        owners = _ranks([one["image_id"] for one in objects], self.image_ids, "image")
+        order = np.argsort(owners, kind="stable")
+        self._starts = np.searchsorted(owners[order], np.arange(len(images) + 1))  # image i has the objects starts[i]:starts[i + 1]
+        self._describe([objects[k] for k in order.tolist()], masks=masks)
+
+    def _describe(self, objects: list[Json], *, masks: bool) -> None:
+        self._labels = _ranks([one["category_id"] for one in objects], self.category_ids, "category")
+        self._crowd = np.array([bool(one.get("iscrowd", 0)) for one in objects], dtype=bool)
+        corner, extent = np.split(np.array([one["bbox"] for one in objects], dtype=np.float64).reshape(-1, 4), 2, axis=1)
+        self._boxes = np.concatenate([corner, corner + extent], axis=1).astype(np.float32)
+        self._outlines = _Texts([json.dumps(one["segmentation"]) for one in objects]) if masks else None
+
+    def _span(self, index: int) -> slice:
+        return slice(int(self._starts[index]), int(self._starts[index + 1]))
+
+
+def locate(root: str, split: str, annotations: str | None = None, images: str | None = None) -> tuple[Path, Path]:
+    """Return the json and the folder of images of a split; ValueError where one is missing."""
+    file = Path(root) / (annotations or f"annotations/instances_{split}.json")
+    folder = Path(root) / (images or split)
+    if not file.is_file():
+        found = sorted(path.name for path in file.parent.glob("*.json")) if file.parent.is_dir() else []
+        raise ValueError(f"no annotations {str(file)!r}; in its folder are: {', '.join(found) or 'none'} (set data.root, or `annotations`)")
+    if not folder.is_dir():
+        raise ValueError(f"no folder of images {str(folder)!r}; set `images` to the folder that the json's file names lie in")
+    return file, folder
+
+
+def load_json(path: Path) -> Json:
+    """Return the content of a COCO-format json; ValueError where it is no json, or not of COCO's format."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is broken json: {error}; download or write it again") from error
+    lists = ("images", "annotations", "categories")
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in lists):
+        raise ValueError(f"{path} is not of COCO's format: it must hold the lists {', '.join(lists)}")
+    return content
+
+
+class _Texts:
+    """A list of strings as one block of bytes."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        encoded = [text.encode() for text in texts]
+        self._block = b"".join(encoded)
+        self._ends = np.cumsum([0, *map(len, encoded)])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> str:
+        return self._block[self._ends[index] : self._ends[index + 1]].decode()
+
+
+def _categories(categories: list[Json]) -> tuple[tuple[str, ...], np.ndarray]:
+    """Return names and ids (K,) of the categories by label."""
+    names = {one["id"]: str(one.get("name", one["id"])) for one in categories}
+    ids = _unique([one["id"] for one in categories], "category")
+    return tuple(names[category] for category in ids.tolist()), ids
+
+
+def _unique(ids: Sequence[int], what: str) -> np.ndarray:
+    """Return the ids sorted; ValueError where one is there twice."""
+    found, counts = np.unique(np.array(ids, dtype=np.int64), return_counts=True)
+    if (counts > 1).any():
+        raise ValueError(f"{(counts > 1).sum()} {what} ids are there more than once, {found[counts > 1][0]} for instance")
+    return found
+
+
+def _ranks(ids: Sequence[int], known: np.ndarray, what: str) -> np.ndarray:
+    """Return the place of each id in the sorted `known`, int64; ValueError where one is not there."""
+    wanted = np.array(ids, dtype=np.int64)
+    strange = wanted[~np.isin(wanted, known)]
+    if len(strange):
+        raise ValueError(f"{len(strange)} objects name a {what} id that is not listed, {strange[0]} for instance")
+    return np.searchsorted(known, wanted).astype(np.int64)
+
+
+def _outlined(objects: list[Json], file: Path) -> list[Json]:
+    """Return the objects that have a valid outline, with that alone."""
+    kept = [one | {"segmentation": outline} for one in objects if (outline := outlines.valid(one.get("segmentation"))) is not None]
+    if objects and not kept:
+        raise ValueError("no object has an outline: set masks=False to train on boxes alone")
+    if len(kept) < len(objects):
+        LOG.warning("%s: %d of %d objects have no valid outline and are left out", file, len(objects) - len(kept), len(objects))
+    return kept
