@@ -10,7 +10,10 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from mae_transfer.config import Schema, Spec, build, check
+from mae_transfer.data.ade import Ade, Mapped, MapSource
+from mae_transfer.data.coco import Annotated, Coco, Objects, ObjectSource
 from mae_transfer.data.decode import UnreadableImage
+from mae_transfer.data.dense_shapes import ShapesMaps, ShapesObjects
 from mae_transfer.data.folder import Folder
 from mae_transfer.data.labelled import Split, Subset, split, whole
 from mae_transfer.data.loader import Crops, Delivery, Masking, Unreadable, batches
@@ -23,17 +26,28 @@ from mae_transfer.interfaces import ViewSpec
 __all__ = [
     "AUGMENTATIONS",
     "DATASETS",
+    "MAP_SETS",
+    "OBJECT_SETS",
+    "Ade",
+    "Annotated",
     "Augmentation",
+    "Coco",
     "Crops",
     "DataConfig",
     "Delivery",
     "Folder",
     "Key",
     "LabelledDataConfig",
+    "MapSource",
+    "Mapped",
     "Masking",
+    "ObjectSource",
+    "Objects",
     "Order",
     "Sample",
     "Shapes",
+    "ShapesMaps",
+    "ShapesObjects",
     "Share",
     "Source",
     "Split",
@@ -53,6 +67,8 @@ __all__ = [
 ]
 
 DATASETS: Mapping[str, Callable[..., Source]] = {"folder": Folder, "shapes": Shapes}
+OBJECT_SETS: Mapping[str, Callable[..., ObjectSource]] = {"coco": Coco, "shapes": ShapesObjects}
+MAP_SETS: Mapping[str, Callable[..., MapSource]] = {"ade": Ade, "shapes": ShapesMaps}
 AUGMENTATIONS: Mapping[str, Callable[..., Augmentation]] = {
     "none": CentreCrop,
     "fixed_crop": FixedCrop,

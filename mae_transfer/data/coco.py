@@ -12,7 +12,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -40,6 +40,36 @@ class Annotated(NamedTuple):
     image: Tensor  # (3, H, W) uint8 RGB
     objects: Objects
     image_id: int  # the json's own, for predictions
+
+
+class ObjectSource(Protocol):
+    """A set of images with objects. It is sent to the loader's workers, so it must pickle and should be small."""
+
+    classes: tuple[str, ...]  # names by label
+    category_ids: np.ndarray  # (K,) int64, the ground truth's id by label
+    image_ids: np.ndarray  # (N,) int64, the ground truth's id by index
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> Annotated:
+        """Return image `index` with its objects; UnreadableImage names a file that cannot be used."""
+        ...
+
+    def objects(self, index: int) -> Objects:
+        """Return what is annotated in image `index`, without decoding it where that can be avoided."""
+        ...
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Return H, W of image `index`, without reading it."""
+        ...
+
+    def where(self, index: int) -> str:
+        """Return what image `index` is called in messages: its path."""
+        ...
+
+    def ground_truth(self) -> Json:
+        """Return the set in COCO's json format, for evaluation."""
+        ...
 
 
 class Coco:

@@ -5,6 +5,7 @@ Legend: n objects of one image, H x W pixels. An outline is a list of polygons [
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ def defect(outline: Any, size: tuple[int, int] | None = None) -> str | None:
     if isinstance(outline, dict):
         if not {"size", "counts"} <= outline.keys():
             return "run-length code without size or counts"
-        return None if size is None or tuple(outline["size"]) == size else f"run-length code of {outline['size']} in an image of {list(size)} (H, W)"
+        return "run-length code of another size than the image" if size is not None and outline["size"] != list(size) else None
     if not isinstance(outline, list) or not outline:
         return "no outline"
     for polygon in outline:
@@ -23,7 +24,7 @@ def defect(outline: Any, size: tuple[int, int] | None = None) -> str | None:
             return "polygon of an odd number of coordinates"
         if len(polygon) < 6:
             return f"polygon of {len(polygon) // 2} points"
-        if not np.isfinite(polygon).all():
+        if not all(isinstance(value, int | float) and math.isfinite(value) for value in polygon):
             return "polygon with a coordinate that is no number"
     return None
 

@@ -1,0 +1,165 @@
+"""The generated scenes of data/shapes.py with what dense tasks learn from: objects for detection, maps for segmentation; both can be written out.
+
+Legend: S pixels per side, n visible objects of a scene.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.progress import track
+from torch import Tensor
+
+from mae_transfer.data import outlines
+from mae_transfer.data.ade import CLASSES_FILE, Mapped
+from mae_transfer.data.coco import Annotated, Json, Objects
+from mae_transfer.data.shapes import Scene, Shapes
+from mae_transfer.seeding import fold
+
+SMALLEST = 4  # pixels of an object that counts as visible
+QUALITY = 95  # of the JPEGs
+
+
+class ShapesObjects:
+    """Generated scenes with the boxes and masks of what is visible; ids, classes and ground truth as data.coco.Coco has them.
+
+    Args:
+        size: pixels per side.
+        length: number of scenes.
+        seed: of the whole set; a validation split is another seed.
+        objects: fewest and most objects of a scene.
+    """
+
+    def __init__(self, *, size: int = 128, length: int = 2000, seed: int = 0, objects: tuple[int, int] = (2, 4)) -> None:
+        self.shapes = Shapes(size=size, length=length, seed=seed, objects=objects)
+        self.classes = self.shapes.classes
+        self.category_ids = np.arange(1, len(self.classes) + 1)
+        self.image_ids = np.arange(1, length + 1)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def read(self, index: int) -> Annotated:
+        """Return scene `index` with its objects."""
+        scene = self.shapes.scene(index)
+        return Annotated(_image(scene), _objects(scene), index + 1)
+
+    def objects(self, index: int) -> Objects:
+        """Return what is visible in scene `index`."""
+        return _objects(self.shapes.scene(index))
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Return H, W of scene `index`."""
+        return self.shapes.size, self.shapes.size
+
+    def where(self, index: int) -> str:
+        """Return what scene `index` is called in messages."""
+        return self.shapes.where(index)
+
+    def ground_truth(self) -> Json:
+        """Return all objects in COCO's format; every scene has to be drawn for it."""
+        return self.described(self.objects(index) for index in range(len(self)))
+
+    def described(self, of_images: Iterable[Objects]) -> Json:
+        """Return the objects of all scenes, in order, in COCO's format."""
+        entries = [entry for image_id, objects in enumerate(of_images, start=1) for entry in _entries(objects, image_id)]
+        side = self.shapes.size
+        return {
+            "info": {"description": f"generated shapes, seed {self.shapes.seed}, {side} pixels"},
+            "categories": [{"id": k, "name": name} for k, name in enumerate(self.classes, start=1)],
+            "images": [{"id": k, "file_name": _file(k), "height": side, "width": side} for k in self.image_ids.tolist()],
+            "annotations": [{"id": k, **entry} for k, entry in enumerate(entries, start=1)],
+        }
+
+
+class ShapesMaps:
+    """Generated scenes with their class maps: 0 is the ground, 1 + k the k-th solid. The arguments are those of ShapesObjects."""
+
+    def __init__(self, *, size: int = 128, length: int = 2000, seed: int = 0, objects: tuple[int, int] = (2, 4)) -> None:
+        self.shapes = Shapes(size=size, length=length, seed=seed, objects=objects)
+        self.classes = ("ground", *self.shapes.classes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def read(self, index: int) -> Mapped:
+        """Return scene `index` with its class map."""
+        scene = self.shapes.scene(index)
+        return Mapped(_image(scene), torch.from_numpy(scene.classes))
+
+    def where(self, index: int) -> str:
+        """Return what scene `index` is called in messages."""
+        return self.shapes.where(index)
+
+
+def write_coco(root: Path, *, train: int, val: int, size: int, seed: int = 0) -> None:
+    """Write scenes in COCO 2017's layout: train2017/, val2017/ and annotations/instances_*.json. The same arguments give the same files."""
+    for split, length in (("train2017", train), ("val2017", val)):
+        source = ShapesObjects(size=size, length=length, seed=fold(seed, split))
+        _write_text(root / "annotations" / f"instances_{split}.json", json.dumps(source.described(_drawn(source, root / split))))
+
+
+def write_ade(root: Path, *, train: int, val: int, size: int, seed: int = 0) -> None:
+    """Write scenes in ADE20K's layout: images/ and annotations/ with training/ and validation/, and the class list; 1 is the ground, 0 nowhere."""
+    for split, length in (("training", train), ("validation", val)):
+        source = ShapesMaps(size=size, length=length, seed=fold(seed, split))
+        _write_text(root / CLASSES_FILE, "\n".join(source.classes) + "\n")
+        for index in track(range(length), description=split):
+            sample, name = source.read(index), _file(index + 1)
+            _write_image(root / "images" / split / name, sample.image)
+            target = (root / "annotations" / split / name).with_suffix(".png")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((sample.labels + 1).numpy()).save(target)
+
+
+def _drawn(source: ShapesObjects, folder: Path) -> Iterator[Objects]:
+    """Write every scene's image and yield its objects."""
+    for index in track(range(len(source)), description=folder.name):
+        scene = source.read(index)
+        _write_image(folder / _file(scene.image_id), scene.image)
+        yield scene.objects
+
+
+def _image(scene: Scene) -> Tensor:
+    return torch.from_numpy(scene.image).permute(2, 0, 1)
+
+
+def _objects(scene: Scene) -> Objects:
+    """Return the objects of which more than a few pixels are visible."""
+    masks = scene.instances[None] == np.arange(1, len(scene.kinds) + 1)[:, None, None]
+    seen = masks.sum(axis=(1, 2)) >= SMALLEST
+    boxes, labels = torch.from_numpy(scene.boxes[seen]).float(), torch.from_numpy(scene.kinds[seen])
+    return Objects(boxes, labels, torch.zeros(len(labels), dtype=torch.bool), torch.from_numpy(masks[seen].astype(np.uint8)))
+
+
+def _entries(objects: Objects, image_id: int) -> Iterator[Json]:
+    """Yield the objects of an image as the json has them, ids aside."""
+    assert objects.masks is not None
+    for box, label, mask in zip(objects.boxes.tolist(), objects.labels.tolist(), objects.masks.numpy(), strict=True):
+        yield {
+            "image_id": image_id,
+            "category_id": label + 1,
+            "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+            "area": int(mask.sum()),
+            "iscrowd": 0,
+            "segmentation": outlines.code(mask),
+        }
+
+
+def _file(number: int) -> str:
+    return f"{number:012d}.jpg"
+
+
+def _write_image(path: Path, image: Tensor) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(path, quality=QUALITY)
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")

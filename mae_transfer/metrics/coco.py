@@ -1,0 +1,208 @@
+"""COCO's average precision of boxes and masks: pycocotools' twelve figures, or faster-coco-eval's equal ones where that is installed.
+
+Exact over ranks: predictions are gathered and each image counts once, even where a sampler pads. Predictions go out in COCO's result format.
+
+Legend: n predicted objects of one image of H x W pixels; a label is the rank of its category id in the ground truth.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch.distributed as td
+from torch import Tensor
+
+Kind = Literal["bbox", "segm"]
+Backend = Literal["auto", "pycocotools", "faster-coco-eval"]
+Entry = dict[str, Any]
+FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")  # in the order of COCOeval.stats
+
+
+class Detections(NamedTuple):
+    """What a model found in one image, in pixels of the image as it is stored."""
+
+    boxes: Tensor  # (n, 4) x0, y0, x1, y1
+    scores: Tensor  # (n,)
+    labels: Tensor  # (n,) int64 index into the classes
+    masks: Tensor | None = None  # (n, H, W) bool or uint8, 1 = object
+
+
+class CocoMetric:
+    """Collects the predictions of a split and evaluates them.
+
+    Args:
+        ground_truth: the annotations in COCO's json format; `area` and `iscrowd` are filled in where they are missing.
+        kinds: "bbox" for boxes, "segm" for masks.
+        backend: "auto" takes faster-coco-eval where it is installed.
+    Raises:
+        ValueError: masks are asked for and the ground truth has none, or the backend is not installed.
+    """
+
+    def __init__(self, ground_truth: Mapping[str, Any], *, kinds: Sequence[Kind] = ("bbox", "segm"), backend: Backend = "auto") -> None:
+        self.truth, self.kinds = _completed(ground_truth, kinds), tuple(kinds)
+        self.categories = sorted(self.truth["categories"], key=lambda category: category["id"])
+        self.backend = _backend(backend)
+        self._found: dict[int, list[Entry]] = {}
+
+    def update(self, image_ids: Sequence[int], predictions: Sequence[Detections]) -> None:
+        """Take the predictions of some images; an image that was there before is left as it was."""
+        for image_id, found in zip(image_ids, predictions, strict=True):
+            if image_id not in self._found:
+                self._found[image_id] = _entries(image_id, found, [category["id"] for category in self.categories], masks="segm" in self.kinds)
+
+    def compute(self, *, save: Path | None = None, per_class: bool = False, group: td.ProcessGroup | None = None) -> dict[str, float]:
+        """Return "bbox/AP", "segm/AP50" ... in [0, 1], the same on every rank, each of which calls it; what is defined by no object is nan.
+
+        Args:
+            save: a file for all predictions in COCO's result format, with the original category ids.
+            per_class: "bbox/AP[person]" of each class too.
+            group: the processes that predicted; best a gloo group, since predictions lie on the host.
+        Raises:
+            ValueError: an image of the ground truth was never predicted, or one was that is not there.
+        """
+        parts: list[Any] = [self._found]
+        main, world = True, td.is_available() and td.is_initialized()
+        if world:
+            main = td.get_rank(group) == 0
+            parts = [None] * td.get_world_size(group)
+            td.all_gather_object(parts, self._found, group=group)
+        outcome: list[Any] = [self._evaluate(parts, save, per_class=per_class) if main else None]
+        if world:
+            td.broadcast_object_list(outcome, group=group, group_src=0)
+        if isinstance(outcome[0], str):
+            raise ValueError(outcome[0])
+        figures: dict[str, float] = outcome[0]
+        return figures
+
+    def _evaluate(self, parts: Sequence[dict[int, list[Entry]]], save: Path | None, *, per_class: bool) -> dict[str, float] | str:
+        """Return the figures, or the error that every rank shall raise."""
+        found = {image_id: entries for part in parts for image_id, entries in part.items()}
+        known = {image["id"] for image in self.truth["images"]}
+        if found.keys() != known:
+            missing, strange = sorted(known - found.keys()), sorted(found.keys() - known)
+            return (
+                f"predictions for {len(found)} images, {len(known)} in the ground truth: {len(missing)} not predicted {missing[:3]}, "
+                f"{len(strange)} unknown {strange[:3]}"
+            )
+        entries = [entry for image_id in sorted(found) for entry in found[image_id]]
+        if save is not None:
+            _write(save, entries)
+        figures: dict[str, float] = {}
+        for kind in self.kinds:
+            figures |= {f"{kind}/{name}": value for name, value in self._figures(kind, entries, per_class=per_class).items()}
+        return figures
+
+    def _figures(self, kind: Kind, entries: Sequence[Entry], *, per_class: bool) -> dict[str, float]:
+        with contextlib.redirect_stdout(io.StringIO()):  # both libraries print what they do
+            judge = (_pycocotools if self.backend == "pycocotools" else _faster)(self.truth, _results(self.truth, entries, kind), kind)
+        figures = dict(zip(FIGURES, map(_defined, judge.stats[: len(FIGURES)]), strict=True))
+        if per_class:
+            precision = np.asarray(judge.eval["precision"])[:, :, :, 0, -1]  # IoU thresholds, recalls, classes; all areas, 100 detections
+            for k, category in enumerate(self.categories):
+                there = precision[:, :, k][precision[:, :, k] >= 0]
+                figures[f"AP[{category['name']}]"] = there.mean().item() if there.size else np.nan
+        return figures
+
+
+def _defined(value: float) -> float:
+    """COCO's -1 stands for "no object of this kind"; nan cannot be mistaken for a figure."""
+    return np.nan if value < 0 else float(value)
+
+
+def _completed(truth: Mapping[str, Any], kinds: Sequence[Kind]) -> Entry:
+    """Return the ground truth with what COCOeval reads and not every json has; ids start at 1, for COCOeval takes 0 for "no match"."""
+    objects = [{"iscrowd": 0, "area": one["bbox"][2] * one["bbox"][3], **one, "id": k} for k, one in enumerate(truth["annotations"], start=1)]
+    if "segm" in kinds:
+        lacking = [one["image_id"] for one in objects if not one.get("segmentation")]
+        if lacking:
+            raise ValueError(
+                f"{len(lacking)} objects of the ground truth have no outline (image {lacking[0]}): evaluate boxes alone, kinds=('bbox',)"
+            )
+    categories = [{"name": str(category["id"]), **category} for category in truth["categories"]]
+    return {"info": {}, "images": list(truth["images"]), "categories": categories, "annotations": objects}
+
+
+def _entries(image_id: int, found: Detections, categories: Sequence[int], *, masks: bool) -> list[Entry]:
+    """Return the predictions of one image in COCO's result format."""
+    corners, scores, labels = (values.detach().double().cpu() for values in (found.boxes, found.scores, found.labels))
+    boxes = corners.reshape(-1, 4).clone()
+    boxes[:, 2:] -= boxes[:, :2]
+    entries: list[Entry] = [
+        {"image_id": int(image_id), "category_id": int(categories[int(label)]), "bbox": box, "score": score}
+        for label, box, score in zip(labels.tolist(), boxes.tolist(), scores.tolist(), strict=True)
+    ]
+    if masks:
+        if found.masks is None:
+            raise ValueError(f"image {image_id}: predictions have no masks; evaluate boxes alone, kinds=('bbox',)")
+        for entry, code in zip(entries, _codes(found.masks), strict=True):
+            entry["segmentation"] = code
+    return entries
+
+
+def _codes(masks: Tensor) -> list[Entry]:
+    """Return masks (n, H, W) as run-length codes."""
+    from pycocotools import mask
+
+    pixels = np.asfortranarray((masks.detach() != 0).byte().permute(1, 2, 0).cpu().numpy())
+    return [{"size": [int(side) for side in code["size"]], "counts": code["counts"].decode()} for code in mask.encode(pixels)]
+
+
+def _results(truth: Entry, entries: Sequence[Entry], kind: Kind) -> Entry:
+    """Return predictions as COCOeval takes them; an object's size is that of its box or of its mask, by kind, as in COCO.loadRes."""
+    from pycocotools import mask
+
+    areas = mask.area([entry["segmentation"] for entry in entries]).tolist() if kind == "segm" and entries else []
+    areas = areas or [entry["bbox"][2] * entry["bbox"][3] for entry in entries]
+    found = [{**entry, "id": k, "iscrowd": 0, "area": area} for k, (entry, area) in enumerate(zip(entries, areas, strict=True), start=1)]
+    return {**truth, "annotations": found}
+
+
+def _pycocotools(truth: Entry, found: Entry, kind: Kind) -> Any:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    sets = COCO(), COCO()
+    for one, content in zip(sets, (truth, found), strict=True):
+        one.dataset = {**content, "annotations": [dict(entry) for entry in content["annotations"]]}  # it writes into them
+        one.createIndex()
+    return _judged(COCOeval(*sets, iouType=kind))
+
+
+def _faster(truth: Entry, found: Entry, kind: Kind) -> Any:
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    sets = [COCO({**content, "annotations": [dict(entry) for entry in content["annotations"]]}) for content in (truth, found)]
+    return _judged(COCOeval_faster(*sets, iouType=kind))
+
+
+def _judged(judge: Any) -> Any:
+    judge.evaluate()
+    judge.accumulate()
+    judge.summarize()
+    return judge
+
+
+def _backend(wanted: Backend) -> Backend:
+    there = importlib.util.find_spec("faster_coco_eval") is not None
+    if wanted == "faster-coco-eval" and not there:
+        raise ValueError("faster-coco-eval is not installed: pip install 'mae_transfer[fast]', or backend='pycocotools' (the same numbers)")
+    return wanted if wanted != "auto" else "faster-coco-eval" if there else "pycocotools"
+
+
+def _write(path: Path, entries: Sequence[Entry]) -> None:
+    """Write the predictions under a temporary name until they are whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(list(entries), file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

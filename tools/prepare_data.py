@@ -1,0 +1,102 @@
+"""Fetch, check and write data sets.
+
+python tools/prepare_data.py coco --root /data/coco                       download, unpack, check; asked again, it continues
+python tools/prepare_data.py ade20k --root /data/ade
+python tools/prepare_data.py check --root /data/mine --annotations labels.json --images photos     every defect at once, of any data set
+python tools/prepare_data.py check --root /data/camvid --classes Sky Building Pole Road Pavement Tree SignSymbol Fence Car Pedestrian Bicyclist
+python tools/prepare_data.py shapes --root data/shapes --format coco --train 2000 --val 500       generated scenes instead of photographs
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mae_transfer import cli
+from mae_transfer.data.ade_check import check_ade
+from mae_transfer.data.archives import DATA_SETS, DataSet, prepare
+from mae_transfer.data.coco_check import check_coco
+from mae_transfer.data.defects import Defect
+from mae_transfer.data.dense_shapes import write_ade, write_coco
+
+WRITERS = {"coco": write_coco, "ade": write_ade}
+
+
+def main() -> int:
+    args = parser().parse_args()
+    if args.command == "check":
+        return cli.guarded(lambda: report(check(args)))
+    if args.command == "shapes":
+        return cli.guarded(lambda: WRITERS[args.format](args.root, train=args.train, val=args.val, size=args.size, seed=args.seed))
+    return cli.guarded(lambda: public(DATA_SETS[args.command], args.root, only_check=args.check))
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = found.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, data_set in DATA_SETS.items():
+        command = commands.add_parser(name, help=f"download, unpack and check {name}", description=data_set.terms)
+        command.add_argument("--check", action="store_true", help="download nothing: check what is there")
+        add_root(command)
+    command = commands.add_parser("check", help="name every defect of a data set in COCO's or ADE20K's layout")
+    add_root(command)
+    command.add_argument("--split", action="append", metavar="NAME", help="which; may be repeated (default: all that are there)")
+    command.add_argument("--annotations", metavar="JSON", help="COCO: another json than annotations/instances_SPLIT.json, relative to root")
+    command.add_argument("--images", metavar="FOLDER", help="COCO: another folder of images than SPLIT, relative to root")
+    command.add_argument("--classes", nargs="+", metavar="NAME", help="ADE20K's layout: the classes (default: root's own list)")
+    command.add_argument("--keep-zero-label", action="store_true", help="ADE20K's layout: a map's 0 is the first class, not void")
+    command = commands.add_parser("shapes", help="write generated scenes in COCO's or ADE20K's layout")
+    add_root(command)
+    command.add_argument("--format", choices=WRITERS, default="coco", help="layout (default: coco)")
+    for option, default, what in (("train", 2000, "training scenes"), ("val", 500, "validation scenes"), ("size", 128, "pixels per side")):
+        command.add_argument(f"--{option}", type=int, default=default, metavar="N", help=f"{what} (default: {default})")
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="of all scenes (default: 0)")
+    return found
+
+
+def add_root(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--root", required=True, type=Path, metavar="DIR", help="folder of the data set")
+
+
+def public(data_set: DataSet, root: Path, *, only_check: bool) -> None:
+    """Print the terms, fetch unless told otherwise, and check every split."""
+    print(data_set.terms)
+    folder = root / data_set.folder if only_check else prepare(data_set, root)
+    defects = {split: data_set.check(str(folder), split=split) for split in data_set.splits}
+    if only_check:
+        report(defects)
+    else:  # what is wrong in spite of whole files is the authors' own: COCO has boxes without area
+        show(defects)
+        print(f"ready: --set data.root={folder}   (the archives in {root} are no longer needed)")
+
+
+def check(args: argparse.Namespace) -> dict[str, list[Defect]]:
+    """Return the defects by split; the layout shows in what lies in the folder."""
+    root = str(args.root)
+    if args.annotations:
+        return {args.annotations: check_coco(root, annotations=args.annotations, images=args.images)}
+    names = args.split or [path.stem.removeprefix("instances_") for path in sorted(args.root.glob("annotations/instances_*.json"))]
+    if names and not (args.root / "annotations" / names[0]).is_dir():
+        return {name: check_coco(root, split=name, images=args.images) for name in names}
+    names = names or [path.name for path in sorted(args.root.glob("annotations/*")) if path.is_dir()]
+    if not names:
+        raise ValueError(
+            f"{root!r} has neither annotations/instances_*.json (COCO) nor annotations/SPLIT/ (ADE20K): name the json with --annotations"
+        )
+    return {name: check_ade(root, split=name, classes=args.classes, reduce_zero_label=not args.keep_zero_label) for name in names}
+
+
+def show(defects: Mapping[str, Sequence[Defect]]) -> None:
+    for split, found in defects.items():
+        print("\n  ".join([f"{split}:{'' if found else ' no defect'}", *map(str, found)]))
+
+
+def report(defects: Mapping[str, Sequence[Defect]]) -> None:
+    """Print everything; ValueError where there is anything."""
+    show(defects)
+    if any(defects.values()):
+        raise ValueError(f"{sum(defect.number for found in defects.values() for defect in found)} defects, listed above")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
