@@ -5,6 +5,8 @@ from setuptools import find_packages, setup
 REFERENCE = "transformers>=5.12"  # its ViTMAE is what the parity tests and the benchmark compare with; its parameter names are those of 5.x
 FASTER_COCO = "faster-coco-eval>=1.8"  # pycocotools' numbers, several times faster; used where it is installed
 DEV = [
+    "DALL-E>=0.1",  # whose autoencoder ours is tested against
+    "attrs>=23.2",  # which it imports and does not name
     FASTER_COCO,
     "hypothesis>=6.170",
     "mypy>=2.4",

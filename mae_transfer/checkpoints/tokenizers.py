@@ -37,14 +37,16 @@ def load_tokenizer(reference: str) -> DVAETokenizer:
         ValueError: unknown prefix; a file that is missing, damaged, of another layout, or would run foreign code.
     """
     prefix, colon, rest = reference.partition(":")
-    if not colon:
-        return _own(Path(reference))
-    if prefix == "dalle":
-        return _dalle(Path(rest))
-    if prefix == "random" and re.fullmatch(r"\d+/(1|2|4|8|16|32)", rest):
-        codes, stride = map(int, rest.split("/"))
+    opened = _own(Path(reference)) if not colon else _dalle(Path(rest)) if prefix == "dalle" else _random(prefix, rest)
+    return opened.requires_grad_(False).eval()
+
+
+def _random(prefix: str, size: str) -> DVAETokenizer:
+    if prefix == "random" and re.fullmatch(r"\d+/(1|2|4|8|16|32)", size):
+        codes, stride = map(int, size.split("/"))
         cfg = DVAEConfig(codes=codes, groups=stride.bit_length(), blocks=1, width=8, decoder_input=8)
         return DVAETokenizer(cfg, encoder(cfg), decoder(cfg))
+    reference = f"{prefix}:{size}"
     raise ValueError(f"no tokenizer {reference!r}: give a tokenizer.safetensors, dalle:PATH of DALL-E's encoder, or random:CODES/STRIDE (8192/8)")
 
 

@@ -160,7 +160,7 @@ def kl_to_uniform(logits: Tensor) -> Tensor:
 
 
 class DVAETokenizer(nn.Module):
-    """A frozen autoencoder as a Tokenizer (interfaces.py): the likeliest code of each cell, and images of codes.
+    """An autoencoder as a Tokenizer (interfaces.py): the likeliest code of each cell, and images of codes.
 
     Without a decoder (DALL-E's encoder is released alone, too) each code is drawn as a colour of its own that means nothing.
     """
@@ -172,7 +172,6 @@ class DVAETokenizer(nn.Module):
         self.codes, self.stride = cfg.codes, cfg.stride
         self.encoder, self.decoder = encoder, decoder
         self.register_buffer("palette", torch.rand(cfg.codes, 3, generator=torch.Generator().manual_seed(0)), persistent=False)
-        self.requires_grad_(False).eval()
 
     @torch.no_grad()
     def forward(self, view: Tensor) -> Tensor:

@@ -27,11 +27,11 @@ def docstring(config: str) -> str:
     return ast.get_docstring(ast.parse((ROOT / config).read_text(encoding="utf-8"))) or ""
 
 
-def tool_of(config: str) -> str:
-    """Return the name of the tool that the config's own docstring says to run it with."""
-    command = re.search(rf"tools/(\w+)\.py {re.escape(config)}\b", docstring(config))
+def tool_of(config: str) -> list[str]:
+    """Return the name of the tool that the config's own docstring says to run it with, and its subcommand where it has any."""
+    command = re.search(rf"tools/(\w+)\.py (?:(\w+) )?{re.escape(config)}\b", docstring(config))
     assert command, f"{config}: its docstring lacks the command, `python tools/X.py {config} ...`"
-    return command[1]
+    return [word for word in command.groups() if word]
 
 
 def test_there_are_configs():
@@ -50,7 +50,7 @@ def test_config_says_its_command_its_cost_and_its_published_number(config):
 @pytest.mark.parametrize("config", CONFIGS)
 def test_config_runs_two_debug_steps(config, run_tool, tmp_path):
     row = ["--row", points(ROOT / config, "mini")[-1].row, "--mini"] if config in GRIDS else []
-    run_tool(tool_of(config), config, "--work-dir", str(tmp_path / "run"), "--debug", *row)
+    run_tool(*tool_of(config), config, "--work-dir", str(tmp_path / "run"), "--debug", *row)
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     assert max(row["step"] for row in rows if "step" in row) == 2
 

@@ -1,0 +1,119 @@
+"""tools/tokenizer_train.py: a discrete VAE and a PCA basis from images to the targets that pretraining predicts."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mae_transfer import results
+from mae_transfer.checkpoints.basis import load_basis
+from mae_transfer.checkpoints.tokenizers import load_tokenizer
+from mae_transfer.config import validate
+from mae_transfer.core.normalize import IMAGENET
+from mae_transfer.engine import checkpoint
+from mae_transfer.tasks import basis, pretrain, tokenizer
+from mae_transfer.tasks.pretrain import PretrainConfig
+from mae_transfer.tasks.reconstruct import reconstruct
+from mae_transfer.tasks.tokenizer import Anneal, TokenizerConfig
+
+SHAPES = {
+    "train": {"name": "shapes", "length": 24, "size": 32}, "val": {"name": "shapes", "length": 6, "size": 32, "seed": 1}, "size": 16,
+    "augmentation": {"name": "random_crop", "scale": (0.5, 1.0)},
+}  # fmt: skip
+RUN = {"device": "cpu", "workers": 0, "log_every": 1, "save_minutes": None, "progress": False}
+VALUES: dict[str, Any] = {
+    "scale": "mini", "epochs": 2.0, "batch": 8, "data": SHAPES, "precision": "float32", "optim": {"lr": 1e-3}, "run": RUN,
+    "model": {"codes": 16, "groups": 3, "blocks": 1, "width": 8, "decoder_input": 8},
+    "tau": {"start": 1.0, "end": 0.1, "epochs": 2.0}, "kl": {"start": 0.0, "end": 6.6, "epochs": 1.0},
+}  # fmt: skip
+PRETRAIN: dict[str, Any] = {
+    "scale": "mini", "epochs": 1.0, "batch": 8, "data": SHAPES | {"size": 32}, "precision": "float32", "optim": {"lr": 1e-3}, "run": RUN,
+    "model": {
+        "encoder": {"size": None, "dim": 16, "depth": 1, "heads": 2, "patch": 8, "image_size": 32}, "decoder": {"depth": 1, "dim": 16, "heads": 2},
+    },
+}  # fmt: skip
+
+
+def config(**changes: Any) -> TokenizerConfig:
+    return validate(VALUES | changes, TokenizerConfig, where="test")
+
+
+def pretraining(**changes: Any) -> PretrainConfig:
+    return validate(PRETRAIN | changes, PretrainConfig, where="test")
+
+
+def payload(folder: Path) -> dict[str, Any]:
+    found = checkpoint.load_newest(folder / "checkpoints")
+    assert found is not None
+    return found.payload
+
+
+def test_half_a_cosine_and_then_constant() -> None:
+    tau = Anneal(start=1.0, end=0.0625, epochs=2.0)
+    assert [round(tau.at(step, steps_per_epoch=10), 5) for step in (0, 10, 20, 35)] == [1.0, 0.53125, 0.0625, 0.0625]
+
+
+def test_a_tokenizer_goes_from_images_to_a_pretraining_on_its_tokens(tmp_path: Path) -> None:
+    written = tokenizer.run(config(), tmp_path / "tok")
+    assert {(r.split, r.metric) for r in written} == {("val", "val_mse"), ("val", "val_codes_used"), ("val", "val_code_perplexity")}
+    path = tmp_path / "tok" / "tokenizer.safetensors"
+    assert (load_tokenizer(str(path)).codes, load_tokenizer(str(path)).stride) == (16, 4)
+    assert list((tmp_path / "tok" / "reconstructions").glob("*.png"))
+    spec = {"name": "token", "tokenizer": str(path)}
+    pretrain.run(pretraining(target=spec), tmp_path / "run")  # 4 x 4 patches: a 16-px view at stride 4
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert {"accuracy", "perplexity", "classes_used"} <= set(rows[0])
+    assert reconstruct(tmp_path / "run", None, mask_ratios=(0.5, 0.75), out=tmp_path / "sheets", most=2)
+    tokenizer.run(config(seed=1), tmp_path / "other")
+    path.write_bytes((tmp_path / "other" / "tokenizer.safetensors").read_bytes())
+    with pytest.raises(ValueError, match=r"the checkpoint is of config '\w+\+tokenizer.safetensors:"):
+        pretrain.run(pretraining(target=spec), tmp_path / "run", resume=True)
+
+
+def test_6_steps_are_3_and_3_after_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = config(run=RUN | {"save_every": 3})
+    tokenizer.run(cfg, tmp_path / "whole")
+    tokenizer.run(cfg, tmp_path / "halves")
+    (tmp_path / "halves" / "checkpoints" / "step_00000006.pt").unlink()
+    (tmp_path / "halves" / "tokenizer.safetensors").unlink()
+    tokenizer.run(cfg, tmp_path / "halves", resume=True)
+    a, b = payload(tmp_path / "whole"), payload(tmp_path / "halves")
+    assert a["step"] == b["step"] == 6
+    assert all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])
+    assert (tmp_path / "halves" / "tokenizer.safetensors").read_bytes() == (tmp_path / "whole" / "tokenizer.safetensors").read_bytes()
+
+
+def test_a_collapsed_codebook_is_warned_about_with_the_figure(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        tokenizer.run(config(least_use=1.0, epochs=1.0), tmp_path / "run")
+    assert "of the 16 codes are in use: the codebook has collapsed" in caplog.text
+    used = next(r.value for r in results.load(tmp_path / "run" / "results.jsonl")[0] if r.metric == "val_codes_used")
+    assert f"only {100 * used:.1f}%" in caplog.text
+
+
+def test_a_size_that_the_stride_does_not_divide_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"data.size = 18 is not a multiple of the tokenizer's stride 4"):
+        config(data=SHAPES | {"size": 18})
+
+
+def test_a_basis_goes_from_crops_into_the_checkpoint_and_its_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    basis.fit(pretraining(), tmp_path / "pca", components=10, images=24)
+    assert "share of the variance explained by the first: 1: " in capsys.readouterr().out
+    path = tmp_path / "pca" / "basis.safetensors"
+    assert load_basis(path).statistics == IMAGENET
+    cfg = pretraining(target={"name": "pca", "basis": str(path)})
+    pretrain.run(cfg, tmp_path / "run")
+    assert torch.equal(payload(tmp_path / "run")["extra"]["target"]["mean"], load_basis(path).mean)
+    first = reconstruct(tmp_path / "run", None, mask_ratios=(0.75,), out=tmp_path / "with", most=2)[0].read_bytes()
+    path.unlink()
+    assert reconstruct(tmp_path / "run", None, mask_ratios=(0.75,), out=tmp_path / "without", most=2)[0].read_bytes() == first
+    with pytest.raises(ValueError, match=r"basis.safetensors' does not exist: fit one with tools/tokenizer_train.py pca"):
+        pretrain.run(cfg, tmp_path / "again")
+
+
+def test_more_components_than_values_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="193 components of 384 patches of 192 values"):
+        basis.fit(pretraining(), tmp_path, components=193, images=24)
