@@ -43,10 +43,11 @@ def timm_names(backbone: ViT | TimmBackbone) -> dict[str, Tensor]:
     if isinstance(backbone, TimmBackbone):
         return dict(backbone.model.state_dict())
     cfg, tensors = backbone.cfg, backbone.state_dict()
-    if cfg.relative_positions == "none" and cfg.qkv_bias != "qv":
+    if cfg.relative_positions == "none" and cfg.qkv_bias != "qv" and not cfg.windows:
         return dict(tensors)
-    if cfg.qkv_bias != "qv":
-        raise ValueError(f"timm has no model with relative_positions={cfg.relative_positions!r} and qkv_bias={cfg.qkv_bias!r}")
+    if cfg.qkv_bias != "qv" or cfg.windows:
+        options = f"relative_positions={cfg.relative_positions!r}, qkv_bias={cfg.qkv_bias!r}, windows={cfg.windows}"
+        raise ValueError(f"timm has no model with {options} under the names that are written here")
     shared = cfg.relative_positions == "shared"
     table = "rel_pos_bias.relative_position_bias_table" if shared else r"blocks.\1.attn.relative_position_bias_table"
     return rename(tensors, ((r"^rel_pos_bias\.(\d+)\.table$", table), (r"\.ls([12])\.gamma$", r".gamma_\1")))
@@ -80,7 +81,7 @@ def detectron2_names(vit: ViT) -> dict[str, Tensor]:
         ValueError: an option that ViTDet would drop without a word (LayerScale, BEiT's tables and biases) or that it needs (absolute positions).
     """
     cfg = vit.cfg
-    if cfg.layer_scale is not None or cfg.relative_positions != "none" or cfg.qkv_bias != "qkv" or cfg.positions == "none":
+    if cfg.layer_scale is not None or cfg.relative_positions not in ("none", "decomposed") or cfg.qkv_bias != "qkv" or cfg.positions == "none":
         raise ValueError(f"detectron2's ViTDet cannot hold this encoder: {cfg.model_dump_json(exclude_defaults=True)}")
     return {f"backbone.net.{name}": tensor for name, tensor in vit.state_dict().items() if not re.match(r"cls_token$|norm\.", name)}
 

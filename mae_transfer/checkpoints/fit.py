@@ -8,25 +8,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mae_transfer.checkpoints.files import load_strict
 from mae_transfer.checkpoints.layouts import Found
 from mae_transfer.config import validate
-from mae_transfer.core.positions import resample
+from mae_transfer.core.positions import relative_rows, resample, resample_axis, resample_filters, resample_relative
 from mae_transfer.models.vit import ViT, ViTConfig
 
-MAY_CHANGE = ("heads", "image_size", "class_token", "final_norm", "positions", "relative_positions", "drop_path", "norm_eps")
+MAY_CHANGE = (
+    "heads", "image_size", "patch", "class_token", "final_norm", "positions", "antialias", "relative_positions", "windows", "global_blocks",
+    "drop_path", "norm_eps",
+)  # fmt: skip
 
 
 def fit(found: Found, changes: Mapping[str, Any], *, where: str) -> ViT:
     """Return the encoder of found.architecture with `changes` (fields of ViTConfig), filled with what was found.
 
     image_size: absolute positions are resampled bicubically with antialiasing (timm's resampling), relative tables bicubically, rows of the class
-    token kept. class_token or final_norm False: their tensors, and the class token's positions, are left out. relative_positions: a shared table
-    is copied to each block; tables that the file has not begin at zero. Raises ValueError where a change cannot be made or a tensor has no place.
+    token kept. patch: filters are resampled bicubically (14 -> 16). class_token or final_norm False: their tensors, and the class token's positions,
+    are left out. relative_positions: a shared table is copied to each block, or to windows and global blocks, and resampled to their grids; tables
+    that the file has not begin at zero. Raises ValueError where a change cannot be made or a tensor has no place.
     """
     old, new = found.architecture, changed(found.architecture, changes, where=where)
     vit, tensors = ViT(new), dict(found.tensors)
@@ -38,13 +40,15 @@ def fit(found: Found, changes: Mapping[str, Any], *, where: str) -> ViT:
     if "pos_embed" in tensors:
         table = resample(tensors["pos_embed"], old.grid(), new.grid(), leading=int(old.class_token))
         tensors["pos_embed"] = table[:, int(old.class_token) - int(new.class_token) :]
-    tables = {name: tensors.pop(name) for name in list(tensors) if name.startswith("rel_pos_bias.")}
+    tensors["patch_embed.proj.weight"] = resample_filters(tensors["patch_embed.proj.weight"], new.patch)
+    tables = {name: tensors.pop(name) for name in list(tensors) if "rel_pos" in name}
     if old.relative_positions == "none":
-        absent = ["rel_pos_bias."]
+        absent = [name for name in vit.state_dict() if "rel_pos" in name]
+    elif old.relative_positions == "decomposed":
+        rows = {name: len(parameter) for name, parameter in vit.named_parameters()}
+        tensors |= {name: resample_axis(table, rows.get(name, len(table))) for name, table in tables.items()}
     elif new.relative_positions != "none":
-        wanted = [name for name in vit.state_dict() if name.startswith("rel_pos_bias.")]
-        copied = dict.fromkeys(wanted, tables.get("rel_pos_bias.0.table")) if old.relative_positions == "shared" else {}
-        tensors |= {name: relative_table(table, old, new) for name, table in (copied | tables).items() if table is not None}
+        tensors |= bias_tables(tables, old, new)
     load_strict(vit, tensors, absent=absent, where=where)
     return vit
 
@@ -60,7 +64,7 @@ def changed(old: ViTConfig, changes: Mapping[str, Any], *, where: str) -> ViTCon
             raise ValueError(f"{where} has no tensors for {name}=True")
     if (old.positions == "none") != (new.positions == "none"):
         raise ValueError(f"{where} has positions={old.positions!r}: {new.positions!r} is not to be had from it")
-    if (old.relative_positions, new.relative_positions) in (("per_block", "shared"), ("shared", "none"), ("per_block", "none")):
+    if old.relative_positions not in ("none", new.relative_positions) and (old.relative_positions, new.relative_positions) != ("shared", "per_block"):
         raise ValueError(f"{where} has relative_positions={old.relative_positions!r}: {new.relative_positions!r} is not to be had from it")
     if not new.size and not new.heads:
         raise ValueError(
@@ -69,12 +73,15 @@ def changed(old: ViTConfig, changes: Mapping[str, Any], *, where: str) -> ViTCon
     return new
 
 
-def relative_table(table: Tensor, old: ViTConfig, new: ViTConfig) -> Tensor:
-    """Return a table of relative-position biases (rows, R) for the new grid, its offsets resampled bicubically, the class token's rows kept."""
-    leading = 3 * int(old.class_token)
-    offsets, rest = table[: len(table) - leading], table[len(table) - leading :]
-    before, after = ((2 * h - 1, 2 * w - 1) for h, w in (old.grid(), new.grid()))
-    if before != after:
-        image = offsets.T.reshape(1, -1, *before)
-        offsets = F.interpolate(image, size=after, mode="bicubic", align_corners=False).flatten(2)[0].T
-    return torch.cat([offsets, rest]) if new.class_token else offsets
+def bias_tables(tables: Mapping[str, Tensor], old: ViTConfig, new: ViTConfig) -> dict[str, Tensor]:
+    """Return the new encoder's tables of relative-position biases (rows, R): each is the one that its first block read, resampled to its grid."""
+    (kinds, read), (wanted_kinds, wanted) = old.bias_tables(), new.bias_tables()
+    name, fitted = "rel_pos_bias.{}.table".format, {}
+    for before, after in zip(read, wanted, strict=True):
+        table = tables.get(name(before))
+        if table is not None and name(after) not in fitted:
+            grids = [(side, side) if side else cfg.grid() for cfg, side in ((old, kinds[before]), (new, wanted_kinds[after]))]
+            table = table[: relative_rows(grids[0], leading=int(new.class_token))]
+            fitted[name(after)] = resample_relative(table, grids[0], grids[1], leading=int(new.class_token))
+    unread = set(tables) - {name(before) for before in read}
+    return fitted | {extra: tables[extra] for extra in unread}

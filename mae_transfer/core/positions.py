@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 
@@ -22,31 +23,84 @@ def sincos_2d(dim: int, grid: tuple[int, int], *, leading: int = 1) -> Tensor:
     return torch.cat([table.new_zeros(leading, dim), table]).to(torch.get_default_dtype())[None]
 
 
-def resample(table: Tensor, old: tuple[int, int], new: tuple[int, int], *, leading: int = 1) -> Tensor:
-    """Return an absolute table (1, leading + N_old, D) resampled bicubically to another grid, leading tokens kept (timm's resampling)."""
+def resample(table: Tensor, old: tuple[int, int], new: tuple[int, int], *, leading: int = 1, antialias: bool = True) -> Tensor:
+    """Return an absolute table (1, leading + N_old, D) resampled bicubically to another grid, leading tokens kept.
+
+    With antialiasing it is timm's resampling, without it detectron2's; they differ where the grid grows, too (cubic coefficient -0.5 or -0.75).
+    """
     if old == new:
         return table
-    return resample_abs_pos_embed(table, new_size=list(new), old_size=list(old), num_prefix_tokens=leading)  # type: ignore[no-any-return]
+    return resample_abs_pos_embed(  # type: ignore[no-any-return]
+        table, new_size=list(new), old_size=list(old), num_prefix_tokens=leading, antialias=antialias
+    )
 
 
-def relative_index(grid: tuple[int, int], *, leading: int = 1) -> Tensor:
-    """Return which row of a relative-position table each pair of tokens reads, (T + N, T + N) int64.
+def resample_filters(filters: Tensor, patch: int) -> Tensor:
+    """Return patch-embedding filters (D, C, p, p) resampled bicubically to another patch side.
+
+    So a patch of 14 px becomes one of 16, as in ViTDet's ViT-H (2203.16527) and EVA. The values are not rescaled.
+    """
+    if filters.shape[-1] == patch:
+        return filters
+    return F.interpolate(filters.float(), size=(patch, patch), mode="bicubic", align_corners=False).to(filters.dtype)
+
+
+def relative_index(grid: tuple[int, int], ids: Tensor | None = None, *, leading: int = 1) -> Tensor:
+    """Return which row of a relative-position table each pair of tokens reads, (T + N, T + N) int64, or (B, T + M, T + M) for patches `ids` (B, M).
 
     The table has (2h-1)(2w-1) rows for the offsets of patches and, with a class token, three more for class->patch, patch->class and
     class->class, in BEiT's order.
     """
     h, w = grid
-    places = torch.stack(torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")).flatten(1)
-    offsets = places[:, :, None] - places[:, None, :]
-    index = (offsets[0] + h - 1) * (2 * w - 1) + offsets[1] + w - 1
+    ids = torch.arange(h * w) if ids is None else ids
+    y, x = ids // w, ids % w
+    index = (y[..., :, None] - y[..., None, :] + h - 1) * (2 * w - 1) + x[..., :, None] - x[..., None, :] + w - 1
     if not leading:
         return index
     rows = (2 * h - 1) * (2 * w - 1)
-    full = index.new_full((h * w + 1, h * w + 1), rows)
-    full[1:, 1:], full[1:, 0], full[0, 0] = index, rows + 1, rows + 2
+    full = F.pad(index, (1, 0, 1, 0), value=rows)
+    full[..., 1:, 0], full[..., 0, 0] = rows + 1, rows + 2
     return full
 
 
 def relative_rows(grid: tuple[int, int], *, leading: int = 1) -> int:
     """Return the number of rows of the table that relative_index points into."""
     return (2 * grid[0] - 1) * (2 * grid[1] - 1) + 3 * leading
+
+
+def relative_bias(table: Tensor, grid: tuple[int, int], *, leading: int = 1) -> Tensor:
+    """Return table[relative_index(grid)] with the heads in front, (R, T + N, T + N), for a table (rows, R): as views, so no index is kept or read."""
+    (h, w), heads = grid, table.shape[1]
+    offsets, rest = table.tensor_split([(2 * h - 1) * (2 * w - 1)])
+    image = offsets.T.reshape(heads, 2 * h - 1, 2 * w - 1)
+    bias = image.unfold(1, h, 1).unfold(2, w, 1).flip(3, 4).reshape(heads, h * w, h * w)
+    if not leading:
+        return bias
+    to_patch, to_class, itself = rest.T[:, :, None, None].expand(-1, -1, h * w, h * w).unbind(1)
+    first = torch.cat([itself[:, :1, :1], to_patch[:, :1]], dim=2)
+    return torch.cat([first, torch.cat([to_class[:, :, :1], bias], dim=2)], dim=1)
+
+
+def resample_relative(table: Tensor, old: tuple[int, int], new: tuple[int, int], *, leading: int = 1) -> Tensor:
+    """Return a table of relative-position biases (rows, R) for another grid: its offsets as an image, resampled bicubically (timm's simple resizing).
+
+    So the table is stretched with the grid. The class token's rows are kept.
+    """
+    if old == new:
+        return table
+    before, after = ((2 * h - 1, 2 * w - 1) for h, w in (old, new))
+    offsets, rest = table.tensor_split([before[0] * before[1]])
+    image = F.interpolate(offsets.T.reshape(1, -1, *before), size=after, mode="bicubic", align_corners=False)
+    return torch.cat([image.flatten(2)[0].T, rest[: 3 * leading]])
+
+
+def axis_offsets(table: Tensor, side: int) -> Tensor:
+    """Return (side, side, d): the row of a table (2S - 1, d) for the offset i - j of places along one axis, resampled for another side."""
+    return resample_axis(table, 2 * side - 1).unfold(0, side, 1).flip(2).transpose(1, 2)
+
+
+def resample_axis(table: Tensor, rows: int) -> Tensor:
+    """Return a table of offsets along one axis, (2S - 1, d), with another number of rows: linearly (detectron2's get_rel_pos)."""
+    if len(table) == rows:
+        return table
+    return F.interpolate(table.T[None], size=rows, mode="linear", align_corners=False)[0].T

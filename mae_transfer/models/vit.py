@@ -7,27 +7,25 @@ token), L = T + M tokens, D width, R heads.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import partial
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import PositiveInt, model_validator
 from timm.layers.drop import DropPath
 from timm.layers.layer_scale import LayerScale
 from timm.layers.mlp import Mlp
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from mae_transfer.config import Schema
 from mae_transfer.core.patches import grid_of, patchify, take
-from mae_transfer.core.positions import relative_index, relative_rows, resample, sincos_2d
+from mae_transfer.core.positions import resample, sincos_2d
 from mae_transfer.interfaces import Features
+from mae_transfer.models.attention import Attention, QkvBias, RelativePositionBias
 
 NORM_EPS = 1e-6  # of every LayerNorm of the MAE release
-
-CPU_HAS_AMX: bool = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()  # bf16 matrix units; not every torch >= 2.6 has a public name
 
 SIZES: dict[str, tuple[int, int, int]] = {  # width, depth, heads
     "vit_tiny": (192, 12, 3),
@@ -63,9 +61,16 @@ class ViTConfig(Schema):
     """Whether a LayerNorm ends the encoder (dense tasks build it without)."""
     positions: Literal["fixed", "learned", "none"] = "fixed"
     """Absolute positions: MAE's sin-cos table without or with gradient, or none."""
-    relative_positions: Literal["none", "shared", "per_block"] = "none"
-    """Relative-position bias tables, zero-initialised: none, one for all blocks (BEiT pretraining), or one each (BEiT fine-tuning)."""
-    qkv_bias: Literal["qkv", "qv", "none"] = "qkv"
+    antialias: bool = True
+    """Whether absolute positions are resampled with antialiasing (timm) or without (detectron2's ViTDet)."""
+    relative_positions: Literal["none", "shared", "per_block", "decomposed"] = "none"
+    """Relative positions, zero-initialised: none; bias tables, one for all blocks (BEiT pretraining; with windows one for windowed and one for global
+    blocks, Li et al. 2111.11429) or one each (BEiT fine-tuning); "decomposed": q . (row + column) in each block (ViTDet, SAM)."""
+    windows: PositiveInt | None = None
+    """Side in patches of the windows that blocks attend within, zero-padded to a multiple (ViTDet: 14; MIMDet: 16); None: every block sees all."""
+    global_blocks: tuple[int, ...] = ()
+    """Blocks (0-based) that see the whole image where `windows` is given (ViTDet-B: 2, 5, 8, 11)."""
+    qkv_bias: QkvBias = "qkv"
     """Which of query, key and value have a bias (BEiT: query and value)."""
     norm_eps: float = NORM_EPS
     """Epsilon of every LayerNorm (transformers' ViT and BEiT: 1e-12)."""
@@ -74,12 +79,39 @@ class ViTConfig(Schema):
     drop_path: float = 0.0
     """Stochastic depth of the last block; it grows linearly from 0 at the first."""
 
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.class_token and (self.windows or self.relative_positions == "decomposed"):
+            raise ValueError(
+                f"windows={self.windows}, relative_positions={self.relative_positions!r} leave no place to a class token: class_token=False"
+            )
+        if self.global_blocks and not self.windows:
+            raise ValueError(f"global_blocks={self.global_blocks} are what is left beside windows; give `windows` (ViTDet: 14)")
+        return self
+
+    def window_of(self, block: int) -> int | None:
+        """Return the side of this block's windows, None where it sees the whole image."""
+        return None if block in self.global_blocks else self.windows
+
+    def bias_tables(self) -> tuple[list[int | None], list[int]]:
+        """Return the window of each relative-position bias table (None: the image's grid), and which table each block reads; empty without tables."""
+        depth = self.depth or (SIZES[self.size][1] if self.size else 0)  # not shape(): while a file is read the heads are unknown
+        windows = [self.window_of(i) for i in range(depth)]
+        if self.relative_positions == "per_block":
+            return windows, list(range(len(windows)))
+        if self.relative_positions == "shared":
+            kinds = sorted(set(windows), key=lambda side: side or 0)  # the global blocks', then the windows'
+            return list(kinds), [kinds.index(window) for window in windows]
+        return [], []
+
     def shape(self) -> tuple[int, int, int]:
         """Return width, depth and heads; ValueError where they are missing or do not fit together."""
         named = SIZES[self.size] if self.size else (0, 0, 0)
         dim, depth, heads = (own or default for own, default in zip((self.dim, self.depth, self.heads), named, strict=True))
         if min(dim, depth, heads) < 1:
             raise ValueError(f"dim {dim}, depth {depth}, heads {heads}: name a size ({', '.join(SIZES)}) or give all three")
+        if not all(0 <= block < depth for block in self.global_blocks):
+            raise ValueError(f"global_blocks {self.global_blocks}: name blocks 0..{depth - 1} of this encoder")
         if dim % heads:
             raise ValueError(f"width {dim} is not a multiple of {heads} heads")
         return dim, depth, heads
@@ -105,59 +137,6 @@ class PatchEmbed(nn.Module):
         return F.linear(patches, self.proj.weight.permute(0, 2, 3, 1).flatten(1), self.proj.bias)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """Return softmax(q k^T / sqrt(d) + bias) v, (B, R, L, d), for q, k, v (B, R, L, d) and a bias that broadcasts to (B, R, L, L)."""
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # the CPU's fused kernel loses in bf16 (docs/results/pretrain.md)
-        return _attend_in_parts(q, k, v, bias) if CPU_HAS_AMX else _attend_in_float32(q, k, v, bias)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
-
-
-def _attend_in_parts(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """The formula, whose bf16 products run on the matrix units."""
-    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    weights: Tensor = (logits if bias is None else logits + bias).softmax(dim=-1).to(v.dtype)
-    return weights @ v
-
-
-def _attend_in_float32(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """The fused kernel in float32, without matrix units the faster one; what it keeps for the backward pass (but row sums) is kept in bf16."""
-    keep = saved_tensors_hooks(lambda x: x.bfloat16() if x.dim() == 4 else x, lambda x: x.float())
-    with torch.autocast("cpu", enabled=False), nullcontext() if torch.compiler.is_compiling() else keep:
-        out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=None if bias is None else bias.float())
-        return out.to(v.dtype)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention with every option of the suite."""
-
-    def __init__(self, dim: int, heads: int, *, qkv_bias: Literal["qkv", "qv", "none"] = "qkv") -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias == "qkv")
-        self.q_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias == "qv" else None
-        self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias == "qv" else None
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor, bias: Tensor | None = None, *, last: int | None = None) -> Tensor:
-        """Return (B, L, D) for x (B, L, D), or (B, M, D) for its M = `last` last tokens only; bias (1 | B, R, M or L, L) is added to the logits."""
-        b, _, d = x.shape
-        qkv_bias: Tensor | None = self.qkv.bias
-        if self.q_bias is not None and self.v_bias is not None:
-            qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        if last is None:
-            q, k, v = self._split(F.linear(x, self.qkv.weight, qkv_bias), 3)
-        else:
-            first, rest = (None, None) if qkv_bias is None else qkv_bias.tensor_split([d])
-            (q,) = self._split(F.linear(x[:, -last:], self.qkv.weight[:d], first), 1)
-            k, v = self._split(F.linear(x, self.qkv.weight[d:], rest), 2)
-        out: Tensor = self.proj(attend(q, k, v, bias).transpose(1, 2).reshape(b, -1, d))
-        return out
-
-    def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """Return `parts` tensors (B, R, L, D / R) from x (B, L, parts * D)."""
-        return x.view(*x.shape[:2], parts, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-
-
 class Block(nn.Module):
     """A pre-norm transformer block."""
 
@@ -167,49 +146,37 @@ class Block(nn.Module):
         heads: int,
         *,
         mlp_ratio: float = 4.0,
-        qkv_bias: Literal["qkv", "qv", "none"] = "qkv",
+        qkv_bias: QkvBias = "qkv",
+        window: int | None = None,
+        decomposed: tuple[int, int] | None = None,
         norm_eps: float = NORM_EPS,
         layer_scale: float | None = None,
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
-        self.attn = Attention(dim, heads, qkv_bias=qkv_bias)
+        self.attn = Attention(dim, heads, qkv_bias=qkv_bias, window=window, decomposed=decomposed)
         self.ls1 = LayerScale(dim, layer_scale) if layer_scale is not None else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = Mlp(dim, round(dim * mlp_ratio))
         self.ls2 = LayerScale(dim, layer_scale) if layer_scale is not None else nn.Identity()
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(self, x: Tensor, bias: Tensor | None = None, *, last: int | None = None) -> Tensor:
-        """Return (B, L, D) for x (B, L, D), or (B, M, D) for its M = `last` last tokens only: what nobody reads is not computed."""
-        attended = self.attn(self.norm1(x), bias, last=last)
+    def forward(self, x: Tensor, bias: Tensor | None = None, *, last: int | None = None, grid: tuple[int, int] | None = None) -> Tensor:
+        """Return (B, L, D) for x (B, L, D), or (B, M, D) for its M = `last` last tokens only: what nobody reads is not computed. Like Attention."""
+        attended = self.attn(self.norm1(x), bias, last=last, grid=grid)
         x = (x if last is None else x[:, -last:]) + self.drop_path(self.ls1(attended))
         out: Tensor = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
         return out
 
 
-def run(block: nn.Module, x: Tensor, bias: Tensor | None = None, *, last: int | None = None, recompute: bool) -> Tensor:
-    """Return block(x, bias, last=last); recompute: keep none of its activations and compute them again in the backward pass."""
+def run(
+    block: nn.Module, x: Tensor, bias: Tensor | None = None, *, last: int | None = None, grid: tuple[int, int] | None = None, recompute: bool
+) -> Tensor:
+    """Return block(x, bias, last=last, grid=grid); recompute: keep none of its activations and compute them again in the backward pass."""
     if not (recompute and torch.is_grad_enabled()):
-        return block(x, bias, last=last)  # type: ignore[no-any-return]
-    return checkpoint(block, x, bias, last=last, use_reentrant=False)  # type: ignore[no-any-return]
-
-
-class RelativePositionBias(nn.Module):
-    """A table of biases by the offset between two patches (BEiT)."""
-
-    index: Tensor
-
-    def __init__(self, grid: tuple[int, int], heads: int, *, leading: int) -> None:
-        super().__init__()
-        self.table = nn.Parameter(torch.zeros(relative_rows(grid, leading=leading), heads))
-        self.register_buffer("index", relative_index(grid, leading=leading), persistent=False)
-
-    def forward(self, tokens: Tensor | None) -> Tensor:
-        """Return (1 | B, R, L, L) for the tokens (B, L) of the sequence, leading ones counted; for the whole grid where None."""
-        index = self.index[None] if tokens is None else self.index[tokens[:, :, None], tokens[:, None, :]]
-        return self.table[index].permute(0, 3, 1, 2)
+        return block(x, bias, last=last, grid=grid)  # type: ignore[no-any-return]
+    return checkpoint(block, x, bias, last=last, grid=grid, use_reentrant=False)  # type: ignore[no-any-return]
 
 
 class ViT(nn.Module):
@@ -225,11 +192,14 @@ class ViT(nn.Module):
         self.pos_embed = None
         if cfg.positions != "none":
             self.pos_embed = nn.Parameter(sincos_2d(self.dim, self.grid, leading=self.leading), requires_grad=cfg.positions == "learned")
-        tables = {"none": 0, "shared": 1, "per_block": self.depth}[cfg.relative_positions]
-        self.rel_pos_bias = nn.ModuleList(RelativePositionBias(self.grid, heads, leading=self.leading) for _ in range(tables))
+        windows = [cfg.window_of(i) for i in range(self.depth)]
+        kinds, self.table_of = cfg.bias_tables()
+        table = partial(RelativePositionBias, self.grid, heads, leading=self.leading)
+        self.rel_pos_bias = nn.ModuleList(table(window=window) for window in kinds)
         rates = [cfg.drop_path * i / max(1, self.depth - 1) for i in range(self.depth)]
         block = partial(Block, self.dim, heads, mlp_ratio=cfg.mlp_ratio, qkv_bias=cfg.qkv_bias, norm_eps=cfg.norm_eps, layer_scale=cfg.layer_scale)
-        self.blocks = nn.ModuleList(block(drop_path=rate) for rate in rates)
+        decomposed = self.grid if cfg.relative_positions == "decomposed" else None
+        self.blocks = nn.ModuleList(block(window=window, decomposed=decomposed, drop_path=rate) for window, rate in zip(windows, rates, strict=True))
         self.norm = nn.LayerNorm(self.dim, eps=cfg.norm_eps) if cfg.final_norm else None
         initialize(self)
 
@@ -249,7 +219,9 @@ class ViT(nn.Module):
 
     def place(self, tokens: Tensor, grid: tuple[int, int], ids: Tensor | None = None) -> Tensor:
         """Return (B, L, D): the embeddings of patches `ids` (B, M), all of the grid where None, with positions, behind the class token."""
-        table = None if self.pos_embed is None else resample(self.pos_embed, self.grid, grid, leading=self.leading)
+        table = None
+        if self.pos_embed is not None:
+            table = resample(self.pos_embed, self.grid, grid, leading=self.leading, antialias=self.cfg.antialias)
         if table is not None:
             places = table[:, self.leading :].expand(len(tokens), -1, -1)
             tokens = tokens + (places if ids is None else take(places, ids))
@@ -261,32 +233,28 @@ class ViT(nn.Module):
     def encode(
         self, tokens: Tensor, grid: tuple[int, int], ids: Tensor | None = None, *, taps: Sequence[int] = (), norm: bool = True
     ) -> tuple[Tensor, ...]:
-        """Return the tokens (B, L, D) after the blocks `taps`, the last one where empty; `ids` (B, M) as for `place`."""
+        """Return the tokens (B, L, D) after the blocks `taps`, the last one where empty; `ids` (B, M) as for `place`.
+
+        ValueError where `ids` meet windows or decomposed positions, which need the whole grid.
+        """
         taps = taps or (self.depth - 1,)
-        biases = self._biases(grid, ids)
+        if ids is not None and (self.cfg.windows or self.cfg.relative_positions == "decomposed"):
+            raise ValueError("windows and decomposed positions need every patch: pretrain without them, they are switched on at transfer (changes)")
+        biases = [table(grid, ids) for table in self.rel_pos_bias]
         outputs = []
         for i, block in enumerate(self.blocks[: taps[-1] + 1]):
-            bias = biases[i % len(biases)] if biases else None
-            tokens = run(block, tokens, bias, recompute=self.checkpointing)
+            bias = biases[self.table_of[i]] if biases else None
+            tokens = run(block, tokens, bias, grid=grid, recompute=self.checkpointing)
             if i in taps:
                 outputs.append(self.norm(tokens) if norm and self.norm is not None else tokens)
         return tuple(outputs)
-
-    def _biases(self, grid: tuple[int, int], ids: Tensor | None) -> list[Tensor]:
-        """Return the relative-position bias of each table (none, one, or one per block)."""
-        if len(self.rel_pos_bias) and grid != self.grid:
-            raise ValueError(f"relative-position tables are made for a {self.grid} grid of patches, this image has {grid}; set image_size")
-        tokens = None
-        if ids is not None:
-            tokens = F.pad(ids + self.leading, (self.leading, 0))  # the class token, where there is one, is token 0
-        return [table(tokens) for table in self.rel_pos_bias]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
         self.checkpointing = enable
 
     def layer_of(self, name: str) -> int:
-        """Return 0 for the stem, 1..depth for the blocks, depth + 1 after them (the shared bias table too, as in BEiT)."""
+        """Return 0 for the stem, 1..depth for the blocks, depth + 1 after them (shared bias tables too, as in BEiT)."""
         first, _, rest = name.partition(".")
         if first in ("cls_token", "pos_embed", "patch_embed"):
             return 0
@@ -297,7 +265,7 @@ class ViT(nn.Module):
         raise ValueError(f"{name!r} is no parameter of this encoder")
 
     def no_weight_decay(self) -> set[str]:
-        """Return the parameters of two and more dimensions that fine-tuning recipes spare from weight decay (MAE, BEiT)."""
+        """Return the parameters of two and more dimensions that recipes spare from weight decay (MAE, BEiT); ViTDet's rel_pos_h, rel_pos_w decay."""
         names = {"pos_embed", "cls_token"} | {f"rel_pos_bias.{i}.table" for i in range(len(self.rel_pos_bias))}
         return names & {name for name, _ in self.named_parameters()}
 

@@ -1,0 +1,147 @@
+"""Attention of the encoder: the fast kernel for each device, windows, and relative positions.
+
+Legend: B batch, N = h * w patches in raster order, T leading tokens (0 or 1 class token), L = T + M tokens, D width, R heads, d = D / R, S side of a
+window in patches, W windows.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from mae_transfer.core.positions import axis_offsets, relative_bias, relative_index, relative_rows, resample_relative
+
+QkvBias = Literal["qkv", "qv", "none"]
+
+CPU_HAS_AMX: bool = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()  # bf16 matrix units; not every torch >= 2.6 has a public name
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """Return softmax(q k^T / sqrt(d) + bias) v, (B, R, L, d), for q, k, v (B, R, L, d) and a bias that broadcasts to (B, R, L, L)."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # the CPU's fused kernel loses in bf16 (docs/results/pretrain.md)
+        return _attend_in_parts(q, k, v, bias) if CPU_HAS_AMX else _attend_in_float32(q, k, v, bias)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
+
+
+def _attend_in_parts(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """The formula, whose bf16 products run on the matrix units."""
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    weights: Tensor = (logits if bias is None else logits + bias).softmax(dim=-1).to(v.dtype)
+    return weights @ v
+
+
+def _attend_in_float32(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """The fused kernel in float32, without matrix units the faster one; what it keeps for the backward pass (but row sums) is kept in bf16."""
+    keep = saved_tensors_hooks(lambda x: x.bfloat16() if x.dim() == 4 else x, lambda x: x.float())
+    with torch.autocast("cpu", enabled=False), nullcontext() if torch.compiler.is_compiling() else keep:
+        out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=None if bias is None else bias.float())
+        return out.to(v.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with every option of the suite."""
+
+    def __init__(
+        self, dim: int, heads: int, *, qkv_bias: QkvBias = "qkv", window: int | None = None, decomposed: tuple[int, int] | None = None
+    ) -> None:
+        """Make the layer.
+
+        window: attend within windows of S x S patches. decomposed: the image's (h, w) grid, to add decomposed relative positions: tables for it, or
+        for the window.
+        """
+        super().__init__()
+        self.heads, self.window = heads, window
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias == "qkv")
+        self.q_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias == "qv" else None
+        self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias == "qv" else None
+        self.proj = nn.Linear(dim, dim)
+        h, w = (window, window) if window else decomposed or (0, 0)
+        self.rel_pos_h = nn.Parameter(torch.zeros(2 * h - 1, dim // heads)) if decomposed else None
+        self.rel_pos_w = nn.Parameter(torch.zeros(2 * w - 1, dim // heads)) if decomposed else None
+
+    def forward(self, x: Tensor, bias: Tensor | None = None, *, last: int | None = None, grid: tuple[int, int] | None = None) -> Tensor:
+        """Return (B, L, D) for x (B, L, D), or (B, M, D) for its M = `last` last tokens only.
+
+        bias (1 | B, R, M or L, L) is added to the logits; with windows, (1, R, S * S, S * S). grid: the (h, w) patches that x is, where there are
+        windows or decomposed positions.
+        """
+        if self.window is not None and grid is not None:
+            windows = self._attend(to_windows(x, grid, self.window), bias, grid=(self.window, self.window))
+            return self.proj(from_windows(windows, grid, self.window))  # type: ignore[no-any-return]
+        return self.proj(self._attend(x, bias, last=last, grid=grid))  # type: ignore[no-any-return]
+
+    def _attend(self, x: Tensor, bias: Tensor | None, *, last: int | None = None, grid: tuple[int, int] | None = None) -> Tensor:
+        """Return the heads' outputs side by side, (B, L or M, D)."""
+        b, _, d = x.shape
+        qkv_bias: Tensor | None = self.qkv.bias
+        if self.q_bias is not None and self.v_bias is not None:
+            qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        if last is None:
+            q, k, v = self._split(F.linear(x, self.qkv.weight, qkv_bias), 3)
+        else:
+            first, rest = (None, None) if qkv_bias is None else qkv_bias.tensor_split([d])
+            (q,) = self._split(F.linear(x[:, -last:], self.qkv.weight[:d], first), 1)
+            k, v = self._split(F.linear(x, self.qkv.weight[d:], rest), 2)
+        if self.rel_pos_h is not None and self.rel_pos_w is not None and grid is not None:
+            bias = decomposed_bias(q, self.rel_pos_h, self.rel_pos_w, grid)
+        return attend(q, k, v, bias).transpose(1, 2).reshape(b, -1, d)
+
+    def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """Return `parts` tensors (B, R, L, D / R) from x (B, L, parts * D)."""
+        return x.view(*x.shape[:2], parts, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def to_windows(x: Tensor, grid: tuple[int, int], side: int) -> Tensor:
+    """Return (B * W, S * S, D): tokens (B, h * w, D) in windows of `side` patches, zeros where the last ones leave the grid (ViTDet; unmasked)."""
+    h, w = grid
+    x = x.view(len(x), h, w, -1)
+    if h % side or w % side:
+        x = F.pad(x, (0, 0, 0, -w % side, 0, -h % side))
+    b, height, width, d = x.shape
+    return x.view(b, height // side, side, width // side, side, d).transpose(2, 3).reshape(-1, side * side, d)
+
+
+def from_windows(x: Tensor, grid: tuple[int, int], side: int) -> Tensor:
+    """Return the tokens (B, h * w, D) that `to_windows` put into windows (B * W, S * S, D)."""
+    (h, w), d = grid, x.shape[-1]
+    rows, columns = -(-h // side), -(-w // side)
+    x = x.view(-1, rows, columns, side, side, d).transpose(2, 3).reshape(-1, rows * side, columns * side, d)
+    return x[:, :h, :w].reshape(-1, h * w, d)
+
+
+def decomposed_bias(q: Tensor, rows: Tensor, columns: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return (B, R, N, N): q . rows[offset of the rows] + q . columns[offset of the columns], for q (B, R, h * w, d) and tables (2S - 1, d).
+
+    A table for another side is resampled linearly. Source: MViTv2 (2112.01526, section 4.1), as ViTDet (2203.16527) takes it.
+    """
+    h, w = grid
+    q = q.reshape(*q.shape[:2], h, w, -1)
+    along_h = torch.einsum("brhwc,hkc->brhwk", q, axis_offsets(rows, h).to(q.dtype))
+    along_w = torch.einsum("brhwc,wkc->brhwk", q, axis_offsets(columns, w).to(q.dtype))
+    return (along_h[..., :, None] + along_w[..., None, :]).reshape(*q.shape[:2], h * w, h * w)
+
+
+class RelativePositionBias(nn.Module):
+    """A table of biases by the offset between two patches (BEiT), zero at first."""
+
+    def __init__(self, grid: tuple[int, int], heads: int, *, leading: int, window: int | None = None) -> None:
+        """Make a table for an image's (h, w) grid, or for windows of S x S patches of any image."""
+        super().__init__()
+        self.grid, self.leading, self.window = (window, window) if window else grid, leading, window
+        self.table = nn.Parameter(torch.zeros(relative_rows(self.grid, leading=leading), heads))
+
+    def forward(self, grid: tuple[int, int], ids: Tensor | None = None) -> Tensor:
+        """Return (1 | B, R, L, L) for the class token, where there is one, and patches `ids` (B, M) of the grid, all of them where None.
+
+        On another grid than its own the table is resampled (core.positions.resample_relative).
+        """
+        grid = self.grid if self.window else grid
+        table = resample_relative(self.table, self.grid, grid, leading=self.leading)
+        if ids is None:
+            return relative_bias(table, grid, leading=self.leading)[None]
+        return table[relative_index(grid, ids, leading=self.leading)].permute(0, 3, 1, 2)
