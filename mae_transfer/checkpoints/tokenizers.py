@@ -121,8 +121,8 @@ class _Unpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it names {dotted}")
 
 
-def _load(file: IO[bytes], **options: Any) -> Any:
-    return _Unpickler(file, **options).load()
+def _load(file: IO[bytes], *, encoding: str = "ASCII") -> Any:
+    return _Unpickler(file, encoding=encoding).load()
 
 
 _PICKLE = types.SimpleNamespace(Unpickler=_Unpickler, load=_load, __name__="pickle")
