@@ -13,9 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mae_transfer import cli
-from mae_transfer.data.ade_check import check_ade
+from mae_transfer.data.any_check import check_any
 from mae_transfer.data.archives import DATA_SETS, DataSet, prepare
-from mae_transfer.data.coco_check import check_coco
 from mae_transfer.data.defects import Defect
 from mae_transfer.data.dense_shapes import write_ade, write_coco
 
@@ -25,7 +24,7 @@ WRITERS = {"coco": write_coco, "ade": write_ade}
 def main() -> int:
     args = parser().parse_args()
     if args.command == "check":
-        return cli.guarded(lambda: report(check(args)))
+        return cli.guarded(lambda: check(args))
     if args.command == "shapes":
         return cli.guarded(lambda: WRITERS[args.format](args.root, train=args.train, val=args.val, size=args.size, seed=args.seed))
     return cli.guarded(lambda: public(DATA_SETS[args.command], args.root, only_check=args.check))
@@ -40,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
         add_root(command)
     command = commands.add_parser("check", help="name every defect of a data set in COCO's or ADE20K's layout")
     add_root(command)
-    command.add_argument("--split", action="append", metavar="NAME", help="which; may be repeated (default: all that are there)")
+    command.add_argument("--split", action="append", default=[], metavar="NAME", help="which; may be repeated (default: all that are there)")
     command.add_argument("--annotations", metavar="JSON", help="COCO: another json than annotations/instances_SPLIT.json, relative to root")
     command.add_argument("--images", metavar="FOLDER", help="COCO: another folder of images than SPLIT, relative to root")
     command.add_argument("--classes", nargs="+", metavar="NAME", help="ADE20K's layout: the classes (default: root's own list)")
@@ -70,20 +69,9 @@ def public(data_set: DataSet, root: Path, *, only_check: bool) -> None:
         print(f"ready: --set data.root={folder}   (the archives in {root} are no longer needed)")
 
 
-def check(args: argparse.Namespace) -> dict[str, list[Defect]]:
-    """Return the defects by split; the layout shows in what lies in the folder."""
-    root = str(args.root)
-    if args.annotations:
-        return {args.annotations: check_coco(root, annotations=args.annotations, images=args.images)}
-    names = args.split or [path.stem.removeprefix("instances_") for path in sorted(args.root.glob("annotations/instances_*.json"))]
-    if names and not (args.root / "annotations" / names[0]).is_dir():
-        return {name: check_coco(root, split=name, images=args.images) for name in names}
-    names = names or [path.name for path in sorted(args.root.glob("annotations/*")) if path.is_dir()]
-    if not names:
-        raise ValueError(
-            f"{root!r} has neither annotations/instances_*.json (COCO) nor annotations/SPLIT/ (ADE20K): name the json with --annotations"
-        )
-    return {name: check_ade(root, split=name, classes=args.classes, reduce_zero_label=not args.keep_zero_label) for name in names}
+def check(args: argparse.Namespace) -> None:
+    options = {"annotations": args.annotations, "images": args.images, "classes": args.classes, "reduce_zero_label": not args.keep_zero_label}
+    report(check_any(args.root, splits=args.split, **options))
 
 
 def show(defects: Mapping[str, Sequence[Defect]]) -> None:

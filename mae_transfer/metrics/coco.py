@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 import torch.distributed as td
 from torch import Tensor
 
@@ -103,18 +104,17 @@ class CocoMetric:
     def _figures(self, kind: Kind, entries: Sequence[Entry], *, per_class: bool) -> dict[str, float]:
         with contextlib.redirect_stdout(io.StringIO()):  # both libraries print what they do
             judge = (_pycocotools if self.backend == "pycocotools" else _faster)(self.truth, _results(self.truth, entries, kind), kind)
-        figures = dict(zip(FIGURES, map(_defined, judge.stats[: len(FIGURES)]), strict=True))
+        figures = dict(zip(FIGURES, _defined(np.asarray(judge.stats[: len(FIGURES)])), strict=True))
         if per_class:
             precision = np.asarray(judge.eval["precision"])[:, :, :, 0, -1]  # IoU thresholds, recalls, classes; all areas, 100 detections
-            for k, category in enumerate(self.categories):
-                there = precision[:, :, k][precision[:, :, k] >= 0]
-                figures[f"AP[{category['name']}]"] = there.mean().item() if there.size else np.nan
+            names = [f"AP[{category['name']}]" for category in self.categories]
+            figures |= dict(zip(names, _defined(precision.mean(axis=(0, 1))), strict=True))
         return figures
 
 
-def _defined(value: float) -> float:
-    """COCO's -1 stands for "no object of this kind"; nan cannot be mistaken for a figure."""
-    return np.nan if value < 0 else float(value)
+def _defined(values: np.ndarray) -> list[float]:
+    """Return the values; COCO's -1 stands for "no object of this kind", and nan cannot be mistaken for a figure."""
+    return np.where(values < 0, np.nan, values).tolist()  # type: ignore[no-any-return]
 
 
 def _completed(truth: Mapping[str, Any], kinds: Sequence[Kind]) -> Entry:
@@ -132,11 +132,10 @@ def _completed(truth: Mapping[str, Any], kinds: Sequence[Kind]) -> Entry:
 
 def _entries(image_id: int, found: Detections, categories: Sequence[int], *, masks: bool) -> list[Entry]:
     """Return the predictions of one image in COCO's result format."""
-    corners, scores, labels = (values.detach().double().cpu() for values in (found.boxes, found.scores, found.labels))
-    boxes = corners.reshape(-1, 4).clone()
-    boxes[:, 2:] -= boxes[:, :2]
+    boxes, scores, labels = (values.detach().cpu() for values in (found.boxes.double(), found.scores.double(), found.labels))
+    boxes = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
     entries: list[Entry] = [
-        {"image_id": int(image_id), "category_id": int(categories[int(label)]), "bbox": box, "score": score}
+        {"image_id": image_id, "category_id": categories[label], "bbox": box, "score": score}
         for label, box, score in zip(labels.tolist(), boxes.tolist(), scores.tolist(), strict=True)
     ]
     if masks:
@@ -152,17 +151,20 @@ def _codes(masks: Tensor) -> list[Entry]:
     from pycocotools import mask
 
     pixels = np.asfortranarray((masks.detach() != 0).byte().permute(1, 2, 0).cpu().numpy())
-    return [{"size": [int(side) for side in code["size"]], "counts": code["counts"].decode()} for code in mask.encode(pixels)]
+    return [{"size": list(code["size"]), "counts": code["counts"].decode()} for code in mask.encode(pixels)]
 
 
 def _results(truth: Entry, entries: Sequence[Entry], kind: Kind) -> Entry:
     """Return predictions as COCOeval takes them; an object's size is that of its box or of its mask, by kind, as in COCO.loadRes."""
+    found = [{**entry, "id": k, "iscrowd": 0, "area": _area(entry, kind)} for k, entry in enumerate(entries, start=1)]
+    return {**truth, "annotations": found}
+
+
+def _area(entry: Entry, kind: Kind) -> Any:
+    """Return pixels; one object at a time, for pycocotools 2.0.11 takes no list of more than 255 here."""
     from pycocotools import mask
 
-    areas = mask.area([entry["segmentation"] for entry in entries]).tolist() if kind == "segm" and entries else []
-    areas = areas or [entry["bbox"][2] * entry["bbox"][3] for entry in entries]
-    found = [{**entry, "id": k, "iscrowd": 0, "area": area} for k, (entry, area) in enumerate(zip(entries, areas, strict=True), start=1)]
-    return {**truth, "annotations": found}
+    return mask.area(entry["segmentation"]) if kind == "segm" else entry["bbox"][2] * entry["bbox"][3]
 
 
 def _pycocotools(truth: Entry, found: Entry, kind: Kind) -> Any:

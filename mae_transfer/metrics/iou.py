@@ -66,17 +66,19 @@ class IouMetric:
     def _figures(self, matrix: np.ndarray, *, per_class: bool) -> dict[str, float]:
         hit, true, found = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
         iou, accuracy = _ratio(hit, true + found - hit), _ratio(hit, true)
-        figures = {"mIoU": _mean(iou), "mAcc": _mean(accuracy), "aAcc": _ratio(hit.sum(), true.sum()).item()}
+        names = ["mIoU", "mAcc", "aAcc"]
+        values = [_mean(iou), _mean(accuracy), _ratio(hit.sum(keepdims=True), true.sum(keepdims=True))]
         if per_class:
-            figures |= {f"IoU[{name}]": value for name, value in zip(self.classes, iou.tolist(), strict=True)}
-            figures |= {f"Acc[{name}]": value for name, value in zip(self.classes, accuracy.tolist(), strict=True)}
-        return figures
+            names += [f"{what}[{name}]" for what in ("IoU", "Acc") for name in self.classes]
+            values += [iou, accuracy]
+        return dict(zip(names, np.concatenate(values).tolist(), strict=True))
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.asarray(np.divide(part, whole, out=np.full_like(whole, np.nan), where=whole > 0))
 
 
-def _mean(values: np.ndarray) -> float:
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Return the mean of what is defined, (1,)."""
     there = values[np.isfinite(values)]
-    return there.mean().item() if len(there) else np.nan
+    return there.mean(keepdims=True) if len(there) else np.full(1, np.nan)

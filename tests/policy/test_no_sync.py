@@ -18,6 +18,11 @@ ALLOWED = {
     ("engine/dist.py", "session"),  # of environment variables
     ("engine/interrupt.py", "poll"),  # of flags that live on the CPU: gloo agrees on them aside of the device
     ("engine/window.py", "_raise_if"),  # of a run that stops
+    ("metrics/coco.py", "_codes"),  # of predictions, which an evaluation collects on the host
+    ("metrics/coco.py", "_defined"),  # of figures, after an evaluation
+    ("metrics/coco.py", "_entries"),  # of predictions
+    ("metrics/iou.py", "_figures"),  # of counts, after an evaluation
+    ("metrics/iou.py", "compute"),  # the same
     ("models/vit.py", "layer_of"),  # of a parameter's name
     ("tasks/backbones.py", "flops_of"),  # of a counter, after the run
     ("tasks/pretrain.py", "result"),  # of the config, after the run

@@ -1,0 +1,36 @@
+"""Every defect of a folder in either layout, which shows in what lies in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mae_transfer.data.ade_check import check_ade
+from mae_transfer.data.coco_check import check_coco
+from mae_transfer.data.defects import Defect
+
+
+def check_any(
+    root: Path,
+    *,
+    splits: Sequence[str] = (),
+    annotations: str | None = None,
+    images: str | None = None,
+    classes: Sequence[str] | None = None,
+    reduce_zero_label: bool = True,
+) -> dict[str, list[Defect]]:
+    """Return the defects by split (by json, where `annotations` names one); the options are those of check_coco and check_ade.
+
+    splits: none: all that are there.
+    Raises:
+        ValueError: the folder is in neither layout.
+    """
+    if annotations:
+        return {annotations: check_coco(str(root), annotations=annotations, images=images)}
+    jsons = [path.stem.removeprefix("instances_") for path in sorted(root.glob("annotations/instances_*.json"))]
+    if jsons:
+        return {split: check_coco(str(root), split=split, images=images) for split in splits or jsons}
+    maps = [path.name for path in sorted(root.glob("annotations/*")) if path.is_dir()]
+    if maps:
+        return {split: check_ade(str(root), split=split, classes=classes, reduce_zero_label=reduce_zero_label) for split in splits or maps}
+    raise ValueError(f"{str(root)!r} has neither annotations/instances_*.json (COCO) nor annotations/SPLIT/ (ADE20K): name the json (--annotations)")

@@ -1,0 +1,39 @@
+"""Evaluates the same predictions on any number of gloo processes, as a padding sampler shares them out: python coco_iou_ranks.py OUT.json"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mae_transfer.data import ShapesMaps, ShapesObjects
+from mae_transfer.engine.dist import session
+from mae_transfer.metrics.coco import CocoMetric, Detections
+from mae_transfer.metrics.iou import IouMetric
+
+IMAGES = 7
+
+scenes, maps = ShapesObjects(size=64, length=IMAGES), ShapesMaps(size=64, length=IMAGES)
+
+
+def moved(index: int) -> Detections:
+    """The truth, moved by a few pixels, with scores of their own."""
+    rng = np.random.default_rng(index)
+    boxes, labels, _, masks = scenes.objects(index)
+    assert masks is not None
+    step = int(rng.integers(0, 4))
+    return Detections(boxes + step, torch.from_numpy(rng.random(len(labels))), labels, masks.roll(step, dims=(2,)))
+
+
+with session("cpu") as dist:
+    coco, iou = CocoMetric(scenes.ground_truth(), backend="pycocotools"), IouMetric(maps.classes)
+    padded = [k % IMAGES for k in range(-(-IMAGES // dist.world) * dist.world)]  # DistributedSampler's way: the first ones again
+    for index in padded[dist.rank :: dist.world]:
+        coco.update([index + 1], [moved(index)])
+    for index in range(dist.rank, IMAGES, dist.world):
+        labels = maps.read(index).labels
+        iou.update(labels.roll(index, dims=0).long(), labels)
+    out = Path(sys.argv[1])
+    figures = coco.compute(save=out.with_suffix(".predictions.json"), group=dist.side) | iou.compute(per_class=True)
+    out.with_suffix(f".{dist.rank}.json").write_text(json.dumps(figures))

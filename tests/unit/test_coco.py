@@ -1,0 +1,225 @@
+"""data/coco.py and data/coco_check.py: what is read is what pycocotools reads; every defect is named, all at once."""
+
+import copy
+import json
+import logging
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mae_transfer.config import Spec, build
+from mae_transfer.data import OBJECT_SETS, Coco, UnreadableImage
+from mae_transfer.data.coco_check import check_coco
+
+EVERYWHERE = {"size": [40, 60], "counts": [0, 2400]}
+SQUARE = [[10.0, 10.0, 30.0, 10.0, 30.0, 30.0, 10.0, 30.0]]
+CONTENT: dict[str, Any] = {
+    "categories": [{"id": 7, "name": "dog"}, {"id": 2, "name": "cat"}],
+    "images": [{"id": k, "file_name": f"{k}.png", "height": 40, "width": 60} for k in (9, 4, 30)],
+    "annotations": [
+        {"id": 1, "image_id": 9, "category_id": 7, "bbox": [10, 10, 20, 20], "area": 400, "iscrowd": 0, "segmentation": SQUARE},
+        {"id": 2, "image_id": 4, "category_id": 2, "bbox": [0, 0, 60, 40], "area": 2400, "iscrowd": 1, "segmentation": EVERYWHERE},
+        {"id": 5, "image_id": 9, "category_id": 2, "bbox": [1, 2, 3, 4], "area": 12, "segmentation": [[1, 2, 4, 2, 4, 6], [1, 2, 3, 4]]},
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[..., Path]:
+    """written(change) -> root of a data set in COCO's layout whose json `change` has had its way with."""
+
+    def write(change: Callable[[dict[str, Any]], object] = lambda content: None) -> Path:
+        content = copy.deepcopy(CONTENT)
+        change(content)
+        (tmp_path / "annotations").mkdir()
+        (tmp_path / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
+        (tmp_path / "train2017").mkdir()
+        for image in CONTENT["images"]:
+            Image.new("RGB", (60, 40), (255, 0, 0)).save(tmp_path / "train2017" / image["file_name"])
+        return tmp_path
+
+    return write
+
+
+def test_images_come_by_id_and_labels_by_rank_of_the_category_id(written: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
+    coco = Coco(root=str(written()))
+    assert coco.classes == ("cat", "dog")
+    assert coco.category_ids.tolist() == [2, 7]
+    assert coco.image_ids.tolist() == [4, 9, 30]
+    first, second, empty = (coco.read(index) for index in range(3))
+    assert first.image_id == 4
+    assert first.image[:, 0, 0].tolist() == [255, 0, 0]
+    assert first.objects.crowd.tolist() == [True]
+    assert first.objects.masks is not None
+    assert first.objects.masks.shape == (1, 40, 60)
+    assert first.objects.masks.all()
+    assert second.objects.labels.tolist() == [1, 0]
+    assert second.objects.boxes.tolist() == [[10, 10, 30, 30], [1, 2, 4, 6]]
+    assert empty.objects.boxes.shape == (0, 4)
+    assert empty.objects.masks is not None
+    assert empty.objects.masks.shape == (0, 40, 60)
+    assert not caplog.records
+
+
+def test_an_invalid_polygon_is_dropped_and_an_object_without_any_is_counted(written: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
+    """pycocotools takes a polygon of two points for a box, x, y, width, height."""
+    root = written(lambda content: content["annotations"][0].update(segmentation=[[1, 2, 3, 4], [1, 2, 3, 4, 5]]))
+    with caplog.at_level(logging.WARNING):
+        coco = Coco(root=str(root))
+    assert "1 of 3 objects have no valid outline" in caplog.text
+    assert coco.outlines(1) == [[[1, 2, 4, 2, 4, 6]]]
+    assert coco.objects(1).labels.tolist() == [0]
+    boxes = Coco(root=str(root), masks=False)
+    assert boxes.objects(1).labels.tolist() == [1, 0]
+    assert boxes.objects(1).masks is None
+    with pytest.raises(ValueError, match="masks=False"):
+        boxes.outlines(1)
+
+
+def test_training_leaves_out_images_with_crowds_alone(written: Callable[..., Path]) -> None:
+    coco = Coco(root=str(written()), skip_empty=True)
+    assert coco.image_ids.tolist() == [9]
+    assert coco.objects(0).labels.tolist() == [1, 0]
+    truth = coco.ground_truth()
+    assert [image["id"] for image in truth["images"]] == [9]
+    assert [one["id"] for one in truth["annotations"]] == [1, 5]
+
+
+def test_any_json_and_folder_serve_and_a_copy_reads_the_same(written: Callable[..., Path]) -> None:
+    root = written()
+    (root / "annotations" / "instances_train2017.json").rename(root / "mine.json")
+    (root / "train2017").rename(root / "photos")
+    coco = build(OBJECT_SETS, Spec.model_validate({"name": "coco", "root": str(root), "annotations": "mine.json", "images": "photos"}))
+    again = pickle.loads(pickle.dumps(coco))
+    assert torch.equal(again.read(1).image, coco.read(1).image)
+    assert again.where(1) == str(root / "photos" / "9.png")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("categories"), "not of COCO's format"),
+        (lambda c: c["images"].clear() or c["annotations"].clear(), "lists no image"),
+        (lambda c: c["annotations"][0].update(category_id=3), "1 objects name a category id that is not listed, 3"),
+        (lambda c: c["annotations"][0].update(image_id=3), "1 objects name a image id that is not listed, 3"),
+        (lambda c: c["images"][0].update(id=4), "1 image ids are there more than once, 4"),
+        (lambda c: c["annotations"][0].pop("bbox"), "a key is missing: 'bbox'.*lists every defect"),
+        (lambda c: [one.pop("segmentation") for one in c["annotations"]], "no object has an outline: set masks=False"),
+        (lambda c: [one.update(iscrowd=1) for one in c["annotations"]], "lists no image with an object"),
+    ],
+)
+def test_a_json_that_contradicts_itself_is_refused(written: Callable[..., Path], change: Callable[[Any], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Coco(root=str(written(change)), skip_empty=True)
+
+
+def test_missing_files_are_named(written: Callable[..., Path]) -> None:
+    root = written()
+    with pytest.raises(ValueError, match=r"no annotations .*val2017.json'; in its folder are: instances_train2017.json"):
+        Coco(root=str(root), split="val2017")
+    with pytest.raises(ValueError, match=r"no folder of images .*photos"):
+        Coco(root=str(root), images="photos")
+    (root / "annotations" / "instances_train2017.json").write_text('{"images": [')
+    with pytest.raises(ValueError, match="broken json"):
+        Coco(root=str(root))
+
+
+def test_an_image_of_another_size_or_no_image_is_named_when_read(written: Callable[..., Path]) -> None:
+    root = written()
+    coco = Coco(root=str(root))
+    Image.new("RGB", (30, 40)).save(root / "train2017" / "9.png")
+    with pytest.raises(UnreadableImage, match=r"9.png has 30 x 40 pixels, .* says 60 x 40"):
+        coco.read(1)
+    (root / "train2017" / "9.png").write_bytes(b"no image")
+    with pytest.raises(UnreadableImage, match=r"9.png"):
+        coco.read(1)
+
+
+@pytest.mark.data
+def test_real_annotations_are_read_as_pycocotools_reads_them(real_data: Callable[[str], Path]) -> None:
+    from pycocotools.coco import COCO
+
+    coco = Coco(root=str(real_data("coco")), split="val2017")
+    theirs = COCO(str(coco.json))
+    assert len(coco.classes) == 80
+    for index, image_id in enumerate(coco.image_ids.tolist()):
+        objects, entries = coco.objects(index), theirs.loadAnns(theirs.getAnnIds(image_id))
+        assert objects.masks is not None
+        assert [coco.category_ids[k] for k in objects.labels] == [entry["category_id"] for entry in entries]
+        assert objects.crowd.tolist() == [bool(entry["iscrowd"]) for entry in entries]
+        corners = np.array([entry["bbox"] for entry in entries]).reshape(-1, 4)
+        corners[:, 2:] += corners[:, :2]
+        np.testing.assert_allclose(objects.boxes.numpy(), corners, rtol=1e-6)
+        assert all((theirs.annToMask(entry) == mask.numpy()).all() for entry, mask in zip(entries, objects.masks, strict=True))
+    assert coco.read(0).image.shape[1:] == coco.size(0)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("split", ["train2017", "val2017"])
+def test_real_data_has_no_defect(real_data: Callable[[str], Path], split: str) -> None:
+    assert check_coco(str(real_data("coco")), split=split) == []
+
+
+def break_everything(content: dict[str, Any]) -> None:
+    good = content["annotations"][0]
+    changes: list[dict[str, Any]] = [
+        {"image_id": 77}, {"category_id": 77}, {"bbox": [50, 10, 20, 20]}, {"bbox": [5, 5, 0, 3]}, {"bbox": [1, 2]}, {"area": 0},
+        {"segmentation": [[1, 2, 3, 4]]}, {"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, {"segmentation": []}, {"segmentation": {"size": [40, 60]}},
+        {"segmentation": {"size": [60, 40], "counts": [0, 2400]}}, {"segmentation": [[1, 2, 3, 4, "x", 6]]}, {"image_id": "9"},
+    ]  # fmt: skip
+    content["annotations"] = [good, *({**good, "id": k, **change} for k, change in enumerate(changes, start=100)), {**good, "id": 101}, {"id": 3}, 5]
+    content["images"] += [{"id": 4, "file_name": "again.png", "height": 40, "width": 60}, {"id": 31, "file_name": "9.png"}, {"id": 32}]
+    content["categories"] += [{"id": 2, "name": "dog"}]
+
+
+def test_every_defect_is_found_at_once(written: Callable[..., Path]) -> None:
+    root = written(break_everything)
+    Image.new("RGB", (30, 40)).save(root / "train2017" / "4.png")
+    (root / "train2017" / "30.png").write_bytes(b"no image")
+    found = {defect.kind: (defect.number, defect.examples[0]) for defect in check_coco(str(root))}
+    assert found == {
+        "image without file_name": (1, "entry 5"),
+        "image without height and width": (1, "image 31"),
+        "image id that is there more than once": (1, "4"),
+        "file name that is there more than once": (1, "9.png"),
+        "category id that is there more than once": (1, "2"),
+        "category name that is there more than once": (1, "dog"),
+        "image of another size than the json says": (1, "4.png (30 x 40, json: 60 x 40)"),
+        "unreadable image": (1, "30.png"),
+        "missing image": (1, "again.png"),
+        "object whose image_id is no whole number": (1, "entry 13"),
+        "object without image_id, category_id, bbox": (1, "entry 15"),
+        "object without id, image_id, category_id, bbox": (1, "entry 16"),
+        "object id that is there more than once": (1, "101"),
+        "unknown image id": (1, "object 100 (image 77)"),
+        "unknown category id": (1, "object 101 (category 77)"),
+        "box outside its image": (1, "object 102 (box [50, 10, 20, 20])"),
+        "box without area": (1, "object 103 (box [5, 5, 0, 3])"),
+        "box that is not four numbers": (1, "object 104 (box [1, 2])"),
+        "area that is not above zero": (1, "object 105"),
+        "polygon of 2 points": (1, "object 106"),
+        "polygon of an odd number of coordinates": (1, "object 107"),
+        "no outline": (1, "object 108"),
+        "run-length code without size or counts": (1, "object 109"),
+        "run-length code of another size than the image": (1, "object 110"),
+        "polygon with a coordinate that is no number": (1, "object 111"),
+    }
+
+
+def test_a_file_that_cannot_be_used_at_all_is_a_defect_too(written: Callable[..., Path]) -> None:
+    root = written()
+    (root / "annotations" / "instances_train2017.json").write_text("[]")
+    for split, message in (("train2017", "not of COCO's format"), ("val2017", "no annotations")):
+        (defect,) = check_coco(str(root), split=split)
+        assert defect.kind == "unusable data set"
+        assert message in defect.examples[0]
+
+
+def test_a_set_of_boxes_without_any_outline_has_no_defect(written: Callable[..., Path]) -> None:
+    assert check_coco(str(written(lambda content: [one.pop("segmentation") for one in content["annotations"]]))) == []

@@ -1,0 +1,162 @@
+"""metrics/coco.py against pycocotools' own path from a results file, and faster-coco-eval against pycocotools."""
+
+import contextlib
+import importlib.util
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mae_transfer.data import Coco, ShapesObjects
+from mae_transfer.metrics.coco import FIGURES, CocoMetric, Detections
+
+FASTER = importlib.util.find_spec("faster_coco_eval") is not None
+
+
+def guesses(source: Any, index: int, *, noise: float = 3.0) -> Detections:
+    """The truth, moved, cropped, sometimes mislabelled, some of it missing, some of it twice."""
+    rng = np.random.default_rng(index)
+    objects = source.objects(index)
+    kept = torch.from_numpy(rng.permutation(np.repeat(np.arange(len(objects.labels)), 2))[: round(1.5 * len(objects.labels))])
+    boxes = objects.boxes[kept] + torch.from_numpy(rng.normal(0, noise, (len(kept), 4))).float()
+    labels = torch.where(torch.from_numpy(rng.random(len(kept)) < 0.1), 0, objects.labels[kept])
+    masks = torch.stack([mask.roll(int(rng.integers(-3, 4)), dims=1) for mask in objects.masks[kept]]) if len(kept) else objects.masks
+    return Detections(boxes, torch.from_numpy(rng.random(len(kept))).float(), labels, masks)
+
+
+def filled(source: Any, *, backend: Any = "pycocotools", kinds: Any = ("bbox", "segm")) -> CocoMetric:
+    metric = CocoMetric(source.ground_truth(), backend=backend, kinds=kinds)
+    for index, image_id in enumerate(source.image_ids.tolist()):
+        metric.update([image_id], [guesses(source, index)])
+    return metric
+
+
+def reference(truth: Path, results: Path, kind: str) -> tuple[np.ndarray, dict[int, float]]:
+    """The twelve figures by pycocotools from files alone, and AP per category id."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    entries = json.loads(results.read_text())
+    with contextlib.redirect_stdout(io.StringIO()):
+        theirs = COCO(str(truth))
+        for entry in entries:
+            entry.pop("bbox" if kind == "segm" else "segmentation")
+        judge = COCOeval(theirs, theirs.loadRes(entries), kind)
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    precision = judge.eval["precision"][..., 0, 2]
+    each = {c: precision[:, :, k][precision[:, :, k] > -1] for k, c in enumerate(judge.params.catIds)}
+    return judge.stats, {c: values.mean() if len(values) else np.nan for c, values in each.items()}
+
+
+@pytest.mark.data
+def test_all_figures_equal_pycocotools_from_the_saved_results(real_data: Callable[[str], Path], tmp_path: Path) -> None:
+    coco = Coco(root=str(real_data("coco")), split="val2017")
+    figures = filled(coco).compute(save=tmp_path / "predictions" / "results.json", per_class=True)
+    assert [path.name for path in (tmp_path / "predictions").iterdir()] == ["results.json"]
+    for kind in ("bbox", "segm"):
+        stats, each = reference(coco.json, tmp_path / "predictions" / "results.json", kind)
+        ours = [figures[f"{kind}/{name}"] for name in FIGURES]
+        np.testing.assert_allclose(ours, np.where(stats < 0, np.nan, stats), rtol=0, atol=1e-12)
+        assert 0.05 < stats[0] < 0.95, "the guesses should be neither perfect nor hopeless"
+        names = dict(zip(coco.category_ids.tolist(), coco.classes, strict=True))
+        np.testing.assert_allclose([figures[f"{kind}/AP[{names[c]}]"] for c in each], list(each.values()), rtol=0, atol=1e-12)
+
+
+@pytest.mark.skipif(not FASTER, reason="faster-coco-eval is not installed")
+@pytest.mark.data
+def test_faster_coco_eval_gives_the_same_figures(real_data: Callable[[str], Path]) -> None:
+    coco = Coco(root=str(real_data("coco")), split="val2017")
+    slow, fast = (filled(coco, backend=backend).compute(per_class=True) for backend in ("pycocotools", "faster-coco-eval"))
+    assert slow.keys() == fast.keys()
+    np.testing.assert_allclose(list(fast.values()), list(slow.values()), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["pycocotools", pytest.param("faster-coco-eval", marks=pytest.mark.skipif(not FASTER, reason="not installed"))])
+def test_the_truth_itself_is_perfect_and_nothing_is_nothing(backend: Any) -> None:
+    source = ShapesObjects(size=64, length=6)
+    perfect, nothing = (CocoMetric(source.ground_truth(), backend=backend) for _ in range(2))
+    for index, image_id in enumerate(source.image_ids.tolist()):
+        boxes, labels, _, masks = source.objects(index)
+        perfect.update([image_id], [Detections(boxes, torch.ones(len(labels)), labels, masks)])
+        nothing.update([image_id], [Detections(boxes[:0], torch.ones(0), labels[:0], masks[:0] if masks is not None else None)])
+    figures, none = perfect.compute(), nothing.compute()
+    for kind in ("bbox", "segm"):
+        assert figures[f"{kind}/AP"] == pytest.approx(1)
+        assert figures[f"{kind}/APs"] == pytest.approx(1)
+        assert np.isnan(figures[f"{kind}/APl"]), "no object of 64 px scenes is large"
+        assert none[f"{kind}/AP"] == 0
+        assert none[f"{kind}/AR100"] == 0
+
+
+def test_an_image_without_objects_counts_against_what_is_found_in_it() -> None:
+    source = ShapesObjects(size=64, length=2)
+    truth = source.ground_truth()
+    truth["annotations"] = [one for one in truth["annotations"] if one["image_id"] == 1]
+    boxes, labels, _, _ = source.objects(0)
+
+    def ap(*, invented: bool) -> float:
+        metric = CocoMetric(truth, kinds=("bbox",))
+        metric.update([1], [Detections(boxes, torch.full((len(labels),), 0.5), labels)])
+        found = Detections(boxes[:1], torch.full((1,), 0.9), labels[:1])
+        metric.update([2], [found if invented else Detections(boxes[:0], torch.ones(0), labels[:0])])
+        return metric.compute()["bbox/AP"]
+
+    assert ap(invented=False) == pytest.approx(1)
+    assert ap(invented=True) < 0.9
+
+
+def test_an_image_that_a_sampler_repeats_counts_once() -> None:
+    source = ShapesObjects(size=64, length=4)
+    metric = filled(source)
+    once = metric.compute()
+    metric.update([1, 2], [guesses(source, 3), guesses(source, 3)])
+    assert metric.compute() == pytest.approx(once, nan_ok=True)
+
+
+def test_every_image_must_be_predicted_and_none_invented() -> None:
+    source = ShapesObjects(size=32, length=3)
+    metric = CocoMetric(source.ground_truth())
+    metric.update([1, 9], [guesses(source, 0), guesses(source, 1)])
+    with pytest.raises(ValueError, match=r"2 images, 3 in the ground truth: 2 not predicted \[2, 3\], 1 unknown \[9\]"):
+        metric.compute()
+
+
+def test_ids_with_gaps_and_missing_keys_of_a_json_do_no_harm() -> None:
+    """COCOeval takes an object id of 0 for "no match", and needs area, iscrowd and info."""
+    source = ShapesObjects(size=64, length=3)
+    truth = source.ground_truth()
+    expected = filled(source, kinds=("bbox",)).compute()
+    del truth["info"]
+    for one in truth["annotations"]:
+        one["id"] -= 1
+        one["category_id"] *= 10
+        del one["iscrowd"], one["segmentation"]
+    for category in truth["categories"]:
+        category["id"] *= 10
+    metric = CocoMetric(truth, kinds=("bbox",), backend="pycocotools")
+    for index in range(3):
+        metric.update([index + 1], [guesses(source, index)])
+    assert metric.compute() == pytest.approx(expected, nan_ok=True)
+    with pytest.raises(ValueError, match="have no outline"):
+        CocoMetric(truth)
+
+
+def test_masks_are_asked_for_where_they_count() -> None:
+    source = ShapesObjects(size=32, length=1)
+    with pytest.raises(ValueError, match="predictions have no masks"):
+        CocoMetric(source.ground_truth()).update([1], [guesses(source, 0)._replace(masks=None)])
+
+
+def test_a_backend_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    truth = ShapesObjects(size=32, length=1).ground_truth()
+    assert CocoMetric(truth).backend == "pycocotools"
+    with pytest.raises(ValueError, match="not installed: pip install"):
+        CocoMetric(truth, backend="faster-coco-eval")
