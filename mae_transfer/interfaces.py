@@ -120,7 +120,8 @@ class Backbone(Protocol):
 class Adapter(Protocol):
     """Dresses Features as a pyramid; an nn.Module. Scale factors are stride / patch."""
 
-    strides: dict[str, int]  # {"p2": 4, "p3": 8, "p4": 16, "p5": 32}
+    taps: tuple[int, ...]  # the backbone's maps that it takes
+    strides: dict[str, float]  # {"p2": 4, "p3": 8, "p4": 16, "p5": 32}; a patch of 14 px, scaled x4, has 3.5
     channels: int
 
     def __call__(self, features: Features) -> dict[str, Tensor]:

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from mae_transfer.adapters import AdaptedBackbone, SimpleFPN, TapFPN, maps_of
+from mae_transfer.adapters.detectron2 import to_detectron2
 from mae_transfer.checkpoints.export import detectron2_names
 from mae_transfer.models.vit import ViT, ViTConfig
 
@@ -48,3 +50,53 @@ def test_the_encoder_equals_detectron2_s(image: tuple[int, int], relative: bool,
     theirs.load_state_dict({name.removeprefix("backbone.net."): tensor for name, tensor in detectron2_names(ours).items()})  # strict
     images = torch.randn(2, 3, *image)
     torch.testing.assert_close(ours(images).maps[0], theirs(images)["last_feat"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("image", [(64, 64), (96, 160)])
+@torch.no_grad()
+def test_encoder_and_simple_pyramid_through_the_bridge_equal_detectron2_s(image: tuple[int, int], vitdet: object) -> None:
+    fpn = pytest.importorskip("detectron2.modeling.backbone.fpn")
+    options = {"img_size": 64, "patch_size": 16, "embed_dim": DIM, "depth": DEPTH, "num_heads": HEADS, "use_rel_pos": True, "pretrain_img_size": 64}
+    net = vitdet.ViT(
+        **options, window_size=WINDOW, window_block_indexes=(0, 2), pretrain_use_cls_token=False, norm_layer=lambda d: nn.LayerNorm(d, eps=1e-6)
+    )
+    theirs = vitdet.SimpleFeaturePyramid(
+        net=net, in_feature="last_feat", out_channels=8, scale_factors=(4.0, 2.0, 1.0, 0.5), top_block=fpn.LastLevelMaxPool(), norm="LN",
+        square_pad=64,
+    ).eval()  # fmt: skip
+    randomize(theirs)
+    vit = ViT(encoder(64, relative=True).cfg.model_copy(update={"patch": 16}))
+    ours = to_detectron2(AdaptedBackbone(vit, SimpleFPN(maps_of(vit), channels=8)), square=64).eval()
+    vit.load_state_dict(net.state_dict())
+    for level in range(4):
+        mine, their = ours.pyramid.adapter.levels[level], theirs.stages[level]
+        assert [p.shape for p in mine.parameters()] == [p.shape for p in their.parameters()]  # both in the order of their use
+        for a, b in zip(mine.parameters(), their.parameters(), strict=True):
+            a.copy_(b)
+    images = torch.randn(2, 3, *image)
+    pyramid, expected = ours(images), theirs(images)
+    assert ours.output_shape() == theirs.output_shape()
+    assert (ours.size_divisibility, ours.padding_constraints["square_size"]) == (32, 64)
+    assert list(pyramid) == list(expected)
+    for name in expected:
+        torch.testing.assert_close(pyramid[name], expected[name], rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_fpn_equals_detectron2_s() -> None:
+    fpn = pytest.importorskip("detectron2.modeling.backbone.fpn")
+    vit = ViT(encoder(64, relative=False).cfg.model_copy(update={"patch": 16}))
+    adapter = TapFPN(maps_of(vit), norm="layer", fpn=8, fpn_norm="layer").eval()
+    randomize(vit)
+    randomize(adapter)
+    bottom = to_detectron2(AdaptedBackbone(vit, TapFPN(maps_of(vit), norm="layer", fpn=None))).eval()  # the scaled taps alone
+    bottom.pyramid.adapter.scale.load_state_dict(adapter.scale.state_dict())
+    theirs = fpn.FPN(bottom, ["p2", "p3", "p4", "p5"], 8, norm="LN").eval()
+    for level in range(4):
+        for mine, their in ((adapter.fpn.inner_blocks, f"fpn_lateral{level + 2}"), (adapter.fpn.layer_blocks, f"fpn_output{level + 2}")):
+            for a, b in zip(getattr(theirs, their).parameters(), mine[level].parameters(), strict=True):
+                a.copy_(b)
+    images = torch.randn(1, 3, 64, 96)
+    expected = theirs(images)
+    for name, mine in adapter(vit(images, taps=adapter.taps)).items():
+        torch.testing.assert_close(mine, expected[name], rtol=1e-5, atol=1e-5)

@@ -1,0 +1,18 @@
+"""Adapters: a backbone's Features become a pyramid. A new adapter is one file, one line here, one config and one test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mae_transfer.adapters.adapted import AdaptedBackbone
+from mae_transfer.adapters.levels import Maps, maps_of
+from mae_transfer.adapters.simple_fpn import SimpleFPN
+from mae_transfer.adapters.tap_fpn import TapFPN
+from mae_transfer.interfaces import Adapter
+
+ADAPTERS: dict[str, Callable[..., Adapter]] = {
+    "tap_fpn": TapFPN,
+    "simple_fpn": SimpleFPN,
+}
+
+__all__ = ["ADAPTERS", "AdaptedBackbone", "Maps", "SimpleFPN", "TapFPN", "maps_of"]

@@ -1,0 +1,54 @@
+"""ViTDet's simple pyramid (2203.16527, section 3): every level from the last map alone.
+
+Legend: B batch, D channels of the map, C channels of the pyramid, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mae_transfer.adapters.levels import LEVELS, Maps, Norm, doublings, normalize, rescale
+from mae_transfer.interfaces import Features
+
+
+class SimpleFPN(nn.Module):
+    """x4 (ConvT - norm - GELU - ConvT), x2 (ConvT), x1 and x0.5 (max-pool) for a patch of 16, each ConvT halving D; then 1x1 and 3x3 to C."""
+
+    def __init__(self, maps: Maps, *, channels: int = 256, norm: Norm = "layer", p6: bool = True) -> None:
+        """Make the layers.
+
+        Args:
+            maps: what the backbone can hand out.
+            channels: C.
+            norm: everywhere (ViTDet: channel-wise LayerNorm); the 1x1 and 3x3 convolutions have no bias.
+            p6: whether p5, subsampled, ends the pyramid, for a detector's largest anchors.
+        Raises:
+            ValueError: a hierarchical backbone, or a patch that does not become strides 4..32 by factors of 2.
+        """
+        super().__init__()
+        if len(set(maps.strides)) > 1:
+            raise ValueError(f"simple_fpn takes a plain backbone's last map, this one has maps of strides {maps.strides}; take tap_fpn")
+        self.taps: tuple[int, ...] = (len(maps.strides) - 1,)
+        self.channels, self.p6 = channels, p6
+        self.strides: dict[str, float] = {**LEVELS, **({"p6": 64} if p6 else {})}
+        times = [doublings(maps.strides[-1], stride) for stride in LEVELS.values()]
+        self.levels = nn.ModuleList(_level(maps.channels[-1], k, channels, norm) for k in times)
+
+    def forward(self, features: Features) -> dict[str, Tensor]:
+        """Return name -> (B, C, H / stride, W / stride), finest first."""
+        levels = [level(features.maps[-1]) for level in self.levels]
+        if self.p6:
+            levels.append(F.max_pool2d(levels[-1], kernel_size=1, stride=2))
+        return dict(zip(self.strides, levels, strict=True))
+
+
+def _level(width: int, times: int, channels: int, norm: Norm) -> nn.Sequential:
+    scale, width = rescale(width, times, norm, narrow=True)
+    return nn.Sequential(
+        *scale,
+        nn.Conv2d(width, channels, kernel_size=1, bias=False),
+        normalize(norm, channels),
+        nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False),
+        normalize(norm, channels),
+    )
