@@ -2,12 +2,12 @@
 of a ViT with patches of 8 px (configs/pretrain/mae_small_64px.py).
 
 Command:   python tools/tokenizer_train.py dvae configs/tokenizer/tokens_64px.py --work-dir runs/tokens --set data.root=/data/tiny-imagenet
-Cost:      8 epochs of 20,000 images: see docs/results/tokens.md.
+Cost:      4 epochs of 20,000 images: see docs/results/tokens.md.
 Published: none at this scale.
 """
 
 scale = "small"
-epochs = 8
+epochs = 4
 batch = 64
 data = dict(
     train=dict(name="folder", split="train"),
@@ -16,7 +16,7 @@ data = dict(
     augmentation=dict(name="random_crop", scale=(0.35, 1.0)),
 )
 model = dict(codes=512, groups=3, blocks=1, width=32, decoder_input=64)
-tau = dict(start=1.0, end=0.0625, epochs=4.0)
+tau = dict(start=1.0, end=0.0625, epochs=2.5)
 kl = dict(start=0.0, end=6.6, epochs=0.3)
 optim = dict(algorithm=dict(name="adamw", betas=(0.9, 0.999)), lr=1e-3, weight_decay=1e-4)
 schedule = dict(kind="cosine", warmup_epochs=0.1, min_lr=1e-5)

@@ -18,6 +18,7 @@ from mae_transfer.data.folder import Folder
 from mae_transfer.data.labelled import Split, Subset, split, whole
 from mae_transfer.data.loader import Crops, Delivery, Masking, Unreadable, batches
 from mae_transfer.data.order import Key, Order, Share, Sweep
+from mae_transfer.data.rows import WithRows
 from mae_transfer.data.shapes import Shapes
 from mae_transfer.data.source import Sample, Source, Spread
 from mae_transfer.data.transforms import SHORTER_SIDE, Augmentation, ByolCrop, CentreCrop, FixedCrop, RandAugmentCrop, RandomCrop
@@ -56,6 +57,7 @@ __all__ = [
     "Sweep",
     "Unreadable",
     "UnreadableImage",
+    "WithRows",
     "batches",
     "evaluation_views",
     "open_labelled",

@@ -48,7 +48,7 @@ class Drawn(NamedTuple):
 
     views: tuple[Tensor, ...]  # (3, S, S) uint8 each
     permutation: np.ndarray | None  # (N,) int64, visible patches first
-    label: int
+    label: int | np.ndarray
     image: int  # index of the image that was read
 
 
@@ -149,7 +149,9 @@ def _guarded(loader: Iterable[Delivery]) -> Iterator[Delivery]:
 
 def _collate(drawn: list[Drawn], masking: Masking | None) -> Batch:
     images, *views = (torch.stack(group) for group in zip(*(d.views for d in drawn), strict=True))
-    return Batch(images, tuple(views), _mask(drawn, masking), torch.tensor([d.label for d in drawn]), torch.tensor([d.image for d in drawn]))
+    return Batch(
+        images, tuple(views), _mask(drawn, masking), torch.from_numpy(np.stack([d.label for d in drawn])), torch.tensor([d.image for d in drawn])
+    )
 
 
 def _mask(drawn: list[Drawn], masking: Masking | None) -> Mask | None:

@@ -14,7 +14,7 @@ class Sample(NamedTuple):
     """One image as it is stored, before any augmentation."""
 
     image: Tensor  # (3, H, W) uint8 RGB
-    label: int  # index into `classes`, or UNLABELLED
+    label: int | np.ndarray  # index into `classes`, or UNLABELLED; or what was computed of the image (WithRows)
 
 
 class Source(Protocol):

@@ -23,17 +23,17 @@ class Token(nn.Module):
     (BEiT's rule: 112 px at stride 8 for 14 x 14 patches). MAE does not say what its tokenizer saw: here it is this too.
 
     Args:
-        cached: the loader brings the codes with each image (Batch.label, (B, N) int64), computed once for a crop that is always the same.
+        cache: a folder that keeps the codes of crops that are always the same; the loader then brings them (Batch.label, (B, N) int64).
     """
 
-    def __init__(self, frame: Frame, *, tokenizer: Tokenizer, cached: bool = False) -> None:
+    def __init__(self, frame: Frame, *, tokenizer: Tokenizer, cache: str | None = None) -> None:
         super().__init__()
         if frame.grid[0] != frame.grid[1]:
             raise ValueError(f"a tokenizer's view is square, but the encoder has {frame.grid[0]} x {frame.grid[1]} patches: use square images")
-        self.patch, self.grid, self.cached = frame.patch, frame.grid, cached
+        self.patch, self.grid, self.cache = frame.patch, frame.grid, cache
         self.tokenizer, self.dim = tokenizer, tokenizer.codes
         self.view = ViewSpec(frame.grid[0] * tokenizer.stride, "lanczos")
-        self.views: tuple[ViewSpec, ...] = () if cached else (self.view,)
+        self.views: tuple[ViewSpec, ...] = () if cache else (self.view,)
 
     def forward(self, batch: Batch, ids: Tensor) -> Tensor:
         """Return the codes (B, M) int64 of patches `ids` (B, M)."""
@@ -42,7 +42,7 @@ class Token(nn.Module):
     @torch.no_grad()
     def codes(self, batch: Batch) -> Tensor:
         """Return the codes (B, N) int64 of all patches."""
-        if self.cached:
+        if self.cache:
             label: Tensor = batch.label
             return label
         codes = self.tokenizer(batch.views[0])

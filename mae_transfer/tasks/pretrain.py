@@ -42,6 +42,7 @@ from mae_transfer.engine.state import LoopConfig, TrainState
 from mae_transfer.interfaces import Batch, Mask, Target
 from mae_transfer.models.mae import MAE, MAEConfig
 from mae_transfer.seeding import fold
+from mae_transfer.tasks.codes import with_codes
 from mae_transfer.tasks.common import EVALUATION_SEED, Job, TrainConfig, facts, fit, pass_over, plan
 from mae_transfer.tasks.targets import buffers_of, check_target, digest_of, open_target
 from mae_transfer.tasks.workdir import WorkDir
@@ -129,7 +130,7 @@ def run(cfg: PretrainConfig, work_dir: Path, *, resume: bool = False) -> list[re
         NonFiniteLoss: names the step and its samples.
     """
     with session(cfg.run.device) as dist:
-        parts = build_parts(cfg, dist.device)
+        parts = build_parts(cfg, dist)
         job = Job(
             order=Order(images=len(parts.train), batch=cfg.batch, seed=cfg.seed, crops_per_image=cfg.data.crops_per_image),
             build=partial(build_state, cfg, parts.target, dist=dist),
@@ -201,16 +202,18 @@ def held_out_batches(cfg: PretrainConfig, parts: Parts, dist: Dist) -> Iterator[
     )
 
 
-def build_parts(cfg: PretrainConfig, device: torch.device) -> Parts:
+def build_parts(cfg: PretrainConfig, dist: Dist) -> Parts:
     """Open the data and build target and mask sampler; ValueError where they do not fit."""
     encoder = cfg.model.encoder
     train_set, val_set = open_sources(cfg.data)
     held_out = val_set if val_set is not None else train_set
     target = open_target(cfg.target, encoder, cfg.statistics)
     if isinstance(target, nn.Module):
-        target.to(device)
+        target.to(dist.device)
+    prepared = partial(with_codes, target=target, data=cfg.data, run=cfg.run, dist=dist)
+    train, shown = prepared(train_set, key="train" + digest_of(cfg.target)), prepared(held_out, key="held out" + digest_of(cfg.target))
     masking = Masking(build(MASKERS, cfg.mask), encoder.grid())
-    return Parts(target, masking, train_set, Spread(held_out, cfg.evaluate_images), "val" if val_set is not None else "train")
+    return Parts(target, masking, train, Spread(shown, cfg.evaluate_images), "val" if val_set is not None else "train")
 
 
 def build_state(cfg: PretrainConfig, target: Target, loop: LoopConfig, *, dist: Dist) -> TrainState:

@@ -117,3 +117,23 @@ def test_a_basis_goes_from_crops_into_the_checkpoint_and_its_pictures(tmp_path: 
 def test_more_components_than_values_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="193 components of 384 patches of 192 values"):
         basis.fit(pretraining(), tmp_path, components=193, images=24)
+
+
+def test_kept_tokens_give_the_same_run_and_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer.run(config(), tmp_path / "tok")
+    reference, still = str(tmp_path / "tok" / "tokenizer.safetensors"), SHAPES | {"size": 32, "augmentation": {"name": "none"}}
+    spec = {"name": "token", "tokenizer": reference}
+    pretrain.run(pretraining(target=spec, data=still), tmp_path / "plain")
+    kept = pretraining(target=spec | {"cache": str(tmp_path / "codes")}, data=still, run=RUN | {"workers": 1})
+    pretrain.run(kept, tmp_path / "kept")
+    a, b = payload(tmp_path / "plain"), payload(tmp_path / "kept")
+    assert all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])
+    assert len(list((tmp_path / "codes").glob("tokens_*.npy"))) == 2  # training and validation images
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "codes").iterdir()}
+    pretrain.run(kept, tmp_path / "again")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "codes").iterdir()} == written
+
+
+def test_tokens_of_random_crops_cannot_be_kept(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data.augmentation is 'random_crop', which draws them: set data.augmentation.name=none"):
+        pretrain.run(pretraining(target={"name": "token", "tokenizer": "random:16/4", "cache": str(tmp_path)}), tmp_path / "run")

@@ -80,7 +80,7 @@ def test_predicted_tokens_are_drawn_among_the_true_ones_and_shown_in_their_place
 
 
 def test_cached_tokens_come_with_the_image_and_need_no_view() -> None:
-    target = Token(FRAME, tokenizer=Grey(), cached=True)
+    target = Token(FRAME, tokenizer=Grey(), cache="codes")
     assert target.views == ()
     codes = torch.randint(0, 8, (2, 16))
     assert torch.equal(target(batch()._replace(label=codes), IDS), codes.gather(1, IDS))

@@ -1,0 +1,58 @@
+"""Token ids of a whole data set, computed once where every crop is always the same, and read from disk from then on."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import track
+
+from mae_transfer.data import WithRows, DataConfig, Source, evaluation_views, unreadable_policy
+from mae_transfer.engine.dist import Dist
+from mae_transfer.engine.state import RunConfig
+from mae_transfer.interfaces import Target
+from mae_transfer.targets import Token
+from mae_transfer.tasks.common import EVALUATION_BATCH, pass_over
+
+
+def with_codes(source: Source, target: Target, data: DataConfig, run: RunConfig, dist: Dist, *, key: str) -> Source:
+    """Return the source with each image's token ids as its label where the target keeps them, else the source.
+
+    Args:
+        key: what makes the ids what they are, beside the data: the digest of the tokenizer, the split.
+    Raises:
+        ValueError: the augmentation is random, so that no crop comes twice.
+    """
+    if not isinstance(target, Token) or target.cache is None:
+        return source
+    if data.augmentation.name != "none":
+        raise ValueError(
+            f"target.cache keeps the tokens of crops that are always the same, but data.augmentation is {data.augmentation.name!r}, which draws them: "
+            "set data.augmentation.name=none (table 1e), or leave target.cache out"
+        )
+    name = hashlib.sha256(f"{data.model_dump_json()} {target.view} {len(source)} {key}".encode()).hexdigest()[:16]
+    path = Path(target.cache) / f"tokens_{name}.npy"
+    if dist.is_main and not path.exists():
+        _write(path, source, target, data, run, dist.device)
+    if dist.world > 1:
+        torch.distributed.barrier(group=dist.side)
+    return WithRows(source, path)
+
+
+def _write(path: Path, source: Source, target: Token, data: DataConfig, run: RunConfig, device: torch.device) -> None:
+    """Compute the ids (images, N) of every image and write them whole or not at all."""
+    codes = np.zeros((len(source), target.grid[0] * target.grid[1]), dtype=np.uint16 if target.dim <= 2**16 else np.int32)
+    view = evaluation_views(data, (target.view,))
+    found = pass_over(source, view, Dist(device), batch=EVALUATION_BATCH, workers=run.workers, unreadable=unreadable_policy(data))
+    for batch in track(found, description="tokens", total=-(-len(source) // EVALUATION_BATCH), disable=not run.progress):
+        codes[batch.index.cpu().numpy()] = target.tokenizer(batch.views[0]).flatten(1).cpu().numpy()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.save(file, codes)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
