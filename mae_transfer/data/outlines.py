@@ -32,7 +32,7 @@ def defect(outline: Any, size: tuple[int, int] | None = None) -> str | None:
 def valid(outline: Any) -> Any | None:
     """Return the outline without its invalid polygons, as detectron2 does; None where nothing is left."""
     if isinstance(outline, list):
-        return [polygon for polygon in outline if defect([polygon]) is None] or None
+        return [polygon for polygon in outline if isinstance(polygon, list) and len(polygon) % 2 == 0 and len(polygon) >= 6] or None
     return outline if defect(outline) is None else None
 
 

@@ -13,6 +13,7 @@ import io
 import json
 import os
 from collections.abc import Mapping, Sequence
+from operator import index
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -51,12 +52,18 @@ class CocoMetric:
         self.truth, self.kinds = _completed(ground_truth, kinds), tuple(kinds)
         self.categories = sorted(self.truth["categories"], key=lambda category: category["id"])
         self.backend = _backend(backend)
+        self._sizes = {image["id"]: (image["height"], image["width"]) for image in self.truth["images"]}
         self._found: dict[int, list[Entry]] = {}
 
     def update(self, image_ids: Sequence[int], predictions: Sequence[Detections]) -> None:
-        """Take the predictions of some images; an image that was there before is left as it was."""
-        for image_id, found in zip(image_ids, predictions, strict=True):
+        """Take the predictions of some images; an image that was there before is left as it was.
+
+        Raises:
+            ValueError: masks are missing or not of the image's size, or a box or score is not finite.
+        """
+        for image_id, found in zip(map(index, image_ids), predictions, strict=True):  # index: json takes no numpy integers
             if image_id not in self._found:
+                _checked(image_id, found, self._sizes.get(image_id), masks="segm" in self.kinds)
                 self._found[image_id] = _entries(image_id, found, [category["id"] for category in self.categories], masks="segm" in self.kinds)
 
     def compute(self, *, save: Path | None = None, per_class: bool = False, group: td.ProcessGroup | None = None) -> dict[str, float]:
@@ -130,6 +137,16 @@ def _completed(truth: Mapping[str, Any], kinds: Sequence[Kind]) -> Entry:
     return {"info": {}, "images": list(truth["images"]), "categories": categories, "annotations": objects}
 
 
+def _checked(image_id: int, found: Detections, size: tuple[int, int] | None, *, masks: bool) -> None:
+    """Raise ValueError where COCOeval would silently compute nonsense; size: H, W that the ground truth gives."""
+    if masks and found.masks is None:
+        raise ValueError(f"image {image_id}: predictions have no masks; evaluate boxes alone, kinds=('bbox',)")
+    if masks and found.masks is not None and size is not None and found.masks.shape[1:] != size:
+        raise ValueError(f"image {image_id}: masks are {tuple(found.masks.shape[1:])}, the image {size} (H, W): paste them into the stored image")
+    if not (found.boxes.isfinite().all() and found.scores.isfinite().all()):
+        raise ValueError(f"image {image_id}: predicted boxes or scores are not finite")
+
+
 def _entries(image_id: int, found: Detections, categories: Sequence[int], *, masks: bool) -> list[Entry]:
     """Return the predictions of one image in COCO's result format."""
     boxes, scores, labels = (values.detach().cpu() for values in (found.boxes.double(), found.scores.double(), found.labels))
@@ -138,9 +155,7 @@ def _entries(image_id: int, found: Detections, categories: Sequence[int], *, mas
         {"image_id": image_id, "category_id": categories[label], "bbox": box, "score": score}
         for label, box, score in zip(labels.tolist(), boxes.tolist(), scores.tolist(), strict=True)
     ]
-    if masks:
-        if found.masks is None:
-            raise ValueError(f"image {image_id}: predictions have no masks; evaluate boxes alone, kinds=('bbox',)")
+    if masks and found.masks is not None:
         for entry, code in zip(entries, _codes(found.masks), strict=True):
             entry["segmentation"] = code
     return entries

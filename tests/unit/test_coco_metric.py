@@ -148,10 +148,21 @@ def test_ids_with_gaps_and_missing_keys_of_a_json_do_no_harm() -> None:
         CocoMetric(truth)
 
 
-def test_masks_are_asked_for_where_they_count() -> None:
-    source = ShapesObjects(size=32, length=1)
-    with pytest.raises(ValueError, match="predictions have no masks"):
-        CocoMetric(source.ground_truth()).update([1], [guesses(source, 0)._replace(masks=None)])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"masks": None}, "predictions have no masks"),
+        ({"masks": torch.zeros(1, 16, 32)}, r"masks are \(16, 32\), the image \(32, 32\)"),
+        ({"scores": torch.tensor([np.nan])}, "not finite"),
+        ({"boxes": torch.tensor([[0, 0, np.inf, 1]])}, "not finite"),
+    ],
+)
+def test_predictions_that_would_give_nonsense_are_refused(change: dict[str, Any], message: str) -> None:
+    good = Detections(torch.tensor([[0.0, 0, 4, 4]]), torch.ones(1), torch.zeros(1, dtype=torch.long), torch.ones(1, 32, 32))
+    metric = CocoMetric(ShapesObjects(size=32, length=1).ground_truth())
+    with pytest.raises(ValueError, match=message):
+        metric.update([1], [good._replace(**change)])
+    metric.update(np.array([1]), [good])
 
 
 def test_a_backend_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
