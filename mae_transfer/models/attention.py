@@ -25,11 +25,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """Return softmax(q k^T / sqrt(d) + bias) v, (B, R, L, d), for q, k, v (B, R, L, d) and a bias that broadcasts to (B, R, L, L)."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # the CPU's fused kernel loses in bf16 (docs/results/pretrain.md)
         return _attend_in_parts(q, k, v, bias) if CPU_HAS_AMX else _attend_in_float32(q, k, v, bias)
+    if q.device.type == "cpu" and bias is not None and bias.requires_grad:  # the CPU's fused kernel has no gradient of a bias
+        return _attend_in_parts(q, k, v, bias)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
 
 
 def _attend_in_parts(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """The formula, whose bf16 products run on the matrix units."""
+    """The formula; in bf16 its products run on the matrix units."""
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     weights: Tensor = (logits if bias is None else logits + bias).softmax(dim=-1).to(v.dtype)
     return weights @ v
