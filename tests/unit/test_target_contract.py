@@ -1,0 +1,104 @@
+"""targets/: what every target of the table promises the task (interfaces.Target), whatever it predicts."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mae_transfer.core.normalize import IMAGENET
+from mae_transfer.core.patches import patchify, take
+from mae_transfer.core.pca import Basis
+from mae_transfer.interfaces import Batch, Target
+from mae_transfer.models.vit import ViT, ViTConfig
+from mae_transfer.targets import TARGETS, Frame, Teacher
+
+FRAME = Frame(8, (4, 4), IMAGENET)
+IDS, OTHERS = torch.tensor([[0, 7, 15, 2], [5, 4, 1, 3]]), torch.tensor([[1, 3, 4], [0, 2, 15]])
+
+
+class Linear(nn.Module):
+    """A tokenizer with a weight of its own, of cells of 4 x 4 pixels."""
+
+    codes, stride = 6, 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = nn.Conv2d(3, self.codes, kernel_size=4, stride=4)
+
+    def forward(self, view: Tensor) -> Tensor:
+        codes: Tensor = self.score(view.float()).argmax(dim=1)
+        return codes
+
+    def decode(self, codes: Tensor) -> Tensor:
+        return (codes[:, None] / self.codes).repeat_interleave(4, 2).repeat_interleave(4, 3).expand(-1, 3, -1, -1)
+
+
+def basis() -> Basis:
+    rows, ones = torch.linalg.qr(torch.randn(192, 5)).Q.T.float().contiguous(), torch.ones(5, dtype=torch.float32)
+    return Basis(torch.zeros(192, dtype=torch.float32), rows, ones, ones / 192, 8, IMAGENET)
+
+
+def teacher() -> Teacher:
+    return Teacher(ViT(ViTConfig(size=None, dim=16, depth=1, heads=2, patch=8, image_size=32)), IMAGENET)
+
+
+OPTIONS: dict[str, Callable[[], dict[str, object]]] = {
+    "pca": lambda: {"basis": basis()},
+    "token": lambda: {"tokenizer": Linear()},
+    "feature": lambda: {"teacher": teacher()},
+}
+
+
+def build(name: str) -> tuple[Target, Batch]:
+    torch.manual_seed(0)
+    target = TARGETS[name](FRAME, **OPTIONS.get(name, dict)())
+    views = tuple(torch.randint(0, 256, (2, 3, view.size, view.size), dtype=torch.uint8) for view in target.views)
+    return target, Batch(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), views, None, None, torch.arange(2))
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_the_gradient_reaches_the_prediction_and_nothing_of_the_target(name: str) -> None:
+    target, batch = build(name)
+    assert isinstance(target, Target)
+    truth = target(batch, IDS)
+    assert truth.shape[:2] == IDS.shape
+    assert not truth.requires_grad
+    pred = torch.randn(2, 4, target.dim, dtype=torch.bfloat16, requires_grad=True)
+    loss = target.loss(pred, truth)
+    assert (loss.shape, loss.dtype) == (IDS.shape, torch.float32)
+    loss.sum().backward()
+    assert pred.grad is not None
+    assert pred.grad.abs().sum() > 0
+    assert isinstance(target, nn.Module)
+    assert all(parameter.grad is None for parameter in target.parameters())
+    assert all(value.ndim == 0 for value in target.metrics(pred.detach(), truth).values())
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_prediction_is_drawn_in_its_places_and_grey_elsewhere(name: str) -> None:
+    target, batch = build(name)
+    drawn = target.decode(torch.randn(2, 4, target.dim, dtype=torch.bfloat16), batch, IDS)
+    assert drawn.shape == batch.image.shape
+    assert 0 <= drawn.min() <= drawn.max() <= 1
+    assert (take(patchify(drawn, 8), OTHERS) == 0.5).all()
+    assert (take(patchify(drawn, 8), IDS) != 0.5).any()
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_everything_that_a_target_holds_moves_with_it(name: str) -> None:
+    target, _ = build(name)
+    assert isinstance(target, nn.Module)
+    assert not [value for module in target.modules() for value in vars(module).values() if isinstance(value, Tensor)]  # would stay behind
+    target.to("meta")
+    assert {tensor.device.type for tensor in (*target.parameters(), *target.buffers())} <= {"meta"}
+
+
+def test_pca_serves_a_run_in_float64() -> None:
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        target, batch = build("pca")
+        assert torch.isfinite(target.loss(torch.randn(2, 4, 5), target(batch, IDS))).all()
+    finally:
+        torch.set_default_dtype(default)
