@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from mae_transfer.data import WithRows, DataConfig, Source, evaluation_views, unreadable_policy
+from mae_transfer.data import DataConfig, Source, WithRows, evaluation_views, unreadable_policy
 from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.state import RunConfig
 from mae_transfer.interfaces import Target
@@ -29,8 +29,8 @@ def with_codes(source: Source, target: Target, data: DataConfig, run: RunConfig,
         return source
     if data.augmentation.name != "none":
         raise ValueError(
-            f"target.cache keeps the tokens of crops that are always the same, but data.augmentation is {data.augmentation.name!r}, which draws them: "
-            "set data.augmentation.name=none (table 1e), or leave target.cache out"
+            f"target.cache keeps the tokens of crops that are always the same, but data.augmentation is {data.augmentation.name!r}, which draws "
+            "them: set data.augmentation.name=none (table 1e), or leave target.cache out"
         )
     name = hashlib.sha256(f"{data.model_dump_json()} {target.view} {len(source)} {key}".encode()).hexdigest()[:16]
     path = Path(target.cache) / f"tokens_{name}.npy"

@@ -1,0 +1,47 @@
+"""tools/visualize.py --attention: the weights of any backbone's attention, drawn beside its images."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from mae_transfer import checkpoints
+from mae_transfer.models.vit import ViT, ViTConfig
+from mae_transfer.tasks.attention import attention, draw_attention
+
+
+@torch.no_grad()
+def test_the_maps_are_the_softmax_of_the_last_blocks_queries_and_keys() -> None:
+    torch.manual_seed(0)
+    vit = ViT(ViTConfig(size=None, dim=16, depth=2, heads=2, patch=4, image_size=(8, 12))).eval()
+    images = torch.randn(3, 3, 8, 12)
+    tokens = vit.encode(vit.place(vit.patch_embed(images), (2, 3)), (2, 3), taps=(0,), norm=False)[0]
+    layer = vit.blocks[1]
+    q, k, _ = layer.attn.qkv(layer.norm1(tokens)).view(3, 7, 3, 2, 8).permute(2, 0, 3, 1, 4)
+    expected = (q @ k.transpose(-2, -1) / 8**0.5).softmax(dim=-1)[:, :, 0, 1:].view(3, 2, 2, 3)
+    torch.testing.assert_close(attention(vit, images, (2, 3)), expected)
+    assert not torch.allclose(attention(vit, images, (2, 3), block=0), expected)
+
+
+def test_timms_models_have_maps_too_and_the_order_of_their_attention_is_that_of_their_blocks() -> None:
+    backbone = checkpoints.load_backbone("random:vit_tiny_patch16_224")
+    maps = attention(backbone, torch.randn(1, 3, 224, 224), (14, 14))
+    assert maps.shape == (1, 3, 14, 14)
+    assert ((maps.sum(dim=(2, 3)) > 0.5) & (maps.sum(dim=(2, 3)) <= 1)).all()  # the class token keeps the rest for itself
+
+
+def test_a_backbone_without_global_attention_is_an_error_that_says_so() -> None:
+    with pytest.raises(ValueError, match="made 0 calls of torch's fused attention"):
+        attention(checkpoints.load_backbone("random:resnet18"), torch.randn(1, 3, 64, 64), (4, 4))
+    swin = checkpoints.load_backbone("random:swin_tiny_patch4_window7_224")
+    with pytest.raises(ValueError, match="made 0 calls|attends within windows or pools"):
+        attention(swin, torch.randn(1, 3, 224, 224), (56, 56))
+
+
+def test_a_sheet_holds_image_mean_and_heads(tmp_path: Path) -> None:
+    for index in range(3):
+        Image.new("RGB", (80, 60), (index * 80, 90, 40)).save(tmp_path / f"{index}.png")
+    path = draw_attention("random:ViT-Ti/16", tmp_path, out=tmp_path / "out", most=2, size=64)
+    width, height = Image.open(path).size
+    assert (width, height) == (5 * 128 + 6 * 4, 2 * 128 + 3 * 4)  # image, mean, 3 heads; 64 px enlarged to 128
