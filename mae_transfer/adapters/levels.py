@@ -48,7 +48,7 @@ def doublings(stride: int, wanted: int) -> int:
             f"a map of stride {stride} does not become one of stride {wanted} by factors of 2: load the backbone with another patch "
             "(changes: {'patch': 16}), or, for segmentation, scale relative to the patch (scales='relative')"
         )
-    return int(times)
+    return round(times)
 
 
 def rescale(channels: int, times: int, norm: Norm, *, narrow: bool = False) -> tuple[nn.Sequential, int]:
