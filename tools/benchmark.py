@@ -1,4 +1,4 @@
-"""Measure this project beside its peers, on this machine: the training steps (`pretrain`, `classify`) and the input pipeline (`data`)."""
+"""Measure this project beside its peers, on this machine: training steps (`pretrain`, `targets`, `classify`) and the input pipeline (`data`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mae_transfer import results
-from mae_transfer.bench import classify, data, pretrain
+from mae_transfer.bench import classify, data, pretrain, targets
 from mae_transfer.bench.harness import Work
 from mae_transfer.engine.dist import pick_device
 from mae_transfer.models.vit import SIZES
@@ -57,6 +57,7 @@ def data_arguments(parser: argparse.ArgumentParser) -> None:
 
 BENCHMARKS = {
     "pretrain": Benchmark(pretrain_arguments, partial(run_step, pretrain.run)),
+    "targets": Benchmark(pretrain_arguments, partial(run_step, targets.run)),
     "classify": Benchmark(step_arguments, partial(run_step, classify.run)),
     "data": Benchmark(data_arguments, lambda args: data.run(args.folder, seconds=args.seconds)),
 }
@@ -71,8 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         command.add_argument("--json", type=Path, help="where the records go, with versions and device")
     args = parser.parse_args(argv)
     records = BENCHMARKS[args.benchmark].run(args)
-    options = " ".join(f"{key}={value}" for key, value in vars(args).items() if key not in ("benchmark", "json"))
-    Console().print(table(records, title=f"{args.benchmark}: {options}"))
+    Console().print(table(records, title=" ".join(f"{key}={value}" for key, value in vars(args).items() if key != "json")))
     if args.json:
         about = {"options": {key: str(value) for key, value in vars(args).items()}, "versions": results.versions(), "commit": results.commit()}
         about["device"] = results.device_name(pick_device(vars(args).get("device", "cpu")))

@@ -110,7 +110,7 @@ def _live(pipe: Connection, build: Build, work: Work, mode: Mode) -> None:
     torch.manual_seed(0)
     try:
         request = pipe.recv()  # build in turn too: compilation takes every core
-        runner = _Runner(build(work), work, compiled=mode == "compiled")
+        runner = Runner(build(work), work, compiled=mode == "compiled")
         while True:
             pipe.send(runner.measure() if request == "measure" else runner.seconds(request))
             request = pipe.recv()
@@ -123,7 +123,7 @@ def _live(pipe: Connection, build: Build, work: Work, mode: Mode) -> None:
         raise
 
 
-class _Runner:
+class Runner:
     """The training step that everybody takes."""
 
     def __init__(self, entry: Entry, work: Work, *, compiled: bool) -> None:

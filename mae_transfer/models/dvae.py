@@ -5,6 +5,7 @@ Legend: B batch, S side of an image, s stride, h = w = S / s cells, P codes, G g
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from typing import Literal, NamedTuple
 
@@ -37,7 +38,7 @@ class DVAEConfig(Schema):
     @property
     def stride(self) -> int:
         """Pixels per cell."""
-        return int(2 ** (self.groups - 1))
+        return 1 << (self.groups - 1)
 
 
 def map_pixels(images: Tensor) -> Tensor:
@@ -156,7 +157,7 @@ def reconstruction_loss(output: Tensor, pixels: Tensor, kind: Literal["logit_lap
 def kl_to_uniform(logits: Tensor) -> Tensor:
     """Return the mean over cells of KL(q || uniform) in nats, float32, for logits (B, P, h, w): 0 where every code is as likely."""
     log_q = logits.float().log_softmax(dim=1)
-    return (log_q.exp() * log_q).sum(dim=1).mean() + torch.log(torch.tensor(float(logits.shape[1]), device=logits.device))
+    return (log_q.exp() * log_q).sum(dim=1).mean() + math.log(logits.shape[1])
 
 
 class DVAETokenizer(nn.Module):

@@ -25,8 +25,11 @@ ALLOWED = {
     ("metrics/iou.py", "compute"),  # the same
     ("models/vit.py", "layer_of"),  # of a parameter's name
     ("tasks/backbones.py", "flops_of"),  # of a counter, after the run
+    ("tasks/basis.py", "fit"),  # of a basis, which is fitted before anything trains
+    ("tasks/codes.py", "_write"),  # of token ids, before the first step
     ("tasks/pretrain.py", "result"),  # of the config, after the run
     ("tasks/pretrain.py", "step_flops"),  # of a counter, after the run
+    ("tasks/targets.py", "open_basis"),  # of a reference
 }
 
 
