@@ -30,7 +30,7 @@ def train(schema: type[S], run: Callable[..., object], *, description: str, argv
     return guarded(lambda: run(load(args.config, schema, overrides=args.set, debug=args.debug), args.work_dir, resume=args.resume))
 
 
-def pretrain(schema: type[S], run: Callable[..., object], *, description: str, argv: Sequence[str] | None = None) -> int:
+def pretrain(schema: type[S], run: Callable[..., Sequence[object]], *, description: str, argv: Sequence[str] | None = None) -> int:
     """Do the same for a tool whose config may be a grid (configs/ablations): --row names one of its runs, or all of them, one after the other."""
     parser = _parser(description)
     parser.add_argument("--row", metavar="ROW", help="of an ablation (configs/ablations): a row of the table, or all (each in a folder of D)")
@@ -39,7 +39,7 @@ def pretrain(schema: type[S], run: Callable[..., object], *, description: str, a
     return guarded(lambda: _pretrain(schema, run, args))
 
 
-def _pretrain(schema: type[S], run: Callable[..., object], args: argparse.Namespace) -> None:
+def _pretrain(schema: type[S], run: Callable[..., Sequence[object]], args: argparse.Namespace) -> None:
     if not grid.is_grid(args.config):
         if args.row or args.mini:
             raise ValueError(f"{args.config} is one run, not an ablation: leave --row and --mini out")
@@ -47,8 +47,11 @@ def _pretrain(schema: type[S], run: Callable[..., object], args: argparse.Namesp
         return
     points = grid.points(Path(args.config), "mini" if args.mini else "paper", args.row or "")
     runs = [(point, load(point.config, schema, changes=point.changes, overrides=args.set, debug=args.debug)) for point in points]
+    if len(runs) > 1 and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("--row all runs one row after the other in one process: under torchrun start each row by its name")
     for point, cfg in runs:  # every row is checked before the first one starts
-        run(cfg, args.work_dir / point.folder if args.row == "all" else args.work_dir, resume=args.resume)
+        if not run(cfg, args.work_dir / point.folder if args.row == "all" else args.work_dir, resume=args.resume):
+            break  # stopped by a signal, and saved
 
 
 def transfer(tasks: Mapping[str, Task], *, description: str, argv: Sequence[str] | None = None) -> int:

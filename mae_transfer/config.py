@@ -34,8 +34,8 @@ class Schema(BaseModel):
     """Dotted overrides that `--debug` lays over any file: a run of two steps, on CPU, in seconds. "key?" only where the file sets that key."""
 
     def digest(self) -> str:
-        """Return the first 16 hex digits of the sha256 of everything but `run`."""
-        values = self.model_dump(mode="json", exclude={"run"})
+        """Return the first 16 hex digits of the sha256 of everything but `run` and where the data lie."""
+        values = _without_places(self.model_dump(mode="json", exclude={"run"}))
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def source(self, header: str = "") -> str:
@@ -44,8 +44,8 @@ class Schema(BaseModel):
         return f'"""{header}"""\n' + "\n".join(lines) + "\n"
 
     def differences(self, other: Self) -> list[str]:
-        """Return 'key: ours != theirs' for every value that differs, `run` aside."""
-        ours, theirs = (flatten(cfg.model_dump(exclude={"run"})) for cfg in (self, other))
+        """Return 'key: ours != theirs' for every value that differs, `run` and where the data lie aside."""
+        ours, theirs = (flatten(_without_places(cfg.model_dump(exclude={"run"}))) for cfg in (self, other))
         keys = [key for key in ours | theirs if ours.get(key, "absent") != theirs.get(key, "absent")]
         return [f"{key}: {ours.get(key, 'absent')!r} != {theirs.get(key, 'absent')!r}" for key in keys]
 
@@ -149,6 +149,14 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return flat
+
+
+def _without_places(values: dict[str, Any]) -> dict[str, Any]:
+    """Return nested values with each `root` reduced to its folder's own name: the same data may lie elsewhere tomorrow."""
+    return {
+        key: _without_places(value) if isinstance(value, dict) else Path(value).name if key == "root" and isinstance(value, str) else value
+        for key, value in values.items()
+    }
 
 
 def _literal(text: str) -> Any:

@@ -22,7 +22,7 @@ def main() -> int:
     parser.add_argument(
         "--images", type=Path, metavar="FOLDER", help="images to draw, in any depth of folders; left out: the run's validation images"
     )
-    parser.add_argument("--mask-ratio", type=float, nargs="+", default=[0.75], metavar="R", help="shares of hidden patches (default: 0.75)")
+    parser.add_argument("--mask-ratio", type=float, nargs="+", metavar="R", help="shares of hidden patches (default: the run's own mask)")
     parser.add_argument("--most", type=int, default=16, metavar="N", help="images per sheet, spread evenly over the folder (default: 16)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the PNGs go (default: D/reconstructions; with --attention, here)")
     parser.add_argument("--attention", action="store_true", help="draw attention maps instead; needs --images")

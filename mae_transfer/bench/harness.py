@@ -80,9 +80,16 @@ def race(contestants: Mapping[str, Build], modes: Sequence[Mode], work: Work, *,
         ready = {key: _ask(pipe, warmup) for key, pipe in lanes.items()}
         running = [key for key, reply in ready.items() if not isinstance(reply, str)]
         for number in range(rounds):
-            for key in running if number % 2 == 0 else reversed(running):  # so that nobody always runs in the wake of the same neighbour
-                speeds[key].append(steps * work.batch / _ask(lanes[key], steps))
-        measures = {key: _ask(lanes[key], "measure") for key in running}
+            for key in running if number % 2 == 0 else running[::-1]:  # so that nobody always runs in the wake of the same neighbour
+                taken = _ask(lanes[key], steps)
+                if isinstance(taken, str):
+                    ready[key] = taken
+                else:
+                    speeds[key].append(steps * work.batch / taken)
+            running = [key for key in running if not isinstance(ready[key], str)]
+        found = {key: _ask(lanes[key], "measure") for key in running}
+        ready |= {key: reply for key, reply in found.items() if isinstance(reply, str)}
+        measures = {key: reply for key, reply in found.items() if not isinstance(reply, str)}
     finally:
         for pipe in lanes.values():
             pipe.close()  # ends the process

@@ -79,8 +79,8 @@ class Random(_RatioSampler):
 class Block(_RatioSampler):
     """Block-wise masking (BEiT, algorithm 1): rectangles of at least `min_block` cells and aspect ratio in [0.3, 1/0.3] until the share is hidden.
 
-    BEiT's loop stops when ten tries in a row add nothing: for 75 of 14 x 14 patches in a third of the draws, then short by 1.6 on average. The rest is
-    hidden at random: 0.7 % of all hidden patches.
+    BEiT's loop stops when ten tries in a row add nothing: for 75 of 14 x 14 patches in a third of the draws, then short by 1.6 on average.
+    The rest is hidden at random: 0.7 % of all hidden patches.
     """
 
     def __init__(self, *, ratio: float = 0.5, unit: int = 1, min_block: int = BEIT_MIN_BLOCK) -> None:

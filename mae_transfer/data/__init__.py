@@ -129,6 +129,9 @@ def open_labelled(cfg: LabelledDataConfig) -> tuple[Split, Source]:
     train, val = open_sources(cfg)
     if val is None:
         raise ValueError("data.val is not set: classification reports on a validation set that it never trains on or selects with")
+    if val.classes and train.classes and val.classes != train.classes:  # labels would mean different things
+        different = sorted(set(train.classes) ^ set(val.classes))[:5]
+        raise ValueError(f"training set has {len(train.classes)} classes, validation set {len(val.classes)}; in one of them only: {different}")
     return split(train, label_fraction=cfg.label_fraction, holdout_fraction=cfg.holdout_fraction), whole(val, of="validation")
 
 
@@ -146,13 +149,8 @@ def _rooted(spec: Spec, root: str | None) -> Spec:
 
 
 def open_sources(cfg: DataConfig) -> tuple[Source, Source | None]:
-    """Return the training and the validation set; ValueError where both have classes and they differ: labels would mean different things."""
-    train = open_source(cfg.train, cfg.root)
-    val = open_source(cfg.val, cfg.root) if cfg.val else None
-    if val is not None and val.classes and train.classes and val.classes != train.classes:
-        different = sorted(set(train.classes) ^ set(val.classes))[:5]
-        raise ValueError(f"training set has {len(train.classes)} classes, validation set {len(val.classes)}; in one of them only: {different}")
-    return train, val
+    """Return the training and the validation set."""
+    return open_source(cfg.train, cfg.root), open_source(cfg.val, cfg.root) if cfg.val else None
 
 
 def training_views(cfg: DataConfig, extra: Sequence[ViewSpec] = ()) -> Augmentation:

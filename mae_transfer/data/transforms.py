@@ -27,6 +27,7 @@ from mae_transfer.interfaces import ViewSpec
 
 Box = tuple[int, int, int, int]
 
+LONGEST = 32  # times the shorter side; a panorama is 4 times as long as high
 SHORTER_SIDE = 256 / 224  # of the resized image to the crop's side, in evaluation (MAE, A.1: resize 256, centre crop 224)
 
 
@@ -53,11 +54,19 @@ class CentreCrop:
         return tuple(self._render(image, view) for view in self.views)
 
     def _render(self, image: Tensor, view: ViewSpec) -> Tensor:
+        image = _middle(image)
         height, width = image.shape[-2:]
         shorter, target = min(height, width), round(view.size * self.shorter_side)
         resized = resize(image, (target * height // shorter, target * width // shorter), view.interpolation)
         crop: Tensor = F.center_crop(resized, [view.size, view.size])
         return crop.contiguous()
+
+
+def _middle(image: Tensor) -> Tensor:
+    """Return the middle of an image that is longer than LONGEST times its shorter side: resized whole, a thin one would fill the memory."""
+    most = LONGEST * min(image.shape[-2:])
+    middle: Tensor = F.center_crop(image, [min(length, most) for length in image.shape[-2:]])
+    return middle
 
 
 class RandomCrop:

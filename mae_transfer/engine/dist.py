@@ -54,6 +54,11 @@ def session(device: DeviceName = "auto") -> Iterator[Dist]:
     """Join the processes that torchrun started (nccl on cuda, gloo elsewhere), and leave them cleanly; without torchrun: one process."""
     rank, world, local = (int(os.environ.get(key, default)) for key, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
     where = pick_device(device, local_rank=local)
+    if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        raise ValueError(
+            f"srun started {os.environ['SLURM_STEP_NUM_TASKS']} processes that do not know of each other, all for one work dir: start one "
+            "task per node and torchrun in it (srun --ntasks-per-node 1 torchrun --nnodes $SLURM_NNODES --nproc-per-node ...)"
+        )
     if where.type == "cuda":
         torch.cuda.set_device(where)
     if world == 1:

@@ -14,6 +14,7 @@ import torch.distributed as td
 from mae_transfer.engine.dist import Dist
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+ECHO = 1.0  # seconds in which a repeated signal is the first one again: batch systems and torchrun both send it, to the group and to each process
 
 
 class Wish(NamedTuple):
@@ -24,7 +25,7 @@ class Wish(NamedTuple):
 
 
 class Interrupt:
-    """Turns the first SIGTERM or Ctrl-C into a wish to stop after the step; a second one acts as it always does. Context manager.
+    """Turns SIGTERM or Ctrl-C into a wish to stop after the step; a second Ctrl-C, a second later or more, acts as it always does. Context manager.
 
     With several ranks a wish is sent after one step and read after the next, so that nobody ever waits for it.
     """
@@ -34,6 +35,7 @@ class Interrupt:
         self._interval = float("inf") if save_minutes is None else save_minutes * 60
         self._due = time.monotonic() + self._interval
         self._stop = False
+        self._since = 0.0  # of the first signal
         self._previous: dict[int, Any] = {}
         self._sent: tuple[torch.Tensor, Any] | None = None
 
@@ -69,8 +71,11 @@ class Interrupt:
         return due
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._stop = True
-        self._restore()
+        if not self._stop:
+            self._stop, self._since = True, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self._since > ECHO:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

@@ -75,7 +75,7 @@ def train(
             run.step()
             wish = interrupt.poll()
             state.stopped = wish.stop and state.step < cfg.steps
-            if wish.save or state.stopped or run.due(cfg.run.save_every):
+            if wish.save or state.stopped or run.due(cfg.run.save_every) or run.due(cfg.run.keep_every):
                 run.save()
             if not state.stopped:
                 run.evaluate_if_due()
@@ -185,6 +185,8 @@ class _Run:
 
     def _write(self, number: int, metrics: dict[str, Tensor]) -> None:
         read = self.window.read(metrics, global_batch=self.cfg.global_batch)
+        if self.state.scaler.is_enabled():
+            read["loss_scale"] = self.window.check_scale(self.state.scaler.get_scale(), number)
         self._lap()
         place = {
             "epoch": self.state.step / self.cfg.steps_per_epoch,

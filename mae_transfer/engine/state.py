@@ -84,7 +84,7 @@ class TrainState:
     scaler: torch.amp.GradScaler
     ema: ModelEmaV3 | None
     dist: Dist
-    digest: str = ""  # of the config: a checkpoint of another one is refused
+    digest: str = ""  # of the files that the run refers to: a checkpoint made with others is refused
     extra: dict[str, Any] = field(default_factory=dict)  # the task's own, plain types and tensors
     step: int = 0  # completed optimizer steps
     images_seen: int = 0
@@ -124,7 +124,7 @@ class TrainState:
         """Take over a payload; raise ValueError where it is of another config or of another kind of run."""
         if payload["digest"] != self.digest:
             raise ValueError(
-                f"the checkpoint is of config {payload['digest']!r}, this run's is {self.digest!r}: use another work dir or the same config"
+                f"the checkpoint was made with {payload['digest']!r}, this run has {self.digest!r}: use another work dir, or the same files"
             )
         if ("ema" in payload) != (self.ema is not None):
             raise ValueError(
@@ -173,7 +173,9 @@ def micro_steps(global_batch: int, *, device_batch: int | None, world: int) -> t
     """Return (images per device and micro-step, micro-steps) that make up the global batch exactly; raise ValueError where none do."""
     share, rest = divmod(global_batch, world)
     micro = min(device_batch or share, share)
-    if rest or not share or share % micro:
+    if rest or not share:
+        raise ValueError(f"a global batch of {global_batch} cannot be split over {world} processes: make batch a multiple, or start another number")
+    if share % micro:
         raise ValueError(
             f"a global batch of {global_batch} is not a multiple of {world} device(s) x device_batch={device_batch}: change run.device_batch"
         )

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from mae_transfer.engine.dist import Dist, read_mean
 
+LEAST_SCALE = 2.0**-14  # float16 gradients that overflow even here are not large, they are not numbers
+
 
 class NonFiniteLoss(RuntimeError):  # noqa: N818 - what happened, not a mistake of the caller
     """The loss or a parameter is no longer a finite number; training has stopped and nothing was saved from it."""
@@ -83,6 +85,12 @@ class Window:
         if flags["broken"] > 0:
             self._fail(f"a parameter, buffer or moment is not finite after step {after - 1} (lr {self._lr_at(after - 1):.3e})")
         self._ids.clear()
+
+    def check_scale(self, scale: float, step: int) -> float:
+        """Return the loss scale of float16; raise NonFiniteLoss where it has fallen so far that every step since was skipped."""
+        if scale < LEAST_SCALE:
+            self._fail(f"at step {step} the loss scale is {scale:g}: no gradient was finite for a long time, and every such step was skipped")
+        return scale
 
     def _raise_if(self, failed: bool) -> None:
         if not failed:

@@ -199,7 +199,7 @@ def build_state(cfg: ClassifyConfig, parts: Parts, chosen: Chosen, loop: LoopCon
         sync_bn=dist.world > 1 and dist.device.type == "cuda",
     )
     optimizer = build_optimizer(cfg.optim, parts.protocol.groups(model, cfg.optim), lr=peak_lr(cfg.optim, global_batch=cfg.batch))
-    return TrainState.create(dressed, optimizer, loop, dist=dist, digest=cfg.digest(), extra={"history": {}})
+    return TrainState.create(dressed, optimizer, loop, dist=dist, extra={"history": {}})
 
 
 def feed(cfg: ClassifyConfig, parts: Parts, share: Share, *, dist: Dist) -> Iterator[Batch]:

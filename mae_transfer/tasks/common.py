@@ -85,6 +85,10 @@ def fit(cfg: TrainConfig, work_dir: Path, job: Job, *, dist: Dist, resume: bool)
     folder = open_work_dir(work_dir, cfg, resume=resume, main=dist.is_main)
     state = job.build(loop)
     notices = resume_state(state, folder.checkpoints) if resume else []
+    if state.step == loop.steps and (done := finished(folder, cfg, state.step)):
+        if dist.is_main:
+            print(f"{folder.root} is finished: its {len(done)} results stand in {folder.results}", flush=True)
+        return done
     share = Share(order=job.order, start=state.step, rank=dist.rank, world=dist.world, accumulate=loop.accumulate)
     check_up = partial(job.evaluate, state, folder)
     with Logger(work_dir, steps=loop.steps, resumed_at=state.step, main=dist.is_main, progress=cfg.run.progress, wandb=cfg.run.wandb) as log:
@@ -95,6 +99,13 @@ def fit(cfg: TrainConfig, work_dir: Path, job: Job, *, dist: Dist, resume: bool)
             return []
         save_curves(folder.root / "log.jsonl", folder.root / "curves.png")
         return job.finish(state, loop, folder, log)
+
+
+def finished(folder: WorkDir, cfg: TrainConfig, step: int) -> list[results.Result]:
+    """Return the results that this run has written after its last step."""
+    if not folder.results.is_file():
+        return []
+    return [result for result in results.load(folder.results)[0] if result.config_digest == cfg.digest() and result.steps == step]
 
 
 def loop_config(cfg: TrainConfig, order: Order, dist: Dist) -> LoopConfig:

@@ -102,6 +102,8 @@ class PretrainConfig(TrainConfig):
             raise ValueError(f"model.encoder.image_size = {encoder.image_size}, but data.size = {self.data.size}: they are the same image")
         if not encoder.channels == len(self.mean) == len(self.std):
             raise ValueError(f"model.encoder.channels = {encoder.channels}, but mean has {len(self.mean)} values and std {len(self.std)}")
+        if self.optim.layer_decay:
+            raise ValueError(f"optim.layer_decay = {self.optim.layer_decay}: pretraining has one rate for all layers; leave it out")
         build(MASKERS, self.mask).visible(encoder.grid())
         return self
 
@@ -224,7 +226,7 @@ def build_state(cfg: PretrainConfig, target: Target, loop: LoopConfig, *, dist: 
     groups = param_groups(model, weight_decay=cfg.optim.weight_decay, no_decay=())
     optimizer = build_optimizer(cfg.optim, groups, lr=peak_lr(cfg.optim, global_batch=cfg.batch))
     extra = {"target": buffers_of(target)}
-    return TrainState.create(dressed, optimizer, loop, dist=dist, digest=cfg.digest() + digest_of(cfg.target), extra=extra)
+    return TrainState.create(dressed, optimizer, loop, dist=dist, digest=digest_of(cfg.target), extra=extra)
 
 
 def headline(cfg: PretrainConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) -> str:

@@ -103,6 +103,8 @@ class TokenizerConfig(TrainConfig):
     def _parts_fit(self) -> Self:
         if self.data.size % self.model.stride:
             raise ValueError(f"data.size = {self.data.size} is not a multiple of the tokenizer's stride {self.model.stride}")
+        if self.optim.layer_decay:
+            raise ValueError(f"optim.layer_decay = {self.optim.layer_decay}: the autoencoder has one rate for all layers; leave it out")
         if len(self.mean) != 3:
             raise ValueError(f"the autoencoder takes 3 channels, mean has {len(self.mean)} values")
         return self
@@ -225,9 +227,7 @@ def build_state(cfg: TokenizerConfig, loop: LoopConfig, *, dist: Dist) -> TrainS
     model = DVAE(cfg.model)
     dressed = assemble(model, dist=dist, compile=cfg.run.compile, checkpoint_activations=cfg.run.checkpoint_activations)
     groups = param_groups(model, weight_decay=cfg.optim.weight_decay, no_decay=())
-    return TrainState.create(
-        dressed, build_optimizer(cfg.optim, groups, lr=peak_lr(cfg.optim, global_batch=cfg.batch)), loop, dist=dist, digest=cfg.digest()
-    )
+    return TrainState.create(dressed, build_optimizer(cfg.optim, groups, lr=peak_lr(cfg.optim, global_batch=cfg.batch)), loop, dist=dist)
 
 
 def headline(cfg: TokenizerConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) -> str:

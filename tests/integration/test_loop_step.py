@@ -226,9 +226,11 @@ def test_micro_steps_fill_the_global_batch_exactly(world: int, device_batch: int
     assert micro_steps(64, device_batch=device_batch, world=world) == expected
 
 
-@pytest.mark.parametrize(("world", "device_batch"), [(3, None), (1, 7), (128, None)])
-def test_a_batch_that_cannot_be_divided_is_an_error(world: int, device_batch: int | None) -> None:
-    with pytest.raises(ValueError, match=r"change run\.device_batch"):
+@pytest.mark.parametrize(("world", "device_batch", "remedy"), [
+    (3, None, "make batch a multiple"), (1, 7, r"change run\.device_batch"), (128, None, "start another number"),
+])  # fmt: skip
+def test_a_batch_that_cannot_be_divided_is_an_error(world: int, device_batch: int | None, remedy: str) -> None:
+    with pytest.raises(ValueError, match=remedy):
         micro_steps(64, device_batch=device_batch, world=world)
 
 

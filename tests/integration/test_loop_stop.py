@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from toy import BATCH, QUIET, Toy, ToyBatch, config, equal, go, new_state, rows, toy_step, weights
 
-from mae_transfer.engine import checkpoint
+from mae_transfer.engine import checkpoint, interrupt
 from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.loop import Step
 from mae_transfer.engine.window import NonFiniteLoss
@@ -65,6 +65,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_continue(
 def test_a_second_signal_acts_as_it_always_does(tmp_path: Path) -> None:
     def step_fn(model: nn.Module, batch: ToyBatch, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(interrupt.ECHO * 1.1)
         os.kill(os.getpid(), signal.SIGINT)
         return toy_step(model, batch, step)
 
@@ -74,6 +75,46 @@ def test_a_second_signal_acts_as_it_always_does(tmp_path: Path) -> None:
             go(tmp_path, config(), new_state(config(), CPU), step_fn=step_fn)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_loss_scale_that_has_vanished_stops_the_run(tmp_path: Path) -> None:
+    """Finite losses with gradients that are not: GradScaler skips every step, and nothing is learned."""
+
+    class Broken(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            return grad * float("nan")
+
+    def step_fn(model: nn.Module, batch: ToyBatch, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, metrics = toy_step(model, batch, step)
+        return Broken.apply(loss), metrics
+
+    cfg = config(steps=100, precision="float16")
+    with pytest.raises(NonFiniteLoss, match=r"the loss scale is .*: no gradient was finite for a long time"):
+        go(tmp_path, cfg, new_state(cfg, CPU), step_fn=step_fn)
+
+
+def test_states_that_are_kept_for_good_are_saved_for_that(tmp_path: Path) -> None:
+    cfg = config(steps=10, run=QUIET.model_copy(update={"save_every": None, "keep_every": 4, "keep_last": 1}))
+    go(tmp_path, cfg, new_state(cfg, CPU))
+    assert sorted(path.name for path in tmp_path.rglob("step_*.pt")) == ["step_00000004.pt", "step_00000008.pt", "step_00000010.pt"]
+
+
+def test_echoes_of_a_signal_are_that_signal(tmp_path: Path) -> None:
+    """torchrun and batch systems both send SIGTERM, to the group and to each process; the terminal sends Ctrl-C to all."""
+
+    def step_fn(model: nn.Module, batch: ToyBatch, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        return toy_step(model, batch, step)
+
+    state = go(tmp_path, config(), new_state(config(), CPU), step_fn=step_fn)
+    assert (state.stopped, state.step) == (True, 1)
+    assert list(tmp_path.rglob("step_00000001.pt"))
 
 
 def test_sigterm_ends_a_process_with_exit_status_0_and_a_resumable_state(tmp_path: Path) -> None:

@@ -235,7 +235,45 @@ def test_a_folder_of_another_config_or_with_a_run_in_it_is_refused(tmp_path: Pat
         pretrain.run(config(), tmp_path / "run")
     with pytest.raises(ValueError, match=r"(?s)run of another config.*optim.lr: 0.001 != 0.002"):
         pretrain.run(config(optim={"lr": 2e-3}), tmp_path / "run", resume=True)
-    assert pretrain.run(config(), tmp_path / "run", resume=True)[0].steps == 10  # finished: resuming evaluates and exports again
+    assert pretrain.run(config(), tmp_path / "run", resume=True)[0].steps == 10
+    assert len(results.load(tmp_path / "run" / "results.jsonl")[0]) == 1  # it was finished: nothing is written again
+
+
+def test_the_data_may_lie_elsewhere_when_a_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for job in ("job1", "job2"):
+        for index in range(8):
+            path = tmp_path / job / "in" / "train" / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (20, 20), (index * 30, 10, 10)).save(path)
+    cfgs = [config(data={"root": str(tmp_path / job / "in"), "train": {"name": "folder", "labelled": False}, "size": 16}) for job in ("job1", "job2")]
+    stop_at(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    pretrain.run(cfgs[0], tmp_path / "run")
+    monkeypatch.undo()
+    assert cfgs[0].digest() == cfgs[1].digest()
+    assert pretrain.run(cfgs[1], tmp_path / "run", resume=True)[0].steps == 5
+
+
+def test_other_values_of_a_run_that_goes_on_are_taken_where_its_config_was_deleted(tmp_path: Path) -> None:
+    """The remedy that the error names."""
+    pretrain.run(config(), tmp_path / "run")
+    (tmp_path / "run" / "config.py").unlink()
+    assert pretrain.run(config(epochs=6.0), tmp_path / "run", resume=True)[0].steps == 12
+
+
+def test_pictures_show_the_runs_own_mask_where_none_is_asked_for(tmp_path: Path) -> None:
+    pretrain.run(config(mask={"name": "grid"}, epochs=1.0), tmp_path / "run")
+    assert [path.name for path in reconstruct(tmp_path / "run", None, mask_ratios=None, out=tmp_path, most=1)] == ["grid.png"]
+
+
+def test_a_layer_decay_that_would_do_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="pretraining has one rate for all layers"):
+        config(optim={"lr": 1e-3, "layer_decay": 0.75})
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    with pytest.raises(ValueError, match=r"srun started 4 processes.*start one task per node and torchrun in it"):
+        pretrain.run(config(), tmp_path / "run")
 
 
 def test_a_truncated_checkpoint_falls_back_to_the_one_before_and_says_so(

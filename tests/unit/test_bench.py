@@ -46,6 +46,26 @@ def test_a_race_reports_every_contestant_and_says_why_one_did_not_run():
     assert "died" in (rows["dying"].failure or "")
 
 
+def dying_later(work: Work) -> Entry:
+    class Mortal(Toy):
+        steps = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            Mortal.steps += 1
+            if Mortal.steps > 3:
+                raise RuntimeError("out of memory")
+            return super().forward(x)
+
+    return Entry(Mortal(), toy(work).inputs)
+
+
+def test_a_contestant_that_dies_in_the_race_leaves_the_others_their_result():
+    rows = {row.name: row for row in race({"toy": toy, "mortal": dying_later}, ["eager"], WORK, rounds=4, steps=1)}
+    assert len(rows["toy"].images_per_s) == 4
+    assert "out of memory" in (rows["mortal"].failure or "")
+    assert rows["mortal"].measures is None
+
+
 def row(name: str, mode: str, *speeds: float) -> Row:
     return Row(name, mode, speeds, Measures(1.0, 100, 1000.0, 0.5))  # type: ignore[arg-type]
 

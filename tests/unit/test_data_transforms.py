@@ -162,3 +162,16 @@ def test_a_whole_box_at_its_own_size_is_the_image() -> None:
 def test_impossible_options_are_refused(name: str, options: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         AUGMENTATIONS[name]([MAIN], **options)
+
+
+def test_the_middle_of_a_thin_image_is_seen_without_resizing_the_whole_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    thin = torch.zeros(3, 1, 4001, dtype=torch.uint8)
+    thin[:, :, 2000] = 255
+    sizes = []
+    monkeypatch.setattr(transforms, "resize", lambda image, size, filter: sizes.append(size) or resize(image, size, filter))
+    view = AUGMENTATIONS["none"]([MAIN])(thin)[0]
+    assert max(sizes[0]) <= 33 * 37
+    bright = view.float().mean(dim=(0, 1)).argmax().item()
+    assert abs(bright - 15.5) < 20  # one pixel of the source is as wide as the view: the bright one is in the middle
+    ordinary = torch.randint(256, (3, 20, 600), dtype=torch.uint8)
+    assert torch.equal(transforms._middle(ordinary), ordinary)

@@ -45,11 +45,29 @@ def test_rows_are_laid_over_the_base_of_their_scale_and_own_values_of_a_scale_ov
 def test_one_row_goes_into_the_work_dir_and_all_of_them_into_folders_of_it(file: Path, options: list[str], expected: dict[str, Example]) -> None:
     ran = {}
 
-    def run(cfg: Example, work_dir: Path, *, resume: bool) -> None:
+    def run(cfg: Example, work_dir: Path, *, resume: bool) -> list[str]:
         ran[str(work_dir)] = cfg
+        return ["a result"]
 
     assert cli.pretrain(Example, run, description="", argv=[str(file), "--work-dir", "runs", *options]) == 0
     assert ran == expected
+
+
+def test_a_row_that_was_stopped_is_the_last_one(file: Path) -> None:
+    ran = []
+
+    def run(cfg: Example, work_dir: Path, *, resume: bool) -> list[str]:
+        ran.append(work_dir.name)
+        return []
+
+    assert cli.pretrain(Example, run, description="", argv=[str(file), "--work-dir", "runs", "--row", "all"]) == 0
+    assert ran == ["1_block"]
+
+
+def test_all_rows_under_torchrun_are_refused(file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.pretrain(Example, lambda *_, **__: [1], description="", argv=[str(file), "--work-dir", "runs", "--row", "all"]) == 1
+    assert "under torchrun start each row by its name" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("options", "text"), [
