@@ -20,7 +20,7 @@ class Task(NamedTuple):
     """One of the tasks that a tool runs, by what its config says."""
 
     schema: type[Schema]
-    run: Callable[..., object]  # (cfg, work_dir, resume=...)
+    run: Callable[..., object] | None  # (cfg, work_dir, resume=...); None: it only evaluates
     evaluate: Callable[..., object] | None = None  # (cfg, checkpoint, work_dir or None); None: nothing is trained
 
 
@@ -77,7 +77,9 @@ def _transfer(tasks: Mapping[str, Task], args: argparse.Namespace) -> None:
     task = tasks[named]
     backbone = [] if args.backbone is None else [f"backbone.reference={args.backbone!r}"]
     cfg = load(args.config, task.schema, overrides=[*backbone, *args.set], debug=args.debug)
-    if not args.eval:
+    if not args.eval and task.run is None:
+        raise ValueError(f"task {named!r} trains nothing: give --eval --checkpoint C")
+    if not args.eval and task.run is not None:
         task.run(cfg, args.work_dir, resume=args.resume)
     elif task.evaluate is None:
         raise ValueError(f"task {named!r} trains nothing, so there is no checkpoint to evaluate: leave --eval out and give --backbone")

@@ -61,6 +61,12 @@ LAYOUTS: dict[str, Layout] = {
     "3": Layout("Table 3: fine-tuning, top-1 %", "backbone", lambda r: _reported(r, "finetune", "scratch"), backbone_column),
     "12": Layout("Table 12: linear probing, top-1 %", "backbone", lambda r: _reported(r, "linear"), backbone_column),
     "figure 9": Layout("Figure 9: partial fine-tuning, top-1 %", "tuned blocks", lambda r: _reported(r, "partial"), suffix_column),
+    "13": Layout(
+        "Table 13: robustness, top-1 %, and for imagenet-c the mean corruption error % (lower is better)",
+        "variant, backbone",
+        lambda r: r.task == "robustness" and r.metric in ("top1", "mCE"),
+        lambda r: f"{r.dataset}, {backbone_column(r)}",
+    ),
     "knn": Layout("k-nearest neighbours, top-1 % (no table of the paper)", "k", lambda r: _reported(r, "knn"), suffix_column),
 }
 

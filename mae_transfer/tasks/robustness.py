@@ -1,0 +1,149 @@
+"""A trained classifier on the variants of ImageNet's validation set: -A, -R, -Sketch and -C (MAE, appendix B and table 13). Nothing is trained.
+
+Legend: B images, C classes of the classifier, c classes of a variant (200 of the 1000 in A and R).
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+
+from mae_transfer import results
+from mae_transfer.core.normalize import normalize
+from mae_transfer.data import Folder, Source, evaluation_views, unreadable_policy
+from mae_transfer.engine.dist import Dist, read_mean, session
+from mae_transfer.engine.state import autocast
+from mae_transfer.metrics.corruption import ALEXNET_ERROR, SEVERITIES, corruption_errors, mean_corruption_error
+from mae_transfer.tasks.backbones import Chosen, flops_of, tokens_of
+from mae_transfer.tasks.classify import ClassifyConfig, Parts, trained
+from mae_transfer.tasks.common import pass_over
+from mae_transfer.tasks.workdir import WorkDir
+
+Variant = Literal["imagenet-a", "imagenet-r", "imagenet-sketch", "imagenet-c"]
+
+
+class RobustnessConfig(ClassifyConfig):
+    """A classifier's config, and the variants to evaluate it on."""
+
+    task: Literal["robustness"] = "robustness"  # type: ignore[assignment]
+    """Which task the file configures."""
+    variants: dict[Variant, str | None]
+    """Folder of each variant; those without one are left out."""
+    classes: str | None = None
+    """A text file of the classifier's class folders (wnids), a line each, in the order of its scores; None: the class folders of data.root/train."""
+
+
+class Part(NamedTuple):
+    """One folder of images of a variant."""
+
+    corruption: str  # "" where the variant is one folder
+    severity: int
+    source: Source
+    columns: Tensor  # (c,) int64: the scores that its classes have
+
+
+def evaluate(cfg: RobustnessConfig, reference: str, work_dir: Path | None) -> list[results.Result]:
+    """Evaluate what `reference` names (a step_*.pt of this config, or mae-finetuned:PATH); print the numbers, append them where there is a work dir.
+
+    Raises:
+        ValueError: no variant has a folder; a corruption, a severity or a class is missing or unknown (all of them are named).
+    """
+    names = class_names(cfg)
+    opened = {variant: open_variant(variant, Path(root), names) for variant, root in cfg.variants.items() if root}
+    if not opened:
+        raise ValueError("no variant has a folder: --set \"variants={'imagenet-a':'/data/imagenet-a'}\"; known are " + ", ".join(cfg.variants))
+    protocol = cfg.method()
+    if len(protocol.row) > 1:
+        raise ValueError(f"protocol {protocol.title!r} gives a row of {len(protocol.row)} scores; robustness is that of one classifier")
+    with session(cfg.run.device) as dist:
+        model, chosen = trained(cfg, Parts(protocol, next(iter(opened.values()))[0].source, {}, len(names)), reference)
+        model.to(dist.device).eval()
+        written = [number for variant, parts in opened.items() for number in measure(cfg, chosen, model, variant, parts, dist)]
+        if dist.is_main:
+            for number in written:
+                print(f"{number.dataset}: {number.metric} {number.value:.2f}{number.unit}", flush=True)
+            if work_dir is not None:
+                results.append(WorkDir(work_dir).results, written)
+        return written
+
+
+def class_names(cfg: RobustnessConfig) -> list[str]:
+    """Return the classifier's class folders in the order of its scores."""
+    if cfg.classes is not None:
+        path = Path(cfg.classes)
+        if not path.is_file():
+            raise ValueError(f"classes = {cfg.classes!r} does not exist: a text file with one class folder (wnid) per line is wanted")
+        return path.read_text(encoding="utf-8").split()
+    train = Path(cfg.data.root or "") / "train"
+    if cfg.data.root is None or not train.is_dir():
+        raise ValueError(
+            "which class is which score? Set data.root to the ImageNet folder whose train/ has a folder per class, or classes to a text file with "
+            "the class folders (wnids) in sorted order"
+        )
+    return sorted(path.name for path in train.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def open_variant(variant: Variant, root: Path, names: list[str]) -> list[Part]:
+    """Return the folders of a variant: one, or one for each corruption and severity of ImageNet-C."""
+    if variant != "imagenet-c":
+        return [open_part("", 0, root, names)]
+    wanted = [(name, severity, root / name / str(severity)) for name in ALEXNET_ERROR for severity in SEVERITIES]
+    missing = [str(path.relative_to(root)) for _, _, path in wanted if not path.is_dir()]
+    if missing:
+        raise ValueError(f"{root} lacks {len(missing)} of the {len(wanted)} folders of ImageNet-C (corruption/severity): {', '.join(missing)}")
+    return [open_part(name, severity, path, names) for name, severity, path in wanted]
+
+
+def open_part(corruption: str, severity: int, path: Path, names: list[str]) -> Part:
+    """Open one folder; ValueError where it has a class that the classifier has not."""
+    source = Folder(root=str(path))
+    unknown = sorted(set(source.classes) - set(names))
+    if unknown:
+        raise ValueError(f"{path} has class folders that are none of the classifier's {len(names)}: {', '.join(unknown[:5])} ({len(unknown)} in all)")
+    place = {name: column for column, name in enumerate(names)}
+    return Part(corruption, severity, source, torch.tensor([place[name] for name in source.classes]))
+
+
+def measure(cfg: RobustnessConfig, chosen: Chosen, model: nn.Module, variant: Variant, parts: list[Part], dist: Dist) -> list[results.Result]:
+    """Return the numbers of one variant: top-1 %, or for ImageNet-C the corruption errors and their mean, %."""
+    start = time.perf_counter()
+    shown = track(parts, description=variant, disable=not (cfg.run.progress and dist.is_main))
+    right = {(part.corruption, part.severity): accuracy(cfg, model, part, dist) for part in shown}
+    seconds, images = time.perf_counter() - start, sum(len(part.source) for part in parts)
+    if variant == "imagenet-c":
+        errors = {name: {severity: 1 - right[name, severity] for severity in SEVERITIES} for name in ALEXNET_ERROR}
+        figures = {"mCE": mean_corruption_error(errors)} | {f"CE_{name}": value for name, value in corruption_errors(errors).items()}
+    else:
+        figures = {"top1": right["", 0]}
+    return [
+        results.Result(
+            run=chosen.name, task="robustness", protocol=cfg.title(), dataset=variant, split="val", metric=metric, value=100 * value, unit="%",
+            higher_is_better=metric == "top1", seed=cfg.seed, backbone=chosen.name, pretrain=chosen.pretrain, checkpoint_sha256=chosen.sha256,
+            params=sum(p.numel() for p in model.parameters()), flops_per_image=flops_of(model, cfg.data.size, backward=False),
+            tokens_per_image=tokens_of(chosen.model, cfg.data.size), epochs=0.0, steps=0, images_seen=0, global_batch=cfg.batch,
+            world_size=dist.world, precision=cfg.precision, wall_s=seconds, images_per_s=images / seconds, device=results.device_name(dist.device), engine="mae_transfer",
+            scale=cfg.scale, config_digest=cfg.digest(),
+        )
+        for metric, value in figures.items()
+    ]  # fmt: skip
+
+
+@torch.no_grad()
+def accuracy(cfg: RobustnessConfig, model: nn.Module, part: Part, dist: Dist) -> float:
+    """Return the share of a folder's images whose best score, among the folder's own classes, is their class; every image counts once.
+
+    ImageNet-C's images are cut already: they are not resized before the centre crop.
+    """
+    view = evaluation_views(cfg.data, shorter_side=1.0 if part.corruption else cfg.data.shorter_side)
+    columns, right = part.columns.to(dist.device), torch.zeros((), dtype=torch.int64, device=dist.device)
+    size, policy = cfg.run.device_batch or cfg.batch, unreadable_policy(cfg.data)
+    for batch in pass_over(part.source, view, dist, batch=size, workers=cfg.run.workers, unreadable=policy):
+        with autocast(cfg.precision, dist.device):
+            scores = model(normalize(batch.image, cfg.statistics)).float()
+        right += (scores.view(-1, scores.shape[-1]).index_select(1, columns).argmax(dim=1) == batch.label).sum()
+    return read_mean({"right": right}, dist)["right"] * dist.world / len(part.source)
