@@ -126,8 +126,8 @@ def measure(cfg: RobustnessConfig, chosen: Chosen, model: nn.Module, variant: Va
             higher_is_better=metric == "top1", seed=cfg.seed, backbone=chosen.name, pretrain=chosen.pretrain, checkpoint_sha256=chosen.sha256,
             params=sum(p.numel() for p in model.parameters()), flops_per_image=flops_of(model, cfg.data.size, backward=False),
             tokens_per_image=tokens_of(chosen.model, cfg.data.size), epochs=0.0, steps=0, images_seen=0, global_batch=cfg.batch,
-            world_size=dist.world, precision=cfg.precision, wall_s=seconds, images_per_s=images / seconds, device=results.device_name(dist.device), engine="mae_transfer",
-            scale=cfg.scale, config_digest=cfg.digest(),
+            world_size=dist.world, precision=cfg.precision, wall_s=seconds, images_per_s=images / seconds,
+            device=results.device_name(dist.device), engine="mae_transfer", scale=cfg.scale, config_digest=cfg.digest(),
         )
         for metric, value in figures.items()
     ]  # fmt: skip

@@ -71,9 +71,7 @@ def test_scores_are_compared_among_the_variants_own_classes_only(values: Values,
             pixels = torch.from_numpy(np.asarray(Image.open(path).resize((18, 18), Image.Resampling.BICUBIC))[1:17, 1:17].copy()).permute(2, 0, 1)
             scores = model(normalize(pixels[None])).detach().numpy().reshape(5)
             right += int(scores[[1, 3]].argmax() == label)
-    assert [(r.dataset, r.metric, r.value) for r in written] == [
-        ("imagenet-a", "top1", pytest.approx(100 * right / 24, abs=4.2))
-    ]  # a borderline image
+    assert [(r.dataset, r.metric, r.value) for r in written] == [("imagenet-a", "top1", pytest.approx(100 * right / 24))]
     assert results.load(tmp_path / "out" / "results.jsonl")[0][0].value == written[0].value
 
 
@@ -107,7 +105,7 @@ def test_alexnet_itself_has_an_mce_of_one_and_a_perfect_classifier_none() -> Non
 
 def test_what_is_missing_or_unknown_is_named_at_once(values: Values, tmp_path: Path) -> None:
     images(tmp_path / "r", ["n01", "n77", "n88"], 1)
-    with pytest.raises(ValueError, match=r"class folders that the classifier's 5 classes lack: n77, n88 \(2 in all\)"):
+    with pytest.raises(ValueError, match=r"class folders that are none of the classifier's 5: n77, n88 \(2 in all\)"):
         robustness.evaluate(config(values, {"imagenet-r": str(tmp_path / "r")}), state(tmp_path), None)
     images(tmp_path / "c" / "fog" / "1", ["n00"], 1)
     with pytest.raises(ValueError, match=r"lacks 74 of the 75 folders of ImageNet-C .*gaussian_noise/1, .*fog/2"):
