@@ -2,6 +2,7 @@
 
 python tools/visualize.py runs/mini                                                        the run's own validation images
 python tools/visualize.py runs/mae_b --images some/folder --mask-ratio 0.75 0.85 0.95     one sheet per ratio
+python tools/visualize.py mae-full:/ckpt/mae_visualize_vit_large.pth --config configs/pretrain/mae_vit_large_16_1600e.py --images some/folder
 python tools/visualize.py mae:/ckpt/mae_pretrain_vit_base.pth --attention --images some/folder     image | mean over heads | each head, last block
 """
 
@@ -25,6 +26,9 @@ def main() -> int:
     parser.add_argument("--mask-ratio", type=float, nargs="+", metavar="R", help="shares of hidden patches (default: the run's own mask)")
     parser.add_argument("--most", type=int, default=16, metavar="N", help="images per sheet, spread evenly over the folder (default: 16)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the PNGs go (default: D/reconstructions; with --attention, here)")
+    parser.add_argument(
+        "--config", type=Path, metavar="CONFIG", help="the pretraining config of weights without one (mae-full:PATH, a lone step_*.pt)"
+    )
     parser.add_argument("--attention", action="store_true", help="draw attention maps instead; needs --images")
     parser.add_argument("--block", type=int, default=-1, help="with --attention: whose, 0-based, negative from the end (default: the last)")
     parser.add_argument("--size", type=int, help="with --attention: pixels per side (default: what the backbone was made for)")
@@ -36,8 +40,8 @@ def main() -> int:
         if args.attention:
             print(draw_attention(args.run, args.images, out=args.out or Path(), most=args.most, size=args.size, block=args.block))
             return
-        out = args.out or Path(args.run) / "reconstructions"
-        for sheet in reconstruct(Path(args.run), args.images, mask_ratios=args.mask_ratio, out=out, most=args.most):
+        out = args.out or (Path(args.run) / "reconstructions" if args.config is None else Path())
+        for sheet in reconstruct(args.run, args.images, mask_ratios=args.mask_ratio, out=out, most=args.most, config=args.config):
             print(sheet)
 
     return cli.guarded(draw)

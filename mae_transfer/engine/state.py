@@ -28,6 +28,8 @@ class RunConfig(Schema):
     """cuda, mps or cpu; "auto" takes the first that is there."""
     device_batch: PositiveInt | None = None
     """Images per device and forward pass; None: the device's whole share of the global batch. Less needs less memory (accumulation)."""
+    evaluation_batch: PositiveInt = 64
+    """Images per device and forward pass of an evaluation."""
     workers: NonNegativeInt = 2
     """Data-loading processes per device; 0 loads in the training process."""
     compile: bool = False
@@ -130,7 +132,11 @@ class TrainState:
             raise ValueError(
                 f"the checkpoint holds {'an' if 'ema' in payload else 'no'} average of the weights and this run the opposite: see ema_decay"
             )
-        self.bare.load_state_dict(payload["model"])
+        try:
+            self.bare.load_state_dict(payload["model"])
+        except RuntimeError as error:
+            text = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
+            raise ValueError(f"the checkpoint does not fit this run's model (another architecture, or data of other classes?): {text}") from None
         self.optimizer.load_state_dict(payload["optimizer"])
         self.scaler.load_state_dict(payload["scaler"])
         if self.ema is not None:

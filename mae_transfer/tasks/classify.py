@@ -229,9 +229,7 @@ def measure(cfg: ClassifyConfig, parts: Parts, dist: Dist, model: nn.Module) -> 
     view = evaluation_views(cfg.data, shorter_side=cfg.data.shorter_side)
     for name, source in parts.splits.items():
         right = torch.zeros(len(ks), len(row), dtype=torch.int64, device=dist.device)
-        for batch in pass_over(
-            source, view, dist, batch=cfg.run.device_batch or cfg.batch, workers=cfg.run.workers, unreadable=unreadable_policy(cfg.data)
-        ):
+        for batch in pass_over(source, view, dist, batch=cfg.run.evaluation_batch, workers=cfg.run.workers, unreadable=unreadable_policy(cfg.data)):
             with autocast(cfg.precision, dist.device):
                 scores = model(normalize(batch.image, cfg.statistics)).float()
             right += hits(scores.view(len(row), *scores.shape[-2:]), batch.label)

@@ -14,7 +14,7 @@ from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.state import RunConfig
 from mae_transfer.interfaces import Target
 from mae_transfer.targets import Token
-from mae_transfer.tasks.common import EVALUATION_BATCH, pass_over
+from mae_transfer.tasks.common import pass_over
 
 
 def with_codes(source: Source, target: Target, data: DataConfig, run: RunConfig, dist: Dist, *, key: str) -> Source:
@@ -45,8 +45,8 @@ def _write(path: Path, source: Source, target: Token, data: DataConfig, run: Run
     """Compute the ids (images, N) of every image and write them whole or not at all."""
     codes = np.zeros((len(source), target.grid[0] * target.grid[1]), dtype=np.uint16 if target.dim <= 2**16 else np.int32)
     view = evaluation_views(data, (target.view,))
-    found = pass_over(source, view, Dist(device), batch=EVALUATION_BATCH, workers=run.workers, unreadable=unreadable_policy(data))
-    for batch in track(found, description="tokens", total=-(-len(source) // EVALUATION_BATCH), disable=not run.progress):
+    found = pass_over(source, view, Dist(device), batch=run.evaluation_batch, workers=run.workers, unreadable=unreadable_policy(data))
+    for batch in track(found, description="tokens", total=-(-len(source) // run.evaluation_batch), disable=not run.progress):
         codes[batch.index.cpu().numpy()] = target.tokenizer(batch.views[0]).flatten(1).cpu().numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")

@@ -26,7 +26,6 @@ from mae_transfer.interfaces import Batch
 from mae_transfer.tasks.workdir import WorkDir, open_work_dir
 
 EVALUATION_SEED = 0  # of what an evaluation draws (masks): the same in every run, so that runs compare
-EVALUATION_BATCH = 64  # images per device, at most
 
 
 class TrainConfig(Schema):
@@ -131,7 +130,7 @@ def pass_over(
 ) -> Iterator[Batch]:
     """Yield this rank's part of a source on the device, every image once; masks depend on nothing but the image's index."""
     crops = Crops(source=source, augmentation=view, seed=EVALUATION_SEED, masking=masking)
-    sweep = Sweep(images=len(source), batch=min(batch, EVALUATION_BATCH), rank=dist.rank, world=dist.world)
+    sweep = Sweep(images=len(source), batch=batch, rank=dist.rank, world=dist.world)
     for found in batches(crops, sweep, workers=workers, unreadable=unreadable):
         yield to_device(found, dist.device)
 

@@ -27,7 +27,7 @@ from mae_transfer.metrics.knn import knn_scores
 from mae_transfer.models.heads import Pool, pool
 from mae_transfer.tasks.backbones import BackboneConfig, Chosen, open_backbone, tokens_of
 from mae_transfer.tasks.classify import DEBUG_ENCODER
-from mae_transfer.tasks.common import EVALUATION_BATCH, pass_over
+from mae_transfer.tasks.common import pass_over
 from mae_transfer.tasks.workdir import WorkDir, open_work_dir
 
 
@@ -37,7 +37,6 @@ class KnnConfig(Schema):
     debug: ClassVar[dict[str, Any]] = {
         "scale": "mini",
         "ks": (1, 3),
-        "batch": 8,
         "data.train": {"name": "shapes", "length": 6, "size": 32},
         "data.val": {"name": "shapes", "length": 2, "size": 32, "seed": 1},
         "data.size": 32,
@@ -63,8 +62,6 @@ class KnnConfig(Schema):
     """Numbers of neighbours, one result each."""
     temperature: PositiveFloat = 0.07
     """Of the votes exp(cosine / temperature)."""
-    batch: PositiveInt = EVALUATION_BATCH
-    """Images per device and forward pass."""
     precision: Precision = "bfloat16"
     """Arithmetic of the encoder; similarities are float32."""
     seed: int = 0
@@ -109,7 +106,7 @@ def features(cfg: KnnConfig, model: nn.Module, source: Source, dist: Dist, tick:
     view = evaluation_views(cfg.data, shorter_side=cfg.data.shorter_side)
     found: list[Tensor] = []
     labels: list[Tensor] = []
-    for batch in pass_over(source, view, dist, batch=cfg.batch, workers=cfg.run.workers, unreadable=unreadable_policy(cfg.data)):
+    for batch in pass_over(source, view, dist, batch=cfg.run.evaluation_batch, workers=cfg.run.workers, unreadable=unreadable_policy(cfg.data)):
         with autocast(cfg.precision, dist.device):
             found.append(pool(model(normalize(batch.image, Statistics(cfg.mean, cfg.std)), norm=True), cfg.pool).float())
         labels.append(batch.label)
@@ -139,7 +136,7 @@ def gathered(part: Tensor, total: int, dist: Dist) -> Tensor:
 
 def sweep_of(cfg: KnnConfig, source: Source, dist: Dist) -> Sweep:
     """Return the batches of this rank."""
-    return Sweep(images=len(source), batch=min(cfg.batch, EVALUATION_BATCH), rank=dist.rank, world=dist.world)
+    return Sweep(images=len(source), batch=cfg.run.evaluation_batch, rank=dist.rank, world=dist.world)
 
 
 def ticker(log: Logger) -> Callable[[], None]:
@@ -155,7 +152,7 @@ def numbers(
     shared: dict[str, Any] = {
         "run": folder.root.name, "task": "classify", "dataset": cfg.data.name, "split": "val", "unit": "%",
         "higher_is_better": True, "seed": cfg.seed, "backbone": chosen.name, "pretrain": chosen.pretrain, "checkpoint_sha256": chosen.sha256,
-        "params": sum(p.numel() for p in chosen.model.parameters()), "epochs": 0.0, "steps": 0, "images_seen": images, "global_batch": cfg.batch,
+        "params": sum(p.numel() for p in chosen.model.parameters()), "epochs": 0.0, "steps": 0, "images_seen": images, "global_batch": cfg.run.evaluation_batch,
         "world_size": dist.world, "precision": cfg.precision, "wall_s": seconds, "images_per_s": images / seconds,
         "peak_mem_gib": peak_memory_gib(dist.device), "device": results.device_name(dist.device), "engine": "mae_transfer", "scale": cfg.scale,
         "config_digest": cfg.digest(), "tokens_per_image": tokens_of(chosen.model, cfg.data.size),

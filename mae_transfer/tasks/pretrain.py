@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mae_transfer import checkpoints, results
+from mae_transfer.checkpoints.files import load_strict
 from mae_transfer.config import Spec, build, check
 from mae_transfer.core.masks import MASKERS
 from mae_transfer.core.normalize import Statistics, normalize
@@ -34,6 +35,7 @@ from mae_transfer.data import (
     unreadable_policy,
 )
 from mae_transfer.draw.reconstructions import panels, save_sheet
+from mae_transfer.engine import checkpoint
 from mae_transfer.engine.dist import Dist, assemble, read_mean, session
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.loop import Step
@@ -80,6 +82,8 @@ class PretrainConfig(TrainConfig):
     """An entry of MASKERS with its options (ratio = share of hidden patches)."""
     target: Spec = Spec(name="norm_pixel")
     """An entry of TARGETS with its options."""
+    start: str | None = None
+    """Weights to begin from instead of the initialisation: mae-full:PATH (a released file with its decoder) or a step_*.pt of this suite."""
     evaluate_images: PositiveInt = 2048
     """Images to evaluate on, spread evenly over the validation set (over the training set where there is none)."""
     pictures: PositiveInt = 8
@@ -197,7 +201,7 @@ def held_out_batches(cfg: PretrainConfig, parts: Parts, dist: Dist) -> Iterator[
         parts.held_out,
         evaluation_views(cfg.data, parts.target.views),
         dist,
-        batch=cfg.run.device_batch or cfg.batch,
+        batch=cfg.run.evaluation_batch,
         workers=cfg.run.workers,
         unreadable=unreadable_policy(cfg.data),
         masking=parts.masking,
@@ -222,11 +226,25 @@ def build_state(cfg: PretrainConfig, target: Target, loop: LoopConfig, *, dist: 
     """Return model and optimizer before the first step. Pretraining spares only vectors and biases from weight decay (MAE, table 8)."""
     torch.manual_seed(fold(cfg.seed, "init"))
     model = MAE(cfg.model, target.dim)
+    if cfg.start is not None:
+        load_start(model, cfg.start)
     dressed = assemble(model, dist=dist, compile=cfg.run.compile, checkpoint_activations=cfg.run.checkpoint_activations)
     groups = param_groups(model, weight_decay=cfg.optim.weight_decay, no_decay=())
     optimizer = build_optimizer(cfg.optim, groups, lr=peak_lr(cfg.optim, global_batch=cfg.batch))
     extra = {"target": buffers_of(target)}
     return TrainState.create(dressed, optimizer, loop, dist=dist, digest=digest_of(cfg.target), extra=extra)
+
+
+def load_start(model: MAE, reference: str) -> None:
+    """Fill encoder and decoder from mae-full:PATH or a step_*.pt of this suite; ValueError with the names of whatever does not fit."""
+    prefix, _, path = reference.rpartition(":")
+    if prefix == "mae-full":
+        checkpoints.load_mae(model, Path(path))
+    elif not prefix and path.endswith(".pt"):
+        payload = checkpoint.load(Path(path))
+        load_strict(model, payload.get("ema", payload["model"]), where=path)
+    else:
+        raise ValueError(f"start = {reference!r}: give mae-full:PATH, a released MAE with its decoder, or a step_*.pt of this suite")
 
 
 def headline(cfg: PretrainConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) -> str:

@@ -141,8 +141,8 @@ def accuracy(cfg: RobustnessConfig, model: nn.Module, part: Part, dist: Dist) ->
     """
     view = evaluation_views(cfg.data, shorter_side=1.0 if part.corruption else cfg.data.shorter_side)
     columns, right = part.columns.to(dist.device), torch.zeros((), dtype=torch.int64, device=dist.device)
-    size, policy = cfg.run.device_batch or cfg.batch, unreadable_policy(cfg.data)
-    for batch in pass_over(part.source, view, dist, batch=size, workers=cfg.run.workers, unreadable=policy):
+    policy = unreadable_policy(cfg.data)
+    for batch in pass_over(part.source, view, dist, batch=cfg.run.evaluation_batch, workers=cfg.run.workers, unreadable=policy):
         with autocast(cfg.precision, dist.device):
             scores = model(normalize(batch.image, cfg.statistics)).float()
         right += (scores.view(-1, scores.shape[-1]).index_select(1, columns).argmax(dim=1) == batch.label).sum()

@@ -217,8 +217,8 @@ def feed(cfg: TokenizerConfig, parts: Parts, share: Share, *, dist: Dist) -> Ite
 
 def held_out_batches(cfg: TokenizerConfig, parts: Parts, dist: Dist) -> Iterator[Batch]:
     """Return this rank's part of the held-out images."""
-    size, policy = cfg.run.device_batch or cfg.batch, unreadable_policy(cfg.data)
-    return pass_over(parts.held_out, evaluation_views(cfg.data), dist, batch=size, workers=cfg.run.workers, unreadable=policy)
+    view, policy = evaluation_views(cfg.data), unreadable_policy(cfg.data)
+    return pass_over(parts.held_out, view, dist, batch=cfg.run.evaluation_batch, workers=cfg.run.workers, unreadable=policy)
 
 
 def build_state(cfg: TokenizerConfig, loop: LoopConfig, *, dist: Dist) -> TrainState:

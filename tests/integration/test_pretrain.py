@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pretrain_runs import ROOT, Values, assert_equal, config, log, losses, payload, run_options, stop_at, values
 
 from mae_transfer import checkpoints, results
 from mae_transfer.config import load, validate
@@ -23,75 +24,6 @@ from mae_transfer.engine.window import NonFiniteLoss
 from mae_transfer.tasks import pretrain
 from mae_transfer.tasks.pretrain import PretrainConfig
 from mae_transfer.tasks.reconstruct import reconstruct
-
-ROOT = Path(__file__).parent.parent.parent
-Values = dict[str, Any]
-
-
-def values(**changes: Any) -> Values:
-    """Return a config of 10 steps with everything on that could break an exact resume."""
-    base: Values = {
-        "scale": "mini", "epochs": 5.0, "batch": 8, "precision": "float32", "ema_decay": 0.9, "pictures": 2, "evaluate_images": 3,
-        "data": {"train": {"name": "shapes", "size": 24, "length": 16}, "val": {"name": "shapes", "size": 24, "length": 4, "seed": 1}, "size": 16},
-        "model": {
-            "encoder": {"size": None, "dim": 16, "depth": 2, "heads": 2, "patch": 4, "image_size": 16, "drop_path": 0.3},
-            "decoder": {"depth": 1, "dim": 8, "heads": 2},
-        },
-        "optim": {"lr": 1e-3}, "schedule": {"warmup_epochs": 1.0},
-        "run": {"device": "cpu", "workers": 0, "device_batch": 4, "log_every": 1, "save_minutes": None, "progress": False},
-    }  # fmt: skip
-    return base | changes
-
-
-def config(**changes: Any) -> PretrainConfig:
-    return validate(values(**changes), PretrainConfig, where="test")
-
-
-def run_options(**options: Any) -> Values:
-    return {"run": values()["run"] | options}
-
-
-def log(folder: Path) -> list[Values]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-def losses(folder: Path) -> dict[int, float]:
-    return {row["step"]: row["loss"] for row in log(folder) if row["kind"] == "train"}
-
-
-def payload(folder: Path, step: int = 10) -> Values:
-    return torch.load(folder / "checkpoints" / f"step_{step:08d}.pt", weights_only=True)
-
-
-def assert_equal(a: Any, b: Any, path: str = "") -> None:
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        for key in a.keys() - {"wall_s"}:
-            assert_equal(a[key], b[key], f"{path}.{key}")
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), path
-    elif isinstance(a, list | tuple):
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_equal(x, y, f"{path}[{i}]")
-    else:
-        assert a == b, path
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
-    """Make the training step call `action` when it computes step `step` (0-based)."""
-    make = pretrain.step_fn
-
-    def making(*args: Any) -> Any:
-        original = make(*args)
-
-        def acting(model: Any, batch: Any, at: Any) -> Any:
-            if (at.number, at.micro) == (step, 0):
-                action()
-            return original(model, batch, at)
-
-        return acting
-
-    monkeypatch.setattr(pretrain, "step_fn", making)
 
 
 def test_a_work_dir_ends_with_everything_that_the_readme_names(tmp_path: Path) -> None:
@@ -237,43 +169,6 @@ def test_a_folder_of_another_config_or_with_a_run_in_it_is_refused(tmp_path: Pat
         pretrain.run(config(optim={"lr": 2e-3}), tmp_path / "run", resume=True)
     assert pretrain.run(config(), tmp_path / "run", resume=True)[0].steps == 10
     assert len(results.load(tmp_path / "run" / "results.jsonl")[0]) == 1  # it was finished: nothing is written again
-
-
-def test_the_data_may_lie_elsewhere_when_a_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for job in ("job1", "job2"):
-        for index in range(8):
-            path = tmp_path / job / "in" / "train" / f"{index}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (20, 20), (index * 30, 10, 10)).save(path)
-    cfgs = [config(data={"root": str(tmp_path / job / "in"), "train": {"name": "folder", "labelled": False}, "size": 16}) for job in ("job1", "job2")]
-    stop_at(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    pretrain.run(cfgs[0], tmp_path / "run")
-    monkeypatch.undo()
-    assert cfgs[0].digest() == cfgs[1].digest()
-    assert pretrain.run(cfgs[1], tmp_path / "run", resume=True)[0].steps == 5
-
-
-def test_other_values_of_a_run_that_goes_on_are_taken_where_its_config_was_deleted(tmp_path: Path) -> None:
-    """The remedy that the error names."""
-    pretrain.run(config(), tmp_path / "run")
-    (tmp_path / "run" / "config.py").unlink()
-    assert pretrain.run(config(epochs=6.0), tmp_path / "run", resume=True)[0].steps == 12
-
-
-def test_pictures_show_the_runs_own_mask_where_none_is_asked_for(tmp_path: Path) -> None:
-    pretrain.run(config(mask={"name": "grid"}, epochs=1.0), tmp_path / "run")
-    assert [path.name for path in reconstruct(tmp_path / "run", None, mask_ratios=None, out=tmp_path, most=1)] == ["grid.png"]
-
-
-def test_a_layer_decay_that_would_do_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="pretraining has one rate for all layers"):
-        config(optim={"lr": 1e-3, "layer_decay": 0.75})
-
-
-def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
-    with pytest.raises(ValueError, match=r"srun started 4 processes.*start one task per node and torchrun in it"):
-        pretrain.run(config(), tmp_path / "run")
 
 
 def test_a_truncated_checkpoint_falls_back_to_the_one_before_and_says_so(

@@ -1,0 +1,79 @@
+"""Where a pretraining run begins and goes on: moved data, other values, released weights, and launches that cannot work."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from pretrain_runs import config, losses, stop_at
+
+from mae_transfer.checkpoints.names import released_name
+from mae_transfer.models.mae import MAE
+from mae_transfer.tasks import pretrain
+from mae_transfer.tasks.reconstruct import reconstruct
+
+
+def test_the_data_may_lie_elsewhere_when_a_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for job in ("job1", "job2"):
+        for index in range(8):
+            path = tmp_path / job / "in" / "train" / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (20, 20), (index * 30, 10, 10)).save(path)
+    cfgs = [config(data={"root": str(tmp_path / job / "in"), "train": {"name": "folder", "labelled": False}, "size": 16}) for job in ("job1", "job2")]
+    stop_at(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    pretrain.run(cfgs[0], tmp_path / "run")
+    monkeypatch.undo()
+    assert cfgs[0].digest() == cfgs[1].digest()
+    assert pretrain.run(cfgs[1], tmp_path / "run", resume=True)[0].steps == 5
+
+
+def test_other_values_of_a_run_that_goes_on_are_taken_where_its_config_was_deleted(tmp_path: Path) -> None:
+    """The remedy that the error names."""
+    pretrain.run(config(), tmp_path / "run")
+    (tmp_path / "run" / "config.py").unlink()
+    assert pretrain.run(config(epochs=6.0), tmp_path / "run", resume=True)[0].steps == 12
+
+
+def test_pictures_show_the_runs_own_mask_where_none_is_asked_for(tmp_path: Path) -> None:
+    pretrain.run(config(mask={"name": "grid"}, epochs=1.0), tmp_path / "run")
+    assert [path.name for path in reconstruct(tmp_path / "run", None, mask_ratios=None, out=tmp_path, most=1)] == ["grid.png"]
+
+
+def test_released_weights_with_a_decoder_are_continued_and_drawn(tmp_path: Path) -> None:
+    pretrain.run(config(epochs=1.0), tmp_path / "run")
+    state = next((tmp_path / "run" / "checkpoints").glob("*.pt"))
+    model = MAE(config().model, 48)
+    pretrain.load_start(model, str(state))
+    released = {released_name(name): tensor for name, tensor in model.state_dict().items()}
+    torch.save({"model": released}, tmp_path / "mae_full.pth")
+    starts = [f"mae-full:{tmp_path / 'mae_full.pth'}", str(state)]
+    first = []
+    for index, start in enumerate(starts):
+        pretrain.run(config(start=start, epochs=1.0), tmp_path / str(index))
+        first.append(losses(tmp_path / str(index))[1])
+    assert first[0] == first[1]
+    assert first[0] != losses(tmp_path / "run")[1]
+    (tmp_path / "cfg.py").write_text(config().source())
+    sheets = [
+        reconstruct(start, None, mask_ratios=None, out=tmp_path / f"sheet{index}", most=2, config=tmp_path / "cfg.py")
+        for index, start in enumerate(starts)
+    ]
+    assert sheets[0][0].read_bytes() == sheets[1][0].read_bytes()
+    with pytest.raises(ValueError, match=r"give mae-full:PATH.*or a step_\*.pt"):
+        pretrain.load_start(model, "mae:x.pth")
+    torch.save({"model": {k: v for k, v in released.items() if "decoder" not in k}}, tmp_path / "mae.pth")
+    with pytest.raises(ValueError, match="missing: decoder"):
+        pretrain.load_start(model, f"mae-full:{tmp_path / 'mae.pth'}")
+
+
+def test_a_layer_decay_that_would_do_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="pretraining has one rate for all layers"):
+        config(optim={"lr": 1e-3, "layer_decay": 0.75})
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    with pytest.raises(ValueError, match=r"srun started 4 processes.*start one task per node and torchrun in it"):
+        pretrain.run(config(), tmp_path / "run")
