@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mae_transfer.core.patches import patchify, put, take, unpatchify
-from mae_transfer.interfaces import Batch, Tokenizer, ViewSpec
+from mae_transfer.interfaces import Batch, Interpolation, Tokenizer, ViewSpec
 from mae_transfer.targets.classes import class_metrics, cross_entropy
 from mae_transfer.targets.frame import Frame
 from mae_transfer.targets.pixel import GREY
@@ -23,16 +23,17 @@ class Token(nn.Module):
     (BEiT's rule: 112 px at stride 8 for 14 x 14 patches). MAE does not say what its tokenizer saw: here it is this too.
 
     Args:
+        interpolation: how the tokenizer's view is resized.
         cache: a folder that keeps the codes of crops that are always the same; the loader then brings them (Batch.label, (B, N) int64).
     """
 
-    def __init__(self, frame: Frame, *, tokenizer: Tokenizer, cache: str | None = None) -> None:
+    def __init__(self, frame: Frame, *, tokenizer: Tokenizer, interpolation: Interpolation = "lanczos", cache: str | None = None) -> None:
         super().__init__()
         if frame.grid[0] != frame.grid[1]:
             raise ValueError(f"a tokenizer's view is square, but the encoder has {frame.grid[0]} x {frame.grid[1]} patches: use square images")
         self.patch, self.grid, self.cache = frame.patch, frame.grid, cache
         self.tokenizer, self.dim = tokenizer, tokenizer.codes
-        self.view = ViewSpec(frame.grid[0] * tokenizer.stride, "lanczos")
+        self.view = ViewSpec(frame.grid[0] * tokenizer.stride, interpolation)
         self.views: tuple[ViewSpec, ...] = () if cache else (self.view,)
 
     def forward(self, batch: Batch, ids: Tensor) -> Tensor:

@@ -97,6 +97,23 @@ def test_hog_equals_a_loop_over_pixels(bins: int, cell: int) -> None:
     np.testing.assert_allclose(histograms(normalize(data), bins=bins, cell=cell), found.flatten(1, 2), atol=1e-4)  # no shift and scale matters
 
 
+def test_maskfeats_loss_is_the_mean_squared_error_of_the_hidden_patches_histograms() -> None:
+    """MaskFeat (arXiv 2112.09133, section 3): l2 between predicted and true HOG of the masked patches, nothing from the others."""
+    data, ids = images(2, 16, 16), torch.tensor([[3, 0], [1, 2]])
+    target = HOG(Frame(8, (2, 2), IMAGENET), cell=4)
+    prediction = torch.randn(2, 2, target.dim)
+    loss = target.loss(prediction, target(batch(data), ids)).mean()
+    total, count = 0.0, 0
+    for b in range(2):
+        cells = [slow_hog(data[b, c].numpy(), 9, 4) for c in range(3)]
+        for m in range(2):
+            row, column = divmod(int(ids[b, m]), 2)
+            values = [cells[c][2 * row + i, 2 * column + j] for i in range(2) for j in range(2) for c in range(3)]
+            total += ((prediction[b, m].double().numpy() - np.concatenate(values)) ** 2).sum()
+            count += target.dim
+    assert loss.item() == pytest.approx(total / count, rel=1e-5)
+
+
 def test_hogs_gradients_are_the_sobel_filters_of_torch() -> None:
     data = images(2, 8, 12).float()
     kernel = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]])
