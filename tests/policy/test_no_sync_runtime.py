@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mae_transfer.config import Spec
 from mae_transfer.core.normalize import IMAGENET, normalize
 from mae_transfer.engine.loop import Step
+from mae_transfer.engine.state import LoopConfig
 from mae_transfer.interfaces import Batch, Mask
 from mae_transfer.metrics.accuracy import hits
+from mae_transfer.models.dvae import DVAE
 from mae_transfer.models.mae import MAE, DecoderConfig, MAEConfig
 from mae_transfer.models.vit import ViT, ViTConfig
-from mae_transfer.targets import NormPixel, Pixel
+from mae_transfer.targets import TARGETS
 from mae_transfer.tasks.protocols import Feed, Finetune, Linear, Partial
+from mae_transfer.tasks.targets import open_target
+from mae_transfer.tasks.tokenizer import TokenizerConfig, step_fn
 
 WAITING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::_unique2", "aten::bincount"}
 
@@ -35,16 +41,37 @@ class Waiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("target_class", [Pixel, NormPixel])
-def test_a_step_of_the_mae_never_waits(target_class):
-    encoder = ViTConfig(size=None, dim=24, depth=2, heads=2, patch=8, image_size=(32, 48), drop_path=0.5)
-    target = target_class(8, IMAGENET)
-    model = MAE(MAEConfig(encoder=encoder, decoder=DecoderConfig(depth=1, dim=16, heads=2)), target.dim)
-    order = torch.rand(2, 24).argsort(dim=1)
-    batch = Batch(torch.randint(0, 256, (2, 3, 32, 48), dtype=torch.uint8), (), Mask(order[:, :6], order[:, 6:]), None, torch.arange(2))
+REFERENCES = {"basis": "random:4", "tokenizer": "random:16/4", "teacher": "random:ViT-Ti/8"}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("corrupt", [None, "mask_token", "bert"])
+def test_a_step_of_the_mae_never_waits(name, corrupt):
+    encoder = ViTConfig(size=None, dim=24, depth=2, heads=2, patch=8, image_size=32, drop_path=0.5)
+    takes = inspect.signature(TARGETS[name]).parameters
+    spec = Spec.model_validate({"name": name, **{key: value for key, value in REFERENCES.items() if key in takes}})
+    target = open_target(spec, encoder, IMAGENET)
+    model = MAE(MAEConfig(encoder=encoder, decoder=DecoderConfig(depth=1, dim=16, heads=2), corrupt=corrupt), target.dim)
+    order = torch.rand(2, 16).argsort(dim=1)
+    views = tuple(torch.randint(0, 256, (2, 3, view.size, view.size), dtype=torch.uint8) for view in target.views)
+    batch = Batch(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), views, Mask(order[:, :6], order[:, 6:]), None, torch.arange(2))
     with Waiting() as waiting:
+        truth = target(batch, batch.mask.ids_masked)
         prediction = model(normalize(batch.image), batch.mask)
-        target.loss(prediction, target(batch, batch.mask.ids_masked)).mean().backward()
+        target.metrics(prediction.detach(), truth)
+        target.loss(prediction, truth).mean().backward()
+    assert not waiting.seen
+
+
+def test_a_step_of_the_tokenizer_never_waits():
+    cfg = TokenizerConfig.model_validate({
+        "scale": "mini", "epochs": 1.0, "batch": 2, "optim": {"lr": 1e-3}, "data": {"train": {"name": "shapes"}, "size": 16},
+        "model": {"codes": 8, "groups": 2, "blocks": 1, "width": 8, "decoder_input": 8},
+    })  # fmt: skip
+    step = step_fn(cfg, LoopConfig(steps=1, steps_per_epoch=1, global_batch=2))
+    batch = Batch(torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8), (), None, None, torch.arange(2))
+    with Waiting() as waiting:
+        step(DVAE(cfg.model), batch, Step(0, 0, False))[0].backward()
     assert not waiting.seen
 
 

@@ -7,7 +7,17 @@ import pytest
 from PIL import Image
 
 from mae_transfer.config import validate
-from mae_transfer.data import DataConfig, Folder, Shapes, evaluation_views, open_sources, training_views, unreadable_policy
+from mae_transfer.data import (
+    DataConfig,
+    Folder,
+    LabelledDataConfig,
+    Shapes,
+    evaluation_views,
+    open_labelled,
+    open_sources,
+    training_views,
+    unreadable_policy,
+)
 from mae_transfer.interfaces import ViewSpec
 
 
@@ -39,8 +49,10 @@ def test_a_missing_root_is_asked_for() -> None:
 
 def test_classes_that_differ_between_splits_are_an_error(tmp_path: Path) -> None:
     fill(tmp_path, "train/a/1.png", "train/b/1.png", "val/a/1.png", "val/c/2.png")
+    sets = {"root": str(tmp_path), "train": {"name": "folder", "split": "train"}, "val": {"name": "folder", "split": "val"}}
     with pytest.raises(ValueError, match=r"\['b', 'c'\]"):
-        open_sources(config(root=str(tmp_path), val={"name": "folder", "split": "val"}))
+        open_labelled(validate(sets, LabelledDataConfig, where="test"))
+    assert [len(source) for source in open_sources(config(**sets))] == [2, 2]  # pretraining reads no label
 
 
 @pytest.mark.parametrize(
