@@ -56,7 +56,9 @@ class HOG(nn.Module):
         everywhere = torch.zeros(len(pred), self.grid[0] * self.grid[1], self.dim, device=pred.device)
         maps = unpatchify(put(pred, ids, into=everywhere), self.grid, channels=self.channels * self.bins)
         b, _, h, w = maps.shape
-        lines = torch.einsum("bcohw,oij->bchiwj", maps.view(b, self.channels, self.bins, h, w).clamp(min=0), self.glyphs)
+        lines = torch.zeros(b, self.channels, h, self.cell, w, self.cell, device=pred.device)
+        for weight, glyph in zip(maps.view(b, self.channels, self.bins, h, w).unbind(2), self.glyphs, strict=True):
+            lines = torch.maximum(lines, torch.einsum("bchw,ij->bchiwj", weight, glyph))
         drawn = patchify(lines.reshape(b, self.channels, h * self.cell, w * self.cell).clamp(0, 1), self.patch)
         shown = put(take(drawn, ids), ids, into=torch.full_like(drawn, GREY))
         return unpatchify(shown, self.grid, channels=self.channels)
