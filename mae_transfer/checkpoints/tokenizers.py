@@ -94,7 +94,14 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     return {re.sub(r"\.w$", ".weight", re.sub(r"\.b$", ".bias", name)): tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
 
 
-class _Stub:
+class _Sealed(type):
+    """A pickle can set attributes of what it names; of this class it cannot."""
+
+    def __setattr__(cls, name: str, value: Any) -> None:
+        raise pickle.UnpicklingError(f"it sets {name} of a class")
+
+
+class _Stub(metaclass=_Sealed):
     """Stands for a module of a pickle: it keeps the attributes that were stored and has no behaviour."""
 
     dump_patches = False  # torch asks the class of a module in its old format
@@ -132,7 +139,10 @@ def _unpickle(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SourceChangeWarning)  # a stub's source is not the module's
+            warnings.filterwarnings("error", "(?s).*TorchScript archive", UserWarning)  # after this warning torch would run the archive
             return torch.load(path, map_location="cpu", pickle_module=_PICKLE, weights_only=False)
+    except UserWarning:
+        raise ValueError(f"{path} was not read, for reading would run it: it is a TorchScript archive; save its tensors alone") from None
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} was not read, for reading would run it: {error}, which is neither a tensor nor a part of DALL-E's autoencoder. "

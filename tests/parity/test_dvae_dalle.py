@@ -3,11 +3,13 @@
 import math
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from mae_transfer.checkpoints.tokenizers import export_tokenizer, load_tokenizer
 from mae_transfer.interfaces import Tokenizer
@@ -82,6 +84,45 @@ def test_a_pickle_with_foreign_classes_is_refused_and_nothing_of_it_runs(tmp_pat
     with pytest.raises(ValueError, match="evil.pkl"):
         load_tokenizer(f"dalle:{tmp_path / 'evil.pkl'}")
     assert not (tmp_path / "ran").exists()
+
+
+class Script(nn.Module):
+    """Maps a file, and so creates it, while it is loaded."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path, self.mapped = path, torch.zeros(4)
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[str, bool]:
+        return self.path, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, bool]) -> None:
+        self.path, self.training = state
+        self.mapped = torch.from_file(self.path, True, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit", "ignore:.torch.load. received")
+def test_a_torchscript_archive_is_refused_and_nothing_of_it_runs(tmp_path: Path) -> None:
+    torch.jit.script(Script(str(tmp_path / "ran"))).save(str(tmp_path / "script.pkl"))
+    with pytest.raises(ValueError, match=r"script.pkl was not read, for reading would run it: it is a TorchScript archive"):
+        load_tokenizer(f"dalle:{tmp_path / 'script.pkl'}")
+    assert not (tmp_path / "ran").exists()
+    torch.jit.load(str(tmp_path / "script.pkl"))
+    assert (tmp_path / "ran").exists()
+
+
+def test_a_pickle_cannot_change_the_class_that_stands_for_modules(tmp_path: Path) -> None:
+    stream = b"\x80\x02cdall_e.encoder\nEncoder\nN}X\x0c\x00\x00\x00dump_patchesK\x01s\x86b."  # BUILD on the class itself
+    with zipfile.ZipFile(tmp_path / "set.pkl", "w") as archive:
+        archive.writestr("set/data.pkl", stream)
+        archive.writestr("set/version", "3\n")
+    with pytest.raises(ValueError, match=r"it sets dump_patches of a class"):
+        load_tokenizer(f"dalle:{tmp_path / 'set.pkl'}")
 
 
 def test_what_is_no_tokenizer_is_an_error_that_says_so(tmp_path: Path, folder: Path) -> None:
