@@ -1,7 +1,7 @@
 """The vocabulary of the suite on one page: what travels between loader, model, target and adapter.
 
 Legend: B batch, C image channels, H x W pixels, N = h * w patches of a grid in raster order, V visible patches, M patches asked for, D encoder
-width, P target size per patch, K taps. A mask's polarity is written out wherever one crosses a function: True = hidden.
+width, P target size per patch, K taps, n objects of one image. A mask's polarity is written out wherever one crosses a function: True = hidden.
 """
 
 from __future__ import annotations
@@ -37,6 +37,15 @@ class Batch(NamedTuple):
     mask: Mask | None
     label: Any  # (B,) int64 for classification, else whatever the task put there
     index: Tensor  # type: ignore[assignment]  # (B,) int64, ids of the samples, so that a bad step can be named (shadows tuple.index, unused here)
+
+
+class Objects(NamedTuple):
+    """What is annotated in one image."""
+
+    boxes: Tensor  # (n, 4) float32 x0, y0, x1, y1 in pixels, as annotated: neither clipped to the image nor free of empty ones
+    labels: Tensor  # (n,) int64 index into `classes`
+    crowd: Tensor  # (n,) bool: a region of many, which training ignores
+    masks: Tensor | None  # (n, H, W) uint8, 1 = object; None where they were not asked for
 
 
 class Features(NamedTuple):

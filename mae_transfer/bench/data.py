@@ -106,8 +106,8 @@ class _Ours:
     def __call__(self, files: Files, turn: int) -> Tensor:
         crops = Crops(source=_Bytes(files), augmentation=self.augmentation, seed=0)
         delivery = crops[[Key(turn, i // self.repeats, i % self.repeats) for i in range(len(files))]]
-        assert delivery.batch is not None
-        return delivery.batch.image
+        images: Tensor = delivery.batch.image
+        return images
 
 
 class _Classic:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
-from mae_transfer.config import Schema, Spec, build, check
+from mae_transfer.config import Spec, build, check
 from mae_transfer.data.ade import Ade, Mapped, MapSource
-from mae_transfer.data.coco import Annotated, Coco, Objects, ObjectSource
+from mae_transfer.data.coco import Annotated, Coco, ObjectSource
 from mae_transfer.data.decode import UnreadableImage
 from mae_transfer.data.dense_shapes import ShapesMaps, ShapesObjects
 from mae_transfer.data.folder import Folder
 from mae_transfer.data.labelled import Split, Subset, split, whole
-from mae_transfer.data.loader import Crops, Delivery, Masking, Unreadable, batches
+from mae_transfer.data.loader import Crops, Delivery, Masking, Samples, Unreadable, batches
 from mae_transfer.data.order import Key, Order, Share, Sweep
+from mae_transfer.data.places import Places, opened, rooted
 from mae_transfer.data.rows import WithRows
 from mae_transfer.data.shapes import Shapes
 from mae_transfer.data.source import Sample, Source, Spread
@@ -43,9 +42,9 @@ __all__ = [
     "Mapped",
     "Masking",
     "ObjectSource",
-    "Objects",
     "Order",
     "Sample",
+    "Samples",
     "Shapes",
     "ShapesMaps",
     "ShapesObjects",
@@ -65,7 +64,6 @@ __all__ = [
     "open_sources",
     "split",
     "training_views",
-    "unreadable_policy",
 ]
 
 DATASETS: Mapping[str, Callable[..., Source]] = {"folder": Folder, "shapes": Shapes}
@@ -80,11 +78,9 @@ AUGMENTATIONS: Mapping[str, Callable[..., Augmentation]] = {
 }
 
 
-class DataConfig(Schema):
+class DataConfig(Places):
     """Which images, and how they are cut."""
 
-    root: str | None = None
-    """Folder of the data set; fills in for every spec below that takes a root and names none."""
     train: Spec = Spec.model_validate({"name": "folder", "split": "train"})
     """An entry of DATASETS with its options."""
     val: Spec | None = None
@@ -95,20 +91,16 @@ class DataConfig(Schema):
     """An entry of AUGMENTATIONS with its options."""
     crops_per_image: int = 1
     """Crops that each decoded image gives, neighbours in one batch; an epoch grows by this factor."""
-    on_error: Literal["raise", "skip"] = "raise"
-    """What an unreadable file does: stop the run, or be reported and replaced by another image."""
-    max_unreadable: int = 100
-    """Different unreadable files that `skip` accepts in one process before it stops the run."""
 
     @property
     def name(self) -> str:
-        """What tables call the data set: its folder's own name, or the kind of generated images."""
-        return Path(self.root).name if self.root else self.train.name
+        """What tables call the data set."""
+        return self.named(self.train)
 
     @model_validator(mode="after")
     def _entries_exist(self) -> Self:
         for spec in filter(None, (self.train, self.val)):
-            check(DATASETS, _rooted(spec, self.root or "unset"))
+            check(DATASETS, rooted(DATASETS, spec, self.root or "unset"))
         check(AUGMENTATIONS, self.augmentation)
         return self
 
@@ -137,15 +129,7 @@ def open_labelled(cfg: LabelledDataConfig) -> tuple[Split, Source]:
 
 def open_source(spec: Spec, root: str | None) -> Source:
     """Return the data set of a spec; `root` (data.root) is its root where it takes one and names none."""
-    rooted = _rooted(spec, root)
-    if "root" in rooted.options and rooted.options["root"] is None:
-        raise ValueError(f"the data set {spec.name!r} needs a folder: set data.root")
-    return build(DATASETS, rooted)
-
-
-def _rooted(spec: Spec, root: str | None) -> Spec:
-    takes_root = spec.name in DATASETS and "root" in inspect.signature(DATASETS[spec.name]).parameters
-    return Spec.model_validate({"root": root, **spec.model_dump()}) if takes_root else spec
+    return opened(DATASETS, spec, root)
 
 
 def open_sources(cfg: DataConfig) -> tuple[Source, Source | None]:
@@ -161,8 +145,3 @@ def training_views(cfg: DataConfig, extra: Sequence[ViewSpec] = ()) -> Augmentat
 def evaluation_views(cfg: DataConfig, extra: Sequence[ViewSpec] = (), *, shorter_side: float = SHORTER_SIDE) -> Augmentation:
     """Return the view of evaluation: shorter side 256/224 of the size unless told otherwise, centre crop."""
     return CentreCrop((ViewSpec(cfg.size, "bicubic"), *extra), shorter_side=shorter_side)
-
-
-def unreadable_policy(cfg: DataConfig) -> Unreadable:
-    """Return the policy for unreadable files, whose `files` is the record of those met so far."""
-    return Unreadable(limit=cfg.max_unreadable if cfg.on_error == "skip" else 0)

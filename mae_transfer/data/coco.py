@@ -21,18 +21,10 @@ from torch import Tensor
 
 from mae_transfer.data import outlines
 from mae_transfer.data.decode import UnreadableImage, decode
+from mae_transfer.interfaces import Objects
 
 LOG = logging.getLogger(__name__)
 Json = dict[str, Any]
-
-
-class Objects(NamedTuple):
-    """What is annotated in one image."""
-
-    boxes: Tensor  # (n, 4) float32 x0, y0, x1, y1 in pixels, as annotated: neither clipped to the image nor free of empty ones
-    labels: Tensor  # (n,) int64 index into `classes`
-    crowd: Tensor  # (n,) bool: a region of many, which training ignores
-    masks: Tensor | None  # (n, H, W) uint8, 1 = object; None where they were not asked for
 
 
 class Annotated(NamedTuple):

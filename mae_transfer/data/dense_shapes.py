@@ -17,8 +17,9 @@ from torch import Tensor
 
 from mae_transfer.data import outlines
 from mae_transfer.data.ade import CLASSES_FILE, Mapped
-from mae_transfer.data.coco import Annotated, Json, Objects
+from mae_transfer.data.coco import Annotated, Json
 from mae_transfer.data.shapes import Scene, Shapes
+from mae_transfer.interfaces import Objects
 from mae_transfer.seeding import fold
 
 SMALLEST = 4  # pixels of an object that counts as visible

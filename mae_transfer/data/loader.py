@@ -10,7 +10,7 @@ import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from mae_transfer.interfaces import Batch, Mask, MaskSampler
 from mae_transfer.seeding import fold, seeded
 
 log = logging.getLogger(__name__)
+S = TypeVar("S")  # what a source reads
+S_co = TypeVar("S_co", covariant=True)
+D = TypeVar("D")  # what is made of it
 
 REPLACEMENTS = 16  # unreadable files in a row before a sample is given up
 
@@ -39,39 +42,48 @@ class Masking(NamedTuple):
 class Delivery(NamedTuple):
     """What a worker hands over: a batch, and what was wrong with the files that it had to replace."""
 
-    batch: Batch | None  # None: no replacement was readable either
+    batch: Any  # a NamedTuple with an `index`; None: no replacement was readable either
     unreadable: dict[int, str]  # index -> message
 
 
-class Drawn(NamedTuple):
-    """One sample of a batch."""
+class Readable(Protocol[S_co]):
+    """A data set of any kind of sample, as far as the loader sees it."""
 
-    views: tuple[Tensor, ...]  # (3, S, S) uint8 each
-    permutation: np.ndarray | None  # (N,) int64, visible patches first
-    label: int | np.ndarray
-    image: int  # index of the image that was read
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> S_co: ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Crops(Dataset[Delivery]):
-    """Turns the keys of one micro-batch into a Batch; runs in the loader's workers."""
+class Samples(Dataset[Delivery], Generic[S, D]):
+    """Turns the keys of one micro-batch into a batch; runs in the loader's workers. A subclass says what a sample becomes: `draw` and `collate`."""
 
-    source: Source
-    augmentation: Augmentation
+    source: Readable[S]
     seed: int
-    masking: Masking | None = None
+
+    def draw(self, sample: S, rng: np.random.Generator) -> D:
+        """Return the sample augmented; `rng` and the global generators are seeded by its key."""
+        raise NotImplementedError
+
+    def collate(self, drawn: list[D], images: Tensor) -> Any:
+        """Return the batch, a NamedTuple whose `index` is `images`, (B,) int64: the images that were read."""
+        raise NotImplementedError
 
     def __getitem__(self, keys: list[Key]) -> Delivery:
         unreadable: dict[int, str] = {}
-        drawn: list[Drawn] = []
+        drawn: list[D] = []
+        images: list[int] = []
         for (epoch, image), crops in groupby(keys, key=lambda key: (key.epoch, key.image)):
             found = self._read(epoch, image, unreadable)
             if found is None:
                 return Delivery(None, unreadable)
-            drawn += [self._draw(key, *found) for key in crops]
-        return Delivery(_collate(drawn, self.masking), unreadable)
+            for key in crops:
+                with seeded(fold(self.seed, "sample", *key)) as rng:
+                    drawn.append(self.draw(found[0], rng))
+                images.append(found[1])
+        return Delivery(self.collate(drawn, torch.tensor(images)), unreadable)
 
-    def _read(self, epoch: int, image: int, unreadable: dict[int, str]) -> tuple[Sample, int] | None:
+    def _read(self, epoch: int, image: int, unreadable: dict[int, str]) -> tuple[S, int] | None:
         """Return the image and its index; an unreadable one is noted and replaced by another, chosen by a pure function."""
         for attempt in range(REPLACEMENTS):
             other = fold(self.seed, "replace", epoch, image, attempt) % len(self.source) if attempt else image
@@ -81,11 +93,41 @@ class Crops(Dataset[Delivery]):
                 unreadable[other] = str(error)
         return None
 
-    def _draw(self, key: Key, sample: Sample, image: int) -> Drawn:
-        with seeded(fold(self.seed, "sample", *key)) as rng:
-            views = self.augmentation(sample.image)
-            permutation = self.masking.sampler(self.masking.grid, rng) if self.masking else None
-        return Drawn(views, permutation, sample.label, image)
+
+class Crop(NamedTuple):
+    """One image of a batch, cut."""
+
+    views: tuple[Tensor, ...]  # (3, S, S) uint8 each
+    permutation: np.ndarray | None  # (N,) int64, visible patches first
+    label: int | np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crops(Samples[Sample, Crop]):
+    """Images cut by an augmentation, with masks where pretraining wants them: a Batch."""
+
+    source: Source
+    augmentation: Augmentation
+    masking: Masking | None = None
+
+    def draw(self, sample: Sample, rng: np.random.Generator) -> Crop:
+        """Return the views of one crop, and its mask."""
+        views = self.augmentation(sample.image)
+        permutation = self.masking.sampler(self.masking.grid, rng) if self.masking else None
+        return Crop(views, permutation, sample.label)
+
+    def collate(self, drawn: list[Crop], images: Tensor) -> Batch:
+        """Return the crops as a Batch."""
+        first, *views = (torch.stack(group) for group in zip(*(crop.views for crop in drawn), strict=True))
+        labels = torch.from_numpy(np.stack([crop.label for crop in drawn]))
+        return Batch(first, tuple(views), self._mask(drawn), labels, images)
+
+    def _mask(self, drawn: list[Crop]) -> Mask | None:
+        if self.masking is None:
+            return None
+        ids = torch.from_numpy(np.stack([crop.permutation for crop in drawn if crop.permutation is not None]))
+        visible = self.masking.sampler.visible(self.masking.grid)
+        return Mask(ids[:, :visible].contiguous(), ids[:, visible:].contiguous())
 
 
 @dataclass(kw_only=True)
@@ -110,7 +152,9 @@ class Unreadable:
             raise UnreadableImage(f"{REPLACEMENTS} files in a row are unreadable, the last: {list(delivery.unreadable.values())[-1]}")
 
 
-def batches(crops: Crops, keys: Share | Sweep, *, workers: int = 0, pin: bool = False, unreadable: Unreadable | None = None) -> Iterator[Batch]:
+def batches(
+    samples: Samples[Any, Any], keys: Share | Sweep, *, workers: int = 0, pin: bool = False, unreadable: Unreadable | None = None
+) -> Iterator[Any]:
     """Yield the batches of `keys`: endlessly for a Share, one pass for a Sweep. They are the same bit for bit for any number of workers.
 
     Args:
@@ -123,7 +167,7 @@ def batches(crops: Crops, keys: Share | Sweep, *, workers: int = 0, pin: bool = 
     """
     policy = unreadable or Unreadable()
     loader = DataLoader(
-        crops,
+        samples,
         batch_size=None,
         sampler=keys,
         collate_fn=_as_is,
@@ -134,7 +178,6 @@ def batches(crops: Crops, keys: Share | Sweep, *, workers: int = 0, pin: bool = 
     )
     for delivery in _guarded(loader):
         policy.note(delivery)
-        assert delivery.batch is not None
         yield delivery.batch
 
 
@@ -145,21 +188,6 @@ def _guarded(loader: Iterable[Delivery]) -> Iterator[Delivery]:
         if not str(error).startswith("DataLoader worker"):  # torch's own words; an error inside a worker reads "Caught ..."
             raise
         raise RuntimeError(f"a loader worker died ({str(error).splitlines()[0]}); if memory ran out, lower the number of workers") from error
-
-
-def _collate(drawn: list[Drawn], masking: Masking | None) -> Batch:
-    images, *views = (torch.stack(group) for group in zip(*(d.views for d in drawn), strict=True))
-    return Batch(
-        images, tuple(views), _mask(drawn, masking), torch.from_numpy(np.stack([d.label for d in drawn])), torch.tensor([d.image for d in drawn])
-    )
-
-
-def _mask(drawn: list[Drawn], masking: Masking | None) -> Mask | None:
-    if masking is None:
-        return None
-    ids = torch.from_numpy(np.stack([d.permutation for d in drawn if d.permutation is not None]))
-    visible = masking.sampler.visible(masking.grid)
-    return Mask(ids[:, :visible].contiguous(), ids[:, visible:].contiguous())
 
 
 def _as_is(delivery: Any) -> Any:

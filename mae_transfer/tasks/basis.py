@@ -13,7 +13,7 @@ from mae_transfer.checkpoints.basis import save_basis
 from mae_transfer.core.normalize import normalize
 from mae_transfer.core.patches import patchify
 from mae_transfer.core.pca import Basis, fit_basis
-from mae_transfer.data import Crops, Order, Share, batches, open_sources, training_views, unreadable_policy
+from mae_transfer.data import Crops, Order, Share, batches, open_sources, training_views
 from mae_transfer.tasks.pretrain import PretrainConfig
 
 IMAGES_PER_BATCH = 64
@@ -40,6 +40,6 @@ def patches(cfg: PretrainConfig, images: int) -> Iterator[Tensor]:
     batch = min(IMAGES_PER_BATCH, images, len(source))
     crops = Crops(source=source, augmentation=training_views(cfg.data), seed=cfg.seed)
     share = Share(order=Order(images=len(source), batch=batch, seed=cfg.seed), start=0, rank=0, world=1, accumulate=1)
-    found = batches(crops, share, workers=cfg.run.workers, unreadable=unreadable_policy(cfg.data))
+    found = batches(crops, share, workers=cfg.run.workers, unreadable=cfg.data.unreadable())
     for taken in track(itertools.islice(found, -(-images // batch)), description="patches", total=-(-images // batch), disable=not cfg.run.progress):
         yield patchify(normalize(taken.image, cfg.statistics), cfg.model.encoder.patch).flatten(0, 1)

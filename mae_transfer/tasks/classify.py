@@ -31,7 +31,6 @@ from mae_transfer.data import (
     evaluation_views,
     open_labelled,
     training_views,
-    unreadable_policy,
 )
 from mae_transfer.engine import checkpoint
 from mae_transfer.engine.dist import Dist, assemble, read_mean, session
@@ -205,7 +204,7 @@ def build_state(cfg: ClassifyConfig, parts: Parts, chosen: Chosen, loop: LoopCon
 def feed(cfg: ClassifyConfig, parts: Parts, share: Share, *, dist: Dist) -> Iterator[Batch]:
     """Yield the micro-batches of this rank from step `share.start` on, without end."""
     crops = Crops(source=parts.train, augmentation=training_views(cfg.data), seed=cfg.seed)
-    return batches(crops, share, workers=cfg.run.workers, pin=dist.device.type == "cuda", unreadable=unreadable_policy(cfg.data))
+    return batches(crops, share, workers=cfg.run.workers, pin=dist.device.type == "cuda", unreadable=cfg.data.unreadable())
 
 
 def make_step(cfg: ClassifyConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) -> StepFn:
@@ -229,7 +228,7 @@ def measure(cfg: ClassifyConfig, parts: Parts, dist: Dist, model: nn.Module) -> 
     view = evaluation_views(cfg.data, shorter_side=cfg.data.shorter_side)
     for name, source in parts.splits.items():
         right = torch.zeros(len(ks), len(row), dtype=torch.int64, device=dist.device)
-        for batch in pass_over(source, view, dist, batch=cfg.run.evaluation_batch, workers=cfg.run.workers, unreadable=unreadable_policy(cfg.data)):
+        for batch in pass_over(source, view, dist, batch=cfg.run.evaluation_batch, workers=cfg.run.workers, unreadable=cfg.data.unreadable()):
             with autocast(cfg.precision, dist.device):
                 scores = model(normalize(batch.image, cfg.statistics)).float()
             right += hits(scores.view(len(row), *scores.shape[-2:]), batch.label)

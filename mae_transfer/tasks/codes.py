@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from mae_transfer.data import DataConfig, Source, WithRows, evaluation_views, unreadable_policy
+from mae_transfer.data import DataConfig, Source, WithRows, evaluation_views
 from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.state import RunConfig
 from mae_transfer.interfaces import Target
@@ -45,7 +45,7 @@ def _write(path: Path, source: Source, target: Token, data: DataConfig, run: Run
     """Compute the ids (images, N) of every image and write them whole or not at all."""
     codes = np.zeros((len(source), target.grid[0] * target.grid[1]), dtype=np.uint16 if target.dim <= 2**16 else np.int32)
     view = evaluation_views(data, (target.view,))
-    found = pass_over(source, view, Dist(device), batch=run.evaluation_batch, workers=run.workers, unreadable=unreadable_policy(data))
+    found = pass_over(source, view, Dist(device), batch=run.evaluation_batch, workers=run.workers, unreadable=data.unreadable())
     for batch in track(found, description="tokens", total=-(-len(source) // run.evaluation_batch), disable=not run.progress):
         codes[batch.index.cpu().numpy()] = target.tokenizer(batch.views[0]).flatten(1).cpu().numpy()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from torch import nn
 from mae_transfer import results
 from mae_transfer.config import Schema
 from mae_transfer.core.normalize import IMAGENET, Statistics
-from mae_transfer.data import Augmentation, Crops, Masking, Order, Share, Source, Sweep, Unreadable, batches
+from mae_transfer.data import Augmentation, Crops, Masking, Order, Samples, Share, Source, Sweep, Unreadable, batches
 from mae_transfer.draw.curves import save_curves
 from mae_transfer.engine.dist import Dist, peak_memory_gib
 from mae_transfer.engine.log import Logger
@@ -66,7 +66,7 @@ class Job(NamedTuple):
 
     order: Order
     build: Callable[[LoopConfig], TrainState]
-    feed: Callable[[Share], Iterable[Batch]]
+    feed: Callable[[Share], Iterable[Any]]
     step: Callable[[LoopConfig], StepFn]
     evaluate: Callable[[TrainState, WorkDir, nn.Module, int], dict[str, float]]
     headline: Callable[[LoopConfig], str]
@@ -130,8 +130,13 @@ def pass_over(
 ) -> Iterator[Batch]:
     """Yield this rank's part of a source on the device, every image once; masks depend on nothing but the image's index."""
     crops = Crops(source=source, augmentation=view, seed=EVALUATION_SEED, masking=masking)
-    sweep = Sweep(images=len(source), batch=batch, rank=dist.rank, world=dist.world)
-    for found in batches(crops, sweep, workers=workers, unreadable=unreadable):
+    yield from sweep_over(crops, dist, batch=batch, workers=workers, unreadable=unreadable)
+
+
+def sweep_over(samples: Samples[Any, Any], dist: Dist, *, batch: int, workers: int, unreadable: Unreadable) -> Iterator[Any]:
+    """Yield this rank's part of any kind of samples on the device, every image once."""
+    sweep = Sweep(images=len(samples.source), batch=batch, rank=dist.rank, world=dist.world)
+    for found in batches(samples, sweep, workers=workers, unreadable=unreadable):
         yield to_device(found, dist.device)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mae_transfer import results
 from mae_transfer.config import Schema
 from mae_transfer.core.normalize import IMAGENET, Statistics, normalize
-from mae_transfer.data import LabelledDataConfig, Source, Sweep, evaluation_views, open_labelled, unreadable_policy
+from mae_transfer.data import LabelledDataConfig, Source, Sweep, evaluation_views, open_labelled
 from mae_transfer.engine.dist import Dist, peak_memory_gib, read_mean, session
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.state import Precision, RunConfig, autocast
@@ -106,7 +106,7 @@ def features(cfg: KnnConfig, model: nn.Module, source: Source, dist: Dist, tick:
     view = evaluation_views(cfg.data, shorter_side=cfg.data.shorter_side)
     found: list[Tensor] = []
     labels: list[Tensor] = []
-    for batch in pass_over(source, view, dist, batch=cfg.run.evaluation_batch, workers=cfg.run.workers, unreadable=unreadable_policy(cfg.data)):
+    for batch in pass_over(source, view, dist, batch=cfg.run.evaluation_batch, workers=cfg.run.workers, unreadable=cfg.data.unreadable()):
         with autocast(cfg.precision, dist.device):
             found.append(pool(model(normalize(batch.image, Statistics(cfg.mean, cfg.std)), norm=True), cfg.pool).float())
         labels.append(batch.label)

@@ -32,7 +32,6 @@ from mae_transfer.data import (
     evaluation_views,
     open_sources,
     training_views,
-    unreadable_policy,
 )
 from mae_transfer.draw.reconstructions import panels, save_sheet
 from mae_transfer.engine import checkpoint
@@ -192,7 +191,7 @@ def picture_rows(cfg: PretrainConfig, parts: Parts, model: nn.Module, device: to
 def feed(cfg: PretrainConfig, parts: Parts, share: Share, *, dist: Dist) -> Iterator[Batch]:
     """Yield the micro-batches of this rank from step `share.start` on, without end."""
     crops = Crops(source=parts.train, augmentation=training_views(cfg.data, parts.target.views), seed=cfg.seed, masking=parts.masking)
-    return batches(crops, share, workers=cfg.run.workers, pin=dist.device.type == "cuda", unreadable=unreadable_policy(cfg.data))
+    return batches(crops, share, workers=cfg.run.workers, pin=dist.device.type == "cuda", unreadable=cfg.data.unreadable())
 
 
 def held_out_batches(cfg: PretrainConfig, parts: Parts, dist: Dist) -> Iterator[Batch]:
@@ -203,7 +202,7 @@ def held_out_batches(cfg: PretrainConfig, parts: Parts, dist: Dist) -> Iterator[
         dist,
         batch=cfg.run.evaluation_batch,
         workers=cfg.run.workers,
-        unreadable=unreadable_policy(cfg.data),
+        unreadable=cfg.data.unreadable(),
         masking=parts.masking,
     )
 

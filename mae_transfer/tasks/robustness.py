@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mae_transfer import results
 from mae_transfer.core.normalize import normalize
-from mae_transfer.data import Folder, Source, evaluation_views, unreadable_policy
+from mae_transfer.data import Folder, Source, evaluation_views
 from mae_transfer.engine.dist import Dist, read_mean, session
 from mae_transfer.engine.state import autocast
 from mae_transfer.metrics.corruption import ALEXNET_ERROR, SEVERITIES, corruption_errors, mean_corruption_error
@@ -141,7 +141,7 @@ def accuracy(cfg: RobustnessConfig, model: nn.Module, part: Part, dist: Dist) ->
     """
     view = evaluation_views(cfg.data, shorter_side=1.0 if part.corruption else cfg.data.shorter_side)
     columns, right = part.columns.to(dist.device), torch.zeros((), dtype=torch.int64, device=dist.device)
-    policy = unreadable_policy(cfg.data)
+    policy = cfg.data.unreadable()
     for batch in pass_over(part.source, view, dist, batch=cfg.run.evaluation_batch, workers=cfg.run.workers, unreadable=policy):
         with autocast(cfg.precision, dist.device):
             scores = model(normalize(batch.image, cfg.statistics)).float()

@@ -30,7 +30,6 @@ from mae_transfer.data import (
     evaluation_views,
     open_sources,
     training_views,
-    unreadable_policy,
 )
 from mae_transfer.draw.reconstructions import save_sheet
 from mae_transfer.engine.dist import Dist, assemble, read_mean, session
@@ -212,12 +211,12 @@ def picture_rows(cfg: TokenizerConfig, parts: Parts, tokenizer: DVAETokenizer, d
 def feed(cfg: TokenizerConfig, parts: Parts, share: Share, *, dist: Dist) -> Iterator[Batch]:
     """Yield the micro-batches of this rank from step `share.start` on, without end."""
     crops = Crops(source=parts.train, augmentation=training_views(cfg.data), seed=cfg.seed)
-    return batches(crops, share, workers=cfg.run.workers, pin=dist.device.type == "cuda", unreadable=unreadable_policy(cfg.data))
+    return batches(crops, share, workers=cfg.run.workers, pin=dist.device.type == "cuda", unreadable=cfg.data.unreadable())
 
 
 def held_out_batches(cfg: TokenizerConfig, parts: Parts, dist: Dist) -> Iterator[Batch]:
     """Return this rank's part of the held-out images."""
-    view, policy = evaluation_views(cfg.data), unreadable_policy(cfg.data)
+    view, policy = evaluation_views(cfg.data), cfg.data.unreadable()
     return pass_over(parts.held_out, view, dist, batch=cfg.run.evaluation_batch, workers=cfg.run.workers, unreadable=policy)
 
 

@@ -16,7 +16,6 @@ from mae_transfer.data import (
     open_labelled,
     open_sources,
     training_views,
-    unreadable_policy,
 )
 from mae_transfer.interfaces import ViewSpec
 
@@ -79,5 +78,5 @@ def test_views_have_the_configured_size_and_what_the_target_adds() -> None:
 
 
 def test_the_policy_follows_on_error() -> None:
-    assert unreadable_policy(config(on_error="skip", max_unreadable=7)).limit == 7
-    assert unreadable_policy(config()).limit == 0
+    assert config(on_error="skip", max_unreadable=7).unreadable().limit == 7
+    assert config().unreadable().limit == 0
