@@ -18,7 +18,7 @@ from mae_transfer.models.vit import ViT, ViTConfig
 
 MAY_CHANGE = (
     "heads", "image_size", "patch", "class_token", "final_norm", "positions", "antialias", "relative_positions", "windows", "global_blocks",
-    "drop_path", "norm_eps",
+    "drop_path", "norm_eps", "layer_scale",
 )  # fmt: skip
 
 
@@ -28,7 +28,8 @@ def fit(found: Found, changes: Mapping[str, Any], *, where: str) -> ViT:
     image_size: absolute positions are resampled bicubically with antialiasing (timm's resampling), relative tables bicubically, rows of the class
     token kept. patch: filters are resampled bicubically (14 -> 16). class_token or final_norm False: their tensors, and the class token's positions,
     are left out. relative_positions: a shared table is copied to each block, or to windows and global blocks, and resampled to their grids; tables
-    that the file has not begin at zero. Raises ValueError where a change cannot be made or a tensor has no place.
+    that the file has not begin at zero. layer_scale: begins at this value where the file has none, else stays the file's. Raises ValueError where a
+    change cannot be made or a tensor has no place.
     """
     old, new = found.architecture, changed(found.architecture, changes, where=where)
     vit, tensors = ViT(new), dict(found.tensors)
@@ -49,6 +50,8 @@ def fit(found: Found, changes: Mapping[str, Any], *, where: str) -> ViT:
         tensors |= {name: resample_axis(table, rows.get(name, len(table))) for name, table in tables.items()}
     elif new.relative_positions != "none":
         tensors |= bias_tables(tables, old, new)
+    if old.layer_scale is None:
+        absent += [name for name in vit.state_dict() if ".ls" in name]
     load_strict(vit, tensors, absent=absent, where=where)
     return vit
 
@@ -62,6 +65,8 @@ def changed(old: ViTConfig, changes: Mapping[str, Any], *, where: str) -> ViTCon
     for name in ("class_token", "final_norm"):
         if getattr(new, name) and not getattr(old, name):
             raise ValueError(f"{where} has no tensors for {name}=True")
+    if old.layer_scale is not None and new.layer_scale is None:
+        raise ValueError(f"{where} has LayerScale, which the encoder cannot do without: leave layer_scale as it is")
     if (old.positions == "none") != (new.positions == "none"):
         raise ValueError(f"{where} has positions={old.positions!r}: {new.positions!r} is not to be had from it")
     if old.relative_positions not in ("none", new.relative_positions) and (old.relative_positions, new.relative_positions) != ("shared", "per_block"):

@@ -1,0 +1,81 @@
+"""mmsegmentation's data pipeline around one image and its map, for our loader: what it draws, it draws from the generators that the loader seeds.
+
+Legend: H x W pixels. mmseg works on BGR, as OpenCV reads: images are handed over and taken back in RGB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mae_transfer.adapters.mmseg import IGNORED, quiet
+
+
+class TrainingCrop:
+    """Ratio resize, crop in which no class takes too much, flip, photometric distortion: the training pipeline of mmseg's ADE20K recipes.
+
+    Args:
+        scale: longer and shorter side in pixels that an image is fitted into, its ratio kept, before `ratios` scales them.
+        ratios: least and largest factor.
+        size: pixels per side of the crop; smaller images stay smaller.
+        largest_share: of the pixels with a label that one class may take of a crop (ten draws are tried); 1.0: any.
+        flip: probability of mirroring.
+        distort: whether brightness, contrast, saturation and hue are changed.
+    """
+
+    def __init__(
+        self, *, scale: tuple[int, int], ratios: tuple[float, float], size: int, largest_share: float, flip: float = 0.5, distort: bool = True
+    ) -> None:
+        with quiet():
+            from mmcv.transforms import RandomFlip, RandomResize
+            from mmseg.datasets.transforms import PhotoMetricDistortion, RandomCrop
+        self.steps: list[Any] = [
+            RandomResize(scale=scale, ratio_range=ratios, keep_ratio=True),
+            RandomCrop(size, cat_max_ratio=largest_share, ignore_index=IGNORED),
+            RandomFlip(prob=flip),
+            *([PhotoMetricDistortion()] if distort else []),
+        ]
+
+    def __call__(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a crop of an image (3, H, W) uint8 RGB and of its map (H, W) uint8; it draws from numpy's global generator."""
+        results: dict[str, Any] = {"img": _to_bgr(image), "gt_seg_map": labels.numpy(), "seg_fields": ["gt_seg_map"]}
+        for step in self.steps:
+            results = step(results)
+        return _to_rgb(results["img"]), torch.from_numpy(np.ascontiguousarray(results["gt_seg_map"]))
+
+
+class Rescale:
+    """An image in the sizes of an evaluation.
+
+    Args:
+        scale: longer and shorter side in pixels that it is fitted into, its ratio kept (mmseg's Resize).
+        ratios: factors of both, a view each.
+        least: pixels of the shorter side below which a view is enlarged to it: several scales need it (SETR and BEiT: the crop's), one does not.
+    """
+
+    def __init__(self, *, scale: tuple[int, int], ratios: Sequence[float] = (1.0,), least: int = 0) -> None:
+        with quiet():
+            from mmcv.image import imrescale
+        self.scale, self.ratios, self.least, self.resize = scale, tuple(ratios), least, imrescale
+
+    def __call__(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Return the views, (3, h, w) uint8 each, of an image (3, H, W) uint8."""
+        pixels = _to_bgr(image)
+        return tuple(_to_rgb(self.resize(pixels, self._factor(image.shape[1:], ratio))) for ratio in self.ratios)
+
+    def _factor(self, size: Sequence[int], ratio: float) -> float | tuple[int, int]:
+        longer, shorter = (int(side * ratio) for side in self.scale)
+        factor = min(longer / max(size), shorter / min(size))
+        return self.least / min(size) if factor * min(size) < self.least else (longer, shorter)
+
+
+def _to_bgr(image: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(image.permute(1, 2, 0).numpy()[..., ::-1])
+
+
+def _to_rgb(pixels: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(pixels[..., ::-1])).permute(2, 0, 1).contiguous()

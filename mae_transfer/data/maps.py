@@ -1,0 +1,83 @@
+"""Images with class maps on their way into a segmentation model: batches of training crops, and the views of one image that an evaluation sees.
+
+What is done to an image is a callable (mmseg's transforms, adapters/mmseg_transforms.py); keys, seeding and resume are the loader's.
+
+Legend: B batch, S pixels per side of a crop, H x W pixels of an image, h x w of one of its views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mae_transfer.data.ade import IGNORED, Mapped, MapSource
+from mae_transfer.data.loader import Samples
+
+
+class MapBatch(NamedTuple):
+    """Training crops with their maps, at the top left of their places."""
+
+    image: Tensor  # (B, 3, S, S) uint8 RGB, not normalised; 0 outside the crop
+    labels: Tensor  # (B, S, S) uint8: class, or IGNORED in void and outside the crop
+    extent: Tensor  # (B, 2) int64: height and width of the crop, S where the image was large enough
+    index: Tensor  # type: ignore[assignment]  # (B,) int64, ids of the samples (shadows tuple.index, unused here)
+
+
+class Scales(NamedTuple):
+    """One image in the sizes that an evaluation sees it in, and its map as it is stored."""
+
+    images: tuple[Tensor, ...]  # (1, 3, h, w) uint8 RGB each
+    original: Tensor  # (1, 3, H, W) uint8 RGB
+    labels: Tensor  # (1, H, W) uint8
+    index: Tensor  # type: ignore[assignment]  # (1,) int64
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapCrops(Samples[Mapped, Mapped]):
+    """Training crops of at most `size` pixels per side, which `transform` draws."""
+
+    source: MapSource
+    transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # image (3, H, W), labels (H, W) -> those of the crop
+    size: int
+
+    def draw(self, sample: Mapped, rng: np.random.Generator) -> Mapped:
+        """Return the crop; the transform draws from the global generators, which are seeded by the sample's key."""
+        return Mapped(*self.transform(sample.image, sample.labels))
+
+    def collate(self, drawn: list[Mapped], images: Tensor) -> MapBatch:
+        """Return the crops as a MapBatch."""
+        extent = torch.tensor([crop.labels.shape for crop in drawn])
+        margins = [(0, self.size - width, 0, self.size - height) for height, width in extent.tolist()]
+        image = torch.stack([F.pad(crop.image, margin) for crop, margin in zip(drawn, margins, strict=True)])
+        labels = torch.stack([F.pad(crop.labels, margin, value=IGNORED) for crop, margin in zip(drawn, margins, strict=True)])
+        return MapBatch(image, labels, extent, images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapViews(Samples[Mapped, Scales]):
+    """Images for an evaluation, one by one, in the sizes that `transform` gives them."""
+
+    source: MapSource
+    transform: Callable[[Tensor], tuple[Tensor, ...]]
+
+    def draw(self, sample: Mapped, rng: np.random.Generator) -> Scales:
+        """Return the image's views; nothing is drawn at random."""
+        return Scales(tuple(view[None] for view in self.transform(sample.image)), sample.image[None], sample.labels[None], torch.empty(0))
+
+    def collate(self, drawn: list[Scales], images: Tensor) -> Scales:
+        """Return the one image."""
+        (only,) = drawn
+        return only._replace(index=images)
+
+
+def inside(extent: Tensor, size: int) -> Tensor:
+    """Return where a batch holds image and not margin, (B, 1, S, S) bool, for extents (B, 2)."""
+    places = torch.arange(size, device=extent.device)
+    rows, columns = places < extent[:, :1], places < extent[:, 1:]
+    return (rows[:, :, None] & columns[:, None, :])[:, None]
