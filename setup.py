@@ -4,6 +4,11 @@ from setuptools import find_packages, setup
 
 REFERENCE = "transformers>=5.12"  # its ViTMAE is what the parity tests and the benchmark compare with; its parameter names are those of 5.x
 FASTER_COCO = "faster-coco-eval>=1.8"  # pycocotools' numbers, several times faster; used where it is installed
+SEGMENT = [  # three distributions of one series, the maintained ones of `mmseg`, `mmcv` and `mmengine`; they do not require one another
+    "onedl-mmsegmentation~=1.4.2",
+    "onedl-mmcv~=2.3.6",
+    "onedl-mmengine~=0.10.12",
+]
 DEV = [
     "DALL-E>=0.1",  # whose autoencoder ours is tested against
     "attrs>=23.2",  # which it imports and does not name
@@ -15,6 +20,7 @@ DEV = [
     "scikit-learn>=1.5",  # whose k-nearest-neighbours ours is tested against
     "ruff~=0.17.5",  # another minor version formats otherwise and knows other rules
     REFERENCE,
+    *SEGMENT,
 ]
 
 setup(
@@ -42,6 +48,7 @@ setup(
         "dev": DEV,
         "fast": [FASTER_COCO],
         "bench": [REFERENCE, "lightly>=1.6"],
+        "segment": SEGMENT,
         "jpeg": ["torchcodec>=0.17"],  # decodes where torchvision has given up its own decoder
         "wandb": ["wandb>=0.17"],
     },

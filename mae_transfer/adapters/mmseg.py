@@ -19,7 +19,7 @@ from mae_transfer.adapters.adapted import AdaptedBackbone
 IGNORED = 255  # label of the pixels that no loss counts
 FCN_CHANNELS = 256  # of the auxiliary head (BEiT, mae_segmentation)
 HeadConfig = dict[str, Any]  # an entry of mmseg's MODELS
-ABSENT = "mmsegmentation is not installed: pip install 'onedl-mmsegmentation~=1.4.2' 'onedl-mmcv~=2.3.6' 'onedl-mmengine~=0.10.12' (it takes no other)"
+ABSENT = "mmsegmentation is not installed: pip install 'mae_transfer[segment]'"
 
 
 @contextmanager

@@ -7,17 +7,23 @@ Legend: B batch, S pixels per side of a crop, H x W pixels of an image, h x w of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
-from mae_transfer.data.ade import IGNORED, Mapped, MapSource
+from mae_transfer.config import Spec, check
+from mae_transfer.data.ade import IGNORED, Ade, Mapped, MapSource
+from mae_transfer.data.dense_shapes import ShapesMaps
 from mae_transfer.data.loader import Samples
+from mae_transfer.data.places import Places, opened, rooted
+
+MAP_SETS: Mapping[str, Callable[..., MapSource]] = {"ade": Ade, "shapes": ShapesMaps}
 
 
 class MapBatch(NamedTuple):
@@ -81,3 +87,48 @@ def inside(extent: Tensor, size: int) -> Tensor:
     places = torch.arange(size, device=extent.device)
     rows, columns = places < extent[:, :1], places < extent[:, 1:]
     return (rows[:, :, None] & columns[:, None, :])[:, None]
+
+
+class MapDataConfig(Places):
+    """Images with class maps, and how they are cut."""
+
+    train: Spec = Spec.model_validate({"name": "ade", "split": "training"})
+    """An entry of MAP_SETS with its options."""
+    val: Spec = Spec.model_validate({"name": "ade", "split": "validation"})
+    """The same for validation."""
+    size: PositiveInt = 512
+    """Pixels per side of training crops and of sliding windows."""
+    scale: tuple[PositiveInt, PositiveInt] = (2048, 512)
+    """Longer and shorter side in pixels that an image is fitted into, its ratio kept, in training and evaluation."""
+    ratios: tuple[PositiveFloat, PositiveFloat] = (0.5, 2.0)
+    """Least and largest factor of `scale` in training."""
+    largest_share: float = Field(default=0.75, gt=0.0, le=1.0)
+    """Share of a crop's labelled pixels that one class may have (mmseg's cat_max_ratio): ten crops are tried; 1.0: any."""
+    flip: float = Field(default=0.5, ge=0.0, le=1.0)
+    """Probability that a training crop is mirrored."""
+    distort: bool = True
+    """Whether brightness, contrast, saturation and hue of training crops are changed (mmseg's PhotoMetricDistortion)."""
+
+    @property
+    def name(self) -> str:
+        """What tables call the data set."""
+        return self.named(self.train)
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        for spec in (self.train, self.val):
+            check(MAP_SETS, rooted(MAP_SETS, spec, self.root or "unset"))
+        if self.scale[0] < self.scale[1] or self.ratios[0] > self.ratios[1]:
+            raise ValueError(f"scale {self.scale}, ratios {self.ratios}: give the longer side before the shorter one, and the least factor first")
+        return self
+
+
+def open_maps(cfg: MapDataConfig) -> tuple[MapSource, MapSource]:
+    """Return the training and the validation set; ValueError where one is empty or they have different classes."""
+    train, val = opened(MAP_SETS, cfg.train, cfg.root), opened(MAP_SETS, cfg.val, cfg.root)
+    if train.classes != val.classes:
+        different = sorted(set(train.classes) ^ set(val.classes))[:5]
+        raise ValueError(f"training set has {len(train.classes)} classes, validation set {len(val.classes)}; in one of them only: {different}")
+    if not len(train) or not len(val):
+        raise ValueError(f"{len(train)} training and {len(val)} validation images: both are needed")
+    return train, val

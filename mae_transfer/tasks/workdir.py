@@ -41,6 +41,11 @@ class WorkDir(NamedTuple):
         """What the model makes of a few images."""
         return self.root / "reconstructions"
 
+    @property
+    def segmentations(self) -> Path:
+        """Images with their class maps, true and predicted."""
+        return self.root / "segmentations"
+
 
 def open_work_dir(root: Path, cfg: S, *, resume: bool, main: bool = True) -> WorkDir:
     """Make the folder and write its config (rank 0), or check that it holds a run of this very config.

@@ -42,8 +42,8 @@ ONLY_IN = {
     "tensorboard": ("mae_transfer/engine/log.py",),
     "lightly": ("mae_transfer/bench/",),
     "transformers": ("mae_transfer/bench/",),
-    "mmseg": ("mae_transfer/adapters/mmseg.py", "mae_transfer/tasks/segment.py"),
-    "mmcv": ("mae_transfer/adapters/mmseg.py", "mae_transfer/tasks/segment.py"),
+    "mmseg": ("mae_transfer/adapters/mmseg", "mae_transfer/bench/"),
+    "mmcv": ("mae_transfer/adapters/mmseg", "mae_transfer/bench/"),
     "detectron2": ("mae_transfer/adapters/detectron2.py", "mae_transfer/tasks/detect.py"),
 }
 OPTIONAL = {"faster_coco_eval", "wandb", "lightly", "transformers", "mmseg", "mmcv", "detectron2", "simplejpeg", "torchcodec"}

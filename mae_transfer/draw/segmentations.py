@@ -1,0 +1,65 @@
+"""What a segmentation model sees: image | truth | prediction, with a legend of the classes that occur.
+
+Legend: H x W pixels, C classes; a map holds a class per pixel, or IGNORED.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from torch import Tensor
+
+IGNORED = 255
+MIX = 0.6  # of a class's colour over the image
+GOLDEN = 0.618034  # of the hue circle between two classes: neighbours in the list differ most
+MOST_NAMES = 24  # in a legend, by their pixels
+
+
+class Picture(NamedTuple):
+    """One image with what it holds and what was found in it, on the host."""
+
+    image: Tensor  # (3, H, W) uint8 RGB
+    truth: Tensor  # (H, W): class or IGNORED
+    predicted: Tensor  # (H, W): class
+    name: str
+
+
+def palette(classes: int) -> np.ndarray:
+    """Return a colour per class, (C, 3) in [0, 1]: hues by the golden ratio, in turns of three brightnesses; the same for every run."""
+    return np.array([colorsys.hsv_to_rgb(k * GOLDEN % 1, (0.9, 0.55, 0.75)[k // 3 % 3], (1.0, 0.95, 0.6)[k % 3]) for k in range(classes)])
+
+
+def painted(image: np.ndarray, labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """Return the image (H, W, 3) uint8 under its map's colours, (H, W, 3) in [0, 1]; ignored pixels are black."""
+    known = np.minimum(labels, len(colours))
+    over = np.concatenate([colours, np.zeros((1, 3))])[known]
+    mixed = (1 - MIX) * image / 255 + MIX * over
+    return np.where((known == len(colours))[..., None], 0.0, mixed)
+
+
+def save_picture(path: Path, shown: Picture, classes: Sequence[str]) -> None:
+    """Write a PNG of an image, its truth and its prediction side by side; the legend names the classes with the most pixels in either."""
+    image = shown.image.permute(1, 2, 0).numpy()
+    maps = [labels.numpy() for labels in (shown.truth, shown.predicted)]
+    colours = palette(len(classes))
+    height, width = maps[0].shape
+    figure = Figure(figsize=(12, 4 * height / width + 1.0), layout="constrained")
+    panels = figure.subplots(1, 3)
+    for axes, drawn, title in zip(
+        panels, (image, *(painted(image, labels, colours) for labels in maps)), (shown.name, "truth", "prediction"), strict=True
+    ):
+        axes.imshow(drawn, interpolation="nearest")
+        axes.set_title(title, fontsize=9)
+        axes.set_axis_off()
+    pixels = sum(np.bincount(labels[labels != IGNORED].ravel(), minlength=len(classes)) for labels in maps)
+    present = [int(k) for k in np.argsort(-np.asarray(pixels), kind="stable")[:MOST_NAMES] if np.asarray(pixels)[k]]
+    patches = [Patch(color=tuple(colours[k]), label=classes[k]) for k in present]
+    figure.legend(handles=patches, loc="outside lower center", ncols=8, fontsize=8, frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)

@@ -1,0 +1,292 @@
+"""Semantic segmentation with a pretrained backbone: UperNet or a linear head (tasks/segment_protocols.py), mmseg's heads and pipeline, our loop.
+
+Legend: B batch, S pixels per side of a crop, C classes, H x W pixels of an image.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from pydantic import NonNegativeInt, field_validator
+from timm.utils.distributed import distribute_bn
+from torch import Tensor, nn
+
+from mae_transfer import checkpoints, results
+from mae_transfer.adapters.mmseg import Segmenter, accuracy
+from mae_transfer.adapters.mmseg_transforms import Rescale, TrainingCrop
+from mae_transfer.checkpoints.files import load_strict
+from mae_transfer.config import Spec, build, check
+from mae_transfer.core.normalize import normalize
+from mae_transfer.data import Order, Share, batches
+from mae_transfer.data.ade import MapSource
+from mae_transfer.data.maps import MapBatch, MapCrops, MapDataConfig, MapViews, Scales, inside, open_maps
+from mae_transfer.draw.segmentations import Picture, save_picture
+from mae_transfer.engine import checkpoint
+from mae_transfer.engine.dist import Dist, assemble, bare, session
+from mae_transfer.engine.log import Logger
+from mae_transfer.engine.loop import Step, StepFn
+from mae_transfer.engine.optim import build_optimizer, peak_lr
+from mae_transfer.engine.state import LoopConfig, TrainState, autocast
+from mae_transfer.metrics.iou import IouMetric
+from mae_transfer.tasks.backbones import BackboneConfig, Chosen, flops_of, open_backbone, tokens_of
+from mae_transfer.tasks.common import EVALUATION_SEED, Job, TrainConfig, facts, fit, plan, sweep_over
+from mae_transfer.tasks.segment_inference import PUBLISHED_SCALES, InferenceConfig, Windows, probabilities
+from mae_transfer.tasks.segment_protocols import PROTOCOLS, SegmentProtocol
+from mae_transfer.tasks.workdir import WorkDir
+
+DEBUG_ENCODER = {"size": None, "dim": 32, "depth": 4, "heads": 2, "patch": 8, "image_size": 32}
+NUMBERS = ("mIoU", "mAcc", "aAcc")
+
+
+class SegmentConfig(TrainConfig):
+    """A segmentation run; an epoch is a pass over the training images, a crop of each."""
+
+    debug: ClassVar[dict[str, Any]] = {
+        "scale": "mini",
+        "epochs": 1,
+        "batch": 4,
+        "data.train": {"name": "shapes", "length": 8, "size": 48},
+        "data.val": {"name": "shapes", "length": 2, "size": 48, "seed": 1},
+        "data.size": 32,
+        "data.scale": (96, 48),
+        "backbone": {"encoder": DEBUG_ENCODER},
+        "protocol.taps?": None,
+        "protocol.channels?": None,
+        "inference.stride?": None,
+        "schedule.warmup_epochs": 0.5,
+        "pictures": 1,
+        "run": {"device": "cpu", "workers": 0, "log_every": 1, "save_minutes": None},
+    }
+
+    task: Literal["segment"] = "segment"
+    """Which task the file configures."""
+    data: MapDataConfig = MapDataConfig()
+    """Images with class maps, and their augmentation."""
+    backbone: BackboneConfig = BackboneConfig()
+    """What is transferred; --backbone sets its reference."""
+    protocol: Spec = Spec(name="upernet")
+    """An entry of PROTOCOLS with its options."""
+    inference: InferenceConfig = InferenceConfig()
+    """How images are segmented in evaluation."""
+    pictures: NonNegativeInt = 8
+    """Validation images that are drawn with their truth and prediction at the end (--visualize)."""
+
+    @field_validator("protocol")
+    @classmethod
+    def _protocol_exists(cls, protocol: Spec) -> Spec:
+        return check(PROTOCOLS, protocol)
+
+    def method(self) -> SegmentProtocol:
+        """Return the protocol."""
+        return build(PROTOCOLS, self.protocol)
+
+
+class Parts(NamedTuple):
+    """What a config opens and builds that is no training state."""
+
+    protocol: SegmentProtocol
+    train: MapSource
+    val: MapSource
+    chosen: Chosen
+
+
+def run(cfg: SegmentConfig, work_dir: Path, *, resume: bool = False) -> list[results.Result]:
+    """Train, evaluate, and append the numbers to work_dir's results.jsonl; return them (rank 0, finished runs only).
+
+    Raises:
+        ValueError: config, data, backbone and work dir do not fit together; before training starts.
+        NonFiniteLoss: names the step and its samples.
+    """
+    with session(cfg.run.device) as dist:
+        parts = open_parts(cfg, cfg.backbone)
+        job = Job(
+            order=Order(images=len(parts.train), batch=cfg.batch, seed=cfg.seed),
+            build=partial(build_state, cfg, parts, dist=dist),
+            feed=partial(feed, cfg, parts, dist=dist),
+            step=partial(make_step, cfg),
+            evaluate=partial(evaluate, cfg, parts),
+            headline=partial(headline, cfg, parts, dist=dist),
+            finish=partial(finish, cfg, parts),
+        )
+        return fit(cfg, work_dir, job, dist=dist, resume=resume)
+
+
+def evaluate_checkpoint(cfg: SegmentConfig, reference: str, work_dir: Path | None) -> list[results.Result]:
+    """Evaluate a training state of this config (step_*.pt) on the validation set.
+
+    The numbers are printed; where there is a work_dir they are appended to its results.jsonl, and the pictures are drawn there.
+    """
+    with session(cfg.run.device) as dist:
+        parts, start = open_parts(cfg, cfg.backbone), time.perf_counter()
+        model = parts.protocol.model(parts.chosen.model, len(parts.val.classes))
+        payload = checkpoint.load(Path(reference))
+        load_strict(model, payload.get("ema", payload["model"]), where=reference)
+        model.to(dist.device).eval()
+        with torch.no_grad():
+            metric = measure(cfg, parts, dist, model)
+            figures = metric.compute(per_class=True)
+        seconds = time.perf_counter() - start
+        about = {
+            "run": work_dir.name if work_dir else "eval", "seed": cfg.seed, "params": sum(p.numel() for p in model.parameters()), "epochs": 0.0,
+            "steps": 0, "images_seen": 0, "global_batch": cfg.batch, "world_size": dist.world, "precision": cfg.precision, "wall_s": seconds,
+            "images_per_s": len(parts.val) / seconds, "device": results.device_name(dist.device), "engine": "mae_transfer", "scale": cfg.scale,
+            "config_digest": cfg.digest(),
+        }  # fmt: skip
+        chosen = parts.chosen._replace(sha256=checkpoints.sha256(Path(reference)))
+        written = numbers(cfg, chosen, model, figures, about, backward=False)
+        if dist.is_main:
+            print(f"{chosen.name}, {parts.protocol.title}: {summary(written)}\n{per_class(parts.val.classes, figures)}", flush=True)
+            if work_dir is not None:
+                results.append(WorkDir(work_dir).results, written)
+                draw(cfg, parts, dist, model, WorkDir(work_dir).segmentations)
+        return written
+
+
+def open_parts(cfg: SegmentConfig, backbone: BackboneConfig) -> Parts:
+    """Open data and backbone; ValueError where they do not fit the protocol."""
+    protocol = cfg.method()
+    chosen = open_backbone(backbone, {"image_size": cfg.data.size, **protocol.changes()}, statistics=cfg.statistics, seed=cfg.seed)
+    return Parts(protocol, *open_maps(cfg.data), chosen)
+
+
+def build_state(cfg: SegmentConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) -> TrainState:
+    """Return model and optimizer before the first step."""
+    model = parts.protocol.model(parts.chosen.model, len(parts.train.classes))
+    dressed = assemble(
+        model,
+        dist=dist,
+        compile=cfg.run.compile,
+        checkpoint_activations=cfg.run.checkpoint_activations,
+        sync_bn=dist.world > 1 and dist.device.type == "cuda",
+    )
+    optimizer = build_optimizer(cfg.optim, parts.protocol.groups(model, cfg.optim), lr=peak_lr(cfg.optim, global_batch=cfg.batch))
+    return TrainState.create(dressed, optimizer, loop, dist=dist)
+
+
+def feed(cfg: SegmentConfig, parts: Parts, share: Share, *, dist: Dist) -> Iterator[MapBatch]:
+    """Yield the micro-batches of this rank from step `share.start` on, without end."""
+    data = cfg.data
+    transform = TrainingCrop(
+        scale=data.scale, ratios=data.ratios, size=data.size, largest_share=data.largest_share, flip=data.flip, distort=data.distort
+    )
+    crops = MapCrops(source=parts.train, seed=cfg.seed, transform=transform, size=data.size)
+    return batches(crops, share, workers=cfg.run.workers, pin=dist.device.type == "cuda", unreadable=data.unreadable())
+
+
+def make_step(cfg: SegmentConfig, loop: LoopConfig) -> StepFn:
+    """Return the training step: the heads' weighted losses; the decode head's accuracy at log steps."""
+
+    def step(model: nn.Module, batch: MapBatch, at: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        segmenter = bare(model)
+        assert isinstance(segmenter, Segmenter)
+        # the margin of a small image is zero after normalisation, as in mmseg
+        images = normalize(batch.image, cfg.statistics) * inside(batch.extent, batch.image.shape[-1])
+        logits = model(images)
+        losses = segmenter.losses(logits, batch.labels)
+        total = torch.stack(list(losses.values())).sum()
+        named = {f"{name}_loss": loss for name, loss in losses.items()}
+        return total, {**named, "accuracy": accuracy(logits[0].detach(), batch.labels)} if at.logs else {}
+
+    return step
+
+
+def evaluate(cfg: SegmentConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int) -> dict[str, float]:
+    """Return mIoU, mAcc and aAcc of the validation set in [0, 1]; the classes' figures are kept with the run's state."""
+    if state.dist.world > 1:  # without SyncBN each rank has its own running statistics
+        distribute_bn(model, state.dist.world, reduce=True)  # type: ignore[no-untyped-call]
+    figures = measure(cfg, parts, state.dist, model).compute(per_class=True)
+    state.extra["classes"] = figures
+    return {name: figures[name] for name in NUMBERS}
+
+
+def measure(cfg: SegmentConfig, parts: Parts, dist: Dist, model: nn.Module) -> IouMetric:
+    """Return the counts of this rank's part of the validation set."""
+    metric = IouMetric(parts.val.classes, device=dist.device)
+    for batch in views(cfg, parts, dist):
+        metric.update(predict(cfg, bare(model), batch), batch.labels)
+    return metric
+
+
+def views(cfg: SegmentConfig, parts: Parts, dist: Dist) -> Iterator[Scales]:
+    """Yield this rank's part of the validation set on the device, image by image."""
+    several = len(cfg.inference.scales) > 1
+    transform = Rescale(scale=cfg.data.scale, ratios=cfg.inference.scales, least=cfg.data.size if several else 0)
+    samples = MapViews(source=parts.val, seed=EVALUATION_SEED, transform=transform)
+    return sweep_over(samples, dist, batch=1, workers=cfg.run.workers, unreadable=cfg.data.unreadable())
+
+
+def predict(cfg: SegmentConfig, model: nn.Module, batch: Scales) -> Tensor:
+    """Return the class of each pixel of an image, (1, H, W)."""
+    assert isinstance(model, Segmenter)
+    inference, size = cfg.inference, cfg.data.size
+    slide = inference.mode == "slide"
+    how = Windows(size if slide else None, inference.stride or size * 2 // 3, model.pyramid.size_divisor, cfg.run.evaluation_batch)
+    with autocast(cfg.precision, batch.labels.device):
+        normalized = [normalize(image, cfg.statistics) for image in batch.images]
+        height, width = batch.labels.shape[-2:]
+        return probabilities(model, normalized, (height, width), how, flip=inference.flip).argmax(dim=1)
+
+
+def draw(cfg: SegmentConfig, parts: Parts, dist: Dist, model: nn.Module, folder: Path) -> None:
+    """Draw the first validation images with truth and prediction into a folder, one PNG each (one rank calls it)."""
+    if not cfg.pictures:
+        return
+    with torch.no_grad():
+        for number, batch in zip(range(cfg.pictures), views(cfg, parts, Dist(dist.device)), strict=False):
+            shown = [tensor[0].cpu() for tensor in (batch.original, batch.labels, predict(cfg, bare(model), batch))]
+            save_picture(folder / f"{number:04d}.png", Picture(*shown, Path(parts.val.where(number)).name), parts.val.classes)
+
+
+def headline(cfg: SegmentConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) -> str:
+    """Return what is about to happen, in one sentence per line."""
+    return (
+        f"{parts.protocol.title} on {parts.chosen.name} (pretraining: {parts.chosen.pretrain}; {cfg.scale} scale), {len(parts.val.classes)} classes, "
+        f"{len(parts.train)} training and {len(parts.val)} validation images\n{plan(cfg, loop, dist)}"
+    )
+
+
+def finish(cfg: SegmentConfig, parts: Parts, state: TrainState, loop: LoopConfig, folder: WorkDir, log: Logger) -> list[results.Result]:
+    """Append the run's results and draw."""
+    figures = state.extra["classes"]
+    written = numbers(cfg, parts.chosen, state.bare, figures, facts(cfg, state, folder), backward=True)
+    results.append(folder.results, written)
+    model = state.averaged
+    model.eval()
+    draw(cfg, parts, state.dist, model, folder.segmentations)
+    log.say(per_class(parts.val.classes, figures))
+    log.say(f"done: {summary(written)}; in {folder.results}, pictures in {folder.segmentations}")
+    return written
+
+
+def per_class(classes: tuple[str, ...], figures: dict[str, float]) -> str:
+    """Return a line per class with IoU and accuracy in percent, "-" where it neither occurs nor is found."""
+    shown = [[f"{100 * figures[f'{what}[{name}]']:6.2f}".replace("   nan", "     -") for what in ("IoU", "Acc")] for name in classes]
+    return "\n".join(f"  IoU {iou}  Acc {acc}  {name}" for (iou, acc), name in zip(shown, classes, strict=True))
+
+
+def summary(written: list[results.Result]) -> str:
+    """Return the numbers in one line."""
+    return ", ".join(f"{r.metric} {r.value:.2f}%" for r in written)
+
+
+def numbers(
+    cfg: SegmentConfig, chosen: Chosen, model: nn.Module, figures: dict[str, float], about: dict[str, Any], *, backward: bool
+) -> list[results.Result]:
+    """Return mIoU, mAcc and aAcc as Results, in percent; "mIoU/ms" where several scales or mirror images were averaged."""
+    suffix = "/ms" if len(cfg.inference.scales) > 1 or cfg.inference.flip else ""
+    shared: dict[str, Any] = about | {
+        "task": "segment", "protocol": cfg.method().title, "dataset": cfg.data.name, "split": "val", "unit": "%", "higher_is_better": True,
+        "backbone": chosen.name, "pretrain": chosen.pretrain, "checkpoint_sha256": chosen.sha256,
+        "flops_per_image": flops_of(model, cfg.data.size, backward=backward), "tokens_per_image": tokens_of(chosen.model, cfg.data.size),
+    }  # fmt: skip
+    return [results.Result(metric=name + suffix, value=100 * figures[name], **shared) for name in NUMBERS]
+
+
+def multi_scale() -> dict[str, Any]:
+    """Return the overrides that --multi-scale stands for: the published scales, each with its mirror image."""
+    return {"inference.scales": PUBLISHED_SCALES, "inference.flip": True}
