@@ -1,69 +1,56 @@
 """Print the paper's tables with your results beside the published numbers.
 
-python tools/tables.py runs/* --table 3
-python tools/tables.py runs/ft runs/lin --table 3 --table 12 --format markdown
-python tools/tables.py --list
+    python tools/tables.py runs/* --table 3
+    python tools/tables.py runs/t7 runs/other --table 4 --table 7 --format markdown
+    python tools/tables.py runs/t7 --figures figures            figures 5, 7 and 9 as pictures
+    python tools/tables.py --list                               which tables and figures there are, and what each needs
+
+"yours" is mean [lowest..highest] (seeds); "difference" is yours minus published and stands beside the spread of your seeds. Only runs that did what
+the published number was measured with stand beside it. csv and html hold every column: recipe and source too.
 """
 
 import argparse
-import csv
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from mae_transfer import cli
-from mae_transfer.suite import tables
+from mae_transfer.suite import figures, records, tables
+from mae_transfer.suite.formats import FORMATS
+from mae_transfer.suite.layouts import LAYOUTS
 
-Rows = Sequence[dict[str, str]]
-
-
-def terminal(title: str, rows: Rows) -> None:
-    grid = Table(*rows[0], title=title, title_justify="left")
-    for row in rows:
-        grid.add_row(*row.values())
-    Console().print(grid)
-
-
-def markdown(title: str, rows: Rows) -> None:
-    lines = [rows[0].keys(), ["---"] * len(rows[0]), *(row.values() for row in rows)]
-    print(f"### {title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n")
-
-
-def as_csv(title: str, rows: Rows) -> None:
-    writer = csv.DictWriter(sys.stdout, ["table", *rows[0]])
-    writer.writeheader()
-    writer.writerows({"table": title, **row} for row in rows)
-
-
-FORMATS = {"terminal": terminal, "markdown": markdown, "csv": as_csv}
+WHOLE = ("csv", "html")  # formats that hold every column
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="work dirs (searched at any depth) or results.jsonl files")
-    parser.add_argument("--table", action="append", choices=sorted(tables.LAYOUTS), help="a table; may be repeated (default: all with results)")
+    parser.add_argument("--table", action="append", choices=LAYOUTS, help="a table; may be repeated (default: all with results)")
     parser.add_argument("--format", choices=FORMATS, default="terminal", help="how to print (default: terminal)")
-    parser.add_argument("--list", action="store_true", help="say which tables there are, and end")
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="also draw figures 5, 7 and 9 into this folder, as far as there are results")
+    parser.add_argument("--list", action="store_true", help="say which tables and figures there are and what each needs, and end")
     args = parser.parse_args()
     if args.list:
-        print("\n".join(f"{name:10}{layout.title}" for name, layout in tables.LAYOUTS.items()))
+        print("\n".join(f"{name:10}{layout.title}\n{'':10}  needs: {layout.needs}" for name, layout in LAYOUTS.items()))
         return 0
-    return cli.guarded(lambda: show(args.runs, args.table, args.format))
+    return cli.guarded(lambda: show(args.runs, args.table, args.format, args.figures))
 
 
-def show(runs: Sequence[Path], names: Sequence[str] | None, form: str) -> None:
+def show(runs: Sequence[Path], names: Sequence[str] | None, form: str, pictures: Path | None) -> None:
     if not runs:
         raise ValueError("name the work dirs of finished runs, for instance: python tools/tables.py runs/*")
-    found, defects = tables.load(runs)
-    for defect in defects:
+    found, damaged = records.load(runs)
+    found, wrong = tables.usable(found)
+    for defect in [*damaged, *wrong]:
         print(defect, file=sys.stderr)
-    for name in names or [name for name, layout in tables.LAYOUTS.items() if any(map(layout.belongs, found))]:
-        layout = tables.LAYOUTS[name]
-        rows = [{layout.column_title: line.column, **tables.cells(line)} for line in tables.lines(name, found)]
-        FORMATS[form](layout.title, rows)
+    for name in names or tables.tables_with_results(found):
+        sheets = {LAYOUTS[name].title: tables.rows(name, found), f"{LAYOUTS[name].title}: same-seed differences": tables.differences(name, found)}
+        for title, rows in sheets.items():
+            if rows:
+                print(FORMATS[form](title, rows if form in WHOLE else tables.narrow(rows)))
+    if pictures:
+        drawn = figures.save(found, pictures)
+        print("\n".join(map(str, drawn)) or "no results for figures 5, 7 and 9: see --list", file=sys.stderr)
 
 
 if __name__ == "__main__":

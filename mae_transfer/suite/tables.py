@@ -1,129 +1,167 @@
-"""The paper's tables: published | yours (mean [min..max], n seeds) | difference.
+"""The paper's tables: published | yours, mean [min..max] (n seeds) | difference | seed spread.
 
-A table is long: one line per pretraining and column. Only a run at the paper's scale is set beside a published number; every other line says its
-scale, so that a mini result cannot be mistaken for a reproduction. Differences are printed, never judged.
+A table is long: one line per pretraining and column. Only a run that did what the published number was measured with is set beside it; every other
+line says its scale, so that a mini result cannot be mistaken for a reproduction. Differences are printed beside the seed spread and never judged.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from mae_transfer import results
-from mae_transfer.results import Result, Summary, summarise
+from mae_transfer.results import Summary
+from mae_transfer.suite.layouts import LAYOUTS
+from mae_transfer.suite.places import ROWS, Place
 from mae_transfer.suite.published import PUBLISHED, Published
+from mae_transfer.suite.records import Record
 
-METHODS = {"none": "none (scratch)", "MAE": "MAE", "mae": "MAE", "moco-v3": "MoCo v3", "dino": "DINO", "beit": "BEiT"}
-"""First word of Result.pretrain -> the paper's name of the method."""
-BACKBONES = {"vit_base/16": "ViT-B/16", "vit_large/16": "ViT-L/16", "vit_huge/14": "ViT-H/14"}
-TOKENS_AT_448 = 32 * 32 + 1  # of a ViT-H/14 with its class token
-
-
-class Layout(NamedTuple):
-    """How a table is made of results."""
-
-    title: str
-    column_title: str
-    belongs: Callable[[Result], bool]
-    column: Callable[[Result], str]
+Cells = dict[str, str]
+WIDE = ("recipe", "source")  # columns for which a terminal has no room
 
 
 class Line(NamedTuple):
     """One line of a table."""
 
-    pretrain: str
+    row: str
     column: str
     published: Published | None
     ours: Summary | None
-    scale: str  # of our runs
+    values: dict[int, float]  # by seed
+    unit: str
+    scale: str  # of our runs; "" where there are none
     dataset: str
-    reason: str  # why there is no number of ours
+    recipe: str  # pretraining, backbone, epochs, batch
+    notes: str  # why there is no number, or what a reader has to know of it
+    records: tuple[Record, ...]  # the counted ones
 
 
-def backbone_column(result: Result) -> str:
-    """Return the paper's name of the backbone, or its own."""
-    name = BACKBONES.get(result.backbone, result.backbone)
-    return f"{name} at 448" if result.tokens_per_image == TOKENS_AT_448 and name == "ViT-H/14" else name
-
-
-def _reported(result: Result, *protocols: str) -> bool:
-    return result.split == "val" and result.metric == "top1" and result.protocol.split("-")[0] in protocols and "labels" not in result.protocol
-
-
-def suffix_column(result: Result) -> str:
-    """Return what follows the protocol's name: the tuned blocks of "partial-4", the neighbours of "knn-20"."""
-    return result.protocol.split("-")[1]
-
-
-LAYOUTS: dict[str, Layout] = {
-    "3": Layout("Table 3: fine-tuning, top-1 %", "backbone", lambda r: _reported(r, "finetune", "scratch"), backbone_column),
-    "12": Layout("Table 12: linear probing, top-1 %", "backbone", lambda r: _reported(r, "linear"), backbone_column),
-    "figure 9": Layout("Figure 9: partial fine-tuning, top-1 %", "tuned blocks", lambda r: _reported(r, "partial"), suffix_column),
-    "13": Layout(
-        "Table 13: robustness, top-1 %, and for imagenet-c the mean corruption error % (lower is better)",
-        "variant, backbone",
-        lambda r: r.task == "robustness" and r.metric in ("top1", "mCE"),
-        lambda r: f"{r.dataset}, {backbone_column(r)}",
-    ),
-    "knn": Layout("k-nearest neighbours, top-1 % (no table of the paper)", "k", lambda r: _reported(r, "knn"), suffix_column),
-}
-
-
-def load(paths: Iterable[Path]) -> tuple[list[Result], list[str]]:
-    """Return the results under the given files and folders, and a sentence per line that could not be read.
-
-    Raises:
-        ValueError: a path does not exist, or nothing was found.
-    """
-    found: list[Result] = []
-    defects: list[str] = []
-    for path in paths:
-        if not path.exists():
-            raise ValueError(f"{path} does not exist; give work dirs of finished runs, or results.jsonl files")
-        for file in sorted(path.rglob("results.jsonl")) if path.is_dir() else [path]:
-            good, bad = results.load(file)
-            found += good
-            defects += bad
-    if not found:
-        raise ValueError("no results found: a run writes results.jsonl into its work dir when it is finished")
-    return found, defects
-
-
-def lines(table: str, found: Sequence[Result]) -> list[Line]:
+def lines(table: str, found: Sequence[Record]) -> list[Line]:
     """Return the lines of a table: the published numbers with what was run beside them, then what only was run."""
-    layout = LAYOUTS[table]
-    groups: dict[tuple[str, str, str, str], list[Result]] = defaultdict(list)
-    for result in filter(layout.belongs, found):
-        groups[result.pretrain, layout.column(result), result.scale, result.dataset].append(result)
-    rows = [Line(p.pretrain, p.column, p, None, "", "", "") for p in PUBLISHED if p.table == table]
-    for (pretrain, column, scale, dataset), group in groups.items():
-        ok = any(result.status == "ok" for result in group)
-        reason = "" if ok else "; ".join(sorted({f"{result.status}: {result.reason}" for result in group}))
-        line = Line(pretrain, column, None, summarise(group) if ok else None, scale, dataset, reason)
-        place = next((i for i, row in enumerate(rows) if scale == "paper" and row.published and row.ours is None and _same(row, line)), None)
-        if place is None:
-            rows.append(line)
+    groups: dict[tuple[object, ...], list[Place]] = defaultdict(list)
+    for place in LAYOUTS[table].places(found):
+        groups[place.row, place.column, place.like_paper, place.record.result.scale, place.record.result.dataset, recipe(place.record)].append(place)
+    rows = [Line(p.row, p.column, p, None, {}, p.unit, "", "", "", "", ()) for p in PUBLISHED if p.table == table]
+    for group in groups.values():
+        line = line_of(group)
+        spots = [i for i, row in enumerate(rows) if row.published and (row.row, row.column) == (line.row, line.column)]
+        if group[0].like_paper and spots and rows[spots[0]].ours is None:
+            rows[spots[0]] = line._replace(published=rows[spots[0]].published)
         else:
-            rows[place] = line._replace(published=rows[place].published)
+            rows.append(line)
     return rows
 
 
-def cells(line: Line) -> dict[str, str]:
+def line_of(group: Sequence[Place]) -> Line:
+    """Return the line of the places of one cell: of several results of a seed the newest counts, and a failed one leaves a note."""
+    newest: dict[int, Place] = {}
+    for place in sorted(group, key=lambda place: (place.record.result.created_at, place.record.result.status == "ok")):
+        newest[place.record.result.seed] = place
+    good = {seed: p for seed, p in sorted(newest.items()) if p.record.result.status == "ok" and p.value is not None}
+    values = {seed: place.value for seed, place in good.items() if place.value is not None}
+    notes = [f"seed {seed} {p.record.result.status}: {p.record.result.reason or 'no reason given'}" for seed, p in newest.items() if seed not in good]
+    commits = sorted({p.record.result.commit or "unknown" for p in good.values()})
+    notes += [f"of commits {', '.join(commits)}"] if len(commits) > 1 else []
+    place, first = group[0], group[0].record.result
+    ours = Summary(statistics.fmean(values.values()), min(values.values()), max(values.values()), len(values)) if values else None
+    records = tuple(place.record for place in good.values())
+    about = (place.unit, first.scale, first.dataset, recipe(place.record))
+    return Line(place.row, place.column, None, ours, values, *about, "; ".join(notes), records)
+
+
+def recipe(record: Record) -> str:
+    """Return what has to be the same for two results to be two seeds of one number."""
+    result = record.result
+    length = f"{result.epochs:g} ep x {result.global_batch}" if result.epochs else "no training"
+    return f"{result.pretrain}; {result.backbone}; {result.protocol}, {length}" if result.task != "pretrain" else f"{result.pretrain}; {length}"
+
+
+def usable(found: Sequence[Record]) -> tuple[list[Record], list[str]]:
+    """Return the records without those in fractions of one, which would be read a hundred times too small, and a sentence for each of these."""
+    wrong = {
+        id(place.record): f"{place.record.file}: {place.record.result.metric} in {place.record.result.unit!r}, the tables take '%'; left out"
+        for layout in LAYOUTS.values()
+        for place in layout.places(found)
+        if place.unit == "%" and place.record.result.unit != "%"
+    }
+    return [record for record in found if id(record) not in wrong], list(wrong.values())
+
+
+def tables_with_results(found: Sequence[Record]) -> list[str]:
+    """Return the names of the tables that have a place for any of the records."""
+    return [name for name, layout in LAYOUTS.items() if any(True for _ in layout.places(found))]
+
+
+def cells(line: Line) -> Cells:
     """Return what a line prints, by column title."""
+    difference = f"{line.ours.mean - line.published.value:+.2f}" if line.ours and line.published else "-"
     return {
-        "pretraining": line.pretrain,
-        "published": f"{line.published.value:.1f}" if line.published else "-",
-        "yours": f"{line.ours.mean:.2f} [{line.ours.low:.2f}..{line.ours.high:.2f}]" if line.ours else line.reason or "-",
-        "seeds": str(line.ours.n) if line.ours else "-",
-        "difference": f"{line.ours.mean - line.published.value:+.2f}" if line.ours and line.published else "-",
+        "row": line.row,
+        "published": line.published.text if line.published else "-",
+        "yours": summary_text(line.ours, line.unit) if line.ours else "-",
+        "difference": difference,
+        "seed spread": spread_text(line.ours),
         "scale": line.scale or "-",
         "data": line.dataset or "-",
+        "notes": line.notes or "-",
+        "recipe": line.recipe or "-",
         "source": line.published.source if line.published else "this suite",
     }
 
 
-def _same(row: Line, line: Line) -> bool:
-    words = line.pretrain.replace(":", " ").split()
-    return row.column == line.column and row.pretrain == METHODS.get(words[0], line.pretrain)
+def summary_text(ours: Summary, unit: str = "%") -> str:
+    """Return "83.70 [83.50..83.90] (2)": mean, range and number of seeds; other units than percent are named."""
+    suffix = "" if unit == "%" else f" {unit}"
+    return f"{ours.mean:.2f} [{ours.low:.2f}..{ours.high:.2f}] ({ours.n}){suffix}"
+
+
+def spread_text(ours: Summary | None) -> str:
+    """Return the range over seeds, which one seed does not have."""
+    if ours is None:
+        return "-"
+    return f"{ours.high - ours.low:.2f}" if ours.n > 1 else "one seed"
+
+
+def rows(table: str, found: Sequence[Record]) -> list[Cells]:
+    """Return the lines of a table as printed, the column under the layout's own title."""
+    title = LAYOUTS[table].column_title
+    printed = [(line, cells(line)) for line in lines(table, found)]
+    return [{"row": text.pop("row"), title: line.column, **text} for line, text in printed]
+
+
+def narrow(printed: Sequence[Cells]) -> list[Cells]:
+    """Return rows without the long columns, and without a column of notes where there are none."""
+    dropped = {*WIDE, *(["notes"] if all(row.get("notes", "-") == "-" for row in printed) else [])}
+    return [{title: text for title, text in row.items() if title not in dropped} for row in printed]
+
+
+def differences(table: str, found: Sequence[Record]) -> list[Cells]:
+    """Return row minus baseline over the seeds that both have, where column, scale, data and protocol are the same; empty without such pairs."""
+    sets: dict[tuple[object, ...], list[Line]] = defaultdict(list)
+    for line in lines(table, found):
+        if line.ours:
+            result = line.records[0].result
+            sets[line.column, line.scale, line.dataset, result.backbone, result.protocol, result.epochs, result.global_batch].append(line)
+    printed = []
+    for group in sets.values():
+        order = [*LAYOUTS[table].baseline, *ROWS[table]]
+        base = min(group, key=lambda line: order.index(line.row) if line.row in order else len(order))
+        printed += [pair for line in group if line is not base and (pair := pair_of(line, base, LAYOUTS[table].column_title))]
+    return printed
+
+
+def pair_of(line: Line, base: Line, title: str) -> Cells | None:
+    """Return the difference of two lines over their common seeds; None where they have none."""
+    seeds = sorted(set(line.values) & set(base.values))
+    if not seeds:
+        return None
+    each = [line.values[seed] - base.values[seed] for seed in seeds]
+    return {
+        "row": f"{line.row} - {base.row}",
+        title: line.column,
+        "same-seed difference": f"{statistics.fmean(each):+.2f} [{min(each):+.2f}..{max(each):+.2f}] ({len(each)})",
+        "seeds": ", ".join(map(str, seeds)),
+        "scale": line.scale,
+        "data": line.dataset,
+    }

@@ -1,62 +1,163 @@
-"""suite/tables.py: a hand-made record, its tables computed by hand."""
+"""suite/tables.py and what it stands on: a hand-made record, its tables computed by hand."""
 
+import csv
+import io
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from mae_transfer import results
 from mae_transfer.results import Result
-from mae_transfer.suite import tables
-from mae_transfer.suite.published import PUBLISHED
+from mae_transfer.suite import figures, records, tables
+from mae_transfer.suite.formats import FORMATS
+from mae_transfer.suite.layouts import LAYOUTS
+from mae_transfer.suite.records import Note, Record
+
+MAE = "MAE norm_pixel, random 75%, 1600 ep"
 
 
 def result(protocol: str, value: float | None, **changes: object) -> Result:
     fields = {
         "run": "r", "task": "classify", "protocol": protocol, "dataset": "imagenet", "split": "val", "metric": "top1", "value": value, "unit": "%",
-        "higher_is_better": True, "seed": 0, "backbone": "vit_base/16", "pretrain": "MAE norm_pixel, random 75%, 1600 ep", "params": 1,
+        "higher_is_better": True, "seed": 0, "backbone": "vit_base/16", "pretrain": MAE, "params": 1,
         "epochs": 1.0, "steps": 1, "images_seen": 1, "tokens_per_image": 197, "global_batch": 1, "world_size": 1, "precision": "float32",
-        "wall_s": 1.0, "images_per_s": 1.0, "device": "cpu", "engine": "e", "scale": "paper", "config_digest": "0", "commit": "a",
+        "wall_s": 3600.0, "images_per_s": 1.0, "device": "cpu", "engine": "e", "scale": "paper", "config_digest": "0", "commit": "a",
         "created_at": "2026-01-01T00:00:00+00:00",
     }  # fmt: skip
     return Result.model_validate(fields | changes)
 
 
-def line(table: str, found: list[Result], pretrain: str, column: str) -> dict[str, str]:
-    rows = [tables.cells(row) for row in tables.lines(table, found) if row.pretrain.startswith(pretrain) and row.column == column]
+def recorded(*found: Result, row: str | None = None) -> list[Record]:
+    note = Note(suite="s", name="n", role="transfer", row=row, identity="", command=[]) if row else None
+    return [Record(each, Path("results.jsonl"), note) for each in found]
+
+
+def line(table: str, found: list[Record], row: str, column: str) -> dict[str, str]:
+    rows = [tables.cells(each) for each in tables.lines(table, found) if (each.row, each.column) == (row, column)]
     assert len(rows) == 1
     return rows[0]
 
 
-def test_a_run_at_paper_scale_stands_beside_the_published_number() -> None:
-    found = [result("finetune", 83.5), result("finetune", 83.9, seed=1), result("finetune", 83.1, seed=1, created_at="2025-01-01T00:00:00+00:00")]
+def test_a_run_at_paper_scale_stands_beside_the_published_number_with_the_spread_of_its_seeds() -> None:
+    old = result("finetune", 83.1, seed=1, created_at="2025-01-01T00:00:00+00:00")
+    found = recorded(result("finetune", 83.5), result("finetune", 83.9, seed=1), old)
     row = line("3", found, "MAE", "ViT-B/16")
-    assert (row["published"], row["yours"], row["seeds"], row["difference"]) == ("83.6", "83.70 [83.50..83.90]", "2", "+0.10")
+    assert (row["published"], row["yours"], row["difference"], row["seed spread"]) == ("83.6", "83.70 [83.50..83.90] (2)", "+0.10", "0.40")
     assert line("3", found, "MAE", "ViT-L/16")["yours"] == "-"
 
 
-def test_a_smaller_run_never_stands_beside_one() -> None:
-    found = [result("finetune", 90.0, scale="mini")]
-    rows = [tables.cells(row) for row in tables.lines("3", found) if row.ours]
-    assert [(row["published"], row["difference"], row["scale"]) for row in rows] == [("-", "-", "mini")]
+def test_one_seed_has_no_spread_and_says_so() -> None:
+    assert line("3", recorded(result("finetune", 83.5)), "MAE", "ViT-B/16")["seed spread"] == "one seed"
+
+
+@pytest.mark.parametrize("changes", [
+    {"scale": "mini"}, {"scale": "small"}, {"dataset": "tiny-imagenet"}, {"pretrain": "MAE token, random 75%, 1600 ep"},
+    {"pretrain": "MAE norm_pixel, random 75%, 300 ep"}, {"pretrain": "MAE norm_pixel, block 75%, 1600 ep"},
+])  # fmt: skip
+def test_what_did_something_else_never_stands_beside_a_published_number(changes: dict[str, object]) -> None:
+    ours = [tables.cells(each) for each in tables.lines("3", recorded(result("finetune", 90.0, **changes))) if each.ours]
+    assert [(row["published"], row["difference"]) for row in ours] == [("-", "-")]
 
 
 def test_only_what_belongs_is_in_a_table() -> None:
-    found = [
+    found = recorded(
         result("linear", 67.0), result("linear", 66.0, split="holdout"), result("linear", 88.0, metric="top5"),
         result("linear-1%-labels", 40.0), result("finetune", 83.0), result("linear", 68.4, dataset="other"),
-    ]  # fmt: skip
-    ours = [row for row in tables.lines("12", found) if row.ours]
-    assert [(row.ours.mean, row.dataset) for row in ours if row.ours] == [(67.0, "imagenet"), (68.4, "other")]
+        result("linear", 50.0, dataset="inat2018"),
+    )  # fmt: skip
+    ours = [each for each in tables.lines("12", found) if each.ours]
+    assert [(each.ours.mean, each.dataset) for each in ours if each.ours] == [(67.0, "imagenet"), (68.4, "other")]
 
 
-def test_figure_9_reads_the_tuned_blocks_and_a_hole_shows_its_reason() -> None:
-    found = [result("partial-4", 84.0, backbone="vit_large/16"), result("partial-half", None, status="failed", reason="out of memory")]
+def test_two_recipes_are_two_lines_and_not_two_seeds() -> None:
+    found = recorded(result("finetune", 83.5), result("finetune", 82.0, seed=1, epochs=50.0))
+    assert [each.ours.n for each in tables.lines("3", found) if each.ours] == [1, 1]
+
+
+def test_two_commits_are_noted() -> None:
+    found = recorded(result("finetune", 83.5), result("finetune", 83.9, seed=1, commit="b"))
+    assert line("3", found, "MAE", "ViT-B/16")["notes"] == "of commits a, b"
+
+
+def test_a_failed_seed_is_a_note_and_a_table_without_a_number_shows_the_reason() -> None:
+    failed = result("finetune", None, seed=1, status="failed", reason="out of memory")
+    row = line("3", recorded(result("finetune", 83.5), failed), "MAE", "ViT-B/16")
+    assert (row["yours"], row["notes"]) == ("83.50 [83.50..83.50] (1)", "seed 1 failed: out of memory")
+    row = line("3", recorded(failed), "MAE", "ViT-B/16")
+    assert (row["published"], row["yours"], row["difference"], row["notes"]) == ("83.6", "-", "-", "seed 1 failed: out of memory")
+
+
+def test_a_run_that_succeeded_in_the_end_has_no_hole() -> None:
+    failed = result("finetune", None, status="failed", reason="out of memory")
+    again = result("finetune", 83.5, created_at="2026-01-02T00:00:00+00:00")
+    assert line("3", recorded(again, failed), "MAE", "ViT-B/16")["notes"] == "-"
+
+
+def test_fractions_are_left_out_and_named() -> None:
+    found, defects = tables.usable(recorded(result("finetune", 0.835, unit="fraction"), result("finetune", 83.5, seed=1)))
+    assert [record.result.seed for record in found] == [1]
+    assert len(defects) == 1
+    assert "top1 in 'fraction', the tables take '%'" in defects[0]
+
+
+def test_same_seed_differences_use_the_common_seeds_only() -> None:
+    token = "MAE token, random 75%, 1600 ep"
+    found = recorded(*(result("finetune", value, seed=seed) for seed, value in enumerate((83.0, 84.0, 85.0))))
+    found += recorded(*(result("finetune", value, seed=seed, pretrain=token) for seed, value in ((1, 84.5), (2, 85.0), (3, 60.0))))
+    (pair,) = tables.differences("7", found)
+    assert pair["row"] == "dVAE token - pixel (w/ norm)"
+    assert (pair["same-seed difference"], pair["seeds"]) == ("+0.25 [+0.00..+0.50] (2)", "1, 2")
+
+
+def test_table_7_has_a_column_per_data_set_and_task() -> None:
+    found = recorded(
+        result("finetune", 83.6), result("mask_rcnn-li", 50.5, task="detect", metric="bbox/AP", dataset="coco"),
+        result("upernet", 48.2, task="segment", metric="mIoU", dataset="ade20k"),
+        result("upernet", 30.0, task="segment", metric="mIoU", dataset="ade20k", pretrain="none"),
+    )  # fmt: skip
+    assert [line("7", found, "pixel (w/ norm)", column)["difference"] for column in (
+        "ImageNet, ViT-B/16", "COCO box AP, ViT-B/16", "ADE20K mIoU, ViT-B/16",
+    )] == ["+0.00", "+0.20", "+0.10"]  # fmt: skip
+    assert line("7", found, "random init", "ADE20K mIoU, ViT-B/16")["published"] == "-"
+
+
+def test_an_ablation_that_only_its_suite_can_name_stands_in_its_row() -> None:
+    found = recorded(result("linear", 72.0, backbone="vit_large/16", pretrain="MAE pixel, random 75%, 800 ep"), row="4 blocks")
+    assert line("1a", found, "4 blocks", "linear")["difference"] == "+0.10"
+    assert not tables.tables_with_results(recorded(result("linear", 72.0, task="attention")))
+
+
+def test_figure_5_needs_two_ratios() -> None:
+    one = result("finetune", 84.0, backbone="vit_large/16", pretrain="MAE pixel, random 50%, 800 ep")
+    assert "figure 5" not in tables.tables_with_results(recorded(one))
+    found = recorded(one, result("finetune", 84.9, backbone="vit_large/16", pretrain="MAE pixel, random 75%, 800 ep"))
+    assert [line("figure 5", found, "fine-tuning", ratio)["difference"] for ratio in ("50%", "75%")] == ["-0.90", "+0.00"]
+
+
+def test_table_2_counts_device_hours_tokens_and_speed_ups() -> None:
+    fields = {"task": "pretrain", "metric": "val_loss", "unit": "loss per hidden patch", "backbone": "vit_large/16", "flops_per_image": 10**9}
+    found = recorded(result("MAE", 0.5, world_size=8, **fields), row="w/ [M]")
+    found += recorded(result("MAE", 0.5, wall_s=900.0, world_size=8, **fields), row="w/o")
+    ours = {(each.row.split(",")[0], each.column): tables.cells(each)["yours"] for each in tables.lines("2", found) if each.ours}
+    assert ours["w/ [M]", "device hours"] == "8.00 [8.00..8.00] (1) h"
+    assert ours["w/o", "speed-up over the slowest run here"] == "4.00 [4.00..4.00] (1) x"
+    assert ("w/ [M]", "speed-up over the slowest run here") not in ours
+    assert ours["w/o", "tokens per image in the encoder"] == "197.00 [197.00..197.00] (1) tokens"
+
+
+def test_figure_9_reads_the_tuned_blocks() -> None:
+    pixels = {"backbone": "vit_large/16", "pretrain": "MAE pixel, random 75%, 800 ep"}
+    found = recorded(result("partial-4", 84.0, **pixels), result("partial-half", None, status="failed", reason="out of memory", **pixels))
     assert line("figure 9", found, "MAE", "4")["difference"] == "-0.20"
-    assert line("figure 9", found, "MAE", "half")["yours"] == "failed: out of memory"
+    assert line("figure 9", found, "MAE", "half")["notes"] == "seed 0 failed: out of memory"
 
 
 def test_448_pixels_are_a_column_of_their_own() -> None:
-    found = [result("finetune", 87.7, backbone="vit_huge/14", tokens_per_image=1025)]
+    found = recorded(result("finetune", 87.7, backbone="vit_huge/14", tokens_per_image=1025))
     assert line("3", found, "MAE", "ViT-H/14 at 448")["difference"] == "-0.10"
 
 
@@ -64,17 +165,72 @@ def test_damaged_lines_are_named_and_the_rest_is_used(tmp_path: Path) -> None:
     results.append(tmp_path / "a" / "results.jsonl", [result("linear", 67.0)])
     with (tmp_path / "a" / "results.jsonl").open("a") as file:
         file.write("{broken\n")
-    found, defects = tables.load([tmp_path])
-    assert len(found) == 1
+    (tmp_path / "a" / "node.json").write_text('{"format": 99}')
+    found, defects = records.load([tmp_path, tmp_path / "a"])
+    assert [(record.result.value, record.note) for record in found] == [(67.0, None)]
     assert "line 2" in defects[0]
+    assert "is of format 99, this version reads 1" in defects[1]
     with pytest.raises(ValueError, match="absent does not exist"):
-        tables.load([tmp_path / "absent"])
+        records.load([tmp_path / "absent"])
     (tmp_path / "b").mkdir()
     with pytest.raises(ValueError, match="no results found"):
-        tables.load([tmp_path / "b"])
+        records.load([tmp_path / "b"])
 
 
-def test_published_numbers_are_unique_and_name_their_source() -> None:
-    assert len({(p.table, p.pretrain, p.column) for p in PUBLISHED}) == len(PUBLISHED)
-    assert all("arXiv" in p.source and 0 < p.value < 100 for p in PUBLISHED)
-    assert {p.table for p in PUBLISHED} <= tables.LAYOUTS.keys()
+def test_points_of_a_sweep_are_in_no_table(tmp_path: Path) -> None:
+    for name, role in (("point", "point"), ("chosen", "transfer")):
+        results.append(tmp_path / name / "results.jsonl", [result("finetune", 80.0, run=name)])
+        records.write_note(
+            tmp_path / name, Note.model_validate({"suite": "s", "name": name, "role": role, "row": "MAE", "identity": "", "command": []})
+        )
+    assert [record.result.run for record in records.load([tmp_path])[0]] == ["chosen"]
+
+
+SPECIAL = recorded(result("finetune", 83.5, seed=1, status="ok"), result("finetune", None, status="failed", reason=r"a | b_c & 50% <{\~^$#}>"))
+
+
+@pytest.mark.parametrize("name", [*LAYOUTS])
+@pytest.mark.parametrize("form", [*FORMATS])
+def test_every_table_prints_in_every_format(name: str, form: str) -> None:
+    rows = tables.rows(name, SPECIAL) or [{"row": "none"}]
+    assert rows[0]["row"].split()[0].split("_")[0] in FORMATS[form](LAYOUTS[name].title, rows)
+
+
+def test_csv_comes_back_as_it_was() -> None:
+    rows = tables.rows("3", SPECIAL)
+    back = list(csv.DictReader(io.StringIO(FORMATS["csv"]("Table 3", rows))))
+    assert [{title: text for title, text in row.items() if title != "table"} for row in back] == rows
+
+
+def test_html_is_well_formed_and_markdown_keeps_its_columns() -> None:
+    rows = tables.rows("3", SPECIAL)
+    opened: list[str] = []
+
+    class Balance(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: object) -> None:
+            opened.append(tag)
+
+        def handle_endtag(self, tag: str) -> None:
+            assert opened.pop() == tag
+
+    Balance().feed(FORMATS["html"]("Table 3", rows))
+    assert not opened
+    table = FORMATS["markdown"]("Table 3", rows).splitlines()[2:]
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in table} == {len(rows[0]) + 1}
+
+
+def test_latex_leaves_nothing_for_latex_to_act_upon(tmp_path: Path) -> None:
+    text = FORMATS["latex"]("Table 3, top-1 %", tables.rows("3", SPECIAL))
+    plain = re.sub(r"\\(begin|end)\{\w+\}(\{l+\})?|\\caption\{|\\hline|\\\\\n|\\[%&$#_{}]|\\text\w+\{\}", "", text)
+    assert not re.search(r"[%$#_~^\\]", plain)
+    if shutil.which("pdflatex"):
+        page = tmp_path / "page.tex"
+        page.write_text(r"\documentclass{article}\begin{document}" + text + r"\end{document}")
+        subprocess.run(["pdflatex", "-halt-on-error", page.name], cwd=tmp_path, check=True, capture_output=True)
+
+
+def test_figures_are_drawn_where_there_are_results(tmp_path: Path) -> None:
+    tuned = [result(f"partial-{blocks}", 80.0 + i, seed=seed, scale="mini") for i, blocks in enumerate(("0", "half", "1")) for seed in (0, 1)]
+    assert [path.name for path in figures.save(recorded(*tuned), tmp_path / "figures")] == ["figure_9.svg"]
+    assert figures.save([], tmp_path / "none") == []
+    assert not (tmp_path / "none").exists()

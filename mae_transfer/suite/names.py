@@ -1,0 +1,54 @@
+"""How results are called in the paper's tables: methods, backbones, data sets, targets."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from mae_transfer.results import Result
+
+RELEASED = {"none": "none (scratch)", "mae": "MAE", "moco-v3": "MoCo v3", "dino": "DINO", "beit": "BEiT", "ibot": "iBOT"}
+"""First word of Result.pretrain -> the paper's name of the method."""
+TARGETS = {"pixel": "pixel (w/o norm)", "norm_pixel": "pixel (w/ norm)", "pca": "PCA", "token": "dVAE token"}
+"""Target of our own pretraining -> its row in tables 1d and 7."""
+BACKBONES = {"vit_small/16": "ViT-S/16", "vit_base/16": "ViT-B/16", "vit_large/16": "ViT-L/16", "vit_huge/14": "ViT-H/14"}
+TOKENS_AT_448 = 32 * 32 + 1  # of a ViT-H/14 with its class token
+FINE_GRAINED = {
+    "inat2017": "iNat 2017", "inat2018": "iNat 2018", "inat2019": "iNat 2019", "places205": "Places205", "places365": "Places365",
+}  # fmt: skip
+
+
+class Method(NamedTuple):
+    """What Result.pretrain says of one of our own pretraining runs: "MAE norm_pixel, random 75%, 800 ep"."""
+
+    target: str
+    mask: str
+    hidden: str  # "75%"
+    epochs: str
+
+
+def method(pretrain: str) -> Method | None:
+    """Return the parts of the name of one of our own pretrainings; None for any other."""
+    found = re.fullmatch(r"MAE (\w+), (\w+) (\d+%), ([\d.e+]+) ep", pretrain)
+    return Method(*found.groups()) if found else None
+
+
+def paper_name(pretrain: str) -> str:
+    """Return what table 3 calls a pretraining; ours is "MAE" only with the paper's target, mask and length."""
+    if method(pretrain) == ("norm_pixel", "random", "75%", "1600"):
+        return "MAE"
+    return RELEASED.get(re.split(r"[\s:]", pretrain)[0], pretrain)
+
+
+def backbone(result: Result) -> str:
+    """Return the paper's name of the backbone, or its own."""
+    name = BACKBONES.get(result.backbone, result.backbone)
+    return f"{name} at 448" if result.tokens_per_image == TOKENS_AT_448 and name == "ViT-H/14" else name
+
+
+def dataset(name: str) -> str:
+    """Return the paper's name of a data set, or its own."""
+    plain = re.sub(r"[^a-z0-9]", "", name.lower())
+    if re.fullmatch(r"(imagenet|ilsvrc)(1k|2012)?", plain):
+        return "ImageNet"
+    return FINE_GRAINED.get(plain) or {"coco": "COCO", "coco2017": "COCO", "ade": "ADE20K", "ade20k": "ADE20K"}.get(plain, name)

@@ -1,0 +1,227 @@
+"""Where a result stands: each table's layout, declared once, as a function from records to places (row, column).
+
+`like_paper` is True only where the run did what the published number was measured with: then the two stand in one line.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from mae_transfer.suite.names import FINE_GRAINED, TARGETS, backbone, dataset, method, paper_name
+from mae_transfer.suite.published import PUBLISHED
+from mae_transfer.suite.records import Record
+
+PROTOCOLS = {"finetune": "fine-tuning", "linear": "linear"}
+AP = {"bbox/AP": "box AP", "segm/AP": "mask AP"}
+IOU = {"mIoU": "mIoU", "mAcc": "mAcc", "aAcc": "aAcc"}
+ROWS: dict[str, dict[str, None]] = defaultdict(dict)  # of each table, in the paper's order
+for _number in PUBLISHED:
+    ROWS[_number.table][_number.row] = None
+
+
+class Place(NamedTuple):
+    """A number of a record at its row and column."""
+
+    record: Record
+    row: str
+    column: str
+    like_paper: bool
+    value: float | None  # mostly the result's own
+    unit: str = "%"
+
+
+class Layout(NamedTuple):
+    """How a table is made of records."""
+
+    title: str
+    column_title: str
+    needs: str
+    places: Callable[[Sequence[Record]], Iterable[Place]]
+    baseline: tuple[str, ...] = ()  # rows that others are compared with, the first that is there
+
+
+def at(record: Record, row: str, column: str, *, like_paper: bool = True) -> Place:
+    """Return the place of a record's own number; nothing that is not of the paper's scale is like the paper."""
+    return Place(record, row, column, like_paper and record.result.scale == "paper", record.result.value)
+
+
+def row_of(table: str, record: Record) -> str:
+    """Return the suite's or the paper's name of the pretraining, whichever the table has; else the suite's, else the run's own."""
+    names = [record.label, paper_name(record.result.pretrain)]
+    return next((name for name in names if name in ROWS[table]), record.label or record.result.pretrain)
+
+
+def classified(records: Sequence[Record], *protocols: str) -> Iterator[tuple[Record, str, str]]:
+    """Yield (record, first word of the protocol, rest) of the top-1 accuracies on the reported split."""
+    for record in records:
+        result = record.result
+        first, _, rest = result.protocol.partition("-")
+        if result.task == "classify" and result.split == "val" and result.metric == "top1" and first in protocols and "labels" not in rest:
+            yield record, first, rest
+
+
+def dense(records: Sequence[Record], task: str, metrics: dict[str, str]) -> Iterator[tuple[Record, str]]:
+    """Yield (record, metric as the paper calls it) of detection or segmentation on the reported split."""
+    for record in records:
+        if record.result.task == task and record.result.metric in metrics and record.result.split == "val":
+            yield record, metrics[record.result.metric]
+
+
+def on_imagenet(record: Record) -> bool:
+    """Return whether the number is one of ImageNet-1K."""
+    return dataset(record.result.dataset) == "ImageNet"
+
+
+def large_800(record: Record, target: str = "pixel") -> bool:
+    """Return whether a run is of the ablations' kind: ViT-L/16 on ImageNet, pretrained for 800 epochs on the target."""
+    found = method(record.result.pretrain)
+    return on_imagenet(record) and backbone(record.result) == "ViT-L/16" and found is not None and (found.target, found.epochs) == (target, "800")
+
+
+def labelled(table: str) -> Callable[[Sequence[Record]], Iterator[Place]]:
+    """Return the places of an ablation whose rows only the suite knows (a decoder's depth is not in the weights)."""
+
+    def places(records: Sequence[Record]) -> Iterator[Place]:
+        for record, protocol, _ in classified(records, *PROTOCOLS):
+            if record.label in ROWS[table]:
+                yield at(record, record.label or "", PROTOCOLS[protocol], like_paper=large_800(record))
+
+    return places
+
+
+def targets(records: Sequence[Record]) -> Iterator[Place]:
+    """Table 1d."""
+    for record, protocol, _ in classified(records, *PROTOCOLS):
+        found = method(record.result.pretrain)
+        if found and found.target in TARGETS:
+            yield at(record, TARGETS[found.target], PROTOCOLS[protocol], like_paper=large_800(record, found.target) and found.mask == "random")
+
+
+def by_backbone(table: str, *protocols: str) -> Callable[[Sequence[Record]], Iterator[Place]]:
+    """Return the places of a table of pretrainings by backbones: tables 3 and 12."""
+
+    def places(records: Sequence[Record]) -> Iterator[Place]:
+        for record, _, _ in classified(records, *protocols):
+            if dataset(record.result.dataset) not in FINE_GRAINED.values():
+                yield at(record, row_of(table, record), backbone(record.result), like_paper=on_imagenet(record))
+
+    return places
+
+
+def fine_grained(records: Sequence[Record]) -> Iterator[Place]:
+    """Table 6."""
+    for record, _, _ in classified(records, "finetune"):
+        name = dataset(record.result.dataset)
+        if name in FINE_GRAINED.values():
+            yield at(record, row_of("6", record), f"{name}, {backbone(record.result)}")
+
+
+def by_suffix(table: str, protocol: str) -> Callable[[Sequence[Record]], Iterator[Place]]:
+    """Return the places of a table by what follows the protocol's name: the tuned blocks of "partial-4", the neighbours of "knn-20"."""
+
+    def places(records: Sequence[Record]) -> Iterator[Place]:
+        for record, _, suffix in classified(records, protocol):
+            same = on_imagenet(record) and backbone(record.result) == "ViT-L/16"
+            row = "MAE" if same and large_800(record) else row_of(table, record)
+            yield at(record, row, suffix, like_paper=same and row in ROWS[table])
+
+    return places
+
+
+def robustness(records: Sequence[Record]) -> Iterator[Place]:
+    """Table 13."""
+    for record in records:
+        if record.result.task == "robustness" and record.result.metric in ("top1", "mCE"):
+            yield at(record, row_of("13", record), f"{record.result.dataset}, {backbone(record.result)}")
+
+
+def detection(records: Sequence[Record]) -> Iterator[Place]:
+    """Table 4; only Li et al.'s protocol is that table's."""
+    for record, metric in dense(records, "detect", AP):
+        same = dataset(record.result.dataset) == "COCO" and "vitdet" not in record.result.protocol
+        yield at(record, row_of("4", record), f"{metric}, {backbone(record.result)}", like_paper=same)
+
+
+def segmentation(records: Sequence[Record]) -> Iterator[Place]:
+    """Table 5."""
+    for record, _ in dense(records, "segment", {"mIoU": "mIoU"}):
+        same = dataset(record.result.dataset) == "ADE20K" and record.result.protocol == "upernet"
+        column = backbone(record.result) + ("" if record.result.protocol == "upernet" else f", {record.result.protocol}")
+        yield at(record, row_of("5", record), column, like_paper=same)
+
+
+def pixels_and_tokens(records: Sequence[Record]) -> Iterator[Place]:
+    """Table 7: what the targets transfer to, and random initialisation beside them."""
+    found = [(record, "top-1") for record, _, _ in classified(records, "finetune")]
+    found += [*dense(records, "detect", {"bbox/AP": "box AP"}), *dense(records, "segment", {"mIoU": "mIoU"})]
+    for record, metric in found:
+        ours, result = method(record.result.pretrain), record.result
+        if (ours and ours.target in TARGETS) or result.pretrain == "none":
+            data = dataset(result.dataset)
+            same = ours is not None and ours[1:] == ("random", "75%", "1600") and "vitdet" not in result.protocol
+            column = f"{data}, " if data == "ImageNet" else f"{data} {metric}, "
+            row = TARGETS[ours.target] if ours else "random init"
+            yield at(record, row, column + backbone(result), like_paper=same and data in ("ImageNet", "COCO", "ADE20K"))
+
+
+def masks(records: Sequence[Record]) -> Iterator[Place]:
+    """Table 1f, where more than one kind of mask was run."""
+    found = [(r, PROTOCOLS[p], m) for r, p, _ in classified(records, *PROTOCOLS) if (m := method(r.result.pretrain))]
+    if len({(m.mask, m.hidden) for _, _, m in found}) > 1:
+        yield from (at(r, f"{m.mask} {m.hidden}", protocol, like_paper=large_800(r)) for r, protocol, m in found)
+
+
+def mask_ratios(records: Sequence[Record]) -> Iterator[Place]:
+    """Figure 5, where more than one ratio of the random mask was run."""
+    found = [(r, PROTOCOLS[p], m) for r, p, _ in classified(records, *PROTOCOLS) if (m := method(r.result.pretrain)) and m.mask == "random"]
+    if len({m.hidden for _, _, m in found}) > 1:
+        yield from (at(r, protocol, m.hidden, like_paper=large_800(r)) for r, protocol, m in found)
+
+
+def lengths(records: Sequence[Record]) -> Iterator[Place]:
+    """Figure 7, where more than one length of pretraining was run."""
+    found = [(r, PROTOCOLS[p], m) for r, p, _ in classified(records, *PROTOCOLS) if (m := method(r.result.pretrain)) and m.mask == "random"]
+    if len({m.epochs for _, _, m in found}) > 1:
+        for record, protocol, m in found:
+            same = on_imagenet(record) and backbone(record.result) == "ViT-L/16" and m.target == "pixel"
+            yield at(record, protocol, f"{m.epochs} epochs", like_paper=same)
+
+
+def costs(records: Sequence[Record]) -> Iterator[Place]:
+    """Table 2: what pretraining costs. Hours are those of the devices that ran it, so they never stand beside the paper's 128 TPUs."""
+    runs = [r for r in records if r.result.task == "pretrain" and r.result.metric in ("val_loss", "train_loss") and r.result.status == "ok"]
+    slowest: dict[tuple[object, ...], float] = defaultdict(float)
+    for record in runs:
+        slowest[_work(record)] = max(slowest[_work(record)], _hours(record))
+    for record in runs:
+        result, row = record.result, ", ".join(filter(None, (record.label, record.result.pretrain, backbone(record.result))))
+        flops = result.flops_per_image / 1e9 if result.flops_per_image else None
+        yield Place(record, row, "device hours", False, _hours(record), "h")
+        yield Place(record, row, "tokens per image in the encoder", False, result.tokens_per_image, "tokens")
+        yield Place(record, row, "GFLOPs per image, forward and backward", False, flops, "GFLOPs")
+        if slowest[_work(record)] > _hours(record):
+            yield Place(record, row, "speed-up over the slowest run here", False, slowest[_work(record)] / _hours(record), "x")
+
+
+def _hours(record: Record) -> float:
+    return record.result.wall_s * record.result.world_size / 3600
+
+
+def _work(record: Record) -> tuple[object, ...]:
+    """What two runs must share for their hours to compare."""
+    result = record.result
+    return result.backbone, result.dataset, result.images_seen, result.device, result.world_size
+
+
+def nothing(records: Sequence[Record]) -> Iterable[Place]:
+    """Published numbers only."""
+    return ()
+
+
+def survey(records: Sequence[Record]) -> Iterator[Place]:
+    """Methods side by side."""
+    for record, protocol, suffix in classified(records, *PROTOCOLS, "knn"):
+        name = f"{row_of('survey', record)}, {backbone(record.result)}"
+        yield at(record, name, PROTOCOLS.get(protocol, f"k-NN, k = {suffix}"), like_paper=on_imagenet(record) and protocol != "knn")

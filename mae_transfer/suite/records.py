@@ -1,0 +1,104 @@
+"""Results as the tables take them: each with its folder and with what the suite that made it calls its pretraining.
+
+A suite leaves node.json beside every results.jsonl (class Note); folders of single runs have none and are read as well.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mae_transfer import results
+from mae_transfer.results import Result
+
+FORMAT = 1
+Role = Literal["tokenizer", "basis", "pretrain", "transfer", "point"]
+State = Literal["planned", "running", "done", "failed", "skipped", "stopped"]
+
+
+class Note(BaseModel):
+    """What a suite remembers of one of its runs: the content of node.json."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int = FORMAT
+    suite: str
+    name: str
+    role: Role  # "point": of a sweep; no table shows it
+    row: str  # the pretraining's name in the suite: the table's row
+    identity: str  # digest of the resolved config, of the inputs' identities and of the seed
+    parts: dict[str, str] = {}  # what the identity was made of, to say what changed
+    command: list[str]
+    state: State = "planned"
+    reason: str | None = None
+    seconds: float = 0.0
+
+
+class Record(NamedTuple):
+    """One result, where it stands, and what the suite says of its run."""
+
+    result: Result
+    file: Path
+    note: Note | None = None
+
+    @property
+    def label(self) -> str | None:
+        """The suite's name of the pretraining."""
+        return self.note.row if self.note else None
+
+
+def load(paths: Iterable[Path]) -> tuple[list[Record], list[str]]:
+    """Return the records under the given files and folders, and a sentence per line or note that could not be read.
+
+    Raises:
+        ValueError: a path does not exist, or nothing was found.
+    """
+    found: list[Record] = []
+    defects: list[str] = []
+    for file in dict.fromkeys(file.resolve() for path in paths for file in _files(path)):
+        good, bad = results.load(file)
+        note, complaints = read_note(file.parent)
+        found += [Record(result, file, note) for result in good]
+        defects += [*bad, *complaints]
+    if not found:
+        raise ValueError("no results found: a run writes results.jsonl into its work dir when it is finished")
+    return [record for record in found if record.note is None or record.note.role != "point"], defects
+
+
+def read_note(folder: Path) -> tuple[Note | None, list[str]]:
+    """Return the note of a folder, None where it has none, and what is wrong with it."""
+    path = folder / "node.json"
+    if not path.is_file():
+        return None, []
+    try:
+        note = Note.model_validate_json(path.read_text(encoding="utf-8"))
+    except (ValidationError, UnicodeDecodeError) as error:
+        version = _version(path)
+        reason = f"is of format {version}, this version reads {FORMAT}" if version not in (None, FORMAT) else f"cannot be read: {error}"
+        return None, [f"{path} {reason}"]
+    return (note, []) if note.format == FORMAT else (None, [f"{path} is of format {note.format}, this version reads {FORMAT}"])
+
+
+def write_note(folder: Path, note: Note) -> None:
+    """Write node.json, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / ".node.json.tmp"
+    temporary.write_text(note.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    temporary.replace(folder / "node.json")
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; give work dirs of finished runs, or results.jsonl files")
+    return sorted(path.rglob("results.jsonl")) if path.is_dir() else [path]
+
+
+def _version(path: Path) -> int | None:
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["format"])
+    except (ValueError, KeyError, TypeError):
+        return None
