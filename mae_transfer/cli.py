@@ -8,7 +8,8 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
 
 from mae_transfer.config import Schema, load, read
 from mae_transfer.suite import grid
@@ -22,6 +23,13 @@ class Task(NamedTuple):
     schema: type[Schema]
     run: Callable[..., object] | None  # (cfg, work_dir, resume=...); None: it only evaluates
     evaluate: Callable[..., object] | None = None  # (cfg, checkpoint, work_dir or None); None: nothing is trained
+
+
+class Switch(NamedTuple):
+    """A flag that stands for values of the config."""
+
+    changes: Mapping[str, Any]  # dotted key -> value
+    help: str
 
 
 def train(schema: type[S], run: Callable[..., object], *, description: str, argv: Sequence[str] | None = None) -> int:
@@ -54,29 +62,43 @@ def _pretrain(schema: type[S], run: Callable[..., Sequence[object]], args: argpa
             break  # stopped by a signal, and saved
 
 
-def transfer(tasks: Mapping[str, Task], *, description: str, argv: Sequence[str] | None = None) -> int:
-    """Do the same for tools that take a backbone: the config's `task` (the first of `tasks` where it names none) says which one runs."""
+def transfer(
+    tasks: Mapping[str, Task], *, description: str, switches: Mapping[str, Switch] = MappingProxyType({}), argv: Sequence[str] | None = None
+) -> int:
+    """Do the same for tools that take a backbone: the config's `task` (the first of `tasks` where it names none) says which one runs.
+
+    switches: further flags by name ("multi-scale").
+    """
     parser = _parser(description, work_dir_required=False)
     parser.add_argument(
         "--backbone", metavar="REF", help="the weights to transfer: a backbone.safetensors, or PREFIX:PATH (mae:, timm:, random: ...)"
     )
     parser.add_argument("--eval", action="store_true", help="train nothing: evaluate --checkpoint (then --work-dir may be left out)")
     parser.add_argument("--checkpoint", metavar="C", help="with --eval: a step_*.pt of this tool, or mae-finetuned:PATH")
+    if any("pictures" in task.schema.model_fields for task in tasks.values()):
+        parser.add_argument("--visualize", type=int, metavar="N", help="draw N validation images with their truth and what was found (`pictures`)")
+    for name, switch in switches.items():
+        parser.add_argument(f"--{name}", dest=name, action="store_true", help=switch.help)
     args = parser.parse_args(argv)
     if args.eval != (args.checkpoint is not None):
         parser.error("--eval and --checkpoint go together")
     if args.work_dir is None and not args.eval:
         parser.error("--work-dir is missing: where should the run go?")
-    return guarded(lambda: _transfer(tasks, args))
+    changes: dict[str, Any] = {}
+    for name, switch in switches.items():
+        changes |= switch.changes if vars(args)[name] else {}
+    if vars(args).get("visualize") is not None:
+        changes["pictures"] = args.visualize
+    return guarded(lambda: _transfer(tasks, args, changes))
 
 
-def _transfer(tasks: Mapping[str, Task], args: argparse.Namespace) -> None:
+def _transfer(tasks: Mapping[str, Task], args: argparse.Namespace, changes: Mapping[str, Any]) -> None:
     named = read(args.config).get("task", next(iter(tasks)))
     if named not in tasks:
         raise ValueError(f"{args.config}: task = {named!r}; this tool runs {', '.join(tasks)}")
     task = tasks[named]
     backbone = [] if args.backbone is None else [f"backbone.reference={args.backbone!r}"]
-    cfg = load(args.config, task.schema, overrides=[*backbone, *args.set], debug=args.debug)
+    cfg = load(args.config, task.schema, changes=changes, overrides=[*backbone, *args.set], debug=args.debug)
     if not args.eval and task.run is None:
         raise ValueError(f"task {named!r} trains nothing: give --eval --checkpoint C")
     if not args.eval and task.run is not None:

@@ -48,6 +48,15 @@ class Objects(NamedTuple):
     masks: Tensor | None  # (n, H, W) uint8, 1 = object; None where they were not asked for
 
 
+class Found(NamedTuple):
+    """What a detector finds in one image, in pixels of the image that it was given, padding left out; best first."""
+
+    boxes: Tensor  # (n, 4) float32 x0, y0, x1, y1
+    scores: Tensor  # (n,) float32
+    labels: Tensor  # (n,) int64 index into the classes
+    masks: Tensor | None  # (n, M, M) float32 in [0, 1]: the object within its box; None: a detector of boxes alone
+
+
 class Features(NamedTuple):
     """What a backbone returns."""
 

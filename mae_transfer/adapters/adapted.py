@@ -22,6 +22,7 @@ class AdaptedBackbone(nn.Module):
         """Join an nn.Module that is a Backbone with one that is an Adapter made for its maps."""
         super().__init__()
         self.backbone, self.adapter = backbone, adapter
+        self.depth = backbone.depth
         self.out_channels = adapter.channels
         coarsest = [stride for name, stride in adapter.strides.items() if name != "p6"][-1]  # p6 subsamples p5 and takes odd sides
         self.size_divisor = lcm(backbone.patch, ceil(coarsest))
@@ -36,8 +37,15 @@ class AdaptedBackbone(nn.Module):
         if part == "backbone":
             return self.backbone.layer_of(rest)
         if part == "adapter":
-            return self.backbone.depth + 1
+            return self.depth + 1
         raise ValueError(f"{name!r} is no parameter of this pyramid")
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the backbone's activations in the backward pass; ValueError for a backbone that cannot."""
+        switch = getattr(self.backbone, "set_grad_checkpointing", None)
+        if switch is None:
+            raise ValueError(f"{type(self.backbone).__name__} cannot recompute activations: run.checkpoint_activations=False")
+        switch(enable)
 
     def no_weight_decay(self) -> set[str]:
         """Return the backbone's parameters that recipes spare from weight decay."""

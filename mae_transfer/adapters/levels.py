@@ -10,7 +10,7 @@ from math import log2
 from typing import Literal, NamedTuple
 
 from timm.layers.norm import LayerNorm2d
-from torch import nn
+from torch import Tensor, nn
 
 from mae_transfer.interfaces import Backbone
 
@@ -18,10 +18,19 @@ LEVELS: dict[str, int] = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}  # name -> strid
 UP_TO_DOWN = (2, 1, 0, -1)  # doublings of one map for the four levels of a pyramid, whatever the patch
 
 Norm = Literal["group", "layer", "batch"]  # "batch" is SyncBN where the assembly of the model synchronises it over ranks
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch norm that leaves its statistics alone where a batch is empty: an image may give a head no region at all."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) if input.numel() else input * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+
+
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "group": lambda channels: nn.GroupNorm(32, channels),
     "layer": lambda channels: LayerNorm2d(channels, eps=1e-6),  # over channels only: GroupNorm(1) would pool over the image too
-    "batch": nn.BatchNorm2d,
+    "batch": BatchNorm2d,
 }
 
 

@@ -15,6 +15,15 @@ from mae_transfer.data.dense_shapes import ShapesMaps, ShapesObjects
 from mae_transfer.data.folder import Folder
 from mae_transfer.data.labelled import Split, Subset, split, whole
 from mae_transfer.data.loader import Crops, Delivery, Masking, Samples, Unreadable, batches
+from mae_transfer.data.objects import (
+    OBJECT_SETS,
+    SCENE_TRANSFORMS,
+    ObjectDataConfig,
+    SceneBatch,
+    Scenes,
+    open_objects,
+    scenes,
+)
 from mae_transfer.data.order import Key, Order, Share, Sweep
 from mae_transfer.data.places import Places, opened, rooted
 from mae_transfer.data.rows import WithRows
@@ -28,6 +37,7 @@ __all__ = [
     "DATASETS",
     "MAP_SETS",
     "OBJECT_SETS",
+    "SCENE_TRANSFORMS",
     "Ade",
     "Annotated",
     "Augmentation",
@@ -41,10 +51,13 @@ __all__ = [
     "MapSource",
     "Mapped",
     "Masking",
+    "ObjectDataConfig",
     "ObjectSource",
     "Order",
     "Sample",
     "Samples",
+    "SceneBatch",
+    "Scenes",
     "Shapes",
     "ShapesMaps",
     "ShapesObjects",
@@ -60,14 +73,15 @@ __all__ = [
     "batches",
     "evaluation_views",
     "open_labelled",
+    "open_objects",
     "open_source",
     "open_sources",
+    "scenes",
     "split",
     "training_views",
 ]
 
 DATASETS: Mapping[str, Callable[..., Source]] = {"folder": Folder, "shapes": Shapes}
-OBJECT_SETS: Mapping[str, Callable[..., ObjectSource]] = {"coco": Coco, "shapes": ShapesObjects}
 MAP_SETS: Mapping[str, Callable[..., MapSource]] = {"ade": Ade, "shapes": ShapesMaps}
 AUGMENTATIONS: Mapping[str, Callable[..., Augmentation]] = {
     "none": CentreCrop,

@@ -44,7 +44,7 @@ ONLY_IN = {
     "transformers": ("mae_transfer/bench/",),
     "mmseg": ("mae_transfer/adapters/mmseg", "mae_transfer/bench/"),
     "mmcv": ("mae_transfer/adapters/mmseg", "mae_transfer/bench/"),
-    "detectron2": ("mae_transfer/adapters/detectron2.py", "mae_transfer/tasks/detect.py"),
+    "detectron2": ("mae_transfer/adapters/detectron2.py", "mae_transfer/tasks/detectron2.py"),
 }
 OPTIONAL = {"faster_coco_eval", "wandb", "lightly", "transformers", "mmseg", "mmcv", "detectron2", "simplejpeg", "torchcodec"}
 NOT_ON_PYPI = {"detectron2"}

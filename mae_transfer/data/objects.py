@@ -1,0 +1,243 @@
+"""Images with objects on their way to a detector: large-scale jitter and classic resizing, and the batches that training and evaluation see.
+
+Draws come from the global generators, which the loader seeds per sample. A mask is resized by taking the nearest pixel, so that resizing and cropping
+are one choice of rows and columns; the image is resized as a whole, then cropped.
+
+Legend: H x W pixels, n objects of an image, B images of a batch; a size is (height, width).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, Self
+
+import numpy as np
+import torch
+from pydantic import PositiveInt, model_validator
+from torch import Tensor
+from torchvision.ops import masks_to_boxes
+from torchvision.transforms.v2.functional import pad
+
+from mae_transfer.config import Spec, build, check
+from mae_transfer.data.coco import Annotated, Coco, ObjectSource
+from mae_transfer.data.dense_shapes import ShapesObjects
+from mae_transfer.data.loader import Samples
+from mae_transfer.data.places import Places, opened, rooted
+from mae_transfer.data.transforms import resize
+from mae_transfer.interfaces import Objects
+
+Size = tuple[int, int]
+EMPTY = 1e-5  # pixels: objects whose box is not wider and higher than this are gone, as in detectron2
+
+
+class Scene(NamedTuple):
+    """One image with what is annotated in it."""
+
+    image: Tensor  # (3, H, W) uint8
+    objects: Objects  # in pixels of `image`
+
+
+class SceneBatch(NamedTuple):
+    """What a detector's step is fed."""
+
+    image: Tensor  # (B, 3, H, W) uint8; zeros right of and below each image
+    sizes: tuple[Size, ...]  # of each image without its padding; on the host
+    objects: tuple[Objects, ...]  # of each image, its masks without padding
+    index: Tensor  # type: ignore[assignment]  # (B,) int64, which images of the source these are
+
+
+class SceneTransform(Protocol):
+    """An image with its objects becomes another one."""
+
+    def __call__(self, scene: Scene) -> Scene: ...
+
+    def largest(self) -> Size:
+        """Return the largest height and width that it can give, so that what does not fit is known before training."""
+        ...
+
+
+class LargeScaleJitter:
+    """Flip, resize by a random scale, crop a square of fixed size at random; what is smaller is padded with the batch (ViTDet, Li et al.: LSJ).
+
+    Args:
+        size: pixels per side of the crop.
+        scale: least and largest side of the resized image that is fitted into the square, relative to it.
+        flip: probability of a horizontal flip.
+    """
+
+    def __init__(self, *, size: int = 1024, scale: tuple[float, float] = (0.1, 2.0), flip: float = 0.5) -> None:
+        if size < 1 or not 0 < scale[0] <= scale[1]:
+            raise ValueError(f"size {size}, scale {scale}: need a size of at least 1 pixel and 0 < least <= largest scale")
+        self.size, self.scale, self.flip = size, scale, flip
+
+    def __call__(self, scene: Scene) -> Scene:
+        if torch.rand(()) < self.flip:
+            scene = mirrored(scene)
+        drawn = float(torch.empty(()).uniform_(*self.scale))
+        height, width = scene.image.shape[-2:]
+        ratio = min(self.size * drawn / height, self.size * drawn / width)
+        scaled = max(1, round(height * ratio)), max(1, round(width * ratio))
+        place = float(torch.rand(()))  # one draw for both sides, as in detectron2
+        top, left = (round(place * max(0, side - self.size)) for side in scaled)
+        return resized(scene, scaled, window=(top, left, min(self.size, scaled[0]), min(self.size, scaled[1])))
+
+    def largest(self) -> Size:
+        return self.size, self.size
+
+
+class ShortestEdge:
+    """Flip, then resize the shorter side to one of some lengths, the longer side at most to another: the classic recipe, and evaluation's view.
+
+    Args:
+        lengths: of the shorter side in pixels, one of which is drawn.
+        longest: most pixels of the longer side.
+        flip: probability of a horizontal flip; 0 in evaluation.
+    """
+
+    def __init__(self, *, lengths: tuple[int, ...] = (640, 672, 704, 736, 768, 800), longest: int = 1333, flip: float = 0.5) -> None:
+        if not lengths or min(lengths) < 1 or longest < max(lengths):
+            raise ValueError(f"lengths {lengths}, longest {longest}: give at least one length, none above the longest side")
+        self.lengths, self.longest, self.flip = tuple(lengths), longest, flip
+
+    def __call__(self, scene: Scene) -> Scene:
+        if self.flip and torch.rand(()) < self.flip:
+            scene = mirrored(scene)
+        length = self.lengths[int(torch.randint(len(self.lengths), ()))] if len(self.lengths) > 1 else self.lengths[0]
+        height, width = scene.image.shape[-2:]
+        ratio = min(length / min(height, width), self.longest / max(height, width))
+        return resized(scene, (max(1, int(height * ratio + 0.5)), max(1, int(width * ratio + 0.5))))
+
+    def largest(self) -> Size:
+        return self.longest, self.longest
+
+
+SCENE_TRANSFORMS: Mapping[str, Callable[..., SceneTransform]] = {"large_scale_jitter": LargeScaleJitter, "shortest_edge": ShortestEdge}
+OBJECT_SETS: Mapping[str, Callable[..., ObjectSource]] = {"coco": Coco, "shapes": ShapesObjects}
+
+
+def mirrored(scene: Scene) -> Scene:
+    """Return the scene flipped horizontally."""
+    boxes, _, _, masks = scene.objects
+    flipped = boxes.clone()
+    flipped[:, [0, 2]] = scene.image.shape[-1] - boxes[:, [2, 0]]
+    return Scene(scene.image.flip(-1), scene.objects._replace(boxes=flipped, masks=None if masks is None else masks.flip(-1)))
+
+
+def resized(scene: Scene, size: Size, *, window: tuple[int, int, int, int] | None = None) -> Scene:
+    """Return the scene resized (bilinear, antialiased; masks: nearest), and of that the window (top, left, height, width).
+
+    Boxes are moved and clipped; objects of which nothing is left are gone.
+    """
+    top, left, height, width = window or (0, 0, *size)
+    image = resize(scene.image, size, "bilinear") if size != tuple(scene.image.shape[-2:]) else scene.image
+    image = image[:, top : top + height, left : left + width].contiguous()
+    rows, columns = (
+        ((torch.arange(first, first + count) + 0.5) * (was / now)).long().clamp_(max=was - 1)
+        for first, count, was, now in zip((top, left), (height, width), scene.image.shape[-2:], size, strict=True)
+    )
+    boxes, labels, crowd, masks = scene.objects
+    if masks is not None:
+        masks = masks[:, rows][:, :, columns]
+    scale = torch.tensor([size[1] / scene.image.shape[-1], size[0] / scene.image.shape[-2]]).repeat(2)
+    boxes = boxes * scale - torch.tensor([left, top, left, top])
+    return Scene(image, present(Objects(boxes, labels, crowd, masks), (height, width)))
+
+
+def present(objects: Objects, size: Size) -> Objects:
+    """Return what of the objects lies within an image of this size: boxes clipped to it, empty ones left out."""
+    boxes = torch.stack([objects.boxes[:, 0::2].clamp(0, size[1]), objects.boxes[:, 1::2].clamp(0, size[0])], dim=2).flatten(1)
+    kept = ((boxes[:, 2:] - boxes[:, :2]) > EMPTY).all(dim=1)
+    if objects.masks is not None:
+        kept &= objects.masks.flatten(1).any(dim=1).bool()
+    masks = None if objects.masks is None else objects.masks[kept]
+    return Objects(boxes[kept], objects.labels[kept], objects.crowd[kept], masks)
+
+
+def tightened(objects: Objects) -> Objects:
+    """Return the objects with the boxes of their masks, where they have masks: after a crop, a clipped box may hold more than its object."""
+    if objects.masks is None or not len(objects.boxes):
+        return objects
+    return objects._replace(boxes=masks_to_boxes(objects.masks) + torch.tensor([0.0, 0.0, 1.0, 1.0]))  # the last pixel ends one further on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenes(Samples[Annotated, Scene]):
+    """Scenes transformed and padded to one size: a SceneBatch."""
+
+    source: ObjectSource
+    transform: SceneTransform
+    square: int | None  # side that images are padded to; None: to what the largest of a batch needs
+    divisor: int  # of the padded sides, where they are not square
+    training: bool  # crowd regions are left out and boxes are tightened to their masks, as detectron2 does
+
+    def draw(self, sample: Annotated, rng: np.random.Generator) -> Scene:
+        """Return the scene transformed."""
+        objects = sample.objects
+        if self.training:
+            single = ~objects.crowd
+            objects = Objects(*(None if values is None else values[single] for values in objects))  # type: ignore[arg-type]
+        scene = self.transform(Scene(sample.image, objects))
+        return scene._replace(objects=tightened(scene.objects)) if self.training else scene
+
+    def collate(self, drawn: list[Scene], images: Tensor) -> SceneBatch:
+        """Return the scenes as a batch, zeros right and below."""
+        sizes = tuple((scene.image.shape[-2], scene.image.shape[-1]) for scene in drawn)
+        height, width = (self.square or -(-max(sides) // self.divisor) * self.divisor for sides in zip(*sizes, strict=True))
+        margins = [(width - w, height - h) for h, w in sizes]
+        padded = torch.stack([pad(scene.image, [0, 0, *margin]) for scene, margin in zip(drawn, margins, strict=True)])
+        return SceneBatch(padded, sizes, tuple(scene.objects for scene in drawn), images)
+
+
+class ObjectDataConfig(Places):
+    """Images with objects, and how they are resized."""
+
+    train: Spec = Spec.model_validate({"name": "coco", "split": "train2017", "skip_empty": True})
+    """An entry of OBJECT_SETS with its options."""
+    val: Spec = Spec.model_validate({"name": "coco", "split": "val2017"})
+    """The same for validation."""
+    augmentation: Spec = Spec(name="large_scale_jitter")
+    """An entry of SCENE_TRANSFORMS with its options, for training."""
+    view: Spec = Spec.model_validate({"name": "shortest_edge", "lengths": (1024,), "longest": 1024, "flip": 0.0})
+    """The same for evaluation."""
+    square: PositiveInt | None = 1024
+    """Pixels per side that images are padded to, in training and evaluation (less costs up to 1 AP); None: to what the largest of a batch needs."""
+    crops_per_image: PositiveInt = 1
+    """Crops that each decoded image gives, neighbours in one batch; an epoch grows by this factor."""
+
+    @property
+    def name(self) -> str:
+        """What tables call the data set."""
+        return self.named(self.train)
+
+    @model_validator(mode="after")
+    def _entries_exist(self) -> Self:
+        for spec in (self.train, self.val):
+            check(OBJECT_SETS, rooted(OBJECT_SETS, spec, self.root or "unset"))
+        for spec in (self.augmentation, self.view):
+            largest = max(build(SCENE_TRANSFORMS, check(SCENE_TRANSFORMS, spec)).largest())
+            if self.square is not None and largest > self.square:
+                raise ValueError(f"{spec.name} gives images of up to {largest} pixels, and square = {self.square}: make both fit")
+        return self
+
+
+def open_objects(cfg: ObjectDataConfig) -> tuple[ObjectSource, ObjectSource]:
+    """Return the training and the validation set; ValueError where one is empty or they have different classes."""
+    train, val = opened(OBJECT_SETS, cfg.train, cfg.root), opened(OBJECT_SETS, cfg.val, cfg.root)
+    if train.classes != val.classes:
+        different = sorted(set(train.classes) ^ set(val.classes))[:5]
+        raise ValueError(f"training set has {len(train.classes)} classes, validation set {len(val.classes)}; in one of them only: {different}")
+    if not len(train) or not len(val):
+        raise ValueError(f"{len(train)} training and {len(val)} validation images: both are needed")
+    return train, val
+
+
+def scenes(source: ObjectSource, cfg: ObjectDataConfig, *, seed: int, divisor: int, training: bool) -> Scenes:
+    """Return the samples of a set as the config cuts them, in training or in evaluation."""
+    transform = build(SCENE_TRANSFORMS, cfg.augmentation if training else cfg.view)
+    return Scenes(source=source, seed=seed, transform=transform, square=cfg.square, divisor=divisor, training=training)
+
+
+def ids_of(batch: SceneBatch, source: ObjectSource) -> Sequence[int]:
+    """Return the ground truth's ids of the images of a batch."""
+    return [int(source.image_ids[i]) for i in batch.index.tolist()]

@@ -1,0 +1,287 @@
+"""Mask R-CNN on a pyramid, of torchvision's parts: where those differ from detectron2's, which the published numbers come from, small subclasses
+make them equal. docs/results/detect.md lists what still differs.
+
+Legend: B images of H x W pixels, C channels of the pyramid, K classes (label k of ours is k + 1 here: torchvision's 0 is the background), R regions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.ops import roi_align
+from torchvision.ops.poolers import LevelMapper
+
+from mae_transfer.config import Schema
+from mae_transfer.interfaces import Found, Objects
+
+Targets = list[dict[str, Tensor]]
+
+
+class HeadsConfig(Schema):
+    """The heads, the same for every engine; the defaults are ViTDet's (2203.16527) and, with norm "batch", Li et al.'s (2111.11429)."""
+
+    norm: str | None = "layer"
+    """After each convolution of the box and the mask head: an entry of adapters.NORMS; None: none."""
+    rpn_convs: PositiveInt = 2
+    """Convolutions of the proposal network before its two outputs."""
+    box_convs: NonNegativeInt = 4
+    """Convolutions of the box head."""
+    box_width: PositiveInt = 1024
+    """Width of the box head's linear layer."""
+    mask_convs: PositiveInt = 4
+    """Convolutions of the mask head before it doubles its resolution."""
+    masks: bool = True
+    """Whether there is a mask head; without it this is Faster R-CNN, trained on boxes alone."""
+    anchors: tuple[PositiveInt, ...] = (32, 64, 128, 256, 512)
+    """Side of the square anchors of each level, pixels; beside each stand those of half and of double its height to width, of equal area."""
+    rpn_batch: PositiveInt = 256
+    """Anchors per image that the proposal network's loss samples, up to half of them on objects."""
+    roi_batch: PositiveInt = 512
+    """Regions per image that the heads train on, up to a quarter of them on objects."""
+    candidates: tuple[PositiveInt, PositiveInt] = (2000, 1000)
+    """Proposals per level before non-maximum suppression, in training and in evaluation."""
+    proposals: tuple[PositiveInt, PositiveInt] = (1000, 1000)
+    """Proposals per image after it, likewise."""
+    score_threshold: float = 0.05
+    """Detections below this are dropped."""
+    detections: PositiveInt = 100
+    """Most detections per image."""
+
+
+RATIOS = (0.5, 1.0, 2.0)  # height / width of the anchors
+BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+BOX_SIDE, MASK_SIDE = 7, 14  # cells that a region is pooled to
+
+
+class MaskRCNN(nn.Module):
+    """Pyramid -> proposals -> boxes, classes and masks. In training mode it returns losses by name, in evaluation what it found."""
+
+    def __init__(
+        self, pyramid: nn.Module, *, strides: Sequence[int], classes: int, heads: HeadsConfig, norm: Callable[[int], nn.Module] | None
+    ) -> None:
+        """Make the heads around a pyramid.
+
+        Args:
+            pyramid: images (B, 3, H, W) -> name -> (B, C, H / stride, W / stride), finest first, with `out_channels`, `depth` and `layer_of`.
+            strides: of its levels; all but the last are what regions are pooled from.
+            classes: K.
+            norm: the layer that `heads.norm` names.
+        """
+        super().__init__()
+        if len(strides) != len(heads.anchors):
+            raise ValueError(f"{len(heads.anchors)} sizes of anchors {heads.anchors} for {len(strides)} levels: give one each (is p6=True missing?)")
+        self.pyramid = pyramid
+        width: int = pyramid.out_channels  # type: ignore[assignment]
+        self.rpn = _Proposals(
+            _Anchors(tuple((side,) for side in heads.anchors), (RATIOS,) * len(strides), strides=strides),
+            _ProposalHead(width, len(RATIOS), conv_depth=heads.rpn_convs),
+            fg_iou_thresh=0.7, bg_iou_thresh=0.3, batch_size_per_image=heads.rpn_batch, positive_fraction=0.5,
+            pre_nms_top_n=dict(zip(("training", "testing"), heads.candidates, strict=True)),
+            post_nms_top_n=dict(zip(("training", "testing"), heads.proposals, strict=True)), nms_thresh=0.7,
+        )  # fmt: skip
+        self.rpn.min_size = torch.finfo(torch.float32).tiny  # drops empty proposals and no others
+        self.roi_heads = _Regions(width, strides[:-1], classes, heads, norm)
+
+    def forward(self, images: Tensor, sizes: Sequence[tuple[int, int]], objects: Sequence[Objects] | None = None) -> Any:
+        """Return losses by name (in training mode, which needs `objects`), or a Found per image.
+
+        Args:
+            images: (B, 3, H, W) normalised, zeros where they are padded.
+            sizes: height and width of each without its padding.
+            objects: what is in each image; masks (n, h, w) without padding.
+        """
+        features = {name: level.float() for name, level in self.pyramid(images).items()}  # boxes do not survive bfloat16: 2 pixels at 256
+        targets = None if objects is None else [_target(one) for one in objects]
+        proposals, losses = self.rpn(ImageList(images, list(sizes)), features, targets)
+        found, more = self.roi_heads(features, proposals, list(sizes), targets)
+        return losses | more if self.training else found
+
+    def layer_of(self, name: str) -> int:
+        """Return the layer of a parameter as the backbone counts them; the heads come after."""
+        part, _, rest = name.partition(".")
+        after: int = self.pyramid.depth + 1  # type: ignore[operator]
+        return self.pyramid.layer_of(rest) if part == "pyramid" else after  # type: ignore[operator, no-any-return]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the backbone's activations in the backward pass."""
+        self.pyramid.set_grad_checkpointing(enable)  # type: ignore[operator]
+
+    def compile(self) -> None:  # type: ignore[override]
+        """Compile the pyramid; the shapes behind it depend on what is found."""
+        self.pyramid.compile()
+
+
+def _target(objects: Objects) -> dict[str, Tensor]:
+    target = {"boxes": objects.boxes, "labels": objects.labels + 1}
+    return target if objects.masks is None else target | {"masks": objects.masks}
+
+
+class _Anchors(AnchorGenerator):
+    """Anchors of exactly the size asked for, at exactly the strides of the levels; torchvision rounds the former and guesses the latter."""
+
+    def __init__(self, sizes: Any, ratios: Any, *, strides: Sequence[int]) -> None:
+        super().__init__(sizes, ratios)
+        self.strides = tuple(strides)
+
+    def generate_anchors(self, scales: Any, aspect_ratios: Any, dtype: Any = torch.float32, device: Any = None) -> Tensor:
+        sides, ratios = (torch.as_tensor(values, dtype=dtype, device=device) for values in (scales, aspect_ratios))
+        heights, widths = ((ratios.sqrt() ** power)[:, None] * sides for power in (1, -1))
+        return torch.stack([-widths, -heights, widths, heights], dim=-1).flatten(0, 1) / 2
+
+    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
+        self.set_cell_anchors(feature_maps[0].dtype, feature_maps[0].device)
+        grids = [list(level.shape[-2:]) for level in feature_maps]
+        anchors = torch.cat(self.grid_anchors(grids, [[stride, stride] for stride in self.strides]))
+        return [anchors] * len(image_list.image_sizes)
+
+
+class _ProposalHead(RPNHead):
+    """Its outputs are decoded in float32, whatever autocast computes in."""
+
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        logits, deltas = super().forward(x)
+        return [level.float() for level in logits], [level.float() for level in deltas]
+
+
+class _Proposals(RegionProposalNetwork):
+    """detectron2's losses: L1 for the boxes, and both divided by the anchors that may be sampled, not by those that were."""
+
+    def compute_loss(
+        self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        positive, negative = (torch.where(torch.cat(masks))[0] for masks in self.fg_bg_sampler(labels))
+        sampled, truth, goals = torch.cat([positive, negative]), torch.cat(labels), torch.cat(list(regression_targets))
+        count = self.fg_bg_sampler.batch_size_per_image * len(labels)
+        objects = F.binary_cross_entropy_with_logits(objectness.flatten()[sampled], truth[sampled], reduction="sum")
+        boxes = F.l1_loss(pred_bbox_deltas[positive], goals[positive], reduction="sum")
+        return objects / count, boxes / count
+
+
+class _Pool(nn.Module):
+    """RoIAlign with the half-pixel shift (`aligned`) and as many samples as cells cover, from the level that a region's size asks for."""
+
+    def __init__(self, strides: Sequence[int], side: int) -> None:
+        super().__init__()
+        self.strides, self.side = tuple(strides), side
+        self.level = LevelMapper(*(int(stride).bit_length() - 1 for stride in (strides[0], strides[-1])))
+
+    def forward(self, features: list[Tensor], boxes: list[Tensor]) -> Tensor:
+        """Return the regions (R, C, side, side) of boxes (r, 4) per image."""
+        levels = self.level(boxes)
+        images = torch.cat([box.new_full((len(box), 1), i) for i, box in enumerate(boxes)])
+        regions = torch.cat([images, torch.cat(boxes)], dim=1)
+        pooled = features[0].new_zeros(len(regions), features[0].shape[1], self.side, self.side)
+        for level, (feature, stride) in enumerate(zip(features, self.strides, strict=True)):
+            here = torch.where(levels == level)[0]
+            cut = roi_align(feature, regions[here], self.side, spatial_scale=1 / stride, sampling_ratio=0, aligned=True)
+            pooled = pooled.index_copy(0, here, cut.to(pooled.dtype))
+        return pooled
+
+
+class _Regions(RoIHeads):
+    """The box and the mask head with detectron2's initialisation, losses and targets."""
+
+    def __init__(self, width: int, strides: Sequence[int], classes: int, heads: HeadsConfig, norm: Callable[[int], nn.Module] | None) -> None:
+        super().__init__(
+            None, FastRCNNConvFCHead((width, BOX_SIDE, BOX_SIDE), [width] * heads.box_convs, [heads.box_width], norm_layer=norm),
+            FastRCNNPredictor(heads.box_width, classes + 1),
+            fg_iou_thresh=0.5, bg_iou_thresh=0.5, batch_size_per_image=heads.roi_batch, positive_fraction=0.25, bbox_reg_weights=BOX_WEIGHTS,
+            score_thresh=heads.score_threshold, nms_thresh=0.5, detections_per_img=heads.detections,
+        )  # fmt: skip
+        self.box_pool = _Pool(strides, BOX_SIDE)
+        if heads.masks:
+            self.mask_pool = _Pool(strides, MASK_SIDE)
+            self.mask_head = MaskRCNNHeads(width, [width] * heads.mask_convs, 1, norm_layer=norm)
+            self.mask_predictor = MaskRCNNPredictor(width, width, classes + 1)
+        _initialise(self)
+
+    def has_mask(self) -> bool:
+        return self.mask_head is not None
+
+    def forward(self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]], targets: Any = None) -> Any:
+        levels = list(features.values())[: len(self.box_pool.strides)]
+        if self.training:
+            return [], self._losses(levels, proposals, targets)
+        logits, deltas = self._boxes(levels, proposals)
+        boxes, scores, labels = self.postprocess_detections(logits, deltas, proposals, image_shapes)
+        masks: Any = [None] * len(boxes)
+        if self.has_mask():
+            masks = self._masks(levels, boxes, torch.cat(labels)).sigmoid().split_with_sizes([len(box) for box in boxes])
+        return [Found(box, score, label - 1, mask) for box, score, label, mask in zip(boxes, scores, labels, masks, strict=True)], {}
+
+    def _boxes(self, levels: list[Tensor], proposals: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return class logits (R, K + 1) and box offsets (R, (K + 1) * 4)."""
+        logits, deltas = self.box_predictor(self.box_head(self.box_pool(levels, proposals)))
+        return logits.float(), deltas.float()
+
+    def _masks(self, levels: list[Tensor], boxes: list[Tensor], labels: Tensor) -> Tensor:
+        """Return the mask logits of each region's own class, (R, 28, 28)."""
+        logits = self.mask_predictor(self.mask_head(self.mask_pool(levels, boxes))).float()
+        own: Tensor = logits[torch.arange(len(labels), device=labels.device), labels]
+        return own
+
+    def _losses(self, levels: list[Tensor], proposals: list[Tensor], targets: Targets) -> dict[str, Tensor]:
+        proposals, owners, labels, goals = self.select_training_samples(proposals, targets)
+        logits, deltas = self._boxes(levels, proposals)
+        losses = box_losses(logits, deltas, torch.cat(labels), torch.cat(list(goals)))
+        if self.has_mask():
+            shown = [torch.where(label > 0)[0] for label in labels]
+            boxes = [box[k] for box, k in zip(proposals, shown, strict=True)]
+            scores = self._masks(levels, boxes, torch.cat([label[k] for label, k in zip(labels, shown, strict=True)]))
+            truth = [
+                mask_targets(t["masks"], box, owner[k], scores.shape[-1]) for t, box, owner, k in zip(targets, boxes, owners, shown, strict=True)
+            ]
+            each = F.binary_cross_entropy_with_logits(scores, torch.cat(truth), reduction="sum")
+            losses["loss_mask"] = each / max(scores.numel(), 1)
+        return losses
+
+
+def box_losses(logits: Tensor, deltas: Tensor, labels: Tensor, goals: Tensor) -> dict[str, Tensor]:
+    """Return the cross-entropy over all regions and the L1 distance of the boxes on objects, both per region (0 where there is none).
+
+    Args:
+        logits: (R, K + 1).
+        deltas: (R, (K + 1) * 4), offsets for every class.
+        labels: (R,), 0 = background.
+        goals: (R, 4), the right offsets.
+    """
+    count = max(len(labels), 1)
+    shown = torch.where(labels > 0)[0]
+    boxes = deltas.view(len(labels), -1, 4)[shown, labels[shown]]
+    return {
+        "loss_class": F.cross_entropy(logits, labels, reduction="sum") / count,
+        "loss_box": F.l1_loss(boxes, goals[shown], reduction="sum") / count,
+    }
+
+
+def mask_targets(masks: Tensor, boxes: Tensor, owners: Tensor, side: int) -> Tensor:
+    """Return the masks (n, H, W) of the objects `owners` (r,) within boxes (r, 4) as (r, side, side), 1 where at least half is object."""
+    regions = torch.cat([owners[:, None].to(boxes), boxes], dim=1)
+    cut: Tensor = roi_align(masks[:, None].to(boxes), regions, side, sampling_ratio=0, aligned=True)[:, 0]
+    return (cut >= 0.5).to(boxes)
+
+
+def _initialise(regions: _Regions) -> None:
+    """Draw the layers that torchvision draws otherwise as detectron2 does."""
+    for layer in regions.box_head:
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_uniform_(layer.weight, a=1)
+            nn.init.zeros_(layer.bias)
+    last = [(regions.box_predictor.cls_score, 0.01), (regions.box_predictor.bbox_pred, 0.001)]
+    if regions.has_mask():
+        last.append((regions.mask_predictor.mask_fcn_logits, 0.001))
+        nn.init.zeros_(regions.mask_predictor.conv5_mask.bias)
+    for layer, std in last:
+        nn.init.normal_(layer.weight, std=std)
+        nn.init.zeros_(layer.bias)

@@ -1,0 +1,129 @@
+"""Mask R-CNN with detectron2's own heads, losses and samplers on the same pyramid, fed and read exactly as models.mask_rcnn.MaskRCNN is.
+
+detectron2 is imported here, when it is asked for. Its data sampler and trainer are not used: order, augmentation and resume are this suite's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from torch import Tensor, nn
+
+from mae_transfer.adapters.adapted import AdaptedBackbone
+from mae_transfer.adapters.detectron2 import ABSENT
+from mae_transfer.interfaces import Found, Objects
+from mae_transfer.models.mask_rcnn import BOX_SIDE, BOX_WEIGHTS, MASK_SIDE, RATIOS, HeadsConfig
+
+NORMS = {None: "", "layer": "LN", "batch": "BN"}  # our names -> detectron2's
+
+
+class Detectron2RCNN(nn.Module):
+    """Pyramid -> detectron2's proposal network and RoI heads. In training mode it returns losses by name, in evaluation what it found."""
+
+    def __init__(self, pyramid: AdaptedBackbone, *, strides: Sequence[int], classes: int, heads: HeadsConfig) -> None:
+        """Make the heads around a pyramid. ValueError where detectron2 is not installed, saying how to get it; or heads that it does not have."""
+        super().__init__()
+        if heads.norm not in NORMS:
+            raise ValueError(f"heads.norm = {heads.norm!r}: with engine='detectron2' it is one of {list(NORMS)}")
+        self.d2 = _parts()
+        self.pyramid, self.depth = pyramid, pyramid.depth
+        levels = list(pyramid.adapter.strides)
+        shape = self.d2.ShapeSpec(channels=pyramid.out_channels, height=BOX_SIDE, width=BOX_SIDE)
+        self.rpn = _proposals(self.d2, pyramid.out_channels, levels, strides, heads)
+        self.roi_heads = _regions(self.d2, shape, levels[:-1], strides[:-1], classes, heads)
+
+    def forward(self, images: Tensor, sizes: Sequence[tuple[int, int]], objects: Sequence[Objects] | None = None) -> Any:
+        """Take and return what MaskRCNN.forward does."""
+        features = {name: level.float() for name, level in self.pyramid(images).items()}
+        listed = self.d2.ImageList(images, list(sizes))
+        truth = None if objects is None else [self._truth(one, size) for one, size in zip(objects, sizes, strict=True)]
+        with self.d2.EventStorage():  # its losses write their statistics there
+            proposals, losses = self.rpn(listed, features, truth)
+            found, more = self.roi_heads(listed, features, proposals, truth)
+        return losses | more if self.training else [_found(one) for one in found]
+
+    def layer_of(self, name: str) -> int:
+        """Return the layer of a parameter as the backbone counts them; the heads come after."""
+        part, _, rest = name.partition(".")
+        return self.pyramid.layer_of(rest) if part == "pyramid" else self.depth + 1
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the backbone's activations in the backward pass."""
+        self.pyramid.set_grad_checkpointing(enable)
+
+    def compile(self) -> None:  # type: ignore[override]
+        """Compile the pyramid; the shapes behind it depend on what is found."""
+        self.pyramid.compile()
+
+    def _truth(self, objects: Objects, size: tuple[int, int]) -> Any:
+        instances = self.d2.Instances(size, gt_boxes=self.d2.Boxes(objects.boxes), gt_classes=objects.labels)
+        if objects.masks is not None:
+            instances.gt_masks = self.d2.BitMasks(objects.masks.bool())
+        return instances
+
+
+def _found(instances: Any) -> Found:
+    masks = instances.pred_masks[:, 0] if instances.has("pred_masks") else None
+    return Found(instances.pred_boxes.tensor, instances.scores, instances.pred_classes, masks)
+
+
+def _proposals(d2: SimpleNamespace, width: int, levels: list[str], strides: Sequence[int], heads: HeadsConfig) -> Any:
+    anchors = d2.DefaultAnchorGenerator(sizes=[[side] for side in heads.anchors], aspect_ratios=list(RATIOS), strides=list(strides), offset=0.0)
+    return d2.RPN(
+        in_features=levels,
+        head=d2.StandardRPNHead(in_channels=width, num_anchors=len(RATIOS), conv_dims=[-1] * heads.rpn_convs),
+        anchor_generator=anchors,
+        anchor_matcher=d2.Matcher([0.3, 0.7], [0, -1, 1], allow_low_quality_matches=True),
+        box2box_transform=d2.Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0)),
+        batch_size_per_image=heads.rpn_batch,
+        positive_fraction=0.5,
+        pre_nms_topk=heads.candidates,
+        post_nms_topk=heads.proposals,
+        nms_thresh=0.7,
+    )
+
+
+def _regions(d2: SimpleNamespace, shape: Any, levels: list[str], strides: Sequence[int], classes: int, heads: HeadsConfig) -> Any:
+    width, norm = shape.channels, NORMS[heads.norm]
+
+    def pooler(side: int) -> Any:
+        return d2.ROIPooler(output_size=side, scales=[1 / stride for stride in strides], sampling_ratio=0, pooler_type="ROIAlignV2")
+
+    masks: dict[str, Any] = {}
+    if heads.masks:
+        cut = d2.ShapeSpec(channels=width, height=MASK_SIDE, width=MASK_SIDE)
+        head = d2.MaskRCNNConvUpsampleHead(cut, num_classes=classes, conv_dims=[width] * (heads.mask_convs + 1), conv_norm=norm)
+        masks = {"mask_in_features": levels, "mask_pooler": pooler(MASK_SIDE), "mask_head": head}
+    return d2.StandardROIHeads(
+        num_classes=classes,
+        batch_size_per_image=heads.roi_batch,
+        positive_fraction=0.25,
+        proposal_matcher=d2.Matcher([0.5], [0, 1], allow_low_quality_matches=False),
+        box_in_features=levels,
+        box_pooler=pooler(BOX_SIDE),
+        box_head=d2.FastRCNNConvFCHead(shape, conv_dims=[width] * heads.box_convs, fc_dims=[heads.box_width], conv_norm=norm),
+        box_predictor=d2.FastRCNNOutputLayers(
+            d2.ShapeSpec(channels=heads.box_width), box2box_transform=d2.Box2BoxTransform(weights=BOX_WEIGHTS), num_classes=classes,
+            test_score_thresh=heads.score_threshold, test_nms_thresh=0.5, test_topk_per_image=heads.detections,
+        ),
+        **masks,
+    )  # fmt: skip
+
+
+def _parts() -> SimpleNamespace:
+    """Return what is used of detectron2, by name; ValueError where it is not installed."""
+    try:
+        from detectron2 import layers, structures
+        from detectron2.modeling import anchor_generator, box_regression, matcher, poolers, proposal_generator, roi_heads
+        from detectron2.modeling.proposal_generator import rpn
+        from detectron2.utils import events
+    except ImportError as error:
+        raise ValueError(ABSENT) from error
+    modules = (layers, structures, anchor_generator, box_regression, matcher, poolers, proposal_generator, rpn, roi_heads, events)
+    names = (
+        "ShapeSpec", "ImageList", "Instances", "Boxes", "BitMasks", "DefaultAnchorGenerator", "Box2BoxTransform", "Matcher", "ROIPooler", "RPN",
+        "StandardRPNHead", "StandardROIHeads", "FastRCNNConvFCHead", "FastRCNNOutputLayers", "MaskRCNNConvUpsampleHead", "EventStorage",
+    )  # fmt: skip
+    return SimpleNamespace(**{name: next(getattr(module, name) for module in modules if hasattr(module, name)) for name in names})
