@@ -101,11 +101,11 @@ def encoder_decoder(pyramid: AdaptedBackbone, decode: HeadConfig, auxiliary: Hea
 class Segmenter(nn.Module):
     """mmseg's EncoderDecoder as the suite's loop takes it: images in, logits out, losses apart.
 
-    mmseg's own `loss` computes an accuracy by boolean masks at every step, for which the device has to be waited for; `accuracy` is asked at log steps.
+    mmseg's own `loss` computes an accuracy by boolean masks at every step, for which the device is waited for; `accuracy` is asked at log steps.
     """
 
     def __init__(self, net: Any, *, frozen: bool = False) -> None:
-        """Take an EncoderDecoder of `encoder_decoder`; frozen: its backbone (not the pyramid's own layers) computes as in evaluation and never trains."""
+        """Take an EncoderDecoder of `encoder_decoder`; frozen: its backbone (not the adapter) computes as in evaluation, never trains."""
         super().__init__()
         self.net, self.frozen = net, frozen
         if frozen:

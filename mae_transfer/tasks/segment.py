@@ -238,8 +238,9 @@ def draw(cfg: SegmentConfig, parts: Parts, dist: Dist, model: nn.Module, folder:
         return
     with torch.no_grad():
         for number, batch in zip(range(cfg.pictures), views(cfg, parts, Dist(dist.device)), strict=False):
-            shown = [tensor[0].cpu() for tensor in (batch.original, batch.labels, predict(cfg, bare(model), batch))]
-            save_picture(folder / f"{number:04d}.png", Picture(*shown, Path(parts.val.where(number)).name), parts.val.classes)
+            image, truth, predicted = (tensor[0].cpu() for tensor in (batch.original, batch.labels, predict(cfg, bare(model), batch)))
+            shown = Picture(image, truth, predicted, Path(parts.val.where(number)).name)
+            save_picture(folder / f"{number:04d}.png", shown, parts.val.classes)
 
 
 def headline(cfg: SegmentConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) -> str:

@@ -1,4 +1,4 @@
-"""The ways to segment with a pretrained backbone: UperNet with everything training, or a linear head on a frozen trunk. An entry of PROTOCOLS each."""
+"""The ways to segment with a pretrained backbone: UperNet, all of it training, or a linear head on a frozen trunk. An entry of PROTOCOLS each."""
 
 from __future__ import annotations
 
