@@ -156,14 +156,11 @@ def open_parts(cfg: SegmentConfig, backbone: BackboneConfig) -> Parts:
 
 def build_state(cfg: SegmentConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) -> TrainState:
     """Return model and optimizer before the first step."""
+    micro, synchronised = cfg.batch // (dist.world * loop.accumulate), dist.world > 1 and dist.device.type == "cuda"
+    if micro == 1 and not synchronised:
+        raise ValueError("one crop per device and forward pass, but the heads' batch norms need two: raise run.device_batch, or batch")
     model = parts.protocol.model(parts.chosen.model, len(parts.train.classes))
-    dressed = assemble(
-        model,
-        dist=dist,
-        compile=cfg.run.compile,
-        checkpoint_activations=cfg.run.checkpoint_activations,
-        sync_bn=dist.world > 1 and dist.device.type == "cuda",
-    )
+    dressed = assemble(model, dist=dist, compile=cfg.run.compile, checkpoint_activations=cfg.run.checkpoint_activations, sync_bn=synchronised)
     optimizer = build_optimizer(cfg.optim, parts.protocol.groups(model, cfg.optim), lr=peak_lr(cfg.optim, global_batch=cfg.batch))
     return TrainState.create(dressed, optimizer, loop, dist=dist)
 
