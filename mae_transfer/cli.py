@@ -63,11 +63,18 @@ def _pretrain(schema: type[S], run: Callable[..., Sequence[object]], args: argpa
 
 
 def transfer(
-    tasks: Mapping[str, Task], *, description: str, switches: Mapping[str, Switch] = MappingProxyType({}), argv: Sequence[str] | None = None
+    tasks: Mapping[str, Task],
+    *,
+    description: str,
+    draws: bool = False,
+    switches: Mapping[str, Switch] = MappingProxyType({}),
+    argv: Sequence[str] | None = None,
 ) -> int:
     """Do the same for tools that take a backbone: the config's `task` (the first of `tasks` where it names none) says which one runs.
 
-    switches: further flags by name ("multi-scale").
+    Args:
+        draws: whether there is a --visualize N.
+        switches: further flags by name ("multi-scale").
     """
     parser = _parser(description, work_dir_required=False)
     parser.add_argument(
@@ -75,8 +82,8 @@ def transfer(
     )
     parser.add_argument("--eval", action="store_true", help="train nothing: evaluate --checkpoint (then --work-dir may be left out)")
     parser.add_argument("--checkpoint", metavar="C", help="with --eval: a step_*.pt of this tool, or mae-finetuned:PATH")
-    if any("pictures" in task.schema.model_fields for task in tasks.values()):
-        parser.add_argument("--visualize", type=int, metavar="N", help="draw N validation images with their truth and what was found (`pictures`)")
+    if draws:
+        parser.add_argument("--visualize", type=int, metavar="N", help="draw N validation images with their truth and what was found (run.pictures)")
     for name, switch in switches.items():
         parser.add_argument(f"--{name}", dest=name, action="store_true", help=switch.help)
     args = parser.parse_args(argv)
@@ -88,7 +95,7 @@ def transfer(
     for name, switch in switches.items():
         changes |= switch.changes if vars(args)[name] else {}
     if vars(args).get("visualize") is not None:
-        changes["pictures"] = args.visualize
+        changes["run.pictures"] = args.visualize
     return guarded(lambda: _transfer(tasks, args, changes))
 
 

@@ -18,4 +18,4 @@ from mae_transfer.tasks import segment
 TASKS = {"segment": cli.Task(segment.SegmentConfig, segment.run, segment.evaluate_checkpoint)}
 
 if __name__ == "__main__":
-    sys.exit(cli.transfer(TASKS, description=__doc__))
+    sys.exit(cli.transfer(TASKS, description=__doc__, draws=True))

@@ -75,6 +75,7 @@ class Coco:
         images: another folder of images, relative to root; file names may lead on into folders of their own.
         masks: decode the masks; objects without a valid outline are then left out, counted and reported. False: boxes alone.
         skip_empty: leave out the images that have nothing but crowd regions, as detectron2 does in training.
+        first: take only so many images, by their ids.
     Raises:
         ValueError: names the file that is missing or broken, or what in it contradicts itself.
     """
@@ -88,12 +89,13 @@ class Coco:
         images: str | None = None,
         masks: bool = True,
         skip_empty: bool = False,
+        first: int | None = None,
     ) -> None:
         self.json, self.folder = locate(root, split, annotations, images)
         content = load_json(self.json)
         try:
             self.classes, self.category_ids = _categories(content["categories"])
-            self._fill(content["images"], content["annotations"], masks=masks, skip_empty=skip_empty)
+            self._fill(content["images"], content["annotations"], masks=masks, skip_empty=skip_empty, first=first)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             what = f"a key is missing: {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"{self.json}: {what} (tools/prepare_data.py check lists every defect)") from error
@@ -141,13 +143,15 @@ class Coco:
         content["annotations"] = [one for one in content["annotations"] if one["image_id"] in kept]
         return content
 
-    def _fill(self, images: list[Json], objects: list[Json], *, masks: bool, skip_empty: bool) -> None:
+    def _fill(self, images: list[Json], objects: list[Json], *, masks: bool, skip_empty: bool, first: int | None) -> None:
         _ranks([one["image_id"] for one in objects], _unique([image["id"] for image in images], "image"), "image")  # of any object, for the error
         objects = _outlined(objects, self.json) if masks else objects
         if skip_empty:
             shown = {one["image_id"] for one in objects if not one.get("iscrowd", 0)}
-            images, objects = [image for image in images if image["id"] in shown], [one for one in objects if one["image_id"] in shown]
-        images = sorted(images, key=lambda image: image["id"])
+            images = [image for image in images if image["id"] in shown]
+        images = sorted(images, key=lambda image: image["id"])[:first]
+        left = {image["id"] for image in images}
+        objects = [one for one in objects if one["image_id"] in left]
         self.image_ids = np.array([image["id"] for image in images], dtype=np.int64)
         self._sizes = np.array([(image["height"], image["width"]) for image in images], dtype=np.int64).reshape(-1, 2)
         self._names = _Packed(str(image["file_name"]) for image in images)

@@ -110,14 +110,15 @@ class MaskRCNN(nn.Module):
     def layer_of(self, name: str) -> int:
         """Return the layer of a parameter as the backbone counts them; the heads come after."""
         part, _, rest = name.partition(".")
-        after: int = self.pyramid.depth + 1  # type: ignore[operator]
-        return self.pyramid.layer_of(rest) if part == "pyramid" else after  # type: ignore[operator, no-any-return]
+        pyramid: Any = self.pyramid
+        layer: int = pyramid.layer_of(rest) if part == "pyramid" else pyramid.depth + 1
+        return layer
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the backbone's activations in the backward pass."""
         self.pyramid.set_grad_checkpointing(enable)  # type: ignore[operator]
 
-    def compile(self) -> None:  # type: ignore[override]
+    def compile(self) -> None:
         """Compile the pyramid; the shapes behind it depend on what is found."""
         self.pyramid.compile()
 
@@ -127,7 +128,7 @@ def _target(objects: Objects) -> dict[str, Tensor]:
     return target if objects.masks is None else target | {"masks": objects.masks}
 
 
-class _Anchors(AnchorGenerator):
+class _Anchors(AnchorGenerator):  # type: ignore[misc]
     """Anchors of exactly the size asked for, at exactly the strides of the levels; torchvision rounds the former and guesses the latter."""
 
     def __init__(self, sizes: Any, ratios: Any, *, strides: Sequence[int]) -> None:
@@ -146,7 +147,7 @@ class _Anchors(AnchorGenerator):
         return [anchors] * len(image_list.image_sizes)
 
 
-class _ProposalHead(RPNHead):
+class _ProposalHead(RPNHead):  # type: ignore[misc]
     """Its outputs are decoded in float32, whatever autocast computes in."""
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -154,7 +155,7 @@ class _ProposalHead(RPNHead):
         return [level.float() for level in logits], [level.float() for level in deltas]
 
 
-class _Proposals(RegionProposalNetwork):
+class _Proposals(RegionProposalNetwork):  # type: ignore[misc]
     """detectron2's losses: L1 for the boxes, and both divided by the anchors that may be sampled, not by those that were."""
 
     def compute_loss(
@@ -189,7 +190,7 @@ class _Pool(nn.Module):
         return pooled
 
 
-class _Regions(RoIHeads):
+class _Regions(RoIHeads):  # type: ignore[misc]
     """The box and the mask head with detectron2's initialisation, losses and targets."""
 
     def __init__(self, width: int, strides: Sequence[int], classes: int, heads: HeadsConfig, norm: Callable[[int], nn.Module] | None) -> None:

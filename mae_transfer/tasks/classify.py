@@ -41,7 +41,7 @@ from mae_transfer.engine.state import LoopConfig, TrainState, autocast
 from mae_transfer.interfaces import Batch
 from mae_transfer.metrics.accuracy import hits, top_ks
 from mae_transfer.tasks.backbones import BackboneConfig, Chosen, flops_of, open_backbone, tokens_of
-from mae_transfer.tasks.common import Job, TrainConfig, facts, fit, pass_over, plan
+from mae_transfer.tasks.common import Job, TrainConfig, evaluation_facts, facts, fit, pass_over, plan
 from mae_transfer.tasks.protocols import PROTOCOLS, ClassifyProtocol, Feed
 from mae_transfer.tasks.workdir import WorkDir
 
@@ -144,12 +144,7 @@ def evaluate_checkpoint(cfg: ClassifyConfig, reference: str, work_dir: Path | No
         with torch.no_grad():
             metrics = measure(cfg, parts, dist, model)
         seconds = time.perf_counter() - start
-        about = {
-            "run": work_dir.name if work_dir else "eval", "seed": cfg.seed, "params": sum(p.numel() for p in model.parameters()), "epochs": 0.0,
-            "steps": 0, "images_seen": 0, "global_batch": cfg.batch, "world_size": dist.world, "precision": cfg.precision, "wall_s": seconds,
-            "images_per_s": sum(map(len, parts.splits.values())) / seconds, "device": results.device_name(dist.device), "engine": "mae_transfer",
-            "scale": cfg.scale, "config_digest": cfg.digest(),
-        }  # fmt: skip
+        about = evaluation_facts(cfg, dist, model, work_dir, images=sum(map(len, parts.splits.values())), seconds=seconds)
         written = numbers(cfg, chosen, model, choose(cfg, parts, {"0": metrics}), about, backward=False)
         if dist.is_main:
             print(f"{chosen.name}, {cfg.title()}: {summary(written)}", flush=True)

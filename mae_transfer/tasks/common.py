@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
 
 from mae_transfer import results
@@ -26,6 +26,13 @@ from mae_transfer.interfaces import Batch
 from mae_transfer.tasks.workdir import WorkDir, open_work_dir
 
 EVALUATION_SEED = 0  # of what an evaluation draws (masks): the same in every run, so that runs compare
+
+
+class PicturesRun(RunConfig):
+    """How to carry out a run that ends with pictures of what the model makes of some images."""
+
+    pictures: NonNegativeInt = 8
+    """Validation images that are drawn with their truth and with what was found at the end (--visualize)."""
 
 
 class TrainConfig(Schema):
@@ -157,5 +164,15 @@ def facts(cfg: TrainConfig, state: TrainState, folder: WorkDir) -> dict[str, Any
         "epochs": cfg.epochs, "steps": state.step, "images_seen": state.images_seen, "global_batch": cfg.batch, "world_size": state.dist.world,
         "precision": cfg.precision, "wall_s": state.wall_s, "images_per_s": state.images_seen / state.wall_s,
         "peak_mem_gib": peak_memory_gib(state.dist.device), "device": results.device_name(state.dist.device), "engine": "mae_transfer",
+        "scale": cfg.scale, "config_digest": cfg.digest(),
+    }  # fmt: skip
+
+
+def evaluation_facts(cfg: TrainConfig, dist: Dist, model: nn.Module, work_dir: Path | None, *, images: int, seconds: float) -> dict[str, Any]:
+    """Return the same fields for the evaluation of a finished model on `images`, which took so many seconds."""
+    return {
+        "run": work_dir.name if work_dir else "eval", "seed": cfg.seed, "params": sum(p.numel() for p in model.parameters()), "epochs": 0.0,
+        "steps": 0, "images_seen": 0, "global_batch": cfg.batch, "world_size": dist.world, "precision": cfg.precision, "wall_s": seconds,
+        "images_per_s": images / seconds, "device": results.device_name(dist.device), "engine": "mae_transfer",
         "scale": cfg.scale, "config_digest": cfg.digest(),
     }  # fmt: skip

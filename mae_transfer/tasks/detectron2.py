@@ -53,7 +53,7 @@ class Detectron2RCNN(nn.Module):
         """Recompute the backbone's activations in the backward pass."""
         self.pyramid.set_grad_checkpointing(enable)
 
-    def compile(self) -> None:  # type: ignore[override]
+    def compile(self) -> None:
         """Compile the pyramid; the shapes behind it depend on what is found."""
         self.pyramid.compile()
 

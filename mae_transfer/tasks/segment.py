@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import NonNegativeInt, field_validator
+from pydantic import field_validator
 from timm.utils.distributed import distribute_bn
 from torch import Tensor, nn
 
@@ -34,7 +34,7 @@ from mae_transfer.engine.optim import build_optimizer, peak_lr
 from mae_transfer.engine.state import LoopConfig, TrainState, autocast
 from mae_transfer.metrics.iou import IouMetric
 from mae_transfer.tasks.backbones import BackboneConfig, Chosen, flops_of, open_backbone, tokens_of
-from mae_transfer.tasks.common import EVALUATION_SEED, Job, TrainConfig, facts, fit, plan, sweep_over
+from mae_transfer.tasks.common import EVALUATION_SEED, Job, PicturesRun, TrainConfig, evaluation_facts, facts, fit, plan, sweep_over
 from mae_transfer.tasks.segment_inference import PUBLISHED_SCALES, InferenceConfig, Windows, probabilities
 from mae_transfer.tasks.segment_protocols import PROTOCOLS, SegmentProtocol
 from mae_transfer.tasks.workdir import WorkDir
@@ -59,8 +59,7 @@ class SegmentConfig(TrainConfig):
         "protocol.channels?": None,
         "inference.stride?": None,
         "schedule.warmup_epochs": 0.5,
-        "pictures": 1,
-        "run": {"device": "cpu", "workers": 0, "log_every": 1, "save_minutes": None},
+        "run": {"device": "cpu", "workers": 0, "log_every": 1, "save_minutes": None, "pictures": 1},
     }
 
     task: Literal["segment"] = "segment"
@@ -73,8 +72,8 @@ class SegmentConfig(TrainConfig):
     """An entry of PROTOCOLS with its options."""
     inference: InferenceConfig = InferenceConfig()
     """How images are segmented in evaluation."""
-    pictures: NonNegativeInt = 8
-    """Validation images that are drawn with their truth and prediction at the end (--visualize)."""
+    run: PicturesRun = PicturesRun()
+    """How to carry it out; changes no number."""
 
     @field_validator("protocol")
     @classmethod
@@ -130,13 +129,7 @@ def evaluate_checkpoint(cfg: SegmentConfig, reference: str, work_dir: Path | Non
         with torch.no_grad():
             metric = measure(cfg, parts, dist, model)
             figures = metric.compute(per_class=True)
-        seconds = time.perf_counter() - start
-        about = {
-            "run": work_dir.name if work_dir else "eval", "seed": cfg.seed, "params": sum(p.numel() for p in model.parameters()), "epochs": 0.0,
-            "steps": 0, "images_seen": 0, "global_batch": cfg.batch, "world_size": dist.world, "precision": cfg.precision, "wall_s": seconds,
-            "images_per_s": len(parts.val) / seconds, "device": results.device_name(dist.device), "engine": "mae_transfer", "scale": cfg.scale,
-            "config_digest": cfg.digest(),
-        }  # fmt: skip
+        about = evaluation_facts(cfg, dist, model, work_dir, images=len(parts.val), seconds=time.perf_counter() - start)
         chosen = parts.chosen._replace(sha256=checkpoints.sha256(Path(reference)))
         written = numbers(cfg, chosen, model, figures, about, backward=False)
         if dist.is_main:
@@ -231,10 +224,10 @@ def predict(cfg: SegmentConfig, model: nn.Module, batch: Scales) -> Tensor:
 
 def draw(cfg: SegmentConfig, parts: Parts, dist: Dist, model: nn.Module, folder: Path) -> None:
     """Draw the first validation images with truth and prediction into a folder, one PNG each (one rank calls it)."""
-    if not cfg.pictures:
+    if not cfg.run.pictures:
         return
     with torch.no_grad():
-        for number, batch in zip(range(cfg.pictures), views(cfg, parts, Dist(dist.device)), strict=False):
+        for number, batch in zip(range(cfg.run.pictures), views(cfg, parts, Dist(dist.device)), strict=False):
             image, truth, predicted = (tensor[0].cpu() for tensor in (batch.original, batch.labels, predict(cfg, bare(model), batch)))
             shown = Picture(image, truth, predicted, Path(parts.val.where(number)).name)
             save_picture(folder / f"{number:04d}.png", shown, parts.val.classes)

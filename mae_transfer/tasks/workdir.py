@@ -37,6 +37,16 @@ class WorkDir(NamedTuple):
         return self.root / "results.jsonl"
 
     @property
+    def detections(self) -> Path:
+        """Validation images with their objects beside what was found."""
+        return self.root / "detections"
+
+    @property
+    def predictions(self) -> Path:
+        """All that a detector found in the validation set, in COCO's result format."""
+        return self.root / "predictions.json"
+
+    @property
     def pictures(self) -> Path:
         """What the model makes of a few images."""
         return self.root / "reconstructions"

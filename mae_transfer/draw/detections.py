@@ -1,0 +1,63 @@
+"""What a detector finds: the image with its annotated objects beside the image with what was found, boxes, masks, names and scores.
+
+Legend: H x W pixels, n objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from mae_transfer.draw.segmentations import palette
+from mae_transfer.interfaces import Objects
+
+THRESHOLD = 0.3  # score below which nothing is drawn
+MIX = 0.45  # of an object's colour over the image
+MOST = 40  # objects drawn per image, best first
+
+
+class Shown(NamedTuple):
+    """One image with what is in it and what was found, in its own pixels."""
+
+    image: Tensor  # (3, H, W) uint8 RGB
+    objects: Objects
+    found: Any  # boxes (n, 4), scores (n,), labels (n,), masks (n, H, W) or None: metrics.coco.Detections
+    name: str
+
+
+def save_detections(path: Path, shown: Shown, classes: Sequence[str]) -> None:
+    """Write a PNG: left what is annotated (crowd regions dashed), right what was found with a score of at least THRESHOLD."""
+    height, width = shown.image.shape[-2:]
+    figure = Figure(figsize=(14, 7 * height / width + 0.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    truth, found = shown.objects, shown.found
+    names = [classes[label] + (" (crowd)" if crowd else "") for label, crowd in zip(truth.labels.tolist(), truth.crowd.tolist(), strict=True)]
+    _panel(left, shown.image, truth, names, f"{shown.name}: {len(names)} objects", len(classes))
+    kept = [k for k in found.scores.argsort(descending=True).tolist() if found.scores[k] >= THRESHOLD][:MOST]
+    best = found._replace(boxes=found.boxes[kept], labels=found.labels[kept], masks=None if found.masks is None else found.masks[kept])
+    names = [f"{classes[int(found.labels[k])]} {float(found.scores[k]):.2f}" for k in kept]
+    _panel(right, shown.image, best, names, f"found: {len(kept)} with a score of at least {THRESHOLD}", len(classes))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=90)
+
+
+def _panel(axes: Any, image: Tensor, objects: Any, names: Sequence[str], title: str, classes: int) -> None:
+    colours = palette(classes)[objects.labels.cpu().numpy()]
+    canvas = image.permute(1, 2, 0).numpy() / 255
+    if objects.masks is not None:
+        for mask, colour in zip(objects.masks.cpu().numpy() != 0, colours, strict=True):
+            canvas[mask] = (1 - MIX) * canvas[mask] + MIX * colour
+    axes.imshow(np.clip(canvas, 0, 1), interpolation="nearest")
+    for (x0, y0, x1, y1), colour, name in zip(objects.boxes.tolist(), colours, names, strict=True):
+        style = "--" if name.endswith("(crowd)") else "-"
+        axes.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1.5, linestyle=style))
+        label = {"facecolor": colour, "alpha": 0.8, "pad": 1, "edgecolor": "none"}
+        axes.text(x0, y0, name, fontsize=7, color="black", verticalalignment="bottom", bbox=label, clip_on=True)
+    axes.set_title(title, fontsize=9)
+    axes.set_axis_off()

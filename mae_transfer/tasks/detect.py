@@ -1,0 +1,315 @@
+"""Object detection and instance segmentation with a pretrained backbone: Mask R-CNN on its pyramid, by torchvision's parts or detectron2's heads.
+
+Legend: B batch, S pixels per side of the padded square, K classes, n objects of an image.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, Self
+
+import torch
+from pydantic import NonNegativeFloat, field_validator, model_validator
+from timm.utils.distributed import distribute_bn
+from torch import Tensor, nn
+
+from mae_transfer import checkpoints, results
+from mae_transfer.adapters import ADAPTERS, AdaptedBackbone, maps_of
+from mae_transfer.adapters.levels import NORMS
+from mae_transfer.checkpoints.files import load_strict
+from mae_transfer.config import Spec, build, check
+from mae_transfer.core.normalize import Statistics, normalize
+from mae_transfer.core.paste import paste_masks
+from mae_transfer.data import SCENE_TRANSFORMS, ObjectDataConfig, ObjectSource, Order, SceneBatch, Share, batches, open_objects, scenes
+from mae_transfer.draw.detections import Shown, save_detections
+from mae_transfer.engine import checkpoint
+from mae_transfer.engine.dist import Dist, assemble, session
+from mae_transfer.engine.log import Logger
+from mae_transfer.engine.loop import Step, StepFn
+from mae_transfer.engine.optim import Layers, build_optimizer, param_groups, peak_lr
+from mae_transfer.engine.state import LoopConfig, TrainState, autocast
+from mae_transfer.interfaces import Found
+from mae_transfer.metrics.coco import CocoMetric, Detections, Kind
+from mae_transfer.models.mask_rcnn import HeadsConfig, MaskRCNN
+from mae_transfer.tasks.backbones import BackboneConfig, Chosen, open_backbone, tokens_of
+from mae_transfer.tasks.common import EVALUATION_SEED, Job, PicturesRun, TrainConfig, evaluation_facts, facts, fit, plan, sweep_over
+from mae_transfer.tasks.detectron2 import Detectron2RCNN
+from mae_transfer.tasks.workdir import WorkDir
+
+DEBUG_ENCODER = {"size": None, "dim": 32, "depth": 4, "heads": 2, "patch": 16, "image_size": 64}
+
+
+class DetectConfig(TrainConfig):
+    """A detection run; an epoch is a pass over the training images that have objects."""
+
+    debug: ClassVar[dict[str, Any]] = {
+        "scale": "mini",
+        "epochs": 1,
+        "batch": 4,
+        "data.train": {"name": "shapes", "length": 8, "size": 64},
+        "data.val": {"name": "shapes", "length": 2, "size": 64, "seed": 1},
+        "data.augmentation": {"name": "large_scale_jitter", "size": 64},
+        "data.view": {"name": "shortest_edge", "lengths": (64,), "longest": 64, "flip": 0.0},
+        "data.square": 64,
+        "backbone": {
+            "encoder": DEBUG_ENCODER,
+            "changes": {"windows": 3, "global_blocks": (1, 3), "relative_positions": "decomposed", "positions": "learned"},
+        },
+        "adapter.channels?": 32,
+        "adapter.fpn?": 32,
+        "heads.box_width": 32,
+        "heads.roi_batch": 16,
+        "schedule.warmup_epochs": 0.5,
+        "schedule.milestones?": (),
+        "run": {"device": "cpu", "workers": 0, "log_every": 1, "save_minutes": None, "pictures": 1},
+    }
+
+    task: Literal["detect"] = "detect"
+    """Which task the file configures."""
+    data: ObjectDataConfig = ObjectDataConfig()
+    """Images with objects, and how they are resized."""
+    backbone: BackboneConfig = BackboneConfig()
+    """What is transferred; --backbone sets its reference. Its `changes` switch windows and relative positions on."""
+    adapter: Spec = Spec(name="simple_fpn")
+    """An entry of ADAPTERS with its options: the pyramid."""
+    heads: HeadsConfig = HeadsConfig()
+    """The detector's heads."""
+    engine: Literal["torchvision", "detectron2"] = "torchvision"
+    """Whose heads: torchvision's, made equal to detectron2's, or detectron2's own where it is installed."""
+    drop_path: NonNegativeFloat = 0.0
+    """Stochastic depth of the backbone's last block."""
+    protocol: str = "mask_rcnn"
+    """What tables call the recipe."""
+    run: PicturesRun = PicturesRun()
+    """How to carry it out; changes no number."""
+
+    @field_validator("adapter")
+    @classmethod
+    def _adapter_exists(cls, adapter: Spec) -> Spec:
+        return check(ADAPTERS, adapter)
+
+    @model_validator(mode="after")
+    def _norm_exists(self) -> Self:
+        if self.heads.norm is not None and self.heads.norm not in NORMS:
+            raise ValueError(f"heads.norm = {self.heads.norm!r}: one of {', '.join(NORMS)}, or None")
+        return self
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """What is evaluated: boxes, and masks where there is a mask head."""
+        return ("bbox", "segm") if self.heads.masks else ("bbox",)
+
+    @property
+    def side(self) -> int:
+        """Pixels per side of what the backbone sees: the square, or the longest side of the training images."""
+        return self.data.square or max(build(SCENE_TRANSFORMS, self.data.augmentation).largest())
+
+
+class Parts(NamedTuple):
+    """What a config opens and builds that is no training state."""
+
+    train: ObjectSource
+    val: ObjectSource
+    truth: dict[str, Any]  # of the validation set, in COCO's format
+    chosen: Chosen
+    model: nn.Module
+    divisor: int  # of the sides of images that the pyramid takes
+
+
+def run(cfg: DetectConfig, work_dir: Path, *, resume: bool = False) -> list[results.Result]:
+    """Train, evaluate, and append the numbers to work_dir's results.jsonl; return them (rank 0, finished runs only).
+
+    Raises:
+        ValueError: config, data, backbone and work dir do not fit together, or detectron2 is asked for and absent; before training starts.
+        NonFiniteLoss: names the step and its samples.
+    """
+    with session(cfg.run.device) as dist:
+        parts = open_parts(cfg)
+        job = Job(
+            order=Order(images=len(parts.train), batch=cfg.batch, seed=cfg.seed, crops_per_image=cfg.data.crops_per_image),
+            build=partial(build_state, cfg, parts, dist=dist),
+            feed=partial(feed, cfg, parts, dist=dist),
+            step=partial(make_step, cfg),
+            evaluate=partial(evaluate, cfg, parts),
+            headline=partial(headline, cfg, parts, dist=dist),
+            finish=partial(finish, cfg, parts),
+        )
+        return fit(cfg, work_dir, job, dist=dist, resume=resume)
+
+
+def evaluate_checkpoint(cfg: DetectConfig, reference: str, work_dir: Path | None) -> list[results.Result]:
+    """Evaluate a training state of this config (step_*.pt) on the validation set.
+
+    The numbers are printed; where there is a work_dir they are appended to its results.jsonl, and predictions and pictures go there.
+    """
+    with session(cfg.run.device) as dist:
+        parts, start = open_parts(cfg), time.perf_counter()
+        payload = checkpoint.load(Path(reference))
+        load_strict(parts.model, payload.get("ema", payload["model"]), where=reference)
+        model = parts.model.to(dist.device).eval()
+        folder = WorkDir(work_dir) if work_dir else None
+        with torch.no_grad():
+            metric = predicted(cfg, parts, dist, model)
+            figures = metric.compute(save=folder.predictions if folder else None, per_class=True, group=dist.side)
+        about = evaluation_facts(cfg, dist, model, work_dir, images=len(parts.val), seconds=time.perf_counter() - start)
+        written = numbers(cfg, parts, figures, about | {"checkpoint_sha256": checkpoints.sha256(Path(reference))})
+        if dist.is_main:
+            print(f"{parts.chosen.name}, {cfg.protocol}: {summary(written)}\n{per_class(parts.val.classes, figures, cfg.kinds)}", flush=True)
+            if folder is not None:
+                results.append(folder.results, written)
+                draw(cfg, parts, dist, model, folder.detections)
+        return written
+
+
+def open_parts(cfg: DetectConfig) -> Parts:
+    """Open data and backbone and build the detector; ValueError where they do not fit together."""
+    train, val = open_objects(cfg.data)
+    if cfg.heads.masks and train.objects(0).masks is None:
+        raise ValueError("the training set has no masks: leave masks=False out of data.train, or set heads.masks=False for boxes alone")
+    changes = {"image_size": cfg.side, "class_token": False, "final_norm": False, "drop_path": cfg.drop_path}
+    chosen = open_backbone(cfg.backbone, changes, statistics=cfg.statistics, seed=cfg.seed)
+    adapter = build(ADAPTERS, cfg.adapter, maps_of(chosen.model))  # type: ignore[arg-type]
+    pyramid = AdaptedBackbone(chosen.model, adapter)  # type: ignore[arg-type]
+    strides = [int(stride) for stride in adapter.strides.values()]
+    if cfg.data.square is not None and cfg.data.square % pyramid.size_divisor:
+        raise ValueError(f"data.square = {cfg.data.square} is no multiple of {pyramid.size_divisor}, which the pyramid needs")
+    if cfg.engine == "detectron2":
+        model: nn.Module = Detectron2RCNN(pyramid, strides=strides, classes=len(train.classes), heads=cfg.heads)
+    else:
+        norm = NORMS[cfg.heads.norm] if cfg.heads.norm else None
+        model = MaskRCNN(pyramid, strides=strides, classes=len(train.classes), heads=cfg.heads, norm=norm)
+    return Parts(train, val, val.ground_truth(), chosen, model, pyramid.size_divisor)
+
+
+def build_state(cfg: DetectConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) -> TrainState:
+    """Return model and optimizer before the first step."""
+    has_bn = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in parts.model.modules())
+    dressed = assemble(
+        parts.model,
+        dist=dist,
+        compile=cfg.run.compile,
+        checkpoint_activations=cfg.run.checkpoint_activations,
+        sync_bn=has_bn and dist.world > 1,
+    )
+    model: Any = parts.model
+    layers = Layers(model.layer_of, model.pyramid.depth, cfg.optim.layer_decay) if cfg.optim.layer_decay else None
+    groups = param_groups(model, weight_decay=cfg.optim.weight_decay, layers=layers)
+    return TrainState.create(dressed, build_optimizer(cfg.optim, groups, lr=peak_lr(cfg.optim, global_batch=cfg.batch)), loop, dist=dist)
+
+
+def feed(cfg: DetectConfig, parts: Parts, share: Share, *, dist: Dist) -> Iterator[SceneBatch]:
+    """Yield the micro-batches of this rank from step `share.start` on, without end."""
+    samples = scenes(parts.train, cfg.data, seed=cfg.seed, divisor=parts.divisor, training=True)
+    return batches(samples, share, workers=cfg.run.workers, pin=dist.device.type == "cuda", unreadable=cfg.data.unreadable())
+
+
+def make_step(cfg: DetectConfig, loop: LoopConfig) -> StepFn:
+    """Return the training step: the sum of the detector's losses."""
+
+    def step(model: nn.Module, batch: SceneBatch, at: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        losses: dict[str, Tensor] = model(padded(batch, cfg.statistics), batch.sizes, batch.objects)
+        return torch.stack(list(losses.values())).sum(), losses if at.logs else {}
+
+    return step
+
+
+def padded(batch: SceneBatch, statistics: Statistics) -> Tensor:
+    """Return the images normalised, (B, 3, H, W), their padding zero: the mean colour, as detectron2 pads."""
+    images = normalize(batch.image, statistics)
+    for image, (height, width) in zip(images, batch.sizes, strict=True):
+        image[:, height:] = 0
+        image[:, :, width:] = 0
+    return images
+
+
+def evaluate(cfg: DetectConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int) -> dict[str, float]:
+    """Return the validation set's "bbox/AP", "segm/AP50" ... in [0, 1] that are defined; the predictions are saved."""
+    if state.dist.world > 1:  # without SyncBN each rank has its own running statistics
+        distribute_bn(model, state.dist.world, reduce=True)  # type: ignore[no-untyped-call]
+    figures = predicted(cfg, parts, state.dist, model).compute(save=folder.predictions, group=state.dist.side)
+    return {name: value for name, value in figures.items() if not math.isnan(value)}
+
+
+def predicted(cfg: DetectConfig, parts: Parts, dist: Dist, model: nn.Module) -> CocoMetric:
+    """Return the metric filled with what the model finds in this rank's part of the validation set, each image once."""
+    metric = CocoMetric(parts.truth, kinds=cfg.kinds)
+    for batch, found in sweep(cfg, parts, dist, model, batch=cfg.run.evaluation_batch):
+        metric.update([int(parts.val.image_ids[i]) for i in batch.index.tolist()], found)
+    return metric
+
+
+def sweep(cfg: DetectConfig, parts: Parts, dist: Dist, model: nn.Module, *, batch: int) -> Iterator[tuple[SceneBatch, list[Detections]]]:
+    """Yield this rank's part of the validation set with what the model finds in it, in pixels of the stored images."""
+    samples = scenes(parts.val, cfg.data, seed=EVALUATION_SEED, divisor=parts.divisor, training=False)
+    for seen in sweep_over(samples, dist, batch=batch, workers=cfg.run.workers, unreadable=cfg.data.unreadable()):
+        with autocast(cfg.precision, dist.device):
+            found: Sequence[Found] = model(padded(seen, cfg.statistics), seen.sizes)
+        stored = [parts.val.size(i) for i in seen.index.tolist()]
+        yield seen, [in_stored(one, size, into) for one, size, into in zip(found, seen.sizes, stored, strict=True)]
+
+
+def in_stored(found: Found, size: tuple[int, int], stored: tuple[int, int]) -> Detections:
+    """Return what was found in an image resized to `size` in pixels of the image as it is `stored` (height, width), masks pasted."""
+    scale = torch.tensor([stored[1] / size[1], stored[0] / size[0]], device=found.boxes.device).repeat(2)
+    boxes = found.boxes * scale
+    boxes = torch.stack([boxes[:, 0::2].clamp(0, stored[1]), boxes[:, 1::2].clamp(0, stored[0])], dim=2).flatten(1)
+    there = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)
+    masks = None if found.masks is None else paste_masks(found.masks[there], boxes[there], stored)
+    return Detections(boxes[there], found.scores[there], found.labels[there], masks)
+
+
+def draw(cfg: DetectConfig, parts: Parts, dist: Dist, model: nn.Module, folder: Path) -> None:
+    """Draw the first validation images with their objects beside what is found, one PNG each (one rank calls it)."""
+    if not cfg.run.pictures:
+        return
+    with torch.no_grad():
+        for number, (_, found) in zip(range(cfg.run.pictures), sweep(cfg, parts, Dist(dist.device), model, batch=1), strict=False):
+            there = parts.val.read(number)
+            shown = Shown(there.image, there.objects, found[0], Path(parts.val.where(number)).name)
+            save_detections(folder / f"{number:04d}.png", shown, parts.val.classes)
+
+
+def headline(cfg: DetectConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) -> str:
+    """Return what is about to happen, in one sentence per line."""
+    return (
+        f"{cfg.protocol} by {cfg.engine} on {parts.chosen.name} (pretraining: {parts.chosen.pretrain}; {cfg.scale} scale), {len(parts.val.classes)} "
+        f"classes, {len(parts.train)} training and {len(parts.val)} validation images\n{plan(cfg, loop, dist)}"
+    )
+
+
+def finish(cfg: DetectConfig, parts: Parts, state: TrainState, loop: LoopConfig, folder: WorkDir, log: Logger) -> list[results.Result]:
+    """Append the run's results and draw."""
+    written = numbers(cfg, parts, state.metrics, {"checkpoint_sha256": parts.chosen.sha256} | facts(cfg, state, folder))
+    results.append(folder.results, written)
+    model = state.averaged
+    model.eval()
+    draw(cfg, parts, state.dist, model, folder.detections)
+    log.say(f"done: {summary(written)}; in {folder.results}, pictures in {folder.detections}")
+    return written
+
+
+def numbers(cfg: DetectConfig, parts: Parts, figures: dict[str, float], about: dict[str, Any]) -> list[results.Result]:
+    """Return one Result per figure that is defined, in percent; classes are left out."""
+    shared: dict[str, Any] = about | {
+        "task": "detect", "protocol": cfg.protocol, "dataset": cfg.data.name, "split": "val", "unit": "%", "higher_is_better": True,
+        "backbone": parts.chosen.name, "pretrain": parts.chosen.pretrain, "engine": cfg.engine,
+        "tokens_per_image": tokens_of(parts.chosen.model, cfg.side),
+    }  # fmt: skip
+    there = {name: value for name, value in figures.items() if "[" not in name and not math.isnan(value)}
+    return [results.Result(metric=name, value=100 * value, **shared) for name, value in there.items()]
+
+
+def summary(written: list[results.Result]) -> str:
+    """Return the main numbers in one line."""
+    return ", ".join(f"{r.metric} {r.value:.2f}%" for r in written if r.metric.endswith(("/AP", "/AP50")))
+
+
+def per_class(classes: tuple[str, ...], figures: dict[str, float], kinds: Sequence[Kind]) -> str:
+    """Return a line per class with its AP in percent, "-" where it does not occur."""
+    rows = [(name, [figures.get(f"{kind}/AP[{name}]", math.nan) for kind in kinds]) for name in classes]
+    shown = [(name, ["     -" if math.isnan(value) else f"{100 * value:6.2f}" for value in values]) for name, values in rows]
+    return "\n".join("  " + "  ".join(f"{kind} {text}" for kind, text in zip(kinds, texts, strict=True)) + f"  {name}" for name, texts in shown)
