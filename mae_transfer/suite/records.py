@@ -35,6 +35,7 @@ class Note(BaseModel):
     command: list[str]
     state: State = "planned"
     reason: str | None = None
+    chosen: str | None = None  # what a sweep chose for it, and from what
     seconds: float = 0.0
 
 
@@ -94,7 +95,7 @@ def write_note(folder: Path, note: Note) -> None:
 def _files(path: Path) -> list[Path]:
     if not path.exists():
         raise ValueError(f"{path} does not exist; give work dirs of finished runs, or results.jsonl files")
-    return sorted(path.rglob("results.jsonl")) if path.is_dir() else [path]
+    return [file for file in sorted(path.rglob("results.jsonl")) if ".replaced" not in file.parts] if path.is_dir() else [path]
 
 
 def _version(path: Path) -> int | None:

@@ -123,10 +123,10 @@ def spread_text(ours: Summary | None) -> str:
     return f"{ours.high - ours.low:.2f}" if ours.n > 1 else "one seed"
 
 
-def rows(table: str, found: Sequence[Record]) -> list[Cells]:
-    """Return the lines of a table as printed, the column under the layout's own title."""
+def rows(table: str, found: Sequence[Record], *, published: bool = True) -> list[Cells]:
+    """Return the lines of a table as printed, the column under the layout's own title; without `published` only those that something was run for."""
     title = LAYOUTS[table].column_title
-    printed = [(line, cells(line)) for line in lines(table, found)]
+    printed = [(line, cells(line)) for line in lines(table, found) if published or line.scale]
     return [{"row": text.pop("row"), title: line.column, **text} for line, text in printed]
 
 

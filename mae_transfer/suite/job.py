@@ -1,0 +1,89 @@
+"""One run in a process of its own: the tool's script, its output in the run's output.log, and an end when the suite's process ends.
+
+The process is forked from a server that has imported torch and the tasks already, so that a suite of many small runs does not import them for each.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+LOG = "output.log"
+
+
+def start(command: Sequence[str], folder: Path, *, environment: Mapping[str, str], modules: Sequence[str], threads: int | None) -> ForkServerProcess:
+    """Start a tool's command in its folder; the process ends with the tool's exit status.
+
+    Args:
+        modules: imported once, for all the runs of this suite.
+        threads: of the CPU for this run; None: all.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(modules))
+    process = context.Process(target=main, args=(list(command), folder, dict(environment), threads))
+    process.start()
+    return process
+
+
+def main(command: list[str], folder: Path, environment: dict[str, str], threads: int | None) -> None:
+    """Run the command in this process, or in its place where it is not a Python script's (torchrun)."""
+    os.environ.update(environment)
+    with locked(folder / ".lock"):
+        redirect(folder / LOG)
+        print("$ " + " ".join(command), flush=True)
+        if command[0] != sys.executable or command[1] == "-m":
+            os.execvp(command[0], command)
+        threading.Thread(target=end_with_parent, daemon=True).start()
+        if threads is not None:
+            importlib.import_module("torch").set_num_threads(threads)
+        sys.argv = command[1:]
+        sys.path.insert(0, str(Path(command[1]).parent))
+        runpy.run_path(command[1], run_name="__main__")
+
+
+def end_with_parent() -> None:
+    """Stop this run, as a signal would, when the suite's own process is gone, however it went."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def redirect(log: Path) -> None:
+    """Send this process's output, and that of what it starts, to the end of a file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+
+
+@contextmanager
+def locked(path: Path, *, owner: str | None = None) -> Iterator[None]:
+    """Hold a lock file; wait for it, or with `owner` say in a ValueError who holds it. It falls with the process, however that ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if owner else 0))
+        except BlockingIOError:
+            file.seek(0)
+            raise ValueError(f"{path.parent} is in use by {file.read() or 'another process'}: wait for it, or take another --work-dir") from None
+        if owner:
+            file.truncate(0)
+            file.write(owner)
+            file.flush()
+        os.set_inheritable(file.fileno(), True)  # what replaces this process goes on holding it
+        yield

@@ -1,0 +1,136 @@
+"""What a suite's config says: which pretrainings, what is done with each, from which seeds (configs/suites; values only)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, model_validator
+
+from mae_transfer.config import Schema
+from mae_transfer.suite.layouts import LAYOUTS
+
+Overrides = dict[str, Any]  # dotted key -> value; a string "@name" is what the tokenizer, basis or pretraining of that name leaves
+
+
+class Step(Schema):
+    """One run, or one per seed."""
+
+    config: str
+    """A config of the tool, relative to the suite's own file."""
+    set: Overrides = Field(default={})
+    """Laid over it."""
+    data: str | None = None
+    """Which of `roots` its images lie in; None: it needs none, or the config says."""
+    hours: NonNegativeFloat | None = None
+    """Device hours of one run, for --dry-run."""
+    gib: NonNegativeFloat | None = None
+    """Disk that one run takes, for --dry-run."""
+
+
+class Source(Step):
+    """A row of the tables: a backbone that is pretrained here, taken as released, or fresh."""
+
+    config: str | None = None  # type: ignore[assignment]
+    """A pretraining config, relative to the suite's file; None: nothing is pretrained."""
+    backbone: str | None = None
+    """Released weights instead, PREFIX:PATH; with neither the transfers start from `fresh`."""
+    fresh: Overrides = Field(default={})
+    """Laid over every transfer of this row: for a fresh encoder {"backbone.encoder": {...}}, for weights of other statistics mean and std."""
+    fresh_in: dict[str, Overrides] = Field(default={})
+    """The same for single transfers, by their names."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if self.config is not None and self.backbone is not None:
+            raise ValueError(f"config = {self.config!r} and backbone = {self.backbone!r}: a row is pretrained here or released, not both")
+        return self
+
+
+class Preparation(Step):
+    """What some targets need before anything is pretrained."""
+
+    kind: Literal["dvae", "pca"]
+    """A tokenizer from a tokenizer config, or a basis of principal components from a pretraining config."""
+
+
+class Sweep(Schema):
+    """A grid of values for each row, tried with the first seed and judged on images held out of the training set; the best serves every seed."""
+
+    grid: dict[str, tuple[Any, ...]] = Field(min_length=1)
+    """Dotted key -> values; every combination is a run."""
+    set: Overrides = Field(default={})
+    """Laid over the points only: the part that is held out (data.holdout_fraction), fewer epochs."""
+    metric: str = "top1"
+    """What is judged, the higher the better."""
+    split: str = "holdout"
+    """Where it is measured; never on what is reported."""
+
+    @model_validator(mode="after")
+    def _honest(self) -> Self:
+        if self.split == "val":
+            raise ValueError(
+                "sweep.split = 'val': what is selected on the reported images would flatter them; hold a part of the training images out"
+            )
+        return self
+
+
+class Transfer(Step):
+    """What is done with every row."""
+
+    tool: Literal["cls_train", "det_train", "seg_train"]
+    """The script of tools/ that does it."""
+    rows: tuple[str, ...] | None = None
+    """Only these rows; None: all."""
+    seeds: tuple[int, ...] | None = None
+    """Only these seeds; None: the suite's."""
+    sweep: Sweep | None = None
+    """Choose some values per row first."""
+
+
+class Grid(Schema):
+    """The rows of an ablation (configs/ablations) as sources."""
+
+    file: str
+    """The ablation, relative to the suite's file."""
+    scale: Literal["paper", "mini"]
+    """Which of its scales."""
+    set: dict[str, Overrides] = Field(default={})
+    """Laid over single rows: {"PCA": {"target.basis": "@basis"}}."""
+    data: str | None = None
+    """As in a source."""
+    hours: NonNegativeFloat | None = None
+    """As in a source."""
+    gib: NonNegativeFloat | None = None
+    """As in a source."""
+
+
+class SuiteConfig(Schema):
+    """A suite."""
+
+    title: str
+    """What the report is called."""
+    tables: tuple[str, ...]
+    """The tables and figures that it is for, by their names in tools/tables.py."""
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    """Every transfer is run with each."""
+    pretrain_seeds: Literal["first", "each"] = "first"
+    """One pretraining serves every seed of the transfers, or each seed has its own."""
+    roots: dict[str, str] = Field(default={})
+    """Where data sets lie, by name; --root name=path."""
+    prepare: dict[str, Preparation] = Field(default={})
+    """Tokenizers and bases by name."""
+    rows: dict[str, Source] = Field(default={})
+    """The rows of the tables by name."""
+    grid: Grid | None = None
+    """More rows: those of an ablation."""
+    transfer: dict[str, Transfer] = Field(min_length=1)
+    """What is done with each row, by name."""
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        unknown = sorted(set(self.tables) - set(LAYOUTS))
+        if unknown:
+            raise ValueError(f"there are no tables {unknown}; there are {list(LAYOUTS)}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds = {self.seeds}: each once")
+        return self

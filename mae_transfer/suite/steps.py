@@ -1,0 +1,80 @@
+"""The life of one run, wherever it is carried out: may it start, what starts it, how did it end."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mae_transfer.suite.holes import record_hole
+from mae_transfer.suite.job import LOG
+from mae_transfer.suite.plan import Node
+from mae_transfer.suite.records import Note, State, write_note
+from mae_transfer.suite.work import Work
+
+PEACEFUL = (0, -signal.SIGTERM, -signal.SIGINT)  # exit statuses of a run that was stopped
+
+
+def forced(name: str, patterns: Sequence[str]) -> bool:
+    """Return whether a run is to be repeated though it is done."""
+    return any(pattern in name for pattern in patterns)
+
+
+def obstacle(node: Node, states: Mapping[str, State]) -> str | None:
+    """Return why a run can never start, given how everything that it needs has ended; a sweep needs one point only."""
+    failed = [need for need in node.needs if states[need] != "done"]
+    if not failed and node.points and all(states[point] != "done" for point in node.points):
+        failed = list(node.points)
+    return f"{failed[0]} {states[failed[0]]}" if failed else None
+
+
+def prepare(work: Work, node: Node, *, again: bool = False, torchrun: Sequence[str] = ()) -> tuple[Note, str]:
+    """Make the folder ready and write down that the run starts; return its note with the command, and why it runs, in words.
+
+    Args:
+        again: repeat it though it is done.
+        torchrun: the words that start it on several devices.
+    """
+    folder, status = work.folder(node.name), work.status(node.name)
+    if (status.replaced or again) and folder.exists():
+        set_aside(folder, work.root)
+    chosen, sentence = work.chosen(node)
+    command = work.command(node, chosen, torchrun=torchrun)
+    note = work.note(node, command).model_copy(update={"state": "running", "chosen": sentence or None})
+    write_note(folder, note)
+    return note, status.why + (f"; {sentence}" if sentence else "")
+
+
+def conclude(work: Work, note: Note, *, code: int | None, seconds: float, stopping: bool) -> Note:
+    """Write down how a run's process ended: done, stopped (it saved), or failed with the reason that its output gives."""
+    node = work.plan[note.name]
+    if work.finished(node, work.config(node, work.chosen(node)[0])):
+        return close(work, note, "done", seconds=seconds)
+    if stopping or code in PEACEFUL:
+        return close(work, note, "stopped", seconds=seconds)
+    return close(work, note, "failed", last_words(work.folder(note.name) / LOG) or f"exit status {code}", seconds=seconds)
+
+
+def close(work: Work, note: Note, state: State, reason: str | None = None, *, seconds: float = 0.0) -> Note:
+    """Write how a run ended, and leave a hole in the tables where it ended badly."""
+    ended = note.model_copy(update={"state": state, "reason": reason, "seconds": note.seconds + seconds})
+    write_note(work.folder(note.name), ended)
+    if state == "failed" or state == "skipped":
+        record_hole(work.plan[note.name], work, state, reason or "")
+    return ended
+
+
+def set_aside(folder: Path, root: Path) -> None:
+    """Move a run that the plan no longer has to WORK_DIR/.replaced, where no table looks."""
+    kept = root / ".replaced" / folder.relative_to(root)
+    number = 1 + sum(1 for _ in kept.parent.glob(f"{kept.name}-*"))
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    folder.rename(kept.with_name(f"{kept.name}-{number}"))
+
+
+def last_words(log: Path) -> str:
+    """Return the line of a run's output that says why it ended: the last one that names an error, else the last one."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()] if log.is_file() else []
+    lines = [line for line in lines if not line.startswith("(MAE_TRANSFER_TRACEBACK")]
+    named = [line for line in lines if "Error" in line.split(":")[0] or "NonFiniteLoss" in line]
+    return (named or lines or [""])[-1][:300]

@@ -1,0 +1,100 @@
+"""What a user sees of a suite: the plan before it runs, what happens while it runs, and how it ended."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from mae_transfer.suite.job import LOG
+from mae_transfer.suite.records import read_note
+from mae_transfer.suite.run import Runner
+from mae_transfer.suite.work import Work
+
+TAIL = 2000  # bytes of a log that are looked at for its last line
+
+
+def show_plan(work: Work, console: Console) -> None:
+    """Print every run with what it needs, what it is expected to cost and whether it is done, and the sum of what is left."""
+    grid = Table("run", "needs", "device hours", "disk GiB", "state", title=f"{escape(work.suite)}: {len(work.plan)} runs", title_justify="left")
+    left = []
+    for node in work.plan.values():
+        status = work.status(node.name)
+        left += [] if status.done else [node]
+        needs = ", ".join([*node.needs, *([f"{len(node.points)} points of a sweep"] if node.points else [])])
+        grid.add_row(escape(node.name), escape(needs), number(node.hours), number(node.gib), escape(status.why))
+    console.print(grid)
+    hours, gib = sum(node.hours or 0 for node in left), sum(node.gib or 0 for node in left)
+    silent = sum(node.hours is None for node in left)
+    unsaid = f" ({silent} runs do not say what they cost)" if silent else ""
+    console.print(f"{len(work.plan) - len(left)} done, {len(left)} to run: about {hours:.4g} device hours and {gib:.4g} GiB{unsaid}", highlight=False)
+
+
+def number(value: float | None) -> str:
+    """Return an estimate, or that there is none."""
+    return "-" if value is None else f"{value:.3g}"
+
+
+class View:
+    """The live view of a runner on a terminal; elsewhere only its sentences, one per line. Context manager."""
+
+    def __init__(self, work: Work, console: Console) -> None:
+        self._work, self._console, self._start = work, console, time.monotonic()
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> View:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def say(self, sentence: str) -> None:
+        """Print a sentence above the live part, with the time since the start."""
+        seconds = time.monotonic() - self._start
+        stamp = f"{seconds // 3600:.0f}:{seconds // 60 % 60:02.0f}:{seconds % 60:02.0f}"
+        self._console.print(f"{stamp}  {sentence}", markup=False, highlight=False, soft_wrap=True)
+
+    def draw(self, runner: Runner) -> None:
+        """Show what runs now: since when, and the last line of its output (step, loss, time left)."""
+        if self._live is None:
+            return
+        grid = Table("run", "since", "last line of its output", box=None)
+        for name, each in runner.running.items():
+            grid.add_row(escape(name), f"{time.monotonic() - each.since:.0f} s", escape(last_line(self._work.folder(name) / LOG)))
+        self._live.update(Group(grid, Text(self.progress(runner))), refresh=True)
+
+    def progress(self, runner: Runner) -> str:
+        """Return how many runs have ended how, and how long the rest will take if it is like what was."""
+        counts = Counter(runner.states.values())
+        ended = ", ".join(f"{count} {state}" for state, count in counts.items())
+        left = len(self._work.plan) - sum(counts.values())
+        seconds = [
+            note.seconds for name in runner.states if (note := read_note(self._work.folder(name))[0]) and note.state == "done" and note.seconds
+        ]
+        guess = f", about {left * sum(seconds) / len(seconds) / runner.machine.jobs / 60:.0f} minutes" if seconds and left else ""
+        return f"{ended or 'nothing yet'}; {left} left{guess}"
+
+
+def last_line(log: Path) -> str:
+    """Return the last line of a log that is not empty."""
+    if not log.is_file():
+        return ""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - TAIL))
+        lines = file.read().decode(errors="replace").replace("\r", "\n").splitlines()
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")[:200]
+
+
+def summary(states: Iterable[str]) -> str:
+    """Return how many runs ended how, in a line."""
+    return ", ".join(f"{count} {state}" for state, count in sorted(Counter(states).items()))
