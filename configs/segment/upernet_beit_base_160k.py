@@ -1,0 +1,12 @@
+"""UperNet with a BEiT ViT-B/16 on ADE20K, straight from pretraining: relative positions alone, a table per block from BEiT's shared one.
+
+Command:   python tools/seg_train.py configs/segment/upernet_beit_base_160k.py --backbone beit:beit_base_patch16_224_pt22k.pth --work-dir runs/seg_beit --set data.root=/data/ADEChallengeData2016
+Cost:      160,000 iterations of 16 crops of 512 px, as configs/segment/upernet_vit_base_160k.py.
+Published: 47.1 mIoU (MAE, table 5, pretrained on ImageNet-1K). Weights that were fine-tuned on ImageNet in between: lr 3e-5, layer_decay 0.9 (BEiT).
+"""
+
+_base_ = "upernet_vit_base_160k.py"
+
+mean = std = (0.5, 0.5, 0.5)  # what the weights were pretrained with
+protocol = dict(positions=None, layer_scale=None)
+optim = dict(lr=7e-4)
