@@ -17,5 +17,7 @@ from mae_transfer.tasks import segment
 
 TASKS = {"segment": cli.Task(segment.SegmentConfig, segment.run, segment.evaluate_checkpoint)}
 
+SWITCHES = {"multi-scale": cli.Switch(segment.MULTI_SCALE, "average over the published scales, 0.5 to 1.75, and mirror images")}
+
 if __name__ == "__main__":
-    sys.exit(cli.transfer(TASKS, description=__doc__, draws=True))
+    sys.exit(cli.transfer(TASKS, description=__doc__, draws=True, switches=SWITCHES))

@@ -41,6 +41,7 @@ from mae_transfer.tasks.workdir import WorkDir
 
 DEBUG_ENCODER = {"size": None, "dim": 32, "depth": 4, "heads": 2, "patch": 8, "image_size": 32}
 NUMBERS = ("mIoU", "mAcc", "aAcc")
+MULTI_SCALE: dict[str, Any] = {"inference.scales": PUBLISHED_SCALES, "inference.flip": True}  # what --multi-scale stands for
 
 
 class SegmentConfig(TrainConfig):
@@ -276,8 +277,3 @@ def numbers(
         "flops_per_image": flops_of(model, cfg.data.size, backward=backward), "tokens_per_image": tokens_of(chosen.model, cfg.data.size),
     }  # fmt: skip
     return [results.Result(metric=name + suffix, value=100 * figures[name], **shared) for name in NUMBERS]
-
-
-def multi_scale() -> dict[str, Any]:
-    """Return the overrides that --multi-scale stands for: the published scales, each with its mirror image."""
-    return {"inference.scales": PUBLISHED_SCALES, "inference.flip": True}

@@ -1,0 +1,196 @@
+"""Segmentation end to end, on files in ADE20K's layout and through the tool: results, exact resume, evaluation, ranks and bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mae_transfer import checkpoints, results
+from mae_transfer.config import load, validate
+from mae_transfer.data import UnreadableImage
+from mae_transfer.data.dense_shapes import write_ade
+from mae_transfer.engine.window import NonFiniteLoss
+from mae_transfer.models.vit import ViT, ViTConfig
+from mae_transfer.tasks import segment
+from mae_transfer.tasks.segment import SegmentConfig
+
+ROOT = Path(__file__).parent.parent.parent
+Values = dict[str, Any]
+ENCODER = {"size": None, "dim": 16, "depth": 4, "heads": 2, "patch": 4, "image_size": 16}
+RUN = {"device": "cpu", "workers": 0, "device_batch": 2, "log_every": 1, "save_minutes": None, "progress": False, "pictures": 2}
+
+
+@pytest.fixture
+def backbone(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path / "backbone.safetensors"
+    checkpoints.export_backbone(path, ViT(ViTConfig.model_validate(ENCODER)), about={"pretrain": "MAE for a test"})
+    return path
+
+
+@pytest.fixture
+def base(tmp_path: Path, backbone: Path) -> Values:
+    """6 steps on 8 images, with everything on that could break an exact resume."""
+    write_ade(tmp_path / "scenes", train=8, val=3, size=40)
+    return {
+        "scale": "mini", "epochs": 3.0, "batch": 4, "precision": "float32", "ema_decay": 0.9, "backbone": {"reference": str(backbone)},
+        "data": {"root": str(tmp_path / "scenes"), "size": 32, "scale": (80, 40)},
+        "protocol": {"name": "upernet", "channels": 8, "drop_path": 0.3, "relative_positions": "per_block", "layer_scale": 1.0},
+        "optim": {"lr": 1e-2, "layer_decay": 0.75}, "schedule": {"kind": "linear", "warmup_epochs": 1.0}, "run": RUN,
+    }  # fmt: skip
+
+
+def config(values: Values, **changes: Any) -> SegmentConfig:
+    return validate(values | changes, SegmentConfig, where="test")
+
+
+def payload(folder: Path, step: int = 6) -> Values:
+    return torch.load(folder / "checkpoints" / f"step_{step:08d}.pt", weights_only=True)
+
+
+def assert_equal(a: Any, b: Any, path: str = "") -> None:
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a.keys() - {"wall_s"}:
+            assert_equal(a[key], b[key], f"{path}.{key}")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    elif isinstance(a, list | tuple):
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{path}[{i}]")
+    else:
+        assert a == b or (a != a and b != b), path
+
+
+def test_a_run_leaves_numbers_and_pictures(base: Values, backbone: Path, tmp_path: Path) -> None:
+    cfg = config(base)
+    written = segment.run(cfg, tmp_path / "run")
+    assert load(tmp_path / "run" / "config.py", SegmentConfig) == cfg
+    assert results.load(tmp_path / "run" / "results.jsonl") == (written, [])
+    assert [(r.metric, r.task, r.protocol, r.unit) for r in written] == [(name, "segment", "upernet", "%") for name in ("mIoU", "mAcc", "aAcc")]
+    first = written[0]
+    assert (first.backbone, first.pretrain, first.checkpoint_sha256) == ("vit-16x4/4", "MAE for a test", checkpoints.sha256(backbone))
+    assert (first.tokens_per_image, first.steps, first.images_seen, first.dataset) == (65, 6, 24, "scenes")
+    assert first.flops_per_image
+    assert sorted(path.name for path in (tmp_path / "run" / "segmentations").iterdir()) == ["0000.png", "0001.png"]
+    assert (tmp_path / "run" / "curves.png").is_file()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert {"decode_loss", "aux_loss", "accuracy"} <= rows[0].keys()
+    assert rows[0]["loss"] == pytest.approx(rows[0]["decode_loss"] + rows[0]["aux_loss"])
+
+
+@pytest.mark.parametrize("protocol", ["upernet", "linear"])
+def test_a_stopped_and_resumed_run_is_the_unbroken_one_bit_for_bit(
+    base: Values, protocol: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accumulation 2, random crops and colours, drop path, dropout, EMA, running statistics; workers 0 -> 1."""
+    changes = {"protocol": {"name": "linear"}, "optim": {"lr": 1e-2}} if protocol == "linear" else {}
+    cfg = config(base, **changes)
+    segment.run(cfg, tmp_path / "whole")
+    make = segment.make_step
+
+    def making(*given: Any) -> Any:
+        step = make(*given)
+
+        def stopping(model: Any, batch: Any, at: Any) -> Any:
+            if (at.number, at.micro) == (2, 0):
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(model, batch, at)
+
+        return stopping
+
+    with monkeypatch.context() as patched:
+        patched.setattr(segment, "make_step", making)
+        assert segment.run(cfg, tmp_path / "halves") == []
+    assert payload(tmp_path / "halves", 3)["step"] == 3
+    again = cfg.model_copy(update={"run": cfg.run.model_copy(update={"workers": 1})})
+    segment.run(again, tmp_path / "halves", resume=True)
+    assert_equal(payload(tmp_path / "whole"), payload(tmp_path / "halves"))
+    whole, halves = (results.load(tmp_path / name / "results.jsonl")[0] for name in ("whole", "halves"))
+    assert [r.value for r in whole] == [r.value for r in halves]
+
+
+def test_a_checkpoint_evaluates_to_the_runs_own_numbers_and_to_others_at_several_scales(base: Values, tmp_path: Path) -> None:
+    cfg = config(base)
+    trained = segment.run(cfg, tmp_path / "run")
+    reference = str(tmp_path / "run" / "checkpoints" / "step_00000006.pt")
+    again = segment.evaluate_checkpoint(cfg, reference, None)
+    assert [r.value for r in again] == [r.value for r in trained]
+    several = cfg.model_copy(update={"inference": cfg.inference.model_copy(update={"scales": (0.5, 1.0, 1.5), "flip": True})})
+    found = segment.evaluate_checkpoint(several, reference, tmp_path / "ms")
+    assert [r.metric for r in found] == ["mIoU/ms", "mAcc/ms", "aAcc/ms"]
+    assert found[0].value != trained[0].value
+    assert len(list((tmp_path / "ms" / "segmentations").iterdir())) == 2
+
+
+def test_whole_inference_takes_images_of_any_size(base: Values, tmp_path: Path) -> None:
+    write_ade(tmp_path / "odd", train=4, val=2, size=37)
+    cfg = config(base, data={**base["data"], "root": str(tmp_path / "odd"), "scale": (74, 37)}, inference={"mode": "whole"}, epochs=1.0)
+    assert segment.run(cfg, tmp_path / "run")[0].value is not None
+
+
+def test_a_file_that_breaks_in_mid_epoch_stops_the_run_or_is_replaced_as_the_user_chose(base: Values, tmp_path: Path) -> None:
+    broken = sorted((tmp_path / "scenes" / "annotations" / "training").iterdir())[3]
+    broken.write_bytes(b"torn")
+    with pytest.raises(UnreadableImage, match=broken.name):
+        segment.run(config(base), tmp_path / "stops")
+    skipping = config(base, data={**base["data"], "on_error": "skip", "max_unreadable": 1})
+    assert len(segment.run(skipping, tmp_path / "goes_on")) == 3
+
+
+def test_a_label_beyond_the_classes_is_named(base: Values, tmp_path: Path) -> None:
+    fewer = ("ground", "circle")
+    sets = {name: {"name": "ade", "split": split, "classes": fewer} for name, split in (("train", "training"), ("val", "validation"))}
+    with pytest.raises(UnreadableImage, match="but there are 2"):
+        segment.run(config(base, data={**base["data"], **sets}), tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_samples(base: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = segment.Segmenter.losses
+    monkeypatch.setattr(segment.Segmenter, "losses", lambda *given: {name: loss * float("nan") for name, loss in losses(*given).items()})
+    with pytest.raises(NonFiniteLoss, match="step 0"):
+        segment.run(config(base), tmp_path / "run")
+    assert not list((tmp_path / "run" / "checkpoints").glob("*.pt"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"run": {**RUN, "device_batch": 1}}, "batch norms need two"),
+        ({"protocol": {"name": "linear"}}, "trunk is frozen"),
+        ({"protocol": {"name": "upernet", "taps": (1, 2, 3, 9)}}, "name maps 0..3"),
+        ({"backbone": {}}, "no backbone"),
+        ({"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}, "--set 'mean="),
+    ],
+)
+def test_what_does_not_fit_together_is_said_before_training_starts(base: Values, changes: Values, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        segment.run(config(base, **changes), tmp_path / "run")
+
+
+def test_classes_of_training_and_validation_must_be_the_same(base: Values, tmp_path: Path) -> None:
+    other = {"name": "shapes", "length": 2}
+    with pytest.raises(ValueError, match="one of them only"):
+        segment.run(
+            config(base, data={**base["data"], "val": {"name": "ade", "split": "validation", "classes": ("a",)}, "train": other}), tmp_path / "r"
+        )
+
+
+def test_two_ranks_train_and_count_every_image_once(tmp_path: Path) -> None:
+    words = ["tools/seg_train.py", "configs/segment/mini.py", "--work-dir", str(tmp_path / "run"), "--debug", "--set", "data.val.length=5"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*torchrun, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    written, _ = results.load(tmp_path / "run" / "results.jsonl")
+    assert [r.world_size for r in written] == [2, 2, 2]
+    assert written[2].value is not None
+    assert written[2].value / 100 * 5 * 48 * 48 == pytest.approx(round(written[2].value / 100 * 5 * 48 * 48), abs=1e-3)
