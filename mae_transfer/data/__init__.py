@@ -15,6 +15,7 @@ from mae_transfer.data.dense_shapes import ShapesMaps, ShapesObjects
 from mae_transfer.data.folder import Folder
 from mae_transfer.data.labelled import Split, Subset, split, whole
 from mae_transfer.data.loader import Crops, Delivery, Masking, Samples, Unreadable, batches
+from mae_transfer.data.maps import MAP_SETS, MapBatch, MapCrops, MapDataConfig, MapViews, Scales, open_maps
 from mae_transfer.data.objects import (
     OBJECT_SETS,
     SCENE_TRANSFORMS,
@@ -48,7 +49,11 @@ __all__ = [
     "Folder",
     "Key",
     "LabelledDataConfig",
+    "MapBatch",
+    "MapCrops",
+    "MapDataConfig",
     "MapSource",
+    "MapViews",
     "Mapped",
     "Masking",
     "ObjectDataConfig",
@@ -56,6 +61,7 @@ __all__ = [
     "Order",
     "Sample",
     "Samples",
+    "Scales",
     "SceneBatch",
     "Scenes",
     "Shapes",
@@ -73,6 +79,7 @@ __all__ = [
     "batches",
     "evaluation_views",
     "open_labelled",
+    "open_maps",
     "open_objects",
     "open_source",
     "open_sources",
@@ -82,7 +89,6 @@ __all__ = [
 ]
 
 DATASETS: Mapping[str, Callable[..., Source]] = {"folder": Folder, "shapes": Shapes}
-MAP_SETS: Mapping[str, Callable[..., MapSource]] = {"ade": Ade, "shapes": ShapesMaps}
 AUGMENTATIONS: Mapping[str, Callable[..., Augmentation]] = {
     "none": CentreCrop,
     "fixed_crop": FixedCrop,

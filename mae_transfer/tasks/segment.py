@@ -22,9 +22,8 @@ from mae_transfer.adapters.mmseg_transforms import Rescale, TrainingCrop
 from mae_transfer.checkpoints.files import load_strict
 from mae_transfer.config import Spec, build, check
 from mae_transfer.core.normalize import normalize
-from mae_transfer.data import Order, Share, batches
-from mae_transfer.data.ade import MapSource
-from mae_transfer.data.maps import MapBatch, MapCrops, MapDataConfig, MapViews, Scales, inside, open_maps
+from mae_transfer.data import MapBatch, MapCrops, MapDataConfig, MapSource, MapViews, Order, Scales, Share, batches, open_maps
+from mae_transfer.data.maps import inside
 from mae_transfer.draw.segmentations import Picture, save_picture
 from mae_transfer.engine import checkpoint
 from mae_transfer.engine.dist import Dist, assemble, bare, session
