@@ -13,6 +13,9 @@ CASTS = {"float", "int", "bool"}
 
 # (file under mae_transfer/, function): what runs outside the step, or casts what was never a tensor.
 ALLOWED = {
+    ("adapters/mmseg_transforms.py", "__call__"),  # of images, in the loader's workers
+    ("adapters/mmseg_transforms.py", "_factor"),  # of sizes
+    ("adapters/mmseg_transforms.py", "_to_bgr"),  # of images, in the loader's workers
     ("engine/checkpoint.py", "_steps"),  # of a file name
     ("engine/dist.py", "read_mean"),  # the one place that logs and saves read through
     ("engine/dist.py", "session"),  # of environment variables
@@ -29,6 +32,7 @@ ALLOWED = {
     ("tasks/codes.py", "_write"),  # of token ids, before the first step
     ("tasks/pretrain.py", "result"),  # of the config, after the run
     ("tasks/pretrain.py", "step_flops"),  # of a counter, after the run
+    ("tasks/segment.py", "draw"),  # of pictures, after the run
     ("tasks/targets.py", "open_basis"),  # of a reference
 }
 
