@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import hashlib
 import inspect
 import json
@@ -125,12 +126,17 @@ def check(table: Mapping[str, Callable[..., Any]], spec: Spec, *, openers: Colle
     """
     if spec.name not in table:
         raise ValueError(f"no {spec.name!r} here; {_nearest(spec.name, table)}")
-    factory = table[spec.name]
+    validate(spec.options, _options_of(table[spec.name], frozenset(openers)), where=f"options of {spec.name!r}")
+    return spec
+
+
+@functools.cache  # making a model takes milliseconds, and a suite checks hundreds of configs
+def _options_of(factory: Callable[..., Any], openers: frozenset[str]) -> type[Schema]:
+    """Return the keyword-only parameters of a table's entry as a schema."""
     hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory) | dict.fromkeys(openers, str)
     options = [p for p in inspect.signature(factory).parameters.values() if p.kind is p.KEYWORD_ONLY]
     fields: dict[str, Any] = {p.name: (hints[p.name], ... if p.default is p.empty else p.default) for p in options}
-    validate(spec.options, create_model(spec.name, __base__=Schema, **fields), where=f"options of {spec.name!r}")
-    return spec
+    return create_model("Options", __base__=Schema, **fields)
 
 
 def assign(values: dict[str, Any], key: str, value: Any) -> None:

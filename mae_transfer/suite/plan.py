@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
@@ -98,7 +99,7 @@ def rows_of(cfg: SuiteConfig, folder: Path) -> dict[str, Source]:
         for point in points(folder / cfg.grid.file, cfg.grid.scale):
             if point.row in rows:
                 raise ValueError(f"row {point.row!r} stands in `rows` and in {cfg.grid.file}: two pretrainings of one name")
-            own, base = {**point.changes, **cfg.grid.set.get(point.row, {})}, str(point.config.relative_to(folder))
+            own, base = {**point.changes, **cfg.grid.set.get(point.row, {})}, os.path.relpath(point.config, folder)
             rows[point.row] = Source(config=base, set=own, data=cfg.grid.data, hours=cfg.grid.hours, gib=cfg.grid.gib)
     if not rows:
         raise ValueError("the suite has no rows: name pretrainings or backbones under `rows`, or an ablation under `grid`")
