@@ -259,7 +259,7 @@ def box_losses(logits: Tensor, deltas: Tensor, labels: Tensor, goals: Tensor) ->
     """
     count = max(len(labels), 1)
     shown = torch.where(labels > 0)[0]
-    boxes = deltas.view(len(labels), -1, 4)[shown, labels[shown]]
+    boxes = deltas.view(*logits.shape, 4)[shown, labels[shown]]
     return {
         "loss_class": F.cross_entropy(logits, labels, reduction="sum") / count,
         "loss_box": F.l1_loss(boxes, goals[shown], reduction="sum") / count,
