@@ -1,4 +1,4 @@
-"""Measure this project beside its peers, on this machine: training steps (`pretrain`, `targets`, `classify`) and the input pipeline (`data`)."""
+"""Measure this project beside its peers, on this machine: training steps (`pretrain`, `targets`, `classify`, `segment`) and the input (`data`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mae_transfer import results
-from mae_transfer.bench import classify, data, pretrain, targets
+from mae_transfer.bench import classify, data, pretrain, segment, targets
 from mae_transfer.bench.harness import Work
 from mae_transfer.engine.dist import pick_device
 from mae_transfer.models.vit import SIZES
@@ -59,6 +59,7 @@ BENCHMARKS = {
     "pretrain": Benchmark(pretrain_arguments, partial(run_step, pretrain.run)),
     "targets": Benchmark(pretrain_arguments, partial(run_step, targets.run)),
     "classify": Benchmark(step_arguments, partial(run_step, classify.run)),
+    "segment": Benchmark(step_arguments, partial(run_step, segment.run)),
     "data": Benchmark(data_arguments, lambda args: data.run(args.folder, seconds=args.seconds)),
 }
 

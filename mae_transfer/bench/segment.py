@@ -1,0 +1,131 @@
+"""The benchmark `segment`: a training step of UperNet beside mmseg's own model, stepped as mmengine's Runner steps it.
+
+Legend: B batch, S pixels per side of a crop.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mae_transfer.adapters.mmseg import HeadConfig, fcn_head, quiet, uper_head
+from mae_transfer.bench.harness import Build, Entry, Mode, Row, Work, race
+from mae_transfer.core.normalize import IMAGENET, normalize
+from mae_transfer.data import MapBatch
+from mae_transfer.data.maps import inside
+from mae_transfer.models.vit import SIZES, ViT, ViTConfig
+from mae_transfer.tasks.segment_protocols import UperNet
+
+CLASSES = 150
+OURS = "mae_transfer"
+PEER = "mmseg.train_step"
+TAPS = {12: (3, 5, 7, 11), 24: (7, 11, 15, 23), 32: (7, 15, 23, 31)}  # by depth
+
+
+class _Step(nn.Module):
+    """The loss of a batch as the loader hands it over."""
+
+    def __init__(self, work: Work) -> None:
+        super().__init__()
+        protocol = UperNet(taps=TAPS[SIZES[work.size][1]], relative_positions="per_block", positions="learned", layer_scale=1.0)
+        encoder = {"size": work.size, "patch": work.patch, "image_size": work.image, **protocol.changes()}
+        self.model = protocol.model(ViT(ViTConfig.model_validate(encoder)), CLASSES)
+
+    def compile(self, *_: Any, **__: Any) -> None:
+        """Compile what the task compiles: the model."""
+        self.model.compile()
+
+    def forward(self, batch: MapBatch) -> Tensor:
+        images = normalize(batch.image, IMAGENET) * inside(batch.extent, batch.image.shape[-1])
+        return torch.stack([*self.model.losses(self.model(images), batch.labels).values()]).sum()
+
+
+class _MmsegStep(nn.Module):
+    """The same loss by mmseg: its preprocessor, its MAE backbone and heads, its `loss` with the accuracy of every step, `parse_losses`."""
+
+    def __init__(self, work: Work) -> None:
+        super().__init__()
+        dim, depth, heads = SIZES[work.size]
+        widths = [dim] * 4
+        backbone = {
+            "type": "MAE", "img_size": work.image, "patch_size": work.patch, "embed_dims": dim, "num_layers": depth, "num_heads": heads,
+            "out_indices": TAPS[depth], "drop_path_rate": 0.1, "init_values": 1.0,
+        }  # fmt: skip
+        neck = {"type": "Feature2Pyramid", "embed_dim": dim, "rescales": [4, 2, 1, 0.5], "norm_cfg": {"type": "BN"}}
+        self.model = _mmseg_model(work, backbone, neck, uper_head(widths, CLASSES, channels=dim), fcn_head(widths, CLASSES))
+
+    def compile(self, *_: Any, **__: Any) -> None:
+        """Compile what is compiled of ours: the model."""
+        self.model.compile()
+
+    def forward(self, data: dict[str, Any]) -> Tensor:
+        prepared = self.model.data_preprocessor(data, training=True)
+        loss: Tensor = self.model.parse_losses(self.model(**prepared, mode="loss"))[0]
+        return loss
+
+
+def _mmseg_model(work: Work, backbone: HeadConfig, neck: HeadConfig, decode: HeadConfig, auxiliary: HeadConfig) -> Any:
+    with quiet():
+        import mmseg.models  # noqa: F401  # fills the registry
+        from mmseg.models.data_preprocessor import SegDataPreProcessor
+        from mmseg.models.segmentors import EncoderDecoder
+
+        mean, std = ([255 * value for value in values] for values in IMAGENET)
+        preprocessor = SegDataPreProcessor(mean=mean, std=std, size=(work.image, work.image), bgr_to_rgb=True, pad_val=0, seg_pad_val=255)
+        return EncoderDecoder(backbone, decode, neck=neck, auxiliary_head=auxiliary, train_cfg={}, test_cfg={}, data_preprocessor=preprocessor)
+
+
+def ours(work: Work) -> Entry:
+    """Build our step."""
+    images, labels = _data(work)
+    extent = torch.full((work.batch, 2), work.image, device=work.device)
+    return Entry(_Step(work), (MapBatch(images, labels, extent, torch.arange(work.batch)),))
+
+
+def mmsegs(work: Work) -> Entry:
+    """Build mmseg's step, on the batch that its collate hands over."""
+    images, labels = _data(work)
+    with quiet():
+        from mmengine.structures import PixelData
+        from mmseg.structures import SegDataSample
+
+    samples = [SegDataSample(gt_sem_seg=PixelData(data=one[None].long())) for one in labels]
+    return Entry(_MmsegStep(work), ({"inputs": list(images), "data_samples": samples},))
+
+
+def _data(work: Work) -> tuple[Tensor, Tensor]:
+    """Return images (B, 3, S, S) and labels (B, S, S), uint8 as decoded."""
+    images = torch.randint(256, (work.batch, 3, work.image, work.image), dtype=torch.uint8, device=work.device)
+    labels = torch.randint(CLASSES, (work.batch, work.image, work.image), device=work.device).to(torch.uint8)
+    return images, labels
+
+
+CONTESTANTS: dict[str, Build] = {OURS: ours, PEER: mmsegs}
+
+
+def run(work: Work, *, modes: Sequence[Mode], rounds: int, steps: int, contestants: Mapping[str, Build] = CONTESTANTS) -> list[dict[str, Any]]:
+    """Race the contestants and return one record per contestant and mode, ready for a table or JSON."""
+    rows = race(contestants, modes, work, rounds=rounds, steps=steps)
+    return [record(row, rows, work) for row in rows]
+
+
+def record(row: Row, rows: Sequence[Row], work: Work) -> dict[str, Any]:
+    """Return the figures of one row. The ratio is the median over the rounds of its images/s to mmseg's of the same mode and round."""
+    if row.measures is None:
+        return {"name": row.name, "mode": row.mode, "failure": row.failure}
+    peer = next((other for other in rows if (other.name, other.mode) == (PEER, row.mode) and other.measures), None)
+    ratios = [mine / theirs for mine, theirs in zip(row.images_per_s, peer.images_per_s, strict=True)] if peer else []
+    return {
+        "name": row.name,
+        "mode": row.mode,
+        "images_per_s": statistics.median(row.images_per_s),
+        "images_per_s_range": [min(row.images_per_s), max(row.images_per_s)],
+        "images_per_s_rounds": list(row.images_per_s),
+        "ratio_to_mmseg": statistics.median(ratios) if ratios else None,
+        "peak_memory_gib": row.measures.peak_gib,
+        "gflops_per_image": row.measures.flops / work.batch / 1e9,
+    }
