@@ -4,9 +4,10 @@ from setuptools import find_packages, setup
 
 REFERENCE = "transformers>=5.12"  # its ViTMAE is what the parity tests and the benchmark compare with; its parameter names are those of 5.x
 FASTER_COCO = "faster-coco-eval>=1.8"  # pycocotools' numbers, several times faster; used where it is installed
-SEGMENT = [  # three distributions of one series, the maintained ones of `mmseg`, `mmcv` and `mmengine`; they do not require one another
+SEGMENT = [  # the maintained distributions of `mmseg`, `mmcv` and `mmengine`; they do not require one another
     "onedl-mmsegmentation~=1.4.2",
     "onedl-mmcv~=2.3.6",
+    "opencv-python>=4.10",  # which mmcv resizes with
     "onedl-mmengine~=0.10.12",
 ]
 DEV = [

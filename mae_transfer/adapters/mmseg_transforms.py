@@ -6,6 +6,7 @@ Legend: H x W pixels. mmseg works on BGR, as OpenCV reads: images are handed ove
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,15 +31,28 @@ class TrainingCrop:
     def __init__(
         self, *, scale: tuple[int, int], ratios: tuple[float, float], size: int, largest_share: float, flip: float = 0.5, distort: bool = True
     ) -> None:
+        self.options: dict[str, Any] = {
+            "scale": scale,
+            "ratios": ratios,
+            "size": size,
+            "largest_share": largest_share,
+            "flip": flip,
+            "distort": distort,
+        }
         with quiet():
             from mmcv.transforms import RandomFlip, RandomResize
             from mmseg.datasets.transforms import PhotoMetricDistortion, RandomCrop
+        one_thread()
         self.steps: list[Any] = [
             RandomResize(scale=scale, ratio_range=ratios, keep_ratio=True),
             RandomCrop(size, cat_max_ratio=largest_share, ignore_index=IGNORED),
             RandomFlip(prob=flip),
             *([PhotoMetricDistortion()] if distort else []),
         ]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to a worker as options: what unpickles mmseg's objects would import it aloud."""
+        return partial(TrainingCrop, **self.options), ()
 
     def __call__(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return a crop of an image (3, H, W) uint8 RGB and of its map (H, W) uint8; it draws from numpy's global generator."""
@@ -60,6 +74,7 @@ class Rescale:
     def __init__(self, *, scale: tuple[int, int], ratios: Sequence[float] = (1.0,), least: int = 0) -> None:
         with quiet():
             from mmcv.image import imrescale
+        one_thread()
         self.scale, self.ratios, self.least, self.resize = scale, tuple(ratios), least, imrescale
 
     def __call__(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -71,6 +86,13 @@ class Rescale:
         longer, shorter = (int(side * ratio) for side in self.scale)
         factor = min(longer / max(size), shorter / min(size))
         return self.least / min(size) if factor * min(size) < self.least else (longer, shorter)
+
+
+def one_thread() -> None:
+    """Keep OpenCV from threads of its own in this process and those forked from it: workers are processes already, and a forked pool can hang."""
+    import cv2
+
+    cv2.setNumThreads(0)
 
 
 def _to_bgr(image: Tensor) -> np.ndarray:

@@ -36,17 +36,18 @@ MAY_IMPORT = {
 
 # Everything works without these, so they are named in few files and, where they are optional, imported inside a function.
 ONLY_IN = {
-    "mmengine": ("mae_transfer/config.py",),
+    "mmengine": ("mae_transfer/config.py", "mae_transfer/bench/"),
     "wandb": ("mae_transfer/engine/log.py",),
     "faster_coco_eval": ("mae_transfer/metrics/coco.py",),
     "tensorboard": ("mae_transfer/engine/log.py",),
     "lightly": ("mae_transfer/bench/",),
     "transformers": ("mae_transfer/bench/",),
     "mmseg": ("mae_transfer/adapters/mmseg", "mae_transfer/bench/"),
+    "cv2": ("mae_transfer/adapters/mmseg",),
     "mmcv": ("mae_transfer/adapters/mmseg", "mae_transfer/bench/"),
     "detectron2": ("mae_transfer/adapters/detectron2.py", "mae_transfer/tasks/detectron2.py"),
 }
-OPTIONAL = {"faster_coco_eval", "wandb", "lightly", "transformers", "mmseg", "mmcv", "detectron2", "simplejpeg", "torchcodec"}
+OPTIONAL = {"faster_coco_eval", "wandb", "lightly", "transformers", "mmseg", "mmcv", "cv2", "detectron2", "simplejpeg", "torchcodec"}
 NOT_ON_PYPI = {"detectron2"}
 
 

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mae_transfer.config import Spec
 from mae_transfer.core.normalize import IMAGENET, normalize
+from mae_transfer.data import MapBatch
 from mae_transfer.engine.loop import Step
 from mae_transfer.engine.state import LoopConfig
 from mae_transfer.interfaces import Batch, Mask
@@ -19,7 +20,10 @@ from mae_transfer.models.dvae import DVAE
 from mae_transfer.models.mae import MAE, DecoderConfig, MAEConfig
 from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.targets import TARGETS
+from mae_transfer.tasks import segment_protocols
 from mae_transfer.tasks.protocols import Feed, Finetune, Linear, Partial
+from mae_transfer.tasks.segment import SegmentConfig, make_step
+from mae_transfer.tasks.segment_protocols import UperNet
 from mae_transfer.tasks.targets import open_target
 from mae_transfer.tasks.tokenizer import TokenizerConfig, step_fn
 
@@ -87,6 +91,21 @@ def test_a_step_of_classification_never_waits(protocol):
         step(model, batch, Step(0, 0, False))[0].backward()
         hits(model(batch.image.float()), batch.label)
     assert not waiting.seen
+
+
+@pytest.mark.parametrize("protocol", [UperNet(channels=8, relative_positions="per_block"), segment_protocols.Linear()])
+def test_a_step_of_segmentation_never_waits(protocol):
+    cfg = SegmentConfig.model_validate({"scale": "mini", "epochs": 1.0, "batch": 2, "optim": {"lr": 1e-3}})
+    encoder = ViTConfig(size=None, dim=24, depth=4, heads=2, patch=8, image_size=32, **protocol.changes())
+    model = protocol.model(ViT(encoder), 5).train()
+    labels = torch.randint(0, 5, (2, 32, 32), dtype=torch.uint8)
+    labels[0, :4] = 255
+    batch = MapBatch(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), labels, torch.tensor([[32, 32], [20, 32]]), torch.arange(2))
+    step = make_step(cfg, LoopConfig(steps=1, steps_per_epoch=1, global_batch=2))
+    for logs in (False, True):
+        with Waiting() as waiting:
+            step(model, batch, Step(0, 0, logs))[0].backward()
+        assert not waiting.seen
 
 
 def test_waiting_is_seen():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import numpy as np
@@ -231,6 +232,18 @@ def test_crops_depend_on_their_key_alone() -> None:
     assert torch.equal(together.image[1], alone.image[0])
     assert torch.equal(together.labels[1], alone.labels[0])
     assert not torch.equal(crops[[Key(1, 4, 0)]].batch.image, alone.image)
+
+
+def test_transforms_travel_to_workers_that_are_not_forked() -> None:
+    transform = TrainingCrop(scale=(128, 48), ratios=(0.5, 2.0), size=32, largest_share=0.75, flip=0.25, distort=False)
+    again = pickle.loads(pickle.dumps(transform))
+    assert again.options == transform.options
+    image, labels = ShapesMaps(size=48, length=2).read(0)
+    with seeded(0):
+        expected = transform(image, labels)
+    with seeded(0):
+        assert all(torch.equal(a, b) for a, b in zip(expected, again(image, labels), strict=True))
+    assert pickle.loads(pickle.dumps(Rescale(scale=(96, 48))))(image)[0].shape == (3, 48, 48)
 
 
 def test_views_of_several_scales_are_no_smaller_than_the_window() -> None:
