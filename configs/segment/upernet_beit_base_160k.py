@@ -7,6 +7,6 @@ Published: 47.1 mIoU (MAE, table 5, pretrained on ImageNet-1K). Weights that wer
 
 _base_ = "upernet_vit_base_160k.py"
 
-mean = std = (0.5, 0.5, 0.5)  # what the weights were pretrained with
+mean = std = (0.5, 0.5, 0.5)  # what the weights learned from; BEiT's own segmentation code takes ImageNet's constants instead
 protocol = dict(positions=None, layer_scale=None)
 optim = dict(lr=7e-4)
