@@ -1,4 +1,4 @@
-"""Measure this project beside its peers, on this machine: training steps (`pretrain`, `targets`, `classify`, `segment`) and the input (`data`)."""
+"""Measure this project beside its peers, on this machine: training steps, the input (`data`) and the evaluation of detections (`coco`)."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rich.console import Console
-from rich.table import Table
 
 from mae_transfer import results
-from mae_transfer.bench import classify, data, pretrain, segment, targets
+from mae_transfer.bench import classify, data, detect, pretrain, segment, targets
 from mae_transfer.bench.harness import Work
+from mae_transfer.bench.report import Records, table
 from mae_transfer.engine.dist import pick_device
 from mae_transfer.models.vit import SIZES
-
-Records = list[dict[str, Any]]
 
 
 class Benchmark(NamedTuple):
@@ -55,11 +53,18 @@ def data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="of racing, over all pipelines and rounds")
 
 
+def coco_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--images", type=int, default=500, help="with about 100 predictions each")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each evaluator")
+
+
 BENCHMARKS = {
     "pretrain": Benchmark(pretrain_arguments, partial(run_step, pretrain.run)),
     "targets": Benchmark(pretrain_arguments, partial(run_step, targets.run)),
     "classify": Benchmark(step_arguments, partial(run_step, classify.run)),
     "segment": Benchmark(step_arguments, partial(run_step, segment.run)),
+    "detect": Benchmark(step_arguments, partial(run_step, detect.run)),
+    "coco": Benchmark(coco_arguments, lambda args: detect.evaluators(images=args.images, rounds=args.rounds)),
     "data": Benchmark(data_arguments, lambda args: data.run(args.folder, seconds=args.seconds)),
 }
 
@@ -78,23 +83,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         about = {"options": {key: str(value) for key, value in vars(args).items()}, "versions": results.versions(), "commit": results.commit()}
         about["device"] = results.device_name(pick_device(vars(args).get("device", "cpu")))
         args.json.write_text(json.dumps(about | {"records": records}, indent=2) + "\n", encoding="utf-8")
-
-
-def table(records: Records, *, title: str) -> Table:
-    """Return the records as a table with a column per key; lists become ranges."""
-    columns = list(dict.fromkeys(key for record in records for key in record if not key.endswith("_rounds")))
-    view = Table(*(column.replace("_", " ") for column in columns), title=title)
-    for record in records:
-        view.add_row(*(show(record.get(column)) for column in columns))
-    return view
-
-
-def show(value: Any) -> str:
-    if isinstance(value, dict):
-        return "  ".join(f"{key} {show(item)}" for key, item in value.items())
-    if isinstance(value, list):
-        return "..".join(map(show, value))
-    return f"{value:.3g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 if __name__ == "__main__":

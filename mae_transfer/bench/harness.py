@@ -7,6 +7,7 @@ loss (autocast, backward, fused AdamW) is the same code for everyone.
 from __future__ import annotations
 
 import multiprocessing
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -94,6 +95,24 @@ def race(contestants: Mapping[str, Build], modes: Sequence[Mode], work: Work, *,
         for pipe in lanes.values():
             pipe.close()  # ends the process
     return [Row(*key, tuple(speeds[key]), measures.get(key), None if key in measures else ready[key]) for key in lanes]
+
+
+def compared(row: Row, rows: Sequence[Row], work: Work, *, to: str, called: str) -> dict[str, Any]:
+    """Return the figures of one row. The ratio `called` is the median over the rounds of its images/s to those of `to` of the same mode and round."""
+    if row.measures is None:
+        return {"name": row.name, "mode": row.mode, "failure": row.failure}
+    peer = next((other for other in rows if (other.name, other.mode) == (to, row.mode) and other.measures), None)
+    ratios = [mine / theirs for mine, theirs in zip(row.images_per_s, peer.images_per_s, strict=True)] if peer else []
+    return {
+        "name": row.name,
+        "mode": row.mode,
+        "images_per_s": statistics.median(row.images_per_s),
+        "images_per_s_range": [min(row.images_per_s), max(row.images_per_s)],
+        "images_per_s_rounds": list(row.images_per_s),
+        called: statistics.median(ratios) if ratios else None,
+        "peak_memory_gib": row.measures.peak_gib,
+        "gflops_per_image": row.measures.flops / work.batch / 1e9,
+    }
 
 
 def _start(build: Build, work: Work, mode: Mode) -> Connection:

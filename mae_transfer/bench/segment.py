@@ -5,7 +5,6 @@ Legend: B batch, S pixels per side of a crop.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mae_transfer.adapters.mmseg import HeadConfig, fcn_head, quiet, uper_head
-from mae_transfer.bench.harness import Build, Entry, Mode, Row, Work, race
+from mae_transfer.bench.harness import Build, Entry, Mode, Work, compared, race
 from mae_transfer.core.normalize import IMAGENET, normalize
 from mae_transfer.data import MapBatch
 from mae_transfer.data.maps import inside
@@ -110,22 +109,4 @@ CONTESTANTS: dict[str, Build] = {OURS: ours, PEER: mmsegs}
 def run(work: Work, *, modes: Sequence[Mode], rounds: int, steps: int, contestants: Mapping[str, Build] = CONTESTANTS) -> list[dict[str, Any]]:
     """Race the contestants and return one record per contestant and mode, ready for a table or JSON."""
     rows = race(contestants, modes, work, rounds=rounds, steps=steps)
-    return [record(row, rows, work) for row in rows]
-
-
-def record(row: Row, rows: Sequence[Row], work: Work) -> dict[str, Any]:
-    """Return the figures of one row. The ratio is the median over the rounds of its images/s to mmseg's of the same mode and round."""
-    if row.measures is None:
-        return {"name": row.name, "mode": row.mode, "failure": row.failure}
-    peer = next((other for other in rows if (other.name, other.mode) == (PEER, row.mode) and other.measures), None)
-    ratios = [mine / theirs for mine, theirs in zip(row.images_per_s, peer.images_per_s, strict=True)] if peer else []
-    return {
-        "name": row.name,
-        "mode": row.mode,
-        "images_per_s": statistics.median(row.images_per_s),
-        "images_per_s_range": [min(row.images_per_s), max(row.images_per_s)],
-        "images_per_s_rounds": list(row.images_per_s),
-        "ratio_to_mmseg": statistics.median(ratios) if ratios else None,
-        "peak_memory_gib": row.measures.peak_gib,
-        "gflops_per_image": row.measures.flops / work.batch / 1e9,
-    }
+    return [compared(row, rows, work, to=PEER, called="ratio_to_mmseg") for row in rows]

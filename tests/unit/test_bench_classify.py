@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mae_transfer.bench import classify
-from mae_transfer.bench.harness import Measures, Row, Work
+from mae_transfer.bench.harness import Work
 
 WORK = Work(size="vit_tiny", image=32, batch=2)
 
@@ -21,13 +21,3 @@ def test_every_contestant_trains_its_share(name: str) -> None:
     share = sum(p.numel() for p in module.parameters() if p.grad is not None) / sum(p.numel() for p in module.parameters())
     expected = {classify.FINETUNE: 1.0, classify.PEER: 1.0, "4 blocks": 0.35, "1 block": 0.11, "1 probe": 0.03, "10 probes": 0.26}[name]
     assert share == pytest.approx(expected, abs=0.05)
-
-
-def test_the_ratio_is_the_median_over_rounds_to_fine_tuning_in_the_same_mode() -> None:
-    measures = Measures(1.0, 10, 100.0, 0.5)
-    rows = [
-        Row(classify.FINETUNE, "eager", (2.0, 2.0, 4.0), measures), Row(classify.FINETUNE, "compiled", (9.0, 9.0, 9.0), measures),
-        Row("1 block", "eager", (4.0, 6.0, 8.0), measures), Row("absent", "eager", failure="not installed"),
-    ]  # fmt: skip
-    assert classify.record(rows[2], rows, WORK)["ratio_to_finetune"] == 2.0
-    assert classify.record(rows[3], rows, WORK) == {"name": "absent", "mode": "eager", "failure": "not installed"}

@@ -6,7 +6,7 @@ import pytest
 
 from mae_transfer.adapters.mmseg import quiet
 from mae_transfer.bench import segment
-from mae_transfer.bench.harness import Measures, Row, Work
+from mae_transfer.bench.harness import Work
 
 WORK = Work(size="vit_tiny", image=32, batch=2)
 
@@ -26,11 +26,3 @@ def test_the_contestants_train_models_of_one_size() -> None:
         assert loss.isfinite()
         counts.append(sum(p.numel() for p in module.parameters() if p.grad is not None))
     assert counts[0] == counts[1]
-
-
-def test_the_ratio_is_the_median_over_rounds_to_mmseg_in_the_same_mode() -> None:
-    measures = Measures(1.0, 10, 100.0, 0.5)
-    rows = [Row(segment.OURS, "eager", (4.0, 6.0, 8.0), measures), Row(segment.PEER, "eager", (2.0, 2.0, 4.0), measures)]
-    assert segment.record(rows[0], rows, WORK)["ratio_to_mmseg"] == 2.0
-    failed = Row("absent", "eager", failure="not installed")
-    assert segment.record(failed, rows, WORK) == {"name": "absent", "mode": "eager", "failure": "not installed"}

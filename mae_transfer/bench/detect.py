@@ -1,0 +1,195 @@
+"""The benchmarks `detect` (a step of ViTDet's Mask R-CNN beside detectron2's own) and `coco` (AP by both evaluators on one set of predictions).
+
+Legend: B batch, S pixels per side, K classes, n objects of an image.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mae_transfer.adapters import AdaptedBackbone, SimpleFPN, maps_of
+from mae_transfer.adapters.levels import NORMS
+from mae_transfer.bench.harness import Build, Entry, Mode, Work, compared, race
+from mae_transfer.core.normalize import IMAGENET
+from mae_transfer.data import SceneBatch
+from mae_transfer.interfaces import Objects
+from mae_transfer.metrics.coco import Backend, CocoMetric, Detections, Kind
+from mae_transfer.models.mask_rcnn import HeadsConfig, MaskRCNN
+from mae_transfer.models.vit import SIZES, ViT, ViTConfig
+from mae_transfer.tasks.detect import padded
+from mae_transfer.tasks.detectron2 import Detectron2RCNN
+
+CLASSES = 80
+OBJECTS = 7  # per image, as COCO has them on average
+OURS = "mae_transfer"
+HEADS = "mae_transfer, detectron2's heads"
+PEER = "detectron2's ViTDet"
+BACKENDS: tuple[Backend, ...] = ("pycocotools", "faster-coco-eval")
+KINDS: tuple[Kind, ...] = ("bbox", "segm")
+GLOBAL = {12: (2, 5, 8, 11), 24: (5, 11, 17, 23), 32: (7, 15, 23, 31)}  # by depth
+
+
+class _Step(nn.Module):
+    """The loss of a batch as the loader hands it over."""
+
+    def __init__(self, work: Work, *, engine: str) -> None:
+        super().__init__()
+        cfg = ViTConfig.model_validate({
+            "size": work.size, "patch": work.patch, "image_size": work.image, "class_token": False, "final_norm": False, "positions": "learned",
+            "windows": 14, "global_blocks": GLOBAL[SIZES[work.size][1]], "relative_positions": "decomposed", "antialias": False, "drop_path": 0.1,
+        })  # fmt: skip
+        vit = ViT(cfg)
+        adapter, heads = SimpleFPN(maps_of(vit)), HeadsConfig()
+        strides = [int(stride) for stride in adapter.strides.values()]
+        pyramid = AdaptedBackbone(vit, adapter)
+        self.model: nn.Module
+        if engine == "detectron2":
+            self.model = Detectron2RCNN(pyramid, strides=strides, classes=CLASSES, heads=heads)
+        else:
+            self.model = MaskRCNN(pyramid, strides=strides, classes=CLASSES, heads=heads, norm=NORMS["layer"])
+
+    def compile(self, *_: Any, **__: Any) -> None:
+        """Compile what the task compiles: the pyramid."""
+        self.model.compile()
+
+    def forward(self, batch: SceneBatch) -> Tensor:
+        losses = self.model(padded(batch, IMAGENET), batch.sizes, batch.objects)
+        return torch.stack(list(losses.values())).sum()
+
+
+class _ViTDet(nn.Module):
+    """The same loss by detectron2 alone, assembled of its classes as its configs/common/models/mask_rcnn_vitdet.py does."""
+
+    def __init__(self, work: Work) -> None:
+        super().__init__()
+        from detectron2.modeling import GeneralizedRCNN, SimpleFeaturePyramid
+        from detectron2.modeling import ViT as ViTDet
+        from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+
+        dim, depth, heads = SIZES[work.size]
+        windowed = [i for i in range(depth) if i not in GLOBAL[depth]]
+        net = ViTDet(
+            img_size=work.image, patch_size=work.patch, embed_dim=dim, depth=depth, num_heads=heads, drop_path_rate=0.1, window_size=14, mlp_ratio=4,
+            qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6), window_block_indexes=windowed, residual_block_indexes=[], use_rel_pos=True,
+            out_feature="last_feat", pretrain_img_size=work.image, pretrain_use_cls_token=False,
+        )  # fmt: skip
+        scales = (4.0, 2.0, 1.0, 0.5)
+        pyramid = SimpleFeaturePyramid(net, "last_feat", 256, scales, top_block=LastLevelMaxPool(), norm="LN", square_pad=work.image)
+        borrowed = _Step(work, engine="detectron2").model  # its heads are detectron2's own
+        mean, std = ([255 * value for value in values] for values in IMAGENET)
+        self.model = GeneralizedRCNN(
+            backbone=pyramid, proposal_generator=borrowed.rpn, roi_heads=borrowed.roi_heads, pixel_mean=mean, pixel_std=std, input_format="RGB"
+        )
+
+    def compile(self, *_: Any, **__: Any) -> None:
+        """Compile what is compiled of ours: the pyramid."""
+        self.model.backbone.compile()
+
+    def forward(self, given: list[dict[str, Any]]) -> Tensor:
+        from detectron2.utils.events import EventStorage
+
+        with EventStorage():
+            losses = self.model(given)
+        return torch.stack(list(losses.values())).sum()
+
+
+def ours(engine: str, work: Work) -> Entry:
+    """Build our step."""
+    images, objects = _data(work)
+    batch = SceneBatch(images, ((work.image, work.image),) * work.batch, tuple(objects), torch.arange(work.batch))
+    return Entry(_Step(work, engine=engine), (batch,))
+
+
+def vitdet(work: Work) -> Entry:
+    """Build detectron2's step, on what its mapper hands over."""
+    from detectron2.structures import BitMasks, Boxes, Instances
+
+    given = []
+    for image, one in zip(*_data(work), strict=True):
+        assert one.masks is not None
+        size = (work.image, work.image)
+        instances = Instances(size, gt_boxes=Boxes(one.boxes), gt_classes=one.labels, gt_masks=BitMasks(one.masks.bool()))
+        given.append({"image": image, "instances": instances, "height": work.image, "width": work.image})
+    return Entry(_ViTDet(work), (given,))
+
+
+def _data(work: Work) -> tuple[Tensor, list[Objects]]:
+    """Return images (B, 3, S, S) uint8 of noise, and objects in each that are ellipses."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (work.batch, 3, work.image, work.image), dtype=torch.uint8, generator=generator)
+    return images.to(work.device), [_ellipses(work, generator) for _ in range(work.batch)]
+
+
+def _ellipses(work: Work, generator: torch.Generator) -> Objects:
+    side = work.image
+    extent = torch.rand(OBJECTS, 2, generator=generator) * side / 2 + side / 16
+    corner = torch.rand(OBJECTS, 2, generator=generator) * (side - extent)
+    boxes = torch.cat([corner, corner + extent], dim=1)
+    centre, axes = (boxes[:, :2] + boxes[:, 2:]) / 2, extent / 2
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    masks = ((x[None] - centre[:, 0, None, None]) / axes[:, 0, None, None]) ** 2 + (
+        (y[None] - centre[:, 1, None, None]) / axes[:, 1, None, None]
+    ) ** 2
+    labels = torch.randint(CLASSES, (OBJECTS,), generator=generator)
+    values = (boxes, labels, torch.zeros(OBJECTS, dtype=torch.bool), (masks <= 1).to(torch.uint8))
+    return Objects(*(value.to(work.device) for value in values))
+
+
+CONTESTANTS: dict[str, Build] = {OURS: partial(ours, "torchvision"), HEADS: partial(ours, "detectron2"), PEER: vitdet}
+
+
+def run(work: Work, *, modes: Sequence[Mode], rounds: int, steps: int, contestants: Mapping[str, Build] = CONTESTANTS) -> list[dict[str, Any]]:
+    """Race the contestants and return one record per contestant and mode, ready for a table or JSON."""
+    rows = race(contestants, modes, work, rounds=rounds, steps=steps)
+    return [compared(row, rows, work, to=PEER, called="ratio_to_detectron2") for row in rows]
+
+
+def evaluators(*, images: int, rounds: int) -> list[dict[str, Any]]:
+    """Time both evaluators on the same random predictions, turn by turn, and return one record each; their figures must be equal."""
+    truth, found = _predictions(images)
+    seconds: dict[tuple[Kind, Backend], list[float]] = {}
+    figures: dict[tuple[Kind, Backend], dict[str, float]] = {}
+    for _ in range(rounds):
+        for kind in KINDS:
+            for backend in BACKENDS:
+                metric = CocoMetric(truth, kinds=(kind,), backend=backend)
+                metric.update(range(1, images + 1), found)
+                start = time.perf_counter()
+                figures[kind, backend] = metric.compute()
+                seconds.setdefault((kind, backend), []).append(time.perf_counter() - start)
+    records = []
+    for (kind, backend), taken in seconds.items():
+        slow = seconds[kind, "pycocotools"]
+        gap = max(abs(value - figures[kind, "pycocotools"][name]) for name, value in figures[kind, backend].items())
+        ratio = float(np.median(slow) / np.median(taken))
+        records.append({"name": backend, "kind": kind, "seconds": float(np.median(taken)), "ratio_to_pycocotools": ratio, "largest_difference": gap})
+    return records
+
+
+def _predictions(images: int, *, side: int = 256, detections: int = 100) -> tuple[dict[str, Any], list[Detections]]:
+    """Return a ground truth of ellipses, and for each image those shifted a little among random ones."""
+    from mae_transfer.data import outlines
+
+    generator, work = torch.Generator().manual_seed(0), Work(image=side)
+    entries: list[dict[str, Any]] = []
+    found: list[Detections] = []
+    for image in range(1, images + 1):
+        scene = _ellipses(work, generator)
+        assert scene.masks is not None
+        for box, label, mask in zip(scene.boxes.tolist(), scene.labels.tolist(), scene.masks.numpy(), strict=True):
+            extent = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+            entry = {"image_id": image, "category_id": label + 1, "bbox": extent, "area": int(mask.sum()), "iscrowd": 0}
+            entries.append({"id": len(entries) + 1, **entry, "segmentation": outlines.code(mask)})
+        others = [_ellipses(work, generator) for _ in range(detections // OBJECTS)]
+        shifted = scene._replace(boxes=scene.boxes + torch.randn(scene.boxes.shape, generator=generator) * 4, masks=scene.masks.roll(3, dims=2))
+        boxes, labels, masks = (torch.cat([getattr(one, part) for one in (shifted, *others)]) for part in ("boxes", "labels", "masks"))
+        found.append(Detections(boxes, torch.rand(len(boxes), generator=generator), labels, masks))
+    listed = [{"id": k, "height": side, "width": side, "file_name": f"{k}.jpg"} for k in range(1, images + 1)]
+    return {"images": listed, "annotations": entries, "categories": [{"id": k, "name": str(k)} for k in range(1, CLASSES + 1)]}, found
