@@ -19,20 +19,23 @@ from mae_transfer.adapters.adapted import AdaptedBackbone
 IGNORED = 255  # label of the pixels that no loss counts
 FCN_CHANNELS = 256  # of the auxiliary head (BEiT, mae_segmentation)
 HeadConfig = dict[str, Any]  # an entry of mmseg's MODELS
-ABSENT = "mmsegmentation is not installed: pip install 'mae_transfer[segment]'"
+ABSENT = (
+    "Segmentation runs on mmsegmentation: pip install 'mae_transfer[segment]' (a slim container lacks what its OpenCV needs: apt-get install libgl1 "
+    "libglib2.0-0 libxcb1)"
+)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep what mmseg prints and warns of on import and on building (absent optional packages, defaults) from the terminal.
 
-    Raises ValueError where mmseg is not installed, saying how to get it.
+    Raises ValueError where mmseg cannot be imported, saying how to get it.
     """
     try:
         with redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise ValueError(f"{error}. {ABSENT}") from error
 
 

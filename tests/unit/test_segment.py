@@ -288,3 +288,8 @@ def test_the_bridge_runs_a_pyramid_without_heads() -> None:
         "p4": (4, 4),
         "p5": (2, 2),
     }
+
+
+def test_what_is_missing_is_named_with_the_remedy() -> None:
+    with pytest.raises(ValueError, match=r"libGL.*mae_transfer\[segment\].*libgl1"), quiet():
+        raise ImportError("libGL.so.1: cannot open shared object file")
