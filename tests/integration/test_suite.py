@@ -1,0 +1,162 @@
+"""tools/reproduce.py with real runs on a CPU: the whole way, and killed at random moments it ends with the same values, bit for bit."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mae_transfer import results
+from mae_transfer.suite import records
+from mae_transfer.suite.plan import open_plan
+from mae_transfer.suite.slurm import Cluster, submit, torchrun
+from mae_transfer.suite.work import Work
+
+ROOT = Path(__file__).parents[2]
+SIZE = 32
+SUITE = f"""
+title = "tiny"
+tables = ("3", "knn")
+data = {{"train": {{"name": "shapes", "size": {SIZE}, "length": 64}}, "val": {{"name": "shapes", "size": {SIZE}, "length": 16, "seed": 1}}}}
+small = {{"data.train": data["train"], "data.val": data["val"], "data.size": {SIZE}, "batch": 8, "run.log_every": 1, "run.workers": 0}}
+encoder = dict(size=None, dim=32, depth=2, heads=2, patch=8, image_size={SIZE})
+rows = {{
+    "pixels": dict(
+        config="{ROOT}/configs/mini/pretrain.py",
+        set={{**small, "epochs": 4, "model": {{"encoder": encoder, "decoder": {{"dim": 16, "depth": 1, "heads": 2}}}}}},
+    ),
+    "random init": dict(fresh={{"backbone.encoder": encoder}}, fresh_in={{"finetune": {{"optim.layer_decay": 1.0}}}}),
+}}
+knn = {{key: value for key, value in small.items() if key not in ("batch", "run.log_every")}}
+transfer = {{
+    "finetune": dict(tool="cls_train", config="{ROOT}/configs/classify/mini.py", set={{**small, "epochs": 3}}),
+    "knn": dict(tool="cls_train", config="{ROOT}/configs/classify/mini_knn.py", set={{**knn, "ks": (3,)}}, rows=("pixels",)),
+}}
+del data, small, encoder, knn
+"""
+KILLS = 2
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Path:
+    file = tmp_path / "suite.py"
+    file.write_text(SUITE)
+    return file
+
+
+def start(suite: Path, work_dir: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "tools" / "reproduce.py"), str(suite), "--work-dir", str(work_dir), *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def finished(suite: Path, work_dir: Path, *options: str) -> str:
+    process = start(suite, work_dir, *options)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def values(work_dir: Path) -> dict[tuple[str, str, str, str], float | None]:
+    found, defects = records.load([work_dir])
+    assert not defects
+    names = [(r.note.name if r.note else "", r.result.protocol, r.result.split, r.result.metric) for r in found]
+    assert len(set(names)) == len(names), "a number was written twice"
+    return {name: record.result.value for name, record in zip(names, found, strict=True)}
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("suite")
+    (folder / "suite.py").write_text(SUITE)
+    output = finished(folder / "suite.py", folder / "d")
+    assert "done random_init/finetune/seed0" in output
+    assert "Table 3: fine-tuning" in output
+    return folder / "d"
+
+
+def test_a_finished_suite_repeats_nothing_and_shows_its_tables_again(undisturbed: Path) -> None:
+    before = values(undisturbed)
+    output = finished(undisturbed.parent / "suite.py", undisturbed)
+    assert "start" not in output
+    assert values(undisturbed) == before
+    assert "4 done, 0 to run" in finished(undisturbed.parent / "suite.py", undisturbed, "--dry-run")
+
+
+def disturbed(suite: Path, work_dir: Path, kills: int, seed: int) -> None:
+    """Start the suite, end its process at random moments by one signal or the other, and then let it finish."""
+    rng = random.Random(seed)
+    for kill in range(kills):
+        process = start(suite, work_dir)
+        wait_for_a_run(work_dir, process)
+        time.sleep(rng.uniform(0.0, 3.0))
+        process.send_signal((signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[kill % 3])
+        process.communicate(timeout=120)
+    finished(suite, work_dir)
+
+
+def wait_for_a_run(work_dir: Path, process: subprocess.Popen[str]) -> None:
+    notes = len(list(work_dir.rglob("node.json")))
+    deadline = time.monotonic() + 120
+    while process.poll() is None and len(list(work_dir.rglob("log.jsonl"))) < notes + 1 and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("kills", [KILLS, pytest.param(10, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_it_ends_with_the_same_values(kills: int, suite: Path, undisturbed: Path, tmp_path: Path) -> None:
+    disturbed(suite, tmp_path / "d", kills, seed=kills)
+    assert values(tmp_path / "d") == values(undisturbed)
+
+
+def test_the_slurm_path_runs_every_level_and_marks_what_cannot_run(suite: Path, tmp_path: Path, undisturbed: Path) -> None:
+    pytest.importorskip("submitit")
+    work = Work(open_plan(suite)[1], tmp_path / "d", suite="tiny")
+    said: list[str] = []
+    ids = submit(work, Cluster(1, 1, {"timeout_min": 5}, name="local"), say=said.append)
+    assert list(ids) == list(work.plan)
+    assert len(said) == 2
+    assert values(tmp_path / "d") == values(undisturbed)
+    assert submit(work, Cluster(1, 1, {}, name="local"), say=said.append) == {}
+
+
+def test_generated_scripts_form_arrays_that_wait_for_each_other(suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("submitit")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    copy, count = f'cp "$1" "$(mktemp {tmp_path}/script.XXXXXX)"', f"$(ls {tmp_path}/script.* | wc -l)"
+    (programs / "sbatch").write_text(f'#!/bin/sh\n{copy}\necho "Submitted batch job 4{count}"\n')
+    (programs / "srun").write_text("#!/bin/sh\n")
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    work = Work(open_plan(suite)[1], tmp_path / "d", suite="tiny")
+    ids = submit(work, Cluster.parse(nodes=2, gpus_per_node=8, options=["partition=gpu", "timeout_min=60"]), say=lambda _: None)
+    assert ids == {"pixels/pretrain/seed0": "41_0", "random_init/finetune/seed0": "41_1", "pixels/finetune/seed0": "42_0", "pixels/knn/seed0": "42_1"}
+    texts = sorted((path.read_text() for path in tmp_path.glob("script.*")), key=lambda text: "--dependency" in text)
+    for text in texts:
+        lines = set(text.splitlines())
+        assert {"#SBATCH --nodes=2", "#SBATCH --gpus-per-node=8", "#SBATCH --partition=gpu", "#SBATCH --time=60", "#SBATCH --array=0-1%2"} <= lines
+        assert {"#SBATCH --signal=USR2@300", "#SBATCH --open-mode=append", "#SBATCH --ntasks-per-node=1"} <= lines
+    assert ["--dependency=afterany:41" in text for text in texts] == [False, True]
+
+
+def test_torchrun_meets_on_the_first_node() -> None:
+    words = torchrun(Cluster(2, 8, {}), ["n1", "n2"], 1)
+    assert words[1:] == [
+        "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "8", "--node-rank", "1", "--master-addr", "n1", "--master-port", "29500",
+    ]  # fmt: skip
+    assert torchrun(Cluster(1, 8, {}), ["n1"], 0)[-1] == "--standalone"
+    assert torchrun(Cluster(1, 1, {}), ["n1"], 0) == []
+
+
+def test_a_damaged_line_does_not_stop_the_tables(undisturbed: Path, tmp_path: Path) -> None:
+    file = next(undisturbed.glob("pixels/knn/seed0/results.jsonl"))
+    copy = tmp_path / "knn" / "results.jsonl"
+    copy.parent.mkdir()
+    copy.write_text(file.read_text() + json.dumps({"run": "cut"})[:-3] + "\n")
+    assert len(results.load(copy)[0]) == len(results.load(file)[0])

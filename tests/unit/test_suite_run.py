@@ -1,0 +1,195 @@
+"""suite/run.py with runs that only pretend: what starts when, what a failure does to the rest, what is repeated, what the tables then show."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from multiprocessing.context import ForkProcess
+from pathlib import Path
+
+import pytest
+
+from mae_transfer import results
+from mae_transfer.results import Result
+from mae_transfer.suite import job, records, tables
+from mae_transfer.suite.plan import open_plan
+from mae_transfer.suite.run import Machine, Runner
+from mae_transfer.suite.work import Work
+from tests.unit.test_tables import result
+
+ROOT = Path(__file__).parents[2]
+SUITE = f"""
+title = "t"
+tables = ("3",)
+seeds = (0, 1)
+rows = {{"a": dict(config="{ROOT}/configs/mini/pretrain.py"), "b": dict(config="{ROOT}/configs/mini/pretrain.py", set={{"mask.ratio": 0.5}})}}
+transfer = {{"finetune": dict(tool="cls_train", config="{ROOT}/configs/classify/mini.py")}}
+"""
+ALONE = Machine()
+SWEPT = f"""{ROOT}/configs/classify/mini.py", sweep=dict(grid={{"optim.lr": (1e-4, 1e-3)}}, set={{"data.holdout_fraction": 0.1}})"""
+ALL = ["a/pretrain/seed0", "b/pretrain/seed0", "a/finetune/seed0", "a/finetune/seed1", "b/finetune/seed0", "b/finetune/seed1"]
+
+
+def end(fate: str) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if fate == "sleeps":
+        time.sleep(60)
+    sys.exit(1 if fate.startswith("fails") else 0)
+
+
+class Stage:
+    """Stands in for the tools: writes what a run would leave, and ends as `fate` says ("fails", "sleeps"; by default well)."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, text: str = SUITE) -> None:
+        self.root, self.fate, self.started, self.devices = root, dict[str, str](), list[str](), dict[str, str]()
+        self.most = 0
+        self.suite = root / "suite.py"
+        self.suite.parent.mkdir(parents=True, exist_ok=True)
+        self.suite.write_text(text)
+        self.work = self.opened()
+        monkeypatch.setattr(job, "start", self.start)
+
+    def opened(self) -> Work:
+        return Work(open_plan(self.suite)[1], self.root / "d", suite="t")
+
+    def start(self, command: list[str], folder: Path, *, environment: Mapping[str, str], modules: object, threads: object) -> ForkProcess:
+        name = str(folder.relative_to(self.work.root))
+        self.started.append(name)
+        self.devices[name] = environment.get("CUDA_VISIBLE_DEVICES", "")
+        fate = self.fate.get(name, "")
+        self.log(folder, f"ValueError: {fate}" if fate.startswith("fails") else "all is well")
+        if not fate.startswith(("fails", "sleeps")):
+            self.leave(name, float(fate or 80))
+        process = multiprocessing.get_context("fork").Process(target=end, args=(fate,))
+        process.start()
+        self.most = max(self.most, 1 + len(self.runner.running))
+        return process
+
+    def log(self, folder: Path, text: str) -> None:
+        (folder / job.LOG).write_text(text + "\n(MAE_TRANSFER_TRACEBACK=1 shows where)\n")
+
+    def leave(self, name: str, value: float) -> None:
+        node = self.work.plan[name]
+        if artifact := self.work.artifact(name):
+            artifact.touch()
+        digest = self.work.config(node, self.work.chosen(node)[0]).digest()
+        kept = {"config_digest": digest, "seed": node.seed, "scale": "mini", "pretrain": node.row}
+        split = "holdout" if node.role == "point" else "val"
+        results.append(self.work.folder(name) / "results.jsonl", [result("finetune", value, split=split, **kept)])
+
+    def run(self, *, machine: Machine = ALONE, force: tuple[str, ...] = ()) -> dict[str, str]:
+        self.started.clear()
+        self.said: list[str] = []
+        self.runner = Runner(self.work, machine, say=self.said.append, force=force)
+        return dict(self.runner.run())
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    return Stage(tmp_path, monkeypatch)
+
+
+def test_everything_runs_once_and_a_second_start_repeats_nothing(stage: Stage) -> None:
+    assert stage.run() == dict.fromkeys(ALL, "done")
+    assert stage.started == ALL
+    assert stage.run() == dict.fromkeys(ALL, "done")
+    assert stage.started == []
+
+
+def test_a_failure_skips_what_depends_on_it_and_the_rest_goes_on(stage: Stage) -> None:
+    stage.fate["a/pretrain/seed0"] = "fails for want of data"
+    states = stage.run()
+    assert [name for name, state in states.items() if state == "done"] == ["b/pretrain/seed0", "b/finetune/seed0", "b/finetune/seed1"]
+    assert states["a/finetune/seed0"] == "skipped"
+    found, _ = records.load([stage.work.root])
+    holes = {line.row: line.notes for line in tables.lines("3", found) if line.scale and not line.ours}
+    assert holes == {"a": "seed 0 skipped: a/pretrain/seed0 failed; seed 1 skipped: a/pretrain/seed0 failed"}
+    stage.fate.clear()
+    assert set(stage.run().values()) == {"done"}
+    assert stage.started == ["a/pretrain/seed0", "a/finetune/seed0", "a/finetune/seed1"]
+
+
+def test_the_reason_of_a_failure_is_the_tools_own_last_word(stage: Stage) -> None:
+    stage.fate["b/finetune/seed1"] = "fails at step 7"
+    stage.run()
+    note, _ = records.read_note(stage.work.folder("b/finetune/seed1"))
+    assert note is not None
+    assert (note.state, note.reason) == ("failed", "ValueError: fails at step 7")
+
+
+def test_a_changed_run_and_what_took_from_it_are_repeated_and_the_old_ones_are_in_no_table(stage: Stage) -> None:
+    stage.run()
+    stage.suite.write_text(SUITE.replace('"mask.ratio": 0.5', '"mask.ratio": 0.6'))
+    stage.work = stage.opened()
+    stage.fate |= {"b/finetune/seed0": "90", "b/finetune/seed1": "90"}
+    assert set(stage.run().values()) == {"done"}
+    assert stage.started == ["b/pretrain/seed0", "b/finetune/seed0", "b/finetune/seed1"]
+    assert any("start b/pretrain/seed0 (changed: " in sentence for sentence in stage.said)
+    found, _ = records.load([stage.work.root])
+    assert sorted(each.result.value for each in found if each.label == "b" and each.result.task == "classify")[-2:] == [90.0, 90.0]
+    assert len(found) == len(ALL)
+
+
+def test_force_repeats_what_is_done(stage: Stage) -> None:
+    stage.run()
+    stage.run(force=("b/finetune/seed0",))
+    assert stage.started == ["b/finetune/seed0"]
+    assert len(records.load([stage.work.root])[0]) == len(ALL)
+
+
+def test_several_runs_at_a_time_take_turns_on_the_named_devices(stage: Stage) -> None:
+    assert set(stage.run(machine=Machine(jobs=2, devices=("4", "7"))).values()) == {"done"}
+    assert set(stage.devices.values()) == {"4", "7"}
+    assert stage.most <= 2
+    with pytest.raises(ValueError, match="0 runs at a time"):
+        Runner(stage.work, Machine(jobs=0), say=print)
+
+
+def test_a_signal_stops_what_runs_and_starts_nothing_more(stage: Stage) -> None:
+    stage.fate["b/pretrain/seed0"] = "sleeps"
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    states = stage.run()
+    assert states["a/pretrain/seed0"] == "done"
+    assert states["b/pretrain/seed0"] == "stopped"
+    assert all(states[name] == "stopped" for name in ALL[2:])
+    stage.fate.clear()
+    assert stage.run() == dict.fromkeys(ALL, "done")
+    assert "start b/pretrain/seed0 (stopped)" in stage.said
+
+
+def test_a_second_suite_in_the_same_folder_is_refused_and_told_who_is_there(stage: Stage) -> None:
+    with job.locked(stage.work.root / ".lock", owner="process 7 on node1"), pytest.raises(ValueError, match="in use by process 7 on node1"):
+        stage.run()
+
+
+def test_a_sweep_chooses_on_the_held_out_images_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(tmp_path, monkeypatch, SUITE.replace(f'{ROOT}/configs/classify/mini.py"', SWEPT))
+    stage.fate |= {"a/finetune/point0": "70", "a/finetune/point1": "75", "b/finetune/point0": "70", "b/finetune/point1": "fails with NaN"}
+    states = stage.run()
+    assert [states[name] for name in ("a/finetune/seed0", "b/finetune/seed1")] == ["done", "done"]
+    notes = {name: records.read_note(stage.work.folder(name))[0] for name in ("a/finetune/seed0", "b/finetune/seed1")}
+    assert [note.chosen for note in notes.values() if note] == [
+        "{'optim.lr': 0.001} of 2 by top1 on holdout images ({'optim.lr': 0.0001}: 70; {'optim.lr': 0.001}: 75)",
+        "{'optim.lr': 0.0001} of 2 by top1 on holdout images ({'optim.lr': 0.0001}: 70)",
+    ]
+    assert any("optim.lr=0.001" in note.command for note in notes.values() if note)
+    assert all(record.note and record.note.role != "point" for record in records.load([stage.work.root])[0])
+
+
+def test_a_sweep_without_a_single_result_skips_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(tmp_path, monkeypatch, SUITE.replace(f'{ROOT}/configs/classify/mini.py"', SWEPT))
+    stage.fate |= {"a/finetune/point0": "fails", "a/finetune/point1": "fails"}
+    states = stage.run()
+    assert [states["a/finetune/seed0"], states["b/finetune/seed0"]] == ["skipped", "done"]
+
+
+@pytest.mark.parametrize("value", [None, 1.0])
+def test_a_hole_is_closed_by_a_later_number(value: float | None, stage: Stage) -> None:
+    hole = result("finetune", None, status="failed", reason="x", created_at="2026-01-01T00:00:00+00:00")
+    later: list[Result] = [] if value is None else [result("finetune", value, created_at="2026-01-02T00:00:00+00:00")]
+    results.append(stage.root / "results.jsonl", [hole, *later])
+    lines = [each for each in tables.lines("3", records.load([stage.root])[0]) if each.dataset]
+    assert [each.ours is None for each in lines] == [value is None]
