@@ -153,7 +153,7 @@ def run(work: Work, *, modes: Sequence[Mode], rounds: int, steps: int, contestan
 
 def evaluators(*, images: int, rounds: int) -> list[dict[str, Any]]:
     """Time both evaluators on the same random predictions, turn by turn, and return one record each; their figures must be equal."""
-    truth, found = _predictions(images)
+    truth, found = evaluators_input(images)
     seconds: dict[tuple[Kind, Backend], list[float]] = {}
     figures: dict[tuple[Kind, Backend], dict[str, float]] = {}
     for _ in range(rounds):
@@ -173,7 +173,7 @@ def evaluators(*, images: int, rounds: int) -> list[dict[str, Any]]:
     return records
 
 
-def _predictions(images: int, *, side: int = 256, detections: int = 100) -> tuple[dict[str, Any], list[Detections]]:
+def evaluators_input(images: int, *, side: int = 256, detections: int = 100) -> tuple[dict[str, Any], list[Detections]]:
     """Return a ground truth of ellipses, and for each image those shifted a little among random ones."""
     from mae_transfer.data import outlines
 

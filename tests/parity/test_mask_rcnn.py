@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -143,3 +144,33 @@ def test_head_losses_on_the_same_proposals_equal_detectron2_s() -> None:
     ours = box_losses(first, torch.cat([torch.zeros(30, 4), deltas], dim=1), (labels + 1) % (CLASSES + 1), coder.get_deltas(proposals, truth))
     torch.testing.assert_close(ours["loss_class"], theirs["loss_cls"])
     torch.testing.assert_close(ours["loss_box"], theirs["loss_box_reg"])
+
+
+def test_average_precision_equals_that_of_detectron2_s_evaluator(tmp_path: Path) -> None:
+    pytest.importorskip("detectron2.evaluation.fast_eval_api", exc_type=ImportError)
+    import json
+
+    from detectron2.evaluation.fast_eval_api import COCOeval_opt
+    from pycocotools.coco import COCO
+
+    from mae_transfer.bench.detect import evaluators_input
+    from mae_transfer.metrics.coco import FIGURES, CocoMetric
+
+    truth, found = evaluators_input(8)
+    metric = CocoMetric(truth)
+    metric.update(range(1, 9), found)
+    ours = metric.compute(save=tmp_path / "predictions.json")
+    (tmp_path / "truth.json").write_text(json.dumps({"info": {}, **truth}))
+    listed = COCO(str(tmp_path / "truth.json"))
+    for kind in ("bbox", "segm"):
+        entries = json.loads((tmp_path / "predictions.json").read_text())
+        if kind == "segm":
+            entries = [{key: value for key, value in entry.items() if key != "bbox"} for entry in entries]  # as detectron2: sizes are the masks'
+        judge = COCOeval_opt(listed, listed.loadRes(entries), kind)
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+        theirs = dict(zip(FIGURES, judge.stats, strict=True))
+        assert {name: ours[f"{kind}/{name}"] for name in FIGURES if theirs[name] >= 0} == pytest.approx(
+            {name: value for name, value in theirs.items() if value >= 0}, abs=1e-9
+        )
