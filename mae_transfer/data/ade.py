@@ -55,11 +55,20 @@ class Ade:
         split: subfolder of both: "training" or "validation".
         classes: their names in the order of the maps' values; None: those of root's classes.txt or objectInfo150.txt (ADE20K's own list of 150).
         reduce_zero_label: a map's 0 is no class but void, ignored, and 1 is the first class (ADE20K, CamVid as it is laid out here). False: 0 is.
+        first: take only so many images, by their names.
     Raises:
         ValueError: names the folder that is missing or empty, the image without a map, or the missing list of classes.
     """
 
-    def __init__(self, *, root: str, split: str = "training", classes: Sequence[str] | None = None, reduce_zero_label: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        root: str,
+        split: str = "training",
+        classes: Sequence[str] | None = None,
+        reduce_zero_label: bool = True,
+        first: int | None = None,
+    ) -> None:
         self.classes = class_names(Path(root), classes)
         self.reduce_zero_label = reduce_zero_label
         self.images, self.maps = folders(root, split)
@@ -68,7 +77,7 @@ class Ade:
         if not images or lone:
             what = f"{len(lone)} images have no map in {self.maps}, {lone[0]} for instance" if lone else f"{self.images} holds no image"
             raise ValueError(f"{what} (tools/prepare_data.py check lists every defect)")
-        self._names = np.array([images[stem] for stem in sorted(images)], dtype=np.bytes_)  # one block, whatever the number of names
+        self._names = np.array([images[stem] for stem in sorted(images)[:first]], dtype=np.bytes_)  # one block, whatever the number of names
 
     def __len__(self) -> int:
         return len(self._names)
