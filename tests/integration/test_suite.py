@@ -1,5 +1,6 @@
 """tools/reproduce.py with real runs on a CPU: the whole way, and killed at random moments it ends with the same values, bit for bit."""
 
+import io
 import json
 import os
 import random
@@ -10,11 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from mae_transfer import results
 from mae_transfer.suite import records
 from mae_transfer.suite.plan import open_plan
 from mae_transfer.suite.slurm import Cluster, submit, torchrun
+from mae_transfer.suite.view import show_plan
 from mae_transfer.suite.work import Work
 
 ROOT = Path(__file__).parents[2]
@@ -85,7 +88,9 @@ def test_a_finished_suite_repeats_nothing_and_shows_its_tables_again(undisturbed
     output = finished(undisturbed.parent / "suite.py", undisturbed)
     assert "start" not in output
     assert values(undisturbed) == before
-    assert "4 done, 0 to run" in finished(undisturbed.parent / "suite.py", undisturbed, "--dry-run")
+    text = io.StringIO()
+    show_plan(Work(open_plan(undisturbed.parent / "suite.py")[1], undisturbed, suite="tiny"), Console(file=text, width=200))
+    assert "4 done, 0 to run" in text.getvalue()
 
 
 def disturbed(suite: Path, work_dir: Path, kills: int, seed: int) -> None:

@@ -1,0 +1,140 @@
+"""One page that holds a suite: report.html, tables with the origin of every number, figures, curves, drawings and cost. It needs no other file."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from mae_transfer.results import Result
+from mae_transfer.suite import figures, pictures, tables
+from mae_transfer.suite.layouts import LAYOUTS
+from mae_transfer.suite.plan import slug
+from mae_transfer.suite.records import Note, Record, read_note
+from mae_transfer.suite.tables import Cells, Line
+
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+PAPER = "This suite ran at the paper's scale."
+SMALLER = "Nothing here reproduces the paper: these runs are of scale {}. Published numbers stand beside runs at the paper's scale only."
+
+
+class Origin(NamedTuple):
+    """Where a number comes from."""
+
+    result: Result
+    note: Note | None
+    facts: dict[str, str]
+    command: str
+    config: str  # the anchor of the run's resolved config on the page
+
+
+class Row(NamedTuple):
+    """A line of a table, with the origins of its number."""
+
+    line: Line
+    cells: Cells
+    origins: list[Origin]
+
+
+class Sheet(NamedTuple):
+    """A table of the page."""
+
+    anchor: str
+    title: str
+    column_title: str
+    rows: list[Row]
+    differences: list[Cells]
+
+
+def write(path: Path, title: str, names: Sequence[str], found: Sequence[Record], defects: Sequence[str], root: Path) -> None:
+    """Write the report of the records under `root`, with the tables of these names."""
+    runs = notes_of(root)
+    scales = sorted({record.result.scale for record in found})
+    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
+        TEMPLATE.read_text(encoding="utf-8")
+    )
+    drawn = [pictures.Picture(LAYOUTS[name].title, pictures.svg(figure)) for name in figures.FIGURES if (figure := figures.draw(name, found))]
+    values: dict[str, Any] = {
+        "title": title,
+        "created": datetime.now(UTC).isoformat(timespec="minutes"),
+        "warning": SMALLER.format(" and ".join(scales)) if scales and scales != ["paper"] else PAPER,
+        "defects": defects,
+        "sheets": list(sheets(names, found)),
+        "figures": safe(drawn),
+        "curves": safe(pictures.curves(runs)),
+        "drawings": safe(pictures.drawings({folder: note for folder, note in runs.items() if note.role in ("pretrain", "transfer", "tokenizer")})),
+        "runs": [run_of(folder, note, found) for folder, note in runs.items()],
+        "chosen": [note for note in runs.values() if note.chosen],
+        "hours": sum(note.seconds for note in runs.values()) / 3600,
+    }
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(page.render(values), encoding="utf-8")
+    temporary.replace(path)
+
+
+def safe(found: Sequence[pictures.Picture] | Iterator[pictures.Picture]) -> list[tuple[str, Markup]]:
+    """Return pictures as title and element; the elements are of this package's own making."""
+    return [(picture.title, Markup(picture.element)) for picture in found]
+
+
+def notes_of(root: Path) -> dict[Path, Note]:
+    """Return the runs of a suite's folder."""
+    folders = sorted(path.parent for path in root.rglob("node.json") if ".replaced" not in path.parts)
+    return {folder: note for folder in folders if (note := read_note(folder)[0]) is not None}
+
+
+def sheets(names: Sequence[str], found: Sequence[Record]) -> Iterator[Sheet]:
+    """Yield the tables that have anything to show; published numbers alone are shown where a run is at the paper's scale."""
+    paper = any(record.result.scale == "paper" for record in found)
+    for name in names:
+        shown = [line for line in tables.lines(name, found) if paper or line.scale]
+        rows = [Row(line, tables.cells(line), [origin(record) for record in line.records]) for line in shown]
+        if rows:
+            yield Sheet(
+                slug(LAYOUTS[name].title.partition(":")[0]), LAYOUTS[name].title, LAYOUTS[name].column_title, rows, tables.differences(name, found)
+            )
+
+
+def origin(record: Record) -> Origin:
+    """Return where a record's number comes from."""
+    result, note = record.result, record.note
+    facts = {
+        "run": result.run, "value": f"{result.value} {result.unit}", "seed": str(result.seed), "date": result.created_at,
+        "checkpoint sha256": result.checkpoint_sha256 or "none: a fresh backbone", "commit": result.commit or "not a git checkout",
+        "versions": ", ".join(f"{name} {version}" for name, version in result.versions.items()), "device": result.device,
+        "devices": str(result.world_size), "precision": result.precision,
+        "wall time": f"{result.wall_s:.0f} s", "config digest": result.config_digest,
+        "file": str(record.file),
+    }  # fmt: skip
+    name = note.name if note else str(record.file.parent)
+    return Origin(result, note, facts, shlex.join(note.command) if note else "", f"run-{slug(name)}")
+
+
+def run_of(folder: Path, note: Note, found: Sequence[Record]) -> dict[str, Any]:
+    """Return what the list of runs says of one: how it ended, what it cost, its resolved config."""
+    result = next((record.result for record in found if record.file.parent == folder.resolve()), None)
+    config = folder / "config.py"
+    return {
+        "anchor": f"run-{slug(note.name)}",
+        "note": note,
+        "command": shlex.join(note.command),
+        "config": config.read_text(encoding="utf-8") if config.is_file() else "",
+        "cost": cost(note, result),
+    }
+
+
+def cost(note: Note, result: Result | None) -> dict[str, str]:
+    """Return the figures of the table of costs."""
+    if result is None or result.status != "ok":
+        return {"minutes": f"{note.seconds / 60:.1f}", "images/s": "-", "params": "-", "GFLOPs/image": "-", "memory GiB": "-", "device": "-"}
+    flops, memory = result.flops_per_image, result.peak_mem_gib
+    return {
+        "minutes": f"{note.seconds / 60:.1f}", "images/s": f"{result.images_per_s:.0f}", "params": f"{result.params / 1e6:.2f} M",
+        "GFLOPs/image": f"{flops / 1e9:.2f}" if flops else "-", "memory GiB": f"{memory:.2f}" if memory else "-",
+        "device": f"{result.world_size} x {result.device}",
+    }  # fmt: skip
