@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -55,19 +56,19 @@ class Readable(Protocol[S_co]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Samples(Dataset[Delivery], Generic[S, D]):
+class Samples(Dataset[Delivery], Generic[S, D], ABC):
     """Turns the keys of one micro-batch into a batch; runs in the loader's workers. A subclass says what a sample becomes: `draw` and `collate`."""
 
     source: Readable[S]
     seed: int
 
+    @abstractmethod
     def draw(self, sample: S, rng: np.random.Generator) -> D:
         """Return the sample augmented; `rng` and the global generators are seeded by its key."""
-        raise NotImplementedError
 
+    @abstractmethod
     def collate(self, drawn: list[D], images: Tensor) -> Any:
         """Return the batch, a NamedTuple whose `index` is `images`, (B,) int64: the images that were read."""
-        raise NotImplementedError
 
     def __getitem__(self, keys: list[Key]) -> Delivery:
         unreadable: dict[int, str] = {}

@@ -45,7 +45,7 @@ ONLY_IN = {
     "mmseg": ("mae_transfer/adapters/mmseg", "mae_transfer/bench/"),
     "cv2": ("mae_transfer/adapters/mmseg",),
     "mmcv": ("mae_transfer/adapters/mmseg", "mae_transfer/bench/"),
-    "detectron2": ("mae_transfer/adapters/detectron2.py", "mae_transfer/tasks/detectron2.py"),
+    "detectron2": ("mae_transfer/adapters/detectron2.py", "mae_transfer/tasks/detectron2.py", "mae_transfer/bench/"),
 }
 OPTIONAL = {"faster_coco_eval", "wandb", "lightly", "transformers", "mmseg", "mmcv", "cv2", "detectron2", "simplejpeg", "torchcodec"}
 NOT_ON_PYPI = {"detectron2"}

@@ -16,6 +16,7 @@ ALLOWED = {
     ("adapters/mmseg_transforms.py", "__call__"),  # of images, in the loader's workers
     ("adapters/mmseg_transforms.py", "_factor"),  # of sizes
     ("adapters/mmseg_transforms.py", "_to_bgr"),  # of images, in the loader's workers
+    ("core/paste.py", "paste_masks"),  # of boxes, in an evaluation
     ("engine/checkpoint.py", "_steps"),  # of a file name
     ("engine/dist.py", "read_mean"),  # the one place that logs and saves read through
     ("engine/dist.py", "session"),  # of environment variables
@@ -30,6 +31,9 @@ ALLOWED = {
     ("tasks/backbones.py", "flops_of"),  # of a counter, after the run
     ("tasks/basis.py", "fit"),  # of a basis, which is fitted before anything trains
     ("tasks/codes.py", "_write"),  # of token ids, before the first step
+    ("tasks/detect.py", "open_parts"),  # of strides, before the first step
+    ("tasks/detect.py", "predicted"),  # of ids, in an evaluation
+    ("tasks/detect.py", "sweep"),  # the same
     ("tasks/pretrain.py", "result"),  # of the config, after the run
     ("tasks/pretrain.py", "step_flops"),  # of a counter, after the run
     ("tasks/segment.py", "draw"),  # of pictures, after the run
