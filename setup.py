@@ -10,6 +10,7 @@ SEGMENT = [  # the maintained distributions of `mmseg`, `mmcv` and `mmengine`; t
     "opencv-python>=4.10",  # which mmcv resizes with
     "onedl-mmengine~=0.10.12",
 ]
+SLURM = "submitit>=1.5"
 DEV = [
     "DALL-E>=0.1",  # whose autoencoder ours is tested against
     "attrs>=23.2",  # which it imports and does not name
@@ -19,6 +20,7 @@ DEV = [
     "pytest>=9.2",
     "pytest-timeout>=2.4",
     "scikit-learn>=1.5",  # whose k-nearest-neighbours ours is tested against
+    SLURM,  # whose local executor the suite's tests run under
     "ruff~=0.17.5",  # another minor version formats otherwise and knows other rules
     REFERENCE,
     *SEGMENT,
@@ -31,6 +33,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["mae_transfer", "mae_transfer.*"]),
+    package_data={"mae_transfer.suite": ["*.j2"]},
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",
@@ -44,6 +47,7 @@ setup(
         "pillow>=10.4",
         "matplotlib>=3.9",
         "pycocotools>=2.0.8",
+        "jinja2>=3.1",
     ],
     extras_require={
         "dev": DEV,
@@ -51,6 +55,7 @@ setup(
         "bench": [REFERENCE, "lightly>=1.6"],
         "segment": SEGMENT,
         "jpeg": ["torchcodec>=0.17"],  # decodes where torchvision has given up its own decoder
+        "slurm": [SLURM],
         "wandb": ["wandb>=0.17"],
     },
 )

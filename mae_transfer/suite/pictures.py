@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -51,7 +52,7 @@ def curves(runs: Mapping[Path, Note]) -> Iterator[Picture]:
             if len(steps) > 1:
                 found[kind, quantity].append(Curve(f"{note.row}, seed {seed}" if seed.isdigit() else note.row, steps, values))
     for (kind, quantity), lines in sorted(found.items()):
-        yield Picture(f"{kind}: {quantity}", svg(plot(lines, quantity)))
+        yield Picture(f"{kind}: {quantity}", svg(plot(lines, quantity), prefix=slug(f"{kind} {quantity}")))
 
 
 def logged(path: Path) -> dict[str, tuple[list[int], list[float]]]:
@@ -84,13 +85,13 @@ def plot(lines: Sequence[Curve], quantity: str) -> Figure:
     return figure
 
 
-def svg(figure: Figure) -> str:
-    """Return a figure as an <svg> element without a background, that scales with the page."""
+def svg(figure: Figure, *, prefix: str) -> str:
+    """Return a figure as an <svg> element without a background, that scales with the page; `prefix` keeps its ids apart from other figures'."""
     text = io.StringIO()
     with mpl.rc_context(STYLE):
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     whole = text.getvalue()
-    return whole[whole.index("<svg") :]
+    return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", whole[whole.index("<svg") :])
 
 
 def drawings(runs: Mapping[Path, Note], *, each: int = 2) -> Iterator[Picture]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from mae_transfer.results import Result
 from mae_transfer.suite import figures, pictures, tables
@@ -50,6 +49,11 @@ class Sheet(NamedTuple):
     rows: list[Row]
     differences: list[Cells]
 
+    @property
+    def compared(self) -> bool:
+        """Whether any line has a published number."""
+        return any(row.line.published for row in self.rows)
+
 
 def write(path: Path, title: str, names: Sequence[str], found: Sequence[Record], defects: Sequence[str], root: Path) -> None:
     """Write the report of the records under `root`, with the tables of these names."""
@@ -58,16 +62,20 @@ def write(path: Path, title: str, names: Sequence[str], found: Sequence[Record],
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
         TEMPLATE.read_text(encoding="utf-8")
     )
-    drawn = [pictures.Picture(LAYOUTS[name].title, pictures.svg(figure)) for name in figures.FIGURES if (figure := figures.draw(name, found))]
+    drawn = [
+        pictures.Picture(LAYOUTS[name].title, pictures.svg(figure, prefix=slug(name)))
+        for name in figures.FIGURES
+        if (figure := figures.draw(name, found))
+    ]
     values: dict[str, Any] = {
         "title": title,
         "created": datetime.now(UTC).isoformat(timespec="minutes"),
         "warning": SMALLER.format(" and ".join(scales)) if scales and scales != ["paper"] else PAPER,
         "defects": defects,
         "sheets": list(sheets(names, found)),
-        "figures": safe(drawn),
-        "curves": safe(pictures.curves(runs)),
-        "drawings": safe(pictures.drawings({folder: note for folder, note in runs.items() if note.role in ("pretrain", "transfer", "tokenizer")})),
+        "figures": drawn,
+        "curves": list(pictures.curves(runs)),
+        "drawings": list(pictures.drawings({folder: note for folder, note in runs.items() if note.role != "point"})),
         "runs": [run_of(folder, note, found) for folder, note in runs.items()],
         "chosen": [note for note in runs.values() if note.chosen],
         "hours": sum(note.seconds for note in runs.values()) / 3600,
@@ -75,11 +83,6 @@ def write(path: Path, title: str, names: Sequence[str], found: Sequence[Record],
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(page.render(values), encoding="utf-8")
     temporary.replace(path)
-
-
-def safe(found: Sequence[pictures.Picture] | Iterator[pictures.Picture]) -> list[tuple[str, Markup]]:
-    """Return pictures as title and element; the elements are of this package's own making."""
-    return [(picture.title, Markup(picture.element)) for picture in found]
 
 
 def notes_of(root: Path) -> dict[Path, Note]:

@@ -40,6 +40,8 @@ ONLY_IN = {
     "wandb": ("mae_transfer/engine/log.py",),
     "faster_coco_eval": ("mae_transfer/metrics/coco.py",),
     "tensorboard": ("mae_transfer/engine/log.py",),
+    "submitit": ("mae_transfer/suite/slurm.py",),
+    "jinja2": ("mae_transfer/suite/report.py",),
     "lightly": ("mae_transfer/bench/",),
     "transformers": ("mae_transfer/bench/",),
     "mmseg": ("mae_transfer/adapters/mmseg", "mae_transfer/bench/"),
@@ -47,7 +49,7 @@ ONLY_IN = {
     "mmcv": ("mae_transfer/adapters/mmseg", "mae_transfer/bench/"),
     "detectron2": ("mae_transfer/adapters/detectron2.py", "mae_transfer/tasks/detectron2.py", "mae_transfer/bench/"),
 }
-OPTIONAL = {"faster_coco_eval", "wandb", "lightly", "transformers", "mmseg", "mmcv", "cv2", "detectron2", "simplejpeg", "torchcodec"}
+OPTIONAL = {"faster_coco_eval", "wandb", "lightly", "transformers", "mmseg", "mmcv", "cv2", "detectron2", "simplejpeg", "torchcodec", "submitit"}
 NOT_ON_PYPI = {"detectron2"}
 
 
