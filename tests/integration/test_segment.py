@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from pretrain_runs import ROOT, Values, assert_equal, log, payload
 
 from mae_transfer import checkpoints, results
 from mae_transfer.config import load, validate
@@ -22,8 +22,7 @@ from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.tasks import segment
 from mae_transfer.tasks.segment import SegmentConfig
 
-ROOT = Path(__file__).parent.parent.parent
-Values = dict[str, Any]
+STEPS = 6
 ENCODER = {"size": None, "dim": 16, "depth": 4, "heads": 2, "patch": 4, "image_size": 16}
 RUN = {"device": "cpu", "workers": 0, "device_batch": 2, "log_every": 1, "save_minutes": None, "progress": False, "pictures": 2}
 
@@ -52,24 +51,6 @@ def config(values: Values, **changes: Any) -> SegmentConfig:
     return validate(values | changes, SegmentConfig, where="test")
 
 
-def payload(folder: Path, step: int = 6) -> Values:
-    return torch.load(folder / "checkpoints" / f"step_{step:08d}.pt", weights_only=True)
-
-
-def assert_equal(a: Any, b: Any, path: str = "") -> None:
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        for key in a.keys() - {"wall_s"}:
-            assert_equal(a[key], b[key], f"{path}.{key}")
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), path
-    elif isinstance(a, list | tuple):
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_equal(x, y, f"{path}[{i}]")
-    else:
-        assert a == b or (a != a and b != b), path
-
-
 def test_a_run_leaves_numbers_and_pictures(base: Values, backbone: Path, tmp_path: Path) -> None:
     cfg = config(base)
     written = segment.run(cfg, tmp_path / "run")
@@ -82,7 +63,7 @@ def test_a_run_leaves_numbers_and_pictures(base: Values, backbone: Path, tmp_pat
     assert first.flops_per_image
     assert sorted(path.name for path in (tmp_path / "run" / "segmentations").iterdir()) == ["0000.png", "0001.png"]
     assert (tmp_path / "run" / "curves.png").is_file()
-    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    rows = log(tmp_path / "run")
     assert {"decode_loss", "aux_loss", "accuracy"} <= rows[0].keys()
     assert rows[0]["loss"] == pytest.approx(rows[0]["decode_loss"] + rows[0]["aux_loss"])
 
@@ -113,9 +94,33 @@ def test_a_stopped_and_resumed_run_is_the_unbroken_one_bit_for_bit(
     assert payload(tmp_path / "halves", 3)["step"] == 3
     again = cfg.model_copy(update={"run": cfg.run.model_copy(update={"workers": 1})})
     segment.run(again, tmp_path / "halves", resume=True)
-    assert_equal(payload(tmp_path / "whole"), payload(tmp_path / "halves"))
+    assert_equal(payload(tmp_path / "whole", STEPS), payload(tmp_path / "halves", STEPS))
     whole, halves = (results.load(tmp_path / name / "results.jsonl")[0] for name in ("whole", "halves"))
     assert [r.value for r in whole] == [r.value for r in halves]
+
+
+def test_kill_9_loses_only_the_steps_since_the_last_save(base: Values, tmp_path: Path) -> None:
+    cfg = config(base, run=RUN | {"save_every": 2, "pictures": 0})
+    segment.run(cfg, tmp_path / "whole")
+    (tmp_path / "cfg.py").write_text(cfg.source())
+    script = tmp_path / "killed.py"
+    script.write_text(
+        "import os, signal, sys\nfrom pathlib import Path\nfrom mae_transfer.config import load\nfrom mae_transfer.tasks import segment\n"
+        "losses = segment.Segmenter.losses\ncalls = []\n"
+        "def losses_until_killed(*given):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 10:\n"  # in the second half of the fifth step
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return losses(*given)\n"
+        "segment.Segmenter.losses = losses_until_killed\n"
+        "segment.run(load(sys.argv[1], segment.SegmentConfig), Path(sys.argv[2]))\n"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    killed = subprocess.run([sys.executable, str(script), str(tmp_path / "cfg.py"), str(tmp_path / "killed")], env=environment, timeout=240)
+    assert killed.returncode == -signal.SIGKILL
+    assert sorted(path.name for path in (tmp_path / "killed" / "checkpoints").glob("*.pt")) == ["step_00000002.pt", "step_00000004.pt"]
+    segment.run(cfg, tmp_path / "killed", resume=True)
+    assert_equal(payload(tmp_path / "whole", STEPS), payload(tmp_path / "killed", STEPS))
 
 
 def test_a_checkpoint_evaluates_to_the_runs_own_numbers_and_to_others_at_several_scales(base: Values, tmp_path: Path) -> None:
