@@ -20,7 +20,7 @@ from mae_transfer import checkpoints, results
 from mae_transfer.adapters.mmseg import Segmenter, accuracy
 from mae_transfer.adapters.mmseg_transforms import Rescale, TrainingCrop
 from mae_transfer.checkpoints.files import load_strict
-from mae_transfer.config import Spec, build, check
+from mae_transfer.config import Spec, build, check, load
 from mae_transfer.core.normalize import normalize
 from mae_transfer.data import MapBatch, MapCrops, MapDataConfig, MapSource, MapViews, Order, Scales, Share, batches, open_maps
 from mae_transfer.data.maps import inside
@@ -121,7 +121,7 @@ def evaluate_checkpoint(cfg: SegmentConfig, reference: str, work_dir: Path | Non
     The numbers are printed; where there is a work_dir they are appended to its results.jsonl, and the pictures are drawn there.
     """
     with session(cfg.run.device) as dist:
-        parts, start = open_parts(cfg, cfg.backbone), time.perf_counter()
+        parts, start = open_parts(cfg, backbone_of(cfg, reference)), time.perf_counter()
         model = parts.protocol.model(parts.chosen.model, len(parts.val.classes))
         payload = checkpoint.load(Path(reference))
         load_strict(model, payload.get("ema", payload["model"]), where=reference)
@@ -138,6 +138,13 @@ def evaluate_checkpoint(cfg: SegmentConfig, reference: str, work_dir: Path | Non
                 results.append(WorkDir(work_dir).results, written)
                 draw(cfg, parts, dist, model, WorkDir(work_dir).segmentations)
         return written
+
+
+def backbone_of(cfg: SegmentConfig, reference: str) -> BackboneConfig:
+    """Return the config's backbone, or, where it names none, that of the run whose work dir the training state `reference` lies in."""
+    saved = Path(reference).parent.parent / "config.py"
+    named = cfg.backbone.reference is not None or cfg.backbone.encoder is not None
+    return cfg.backbone if named or not saved.is_file() else load(saved, SegmentConfig).backbone
 
 
 def open_parts(cfg: SegmentConfig, backbone: BackboneConfig) -> Parts:
