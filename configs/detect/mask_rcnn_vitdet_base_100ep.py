@@ -21,7 +21,7 @@ data = dict(
 backbone = dict(
     changes=dict(windows=14, global_blocks=(2, 5, 8, 11), relative_positions="decomposed", positions="learned", antialias=False, patch=16)
 )
-adapter = dict(name="simple_fpn")
+adapter = dict(name="simple_fpn", channels=256)
 heads = dict(norm="layer")
 optim = dict(algorithm=dict(name="adamw", betas=(0.9, 0.999)), lr=1e-4, weight_decay=0.1, layer_decay=0.7)
 schedule = dict(kind="constant", milestones=(163889 / 1832, 177546 / 1832), gamma=0.1, warmup_epochs=250 / 1832, warmup_factor=0.001)
