@@ -13,10 +13,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mae_transfer import checkpoints
-from mae_transfer.config import Schema, validate
+from mae_transfer.config import Schema, load, validate
 from mae_transfer.core.normalize import Statistics
 from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.seeding import fold
+from mae_transfer.tasks.workdir import WorkDir, run_of
 
 TOLERANCE = 5e-3  # between two roundings of the same mean or standard deviation
 
@@ -61,6 +62,18 @@ def open_backbone(cfg: BackboneConfig, changes: Mapping[str, Any], *, statistics
         raise ValueError("no backbone: give --backbone REFERENCE (backbone.reference), or the architecture of a fresh one (backbone.encoder)")
     vit = ViT(validate({**cfg.encoder.model_dump(), **wanted}, ViTConfig, where="backbone.encoder"))
     return Chosen(vit, {}, _name(vit), "none", None)
+
+
+def backbone_of(cfg: BackboneConfig, schema: type[Schema], checkpoint_file: str) -> BackboneConfig:
+    """Return the config's backbone, or, where it names none, that of the run whose work dir the training state lies in.
+
+    schema: of the run's config, which has a field `backbone`.
+    """
+    root = run_of(checkpoint_file)
+    if cfg.reference is not None or cfg.encoder is not None or root is None:
+        return cfg
+    found: BackboneConfig = load(WorkDir(root).config, schema).backbone  # type: ignore[attr-defined]
+    return found
 
 
 def tokens_of(backbone: nn.Module, size: int) -> int | None:

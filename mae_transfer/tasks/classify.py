@@ -40,7 +40,7 @@ from mae_transfer.engine.optim import build_optimizer, peak_lr
 from mae_transfer.engine.state import LoopConfig, TrainState, autocast
 from mae_transfer.interfaces import Batch
 from mae_transfer.metrics.accuracy import hits, top_ks
-from mae_transfer.tasks.backbones import BackboneConfig, Chosen, flops_of, open_backbone, tokens_of
+from mae_transfer.tasks.backbones import BackboneConfig, Chosen, backbone_of, flops_of, open_backbone, tokens_of
 from mae_transfer.tasks.common import Job, TrainConfig, evaluation_facts, facts, fit, pass_over, plan
 from mae_transfer.tasks.protocols import PROTOCOLS, ClassifyProtocol, Feed
 from mae_transfer.tasks.workdir import WorkDir
@@ -156,7 +156,7 @@ def evaluate_checkpoint(cfg: ClassifyConfig, reference: str, work_dir: Path | No
 def trained(cfg: ClassifyConfig, parts: Parts, reference: str) -> tuple[nn.Module, Chosen]:
     """Return the model with the weights that a reference names, and where its backbone comes from."""
     own = reference.endswith(".pt") and Path(reference).is_file()
-    source = cfg.backbone if own else cfg.backbone.model_copy(update={"reference": reference})
+    source = backbone_of(cfg.backbone, ClassifyConfig, reference) if own else cfg.backbone.model_copy(update={"reference": reference})
     chosen = open_backbone(source, changes(cfg, parts.protocol), statistics=cfg.statistics, seed=cfg.seed)
     model = parts.protocol.model(chosen.model, parts.classes)
     if own:

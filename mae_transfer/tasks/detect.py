@@ -35,10 +35,10 @@ from mae_transfer.engine.state import LoopConfig, TrainState, autocast
 from mae_transfer.interfaces import Found
 from mae_transfer.metrics.coco import CocoMetric, Detections, Kind
 from mae_transfer.models.mask_rcnn import HeadsConfig, MaskRCNN
-from mae_transfer.tasks.backbones import BackboneConfig, Chosen, open_backbone, tokens_of
+from mae_transfer.tasks.backbones import BackboneConfig, Chosen, backbone_of, open_backbone, tokens_of
 from mae_transfer.tasks.common import EVALUATION_SEED, Job, PicturesRun, TrainConfig, evaluation_facts, facts, fit, plan, sweep_over
 from mae_transfer.tasks.detectron2 import Detectron2RCNN
-from mae_transfer.tasks.workdir import WorkDir
+from mae_transfer.tasks.workdir import WorkDir, run_of
 
 DEBUG_ENCODER = {"size": None, "dim": 32, "depth": 4, "heads": 2, "patch": 16, "image_size": 64}
 
@@ -144,9 +144,11 @@ def run(cfg: DetectConfig, work_dir: Path, *, resume: bool = False) -> list[resu
 def evaluate_checkpoint(cfg: DetectConfig, reference: str, work_dir: Path | None) -> list[results.Result]:
     """Evaluate a training state of this config (step_*.pt) on the validation set.
 
-    The numbers are printed; where there is a work_dir they are appended to its results.jsonl, and predictions and pictures go there.
+    The numbers are printed; where there is a work_dir they are appended to its results.jsonl, and predictions go there. Pictures go there too, or
+    to the run that the state is of, whose backbone serves where the config names none.
     """
     with session(cfg.run.device) as dist:
+        cfg = cfg.model_copy(update={"backbone": backbone_of(cfg.backbone, DetectConfig, reference)})
         parts, start = open_parts(cfg), time.perf_counter()
         payload = checkpoint.load(Path(reference))
         load_strict(parts.model, payload.get("ema", payload["model"]), where=reference)
@@ -161,7 +163,8 @@ def evaluate_checkpoint(cfg: DetectConfig, reference: str, work_dir: Path | None
             print(f"{parts.chosen.name}, {cfg.protocol}: {summary(written)}\n{per_class(parts.val.classes, figures, cfg.kinds)}", flush=True)
             if folder is not None:
                 results.append(folder.results, written)
-                draw(cfg, parts, dist, model, folder.detections)
+            if (root := work_dir or run_of(reference)) is not None:
+                draw(cfg, parts, dist, model, WorkDir(root).detections)
         return written
 
 

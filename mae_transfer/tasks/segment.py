@@ -20,7 +20,7 @@ from mae_transfer import checkpoints, results
 from mae_transfer.adapters.mmseg import Segmenter, accuracy
 from mae_transfer.adapters.mmseg_transforms import Rescale, TrainingCrop
 from mae_transfer.checkpoints.files import load_strict
-from mae_transfer.config import Spec, build, check, load
+from mae_transfer.config import Spec, build, check
 from mae_transfer.core.normalize import normalize
 from mae_transfer.data import MapBatch, MapCrops, MapDataConfig, MapSource, MapViews, Order, Scales, Share, batches, open_maps
 from mae_transfer.data.maps import inside
@@ -32,11 +32,11 @@ from mae_transfer.engine.loop import Step, StepFn
 from mae_transfer.engine.optim import build_optimizer, peak_lr
 from mae_transfer.engine.state import LoopConfig, TrainState, autocast
 from mae_transfer.metrics.iou import IouMetric
-from mae_transfer.tasks.backbones import BackboneConfig, Chosen, flops_of, open_backbone, tokens_of
+from mae_transfer.tasks.backbones import BackboneConfig, Chosen, backbone_of, flops_of, open_backbone, tokens_of
 from mae_transfer.tasks.common import EVALUATION_SEED, Job, PicturesRun, TrainConfig, evaluation_facts, facts, fit, plan, sweep_over
 from mae_transfer.tasks.segment_inference import PUBLISHED_SCALES, InferenceConfig, Windows, probabilities
 from mae_transfer.tasks.segment_protocols import PROTOCOLS, SegmentProtocol
-from mae_transfer.tasks.workdir import WorkDir
+from mae_transfer.tasks.workdir import WorkDir, run_of
 
 DEBUG_ENCODER = {"size": None, "dim": 32, "depth": 4, "heads": 2, "patch": 8, "image_size": 32}
 NUMBERS = ("mIoU", "mAcc", "aAcc")
@@ -118,10 +118,11 @@ def run(cfg: SegmentConfig, work_dir: Path, *, resume: bool = False) -> list[res
 def evaluate_checkpoint(cfg: SegmentConfig, reference: str, work_dir: Path | None) -> list[results.Result]:
     """Evaluate a training state of this config (step_*.pt) on the validation set.
 
-    The numbers are printed; where there is a work_dir they are appended to its results.jsonl, and the pictures are drawn there.
+    The numbers are printed; where there is a work_dir they are appended to its results.jsonl. Pictures are drawn there, or in the
+    run that the state is of, whose backbone serves where the config names none.
     """
     with session(cfg.run.device) as dist:
-        parts, start = open_parts(cfg, backbone_of(cfg, reference)), time.perf_counter()
+        parts, start = open_parts(cfg, backbone_of(cfg.backbone, SegmentConfig, reference)), time.perf_counter()
         model = parts.protocol.model(parts.chosen.model, len(parts.val.classes))
         payload = checkpoint.load(Path(reference))
         load_strict(model, payload.get("ema", payload["model"]), where=reference)
@@ -136,15 +137,9 @@ def evaluate_checkpoint(cfg: SegmentConfig, reference: str, work_dir: Path | Non
             print(f"{chosen.name}, {parts.protocol.title}: {summary(written)}\n{per_class(parts.val.classes, figures)}", flush=True)
             if work_dir is not None:
                 results.append(WorkDir(work_dir).results, written)
-                draw(cfg, parts, dist, model, WorkDir(work_dir).segmentations)
+            if (root := work_dir or run_of(reference)) is not None:
+                draw(cfg, parts, dist, model, WorkDir(root).segmentations)
         return written
-
-
-def backbone_of(cfg: SegmentConfig, reference: str) -> BackboneConfig:
-    """Return the config's backbone, or, where it names none, that of the run whose work dir the training state `reference` lies in."""
-    saved = Path(reference).parent.parent / "config.py"
-    named = cfg.backbone.reference is not None or cfg.backbone.encoder is not None
-    return cfg.backbone if named or not saved.is_file() else load(saved, SegmentConfig).backbone
 
 
 def open_parts(cfg: SegmentConfig, backbone: BackboneConfig) -> Parts:

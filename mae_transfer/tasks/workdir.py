@@ -77,3 +77,9 @@ def open_work_dir(root: Path, cfg: S, *, resume: bool, main: bool = True) -> Wor
         temporary.write_text(cfg.source(f"The resolved config of this run (digest {cfg.digest()})."), encoding="utf-8")
         temporary.replace(folder.config)
     return folder
+
+
+def run_of(checkpoint_file: str) -> Path | None:
+    """Return the work dir that a training state (D/checkpoints/step_*.pt) lies in; None where it lies elsewhere."""
+    root = Path(checkpoint_file).resolve().parent.parent
+    return root if WorkDir(root).config.is_file() else None

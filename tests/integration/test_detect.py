@@ -166,7 +166,7 @@ def test_two_processes_hold_the_same_weights_and_count_every_image_once(tmp_path
 
 def test_a_training_state_evaluates_to_the_numbers_of_its_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     written = detect.run(config(), tmp_path / "run")
-    again = detect.evaluate_checkpoint(config(), str(tmp_path / "run" / "checkpoints" / f"step_{STEPS:08d}.pt"), tmp_path / "eval")
+    again = detect.evaluate_checkpoint(config(backbone={}), str(tmp_path / "run" / "checkpoints" / f"step_{STEPS:08d}.pt"), tmp_path / "eval")
     assert [(r.metric, r.value) for r in again] == [(r.metric, r.value) for r in written]
     assert (tmp_path / "eval" / "predictions.json").read_bytes() == (tmp_path / "run" / "predictions.json").read_bytes()
     assert (tmp_path / "eval" / "detections" / "0000.png").exists()
