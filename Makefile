@@ -13,10 +13,9 @@ help:  ## list the targets
 
 install: $(VENV)/dev.stamp  ## make .venv and install the package with its development tools
 
-mini: install  ## pretrain a small MAE on CPU in a few minutes, from data made on the spot; again: continues, or says that it is done
-	$(BIN)/python tools/pretrain.py configs/mini/pretrain.py --work-dir $(MINI) --resume
-	@echo "Pictures: $(MINI)/reconstructions/   encoder: $(MINI)/backbone.safetensors   numbers: $(MINI)/results.jsonl"
-	@echo "Curves: $(BIN)/tensorboard --logdir $(MINI)   afresh: rm -r $(MINI)"
+mini: install  ## the whole way on a CPU in about 10 minutes, on generated images: tables and report.html; again: continues, or says that it is done
+	$(BIN)/python tools/reproduce.py configs/suites/mini.py --work-dir $(MINI) --jobs 2
+	@echo "Report: $(MINI)/report.html   a run's own folder: $(MINI)/<row>/<transfer>/seed0   afresh: rm -r $(MINI)"
 
 test: lint  ## what CI runs: lint, types and every test that is not slow
 	$(BIN)/python -m pytest -m "not slow"

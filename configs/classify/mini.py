@@ -1,6 +1,6 @@
 """Fine-tuning of the mini backbone on generated scenes (synthetic): the largest object's class of ten.
 
-Command:   python tools/cls_train.py configs/classify/mini.py --backbone runs/mini/backbone.safetensors --work-dir runs/mini_ft
+Command:   python tools/cls_train.py configs/classify/mini.py --backbone runs/mini_mae/backbone.safetensors --work-dir runs/mini_ft
 Cost:      1 or 2 minutes on two CPU cores.
 Published: none; nobody else trains on these.
 """

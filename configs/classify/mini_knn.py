@@ -1,7 +1,7 @@
 """Weighted k-NN of the mini backbone on generated scenes (synthetic).
 
-Command:   python tools/cls_train.py configs/classify/mini_knn.py --backbone runs/mini/backbone.safetensors --work-dir runs/mini_knn
-Cost:      seconds on two CPU cores.
+Command:   python tools/cls_train.py configs/classify/mini_knn.py --backbone runs/mini_mae/backbone.safetensors --work-dir runs/mini_knn
+Cost:      10 seconds on two CPU cores.
 Published: none; nobody else trains on these.
 """
 

@@ -1,7 +1,7 @@
 """A row of linear probes on the mini backbone, on generated scenes (synthetic); the best on held-out images is reported.
 
-Command:   python tools/cls_train.py configs/classify/mini_linear.py --backbone runs/mini/backbone.safetensors --work-dir runs/mini_lin
-Cost:      half a minute on two CPU cores.
+Command:   python tools/cls_train.py configs/classify/mini_linear.py --backbone runs/mini_mae/backbone.safetensors --work-dir runs/mini_lin
+Cost:      1 minute on two CPU cores.
 Published: none; nobody else trains on these.
 """
 

@@ -1,6 +1,6 @@
 """A small MAE on generated scenes (synthetic), to see the whole way from a fresh clone in a few minutes. No published number: nobody else trains on these.
 
-Command:   python tools/pretrain.py configs/mini/pretrain.py --work-dir runs/mini          (`make mini` runs it)
+Command:   python tools/pretrain.py configs/mini/pretrain.py --work-dir runs/mini_mae          (shortened, it is a part of `make mini`)
 Cost:      minutes on two CPU cores, 1 GB.
 Published: none; the loss should fall and reconstructions/ should show the scenes.
 """

@@ -58,8 +58,9 @@ class Point(NamedTuple):
 
 
 def is_grid(path: Path) -> bool:
-    """Return whether a config file is a grid."""
-    return "rows" in read(path)
+    """Return whether a config file is a grid: a suite has rows, too, and says what is done with them."""
+    values = read(path)
+    return "rows" in values and "transfer" not in values
 
 
 def points(path: Path, scale: Literal["paper", "mini"], row: str = "all") -> list[Point]:

@@ -29,7 +29,9 @@ def protocol(cfg: Any) -> str:
     """Return what the run's own results would call its protocol."""
     if cfg.task == "knn":
         return f"knn-{cfg.ks[0]}"
-    return str(cfg.title()) if hasattr(cfg, "title") else str(cfg.protocol.name)
+    if hasattr(cfg, "title"):
+        return str(cfg.title())
+    return cfg.protocol if isinstance(cfg.protocol, str) else str(cfg.method().title)
 
 
 def origin(node: Node, work: Work) -> tuple[str, str]:

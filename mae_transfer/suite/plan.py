@@ -168,7 +168,7 @@ def pretraining(cfg: SuiteConfig, folder: Path, row: str, source: Source, seed: 
     changes, needs = names.linked({**source.set, **root_of(cfg, source, row), "seed": seed}, seed, where=f"row {row!r}")
     assert source.config is not None
     name = names.pretraining(row, seed)
-    return Node(name, "pretrain", row, "pretrain", folder / source.config, changes, seed, needs, hours=source.hours, gib=source.gib)
+    return Node(name, "pretrain", source.row or row, "pretrain", folder / source.config, changes, seed, needs, hours=source.hours, gib=source.gib)
 
 
 def transfers(cfg: SuiteConfig, folder: Path, title: str, transfer: Transfer, row: str, source: Source, names: Names) -> Iterator[Node]:
@@ -181,7 +181,7 @@ def transfers(cfg: SuiteConfig, folder: Path, title: str, transfer: Transfer, ro
 
     def node(name: str, seed: int, role: Role, extra: Overrides) -> Node:
         changes, needs = names.linked({**given, **extra, "seed": seed}, seed, where=where)
-        return Node(name, role, row, transfer.tool, folder / transfer.config, changes, seed, needs, hours=transfer.hours, gib=transfer.gib)
+        return Node(name, role, source.row or row, transfer.tool, folder / transfer.config, changes, seed, needs, hours=transfer.hours, gib=transfer.gib)
 
     points: list[str] = []
     if transfer.sweep is not None:

@@ -34,6 +34,8 @@ class Source(Step):
     """A pretraining config, relative to the suite's file; None: nothing is pretrained."""
     backbone: str | None = None
     """Released weights instead, PREFIX:PATH; with neither the transfers start from `fresh`."""
+    row: str | None = None
+    """What the tables call it, where several sizes share a row ("MAE"); None: its own name."""
     fresh: Overrides = Field(default={})
     """Laid over every transfer of this row: for a fresh encoder {"backbone.encoder": {...}}, for weights of other statistics mean and std."""
     fresh_in: dict[str, Overrides] = Field(default={})

@@ -15,6 +15,7 @@ import pytest
 
 from mae_transfer.config import load, read
 from mae_transfer.suite.grid import is_grid, points
+from mae_transfer.suite.plan import open_plan
 from mae_transfer.tasks.pretrain import PretrainConfig
 from mae_transfer.tasks.robustness import RobustnessConfig
 
@@ -22,8 +23,7 @@ ROOT = Path(__file__).parents[2]
 FILES = [path.relative_to(ROOT) for path in sorted((ROOT / "configs").rglob("*.py"))]
 CONFIGS = [str(path) for path in FILES if not any(part.startswith("_") for part in path.parts)]
 GRIDS = [config for config in CONFIGS if is_grid(ROOT / config)]
-
-
+SUITES = [config for config in CONFIGS if config.startswith("configs/suites/")]
 EVALUATIONS = [config for config in CONFIGS if read(ROOT / config).get("task") == "robustness"]  # trains nothing
 
 
@@ -56,12 +56,19 @@ def test_a_config_that_only_evaluates_loads(config):
     assert load(ROOT / config, RobustnessConfig).variants
 
 
-@pytest.mark.parametrize("config", [config for config in CONFIGS if config not in EVALUATIONS])
+@pytest.mark.parametrize("config", [config for config in CONFIGS if config not in EVALUATIONS + SUITES])
 def test_config_runs_two_debug_steps(config, run_tool, tmp_path):
     row = ["--row", points(ROOT / config, "mini")[-1].row, "--mini"] if config in GRIDS else []
     run_tool(*tool_of(config), config, "--work-dir", str(tmp_path / "run"), "--debug", *row)
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     assert max(row["step"] for row in rows if "step" in row) == 2
+
+
+@pytest.mark.parametrize("config", SUITES)
+def test_every_run_of_a_suite_loads_and_says_what_it_costs(config):
+    cfg, plan = open_plan(ROOT / config)
+    assert cfg.title in (Path(config).stem, re.sub(r"(\d)", r" \1", Path(config).stem, count=1))
+    assert config.endswith("mini.py") or not [node.name for node in plan.values() if node.hours is None]
 
 
 @pytest.mark.parametrize("config", GRIDS)
