@@ -1,0 +1,125 @@
+"""The worked examples of docs/ run as they stand: their files and changes in a copy of the repository, their commands from its root.
+
+A block "```python file=PATH" is a file; "```diff file=PATH" a change, whose hunks "@@" parts; a plain block holds commands.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from mae_transfer.config import load
+from mae_transfer.tasks.pretrain import PretrainConfig
+
+ROOT = Path(__file__).parents[2]
+ADDING = (ROOT / "docs" / "adding.md").read_text(encoding="utf-8")
+STARTED = (ROOT / "docs" / "getting_started.md").read_text(encoding="utf-8")
+SECONDS = 600
+DRIVER = """
+import json, runpy, sys, pytest
+for words in json.loads(sys.argv[1]):
+    print(*words, flush=True)
+    if words[:2] == ["-m", "pytest"]:
+        again = "ignore:Module already imported:pytest.PytestAssertRewriteWarning"
+        code = pytest.main(["-q", "-p", "no:cacheprovider", "-W", again, *words[2:]])
+    else:
+        sys.argv, code = words, 0
+        try:
+            runpy.run_path(words[0], run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+    if code:
+        sys.exit(f"{' '.join(words)} ended with {code}")
+"""
+
+
+class Block(NamedTuple):
+    """A fenced block of a page."""
+
+    language: str  # "" for commands
+    file: str  # that it is, or changes
+    text: str
+
+
+def blocks(text: str) -> list[Block]:
+    return [Block(*found) for found in re.findall(r"^```(\w*)(?: file=(\S+))?\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)]
+
+
+def changed(old: str, diff: str) -> str:
+    """Apply a page's change; each hunk must fit in exactly one place."""
+    for hunk in diff.split("@@\n"):
+        lines = [(line[:1], line[1:]) for line in hunk.splitlines()]
+        before, after = ("".join(f"{line}\n" for sign, line in lines if sign != left_out) for left_out in "+-")
+        assert old.count(before) == 1, f"the page's change fits in {old.count(before)} places:\n{hunk}"
+        old = old.replace(before, after)
+    return old
+
+
+def apply(text: str, copy: Path) -> list[str]:
+    """Write and change what a text says; return the files that it wrote."""
+    written = []
+    for block in blocks(text):
+        path = copy / block.file
+        if block.language == "diff":
+            path.write_text(changed(path.read_text(encoding="utf-8"), block.text), encoding="utf-8")
+        elif block.file:
+            assert not path.exists(), f"{block.file} is there already"
+            path.write_text(block.text, encoding="utf-8")
+            written.append(block.file)
+    return written
+
+
+def run(commands: list[list[str]], copy: Path) -> None:
+    """Run commands in the copy, which comes before the installed package; one process imports torch once for all of them."""
+    environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-c", DRIVER, json.dumps(commands)]
+    ended = subprocess.run(words, cwd=copy, env=environment, capture_output=True, text=True, timeout=SECONDS)
+    assert ended.returncode == 0, f"{ended.stdout[-5000:]}\n{ended.stderr[-5000:]}"
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository's files with everything that the page on adding has its reader write."""
+    folder = tmp_path_factory.mktemp("copy")
+    for part in ("mae_transfer", "configs", "tools", "tests"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("pyproject.toml", "setup.py"):
+        shutil.copy(ROOT / file, folder)
+    assert apply(ADDING, folder)
+    return folder
+
+
+def test_every_worked_example_runs_as_it_stands_and_keeps_the_rules_of_imports(copy):
+    lines = [line for block in blocks(ADDING) if not block.language for line in block.text.splitlines()]
+    commands = [shlex.split(line) for line in lines]
+    assert {command[0] for command in commands} == {"python"}
+    policy = ["-m", "pytest", "tests/policy/test_imports.py"]
+    run([*(command[1:] for command in commands), policy], copy)
+    assert len(list((copy / "runs").glob("*/results.jsonl"))) == sum("--debug" in command for command in commands)
+
+
+def test_every_test_that_the_page_writes_is_run_by_it():
+    written = [block.file for block in blocks(ADDING) if Path(block.file).name.startswith("test_")]
+    assert written
+    assert all(f"python -m pytest {file}" in ADDING for file in written)
+
+
+def test_the_code_of_the_examples_is_formatted_and_clean(copy):
+    code = [block.file for block in blocks(ADDING) if block.language == "python" and not block.file.startswith("configs/")]
+    for words in (["format", "--check"], ["check"]):
+        ended = subprocess.run([sys.executable, "-m", "ruff", *words, *code], cwd=copy, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stdout
+
+
+def test_the_config_of_getting_started_loads(copy):
+    (config,) = apply(STARTED, copy)
+    assert load(copy / config, PretrainConfig).model.encoder.shape() == (384, 12, 6)
