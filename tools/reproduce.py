@@ -57,7 +57,9 @@ def reproduce(args: argparse.Namespace) -> None:
     if args.dry_run:
         view.show_plan(work, console)
     elif args.launcher == "slurm":
-        submit(work, Cluster.parse(nodes=args.nodes, gpus_per_node=args.gpus_per_node, options=args.slurm), force=args.force, say=console.print)
+        cluster = Cluster.parse(nodes=args.nodes, gpus_per_node=args.gpus_per_node, options=args.slurm)
+        if not submit(work, cluster, force=args.force, say=console.print):  # everything is done
+            publish(cfg, work, console)
     else:
         devices = tuple(filter(None, args.devices.split(",")))
         with view.View(work, console) as shown:

@@ -181,7 +181,9 @@ def transfers(cfg: SuiteConfig, folder: Path, title: str, transfer: Transfer, ro
 
     def node(name: str, seed: int, role: Role, extra: Overrides) -> Node:
         changes, needs = names.linked({**given, **extra, "seed": seed}, seed, where=where)
-        return Node(name, role, source.row or row, transfer.tool, folder / transfer.config, changes, seed, needs, hours=transfer.hours, gib=transfer.gib)
+        return Node(
+            name, role, source.row or row, transfer.tool, folder / transfer.config, changes, seed, needs, hours=transfer.hours, gib=transfer.gib
+        )
 
     points: list[str] = []
     if transfer.sweep is not None:

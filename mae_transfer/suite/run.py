@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import wait
@@ -36,7 +37,8 @@ class Machine(NamedTuple):
     @property
     def torchrun(self) -> list[str]:
         """The words that start a run on several devices."""
-        return ["torchrun", "--standalone", "--nproc-per-node", str(self.processes)] if self.processes > 1 else []
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+        return [*launcher, str(self.processes)] if self.processes > 1 else []
 
     @property
     def threads(self) -> int | None:
@@ -78,18 +80,27 @@ class Runner:
         """
         owner = f"process {os.getpid()} on {socket.gethostname()}"
         with job.locked(self.work.root / ".lock", owner=owner), Signals(self.stop):
-            waiting = [name for name in self.work.plan if forced(name, self.force) or not self.work.status(name).done]
-            self.states = {name: "done" for name in self.work.plan if name not in waiting}
-            while (waiting and not self.stopping) or self.running:
-                waiting = [name for name in waiting if not self.begun(self.work.plan[name])]
-                if self.running:
-                    wait([each.process.sentinel for each in self.running.values()], timeout=POLL_S)
-                for name in [name for name, each in self.running.items() if not each.process.is_alive()]:
-                    self.end(name)
-                poll()
-            for name in waiting:
-                self.states[name] = "stopped"
+            try:
+                self.go_through(poll)
+            finally:  # a full disk, say: nothing goes on unseen
+                self.stop()
+                for each in self.running.values():
+                    each.process.join()
         return self.states
+
+    def go_through(self, poll: Callable[[], None]) -> None:
+        """Start what can start and take note of what ends, until nothing is left or the suite is stopped."""
+        waiting = [name for name in self.work.plan if forced(name, self.force) or not self.work.status(name).done]
+        self.states = {name: "done" for name in self.work.plan if name not in waiting}
+        while (waiting and not self.stopping) or self.running:
+            waiting = [name for name in waiting if not self.begun(self.work.plan[name])]
+            if self.running:
+                wait([each.process.sentinel for each in self.running.values()], timeout=POLL_S)
+            for name in [name for name, each in self.running.items() if not each.process.is_alive()]:
+                self.end(name)
+            poll()
+        for name in waiting:
+            self.states[name] = "stopped"
 
     def begun(self, node: Node) -> bool:
         """Start a run if its inputs are there and there is room; skip it if they never will be. Return whether it has left the queue."""

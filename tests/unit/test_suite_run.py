@@ -15,6 +15,7 @@ import pytest
 from mae_transfer import results
 from mae_transfer.results import Result
 from mae_transfer.suite import job, records, tables
+from mae_transfer.suite.holes import record_hole
 from mae_transfer.suite.plan import open_plan
 from mae_transfer.suite.run import Machine, Runner
 from mae_transfer.suite.work import Work
@@ -184,6 +185,35 @@ def test_a_sweep_without_a_single_result_skips_its_runs(tmp_path: Path, monkeypa
     stage.fate |= {"a/finetune/point0": "fails", "a/finetune/point1": "fails"}
     states = stage.run()
     assert [states["a/finetune/seed0"], states["b/finetune/seed0"]] == ["skipped", "done"]
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_and_nothing_goes_on_unseen(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage.fate["a/pretrain/seed0"] = "sleeps"
+    note = records.write_note
+
+    def full(folder: Path, content: records.Note) -> None:
+        if content.name == "b/pretrain/seed0":
+            raise OSError(28, "No space left on device")
+        note(folder, content)
+
+    monkeypatch.setattr("mae_transfer.suite.steps.write_note", full)
+    with pytest.raises(OSError, match="No space left"):
+        stage.run(machine=Machine(jobs=2))
+    assert not any(each.process.is_alive() for each in stage.runner.running.values())
+
+
+SUITES = sorted((ROOT / "configs" / "suites").glob("*.py"))
+
+
+@pytest.mark.parametrize("suite", SUITES, ids=[path.stem for path in SUITES])
+def test_any_run_of_the_projects_suites_can_leave_a_hole(suite: Path, tmp_path: Path) -> None:
+    work = Work(open_plan(suite)[1], tmp_path, suite="t")
+    owing = [node for node in work.plan.values() if node.role == "transfer" and node.seed == 0]
+    for node in owing:
+        record_hole(node, work, "failed", "out of memory")
+        (hole,) = results.load(work.folder(node.name) / "results.jsonl")[0]
+        assert (hole.status, hole.value, hole.reason) == ("failed", None, "out of memory")
+        assert hole.scale in ("mini", "small", "paper")
 
 
 @pytest.mark.parametrize("value", [None, 1.0])
