@@ -43,9 +43,10 @@ def save_sheet(path: Path, rows: Tensor, *, enlarge_to: int = 128) -> None:
     """Write a PNG with one row of panels per image; small images are enlarged by a whole factor, so that their pixels stay pixels.
 
     Args:
-        rows: (B, K, 3, H, W) in [0, 1].
+        rows: (B, K, C, H, W) in [0, 1]; of more than three channels the first three are shown, of two the first, in grey.
         enlarge_to: the least height of a panel, pixels.
     """
+    rows = rows[:, :, : 3 if rows.shape[2] >= 3 else 1]
     b, k, c, height, _ = rows.shape
     factor = max(1, -(-enlarge_to // height))
     panels = rows.reshape(b * k, c, *rows.shape[3:]).repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
