@@ -160,7 +160,7 @@ def preparation(cfg: SuiteConfig, folder: Path, name: str, step: Preparation, na
     role: Role = "tokenizer" if step.kind == "dvae" else "basis"
     if step.kind == "dvae":
         changes["seed"] = seed
-    return Node(f"{slug(name)}/prepare", role, name, step.kind, folder / step.config, changes, seed, needs, hours=step.hours, gib=step.gib)
+    return Node(f"{slug(name)}/prepare", role, name, step.kind, beside(folder, step.config), changes, seed, needs, hours=step.hours, gib=step.gib)
 
 
 def pretraining(cfg: SuiteConfig, folder: Path, row: str, source: Source, seed: int, names: Names) -> Node:
@@ -168,7 +168,9 @@ def pretraining(cfg: SuiteConfig, folder: Path, row: str, source: Source, seed: 
     changes, needs = names.linked({**source.set, **root_of(cfg, source, row), "seed": seed}, seed, where=f"row {row!r}")
     assert source.config is not None
     name = names.pretraining(row, seed)
-    return Node(name, "pretrain", source.row or row, "pretrain", folder / source.config, changes, seed, needs, hours=source.hours, gib=source.gib)
+    return Node(
+        name, "pretrain", source.row or row, "pretrain", beside(folder, source.config), changes, seed, needs, hours=source.hours, gib=source.gib
+    )
 
 
 def transfers(cfg: SuiteConfig, folder: Path, title: str, transfer: Transfer, row: str, source: Source, names: Names) -> Iterator[Node]:
@@ -182,7 +184,16 @@ def transfers(cfg: SuiteConfig, folder: Path, title: str, transfer: Transfer, ro
     def node(name: str, seed: int, role: Role, extra: Overrides) -> Node:
         changes, needs = names.linked({**given, **extra, "seed": seed}, seed, where=where)
         return Node(
-            name, role, source.row or row, transfer.tool, folder / transfer.config, changes, seed, needs, hours=transfer.hours, gib=transfer.gib
+            name,
+            role,
+            source.row or row,
+            transfer.tool,
+            beside(folder, transfer.config),
+            changes,
+            seed,
+            needs,
+            hours=transfer.hours,
+            gib=transfer.gib,
         )
 
     points: list[str] = []
@@ -251,6 +262,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names) or 'none'}"
+
+
+def beside(folder: Path, config: str) -> Path:
+    """Return a config's path, relative to the suite's, without the way back and forth."""
+    return Path(os.path.normpath(folder / config))
 
 
 def root_of(cfg: SuiteConfig, step: Step, title: str) -> Overrides:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,7 +43,7 @@ def prepare(work: Work, node: Node, *, again: bool = False, torchrun: Sequence[s
     command = work.command(node, chosen, torchrun=torchrun)
     note = work.note(node, command).model_copy(update={"state": "running", "chosen": sentence or None})
     write_note(folder, note)
-    return note, status.why + (f"; {sentence}" if sentence else "")
+    return note, ("forced" if again else status.why) + (f"; {sentence}" if sentence else "")
 
 
 def conclude(work: Work, note: Note, *, code: int | None, seconds: float, stopping: bool) -> Note:
@@ -74,7 +75,8 @@ def set_aside(folder: Path, root: Path) -> None:
 
 def last_words(log: Path) -> str:
     """Return the line of a run's output that says why it ended: the last one that names an error, else the last one."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()] if log.is_file() else []
-    lines = [line for line in lines if not line.startswith("(MAE_TRANSFER_TRACEBACK")]
-    named = [line for line in lines if "Error" in line.split(":")[0] or "NonFiniteLoss" in line]
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    lines = [re.sub(r"^\[rank\d+\]:\s*", "", line).strip() for line in text.splitlines()]
+    lines = [line for line in lines if line and not line.startswith("(MAE_TRANSFER_TRACEBACK")]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Loss|Exception): ", line)]  # torchrun's own ChildFailedError has nothing behind it
     return (named or lines or [""])[-1][:300]

@@ -68,7 +68,8 @@ class View:
         """Show what runs now: since when, and the last line of its output (step, loss, time left)."""
         if self._live is None:
             return
-        grid = Table("run", "since", "last line of its output", box=None)
+        grid = Table("run", "since", box=None)
+        grid.add_column("last line of its output", no_wrap=True)
         for name, each in runner.running.items():
             grid.add_row(escape(name), f"{time.monotonic() - each.since:.0f} s", escape(last_line(self._work.folder(name) / LOG)))
         self._live.update(Group(grid, Text(self.progress(runner))), refresh=True)

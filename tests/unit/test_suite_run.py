@@ -18,6 +18,7 @@ from mae_transfer.suite import job, records, tables
 from mae_transfer.suite.holes import record_hole
 from mae_transfer.suite.plan import open_plan
 from mae_transfer.suite.run import Machine, Runner
+from mae_transfer.suite.steps import last_words
 from mae_transfer.suite.work import Work
 from tests.unit.test_tables import result
 
@@ -119,6 +120,16 @@ def test_the_reason_of_a_failure_is_the_tools_own_last_word(stage: Stage) -> Non
     note, _ = records.read_note(stage.work.folder("b/finetune/seed1"))
     assert note is not None
     assert (note.state, note.reason) == ("failed", "ValueError: fails at step 7")
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("Traceback:\n  x\nmae_transfer.engine.window.NonFiniteLoss: step 7\n", "mae_transfer.engine.window.NonFiniteLoss: step 7"),
+    ("[rank1]: OSError: disk\nW1 torchrun\ntorch.distributed.elastic.multiprocessing.errors.ChildFailedError:\n=====\n", "OSError: disk"),
+    ("Killed\n\n", "Killed"), ("", ""),
+])  # fmt: skip
+def test_why_a_run_failed_is_found_in_its_output(text: str, expected: str, tmp_path: Path) -> None:
+    (tmp_path / job.LOG).write_text(text)
+    assert last_words(tmp_path / job.LOG) == expected
 
 
 def test_a_changed_run_and_what_took_from_it_are_repeated_and_the_old_ones_are_in_no_table(stage: Stage) -> None:
