@@ -2,7 +2,7 @@
 
 Command:   python tools/seg_train.py configs/segment/mini.py --backbone runs/mini/backbone.safetensors --work-dir runs/mini_seg
            (without --backbone: the same encoder from random weights)
-Cost:      minutes on two CPU cores.
+Cost:      2 or 3 minutes on two CPU cores. It shows that everything runs: from random weights so few steps find the ground (mIoU 7.1), not yet the solids.
 Published: none; nobody else trains on these.
 """
 
@@ -15,11 +15,12 @@ data = dict(
     size=64,
     scale=(256, 64),
     ratios=(0.75, 1.5),
+    distort=False,
 )
-backbone = dict(encoder=dict(size=None, dim=96, depth=4, heads=3, patch=8, image_size=64))
-protocol = dict(name="upernet", channels=64, drop_path=0.0, relative_positions="per_block")
+backbone = dict(encoder=dict(size=None, dim=128, depth=6, heads=4, patch=8, image_size=64))
+protocol = dict(name="upernet", channels=32, dropout=0.0, drop_path=0.0, relative_positions="per_block")
 inference = dict(mode="whole")
-optim = dict(lr=1e-3, weight_decay=0.05, layer_decay=0.75)
+optim = dict(lr=2e-3, weight_decay=0.05, layer_decay=0.85, clip_norm=1.0)
 schedule = dict(kind="linear", warmup_epochs=0.5, warmup_factor=1e-6)
 precision = "float32"
 run = dict(workers=1)
