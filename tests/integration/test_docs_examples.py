@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 from mae_transfer.config import load
@@ -22,6 +23,7 @@ from mae_transfer.tasks.pretrain import PretrainConfig
 
 ROOT = Path(__file__).parents[2]
 ADDING = (ROOT / "docs" / "adding.md").read_text(encoding="utf-8")
+DATA = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 STARTED = (ROOT / "docs" / "getting_started.md").read_text(encoding="utf-8")
 SECONDS = 600
 DRIVER = """
@@ -88,13 +90,14 @@ def run(commands: list[list[str]], copy: Path) -> None:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The repository's files with everything that the page on adding has its reader write."""
+    """The repository's files with everything that the pages have their reader write."""
     folder = tmp_path_factory.mktemp("copy")
     for part in ("mae_transfer", "configs", "tools", "tests"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "setup.py"):
         shutil.copy(ROOT / file, folder)
-    assert apply(ADDING, folder)
+    for page in (STARTED, DATA, ADDING):
+        assert apply(page, folder)
     return folder
 
 
@@ -103,8 +106,19 @@ def test_every_worked_example_runs_as_it_stands_and_keeps_the_rules_of_imports(c
     commands = [shlex.split(line) for line in lines]
     assert {command[0] for command in commands} == {"python"}
     policy = ["-m", "pytest", "tests/policy/test_imports.py"]
-    run([*(command[1:] for command in commands), policy], copy)
-    assert len(list((copy / "runs").glob("*/results.jsonl"))) == sum("--debug" in command for command in commands)
+    run([*(command[1:] for command in commands), bands(copy), policy], copy)
+    assert len(list((copy / "runs").glob("*/results.jsonl"))) == 1 + sum("--debug" in command for command in commands)
+
+
+def bands(copy: Path) -> list[str]:
+    """Write some arrays of five bands and return the command that pretrains on them, its scale reduced."""
+    folder = copy / "bands"
+    folder.mkdir()
+    for number in range(8):
+        np.save(folder / f"{number}.npy", np.random.default_rng(number).integers(0, 256, (5, 70, 80), dtype=np.uint8))
+    small = ("epochs=1", "batch=4", "schedule.warmup_epochs=0.5", "precision=float32", "run.workers=0", "run.device=cpu", f"data.root={folder}")
+    sets = [word for value in small for word in ("--set", value)]
+    return ["tools/pretrain.py", "configs/pretrain/five_bands_64px.py", "--work-dir", "runs/bands", *sets]
 
 
 def test_every_test_that_the_page_writes_is_run_by_it():
@@ -114,12 +128,11 @@ def test_every_test_that_the_page_writes_is_run_by_it():
 
 
 def test_the_code_of_the_examples_is_formatted_and_clean(copy):
-    code = [block.file for block in blocks(ADDING) if block.language == "python" and not block.file.startswith("configs/")]
+    code = [block.file for block in blocks(ADDING + DATA) if block.language == "python" and not block.file.startswith("configs/")]
     for words in (["format", "--check"], ["check"]):
         ended = subprocess.run([sys.executable, "-m", "ruff", *words, *code], cwd=copy, capture_output=True, text=True)
         assert ended.returncode == 0, ended.stdout
 
 
 def test_the_config_of_getting_started_loads(copy):
-    (config,) = apply(STARTED, copy)
-    assert load(copy / config, PretrainConfig).model.encoder.shape() == (384, 12, 6)
+    assert load(copy / "configs/pretrain/mine.py", PretrainConfig).model.encoder.shape() == (384, 12, 6)
