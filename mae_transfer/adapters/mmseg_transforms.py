@@ -56,7 +56,7 @@ class TrainingCrop:
 
     def __call__(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return a crop of an image (3, H, W) uint8 RGB and of its map (H, W) uint8; it draws from numpy's global generator."""
-        results: dict[str, Any] = {"img": _to_bgr(image), "gt_seg_map": labels.numpy(), "seg_fields": ["gt_seg_map"]}
+        results: dict[str, Any] = {"img": _to_bgr(image), "gt_seg_map": np.asarray(labels), "seg_fields": ["gt_seg_map"]}
         for step in self.steps:
             results = step(results)
         return _to_rgb(results["img"]), torch.from_numpy(np.ascontiguousarray(results["gt_seg_map"]))
