@@ -1,11 +1,12 @@
 """Mask R-CNN on ViT-L/16 by the protocol of Li et al. (2111.11429), 50 epochs.
 
-Command:   python tools/det_train.py configs/detect/mask_rcnn_vit_large_li2021_50ep.py --backbone mae:mae_pretrain_vit_large.pth --set data.root=/data/coco --work-dir runs/det_l50
-Cost:      50 epochs, 92,187 steps of 64 images at 1024 pixels.
+Command:   torchrun --nproc-per-node 8 tools/det_train.py configs/detect/mask_rcnn_vit_large_li2021_50ep.py --backbone mae:mae_pretrain_vit_large.pth --set data.root=/data/coco --work-dir runs/det_l50
+Cost:      50 epochs, 92,188 steps of 64 images at 1024 pixels.
 Published: none for 50 epochs.
 """
 
 _base_ = "./mask_rcnn_vit_base_li2021_100ep.py"
+protocol = "mask_rcnn-li2021-50ep"
 epochs = 184375 / 1832 * 50 / 100
 backbone = dict(changes=dict(global_blocks=(5, 11, 17, 23)))
 drop_path = 0.3

@@ -1,11 +1,12 @@
-"""Mask R-CNN on ViT-L/16 from random weights by the protocol of Li et al. (2111.11429), at its longest schedule (100 and 200 epochs: --set epochs=...).
+"""Mask R-CNN on ViT-L/16 from random weights by the protocol of Li et al. (2111.11429), at its longest schedule.
 
-Command:   python tools/det_train.py configs/detect/mask_rcnn_vit_large_li2021_scratch_400ep.py --set data.root=/data/coco --work-dir runs/det_l_scratch
+Command:   torchrun --nproc-per-node 8 tools/det_train.py configs/detect/mask_rcnn_vit_large_li2021_scratch_400ep.py --set data.root=/data/coco --work-dir runs/det_l_scratch
 Cost:      400 epochs, 737,500 steps of 64 images at 1024 pixels.
 Published: box AP 50.7 (Li et al., text).
 """
 
 _base_ = "./mask_rcnn_vit_base_li2021_100ep.py"
+protocol = "mask_rcnn-li2021-400ep"
 epochs = 184375 / 1832 * 4
 backbone = dict(reference="random:ViT-L/16", changes=dict(global_blocks=(5, 11, 17, 23)))
 drop_path = 0.3

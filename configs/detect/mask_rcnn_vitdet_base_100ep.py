@@ -25,6 +25,7 @@ adapter = dict(name="simple_fpn", channels=256)
 heads = dict(norm="layer")
 optim = dict(algorithm=dict(name="adamw", betas=(0.9, 0.999)), lr=1e-4, weight_decay=0.1, layer_decay=0.7)
 schedule = dict(kind="constant", milestones=(163889 / 1832, 177546 / 1832), gamma=0.1, warmup_epochs=250 / 1832, warmup_factor=0.001)
+decay = "biases"
 drop_path = 0.1
 precision = "bfloat16"
 run = dict(device_batch=8, workers=8, evaluation_batch=8)

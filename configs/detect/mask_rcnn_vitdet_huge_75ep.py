@@ -10,5 +10,6 @@ epochs = 138281 / 1832
 backbone = dict(changes=dict(global_blocks=(7, 15, 23, 31)))
 optim = dict(layer_decay=0.9)
 schedule = dict(milestones=(122916 / 1832, 133159 / 1832))
+decay = "all"
 drop_path = 0.5
 run = dict(device_batch=1, checkpoint_activations=True)

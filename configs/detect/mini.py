@@ -18,7 +18,7 @@ data = dict(
 )
 backbone = dict(encoder=dict(size=None, dim=128, depth=4, heads=4, patch=8, image_size=96), changes=dict(windows=6, global_blocks=(1, 3), positions="learned"))
 adapter = dict(name="simple_fpn", channels=64)
-heads = dict(norm="layer", box_convs=2, box_width=256, mask_convs=2, roi_batch=64, anchors=(8, 16, 32, 64, 128), proposals=(300, 100))
+heads = dict(norm="layer", box_convs=2, box_width=256, mask_convs=2, roi_batch=64, anchors=(8, 16, 32, 64, 128), post_nms_topk=(300, 100))
 optim = dict(lr=5e-4, weight_decay=0.05, layer_decay=0.9, clip_norm=1.0)
 schedule = dict(kind="cosine", warmup_epochs=0.5)
 precision = "float32"

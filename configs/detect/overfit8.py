@@ -18,7 +18,7 @@ data = dict(
 )
 backbone = dict(encoder=dict(size="vit_tiny", depth=6, patch=16, image_size=320), changes=dict(positions="learned"))
 adapter = dict(name="simple_fpn", channels=64)
-heads = dict(box_convs=2, box_width=256, mask_convs=2, roi_batch=64, proposals=(500, 300))
+heads = dict(box_convs=2, box_width=256, mask_convs=2, roi_batch=64, post_nms_topk=(500, 300))
 optim = dict(lr=5e-4, weight_decay=0.0, clip_norm=1.0)
 schedule = dict(kind="cosine", warmup_epochs=5)
 evaluate_epochs = 75

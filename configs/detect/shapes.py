@@ -18,7 +18,7 @@ data = dict(
 )
 backbone = dict(changes=dict(positions="learned"))
 adapter = dict(name="simple_fpn", channels=64)
-heads = dict(norm="layer", box_convs=2, box_width=256, mask_convs=2, roi_batch=64, anchors=(8, 16, 32, 64, 128), candidates=(300, 200), proposals=(100, 50), detections=30)
+heads = dict(norm="layer", box_convs=2, box_width=256, mask_convs=2, roi_batch=64, anchors=(8, 16, 32, 64, 128), pre_nms_topk=(300, 200), post_nms_topk=(100, 50), detections=30)
 optim = dict(lr=5e-4, weight_decay=0.05, layer_decay=0.8, clip_norm=1.0)
 schedule = dict(kind="cosine", warmup_epochs=0.25)
 precision = "float32"

@@ -10,7 +10,7 @@ from math import log2
 from typing import Literal, NamedTuple
 
 from timm.layers.norm import LayerNorm2d
-from torch import Tensor, nn
+from torch import nn
 
 from mae_transfer.interfaces import Backbone
 
@@ -20,17 +20,10 @@ UP_TO_DOWN = (2, 1, 0, -1)  # doublings of one map for the four levels of a pyra
 Norm = Literal["group", "layer", "batch"]  # "batch" is SyncBN where the assembly of the model synchronises it over ranks
 
 
-class BatchNorm2d(nn.BatchNorm2d):
-    """Batch norm that leaves its statistics alone where a batch is empty: an image may give a head no region at all."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input) if input.numel() else input * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
-
-
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "group": lambda channels: nn.GroupNorm(32, channels),
     "layer": lambda channels: LayerNorm2d(channels, eps=1e-6),  # over channels only: GroupNorm(1) would pool over the image too
-    "batch": BatchNorm2d,
+    "batch": nn.BatchNorm2d,
 }
 
 

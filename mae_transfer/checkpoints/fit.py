@@ -39,7 +39,7 @@ def fit(found: Found, changes: Mapping[str, Any], *, where: str) -> ViT:
     if old.class_token and not new.class_token:
         tensors.pop("cls_token", None)
     if "pos_embed" in tensors:
-        table = resample(tensors["pos_embed"], old.grid(), new.grid(), leading=int(old.class_token))
+        table = resample(tensors["pos_embed"], old.grid(), new.grid(), leading=int(old.class_token), antialias=new.antialias)
         tensors["pos_embed"] = table[:, int(old.class_token) - int(new.class_token) :]
     tensors["patch_embed.proj.weight"] = resample_filters(tensors["patch_embed.proj.weight"], new.patch)
     tables = {name: tensors.pop(name) for name in list(tensors) if "rel_pos" in name}

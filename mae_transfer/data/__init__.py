@@ -23,6 +23,7 @@ from mae_transfer.data.objects import (
     SceneBatch,
     Scenes,
     open_objects,
+    open_one,
     scenes,
 )
 from mae_transfer.data.order import Key, Order, Share, Sweep
@@ -81,6 +82,7 @@ __all__ = [
     "open_labelled",
     "open_maps",
     "open_objects",
+    "open_one",
     "open_source",
     "open_sources",
     "scenes",

@@ -115,9 +115,13 @@ class Coco:
         return Annotated(image, self.objects(index), int(self.image_ids[index]))
 
     def objects(self, index: int) -> Objects:
-        """Return what is annotated in image `index`, without reading the image."""
-        span = self._span(index)
-        masks = torch.from_numpy(outlines.masks(self.outlines(index), self.size(index))) if self._outlines is not None else None
+        """Return what is annotated in image `index`, without reading the image; UnreadableImage for a run-length code of another size."""
+        span, masks = self._span(index), None
+        if self._outlines is not None:
+            drawn, size = self.outlines(index), self.size(index)
+            if any(isinstance(one, dict) and tuple(one["size"]) != size for one in drawn):
+                raise UnreadableImage(f"{self.where(index)}: a run-length code in {self.json.name} has another size than the image, {size} (H, W)")
+            masks = torch.from_numpy(outlines.masks(drawn, size))
         boxes, labels, crowd = (torch.from_numpy(values[span].copy()) for values in (self._boxes, self._labels, self._crowd))
         return Objects(boxes, labels, crowd, masks)
 

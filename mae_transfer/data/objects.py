@@ -8,7 +8,8 @@ Legend: H x W pixels, n objects of an image, B images of a batch; a size is (hei
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, Self
 
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from pydantic import PositiveInt, model_validator
 from torch import Tensor
-from torchvision.ops import masks_to_boxes
+from torchvision.ops import clip_boxes_to_image, masks_to_boxes
 from torchvision.transforms.v2.functional import pad
 
 from mae_transfer.config import Spec, build, check
@@ -145,20 +146,18 @@ def resized(scene: Scene, size: Size, *, window: tuple[int, int, int, int] | Non
 
 
 def present(objects: Objects, size: Size) -> Objects:
-    """Return what of the objects lies within an image of this size: boxes clipped to it, empty ones left out."""
-    boxes = torch.stack([objects.boxes[:, 0::2].clamp(0, size[1]), objects.boxes[:, 1::2].clamp(0, size[0])], dim=2).flatten(1)
+    """Return what of the objects lies within an image of this size; those of which nothing is left are gone.
+
+    The box of an object that the image's border cuts is that of what is left of its mask, or, without masks, clipped.
+    """
+    boxes = clip_boxes_to_image(objects.boxes, size)
     kept = ((boxes[:, 2:] - boxes[:, :2]) > EMPTY).all(dim=1)
     if objects.masks is not None:
         kept &= objects.masks.flatten(1).any(dim=1).bool()
+        cut = kept & (boxes != objects.boxes).any(dim=1)
+        boxes[cut] = masks_to_boxes(objects.masks[cut]) + torch.tensor([0.0, 0.0, 1.0, 1.0])  # the last pixel ends one further on
     masks = None if objects.masks is None else objects.masks[kept]
     return Objects(boxes[kept], objects.labels[kept], objects.crowd[kept], masks)
-
-
-def tightened(objects: Objects) -> Objects:
-    """Return the objects with the boxes of their masks, where they have masks: after a crop, a clipped box may hold more than its object."""
-    if objects.masks is None or not len(objects.boxes):
-        return objects
-    return objects._replace(boxes=masks_to_boxes(objects.masks) + torch.tensor([0.0, 0.0, 1.0, 1.0]))  # the last pixel ends one further on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,16 +168,13 @@ class Scenes(Samples[Annotated, Scene]):
     transform: SceneTransform
     square: int | None  # side that images are padded to; None: to what the largest of a batch needs
     divisor: int  # of the padded sides, where they are not square
-    training: bool  # crowd regions are left out and boxes are tightened to their masks, as detectron2 does
+    training: bool  # without crowd regions; otherwise the batch carries no objects at all: an evaluation has its ground truth elsewhere
 
     def draw(self, sample: Annotated, rng: np.random.Generator) -> Scene:
         """Return the scene transformed."""
-        objects = sample.objects
-        if self.training:
-            single = ~objects.crowd
-            objects = Objects(*(None if values is None else values[single] for values in objects))  # type: ignore[arg-type]
-        scene = self.transform(Scene(sample.image, objects))
-        return scene._replace(objects=tightened(scene.objects)) if self.training else scene
+        wanted = ~sample.objects.crowd if self.training else torch.zeros_like(sample.objects.crowd)
+        objects = Objects(*(None if values is None else values[wanted] for values in sample.objects))  # type: ignore[arg-type]
+        return self.transform(Scene(sample.image, objects))
 
     def collate(self, drawn: list[Scene], images: Tensor) -> SceneBatch:
         """Return the scenes as a batch, zeros right and below."""
@@ -221,23 +217,28 @@ class ObjectDataConfig(Places):
         return self
 
 
-def open_objects(cfg: ObjectDataConfig) -> tuple[ObjectSource, ObjectSource]:
-    """Return the training and the validation set; ValueError where one is empty or they have different classes."""
-    train, val = opened(OBJECT_SETS, cfg.train, cfg.root), opened(OBJECT_SETS, cfg.val, cfg.root)
+def open_objects(cfg: ObjectDataConfig, *, masks: bool) -> tuple[ObjectSource, ObjectSource]:
+    """Return the training and the validation set; ValueError where one is empty or they have different classes.
+
+    masks: whether outlines are decoded, where the spec itself does not say.
+    """
+    train, val = (open_one(spec, cfg.root, masks=masks) for spec in (cfg.train, cfg.val))
     if train.classes != val.classes:
         different = sorted(set(train.classes) ^ set(val.classes))[:5]
         raise ValueError(f"training set has {len(train.classes)} classes, validation set {len(val.classes)}; in one of them only: {different}")
-    if not len(train) or not len(val):
-        raise ValueError(f"{len(train)} training and {len(val)} validation images: both are needed")
     return train, val
+
+
+def open_one(spec: Spec, root: str | None, *, masks: bool) -> ObjectSource:
+    """Return one set; ValueError where it is empty."""
+    takes_masks = spec.name in OBJECT_SETS and "masks" in inspect.signature(OBJECT_SETS[spec.name]).parameters
+    source = opened(OBJECT_SETS, Spec.model_validate({"masks": masks, **spec.model_dump()}) if takes_masks else spec, root)
+    if not len(source):
+        raise ValueError(f"the data set {spec.name!r} is empty: {spec.options}")
+    return source
 
 
 def scenes(source: ObjectSource, cfg: ObjectDataConfig, *, seed: int, divisor: int, training: bool) -> Scenes:
     """Return the samples of a set as the config cuts them, in training or in evaluation."""
     transform = build(SCENE_TRANSFORMS, cfg.augmentation if training else cfg.view)
     return Scenes(source=source, seed=seed, transform=transform, square=cfg.square, divisor=divisor, training=training)
-
-
-def ids_of(batch: SceneBatch, source: ObjectSource) -> Sequence[int]:
-    """Return the ground truth's ids of the images of a batch."""
-    return [int(source.image_ids[i]) for i in batch.index.tolist()]

@@ -14,6 +14,7 @@ from typing import Literal, cast
 
 import torch
 import torch.distributed as td
+from timm.utils.distributed import distribute_bn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -108,7 +109,7 @@ def assemble(model: nn.Module, *, dist: Dist, compile: bool = False, checkpoint_
     """
     model = model.to(dist.device)
     if sync_bn and dist.world > 1 and dist.device.type == "cuda":
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        model = synchronized(model)
     elif sync_bn:
         _LOG.warning("SyncBN needs several cuda processes; on %s x %d batch statistics are each process's own", dist.device.type, dist.world)
     if checkpoint_activations:
@@ -119,6 +120,29 @@ def assemble(model: nn.Module, *, dist: Dist, compile: bool = False, checkpoint_
     if compile:
         model.compile()
     return _parallel(model, dist) if dist.world > 1 else model
+
+
+class SyncBatchNorm(nn.SyncBatchNorm):
+    """In float32 whatever autocast says: a rank whose batch is empty would otherwise send its zeros in another type than its fellows their sums."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.float()).to(input.dtype)
+
+
+def synchronized(model: nn.Module) -> nn.Module:
+    """Return the model with every batch norm's statistics taken over all ranks; names and values stay."""
+    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    for module in converted.modules():
+        if type(module) is nn.SyncBatchNorm:
+            module.__class__ = SyncBatchNorm
+    return converted
+
+
+def average_statistics(model: nn.Module, dist: Dist) -> None:
+    """Average the running statistics of batch norms over the ranks, where each keeps its own: before each save and evaluation, so they agree."""
+    if dist.world > 1:
+        distribute_bn(model, dist.world, reduce=True)  # type: ignore[no-untyped-call]
 
 
 def bare(model: nn.Module) -> nn.Module:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mae_transfer.engine import checkpoint
-from mae_transfer.engine.dist import peak_memory_gib, seed_step
+from mae_transfer.engine.dist import average_statistics, peak_memory_gib, seed_step
 from mae_transfer.engine.interrupt import Interrupt
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.state import LoopConfig, TrainState, autocast
@@ -132,6 +132,7 @@ class _Run:
         """Write a checkpoint of what has been proved finite."""
         with self.window.paused():
             self.window.verify(self.state.tensors(), after=self.state.step)
+            self._average_statistics()
             self._lap()
             if self.folder is not None and self.state.dist.is_main:
                 kept = self.cfg.run
@@ -140,9 +141,14 @@ class _Run:
     def evaluate_if_due(self) -> None:
         if self.evaluate is None or not self.due(self.cfg.evaluate_every):
             return
+        self._average_statistics()
         with self.window.paused(), _evaluating(self.state.averaged) as model, torch.no_grad():
             self.state.metrics = self.evaluate(model, self.state.step)
         self.log.write("eval", self.state.step, {"epoch": self.state.step / self.cfg.steps_per_epoch, **self.state.metrics})
+
+    def _average_statistics(self) -> None:
+        for model in {self.state.bare, self.state.averaged}:
+            average_statistics(model, self.state.dist)
 
     def _backward(self, number: int, *, logs: bool) -> dict[str, Tensor]:
         """Accumulate the gradient of one step; return its metrics, means over the micro-batches."""

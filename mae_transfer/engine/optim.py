@@ -6,7 +6,7 @@ Layer ids: 0 the stem, 1..depth the blocks, depth + 1 whatever comes after (norm
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator, model_validator
@@ -16,6 +16,7 @@ from torch import nn
 from mae_transfer.config import Schema, Spec, build, check
 
 Group = dict[str, Any]
+Decay = Literal["matrices", "biases", "all"]  # what weight decay reaches
 FUSED_DEVICES = {"cpu", "cuda", "mps"}  # torch >= 2.6
 
 
@@ -97,14 +98,22 @@ def build_optimizer(cfg: OptimConfig, groups: Sequence[Group], *, lr: float) -> 
     return build(OPTIMIZERS, cfg.algorithm, groups, lr)
 
 
-def param_groups(model: nn.Module, *, weight_decay: float, layers: Layers | None = None, no_decay: Collection[str] | None = None) -> list[Group]:
+def param_groups(
+    model: nn.Module,
+    *,
+    weight_decay: float,
+    layers: Layers | None = None,
+    no_decay: Collection[str] | None = None,
+    decay: Decay = "matrices",
+) -> list[Group]:
     """Return groups that hold every trainable parameter of the model exactly once.
 
-    Parameters of one dimension or none, biases and `no_decay` get no weight decay (MAE and BEiT).
+    Parameters of one dimension or none, biases and `no_decay` get no weight decay (MAE and BEiT), but for what `decay` says.
 
     Args:
         weight_decay: of all other parameters.
         layers: layer-wise learning rates; None trains all at one rate.
+        decay: "biases": those of matrices decay too, norms do not; "all": everything does (detectron2's ViTDet, its -H).
         no_decay: full parameter names; None takes what any submodule declares by timm's convention, `no_weight_decay()`, under its own prefix.
     Returns:
         Dicts for an optimizer with "params", "weight_decay", "lr_scale" and "name", shallow layers first.
@@ -113,10 +122,11 @@ def param_groups(model: nn.Module, *, weight_decay: float, layers: Layers | None
     """
     exempt = _declared(model) if no_decay is None else _checked(model, no_decay)
     ids = _layer_ids(model, layers) if layers else None
+    matrices = {name for name, parameter in model.named_parameters() if parameter.ndim > 1}
     groups: dict[str, Group] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decays = parameter.ndim > 1 and not name.endswith(".bias") and name not in exempt
+            decays = decay == "all" or (name not in exempt and _decays(name, matrices, biases=decay == "biases"))
             key = (f"layer_{ids[name]:02d}_" if ids else "") + ("decay" if decays else "no_decay")
             scale = layers.decay ** (layers.depth + 1 - ids[name]) if layers and ids else 1.0
             group = groups.setdefault(key, {"params": [], "weight_decay": weight_decay if decays else 0.0, "lr_scale": scale, "name": key})
@@ -124,6 +134,13 @@ def param_groups(model: nn.Module, *, weight_decay: float, layers: Layers | None
     if not groups:
         raise ValueError(f"{type(model).__name__} has no trainable parameter: everything is frozen")
     return [groups[key] for key in sorted(groups)]
+
+
+def _decays(name: str, matrices: Collection[str], *, biases: bool) -> bool:
+    """Tell whether a parameter is a matrix, or, with `biases`, the bias of one; matrices: the names of those of two and more dimensions."""
+    if name.endswith(".bias"):
+        return biases and name.removesuffix("bias") + "weight" in matrices
+    return name in matrices
 
 
 def _declared(model: nn.Module) -> set[str]:

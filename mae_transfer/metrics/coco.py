@@ -8,6 +8,7 @@ Legend: n predicted objects of one image of H x W pixels; a label is the rank of
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 import io
 import json
@@ -55,6 +56,12 @@ class CocoMetric:
         self._sizes = {image["id"]: (image["height"], image["width"]) for image in self.truth["images"]}
         self._found: dict[int, list[Entry]] = {}
 
+    def empty(self) -> CocoMetric:
+        """Return a metric of the same ground truth without predictions."""
+        fresh = copy.copy(self)
+        fresh._found = {}
+        return fresh
+
     def update(self, image_ids: Sequence[int], predictions: Sequence[Detections]) -> None:
         """Take the predictions of some images; an image that was there before is left as it was.
 
@@ -81,8 +88,13 @@ class CocoMetric:
         if world:
             main = td.get_rank(group) == 0
             parts = [None] * td.get_world_size(group)
-            td.all_gather_object(parts, self._found, group=group)
-        outcome: list[Any] = [self._evaluate(parts, save, per_class=per_class) if main else None]
+            td.gather_object(self._found, parts if main else None, group=group, group_dst=0)
+        outcome: list[Any] = [None]
+        if main:
+            try:
+                outcome = [self._evaluate(parts, save, per_class=per_class)]
+            except OSError as error:  # the other ranks wait for what comes of it
+                outcome = [f"the predictions were not written: {error}"]
         if world:
             td.broadcast_object_list(outcome, group=group, group_src=0)
         if isinstance(outcome[0], str):

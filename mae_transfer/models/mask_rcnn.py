@@ -49,9 +49,9 @@ class HeadsConfig(Schema):
     """Anchors per image that the proposal network's loss samples, up to half of them on objects."""
     roi_batch: PositiveInt = 512
     """Regions per image that the heads train on, up to a quarter of them on objects."""
-    candidates: tuple[PositiveInt, PositiveInt] = (2000, 1000)
+    pre_nms_topk: tuple[PositiveInt, PositiveInt] = (2000, 1000)
     """Proposals per level before non-maximum suppression, in training and in evaluation."""
-    proposals: tuple[PositiveInt, PositiveInt] = (1000, 1000)
+    post_nms_topk: tuple[PositiveInt, PositiveInt] = (1000, 1000)
     """Proposals per image after it, likewise."""
     score_threshold: float = 0.05
     """Detections below this are dropped."""
@@ -87,8 +87,8 @@ class MaskRCNN(nn.Module):
             _Anchors(tuple((side,) for side in heads.anchors), (RATIOS,) * len(strides), strides=strides),
             _ProposalHead(width, len(RATIOS), conv_depth=heads.rpn_convs),
             fg_iou_thresh=0.7, bg_iou_thresh=0.3, batch_size_per_image=heads.rpn_batch, positive_fraction=0.5,
-            pre_nms_top_n=dict(zip(("training", "testing"), heads.candidates, strict=True)),
-            post_nms_top_n=dict(zip(("training", "testing"), heads.proposals, strict=True)), nms_thresh=0.7,
+            pre_nms_top_n=dict(zip(("training", "testing"), heads.pre_nms_topk, strict=True)),
+            post_nms_top_n=dict(zip(("training", "testing"), heads.post_nms_topk, strict=True)), nms_thresh=0.7,
         )  # fmt: skip
         self.rpn.min_size = torch.finfo(torch.float32).tiny  # drops empty proposals and no others
         self.roi_heads = _Regions(width, strides[:-1], classes, heads, norm)
@@ -161,15 +161,15 @@ class _Proposals(RegionProposalNetwork):  # type: ignore[misc]
     def compute_loss(
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        positive, negative = (torch.where(torch.cat(masks))[0] for masks in self.fg_bg_sampler(labels))
-        sampled, truth, goals = torch.cat([positive, negative]), torch.cat(labels), torch.cat(list(regression_targets))
+        positive, negative = (places(torch.cat(masks)) for masks in self.fg_bg_sampler(labels))
+        sampled, truth, targets = torch.cat([positive, negative]), torch.cat(labels), torch.cat(list(regression_targets))
         count = self.fg_bg_sampler.batch_size_per_image * len(labels)
         objects = F.binary_cross_entropy_with_logits(objectness.flatten()[sampled], truth[sampled], reduction="sum")
-        boxes = F.l1_loss(pred_bbox_deltas[positive], goals[positive], reduction="sum")
+        boxes = F.l1_loss(pred_bbox_deltas[positive], targets[positive], reduction="sum")
         return objects / count, boxes / count
 
 
-class _Pool(nn.Module):
+class _RoIPooler(nn.Module):
     """RoIAlign with the half-pixel shift (`aligned`) and as many samples as cells cover, from the level that a region's size asks for."""
 
     def __init__(self, strides: Sequence[int], side: int) -> None:
@@ -182,12 +182,12 @@ class _Pool(nn.Module):
         levels = self.level(boxes)
         images = torch.cat([box.new_full((len(box), 1), i) for i, box in enumerate(boxes)])
         regions = torch.cat([images, torch.cat(boxes)], dim=1)
-        pooled = features[0].new_zeros(len(regions), features[0].shape[1], self.side, self.side)
-        for level, (feature, stride) in enumerate(zip(features, self.strides, strict=True)):
-            here = torch.where(levels == level)[0]
-            cut = roi_align(feature, regions[here], self.side, spatial_scale=1 / stride, sampling_ratio=0, aligned=True)
-            pooled = pooled.index_copy(0, here, cut.to(pooled.dtype))
-        return pooled
+        groups = [places(levels == level) for level in range(len(self.strides))]
+        pooled = [
+            roi_align(feature, regions[group], self.side, spatial_scale=1 / stride, sampling_ratio=0, aligned=True)
+            for feature, stride, group in zip(features, self.strides, groups, strict=True)
+        ]
+        return torch.cat(pooled)[torch.cat(groups).argsort()]
 
 
 class _Regions(RoIHeads):  # type: ignore[misc]
@@ -200,9 +200,9 @@ class _Regions(RoIHeads):  # type: ignore[misc]
             fg_iou_thresh=0.5, bg_iou_thresh=0.5, batch_size_per_image=heads.roi_batch, positive_fraction=0.25, bbox_reg_weights=BOX_WEIGHTS,
             score_thresh=heads.score_threshold, nms_thresh=0.5, detections_per_img=heads.detections,
         )  # fmt: skip
-        self.box_pool = _Pool(strides, BOX_SIDE)
+        self.box_pooler = _RoIPooler(strides, BOX_SIDE)
         if heads.masks:
-            self.mask_pool = _Pool(strides, MASK_SIDE)
+            self.mask_pooler = _RoIPooler(strides, MASK_SIDE)
             self.mask_head = MaskRCNNHeads(width, [width] * heads.mask_convs, 1, norm_layer=norm)
             self.mask_predictor = MaskRCNNPredictor(width, width, classes + 1)
         _initialise(self)
@@ -211,7 +211,7 @@ class _Regions(RoIHeads):  # type: ignore[misc]
         return self.mask_head is not None
 
     def forward(self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]], targets: Any = None) -> Any:
-        levels = list(features.values())[: len(self.box_pool.strides)]
+        levels = list(features.values())[: len(self.box_pooler.strides)]
         if self.training:
             return [], self._losses(levels, proposals, targets)
         logits, deltas = self._boxes(levels, proposals)
@@ -223,52 +223,56 @@ class _Regions(RoIHeads):  # type: ignore[misc]
 
     def _boxes(self, levels: list[Tensor], proposals: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Return class logits (R, K + 1) and box offsets (R, (K + 1) * 4)."""
-        logits, deltas = self.box_predictor(self.box_head(self.box_pool(levels, proposals)))
+        logits, deltas = self.box_predictor(self.box_head(self.box_pooler(levels, proposals)))
         return logits.float(), deltas.float()
 
     def _masks(self, levels: list[Tensor], boxes: list[Tensor], labels: Tensor) -> Tensor:
         """Return the mask logits of each region's own class, (R, 28, 28)."""
-        logits = self.mask_predictor(self.mask_head(self.mask_pool(levels, boxes))).float()
+        logits = self.mask_predictor(self.mask_head(self.mask_pooler(levels, boxes))).float()
         own: Tensor = logits[torch.arange(len(labels), device=labels.device), labels]
         return own
 
     def _losses(self, levels: list[Tensor], proposals: list[Tensor], targets: Targets) -> dict[str, Tensor]:
-        proposals, owners, labels, goals = self.select_training_samples(proposals, targets)
+        proposals, matched, labels, box_targets = self.select_training_samples(proposals, targets)
         logits, deltas = self._boxes(levels, proposals)
-        losses = box_losses(logits, deltas, torch.cat(labels), torch.cat(list(goals)))
+        losses = box_losses(logits, deltas, torch.cat(labels), torch.cat(list(box_targets)))
         if self.has_mask():
-            shown = [torch.where(label > 0)[0] for label in labels]
-            boxes = [box[k] for box, k in zip(proposals, shown, strict=True)]
-            scores = self._masks(levels, boxes, torch.cat([label[k] for label, k in zip(labels, shown, strict=True)]))
-            truth = [
-                mask_targets(t["masks"], box, owner[k], scores.shape[-1]) for t, box, owner, k in zip(targets, boxes, owners, shown, strict=True)
-            ]
+            positive = [places(label > 0) for label in labels]
+            boxes = [box[k] for box, k in zip(proposals, positive, strict=True)]
+            scores = self._masks(levels, boxes, torch.cat([label[k] for label, k in zip(labels, positive, strict=True)]))
+            side = scores.shape[-1]
+            truth = [mask_targets(t["masks"], box, owner[k], side) for t, box, owner, k in zip(targets, boxes, matched, positive, strict=True)]
             each = F.binary_cross_entropy_with_logits(scores, torch.cat(truth), reduction="sum")
             losses["loss_mask"] = each / max(scores.numel(), 1)
         return losses
 
 
-def box_losses(logits: Tensor, deltas: Tensor, labels: Tensor, goals: Tensor) -> dict[str, Tensor]:
+def places(chosen: Tensor) -> Tensor:
+    """Return where a vector is true. The one place of a step that waits for the device: what is made of it has a shape that depends on values."""
+    return torch.where(chosen)[0]
+
+
+def box_losses(logits: Tensor, deltas: Tensor, labels: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """Return the cross-entropy over all regions and the L1 distance of the boxes on objects, both per region (0 where there is none).
 
     Args:
         logits: (R, K + 1).
         deltas: (R, (K + 1) * 4), offsets for every class.
         labels: (R,), 0 = background.
-        goals: (R, 4), the right offsets.
+        targets: (R, 4), the right offsets.
     """
     count = max(len(labels), 1)
-    shown = torch.where(labels > 0)[0]
-    boxes = deltas.view(*logits.shape, 4)[shown, labels[shown]]
+    positive = places(labels > 0)
+    boxes = deltas.view(*logits.shape, 4)[positive, labels[positive]]
     return {
         "loss_class": F.cross_entropy(logits, labels, reduction="sum") / count,
-        "loss_box": F.l1_loss(boxes, goals[shown], reduction="sum") / count,
+        "loss_box": F.l1_loss(boxes, targets[positive], reduction="sum") / count,
     }
 
 
-def mask_targets(masks: Tensor, boxes: Tensor, owners: Tensor, side: int) -> Tensor:
-    """Return the masks (n, H, W) of the objects `owners` (r,) within boxes (r, 4) as (r, side, side), 1 where at least half is object."""
-    regions = torch.cat([owners[:, None].to(boxes), boxes], dim=1)
+def mask_targets(masks: Tensor, boxes: Tensor, matched: Tensor, side: int) -> Tensor:
+    """Return the masks (n, H, W) of the objects `matched` (r,) within boxes (r, 4) as (r, side, side), 1 where at least half is object."""
+    regions = torch.cat([matched[:, None].to(boxes), boxes], dim=1)
     cut: Tensor = roi_align(masks[:, None].to(boxes), regions, side, sampling_ratio=0, aligned=True)[:, 0]
     return (cut >= 0.5).to(boxes)
 

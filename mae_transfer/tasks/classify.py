@@ -14,7 +14,6 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from pydantic import field_validator, model_validator
-from timm.utils.distributed import distribute_bn
 from torch import nn
 
 from mae_transfer import checkpoints, results
@@ -209,8 +208,6 @@ def make_step(cfg: ClassifyConfig, parts: Parts, loop: LoopConfig, *, dist: Dist
 
 def evaluate(cfg: ClassifyConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int) -> dict[str, float]:
     """Measure every split, keep the figures with the run's state, and return those of the score that is best on the held-out images."""
-    if state.dist.world > 1:  # without SyncBN each rank has its own running statistics
-        distribute_bn(model, state.dist.world, reduce=True)  # type: ignore[no-untyped-call]
     measured = measure(cfg, parts, state.dist, model)
     state.extra["history"][str(step)] = measured
     return choose(cfg, parts, {str(step): measured})

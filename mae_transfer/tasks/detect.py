@@ -14,8 +14,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from pydantic import NonNegativeFloat, field_validator, model_validator
-from timm.utils.distributed import distribute_bn
 from torch import Tensor, nn
+from torchvision.ops import clip_boxes_to_image
 
 from mae_transfer import checkpoints, results
 from mae_transfer.adapters import ADAPTERS, AdaptedBackbone, maps_of
@@ -24,14 +24,26 @@ from mae_transfer.checkpoints.files import load_strict
 from mae_transfer.config import Spec, build, check
 from mae_transfer.core.normalize import Statistics, normalize
 from mae_transfer.core.paste import paste_masks
-from mae_transfer.data import SCENE_TRANSFORMS, ObjectDataConfig, ObjectSource, Order, SceneBatch, Share, batches, open_objects, scenes
+from mae_transfer.data import (
+    SCENE_TRANSFORMS,
+    ObjectDataConfig,
+    ObjectSource,
+    Order,
+    SceneBatch,
+    Share,
+    Unreadable,
+    batches,
+    open_objects,
+    open_one,
+    scenes,
+)
 from mae_transfer.draw.detections import Shown, save_detections
 from mae_transfer.engine import checkpoint
 from mae_transfer.engine.dist import Dist, assemble, session
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.loop import Step, StepFn
-from mae_transfer.engine.optim import Layers, build_optimizer, param_groups, peak_lr
-from mae_transfer.engine.state import LoopConfig, TrainState, autocast
+from mae_transfer.engine.optim import Decay, Layers, build_optimizer, param_groups, peak_lr
+from mae_transfer.engine.state import LoopConfig, TrainState
 from mae_transfer.interfaces import Found
 from mae_transfer.metrics.coco import CocoMetric, Detections, Kind
 from mae_transfer.models.mask_rcnn import HeadsConfig, MaskRCNN
@@ -40,6 +52,7 @@ from mae_transfer.tasks.common import EVALUATION_SEED, Job, PicturesRun, TrainCo
 from mae_transfer.tasks.detectron2 import Detectron2RCNN
 from mae_transfer.tasks.workdir import WorkDir, run_of
 
+COARSEST = 32  # stride of the last level but one: sides of batches are multiples of it
 DEBUG_ENCODER = {"size": None, "dim": 32, "depth": 4, "heads": 2, "patch": 16, "image_size": 64}
 
 
@@ -80,6 +93,8 @@ class DetectConfig(TrainConfig):
     """The detector's heads."""
     engine: Literal["torchvision", "detectron2"] = "torchvision"
     """Whose heads: torchvision's, made equal to detectron2's, or detectron2's own where it is installed."""
+    decay: Decay = "matrices"
+    """What decays beside matrices: nothing, as in BEiT and MAE; biases too, as detectron2 has it for ViTDet-B and -L; everything (ViTDet-H)."""
     drop_path: NonNegativeFloat = 0.0
     """Stochastic depth of the backbone's last block."""
     protocol: str = "mask_rcnn"
@@ -105,8 +120,9 @@ class DetectConfig(TrainConfig):
 
     @property
     def side(self) -> int:
-        """Pixels per side of what the backbone sees: the square, or the longest side of the training images."""
-        return self.data.square or max(build(SCENE_TRANSFORMS, self.data.augmentation).largest())
+        """Pixels per side that the backbone's tables are made for: the square, or the longest side of the training images."""
+        longest = max(build(SCENE_TRANSFORMS, self.data.augmentation).largest())
+        return self.data.square or -(-longest // COARSEST) * COARSEST
 
 
 class Parts(NamedTuple):
@@ -114,7 +130,7 @@ class Parts(NamedTuple):
 
     train: ObjectSource
     val: ObjectSource
-    truth: dict[str, Any]  # of the validation set, in COCO's format
+    metric: CocoMetric  # of the validation set, empty
     chosen: Chosen
     model: nn.Module
     divisor: int  # of the sides of images that the pyramid takes
@@ -149,7 +165,7 @@ def evaluate_checkpoint(cfg: DetectConfig, reference: str, work_dir: Path | None
     """
     with session(cfg.run.device) as dist:
         cfg = cfg.model_copy(update={"backbone": backbone_of(cfg.backbone, DetectConfig, reference)})
-        parts, start = open_parts(cfg), time.perf_counter()
+        parts, start = open_parts(cfg, train=False), time.perf_counter()
         payload = checkpoint.load(Path(reference))
         load_strict(parts.model, payload.get("ema", payload["model"]), where=reference)
         model = parts.model.to(dist.device).eval()
@@ -168,11 +184,18 @@ def evaluate_checkpoint(cfg: DetectConfig, reference: str, work_dir: Path | None
         return written
 
 
-def open_parts(cfg: DetectConfig) -> Parts:
-    """Open data and backbone and build the detector; ValueError where they do not fit together."""
-    train, val = open_objects(cfg.data)
-    if cfg.heads.masks and train.objects(0).masks is None:
+def open_parts(cfg: DetectConfig, *, train: bool = True) -> Parts:
+    """Open data and backbone and build the detector; ValueError where they do not fit together.
+
+    train: whether the training set is opened; an evaluation does without.
+    """
+    if train:
+        source, val = open_objects(cfg.data, masks=cfg.heads.masks)
+    else:
+        source = val = open_one(cfg.data.val, cfg.data.root, masks=cfg.heads.masks)
+    if cfg.heads.masks and source.objects(0).masks is None:
         raise ValueError("the training set has no masks: leave masks=False out of data.train, or set heads.masks=False for boxes alone")
+    metric = CocoMetric(val.ground_truth(), kinds=cfg.kinds)  # now: what is wrong with it would else come out after all training
     changes = {"image_size": cfg.side, "class_token": False, "final_norm": False, "drop_path": cfg.drop_path}
     chosen = open_backbone(cfg.backbone, changes, statistics=cfg.statistics, seed=cfg.seed)
     adapter = build(ADAPTERS, cfg.adapter, maps_of(chosen.model))  # type: ignore[arg-type]
@@ -181,11 +204,11 @@ def open_parts(cfg: DetectConfig) -> Parts:
     if cfg.data.square is not None and cfg.data.square % pyramid.size_divisor:
         raise ValueError(f"data.square = {cfg.data.square} is no multiple of {pyramid.size_divisor}, which the pyramid needs")
     if cfg.engine == "detectron2":
-        model: nn.Module = Detectron2RCNN(pyramid, strides=strides, classes=len(train.classes), heads=cfg.heads)
+        model: nn.Module = Detectron2RCNN(pyramid, strides=strides, classes=len(val.classes), heads=cfg.heads)
     else:
         norm = NORMS[cfg.heads.norm] if cfg.heads.norm else None
-        model = MaskRCNN(pyramid, strides=strides, classes=len(train.classes), heads=cfg.heads, norm=norm)
-    return Parts(train, val, val.ground_truth(), chosen, model, pyramid.size_divisor)
+        model = MaskRCNN(pyramid, strides=strides, classes=len(val.classes), heads=cfg.heads, norm=norm)
+    return Parts(source, val, metric, chosen, model, pyramid.size_divisor)
 
 
 def build_state(cfg: DetectConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) -> TrainState:
@@ -200,7 +223,7 @@ def build_state(cfg: DetectConfig, parts: Parts, loop: LoopConfig, *, dist: Dist
     )
     model: Any = parts.model
     layers = Layers(model.layer_of, model.pyramid.depth, cfg.optim.layer_decay) if cfg.optim.layer_decay else None
-    groups = param_groups(model, weight_decay=cfg.optim.weight_decay, layers=layers)
+    groups = param_groups(model, weight_decay=cfg.optim.weight_decay, layers=layers, decay=cfg.decay)
     return TrainState.create(dressed, build_optimizer(cfg.optim, groups, lr=peak_lr(cfg.optim, global_batch=cfg.batch)), loop, dist=dist)
 
 
@@ -231,26 +254,35 @@ def padded(batch: SceneBatch, statistics: Statistics) -> Tensor:
 
 def evaluate(cfg: DetectConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int) -> dict[str, float]:
     """Return the validation set's "bbox/AP", "segm/AP50" ... in [0, 1] that are defined; the predictions are saved."""
-    if state.dist.world > 1:  # without SyncBN each rank has its own running statistics
-        distribute_bn(model, state.dist.world, reduce=True)  # type: ignore[no-untyped-call]
     figures = predicted(cfg, parts, state.dist, model).compute(save=folder.predictions, group=state.dist.side)
     return {name: value for name, value in figures.items() if not math.isnan(value)}
 
 
 def predicted(cfg: DetectConfig, parts: Parts, dist: Dist, model: nn.Module) -> CocoMetric:
-    """Return the metric filled with what the model finds in this rank's part of the validation set, each image once."""
-    metric = CocoMetric(parts.truth, kinds=cfg.kinds)
-    for batch, found in sweep(cfg, parts, dist, model, batch=cfg.run.evaluation_batch):
+    """Return the metric filled with what the model finds in this rank's part of the validation set, each image once.
+
+    In an image that cannot be read, where such are skipped, nothing is found.
+    """
+    metric, policy = parts.metric.empty(), cfg.data.unreadable()
+    for batch, found in sweep(cfg, parts, dist, model, policy, batch=cfg.run.evaluation_batch):
         metric.update([int(parts.val.image_ids[i]) for i in batch.index.tolist()], found)
+    for index in policy.files:
+        height, width = parts.val.size(index)
+        nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.zeros(0, height, width))
+        metric.update([int(parts.val.image_ids[index])], [nothing])
     return metric
 
 
-def sweep(cfg: DetectConfig, parts: Parts, dist: Dist, model: nn.Module, *, batch: int) -> Iterator[tuple[SceneBatch, list[Detections]]]:
-    """Yield this rank's part of the validation set with what the model finds in it, in pixels of the stored images."""
+def sweep(
+    cfg: DetectConfig, parts: Parts, dist: Dist, model: nn.Module, policy: Unreadable, *, batch: int
+) -> Iterator[tuple[SceneBatch, list[Detections]]]:
+    """Yield this rank's part of the validation set with what the model finds in it, in pixels of the stored images.
+
+    In float32 whatever the training's precision, as detectron2 evaluates.
+    """
     samples = scenes(parts.val, cfg.data, seed=EVALUATION_SEED, divisor=parts.divisor, training=False)
-    for seen in sweep_over(samples, dist, batch=batch, workers=cfg.run.workers, unreadable=cfg.data.unreadable()):
-        with autocast(cfg.precision, dist.device):
-            found: Sequence[Found] = model(padded(seen, cfg.statistics), seen.sizes)
+    for seen in sweep_over(samples, dist, batch=batch, workers=cfg.run.workers, unreadable=policy):
+        found: Sequence[Found] = model(padded(seen, cfg.statistics), seen.sizes)
         stored = [parts.val.size(i) for i in seen.index.tolist()]
         yield seen, [in_stored(one, size, into) for one, size, into in zip(found, seen.sizes, stored, strict=True)]
 
@@ -258,8 +290,7 @@ def sweep(cfg: DetectConfig, parts: Parts, dist: Dist, model: nn.Module, *, batc
 def in_stored(found: Found, size: tuple[int, int], stored: tuple[int, int]) -> Detections:
     """Return what was found in an image resized to `size` in pixels of the image as it is `stored` (height, width), masks pasted."""
     scale = torch.tensor([stored[1] / size[1], stored[0] / size[0]], device=found.boxes.device).repeat(2)
-    boxes = found.boxes * scale
-    boxes = torch.stack([boxes[:, 0::2].clamp(0, stored[1]), boxes[:, 1::2].clamp(0, stored[0])], dim=2).flatten(1)
+    boxes = clip_boxes_to_image(found.boxes * scale, stored)
     there = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)
     masks = None if found.masks is None else paste_masks(found.masks[there], boxes[there], stored)
     return Detections(boxes[there], found.scores[there], found.labels[there], masks)
@@ -270,9 +301,12 @@ def draw(cfg: DetectConfig, parts: Parts, dist: Dist, model: nn.Module, folder: 
     if not cfg.run.pictures:
         return
     with torch.no_grad():
-        for number, (_, found) in zip(range(cfg.run.pictures), sweep(cfg, parts, Dist(dist.device), model, batch=1), strict=False):
-            there = parts.val.read(number)
-            shown = Shown(there.image, there.objects, found[0], Path(parts.val.where(number)).name)
+        for number, (batch, found) in zip(
+            range(cfg.run.pictures), sweep(cfg, parts, Dist(dist.device), model, cfg.data.unreadable(), batch=1), strict=False
+        ):
+            index = int(batch.index[0])
+            there = parts.val.read(index)
+            shown = Shown(there.image, there.objects, found[0], Path(parts.val.where(index)).name)
             save_detections(folder / f"{number:04d}.png", shown, parts.val.classes)
 
 

@@ -16,6 +16,7 @@ from mae_transfer.adapters.detectron2 import ABSENT
 from mae_transfer.interfaces import Found, Objects
 from mae_transfer.models.mask_rcnn import BOX_SIDE, BOX_WEIGHTS, MASK_SIDE, RATIOS, HeadsConfig
 
+LOSSES = {"loss_rpn_cls": "loss_objectness", "loss_rpn_loc": "loss_rpn_box_reg", "loss_cls": "loss_class", "loss_box_reg": "loss_box"}
 NORMS = {None: "", "layer": "LN", "batch": "BN"}  # our names -> detectron2's
 
 
@@ -42,7 +43,9 @@ class Detectron2RCNN(nn.Module):
         with self.d2.EventStorage():  # its losses write their statistics there
             proposals, losses = self.rpn(listed, features, truth)
             found, more = self.roi_heads(listed, features, proposals, truth)
-        return losses | more if self.training else [_found(one) for one in found]
+        if self.training:
+            return {LOSSES.get(name, name): loss for name, loss in (losses | more).items()}
+        return [_found(one) for one in found]
 
     def layer_of(self, name: str) -> int:
         """Return the layer of a parameter as the backbone counts them; the heads come after."""
@@ -79,8 +82,8 @@ def _proposals(d2: SimpleNamespace, width: int, levels: list[str], strides: Sequ
         box2box_transform=d2.Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0)),
         batch_size_per_image=heads.rpn_batch,
         positive_fraction=0.5,
-        pre_nms_topk=heads.candidates,
-        post_nms_topk=heads.proposals,
+        pre_nms_topk=heads.pre_nms_topk,
+        post_nms_topk=heads.post_nms_topk,
         nms_thresh=0.7,
     )
 

@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import field_validator
-from timm.utils.distributed import distribute_bn
 from torch import Tensor, nn
 
 from mae_transfer import checkpoints, results
@@ -189,8 +188,6 @@ def make_step(cfg: SegmentConfig, loop: LoopConfig) -> StepFn:
 
 def evaluate(cfg: SegmentConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int) -> dict[str, float]:
     """Return mIoU, mAcc and aAcc of the validation set in [0, 1]; the classes' figures are kept with the run's state."""
-    if state.dist.world > 1:  # without SyncBN each rank has its own running statistics
-        distribute_bn(model, state.dist.world, reduce=True)  # type: ignore[no-untyped-call]
     figures = measure(cfg, parts, state.dist, model).compute(per_class=True)
     state.extra["classes"] = figures
     return {name: figures[name] for name in NUMBERS}

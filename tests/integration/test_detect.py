@@ -46,7 +46,7 @@ def values(**changes: Any) -> Values:
             "changes": {"windows": 3, "global_blocks": (1, 3), "relative_positions": "decomposed", "positions": "learned"},
         },
         "adapter": {"name": "simple_fpn", "channels": 16},
-        "heads": {"box_convs": 1, "box_width": 16, "mask_convs": 1, "roi_batch": 16, "proposals": (50, 20), "score_threshold": 0.0},
+        "heads": {"box_convs": 1, "box_width": 16, "mask_convs": 1, "roi_batch": 16, "post_nms_topk": (50, 20), "score_threshold": 0.0},
         "optim": {"lr": 1e-3, "layer_decay": 0.8}, "schedule": {"warmup_epochs": 1.0},
         "run": RUN,
     }  # fmt: skip
@@ -162,6 +162,8 @@ def test_two_processes_hold_the_same_weights_and_count_every_image_once(tmp_path
     written = results.load(tmp_path / "two" / "results.jsonl")[0]
     assert {r.world_size for r in written} == {2}
     assert {entry["image_id"] for entry in json.loads((tmp_path / "two" / "predictions.json").read_text())} == {1, 2, 3, 4, 5}
+    alone = detect.evaluate_checkpoint(cfg, str(tmp_path / "two" / "checkpoints" / f"step_{STEPS:08d}.pt"), None)  # one process
+    assert [(r.metric, r.value) for r in alone] == [(r.metric, pytest.approx(r.value)) for r in written]
 
 
 def test_a_training_state_evaluates_to_the_numbers_of_its_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -307,5 +309,38 @@ def test_an_image_without_objects_and_one_of_a_single_pixel_are_evaluated(coco: 
     parts = detect.open_parts(config(data=coco_data(coco)))
     parts.model.eval()
     with torch.no_grad():
-        figures = detect.predicted(config(data=coco_data(coco)), parts, Dist(torch.device("cpu")), parts.model).compute()
-    assert not math.isnan(figures["bbox/AP"])
+        found = detect.predicted(config(data=coco_data(coco)), parts, Dist(torch.device("cpu")), parts.model)
+    assert not math.isnan(found.compute(save=tmp_path / "predictions.json")["bbox/AP"])  # every image must have been predicted
+
+
+def test_classic_resizing_and_boxes_alone_train(coco: Path, tmp_path: Path) -> None:
+    classic = {"name": "shortest_edge", "lengths": (48, 64), "longest": 80}
+    data = coco_data(coco, augmentation=classic, view=classic | {"lengths": (64,), "flip": 0.0}, square=None)
+    cfg = config(data=data, heads=values()["heads"] | {"masks": False}, epochs=4.0)
+    assert detect.open_parts(cfg).train.objects(0).masks is None
+    assert {r.metric.split("/")[0] for r in detect.run(cfg, tmp_path / "run")} == {"bbox"}
+
+
+def test_an_evaluation_needs_no_training_set(coco: Path, tmp_path: Path) -> None:
+    cfg = config(data=coco_data(coco), epochs=4.0)
+    written = detect.run(cfg, tmp_path / "run")
+    (coco / "annotations" / "instances_train2017.json").unlink()
+    again = detect.evaluate_checkpoint(cfg, str(next((tmp_path / "run" / "checkpoints").iterdir())), None)
+    assert [r.value for r in again] == [r.value for r in written]
+
+
+def test_an_unreadable_validation_image_is_counted_as_one_in_which_nothing_is_found(
+    coco: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = sorted((coco / "val2017").iterdir())[1]
+    broken.write_bytes(b"no image")
+    assert detect.run(config(data=coco_data(coco, on_error="skip"), epochs=4.0), tmp_path / "run")
+    assert broken.name in caplog.text
+    entries = json.loads((tmp_path / "run" / "predictions.json").read_text())
+    assert {entry["image_id"] for entry in entries} <= {1, 3}
+
+
+def test_a_validation_object_without_outline_is_an_error_before_training(coco: Path, tmp_path: Path) -> None:
+    edit(coco / "annotations" / "instances_val2017.json", lambda content: content["annotations"][0].pop("segmentation"))
+    with pytest.raises(ValueError, match="1 objects of the ground truth have no outline"):
+        detect.run(config(data=coco_data(coco)), tmp_path / "run")

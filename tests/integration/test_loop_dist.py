@@ -16,7 +16,7 @@ from torch import nn
 from toy import rows
 
 from mae_transfer.engine import checkpoint
-from mae_transfer.engine.dist import Dist, assemble, bare, peak_memory_gib, pick_device, read_mean, session
+from mae_transfer.engine.dist import Dist, SyncBatchNorm, assemble, bare, peak_memory_gib, pick_device, read_mean, session, synchronized
 
 SCRIPT = Path(__file__).with_name("toy.py")
 CPU = Dist(torch.device("cpu"))
@@ -109,6 +109,18 @@ def test_assembling_keeps_the_names_and_switches_what_is_asked_for(caplog: pytes
     assert "SyncBN needs several cuda processes" in caplog.text
     with pytest.raises(ValueError, match=r"Linear has no set_grad_checkpointing"):
         assemble(nn.Linear(2, 2), dist=CPU, checkpoint_activations=True)
+
+
+def test_synchronised_batch_norm_keeps_names_and_values_and_leaves_autocast() -> None:
+    """Ranks must send the same type, whether their batch is empty or not; that the sums are right needs two GPUs."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    ready = synchronized(model).eval()
+    assert type(ready[1]) is SyncBatchNorm  # type: ignore[index]
+    assert equal(before, ready.state_dict())
+    with torch.autocast("cpu", torch.bfloat16):
+        out = ready(torch.randn(3, 2))
+    assert out.dtype == torch.bfloat16  # of its input; inside it is float32
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="compares with Linux's own account of the process")

@@ -13,7 +13,6 @@ CASTS = {"float", "int", "bool"}
 
 # (file under mae_transfer/, function): what runs outside the step, or casts what was never a tensor.
 ALLOWED = {
-    ("adapters/mmseg_transforms.py", "__call__"),  # of images, in the loader's workers
     ("adapters/mmseg_transforms.py", "_factor"),  # of sizes
     ("adapters/mmseg_transforms.py", "_to_bgr"),  # of images, in the loader's workers
     ("core/paste.py", "paste_masks"),  # of boxes, in an evaluation
@@ -27,10 +26,12 @@ ALLOWED = {
     ("metrics/coco.py", "_entries"),  # of predictions
     ("metrics/iou.py", "_figures"),  # of counts, after an evaluation
     ("metrics/iou.py", "compute"),  # the same
+    ("models/mask_rcnn.py", "places"),  # of what is positive: the heads' shapes depend on it, as in every detector of this kind
     ("models/vit.py", "layer_of"),  # of a parameter's name
     ("tasks/backbones.py", "flops_of"),  # of a counter, after the run
     ("tasks/basis.py", "fit"),  # of a basis, which is fitted before anything trains
     ("tasks/codes.py", "_write"),  # of token ids, before the first step
+    ("tasks/detect.py", "draw"),  # of pictures, after the run
     ("tasks/detect.py", "open_parts"),  # of strides, before the first step
     ("tasks/detect.py", "predicted"),  # of ids, in an evaluation
     ("tasks/detect.py", "sweep"),  # the same
@@ -64,7 +65,7 @@ class Finder(ast.NodeVisitor):
 
     def visit_Call(self, node: ast.Call) -> None:
         called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        method = isinstance(node.func, ast.Attribute) and called in METHODS
+        method = isinstance(node.func, ast.Attribute) and (called in METHODS or (called == "where" and len(node.args) == 1))
         cast = isinstance(node.func, ast.Name) and called in CASTS and not isinstance(node.args[0] if node.args else None, ast.Constant)
         if method or cast or "cpu" in [ast.unparse(argument).strip("'") for argument in node.args if called == "to"]:
             self.add(node)
@@ -91,7 +92,19 @@ def handles_tensors(source: Source) -> bool:
 
 
 def test_the_finder_sees_every_way_of_reading_a_tensor():
-    ways = ["x.item()", "x.cpu()", "x.to('cpu')", "x.tolist()", "x.numpy()", "float(x.sum())", "int(x)", "x[x > 0]", "x[~mask]", "x[0, y != 1]"]
+    ways = [
+        "x.item()",
+        "x.cpu()",
+        "x.to('cpu')",
+        "x.tolist()",
+        "x.numpy()",
+        "float(x.sum())",
+        "int(x)",
+        "x[x > 0]",
+        "x[~mask]",
+        "x[0, y != 1]",
+        "torch.where(x)",
+    ]
     assert [text for way in ways for _, _, text in syncs(ast.parse(way))] == ways
     assert not [*syncs(ast.parse("float('inf'); x.to(device); x[0, 1:]; x.float(); x[index]"))]
 

@@ -16,6 +16,7 @@ from PIL import Image
 from mae_transfer.config import Spec, build
 from mae_transfer.data import OBJECT_SETS, Coco, UnreadableImage
 from mae_transfer.data.coco_check import check_coco
+from mae_transfer.data.dense_shapes import write_coco
 
 EVERYWHERE = {"size": [40, 60], "counts": [0, 2400]}
 SQUARE = [[10.0, 10.0, 30.0, 10.0, 30.0, 30.0, 10.0, 30.0]]
@@ -223,3 +224,13 @@ def test_a_file_that_cannot_be_used_at_all_is_a_defect_too(written: Callable[...
 
 def test_a_set_of_boxes_without_any_outline_has_no_defect(written: Callable[..., Path]) -> None:
     assert check_coco(str(written(lambda content: [one.pop("segmentation") for one in content["annotations"]]))) == []
+
+
+def test_a_run_length_code_of_another_size_names_the_image(tmp_path: Path) -> None:
+    write_coco(tmp_path, train=2, val=1, size=32)
+    file = tmp_path / "annotations" / "instances_train2017.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["segmentation"]["size"] = [64, 64]
+    file.write_text(json.dumps(content))
+    with pytest.raises(UnreadableImage, match=r"000000000001.jpg: a run-length code .* another size than the image, \(32, 32\)"):
+        Coco(root=str(tmp_path)).read(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 import timm
@@ -116,3 +117,18 @@ def test_fused_adamw_equals_the_written_formula() -> None:
         m, v = 0.9 * m + 0.1 * grad, 0.999 * v + 0.001 * grad**2
         weight = weight * (1 - 0.1 * 0.05) - 0.1 * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
     torch.testing.assert_close(layer.weight.detach(), weight, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("decay", "expected"),
+    [
+        ("matrices", {"linear.weight"}),
+        ("biases", {"linear.weight", "linear.bias"}),
+        ("all", {"linear.weight", "linear.bias", "norm.weight", "norm.bias"}),
+    ],
+)
+def test_what_decays_beside_matrices(decay: Any, expected: set[str]) -> None:
+    model = nn.Module()
+    model.linear, model.norm = nn.Linear(2, 2), nn.LayerNorm(2)
+    decayed = {id(p) for group in param_groups(model, weight_decay=0.1, decay=decay) if group["weight_decay"] for p in group["params"]}
+    assert {name for name, p in model.named_parameters() if id(p) in decayed} == expected

@@ -14,7 +14,7 @@ from mae_transfer.interfaces import Objects
 from mae_transfer.models.mask_rcnn import HeadsConfig, MaskRCNN, box_losses, mask_targets
 from mae_transfer.models.vit import ViT, ViTConfig
 
-SMALL = HeadsConfig(box_convs=1, box_width=16, mask_convs=1, roi_batch=16, proposals=(50, 50), norm=None)
+SMALL = HeadsConfig(box_convs=1, box_width=16, mask_convs=1, roi_batch=16, post_nms_topk=(50, 50), norm=None)
 
 
 def detector(heads: HeadsConfig = SMALL, *, fpn_norm: str | None = None, classes: int = 5) -> MaskRCNN:

@@ -7,7 +7,7 @@ from torchvision.ops import masks_to_boxes
 from mae_transfer.config import validate
 from mae_transfer.data import Key, ObjectDataConfig, ObjectSource, SceneBatch, Scenes, ShapesObjects
 from mae_transfer.data.coco import Annotated
-from mae_transfer.data.objects import LargeScaleJitter, Scene, SceneTransform, ShortestEdge, mirrored, present, resized, tightened
+from mae_transfer.data.objects import LargeScaleJitter, Scene, SceneTransform, ShortestEdge, mirrored, present, resized
 from mae_transfer.interfaces import Objects
 from mae_transfer.seeding import seeded
 
@@ -44,7 +44,7 @@ def test_a_window_is_what_cropping_afterwards_gives() -> None:
     whole, part = resized(scene(), (120, 200)), resized(scene(), (120, 200), window=(30, 10, 64, 80))
     assert torch.equal(part.image, whole.image[:, 30:94, 10:90])
     assert torch.equal(part.objects.masks, whole.objects.masks[:1, 30:94, 10:90])  # the second object lies outside
-    assert part.objects.boxes.tolist() == [[10.0, 10.0, 70.0, 64.0]]
+    assert part.objects.boxes.tolist() == [[10.0, 10.0, 70.0, 64.0]]  # of the mask that is left
     assert part.objects.labels.tolist() == [3]
 
 
@@ -56,7 +56,6 @@ def test_objects_without_area_or_pixels_are_gone() -> None:
     assert left.labels.tolist() == [0]
     nothing = Objects(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool), torch.zeros(0, 20, 20))
     assert len(present(nothing, (20, 20)).boxes) == 0
-    assert len(tightened(nothing).boxes) == 0
 
 
 def test_large_scale_jitter_draws_scales_flips_and_places() -> None:
@@ -119,23 +118,27 @@ def test_a_batch_is_padded_right_and_below_and_knows_its_images_sizes() -> None:
     assert batch(same, square=160, training=True).image.shape == (2, 3, 160, 160)
 
 
-def test_training_leaves_crowds_out_and_tightens_boxes_to_what_the_crop_left() -> None:
+def test_training_leaves_crowds_out_and_evaluation_carries_no_objects() -> None:
     same = ShortestEdge(lengths=(60,), longest=200, flip=0.0)
     assert [objects.labels.tolist() for objects in batch(same, square=None, training=True).objects] == [[3], [3]]
-    assert [objects.labels.tolist() for objects in batch(same, square=None, training=False).objects] == [[3, 7], [3, 7]]
-    masks = torch.zeros(1, 20, 20, dtype=torch.uint8)
-    masks[0, 4:9, 2:7] = 1
-    loose = Objects(torch.tensor([[0.0, 0, 20, 20]]), torch.tensor([0]), torch.tensor([False]), masks)
-    assert tightened(loose).boxes.tolist() == [[2.0, 4.0, 7.0, 9.0]]
-    assert tightened(loose._replace(masks=None)).boxes.tolist() == [[0.0, 0.0, 20.0, 20.0]]
+    assert [objects.labels.tolist() for objects in batch(same, square=None, training=False).objects] == [[], []]
+
+
+def test_only_a_box_that_the_border_cuts_is_that_of_what_is_left_of_its_mask() -> None:
+    masks = torch.zeros(2, 20, 20, dtype=torch.uint8)
+    masks[0, 4:9, 2:7] = masks[1, 4:9, 2:7] = 1
+    boxes = torch.tensor([[1.6, 3.7, 7.2, 9.1], [-3.0, 3.7, 7.2, 9.1]])
+    both = Objects(boxes, torch.tensor([0, 1]), torch.zeros(2, dtype=torch.bool), masks)
+    torch.testing.assert_close(present(both, (20, 20)).boxes, torch.tensor([[1.6, 3.7, 7.2, 9.1], [2.0, 4.0, 7.0, 9.0]]))
+    torch.testing.assert_close(present(both._replace(masks=None), (20, 20)).boxes[1], torch.tensor([0.0, 3.7, 7.2, 9.1]))
 
 
 def test_generated_scenes_keep_every_mask_within_its_box() -> None:
     samples = Scenes(source=ShapesObjects(size=96, length=20), seed=0, transform=LargeScaleJitter(size=96), square=96, divisor=32, training=True)
     found = samples[[Key(0, i, 0) for i in range(20)]].batch
     for objects in found.objects:
-        for box, mask in zip(objects.boxes.long().tolist(), objects.masks, strict=True):
-            assert mask[box[1] : box[3], box[0] : box[2]].sum() == mask.sum() > 0
+        for (x0, y0, x1, y1), mask in zip(objects.boxes.tolist(), objects.masks, strict=True):
+            assert mask[max(0, int(y0) - 1) : int(y1) + 2, max(0, int(x0) - 1) : int(x1) + 2].sum() == mask.sum() > 0
 
 
 @pytest.mark.parametrize(
