@@ -41,7 +41,7 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "survey": Layout("Methods side by side, as published", "protocol", "classification results of any method", places.survey),
     "baseline": Layout("ViT-L/16 from scratch and from MAE (section 4)", "protocol", "published only", places.nothing),
-    "coco": Layout("COCO Mask R-CNN: schedules and variants", "metric, backbone", "published only", places.nothing),
-    "vitdet": Layout("ViTDet on COCO and LVIS", "metric, backbone", "published only", places.nothing),
-    "ade": Layout("ADE20K UperNet by others", "metric, backbone", "published only", places.nothing),
+    "coco": Layout("COCO Mask R-CNN: schedules and variants", "metric, backbone", "det_train.py with 25, 50 or 100 epochs on COCO", places.schedules),
+    "vitdet": Layout("ViTDet on COCO and LVIS", "metric, backbone", "det_train.py with a vitdet config", places.vitdet),
+    "ade": Layout("ADE20K UperNet: all figures, and others' runs", "metric, backbone", "seg_train.py", places.segmentation_figures),
 }  # fmt: skip

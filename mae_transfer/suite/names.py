@@ -18,6 +18,17 @@ FINE_GRAINED = {
 }  # fmt: skip
 
 
+DENSE_SETS = {"coco": "COCO", "coco2017": "COCO", "ade": "ADE20K", "ade20k": "ADE20K", "adechallengedata2016": "ADE20K"}
+TUNED = {"ViT-B/16": 100, "ViT-L/16": 50, "ViT-H/14": 50}
+"""Epochs of fine-tuning (MAE, table 9)."""
+FROM_SCRATCH = {"ViT-B/16": 300, "ViT-L/16": 200, "ViT-H/14": 200}
+"""Epochs from scratch (MAE, table 11)."""
+PROBED = 50  # epochs of linear probing that suffice (MAE, table 10: 90 for ViT-B)
+DETECTED, DETECTED_FROM_SCRATCH = 100, 400  # epochs on COCO (Li et al.; ViTDet)
+DETECTED_HUGE = 75  # of ViT-H (ViTDet)
+SEGMENTED = 120_000  # steps of 16 images on ADE20K: the paper's 100 epochs are 126,000, the public recipe has 160,000
+
+
 class Method(NamedTuple):
     """What Result.pretrain says of one of our own pretraining runs: "MAE norm_pixel, random 75%, 800 ep"."""
 
@@ -51,4 +62,18 @@ def dataset(name: str) -> str:
     plain = re.sub(r"[^a-z0-9]", "", name.lower())
     if re.fullmatch(r"(imagenet|ilsvrc)(1k|2012)?", plain):
         return "ImageNet"
-    return FINE_GRAINED.get(plain) or {"coco": "COCO", "coco2017": "COCO", "ade": "ADE20K", "ade20k": "ADE20K"}.get(plain, name)
+    return DENSE_SETS.get(plain) or FINE_GRAINED.get(plain) or name
+
+
+def full_length(result: Result) -> bool:
+    """Return whether a transfer was trained for as long as the published one, or only evaluated: a shortened run is no comparison."""
+    fresh, first = result.pretrain == "none", result.protocol.partition("-")[0]
+    if result.epochs == 0:
+        return True
+    if result.task == "detect":
+        return result.epochs >= (DETECTED_FROM_SCRATCH if fresh else DETECTED_HUGE if backbone(result) == "ViT-H/14" else DETECTED)
+    if result.task == "segment":
+        return result.steps >= SEGMENTED
+    if first == "finetune":
+        return result.epochs == (FROM_SCRATCH if fresh else TUNED).get(backbone(result), result.epochs)
+    return first != "linear" or result.epochs >= PROBED

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from mae_transfer.suite.names import FINE_GRAINED, TARGETS, backbone, dataset, method, paper_name
+from mae_transfer.suite.names import FINE_GRAINED, TARGETS, backbone, dataset, full_length, method, paper_name
 from mae_transfer.suite.published import PUBLISHED
 from mae_transfer.suite.records import Record
 
@@ -44,7 +44,7 @@ class Layout(NamedTuple):
 
 def at(record: Record, row: str, column: str, *, like_paper: bool = True) -> Place:
     """Return the place of a record's own number; nothing that is not of the paper's scale is like the paper."""
-    return Place(record, row, column, like_paper and record.result.scale == "paper", record.result.value)
+    return Place(record, row, column, like_paper and record.result.scale == "paper" and full_length(record.result), record.result.value)
 
 
 def row_of(table: str, record: Record) -> str:
@@ -140,8 +140,32 @@ def robustness(records: Sequence[Record]) -> Iterator[Place]:
 def detection(records: Sequence[Record]) -> Iterator[Place]:
     """Table 4; only Li et al.'s protocol is that table's."""
     for record, metric in dense(records, "detect", AP):
-        same = dataset(record.result.dataset) == "COCO" and "vitdet" not in record.result.protocol
+        same = dataset(record.result.dataset) == "COCO" and "li2021" in record.result.protocol
         yield at(record, row_of("4", record), f"{metric}, {backbone(record.result)}", like_paper=same)
+
+
+def schedules(records: Sequence[Record]) -> Iterator[Place]:
+    """MAE's ViT-B/16 on COCO by the length of training, Li et al.'s protocol."""
+    for record, metric in dense(records, "detect", AP):
+        result = record.result
+        if result.scale == "paper" and dataset(result.dataset) == "COCO" and "li2021" in result.protocol and row_of("4", record) == "MAE":
+            yield Place(record, f"MAE, {result.epochs:g} epochs", f"{metric}, {backbone(result)}", True, result.value)
+
+
+def vitdet(records: Sequence[Record]) -> Iterator[Place]:
+    """ViTDet's Mask R-CNN."""
+    for record, metric in dense(records, "detect", AP):
+        if "vitdet" in record.result.protocol:
+            ours = row_of("4", record) == "MAE"
+            row, same = "Mask R-CNN" if ours else row_of("vitdet", record), ours and dataset(record.result.dataset) == "COCO"
+            yield at(record, row, f"{metric}, {backbone(record.result)}", like_paper=same)
+
+
+def segmentation_figures(records: Sequence[Record]) -> Iterator[Place]:
+    """Every figure of UperNet, beside others' runs of the public recipe."""
+    for record, metric in dense(records, "segment", IOU):
+        if record.result.protocol == "upernet":
+            yield at(record, row_of("ade", record), f"{metric}, {backbone(record.result)}", like_paper=dataset(record.result.dataset) == "ADE20K")
 
 
 def segmentation(records: Sequence[Record]) -> Iterator[Place]:

@@ -24,7 +24,7 @@ def result(protocol: str, value: float | None, **changes: object) -> Result:
     fields = {
         "run": "r", "task": "classify", "protocol": protocol, "dataset": "imagenet", "split": "val", "metric": "top1", "value": value, "unit": "%",
         "higher_is_better": True, "seed": 0, "backbone": "vit_base/16", "pretrain": MAE, "params": 1,
-        "epochs": 1.0, "steps": 1, "images_seen": 1, "tokens_per_image": 197, "global_batch": 1, "world_size": 1, "precision": "float32",
+        "epochs": 100.0, "steps": 160_000, "images_seen": 1, "tokens_per_image": 197, "global_batch": 1, "world_size": 1, "precision": "float32",
         "wall_s": 3600.0, "images_per_s": 1.0, "device": "cpu", "engine": "e", "scale": "paper", "config_digest": "0", "commit": "a",
         "created_at": "2026-01-01T00:00:00+00:00",
     }  # fmt: skip
@@ -57,6 +57,7 @@ def test_one_seed_has_no_spread_and_says_so() -> None:
 @pytest.mark.parametrize("changes", [
     {"scale": "mini"}, {"scale": "small"}, {"dataset": "tiny-imagenet"}, {"pretrain": "MAE token, random 75%, 1600 ep"},
     {"pretrain": "MAE norm_pixel, random 75%, 300 ep"}, {"pretrain": "MAE norm_pixel, block 75%, 1600 ep"},
+    {"epochs": 50.0},
 ])  # fmt: skip
 def test_what_did_something_else_never_stands_beside_a_published_number(changes: dict[str, object]) -> None:
     ours = [tables.cells(each) for each in tables.lines("3", recorded(result("finetune", 90.0, **changes))) if each.ours]
@@ -74,7 +75,7 @@ def test_only_what_belongs_is_in_a_table() -> None:
 
 
 def test_two_recipes_are_two_lines_and_not_two_seeds() -> None:
-    found = recorded(result("finetune", 83.5), result("finetune", 82.0, seed=1, epochs=50.0))
+    found = recorded(result("finetune", 83.5), result("finetune", 82.0, seed=1, global_batch=2))
     assert [each.ours.n for each in tables.lines("3", found) if each.ours] == [1, 1]
 
 
@@ -115,7 +116,7 @@ def test_same_seed_differences_use_the_common_seeds_only() -> None:
 
 def test_table_7_has_a_column_per_data_set_and_task() -> None:
     found = recorded(
-        result("finetune", 83.6), result("mask_rcnn-li", 50.5, task="detect", metric="bbox/AP", dataset="coco"),
+        result("finetune", 83.6), result("mask_rcnn-li2021", 50.5, task="detect", metric="bbox/AP", dataset="coco"),
         result("upernet", 48.2, task="segment", metric="mIoU", dataset="ade20k"),
         result("upernet", 30.0, task="segment", metric="mIoU", dataset="ade20k", pretrain="none"),
     )  # fmt: skip
@@ -125,6 +126,17 @@ def test_table_7_has_a_column_per_data_set_and_task() -> None:
     assert line("7", found, "random init", "ADE20K mIoU, ViT-B/16")["published"] == "-"
 
 
+def test_a_short_schedule_stands_beside_the_short_schedule_only() -> None:
+    found = recorded(result("mask_rcnn-li2021", 48.0, task="detect", metric="bbox/AP", dataset="coco", epochs=25.0))
+    assert line("coco", found, "MAE, 25 epochs", "box AP, ViT-B/16")["difference"] == "-0.10"
+    ours = [each for each in tables.lines("4", found) if each.ours]
+    assert [each.published for each in ours] == [None]
+
+
+def test_an_evaluation_alone_stands_beside_the_published_number() -> None:
+    assert line("3", recorded(result("finetune", 83.6, epochs=0.0, pretrain="mae")), "MAE", "ViT-B/16")["difference"] == "+0.00"
+
+
 def test_an_ablation_that_only_its_suite_can_name_stands_in_its_row() -> None:
     found = recorded(result("linear", 72.0, backbone="vit_large/16", pretrain="MAE pixel, random 75%, 800 ep"), row="4 blocks")
     assert line("1a", found, "4 blocks", "linear")["difference"] == "+0.10"
@@ -132,9 +144,9 @@ def test_an_ablation_that_only_its_suite_can_name_stands_in_its_row() -> None:
 
 
 def test_figure_5_needs_two_ratios() -> None:
-    one = result("finetune", 84.0, backbone="vit_large/16", pretrain="MAE pixel, random 50%, 800 ep")
+    one = result("finetune", 84.0, epochs=50.0, backbone="vit_large/16", pretrain="MAE pixel, random 50%, 800 ep")
     assert "figure 5" not in tables.tables_with_results(recorded(one))
-    found = recorded(one, result("finetune", 84.9, backbone="vit_large/16", pretrain="MAE pixel, random 75%, 800 ep"))
+    found = recorded(one, result("finetune", 84.9, epochs=50.0, backbone="vit_large/16", pretrain="MAE pixel, random 75%, 800 ep"))
     assert [line("figure 5", found, "fine-tuning", ratio)["difference"] for ratio in ("50%", "75%")] == ["-0.90", "+0.00"]
 
 
@@ -157,7 +169,7 @@ def test_figure_9_reads_the_tuned_blocks() -> None:
 
 
 def test_448_pixels_are_a_column_of_their_own() -> None:
-    found = recorded(result("finetune", 87.7, backbone="vit_huge/14", tokens_per_image=1025))
+    found = recorded(result("finetune", 87.7, backbone="vit_huge/14", tokens_per_image=1025, epochs=50.0))
     assert line("3", found, "MAE", "ViT-H/14 at 448")["difference"] == "-0.10"
 
 
@@ -234,3 +246,13 @@ def test_figures_are_drawn_where_there_are_results(tmp_path: Path) -> None:
     assert [path.name for path in figures.save(recorded(*tuned), tmp_path / "figures")] == ["figure_9.svg"]
     assert figures.save([], tmp_path / "none") == []
     assert not (tmp_path / "none").exists()
+
+
+def test_vitdet_and_every_figure_of_upernet_have_their_own_tables() -> None:
+    found = recorded(
+        result("mask_rcnn-vitdet", 51.0, task="detect", metric="bbox/AP", dataset="coco"),
+        result("upernet", 83.0, task="segment", metric="aAcc", dataset="ADEChallengeData2016"),
+    )
+    assert line("vitdet", found, "Mask R-CNN", "box AP, ViT-B/16")["difference"] == "-0.60"
+    assert line("ade", found, "MAE", "aAcc, ViT-B/16")["difference"] == "-0.05"
+    assert not [each.published for each in tables.lines("4", found) if each.ours and each.published]
