@@ -17,6 +17,7 @@ import pytest
 
 from mae_transfer.config import load, read
 from mae_transfer.suite.grid import is_grid, points
+from mae_transfer.suite.published import PUBLISHED
 from mae_transfer.suite.schema import SuiteConfig
 from mae_transfer.suite.toolbox import TOOLBOX
 
@@ -74,6 +75,9 @@ def commands(page: Path) -> list[Command]:
     return [Command(name(page), tool, tuple(shlex.split(words, comments=True))) for tool, words in found]
 
 
+REPRODUCING = re.findall(
+    r"^## (Table|Figure) (\w+)( to 1f)?:.*?^(Published.*?)\n\n", text_of(ROOT / "docs" / "reproducing.md"), re.MULTILINE | re.DOTALL
+)
 COMMANDS = [command for page in GUIDES for command in commands(page)]
 
 
@@ -133,6 +137,21 @@ def loads(command: Command, args: argparse.Namespace, config: Path) -> None:
     kind = command.words[0] if command.tool == "tokenizer_train" else command.tool
     if kind in TOOLBOX:
         load(config, TOOLBOX[kind].schema(config), overrides=args.set, debug=vars(args).get("debug", False))
+
+
+@pytest.mark.parametrize(("kind", "number", "span", "text"), REPRODUCING, ids=[f"{kind} {number}" for kind, number, _, _ in REPRODUCING])
+def test_a_page_states_published_numbers_as_the_tables_print_them(kind, number, span, text):
+    tables = [f"figure {number}"] if kind == "Figure" else [f"1{letter}" for letter in "abcdef"] if span else [number]
+    known = {abs(one.value) for one in PUBLISHED if one.table in (*tables, "ade" if number == "5" else "")}
+    stated = [float(word) for word in re.findall(r"\d+\.\d+", text)]
+    assert stated
+    assert not [value for value in stated if value not in known]
+
+
+def test_reproducing_covers_every_table_and_figure_of_the_paper():
+    covered = {number for _, number, _, _ in REPRODUCING}
+    assert covered >= {"1a", "2", "3", "4", "5", "6", "7", "12", "13"}, "tables; figure 5, 7 and 9 share their numbers"
+    assert {number for kind, number, _, _ in REPRODUCING if kind == "Figure"} == {"5", "7", "9"}
 
 
 def test_the_pages_have_commands_for_every_training_tool():
