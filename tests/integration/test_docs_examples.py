@@ -24,6 +24,7 @@ from mae_transfer.tasks.pretrain import PretrainConfig
 ROOT = Path(__file__).parents[2]
 ADDING = (ROOT / "docs" / "adding.md").read_text(encoding="utf-8")
 DATA = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+FAQ = (ROOT / "docs" / "faq.md").read_text(encoding="utf-8")
 STARTED = (ROOT / "docs" / "getting_started.md").read_text(encoding="utf-8")
 SECONDS = 600
 DRIVER = """
@@ -96,7 +97,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "setup.py"):
         shutil.copy(ROOT / file, folder)
-    for page in (STARTED, DATA, ADDING):
+    for page in (STARTED, DATA, FAQ, ADDING):
         assert apply(page, folder)
     return folder
 
@@ -134,5 +135,7 @@ def test_the_code_of_the_examples_is_formatted_and_clean(copy):
         assert ended.returncode == 0, ended.stdout
 
 
-def test_the_config_of_getting_started_loads(copy):
-    assert load(copy / "configs/pretrain/mine.py", PretrainConfig).model.encoder.shape() == (384, 12, 6)
+@pytest.mark.parametrize("page", [STARTED, FAQ], ids=["getting_started", "faq"])
+def test_a_config_of_a_page_loads(page, copy):
+    (config,) = (block.file for block in blocks(page) if block.file)
+    load(copy / config, PretrainConfig)

@@ -15,7 +15,10 @@ from typing import NamedTuple
 
 import pytest
 
+from mae_transfer.checkpoints import LAYOUTS
+from mae_transfer.checkpoints.fit import MAY_CHANGE
 from mae_transfer.config import load, read
+from mae_transfer.data import DATASETS, MAP_SETS, OBJECT_SETS
 from mae_transfer.suite.grid import is_grid, points
 from mae_transfer.suite.published import PUBLISHED
 from mae_transfer.suite.schema import SuiteConfig
@@ -156,6 +159,17 @@ def test_reproducing_covers_every_table_and_figure_of_the_paper():
 
 def test_the_pages_have_commands_for_every_training_tool():
     assert {"pretrain", "cls_train", "det_train", "seg_train", "reproduce", "tables"} <= {command.tool for command in COMMANDS}
+
+
+def test_the_page_on_backbones_names_every_layout_and_every_change():
+    text = text_of(ROOT / "docs" / "backbones.md")
+    assert not [prefix for prefix in LAYOUTS if prefix and f"`{prefix}:" not in text]
+    assert not [field for field in MAY_CHANGE if f"`{field}`" not in text]
+
+
+def test_the_page_on_data_names_every_data_set():
+    table = text_of(ROOT / "docs" / "data.md").split("##")[0]
+    assert all(f"`{entry}`" in table for entry in (*DATASETS, *OBJECT_SETS, *MAP_SETS))
 
 
 def test_readme_links_to_every_guide():
