@@ -7,6 +7,7 @@ logging, device ...) under `run`, which the digest leaves out: two runs with one
 from __future__ import annotations
 
 import ast
+import copy
 import difflib
 import functools
 import hashlib
@@ -77,10 +78,10 @@ def load(
     """
     values = read(path)
     for key, value in changes.items():
-        assign(values, key, value)
+        assign(values, key, copy.deepcopy(value))
     for key, value in (schema.debug if debug else {}).items():
         if not key.endswith("?") or key.removesuffix("?") in flatten(values):
-            assign(values, key.removesuffix("?"), value)
+            assign(values, key.removesuffix("?"), copy.deepcopy(value))  # what is laid over it must not reach the class
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:

@@ -67,7 +67,7 @@ def reproduce(args: argparse.Namespace) -> None:
             states = runner.run(poll=lambda: shown.draw(runner))
         publish(cfg, work, console)
         if set(states.values()) - {"done"}:
-            raise RuntimeError(f"{view.summary(states.values())}; the same command continues with what is missing")
+            sys.exit(f"{view.summary(states.values())}; the same command continues with what is missing")
 
 
 if __name__ == "__main__":

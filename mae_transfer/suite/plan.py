@@ -22,6 +22,9 @@ from mae_transfer.suite.schema import Overrides, Preparation, Source, Step, Suit
 from mae_transfer.suite.toolbox import TOOLBOX, Tool
 
 
+DEBUG_DEPTH = 4  # blocks, which the --debug of the transfers counts on
+
+
 class Node(NamedTuple):
     """One run."""
 
@@ -51,7 +54,8 @@ class Node(NamedTuple):
     def kept(self, changes: Mapping[str, Any]) -> Overrides:
         """Return the changes that a run with --debug keeps: its seed and what it takes from other runs; the rest would undo the overlay."""
         linked = {key for key, value in self.changes.items() if "'@" in repr(value)}
-        return {key: value for key, value in changes.items() if key == "seed" or key in linked}
+        kept = {key: value for key, value in changes.items() if key == "seed" or key in linked}
+        return {**kept, "model.encoder.depth": DEBUG_DEPTH} if self.kind == "pretrain" else kept
 
 
 Plan = dict[str, Node]  # in an order in which they can run

@@ -85,6 +85,17 @@ def test_debug_replaces_some_values_only_where_the_file_has_them(tmp_path: Path)
     assert load(write(tmp_path, "steps = 9"), Example, debug=True).target.options == {}
 
 
+def test_what_is_laid_over_a_group_of_debug_or_of_a_row_is_gone_with_the_next_load(tmp_path: Path) -> None:
+    class Grouped(Example):
+        debug: ClassVar[Mapping[str, Any]] = {"optim": {"lr": 0.5}}
+
+    path, changes = write(tmp_path, "steps = 7\n"), {"head": {"lr": 0.3}}
+    changed = load(path, Grouped, changes=changes, overrides=["optim.lr=0.9", "head.lr=0.8"], debug=True)
+    assert (changed.optim.lr, changed.head and changed.head.lr) == (0.9, 0.8)
+    again = load(path, Grouped, changes=changes, debug=True)
+    assert (again.optim.lr, again.head and again.head.lr) == (0.5, 0.3)
+
+
 def test_what_an_entry_takes_opened_is_a_reference_in_the_config() -> None:
     def token(patch: int, *, tokenizer: list[int], power: int = 1) -> tuple[int, list[int], int]:
         return patch, tokenizer, power
