@@ -24,6 +24,7 @@ from mae_transfer.tasks.pretrain import PretrainConfig
 ROOT = Path(__file__).parents[2]
 ADDING = (ROOT / "docs" / "adding.md").read_text(encoding="utf-8")
 DATA = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+REPRODUCING = (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8")
 FAQ = (ROOT / "docs" / "faq.md").read_text(encoding="utf-8")
 STARTED = (ROOT / "docs" / "getting_started.md").read_text(encoding="utf-8")
 SECONDS = 600
@@ -97,7 +98,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "setup.py"):
         shutil.copy(ROOT / file, folder)
-    for page in (STARTED, DATA, FAQ, ADDING):
+    for page in (STARTED, DATA, FAQ, REPRODUCING, ADDING):
         assert apply(page, folder)
     return folder
 
@@ -107,7 +108,8 @@ def test_every_worked_example_runs_as_it_stands_and_keeps_the_rules_of_imports(c
     commands = [shlex.split(line) for line in lines]
     assert {command[0] for command in commands} == {"python"}
     policy = ["-m", "pytest", "tests/policy/test_imports.py"]
-    run([*(command[1:] for command in commands), bands(copy), policy], copy)
+    plan = [shlex.split(line)[1:] for line in REPRODUCING.splitlines() if line.startswith("python tools/reproduce.py configs/suites/a_or_b.py")]
+    run([*(command[1:] for command in commands), bands(copy), *plan, policy], copy)
     assert len(list((copy / "runs").glob("*/results.jsonl"))) == 1 + sum("--debug" in command for command in commands)
 
 
