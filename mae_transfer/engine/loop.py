@@ -147,7 +147,7 @@ class _Run:
         self.log.write("eval", self.state.step, {"epoch": self.state.step / self.cfg.steps_per_epoch, **self.state.metrics})
 
     def _average_statistics(self) -> None:
-        for model in {self.state.bare, self.state.averaged}:
+        for model in [self.state.bare] if self.state.ema is None else [self.state.bare, self.state.averaged]:
             average_statistics(model, self.state.dist)
 
     def _backward(self, number: int, *, logs: bool) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from toy import rows
+from toy import equal, rows
 
 from mae_transfer.engine import checkpoint
 from mae_transfer.engine.dist import Dist, SyncBatchNorm, assemble, bare, peak_memory_gib, pick_device, read_mean, session, synchronized
