@@ -21,7 +21,6 @@ from mae_transfer.suite.records import Role
 from mae_transfer.suite.schema import Overrides, Preparation, Source, Step, SuiteConfig, Sweep, Transfer
 from mae_transfer.suite.toolbox import TOOLBOX, Tool
 
-
 DEBUG_DEPTH = 4  # blocks, which the --debug of the transfers counts on
 
 

@@ -47,9 +47,16 @@ def prepare(work: Work, node: Node, *, again: bool = False, torchrun: Sequence[s
 
 
 def conclude(work: Work, note: Note, *, code: int | None, seconds: float, stopping: bool) -> Note:
-    """Write down how a run's process ended: done, stopped (it saved), or failed with the reason that its output gives."""
+    """Write down how a run's process ended: done, stopped (it saved), or failed with the reason that its output gives.
+
+    A config that was spoilt since the suite began is the failure of its run, not of the suite.
+    """
     node = work.plan[note.name]
-    if work.finished(node, work.config(node, work.chosen(node)[0])):
+    try:
+        finished = work.finished(node, work.config(node, work.chosen(node)[0]))
+    except ValueError as error:
+        return close(work, note, "failed", str(error), seconds=seconds)
+    if finished:
         return close(work, note, "done", seconds=seconds)
     if stopping or code in PEACEFUL:
         return close(work, note, "stopped", seconds=seconds)
