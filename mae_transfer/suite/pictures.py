@@ -96,8 +96,8 @@ def svg(figure: Figure, *, prefix: str) -> str:
 
 def drawings(runs: Mapping[Path, Note], *, each: int = 2) -> Iterator[Picture]:
     """Yield the newest drawings of every run: what it makes of some images."""
-    for folder, note in runs.items():
-        for name, title in FOLDERS.items():
+    for name, title in FOLDERS.items():
+        for folder, note in runs.items():
             for path in sorted((folder / name).glob("*.png"))[-each if name != "reconstructions" else -1 :]:
                 yield Picture(f"{title}: {note.name}, {path.stem}", image(path, alt=f"{title} of {note.name}"))
 

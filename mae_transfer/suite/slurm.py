@@ -57,17 +57,18 @@ class Job:
 
         here = submitit.JobEnvironment()
         folder, node = self.work.folder(self.name), self.work.plan[self.name]
+        notes = {need: read_note(self.work.folder(need))[0] for need in (*node.needs, *node.points)}
+        reason = obstacle(node, {need: note.state if note else "planned" for need, note in notes.items()})
         words = torchrun(self.cluster, here.hostnames, here.node)
-        if here.node > 0:
-            return self._spawn(self.work.command(node, self.work.chosen(node)[0], torchrun=words), folder / f"output.{here.node}.log")[1]
+        if here.node > 0:  # the folder is the first node's to make
+            command = self.work.command(node, self.work.chosen(node)[0], torchrun=words)
+            return "skipped" if reason else f"exit status {self._spawn(command, self.work.root / 'slurm' / f'{here.job_id}_{here.node}.log')}"
         with locked(folder / ".lock"):
-            notes = {need: read_note(self.work.folder(need))[0] for need in (*node.needs, *node.points)}
-            reason = obstacle(node, {need: note.state if note else "planned" for need, note in notes.items()})
             if reason:
                 return close(self.work, self.work.note(node, []), "skipped", reason).state
             note, _ = prepare(self.work, node, again=self.again, torchrun=words)
             start = time.monotonic()
-            code, _ = self._spawn(note.command, folder / LOG)
+            code = self._spawn(note.command, folder / LOG)
             return conclude(self.work, note, code=code, seconds=time.monotonic() - start, stopping=False).state
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
@@ -82,11 +83,10 @@ class Job:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_process": None}
 
-    def _spawn(self, command: list[str], log: Path) -> tuple[int, str]:
+    def _spawn(self, command: list[str], log: Path) -> int:
         with log.open("ab") as file:
             self._process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-            code = self._process.wait()
-        return code, f"exit status {code}"
+            return self._process.wait()
 
 
 def torchrun(cluster: Cluster, hosts: Sequence[str], rank: int) -> list[str]:
