@@ -6,7 +6,7 @@ Published: none; mIoU on the same 8 images should pass 70.
 """
 
 scale = "mini"
-epochs = 1200
+epochs = 1800
 batch = 8
 CAMVID = ("Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist")
 data = dict(
@@ -21,10 +21,10 @@ data = dict(
 )
 del CAMVID
 backbone = dict(encoder=dict(size=None, dim=96, depth=4, heads=3, patch=8, image_size=96))
-protocol = dict(name="upernet", channels=32, dropout=0.0, drop_path=0.0, relative_positions="per_block", positions="learned")
+protocol = dict(name="upernet", channels=32, auxiliary=0.0, dropout=0.0, drop_path=0.0, relative_positions="per_block", positions="learned")
 inference = dict(mode="slide", stride=64)
-optim = dict(lr=1e-3, weight_decay=0.0, clip_norm=1.0)
-schedule = dict(kind="linear", warmup_epochs=40, warmup_factor=1e-6)
+optim = dict(lr=4e-3, weight_decay=0.0, clip_norm=1.0)
+schedule = dict(kind="cosine", warmup_epochs=40, warmup_factor=1e-6)
 precision = "float32"
-evaluate_epochs = 300
+evaluate_epochs = 600
 run = dict(workers=1, log_every=50)
