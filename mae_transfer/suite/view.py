@@ -23,7 +23,9 @@ TAIL = 2000  # bytes of a log that are looked at for its last line
 
 def show_plan(work: Work, console: Console) -> None:
     """Print every run with what it needs, what it is expected to cost and whether it is done, and the sum of what is left."""
-    grid = Table("run", "needs", "device hours", "disk GiB", "state", title=f"{escape(work.suite)}: {len(work.plan)} runs", title_justify="left")
+    grid = Table(title=f"{escape(work.suite)}: {len(work.plan)} runs", title_justify="left")
+    for title in ("run", "needs", "device hours", "disk GiB", "state"):
+        grid.add_column(title, overflow="fold")
     left = []
     for node in work.plan.values():
         status = work.status(node.name)
