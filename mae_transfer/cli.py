@@ -111,7 +111,7 @@ def _transfer(tasks: Mapping[str, Task], args: argparse.Namespace, changes: Mapp
     if not args.eval and task.run is not None:
         task.run(cfg, args.work_dir, resume=args.resume)
     elif task.evaluate is None:
-        raise ValueError(f"task {named!r} trains nothing, so there is no checkpoint to evaluate: leave --eval out and give --backbone")
+        raise ValueError(f"task {named!r} has no checkpoint to evaluate: leave --eval out and give --backbone")
     else:
         task.evaluate(cfg, args.checkpoint, args.work_dir)
 

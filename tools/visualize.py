@@ -2,7 +2,7 @@
 
 python tools/visualize.py runs/mini                                                        the run's own validation images
 python tools/visualize.py runs/mae_b --images some/folder --mask-ratio 0.75 0.85 0.95     one sheet per ratio
-python tools/visualize.py mae-full:/ckpt/mae_visualize_vit_large.pth --config configs/pretrain/mae_vit_large_16_1600e.py --images some/folder
+python tools/visualize.py mae-full:/ckpt/mae_pretrain_vit_large_full.pth --config configs/pretrain/mae_vit_large_16_1600e.py --images some/folder
 python tools/visualize.py mae:/ckpt/mae_pretrain_vit_base.pth --attention --images some/folder     image | mean over heads | each head, last block
 """
 

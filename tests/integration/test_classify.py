@@ -279,7 +279,7 @@ def test_the_tool_takes_the_backbone_and_evaluates_checkpoints(base: Values, bac
     assert f"val top1 {value:.2f}%" in capsys.readouterr().out.splitlines()[-1]
     path.write_text(knn_config(base).source())
     assert tool(str(path), "--eval", "--checkpoint", str(state)) == 1
-    assert "trains nothing" in capsys.readouterr().err
+    assert "has no checkpoint to evaluate" in capsys.readouterr().err
     path.write_text('task = "detect"\n')
     assert tool(str(path), "--work-dir", str(tmp_path / "other")) == 1
     assert "this tool runs classify, knn" in capsys.readouterr().err
