@@ -19,13 +19,13 @@ rows = {
     ),
 }
 transfer = {
-    "finetune": dict(tool="cls_train", config="../classify/mini.py", set={"epochs": 4}),
+    "finetune": dict(tool="cls_train", config="../classify/mini.py", set={"epochs": 3}),
     "linear": dict(tool="cls_train", config="../classify/mini_linear.py", set={"epochs": 3}),
     "knn": dict(tool="cls_train", config="../classify/mini_knn.py"),
     "detect": dict(
         tool="det_train",
         config="../detect/mini.py",
-        set={"epochs": 4, "batch": 4, "data.train.length": 256, "backbone.changes": {"windows": 6, "global_blocks": (2, 5), "positions": "learned"}},
+        set={"epochs": 2, "batch": 4, "data.train.length": 256, "backbone.changes": {"windows": 6, "global_blocks": (2, 5), "positions": "learned"}},
     ),
     "segment": dict(tool="seg_train", config="../segment/mini.py", set={"epochs": 3, "data.train.length": 512}),
 }
