@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
@@ -31,8 +32,11 @@ class Picture(NamedTuple):
 
 
 def palette(classes: int) -> np.ndarray:
-    """Return a colour per class, (C, 3) in [0, 1]: hues by the golden ratio, in turns of three brightnesses; the same for every run."""
-    return np.array([colorsys.hsv_to_rgb(k * GOLDEN % 1, (0.9, 0.55, 0.75)[k // 3 % 3], (1.0, 0.95, 0.6)[k % 3]) for k in range(classes)])
+    """Return a colour per class, (C, 3) in [0, 1], the same for every run: matplotlib's tab20, and beyond its 20 hues by the golden ratio."""
+    first = np.asarray(colormaps["tab20"](range(20)))[:, :3]
+    hues = [colorsys.hsv_to_rgb(k * GOLDEN % 1, (0.9, 0.55, 0.75)[k // 3 % 3], (1.0, 0.95, 0.6)[k % 3]) for k in range(len(first), classes)]
+    order = [*range(0, len(first), 2), *range(1, len(first), 2)]  # the strong colours, then their pale fellows
+    return np.concatenate([first[order], np.array(hues).reshape(-1, 3)])[:classes]
 
 
 def painted(image: np.ndarray, labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
