@@ -6,6 +6,7 @@ Published: none at this scale; tables 1d, 3, 4, 5 and 7 of MAE are what it is th
 """
 
 _base_ = "small.py"
+title = "small_cpu"
 tables = ("1d", "3", "4", "5", "7", "12", "knn", "figure 9")
 prepare = {"tokens": dict(set={"epochs": 2, "tau.epochs": 1.25}, hours=0.1), "basis": dict(hours=0.02)}
 brief = dict(set={"epochs": 5, "schedule.warmup_epochs": 0.5, "precision": "float32"}, hours=0.2)
