@@ -20,6 +20,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 LOG = "output.log"
+TORCHRUN_WAITS = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # seconds for its processes to save in before it kills them; older versions take 30
 
 
 def start(command: Sequence[str], folder: Path, *, environment: Mapping[str, str], modules: Sequence[str], threads: int | None) -> ForkServerProcess:

@@ -36,7 +36,7 @@ class Node(NamedTuple):
     seed: int
     needs: tuple[str, ...]  # the nodes whose artifacts it takes
     points: tuple[str, ...] = ()  # the nodes of the sweep that chooses some of its values
-    sweep: Sweep | None = None
+    sweep: Sweep | None = None  # of a point, too
     point: tuple[tuple[str, Any], ...] = ()  # of a point: the values that it tries
     hours: float | None = None
     gib: float | None = None
@@ -76,7 +76,9 @@ def open_plan(file: Path, *, roots: Mapping[str, str] | None = None) -> tuple[Su
     plan = ordered(expand(cfg, file.parent))
     for node in plan.values():
         try:
-            node.load(node.changes)
+            resolved: Any = node.load(node.changes)
+            if node.sweep and node.sweep.split == "holdout" and node.role == "point" and not getattr(resolved.data, "holdout_fraction", 0.0):
+                raise ValueError("its sweep is judged on 'holdout', but nothing is held out: add set={'data.holdout_fraction': 0.1} to the sweep")
         except ValueError as error:
             raise ValueError(f"run {node.name!r} of {file}: {error}") from None
     return cfg, plan
@@ -204,7 +206,7 @@ def transfers(cfg: SuiteConfig, folder: Path, title: str, transfer: Transfer, ro
         for number, values in enumerate(itertools.product(*transfer.sweep.grid.values())):
             point = dict(zip(transfer.sweep.grid, values, strict=True))
             points.append(f"{base}/point{number}")
-            yield node(points[-1], seeds[0], "point", {**transfer.sweep.set, **point})._replace(point=tuple(point.items()))
+            yield node(points[-1], seeds[0], "point", {**transfer.sweep.set, **point})._replace(point=tuple(point.items()), sweep=transfer.sweep)
     for seed in seeds:
         yield node(f"{base}/seed{seed}", seed, "transfer", {})._replace(points=tuple(points), sweep=transfer.sweep)
 

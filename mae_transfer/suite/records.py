@@ -36,7 +36,7 @@ class Note(BaseModel):
     state: State = "planned"
     reason: str | None = None
     chosen: str | None = None  # what a sweep chose for it, and from what
-    seconds: float = 0.0
+    seconds: float = 0.0  # that it ran for, over all its starts
 
 
 class Record(NamedTuple):
@@ -75,21 +75,31 @@ def read_note(folder: Path) -> tuple[Note | None, list[str]]:
     path = folder / "node.json"
     if not path.is_file():
         return None, []
+    if (version := _version(path)) not in (None, FORMAT):
+        return None, [f"{path} is of format {version}, this version reads {FORMAT}"]
     try:
-        note = Note.model_validate_json(path.read_text(encoding="utf-8"))
+        return Note.model_validate_json(path.read_text(encoding="utf-8")), []
     except (ValidationError, UnicodeDecodeError) as error:
-        version = _version(path)
-        reason = f"is of format {version}, this version reads {FORMAT}" if version not in (None, FORMAT) else f"cannot be read: {error}"
-        return None, [f"{path} {reason}"]
-    return (note, []) if note.format == FORMAT else (None, [f"{path} is of format {note.format}, this version reads {FORMAT}"])
+        return None, [f"{path} cannot be read: {error}"]
+
+
+def of_another_version(folder: Path) -> bool:
+    """Return whether a folder's note was written by a version whose notes this one does not read."""
+    path = folder / "node.json"
+    return path.is_file() and _version(path) not in (None, FORMAT)
 
 
 def write_note(folder: Path, note: Note) -> None:
-    """Write node.json, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / ".node.json.tmp"
-    temporary.write_text(note.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    temporary.replace(folder / "node.json")
+    """Write node.json."""
+    write_whole(folder / "node.json", note.model_dump_json(indent=1) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def _files(path: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from mae_transfer.results import Result
 from mae_transfer.suite import figures, pictures, tables
 from mae_transfer.suite.layouts import LAYOUTS
 from mae_transfer.suite.plan import slug
-from mae_transfer.suite.records import Note, Record, read_note
+from mae_transfer.suite.records import Note, Record, read_note, write_whole
 from mae_transfer.suite.tables import Cells, Line
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -80,9 +80,7 @@ def write(path: Path, title: str, names: Sequence[str], found: Sequence[Record],
         "chosen": [note for note in runs.values() if note.chosen],
         "hours": sum(note.seconds for note in runs.values()) / 3600,
     }
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(page.render(values), encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, page.render(values))
 
 
 def notes_of(root: Path) -> dict[Path, Note]:

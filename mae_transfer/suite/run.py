@@ -23,6 +23,7 @@ from mae_transfer.suite.steps import close, conclude, forced, obstacle, prepare
 from mae_transfer.suite.work import Work
 
 POLL_S = 0.5
+SAVE_S = 600  # for the processes of a torchrun to save in
 Say = Callable[[str], None]
 MODULES = ("mae_transfer.tasks.classify", "mae_transfer.tasks.knn", "mae_transfer.tasks.pretrain", "mae_transfer.tasks.tokenizer", "mae_transfer.cli")
 
@@ -118,8 +119,11 @@ class Runner:
     def start(self, node: Node) -> None:
         """Start a run."""
         note, why = prepare(self.work, node, again=forced(node.name, self.force), torchrun=self.machine.torchrun)
+        if note.state == "failed":
+            self.tell(note)
+            return
         device = self._free.pop(0) if self._free else None
-        environment = {} if device is None else {"CUDA_VISIBLE_DEVICES": device}
+        environment = {job.TORCHRUN_WAITS: str(SAVE_S)} | ({} if device is None else {"CUDA_VISIBLE_DEVICES": device})
         self.say(f"start {node.name} ({why})")
         folder = self.work.folder(node.name)
         process = job.start(note.command, folder, environment=environment, modules=MODULES, threads=self.machine.threads)

@@ -61,17 +61,18 @@ class Sweep(Schema):
     grid: dict[str, tuple[Any, ...]] = Field(min_length=1)
     """Dotted key -> values; every combination is a run."""
     set: Overrides = Field(default={})
-    """Laid over the points only: the part that is held out (data.holdout_fraction), fewer epochs."""
+    """Laid over the points only: the part that is held out (data.holdout_fraction; or other images as data.val), fewer epochs."""
     metric: str = "top1"
     """What is judged, the higher the better."""
     split: str = "holdout"
-    """Where it is measured; never on what is reported."""
+    """Where it is measured; never on what is reported: "val" only where `set` makes that other images, as detection and segmentation need."""
 
     @model_validator(mode="after")
     def _honest(self) -> Self:
-        if self.split == "val":
+        if self.split == "val" and not any(key.startswith("data.val") for key in self.set):
             raise ValueError(
-                "sweep.split = 'val': what is selected on the reported images would flatter them; hold a part of the training images out"
+                "sweep.split = 'val': what is selected on the reported images would flatter them; hold a part of the training images out, "
+                "or let sweep.set say which other images data.val is"
             )
         return self
 

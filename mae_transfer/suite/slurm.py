@@ -1,22 +1,27 @@
 """Hand a plan to SLURM through submitit: an array of jobs per level of the plan, each level after the ones that it needs.
 
 A job finds its own inputs: where they failed it marks itself skipped, so that a failure leaves no job pending for ever. A preempted or timed-out job
-saves and is queued again; torchrun starts a run on the devices of its nodes.
+saves and is queued again; torchrun starts a run on the devices of its nodes. WORK_DIR/slurm/jobs.json says which job does which run.
 """
 
 from __future__ import annotations
 
 import ast
+import getpass
+import json
+import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from mae_transfer.suite.job import LOG, locked
-from mae_transfer.suite.plan import levels_of
-from mae_transfer.suite.records import read_note
+from mae_transfer.suite.job import LOG, TORCHRUN_WAITS, locked
+from mae_transfer.suite.plan import Node, levels_of
+from mae_transfer.suite.records import Note, State, read_note, write_whole
 from mae_transfer.suite.steps import close, conclude, forced, obstacle, prepare
 from mae_transfer.suite.work import Work
 
@@ -25,7 +30,9 @@ if TYPE_CHECKING:
 
 PORT = 29500  # of torchrun's meeting point on the first node; a job has its nodes for itself
 GRACE_S = 300  # between the signal and the end of a job, in which a run saves
-OPTIONS: dict[str, Any] = {"timeout_min": 60 * 72, "slurm_signal_delay_s": GRACE_S, "tasks_per_node": 1, "cpus_per_task": 10}
+MARGIN_S = 30  # of these, to be queued again
+TIMEOUTS = 1000  # after which a job is not queued again: a long pretraining takes many limits of time
+OPTIONS: dict[str, Any] = {"timeout_min": 60 * 72, "tasks_per_node": 1, "cpus_per_task": 10}
 
 
 class Cluster(NamedTuple):
@@ -43,6 +50,11 @@ class Cluster(NamedTuple):
         pairs = {(key if key in own else f"slurm_{key}"): _value(text) for key, _, text in (option.partition("=") for option in options)}
         return cls(nodes, gpus_per_node, pairs)
 
+    @property
+    def grace(self) -> int:
+        """Seconds between the signal and the end of a job."""
+        return int(self.options.get("slurm_signal_delay_s", GRACE_S))
+
 
 class Job:
     """One run as submitit's job: called where it runs, asked to save by `checkpoint` before it is killed."""
@@ -50,6 +62,8 @@ class Job:
     def __init__(self, work: Work, name: str, cluster: Cluster, *, again: bool) -> None:
         self.work, self.name, self.cluster, self.again = work, name, cluster, again
         self._process: subprocess.Popen[bytes] | None = None
+        self._note: Note | None = None
+        self._since = 0.0
 
     def __call__(self) -> str:
         """Carry the run out; return how it ended. Of several nodes the first one keeps the records."""
@@ -60,84 +74,152 @@ class Job:
         notes = {need: read_note(self.work.folder(need))[0] for need in (*node.needs, *node.points)}
         reason = obstacle(node, {need: note.state if note else "planned" for need, note in notes.items()})
         words = torchrun(self.cluster, here.hostnames, here.node)
+        if not self.again and self.work.status(self.name).done:  # by another job of an earlier submission
+            return "done"
         if here.node > 0:  # the folder is the first node's to make
             command = self.work.command(node, self.work.chosen(node)[0], torchrun=words)
             return "skipped" if reason else f"exit status {self._spawn(command, self.work.root / 'slurm' / f'{here.job_id}_{here.node}.log')}"
         with locked(folder / ".lock"):
             if reason:
                 return close(self.work, self.work.note(node, []), "skipped", reason).state
-            note, _ = prepare(self.work, node, again=self.again, torchrun=words)
-            start = time.monotonic()
-            code = self._spawn(note.command, folder / LOG)
-            return conclude(self.work, note, code=code, seconds=time.monotonic() - start, stopping=False).state
+            state = self._carry_out(node, words)
+            if state == "stopped":  # by the SIGTERM of a preemption, which SLURM sends to every process; only a job that still lives is queued again
+                time.sleep(self.cluster.grace)
+            return state
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """Let the run save and stop, and queue the job again."""
+        """Let the run save and stop, and queue the job again; called by submitit's signal handler, on the first node."""
         import submitit
 
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-            self._process.wait(GRACE_S)
-        return submitit.helpers.DelayedSubmission(Job(self.work, self.name, self.cluster, again=False))
+        started = self._process is not None
+        if self._process is not None:
+            save_and_stop(self._process, self.cluster.grace - MARGIN_S)
+        if self._note is not None:
+            close(self.work, self._note, "stopped", seconds=time.monotonic() - self._since)
+        return submitit.helpers.DelayedSubmission(Job(self.work, self.name, self.cluster, again=self.again and not started))
+
+    def _carry_out(self, node: Node, words: Sequence[str]) -> State:
+        note, _ = prepare(self.work, node, again=self.again, torchrun=words)
+        if note.state == "failed":
+            return note.state
+        self._note, self._since = note, time.monotonic()
+        code = self._spawn(note.command, self.work.folder(self.name) / LOG)
+        self._note = None
+        return conclude(self.work, note, code=code, seconds=time.monotonic() - self._since, stopping=False).state
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_process": None}
 
     def _spawn(self, command: list[str], log: Path) -> int:
-        with log.open("ab") as file:
-            self._process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-            return self._process.wait()
+        import submitit
+
+        def deaf() -> None:  # SLURM sends its signal to every process of the job, which would end this one unsaved
+            signal.signal(getattr(signal, f"SIG{submitit.JobEnvironment.USR_SIG}"), signal.SIG_IGN)
+
+        patient = {**os.environ, TORCHRUN_WAITS: str(self.cluster.grace)}
+        with log.open("ab") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=patient, preexec_fn=deaf) as process:
+            self._process = process
+            return process.wait()
+
+
+def save_and_stop(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Ask a run to save and end; kill it where it takes longer, to go on from its last checkpoint.
+
+    Does not call process.wait(): a signal's handler has interrupted just that call, which holds its lock.
+    """
+    with suppress(ProcessLookupError, ChildProcessError):  # it has ended
+        os.kill(process.pid, signal.SIGTERM)
+        end = time.monotonic() + seconds
+        while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+            if time.monotonic() > end:
+                os.kill(process.pid, signal.SIGKILL)
+                return
+            time.sleep(0.1)
 
 
 def torchrun(cluster: Cluster, hosts: Sequence[str], rank: int) -> list[str]:
     """Return the words that start a run's processes on one node; none where a run is one process."""
     if cluster.nodes * cluster.gpus_per_node == 1:
         return []
+    shape = ["--nnodes", str(cluster.nodes), "--nproc-per-node", str(cluster.gpus_per_node)]
     meeting = ["--node-rank", str(rank), "--master-addr", hosts[0], "--master-port", str(PORT)]
-    launcher = [sys.executable, "-m", "torch.distributed.run"]
-    return [
-        *launcher,
-        "--nnodes",
-        str(cluster.nodes),
-        "--nproc-per-node",
-        str(cluster.gpus_per_node),
-        *(meeting if cluster.nodes > 1 else ["--standalone"]),
-    ]
+    return [sys.executable, "-m", "torch.distributed.run", *shape, *(meeting if cluster.nodes > 1 else ["--standalone"])]
 
 
 def submit(work: Work, cluster: Cluster, *, force: Sequence[str] = (), say: Callable[[str], object] = print) -> dict[str, str]:
-    """Submit what is not done; return run -> job id.
+    """Submit what is neither done nor queued nor running; return run -> job id of what was submitted.
 
     Raises:
-        ValueError: submitit is not installed, or another suite is at work in this folder.
+        ValueError: submitit is not installed, another suite is at work in this folder, or a job of an earlier submission is in the way.
     """
     try:
         import submitit
     except ImportError:
         raise ValueError("--launcher slurm needs submitit: pip install 'mae_transfer[slurm]'") from None
-    ids: dict[str, str] = {}
     with locked(work.root / ".lock", owner="a suite that submits its jobs"):
+        jobs = Jobs(work, cluster)
+        alive, submitted = jobs.alive(force), dict[str, str]()
         levels = levels_of(work.plan, work.plan)
         for level in sorted(set(levels.values())):
-            names = [name for name in work.plan if levels[name] == level and (forced(name, force) or not work.status(name).done)]
+            missing = (name for name in work.plan if levels[name] == level and name not in alive)
+            names = [name for name in missing if forced(name, force) or not work.status(name).done]
             if not names:
                 continue
-            needs = {need for name in names for need in (*work.plan[name].needs, *work.plan[name].points)} & set(ids)
-            executor = submitit.AutoExecutor(folder=work.root / "slurm" / "%j", cluster=cluster.name)
-            executor.update_parameters(**parameters(work, cluster, sorted({ids[need].partition("_")[0] for need in needs})))
-            jobs = executor.map_array(lambda job: job(), [Job(work, name, cluster, again=forced(name, force)) for name in names])
-            ids |= {name: each.job_id for name, each in zip(names, jobs, strict=True)}
-            say(f"submitted {len(names)} runs as {ids[names[0]].partition('_')[0]}: {', '.join(names)}")
+            known = alive | submitted
+            needs = {known[need] for name in names for need in (*work.plan[name].needs, *work.plan[name].points) if need in known}
+            executor = submitit.AutoExecutor(folder=work.root / "slurm" / "%j", cluster=cluster.name, slurm_max_num_timeout=TIMEOUTS)
+            executor.update_parameters(**parameters(work, cluster, after=needs))
+            each = executor.submit_array([Job(work, name, cluster, again=forced(name, force)) for name in names])
+            submitted |= {name: job.job_id for name, job in zip(names, each, strict=True)}
+            jobs.remember({name: submitted[name] for name in names})
+            say(f"submitted {len(names)} runs as {submitted[names[0]].partition('_')[0]}: {', '.join(names)}")
             if cluster.name == "local":
-                [each.result() for each in jobs]
-    return ids
+                [job.result() for job in each]
+    if alive:
+        say(f"{len(alive)} runs are queued or running already: {', '.join(f'{name} ({number})' for name, number in alive.items())}")
+    return submitted
 
 
-def parameters(work: Work, cluster: Cluster, after: Sequence[str]) -> dict[str, Any]:
+class Jobs:
+    """Which job does which run, over all submissions from this folder: WORK_DIR/slurm/jobs.json."""
+
+    def __init__(self, work: Work, cluster: Cluster) -> None:
+        self._work, self._cluster, self._file = work, cluster, work.root / "slurm" / "jobs.json"
+        self._known: dict[str, dict[str, str]] = json.loads(self._file.read_text(encoding="utf-8")) if self._file.is_file() else {}
+
+    def alive(self, force: Sequence[str]) -> dict[str, str]:
+        """Return the runs of the plan that wait or run in a job; ValueError where that job would do something else than the plan says."""
+        listed = queued() if self._known and self._cluster.name == "slurm" else frozenset()
+        alive = {name: job["id"] for name, job in self._known.items() if job["id"] in listed and name in self._work.plan}
+        for name, number in alive.items():
+            changed = self._known[name]["identity"] != self._work.identity(name)
+            if changed or forced(name, force):
+                raise ValueError(
+                    f"{name} is queued or running as job {number}, as it was before {'its change' if changed else '--force'}: scancel {number}"
+                )
+        return alive
+
+    def remember(self, ids: dict[str, str]) -> None:
+        """Add submitted jobs."""
+        self._known |= {name: {"id": number, "identity": self._work.identity(name)} for name, number in ids.items()}
+        write_whole(self._file, json.dumps(self._known, indent=1) + "\n")
+
+
+def queued() -> frozenset[str]:
+    """Return the ids of the user's jobs that wait or run ("41_0"); ValueError where SLURM does not say."""
+    command = ["squeue", "--noheader", "--array", "--format=%i", "--user", getpass.getuser()]
+    listing = subprocess.run(command, capture_output=True, text=True)
+    if listing.returncode:
+        raise ValueError(f"{' '.join(command)}: {listing.stderr.strip()}; nothing was submitted, since what runs already is not known")
+    return frozenset(listing.stdout.split())
+
+
+def parameters(work: Work, cluster: Cluster, *, after: Iterable[str]) -> dict[str, Any]:
     """Return submitit's parameters of a level that starts when the jobs `after` have ended, however they did."""
     shape = {"nodes": cluster.nodes, "gpus_per_node": cluster.gpus_per_node, "name": work.suite.replace(" ", "-")}
-    chain = {"slurm_dependency": "afterany:" + ":".join(after)} if after and cluster.name == "slurm" else {}
-    return {**OPTIONS, **shape, **chain, **cluster.options}
+    arrays = sorted({number.partition("_")[0] for number in after})
+    chain = {"slurm_dependency": "afterany:" + ":".join(arrays)} if arrays and cluster.name == "slurm" else {}
+    return {**OPTIONS, "slurm_signal_delay_s": GRACE_S, **shape, **chain, **cluster.options}
 
 
 def _value(text: str) -> Any:

@@ -10,9 +10,10 @@ from pathlib import Path
 from mae_transfer.suite.holes import record_hole
 from mae_transfer.suite.job import LOG
 from mae_transfer.suite.plan import Node
-from mae_transfer.suite.records import Note, State, write_note
+from mae_transfer.suite.records import Note, State, read_note, write_note
 from mae_transfer.suite.work import Work
 
+WORDS = {"planned": "was never started", "running": "was cut off"}  # states of what ended without a word
 PEACEFUL = (0, -signal.SIGTERM, -signal.SIGINT)  # exit statuses of a run that was stopped
 
 
@@ -26,11 +27,13 @@ def obstacle(node: Node, states: Mapping[str, State]) -> str | None:
     failed = [need for need in node.needs if states[need] != "done"]
     if not failed and node.points and all(states[point] != "done" for point in node.points):
         failed = list(node.points)
-    return f"{failed[0]} {states[failed[0]]}" if failed else None
+    return f"{failed[0]} {WORDS.get(states[failed[0]], states[failed[0]])}" if failed else None
 
 
 def prepare(work: Work, node: Node, *, again: bool = False, torchrun: Sequence[str] = ()) -> tuple[Note, str]:
     """Make the folder ready and write down that the run starts; return its note with the command, and why it runs, in words.
+
+    A run that cannot even start (its sweep has chosen nothing) is concluded here: its note says "failed".
 
     Args:
         again: repeat it though it is done.
@@ -39,9 +42,14 @@ def prepare(work: Work, node: Node, *, again: bool = False, torchrun: Sequence[s
     folder, status = work.folder(node.name), work.status(node.name)
     if (status.replaced or again) and folder.exists():
         set_aside(folder, work.root)
-    chosen, sentence = work.chosen(node)
-    command = work.command(node, chosen, torchrun=torchrun)
-    note = work.note(node, command).model_copy(update={"state": "running", "chosen": sentence or None})
+    try:
+        chosen, sentence = work.chosen(node)
+        command = work.command(node, chosen, torchrun=torchrun)
+    except ValueError as error:
+        return close(work, work.note(node, []), "failed", str(error)), status.why
+    before, _ = read_note(folder)
+    spent = before.seconds if before else 0.0
+    note = work.note(node, command).model_copy(update={"state": "running", "chosen": sentence or None, "seconds": spent})
     write_note(folder, note)
     return note, ("forced" if again else status.why) + (f"; {sentence}" if sentence else "")
 

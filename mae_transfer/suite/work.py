@@ -17,7 +17,7 @@ from mae_transfer import results
 from mae_transfer.checkpoints import sha256
 from mae_transfer.config import Schema, flatten, load
 from mae_transfer.suite.plan import Node, Plan, texts
-from mae_transfer.suite.records import Note, read_note
+from mae_transfer.suite.records import Note, of_another_version, read_note
 from mae_transfer.suite.toolbox import TOOLS
 
 
@@ -95,8 +95,10 @@ class Work:
         return Note(suite=self.suite, name=node.name, role=node.role, row=node.row, identity=identity, parts=parts, command=command)
 
     def status(self, name: str) -> Status:
-        """Return whether a run is done, and if not, why it has to run."""
+        """Return whether a run is done, and if not, why it has to run; ValueError where another version of this package was at work here."""
         note, defects = read_note(self.folder(name))
+        if of_another_version(self.folder(name)):
+            raise ValueError(f"{defects[0]}: take another --work-dir, or the version that made this one")
         if note is None:
             return Status(False, defects[0] if defects else "new", replaced=bool(defects))
         if note.identity != self.identity(name):
@@ -136,7 +138,7 @@ class Work:
 
     def chosen(self, node: Node) -> tuple[dict[str, Any], str]:
         """Return the values that a node's sweep chose, and a sentence; ValueError where no point of it has a result."""
-        if node.sweep is None:
+        if node.sweep is None or node.role == "point":
             return {}, ""
         scores = {point: score for point in node.points if (score := self.score(point, node)) is not None}
         if not scores:

@@ -16,7 +16,7 @@ from rich.console import Console
 from mae_transfer import results
 from mae_transfer.suite import records
 from mae_transfer.suite.plan import open_plan
-from mae_transfer.suite.slurm import Cluster, submit, torchrun
+from mae_transfer.suite.slurm import Cluster, submit
 from mae_transfer.suite.view import show_plan
 from mae_transfer.suite.work import Work
 
@@ -127,36 +127,6 @@ def test_the_slurm_path_runs_every_level_and_marks_what_cannot_run(suite: Path, 
     assert len(said) == 2
     assert values(tmp_path / "d") == values(undisturbed)
     assert submit(work, Cluster(1, 1, {}, name="local"), say=said.append) == {}
-
-
-def test_generated_scripts_form_arrays_that_wait_for_each_other(suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("submitit")
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    copy, count = f'cp "$1" "$(mktemp {tmp_path}/script.XXXXXX)"', f"$(ls {tmp_path}/script.* | wc -l)"
-    (programs / "sbatch").write_text(f'#!/bin/sh\n{copy}\necho "Submitted batch job 4{count}"\n')
-    (programs / "srun").write_text("#!/bin/sh\n")
-    for program in programs.iterdir():
-        program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
-    work = Work(open_plan(suite)[1], tmp_path / "d", suite="tiny")
-    ids = submit(work, Cluster.parse(nodes=2, gpus_per_node=8, options=["partition=gpu", "timeout_min=60"]), say=lambda _: None)
-    assert ids == {"pixels/pretrain/seed0": "41_0", "random_init/finetune/seed0": "41_1", "pixels/finetune/seed0": "42_0", "pixels/knn/seed0": "42_1"}
-    texts = sorted((path.read_text() for path in tmp_path.glob("script.*")), key=lambda text: "--dependency" in text)
-    for text in texts:
-        lines = set(text.splitlines())
-        assert {"#SBATCH --nodes=2", "#SBATCH --gpus-per-node=8", "#SBATCH --partition=gpu", "#SBATCH --time=60", "#SBATCH --array=0-1%2"} <= lines
-        assert {"#SBATCH --signal=USR2@300", "#SBATCH --open-mode=append", "#SBATCH --ntasks-per-node=1"} <= lines
-    assert ["--dependency=afterany:41" in text for text in texts] == [False, True]
-
-
-def test_torchrun_meets_on_the_first_node() -> None:
-    words = torchrun(Cluster(2, 8, {}), ["n1", "n2"], 1)
-    assert words[1:] == [
-        "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "8", "--node-rank", "1", "--master-addr", "n1", "--master-port", "29500",
-    ]  # fmt: skip
-    assert torchrun(Cluster(1, 8, {}), ["n1"], 0)[-1] == "--standalone"
-    assert torchrun(Cluster(1, 1, {}), ["n1"], 0) == []
 
 
 def test_a_damaged_line_does_not_stop_the_tables(undisturbed: Path, tmp_path: Path) -> None:

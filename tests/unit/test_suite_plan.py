@@ -97,6 +97,7 @@ def test_a_sweep_is_a_run_per_point_before_the_runs_that_report(suite: Callable[
     (('title = "t"', 'titel = "t"'), "did you mean 'title'"),
     (('config="CONFIGS/classify/mini.py")', 'config="CONFIGS/mini/tokenizer.py")'), "run 'pixel/finetune/seed0'|run 'released/finetune/seed0'"),
     (('config="CONFIGS/classify/mini.py")', 'config="CONFIGS/classify/mini.py", sweep=dict(grid={"a": (1,)}, split="val"))'), "would flatter them"),
+    (('config="CONFIGS/classify/mini.py")', 'config="CONFIGS/classify/mini.py", sweep=dict(grid={"optim.lr": (1,)}))'), "nothing is held out: add"),
 ])  # fmt: skip
 def test_a_mistake_is_one_clear_error(suite: Callable[..., Path], changes: tuple[str, ...], text: str) -> None:
     with pytest.raises(ValueError) as error:
@@ -108,6 +109,14 @@ def test_a_circle_of_two_is_named(suite: Callable[..., Path]) -> None:
     target = 'set={"target": {"name": "feature", "teacher": "@token"}}'
     with pytest.raises(ValueError, match=r"in a circle: .*pixel/pretrain/seed0.*token/pretrain/seed0|in a circle: .*token.*pixel"):
         open_plan(suite("hours=2.0", target, '{"name": "token", "tokenizer": "@tokens"}', '{"name": "feature", "teacher": "@pixel"}'))
+
+
+def test_detection_is_swept_on_other_images_than_those_that_are_reported(suite: Callable[..., Path]) -> None:
+    tried = '{"data.val": {"name": "shapes", "size": 64, "length": 16, "seed": 5}}'
+    sweep = f'sweep=dict(grid={{"optim.lr": (1e-3, 1e-4)}}, set={tried}, split="val", metric="bbox/AP")'
+    _, plan = open_plan(suite('tool="cls_train", config="CONFIGS/classify/mini.py")', f'tool="det_train", config="CONFIGS/detect/mini.py", {sweep})'))
+    assert plan["pixel/finetune/point1"].changes["data.val"]["seed"] == 5
+    assert "data.val" not in plan["pixel/finetune/seed0"].changes
 
 
 def test_roots_are_given_by_name(suite: Callable[..., Path]) -> None:
@@ -176,8 +185,11 @@ def test_a_run_that_lost_its_artifact_is_not_done_and_a_note_of_another_version_
     done(here, name)
     (here.folder(name) / "backbone.safetensors").unlink()
     assert not here.status(name).done
+    (here.folder(name) / "node.json").write_text('{"form')
+    assert here.status(name).replaced
     (here.folder(name) / "node.json").write_text('{"format": 7}')
-    assert here.status(name) == (False, f"{here.folder(name) / 'node.json'} is of format 7, this version reads 1", True)
+    with pytest.raises(ValueError, match=r"node.json is of format 7, this version reads 1: take another --work-dir"):
+        here.status(name)
 
 
 def test_the_command_is_the_tools_own(suite: Callable[..., Path], tmp_path: Path) -> None:

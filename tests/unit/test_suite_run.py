@@ -215,6 +215,27 @@ def test_a_sweep_without_a_single_result_skips_its_runs(tmp_path: Path, monkeypa
     assert [states["a/finetune/seed0"], states["b/finetune/seed0"]] == ["skipped", "done"]
 
 
+def test_a_sweep_that_measured_something_else_fails_its_runs_and_not_the_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = SUITE.replace(f'{ROOT}/configs/classify/mini.py"', SWEPT.replace("set={", 'metric="top5", set={'))
+    stage = Stage(tmp_path, monkeypatch, text)
+    states = stage.run()
+    assert [states[name] for name in ALL] == ["done", "done", *["failed"] * 4]
+    assert any("no point of its sweep has top5 on the split 'holdout'" in sentence for sentence in stage.said)
+
+
+def test_what_a_run_cost_is_counted_over_all_its_starts(stage: Stage) -> None:
+    stage.fate["b/finetune/seed1"] = "fails"
+    stage.run()
+    note, _ = records.read_note(stage.work.folder("b/finetune/seed1"))
+    assert note is not None
+    records.write_note(stage.work.folder(note.name), note.model_copy(update={"seconds": 1000.0}))
+    stage.fate.clear()
+    stage.run()
+    note, _ = records.read_note(stage.work.folder("b/finetune/seed1"))
+    assert note is not None
+    assert (note.state, note.seconds > 1000.0) == ("done", True)
+
+
 def test_a_folder_that_cannot_be_written_is_an_error_and_nothing_goes_on_unseen(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     stage.fate["a/pretrain/seed0"] = "sleeps"
     note = records.write_note
