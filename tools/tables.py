@@ -6,10 +6,11 @@
     python tools/tables.py --list                               which tables and figures there are, and what each needs
 
 "yours" is mean [lowest..highest] (seeds); "difference" is yours minus published and stands beside the spread of your seeds. Only runs that did what
-the published number was measured with stand beside it. csv and html hold every column: recipe and source too.
+the published number was measured with stand beside it. csv holds each number in a cell of its own; csv and html say recipe and source, too.
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +20,10 @@ from mae_transfer.suite import figures, records, tables
 from mae_transfer.suite.formats import FORMATS
 from mae_transfer.suite.layouts import LAYOUTS
 
-WHOLE = ("csv", "html")  # formats that hold every column
-
 
 def main() -> int:
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends this as it ends cat
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="work dirs (searched at any depth) or results.jsonl files")
     parser.add_argument("--table", action="append", choices=LAYOUTS, help="a table; may be repeated (default: all with results)")
@@ -43,11 +44,12 @@ def show(runs: Sequence[Path], names: Sequence[str] | None, form: str, pictures:
     found, wrong = tables.usable(found)
     for defect in [*damaged, *wrong]:
         print(defect, file=sys.stderr)
-    for name in names or tables.tables_with_results(found):
-        sheets = {LAYOUTS[name].title: tables.rows(name, found), f"{LAYOUTS[name].title}: same-seed differences": tables.differences(name, found)}
-        for title, rows in sheets.items():
-            if rows:
-                print(FORMATS[form](title, rows if form in WHOLE else tables.narrow(rows)))
+    shown = names or tables.tables_with_results(found)
+    sheets = tables.numbers(shown, found) if form == "csv" else tables.sheets(shown, found, whole=form == "html")
+    if sheets:
+        print(FORMATS[form](sheets), end="")
+    else:
+        print("no table has a place for these results: see --list", file=sys.stderr)
     if pictures:
         drawn = figures.save(found, pictures)
         print("\n".join(map(str, drawn)) or "no results for figures 5, 7 and 9: see --list", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Rows of a table as text: for a terminal, as markdown, csv, LaTeX or HTML. Nothing here knows what the rows mean."""
+"""Tables as text: for a terminal, as markdown, csv, LaTeX or HTML. Nothing here knows what the rows mean."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-Rows = Sequence[Mapping[str, str]]
+Rows = Sequence[Mapping[str, str]]  # cells by column title, at least one row, the same titles in each
+Sheets = Mapping[str, Rows]  # by title
 UNLIMITED = 1000  # characters per line, into a pipe or a file
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
@@ -19,33 +20,45 @@ LATEX = {
 }  # fmt: skip
 
 
-def terminal(title: str, rows: Rows) -> str:
-    """Return a table as wide as the terminal."""
-    grid = Table(*rows[0], title=escape(title), title_justify="left")
-    for row in rows:
-        grid.add_row(*map(escape, row.values()))
+def terminal(sheets: Sheets) -> str:
+    """Return tables as wide as the terminal."""
     screen, text = Console(), io.StringIO()
-    Console(file=text, width=screen.width if screen.is_terminal else UNLIMITED).print(grid)
-    return text.getvalue()
+    console = Console(file=text, width=screen.width if screen.is_terminal else UNLIMITED)
+    for title, rows in sheets.items():
+        grid = Table(*rows[0], title=escape(title), title_justify="left")
+        for row in rows:
+            grid.add_row(*map(escape, row.values()))
+        console.print(grid, "")
+    return text.getvalue().rstrip("\n") + "\n"
 
 
-def markdown(title: str, rows: Rows) -> str:
-    """Return a GitHub table under a heading."""
-    table = [rows[0].keys(), ["---"] * len(rows[0]), *(row.values() for row in rows)]
-    return f"### {title}\n\n" + "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in table) + "\n"
+def markdown(sheets: Sheets) -> str:
+    """Return GitHub tables under headings."""
+
+    def table(title: str, rows: Rows) -> str:
+        lines = [rows[0].keys(), ["---"] * len(rows[0]), *(row.values() for row in rows)]
+        return f"### {title}\n\n" + "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+    return "\n".join(table(title, rows) for title, rows in sheets.items())
 
 
-def as_csv(title: str, rows: Rows) -> str:
-    """Return comma-separated values with the table's title in the first column."""
+def as_csv(sheets: Sheets) -> str:
+    """Return comma-separated values under one header, with the table's title in the first column; a column that a table has not stays empty."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, ["table", *rows[0]], lineterminator="\n")
+    columns = dict.fromkeys(column for rows in sheets.values() for column in rows[0])
+    writer = csv.DictWriter(text, ["table", *columns], restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows({"table": title, **row} for row in rows)
+    for title, rows in sheets.items():
+        writer.writerows({"table": title, **row} for row in rows)
     return text.getvalue()
 
 
-def latex(title: str, rows: Rows) -> str:
-    """Return a table environment that needs no package."""
+def latex(sheets: Sheets) -> str:
+    """Return table environments that need no package."""
+    return "\n".join(_environment(title, rows) for title, rows in sheets.items())
+
+
+def _environment(title: str, rows: Rows) -> str:
     lines = [list(rows[0]), *(list(row.values()) for row in rows)]
     body = [" & ".join(map(tex, line)) + r" \\" for line in lines]
     columns = "l" * len(rows[0])
@@ -58,11 +71,16 @@ def tex(text: str) -> str:
     return "".join(LATEX.get(character, character) for character in text)
 
 
-def as_html(title: str, rows: Rows) -> str:
-    """Return a table element with a caption and header cells."""
+def as_html(sheets: Sheets) -> str:
+    """Return a page of tables, each with a caption and header cells."""
+    head = '<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8"><title>Tables</title></head>\n<body>\n'
+    return head + "".join(_element(title, rows) for title, rows in sheets.items()) + "</body>\n</html>\n"
+
+
+def _element(title: str, rows: Rows) -> str:
     head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in rows[0])
     body = "\n".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row.values()) + "</tr>" for row in rows)
     return f"<table>\n<caption>{html.escape(title)}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n"
 
 
-FORMATS: Mapping[str, Callable[[str, Rows], str]] = {"terminal": terminal, "markdown": markdown, "csv": as_csv, "latex": latex, "html": as_html}
+FORMATS: Mapping[str, Callable[[Sheets], str]] = {"terminal": terminal, "markdown": markdown, "csv": as_csv, "latex": latex, "html": as_html}

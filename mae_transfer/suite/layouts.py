@@ -11,14 +11,14 @@ ABLATION = "a suite with configs/ablations/table{}.py's rows: fine-tuning and li
 LAYOUTS: dict[str, Layout] = {
     "1a": Layout("Table 1a: decoder depth, top-1 %", "protocol", ABLATION.format("1a"), labelled("1a"), ("8 blocks",)),
     "1b": Layout("Table 1b: decoder width, top-1 %", "protocol", ABLATION.format("1b"), labelled("1b"), ("512-d",)),
-    "1c": Layout("Table 1c: mask token in the encoder, top-1 %", "protocol", ABLATION.format("1c"), labelled("1c"), ("encoder w/o [M]",)),
+    "1c": Layout("Table 1c: mask token in the encoder, top-1 %", "protocol", ABLATION.format("1c"), places.mask_tokens, ("encoder w/o [M]",)),
     "1d": Layout(
         "Table 1d: reconstruction target, top-1 %", "protocol", "fine-tuning or linear probing of MAEs of several targets", places.targets,
         ("pixel (w/o norm)", "pixel (w/ norm)"),
     ),
     "1e": Layout("Table 1e: augmentation of pretraining, top-1 %", "protocol", ABLATION.format("1e"), labelled("1e"), ("crop, rand size",)),
     "1f": Layout("Table 1f: mask sampling, top-1 %", "protocol", "the same of MAEs with several kinds of masks", places.masks, ("random 75%",)),
-    "2": Layout("Table 2: cost of pretraining", "cost", "pretraining runs", places.costs),
+    "2": Layout("Table 2: cost of pretraining", "cost", "pretraining runs; with configs/suites/table2.py's rows fine-tuning, too", places.costs),
     "3": Layout("Table 3: fine-tuning, top-1 %", "backbone", "cls_train.py with protocol finetune", by_backbone("3", "finetune"), DEFAULT),
     "4": Layout("Table 4: COCO Mask R-CNN, AP %", "metric, backbone", "det_train.py on COCO", places.detection, DEFAULT),
     "5": Layout("Table 5: ADE20K UperNet, mIoU %", "backbone", "seg_train.py on ADE20K", places.segmentation, DEFAULT),

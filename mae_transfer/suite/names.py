@@ -7,8 +7,15 @@ from typing import NamedTuple
 
 from mae_transfer.results import Result
 
-RELEASED = {"none": "none (scratch)", "mae": "MAE", "moco-v3": "MoCo v3", "dino": "DINO", "beit": "BEiT", "ibot": "iBOT"}
-"""First word of Result.pretrain -> the paper's name of the method."""
+EVALUATED = "MAE, released weights"  # its classifiers, which are only evaluated
+RELEASED: dict[str, tuple[str, ...]] = {
+    "none": ("none (scratch)",), "mae": ("MAE",), "moco-v3": ("MoCo v3",), "dino": ("DINO",), "ibot": ("iBOT",),
+    "mae-finetuned": (EVALUATED,),
+    "beit": ("BEiT, ImageNet-22K",),  # every released file; the paper's BEiT learned from ImageNet-1K
+}  # fmt: skip
+"""First word of Result.pretrain -> the method's names in the tables."""
+FILES = {"mae_vit_": "mae", "moco_v3_": "moco-v3", "dino_vit_": "dino", "beit_": "beit"}
+"""How the names of released files begin (checkpoints.RELEASED) -> the method."""
 TARGETS = {"pixel": "pixel (w/o norm)", "norm_pixel": "pixel (w/ norm)", "pca": "PCA", "token": "dVAE token"}
 """Target of our own pretraining -> its row in tables 1d and 7."""
 BACKBONES = {"vit_small/16": "ViT-S/16", "vit_base/16": "ViT-B/16", "vit_large/16": "ViT-L/16", "vit_huge/14": "ViT-H/14"}
@@ -44,11 +51,17 @@ def method(pretrain: str) -> Method | None:
     return Method(*found.groups()) if found else None
 
 
-def paper_name(pretrain: str) -> str:
-    """Return what table 3 calls a pretraining; ours is "MAE" only with the paper's target, mask and length."""
+def paper_names(pretrain: str) -> tuple[str, ...]:
+    """Return what the tables call a pretraining, () where they have no name for it; ours is "MAE" only with the paper's target, mask and length."""
     if method(pretrain) == ("norm_pixel", "random", "75%", "1600"):
-        return "MAE"
-    return RELEASED.get(re.split(r"[\s:]", pretrain)[0], pretrain)
+        return ("MAE",)
+    if pretrain.startswith("timm:"):
+        return RELEASED.get(pretrain.rpartition(".")[2], ())  # vit_base_patch16_224.dino
+    if pretrain == "mae_vit_large_visualize":  # raw pixels
+        return ()
+    if pretrain.endswith("_finetuned"):
+        return RELEASED["mae-finetuned"]
+    return RELEASED.get(next((known for begin, known in FILES.items() if pretrain.startswith(begin)), pretrain), ())
 
 
 def backbone(result: Result) -> str:

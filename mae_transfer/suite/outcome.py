@@ -6,7 +6,6 @@ from rich.console import Console
 
 from mae_transfer.suite import records, report, tables
 from mae_transfer.suite.formats import terminal
-from mae_transfer.suite.layouts import LAYOUTS
 from mae_transfer.suite.schema import SuiteConfig
 from mae_transfer.suite.work import Work
 
@@ -20,11 +19,7 @@ def publish(cfg: SuiteConfig, work: Work, console: Console) -> None:
     for defect in [*damaged, *wrong]:
         console.print(defect, markup=False, highlight=False)
     paper = any(record.result.scale == "paper" for record in found)
-    for name in cfg.tables:
-        pairs = tables.differences(name, found)
-        for title, rows in {LAYOUTS[name].title: tables.rows(name, found, published=paper), "Same-seed differences": pairs}.items():
-            if rows:
-                print(terminal(title, tables.narrow(rows)))
+    print(terminal(tables.sheets(cfg.tables, found, published=paper)))
     path = work.root / "report.html"
     report.write(path, cfg.title, cfg.tables, found, [*damaged, *wrong], work.root)
     console.print(f"{path}: the tables with where every number comes from", markup=False, highlight=False)

@@ -89,7 +89,9 @@ def svg(figure: Figure, *, prefix: str) -> str:
     """Return a figure as an <svg> element without a background, that scales with the page; `prefix` keeps its ids apart from other figures'."""
     text = io.StringIO()
     with mpl.rc_context(STYLE):
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(
+            text, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )  # no element that HTML has not
     whole = text.getvalue()
     return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", whole[whole.index("<svg") :])
 

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from mae_transfer.suite.names import FINE_GRAINED, TARGETS, backbone, dataset, full_length, method, paper_name
+from mae_transfer.suite.names import EVALUATED, FINE_GRAINED, TARGETS, backbone, dataset, full_length, method, paper_names
 from mae_transfer.suite.published import PUBLISHED
 from mae_transfer.suite.records import Record
 
@@ -17,8 +17,10 @@ PROTOCOLS = {"finetune": "fine-tuning", "linear": "linear"}
 AP = {"bbox/AP": "box AP", "segm/AP": "mask AP"}
 IOU = {"mIoU": "mIoU", "mAcc": "mAcc", "aAcc": "aAcc"}
 ROWS: dict[str, dict[str, None]] = defaultdict(dict)  # of each table, in the paper's order
+COLUMNS: dict[str, dict[str, None]] = defaultdict(dict)
 for _number in PUBLISHED:
     ROWS[_number.table][_number.row] = None
+    COLUMNS[_number.table][_number.column] = None
 
 
 class Place(NamedTuple):
@@ -49,8 +51,20 @@ def at(record: Record, row: str, column: str, *, like_paper: bool = True) -> Pla
 
 def row_of(table: str, record: Record) -> str:
     """Return the suite's or the paper's name of the pretraining, whichever the table has; else the suite's, else the run's own."""
-    names = [record.label, paper_name(record.result.pretrain)]
+    names = [record.label, *paper_names(record.result.pretrain)]
+    if record.result.scale != "paper":  # nothing is compared, and one suite's tables call a row by one name
+        return next(filter(None, names), record.result.pretrain)
     return next((name for name in names if name in ROWS[table]), record.label or record.result.pretrain)
+
+
+def of_method(table: str, record: Record, column: str, *, like_paper: bool = True) -> Place:
+    """Return the place of a number in a table whose rows are methods. A suite may call a row what it likes: beside the published number of a method
+    stands only what Result.pretrain calls so, too, or weights of whose origin it says nothing.
+    """
+    row, pretrain = row_of(table, record), record.result.pretrain
+    known = paper_names(pretrain)
+    supported = row in known if known else method(pretrain) is None
+    return at(record, row, column, like_paper=like_paper and supported and (row != EVALUATED or record.result.epochs == 0))
 
 
 def classified(records: Sequence[Record], *protocols: str) -> Iterator[tuple[Record, str, str]]:
@@ -74,10 +88,15 @@ def on_imagenet(record: Record) -> bool:
     return dataset(record.result.dataset) == "ImageNet"
 
 
-def large_800(record: Record, target: str = "pixel") -> bool:
-    """Return whether a run is of the ablations' kind: ViT-L/16 on ImageNet, pretrained for 800 epochs on the target."""
+def pixels_800(record: Record, target: str = "pixel") -> bool:
+    """Return whether a run is of the ablations' kind: on ImageNet, pretrained for 800 epochs on the target."""
     found = method(record.result.pretrain)
-    return on_imagenet(record) and backbone(record.result) == "ViT-L/16" and found is not None and (found.target, found.epochs) == (target, "800")
+    return on_imagenet(record) and found is not None and (found.target, found.epochs) == (target, "800")
+
+
+def large_800(record: Record, target: str = "pixel") -> bool:
+    """Return the same of a ViT-L/16."""
+    return pixels_800(record, target) and backbone(record.result) == "ViT-L/16"
 
 
 def labelled(table: str) -> Callable[[Sequence[Record]], Iterator[Place]]:
@@ -89,6 +108,17 @@ def labelled(table: str) -> Callable[[Sequence[Record]], Iterator[Place]]:
                 yield at(record, record.label or "", PROTOCOLS[protocol], like_paper=large_800(record))
 
     return places
+
+
+def mask_tokens(records: Sequence[Record]) -> Iterator[Place]:
+    """Table 1c, with the FLOPs of pretraining relative to those without mask tokens in the encoder."""
+    yield from labelled("1c")(records)
+    flops = [(record, record.result.flops_per_image) for record in pretrainings(records) if record.label in ROWS["1c"]]
+    base = [number for record, number in flops if record.label == "encoder w/o [M]" and number]
+    for record, number in flops:
+        if base and number:
+            place = at(record, str(record.label), "relative FLOPs", like_paper=large_800(record))
+            yield place._replace(value=number / base[-1], unit="x")
 
 
 def targets(records: Sequence[Record]) -> Iterator[Place]:
@@ -105,7 +135,7 @@ def by_backbone(table: str, *protocols: str) -> Callable[[Sequence[Record]], Ite
     def places(records: Sequence[Record]) -> Iterator[Place]:
         for record, _, _ in classified(records, *protocols):
             if dataset(record.result.dataset) not in FINE_GRAINED.values():
-                yield at(record, row_of(table, record), backbone(record.result), like_paper=on_imagenet(record))
+                yield of_method(table, record, backbone(record.result), like_paper=on_imagenet(record))
 
     return places
 
@@ -115,7 +145,7 @@ def fine_grained(records: Sequence[Record]) -> Iterator[Place]:
     for record, _, _ in classified(records, "finetune"):
         name = dataset(record.result.dataset)
         if name in FINE_GRAINED.values():
-            yield at(record, row_of("6", record), f"{name}, {backbone(record.result)}")
+            yield of_method("6", record, f"{name}, {backbone(record.result)}")
 
 
 def by_suffix(table: str, protocol: str) -> Callable[[Sequence[Record]], Iterator[Place]]:
@@ -123,9 +153,12 @@ def by_suffix(table: str, protocol: str) -> Callable[[Sequence[Record]], Iterato
 
     def places(records: Sequence[Record]) -> Iterator[Place]:
         for record, _, suffix in classified(records, protocol):
-            same = on_imagenet(record) and backbone(record.result) == "ViT-L/16"
-            row = "MAE" if same and large_800(record) else row_of(table, record)
-            yield at(record, row, suffix, like_paper=same and row in ROWS[table])
+            if large_800(record) and record.result.scale == "paper":  # the length of figure 9, not of table 3
+                yield at(record, "MAE", suffix)
+            else:
+                row = row_of(table, record)
+                same = on_imagenet(record) and backbone(record.result) == "ViT-L/16" and row != "MAE"
+                yield of_method(table, record, suffix, like_paper=same)
 
     return places
 
@@ -134,21 +167,22 @@ def robustness(records: Sequence[Record]) -> Iterator[Place]:
     """Table 13."""
     for record in records:
         if record.result.task == "robustness" and record.result.metric in ("top1", "mCE"):
-            yield at(record, row_of("13", record), f"{record.result.dataset}, {backbone(record.result)}")
+            column = f"{record.result.dataset}, {backbone(record.result)}"
+            yield at(record, "MAE", column) if EVALUATED in paper_names(record.result.pretrain) else of_method("13", record, column)
 
 
 def detection(records: Sequence[Record]) -> Iterator[Place]:
     """Table 4; only Li et al.'s protocol is that table's."""
     for record, metric in dense(records, "detect", AP):
         same = dataset(record.result.dataset) == "COCO" and "li2021" in record.result.protocol
-        yield at(record, row_of("4", record), f"{metric}, {backbone(record.result)}", like_paper=same)
+        yield of_method("4", record, f"{metric}, {backbone(record.result)}", like_paper=same)
 
 
 def schedules(records: Sequence[Record]) -> Iterator[Place]:
     """MAE's ViT-B/16 on COCO by the length of training, Li et al.'s protocol."""
     for record, metric in dense(records, "detect", AP):
         result = record.result
-        if result.scale == "paper" and dataset(result.dataset) == "COCO" and "li2021" in result.protocol and row_of("4", record) == "MAE":
+        if result.scale == "paper" and dataset(result.dataset) == "COCO" and "li2021" in result.protocol and "MAE" in paper_names(result.pretrain):
             yield Place(record, f"MAE, {result.epochs:g} epochs", f"{metric}, {backbone(result)}", True, result.value)
 
 
@@ -156,7 +190,7 @@ def vitdet(records: Sequence[Record]) -> Iterator[Place]:
     """ViTDet's Mask R-CNN."""
     for record, metric in dense(records, "detect", AP):
         if "vitdet" in record.result.protocol:
-            ours = row_of("4", record) == "MAE"
+            ours = record.result.scale == "paper" and "MAE" in paper_names(record.result.pretrain)
             row, same = "Mask R-CNN" if ours else row_of("vitdet", record), ours and dataset(record.result.dataset) == "COCO"
             yield at(record, row, f"{metric}, {backbone(record.result)}", like_paper=same)
 
@@ -165,7 +199,7 @@ def segmentation_figures(records: Sequence[Record]) -> Iterator[Place]:
     """Every figure of UperNet, beside others' runs of the public recipe."""
     for record, metric in dense(records, "segment", IOU):
         if record.result.protocol == "upernet":
-            yield at(record, row_of("ade", record), f"{metric}, {backbone(record.result)}", like_paper=dataset(record.result.dataset) == "ADE20K")
+            yield of_method("ade", record, f"{metric}, {backbone(record.result)}", like_paper=dataset(record.result.dataset) == "ADE20K")
 
 
 def segmentation(records: Sequence[Record]) -> Iterator[Place]:
@@ -173,21 +207,23 @@ def segmentation(records: Sequence[Record]) -> Iterator[Place]:
     for record, _ in dense(records, "segment", {"mIoU": "mIoU"}):
         same = dataset(record.result.dataset) == "ADE20K" and record.result.protocol == "upernet"
         column = backbone(record.result) + ("" if record.result.protocol == "upernet" else f", {record.result.protocol}")
-        yield at(record, row_of("5", record), column, like_paper=same)
+        yield of_method("5", record, column, like_paper=same)
 
 
 def pixels_and_tokens(records: Sequence[Record]) -> Iterator[Place]:
     """Table 7: what the targets transfer to, and random initialisation beside them."""
-    found = [(record, "top-1") for record, _, _ in classified(records, "finetune")]
-    found += [*dense(records, "detect", {"bbox/AP": "box AP"}), *dense(records, "segment", {"mIoU": "mIoU"})]
-    for record, metric in found:
+    found = [(record, "top-1", "finetune") for record, _, _ in classified(records, "finetune")]
+    found += [(record, metric, "li2021") for record, metric in dense(records, "detect", {"bbox/AP": "box AP"})]
+    found += [(record, metric, "upernet") for record, metric in dense(records, "segment", {"mIoU": "mIoU"})]
+    for record, metric, protocol in found:
         ours, result = method(record.result.pretrain), record.result
         if (ours and ours.target in TARGETS) or result.pretrain == "none":
             data = dataset(result.dataset)
-            same = ours is not None and ours[1:] == ("random", "75%", "1600") and "vitdet" not in result.protocol
-            column = f"{data}, " if data == "ImageNet" else f"{data} {metric}, "
+            same = ours is not None and ours[1:] == ("random", "75%", "1600") and protocol in result.protocol
+            parts = [data if data == "ImageNet" else f"{data} {metric}", backbone(result)]
+            parts += [] if protocol in result.protocol or (result.task == "detect" and result.scale != "paper") else [result.protocol]
             row = TARGETS[ours.target] if ours else "random init"
-            yield at(record, row, column + backbone(result), like_paper=same and data in ("ImageNet", "COCO", "ADE20K"))
+            yield at(record, row, ", ".join(parts), like_paper=same and data in ("ImageNet", "COCO", "ADE20K"))
 
 
 def masks(records: Sequence[Record]) -> Iterator[Place]:
@@ -214,19 +250,31 @@ def lengths(records: Sequence[Record]) -> Iterator[Place]:
 
 
 def costs(records: Sequence[Record]) -> Iterator[Place]:
-    """Table 2: what pretraining costs. Hours are those of the devices that ran it, so they never stand beside the paper's 128 TPUs."""
-    runs = [r for r in records if r.result.task == "pretrain" and r.result.metric in ("val_loss", "train_loss") and r.result.status == "ok"]
+    """Table 2: what pretraining costs, and what fine-tuning makes of it where the suite calls the rows as the paper does. Hours are those of the
+    devices that ran it, so they never stand beside the paper's 128 TPUs.
+    """
+    for record, _, _ in classified(records, "finetune"):
+        if record.label in ROWS["2"]:
+            named, same = str(record.label), pixels_800(record) and str(record.label).startswith(backbone(record.result))
+            yield at(record, named, "fine-tuning", like_paper=same)
+    runs = pretrainings(records)
     slowest: dict[tuple[object, ...], float] = defaultdict(float)
     for record in runs:
         slowest[_work(record)] = max(slowest[_work(record)], _hours(record))
     for record in runs:
         result, row = record.result, ", ".join(filter(None, (record.label, record.result.pretrain, backbone(record.result))))
+        row = str(record.label) if record.label in ROWS["2"] else row
         flops = result.flops_per_image / 1e9 if result.flops_per_image else None
         yield Place(record, row, "device hours", False, _hours(record), "h")
         yield Place(record, row, "tokens per image in the encoder", False, result.tokens_per_image, "tokens")
         yield Place(record, row, "GFLOPs per image, forward and backward", False, flops, "GFLOPs")
         if slowest[_work(record)] > _hours(record):
             yield Place(record, row, "speed-up over the slowest run here", False, slowest[_work(record)] / _hours(record), "x")
+
+
+def pretrainings(records: Sequence[Record]) -> list[Record]:
+    """Return the records of pretraining runs, one of each."""
+    return [r for r in records if r.result.task == "pretrain" and r.result.metric in ("val_loss", "train_loss") and r.result.status == "ok"]
 
 
 def _hours(record: Record) -> float:
@@ -245,7 +293,10 @@ def nothing(records: Sequence[Record]) -> Iterable[Place]:
 
 
 def survey(records: Sequence[Record]) -> Iterator[Place]:
-    """Methods side by side."""
+    """Methods side by side, each at its backbone."""
     for record, protocol, suffix in classified(records, *PROTOCOLS, "knn"):
-        name = f"{row_of('survey', record)}, {backbone(record.result)}"
-        yield at(record, name, PROTOCOLS.get(protocol, f"k-NN, k = {suffix}"), like_paper=on_imagenet(record) and protocol != "knn")
+        known = paper_names(record.result.pretrain)
+        name, _, data = (known[0] if known else record.label or record.result.pretrain).partition(", ")
+        row = ", ".join(filter(None, (name, backbone(record.result), data)))
+        same = bool(known) and on_imagenet(record) and protocol != "knn"
+        yield at(record, row, PROTOCOLS.get(protocol, f"k-NN, k = {suffix}"), like_paper=same)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from mae_transfer.results import Summary
 from mae_transfer.suite.layouts import LAYOUTS
-from mae_transfer.suite.places import ROWS, Place
+from mae_transfer.suite.places import COLUMNS, ROWS, Place
 from mae_transfer.suite.published import PUBLISHED, Published
 from mae_transfer.suite.records import Record
 
@@ -50,7 +50,15 @@ def lines(table: str, found: Sequence[Record]) -> list[Line]:
             rows[spots[0]] = line._replace(published=rows[spots[0]].published)
         else:
             rows.append(line)
-    return rows
+    return in_order(table, rows)
+
+
+def in_order(table: str, rows: Sequence[Line]) -> list[Line]:
+    """Return what was published first, then what only was run: column by column, the rows in the paper's order."""
+    alone = [line for line in rows if line.published is None]
+    columns = [*dict.fromkeys([*COLUMNS[table], *(line.column for line in alone)])]
+    names = [*dict.fromkeys([*ROWS[table], *(line.row for line in alone)])]
+    return [line for line in rows if line.published] + sorted(alone, key=lambda line: (columns.index(line.column), names.index(line.row)))
 
 
 def line_of(group: Sequence[Place]) -> Line:
@@ -60,14 +68,32 @@ def line_of(group: Sequence[Place]) -> Line:
         newest[place.record.result.seed] = place
     good = {seed: p for seed, p in sorted(newest.items()) if p.record.result.status == "ok" and p.value is not None}
     values = {seed: place.value for seed, place in good.items() if place.value is not None}
-    notes = [f"seed {seed} {p.record.result.status}: {p.record.result.reason or 'no reason given'}" for seed, p in newest.items() if seed not in good]
-    commits = sorted({p.record.result.commit or "unknown" for p in good.values()})
-    notes += [f"of commits {', '.join(commits)}"] if len(commits) > 1 else []
     place, first = group[0], group[0].record.result
-    ours = Summary(statistics.fmean(values.values()), min(values.values()), max(values.values()), len(values)) if values else None
+    ours = summary_of(list(values.values())) if values else None
     records = tuple(place.record for place in good.values())
     about = (place.unit, first.scale, first.dataset, recipe(place.record))
-    return Line(place.row, place.column, None, ours, values, *about, "; ".join(notes), records)
+    return Line(place.row, place.column, None, ours, values, *about, "; ".join(remarks(group, newest, values)), records)
+
+
+def summary_of(values: Sequence[float]) -> Summary:
+    """Return mean, range and number of some values."""
+    return Summary(statistics.fmean(values), min(values), max(values), len(values))
+
+
+def remarks(group: Sequence[Place], newest: Mapping[int, Place], values: Mapping[int, float]) -> list[str]:
+    """Return what a reader has to know of a cell: seeds without a number, seeds that ran more than once, several commits.
+
+    Args:
+        newest: the places that count, by seed.
+        values: the numbers among them.
+    """
+    missing = [(seed, place.record.result) for seed, place in newest.items() if seed not in values]
+    notes = [f"seed {seed} {result.status}: {result.reason or 'no reason given'}" for seed, result in missing]
+    for seed, value in values.items():
+        others = sorted({place.value for place in group if place.record.result.seed == seed and place.value not in (None, value)}, key=float)
+        notes += [f"seed {seed} ran more than once, the newest counts (before: {', '.join(f'{other:.2f}' for other in others)})"] if others else []
+    commits = sorted({newest[seed].record.result.commit or "unknown" for seed in values})
+    return notes + ([f"of commits {', '.join(commits)}"] if len(commits) > 1 else [])
 
 
 def recipe(record: Record) -> str:
@@ -110,10 +136,11 @@ def cells(line: Line) -> Cells:
     }
 
 
-def summary_text(ours: Summary, unit: str = "%") -> str:
-    """Return "83.70 [83.50..83.90] (2)": mean, range and number of seeds; other units than percent are named."""
+def summary_text(ours: Summary, unit: str = "%", sign: str = "") -> str:
+    """Return "83.70 [83.50..83.90] (2)": mean, range and number of seeds, without a range for one seed; other units than percent are named."""
     suffix = "" if unit == "%" else f" {unit}"
-    return f"{ours.mean:.2f} [{ours.low:.2f}..{ours.high:.2f}] ({ours.n}){suffix}"
+    mean, low, high = (f"{value:{sign}.2f}" for value in ours[:3])
+    return f"{mean} ({ours.n}){suffix}" if ours.n == 1 else f"{mean} [{low}..{high}] ({ours.n}){suffix}"
 
 
 def spread_text(ours: Summary | None) -> str:
@@ -136,32 +163,86 @@ def narrow(printed: Sequence[Cells]) -> list[Cells]:
     return [{title: text for title, text in row.items() if title not in dropped} for row in printed]
 
 
-def differences(table: str, found: Sequence[Record]) -> list[Cells]:
+def sheets(names: Iterable[str], found: Sequence[Record], *, published: bool = True, whole: bool = False) -> dict[str, list[Cells]]:
+    """Return what is printed of some tables, by title: their rows, then the same-seed differences; with `whole` every column."""
+    printed: dict[str, list[Cells]] = {}
+    for name in names:
+        title = LAYOUTS[name].title
+        all_of = rows(name, found, published=published)
+        printed |= {title: all_of if whole else narrow(all_of), f"{title}: same-seed differences": differences(name, found)}
+    return {title: some for title, some in printed.items() if some}
+
+
+def numbers(names: Iterable[str], found: Sequence[Record]) -> dict[str, list[Cells]]:
+    """Return some tables for other programs: each number in a cell of its own, the columns the same in every table."""
+    printed: dict[str, list[Cells]] = {}
+    for name in names:
+        own = [
+            {"row": line.row, "column": line.column, "unit": line.unit, "published": digits(line.published.value if line.published else None)}
+            | summary_cells(line.ours)
+            | {"difference": digits(line.ours.mean - line.published.value if line.ours and line.published else None)}
+            | {"scale": line.scale, "data": line.dataset, "notes": line.notes, "recipe": line.recipe}
+            | {"source": line.published.source if line.published else "", "confirmed": str(line.published.confirmed) if line.published else ""}
+            for line in lines(name, found)
+        ]
+        pairs = [
+            {"row": pair.row, "column": pair.column, **summary_cells(pair.difference), "scale": pair.scale, "data": pair.dataset}
+            for pair in pairs_of(name, found)
+        ]
+        printed |= {LAYOUTS[name].title: own} | ({f"{LAYOUTS[name].title}: same-seed differences": pairs} if pairs else {})
+    return printed
+
+
+def summary_cells(summary: Summary | None) -> Cells:
+    """Return mean, range and number of seeds in cells of their own."""
+    return {name: digits(value) for name, value in zip(("mean", "low", "high", "seeds"), summary or (None,) * 4, strict=True)}
+
+
+def digits(value: float | None) -> str:
+    """Return a number as other programs read it; nothing for None."""
+    return "" if value is None else f"{value:.10g}"
+
+
+class Pair(NamedTuple):
+    """A row minus the baseline, over the seeds that both have."""
+
+    row: str
+    column: str
+    difference: Summary
+    seeds: tuple[int, ...]
+    scale: str
+    dataset: str
+
+
+def pairs_of(table: str, found: Sequence[Record]) -> list[Pair]:
     """Return row minus baseline over the seeds that both have, where column, scale, data and protocol are the same; empty without such pairs."""
     sets: dict[tuple[object, ...], list[Line]] = defaultdict(list)
     for line in lines(table, found):
         if line.ours:
             result = line.records[0].result
             sets[line.column, line.scale, line.dataset, result.backbone, result.protocol, result.epochs, result.global_batch].append(line)
-    printed = []
+    pairs: list[Pair] = []
     for group in sets.values():
         order = [*LAYOUTS[table].baseline, *ROWS[table]]
         base = min(group, key=lambda line: order.index(line.row) if line.row in order else len(order))
-        printed += [pair for line in group if line is not base and (pair := pair_of(line, base, LAYOUTS[table].column_title))]
-    return printed
+        for line in group:
+            seeds = tuple(sorted(set(line.values) & set(base.values)))
+            if line is not base and seeds:
+                each = summary_of([line.values[seed] - base.values[seed] for seed in seeds])
+                pairs.append(Pair(f"{line.row} - {base.row}", line.column, each, seeds, line.scale, line.dataset))
+    return pairs
 
 
-def pair_of(line: Line, base: Line, title: str) -> Cells | None:
-    """Return the difference of two lines over their common seeds; None where they have none."""
-    seeds = sorted(set(line.values) & set(base.values))
-    if not seeds:
-        return None
-    each = [line.values[seed] - base.values[seed] for seed in seeds]
-    return {
-        "row": f"{line.row} - {base.row}",
-        title: line.column,
-        "same-seed difference": f"{statistics.fmean(each):+.2f} [{min(each):+.2f}..{max(each):+.2f}] ({len(each)})",
-        "seeds": ", ".join(map(str, seeds)),
-        "scale": line.scale,
-        "data": line.dataset,
-    }
+def differences(table: str, found: Sequence[Record]) -> list[Cells]:
+    """Return the same-seed differences of a table as printed."""
+    return [
+        {
+            "row": pair.row,
+            LAYOUTS[table].column_title: pair.column,
+            "same-seed difference": summary_text(pair.difference, sign="+"),
+            "seeds": ", ".join(map(str, pair.seeds)),
+            "scale": pair.scale,
+            "data": pair.dataset,
+        }
+        for pair in pairs_of(table, found)
+    ]

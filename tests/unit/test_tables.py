@@ -5,6 +5,7 @@ import io
 import re
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def test_two_commits_are_noted() -> None:
 def test_a_failed_seed_is_a_note_and_a_table_without_a_number_shows_the_reason() -> None:
     failed = result("finetune", None, seed=1, status="failed", reason="out of memory")
     row = line("3", recorded(result("finetune", 83.5), failed), "MAE", "ViT-B/16")
-    assert (row["yours"], row["notes"]) == ("83.50 [83.50..83.50] (1)", "seed 1 failed: out of memory")
+    assert (row["yours"], row["notes"]) == ("83.50 (1)", "seed 1 failed: out of memory")
     row = line("3", recorded(failed), "MAE", "ViT-B/16")
     assert (row["published"], row["yours"], row["difference"], row["notes"]) == ("83.6", "-", "-", "seed 1 failed: out of memory")
 
@@ -96,6 +97,41 @@ def test_a_run_that_succeeded_in_the_end_has_no_hole() -> None:
     failed = result("finetune", None, status="failed", reason="out of memory")
     again = result("finetune", 83.5, created_at="2026-01-02T00:00:00+00:00")
     assert line("3", recorded(again, failed), "MAE", "ViT-B/16")["notes"] == "-"
+
+
+def test_a_seed_that_ran_more_than_once_counts_once_and_says_so() -> None:
+    again = result("finetune", 84.0, created_at="2026-01-02T00:00:00+00:00")
+    row = line("3", recorded(again, result("finetune", 83.0), result("finetune", 83.5), result("finetune", 84.0)), "MAE", "ViT-B/16")
+    assert (row["yours"], row["notes"]) == ("84.00 (1)", "seed 0 ran more than once, the newest counts (before: 83.00, 83.50)")
+
+
+@pytest.mark.parametrize(("row", "pretrain", "beside"), [
+    ("MAE", MAE, True), (None, "mae", True), (None, "mae_vit_base", True), ("MAE", "mae", True), (None, "timm:vit_base_patch16_224.mae", True),
+    ("MAE", "MAE norm_pixel, random 75%, 300 ep", False), ("MAE", "MAE token, random 75%, 1600 ep", False), ("MAE", "none", False),
+    ("MAE", "dino", False), ("BEiT", "beit", False), ("DINO", "timm:vit_base_patch16_224.dino", True), ("DINO", "my own", True),
+    ("none (scratch)", "none", True),
+])  # fmt: skip
+def test_beside_a_method_stands_only_what_is_that_method_whatever_its_suite_calls_it(row: str | None, pretrain: str, beside: bool) -> None:
+    epochs = 300.0 if pretrain == "none" else 100.0
+    ours = [each for each in tables.lines("3", recorded(result("finetune", 80.0, pretrain=pretrain, epochs=epochs), row=row)) if each.ours]
+    assert [each.published is not None for each in ours] == [beside]
+
+
+def test_released_classifiers_stand_beside_their_own_evaluation_and_only_when_they_are_evaluated() -> None:
+    evaluated = {"pretrain": "mae-finetuned", "epochs": 0.0}
+    assert line("3", recorded(result("finetune", 83.66, **evaluated)), "MAE, released weights", "ViT-B/16")["difference"] == "-0.00"
+    corrupted = result("robustness", 51.5, task="robustness", metric="mCE", dataset="imagenet-c", split="val", **evaluated)
+    assert line("13", recorded(corrupted), "MAE", "imagenet-c, ViT-B/16")["difference"] == "-0.20"
+    (trained,) = (each for each in tables.lines("3", recorded(result("finetune", 90.0, pretrain="mae-finetuned"))) if each.ours)
+    assert trained.published is None
+
+
+def test_lines_stand_in_the_papers_order() -> None:
+    found = recorded(*(result("finetune", 80.0, scale="mini", pretrain=f"MAE {target}, random 75%, 9 ep") for target in ("token", "pca", "pixel")))
+    found += recorded(*(result("linear", 60.0, scale="mini", pretrain=f"MAE {target}, random 75%, 9 ep") for target in ("token", "pixel")))
+    ours = [(each.row, each.column) for each in tables.lines("1d", found) if each.ours]
+    tuned = [(row, "fine-tuning") for row in ("pixel (w/o norm)", "PCA", "dVAE token")]
+    assert ours == [*tuned, ("pixel (w/o norm)", "linear"), ("dVAE token", "linear")]
 
 
 def test_fractions_are_left_out_and_named() -> None:
@@ -124,6 +160,16 @@ def test_table_7_has_a_column_per_data_set_and_task() -> None:
         "ImageNet, ViT-B/16", "COCO box AP, ViT-B/16", "ADE20K mIoU, ViT-B/16",
     )] == ["+0.00", "+0.20", "+0.10"]  # fmt: skip
     assert line("7", found, "random init", "ADE20K mIoU, ViT-B/16")["published"] == "-"
+
+
+@pytest.mark.parametrize(("protocol", "task", "metric", "data"), [
+    ("linear", "segment", "mIoU", "ade20k"), ("mask_rcnn-vitdet", "detect", "bbox/AP", "coco"),
+])  # fmt: skip
+def test_another_head_is_another_line_of_table_7(protocol: str, task: str, metric: str, data: str) -> None:
+    found = recorded(result(protocol, 40.0, task=task, metric=metric, dataset=data))
+    ((column, published),) = ((each.column, each.published) for each in tables.lines("7", found) if each.ours)
+    assert column.endswith(f"ViT-B/16, {protocol}")
+    assert published is None
 
 
 def test_a_short_schedule_stands_beside_the_short_schedule_only() -> None:
@@ -155,10 +201,22 @@ def test_table_2_counts_device_hours_tokens_and_speed_ups() -> None:
     found = recorded(result("MAE", 0.5, world_size=8, **fields), row="w/ [M]")
     found += recorded(result("MAE", 0.5, wall_s=900.0, world_size=8, **fields), row="w/o")
     ours = {(each.row.split(",")[0], each.column): tables.cells(each)["yours"] for each in tables.lines("2", found) if each.ours}
-    assert ours["w/ [M]", "device hours"] == "8.00 [8.00..8.00] (1) h"
-    assert ours["w/o", "speed-up over the slowest run here"] == "4.00 [4.00..4.00] (1) x"
+    assert ours["w/ [M]", "device hours"] == "8.00 (1) h"
+    assert ours["w/o", "speed-up over the slowest run here"] == "4.00 (1) x"
     assert ("w/ [M]", "speed-up over the slowest run here") not in ours
-    assert ours["w/o", "tokens per image in the encoder"] == "197.00 [197.00..197.00] (1) tokens"
+    assert ours["w/o", "tokens per image in the encoder"] == "197.00 (1) tokens"
+
+
+def test_table_2_and_1c_take_what_their_suites_measure() -> None:
+    pixel = {"pretrain": "MAE pixel, random 75%, 800 ep", "backbone": "vit_large/16", "epochs": 50.0}
+    assert (
+        line("2", recorded(result("finetune", 84.7, **pixel), row="ViT-L/16, 1 block"), "ViT-L/16, 1 block", "fine-tuning")["difference"] == "-0.10"
+    )
+    found = []
+    for row, flops in (("encoder w/ [M]", 32 * 10**9), ("encoder w/o [M]", 10**10)):
+        fields = {"task": "pretrain", "metric": "val_loss", "unit": "loss per hidden patch", "flops_per_image": flops, **pixel}
+        found += recorded(result("MAE", 0.5, **fields), row=row)
+    assert line("1c", found, "encoder w/ [M]", "relative FLOPs")["difference"] == "-0.10"
 
 
 def test_figure_9_reads_the_tuned_blocks() -> None:
@@ -205,40 +263,72 @@ SPECIAL = recorded(result("finetune", 83.5, seed=1, status="ok"), result("finetu
 @pytest.mark.parametrize("form", [*FORMATS])
 def test_every_table_prints_in_every_format(name: str, form: str) -> None:
     rows = tables.rows(name, SPECIAL) or [{"row": "none"}]
-    assert rows[0]["row"].split()[0].split("_")[0] in FORMATS[form](LAYOUTS[name].title, rows)
+    assert rows[0]["row"].split()[0].split("_")[0] in FORMATS[form]({LAYOUTS[name].title: rows})
 
 
-def test_csv_comes_back_as_it_was() -> None:
-    rows = tables.rows("3", SPECIAL)
-    back = list(csv.DictReader(io.StringIO(FORMATS["csv"]("Table 3", rows))))
-    assert [{title: text for title, text in row.items() if title != "table"} for row in back] == rows
+def test_csv_is_one_table_of_numbers_and_comes_back_as_it_was() -> None:
+    token = "MAE token, random 75%, 1600 ep"
+    found = SPECIAL + recorded(result("finetune", 83.25, seed=1, pretrain=token), result("finetune", 84.1, seed=2, pretrain=token))
+    sheets = tables.numbers(["3", "7"], found)
+    back = list(csv.DictReader(io.StringIO(FORMATS["csv"](sheets))))
+    flat = [{"table": title, **row} for title, rows in sheets.items() for row in rows]
+    assert [{name: text for name, text in row.items() if text} for row in back] == [
+        {name: text for name, text in row.items() if text} for row in flat
+    ]
+    (ours,) = (row for row in back if row["table"].startswith("Table 3") and (row["row"], row["column"]) == ("MAE", "ViT-B/16"))
+    assert [ours[name] for name in ("published", "mean", "low", "high", "seeds", "difference", "unit")] == [
+        "83.6",
+        "83.5",
+        "83.5",
+        "83.5",
+        "1",
+        "-0.1",
+        "%",
+    ]
+    assert r"a | b_c & 50% <{\~^$#}>" in ours["notes"]
+    (pair,) = (row for row in back if row["table"].endswith("differences") and row["table"].startswith("Table 7"))
+    assert (pair["row"], pair["mean"], pair["seeds"]) == ("dVAE token - pixel (w/ norm)", "-0.25", "1")
 
 
-def test_html_is_well_formed_and_markdown_keeps_its_columns() -> None:
+def test_html_is_a_whole_page_and_markdown_keeps_its_columns() -> None:
     rows = tables.rows("3", SPECIAL)
     opened: list[str] = []
 
     class Balance(HTMLParser):
         def handle_starttag(self, tag: str, attrs: object) -> None:
-            opened.append(tag)
+            opened.extend([tag] if tag != "meta" else [])
 
         def handle_endtag(self, tag: str) -> None:
             assert opened.pop() == tag
 
-    Balance().feed(FORMATS["html"]("Table 3", rows))
+    page = FORMATS["html"]({"Table 3": rows, "Table 5 & <6>": rows})
+    Balance().feed(page)
     assert not opened
-    table = FORMATS["markdown"]("Table 3", rows).splitlines()[2:]
+    assert (page.count("<table>"), page.startswith("<!DOCTYPE html>"), "Table 5 &amp; &lt;6&gt;" in page) == (2, True, True)
+    table = FORMATS["markdown"]({"Table 3": rows}).splitlines()[2:]
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in table} == {len(rows[0]) + 1}
 
 
 def test_latex_leaves_nothing_for_latex_to_act_upon(tmp_path: Path) -> None:
-    text = FORMATS["latex"]("Table 3, top-1 %", tables.rows("3", SPECIAL))
+    text = FORMATS["latex"](tables.sheets(LAYOUTS, SPECIAL))
     plain = re.sub(r"\\(begin|end)\{\w+\}(\{l+\})?|\\caption\{|\\hline|\\\\\n|\\[%&$#_{}]|\\text\w+\{\}", "", text)
     assert not re.search(r"[%$#_~^\\]", plain)
     if shutil.which("pdflatex"):
         page = tmp_path / "page.tex"
         page.write_text(r"\documentclass{article}\begin{document}" + text + r"\end{document}")
         subprocess.run(["pdflatex", "-halt-on-error", page.name], cwd=tmp_path, check=True, capture_output=True)
+
+
+def test_the_tool_ends_quietly_where_nobody_reads_on(tmp_path: Path) -> None:
+    results.append(tmp_path / "results.jsonl", [result("finetune", 83.5)])
+    tool = [sys.executable, str(Path(__file__).parents[2] / "tools" / "tables.py"), str(tmp_path), "--format", "markdown"]
+    with subprocess.Popen(
+        [*tool, *(word for name in LAYOUTS for word in ("--table", name))], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()  # as head does when it has its lines
+        assert process.stderr.read() == b""
 
 
 def test_figures_are_drawn_where_there_are_results(tmp_path: Path) -> None:
