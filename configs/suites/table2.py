@@ -1,7 +1,7 @@
 """Table 2 of MAE: hours, tokens and FLOPs of pretraining with and without mask tokens in the encoder, with decoders of 8 blocks and of 1.
 
 Command:   python tools/reproduce.py configs/suites/table2.py --work-dir runs/table2 --root imagenet=/data/imagenet --gpus-per-node 8
-Cost:      about 2,900 h of pretraining and 310 h of fine-tuning on one GPU at 100 TFLOP/s sustained (an estimate from the models' FLOPs).
+Cost:      about 3,300 h of pretraining and 550 h of fine-tuning on one GPU at 100 TFLOP/s sustained (an estimate from the models' FLOPs).
 Published: 84.2 in 42.4 h, 84.9 in 15.4 h, 84.8 in 11.6 h (ViT-L), 85.8 in 34.5 h, 85.9 in 29.3 h (ViT-H) on 128 TPU-v3 cores (table 2).
 """
 

@@ -1,7 +1,7 @@
 """Table 4 of MAE: Mask R-CNN on COCO by the protocol of Li et al., ViT-B and ViT-L, pretrained here, released and from scratch.
 
 Command:   python tools/reproduce.py configs/suites/table4.py --work-dir runs/table4 --root coco=/data/coco --root imagenet=/data/imagenet --gpus-per-node 8
-Cost:      about 1,000 h of pretraining and 1,900 h of detection on one GPU at 100 TFLOP/s sustained (an estimate from the models' FLOPs).
+Cost:      about 1,000 h of pretraining and 2,100 h of detection on one GPU at 100 TFLOP/s sustained (an estimate from the models' FLOPs).
 Published: box AP 50.3 / 53.3, mask AP 44.9 / 47.2 (MAE, ViT-B / L); from scratch box AP 48.9 / 50.7 (table 4; Li et al.).
 """
 

@@ -6,7 +6,7 @@ import base64
 import io
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,7 +37,7 @@ class Picture(NamedTuple):
 class Curve(NamedTuple):
     """What a run logged."""
 
-    label: str
+    label: str  # the suite's row
     steps: list[int]
     values: list[float]
 
@@ -47,10 +47,9 @@ def curves(runs: Mapping[Path, Note]) -> Iterator[Picture]:
     found: dict[tuple[str, str], list[Curve]] = defaultdict(list)
     for folder, note in runs.items():
         kind = note.name.split("/")[1]
-        seed = note.name.rpartition("seed")[2]
         for quantity, (steps, values) in logged(folder / "log.jsonl").items():
             if len(steps) > 1:
-                found[kind, quantity].append(Curve(f"{note.row}, seed {seed}" if seed.isdigit() else note.row, steps, values))
+                found[kind, quantity].append(Curve(note.row, steps, values))
     for (kind, quantity), lines in sorted(found.items()):
         yield Picture(f"{kind}: {quantity}", svg(plot(lines, quantity), prefix=slug(f"{kind} {quantity}")))
 
@@ -72,12 +71,16 @@ def logged(path: Path) -> dict[str, tuple[list[int], list[float]]]:
 
 
 def plot(lines: Sequence[Curve], quantity: str) -> Figure:
-    """Return a plot of some curves over steps."""
+    """Return a plot of some curves over steps, a colour per row; its seeds share it."""
+    counts = Counter(line.label for line in lines)
+    colours = {label: f"C{number % 10}" for number, label in enumerate(counts)}
+    names = {label: f"{label}, {count} seeds" if count > 1 else label for label, count in counts.items()}
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.6, 3.2), layout="constrained")
         axes = figure.subplots()
         for line in lines:
-            axes.plot(line.steps, line.values, label=line.label, linewidth=1.4, marker="o" if len(line.steps) < 20 else None, markersize=3)
+            style: Any = {"marker": "o", "markersize": 3} if len(line.steps) < 20 else {}
+            axes.plot(line.steps, line.values, label=names.pop(line.label, None), color=colours[line.label], linewidth=1.2, **style)
         axes.set_xlabel("step")
         axes.set_ylabel(quantity)
         axes.grid(alpha=0.25)

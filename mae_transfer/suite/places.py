@@ -262,8 +262,8 @@ def costs(records: Sequence[Record]) -> Iterator[Place]:
     for record in runs:
         slowest[_work(record)] = max(slowest[_work(record)], _hours(record))
     for record in runs:
-        result, row = record.result, ", ".join(filter(None, (record.label, record.result.pretrain, backbone(record.result))))
-        row = str(record.label) if record.label in ROWS["2"] else row
+        result, name = record.result, record.label or record.result.pretrain
+        row = name if name in ROWS["2"] else f"{name}, {backbone(result)}"
         flops = result.flops_per_image / 1e9 if result.flops_per_image else None
         yield Place(record, row, "device hours", False, _hours(record), "h")
         yield Place(record, row, "tokens per image in the encoder", False, result.tokens_per_image, "tokens")

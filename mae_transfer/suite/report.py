@@ -105,7 +105,7 @@ def origin(record: Record) -> Origin:
     """Return where a record's number comes from."""
     result, note = record.result, record.note
     facts = {
-        "run": result.run, "value": f"{result.value} {result.unit}", "seed": str(result.seed), "date": result.created_at,
+        "run": result.run, "value": f"{result.value:.6g} {result.unit}", "seed": str(result.seed), "date": result.created_at,
         "checkpoint sha256": result.checkpoint_sha256 or "none: a fresh backbone", "commit": result.commit or "not a git checkout",
         "versions": ", ".join(f"{name} {version}" for name, version in result.versions.items()), "device": result.device,
         "devices": str(result.world_size), "precision": result.precision,

@@ -7,12 +7,13 @@ line says its scale, so that a mini result cannot be mistaken for a reproduction
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from mae_transfer.results import Summary
 from mae_transfer.suite.layouts import LAYOUTS
+from mae_transfer.suite.names import TARGETS
 from mae_transfer.suite.places import COLUMNS, ROWS, Place
 from mae_transfer.suite.published import PUBLISHED, Published
 from mae_transfer.suite.records import Record
@@ -50,14 +51,24 @@ def lines(table: str, found: Sequence[Record]) -> list[Line]:
             rows[spots[0]] = line._replace(published=rows[spots[0]].published)
         else:
             rows.append(line)
-    return in_order(table, rows)
+    return in_order(table, told_apart(rows))
+
+
+def told_apart(rows: Sequence[Line]) -> list[Line]:
+    """Return the lines, with the recipe among the notes where two would else look the same."""
+
+    def look(line: Line) -> tuple[object, ...]:
+        return line.row, line.column, line.scale, line.dataset
+
+    alike = Counter(look(line) for line in rows)
+    return [line._replace(notes="; ".join(filter(None, (line.notes, line.recipe)))) if alike[look(line)] > 1 else line for line in rows]
 
 
 def in_order(table: str, rows: Sequence[Line]) -> list[Line]:
     """Return what was published first, then what only was run: column by column, the rows in the paper's order."""
     alone = [line for line in rows if line.published is None]
     columns = [*dict.fromkeys([*COLUMNS[table], *(line.column for line in alone)])]
-    names = [*dict.fromkeys([*ROWS[table], *(line.row for line in alone)])]
+    names = [*dict.fromkeys([*ROWS[table], *TARGETS.values(), *(line.row for line in alone)])]
     return [line for line in rows if line.published] + sorted(alone, key=lambda line: (columns.index(line.column), names.index(line.row)))
 
 
@@ -227,7 +238,7 @@ def pairs_of(table: str, found: Sequence[Record]) -> list[Pair]:
         base = min(group, key=lambda line: order.index(line.row) if line.row in order else len(order))
         for line in group:
             seeds = tuple(sorted(set(line.values) & set(base.values)))
-            if line is not base and seeds:
+            if line.row != base.row and seeds:
                 each = summary_of([line.values[seed] - base.values[seed] for seed in seeds])
                 pairs.append(Pair(f"{line.row} - {base.row}", line.column, each, seeds, line.scale, line.dataset))
     return pairs

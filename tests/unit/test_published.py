@@ -31,6 +31,7 @@ def test_numbers_that_no_document_confirms_are_marked_where_they_are_printed() -
     ("7", "dVAE token", "COCO box AP, ViT-L/16", "53.2"), ("13", "MAE", "imagenet-c, ViT-H/14", "33.8"),
     ("13", "supervised", "imagenet-sketch, ViT-L/16", "37.5"),
     ("figure 5", "fine-tuning", "40%", "84.7"), ("figure 9", "MAE", "half", "79.1"), ("vitdet", "Cascade", "mask AP, ViT-H/14", "51.0"),
+    ("survey", "MoBY, DeiT-S/16", "linear", "72.8"),
 ])  # fmt: skip
 def test_a_number_stands_where_its_paper_has_it(table: str, row: str, column: str, text: str) -> None:
     assert NUMBERS[table, row, column].text == text

@@ -103,6 +103,7 @@ def test_what_failed_what_was_chosen_and_what_was_left_out_is_said(page: str) ->
 
 def test_same_seed_differences_curves_and_the_newest_drawing_are_shown(page: str) -> None:
     assert "+0.00 [+0.00..+0.00] (2)" in page
+    assert (page.count("pixel (w/ norm), 2 seeds"), page.count("dVAE token, 2 seeds")) == (1, 1)  # a colour and a legend per row
     assert page.count("<svg") == 1  # the losses; accuracy was measured once
     assert not re.search(r"<metadata|rdf:|xmlns:(?!xlink)", page), "elements that HTML has not"
     assert page.count("<img") == 1

@@ -80,6 +80,14 @@ def test_two_recipes_are_two_lines_and_not_two_seeds() -> None:
     assert [each.ours.n for each in tables.lines("3", found) if each.ours] == [1, 1]
 
 
+def test_lines_that_would_look_the_same_say_their_recipe_and_are_no_pair() -> None:
+    found = recorded(*(result("finetune", 80.0, pretrain=f"MAE pixel, random {ratio}%, 800 ep") for ratio in (50, 75)))
+    assert [each.notes.split(";")[0] for each in tables.lines("7", found) if each.ours] == [
+        "MAE pixel, random 50%, 800 ep", "MAE pixel, random 75%, 800 ep",
+    ]  # fmt: skip
+    assert tables.differences("7", found) == []
+
+
 def test_two_commits_are_noted() -> None:
     found = recorded(result("finetune", 83.5), result("finetune", 83.9, seed=1, commit="b"))
     assert line("3", found, "MAE", "ViT-B/16")["notes"] == "of commits a, b"
