@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 Interpolation = Literal["bicubic", "bilinear", "lanczos"]
+IGNORED = 255  # of a class map, where a pixel has no class: it teaches and counts nothing (as in mmseg)
 
 
 class Mask(NamedTuple):

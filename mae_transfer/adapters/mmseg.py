@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mae_transfer.adapters.adapted import AdaptedBackbone
+from mae_transfer.interfaces import IGNORED
 
-IGNORED = 255  # label of the pixels that no loss counts
 FCN_CHANNELS = 256  # of the auxiliary head (BEiT, mae_segmentation)
 HeadConfig = dict[str, Any]  # an entry of mmseg's MODELS
 ABSENT = (
@@ -158,10 +158,7 @@ class Segmenter(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the encoder's blocks in the backward pass; ValueError where the encoder cannot."""
-        switch = getattr(self.encoder, "set_grad_checkpointing", None)
-        if switch is None:
-            raise ValueError(f"checkpoint_activations=True, but {type(self.encoder).__name__} has no set_grad_checkpointing(); turn the option off")
-        switch(enable)
+        self.pyramid.set_grad_checkpointing(enable)
 
 
 def upscale(logits: Tensor, labels: Tensor) -> Tensor:

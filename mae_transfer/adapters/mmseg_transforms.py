@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mae_transfer.adapters.mmseg import IGNORED, quiet
+from mae_transfer.adapters.mmseg import quiet
+from mae_transfer.interfaces import IGNORED
 
 
 class TrainingCrop:

@@ -15,7 +15,7 @@ from mae_transfer.data.dense_shapes import ShapesMaps, ShapesObjects
 from mae_transfer.data.folder import Folder
 from mae_transfer.data.labelled import Split, Subset, split, whole
 from mae_transfer.data.loader import Crops, Delivery, Masking, Samples, Unreadable, batches
-from mae_transfer.data.maps import MAP_SETS, MapBatch, MapCrops, MapDataConfig, MapViews, Scales, open_maps
+from mae_transfer.data.maps import MAP_SETS, MapBatch, MapCrops, MapDataConfig, MapViews, Scales, open_map_set, open_maps
 from mae_transfer.data.objects import (
     OBJECT_SETS,
     SCENE_TRANSFORMS,
@@ -80,6 +80,7 @@ __all__ = [
     "batches",
     "evaluation_views",
     "open_labelled",
+    "open_map_set",
     "open_maps",
     "open_objects",
     "open_one",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from mae_transfer.data.decode import UnreadableImage, decode
 from mae_transfer.data.folder import SUFFIXES
+from mae_transfer.interfaces import IGNORED
 
-IGNORED = 255  # as in mmseg
 CLASSES_FILE = "classes.txt"  # a name per line; written with the generated shapes, or by the user
 OFFICIAL_FILE = "objectInfo150.txt"  # of ADE20K's archive: a table whose last column is the name, "door, double door"
 
@@ -57,7 +57,8 @@ class Ade:
         reduce_zero_label: a map's 0 is no class but void, ignored, and 1 is the first class (ADE20K, CamVid as it is laid out here). False: 0 is.
         first: take only so many images, by their names.
     Raises:
-        ValueError: names the folder that is missing or empty, the image without a map, or the missing list of classes.
+        ValueError: names the folder that is missing or empty, the image without a map, files that differ in their suffix alone, or what is wrong with
+            the list of classes.
     """
 
     def __init__(
@@ -72,12 +73,13 @@ class Ade:
         self.classes = class_names(Path(root), classes)
         self.reduce_zero_label = reduce_zero_label
         self.images, self.maps = folders(root, split)
-        images = names_in(self.images, SUFFIXES)
-        lone = sorted(images.keys() - names_in(self.maps, (b".png",)).keys())
-        if not images or lone:
-            what = f"{len(lone)} images have no map in {self.maps}, {lone[0]} for instance" if lone else f"{self.images} holds no image"
-            raise ValueError(f"{what} (tools/prepare_data.py check lists every defect)")
-        self._names = np.array([images[stem] for stem in sorted(images)[:first]], dtype=np.bytes_)  # one block, whatever the number of names
+        images, drawn = names_in(self.images, SUFFIXES), names_in(self.maps, (b".png",))
+        if defect := _unpaired(images, drawn):
+            raise ValueError(f"{self.images}, {self.maps}: {defect} (tools/prepare_data.py check lists every defect)")
+        if first is not None and first < 1:
+            raise ValueError(f"first={first}: how many images should be taken?")
+        pairs = [(images[stem][0], drawn[stem][0]) for stem in sorted(images)[:first]]
+        self._names = np.array(pairs, dtype=np.bytes_)  # (n, 2) image and map: one block, whatever the number of names
 
     def __len__(self) -> int:
         return len(self._names)
@@ -97,11 +99,11 @@ class Ade:
 
     def where(self, index: int) -> str:
         """Return the path of image `index`."""
-        return str(self.images / os.fsdecode(self._names[index]))
+        return str(self.images / os.fsdecode(self._names[index, 0]))
 
     def map_of(self, index: int) -> Path:
         """Return the path of the map of image `index`."""
-        return (self.maps / os.fsdecode(self._names[index])).with_suffix(".png")
+        return self.maps / os.fsdecode(self._names[index, 1])
 
     def _decoded(self, index: int) -> Tensor:
         path = self.where(index)
@@ -109,7 +111,7 @@ class Ade:
 
 
 def class_names(root: Path, classes: Sequence[str] | None = None) -> tuple[str, ...]:
-    """Return the names given, or those that lie with the data set; ValueError where there are none, or more than a map can tell apart."""
+    """Return the names given, or those that lie with the data set; ValueError where there are none, one twice, or more than a map can tell apart."""
     if classes is None:
         named, official = root / CLASSES_FILE, root / OFFICIAL_FILE
         if named.is_file():
@@ -118,8 +120,10 @@ def class_names(root: Path, classes: Sequence[str] | None = None) -> tuple[str, 
             classes = [line.rpartition("\t")[2].strip() for line in official.read_text(encoding="utf-8").splitlines()[1:] if line.strip()]
         else:
             raise ValueError(f"no class list: set `classes`, or put {CLASSES_FILE} (a name per line) or ADE20K's {OFFICIAL_FILE} into {str(root)!r}")
-    if not 1 <= len(classes) <= IGNORED:
-        raise ValueError(f"{len(classes)} classes: a map of 8 bits tells 1 to {IGNORED} of them apart")
+    if not 2 <= len(classes) <= IGNORED:
+        raise ValueError(f"{len(classes)} classes: a map of 8 bits tells 2 to {IGNORED} of them apart (with one alone every pixel would be right)")
+    if twice := sorted({name for name in classes if list(classes).count(name) > 1}):
+        raise ValueError(f"classes of the same name: {twice}; results are kept by name")
     return tuple(classes)
 
 
@@ -132,11 +136,29 @@ def folders(root: str, split: str) -> tuple[Path, Path]:
     return found
 
 
-def names_in(folder: Path, suffixes: tuple[bytes, ...]) -> dict[str, bytes]:
-    """Return the file names of a folder by their stem, without hidden ones."""
+def names_in(folder: Path, suffixes: tuple[bytes, ...]) -> dict[str, list[bytes]]:
+    """Return the file names of a folder by their stem, sorted, without hidden ones; more than one where the suffix alone differs."""
     with os.scandir(os.fsencode(folder)) as entries:
-        names = [entry.name for entry in entries if entry.name.lower().endswith(suffixes) and not entry.name.startswith(b".")]
-    return {os.fsdecode(name.rpartition(b".")[0]): name for name in names}
+        names = sorted(entry.name for entry in entries if entry.name.lower().endswith(suffixes) and not entry.name.startswith(b"."))
+    found: dict[str, list[bytes]] = {}
+    for name in names:
+        found.setdefault(os.fsdecode(name.rpartition(b".")[0]), []).append(name)
+    return found
+
+
+def alike(names: Mapping[str, list[bytes]]) -> list[str]:
+    """Return the files of `names_in` that cannot be told apart by their stem, "a.jpg, a.png" each."""
+    return [os.fsdecode(b", ".join(names[stem])) for stem in sorted(names) if len(names[stem]) > 1]
+
+
+def _unpaired(images: Mapping[str, list[bytes]], drawn: Mapping[str, list[bytes]]) -> str | None:
+    """Return why images and maps are not one to one, None where they are; maps without an image do no harm."""
+    lone, double = sorted(images.keys() - drawn.keys()), alike(images) + alike(drawn)
+    if double:
+        return f"{len(double)} names stand for several files, {double[0]} for instance"
+    if lone:
+        return f"{len(lone)} images have no map, {lone[0]} for instance"
+    return None if images else "no image"
 
 
 def read_map(path: Path) -> np.ndarray:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mae_transfer.data.ade import IGNORED, class_names, folders, names_in, read_map, reduced
+from mae_transfer.data.ade import alike, class_names, folders, names_in, read_map, reduced
 from mae_transfer.data.coco_check import READERS, size_of
 from mae_transfer.data.decode import UnreadableImage
 from mae_transfer.data.defects import Defect, Defects, watched
 from mae_transfer.data.folder import SUFFIXES
+from mae_transfer.interfaces import IGNORED
 
 
 def check_ade(root: str, *, split: str = "training", classes: Sequence[str] | None = None, reduce_zero_label: bool = True) -> list[Defect]:
@@ -24,11 +25,12 @@ def check_ade(root: str, *, split: str = "training", classes: Sequence[str] | No
     except ValueError as error:
         return [Defect("unusable data set", 1, (str(error),))]
     pictures, drawn = names_in(images, SUFFIXES), names_in(maps, (b".png",))
-    found.add_all("image without a map", [os.fsdecode(pictures[stem]) for stem in sorted(pictures.keys() - drawn.keys())])
-    found.add_all("map without an image", [os.fsdecode(drawn[stem]) for stem in sorted(drawn.keys() - pictures.keys())])
+    found.add_all("image without a map", [os.fsdecode(pictures[stem][0]) for stem in sorted(pictures.keys() - drawn.keys())])
+    found.add_all("map without an image", [os.fsdecode(drawn[stem][0]) for stem in sorted(drawn.keys() - pictures.keys())])
+    found.add_all("files that differ in their suffix alone", [*alike(pictures), *alike(drawn)])
     if not pictures:
         found.add("no image", images)
-    pairs = [(images / os.fsdecode(pictures[stem]), maps / os.fsdecode(drawn[stem])) for stem in sorted(pictures.keys() & drawn.keys())]
+    pairs = [(images / os.fsdecode(pictures[stem][0]), maps / os.fsdecode(drawn[stem][0])) for stem in sorted(pictures.keys() & drawn.keys())]
     with ThreadPoolExecutor(READERS) as readers:
         wrong = readers.map(lambda pair: list(_defects(*pair, classes=count, reduce_zero_label=reduce_zero_label)), pairs)
         for kinds in watched(wrong, what=split, total=len(pairs)):

@@ -18,10 +18,12 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from mae_transfer.config import Spec, check
-from mae_transfer.data.ade import IGNORED, Ade, Mapped, MapSource
+from mae_transfer.data.ade import Ade, Mapped, MapSource
+from mae_transfer.data.decode import UnreadableImage
 from mae_transfer.data.dense_shapes import ShapesMaps
 from mae_transfer.data.loader import Samples
 from mae_transfer.data.places import Places, opened, rooted
+from mae_transfer.interfaces import IGNORED
 
 MAP_SETS: Mapping[str, Callable[..., MapSource]] = {"ade": Ade, "shapes": ShapesMaps}
 
@@ -71,6 +73,14 @@ class MapViews(Samples[Mapped, Scales]):
 
     source: MapSource
     transform: Callable[[Tensor], tuple[Tensor, ...]]
+
+    def _read(self, epoch: int, image: int, unreadable: dict[int, str]) -> tuple[Mapped, int]:
+        """Return the image; for an unreadable one, which is noted, a pixel without class: another image in its place would count twice."""
+        try:
+            return self.source.read(image), image
+        except (UnreadableImage, OSError) as error:
+            unreadable[image] = str(error)
+            return Mapped(torch.zeros(3, 1, 1, dtype=torch.uint8), torch.full((1, 1), IGNORED, dtype=torch.uint8)), image
 
     def draw(self, sample: Mapped, rng: np.random.Generator) -> Scales:
         """Return the image's views; nothing is drawn at random."""
@@ -125,10 +135,17 @@ class MapDataConfig(Places):
 
 def open_maps(cfg: MapDataConfig) -> tuple[MapSource, MapSource]:
     """Return the training and the validation set; ValueError where one is empty or they have different classes."""
-    train, val = opened(MAP_SETS, cfg.train, cfg.root), opened(MAP_SETS, cfg.val, cfg.root)
+    train, val = (open_map_set(spec, cfg.root) for spec in (cfg.train, cfg.val))
     if train.classes != val.classes:
         different = sorted(set(train.classes) ^ set(val.classes))[:5]
-        raise ValueError(f"training set has {len(train.classes)} classes, validation set {len(val.classes)}; in one of them only: {different}")
-    if not len(train) or not len(val):
-        raise ValueError(f"{len(train)} training and {len(val)} validation images: both are needed")
+        how = f"in one of them only: {different}" if different else "the same names in another order"
+        raise ValueError(f"training set has {len(train.classes)} classes, validation set {len(val.classes)}; {how}")
     return train, val
+
+
+def open_map_set(spec: Spec, root: str | None) -> MapSource:
+    """Return one set, whose folder is `root` where it needs one and names none; ValueError where it is empty."""
+    source = opened(MAP_SETS, spec, root)
+    if not len(source):
+        raise ValueError(f"the data set {spec.name!r} is empty: {spec.options}")
+    return source

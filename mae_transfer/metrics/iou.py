@@ -12,7 +12,7 @@ import torch
 import torch.distributed as td
 from torch import Tensor
 
-IGNORED = 255
+from mae_transfer.interfaces import IGNORED
 
 
 def confusion(predicted: Tensor, truth: Tensor, *, classes: int, ignored: int = IGNORED) -> Tensor:

@@ -74,20 +74,44 @@ def test_class_names_of_the_official_archive(tmp_path: Path) -> None:
         "Idx\tRatio\tTrain\tVal\tName\n1\t0.1576\t11664\t1172\twall\n2\t0.1072\t6046\t612\tbuilding, edifice\n"
     )
     assert class_names(tmp_path) == ("wall", "building, edifice")
-    assert class_names(tmp_path, ["other"]) == ("other",)
+    assert class_names(tmp_path, ["this", "that"]) == ("this", "that")
 
 
 def test_what_is_missing_is_named(root: Path) -> None:
     with pytest.raises(ValueError, match=r"no folder .*images/validation.*data.root"):
         Ade(root=str(root), split="validation")
     (root / "annotations" / "training" / "a.png").unlink()
-    with pytest.raises(ValueError, match=r"1 images have no map in .*, a for instance"):
+    with pytest.raises(ValueError, match=r"annotations/training: 1 images have no map, a for instance"):
         Ade(root=str(root))
     (root / "classes.txt").unlink()
     with pytest.raises(ValueError, match=r"no class list: set `classes`"):
         Ade(root=str(root))
-    with pytest.raises(ValueError, match="256 classes"):
-        class_names(root, [str(k) for k in range(256)])
+    for count in (0, 1, 256):
+        with pytest.raises(ValueError, match=f"{count} classes"):
+            class_names(root, [str(k) for k in range(count)])
+    with pytest.raises(ValueError, match=r"same name: \['a'\]"):
+        class_names(root, ["a", "b", "a"])
+
+
+def test_a_map_is_found_whatever_the_case_of_its_suffix(root: Path) -> None:
+    maps = root / "annotations" / "training"
+    (maps / "a.png").rename(maps / "a.PNG")
+    assert Ade(root=str(root)).read(0).labels.tolist() == [[1, 2, 255], [255, 0, 1]]
+
+
+@pytest.mark.parametrize("twin", ["images/training/b.png", "annotations/training/b.PNG"])
+def test_two_files_of_one_name_are_no_pair_by_chance(root: Path, twin: str) -> None:
+    """Which of them the folder listed last used to win, on this machine."""
+    Image.fromarray(VALUES).save(root / twin)
+    with pytest.raises(ValueError, match=r"1 names stand for several files, b\..*, b\..* for instance"):
+        Ade(root=str(root))
+
+
+@pytest.mark.parametrize("first", [0, -1])
+def test_no_image_at_all_cannot_be_asked_for(root: Path, first: int) -> None:
+    assert len(Ade(root=str(root), first=1)) == 1
+    with pytest.raises(ValueError, match=f"first={first}"):
+        Ade(root=str(root), first=first)
 
 
 def test_what_is_wrong_with_a_pair_is_named_when_it_is_read(root: Path) -> None:
@@ -130,6 +154,7 @@ def test_every_defect_is_found_at_once(root: Path) -> None:
     Image.fromarray(VALUES.T.copy()).save(maps / "size.png")
     (maps / "torn.png").write_bytes((maps / "torn.png").read_bytes()[:40])
     (images / "unread.jpg").write_bytes(b"no image")
+    Image.new("RGB", VALUES.shape[::-1]).save(images / "b.png")
     assert {defect.kind: (defect.number, defect.examples) for defect in check_ade(str(root))} == {
         "image without a map": (1, ("lone.jpg",)),
         "map without an image": (1, ("other.png",)),
@@ -139,6 +164,7 @@ def test_every_defect_is_found_at_once(root: Path) -> None:
         "map of another size than its image": (1, ("size.png (2 x 3, image 3 x 2)",)),
         "unreadable map": (1, ("torn.png",)),
         "unreadable image": (1, ("unread.jpg",)),
+        "files that differ in their suffix alone": (1, ("b.jpg, b.png",)),
     }
 
 
