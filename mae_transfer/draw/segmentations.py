@@ -16,10 +16,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
-IGNORED = 255
+from mae_transfer.interfaces import IGNORED
+
 MIX = 0.6  # of a class's colour over the image
 GOLDEN = 0.618034  # of the hue circle between two classes: neighbours in the list differ most
 MOST_NAMES = 24  # in a legend, by their pixels
+LONGEST = 20  # characters of a name there
 
 
 class Picture(NamedTuple):
@@ -47,13 +49,19 @@ def painted(image: np.ndarray, labels: np.ndarray, colours: np.ndarray) -> np.nd
     return np.where((known == len(colours))[..., None], 0.0, mixed)
 
 
+def short(name: str) -> str:
+    """Return a class's name as a legend has room for it: the first of ADE20K's synonyms ("car, auto, automobile, machine"), cut if need be."""
+    first = name.partition(",")[0]
+    return first if len(first) <= LONGEST else first[: LONGEST - 1] + "…"
+
+
 def save_picture(path: Path, shown: Picture, classes: Sequence[str]) -> None:
     """Write a PNG of an image, its truth and its prediction side by side; the legend names the classes with the most pixels in either."""
     image = shown.image.permute(1, 2, 0).numpy()
     maps = [labels.numpy() for labels in (shown.truth, shown.predicted)]
     colours = palette(len(classes))
     height, width = maps[0].shape
-    figure = Figure(figsize=(12, 4 * height / width + 1.0), layout="constrained")
+    figure = Figure(figsize=(12, 4 * height / width + 1.2), layout="constrained")
     panels = figure.subplots(1, 3)
     for axes, drawn, title in zip(
         panels, (image, *(painted(image, labels, colours) for labels in maps)), (shown.name, "truth", "prediction"), strict=True
@@ -63,7 +71,7 @@ def save_picture(path: Path, shown: Picture, classes: Sequence[str]) -> None:
         axes.set_axis_off()
     pixels = sum(np.bincount(labels[labels != IGNORED].ravel(), minlength=len(classes)) for labels in maps)
     present = [int(k) for k in np.argsort(-np.asarray(pixels), kind="stable")[:MOST_NAMES] if np.asarray(pixels)[k]]
-    patches = [Patch(color=tuple(colours[k]), label=classes[k]) for k in present]
-    figure.legend(handles=patches, loc="outside lower center", ncols=8, fontsize=8, frameon=False)
+    patches = [Patch(color=tuple(colours[k]), label=short(classes[k])) for k in present]
+    figure.legend(handles=patches, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
