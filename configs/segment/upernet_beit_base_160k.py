@@ -2,7 +2,8 @@
 
 Command:   python tools/seg_train.py configs/segment/upernet_beit_base_160k.py --backbone beit:beit_base_patch16_224_pt22k.pth --work-dir runs/seg_beit --set data.root=/data/ADEChallengeData2016
 Cost:      160,000 iterations of 16 crops of 512 px, as configs/segment/upernet_vit_base_160k.py.
-Published: 47.1 mIoU (MAE, table 5, pretrained on ImageNet-1K). Weights that were fine-tuned on ImageNet in between: lr 3e-5, layer_decay 0.9 (BEiT).
+Published: 47.1 mIoU for a BEiT pretrained on ImageNet-1K (MAE, table 5); the command's weights are of ImageNet-22K, for which no number without fine-tuning
+           in between is known here. Weights that were fine-tuned on ImageNet: lr 3e-5, layer_decay 0.9 (BEiT).
 """
 
 _base_ = "upernet_vit_base_160k.py"

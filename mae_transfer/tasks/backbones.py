@@ -65,12 +65,14 @@ def open_backbone(cfg: BackboneConfig, changes: Mapping[str, Any], *, statistics
 
 
 def backbone_of(cfg: BackboneConfig, schema: type[Schema], checkpoint_file: str) -> BackboneConfig:
-    """Return the config's backbone, or, where it names none, that of the run whose work dir the training state lies in.
+    """Return the config's backbone, or, where it has no reference, that of the run whose work dir the training state lies in.
+
+    A config's own encoder gives way: a run that was started from it with --backbone has its provenance from there.
 
     schema: of the run's config, which has a field `backbone`.
     """
     root = run_of(checkpoint_file)
-    if cfg.reference is not None or cfg.encoder is not None or root is None:
+    if cfg.reference is not None or root is None:
         return cfg
     found: BackboneConfig = load(WorkDir(root).config, schema).backbone  # type: ignore[attr-defined]
     return found

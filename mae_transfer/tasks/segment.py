@@ -5,23 +5,24 @@ Legend: B batch, S pixels per side of a crop, C classes, H x W pixels of an imag
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 from torch import Tensor, nn
 
 from mae_transfer import checkpoints, results
 from mae_transfer.adapters.mmseg import Segmenter, accuracy
 from mae_transfer.adapters.mmseg_transforms import Rescale, TrainingCrop
 from mae_transfer.checkpoints.files import load_strict
-from mae_transfer.config import Spec, build, check
+from mae_transfer.config import Spec, build, check, load
 from mae_transfer.core.normalize import normalize
-from mae_transfer.data import MapBatch, MapCrops, MapDataConfig, MapSource, MapViews, Order, Scales, Share, batches, open_maps
+from mae_transfer.data import MapBatch, MapCrops, MapDataConfig, MapSource, MapViews, Order, Scales, Share, batches, open_map_set, open_maps
 from mae_transfer.data.maps import inside
 from mae_transfer.draw.segmentations import Picture, save_picture
 from mae_transfer.engine import checkpoint
@@ -79,6 +80,13 @@ class SegmentConfig(TrainConfig):
     def _protocol_exists(cls, protocol: Spec) -> Spec:
         return check(PROTOCOLS, protocol)
 
+    @model_validator(mode="after")
+    def _windows_cover_the_image(self) -> Self:
+        stride = self.inference.stride
+        if self.inference.mode == "slide" and stride is not None and stride > self.data.size:
+            raise ValueError(f"inference.stride={stride}, data.size={self.data.size}: windows further apart than their side leave pixels unseen")
+        return self
+
     def method(self) -> SegmentProtocol:
         """Return the protocol."""
         return build(PROTOCOLS, self.protocol)
@@ -118,17 +126,20 @@ def evaluate_checkpoint(cfg: SegmentConfig, reference: str, work_dir: Path | Non
     """Evaluate a training state of this config (step_*.pt) on the validation set.
 
     The numbers are printed; where there is a work_dir they are appended to its results.jsonl. Pictures are drawn there, or in the
-    run that the state is of, whose backbone serves where the config names none.
+    run that the state is of, whose backbone serves where no reference is given.
+
+    Raises:
+        ValueError: the state does not fit the config's model, or its run trained another one of the same shapes.
     """
+    as_trained(cfg, reference)
     with session(cfg.run.device) as dist:
-        parts, start = open_parts(cfg, backbone_of(cfg.backbone, SegmentConfig, reference)), time.perf_counter()
+        parts, start = open_parts(cfg, backbone_of(cfg.backbone, SegmentConfig, reference), train=False), time.perf_counter()
         model = parts.protocol.model(parts.chosen.model, len(parts.val.classes))
         payload = checkpoint.load(Path(reference))
         load_strict(model, payload.get("ema", payload["model"]), where=reference)
         model.to(dist.device).eval()
         with torch.no_grad():
-            metric = measure(cfg, parts, dist, model)
-            figures = metric.compute(per_class=True)
+            figures = measure(cfg, parts, dist, model)
         about = evaluation_facts(cfg, dist, model, work_dir, images=len(parts.val), seconds=time.perf_counter() - start)
         chosen = parts.chosen._replace(sha256=checkpoints.sha256(Path(reference)))
         written = numbers(cfg, chosen, model, figures, about, backward=False)
@@ -141,17 +152,34 @@ def evaluate_checkpoint(cfg: SegmentConfig, reference: str, work_dir: Path | Non
         return written
 
 
-def open_parts(cfg: SegmentConfig, backbone: BackboneConfig) -> Parts:
-    """Open data and backbone; ValueError where they do not fit the protocol."""
+def as_trained(cfg: SegmentConfig, reference: str) -> None:
+    """Raise ValueError where the run that a training state lies in had another model: what changes no shape would pass unseen, taps for instance."""
+    root = run_of(reference)
+    if root is None:
+        return
+    own = WorkDir(root).config
+    different = [line for line in load(own, SegmentConfig).differences(cfg) if line.startswith(("protocol.", "mean:", "std:"))]
+    if different:
+        raise ValueError(f"{root} trained another model than this config's; give its own config, {own}:\n  " + "\n  ".join(different))
+
+
+def open_parts(cfg: SegmentConfig, backbone: BackboneConfig, *, train: bool = True) -> Parts:
+    """Open data and backbone; ValueError where they do not fit the protocol.
+
+    train: whether the training set is opened; an evaluation does without.
+    """
     protocol = cfg.method()
     chosen = open_backbone(backbone, {"image_size": cfg.data.size, **protocol.changes()}, statistics=cfg.statistics, seed=cfg.seed)
-    return Parts(protocol, *open_maps(cfg.data), chosen)
+    if cfg.inference.mode == "whole" and any(getattr(module, "strict_img_size", False) for module in chosen.model.modules()):  # timm's ViT, Swin
+        raise ValueError(f"{chosen.name} takes images of {cfg.data.size} x {cfg.data.size} pixels only: inference.mode='slide'")
+    sets = open_maps(cfg.data) if train else (open_map_set(cfg.data.val, cfg.data.root),) * 2
+    return Parts(protocol, *sets, chosen)
 
 
 def build_state(cfg: SegmentConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) -> TrainState:
     """Return model and optimizer before the first step."""
     micro, synchronised = cfg.batch // (dist.world * loop.accumulate), dist.world > 1 and dist.device.type == "cuda"
-    if micro == 1 and not synchronised:
+    if micro < parts.protocol.least and not synchronised:
         raise ValueError("one crop per device and forward pass, but the heads' batch norms need two: raise run.device_batch, or batch")
     model = parts.protocol.model(parts.chosen.model, len(parts.train.classes))
     dressed = assemble(model, dist=dist, compile=cfg.run.compile, checkpoint_activations=cfg.run.checkpoint_activations, sync_bn=synchronised)
@@ -188,17 +216,20 @@ def make_step(cfg: SegmentConfig, loop: LoopConfig) -> StepFn:
 
 def evaluate(cfg: SegmentConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int) -> dict[str, float]:
     """Return mIoU, mAcc and aAcc of the validation set in [0, 1]; the classes' figures are kept with the run's state."""
-    figures = measure(cfg, parts, state.dist, model).compute(per_class=True)
+    figures = measure(cfg, parts, state.dist, model)
     state.extra["classes"] = figures
     return {name: figures[name] for name in NUMBERS}
 
 
-def measure(cfg: SegmentConfig, parts: Parts, dist: Dist, model: nn.Module) -> IouMetric:
-    """Return the counts of this rank's part of the validation set."""
+def measure(cfg: SegmentConfig, parts: Parts, dist: Dist, model: nn.Module) -> dict[str, float]:
+    """Return the figures of the validation set, per class too, over all ranks; ValueError where no pixel of it has a class."""
     metric = IouMetric(parts.val.classes, device=dist.device)
     for batch in views(cfg, parts, dist):
         metric.update(predict(cfg, bare(model), batch), batch.labels)
-    return metric
+    figures = metric.compute(per_class=True)
+    if math.isnan(figures["mIoU"]):
+        raise ValueError("no pixel of the validation set has a class: its maps are void everywhere (tools/prepare_data.py check names them)")
+    return figures
 
 
 def views(cfg: SegmentConfig, parts: Parts, dist: Dist) -> Iterator[Scales]:

@@ -24,7 +24,7 @@ class InferenceConfig(Schema):
     mode: Literal["slide", "whole"] = "slide"
     """Windows of `data.size` pixels whose logits are averaged where they overlap, or the whole image at once."""
     stride: PositiveInt | None = None
-    """Pixels from window to window (two thirds of the window in BEiT: 341 of 512); None: that."""
+    """Pixels from window to window, at most a window's side (two thirds of it in BEiT: 341 of 512); None: that."""
     scales: tuple[PositiveFloat, ...] = (1.0,)
     """Factors of `data.scale`, a view of the image each; several: the classes' probabilities are averaged (--multi-scale: 0.5 to 1.75)."""
     flip: bool = False
@@ -32,11 +32,14 @@ class InferenceConfig(Schema):
 
 
 class Windows(NamedTuple):
-    """How to look at an image."""
+    """How to look at an image.
+
+    A window is `size` x `size` even where the image is smaller: padded with zeros, as training crops are, it has the grid that the model learned.
+    """
 
     size: int | None  # pixels per side of a window; None: the whole image
     stride: int
-    divisor: int  # of the sides that the model takes; windows are padded to it, right and below, with zeros
+    divisor: int  # of the sides that a whole image is padded to, right and below, with zeros
     batch: int  # windows per forward pass
 
 
@@ -67,7 +70,7 @@ def logits(model: nn.Module, image: Tensor, how: Windows) -> Tensor:
     count = image.new_zeros(1, 1, height, width)
     for first in range(0, len(places), how.batch):
         some = places[first : first + how.batch]
-        found = window_logits(model, torch.cat([image[:, :, y : y + side[0], x : x + side[1]] for y, x in some]), how.divisor)
+        found = window_logits(model, torch.cat([image[:, :, y : y + side[0], x : x + side[1]] for y, x in some]), how)
         if total is None:
             total = found.new_zeros(1, found.shape[1], height, width)
         for (y, x), window in zip(some, found, strict=True):
@@ -83,12 +86,13 @@ def starts(length: int, window: int, stride: int) -> list[int]:
     return [min(i * stride, length - window) for i in range(count)]
 
 
-def window_logits(model: nn.Module, windows: Tensor, divisor: int) -> Tensor:
+def window_logits(model: nn.Module, windows: Tensor, how: Windows) -> Tensor:
     """Return the logits (W, C, h, w) of windows (W, 3, h, w), at their size."""
     h, w = windows.shape[2:]
-    padded = F.pad(windows, (0, -w % divisor, 0, -h % divisor))
+    height, width = (how.size, how.size) if how.size else (h + -h % how.divisor, w + -w % how.divisor)
+    padded = F.pad(windows, (0, width - w, 0, height - h))
     found: Tensor = model(padded)[0]
-    return resized(found, (padded.shape[2], padded.shape[3]))[:, :, :h, :w]
+    return resized(found, (height, width))[:, :, :h, :w]
 
 
 def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -23,6 +23,11 @@ class SegmentProtocol(Protocol):
         """What a table calls it: "upernet", "linear"."""
         ...
 
+    @property
+    def least(self) -> int:
+        """Crops per forward pass that its batch norms train on at least."""
+        ...
+
     def changes(self) -> dict[str, Any]:
         """Return the fields of the backbone's architecture that it sets."""
         ...
@@ -70,6 +75,11 @@ class UperNet:
     def title(self) -> str:
         return "upernet"
 
+    @property
+    def least(self) -> int:
+        """Return two: the pyramid pooling's first map is one pixel."""
+        return 2
+
     def changes(self) -> dict[str, Any]:
         """Return what differs from the backbone as it was pretrained; None stands for no difference."""
         wanted = {name: getattr(self, name) for name in ("relative_positions", "positions", "layer_scale", "class_token")}
@@ -100,6 +110,10 @@ class Linear:
     @property
     def title(self) -> str:
         return "linear"
+
+    @property
+    def least(self) -> int:
+        return 1
 
     def changes(self) -> dict[str, Any]:
         return {"final_norm": False}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from pretrain_runs import ROOT, Values, assert_equal, log, payload
 
 from mae_transfer import checkpoints, results
@@ -173,6 +175,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_samples(base: Val
         ({"protocol": {"name": "linear"}}, "trunk is frozen"),
         ({"protocol": {"name": "upernet", "taps": (1, 2, 3, 9)}}, "name maps 0..3"),
         ({"backbone": {}}, "no backbone"),
+        ({"inference": {"stride": 33}}, "leave pixels unseen"),
+        (
+            {"backbone": {"reference": "random:vit_tiny_patch16_224"}, "protocol": {"name": "upernet"}, "inference": {"mode": "whole"}},
+            "takes images of 32 x 32 pixels only",
+        ),
         ({"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}, "--set 'mean="),
     ],
 )
@@ -182,11 +189,54 @@ def test_what_does_not_fit_together_is_said_before_training_starts(base: Values,
 
 
 def test_classes_of_training_and_validation_must_be_the_same(base: Values, tmp_path: Path) -> None:
-    other = {"name": "shapes", "length": 2}
-    with pytest.raises(ValueError, match="one of them only"):
-        segment.run(
-            config(base, data={**base["data"], "val": {"name": "ade", "split": "validation", "classes": ("a",)}, "train": other}), tmp_path / "r"
-        )
+    val = {"name": "ade", "split": "validation", "classes": ("a", "b")}
+    for train, message in (({"name": "shapes", "length": 2}, "one of them only"), ({**val, "classes": ("b", "a")}, "in another order")):
+        with pytest.raises(ValueError, match=message):
+            segment.run(config(base, data={**base["data"], "val": val, "train": train}), tmp_path / "r")
+
+
+def test_a_checkpoint_keeps_the_provenance_and_the_protocol_of_its_run(base: Values, tmp_path: Path) -> None:
+    """A config with an encoder of its own, as configs/segment/camvid.py, was trained with --backbone: it is no run from random weights."""
+    segment.run(config(base, run=RUN | {"pictures": 0}), tmp_path / "run")
+    reference = str(tmp_path / "run" / "checkpoints" / "step_00000006.pt")
+    again = segment.evaluate_checkpoint(config(base, backbone={"encoder": ENCODER}, run=RUN | {"pictures": 0}), reference, None)
+    assert again[0].pretrain == "MAE for a test"
+    for changes, message in (({"protocol": {**base["protocol"], "taps": (0, 1, 2, 3)}}, "protocol.taps"), ({"mean": (0.5, 0.5, 0.5)}, "mean: ")):
+        with pytest.raises(ValueError, match=message):
+            segment.evaluate_checkpoint(config(base, **changes), reference, None)
+
+
+def test_a_validation_set_without_a_labelled_pixel_is_an_error(base: Values, tmp_path: Path) -> None:
+    for path in (tmp_path / "scenes" / "annotations" / "validation").iterdir():
+        Image.new("L", (40, 40)).save(path)
+    with pytest.raises(ValueError, match="no pixel of the validation set has a class"):
+        segment.run(config(base, epochs=1.0), tmp_path / "run")
+
+
+def test_an_unreadable_validation_image_is_left_out_of_the_numbers_and_no_other_counts_twice(base: Values, tmp_path: Path) -> None:
+    cfg = config(base, epochs=1.0, data={**base["data"], "on_error": "skip"})
+    segment.run(cfg, tmp_path / "run")
+    reference = str(tmp_path / "run" / "checkpoints" / "step_00000002.pt")
+    for folder, suffix in (("images", "jpg"), ("annotations", "png")):
+        (tmp_path / "scenes" / folder / "validation" / f"000000000002.{suffix}").rename(tmp_path / f"2.{suffix}")
+    without = segment.evaluate_checkpoint(cfg, reference, tmp_path / "without")
+    for folder, suffix in (("images", "jpg"), ("annotations", "png")):
+        (tmp_path / "scenes" / folder / "validation" / f"000000000002.{suffix}").write_bytes(b"torn")
+    torn = segment.evaluate_checkpoint(cfg, reference, tmp_path / "torn")
+    assert [r.value for r in torn] == [r.value for r in without]
+
+
+def test_an_evaluation_needs_no_training_set(base: Values, tmp_path: Path) -> None:
+    cfg = config(base, epochs=1.0)
+    written = segment.run(cfg, tmp_path / "run")
+    shutil.rmtree(tmp_path / "scenes" / "images" / "training")
+    again = segment.evaluate_checkpoint(cfg, str(tmp_path / "run" / "checkpoints" / "step_00000002.pt"), None)
+    assert [r.value for r in again] == [r.value for r in written]
+
+
+def test_a_linear_head_trains_on_one_crop_at_a_time(base: Values, tmp_path: Path) -> None:
+    run = RUN | {"device_batch": 1, "pictures": 0}
+    assert len(segment.run(config(base, epochs=0.5, protocol={"name": "linear"}, optim={"lr": 1e-2}, schedule={}, run=run), tmp_path / "run")) == 3
 
 
 def test_two_ranks_train_and_count_every_image_once(tmp_path: Path) -> None:

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from mae_transfer import checkpoints
 from mae_transfer.adapters import AdaptedBackbone, TapFPN, maps_of
-from mae_transfer.adapters.mmseg import IGNORED, Segmenter, accuracy, quiet
+from mae_transfer.adapters.mmseg import Segmenter, accuracy, quiet
 from mae_transfer.adapters.mmseg_transforms import Rescale, TrainingCrop
 from mae_transfer.data import Key
 from mae_transfer.data.ade import Mapped
 from mae_transfer.data.dense_shapes import ShapesMaps
 from mae_transfer.data.maps import MapCrops, MapDataConfig, inside
 from mae_transfer.engine.optim import OptimConfig
+from mae_transfer.interfaces import IGNORED
 from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.seeding import seeded
 from mae_transfer.tasks.segment_inference import Windows, logits, starts
@@ -183,9 +184,27 @@ class Sums(nn.Module):
         return (nn.functional.avg_pool2d(images[:, :1], 8),)
 
 
-def test_an_image_smaller_than_the_window_is_padded_to_what_the_model_takes() -> None:
-    assert logits(Sums(), torch.ones(1, 3, 30, 21), Windows(64, 40, 8, 4)).shape == (1, 1, 30, 21)
-    assert logits(Sums(), torch.ones(1, 3, 90, 21), Windows(None, 40, 8, 4)).shape == (1, 1, 90, 21)
+def test_what_the_model_is_shown_is_a_whole_window_or_a_whole_image_with_a_margin() -> None:
+    model, shown = Sums(), []
+    model.register_forward_pre_hook(lambda module, given: shown.append(tuple(given[0].shape[2:])))
+    assert logits(model, torch.ones(1, 3, 30, 21), Windows(64, 40, 8, 4)).shape == (1, 1, 30, 21)
+    assert logits(model, torch.ones(1, 3, 90, 21), Windows(64, 40, 8, 4)).shape == (1, 1, 90, 21)
+    assert logits(model, torch.ones(1, 3, 90, 21), Windows(None, 40, 8, 4)).shape == (1, 1, 90, 21)
+    assert shown == [(64, 64), (64, 64), (96, 24)]
+
+
+@pytest.mark.parametrize("reference", ["random:swin_tiny_patch4_window7_224", "random:vit_tiny_patch16_224"])
+def test_an_encoder_of_one_size_segments_images_smaller_than_the_window(reference: str) -> None:
+    encoder = checkpoints.load(reference, changes={"image_size": 64, **UperNet(drop_path=0.0).changes()}).backbone
+    model = UperNet(channels=8).model(encoder, CLASSES).eval()
+    assert logits(model, torch.randn(1, 3, 20, 90), Windows(64, 40, model.pyramid.size_divisor, 4)).shape == (1, CLASSES, 20, 90)
+
+
+def test_windows_of_patches_of_fourteen_pixels_have_the_grid_of_training() -> None:
+    model, shown = UperNet(channels=8).model(vit(patch=14, image_size=42), CLASSES).eval(), []
+    model.encoder.register_forward_pre_hook(lambda module, given: shown.append(tuple(given[0].shape[2:])))
+    logits(model, torch.randn(1, 3, 42, 60), Windows(42, 28, model.pyramid.size_divisor, 4))
+    assert shown == [(42, 42)]
 
 
 def test_windows_of_constant_images_average_to_the_constant() -> None:
