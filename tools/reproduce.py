@@ -18,8 +18,8 @@ from rich.console import Console
 
 from mae_transfer import cli
 from mae_transfer.suite import view
-from mae_transfer.suite.outcome import publish
 from mae_transfer.suite.plan import open_plan, select
+from mae_transfer.suite.report import publish
 from mae_transfer.suite.run import Machine, Runner
 from mae_transfer.suite.slurm import Cluster, submit
 from mae_transfer.suite.work import Work
@@ -58,7 +58,9 @@ def reproduce(args: argparse.Namespace) -> None:
         view.show_plan(work, console)
     elif args.launcher == "slurm":
         cluster = Cluster.parse(nodes=args.nodes, gpus_per_node=args.gpus_per_node, options=args.slurm)
-        if not submit(work, cluster, force=args.force, say=console.print):  # everything is done
+        if submit(work, cluster, force=args.force, say=console.print):
+            console.print("When they have ended, the same command submits what is missing and writes tables and report.html.")
+        else:
             publish(cfg, work, console)
     else:
         devices = tuple(filter(None, args.devices.split(",")))

@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, StrictUndefined
+from rich.console import Console
 
 from mae_transfer.results import Result
-from mae_transfer.suite import figures, pictures, tables
+from mae_transfer.suite import figures, pictures, records, tables
+from mae_transfer.suite.formats import terminal
 from mae_transfer.suite.layouts import LAYOUTS
 from mae_transfer.suite.plan import slug
 from mae_transfer.suite.records import Note, Record, read_note, write_whole
+from mae_transfer.suite.schema import SuiteConfig
 from mae_transfer.suite.tables import Cells, Line
+from mae_transfer.suite.work import Work
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 PAPER = "This suite ran at the paper's scale."
@@ -53,6 +57,21 @@ class Sheet(NamedTuple):
     def compared(self) -> bool:
         """Whether any line has a published number."""
         return any(row.line.published for row in self.rows)
+
+
+def publish(cfg: SuiteConfig, work: Work, console: Console) -> None:
+    """Print the suite's tables and write its report; nothing where there are no results yet."""
+    if not any(work.root.rglob("results.jsonl")):
+        return
+    found, damaged = records.load([work.root])
+    found, wrong = tables.usable(found)
+    for defect in [*damaged, *wrong]:
+        console.print(defect, markup=False, highlight=False)
+    paper = any(record.result.scale == "paper" for record in found)
+    print(terminal(tables.sheets(cfg.tables, found, published=paper)))
+    path = work.root / "report.html"
+    write(path, cfg.title, cfg.tables, found, [*damaged, *wrong], work.root)
+    console.print(f"{path}: the tables with where every number comes from", markup=False, highlight=False)
 
 
 def write(path: Path, title: str, names: Sequence[str], found: Sequence[Record], defects: Sequence[str], root: Path) -> None:

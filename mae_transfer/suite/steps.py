@@ -1,4 +1,4 @@
-"""The life of one run, wherever it is carried out: may it start, what starts it, how did it end."""
+"""The life of one run, wherever it is carried out: may it start, what starts it, how did it end, and what it owes the tables where it ended badly."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import re
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
-from mae_transfer.suite.holes import record_hole
+from mae_transfer import results
 from mae_transfer.suite.job import LOG
 from mae_transfer.suite.plan import Node
 from mae_transfer.suite.records import Note, State, read_note, write_note
@@ -95,3 +96,48 @@ def last_words(log: Path) -> str:
     lines = [line for line in lines if line and not line.startswith("(MAE_TRANSFER_TRACEBACK")]
     named = [line for line in lines if re.match(r"[\w.]*(Error|Loss|Exception): ", line)]  # torchrun's own ChildFailedError has nothing behind it
     return (named or lines or [""])[-1][:300]
+
+
+def record_hole(node: Node, work: Work, state: Literal["failed", "skipped"], reason: str) -> None:
+    """Append a Result without the number that a run owes to the tables, so that they show the hole with its reason; not every run owes one."""
+    if node.tool.metric is None or node.role == "point":
+        return
+    try:
+        cfg: Any = node.load(node.changes)
+        pretrain, backbone = origin(node, work)
+    except ValueError:  # a config that was spoilt since the suite began: its place in the tables is not known any more
+        return
+    hole = results.Result(
+        run=node.name, task="classify" if cfg.task == "knn" else cfg.task, protocol=protocol(cfg), dataset=cfg.data.name, split="val",
+        metric=node.tool.metric, value=None, unit="%", higher_is_better=True, seed=node.seed, backbone=backbone, pretrain=pretrain, params=0,
+        epochs=getattr(cfg, "epochs", 0.0), steps=0, images_seen=0, global_batch=getattr(cfg, "batch", cfg.run.evaluation_batch), world_size=0,
+        precision=cfg.precision, wall_s=0.0, images_per_s=0.0, device="none", engine="mae_transfer", scale=cfg.scale, config_digest="",
+        status=state, reason=reason,
+    )  # fmt: skip
+    results.append(work.folder(node.name) / "results.jsonl", [hole])
+
+
+def protocol(cfg: Any) -> str:
+    """Return what the run's own results would call its protocol."""
+    if cfg.task == "knn":
+        return f"knn-{cfg.ks[0]}"
+    if hasattr(cfg, "title"):
+        return str(cfg.title())
+    return cfg.protocol if isinstance(cfg.protocol, str) else str(cfg.method().title)
+
+
+def origin(node: Node, work: Work) -> tuple[str, str]:
+    """Return the names of pretraining and backbone as far as they are known before the backbone is opened."""
+    sources = [work.plan[need] for need in node.needs if work.plan[need].role == "pretrain"]
+    if sources:
+        pretraining: Any = sources[0].load(sources[0].changes)
+        return pretraining.method(), encoder_name(pretraining.model.encoder)
+    cfg: Any = node.load(node.changes)
+    if cfg.backbone.reference:
+        return cfg.backbone.reference.partition(":")[0], "unknown"
+    return "none", encoder_name(cfg.backbone.encoder) if cfg.backbone.encoder else "unknown"
+
+
+def encoder_name(encoder: Any) -> str:
+    """Return what results call an encoder."""
+    return f"{encoder.size or f'vit-{encoder.dim}x{encoder.depth}'}/{encoder.patch}"

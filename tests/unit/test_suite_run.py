@@ -16,10 +16,9 @@ import pytest
 from mae_transfer import results
 from mae_transfer.results import Result
 from mae_transfer.suite import job, records, tables
-from mae_transfer.suite.holes import record_hole
 from mae_transfer.suite.plan import open_plan
 from mae_transfer.suite.run import Machine, Runner
-from mae_transfer.suite.steps import last_words
+from mae_transfer.suite.steps import last_words, record_hole
 from mae_transfer.suite.work import Work
 from tests.unit.test_tables import result
 
