@@ -1,4 +1,4 @@
-"""Measure this project beside its peers, on this machine: training steps, the input (`data`) and the evaluation of detections (`coco`)."""
+"""Measure this project beside its peers, on this machine: steps, the input (`data`), windows (`slide`), the metric of detections (`coco`)."""
 
 from __future__ import annotations
 
@@ -26,16 +26,20 @@ class Benchmark(NamedTuple):
     run: Callable[[argparse.Namespace], Records]
 
 
-def step_arguments(parser: argparse.ArgumentParser) -> None:
+def work_arguments(parser: argparse.ArgumentParser, *, image: int = Work.image, batch: int = Work.batch, of: str = "images per step") -> None:
     parser.add_argument("--size", default=Work.size, choices=SIZES)
     parser.add_argument("--patch", type=int, default=Work.patch, help="pixels per side of a patch")
-    parser.add_argument("--image", type=int, default=Work.image, help="pixels per side of an image")
-    parser.add_argument("--batch", type=int, default=Work.batch, help="images per step")
+    parser.add_argument("--image", type=int, default=image, help="pixels per side of an image")
+    parser.add_argument("--batch", type=int, default=batch, help=of)
     parser.add_argument("--dtype", default=Work.dtype, choices=("float32", "bfloat16"), help="bfloat16: autocast over float32 parameters")
-    parser.add_argument("--modes", nargs="+", default=["eager"], choices=("eager", "compiled"), help="each contestant runs in each of them")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant")
-    parser.add_argument("--steps", type=int, default=2, help="training steps per turn; 20 and more on a GPU")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="auto: cuda, then mps, then cpu")
+
+
+def step_arguments(parser: argparse.ArgumentParser) -> None:
+    work_arguments(parser)
+    parser.add_argument("--modes", nargs="+", default=["eager"], choices=("eager", "compiled"), help="each contestant runs in each of them")
+    parser.add_argument("--steps", type=int, default=2, help="training steps per turn; 20 and more on a GPU")
 
 
 def pretrain_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,9 +47,12 @@ def pretrain_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mask-ratio", type=float, default=Work.mask_ratio, help="share of hidden patches")
 
 
+def work_of(args: argparse.Namespace) -> Work:
+    return Work(args.size, args.patch, args.image, args.batch, vars(args).get("mask_ratio", 0.0), args.dtype, str(pick_device(args.device)))
+
+
 def run_step(run: Callable[..., Records], args: argparse.Namespace) -> Records:
-    work = Work(args.size, args.patch, args.image, args.batch, vars(args).get("mask_ratio", 0.0), args.dtype, str(pick_device(args.device)))
-    return run(work, modes=args.modes, rounds=args.rounds, steps=args.steps)
+    return run(work_of(args), modes=args.modes, rounds=args.rounds, steps=args.steps)
 
 
 def data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +70,9 @@ BENCHMARKS = {
     "targets": Benchmark(pretrain_arguments, partial(run_step, targets.run)),
     "classify": Benchmark(step_arguments, partial(run_step, classify.run)),
     "segment": Benchmark(step_arguments, partial(run_step, segment.run)),
+    "slide": Benchmark(
+        partial(work_arguments, image=512, batch=8, of="windows per pass"), lambda args: segment.slide(work_of(args), rounds=args.rounds)
+    ),
     "detect": Benchmark(step_arguments, partial(run_step, detect.run)),
     "coco": Benchmark(coco_arguments, lambda args: detect.evaluators(images=args.images, rounds=args.rounds)),
     "data": Benchmark(data_arguments, lambda args: data.run(args.folder, seconds=args.seconds)),

@@ -1,11 +1,14 @@
-"""The benchmark `segment`: a training step of UperNet beside mmseg's own model, stepped as mmengine's Runner steps it.
+"""The benchmarks `segment` (a training step of UperNet beside mmseg's own model, stepped as mmengine's Runner steps it) and `slide` (inference).
 
 Legend: B batch, S pixels per side of a crop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,11 +20,13 @@ from mae_transfer.core.normalize import IMAGENET, normalize
 from mae_transfer.data import MapBatch
 from mae_transfer.data.maps import inside
 from mae_transfer.models.vit import SIZES, ViT, ViTConfig
+from mae_transfer.tasks.segment_inference import PUBLISHED_SCALES, Windows, logits
 from mae_transfer.tasks.segment_protocols import UperNet
 
 CLASSES = 150
 OURS = "mae_transfer"
 PEER = "mmseg.train_step"
+ONE_BY_ONE = "mmseg.slide_inference"
 TAPS = {12: (3, 5, 7, 11), 24: (7, 11, 15, 23), 32: (7, 15, 23, 31)}  # by depth
 
 
@@ -110,3 +115,52 @@ def run(work: Work, *, modes: Sequence[Mode], rounds: int, steps: int, contestan
     """Race the contestants and return one record per contestant and mode, ready for a table or JSON."""
     rows = race(contestants, modes, work, rounds=rounds, steps=steps)
     return [compared(row, rows, work, to=PEER, called="ratio_to_mmseg") for row in rows]
+
+
+def slide(work: Work, *, rounds: int) -> list[dict[str, Any]]:
+    """Time sliding windows in batches of `work.batch`, and one by one, beside mmseg's loop, on the same model and images, turn by turn.
+
+    The images are of 4:3, as high as a window (`work.image`) and as the largest of the published scales makes it. Logits are compared with mmseg's.
+    """
+    torch.manual_seed(0)
+    model = _Step(work).model.to(work.device).eval()
+    stride = work.image * 2 // 3
+    with quiet():
+        from mmengine.config import ConfigDict
+    model.net.test_cfg = ConfigDict(mode="slide", crop_size=(work.image, work.image), stride=(stride, stride))
+    records = []
+    for height in (work.image, round(work.image * max(PUBLISHED_SCALES))):
+        image = torch.randn(1, 3, height, height * 4 // 3, device=work.device)
+        sides = {"ori_shape": image.shape[2:], "img_shape": image.shape[2:]}
+        ways: dict[tuple[str, int], Callable[[], Tensor]] = {(ONE_BY_ONE, 1): partial(model.net.slide_inference, image, [sides])}
+        for batch in sorted({1, work.batch}):
+            ways[OURS, batch] = partial(logits, model, image, Windows(work.image, stride, 1, batch))
+        records += _timed(ways, work, rounds=rounds, image=f"{height} x {height * 4 // 3}")
+    return records
+
+
+def _timed(ways: Mapping[tuple[str, int], Callable[[], Tensor]], work: Work, *, rounds: int, image: str) -> list[dict[str, Any]]:
+    """Return a record per way (name, windows per pass) -> logits; the ratio is the median over the rounds of the first one's seconds to its own."""
+    seconds: dict[tuple[str, int], list[float]] = {way: [] for way in ways}
+    found: dict[tuple[str, int], Tensor] = {}
+    for number in range(-1, rounds):  # the first turn warms up
+        for way in list(ways) if number % 2 else list(ways)[::-1]:
+            start = time.perf_counter()
+            with torch.no_grad(), torch.autocast(torch.device(work.device).type, torch.bfloat16, enabled=work.dtype == "bfloat16"):
+                found[way] = ways[way]()
+            if torch.device(work.device).type != "cpu":
+                torch.accelerator.synchronize()
+            seconds[way] += [time.perf_counter() - start] if number >= 0 else []
+    (first, *_) = ways
+    return [
+        {
+            "name": name,
+            "image": image,
+            "windows_per_pass": batch,
+            "seconds": statistics.median(taken),
+            "seconds_rounds": taken,
+            "ratio_to_mmseg": statistics.median(theirs / mine for theirs, mine in zip(seconds[first], taken, strict=True)),
+            "largest_difference": float((found[name, batch] - found[first]).abs().max()),
+        }
+        for (name, batch), taken in seconds.items()
+    ]
