@@ -14,10 +14,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from mae_transfer import cli
 from mae_transfer.suite import view
+from mae_transfer.suite.formats import screen
 from mae_transfer.suite.plan import open_plan, select
 from mae_transfer.suite.report import publish
 from mae_transfer.suite.run import Machine, Runner
@@ -32,7 +31,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--root", action="append", default=[], metavar="NAME=PATH", help="where a data set of the suite lies; may be repeated")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and end")
     parser.add_argument("--only", action="append", default=[], metavar="TEXT", help="only runs with this in their name, and what they need")
-    parser.add_argument("--force", action="append", default=[], metavar="TEXT", help="repeat runs with this in their name, though they are done")
+    parser.add_argument("--force", action="append", default=[], metavar="TEXT", help="repeat runs with this in their name and what takes from them")
     parser.add_argument("--debug", action="store_true", help="every run as its tool's --debug: a few steps of tiny models, to try the suite itself")
     parser.add_argument("--launcher", choices=("local", "slurm"), default="local", help="this machine (default), or SLURM through submitit")
     parser.add_argument("--jobs", type=int, default=1, help="local: runs at a time (default 1)")
@@ -53,7 +52,7 @@ def reproduce(args: argparse.Namespace) -> None:
     if not all(path for _, _, path in pairs):
         raise ValueError(f"--root {args.root}: write name=path, for instance --root imagenet=/data/imagenet")
     cfg, plan = open_plan(args.suite, roots={name: path for name, _, path in pairs})
-    console, work = Console(), Work(select(plan, args.only), args.work_dir, suite=cfg.title, debug=args.debug)
+    console, work = screen(), Work(select(plan, args.only), args.work_dir, suite=cfg.title, debug=args.debug)
     if args.dry_run:
         view.show_plan(work, console)
     elif args.launcher == "slurm":

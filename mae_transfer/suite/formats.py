@@ -20,10 +20,16 @@ LATEX = {
 }  # fmt: skip
 
 
+def screen() -> Console:
+    """Return standard output as a console; into a pipe or a file no line is folded."""
+    console = Console()
+    return console if console.is_terminal else Console(width=UNLIMITED)
+
+
 def terminal(sheets: Sheets) -> str:
     """Return tables as wide as the terminal."""
-    screen, text = Console(), io.StringIO()
-    console = Console(file=text, width=screen.width if screen.is_terminal else UNLIMITED)
+    text = io.StringIO()
+    console = Console(file=text, width=screen().width)
     for title, rows in sheets.items():
         grid = Table(*rows[0], title=escape(title), title_justify="left")
         for row in rows:

@@ -61,13 +61,13 @@ class Runner:
 
     Args:
         say: takes a sentence whenever a run starts or ends.
-        force: repeat runs with one of these in their name, though they are done.
+        force: repeat runs with one of these in their name, though they are done, and what takes from them.
     """
 
     def __init__(self, work: Work, machine: Machine, *, say: Say, force: Sequence[str] = ()) -> None:
         if machine.jobs < 1:
             raise ValueError(f"{machine.jobs} runs at a time: at least one, or nothing would ever run")
-        self.work, self.machine, self.say, self.force = work, machine, say, force
+        self.work, self.machine, self.say, self.force = work, machine, say, forced(work.plan, force)
         self.states: dict[str, State] = {}
         self.running: dict[str, Running] = {}
         self.stopping = False
@@ -91,7 +91,7 @@ class Runner:
 
     def go_through(self, poll: Callable[[], None]) -> None:
         """Start what can start and take note of what ends, until nothing is left or the suite is stopped."""
-        waiting = [name for name in self.work.plan if forced(name, self.force) or not self.work.status(name).done]
+        waiting = [name for name in self.work.plan if name in self.force or not self.work.status(name).done]
         self.states = {name: "done" for name in self.work.plan if name not in waiting}
         while (waiting and not self.stopping) or self.running:
             waiting = [name for name in waiting if not self.begun(self.work.plan[name])]
@@ -118,7 +118,7 @@ class Runner:
 
     def start(self, node: Node) -> None:
         """Start a run."""
-        note, why = prepare(self.work, node, again=forced(node.name, self.force), torchrun=self.machine.torchrun)
+        note, why = prepare(self.work, node, again=node.name in self.force, torchrun=self.machine.torchrun)
         if note.state == "failed":
             self.tell(note)
             return

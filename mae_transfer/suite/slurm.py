@@ -158,18 +158,19 @@ def submit(work: Work, cluster: Cluster, *, force: Sequence[str] = (), say: Call
         raise ValueError("--launcher slurm needs submitit: pip install 'mae_transfer[slurm]'") from None
     with locked(work.root / ".lock", owner="a suite that submits its jobs"):
         jobs = Jobs(work, cluster)
-        alive, submitted = jobs.alive(force), dict[str, str]()
+        repeated = forced(work.plan, force)
+        alive, submitted = jobs.alive(repeated), dict[str, str]()
         levels = levels_of(work.plan, work.plan)
         for level in sorted(set(levels.values())):
             missing = (name for name in work.plan if levels[name] == level and name not in alive)
-            names = [name for name in missing if forced(name, force) or not work.status(name).done]
+            names = [name for name in missing if name in repeated or not work.status(name).done]
             if not names:
                 continue
             known = alive | submitted
             needs = {known[need] for name in names for need in (*work.plan[name].needs, *work.plan[name].points) if need in known}
             executor = submitit.AutoExecutor(folder=work.root / "slurm" / "%j", cluster=cluster.name, slurm_max_num_timeout=TIMEOUTS)
             executor.update_parameters(**parameters(work, cluster, after=needs))
-            each = executor.submit_array([Job(work, name, cluster, again=forced(name, force)) for name in names])
+            each = executor.submit_array([Job(work, name, cluster, again=name in repeated) for name in names])
             submitted |= {name: job.job_id for name, job in zip(names, each, strict=True)}
             jobs.remember({name: submitted[name] for name in names})
             say(f"submitted {len(names)} runs as {submitted[names[0]].partition('_')[0]}: {', '.join(names)}")
@@ -187,13 +188,13 @@ class Jobs:
         self._work, self._cluster, self._file = work, cluster, work.root / "slurm" / "jobs.json"
         self._known: dict[str, dict[str, str]] = json.loads(self._file.read_text(encoding="utf-8")) if self._file.is_file() else {}
 
-    def alive(self, force: Sequence[str]) -> dict[str, str]:
+    def alive(self, repeated: frozenset[str]) -> dict[str, str]:
         """Return the runs of the plan that wait or run in a job; ValueError where that job would do something else than the plan says."""
         listed = queued() if self._known and self._cluster.name == "slurm" else frozenset()
         alive = {name: job["id"] for name, job in self._known.items() if job["id"] in listed and name in self._work.plan}
         for name, number in alive.items():
             changed = self._known[name]["identity"] != self._work.identity(name)
-            if changed or forced(name, force):
+            if changed or name in repeated:
                 raise ValueError(
                     f"{name} is queued or running as job {number}, as it was before {'its change' if changed else '--force'}: scancel {number}"
                 )

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from mae_transfer import results
 from mae_transfer.suite.job import LOG
-from mae_transfer.suite.plan import Node
+from mae_transfer.suite.plan import Node, Plan, nearest
 from mae_transfer.suite.records import Note, State, read_note, write_note
 from mae_transfer.suite.work import Work
 
@@ -18,9 +18,20 @@ WORDS = {"planned": "was never started", "running": "was cut off"}  # states of 
 PEACEFUL = (0, -signal.SIGTERM, -signal.SIGINT)  # exit statuses of a run that was stopped
 
 
-def forced(name: str, patterns: Sequence[str]) -> bool:
-    """Return whether a run is to be repeated though it is done."""
-    return any(pattern in name for pattern in patterns)
+def forced(plan: Plan, patterns: Sequence[str]) -> frozenset[str]:
+    """Return the runs that are to be repeated though they are done: those with a pattern in their name, and what takes from them.
+
+    Raises:
+        ValueError: a pattern fits no run.
+    """
+    for pattern in patterns:
+        if not any(pattern in name for name in plan):
+            raise ValueError(f"--force {pattern}: no run's name contains that; {nearest(pattern, plan)}")
+    names: set[str] = set()
+    for name, node in plan.items():
+        if any(pattern in name for pattern in patterns) or names.intersection((*node.needs, *node.points)):
+            names.add(name)
+    return frozenset(names)
 
 
 def obstacle(node: Node, states: Mapping[str, State]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -36,7 +37,14 @@ def show_plan(work: Work, console: Console) -> None:
     hours, gib = sum(node.hours or 0 for node in left), sum(node.gib or 0 for node in left)
     silent = sum(node.hours is None for node in left)
     unsaid = f" ({silent} runs do not say what they cost)" if silent else ""
-    console.print(f"{len(work.plan) - len(left)} done, {len(left)} to run: about {hours:.4g} device hours and {gib:.4g} GiB{unsaid}", highlight=False)
+    cost = f"about {hours:.4g} device hours and {gib:.4g} GiB of the {free_gib(work.root):.4g} that are free{unsaid}"
+    console.print(f"{len(work.plan) - len(left)} done, {len(left)} to run: {cost}", highlight=False)
+
+
+def free_gib(folder: Path) -> float:
+    """Return how much the disk of a folder, which need not be there yet, has left."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free / 2**30
 
 
 def number(value: float | None) -> str:

@@ -25,7 +25,7 @@ class Status(NamedTuple):
     """What has to be done for a run."""
 
     done: bool
-    why: str  # "new", "done", "changed: ...", "failed: ...", "stopped"
+    why: str  # "new", "done", "changed: ...", "failed: ...", "stopped" (it saved), "cut off" (it may not have)
     replaced: bool = False  # the folder holds another identity's run
 
 
@@ -52,7 +52,8 @@ class Work:
             files = {f"file {key}": sha256(path) for key, path in files_of(node)}
             kind = node.kind + (", debug" if self.debug else "")
             digest = node.load(node.changes, debug=self.debug).digest()
-            self._parts[name] = {"tool": kind, "config": digest, "seed": str(node.seed), **inputs, **files}
+            judged = {"sweep": f"{node.sweep.metric} on {node.sweep.split}"} if node.sweep and node.points else {}
+            self._parts[name] = {"tool": kind, "config": digest, "seed": str(node.seed), **judged, **inputs, **files}
         return self._parts[name]
 
     def identity(self, name: str) -> str:
@@ -95,17 +96,24 @@ class Work:
         return Note(suite=self.suite, name=node.name, role=node.role, row=node.row, identity=identity, parts=parts, command=command)
 
     def status(self, name: str) -> Status:
-        """Return whether a run is done, and if not, why it has to run; ValueError where another version of this package was at work here."""
+        """Return whether a run is done, and if not, why it has to run.
+
+        Raises:
+            ValueError: another version of this package, or another suite, was at work here.
+        """
         note, defects = read_note(self.folder(name))
         if of_another_version(self.folder(name)):
             raise ValueError(f"{defects[0]}: take another --work-dir, or the version that made this one")
         if note is None:
             return Status(False, defects[0] if defects else "new", replaced=bool(defects))
         if note.identity != self.identity(name):
+            if note.suite != self.suite:
+                raise ValueError(f"{self.folder(name)} is a run of the suite {note.suite!r}, of another config: take another --work-dir")
             return Status(False, f"changed: {self.change(name, note)}", replaced=True)
         if note.state == "done" and (self.artifact(name) is None or self.artifact(name).is_file()):  # type: ignore[union-attr]
             return Status(True, "done")
-        return Status(False, note.state if note.state != "failed" else f"failed: {note.reason}")
+        why = {"running": "cut off", "failed": f"failed: {note.reason}", "skipped": f"skipped: {note.reason}", "done": "its artifact is gone"}
+        return Status(False, why.get(note.state, note.state))
 
     def change(self, name: str, note: Note) -> str:
         """Return in words what differs between a run that is there and the one that the plan has."""

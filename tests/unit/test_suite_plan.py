@@ -111,6 +111,15 @@ def test_a_circle_of_two_is_named(suite: Callable[..., Path]) -> None:
         open_plan(suite("hours=2.0", target, '{"name": "token", "tokenizer": "@tokens"}', '{"name": "feature", "teacher": "@pixel"}'))
 
 
+def test_a_sweep_that_is_judged_otherwise_is_another_run(suite: Callable[..., Path], tmp_path: Path) -> None:
+    identities = set()
+    for metric in ("top1", "top5"):
+        sweep = f'sweep=dict(grid={{"optim.lr": (1e-3, 1e-4)}}, set={{"data.holdout_fraction": 0.1}}, metric="{metric}")'
+        file = suite('config="CONFIGS/classify/mini.py")', f'config="CONFIGS/classify/mini.py", {sweep})')
+        identities.add(work(file, tmp_path / "d").identity("pixel/finetune/seed0"))
+    assert len(identities) == 2
+
+
 def test_detection_is_swept_on_other_images_than_those_that_are_reported(suite: Callable[..., Path]) -> None:
     tried = '{"data.val": {"name": "shapes", "size": 64, "length": 16, "seed": 5}}'
     sweep = f'sweep=dict(grid={{"optim.lr": (1e-3, 1e-4)}}, set={tried}, split="val", metric="bbox/AP")'

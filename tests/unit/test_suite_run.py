@@ -168,6 +168,23 @@ def test_force_repeats_what_is_done(stage: Stage) -> None:
     assert len(records.load([stage.work.root])[0]) == len(ALL)
 
 
+def test_what_takes_from_a_forced_run_is_repeated_too_and_a_pattern_must_fit(stage: Stage) -> None:
+    stage.run()
+    stage.run(force=("a/pretrain",))
+    assert stage.started == ["a/pretrain/seed0", "a/finetune/seed0", "a/finetune/seed1"]
+    with pytest.raises(ValueError, match="--force a/pretrian: no run's name contains that; did you mean 'a/pretrain/seed0'"):
+        stage.run(force=("a/pretrian",))
+
+
+def test_a_run_of_another_suite_is_not_set_aside(stage: Stage) -> None:
+    stage.run()
+    stage.suite.write_text(SUITE.replace('"mask.ratio": 0.5', '"mask.ratio": 0.6'))
+    stage.work = Work(open_plan(stage.suite)[1], stage.root / "d", suite="another")
+    with pytest.raises(ValueError, match="b/pretrain/seed0 is a run of the suite 't', of another config: take another --work-dir"):
+        stage.run()
+    assert stage.started == []
+
+
 def test_several_runs_at_a_time_take_turns_on_the_named_devices(stage: Stage) -> None:
     assert set(stage.run(machine=Machine(jobs=2, devices=("4", "7"))).values()) == {"done"}
     assert set(stage.devices.values()) == {"4", "7"}
