@@ -85,15 +85,16 @@ class View:
         self._live.update(Group(grid, Text(self.progress(runner))), refresh=True)
 
     def progress(self, runner: Runner) -> str:
-        """Return how many runs have ended how, and how long the rest will take if it is like what was."""
-        counts = Counter(runner.states.values())
+        """Return how many runs have ended how, and how long the rest will take, if the plan's estimates are wrong by the same factor for all."""
+        plan, counts = self._work.plan, Counter(runner.states.values())
         ended = ", ".join(f"{count} {state}" for state, count in counts.items())
-        left = len(self._work.plan) - sum(counts.values())
-        seconds = [
-            note.seconds for name in runner.states if (note := read_note(self._work.folder(name))[0]) and note.state == "done" and note.seconds
-        ]
-        guess = f", about {left * sum(seconds) / len(seconds) / runner.machine.jobs / 60:.0f} minutes" if seconds and left else ""
-        return f"{ended or 'nothing yet'}; {left} left{guess}"
+        left = [node for name, node in plan.items() if name not in runner.states]
+        notes = {name: read_note(self._work.folder(name))[0] for name, state in runner.states.items() if state == "done"}
+        spent = {name: note.seconds for name, note in notes.items() if note and note.seconds}
+        known = sum(plan[name].hours or 1.0 for name in spent)
+        seconds = sum(spent.values()) / known * sum(node.hours or 1.0 for node in left) / runner.machine.jobs if spent else 0.0
+        guess = f", about {seconds / 60:.0f} minutes" if seconds < 2 * 3600 else f", about {seconds / 3600:.0f} hours"
+        return f"{ended or 'nothing yet'}; {len(left)} left{guess if spent and left else ''}"
 
 
 def last_line(log: Path) -> str:

@@ -1,5 +1,6 @@
 """suite/run.py with runs that only pretend: what starts when, what a failure does to the rest, what is repeated, what the tables then show."""
 
+import io
 import multiprocessing
 import os
 import signal
@@ -12,6 +13,7 @@ from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from mae_transfer import results
 from mae_transfer.results import Result
@@ -19,6 +21,7 @@ from mae_transfer.suite import job, records, tables
 from mae_transfer.suite.plan import open_plan
 from mae_transfer.suite.run import Machine, Runner
 from mae_transfer.suite.steps import last_words, record_hole
+from mae_transfer.suite.view import View
 from mae_transfer.suite.work import Work
 from tests.unit.test_tables import result
 
@@ -265,6 +268,19 @@ def test_a_folder_that_cannot_be_written_is_an_error_and_nothing_goes_on_unseen(
     with pytest.raises(OSError, match="No space left"):
         stage.run(machine=Machine(jobs=2))
     assert not any(each.process.is_alive() for each in stage.runner.running.values())
+
+
+def test_the_time_that_is_left_weighs_runs_by_their_estimates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = SUITE.replace('pretrain.py"),', 'pretrain.py", hours=2.0),').replace('"mask.ratio": 0.5})', '"mask.ratio": 0.5}, hours=2.0)')
+    stage = Stage(tmp_path, monkeypatch, text.replace('classify/mini.py")', 'classify/mini.py", hours=0.5)'))
+    stage.run()
+    for name in ALL[:3]:  # 90 minutes where 4.5 hours were expected
+        note, _ = records.read_note(stage.work.folder(name))
+        assert note is not None
+        records.write_note(stage.work.folder(name), note.model_copy(update={"seconds": 60.0 * (40 if "pretrain" in name else 10)}))
+    for name in ALL[3:]:
+        del stage.runner.states[name]
+    assert View(stage.work, Console(file=io.StringIO())).progress(stage.runner) == "3 done; 3 left, about 30 minutes"
 
 
 SUITES = sorted((ROOT / "configs" / "suites").glob("*.py"))

@@ -354,3 +354,38 @@ def test_vitdet_and_every_figure_of_upernet_have_their_own_tables() -> None:
     assert line("vitdet", found, "Mask R-CNN", "box AP, ViT-B/16")["difference"] == "-0.60"
     assert line("ade", found, "MAE", "aAcc, ViT-B/16")["difference"] == "-0.05"
     assert not [each.published for each in tables.lines("4", found) if each.ours and each.published]
+
+
+def test_a_hand_made_record_gives_exactly_the_tables_that_a_hand_computes(tmp_path: Path) -> None:
+    token = "MAE token, random 75%, 1600 ep"
+    ours = [
+        result("finetune", 83.0, seed=0, created_at="2025-12-31T00:00:00+00:00"),  # repeated below
+        result("finetune", 83.5, seed=0),
+        result("finetune", 83.8, seed=1, commit="b"),
+        result("finetune", None, seed=2, status="failed", reason="out of memory"),
+        result("finetune", 0.84, seed=4, unit="fraction"),
+        result("finetune", 83.1, seed=0, pretrain=token),
+        result("finetune", 84.1, seed=1, pretrain=token),
+        result("finetune", 99.0, seed=0, scale="mini"),
+    ]
+    results.append(tmp_path / "a" / "results.jsonl", ours)
+    with (tmp_path / "a" / "results.jsonl").open("a") as file:
+        file.write('{"run": "cut sh\n')
+    results.append(tmp_path / "b" / "results.jsonl", [result("finetune", 83.2, seed=3)])
+    found, damaged = records.load([tmp_path])
+    found, wrong = tables.usable(found)
+    assert ["results.jsonl, line 9" in damaged[0], "top1 in 'fraction'" in wrong[0], len(damaged + wrong)] == [True, True, 2]
+    column = "ImageNet, ViT-B/16"
+    table = [row for row in tables.rows("7", found) if row["data, backbone"] == column and row["yours"] != "-"]
+    shown = ("row", "published", "yours", "difference", "seed spread", "scale", "notes")
+    assert [tuple(row[name] for name in shown) for row in table] == [
+        (
+            "pixel (w/ norm)", "83.6", "83.50 [83.20..83.80] (3)", "-0.10", "0.60", "paper",
+            "seed 2 failed: out of memory; seed 0 ran more than once, the newest counts (before: 83.00); of commits a, b",
+        ),
+        ("dVAE token", "83.6", "83.60 [83.10..84.10] (2)", "+0.00", "1.00", "paper", "-"),
+        ("pixel (w/ norm)", "-", "99.00 (1)", "-", "one seed", "mini", "-"),
+    ]  # fmt: skip
+    assert [(pair["row"], pair["same-seed difference"], pair["seeds"]) for pair in tables.differences("7", found)] == [
+        ("dVAE token - pixel (w/ norm)", "-0.05 [-0.40..+0.30] (2)", "0, 1"),
+    ]  # fmt: skip
