@@ -2,7 +2,7 @@
 
     python tools/reproduce.py configs/suites/mini.py --work-dir runs/mini                                    minutes, on a CPU
     python tools/reproduce.py configs/suites/table7.py --work-dir runs/t7 --root imagenet=/data/imagenet --dry-run     the plan: runs, cost, state
-    python tools/reproduce.py configs/suites/table7.py --work-dir runs/t7 --jobs 8 --devices 0,1,2,3,4,5,6,7           eight runs at a time
+    python tools/reproduce.py configs/suites/table7.py --work-dir runs/t7 --devices 0,1,2,3,4,5,6,7                    eight runs at a time
     python tools/reproduce.py configs/suites/table7.py --work-dir runs/t7 --gpus-per-node 8                            each run on eight GPUs
     python tools/reproduce.py configs/suites/table7.py --work-dir runs/t7 --launcher slurm --gpus-per-node 8 --nodes 4 --slurm partition=gpu
 
@@ -23,6 +23,8 @@ from mae_transfer.suite.run import Machine, Runner
 from mae_transfer.suite.slurm import Cluster, submit
 from mae_transfer.suite.work import Work
 
+OTHERS = {"local": ("nodes", "slurm"), "slurm": ("jobs", "devices")}  # options that the other launcher takes
+
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -34,7 +36,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--force", action="append", default=[], metavar="TEXT", help="repeat runs with this in their name and what takes from them")
     parser.add_argument("--debug", action="store_true", help="every run as its tool's --debug: a few steps of tiny models, to try the suite itself")
     parser.add_argument("--launcher", choices=("local", "slurm"), default="local", help="this machine (default), or SLURM through submitit")
-    parser.add_argument("--jobs", type=int, default=1, help="local: runs at a time (default 1)")
+    parser.add_argument("--jobs", type=int, help="local: runs at a time (default: one per named device, else 1)")
     parser.add_argument("--devices", default="", metavar="0,1", help="local: GPUs by number; each run gets one of them (default: all see all)")
     parser.add_argument("--gpus-per-node", type=int, default=1, help="processes of each run on a node, under torchrun where more than one")
     parser.add_argument("--nodes", type=int, default=1, help="slurm: nodes of each run")
@@ -48,6 +50,8 @@ def main() -> int:
 
 
 def reproduce(args: argparse.Namespace) -> None:
+    if idle := [name for name in OTHERS[args.launcher] if getattr(args, name) not in (None, "", [], 1)]:
+        raise ValueError(f"--{idle[0]} does nothing with --launcher {args.launcher}: leave it out")
     pairs = [text.partition("=") for text in args.root]
     if not all(path for _, _, path in pairs):
         raise ValueError(f"--root {args.root}: write name=path, for instance --root imagenet=/data/imagenet")
@@ -64,7 +68,8 @@ def reproduce(args: argparse.Namespace) -> None:
     else:
         devices = tuple(filter(None, args.devices.split(",")))
         with view.View(work, console) as shown:
-            runner = Runner(work, Machine(args.jobs, devices, args.gpus_per_node), say=shown.say, force=args.force)
+            machine = Machine(args.jobs if args.jobs is not None else len(devices) or 1, devices, args.gpus_per_node)
+            runner = Runner(work, machine, say=shown.say, force=args.force)
             states = runner.run(poll=lambda: shown.draw(runner))
         publish(cfg, work, console)
         if set(states.values()) - {"done"}:

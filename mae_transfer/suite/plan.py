@@ -10,7 +10,7 @@ import difflib
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -146,16 +146,12 @@ class Names:
         """Return the changes with each "@name" replaced by its "@NODE", and the nodes."""
         found: dict[str, None] = {}
 
-        def link(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {key: link(inner) for key, inner in value.items()}
-            if not (isinstance(value, str) and value.startswith("@")):
-                return value
-            node = self.node_of(value, seed, where=where)
+        def link(reference: str) -> str:
+            node = self.node_of(reference, seed, where=where)
             found[node] = None
             return "@" + node
 
-        return {key: link(value) for key, value in changes.items()}, tuple(found)
+        return replaced(changes, link), tuple(found)
 
 
 def preparation(cfg: SuiteConfig, folder: Path, name: str, step: Preparation, names: Names) -> Node:
@@ -250,6 +246,15 @@ def select(plan: Plan, patterns: Sequence[str]) -> Plan:
         for name in found:
             take(name)
     return {name: node for name, node in plan.items() if name in wanted or not patterns}
+
+
+def replaced(value: Any, swap: Callable[[str], str]) -> Any:
+    """Return a value with every "@name" in it, however deep, replaced by what `swap` makes of it."""
+    if isinstance(value, dict):
+        return {key: replaced(inner, swap) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(replaced(inner, swap) for inner in value)
+    return swap(value) if isinstance(value, str) and value.startswith("@") else value
 
 
 def texts(changes: Mapping[str, Any]) -> list[str]:

@@ -35,6 +35,15 @@ class Machine(NamedTuple):
     devices: tuple[str, ...] = ()  # CUDA devices by number; each run gets one of them, where any are named
     processes: int = 1  # of each run, under torchrun where more than one
 
+    def check(self) -> None:
+        """Raise ValueError for what would run nothing, or two runs on one device."""
+        if self.jobs < 1:
+            raise ValueError(f"{self.jobs} runs at a time: at least one, or nothing would ever run")
+        if self.devices and self.jobs > len(self.devices):
+            raise ValueError(f"{self.jobs} runs at a time on {len(self.devices)} devices: each run has one for itself")
+        if self.devices and self.processes > 1:
+            raise ValueError(f"{self.processes} processes of each run on one named device: name no devices, or start one process")
+
     @property
     def torchrun(self) -> list[str]:
         """The words that start a run on several devices."""
@@ -65,8 +74,7 @@ class Runner:
     """
 
     def __init__(self, work: Work, machine: Machine, *, say: Say, force: Sequence[str] = ()) -> None:
-        if machine.jobs < 1:
-            raise ValueError(f"{machine.jobs} runs at a time: at least one, or nothing would ever run")
+        machine.check()
         self.work, self.machine, self.say, self.force = work, machine, say, forced(work.plan, force)
         self.states: dict[str, State] = {}
         self.running: dict[str, Running] = {}

@@ -169,7 +169,10 @@ def submit(work: Work, cluster: Cluster, *, force: Sequence[str] = (), say: Call
             known = alive | submitted
             needs = {known[need] for name in names for need in (*work.plan[name].needs, *work.plan[name].points) if need in known}
             executor = submitit.AutoExecutor(folder=work.root / "slurm" / "%j", cluster=cluster.name, slurm_max_num_timeout=TIMEOUTS)
-            executor.update_parameters(**parameters(work, cluster, after=needs))
+            try:
+                executor.update_parameters(**parameters(work, cluster, after=needs))
+            except (AssertionError, NameError) as error:  # submitit's words for a wrong type and an unknown name
+                raise ValueError(f"--slurm: {error}") from None
             each = executor.submit_array([Job(work, name, cluster, again=name in repeated) for name in names])
             submitted |= {name: job.job_id for name, job in zip(names, each, strict=True)}
             jobs.remember({name: submitted[name] for name in names})

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from mae_transfer import results
 from mae_transfer.checkpoints import sha256
 from mae_transfer.config import Schema, flatten, load
-from mae_transfer.suite.plan import Node, Plan, texts
+from mae_transfer.suite.plan import Node, Plan, replaced, texts
 from mae_transfer.suite.records import Note, of_another_version, read_note
 from mae_transfer.suite.toolbox import TOOLS
 
@@ -63,15 +63,11 @@ class Work:
     def changes(self, node: Node, chosen: Mapping[str, Any]) -> dict[str, Any]:
         """Return a node's changes with the paths of what it needs, and the values that its sweep chose."""
 
-        def path_of(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {key: path_of(inner) for key, inner in value.items()}
-            if not (isinstance(value, str) and value.startswith("@")):
-                return value
-            need = self.plan[value[1:]]
+        def path_of(reference: str) -> str:
+            need = self.plan[reference[1:]]
             return str(self.folder(need.name) / str(need.tool.artifact))
 
-        return {**{key: path_of(value) for key, value in node.changes.items()}, **chosen}
+        return {**replaced(node.changes, path_of), **chosen}
 
     def config(self, node: Node, chosen: Mapping[str, Any]) -> Schema:
         """Return the resolved config of a run."""

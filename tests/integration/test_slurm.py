@@ -87,6 +87,13 @@ def test_generated_scripts_form_arrays_that_wait_for_each_other(commands: Comman
     assert {each._timeout_countdown for each in submitted} == {TIMEOUTS}
 
 
+@pytest.mark.parametrize("option", ["partitoin=gpu", "timeout_min=1.5"])
+def test_an_option_that_nobody_knows_is_an_error_of_one_line(option: str, commands: Commands, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"--slurm: .*{option.partition('=')[0]}"):
+        submit(opened(tmp_path), Cluster.parse(nodes=1, gpus_per_node=8, options=[option]))
+    assert commands.scripts == []
+
+
 def test_what_waits_or_runs_is_not_submitted_again_and_is_waited_for(commands: Commands, tmp_path: Path) -> None:
     submit(opened(tmp_path), CLUSTER, say=lambda _: None)
     commands.waiting(*IDS.values())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mae_transfer.suite.plan import open_plan, select, slug
+from mae_transfer.suite.plan import open_plan, replaced, select, slug
 from mae_transfer.suite.records import write_note
 from mae_transfer.suite.work import Work
 
@@ -67,6 +67,10 @@ def test_the_rows_of_an_ablation_are_rows(suite: Callable[..., Path]) -> None:
     _, plan = open_plan(suite("transfer = {", grid))
     assert plan["12_blocks/pretrain/seed0"].changes["model.decoder.depth"] == 12
     assert "12_blocks/finetune/seed1" in plan
+
+
+def test_references_are_found_however_deep_they_lie() -> None:
+    assert replaced({"a": [{"b": ("@x", "y")}, "@z"], "c": 1}, lambda name: name.upper()) == {"a": [{"b": ("@X", "y")}, "@Z"], "c": 1}
 
 
 def test_a_sweep_is_a_run_per_point_before_the_runs_that_report(suite: Callable[..., Path]) -> None:

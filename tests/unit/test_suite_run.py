@@ -192,8 +192,15 @@ def test_several_runs_at_a_time_take_turns_on_the_named_devices(stage: Stage) ->
     assert set(stage.run(machine=Machine(jobs=2, devices=("4", "7"))).values()) == {"done"}
     assert set(stage.devices.values()) == {"4", "7"}
     assert stage.most <= 2
-    with pytest.raises(ValueError, match="0 runs at a time"):
-        Runner(stage.work, Machine(jobs=0), say=print)
+
+
+@pytest.mark.parametrize(("machine", "text"), [
+    (Machine(jobs=0), "0 runs at a time"), (Machine(3, ("0", "1")), "3 runs at a time on 2 devices"),
+    (Machine(1, ("0",), processes=8), "8 processes of each run on one named device"),
+])  # fmt: skip
+def test_a_machine_on_which_runs_would_be_in_each_others_way_is_refused(machine: Machine, text: str, stage: Stage) -> None:
+    with pytest.raises(ValueError, match=text):
+        Runner(stage.work, machine, say=print)
 
 
 def test_a_signal_stops_what_runs_and_starts_nothing_more(stage: Stage) -> None:
