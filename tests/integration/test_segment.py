@@ -200,7 +200,7 @@ def test_a_checkpoint_keeps_the_provenance_and_the_protocol_of_its_run(base: Val
     segment.run(config(base, run=RUN | {"pictures": 0}), tmp_path / "run")
     reference = str(tmp_path / "run" / "checkpoints" / "step_00000006.pt")
     again = segment.evaluate_checkpoint(config(base, backbone={"encoder": ENCODER}, run=RUN | {"pictures": 0}), reference, None)
-    assert again[0].pretrain == "MAE for a test"
+    assert (again[0].pretrain, again[0].steps, again[0].images_seen) == ("MAE for a test", 6, 24)
     for changes, message in (({"protocol": {**base["protocol"], "taps": (0, 1, 2, 3)}}, "protocol.taps"), ({"mean": (0.5, 0.5, 0.5)}, "mean: ")):
         with pytest.raises(ValueError, match=message):
             segment.evaluate_checkpoint(config(base, **changes), reference, None)
