@@ -73,25 +73,34 @@ class Attention(nn.Module):
         windows or decomposed positions.
         """
         if self.window is not None and grid is not None:
-            windows = self._attend(to_windows(x, grid, self.window), bias, grid=(self.window, self.window))
-            return self.proj(from_windows(windows, grid, self.window))  # type: ignore[no-any-return]
-        return self.proj(self._attend(x, bias, last=last, grid=grid))  # type: ignore[no-any-return]
+            # padding is zero before the projection, so its queries, keys and values are the bias alone: no product is spent on it
+            qkv_bias, side = self._qkv_bias(), self.window
+            qkv = to_windows(F.linear(x, self.qkv.weight), grid, side)
+            q, k, v = self._split(qkv if qkv_bias is None else qkv + qkv_bias.to(qkv.dtype), 3)
+            return self.proj(from_windows(self._attended(q, k, v, bias, grid=(side, side)), grid, side))  # type: ignore[no-any-return]
+        q, k, v = self._projected(x, last)
+        return self.proj(self._attended(q, k, v, bias, grid=grid))  # type: ignore[no-any-return]
 
-    def _attend(self, x: Tensor, bias: Tensor | None, *, last: int | None = None, grid: tuple[int, int] | None = None) -> Tensor:
-        """Return the heads' outputs side by side, (B, L or M, D)."""
-        b, _, d = x.shape
-        qkv_bias: Tensor | None = self.qkv.bias
+    def _qkv_bias(self) -> Tensor | None:
+        """Return the bias (3 * D,) of queries, keys and values."""
         if self.q_bias is not None and self.v_bias is not None:
-            qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+            return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        return self.qkv.bias
+
+    def _projected(self, x: Tensor, last: int | None) -> tuple[Tensor, ...]:
+        """Return queries (B, R, L or M, D / R), keys and values (B, R, L, D / R)."""
+        d, qkv_bias = x.shape[-1], self._qkv_bias()
         if last is None:
-            q, k, v = self._split(F.linear(x, self.qkv.weight, qkv_bias), 3)
-        else:
-            first, rest = (None, None) if qkv_bias is None else qkv_bias.tensor_split([d])
-            (q,) = self._split(F.linear(x[:, -last:], self.qkv.weight[:d], first), 1)
-            k, v = self._split(F.linear(x, self.qkv.weight[d:], rest), 2)
+            return self._split(F.linear(x, self.qkv.weight, qkv_bias), 3)
+        first, rest = (None, None) if qkv_bias is None else qkv_bias.tensor_split([d])
+        queries = self._split(F.linear(x[:, -last:], self.qkv.weight[:d], first), 1)
+        return *queries, *self._split(F.linear(x, self.qkv.weight[d:], rest), 2)
+
+    def _attended(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *, grid: tuple[int, int] | None) -> Tensor:
+        """Return the heads' outputs side by side, (B, L or M, D)."""
         if self.rel_pos_h is not None and self.rel_pos_w is not None and grid is not None:
             bias = decomposed_bias(q, self.rel_pos_h, self.rel_pos_w, grid)
-        return attend(q, k, v, bias).transpose(1, 2).reshape(b, -1, d)
+        return attend(q, k, v, bias).transpose(1, 2).flatten(2)
 
     def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         """Return `parts` tensors (B, R, L, D / R) from x (B, L, parts * D)."""
