@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,9 @@ from mae_transfer.suite.work import Work
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 PAPER = "This suite ran at the paper's scale."
 SMALLER = "Nothing here reproduces the paper: these runs are of scale {}. Published numbers stand beside runs at the paper's scale only."
+
+
+MIXED = "Some of these runs are of scale {}, and reproduce nothing. Published numbers stand beside runs at the paper's scale only."
 
 
 class Origin(NamedTuple):
@@ -60,7 +63,7 @@ class Sheet(NamedTuple):
 
 
 def publish(cfg: SuiteConfig, work: Work, console: Console) -> None:
-    """Print the suite's tables and write its report; nothing where there are no results yet."""
+    """Print the suite's tables and write its report, WORK_DIR/report.html; nothing where there are no results yet."""
     if not any(work.root.rglob("results.jsonl")):
         return
     found, damaged = records.load([work.root])
@@ -68,7 +71,8 @@ def publish(cfg: SuiteConfig, work: Work, console: Console) -> None:
     for defect in [*damaged, *wrong]:
         console.print(defect, markup=False, highlight=False)
     paper = any(record.result.scale == "paper" for record in found)
-    print(terminal(tables.sheets(cfg.tables, found, published=paper)))
+    if sheets := tables.sheets(cfg.tables, found, published=paper):
+        print(terminal(sheets))
     path = work.root / "report.html"
     write(path, cfg.title, cfg.tables, found, [*damaged, *wrong], work.root)
     console.print(f"{path}: the tables with where every number comes from", markup=False, highlight=False)
@@ -77,7 +81,6 @@ def publish(cfg: SuiteConfig, work: Work, console: Console) -> None:
 def write(path: Path, title: str, names: Sequence[str], found: Sequence[Record], defects: Sequence[str], root: Path) -> None:
     """Write the report of the records under `root`, with the tables of these names."""
     runs = notes_of(root)
-    scales = sorted({record.result.scale for record in found})
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
         TEMPLATE.read_text(encoding="utf-8")
     )
@@ -89,7 +92,7 @@ def write(path: Path, title: str, names: Sequence[str], found: Sequence[Record],
     values: dict[str, Any] = {
         "title": title,
         "created": datetime.now(UTC).isoformat(timespec="minutes"),
-        "warning": SMALLER.format(" and ".join(scales)) if scales and scales != ["paper"] else PAPER,
+        "warning": warning({record.result.scale for record in found}),
         "defects": defects,
         "sheets": list(sheets(names, found)),
         "figures": drawn,
@@ -100,6 +103,14 @@ def write(path: Path, title: str, names: Sequence[str], found: Sequence[Record],
         "hours": sum(note.seconds for note in runs.values()) / 3600,
     }
     write_whole(path, page.render(values))
+
+
+def warning(scales: Set[str]) -> str:
+    """Return what a reader has to know before any number."""
+    smaller = " and ".join(sorted(scales - {"paper"}))
+    if not smaller:
+        return PAPER
+    return (MIXED if "paper" in scales else SMALLER).format(smaller)
 
 
 def notes_of(root: Path) -> dict[Path, Note]:

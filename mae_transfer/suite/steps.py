@@ -114,7 +114,7 @@ def record_hole(node: Node, work: Work, state: Literal["failed", "skipped"], rea
     if node.tool.metric is None or node.role == "point":
         return
     try:
-        cfg: Any = node.load(node.changes)
+        cfg: Any = node.load(node.changes, debug=work.debug)
         pretrain, backbone = origin(node, work)
     except ValueError:  # a config that was spoilt since the suite began: its place in the tables is not known any more
         return
@@ -141,9 +141,9 @@ def origin(node: Node, work: Work) -> tuple[str, str]:
     """Return the names of pretraining and backbone as far as they are known before the backbone is opened."""
     sources = [work.plan[need] for need in node.needs if work.plan[need].role == "pretrain"]
     if sources:
-        pretraining: Any = sources[0].load(sources[0].changes)
+        pretraining: Any = sources[0].load(sources[0].changes, debug=work.debug)
         return pretraining.method(), encoder_name(pretraining.model.encoder)
-    cfg: Any = node.load(node.changes)
+    cfg: Any = node.load(node.changes, debug=work.debug)
     if cfg.backbone.reference:
         return cfg.backbone.reference.partition(":")[0], "unknown"
     return "none", encoder_name(cfg.backbone.encoder) if cfg.backbone.encoder else "unknown"

@@ -94,6 +94,13 @@ def test_a_small_run_cannot_be_mistaken_for_a_reproduction(page: str) -> None:
     assert '<th scope="col">published</th>' not in page
 
 
+@pytest.mark.parametrize(("scales", "text"), [
+    ({"paper"}, "ran at the paper's scale"), ({"mini", "small"}, "of scale mini and small"), ({"paper", "mini"}, "Some of these runs are of scale"),
+])  # fmt: skip
+def test_the_scale_is_said_before_any_number(scales: set[str], text: str) -> None:
+    assert text in report.warning(scales)
+
+
 def test_what_failed_what_was_chosen_and_what_was_left_out_is_said(page: str) -> None:
     assert "failed: out of &lt;memory&gt;" in page
     assert "lr 1 of 2" in page

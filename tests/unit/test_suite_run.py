@@ -304,6 +304,13 @@ def test_any_run_of_the_projects_suites_can_leave_a_hole(suite: Path, tmp_path: 
         assert hole.scale in ("mini", "small", "paper")
 
 
+def test_the_hole_of_a_debug_run_is_none_of_the_papers_scale(tmp_path: Path) -> None:
+    plan = open_plan(ROOT / "configs" / "suites" / "table1d.py")[1]
+    node = next(node for node in plan.values() if node.role == "transfer")
+    record_hole(node, Work(plan, tmp_path, suite="t", debug=True), "failed", "x")
+    assert [hole.scale for hole in results.load(tmp_path / node.name / "results.jsonl")[0]] == ["mini"]
+
+
 @pytest.mark.parametrize("value", [None, 1.0])
 def test_a_hole_is_closed_by_a_later_number(value: float | None, stage: Stage) -> None:
     hole = result("finetune", None, status="failed", reason="x", created_at="2026-01-01T00:00:00+00:00")
