@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -136,6 +137,7 @@ def evaluate_checkpoint(cfg: SegmentConfig, reference: str, work_dir: Path | Non
         parts, start = open_parts(cfg, backbone_of(cfg.backbone, SegmentConfig, reference), train=False), time.perf_counter()
         model = parts.protocol.model(parts.chosen.model, len(parts.val.classes))
         payload = checkpoint.load(Path(reference))
+        same_classes(payload["extra"], parts.val.classes, where=reference)
         load_strict(model, payload.get("ema", payload["model"]), where=reference)
         model.to(dist.device).eval()
         with torch.no_grad():
@@ -164,6 +166,14 @@ def as_trained(cfg: SegmentConfig, reference: str) -> None:
         raise ValueError(f"{root} trained another model than this config's; give its own config, {own}:\n  " + "\n  ".join(different))
 
 
+def same_classes(extra: Mapping[str, Any], classes: tuple[str, ...], *, where: str) -> None:
+    """Raise ValueError where a state learned other classes, or these in another order: as many of them fit, and every figure would be wrong."""
+    known = extra.get("names")
+    if known is not None and known != list(classes):
+        k, (was, now) = next((k, pair) for k, pair in enumerate(zip_longest(known, classes)) if pair[0] != pair[1])
+        raise ValueError(f"{where} learned {len(known)} classes, the data have {len(classes)}; class {k} was {was!r} and is {now!r}")
+
+
 def open_parts(cfg: SegmentConfig, backbone: BackboneConfig, *, train: bool = True) -> Parts:
     """Open data and backbone; ValueError where they do not fit the protocol.
 
@@ -185,7 +195,7 @@ def build_state(cfg: SegmentConfig, parts: Parts, loop: LoopConfig, *, dist: Dis
     model = parts.protocol.model(parts.chosen.model, len(parts.train.classes))
     dressed = assemble(model, dist=dist, compile=cfg.run.compile, checkpoint_activations=cfg.run.checkpoint_activations, sync_bn=synchronised)
     optimizer = build_optimizer(cfg.optim, parts.protocol.groups(model, cfg.optim), lr=peak_lr(cfg.optim, global_batch=cfg.batch))
-    return TrainState.create(dressed, optimizer, loop, dist=dist)
+    return TrainState.create(dressed, optimizer, loop, dist=dist, extra={"names": list(parts.train.classes)})
 
 
 def feed(cfg: SegmentConfig, parts: Parts, share: Share, *, dist: Dist) -> Iterator[MapBatch]:
@@ -217,6 +227,7 @@ def make_step(cfg: SegmentConfig, loop: LoopConfig) -> StepFn:
 
 def evaluate(cfg: SegmentConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int) -> dict[str, float]:
     """Return mIoU, mAcc and aAcc of the validation set in [0, 1]; the classes' figures are kept with the run's state."""
+    same_classes(state.extra, parts.val.classes, where=str(folder.checkpoints))
     figures = measure(cfg, parts, state.dist, model)
     state.extra["classes"] = figures
     return {name: figures[name] for name in NUMBERS}

@@ -206,6 +206,16 @@ def test_a_checkpoint_keeps_the_provenance_and_the_protocol_of_its_run(base: Val
             segment.evaluate_checkpoint(config(base, **changes), reference, None)
 
 
+def test_a_checkpoint_does_not_count_for_classes_in_another_order(base: Values, tmp_path: Path) -> None:
+    segment.run(config(base, epochs=0.5, schedule={}, run=RUN | {"pictures": 0}), tmp_path / "run")
+    reference, listed = str(tmp_path / "run" / "checkpoints" / "step_00000001.pt"), tmp_path / "scenes" / "classes.txt"
+    names = listed.read_text().splitlines()
+    for other, message in (([names[1], names[0], *names[2:]], "class 0 was 'ground'"), (names[:-1], f"{len(names)} classes, the data have")):
+        listed.write_text("\n".join(other))
+        with pytest.raises(ValueError, match=message):
+            segment.evaluate_checkpoint(config(base), reference, None)
+
+
 def test_a_validation_set_without_a_labelled_pixel_is_an_error(base: Values, tmp_path: Path) -> None:
     for path in (tmp_path / "scenes" / "annotations" / "validation").iterdir():
         Image.new("L", (40, 40)).save(path)
