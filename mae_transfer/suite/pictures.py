@@ -50,8 +50,10 @@ def curves(runs: Mapping[Path, Note]) -> Iterator[Picture]:
         for quantity, (steps, values) in logged(folder / "log.jsonl").items():
             if len(steps) > 1:
                 found[kind, quantity].append(Curve(note.row, steps, values))
+    rows = dict.fromkeys(note.row for note in runs.values())
+    colours = {row: f"C{number % 10}" for number, row in enumerate(rows)}  # the same in every picture
     for (kind, quantity), lines in sorted(found.items()):
-        yield Picture(f"{kind}: {quantity}", svg(plot(lines, quantity), prefix=slug(f"{kind} {quantity}")))
+        yield Picture(f"{kind}: {quantity}", svg(plot(lines, quantity, colours), prefix=slug(f"{kind} {quantity}")))
 
 
 def logged(path: Path) -> dict[str, tuple[list[int], list[float]]]:
@@ -70,10 +72,9 @@ def logged(path: Path) -> dict[str, tuple[list[int], list[float]]]:
     return series
 
 
-def plot(lines: Sequence[Curve], quantity: str) -> Figure:
-    """Return a plot of some curves over steps, a colour per row; its seeds share it."""
+def plot(lines: Sequence[Curve], quantity: str, colours: Mapping[str, str]) -> Figure:
+    """Return a plot of some curves over steps, in the colour of their row, which its seeds share."""
     counts = Counter(line.label for line in lines)
-    colours = {label: f"C{number % 10}" for number, label in enumerate(counts)}
     names = {label: f"{label}, {count} seeds" if count > 1 else label for label, count in counts.items()}
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.6, 3.2), layout="constrained")

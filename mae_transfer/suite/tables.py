@@ -42,7 +42,8 @@ def lines(table: str, found: Sequence[Record]) -> list[Line]:
     """Return the lines of a table: the published numbers with what was run beside them, then what only was run."""
     groups: dict[tuple[object, ...], list[Place]] = defaultdict(list)
     for place in LAYOUTS[table].places(found):
-        groups[place.row, place.column, place.like_paper, place.record.result.scale, place.record.result.dataset, recipe(place.record)].append(place)
+        result = place.record.result
+        groups[place.row, place.column, place.like_paper, result.scale, result.dataset, recipe(place.record), own_name(place)].append(place)
     rows = [Line(p.row, p.column, p, None, {}, p.unit, "", "", "", "", ()) for p in PUBLISHED if p.table == table]
     for group in groups.values():
         line = line_of(group)
@@ -54,14 +55,24 @@ def lines(table: str, found: Sequence[Record]) -> list[Line]:
     return in_order(table, told_apart(rows))
 
 
+def own_name(place: Place) -> str | None:
+    """Return what the suite calls a row that the table calls otherwise: two backbones of one method are two lines, not two seeds."""
+    return None if place.record.label == place.row else place.record.label
+
+
 def told_apart(rows: Sequence[Line]) -> list[Line]:
-    """Return the lines, with the recipe among the notes where two would else look the same."""
+    """Return the lines, with the suite's name and the recipe among the notes where two would else look the same."""
 
     def look(line: Line) -> tuple[object, ...]:
         return line.row, line.column, line.scale, line.dataset
 
     alike = Counter(look(line) for line in rows)
-    return [line._replace(notes="; ".join(filter(None, (line.notes, line.recipe)))) if alike[look(line)] > 1 else line for line in rows]
+
+    def told(line: Line) -> Line:
+        label = line.records[0].label if line.records else None
+        return line._replace(notes="; ".join(filter(None, (line.notes, label if label != line.row else None, line.recipe))))
+
+    return [told(line) if alike[look(line)] > 1 else line for line in rows]
 
 
 def in_order(table: str, rows: Sequence[Line]) -> list[Line]:
