@@ -143,12 +143,16 @@ def test_a_linear_heads_trunk_is_frozen_and_stays_in_evaluation() -> None:
         Linear().groups(model, OPTIM)
 
 
-@pytest.mark.parametrize("reference", ["random:swin_tiny_patch4_window7_224", "random:resnet18"])
-def test_a_hierarchical_backbone_segments_too(reference: str) -> None:
-    changes = {"image_size": 64, **UperNet(drop_path=0.0).changes()} if "swin" in reference else {}
+@pytest.mark.parametrize("reference", ["random:swin_tiny_patch4_window7_224", "random:convnext_atto", "random:resnet18"])
+def test_a_hierarchical_backbone_segments_and_trains_throughout(reference: str) -> None:
+    changes = {"image_size": 64, **UperNet(drop_path=0.0).changes()}
     model = UperNet(channels=8).model(checkpoints.load(reference, changes=changes).backbone, CLASSES)
     out = model.train()(torch.randn(2, 3, 64, 64))
     assert out[0].shape == (2, CLASSES, 16, 16)
+    torch.stack([*model.losses(out, torch.randint(0, CLASSES, (2, 64, 64), dtype=torch.uint8)).values()]).sum().backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    scales = {group["lr_scale"] for group in UperNet().groups(model, OPTIM)}
+    assert scales == {0.5**layer for layer in range(model.pyramid.depth + 2)}
 
 
 def test_a_patch_of_fourteen_pixels_is_scaled_relative_to_it() -> None:
