@@ -38,9 +38,10 @@ SWEPT = f"""{ROOT}/configs/classify/mini.py", sweep=dict(grid={{"optim.lr": (1e-
 ALL = ["a/pretrain/seed0", "b/pretrain/seed0", "a/finetune/seed0", "a/finetune/seed1", "b/finetune/seed0", "b/finetune/seed1"]
 
 
-def end(fate: str) -> None:
+def end(fate: str, asleep: Path) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if fate == "sleeps":
+        asleep.touch()
         time.sleep(60)
     sys.exit(1 if fate.startswith("fails") else 0)
 
@@ -69,7 +70,7 @@ class Stage:
         if not fate.startswith(("fails", "sleeps")):
             with suppress(ValueError):  # where the real tool would find its config spoilt
                 self.leave(name, float(fate or 80))
-        process = multiprocessing.get_context("fork").Process(target=end, args=(fate,))
+        process = multiprocessing.get_context("fork").Process(target=end, args=(fate, self.root / "asleep"))
         process.start()
         self.most = max(self.most, 1 + len(self.runner.running))
         return process
@@ -205,7 +206,13 @@ def test_a_machine_on_which_runs_would_be_in_each_others_way_is_refused(machine:
 
 def test_a_signal_stops_what_runs_and_starts_nothing_more(stage: Stage) -> None:
     stage.fate["b/pretrain/seed0"] = "sleeps"
-    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+    def when_it_sleeps() -> None:
+        while not (stage.root / "asleep").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=when_it_sleeps, daemon=True).start()
     states = stage.run()
     assert states["a/pretrain/seed0"] == "done"
     assert states["b/pretrain/seed0"] == "stopped"
