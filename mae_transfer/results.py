@@ -84,7 +84,8 @@ def append(path: Path, results: Iterable[Result]) -> None:
 def load(path: Path) -> tuple[list[Result], list[str]]:
     """Return the results of a file and one sentence per line that could not be read (with its number); the good lines are all used."""
     results, defects = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    lines = path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")  # splitlines would cut at U+2028, too
+    for number, line in enumerate(lines if lines != [""] else [], start=1):
         try:
             results.append(Result.model_validate_json(line))
         except ValidationError as error:

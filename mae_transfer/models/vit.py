@@ -116,6 +116,11 @@ class ViTConfig(Schema):
             raise ValueError(f"width {dim} is not a multiple of {heads} heads")
         return dim, depth, heads
 
+    def name(self) -> str:
+        """Return what tables call it: "vit_base/16", or "vit-192x6/8" by width, depth and patch."""
+        dim, depth, _ = self.shape()
+        return f"{self.size or f'vit-{dim}x{depth}'}/{self.patch}"
+
     def grid(self) -> tuple[int, int]:
         """Return the (h, w) grid of patches at `image_size`."""
         size = self.image_size

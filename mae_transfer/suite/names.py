@@ -23,8 +23,6 @@ TOKENS_AT_448 = 32 * 32 + 1  # of a ViT-H/14 with its class token
 FINE_GRAINED = {
     "inat2017": "iNat 2017", "inat2018": "iNat 2018", "inat2019": "iNat 2019", "places205": "Places205", "places365": "Places365",
 }  # fmt: skip
-
-
 DENSE_SETS = {"coco": "COCO", "coco2017": "COCO", "ade": "ADE20K", "ade20k": "ADE20K", "adechallengedata2016": "ADE20K"}
 TUNED = {"ViT-B/16": 100, "ViT-L/16": 50, "ViT-H/14": 50}
 """Epochs of fine-tuning (MAE, table 9)."""
@@ -33,6 +31,7 @@ FROM_SCRATCH = {"ViT-B/16": 300, "ViT-L/16": 200, "ViT-H/14": 200}
 PROBED = 50  # epochs of linear probing that suffice (MAE, table 10: 90 for ViT-B)
 DETECTED, DETECTED_FROM_SCRATCH = 100, 400  # epochs on COCO (Li et al.; ViTDet)
 DETECTED_HUGE = 75  # of ViT-H (ViTDet)
+COCO_EPOCH = 117_266  # images of COCO 2017 that have objects
 SEGMENTED = 120_000  # steps of 16 images on ADE20K: the paper's 100 epochs are 126,000, the public recipe has 160,000
 
 
@@ -81,10 +80,11 @@ def dataset(name: str) -> str:
 def full_length(result: Result) -> bool:
     """Return whether a transfer was trained for as long as the published one, or only evaluated: a shortened run is no comparison."""
     fresh, first = result.pretrain == "none", result.protocol.partition("-")[0]
-    if result.epochs == 0:
+    if result.epochs == 0 and (result.steps == 0 or result.task == "classify"):
         return True
-    if result.task == "detect":
-        return result.epochs >= (DETECTED_FROM_SCRATCH if fresh else DETECTED_HUGE if backbone(result) == "ViT-H/14" else DETECTED)
+    if result.task == "detect":  # an evaluated training state knows its images, not its epochs
+        whole = DETECTED_FROM_SCRATCH if fresh else DETECTED_HUGE if backbone(result) == "ViT-H/14" else DETECTED
+        return (result.epochs or result.images_seen / COCO_EPOCH) >= whole
     if result.task == "segment":
         return result.steps >= SEGMENTED
     if first == "finetune":

@@ -98,7 +98,7 @@ def flops_of(model: nn.Module, size: int, *, backward: bool) -> int:
 
 def _name(backbone: nn.Module) -> str:
     if isinstance(backbone, ViT):
-        return f"{backbone.cfg.size or f'vit-{backbone.dim}x{backbone.depth}'}/{backbone.patch}"
+        return backbone.cfg.name()
     return type(getattr(backbone, "model", backbone)).__name__
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -168,11 +168,17 @@ def facts(cfg: TrainConfig, state: TrainState, folder: WorkDir) -> dict[str, Any
     }  # fmt: skip
 
 
-def evaluation_facts(cfg: TrainConfig, dist: Dist, model: nn.Module, work_dir: Path | None, *, images: int, seconds: float) -> dict[str, Any]:
-    """Return the same fields for the evaluation of a finished model on `images`, which took so many seconds."""
+def evaluation_facts(
+    cfg: TrainConfig, dist: Dist, model: nn.Module, work_dir: Path | None, *, images: int, seconds: float, trained: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the same fields for the evaluation of a finished model on `images`, which took so many seconds.
+
+    trained: the training state that it is of, so that an early one cannot pass for a finished run.
+    """
+    steps, seen = (trained["step"], trained["images_seen"]) if trained else (0, 0)
     return {
         "run": work_dir.name if work_dir else "eval", "seed": cfg.seed, "params": sum(p.numel() for p in model.parameters()), "epochs": 0.0,
-        "steps": 0, "images_seen": 0, "global_batch": cfg.batch, "world_size": dist.world, "precision": cfg.precision, "wall_s": seconds,
+        "steps": steps, "images_seen": seen, "global_batch": cfg.batch, "world_size": dist.world, "precision": cfg.precision, "wall_s": seconds,
         "images_per_s": images / seconds, "device": results.device_name(dist.device), "engine": "mae_transfer",
         "scale": cfg.scale, "config_digest": cfg.digest(),
     }  # fmt: skip

@@ -173,7 +173,7 @@ def evaluate_checkpoint(cfg: DetectConfig, reference: str, work_dir: Path | None
         with torch.no_grad():
             metric = predicted(cfg, parts, dist, model)
             figures = metric.compute(save=folder.predictions if folder else None, per_class=True, group=dist.side)
-        about = evaluation_facts(cfg, dist, model, work_dir, images=len(parts.val), seconds=time.perf_counter() - start)
+        about = evaluation_facts(cfg, dist, model, work_dir, images=len(parts.val), seconds=time.perf_counter() - start, trained=payload)
         written = numbers(cfg, parts, figures, about | {"checkpoint_sha256": checkpoints.sha256(Path(reference))})
         if dist.is_main:
             print(f"{parts.chosen.name}, {cfg.protocol}: {summary(written)}\n{per_class(parts.val.classes, figures, cfg.kinds)}", flush=True)

@@ -278,7 +278,7 @@ def result(cfg: PretrainConfig, parts: Parts, state: TrainState, folder: WorkDir
     return results.Result(
         task="pretrain", protocol=cfg.method(), dataset=cfg.data.name, split=parts.split,
         metric=metric, value=value, unit="loss per hidden patch", higher_is_better=False,
-        backbone=f"{encoder.size or 'vit'}/{encoder.patch}", pretrain=cfg.method(), checkpoint_sha256=checkpoints.sha256(folder.backbone),
+        backbone=encoder.name(), pretrain=cfg.method(), checkpoint_sha256=checkpoints.sha256(folder.backbone),
         flops_per_image=step_flops(cfg, parts),
         tokens_per_image=parts.masking.sampler.visible(parts.masking.grid) + int(encoder.class_token),
         **facts(cfg, state, folder),

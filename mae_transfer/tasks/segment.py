@@ -142,8 +142,7 @@ def evaluate_checkpoint(cfg: SegmentConfig, reference: str, work_dir: Path | Non
         model.to(dist.device).eval()
         with torch.no_grad():
             figures = measure(cfg, parts, dist, model)
-        about = evaluation_facts(cfg, dist, model, work_dir, images=len(parts.val), seconds=time.perf_counter() - start)
-        about |= {"steps": payload["step"], "images_seen": payload["images_seen"]}  # an early state must not pass for a finished run
+        about = evaluation_facts(cfg, dist, model, work_dir, images=len(parts.val), seconds=time.perf_counter() - start, trained=payload)
         chosen = parts.chosen._replace(sha256=checkpoints.sha256(Path(reference)))
         written = numbers(cfg, chosen, model, figures, about, backward=False)
         if dist.is_main:

@@ -170,6 +170,7 @@ def test_a_training_state_evaluates_to_the_numbers_of_its_run(tmp_path: Path, ca
     written = detect.run(config(), tmp_path / "run")
     again = detect.evaluate_checkpoint(config(backbone={}), str(tmp_path / "run" / "checkpoints" / f"step_{STEPS:08d}.pt"), tmp_path / "eval")
     assert [(r.metric, r.value) for r in again] == [(r.metric, r.value) for r in written]
+    assert {(r.steps, r.images_seen) for r in again} == {(r.steps, r.images_seen) for r in written}
     assert (tmp_path / "eval" / "predictions.json").read_bytes() == (tmp_path / "run" / "predictions.json").read_bytes()
     assert (tmp_path / "eval" / "detections" / "0000.png").exists()
     assert "bbox " in capsys.readouterr().out

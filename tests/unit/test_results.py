@@ -40,6 +40,18 @@ def test_damaged_lines_are_named_by_number_and_the_rest_is_used(tmp_path: Path) 
     assert "sed" in defects[2]
 
 
+def test_odd_characters_and_foreign_bytes_cost_no_other_line(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    append(path, [result(protocol="a\u2028b")])
+    path.write_bytes(path.read_bytes() + b"\xff\xfe broken\n")
+    append(path, [result(seed=1)])
+    loaded, defects = load(path)
+    assert [(r.seed, r.protocol) for r in loaded] == [(0, "a\u2028b"), (1, result().protocol)]
+    assert ["line 2" in defect for defect in defects] == [True]
+    path.write_bytes(b"")
+    assert load(path) == ([], [])
+
+
 def test_a_nan_is_no_result() -> None:
     with pytest.raises(ValidationError):
         result(value=float("nan"))

@@ -198,6 +198,16 @@ def test_an_evaluation_alone_stands_beside_the_published_number() -> None:
     assert line("3", recorded(result("finetune", 83.6, epochs=0.0, pretrain="mae")), "MAE", "ViT-B/16")["difference"] == "+0.00"
 
 
+@pytest.mark.parametrize(("share", "difference"), [(1.0, "+0.00"), (0.5, "-")])
+def test_an_evaluated_training_state_stands_beside_the_published_number_where_its_run_was_whole(share: float, difference: str) -> None:
+    steps = int(184_375 * share)
+    found = recorded(
+        result("mask_rcnn-li2021", 50.3, task="detect", metric="bbox/AP", dataset="coco", epochs=0.0, steps=steps, images_seen=64 * steps)
+    )
+    (ours,) = (each for each in tables.lines("4", found) if each.ours)
+    assert tables.cells(ours)["difference"] == difference
+
+
 def test_an_ablation_that_only_its_suite_can_name_stands_in_its_row() -> None:
     found = recorded(result("linear", 72.0, backbone="vit_large/16", pretrain="MAE pixel, random 75%, 800 ep"), row="4 blocks")
     assert line("1a", found, "4 blocks", "linear")["difference"] == "+0.10"
