@@ -13,7 +13,7 @@ help:  ## list the targets
 
 install: $(VENV)/dev.stamp  ## make .venv and install the package with its development tools
 
-mini: install  ## the whole way on a CPU in about 10 minutes, on generated images: tables and report.html; again: continues, or says that it is done
+mini: install  ## the whole way on a CPU in about 11 minutes, on generated images: tables and report.html; again: continues, or says that it is done
 	$(BIN)/python tools/reproduce.py configs/suites/mini.py --work-dir $(MINI) --jobs 2
 	@echo "Report: $(MINI)/report.html   a run's own folder: $(MINI)/<row>/<transfer>/seed0   afresh: rm -r $(MINI)"
 
