@@ -37,8 +37,11 @@ class Schema(BaseModel):
 
     def digest(self) -> str:
         """Return the first 16 hex digits of the sha256 of everything but `run` and where the data lie."""
-        values = _without_places(self.model_dump(mode="json", exclude={"run"}))
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+        return _digest(self.model_dump(mode="json", exclude={"run"}))
+
+    def recipe_digest(self) -> str:
+        """Return the same of everything but the seed and the file of weights, too: equal for runs that differ in nothing else."""
+        return _digest(self.model_dump(mode="json", exclude={"run": True, "seed": True, "backbone": {"reference"}}))
 
     def source(self, header: str = "") -> str:
         """Return the resolved config as the text of a config file that loads back to an equal one."""
@@ -156,6 +159,10 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return flat
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(_without_places(values), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _without_places(values: dict[str, Any]) -> dict[str, Any]:

@@ -55,6 +55,7 @@ class Result(BaseModel):
     engine: str
     scale: Literal["mini", "small", "paper"]
     config_digest: str
+    recipe_digest: str | None = None  # of the config without its seed and its file of weights: seeds of one number share it
     commit: str | None = Field(default_factory=lambda: commit())
     versions: dict[str, str] = Field(default_factory=lambda: versions())
     created_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))

@@ -103,7 +103,7 @@ def summary_of(values: Sequence[float]) -> Summary:
 
 
 def remarks(group: Sequence[Place], newest: Mapping[int, Place], values: Mapping[int, float]) -> list[str]:
-    """Return what a reader has to know of a cell: seeds without a number, seeds that ran more than once, several commits.
+    """Return what a reader has to know of a cell: seeds without a number, seeds that ran more than once, several configs or commits.
 
     Args:
         newest: the places that count, by seed.
@@ -115,6 +115,8 @@ def remarks(group: Sequence[Place], newest: Mapping[int, Place], values: Mapping
         others = sorted({place.value for place in group if place.record.result.seed == seed and place.value not in (None, value)}, key=float)
         notes += [f"seed {seed} ran more than once, the newest counts (before: {', '.join(f'{other:.2f}' for other in others)})"] if others else []
     commits = sorted({newest[seed].record.result.commit or "unknown" for seed in values})
+    recipes = {digest for seed in values if (digest := newest[seed].record.result.recipe_digest)}
+    notes += [f"its seeds are of {len(recipes)} different configs"] if len(recipes) > 1 else []
     return notes + ([f"of commits {', '.join(commits)}"] if len(commits) > 1 else [])
 
 

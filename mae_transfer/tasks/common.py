@@ -164,7 +164,7 @@ def facts(cfg: TrainConfig, state: TrainState, folder: WorkDir) -> dict[str, Any
         "epochs": cfg.epochs, "steps": state.step, "images_seen": state.images_seen, "global_batch": cfg.batch, "world_size": state.dist.world,
         "precision": cfg.precision, "wall_s": state.wall_s, "images_per_s": state.images_seen / state.wall_s,
         "peak_mem_gib": peak_memory_gib(state.dist.device), "device": results.device_name(state.dist.device), "engine": "mae_transfer",
-        "scale": cfg.scale, "config_digest": cfg.digest(),
+        "scale": cfg.scale, "config_digest": cfg.digest(), "recipe_digest": cfg.recipe_digest(),
     }  # fmt: skip
 
 
@@ -180,5 +180,5 @@ def evaluation_facts(
         "run": work_dir.name if work_dir else "eval", "seed": cfg.seed, "params": sum(p.numel() for p in model.parameters()), "epochs": 0.0,
         "steps": steps, "images_seen": seen, "global_batch": cfg.batch, "world_size": dist.world, "precision": cfg.precision, "wall_s": seconds,
         "images_per_s": images / seconds, "device": results.device_name(dist.device), "engine": "mae_transfer",
-        "scale": cfg.scale, "config_digest": cfg.digest(),
+        "scale": cfg.scale, "config_digest": cfg.digest(), "recipe_digest": cfg.recipe_digest(),
     }  # fmt: skip

@@ -155,7 +155,8 @@ def numbers(
         "params": sum(p.numel() for p in chosen.model.parameters()), "epochs": 0.0, "steps": 0, "images_seen": images,
         "global_batch": cfg.run.evaluation_batch, "world_size": dist.world, "precision": cfg.precision, "wall_s": seconds,
         "images_per_s": images / seconds, "peak_mem_gib": peak_memory_gib(dist.device), "device": results.device_name(dist.device),
-        "engine": "mae_transfer", "scale": cfg.scale, "config_digest": cfg.digest(), "tokens_per_image": tokens_of(chosen.model, cfg.data.size),
+        "engine": "mae_transfer", "scale": cfg.scale, "config_digest": cfg.digest(), "recipe_digest": cfg.recipe_digest(),
+        "tokens_per_image": tokens_of(chosen.model, cfg.data.size),
     }  # fmt: skip
     parted = {tuple(name.split("_")): 100 * value for name, value in figures.items()}
     return [results.Result(protocol=protocol, metric=metric, value=value, **shared) for (protocol, metric), value in parted.items()]

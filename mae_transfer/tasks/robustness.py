@@ -128,6 +128,7 @@ def measure(cfg: RobustnessConfig, chosen: Chosen, model: nn.Module, variant: Va
             tokens_per_image=tokens_of(chosen.model, cfg.data.size), epochs=0.0, steps=0, images_seen=0, global_batch=cfg.batch,
             world_size=dist.world, precision=cfg.precision, wall_s=seconds, images_per_s=images / seconds,
             device=results.device_name(dist.device), engine="mae_transfer", scale=cfg.scale, config_digest=cfg.digest(),
+            recipe_digest=cfg.recipe_digest(),
         )
         for metric, value in figures.items()
     ]  # fmt: skip

@@ -8,6 +8,7 @@ import pytest
 from pydantic import PositiveInt
 
 from mae_transfer.config import Schema, Spec, assign, build, check, load
+from mae_transfer.tasks.detect import DetectConfig
 
 
 class Optim(Schema):
@@ -120,6 +121,14 @@ def test_the_digest_sees_every_value_but_how_it_is_run() -> None:
     others = [Example(steps=4), Example(steps=3, root="a"), Example(steps=3, optim=Optim(lr=0.2)), Example(steps=3, target=Spec(name="x"))]
     assert len({cfg.digest(), *(other.digest() for other in others)}) == 5
     assert cfg.differences(Example(steps=3, optim=Optim(lr=0.2), run=Run(workers=9))) == ["optim.lr: 0.1 != 0.2"]
+
+
+def test_seeds_of_one_recipe_share_its_digest_whatever_weights_they_start_from() -> None:
+    def recipe(**changes: Any) -> str:
+        return DetectConfig.model_validate({"scale": "mini", "epochs": 1, "batch": 4, "optim": {"lr": 0.1}} | changes).recipe_digest()
+
+    assert recipe() == recipe(seed=1) == recipe(seed=2, backbone={"reference": "runs/mae_2/backbone.safetensors"})
+    assert len({recipe(), recipe(batch=8), recipe(backbone={"changes": {"positions": "learned"}})}) == 3
 
 
 def test_entries_of_a_dict_are_built_with_given_and_configured_arguments() -> None:

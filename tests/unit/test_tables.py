@@ -198,6 +198,15 @@ def test_an_evaluation_alone_stands_beside_the_published_number() -> None:
     assert line("3", recorded(result("finetune", 83.6, epochs=0.0, pretrain="mae")), "MAE", "ViT-B/16")["difference"] == "+0.00"
 
 
+def test_seeds_of_different_configs_are_no_silent_mean() -> None:
+    def notes(*digests: str | None) -> str:
+        found = recorded(*(result("finetune", 83.5, seed=seed, recipe_digest=digest) for seed, digest in enumerate(digests)))
+        return line("3", found, "MAE", "ViT-B/16")["notes"]
+
+    assert notes("a", "b", "a") == "its seeds are of 2 different configs"
+    assert notes("a", "a", None) == "-"
+
+
 @pytest.mark.parametrize(("share", "difference"), [(1.0, "+0.00"), (0.5, "-")])
 def test_an_evaluated_training_state_stands_beside_the_published_number_where_its_run_was_whole(share: float, difference: str) -> None:
     steps = int(184_375 * share)
