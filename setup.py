@@ -37,7 +37,7 @@ setup(
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",
-        "timm>=1.0.12",
+        "timm>=1.0.24",
         "numpy>=2.1",
         "pydantic>=2.7",
         "onedl-mmengine~=0.10.12",  # the maintained distribution of `mmengine`; later series are free to change Config

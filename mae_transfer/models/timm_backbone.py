@@ -39,6 +39,8 @@ class TimmBackbone(nn.Module):
         self.channels = tuple(int(entry["num_chs"]) for entry in info)
         if not final_norm:
             model.prune_intermediate_layers([len(info) - 1], prune_norm=True, prune_head=True)
+            if isinstance(getattr(getattr(model, "head", None), "norm", None), nn.Module):
+                model.head.norm = nn.Identity()  # where ConvNeXt has its final norm; timm before 1.0.31 leaves it there
         self.model, self.class_token, self.final_norm = model, class_token, final_norm
         self.prefixed = "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
         self.layers = _layers(model)

@@ -48,6 +48,7 @@ def losses() -> list[float]:
     return seen
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 11), reason="torch 2.6 draws other truncated normal and Bernoulli numbers from the same seed")
 def test_the_first_losses_are_the_committed_ones() -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
