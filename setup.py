@@ -11,6 +11,7 @@ SEGMENT = [  # the maintained distributions of `mmseg`, `mmcv` and `mmengine`; t
     "onedl-mmengine~=0.10.12",
 ]
 SLURM = "submitit>=1.5"
+JPEG = "torchcodec>=0.17"  # decodes where torchvision has given up its own decoder
 DEV = [
     "DALL-E>=0.1",  # whose autoencoder ours is tested against
     "attrs>=23.2",  # which it imports and does not name
@@ -20,6 +21,7 @@ DEV = [
     "pytest>=9.2",
     "pytest-timeout>=2.4",
     "scikit-learn>=1.5",  # whose k-nearest-neighbours ours is tested against
+    JPEG,
     SLURM,  # whose local executor the suite's tests run under
     "ruff~=0.17.5",  # another minor version formats otherwise and knows other rules
     REFERENCE,
@@ -54,7 +56,7 @@ setup(
         "fast": [FASTER_COCO],
         "bench": [REFERENCE, "lightly>=1.6"],
         "segment": SEGMENT,
-        "jpeg": ["torchcodec>=0.17"],  # decodes where torchvision has given up its own decoder
+        "jpeg": [JPEG],
         "slurm": [SLURM],
         "wandb": ["wandb>=0.17"],
     },

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -39,6 +41,15 @@ def real_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
         return target / name
 
     return unpack
+
+
+@pytest.fixture(scope="session")
+def detectron2() -> ModuleType:
+    """detectron2.modeling; skips the test where it is absent, as it is after `make install`: it is not on PyPI."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its own imports warn
+        why = "detectron2 is not installed; it is not on PyPI (docs/faq.md, Without detectron2)"
+        return pytest.importorskip("detectron2.modeling", reason=why, exc_type=ImportError)
 
 
 @pytest.fixture

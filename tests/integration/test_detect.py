@@ -287,9 +287,9 @@ def test_detectron2_where_it_is_absent_is_an_error_that_says_how_to_get_it(tmp_p
 
 
 @pytest.mark.detectron2
+@pytest.mark.usefixtures("detectron2")
 @pytest.mark.filterwarnings("ignore")
 def test_training_with_detectron2_s_heads_runs_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("detectron2.modeling", reason="detectron2 is not installed; it is not on PyPI", exc_type=ImportError)
     written = detect.run(config(engine="detectron2"), tmp_path / "whole")
     assert {r.engine for r in written} == {"detectron2"}
     with monkeypatch.context() as patched:

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import submitit
+from submitit.core.job_environment import SignalHandler
+from submitit.core.utils import DelayedSubmission, JobPaths
 
 from mae_transfer import results
 from mae_transfer.suite.plan import open_plan
@@ -17,10 +20,6 @@ from mae_transfer.suite.slurm import MARGIN_S, TIMEOUTS, Cluster, Job, submit, t
 from mae_transfer.suite.work import Work
 from tests.unit.test_suite_run import ALL, SUITE
 from tests.unit.test_tables import result
-
-submitit = pytest.importorskip("submitit")
-from submitit.core.job_environment import SignalHandler  # noqa: E402
-from submitit.core.utils import DelayedSubmission, JobPaths  # noqa: E402
 
 TOOL = """
 import pathlib, signal, sys, time

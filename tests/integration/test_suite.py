@@ -119,7 +119,6 @@ def test_killed_at_random_moments_it_ends_with_the_same_values(kills: int, suite
 
 
 def test_the_slurm_path_runs_every_level_and_marks_what_cannot_run(suite: Path, tmp_path: Path, undisturbed: Path) -> None:
-    pytest.importorskip("submitit")
     work = Work(open_plan(suite)[1], tmp_path / "d", suite="tiny")
     said: list[str] = []
     ids = submit(work, Cluster(1, 1, {"timeout_min": 5}, name="local"), say=said.append)

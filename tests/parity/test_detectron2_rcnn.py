@@ -1,7 +1,6 @@
 """The torchvision engine equals detectron2's proposal network and heads with copied weights, where detectron2 is installed."""
 
 import re
-import warnings
 from pathlib import Path
 
 import pytest
@@ -19,16 +18,9 @@ from mae_transfer.models.mask_rcnn import HeadsConfig, MaskRCNN, box_losses, mas
 from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.tasks.detectron2 import Detectron2RCNN
 
-pytestmark = [pytest.mark.detectron2, pytest.mark.filterwarnings("ignore")]  # detectron2's own imports warn
+pytestmark = [pytest.mark.detectron2, pytest.mark.usefixtures("detectron2"), pytest.mark.filterwarnings("ignore")]  # detectron2's own imports warn
 
 CLASSES, WIDTH = 10, 32
-
-
-@pytest.fixture(scope="module", autouse=True)
-def detectron2() -> object:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pytest.importorskip("detectron2.modeling", reason="detectron2 is not installed; it is not on PyPI", exc_type=ImportError)
 
 
 def pyramid() -> AdaptedBackbone:
@@ -150,7 +142,7 @@ def test_head_losses_on_the_same_proposals_equal_detectron2_s() -> None:
 
 
 def test_average_precision_equals_that_of_detectron2_s_evaluator(tmp_path: Path) -> None:
-    pytest.importorskip("detectron2.evaluation.fast_eval_api", exc_type=ImportError)
+    pytest.importorskip("detectron2.evaluation.fast_eval_api", reason="this detectron2 was built without its C++ evaluator", exc_type=ImportError)
     import json
 
     from detectron2.evaluation.fast_eval_api import COCOeval_opt

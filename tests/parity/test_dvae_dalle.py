@@ -6,6 +6,7 @@ import pickle
 import zipfile
 from pathlib import Path
 
+import dall_e
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,12 +20,7 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
 @pytest.fixture
-def dall_e():
-    return pytest.importorskip("dall_e", reason="the DALL-E package is not installed (pip install .[dev])")
-
-
-@pytest.fixture
-def folder(tmp_path: Path, dall_e) -> Path:
+def folder(tmp_path: Path) -> Path:
     """encoder.pkl and decoder.pkl as they are released: whole modules, pickled."""
     torch.manual_seed(0)
     parts = {
@@ -39,7 +35,7 @@ def folder(tmp_path: Path, dall_e) -> Path:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_codes_logits_and_images_are_those_of_the_package(folder: Path, dall_e, legacy: bool) -> None:
+def test_codes_logits_and_images_are_those_of_the_package(folder: Path, legacy: bool) -> None:
     for name in ("encoder", "decoder"):
         part = torch.load(folder / f"{name}.pkl", weights_only=False)
         torch.save(part, folder / f"{name}.pkl", _use_new_zipfile_serialization=not legacy)

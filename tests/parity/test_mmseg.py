@@ -38,12 +38,6 @@ OURS_TO_MMSEG = (
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def mmseg_is_here() -> None:
-    with quiet():
-        pytest.importorskip("mmseg.models")
-
-
 def ours(kind: str, *, tables: bool) -> Segmenter:
     """Return a segmenter with random weights everywhere, batch statistics and bias tables included."""
     torch.manual_seed(0)

@@ -1,6 +1,6 @@
 """Encoder and simple pyramid equal detectron2's ViTDet with copied weights, where detectron2 is installed."""
 
-import warnings
+from types import ModuleType
 
 import pytest
 import torch
@@ -14,13 +14,6 @@ from mae_transfer.models.vit import ViT, ViTConfig
 pytestmark = [pytest.mark.detectron2, pytest.mark.filterwarnings("ignore")]  # detectron2's own imports warn
 
 DIM, DEPTH, HEADS, PATCH, PRETRAINED, WINDOW = 32, 4, 4, 4, 32, 3
-
-
-@pytest.fixture(scope="module")
-def vitdet() -> object:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pytest.importorskip("detectron2.modeling.backbone.vit", reason="detectron2 is not installed; it is not on PyPI", exc_type=ImportError)
 
 
 def encoder(image_size: int, *, relative: bool) -> ViT:
@@ -40,8 +33,8 @@ def randomize(module: nn.Module) -> None:
 @pytest.mark.parametrize("relative", [False, True])
 @pytest.mark.parametrize("image", [(32, 32), (48, 48), (24, 40), (52, 36)])
 @torch.no_grad()
-def test_the_encoder_equals_detectron2_s(image: tuple[int, int], relative: bool, vitdet: object) -> None:
-    theirs = vitdet.ViT(
+def test_the_encoder_equals_detectron2_s(image: tuple[int, int], relative: bool, detectron2: ModuleType) -> None:
+    theirs = detectron2.backbone.vit.ViT(
         img_size=PRETRAINED, patch_size=PATCH, embed_dim=DIM, depth=DEPTH, num_heads=HEADS, use_rel_pos=relative, window_size=WINDOW,
         window_block_indexes=(0, 2), pretrain_img_size=PRETRAINED, pretrain_use_cls_token=False, norm_layer=lambda d: nn.LayerNorm(d, eps=1e-6),
     ).eval()  # fmt: skip
@@ -54,15 +47,14 @@ def test_the_encoder_equals_detectron2_s(image: tuple[int, int], relative: bool,
 
 @pytest.mark.parametrize("image", [(64, 64), (96, 160)])
 @torch.no_grad()
-def test_encoder_and_simple_pyramid_through_the_bridge_equal_detectron2_s(image: tuple[int, int], vitdet: object) -> None:
-    fpn = pytest.importorskip("detectron2.modeling.backbone.fpn")
+def test_encoder_and_simple_pyramid_through_the_bridge_equal_detectron2_s(image: tuple[int, int], detectron2: ModuleType) -> None:
     options = {"img_size": 64, "patch_size": 16, "embed_dim": DIM, "depth": DEPTH, "num_heads": HEADS, "use_rel_pos": True, "pretrain_img_size": 64}
-    net = vitdet.ViT(
+    net = detectron2.backbone.vit.ViT(
         **options, window_size=WINDOW, window_block_indexes=(0, 2), pretrain_use_cls_token=False, norm_layer=lambda d: nn.LayerNorm(d, eps=1e-6)
     )
-    theirs = vitdet.SimpleFeaturePyramid(
-        net=net, in_feature="last_feat", out_channels=8, scale_factors=(4.0, 2.0, 1.0, 0.5), top_block=fpn.LastLevelMaxPool(), norm="LN",
-        square_pad=64,
+    theirs = detectron2.backbone.vit.SimpleFeaturePyramid(
+        net=net, in_feature="last_feat", out_channels=8, scale_factors=(4.0, 2.0, 1.0, 0.5), norm="LN", square_pad=64,
+        top_block=detectron2.backbone.fpn.LastLevelMaxPool(),
     ).eval()  # fmt: skip
     randomize(theirs)
     vit = ViT(encoder(64, relative=True).cfg.model_copy(update={"patch": 16}))
@@ -83,15 +75,14 @@ def test_encoder_and_simple_pyramid_through_the_bridge_equal_detectron2_s(image:
 
 
 @torch.no_grad()
-def test_the_fpn_equals_detectron2_s() -> None:
-    fpn = pytest.importorskip("detectron2.modeling.backbone.fpn")
+def test_the_fpn_equals_detectron2_s(detectron2: ModuleType) -> None:
     vit = ViT(encoder(64, relative=False).cfg.model_copy(update={"patch": 16}))
     adapter = TapFPN(maps_of(vit), norm="layer", fpn=8, fpn_norm="layer").eval()
     randomize(vit)
     randomize(adapter)
     bottom = to_detectron2(AdaptedBackbone(vit, TapFPN(maps_of(vit), norm="layer", fpn=None))).eval()  # the scaled taps alone
     bottom.pyramid.adapter.scale.load_state_dict(adapter.scale.state_dict())
-    theirs = fpn.FPN(bottom, ["p2", "p3", "p4", "p5"], 8, norm="LN").eval()
+    theirs = detectron2.backbone.FPN(bottom, ["p2", "p3", "p4", "p5"], 8, norm="LN").eval()
     for level in range(4):
         for mine, their in ((adapter.fpn.inner_blocks, f"fpn_lateral{level + 2}"), (adapter.fpn.layer_blocks, f"fpn_output{level + 2}")):
             for a, b in zip(getattr(theirs, their).parameters(), mine[level].parameters(), strict=True):

@@ -12,8 +12,6 @@ WORK = Work(size="vit_tiny", image=32, batch=2)
 
 @pytest.mark.parametrize("name", classify.CONTESTANTS)
 def test_every_contestant_trains_its_share(name: str) -> None:
-    if name == classify.PEER:
-        pytest.importorskip("timm.task")
     module, inputs = classify.CONTESTANTS[name](WORK)
     loss = module.train()(*inputs)
     loss.backward()

@@ -14,9 +14,9 @@ WORK = Work(size="vit_tiny", image=64, batch=1)
     "name", [detect.OURS, pytest.param(detect.HEADS, marks=pytest.mark.detectron2), pytest.param(detect.PEER, marks=pytest.mark.detectron2)]
 )
 @pytest.mark.filterwarnings("ignore")  # detectron2's own imports warn
-def test_every_contestant_trains(name: str) -> None:
+def test_every_contestant_trains(name: str, request: pytest.FixtureRequest) -> None:
     if name != detect.OURS:
-        pytest.importorskip("detectron2.modeling", reason="detectron2 is not installed; it is not on PyPI", exc_type=ImportError)
+        request.getfixturevalue("detectron2")
     module, inputs = detect.CONTESTANTS[name](WORK)
     loss = module.train()(*inputs)
     loss.backward()
@@ -25,7 +25,6 @@ def test_every_contestant_trains(name: str) -> None:
 
 
 def test_both_evaluators_give_the_same_figures() -> None:
-    pytest.importorskip("faster_coco_eval")
     records = detect.evaluators(images=6, rounds=1)
     assert [(r["name"], r["kind"]) for r in records] == [(backend, kind) for kind in detect.KINDS for backend in detect.BACKENDS]
     assert max(r["largest_difference"] for r in records) <= 1e-9

@@ -15,8 +15,6 @@ import torch
 from mae_transfer.data import Coco, ShapesObjects
 from mae_transfer.metrics.coco import FIGURES, CocoMetric, Detections
 
-FASTER = importlib.util.find_spec("faster_coco_eval") is not None
-
 
 def guesses(source: Any, index: int, *, noise: float = 3.0) -> Detections:
     """The truth, moved, cropped, sometimes mislabelled, some of it missing, some of it twice."""
@@ -69,7 +67,6 @@ def test_all_figures_equal_pycocotools_from_the_saved_results(real_data: Callabl
         np.testing.assert_allclose([figures[f"{kind}/AP[{names[c]}]"] for c in each], list(each.values()), rtol=0, atol=1e-12)
 
 
-@pytest.mark.skipif(not FASTER, reason="faster-coco-eval is not installed")
 @pytest.mark.data
 def test_faster_coco_eval_gives_the_same_figures(real_data: Callable[[str], Path]) -> None:
     coco = Coco(root=str(real_data("coco")), split="val2017")
@@ -78,7 +75,7 @@ def test_faster_coco_eval_gives_the_same_figures(real_data: Callable[[str], Path
     np.testing.assert_allclose(list(fast.values()), list(slow.values()), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("backend", ["pycocotools", pytest.param("faster-coco-eval", marks=pytest.mark.skipif(not FASTER, reason="not installed"))])
+@pytest.mark.parametrize("backend", ["pycocotools", "faster-coco-eval"])
 def test_the_truth_itself_is_perfect_and_nothing_is_nothing(backend: Any) -> None:
     source = ShapesObjects(size=64, length=6)
     perfect, nothing = (CocoMetric(source.ground_truth(), backend=backend) for _ in range(2))

@@ -120,7 +120,7 @@ def test_without_a_fast_decoder_pil_gives_the_same(monkeypatch: pytest.MonkeyPat
 
 
 def test_torchcodec_is_found_when_torchvision_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("torchcodec.decoders", exc_type=(ImportError, RuntimeError, OSError))
+    pytest.importorskip("torchcodec.decoders", reason="torchcodec does not load; it needs the libraries of FFmpeg", exc_type=(RuntimeError, OSError))
     from torchvision import io as torchvision_io
 
     from mae_transfer.data.decode import _find_fast_jpeg
