@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mae_transfer.suite.job import LOG
+from mae_transfer.suite.plan import Node
 from mae_transfer.suite.records import read_note
 from mae_transfer.suite.run import Runner
 from mae_transfer.suite.work import Work
@@ -27,10 +28,11 @@ def show_plan(work: Work, console: Console) -> None:
     grid = Table(title=f"{escape(work.suite)}: {len(work.plan)} runs", title_justify="left")
     for title in ("run", "needs", "device hours", "disk GiB", "state"):
         grid.add_column(title, overflow="fold")
-    left = []
+    left: list[Node] = []
+    done: list[Node] = []
     for node in work.plan.values():
         status = work.status(node.name)
-        left += [] if status.done else [node]
+        (done if status.done else left).append(node)
         needs = ", ".join([*node.needs, *([f"{len(node.points)} points of a sweep"] if node.points else [])])
         grid.add_row(escape(node.name), escape(needs), number(node.hours), number(node.gib), escape(status.why))
     console.print(grid)
@@ -38,7 +40,26 @@ def show_plan(work: Work, console: Console) -> None:
     silent = sum(node.hours is None for node in left)
     unsaid = f" ({silent} runs do not say what they cost)" if silent else ""
     cost = f"about {hours:.4g} device hours and {gib:.4g} GiB of the {free_gib(work.root):.4g} that are free{unsaid}"
-    console.print(f"{len(work.plan) - len(left)} done, {len(left)} to run: {cost}", highlight=False)
+    measured = hours_left(work, done, left)
+    pace = f"; at the pace of those done {measured:.3g} h one after the other" if left and measured is not None else ""
+    console.print(f"{len(done)} done, {len(left)} to run: {cost}{pace}", highlight=False)
+
+
+def hours_left(work: Work, done: Iterable[Node], left: Iterable[Node]) -> float | None:
+    """Return how long the rest will take one run after the other, by what the done ones took; None before one is done.
+
+    The plan's estimates are taken to be wrong by one factor for all runs of a tool, and for a tool of which none is done by the factor of all.
+    """
+    spent: defaultdict[str | None, float] = defaultdict(float)
+    planned: defaultdict[str | None, float] = defaultdict(float)
+    for node in done:
+        note, _ = read_note(work.folder(node.name))
+        if note and note.seconds:
+            for key in (node.kind, None):
+                spent[key] += note.seconds / 3600
+                planned[key] += node.hours or 1.0
+    factor = {key: spent[key] / planned[key] for key in spent}
+    return sum(factor.get(node.kind, factor[None]) * (node.hours or 1.0) for node in left) if factor else None
 
 
 def free_gib(folder: Path) -> float:
@@ -85,16 +106,18 @@ class View:
         self._live.update(Group(grid, Text(self.progress(runner))), refresh=True)
 
     def progress(self, runner: Runner) -> str:
-        """Return how many runs have ended how, and how long the rest will take, if the plan's estimates are wrong by the same factor for all."""
-        plan, counts = self._work.plan, Counter(runner.states.values())
-        ended = ", ".join(f"{count} {state}" for state, count in counts.items())
-        left = [node for name, node in plan.items() if name not in runner.states]
-        notes = {name: read_note(self._work.folder(name))[0] for name, state in runner.states.items() if state == "done"}
-        spent = {name: note.seconds for name, note in notes.items() if note and note.seconds}
-        known = sum(plan[name].hours or 1.0 for name in spent)
-        seconds = sum(spent.values()) / known * sum(node.hours or 1.0 for node in left) / runner.machine.jobs if spent else 0.0
-        guess = f", about {seconds / 60:.0f} minutes" if seconds < 2 * 3600 else f", about {seconds / 3600:.0f} hours"
-        return f"{ended or 'nothing yet'}; {len(left)} left{guess if spent and left else ''}"
+        """Return how many runs have ended how, and how long the rest will take."""
+        plan, states = self._work.plan, runner.states
+        ended = ", ".join(f"{count} {state}" for state, count in Counter(states.values()).items())
+        left = [node for name, node in plan.items() if name not in states]
+        hours = hours_left(self._work, [plan[name] for name, state in states.items() if state == "done"], left)
+        guess = "" if hours is None or not left else f", about {duration(hours / runner.machine.jobs)}"
+        return f"{ended or 'nothing yet'}; {len(left)} left{guess}"
+
+
+def duration(hours: float) -> str:
+    """Return hours in the unit that people would take."""
+    return f"{60 * hours:.0f} minutes" if hours < 2 else f"{hours:.0f} hours"
 
 
 def last_line(log: Path) -> str:

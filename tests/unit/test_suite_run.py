@@ -21,7 +21,7 @@ from mae_transfer.suite import job, records, tables
 from mae_transfer.suite.plan import open_plan
 from mae_transfer.suite.run import Machine, Runner
 from mae_transfer.suite.steps import last_words, record_hole
-from mae_transfer.suite.view import View
+from mae_transfer.suite.view import View, hours_left, show_plan
 from mae_transfer.suite.work import Work
 from tests.unit.test_tables import result
 
@@ -284,17 +284,25 @@ def test_a_folder_that_cannot_be_written_is_an_error_and_nothing_goes_on_unseen(
     assert not any(each.process.is_alive() for each in stage.runner.running.values())
 
 
-def test_the_time_that_is_left_weighs_runs_by_their_estimates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_that_is_left_is_told_by_what_runs_of_the_same_tool_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = SUITE.replace('pretrain.py"),', 'pretrain.py", hours=2.0),').replace('"mask.ratio": 0.5})', '"mask.ratio": 0.5}, hours=2.0)')
     stage = Stage(tmp_path, monkeypatch, text.replace('classify/mini.py")', 'classify/mini.py", hours=0.5)'))
     stage.run()
-    for name in ALL[:3]:  # 90 minutes where 4.5 hours were expected
+    for name in ALL[:3]:  # both pretrainings in a third of the time expected, a fine-tuning in two thirds
         note, _ = records.read_note(stage.work.folder(name))
         assert note is not None
-        records.write_note(stage.work.folder(name), note.model_copy(update={"seconds": 60.0 * (40 if "pretrain" in name else 10)}))
+        records.write_note(stage.work.folder(name), note.model_copy(update={"seconds": 60.0 * (40 if "pretrain" in name else 20)}))
     for name in ALL[3:]:
         del stage.runner.states[name]
-    assert View(stage.work, Console(file=io.StringIO())).progress(stage.runner) == "3 done; 3 left, about 30 minutes"
+        (stage.work.folder(name) / "node.json").unlink()
+    assert View(stage.work, Console(file=io.StringIO())).progress(stage.runner) == "3 done; 3 left, about 60 minutes"
+    printed = io.StringIO()
+    show_plan(stage.work, Console(file=printed, width=200))
+    assert "3 done, 3 to run: about 1.5 device hours" in printed.getvalue()
+    assert "at the pace of those done 1 h one after the other" in printed.getvalue()
+    runs = [stage.work.plan[name] for name in ALL]
+    assert hours_left(stage.work, runs[:2], runs[3:]) == pytest.approx(0.5)  # no fine-tuning is done: the factor of the pretrainings
+    assert hours_left(stage.work, [], runs) is None
 
 
 SUITES = sorted((ROOT / "configs" / "suites").glob("*.py"))
