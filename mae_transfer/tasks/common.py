@@ -23,6 +23,7 @@ from mae_transfer.engine.schedule import Schedule, lr_at
 from mae_transfer.engine.state import LoopConfig, Precision, RunConfig, TrainState, micro_steps
 from mae_transfer.engine.state import resume as resume_state
 from mae_transfer.interfaces import Batch
+from mae_transfer.models.attention import CPU_HAS_AMX
 from mae_transfer.tasks.workdir import WorkDir, open_work_dir
 
 EVALUATION_SEED = 0  # of what an evaluation draws (masks): the same in every run, so that runs compare
@@ -149,11 +150,13 @@ def sweep_over(samples: Samples[Any, Any], dist: Dist, *, batch: int, workers: i
 
 def plan(cfg: TrainConfig, loop: LoopConfig, dist: Dist) -> str:
     """Return steps, batch, rate and machine in one sentence."""
+    slow = cfg.precision == "bfloat16" and dist.device.type == "cpu" and not CPU_HAS_AMX
+    hint = " (which has no matrix units for it: --set precision=float32 is faster here)" if slow else ""
     micro = cfg.batch // (dist.world * loop.accumulate)
     peak = peak_lr(cfg.optim, global_batch=cfg.batch)
     return (
         f"{loop.steps} steps of {cfg.batch} crops = {dist.world} x {loop.accumulate} x {micro}; peak lr {peak:.2e}; {cfg.precision} on "
-        f"{results.device_name(dist.device)}"
+        f"{results.device_name(dist.device)}{hint}"
     )
 
 

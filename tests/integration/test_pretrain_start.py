@@ -10,8 +10,11 @@ from PIL import Image
 from pretrain_runs import config, losses, stop_at
 
 from mae_transfer.checkpoints.names import released_name
+from mae_transfer.data import Order
+from mae_transfer.engine.dist import Dist
 from mae_transfer.models.mae import MAE
 from mae_transfer.tasks import pretrain
+from mae_transfer.tasks.common import loop_config, plan
 from mae_transfer.tasks.reconstruct import reconstruct
 
 
@@ -77,3 +80,13 @@ def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path: Path, mo
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     with pytest.raises(ValueError, match=r"srun started 4 processes.*start one task per node and torchrun in it"):
         pretrain.run(config(), tmp_path / "run")
+
+
+@pytest.mark.parametrize("amx", [False, True])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_where_bfloat16_is_the_slow_choice_the_run_says_so(precision: str, amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mae_transfer.tasks.common.CPU_HAS_AMX", amx)
+    cfg = config(precision=precision)
+    dist = Dist(torch.device("cpu"))
+    order = Order(images=16, batch=cfg.batch, seed=0)
+    assert ("--set precision=float32" in plan(cfg, loop_config(cfg, order, dist), dist)) == (precision == "bfloat16" and not amx)
