@@ -105,7 +105,8 @@ def rows_of(cfg: SuiteConfig, folder: Path) -> dict[str, Source]:
             if point.row in rows:
                 raise ValueError(f"row {point.row!r} stands in `rows` and in {cfg.grid.file}: two pretrainings of one name")
             own, base = {**point.changes, **cfg.grid.set.get(point.row, {})}, os.path.relpath(point.config, folder)
-            rows[point.row] = Source(config=base, set=own, data=cfg.grid.data, hours=cfg.grid.hours, gib=cfg.grid.gib)
+            hours = cfg.grid.hours.get(point.row) if isinstance(cfg.grid.hours, dict) else cfg.grid.hours
+            rows[point.row] = Source(config=base, set=own, data=cfg.grid.data, hours=hours, gib=cfg.grid.gib)
     if not rows:
         raise ValueError("the suite has no rows: name pretrainings or backbones under `rows`, or an ablation under `grid`")
     return rows

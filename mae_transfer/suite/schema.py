@@ -101,8 +101,8 @@ class Grid(Schema):
     """Laid over single rows: {"PCA": {"target.basis": "@basis"}}."""
     data: str | None = None
     """As in a source."""
-    hours: NonNegativeFloat | None = None
-    """As in a source."""
+    hours: NonNegativeFloat | dict[str, NonNegativeFloat] | None = None
+    """As in a source; or by row."""
     gib: NonNegativeFloat | None = None
     """As in a source."""
 
