@@ -50,6 +50,7 @@ from mae_transfer.models.mask_rcnn import HeadsConfig, MaskRCNN
 from mae_transfer.tasks.backbones import BackboneConfig, Chosen, backbone_of, open_backbone, tokens_of
 from mae_transfer.tasks.common import EVALUATION_SEED, Job, PicturesRun, TrainConfig, evaluation_facts, facts, fit, plan, sweep_over
 from mae_transfer.tasks.detectron2 import Detectron2RCNN
+from mae_transfer.tasks.labels import classes_digest, learned
 from mae_transfer.tasks.workdir import WorkDir, run_of
 
 COARSEST = 32  # stride of the last level but one: sides of batches are multiples of it
@@ -161,12 +162,13 @@ def evaluate_checkpoint(cfg: DetectConfig, reference: str, work_dir: Path | None
     """Evaluate a training state of this config (step_*.pt) on the validation set.
 
     The numbers are printed; where there is a work_dir they are appended to its results.jsonl, and predictions go there. Pictures go there too, or
-    to the run that the state is of, whose backbone serves where the config names none.
+    to the run that the state is of, whose backbone serves where the config names none. ValueError where the state learned other classes.
     """
     with session(cfg.run.device) as dist:
         cfg = cfg.model_copy(update={"backbone": backbone_of(cfg.backbone, DetectConfig, reference)})
         parts, start = open_parts(cfg, train=False), time.perf_counter()
         payload = checkpoint.load(Path(reference))
+        learned(payload["extra"], parts.val.classes, where=reference)
         load_strict(parts.model, payload.get("ema", payload["model"]), where=reference)
         model = parts.model.to(dist.device).eval()
         folder = WorkDir(work_dir) if work_dir else None
@@ -224,7 +226,8 @@ def build_state(cfg: DetectConfig, parts: Parts, loop: LoopConfig, *, dist: Dist
     model: Any = parts.model
     layers = Layers(model.layer_of, model.pyramid.depth, cfg.optim.layer_decay) if cfg.optim.layer_decay else None
     groups = param_groups(model, weight_decay=cfg.optim.weight_decay, layers=layers, decay=cfg.decay)
-    return TrainState.create(dressed, build_optimizer(cfg.optim, groups, lr=peak_lr(cfg.optim, global_batch=cfg.batch)), loop, dist=dist)
+    optimizer, names = build_optimizer(cfg.optim, groups, lr=peak_lr(cfg.optim, global_batch=cfg.batch)), parts.train.classes
+    return TrainState.create(dressed, optimizer, loop, dist=dist, digest=classes_digest(names), extra={"names": list(names)})
 
 
 def feed(cfg: DetectConfig, parts: Parts, share: Share, *, dist: Dist) -> Iterator[SceneBatch]:

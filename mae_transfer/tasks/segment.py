@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -35,6 +34,7 @@ from mae_transfer.engine.state import LoopConfig, TrainState, autocast
 from mae_transfer.metrics.iou import IouMetric
 from mae_transfer.tasks.backbones import BackboneConfig, Chosen, backbone_of, flops_of, open_backbone, tokens_of
 from mae_transfer.tasks.common import EVALUATION_SEED, Job, PicturesRun, TrainConfig, evaluation_facts, facts, fit, plan, sweep_over
+from mae_transfer.tasks.labels import classes_digest, learned
 from mae_transfer.tasks.segment_inference import PUBLISHED_SCALES, InferenceConfig, Windows, probabilities
 from mae_transfer.tasks.segment_protocols import PROTOCOLS, SegmentProtocol
 from mae_transfer.tasks.workdir import WorkDir, run_of
@@ -137,7 +137,7 @@ def evaluate_checkpoint(cfg: SegmentConfig, reference: str, work_dir: Path | Non
         parts, start = open_parts(cfg, backbone_of(cfg.backbone, SegmentConfig, reference), train=False), time.perf_counter()
         model = parts.protocol.model(parts.chosen.model, len(parts.val.classes))
         payload = checkpoint.load(Path(reference))
-        same_classes(payload["extra"], parts.val.classes, where=reference)
+        learned(payload["extra"], parts.val.classes, where=reference)
         load_strict(model, payload.get("ema", payload["model"]), where=reference)
         model.to(dist.device).eval()
         with torch.no_grad():
@@ -165,14 +165,6 @@ def as_trained(cfg: SegmentConfig, reference: str) -> None:
         raise ValueError(f"{root} trained another model than this config's; give its own config, {own}:\n  " + "\n  ".join(different))
 
 
-def same_classes(extra: Mapping[str, Any], classes: tuple[str, ...], *, where: str) -> None:
-    """Raise ValueError where a state learned other classes, or these in another order: as many of them fit, and every figure would be wrong."""
-    known = extra.get("names")
-    if known is not None and known != list(classes):
-        k, (was, now) = next((k, pair) for k, pair in enumerate(zip_longest(known, classes)) if pair[0] != pair[1])
-        raise ValueError(f"{where} learned {len(known)} classes, the data have {len(classes)}; class {k} was {was!r} and is {now!r}")
-
-
 def open_parts(cfg: SegmentConfig, backbone: BackboneConfig, *, train: bool = True) -> Parts:
     """Open data and backbone; ValueError where they do not fit the protocol.
 
@@ -194,7 +186,8 @@ def build_state(cfg: SegmentConfig, parts: Parts, loop: LoopConfig, *, dist: Dis
     model = parts.protocol.model(parts.chosen.model, len(parts.train.classes))
     dressed = assemble(model, dist=dist, compile=cfg.run.compile, checkpoint_activations=cfg.run.checkpoint_activations, sync_bn=synchronised)
     optimizer = build_optimizer(cfg.optim, parts.protocol.groups(model, cfg.optim), lr=peak_lr(cfg.optim, global_batch=cfg.batch))
-    return TrainState.create(dressed, optimizer, loop, dist=dist, extra={"names": list(parts.train.classes)})
+    names = parts.train.classes
+    return TrainState.create(dressed, optimizer, loop, dist=dist, digest=classes_digest(names), extra={"names": list(names)})
 
 
 def feed(cfg: SegmentConfig, parts: Parts, share: Share, *, dist: Dist) -> Iterator[MapBatch]:
@@ -226,7 +219,6 @@ def make_step(cfg: SegmentConfig, loop: LoopConfig) -> StepFn:
 
 def evaluate(cfg: SegmentConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int) -> dict[str, float]:
     """Return mIoU, mAcc and aAcc of the validation set in [0, 1]; the classes' figures are kept with the run's state."""
-    same_classes(state.extra, parts.val.classes, where=str(folder.checkpoints))
     figures = measure(cfg, parts, state.dist, model)
     state.extra["classes"] = figures
     return {name: figures[name] for name in NUMBERS}

@@ -259,8 +259,28 @@ def test_a_checkpoint_of_other_classes_is_refused(coco: Path, tmp_path: Path) ->
     detect.run(config(), tmp_path / "run")
     for split in ("train2017", "val2017"):
         edit(coco / "annotations" / f"instances_{split}.json", lambda content: content["categories"].append({"id": 99, "name": "zebra"}))
-    with pytest.raises(ValueError, match=r"cls_score.weight: \(11, 16\) does not fit \(12, 16\)"):
+    with pytest.raises(ValueError, match="learned 10 classes, the data have 11; class 10 was None and is 'zebra'"):
         detect.evaluate_checkpoint(config(data=coco_data(coco)), str(tmp_path / "run" / "checkpoints" / f"step_{STEPS:08d}.pt"), None)
+
+
+def test_classes_in_another_order_neither_resume_a_run_nor_evaluate_its_state(coco: Path, tmp_path: Path) -> None:
+    cfg = config(data=coco_data(coco), epochs=2.0, run=RUN | {"save_every": 1, "keep_last": 9, "pictures": 0})
+    detect.run(cfg, tmp_path / "run")
+    first, *later = sorted((tmp_path / "run" / "checkpoints").glob("*.pt"))
+    for path in later:
+        path.unlink()
+
+    def swap(content: Values) -> None:
+        one, other = content["categories"][:2]
+        one["name"], other["name"] = other["name"], one["name"]
+
+    for split in ("train2017", "val2017"):
+        edit(coco / "annotations" / f"instances_{split}.json", swap)
+    with pytest.raises(ValueError, match=r"made with '10 classes \w+', this run has '10 classes \w+'"):
+        detect.run(cfg, tmp_path / "run", resume=True)
+    assert list((tmp_path / "run" / "checkpoints").glob("*.pt")) == [first]
+    with pytest.raises(ValueError, match="learned 10 classes, the data have 10; class 0 was"):
+        detect.evaluate_checkpoint(cfg, str(first), None)
 
 
 @pytest.mark.parametrize(

@@ -216,6 +216,19 @@ def test_a_checkpoint_does_not_count_for_classes_in_another_order(base: Values, 
             segment.evaluate_checkpoint(config(base), reference, None)
 
 
+def test_a_run_is_not_resumed_with_classes_in_another_order(base: Values, tmp_path: Path) -> None:
+    """Before a step is taken: a state saved after it would pass for one of the new order, or of the old one."""
+    cfg, listed = config(base, run=RUN | {"save_every": 1, "keep_last": 9, "pictures": 0}), tmp_path / "scenes" / "classes.txt"
+    segment.run(cfg, tmp_path / "run")
+    for path in sorted((tmp_path / "run" / "checkpoints").glob("*.pt"))[2:]:
+        path.unlink()
+    names = listed.read_text().splitlines()
+    listed.write_text("\n".join([names[1], names[0], *names[2:]]))
+    with pytest.raises(ValueError, match=rf"made with '{len(names)} classes \w+', this run has '{len(names)} classes \w+'"):
+        segment.run(cfg, tmp_path / "run", resume=True)
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("*.pt")) == ["step_00000001.pt", "step_00000002.pt"]
+
+
 def test_a_validation_set_without_a_labelled_pixel_is_an_error(base: Values, tmp_path: Path) -> None:
     for path in (tmp_path / "scenes" / "annotations" / "validation").iterdir():
         Image.new("L", (40, 40)).save(path)
