@@ -109,10 +109,11 @@ def fit(cfg: TrainConfig, work_dir: Path, job: Job, *, dist: Dist, resume: bool)
 
 
 def finished(folder: WorkDir, cfg: TrainConfig, step: int) -> list[results.Result]:
-    """Return the results that this run has written after its last step."""
+    """Return the results that this run itself has written after its last step; an evaluation of its state stands there with 0 epochs."""
     if not folder.results.is_file():
         return []
-    return [result for result in results.load(folder.results)[0] if result.config_digest == cfg.digest() and result.steps == step]
+    own = (cfg.digest(), step, cfg.epochs)
+    return [result for result in results.load(folder.results)[0] if (result.config_digest, result.steps, result.epochs) == own]
 
 
 def loop_config(cfg: TrainConfig, order: Order, dist: Dist) -> LoopConfig:

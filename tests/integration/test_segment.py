@@ -229,6 +229,25 @@ def test_a_run_is_not_resumed_with_classes_in_another_order(base: Values, tmp_pa
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("*.pt")) == ["step_00000001.pt", "step_00000002.pt"]
 
 
+def test_an_evaluation_in_the_work_dir_does_not_finish_a_run_that_was_killed_at_its_end(
+    base: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = config(base, epochs=0.5, schedule={}, run=RUN | {"pictures": 0})
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(segment, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            segment.run(cfg, tmp_path / "run")
+    evaluated = segment.evaluate_checkpoint(cfg, str(tmp_path / "run" / "checkpoints" / "step_00000001.pt"), tmp_path / "run")
+    written = segment.run(cfg, tmp_path / "run", resume=True)
+    assert [(r.value, r.epochs, r.steps) for r in written] == [(r.value, 0.5, 1) for r in evaluated]
+    assert results.load(tmp_path / "run" / "results.jsonl")[0] == evaluated + written
+    assert segment.run(cfg, tmp_path / "run", resume=True) == written  # now it is finished
+
+
 def test_a_validation_set_without_a_labelled_pixel_is_an_error(base: Values, tmp_path: Path) -> None:
     for path in (tmp_path / "scenes" / "annotations" / "validation").iterdir():
         Image.new("L", (40, 40)).save(path)
