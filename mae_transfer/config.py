@@ -15,7 +15,7 @@ import inspect
 import json
 import pprint
 import types
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Self, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -129,7 +129,7 @@ def check(table: Mapping[str, Callable[..., Any]], spec: Spec, *, openers: Colle
     openers: the options that are references, strings in the config whatever the entry takes.
     """
     if spec.name not in table:
-        raise ValueError(f"no {spec.name!r} here; {_nearest(spec.name, table)}")
+        raise ValueError(f"no {spec.name!r} here; {nearest(spec.name, table)}")
     validate(spec.options, _options_of(table[spec.name], frozenset(openers)), where=f"options of {spec.name!r}")
     return spec
 
@@ -185,7 +185,7 @@ def _explain(defect: dict[str, Any], schema: type[Schema]) -> str:
     *parents, leaf = defect["loc"] or ("",)
     key = ".".join(str(part) for part in defect["loc"])
     if defect["type"] == "extra_forbidden":
-        return f"unknown key {key!r}; {_nearest(str(leaf), _fields_at(schema, parents))}"
+        return f"unknown key {key!r}; {nearest(str(leaf), _fields_at(schema, parents))}"
     if defect["type"] == "missing":
         return f"key {key!r} is required and missing"
     if defect["type"] == "value_error":
@@ -202,6 +202,8 @@ def _fields_at(schema: type[Schema], path: Sequence[Any]) -> list[str]:
     return [name for s in schemas for name in s.model_fields]
 
 
-def _nearest(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(sorted(known))}"
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a proposal for a misspelt name."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(sorted(names)) or 'none'}"

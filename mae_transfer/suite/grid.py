@@ -54,7 +54,12 @@ class Point(NamedTuple):
     @property
     def folder(self) -> str:
         """The row's name as a folder's."""
-        return re.sub(r"[^a-z0-9.]+", "_", self.row.lower()).strip("_")
+        return slug(self.row)
+
+
+def slug(name: str) -> str:
+    """Return a name as a folder's."""
+    return re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_")
 
 
 def is_grid(path: Path) -> bool:

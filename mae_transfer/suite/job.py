@@ -20,6 +20,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 LOG = "output.log"
+START = "$ "  # begins the line of the log with a start's command
 TORCHRUN_WAITS = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # seconds for its processes to save in before it kills them; older versions take 30
 
 
@@ -43,7 +44,7 @@ def main(command: list[str], folder: Path, environment: dict[str, str], threads:
     os.environ.update(environment)
     with locked(folder / ".lock"):
         redirect(folder / LOG)
-        print("$ " + " ".join(command), flush=True)
+        print(START + " ".join(command), flush=True)
         if command[0] != sys.executable or command[1] == "-m":
             os.execvp(command[0], command)
         threading.Thread(target=end_with_parent, daemon=True).start()

@@ -11,7 +11,8 @@ EVALUATED = "MAE, released weights"  # its classifiers, which are only evaluated
 RELEASED: dict[str, tuple[str, ...]] = {
     "none": ("none (scratch)",), "mae": ("MAE",), "moco-v3": ("MoCo v3",), "dino": ("DINO",), "ibot": ("iBOT",),
     "mae-finetuned": (EVALUATED,),
-    "beit": ("BEiT, ImageNet-22K",),  # every released file; the paper's BEiT learned from ImageNet-1K
+    "beit": ("BEiT, ImageNet-22K",),  # the paper's BEiT learned from ImageNet-1K and was not released
+    "beit-labels": ("BEiT, ImageNet-22K with labels",),
 }  # fmt: skip
 """First word of Result.pretrain -> the method's names in the tables."""
 FILES = {"mae_vit_": "mae", "moco_v3_": "moco-v3", "dino_vit_": "dino", "beit_": "beit"}
@@ -29,6 +30,8 @@ TUNED = {"ViT-B/16": 100, "ViT-L/16": 50, "ViT-H/14": 50}
 FROM_SCRATCH = {"ViT-B/16": 300, "ViT-L/16": 200, "ViT-H/14": 200}
 """Epochs from scratch (MAE, table 11)."""
 PROBED = 50  # epochs of linear probing that suffice (MAE, table 10: 90 for ViT-B)
+PARTLY_TUNED = 50  # epochs of partial fine-tuning (MAE, appendix A.1: the best of 50, 100 and 200)
+IMAGENET_EPOCH = 1_281_167  # images of ImageNet-1K's training set
 DETECTED, DETECTED_FROM_SCRATCH = 100, 400  # epochs on COCO (Li et al.; ViTDet)
 DETECTED_HUGE = 75  # of ViT-H (ViTDet)
 COCO_EPOCH = 117_266  # images of COCO 2017 that have objects
@@ -60,6 +63,8 @@ def paper_names(pretrain: str) -> tuple[str, ...]:
         return ()
     if pretrain.endswith("_finetuned"):
         return RELEASED["mae-finetuned"]
+    if pretrain.endswith("_ft22k"):
+        return RELEASED["beit-labels"]
     return RELEASED.get(next((known for begin, known in FILES.items() if pretrain.startswith(begin)), pretrain), ())
 
 
@@ -80,13 +85,19 @@ def dataset(name: str) -> str:
 def full_length(result: Result) -> bool:
     """Return whether a transfer was trained for as long as the published one, or only evaluated: a shortened run is no comparison."""
     fresh, first = result.pretrain == "none", result.protocol.partition("-")[0]
-    if result.epochs == 0 and (result.steps == 0 or result.task == "classify"):
+    if result.epochs == 0 and result.steps == 0:
         return True
-    if result.task == "detect":  # an evaluated training state knows its images, not its epochs
+    if result.task == "detect":
         whole = DETECTED_FROM_SCRATCH if fresh else DETECTED_HUGE if backbone(result) == "ViT-H/14" else DETECTED
-        return (result.epochs or result.images_seen / COCO_EPOCH) >= whole
+        return detected_epochs(result) >= whole
     if result.task == "segment":
         return result.steps >= SEGMENTED
+    epochs = result.epochs or round(result.images_seen / IMAGENET_EPOCH)  # of an evaluated training state
     if first == "finetune":
-        return result.epochs == (FROM_SCRATCH if fresh else TUNED).get(backbone(result), result.epochs)
-    return first != "linear" or result.epochs >= PROBED
+        return epochs == (FROM_SCRATCH if fresh else TUNED).get(backbone(result), epochs)
+    return epochs >= {"linear": PROBED, "partial": PARTLY_TUNED}.get(first, 0)
+
+
+def detected_epochs(result: Result) -> float:
+    """Return the epochs of a detector; an evaluated training state knows its images only, and is taken to have learned from COCO."""
+    return result.epochs or result.images_seen / COCO_EPOCH

@@ -15,7 +15,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mae_transfer.suite.plan import slug
+from mae_transfer.suite.grid import slug
 from mae_transfer.suite.records import Note
 
 FOLDERS = {"reconstructions": "Reconstructions", "detections": "Detections", "segmentations": "Segmentations"}
@@ -37,7 +37,7 @@ class Picture(NamedTuple):
 class Curve(NamedTuple):
     """What a run logged."""
 
-    label: str  # the suite's row
+    label: str  # the suite's row, or the pretraining itself where several share a row
     steps: list[int]
     values: list[float]
 
@@ -45,13 +45,16 @@ class Curve(NamedTuple):
 def curves(runs: Mapping[Path, Note]) -> Iterator[Picture]:
     """Yield a picture per kind of run and quantity: the training loss, and every figure that was measured more than once."""
     found: dict[tuple[str, str], list[Curve]] = defaultdict(list)
+    sources: dict[str, set[str]] = defaultdict(set)
+    for note in runs.values():
+        sources[note.row].add(note.name.split("/")[0])
+    labels = {note.name: note.row if len(sources[note.row]) == 1 else note.name.split("/")[0] for note in runs.values()}  # one row of several sizes
     for folder, note in runs.items():
         kind = note.name.split("/")[1]
         for quantity, (steps, values) in logged(folder / "log.jsonl").items():
             if len(steps) > 1:
-                found[kind, quantity].append(Curve(note.row, steps, values))
-    rows = dict.fromkeys(note.row for note in runs.values())
-    colours = {row: f"C{number % 10}" for number, row in enumerate(rows)}  # the same in every picture
+                found[kind, quantity].append(Curve(labels[note.name], steps, values))
+    colours = {label: f"C{number % 10}" for number, label in enumerate(dict.fromkeys(labels.values()))}  # the same in every picture
     for (kind, quantity), lines in sorted(found.items()):
         yield Picture(f"{kind}: {quantity}", svg(plot(lines, quantity, colours), prefix=slug(f"{kind} {quantity}")))
 

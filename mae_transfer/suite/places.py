@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from mae_transfer.suite.names import EVALUATED, FINE_GRAINED, TARGETS, backbone, dataset, full_length, method, paper_names
+from mae_transfer.suite.names import EVALUATED, FINE_GRAINED, TARGETS, backbone, dataset, detected_epochs, full_length, method, paper_names
 from mae_transfer.suite.published import PUBLISHED
 from mae_transfer.suite.records import Record
 
@@ -183,7 +183,8 @@ def schedules(records: Sequence[Record]) -> Iterator[Place]:
     for record, metric in dense(records, "detect", AP):
         result = record.result
         if result.scale == "paper" and dataset(result.dataset) == "COCO" and "li2021" in result.protocol and "MAE" in paper_names(result.pretrain):
-            yield Place(record, f"MAE, {result.epochs:g} epochs", f"{metric}, {backbone(result)}", True, result.value)
+            row = f"MAE, {int(detected_epochs(result))} epochs"  # the lengths are counted in steps, half an epoch more than these
+            yield Place(record, row, f"{metric}, {backbone(result)}", True, result.value)
 
 
 def vitdet(records: Sequence[Record]) -> Iterator[Place]:

@@ -6,19 +6,17 @@ a config that does not load.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mae_transfer.config import Schema, load, read, validate
-from mae_transfer.suite.grid import points
+from mae_transfer.config import Schema, load, nearest, read, validate
+from mae_transfer.suite.grid import Overrides, points, slug
 from mae_transfer.suite.records import Role
-from mae_transfer.suite.schema import Overrides, Preparation, Source, Step, SuiteConfig, Sweep, Transfer
+from mae_transfer.suite.schema import Preparation, Source, Step, SuiteConfig, Sweep, Transfer
 from mae_transfer.suite.toolbox import TOOLBOX, Tool
 
 DEBUG_DEPTH = 4  # blocks, which the --debug of the transfers counts on
@@ -52,7 +50,7 @@ class Node(NamedTuple):
 
     def kept(self, changes: Mapping[str, Any]) -> Overrides:
         """Return the changes that a run with --debug keeps: its seed and what it takes from other runs; the rest would undo the overlay."""
-        linked = {key for key, value in self.changes.items() if "'@" in repr(value)}
+        linked = {key for key, value in self.changes.items() if replaced(value, lambda _: "") != value}
         kept = {key: value for key, value in changes.items() if key == "seed" or key in linked}
         return {**kept, "model.encoder.depth": DEBUG_DEPTH} if self.kind == "pretrain" else kept
 
@@ -185,18 +183,8 @@ def transfers(cfg: SuiteConfig, folder: Path, title: str, transfer: Transfer, ro
 
     def node(name: str, seed: int, role: Role, extra: Overrides) -> Node:
         changes, needs = names.linked({**given, **extra, "seed": seed}, seed, where=where)
-        return Node(
-            name,
-            role,
-            source.row or row,
-            transfer.tool,
-            beside(folder, transfer.config),
-            changes,
-            seed,
-            needs,
-            hours=transfer.hours,
-            gib=transfer.gib,
-        )
+        config = beside(folder, transfer.config)
+        return Node(name, role, source.row or row, transfer.tool, config, changes, seed, needs, hours=transfer.hours, gib=transfer.gib)
 
     points: list[str] = []
     if transfer.sweep is not None:
@@ -261,18 +249,6 @@ def replaced(value: Any, swap: Callable[[str], str]) -> Any:
 def texts(changes: Mapping[str, Any]) -> list[str]:
     """Return changes as a tool's --set takes them."""
     return [f"{key}={value!r}" for key, value in changes.items()]
-
-
-def slug(name: str) -> str:
-    """Return a name as a folder's."""
-    return re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a proposal for a misspelt name."""
-    names = list(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-    return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names) or 'none'}"
 
 
 def beside(folder: Path, config: str) -> Path:

@@ -55,6 +55,8 @@ class Record(NamedTuple):
 def load(paths: Iterable[Path]) -> tuple[list[Record], list[str]]:
     """Return the records under the given files and folders, and a sentence per line or note that could not be read.
 
+    Of a run that failed and succeeded later only the success is a record.
+
     Raises:
         ValueError: a path does not exist, or nothing was found.
     """
@@ -63,7 +65,8 @@ def load(paths: Iterable[Path]) -> tuple[list[Record], list[str]]:
     for file in dict.fromkeys(file.resolve() for path in paths for file in _files(path)):
         good, bad = results.load(file)
         note, complaints = read_note(file.parent)
-        found += [Record(result, file, note) for result in good]
+        paid = {_owed(result) for result in good if result.status == "ok"}
+        found += [Record(result, file, note) for result in good if result.status == "ok" or _owed(result) not in paid]
         defects += [*bad, *complaints]
     if not found:
         raise ValueError("no results found: a run writes results.jsonl into its work dir when it is finished")
@@ -104,6 +107,11 @@ def write_whole(path: Path, text: str) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def _owed(result: Result) -> tuple[object, ...]:
+    """What a run owes the tables: a hole that a failed start left is filled by the number of a later one."""
+    return result.pretrain, result.seed, result.task, result.protocol, result.dataset, result.split, result.metric
 
 
 def _files(path: Path) -> list[Path]:

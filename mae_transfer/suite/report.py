@@ -14,8 +14,8 @@ from rich.console import Console
 from mae_transfer.results import Result
 from mae_transfer.suite import figures, pictures, records, tables
 from mae_transfer.suite.formats import terminal
+from mae_transfer.suite.grid import slug
 from mae_transfer.suite.layouts import LAYOUTS
-from mae_transfer.suite.plan import slug
 from mae_transfer.suite.records import Note, Record, read_note, write_whole
 from mae_transfer.suite.schema import SuiteConfig
 from mae_transfer.suite.tables import Cells, Line

@@ -41,6 +41,8 @@ class Machine(NamedTuple):
             raise ValueError(f"{self.jobs} runs at a time: at least one, or nothing would ever run")
         if self.devices and self.jobs > len(self.devices):
             raise ValueError(f"{self.jobs} runs at a time on {len(self.devices)} devices: each run has one for itself")
+        if self.jobs > 1 and self.processes > 1:
+            raise ValueError(f"{self.jobs} runs at a time of {self.processes} processes each: they would share the devices; take --jobs 1")
         if self.devices and self.processes > 1:
             raise ValueError(f"{self.processes} processes of each run on one named device: name no devices, or start one process")
 

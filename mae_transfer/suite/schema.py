@@ -7,9 +7,11 @@ from typing import Any, Literal, Self
 from pydantic import Field, NonNegativeFloat, model_validator
 
 from mae_transfer.config import Schema
+from mae_transfer.suite.grid import Overrides
 from mae_transfer.suite.layouts import LAYOUTS
 
-Overrides = dict[str, Any]  # dotted key -> value; a string "@name" is what the tokenizer, basis or pretraining of that name leaves
+OTHER_IMAGES = {"name", "split", "seed", "root", "annotations", "images", "maps"}
+"""Options of data.val that say which images; "first", say, takes some of the same."""
 
 
 class Step(Schema):
@@ -18,7 +20,7 @@ class Step(Schema):
     config: str
     """A config of the tool, relative to the suite's own file."""
     set: Overrides = Field(default={})
-    """Laid over it."""
+    """Laid over it; a string "@name" is what the tokenizer, basis or pretraining of that name leaves."""
     data: str | None = None
     """Which of `roots` its images lie in; None: it needs none, or the config says."""
     hours: NonNegativeFloat | None = None
@@ -69,7 +71,8 @@ class Sweep(Schema):
 
     @model_validator(mode="after")
     def _honest(self) -> Self:
-        if self.split == "val" and not any(key.startswith("data.val") for key in self.set):
+        changed = {key.removeprefix("data.val.") for key in self.set if key.startswith("data.val.")} | set(self.set.get("data.val", {}))
+        if self.split == "val" and not changed & OTHER_IMAGES:
             raise ValueError(
                 "sweep.split = 'val': what is selected on the reported images would flatter them; hold a part of the training images out, "
                 "or let sweep.set say which other images data.val is"

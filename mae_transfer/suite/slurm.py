@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from mae_transfer.suite.job import LOG, TORCHRUN_WAITS, locked
+from mae_transfer.suite.job import LOG, START, TORCHRUN_WAITS, locked
 from mae_transfer.suite.plan import Node, levels_of
 from mae_transfer.suite.records import Note, State, read_note, write_whole
 from mae_transfer.suite.steps import close, conclude, forced, obstacle, prepare
@@ -48,7 +48,12 @@ class Cluster(NamedTuple):
         """Return what a command line says; an option that submitit has not itself is SLURM's own ("partition")."""
         own = ("timeout_min", "cpus_per_task", "mem_gb", "stderr_to_stdout")
         pairs = {(key if key in own else f"slurm_{key}"): _value(text) for key, _, text in (option.partition("=") for option in options)}
-        return cls(nodes, gpus_per_node, pairs)
+        cluster = cls(nodes, gpus_per_node, pairs)
+        if cluster.grace <= MARGIN_S:
+            raise ValueError(
+                f"--slurm: signal_delay_s={cluster.grace}: a run saves within it, and {MARGIN_S} s are kept to queue the job again; take more"
+            )
+        return cluster
 
     @property
     def grace(self) -> int:
@@ -77,8 +82,10 @@ class Job:
         if not self.again and self.work.status(self.name).done:  # by another job of an earlier submission
             return "done"
         if here.node > 0:  # the folder is the first node's to make
+            if reason:
+                return "skipped"
             command = self.work.command(node, self.work.chosen(node)[0], torchrun=words)
-            return "skipped" if reason else f"exit status {self._spawn(command, self.work.root / 'slurm' / f'{here.job_id}_{here.node}.log')}"
+            return f"exit status {self._spawn(command, self.work.root / 'slurm' / f'{here.job_id}_{here.node}.log')}"
         with locked(folder / ".lock"):
             if reason:
                 return close(self.work, self.work.note(node, []), "skipped", reason).state
@@ -117,9 +124,11 @@ class Job:
             signal.signal(getattr(signal, f"SIG{submitit.JobEnvironment.USR_SIG}"), signal.SIG_IGN)
 
         patient = {**os.environ, TORCHRUN_WAITS: str(self.cluster.grace)}
-        with log.open("ab") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=patient, preexec_fn=deaf) as process:
-            self._process = process
-            return process.wait()
+        with log.open("ab", buffering=0) as file:
+            file.write(f"{START}{' '.join(command)}\n".encode())
+            with subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=patient, preexec_fn=deaf) as process:
+                self._process = process
+                return process.wait()
 
 
 def save_and_stop(process: subprocess.Popen[bytes], seconds: float) -> None:

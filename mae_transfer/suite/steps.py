@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mae_transfer import results
-from mae_transfer.suite.job import LOG
-from mae_transfer.suite.plan import Node, Plan, nearest
+from mae_transfer.config import nearest
+from mae_transfer.suite.job import LOG, START
+from mae_transfer.suite.plan import Node, Plan
 from mae_transfer.suite.records import Note, State, read_note, write_note
 from mae_transfer.suite.work import Work
+from mae_transfer.tasks.backbones import pretrain_of
 
 WORDS = {"planned": "was never started", "running": "was cut off"}  # states of what ended without a word
 PEACEFUL = (0, -signal.SIGTERM, -signal.SIGINT)  # exit statuses of a run that was stopped
+TOLD_TO_STOP = re.compile(r"SignalException: .* got signal: (2|15)$")  # the last words of a torchrun whose workers saved; its exit status is 1
 
 
 def forced(plan: Plan, patterns: Sequence[str]) -> frozenset[str]:
@@ -78,9 +81,10 @@ def conclude(work: Work, note: Note, *, code: int | None, seconds: float, stoppi
         return close(work, note, "failed", str(error), seconds=seconds)
     if finished:
         return close(work, note, "done", seconds=seconds)
-    if stopping or code in PEACEFUL:
+    words = last_words(work.folder(note.name) / LOG)
+    if stopping or code in PEACEFUL or TOLD_TO_STOP.search(words):
         return close(work, note, "stopped", seconds=seconds)
-    return close(work, note, "failed", last_words(work.folder(note.name) / LOG) or f"exit status {code}", seconds=seconds)
+    return close(work, note, "failed", words or f"exit status {code}", seconds=seconds)
 
 
 def close(work: Work, note: Note, state: State, reason: str | None = None, *, seconds: float = 0.0) -> Note:
@@ -101,9 +105,10 @@ def set_aside(folder: Path, root: Path) -> None:
 
 
 def last_words(log: Path) -> str:
-    """Return the line of a run's output that says why it ended: the last one that names an error, else the last one."""
+    """Return the line of the output since a run's last start that says why it ended: the last one that names an error, else the last one."""
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-    lines = [re.sub(r"^\[rank\d+\]:\s*", "", line).strip() for line in text.splitlines()]
+    started = re.split(rf"^{re.escape(START)}.*$", text, flags=re.MULTILINE)[-1]
+    lines = [re.sub(r"^\[rank\d+\]:\s*", "", line).strip() for line in started.splitlines()]
     lines = [line for line in lines if line and not line.startswith("(MAE_TRANSFER_TRACEBACK")]
     named = [line for line in lines if re.match(r"[\w.]*(Error|Loss|Exception): ", line)]  # torchrun's own ChildFailedError has nothing behind it
     return (named or lines or [""])[-1][:300]
@@ -116,7 +121,7 @@ def record_hole(node: Node, work: Work, state: Literal["failed", "skipped"], rea
     try:
         cfg: Any = node.load(node.changes, debug=work.debug)
         pretrain, backbone = origin(node, work)
-    except ValueError:  # a config that was spoilt since the suite began: its place in the tables is not known any more
+    except (ValueError, OSError):  # a config that was spoilt since the suite began, weights that are gone: its place in the tables is not known
         return
     hole = results.Result(
         run=node.name, task="classify" if cfg.task == "knn" else cfg.task, protocol=protocol(cfg), dataset=cfg.data.name, split="val",
@@ -142,13 +147,8 @@ def origin(node: Node, work: Work) -> tuple[str, str]:
     sources = [work.plan[need] for need in node.needs if work.plan[need].role == "pretrain"]
     if sources:
         pretraining: Any = sources[0].load(sources[0].changes, debug=work.debug)
-        return pretraining.method(), encoder_name(pretraining.model.encoder)
+        return pretraining.method(), pretraining.model.encoder.name()
     cfg: Any = node.load(node.changes, debug=work.debug)
     if cfg.backbone.reference:
-        return cfg.backbone.reference.partition(":")[0], "unknown"
-    return "none", encoder_name(cfg.backbone.encoder) if cfg.backbone.encoder else "unknown"
-
-
-def encoder_name(encoder: Any) -> str:
-    """Return what results call an encoder."""
-    return f"{encoder.size or f'vit-{encoder.dim}x{encoder.depth}'}/{encoder.patch}"
+        return pretrain_of(cfg.backbone.reference), "unknown"
+    return "none", cfg.backbone.encoder.name() if cfg.backbone.encoder else "unknown"

@@ -57,7 +57,7 @@ def open_backbone(cfg: BackboneConfig, changes: Mapping[str, Any], *, statistics
         if any(abs(a - b) > TOLERANCE for a, b in zip(sum(loaded.statistics, ()), sum(statistics, ()), strict=True)):
             mean, std = loaded.statistics
             raise ValueError(f"{cfg.reference} learned from images of mean {mean} and std {std}: --set 'mean={mean}' --set 'std={std}'")
-        return Chosen(loaded.backbone, loaded.head, _name(loaded.backbone), _pretrain(cfg.reference), loaded.sha256)
+        return Chosen(loaded.backbone, loaded.head, _name(loaded.backbone), pretrain_of(cfg.reference), loaded.sha256)
     if cfg.encoder is None:
         raise ValueError("no backbone: give --backbone REFERENCE (backbone.reference), or the architecture of a fresh one (backbone.encoder)")
     vit = ViT(validate({**cfg.encoder.model_dump(), **wanted}, ViTConfig, where="backbone.encoder"))
@@ -102,7 +102,8 @@ def _name(backbone: nn.Module) -> str:
     return type(getattr(backbone, "model", backbone)).__name__
 
 
-def _pretrain(reference: str) -> str:
+def pretrain_of(reference: str) -> str:
+    """Return what results call the pretraining of the weights that a reference means."""
     prefix, colon, rest = reference.partition(":")
     if not colon:
         return str(checkpoints.metadata(Path(reference)).get("pretrain", "unknown"))

@@ -86,7 +86,7 @@ def test_generated_scripts_form_arrays_that_wait_for_each_other(commands: Comman
     assert {each._timeout_countdown for each in submitted} == {TIMEOUTS}
 
 
-@pytest.mark.parametrize("option", ["partitoin=gpu", "timeout_min=1.5"])
+@pytest.mark.parametrize("option", ["partitoin=gpu", "timeout_min=1.5", f"signal_delay_s={MARGIN_S}"])
 def test_an_option_that_nobody_knows_is_an_error_of_one_line(option: str, commands: Commands, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"--slurm: .*{option.partition('=')[0]}"):
         submit(opened(tmp_path), Cluster.parse(nodes=1, gpus_per_node=8, options=[option]))
@@ -125,7 +125,9 @@ class Here(Work):
     patience = "patient"
 
     def command(self, node: object, chosen: object, *, torchrun: Sequence[str] = ()) -> list[str]:
-        return [sys.executable, "-c", TOOL, str(self.folder(FIRST)), self.patience]
+        tool = self.root / "tool.py"
+        tool.write_text(TOOL)
+        return [*(torchrun or [sys.executable]), str(tool), str(self.folder(FIRST)), self.patience]
 
 
 @pytest.fixture
@@ -197,16 +199,19 @@ def test_a_run_that_does_not_save_in_time_is_killed_and_queued_again(here: Here,
     assert note_of(here).state == "stopped"
 
 
-def test_a_preempted_job_whose_run_was_stopped_with_it_lives_to_be_queued_again(here: Here, tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_preempted_job_whose_run_was_stopped_with_it_lives_to_be_queued_again(processes: int, here: Here, tmp_path: Path) -> None:
     def preempt() -> None:
         assert job._process is not None
         job._process.terminate()
-        time.sleep(1.0)
+        while note_of(here).state == "running":
+            time.sleep(0.1)
         os.kill(os.getpid(), signal.SIGUSR2)
 
-    job = Job(here, FIRST, Cluster(1, 1, {}), again=False)
+    job = Job(here, FIRST, Cluster(1, processes, {}), again=False)
     when(here.folder(FIRST) / "started", preempt)
     assert isinstance(in_a_job(job, tmp_path).function, Job)
+    assert note_of(here).state == "stopped"
 
 
 def test_a_job_whose_inputs_failed_marks_itself_skipped(here: Here) -> None:

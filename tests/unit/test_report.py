@@ -121,3 +121,15 @@ def test_a_log_that_was_cut_short_is_read_as_far_as_it_goes(tmp_path: Path) -> N
     folder = next(runs(tmp_path))
     assert pictures.logged(folder / "log.jsonl")["training loss"] == ([1, 2, 3], [1.0, 0.5, pytest.approx(1 / 3)])
     assert pictures.logged(tmp_path / "absent") == {}
+
+
+def test_curves_of_pretrainings_that_share_a_row_are_told_apart(tmp_path: Path) -> None:
+    runs = {}
+    for name, row in (("mae_b", "MAE"), ("mae_l", "MAE"), ("dino", "DINO")):
+        for seed in (0, 1):
+            folder = tmp_path / name / "pretrain" / f"seed{seed}"
+            folder.mkdir(parents=True)
+            (folder / "log.jsonl").write_text("".join(f'{{"kind": "train", "step": {step}, "loss": {1 / step}}}\n' for step in (1, 2)))
+            runs[folder] = Note(suite="s", name=str(folder.relative_to(tmp_path)), role="pretrain", row=row, identity="", command=[])
+    (picture,) = pictures.curves(runs)
+    assert re.findall(r">([\w ]+, 2 seeds)<", picture.element) == ["mae_b, 2 seeds", "mae_l, 2 seeds", "DINO, 2 seeds"]

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mae_transfer.suite.plan import open_plan, replaced, select, slug
+from mae_transfer.suite.grid import slug
+from mae_transfer.suite.plan import open_plan, replaced, select
 from mae_transfer.suite.records import write_note
 from mae_transfer.suite.work import Work
 
@@ -101,6 +102,7 @@ def test_a_sweep_is_a_run_per_point_before_the_runs_that_report(suite: Callable[
     (('title = "t"', 'titel = "t"'), "did you mean 'title'"),
     (('config="CONFIGS/classify/mini.py")', 'config="CONFIGS/mini/tokenizer.py")'), "run 'pixel/finetune/seed0'|run 'released/finetune/seed0'"),
     (('config="CONFIGS/classify/mini.py")', 'config="CONFIGS/classify/mini.py", sweep=dict(grid={"a": (1,)}, split="val"))'), "would flatter them"),
+    (('"CONFIGS/classify/mini.py")', '"CONFIGS/classify/mini.py", sweep=dict(grid={"a": (1,)}, split="val", set={"data.val.first": 9}))'), "flatter"),
     (('config="CONFIGS/classify/mini.py")', 'config="CONFIGS/classify/mini.py", sweep=dict(grid={"optim.lr": (1,)}))'), "nothing is held out: add"),
 ])  # fmt: skip
 def test_a_mistake_is_one_clear_error(suite: Callable[..., Path], changes: tuple[str, ...], text: str) -> None:

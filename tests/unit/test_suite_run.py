@@ -130,7 +130,7 @@ def test_the_reason_of_a_failure_is_the_tools_own_last_word(stage: Stage) -> Non
 @pytest.mark.parametrize(("text", "expected"), [
     ("Traceback:\n  x\nmae_transfer.engine.window.NonFiniteLoss: step 7\n", "mae_transfer.engine.window.NonFiniteLoss: step 7"),
     ("[rank1]: OSError: disk\nW1 torchrun\ntorch.distributed.elastic.multiprocessing.errors.ChildFailedError:\n=====\n", "OSError: disk"),
-    ("Killed\n\n", "Killed"), ("", ""),
+    ("$ tool\nOSError: disk\n$ tool\nKilled\n\n", "Killed"), ("costs 5 $ a day", "costs 5 $ a day"), ("", ""),
 ])  # fmt: skip
 def test_why_a_run_failed_is_found_in_its_output(text: str, expected: str, tmp_path: Path) -> None:
     (tmp_path / job.LOG).write_text(text)
@@ -198,6 +198,7 @@ def test_several_runs_at_a_time_take_turns_on_the_named_devices(stage: Stage) ->
 @pytest.mark.parametrize(("machine", "text"), [
     (Machine(jobs=0), "0 runs at a time"), (Machine(3, ("0", "1")), "3 runs at a time on 2 devices"),
     (Machine(1, ("0",), processes=8), "8 processes of each run on one named device"),
+    (Machine(2, processes=8), "2 runs at a time of 8 processes each"),
 ])  # fmt: skip
 def test_a_machine_on_which_runs_would_be_in_each_others_way_is_refused(machine: Machine, text: str, stage: Stage) -> None:
     with pytest.raises(ValueError, match=text):
@@ -319,6 +320,16 @@ def test_any_run_of_the_projects_suites_can_leave_a_hole(suite: Path, tmp_path: 
         assert hole.scale in ("mini", "small", "paper")
 
 
+@pytest.mark.parametrize(("reference", "pretrain"), [
+    ("mae:a.pth", "mae"), ("random:vit_tiny_patch16_224", "none"), ("timm:a.dino", "timm:a.dino"), ("gone.safetensors", None),
+])  # fmt: skip
+def test_a_hole_says_of_weights_what_their_results_would(reference: str, pretrain: str | None, stage: Stage) -> None:
+    node = stage.work.plan["a/finetune/seed0"]
+    record_hole(node._replace(needs=(), changes={**node.changes, "backbone.reference": reference}), stage.work, "failed", "x")
+    file = stage.work.folder(node.name) / "results.jsonl"
+    assert [hole.pretrain for hole in results.load(file)[0]] == [pretrain] if pretrain else not file.exists()
+
+
 def test_the_hole_of_a_debug_run_is_none_of_the_papers_scale(tmp_path: Path) -> None:
     plan = open_plan(ROOT / "configs" / "suites" / "table1d.py")[1]
     node = next(node for node in plan.values() if node.role == "transfer")
@@ -326,9 +337,10 @@ def test_the_hole_of_a_debug_run_is_none_of_the_papers_scale(tmp_path: Path) -> 
     assert [hole.scale for hole in results.load(tmp_path / node.name / "results.jsonl")[0]] == ["mini"]
 
 
+@pytest.mark.parametrize("backbone", ["vit_base/16", "unknown"])
 @pytest.mark.parametrize("value", [None, 1.0])
-def test_a_hole_is_closed_by_a_later_number(value: float | None, stage: Stage) -> None:
-    hole = result("finetune", None, status="failed", reason="x", created_at="2026-01-01T00:00:00+00:00")
+def test_a_hole_is_closed_by_a_later_number(value: float | None, backbone: str, stage: Stage) -> None:
+    hole = result("finetune", None, status="failed", reason="x", created_at="2026-01-01T00:00:00+00:00", backbone=backbone)
     later: list[Result] = [] if value is None else [result("finetune", value, created_at="2026-01-02T00:00:00+00:00")]
     results.append(stage.root / "results.jsonl", [hole, *later])
     lines = [each for each in tables.lines("3", records.load([stage.root])[0]) if each.dataset]

@@ -5,10 +5,13 @@ from pathlib import Path
 import pytest
 
 from mae_transfer import results
+from mae_transfer.config import load
 from mae_transfer.results import Result
 from mae_transfer.suite import records, tables
 from mae_transfer.suite.records import Note, Record
+from mae_transfer.tasks.detect import DetectConfig
 
+ROOT = Path(__file__).parent.parent.parent
 MAE = "MAE norm_pixel, random 75%, 1600 ep"
 
 
@@ -124,7 +127,7 @@ def test_beside_a_method_stands_only_what_is_that_method_whatever_its_suite_call
 
 
 def test_released_classifiers_stand_beside_their_own_evaluation_and_only_when_they_are_evaluated() -> None:
-    evaluated = {"pretrain": "mae-finetuned", "epochs": 0.0}
+    evaluated = {"pretrain": "mae-finetuned", "epochs": 0.0, "steps": 0}
     assert line("3", recorded(result("finetune", 83.66, **evaluated)), "MAE, released weights", "ViT-B/16")["difference"] == "-0.00"
     corrupted = result("robustness", 51.5, task="robustness", metric="mCE", dataset="imagenet-c", split="val", **evaluated)
     assert line("13", recorded(corrupted), "MAE", "imagenet-c, ViT-B/16")["difference"] == "-0.20"
@@ -178,15 +181,41 @@ def test_another_head_is_another_line_of_table_7(protocol: str, task: str, metri
     assert published is None
 
 
-def test_a_short_schedule_stands_beside_the_short_schedule_only() -> None:
-    found = recorded(result("mask_rcnn-li2021", 48.0, task="detect", metric="bbox/AP", dataset="coco", epochs=25.0))
-    assert line("coco", found, "MAE, 25 epochs", "box AP, ViT-B/16")["difference"] == "-0.10"
-    ours = [each for each in tables.lines("4", found) if each.ours]
-    assert [each.published for each in ours] == [None]
+@pytest.mark.parametrize(("length", "difference"), [(25, "-0.10"), (50, "-2.10"), (100, "-2.30")])
+def test_a_schedule_stands_beside_the_schedule_of_its_length_only(length: int, difference: str) -> None:
+    cfg = load(ROOT / "configs" / "detect" / f"mask_rcnn_vit_base_li2021_{length}ep.py", DetectConfig)
+    detected = {"task": "detect", "metric": "bbox/AP", "dataset": "coco"}
+    found = recorded(result(cfg.protocol, 48.0, **detected, epochs=cfg.epochs))
+    assert line("coco", found, f"MAE, {length} epochs", "box AP, ViT-B/16")["difference"] == difference
+    evaluated = recorded(result(cfg.protocol, 48.0, **detected, epochs=0.0, images_seen=round(cfg.epochs * 117_266)))
+    assert line("coco", evaluated, f"MAE, {length} epochs", "box AP, ViT-B/16")["difference"] == difference
+    (ours,) = (each for each in tables.lines("4", found) if each.ours)
+    assert (ours.published is not None) == (length == 100)
 
 
 def test_an_evaluation_alone_stands_beside_the_published_number() -> None:
-    assert line("3", recorded(result("finetune", 83.6, epochs=0.0, pretrain="mae")), "MAE", "ViT-B/16")["difference"] == "+0.00"
+    assert line("3", recorded(result("finetune", 83.6, epochs=0.0, steps=0, pretrain="mae")), "MAE", "ViT-B/16")["difference"] == "+0.00"
+
+
+@pytest.mark.parametrize(("epochs", "difference"), [(1, "-"), (99, "-"), (100, "+0.00")])
+def test_an_evaluated_state_of_a_fine_tuning_stands_there_only_where_its_run_was_whole(epochs: int, difference: str) -> None:
+    found = recorded(result("finetune", 83.6, epochs=0.0, steps=1251 * epochs, images_seen=1251 * 1024 * epochs))
+    (ours,) = (each for each in tables.lines("3", found) if each.ours)
+    assert tables.cells(ours)["difference"] == difference
+
+
+@pytest.mark.parametrize(("epochs", "beside"), [(1.0, False), (50.0, True), (200.0, True)])
+def test_partial_fine_tuning_is_compared_at_the_papers_lengths_only(epochs: float, beside: bool) -> None:
+    found = recorded(result("partial-4", 84.0, epochs=epochs, backbone="vit_large/16", pretrain="MAE pixel, random 75%, 800 ep"))
+    (ours,) = (each for each in tables.lines("figure 9", found) if each.ours)
+    assert (ours.published is not None) == beside
+
+
+@pytest.mark.parametrize(("pretrain", "row", "published"), [
+    ("beit_base", "BEiT, ViT-B/16, ImageNet-22K", "83.7"), ("beit_base_ft22k", "BEiT, ViT-B/16, ImageNet-22K with labels", "85.2"),
+])  # fmt: skip
+def test_weights_that_learned_from_labels_stand_beside_weights_that_did(pretrain: str, row: str, published: str) -> None:
+    assert line("survey", recorded(result("finetune", 85.0, pretrain=pretrain)), row, "fine-tuning")["published"] == published
 
 
 def test_seeds_of_different_configs_are_no_silent_mean() -> None:
