@@ -151,7 +151,7 @@ class TrainState:
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
-    """Return the context in which a forward pass of this precision runs, in training and evaluation alike."""
+    """Return the context in which a forward pass of this precision runs."""
     dtype = AUTOCAST[precision]
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 

@@ -138,12 +138,13 @@ def evaluate_checkpoint(cfg: ClassifyConfig, reference: str, work_dir: Path | No
     """
     with session(cfg.run.device) as dist:
         parts, start = open_parts(cfg), time.perf_counter()
-        model, chosen = trained(cfg, parts, reference)
+        model, chosen, state = trained(cfg, parts, reference)
         model.to(dist.device).eval()
         with torch.no_grad():
             metrics = measure(cfg, parts, dist, model)
         seconds = time.perf_counter() - start
-        about = evaluation_facts(cfg, dist, model, work_dir, images=sum(map(len, parts.splits.values())), seconds=seconds)
+        images = sum(map(len, parts.splits.values()))
+        about = evaluation_facts(cfg, dist, model, work_dir, images=images, seconds=seconds, trained=state, precision=cfg.precision)
         written = numbers(cfg, chosen, model, choose(cfg, parts, {"0": metrics}), about, backward=False)
         if dist.is_main:
             print(f"{chosen.name}, {cfg.title()}: {summary(written)}", flush=True)
@@ -152,21 +153,29 @@ def evaluate_checkpoint(cfg: ClassifyConfig, reference: str, work_dir: Path | No
         return written
 
 
-def trained(cfg: ClassifyConfig, parts: Parts, reference: str) -> tuple[nn.Module, Chosen]:
-    """Return the model with the weights that a reference names, and where its backbone comes from."""
+class Trained(NamedTuple):
+    """A classifier with its provenance."""
+
+    model: nn.Module
+    chosen: Chosen  # where its backbone comes from
+    state: dict[str, int] | None  # "step" and "images_seen" of the training state that it is of; None: released weights
+
+
+def trained(cfg: ClassifyConfig, parts: Parts, reference: str) -> Trained:
+    """Return the model with the weights that a reference names."""
     own = reference.endswith(".pt") and Path(reference).is_file()
     source = backbone_of(cfg.backbone, ClassifyConfig, reference) if own else cfg.backbone.model_copy(update={"reference": reference})
     chosen = open_backbone(source, changes(cfg, parts.protocol), statistics=cfg.statistics, seed=cfg.seed)
-    model = parts.protocol.model(chosen.model, parts.classes)
+    model, state = parts.protocol.model(chosen.model, parts.classes), None
     if own:
         payload = checkpoint.load(Path(reference))
-        tensors = payload.get("ema", payload["model"])
+        tensors, state = payload.get("ema", payload["model"]), {name: payload[name] for name in ("step", "images_seen")}
     elif chosen.head:
         tensors = {f"backbone.{name}": tensor for name, tensor in chosen.model.state_dict().items()} | chosen.head
     else:
         raise ValueError(f"{reference} holds no classifier: give a step_*.pt of this suite, or mae-finetuned:PATH")
     load_strict(model, tensors, where=reference)
-    return model, chosen._replace(sha256=checkpoints.sha256(Path(reference))) if own else chosen
+    return Trained(model, chosen._replace(sha256=checkpoints.sha256(Path(reference))) if own else chosen, state)
 
 
 def open_parts(cfg: ClassifyConfig) -> Parts:

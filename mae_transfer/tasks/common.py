@@ -173,16 +173,27 @@ def facts(cfg: TrainConfig, state: TrainState, folder: WorkDir) -> dict[str, Any
 
 
 def evaluation_facts(
-    cfg: TrainConfig, dist: Dist, model: nn.Module, work_dir: Path | None, *, images: int, seconds: float, trained: Mapping[str, Any] | None = None
+    cfg: TrainConfig,
+    dist: Dist,
+    model: nn.Module,
+    work_dir: Path | None,
+    *,
+    images: int,
+    seconds: float,
+    trained: Mapping[str, Any] | None,
+    precision: Precision,
 ) -> dict[str, Any]:
     """Return the same fields for the evaluation of a finished model on `images`, which took so many seconds.
 
-    trained: the training state that it is of, so that an early one cannot pass for a finished run.
+    Args:
+        trained: "step" and "images_seen" of the training state that it is of, so that an early one cannot pass for a finished run; None: weights
+            that are no training state, released ones.
+        precision: that it was evaluated in, which need not be that of the training.
     """
     steps, seen = (trained["step"], trained["images_seen"]) if trained else (0, 0)
     return {
         "run": work_dir.name if work_dir else "eval", "seed": cfg.seed, "params": sum(p.numel() for p in model.parameters()), "epochs": 0.0,
-        "steps": steps, "images_seen": seen, "global_batch": cfg.batch, "world_size": dist.world, "precision": cfg.precision, "wall_s": seconds,
+        "steps": steps, "images_seen": seen, "global_batch": cfg.batch, "world_size": dist.world, "precision": precision, "wall_s": seconds,
         "images_per_s": images / seconds, "device": results.device_name(dist.device), "engine": "mae_transfer",
         "scale": cfg.scale, "config_digest": cfg.digest(), "recipe_digest": cfg.recipe_digest(),
     }  # fmt: skip

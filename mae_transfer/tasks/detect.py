@@ -43,7 +43,7 @@ from mae_transfer.engine.dist import Dist, assemble, session
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.loop import Step, StepFn
 from mae_transfer.engine.optim import Decay, Layers, build_optimizer, param_groups, peak_lr
-from mae_transfer.engine.state import LoopConfig, TrainState
+from mae_transfer.engine.state import LoopConfig, Precision, TrainState, autocast
 from mae_transfer.interfaces import Found
 from mae_transfer.metrics.coco import CocoMetric, Detections, Kind
 from mae_transfer.models.mask_rcnn import HeadsConfig, MaskRCNN
@@ -53,6 +53,7 @@ from mae_transfer.tasks.detectron2 import Detectron2RCNN
 from mae_transfer.tasks.labels import classes_digest, learned
 from mae_transfer.tasks.workdir import WorkDir, run_of
 
+EVALUATED_IN: Precision = "float32"  # whatever the training's precision, as detectron2 evaluates
 COARSEST = 32  # stride of the last level but one: sides of batches are multiples of it
 DEBUG_ENCODER = {"size": None, "dim": 32, "depth": 4, "heads": 2, "patch": 16, "image_size": 64}
 
@@ -175,7 +176,8 @@ def evaluate_checkpoint(cfg: DetectConfig, reference: str, work_dir: Path | None
         with torch.no_grad():
             metric = predicted(cfg, parts, dist, model)
             figures = metric.compute(save=folder.predictions if folder else None, per_class=True, group=dist.side)
-        about = evaluation_facts(cfg, dist, model, work_dir, images=len(parts.val), seconds=time.perf_counter() - start, trained=payload)
+        seconds = time.perf_counter() - start
+        about = evaluation_facts(cfg, dist, model, work_dir, images=len(parts.val), seconds=seconds, trained=payload, precision=EVALUATED_IN)
         written = numbers(cfg, parts, figures, about | {"checkpoint_sha256": checkpoints.sha256(Path(reference))})
         if dist.is_main:
             print(f"{parts.chosen.name}, {cfg.protocol}: {summary(written)}\n{per_class(parts.val.classes, figures, cfg.kinds)}", flush=True)
@@ -279,13 +281,11 @@ def predicted(cfg: DetectConfig, parts: Parts, dist: Dist, model: nn.Module) -> 
 def sweep(
     cfg: DetectConfig, parts: Parts, dist: Dist, model: nn.Module, policy: Unreadable, *, batch: int
 ) -> Iterator[tuple[SceneBatch, list[Detections]]]:
-    """Yield this rank's part of the validation set with what the model finds in it, in pixels of the stored images.
-
-    In float32 whatever the training's precision, as detectron2 evaluates.
-    """
+    """Yield this rank's part of the validation set with what the model finds in it, in pixels of the stored images."""
     samples = scenes(parts.val, cfg.data, seed=EVALUATION_SEED, divisor=parts.divisor, training=False)
     for seen in sweep_over(samples, dist, batch=batch, workers=cfg.run.workers, unreadable=policy):
-        found: Sequence[Found] = model(padded(seen, cfg.statistics), seen.sizes)
+        with autocast(EVALUATED_IN, dist.device):
+            found: Sequence[Found] = model(padded(seen, cfg.statistics), seen.sizes)
         stored = [parts.val.size(i) for i in seen.index.tolist()]
         yield seen, [in_stored(one, size, into) for one, size, into in zip(found, seen.sizes, stored, strict=True)]
 

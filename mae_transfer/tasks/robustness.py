@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from rich.progress import track
@@ -19,9 +19,9 @@ from mae_transfer.data import Folder, Source, evaluation_views
 from mae_transfer.engine.dist import Dist, read_mean, session
 from mae_transfer.engine.state import autocast
 from mae_transfer.metrics.corruption import ALEXNET_ERROR, SEVERITIES, corruption_errors, mean_corruption_error
-from mae_transfer.tasks.backbones import Chosen, flops_of, tokens_of
-from mae_transfer.tasks.classify import ClassifyConfig, Parts, trained
-from mae_transfer.tasks.common import pass_over
+from mae_transfer.tasks.backbones import flops_of, tokens_of
+from mae_transfer.tasks.classify import ClassifyConfig, Parts, Trained, trained
+from mae_transfer.tasks.common import evaluation_facts, pass_over
 from mae_transfer.tasks.workdir import WorkDir
 
 Variant = Literal["imagenet-a", "imagenet-r", "imagenet-sketch", "imagenet-c"]
@@ -61,9 +61,9 @@ def evaluate(cfg: RobustnessConfig, reference: str, work_dir: Path | None) -> li
     if len(protocol.row) > 1:
         raise ValueError(f"protocol {protocol.title!r} gives a row of {len(protocol.row)} scores; robustness is that of one classifier")
     with session(cfg.run.device) as dist:
-        model, chosen = trained(cfg, Parts(protocol, next(iter(opened.values()))[0].source, {}, len(names)), reference)
-        model.to(dist.device).eval()
-        written = [number for variant, parts in opened.items() for number in measure(cfg, chosen, model, variant, parts, dist)]
+        classifier = trained(cfg, Parts(protocol, next(iter(opened.values()))[0].source, {}, len(names)), reference)
+        classifier.model.to(dist.device).eval()
+        written = [number for variant, parts in opened.items() for number in measure(cfg, classifier, variant, parts, dist)]
         if dist.is_main:
             for number in written:
                 print(f"{number.dataset}: {number.metric} {number.value:.2f}{number.unit}", flush=True)
@@ -109,9 +109,9 @@ def open_part(corruption: str, severity: int, path: Path, names: list[str]) -> P
     return Part(corruption, severity, source, torch.tensor([place[name] for name in source.classes]))
 
 
-def measure(cfg: RobustnessConfig, chosen: Chosen, model: nn.Module, variant: Variant, parts: list[Part], dist: Dist) -> list[results.Result]:
+def measure(cfg: RobustnessConfig, classifier: Trained, variant: Variant, parts: list[Part], dist: Dist) -> list[results.Result]:
     """Return the numbers of one variant: top-1 %, or for ImageNet-C the corruption errors and their mean, %."""
-    start = time.perf_counter()
+    (model, chosen, state), start = classifier, time.perf_counter()
     shown = track(parts, description=variant, disable=not (cfg.run.progress and dist.is_main))
     right = {(part.corruption, part.severity): accuracy(cfg, model, part, dist) for part in shown}
     seconds, images = time.perf_counter() - start, sum(len(part.source) for part in parts)
@@ -120,18 +120,14 @@ def measure(cfg: RobustnessConfig, chosen: Chosen, model: nn.Module, variant: Va
         figures = {"mCE": mean_corruption_error(errors)} | {f"CE_{name}": value for name, value in corruption_errors(errors).items()}
     else:
         figures = {"top1": right["", 0]}
-    return [
-        results.Result(
-            run=chosen.name, task="robustness", protocol=cfg.title(), dataset=variant, split="val", metric=metric, value=100 * value, unit="%",
-            higher_is_better=metric == "top1", seed=cfg.seed, backbone=chosen.name, pretrain=chosen.pretrain, checkpoint_sha256=chosen.sha256,
-            params=sum(p.numel() for p in model.parameters()), flops_per_image=flops_of(model, cfg.data.size, backward=False),
-            tokens_per_image=tokens_of(chosen.model, cfg.data.size), epochs=0.0, steps=0, images_seen=0, global_batch=cfg.batch,
-            world_size=dist.world, precision=cfg.precision, wall_s=seconds, images_per_s=images / seconds,
-            device=results.device_name(dist.device), engine="mae_transfer", scale=cfg.scale, config_digest=cfg.digest(),
-            recipe_digest=cfg.recipe_digest(),
-        )
-        for metric, value in figures.items()
-    ]  # fmt: skip
+    shared: dict[str, Any] = evaluation_facts(
+        cfg, dist, model, None, images=images, seconds=seconds, trained=state, precision=cfg.precision
+    ) | {
+        "run": chosen.name, "task": "robustness", "protocol": cfg.title(), "dataset": variant, "split": "val", "unit": "%",
+        "backbone": chosen.name, "pretrain": chosen.pretrain, "checkpoint_sha256": chosen.sha256,
+        "flops_per_image": flops_of(model, cfg.data.size, backward=False), "tokens_per_image": tokens_of(chosen.model, cfg.data.size),
+    }  # fmt: skip
+    return [results.Result(metric=name, value=100 * value, higher_is_better=name == "top1", **shared) for name, value in figures.items()]
 
 
 @torch.no_grad()

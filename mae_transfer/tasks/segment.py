@@ -142,7 +142,8 @@ def evaluate_checkpoint(cfg: SegmentConfig, reference: str, work_dir: Path | Non
         model.to(dist.device).eval()
         with torch.no_grad():
             figures = measure(cfg, parts, dist, model)
-        about = evaluation_facts(cfg, dist, model, work_dir, images=len(parts.val), seconds=time.perf_counter() - start, trained=payload)
+        seconds = time.perf_counter() - start
+        about = evaluation_facts(cfg, dist, model, work_dir, images=len(parts.val), seconds=seconds, trained=payload, precision=cfg.precision)
         chosen = parts.chosen._replace(sha256=checkpoints.sha256(Path(reference)))
         written = numbers(cfg, chosen, model, figures, about, backward=False)
         if dist.is_main:

@@ -156,6 +156,13 @@ def test_a_training_state_evaluates_to_the_numbers_of_its_run(base: Values, tmp_
     assert again[0].checkpoint_sha256 == checkpoints.sha256(state)
 
 
+def test_an_early_training_state_does_not_evaluate_to_a_finished_run(base: Values, tmp_path: Path) -> None:
+    cfg = config(base, run=base["run"] | {"save_every": 2, "keep_last": 9})
+    written = classify.run(cfg, tmp_path / "run")
+    early = classify.evaluate_checkpoint(cfg, str(tmp_path / "run" / "checkpoints" / "step_00000002.pt"), None)
+    assert {(r.epochs, r.steps, r.images_seen) for r in early} == {(0, 2, written[0].images_seen // 3)}
+
+
 def released(path: Path, classes: int) -> Path:
     """A file in the layout of MAE's fine-tuned weights."""
     torch.manual_seed(1)
@@ -174,8 +181,9 @@ def test_a_released_fine_tuned_file_is_evaluated_with_its_own_head(base: Values,
     path = released(tmp_path / "mae_finetuned.pth", classes=3)
     cfg = config(base, backbone={}, data=base["data"] | {"holdout_fraction": 0.0})
     (found,) = classify.evaluate_checkpoint(cfg, f"mae-finetuned:{path}", None)
+    assert (found.epochs, found.steps, found.images_seen) == (0, 0, 0)
     assert (found.split, found.metric, found.backbone, found.checkpoint_sha256) == ("val", "top1", "vit_tiny/4", checkpoints.sha256(path))
-    model, _ = classify.trained(cfg, classify.open_parts(cfg), f"mae-finetuned:{path}")
+    model = classify.trained(cfg, classify.open_parts(cfg), f"mae-finetuned:{path}").model
     tensors = torch.load(path, weights_only=True)["model"]
     assert torch.equal(model.head.weight, tensors["head.weight"])
     assert torch.equal(model.fc_norm.bias, tensors["fc_norm.bias"])

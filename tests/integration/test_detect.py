@@ -167,10 +167,13 @@ def test_two_processes_hold_the_same_weights_and_count_every_image_once(tmp_path
 
 
 def test_a_training_state_evaluates_to_the_numbers_of_its_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    written = detect.run(config(), tmp_path / "run")
-    again = detect.evaluate_checkpoint(config(backbone={}), str(tmp_path / "run" / "checkpoints" / f"step_{STEPS:08d}.pt"), tmp_path / "eval")
+    written = detect.run(config(precision="bfloat16"), tmp_path / "run")  # and evaluated in float32, after training as well as here
+    again = detect.evaluate_checkpoint(
+        config(precision="bfloat16", backbone={}), str(tmp_path / "run" / "checkpoints" / f"step_{STEPS:08d}.pt"), tmp_path / "eval"
+    )
     assert [(r.metric, r.value) for r in again] == [(r.metric, r.value) for r in written]
     assert {(r.steps, r.images_seen) for r in again} == {(r.steps, r.images_seen) for r in written}
+    assert {r.precision for r in again} == {"float32"}
     assert (tmp_path / "eval" / "predictions.json").read_bytes() == (tmp_path / "run" / "predictions.json").read_bytes()
     assert (tmp_path / "eval" / "detections" / "0000.png").exists()
     assert "bbox " in capsys.readouterr().out

@@ -63,7 +63,7 @@ def test_scores_are_compared_among_the_variants_own_classes_only(values: Values,
     images(tmp_path / "a", ["n01", "n03"], 12, seed=1)
     written = robustness.evaluate(config(values, {"imagenet-a": str(tmp_path / "a")}), state(tmp_path), tmp_path / "out")
     cfg = validate({key: value for key, value in values.items() if key != "task"}, classify.ClassifyConfig, where="test")
-    model, _ = classify.trained(cfg, classify.open_parts(cfg), state(tmp_path))
+    model = classify.trained(cfg, classify.open_parts(cfg), state(tmp_path)).model
     model.eval()
     right = 0
     for label, name in enumerate(("n01", "n03")):
@@ -73,6 +73,8 @@ def test_scores_are_compared_among_the_variants_own_classes_only(values: Values,
             right += int(scores[[1, 3]].argmax() == label)
     assert [(r.dataset, r.metric, r.value) for r in written] == [("imagenet-a", "top1", pytest.approx(100 * right / 24))]
     assert results.load(tmp_path / "out" / "results.jsonl")[0][0].value == written[0].value
+    payload = torch.load(state(tmp_path), weights_only=True)
+    assert [(r.epochs, r.steps, r.images_seen) for r in written] == [(0, payload["step"], payload["images_seen"])]  # a step: no finished run
 
 
 def test_mce_is_the_hand_calculation(values: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
