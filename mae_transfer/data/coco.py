@@ -42,6 +42,11 @@ class ObjectSource(Protocol):
     category_ids: np.ndarray  # (K,) int64, the ground truth's id by label
     image_ids: np.ndarray  # (N,) int64, the ground truth's id by index
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether `objects` gives masks."""
+        ...
+
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> Annotated:
@@ -104,6 +109,10 @@ class Coco:
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    @property
+    def has_masks(self) -> bool:
+        return self._outlines is not None
 
     def read(self, index: int) -> Annotated:
         """Return image `index` with its objects; UnreadableImage names a file that cannot be decoded, or is not of the size that the json says."""

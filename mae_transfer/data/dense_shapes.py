@@ -41,6 +41,7 @@ class ShapesObjects:
         self.classes = self.shapes.classes
         self.category_ids = np.arange(1, len(self.classes) + 1)
         self.image_ids = np.arange(1, length + 1)
+        self.has_masks = True
 
     def __len__(self) -> int:
         return len(self.shapes)

@@ -197,8 +197,8 @@ def open_parts(cfg: DetectConfig, *, train: bool = True) -> Parts:
         source, val = open_objects(cfg.data, masks=cfg.heads.masks)
     else:
         source = val = open_one(cfg.data.val, cfg.data.root, masks=cfg.heads.masks)
-    if cfg.heads.masks and source.objects(0).masks is None:
-        raise ValueError("the training set has no masks: leave masks=False out of data.train, or set heads.masks=False for boxes alone")
+    if train and cfg.heads.masks and not source.has_masks:  # an evaluation has its ground truth from the file
+        raise ValueError(f"data.train = {cfg.data.train.model_dump()} has no masks: leave masks=False out, or set heads.masks=False for boxes alone")
     metric = CocoMetric(val.ground_truth(), kinds=cfg.kinds)  # now: what is wrong with it would else come out after all training
     changes = {"image_size": cfg.side, "class_token": False, "final_norm": False, "drop_path": cfg.drop_path}
     chosen = open_backbone(cfg.backbone, changes, statistics=cfg.statistics, seed=cfg.seed)

@@ -247,6 +247,33 @@ def edit(path: Path, change: Any) -> None:
     path.write_text(json.dumps(content))
 
 
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_a_first_image_with_a_code_of_another_size_is_unreadable_like_any_other(coco: Path, tmp_path: Path, on_error: str) -> None:
+    def shrink(content: Values) -> None:
+        first = min(image["id"] for image in content["images"])
+        own = next(one for one in content["annotations"] if one["image_id"] == first)
+        own["segmentation"] = {"size": [32, 32], "counts": [0, 1024]}
+
+    edit(coco / "annotations" / "instances_train2017.json", shrink)
+    cfg = config(data=coco_data(coco, on_error=on_error), epochs=2.0, run=RUN | {"pictures": 0})
+    if on_error == "raise":
+        with pytest.raises(UnreadableImage, match="a run-length code in instances_train2017.json has another size"):
+            detect.run(cfg, tmp_path / "run")
+    else:
+        assert detect.run(cfg, tmp_path / "run")
+
+
+def test_a_set_without_masks_is_named_where_masks_are_to_be_learned_and_does_for_an_evaluation(coco: Path, tmp_path: Path) -> None:
+    bare = {name: {"name": "coco", "split": f"{name}2017", "masks": False} for name in ("train", "val")}
+    with pytest.raises(ValueError, match=r"data.train = \{'name': 'coco', 'split': 'train2017', 'masks': False\} has no masks"):
+        detect.run(config(data=coco_data(coco, train=bare["train"])), tmp_path / "run")
+    cfg = config(data=coco_data(coco), epochs=2.0, run=RUN | {"pictures": 0})
+    written = detect.run(cfg, tmp_path / "run")
+    alone = config(data=coco_data(coco, **bare), epochs=2.0)
+    again = detect.evaluate_checkpoint(alone, str(next((tmp_path / "run" / "checkpoints").iterdir())), None)
+    assert [(r.metric, r.value) for r in again] == [(r.metric, r.value) for r in written]
+
+
 def test_sets_of_other_classes_and_empty_sets_are_refused_before_training(coco: Path, tmp_path: Path) -> None:
     file = coco / "annotations" / "instances_val2017.json"
     edit(file, lambda content: content["categories"].append({"id": 99, "name": "zebra"}))
