@@ -41,7 +41,7 @@ class Masking(NamedTuple):
 
 
 class Delivery(NamedTuple):
-    """What a worker hands over: a batch, and what was wrong with the files that it had to replace."""
+    """What a worker hands over: a batch, and what was wrong with the files that it could not read."""
 
     batch: Any  # a NamedTuple with an `index`; None: no replacement was readable either
     unreadable: dict[int, str]  # index -> message
@@ -133,7 +133,7 @@ class Crops(Samples[Sample, Crop]):
 
 @dataclass(kw_only=True)
 class Unreadable:
-    """The policy for unreadable files: `limit` 0 stops at the first, more are reported once each, counted, and replaced up to the limit."""
+    """The policy for unreadable files: `limit` 0 stops at the first, more are reported once each, counted, and done without up to the limit."""
 
     limit: int = 0
     files: dict[int, str] = field(default_factory=dict)  # index -> message, of this process since its start
@@ -145,10 +145,10 @@ class Unreadable:
                 continue
             self.files[index] = message
             if self.limit == 0:
-                raise UnreadableImage(f"{message} (on_error='skip' would replace such files and report them)")
+                raise UnreadableImage(f"{message} (on_error='skip' would go on without such files and report them)")
             if len(self.files) > self.limit:
                 raise UnreadableImage(f"{message}; this is unreadable file number {len(self.files)}, max_unreadable = {self.limit}")
-            log.warning("unreadable file %d of at most %d, replaced by another: %s", len(self.files), self.limit, message)
+            log.warning("unreadable file %d of at most %d, going on without it: %s", len(self.files), self.limit, message)
         if delivery.batch is None:
             raise UnreadableImage(f"{REPLACEMENTS} files in a row are unreadable, the last: {list(delivery.unreadable.values())[-1]}")
 
