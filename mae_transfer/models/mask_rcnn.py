@@ -161,7 +161,7 @@ class _Proposals(RegionProposalNetwork):  # type: ignore[misc]
     def compute_loss(
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        positive, negative = (places(torch.cat(masks)) for masks in self.fg_bg_sampler(labels))
+        positive, negative = (indices(torch.cat(masks)) for masks in self.fg_bg_sampler(labels))
         sampled, truth, targets = torch.cat([positive, negative]), torch.cat(labels), torch.cat(list(regression_targets))
         count = self.fg_bg_sampler.batch_size_per_image * len(labels)
         objects = F.binary_cross_entropy_with_logits(objectness.flatten()[sampled], truth[sampled], reduction="sum")
@@ -182,7 +182,7 @@ class _RoIPooler(nn.Module):
         levels = self.level(boxes)
         images = torch.cat([box.new_full((len(box), 1), i) for i, box in enumerate(boxes)])
         regions = torch.cat([images, torch.cat(boxes)], dim=1)
-        groups = [places(levels == level) for level in range(len(self.strides))]
+        groups = [indices(levels == level) for level in range(len(self.strides))]
         pooled = [
             roi_align(feature, regions[group], self.side, spatial_scale=1 / stride, sampling_ratio=0, aligned=True)
             for feature, stride, group in zip(features, self.strides, groups, strict=True)
@@ -237,7 +237,7 @@ class _Regions(RoIHeads):  # type: ignore[misc]
         logits, deltas = self._boxes(levels, proposals)
         losses = box_losses(logits, deltas, torch.cat(labels), torch.cat(list(box_targets)))
         if self.has_mask():
-            positive = [places(label > 0) for label in labels]
+            positive = [indices(label > 0) for label in labels]
             boxes = [box[k] for box, k in zip(proposals, positive, strict=True)]
             scores = self._masks(levels, boxes, torch.cat([label[k] for label, k in zip(labels, positive, strict=True)]))
             side = scores.shape[-1]
@@ -247,8 +247,8 @@ class _Regions(RoIHeads):  # type: ignore[misc]
         return losses
 
 
-def places(chosen: Tensor) -> Tensor:
-    """Return where a vector is true. The one place of a step that waits for the device: what is made of it has a shape that depends on values."""
+def indices(chosen: Tensor) -> Tensor:
+    """Return where a vector is true. In our code the one place of a step that waits for the device: the shape of what it gives depends on values."""
     return torch.where(chosen)[0]
 
 
@@ -262,7 +262,7 @@ def box_losses(logits: Tensor, deltas: Tensor, labels: Tensor, targets: Tensor) 
         targets: (R, 4), the right offsets.
     """
     count = max(len(labels), 1)
-    positive = places(labels > 0)
+    positive = indices(labels > 0)
     boxes = deltas.view(*logits.shape, 4)[positive, labels[positive]]
     return {
         "loss_class": F.cross_entropy(logits, labels, reduction="sum") / count,

@@ -26,7 +26,7 @@ ALLOWED = {
     ("metrics/coco.py", "_entries"),  # of predictions
     ("metrics/iou.py", "_figures"),  # of counts, after an evaluation
     ("metrics/iou.py", "compute"),  # the same
-    ("models/mask_rcnn.py", "places"),  # of what is positive: the heads' shapes depend on it, as in every detector of this kind
+    ("models/mask_rcnn.py", "indices"),  # of what is positive: the heads' shapes depend on it, as in every detector of this kind
     ("models/vit.py", "layer_of"),  # of a parameter's name
     ("tasks/backbones.py", "flops_of"),  # of a counter, after the run
     ("tasks/basis.py", "fit"),  # of a basis, which is fitted before anything trains
