@@ -181,9 +181,10 @@ def open_parts(cfg: SegmentConfig, backbone: BackboneConfig, *, train: bool = Tr
 
 def build_state(cfg: SegmentConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) -> TrainState:
     """Return model and optimizer before the first step."""
-    micro, synchronised = cfg.batch // (dist.world * loop.accumulate), dist.world > 1 and dist.device.type == "cuda"
-    if micro < parts.protocol.least and not synchronised:
-        raise ValueError("one crop per device and forward pass, but the heads' batch norms need two: raise run.device_batch, or batch")
+    micro, least = cfg.batch // (dist.world * loop.accumulate), parts.protocol.least
+    synchronised = dist.world > 1 and dist.device.type == "cuda"
+    if micro < least and not synchronised:
+        raise ValueError(f"crops per device and forward pass: {micro}, but the heads' batch norms need {least}: raise run.device_batch, or batch")
     model = parts.protocol.model(parts.chosen.model, len(parts.train.classes))
     dressed = assemble(model, dist=dist, compile=cfg.run.compile, checkpoint_activations=cfg.run.checkpoint_activations, sync_bn=synchronised)
     optimizer = build_optimizer(cfg.optim, parts.protocol.groups(model, cfg.optim), lr=peak_lr(cfg.optim, global_batch=cfg.batch))
