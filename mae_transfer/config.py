@@ -98,6 +98,11 @@ def read(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise ValueError(f"config file {str(path)!r} does not exist; the suite's own are under configs/")
     try:
+        for node in ast.walk(ast.parse(Path(path).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Dict):
+                keys = [key.value for key in node.keys if isinstance(key, ast.Constant)]
+                if twice := [key for number, key in enumerate(keys) if key in keys[:number]]:
+                    raise ValueError(f"line {node.lineno}: {twice[0]!r} stands twice in one dict")
         values: dict[str, Any] = Config.fromfile(path, lazy_import=False).to_dict()
     except Exception as error:  # whatever the Python in the file raises
         raise ValueError(f"config file {str(path)!r} cannot be read: {type(error).__name__}: {error}") from error
@@ -194,12 +199,22 @@ def _explain(defect: dict[str, Any], schema: type[Schema]) -> str:
 
 
 def _fields_at(schema: type[Schema], path: Sequence[Any]) -> list[str]:
-    """Return the names of the fields of the schema nested at `path`, through `X | None` and unions."""
-    schemas: list[Any] = [schema]
+    """Return the names of the fields of the schema nested at `path`, through `X | None`, unions and dicts of schemas."""
+    found: list[Any] = [schema]
     for part in path:
-        annotations = [s.model_fields[part].annotation for s in schemas if part in s.model_fields]
-        schemas = [s for a in annotations for s in (get_args(a) if get_origin(a) in (Union, types.UnionType) else (a,)) if hasattr(s, "model_fields")]
-    return [name for s in schemas for name in s.model_fields]
+        found = [inner for annotation in found for inner in _below(annotation, part)]
+    return [name for s in found for name in getattr(s, "model_fields", ())]
+
+
+def _below(annotation: Any, part: Any) -> list[Any]:
+    """Return the types that a value of the annotated type may have at its field or key `part`."""
+    if get_origin(annotation) is dict:
+        inner = get_args(annotation)[1]
+    elif part in getattr(annotation, "model_fields", ()):
+        inner = annotation.model_fields[part].annotation
+    else:
+        return []
+    return list(get_args(inner)) if get_origin(inner) in (Union, types.UnionType) else [inner]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

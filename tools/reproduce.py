@@ -21,6 +21,7 @@ from mae_transfer.suite.plan import open_plan, select
 from mae_transfer.suite.report import publish
 from mae_transfer.suite.run import Machine, Runner
 from mae_transfer.suite.slurm import Cluster, submit
+from mae_transfer.suite.steps import forced
 from mae_transfer.suite.work import Work
 
 OTHERS = {"local": ("nodes", "slurm"), "slurm": ("jobs", "devices")}  # options that the other launcher takes
@@ -57,21 +58,30 @@ def reproduce(args: argparse.Namespace) -> None:
         raise ValueError(f"--root {args.root}: write name=path, for instance --root imagenet=/data/imagenet")
     cfg, plan = open_plan(args.suite, roots={name: path for name, _, path in pairs})
     console, work = screen(), Work(select(plan, args.only), args.work_dir, suite=cfg.title, debug=args.debug)
+    devices = tuple(filter(None, args.devices.split(",")))
+    machine = Machine(args.jobs if args.jobs is not None else len(devices) or 1, devices, args.gpus_per_node)
+    cluster = Cluster.parse(nodes=args.nodes, gpus_per_node=args.gpus_per_node, options=args.slurm)
+    machine.check()
+    absent = work.absent()
     if args.dry_run:
-        view.show_plan(work, console)
-    elif args.launcher == "slurm":
-        cluster = Cluster.parse(nodes=args.nodes, gpus_per_node=args.gpus_per_node, options=args.slurm)
+        view.show_plan(work, console, forced(work.plan, args.force))
+    if args.dry_run or args.launcher == "slurm":  # a cluster's nodes may see what this one does not
+        for defect in absent:
+            console.print(f"not seen from here: {defect}", markup=False, highlight=False, soft_wrap=True)
+    elif absent:
+        raise ValueError("nothing was started: " + "; ".join(absent))
+    if args.dry_run:
+        return
+    if args.launcher == "slurm":
         if submit(work, cluster, force=args.force, say=console.print):
             console.print("When they have ended, the same command submits what is missing and writes tables and report.html.")
         else:
-            publish(cfg, work, console)
+            publish(cfg, work, console, known=plan)
     else:
-        devices = tuple(filter(None, args.devices.split(",")))
         with view.View(work, console) as shown:
-            machine = Machine(args.jobs if args.jobs is not None else len(devices) or 1, devices, args.gpus_per_node)
             runner = Runner(work, machine, say=shown.say, force=args.force)
             states = runner.run(poll=lambda: shown.draw(runner))
-        publish(cfg, work, console)
+        publish(cfg, work, console, known=plan)
         if set(states.values()) - {"done"}:
             sys.exit(f"{view.summary(states.values())}; the same command continues with what is missing")
 

@@ -12,7 +12,7 @@ pixel = {"target.name": "pixel"}
 large, huge = "../pretrain/mae_vit_large_16_800e.py", "../pretrain/mae_vit_huge_14_800e.py"
 rows = {
     "ViT-L/16, w/ [M], 8 blocks": dict(config=large, set={**pixel, "model.corrupt": "mask_token"}, data="imagenet", hours=1140.0, gib=20.0),
-    "ViT-L/16, 8 blocks": dict(config=large, set=pixel, data="imagenet", hours=347.0, gib=20.0),
+    "ViT-L/16, 8 blocks": dict(config=large, set=pixel, data="imagenet", hours=350.0, gib=20.0),
     "ViT-L/16, 1 block": dict(config=large, set={**pixel, "model.decoder.depth": 1}, data="imagenet", hours=272.0, gib=20.0),
     "ViT-H/14, 8 blocks": dict(config=huge, set=pixel, data="imagenet", hours=825.0, gib=40.0),
     "ViT-H/14, 1 block": dict(config=huge, set={**pixel, "model.decoder.depth": 1}, data="imagenet", hours=725.0, gib=40.0),

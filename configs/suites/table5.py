@@ -11,11 +11,15 @@ roots = dict(ade="data/ADEChallengeData2016", imagenet="data/imagenet")
 rows = {
     "MAE, ViT-B": dict(row="MAE", config="../pretrain/mae_vit_base_16_1600e.py", data="imagenet", hours=319.0, gib=10.0),
     "MAE, ViT-L": dict(row="MAE", config="../pretrain/mae_vit_large_16_1600e.py", data="imagenet", hours=695.0, gib=20.0),
-    "MoCo v3, ViT-B": dict(row="MoCo v3", backbone="moco-v3:vit-b-300ep.pth.tar"),
+    "DeiT, ViT-B": dict(row="DeiT (supervised)", backbone="released:deit_base"),  # which weights the paper's supervised row is of, it does not say
+    "BEiT, ViT-B": dict(row="BEiT, ImageNet-22K", backbone="released:beit_base"),  # the paper's learned from ImageNet-1K
+    "MoCo v3, ViT-B": dict(row="MoCo v3", backbone="released:moco_v3_vit_base"),
 }
 transfer = {
     "ade B": dict(
-        tool="seg_train", config="../segment/upernet_vit_base_160k.py", rows=("MAE, ViT-B", "MoCo v3, ViT-B"), data="ade", hours=212.0, gib=5.0,
+        tool="seg_train", config="../segment/upernet_vit_base_160k.py", rows=("MAE, ViT-B", "MoCo v3, ViT-B", "DeiT, ViT-B"), data="ade",
+        hours=212.0, gib=5.0,
     ),
+    "ade BEiT": dict(tool="seg_train", config="../segment/upernet_beit_base_160k.py", rows=("BEiT, ViT-B",), data="ade", hours=212.0, gib=5.0),
     "ade L": dict(tool="seg_train", config="../segment/upernet_vit_large_160k.py", rows=("MAE, ViT-L",), data="ade", hours=550.0, gib=10.0),
 }

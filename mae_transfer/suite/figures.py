@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mae_transfer.suite.layouts import LAYOUTS
+from mae_transfer.suite.names import method
 from mae_transfer.suite.places import ROWS
 from mae_transfer.suite.records import Record
 from mae_transfer.suite.tables import Line, lines
@@ -37,10 +38,12 @@ def draw(name: str, found: Sequence[Record]) -> Figure | None:
 def panel(axes: Axes, name: str, ours: Sequence[Line], published: Sequence[Line]) -> None:
     """Draw one scale: a curve per row, data set and recipe."""
     columns = sorted({line.column for line in [*ours, *published]}, key=position)
-    series: dict[str, list[Line]] = defaultdict(list)
+    series: dict[tuple[str, str], list[Line]] = defaultdict(list)
     for line in ours:
-        series[f"{line.row}, {line.dataset}"].append(line)
-    for label, points in series.items():
+        series[f"{line.row}, {line.dataset}", aside(name, line)].append(line)
+    names = [short for short, _ in series]
+    for (short, rest), points in series.items():
+        label = short if names.count(short) == 1 else f"{short}, {rest}"
         points.sort(key=lambda line: position(line.column))
         summaries = [point.ours for point in points if point.ours]
         means = [s.mean for s in summaries]
@@ -50,12 +53,22 @@ def panel(axes: Axes, name: str, ours: Sequence[Line], published: Sequence[Line]
         known = sorted((p for p in published if p.row == row), key=lambda line: position(line.column))
         numbers = [(columns.index(p.column), p.published.value) for p in known if p.published]
         if numbers:
-            axes.plot(*zip(*numbers, strict=True), linestyle="--", marker=".", color="grey", label=f"{row}, published")
+            axes.plot(*zip(*numbers, strict=True), linestyle="--", marker=".", label=f"{row}, published")
     axes.set_xticks(range(len(columns)), columns)
     axes.set_xlabel(LAYOUTS[name].column_title)
     axes.set_ylabel("top-1 %")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, frameon=False)
+
+
+def aside(name: str, line: Line) -> str:
+    """Return what the points of one curve share beside row and data set: backbone and pretraining, but for what the figure varies."""
+    result = line.records[0].result
+    found = method(result.pretrain)
+    if found is None or name == "figure 9":
+        return f"{result.backbone}, {result.pretrain}"
+    parts = [found.target, f"{found.epochs} ep"] if name == "figure 5" else [found.target, found.hidden]
+    return ", ".join([result.backbone, *parts])
 
 
 def position(column: str) -> tuple[float, str]:

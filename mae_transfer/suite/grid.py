@@ -58,8 +58,11 @@ class Point(NamedTuple):
 
 
 def slug(name: str) -> str:
-    """Return a name as a folder's."""
-    return re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_")
+    """Return a name as a folder's; ValueError where nothing of it can be a folder's name."""
+    words = re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_.")
+    if not words:
+        raise ValueError(f"{name!r} cannot name a folder: give it a letter from a to z or a digit")
+    return words
 
 
 def is_grid(path: Path) -> bool:

@@ -29,7 +29,8 @@ TUNED = {"ViT-B/16": 100, "ViT-L/16": 50, "ViT-H/14": 50}
 """Epochs of fine-tuning (MAE, table 9)."""
 FROM_SCRATCH = {"ViT-B/16": 300, "ViT-L/16": 200, "ViT-H/14": 200}
 """Epochs from scratch (MAE, table 11)."""
-PROBED = 50  # epochs of linear probing that suffice (MAE, table 10: 90 for ViT-B)
+PROBED = {"ViT-B/16": 90}
+"""Epochs of linear probing, 50 where not named (MAE, table 10)."""
 PARTLY_TUNED = 50  # epochs of partial fine-tuning (MAE, appendix A.1: the best of 50, 100 and 200)
 IMAGENET_EPOCH = 1_281_167  # images of ImageNet-1K's training set
 DETECTED, DETECTED_FROM_SCRATCH = 100, 400  # epochs on COCO (Li et al.; ViTDet)
@@ -95,7 +96,7 @@ def full_length(result: Result) -> bool:
     epochs = result.epochs or round(result.images_seen / IMAGENET_EPOCH)  # of an evaluated training state
     if first == "finetune":
         return epochs == (FROM_SCRATCH if fresh else TUNED).get(backbone(result), epochs)
-    return epochs >= {"linear": PROBED, "partial": PARTLY_TUNED}.get(first, 0)
+    return epochs >= {"linear": PROBED.get(backbone(result), 50), "partial": PARTLY_TUNED}.get(first, 0)
 
 
 def detected_epochs(result: Result) -> float:

@@ -105,7 +105,9 @@ def labelled(table: str) -> Callable[[Sequence[Record]], Iterator[Place]]:
     def places(records: Sequence[Record]) -> Iterator[Place]:
         for record, protocol, _ in classified(records, *PROTOCOLS):
             if record.label in ROWS[table]:
-                yield at(record, record.label or "", PROTOCOLS[protocol], like_paper=large_800(record))
+                found = method(record.result.pretrain)
+                same = large_800(record) and found is not None and (found.mask, found.hidden) == ("random", "75%")
+                yield at(record, record.label or "", PROTOCOLS[protocol], like_paper=same)
 
     return places
 
@@ -154,7 +156,7 @@ def by_suffix(table: str, protocol: str) -> Callable[[Sequence[Record]], Iterato
     def places(records: Sequence[Record]) -> Iterator[Place]:
         for record, _, suffix in classified(records, protocol):
             if large_800(record) and record.result.scale == "paper":  # the length of figure 9, not of table 3
-                yield at(record, "MAE", suffix)
+                yield at(record, "MAE", "24" if suffix == "all" else suffix)
             else:
                 row = row_of(table, record)
                 same = on_imagenet(record) and backbone(record.result) == "ViT-L/16" and row != "MAE"

@@ -69,7 +69,7 @@ def load(paths: Iterable[Path]) -> tuple[list[Record], list[str]]:
         found += [Record(result, file, note) for result in good if result.status == "ok" or _owed(result) not in paid]
         defects += [*bad, *complaints]
     if not found:
-        raise ValueError("no results found: a run writes results.jsonl into its work dir when it is finished")
+        raise ValueError("\n  ".join(["no results found: a run writes results.jsonl into its work dir when it is finished", *defects]))
     return [record for record in found if record.note is None or record.note.role != "point"], defects
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Collection, Iterator, Sequence, Set
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,12 +62,19 @@ class Sheet(NamedTuple):
         return any(row.line.published for row in self.rows)
 
 
-def publish(cfg: SuiteConfig, work: Work, console: Console) -> None:
-    """Print the suite's tables and write its report, WORK_DIR/report.html; nothing where there are no results yet."""
+def publish(cfg: SuiteConfig, work: Work, console: Console, *, known: Collection[str]) -> None:
+    """Print the suite's tables and write its report, WORK_DIR/report.html; nothing where there are no results yet.
+
+    known: the names of all runs of the suite.
+    """
     if not any(work.root.rglob("results.jsonl")):
         return
     found, damaged = records.load([work.root])
     found, wrong = tables.usable(found)
+    gone = sorted({record.note.name for record in found if record.note and record.note.name not in known})
+    wrong += [
+        f"{work.folder(name)}: no run of the suite any more, yet in its tables: move the folder away" for name in gone
+    ]
     for defect in [*damaged, *wrong]:
         console.print(defect, markup=False, highlight=False)
     paper = any(record.result.scale == "paper" for record in found)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, model_validator
 
-from mae_transfer.config import Schema
+from mae_transfer.config import Schema, nearest
 from mae_transfer.suite.grid import Overrides
 from mae_transfer.suite.layouts import LAYOUTS
 
@@ -85,9 +85,9 @@ class Transfer(Step):
 
     tool: Literal["cls_train", "det_train", "seg_train"]
     """The script of tools/ that does it."""
-    rows: tuple[str, ...] | None = None
+    rows: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Only these rows; None: all."""
-    seeds: tuple[int, ...] | None = None
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
     """Only these seeds; None: the suite's."""
     sweep: Sweep | None = None
     """Choose some values per row first."""
@@ -137,6 +137,10 @@ class SuiteConfig(Schema):
         unknown = sorted(set(self.tables) - set(LAYOUTS))
         if unknown:
             raise ValueError(f"there are no tables {unknown}; there are {list(LAYOUTS)}")
+        for row, source in self.rows.items():
+            for title in source.fresh_in:
+                if title not in self.transfer:
+                    raise ValueError(f"row {row!r} has fresh_in for {title!r}, which is none of the transfers; {nearest(title, self.transfer)}")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds = {self.seeds}: each once")
         return self

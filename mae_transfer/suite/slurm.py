@@ -47,7 +47,12 @@ class Cluster(NamedTuple):
     def parse(cls, *, nodes: int, gpus_per_node: int, options: Sequence[str]) -> Self:
         """Return what a command line says; an option that submitit has not itself is SLURM's own ("partition")."""
         own = ("timeout_min", "cpus_per_task", "mem_gb", "stderr_to_stdout")
+        for option in options:
+            if "=" not in option:
+                raise ValueError(f"--slurm: {option}: write key=value, for instance partition=gpu")
         pairs = {(key if key in own else f"slurm_{key}"): _value(text) for key, _, text in (option.partition("=") for option in options)}
+        if nodes < 1 or gpus_per_node < 1:
+            raise ValueError(f"{nodes} nodes of {gpus_per_node} GPUs: at least one of each")
         cluster = cls(nodes, gpus_per_node, pairs)
         if cluster.grace <= MARGIN_S:
             raise ValueError(

@@ -113,7 +113,9 @@ def remarks(group: Sequence[Place], newest: Mapping[int, Place], values: Mapping
     notes = [f"seed {seed} {result.status}: {result.reason or 'no reason given'}" for seed, result in missing]
     for seed, value in values.items():
         others = sorted({place.value for place in group if place.record.result.seed == seed and place.value not in (None, value)}, key=float)
-        notes += [f"seed {seed} ran more than once, the newest counts (before: {', '.join(f'{other:.2f}' for other in others)})"] if others else []
+        configs = len({place.record.result.recipe_digest for place in group if place.record.result.seed == seed} - {None})
+        again = f"under {configs} configs" if configs > 1 else "more than once"
+        notes += [f"seed {seed} ran {again}, the newest counts (before: {', '.join(f'{other:.2f}' for other in others)})"] if others else []
     commits = sorted({newest[seed].record.result.commit or "unknown" for seed in values})
     recipes = {digest for seed in values if (digest := newest[seed].record.result.recipe_digest)}
     notes += [f"its seeds are of {len(recipes)} different configs"] if len(recipes) > 1 else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from rich.console import Console, Group
@@ -23,7 +23,7 @@ from mae_transfer.suite.work import Work
 TAIL = 2000  # bytes of a log that are looked at for its last line
 
 
-def show_plan(work: Work, console: Console) -> None:
+def show_plan(work: Work, console: Console, forced: Collection[str] = ()) -> None:
     """Print every run with what it needs, what it is expected to cost and whether it is done, and the sum of what is left."""
     grid = Table(title=f"{escape(work.suite)}: {len(work.plan)} runs", title_justify="left")
     for title in ("run", "needs", "device hours", "disk GiB", "state"):
@@ -32,14 +32,17 @@ def show_plan(work: Work, console: Console) -> None:
     done: list[Node] = []
     for node in work.plan.values():
         status = work.status(node.name)
-        (done if status.done else left).append(node)
+        again = node.name in forced
+        (done if status.done and not again else left).append(node)
         needs = ", ".join([*node.needs, *([f"{len(node.points)} points of a sweep"] if node.points else [])])
-        grid.add_row(escape(node.name), escape(needs), number(node.hours), number(node.gib), escape(status.why))
+        grid.add_row(escape(node.name), escape(needs), number(node.hours), number(node.gib), "forced" if again else escape(status.why))
     console.print(grid)
     hours, gib = sum(node.hours or 0 for node in left), sum(node.gib or 0 for node in left)
     silent = sum(node.hours is None for node in left)
     unsaid = f" ({silent} runs do not say what they cost)" if silent else ""
-    cost = f"about {hours:.4g} device hours and {gib:.4g} GiB of the {free_gib(work.root):.4g} that are free{unsaid}"
+    free = free_gib(work.root)
+    disk = f"{gib:.4g} GiB of the {free:.4g} that are free" if gib <= free else f"{gib:.4g} GiB, but only {free:.4g} are free"
+    cost = f"about {hours:.4g} device hours and {disk}{unsaid}"
     measured = hours_left(work, done, left)
     pace = f"; at the pace of those done {measured:.3g} h one after the other" if left and measured is not None else ""
     console.print(f"{len(done)} done, {len(left)} to run: {cost}{pace}", highlight=False)
@@ -70,7 +73,7 @@ def free_gib(folder: Path) -> float:
 
 def number(value: float | None) -> str:
     """Return an estimate, or that there is none."""
-    return "-" if value is None else f"{value:.3g}"
+    return "-" if value is None else f"{value:.4g}"
 
 
 class View:

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mae_transfer import results
-from mae_transfer.checkpoints import sha256
-from mae_transfer.config import Schema, flatten, load
+from mae_transfer.checkpoints import LAYOUTS, sha256
+from mae_transfer.config import Schema, flatten, load, nearest
 from mae_transfer.suite.plan import Node, Plan, replaced, texts
 from mae_transfer.suite.records import Note, of_another_version, read_note
 from mae_transfer.suite.toolbox import TOOLS
+
+NO_FILE = ("timm", "random", "released")  # prefixes of what is made or downloaded
 
 
 class Status(NamedTuple):
@@ -107,6 +109,8 @@ class Work:
                 raise ValueError(f"{self.folder(name)} is a run of the suite {note.suite!r}, of another config: take another --work-dir")
             return Status(False, f"changed: {self.change(name, note)}", replaced=True)
         if note.state == "done" and (self.artifact(name) is None or self.artifact(name).is_file()):  # type: ignore[union-attr]
+            if self.plan[name].tool.trains and not (self.folder(name) / "results.jsonl").is_file():
+                return Status(False, "its results are gone")
             return Status(True, "done")
         why = {"running": "cut off", "failed": f"failed: {note.reason}", "skipped": f"skipped: {note.reason}", "done": "its artifact is gone"}
         return Status(False, why.get(note.state, note.state))
@@ -132,6 +136,16 @@ class Work:
         """Return the file that a run leaves for others."""
         tool = self.plan[name].tool
         return self.folder(name) / tool.artifact if tool.artifact else None
+
+    def absent(self) -> list[str]:
+        """Return what the runs that are not done take from outside and is not there: folders of images, files of weights and tokenizers."""
+        found: dict[str, str] = {}
+        for node in self.plan.values():
+            if not self.debug and not self.status(node.name).done:
+                for key, value in flatten(node.changes).items():
+                    if isinstance(value, str) and not value.startswith("@") and (defect := defect_of(key, value)):
+                        found.setdefault(f"{key} = {value!r}: {defect}", node.name)
+        return [f"{defect} (for {name})" for defect, name in found.items()]
 
     def finished(self, node: Node, cfg: Schema) -> bool:
         """Return whether a run that ended has done its work: a stopped one ends in peace, too."""
@@ -161,6 +175,20 @@ class Work:
         wanted = (node.sweep.split, node.sweep.metric)
         values = [r.value for r in results.load(file)[0] if (r.split, r.metric) == wanted and r.status == "ok"]
         return values[-1] if values else None
+
+
+def defect_of(key: str, value: str) -> str | None:
+    """Return what is wrong with a value that names a folder of images, weights or a tokenizer, as far as it shows without opening it."""
+    if key == "data.root":
+        return None if Path(value).is_dir() else "no such folder; name it with --root NAME=PATH"
+    weights = key == "backbone.reference"
+    prefix, colon, rest = value.partition(":")
+    if weights and colon and prefix not in LAYOUTS:
+        return f"no layout {prefix!r}; {nearest(prefix, LAYOUTS)}"
+    if prefix in NO_FILE or not (weights or (key.startswith("target.") and (colon or Path(value).suffix))):
+        return None
+    path = Path(rest if colon else value)
+    return None if path.exists() else f"{path} does not exist"
 
 
 def files_of(node: Node) -> Iterator[tuple[str, Path]]:

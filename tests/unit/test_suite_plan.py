@@ -104,11 +104,29 @@ def test_a_sweep_is_a_run_per_point_before_the_runs_that_report(suite: Callable[
     (('config="CONFIGS/classify/mini.py")', 'config="CONFIGS/classify/mini.py", sweep=dict(grid={"a": (1,)}, split="val"))'), "would flatter them"),
     (('"CONFIGS/classify/mini.py")', '"CONFIGS/classify/mini.py", sweep=dict(grid={"a": (1,)}, split="val", set={"data.val.first": 9}))'), "flatter"),
     (('config="CONFIGS/classify/mini.py")', 'config="CONFIGS/classify/mini.py", sweep=dict(grid={"optim.lr": (1,)}))'), "nothing is held out: add"),
+    (('"token": dict(config', '"///": dict(config'), "'///' cannot name a folder"), (('rows=("pixel",)', "rows=()"), "at least 1 item"),
+    (("seeds=(0,)", "seeds=()"), "at least 1 item"), (("hours=2.0", "hour=2.0"), "unknown key 'rows.pixel.hour'; did you mean 'hours'"),
+    (("hours=2.0", 'fresh_in={"finetun": {}}'), "'finetun', which is none of the transfers; did you mean 'finetune'"),
+    (('"token": dict(config', '"pixel": dict(config'), "line 6: 'pixel' stands twice in one dict"),
 ])  # fmt: skip
 def test_a_mistake_is_one_clear_error(suite: Callable[..., Path], changes: tuple[str, ...], text: str) -> None:
     with pytest.raises(ValueError) as error:
         open_plan(suite(*changes))
     assert any(part in str(error.value) for part in text.split("|"))
+
+
+def test_what_is_not_there_is_named_before_anything_runs(suite: Callable[..., Path], tmp_path: Path) -> None:
+    def absent(*changes: str) -> list[str]:
+        return Work(open_plan(suite(*changes))[1], tmp_path / "d", suite="t").absent()
+
+    assert absent() == ["backbone.reference = 'mae:PATH': PATH does not exist (for released/finetune/seed0)"]
+    assert absent("mae:PATH", "mea:PATH") == ["backbone.reference = 'mea:PATH': no layout 'mea'; did you mean 'mae'? (for released/finetune/seed0)"]
+    there = f"mae:{tmp_path / 'suite.py'}"
+    assert absent("mae:PATH", there) == absent("mae:PATH", "timm:vit_base_patch16_224.dino") == absent("mae:PATH", "released:beit_base") == []
+    (tokens,) = absent("mae:PATH", there, '"@tokens"', '"dalle:encoder.pkl"')
+    assert tokens.startswith("target.tokenizer = 'dalle:encoder.pkl': encoder.pkl does not exist")
+    (root,) = absent("mae:PATH", there, "hours=2.0", 'data="images"', "seeds = (0, 1)", 'seeds = (0, 1)\nroots = {"images": "/no/such/folder"}')
+    assert root == "data.root = '/no/such/folder': no such folder; name it with --root NAME=PATH (for pixel/pretrain/seed0)"
 
 
 def test_a_circle_of_two_is_named(suite: Callable[..., Path]) -> None:
@@ -160,6 +178,7 @@ def work(file: Path, root: Path) -> Work:
 
 def done(work: Work, name: str) -> None:
     write_note(work.folder(name), work.note(work.plan[name], []).model_copy(update={"state": "done"}))
+    (work.folder(name) / "results.jsonl").touch()
     if artifact := work.artifact(name):
         artifact.touch()
 

@@ -106,6 +106,14 @@ def test_everything_runs_once_and_a_second_start_repeats_nothing(stage: Stage) -
     assert stage.started == []
 
 
+def test_a_run_whose_results_are_gone_is_repeated(stage: Stage) -> None:
+    stage.run()
+    (stage.work.folder("b/finetune/seed0") / "results.jsonl").unlink()
+    assert stage.work.status("b/finetune/seed0").why == "its results are gone"
+    stage.run()
+    assert stage.started == ["b/finetune/seed0"]
+
+
 def test_a_failure_skips_what_depends_on_it_and_the_rest_goes_on(stage: Stage) -> None:
     stage.fate["a/pretrain/seed0"] = "fails for want of data"
     states = stage.run()

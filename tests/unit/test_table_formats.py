@@ -97,3 +97,19 @@ def test_figures_are_drawn_where_there_are_results(tmp_path: Path) -> None:
     assert [path.name for path in figures.save(recorded(*tuned), tmp_path / "figures")] == ["figure_9.svg"]
     assert figures.save([], tmp_path / "none") == []
     assert not (tmp_path / "none").exists()
+
+
+def test_a_figure_has_a_curve_per_target_and_its_points_where_they_were_measured() -> None:
+    measured = {"norm_pixel": {"100": 80.0, "800": 81.0}, "pixel": {"100": 82.0, "800": 83.0, "1600": 84.0}}
+    pretrained = {(target, length): f"MAE {target}, random 75%, {length} ep" for target, points in measured.items() for length in points}
+    found = [result("finetune", measured[t][n], pretrain=name, backbone="vit_large/16", epochs=50.0) for (t, n), name in pretrained.items()]
+    drawn = figures.draw("figure 7", recorded(*found))
+    assert drawn is not None
+    curves = {one.get_label(): one.lines[0].get_xydata().tolist() for one in drawn.axes[0].containers}
+    columns = [label.get_text() for label in drawn.axes[0].get_xticklabels()]
+    assert {label: {columns[round(x)]: y for x, y in points} for label, points in curves.items()} == {
+        f"fine-tuning, imagenet, vit_large/16, {target}, 75%": {f"{length} epochs": value for length, value in points.items()}
+        for target, points in measured.items()
+    }
+    published = {one.get_label(): one.get_color() for one in drawn.axes[0].lines if str(one.get_label()).endswith("published")}
+    assert len(set(published.values())) == len(published) == 2

@@ -114,6 +114,12 @@ def test_a_seed_that_ran_more_than_once_counts_once_and_says_so() -> None:
     assert (row["yours"], row["notes"]) == ("84.00 (1)", "seed 0 ran more than once, the newest counts (before: 83.00, 83.50)")
 
 
+def test_a_seed_that_ran_under_two_configs_says_so() -> None:
+    old = result("finetune", 83.0, recipe_digest="a", created_at="2025-01-01T00:00:00+00:00")
+    row = line("3", recorded(old, result("finetune", 84.0, recipe_digest="b")), "MAE", "ViT-B/16")
+    assert (row["yours"], row["notes"]) == ("84.00 (1)", "seed 0 ran under 2 configs, the newest counts (before: 83.00)")
+
+
 @pytest.mark.parametrize(("row", "pretrain", "beside"), [
     ("MAE", MAE, True), (None, "mae", True), (None, "mae_vit_base", True), ("MAE", "mae", True), (None, "timm:vit_base_patch16_224.mae", True),
     ("MAE", "MAE norm_pixel, random 75%, 300 ep", False), ("MAE", "MAE token, random 75%, 1600 ep", False), ("MAE", "none", False),
@@ -273,7 +279,21 @@ def test_table_2_and_1c_take_what_their_suites_measure() -> None:
     assert line("1c", found, "encoder w/ [M]", "relative FLOPs")["difference"] == "-0.10"
 
 
+@pytest.mark.parametrize(("hidden", "beside"), [("random 75%", True), ("block 50%", False)])
+def test_an_ablation_with_another_mask_stands_beside_nothing(hidden: str, beside: bool) -> None:
+    found = recorded(result("linear", 73.0, backbone="vit_large/16", pretrain=f"MAE pixel, {hidden}, 800 ep"), row="512-d")
+    assert [each.published is not None for each in tables.lines("1b", found) if each.ours] == [beside]
+
+
+@pytest.mark.parametrize(("backbone", "beside"), [("vit_base/16", False), ("vit_large/16", True)])
+def test_a_linear_probe_is_as_long_as_the_papers(backbone: str, beside: bool) -> None:
+    found = recorded(result("linear", 70.0, backbone=backbone, epochs=50.0))
+    assert [each.published is not None for each in tables.lines("12", found) if each.ours] == [beside]
+
+
 def test_figure_9_reads_the_tuned_blocks() -> None:
+    whole = result("partial-all", 84.9, backbone="vit_large/16", pretrain="MAE pixel, random 75%, 800 ep")
+    assert line("figure 9", recorded(whole), "MAE", "24")["published"] != "-"
     pixels = {"backbone": "vit_large/16", "pretrain": "MAE pixel, random 75%, 800 ep"}
     found = recorded(result("partial-4", 84.0, **pixels), result("partial-half", None, status="failed", reason="out of memory", **pixels))
     assert line("figure 9", found, "MAE", "4")["difference"] == "-0.20"
@@ -283,6 +303,12 @@ def test_figure_9_reads_the_tuned_blocks() -> None:
 def test_448_pixels_are_a_column_of_their_own() -> None:
     found = recorded(result("finetune", 87.7, backbone="vit_huge/14", tokens_per_image=1025, epochs=50.0))
     assert line("3", found, "MAE", "ViT-H/14 at 448")["difference"] == "-0.10"
+
+
+def test_a_file_without_a_good_line_is_named_with_its_lines(tmp_path: Path) -> None:
+    (tmp_path / "results.jsonl").write_text("{\nnull\n")
+    with pytest.raises(ValueError, match=r"(?s)no results found.*results.jsonl.*line 1.*line 2"):
+        records.load([tmp_path])
 
 
 def test_damaged_lines_are_named_and_the_rest_is_used(tmp_path: Path) -> None:
