@@ -27,7 +27,7 @@ from mae_transfer.data.objects import (
     scenes,
 )
 from mae_transfer.data.order import Key, Order, Share, Sweep
-from mae_transfer.data.places import Places, opened, rooted
+from mae_transfer.data.places import Places, opened, rooted, same_classes
 from mae_transfer.data.rows import WithRows
 from mae_transfer.data.shapes import Shapes
 from mae_transfer.data.source import Sample, Source, Spread
@@ -144,9 +144,8 @@ def open_labelled(cfg: LabelledDataConfig) -> tuple[Split, Source]:
     train, val = open_sources(cfg)
     if val is None:
         raise ValueError("data.val is not set: classification reports on a validation set that it never trains on or selects with")
-    if val.classes and train.classes and val.classes != train.classes:  # labels would mean different things
-        different = sorted(set(train.classes) ^ set(val.classes))[:5]
-        raise ValueError(f"training set has {len(train.classes)} classes, validation set {len(val.classes)}; in one of them only: {different}")
+    if val.classes and train.classes:
+        same_classes(train.classes, val.classes)
     return split(train, label_fraction=cfg.label_fraction, holdout_fraction=cfg.holdout_fraction), whole(val, of="validation")
 
 

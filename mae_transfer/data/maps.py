@@ -22,7 +22,7 @@ from mae_transfer.data.ade import Ade, Mapped, MapSource
 from mae_transfer.data.decode import UnreadableImage
 from mae_transfer.data.dense_shapes import ShapesMaps
 from mae_transfer.data.loader import Samples
-from mae_transfer.data.places import Places, opened, rooted
+from mae_transfer.data.places import Places, opened, rooted, same_classes
 from mae_transfer.interfaces import IGNORED
 
 MAP_SETS: Mapping[str, Callable[..., MapSource]] = {"ade": Ade, "shapes": ShapesMaps}
@@ -136,16 +136,10 @@ class MapDataConfig(Places):
 def open_maps(cfg: MapDataConfig) -> tuple[MapSource, MapSource]:
     """Return the training and the validation set; ValueError where one is empty or they have different classes."""
     train, val = (open_map_set(spec, cfg.root) for spec in (cfg.train, cfg.val))
-    if train.classes != val.classes:
-        different = sorted(set(train.classes) ^ set(val.classes))[:5]
-        how = f"in one of them only: {different}" if different else "the same names in another order"
-        raise ValueError(f"training set has {len(train.classes)} classes, validation set {len(val.classes)}; {how}")
+    same_classes(train.classes, val.classes)
     return train, val
 
 
 def open_map_set(spec: Spec, root: str | None) -> MapSource:
     """Return one set, whose folder is `root` where it needs one and names none; ValueError where it is empty."""
-    source = opened(MAP_SETS, spec, root)
-    if not len(source):
-        raise ValueError(f"the data set {spec.name!r} is empty: {spec.options}")
-    return source
+    return opened(MAP_SETS, spec, root)

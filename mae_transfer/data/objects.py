@@ -8,7 +8,6 @@ Legend: H x W pixels, n objects of an image, B images of a batch; a size is (hei
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, Self
@@ -24,7 +23,7 @@ from mae_transfer.config import Spec, build, check
 from mae_transfer.data.coco import Annotated, Coco, ObjectSource
 from mae_transfer.data.dense_shapes import ShapesObjects
 from mae_transfer.data.loader import Samples
-from mae_transfer.data.places import Places, opened, rooted
+from mae_transfer.data.places import Places, opened, rooted, same_classes
 from mae_transfer.data.transforms import resize
 from mae_transfer.interfaces import Objects
 
@@ -223,19 +222,13 @@ def open_objects(cfg: ObjectDataConfig, *, masks: bool) -> tuple[ObjectSource, O
     masks: whether outlines are decoded, where the spec itself does not say.
     """
     train, val = (open_one(spec, cfg.root, masks=masks) for spec in (cfg.train, cfg.val))
-    if train.classes != val.classes:
-        different = sorted(set(train.classes) ^ set(val.classes))[:5]
-        raise ValueError(f"training set has {len(train.classes)} classes, validation set {len(val.classes)}; in one of them only: {different}")
+    same_classes(train.classes, val.classes)
     return train, val
 
 
 def open_one(spec: Spec, root: str | None, *, masks: bool) -> ObjectSource:
     """Return one set; ValueError where it is empty."""
-    takes_masks = spec.name in OBJECT_SETS and "masks" in inspect.signature(OBJECT_SETS[spec.name]).parameters
-    source = opened(OBJECT_SETS, Spec.model_validate({"masks": masks, **spec.model_dump()}) if takes_masks else spec, root)
-    if not len(source):
-        raise ValueError(f"the data set {spec.name!r} is empty: {spec.options}")
-    return source
+    return opened(OBJECT_SETS, spec, root, {"masks": masks})
 
 
 def scenes(source: ObjectSource, cfg: ObjectDataConfig, *, seed: int, divisor: int, training: bool) -> Scenes:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from pathlib import Path
-from typing import Literal, TypeVar
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar
 
 from mae_transfer.config import Schema, Spec, build
 from mae_transfer.data.loader import Unreadable
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Sized)
 
 
 class Places(Schema):
@@ -32,15 +33,30 @@ class Places(Schema):
         return Unreadable(limit=self.max_unreadable if self.on_error == "skip" else 0)
 
 
-def opened(table: Mapping[str, Callable[..., T]], spec: Spec, root: str | None) -> T:
-    """Return the data set of a spec; `root` (data.root) is its root where it takes one and names none."""
-    complete = rooted(table, spec, root)
+def opened(table: Mapping[str, Callable[..., T]], spec: Spec, root: str | None, defaults: Mapping[str, Any] = MappingProxyType({})) -> T:
+    """Return the data set of a spec; `root` (data.root) is its root where it takes one and names none, and so are the other `defaults`.
+
+    ValueError where it is empty, or needs a root and has none.
+    """
+    complete = rooted(table, spec, root, defaults)
     if "root" in complete.options and complete.options["root"] is None:
         raise ValueError(f"the data set {spec.name!r} needs a folder: set data.root")
-    return build(table, complete)
+    source = build(table, complete)
+    if not len(source):
+        raise ValueError(f"the data set {spec.name!r} is empty: {spec.options}")
+    return source
 
 
-def rooted(table: Mapping[str, Callable[..., T]], spec: Spec, root: str | None) -> Spec:
-    """Return the spec with `root` filled in where its entry takes one."""
-    takes_root = spec.name in table and "root" in inspect.signature(table[spec.name]).parameters
-    return Spec.model_validate({"root": root, **spec.model_dump()}) if takes_root else spec
+def rooted(table: Mapping[str, Callable[..., T]], spec: Spec, root: str | None, defaults: Mapping[str, Any] = MappingProxyType({})) -> Spec:
+    """Return the spec with `root`, and the other `defaults`, filled in where its entry takes them and it does not say them itself."""
+    takes = inspect.signature(table[spec.name]).parameters if spec.name in table else {}
+    filled = {name: value for name, value in {"root": root, **defaults}.items() if name in takes}
+    return Spec.model_validate({**filled, **spec.model_dump()})
+
+
+def same_classes(train: tuple[str, ...], val: tuple[str, ...]) -> None:
+    """Raise ValueError where training and validation set have different classes, or these in another order: labels would not mean the same."""
+    if train != val:
+        different = sorted(set(train) ^ set(val))[:5]
+        how = f"in one of them only: {different}" if different else "the same names in another order"
+        raise ValueError(f"training set has {len(train)} classes, validation set {len(val)}; {how}")

@@ -1,7 +1,6 @@
 """The detection task end to end: what a run leaves, exact resume, kills, ranks, bad input."""
 
 import json
-import math
 import os
 import random
 import signal
@@ -11,50 +10,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from detect_runs import RUN, STEPS, config, values
 from PIL import Image
 from pretrain_runs import ROOT, Values, assert_equal, losses, payload
 
 from mae_transfer import results
-from mae_transfer.config import validate
 from mae_transfer.core.normalize import IMAGENET
-from mae_transfer.data import SceneBatch, UnreadableImage
-from mae_transfer.data.dense_shapes import write_coco
-from mae_transfer.engine.dist import Dist
+from mae_transfer.data import SceneBatch
 from mae_transfer.engine.loop import Step
 from mae_transfer.engine.window import NonFiniteLoss
 from mae_transfer.tasks import detect
 from mae_transfer.tasks.detect import DetectConfig
-
-RUN = {"device": "cpu", "workers": 0, "device_batch": 2, "log_every": 1, "save_minutes": None, "progress": False, "pictures": 1}
-STEPS = 6
-
-
-def values(**changes: Any) -> Values:
-    """Return a config of 6 steps with everything on that could break an exact resume."""
-    base: Values = {
-        "scale": "mini", "epochs": 3.0, "batch": 4, "precision": "float32", "ema_decay": 0.9, "drop_path": 0.3,
-        "data": {
-            "train": {"name": "shapes", "size": 64, "length": 8}, "val": {"name": "shapes", "size": 64, "length": 5, "seed": 1},
-            "augmentation": {"name": "large_scale_jitter", "size": 64},
-            "view": {"name": "shortest_edge", "lengths": (64,), "longest": 64, "flip": 0.0}, "square": 64,
-        },
-        "backbone": {
-            "encoder": {"size": None, "dim": 32, "depth": 4, "heads": 2, "patch": 16, "image_size": 64},
-            "changes": {"windows": 3, "global_blocks": (1, 3), "relative_positions": "decomposed", "positions": "learned"},
-        },
-        "adapter": {"name": "simple_fpn", "channels": 16},
-        "heads": {"box_convs": 1, "box_width": 16, "mask_convs": 1, "roi_batch": 16, "post_nms_topk": (50, 20), "score_threshold": 0.0},
-        "optim": {"lr": 1e-3, "layer_decay": 0.8}, "schedule": {"warmup_epochs": 1.0},
-        "run": RUN,
-    }  # fmt: skip
-    return base | changes
-
-
-def config(**changes: Any) -> DetectConfig:
-    return validate(values(**changes), DetectConfig, where="test")
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, action: Any) -> None:
@@ -214,105 +182,6 @@ def test_what_is_found_is_brought_back_to_the_stored_image() -> None:
         assert area - 4 <= mask.sum() <= area  # a corner may be rounded
 
 
-@pytest.fixture
-def coco(tmp_path: Path) -> Path:
-    root = tmp_path / "coco"
-    write_coco(root, train=6, val=3, size=64)
-    return root
-
-
-def coco_data(root: Path, **changes: Any) -> Values:
-    sets = {"train": {"name": "coco", "split": "train2017", "skip_empty": True}, "val": {"name": "coco", "split": "val2017"}}
-    return values()["data"] | {"root": str(root), **sets, **changes}
-
-
-@pytest.mark.parametrize("on_error", ["raise", "skip"])
-def test_an_unreadable_image_in_mid_epoch_stops_the_run_or_is_counted(
-    coco: Path, tmp_path: Path, on_error: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    broken = sorted((coco / "train2017").iterdir())[2]
-    broken.write_bytes(broken.read_bytes()[:300])
-    cfg = config(data=coco_data(coco, on_error=on_error), epochs=6.0)
-    if on_error == "raise":
-        with pytest.raises(UnreadableImage, match=broken.name):
-            detect.run(cfg, tmp_path / "run")
-    else:
-        assert detect.run(cfg, tmp_path / "run")
-        assert broken.name in caplog.text
-
-
-def edit(path: Path, change: Any) -> None:
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-
-
-@pytest.mark.parametrize("on_error", ["raise", "skip"])
-def test_a_first_image_with_a_code_of_another_size_is_unreadable_like_any_other(coco: Path, tmp_path: Path, on_error: str) -> None:
-    def shrink(content: Values) -> None:
-        first = min(image["id"] for image in content["images"])
-        own = next(one for one in content["annotations"] if one["image_id"] == first)
-        own["segmentation"] = {"size": [32, 32], "counts": [0, 1024]}
-
-    edit(coco / "annotations" / "instances_train2017.json", shrink)
-    cfg = config(data=coco_data(coco, on_error=on_error), epochs=2.0, run=RUN | {"pictures": 0})
-    if on_error == "raise":
-        with pytest.raises(UnreadableImage, match="a run-length code in instances_train2017.json has another size"):
-            detect.run(cfg, tmp_path / "run")
-    else:
-        assert detect.run(cfg, tmp_path / "run")
-
-
-def test_a_set_without_masks_is_named_where_masks_are_to_be_learned_and_does_for_an_evaluation(coco: Path, tmp_path: Path) -> None:
-    bare = {name: {"name": "coco", "split": f"{name}2017", "masks": False} for name in ("train", "val")}
-    with pytest.raises(ValueError, match=r"data.train = \{'name': 'coco', 'split': 'train2017', 'masks': False\} has no masks"):
-        detect.run(config(data=coco_data(coco, train=bare["train"])), tmp_path / "run")
-    cfg = config(data=coco_data(coco), epochs=2.0, run=RUN | {"pictures": 0})
-    written = detect.run(cfg, tmp_path / "run")
-    alone = config(data=coco_data(coco, **bare), epochs=2.0)
-    again = detect.evaluate_checkpoint(alone, str(next((tmp_path / "run" / "checkpoints").iterdir())), None)
-    assert [(r.metric, r.value) for r in again] == [(r.metric, r.value) for r in written]
-
-
-def test_sets_of_other_classes_and_empty_sets_are_refused_before_training(coco: Path, tmp_path: Path) -> None:
-    file = coco / "annotations" / "instances_val2017.json"
-    edit(file, lambda content: content["categories"].append({"id": 99, "name": "zebra"}))
-    with pytest.raises(ValueError, match=r"10 classes, validation set 11; in one of them only: \['zebra'\]"):
-        detect.run(config(data=coco_data(coco)), tmp_path / "run")
-    edit(coco / "annotations" / "instances_train2017.json", lambda content: content.update(annotations=[]))
-    with pytest.raises(ValueError, match="lists no image with an object"):
-        detect.run(config(data=coco_data(coco)), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_checkpoint_of_other_classes_is_refused(coco: Path, tmp_path: Path) -> None:
-    detect.run(config(), tmp_path / "run")
-    for split in ("train2017", "val2017"):
-        edit(coco / "annotations" / f"instances_{split}.json", lambda content: content["categories"].append({"id": 99, "name": "zebra"}))
-    with pytest.raises(ValueError, match="learned 10 classes, the data have 11; class 10 was None and is 'zebra'"):
-        detect.evaluate_checkpoint(config(data=coco_data(coco)), str(tmp_path / "run" / "checkpoints" / f"step_{STEPS:08d}.pt"), None)
-
-
-def test_classes_in_another_order_neither_resume_a_run_nor_evaluate_its_state(coco: Path, tmp_path: Path) -> None:
-    cfg = config(data=coco_data(coco), epochs=2.0, run=RUN | {"save_every": 1, "keep_last": 9, "pictures": 0})
-    detect.run(cfg, tmp_path / "run")
-    first, *later = sorted((tmp_path / "run" / "checkpoints").glob("*.pt"))
-    for path in later:
-        path.unlink()
-
-    def swap(content: Values) -> None:
-        one, other = content["categories"][:2]
-        one["name"], other["name"] = other["name"], one["name"]
-
-    for split in ("train2017", "val2017"):
-        edit(coco / "annotations" / f"instances_{split}.json", swap)
-    with pytest.raises(ValueError, match=r"made with '10 classes \w+', this run has '10 classes \w+'"):
-        detect.run(cfg, tmp_path / "run", resume=True)
-    assert list((tmp_path / "run" / "checkpoints").glob("*.pt")) == [first]
-    with pytest.raises(ValueError, match="learned 10 classes, the data have 10; class 0 was"):
-        detect.evaluate_checkpoint(cfg, str(first), None)
-
-
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
@@ -347,51 +216,3 @@ def test_training_with_detectron2_s_heads_runs_and_resumes(tmp_path: Path, monke
         detect.run(config(engine="detectron2"), tmp_path / "halves")
     detect.run(config(engine="detectron2"), tmp_path / "halves", resume=True)
     assert_equal(payload(tmp_path / "whole", STEPS), payload(tmp_path / "halves", STEPS))
-
-
-def test_an_image_without_objects_and_one_of_a_single_pixel_are_evaluated(coco: Path, tmp_path: Path) -> None:
-    folder, file = coco / "val2017", coco / "annotations" / "instances_val2017.json"
-    Image.fromarray(np.zeros((1, 1, 3), dtype=np.uint8)).save(folder / "dot.png")
-
-    def add(content: Values) -> None:
-        content["images"].append({"id": 77, "file_name": "dot.png", "height": 1, "width": 1})
-
-    edit(file, add)
-    parts = detect.open_parts(config(data=coco_data(coco)))
-    parts.model.eval()
-    with torch.no_grad():
-        found = detect.predicted(config(data=coco_data(coco)), parts, Dist(torch.device("cpu")), parts.model)
-    assert not math.isnan(found.compute(save=tmp_path / "predictions.json")["bbox/AP"])  # every image must have been predicted
-
-
-def test_classic_resizing_and_boxes_alone_train(coco: Path, tmp_path: Path) -> None:
-    classic = {"name": "shortest_edge", "lengths": (48, 64), "longest": 80}
-    data = coco_data(coco, augmentation=classic, view=classic | {"lengths": (64,), "flip": 0.0}, square=None)
-    cfg = config(data=data, heads=values()["heads"] | {"masks": False}, epochs=4.0)
-    assert detect.open_parts(cfg).train.objects(0).masks is None
-    assert {r.metric.split("/")[0] for r in detect.run(cfg, tmp_path / "run")} == {"bbox"}
-
-
-def test_an_evaluation_needs_no_training_set(coco: Path, tmp_path: Path) -> None:
-    cfg = config(data=coco_data(coco), epochs=4.0)
-    written = detect.run(cfg, tmp_path / "run")
-    (coco / "annotations" / "instances_train2017.json").unlink()
-    again = detect.evaluate_checkpoint(cfg, str(next((tmp_path / "run" / "checkpoints").iterdir())), None)
-    assert [r.value for r in again] == [r.value for r in written]
-
-
-def test_an_unreadable_validation_image_is_counted_as_one_in_which_nothing_is_found(
-    coco: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    broken = sorted((coco / "val2017").iterdir())[1]
-    broken.write_bytes(b"no image")
-    assert detect.run(config(data=coco_data(coco, on_error="skip"), epochs=4.0), tmp_path / "run")
-    assert broken.name in caplog.text
-    entries = json.loads((tmp_path / "run" / "predictions.json").read_text())
-    assert {entry["image_id"] for entry in entries} <= {1, 3}
-
-
-def test_a_validation_object_without_outline_is_an_error_before_training(coco: Path, tmp_path: Path) -> None:
-    edit(coco / "annotations" / "instances_val2017.json", lambda content: content["annotations"][0].pop("segmentation"))
-    with pytest.raises(ValueError, match="1 objects of the ground truth have no outline"):
-        detect.run(config(data=coco_data(coco)), tmp_path / "run")

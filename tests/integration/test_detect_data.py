@@ -1,0 +1,161 @@
+"""The detection task on files in COCO's layout: sets that do not fit, unreadable images, an evaluation without a training set."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detect_runs import RUN, STEPS, coco_data, config, edit, values
+from PIL import Image
+from pretrain_runs import Values
+
+from mae_transfer.data import UnreadableImage
+from mae_transfer.data.dense_shapes import write_coco
+from mae_transfer.engine.dist import Dist
+from mae_transfer.tasks import detect
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    root = tmp_path / "coco"
+    write_coco(root, train=6, val=3, size=64)
+    return root
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_an_unreadable_image_in_mid_epoch_stops_the_run_or_is_counted(
+    coco: Path, tmp_path: Path, on_error: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = sorted((coco / "train2017").iterdir())[2]
+    broken.write_bytes(broken.read_bytes()[:300])
+    cfg = config(data=coco_data(coco, on_error=on_error), epochs=6.0)
+    if on_error == "raise":
+        with pytest.raises(UnreadableImage, match=broken.name):
+            detect.run(cfg, tmp_path / "run")
+    else:
+        assert detect.run(cfg, tmp_path / "run")
+        assert broken.name in caplog.text
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_a_first_image_with_a_code_of_another_size_is_unreadable_like_any_other(coco: Path, tmp_path: Path, on_error: str) -> None:
+    def shrink(content: Values) -> None:
+        first = min(image["id"] for image in content["images"])
+        own = next(one for one in content["annotations"] if one["image_id"] == first)
+        own["segmentation"] = {"size": [32, 32], "counts": [0, 1024]}
+
+    edit(coco / "annotations" / "instances_train2017.json", shrink)
+    cfg = config(data=coco_data(coco, on_error=on_error), epochs=2.0, run=RUN | {"pictures": 0})
+    if on_error == "raise":
+        with pytest.raises(UnreadableImage, match="a run-length code in instances_train2017.json has another size"):
+            detect.run(cfg, tmp_path / "run")
+    else:
+        assert detect.run(cfg, tmp_path / "run")
+
+
+def test_a_set_without_masks_is_named_where_masks_are_to_be_learned_and_does_for_an_evaluation(coco: Path, tmp_path: Path) -> None:
+    bare = {name: {"name": "coco", "split": f"{name}2017", "masks": False} for name in ("train", "val")}
+    with pytest.raises(ValueError, match=r"data.train = \{'name': 'coco', 'split': 'train2017', 'masks': False\} has no masks"):
+        detect.run(config(data=coco_data(coco, train=bare["train"])), tmp_path / "run")
+    cfg = config(data=coco_data(coco), epochs=2.0, run=RUN | {"pictures": 0})
+    written = detect.run(cfg, tmp_path / "run")
+    alone = config(data=coco_data(coco, **bare), epochs=2.0)
+    again = detect.evaluate_checkpoint(alone, str(next((tmp_path / "run" / "checkpoints").iterdir())), None)
+    assert [(r.metric, r.value) for r in again] == [(r.metric, r.value) for r in written]
+
+
+def test_sets_of_other_classes_and_empty_sets_are_refused_before_training(coco: Path, tmp_path: Path) -> None:
+    file = coco / "annotations" / "instances_val2017.json"
+    edit(file, lambda content: content["categories"].append({"id": 99, "name": "zebra"}))
+    with pytest.raises(ValueError, match=r"10 classes, validation set 11; in one of them only: \['zebra'\]"):
+        detect.run(config(data=coco_data(coco)), tmp_path / "run")
+    swapped = [{"id": k, "name": f"{k}"} for k in (1, 2)], [{"id": k, "name": f"{3 - k}"} for k in (1, 2)]
+    for split, categories in zip(("train2017", "val2017"), swapped, strict=True):
+        edit(
+            coco / "annotations" / f"instances_{split}.json",
+            lambda content, to=categories: content.update(categories=to, annotations=[one | {"category_id": 1} for one in content["annotations"]]),
+        )
+    with pytest.raises(ValueError, match="2 classes, validation set 2; the same names in another order"):
+        detect.run(config(data=coco_data(coco)), tmp_path / "run")
+    edit(coco / "annotations" / "instances_train2017.json", lambda content: content.update(annotations=[]))
+    with pytest.raises(ValueError, match="lists no image with an object"):
+        detect.run(config(data=coco_data(coco)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_of_other_classes_is_refused(coco: Path, tmp_path: Path) -> None:
+    detect.run(config(), tmp_path / "run")
+    for split in ("train2017", "val2017"):
+        edit(coco / "annotations" / f"instances_{split}.json", lambda content: content["categories"].append({"id": 99, "name": "zebra"}))
+    with pytest.raises(ValueError, match="learned 10 classes, the data have 11; class 10 was None and is 'zebra'"):
+        detect.evaluate_checkpoint(config(data=coco_data(coco)), str(tmp_path / "run" / "checkpoints" / f"step_{STEPS:08d}.pt"), None)
+
+
+def test_classes_in_another_order_neither_resume_a_run_nor_evaluate_its_state(coco: Path, tmp_path: Path) -> None:
+    cfg = config(data=coco_data(coco), epochs=2.0, run=RUN | {"save_every": 1, "keep_last": 9, "pictures": 0})
+    detect.run(cfg, tmp_path / "run")
+    first, *later = sorted((tmp_path / "run" / "checkpoints").glob("*.pt"))
+    for path in later:
+        path.unlink()
+
+    def swap(content: Values) -> None:
+        one, other = content["categories"][:2]
+        one["name"], other["name"] = other["name"], one["name"]
+
+    for split in ("train2017", "val2017"):
+        edit(coco / "annotations" / f"instances_{split}.json", swap)
+    with pytest.raises(ValueError, match=r"made with '10 classes \w+', this run has '10 classes \w+'"):
+        detect.run(cfg, tmp_path / "run", resume=True)
+    assert list((tmp_path / "run" / "checkpoints").glob("*.pt")) == [first]
+    with pytest.raises(ValueError, match="learned 10 classes, the data have 10; class 0 was"):
+        detect.evaluate_checkpoint(cfg, str(first), None)
+
+
+def test_an_image_without_objects_and_one_of_a_single_pixel_are_evaluated(coco: Path, tmp_path: Path) -> None:
+    folder, file = coco / "val2017", coco / "annotations" / "instances_val2017.json"
+    Image.fromarray(np.zeros((1, 1, 3), dtype=np.uint8)).save(folder / "dot.png")
+
+    def add(content: Values) -> None:
+        content["images"].append({"id": 77, "file_name": "dot.png", "height": 1, "width": 1})
+
+    edit(file, add)
+    parts = detect.open_parts(config(data=coco_data(coco)))
+    parts.model.eval()
+    with torch.no_grad():
+        found = detect.predicted(config(data=coco_data(coco)), parts, Dist(torch.device("cpu")), parts.model)
+    assert not math.isnan(found.compute(save=tmp_path / "predictions.json")["bbox/AP"])  # every image must have been predicted
+
+
+def test_classic_resizing_and_boxes_alone_train(coco: Path, tmp_path: Path) -> None:
+    classic = {"name": "shortest_edge", "lengths": (48, 64), "longest": 80}
+    data = coco_data(coco, augmentation=classic, view=classic | {"lengths": (64,), "flip": 0.0}, square=None)
+    cfg = config(data=data, heads=values()["heads"] | {"masks": False}, epochs=4.0)
+    assert detect.open_parts(cfg).train.objects(0).masks is None
+    assert {r.metric.split("/")[0] for r in detect.run(cfg, tmp_path / "run")} == {"bbox"}
+
+
+def test_an_evaluation_needs_no_training_set(coco: Path, tmp_path: Path) -> None:
+    cfg = config(data=coco_data(coco), epochs=4.0)
+    written = detect.run(cfg, tmp_path / "run")
+    (coco / "annotations" / "instances_train2017.json").unlink()
+    again = detect.evaluate_checkpoint(cfg, str(next((tmp_path / "run" / "checkpoints").iterdir())), None)
+    assert [r.value for r in again] == [r.value for r in written]
+
+
+def test_an_unreadable_validation_image_is_counted_as_one_in_which_nothing_is_found(
+    coco: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = sorted((coco / "val2017").iterdir())[1]
+    broken.write_bytes(b"no image")
+    assert detect.run(config(data=coco_data(coco, on_error="skip"), epochs=4.0), tmp_path / "run")
+    assert broken.name in caplog.text
+    entries = json.loads((tmp_path / "run" / "predictions.json").read_text())
+    assert {entry["image_id"] for entry in entries} <= {1, 3}
+
+
+def test_a_validation_object_without_outline_is_an_error_before_training(coco: Path, tmp_path: Path) -> None:
+    edit(coco / "annotations" / "instances_val2017.json", lambda content: content["annotations"][0].pop("segmentation"))
+    with pytest.raises(ValueError, match="1 objects of the ground truth have no outline"):
+        detect.run(config(data=coco_data(coco)), tmp_path / "run")
