@@ -123,11 +123,13 @@ def assemble(model: nn.Module, *, dist: Dist, compile: bool = False, checkpoint_
 
 
 class SyncBatchNorm(nn.SyncBatchNorm):
-    """In float32 whatever autocast says: a rank whose batch is empty would otherwise send its zeros in another type than its fellows their sums."""
+    """With an empty batch in float32: torch sends the zeros of such a rank in its input's type, and its fellows' sums are float32 whatever theirs is.
+
+    Any other input stays as it is, which is what the backward pass keeps.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
-        with torch.autocast(input.device.type, enabled=False):
-            return super().forward(input.float()).to(input.dtype)
+        return super().forward(input if input.numel() else input.float()).to(input.dtype)
 
 
 def synchronized(model: nn.Module) -> nn.Module:

@@ -111,16 +111,26 @@ def test_assembling_keeps_the_names_and_switches_what_is_asked_for(caplog: pytes
         assemble(nn.Linear(2, 2), dist=CPU, checkpoint_activations=True)
 
 
-def test_synchronised_batch_norm_keeps_names_and_values_and_leaves_autocast() -> None:
+def test_synchronised_batch_norm_keeps_names_values_and_types_and_what_it_saves_is_no_larger(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ranks must send the same type, whether their batch is empty or not; that the sums are right needs two GPUs."""
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    ready = synchronized(model).eval()
+    ready = synchronized(model)
     assert type(ready[1]) is SyncBatchNorm  # type: ignore[index]
     assert equal(before, ready.state_dict())
+    given: list[torch.Tensor] = []
+    plain = nn.SyncBatchNorm.forward
+    monkeypatch.setattr(nn.SyncBatchNorm, "forward", lambda self, input: plain(self, given.append(input) or input))
+    saved: list[torch.Tensor] = []
     with torch.autocast("cpu", torch.bfloat16):
-        out = ready(torch.randn(3, 2))
-    assert out.dtype == torch.bfloat16  # of its input; inside it is float32
+        hidden = ready[0](torch.randn(6, 2))  # type: ignore[index]
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):  # type: ignore[func-returns-value]
+            out = ready[1](hidden)  # type: ignore[index]
+        empty = ready.eval()(torch.randn(0, 2))
+    assert [value.dtype for value in (*given, out, empty)] == [torch.bfloat16, torch.float32, torch.bfloat16, torch.bfloat16]
+    assert [tensor.dtype for tensor in saved if tensor.shape == hidden.shape] == [torch.bfloat16]
+    out.sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in ready.parameters())
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="compares with Linux's own account of the process")
