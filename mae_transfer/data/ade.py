@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mae_transfer.data.decode import UnreadableImage, decode
 from mae_transfer.data.folder import SUFFIXES
+from mae_transfer.data.labelled import part_of
 from mae_transfer.interfaces import IGNORED
 
 CLASSES_FILE = "classes.txt"  # a name per line; written with the generated shapes, or by the user
@@ -56,6 +57,7 @@ class Ade:
         classes: their names in the order of the maps' values; None: those of root's classes.txt or objectInfo150.txt (ADE20K's own list of 150).
         reduce_zero_label: a map's 0 is no class but void, ignored, and 1 is the first class (ADE20K, CamVid as it is laid out here). False: 0 is.
         first: take only so many images, by their names.
+        part: take only those between two shares of a fixed random order: (0.0, 0.9) to train on where (0.9, 1.0) is held out.
     Raises:
         ValueError: names the folder that is missing or empty, the image without a map, files that differ in their suffix alone, or what is wrong with
             the list of classes.
@@ -69,6 +71,7 @@ class Ade:
         classes: Sequence[str] | None = None,
         reduce_zero_label: bool = True,
         first: int | None = None,
+        part: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         self.classes = class_names(Path(root), classes)
         self.reduce_zero_label = reduce_zero_label
@@ -78,7 +81,8 @@ class Ade:
             raise ValueError(f"{self.images}, {self.maps}: {defect} (tools/prepare_data.py check lists every defect)")
         if first is not None and first < 1:
             raise ValueError(f"first={first}: how many images should be taken?")
-        pairs = [(images[stem][0], drawn[stem][0]) for stem in sorted(images)[:first]]
+        stems = sorted(images)
+        pairs = [(images[stems[index]][0], drawn[stems[index]][0]) for index in part_of(len(stems), part)[:first]]
         self._names = np.array(pairs, dtype=np.bytes_)  # (n, 2) image and map: one block, whatever the number of names
 
     def __len__(self) -> int:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mae_transfer.data import outlines
 from mae_transfer.data.decode import UnreadableImage, decode
+from mae_transfer.data.labelled import part_of
 from mae_transfer.interfaces import Objects
 
 LOG = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ class Coco:
         masks: decode the masks; objects without a valid outline are then left out, counted and reported. False: boxes alone.
         skip_empty: leave out the images that have nothing but crowd regions, as detectron2 does in training.
         first: take only so many images, by their ids.
+        part: take only those between two shares of a fixed random order: (0.0, 0.9) to train on where (0.9, 1.0) is held out.
     Raises:
         ValueError: names the file that is missing or broken, or what in it contradicts itself.
     """
@@ -95,12 +97,13 @@ class Coco:
         masks: bool = True,
         skip_empty: bool = False,
         first: int | None = None,
+        part: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         self.json, self.folder = locate(root, split, annotations, images)
         content = load_json(self.json)
         try:
             self.classes, self.category_ids = _categories(content["categories"])
-            self._fill(content["images"], content["annotations"], masks=masks, skip_empty=skip_empty, first=first)
+            self._fill(content["images"], content["annotations"], masks=masks, skip_empty=skip_empty, first=first, part=part)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             what = f"a key is missing: {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"{self.json}: {what} (tools/prepare_data.py check lists every defect)") from error
@@ -156,13 +159,17 @@ class Coco:
         content["annotations"] = [one for one in content["annotations"] if one["image_id"] in kept]
         return content
 
-    def _fill(self, images: list[Json], objects: list[Json], *, masks: bool, skip_empty: bool, first: int | None) -> None:
+    def _fill(
+        self, images: list[Json], objects: list[Json], *, masks: bool, skip_empty: bool, first: int | None, part: tuple[float, float]
+    ) -> None:
         _ranks([one["image_id"] for one in objects], _unique([image["id"] for image in images], "image"), "image")  # of any object, for the error
         objects = _outlined(objects, self.json) if masks else objects
+        images = sorted(images, key=lambda image: image["id"])
+        images = [images[index] for index in part_of(len(images), part)]
         if skip_empty:
             shown = {one["image_id"] for one in objects if not one.get("iscrowd", 0)}
             images = [image for image in images if image["id"] in shown]
-        images = sorted(images, key=lambda image: image["id"])[:first]
+        images = images[:first]
         left = {image["id"] for image in images}
         objects = [one for one in objects if one["image_id"] in left]
         self.image_ids = np.array([image["id"] for image in images], dtype=np.int64)

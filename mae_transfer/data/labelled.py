@@ -77,6 +77,18 @@ def split(source: Source, *, label_fraction: float = 1.0, holdout_fraction: floa
     return Split(Subset(source, np.concatenate(train)), Subset(source, np.concatenate(held_out)) if holdout_fraction else None)
 
 
+def part_of(count: int, part: tuple[float, float]) -> list[int]:
+    """Return, in ascending order, which of `count` images lie between two shares of a fixed random order; ValueError where that is no part.
+
+    (0.0, 0.9) and (0.9, 1.0) have no image in common and leave none out: what a dense task trains on, and what it is selected on.
+    """
+    start, end = part
+    if not 0 <= start < end <= 1:
+        raise ValueError(f"part={part}: give two shares from 0 to 1, the lower one first")
+    order = np.random.default_rng(fold(LIST_SEED, "part")).permutation(count)
+    return sorted(order[round(start * count) : round(end * count)].tolist())
+
+
 def _share(fraction: float, count: int) -> int:
     """Return this fraction of a count, rounded, at least one of a class that has any."""
     return min(count, max(1, round(fraction * count)))

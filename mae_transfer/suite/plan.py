@@ -191,7 +191,9 @@ def transfers(cfg: SuiteConfig, folder: Path, title: str, transfer: Transfer, ro
         for number, values in enumerate(itertools.product(*transfer.sweep.grid.values())):
             point = dict(zip(transfer.sweep.grid, values, strict=True))
             points.append(f"{base}/point{number}")
-            yield node(points[-1], seeds[0], "point", {**transfer.sweep.set, **point})._replace(point=tuple(point.items()), sweep=transfer.sweep)
+            hours = transfer.hours if transfer.sweep.hours is None else transfer.sweep.hours
+            tried = node(points[-1], seeds[0], "point", {**transfer.sweep.set, **point})
+            yield tried._replace(point=tuple(point.items()), sweep=transfer.sweep, hours=hours)
     for seed in seeds:
         yield node(f"{base}/seed{seed}", seed, "transfer", {})._replace(points=tuple(points), sweep=transfer.sweep)
 

@@ -63,7 +63,9 @@ class Sweep(Schema):
     grid: dict[str, tuple[Any, ...]] = Field(min_length=1)
     """Dotted key -> values; every combination is a run."""
     set: Overrides = Field(default={})
-    """Laid over the points only: the part that is held out (data.holdout_fraction; or other images as data.val), fewer epochs."""
+    """Laid over the points only: the part that is held out (data.holdout_fraction; or data.train.part and other images as data.val), fewer epochs."""
+    hours: NonNegativeFloat | None = None
+    """Device hours of one point; None: those of the transfer."""
     metric: str = "top1"
     """What is judged, the higher the better."""
     split: str = "holdout"

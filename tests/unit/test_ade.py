@@ -114,6 +114,15 @@ def test_no_image_at_all_cannot_be_asked_for(root: Path, first: int) -> None:
         Ade(root=str(root), first=first)
 
 
+def test_two_parts_share_no_image_and_leave_none_out(root: Path) -> None:
+    whole = Ade(root=str(root))
+    parts = [Ade(root=str(root), part=part) for part in ((0.0, 0.5), (0.5, 1.0))]
+    names = [[part.where(index) for index in range(len(part))] for part in parts]
+    assert sorted(names[0] + names[1]) == [whole.where(index) for index in range(len(whole))]
+    assert names[0]
+    assert names[1]
+
+
 def test_what_is_wrong_with_a_pair_is_named_when_it_is_read(root: Path) -> None:
     ade, drawn = Ade(root=str(root)), root / "annotations" / "training" / "a.png"
     with pytest.raises(UnreadableImage, match=r"a.png holds class 2, but there are 2"):

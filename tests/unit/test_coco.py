@@ -92,6 +92,20 @@ def test_training_leaves_out_images_with_crowds_alone(written: Callable[..., Pat
     assert [one["id"] for one in truth["annotations"]] == [1, 5]
 
 
+def test_two_parts_share_no_image_and_each_has_its_own_truth(written: Callable[..., Path]) -> None:
+    root = str(written())
+    parts = [Coco(root=root, part=part) for part in ((0.0, 0.5), (0.5, 1.0))]
+    assert sorted(np.concatenate([part.image_ids for part in parts]).tolist()) == Coco(root=root).image_ids.tolist()
+    for part in parts:
+        assert [image["id"] for image in part.ground_truth()["images"]] == part.image_ids.tolist()
+
+
+@pytest.mark.parametrize("part", [(0.5, 0.5), (0.0, 1.1), (-0.1, 1.0), (0.9, 0.1)])
+def test_what_is_no_part_is_refused(part: tuple[float, float], written: Callable[..., Path]) -> None:
+    with pytest.raises(ValueError, match="part="):
+        Coco(root=str(written()), part=part)
+
+
 def test_any_json_and_folder_serve_and_a_copy_reads_the_same(written: Callable[..., Path]) -> None:
     root = written()
     (root / "annotations" / "instances_train2017.json").rename(root / "mine.json")
