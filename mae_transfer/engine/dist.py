@@ -38,6 +38,11 @@ class Dist:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    @property
+    def sync_bn(self) -> bool:
+        """Whether batch norms take their statistics over all processes: torch can on cuda alone."""
+        return self.world > 1 and self.device.type == "cuda"
+
 
 def pick_device(name: DeviceName, *, local_rank: int = 0) -> torch.device:
     """Return the device; "auto" takes cuda, else mps, else cpu. Raise ValueError where the one asked for is absent."""
@@ -99,18 +104,19 @@ def read_mean(values: Mapping[str, Tensor], dist: Dist) -> dict[str, float]:
     return dict(zip(names, (stacked / dist.world).tolist(), strict=True))
 
 
-def assemble(model: nn.Module, *, dist: Dist, compile: bool = False, checkpoint_activations: bool = False, sync_bn: bool = False) -> nn.Module:
+def assemble(model: nn.Module, *, dist: Dist, compile: bool = False, checkpoint_activations: bool = False) -> nn.Module:
     """Dress a built and loaded model for training, in the one order that works; parameter names survive (see `bare`).
 
-    To the device, SyncBN, activation checkpointing, module.compile(), DDP. Buffers are the rank's own: DDP does not broadcast them.
+    To the device, SyncBN (where there are batch norms), activation checkpointing, module.compile(), DDP. Buffers are the rank's own: DDP does not
+    broadcast them.
 
     Raises:
         ValueError: checkpoint_activations is asked of a model without `set_grad_checkpointing(bool)`.
     """
     model = model.to(dist.device)
-    if sync_bn and dist.world > 1 and dist.device.type == "cuda":
+    if dist.sync_bn:
         model = synchronized(model)
-    elif sync_bn:
+    elif dist.world > 1 and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         _LOG.warning("SyncBN needs several cuda processes; on %s x %d batch statistics are each process's own", dist.device.type, dist.world)
     if checkpoint_activations:
         switch = getattr(model, "set_grad_checkpointing", None)

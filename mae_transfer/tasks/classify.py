@@ -193,13 +193,7 @@ def changes(cfg: ClassifyConfig, protocol: ClassifyProtocol) -> dict[str, Any]:
 def build_state(cfg: ClassifyConfig, parts: Parts, chosen: Chosen, loop: LoopConfig, *, dist: Dist) -> TrainState:
     """Return model and optimizer before the first step."""
     model = parts.protocol.model(chosen.model, parts.classes)
-    dressed = assemble(
-        model,
-        dist=dist,
-        compile=cfg.run.compile,
-        checkpoint_activations=cfg.run.checkpoint_activations,
-        sync_bn=dist.world > 1 and dist.device.type == "cuda",
-    )
+    dressed = assemble(model, dist=dist, compile=cfg.run.compile, checkpoint_activations=cfg.run.checkpoint_activations)
     optimizer = build_optimizer(cfg.optim, parts.protocol.groups(model, cfg.optim), lr=peak_lr(cfg.optim, global_batch=cfg.batch))
     return TrainState.create(dressed, optimizer, loop, dist=dist, extra={"history": {}})
 

@@ -217,14 +217,7 @@ def open_parts(cfg: DetectConfig, *, train: bool = True) -> Parts:
 
 def build_state(cfg: DetectConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) -> TrainState:
     """Return model and optimizer before the first step."""
-    has_bn = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in parts.model.modules())
-    dressed = assemble(
-        parts.model,
-        dist=dist,
-        compile=cfg.run.compile,
-        checkpoint_activations=cfg.run.checkpoint_activations,
-        sync_bn=has_bn and dist.world > 1,
-    )
+    dressed = assemble(parts.model, dist=dist, compile=cfg.run.compile, checkpoint_activations=cfg.run.checkpoint_activations)
     model: Any = parts.model
     layers = Layers(model.layer_of, model.pyramid.depth, cfg.optim.layer_decay) if cfg.optim.layer_decay else None
     groups = param_groups(model, weight_decay=cfg.optim.weight_decay, layers=layers, decay=cfg.decay)

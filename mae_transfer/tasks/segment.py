@@ -182,11 +182,10 @@ def open_parts(cfg: SegmentConfig, backbone: BackboneConfig, *, train: bool = Tr
 def build_state(cfg: SegmentConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) -> TrainState:
     """Return model and optimizer before the first step."""
     micro, least = cfg.batch // (dist.world * loop.accumulate), parts.protocol.least
-    synchronised = dist.world > 1 and dist.device.type == "cuda"
-    if micro < least and not synchronised:
+    if micro < least and not dist.sync_bn:
         raise ValueError(f"crops per device and forward pass: {micro}, but the heads' batch norms need {least}: raise run.device_batch, or batch")
     model = parts.protocol.model(parts.chosen.model, len(parts.train.classes))
-    dressed = assemble(model, dist=dist, compile=cfg.run.compile, checkpoint_activations=cfg.run.checkpoint_activations, sync_bn=synchronised)
+    dressed = assemble(model, dist=dist, compile=cfg.run.compile, checkpoint_activations=cfg.run.checkpoint_activations)
     optimizer = build_optimizer(cfg.optim, parts.protocol.groups(model, cfg.optim), lr=peak_lr(cfg.optim, global_batch=cfg.batch))
     names = parts.train.classes
     return TrainState.create(dressed, optimizer, loop, dist=dist, digest=classes_digest(names), extra={"names": list(names)})

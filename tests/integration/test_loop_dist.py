@@ -16,6 +16,7 @@ from torch import nn
 from toy import equal, rows
 
 from mae_transfer.engine import checkpoint
+from mae_transfer.engine import dist as engine_dist
 from mae_transfer.engine.dist import Dist, SyncBatchNorm, assemble, bare, peak_memory_gib, pick_device, read_mean, session, synchronized
 
 SCRIPT = Path(__file__).with_name("toy.py")
@@ -92,7 +93,7 @@ def test_a_device_that_is_absent_is_an_error_that_names_what_is_there() -> None:
     assert pick_device("auto").type in {"cuda", "mps", "cpu"}
 
 
-def test_assembling_keeps_the_names_and_switches_what_is_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+def test_assembling_keeps_the_names_and_switches_what_is_asked_for() -> None:
     class Model(nn.Sequential):
         checkpointing = False
 
@@ -101,14 +102,27 @@ def test_assembling_keeps_the_names_and_switches_what_is_asked_for(caplog: pytes
 
     model = Model(nn.Linear(2, 2), nn.BatchNorm1d(2))
     names = list(model.state_dict())
-    with caplog.at_level(logging.WARNING):
-        ready = assemble(model, dist=CPU, compile=True, checkpoint_activations=True, sync_bn=True)
+    ready = assemble(model, dist=CPU, compile=True, checkpoint_activations=True)
     assert bare(ready) is model
     assert model.checkpointing
     assert list(ready.state_dict()) == names
-    assert "SyncBN needs several cuda processes" in caplog.text
     with pytest.raises(ValueError, match=r"Linear has no set_grad_checkpointing"):
         assemble(nn.Linear(2, 2), dist=CPU, checkpoint_activations=True)
+
+
+def test_batch_norms_of_several_processes_are_synchronised_or_the_user_hears_of_it(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_dist, "_parallel", lambda model, _: model)
+    two, notice = Dist(CPU.device, world=2), "SyncBN needs several cuda processes; on cpu x 2"
+    with caplog.at_level(logging.WARNING):
+        assemble(nn.BatchNorm1d(2), dist=CPU)
+        assemble(nn.Linear(2, 2), dist=two)
+        assert not caplog.messages
+        assert type(assemble(nn.BatchNorm1d(2), dist=two)) is nn.BatchNorm1d
+    assert [message.startswith(notice) for message in caplog.messages] == [True]
+    monkeypatch.setattr(Dist, "sync_bn", True)
+    assert type(assemble(nn.BatchNorm1d(2), dist=two)) is SyncBatchNorm
 
 
 def test_synchronised_batch_norm_keeps_names_values_and_types_and_what_it_saves_is_no_larger(monkeypatch: pytest.MonkeyPatch) -> None:
