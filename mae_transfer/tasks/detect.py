@@ -146,7 +146,7 @@ def run(cfg: DetectConfig, work_dir: Path, *, resume: bool = False) -> list[resu
         NonFiniteLoss: names the step and its samples.
     """
     with session(cfg.run.device) as dist:
-        parts = open_parts(cfg)
+        parts = open_parts(cfg, cfg.backbone)
         job = Job(
             order=Order(images=len(parts.train), batch=cfg.batch, seed=cfg.seed, crops_per_image=cfg.data.crops_per_image),
             build=partial(build_state, cfg, parts, dist=dist),
@@ -166,8 +166,7 @@ def evaluate_checkpoint(cfg: DetectConfig, reference: str, work_dir: Path | None
     to the run that the state is of, whose backbone serves where the config names none. ValueError where the state learned other classes.
     """
     with session(cfg.run.device) as dist:
-        cfg = cfg.model_copy(update={"backbone": backbone_of(cfg.backbone, DetectConfig, reference)})
-        parts, start = open_parts(cfg, train=False), time.perf_counter()
+        parts, start = open_parts(cfg, backbone_of(cfg.backbone, DetectConfig, reference), train=False), time.perf_counter()
         payload = checkpoint.load(Path(reference))
         learned(payload["extra"], parts.val.classes, where=reference)
         load_strict(parts.model, payload.get("ema", payload["model"]), where=reference)
@@ -188,7 +187,7 @@ def evaluate_checkpoint(cfg: DetectConfig, reference: str, work_dir: Path | None
         return written
 
 
-def open_parts(cfg: DetectConfig, *, train: bool = True) -> Parts:
+def open_parts(cfg: DetectConfig, backbone: BackboneConfig, *, train: bool = True) -> Parts:
     """Open data and backbone and build the detector; ValueError where they do not fit together.
 
     train: whether the training set is opened; an evaluation does without.
@@ -201,7 +200,7 @@ def open_parts(cfg: DetectConfig, *, train: bool = True) -> Parts:
         raise ValueError(f"data.train = {cfg.data.train.model_dump()} has no masks: leave masks=False out, or set heads.masks=False for boxes alone")
     metric = CocoMetric(val.ground_truth(), kinds=cfg.kinds)  # now: what is wrong with it would else come out after all training
     changes = {"image_size": cfg.side, "class_token": False, "final_norm": False, "drop_path": cfg.drop_path}
-    chosen = open_backbone(cfg.backbone, changes, statistics=cfg.statistics, seed=cfg.seed)
+    chosen = open_backbone(backbone, changes, statistics=cfg.statistics, seed=cfg.seed)
     adapter = build(ADAPTERS, cfg.adapter, maps_of(chosen.model))  # type: ignore[arg-type]
     pyramid = AdaptedBackbone(chosen.model, adapter)  # type: ignore[arg-type]
     strides = [int(stride) for stride in adapter.strides.values()]

@@ -136,9 +136,9 @@ def test_two_processes_hold_the_same_weights_and_count_every_image_once(tmp_path
 
 def test_a_training_state_evaluates_to_the_numbers_of_its_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     written = detect.run(config(precision="bfloat16"), tmp_path / "run")  # and evaluated in float32, after training as well as here
-    again = detect.evaluate_checkpoint(
-        config(precision="bfloat16", backbone={}), str(tmp_path / "run" / "checkpoints" / f"step_{STEPS:08d}.pt"), tmp_path / "eval"
-    )
+    given = config(precision="bfloat16", backbone={})  # the backbone is that of the run
+    again = detect.evaluate_checkpoint(given, str(tmp_path / "run" / "checkpoints" / f"step_{STEPS:08d}.pt"), tmp_path / "eval")
+    assert {r.config_digest for r in again} == {given.digest()}  # as every task's evaluation has it
     assert [(r.metric, r.value) for r in again] == [(r.metric, r.value) for r in written]
     assert {(r.steps, r.images_seen) for r in again} == {(r.steps, r.images_seen) for r in written}
     assert {r.precision for r in again} == {"float32"}
@@ -159,7 +159,7 @@ def test_a_red_image_reaches_the_encoder_as_red_and_padding_as_the_mean() -> Non
     image = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
     image[:, 0, :40, :50] = 255
     seen: list[torch.Tensor] = []
-    parts = detect.open_parts(config())
+    parts = detect.open_parts(config(), config().backbone)
     parts.model.pyramid.backbone.register_forward_pre_hook(lambda _, given: seen.append(given[0]))  # type: ignore[union-attr]
     parts.model.eval()
     batch = SceneBatch(image, ((40, 50),), (parts.train.read(0).objects,), torch.tensor([0]))
