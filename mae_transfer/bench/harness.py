@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mae_transfer.engine.dist import peak_memory_gib
+from mae_transfer.engine.state import autocast
 
 Mode = Literal["eager", "compiled"]
 
@@ -162,7 +163,7 @@ class Runner:
 
     def seconds(self, steps: int) -> float:
         """Return the wall time of so many steps."""
-        with _stopwatch(self.work.device) as elapsed:
+        with stopwatch(self.work.device) as elapsed:
             for _ in range(steps):
                 self.loss = self.forward_backward(self.module)
                 self.optimizer.step()
@@ -170,7 +171,7 @@ class Runner:
         return elapsed[0]
 
     def forward_backward(self, forward: Callable[..., Tensor]) -> Tensor:
-        with torch.autocast(torch.device(self.work.device).type, torch.bfloat16, enabled=self.work.dtype == "bfloat16"):
+        with autocast(self.work.dtype, torch.device(self.work.device)):
             loss = forward(*self.inputs)
         torch.autograd.backward(loss)
         return loss.detach()
@@ -184,7 +185,8 @@ class Runner:
 
 
 @contextmanager
-def _stopwatch(device: str) -> Iterator[list[float]]:
+def stopwatch(device: str) -> Iterator[list[float]]:
+    """Yield a list that afterwards holds the seconds until the device was done."""
     elapsed: list[float] = []
     start = time.perf_counter()
     yield elapsed
@@ -199,7 +201,7 @@ def _matmul_peak(work: Work, *, tries: int = 5) -> float:
     a, b = (torch.randn(side, side, device=work.device, dtype=work.torch_dtype) for _ in range(2))
     times = []
     for _ in range(tries + 1):
-        with _stopwatch(work.device) as elapsed:
+        with stopwatch(work.device) as elapsed:
             a @ b
         times += elapsed
     return 2 * side**3 / min(times[1:])

@@ -6,7 +6,6 @@ Legend: B batch, S pixels per side of a crop.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -15,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from mae_transfer.adapters.mmseg import HeadConfig, fcn_head, quiet, uper_head
-from mae_transfer.bench.harness import Build, Entry, Mode, Work, compared, race
+from mae_transfer.bench.harness import Build, Entry, Mode, Work, compared, race, stopwatch
 from mae_transfer.core.normalize import IMAGENET, normalize
 from mae_transfer.data import MapBatch
 from mae_transfer.data.maps import inside
+from mae_transfer.engine.state import autocast
 from mae_transfer.models.vit import SIZES, ViT, ViTConfig
 from mae_transfer.tasks.segment_inference import PUBLISHED_SCALES, Windows, logits
 from mae_transfer.tasks.segment_protocols import UperNet
@@ -145,12 +145,9 @@ def _timed(ways: Mapping[tuple[str, int], Callable[[], Tensor]], work: Work, *, 
     found: dict[tuple[str, int], Tensor] = {}
     for number in range(-1, rounds):  # the first turn warms up
         for way in list(ways) if number % 2 else list(ways)[::-1]:
-            start = time.perf_counter()
-            with torch.no_grad(), torch.autocast(torch.device(work.device).type, torch.bfloat16, enabled=work.dtype == "bfloat16"):
+            with stopwatch(work.device) as elapsed, torch.no_grad(), autocast(work.dtype, torch.device(work.device)):
                 found[way] = ways[way]()
-            if torch.device(work.device).type != "cpu":
-                torch.accelerator.synchronize()
-            seconds[way] += [time.perf_counter() - start] if number >= 0 else []
+            seconds[way] += elapsed if number >= 0 else []
     (first, *_) = ways
     return [
         {
