@@ -159,9 +159,7 @@ class Coco:
         content["annotations"] = [one for one in content["annotations"] if one["image_id"] in kept]
         return content
 
-    def _fill(
-        self, images: list[Json], objects: list[Json], *, masks: bool, skip_empty: bool, first: int | None, part: tuple[float, float]
-    ) -> None:
+    def _fill(self, images: list[Json], objects: list[Json], *, masks: bool, skip_empty: bool, first: int | None, part: tuple[float, float]) -> None:
         _ranks([one["image_id"] for one in objects], _unique([image["id"] for image in images], "image"), "image")  # of any object, for the error
         objects = _outlined(objects, self.json) if masks else objects
         images = sorted(images, key=lambda image: image["id"])

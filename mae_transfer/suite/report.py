@@ -72,9 +72,7 @@ def publish(cfg: SuiteConfig, work: Work, console: Console, *, known: Collection
     found, damaged = records.load([work.root])
     found, wrong = tables.usable(found)
     gone = sorted({record.note.name for record in found if record.note and record.note.name not in known})
-    wrong += [
-        f"{work.folder(name)}: no run of the suite any more, yet in its tables: move the folder away" for name in gone
-    ]
+    wrong += [f"{work.folder(name)}: no run of the suite any more, yet in its tables: move the folder away" for name in gone]
     for defect in [*damaged, *wrong]:
         console.print(defect, markup=False, highlight=False)
     paper = any(record.result.scale == "paper" for record in found)
