@@ -41,6 +41,7 @@ from mae_transfer.interfaces import Batch
 from mae_transfer.metrics.accuracy import hits, top_ks
 from mae_transfer.tasks.backbones import BackboneConfig, Chosen, backbone_of, flops_of, open_backbone, tokens_of
 from mae_transfer.tasks.common import Job, TrainConfig, evaluation_facts, facts, fit, pass_over, plan
+from mae_transfer.tasks.labels import classes_digest
 from mae_transfer.tasks.protocols import PROTOCOLS, ClassifyProtocol, Feed
 from mae_transfer.tasks.workdir import WorkDir
 
@@ -195,7 +196,7 @@ def build_state(cfg: ClassifyConfig, parts: Parts, chosen: Chosen, loop: LoopCon
     model = parts.protocol.model(chosen.model, parts.classes)
     dressed = assemble(model, dist=dist, compile=cfg.run.compile, checkpoint_activations=cfg.run.checkpoint_activations)
     optimizer = build_optimizer(cfg.optim, parts.protocol.groups(model, cfg.optim), lr=peak_lr(cfg.optim, global_batch=cfg.batch))
-    return TrainState.create(dressed, optimizer, loop, dist=dist, extra={"history": {}})
+    return TrainState.create(dressed, optimizer, loop, dist=dist, digest=classes_digest(parts.splits["val"].classes), extra={"history": {}})
 
 
 def feed(cfg: ClassifyConfig, parts: Parts, share: Share, *, dist: Dist) -> Iterator[Batch]:
