@@ -7,7 +7,7 @@ Published: 73.5 (0 blocks) to 84.9 (24) for MAE, as configs/suites/figure9.py (f
 """
 
 _base_ = "figure9.py"
-title = "figure 9, searched"
+title = "figure9_search"
 lengths = dict(grid={"epochs": (50.0, 100.0, 200.0)}, set={"data.holdout_fraction": 0.04}, hours=154.0)
 transfer = {f"partial-{blocks}": dict(sweep=lengths) for blocks in (0, "half", 1, 2, 4, 6, 12, 18, 24)}
 del lengths

@@ -7,7 +7,7 @@ Published: as configs/suites/table4.py. Li et al. (2111.11429) searched a 3 x 3 
 """
 
 _base_ = "table4.py"
-title = "table 4, searched"
+title = "table4_search"
 search = dict(
     grid={"optim.lr": (4e-5, 8e-5, 1.6e-4), "optim.weight_decay": (0.05, 0.1, 0.2)},
     set={

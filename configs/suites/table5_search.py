@@ -6,7 +6,7 @@ Published: as configs/suites/table5.py. MAE searched the rate and did not publis
 """
 
 _base_ = "table5.py"
-title = "table 5, searched"
+title = "table5_search"
 search = dict(
     grid={"optim.lr": (5e-5, 1e-4, 2e-4)},
     set={
