@@ -120,7 +120,8 @@ def classify(cfg: KnnConfig, model: nn.Module, val: Source, bank: Tensor, labels
     queries, truth = features(cfg, model, val, dist, tick)
     right = hits(knn_scores(queries, bank, labels, classes=classes, ks=cfg.ks, temperature=cfg.temperature), truth)
     counts = {f"knn-{k}_top{top}": right[i, j] for i, top in enumerate(top_ks(classes)) for j, k in enumerate(cfg.ks)}
-    return {name: value * dist.world / len(val) for name, value in read_mean(counts, dist).items()}
+    means = read_mean(counts, dist)
+    return {name: means[name] * dist.world / len(val) for name in counts}  # in the order of ks
 
 
 def gathered(part: Tensor, total: int, dist: Dist) -> Tensor:

@@ -243,6 +243,8 @@ def test_nearest_neighbours_need_no_training(base: Values, tmp_path: Path) -> No
     data = base["data"] | {"holdout_fraction": 0.0}
     written = knn.run(knn_config(base, data=data), tmp_path / "run")
     assert [(r.protocol, r.metric, r.split) for r in written] == [("knn-1", "top1", "val"), ("knn-5", "top1", "val")]
+    ordered = knn.run(knn_config(base, data=data, ks=(2, 10)), tmp_path / "ordered")
+    assert [r.protocol for r in ordered if r.metric == "top1"] == ["knn-2", "knn-10"], "the order of the config, which the tables keep"
     itself = data | {"val": data["train"]}
     assert knn.run(knn_config(base, data=itself, ks=(1,)), tmp_path / "itself")[0].value == 100.0
     with pytest.raises(ValueError, match="13 neighbours of 12 training images"):
