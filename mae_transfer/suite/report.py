@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib as mpl
 from jinja2 import Environment, StrictUndefined
 from rich.console import Console
 
@@ -89,11 +90,12 @@ def write(path: Path, title: str, names: Sequence[str], found: Sequence[Record],
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
         TEMPLATE.read_text(encoding="utf-8")
     )
-    drawn = [
-        pictures.Picture(LAYOUTS[name].title, pictures.svg(figure, prefix=slug(name)))
-        for name in figures.FIGURES
-        if (figure := figures.draw(name, found))
-    ]
+    with mpl.rc_context(pictures.STYLE):  # to be read on a light page and on a dark one
+        drawn = [
+            pictures.Picture(LAYOUTS[name].title, pictures.svg(figure, prefix=slug(name)))
+            for name in figures.FIGURES
+            if (figure := figures.draw(name, found))
+        ]
     values: dict[str, Any] = {
         "title": title,
         "created": datetime.now(UTC).isoformat(timespec="minutes"),

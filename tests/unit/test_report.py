@@ -10,7 +10,7 @@ from PIL import Image
 
 from mae_transfer import results
 from mae_transfer.suite import pictures, records, report
-from mae_transfer.suite.records import Note
+from mae_transfer.suite.records import Note, Record
 from tests.unit.test_tables import result
 
 VOID = {"meta", "img", "link", "br", "hr", "input"}
@@ -133,3 +133,11 @@ def test_curves_of_pretrainings_that_share_a_row_are_told_apart(tmp_path: Path) 
             runs[folder] = Note(suite="s", name=str(folder.relative_to(tmp_path)), role="pretrain", row=row, identity="", command=[])
     (picture,) = pictures.curves(runs)
     assert re.findall(r">([\w ]+, 2 seeds)<", picture.element) == ["mae_b, 2 seeds", "mae_l, 2 seeds", "DINO, 2 seeds"]
+
+
+def test_the_papers_figures_are_legible_on_a_dark_page(tmp_path: Path) -> None:
+    found = [Record(result(f"partial-{blocks}", 60.0 + blocks, scale="mini"), tmp_path / "results.jsonl") for blocks in (1, 2)]
+    report.write(tmp_path / "report.html", "t", ("figure 9",), found, [], tmp_path)
+    texts = re.findall(r"<text [^>]*>", (tmp_path / "report.html").read_text())
+    assert len(texts) >= 5
+    assert all(f"fill: {pictures.INK}" in text for text in texts)
