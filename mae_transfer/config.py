@@ -29,9 +29,9 @@ Openers = Mapping[str, Callable[[str], Any]]
 
 
 class Schema(BaseModel):
-    """Base of every config: unknown keys are errors, values are not coerced, instances do not change."""
+    """Base of every config: unknown keys are errors, values are not coerced, numbers are finite (see bounds.py), instances do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
     debug: ClassVar[Mapping[str, Any]] = {}
     """Dotted overrides that `--debug` lays over any file: a run of two steps, on CPU, in seconds. "key?" only where the file sets that key."""
 
@@ -114,8 +114,12 @@ def validate(values: Mapping[str, Any], schema: type[S], *, where: str) -> S:
     try:
         return schema.model_validate(dict(values))
     except ValidationError as error:
-        defects = [_explain(dict(defect), schema) for defect in error.errors()]
-        raise ValueError(f"{where}: " + "\n  ".join(defects)) from None
+        defects: dict[str, list[str]] = {}
+        for defect in error.errors():
+            subject, words = _explain(dict(defect), schema, values)
+            defects.setdefault(subject, []).append(words)
+        lines = (subject + "; or ".join(dict.fromkeys(words)) for subject, words in defects.items())
+        raise ValueError(f"{where}: " + "\n  ".join(lines)) from None
 
 
 def build(table: Mapping[str, Callable[..., T]], spec: Spec, /, *given: Any, openers: Openers = MappingProxyType({})) -> T:
@@ -142,7 +146,7 @@ def check(table: Mapping[str, Callable[..., Any]], spec: Spec, *, openers: Colle
 @functools.cache  # making a model takes milliseconds, and a suite checks hundreds of configs
 def _options_of(factory: Callable[..., Any], openers: frozenset[str]) -> type[Schema]:
     """Return the keyword-only parameters of a table's entry as a schema."""
-    hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory) | dict.fromkeys(openers, str)
+    hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory, include_extras=True) | dict.fromkeys(openers, str)
     options = [p for p in inspect.signature(factory).parameters.values() if p.kind is p.KEYWORD_ONLY]
     fields: dict[str, Any] = {p.name: (hints[p.name], ... if p.default is p.empty else p.default) for p in options}
     return create_model("Options", __base__=Schema, **fields)
@@ -185,17 +189,29 @@ def _literal(text: str) -> Any:
         return text
 
 
-def _explain(defect: dict[str, Any], schema: type[Schema]) -> str:
-    """Turn one pydantic error into a line that names the key and the remedy."""
+def _explain(defect: dict[str, Any], schema: type[Schema], values: Mapping[str, Any]) -> tuple[str, str]:
+    """Turn one pydantic error into a line that names the key and the remedy, in two parts: errors of one key differ in the second."""
     *parents, leaf = defect["loc"] or ("",)
-    key = ".".join(str(part) for part in defect["loc"])
+    whole = ".".join(map(str, defect["loc"]))
     if defect["type"] == "extra_forbidden":
-        return f"unknown key {key!r}; {nearest(str(leaf), _fields_at(schema, parents))}"
+        return f"unknown key {whole!r}; ", nearest(str(leaf), _fields_at(schema, parents))
     if defect["type"] == "missing":
-        return f"key {key!r} is required and missing"
+        return f"key {whole!r} ", "is required and missing"
+    key = _key(defect["loc"], values)
     if defect["type"] == "value_error":
-        return f"{key}: {defect['ctx']['error']}" if key else str(defect["ctx"]["error"])
-    return f"{key} = {defect['input']!r}: {defect['msg']}"
+        return f"{key}: " if key else "", str(defect["ctx"]["error"])
+    return f"{key} = {defect['input']!r}: ", defect["msg"]
+
+
+def _key(place: Sequence[str | int], values: Any) -> str:
+    """Return the dotted key of a place in the values, without the names that pydantic gives to the members of a union in between."""
+    parts = []
+    for part in place:
+        inside = part in values if isinstance(values, Mapping) else isinstance(values, (list, tuple)) and isinstance(part, int) and part < len(values)
+        if inside:
+            parts.append(str(part))
+            values = values[part]
+    return ".".join(parts)
 
 
 def _fields_at(schema: type[Schema], path: Sequence[Any]) -> list[str]:

@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mae_transfer.adapters.levels import LEVELS, Maps, Norm, doublings, normalize, rescale
+from mae_transfer.bounds import Width
 from mae_transfer.interfaces import Features
 
 
 class SimpleFPN(nn.Module):
     """x4 (ConvT - norm - GELU - ConvT), x2 (ConvT), x1 and x0.5 (max-pool) for a patch of 16, each ConvT halving D; then 1x1 and 3x3 to C."""
 
-    def __init__(self, maps: Maps, *, channels: int = 256, norm: Norm = "layer", p6: bool = True) -> None:
+    def __init__(self, maps: Maps, *, channels: Width = 256, norm: Norm = "layer", p6: bool = True) -> None:
         """Make the layers.
 
         Args:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 from mae_transfer.adapters.levels import LEVELS, NORMS, UP_TO_DOWN, Maps, Norm, chosen, doublings, rescale
+from mae_transfer.bounds import FewOrNone, Width
 from mae_transfer.interfaces import Features
 
 
@@ -25,9 +26,9 @@ class TapFPN(nn.Module):
         self,
         maps: Maps,
         *,
-        taps: tuple[int, ...] | None = None,
+        taps: tuple[FewOrNone, ...] | None = None,
         norm: Norm = "group",
-        fpn: int | None = 256,
+        fpn: Width | None = 256,
         fpn_norm: Norm | None = None,
         p6: bool = False,
         scales: Literal["stride", "relative"] = "stride",

@@ -11,6 +11,7 @@ from math import log
 
 import numpy as np
 
+from mae_transfer.bounds import Between, Count, Few
 from mae_transfer.interfaces import MaskSampler
 
 BEIT_MIN_BLOCK = 16  # patches; BEiT run_beit_pretraining.py, 14 x 14 patches
@@ -21,7 +22,7 @@ BEIT_TRIES = 10
 class _Sampler(ABC):
     """What the samplers share: the mask is drawn on a grid of cells of unit x unit patches (SimMIM: 32-px cells of 16-px patches, unit 2)."""
 
-    def __init__(self, *, unit: int = 1) -> None:
+    def __init__(self, *, unit: Few = 1) -> None:
         if unit < 1:
             raise ValueError(f"unit = {unit}: a mask's cell is at least one patch")
         self.unit = unit
@@ -57,7 +58,7 @@ class _Sampler(ABC):
 class _RatioSampler(_Sampler):
     """A sampler that hides a share of the cells: it keeps int(cells * (1 - ratio)) of them, as MAE does."""
 
-    def __init__(self, *, ratio: float = 0.75, unit: int = 1) -> None:
+    def __init__(self, *, ratio: Between = 0.75, unit: Few = 1) -> None:
         super().__init__(unit=unit)
         if not 0 < ratio < 1:
             raise ValueError(f"ratio = {ratio}: the share of hidden patches lies between 0 and 1")
@@ -83,7 +84,7 @@ class Block(_RatioSampler):
     The rest is hidden at random: 0.7 % of all hidden patches.
     """
 
-    def __init__(self, *, ratio: float = 0.5, unit: int = 1, min_block: int = BEIT_MIN_BLOCK) -> None:
+    def __init__(self, *, ratio: Between = 0.5, unit: Few = 1, min_block: Count = BEIT_MIN_BLOCK) -> None:
         super().__init__(ratio=ratio, unit=unit)
         self.min_block = min_block
 

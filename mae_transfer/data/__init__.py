@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
+from mae_transfer.bounds import BelowOne, Few, Pixels, Portion
 from mae_transfer.config import Spec, build, check
 from mae_transfer.data.ade import Ade, Mapped, MapSource
 from mae_transfer.data.coco import Annotated, Coco, ObjectSource
@@ -31,7 +32,7 @@ from mae_transfer.data.places import Places, opened, rooted, same_classes
 from mae_transfer.data.rows import WithRows
 from mae_transfer.data.shapes import Shapes
 from mae_transfer.data.source import Sample, Source, Spread
-from mae_transfer.data.transforms import SHORTER_SIDE, Augmentation, ByolCrop, CentreCrop, FixedCrop, RandAugmentCrop, RandomCrop
+from mae_transfer.data.transforms import SHORTER_SIDE, Augmentation, ByolCrop, CentreCrop, Enlarged, FixedCrop, RandAugmentCrop, RandomCrop
 from mae_transfer.interfaces import ViewSpec
 
 __all__ = [
@@ -108,11 +109,11 @@ class DataConfig(Places):
     """An entry of DATASETS with its options."""
     val: Spec | None = None
     """The same for validation; None: there is none."""
-    size: int = 224
+    size: Pixels = 224
     """Pixels per side of what the encoder sees."""
     augmentation: Spec = Spec(name="random_crop")
     """An entry of AUGMENTATIONS with its options."""
-    crops_per_image: int = 1
+    crops_per_image: Few = 1
     """Crops that each decoded image gives, neighbours in one batch; an epoch grows by this factor."""
 
     @property
@@ -131,11 +132,11 @@ class DataConfig(Places):
 class LabelledDataConfig(DataConfig):
     """Labelled images: how many of the labels may be used, what is held out, and how evaluation cuts."""
 
-    label_fraction: float = Field(default=1.0, gt=0.0, le=1.0)
+    label_fraction: Portion = 1.0
     """Share of each class's training images that may be used: 0.01 and 0.1 are the low-label protocols. The lists are fixed; no seed moves them."""
-    holdout_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
+    holdout_fraction: BelowOne = 0.0
     """Share of those that is kept out of training, per class, for whatever has to be selected (a rate, a probe, an epoch)."""
-    shorter_side: float = SHORTER_SIDE
+    shorter_side: Enlarged = SHORTER_SIDE
     """Shorter side of the resized image over the crop's, in evaluation: 256/224; 1.0 above 224 px."""
 
 

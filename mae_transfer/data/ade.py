@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mae_transfer.bounds import Count, Probability
 from mae_transfer.data.decode import UnreadableImage, decode
 from mae_transfer.data.folder import SUFFIXES
 from mae_transfer.data.labelled import part_of
@@ -70,8 +71,8 @@ class Ade:
         split: str = "training",
         classes: Sequence[str] | None = None,
         reduce_zero_label: bool = True,
-        first: int | None = None,
-        part: tuple[float, float] = (0.0, 1.0),
+        first: Count | None = None,
+        part: tuple[Probability, Probability] = (0.0, 1.0),
     ) -> None:
         self.classes = class_names(Path(root), classes)
         self.reduce_zero_label = reduce_zero_label

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mae_transfer.bounds import Count, Probability
 from mae_transfer.data import outlines
 from mae_transfer.data.decode import UnreadableImage, decode
 from mae_transfer.data.labelled import part_of
@@ -96,8 +97,8 @@ class Coco:
         images: str | None = None,
         masks: bool = True,
         skip_empty: bool = False,
-        first: int | None = None,
-        part: tuple[float, float] = (0.0, 1.0),
+        first: Count | None = None,
+        part: tuple[Probability, Probability] = (0.0, 1.0),
     ) -> None:
         self.json, self.folder = locate(root, split, annotations, images)
         content = load_json(self.json)

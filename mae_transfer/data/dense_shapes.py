@@ -15,6 +15,7 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
+from mae_transfer.bounds import Count, Few, Pixels, Seed
 from mae_transfer.data import outlines
 from mae_transfer.data.ade import CLASSES_FILE, Mapped
 from mae_transfer.data.coco import Annotated, Json
@@ -36,7 +37,7 @@ class ShapesObjects:
         objects: fewest and most objects of a scene.
     """
 
-    def __init__(self, *, size: int = 128, length: int = 2000, seed: int = 0, objects: tuple[int, int] = (2, 4)) -> None:
+    def __init__(self, *, size: Pixels = 128, length: Count = 2000, seed: Seed = 0, objects: tuple[Few, Few] = (2, 4)) -> None:
         self.shapes = Shapes(size=size, length=length, seed=seed, objects=objects)
         self.classes = self.shapes.classes
         self.category_ids = np.arange(1, len(self.classes) + 1)
@@ -82,7 +83,7 @@ class ShapesObjects:
 class ShapesMaps:
     """Generated scenes with their class maps: 0 is the ground, 1 + k the k-th solid. The arguments are those of ShapesObjects."""
 
-    def __init__(self, *, size: int = 128, length: int = 2000, seed: int = 0, objects: tuple[int, int] = (2, 4)) -> None:
+    def __init__(self, *, size: Pixels = 128, length: Count = 2000, seed: Seed = 0, objects: tuple[Few, Few] = (2, 4)) -> None:
         self.shapes = Shapes(size=size, length=length, seed=seed, objects=objects)
         self.classes = ("ground", *self.shapes.classes)
 

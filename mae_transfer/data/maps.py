@@ -14,9 +14,10 @@ from typing import NamedTuple, Self
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import model_validator
 from torch import Tensor
 
+from mae_transfer.bounds import Factor, Pixels, Portion, Probability
 from mae_transfer.config import Spec, check
 from mae_transfer.data.ade import Ade, Mapped, MapSource
 from mae_transfer.data.decode import UnreadableImage
@@ -106,15 +107,15 @@ class MapDataConfig(Places):
     """An entry of MAP_SETS with its options."""
     val: Spec = Spec.model_validate({"name": "ade", "split": "validation"})
     """The same for validation."""
-    size: PositiveInt = 512
+    size: Pixels = 512
     """Pixels per side of training crops and of sliding windows."""
-    scale: tuple[PositiveInt, PositiveInt] = (2048, 512)
+    scale: tuple[Pixels, Pixels] = (2048, 512)
     """Longer and shorter side in pixels that an image is fitted into, its ratio kept, in training and evaluation."""
-    ratios: tuple[PositiveFloat, PositiveFloat] = (0.5, 2.0)
+    ratios: tuple[Factor, Factor] = (0.5, 2.0)
     """Least and largest factor of `scale` in training."""
-    largest_share: float = Field(default=0.75, gt=0.0, le=1.0)
-    """Share of a crop's labelled pixels that one class may have (mmseg's cat_max_ratio): ten crops are tried; 1.0: any."""
-    flip: float = Field(default=0.5, ge=0.0, le=1.0)
+    largest_share: Portion = 0.75
+    """Portion of a crop's labelled pixels that one class may have (mmseg's cat_max_ratio): ten crops are tried; 1.0: any."""
+    flip: Probability = 0.5
     """Probability that a training crop is mirrored."""
     distort: bool = True
     """Whether brightness, contrast, saturation and hue of training crops are changed (mmseg's PhotoMetricDistortion)."""

@@ -14,11 +14,12 @@ from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
-from pydantic import PositiveInt, model_validator
+from pydantic import model_validator
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image, masks_to_boxes
 from torchvision.transforms.v2.functional import pad
 
+from mae_transfer.bounds import Factor, Few, Pixels, Probability
 from mae_transfer.config import Spec, build, check
 from mae_transfer.data.coco import Annotated, Coco, ObjectSource
 from mae_transfer.data.dense_shapes import ShapesObjects
@@ -66,7 +67,7 @@ class LargeScaleJitter:
         flip: probability of a horizontal flip.
     """
 
-    def __init__(self, *, size: int = 1024, scale: tuple[float, float] = (0.1, 2.0), flip: float = 0.5) -> None:
+    def __init__(self, *, size: Pixels = 1024, scale: tuple[Factor, Factor] = (0.1, 2.0), flip: Probability = 0.5) -> None:
         if size < 1 or not 0 < scale[0] <= scale[1]:
             raise ValueError(f"size {size}, scale {scale}: need a size of at least 1 pixel and 0 < least <= largest scale")
         self.size, self.scale, self.flip = size, scale, flip
@@ -95,7 +96,7 @@ class ShortestEdge:
         flip: probability of a horizontal flip; 0 in evaluation.
     """
 
-    def __init__(self, *, lengths: tuple[int, ...] = (640, 672, 704, 736, 768, 800), longest: int = 1333, flip: float = 0.5) -> None:
+    def __init__(self, *, lengths: tuple[Pixels, ...] = (640, 672, 704, 736, 768, 800), longest: Pixels = 1333, flip: Probability = 0.5) -> None:
         if not lengths or min(lengths) < 1 or longest < max(lengths):
             raise ValueError(f"lengths {lengths}, longest {longest}: give at least one length, none above the longest side")
         self.lengths, self.longest, self.flip = tuple(lengths), longest, flip
@@ -195,9 +196,9 @@ class ObjectDataConfig(Places):
     """An entry of SCENE_TRANSFORMS with its options, for training."""
     view: Spec = Spec.model_validate({"name": "shortest_edge", "lengths": (1024,), "longest": 1024, "flip": 0.0})
     """The same for evaluation."""
-    square: PositiveInt | None = 1024
+    square: Pixels | None = 1024
     """Pixels per side that images are padded to, in training and evaluation (less costs up to 1 AP); None: to what the largest of a batch needs."""
-    crops_per_image: PositiveInt = 1
+    crops_per_image: Few = 1
     """Crops that each decoded image gives, neighbours in one batch; an epoch grows by this factor."""
 
     @property

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
+from mae_transfer.bounds import Whole
 from mae_transfer.config import Schema, Spec, build
 from mae_transfer.data.loader import Unreadable
 
@@ -21,7 +22,7 @@ class Places(Schema):
     """Folder of the data set; fills in for every spec below that takes a root and names none."""
     on_error: Literal["raise", "skip"] = "raise"
     """What an unreadable file does: stop the run, or be reported and done without: another takes its place, save where a dense task evaluates."""
-    max_unreadable: int = 100
+    max_unreadable: Whole = 100
     """Different unreadable files that `skip` accepts in one process before it stops the run."""
 
     def named(self, train: Spec) -> str:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from mae_transfer.bounds import Count, Few, Pixels, Seed
 from mae_transfer.data.solids import SOLIDS, Array, Solid
 from mae_transfer.data.source import Sample
 from mae_transfer.seeding import fold
@@ -58,7 +59,7 @@ class Shapes:
         objects: fewest and most objects of a scene.
     """
 
-    def __init__(self, *, size: int = 64, length: int = 10_000, seed: int = 0, objects: tuple[int, int] = (2, 4)) -> None:
+    def __init__(self, *, size: Pixels = 64, length: Count = 10_000, seed: Seed = 0, objects: tuple[Few, Few] = (2, 4)) -> None:
         if size < 8 or length < 1 or not 1 <= objects[0] <= objects[1] <= 16:
             raise ValueError(f"shapes of size {size}, length {length}, objects {objects}: need size >= 8, length >= 1, 1 <= fewest <= most <= 16")
         self.size, self.length, self.seed, self.objects = size, length, seed, objects

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
 import torch
@@ -22,11 +22,13 @@ from torchvision.transforms import ColorJitter, RandomResizedCrop
 from torchvision.transforms import InterpolationMode as Mode
 from torchvision.transforms.v2 import functional as F
 
+from mae_transfer.bounds import Factor, Portion, Probability, real
 from mae_transfer.core.normalize import IMAGENET
 from mae_transfer.interfaces import ViewSpec
 
 Box = tuple[int, int, int, int]
 
+Enlarged = Annotated[float, real(least=1.0, most=16.0)]  # the crop must lie within the resized image
 LONGEST = 32  # times the shorter side; a panorama is 4 times as long as high
 SHORTER_SIDE = 256 / 224  # of the resized image to the crop's side, in evaluation (MAE, A.1: resize 256, centre crop 224)
 
@@ -45,7 +47,7 @@ class CentreCrop:
         shorter_side: of the resized image, relative to the view's size; 1.0 keeps all that fits (the usual choice above 224 px).
     """
 
-    def __init__(self, views: Sequence[ViewSpec], *, shorter_side: float = SHORTER_SIDE) -> None:
+    def __init__(self, views: Sequence[ViewSpec], *, shorter_side: Enlarged = SHORTER_SIDE) -> None:
         if shorter_side < 1:
             raise ValueError(f"shorter_side = {shorter_side}: the crop would be larger than the image; give 1.0 or more")
         self.views, self.shorter_side = tuple(views), shorter_side
@@ -84,10 +86,10 @@ class RandomCrop:
         self,
         views: Sequence[ViewSpec],
         *,
-        scale: tuple[float, float] = (0.2, 1.0),
-        aspect: tuple[float, float] = (3 / 4, 4 / 3),
-        flip: float = 0.5,
-        jitter: float = 0.0,
+        scale: tuple[Portion, Portion] = (0.2, 1.0),
+        aspect: tuple[Factor, Factor] = (3 / 4, 4 / 3),
+        flip: Probability = 0.5,
+        jitter: Probability = 0.0,
     ) -> None:
         self.scale, self.aspect = _crop_range(scale, aspect)
         self.views, self.flip, self.jitter = tuple(views), flip, _strength(jitter)
@@ -107,7 +109,9 @@ class FixedCrop:
         jitter: strength of brightness, contrast and saturation.
     """
 
-    def __init__(self, views: Sequence[ViewSpec], *, shorter_side: float = SHORTER_SIDE, flip: float = 0.5, jitter: float = 0.0) -> None:
+    def __init__(
+        self, views: Sequence[ViewSpec], *, shorter_side: Enlarged = SHORTER_SIDE, flip: Probability = 0.5, jitter: Probability = 0.0
+    ) -> None:
         if shorter_side < 1:
             raise ValueError(f"shorter_side = {shorter_side}: the crop would be larger than the image; give 1.0 or more")
         self.views, self.shorter_side, self.flip, self.jitter = tuple(views), shorter_side, flip, _strength(jitter)
@@ -132,7 +136,12 @@ class ByolCrop:
     """
 
     def __init__(
-        self, views: Sequence[ViewSpec], *, scale: tuple[float, float] = (0.08, 1.0), aspect: tuple[float, float] = (3 / 4, 4 / 3), flip: float = 0.5
+        self,
+        views: Sequence[ViewSpec],
+        *,
+        scale: tuple[Portion, Portion] = (0.08, 1.0),
+        aspect: tuple[Factor, Factor] = (3 / 4, 4 / 3),
+        flip: Probability = 0.5,
     ) -> None:
         self.views, self.scale, self.aspect, self.flip = tuple(views), *_crop_range(scale, aspect), flip
 
@@ -162,10 +171,10 @@ class RandAugmentCrop:
         views: Sequence[ViewSpec],
         *,
         policy: str = "rand-m9-mstd0.5-inc1",
-        mean: tuple[float, ...] = IMAGENET.mean,
-        scale: tuple[float, float] = (0.08, 1.0),
-        aspect: tuple[float, float] = (3 / 4, 4 / 3),
-        flip: float = 0.5,
+        mean: tuple[Probability, ...] = IMAGENET.mean,
+        scale: tuple[Portion, Portion] = (0.08, 1.0),
+        aspect: tuple[Factor, Factor] = (3 / 4, 4 / 3),
+        flip: Probability = 0.5,
     ) -> None:
         if len(views) != 1 or not policy.startswith("rand-"):
             raise ValueError(f"rand_augment renders one view by a policy 'rand-...', got {len(views)} views and {policy!r}")

@@ -9,10 +9,11 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator, model_validator
+from pydantic import field_validator, model_validator
 from timm.optim.lars import Lars
 from torch import nn
 
+from mae_transfer.bounds import BelowOne, Epsilon, Portion, Positive, Rate, Weight
 from mae_transfer.config import Schema, Spec, build, check
 
 Group = dict[str, Any]
@@ -28,18 +29,18 @@ class Layers(NamedTuple):
     decay: float
 
 
-def adamw(groups: Sequence[Group], lr: float, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> torch.optim.Optimizer:
+def adamw(groups: Sequence[Group], lr: float, *, betas: tuple[BelowOne, BelowOne] = (0.9, 0.999), eps: Epsilon = 1e-8) -> torch.optim.Optimizer:
     """Return AdamW over `groups`, as one fused kernel where every parameter lies on a device that has it."""
     fused = all(p.device.type in FUSED_DEVICES for group in groups for p in group["params"])
     return torch.optim.AdamW(list(groups), lr=lr, betas=betas, eps=eps, fused=fused)
 
 
-def sgd(groups: Sequence[Group], lr: float, *, momentum: float = 0.9) -> torch.optim.Optimizer:
+def sgd(groups: Sequence[Group], lr: float, *, momentum: BelowOne = 0.9) -> torch.optim.Optimizer:
     """Return SGD with momentum over `groups`; its weight decay is an l2 penalty."""
     return torch.optim.SGD(list(groups), lr=lr, momentum=momentum)
 
 
-def lars(groups: Sequence[Group], lr: float, *, momentum: float = 0.9, trust: float = 1e-3) -> torch.optim.Optimizer:
+def lars(groups: Sequence[Group], lr: float, *, momentum: BelowOne = 0.9, trust: Portion = 1e-3) -> torch.optim.Optimizer:
     """Return LARS over `groups`: matrices move at trust * |weight| / |gradient| times the rate, vectors at the rate (You et al.; MAE, table 10).
 
     timm adapts the rate of a group where it decays, or where it is told to: each group is split by its parameters' dimensions and told.
@@ -62,15 +63,15 @@ class OptimConfig(Schema):
 
     algorithm: Spec = Spec(name="adamw")
     """An entry of OPTIMIZERS with its own options: dict(name="adamw", betas=(0.9, 0.95))."""
-    blr: PositiveFloat | None = None
+    blr: Rate | None = None
     """Base learning rate: the peak rate is blr * global batch / 256. Give this or `lr`."""
-    lr: PositiveFloat | None = None
+    lr: Rate | None = None
     """Absolute peak learning rate, whatever the batch. Give this or `blr`."""
-    weight_decay: NonNegativeFloat = 0.05
+    weight_decay: Weight = 0.05
     """Decoupled weight decay of matrices; vectors, biases and what the model names do not decay."""
-    layer_decay: float | None = Field(default=None, gt=0.0, le=1.0)
+    layer_decay: Portion | None = None
     """Factor of the learning rate from each layer down to the one below; None: one rate for all."""
-    clip_norm: PositiveFloat | None = None
+    clip_norm: Positive | None = None
     """Largest total gradient norm, l2; None: no clipping."""
 
     @field_validator("algorithm")

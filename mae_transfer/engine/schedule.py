@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
-from pydantic import NonNegativeFloat, PositiveFloat
-
+from mae_transfer.bounds import Epochs, Factor, NonNegative, Probability, Weight
 from mae_transfer.config import Schema
 
 CURVES: dict[str, Callable[[float], float]] = {
@@ -23,15 +22,15 @@ class Schedule(Schema):
 
     kind: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape after the warm-up: an entry of CURVES ("linear" is mmsegmentation's poly of power 1)."""
-    milestones: tuple[PositiveFloat, ...] = ()
+    milestones: tuple[Epochs, ...] = ()
     """Epochs after which the rate is multiplied by `gamma`, on top of the shape: with "constant", the step schedule of detection and SimMIM."""
-    gamma: PositiveFloat = 0.1
+    gamma: Factor = 0.1
     """Factor at each milestone."""
-    warmup_epochs: NonNegativeFloat = 0.0
+    warmup_epochs: NonNegative = 0.0
     """Epochs over which the rate climbs linearly to its peak; fractions count."""
-    warmup_factor: NonNegativeFloat = 0.0
+    warmup_factor: Probability = 0.0
     """Share of the peak at which the warm-up begins."""
-    min_lr: NonNegativeFloat = 0.0
+    min_lr: Weight = 0.0
     """Learning rate at the end of the run (absolute, before the layer's lr_scale)."""
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
+from mae_transfer.bounds import Between, Count, FewOrNone, Positive, Seed, Whole
 from mae_transfer.config import Schema
 from mae_transfer.engine import checkpoint
 from mae_transfer.engine.dist import DeviceName, Dist, bare
@@ -26,25 +26,25 @@ class RunConfig(Schema):
 
     device: DeviceName = "auto"
     """cuda, mps or cpu; "auto" takes the first that is there."""
-    device_batch: PositiveInt | None = None
+    device_batch: Count | None = None
     """Images per device and forward pass; None: the device's whole share of the global batch. Less needs less memory (accumulation)."""
-    evaluation_batch: PositiveInt = 64
+    evaluation_batch: Count = 64
     """Images per device and forward pass of an evaluation."""
-    workers: NonNegativeInt = 2
+    workers: FewOrNone = 2
     """Data-loading processes per device; 0 loads in the training process."""
     compile: bool = False
     """Compile the model (module.compile()): slower to start, faster to run."""
     checkpoint_activations: bool = False
     """Recompute activations in the backward pass: less memory, about a third more compute."""
-    log_every: PositiveInt = 20
+    log_every: Count = 20
     """Steps between two log lines; the device is only waited for at these."""
-    save_every: PositiveInt | None = None
+    save_every: Count | None = None
     """Steps between two checkpoints; None: by the clock alone."""
-    save_minutes: PositiveFloat | None = 15.0
+    save_minutes: Positive | None = 15.0
     """Minutes between two checkpoints; None: by steps alone. The end of a run and SIGTERM always save."""
-    keep_last: PositiveInt = 2
+    keep_last: Count = 2
     """Newest checkpoints to keep."""
-    keep_every: PositiveInt | None = None
+    keep_every: Count | None = None
     """Also keep each checkpoint whose step is a multiple of this; None: no others."""
     progress: bool = True
     """Show a progress bar on a terminal, a line per log step elsewhere."""
@@ -55,23 +55,23 @@ class RunConfig(Schema):
 class LoopConfig(Schema):
     """How long and how precisely to train: the task fills it from its own config."""
 
-    steps: NonNegativeInt
+    steps: Whole
     """Optimizer steps of the whole run."""
-    steps_per_epoch: PositiveInt
+    steps_per_epoch: Count
     """What turns steps into the epochs that are logged."""
-    global_batch: PositiveInt
+    global_batch: Count
     """Images per optimizer step, over all devices and micro-steps."""
-    accumulate: PositiveInt = 1
+    accumulate: Count = 1
     """Micro-steps per optimizer step on each device (see `micro_steps`)."""
     precision: Precision = "float32"
     """Autocast type of the forward pass; float16 scales the loss (GradScaler); float32 leaves the model's own type alone."""
-    clip_norm: PositiveFloat | None = None
+    clip_norm: Positive | None = None
     """Largest total gradient norm, l2; None: no clipping."""
-    ema_decay: float | None = Field(default=None, gt=0.0, lt=1.0)
+    ema_decay: Between | None = None
     """Decay per step of the averaged weights that are evaluated instead of the trained ones; None: no average."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Feeds every random draw of the training step."""
-    evaluate_every: PositiveInt | None = None
+    evaluate_every: Count | None = None
     """Steps between two evaluations; None: only at the end."""
     run: RunConfig = RunConfig()
     """How to carry it out."""

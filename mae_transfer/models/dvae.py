@@ -7,30 +7,33 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
+from mae_transfer.bounds import Few, Width
 from mae_transfer.config import Schema
 
+Codes = Annotated[int, Field(ge=1, le=2**20)]
+Groups = Annotated[int, Field(ge=1, le=8)]  # a stride of 128
 EPS = 0.1  # DALL-E keeps pixels this far from 0 and 1, where the logit-Laplace density has its limits
 
 
 class DVAEConfig(Schema):
     """The architecture; the defaults are DALL-E's."""
 
-    codes: PositiveInt = 8192
+    codes: Codes = 8192
     """Size P of the codebook."""
-    groups: PositiveInt = 4
+    groups: Groups = 4
     """Groups G of blocks; the stride is 2 ** (G - 1): each group but the last of the encoder halves the side."""
-    blocks: PositiveInt = 2
+    blocks: Few = 2
     """Residual blocks per group."""
-    width: PositiveInt = 256
+    width: Width = 256
     """Feature maps F of the encoder's first group; they double from group to group."""
-    decoder_input: PositiveInt = 128
+    decoder_input: Width = 128
     """Feature maps that a code is embedded in."""
     loss: Literal["logit_laplace", "mse"] = "logit_laplace"
     """Negative log-likelihood of pixels under DALL-E's logit-Laplace distribution, or their squared error."""

@@ -11,11 +11,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mae_transfer.bounds import FewOrNone
 from mae_transfer.interfaces import Backbone, Features
 from mae_transfer.models.vit import NORM_EPS
 
 Pool = Literal["mean", "cls"]
-Tune = int | Literal["half", "all"]
+Tune = FewOrNone | Literal["half", "all"]
 
 PROBE_EPS = 1e-6  # of the probe's batch norm (MAE, table 10)
 PROBE_STD = 0.01  # of a probe's weights before the first step

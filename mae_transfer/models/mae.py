@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mae_transfer.bounds import Few, FewOrNone, Width
 from mae_transfer.config import Schema
 from mae_transfer.core.patches import grid_of, put, take
 from mae_transfer.core.positions import resample, sincos_2d
@@ -24,11 +25,11 @@ Corrupt = Callable[[Tensor, Mask, Tensor], Tensor]  # embeddings (B, N, D), mask
 class DecoderConfig(Schema):
     """The decoder of tables 1a and 1b."""
 
-    depth: int = 8
+    depth: FewOrNone = 8
     """Blocks; 0: one linear layer on the encoder's output (needs `corrupt`: without mask tokens the encoder says nothing of hidden patches)."""
-    dim: int = 512
+    dim: Width = 512
     """Width E."""
-    heads: int = 16
+    heads: Few = 16
     """Attention heads."""
 
 

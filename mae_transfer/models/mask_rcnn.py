@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
@@ -22,6 +21,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import roi_align
 from torchvision.ops.poolers import LevelMapper
 
+from mae_transfer.bounds import BelowOne, Count, Few, FewOrNone, Pixels, Width
 from mae_transfer.config import Schema
 from mae_transfer.interfaces import Found, Objects
 
@@ -33,29 +33,29 @@ class HeadsConfig(Schema):
 
     norm: str | None = "layer"
     """After each convolution of the box and the mask head: an entry of adapters.NORMS; None: none."""
-    rpn_convs: PositiveInt = 2
+    rpn_convs: Few = 2
     """Convolutions of the proposal network before its two outputs."""
-    box_convs: NonNegativeInt = 4
+    box_convs: FewOrNone = 4
     """Convolutions of the box head."""
-    box_width: PositiveInt = 1024
+    box_width: Width = 1024
     """Width of the box head's linear layer."""
-    mask_convs: PositiveInt = 4
+    mask_convs: Few = 4
     """Convolutions of the mask head before it doubles its resolution."""
     masks: bool = True
     """Whether there is a mask head; without it this is Faster R-CNN, trained on boxes alone."""
-    anchors: tuple[PositiveInt, ...] = (32, 64, 128, 256, 512)
+    anchors: tuple[Pixels, ...] = (32, 64, 128, 256, 512)
     """Side of the square anchors of each level, pixels; beside each stand those of half and of double its height to width, of equal area."""
-    rpn_batch: PositiveInt = 256
+    rpn_batch: Count = 256
     """Anchors per image that the proposal network's loss samples, up to half of them on objects."""
-    roi_batch: PositiveInt = 512
+    roi_batch: Count = 512
     """Regions per image that the heads train on, up to a quarter of them on objects."""
-    pre_nms_topk: tuple[PositiveInt, PositiveInt] = (2000, 1000)
+    pre_nms_topk: tuple[Count, Count] = (2000, 1000)
     """Proposals per level before non-maximum suppression, in training and in evaluation."""
-    post_nms_topk: tuple[PositiveInt, PositiveInt] = (1000, 1000)
+    post_nms_topk: tuple[Count, Count] = (1000, 1000)
     """Proposals per image after it, likewise."""
-    score_threshold: float = 0.05
+    score_threshold: BelowOne = 0.05
     """Detections below this are dropped."""
-    detections: PositiveInt = 100
+    detections: Count = 100
     """Most detections per image."""
 
 

@@ -12,13 +12,14 @@ from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveInt, model_validator
+from pydantic import model_validator
 from timm.layers.drop import DropPath
 from timm.layers.layer_scale import LayerScale
 from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mae_transfer.bounds import BelowOne, Epsilon, Factor, Few, FewOrNone, Pixels, Width
 from mae_transfer.config import Schema
 from mae_transfer.core.patches import grid_of, patchify, take
 from mae_transfer.core.positions import resample, sincos_2d
@@ -41,19 +42,19 @@ class ViTConfig(Schema):
 
     size: Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"] | None = "vit_base"
     """A named size; None: the three numbers below."""
-    dim: int | None = None
+    dim: Width | None = None
     """Width D; overrides the named size's."""
-    depth: int | None = None
+    depth: Few | None = None
     """Blocks; overrides the named size's."""
-    heads: int | None = None
+    heads: Few | None = None
     """Attention heads; overrides the named size's (it is not in the weights: MoCo v3's ViT-S has 12)."""
-    patch: int = 16
+    patch: Pixels = 16
     """Patch side p in pixels."""
-    image_size: int | tuple[int, int] = 224
+    image_size: Pixels | tuple[Pixels, Pixels] = 224
     """Pixels (one side, or H and W) that the position table is made for; other sizes resample it."""
-    channels: int = 3
+    channels: Few = 3
     """Input channels C."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: Factor = 4.0
     """Width of the MLP over D."""
     class_token: bool = True
     """Whether a class token leads the patches (dense tasks build the encoder without)."""
@@ -66,17 +67,17 @@ class ViTConfig(Schema):
     relative_positions: Literal["none", "shared", "per_block", "decomposed"] = "none"
     """Relative positions, zero-initialised: none; bias tables, one for all blocks (BEiT pretraining; with windows one for windowed and one for global
     blocks, Li et al. 2111.11429) or one each (BEiT fine-tuning); "decomposed": q . (row + column) in each block (ViTDet, SAM)."""
-    windows: PositiveInt | None = None
+    windows: Pixels | None = None
     """Side in patches of the windows that blocks attend within, zero-padded to a multiple (ViTDet: 14; MIMDet: 16); None: every block sees all."""
-    global_blocks: tuple[int, ...] = ()
+    global_blocks: tuple[FewOrNone, ...] = ()
     """Blocks (0-based) that see the whole image where `windows` is given (ViTDet-B: 2, 5, 8, 11)."""
     qkv_bias: QkvBias = "qkv"
     """Which of query, key and value have a bias (BEiT: query and value)."""
-    norm_eps: float = NORM_EPS
+    norm_eps: Epsilon = NORM_EPS
     """Epsilon of every LayerNorm (transformers' ViT and BEiT: 1e-12)."""
-    layer_scale: float | None = None
+    layer_scale: Factor | None = None
     """Initial value of LayerScale; None: no LayerScale."""
-    drop_path: float = 0.0
+    drop_path: BelowOne = 0.0
     """Stochastic depth of the last block; it grows linearly from 0 at the first."""
 
     @model_validator(mode="after")

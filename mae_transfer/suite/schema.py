@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, model_validator
+from pydantic import Field, model_validator
 
+from mae_transfer.bounds import NonNegative, Seed
 from mae_transfer.config import Schema, nearest
 from mae_transfer.suite.grid import Overrides
 from mae_transfer.suite.layouts import LAYOUTS
@@ -23,9 +24,9 @@ class Step(Schema):
     """Laid over it; a string "@name" is what the tokenizer, basis or pretraining of that name leaves."""
     data: str | None = None
     """Which of `roots` its images lie in; None: it needs none, or the config says."""
-    hours: NonNegativeFloat | None = None
+    hours: NonNegative | None = None
     """Device hours of one run, for --dry-run."""
-    gib: NonNegativeFloat | None = None
+    gib: NonNegative | None = None
     """Disk that one run takes, for --dry-run."""
 
 
@@ -64,7 +65,7 @@ class Sweep(Schema):
     """Dotted key -> values; every combination is a run."""
     set: Overrides = Field(default={})
     """Laid over the points only: the part that is held out (data.holdout_fraction; or data.train.part and other images as data.val), fewer epochs."""
-    hours: NonNegativeFloat | None = None
+    hours: NonNegative | None = None
     """Device hours of one point; None: those of the transfer."""
     metric: str = "top1"
     """What is judged, the higher the better."""
@@ -89,7 +90,7 @@ class Transfer(Step):
     """The script of tools/ that does it."""
     rows: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Only these rows; None: all."""
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None
     """Only these seeds; None: the suite's."""
     sweep: Sweep | None = None
     """Choose some values per row first."""
@@ -106,9 +107,9 @@ class Grid(Schema):
     """Laid over single rows: {"PCA": {"target.basis": "@basis"}}."""
     data: str | None = None
     """As in a source."""
-    hours: NonNegativeFloat | dict[str, NonNegativeFloat] | None = None
+    hours: NonNegative | dict[str, NonNegative] | None = None
     """As in a source; or by row."""
-    gib: NonNegativeFloat | None = None
+    gib: NonNegative | None = None
     """As in a source."""
 
 
@@ -119,7 +120,7 @@ class SuiteConfig(Schema):
     """What the report is called."""
     tables: tuple[str, ...]
     """The tables and figures that it is for, by their names in tools/tables.py."""
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
     """Every transfer is run with each."""
     pretrain_seeds: Literal["first", "each"] = "first"
     """One pretraining serves every seed of the transfers, or each seed has its own."""

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mae_transfer.bounds import Pixels
 from mae_transfer.core.normalize import Statistics, normalize
 from mae_transfer.core.patches import put, take, unpatchify
 from mae_transfer.interfaces import Backbone, Batch, ViewSpec
@@ -43,7 +44,7 @@ class Feature(nn.Module):
         teacher: Teacher,
         loss: Literal["smooth_l1", "cosine"] = "smooth_l1",
         scale: Literal["layer", "unit", "none"] = "layer",
-        size: int | None = None,
+        size: Pixels | None = None,
     ) -> None:
         super().__init__()
         height, width = (side * frame.patch for side in frame.grid)

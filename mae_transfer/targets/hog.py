@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mae_transfer.bounds import Few, Pixels
 from mae_transfer.core.patches import patchify, put, take, unpatchify
 from mae_transfer.interfaces import Batch, ViewSpec
 from mae_transfer.targets.frame import Frame
@@ -29,7 +30,7 @@ class HOG(nn.Module):
     views: tuple[ViewSpec, ...] = ()
     glyphs: Tensor  # (O, c, c): a line along the edge that each bin stands for
 
-    def __init__(self, frame: Frame, *, bins: int = 9, cell: int = 8, loss: Literal["l2", "l1"] = "l2") -> None:
+    def __init__(self, frame: Frame, *, bins: Few = 9, cell: Pixels = 8, loss: Literal["l2", "l1"] = "l2") -> None:
         super().__init__()
         if frame.patch % cell:
             raise ValueError(f"cells of {cell} px do not divide patches of {frame.patch} px: set target.cell to a divisor of {frame.patch}")

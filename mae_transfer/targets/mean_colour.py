@@ -5,7 +5,10 @@ Legend: B batch, C channels, M patches asked for, P = 8^C classes.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from mae_transfer.core.patches import patchify, put, take, unpatchify
@@ -14,6 +17,8 @@ from mae_transfer.targets.classes import class_metrics, cross_entropy
 from mae_transfer.targets.frame import Frame
 from mae_transfer.targets.pixel import GREY
 
+Bits = Annotated[int, Field(ge=1, le=8)]
+
 
 class MeanColour(nn.Module):
     """The class of the mean colour, `2 ** bits` equal steps per channel, by cross-entropy: 512 classes for 3 bits of RGB."""
@@ -21,7 +26,7 @@ class MeanColour(nn.Module):
     views: tuple[ViewSpec, ...] = ()
     weights: Tensor  # (C,) int64: place values of the channels
 
-    def __init__(self, frame: Frame, *, bits: int = 3) -> None:
+    def __init__(self, frame: Frame, *, bits: Bits = 3) -> None:
         super().__init__()
         channels = len(frame.statistics.mean)
         self.patch, self.grid, self.channels, self.levels = frame.patch, frame.grid, channels, 2**bits

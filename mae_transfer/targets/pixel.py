@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mae_transfer.bounds import Epsilon
 from mae_transfer.core.normalize import denormalize, normalize
 from mae_transfer.core.patches import grid_of, patchify, put, take, unpatchify
 from mae_transfer.interfaces import Batch, ViewSpec
@@ -62,7 +63,7 @@ class Pixel(nn.Module):
 class NormPixel(Pixel):
     """The pixels of a patch less their mean, over the root of their unbiased variance (MAE, table 1d "pixel (w/ norm)")."""
 
-    def __init__(self, frame: Frame, *, loss: Literal["l2", "l1"] = "l2", eps: float = 1e-6) -> None:
+    def __init__(self, frame: Frame, *, loss: Literal["l2", "l1"] = "l2", eps: Epsilon = 1e-6) -> None:
         super().__init__(frame, loss=loss)
         self.eps = eps
 

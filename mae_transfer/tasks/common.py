@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
 
 from mae_transfer import results
+from mae_transfer.bounds import Between, Count, Deviation, Epochs, Probability, Seed, Whole
 from mae_transfer.config import Schema
 from mae_transfer.core.normalize import IMAGENET, Statistics
 from mae_transfer.data import Augmentation, Crops, Masking, Order, Samples, Share, Source, Sweep, Unreadable, batches
@@ -32,7 +32,7 @@ EVALUATION_SEED = 0  # of what an evaluation draws (masks): the same in every ru
 class PicturesRun(RunConfig):
     """How to carry out a run that ends with pictures of what the model makes of some images."""
 
-    pictures: NonNegativeInt = 8
+    pictures: Whole = 8
     """Validation images that are drawn with their truth and with what was found at the end (--visualize)."""
 
 
@@ -41,13 +41,13 @@ class TrainConfig(Schema):
 
     scale: Literal["mini", "small", "paper"]
     """How far the run is from the paper's: printed beside every number."""
-    epochs: PositiveFloat
+    epochs: Epochs
     """Passes over the training images (each pass gives `data.crops_per_image` crops per image)."""
-    batch: PositiveInt
+    batch: Count
     """Crops per optimizer step, over all devices and micro-steps."""
-    mean: tuple[float, ...] = IMAGENET.mean
+    mean: tuple[Probability, ...] = IMAGENET.mean
     """Mean per channel on the scale [0, 1] that images are normalised with."""
-    std: tuple[float, ...] = IMAGENET.std
+    std: tuple[Deviation, ...] = IMAGENET.std
     """Standard deviation per channel, likewise."""
     optim: OptimConfig
     """Optimizer."""
@@ -55,11 +55,11 @@ class TrainConfig(Schema):
     """Learning rate over the run."""
     precision: Precision = "bfloat16"
     """Arithmetic of the forward pass (weights stay float32)."""
-    ema_decay: float | None = None
+    ema_decay: Between | None = None
     """Average the weights with this decay per step and evaluate, draw and export the average; None: the weights themselves."""
-    evaluate_epochs: PositiveFloat | None = None
+    evaluate_epochs: Epochs | None = None
     """Epochs between two evaluations; None: at the end only."""
-    seed: int = 0
+    seed: Seed = 0
     """Feeds every random draw."""
     run: RunConfig = RunConfig()
     """How to carry it out; changes no number."""

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
-from pydantic import NonNegativeFloat, field_validator, model_validator
+from pydantic import field_validator, model_validator
 from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image
 
 from mae_transfer import checkpoints, results
 from mae_transfer.adapters import ADAPTERS, AdaptedBackbone, maps_of
 from mae_transfer.adapters.levels import NORMS
+from mae_transfer.bounds import BelowOne
 from mae_transfer.checkpoints.files import load_strict
 from mae_transfer.config import Spec, build, check
 from mae_transfer.core.normalize import Statistics, normalize
@@ -97,7 +98,7 @@ class DetectConfig(TrainConfig):
     """Whose heads: torchvision's, made equal to detectron2's, or detectron2's own where it is installed."""
     decay: Decay = "matrices"
     """What decays beside matrices: nothing, as in BEiT and MAE; biases too, as detectron2 has it for ViTDet-B and -L; everything (ViTDet-H)."""
-    drop_path: NonNegativeFloat = 0.0
+    drop_path: BelowOne = 0.0
     """Stochastic depth of the backbone's last block."""
     protocol: str = "mask_rcnn"
     """What tables call the recipe."""

@@ -12,10 +12,11 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.distributed as td
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
 from mae_transfer import results
+from mae_transfer.bounds import Count, Deviation, Factor, Probability, Seed
 from mae_transfer.config import Schema
 from mae_transfer.core.normalize import IMAGENET, Statistics, normalize
 from mae_transfer.data import LabelledDataConfig, Source, Sweep, evaluation_views, open_labelled
@@ -52,19 +53,19 @@ class KnnConfig(Schema):
     """Images: those of `train` vote, those of `val` are classified; all are cut as in evaluation."""
     backbone: BackboneConfig = BackboneConfig()
     """What is evaluated; --backbone sets its reference."""
-    mean: tuple[float, ...] = IMAGENET.mean
+    mean: tuple[Probability, ...] = IMAGENET.mean
     """Mean per channel on the scale [0, 1] that images are normalised with."""
-    std: tuple[float, ...] = IMAGENET.std
+    std: tuple[Deviation, ...] = IMAGENET.std
     """Standard deviation per channel, likewise."""
     pool: Pool = "cls"
     """What stands for an image, behind the final norm: the class token, or the mean of the patch tokens."""
-    ks: tuple[PositiveInt, ...] = Field(default=(10, 20, 100, 200), min_length=1)
+    ks: tuple[Count, ...] = Field(default=(10, 20, 100, 200), min_length=1)
     """Numbers of neighbours, one result each."""
-    temperature: PositiveFloat = 0.07
+    temperature: Factor = 0.07
     """Of the votes exp(cosine / temperature)."""
     precision: Precision = "bfloat16"
     """Arithmetic of the encoder; similarities are float32."""
-    seed: int = 0
+    seed: Seed = 0
     """Of fresh weights, where the backbone has no others."""
     run: RunConfig = RunConfig()
     """How to carry it out; changes no number."""

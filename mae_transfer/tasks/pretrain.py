@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
-from pydantic import PositiveInt, field_validator, model_validator
+from pydantic import field_validator, model_validator
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mae_transfer import checkpoints, results
+from mae_transfer.bounds import Count
 from mae_transfer.checkpoints.files import load_strict
 from mae_transfer.config import Spec, build, check
 from mae_transfer.core.masks import MASKERS
@@ -83,9 +84,9 @@ class PretrainConfig(TrainConfig):
     """An entry of TARGETS with its options."""
     start: str | None = None
     """Weights to begin from instead of the initialisation: mae-full:PATH (a released file with its decoder) or a step_*.pt of this suite."""
-    evaluate_images: PositiveInt = 2048
+    evaluate_images: Count = 2048
     """Images to evaluate on, spread evenly over the validation set (over the training set where there is none)."""
-    pictures: PositiveInt = 8
+    pictures: Count = 8
     """Images to draw."""
 
     @field_validator("mask")

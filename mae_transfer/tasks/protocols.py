@@ -16,6 +16,7 @@ from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 
+from mae_transfer.bounds import BelowOne, NonNegative, Probability, Rate, Weight
 from mae_transfer.core.normalize import Statistics, normalize
 from mae_transfer.engine.loop import Step, StepFn
 from mae_transfer.engine.optim import Group, Layers, OptimConfig, param_groups
@@ -77,12 +78,12 @@ class Finetune:
     """
 
     pool: Pool = "mean"
-    head_std: float = 2e-5
-    drop_path: float = 0.1
-    mixup: float = 0.8
-    cutmix: float = 1.0
-    smoothing: float = 0.1
-    erase: float = 0.0
+    head_std: NonNegative = 2e-5
+    drop_path: BelowOne = 0.1
+    mixup: Weight = 0.8
+    cutmix: Weight = 1.0
+    smoothing: BelowOne = 0.1
+    erase: Probability = 0.0
 
     @property
     def title(self) -> str:
@@ -159,7 +160,7 @@ class Linear:
         pools: what is probed behind the encoder's final norm: "cls", the class token, or "mean", the mean of the patch tokens; each at each rate.
     """
 
-    rates: tuple[float, ...] = (1.0,)
+    rates: tuple[Rate, ...] = (1.0,)
     pools: tuple[Pool, ...] = ("cls",)
 
     def __post_init__(self) -> None:

@@ -10,9 +10,10 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
+from mae_transfer.bounds import Factor, Pixels
 from mae_transfer.config import Schema
 
 PUBLISHED_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # with mirror images: BEiT, mae_segmentation and mmseg
@@ -23,9 +24,9 @@ class InferenceConfig(Schema):
 
     mode: Literal["slide", "whole"] = "slide"
     """Windows of `data.size` pixels whose logits are averaged where they overlap, or the whole image at once."""
-    stride: PositiveInt | None = None
+    stride: Pixels | None = None
     """Pixels from window to window, at most a window's side (two thirds of it in BEiT: 341 of 512); None: that."""
-    scales: tuple[PositiveFloat, ...] = (1.0,)
+    scales: tuple[Factor, ...] = Field(default=(1.0,), min_length=1)
     """Factors of `data.scale`, a view of the image each; several: the classes' probabilities are averaged (--multi-scale: 0.5 to 1.75)."""
     flip: bool = False
     """Whether each view is seen mirrored too."""

@@ -11,6 +11,7 @@ from torch import nn
 from mae_transfer.adapters import AdaptedBackbone, TapFPN, maps_of
 from mae_transfer.adapters.mmseg import Segmenter, encoder_decoder, fcn_head, linear_head, uper_head
 from mae_transfer.adapters.normed_taps import NormedTaps
+from mae_transfer.bounds import BelowOne, Factor, FewOrNone, Weight, Width
 from mae_transfer.engine.optim import Group, Layers, OptimConfig, param_groups
 from mae_transfer.interfaces import Backbone
 
@@ -60,14 +61,14 @@ class UperNet:
             mae_segmentation and mmseg, whose list of exceptions names them without the prefix that they carry there.
     """
 
-    taps: tuple[int, ...] | None = None
-    channels: int | None = None
-    auxiliary: float = 0.4
-    dropout: float = 0.1
-    drop_path: float = 0.1
+    taps: tuple[FewOrNone, ...] | None = None
+    channels: Width | None = None
+    auxiliary: Weight = 0.4
+    dropout: BelowOne = 0.1
+    drop_path: BelowOne = 0.1
     relative_positions: Literal["shared", "per_block"] | None = None
     positions: Literal["learned"] | None = None
-    layer_scale: float | None = None
+    layer_scale: Factor | None = None
     class_token: Literal[False] | None = None
     decays: Literal["spared", "published"] = "spared"
 
@@ -105,7 +106,7 @@ class Linear:
         taps: the maps, 0-based, side by side, the last one among them; None: the last one alone.
     """
 
-    taps: tuple[int, ...] | None = None
+    taps: tuple[FewOrNone, ...] | None = None
 
     @property
     def title(self) -> str:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from mae_transfer import checkpoints, results
+from mae_transfer.bounds import Count, Epochs, Probability, Weight
 from mae_transfer.checkpoints.tokenizers import export_tokenizer
 from mae_transfer.config import Schema
 from mae_transfer.data import (
@@ -49,11 +50,11 @@ log = logging.getLogger(__name__)
 class Anneal(Schema):
     """A value that moves along half a cosine and then stays."""
 
-    start: NonNegativeFloat
+    start: Weight
     """Value at step 0."""
-    end: NonNegativeFloat
+    end: Weight
     """Value from `epochs` on."""
-    epochs: PositiveFloat
+    epochs: Epochs
     """How long it moves; fractions count."""
 
     def at(self, step: int, *, steps_per_epoch: int) -> float:
@@ -91,11 +92,11 @@ class TokenizerConfig(TrainConfig):
     """Temperature of the Gumbel-softmax."""
     kl: Anneal = Anneal(start=0.0, end=6.6, epochs=2.0)
     """Weight of the KL to the uniform distribution over codes, summed over cells, against the reconstruction, summed over pixels."""
-    evaluate_images: PositiveInt = 2048
+    evaluate_images: Count = 2048
     """Images to evaluate on, spread evenly over the validation set (over the training set where there is none)."""
-    pictures: PositiveInt = 8
+    pictures: Count = 8
     """Images to draw."""
-    least_use: float = Field(default=0.1, ge=0.0, le=1.0)
+    least_use: Probability = 0.1
     """Share of the codebook in use below which the run warns that it has collapsed."""
 
     @model_validator(mode="after")

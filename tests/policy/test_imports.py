@@ -8,16 +8,17 @@ import re
 import sys
 from collections.abc import Iterator
 
-BASE = {"interfaces", "seeding", "core", "config", "download"}
+BASE = {"interfaces", "bounds", "seeding", "core", "config", "download"}
 MIDDLE = {"adapters", "models", "checkpoints", "data", "engine", "metrics", "draw", "results", "config"}
 TASKS = MIDDLE | BASE | {"targets"}
 
 MAY_IMPORT = {
     "__init__": {"checkpoints"},  # load_backbone, when it is asked for
     "interfaces": set(),
+    "bounds": set(),
     "seeding": set(),
-    "core": {"interfaces", "seeding"},
-    "targets": {"interfaces", "seeding", "core"},
+    "core": {"interfaces", "bounds", "seeding"},
+    "targets": {"interfaces", "bounds", "seeding", "core"},
     "config": set(),
     "download": set(),
     "results": {"config"},

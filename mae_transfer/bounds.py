@@ -1,0 +1,60 @@
+"""Bounds of the numbers in configs, as annotated types: `drop_path: BelowOne = 0.0`. Every numeric field and option takes one of them.
+
+NaN and infinity are never allowed. The upper bounds are far above any sensible value: they catch slips such as 1e300 before memory or time does.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+
+def real(*, above: float | None = None, least: float | None = None, most: float | None = None, below: float | None = None) -> object:
+    """Return the constraint of a finite float between these bounds."""
+    return Field(gt=above, ge=least, le=most, lt=below, allow_inf_nan=False)
+
+
+# Shares
+Probability = Annotated[float, real(least=0.0, most=1.0)]
+"""A probability or a share, 0 and 1 included."""
+Portion = Annotated[float, real(above=0.0, most=1.0)]
+"""A share that is not nothing."""
+BelowOne = Annotated[float, real(least=0.0, below=1.0)]
+"""A share that leaves something: drop path, dropout, momentum, label smoothing."""
+Between = Annotated[float, real(above=0.0, below=1.0)]
+"""A share that is neither nothing nor all: the ratio of a mask, the decay of an average."""
+
+# Amounts
+Rate = Annotated[float, real(above=0.0, most=1e4)]
+"""A learning rate, or a factor of one."""
+Weight = Annotated[float, real(least=0.0, most=1e4)]
+"""A weight of a loss, a weight decay, an alpha of mixup: 0 turns it off."""
+Factor = Annotated[float, real(above=0.0, most=1e4)]
+"""A ratio or factor: scale, aspect, temperature, width of an MLP."""
+Epsilon = Annotated[float, real(above=0.0, most=1.0)]
+"""A small number that keeps a division finite."""
+Positive = Annotated[float, real(above=0.0, most=1e9)]
+"""Any other amount above 0: minutes, a gradient's norm."""
+NonNegative = Annotated[float, real(least=0.0, most=1e9)]
+"""Any other amount: hours, GiB."""
+Epochs = Annotated[float, real(above=0.0, most=1e6)]
+"""Passes over the training images; fractions count."""
+Deviation = Annotated[float, real(above=0.0, most=1.0)]
+"""A standard deviation of images on the scale [0, 1]."""
+
+# Whole numbers
+Count = Annotated[int, Field(ge=1, le=10**9)]
+"""A number of images, steps or other things, at least one."""
+Whole = Annotated[int, Field(ge=0, le=10**9)]
+"""The same, or none."""
+Few = Annotated[int, Field(ge=1, le=1024)]
+"""A number of layers, heads, crops of an image: at least one."""
+FewOrNone = Annotated[int, Field(ge=0, le=1024)]
+"""The same, or none: layers of an optional part, worker processes, the 0-based index of a layer."""
+Pixels = Annotated[int, Field(ge=1, le=65536)]
+"""A side in pixels, or in patches."""
+Width = Annotated[int, Field(ge=1, le=65536)]
+"""Channels of a layer."""
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""A seed of random draws."""

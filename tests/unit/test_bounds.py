@@ -1,0 +1,69 @@
+"""Every number in a config has bounds, and a value outside of them is one line that names the key."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import types
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import annotated_types
+import pytest
+from pydantic.fields import FieldInfo
+
+import mae_transfer
+from mae_transfer.adapters import ADAPTERS
+from mae_transfer.config import Schema
+from mae_transfer.core.masks import MASKERS
+from mae_transfer.data import AUGMENTATIONS, DATASETS, MAP_SETS, OBJECT_SETS, SCENE_TRANSFORMS
+from mae_transfer.engine.optim import OPTIMIZERS
+from mae_transfer.targets import TARGETS
+from mae_transfer.tasks import protocols, segment_protocols
+
+TABLES: dict[str, Mapping[str, Callable[..., Any]]] = {
+    "ADAPTERS": ADAPTERS, "MASKERS": MASKERS, "AUGMENTATIONS": AUGMENTATIONS, "DATASETS": DATASETS, "MAP_SETS": MAP_SETS, "OBJECT_SETS": OBJECT_SETS,
+    "SCENE_TRANSFORMS": SCENE_TRANSFORMS, "OPTIMIZERS": OPTIMIZERS, "TARGETS": TARGETS, "PROTOCOLS": protocols.PROTOCOLS,
+    "segment.PROTOCOLS": segment_protocols.PROTOCOLS,
+}  # fmt: skip
+ENTRIES = {f"{table}[{name!r}]": factory for table, entries in TABLES.items() for name, factory in entries.items()}
+LEAST, MOST = (annotated_types.Ge, annotated_types.Gt), (annotated_types.Le, annotated_types.Lt)
+
+
+def schemas() -> list[type[Schema]]:
+    for module in pkgutil.walk_packages(mae_transfer.__path__, "mae_transfer."):
+        if not module.name.startswith(("mae_transfer.bench", "mae_transfer.adapters", "mae_transfer.tasks.detectron2")):
+            importlib.import_module(module.name)
+    found: list[type[Schema]] = [Schema]
+    for schema in found:
+        found += [below for below in schema.__subclasses__() if below.__module__.startswith("mae_transfer") and below.__name__ != "Options"]
+    return found
+
+
+def unbounded(annotation: Any, metadata: tuple[Any, ...] = ()) -> Iterator[Any]:
+    """Yield the int and float types within an annotation that have not both bounds."""
+    if get_origin(annotation) is Annotated:
+        inner, *more = get_args(annotation)
+        flat = [m for part in more for m in (part.metadata if isinstance(part, FieldInfo) else [part])]
+        yield from unbounded(inner, (*metadata, *flat))
+    elif annotation in (int, float):
+        if not (any(isinstance(m, LEAST) for m in metadata) and any(isinstance(m, MOST) for m in metadata)):
+            yield annotation
+    elif get_origin(annotation) is not Literal:
+        for part in get_args(annotation):
+            yield from unbounded(part, metadata if get_origin(annotation) in (Union, types.UnionType) else ())
+
+
+@pytest.mark.parametrize("schema", schemas(), ids=lambda schema: schema.__name__)
+def test_every_number_of_a_schema_has_both_bounds(schema: type[Schema]) -> None:
+    hints = get_type_hints(schema, include_extras=True)
+    assert not [name for name in schema.model_fields if list(unbounded(hints[name]))], "take a type of mae_transfer/bounds.py"
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_every_numeric_option_of_an_entry_has_both_bounds(entry: str) -> None:
+    factory = ENTRIES[entry]
+    hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory, include_extras=True)
+    options = [p.name for p in inspect.signature(factory).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    assert not [name for name in options if list(unbounded(hints[name]))], "take a type of mae_transfer/bounds.py"
