@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from mae_transfer.bounds import Count, Probability
-from mae_transfer.data.decode import UnreadableImage, decode
-from mae_transfer.data.folder import SUFFIXES
+from mae_transfer.data.decode import UnreadableImage, decode_file
 from mae_transfer.data.labelled import part_of
+from mae_transfer.data.listing import image_suffixes
 from mae_transfer.interfaces import IGNORED
 
 CLASSES_FILE = "classes.txt"  # a name per line; written with the generated shapes, or by the user
@@ -77,7 +77,7 @@ class Ade:
         self.classes = class_names(Path(root), classes)
         self.reduce_zero_label = reduce_zero_label
         self.images, self.maps = folders(root, split)
-        images, drawn = names_in(self.images, SUFFIXES), names_in(self.maps, (b".png",))
+        images, drawn = names_in(self.images, image_suffixes()), names_in(self.maps, (b".png",))
         if defect := _unpaired(images, drawn):
             raise ValueError(f"{self.images}, {self.maps}: {defect} (tools/prepare_data.py check lists every defect)")
         if first is not None and first < 1:
@@ -112,7 +112,7 @@ class Ade:
 
     def _decoded(self, index: int) -> Tensor:
         path = self.where(index)
-        return decode(Path(path).read_bytes(), where=path)
+        return decode_file(path)
 
 
 def class_names(root: Path, classes: Sequence[str] | None = None) -> tuple[str, ...]:

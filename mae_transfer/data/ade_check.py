@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from mae_transfer.data.ade import alike, class_names, folders, names_in, read_map, reduced
-from mae_transfer.data.coco_check import READERS, size_of
-from mae_transfer.data.decode import UnreadableImage
+from mae_transfer.data.coco_check import READERS
+from mae_transfer.data.decode import UnreadableImage, size_of
 from mae_transfer.data.defects import Defect, Defects, watched
-from mae_transfer.data.folder import SUFFIXES
+from mae_transfer.data.listing import image_suffixes
 from mae_transfer.interfaces import IGNORED
 
 
@@ -24,7 +24,7 @@ def check_ade(root: str, *, split: str = "training", classes: Sequence[str] | No
         count, (images, maps) = len(class_names(Path(root), classes)), folders(root, split)
     except ValueError as error:
         return [Defect("unusable data set", 1, (str(error),))]
-    pictures, drawn = names_in(images, SUFFIXES), names_in(maps, (b".png",))
+    pictures, drawn = names_in(images, image_suffixes()), names_in(maps, (b".png",))
     found.add_all("image without a map", [os.fsdecode(pictures[stem][0]) for stem in sorted(pictures.keys() - drawn.keys())])
     found.add_all("map without an image", [os.fsdecode(drawn[stem][0]) for stem in sorted(drawn.keys() - pictures.keys())])
     found.add_all("files that differ in their suffix alone", [*alike(pictures), *alike(drawn)])

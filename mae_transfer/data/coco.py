@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mae_transfer.bounds import Count, Probability
 from mae_transfer.data import outlines
-from mae_transfer.data.decode import UnreadableImage, decode
+from mae_transfer.data.decode import UnreadableImage, decode_file
 from mae_transfer.data.labelled import part_of
 from mae_transfer.interfaces import Objects
 
@@ -121,7 +121,7 @@ class Coco:
     def read(self, index: int) -> Annotated:
         """Return image `index` with its objects; UnreadableImage names a file that cannot be decoded, or is not of the size that the json says."""
         path = self.where(index)
-        image = decode(Path(path).read_bytes(), where=path)
+        image = decode_file(path)
         height, width = self.size(index)
         if image.shape[1:] != (height, width):
             raise UnreadableImage(f"{path} has {image.shape[2]} x {image.shape[1]} pixels, {self.json.name} says {width} x {height}")

@@ -12,15 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image
-
 from mae_transfer.data import outlines
 from mae_transfer.data.coco import Json, load_json, locate
+from mae_transfer.data.decode import size_of
 from mae_transfer.data.defects import Defect, Defects, watched
 
 OUTSIDE = 1.0  # pixels that a box may reach over the edge: COCO's own are rounded
 READERS = 8  # files opened at a time
-ORIENTATION = 0x0112  # EXIF's tag
 
 
 class Known(NamedTuple):
@@ -79,18 +77,6 @@ def _files(images: list[Any], folder: Path, found: Defects) -> None:
             elif {"height", "width"} <= image.keys() and size != (image["height"], image["width"]):
                 stated = f"{image['width']} x {image['height']}"
                 found.add("image of another size than the json says", f"{image['file_name']} ({size[1]} x {size[0]}, json: {stated})")
-
-
-def size_of(path: Path) -> tuple[int, int] | str:
-    """Return H, W of an image file, upright, from its header; or what is wrong with it."""
-    try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(ORIENTATION, 1) >= 5  # these exchange width and height
-            return (image.width, image.height) if turned else (image.height, image.width)
-    except FileNotFoundError:
-        return "missing image"
-    except Exception:  # PIL's plugins raise nearly anything on broken files
-        return "unreadable image"
 
 
 def _objects(objects: list[Any], known: Known, found: Defects) -> None:

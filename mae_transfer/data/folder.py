@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mae_transfer.data.decode import decode
+from mae_transfer.data.decode import decode_file
+from mae_transfer.data.listing import PassedOver, is_image
+from mae_transfer.data.notes import report_on_main
 from mae_transfer.data.source import UNLABELLED, Sample
-
-SUFFIXES = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".gif", b".tif", b".tiff", b".ppm", b".pgm", b".avif", b".jp2")
 
 
 class Folder:
@@ -29,12 +29,19 @@ class Folder:
     """
 
     def __init__(self, *, root: str, split: str | None = None, labelled: bool = True) -> None:
-        self.folder = _existing(Path(root), split)
-        self.classes = tuple(_class_names(self.folder)) if labelled else ()
-        groups = [list(_scan(os.fsencode(self.folder / name))) for name in self.classes or ("",)]
-        for name, group in zip(self.classes or ("",), groups, strict=True):
-            if not group:
-                raise ValueError(f"{self.folder / name} holds no image ({_suffixes()}): fill it or remove it")
+        self.folder = _existing(Path(root).expanduser(), split)
+        passed = PassedOver()
+        self.classes = tuple(_class_names(self.folder, passed)) if labelled else ()
+        groups = []
+        for name in self.classes or ("",):
+            within = PassedOver()
+            groups.append(list(_scan(os.fsencode(self.folder / name), within)))
+            if not groups[-1]:
+                held = f"; it holds {within}" if within else ""
+                raise ValueError(f"{self.folder / name} holds no image that can be decoded{held}: fill it or remove it")
+            passed.update(within)
+        if passed:
+            report_on_main(f"{self.folder}: passed over are {passed}")
         names = [name for group in groups for name in group]
         self._names = b"".join(names)
         self._ends = np.cumsum([len(name) for name in names])
@@ -46,7 +53,7 @@ class Folder:
     def read(self, index: int) -> Sample:
         """Return image `index` decoded, (3, H, W) uint8, with its label; UnreadableImage names a file that cannot be decoded."""
         path = self.where(index)
-        return Sample(decode(Path(path).read_bytes(), where=path), int(self._labels[index]))
+        return Sample(decode_file(path), int(self._labels[index]))
 
     def labels(self) -> np.ndarray:
         """Return the label of every image, (N,) int64."""
@@ -68,24 +75,24 @@ def _existing(root: Path, split: str | None) -> Path:
     return folder
 
 
-def _class_names(folder: Path) -> list[str]:
+def _class_names(folder: Path, passed: PassedOver) -> list[str]:
     with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        seen = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    names = [entry.name for entry in seen if entry.is_dir()]
     if not names:
         raise ValueError(f"{str(folder)!r} has no class folders; for a folder of unlabelled images set labelled=False")
+    for entry in seen:
+        if not entry.is_dir():
+            passed.add(os.fsencode(entry.name), "in no class folder")
     return names
 
 
-def _scan(folder: bytes) -> Iterator[bytes]:
+def _scan(folder: bytes, passed: PassedOver) -> Iterator[bytes]:
     """Yield the paths of the image files below a folder in sorted order, following links, without hidden ones (such as macOS's ._ twins)."""
     with os.scandir(folder) as entries:
         found = sorted((entry for entry in entries if not entry.name.startswith(b".")), key=lambda entry: entry.name)
     for entry in found:
-        if entry.name.lower().endswith(SUFFIXES):
+        if entry.is_dir():
+            yield from _scan(entry.path, passed)
+        elif is_image(entry, passed):
             yield entry.path
-        elif entry.is_dir():
-            yield from _scan(entry.path)
-
-
-def _suffixes() -> str:
-    return " ".join(suffix.decode() for suffix in SUFFIXES)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mae_transfer.data.decode import UnreadableImage
+from mae_transfer.data.notes import collected, report_counted
 from mae_transfer.data.order import Key, Share, Sweep
 from mae_transfer.data.source import Sample, Source
 from mae_transfer.data.transforms import Augmentation
@@ -45,6 +46,7 @@ class Delivery(NamedTuple):
 
     batch: Any  # a NamedTuple with an `index`; None: no replacement was readable either
     unreadable: dict[int, str]  # index -> message
+    notes: tuple[str, ...] = ()  # what was odd about files that are used all the same
 
 
 class Readable(Protocol[S_co]):
@@ -71,6 +73,11 @@ class Samples(Dataset[Delivery], Generic[S, D], ABC):
         """Return the batch, a NamedTuple whose `index` is `images`, (B,) int64: the images that were read."""
 
     def __getitem__(self, keys: list[Key]) -> Delivery:
+        with collected() as notes:
+            delivery = self._delivery(keys)
+        return delivery._replace(notes=tuple(notes))
+
+    def _delivery(self, keys: list[Key]) -> Delivery:
         unreadable: dict[int, str] = {}
         drawn: list[D] = []
         images: list[int] = []
@@ -137,9 +144,14 @@ class Unreadable:
 
     limit: int = 0
     files: dict[int, str] = field(default_factory=dict)  # index -> message, of this process since its start
+    odd: set[str] = field(default_factory=set)  # notes on files that are used, likewise
 
     def note(self, delivery: Delivery) -> None:
         """Count and report what is new in a delivery; UnreadableImage above the limit or where no replacement could be read."""
+        for message in delivery.notes:
+            if message not in self.odd:
+                self.odd.add(message)
+                report_counted(len(self.odd), message)
         for index, message in delivery.unreadable.items():
             if index in self.files:
                 continue

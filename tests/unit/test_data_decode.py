@@ -1,13 +1,17 @@
 """decode: every odd image that turns up in a data set becomes upright RGB, or an error that names it."""
 
 import io
+import os
+import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
-from mae_transfer.data.decode import UnreadableImage, decode
+from mae_transfer.data.decode import UnreadableImage, decode, decode_file, size_of
+from mae_transfer.data.notes import collected
 
 HEIGHT, WIDTH = 24, 36
 
@@ -130,3 +134,138 @@ def test_torchcodec_is_found_when_torchvision_has_none(monkeypatch: pytest.Monke
     monkeypatch.delattr(torchvision_io, "decode_jpeg")
     monkeypatch.setattr("mae_transfer.data.decode._fast_jpeg", _find_fast_jpeg())
     assert torch.equal(decode(data, where="a.jpg"), expected)
+
+
+ISSUE = b"\0\x08\0\x02\x01\x12\0\x03"  # an EXIF that PIL raises on
+
+
+def with_metadata(kind: str, turned: int = 1) -> bytes:
+    """The picture with EXIF, a colour profile, a comment, XMP and texts, as far as the format has them."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E], exif[0x0132] = turned, "hello", "2020:01:01 00:00:00"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("Comment", "hello" * 20)
+    options = {
+        "JPEG": {"exif": exif, "icc_profile": profile, "comment": b"hello" * 20, "xmp": b"<x/>", "dpi": (72, 72)},
+        "PNG": {"exif": exif, "icc_profile": profile, "pnginfo": texts},
+        "TIFF": {"exif": exif, "icc_profile": profile, "description": "hello" * 20},
+        "WEBP": {"exif": exif, "icc_profile": profile, "xmp": b"<x/>", "lossless": True},
+        "AVIF": {"exif": exif, "icc_profile": profile, "quality": 100},
+        "GIF": {"comment": b"hello" * 20},
+        "BMP": {},
+    }
+    return encoded(picture(), kind, **options[kind])
+
+
+def test_the_png_of_the_issue_is_used_and_noted() -> None:
+    sound = encoded(picture(), "PNG")
+    data = encoded(picture(), "PNG", exif=ISSUE)
+    with collected() as notes:
+        image = decode(data, where="a.png")
+    assert torch.equal(image, decode(sound, where="sound.png"))
+    (message,) = notes
+    assert message.startswith("a.png: its EXIF cannot be read")
+    assert message.endswith("(its pixels are used)")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_an_exif_that_is_noise_costs_no_pixels(kind: str) -> None:
+    sound = decode(with_metadata(kind), where="sound")
+    data = with_metadata(kind)
+    start = max(data.find(b"MM\0*", 8), data.find(b"II*\0", 8))
+    if kind == "TIFF":  # whose directory is its EXIF: the description's place is broken
+        at = data.index(b"\x0e\x01\x02\x00")
+        broken = data[: at + 8] + b"\xff" * 4 + data[at + 12 :]
+    else:
+        broken = data[: start + 4] + b"\xff" * 6 + data[start + 10 :]
+    with collected() as notes:
+        assert torch.equal(decode(broken, where="broken"), sound)
+    assert len(notes) == 1 or kind == "JPEG", "PIL reads a JPEG's broken EXIF as none"
+
+
+def metadata_of(data: bytes) -> list[int]:
+    """The places of bytes that say nothing about pixels."""
+    parts = [b"hello" * 20, b"hello", b"<x/>", b"2020:01:01 00:00:00", ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()]
+    return [place for part in parts if (start := data.find(part)) >= 0 for place in range(start, start + len(part))]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF", "GIF"])
+def test_noise_in_any_metadata_leaves_the_pixels_as_they_are(kind: str) -> None:
+    data, rng = with_metadata(kind), random.Random(0)
+    sound, places = decode(data, where="sound"), metadata_of(data)
+    for _ in range(40):
+        broken = bytearray(data)
+        for place in rng.sample(places, rng.choice([1, 2, 8, 16])):
+            broken[place] = rng.randrange(256)
+        assert torch.equal(decode(bytes(broken), where="noise"), sound)
+
+
+def test_a_broken_text_does_not_cost_the_orientation() -> None:
+    data = bytearray(with_metadata("PNG", turned=6))
+    data[data.index(b"hello" * 20)] ^= 1  # the chunk's checksum is wrong now
+    with collected() as notes:
+        assert decode(bytes(data), where="a.png").shape == (3, WIDTH, HEIGHT)
+    assert notes == ["a.png: its metadata are broken (its pixels are used)"]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_every_orientation_is_applied_once_and_the_size_is_known_from_the_header(kind: str, tmp_path: Path) -> None:
+    """PIL turns a TIFF by itself, and gives its upright size before that: `check` called turned TIFFs mis-sized."""
+    for turned in range(1, 9):
+        path = tmp_path / f"{turned}.img"
+        path.write_bytes(with_metadata(kind, turned))
+        image = decode_file(path)
+        assert distance(image, pixels(ImageOps.exif_transpose(Image.open(path)))) < 1
+        assert size_of(path) == tuple(image.shape[1:])
+        exif = Image.Exif()
+        exif[0x0112] = turned
+        assert distance(image, pixels(ImageOps.exif_transpose(_tagged(exif)))) < 6
+
+
+def _tagged(exif: Image.Exif) -> Image.Image:
+    return Image.open(io.BytesIO(encoded(picture(), "PNG", exif=exif)))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "AVIF"])
+def test_garbage_behind_the_image_is_passed_over(kind: str) -> None:
+    data = with_metadata(kind)
+    assert torch.equal(decode(data + b"garbage" * 9, where="tail"), decode(data, where="sound"))
+
+
+def test_what_libjpeg_and_libtiff_print_names_the_file(capfd: pytest.CaptureFixture[str]) -> None:
+    """It went to standard error without a name."""
+    data = encoded(picture(), "JPEG")
+    with collected() as notes:
+        decode(data[:-30] + data[-2:], where="some/odd.jpg")
+        lzw = bytearray(encoded(picture(), "TIFF", compression="tiff_lzw"))
+        lzw[60:64] = b"\xff\xff\xff\xff"
+        with pytest.raises(UnreadableImage, match=r"odd\.tif"):
+            decode(bytes(lzw), where="some/odd.tif")
+    assert notes == ["some/odd.jpg: Corrupt JPEG data: premature end of data segment (its pixels are used)"]
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_a_cut_file_is_unreadable_or_has_lost_nothing_but_metadata(kind: str) -> None:
+    """WebP keeps its EXIF behind the pixels."""
+    data = with_metadata(kind)
+    sound, read = decode(data, where="sound"), 0
+    for length in range(0, len(data), 23):
+        try:
+            assert torch.equal(decode(data[:length], where="cut"), sound)
+            read += 1
+        except UnreadableImage:
+            continue
+    assert read < 10
+
+
+def test_a_pipe_is_refused_by_its_name(tmp_path: Path) -> None:
+    """Opening one waits for its writer, and no signal ended that."""
+    os.mkfifo(tmp_path / "x.jpg")
+    with pytest.raises(UnreadableImage, match=r"x\.jpg is no regular file"):
+        decode_file(tmp_path / "x.jpg")
+    assert size_of(tmp_path / "x.jpg") == "unreadable image"
+    with pytest.raises(FileNotFoundError, match=r"y\.jpg"):
+        decode_file(tmp_path / "y.jpg")
+    assert size_of(tmp_path / "y.jpg") == "missing image"

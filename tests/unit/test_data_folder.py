@@ -1,5 +1,7 @@
 """Folder: what is read, in which order, and what is said about folders that do not fit."""
 
+import logging
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -7,7 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mae_transfer.data import Folder, UnreadableImage
+from mae_transfer.data import Crops, Folder, RandomCrop, Sweep, Unreadable, UnreadableImage, batches
+from mae_transfer.data.notes import report
+from mae_transfer.interfaces import ViewSpec
 
 
 @pytest.fixture
@@ -82,3 +86,70 @@ def test_it_travels_to_a_worker_small(root: Path) -> None:
     path_length = len(more.where(5))
     assert len(pickle.dumps(more)) - before < 100 * (path_length + 20)
     assert pickle.loads(pickle.dumps(more)).where(60) == more.where(60)
+
+
+@pytest.mark.parametrize("suffix", ["jfif", "jpe", "JPE", "tga", "jpx", "pnm"])
+def test_every_suffix_that_the_decoder_reads_is_found(tmp_path: Path, suffix: str) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / f"a.{suffix}")
+    assert len(Folder(root=str(tmp_path), labelled=False)) == 1
+    assert Folder(root=str(tmp_path), labelled=False).read(0).image.shape == (3, 4, 4)
+
+
+def test_what_is_passed_over_is_counted_and_named_once(root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    report.cache_clear()
+    for name in ("train/cat/1.heic", "train/dog/2.HEIC", "train/stray.jpg"):
+        (root / name).write_bytes(b"?")
+    os.mkfifo(root / "train/cat/pipe.jpg")
+    monkeypatch.setenv("RANK", "1")
+    Folder(root=str(root), split="train")
+    assert not caplog.records, "every rank would say the same"
+    monkeypatch.setenv("RANK", "0")
+    for _ in range(2):
+        assert len(Folder(root=str(root), split="train")) == 4
+    (message,) = caplog.messages
+    assert message == (
+        f"{root / 'train'}: passed over are 5 files (2 x .heic, 1.heic; 1 x .jpg in no class folder, stray.jpg; "
+        "1 x .txt, notes.txt; 1 x .jpg that is no regular file, pipe.jpg)"
+    )
+
+
+def test_a_folder_without_any_image_says_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "a.heic").write_bytes(b"?")
+    with pytest.raises(ValueError, match=r"holds no image that can be decoded; it holds 1 files \(1 x \.heic, a\.heic\): fill it"):
+        Folder(root=str(tmp_path), labelled=False)
+
+
+def test_a_folder_may_be_called_like_an_image_and_a_dead_link_is_no_silent_loss(tmp_path: Path) -> None:
+    (tmp_path / "set.jpg").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "set.jpg" / "a.png")
+    (tmp_path / "dead.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    folder = Folder(root=str(tmp_path), labelled=False)
+    assert [Path(folder.where(k)).name for k in range(len(folder))] == ["dead.jpg", "a.png"]
+    with pytest.raises(FileNotFoundError, match=r"dead\.jpg"):
+        folder.read(0)
+
+
+def test_a_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "photos/a.png")
+    assert len(Folder(root="~/photos", labelled=False)) == 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_odd_files_are_reported_from_the_workers_once_each(tmp_path: Path, workers: int, caplog: pytest.LogCaptureFixture) -> None:
+    """12 images whose EXIF PIL cannot read: they are used, 10 are named, the rest is counted."""
+    report.cache_clear()
+    for number in range(20):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number:02d}.png", exif=b"\0\x08\0\x02\x01\x12\0\x03")
+    caplog.set_level(logging.WARNING)
+    source, policy = Folder(root=str(tmp_path), labelled=False), Unreadable()
+    crops = Crops(source=source, seed=0, augmentation=RandomCrop((ViewSpec(8, "bicubic"),)))
+    for _ in range(2):
+        sweep = Sweep(images=20, batch=4, rank=0, world=1)
+        assert sum(len(batch.image) for batch in batches(crops, sweep, workers=workers, unreadable=policy)) == 20
+    assert len(policy.odd) == 20
+    assert not policy.files
+    named = [message for message in caplog.messages if message.endswith("(its pixels are used)")]
+    assert len(named) == len(set(named)) == 11
+    assert sum(message.startswith("16 files are odd") for message in caplog.messages) == 1
