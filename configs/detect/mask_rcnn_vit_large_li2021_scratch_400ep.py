@@ -1,4 +1,4 @@
-"""Mask R-CNN on ViT-L/16 from random weights by the protocol of Li et al. (2111.11429), at its longest schedule.
+"""Mask R-CNN on ViT-L/16 from random weights by the protocol of Li et al. (2111.11429), begun as in MIMDet, at its longest schedule.
 
 Command:   torchrun --nproc-per-node 8 tools/det_train.py configs/detect/mask_rcnn_vit_large_li2021_scratch_400ep.py --set data.root=/data/coco --work-dir runs/det_l_scratch
 Cost:      400 epochs, 737,500 steps of 64 images at 1024 pixels.
@@ -8,7 +8,7 @@ Published: box AP 50.7 (Li et al., text).
 _base_ = "./mask_rcnn_vit_base_li2021_100ep.py"
 protocol = "mask_rcnn-li2021-400ep"
 epochs = 184375 / 1832 * 4
-backbone = dict(reference="random:ViT-L/16", changes=dict(global_blocks=(5, 11, 17, 23)))
+backbone = dict(encoder=dict(size="vit_large", patch=16, init="beit"), changes=dict(global_blocks=(5, 11, 17, 23)))
 drop_path = 0.3
 optim = dict(lr=1.6e-4, weight_decay=0.2)
 run = dict(device_batch=2)

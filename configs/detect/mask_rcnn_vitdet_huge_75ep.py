@@ -9,7 +9,7 @@ _base_ = "./mask_rcnn_vitdet_base_100ep.py"
 epochs = 138281 / 1832
 backbone = dict(changes=dict(global_blocks=(7, 15, 23, 31)))
 optim = dict(layer_decay=0.9)
-schedule = dict(milestones=(122916 / 1832, 133159 / 1832))
+schedule = dict(milestones=(122916 / 1832, 133159 / 1832), warmup_epochs=187.5 / 1832)  # three quarters of ViT-B's and -L's
 decay = "all"
 drop_path = 0.5
 run = dict(device_batch=1, checkpoint_activations=True)

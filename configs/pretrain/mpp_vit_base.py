@@ -1,6 +1,6 @@
 """Masked patch prediction, ViT-B/16 (the ViT paper, arXiv 2010.11929, B.1.2), as a configuration of the MAE's pieces: half of the patches corrupted (80 % a
 mask token, 10 % another patch, 10 % kept), their mean colour in 3 bits per channel (512 classes) predicted by a linear head. The paper trained on JFT for 1M
-steps; here ImageNet-1K for 300 epochs (94k steps), with its warm-up of 10k steps.
+steps; here ImageNet-1K for 300 epochs (94k steps), with its warm-up of 10k steps. Weights begin as in its repository (google-research/vision_transformer).
 
 Command:   torchrun --nproc-per-node 8 tools/pretrain.py configs/pretrain/mpp_vit_base.py --work-dir runs/mpp_b --set data.root=/data/imagenet
 Cost:      300 epochs are 3.8e8 images; every patch passes the encoder, 4 times what MAE encodes.
@@ -17,7 +17,7 @@ data = dict(
     size=224,
     augmentation=dict(name="random_crop", scale=(0.08, 1.0)),
 )
-model = dict(encoder=dict(size="vit_base", patch=16, image_size=224, positions="learned"), decoder=dict(depth=0), corrupt="bert")
+model = dict(encoder=dict(size="vit_base", patch=16, image_size=224, positions="learned", init="vit"), decoder=dict(depth=0), corrupt="bert")
 mask = dict(name="random", ratio=0.5)
 target = dict(name="mean_colour")
 optim = dict(algorithm=dict(name="adamw", betas=(0.9, 0.999)), lr=2e-4, weight_decay=0.05)

@@ -24,7 +24,7 @@ from torchvision.transforms.v2 import functional as F
 
 from mae_transfer.bounds import Factor, Portion, Probability, real
 from mae_transfer.core.normalize import IMAGENET
-from mae_transfer.interfaces import ViewSpec
+from mae_transfer.interfaces import Interpolation, ViewSpec
 
 Box = tuple[int, int, int, int]
 
@@ -80,6 +80,7 @@ class RandomCrop:
         aspect: least and largest width / height of the crop.
         flip: probability of a horizontal flip.
         jitter: strength of brightness, contrast and saturation; the paper's '+ color jit' does not name one, 0.4 is BEiT's.
+        interpolation: of the encoder's view (SimMIM's crop is bilinear, MAE's and BEiT's bicubic).
     """
 
     def __init__(
@@ -90,9 +91,11 @@ class RandomCrop:
         aspect: tuple[Factor, Factor] = (3 / 4, 4 / 3),
         flip: Probability = 0.5,
         jitter: Probability = 0.0,
+        interpolation: Interpolation = "bicubic",
     ) -> None:
         self.scale, self.aspect = _crop_range(scale, aspect)
-        self.views, self.flip, self.jitter = tuple(views), flip, _strength(jitter)
+        self.views = (views[0]._replace(interpolation=interpolation), *views[1:])
+        self.flip, self.jitter = flip, _strength(jitter)
 
     def __call__(self, image: Tensor) -> tuple[Tensor, ...]:
         box = RandomResizedCrop.get_params(image, self.scale, self.aspect)

@@ -71,6 +71,9 @@ class OptimConfig(Schema):
     """Decoupled weight decay of matrices; vectors, biases and what the model names do not decay."""
     layer_decay: Portion | None = None
     """Factor of the learning rate from each layer down to the one below; None: one rate for all."""
+    no_decay: tuple[Literal["pos_embed", "cls_token", "mask_token", "rel_pos_bias"], ...] | None = None
+    """What has no weight decay beside vectors and biases: position table, class token, mask token, tables of relative-position biases. None: nothing
+    more in pretraining (MAE), all that the backbone declares at transfer (position table, class token, bias tables)."""
     clip_norm: Positive | None = None
     """Largest total gradient norm, l2; None: no clipping."""
 
@@ -92,6 +95,21 @@ def peak_lr(cfg: OptimConfig, *, global_batch: int) -> float:
         return cfg.lr
     assert cfg.blr is not None
     return cfg.blr * global_batch / 256
+
+
+def spared(model: nn.Module, cfg: OptimConfig, *, default: Collection[str] | None) -> Collection[str] | None:
+    """Return the full names of the parameters that `cfg.no_decay` means, or the default where it says nothing; both are for param_groups.
+
+    Raises:
+        ValueError: the model has no such parameter, so that the option would silently do nothing.
+    """
+    if cfg.no_decay is None:
+        return default
+    names = [name for name, _ in model.named_parameters()]
+    found = {part: [name for name in names if part in name.split(".")] for part in cfg.no_decay}
+    if missing := [part for part, matched in found.items() if not matched]:
+        raise ValueError(f"optim.no_decay names {', '.join(missing)}, which {type(model).__name__} does not have: leave it out")
+    return {name for matched in found.values() for name in matched}
 
 
 def build_optimizer(cfg: OptimConfig, groups: Sequence[Group], *, lr: float) -> torch.optim.Optimizer:

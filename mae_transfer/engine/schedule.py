@@ -27,7 +27,7 @@ class Schedule(Schema):
     gamma: Factor = 0.1
     """Factor at each milestone."""
     warmup_epochs: NonNegative = 0.0
-    """Epochs over which the rate climbs linearly to its peak; fractions count."""
+    """Epochs over which the rate climbs linearly to its peak; fractions of an epoch and of a step count (ViTDet-H: 187.5 steps)."""
     warmup_factor: Probability = 0.0
     """Share of the peak at which the warm-up begins."""
     min_lr: Weight = 0.0
@@ -43,11 +43,16 @@ def lr_at(step: int, *, schedule: Schedule, peak: float, steps: int, steps_per_e
     Raises:
         ValueError: the warm-up is longer than the run.
     """
-    warmup = schedule.warmup_epochs * steps_per_epoch
+    warmup = in_steps(schedule.warmup_epochs, steps_per_epoch)
     if warmup > steps:
         raise ValueError(f"warmup_epochs={schedule.warmup_epochs:g} is {warmup:g} steps, but the run has {steps}: shorten it or train longer")
     if step < warmup:
         return peak * (schedule.warmup_factor + (1.0 - schedule.warmup_factor) * step / warmup)
     progress = (step - warmup) / max(steps - warmup, 1.0)
-    passed = sum(step >= milestone * steps_per_epoch for milestone in schedule.milestones)
+    passed = sum(step >= in_steps(milestone, steps_per_epoch) for milestone in schedule.milestones)
     return schedule.gamma**passed * (schedule.min_lr + (peak - schedule.min_lr) * CURVES[schedule.kind](min(progress, 1.0)))
+
+
+def in_steps(epochs: float, steps_per_epoch: int) -> float:
+    """Return epochs as steps, a fraction included, to the millionth: 187.5 / 1832 epochs of 1832 steps are 187.5 steps, whatever the rounding."""
+    return round(epochs * steps_per_epoch, 6)

@@ -17,7 +17,8 @@ from mae_transfer.config import Schema
 from mae_transfer.core.patches import grid_of, put, take
 from mae_transfer.core.positions import resample, sincos_2d
 from mae_transfer.interfaces import Mask
-from mae_transfer.models.vit import NORM_EPS, Block, ViT, ViTConfig, initialize, run
+from mae_transfer.models.initialize import initialize
+from mae_transfer.models.vit import NORM_EPS, Block, ViT, ViTConfig, run
 
 Corrupt = Callable[[Tensor, Mask, Tensor], Tensor]  # embeddings (B, N, D), mask, mask token (1, 1, D) -> what the encoder sees, (B, N, D)
 
@@ -120,7 +121,7 @@ class MAE(nn.Module):
         self.decoder = (
             Decoder(cfg.decoder, self.encoder, out, has_mask_token=not cfg.corrupt) if cfg.decoder.depth else LinearDecoder(self.encoder, out)
         )
-        initialize(self)
+        initialize(self, cfg.encoder.init)
 
     def forward(self, images: Tensor, mask: Mask) -> Tensor:
         """Return the predictions (B, M, P) for the hidden patches `mask.ids_masked` of normalised images (B, C, H, W)."""

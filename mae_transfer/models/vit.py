@@ -25,6 +25,7 @@ from mae_transfer.core.patches import grid_of, patchify, take
 from mae_transfer.core.positions import resample, sincos_2d
 from mae_transfer.interfaces import Features
 from mae_transfer.models.attention import Attention, QkvBias, RelativePositionBias
+from mae_transfer.models.initialize import Init, initialize
 
 NORM_EPS = 1e-6  # of every LayerNorm of the MAE release
 
@@ -79,6 +80,8 @@ class ViTConfig(Schema):
     """Initial value of LayerScale; None: no LayerScale."""
     drop_path: BelowOne = 0.0
     """Stochastic depth of the last block; it grows linearly from 0 at the first."""
+    init: Init = "mae"
+    """How fresh weights are drawn: as the code of MAE, BEiT, SimMIM, MaskFeat or ViT draws them (the table of models/initialize.py)."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -207,7 +210,7 @@ class ViT(nn.Module):
         decomposed = self.grid if cfg.relative_positions == "decomposed" else None
         self.blocks = nn.ModuleList(block(window=window, decomposed=decomposed, drop_path=rate) for window, rate in zip(windows, rates, strict=True))
         self.norm = nn.LayerNorm(self.dim, eps=cfg.norm_eps) if cfg.final_norm else None
-        initialize(self)
+        initialize(self, cfg.init)
 
     def forward(self, images: Tensor, *, taps: Sequence[int] = (), norm: bool = False) -> Features:
         """Return the maps after blocks `taps` (0-based; the last one where empty) of normalised images (B, C, H, W), and the class token.
@@ -271,20 +274,9 @@ class ViT(nn.Module):
         raise ValueError(f"{name!r} is no parameter of this encoder")
 
     def no_weight_decay(self) -> set[str]:
-        """Return the parameters of two and more dimensions that recipes spare from weight decay (MAE, BEiT); ViTDet's rel_pos_h, rel_pos_w decay."""
+        """Return the parameters of two and more dimensions that recipes of transfer spare from weight decay, where a config does not say.
+
+        Position table and class token are MAE's and BEiT's, the bias tables MIMDet's and timm's; ViTDet's rel_pos_h and rel_pos_w decay.
+        """
         names = {"pos_embed", "cls_token"} | {f"rel_pos_bias.{i}.table" for i in range(len(self.rel_pos_bias))}
         return names & {name for name, _ in self.named_parameters()}
-
-
-@torch.no_grad()
-def initialize(module: nn.Module) -> None:
-    """Initialise in place as MAE does: Xavier uniform for linear layers and for the patch convolution seen as one, tokens N(0, 0.02)."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            nn.init.xavier_uniform_(layer.weight.view(len(layer.weight), -1))
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-        for leaf in ("cls_token", "mask_token"):
-            token = layer._parameters.get(leaf)
-            if token is not None:
-                nn.init.normal_(token, std=0.02)

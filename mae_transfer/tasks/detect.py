@@ -43,7 +43,7 @@ from mae_transfer.engine import checkpoint
 from mae_transfer.engine.dist import Dist, assemble, session
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.loop import Step, StepFn
-from mae_transfer.engine.optim import Decay, Layers, build_optimizer, param_groups, peak_lr
+from mae_transfer.engine.optim import Decay, Layers, build_optimizer, param_groups, peak_lr, spared
 from mae_transfer.engine.state import LoopConfig, Precision, TrainState, autocast
 from mae_transfer.interfaces import Found
 from mae_transfer.metrics.coco import CocoMetric, Detections, Kind
@@ -220,7 +220,8 @@ def build_state(cfg: DetectConfig, parts: Parts, loop: LoopConfig, *, dist: Dist
     dressed = assemble(parts.model, dist=dist, compile=cfg.run.compile, checkpoint_activations=cfg.run.checkpoint_activations)
     model: Any = parts.model
     layers = Layers(model.layer_of, model.pyramid.depth, cfg.optim.layer_decay) if cfg.optim.layer_decay else None
-    groups = param_groups(model, weight_decay=cfg.optim.weight_decay, layers=layers, decay=cfg.decay)
+    no_decay = spared(model, cfg.optim, default=None)
+    groups = param_groups(model, weight_decay=cfg.optim.weight_decay, layers=layers, no_decay=no_decay, decay=cfg.decay)
     optimizer, names = build_optimizer(cfg.optim, groups, lr=peak_lr(cfg.optim, global_batch=cfg.batch)), parts.train.classes
     return TrainState.create(dressed, optimizer, loop, dist=dist, digest=classes_digest(names), extra={"names": list(names)})
 

@@ -39,7 +39,7 @@ from mae_transfer.engine import checkpoint
 from mae_transfer.engine.dist import Dist, assemble, read_mean, session
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.loop import Step
-from mae_transfer.engine.optim import build_optimizer, param_groups, peak_lr
+from mae_transfer.engine.optim import build_optimizer, param_groups, peak_lr, spared
 from mae_transfer.engine.state import LoopConfig, TrainState
 from mae_transfer.interfaces import Batch, Mask, Target
 from mae_transfer.models.mae import MAE, MAEConfig
@@ -223,13 +223,13 @@ def build_parts(cfg: PretrainConfig, dist: Dist) -> Parts:
 
 
 def build_state(cfg: PretrainConfig, target: Target, loop: LoopConfig, *, dist: Dist) -> TrainState:
-    """Return model and optimizer before the first step. Pretraining spares only vectors and biases from weight decay (MAE, table 8)."""
+    """Return model and optimizer before the first step. Unless told otherwise, only vectors and biases have no weight decay (MAE, table 8)."""
     torch.manual_seed(fold(cfg.seed, "init"))
     model = MAE(cfg.model, target.dim)
     if cfg.start is not None:
         load_start(model, cfg.start)
     dressed = assemble(model, dist=dist, compile=cfg.run.compile, checkpoint_activations=cfg.run.checkpoint_activations)
-    groups = param_groups(model, weight_decay=cfg.optim.weight_decay, no_decay=())
+    groups = param_groups(model, weight_decay=cfg.optim.weight_decay, no_decay=spared(model, cfg.optim, default=()))
     optimizer = build_optimizer(cfg.optim, groups, lr=peak_lr(cfg.optim, global_batch=cfg.batch))
     extra = {"target": buffers_of(target)}
     return TrainState.create(dressed, optimizer, loop, dist=dist, digest=digest_of(cfg.target), extra=extra)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mae_transfer.bounds import BelowOne, NonNegative, Probability, Rate, Weight
 from mae_transfer.core.normalize import Statistics, normalize
 from mae_transfer.engine.loop import Step, StepFn
-from mae_transfer.engine.optim import Group, Layers, OptimConfig, param_groups
+from mae_transfer.engine.optim import Group, Layers, OptimConfig, param_groups, spared
 from mae_transfer.interfaces import Batch
 from mae_transfer.models.heads import Classifier, Pool, ProbeRow, Tune, freeze
 
@@ -103,7 +103,7 @@ class Finetune:
     def groups(self, model: nn.Module, optim: OptimConfig) -> list[Group]:
         assert isinstance(model, Classifier)
         layers = Layers(model.layer_of, model.encoder.depth, optim.layer_decay) if optim.layer_decay else None
-        return param_groups(model, weight_decay=optim.weight_decay, layers=layers)
+        return param_groups(model, weight_decay=optim.weight_decay, layers=layers, no_decay=spared(model, optim, default=None))
 
     def step(self, feed: Feed) -> StepFn:
         """Return the step: erase, mix, compare. Mixup pairs an image with its mirror in the batch, whose size must be even."""
@@ -193,7 +193,7 @@ class Linear:
         return [
             {**group, "lr_scale": rate, "name": f"{name}_{group['name']}"}
             for name, (rate, _) in self.probes().items()
-            for group in param_groups(model.probes[name], weight_decay=optim.weight_decay)
+            for group in param_groups(model.probes[name], weight_decay=optim.weight_decay, no_decay=spared(model.probes[name], optim, default=None))
         ]
 
     def step(self, feed: Feed) -> StepFn:

@@ -12,7 +12,7 @@ from mae_transfer.adapters import AdaptedBackbone, TapFPN, maps_of
 from mae_transfer.adapters.mmseg import Segmenter, encoder_decoder, fcn_head, linear_head, uper_head
 from mae_transfer.adapters.normed_taps import NormedTaps
 from mae_transfer.bounds import BelowOne, Factor, FewOrNone, Weight, Width
-from mae_transfer.engine.optim import Group, Layers, OptimConfig, param_groups
+from mae_transfer.engine.optim import Group, Layers, OptimConfig, param_groups, spared
 from mae_transfer.interfaces import Backbone
 
 
@@ -58,7 +58,7 @@ class UperNet:
         layer_scale: begins at this value where the backbone has none; None: as the backbone has it.
         class_token: False leaves it out of the encoder; None: as the backbone has it.
         decays: "spared": position table, class token and bias tables have no weight decay; "published": they decay, as in the recipes of BEiT,
-            mae_segmentation and mmseg, whose list of exceptions names them without the prefix that they carry there.
+            mae_segmentation and mmseg, whose list of exceptions names them without the prefix that they carry there. `optim.no_decay` overrides it.
     """
 
     taps: tuple[FewOrNone, ...] | None = None
@@ -95,7 +95,8 @@ class UperNet:
 
     def groups(self, model: Segmenter, optim: OptimConfig) -> list[Group]:
         layers = Layers(model.layer_of, model.pyramid.backbone.depth, optim.layer_decay) if optim.layer_decay else None
-        return param_groups(model, weight_decay=optim.weight_decay, layers=layers, no_decay=() if self.decays == "published" else None)
+        no_decay = spared(model, optim, default=() if self.decays == "published" else None)
+        return param_groups(model, weight_decay=optim.weight_decay, layers=layers, no_decay=no_decay)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +128,7 @@ class Linear:
     def groups(self, model: Segmenter, optim: OptimConfig) -> list[Group]:
         if optim.layer_decay:
             raise ValueError(f"layer_decay = {optim.layer_decay}, but the trunk is frozen: leave it out")
-        return param_groups(model, weight_decay=optim.weight_decay)
+        return param_groups(model, weight_decay=optim.weight_decay, no_decay=spared(model, optim, default=None))
 
 
 PROTOCOLS: Mapping[str, Callable[..., SegmentProtocol]] = {"upernet": UperNet, "linear": Linear}

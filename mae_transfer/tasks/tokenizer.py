@@ -36,7 +36,7 @@ from mae_transfer.draw.reconstructions import save_sheet
 from mae_transfer.engine.dist import Dist, assemble, read_mean, session
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.loop import Step
-from mae_transfer.engine.optim import build_optimizer, param_groups, peak_lr
+from mae_transfer.engine.optim import build_optimizer, param_groups, peak_lr, spared
 from mae_transfer.engine.state import LoopConfig, TrainState
 from mae_transfer.interfaces import Batch
 from mae_transfer.models.dvae import DVAE, DVAEConfig, DVAETokenizer, kl_to_uniform, map_pixels, reconstruction_loss
@@ -226,7 +226,7 @@ def build_state(cfg: TokenizerConfig, loop: LoopConfig, *, dist: Dist) -> TrainS
     torch.manual_seed(fold(cfg.seed, "init"))
     model = DVAE(cfg.model)
     dressed = assemble(model, dist=dist, compile=cfg.run.compile, checkpoint_activations=cfg.run.checkpoint_activations)
-    groups = param_groups(model, weight_decay=cfg.optim.weight_decay, no_decay=())
+    groups = param_groups(model, weight_decay=cfg.optim.weight_decay, no_decay=spared(model, cfg.optim, default=()))
     return TrainState.create(dressed, build_optimizer(cfg.optim, groups, lr=peak_lr(cfg.optim, global_batch=cfg.batch)), loop, dist=dist)
 
 

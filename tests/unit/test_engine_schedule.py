@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
-from mae_transfer.engine.schedule import Schedule, lr_at
+from mae_transfer.config import load
+from mae_transfer.engine.schedule import Schedule, in_steps, lr_at
+from mae_transfer.tasks.detect import DetectConfig
 
 SCHEDULE = Schedule(warmup_epochs=40.0, min_lr=1e-6)
 
@@ -58,3 +61,17 @@ def test_a_warm_up_over_the_whole_run_is_allowed_and_a_longer_one_is_an_error() 
     assert lr_at(10, schedule=Schedule(warmup_epochs=10.0), peak=1.0, steps=10, steps_per_epoch=1) == 1.0
     with pytest.raises(ValueError, match=r"warmup_epochs=11 is 11 steps, but the run has 10"):
         lr_at(0, schedule=Schedule(warmup_epochs=11.0), peak=1.0, steps=10, steps_per_epoch=1)
+
+
+def test_warm_ups_and_milestones_are_whole_or_half_steps_exactly() -> None:
+    """ViTDet-H warms up for three quarters of 250 steps; epochs are fractions, and 163889 / 1832 * 1832 is not 163889 in floats of every length."""
+    for per_epoch in (1832, 1848, 7, 312):
+        half = Schedule(kind="constant", warmup_epochs=187.5 / per_epoch, warmup_factor=0.001)
+        rates = [lr_at(step, schedule=half, peak=1.0, steps=138281, steps_per_epoch=per_epoch) for step in (0, 187, 188)]
+        assert rates == [0.001, 0.001 + 0.999 * 187 / 187.5, 1.0]
+        assert all(in_steps(steps / per_epoch, per_epoch) == steps for steps in (163889, 177546, 122916, 133159, 250))
+
+
+def test_vitdet_hs_config_warms_up_for_187_and_a_half_steps() -> None:
+    cfg = load(Path(__file__).parents[2] / "configs/detect/mask_rcnn_vitdet_huge_75ep.py", DetectConfig)
+    assert in_steps(cfg.schedule.warmup_epochs, 117_266 // 64) == 187.5

@@ -1,0 +1,96 @@
+"""Fresh weights of encoder and decoder, drawn as each method's own code draws them.
+
+N is a normal distribution of standard deviation 0.02, TN the same cut at one standard deviation (BEiT's trunc_normal_), X Xavier's uniform one.
+
+init      linear layers      patch filters  class, mask token  learned positions  patch bias  other biases
+mae       X                  X              N                  sin-cos            uniform     0
+beit      TN, rescaled       TN             TN                 TN                 0           0
+simmim    TN, rescaled       TN             TN                 TN                 0           0
+maskfeat  N                  N              N                  N                  uniform     0.02
+vit       X (q, k, v apart)  LeCun normal   0, N               N                  0           0
+
+Rescaled: attn.proj and mlp.fc2 of block l, 1-based, are divided by sqrt(2 l). Uniform: what torch gives the bias of a convolution, within
+1/sqrt(p * p * C). The layer that predicts has torch's uniform weights and bias (simmim), a bias of 0 (maskfeat), weights of 0 (vit). Norms begin at 1
+and 0; the bias of those in maskfeat's blocks is 0.02, that of vit's MLPs N(1e-6). LayerScale and the tables of relative positions are constants.
+
+Sources: facebookresearch/mae models_mae.py (by RECIPES 1 (a)); microsoft/unilm beit/modeling_pretrain.py; microsoft/SimMIM models/simmim.py;
+facebookresearch/SlowFast slowfast/models/video_model_builder.py and head_helper.py, whose MaskFeat does not rescale; google-research/
+vision_transformer vit_jax/models_vit.py. MIMDet's models/benchmarking.py begins Li et al.'s detectors as BEiT.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from timm.layers.weight_init import lecun_normal_
+from torch import Tensor, nn
+
+Init = Literal["mae", "beit", "simmim", "maskfeat", "vit"]
+
+STD = 0.02
+
+
+@torch.no_grad()
+def initialize(module: nn.Module, init: Init) -> None:
+    """Draw the weights of a ViT or an MAE in place, from torch's generator, in the order of its modules."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d) and not (init == "simmim" and _predicts(name)):
+            _weights(name, layer, init)
+            _bias(name, layer, init)
+        elif isinstance(layer, nn.LayerNorm) and init == "maskfeat" and "blocks." in name:
+            nn.init.constant_(layer.bias, STD)
+        for leaf in ("cls_token", "mask_token", "pos_embed"):
+            token = layer._parameters.get(leaf)
+            if token is not None and token.requires_grad and not (init == "mae" and leaf == "pos_embed"):
+                _token(leaf, token, init)
+    if init in ("beit", "simmim"):
+        rescale_by_depth(module)
+
+
+def rescale_by_depth(module: nn.Module) -> None:
+    """Divide the weights of attn.proj and mlp.fc2 of each block by sqrt(2 l), l = 1 for the first (BEiT, arXiv 2106.08254, section 2.5)."""
+    for name, parameter in module.named_parameters():
+        _, found, rest = name.rpartition("blocks.")
+        number, _, leaf = rest.partition(".")
+        if found and leaf in ("attn.proj.weight", "mlp.fc2.weight"):
+            parameter.data.div_((2.0 * (int(number) + 1)) ** 0.5)
+
+
+def _weights(name: str, layer: nn.Linear | nn.Conv2d, init: Init) -> None:
+    matrix = layer.weight.view(len(layer.weight), -1)
+    if init in ("beit", "simmim"):
+        nn.init.trunc_normal_(matrix, std=STD, a=-STD, b=STD)
+    elif init == "maskfeat":
+        nn.init.normal_(matrix, std=STD)
+    elif init == "vit" and isinstance(layer, nn.Conv2d):
+        lecun_normal_(layer.weight)  # type: ignore[no-untyped-call]
+    elif init == "vit" and _predicts(name):
+        nn.init.zeros_(matrix)
+    else:
+        for part in matrix.chunk(3) if init == "vit" and name.endswith("attn.qkv") else (matrix,):
+            nn.init.xavier_uniform_(part)
+
+
+def _bias(name: str, layer: nn.Linear | nn.Conv2d, init: Init) -> None:
+    """Fill the bias; the patch convolution of mae and maskfeat keeps the one that torch has drawn."""
+    if layer.bias is None or (isinstance(layer, nn.Conv2d) and init in ("mae", "maskfeat")):
+        return
+    if init == "vit" and ".mlp." in name:
+        nn.init.normal_(layer.bias, std=1e-6)
+    else:
+        nn.init.constant_(layer.bias, STD if init == "maskfeat" and not _predicts(name) else 0.0)
+
+
+def _token(leaf: str, token: Tensor, init: Init) -> None:
+    if init in ("beit", "simmim"):
+        nn.init.trunc_normal_(token, std=STD, a=-STD, b=STD)
+    elif init == "vit" and leaf == "cls_token":
+        nn.init.zeros_(token)
+    else:
+        nn.init.normal_(token, std=STD)
+
+
+def _predicts(name: str) -> bool:
+    """Tell whether a layer is the last one of an MAE, which predicts."""
+    return name.endswith("decoder.pred")
