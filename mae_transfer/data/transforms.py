@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Callable, Sequence
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
-from timm.data.auto_augment import rand_augment_transform
+from timm.data.auto_augment import posterize, rand_augment_transform
 from torch import Tensor
 from torchvision.transforms import ColorJitter, RandomResizedCrop
 from torchvision.transforms import InterpolationMode as Mode
@@ -30,6 +31,8 @@ Box = tuple[int, int, int, int]
 
 Enlarged = Annotated[float, real(least=1.0, most=16.0)]  # the crop must lie within the resized image
 LONGEST = 32  # times the shorter side; a panorama is 4 times as long as high
+# timm passes over what it does not know of a policy
+POLICY = re.compile(r"rand(-(m\d+|n\d+|p(0?\.\d+|[01])|mstd\d+(\.\d+)?|mmax\d+|inc[01]|t(weights|3a|3aw)))*")
 SHORTER_SIDE = 256 / 224  # of the resized image to the crop's side, in evaluation (MAE, A.1: resize 256, centre crop 224)
 
 
@@ -179,13 +182,18 @@ class RandAugmentCrop:
         aspect: tuple[Factor, Factor] = (3 / 4, 4 / 3),
         flip: Probability = 0.5,
     ) -> None:
-        if len(views) != 1 or not policy.startswith("rand-"):
-            raise ValueError(f"rand_augment renders one view by a policy 'rand-...', got {len(views)} views and {policy!r}")
+        if len(views) != 1:
+            raise ValueError(f"rand_augment renders one view, got {len(views)}: this target needs another augmentation (random_crop)")
+        if not POLICY.fullmatch(policy):
+            raise ValueError(f"policy = {policy!r}: write it as timm does, 'rand-m9-mstd0.5-inc1', of the parts m, n, p, mstd, mmax, inc, t")
         self.crop = RandomCrop(views, scale=scale, aspect=aspect, flip=flip)
         fill = tuple(min(255, round(255 * value)) for value in mean)
         self.augment = rand_augment_transform(
             policy, {"translate_const": int(views[0].size * 0.45), "img_mean": fill, "interpolation": Image.Resampling.BICUBIC}
         )
+        for operation in self.augment.ops:
+            if operation.aug_fn is posterize:
+                operation.aug_fn = _posterize
 
     def __call__(self, image: Tensor) -> tuple[Tensor, ...]:
         picture = Image.fromarray(self.crop(image)[0].permute(1, 2, 0).numpy())
@@ -193,6 +201,15 @@ class RandAugmentCrop:
 
 
 Jitter = Sequence[tuple[Callable[[Tensor, float], Tensor], float]]
+
+
+def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
+    """Keep the highest `bits` of each value; without any the image is black, as in the reference. Pillow refuses to from 13.0 on.
+
+    No other operation of timm's differs between Pillow 10.4 and 13.0.
+    """
+    kept: Image.Image = posterize(image, bits, **options) if bits > 0 else Image.new(image.mode, image.size)
+    return kept
 
 
 def render(image: Tensor, box: Box, views: Sequence[ViewSpec], *, flip: bool, jitter: Jitter = ()) -> tuple[Tensor, ...]:
