@@ -203,13 +203,14 @@ class RandAugmentCrop:
 Jitter = Sequence[tuple[Callable[[Tensor, float], Tensor], float]]
 
 
-def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
     """Keep the highest `bits` of each value; without any the image is black, as in the reference. Pillow refuses to from 13.0 on.
 
     No other operation of timm's differs between Pillow 10.4 and 13.0.
     """
-    kept: Image.Image = posterize(image, bits, **options) if bits > 0 else Image.new(image.mode, image.size)
-    return kept
+    if bits < 1:
+        return Image.new(image.mode, image.size)
+    return posterize(image, bits)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def render(image: Tensor, box: Box, views: Sequence[ViewSpec], *, flip: bool, jitter: Jitter = ()) -> tuple[Tensor, ...]:

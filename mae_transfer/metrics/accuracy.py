@@ -16,10 +16,15 @@ def top_ks(classes: int) -> tuple[int, ...]:
 def hits(scores: Tensor, labels: Tensor) -> Tensor:
     """Return how many images have their label among the k best scores, (len(ks), ...) int64 with ks = top_ks(C).
 
+    Of equal scores the first class counts as the better one, on every device, as argmax takes it. A label whose score is NaN or -inf (no answer) is
+    never right, and a NaN of another class counts as better.
+
     Args:
-        scores: (..., B, C), finite.
+        scores: (..., B, C).
         labels: (B,) int64.
     """
-    ks = top_ks(scores.shape[-1])
-    right = scores.topk(ks[-1], dim=-1).indices == labels[:, None]
-    return torch.stack([right[..., :k].any(dim=-1).sum(dim=-1) for k in ks])
+    own = scores.gather(-1, labels.expand(scores.shape[:-1])[..., None])
+    first = torch.arange(scores.shape[-1], device=scores.device) < labels[:, None]
+    before = (~(scores <= own) | ((scores == own) & first)).sum(dim=-1)  # NaN is neither above nor below
+    answered = own[..., 0] > -torch.inf
+    return torch.stack([((before < k) & answered).sum(dim=-1) for k in top_ks(scores.shape[-1])])

@@ -17,21 +17,36 @@ CHUNK = 2**27  # similarities held at a time: half a GiB of float32
 def knn_scores(queries: Tensor, bank: Tensor, labels: Tensor, *, classes: int, ks: Sequence[int], temperature: float = 0.07) -> Tensor:
     """Return each class's votes, (len(ks), Q, C): every one of the k most similar features votes for its class with exp(cosine / temperature).
 
+    A query's votes are divided by its strongest, which keeps them finite at any temperature. A class that none of the k votes for has -inf: it is
+    no answer, not even to top-5 where k < 5.
+
     Args:
         queries: (Q, D), of any length: normalised here, as the bank is.
         bank: (N, D).
         labels: (N,) int64 in 0..C-1, of the bank.
         ks: numbers of neighbours.
     Raises:
-        ValueError: a k is not in 1..N, or the temperature is not above 0.
+        ValueError: a k is not in 1..N, the temperature is not above 0, or a feature is not finite.
     """
     if temperature <= 0 or not ks or not 1 <= min(ks) <= max(ks) <= len(bank):
         raise ValueError(f"ks {tuple(ks)}, temperature {temperature}: need 1 <= k <= {len(bank)} (the features at hand) and a temperature above 0")
+    for name, features in (("query", queries), ("bank", bank)):
+        if broken := (~torch.linalg.vector_norm(features, dim=1).isfinite()).sum().item():
+            raise ValueError(
+                f"{broken} of {len(features)} {name} features hold NaN or infinity: check the backbone's weights, or set precision=float32"
+            )
     bank, most = F.normalize(bank, dim=1), max(ks)
     parts: list[Tensor] = []
     for chunk in torch.split(F.normalize(queries, dim=1), max(1, CHUNK // len(bank))):
         nearest = (chunk @ bank.T).topk(most, dim=1)
-        weights = (nearest.values / temperature).exp()
+        weights = ((nearest.values - nearest.values[:, :1]) / temperature).exp()
         voters = labels[nearest.indices]
-        parts.append(torch.stack([weights.new_zeros(len(chunk), classes).scatter_add_(1, voters[:, :k], weights[:, :k]) for k in ks]))
+        parts.append(torch.stack([_votes(weights[:, :k], voters[:, :k], classes) for k in ks]))
     return torch.cat(parts, dim=1)
+
+
+def _votes(weights: Tensor, voters: Tensor, classes: int) -> Tensor:
+    """Return the sum of the weights (Q, k) of each class's voters (Q, k), (Q, C), -inf for a class without any."""
+    votes = weights.new_zeros(len(weights), classes).scatter_add_(1, voters, weights)
+    voted = torch.zeros_like(votes, dtype=torch.bool).scatter_(1, voters, True)
+    return votes.where(voted, -torch.inf)

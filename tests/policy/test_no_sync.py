@@ -26,6 +26,7 @@ ALLOWED = {
     ("metrics/coco.py", "_entries"),  # of predictions
     ("metrics/iou.py", "_figures"),  # of counts, after an evaluation
     ("metrics/iou.py", "compute"),  # the same
+    ("metrics/knn.py", "knn_scores"),  # of how many features are broken, in an evaluation
     ("models/mask_rcnn.py", "indices"),  # of what is positive: the heads' shapes depend on it, as in every detector of this kind
     ("models/vit.py", "layer_of"),  # of a parameter's name
     ("tasks/backbones.py", "flops_of"),  # of a counter, after the run

@@ -99,5 +99,20 @@ def test_hits_count_the_best_and_the_best_five_of_every_row() -> None:
     assert late.tolist() == [1, 3]
 
 
+def test_of_equal_scores_the_first_class_counts_as_the_better() -> None:
+    """Whatever a device's topk makes of ties: 8 equal scores are right for class 0 alone, and for five classes among the best five."""
+    assert hits(torch.zeros(8, 8), torch.arange(8)).tolist() == [1, 5]
+    torch.manual_seed(0)
+    scores, labels = torch.randint(0, 3, (200, 8)).bfloat16(), torch.randint(0, 8, (200,))
+    stable = scores.sort(dim=1, descending=True, stable=True).indices == labels[:, None]
+    assert hits(scores, labels).tolist() == [int(stable[:, :k].sum()) for k in (1, 5)]
+
+
+def test_what_is_no_score_is_never_right() -> None:
+    nan, no = float("nan"), -float("inf")
+    scores = torch.tensor([[nan] * 8, [no] * 8, [1.0, nan, *[no] * 6], [1.0, nan, *[no] * 6], [no, no, 1.0, *[no] * 5]])
+    assert hits(scores, torch.tensor([0, 0, 1, 0, 2])).tolist() == [1, 2]
+
+
 def test_top_five_is_left_out_where_it_says_nothing() -> None:
     assert [top_ks(classes) for classes in (1, 2, 5, 6)] == [(1,), (1,), (1,), (1, 5)]
