@@ -86,7 +86,7 @@ class Target(Protocol):
     views: tuple[ViewSpec, ...]  # further views that it needs
 
     def __call__(self, batch: Batch, ids: Tensor) -> Tensor:
-        """Return the targets of patches `ids` (B, M), without gradient."""
+        """Return the targets of patches `ids` (B, M), without gradient and outside autocast (targets.FrozenTarget)."""
         ...
 
     def loss(self, pred: Tensor, target: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from mae_transfer.arithmetic import exact
 from mae_transfer.bounds import Few, Width
 from mae_transfer.config import Schema
 
@@ -164,7 +165,7 @@ def kl_to_uniform(logits: Tensor) -> Tensor:
 
 
 class DVAETokenizer(nn.Module):
-    """An autoencoder as a Tokenizer (interfaces.py): the likeliest code of each cell, and images of codes.
+    """An autoencoder as a Tokenizer (interfaces.py): the likeliest code of each cell, and images of codes, the same whatever autocast surrounds it.
 
     Without a decoder (DALL-E's encoder is released alone, too) each code is drawn as a colour of its own that means nothing.
     """
@@ -180,7 +181,8 @@ class DVAETokenizer(nn.Module):
     @torch.no_grad()
     def forward(self, view: Tensor) -> Tensor:
         """Return the codes (B, h, w) int64 of a view (B, 3, S, S) uint8."""
-        codes: Tensor = self.encoder(map_pixels(view)).argmax(dim=1)
+        with exact(view.device):
+            codes: Tensor = self.encoder(map_pixels(view)).argmax(dim=1)
         return codes
 
     @torch.no_grad()
@@ -189,4 +191,5 @@ class DVAETokenizer(nn.Module):
         if self.decoder is None:
             return self.palette[codes].permute(0, 3, 1, 2).repeat_interleave(self.stride, 2).repeat_interleave(self.stride, 3)
         chosen = F.one_hot(codes, self.codes).permute(0, 3, 1, 2)
-        return unmap_pixels(self.decoder(chosen.to(self.palette.dtype)).float()[:, :3].sigmoid())
+        with exact(codes.device):
+            return unmap_pixels(self.decoder(chosen.to(self.palette.dtype)).float()[:, :3].sigmoid())

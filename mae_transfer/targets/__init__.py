@@ -1,4 +1,4 @@
-"""What the decoder must predict. A new target is one file, one line here, one config and one test; models/mae.py does not change."""
+"""What the decoder must predict. A new target is a FrozenTarget: one file, one line here, one config and one test; models/mae.py does not change."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from mae_transfer.interfaces import Target
 from mae_transfer.targets.feature import Feature, Teacher
 from mae_transfer.targets.frame import Frame
+from mae_transfer.targets.frozen import FrozenTarget
 from mae_transfer.targets.hog import HOG
 from mae_transfer.targets.mean_colour import MeanColour
 from mae_transfer.targets.pca import PCA
@@ -23,4 +24,4 @@ TARGETS: dict[str, Callable[..., Target]] = {
     "mean_colour": MeanColour,
 }
 
-__all__ = ["HOG", "PCA", "TARGETS", "Feature", "Frame", "MeanColour", "NormPixel", "Pixel", "Teacher", "Token"]
+__all__ = ["HOG", "PCA", "TARGETS", "Feature", "Frame", "FrozenTarget", "MeanColour", "NormPixel", "Pixel", "Teacher", "Token"]

@@ -16,6 +16,7 @@ from mae_transfer.core.normalize import Statistics, normalize
 from mae_transfer.core.patches import put, take, unpatchify
 from mae_transfer.interfaces import Backbone, Batch, ViewSpec
 from mae_transfer.targets.frame import Frame
+from mae_transfer.targets.frozen import FrozenTarget
 from mae_transfer.targets.pixel import GREY
 
 
@@ -26,7 +27,7 @@ class Teacher(NamedTuple):
     statistics: Statistics
 
 
-class Feature(nn.Module):
+class Feature(FrozenTarget):
     """The last map of a frozen teacher behind its final norm, one feature per patch.
 
     A map of another grid than the encoder's (a patch of 14 px, a stride of 32) is resized to it, bilinear and antialiased.

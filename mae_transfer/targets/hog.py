@@ -11,16 +11,17 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mae_transfer.bounds import Few, Pixels
 from mae_transfer.core.patches import patchify, put, take, unpatchify
 from mae_transfer.interfaces import Batch, ViewSpec
 from mae_transfer.targets.frame import Frame
+from mae_transfer.targets.frozen import FrozenTarget
 from mae_transfer.targets.pixel import GREY
 
 
-class HOG(nn.Module):
+class HOG(FrozenTarget):
     """Each cell's histogram of gradient orientations per channel, weighted by magnitude and scaled to length 1: Sobel filters, mirrored border,
     orientations modulo half a turn into equal bins without interpolation.
 
@@ -40,7 +41,6 @@ class HOG(nn.Module):
         self.distance: Callable[..., Tensor] = {"l2": F.mse_loss, "l1": F.l1_loss}[loss]
         self.register_buffer("glyphs", _glyphs(bins, cell), persistent=False)
 
-    @torch.no_grad()
     def forward(self, batch: Batch, ids: Tensor) -> Tensor:
         """Return the histograms (B, M, P) of patches `ids` (B, M): cells row by row, within a cell channel by channel."""
         return take(patchify(histograms(batch.image, bins=self.bins, cell=self.cell), self.patch // self.cell), ids)

@@ -9,18 +9,19 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from mae_transfer.core.patches import patchify, put, take, unpatchify
 from mae_transfer.interfaces import Batch, ViewSpec
 from mae_transfer.targets.classes import class_metrics, cross_entropy
 from mae_transfer.targets.frame import Frame
+from mae_transfer.targets.frozen import FrozenTarget
 from mae_transfer.targets.pixel import GREY
 
 Bits = Annotated[int, Field(ge=1, le=8)]
 
 
-class MeanColour(nn.Module):
+class MeanColour(FrozenTarget):
     """The class of the mean colour, `2 ** bits` equal steps per channel, by cross-entropy: 512 classes for 3 bits of RGB."""
 
     views: tuple[ViewSpec, ...] = ()
@@ -33,7 +34,6 @@ class MeanColour(nn.Module):
         self.dim = self.levels**channels
         self.register_buffer("weights", self.levels ** torch.arange(channels - 1, -1, -1), persistent=False)
 
-    @torch.no_grad()
     def forward(self, batch: Batch, ids: Tensor) -> Tensor:
         """Return the classes (B, M) int64 of patches `ids` (B, M); the first channel counts most."""
         patches = take(patchify(batch.image, self.patch), ids)

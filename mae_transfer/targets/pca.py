@@ -43,11 +43,9 @@ class PCA(Pixel):
         self.register_buffer("mean", basis.mean)
         self.dim = len(basis.components)
 
-    @torch.no_grad()
     def forward(self, batch: Batch, ids: Tensor) -> Tensor:
         """Return the coefficients (B, M, K) of patches `ids` (B, M)."""
-        with torch.autocast(ids.device.type, enabled=False):
-            return F.linear(super().forward(batch, ids).to(self.weight.dtype), self.weight, self.bias)
+        return F.linear(super().forward(batch, ids).to(self.weight.dtype), self.weight, self.bias)
 
     def denorm(self, pred: Tensor, batch: Batch, ids: Tensor) -> Tensor:
         """Return the normalised pixels (B, M, P) within the basis's span."""

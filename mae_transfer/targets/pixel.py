@@ -7,18 +7,19 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mae_transfer.bounds import Epsilon
 from mae_transfer.core.normalize import denormalize, normalize
 from mae_transfer.core.patches import grid_of, patchify, put, take, unpatchify
 from mae_transfer.interfaces import Batch, ViewSpec
 from mae_transfer.targets.frame import Frame
+from mae_transfer.targets.frozen import FrozenTarget
 
 GREY = 0.5  # what a picture shows where nothing was predicted
 
 
-class Pixel(nn.Module):
+class Pixel(FrozenTarget):
     """The pixels of a patch, normalised by the data set's statistics (MAE, table 1d "pixel (w/o norm)")."""
 
     views: tuple[ViewSpec, ...] = ()
@@ -30,7 +31,6 @@ class Pixel(nn.Module):
         self.dim = frame.patch**2 * self.channels
         self.distance: Callable[..., Tensor] = {"l2": F.mse_loss, "l1": F.l1_loss}[loss]
 
-    @torch.no_grad()
     def forward(self, batch: Batch, ids: Tensor) -> Tensor:
         """Return the normalised pixels (B, M, P) float of patches `ids` (B, M)."""
         patches = take(patchify(batch.image, self.patch), ids)  # as uint8: a quarter of the bytes to gather
@@ -67,7 +67,6 @@ class NormPixel(Pixel):
         super().__init__(frame, loss=loss)
         self.eps = eps
 
-    @torch.no_grad()
     def forward(self, batch: Batch, ids: Tensor) -> Tensor:
         """Return (x - mean) / sqrt(var + eps), (B, M, P), mean and variance over a patch's P values x."""
         values = super().forward(batch, ids)

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mae_transfer.core.patches import patchify, put, take, unpatchify
 from mae_transfer.interfaces import Batch, Interpolation, Tokenizer, ViewSpec
 from mae_transfer.targets.classes import class_metrics, cross_entropy
 from mae_transfer.targets.frame import Frame
+from mae_transfer.targets.frozen import FrozenTarget
 from mae_transfer.targets.pixel import GREY
 
 
-class Token(nn.Module):
+class Token(FrozenTarget):
     """The code of each patch, by cross-entropy.
 
     The tokenizer sees a second rendering of the encoder's crop, resized by Lanczos so that its grid of codes is the encoder's grid of patches

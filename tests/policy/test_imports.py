@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Iterator
 
-BASE = {"interfaces", "bounds", "seeding", "core", "config", "download"}
+BASE = {"interfaces", "bounds", "seeding", "arithmetic", "core", "config", "download"}
 MIDDLE = {"adapters", "models", "checkpoints", "data", "engine", "metrics", "draw", "results", "config"}
 TASKS = MIDDLE | BASE | {"targets"}
 
@@ -17,8 +17,9 @@ MAY_IMPORT = {
     "interfaces": set(),
     "bounds": set(),
     "seeding": set(),
+    "arithmetic": set(),
     "core": {"interfaces", "bounds", "seeding"},
-    "targets": {"interfaces", "bounds", "seeding", "core"},
+    "targets": {"interfaces", "bounds", "seeding", "arithmetic", "core"},
     "config": set(),
     "download": set(),
     "results": {"config"},

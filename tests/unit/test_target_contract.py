@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mae_transfer.arithmetic import float32_products
 from mae_transfer.core.normalize import IMAGENET
 from mae_transfer.core.patches import patchify, take
 from mae_transfer.core.pca import Basis
 from mae_transfer.interfaces import Batch, Target
+from mae_transfer.models.dvae import DVAEConfig, DVAETokenizer, decoder, encoder, map_pixels
 from mae_transfer.models.vit import ViT, ViTConfig
-from mae_transfer.targets import TARGETS, Frame, Teacher
+from mae_transfer.targets import TARGETS, Frame, FrozenTarget, Teacher, Token
 
 FRAME = Frame(8, (4, 4), IMAGENET)
 IDS, OTHERS = torch.tensor([[0, 7, 15, 2], [5, 4, 1, 3]]), torch.tensor([[1, 3, 4], [0, 2, 15]])
@@ -92,6 +94,55 @@ def test_everything_that_a_target_holds_moves_with_it(name: str) -> None:
     assert not [value for module in target.modules() for value in vars(module).values() if isinstance(value, Tensor)]  # would stay behind
     target.to("meta")
     assert {tensor.device.type for tensor in (*target.parameters(), *target.buffers())} <= {"meta"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_target_is_the_same_inside_autocast_and_outside(name: str, dtype: torch.dtype) -> None:
+    target, batch = build(name)
+    assert isinstance(target, FrozenTarget)
+    plain = target(batch, IDS)
+    with torch.autocast("cpu", dtype):
+        inside = target(batch, IDS)
+        assert torch.equal(inside, plain)
+        assert inside.dtype == plain.dtype
+        pred = torch.randn(2, 4, target.dim, dtype=dtype)
+        losses, metrics = target.loss(pred, inside), target.metrics(pred, inside)
+        if name == "feature":  # what a bare call would have made of it; of codes see the next test
+            assert not torch.equal(target.forward(batch, IDS), plain)
+    assert torch.equal(losses, target.loss(pred, plain)), "the distance is float32, too"
+    assert all(torch.equal(value, metrics[name]) for name, value in target.metrics(pred, plain).items())
+
+
+def test_a_tokenizers_codes_and_pictures_are_the_same_inside_autocast_and_outside() -> None:
+    """Which is what a cache of codes, an evaluation and a picture have in common with a training step."""
+    torch.manual_seed(0)
+    cfg = DVAEConfig(codes=8192, groups=2, blocks=1, width=8, decoder_input=8)
+    tokenizer, view = DVAETokenizer(cfg, encoder(cfg), decoder(cfg)), torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    codes = tokenizer(view)
+    drawn = tokenizer.decode(codes)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(tokenizer(view), codes)
+        assert torch.equal(tokenizer.decode(codes), drawn)
+        bare = tokenizer.encoder(map_pixels(view)).argmax(dim=1)
+    assert (bare != codes).float().mean() > 0.002, "a bare call would have given other codes"
+
+
+def test_a_target_is_computed_in_ieee_arithmetic_and_leaves_torchs_flags_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    target, batch = build("token")
+    assert isinstance(target, Token)
+    seen: list[tuple[bool, bool]] = []
+    original = Linear.forward
+
+    def forward(self: Linear, view: Tensor) -> Tensor:
+        seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+        return original(self, view)
+
+    monkeypatch.setattr(Linear, "forward", forward)
+    with float32_products("tf32"):
+        target(batch, IDS)
+        assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (True, True)
+    assert seen == [(False, False)]
 
 
 def test_pca_serves_a_run_in_float64() -> None:
