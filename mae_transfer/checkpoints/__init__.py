@@ -9,16 +9,19 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from mae_transfer.checkpoints import layouts, timm_models
+from mae_transfer.checkpoints import layouts, statistics, timm_models
 from mae_transfer.checkpoints.download import fetch
 from mae_transfer.checkpoints.export import FORMAT, FORMATS, export_backbone
-from mae_transfer.checkpoints.files import load_strict, metadata, read, sha256, weight_file, write
+from mae_transfer.checkpoints.files import metadata, read, sha256, weight_file, write
 from mae_transfer.checkpoints.fit import changed, fit
 from mae_transfer.checkpoints.hf import hf
 from mae_transfer.checkpoints.hints import looks_like
 from mae_transfer.checkpoints.layouts import Found
-from mae_transfer.checkpoints.names import released_name, unwrap
+from mae_transfer.checkpoints.names import core, released_name, unwrap
+from mae_transfer.checkpoints.references import home, split
 from mae_transfer.checkpoints.released import RELEASED, weights
+from mae_transfer.checkpoints.start import fill, load_mae
+from mae_transfer.checkpoints.statistics import Said, stored
 from mae_transfer.config import validate
 from mae_transfer.core.normalize import IMAGENET, Statistics
 from mae_transfer.models.mae import MAE
@@ -35,12 +38,15 @@ __all__ = [
     "Loaded",
     "export_backbone",
     "export_mae",
+    "fill",
     "load",
     "load_backbone",
     "load_mae",
     "metadata",
     "read",
     "sha256",
+    "split",
+    "statistics",
 ]
 
 
@@ -51,6 +57,7 @@ class Loaded(NamedTuple):
     head: dict[str, Tensor]  # a classifier's tensors, fc_norm.* and head.*; empty where the file has none
     sha256: str | None  # of the file; None where there is none (random:) or timm fetched it
     statistics: Statistics = IMAGENET  # what its images were normalised with: 0.5 for BEiT's and AugReg's releases
+    recorded: bool = False  # whether the file says so; else the statistics are its layout's default
 
 
 Layout = Callable[[str, Mapping[str, Any]], Loaded]  # what stands behind the prefix, changes
@@ -72,10 +79,7 @@ def load(reference: str | Path, *, changes: Mapping[str, Any] = NO_CHANGES) -> L
         ValueError: unknown layout, unreadable file, a tensor that finds no place or is missing, a change that cannot be made; where the file looks
             like one of another layout, the message names it.
     """
-    prefix, colon, rest = str(reference).partition(":")
-    prefix, rest = (prefix, rest) if colon else ("", prefix)
-    if prefix not in LAYOUTS:
-        raise ValueError(f"no layout {prefix!r} in {str(reference)!r}; known are {', '.join(f'{name}:' for name in LAYOUTS if name)} or a bare path")
+    prefix, rest = split(reference, LAYOUTS)
     try:
         loaded = LAYOUTS[prefix](rest, changes)
     except ValueError as error:
@@ -88,13 +92,6 @@ def load(reference: str | Path, *, changes: Mapping[str, Any] = NO_CHANGES) -> L
     return loaded
 
 
-def load_mae(model: MAE, path: Path) -> None:
-    """Fill encoder and decoder from a released `*_full.pth` (MAE with its decoder), to continue pretraining or to draw."""
-    tensors = unwrap(read(path), "model", where=path)
-    names = {released_name(name): name for name in model.state_dict()}
-    load_strict(model, {names.get(name, name): tensor for name, tensor in tensors.items()}, where=str(path))
-
-
 def export_mae(path: Path, model: MAE, *, about: Mapping[str, Any]) -> None:
     """Write encoder and decoder as .safetensors under the released names."""
     write(path, {released_name(name): tensor for name, tensor in model.state_dict().items()}, about)
@@ -105,10 +102,11 @@ def _own(path: Path) -> Found:
     about = metadata(path)
     if about.get("format") != FORMAT:
         raise ValueError(f"{path} is not a backbone written by this suite (format {about.get('format')!r}, not {FORMAT!r}); name its layout")
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in about["architecture"].items()}
-    recipe = about.get("recipe", {})
-    statistics = Statistics(tuple(recipe["mean"]), tuple(recipe["std"])) if "mean" in recipe else IMAGENET
-    return Found(validate(fields, ViTConfig, where=f"architecture in {path}"), read(path), {}, statistics)
+    architecture = about.get("architecture")
+    if not isinstance(architecture, dict):
+        raise ValueError(f"{path} is damaged: its metadata name no architecture; export it again")
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in architecture.items()}
+    return Found(validate(fields, ViTConfig, where=f"architecture in {path}"), read(path), {})
 
 
 def _encoder(layout: Callable[[Path], Found]) -> Layout:
@@ -116,19 +114,39 @@ def _encoder(layout: Callable[[Path], Found]) -> Layout:
 
     def read_and_fit(path: str, changes: Mapping[str, Any]) -> Loaded:
         found = layout(Path(path))
-        return Loaded(fit(found, changes, where=path), found.head, sha256(weight_file(Path(path))), found.statistics)
+        default = Said(found.recorded or found.statistics, found.recorded is not None)
+        return _with_statistics(Loaded(fit(found, changes, where=path), found.head, None), default, weight_file(Path(path)))
 
     return read_and_fit
 
 
 def _timm_file(layout: Callable[[Path, Mapping[str, Any]], TimmBackbone]) -> Layout:
     """Make a layout of one that fills a timm model from a file."""
-    return lambda path, changes: Loaded(layout(Path(path), changes), {}, sha256(Path(path)))
+    return lambda path, changes: _with_statistics(Loaded(layout(Path(path), changes), {}, None), Said(IMAGENET, False), Path(path))
+
+
+def _with_statistics(loaded: Loaded, default: Said, file: Path) -> Loaded:
+    """Return what was loaded with the file's sha256 and with the statistics that it says, or the default."""
+    said = statistics.agreed(default, stored(file), where=str(file))
+    return loaded._replace(sha256=sha256(file), statistics=said.statistics, recorded=said.recorded)
+
+
+def _simmim(path: str, changes: Mapping[str, Any]) -> Loaded:
+    """SimMIM's release: a ViT in BEiT's names, or a Swin."""
+    tensors = core(unwrap(read(Path(path)), "model", where=Path(path)), where=Path(path))
+    if any(name.startswith("layers.") for name in tensors):
+        return _timm_file(lambda file, options: timm_models.simmim_swin(tensors, options, where=file))(path, changes)
+    return _encoder(lambda file: layouts.simmim(tensors, where=file))(path, changes)
 
 
 def _timm(reference: str, changes: Mapping[str, Any]) -> Loaded:
-    backbone, path = timm_models.timm_model(reference, changes), reference.partition("@")[2]
-    return Loaded(backbone, {}, sha256(Path(path)) if path else None, timm_models.statistics(backbone))
+    name, at, path = reference.partition("@")
+    file = Path(home(path)) if at else None
+    backbone = timm_models.timm_model(name, file, changes)
+    said = Said(timm_models.statistics(backbone), file is None)
+    if file is None:
+        return Loaded(backbone, {}, None, *said)
+    return _with_statistics(Loaded(backbone, {}, None), said, file)
 
 
 def _random(name: str, changes: Mapping[str, Any]) -> Loaded:
@@ -145,7 +163,7 @@ def _random(name: str, changes: Mapping[str, Any]) -> Loaded:
 
 def _released(name: str, changes: Mapping[str, Any]) -> Loaded:
     entry = weights(name)
-    return LAYOUTS[entry.layout](str(fetch(entry)), changes)
+    return LAYOUTS[entry.layout](str(fetch(entry)), changes)._replace(recorded=True)  # the table names releases whose statistics are known
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -157,6 +175,7 @@ LAYOUTS: dict[str, Layout] = {
     "dino": _encoder(layouts.dino),
     "ibot": _encoder(layouts.ibot),
     "beit": _encoder(layouts.beit),
+    "simmim": _simmim,
     "deit": _encoder(layouts.deit),
     "augreg": _encoder(layouts.augreg),
     "dinov2": _encoder(layouts.dinov2),

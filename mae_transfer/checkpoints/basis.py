@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mae_transfer.checkpoints.files import metadata, read, write
-from mae_transfer.core.normalize import Statistics
+from mae_transfer.checkpoints.files import check_finite, metadata, read, write
+from mae_transfer.core.normalize import checked
 from mae_transfer.core.pca import Basis
 
 FORMAT = "mae_transfer.basis/1"
@@ -25,4 +25,14 @@ def load_basis(path: Path) -> Basis:
     about = metadata(path)
     if about.get("format") != FORMAT:
         raise ValueError(f"{path} is no PCA basis of this suite (format {about.get('format')!r}, not {FORMAT!r})")
-    return Basis(**read(path), patch=about["patch"], statistics=Statistics(tuple(about["mean"]), tuple(about["std"])))
+    tensors, patch, mean, std = read(path), *(about.get(key) for key in ("patch", "mean", "std"))
+    if not (isinstance(mean, list) and isinstance(std, list) and isinstance(patch, int)) or set(tensors) != set(TENSORS):
+        raise ValueError(f"{path} lacks a part of a PCA basis ({', '.join(TENSORS)}, patch, mean and std); fit it again")
+    statistics = checked(mean, std, where=f"metadata of {path}")
+    values = patch**2 * len(mean)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    rows = shapes["variance"]
+    if shapes != {"mean": (values,), "components": (*rows, values), "variance": rows, "explained": rows} or len(rows) != 1:
+        raise ValueError(f"{path} has tensors of shapes {shapes}, which are no basis of patches of {patch} px; fit it again")
+    check_finite(tensors, where=path)
+    return Basis(**tensors, patch=patch, statistics=statistics)

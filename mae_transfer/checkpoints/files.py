@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import json
 import os
 import pickle
+import re
 import zipfile
+import zlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +21,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mae_transfer.core.finite import non_finite
+
 Tensors = Mapping[str, Tensor]
 ABOUT = "mae_transfer"  # the key of a file's metadata
+DIGEST = "content_sha256"  # of the tensors and of all else that stands in the metadata
+SHOWN = 8  # names that an error lists
+AGAIN = "download, copy or export it again"
+
+DAMAGED = (
+    OSError, RuntimeError, EOFError, SafetensorError, zipfile.BadZipFile, zlib.error, ValueError, TypeError, KeyError, IndexError, AttributeError,
+    MemoryError, OverflowError, AssertionError,
+)  # fmt: skip
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -28,49 +41,76 @@ def read(path: Path) -> dict[str, Any]:
     `argparse.Namespace` is let through: MAE's fine-tuned and user-trained files carry their command line in one (it holds plain values only).
 
     Raises:
-        ValueError: the file is missing, damaged, or needs more than tensors and plain values to be read.
+        ValueError: the file is missing or damaged, needs more than tensors and plain values to be read, or is not what this suite wrote.
     """
     if not path.is_file():
         raise ValueError(f"weight file {str(path)!r} does not exist")
     try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _content(path)
     except pickle.UnpicklingError as error:
-        remedy = "it was not read, for reading would run it. If you trust its source, load it there and save its tensors alone"
-        raise ValueError(f"{path} is damaged or holds more than tensors and plain values; {remedy} ({_first_line(error)})") from None
-    except (OSError, RuntimeError, EOFError, SafetensorError, zipfile.BadZipFile, ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged or no weight file ({_first_line(error)}); download or copy it again") from None
+        raise ValueError(_refusal(path, str(error))) from None
+    except DAMAGED as error:
+        if "TorchScript" in str(error):
+            raise ValueError(f"{path} is a TorchScript archive, which holds a program; save its state dict instead") from None
+        if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EIO):
+            raise ValueError(f"{path} cannot be read ({error.strerror}); check its permissions and the disk") from None
+        raise ValueError(f"{path} is damaged or no weight file ({type(error).__name__}); {AGAIN}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a dict of tensors")
-    return content
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a dict of tensors; save its state dict")
+    if path.suffix == ".safetensors":
+        _verify(path, content)
+    return {str(name): value for name, value in content.items()}
+
+
+def _content(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _refusal(path: Path, error: str) -> str:
+    """Return why a pickle was not read, by torch's account of it: the class that it names, or damage."""
+    found = re.search(r"(?:GLOBAL|global:?|Unsupported class|Unsupported type) ([\w.]+\.\w+)", error)
+    if not found:
+        return f"{path} is damaged or holds more than tensors and plain values (its pickle cannot be read without running it); {AGAIN}"
+    keep = f"c = torch.load({path.name!r}, map_location='cpu', weights_only=False); torch.save(c.get('model', c), 'tensors.pth')"
+    return (
+        f"{path} is damaged or holds more than tensors and plain values: {found[1]}. It was not read, because reading it could run code. "
+        f'If you trust its source, keep the tensors alone: python -c "import torch; {keep}" (docs/checkpoints.md, Safety)'
+    )
 
 
 def metadata(path: Path) -> dict[str, Any]:
     """Return what `write` stored about the tensors of a .safetensors file; empty where another program wrote it."""
     try:
         with safe_open(path, framework="pt") as file:
-            about: dict[str, Any] = json.loads((file.metadata() or {}).get(ABOUT, "{}"))
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} is missing, damaged or no .safetensors file ({_first_line(error)})") from None
+            about = json.loads((file.metadata() or {}).get(ABOUT, "{}"))
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is missing, damaged or no .safetensors file ({type(error).__name__}); {AGAIN}") from None
+    if not isinstance(about, dict):
+        raise ValueError(f"{path} has metadata that this suite did not write (a {type(about).__name__} under {ABOUT!r}); {AGAIN}")
     return about
 
 
 def write(path: Path, tensors: Tensors, about: Mapping[str, Any], *, framework: str | None = None) -> None:
     """Write a .safetensors file with `about` (JSON) in its metadata, under a temporary name until it is whole. Equal content gives equal bytes.
 
+    The metadata hold a digest of tensors and `about`, too; `read` compares it.
+
     framework: transformers looks for "pt" under "format"; two entries come in no particular order, so bytes may then differ.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    about = {**about, DIGEST: content_digest(stored, about)}
     text = {ABOUT: json.dumps(about, sort_keys=True)}  # one entry: the format keeps several in no particular order
     text |= {"format": framework} if framework else {}
     try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata=text)
+        save_file(stored, temporary, metadata=text)
         temporary.chmod(0o644)  # safetensors makes it readable by its owner alone; a backbone is for sharing
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -79,10 +119,28 @@ def write(path: Path, tensors: Tensors, about: Mapping[str, Any], *, framework: 
         temporary.unlink(missing_ok=True)
 
 
+def content_digest(tensors: Tensors, about: Mapping[str, Any]) -> str:
+    """Return the sha256 of tensors (names, types, shapes, values) and of what is said of them, the digest itself left out."""
+    plain = json.loads(json.dumps({key: value for key, value in about.items() if key != DIGEST}))  # as it is read back
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _verify(path: Path, tensors: Tensors) -> None:
+    """Raise ValueError where a file of this suite no longer holds what was written; files without a digest pass."""
+    about = metadata(path)
+    if DIGEST in about and about[DIGEST] != content_digest(tensors, about):
+        raise ValueError(f"{path} is damaged: its tensors or metadata are not what was written (their sha256 differs from the file's own); {AGAIN}")
+
+
 def load_strict(module: nn.Module, tensors: Tensors, *, drop: Collection[str] = (), absent: Collection[str] = (), where: str) -> None:
     """Fill a module: every tensor is used or named in `drop`, every parameter and buffer is filled or named in `absent`, every shape fits.
 
-    Names ending in "." stand for all that begins with them. Raises ValueError with the names otherwise.
+    Names ending in "." stand for all that begins with them. Raises ValueError with the names otherwise, and where a value is not finite.
     """
     wanted = module.state_dict()
     unused = [name for name in tensors if name not in wanted and not named(name, drop)]
@@ -92,10 +150,31 @@ def load_strict(module: nn.Module, tensors: Tensors, *, drop: Collection[str] = 
         for name in wanted
         if name in tensors and tensors[name].shape != wanted[name].shape
     ]
-    defects = [f"not used: {', '.join(unused)}"] * bool(unused) + [f"missing: {', '.join(missing)}"] * bool(missing) + misfit
+    mistyped = [
+        f"{name}: {tensors[name].dtype} where {wanted[name].dtype} is expected"
+        for name in wanted
+        if name in tensors and tensors[name].is_floating_point() != wanted[name].is_floating_point()
+    ]
+    defects = [f"not used: {shortened(unused)}"] * bool(unused) + [f"missing: {shortened(missing)}"] * bool(missing)
+    defects += [*misfit[:SHOWN], *mistyped[:SHOWN]]
     if defects:
         raise ValueError(f"{where} does not fit this {type(module).__name__}:\n  " + "\n  ".join(defects))
-    module.load_state_dict({name: tensors[name] for name in wanted if name in tensors}, strict=False)
+    used = {name: tensors[name].to(wanted[name].dtype) for name in wanted if name in tensors}
+    check_finite(used, where=where)
+    module.load_state_dict(used, strict=False)
+
+
+def check_finite(tensors: Tensors, *, where: str | Path) -> None:
+    """Raise ValueError with the names of the tensors that hold NaN or infinity."""
+    if broken := non_finite(tensors):
+        cause = "its training diverged or the file is damaged; use another"
+        raise ValueError(f"{where} holds values that are not finite, in {shortened(broken)}: {cause}")
+
+
+def shortened(names: Collection[str]) -> str:
+    """Return the first of many names, and how many follow."""
+    first = list(names)[:SHOWN]
+    return ", ".join(first) + (f" ... ({len(names)} in all)" if len(names) > len(first) else "")
 
 
 def weight_file(path: Path) -> Path:
@@ -118,7 +197,3 @@ def sha256(path: Path) -> str:
 def named(name: str, names: Collection[str]) -> bool:
     """Return whether a name is among `names`, of which those that end in "." stand for all that begins with them."""
     return any(name == known or (known.endswith(".") and name.startswith(known)) for known in names)
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"

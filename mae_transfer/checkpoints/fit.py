@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mae_transfer.checkpoints.files import load_strict
+from mae_transfer.checkpoints.files import check_finite, load_strict
 from mae_transfer.checkpoints.layouts import Found
 from mae_transfer.config import validate
 from mae_transfer.core.positions import relative_rows, resample, resample_axis, resample_filters, resample_relative
@@ -20,6 +20,8 @@ MAY_CHANGE = (
     "heads", "image_size", "patch", "class_token", "final_norm", "positions", "antialias", "relative_positions", "windows", "global_blocks",
     "drop_path", "norm_eps", "layer_scale",
 )  # fmt: skip
+
+GIVE_HEADS = """give it: changes={'heads': N}, --set "backbone.changes={'heads': N}", or --heads N of export_checkpoint.py"""
 
 
 def fit(found: Found, changes: Mapping[str, Any], *, where: str) -> ViT:
@@ -31,6 +33,10 @@ def fit(found: Found, changes: Mapping[str, Any], *, where: str) -> ViT:
     that the file has not begin at zero. layer_scale: begins at this value where the file has none, else stays the file's. Raises ValueError where a
     change cannot be made or a tensor has no place.
     """
+    if found.counts and not changes.get("heads"):
+        width, counts = found.tensors["patch_embed.proj.weight"].shape[0], " and ".join(map(str, found.counts))
+        raise ValueError(f"{where}: encoders of width {width} are published with {counts} heads, and the file does not tell; {GIVE_HEADS}")
+    check_finite(found.head, where=where)
     old, new = found.architecture, changed(found.architecture, changes, where=where)
     vit, tensors = ViT(new), dict(found.tensors)
     absent: list[str] = []
@@ -72,9 +78,7 @@ def changed(old: ViTConfig, changes: Mapping[str, Any], *, where: str) -> ViTCon
     if old.relative_positions not in ("none", new.relative_positions) and (old.relative_positions, new.relative_positions) != ("shared", "per_block"):
         raise ValueError(f"{where} has relative_positions={old.relative_positions!r}: {new.relative_positions!r} is not to be had from it")
     if not new.size and not new.heads:
-        raise ValueError(
-            f"{where}: width {new.dim}, depth {new.depth} is no named size, and the head count is not in the weights; give it (changes: heads)"
-        )
+        raise ValueError(f"{where}: width {new.dim}, depth {new.depth} is no named size, and the head count is not in the weights; {GIVE_HEADS}")
     return new
 
 

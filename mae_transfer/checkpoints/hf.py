@@ -5,7 +5,6 @@ One table of names per model type serves both directions; query, key and value a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,10 @@ from torch import Tensor
 
 from mae_transfer.checkpoints.files import named, read, weight_file
 from mae_transfer.checkpoints.layouts import HALF, Found
-from mae_transfer.checkpoints.names import join_qkv
+from mae_transfer.checkpoints.names import core, join_qkv, unwrap
+from mae_transfer.checkpoints.statistics import read_json
 from mae_transfer.config import validate
-from mae_transfer.core.normalize import IMAGENET, Statistics
+from mae_transfer.core.normalize import IMAGENET, Statistics, checked
 from mae_transfer.models.vit import ViT, ViTConfig
 
 STEM = {
@@ -44,15 +44,20 @@ HEADS = {"classifier.": "head.", "pooler.layernorm.": "fc_norm."}
 def hf(path: Path) -> Found:
     """A directory, or a file with config.json beside it, as `save_pretrained` writes them."""
     file = weight_file(path)
-    config = _config(file.parent / "config.json")
-    tensors = {name.removeprefix("vit.").removeprefix("beit.").removeprefix("dinov2."): tensor for name, tensor in read(file).items()}
+    stem = "embeddings.patch_embeddings.projection.weight"
+    content, config = read(file), _config(file.parent / "config.json")
+    tensors, kind = unwrap(content, where=file, stem=stem), config["model_type"]
+    if any(name.endswith("layernorm.weight") and name != "layernorm.weight" and "layer." not in name for name in tensors):
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("layernorm.")}  # of BEiT's masked modelling, a second one
+    tensors = core(tensors, where=file, stem=stem)
     tensors = {name: tensor for name, tensor in tensors.items() if not (named(name, DROP) or name.endswith("relative_position_index"))}
     head = {new + name.removeprefix(old): tensors.pop(name) for old, new in HEADS.items() for name in list(tensors) if name.startswith(old)}
-    architecture = _architecture(config, where=file)
-    statistics = _statistics(file.parent / "preprocessor_config.json", config["model_type"])
-    renamed = translate(tensors, {theirs: ours for ours, theirs in names(architecture, config["model_type"]).items()})
+    architecture = _architecture(config, final_norm="layernorm.weight" in tensors or kind != "beit", where=file)
+    renamed = translate(tensors, {theirs: ours for ours, theirs in names(architecture, kind).items()})
     renamed = join_qkv(renamed, f"{ATTENTION}.query", f"{ATTENTION}.key", f"{ATTENTION}.value")
-    return Found(architecture, {name.replace("encoder.layer.", "blocks."): tensor for name, tensor in renamed.items()}, head, statistics)
+    renamed = {name.replace("encoder.layer.", "blocks."): tensor for name, tensor in renamed.items()}
+    default = HALF if kind in ("vit", "beit") else IMAGENET
+    return Found(architecture, renamed, head, default, _processor(file.parent / "preprocessor_config.json"))
 
 
 def names(cfg: ViTConfig, model_type: str) -> dict[str, str]:
@@ -134,31 +139,50 @@ def _hf_config(vit: ViT, kind: str) -> dict[str, Any]:
 
 def _config(path: Path) -> dict[str, Any]:
     """Return config.json where it describes a model that this suite's encoder is."""
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is missing or no JSON ({error}); transformers' layout needs it beside the weights") from None
+    config = read_json(path)
     if config.get("model_type") not in BLOCKS:
         raise ValueError(f"{path} describes a {config.get('model_type')!r}; read are {', '.join(BLOCKS)}")
     for key, value in {"hidden_act": "gelu", "use_swiglu_ffn": False, "qkv_bias": True}.items():
         if config.get(key, value) != value:
             raise ValueError(f"{path} has {key}={config[key]!r}, which this encoder has not")
-    return {"num_channels": 3, "patch_size": 16, "image_size": 224, "layer_norm_eps": 1e-6 if config["model_type"] == "dinov2" else 1e-12} | config
+    dinov2 = config["model_type"] == "dinov2"
+    config = {"num_channels": 3, "patch_size": 16, "image_size": 224, "layer_norm_eps": 1e-6 if dinov2 else 1e-12} | config
+    wanted = ("hidden_size", "num_hidden_layers", "num_attention_heads", *(() if dinov2 else ("intermediate_size",)))
+    if wrong := [key for key in wanted if not isinstance(config.get(key), int) or config[key] < 1]:
+        raise ValueError(f"{path} has no usable {', '.join(wrong)}; write what transformers does")
+    return config
 
 
-def _statistics(path: Path, model_type: str) -> Statistics:
-    """Return the mean and standard deviation of the image processor beside the weights; where there is none, those of the type's releases."""
+def _processor(path: Path) -> Statistics | None:
+    """Return the mean and standard deviation of the image processor beside the weights, on the scale [0, 1]; None where there is none.
+
+    transformers computes (x * rescale_factor - mean) / std of grey levels x, and leaves out either half where it is told to.
+    """
     if not path.is_file():
-        return HALF if model_type in ("vit", "beit") else IMAGENET
+        return None
+    processor = read_json(path)
+    if processor.get("do_normalize") is False:
+        mean, std = [0.0] * 3, [1.0] * 3
+    elif isinstance(processor.get("image_mean"), list) and isinstance(processor.get("image_std"), list):
+        mean, std = processor["image_mean"], processor["image_std"]
+    else:
+        raise ValueError(f"{path} tells no image_mean and image_std; correct or remove it")
+    factor = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1.0
+    if not isinstance(factor, int | float) or not factor > 0:
+        raise ValueError(f"{path} has rescale_factor={factor!r}; a factor is above 0")
+    if abs(factor * 255 - 1) < 1e-3:
+        return checked(mean, std, where=str(path))
     try:
-        processor = json.loads(path.read_text(encoding="utf-8"))
-        return Statistics(tuple(processor["image_mean"]), tuple(processor["image_std"]))
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{path} tells no image_mean and image_std ({error!r}); mend or remove it") from None
+        return checked([value / factor / 255 for value in mean], [value / factor / 255 for value in std], where=str(path))
+    except TypeError:
+        raise ValueError(f"{path}: image_mean {mean} and image_std {std} must be lists of numbers") from None
 
 
-def _architecture(config: Mapping[str, Any], *, where: Path) -> ViTConfig:
-    """Return the architecture that config.json describes; here the head count is known."""
+def _architecture(config: Mapping[str, Any], *, final_norm: bool, where: Path) -> ViTConfig:
+    """Return the architecture that config.json describes; here the head count is known.
+
+    final_norm: whether the weights have one; with BEiT config.json does not say so of masked modelling, which has it beside the encoder.
+    """
     kind = config["model_type"]
     dim = config["hidden_size"]
     hidden = round(dim * config.get("mlp_ratio", 4)) if kind == "dinov2" else config["intermediate_size"]
@@ -171,7 +195,7 @@ def _architecture(config: Mapping[str, Any], *, where: Path) -> ViTConfig:
     if kind == "beit":
         flags = (config.get("use_shared_relative_position_bias", False), config.get("use_relative_position_bias", False))
         fields |= {
-            "qkv_bias": "qv", "layer_scale": 1.0, "final_norm": not config.get("use_mean_pooling", True),
+            "qkv_bias": "qv", "layer_scale": 1.0, "final_norm": final_norm,
             "relative_positions": tables.get(flags, "none"),
             "positions": "learned" if config.get("use_absolute_position_embeddings") else "none",
         }  # fmt: skip

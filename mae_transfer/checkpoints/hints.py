@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_transfer.checkpoints.files import metadata, read, weight_file
+from mae_transfer.checkpoints.names import STEM
 
 Names = set[str]
 
@@ -17,6 +18,7 @@ SIGNS: tuple[tuple[tuple[str, ...], Callable[[Names, Names], bool]], ...] = (
     (("mmpretrain",), lambda top, names: "backbone.layers.0.ln1.weight" in names),
     (("moby",), lambda top, names: _any(names, "encoder_k.")),
     (("esvit",), lambda top, names: "teacher" in top and any("layers.0.blocks.0." in name for name in names)),
+    (("simmim",), lambda top, names: "encoder.mask_token" in names),
     (("hf",), lambda top, names: any(name.endswith("embeddings.cls_token") for name in names)),
     (("ibot",), lambda top, names: any(name.endswith("masked_embed") for name in names)),
     (("dino", "ibot"), lambda top, names: "teacher" in top),
@@ -40,7 +42,9 @@ def looks_like(path: Path) -> tuple[str, ...]:
     except ValueError:
         return ()
     inner: dict[str, Any] = next((content[key] for key in ("model", "state_dict", "teacher") if isinstance(content.get(key), dict)), content)
-    return next((prefixes for prefixes, sign in SIGNS if sign(set(content), {str(name) for name in inner})), ())
+    names = {str(name) for name in inner}
+    names |= {name.removeprefix(stem.removesuffix(STEM)) for stem in names if stem.endswith(f".{STEM}") for name in names}  # as names.core does
+    return next((prefixes for prefixes, sign in SIGNS if sign(set(content), names)), ())
 
 
 def _any(names: Names, prefix: str) -> bool:

@@ -1,25 +1,31 @@
 """Released layouts of plain ViTs: what each one calls its tensors. A layout is asked for by name; nothing is guessed from keys.
 
-The encoder of this suite bears the released MAE names, which are timm's, so most encoders need no renaming: a wrapper, a prefix and a list of what
-is dropped tell them apart. Each function turns a file into a `Found`; `fit.fit` then puts it into an encoder, to the last tensor.
+The encoder of this suite bears the released MAE names, which are timm's, so most encoders need no renaming: a list of what is dropped and the head
+counts tell them apart. Wrappers and prefixes are found by pattern (names.unwrap, names.core). Each function turns a file into a `Found`; `fit.fit`
+then puts it into an encoder, to the last tensor.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from mae_transfer.checkpoints.files import Tensors, named, read
-from mae_transfer.checkpoints.names import join_qkv, rename, strip, unwrap
-from mae_transfer.core.normalize import IMAGENET, Statistics
+from mae_transfer.checkpoints.files import Tensors, named, read, shortened
+from mae_transfer.checkpoints.names import STEM, core, join_qkv, rename, unwrap
+from mae_transfer.config import validate
+from mae_transfer.core.normalize import IMAGENET, Statistics, checked
+from mae_transfer.core.positions import sincos_2d
 from mae_transfer.models.vit import SIZES, ViTConfig
 
 HEAD = ("head.", "fc_norm.")  # a classifier's tensors: handed back, never dropped
 HALF = Statistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+PUBLISHED_HEADS = {192: (3, 4, 12), 384: (6, 12)}  # DeiT, iBOT's code and MAE-Lite; DeiT, DINO, iBOT, DINOv2 and MoCo v3
 MAE_DECODER = ("mask_token", "decoder_embed.", "decoder_pos_embed", "decoder_blocks.", "decoder_norm.", "decoder_pred.")
 
 
@@ -29,32 +35,34 @@ class Found(NamedTuple):
     architecture: ViTConfig  # `heads` is None where neither the file nor the layout tells them
     tensors: dict[str, Tensor]  # the encoder's, in this suite's names
     head: dict[str, Tensor]  # a classifier's: fc_norm.* and head.*; empty where the file has none
-    statistics: Statistics = IMAGENET  # what its images were normalised with
+    statistics: Statistics = IMAGENET  # what the images of the layout's releases were normalised with
+    recorded: Statistics | None = None  # what the file itself says of that
+    counts: tuple[int, ...] = ()  # head counts that are published for this width, where neither the file nor the layout tells which
 
 
 def mae(path: Path) -> Found:
     """mae_pretrain_*.pth, and detectron2's mirror of them."""
-    return found(unwrap(read(path), "model", where=path), positions="fixed", where=path)
+    return found(_encoder(path, "model"), positions="fixed", where=path)
 
 
 def mae_full(path: Path) -> Found:
     """*_full.pth and mae_visualize_*.pth: the encoder of a file that has the decoder too (`load_mae` reads both)."""
-    return found(unwrap(read(path), "model", where=path), drop=MAE_DECODER, positions="fixed", where=path)
+    return found(_encoder(path, "model"), drop=MAE_DECODER, positions="fixed", where=path)
 
 
 def mae_finetuned(path: Path) -> Found:
     """mae_finetuned_*.pth: mean-pooled ones have fc_norm and no norm; positions were trained."""
-    return found(unwrap(read(path), "model", where=path), classifier=True, where=path)
+    return found(_encoder(path, "model"), classifier=True, where=path)
 
 
 def moco_v3(path: Path) -> Found:
     """MoCo v3: the base encoder without its projector. ViT-S has 12 heads; the sin-cos table (rows first) is loaded as it is stored."""
-    tensors = unwrap(read(path), "state_dict", where=path)
-    drop = ("module.base_encoder.head.", "module.momentum_encoder.", "module.predictor.")
-    tensors = strip({name: tensor for name, tensor in tensors.items() if not named(name, drop)}, "module.base_encoder.")
-    if "patch_embed.proj.0.weight" in tensors:
-        raise ValueError(f"{path} has a convolutional stem (patch_embed.proj.0 ...), which this encoder has not; use the ViT with a patch embedding")
-    return found(tensors, positions="fixed", heads={384: 12}, where=path)
+    tensors = unwrap(read(path), "state_dict", where=path, stem=(STEM, "patch_embed.proj.0.weight"))
+    if stem := next((name for name in tensors if name.endswith("patch_embed.proj.0.weight")), None):
+        raise ValueError(f"{path} has a convolutional stem ({stem} ...), which this encoder has not; use the ViT with a patch embedding")
+    tensors = core(tensors, "base_encoder", where=path)
+    tensors = {name: tensor for name, tensor in tensors.items() if not re.match(r"(module\.)?(momentum_encoder|predictor)\.", name)}
+    return found(tensors, drop=("head.",), positions="fixed", heads={384: 12}, where=path)
 
 
 def dino(path: Path) -> Found:
@@ -62,63 +70,91 @@ def dino(path: Path) -> Found:
 
     Its own code resamples positions without antialiasing and with an offset of 0.1: at other sizes features agree nearly, not to the digit.
     """
-    return found(strip(unwrap(read(path), "teacher", where=path), "module.", "backbone."), drop=HEAD, where=path)
+    return found(_encoder(path, "teacher"), drop=HEAD, heads={192: 3, 384: 6}, where=path)
 
 
 def ibot(path: Path) -> Found:
     """iBOT: an extracted backbone under "state_dict", or the teacher of a full checkpoint."""
-    tensors = strip(unwrap(read(path), "state_dict", "teacher", where=path), "module.", "backbone.")
-    return found(tensors, drop=(*HEAD, "masked_embed"), where=path)
+    return found(_encoder(path, "state_dict", "teacher"), drop=(*HEAD, "masked_embed"), heads={384: 6}, where=path)
 
 
 def deit(path: Path) -> Found:
-    """DeiT and timm's supervised ViTs. A distilled one adds a second token, which this encoder has not: refused."""
-    tensors = strip(unwrap(read(path), "model", where=path), "module.")
+    """DeiT, DeiT III and timm's supervised ViTs. A distilled one adds a second token, which this encoder has not: refused.
+
+    MoCo v3's conversion to DeiT's names keeps its sin-cos table: a ViT-S of it has 12 heads, not DeiT's 6, so there the heads are asked for.
+    """
+    tensors = rename(_encoder(path, "model"), ((r"^(blocks\.\d+)\.gamma_([12])$", r"\1.ls\2.gamma"),))
     if "dist_token" in tensors:
         name = "timm:deit_base_distilled_patch16_224@FILE"
         raise ValueError(f"{path} has a distillation token (dist_token, N + 2 positions), which this encoder has not; load it as {name} or its like")
-    return found(tensors, drop=("pre_logits.",), classifier=True, where=path)
+    heads = {} if _is_sincos(tensors.get("pos_embed")) else {192: 3, 384: 6}
+    return found(tensors, drop=("pre_logits.",), classifier=True, heads=heads, where=path)
 
 
 def dinov2(path: Path) -> Found:
-    """DINOv2 without registers and with a plain MLP (S, B, L); positions are made for 518 px."""
-    tensors = strip(unwrap(read(path), "teacher", where=path), "backbone.")
+    """DINOv2 without registers and with a plain MLP (S, B, L); positions are made for 518 px. Chunks of blocks (blocks.0.3.) are blocks in a row."""
+    tensors = _encoder(path, "teacher")
+    if any(re.match(r"blocks\.\d+\.\d+\.", name) for name in tensors):
+        tensors = rename(tensors, ((r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),))
     for name, what in (("register_tokens", "register tokens"), ("blocks.0.mlp.w12.weight", "a SwiGLU MLP"), ("storage_tokens", "DINOv3's tokens")):
         if name in tensors:
             raise ValueError(f"{path} has {what} ({name}), which this encoder has not; load it through timm, e.g. timm:vit_small_patch14_reg4_dinov2")
-    return found(tensors, drop=("mask_token", "dino_head.", "ibot_head."), where=path)
+    return found(tensors, drop=("mask_token", "dino_head.", "ibot_head."), heads={384: 6}, where=path)
 
 
 def beit(path: Path) -> Found:
     """BEiT, self-supervised (one shared table) or fine-tuned (a table per block); the key has no bias, LayerScale is gamma_1 and gamma_2.
 
-    Its releases, trained on ImageNet-22k, saw images normalised with 0.5 and 0.5.
+    Its releases, trained on ImageNet-22k, saw images normalised with 0.5 and 0.5; its code stores its options in "args", which tell others.
     """
-    tensors = unwrap(read(path), "model", "module", where=path)
+    content = read(path)
+    tensors = _beit_names(core(unwrap(content, "model", "module", where=path), where=path))
+    flag = getattr(content.get("args"), "imagenet_default_mean_and_std", None)
+    recorded = None if flag is None else IMAGENET if flag else HALF
+    sorted_ = found(tensors, drop=("lm_head.", "mask_token"), classifier=True, where=path)
+    return sorted_._replace(statistics=HALF, recorded=recorded)
+
+
+def simmim(tensors: Tensors, *, where: Path) -> Found:
+    """SimMIM's ViT, in pretraining (under encoder., one shared table) or fine-tuned: BEiT's names, ImageNet's statistics."""
+    return found(_beit_names(tensors), drop=("decoder.", "mask_token"), classifier=True, where=where)
+
+
+def _beit_names(tensors: Tensors) -> dict[str, Tensor]:
     rules = (
         (r"^rel_pos_bias\.relative_position_bias_table$", "rel_pos_bias.0.table"),
         (r"^blocks\.(\d+)\.attn\.relative_position_bias_table$", r"rel_pos_bias.\1.table"),
         (r"\.gamma_([12])$", r".ls\1.gamma"),
     )
-    kept = {name: tensor for name, tensor in tensors.items() if not name.endswith("relative_position_index")}
-    return found(rename(kept, rules), drop=("lm_head.", "mask_token"), classifier=True, where=path)._replace(statistics=HALF)
+    return rename({name: tensor for name, tensor in tensors.items() if not name.endswith("relative_position_index")}, rules)
 
 
 def mmpretrain(path: Path) -> Found:
     """mmpretrain's and mmselfsup's ViTs (MAE, MoCo v3 ...): other names, and sin-cos tables with rows first, loaded as they are stored."""
-    tensors = unwrap(read(path), "state_dict", where=path)
+    stem = "patch_embed.projection.weight"
+    tensors = core(unwrap(read(path), "state_dict", where=path, stem=stem), "backbone", where=path, stem=stem)
+    recorded = _preprocessor(tensors, where=path)
     rules = (
-        (r"^backbone\.patch_embed\.projection\.", "patch_embed.proj."),
-        (r"^backbone\.layers\.(\d+)\.ln([12])\.", r"blocks.\1.norm\2."),
-        (r"^backbone\.layers\.(\d+)\.attn\.(qkv|proj)\.", r"blocks.\1.attn.\2."),
-        (r"^backbone\.layers\.(\d+)\.ffn\.layers\.0\.0\.", r"blocks.\1.mlp.fc1."),
-        (r"^backbone\.layers\.(\d+)\.ffn\.layers\.1\.", r"blocks.\1.mlp.fc2."),
-        (r"^backbone\.ln1\.", "norm."),
-        (r"^backbone\.ln2\.", "fc_norm."),  # the norm of mean-pooled features
-        (r"^backbone\.", ""),
+        (r"^patch_embed\.projection\.", "patch_embed.proj."),
+        (r"^layers\.(\d+)\.ln([12])\.", r"blocks.\1.norm\2."),
+        (r"^layers\.(\d+)\.attn\.(qkv|proj)\.", r"blocks.\1.attn.\2."),
+        (r"^layers\.(\d+)\.ffn\.layers\.0\.0\.", r"blocks.\1.mlp.fc1."),
+        (r"^layers\.(\d+)\.ffn\.layers\.1\.", r"blocks.\1.mlp.fc2."),
+        (r"^ln1\.", "norm."),
+        (r"^ln2\.", "fc_norm."),  # the norm of mean-pooled features
         (r"^head\.(?:fc|layers\.head)\.", "head."),
     )
-    return found(rename(tensors, rules), drop=("neck.", "data_preprocessor.", "target_generator."), classifier=True, where=path)
+    drop = ("neck.", "data_preprocessor.", "target_generator.", "momentum_encoder.")
+    return found(rename(tensors, rules), drop=drop, classifier=True, where=path)._replace(recorded=recorded)
+
+
+def _preprocessor(tensors: Tensors, *, where: Path) -> Statistics | None:
+    """Return the statistics that mmpretrain's data preprocessor left in a file, on the scale [0, 1]; its own is that of grey levels."""
+    stored = [tensors.get(f"data_preprocessor.{name}") for name in ("mean", "std")]
+    if any(values is None for values in stored):
+        return None
+    mean, std = (tuple(float(value) / 255 for value in values.flatten()) for values in stored if values is not None)
+    return checked(mean, std, where=f"data_preprocessor in {where}")
 
 
 def augreg(path: Path) -> Found:
@@ -133,12 +169,20 @@ def augreg(path: Path) -> Found:
         (r"MultiHeadDotProductAttention_1/out/", "attn.proj/"), (r"MultiHeadDotProductAttention_1/", "attn."),
         (r"/(?:kernel|scale)$", ".weight"), (r"/bias$", ".bias"),
     )  # fmt: skip
-    tensors = rename(flax, rules)
+    tensors = rename({name: tensor for name, tensor in flax.items() if isinstance(tensor, Tensor)}, rules)
     query = tensors.get("blocks.0.attn.query.weight")
-    heads = {} if query is None else {query.shape[0]: query.shape[1]}
+    if query is None or query.ndim != 3:
+        wanted = "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel of three dimensions"
+        raise ValueError(f"{path} has no {wanted}; its names are {shortened(list(flax)) or 'none'}")
+    heads = {query.shape[0]: query.shape[1]}
     tensors = {name: _from_flax(name, tensor) for name, tensor in tensors.items()}
     joined = join_qkv(tensors, "attn.query", "attn.key", "attn.value")
     return found(joined, drop=("pre_logits.",), classifier=True, heads=heads, where=path)._replace(statistics=HALF)
+
+
+def _encoder(path: Path, *keys: str) -> dict[str, Tensor]:
+    """Return the tensors of a file without what they are wrapped in and prefixed with; of a student and a teacher those of the teacher."""
+    return core(unwrap(read(path), *keys, where=path), "teacher", where=path)
 
 
 def _from_flax(name: str, tensor: Tensor) -> Tensor:
@@ -165,49 +209,72 @@ def found(
 ) -> Found:
     """Sort tensors in this suite's names into encoder and head, without `drop`.
 
+    A position table that has no row for the class token (DeiT III) gets one of zeros, which is the same.
+
     classifier: the layout has one, and its tensors are handed back. heads: the layout's own head counts, by width.
     """
     kept = {name: tensor for name, tensor in tensors.items() if not named(name, drop)}
     head = {name: kept.pop(name) for name in list(kept) if classifier and named(name, HEAD)}
-    return Found(architecture(kept, pooled="fc_norm.weight" in head, positions=positions, heads=heads or {}, where=where), kept, head)
+    table = kept.get("pos_embed")
+    if table is not None and table.ndim == 3 and "cls_token" in kept and math.isqrt(table.shape[1]) ** 2 == table.shape[1] > 1:
+        kept["pos_embed"] = torch.cat([torch.zeros_like(table[:, :1]), table], dim=1)
+    cfg = architecture(kept, pooled="fc_norm.weight" in head, positions=positions, heads=heads or {}, where=where)
+    counts = () if cfg.heads else PUBLISHED_HEADS.get(kept[STEM].shape[0], ())
+    return Found(cfg, kept, head, counts=counts)
 
 
 def architecture(tensors: Tensors, *, pooled: bool, positions: str, heads: Mapping[int, int], where: Path) -> ViTConfig:
-    """Return the architecture that shapes and names tell. The head count is in neither: it is the layout's or the named size's, else None.
+    """Return the architecture that shapes and names tell. The head count is in a table of relative positions only: else it is the layout's or None.
 
     Raises:
         ValueError: a tensor that tells the shape is missing, or the grid is not square.
     """
-    try:
-        dim, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
-        depth = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
-        hidden = tensors["blocks.0.mlp.fc1.weight"].shape[0]
-        side = _side(tensors)
-    except (KeyError, ValueError):
-        raise ValueError(f"{where} has no square grid of patch_embed, positions and blocks in the names of its layout") from None
+    table = "pos_embed" if "pos_embed" in tensors else "rel_pos_bias.0.table"
+    ranks = {STEM: 4, "blocks.0.mlp.fc1.weight": 2, table: 3 if table == "pos_embed" else 2}
+    if lost := [name for name in ranks if name not in tensors]:
+        raise ValueError(f"{where} has no {' and no '.join(lost)}; its names (in this suite's terms) are {shortened(sorted(tensors))}")
+    if flat := [f"{name} {tuple(tensors[name].shape)}" for name, rank in ranks.items() if tensors[name].ndim != rank or not tensors[name].numel()]:
+        raise ValueError(f"{where} has {', '.join(flat)}, which is not the shape of a ViT's")
+    dim, channels, patch, width = tensors[STEM].shape
+    depth = 1 + max(int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name)))
+    hidden = tensors["blocks.0.mlp.fc1.weight"].shape[0]
+    if patch != width:
+        raise ValueError(f"{where} has patches of {patch} x {width} pixels ({STEM}); this encoder's are square")
+    side = _side(tensors)
+    if side is None:
+        rows = tensors[table].shape[-2]
+        raise ValueError(f"{where} has {rows} rows in {table}, which is no square grid of patches with {int('cls_token' in tensors)} class tokens")
     size = next((name for name, (width, blocks, _) in SIZES.items() if (width, blocks) == (dim, depth)), None)
     tables = sum(name.startswith("rel_pos_bias.") for name in tensors)
+    own = tensors["rel_pos_bias.0.table"].shape[1] if "rel_pos_bias.0.table" in tensors else None
     fields: dict[str, Any] = {
-        "size": size, "dim": None if size else dim, "depth": None if size else depth, "heads": heads.get(dim), "patch": patch,
+        "size": size, "dim": None if size else dim, "depth": None if size else depth, "heads": own or heads.get(dim), "patch": patch,
         "channels": channels, "image_size": side * patch, "mlp_ratio": hidden / dim, "class_token": "cls_token" in tensors,
         "final_norm": "norm.weight" in tensors or not pooled, "positions": positions if "pos_embed" in tensors else "none",
         "relative_positions": "none" if not tables else "shared" if tables == 1 else "per_block",
         "qkv_bias": "qkv" if "blocks.0.attn.qkv.bias" in tensors else "qv" if "blocks.0.attn.q_bias" in tensors else "none",
         "layer_scale": 1.0 if "blocks.0.ls1.gamma" in tensors else None,
     }  # fmt: skip
-    return ViTConfig.model_validate(fields)
+    return validate(fields, ViTConfig, where=f"architecture of {where}")
 
 
-def _side(tensors: Tensors) -> int:
-    """Return the side of the square grid that positions are made for; ValueError where it is none."""
+def _side(tensors: Tensors) -> int | None:
+    """Return the side of the square grid that positions are made for; None where it is none."""
     leading = int("cls_token" in tensors)
     if "pos_embed" in tensors:
         side = math.isqrt(max(0, tensors["pos_embed"].shape[1] - leading))
-        square = side > 0 and side**2 + leading == tensors["pos_embed"].shape[1]
-    else:
-        offsets = tensors["rel_pos_bias.0.table"].shape[0] - 3 * leading
-        side = (math.isqrt(max(0, offsets)) + 1) // 2
-        square = (2 * side - 1) ** 2 == offsets
-    if not square:
-        raise ValueError("no square grid")
-    return side
+        return side if side > 0 and side**2 + leading == tensors["pos_embed"].shape[1] else None
+    offsets = tensors["rel_pos_bias.0.table"].shape[0] - 3 * leading
+    side = (math.isqrt(max(0, offsets)) + 1) // 2
+    return side if side > 0 and (2 * side - 1) ** 2 == offsets else None
+
+
+def _is_sincos(table: Tensor | None) -> bool:
+    """Return whether a position table (1, 1 + N, D) is a fixed sin-cos table, of either order of rows and columns, as MoCo v3's and MAE's are."""
+    if table is None or table.ndim != 3 or table.shape[2] % 4:
+        return False
+    side, dim = math.isqrt(max(0, table.shape[1] - 1)), table.shape[2]
+    if side < 1 or side**2 + 1 != table.shape[1]:
+        return False
+    ours = sincos_2d(dim, (side, side))
+    return any(torch.allclose(table.float(), turned, atol=1e-4) for turned in (ours, ours.roll(dim // 2, dims=2)))

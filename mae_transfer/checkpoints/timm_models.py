@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
+from torch import Tensor
 
-from mae_transfer.checkpoints.files import Tensors, named, read
-from mae_transfer.checkpoints.names import strip, unwrap
+from mae_transfer.checkpoints.files import SHOWN, Tensors, check_finite, named, read, shortened
+from mae_transfer.checkpoints.names import STEM, core, unwrap
 from mae_transfer.core.normalize import Statistics
 from mae_transfer.models.timm_backbone import TimmBackbone
 
@@ -17,40 +19,63 @@ MOBY_DROP = ("encoder_k.", "projector.", "projector_k.", "predictor.", "queue1",
 MAY_CHANGE = ("image_size", "drop_path", "class_token", "final_norm")
 
 
-def timm_model(reference: str, changes: Mapping[str, Any]) -> TimmBackbone:
-    """Return timm's NAME with the weights that timm has for it, or, for NAME@FILE, with those of a local file in timm's names."""
-    name, _, path = reference.partition("@")
-    tensors = unwrap(read(Path(path)), "model", "state_dict", where=Path(path)) if path else None
-    return wrap(name, changes, tensors=tensors, pretrained=not path)
+def timm_model(name: str, file: Path | None, changes: Mapping[str, Any]) -> TimmBackbone:
+    """Return timm's NAME with the weights that timm has for it, or with those of a local file in timm's names."""
+    if file is None:
+        return wrap(name, changes, pretrained=True)
+    return wrap(name, changes, tensors=_flat(read(file), where=file), where=str(file))
+
+
+def _flat(content: Mapping[str, Any], *, where: Path) -> dict[str, Tensor]:
+    """Return the tensors of any timm model's file: under one of the usual keys, or the file itself, without what DDP and compile prefix."""
+    inner = next((content[key] for key in ("model", "state_dict", "model_state_dict", "module") if isinstance(content.get(key), dict)), content)
+    tensors = {name: value for name, value in inner.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(f"{where} holds no tensors; its keys are {shortened(list(content)) or 'none'}")
+    for prefix in ("module.", "_orig_mod.", "model."):
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def moby(path: Path, changes: Mapping[str, Any]) -> TimmBackbone:
     """MoBY's Swin: the online encoder, not the momentum one (encoder_k)."""
     tensors = unwrap(read(path), "model", where=path)
-    return swin(strip({name: tensor for name, tensor in tensors.items() if not named(name, MOBY_DROP)}, "encoder."), changes, where=path)
+    kept = {name: tensor for name, tensor in tensors.items() if not named(name.removeprefix("module."), MOBY_DROP)}
+    return swin(core(kept, "encoder", where=path), changes, where=path)
 
 
 def esvit(path: Path, changes: Mapping[str, Any]) -> TimmBackbone:
     """EsViT's Swin: the teacher without its two projectors."""
-    tensors = strip(unwrap(read(path), "teacher", "state_dict", where=path), "module.", "backbone.")
+    tensors = core(unwrap(read(path), "teacher", "state_dict", where=path), "teacher", where=path)
     return swin({name: tensor for name, tensor in tensors.items() if not named(name, ("head.", "head_dense."))}, changes, where=path)
+
+
+def simmim_swin(tensors: Tensors, changes: Mapping[str, Any], *, where: Path) -> TimmBackbone:
+    """SimMIM's Swin, without its decoder and mask token."""
+    return swin({name: tensor for name, tensor in tensors.items() if not named(name, ("decoder.", "mask_token"))}, changes, where=where)
 
 
 def swin(tensors: Tensors, changes: Mapping[str, Any], *, where: Path) -> TimmBackbone:
     """Return the Swin that the tensors describe: width, depths, heads and window are in their shapes; its native size is 32 windows."""
-    tables = {name: tensor for name, tensor in tensors.items() if name.endswith("attn.relative_position_bias_table")}
-    places = [[int(part) for part in name.split(".") if part.isdigit()] for name in tables]
-    if "patch_embed.proj.weight" not in tensors or not tables or any(len(place) != 2 for place in places):
-        raise ValueError(f"{where} holds no Swin encoder where its layout has one (patch_embed, layers.N.blocks.N ...)")
-    depths = [1 + max(block for stage, block in places if stage == number) for number in range(1 + max(stage for stage, _ in places))]
-    shapes = [tables[f"layers.{stage}.blocks.0.attn.relative_position_bias_table"].shape for stage in range(len(depths))]
+    table = re.compile(r"layers\.(\d+)\.blocks\.(\d+)\.attn\.relative_position_bias_table")
+    places = {(int(match[1]), int(match[2])): tensors[name] for name in tensors if (match := table.fullmatch(name))}
+    stages = [max((block for stage, block in places if stage == number), default=-1) + 1 for number in range(1 + max(places, default=(-1,))[0])]
+    stem = tensors.get(STEM)
+    if stem is None or stem.ndim != 4 or not stages or min(stages) < 1 or any((stage, 0) not in places for stage in range(len(stages))):
+        names = f"its names are {shortened(sorted(tensors))}"
+        wanted = f"{STEM}, layers.N.blocks.N.attn.relative_position_bias_table"
+        raise ValueError(f"{where} holds no Swin encoder where its layout has one ({wanted}); {names}")
+    shapes = [tuple(places[stage, 0].shape) for stage in range(len(stages))]
+    if any(len(shape) != 2 for shape in shapes):
+        raise ValueError(f"{where} has tables of relative positions of shapes {shapes}, which are not a Swin's")
     window = (round(shapes[0][0] ** 0.5) + 1) // 2
-    dim, _, patch, _ = tensors["patch_embed.proj.weight"].shape
+    dim, channels, patch, _ = stem.shape
     options = {
-        "embed_dim": dim, "patch_size": patch, "depths": tuple(depths), "num_heads": tuple(heads for _, heads in shapes), "window_size": window,
-        "img_size": window * patch * 2 ** (len(depths) - 1),
+        "embed_dim": dim, "patch_size": patch, "depths": tuple(stages), "num_heads": tuple(heads for _, heads in shapes), "window_size": window,
+        "img_size": window * patch * 2 ** (len(stages) - 1), "in_chans": channels,
     }  # fmt: skip
-    return wrap("swin_tiny_patch4_window7_224", changes, tensors=tensors, options=options)
+    return wrap("swin_tiny_patch4_window7_224", changes, tensors=tensors, options=options, where=str(where))
 
 
 def wrap(
@@ -60,10 +85,11 @@ def wrap(
     tensors: Tensors | None = None,
     pretrained: bool = False,
     options: Mapping[str, Any] | None = None,
+    where: str = "",
 ) -> TimmBackbone:
     """Return a timm model as a Backbone. Weights: `tensors` (in its names or in those that timm converts), timm's own, or random.
 
-    changes: image_size (where the model is made for one), drop_path, class_token, final_norm.
+    where: the file of the tensors. changes: image_size (where the model is made for one), drop_path, class_token, final_norm.
     Raises:
         ValueError: timm knows no such model or no weights for it, a change is not to be had, or a tensor does not fit.
     """
@@ -78,10 +104,11 @@ def wrap(
         arguments["drop_path_rate"] = changes["drop_path"]
     overlay: dict[str, Any] = {}
     if tensors is not None:
+        check_finite(tensors, where=where)
         classes = _classes(tensors, cfg.classifier)
         arguments["num_classes"] = classes  # timm is strict only where the file's number of classes is the model's
         overlay = {"state_dict": dict(tensors), "custom_load": False, "num_classes": classes}
-    model = _create(name, arguments, overlay=overlay, pretrained=pretrained or tensors is not None)
+    model = _create(name, arguments, overlay=overlay, pretrained=pretrained or tensors is not None, where=where)
     model.reset_classifier(0)
     return TimmBackbone(model, class_token=changes.get("class_token", True), final_norm=changes.get("final_norm", True))
 
@@ -106,9 +133,10 @@ def _known(name: str) -> Any:
     return cfg
 
 
-def _create(name: str, arguments: Mapping[str, Any], *, overlay: Mapping[str, Any], pretrained: bool) -> Any:
+def _create(name: str, arguments: Mapping[str, Any], *, overlay: Mapping[str, Any], pretrained: bool, where: str) -> Any:
     """Build the model and fill it; timm converts original names and resamples tables to its size."""
     try:
         return timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=dict(overlay), **arguments)
-    except (RuntimeError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"timm:{name} cannot be made of this: {error}") from None
+    except (RuntimeError, TypeError, KeyError, AttributeError, IndexError, AssertionError, ValueError, ZeroDivisionError) as error:
+        said = "\n".join(str(error).splitlines()[:SHOWN]) or type(error).__name__
+        raise ValueError(f"timm:{name} cannot be made of {where or 'this'}: {said}") from None

@@ -6,7 +6,6 @@ import pickle
 import re
 import types
 import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -15,11 +14,13 @@ import torch
 from torch import Tensor
 from torch.serialization import SourceChangeWarning
 
-from mae_transfer.checkpoints.files import load_strict, metadata, read, write
+from mae_transfer.checkpoints.files import AGAIN, DAMAGED, load_strict, metadata, read, shortened, write
+from mae_transfer.checkpoints.references import split
 from mae_transfer.config import validate
 from mae_transfer.models.dvae import DVAE, DVAEConfig, DVAETokenizer, decoder, encoder
 
 FORMAT = "mae_transfer.tokenizer/1"
+KNOWN = "give a tokenizer.safetensors, dalle:PATH of DALL-E's encoder, or random:CODES/STRIDE (8192/8)"
 
 
 def export_tokenizer(path: Path, dvae: DVAE, *, about: Mapping[str, Any]) -> None:
@@ -36,18 +37,20 @@ def load_tokenizer(reference: str) -> DVAETokenizer:
     Raises:
         ValueError: unknown prefix; a file that is missing, damaged, of another layout, or would run foreign code.
     """
-    prefix, colon, rest = reference.partition(":")
-    opened = _own(Path(reference)) if not colon else _dalle(Path(rest)) if prefix == "dalle" else _random(prefix, rest)
+    try:
+        prefix, rest = split(reference, ("dalle", "random"))
+    except ValueError:
+        raise ValueError(f"no tokenizer {reference!r}: {KNOWN}") from None
+    opened = _own(Path(rest)) if not prefix else _dalle(Path(rest)) if prefix == "dalle" else _random(rest)
     return opened.requires_grad_(False).eval()
 
 
-def _random(prefix: str, size: str) -> DVAETokenizer:
-    if prefix == "random" and re.fullmatch(r"\d+/(1|2|4|8|16|32)", size):
+def _random(size: str) -> DVAETokenizer:
+    if re.fullmatch(r"\d+/(1|2|4|8|16|32)", size):
         codes, stride = map(int, size.split("/"))
         cfg = DVAEConfig(codes=codes, groups=stride.bit_length(), blocks=1, width=8, decoder_input=8)
         return DVAETokenizer(cfg, encoder(cfg), decoder(cfg))
-    reference = f"{prefix}:{size}"
-    raise ValueError(f"no tokenizer {reference!r}: give a tokenizer.safetensors, dalle:PATH of DALL-E's encoder, or random:CODES/STRIDE (8192/8)")
+    raise ValueError(f"no tokenizer 'random:{size}': {KNOWN}")
 
 
 def _own(path: Path) -> DVAETokenizer:
@@ -56,6 +59,8 @@ def _own(path: Path) -> DVAETokenizer:
         raise ValueError(
             f"{path} is not a tokenizer of this suite (format {about.get('format')!r}, not {FORMAT!r}); train one with tokenizer_train.py"
         )
+    if not isinstance(about.get("architecture"), dict):
+        raise ValueError(f"{path} is damaged: its metadata name no architecture; {AGAIN}")
     dvae = DVAE(validate(about["architecture"], DVAEConfig, where=f"architecture in {path}"))
     load_strict(dvae, read(path), where=str(path))
     return DVAETokenizer(dvae.cfg, dvae.encoder, dvae.decoder)
@@ -64,16 +69,14 @@ def _own(path: Path) -> DVAETokenizer:
 def _dalle(path: Path) -> DVAETokenizer:
     """Read the released autoencoder; its size is read off the weights, whose names say nothing else."""
     tensors = _tensors(path)
-    try:
-        first, last = tensors["blocks.input.weight"], tensors["blocks.output.conv.weight"]
-    except KeyError:
-        raise ValueError(f"{path} holds no encoder of DALL-E: it has no blocks.input and blocks.output.conv, but {sorted(tensors)[:5]} ...") from None
-    groups = max(int(found[1]) for name in tensors if (found := re.match(r"blocks\.group_(\d+)\.", name)))
-    blocks = max(int(found[1]) for name in tensors if (found := re.match(r"blocks\.group_1\.block_(\d+)\.", name)))
+    first, last = (_stem(tensors, name, where=path) for name in ("blocks.input.weight", "blocks.output.conv.weight"))
+    groups = max((int(found[1]) for name in tensors if (found := re.match(r"blocks\.group_(\d+)\.", name))), default=0)
+    blocks = max((int(found[1]) for name in tensors if (found := re.match(r"blocks\.group_1\.block_(\d+)\.", name))), default=0)
     beside = path.with_name("decoder.pkl")
     other = _tensors(beside) if beside.is_file() and beside != path else None
-    embed = len(other["blocks.input.weight"]) if other else 1
-    cfg = DVAEConfig(codes=len(last), groups=groups, blocks=blocks, width=len(first), decoder_input=embed)
+    embed = len(_stem(other, "blocks.input.weight", part="decoder", where=beside)) if other is not None else 1
+    sizes = {"codes": len(last), "groups": groups, "blocks": blocks, "width": len(first), "decoder_input": embed}
+    cfg = validate(sizes, DVAEConfig, where=f"sizes of the encoder in {path}")
     half = encoder(cfg)
     load_strict(half, tensors, where=str(path))
     if other is None:
@@ -81,6 +84,13 @@ def _dalle(path: Path) -> DVAETokenizer:
     back = decoder(cfg)
     load_strict(back, other, where=str(beside))
     return DVAETokenizer(cfg, half, back)
+
+
+def _stem(tensors: Mapping[str, Tensor], name: str, *, part: str = "encoder", where: Path) -> Tensor:
+    """Return the weights of a convolution; ValueError where there are none under this name."""
+    if name not in tensors or tensors[name].ndim != 4:
+        raise ValueError(f"{where} holds no {part} of DALL-E: it has no {name} of 4 dimensions, but {shortened(sorted(tensors)) or 'nothing'}")
+    return tensors[name]
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
@@ -148,8 +158,8 @@ def _unpickle(path: Path) -> Any:
             f"{path} was not read, for reading would run it: {error}, which is neither a tensor nor a part of DALL-E's autoencoder. "
             "If you trust its source, load it there and save its tensors alone"
         ) from None
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, AttributeError, TypeError, IndexError, KeyError) as error:
-        raise ValueError(f"{path} is damaged or no weight file ({type(error).__name__}); download or copy it again") from None
+    except DAMAGED as error:
+        raise ValueError(f"{path} is damaged or no weight file ({type(error).__name__}); {AGAIN}") from None
 
 
 def _walk(module: Any, prefix: str = "") -> list[tuple[str, Tensor]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -15,6 +17,26 @@ class Statistics(NamedTuple):
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+
+def checked(mean: Iterable[float], std: Iterable[float], *, where: str) -> Statistics:
+    """Return statistics of equal length that images on the scale [0, 1] can have.
+
+    Raises:
+        ValueError: a value is no finite number or out of range; on the scale of grey levels the remedy is the division by 255.
+    """
+    values = Statistics(tuple(mean), tuple(std))
+    numbers = [value for part in values for value in part]
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) for value in numbers):
+        raise ValueError(f"{where}: mean {values.mean} and std {values.std} must be finite numbers, one per channel")
+    if not len(values.mean) == len(values.std) > 0:
+        raise ValueError(f"{where}: mean has {len(values.mean)} values and std {len(values.std)}; give one per channel in both")
+    if 1 < max(numbers) <= 255 and min(numbers) >= 0:
+        scaled = [tuple(round(value / 255, 4) for value in part) for part in values]
+        raise ValueError(f"{where}: mean {values.mean} and std {values.std} are on the scale 0..255; divide by 255: mean={scaled[0]} std={scaled[1]}")
+    if min(numbers) < 0 or min(values.std) == 0 or max(numbers) > 1:
+        raise ValueError(f"{where}: mean {values.mean} and std {values.std} are not those of images on the scale [0, 1], with a std above 0")
+    return Statistics(*(tuple(float(value) for value in part) for part in values))
 
 
 IMAGENET = Statistics(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)

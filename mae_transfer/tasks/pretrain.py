@@ -17,7 +17,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mae_transfer import checkpoints, results
 from mae_transfer.bounds import Count
-from mae_transfer.checkpoints.files import load_strict
 from mae_transfer.config import Spec, build, check
 from mae_transfer.core.masks import MASKERS
 from mae_transfer.core.normalize import Statistics, normalize
@@ -236,13 +235,16 @@ def build_state(cfg: PretrainConfig, target: Target, loop: LoopConfig, *, dist: 
 
 
 def load_start(model: MAE, reference: str) -> None:
-    """Fill encoder and decoder from mae-full:PATH or a step_*.pt of this suite; ValueError with the names of whatever does not fit."""
-    prefix, _, path = reference.rpartition(":")
+    """Fill encoder and decoder from mae-full:PATH or a step_*.pt of this suite; ValueError with the names of whatever does not fit.
+
+    Where the images of the new run have another size, positions follow it (checkpoints.start.fill).
+    """
+    prefix, path = checkpoints.split(reference, checkpoints.LAYOUTS)
     if prefix == "mae-full":
         checkpoints.load_mae(model, Path(path))
     elif not prefix and path.endswith(".pt"):
         payload = checkpoint.load(Path(path))
-        load_strict(model, payload.get("ema", payload["model"]), where=path)
+        checkpoints.fill(model, payload.get("ema", payload["model"]), where=path)
     else:
         raise ValueError(f"start = {reference!r}: give mae-full:PATH, a released MAE with its decoder, or a step_*.pt of this suite")
 

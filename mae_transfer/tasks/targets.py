@@ -35,9 +35,11 @@ def open_teacher(frame: Frame, reference: str) -> Teacher:
 
 def open_basis(frame: Frame, reference: str) -> Basis:
     """Return the basis in a file; "random:K": K orthonormal directions that mean nothing, to try a config."""
-    kind, _, count = reference.partition(":")
+    kind, count = checkpoints.split(reference, ("random",))
     if kind != "random":
-        return load_basis(Path(reference))
+        return load_basis(Path(count))
+    if not count.isdigit() or not int(count):
+        raise ValueError(f"no basis {reference!r}: give a file, or random:K with a number of components K")
     values = frame.patch**2 * len(frame.statistics.mean)
     rows = torch.linalg.qr(torch.randn(values, int(count))).Q.T.contiguous()
     ones = torch.ones(int(count))
@@ -82,5 +84,8 @@ def buffers_of(target: Target) -> dict[str, Tensor]:
 
 def digest_of(spec: Spec) -> str:
     """Return the sha256s of the files that a target refers to, shortened, "" where it refers to none: another file is another run."""
-    paths = [Path(str(spec.options[name]).rpartition(":")[2]) for name in OPENERS if spec.options.get(name)]
+    known = {"dalle", *checkpoints.LAYOUTS}
+    references = [str(spec.options[name]) for name in OPENERS if spec.options.get(name)]
+    parted = [checkpoints.split(reference, known) for reference in references]
+    paths = [Path(rest.partition("@")[2] if prefix == "timm" else rest) for prefix, rest in parted]
     return "".join(f"+{path.name}:{checkpoints.sha256(path)[:12]}" for path in paths if path.is_file())

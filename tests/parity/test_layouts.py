@@ -167,7 +167,7 @@ def test_plain_vits_give_timm_s_features(case: str, tmp_path: Path) -> None:
 @torch.no_grad()
 def test_named_sizes_know_their_heads_at_224_px_and_beyond(size: str, tmp_path: Path) -> None:
     theirs = randomize(timm.create_model(f"vit_{size}_patch16_224", num_classes=0, dynamic_img_size=True))
-    loaded = checkpoints.load(f"mae:{mae(tmp_path / 'x.pth', theirs.state_dict())}")
+    loaded = checkpoints.load(f"deit:{deit(tmp_path / 'x.pth', theirs.state_dict())}")
     assert loaded.backbone.cfg.size == f"vit_{size}"
     for side in (224, 288):
         images = torch.randn(1, 3, side, side)

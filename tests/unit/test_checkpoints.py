@@ -48,7 +48,7 @@ def test_a_released_file_loads_strictly_and_exports_back_equal_in_every_tensor(t
     tensors = released(mae(), full=full)
     path = tmp_path / "mae_pretrain.pth"
     torch.save({"model": tensors, "epoch": 1600, "args": argparse.Namespace(lr=1e-3)}, path)
-    vit = checkpoints.load_backbone(f"{prefix}:{path}")
+    vit = checkpoints.load_backbone(f"{prefix}:{path}", changes={"heads": 3})
     assert (vit.dim, vit.depth, vit.patch, vit.grid, vit.training) == (192, 12, 16, (2, 2), False)
     checkpoints.export_backbone(tmp_path / "out.safetensors", vit, about={"digest": "abc", "recipe": {"lr": 1}})
     written = checkpoints.read(tmp_path / "out.safetensors")
@@ -92,7 +92,7 @@ def damaged(kind: str) -> dict[str, Any]:
 def test_a_tensor_without_a_place_and_a_place_without_a_tensor_are_errors(tmp_path: Path, kind: str, match: str) -> None:
     torch.save({"model": damaged(kind)}, tmp_path / "x.pth")
     with pytest.raises(ValueError, match=match) as error:
-        checkpoints.load_backbone(f"mae:{tmp_path / 'x.pth'}")
+        checkpoints.load_backbone(f"mae:{tmp_path / 'x.pth'}", changes={} if kind == "width" else {"heads": 3})
     assert "x.pth" in str(error.value)
 
 
@@ -102,7 +102,7 @@ def test_references_that_fit_no_layout_say_what_is_known(tmp_path: Path) -> None
     with pytest.raises(ValueError, match="does not exist"):
         checkpoints.load_backbone(f"mae:{tmp_path / 'absent.pth'}")
     torch.save({"state_dict": {}}, tmp_path / "moco.pth")
-    with pytest.raises(ValueError, match=r"has no 'model' entry \(it has state_dict\)"):
+    with pytest.raises(ValueError, match=r"has no 'model' entry with [.]+patch_embed.proj.weight: its keys are state_dict, its names none"):
         checkpoints.load_backbone(f"mae:{tmp_path / 'moco.pth'}")
     torch.save(torch.zeros(1), tmp_path / "tensor.pth")
     with pytest.raises(ValueError, match="holds a Tensor"):

@@ -1,0 +1,56 @@
+"""Weights that begin another pretraining: encoder and decoder, at the image size of the new run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mae_transfer.checkpoints.files import load_strict, read
+from mae_transfer.checkpoints.names import released_name, unwrap
+from mae_transfer.core.positions import resample, resample_relative, sincos_2d
+from mae_transfer.models.mae import MAE
+
+
+def load_mae(model: MAE, path: Path) -> None:
+    """Fill encoder and decoder from a released `*_full.pth` (MAE with its decoder), to continue pretraining or to draw."""
+    tensors = unwrap(read(path), "model", where=path)
+    names = {released_name(name): name for name in model.state_dict()}
+    fill(model, {names.get(name, name): tensor for name, tensor in tensors.items()}, where=str(path))
+
+
+def fill(model: MAE, tensors: Mapping[str, Tensor], *, where: str) -> None:
+    """Fill a model, to the last tensor, whose images may have another size than those that the tensors learned from.
+
+    Positions follow the size, in encoder and decoder: a fixed sin-cos table is built anew, any other is resampled bicubically; tables of relative
+    positions are resampled bicubically. ValueError where anything else does not fit.
+    """
+    fitted = dict(tensors)
+    for name, wanted in model.state_dict().items():
+        stored = tensors.get(name)
+        if stored is None or stored.shape == wanted.shape or stored.ndim != wanted.ndim:
+            continue
+        if name in ("encoder.pos_embed", "decoder.pos_embed") and stored.shape[2] == wanted.shape[2]:
+            fitted[name] = _positions(stored, model, where=f"{name} in {where}")
+        elif name.startswith("encoder.rel_pos_bias.") and stored.shape[1] == wanted.shape[1]:
+            leading = model.encoder.leading
+            side = (math.isqrt(max(0, len(stored) - 3 * leading)) + 1) // 2
+            if (2 * side - 1) ** 2 + 3 * leading != len(stored):
+                raise ValueError(f"{name} in {where} has {len(stored)} rows, which is no square grid: start at its own image size")
+            fitted[name] = resample_relative(stored, (side, side), model.encoder.grid, leading=leading)
+    load_strict(model, fitted, where=where)
+
+
+def _positions(stored: Tensor, model: MAE, *, where: str) -> Tensor:
+    """Return a table (1, T + N, D) for the grid of the model."""
+    leading, dim = model.encoder.leading, stored.shape[2]
+    side = math.isqrt(max(0, stored.shape[1] - leading))
+    if side < 1 or side**2 + leading != stored.shape[1]:
+        raise ValueError(f"{where} has {stored.shape[1]} rows, which is no square grid: start at its own image size")
+    fixed = sincos_2d(dim, (side, side), leading=leading)
+    if torch.allclose(stored.float(), fixed, atol=1e-4):
+        return sincos_2d(dim, model.encoder.grid, leading=leading).to(stored.dtype)
+    return resample(stored, (side, side), model.encoder.grid, leading=leading)
