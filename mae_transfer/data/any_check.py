@@ -16,6 +16,7 @@ def check_any(
     splits: Sequence[str] = (),
     annotations: str | None = None,
     images: str | None = None,
+    masks: bool = True,
     classes: Sequence[str] | None = None,
     reduce_zero_label: bool = True,
 ) -> dict[str, list[Defect]]:
@@ -26,10 +27,10 @@ def check_any(
         ValueError: the folder is in neither layout.
     """
     if annotations:
-        return {annotations: check_coco(str(root), annotations=annotations, images=images)}
+        return {annotations: check_coco(str(root), annotations=annotations, images=images, masks=masks)}
     jsons = [path.stem.removeprefix("instances_") for path in sorted(root.glob("annotations/instances_*.json"))]
     if jsons:
-        return {split: check_coco(str(root), split=split, images=images) for split in splits or jsons}
+        return {split: check_coco(str(root), split=split, images=images, masks=masks) for split in splits or jsons}
     maps = [path.name for path in sorted(root.glob("annotations/*")) if path.is_dir()]
     if maps:
         return {split: check_ade(str(root), split=split, classes=classes, reduce_zero_label=reduce_zero_label) for split in splits or maps}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 
 from mae_transfer.bounds import Count, Probability
+from mae_transfer.core.coco_rules import Examined, Json, examine
+from mae_transfer.core.defects import refused
 from mae_transfer.data import outlines
 from mae_transfer.data.decode import UnreadableImage, decode_file
 from mae_transfer.data.labelled import part_of
 from mae_transfer.interfaces import Objects
 
 LOG = logging.getLogger(__name__)
-Json = dict[str, Any]
 
 
 class Annotated(NamedTuple):
@@ -101,15 +102,16 @@ class Coco:
         part: tuple[Probability, Probability] = (0.0, 1.0),
     ) -> None:
         self.json, self.folder = locate(root, split, annotations, images)
-        content = load_json(self.json)
-        try:
-            self.classes, self.category_ids = _categories(content["categories"])
-            self._fill(content["images"], content["annotations"], masks=masks, skip_empty=skip_empty, first=first, part=part)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            what = f"a key is missing: {error}" if isinstance(error, KeyError) else str(error)
-            raise ValueError(f"{self.json}: {what} (tools/prepare_data.py check lists every defect)") from error
-        if not len(self):
-            raise ValueError(f"{self.json} lists no image{' with an object' if skip_empty else ''}: is it the right file?")
+        found = examine(load_json(self.json), masks=masks)
+        refused(found.defects, where=self.json)
+        for defect in found.defects:
+            LOG.warning("%s: %s", self.json, defect)
+        categories = sorted(found.categories, key=lambda category: category["id"])
+        self.classes = tuple(category["name"] for category in categories)
+        self.category_ids = np.array([category["id"] for category in categories], dtype=np.int64)
+        self._fill(found, masks=masks, skip_empty=skip_empty, first=first, part=part)
+        if not len(self) or self._crowd.all():
+            raise ValueError(f"{self.json}: {len(self)} images are taken, and none has an object that is no crowd region: is it the right file?")
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -128,13 +130,10 @@ class Coco:
         return Annotated(image, self.objects(index), int(self.image_ids[index]))
 
     def objects(self, index: int) -> Objects:
-        """Return what is annotated in image `index`, without reading the image; UnreadableImage for a run-length code of another size."""
+        """Return what is annotated in image `index`, without reading the image."""
         span, masks = self._span(index), None
         if self._outlines is not None:
-            drawn, size = self.outlines(index), self.size(index)
-            if any(isinstance(one, dict) and tuple(one["size"]) != size for one in drawn):
-                raise UnreadableImage(f"{self.where(index)}: a run-length code in {self.json.name} has another size than the image, {size} (H, W)")
-            masks = torch.from_numpy(outlines.masks(drawn, size))
+            masks = torch.from_numpy(outlines.masks(self.outlines(index), self.size(index)))
         boxes, labels, crowd = (torch.from_numpy(values[span].copy()) for values in (self._boxes, self._labels, self._crowd))
         return Objects(boxes, labels, crowd, masks)
 
@@ -160,27 +159,25 @@ class Coco:
         content["annotations"] = [one for one in content["annotations"] if one["image_id"] in kept]
         return content
 
-    def _fill(self, images: list[Json], objects: list[Json], *, masks: bool, skip_empty: bool, first: int | None, part: tuple[float, float]) -> None:
-        _ranks([one["image_id"] for one in objects], _unique([image["id"] for image in images], "image"), "image")  # of any object, for the error
-        objects = _outlined(objects, self.json) if masks else objects
-        images = sorted(images, key=lambda image: image["id"])
+    def _fill(self, found: Examined, *, masks: bool, skip_empty: bool, first: int | None, part: tuple[float, float]) -> None:
+        images = sorted(found.images, key=lambda image: image["id"])
         images = [images[index] for index in part_of(len(images), part)]
         if skip_empty:
-            shown = {one["image_id"] for one in objects if not one.get("iscrowd", 0)}
+            shown = {one["image_id"] for one in found.objects if not one.get("iscrowd", 0)}
             images = [image for image in images if image["id"] in shown]
         images = images[:first]
         left = {image["id"] for image in images}
-        objects = [one for one in objects if one["image_id"] in left]
+        objects = [one for one in found.objects if one["image_id"] in left]
         self.image_ids = np.array([image["id"] for image in images], dtype=np.int64)
         self._sizes = np.array([(image["height"], image["width"]) for image in images], dtype=np.int64).reshape(-1, 2)
-        self._names = _Packed(str(image["file_name"]) for image in images)
-        owners = _ranks([one["image_id"] for one in objects], self.image_ids, "image")
+        self._names = _Packed(image["file_name"] for image in images)
+        owners = np.searchsorted(self.image_ids, np.array([one["image_id"] for one in objects], dtype=np.int64))
         order = np.argsort(owners, kind="stable")
         self._starts = np.searchsorted(owners[order], np.arange(len(images) + 1))  # image i has the objects starts[i]:starts[i + 1]
         self._describe([objects[k] for k in order.tolist()], masks=masks)
 
     def _describe(self, objects: list[Json], *, masks: bool) -> None:
-        self._labels = _ranks([one["category_id"] for one in objects], self.category_ids, "category")
+        self._labels = np.searchsorted(self.category_ids, np.array([one["category_id"] for one in objects], dtype=np.int64))
         self._crowd = np.array([bool(one.get("iscrowd", 0)) for one in objects], dtype=bool)
         corner, extent = np.split(np.array([one["bbox"] for one in objects], dtype=np.float64).reshape(-1, 4), 2, axis=1)
         self._boxes = np.concatenate([corner, corner + extent], axis=1).astype(np.float32)
@@ -227,37 +224,3 @@ class _Packed:
 
     def __getitem__(self, index: int) -> Any:
         return pickle.loads(self._block[self._ends[index] : self._ends[index + 1]])
-
-
-def _categories(categories: list[Json]) -> tuple[tuple[str, ...], np.ndarray]:
-    """Return names and ids (K,) of the categories by label."""
-    names = {one["id"]: str(one.get("name", one["id"])) for one in categories}
-    ids = _unique([one["id"] for one in categories], "category")
-    return tuple(names[category] for category in ids.tolist()), ids
-
-
-def _unique(ids: Sequence[int], what: str) -> np.ndarray:
-    """Return the ids sorted; ValueError where one is there twice."""
-    found, counts = np.unique(np.array(ids, dtype=np.int64), return_counts=True)
-    if (counts > 1).any():
-        raise ValueError(f"{(counts > 1).sum()} {what} ids are there more than once, {found[counts > 1][0]} for instance")
-    return found
-
-
-def _ranks(ids: Sequence[int], known: np.ndarray, what: str) -> np.ndarray:
-    """Return the place of each id in the sorted `known`, int64; ValueError where one is not there."""
-    wanted = np.array(ids, dtype=np.int64)
-    strange = wanted[~np.isin(wanted, known)]
-    if len(strange):
-        raise ValueError(f"{len(strange)} objects name a {what} id that is not listed, {strange[0]} for instance")
-    return np.searchsorted(known, wanted).astype(np.int64)
-
-
-def _outlined(objects: list[Json], file: Path) -> list[Json]:
-    """Return the objects that have a valid outline, with that alone."""
-    kept = [one | {"segmentation": outline} for one in objects if (outline := outlines.valid(one.get("segmentation"))) is not None]
-    if objects and not kept:
-        raise ValueError("no object has an outline: set masks=False to train on boxes alone")
-    if len(kept) < len(objects):
-        LOG.warning("%s: %d of %d objects have no valid outline and are left out", file, len(objects) - len(kept), len(objects))
-    return kept

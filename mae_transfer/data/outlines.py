@@ -5,35 +5,9 @@ Legend: n objects of one image, H x W pixels. An outline is a list of polygons [
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
-
-
-def defect(outline: Any, size: tuple[int, int] | None = None) -> str | None:
-    """Return what is wrong with an outline, or None; size: H, W that a run-length code must have."""
-    if isinstance(outline, dict):
-        if not {"size", "counts"} <= outline.keys():
-            return "run-length code without size or counts"
-        return "run-length code of another size than the image" if size is not None and outline["size"] != list(size) else None
-    if not isinstance(outline, list) or not outline:
-        return "no outline"
-    for polygon in outline:
-        if not isinstance(polygon, list) or len(polygon) % 2:
-            return "polygon of an odd number of coordinates"
-        if len(polygon) < 6:
-            return f"polygon of {len(polygon) // 2} points"
-        if not all(isinstance(value, int | float) and math.isfinite(value) for value in polygon):
-            return "polygon with a coordinate that is no number"
-    return None
-
-
-def valid(outline: Any) -> Any | None:
-    """Return the outline without its invalid polygons, as detectron2 does; None where nothing is left."""
-    if isinstance(outline, list):
-        return [polygon for polygon in outline if isinstance(polygon, list) and len(polygon) % 2 == 0 and len(polygon) >= 6] or None
-    return outline if defect(outline) is None else None
 
 
 def encode(outline: Any, size: tuple[int, int]) -> dict[str, Any]:

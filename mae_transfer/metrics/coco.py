@@ -23,10 +23,14 @@ import torch
 import torch.distributed as td
 from torch import Tensor
 
+from mae_transfer.core.coco_rules import examine
+from mae_transfer.core.defects import refused
+
 Kind = Literal["bbox", "segm"]
 Backend = Literal["auto", "pycocotools", "faster-coco-eval"]
 Entry = dict[str, Any]
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")  # in the order of COCOeval.stats
+COUNTED = 100  # detections of an image that count in COCO's own protocol
 
 
 class Detections(NamedTuple):
@@ -42,15 +46,19 @@ class CocoMetric:
     """Collects the predictions of a split and evaluates them.
 
     Args:
-        ground_truth: the annotations in COCO's json format; `area` and `iscrowd` are filled in where they are missing.
+        ground_truth: the annotations in COCO's json format, of which the rules of core/coco_rules.py decide what counts; `area` and `iscrowd` are
+            filled in where they are missing, the area from the outline where masks are evaluated.
         kinds: "bbox" for boxes, "segm" for masks.
         backend: "auto" takes faster-coco-eval where it is installed.
+        detections: most detections of an image that count; fewer than COCO's 100 are taken for 100.
     Raises:
-        ValueError: masks are asked for and the ground truth has none, or the backend is not installed.
+        ValueError: the ground truth breaks a rule or holds nothing to measure, or the backend is not installed.
     """
 
-    def __init__(self, ground_truth: Mapping[str, Any], *, kinds: Sequence[Kind] = ("bbox", "segm"), backend: Backend = "auto") -> None:
-        self.truth, self.kinds = _completed(ground_truth, kinds), tuple(kinds)
+    def __init__(
+        self, ground_truth: Mapping[str, Any], *, kinds: Sequence[Kind] = ("bbox", "segm"), backend: Backend = "auto", detections: int = COUNTED
+    ) -> None:
+        self.truth, self.kinds, self.detections = _completed(ground_truth, kinds), tuple(kinds), max(COUNTED, detections)
         self.categories = sorted(self.truth["categories"], key=lambda category: category["id"])
         self.backend = _backend(backend)
         self._sizes = {image["id"]: (image["height"], image["width"]) for image in self.truth["images"]}
@@ -123,7 +131,10 @@ class CocoMetric:
     def _figures(self, kind: Kind, entries: Sequence[Entry], *, per_class: bool) -> dict[str, float]:
         with contextlib.redirect_stdout(io.StringIO()):  # both libraries print what they do
             judge = (_pycocotools if self.backend == "pycocotools" else _faster)(self.truth, _results(self.truth, entries, kind), kind)
-        figures = dict(zip(FIGURES, _defined(np.asarray(judge.stats[: len(FIGURES)])), strict=True))
+            judge.params.maxDets = [1, 10, self.detections]
+            judge.evaluate()
+            judge.accumulate()
+        figures = _summary(np.asarray(judge.eval["precision"]), np.asarray(judge.eval["recall"]), self.detections)
         if per_class:
             precision = np.asarray(judge.eval["precision"])[:, :, :, 0, -1]  # IoU thresholds, recalls, classes; all areas, 100 detections
             names = [f"AP[{category['name']}]" for category in self.categories]
@@ -136,17 +147,37 @@ def _defined(values: np.ndarray) -> list[float]:
     return np.where(values < 0, np.nan, values).tolist()  # type: ignore[no-any-return]
 
 
+def _summary(precision: np.ndarray, recall: np.ndarray, detections: int) -> dict[str, float]:
+    """Return COCO's figures, its `summarize` for any number of detections; precision (T, R, K, A, M) and recall (T, K, A, M) at IoU thresholds T
+    from 0.50 in steps of 0.05, for all, small, medium and large objects, and for 1, 10 and `detections` detections of an image."""
+    all_, small, medium, large = (precision[..., area, -1] for area in range(4))
+    parts = [all_, all_[0], all_[5], small, medium, large, recall[..., 0, 0], recall[..., 0, 1], *(recall[..., area, -1] for area in range(4))]
+    names = [f"AR{detections}" if name == "AR100" else name for name in FIGURES]
+    return {name: float(part[part > -1].mean()) if (part > -1).any() else float("nan") for name, part in zip(names, parts, strict=True)}
+
+
 def _completed(truth: Mapping[str, Any], kinds: Sequence[Kind]) -> Entry:
-    """Return the ground truth with what COCOeval reads and not every json has; ids start at 1, for COCOeval takes 0 for "no match"."""
-    objects = [{"iscrowd": 0, "area": one["bbox"][2] * one["bbox"][3], **one, "id": k} for k, one in enumerate(truth["annotations"], start=1)]
-    if "segm" in kinds:
-        lacking = [one["image_id"] for one in objects if not one.get("segmentation")]
-        if lacking:
-            raise ValueError(
-                f"{len(lacking)} objects of the ground truth have no outline (image {lacking[0]}): evaluate boxes alone, kinds=('bbox',)"
-            )
-    categories = [{"name": str(category["id"]), **category} for category in truth["categories"]]
-    return {"info": {}, "images": list(truth["images"]), "categories": categories, "annotations": objects}
+    """Return the ground truth as COCOeval reads it; ids start at 1, for COCOeval takes 0 for "no match"."""
+    masks = "segm" in kinds
+    found = examine(truth, masks=masks)
+    refused(found.defects, where="the ground truth")
+    sizes = {image["id"]: (image["height"], image["width"]) for image in found.images}
+    objects = []
+    for k, one in enumerate(found.objects, start=1):
+        kept = {key: one[key] for key in ("image_id", "category_id", "bbox", *(("segmentation",) if masks else ()))}
+        area = one["area"] if "area" in one else _pixels(one["segmentation"], sizes[one["image_id"]]) if masks else one["bbox"][2] * one["bbox"][3]
+        objects.append({"id": k, **kept, "area": area, "iscrowd": int(one.get("iscrowd", 0))})
+    images = [{key: image[key] for key in ("id", "file_name", "height", "width")} for image in found.images]
+    return {"info": {}, "images": images, "categories": found.categories, "annotations": objects}
+
+
+def _pixels(outline: Any, size: tuple[int, int]) -> int:
+    """Return the area of an outline's mask in an image of `size` (H, W)."""
+    from pycocotools import mask
+
+    compressed = isinstance(outline, dict) and isinstance(outline["counts"], str)
+    code = outline if compressed else mask.frPyObjects(outline, *size)
+    return int(mask.area(mask.merge(code) if isinstance(code, list) else code))
 
 
 def _checked(image_id: int, found: Detections, size: tuple[int, int] | None, *, masks: bool) -> None:
@@ -202,21 +233,14 @@ def _pycocotools(truth: Entry, found: Entry, kind: Kind) -> Any:
     for one, content in zip(sets, (truth, found), strict=True):
         one.dataset = {**content, "annotations": [dict(entry) for entry in content["annotations"]]}  # it writes into them
         one.createIndex()
-    return _judged(COCOeval(*sets, iouType=kind))
+    return COCOeval(*sets, iouType=kind)
 
 
 def _faster(truth: Entry, found: Entry, kind: Kind) -> Any:
     from faster_coco_eval import COCO, COCOeval_faster
 
     sets = [COCO({**content, "annotations": [dict(entry) for entry in content["annotations"]]}) for content in (truth, found)]
-    return _judged(COCOeval_faster(*sets, iouType=kind))
-
-
-def _judged(judge: Any) -> Any:
-    judge.evaluate()
-    judge.accumulate()
-    judge.summarize()
-    return judge
+    return COCOeval_faster(*sets, iouType=kind)
 
 
 def _backend(wanted: Backend) -> Backend:

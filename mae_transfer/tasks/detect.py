@@ -193,13 +193,7 @@ def open_parts(cfg: DetectConfig, backbone: BackboneConfig, *, train: bool = Tru
 
     train: whether the training set is opened; an evaluation does without.
     """
-    if train:
-        source, val = open_objects(cfg.data, masks=cfg.heads.masks)
-    else:
-        source = val = open_one(cfg.data.val, cfg.data.root, masks=cfg.heads.masks)
-    if train and cfg.heads.masks and not source.has_masks:  # an evaluation has its ground truth from the file
-        raise ValueError(f"data.train = {cfg.data.train.model_dump()} has no masks: leave masks=False out, or set heads.masks=False for boxes alone")
-    metric = CocoMetric(val.ground_truth(), kinds=cfg.kinds)  # now: what is wrong with it would else come out after all training
+    source, val, metric = open_sets(cfg, train=train)
     changes = {"image_size": cfg.side, "class_token": False, "final_norm": False, "drop_path": cfg.drop_path}
     chosen = open_backbone(backbone, changes, statistics=cfg.statistics, seed=cfg.seed)
     adapter = build(ADAPTERS, cfg.adapter, maps_of(chosen.model))  # type: ignore[arg-type]
@@ -213,6 +207,18 @@ def open_parts(cfg: DetectConfig, backbone: BackboneConfig, *, train: bool = Tru
         norm = NORMS[cfg.heads.norm] if cfg.heads.norm else None
         model = MaskRCNN(pyramid, strides=strides, classes=len(val.classes), heads=cfg.heads, norm=norm)
     return Parts(source, val, metric, chosen, model, pyramid.size_divisor)
+
+
+def open_sets(cfg: DetectConfig, *, train: bool = True) -> tuple[ObjectSource, ObjectSource, CocoMetric]:
+    """Return the training and the validation set and the latter's metric, empty; ValueError where one of them could not be used to the end."""
+    if train:
+        source, val = open_objects(cfg.data, masks=cfg.heads.masks)
+    else:
+        source = val = open_one(cfg.data.val, cfg.data, masks=cfg.heads.masks)
+    if train and cfg.heads.masks and not source.has_masks:  # an evaluation has its ground truth from the file
+        raise ValueError(f"data.train = {cfg.data.train.model_dump()} has no masks: leave masks=False out, or set heads.masks=False for boxes alone")
+    metric = CocoMetric(val.ground_truth(), kinds=cfg.kinds, detections=cfg.heads.detections)
+    return source, val, metric
 
 
 def build_state(cfg: DetectConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) -> TrainState:

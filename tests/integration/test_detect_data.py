@@ -29,7 +29,7 @@ def test_an_unreadable_image_in_mid_epoch_stops_the_run_or_is_counted(
     coco: Path, tmp_path: Path, on_error: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = sorted((coco / "train2017").iterdir())[2]
-    broken.write_bytes(broken.read_bytes()[:300])
+    broken.write_bytes(broken.read_bytes()[:1000])  # its header is whole
     cfg = config(data=coco_data(coco, on_error=on_error), epochs=6.0)
     if on_error == "raise":
         with pytest.raises(UnreadableImage, match=broken.name):
@@ -39,20 +39,40 @@ def test_an_unreadable_image_in_mid_epoch_stops_the_run_or_is_counted(
         assert broken.name in caplog.text
 
 
-@pytest.mark.parametrize("on_error", ["raise", "skip"])
-def test_a_first_image_with_a_code_of_another_size_is_unreadable_like_any_other(coco: Path, tmp_path: Path, on_error: str) -> None:
-    def shrink(content: Values) -> None:
-        first = min(image["id"] for image in content["images"])
-        own = next(one for one in content["annotations"] if one["image_id"] == first)
-        own["segmentation"] = {"size": [32, 32], "counts": [0, 1024]}
+@pytest.mark.parametrize(
+    ("split", "change", "message"),
+    [
+        ("val2017", {"segmentation": {"size": [32, 32], "counts": [0, 1024]}}, "run-length code of another size than the image: object 1 "),
+        ("train2017", {"segmentation": {"size": [32, 32], "counts": [0, 1024]}}, "run-length code of another size than the image: object 1 "),
+        ("val2017", {"segmentation": {"size": [64, 64], "counts": "abc"}}, "broken run-length code: object 1; encode the mask again"),
+        ("val2017", {"segmentation": [[10, 10, None, 10, 40, 40]]}, "polygon with a coordinate that is no finite number: object 1; correct"),
+        ("train2017", {"segmentation": [[10, 10, 1e9, 10, 40, 40]]}, r"polygon outside its image: object 1 \(x0, y0, x1, y1 \[10.0, 10.0, 1e9|1000"),
+        ("val2017", {"area": None}, r"area that is no number from 0 on: object 1 \(None\); write its pixels, or remove the key"),
+        ("val2017", {"bbox": [1, 2, float("nan"), 4]}, "box that is not four finite numbers: object 1 "),
+        ("train2017", {"bbox": [1, 2, float("nan"), 4]}, "box that is not four finite numbers: object 1 "),
+        ("val2017", {"image_id": "1"}, r"object whose image_id is no whole number from 0 on: object 1 \('1'\); write whole numbers"),
+        ("train2017", {"iscrowd": "0"}, r"iscrowd that is neither 0 nor 1: object 1 \('0'\); write the number 0 or 1"),
+    ],
+)
+def test_a_broken_annotation_of_either_set_is_an_error_before_training(coco: Path, tmp_path: Path, split: str, change: Values, message: str) -> None:
+    file = coco / "annotations" / f"instances_{split}.json"
+    edit(file, lambda content: content["annotations"][0].update(change))
+    with pytest.raises(ValueError, match=f"{file}: 1 x {message}"):
+        detect.run(config(data=coco_data(coco, on_error="skip")), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
-    edit(coco / "annotations" / "instances_train2017.json", shrink)
-    cfg = config(data=coco_data(coco, on_error=on_error), epochs=2.0, run=RUN | {"pictures": 0})
-    if on_error == "raise":
-        with pytest.raises(UnreadableImage, match="a run-length code in instances_train2017.json has another size"):
-            detect.run(cfg, tmp_path / "run")
-    else:
-        assert detect.run(cfg, tmp_path / "run")
+
+@pytest.mark.parametrize("split", ["train2017", "val2017"])
+def test_a_missing_or_mis_sized_image_of_either_set_is_an_error_before_training(coco: Path, tmp_path: Path, split: str) -> None:
+    first, second, *_ = sorted((coco / split).iterdir())
+    first.unlink()
+    with pytest.raises(ValueError, match=f"{coco / split}: 1 x missing image: {first.name}"):
+        detect.run(config(data=coco_data(coco)), tmp_path / "run")
+    Image.new("RGB", (64, 64)).save(first)
+    Image.new("RGB", (60, 64)).save(second)
+    with pytest.raises(ValueError, match=rf"1 x image of another size than the json says: {second.name} \(60 x 64, json: 64 x 64\)"):
+        detect.run(config(data=coco_data(coco)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_set_without_masks_is_named_where_masks_are_to_be_learned_and_does_for_an_evaluation(coco: Path, tmp_path: Path) -> None:
@@ -80,7 +100,7 @@ def test_sets_of_other_classes_and_empty_sets_are_refused_before_training(coco: 
     with pytest.raises(ValueError, match="2 classes, validation set 2; the same names in another order"):
         detect.run(config(data=coco_data(coco)), tmp_path / "run")
     edit(coco / "annotations" / "instances_train2017.json", lambda content: content.update(annotations=[]))
-    with pytest.raises(ValueError, match="lists no image with an object"):
+    with pytest.raises(ValueError, match="nothing to learn from or to measure: 0 objects"):
         detect.run(config(data=coco_data(coco)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -156,7 +176,20 @@ def test_an_unreadable_validation_image_is_counted_as_one_in_which_nothing_is_fo
     assert {entry["image_id"] for entry in entries} <= {1, 3}
 
 
-def test_a_validation_object_without_outline_is_an_error_before_training(coco: Path, tmp_path: Path) -> None:
-    edit(coco / "annotations" / "instances_val2017.json", lambda content: content["annotations"][0].pop("segmentation"))
-    with pytest.raises(ValueError, match="1 objects of the ground truth have no outline"):
-        detect.run(config(data=coco_data(coco)), tmp_path / "run")
+def test_what_training_leaves_out_evaluation_leaves_out_too(coco: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def spoil(content: Values) -> None:
+        content["annotations"][0].update(segmentation=[[5, 5]])
+        content["annotations"][1].pop("segmentation")
+        content["annotations"][2].update(bbox=[5, 5, 0, 4])
+
+    for split in ("train2017", "val2017"):
+        edit(coco / "annotations" / f"instances_{split}.json", spoil)
+    cfg = config(data=coco_data(coco))
+    source, val, metric = detect.open_sets(cfg)
+    for split in ("train2017", "val2017"):
+        for line in ("no valid outline (left out): object 1", "no outline (left out): object 2", "box without area (left out): object 3 "):
+            assert f"instances_{split}.json: 1 x {line}" in caplog.text
+    for opened in (source, val):
+        listed = sum(len(opened.objects(index).labels) for index in range(len(opened)))
+        assert listed == len(json.loads((coco / "annotations" / f"instances_{opened.folder.name}.json").read_text())["annotations"]) - 3
+    assert len(metric.truth["annotations"]) == sum(len(val.objects(index).labels) for index in range(len(val)))
