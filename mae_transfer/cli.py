@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
-from mae_transfer.config import Schema, load, read
+from mae_transfer.config import Schema, at_home, load, read
 from mae_transfer.suite import grid
 
 S = TypeVar("S", bound=Schema)
@@ -81,7 +81,7 @@ def transfer(
         "--backbone", metavar="REF", help="the weights to transfer: a backbone.safetensors, or PREFIX:PATH (mae:, timm:, random: ...)"
     )
     parser.add_argument("--eval", action="store_true", help="train nothing: evaluate --checkpoint (then --work-dir may be left out)")
-    parser.add_argument("--checkpoint", metavar="C", help="with --eval: a step_*.pt of this tool, or mae-finetuned:PATH")
+    parser.add_argument("--checkpoint", type=at_home, metavar="C", help="with --eval: a step_*.pt of this tool, or mae-finetuned:PATH")
     if draws:
         parser.add_argument("--visualize", type=int, metavar="N", help="draw N validation images with their truth and what was found (run.pictures)")
     for name, switch in switches.items():
@@ -118,12 +118,19 @@ def _transfer(tasks: Mapping[str, Task], args: argparse.Namespace, changes: Mapp
 
 def _parser(description: str, *, work_dir_required: bool = True) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", metavar="CONFIG", help="a file under configs/, or your own; its docstring says what it costs and should give")
-    parser.add_argument("--work-dir", required=work_dir_required, type=Path, metavar="D", help="where everything that the run makes goes")
+    parser.add_argument(
+        "config", type=at_home, metavar="CONFIG", help="a file under configs/, or your own; its docstring says what it costs and should give"
+    )
+    parser.add_argument("--work-dir", required=work_dir_required, type=path, metavar="D", help="where everything that the run makes goes")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value, e.g. --set data.root=/data/imagenet")
     parser.add_argument("--resume", action="store_true", help="continue D from its newest checkpoint, bit for bit; starts afresh where D has none")
     parser.add_argument("--debug", action="store_true", help="a few steps of a tiny model on generated images: does this config work at all?")
     return parser
+
+
+def path(text: str) -> Path:
+    """Return a path of the command line, whose ~ is the user's home folder."""
+    return Path(at_home(text))
 
 
 def guarded(action: Callable[[], object]) -> int:

@@ -14,6 +14,7 @@ import hashlib
 import inspect
 import json
 import pprint
+import re
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 S = TypeVar("S", bound="Schema")
 T = TypeVar("T")
+HOME = re.compile(r"((?:[\w-]+:)?)(~(?:/.*)?)")  # ~/data, mae:~/mae.pth
 Openers = Mapping[str, Callable[[str], Any]]
 
 
@@ -112,7 +114,7 @@ def read(path: str | Path) -> dict[str, Any]:
 def validate(values: Mapping[str, Any], schema: type[S], *, where: str) -> S:
     """Return `schema` filled from values, or raise one ValueError with a line per defect."""
     try:
-        return schema.model_validate(dict(values))
+        return schema.model_validate(_at_home(dict(values)))
     except ValidationError as error:
         defects: dict[str, list[str]] = {}
         for defect in error.errors():
@@ -120,6 +122,21 @@ def validate(values: Mapping[str, Any], schema: type[S], *, where: str) -> S:
             defects.setdefault(subject, []).append(words)
         lines = (subject + "; or ".join(dict.fromkeys(words)) for subject, words in defects.items())
         raise ValueError(f"{where}: " + "\n  ".join(lines)) from None
+
+
+def at_home(path: str) -> str:
+    """Return a path, or a reference PREFIX:PATH, whose ~ is the user's home folder: shells leave it alone behind an = or in quotes."""
+    found = HOME.fullmatch(path)
+    return f"{found[1]}{Path(found[2]).expanduser()}" if found else path
+
+
+def _at_home(value: Any) -> Any:
+    """Do the same for every string of a config."""
+    if isinstance(value, Mapping):
+        return {key: _at_home(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_at_home, value))
+    return at_home(value) if isinstance(value, str) else value
 
 
 def build(table: Mapping[str, Callable[..., T]], spec: Spec, /, *given: Any, openers: Openers = MappingProxyType({})) -> T:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import os
 import shutil
 import urllib.error
 import urllib.parse
@@ -18,6 +19,12 @@ from rich.progress import track, wrap_file
 
 CHUNK = 1 << 20  # bytes per read
 TIMEOUT = 30.0  # seconds without an answer
+
+
+def cache_folder() -> Path:
+    """Return the folder of fetched weights and of what is known of data sets: $MAE_TRANSFER_CACHE, or mae_transfer in $XDG_CACHE_HOME or ~/.cache."""
+    own = os.environ.get("MAE_TRANSFER_CACHE")
+    return Path(own).expanduser() if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mae_transfer"
 
 
 def fetch(url: str, folder: Path, *, checksum: str | None = None) -> Path:

@@ -25,6 +25,12 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test reads what is remembered on this machine, or leaves anything there."""
+    os.environ["MAE_TRANSFER_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def real_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """real_data("tinyimagenet") -> its folder, unpacked once per session; skips the test where the archive is absent."""

@@ -6,12 +6,11 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
 
-from mae_transfer import results
+from mae_transfer import cli, results
 from mae_transfer.bench import classify, data, detect, pretrain, segment, targets
 from mae_transfer.bench.harness import Work
 from mae_transfer.bench.report import Records, table
@@ -56,7 +55,7 @@ def run_step(run: Callable[..., Records], args: argparse.Namespace) -> Records:
 
 
 def data_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="JPEGs, at any depth")
+    parser.add_argument("folder", type=cli.path, help="JPEGs, at any depth")
     parser.add_argument("--seconds", type=float, default=60.0, help="of racing, over all pipelines and rounds")
 
 
@@ -85,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, benchmark in BENCHMARKS.items():
         command = commands.add_parser(name, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         benchmark.add_arguments(command)
-        command.add_argument("--json", type=Path, help="where the records go, with versions and device")
+        command.add_argument("--json", type=cli.path, help="where the records go, with versions and device")
     args = parser.parse_args(argv)
     records = BENCHMARKS[args.benchmark].run(args)
     Console().print(table(records, title=" ".join(f"{key}={value}" for key, value in vars(args).items() if key != "json")))

@@ -16,9 +16,13 @@ from mae_transfer import checkpoints, cli
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "reference", nargs="?", metavar="REFERENCE", help=f"a path, or PREFIX:PATH with {', '.join(filter(None, checkpoints.LAYOUTS))}"
+        "reference",
+        type=cli.at_home,
+        nargs="?",
+        metavar="REFERENCE",
+        help=f"a path, or PREFIX:PATH with {', '.join(filter(None, checkpoints.LAYOUTS))}",
     )
-    parser.add_argument("--out", type=Path, metavar="PATH", help="file to write (hf: directory)")
+    parser.add_argument("--out", type=cli.path, metavar="PATH", help="file to write (hf: directory)")
     parser.add_argument("--format", default="ours", choices=checkpoints.FORMATS, help="whose names (default: ours)")
     parser.add_argument("--image-size", type=int, metavar="PIXELS", help="resample position tables to images of this side")
     parser.add_argument("--heads", type=int, metavar="N", help="attention heads, where neither file nor layout tells them")

@@ -40,11 +40,19 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("check", help="name every defect of a data set in COCO's or ADE20K's layout")
     add_root(command)
     command.add_argument("--split", action="append", default=[], metavar="NAME", help="which; may be repeated (default: all that are there)")
-    command.add_argument("--annotations", metavar="JSON", help="COCO: another json than annotations/instances_SPLIT.json, relative to root")
-    command.add_argument("--images", metavar="FOLDER", help="COCO: another folder of images than SPLIT, relative to root")
+    command.add_argument(
+        "--annotations", type=cli.at_home, metavar="JSON", help="COCO: another json than annotations/instances_SPLIT.json, relative to root"
+    )
+    command.add_argument("--images", type=cli.at_home, metavar="FOLDER", help="COCO: another folder of images than SPLIT, relative to root")
     command.add_argument("--boxes", action="store_true", help="COCO: judge as boxes alone are trained on, heads.masks=False; outlines are not read")
     command.add_argument("--classes", nargs="+", metavar="NAME", help="ADE20K's layout: the classes (default: root's own list)")
     command.add_argument("--keep-zero-label", action="store_true", help="ADE20K's layout: a map's 0 is the first class, not void")
+    command.add_argument("--values", nargs="+", type=int, metavar="V", help="ADE20K's layout: the stored value of each class, e.g. 0 255 (values=)")
+    command.add_argument("--image-suffix", metavar="END", help="ADE20K's layout: how names of images end, e.g. _leftImg8bit.png (image_suffix=)")
+    command.add_argument("--map-suffix", metavar="END", help="ADE20K's layout: how names of maps end, e.g. _mask.png (map_suffix=)")
+    command.add_argument(
+        "--allow-absent", action="store_true", help="ADE20K's layout: a class without a pixel in any map is no defect (allow_absent=)"
+    )
     command = commands.add_parser("shapes", help="write generated scenes in COCO's or ADE20K's layout")
     add_root(command)
     command.add_argument("--format", choices=WRITERS, default="coco", help="layout (default: coco)")
@@ -55,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def add_root(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--root", required=True, type=Path, metavar="DIR", help="folder of the data set")
+    command.add_argument("--root", required=True, type=cli.path, metavar="DIR", help="folder of the data set")
 
 
 def public(data_set: DataSet, root: Path, *, only_check: bool) -> None:
@@ -71,9 +79,10 @@ def public(data_set: DataSet, root: Path, *, only_check: bool) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    layouts = {"masks": not args.boxes, "classes": args.classes, "reduce_zero_label": not args.keep_zero_label}
-    options = {"annotations": args.annotations, "images": args.images, **layouts}
-    report(check_any(args.root, splits=args.split, **options))
+    objects = {"annotations": args.annotations, "images": args.images, "masks": not args.boxes}
+    names = {"image_suffix": args.image_suffix, "map_suffix": args.map_suffix}
+    coding = {"classes": args.classes, "reduce_zero_label": not args.keep_zero_label, "values": args.values, "allow_absent": args.allow_absent}
+    report(check_any(args.root, splits=args.split, **objects, **names, **coding))
 
 
 def show(defects: Mapping[str, Sequence[Defect]]) -> None:

@@ -12,7 +12,6 @@ inputs or seed changed is, and says why. Ctrl-C and SIGTERM save and stop; the s
 
 import argparse
 import sys
-from pathlib import Path
 
 from mae_transfer import cli
 from mae_transfer.suite import view
@@ -29,8 +28,8 @@ OTHERS = {"local": ("nodes", "slurm"), "slurm": ("jobs", "devices")}  # options 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("suite", type=Path, metavar="SUITE", help="a file under configs/suites, or your own; its docstring says what it costs")
-    parser.add_argument("--work-dir", type=Path, required=True, metavar="D", help="where everything goes")
+    parser.add_argument("suite", type=cli.path, metavar="SUITE", help="a file under configs/suites, or your own; its docstring says what it costs")
+    parser.add_argument("--work-dir", type=cli.path, required=True, metavar="D", help="where everything goes")
     parser.add_argument("--root", action="append", default=[], metavar="NAME=PATH", help="where a data set of the suite lies; may be repeated")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and end")
     parser.add_argument("--only", action="append", default=[], metavar="TEXT", help="only runs with this in their name, and what they need")
@@ -56,7 +55,7 @@ def reproduce(args: argparse.Namespace) -> None:
     pairs = [text.partition("=") for text in args.root]
     if not all(path for _, _, path in pairs):
         raise ValueError(f"--root {args.root}: write name=path, for instance --root imagenet=/data/imagenet")
-    cfg, plan = open_plan(args.suite, roots={name: path for name, _, path in pairs})
+    cfg, plan = open_plan(args.suite, roots={name: cli.at_home(path) for name, _, path in pairs})
     console, work = screen(), Work(select(plan, args.only), args.work_dir, suite=cfg.title, debug=args.debug)
     devices = tuple(filter(None, args.devices.split(",")))
     machine = Machine(args.jobs if args.jobs is not None else len(devices) or 1, devices, args.gpus_per_node)

@@ -25,10 +25,10 @@ def main() -> int:
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends this as it ends cat
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="work dirs (searched at any depth) or results.jsonl files")
+    parser.add_argument("runs", nargs="*", type=cli.path, metavar="RUN", help="work dirs (searched at any depth) or results.jsonl files")
     parser.add_argument("--table", action="append", choices=LAYOUTS, help="a table; may be repeated (default: all with results)")
     parser.add_argument("--format", choices=FORMATS, default="terminal", help="how to print (default: terminal)")
-    parser.add_argument("--figures", type=Path, metavar="DIR", help="also draw figures 5, 7 and 9 into this folder, as far as there are results")
+    parser.add_argument("--figures", type=cli.path, metavar="DIR", help="also draw figures 5, 7 and 9 into this folder, as far as there are results")
     parser.add_argument("--list", action="store_true", help="say which tables and figures there are and what each needs, and end")
     args = parser.parse_args()
     if args.list:

@@ -11,7 +11,6 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from mae_transfer import cli
 from mae_transfer.config import load
@@ -23,8 +22,8 @@ from mae_transfer.tasks.tokenizer import TokenizerConfig, run
 def pca(argv: list[str]) -> int:
     """Fit a basis; return the exit status."""
     parser = argparse.ArgumentParser(prog="tokenizer_train.py pca", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", metavar="CONFIG", help="a pretraining config: its training crops, patch and statistics")
-    parser.add_argument("--work-dir", required=True, type=Path, metavar="D", help="where basis.safetensors goes")
+    parser.add_argument("config", type=cli.at_home, metavar="CONFIG", help="a pretraining config: its training crops, patch and statistics")
+    parser.add_argument("--work-dir", required=True, type=cli.path, metavar="D", help="where basis.safetensors goes")
     parser.add_argument("--components", type=int, default=96, help="how many (default: the paper's 96)")
     parser.add_argument("--images", type=int, default=10_000, help="training crops to fit on (default 10000)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value of the config")

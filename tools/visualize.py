@@ -18,16 +18,19 @@ from mae_transfer.tasks.reconstruct import reconstruct
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "run", metavar="D", help="the work dir of a pretraining run, finished or not: its newest checkpoint is drawn; with --attention, any backbone"
+        "run",
+        type=cli.at_home,
+        metavar="D",
+        help="the work dir of a pretraining run, finished or not: its newest checkpoint is drawn; with --attention, any backbone",
     )
     parser.add_argument(
-        "--images", type=Path, metavar="FOLDER", help="images to draw, in any depth of folders; left out: the run's validation images"
+        "--images", type=cli.path, metavar="FOLDER", help="images to draw, in any depth of folders; left out: the run's validation images"
     )
     parser.add_argument("--mask-ratio", type=float, nargs="+", metavar="R", help="shares of hidden patches (default: the run's own mask)")
     parser.add_argument("--most", type=int, default=16, metavar="N", help="images per sheet, spread evenly over the folder (default: 16)")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the PNGs go (default: D/reconstructions; with --attention, here)")
+    parser.add_argument("--out", type=cli.path, metavar="FOLDER", help="where the PNGs go (default: D/reconstructions; with --attention, here)")
     parser.add_argument(
-        "--config", type=Path, metavar="CONFIG", help="the pretraining config of weights without one (mae-full:PATH, a lone step_*.pt)"
+        "--config", type=cli.path, metavar="CONFIG", help="the pretraining config of weights without one (mae-full:PATH, a lone step_*.pt)"
     )
     parser.add_argument("--attention", action="store_true", help="draw attention maps instead; needs --images")
     parser.add_argument("--block", type=int, default=-1, help="with --attention: whose, 0-based, negative from the end (default: the last)")

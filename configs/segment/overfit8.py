@@ -10,8 +10,8 @@ epochs = 1800
 batch = 8
 CAMVID = ("Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist")
 data = dict(
-    train=dict(name="ade", split="training", classes=CAMVID, first=8),
-    val=dict(name="ade", split="training", classes=CAMVID, first=8),
+    train=dict(name="ade", split="training", classes=CAMVID, first=8, allow_absent=True),
+    val=dict(name="ade", split="training", classes=CAMVID, first=8, allow_absent=True),
     size=96,
     scale=(240, 180),
     ratios=(1.0, 1.0),

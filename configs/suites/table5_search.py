@@ -11,7 +11,7 @@ search = dict(
     grid={"optim.lr": (5e-5, 1e-4, 2e-4)},
     set={
         "epochs": 32_000 / (20_210 // 16), "evaluate_epochs": None, "data.train.part": (0.0, 0.95),
-        "data.val": {"name": "ade", "split": "training", "part": (0.95, 1.0)},
+        "data.val": {"name": "ade", "split": "training", "part": (0.95, 1.0), "allow_absent": True},
     },
     metric="mIoU",
     split="val",

@@ -1,58 +1,181 @@
-"""Every defect of a data set in ADE20K's layout at once: pairs, sizes, and the values of each map."""
+"""Every defect of a data set in ADE20K's layout at once: pairs, images, sizes, the values of each map, classes that no map holds.
+
+`tools/prepare_data.py check` prints them; a run makes the same check of the sets that it opens before its first step. Every image and map is decoded,
+by the code that training reads them with. A set that was found sound is remembered by the names, sizes and times of its files, in the user's cache
+folder: the next check of a run only lists them.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from mae_transfer.data.ade import alike, class_names, folders, names_in, read_map, reduced
+from mae_transfer.core.defects import EXAMPLES, Defect, Defects
+from mae_transfer.data.ade import Ade, MapSource, class_names, folders, pairs_in
 from mae_transfer.data.coco_check import READERS
-from mae_transfer.data.decode import UnreadableImage, size_of
-from mae_transfer.data.defects import Defect, Defects, watched
-from mae_transfer.data.listing import image_suffixes
-from mae_transfer.interfaces import IGNORED
+from mae_transfer.data.decode import UnreadableImage, decode_file
+from mae_transfer.data.defects import watched
+from mae_transfer.data.map_values import VALUES, VOID, BrokenMap, Coding, coding_of, read_map
+from mae_transfer.data.notes import collected, report
+from mae_transfer.download import cache_folder
+
+ABSENT = "class without a pixel in any map"
+FORMAT = 1  # of what is remembered; raised where the check finds more than before
+Pairs = Sequence[tuple[bytes, bytes]]
 
 
-def check_ade(root: str, *, split: str = "training", classes: Sequence[str] | None = None, reduce_zero_label: bool = True) -> list[Defect]:
-    """Return every defect of a split, the arguments being those of data.ade.Ade; empty: there is none. Maps are decoded, images only opened."""
-    found = Defects()
+class Scan(NamedTuple):
+    """What was seen in all pairs of a set."""
+
+    files: list[Defect]  # of single files: each of them is unreadable for a run
+    odd: list[Defect]  # of files that are used all the same
+    values: list[int]  # that any map stores, sorted
+
+
+class Seen(NamedTuple):
+    """What was seen in one pair."""
+
+    defects: list[tuple[str, str, str]]  # kind, where, remedy
+    odd: list[tuple[str, str]]  # kind, where
+    values: np.ndarray  # stored in the map, distinct
+
+
+def check_ade(
+    root: str,
+    *,
+    split: str = "training",
+    classes: Sequence[str] | None = None,
+    reduce_zero_label: bool = True,
+    values: Sequence[int] | None = None,
+    image_suffix: str | None = None,
+    map_suffix: str | None = None,
+    allow_absent: bool = False,
+) -> list[Defect]:
+    """Return every defect of a split, the arguments being those of data.ade.Ade; empty: there is none."""
     try:
-        count, (images, maps) = len(class_names(Path(root), classes)), folders(root, split)
+        names = class_names(Path(root).expanduser(), classes)
+        coding = coding_of(len(names), reduce_zero_label=reduce_zero_label, values=None if values is None else tuple(values))
+        images, maps = folders(root, split)
     except ValueError as error:
         return [Defect("unusable data set", 1, (str(error),))]
-    pictures, drawn = names_in(images, image_suffixes()), names_in(maps, (b".png",))
-    found.add_all("image without a map", [os.fsdecode(pictures[stem][0]) for stem in sorted(pictures.keys() - drawn.keys())])
-    found.add_all("map without an image", [os.fsdecode(drawn[stem][0]) for stem in sorted(drawn.keys() - pictures.keys())])
-    found.add_all("files that differ in their suffix alone", [*alike(pictures), *alike(drawn)])
-    if not pictures:
-        found.add("no image", images)
-    pairs = [(images / os.fsdecode(pictures[stem][0]), maps / os.fsdecode(drawn[stem][0])) for stem in sorted(pictures.keys() & drawn.keys())]
+    pairs, defects = pairs_in(images, maps, image_suffix=image_suffix, map_suffix=map_suffix)
+    scan = _scanned(images, maps, pairs, coding, what=split)
+    return [*defects, *scan.files, *_absent(scan, coding, names, allow=allow_absent, empty=not pairs), *scan.odd]
+
+
+def check_sets(sets: Mapping[str, MapSource], *, skip: int = 0) -> None:
+    """Raise ValueError with all that is wrong with the sets that a run has opened, by what they are for; generated ones have no defect.
+
+    skip: so many unreadable files are accepted, and reported.
+    """
+    for what, source in sets.items():
+        if isinstance(source, Ade):
+            scan = _scanned(source.images, source.maps, source.pairs(), source.coding, what=what, known=True)
+            unread = sum(defect.number for defect in scan.files)
+            absent = _absent(scan, source.coding, source.classes, allow=source.allow_absent, empty=False)
+            found = [*(scan.files if unread > skip else ()), *(defect for defect in absent if not defect.policy)]
+            if found:
+                lines = "\n  ".join(map(str, found))
+                raise ValueError(f"the {what} set, {source.images} and {source.maps}:\n  {lines}")
+            for defect in (*scan.files, *absent, *scan.odd):
+                report(f"the {what} set: {defect}")
+
+
+def _scanned(images: Path, maps: Path, pairs: Pairs, coding: Coding, *, what: str, known: bool = False) -> Scan:
+    """Return what is seen in all pairs; known: what is remembered of them will do."""
+    memory = cache_folder() / "label_maps" / f"{_fingerprint(images, maps, pairs, coding)}.json"
+    if known and (remembered := _remembered(memory)):
+        return remembered
+    files, odd, values = Defects(), Defects(), np.zeros(VALUES, dtype=bool)
     with ThreadPoolExecutor(READERS) as readers:
-        wrong = readers.map(lambda pair: list(_defects(*pair, classes=count, reduce_zero_label=reduce_zero_label)), pairs)
-        for kinds in watched(wrong, what=split, total=len(pairs)):
-            for kind, where in kinds:
-                found.add(kind, where)
-    return found.collected()
+        results = readers.map(lambda pair: _seen(images, maps, *map(os.fsdecode, pair), coding=coding), pairs)
+        for seen in watched(results, what=f"checking {what}", total=len(pairs)):
+            for kind, where, remedy in seen.defects:
+                files.add(kind, where, remedy=remedy)
+            for kind, where in seen.odd:
+                odd.add(kind, where, policy="used all the same")
+            values[seen.values] = True
+    scan = Scan(files.collected(), odd.collected(), np.flatnonzero(values).tolist())
+    if not scan.files:
+        _remember(memory, scan)
+    return scan
 
 
-def _defects(image: Path, drawn: Path, *, classes: int, reduce_zero_label: bool) -> Iterator[tuple[str, str]]:
-    """Yield (kind, where) of everything that is wrong with one pair."""
-    size = size_of(image)
-    if isinstance(size, str):
-        yield size, image.name
-    try:
-        labels = reduced(read_map(drawn), reduce_zero_label=reduce_zero_label)
-    except UnreadableImage as error:
-        yield ("map with colours instead of classes, or of more than 8 bits" if "has mode" in str(error) else "unreadable map"), drawn.name
-        return
-    if not isinstance(size, str) and labels.shape != size:
-        yield "map of another size than its image", f"{drawn.name} ({labels.shape[1]} x {labels.shape[0]}, image {size[1]} x {size[0]})"
-    present = np.flatnonzero(np.bincount(labels.ravel(), minlength=IGNORED + 1)[:IGNORED])
-    if not len(present):
-        yield "empty map: no pixel has a class", drawn.name
-    elif present[-1] >= classes:
-        yield f"label beyond the {classes} classes", f"{drawn.name} (class {present[-1]})"
+def _seen(images: Path, maps: Path, image: str, drawn: str, *, coding: Coding) -> Seen:
+    """Return all that is to be seen in one pair."""
+    defects: list[tuple[str, str, str]] = []
+    size, values = None, np.zeros(0, dtype=np.int64)
+    with collected() as notes:
+        try:
+            pixels = decode_file(images / image)
+            size = (pixels.shape[1], pixels.shape[2])
+        except FileNotFoundError:
+            defects.append(("missing image", image, ""))
+        except (UnreadableImage, OSError):
+            defects.append(("unreadable image", image, ""))
+        try:
+            stored = read_map(maps / drawn, size=size)
+            values = np.flatnonzero(np.bincount(stored.ravel()))
+            coding.labels(stored, maps / drawn)
+        except BrokenMap as error:
+            defects.append((error.kind, f"{drawn} ({error.seen})" if error.seen else drawn, error.remedy))
+        except OSError:
+            defects.append(("missing map", drawn, ""))
+    odd = [("odd file", message) for message in notes]
+    if not defects and not coding.present(values).any():
+        odd.append(("empty map: no pixel has a class", drawn))
+    return Seen(defects, odd, values)
+
+
+def _absent(scan: Scan, coding: Coding, names: Sequence[str], *, allow: bool, empty: bool) -> list[Defect]:
+    """Return the classes that no map holds, whose IoU would be missing from the mean without a word; `empty`: there is no map at all."""
+    present = coding.present(np.array(scan.values, dtype=np.int64))
+    if present.all() or empty:
+        return []
+    if not present.any():
+        return [Defect("map set in which no pixel has a class", 1, (_stored(scan.values),), remedy=coding.remedy)]
+    missing = np.flatnonzero(~present).tolist()
+    examples = tuple(f"{names[label]!r} (value {coding.value(label)})" for label in missing[:EXAMPLES])
+    remedy = f"{_stored(scan.values)}; allow_absent=True goes on without it (check: --allow-absent)"
+    if coding.values is None and set(scan.values) & set(VOID):
+        remedy = f"{_stored(scan.values)}; if 255 is a class here, give the value of each: values=(0, 255); {remedy.partition('; ')[2]}"
+    return [Defect(ABSENT, len(missing), examples, *(("", "left out of the means") if allow else (remedy, "")))]
+
+
+def _stored(values: Sequence[int]) -> str:
+    shown = ", ".join(f"{value}{' (void)' if value in VOID else ''}" for value in values[:8])
+    return f"the maps hold the values {shown or 'none'}{' ...' if len(values) > 8 else ''}"
+
+
+def _fingerprint(images: Path, maps: Path, pairs: Pairs, coding: Coding) -> str:
+    """Return what a set is remembered by: its folders, the names, sizes and times of its files, and what values mean."""
+    digest = hashlib.sha256(json.dumps([FORMAT, str(images.resolve()), str(maps.resolve()), coding]).encode())
+    for pair in pairs:
+        for folder, name in zip((images, maps), pair, strict=True):
+            with contextlib.suppress(OSError):  # what is missing is found when it is read
+                about = (folder / os.fsdecode(name)).stat()
+                digest.update(name + f"\0{about.st_size} {about.st_mtime_ns}\0".encode())
+    return digest.hexdigest()[:32]
+
+
+def _remembered(memory: Path) -> Scan | None:
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        odd, values = json.loads(memory.read_text(encoding="utf-8"))
+        return Scan([], [Defect(kind, number, tuple(examples), policy=policy) for kind, number, examples, policy in odd], values)
+    return None
+
+
+def _remember(memory: Path, scan: Scan) -> None:
+    with contextlib.suppress(OSError):  # without it the next run checks again
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        temporary = memory.with_name(f".{memory.name}.{os.getpid()}")
+        temporary.write_text(json.dumps([[(one.kind, one.number, one.examples, one.policy) for one in scan.odd], scan.values]), encoding="utf-8")
+        temporary.replace(memory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from mae_transfer.data.ade_check import check_ade
@@ -19,6 +20,10 @@ def check_any(
     masks: bool = True,
     classes: Sequence[str] | None = None,
     reduce_zero_label: bool = True,
+    values: Sequence[int] | None = None,
+    image_suffix: str | None = None,
+    map_suffix: str | None = None,
+    allow_absent: bool = False,
 ) -> dict[str, list[Defect]]:
     """Return the defects by split (by json, where `annotations` names one); the options are those of check_coco and check_ade.
 
@@ -33,5 +38,15 @@ def check_any(
         return {split: check_coco(str(root), split=split, images=images, masks=masks) for split in splits or jsons}
     maps = [path.name for path in sorted(root.glob("annotations/*")) if path.is_dir()]
     if maps:
-        return {split: check_ade(str(root), split=split, classes=classes, reduce_zero_label=reduce_zero_label) for split in splits or maps}
+        check = partial(
+            check_ade,
+            str(root),
+            classes=classes,
+            reduce_zero_label=reduce_zero_label,
+            values=values,
+            image_suffix=image_suffix,
+            map_suffix=map_suffix,
+            allow_absent=allow_absent,
+        )
+        return {split: check(split=split) for split in splits or maps}
     raise ValueError(f"{str(root)!r} has neither annotations/instances_*.json (COCO) nor annotations/SPLIT/ (ADE20K): name the json (--annotations)")

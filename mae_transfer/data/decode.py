@@ -59,6 +59,8 @@ def opened_image(data: bytes, read: Callable[[Image.Image, bytes, list[str]], T]
     said: list[str] = []
     try:
         found = _read(data, read, said)
+    except UnreadableImage:  # `read` has said what is wrong
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableImage(f"{where}: {error}; shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS") from error
     except Exception as error:  # PIL's plugins raise nearly anything on broken files: OSError, SyntaxError, struct.error, KeyError ...

@@ -7,7 +7,7 @@ import logging
 import os
 import resource
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -75,6 +75,22 @@ def session(device: DeviceName = "auto") -> Iterator[Dist]:
         yield Dist(where, rank, world, local, side=cast(td.ProcessGroup, td.new_group(backend="gloo")))
     finally:
         td.destroy_process_group()
+
+
+def on_main(dist: Dist, action: Callable[[], None]) -> None:
+    """Call the action on the first rank alone, the others waiting; where it raises ValueError, every rank does."""
+    outcome: list[str | None] = [None]
+    if dist.is_main:
+        try:
+            action()
+        except ValueError as error:
+            if dist.world == 1:
+                raise
+            outcome = [str(error)]
+    if dist.world > 1:
+        td.broadcast_object_list(outcome, group=dist.side, group_src=0)
+    if outcome[0] is not None:
+        raise ValueError(outcome[0])
 
 
 def seed_step(seed: int, device: torch.device) -> None:

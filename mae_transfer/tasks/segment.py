@@ -23,10 +23,11 @@ from mae_transfer.checkpoints.files import load_strict
 from mae_transfer.config import Spec, build, check, load
 from mae_transfer.core.normalize import normalize
 from mae_transfer.data import MapBatch, MapCrops, MapDataConfig, MapSource, MapViews, Order, Scales, Share, batches, open_map_set, open_maps
+from mae_transfer.data.ade_check import check_sets
 from mae_transfer.data.maps import inside
 from mae_transfer.draw.segmentations import Picture, save_picture
 from mae_transfer.engine import checkpoint
-from mae_transfer.engine.dist import Dist, assemble, bare, session
+from mae_transfer.engine.dist import Dist, assemble, bare, on_main, session
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.loop import Step, StepFn
 from mae_transfer.engine.optim import build_optimizer, peak_lr
@@ -111,6 +112,7 @@ def run(cfg: SegmentConfig, work_dir: Path, *, resume: bool = False) -> list[res
     """
     with session(cfg.run.device) as dist:
         parts = open_parts(cfg, cfg.backbone)
+        on_main(dist, partial(check_sets, {"training": parts.train, "validation": parts.val}, skip=cfg.data.unreadable().limit))
         job = Job(
             order=Order(images=len(parts.train), batch=cfg.batch, seed=cfg.seed),
             build=partial(build_state, cfg, parts, dist=dist),
@@ -138,6 +140,7 @@ def evaluate_checkpoint(cfg: SegmentConfig, reference: str, work_dir: Path | Non
         model = parts.protocol.model(parts.chosen.model, len(parts.val.classes))
         payload = checkpoint.load(Path(reference))
         learned(payload["extra"], parts.val.classes, where=reference)
+        on_main(dist, partial(check_sets, {"validation": parts.val}, skip=cfg.data.unreadable().limit))
         load_strict(model, payload.get("ema", payload["model"]), where=reference)
         model.to(dist.device).eval()
         with torch.no_grad():

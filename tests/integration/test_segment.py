@@ -17,7 +17,6 @@ from pretrain_runs import ROOT, Values, assert_equal, log, payload
 
 from mae_transfer import checkpoints, results
 from mae_transfer.config import load, validate
-from mae_transfer.data import UnreadableImage
 from mae_transfer.data.dense_shapes import write_ade
 from mae_transfer.engine.window import NonFiniteLoss
 from mae_transfer.models.vit import ViT, ViTConfig
@@ -43,10 +42,15 @@ def base(tmp_path: Path, backbone: Path) -> Values:
     write_ade(tmp_path / "scenes", train=8, val=3, size=40)
     return {
         "scale": "mini", "epochs": 3.0, "batch": 4, "precision": "float32", "ema_decay": 0.9, "backbone": {"reference": str(backbone)},
-        "data": {"root": str(tmp_path / "scenes"), "size": 32, "scale": (80, 40)},
+        "data": {"root": str(tmp_path / "scenes"), "size": 32, "scale": (80, 40), **sets()},
         "protocol": {"name": "upernet", "channels": 8, "drop_path": 0.3, "relative_positions": "per_block", "layer_scale": 1.0},
         "optim": {"lr": 1e-2, "layer_decay": 0.75}, "schedule": {"kind": "linear", "warmup_epochs": 1.0}, "run": RUN,
     }  # fmt: skip
+
+
+def sets(**options: Any) -> Values:
+    """Training and validation set; so few scenes need not show every class."""
+    return {name: {"name": "ade", "split": split, "allow_absent": True, **options} for name, split in (("train", "training"), ("val", "validation"))}
 
 
 def config(values: Values, **changes: Any) -> SegmentConfig:
@@ -140,24 +144,45 @@ def test_a_checkpoint_evaluates_to_the_runs_own_numbers_and_to_others_at_several
 
 def test_whole_inference_takes_images_of_any_size(base: Values, tmp_path: Path) -> None:
     write_ade(tmp_path / "odd", train=4, val=2, size=37)
-    cfg = config(base, data={**base["data"], "root": str(tmp_path / "odd"), "scale": (74, 37)}, inference={"mode": "whole"}, epochs=1.0)
+    cfg = config(base, data={**base["data"], "root": str(tmp_path / "odd"), **sets(), "scale": (74, 37)}, inference={"mode": "whole"}, epochs=1.0)
     assert segment.run(cfg, tmp_path / "run")[0].value is not None
 
 
-def test_a_file_that_breaks_in_mid_epoch_stops_the_run_or_is_replaced_as_the_user_chose(base: Values, tmp_path: Path) -> None:
+def test_a_broken_file_stops_the_run_before_it_starts_or_is_replaced_as_the_user_chose(base: Values, tmp_path: Path) -> None:
     broken = sorted((tmp_path / "scenes" / "annotations" / "training").iterdir())[3]
     broken.write_bytes(b"torn")
-    with pytest.raises(UnreadableImage, match=broken.name):
+    with pytest.raises(ValueError, match=rf"the training set, .*\n  1 x unreadable map: {broken.name}"):
         segment.run(config(base), tmp_path / "stops")
+    assert not (tmp_path / "stops").exists()
     skipping = config(base, data={**base["data"], "on_error": "skip", "max_unreadable": 1})
     assert len(segment.run(skipping, tmp_path / "goes_on")) == 3
 
 
 def test_a_label_beyond_the_classes_is_named(base: Values, tmp_path: Path) -> None:
     fewer = ("ground", "circle")
-    sets = {name: {"name": "ade", "split": split, "classes": fewer} for name, split in (("train", "training"), ("val", "validation"))}
-    with pytest.raises(UnreadableImage, match="but there are 2"):
-        segment.run(config(base, data={**base["data"], **sets}), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"8 x value beyond the 2 classes: .*reduce_zero_label=True"):
+        segment.run(config(base, data={**base["data"], **sets(classes=fewer)}), tmp_path / "run")
+
+
+def test_masks_of_0_and_255_are_no_perfect_score(base: Values, tmp_path: Path) -> None:
+    """255 is void: one class was left, and mIoU was 100.00 %."""
+    for path in (tmp_path / "scenes" / "annotations").rglob("*.png"):
+        mask = Image.new("L", (40, 40), 0)
+        mask.paste(255, (10, 10, 30, 30))
+        mask.save(path)
+    data = {**base["data"], **sets(classes=("ground", "crack"), reduce_zero_label=False, allow_absent=False)}
+    with pytest.raises(ValueError, match=r"1 x class without a pixel in any map: 'crack' \(value 1\) .* 0, 255 \(void\); .*values=\(0, 255\)"):
+        segment.run(config(base, data=data), tmp_path / "run")
+    data = {**base["data"], **sets(classes=("ground", "crack"), values=(0, 255), allow_absent=False)}
+    assert segment.run(config(base, data=data), tmp_path / "run")[0].value < 100
+
+
+def test_what_evaluation_needs_is_checked_before_the_first_step(base: Values, tmp_path: Path) -> None:
+    image = sorted((tmp_path / "scenes" / "images" / "validation").iterdir())[2]
+    image.write_bytes(image.read_bytes()[:-200])
+    with pytest.raises(ValueError, match=rf"the validation set, .*\n  1 x unreadable image: {image.name}"):
+        segment.run(config(base), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_samples(base: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,9 @@
 
 import os
 import pickle
+import re
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +15,9 @@ from PIL import Image
 
 from mae_transfer.config import Spec, build
 from mae_transfer.data import MAP_SETS, Ade, UnreadableImage
-from mae_transfer.data.ade import class_names, reduced
-from mae_transfer.data.ade_check import check_ade
+from mae_transfer.data.ade import class_names
+from mae_transfer.data.ade_check import check_ade, check_sets
+from mae_transfer.data.map_values import Coding, read_map
 
 CAMVID = ("Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist")
 VALUES = np.array([[0, 1, 2], [2, 3, 255]], dtype=np.uint8)
@@ -59,7 +63,7 @@ def test_reduction_equals_mmsegs_rule_for_every_value() -> None:
     theirs[theirs == 0] = 255
     theirs = theirs - 1
     theirs[theirs == 254] = 255
-    assert np.array_equal(reduced(values, reduce_zero_label=True), theirs)
+    assert np.array_equal(Coding(255).labels(values, Path()), theirs)
 
 
 def test_a_palette_map_is_read_by_index(root: Path) -> None:
@@ -81,7 +85,7 @@ def test_what_is_missing_is_named(root: Path) -> None:
     with pytest.raises(ValueError, match=r"no folder .*images/validation.*data.root"):
         Ade(root=str(root), split="validation")
     (root / "annotations" / "training" / "a.png").unlink()
-    with pytest.raises(ValueError, match=r"annotations/training: 1 images have no map, a for instance"):
+    with pytest.raises(ValueError, match=r"annotations/training: 1 x image without a map: a.jpg"):
         Ade(root=str(root))
     (root / "classes.txt").unlink()
     with pytest.raises(ValueError, match=r"no class list: set `classes`"):
@@ -103,7 +107,7 @@ def test_a_map_is_found_whatever_the_case_of_its_suffix(root: Path) -> None:
 def test_two_files_of_one_name_are_no_pair_by_chance(root: Path, twin: str) -> None:
     """Which of them the folder listed last used to win, on this machine."""
     Image.fromarray(VALUES).save(root / twin)
-    with pytest.raises(ValueError, match=r"1 names stand for several files, b\..*, b\..* for instance"):
+    with pytest.raises(ValueError, match=r"1 x files that differ in their suffix alone: b\..*, b\..*"):
         Ade(root=str(root))
 
 
@@ -125,18 +129,17 @@ def test_two_parts_share_no_image_and_leave_none_out(root: Path) -> None:
 
 def test_what_is_wrong_with_a_pair_is_named_when_it_is_read(root: Path) -> None:
     ade, drawn = Ade(root=str(root)), root / "annotations" / "training" / "a.png"
-    with pytest.raises(UnreadableImage, match=r"a.png holds class 2, but there are 2"):
+    with pytest.raises(UnreadableImage, match=r"a.png: value beyond the 2 classes \(value 3\); 0 is void .*reduce_zero_label=True"):
         Ade(root=str(root), classes=["x", "y"]).read(0)
     for change, message in (
-        (Image.fromarray(VALUES).convert("RGB"), "has mode RGB"),
-        (Image.fromarray(VALUES.astype(np.uint16)), "has mode I;16"),
-        (Image.fromarray(VALUES.T.copy()), "is 2 x 3, its image 3 x 2"),
+        (Image.fromarray(VALUES).convert("RGB"), r"map with colours instead of classes \(mode RGB\)"),
+        (Image.fromarray(VALUES.T.copy()), r"another size than its image \(2 x 3, image 3 x 2\)"),
     ):
         change.save(drawn)
         with pytest.raises(UnreadableImage, match=message):
             ade.read(0)
     drawn.write_bytes(b"no image")
-    with pytest.raises(UnreadableImage, match="cannot be decoded"):
+    with pytest.raises(UnreadableImage, match=r"a.png: unreadable map \(its 8 bytes are in no known image format"):
         ade.read(0)
 
 
@@ -153,7 +156,7 @@ def test_the_real_labels_have_no_defect_and_eleven_classes(real_data: Callable[[
 def test_every_defect_is_found_at_once(root: Path) -> None:
     save(root, "beyond", VALUES + 1)
     save(root, "colours", VALUES, mode="RGB")
-    save(root, "deep", VALUES.astype(np.uint16))
+    save(root, "deep", VALUES.astype(np.uint16) + 300)
     save(root, "empty", VALUES * 0)
     for name in ("lone", "other", "size", "torn", "unread"):
         save(root, name, VALUES)
@@ -164,11 +167,11 @@ def test_every_defect_is_found_at_once(root: Path) -> None:
     (maps / "torn.png").write_bytes((maps / "torn.png").read_bytes()[:40])
     (images / "unread.jpg").write_bytes(b"no image")
     Image.new("RGB", VALUES.shape[::-1]).save(images / "b.png")
-    assert {defect.kind: (defect.number, defect.examples) for defect in check_ade(str(root))} == {
+    assert {defect.kind: (defect.number, tuple(re.sub(r" \(its .*", "", one) for one in defect.examples)) for defect in check_ade(str(root))} == {
         "image without a map": (1, ("lone.jpg",)),
         "map without an image": (1, ("other.png",)),
-        "label beyond the 3 classes": (1, ("beyond.png (class 3)",)),
-        "map with colours instead of classes, or of more than 8 bits": (2, ("colours.png", "deep.png")),
+        "value beyond the 3 classes": (2, ("beyond.png (value 4)", "deep.png (value 555)")),
+        "map with colours instead of classes": (1, ("colours.png (mode RGB)",)),
         "empty map: no pixel has a class": (1, ("empty.png",)),
         "map of another size than its image": (1, ("size.png (2 x 3, image 3 x 2)",)),
         "unreadable map": (1, ("torn.png",)),
@@ -181,3 +184,153 @@ def test_a_folder_that_cannot_be_used_at_all_is_a_defect_too(root: Path) -> None
     (defect,) = check_ade(str(root), split="validation")
     assert defect.kind == "unusable data set"
     assert "images/validation" in defect.examples[0]
+
+
+def few_bits(path: Path, values: np.ndarray, *, bits: int, colour: int = 0) -> None:
+    """Write a PNG whose values have 1, 2 or 4 bits: grey (0) or palette (3)."""
+    drawn = Image.fromarray(values)
+    if colour == 3:
+        drawn.putpalette([k for value in range(1 << bits) for k in (value, 255 - value, 7)])
+        drawn.save(path, bits=bits)
+        return
+    rows = b"".join(b"\0" + np.packbits(np.unpackbits(row[:, None], axis=1)[:, 8 - bits :].ravel()).tobytes() for row in values)
+    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, colour, 0, 0, 0)
+    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    body = (struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(body))
+
+
+@pytest.mark.parametrize("colour", [0, 3])
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_few_bits_are_read_as_they_are_stored(tmp_path: Path, bits: int, colour: int) -> None:
+    """PIL spreads grey values of 4 bits over 0..255: 3 was read as 51."""
+    values = np.arange(24, dtype=np.uint8).reshape(4, 6) % (1 << bits)
+    few_bits(tmp_path / "a.png", values, bits=bits, colour=colour)
+    assert np.array_equal(read_map(tmp_path / "a.png", size=(4, 6)), values)
+
+
+@pytest.mark.parametrize("interpretation", [0, 1])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_a_tiff_of_any_bits_is_read_as_it_is_stored(tmp_path: Path, bits: int, interpretation: int) -> None:
+    """interpretation 0: white is at zero; PIL turns the values round."""
+    values = np.arange(24).reshape(4, 6) * (1 if bits < 16 else 999) % (1 << bits)
+    if bits == 16:
+        rows = values.astype("<u2").tobytes()
+    else:
+        rows = b"".join(np.packbits(np.unpackbits(row.astype(np.uint8)[:, None], axis=1)[:, 8 - bits :].ravel()).tobytes() for row in values)
+    tags = {256: 6, 257: 4, 258: bits, 259: 1, 262: interpretation, 273: 8, 277: 1, 278: 4, 279: len(rows)}
+    entries = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags.items())
+    at = 8 + len(rows) + len(rows) % 2
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    (tmp_path / "a.tif").write_bytes(b"II*\0" + struct.pack("<I", at) + rows.ljust(at - 8, b"\0") + directory)
+    assert np.array_equal(read_map(tmp_path / "a.tif"), values)
+
+
+@pytest.mark.parametrize("options", [{"compression": "tiff_lzw"}, {"compression": "tiff_deflate"}, {"compression": "packbits"}, {}])
+def test_tiffs_of_16_bits_and_masks_of_one_are_maps(tmp_path: Path, options: dict[str, str]) -> None:
+    deep = VALUES.astype(np.uint16)
+    deep[0, 0] = 65535
+    Image.fromarray(deep).save(tmp_path / "deep.tif", **options)
+    assert np.array_equal(read_map(tmp_path / "deep.tif"), deep)
+    assert Coding(3).labels(read_map(tmp_path / "deep.tif"), tmp_path).tolist() == [[255, 0, 1], [1, 2, 255]]
+    Image.fromarray(VALUES > 1).save(tmp_path / "mask.tif", **options)
+    assert read_map(tmp_path / "mask.tif").tolist() == (VALUES > 1).astype(int).tolist()
+
+
+def test_a_map_is_turned_as_its_image_is(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for suffix in ("png", "tif"):
+        Image.fromarray(VALUES).save(tmp_path / f"a.{suffix}", exif=exif)
+        assert read_map(tmp_path / f"a.{suffix}").tolist() == np.rot90(VALUES, -1).tolist()
+
+
+def test_a_lossy_map_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(VALUES).save(tmp_path / "a.png", format="JPEG")
+    with pytest.raises(UnreadableImage, match=r"a.png: map in another format than PNG, TIFF, BMP, GIF \(JPEG\); write it"):
+        read_map(tmp_path / "a.png")
+
+
+def test_masks_of_0_and_255_need_their_values(tmp_path: Path) -> None:
+    save(tmp_path, "a", np.array([[0, 255], [255, 0]], dtype=np.uint8))
+    options = {"classes": ("ground", "crack"), "reduce_zero_label": False}
+    (defect,) = check_ade(str(tmp_path), **options)
+    assert str(defect) == (
+        "1 x class without a pixel in any map: 'crack' (value 1); the maps hold the values 0, 255 (void); if 255 is a class here, give the value "
+        "of each: values=(0, 255); allow_absent=True goes on without it (check: --allow-absent)"
+    )
+    assert [one.policy for one in check_ade(str(tmp_path), allow_absent=True, **options)] == ["left out of the means"]
+    assert not check_ade(str(tmp_path), values=(0, 255), **options)
+    assert Ade(root=str(tmp_path), values=(0, 255), **options).read(0).labels.tolist() == [[0, 1], [1, 0]]
+    for values, message in (((0,), "one value of its own"), ((3, 3), "one value of its own"), ((0, 65536), "from 0 to 65535")):
+        with pytest.raises(ValueError, match=message):
+            Ade(root=str(tmp_path), values=values, **options)
+        assert message in check_ade(str(tmp_path), values=values, **options)[0].examples[0]
+
+
+def test_a_set_that_is_void_everywhere_is_no_set(tmp_path: Path) -> None:
+    save(tmp_path, "a", VALUES * 0)
+    found = check_ade(str(tmp_path), classes=("a", "b"), allow_absent=True)
+    assert [(one.kind, bool(one.policy)) for one in found] == [
+        ("map set in which no pixel has a class", False),
+        ("empty map: no pixel has a class", True),
+    ]
+
+
+def test_maps_lie_in_folders_and_bear_a_suffix(tmp_path: Path) -> None:
+    for city, values in (("aachen", VALUES), ("bonn", VALUES[::-1])):
+        save(tmp_path, "x", values, split=f"training/{city}")
+        images, maps = (tmp_path / folder / "training" / city for folder in ("images", "annotations"))
+        (images / "x.jpg").rename(images / "x_photo.jpg")
+        (maps / "x.png").rename(maps / "x_mask.png")
+        (maps / "x_color.png").write_bytes(b"of no interest")
+    options = {"root": str(tmp_path), "classes": "abc"}
+    with pytest.raises(ValueError, match=r"2 x image without a map: aachen/x_photo.jpg, bonn/x_photo.jpg"):
+        Ade(**options)
+    for map_suffix in ("_mask.png", "*_mask.png"):
+        ade = Ade(**options, image_suffix="_photo.jpg", map_suffix=map_suffix)
+        assert [Path(ade.where(k)).parent.name for k in range(2)] == ["aachen", "bonn"]
+        assert ade.read(1).labels.tolist() == [[1, 2, 255], [255, 0, 1]]
+        assert not check_ade(image_suffix="_photo.jpg", map_suffix=map_suffix, **options)
+
+
+def test_a_missing_suffix_is_proposed(root: Path) -> None:
+    maps = root / "annotations" / "training"
+    for name in "ab":
+        (maps / f"{name}.png").rename(maps / f"{name}_mask.png")
+    with pytest.raises(ValueError, match=r"do maps end in '_mask\.png'\? Then set map_suffix='_mask\.png'"):
+        Ade(root=str(root))
+
+
+def test_a_class_list_of_any_editor_is_read(root: Path) -> None:
+    (root / "classes.txt").write_bytes(b"\xef\xbb\xbfsky\r\nroad\r\ncar\r\n")
+    assert class_names(root) == ("sky", "road", "car")
+    for text in ("sky\nroad".encode("utf-16"), "sky\nroad".encode("utf-16-le"), b"for\xeat\nroad"):
+        (root / "classes.txt").write_bytes(text)
+        with pytest.raises(ValueError, match=r"classes\.txt is not in UTF-8 .*save it"):
+            class_names(root)
+
+
+def test_a_pipe_among_the_maps_is_no_map(root: Path) -> None:
+    os.mkfifo(root / "annotations" / "training" / "c.png")
+    os.mkfifo(root / "images" / "training" / "c.jpg")
+    assert len(Ade(root=str(root))) == 2
+    assert not check_ade(str(root))
+
+
+def test_a_sound_set_is_remembered_until_a_file_changes(
+    root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    monkeypatch.setenv("MAE_TRANSFER_CACHE", str(tmp_path_factory.mktemp("own")))
+    read: list[Path] = []
+    monkeypatch.setattr("mae_transfer.data.ade_check.read_map", lambda path, **given: read.append(path) or read_map(path, **given))
+    for _ in range(2):
+        check_sets({"training": Ade(root=str(root))})
+        assert len(read) == 2
+    torn = root / "annotations" / "training" / "a.png"
+    torn.write_bytes(torn.read_bytes()[:40])
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"1 x unreadable map: a\.png"):
+            check_sets({"training": Ade(root=str(root))})
+    check_sets({"training": Ade(root=str(root))}, skip=1)
+    assert len(read) == 8, "what is broken is looked at each time"

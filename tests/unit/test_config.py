@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 import pytest
 from pydantic import PositiveInt
 
-from mae_transfer.config import Schema, Spec, assign, build, check, load
+from mae_transfer.config import Schema, Spec, assign, at_home, build, check, load, validate
+from mae_transfer.data import MapDataConfig
 from mae_transfer.tasks.detect import DetectConfig
 
 
@@ -148,3 +149,13 @@ def test_assign_makes_the_levels_that_are_missing() -> None:
     values: dict[str, Any] = {}
     assign(values, "a.b.c", 1)
     assert values == {"a": {"b": {"c": 1}}}
+
+
+def test_a_tilde_is_the_home_folder_in_every_string_of_a_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shells leave it alone behind an =: --set data.root=~/data, --backbone=mae:~/mae.pth."""
+    monkeypatch.setenv("HOME", "/home/me")
+    assert [at_home(path) for path in ("~/a b", "~", "mae:~/m.pth", "mae-full:~/m.pth", "a~/b", "x:y:~/z", "/~/a", "~cls")] == [
+        "/home/me/a b", "/home/me", "mae:/home/me/m.pth", "mae-full:/home/me/m.pth", "a~/b", "x:y:~/z", "/~/a", "~cls",
+    ]  # fmt: skip
+    cfg = validate({"root": "~/a", "train": {"name": "ade", "root": "~/b", "classes": ("~/c", "d")}}, MapDataConfig, where="test")
+    assert (cfg.root, cfg.train.options["root"]) == ("/home/me/a", "/home/me/b")

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from mae_transfer import checkpoints
-from mae_transfer.checkpoints.download import cache_folder, fetch
+from mae_transfer.checkpoints.download import fetch
 from mae_transfer.checkpoints.released import RELEASED, Weights, weights
+from mae_transfer.download import cache_folder
 from mae_transfer.models.vit import ViT, ViTConfig
 
 BODY = bytes(range(256)) * 4000
