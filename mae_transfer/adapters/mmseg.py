@@ -20,7 +20,7 @@ from mae_transfer.interfaces import IGNORED
 FCN_CHANNELS = 256  # of the auxiliary head (BEiT, mae_segmentation)
 HeadConfig = dict[str, Any]  # an entry of mmseg's MODELS
 ABSENT = (
-    "Segmentation runs on mmsegmentation: pip install 'mae_transfer[segment]' (a slim container lacks what its OpenCV needs: apt-get install libgl1 "
+    "Segmentation runs on mmsegmentation: pip install -e '.[segment]' (a slim container lacks what its OpenCV needs: apt-get install libgl1 "
     "libglib2.0-0 libxcb1)"
 )
 

@@ -30,7 +30,7 @@ class _Sampler(ABC):
     def cells(self, grid: tuple[int, int]) -> tuple[int, int]:
         """Return the (h, w) grid of cells; ValueError where the unit does not divide the patch grid."""
         if grid[0] % self.unit or grid[1] % self.unit:
-            raise ValueError(f"a {grid[0]}x{grid[1]} grid of patches cannot be cut into cells of {self.unit}x{self.unit}")
+            raise ValueError(f"mask.unit = {self.unit}: a {grid[0]}x{grid[1]} grid of patches cannot be cut into cells of {self.unit}x{self.unit}")
         return grid[0] // self.unit, grid[1] // self.unit
 
     @abstractmethod
@@ -46,7 +46,7 @@ class _Sampler(ABC):
         cells = self.cells(grid)
         kept = self.visible_cells(cells)
         if not 0 < kept < cells[0] * cells[1]:
-            raise ValueError(f"{type(self).__name__} keeps {kept} of {cells[0] * cells[1]} cells: a mask hides some and leaves some")
+            raise ValueError(f"mask.ratio: {type(self).__name__} keeps {kept} of {cells[0] * cells[1]} cells; a mask hides some and leaves some")
         return kept * self.unit**2
 
     def __call__(self, grid: tuple[int, int], rng: np.random.Generator) -> np.ndarray:

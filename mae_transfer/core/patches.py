@@ -8,7 +8,9 @@ from torch import Tensor
 def grid_of(size: tuple[int, int], patch: int) -> tuple[int, int]:
     """Return the (h, w) grid of patches of an image of (H, W) pixels; ValueError where the patch does not divide it."""
     if size[0] % patch or size[1] % patch or min(size) < patch:
-        raise ValueError(f"an image of {size[0]}x{size[1]} px cannot be cut into patches of {patch} px; choose sides that are multiples of {patch}")
+        raise ValueError(
+            f"an image of {size[0]}x{size[1]} px cannot be cut into patches: its sides (data.size, image_size) must be multiples of patch = {patch}"
+        )
     return size[0] // patch, size[1] // patch
 
 

@@ -43,7 +43,7 @@ class Order:
             raise ValueError(f"batch {self.batch}, crops_per_image {self.crops_per_image}: both must be at least 1")
         if self.steps_per_epoch < 1:
             crops = f"{self.images} images x {self.crops_per_image} crops"
-            raise ValueError(f"the data set is smaller than one batch: {crops} < {self.batch}; lower the batch size or add images")
+            raise ValueError(f"the data set is smaller than one batch: {crops} < batch = {self.batch}; lower batch or add images")
 
     @property
     def steps_per_epoch(self) -> int:
@@ -73,7 +73,7 @@ class Share:
         if self.order.batch % (parts * self.order.crops_per_image):
             wanted = f"{self.world} processes x {self.accumulate} micro-steps x {self.order.crops_per_image} crops per image"
             raise ValueError(
-                f"batch {self.order.batch} cannot be split evenly over {wanted}; make it a multiple of {parts * self.order.crops_per_image}"
+                f"batch = {self.order.batch} cannot be split evenly over {wanted}; make it a multiple of {parts * self.order.crops_per_image}"
             )
 
     def __iter__(self) -> Iterator[list[Key]]:

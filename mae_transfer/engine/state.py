@@ -180,9 +180,9 @@ def micro_steps(global_batch: int, *, device_batch: int | None, world: int) -> t
     share, rest = divmod(global_batch, world)
     micro = min(device_batch or share, share)
     if rest or not share:
-        raise ValueError(f"a global batch of {global_batch} cannot be split over {world} processes: make batch a multiple, or start another number")
+        raise ValueError(f"batch = {global_batch} cannot be split over {world} processes: make it a multiple, or start another number")
     if share % micro:
         raise ValueError(
-            f"a global batch of {global_batch} is not a multiple of {world} device(s) x device_batch={device_batch}: change run.device_batch"
+            f"batch = {global_batch} is not a multiple of {world} device(s) x run.device_batch = {device_batch}: change run.device_batch"
         )
     return micro, share // micro

@@ -246,7 +246,7 @@ def _faster(truth: Entry, found: Entry, kind: Kind) -> Any:
 def _backend(wanted: Backend) -> Backend:
     there = importlib.util.find_spec("faster_coco_eval") is not None
     if wanted == "faster-coco-eval" and not there:
-        raise ValueError("faster-coco-eval is not installed: pip install 'mae_transfer[fast]', or backend='pycocotools' (the same numbers)")
+        raise ValueError("faster-coco-eval is not installed: pip install -e '.[fast]', or backend='pycocotools' (the same numbers)")
     return wanted if wanted != "auto" else "faster-coco-eval" if there else "pycocotools"
 
 

@@ -7,9 +7,10 @@ width, P target size per patch. The mask comes as indices (interfaces.Mask); no 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Self
 
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from mae_transfer.bounds import Few, FewOrNone, Width
@@ -18,7 +19,7 @@ from mae_transfer.core.patches import grid_of, put, take
 from mae_transfer.core.positions import resample, sincos_2d
 from mae_transfer.interfaces import Mask
 from mae_transfer.models.initialize import initialize
-from mae_transfer.models.vit import NORM_EPS, Block, ViT, ViTConfig, run
+from mae_transfer.models.vit import NORM_EPS, Block, ViT, ViTConfig, check_width, run
 
 Corrupt = Callable[[Tensor, Mask, Tensor], Tensor]  # embeddings (B, N, D), mask, mask token (1, 1, D) -> what the encoder sees, (B, N, D)
 
@@ -32,6 +33,12 @@ class DecoderConfig(Schema):
     """Width E."""
     heads: Few = 16
     """Attention heads."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.depth:
+            check_width(self.dim, self.heads)
+        return self
 
 
 class MAEConfig(Schema):

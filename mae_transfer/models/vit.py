@@ -38,6 +38,14 @@ SIZES: dict[str, tuple[int, int, int]] = {  # width, depth, heads
 }
 
 
+def check_width(dim: int | None, heads: int | None) -> None:
+    """Raise ValueError where a width does not fit the heads and the position table; None: not known yet (weights do not store the heads)."""
+    if dim and heads and dim % heads:
+        raise ValueError(f"heads = {heads} does not divide dim = {dim}: give a divisor of {dim}")
+    if dim and dim % 4:
+        raise ValueError(f"dim = {dim}: the 2-D sin-cos table of positions needs a multiple of 4 (sine and cosine of two axes)")
+
+
 class ViTConfig(Schema):
     """The architecture of an encoder."""
 
@@ -91,6 +99,8 @@ class ViTConfig(Schema):
             )
         if self.global_blocks and not self.windows:
             raise ValueError(f"global_blocks={self.global_blocks} are what is left beside windows; give `windows` (ViTDet: 14)")
+        named = SIZES[self.size] if self.size else (None, None, None)
+        check_width(self.dim or named[0], self.heads or named[2])
         return self
 
     def window_of(self, block: int) -> int | None:
@@ -109,15 +119,13 @@ class ViTConfig(Schema):
         return [], []
 
     def shape(self) -> tuple[int, int, int]:
-        """Return width, depth and heads; ValueError where they are missing or do not fit together."""
+        """Return width, depth and heads; ValueError where they are missing, or `global_blocks` names others."""
         named = SIZES[self.size] if self.size else (0, 0, 0)
         dim, depth, heads = (own or default for own, default in zip((self.dim, self.depth, self.heads), named, strict=True))
         if min(dim, depth, heads) < 1:
             raise ValueError(f"dim {dim}, depth {depth}, heads {heads}: name a size ({', '.join(SIZES)}) or give all three")
         if not all(0 <= block < depth for block in self.global_blocks):
             raise ValueError(f"global_blocks {self.global_blocks}: name blocks 0..{depth - 1} of this encoder")
-        if dim % heads:
-            raise ValueError(f"width {dim} is not a multiple of {heads} heads")
         return dim, depth, heads
 
     def name(self) -> str:

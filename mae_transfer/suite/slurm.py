@@ -169,7 +169,7 @@ def submit(work: Work, cluster: Cluster, *, force: Sequence[str] = (), say: Call
     try:
         import submitit
     except ImportError:
-        raise ValueError("--launcher slurm needs submitit: pip install 'mae_transfer[slurm]'") from None
+        raise ValueError("--launcher slurm needs submitit: pip install -e '.[slurm]'") from None
     with locked(work.root / ".lock", owner="a suite that submits its jobs"):
         jobs = Jobs(work, cluster)
         repeated = forced(work.plan, force)

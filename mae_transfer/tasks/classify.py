@@ -207,7 +207,10 @@ def feed(cfg: ClassifyConfig, parts: Parts, share: Share, *, dist: Dist) -> Iter
 
 def make_step(cfg: ClassifyConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) -> StepFn:
     """Return the protocol's training step."""
-    return parts.protocol.step(Feed(cfg.statistics, parts.classes, cfg.batch // (dist.world * loop.accumulate), dist.device))
+    micro, least = cfg.batch // (dist.world * loop.accumulate), parts.protocol.least
+    if micro < least and not dist.sync_bn:
+        raise ValueError(f"images per device and forward pass: {micro}, but the probes' batch norms need {least}: raise run.device_batch, or batch")
+    return parts.protocol.step(Feed(cfg.statistics, parts.classes, micro, dist.device))
 
 
 def evaluate(cfg: ClassifyConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int) -> dict[str, float]:

@@ -24,7 +24,7 @@ from mae_transfer.engine.state import LoopConfig, Precision, RunConfig, TrainSta
 from mae_transfer.engine.state import resume as resume_state
 from mae_transfer.interfaces import Batch
 from mae_transfer.models.attention import CPU_HAS_AMX
-from mae_transfer.tasks.workdir import WorkDir, open_work_dir
+from mae_transfer.tasks.workdir import WorkDir, open_work_dir, write_config
 
 EVALUATION_SEED = 0  # of what an evaluation draws (masks): the same in every run, so that runs compare
 
@@ -82,14 +82,17 @@ class Job(NamedTuple):
 
 
 def fit(cfg: TrainConfig, work_dir: Path, job: Job, *, dist: Dist, resume: bool) -> list[results.Result]:
-    """Train, evaluate and finish a job in `work_dir`; return its results (rank 0, finished runs only). A bad config stops it before it starts."""
+    """Train, evaluate and finish a job in `work_dir`; return its results (rank 0, finished runs only).
+
+    A bad config stops it before it starts, and before anything is written to the work dir.
+    """
     loop = loop_config(cfg, job.order, dist)
     rate = partial(
         lr_at, schedule=cfg.schedule, peak=peak_lr(cfg.optim, global_batch=cfg.batch), steps=loop.steps, steps_per_epoch=loop.steps_per_epoch
     )
     rate(0)  # a warm-up longer than the run is an error now, not later
     step = job.step(loop)
-    folder = open_work_dir(work_dir, cfg, resume=resume, main=dist.is_main)
+    folder = open_work_dir(work_dir, cfg, resume=resume)
     state = job.build(loop)
     notices = resume_state(state, folder.checkpoints) if resume else []
     if state.step == loop.steps and (done := finished(folder, cfg, state.step)):
@@ -97,11 +100,14 @@ def fit(cfg: TrainConfig, work_dir: Path, job: Job, *, dist: Dist, resume: bool)
             print(f"{folder.root} is finished: its {len(done)} results stand in {folder.results}", flush=True)
         return done
     share = Share(order=job.order, start=state.step, rank=dist.rank, world=dist.world, accumulate=loop.accumulate)
+    feed = job.feed(share)
     check_up = partial(job.evaluate, state, folder)
     with Logger(work_dir, steps=loop.steps, resumed_at=state.step, main=dist.is_main, progress=cfg.run.progress, wandb=cfg.run.wandb) as log:
+        if dist.is_main:
+            write_config(folder, cfg)
         for notice in [*notices, job.headline(loop)]:
             log.say(notice)
-        train(state, job.feed(share), step, loop, lr_at=rate, log=log, checkpoints=folder.checkpoints, evaluate=check_up)
+        train(state, feed, step, loop, lr_at=rate, log=log, checkpoints=folder.checkpoints, evaluate=check_up)
         if state.stopped or not dist.is_main:
             return []
         save_curves(folder.root / "log.jsonl", folder.root / "curves.png")

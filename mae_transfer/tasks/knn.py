@@ -29,7 +29,7 @@ from mae_transfer.models.heads import Pool, pool
 from mae_transfer.tasks.backbones import BackboneConfig, Chosen, open_backbone, tokens_of
 from mae_transfer.tasks.classify import DEBUG_ENCODER
 from mae_transfer.tasks.common import pass_over
-from mae_transfer.tasks.workdir import WorkDir, open_work_dir
+from mae_transfer.tasks.workdir import WorkDir, open_work_dir, write_config
 
 
 class KnnConfig(Schema):
@@ -82,11 +82,13 @@ def run(cfg: KnnConfig, work_dir: Path, *, resume: bool = False) -> list[results
         if max(cfg.ks) > len(split.train):
             raise ValueError(f"ks = {cfg.ks}: {max(cfg.ks)} neighbours of {len(split.train)} training images; lower ks")
         chosen = open_backbone(cfg.backbone, {"image_size": cfg.data.size}, statistics=Statistics(cfg.mean, cfg.std), seed=cfg.seed)
-        folder = open_work_dir(work_dir, cfg, resume=True, main=dist.is_main)
+        folder = open_work_dir(work_dir, cfg, resume=True)
         model = chosen.model.to(dist.device).eval()
         sources = (split.train, val)
         steps = sum(len(sweep_of(cfg, source, dist)) for source in sources)
         with Logger(work_dir, steps=steps, main=dist.is_main, progress=cfg.run.progress, wandb=cfg.run.wandb) as log:
+            if dist.is_main:
+                write_config(folder, cfg)
             log.say(
                 f"k-NN of {chosen.name} (pretraining: {chosen.pretrain}; {cfg.scale} scale), {len(split.train)} training images vote on {len(val)}"
             )

@@ -46,6 +46,11 @@ class ClassifyProtocol(Protocol):
         """The names of the K scores that its model gives."""
         ...
 
+    @property
+    def least(self) -> int:
+        """Images per forward pass that its batch norms train on at least."""
+        ...
+
     def changes(self) -> dict[str, Any]:
         """Return the fields of the backbone's architecture that it sets."""
         ...
@@ -93,6 +98,10 @@ class Finetune:
     def row(self) -> tuple[str, ...]:
         return ("",)
 
+    @property
+    def least(self) -> int:
+        return 1
+
     def changes(self) -> dict[str, Any]:
         return {"drop_path": self.drop_path, "final_norm": self.pool == "cls"}
 
@@ -109,7 +118,7 @@ class Finetune:
         """Return the step: erase, mix, compare. Mixup pairs an image with its mirror in the batch, whose size must be even."""
         mixes = self.mixup > 0 or self.cutmix > 0
         if mixes and feed.micro % 2:
-            raise ValueError(f"mixup and cutmix pair the images of a batch, which has {feed.micro}: make batch / devices / micro-steps even")
+            raise ValueError(f"mixup and cutmix pair the images of a forward pass, which has {feed.micro}: make batch or run.device_batch even")
         mix = Mixup(self.mixup, self.cutmix, label_smoothing=self.smoothing, num_classes=feed.classes)  # type: ignore[no-untyped-call]
         erase = RandomErasing(self.erase, mode="pixel", device=feed.device)  # type: ignore[no-untyped-call]
 
@@ -178,6 +187,11 @@ class Linear:
     def probes(self) -> dict[str, tuple[float, Pool]]:
         """Return name -> (rate, pooling): "cls_x0p1" for a tenth of the peak rate (a dot would part the names of a parameter)."""
         return {f"{pool}_x{rate:g}".replace(".", "p"): (rate, pool) for pool in self.pools for rate in self.rates}
+
+    @property
+    def least(self) -> int:
+        """Return two: the variance of one feature vector is nothing."""
+        return 2
 
     def changes(self) -> dict[str, Any]:
         return {}

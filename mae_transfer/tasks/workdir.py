@@ -57,26 +57,32 @@ class WorkDir(NamedTuple):
         return self.root / "segmentations"
 
 
-def open_work_dir(root: Path, cfg: S, *, resume: bool, main: bool = True) -> WorkDir:
-    """Make the folder and write its config (rank 0), or check that it holds a run of this very config.
+def open_work_dir(root: Path, cfg: S, *, resume: bool) -> WorkDir:
+    """Return the names in the folder, which may hold a run of this very config; nothing is written before everything else is checked.
+
+    A config.py without a checkpoint or a result is left by a run that did not get that far, and binds nobody.
 
     Raises:
         ValueError: the folder belongs to another config (names the values that differ), or holds a run and `resume` is off.
     """
     folder = WorkDir(root)
-    if folder.config.exists():
+    holds_run = checkpoint.newest(folder.checkpoints) is not None or folder.results.is_file()
+    if holds_run and folder.config.exists():
         differences = load(folder.config, type(cfg)).differences(cfg)
         if differences:
             remedy = f"use another --work-dir, or delete {folder.config} if the folder's run should go on with the new values"
             raise ValueError(f"{root} holds a run of another config; {remedy}:\n  " + "\n  ".join(differences))
     if not resume and checkpoint.newest(folder.checkpoints) is not None:
         raise ValueError(f"{root} already holds a run; continue it with --resume, or use another --work-dir")
-    if main:
-        root.mkdir(parents=True, exist_ok=True)
-        temporary = folder.config.with_name(".config.py.tmp")
-        temporary.write_text(cfg.source(f"The resolved config of this run (digest {cfg.digest()})."), encoding="utf-8")
-        temporary.replace(folder.config)
     return folder
+
+
+def write_config(folder: WorkDir, cfg: Schema) -> None:
+    """Make the folder and write its config."""
+    folder.root.mkdir(parents=True, exist_ok=True)
+    temporary = folder.config.with_name(".config.py.tmp")
+    temporary.write_text(cfg.source(f"The resolved config of this run (digest {cfg.digest()})."), encoding="utf-8")
+    temporary.replace(folder.config)
 
 
 def run_of(checkpoint_file: str) -> Path | None:

@@ -103,7 +103,7 @@ def test_classifiers_hand_their_heads_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("change", "match"), [
     ({"model_type": "swin"}, "describes a 'swin'"), ({"hidden_act": "quick_gelu"}, "hidden_act='quick_gelu'"), (None, "no JSON"),
-    ({"num_attention_heads": 5}, "not a multiple of 5 heads"), ({"num_hidden_layers": 3}, "missing: blocks.2.norm1.weight"),
+    ({"num_attention_heads": 5}, "heads = 5 does not divide dim"), ({"num_hidden_layers": 3}, "missing: blocks.2.norm1.weight"),
 ])  # fmt: skip
 def test_a_config_that_is_not_ours_is_refused(change: dict[str, Any] | None, match: str, tmp_path: Path) -> None:
     randomize(MODELS["ViT"]()).save_pretrained(tmp_path)

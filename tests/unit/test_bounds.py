@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import pkgutil
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 import mae_transfer
 from mae_transfer.adapters import ADAPTERS
-from mae_transfer.config import Schema
+from mae_transfer.config import Schema, Spec, check
 from mae_transfer.core.masks import MASKERS
 from mae_transfer.data import AUGMENTATIONS, DATASETS, MAP_SETS, OBJECT_SETS, SCENE_TRANSFORMS
 from mae_transfer.engine.optim import OPTIMIZERS
@@ -67,3 +68,18 @@ def test_every_numeric_option_of_an_entry_has_both_bounds(entry: str) -> None:
     hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory, include_extras=True)
     options = [p.name for p in inspect.signature(factory).parameters.values() if p.kind is p.KEYWORD_ONLY]
     assert not [name for name in options if list(unbounded(hints[name]))], "take a type of mae_transfer/bounds.py"
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_an_option_that_makes_no_sense_is_refused_by_its_name(entry: str) -> None:
+    factory = ENTRIES[entry]
+    hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+    for option in [p.name for p in inspect.signature(factory).parameters.values() if p.kind is p.KEYWORD_ONLY]:
+        if {int, float} & set(flat(hints[option])):
+            for bad in (math.nan, math.inf, -math.inf, -1, 1e300, 10**30, "seven", (math.nan, math.nan), (1e300, -1)):
+                with pytest.raises(ValueError, match=rf"{option}(\.\d)? = "):
+                    check({"x": factory}, Spec.model_validate({"name": "x", option: bad}), openers=("teacher", "tokenizer", "basis"))
+
+
+def flat(annotation: Any) -> list[Any]:
+    return [part for below in get_args(annotation) for part in flat(below)] or [annotation]

@@ -50,13 +50,13 @@ def test_ranks_and_micro_steps_share_the_same_global_batches(world: int, accumul
 
 
 def test_a_data_set_smaller_than_the_batch_is_an_error_with_the_numbers() -> None:
-    with pytest.raises(ValueError, match=r"20 images x 1 crops < 32; lower the batch size"):
+    with pytest.raises(ValueError, match=r"20 images x 1 crops < batch = 32; lower batch"):
         order(batch=32)
     assert order(batch=32, crops_per_image=2).steps_per_epoch == 1
 
 
 def test_a_batch_that_cannot_be_split_is_an_error_with_the_numbers() -> None:
-    with pytest.raises(ValueError, match=r"batch 8 cannot be split.*3 processes.*multiple of 3"):
+    with pytest.raises(ValueError, match=r"batch = 8 cannot be split.*3 processes.*multiple of 3"):
         Share(order=order(), world=3)
     with pytest.raises(ValueError, match=r"4 crops per image.*multiple of 16"):
         Share(order=order(crops_per_image=4), world=4)

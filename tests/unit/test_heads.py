@@ -110,5 +110,5 @@ def test_no_name_of_a_classifier_is_taken_for_another_layer() -> None:
 def test_probes_need_different_rates_and_fine_tuning_an_even_batch() -> None:
     with pytest.raises(ValueError, match="different rates above 0"):
         Linear(rates=(1.0, 1.0))
-    with pytest.raises(ValueError, match="pair the images of a batch, which has 3"):
+    with pytest.raises(ValueError, match="pair the images of a forward pass, which has 3"):
         Finetune().step(Feed(IMAGENET, 5, 3, torch.device("cpu")))

@@ -89,7 +89,7 @@ def test_relative_tables_follow_the_image_size(size: tuple[int, int], tmp_path: 
 
 
 @pytest.mark.parametrize(("options", "changes", "match"), [
-    ({}, {"depth": 8}, "depth cannot be changed on loading; what can: heads, image_size"), ({}, {"heads": 5}, "not a multiple of 5 heads"),
+    ({}, {"depth": 8}, "depth cannot be changed on loading; what can: heads, image_size"), ({}, {"heads": 5}, "heads = 5 does not divide dim"),
     ({}, {"image_size": "big"}, "image_size"), ({"class_token": False}, {"class_token": True}, "no tensors for class_token"),
     ({"final_norm": False}, {"final_norm": True}, "no tensors for final_norm"), ({}, {"positions": "none"}, "'none' is not to be had"),
     ({"positions": "none", "relative_positions": "per_block"}, {"positions": "learned"}, "'learned' is not to be had"),

@@ -151,5 +151,5 @@ def test_a_dense_encoder_gives_every_trainable_parameter_a_gradient() -> None:
 def test_sizes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="name a size"):
         ViT(ViTConfig(size=None, dim=32))
-    with pytest.raises(ValueError, match="not a multiple of 5 heads"):
+    with pytest.raises(ValueError, match="heads = 5 does not divide dim = 32"):
         ViT(ViTConfig.model_validate(TINY | {"heads": 5}))

@@ -1,0 +1,129 @@
+"""A number that makes no sense is one line that names its key, before anything is written: every numeric field of every tool's config is tried."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+
+from mae_transfer.config import Schema, assign, load, validate
+from mae_transfer.tasks import classify, common, detect, knn, pretrain, segment, tokenizer
+
+ROOT = Path(__file__).parents[2]
+TOOLS: dict[str, tuple[type[Schema], Any]] = {
+    "pretrain/mae_vit_base_16_800e": (pretrain.PretrainConfig, pretrain.run),
+    "tokenizer/dalle_8192": (tokenizer.TokenizerConfig, tokenizer.run),
+    "classify/finetune_vit_base": (classify.ClassifyConfig, classify.run),
+    "classify/linear_probe": (classify.ClassifyConfig, classify.run),
+    "classify/knn": (knn.KnnConfig, knn.run),
+    "segment/upernet_vit_base_160k": (segment.SegmentConfig, segment.run),
+    "detect/mask_rcnn_vitdet_base_100ep": (detect.DetectConfig, detect.run),
+}
+NEVER = (math.nan, math.inf, -math.inf, 1e300, 10**30, "seven", [[]])
+SOMETIMES = (0, -1)  # where the field allows it, the run begins
+
+
+class BegunError(Exception):
+    """The first step."""
+
+
+def numeric(schema: type[Schema], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys of the fields that hold numbers."""
+    for name, annotation in get_type_hints(schema).items():
+        if name in schema.model_fields:
+            parts = flat(annotation)
+            for part in parts:
+                if isinstance(part, type) and issubclass(part, Schema):
+                    yield from numeric(part, f"{prefix}{name}.")
+            if {int, float} & set(parts):
+                yield prefix + name
+
+
+def flat(annotation: Any) -> list[Any]:
+    return [part for below in get_args(annotation) for part in flat(below)] or [annotation]
+
+
+def changed(base: dict[str, Any], key: str, bad: Any) -> Iterator[dict[str, Any]]:
+    """Yield the config with the value, and, where a tuple is expected, with it in the first place."""
+    old: Any = base
+    for part in key.split("."):
+        old = old[part]
+    for value in (bad, (bad, *old[1:])) if isinstance(old, tuple) and old else (bad,):
+        values = _copy(base)
+        assign(values, key, value)
+        yield values
+
+
+def _copy(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: _copy(value) if isinstance(value, dict) else value for key, value in values.items()}
+
+
+def base_of(tool: str) -> dict[str, Any]:
+    return load(ROOT / "configs" / f"{tool}.py", TOOLS[tool][0], debug=True).model_dump()
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_what_is_no_number_or_beyond_all_sense_is_refused_by_its_key(tool: str) -> None:
+    base, schema = base_of(tool), TOOLS[tool][0]
+    for key in numeric(schema):
+        for bad in NEVER:
+            for values in changed(base, key, bad):
+                with pytest.raises(ValueError) as error:
+                    validate(values, schema, where=tool)
+                assert key in str(error.value), f"{key} = {bad!r}: {error.value}"
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_nothing_and_less_are_refused_by_their_key_or_begin(tool: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(*_: object, **__: object) -> None:
+        raise BegunError
+
+    monkeypatch.setattr(common, "train", train)
+    base, (schema, run) = base_of(tool), TOOLS[tool]
+    cases = [(key, bad, values) for key in numeric(schema) for bad in SOMETIMES for values in changed(base, key, bad)]
+    for number, (key, bad, values) in enumerate(cases):
+        folder = tmp_path / f"{number}"
+        with pytest.raises((BegunError, ValueError)) if tool != "classify/knn" else suppress(ValueError) as found:
+            run(validate(values, schema, where=tool), folder)
+        if found is not None and not isinstance(found.value, BegunError):
+            assert key.rpartition(".")[2] in str(found.value), f"{key} = {bad!r}: {found.value}"
+            assert not folder.exists(), f"{key} = {bad!r}: {found.value}"
+
+
+@pytest.mark.parametrize(("tool", "override", "named"), [
+    ("pretrain/mae_vit_base_16_800e", "model.decoder.heads=3", "model.decoder: heads = 3 does not divide dim = 16"),
+    ("pretrain/mae_vit_base_16_800e", "model.encoder.heads=5", "model.encoder: heads = 5 does not divide dim = 32"),
+    ("pretrain/mae_vit_base_16_800e", "model.encoder.patch=10", "data.size, image_size.* must be multiples of patch = 10"),
+    ("pretrain/mae_vit_base_16_800e", "mask.unit=4", "mask.unit = 4"),
+    ("pretrain/mae_vit_base_16_800e", "mask.ratio=0.999", "mask.ratio: "),
+    ("pretrain/mae_vit_base_16_800e", "schedule.warmup_epochs=3", "warmup_epochs=3 is "),
+    ("pretrain/mae_vit_base_16_800e", "batch=1000000000", "< batch = 1000000000; lower batch"),
+    ("pretrain/mae_vit_base_16_800e", "run.device_batch=3", "run.device_batch = 3"),
+    ("classify/linear_probe", "run.device_batch=1", "raise run.device_batch"),
+    ("classify/finetune_vit_base", "data.size=30", "data.size, image_size.* must be multiples of patch"),
+    ("classify/finetune_vit_base", "data.augmentation.policy=rand-x9", "policy"),
+    ("classify/partial", "protocol.tune_blocks=99", "tune_blocks = 99"),
+    ("segment/upernet_vit_base_160k", "protocol.taps=(3, 5, 7, 99)", "taps .*99"),
+    ("detect/mask_rcnn_vitdet_base_100ep", "adapter={'name': 'tap_fpn', 'taps': (0, 9)}", "taps .*9"),
+    ("detect/mask_rcnn_vitdet_base_100ep", "adapter.channels=0", "channels = 0"),
+    ("detect/mask_rcnn_vitdet_base_100ep", "heads.anchors=(32,)", "anchors"),
+])  # fmt: skip
+def test_values_that_do_not_fit_together_are_named_and_the_corrected_command_runs(tool: str, override: str, named: str, tmp_path: Path) -> None:
+    schema, run = TOOLS.get(tool, (classify.ClassifyConfig, classify.run))
+    with pytest.raises(ValueError, match=named):
+        run(load(ROOT / "configs" / f"{tool}.py", schema, debug=True, overrides=[override]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_config_of_a_run_that_left_nothing_binds_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(*_: object, **__: object) -> None:
+        raise BegunError
+
+    monkeypatch.setattr(common, "train", train)
+    for override in ("seed=0", "seed=1"):
+        with pytest.raises(BegunError):
+            pretrain.run(load(ROOT / "configs/mini/pretrain.py", pretrain.PretrainConfig, debug=True, overrides=[override]), tmp_path)
