@@ -151,11 +151,11 @@ def upright(pixels: Tensor, orientation: int) -> Tensor:
 
 def _rgb_tensor(image: Image.Image, data: bytes, said: list[str]) -> Tensor:
     pixels = _fast(image, data, said)
-    if pixels is None:
-        load(image, said)
-        with heard(said):
-            pixels = torch.from_numpy(np.array(_rgb(image))).permute(2, 0, 1)
+    if pixels is not None:
+        return pixels
+    load(image, said)
     with heard(said):
+        pixels = torch.from_numpy(np.array(_rgb(image))).permute(2, 0, 1)
         return upright(pixels, orientation(image, said))
 
 
@@ -169,12 +169,12 @@ def load(image: Image.Image, said: list[str]) -> None:
 
 
 def _fast(image: Image.Image, data: bytes, said: list[str]) -> Tensor | None:
-    """Return the pixels of a JPEG by the fast decoder, which writes to standard error; None where it gives up or another thread is using it."""
+    """Return the pixels of a JPEG, upright, by the fast decoder, which writes to standard error; None where it gives up or is in use."""
     if _fast_jpeg is None or image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L") or not PROCESS.acquire(blocking=False):
         return None
     try:
         with heard(said, stderr=True):
-            return _fast_jpeg(torch.frombuffer(data, dtype=torch.uint8))
+            return upright(_fast_jpeg(torch.frombuffer(data, dtype=torch.uint8)), orientation(image, said))
     except RuntimeError:  # PIL decides whether the file is broken or merely unusual
         return None
     finally:

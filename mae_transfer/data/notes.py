@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 import os
 import tempfile
@@ -21,16 +22,17 @@ from PIL import Image
 
 log = logging.getLogger(__name__)
 _collector: ContextVar[list[str] | None] = ContextVar("collector", default=None)
+_alone = itertools.count(1)  # notes that nobody collected
 NAMED = 10  # notes that a run reports in full
 PROCESS = threading.RLock()  # held while this process's warnings or its standard error are redirected
 NOT_WRITABLE = "The given buffer is not writable"  # torch's about bytes, which are only read here: a copy would cost time
 
 
 def note(message: str) -> None:
-    """Hand a note to the innermost `collected`, or report it at once where there is none."""
+    """Hand a note to the innermost `collected`, or report it at once where there is none: the first ones in full."""
     collector = _collector.get()
     if collector is None:
-        report(message)
+        report_counted(next(_alone), message)
     else:
         collector.append(message)
 
@@ -76,12 +78,14 @@ def heard(said: list[str], *, stderr: bool = False) -> Iterator[None]:
     """
     with PROCESS, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with _standard_error(said) if stderr else contextlib.nullcontext():
                 yield
         finally:
             said += [str(one.message) for one in caught if _about_the_file(one)]
+        for one in caught:
+            if isinstance(one.message, Image.DecompressionBombWarning):
+                raise one.message
 
 
 def _about_the_file(warning: warnings.WarningMessage) -> bool:

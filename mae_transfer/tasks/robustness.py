@@ -78,7 +78,7 @@ def class_names(cfg: RobustnessConfig) -> list[str]:
         path = Path(cfg.classes)
         if not path.is_file():
             raise ValueError(f"classes = {cfg.classes!r} does not exist: a text file with one class folder (wnid) per line is wanted")
-        return path.read_text(encoding="utf-8").split()
+        return path.read_text(encoding="utf-8-sig").split()
     train = Path(cfg.data.root or "") / "train"
     if cfg.data.root is None or not train.is_dir():
         raise ValueError(

@@ -120,7 +120,7 @@ def test_what_is_missing_or_unknown_is_named_at_once(values: Values, tmp_path: P
 
 def test_the_classes_may_come_from_a_file(values: Values, tmp_path: Path) -> None:
     images(tmp_path / "sketch", NAMES, 2, seed=5)
-    (tmp_path / "classes.txt").write_text("\n".join(NAMES) + "\n")
+    (tmp_path / "classes.txt").write_text("\n".join(NAMES) + "\n", encoding="utf-8-sig")  # as some editors write it
     by_folder, by_file = (
         robustness.evaluate(config(values, {"imagenet-sketch": str(tmp_path / "sketch")}, **changes), state(tmp_path), None)[0].value
         for changes in ({}, {"classes": str(tmp_path / "classes.txt"), "data": values["data"] | {"root": None}})
