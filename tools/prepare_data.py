@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     add_root(command)
     command.add_argument("--split", action="append", default=[], metavar="NAME", help="which; may be repeated (default: all that are there)")
     command.add_argument(
-        "--annotations", type=cli.at_home, metavar="JSON", help="COCO: another json than annotations/instances_SPLIT.json, relative to root"
+        "--annotations", type=cli.at_home, metavar="JSON", help="COCO: a json instead of annotations/instances_SPLIT.json, from root"
     )
     command.add_argument("--images", type=cli.at_home, metavar="FOLDER", help="COCO: another folder of images than SPLIT, relative to root")
     command.add_argument("--boxes", action="store_true", help="COCO: judge as boxes alone are trained on, heads.masks=False; outlines are not read")
@@ -50,9 +50,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--values", nargs="+", type=int, metavar="V", help="ADE20K's layout: the stored value of each class, e.g. 0 255 (values=)")
     command.add_argument("--image-suffix", metavar="END", help="ADE20K's layout: how names of images end, e.g. _leftImg8bit.png (image_suffix=)")
     command.add_argument("--map-suffix", metavar="END", help="ADE20K's layout: how names of maps end, e.g. _mask.png (map_suffix=)")
-    command.add_argument(
-        "--allow-absent", action="store_true", help="ADE20K's layout: a class without a pixel in any map is no defect (allow_absent=)"
-    )
+    command.add_argument("--allow-absent", action="store_true", help="ADE20K's layout: go on where a class has no pixel in any map (allow_absent=)")
     command = commands.add_parser("shapes", help="write generated scenes in COCO's or ADE20K's layout")
     add_root(command)
     command.add_argument("--format", choices=WRITERS, default="coco", help="layout (default: coco)")

@@ -153,9 +153,9 @@ def test_assign_makes_the_levels_that_are_missing() -> None:
 
 def test_a_tilde_is_the_home_folder_in_every_string_of_a_config(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shells leave it alone behind an =: --set data.root=~/data, --backbone=mae:~/mae.pth."""
-    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("HOME", "/users/me")
     assert [at_home(path) for path in ("~/a b", "~", "mae:~/m.pth", "mae-full:~/m.pth", "a~/b", "x:y:~/z", "/~/a", "~cls")] == [
-        "/home/me/a b", "/home/me", "mae:/home/me/m.pth", "mae-full:/home/me/m.pth", "a~/b", "x:y:~/z", "/~/a", "~cls",
+        "/users/me/a b", "/users/me", "mae:/users/me/m.pth", "mae-full:/users/me/m.pth", "a~/b", "x:y:~/z", "/~/a", "~cls",
     ]  # fmt: skip
     cfg = validate({"root": "~/a", "train": {"name": "ade", "root": "~/b", "classes": ("~/c", "d")}}, MapDataConfig, where="test")
-    assert (cfg.root, cfg.train.options["root"]) == ("/home/me/a", "/home/me/b")
+    assert (cfg.root, cfg.train.options["root"]) == ("/users/me/a", "/users/me/b")
