@@ -77,10 +77,9 @@ def public(data_set: DataSet, root: Path, *, only_check: bool) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    objects = {"annotations": args.annotations, "images": args.images, "masks": not args.boxes}
-    names = {"image_suffix": args.image_suffix, "map_suffix": args.map_suffix}
+    files = {name: getattr(args, name) for name in ("annotations", "images", "image_suffix", "map_suffix")}
     coding = {"classes": args.classes, "reduce_zero_label": not args.keep_zero_label, "values": args.values, "allow_absent": args.allow_absent}
-    report(check_any(args.root, splits=args.split, **objects, **names, **coding))
+    report(check_any(args.root, splits=args.split, **files, masks=not args.boxes, **coding))
 
 
 def show(defects: Mapping[str, Sequence[Defect]]) -> None:
