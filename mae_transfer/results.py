@@ -39,6 +39,7 @@ class Result(BaseModel):
     backbone: str
     pretrain: str
     checkpoint_sha256: str | None = None
+    normalization: str | None = None  # mean and standard deviation of a backbone's images, and where they are from
     params: int
     flops_per_image: int | None = None
     tokens_per_image: float | None = None

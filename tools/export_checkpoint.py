@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 from mae_transfer import checkpoints, cli
+from mae_transfer.core.normalize import checked
+from mae_transfer.tasks.backbones import pretrain_of, settle
 
 
 def main() -> int:
@@ -26,22 +28,35 @@ def main() -> int:
     parser.add_argument("--format", default="ours", choices=checkpoints.FORMATS, help="whose names (default: ours)")
     parser.add_argument("--image-size", type=int, metavar="PIXELS", help="resample position tables to images of this side")
     parser.add_argument("--heads", type=int, metavar="N", help="attention heads, where neither file nor layout tells them")
+    parser.add_argument("--mean", type=float, nargs="+", metavar="M", help="mean per channel on [0, 1] of the images that the weights learned from")
+    parser.add_argument("--std", type=float, nargs="+", metavar="S", help="standard deviation, likewise: both are recorded with the weights")
     parser.add_argument("--licence", action="store_true", help="list the released weights with licence and address, and end")
     args = parser.parse_args()
     if args.licence:
         return cli.guarded(list_licences)
     if args.reference is None or args.out is None:
         parser.error("name a REFERENCE and --out PATH, or --licence")
+    if (args.mean is None) != (args.std is None):
+        parser.error("give --mean and --std, or neither")
+    own = None if args.mean is None else (args.mean, args.std)
     changes = {key: value for key, value in (("image_size", args.image_size), ("heads", args.heads)) if value}
-    return cli.guarded(lambda: export(args.reference, args.out, name=args.format, changes=changes))
+    return cli.guarded(lambda: export(args.reference, args.out, name=args.format, changes=changes, own=own))
 
 
-def export(reference: str, out: Path, *, name: str, changes: dict[str, int]) -> None:
-    """Read, write, and say what was not written."""
+def export(reference: str, out: Path, *, name: str, changes: dict[str, int], own: tuple[list[float], list[float]] | None = None) -> None:
+    """Read, write, and say what was not written. own: mean and std that the user knows of; they must not contradict recorded ones."""
     loaded = checkpoints.load(reference, changes=changes)
-    checkpoints.FORMATS[name](out, loaded.backbone, {"reference": Path(reference).name, "source_sha256": loaded.sha256})
+    given = checked(*own, where="--mean and --std") if own else None
+    known, said = settle(reference, loaded, given)
+    about = {"reference": Path(reference).name, "source_sha256": loaded.sha256, "pretrain": pretrain_of(reference)}
+    about |= checkpoints.statistics.entry(checkpoints.statistics.Said(known, loaded.recorded or given is not None))
+    checkpoints.FORMATS[name](out, loaded.backbone, about)
     params = sum(parameter.numel() for parameter in loaded.backbone.parameters())
     print(f"{out}: {type(loaded.backbone).__name__}, width {loaded.backbone.dim}, {params / 1e6:.1f} M parameters, format {name}")
+    print(f"its images: {said}")
+    if name == "detectron2":
+        mean, std = ([round(255 * value, 3) for value in part] for part in known)
+        print(f"which this format does not hold: set model.pixel_mean={mean} and model.pixel_std={std} in detectron2's config")
     if loaded.head:
         print(f"not written, for a backbone has no classifier: {', '.join(loaded.head)}")
 

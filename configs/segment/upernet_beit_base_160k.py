@@ -8,6 +8,5 @@ Published: 47.1 mIoU for a BEiT pretrained on ImageNet-1K (MAE, table 5); the co
 
 _base_ = "upernet_vit_base_160k.py"
 
-mean = std = (0.5, 0.5, 0.5)  # what the weights learned from; BEiT's own segmentation code takes ImageNet's constants instead
 protocol = dict(positions=None, layer_scale=None)
 optim = dict(lr=7e-4)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from mae_transfer.checkpoints.files import write
-from mae_transfer.checkpoints.hf import to_hf
+from mae_transfer.checkpoints.hf import processor, to_hf
 from mae_transfer.checkpoints.names import rename
+from mae_transfer.checkpoints.statistics import KEY as STATISTICS
 from mae_transfer.models.timm_backbone import TimmBackbone
 from mae_transfer.models.vit import ViT
 
@@ -33,9 +34,15 @@ def export_ours(path: Path, backbone: ViT | TimmBackbone, about: Mapping[str, An
     export_backbone(path, _plain(backbone, "ours"), about=about)
 
 
+def _told(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is said of the weights in a file of foreign names: their statistics where a reader looks for them, the rest under "source"."""
+    rest = {key: value for key, value in about.items() if key != STATISTICS}
+    return {"source": rest} | ({STATISTICS: about[STATISTICS]} if STATISTICS in about else {})
+
+
 def export_timm(path: Path, backbone: ViT | TimmBackbone, about: Mapping[str, Any]) -> None:
     """Write .safetensors in timm's names: VisionTransformer's, Beit's (which are BEiT's release) where there are tables, or the timm model's own."""
-    write(path, timm_names(backbone), {"source": dict(about)})
+    write(path, timm_names(backbone), _told(about))
 
 
 def timm_names(backbone: ViT | TimmBackbone) -> dict[str, Tensor]:
@@ -54,11 +61,15 @@ def timm_names(backbone: ViT | TimmBackbone) -> dict[str, Tensor]:
 
 
 def export_hf(path: Path, backbone: ViT | TimmBackbone, about: Mapping[str, Any]) -> None:
-    """Write a directory that transformers' `AutoModel.from_pretrained` reads: config.json and model.safetensors."""
+    """Write a directory that transformers' `AutoModel.from_pretrained` reads: config.json, model.safetensors and preprocessor_config.json."""
     config, tensors = to_hf(_plain(backbone, "hf"))
     path.mkdir(parents=True, exist_ok=True)
-    write(path / "model.safetensors", tensors, {"source": dict(about)}, framework="pt")
-    (path / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write(path / "model.safetensors", tensors, _told(about), framework="pt")
+    files = {"config.json": config}
+    if STATISTICS in about:
+        files["preprocessor_config.json"] = processor(about[STATISTICS], side=config["image_size"])
+    for name, content in files.items():
+        (path / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def export_detectron2(path: Path, backbone: ViT | TimmBackbone, about: Mapping[str, Any]) -> None:

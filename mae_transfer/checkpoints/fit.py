@@ -34,8 +34,8 @@ def fit(found: Found, changes: Mapping[str, Any], *, where: str) -> ViT:
     change cannot be made or a tensor has no place.
     """
     if found.counts and not changes.get("heads"):
-        width, counts = found.tensors["patch_embed.proj.weight"].shape[0], " and ".join(map(str, found.counts))
-        raise ValueError(f"{where}: encoders of width {width} are published with {counts} heads, and the file does not tell; {GIVE_HEADS}")
+        width, counts = found.tensors["patch_embed.proj.weight"].shape[0], " or ".join(map(str, found.counts))
+        raise ValueError(f"{where}: encoders of width {width} are published with {counts} heads, and the file does not tell which; {GIVE_HEADS}")
     check_finite(found.head, where=where)
     old, new = found.architecture, changed(found.architecture, changes, where=where)
     vit, tensors = ViT(new), dict(found.tensors)

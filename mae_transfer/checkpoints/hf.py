@@ -99,6 +99,14 @@ def to_hf(vit: ViT) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return _hf_config(vit, kind), {name.replace("blocks.", "encoder.layer."): tensor.contiguous() for name, tensor in renamed.items()}
 
 
+def processor(statistics: Mapping[str, Any], *, side: int) -> dict[str, Any]:
+    """Return preprocessor_config.json's content: images resized to a square and normalised as the weights learned them."""
+    return {
+        "image_processor_type": "ViTImageProcessor", "do_resize": True, "size": {"height": side, "width": side}, "resample": 3, "do_rescale": True,
+        "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": list(statistics["mean"]), "image_std": list(statistics["std"]),
+    }  # fmt: skip
+
+
 def _split_qkv(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors with attn.qkv parted and the biases of query and value under transformers' names."""
     parted = {}

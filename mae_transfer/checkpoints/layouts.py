@@ -25,7 +25,7 @@ from mae_transfer.models.vit import SIZES, ViTConfig
 
 HEAD = ("head.", "fc_norm.")  # a classifier's tensors: handed back, never dropped
 HALF = Statistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-PUBLISHED_HEADS = {192: (3, 4, 12), 384: (6, 12)}  # DeiT, iBOT's code and MAE-Lite; DeiT, DINO, iBOT, DINOv2 and MoCo v3
+PUBLISHED_HEADS = {192: (3, 12), 384: (6, 12)}  # 192: DeiT and MAE-Lite; 384: DeiT, DINO, iBOT, DINOv2 and MoCo v3
 MAE_DECODER = ("mask_token", "decoder_embed.", "decoder_pos_embed", "decoder_blocks.", "decoder_norm.", "decoder_pred.")
 
 
@@ -75,7 +75,7 @@ def dino(path: Path) -> Found:
 
 def ibot(path: Path) -> Found:
     """iBOT: an extracted backbone under "state_dict", or the teacher of a full checkpoint."""
-    return found(_encoder(path, "state_dict", "teacher"), drop=(*HEAD, "masked_embed"), heads={384: 6}, where=path)
+    return found(_encoder(path, "state_dict", "teacher"), drop=(*HEAD, "masked_embed"), heads={192: 3, 384: 6}, where=path)
 
 
 def deit(path: Path) -> Found:

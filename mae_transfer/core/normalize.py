@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
+from pydantic import BeforeValidator
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
+
+from mae_transfer.bounds import Deviation, Probability
 
 
 class Statistics(NamedTuple):
@@ -39,6 +42,18 @@ def checked(mean: Iterable[float], std: Iterable[float], *, where: str) -> Stati
     return Statistics(*(tuple(float(value) for value in part) for part in values))
 
 
+def _on_unit_scale(values: Any) -> Any:
+    """Raise ValueError with the remedy where numbers are on the scale of grey levels; leave all else to the type."""
+    numbers = [value for value in values if isinstance(value, int | float)] if isinstance(values, tuple | list) else []
+    if numbers and 1 < max(numbers) <= 255 and min(numbers) >= 0:
+        raise ValueError(f"{tuple(values)} is on the scale 0..255; divide by 255: {tuple(round(value / 255, 4) for value in numbers)}")
+    return values
+
+
+Mean = Annotated[tuple[Probability, ...], BeforeValidator(_on_unit_scale)]
+"""A config's mean per channel on the scale [0, 1]."""
+Std = Annotated[tuple[Deviation, ...], BeforeValidator(_on_unit_scale)]
+"""A config's standard deviation per channel, likewise."""
 IMAGENET = Statistics(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
 

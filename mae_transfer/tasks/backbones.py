@@ -13,13 +13,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mae_transfer import checkpoints
+from mae_transfer.checkpoints.statistics import same, text
 from mae_transfer.config import Schema, load, validate
-from mae_transfer.core.normalize import Statistics
+from mae_transfer.core.normalize import IMAGENET, Statistics
 from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.seeding import fold
 from mae_transfer.tasks.workdir import WorkDir, run_of
 
-TOLERANCE = 5e-3  # between two roundings of the same mean or standard deviation
+COLOURS = 3  # channels of the images of every transfer task
 
 
 class BackboneConfig(Schema):
@@ -41,27 +42,80 @@ class Chosen(NamedTuple):
     name: str  # "vit_base/16"
     pretrain: str  # what it learned from: "MAE norm_pixel, random 75%, 800 ep", "moco-v3", "none"
     sha256: str | None  # of the weight file
+    statistics: Statistics = IMAGENET  # what its images are normalised with
+    normalization: str = ""  # the same in words, and where it comes from
 
 
-def open_backbone(cfg: BackboneConfig, changes: Mapping[str, Any], *, statistics: Statistics, seed: int) -> Chosen:
+def statistics_of(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Statistics | None:
+    """Return the statistics that a config sets, None where it sets none; ValueError where it sets one half, or other numbers of channels."""
+    if mean is None and std is None:
+        return None
+    if mean is None or std is None or len(mean) != len(std):
+        raise ValueError(f"mean = {mean} and std = {std}: set both, with one value per channel, or leave both out (the backbone's own)")
+    return Statistics(mean, std)
+
+
+def open_backbone(cfg: BackboneConfig, changes: Mapping[str, Any], *, statistics: Statistics | None, seed: int) -> Chosen:
     """Return the backbone, with the task's changes and then the config's own; fresh weights depend on the seed alone.
 
+    Args:
+        statistics: that the config sets for the images; None: those that the weights learned from.
     Raises:
-        ValueError: neither a reference nor an encoder is given, the reference cannot be loaded so, or it learned from images that were normalised
-            otherwise than by `statistics` (the releases of BEiT and AugReg), which would quietly cost accuracy.
+        ValueError: neither a reference nor an encoder is given, the reference cannot be loaded so, it takes no images of three channels, or
+            `statistics` contradict those that are recorded with the weights, which would quietly cost accuracy.
     """
+    if statistics is not None and len(statistics.mean) != COLOURS:
+        raise ValueError(f"{text(statistics)} have {len(statistics.mean)} values; the images of a transfer task have {COLOURS} channels")
     torch.manual_seed(fold(seed, "init"))
     wanted = {**changes, **cfg.changes}
     if cfg.reference is not None:
         loaded = checkpoints.load(cfg.reference, changes=wanted)
-        if any(abs(a - b) > TOLERANCE for a, b in zip(sum(loaded.statistics, ()), sum(statistics, ()), strict=True)):
-            mean, std = loaded.statistics
-            raise ValueError(f"{cfg.reference} learned from images of mean {mean} and std {std}: --set 'mean={mean}' --set 'std={std}'")
-        return Chosen(loaded.backbone, loaded.head, _name(loaded.backbone), pretrain_of(cfg.reference), loaded.sha256)
+        _takes_colours(loaded.backbone, cfg.reference)
+        settled, said = settle(cfg.reference, loaded, statistics)
+        return Chosen(loaded.backbone, loaded.head, _name(loaded.backbone), pretrain_of(cfg.reference), loaded.sha256, settled, said)
     if cfg.encoder is None:
         raise ValueError("no backbone: give --backbone REFERENCE (backbone.reference), or the architecture of a fresh one (backbone.encoder)")
     vit = ViT(validate({**cfg.encoder.model_dump(), **wanted}, ViTConfig, where="backbone.encoder"))
-    return Chosen(vit, {}, _name(vit), "none", None)
+    _takes_colours(vit, "backbone.encoder")
+    return Chosen(vit, {}, _name(vit), "none", None, statistics or IMAGENET, fresh(statistics))
+
+
+def fresh(wanted: Statistics | None) -> str:
+    """Return what images are normalised with where the weights have learned from none."""
+    return f"{text(wanted or IMAGENET)} ({'set by the config' if wanted else 'those of ImageNet'}; fresh weights)"
+
+
+def settle(reference: str, loaded: checkpoints.Loaded, wanted: Statistics | None) -> tuple[Statistics, str]:
+    """Return what images are normalised with, and a sentence on it: what is recorded with the weights, what the config sets, or a default.
+
+    Raises:
+        ValueError: the config contradicts what is recorded.
+    """
+    own, prefix = loaded.statistics, checkpoints.split(reference, checkpoints.LAYOUTS)[0]
+    if prefix == "random":
+        return wanted or own, fresh(wanted)
+    if loaded.recorded:
+        if wanted is not None and not same(own, wanted):
+            raise ValueError(
+                f"{reference} learned from images of {text(own)}, which is recorded with its weights, and the config sets {text(wanted)}: "
+                f"leave mean and std out, or --set 'mean={own.mean}' --set 'std={own.std}'"
+            )
+        return own, f"{text(own)} (recorded with the weights)"
+    default = f"the default of {prefix + ':' if prefix else 'this layout'}"
+    if wanted is None or same(own, wanted):
+        return own, f"{text(own)} ({default}; the file does not say: --set mean= and std= if it learned from others)"
+    return wanted, f"{text(wanted)} (set by the config instead of {default}, {text(own)}; the file does not say)"
+
+
+def _takes_colours(backbone: nn.Module, where: str) -> None:
+    """Raise ValueError unless the backbone takes images of three channels."""
+    first = next((module.in_channels for module in backbone.modules() if isinstance(module, nn.Conv2d)), COLOURS)
+    channels = backbone.cfg.channels if isinstance(backbone, ViT) else first
+    if channels != COLOURS:
+        raise ValueError(
+            f"{where} takes images of {channels} channel(s) (encoder.channels, patch_embed.proj.weight), and the images of a transfer task have "
+            f"{COLOURS}: pretrain with model.encoder.channels=3, or convert its filters (one channel: repeat them three times, divided by three)"
+        )
 
 
 def backbone_of(cfg: BackboneConfig, schema: type[Schema], checkpoint_file: str) -> BackboneConfig:
@@ -76,6 +130,21 @@ def backbone_of(cfg: BackboneConfig, schema: type[Schema], checkpoint_file: str)
         return cfg
     found: BackboneConfig = load(WorkDir(root).config, schema).backbone  # type: ignore[attr-defined]
     return found
+
+
+def trained_statistics(own: Statistics | None, schema: type[Schema], checkpoint_file: str) -> Statistics | None:
+    """Return what a training state is evaluated with: the statistics of the run that it lies in, else the config's `own`.
+
+    schema: of the run's config. ValueError where the config sets others than the run had.
+    """
+    root = run_of(checkpoint_file)
+    if root is None:
+        return own
+    theirs: Statistics | None = load(WorkDir(root).config, schema).statistics  # type: ignore[attr-defined]
+    if own is not None and (theirs is None or not same(own, theirs)):
+        had = text(theirs) if theirs else "its backbone's own mean and std"
+        raise ValueError(f"{checkpoint_file} was trained with {had}, and the config sets {text(own)}: leave mean and std out")
+    return theirs
 
 
 def tokens_of(backbone: nn.Module, size: int) -> int | None:
@@ -104,7 +173,7 @@ def _name(backbone: nn.Module) -> str:
 
 def pretrain_of(reference: str) -> str:
     """Return what results call the pretraining of the weights that a reference means."""
-    prefix, colon, rest = reference.partition(":")
-    if not colon:
-        return str(checkpoints.metadata(Path(reference)).get("pretrain", "unknown"))
+    prefix, rest = checkpoints.split(reference, checkpoints.LAYOUTS)
+    if not prefix:
+        return str(checkpoints.metadata(Path(rest)).get("pretrain", "unknown"))
     return {"random": "none", "timm": reference, "released": rest}.get(prefix, prefix)

@@ -19,7 +19,7 @@ from torch import nn
 from mae_transfer import checkpoints, results
 from mae_transfer.checkpoints.files import load_strict
 from mae_transfer.config import Spec, build, check
-from mae_transfer.core.normalize import normalize
+from mae_transfer.core.normalize import IMAGENET, Statistics, normalize
 from mae_transfer.data import (
     Crops,
     LabelledDataConfig,
@@ -39,7 +39,7 @@ from mae_transfer.engine.optim import build_optimizer, peak_lr
 from mae_transfer.engine.state import LoopConfig, TrainState, autocast
 from mae_transfer.interfaces import Batch
 from mae_transfer.metrics.accuracy import hits, top_ks
-from mae_transfer.tasks.backbones import BackboneConfig, Chosen, backbone_of, flops_of, open_backbone, tokens_of
+from mae_transfer.tasks.backbones import BackboneConfig, Chosen, backbone_of, flops_of, open_backbone, tokens_of, trained_statistics
 from mae_transfer.tasks.common import Job, TrainConfig, evaluation_facts, facts, fit, pass_over, plan
 from mae_transfer.tasks.labels import classes_digest
 from mae_transfer.tasks.protocols import PROTOCOLS, ClassifyProtocol, Feed
@@ -107,6 +107,7 @@ class Parts(NamedTuple):
     train: Source
     splits: dict[str, Source]  # what is evaluated: "val", and "holdout" where anything is held out
     classes: int
+    statistics: Statistics  # what images are normalised with: the config's, or those of the backbone that was opened
 
 
 def run(cfg: ClassifyConfig, work_dir: Path, *, resume: bool = False) -> list[results.Result]:
@@ -119,6 +120,7 @@ def run(cfg: ClassifyConfig, work_dir: Path, *, resume: bool = False) -> list[re
     with session(cfg.run.device) as dist:
         parts = open_parts(cfg)
         chosen = open_backbone(cfg.backbone, changes(cfg, parts.protocol), statistics=cfg.statistics, seed=cfg.seed)
+        parts = parts._replace(statistics=chosen.statistics)
         order = Order(images=len(parts.train), batch=cfg.batch, seed=cfg.seed, crops_per_image=cfg.data.crops_per_image)
         job = Job(
             order=order,
@@ -141,6 +143,7 @@ def evaluate_checkpoint(cfg: ClassifyConfig, reference: str, work_dir: Path | No
         parts, start = open_parts(cfg), time.perf_counter()
         model, chosen, state = trained(cfg, parts, reference)
         model.to(dist.device).eval()
+        parts = parts._replace(statistics=chosen.statistics)
         with torch.no_grad():
             metrics = measure(cfg, parts, dist, model)
         seconds = time.perf_counter() - start
@@ -166,7 +169,8 @@ def trained(cfg: ClassifyConfig, parts: Parts, reference: str) -> Trained:
     """Return the model with the weights that a reference names."""
     own = reference.endswith(".pt") and Path(reference).is_file()
     source = backbone_of(cfg.backbone, ClassifyConfig, reference) if own else cfg.backbone.model_copy(update={"reference": reference})
-    chosen = open_backbone(source, changes(cfg, parts.protocol), statistics=cfg.statistics, seed=cfg.seed)
+    statistics = trained_statistics(cfg.statistics, ClassifyConfig, reference) if own else cfg.statistics
+    chosen = open_backbone(source, changes(cfg, parts.protocol), statistics=statistics, seed=cfg.seed)
     model, state = parts.protocol.model(chosen.model, parts.classes), None
     if own:
         payload = checkpoint.load(Path(reference))
@@ -183,7 +187,7 @@ def open_parts(cfg: ClassifyConfig) -> Parts:
     """Open the data; ValueError where they do not fit the protocol."""
     split, val = open_labelled(cfg.data)
     splits = {"val": val} if split.held_out is None else {"holdout": split.held_out, "val": val}
-    return Parts(cfg.method(), split.train, splits, len(split.train.classes))
+    return Parts(cfg.method(), split.train, splits, len(split.train.classes), cfg.statistics or IMAGENET)
 
 
 def changes(cfg: ClassifyConfig, protocol: ClassifyProtocol) -> dict[str, Any]:
@@ -210,7 +214,7 @@ def make_step(cfg: ClassifyConfig, parts: Parts, loop: LoopConfig, *, dist: Dist
     micro, least = cfg.batch // (dist.world * loop.accumulate), parts.protocol.least
     if micro < least and not dist.sync_bn:
         raise ValueError(f"images per device and forward pass: {micro}, but the probes' batch norms need {least}: raise run.device_batch, or batch")
-    return parts.protocol.step(Feed(cfg.statistics, parts.classes, micro, dist.device))
+    return parts.protocol.step(Feed(parts.statistics, parts.classes, micro, dist.device))
 
 
 def evaluate(cfg: ClassifyConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int) -> dict[str, float]:
@@ -229,7 +233,7 @@ def measure(cfg: ClassifyConfig, parts: Parts, dist: Dist, model: nn.Module) -> 
         right = torch.zeros(len(ks), len(row), dtype=torch.int64, device=dist.device)
         for batch in pass_over(source, view, dist, batch=cfg.run.evaluation_batch, workers=cfg.run.workers, unreadable=cfg.data.unreadable()):
             with autocast(cfg.precision, dist.device):
-                scores = model(normalize(batch.image, cfg.statistics)).float()
+                scores = model(normalize(batch.image, parts.statistics)).float()
             right += hits(scores.view(len(row), *scores.shape[-2:]), batch.label)
         keys = {key(name, k, probe): right[i, j] for i, k in enumerate(ks) for j, probe in enumerate(row)}
         figures |= {label: value * dist.world / len(source) for label, value in read_mean(keys, dist).items()}
@@ -262,7 +266,7 @@ def headline(cfg: ClassifyConfig, parts: Parts, chosen: Chosen, loop: LoopConfig
     splits = ", ".join(f"{len(source)} {name}" for name, source in parts.splits.items())
     return (
         f"{cfg.title()} of {chosen.name} (pretraining: {chosen.pretrain}; {cfg.scale} scale), {parts.classes} classes, {len(parts.train)} training "
-        f"images, evaluated on {splits}\n{plan(cfg, loop, dist)}"
+        f"images, evaluated on {splits}\nnormalised with {chosen.normalization}\n{plan(cfg, loop, dist)}"
     )
 
 
@@ -289,7 +293,7 @@ def numbers(
     """Return one Result per figure, in percent."""
     shared: dict[str, Any] = about | {
         "task": "classify", "protocol": cfg.title(), "dataset": cfg.data.name, "unit": "%", "higher_is_better": True,
-        "backbone": chosen.name, "pretrain": chosen.pretrain, "checkpoint_sha256": chosen.sha256,
+        "backbone": chosen.name, "pretrain": chosen.pretrain, "checkpoint_sha256": chosen.sha256, "normalization": chosen.normalization,
         "flops_per_image": flops_of(model, cfg.data.size, backward=backward), "tokens_per_image": tokens_of(chosen.model, cfg.data.size),
     }  # fmt: skip
     parted = {tuple(name.split("_")): 100 * value for name, value in figures.items()}

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
+from pydantic import model_validator
 from torch import nn
 
 from mae_transfer import results
-from mae_transfer.bounds import Between, Count, Deviation, Epochs, Probability, Seed, Whole
+from mae_transfer.bounds import Between, Count, Epochs, Seed, Whole
 from mae_transfer.config import Schema
-from mae_transfer.core.normalize import IMAGENET, Statistics
+from mae_transfer.core.normalize import IMAGENET, Mean, Statistics, Std
 from mae_transfer.data import Augmentation, Crops, Masking, Order, Samples, Share, Source, Sweep, Unreadable, batches
 from mae_transfer.draw.curves import save_curves
 from mae_transfer.engine.dist import Dist, peak_memory_gib
@@ -24,6 +25,7 @@ from mae_transfer.engine.state import LoopConfig, Precision, RunConfig, TrainSta
 from mae_transfer.engine.state import resume as resume_state
 from mae_transfer.interfaces import Batch
 from mae_transfer.models.attention import CPU_HAS_AMX
+from mae_transfer.tasks.backbones import statistics_of
 from mae_transfer.tasks.workdir import WorkDir, open_work_dir, write_config
 
 EVALUATION_SEED = 0  # of what an evaluation draws (masks): the same in every run, so that runs compare
@@ -45,10 +47,10 @@ class TrainConfig(Schema):
     """Passes over the training images (each pass gives `data.crops_per_image` crops per image)."""
     batch: Count
     """Crops per optimizer step, over all devices and micro-steps."""
-    mean: tuple[Probability, ...] = IMAGENET.mean
-    """Mean per channel on the scale [0, 1] that images are normalised with."""
-    std: tuple[Deviation, ...] = IMAGENET.std
-    """Standard deviation per channel, likewise."""
+    mean: Mean | None = None
+    """Mean per channel on the scale [0, 1] that images are normalised with; None: that of the backbone's pretraining."""
+    std: Std | None = None
+    """Standard deviation per channel, likewise; set both or none."""
     optim: OptimConfig
     """Optimizer."""
     schedule: Schedule = Schedule()
@@ -63,6 +65,25 @@ class TrainConfig(Schema):
     """Feeds every random draw."""
     run: RunConfig = RunConfig()
     """How to carry it out; changes no number."""
+
+    @model_validator(mode="after")
+    def _statistics_fit(self) -> Self:
+        statistics_of(self.mean, self.std)
+        return self
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """What the config sets; None: it leaves that to the backbone."""
+        return statistics_of(self.mean, self.std)
+
+
+class ImageConfig(TrainConfig):
+    """What a run that starts from images alone has to say: there is no backbone whose statistics it could take over."""
+
+    mean: Mean = IMAGENET.mean
+    """Mean per channel on the scale [0, 1] that images are normalised with."""
+    std: Std = IMAGENET.std
+    """Standard deviation per channel, likewise."""
 
     @property
     def statistics(self) -> Statistics:

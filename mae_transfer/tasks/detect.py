@@ -48,7 +48,7 @@ from mae_transfer.engine.state import LoopConfig, Precision, TrainState, autocas
 from mae_transfer.interfaces import Found
 from mae_transfer.metrics.coco import CocoMetric, Detections, Kind
 from mae_transfer.models.mask_rcnn import HeadsConfig, MaskRCNN
-from mae_transfer.tasks.backbones import BackboneConfig, Chosen, backbone_of, open_backbone, tokens_of
+from mae_transfer.tasks.backbones import BackboneConfig, Chosen, backbone_of, open_backbone, tokens_of, trained_statistics
 from mae_transfer.tasks.common import EVALUATION_SEED, Job, PicturesRun, TrainConfig, evaluation_facts, facts, fit, plan, sweep_over
 from mae_transfer.tasks.detectron2 import Detectron2RCNN
 from mae_transfer.tasks.labels import classes_digest, learned
@@ -147,12 +147,12 @@ def run(cfg: DetectConfig, work_dir: Path, *, resume: bool = False) -> list[resu
         NonFiniteLoss: names the step and its samples.
     """
     with session(cfg.run.device) as dist:
-        parts = open_parts(cfg, cfg.backbone)
+        parts = open_parts(cfg, cfg.backbone, cfg.statistics)
         job = Job(
             order=Order(images=len(parts.train), batch=cfg.batch, seed=cfg.seed, crops_per_image=cfg.data.crops_per_image),
             build=partial(build_state, cfg, parts, dist=dist),
             feed=partial(feed, cfg, parts, dist=dist),
-            step=partial(make_step, cfg),
+            step=partial(make_step, parts.chosen.statistics),
             evaluate=partial(evaluate, cfg, parts),
             headline=partial(headline, cfg, parts, dist=dist),
             finish=partial(finish, cfg, parts),
@@ -167,7 +167,8 @@ def evaluate_checkpoint(cfg: DetectConfig, reference: str, work_dir: Path | None
     to the run that the state is of, whose backbone serves where the config names none. ValueError where the state learned other classes.
     """
     with session(cfg.run.device) as dist:
-        parts, start = open_parts(cfg, backbone_of(cfg.backbone, DetectConfig, reference), train=False), time.perf_counter()
+        statistics = trained_statistics(cfg.statistics, DetectConfig, reference)
+        parts, start = open_parts(cfg, backbone_of(cfg.backbone, DetectConfig, reference), statistics, train=False), time.perf_counter()
         payload = checkpoint.load(Path(reference))
         learned(payload["extra"], parts.val.classes, where=reference)
         load_strict(parts.model, payload.get("ema", payload["model"]), where=reference)
@@ -188,14 +189,14 @@ def evaluate_checkpoint(cfg: DetectConfig, reference: str, work_dir: Path | None
         return written
 
 
-def open_parts(cfg: DetectConfig, backbone: BackboneConfig, *, train: bool = True) -> Parts:
+def open_parts(cfg: DetectConfig, backbone: BackboneConfig, statistics: Statistics | None, *, train: bool = True) -> Parts:
     """Open data and backbone and build the detector; ValueError where they do not fit together.
 
     train: whether the training set is opened; an evaluation does without.
     """
     source, val, metric = open_sets(cfg, train=train)
     changes = {"image_size": cfg.side, "class_token": False, "final_norm": False, "drop_path": cfg.drop_path}
-    chosen = open_backbone(backbone, changes, statistics=cfg.statistics, seed=cfg.seed)
+    chosen = open_backbone(backbone, changes, statistics=statistics, seed=cfg.seed)
     adapter = build(ADAPTERS, cfg.adapter, maps_of(chosen.model))  # type: ignore[arg-type]
     pyramid = AdaptedBackbone(chosen.model, adapter)  # type: ignore[arg-type]
     strides = [int(stride) for stride in adapter.strides.values()]
@@ -238,11 +239,11 @@ def feed(cfg: DetectConfig, parts: Parts, share: Share, *, dist: Dist) -> Iterat
     return batches(samples, share, workers=cfg.run.workers, pin=dist.device.type == "cuda", unreadable=cfg.data.unreadable())
 
 
-def make_step(cfg: DetectConfig, loop: LoopConfig) -> StepFn:
+def make_step(statistics: Statistics, loop: LoopConfig) -> StepFn:
     """Return the training step: the sum of the detector's losses."""
 
     def step(model: nn.Module, batch: SceneBatch, at: Step) -> tuple[Tensor, dict[str, Tensor]]:
-        losses: dict[str, Tensor] = model(padded(batch, cfg.statistics), batch.sizes, batch.objects)
+        losses: dict[str, Tensor] = model(padded(batch, statistics), batch.sizes, batch.objects)
         return torch.stack(list(losses.values())).sum(), losses if at.logs else {}
 
     return step
@@ -285,7 +286,7 @@ def sweep(
     samples = scenes(parts.val, cfg.data, seed=EVALUATION_SEED, divisor=parts.divisor, training=False)
     for seen in sweep_over(samples, dist, batch=batch, workers=cfg.run.workers, unreadable=policy):
         with autocast(EVALUATED_IN, dist.device):
-            found: Sequence[Found] = model(padded(seen, cfg.statistics), seen.sizes)
+            found: Sequence[Found] = model(padded(seen, parts.chosen.statistics), seen.sizes)
         stored = [parts.val.size(i) for i in seen.index.tolist()]
         yield seen, [in_stored(one, size, into) for one, size, into in zip(found, seen.sizes, stored, strict=True)]
 
@@ -317,7 +318,8 @@ def headline(cfg: DetectConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) -
     """Return what is about to happen, in one sentence per line."""
     return (
         f"{cfg.protocol} by {cfg.engine} on {parts.chosen.name} (pretraining: {parts.chosen.pretrain}; {cfg.scale} scale), {len(parts.val.classes)} "
-        f"classes, {len(parts.train)} training and {len(parts.val)} validation images\n{plan(cfg, loop, dist)}"
+        f"classes, {len(parts.train)} training and {len(parts.val)} validation images\n"
+        f"normalised with {parts.chosen.normalization}\n{plan(cfg, loop, dist)}"
     )
 
 
@@ -337,6 +339,7 @@ def numbers(cfg: DetectConfig, parts: Parts, figures: dict[str, float], about: d
     shared: dict[str, Any] = about | {
         "task": "detect", "protocol": cfg.protocol, "dataset": cfg.data.name, "split": "val", "unit": "%", "higher_is_better": True,
         "backbone": parts.chosen.name, "pretrain": parts.chosen.pretrain, "engine": cfg.engine,
+        "normalization": parts.chosen.normalization,
         "tokens_per_image": tokens_of(parts.chosen.model, cfg.side),
     }  # fmt: skip
     there = {name: value for name, value in figures.items() if "[" not in name and not math.isnan(value)}

@@ -8,17 +8,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.distributed as td
-from pydantic import Field
-from torch import Tensor, nn
+from pydantic import Field, model_validator
+from torch import Tensor
 
 from mae_transfer import results
-from mae_transfer.bounds import Count, Deviation, Factor, Probability, Seed
+from mae_transfer.bounds import Count, Factor, Seed
 from mae_transfer.config import Schema
-from mae_transfer.core.normalize import IMAGENET, Statistics, normalize
+from mae_transfer.core.normalize import Mean, Statistics, Std, normalize
 from mae_transfer.data import LabelledDataConfig, Source, Sweep, evaluation_views, open_labelled
 from mae_transfer.engine.dist import Dist, peak_memory_gib, read_mean, session
 from mae_transfer.engine.log import Logger
@@ -26,7 +26,7 @@ from mae_transfer.engine.state import Precision, RunConfig, autocast
 from mae_transfer.metrics.accuracy import hits, top_ks
 from mae_transfer.metrics.knn import knn_scores
 from mae_transfer.models.heads import Pool, pool
-from mae_transfer.tasks.backbones import BackboneConfig, Chosen, open_backbone, tokens_of
+from mae_transfer.tasks.backbones import BackboneConfig, Chosen, open_backbone, statistics_of, tokens_of
 from mae_transfer.tasks.classify import DEBUG_ENCODER
 from mae_transfer.tasks.common import pass_over
 from mae_transfer.tasks.workdir import WorkDir, open_work_dir, write_config
@@ -53,10 +53,10 @@ class KnnConfig(Schema):
     """Images: those of `train` vote, those of `val` are classified; all are cut as in evaluation."""
     backbone: BackboneConfig = BackboneConfig()
     """What is evaluated; --backbone sets its reference."""
-    mean: tuple[Probability, ...] = IMAGENET.mean
-    """Mean per channel on the scale [0, 1] that images are normalised with."""
-    std: tuple[Deviation, ...] = IMAGENET.std
-    """Standard deviation per channel, likewise."""
+    mean: Mean | None = None
+    """Mean per channel on the scale [0, 1] that images are normalised with; None: that of the backbone's pretraining."""
+    std: Std | None = None
+    """Standard deviation per channel, likewise; set both or none."""
     pool: Pool = "cls"
     """What stands for an image, behind the final norm: the class token, or the mean of the patch tokens."""
     ks: tuple[Count, ...] = Field(default=(10, 20, 100, 200), min_length=1)
@@ -70,6 +70,16 @@ class KnnConfig(Schema):
     run: RunConfig = RunConfig()
     """How to carry it out; changes no number."""
 
+    @model_validator(mode="after")
+    def _statistics_fit(self) -> Self:
+        statistics_of(self.mean, self.std)
+        return self
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """What the config sets; None: it leaves that to the backbone."""
+        return statistics_of(self.mean, self.std)
+
 
 def run(cfg: KnnConfig, work_dir: Path, *, resume: bool = False) -> list[results.Result]:
     """Classify the validation images by their nearest training images; append one Result per k and top-k to work_dir's results.jsonl (rank 0).
@@ -81,20 +91,21 @@ def run(cfg: KnnConfig, work_dir: Path, *, resume: bool = False) -> list[results
         split, val = open_labelled(cfg.data)
         if max(cfg.ks) > len(split.train):
             raise ValueError(f"ks = {cfg.ks}: {max(cfg.ks)} neighbours of {len(split.train)} training images; lower ks")
-        chosen = open_backbone(cfg.backbone, {"image_size": cfg.data.size}, statistics=Statistics(cfg.mean, cfg.std), seed=cfg.seed)
+        chosen = open_backbone(cfg.backbone, {"image_size": cfg.data.size}, statistics=cfg.statistics, seed=cfg.seed)
         folder = open_work_dir(work_dir, cfg, resume=True)
-        model = chosen.model.to(dist.device).eval()
+        chosen.model.to(dist.device).eval()
         sources = (split.train, val)
         steps = sum(len(sweep_of(cfg, source, dist)) for source in sources)
         with Logger(work_dir, steps=steps, main=dist.is_main, progress=cfg.run.progress, wandb=cfg.run.wandb) as log:
             if dist.is_main:
                 write_config(folder, cfg)
             log.say(
-                f"k-NN of {chosen.name} (pretraining: {chosen.pretrain}; {cfg.scale} scale), {len(split.train)} training images vote on {len(val)}"
+                f"k-NN of {chosen.name} (pretraining: {chosen.pretrain}; {cfg.scale} scale), {len(split.train)} training images vote on {len(val)}\n"
+                f"normalised with {chosen.normalization}"
             )
             tick = ticker(log)
-            bank, labels = (gathered(part, len(split.train), dist) for part in features(cfg, model, split.train, dist, tick))
-            figures = classify(cfg, model, val, bank, labels, dist, tick)
+            bank, labels = (gathered(part, len(split.train), dist) for part in features(cfg, chosen, split.train, dist, tick))
+            figures = classify(cfg, chosen, val, bank, labels, dist, tick)
             log.write("eval", steps, figures)
             log.say(f"done: {', '.join(f'{name} {100 * value:.2f}%' for name, value in figures.items())}; in {folder.results}")
         if not dist.is_main:
@@ -104,23 +115,23 @@ def run(cfg: KnnConfig, work_dir: Path, *, resume: bool = False) -> list[results
         return written
 
 
-def features(cfg: KnnConfig, model: nn.Module, source: Source, dist: Dist, tick: Callable[[], None]) -> tuple[Tensor, Tensor]:
+def features(cfg: KnnConfig, chosen: Chosen, source: Source, dist: Dist, tick: Callable[[], None]) -> tuple[Tensor, Tensor]:
     """Return this rank's part of the features (N, D), float32, and labels (N,), on the device."""
     view = evaluation_views(cfg.data, shorter_side=cfg.data.shorter_side)
     found: list[Tensor] = []
     labels: list[Tensor] = []
     for batch in pass_over(source, view, dist, batch=cfg.run.evaluation_batch, workers=cfg.run.workers, unreadable=cfg.data.unreadable()):
         with autocast(cfg.precision, dist.device):
-            found.append(pool(model(normalize(batch.image, Statistics(cfg.mean, cfg.std)), norm=True), cfg.pool).float())
+            found.append(pool(chosen.model(normalize(batch.image, chosen.statistics), norm=True), cfg.pool).float())
         labels.append(batch.label)
         tick()
     return torch.cat(found), torch.cat(labels)
 
 
-def classify(cfg: KnnConfig, model: nn.Module, val: Source, bank: Tensor, labels: Tensor, dist: Dist, tick: Callable[[], None]) -> dict[str, float]:
+def classify(cfg: KnnConfig, chosen: Chosen, val: Source, bank: Tensor, labels: Tensor, dist: Dist, tick: Callable[[], None]) -> dict[str, float]:
     """Return the share of the validation images that is right, "knn-20_top1": every image counts once."""
     classes = len(val.classes)
-    queries, truth = features(cfg, model, val, dist, tick)
+    queries, truth = features(cfg, chosen, val, dist, tick)
     right = hits(knn_scores(queries, bank, labels, classes=classes, ks=cfg.ks, temperature=cfg.temperature), truth)
     counts = {f"knn-{k}_top{top}": right[i, j] for i, top in enumerate(top_ks(classes)) for j, k in enumerate(cfg.ks)}
     means = read_mean(counts, dist)
@@ -156,6 +167,7 @@ def numbers(
     shared: dict[str, Any] = {
         "run": folder.root.name, "task": "classify", "dataset": cfg.data.name, "split": "val", "unit": "%",
         "higher_is_better": True, "seed": cfg.seed, "backbone": chosen.name, "pretrain": chosen.pretrain, "checkpoint_sha256": chosen.sha256,
+        "normalization": chosen.normalization,
         "params": sum(p.numel() for p in chosen.model.parameters()), "epochs": 0.0, "steps": 0, "images_seen": images,
         "global_batch": cfg.run.evaluation_batch, "world_size": dist.world, "precision": cfg.precision, "wall_s": seconds,
         "images_per_s": images / seconds, "peak_mem_gib": peak_memory_gib(dist.device), "device": results.device_name(dist.device),

@@ -44,12 +44,12 @@ from mae_transfer.interfaces import Batch, Mask, Target
 from mae_transfer.models.mae import MAE, MAEConfig
 from mae_transfer.seeding import fold
 from mae_transfer.tasks.codes import with_codes
-from mae_transfer.tasks.common import EVALUATION_SEED, Job, TrainConfig, facts, fit, pass_over, plan
+from mae_transfer.tasks.common import EVALUATION_SEED, ImageConfig, Job, facts, fit, pass_over, plan
 from mae_transfer.tasks.targets import buffers_of, check_target, digest_of, open_target
 from mae_transfer.tasks.workdir import WorkDir
 
 
-class PretrainConfig(TrainConfig):
+class PretrainConfig(ImageConfig):
     """A pretraining run; it is evaluated by its loss on validation images, and by pictures."""
 
     debug: ClassVar[dict[str, Any]] = {

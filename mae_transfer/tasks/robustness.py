@@ -14,7 +14,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from mae_transfer import results
-from mae_transfer.core.normalize import normalize
+from mae_transfer.core.normalize import IMAGENET, Statistics, normalize
 from mae_transfer.data import Folder, Source, evaluation_views
 from mae_transfer.engine.dist import Dist, read_mean, session
 from mae_transfer.engine.state import autocast
@@ -61,7 +61,7 @@ def evaluate(cfg: RobustnessConfig, reference: str, work_dir: Path | None) -> li
     if len(protocol.row) > 1:
         raise ValueError(f"protocol {protocol.title!r} gives a row of {len(protocol.row)} scores; robustness is that of one classifier")
     with session(cfg.run.device) as dist:
-        classifier = trained(cfg, Parts(protocol, next(iter(opened.values()))[0].source, {}, len(names)), reference)
+        classifier = trained(cfg, Parts(protocol, next(iter(opened.values()))[0].source, {}, len(names), cfg.statistics or IMAGENET), reference)
         classifier.model.to(dist.device).eval()
         written = [number for variant, parts in opened.items() for number in measure(cfg, classifier, variant, parts, dist)]
         if dist.is_main:
@@ -113,7 +113,7 @@ def measure(cfg: RobustnessConfig, classifier: Trained, variant: Variant, parts:
     """Return the numbers of one variant: top-1 %, or for ImageNet-C the corruption errors and their mean, %."""
     (model, chosen, state), start = classifier, time.perf_counter()
     shown = track(parts, description=variant, disable=not (cfg.run.progress and dist.is_main))
-    right = {(part.corruption, part.severity): accuracy(cfg, model, part, dist) for part in shown}
+    right = {(part.corruption, part.severity): accuracy(cfg, model, chosen.statistics, part, dist) for part in shown}
     seconds, images = time.perf_counter() - start, sum(len(part.source) for part in parts)
     if variant == "imagenet-c":
         errors = {name: {severity: 1 - right[name, severity] for severity in SEVERITIES} for name in ALEXNET_ERROR}
@@ -124,14 +124,14 @@ def measure(cfg: RobustnessConfig, classifier: Trained, variant: Variant, parts:
         cfg, dist, model, None, images=images, seconds=seconds, trained=state, precision=cfg.precision
     ) | {
         "run": chosen.name, "task": "robustness", "protocol": cfg.title(), "dataset": variant, "split": "val", "unit": "%",
-        "backbone": chosen.name, "pretrain": chosen.pretrain, "checkpoint_sha256": chosen.sha256,
+        "backbone": chosen.name, "pretrain": chosen.pretrain, "checkpoint_sha256": chosen.sha256, "normalization": chosen.normalization,
         "flops_per_image": flops_of(model, cfg.data.size, backward=False), "tokens_per_image": tokens_of(chosen.model, cfg.data.size),
     }  # fmt: skip
     return [results.Result(metric=name, value=100 * value, higher_is_better=name == "top1", **shared) for name, value in figures.items()]
 
 
 @torch.no_grad()
-def accuracy(cfg: RobustnessConfig, model: nn.Module, part: Part, dist: Dist) -> float:
+def accuracy(cfg: RobustnessConfig, model: nn.Module, statistics: Statistics, part: Part, dist: Dist) -> float:
     """Return the share of a folder's images whose best score, among the folder's own classes, is their class; every image counts once.
 
     ImageNet-C's images are cut already: they are not resized before the centre crop.
@@ -141,6 +141,6 @@ def accuracy(cfg: RobustnessConfig, model: nn.Module, part: Part, dist: Dist) ->
     policy = cfg.data.unreadable()
     for batch in pass_over(part.source, view, dist, batch=cfg.run.evaluation_batch, workers=cfg.run.workers, unreadable=policy):
         with autocast(cfg.precision, dist.device):
-            scores = model(normalize(batch.image, cfg.statistics)).float()
+            scores = model(normalize(batch.image, statistics)).float()
         right += (scores.view(-1, scores.shape[-1]).index_select(1, columns).argmax(dim=1) == batch.label).sum()
     return read_mean({"right": right}, dist)["right"] * dist.world / len(part.source)

@@ -21,7 +21,7 @@ from mae_transfer.adapters.mmseg import Segmenter, accuracy
 from mae_transfer.adapters.mmseg_transforms import Rescale, TrainingCrop
 from mae_transfer.checkpoints.files import load_strict
 from mae_transfer.config import Spec, build, check, load
-from mae_transfer.core.normalize import normalize
+from mae_transfer.core.normalize import Statistics, normalize
 from mae_transfer.data import MapBatch, MapCrops, MapDataConfig, MapSource, MapViews, Order, Scales, Share, batches, open_map_set, open_maps
 from mae_transfer.data.ade_check import check_sets
 from mae_transfer.data.maps import inside
@@ -33,7 +33,7 @@ from mae_transfer.engine.loop import Step, StepFn
 from mae_transfer.engine.optim import build_optimizer, peak_lr
 from mae_transfer.engine.state import LoopConfig, TrainState, autocast
 from mae_transfer.metrics.iou import IouMetric
-from mae_transfer.tasks.backbones import BackboneConfig, Chosen, backbone_of, flops_of, open_backbone, tokens_of
+from mae_transfer.tasks.backbones import BackboneConfig, Chosen, backbone_of, flops_of, open_backbone, tokens_of, trained_statistics
 from mae_transfer.tasks.common import EVALUATION_SEED, Job, PicturesRun, TrainConfig, evaluation_facts, facts, fit, plan, sweep_over
 from mae_transfer.tasks.labels import classes_digest, learned
 from mae_transfer.tasks.segment_inference import PUBLISHED_SCALES, InferenceConfig, Windows, probabilities
@@ -111,13 +111,13 @@ def run(cfg: SegmentConfig, work_dir: Path, *, resume: bool = False) -> list[res
         NonFiniteLoss: names the step and its samples.
     """
     with session(cfg.run.device) as dist:
-        parts = open_parts(cfg, cfg.backbone)
+        parts = open_parts(cfg, cfg.backbone, cfg.statistics)
         on_main(dist, partial(check_sets, {"training": parts.train, "validation": parts.val}, skip=cfg.data.unreadable().limit))
         job = Job(
             order=Order(images=len(parts.train), batch=cfg.batch, seed=cfg.seed),
             build=partial(build_state, cfg, parts, dist=dist),
             feed=partial(feed, cfg, parts, dist=dist),
-            step=partial(make_step, cfg),
+            step=partial(make_step, parts.chosen.statistics),
             evaluate=partial(evaluate, cfg, parts),
             headline=partial(headline, cfg, parts, dist=dist),
             finish=partial(finish, cfg, parts),
@@ -136,7 +136,8 @@ def evaluate_checkpoint(cfg: SegmentConfig, reference: str, work_dir: Path | Non
     """
     as_trained(cfg, reference)
     with session(cfg.run.device) as dist:
-        parts, start = open_parts(cfg, backbone_of(cfg.backbone, SegmentConfig, reference), train=False), time.perf_counter()
+        statistics = trained_statistics(cfg.statistics, SegmentConfig, reference)
+        parts, start = open_parts(cfg, backbone_of(cfg.backbone, SegmentConfig, reference), statistics, train=False), time.perf_counter()
         model = parts.protocol.model(parts.chosen.model, len(parts.val.classes))
         payload = checkpoint.load(Path(reference))
         learned(payload["extra"], parts.val.classes, where=reference)
@@ -164,18 +165,18 @@ def as_trained(cfg: SegmentConfig, reference: str) -> None:
     if root is None:
         return
     own = WorkDir(root).config
-    different = [line for line in load(own, SegmentConfig).differences(cfg) if line.startswith(("protocol.", "mean:", "std:"))]
+    different = [line for line in load(own, SegmentConfig).differences(cfg) if line.startswith("protocol.")]
     if different:
         raise ValueError(f"{root} trained another model than this config's; give its own config, {own}:\n  " + "\n  ".join(different))
 
 
-def open_parts(cfg: SegmentConfig, backbone: BackboneConfig, *, train: bool = True) -> Parts:
+def open_parts(cfg: SegmentConfig, backbone: BackboneConfig, statistics: Statistics | None, *, train: bool = True) -> Parts:
     """Open data and backbone; ValueError where they do not fit the protocol.
 
     train: whether the training set is opened; an evaluation does without.
     """
     protocol = cfg.method()
-    chosen = open_backbone(backbone, {"image_size": cfg.data.size, **protocol.changes()}, statistics=cfg.statistics, seed=cfg.seed)
+    chosen = open_backbone(backbone, {"image_size": cfg.data.size, **protocol.changes()}, statistics=statistics, seed=cfg.seed)
     if cfg.inference.mode == "whole" and any(getattr(module, "strict_img_size", False) for module in chosen.model.modules()):  # timm's ViT, Swin
         raise ValueError(f"{chosen.name} takes images of {cfg.data.size} x {cfg.data.size} pixels only: inference.mode='slide'")
     sets = open_maps(cfg.data) if train else (open_map_set(cfg.data.val, cfg.data.root),) * 2
@@ -204,14 +205,14 @@ def feed(cfg: SegmentConfig, parts: Parts, share: Share, *, dist: Dist) -> Itera
     return batches(crops, share, workers=cfg.run.workers, pin=dist.device.type == "cuda", unreadable=data.unreadable())
 
 
-def make_step(cfg: SegmentConfig, loop: LoopConfig) -> StepFn:
+def make_step(statistics: Statistics, loop: LoopConfig) -> StepFn:
     """Return the training step: the heads' weighted losses; the decode head's accuracy at log steps."""
 
     def step(model: nn.Module, batch: MapBatch, at: Step) -> tuple[Tensor, dict[str, Tensor]]:
         segmenter = bare(model)
         assert isinstance(segmenter, Segmenter)
         # the margin of a small image is zero after normalisation, as in mmseg
-        images = normalize(batch.image, cfg.statistics) * inside(batch.extent, batch.image.shape[-1])
+        images = normalize(batch.image, statistics) * inside(batch.extent, batch.image.shape[-1])
         logits = model(images)
         losses = segmenter.losses(logits, batch.labels)
         total = torch.stack(list(losses.values())).sum()
@@ -232,7 +233,7 @@ def measure(cfg: SegmentConfig, parts: Parts, dist: Dist, model: nn.Module) -> d
     """Return the figures of the validation set, per class too, over all ranks; ValueError where no pixel of it has a class."""
     metric = IouMetric(parts.val.classes, device=dist.device)
     for batch in views(cfg, parts, dist):
-        metric.update(predict(cfg, bare(model), batch), batch.labels)
+        metric.update(predict(cfg, bare(model), batch, parts.chosen.statistics), batch.labels)
     figures = metric.compute(per_class=True)
     if math.isnan(figures["mIoU"]):
         raise ValueError("no pixel of the validation set has a class: its maps are void everywhere (tools/prepare_data.py check names them)")
@@ -247,14 +248,14 @@ def views(cfg: SegmentConfig, parts: Parts, dist: Dist) -> Iterator[Scales]:
     return sweep_over(samples, dist, batch=1, workers=cfg.run.workers, unreadable=cfg.data.unreadable())
 
 
-def predict(cfg: SegmentConfig, model: nn.Module, batch: Scales) -> Tensor:
+def predict(cfg: SegmentConfig, model: nn.Module, batch: Scales, statistics: Statistics) -> Tensor:
     """Return the class of each pixel of an image, (1, H, W)."""
     assert isinstance(model, Segmenter)
     inference, size = cfg.inference, cfg.data.size
     slide = inference.mode == "slide"
     how = Windows(size if slide else None, inference.stride or size * 2 // 3, model.pyramid.size_divisor, cfg.run.evaluation_batch)
     with autocast(cfg.precision, batch.labels.device):
-        normalized = [normalize(image, cfg.statistics) for image in batch.images]
+        normalized = [normalize(image, statistics) for image in batch.images]
         height, width = batch.labels.shape[-2:]
         return probabilities(model, normalized, (height, width), how, flip=inference.flip).argmax(dim=1)
 
@@ -265,7 +266,9 @@ def draw(cfg: SegmentConfig, parts: Parts, dist: Dist, model: nn.Module, folder:
         return
     with torch.no_grad():
         for number, batch in zip(range(cfg.run.pictures), views(cfg, parts, Dist(dist.device)), strict=False):
-            image, truth, predicted = (tensor[0].cpu() for tensor in (batch.original, batch.labels, predict(cfg, bare(model), batch)))
+            image, truth, predicted = (
+                tensor[0].cpu() for tensor in (batch.original, batch.labels, predict(cfg, bare(model), batch, parts.chosen.statistics))
+            )
             shown = Picture(image, truth, predicted, Path(parts.val.where(number)).name)
             save_picture(folder / f"{number:04d}.png", shown, parts.val.classes)
 
@@ -274,7 +277,7 @@ def headline(cfg: SegmentConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) 
     """Return what is about to happen, in one sentence per line."""
     return (
         f"{parts.protocol.title} on {parts.chosen.name} (pretraining: {parts.chosen.pretrain}; {cfg.scale} scale), {len(parts.val.classes)} classes, "
-        f"{len(parts.train)} training and {len(parts.val)} validation images\n{plan(cfg, loop, dist)}"
+        f"{len(parts.train)} training and {len(parts.val)} validation images\nnormalised with {parts.chosen.normalization}\n{plan(cfg, loop, dist)}"
     )
 
 
@@ -309,7 +312,7 @@ def numbers(
     suffix = "/ms" if len(cfg.inference.scales) > 1 or cfg.inference.flip else ""
     shared: dict[str, Any] = about | {
         "task": "segment", "protocol": cfg.method().title, "dataset": cfg.data.name, "split": "val", "unit": "%", "higher_is_better": True,
-        "backbone": chosen.name, "pretrain": chosen.pretrain, "checkpoint_sha256": chosen.sha256,
+        "backbone": chosen.name, "pretrain": chosen.pretrain, "checkpoint_sha256": chosen.sha256, "normalization": chosen.normalization,
         "flops_per_image": flops_of(model, cfg.data.size, backward=backward), "tokens_per_image": tokens_of(chosen.model, cfg.data.size),
     }  # fmt: skip
     return [results.Result(metric=name + suffix, value=100 * figures[name], **shared) for name in NUMBERS]

@@ -41,7 +41,7 @@ from mae_transfer.engine.state import LoopConfig, TrainState
 from mae_transfer.interfaces import Batch
 from mae_transfer.models.dvae import DVAE, DVAEConfig, DVAETokenizer, kl_to_uniform, map_pixels, reconstruction_loss
 from mae_transfer.seeding import fold
-from mae_transfer.tasks.common import Job, TrainConfig, facts, fit, pass_over, plan
+from mae_transfer.tasks.common import ImageConfig, Job, facts, fit, pass_over, plan
 from mae_transfer.tasks.workdir import WorkDir
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class Anneal(Schema):
         return self.end + (self.start - self.end) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-class TokenizerConfig(TrainConfig):
+class TokenizerConfig(ImageConfig):
     """A run of the discrete VAE; it is evaluated by what hard codes rebuild of validation images."""
 
     debug: ClassVar[dict[str, Any]] = {

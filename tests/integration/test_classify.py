@@ -179,7 +179,7 @@ def released(path: Path, classes: int) -> Path:
 
 def test_a_released_fine_tuned_file_is_evaluated_with_its_own_head(base: Values, tmp_path: Path) -> None:
     path = released(tmp_path / "mae_finetuned.pth", classes=3)
-    cfg = config(base, backbone={}, data=base["data"] | {"holdout_fraction": 0.0})
+    cfg = config(base, backbone={"changes": {"heads": 3}}, data=base["data"] | {"holdout_fraction": 0.0})
     (found,) = classify.evaluate_checkpoint(cfg, f"mae-finetuned:{path}", None)
     assert (found.epochs, found.steps, found.images_seen) == (0, 0, 0)
     assert (found.split, found.metric, found.backbone, found.checkpoint_sha256) == ("val", "top1", "vit_tiny/4", checkpoints.sha256(path))
@@ -192,7 +192,7 @@ def test_a_released_fine_tuned_file_is_evaluated_with_its_own_head(base: Values,
 def test_a_head_of_other_classes_is_refused(base: Values, tmp_path: Path) -> None:
     path = released(tmp_path / "mae_finetuned.pth", classes=10)
     with pytest.raises(ValueError, match=r"head\.weight: \(10, 192\) does not fit \(3, 192\)"):
-        classify.evaluate_checkpoint(config(base, backbone={}), f"mae-finetuned:{path}", None)
+        classify.evaluate_checkpoint(config(base, backbone={"changes": {"heads": 3}}), f"mae-finetuned:{path}", None)
 
 
 def test_a_file_without_a_head_cannot_be_evaluated(base: Values, backbone: Path) -> None:
@@ -208,10 +208,11 @@ def test_a_run_without_backbone_says_how_to_name_one(base: Values, tmp_path: Pat
 def test_images_normalised_otherwise_than_in_pretraining_are_refused(base: Values, tmp_path: Path) -> None:
     path = tmp_path / "half.safetensors"
     checkpoints.export_backbone(path, ViT(ViTConfig(**ENCODER)), about={"recipe": {"mean": (0.5,) * 3, "std": (0.5,) * 3}})
-    wrong = config(base, backbone={"reference": str(path)})
+    wrong = config(base, backbone={"reference": str(path)}, mean=(0.4,) * 3, std=(0.5,) * 3)
     with pytest.raises(ValueError, match=r"mean \(0.5, 0.5, 0.5\).*--set"):
         classify.run(wrong, tmp_path / "run")
-    assert classify.run(config(base, backbone={"reference": str(path)}, mean=(0.5,) * 3, std=(0.5,) * 3), tmp_path / "run")
+    (found, *_) = classify.run(config(base, backbone={"reference": str(path)}), tmp_path / "run")
+    assert found.normalization == "mean (0.5, 0.5, 0.5) and std (0.5, 0.5, 0.5) (recorded with the weights)"
 
 
 def test_another_head_in_the_data_set_does_not_resume(base: Values, image_folder: Path, tmp_path: Path) -> None:

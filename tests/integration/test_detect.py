@@ -160,7 +160,7 @@ def test_a_red_image_reaches_the_encoder_as_red_and_padding_as_the_mean() -> Non
     image = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
     image[:, 0, :40, :50] = 255
     seen: list[torch.Tensor] = []
-    parts = detect.open_parts(config(), config().backbone)
+    parts = detect.open_parts(config(), config().backbone, None)
     parts.model.pyramid.backbone.register_forward_pre_hook(lambda _, given: seen.append(given[0]))  # type: ignore[union-attr]
     parts.model.eval()
     batch = SceneBatch(image, ((40, 50),), (parts.train.read(0).objects,), torch.tensor([0]))

@@ -142,7 +142,7 @@ def test_an_image_without_objects_and_one_of_a_single_pixel_are_evaluated(coco: 
 
     edit(file, add)
     cfg = config(data=coco_data(coco))
-    parts = detect.open_parts(cfg, cfg.backbone)
+    parts = detect.open_parts(cfg, cfg.backbone, None)
     parts.model.eval()
     with torch.no_grad():
         found = detect.predicted(cfg, parts, Dist(torch.device("cpu")), parts.model)
@@ -153,7 +153,7 @@ def test_classic_resizing_and_boxes_alone_train(coco: Path, tmp_path: Path) -> N
     classic = {"name": "shortest_edge", "lengths": (48, 64), "longest": 80}
     data = coco_data(coco, augmentation=classic, view=classic | {"lengths": (64,), "flip": 0.0}, square=None)
     cfg = config(data=data, heads=values()["heads"] | {"masks": False}, epochs=4.0)
-    assert detect.open_parts(cfg, cfg.backbone).train.objects(0).masks is None
+    assert detect.open_parts(cfg, cfg.backbone, None).train.objects(0).masks is None
     assert {r.metric.split("/")[0] for r in detect.run(cfg, tmp_path / "run")} == {"bbox"}
 
 

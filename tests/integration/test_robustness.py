@@ -83,8 +83,8 @@ def test_mce_is_the_hand_calculation(values: Values, tmp_path: Path, monkeypatch
     errors: dict[str, list[float]] = {}
     measured = robustness.accuracy
 
-    def record(cfg: Any, model: Any, part: robustness.Part, dist: Any) -> float:
-        share = measured(cfg, model, part, dist)
+    def record(cfg: Any, model: Any, statistics: Any, part: robustness.Part, dist: Any) -> float:
+        share = measured(cfg, model, statistics, part, dist)
         errors.setdefault(part.corruption, []).append(1 - share)
         return share
 

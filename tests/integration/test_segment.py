@@ -17,6 +17,7 @@ from pretrain_runs import ROOT, Values, assert_equal, log, payload
 
 from mae_transfer import checkpoints, results
 from mae_transfer.config import load, validate
+from mae_transfer.core.normalize import IMAGENET
 from mae_transfer.data.dense_shapes import write_ade
 from mae_transfer.engine.window import NonFiniteLoss
 from mae_transfer.models.vit import ViT, ViTConfig
@@ -32,7 +33,8 @@ RUN = {"device": "cpu", "workers": 0, "device_batch": 2, "log_every": 1, "save_m
 def backbone(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     path = tmp_path / "backbone.safetensors"
-    checkpoints.export_backbone(path, ViT(ViTConfig.model_validate(ENCODER)), about={"pretrain": "MAE for a test"})
+    about = {"pretrain": "MAE for a test", "recipe": IMAGENET._asdict()}
+    checkpoints.export_backbone(path, ViT(ViTConfig.model_validate(ENCODER)), about=about)
     return path
 
 
@@ -226,7 +228,10 @@ def test_a_checkpoint_keeps_the_provenance_and_the_protocol_of_its_run(base: Val
     reference = str(tmp_path / "run" / "checkpoints" / "step_00000006.pt")
     again = segment.evaluate_checkpoint(config(base, backbone={"encoder": ENCODER}, run=RUN | {"pictures": 0}), reference, None)
     assert (again[0].pretrain, again[0].steps, again[0].images_seen) == ("MAE for a test", 6, 24)
-    for changes, message in (({"protocol": {**base["protocol"], "taps": (0, 1, 2, 3)}}, "protocol.taps"), ({"mean": (0.5, 0.5, 0.5)}, "mean: ")):
+    for changes, message in (
+        ({"protocol": {**base["protocol"], "taps": (0, 1, 2, 3)}}, "protocol.taps"),
+        ({"mean": (0.5,) * 3, "std": (0.5,) * 3}, "leave mean and std out"),
+    ):
         with pytest.raises(ValueError, match=message):
             segment.evaluate_checkpoint(config(base, **changes), reference, None)
 

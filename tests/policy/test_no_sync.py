@@ -19,6 +19,9 @@ ALLOWED = {
     ("engine/checkpoint.py", "_steps"),  # of a file name
     ("engine/dist.py", "read_mean"),  # the one place that logs and saves read through
     ("engine/dist.py", "session"),  # of environment variables
+    ("core/finite.py", "_counts"),  # of weights that are read, before the first step
+    ("core/finite.py", "non_finite"),  # the same
+    ("core/normalize.py", "checked"),  # of statistics that are read
     ("engine/interrupt.py", "poll"),  # of flags that live on the CPU: gloo agrees on them aside of the device
     ("engine/window.py", "_raise_if"),  # of a run that stops
     ("metrics/coco.py", "_codes"),  # of predictions, which an evaluation collects on the host

@@ -22,7 +22,7 @@ from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.targets import TARGETS
 from mae_transfer.tasks import segment_protocols
 from mae_transfer.tasks.protocols import Feed, Finetune, Linear, Partial
-from mae_transfer.tasks.segment import SegmentConfig, make_step
+from mae_transfer.tasks.segment import make_step
 from mae_transfer.tasks.segment_protocols import UperNet
 from mae_transfer.tasks.targets import open_target
 from mae_transfer.tasks.tokenizer import TokenizerConfig, step_fn
@@ -95,13 +95,12 @@ def test_a_step_of_classification_never_waits(protocol):
 
 @pytest.mark.parametrize("protocol", [UperNet(channels=8, relative_positions="per_block"), segment_protocols.Linear()])
 def test_a_step_of_segmentation_never_waits(protocol):
-    cfg = SegmentConfig.model_validate({"scale": "mini", "epochs": 1.0, "batch": 2, "optim": {"lr": 1e-3}})
     encoder = ViTConfig(size=None, dim=24, depth=4, heads=2, patch=8, image_size=32, **protocol.changes())
     model = protocol.model(ViT(encoder), 5).train()
     labels = torch.randint(0, 5, (2, 32, 32), dtype=torch.uint8)
     labels[0, :4] = 255
     batch = MapBatch(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), labels, torch.tensor([[32, 32], [20, 32]]), torch.arange(2))
-    step = make_step(cfg, LoopConfig(steps=1, steps_per_epoch=1, global_batch=2))
+    step = make_step(IMAGENET, LoopConfig(steps=1, steps_per_epoch=1, global_batch=2))
     for logs in (False, True):
         with Waiting() as waiting:
             step(model, batch, Step(0, 0, logs))[0].backward()
