@@ -54,6 +54,8 @@ FewOrNone = Annotated[int, Field(ge=0, le=1024)]
 """The same, or none: layers of an optional part, worker processes, the 0-based index of a layer."""
 Pixels = Annotated[int, Field(ge=1, le=65536)]
 """A side in pixels, or in patches."""
+Sides = Pixels | tuple[Pixels, Pixels]
+"""The side of a square, or height and width, in pixels: 224, (64, 128)."""
 Width = Annotated[int, Field(ge=1, le=16384)]
 """Channels of a layer."""
 Seed = Annotated[int, Field(ge=0, lt=2**63)]

@@ -133,6 +133,15 @@ def path(text: str) -> Path:
     return Path(at_home(text))
 
 
+def size(values: Sequence[int] | None) -> int | tuple[int, int] | None:
+    """Return what a flag for a size was given: one side of a square, or height and width; ValueError for more numbers."""
+    if not values:
+        return None
+    if len(values) > 2 or min(values) < 1:
+        raise ValueError(f"a size of {' '.join(map(str, values))} pixels: give one side, or height and width, of at least 1 pixel")
+    return values[0] if len(values) == 1 else (values[0], values[1])
+
+
 def guarded(action: Callable[[], object]) -> int:
     """Call the action; return 0, or 1 after one line for what a user can mend (a bug keeps its traceback)."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)

@@ -26,7 +26,7 @@ class Mask(NamedTuple):
 class ViewSpec(NamedTuple):
     """A further rendering of the same crop, flip and jitter (BEiT's tokenizer sees the crop at 112 px, resized by Lanczos)."""
 
-    size: int  # pixels per side
+    size: int | tuple[int, int]  # pixels per side, or height and width
     interpolation: Interpolation
 
 

@@ -9,6 +9,7 @@ python tools/export_checkpoint.py --licence                                     
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from mae_transfer import checkpoints, cli
 from mae_transfer.core.normalize import checked
@@ -26,7 +27,9 @@ def main() -> int:
     )
     parser.add_argument("--out", type=cli.path, metavar="PATH", help="file to write (hf: directory)")
     parser.add_argument("--format", default="ours", choices=checkpoints.FORMATS, help="whose names (default: ours)")
-    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="resample position tables to images of this side")
+    parser.add_argument(
+        "--image-size", type=int, nargs="+", metavar="PIXELS", help="resample position tables to images of this side, or of this height and width"
+    )
     parser.add_argument("--heads", type=int, metavar="N", help="attention heads, where neither file nor layout tells them")
     parser.add_argument("--mean", type=float, nargs="+", metavar="M", help="mean per channel on [0, 1] of the images that the weights learned from")
     parser.add_argument("--std", type=float, nargs="+", metavar="S", help="standard deviation, likewise: both are recorded with the weights")
@@ -38,12 +41,16 @@ def main() -> int:
         parser.error("name a REFERENCE and --out PATH, or --licence")
     if (args.mean is None) != (args.std is None):
         parser.error("give --mean and --std, or neither")
-    own = None if args.mean is None else (args.mean, args.std)
-    changes = {key: value for key, value in (("image_size", args.image_size), ("heads", args.heads)) if value}
-    return cli.guarded(lambda: export(args.reference, args.out, name=args.format, changes=changes, own=own))
+
+    def run() -> None:
+        own = None if args.mean is None else (args.mean, args.std)
+        changes = {key: value for key, value in (("image_size", cli.size(args.image_size)), ("heads", args.heads)) if value}
+        export(args.reference, args.out, name=args.format, changes=changes, own=own)
+
+    return cli.guarded(run)
 
 
-def export(reference: str, out: Path, *, name: str, changes: dict[str, int], own: tuple[list[float], list[float]] | None = None) -> None:
+def export(reference: str, out: Path, *, name: str, changes: dict[str, Any], own: tuple[list[float], list[float]] | None = None) -> None:
     """Read, write, and say what was not written. own: mean and std that the user knows of; they must not contradict recorded ones."""
     loaded = checkpoints.load(reference, changes=changes)
     given = checked(*own, where="--mean and --std") if own else None

@@ -34,14 +34,16 @@ def main() -> int:
     )
     parser.add_argument("--attention", action="store_true", help="draw attention maps instead; needs --images")
     parser.add_argument("--block", type=int, default=-1, help="with --attention: whose, 0-based, negative from the end (default: the last)")
-    parser.add_argument("--size", type=int, help="with --attention: pixels per side (default: what the backbone was made for)")
+    parser.add_argument(
+        "--size", type=int, nargs="+", help="with --attention: pixels per side, or height and width (default: what the backbone was made for)"
+    )
     args = parser.parse_args()
     if args.attention and args.images is None:
         parser.error("--attention needs --images FOLDER")
 
     def draw() -> None:
         if args.attention:
-            print(draw_attention(args.run, args.images, out=args.out or Path(), most=args.most, size=args.size, block=args.block))
+            print(draw_attention(args.run, args.images, out=args.out or Path(), most=args.most, size=cli.size(args.size), block=args.block))
             return
         out = args.out or (Path(args.run) / "reconstructions" if args.config is None else Path())
         for sheet in reconstruct(args.run, args.images, mask_ratios=args.mask_ratio, out=out, most=args.most, config=args.config):

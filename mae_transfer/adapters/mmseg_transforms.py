@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mae_transfer.adapters.mmseg import quiet
+from mae_transfer.core.patches import sides
 from mae_transfer.interfaces import IGNORED
 
 
@@ -23,14 +24,21 @@ class TrainingCrop:
     Args:
         scale: longer and shorter side in pixels that an image is fitted into, its ratio kept, before `ratios` scales them.
         ratios: least and largest factor.
-        size: pixels per side of the crop; smaller images stay smaller.
+        size: pixels per side of the crop, or its height and width; smaller images stay smaller.
         largest_share: of the pixels with a label that one class may take of a crop (ten draws are tried); 1.0: any.
         flip: probability of mirroring.
         distort: whether brightness, contrast, saturation and hue are changed.
     """
 
     def __init__(
-        self, *, scale: tuple[int, int], ratios: tuple[float, float], size: int, largest_share: float, flip: float = 0.5, distort: bool = True
+        self,
+        *,
+        scale: tuple[int, int],
+        ratios: tuple[float, float],
+        size: int | tuple[int, int],
+        largest_share: float,
+        flip: float = 0.5,
+        distort: bool = True,
     ) -> None:
         self.options: dict[str, Any] = {
             "scale": scale,
@@ -69,14 +77,14 @@ class Rescale:
     Args:
         scale: longer and shorter side in pixels that it is fitted into, its ratio kept (mmseg's Resize).
         ratios: factors of both, a view each.
-        least: pixels of the shorter side below which a view is enlarged to it: several scales need it (SETR and BEiT: the crop's), one does not.
+        least: pixels, one side or height and width, that a view is enlarged to cover: several scales need it (SETR, BEiT: the crop's), one does not.
     """
 
-    def __init__(self, *, scale: tuple[int, int], ratios: Sequence[float] = (1.0,), least: int = 0) -> None:
+    def __init__(self, *, scale: tuple[int, int], ratios: Sequence[float] = (1.0,), least: int | tuple[int, int] = 0) -> None:
         with quiet():
             from mmcv.image import imrescale
         one_thread()
-        self.scale, self.ratios, self.least, self.resize = scale, tuple(ratios), least, imrescale
+        self.scale, self.ratios, self.least, self.resize = scale, tuple(ratios), sides(least), imrescale
 
     def __call__(self, image: Tensor) -> tuple[Tensor, ...]:
         """Return the views, (3, h, w) uint8 each, of an image (3, H, W) uint8."""
@@ -86,7 +94,8 @@ class Rescale:
     def _factor(self, size: Sequence[int], ratio: float) -> float | tuple[int, int]:
         longer, shorter = (int(side * ratio) for side in self.scale)
         factor = min(longer / max(size), shorter / min(size))
-        return self.least / min(size) if factor * min(size) < self.least else (longer, shorter)
+        covering = max(least / side for least, side in zip(self.least, size, strict=True))
+        return covering if factor < covering else (longer, shorter)
 
 
 def one_thread() -> None:

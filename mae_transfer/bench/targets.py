@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mae_transfer.bench.harness import Entry, Mode, Runner, Work
 from mae_transfer.core.masks import Random
 from mae_transfer.core.normalize import IMAGENET, normalize
+from mae_transfer.core.patches import sides
 from mae_transfer.core.pca import Basis
 from mae_transfer.interfaces import Batch, Mask, Target
 from mae_transfer.models.dvae import DVAEConfig, DVAETokenizer, encoder
@@ -117,8 +118,8 @@ def record(name: str, entry: Contestant, seconds: dict[str, list[float]], images
 
 
 def _view(target: Target, work: Work) -> Tensor:
-    size = target.views[0].size
-    return torch.randint(256, (work.batch, 3, size, size), dtype=torch.uint8, device=work.device)
+    size = sides(target.views[0].size)
+    return torch.randint(256, (work.batch, 3, *size), dtype=torch.uint8, device=work.device)
 
 
 def _macs(target: Target, device: str) -> int:
@@ -128,7 +129,7 @@ def _macs(target: Target, device: str) -> int:
     tokenizer = getattr(target, "tokenizer", None)
     if tokenizer is None or not target.views:
         return 0
-    size = target.views[0].size
+    size = sides(target.views[0].size)
     with FlopCounterMode(display=False) as counter:
-        tokenizer(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device))
+        tokenizer(torch.zeros(1, 3, *size, dtype=torch.uint8, device=device))
     return int(counter.get_total_flops()) // 2

@@ -84,7 +84,7 @@ def to_hf(vit: ViT) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return config.json's content and the tensors of an encoder for transformers' ViTModel, Dinov2Model or BeitModel; ValueError where none has it.
 
     Raises:
-        ValueError: no class of transformers has this encoder (no class token, no final norm, a size that is not square ...).
+        ValueError: no class of transformers has this encoder (no class token, no final norm, tables or LayerScale for a size that is not square ...).
     """
     cfg = vit.cfg
     kind = "beit" if cfg.qkv_bias == "qv" else "vit" if cfg.layer_scale is None else "dinov2"
@@ -93,7 +93,7 @@ def to_hf(vit: ViT) -> tuple[dict[str, Any], dict[str, Tensor]]:
     else:
         whole = kind == "vit" or cfg.mlp_ratio.is_integer()
         fits = whole and cfg.qkv_bias == "qkv" and cfg.relative_positions == "none" and cfg.positions != "none"
-    if not (fits and len(set(cfg.grid())) == 1 and cfg.class_token and cfg.final_norm):
+    if not (fits and (kind == "vit" or len(set(cfg.grid())) == 1) and cfg.class_token and cfg.final_norm):
         raise ValueError(f"transformers has no model with this architecture: {cfg.model_dump_json(exclude_defaults=True)}")
     renamed = translate(_split_qkv(vit.state_dict()), names(cfg, kind))
     return _hf_config(vit, kind), {name.replace("blocks.", "encoder.layer."): tensor.contiguous() for name, tensor in renamed.items()}
@@ -126,7 +126,7 @@ def _hf_config(vit: ViT, kind: str) -> dict[str, Any]:
     dim, depth, heads = cfg.shape()
     shared = {
         "model_type": kind, "hidden_size": dim, "num_hidden_layers": depth, "num_attention_heads": heads, "layer_norm_eps": cfg.norm_eps,
-        "hidden_act": "gelu", "image_size": cfg.grid()[0] * cfg.patch, "patch_size": cfg.patch, "num_channels": cfg.channels,
+        "hidden_act": "gelu", "image_size": cfg.image_size, "patch_size": cfg.patch, "num_channels": cfg.channels,
     }  # fmt: skip
     if kind == "dinov2":
         return shared | {
@@ -191,13 +191,14 @@ def _architecture(config: Mapping[str, Any], *, final_norm: bool, where: Path) -
 
     final_norm: whether the weights have one; with BEiT config.json does not say so of masked modelling, which has it beside the encoder.
     """
-    kind = config["model_type"]
+    kind, size = config["model_type"], config["image_size"]
     dim = config["hidden_size"]
     hidden = round(dim * config.get("mlp_ratio", 4)) if kind == "dinov2" else config["intermediate_size"]
     tables = {(True, False): "shared", (False, True): "per_block"}
     fields: dict[str, Any] = {
         "size": None, "dim": dim, "depth": config["num_hidden_layers"], "heads": config["num_attention_heads"], "mlp_ratio": hidden / dim,
-        "patch": config["patch_size"], "image_size": config["image_size"], "channels": config["num_channels"], "norm_eps": config["layer_norm_eps"],
+        "patch": config["patch_size"], "image_size": tuple(size) if isinstance(size, list) else size, "channels": config["num_channels"],
+        "norm_eps": config["layer_norm_eps"],
         "positions": "fixed" if kind == "vit_mae" else "learned", "layer_scale": 1.0 if kind == "dinov2" else None,
     }  # fmt: skip
     if kind == "beit":

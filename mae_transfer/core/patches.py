@@ -5,6 +5,16 @@ from __future__ import annotations
 from torch import Tensor
 
 
+def sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Return height and width of what configs call a size: one side of a square, or both."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def size_of(height: int, width: int) -> int | tuple[int, int]:
+    """Return what configs call this height and width: the side where they are equal, else both."""
+    return height if height == width else (height, width)
+
+
 def grid_of(size: tuple[int, int], patch: int) -> tuple[int, int]:
     """Return the (h, w) grid of patches of an image of (H, W) pixels; ValueError where the patch does not divide it."""
     if size[0] % patch or size[1] % patch or min(size) < patch:

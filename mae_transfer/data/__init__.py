@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import model_validator
 
-from mae_transfer.bounds import BelowOne, Few, Pixels, Portion
+from mae_transfer.bounds import BelowOne, Few, Portion, Sides
 from mae_transfer.config import Spec, build, check
 from mae_transfer.data.ade import Ade, Mapped, MapSource
 from mae_transfer.data.coco import Annotated, Coco, ObjectSource
@@ -109,8 +109,9 @@ class DataConfig(Places):
     """An entry of DATASETS with its options."""
     val: Spec | None = None
     """The same for validation; None: there is none."""
-    size: Pixels = 224
-    """Pixels per side of what the encoder sees."""
+    size: Sides = 224
+    """Pixels per side, or (height, width), of what the encoder sees. Random crops of any shape are resized to it, as torchvision does; in
+    evaluation the image keeps its shape and is resized until it covers it, as timm does."""
     augmentation: Spec = Spec(name="random_crop")
     """An entry of AUGMENTATIONS with its options."""
     crops_per_image: Few = 1
@@ -137,7 +138,7 @@ class LabelledDataConfig(DataConfig):
     holdout_fraction: BelowOne = 0.0
     """Share of those that is kept out of training, per class, for whatever has to be selected (a rate, a probe, an epoch)."""
     shorter_side: Enlarged = SHORTER_SIDE
-    """Shorter side of the resized image over the crop's, in evaluation: 256/224; 1.0 above 224 px."""
+    """Side of the resized image over the crop's, in evaluation, where the image fits the crop tightest: 256/224; 1.0 above 224 px."""
 
 
 def open_labelled(cfg: LabelledDataConfig) -> tuple[Split, Source]:
@@ -166,5 +167,5 @@ def training_views(cfg: DataConfig, extra: Sequence[ViewSpec] = ()) -> Augmentat
 
 
 def evaluation_views(cfg: DataConfig, extra: Sequence[ViewSpec] = (), *, shorter_side: float = SHORTER_SIDE) -> Augmentation:
-    """Return the view of evaluation: shorter side 256/224 of the size unless told otherwise, centre crop."""
+    """Return the view of evaluation: the image resized to just cover 256/224 of the size unless told otherwise, centre crop."""
     return CentreCrop((ViewSpec(cfg.size, "bicubic"), *extra), shorter_side=shorter_side)

@@ -2,7 +2,7 @@
 
 What is done to an image is a callable (mmseg's transforms, adapters/mmseg_transforms.py); keys, seeding and resume are the loader's.
 
-Legend: B batch, S pixels per side of a crop, H x W pixels of an image, h x w of one of its views.
+Legend: B batch, S x T pixels (height and width) of a crop, H x W pixels of an image, h x w of one of its views.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor
 
-from mae_transfer.bounds import Factor, Pixels, Portion, Probability
+from mae_transfer.bounds import Factor, Pixels, Portion, Probability, Sides
 from mae_transfer.config import Spec, check
+from mae_transfer.core.patches import sides
 from mae_transfer.data.ade import Ade, Mapped, MapSource
 from mae_transfer.data.decode import UnreadableImage
 from mae_transfer.data.dense_shapes import ShapesMaps
@@ -32,9 +33,9 @@ MAP_SETS: Mapping[str, Callable[..., MapSource]] = {"ade": Ade, "shapes": Shapes
 class MapBatch(NamedTuple):
     """Training crops with their maps, at the top left of their places."""
 
-    image: Tensor  # (B, 3, S, S) uint8 RGB, not normalised; 0 outside the crop
-    labels: Tensor  # (B, S, S) uint8: class, or IGNORED in void and outside the crop
-    extent: Tensor  # (B, 2) int64: height and width of the crop, S where the image was large enough
+    image: Tensor  # (B, 3, S, T) uint8 RGB, not normalised; 0 outside the crop
+    labels: Tensor  # (B, S, T) uint8: class, or IGNORED in void and outside the crop
+    extent: Tensor  # (B, 2) int64: height and width of the crop, S and T where the image was large enough
     index: Tensor  # type: ignore[assignment]  # (B,) int64, ids of the samples (shadows tuple.index, unused here)
 
 
@@ -49,11 +50,11 @@ class Scales(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class MapCrops(Samples[Mapped, Mapped]):
-    """Training crops of at most `size` pixels per side, which `transform` draws."""
+    """Training crops of at most `size` pixels (one side, or height and width), which `transform` draws."""
 
     source: MapSource
     transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # image (3, H, W), labels (H, W) -> those of the crop
-    size: int
+    size: int | tuple[int, int]
 
     def draw(self, sample: Mapped, rng: np.random.Generator) -> Mapped:
         """Return the crop; the transform draws from the global generators, which are seeded by the sample's key."""
@@ -62,7 +63,8 @@ class MapCrops(Samples[Mapped, Mapped]):
     def collate(self, drawn: list[Mapped], images: Tensor) -> MapBatch:
         """Return the crops as a MapBatch."""
         extent = torch.tensor([crop.labels.shape for crop in drawn])
-        margins = [(0, self.size - width, 0, self.size - height) for height, width in extent.tolist()]
+        high, wide = sides(self.size)
+        margins = [(0, wide - width, 0, high - height) for height, width in extent.tolist()]
         image = torch.stack([F.pad(crop.image, margin) for crop, margin in zip(drawn, margins, strict=True)])
         labels = torch.stack([F.pad(crop.labels, margin, value=IGNORED) for crop, margin in zip(drawn, margins, strict=True)])
         return MapBatch(image, labels, extent, images)
@@ -93,10 +95,10 @@ class MapViews(Samples[Mapped, Scales]):
         return only._replace(index=images)
 
 
-def inside(extent: Tensor, size: int) -> Tensor:
-    """Return where a batch holds image and not margin, (B, 1, S, S) bool, for extents (B, 2)."""
-    places = torch.arange(size, device=extent.device)
-    rows, columns = places < extent[:, :1], places < extent[:, 1:]
+def inside(extent: Tensor, size: int | tuple[int, int]) -> Tensor:
+    """Return where a batch of crops of `size` pixels holds image and not margin, (B, 1, S, T) bool, for extents (B, 2)."""
+    high, wide = (torch.arange(side, device=extent.device) for side in sides(size))
+    rows, columns = high < extent[:, :1], wide < extent[:, 1:]
     return (rows[:, :, None] & columns[:, None, :])[:, None]
 
 
@@ -107,8 +109,8 @@ class MapDataConfig(Places):
     """An entry of MAP_SETS with its options."""
     val: Spec = Spec.model_validate({"name": "ade", "split": "validation"})
     """The same for validation."""
-    size: Pixels = 512
-    """Pixels per side of training crops and of sliding windows."""
+    size: Sides = 512
+    """Pixels per side, or (height, width), of training crops and of sliding windows."""
     scale: tuple[Pixels, Pixels] = (2048, 512)
     """Longer and shorter side in pixels that an image is fitted into, its ratio kept, in training and evaluation."""
     ratios: tuple[Factor, Factor] = (0.5, 2.0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import gt
 from typing import NamedTuple, Protocol, Self
 
 import numpy as np
@@ -19,8 +20,9 @@ from torch import Tensor
 from torchvision.ops import clip_boxes_to_image, masks_to_boxes
 from torchvision.transforms.v2.functional import pad
 
-from mae_transfer.bounds import Factor, Few, Pixels, Probability
+from mae_transfer.bounds import Factor, Few, Pixels, Probability, Sides
 from mae_transfer.config import Spec, build, check
+from mae_transfer.core.patches import sides, size_of
 from mae_transfer.data.coco import Annotated, Coco, ObjectSource
 from mae_transfer.data.coco_check import check_images
 from mae_transfer.data.dense_shapes import ShapesObjects
@@ -60,32 +62,33 @@ class SceneTransform(Protocol):
 
 
 class LargeScaleJitter:
-    """Flip, resize by a random scale, crop a square of fixed size at random; what is smaller is padded with the batch (ViTDet, Li et al.: LSJ).
+    """Flip, resize by a random scale, crop a frame of fixed size at random; what is smaller is padded with the batch (ViTDet, Li et al.: LSJ).
 
     Args:
-        size: pixels per side of the crop.
-        scale: least and largest side of the resized image that is fitted into the square, relative to it.
+        size: pixels per side of the crop, or its height and width.
+        scale: least and largest size of the frame that the image is fitted into, its shape kept, relative to the crop; (1, 1): the crop itself.
         flip: probability of a horizontal flip.
     """
 
-    def __init__(self, *, size: Pixels = 1024, scale: tuple[Factor, Factor] = (0.1, 2.0), flip: Probability = 0.5) -> None:
-        if size < 1 or not 0 < scale[0] <= scale[1]:
+    def __init__(self, *, size: Sides = 1024, scale: tuple[Factor, Factor] = (0.1, 2.0), flip: Probability = 0.5) -> None:
+        if min(sides(size)) < 1 or not 0 < scale[0] <= scale[1]:
             raise ValueError(f"size {size}, scale {scale}: need a size of at least 1 pixel and 0 < least <= largest scale")
-        self.size, self.scale, self.flip = size, scale, flip
+        self.size, self.scale, self.flip = sides(size), scale, flip
 
     def __call__(self, scene: Scene) -> Scene:
         if torch.rand(()) < self.flip:
             scene = mirrored(scene)
         drawn = float(torch.empty(()).uniform_(*self.scale))
         height, width = scene.image.shape[-2:]
-        ratio = min(self.size * drawn / height, self.size * drawn / width)
+        high, wide = self.size
+        ratio = min(high * drawn / height, wide * drawn / width)
         scaled = max(1, round(height * ratio)), max(1, round(width * ratio))
         place = float(torch.rand(()))  # one draw for both sides, as in detectron2
-        top, left = (round(place * max(0, side - self.size)) for side in scaled)
-        return resized(scene, scaled, window=(top, left, min(self.size, scaled[0]), min(self.size, scaled[1])))
+        top, left = round(place * max(0, scaled[0] - high)), round(place * max(0, scaled[1] - wide))
+        return resized(scene, scaled, window=(top, left, min(high, scaled[0]), min(wide, scaled[1])))
 
     def largest(self) -> Size:
-        return self.size, self.size
+        return self.size
 
 
 class ShortestEdge:
@@ -167,8 +170,8 @@ class Scenes(Samples[Annotated, Scene]):
 
     source: ObjectSource
     transform: SceneTransform
-    square: int | None  # side that images are padded to; None: to what the largest of a batch needs
-    divisor: int  # of the padded sides, where they are not square
+    square: int | tuple[int, int] | None  # size that images are padded to; None: to what the largest of a batch needs
+    divisor: int  # of the padded sides, where no size is given
     training: bool  # without crowd regions; otherwise the batch carries no objects at all: an evaluation has its ground truth elsewhere
 
     def draw(self, sample: Annotated, rng: np.random.Generator) -> Scene:
@@ -180,7 +183,8 @@ class Scenes(Samples[Annotated, Scene]):
     def collate(self, drawn: list[Scene], images: Tensor) -> SceneBatch:
         """Return the scenes as a batch, zeros right and below."""
         sizes = tuple((scene.image.shape[-2], scene.image.shape[-1]) for scene in drawn)
-        height, width = (self.square or -(-max(sides) // self.divisor) * self.divisor for sides in zip(*sizes, strict=True))
+        needed = (-(-max(lengths) // self.divisor) * self.divisor for lengths in zip(*sizes, strict=True))
+        height, width = needed if self.square is None else sides(self.square)
         margins = [(width - w, height - h) for h, w in sizes]
         padded = torch.stack([pad(scene.image, [0, 0, *margin]) for scene, margin in zip(drawn, margins, strict=True)])
         return SceneBatch(padded, sizes, tuple(scene.objects for scene in drawn), images)
@@ -197,8 +201,9 @@ class ObjectDataConfig(Places):
     """An entry of SCENE_TRANSFORMS with its options, for training."""
     view: Spec = Spec.model_validate({"name": "shortest_edge", "lengths": (1024,), "longest": 1024, "flip": 0.0})
     """The same for evaluation."""
-    square: Pixels | None = 1024
-    """Pixels per side that images are padded to, in training and evaluation (less costs up to 1 AP); None: to what the largest of a batch needs."""
+    square: Sides | None = 1024
+    """Pixels per side, or (height, width), that images are padded to, in training and evaluation (less costs up to 1 AP); None: to what the
+    largest of a batch needs. For other shapes, `large_scale_jitter` fits images in; as the `view` with scale=(1.0, 1.0) and flip=0.0."""
     crops_per_image: Few = 1
     """Crops that each decoded image gives, neighbours in one batch; an epoch grows by this factor."""
 
@@ -212,9 +217,9 @@ class ObjectDataConfig(Places):
         for spec in (self.train, self.val):
             check(OBJECT_SETS, rooted(OBJECT_SETS, spec, self.root or "unset"))
         for spec in (self.augmentation, self.view):
-            largest = max(build(SCENE_TRANSFORMS, check(SCENE_TRANSFORMS, spec)).largest())
-            if self.square is not None and largest > self.square:
-                raise ValueError(f"{spec.name} gives images of up to {largest} pixels, and square = {self.square}: make both fit")
+            high, wide = build(SCENE_TRANSFORMS, check(SCENE_TRANSFORMS, spec)).largest()
+            if self.square is not None and any(map(gt, (high, wide), sides(self.square))):
+                raise ValueError(f"{spec.name} gives images of up to {size_of(high, wide)} pixels, and square = {self.square}: make both fit")
         return self
 
 

@@ -3,7 +3,7 @@
 Each draws one crop, one flip and one jitter, and renders them at every size that is asked for, so that all views show the same thing. Draws come from
 the global generators of torch, Python and numpy: the loader seeds them per sample.
 
-Legend: H x W pixels of the image as stored, S pixels per side of a view. A box is (top, left, height, width) in pixels of the stored image.
+Legend: H x W pixels of the image as stored, S x T pixels of a view. A box is (top, left, height, width) in pixels of the stored image.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torchvision.transforms.v2 import functional as F
 
 from mae_transfer.bounds import Factor, Portion, Probability, real
 from mae_transfer.core.normalize import IMAGENET
+from mae_transfer.core.patches import sides
 from mae_transfer.interfaces import Interpolation, ViewSpec
 
 Box = tuple[int, int, int, int]
@@ -37,17 +38,19 @@ SHORTER_SIDE = 256 / 224  # of the resized image to the crop's side, in evaluati
 
 
 class Augmentation(Protocol):
-    """An image (3, H, W) uint8 becomes its views, (3, S, S) uint8 each, the first for the encoder."""
+    """An image (3, H, W) uint8 becomes its views, (3, S, T) uint8 each, the first for the encoder."""
 
     def __call__(self, image: Tensor) -> tuple[Tensor, ...]: ...
 
 
 class CentreCrop:
-    """Resize the shorter side, cut out the middle: the view of evaluation, and 'none' of table 1e. Draws nothing.
+    """Resize the image, its shape kept, until it just covers a frame, and cut out the middle: the view of evaluation, and 'none' of table 1e.
+
+    For square views that is the rule of the shorter side; for others it is timm's (ResizeKeepRatio, CenterCrop). Draws nothing.
 
     Args:
         views: size and filter of each rendering, the encoder's first.
-        shorter_side: of the resized image, relative to the view's size; 1.0 keeps all that fits (the usual choice above 224 px).
+        shorter_side: of the frame, relative to the view's size; 1.0 keeps all that fits (the usual choice above 224 px).
     """
 
     def __init__(self, views: Sequence[ViewSpec], *, shorter_side: Enlarged = SHORTER_SIDE) -> None:
@@ -61,9 +64,11 @@ class CentreCrop:
     def _render(self, image: Tensor, view: ViewSpec) -> Tensor:
         image = _middle(image)
         height, width = image.shape[-2:]
-        shorter, target = min(height, width), round(view.size * self.shorter_side)
-        resized = resize(image, (target * height // shorter, target * width // shorter), view.interpolation)
-        crop: Tensor = F.center_crop(resized, [view.size, view.size])
+        size = sides(view.size)
+        high, wide = (round(side * self.shorter_side) for side in size)
+        covering = (high, high * width // height) if high * width >= wide * height else (wide * height // width, wide)
+        resized = resize(image, covering, view.interpolation)
+        crop: Tensor = F.center_crop(resized, list(size))
         return crop.contiguous()
 
 
@@ -75,7 +80,7 @@ def _middle(image: Tensor) -> Tensor:
 
 
 class RandomCrop:
-    """Crop a random share of the image, resize it to a square, flip every second one: the paper's pretraining ('crop, rand size' of table 1e).
+    """Crop a random share of the image, resize it to the view, flip every second one: the paper's pretraining ('crop, rand size' of table 1e).
 
     Args:
         views: size and filter of each rendering, the encoder's first.
@@ -106,11 +111,11 @@ class RandomCrop:
 
 
 class FixedCrop:
-    """Crop a square of fixed size at a random place, flip every second one ('crop, fixed size' of table 1e, whose size is not given).
+    """Crop a box of the view's shape and of fixed size at a random place, flip every second one ('crop, fixed size' of table 1e, size not given).
 
     Args:
         views: size and filter of each rendering, the encoder's first.
-        shorter_side: of the image, relative to the crop's; 256/224 as in evaluation.
+        shorter_side: of the largest such box in the image, relative to the crop's; 256/224 as in evaluation.
         flip: probability of a horizontal flip.
         jitter: strength of brightness, contrast and saturation.
     """
@@ -124,9 +129,11 @@ class FixedCrop:
 
     def __call__(self, image: Tensor) -> tuple[Tensor, ...]:
         height, width = image.shape[-2:]
-        side = max(1, round(min(height, width) / self.shorter_side))
-        top, left = (int(torch.randint(0, length - side + 1, ())) for length in (height, width))
-        return render(image, (top, left, side, side), self.views, flip=_chance(self.flip), jitter=draw_jitter(self.jitter))
+        high, wide = sides(self.views[0].size)
+        scale = min(height / high, width / wide) / self.shorter_side
+        h, w = (max(1, round(side * scale)) for side in (high, wide))
+        top, left = (int(torch.randint(0, length - side + 1, ())) for length, side in ((height, h), (width, w)))
+        return render(image, (top, left, h, w), self.views, flip=_chance(self.flip), jitter=draw_jitter(self.jitter))
 
 
 class ByolCrop:
@@ -189,7 +196,7 @@ class RandAugmentCrop:
         self.crop = RandomCrop(views, scale=scale, aspect=aspect, flip=flip)
         fill = tuple(min(255, round(255 * value)) for value in mean)
         self.augment = rand_augment_transform(
-            policy, {"translate_const": int(views[0].size * 0.45), "img_mean": fill, "interpolation": Image.Resampling.BICUBIC}
+            policy, {"translate_const": int(min(sides(views[0].size)) * 0.45), "img_mean": fill, "interpolation": Image.Resampling.BICUBIC}
         )
         for operation in self.augment.ops:
             if operation.aug_fn is posterize:
@@ -214,12 +221,12 @@ def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
 
 
 def render(image: Tensor, box: Box, views: Sequence[ViewSpec], *, flip: bool, jitter: Jitter = ()) -> tuple[Tensor, ...]:
-    """Return the box of an image (3, H, W) uint8 as one (3, S, S) uint8 per view; jitter comes before the resizing, so that all views share it."""
+    """Return the box of an image (3, H, W) uint8 as one (3, S, T) uint8 per view; jitter comes before the resizing, so that all views share it."""
     crop = F.crop(image, *box)
     for adjust, factor in jitter:
         crop = adjust(crop, factor)
-    squares = (resize(crop, (view.size, view.size), view.interpolation) for view in views)
-    return tuple((square.flip(-1) if flip else square).contiguous() for square in squares)
+    resized = (resize(crop, sides(view.size), view.interpolation) for view in views)
+    return tuple((view.flip(-1) if flip else view).contiguous() for view in resized)
 
 
 def resize(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:

@@ -19,9 +19,9 @@ from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mae_transfer.bounds import BelowOne, Epsilon, Factor, Few, FewOrNone, Pixels, Width
+from mae_transfer.bounds import BelowOne, Epsilon, Factor, Few, FewOrNone, Pixels, Sides, Width
 from mae_transfer.config import Schema
-from mae_transfer.core.patches import grid_of, patchify, take
+from mae_transfer.core.patches import grid_of, patchify, sides, take
 from mae_transfer.core.positions import resample, sincos_2d
 from mae_transfer.interfaces import Features
 from mae_transfer.models.attention import Attention, QkvBias, RelativePositionBias
@@ -59,7 +59,7 @@ class ViTConfig(Schema):
     """Attention heads; overrides the named size's (it is not in the weights: MoCo v3's ViT-S has 12)."""
     patch: Pixels = 16
     """Patch side p in pixels."""
-    image_size: Pixels | tuple[Pixels, Pixels] = 224
+    image_size: Sides = 224
     """Pixels (one side, or H and W) that the position table is made for; other sizes resample it."""
     channels: Few = 3
     """Input channels C."""
@@ -135,8 +135,7 @@ class ViTConfig(Schema):
 
     def grid(self) -> tuple[int, int]:
         """Return the (h, w) grid of patches at `image_size`."""
-        size = self.image_size
-        return grid_of((size, size) if isinstance(size, int) else size, self.patch)
+        return grid_of(sides(self.image_size), self.patch)
 
 
 class PatchEmbed(nn.Module):

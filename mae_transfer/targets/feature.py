@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mae_transfer.bounds import Pixels
+from mae_transfer.bounds import Sides
 from mae_transfer.core.normalize import Statistics, normalize
-from mae_transfer.core.patches import put, take, unpatchify
+from mae_transfer.core.patches import put, sides, size_of, take, unpatchify
 from mae_transfer.interfaces import Backbone, Batch, ViewSpec
 from mae_transfer.targets.frame import Frame
 from mae_transfer.targets.frozen import FrozenTarget
@@ -35,7 +35,7 @@ class Feature(FrozenTarget):
     Args:
         loss: smooth l1 between the values, or 1 - cosine.
         scale: "layer" normalises each feature to mean 0 and variance 1 (data2vec), "unit" to length 1, "none" leaves it.
-        size: pixels per side that the teacher sees, a view of its own; None: the encoder's image.
+        size: pixels per side, or (height, width) in the shape of the encoder's image, that the teacher sees, a view of its own; None: that image.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Feature(FrozenTarget):
         teacher: Teacher,
         loss: Literal["smooth_l1", "cosine"] = "smooth_l1",
         scale: Literal["layer", "unit", "none"] = "layer",
-        size: Pixels | None = None,
+        size: Sides | None = None,
     ) -> None:
         super().__init__()
         height, width = (side * frame.patch for side in frame.grid)
@@ -54,7 +54,11 @@ class Feature(FrozenTarget):
         if size is None and (height % teacher.backbone.patch or width % teacher.backbone.patch):
             raise ValueError(
                 f"the teacher's patches of {teacher.backbone.patch} px do not divide the encoder's {height} x {width} px: give it a view of its own, "
-                f"target.size = {frame.grid[0] * teacher.backbone.patch}"
+                f"target.size = {size_of(*(side * teacher.backbone.patch for side in frame.grid))}"
+            )
+        if size is not None and sides(size)[0] * width != sides(size)[1] * height:
+            raise ValueError(
+                f"target.size = {size} has not the shape of the encoder's {height} x {width} px, so that the teacher would see another part"
             )
         self.patch, self.grid, self.statistics, self.scale, self.distance = frame.patch, frame.grid, teacher.statistics, scale, loss
         self.views: tuple[ViewSpec, ...] = () if size is None else (ViewSpec(size, "bicubic"),)

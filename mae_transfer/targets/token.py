@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mae_transfer.core.patches import patchify, put, take, unpatchify
+from mae_transfer.core.patches import patchify, put, size_of, take, unpatchify
 from mae_transfer.interfaces import Batch, Interpolation, Tokenizer, ViewSpec
 from mae_transfer.targets.classes import class_metrics, cross_entropy
 from mae_transfer.targets.frame import Frame
@@ -30,11 +30,9 @@ class Token(FrozenTarget):
 
     def __init__(self, frame: Frame, *, tokenizer: Tokenizer, interpolation: Interpolation = "lanczos", cache: str | None = None) -> None:
         super().__init__()
-        if frame.grid[0] != frame.grid[1]:
-            raise ValueError(f"a tokenizer's view is square, but the encoder has {frame.grid[0]} x {frame.grid[1]} patches: use square images")
         self.patch, self.grid, self.cache = frame.patch, frame.grid, cache
         self.tokenizer, self.dim = tokenizer, tokenizer.codes
-        self.view = ViewSpec(frame.grid[0] * tokenizer.stride, interpolation)
+        self.view = ViewSpec(size_of(*(side * tokenizer.stride for side in frame.grid)), interpolation)
         self.views: tuple[ViewSpec, ...] = () if cache else (self.view,)
 
     def forward(self, batch: Batch, ids: Tensor) -> Tensor:
@@ -51,7 +49,7 @@ class Token(FrozenTarget):
         if tuple(codes.shape[1:]) != self.grid:
             h, w = codes.shape[1:]
             raise ValueError(
-                f"the tokenizer makes {h} x {w} codes of a {self.view.size}-px view, but the encoder has {self.grid[0]} x {self.grid[1]} patches: "
+                f"the tokenizer makes {h} x {w} codes of a view of {self.view.size} px, but the encoder has {self.grid[0]} x {self.grid[1]} patches: "
                 f"its stride is not the {self.tokenizer.stride} px that it says"
             )
         return codes.flatten(1)

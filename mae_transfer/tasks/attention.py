@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from mae_transfer import checkpoints
 from mae_transfer.config import Spec
 from mae_transfer.core.normalize import normalize
+from mae_transfer.core.patches import grid_of, sides
 from mae_transfer.data import DataConfig, Spread, Unreadable, evaluation_views, open_source
 from mae_transfer.draw.attention import attention_rows
 from mae_transfer.draw.reconstructions import save_sheet
@@ -67,24 +68,24 @@ def attention(backbone: torch.nn.Module, images: Tensor, grid: tuple[int, int], 
     return maps
 
 
-def draw_attention(reference: str, images: Path, *, out: Path, most: int = 16, size: int | None = None, block: int = -1) -> Path:
+def draw_attention(reference: str, images: Path, *, out: Path, most: int = 16, size: int | tuple[int, int] | None = None, block: int = -1) -> Path:
     """Draw image | mean over heads | each head, for up to `most` images of a folder; return the sheet's path.
 
     Args:
         reference: any backbone (checkpoints.load), or the work dir of a pretraining run.
-        size: pixels per side that the backbone sees; None: what it was made for.
+        size: pixels per side, or height and width, that the backbone sees; None: what it was made for.
         block: whose attention, 0-based; negative from the end.
     """
     folder = WorkDir(Path(reference))
     loaded = checkpoints.load(str(folder.backbone) if folder.backbone.is_file() else reference, changes={"image_size": size} if size else {})
     backbone = loaded.backbone
-    side = size or (backbone.cfg.image_size if isinstance(backbone, ViT) else 224)
-    side = side if isinstance(side, int) else side[0]
+    shown = size or (backbone.cfg.image_size if isinstance(backbone, ViT) else 224)
+    grid = grid_of(sides(shown), backbone.patch)
     source = open_source(Spec.model_validate({"name": "folder", "root": str(images), "labelled": False}), None)
-    view = evaluation_views(DataConfig(size=side))
+    view = evaluation_views(DataConfig(size=shown))
     rows = []
     for batch in pass_over(Spread(source, most), view, Dist(torch.device("cpu")), batch=16, workers=0, unreadable=Unreadable(limit=0)):
-        maps = attention(backbone, normalize(batch.image, loaded.statistics), (side // backbone.patch, side // backbone.patch), block=block)
+        maps = attention(backbone, normalize(batch.image, loaded.statistics), grid, block=block)
         rows.append(attention_rows(batch.image, maps))
     path = out / "attention.png"
     save_sheet(path, torch.cat(rows))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from mae_transfer import checkpoints
 from mae_transfer.checkpoints.statistics import same, text
 from mae_transfer.config import Schema, load, validate
 from mae_transfer.core.normalize import IMAGENET, Statistics
+from mae_transfer.core.patches import sides
 from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.seeding import fold
 from mae_transfer.tasks.workdir import WorkDir, run_of
@@ -147,16 +149,16 @@ def trained_statistics(own: Statistics | None, schema: type[Schema], checkpoint_
     return theirs
 
 
-def tokens_of(backbone: nn.Module, size: int) -> int | None:
-    """Return how many tokens the backbone makes of a square image; None where it is no plain ViT."""
-    return (size // backbone.patch) ** 2 + backbone.leading if isinstance(backbone, ViT) else None
+def tokens_of(backbone: nn.Module, size: int | tuple[int, int]) -> int | None:
+    """Return how many tokens the backbone makes of an image of this size (one side, or height and width); None where it is no plain ViT."""
+    return prod(side // backbone.patch for side in sides(size)) + backbone.leading if isinstance(backbone, ViT) else None
 
 
-def flops_of(model: nn.Module, size: int, *, backward: bool) -> int:
+def flops_of(model: nn.Module, size: int | tuple[int, int], *, backward: bool) -> int:
     """Return the floating-point operations for one image, counted by torch (2 per multiply-add): forward, and backward as far as anything trains."""
     model.eval()
     trained = [p for p in model.parameters() if p.requires_grad]
-    image = torch.zeros(1, 3, size, size, device=next(model.parameters()).device)
+    image = torch.zeros(1, 3, *sides(size), device=next(model.parameters()).device)
     # the counter does not know every fused attention kernel; the plain one is matrix products
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.set_grad_enabled(backward):
         output = model.forward(image)  # not __call__, which may be compiled

@@ -25,6 +25,7 @@ from mae_transfer.checkpoints.files import load_strict
 from mae_transfer.config import Spec, build, check
 from mae_transfer.core.normalize import Statistics, normalize
 from mae_transfer.core.paste import paste_masks
+from mae_transfer.core.patches import sides, size_of
 from mae_transfer.data import (
     SCENE_TRANSFORMS,
     ObjectDataConfig,
@@ -122,10 +123,10 @@ class DetectConfig(TrainConfig):
         return ("bbox", "segm") if self.heads.masks else ("bbox",)
 
     @property
-    def side(self) -> int:
-        """Pixels per side that the backbone's tables are made for: the square, or the longest side of the training images."""
-        longest = max(build(SCENE_TRANSFORMS, self.data.augmentation).largest())
-        return self.data.square or -(-longest // COARSEST) * COARSEST
+    def side(self) -> int | tuple[int, int]:
+        """Pixels that the backbone's tables are made for, one side or height and width: the square, or the longest sides of the training images."""
+        longest = build(SCENE_TRANSFORMS, self.data.augmentation).largest()
+        return self.data.square or size_of(*(-(-side // COARSEST) * COARSEST for side in longest))
 
 
 class Parts(NamedTuple):
@@ -200,7 +201,7 @@ def open_parts(cfg: DetectConfig, backbone: BackboneConfig, statistics: Statisti
     adapter = build(ADAPTERS, cfg.adapter, maps_of(chosen.model))  # type: ignore[arg-type]
     pyramid = AdaptedBackbone(chosen.model, adapter)  # type: ignore[arg-type]
     strides = [int(stride) for stride in adapter.strides.values()]
-    if cfg.data.square is not None and cfg.data.square % pyramid.size_divisor:
+    if cfg.data.square is not None and any(side % pyramid.size_divisor for side in sides(cfg.data.square)):
         raise ValueError(f"data.square = {cfg.data.square} is no multiple of {pyramid.size_divisor}, which the pyramid needs")
     if cfg.engine == "detectron2":
         model: nn.Module = Detectron2RCNN(pyramid, strides=strides, classes=len(val.classes), heads=cfg.heads)

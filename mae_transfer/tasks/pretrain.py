@@ -20,6 +20,7 @@ from mae_transfer.bounds import Count
 from mae_transfer.config import Spec, build, check
 from mae_transfer.core.masks import MASKERS
 from mae_transfer.core.normalize import Statistics, normalize
+from mae_transfer.core.patches import sides
 from mae_transfer.data import (
     Crops,
     DataConfig,
@@ -101,7 +102,7 @@ class PretrainConfig(ImageConfig):
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         encoder = self.model.encoder
-        if encoder.image_size != self.data.size:
+        if sides(encoder.image_size) != sides(self.data.size):
             raise ValueError(f"model.encoder.image_size = {encoder.image_size}, but data.size = {self.data.size}: they are the same image")
         if not encoder.channels == len(self.mean) == len(self.std):
             raise ValueError(f"model.encoder.channels = {encoder.channels}, but mean has {len(self.mean)} values and std {len(self.std)}")
@@ -276,14 +277,14 @@ def finish(cfg: PretrainConfig, parts: Parts, state: TrainState, loop: LoopConfi
 
 
 def result(cfg: PretrainConfig, parts: Parts, state: TrainState, folder: WorkDir, metric: str, value: float) -> results.Result:
-    """Return one number of this run as a Result."""
-    encoder = cfg.model.encoder
+    """Return one number of this run as a Result; its tokens are those that the encoder sees."""
+    encoder, (h, w) = cfg.model.encoder, parts.masking.grid
     return results.Result(
         task="pretrain", protocol=cfg.method(), dataset=cfg.data.name, split=parts.split,
         metric=metric, value=value, unit="loss per hidden patch", higher_is_better=False,
         backbone=encoder.name(), pretrain=cfg.method(), checkpoint_sha256=checkpoints.sha256(folder.backbone),
         flops_per_image=step_flops(cfg, parts),
-        tokens_per_image=parts.masking.sampler.visible(parts.masking.grid) + int(encoder.class_token),
+        tokens_per_image=(h * w if cfg.model.corrupt else parts.masking.sampler.visible((h, w))) + int(encoder.class_token),
         **facts(cfg, state, folder),
     )  # fmt: skip
 

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Iterator
 from functools import partial
+from operator import gt
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -22,6 +23,7 @@ from mae_transfer.adapters.mmseg_transforms import Rescale, TrainingCrop
 from mae_transfer.checkpoints.files import load_strict
 from mae_transfer.config import Spec, build, check, load
 from mae_transfer.core.normalize import Statistics, normalize
+from mae_transfer.core.patches import sides, size_of
 from mae_transfer.data import MapBatch, MapCrops, MapDataConfig, MapSource, MapViews, Order, Scales, Share, batches, open_map_set, open_maps
 from mae_transfer.data.ade_check import check_sets
 from mae_transfer.data.maps import inside
@@ -85,7 +87,7 @@ class SegmentConfig(TrainConfig):
     @model_validator(mode="after")
     def _windows_cover_the_image(self) -> Self:
         stride = self.inference.stride
-        if self.inference.mode == "slide" and stride is not None and stride > self.data.size:
+        if self.inference.mode == "slide" and stride is not None and any(map(gt, sides(stride), sides(self.data.size))):
             raise ValueError(f"inference.stride={stride}, data.size={self.data.size}: windows further apart than their side leave pixels unseen")
         return self
 
@@ -178,7 +180,7 @@ def open_parts(cfg: SegmentConfig, backbone: BackboneConfig, statistics: Statist
     protocol = cfg.method()
     chosen = open_backbone(backbone, {"image_size": cfg.data.size, **protocol.changes()}, statistics=statistics, seed=cfg.seed)
     if cfg.inference.mode == "whole" and any(getattr(module, "strict_img_size", False) for module in chosen.model.modules()):  # timm's ViT, Swin
-        raise ValueError(f"{chosen.name} takes images of {cfg.data.size} x {cfg.data.size} pixels only: inference.mode='slide'")
+        raise ValueError(f"{chosen.name} takes images of {cfg.data.size} pixels only: inference.mode='slide'")
     sets = open_maps(cfg.data) if train else (open_map_set(cfg.data.val, cfg.data.root),) * 2
     return Parts(protocol, *sets, chosen)
 
@@ -212,7 +214,8 @@ def make_step(statistics: Statistics, loop: LoopConfig) -> StepFn:
         segmenter = bare(model)
         assert isinstance(segmenter, Segmenter)
         # the margin of a small image is zero after normalisation, as in mmseg
-        images = normalize(batch.image, statistics) * inside(batch.extent, batch.image.shape[-1])
+        height, width = batch.image.shape[-2:]
+        images = normalize(batch.image, statistics) * inside(batch.extent, (height, width))
         logits = model(images)
         losses = segmenter.losses(logits, batch.labels)
         total = torch.stack(list(losses.values())).sum()
@@ -253,7 +256,8 @@ def predict(cfg: SegmentConfig, model: nn.Module, batch: Scales, statistics: Sta
     assert isinstance(model, Segmenter)
     inference, size = cfg.inference, cfg.data.size
     slide = inference.mode == "slide"
-    how = Windows(size if slide else None, inference.stride or size * 2 // 3, model.pyramid.size_divisor, cfg.run.evaluation_batch)
+    stride = inference.stride or size_of(*(side * 2 // 3 for side in sides(size)))
+    how = Windows(size if slide else None, stride, model.pyramid.size_divisor, cfg.run.evaluation_batch)
     with autocast(cfg.precision, batch.labels.device):
         normalized = [normalize(image, statistics) for image in batch.images]
         height, width = batch.labels.shape[-2:]

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mae_transfer.bounds import Factor, Pixels
+from mae_transfer.bounds import Factor, Sides
 from mae_transfer.config import Schema
+from mae_transfer.core.patches import sides
 
 PUBLISHED_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # with mirror images: BEiT, mae_segmentation and mmseg
 
@@ -24,8 +25,8 @@ class InferenceConfig(Schema):
 
     mode: Literal["slide", "whole"] = "slide"
     """Windows of `data.size` pixels whose logits are averaged where they overlap, or the whole image at once."""
-    stride: Pixels | None = None
-    """Pixels from window to window, at most a window's side (two thirds of it in BEiT: 341 of 512); None: that."""
+    stride: Sides | None = None
+    """Pixels from window to window, or those down and across, at most a window's side (two thirds of it in BEiT: 341 of 512); None: that."""
     scales: tuple[Factor, ...] = Field(default=(1.0,), min_length=1)
     """Factors of `data.scale`, a view of the image each; several: the classes' probabilities are averaged (--multi-scale: 0.5 to 1.75)."""
     flip: bool = False
@@ -35,11 +36,11 @@ class InferenceConfig(Schema):
 class Windows(NamedTuple):
     """How to look at an image.
 
-    A window is `size` x `size` even where the image is smaller: padded with zeros, as training crops are, it has the grid that the model learned.
+    A window has this `size` even where the image is smaller: padded with zeros, as training crops are, it has the grid that the model learned.
     """
 
-    size: int | None  # pixels per side of a window; None: the whole image
-    stride: int
+    size: int | tuple[int, int] | None  # pixels of a window, one side or height and width; None: the whole image
+    stride: int | tuple[int, int]  # pixels from window to window, likewise
     divisor: int  # of the sides that a whole image is padded to, right and below, with zeros
     batch: int  # windows per forward pass
 
@@ -65,8 +66,9 @@ def probabilities(model: nn.Module, views: Sequence[Tensor], size: tuple[int, in
 def logits(model: nn.Module, image: Tensor, how: Windows) -> Tensor:
     """Return the logits (1, C, H, W) of a normalised image (1, 3, H, W); model: images -> (logits, ...), at any resolution."""
     height, width = image.shape[2:]
-    side = (min(how.size or height, height), min(how.size or width, width))
-    places = [(y, x) for y in starts(height, side[0], how.stride) for x in starts(width, side[1], how.stride)]
+    most, stride = sides(how.size) if how.size else (height, width), sides(how.stride)
+    side = (min(most[0], height), min(most[1], width))
+    places = [(y, x) for y in starts(height, side[0], stride[0]) for x in starts(width, side[1], stride[1])]
     total: Tensor | None = None
     count = image.new_zeros(1, 1, height, width)
     for first in range(0, len(places), how.batch):
@@ -90,7 +92,7 @@ def starts(length: int, window: int, stride: int) -> list[int]:
 def window_logits(model: nn.Module, windows: Tensor, how: Windows) -> Tensor:
     """Return the logits (W, C, h, w) of windows (W, 3, h, w), at their size."""
     h, w = windows.shape[2:]
-    height, width = (how.size, how.size) if how.size else (h + -h % how.divisor, w + -w % how.divisor)
+    height, width = sides(how.size) if how.size else (h + -h % how.divisor, w + -w % how.divisor)
     padded = F.pad(windows, (0, width - w, 0, height - h))
     found: Tensor = model(padded)[0]
     return resized(found, (height, width))[:, :, :h, :w]

@@ -20,6 +20,7 @@ from mae_transfer import checkpoints, results
 from mae_transfer.bounds import Count, Epochs, Probability, Weight
 from mae_transfer.checkpoints.tokenizers import export_tokenizer
 from mae_transfer.config import Schema
+from mae_transfer.core.patches import sides
 from mae_transfer.data import (
     Crops,
     DataConfig,
@@ -101,7 +102,7 @@ class TokenizerConfig(ImageConfig):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        if self.data.size % self.model.stride:
+        if any(side % self.model.stride for side in sides(self.data.size)):
             raise ValueError(f"data.size = {self.data.size} is not a multiple of the tokenizer's stride {self.model.stride}")
         if self.optim.layer_decay:
             raise ValueError(f"optim.layer_decay = {self.optim.layer_decay}: the autoencoder has one rate for all layers; leave it out")
@@ -243,12 +244,13 @@ def finish(cfg: TokenizerConfig, parts: Parts, state: TrainState, loop: LoopConf
     model, path = state.averaged, folder.root / "tokenizer.safetensors"
     assert isinstance(model, DVAE)
     export_tokenizer(path, model, about={"recipe": cfg.model_dump(mode="json", exclude={"run"}), "digest": cfg.digest(), "scale": cfg.scale})
+    cells = math.prod(side // cfg.model.stride for side in sides(cfg.data.size))
     units = {"mse": "squared error in [0, 1]", "codes_used": "share", "code_perplexity": "codes"}
     written = [
         results.Result(
             task="tokenizer", protocol=cfg.method(), dataset=cfg.data.name, split=parts.split, metric=metric, value=value,
             unit=units[metric.removeprefix(f"{parts.split}_")], higher_is_better=not metric.endswith("mse"), backbone=cfg.method(), pretrain="none",
-            checkpoint_sha256=checkpoints.sha256(path), flops_per_image=None, tokens_per_image=(cfg.data.size // cfg.model.stride) ** 2,
+            checkpoint_sha256=checkpoints.sha256(path), flops_per_image=None, tokens_per_image=cells,
             **facts(cfg, state, folder),
         )
         for metric, value in state.metrics.items()

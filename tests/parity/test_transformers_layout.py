@@ -198,3 +198,22 @@ def test_files_of_older_releases_and_their_image_processor_are_read(tmp_path: Pa
     (tmp_path / "pytorch_model.bin").unlink()
     with pytest.raises(ValueError, match=r"holds neither model.safetensors nor pytorch_model.bin"):
         checkpoints.load(f"hf:{tmp_path}")
+
+
+def test_an_encoder_of_images_that_are_not_square_goes_out_and_comes_back(tmp_path: Path) -> None:
+    """BEiT's and DINOv2's are refused: transformers exchanges the sides of BEiT's tables, and takes DINOv2's positions for a square."""
+    torch.manual_seed(0)
+    shape = {"size": None, "dim": 32, "depth": 2, "heads": 4, "patch": 8, "image_size": (32, 48), "positions": "learned"}
+    ours = vit.ViT(vit.ViTConfig.model_validate(shape)).eval()
+    for parameter in ours.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    FORMATS["hf"](tmp_path, ours, {})
+    images = torch.randn(2, 3, 32, 48)
+    expected, found = AutoModel.from_pretrained(tmp_path).eval()(images).last_hidden_state, ours(images, norm=True)
+    torch.testing.assert_close(found.maps[0].flatten(2).transpose(1, 2), expected[:, 1:], rtol=1e-4, atol=1e-4)
+    again = checkpoints.load_backbone(f"hf:{tmp_path}")
+    assert again.cfg.grid() == (4, 6)
+    torch.testing.assert_close(again(images, norm=True).maps[0], found.maps[0], rtol=1e-5, atol=1e-5)
+    for options in ({"layer_scale": 0.1}, {"positions": "none", "relative_positions": "shared", "qkv_bias": "qv", "layer_scale": 0.1}):
+        with pytest.raises(ValueError, match="transformers has no model with this architecture"):
+            FORMATS["hf"](tmp_path, vit.ViT(vit.ViTConfig.model_validate(shape | options)), {})

@@ -7,12 +7,13 @@ import pytest
 import torch
 from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
+from timm.data.transforms_factory import transforms_imagenet_eval
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from mae_transfer.data import AUGMENTATIONS, CentreCrop, FixedCrop, RandomCrop, transforms
-from mae_transfer.data.transforms import render, resize
+from mae_transfer.data.transforms import ByolCrop, RandAugmentCrop, render, resize
 from mae_transfer.interfaces import ViewSpec
 from mae_transfer.seeding import seeded
 
@@ -175,3 +176,42 @@ def test_the_middle_of_a_thin_image_is_seen_without_resizing_the_whole_of_it(mon
     assert abs(bright - 15.5) < 20  # one pixel of the source is as wide as the view: the bright one is in the middle
     ordinary = torch.randint(256, (3, 20, 600), dtype=torch.uint8)
     assert torch.equal(transforms._middle(ordinary), ordinary)
+
+
+@pytest.mark.parametrize("stored", [(90, 70), (64, 300), (50, 50), (200, 131)])
+@pytest.mark.parametrize("size", [(64, 128), (48, 32), 40])
+def test_the_view_of_evaluation_is_timms_for_any_shape(stored: tuple[int, int], size: int | tuple[int, int]) -> None:
+    """timm's transforms_imagenet_eval: ResizeKeepRatio until the image covers the frame, then CenterCrop; sides differ by the pixel it rounds."""
+    image = smooth(*stored)
+    ours = CentreCrop([ViewSpec(size, "bicubic")], shorter_side=1.25)(image)[0]
+    high, wide = (size, size) if isinstance(size, int) else size
+    steps = transforms_imagenet_eval((high, wide), crop_pct=0.8, interpolation="bicubic", normalize=False).transforms
+    theirs = image_of(image)
+    for step in steps[:2]:  # the resizing and the crop, without the tensor
+        theirs = step(theirs)
+    expected = torch.from_numpy(np.array(theirs)).permute(2, 0, 1)
+    assert ours.shape == expected.shape == (3, high, wide)
+    assert distance(ours, expected) < 3
+
+
+def image_of(image: torch.Tensor) -> Image.Image:
+    return Image.fromarray(image.permute(1, 2, 0).numpy())
+
+
+def test_every_augmentation_renders_views_that_are_not_square_and_show_the_same() -> None:
+    views = (ViewSpec((32, 64), "bicubic"), ViewSpec((16, 32), "bicubic"))
+    for make in (CentreCrop, FixedCrop, RandomCrop, ByolCrop):
+        first, second = make(views)(smooth(90, 120))
+        assert (first.shape, second.shape) == ((3, 32, 64), (3, 16, 32))
+        halved = torch.nn.functional.avg_pool2d(first.float(), 2)
+        assert distance(halved, second) < 6
+    assert RandAugmentCrop(views[:1])(smooth(90, 120))[0].shape == (3, 32, 64)
+
+
+def test_a_fixed_crop_has_the_shape_of_its_view() -> None:
+    image = torch.zeros(3, 100, 300, dtype=torch.uint8)
+    image[1] = torch.arange(300, dtype=torch.uint8) // 2
+    image[2] = torch.arange(100, dtype=torch.uint8)[:, None]
+    crop = FixedCrop([ViewSpec((40, 80), "bicubic")], shorter_side=1.25, flip=0.0)(image)[0].float()
+    assert crop[2, -1].mean() - crop[2, 0].mean() == pytest.approx(78, abs=2)  # 80 of the 100 rows: the largest box is 100 x 200
+    assert crop[1, :, -1].mean() - crop[1, :, 0].mean() == pytest.approx(79, abs=2)  # 160 columns

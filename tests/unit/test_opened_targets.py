@@ -87,10 +87,27 @@ def test_cached_tokens_come_with_the_image_and_need_no_view() -> None:
 
 
 def test_a_tokenizer_that_does_not_fit_the_grid_is_an_error_that_names_both() -> None:
-    with pytest.raises(ValueError, match="4 x 6 patches: use square images"):
-        Token(Frame(4, (4, 6), IMAGENET), tokenizer=Grey())
-    with pytest.raises(ValueError, match=r"makes 5 x 5 codes of a 8-px view, but the encoder has 4 x 4 patches"):
+    with pytest.raises(ValueError, match=r"makes 5 x 5 codes of a view of 8 px, but the encoder has 4 x 4 patches"):
         Token(FRAME, tokenizer=Grey())(batch(view=10), IDS)
+
+
+def test_tokens_and_features_of_images_that_are_not_square() -> None:
+    torch.manual_seed(0)
+    frame, images = Frame(4, (4, 6), IMAGENET), torch.randint(0, 256, (2, 3, 16, 24), dtype=torch.uint8)
+    view, ids = torch.randint(0, 256, (2, 3, 8, 12), dtype=torch.uint8), torch.tensor([[0, 7, 23], [6, 5, 22]])
+    target = Token(frame, tokenizer=Grey())
+    assert target.views == (ViewSpec((8, 12), "lanczos"),)
+    codes = target(Batch(images, (view,), None, None, torch.arange(2)), ids)
+    assert codes[0, 1] == int(view[0, :, 2:4, 2:4].float().mean() // 32)  # patch 7 of a 4 x 6 grid: second row, second column
+    assert codes[1, 2] == int(view[1, :, 6:8, 8:10].float().mean() // 32)
+    teacher = vit()
+    own = Feature(frame, teacher=Teacher(teacher, HALF), size=(32, 48))
+    assert own.views == (ViewSpec((32, 48), "bicubic"),)
+    features = Feature(frame, teacher=Teacher(teacher, HALF), scale="none")(Batch(images, (), None, None, torch.arange(2)), ids)
+    expected = teacher(normalize(images, HALF), norm=True).maps[-1]
+    torch.testing.assert_close(features[0, 1], expected[0, :, 1, 1])
+    with pytest.raises(ValueError, match=r"target.size = 32 has not the shape of the encoder's 16 x 24 px"):
+        Feature(frame, teacher=Teacher(teacher, HALF), size=32)
 
 
 @pytest.mark.parametrize("scale", ["layer", "unit", "none"])
