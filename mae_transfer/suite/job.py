@@ -5,12 +5,14 @@ The process is forked from a server that has imported torch and the tasks alread
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import importlib
 import multiprocessing
 import os
 import runpy
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,9 +20,11 @@ from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import NoReturn
 
 LOG = "output.log"
 START = "$ "  # begins the line of the log with a start's command
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 TORCHRUN_WAITS = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # seconds for its processes to save in before it kills them; older versions take 30
 
 
@@ -42,17 +46,36 @@ def start(command: Sequence[str], folder: Path, *, environment: Mapping[str, str
 def main(command: list[str], folder: Path, environment: dict[str, str], threads: int | None) -> None:
     """Run the command in this process, or in its place where it is not a Python script's (torchrun)."""
     os.environ.update(environment)
-    with locked(folder / ".lock"):
+    multiprocessing.set_start_method(None, force=True)  # the platform's own: loader workers would start a fork server of their own, which takes long
+    with locked(folder / ".lock") as lock:
         redirect(folder / LOG)
         print(START + " ".join(command), flush=True)
-        if command[0] != sys.executable or command[1] == "-m":
-            os.execvp(command[0], command)
         threading.Thread(target=end_with_parent, daemon=True).start()
+        if command[0] != sys.executable or command[1] == "-m":
+            attend(command, lock)
         if threads is not None:
             importlib.import_module("torch").set_num_threads(threads)
         sys.argv = command[1:]
         sys.path.insert(0, str(Path(command[1]).parent))
         runpy.run_path(command[1], run_name="__main__")
+
+
+def attend(command: list[str], lock: int) -> NoReturn:
+    """Run a command that is no Python script (torchrun), hand on the signals that this process gets, and end as it ends."""
+    with subprocess.Popen(command, pass_fds=(lock,), preexec_fn=end_with_this_thread) as process:  # it holds the lock as long as it lives
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda number, _: process.send_signal(number))
+        code = process.wait()
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL)
+        signal.raise_signal(-code)
+    sys.exit(code)
+
+
+def end_with_this_thread() -> None:
+    """Let the kernel send this process a SIGTERM when the thread that started it ends, even by SIGKILL (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def end_with_parent() -> None:
@@ -74,8 +97,11 @@ def redirect(log: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, *, owner: str | None = None) -> Iterator[None]:
-    """Hold a lock file; wait for it, or with `owner` say in a ValueError who holds it. It falls with the process, however that ends."""
+def locked(path: Path, *, owner: str | None = None) -> Iterator[int]:
+    """Hold a lock file and hand out its descriptor; it falls with the process, however that ends.
+
+    A lock that another process holds is waited for; with `owner` a ValueError says who holds it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
         try:
@@ -87,5 +113,4 @@ def locked(path: Path, *, owner: str | None = None) -> Iterator[None]:
             file.truncate(0)
             file.write(owner)
             file.flush()
-        os.set_inheritable(file.fileno(), True)  # what replaces this process goes on holding it
-        yield
+        yield file.fileno()
