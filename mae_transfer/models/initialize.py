@@ -50,11 +50,11 @@ def initialize(module: nn.Module, init: Init) -> None:
 
 def rescale_by_depth(module: nn.Module) -> None:
     """Divide the weights of attn.proj and mlp.fc2 of each block by sqrt(2 l), l = 1 for the first (BEiT, arXiv 2106.08254, section 2.5)."""
-    for name, parameter in module.named_parameters():
-        _, found, rest = name.rpartition("blocks.")
-        number, _, leaf = rest.partition(".")
-        if found and leaf in ("attn.proj.weight", "mlp.fc2.weight"):
-            parameter.data.div_((2.0 * (int(number) + 1)) ** 0.5)
+    for part in module.modules():
+        blocks = part._modules.get("blocks")
+        for layer, block in enumerate(blocks if isinstance(blocks, nn.ModuleList) else (), start=1):
+            for name in ("attn.proj.weight", "mlp.fc2.weight"):
+                block.get_parameter(name).data.div_((2.0 * layer) ** 0.5)
 
 
 def _weights(name: str, layer: nn.Linear | nn.Conv2d, init: Init) -> None:
