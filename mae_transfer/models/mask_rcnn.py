@@ -56,7 +56,7 @@ class HeadsConfig(Schema):
     score_threshold: BelowOne = 0.05
     """Detections below this are dropped."""
     detections: Count = 100
-    """Most detections per image."""
+    """Most detections per image. Evaluation counts as many, and at least COCO's 100."""
 
 
 RATIOS = (0.5, 1.0, 2.0)  # height / width of the anchors

@@ -168,3 +168,97 @@ def test_a_backend_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -
     assert CocoMetric(truth).backend == "pycocotools"
     with pytest.raises(ValueError, match="not installed: pip install"):
         CocoMetric(truth, backend="faster-coco-eval")
+
+
+BACKENDS = ("pycocotools", "faster-coco-eval")
+
+
+def dots(number: int) -> tuple[dict[str, Any], Detections]:
+    """Squares of 4 x 4 pixels on a grid, their truth and its perfect prediction."""
+    places = [(8 * (k % 20), 8 * (k // 20)) for k in range(number)]
+    shared = {"image_id": 1, "category_id": 1, "area": 16, "iscrowd": 0}
+    entries = [
+        {"id": k, "bbox": [x, y, 4, 4], "segmentation": [[x, y, x + 4, y, x + 4, y + 4, x, y + 4]]} | shared for k, (x, y) in enumerate(places)
+    ]
+    truth = {
+        "images": [{"id": 1, "file_name": "1.png", "height": 160, "width": 160}],
+        "categories": [{"id": 1, "name": "dot"}],
+        "annotations": entries,
+    }
+    boxes, masks = torch.zeros(number, 4), torch.zeros(number, 160, 160, dtype=torch.uint8)
+    for k, (x, y) in enumerate(places):
+        boxes[k], masks[k, y : y + 4, x : x + 4] = torch.tensor([x, y, x + 4, y + 4]), 1
+    return truth, Detections(boxes, torch.linspace(0.9, 0.1, number), torch.zeros(number, dtype=torch.long), masks)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_more_detections_than_100_count_where_the_heads_give_them(backend: Any) -> None:
+    truth, found = dots(200)
+    figures = {}
+    for most in (50, 100, 300):
+        metric = CocoMetric(truth, backend=backend, detections=most)
+        metric.update([1], [found])
+        figures[most] = metric.compute(per_class=True)
+    assert figures[50] == pytest.approx(figures[100], nan_ok=True)
+    for kind in ("bbox", "segm"):
+        assert figures[100][f"{kind}/AR100"] == pytest.approx(0.5)
+        assert figures[100][f"{kind}/AP"] == pytest.approx(51 / 101)  # recalls 0, 0.01 ... 0.5 of 101
+        assert figures[300][f"{kind}/AR300"] == pytest.approx(1)
+        assert figures[300][f"{kind}/AP"] == figures[300][f"{kind}/AP[dot]"] == pytest.approx(1)
+        assert (figures[300][f"{kind}/AR1"], figures[300][f"{kind}/AR10"]) == pytest.approx((1 / 200, 10 / 200))
+        assert f"{kind}/AR100" not in figures[300]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_missing_area_is_that_of_the_mask_where_masks_are_evaluated(backend: Any) -> None:
+    """A triangle of a box of 40 x 40 pixels has 800: small as a mask, medium as a box."""
+    truth, _ = dots(1)
+    triangle = {"bbox": [10, 10, 40, 40], "segmentation": [[10, 10, 50, 10, 10, 50]]}
+    truth["annotations"][0].update(triangle)
+    for masks, small in ((True, True), (False, False)):
+        for area in ({}, {"area": 0}):
+            truth["annotations"] = [{key: value for key, value in truth["annotations"][0].items() if key != "area"} | area]
+            metric = CocoMetric(truth, backend=backend, kinds=("bbox", "segm") if masks else ("bbox",))
+            y, x = np.mgrid[:160, :160]
+            mask = torch.from_numpy((x >= 10) & (y >= 10) & (x + y < 60))[None]
+            metric.update([1], [Detections(torch.tensor([[10.0, 10, 50, 50]]), torch.ones(1), torch.zeros(1, dtype=torch.long), mask)])
+            figures = metric.compute()
+            for kind in ("bbox", "segm") if masks else ("bbox",):
+                assert np.isnan(figures[f"{kind}/APs"]) != small
+                assert np.isnan(figures[f"{kind}/APm"]) == small
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bbox": [np.nan, 0, 4, 4]}, "box that is not four finite numbers: object 3"),
+        ({"area": None}, "area that is no number from 0 on: object 3"),
+        ({"iscrowd": "0"}, "iscrowd that is neither 0 nor 1: object 3"),
+        ({"image_id": "1"}, "object whose image_id is no whole number from 0 on: object 3"),
+        ({"segmentation": {"size": [160, 160], "counts": "x"}}, "broken run-length code: object 3"),
+    ],
+)
+def test_both_backends_refuse_the_same_truth(change: dict[str, Any], message: str) -> None:
+    truth, _ = dots(5)
+    truth["annotations"][3].update(change)
+    for backend in BACKENDS:
+        with pytest.raises(ValueError, match=f"the ground truth: 1 x {message}"):
+            CocoMetric(truth, backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_crowd_may_be_a_truth_value_and_other_keys_of_a_json_do_not_count(backend: Any) -> None:
+    truth, found = dots(4)
+    expected = CocoMetric(truth, backend=backend)
+    expected.update([1], [found])
+    for one in truth["annotations"]:
+        one.update(iscrowd=False, ignore=1, score=0.1, attributes={"occluded": None})
+    metric = CocoMetric(truth, backend=backend)
+    metric.update([1], [found])
+    assert metric.compute() == pytest.approx(expected.compute(), nan_ok=True)
+
+
+@pytest.mark.parametrize("change", [{"annotations": []}, {"images": [], "annotations": []}])
+def test_nothing_to_measure_is_an_error(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="the ground truth: 1 x (nothing to learn from or to measure|no image is listed)"):
+        CocoMetric(dots(1)[0] | change)

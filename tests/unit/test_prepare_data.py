@@ -208,6 +208,24 @@ def test_any_json_and_any_class_list_can_be_checked(tmp_path: Path, tool: Callab
         check_any(tmp_path)
 
 
+def test_what_has_a_policy_is_shown_and_stops_nothing(tmp_path: Path, tool: Callable[..., tuple[int, str]]) -> None:
+    write_coco(tmp_path, **SMALL)
+    file = tmp_path / "annotations" / "instances_val2017.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0].pop("segmentation")
+    file.write_text(json.dumps(content))
+    status, said = tool("check", "--root", tmp_path, "--split", "val2017")
+    assert status == 0
+    assert "val2017: no defect that stops a run\n  1 x no outline (left out): object 1\n" in said
+    for one in content["annotations"]:
+        one.pop("segmentation", None)
+    file.write_text(json.dumps(content))
+    status, said = tool("check", "--root", tmp_path, "--split", "val2017")
+    assert status == 1
+    assert "no object has an outline: for boxes alone, masks=False and heads.masks=False (check: --boxes)" in said
+    assert tool("check", "--root", tmp_path, "--split", "val2017", "--boxes") == (0, "val2017: no defect\n")
+
+
 def test_every_public_archive_is_named_with_its_terms() -> None:
     for name, data_set in DATA_SETS.items():
         assert "Terms: https://" in data_set.terms, name
