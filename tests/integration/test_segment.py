@@ -281,8 +281,9 @@ def test_an_evaluation_in_the_work_dir_does_not_finish_a_run_that_was_killed_at_
 def test_a_validation_set_without_a_labelled_pixel_is_an_error(base: Values, tmp_path: Path) -> None:
     for path in (tmp_path / "scenes" / "annotations" / "validation").iterdir():
         Image.new("L", (40, 40)).save(path)
-    with pytest.raises(ValueError, match="no pixel of the validation set has a class"):
+    with pytest.raises(ValueError, match=r"the validation set, .*\n  1 x map set in which no pixel has a class: the maps hold the values 0;"):
         segment.run(config(base, epochs=1.0), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_unreadable_validation_image_is_left_out_of_the_numbers_and_no_other_counts_twice(base: Values, tmp_path: Path) -> None:
