@@ -13,6 +13,7 @@ from rich.table import Table
 
 Rows = Sequence[Mapping[str, str]]  # cells by column title, at least one row, the same titles in each
 Sheets = Mapping[str, Rows]  # by title
+FORMULA = ("=", "+", "-", "@")  # what a formula may begin with
 UNLIMITED = 1000  # characters per line, into a pipe or a file
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
@@ -43,20 +44,36 @@ def markdown(sheets: Sheets) -> str:
 
     def table(title: str, rows: Rows) -> str:
         lines = [rows[0].keys(), ["---"] * len(rows[0]), *(row.values() for row in rows)]
-        return f"### {title}\n\n" + "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+        cells = [[" ".join(cell.splitlines()).replace("|", "\\|") for cell in line] for line in lines]
+        return f"### {title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in cells) + "\n"
 
     return "\n".join(table(title, rows) for title, rows in sheets.items())
 
 
 def as_csv(sheets: Sheets) -> str:
-    """Return comma-separated values under one header, with the table's title in the first column; a column that a table has not stays empty."""
+    """Return comma-separated values under one header, with the table's title in the first column; a column that a table has not stays empty.
+
+    A text that a spreadsheet would run as a formula has an apostrophe before it.
+    """
     text = io.StringIO()
     columns = dict.fromkeys(column for rows in sheets.values() for column in rows[0])
     writer = csv.DictWriter(text, ["table", *columns], restval="", lineterminator="\n")
-    writer.writeheader()
+    writer.writerow({column: plain(column) for column in ("table", *columns)})
     for title, rows in sheets.items():
-        writer.writerows({"table": title, **row} for row in rows)
+        writer.writerows({column: plain(cell) for column, cell in {"table": title, **row}.items()} for row in rows)
     return text.getvalue()
+
+
+def plain(cell: str) -> str:
+    """Return a cell of one line that no spreadsheet takes for a formula; numbers with a sign stay numbers."""
+    cell = " ".join(cell.split())
+    if len(cell) < 2 or not cell.startswith(FORMULA):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return "'" + cell
+    return cell
 
 
 def latex(sheets: Sheets) -> str:
@@ -66,10 +83,15 @@ def latex(sheets: Sheets) -> str:
 
 def _environment(title: str, rows: Rows) -> str:
     lines = [list(rows[0]), *(list(row.values()) for row in rows)]
-    body = [" & ".join(map(tex, line)) + r" \\" for line in lines]
+    body = [guarded(" & ".join(map(tex, line))) + r" \\" for line in lines]
     columns = "l" * len(rows[0])
     parts = [r"\begin{table}", rf"\caption{{{tex(title)}}}", rf"\begin{{tabular}}{{{columns}}}", r"\hline", body[0], r"\hline", *body[1:], r"\hline"]
     return "\n".join([*parts, r"\end{tabular}", r"\end{table}"]) + "\n"
+
+
+def guarded(line: str) -> str:
+    """Return a row that the end of the row before it does not take for its option or star."""
+    return "{}" + line if line.startswith(("[", "*")) else line
 
 
 def tex(text: str) -> str:

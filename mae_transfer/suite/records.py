@@ -37,6 +37,8 @@ class Note(BaseModel):
     reason: str | None = None
     chosen: str | None = None  # what a sweep chose for it, and from what
     seconds: float = 0.0  # that it ran for, over all its starts
+    artifact: str | None = None  # sha256 of the file that it left for others, once it is done
+    results: tuple[str, ...] = ()  # digests of the lines of its results.jsonl, likewise
 
 
 class Record(NamedTuple):

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from mae_transfer import results
 from mae_transfer.config import nearest
+from mae_transfer.suite import evidence
 from mae_transfer.suite.job import LOG, START
 from mae_transfer.suite.plan import Node, Plan
 from mae_transfer.suite.records import Note, State, read_note, write_note
@@ -57,6 +58,9 @@ def prepare(work: Work, node: Node, *, again: bool = False, torchrun: Sequence[s
     folder, status = work.folder(node.name), work.status(node.name)
     if (status.replaced or again) and folder.exists():
         set_aside(folder, work.root)
+    elif status.spoilt:
+        numbers = work.numbers(node.name)
+        numbers.replace(numbers.with_name(f"{numbers.name}.damaged"))  # the tool writes them again from its state
     try:
         chosen, sentence = work.chosen(node)
         command = work.command(node, chosen, torchrun=torchrun)
@@ -79,8 +83,11 @@ def conclude(work: Work, note: Note, *, code: int | None, seconds: float, stoppi
         finished = work.finished(node, work.config(node, work.chosen(node)[0]))
     except ValueError as error:
         return close(work, note, "failed", str(error), seconds=seconds)
+    artifact = work.artifact(note.name)
+    if finished and artifact and (defect := evidence.unreadable(artifact)):
+        return close(work, note, "failed", defect, seconds=seconds)
     if finished:
-        return close(work, note, "done", seconds=seconds)
+        return close(work, evidence.remembered(note, artifact, work.numbers(note.name)), "done", seconds=seconds)
     words = last_words(work.folder(note.name) / LOG)
     if stopping or code in PEACEFUL or TOLD_TO_STOP.search(words):
         return close(work, note, "stopped", seconds=seconds)

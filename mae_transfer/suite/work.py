@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from mae_transfer import results
 from mae_transfer.checkpoints import LAYOUTS, sha256
 from mae_transfer.config import Schema, flatten, load, nearest
+from mae_transfer.suite import evidence
 from mae_transfer.suite.plan import Node, Plan, replaced, texts
 from mae_transfer.suite.records import Note, of_another_version, read_note
 from mae_transfer.suite.toolbox import TOOLS
@@ -29,6 +30,7 @@ class Status(NamedTuple):
     done: bool
     why: str  # "new", "done", "changed: ...", "failed: ...", "stopped" (it saved), "cut off" (it may not have)
     replaced: bool = False  # the folder holds another identity's run
+    spoilt: bool = False  # its results.jsonl is damaged
 
 
 class Work:
@@ -108,12 +110,21 @@ class Work:
             if note.suite != self.suite:
                 raise ValueError(f"{self.folder(name)} is a run of the suite {note.suite!r}, of another config: take another --work-dir")
             return Status(False, f"changed: {self.change(name, note)}", replaced=True)
-        if note.state == "done" and (self.artifact(name) is None or self.artifact(name).is_file()):  # type: ignore[union-attr]
-            if self.plan[name].tool.trains and not (self.folder(name) / "results.jsonl").is_file():
-                return Status(False, "its results are gone")
-            return Status(True, "done")
-        why = {"running": "cut off", "failed": f"failed: {note.reason}", "skipped": f"skipped: {note.reason}", "done": "its artifact is gone"}
+        if note.state == "done":
+            return self.status_of_done(name, note)
+        why = {"running": "cut off", "failed": f"failed: {note.reason}", "skipped": f"skipped: {note.reason}"}
         return Status(False, why.get(note.state, note.state))
+
+    def status_of_done(self, name: str, note: Note) -> Status:
+        """Return whether what a run left is still there as it was; the same command writes what is missing or damaged again."""
+        artifact, numbers = self.artifact(name), self.numbers(name)
+        if artifact is not None and (defect := evidence.damaged_artifact(note, artifact, numbers)):
+            return Status(False, defect)
+        if self.plan[name].tool.trains and not numbers.is_file():
+            return Status(False, "its results are gone")
+        if defect := evidence.damaged_results(note, numbers):
+            return Status(False, defect, spoilt=True)
+        return Status(True, "done")
 
     def change(self, name: str, note: Note) -> str:
         """Return in words what differs between a run that is there and the one that the plan has."""
@@ -137,6 +148,10 @@ class Work:
         tool = self.plan[name].tool
         return self.folder(name) / tool.artifact if tool.artifact else None
 
+    def numbers(self, name: str) -> Path:
+        """Return the file of a run's results."""
+        return self.folder(name) / "results.jsonl"
+
     def absent(self) -> list[str]:
         """Return what the runs that are not done take from outside and is not there: folders of images, files of weights and tokenizers."""
         found: dict[str, str] = {}
@@ -149,7 +164,7 @@ class Work:
 
     def finished(self, node: Node, cfg: Schema) -> bool:
         """Return whether a run that ended has done its work: a stopped one ends in peace, too."""
-        artifact, file = self.artifact(node.name), self.folder(node.name) / "results.jsonl"
+        artifact, file = self.artifact(node.name), self.numbers(node.name)
         if artifact is not None and not artifact.is_file():
             return False
         return not node.tool.trains or (file.is_file() and any(r.config_digest == cfg.digest() and r.status == "ok" for r in results.load(file)[0]))
@@ -168,7 +183,7 @@ class Work:
 
     def score(self, point: str, node: Node) -> float | None:
         """Return what a point of a sweep is judged by; None where it has not got that far."""
-        file = self.folder(point) / "results.jsonl"
+        file = self.numbers(point)
         assert node.sweep is not None
         if not file.is_file() or not self.status(point).done:
             return None

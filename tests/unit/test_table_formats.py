@@ -113,3 +113,17 @@ def test_a_figure_has_a_curve_per_target_and_its_points_where_they_were_measured
     }
     published = {one.get_label(): one.get_color() for one in drawn.axes[0].lines if str(one.get_label()).endswith("published")}
     assert len(set(published.values())) == len(published) == 2
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+cmd", "-2+3", "@SUM(A1)", "\t=1", "\r=1"])
+def test_a_spreadsheet_runs_nothing_out_of_a_csv(name: str) -> None:
+    (row,) = csv.DictReader(io.StringIO(FORMATS["csv"]({name: [{"row": name, "difference": "-0.25", "gap": "-", "plus": "+1e-3"}]})))
+    assert row == {"table": "'" + name.strip(), "row": "'" + name.strip(), "difference": "-0.25", "gap": "-", "plus": "+1e-3"}
+
+
+def test_a_row_s_name_is_no_option_of_latex_and_no_line_of_markdown() -> None:
+    rows = [{"row": "first", "x": "1"}, {"row": "[b]", "x": "2"}, {"row": "*", "x": "line\nbreak"}]
+    lines = FORMATS["latex"]({"t": rows}).splitlines()
+    assert "{}[b] & 2 " + 2 * chr(92) in lines
+    assert not [line for line in lines if line.startswith(("[", "*"))]
+    assert len(FORMATS["markdown"]({"t": rows}).splitlines()) == 2 + 2 + 3
