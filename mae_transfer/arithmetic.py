@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
+from torch import Tensor, nn
 
 Matmul = Literal["ieee", "tf32"]
 
@@ -32,3 +33,25 @@ def exact(device: torch.device) -> Iterator[None]:
     """Compute in the tensors' own type and in IEEE arithmetic, whatever autocast and policy surround it: for what must be the same in every run."""
     with float32_products("ieee"), torch.autocast(device.type, enabled=False):
         yield
+
+
+class FullLinear(nn.Linear):
+    """A linear layer that computes in its weights' type whatever autocast asks for: scores that are compared, offsets that are decoded."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(self.weight.dtype))
+
+
+class FullConv2d(nn.Conv2d):
+    """The same for a convolution."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(self.weight.dtype))
+
+
+def in_full(layer: nn.Module) -> None:
+    """Make the last layer of a library's head a FullLinear or FullConv2d, in place."""
+    full: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: FullLinear, nn.Conv2d: FullConv2d}
+    layer.__class__ = full[type(layer)]

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mae_transfer.adapters.adapted import AdaptedBackbone
+from mae_transfer.arithmetic import in_full
 from mae_transfer.interfaces import IGNORED
 
 FCN_CHANNELS = 256  # of the auxiliary head (BEiT, mae_segmentation)
@@ -87,7 +88,7 @@ class Bridge(nn.Module):
 def encoder_decoder(pyramid: AdaptedBackbone, decode: HeadConfig, auxiliary: HeadConfig | None = None) -> Any:
     """Return mmseg's EncoderDecoder around a pyramid, its heads initialised as mmseg does; the pyramid's weights stay what they are.
 
-    It has no data preprocessor's normalisation: it takes normalised RGB, in this suite's order, and no BGR.
+    It has no data preprocessor's normalisation: it takes normalised RGB, in this suite's order, and no BGR. The heads' last layers compute in float32.
     """
     with quiet():
         import mmseg.models  # noqa: F401  # fills the registry
@@ -98,6 +99,7 @@ def encoder_decoder(pyramid: AdaptedBackbone, decode: HeadConfig, auxiliary: Hea
         )
         for head in filter(None, (net.decode_head, getattr(net, "auxiliary_head", None))):
             head.init_weights()
+            in_full(head.conv_seg)
     return net
 
 
@@ -132,7 +134,7 @@ class Segmenter(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return each head's logits, (B, C, h, w) float32, for normalised RGB images (B, 3, H, W); in evaluation the decode head's alone."""
         features = self.net.extract_feat(images)
-        return tuple(head(features).float() for head in (self.heads() if self.training else [self.net.decode_head]))
+        return tuple(head(features) for head in (self.heads() if self.training else [self.net.decode_head]))
 
     def losses(self, logits: Sequence[Tensor], labels: Tensor) -> dict[str, Tensor]:
         """Return each head's weighted loss by name, "decode" and "aux", for labels (B, H, W); as mmseg computes them, without a wait."""

@@ -18,6 +18,7 @@ from timm.utils.distributed import distribute_bn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mae_transfer.arithmetic import Matmul, float32_products
 from mae_transfer.seeding import seed_all
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
@@ -56,8 +57,11 @@ def pick_device(name: DeviceName, *, local_rank: int = 0) -> torch.device:
 
 
 @contextmanager
-def session(device: DeviceName = "auto") -> Iterator[Dist]:
-    """Join the processes that torchrun started (nccl on cuda, gloo elsewhere), and leave them cleanly; without torchrun: one process."""
+def session(device: DeviceName = "auto", *, matmul: Matmul = "ieee") -> Iterator[Dist]:
+    """Join the processes that torchrun started (nccl on cuda, gloo elsewhere), and leave them cleanly; without torchrun: one process.
+
+    matmul: how float32 products and convolutions are computed on cuda until then.
+    """
     rank, world, local = (int(os.environ.get(key, default)) for key, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
     where = pick_device(device, local_rank=local)
     if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
@@ -68,11 +72,13 @@ def session(device: DeviceName = "auto") -> Iterator[Dist]:
     if where.type == "cuda":
         torch.cuda.set_device(where)
     if world == 1:
-        yield Dist(where)
+        with float32_products(matmul):
+            yield Dist(where)
         return
     td.init_process_group("nccl" if where.type == "cuda" else "gloo", device_id=where if where.type == "cuda" else None)
     try:
-        yield Dist(where, rank, world, local, side=cast(td.ProcessGroup, td.new_group(backend="gloo")))
+        with float32_products(matmul):
+            yield Dist(where, rank, world, local, side=cast(td.ProcessGroup, td.new_group(backend="gloo")))
     finally:
         td.destroy_process_group()
 

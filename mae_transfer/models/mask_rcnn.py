@@ -21,6 +21,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import roi_align
 from torchvision.ops.poolers import LevelMapper
 
+from mae_transfer.arithmetic import in_full
 from mae_transfer.bounds import BelowOne, Count, Few, FewOrNone, Pixels, Width
 from mae_transfer.config import Schema
 from mae_transfer.interfaces import Found, Objects
@@ -85,13 +86,15 @@ class MaskRCNN(nn.Module):
         width: int = pyramid.out_channels  # type: ignore[assignment]
         self.rpn = _Proposals(
             _Anchors(tuple((side,) for side in heads.anchors), (RATIOS,) * len(strides), strides=strides),
-            _ProposalHead(width, len(RATIOS), conv_depth=heads.rpn_convs),
+            RPNHead(width, len(RATIOS), conv_depth=heads.rpn_convs),
             fg_iou_thresh=0.7, bg_iou_thresh=0.3, batch_size_per_image=heads.rpn_batch, positive_fraction=0.5,
             pre_nms_top_n=dict(zip(("training", "testing"), heads.pre_nms_topk, strict=True)),
             post_nms_top_n=dict(zip(("training", "testing"), heads.post_nms_topk, strict=True)), nms_thresh=0.7,
         )  # fmt: skip
         self.rpn.min_size = torch.finfo(torch.float32).tiny  # drops empty proposals and no others
         self.roi_heads = _Regions(width, strides[:-1], classes, heads, norm)
+        for last in (self.rpn.head.cls_logits, self.rpn.head.bbox_pred, *self.roi_heads.last_layers()):
+            in_full(last)
 
     def forward(self, images: Tensor, sizes: Sequence[tuple[int, int]], objects: Sequence[Objects] | None = None) -> Any:
         """Return losses by name (in training mode, which needs `objects`), or a Found per image.
@@ -145,14 +148,6 @@ class _Anchors(AnchorGenerator):  # type: ignore[misc]
         grids = [list(level.shape[-2:]) for level in feature_maps]
         anchors = torch.cat(self.grid_anchors(grids, [[stride, stride] for stride in self.strides]))
         return [anchors] * len(image_list.image_sizes)
-
-
-class _ProposalHead(RPNHead):  # type: ignore[misc]
-    """Its outputs are decoded in float32, whatever autocast computes in."""
-
-    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        logits, deltas = super().forward(x)
-        return [level.float() for level in logits], [level.float() for level in deltas]
 
 
 class _Proposals(RegionProposalNetwork):  # type: ignore[misc]
@@ -210,6 +205,11 @@ class _Regions(RoIHeads):  # type: ignore[misc]
     def has_mask(self) -> bool:
         return self.mask_head is not None
 
+    def last_layers(self) -> list[nn.Module]:
+        """Return the layers that give scores and offsets."""
+        masks = [self.mask_predictor.mask_fcn_logits] if self.has_mask() else []
+        return [self.box_predictor.cls_score, self.box_predictor.bbox_pred, *masks]
+
     def forward(self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]], targets: Any = None) -> Any:
         levels = list(features.values())[: len(self.box_pooler.strides)]
         if self.training:
@@ -223,12 +223,12 @@ class _Regions(RoIHeads):  # type: ignore[misc]
 
     def _boxes(self, levels: list[Tensor], proposals: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Return class logits (R, K + 1) and box offsets (R, (K + 1) * 4)."""
-        logits, deltas = self.box_predictor(self.box_head(self.box_pooler(levels, proposals)))
-        return logits.float(), deltas.float()
+        found: tuple[Tensor, Tensor] = self.box_predictor(self.box_head(self.box_pooler(levels, proposals)))
+        return found
 
     def _masks(self, levels: list[Tensor], boxes: list[Tensor], labels: Tensor) -> Tensor:
         """Return the mask logits of each region's own class, (R, 28, 28)."""
-        logits = self.mask_predictor(self.mask_head(self.mask_pooler(levels, boxes))).float()
+        logits = self.mask_predictor(self.mask_head(self.mask_pooler(levels, boxes)))
         own: Tensor = logits[torch.arange(len(labels), device=labels.device), labels]
         return own
 

@@ -146,11 +146,14 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(channels, dim, kernel_size=patch, stride=patch)
 
     def forward(self, images: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Return the embeddings (B, M, D) of patches `ids` (B, M) of images (B, C, H, W); of all N where ids is None."""
+        """Return the embeddings (B, M, D) of patches `ids` (B, M) of images (B, C, H, W); of all N where ids is None.
+
+        They have the weights' type, float32, under autocast too: they begin the residual stream, to which blocks only add.
+        """
         patches = patchify(images, self.proj.kernel_size[0])
         if ids is not None:
             patches = take(patches, ids)
-        return F.linear(patches, self.proj.weight.permute(0, 2, 3, 1).flatten(1), self.proj.bias)
+        return F.linear(patches, self.proj.weight.permute(0, 2, 3, 1).flatten(1), self.proj.bias).to(self.proj.weight.dtype)
 
 
 class Block(nn.Module):

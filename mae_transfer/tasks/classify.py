@@ -233,7 +233,7 @@ def measure(cfg: ClassifyConfig, parts: Parts, dist: Dist, model: nn.Module) -> 
         right = torch.zeros(len(ks), len(row), dtype=torch.int64, device=dist.device)
         for batch in pass_over(source, view, dist, batch=cfg.run.evaluation_batch, workers=cfg.run.workers, unreadable=cfg.data.unreadable()):
             with autocast(cfg.precision, dist.device):
-                scores = model(normalize(batch.image, parts.statistics)).float()
+                scores = model(normalize(batch.image, parts.statistics))
             right += hits(scores.view(len(row), *scores.shape[-2:]), batch.label)
         keys = {key(name, k, probe): right[i, j] for i, k in enumerate(ks) for j, probe in enumerate(row)}
         figures |= {label: value * dist.world / len(source) for label, value in read_mean(keys, dist).items()}

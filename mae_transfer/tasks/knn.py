@@ -122,7 +122,7 @@ def features(cfg: KnnConfig, chosen: Chosen, source: Source, dist: Dist, tick: C
     labels: list[Tensor] = []
     for batch in pass_over(source, view, dist, batch=cfg.run.evaluation_batch, workers=cfg.run.workers, unreadable=cfg.data.unreadable()):
         with autocast(cfg.precision, dist.device):
-            found.append(pool(chosen.model(normalize(batch.image, chosen.statistics), norm=True), cfg.pool).float())
+            found.append(pool(chosen.model(normalize(batch.image, chosen.statistics), norm=True), cfg.pool))
         labels.append(batch.label)
         tick()
     return torch.cat(found), torch.cat(labels)

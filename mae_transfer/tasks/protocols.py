@@ -128,7 +128,7 @@ class Finetune:
                 images = erase(images)
             if mixes:
                 images, truth = mix(images, truth)
-            return F.cross_entropy(model(images).float(), truth, label_smoothing=0.0 if mixes else self.smoothing), {}
+            return F.cross_entropy(model(images), truth, label_smoothing=0.0 if mixes else self.smoothing), {}
 
         return step
 

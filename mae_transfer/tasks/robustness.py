@@ -141,6 +141,6 @@ def accuracy(cfg: RobustnessConfig, model: nn.Module, statistics: Statistics, pa
     policy = cfg.data.unreadable()
     for batch in pass_over(part.source, view, dist, batch=cfg.run.evaluation_batch, workers=cfg.run.workers, unreadable=policy):
         with autocast(cfg.precision, dist.device):
-            scores = model(normalize(batch.image, statistics)).float()
+            scores = model(normalize(batch.image, statistics))
         right += (scores.view(-1, scores.shape[-1]).index_select(1, columns).argmax(dim=1) == batch.label).sum()
     return read_mean({"right": right}, dist)["right"] * dist.world / len(part.source)

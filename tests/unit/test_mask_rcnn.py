@@ -121,6 +121,20 @@ def test_boxes_stay_float32_under_autocast() -> None:
     assert found.labels.min() >= 0
     assert found.labels.max() < 5
     assert (found.boxes.half().float() != found.boxes).any()  # finer than 16 bits
+    assert (found.scores.bfloat16().float() != found.scores).any()
+
+
+def test_scores_and_offsets_are_computed_in_float32_under_autocast() -> None:
+    model, seen = detector(), dict[str, Tensor]()
+    for name, layer in model.named_modules():
+        if name.rpartition(".")[2] in ("cls_logits", "bbox_pred", "cls_score", "mask_fcn_logits"):
+            layer.register_forward_hook(lambda _, given, out, name=name: seen.update({name: out}))
+    with torch.autocast("cpu", torch.bfloat16):
+        losses(model, objects(), objects(1))
+    assert len(seen) == 5
+    for name, out in seen.items():
+        assert out.dtype == torch.float32
+        assert (out.bfloat16().float() != out).any(), name  # finer than bfloat16
 
 
 def test_without_masks_it_is_a_detector_of_boxes() -> None:
