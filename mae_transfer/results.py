@@ -49,6 +49,7 @@ class Result(BaseModel):
     global_batch: int
     world_size: int
     precision: str
+    matmul: Literal["ieee", "tf32"] | None = None  # float32 on CUDA; None in files before it was recorded: convolutions tf32, matrix products ieee
     wall_s: float
     images_per_s: float
     peak_mem_gib: float | None = None

@@ -88,7 +88,8 @@ class Bridge(nn.Module):
 def encoder_decoder(pyramid: AdaptedBackbone, decode: HeadConfig, auxiliary: HeadConfig | None = None) -> Any:
     """Return mmseg's EncoderDecoder around a pyramid, its heads initialised as mmseg does; the pyramid's weights stay what they are.
 
-    It has no data preprocessor's normalisation: it takes normalised RGB, in this suite's order, and no BGR. The heads' last layers compute in float32.
+    It has no data preprocessor's normalisation: it takes normalised RGB, in this suite's order, and no BGR.
+    The heads' last layers compute in float32.
     """
     with quiet():
         import mmseg.models  # noqa: F401  # fills the registry

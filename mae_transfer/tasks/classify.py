@@ -117,7 +117,7 @@ def run(cfg: ClassifyConfig, work_dir: Path, *, resume: bool = False) -> list[re
         ValueError: config, data, backbone and work dir do not fit together; before training starts.
         NonFiniteLoss: names the step and its samples.
     """
-    with session(cfg.run.device) as dist:
+    with session(cfg.run.device, matmul=cfg.matmul) as dist:
         parts = open_parts(cfg)
         chosen = open_backbone(cfg.backbone, changes(cfg, parts.protocol), statistics=cfg.statistics, seed=cfg.seed)
         parts = parts._replace(statistics=chosen.statistics)
@@ -139,7 +139,7 @@ def evaluate_checkpoint(cfg: ClassifyConfig, reference: str, work_dir: Path | No
 
     The numbers are printed, and appended to work_dir's results.jsonl where there is one. ValueError where the head does not fit the classes.
     """
-    with session(cfg.run.device) as dist:
+    with session(cfg.run.device, matmul=cfg.matmul) as dist:
         parts, start = open_parts(cfg), time.perf_counter()
         model, chosen, state = trained(cfg, parts, reference)
         model.to(dist.device).eval()

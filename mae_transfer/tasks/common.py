@@ -11,6 +11,7 @@ from pydantic import model_validator
 from torch import nn
 
 from mae_transfer import results
+from mae_transfer.arithmetic import Matmul
 from mae_transfer.bounds import Between, Count, Epochs, Seed, Whole
 from mae_transfer.config import Schema
 from mae_transfer.core.normalize import IMAGENET, Mean, Statistics, Std
@@ -57,6 +58,10 @@ class TrainConfig(Schema):
     """Learning rate over the run."""
     precision: Precision = "bfloat16"
     """Arithmetic of the forward pass (weights stay float32)."""
+    matmul: Matmul = "ieee"
+    """Arithmetic of what stays float32 in matrix products and convolutions on CUDA (all of a float32 run, heads, evaluation of detectors): "ieee", or
+    "tf32", faster and with 10 bits of mantissa. Torch's own default, which runs before this option had, is tf32 for convolutions and ieee for matrix
+    products. Targets, tokenizers and k-NN are always ieee."""
     ema_decay: Between | None = None
     """Average the weights with this decay per step and evaluate, draw and export the average; None: the weights themselves."""
     evaluate_epochs: Epochs | None = None
@@ -193,7 +198,7 @@ def facts(cfg: TrainConfig, state: TrainState, folder: WorkDir) -> dict[str, Any
     return {
         "run": folder.root.name, "seed": cfg.seed, "params": sum(p.numel() for p in state.bare.parameters()),
         "epochs": cfg.epochs, "steps": state.step, "images_seen": state.images_seen, "global_batch": cfg.batch, "world_size": state.dist.world,
-        "precision": cfg.precision, "wall_s": state.wall_s, "images_per_s": state.images_seen / state.wall_s,
+        "precision": cfg.precision, "matmul": cfg.matmul, "wall_s": state.wall_s, "images_per_s": state.images_seen / state.wall_s,
         "peak_mem_gib": peak_memory_gib(state.dist.device), "device": results.device_name(state.dist.device), "engine": "mae_transfer",
         "scale": cfg.scale, "config_digest": cfg.digest(), "recipe_digest": cfg.recipe_digest(),
     }  # fmt: skip
@@ -220,7 +225,7 @@ def evaluation_facts(
     steps, seen = (trained["step"], trained["images_seen"]) if trained else (0, 0)
     return {
         "run": work_dir.name if work_dir else "eval", "seed": cfg.seed, "params": sum(p.numel() for p in model.parameters()), "epochs": 0.0,
-        "steps": steps, "images_seen": seen, "global_batch": cfg.batch, "world_size": dist.world, "precision": precision, "wall_s": seconds,
-        "images_per_s": images / seconds, "device": results.device_name(dist.device), "engine": "mae_transfer",
+        "steps": steps, "images_seen": seen, "global_batch": cfg.batch, "world_size": dist.world, "precision": precision, "matmul": cfg.matmul,
+        "wall_s": seconds, "images_per_s": images / seconds, "device": results.device_name(dist.device), "engine": "mae_transfer",
         "scale": cfg.scale, "config_digest": cfg.digest(), "recipe_digest": cfg.recipe_digest(),
     }  # fmt: skip

@@ -147,7 +147,7 @@ def run(cfg: DetectConfig, work_dir: Path, *, resume: bool = False) -> list[resu
         ValueError: config, data, backbone and work dir do not fit together, or detectron2 is asked for and absent; before training starts.
         NonFiniteLoss: names the step and its samples.
     """
-    with session(cfg.run.device) as dist:
+    with session(cfg.run.device, matmul=cfg.matmul) as dist:
         parts = open_parts(cfg, cfg.backbone, cfg.statistics)
         job = Job(
             order=Order(images=len(parts.train), batch=cfg.batch, seed=cfg.seed, crops_per_image=cfg.data.crops_per_image),
@@ -167,7 +167,7 @@ def evaluate_checkpoint(cfg: DetectConfig, reference: str, work_dir: Path | None
     The numbers are printed; where there is a work_dir they are appended to its results.jsonl, and predictions go there. Pictures go there too, or
     to the run that the state is of, whose backbone serves where the config names none. ValueError where the state learned other classes.
     """
-    with session(cfg.run.device) as dist:
+    with session(cfg.run.device, matmul=cfg.matmul) as dist:
         statistics = trained_statistics(cfg.statistics, DetectConfig, reference)
         parts, start = open_parts(cfg, backbone_of(cfg.backbone, DetectConfig, reference), statistics, train=False), time.perf_counter()
         payload = checkpoint.load(Path(reference))

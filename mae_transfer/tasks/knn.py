@@ -169,7 +169,7 @@ def numbers(
         "higher_is_better": True, "seed": cfg.seed, "backbone": chosen.name, "pretrain": chosen.pretrain, "checkpoint_sha256": chosen.sha256,
         "normalization": chosen.normalization,
         "params": sum(p.numel() for p in chosen.model.parameters()), "epochs": 0.0, "steps": 0, "images_seen": images,
-        "global_batch": cfg.run.evaluation_batch, "world_size": dist.world, "precision": cfg.precision, "wall_s": seconds,
+        "global_batch": cfg.run.evaluation_batch, "world_size": dist.world, "precision": cfg.precision, "matmul": "ieee", "wall_s": seconds,
         "images_per_s": images / seconds, "peak_mem_gib": peak_memory_gib(dist.device), "device": results.device_name(dist.device),
         "engine": "mae_transfer", "scale": cfg.scale, "config_digest": cfg.digest(), "recipe_digest": cfg.recipe_digest(),
         "tokens_per_image": tokens_of(chosen.model, cfg.data.size),

@@ -135,7 +135,7 @@ def run(cfg: PretrainConfig, work_dir: Path, *, resume: bool = False) -> list[re
         ValueError: config, data and work dir do not fit together; before training starts.
         NonFiniteLoss: names the step and its samples.
     """
-    with session(cfg.run.device) as dist:
+    with session(cfg.run.device, matmul=cfg.matmul) as dist:
         parts = build_parts(cfg, dist)
         job = Job(
             order=Order(images=len(parts.train), batch=cfg.batch, seed=cfg.seed, crops_per_image=cfg.data.crops_per_image),

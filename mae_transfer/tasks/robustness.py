@@ -60,7 +60,7 @@ def evaluate(cfg: RobustnessConfig, reference: str, work_dir: Path | None) -> li
     protocol = cfg.method()
     if len(protocol.row) > 1:
         raise ValueError(f"protocol {protocol.title!r} gives a row of {len(protocol.row)} scores; robustness is that of one classifier")
-    with session(cfg.run.device) as dist:
+    with session(cfg.run.device, matmul=cfg.matmul) as dist:
         classifier = trained(cfg, Parts(protocol, next(iter(opened.values()))[0].source, {}, len(names), cfg.statistics or IMAGENET), reference)
         classifier.model.to(dist.device).eval()
         written = [number for variant, parts in opened.items() for number in measure(cfg, classifier, variant, parts, dist)]

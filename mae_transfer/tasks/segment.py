@@ -112,7 +112,7 @@ def run(cfg: SegmentConfig, work_dir: Path, *, resume: bool = False) -> list[res
         ValueError: config, data, backbone and work dir do not fit together; before training starts.
         NonFiniteLoss: names the step and its samples.
     """
-    with session(cfg.run.device) as dist:
+    with session(cfg.run.device, matmul=cfg.matmul) as dist:
         parts = open_parts(cfg, cfg.backbone, cfg.statistics)
         on_main(dist, partial(check_sets, {"training": parts.train, "validation": parts.val}, skip=cfg.data.unreadable().limit))
         job = Job(
@@ -137,7 +137,7 @@ def evaluate_checkpoint(cfg: SegmentConfig, reference: str, work_dir: Path | Non
         ValueError: the state does not fit the config's model, or its run trained another one of the same shapes.
     """
     as_trained(cfg, reference)
-    with session(cfg.run.device) as dist:
+    with session(cfg.run.device, matmul=cfg.matmul) as dist:
         statistics = trained_statistics(cfg.statistics, SegmentConfig, reference)
         parts, start = open_parts(cfg, backbone_of(cfg.backbone, SegmentConfig, reference), statistics, train=False), time.perf_counter()
         model = parts.protocol.model(parts.chosen.model, len(parts.val.classes))

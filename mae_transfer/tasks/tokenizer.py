@@ -130,7 +130,7 @@ def run(cfg: TokenizerConfig, work_dir: Path, *, resume: bool = False) -> list[r
         ValueError: config, data and work dir do not fit together; before training starts.
         NonFiniteLoss: names the step and its samples.
     """
-    with session(cfg.run.device) as dist:
+    with session(cfg.run.device, matmul=cfg.matmul) as dist:
         train_set, val_set = open_sources(cfg.data)
         split = "train" if val_set is None else "val"
         parts = Parts(train_set, Spread(train_set if val_set is None else val_set, cfg.evaluate_images), split)

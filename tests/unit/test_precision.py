@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from mae_transfer.arithmetic import FullConv2d, FullLinear, Matmul, float32_products, in_full
+from mae_transfer.config import load
 from mae_transfer.engine.dist import session
 from mae_transfer.interfaces import Features, Mask
 from mae_transfer.models.heads import pool
 from mae_transfer.models.mae import MAE, MAEConfig
 from mae_transfer.models.vit import Block, ViT, ViTConfig
-from mae_transfer.tasks import segment_protocols
+from mae_transfer.tasks import pretrain, segment_protocols
 from mae_transfer.tasks.protocols import ClassifyProtocol, Finetune, Linear, Partial
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = {"size": None, "dim": 16, "depth": 2, "heads": 2, "patch": 8, "image_size": 32}
 HALVES = [torch.bfloat16, torch.float16]
 POSITIONS = [{"positions": kind} for kind in ("none", "fixed", "learned")]
@@ -156,3 +161,27 @@ def test_a_session_sets_what_float32_means_and_puts_it_back(matmul: Matmul, expe
 def test_a_session_computes_in_ieee_arithmetic_unless_told_otherwise() -> None:
     with session("cpu"):
         assert flags() == (False, False)
+
+
+@pytest.mark.parametrize("matmul", ["ieee", "tf32"])
+def test_a_run_computes_and_records_the_policy_of_its_config(matmul: Matmul, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = [] if matmul == "ieee" else ["matmul=tf32"]
+    cfg = load(CONFIGS / "mini" / "pretrain.py", pretrain.PretrainConfig, overrides=overrides, debug=True)
+    seen: list[tuple[bool, bool]] = []
+    evaluate = pretrain.evaluate
+
+    def watched(*given: Any) -> dict[str, float]:
+        seen.append(flags())
+        return evaluate(*given)
+
+    monkeypatch.setattr(pretrain, "evaluate", watched)
+    written = pretrain.run(cfg, tmp_path / "run")
+    assert {result.matmul for result in written} == {matmul}
+    assert seen == [(matmul == "tf32",) * 2]
+
+
+def test_the_policy_is_part_of_the_recipe() -> None:
+    """Two runs with one digest compute the same numbers."""
+    ieee, tf32 = (load(CONFIGS / "mini" / "pretrain.py", pretrain.PretrainConfig, overrides=[f"matmul={kind}"]) for kind in ("ieee", "tf32"))
+    assert ieee.digest() != tf32.digest()
+    assert ieee.recipe_digest() != tf32.recipe_digest()

@@ -52,6 +52,13 @@ def test_odd_characters_and_foreign_bytes_cost_no_other_line(tmp_path: Path) -> 
     assert load(path) == ([], [])
 
 
+def test_a_result_of_before_the_policy_was_recorded_is_read() -> None:
+    assert result().matmul is None
+    assert result(matmul="tf32").matmul == "tf32"
+    with pytest.raises(ValidationError):
+        result(matmul="fast")
+
+
 def test_a_nan_is_no_result() -> None:
     with pytest.raises(ValidationError):
         result(value=float("nan"))
