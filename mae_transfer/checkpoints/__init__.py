@@ -84,8 +84,10 @@ def load(reference: str | Path, *, changes: Mapping[str, Any] = NO_CHANGES) -> L
         loaded = LAYOUTS[prefix](rest, changes)
     except ValueError as error:
         likely = looks_like(Path(rest))
+        if Path(rest).name not in str(error):
+            error = ValueError(f"{reference}: {error}")
         if not likely or prefix in likely:
-            raise
+            raise error from None
         proposals = " or ".join(repr(f"{name}:{rest}" if name else rest) for name in likely)
         raise ValueError(f"{error}\n  by its tensors the file looks like {proposals}; no layout is guessed: write it if it is so") from None
     loaded.backbone.eval()

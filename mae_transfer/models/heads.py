@@ -5,7 +5,7 @@ Legend: B batch, D width of the backbone's last map, C classes, K probes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
@@ -54,6 +54,14 @@ def freeze(backbone: nn.Module, tune: Tune, *, norm: bool = True) -> None:
         raise ValueError(f"tune_blocks = 'half': no parameter of the last block is named like {', '.join(HALF)}; give a number of blocks")
 
 
+def check_pools(backbone: nn.Module, pools: Iterable[Pool]) -> None:
+    """Raise ValueError where what stands for an image has another width than the backbone's last map, for which heads are made."""
+    width = getattr(backbone, "cls_dim", backbone.dim)
+    if "cls" in pools and width != backbone.dim:
+        name = type(getattr(backbone, "model", backbone)).__name__
+        raise ValueError(f"{name} hands its own classifier {width} values, and its last map has {backbone.dim} channels: set pool to 'mean'")
+
+
 class Classifier(nn.Module):
     """A backbone, pooling, a norm and a linear layer. What is frozen runs in eval mode and leaves nothing for the backward pass."""
 
@@ -70,6 +78,7 @@ class Classifier(nn.Module):
         self.how: Pool = how
         self.frozen_eval = frozen_eval
         self.backbone = backbone
+        check_pools(backbone, (how,))
         self.fc_norm = nn.LayerNorm(backbone.dim, eps=NORM_EPS) if how == "mean" else nn.Identity()
         self.head = nn.Linear(backbone.dim, classes)
         nn.init.trunc_normal_(self.head.weight, std=head_std)
@@ -124,6 +133,7 @@ class ProbeRow(nn.Module):
         backbone.requires_grad_(False)
         self.pools: tuple[Pool, ...] = tuple(dict.fromkeys(probes.values()))
         self.place = [self.pools.index(how) for how in probes.values()]
+        check_pools(backbone, self.pools)
         self.norms = nn.ModuleList(nn.BatchNorm1d(backbone.dim, affine=False, eps=PROBE_EPS) for _ in self.pools)
         start = torch.randn(classes, backbone.dim) * PROBE_STD
         heads = {name: nn.Linear(backbone.dim, classes) for name in probes}

@@ -19,7 +19,7 @@ class TimmBackbone(nn.Module):
     """A timm model behind interfaces.Backbone. Taps index what timm's `forward_intermediates` hands out: blocks of a ViT, stages of the others.
 
     `depth` counts the layers that layer-wise decay sees: timm's coarse groups (blocks of a ViT, stages of the others). `channels` and `strides` tell
-    D_k and s_k of every tap; `patch` is the first stride and `dim` the last width.
+    D_k and s_k of every tap; `patch` is the first stride, `dim` the last width and `cls_dim` that of what the model's own classifier reads.
     """
 
     model: Any  # timm's classes share their interface by custom, not by a type
@@ -42,9 +42,15 @@ class TimmBackbone(nn.Module):
             if isinstance(getattr(getattr(model, "head", None), "norm", None), nn.Module):
                 model.head.norm = nn.Identity()  # where ConvNeXt has its final norm; timm before 1.0.31 leaves it there
         self.model, self.class_token, self.final_norm = model, class_token, final_norm
-        self.prefixed = "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
-        self.layers = _layers(model)
+        call = model.forward_intermediates
+        self.prefixed = "return_prefix_tokens" in inspect.signature(call).parameters and bool(getattr(model, "num_prefix_tokens", 1))
+        self.normalizes = "assert not norm" not in inspect.getsource(call)  # Hiera's maps have no norm: it stands in its head
+        try:
+            self.layers = _layers(model)
+        except (KeyError, TypeError, IndexError, AssertionError) as error:
+            raise ValueError(f"timm's {name} tells no layers of its parameters (group_matcher: {error!r}); choose a model that does") from None
         self.dim, self.patch, self.depth = self.channels[-1], self.strides[0], max(self.layers.values())
+        self.cls_dim = int(getattr(model, "head_hidden_size", None) or self.dim)
 
     def forward(self, images: Tensor, *, taps: Sequence[int] = (), norm: bool = False) -> Features:
         """Return the maps (B, D_k, H / s_k, W / s_k) at `taps` (the last where empty) and the class token or pooled vector, (B, D).
@@ -58,14 +64,28 @@ class TimmBackbone(nn.Module):
             raise ValueError(f"taps {tuple(taps)}: name maps 0..{last} of this model, each once, in rising order")
         options: dict[str, Any] = {"return_prefix_tokens": True} if self.prefixed else {}
         norm = norm and self.final_norm
-        final, outputs = self.model.forward_intermediates(images, indices=taps, norm=norm, output_fmt="NCHW", stop_early=True, **options)
+        whole = norm and taps[-1] == last and self.class_token  # what the head reads needs the model to its end
+        options |= {"indices": taps, "norm": norm and self.normalizes, "output_fmt": "NCHW"}
+        found = self.model.forward_intermediates(images, stop_early=not whole, intermediates_only=not whole, **options)
+        final, outputs = found if whole else (None, found)
         maps = tuple(output[0] if isinstance(output, tuple) else output for output in outputs)
         if not self.class_token:
             return Features(maps, None)
-        if norm and taps[-1] == last:
-            return Features(maps, self.model.forward_head(final, pre_logits=True))
+        if whole:
+            return Features(maps, self._read_by_head(final))
         token = outputs[-1][1] if isinstance(outputs[-1], tuple) else None
         return Features(maps, maps[-1].mean((2, 3)) if token is None or not token.shape[1] else token[:, 0])
+
+    def _read_by_head(self, final: Any) -> Tensor:
+        """Return what the model's own classifier reads, (B, cls_dim); ValueError where timm hands out something else."""
+        vector: Tensor = self.model.forward_head(final, pre_logits=True)
+        if vector.shape[1:] != (self.cls_dim,):
+            name, shape = type(self.model).__name__, tuple(vector.shape[1:])
+            raise ValueError(
+                f"timm's {name} hands out {shape} where its classifier reads {self.cls_dim} values: pool the maps instead "
+                "(pool='mean' and --set \"backbone.changes={'class_token': False}\")"
+            )
+        return vector
 
     def layer_of(self, name: str) -> int:
         """Return 0 for the stem, 1..depth for blocks or stages, depth + 1 after them; an unknown name raises ValueError."""
@@ -86,6 +106,10 @@ class TimmBackbone(nn.Module):
 def _layers(model: Any) -> dict[str, int]:
     """Return name -> layer of the parameters of stem (0) and blocks (1, 2 ...), by timm's own patterns; what follows the blocks is left out."""
     groups = model.group_matcher(coarse=True)
+    if callable(groups):  # CaiT's: a function from a name to its number, 0 in the stem, infinite after the blocks
+        numbers = {f"model.{name}": groups(name) for name, _ in model.named_parameters()}
+        finite = sorted({number for number in numbers.values() if 0 < number < float("inf")})
+        return {name: finite.index(number) + 1 if number else 0 for name, number in numbers.items() if number < float("inf")}
     patterns = groups["blocks"] if isinstance(groups["blocks"], list) else [(groups["blocks"], None)]
     patterns = [pattern if isinstance(pattern, tuple) else (pattern, None) for pattern in patterns]
     stems = groups["stem"] if isinstance(groups["stem"], list | tuple) else [groups["stem"]]

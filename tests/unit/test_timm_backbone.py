@@ -8,6 +8,7 @@ import torch
 
 from mae_transfer.checkpoints import load_backbone
 from mae_transfer.interfaces import Backbone
+from mae_transfer.models.heads import Classifier, ProbeRow
 from mae_transfer.models.timm_backbone import TimmBackbone
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -108,3 +109,63 @@ def test_random_backbones_follow_the_seed_and_the_changes() -> None:
     assert (backbones[0].grid, backbones[0].leading, backbones[0].dim) == ((2, 2), 0, 192)
     swin = load_backbone("random:swin_tiny_patch4_window7_224", changes={"image_size": 56, "drop_path": 0.2})
     assert swin(torch.randn(1, 3, 56, 56)).maps[0].shape == (1, 768, 2, 2)
+
+
+HEADED: dict[str, dict[str, Any]] = SMALL | {
+    "hiera_tiny_224": {"img_size": (64, 64), "embed_dim": 16, "stages": (1, 1, 2, 1)},
+    "cait_xxs24_224": {"img_size": 32, "embed_dim": 16, "depth": 2, "num_heads": 2, "init_values": 0.1},
+    "vit_relpos_small_patch16_224": {"img_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2},
+    "vit_small_patch14_reg4_dinov2": {"img_size": 28, "embed_dim": 32, "depth": 2, "num_heads": 2},
+    "deit3_small_patch16_224": {"img_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2},
+    "lcnet_035": {},
+    "test_efficientnet": {}, "test_coatnet": {}, "test_nfnet": {}, "test_resnet": {}, "swiftformer_xs": {}, "ese_vovnet19b_slim_dw": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HEADED)
+@torch.no_grad()
+def test_cls_is_what_the_model_s_own_head_reads(name: str) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=3, **HEADED[name]).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3) if parameter.ndim > 1 else None
+    side = HEADED[name].get("img_size", model.default_cfg["input_size"][-1] if "test_" in name else 64)
+    images = torch.randn(1, 3, *((side, side) if isinstance(side, int) else side))
+    classifier = model.get_classifier()
+    read: list[torch.Tensor] = []
+    first = classifier[0] if isinstance(classifier, tuple | list) else classifier
+    handle = first.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+    model(images)
+    handle.remove()
+    model.reset_classifier(0)
+    backbone = TimmBackbone(model).eval()
+    torch.testing.assert_close(backbone(images, norm=True).cls, read[0].flatten(1))
+    assert backbone.cls_dim == read[0].flatten(1).shape[1]
+    assert backbone(images, taps=(0,), norm=True).maps[0].shape[1] == backbone.channels[0]
+    layers = {key: backbone.layer_of(key) for key, _ in backbone.named_parameters()}
+    assert set(range(1, backbone.depth + 1)) <= set(layers.values())
+
+
+def test_the_head_of_another_width_than_the_last_map_is_refused_before_it_is_built() -> None:
+    backbone = TimmBackbone(timm.create_model("lcnet_035", num_classes=0))
+    assert backbone.cls_dim != backbone.dim
+    with pytest.raises(ValueError, match=r"LCNet|MobileNetV3 hands its own classifier 1280 values.*set pool to 'mean'"):
+        Classifier(backbone, 5, how="cls")
+    with pytest.raises(ValueError, match="set pool to 'mean'"):
+        ProbeRow(backbone, 5, probes={"a": "mean", "b": "cls"})
+    assert Classifier(backbone, 5, how="mean")(torch.randn(2, 3, 64, 64)).shape == (2, 5)
+
+
+@pytest.mark.parametrize("name", ["coat_tiny", "hrnet_w18_small", "pit_ti_224", "rdnet_tiny"])
+def test_a_model_without_maps_or_layers_is_one_error(name: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=0)
+    with pytest.raises(ValueError, match=r"timm's \w+ (hands out no intermediate maps|tells no layers of its parameters)"):
+        TimmBackbone(model)
+
+
+def test_a_vector_that_the_classifier_would_not_take_is_refused() -> None:
+    backbone = small("vit_tiny_patch16_224").eval()
+    backbone.cls_dim = 31
+    with pytest.raises(ValueError, match=r"timm's VisionTransformer hands out \(32,\) where its classifier reads 31 values: pool the maps"):
+        backbone(torch.randn(1, 3, 32, 32), norm=True)
