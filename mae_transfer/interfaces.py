@@ -46,7 +46,7 @@ class Objects(NamedTuple):
     boxes: Tensor  # (n, 4) float32 x0, y0, x1, y1 in pixels, as annotated: neither clipped to the image nor free of empty ones
     labels: Tensor  # (n,) int64 index into `classes`
     crowd: Tensor  # (n,) bool: a region of many, which training ignores
-    masks: Tensor | None  # (n, H, W) uint8, 1 = object; None where they were not asked for
+    masks: Tensor | None  # (n, R) int32, the masks of the image as runs of pixels (core.runs); None where they were not asked for
 
 
 class Found(NamedTuple):

@@ -1,4 +1,4 @@
-"""Measure this project beside its peers, on this machine: steps, the input (`data`), windows (`slide`), the metric of detections (`coco`)."""
+"""Measure this project beside its peers, on this machine: steps, the input (`data`), windows (`slide`), detections (`coco`, `masks`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 from rich.console import Console
 
 from mae_transfer import cli, results
-from mae_transfer.bench import classify, data, detect, pretrain, segment, targets
+from mae_transfer.bench import classify, data, detect, masks, pretrain, segment, targets
 from mae_transfer.bench.harness import Work
 from mae_transfer.bench.report import Records, table
 from mae_transfer.engine.dist import pick_device
@@ -74,6 +74,7 @@ BENCHMARKS = {
     ),
     "detect": Benchmark(step_arguments, partial(run_step, detect.run)),
     "coco": Benchmark(coco_arguments, lambda args: detect.evaluators(images=args.images, rounds=args.rounds)),
+    "masks": Benchmark(masks.add_arguments, masks.run),
     "data": Benchmark(data_arguments, lambda args: data.run(args.folder, seconds=args.seconds)),
 }
 

@@ -18,7 +18,9 @@ from mae_transfer.adapters import AdaptedBackbone, SimpleFPN, maps_of
 from mae_transfer.adapters.levels import NORMS
 from mae_transfer.bench.harness import Build, Entry, Mode, Work, compared, race
 from mae_transfer.core.normalize import IMAGENET
+from mae_transfer.core.runs import dense, from_masks, taken
 from mae_transfer.data import SceneBatch
+from mae_transfer.data.outlines import code
 from mae_transfer.interfaces import Objects
 from mae_transfer.metrics.coco import Backend, CocoMetric, Detections, Kind
 from mae_transfer.models.mask_rcnn import HeadsConfig, MaskRCNN
@@ -115,7 +117,7 @@ def vitdet(work: Work) -> Entry:
     for image, one in zip(*_data(work), strict=True):
         assert one.masks is not None
         size = (work.image, work.image)
-        instances = Instances(size, gt_boxes=Boxes(one.boxes), gt_classes=one.labels, gt_masks=BitMasks(one.masks.bool()))
+        instances = Instances(size, gt_boxes=Boxes(one.boxes), gt_classes=one.labels, gt_masks=BitMasks(dense(one.masks, size).bool()))
         given.append({"image": image, "instances": instances, "height": work.image, "width": work.image})
     return Entry(_ViTDet(work), (given,))
 
@@ -138,7 +140,7 @@ def _ellipses(work: Work, generator: torch.Generator) -> Objects:
         (y[None] - centre[:, 1, None, None]) / axes[:, 1, None, None]
     ) ** 2
     labels = torch.randint(CLASSES, (OBJECTS,), generator=generator)
-    values = (boxes, labels, torch.zeros(OBJECTS, dtype=torch.bool), (masks <= 1).to(torch.uint8))
+    values = (boxes, labels, torch.zeros(OBJECTS, dtype=torch.bool), from_masks(masks <= 1))
     return Objects(*(value.to(work.device) for value in values))
 
 
@@ -165,31 +167,33 @@ def evaluators(*, images: int, rounds: int) -> list[dict[str, Any]]:
                 figures[kind, backend] = metric.compute()
                 seconds.setdefault((kind, backend), []).append(time.perf_counter() - start)
     records = []
-    for (kind, backend), taken in seconds.items():
+    for (kind, backend), times in seconds.items():
         slow = seconds[kind, "pycocotools"]
         gap = max(abs(value - figures[kind, "pycocotools"][name]) for name, value in figures[kind, backend].items())
-        ratio = float(np.median(slow) / np.median(taken))
-        records.append({"name": backend, "kind": kind, "seconds": float(np.median(taken)), "ratio_to_pycocotools": ratio, "largest_difference": gap})
+        ratio = float(np.median(slow) / np.median(times))
+        records.append({"name": backend, "kind": kind, "seconds": float(np.median(times)), "ratio_to_pycocotools": ratio, "largest_difference": gap})
     return records
 
 
 def evaluators_input(images: int, *, side: int = 256, detections: int = 100) -> tuple[dict[str, Any], list[Detections]]:
     """Return a ground truth of ellipses, and for each image those shifted a little among random ones."""
-    from mae_transfer.data import outlines
-
+    size, shifted = (side, side), np.roll(np.arange(side), 3)
     generator, work = torch.Generator().manual_seed(0), Work(image=side)
     entries: list[dict[str, Any]] = []
     found: list[Detections] = []
     for image in range(1, images + 1):
         scene = _ellipses(work, generator)
         assert scene.masks is not None
-        for box, label, mask in zip(scene.boxes.tolist(), scene.labels.tolist(), scene.masks.numpy(), strict=True):
+        areas = dense(scene.masks, size).sum(dim=(1, 2)).tolist()
+        for box, label, area, runs in zip(scene.boxes.tolist(), scene.labels.tolist(), areas, scene.masks, strict=True):
             extent = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
-            entry = {"image_id": image, "category_id": label + 1, "bbox": extent, "area": int(mask.sum()), "iscrowd": 0}
-            entries.append({"id": len(entries) + 1, **entry, "segmentation": outlines.code(mask)})
+            entry = {"image_id": image, "category_id": label + 1, "bbox": extent, "area": area, "iscrowd": 0}
+            entries.append({"id": len(entries) + 1, **entry, "segmentation": code(runs, size)})
         others = [_ellipses(work, generator) for _ in range(detections // OBJECTS)]
-        shifted = scene._replace(boxes=scene.boxes + torch.randn(scene.boxes.shape, generator=generator) * 4, masks=scene.masks.roll(3, dims=2))
-        boxes, labels, masks = (torch.cat([getattr(one, part) for one in (shifted, *others)]) for part in ("boxes", "labels", "masks"))
+        noise = torch.randn(scene.boxes.shape, generator=generator) * 4
+        moved = scene._replace(boxes=scene.boxes + noise, masks=taken(scene.masks, size, np.arange(side), shifted))
+        boxes, labels = (torch.cat([getattr(one, part) for one in (moved, *others)]) for part in ("boxes", "labels"))
+        masks = [code(runs, size) for one in (moved, *others) if one.masks is not None for runs in one.masks]
         found.append(Detections(boxes, torch.rand(len(boxes), generator=generator), labels, masks))
     listed = [{"id": k, "height": side, "width": side, "file_name": f"{k}.jpg"} for k in range(1, images + 1)]
     return {"images": listed, "annotations": entries, "categories": [{"id": k, "name": str(k)} for k in range(1, CLASSES + 1)]}, found

@@ -1,7 +1,7 @@
 """Images with annotated objects: COCO 2017's layout, or any COCO-format json beside any folder of images.
 
 The json is parsed once. What the loader's workers are sent is a handful of arrays: millions of small Python objects would be copied into every
-worker by their reference counts. Outlines are kept as bytes, exact, and become masks when an image is read.
+worker by their reference counts. Outlines are kept as bytes, exact, and become runs of pixels (core.runs) when an image is read.
 
 Legend: N images and A objects of the set, n objects of one image, H x W pixels; a label is the rank of its category id (COCO's 1..90 has gaps).
 """
@@ -133,7 +133,7 @@ class Coco:
         """Return what is annotated in image `index`, without reading the image."""
         span, masks = self._span(index), None
         if self._outlines is not None:
-            masks = torch.from_numpy(outlines.masks(self.outlines(index), self.size(index)))
+            masks = outlines.runs(self.outlines(index), self.size(index))
         boxes, labels, crowd = (torch.from_numpy(values[span].copy()) for values in (self._boxes, self._labels, self._crowd))
         return Objects(boxes, labels, crowd, masks)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mae_transfer.bounds import Count, Few, Pixels, Seed
 from mae_transfer.core.coco_rules import Json
+from mae_transfer.core.runs import dense, from_mask, stacked
 from mae_transfer.data import outlines
 from mae_transfer.data.ade import CLASSES_FILE, Mapped
 from mae_transfer.data.coco import Annotated
@@ -71,8 +72,8 @@ class ShapesObjects:
 
     def described(self, of_images: Iterable[Objects]) -> Json:
         """Return the objects of all scenes, in order, in COCO's format."""
-        entries = [entry for image_id, objects in enumerate(of_images, start=1) for entry in _entries(objects, image_id)]
         side = self.shapes.size
+        entries = [entry for image_id, objects in enumerate(of_images, start=1) for entry in _entries(objects, image_id, (side, side))]
         return {
             "info": {"description": f"generated shapes, seed {self.shapes.seed}, {side} pixels"},
             "categories": [{"id": k, "name": name} for k, name in enumerate(self.classes, start=1)],
@@ -135,23 +136,25 @@ def _image(scene: Scene) -> Tensor:
 
 def _objects(scene: Scene) -> Objects:
     """Return the objects of which more than a few pixels are visible."""
-    masks = scene.instances[None] == np.arange(1, len(scene.kinds) + 1)[:, None, None]
-    seen = masks.sum(axis=(1, 2)) >= SMALLEST
+    numbers = np.arange(1, len(scene.kinds) + 1)
+    seen = (scene.instances[None] == numbers[:, None, None]).sum(axis=(1, 2)) >= SMALLEST
+    runs = [from_mask(scene.instances == number, scene.instances.shape) for number in numbers[seen]]
     boxes, labels = torch.from_numpy(scene.boxes[seen]).float(), torch.from_numpy(scene.kinds[seen])
-    return Objects(boxes, labels, torch.zeros(len(labels), dtype=torch.bool), torch.from_numpy(masks[seen].astype(np.uint8)))
+    return Objects(boxes, labels, torch.zeros(len(labels), dtype=torch.bool), stacked(runs, scene.instances.shape))
 
 
-def _entries(objects: Objects, image_id: int) -> Iterator[Json]:
+def _entries(objects: Objects, image_id: int, size: tuple[int, int]) -> Iterator[Json]:
     """Yield the objects of an image as the json has them, ids aside."""
     assert objects.masks is not None
-    for box, label, mask in zip(objects.boxes.tolist(), objects.labels.tolist(), objects.masks.numpy(), strict=True):
+    areas = dense(objects.masks, size).sum(dim=(1, 2)).tolist()
+    for box, label, area, runs in zip(objects.boxes.tolist(), objects.labels.tolist(), areas, objects.masks, strict=True):
         yield {
             "image_id": image_id,
             "category_id": label + 1,
             "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
-            "area": int(mask.sum()),
+            "area": area,
             "iscrowd": 0,
-            "segmentation": outlines.code(mask),
+            "segmentation": outlines.code(runs, size),
         }
 
 

@@ -1,7 +1,7 @@
 """Images with objects on their way to a detector: large-scale jitter and classic resizing, and the batches that training and evaluation see.
 
 Draws come from the global generators, which the loader seeds per sample. A mask is resized by taking the nearest pixel, so that resizing and cropping
-are one choice of rows and columns; the image is resized as a whole, then cropped.
+are one choice of rows and columns of its runs (core.runs), and no mask is drawn; the image is resized as a whole, then cropped.
 
 Legend: H x W pixels, n objects of an image, B images of a batch; a size is (height, width).
 """
@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from pydantic import model_validator
 from torch import Tensor
-from torchvision.ops import clip_boxes_to_image, masks_to_boxes
+from torchvision.ops import clip_boxes_to_image
 from torchvision.transforms.v2.functional import pad
 
 from mae_transfer.bounds import Factor, Few, Pixels, Probability, Sides
 from mae_transfer.config import Spec, build, check
 from mae_transfer.core.patches import sides, size_of
+from mae_transfer.core.runs import Size, extents, filled, taken
 from mae_transfer.data.coco import Annotated, Coco, ObjectSource
 from mae_transfer.data.coco_check import check_images
 from mae_transfer.data.dense_shapes import ShapesObjects
@@ -31,7 +32,6 @@ from mae_transfer.data.places import Places, opened, rooted, same_classes
 from mae_transfer.data.transforms import resize
 from mae_transfer.interfaces import Objects
 
-Size = tuple[int, int]
 EMPTY = 1e-5  # pixels: objects whose box is not wider and higher than this are gone, as in detectron2
 
 
@@ -47,7 +47,7 @@ class SceneBatch(NamedTuple):
 
     image: Tensor  # (B, 3, H, W) uint8; zeros right of and below each image
     sizes: tuple[Size, ...]  # of each image without its padding; on the host
-    objects: tuple[Objects, ...]  # of each image, its masks without padding
+    objects: tuple[Objects, ...]  # of each image, its masks without padding: runs of an image of its own size
     index: Tensor  # type: ignore[assignment]  # (B,) int64, which images of the source these are
 
 
@@ -124,9 +124,12 @@ OBJECT_SETS: Mapping[str, Callable[..., ObjectSource]] = {"coco": Coco, "shapes"
 def mirrored(scene: Scene) -> Scene:
     """Return the scene flipped horizontally."""
     boxes, _, _, masks = scene.objects
+    height, width = scene.image.shape[-2:]
     flipped = boxes.clone()
-    flipped[:, [0, 2]] = scene.image.shape[-1] - boxes[:, [2, 0]]
-    return Scene(scene.image.flip(-1), scene.objects._replace(boxes=flipped, masks=None if masks is None else masks.flip(-1)))
+    flipped[:, [0, 2]] = width - boxes[:, [2, 0]]
+    if masks is not None:
+        masks = taken(masks, (height, width), np.arange(height), np.arange(width)[::-1])
+    return Scene(scene.image.flip(-1), scene.objects._replace(boxes=flipped, masks=masks))
 
 
 def resized(scene: Scene, size: Size, *, window: tuple[int, int, int, int] | None = None) -> Scene:
@@ -143,7 +146,7 @@ def resized(scene: Scene, size: Size, *, window: tuple[int, int, int, int] | Non
     )
     boxes, labels, crowd, masks = scene.objects
     if masks is not None:
-        masks = masks[:, rows][:, :, columns]
+        masks = taken(masks, (scene.image.shape[-2], scene.image.shape[-1]), rows.numpy(), columns.numpy())
     scale = torch.tensor([size[1] / scene.image.shape[-1], size[0] / scene.image.shape[-2]]).repeat(2)
     boxes = boxes * scale - torch.tensor([left, top, left, top])
     return Scene(image, present(Objects(boxes, labels, crowd, masks), (height, width)))
@@ -157,9 +160,9 @@ def present(objects: Objects, size: Size) -> Objects:
     boxes = clip_boxes_to_image(objects.boxes, size)
     kept = ((boxes[:, 2:] - boxes[:, :2]) > EMPTY).all(dim=1)
     if objects.masks is not None:
-        kept &= objects.masks.flatten(1).any(dim=1).bool()
+        kept &= filled(objects.masks)
         cut = kept & (boxes != objects.boxes).any(dim=1)
-        boxes[cut] = masks_to_boxes(objects.masks[cut]) + torch.tensor([0.0, 0.0, 1.0, 1.0])  # the last pixel ends one further on
+        boxes[cut] = extents(objects.masks[cut], size)
     masks = None if objects.masks is None else objects.masks[kept]
     return Objects(boxes[kept], objects.labels[kept], objects.crowd[kept], masks)
 

@@ -14,11 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from mae_transfer.core.runs import dense, from_counts, taken
 from mae_transfer.draw.segmentations import palette
 from mae_transfer.interfaces import Objects
 
 THRESHOLD = 0.3  # score below which nothing is drawn
 MIX = 0.45  # of an object's colour over the image
+SHARP = 1024  # pixels of an image's longer side that are enough for a panel; of larger images every second, third ... pixel is drawn
 MOST = 40  # objects drawn per image, best first
 
 
@@ -27,7 +29,7 @@ class Shown(NamedTuple):
 
     image: Tensor  # (3, H, W) uint8 RGB
     objects: Objects
-    found: Any  # boxes (n, 4), scores (n,), labels (n,), masks (n, H, W) or None: metrics.coco.Detections
+    found: Any  # boxes (n, 4), scores (n,), labels (n,), masks as run-length codes or None: metrics.coco.Detections
     name: str
 
 
@@ -40,7 +42,8 @@ def save_detections(path: Path, shown: Shown, classes: Sequence[str]) -> None:
     names = [classes[label] + (" (crowd)" if crowd else "") for label, crowd in zip(truth.labels.tolist(), truth.crowd.tolist(), strict=True)]
     _panel(left, shown.image, truth, names, f"{shown.name}: {len(names)} objects", len(classes))
     kept = [k for k in found.scores.argsort(descending=True).tolist() if found.scores[k] >= THRESHOLD][:MOST]
-    best = found._replace(boxes=found.boxes[kept], labels=found.labels[kept], masks=None if found.masks is None else found.masks[kept])
+    masks = None if found.masks is None else from_counts([found.masks[k]["counts"] for k in kept], (height, width))
+    best = found._replace(boxes=found.boxes[kept], labels=found.labels[kept], masks=masks)
     names = [f"{classes[int(found.labels[k])]} {float(found.scores[k]):.2f}" for k in kept]
     _panel(right, shown.image, best, names, f"found: {len(kept)} with a score of at least {THRESHOLD}", len(classes))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,11 +52,15 @@ def save_detections(path: Path, shown: Shown, classes: Sequence[str]) -> None:
 
 def _panel(axes: Any, image: Tensor, objects: Any, names: Sequence[str], title: str, classes: int) -> None:
     colours = palette(classes)[objects.labels.cpu().numpy()]
-    canvas = image.permute(1, 2, 0).numpy() / 255
+    height, width = image.shape[-2:]
+    rows, columns = (np.arange(0, length, max(1, max(height, width) // SHARP)) for length in (height, width))
+    canvas = image[:, rows][:, :, columns].permute(1, 2, 0).numpy() / 255
     if objects.masks is not None:
-        for mask, colour in zip(objects.masks.cpu().numpy() != 0, colours, strict=True):
+        small = taken(objects.masks, (height, width), rows, columns)
+        for runs, colour in zip(small, colours, strict=True):
+            mask = dense(runs[None], (len(rows), len(columns)))[0].numpy() != 0
             canvas[mask] = (1 - MIX) * canvas[mask] + MIX * colour
-    axes.imshow(np.clip(canvas, 0, 1), interpolation="nearest")
+    axes.imshow(np.clip(canvas, 0, 1), interpolation="nearest", extent=(-0.5, width - 0.5, height - 0.5, -0.5))
     for (x0, y0, x1, y1), colour, name in zip(objects.boxes.tolist(), colours, names, strict=True):
         style = "--" if name.endswith("(crowd)") else "-"
         axes.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1.5, linestyle=style))

@@ -39,7 +39,7 @@ class Detections(NamedTuple):
     boxes: Tensor  # (n, 4) x0, y0, x1, y1
     scores: Tensor  # (n,)
     labels: Tensor  # (n,) int64 index into the classes
-    masks: Tensor | None = None  # (n, H, W) bool or uint8, 1 = object
+    masks: Sequence[Entry] | None = None  # a run-length code for each, as COCO's json has them: {size: [H, W], counts: text}
 
 
 class CocoMetric:
@@ -184,8 +184,9 @@ def _checked(image_id: int, found: Detections, size: tuple[int, int] | None, *, 
     """Raise ValueError where COCOeval would silently compute nonsense; size: H, W that the ground truth gives."""
     if masks and found.masks is None:
         raise ValueError(f"image {image_id}: predictions have no masks; evaluate boxes alone, kinds=('bbox',)")
-    if masks and found.masks is not None and size is not None and found.masks.shape[1:] != size:
-        raise ValueError(f"image {image_id}: masks are {tuple(found.masks.shape[1:])}, the image {size} (H, W): paste them into the stored image")
+    strange = [code["size"] for code in found.masks or () if masks and size is not None and tuple(code["size"]) != size]
+    if strange:
+        raise ValueError(f"image {image_id}: masks are {tuple(strange[0])}, the image {size} (H, W): paste them into the stored image")
     if not (found.boxes.isfinite().all() and found.scores.isfinite().all()):
         raise ValueError(f"image {image_id}: predicted boxes or scores are not finite")
 
@@ -199,17 +200,9 @@ def _entries(image_id: int, found: Detections, categories: Sequence[int], *, mas
         for label, box, score in zip(labels.tolist(), boxes.tolist(), scores.tolist(), strict=True)
     ]
     if masks and found.masks is not None:
-        for entry, code in zip(entries, _codes(found.masks), strict=True):
+        for entry, code in zip(entries, found.masks, strict=True):
             entry["segmentation"] = code
     return entries
-
-
-def _codes(masks: Tensor) -> list[Entry]:
-    """Return masks (n, H, W) as run-length codes."""
-    from pycocotools import mask
-
-    pixels = np.asfortranarray((masks.detach() != 0).byte().permute(1, 2, 0).cpu().numpy())
-    return [{"size": list(code["size"]), "counts": code["counts"].decode()} for code in mask.encode(pixels)]
 
 
 def _results(truth: Entry, entries: Sequence[Entry], kind: Kind) -> Entry:

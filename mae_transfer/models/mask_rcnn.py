@@ -24,6 +24,7 @@ from torchvision.ops.poolers import LevelMapper
 from mae_transfer.arithmetic import in_full
 from mae_transfer.bounds import BelowOne, Count, Few, FewOrNone, Pixels, Width
 from mae_transfer.config import Schema
+from mae_transfer.core.runs import Size, dense
 from mae_transfer.interfaces import Found, Objects
 
 Targets = list[dict[str, Tensor]]
@@ -63,6 +64,7 @@ class HeadsConfig(Schema):
 RATIOS = (0.5, 1.0, 2.0)  # height / width of the anchors
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 BOX_SIDE, MASK_SIDE = 7, 14  # cells that a region is pooled to
+DRAWN = 16  # masks of an image that are drawn at a time: 80 MB of them at 1024 x 1024
 
 
 class MaskRCNN(nn.Module):
@@ -102,7 +104,7 @@ class MaskRCNN(nn.Module):
         Args:
             images: (B, 3, H, W) normalised, zeros where they are padded.
             sizes: height and width of each without its padding.
-            objects: what is in each image; masks (n, h, w) without padding.
+            objects: what is in each image; masks as runs (core.runs) of its size without padding.
         """
         features = {name: level.float() for name, level in self.pyramid(images).items()}  # boxes do not survive bfloat16: 2 pixels at 256
         targets = None if objects is None else [_target(one) for one in objects]
@@ -213,7 +215,7 @@ class _Regions(RoIHeads):  # type: ignore[misc]
     def forward(self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]], targets: Any = None) -> Any:
         levels = list(features.values())[: len(self.box_pooler.strides)]
         if self.training:
-            return [], self._losses(levels, proposals, targets)
+            return [], self._losses(levels, proposals, targets, image_shapes)
         logits, deltas = self._boxes(levels, proposals)
         boxes, scores, labels = self.postprocess_detections(logits, deltas, proposals, image_shapes)
         masks: Any = [None] * len(boxes)
@@ -232,7 +234,7 @@ class _Regions(RoIHeads):  # type: ignore[misc]
         own: Tensor = logits[torch.arange(len(labels), device=labels.device), labels]
         return own
 
-    def _losses(self, levels: list[Tensor], proposals: list[Tensor], targets: Targets) -> dict[str, Tensor]:
+    def _losses(self, levels: list[Tensor], proposals: list[Tensor], targets: Targets, sizes: list[Size]) -> dict[str, Tensor]:
         proposals, matched, labels, box_targets = self.select_training_samples(proposals, targets)
         logits, deltas = self._boxes(levels, proposals)
         losses = box_losses(logits, deltas, torch.cat(labels), torch.cat(list(box_targets)))
@@ -241,7 +243,10 @@ class _Regions(RoIHeads):  # type: ignore[misc]
             boxes = [box[k] for box, k in zip(proposals, positive, strict=True)]
             scores = self._masks(levels, boxes, torch.cat([label[k] for label, k in zip(labels, positive, strict=True)]))
             side = scores.shape[-1]
-            truth = [mask_targets(t["masks"], box, owner[k], side) for t, box, owner, k in zip(targets, boxes, matched, positive, strict=True)]
+            truth = [
+                mask_targets(target["masks"], size, box, owner[k], side)
+                for target, size, box, owner, k in zip(targets, sizes, boxes, matched, positive, strict=True)
+            ]
             each = F.binary_cross_entropy_with_logits(scores, torch.cat(truth), reduction="sum")
             losses["loss_mask"] = each / max(scores.numel(), 1)
         return losses
@@ -270,10 +275,18 @@ def box_losses(logits: Tensor, deltas: Tensor, labels: Tensor, targets: Tensor) 
     }
 
 
-def mask_targets(masks: Tensor, boxes: Tensor, matched: Tensor, side: int) -> Tensor:
-    """Return the masks (n, H, W) of the objects `matched` (r,) within boxes (r, 4) as (r, side, side), 1 where at least half is object."""
+def mask_targets(runs: Tensor, size: Size, boxes: Tensor, matched: Tensor, side: int) -> Tensor:
+    """Return the masks of the objects `matched` (r,) within boxes (r, 4) as (r, side, side), 1 where at least half is object.
+
+    runs: (n, R) of an image of this size. Only DRAWN masks are drawn at a time, however many objects and regions there are.
+    """
+    if len(runs) > DRAWN:
+        each = torch.arange(DRAWN, device=runs.device)
+        parts = [(runs[some], box) for some, box in zip(torch.split(matched, DRAWN), torch.split(boxes, DRAWN), strict=True)]
+        return torch.cat([mask_targets(own, size, box, each[: len(own)], side) for own, box in parts])
+    masks = dense(runs, size)[:, None].to(boxes.dtype, memory_format=torch.contiguous_format)
     regions = torch.cat([matched[:, None].to(boxes), boxes], dim=1)
-    cut: Tensor = roi_align(masks[:, None].to(boxes), regions, side, sampling_ratio=0, aligned=True)[:, 0]
+    cut: Tensor = roi_align(masks, regions, side, sampling_ratio=0, aligned=True)[:, 0]
     return (cut >= 0.5).to(boxes)
 
 

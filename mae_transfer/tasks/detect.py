@@ -24,7 +24,7 @@ from mae_transfer.bounds import BelowOne
 from mae_transfer.checkpoints.files import load_strict
 from mae_transfer.config import Spec, build, check
 from mae_transfer.core.normalize import Statistics, normalize
-from mae_transfer.core.paste import paste_masks
+from mae_transfer.core.paste import pasted
 from mae_transfer.core.patches import sides, size_of
 from mae_transfer.data import (
     SCENE_TRANSFORMS,
@@ -39,6 +39,7 @@ from mae_transfer.data import (
     open_one,
     scenes,
 )
+from mae_transfer.data.outlines import code
 from mae_transfer.draw.detections import Shown, save_detections
 from mae_transfer.engine import checkpoint
 from mae_transfer.engine.dist import Dist, assemble, session
@@ -274,8 +275,7 @@ def predicted(cfg: DetectConfig, parts: Parts, dist: Dist, model: nn.Module) -> 
     for batch, found in sweep(cfg, parts, dist, model, policy, batch=cfg.run.evaluation_batch):
         metric.update([int(parts.val.image_ids[i]) for i in batch.index.tolist()], found)
     for index in policy.files:
-        height, width = parts.val.size(index)
-        nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.zeros(0, height, width))
+        nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), ())
         metric.update([int(parts.val.image_ids[index])], [nothing])
     return metric
 
@@ -293,11 +293,12 @@ def sweep(
 
 
 def in_stored(found: Found, size: tuple[int, int], stored: tuple[int, int]) -> Detections:
-    """Return what was found in an image resized to `size` in pixels of the image as it is `stored` (height, width), masks pasted."""
-    scale = torch.tensor([stored[1] / size[1], stored[0] / size[0]], device=found.boxes.device).repeat(2)
+    """Return what was found in an image resized to `size` in pixels of the image as it is `stored` (height, width), masks pasted; on the CPU."""
+    found = Found(*(None if part is None else part.cpu() for part in found))  # type: ignore[arg-type]
+    scale = torch.tensor([stored[1] / size[1], stored[0] / size[0]]).repeat(2)
     boxes = clip_boxes_to_image(found.boxes * scale, stored)
     there = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)
-    masks = None if found.masks is None else paste_masks(found.masks[there], boxes[there], stored)
+    masks = None if found.masks is None else [code(runs, stored) for runs in pasted(found.masks[there], boxes[there], stored)]
     return Detections(boxes[there], found.scores[there], found.labels[there], masks)
 
 

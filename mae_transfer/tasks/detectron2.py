@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mae_transfer.adapters.adapted import AdaptedBackbone
 from mae_transfer.adapters.detectron2 import ABSENT
+from mae_transfer.core.runs import Size
 from mae_transfer.interfaces import Found, Objects
-from mae_transfer.models.mask_rcnn import BOX_SIDE, BOX_WEIGHTS, MASK_SIDE, RATIOS, HeadsConfig
+from mae_transfer.models.mask_rcnn import BOX_SIDE, BOX_WEIGHTS, MASK_SIDE, RATIOS, HeadsConfig, mask_targets
 
 LOSSES = {"loss_rpn_cls": "loss_objectness", "loss_rpn_loc": "loss_rpn_box_reg", "loss_cls": "loss_class", "loss_box_reg": "loss_box"}
 NORMS = {None: "", "layer": "LN", "batch": "BN"}  # our names -> detectron2's
@@ -63,8 +65,25 @@ class Detectron2RCNN(nn.Module):
     def _truth(self, objects: Objects, size: tuple[int, int]) -> Any:
         instances = self.d2.Instances(size, gt_boxes=self.d2.Boxes(objects.boxes), gt_classes=objects.labels)
         if objects.masks is not None:
-            instances.gt_masks = self.d2.BitMasks(objects.masks.bool())
+            instances.gt_masks = _Masks(objects.masks, size)
         return instances
+
+
+class _Masks:
+    """Runs of pixels in the place of detectron2's BitMasks, which hold a whole mask for each sampled region: 0.5 GB per image."""
+
+    def __init__(self, runs: Tensor, size: Size) -> None:
+        self.runs, self.size = runs, size
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    def __getitem__(self, chosen: Tensor) -> _Masks:
+        return _Masks(self.runs[chosen], self.size)
+
+    def crop_and_resize(self, boxes: Tensor, side: int) -> Tensor:
+        """Return the part of each mask within its box, (n, side, side) bool."""
+        return mask_targets(self.runs, self.size, boxes, torch.arange(len(boxes), device=boxes.device), side).bool()
 
 
 def _found(instances: Any) -> Found:
@@ -126,7 +145,7 @@ def _parts() -> SimpleNamespace:
         raise ValueError(ABSENT) from error
     modules = (layers, structures, anchor_generator, box_regression, matcher, poolers, proposal_generator, rpn, roi_heads, events)
     names = (
-        "ShapeSpec", "ImageList", "Instances", "Boxes", "BitMasks", "DefaultAnchorGenerator", "Box2BoxTransform", "Matcher", "ROIPooler", "RPN",
+        "ShapeSpec", "ImageList", "Instances", "Boxes", "DefaultAnchorGenerator", "Box2BoxTransform", "Matcher", "ROIPooler", "RPN",
         "StandardRPNHead", "StandardROIHeads", "FastRCNNConvFCHead", "FastRCNNOutputLayers", "MaskRCNNConvUpsampleHead", "EventStorage",
     )  # fmt: skip
     return SimpleNamespace(**{name: next(getattr(module, name) for module in modules if hasattr(module, name)) for name in names})

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mae_transfer.core.runs import taken
 from mae_transfer.data import ShapesMaps, ShapesObjects
+from mae_transfer.data.outlines import code
 from mae_transfer.engine.dist import session
 from mae_transfer.metrics.coco import CocoMetric, Detections
 from mae_transfer.metrics.iou import IouMetric
@@ -23,7 +25,9 @@ def moved(index: int) -> Detections:
     boxes, labels, _, masks = scenes.objects(index)
     assert masks is not None
     step = int(rng.integers(0, 4))
-    return Detections(boxes + step, torch.from_numpy(rng.random(len(labels))), labels, masks.roll(step, dims=(2,)))
+    size = height, width = scenes.size(index)
+    codes = [code(runs, size) for runs in taken(masks, size, np.arange(height), np.roll(np.arange(width), step))]
+    return Detections(boxes + step, torch.from_numpy(rng.random(len(labels))), labels, codes)
 
 
 with session("cpu") as dist:

@@ -15,6 +15,7 @@ import torch
 from detect_runs import RUN, STEPS, config, values
 from PIL import Image
 from pretrain_runs import ROOT, Values, assert_equal, losses, payload
+from pycocotools import mask
 
 from mae_transfer import results
 from mae_transfer.core.normalize import IMAGENET
@@ -179,8 +180,9 @@ def test_what_is_found_is_brought_back_to_the_stored_image() -> None:
     stored = detect.in_stored(found, (64, 64), (128, 256))
     assert stored.boxes.tolist() == [[0, 0, 128, 64], [240, 120, 256, 128]]
     assert stored.masks is not None
-    for mask, area in zip(stored.masks, (128 * 64, 16 * 8), strict=True):
-        assert area - 4 <= mask.sum() <= area  # a corner may be rounded
+    for code, area in zip(stored.masks, (128 * 64, 16 * 8), strict=True):
+        assert code["size"] == [128, 256]
+        assert area - 4 <= mask.area(code) <= area  # a corner may be rounded
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from mae_transfer.adapters import AdaptedBackbone, SimpleFPN, maps_of
 from mae_transfer.adapters.levels import NORMS
 from mae_transfer.core.normalize import normalize
-from mae_transfer.core.paste import paste_masks
+from mae_transfer.core.paste import pasted
+from mae_transfer.core.runs import dense, from_masks
 from mae_transfer.data import Key, SceneBatch, Scenes, ShapesObjects
 from mae_transfer.data.objects import LargeScaleJitter
 from mae_transfer.interfaces import Objects
@@ -114,10 +115,11 @@ def test_pasting_and_mask_targets_equal_detectron2_s() -> None:
     torch.manual_seed(0)
     corner, extent = torch.rand(20, 2) * 60 - 5, torch.rand(20, 2) * 50 + 1
     boxes, soft = torch.cat([corner, corner + extent], dim=1), torch.rand(20, 28, 28)
-    assert torch.equal(paste_masks(soft, boxes, (64, 80)), paste_masks_in_image(soft, boxes, (64, 80)))
-    masks = torch.rand(20, 64, 80) > 0.3
+    size = (64, 80)
+    assert torch.equal(dense(pasted(soft, boxes, size), size).bool(), paste_masks_in_image(soft, boxes, size))
+    masks = torch.rand(20, *size) > 0.3
     theirs = BitMasks(masks).crop_and_resize(boxes, 28)
-    assert torch.equal(mask_targets(masks, boxes, torch.arange(20), 28).bool(), theirs)
+    assert torch.equal(mask_targets(from_masks(masks), size, boxes, torch.arange(20), 28).bool(), theirs)
 
 
 def test_head_losses_on_the_same_proposals_equal_detectron2_s() -> None:

@@ -15,7 +15,10 @@ CASTS = {"float", "int", "bool"}
 ALLOWED = {
     ("adapters/mmseg_transforms.py", "_factor"),  # of sizes
     ("adapters/mmseg_transforms.py", "_to_bgr"),  # of images, in the loader's workers
-    ("core/paste.py", "paste_masks"),  # of boxes, in an evaluation
+    ("core/paste.py", "_drawn"),  # of boxes, in an evaluation
+    ("core/runs.py", "from_masks"),  # of generated masks, in the loader's workers
+    ("core/runs.py", "taken"),  # the same
+    ("core/runs.py", "to_counts"),  # of masks, in an evaluation
     ("engine/checkpoint.py", "_steps"),  # of a file name
     ("engine/dist.py", "read_mean"),  # the one place that logs and saves read through
     ("engine/dist.py", "session"),  # of environment variables
@@ -24,7 +27,6 @@ ALLOWED = {
     ("core/normalize.py", "checked"),  # of statistics that are read
     ("engine/interrupt.py", "poll"),  # of flags that live on the CPU: gloo agrees on them aside of the device
     ("engine/window.py", "_raise_if"),  # of a run that stops
-    ("metrics/coco.py", "_codes"),  # of predictions, which an evaluation collects on the host
     ("metrics/coco.py", "_defined"),  # of figures, after an evaluation
     ("metrics/coco.py", "_entries"),  # of predictions
     ("metrics/iou.py", "_figures"),  # of counts, after an evaluation
@@ -36,6 +38,7 @@ ALLOWED = {
     ("tasks/basis.py", "fit"),  # of a basis, which is fitted before anything trains
     ("tasks/codes.py", "_write"),  # of token ids, before the first step
     ("tasks/detect.py", "draw"),  # of pictures, after the run
+    ("tasks/detect.py", "in_stored"),  # of what is found, in an evaluation
     ("tasks/detect.py", "open_parts"),  # of strides, before the first step
     ("tasks/detect.py", "predicted"),  # of ids, in an evaluation
     ("tasks/detect.py", "sweep"),  # the same

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from mae_transfer.core.runs import taken
 from mae_transfer.data import Coco, ShapesObjects
+from mae_transfer.data.outlines import code
 from mae_transfer.metrics.coco import FIGURES, CocoMetric, Detections
 
 
@@ -23,7 +25,10 @@ def guesses(source: Any, index: int, *, noise: float = 3.0) -> Detections:
     kept = torch.from_numpy(rng.permutation(np.repeat(np.arange(len(objects.labels)), 2))[: round(1.5 * len(objects.labels))])
     boxes = objects.boxes[kept] + torch.from_numpy(rng.normal(0, noise, (len(kept), 4))).float()
     labels = torch.where(torch.from_numpy(rng.random(len(kept)) < 0.1), 0, objects.labels[kept])
-    masks = torch.stack([mask.roll(int(rng.integers(-3, 4)), dims=1) for mask in objects.masks[kept]]) if len(kept) else objects.masks
+    size = height, width = source.size(index)
+    shifts = [np.roll(np.arange(width), rng.integers(-3, 4)) for _ in kept]
+    moved = [taken(objects.masks[k, None], size, np.arange(height), columns)[0] for k, columns in zip(kept, shifts, strict=True)]
+    masks = [code(runs, size) for runs in moved]
     return Detections(boxes, torch.from_numpy(rng.random(len(kept))).float(), labels, masks)
 
 
@@ -81,8 +86,9 @@ def test_the_truth_itself_is_perfect_and_nothing_is_nothing(backend: Any) -> Non
     perfect, nothing = (CocoMetric(source.ground_truth(), backend=backend) for _ in range(2))
     for index, image_id in enumerate(source.image_ids.tolist()):
         boxes, labels, _, masks = source.objects(index)
-        perfect.update([image_id], [Detections(boxes, torch.ones(len(labels)), labels, masks)])
-        nothing.update([image_id], [Detections(boxes[:0], torch.ones(0), labels[:0], masks[:0] if masks is not None else None)])
+        codes = [code(runs, source.size(index)) for runs in masks]
+        perfect.update([image_id], [Detections(boxes, torch.ones(len(labels)), labels, codes)])
+        nothing.update([image_id], [Detections(boxes[:0], torch.ones(0), labels[:0], [])])
     figures, none = perfect.compute(), nothing.compute()
     for kind in ("bbox", "segm"):
         assert figures[f"{kind}/AP"] == pytest.approx(1)
@@ -149,13 +155,13 @@ def test_ids_with_gaps_and_missing_keys_of_a_json_do_no_harm() -> None:
     ("change", "message"),
     [
         ({"masks": None}, "predictions have no masks"),
-        ({"masks": torch.zeros(1, 16, 32)}, r"masks are \(16, 32\), the image \(32, 32\)"),
+        ({"masks": [{"size": [16, 32], "counts": "P`0"}]}, r"masks are \(16, 32\), the image \(32, 32\)"),
         ({"scores": torch.tensor([np.nan])}, "not finite"),
         ({"boxes": torch.tensor([[0, 0, np.inf, 1]])}, "not finite"),
     ],
 )
 def test_predictions_that_would_give_nonsense_are_refused(change: dict[str, Any], message: str) -> None:
-    good = Detections(torch.tensor([[0.0, 0, 4, 4]]), torch.ones(1), torch.zeros(1, dtype=torch.long), torch.ones(1, 32, 32))
+    good = Detections(torch.tensor([[0.0, 0, 4, 4]]), torch.ones(1), torch.zeros(1, dtype=torch.long), [{"size": [32, 32], "counts": "0PP1"}])
     metric = CocoMetric(ShapesObjects(size=32, length=1).ground_truth())
     with pytest.raises(ValueError, match=message):
         metric.update([1], [good._replace(**change)])

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from mae_transfer.adapters import AdaptedBackbone, SimpleFPN, TapFPN, maps_of
 from mae_transfer.adapters.levels import NORMS
-from mae_transfer.core.paste import paste_masks
+from mae_transfer.core.paste import pasted
+from mae_transfer.core.runs import dense, from_masks
 from mae_transfer.engine.optim import Layers, param_groups
 from mae_transfer.interfaces import Objects
 from mae_transfer.models.mask_rcnn import HeadsConfig, MaskRCNN, box_losses, mask_targets
@@ -31,7 +32,7 @@ def objects(n: int = 2) -> Objects:
     masks = torch.zeros(n, 64, 64, dtype=torch.uint8)
     for mask, (x0, y0, x1, y1) in zip(masks, boxes.int().tolist(), strict=True):
         mask[y0:y1, x0:x1] = 1
-    return Objects(boxes, torch.arange(n), torch.zeros(n, dtype=torch.bool), masks)
+    return Objects(boxes, torch.arange(n), torch.zeros(n, dtype=torch.bool), from_masks(masks))
 
 
 def losses(model: MaskRCNN, *each: Objects) -> dict[str, Tensor]:
@@ -79,26 +80,38 @@ def test_the_proposal_network_s_loss_is_divided_by_what_may_be_sampled() -> None
 
 
 def test_mask_targets_are_the_object_within_its_box() -> None:
-    masks = torch.zeros(2, 20, 20, dtype=torch.uint8)
+    masks, size = torch.zeros(2, 20, 20, dtype=torch.uint8), (20, 20)
     masks[1, 4:12, 4:8] = 1
-    whole = mask_targets(masks, torch.tensor([[4.0, 4, 8, 12]]), torch.tensor([1]), 8)
+    runs = from_masks(masks)
+    whole = mask_targets(runs, size, torch.tensor([[4.0, 4, 8, 12]]), torch.tensor([1]), 8)
     assert whole.eq(1).all()
-    half = mask_targets(masks, torch.tensor([[0.0, 4, 8, 12]]), torch.tensor([1]), 8)[0]
+    half = mask_targets(runs, size, torch.tensor([[0.0, 4, 8, 12]]), torch.tensor([1]), 8)[0]
     assert half[:, 4:].eq(1).all()
     assert half[:, :4].eq(0).all()
-    assert mask_targets(masks, torch.tensor([[4.0, 4, 8, 12]]), torch.tensor([0]), 8).eq(0).all()
+    assert mask_targets(runs, size, torch.tensor([[4.0, 4, 8, 12]]), torch.tensor([0]), 8).eq(0).all()
+
+
+def test_mask_targets_do_not_depend_on_how_many_masks_are_drawn_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    runs, matched = from_masks(torch.rand(9, 30, 40) > 0.4), torch.randint(9, (33,))
+    corner = torch.rand(33, 2) * 25
+    boxes = torch.cat([corner, corner + torch.rand(33, 2) * 20 + 1], dim=1)
+    at_once = mask_targets(runs, (30, 40), boxes, matched, 14)
+    monkeypatch.setattr("mae_transfer.models.mask_rcnn.DRAWN", 4)
+    assert torch.equal(mask_targets(runs, (30, 40), boxes, matched, 14), at_once)
+    assert mask_targets(runs, (30, 40), boxes[:0], matched[:0], 14).shape == (0, 14, 14)
 
 
 def test_pasted_masks_fill_their_boxes_and_nothing_else() -> None:
     boxes = torch.tensor([[2.0, 3, 10, 9], [-4, -4, 6, 6], [50, 50, 60, 60], [3, 3, 3, 3]])
-    pasted = paste_masks(torch.ones(4, 28, 28), boxes, (20, 30))
-    assert pasted.shape == (4, 20, 30)
-    assert pasted[0].nonzero().amin(0).tolist() == [3, 2]
-    assert pasted[0].nonzero().amax(0).tolist() == [8, 9]
-    assert pasted[0].sum() == 48
-    assert pasted[1].sum() == 36
-    assert pasted[2:].sum() == 0
-    assert paste_masks(torch.ones(0, 28, 28), torch.zeros(0, 4), (20, 30)).shape == (0, 20, 30)
+    masks = dense(pasted(torch.ones(4, 28, 28), boxes, (20, 30)), (20, 30))
+    assert masks.shape == (4, 20, 30)
+    assert masks[0].nonzero().amin(0).tolist() == [3, 2]
+    assert masks[0].nonzero().amax(0).tolist() == [8, 9]
+    assert masks[0].sum() == 48
+    assert masks[1].sum() == 36
+    assert masks[2:].sum() == 0
+    assert dense(pasted(torch.ones(0, 28, 28), torch.zeros(0, 4), (20, 30)), (20, 30)).shape == (0, 20, 30)
 
 
 @pytest.mark.parametrize("norm", [None, "layer", "batch"])

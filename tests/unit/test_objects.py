@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from torchvision.ops import masks_to_boxes
 
 from mae_transfer.config import validate
+from mae_transfer.core.runs import dense, extents, from_masks
 from mae_transfer.data import Key, ObjectDataConfig, ObjectSource, SceneBatch, Scenes, ShapesObjects
 from mae_transfer.data.coco import Annotated
 from mae_transfer.data.objects import LargeScaleJitter, Scene, SceneTransform, ShortestEdge, mirrored, present, resized
@@ -18,13 +18,18 @@ def scene(height: int = 60, width: int = 100) -> Scene:
     for k, (x0, y0, x1, y1) in enumerate(((10, 20, 40, 50), (50, 5, 90, 25))):
         image[k, y0:y1, x0:x1], masks[k, y0:y1, x0:x1] = 255, 1
     boxes = torch.tensor([[10.0, 20, 40, 50], [50, 5, 90, 25]])
-    return Scene(image, Objects(boxes, torch.tensor([3, 7]), torch.tensor([False, True]), masks))
+    return Scene(image, Objects(boxes, torch.tensor([3, 7]), torch.tensor([False, True]), from_masks(masks)))
+
+
+def drawn(of: Scene) -> torch.Tensor:
+    """Return its masks (n, H, W)."""
+    return dense(of.objects.masks, of.image.shape[1:])
 
 
 def test_a_mirrored_scene_is_mirrored_in_image_boxes_and_masks() -> None:
     flipped = mirrored(scene())
     assert flipped.objects.boxes.tolist() == [[60, 20, 90, 50], [10, 5, 50, 25]]
-    assert torch.equal(flipped.objects.masks[0], (flipped.image[0] > 0).to(torch.uint8))
+    assert torch.equal(drawn(flipped)[0], (flipped.image[0] > 0).to(torch.uint8))
     assert torch.equal(mirrored(flipped).image, scene().image)
 
 
@@ -34,16 +39,15 @@ def test_boxes_masks_and_image_stay_together_when_resized(size: tuple[int, int])
     assert small.image.shape == (3, *size)
     scale = torch.tensor([size[1] / 100, size[0] / 60]).repeat(2)
     torch.testing.assert_close(small.objects.boxes, scene().objects.boxes * scale)
-    for k, mask in enumerate(small.objects.masks):
+    for k, mask in enumerate(drawn(small)):
         assert (mask.bool() ^ (small.image[k] > 127)).float().mean() < 0.02  # the image's edge is antialiased, the mask's is not
-    around = masks_to_boxes(small.objects.masks) + torch.tensor([0.0, 0.0, 1.0, 1.0])
-    assert (around - small.objects.boxes).abs().max() <= 1
+    assert (extents(small.objects.masks, size) - small.objects.boxes).abs().max() <= 1
 
 
 def test_a_window_is_what_cropping_afterwards_gives() -> None:
     whole, part = resized(scene(), (120, 200)), resized(scene(), (120, 200), window=(30, 10, 64, 80))
     assert torch.equal(part.image, whole.image[:, 30:94, 10:90])
-    assert torch.equal(part.objects.masks, whole.objects.masks[:1, 30:94, 10:90])  # the second object lies outside
+    assert torch.equal(drawn(part), drawn(whole)[:1, 30:94, 10:90])  # the second object lies outside
     assert part.objects.boxes.tolist() == [[10.0, 10.0, 70.0, 64.0]]  # of the mask that is left
     assert part.objects.labels.tolist() == [3]
 
@@ -52,9 +56,9 @@ def test_objects_without_area_or_pixels_are_gone() -> None:
     boxes = torch.tensor([[0.0, 0, 10, 10], [5, 5, 5, 9], [90, 0, 99, 9], [0, 0, 4, 4]])
     masks = torch.ones(4, 20, 20, dtype=torch.uint8)
     masks[3] = 0
-    left = present(Objects(boxes, torch.arange(4), torch.zeros(4, dtype=torch.bool), masks), (20, 20))
+    left = present(Objects(boxes, torch.arange(4), torch.zeros(4, dtype=torch.bool), from_masks(masks)), (20, 20))
     assert left.labels.tolist() == [0]
-    nothing = Objects(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool), torch.zeros(0, 20, 20))
+    nothing = Objects(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool), from_masks(torch.zeros(0, 20, 20)))
     assert len(present(nothing, (20, 20)).boxes) == 0
 
 
@@ -66,7 +70,7 @@ def test_large_scale_jitter_draws_scales_flips_and_places() -> None:
         sizes.append(tuple(out.image.shape[1:]))
         flips += bool(len(out.objects.labels) == 2 and out.objects.boxes[0, 0] > out.objects.boxes[1, 0])
         assert max(sizes[-1]) <= 64
-        assert out.objects.masks.shape[1:] == out.image.shape[1:]
+        assert (extents(out.objects.masks, out.image.shape[1:])[:, 2:] <= torch.tensor(sizes[-1]).flip(0)).all()
     widths = sorted(width for _, width in sizes)
     assert widths[0] < 12
     assert sum(width == 64 for width in widths) == pytest.approx(200 * 1.0 / 1.9, abs=25)  # every scale above 1 fills the width
@@ -128,7 +132,7 @@ def test_only_a_box_that_the_border_cuts_is_that_of_what_is_left_of_its_mask() -
     masks = torch.zeros(2, 20, 20, dtype=torch.uint8)
     masks[0, 4:9, 2:7] = masks[1, 4:9, 2:7] = 1
     boxes = torch.tensor([[1.6, 3.7, 7.2, 9.1], [-3.0, 3.7, 7.2, 9.1]])
-    both = Objects(boxes, torch.tensor([0, 1]), torch.zeros(2, dtype=torch.bool), masks)
+    both = Objects(boxes, torch.tensor([0, 1]), torch.zeros(2, dtype=torch.bool), from_masks(masks))
     torch.testing.assert_close(present(both, (20, 20)).boxes, torch.tensor([[1.6, 3.7, 7.2, 9.1], [2.0, 4.0, 7.0, 9.0]]))
     torch.testing.assert_close(present(both._replace(masks=None), (20, 20)).boxes[1], torch.tensor([0.0, 3.7, 7.2, 9.1]))
 
@@ -136,8 +140,8 @@ def test_only_a_box_that_the_border_cuts_is_that_of_what_is_left_of_its_mask() -
 def test_generated_scenes_keep_every_mask_within_its_box() -> None:
     samples = Scenes(source=ShapesObjects(size=96, length=20), seed=0, transform=LargeScaleJitter(size=96), square=96, divisor=32, training=True)
     found = samples[[Key(0, i, 0) for i in range(20)]].batch
-    for objects in found.objects:
-        for (x0, y0, x1, y1), mask in zip(objects.boxes.tolist(), objects.masks, strict=True):
+    for objects, size in zip(found.objects, found.sizes, strict=True):
+        for (x0, y0, x1, y1), mask in zip(objects.boxes.tolist(), dense(objects.masks, size), strict=True):
             assert mask[max(0, int(y0) - 1) : int(y1) + 2, max(0, int(x0) - 1) : int(x1) + 2].sum() == mask.sum() > 0
 
 

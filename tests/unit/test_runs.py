@@ -1,0 +1,170 @@
+"""core/runs.py and what is made of it: equal, pixel by pixel, to masks that pycocotools draws in full; and how little memory it takes."""
+
+import json
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as theirs
+from torchvision.ops import masks_to_boxes
+
+from mae_transfer.core.paste import pasted
+from mae_transfer.core.runs import dense, extents, filled, from_counts, from_mask, from_masks, taken, to_counts
+from mae_transfer.data import ShapesObjects, outlines
+from mae_transfer.data.objects import LargeScaleJitter, Scene, SceneTransform, ShortestEdge, mirrored
+from mae_transfer.interfaces import Objects
+from mae_transfer.seeding import seeded
+
+SIZE = (37, 53)
+ROOT = Path(__file__).parents[2]
+
+
+def blobs(rng: np.random.Generator, size: tuple[int, int] = SIZE) -> torch.Tensor:
+    """Return masks of many kinds: noise, noise within a box, full, empty, single columns and rows, the corners."""
+    masks = np.zeros((9, *size), dtype=np.uint8)
+    masks[0] = rng.random(size) < 0.5
+    masks[1, 5:20, 9:30] = rng.random((15, 21)) < 0.9
+    masks[2] = 1
+    masks[4, :, 7] = masks[5, 3] = masks[6, 10:, 4:] = 1
+    masks[7, [0, 0, -1, -1], [0, -1, 0, -1]] = 1
+    masks[8, 2:, 3] = masks[8, :9, 4] = 1
+    return torch.from_numpy(masks)
+
+
+def coded(masks: torch.Tensor) -> list[dict[str, Any]]:
+    return theirs.encode(np.asfortranarray(masks.permute(1, 2, 0).numpy()))  # type: ignore[no-any-return]
+
+
+def polygons(rng: np.random.Generator, count: int, size: tuple[int, int], radius: float) -> list[list[list[float]]]:
+    """Return outlines of one or two stars each, some beyond the border."""
+    found = []
+    for k in range(count):
+        stars = []
+        for _ in range(1 + k % 2):
+            angles = np.sort(rng.uniform(0, 2 * np.pi, 12))
+            far = radius * rng.uniform(0.4, 1, 12)
+            centre = rng.uniform(-0.1, 1.1, 2) * size[::-1]
+            stars.append((centre + np.stack([np.cos(angles), np.sin(angles)], 1) * far[:, None]).ravel().tolist())
+        found.append(stars)
+    return found
+
+
+def test_masks_codes_and_runs_say_the_same() -> None:
+    masks = blobs(np.random.default_rng(0))
+    runs, codes = from_masks(masks), coded(masks)
+    assert torch.equal(dense(runs, SIZE), masks)
+    assert filled(runs).tolist() == masks.flatten(1).any(1).tolist()
+    assert [outlines.code(one, SIZE) for one in runs] == [{"size": list(SIZE), "counts": code["counts"].decode()} for code in codes]
+    assert torch.equal(outlines.runs([outlines.code(one, SIZE) for one in runs], SIZE), runs)
+    assert torch.equal(outlines.runs([{"size": SIZE, "counts": to_counts(one, SIZE)} for one in runs], SIZE), runs)
+    there = filled(runs)
+    assert torch.equal(extents(runs, SIZE)[there], masks_to_boxes(masks[there]) + torch.tensor([0.0, 0, 1, 1]))
+    assert not extents(runs, SIZE)[~there].any()
+    assert dense(runs[:0], SIZE).shape == (0, *SIZE)
+    assert extents(outlines.runs([], SIZE), SIZE).shape == (0, 4)
+
+
+def test_counts_with_empty_runs_are_their_pixels() -> None:
+    runs = from_counts([[3, 0, 2, 4, 0, 5, 7]], (5, 8))
+    assert runs.tolist() == [[5, 14]]
+    assert torch.equal(dense(runs, (5, 8))[0].T.flatten().nonzero()[:, 0], torch.arange(5, 14))
+
+
+@pytest.mark.parametrize("counts", [[30, 30], [-1, 5], [], "PP", "0~"])
+def test_a_code_that_does_not_fit_is_refused(counts: Any) -> None:
+    with pytest.raises(ValueError, match="write its outline again"):
+        from_counts([counts], (5, 8))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rows_and_columns_are_those_of_the_drawn_mask(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    masks = blobs(rng)
+    rows = np.sort(rng.integers(0, SIZE[0], rng.integers(1, 80)))
+    for columns in (rng.integers(0, SIZE[1], rng.integers(1, 90)), np.arange(SIZE[1])[::-1], np.arange(20, 30)):
+        part = taken(from_masks(masks), SIZE, rows, columns)
+        assert torch.equal(dense(part, (len(rows), len(columns))), masks[:, rows][:, :, columns.copy()])
+        assert torch.equal(part, from_masks(masks[:, rows][:, :, columns.copy()])), "runs are as few as can be"
+
+
+def test_polygons_are_drawn_as_pycocotools_draws_them() -> None:
+    size = (60, 90)
+    drawn = polygons(np.random.default_rng(0), 30, size, 25)
+    expected = [theirs.decode(theirs.merge(theirs.frPyObjects(one, *size))) for one in drawn]
+    assert torch.equal(dense(outlines.runs(drawn, size), size), torch.from_numpy(np.stack(expected)))
+
+
+@pytest.mark.parametrize("transform", [LargeScaleJitter(size=64), ShortestEdge(lengths=(40, 90), longest=120)], ids=lambda t: type(t).__name__)
+def test_a_training_sample_has_the_masks_that_drawing_in_full_gives(transform: SceneTransform) -> None:
+    """The reference draws every mask of the stored image, mirrors it, and takes the nearest pixels of the window."""
+    size, rng = (60, 90), np.random.default_rng(1)
+    outlined = [*polygons(rng, 12, size, 30), *coded(blobs(rng, size))]
+    masks = torch.from_numpy(np.stack([theirs.decode(theirs.merge(theirs.frPyObjects(o, *size)) if isinstance(o, list) else o) for o in outlined]))
+    boxes = torch.tensor([[0.0, 0, 90, 60]]).repeat(len(masks), 1)  # none is left out for its box
+    runs = from_masks(masks)
+    numbered = (torch.arange(size[0] * size[1]).view(1, *size) % 251).expand(3, -1, -1).to(torch.uint8)
+    seen: list[np.ndarray] = []
+    for seed in range(12):
+        objects = Objects(boxes, torch.arange(len(masks)), torch.zeros(len(masks), dtype=torch.bool), runs)
+        with seeded(seed), pytest.MonkeyPatch.context() as patch:
+            patch.setattr("mae_transfer.data.objects.taken", lambda *given: seen.append(given[2:]) or taken(*given))  # type: ignore[func-returns-value]
+            out = transform(Scene(numbered, objects))
+        full = masks
+        for rows, columns in seen:
+            full = full[:, rows.copy()][:, :, columns.copy()]
+        seen.clear()
+        kept = full.flatten(1).any(1).bool()
+        assert out.objects.labels.tolist() == torch.arange(len(masks))[kept].tolist()
+        assert torch.equal(dense(out.objects.masks, out.image.shape[1:]), full[kept])
+
+
+def test_generated_scenes_have_the_masks_of_their_solids() -> None:
+    source = ShapesObjects(size=48, length=3)
+    for index in range(3):
+        scene, objects = source.shapes.scene(index), source.objects(index)
+        found = dense(objects.masks, (48, 48))
+        for k in range(len(found)):
+            numbers = np.unique(scene.instances[found[k].numpy() != 0])
+            assert len(numbers) == 1
+            assert torch.equal(found[k], torch.from_numpy((scene.instances == numbers[0]).astype(np.uint8)))
+
+
+def test_a_mask_within_its_box_is_that_of_the_image() -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(30):
+        top, left, height, width = (int(rng.integers(0, n)) for n in (20, 30, 18, 24))
+        part, whole = rng.random((height, width)) < 0.7, np.zeros(SIZE, dtype=np.uint8)
+        whole[top : top + height, left : left + width] = part
+        assert np.array_equal(from_mask(part, SIZE, top=top, left=left), from_mask(whole, SIZE))
+
+
+def test_twenty_objects_of_a_large_image_take_little_memory() -> None:
+    """Drawn in full they are 400 MB, and twice that in the transform."""
+    size = (4000, 5000)
+    drawn = polygons(np.random.default_rng(0), 20, size, 300)
+    boxes, image = torch.tensor([[0.0, 0, 5000, 4000]]).repeat(20, 1), torch.zeros(3, *size, dtype=torch.uint8)
+    tracemalloc.start()
+    runs = outlines.runs(drawn, size)
+    scene = mirrored(Scene(image, Objects(boxes, torch.arange(20), torch.zeros(20, dtype=torch.bool), runs)))
+    masks = pasted(torch.ones(20, 28, 28), boxes / 50, size)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6
+    assert sum(tensor.nbytes for tensor in (runs, scene.objects.masks, masks)) < 2e6  # type: ignore[union-attr]
+
+
+@pytest.mark.slow
+def test_a_thousand_objects_of_a_large_image_are_trained_on_and_evaluated_within_3_gib(tmp_path: Path) -> None:
+    """The peak of the process, its libraries included, by the benchmark `masks`. Drawn in full, 200 objects need more than 14 GiB."""
+    subprocess.run(
+        [sys.executable, ROOT / "tools" / "benchmark.py", "masks", "--objects", "1000", "--rounds", "1", "--json", tmp_path / "out.json"],
+        check=True, capture_output=True, timeout=300,
+    )  # fmt: skip
+    records = json.loads((tmp_path / "out.json").read_text())["records"]
+    assert [record["name"].split(",")[0] for record in records] == ["training sample", "training sample", "evaluation of an image"]
+    assert max(record["peak_gib"] for record in records) < 3
