@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from mae_transfer.core.runs import taken
+from mae_transfer.core.runs import from_masks, taken
 from mae_transfer.data import Coco, ShapesObjects
 from mae_transfer.data.outlines import code
 from mae_transfer.metrics.coco import FIGURES, CocoMetric, Detections
@@ -194,7 +194,9 @@ def dots(number: int) -> tuple[dict[str, Any], Detections]:
     boxes, masks = torch.zeros(number, 4), torch.zeros(number, 160, 160, dtype=torch.uint8)
     for k, (x, y) in enumerate(places):
         boxes[k], masks[k, y : y + 4, x : x + 4] = torch.tensor([x, y, x + 4, y + 4]), 1
-    return truth, Detections(boxes, torch.linspace(0.9, 0.1, number), torch.zeros(number, dtype=torch.long), masks)
+    return truth, Detections(
+        boxes, torch.linspace(0.9, 0.1, number), torch.zeros(number, dtype=torch.long), [code(one, (160, 160)) for one in from_masks(masks)]
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -227,7 +229,8 @@ def test_a_missing_area_is_that_of_the_mask_where_masks_are_evaluated(backend: A
             metric = CocoMetric(truth, backend=backend, kinds=("bbox", "segm") if masks else ("bbox",))
             y, x = np.mgrid[:160, :160]
             mask = torch.from_numpy((x >= 10) & (y >= 10) & (x + y < 60))[None]
-            metric.update([1], [Detections(torch.tensor([[10.0, 10, 50, 50]]), torch.ones(1), torch.zeros(1, dtype=torch.long), mask)])
+            codes = [code(one, (160, 160)) for one in from_masks(mask)]
+            metric.update([1], [Detections(torch.tensor([[10.0, 10, 50, 50]]), torch.ones(1), torch.zeros(1, dtype=torch.long), codes)])
             figures = metric.compute()
             for kind in ("bbox", "segm") if masks else ("bbox",):
                 assert np.isnan(figures[f"{kind}/APs"]) != small
