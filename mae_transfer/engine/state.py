@@ -165,6 +165,9 @@ def resume(state: TrainState, folder: Path) -> list[str]:
     loaded = checkpoint.load_newest(folder)
     if loaded is not None:
         state.load_state_dict(loaded.payload)
+        if broken := [name for name, tensor in state.bare.state_dict().items() if not bool(torch.isfinite(tensor).all())]:
+            said = f"{loaded.path} holds values that are not finite, in {', '.join(broken[:8])}"
+            raise ValueError(f"{said}; delete it, and --resume takes the checkpoint before")
     if state.dist.world > 1:
         steps: list[Any] = [None] * state.dist.world
         torch.distributed.all_gather_object(steps, state.step, group=state.dist.side)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from mae_transfer import results
 from mae_transfer.checkpoints import LAYOUTS, sha256
+from mae_transfer.checkpoints.references import home, split
 from mae_transfer.config import Schema, flatten, load, nearest
 from mae_transfer.suite import evidence
 from mae_transfer.suite.plan import Node, Plan, replaced, texts
@@ -22,6 +23,7 @@ from mae_transfer.suite.records import Note, of_another_version, read_note
 from mae_transfer.suite.toolbox import TOOLS
 
 NO_FILE = ("timm", "random", "released")  # prefixes of what is made or downloaded
+PREFIXES = {*LAYOUTS, "dalle"}  # of what a reference may begin with
 
 
 class Status(NamedTuple):
@@ -197,12 +199,14 @@ def defect_of(key: str, value: str) -> str | None:
     if key == "data.root":
         return None if Path(value).is_dir() else "no such folder; name it with --root NAME=PATH"
     weights = key == "backbone.reference"
-    prefix, colon, rest = value.partition(":")
-    if weights and colon and prefix not in LAYOUTS:
-        return f"no layout {prefix!r}; {nearest(prefix, LAYOUTS)}"
-    if prefix in NO_FILE or not (weights or (key.startswith("target.") and (colon or Path(value).suffix))):
+    try:
+        prefix, rest = split(value, PREFIXES)
+    except ValueError:
+        prefix = value.partition(":")[0]
+        return f"no layout {prefix!r}; {nearest(prefix, LAYOUTS)}" if weights else f"{value} does not exist"
+    if prefix in NO_FILE or not (weights or (key.startswith("target.") and (prefix or Path(value).suffix))):
         return None
-    path = Path(rest if colon else value)
+    path = Path(rest)
     return None if path.exists() else f"{path} does not exist"
 
 
@@ -210,6 +214,7 @@ def files_of(node: Node) -> Iterator[tuple[str, Path]]:
     """Yield the files that a node's changes name by themselves or behind a prefix ("mae:PATH")."""
     for key, value in flatten(node.changes).items():
         if isinstance(value, str) and not value.startswith("@"):
-            path = Path(value.rpartition(":")[2])
+            prefix = value.partition(":")[0]
+            path = Path(home(value.removeprefix(f"{prefix}:") if prefix in PREFIXES else value))
             if path.is_file():
                 yield key, path

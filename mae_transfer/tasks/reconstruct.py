@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from mae_transfer.checkpoints.files import load_strict
 from mae_transfer.config import Spec, build, load
 from mae_transfer.core.masks import MASKERS
 from mae_transfer.data import Masking, open_source
@@ -46,7 +47,7 @@ def reconstruct(
     if saved is None:
         load_start(model, str(run))
     else:
-        model.load_state_dict(saved.get("ema", saved["model"]))
+        load_strict(model, saved.get("ema", saved["model"]), where=f"the newest checkpoint of {run}")
     shown = cfg.data.val or cfg.data.train if images is None else Spec.model_validate({"name": "folder", "root": str(images), "labelled": False})
     source = open_source(shown, cfg.data.root)
     masks = {f"ratio_{ratio:g}": {**cfg.mask.model_dump(), "ratio": ratio} for ratio in mask_ratios or ()} or {cfg.mask.name: cfg.mask.model_dump()}

@@ -90,3 +90,13 @@ def test_where_bfloat16_is_the_slow_choice_the_run_says_so(precision: str, amx: 
     dist = Dist(torch.device("cpu"))
     order = Order(images=16, batch=cfg.batch, seed=0)
     assert ("--set precision=float32" in plan(cfg, loop_config(cfg, order, dist), dist)) == (precision == "bfloat16" and not amx)
+
+
+def test_a_state_that_holds_nan_is_not_resumed(tmp_path: Path) -> None:
+    pretrain.run(config(epochs=1.0), tmp_path / "run")
+    state = next((tmp_path / "run" / "checkpoints").glob("*.pt"))
+    payload = torch.load(state, weights_only=True)
+    payload["model"]["encoder.norm.bias"][0] = float("nan")
+    torch.save(payload, state)
+    with pytest.raises(ValueError, match=rf"{state.name} holds values that are not finite, in encoder\.norm\.bias; delete it"):
+        pretrain.run(config(epochs=1.0), tmp_path / "run", resume=True)

@@ -26,6 +26,7 @@ ALLOWED = {
     ("core/finite.py", "non_finite"),  # the same
     ("core/normalize.py", "checked"),  # of statistics that are read
     ("engine/interrupt.py", "poll"),  # of flags that live on the CPU: gloo agrees on them aside of the device
+    ("engine/state.py", "resume"),  # of a checkpoint, before the first step
     ("engine/window.py", "_raise_if"),  # of a run that stops
     ("metrics/coco.py", "_defined"),  # of figures, after an evaluation
     ("metrics/coco.py", "_entries"),  # of predictions

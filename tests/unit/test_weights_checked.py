@@ -21,6 +21,7 @@ from mae_transfer.core.positions import sincos_2d
 from mae_transfer.models.dvae import DVAE, DVAEConfig
 from mae_transfer.models.mae import MAE, DecoderConfig, MAEConfig
 from mae_transfer.models.vit import ViT, ViTConfig
+from mae_transfer.suite.work import defect_of
 from mae_transfer.tasks.pretrain import load_start
 from mae_transfer.tasks.targets import open_basis
 
@@ -167,6 +168,16 @@ def test_paths_may_hold_colons_and_begin_with_the_home_folder(folder: str, tmp_p
     monkeypatch.chdir(place.parent)
     if folder != "~":
         assert checkpoints.load(f"./{folder}/b.safetensors").backbone.dim == 32
+
+
+def test_a_suite_finds_weights_whose_path_has_a_colon(tmp_path: Path) -> None:
+    path = tmp_path / "12:30" / "x.pth"
+    path.parent.mkdir()
+    path.write_bytes(b"")
+    for key, value in (("backbone.reference", f"mae:{path}"), ("backbone.reference", str(path)), ("target.tokenizer", f"dalle:{path}")):
+        assert defect_of(key, value) is None
+        assert str(defect_of(key, f"{value}.x")).endswith("does not exist")
+    assert "no layout 'mea'" in str(defect_of("backbone.reference", "mea:x.pth"))
 
 
 @pytest.mark.parametrize("positions", ["fixed", "learned"])
