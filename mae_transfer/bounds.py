@@ -40,6 +40,8 @@ NonNegative = Annotated[float, real(least=0.0, most=1e9)]
 """Any other amount: hours, GiB."""
 Epochs = Annotated[float, real(above=0.0, most=1e6)]
 """Passes over the training images; fractions count."""
+ShareOfRun = Annotated[str, Field(pattern=r"^(100|\d{1,2}(\.\d+)?)%$")]
+"""A share of a run in percent: "10%", "0.4%"."""
 Deviation = Annotated[float, real(above=0.0, most=1.0)]
 """A standard deviation of images on the scale [0, 1]."""
 

@@ -16,6 +16,6 @@ data = dict(
 )
 protocol = dict(name="finetune", pool="mean", drop_path=0.1, mixup=0.0, cutmix=1.0, smoothing=0.1)
 optim = dict(algorithm=dict(name="adamw", betas=(0.9, 0.999)), lr=1e-3, weight_decay=0.05, layer_decay=0.75)
-schedule = dict(warmup_epochs=2)
+schedule = dict(warmup_epochs="10%")
 precision = "bfloat16"
 run = dict(workers=1)

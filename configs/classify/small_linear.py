@@ -17,6 +17,6 @@ data = dict(
 )
 protocol = dict(name="linear", rates=(0.3, 1.0, 3.0, 10.0), pools=("cls", "mean"))
 optim = dict(algorithm=dict(name="lars"), blr=1.0, weight_decay=0.0)
-schedule = dict(warmup_epochs=2)
+schedule = dict(warmup_epochs="10%")
 precision = "bfloat16"
 run = dict(workers=1)

@@ -11,5 +11,5 @@ _base_ = "./mask_rcnn_vitdet_base_100ep.py"
 epochs = 25
 batch = 16
 optim = dict(lr=5e-5)
-schedule = dict(milestones=(22, 24), warmup_epochs=0.1)
+schedule = dict(milestones=("88%", "96%"), warmup_epochs="0.4%")
 run = dict(device_batch=2, checkpoint_activations=True, evaluation_batch=2, workers=6)

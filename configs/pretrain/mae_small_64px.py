@@ -18,7 +18,7 @@ model = dict(encoder=dict(size=None, dim=192, depth=6, heads=3, patch=8, image_s
 mask = dict(name="random", ratio=0.75)
 target = dict(name="norm_pixel")
 optim = dict(algorithm=dict(name="adamw", betas=(0.9, 0.95)), lr=1e-3, weight_decay=0.05)
-schedule = dict(warmup_epochs=5)
+schedule = dict(warmup_epochs="10%")
 precision = "bfloat16"
 evaluate_epochs = 5
 evaluate_images = 1024

@@ -9,4 +9,5 @@ _base_ = "mae_vit_base_16_800e.py"
 
 epochs = 300
 batch = 1024
+schedule = dict(warmup_epochs="13.3%")
 run = dict(device_batch=256, workers=8, compile=True, checkpoint_activations=True)

@@ -21,7 +21,7 @@ backbone = dict(encoder=dict(size=None, dim=192, depth=6, heads=3, patch=8, imag
 protocol = dict(name="upernet", taps=(1, 2, 3, 5), channels=48, drop_path=0.1, relative_positions="per_block", positions="learned")
 inference = dict(mode="slide", stride=64)
 optim = dict(lr=1e-3, weight_decay=0.05, layer_decay=0.75)
-schedule = dict(kind="linear", warmup_epochs=2, warmup_factor=1e-6)
+schedule = dict(kind="linear", warmup_epochs="10%", warmup_factor=1e-6)
 precision = "float32"
 evaluate_epochs = 10
 run = dict(workers=1, evaluation_batch=8)

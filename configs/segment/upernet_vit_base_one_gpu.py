@@ -7,4 +7,5 @@ Published: none for batch norms over 4 crops; over 16: 48.1 mIoU (MAE, table 5).
 
 _base_ = "upernet_vit_base_160k.py"
 
+schedule = dict(warmup_epochs="0.9375%")
 run = dict(device_batch=4, workers=8, checkpoint_activations=True, evaluation_batch=4)

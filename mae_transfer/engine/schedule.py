@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
-from mae_transfer.bounds import Epochs, Factor, NonNegative, Probability, Weight
+from mae_transfer.bounds import Epochs, Factor, NonNegative, Probability, ShareOfRun, Weight
 from mae_transfer.config import Schema
 
 CURVES: dict[str, Callable[[float], float]] = {
@@ -22,12 +22,14 @@ class Schedule(Schema):
 
     kind: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape after the warm-up: an entry of CURVES ("linear" is mmsegmentation's poly of power 1)."""
-    milestones: tuple[Epochs, ...] = ()
-    """Epochs after which the rate is multiplied by `gamma`, on top of the shape: with "constant", the step schedule of detection and SimMIM."""
+    milestones: tuple[Epochs | ShareOfRun, ...] = ()
+    """When the rate is multiplied by `gamma`, on top of the shape: epochs, or shares of the run ("88%"), which follow
+    `epochs`. With "constant", this is the step schedule of detection and SimMIM."""
     gamma: Factor = 0.1
     """Factor at each milestone."""
-    warmup_epochs: NonNegative = 0.0
-    """Epochs over which the rate climbs linearly to its peak; fractions of an epoch and of a step count (ViTDet-H: 187.5 steps)."""
+    warmup_epochs: NonNegative | ShareOfRun = 0.0
+    """How long the rate climbs linearly to its peak: epochs, or a share of the run ("10%"), which follows `epochs`.
+    Fractions of an epoch and of a step count (ViTDet-H: 187.5 steps)."""
     warmup_factor: Probability = 0.0
     """Share of the peak at which the warm-up begins."""
     min_lr: Weight = 0.0
@@ -39,20 +41,35 @@ def lr_at(step: int, *, schedule: Schedule, peak: float, steps: int, steps_per_e
 
     Args:
         peak: the rate where the warm-up ends (see optim.peak_lr).
-        steps_per_epoch: what makes `warmup_epochs` a number of steps.
+        steps_per_epoch: what makes epochs a number of steps.
     Raises:
-        ValueError: the warm-up is longer than the run.
+        ValueError: the warm-up is longer than the run, or a milestone lies beyond its end.
     """
-    warmup = in_steps(schedule.warmup_epochs, steps_per_epoch)
+    warmup = in_steps(schedule.warmup_epochs, steps_per_epoch, steps=steps)
     if warmup > steps:
-        raise ValueError(f"warmup_epochs={schedule.warmup_epochs:g} is {warmup:g} steps, but the run has {steps}: shorten it or train longer")
+        raise ValueError(
+            f"schedule.warmup_epochs={_shown(schedule.warmup_epochs)} is {warmup:g} steps, but the run has {steps}: "
+            'shorten it, give a share of the run (schedule.warmup_epochs="10%"), or train longer'
+        )
+    milestones = [in_steps(milestone, steps_per_epoch, steps=steps) for milestone in schedule.milestones]
+    if late := [given for given, at in zip(schedule.milestones, milestones, strict=True) if at >= steps]:
+        raise ValueError(
+            f"schedule.milestones: {_shown(late[0])} is not before the end of the run, {steps / steps_per_epoch:g} epochs; "
+            'give shares of the run (schedule.milestones=("88%","96%")), earlier epochs, or train longer'
+        )
     if step < warmup:
         return peak * (schedule.warmup_factor + (1.0 - schedule.warmup_factor) * step / warmup)
     progress = (step - warmup) / max(steps - warmup, 1.0)
-    passed = sum(step >= in_steps(milestone, steps_per_epoch) for milestone in schedule.milestones)
+    passed = sum(step >= milestone for milestone in milestones)
     return schedule.gamma**passed * (schedule.min_lr + (peak - schedule.min_lr) * CURVES[schedule.kind](min(progress, 1.0)))
 
 
-def in_steps(epochs: float, steps_per_epoch: int) -> float:
-    """Return epochs as steps, a fraction included, to the millionth: 187.5 / 1832 epochs of 1832 steps are 187.5 steps, whatever the rounding."""
-    return round(epochs * steps_per_epoch, 6)
+def in_steps(time: float | str, steps_per_epoch: int, *, steps: int = 0) -> float:
+    """Return epochs, or a share of a run of `steps` ("10%"), as steps, to the millionth: 187.5 / 1832 epochs of 1832 steps are 187.5 steps."""
+    if isinstance(time, str):
+        return round(float(time.removesuffix("%")) / 100 * steps, 6)
+    return round(time * steps_per_epoch, 6)
+
+
+def _shown(time: float | str) -> str:
+    return time if isinstance(time, str) else f"{time:g}"

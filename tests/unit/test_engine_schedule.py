@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from mae_transfer.config import load
 from mae_transfer.engine.schedule import Schedule, in_steps, lr_at
+from mae_transfer.tasks.classify import ClassifyConfig
+from mae_transfer.tasks.common import TrainConfig
 from mae_transfer.tasks.detect import DetectConfig
+from mae_transfer.tasks.pretrain import PretrainConfig
+from mae_transfer.tasks.segment import SegmentConfig
 
 SCHEDULE = Schedule(warmup_epochs=40.0, min_lr=1e-6)
 
@@ -59,8 +64,57 @@ def test_linear_decay_is_mmsegmentations_poly_of_power_one() -> None:
 
 def test_a_warm_up_over_the_whole_run_is_allowed_and_a_longer_one_is_an_error() -> None:
     assert lr_at(10, schedule=Schedule(warmup_epochs=10.0), peak=1.0, steps=10, steps_per_epoch=1) == 1.0
-    with pytest.raises(ValueError, match=r"warmup_epochs=11 is 11 steps, but the run has 10"):
+    with pytest.raises(ValueError, match=r"warmup_epochs=11 is 11 steps, but the run has 10.*share"):
         lr_at(0, schedule=Schedule(warmup_epochs=11.0), peak=1.0, steps=10, steps_per_epoch=1)
+
+
+@pytest.mark.parametrize("milestone", ["10", "22", "100%"])
+def test_a_milestone_at_or_beyond_the_end_is_an_error_with_its_remedy(milestone: str) -> None:
+    late = milestone if milestone.endswith("%") else float(milestone)
+    with pytest.raises(ValueError, match=rf"milestones: {milestone} is not before the end of the run, 10 epochs.*shares"):
+        lr_at(0, schedule=Schedule(milestones=(5.0, late)), peak=1.0, steps=100, steps_per_epoch=10)
+
+
+@pytest.mark.parametrize("epochs", [2, 12, 50])
+def test_shares_of_a_run_follow_its_length(epochs: int) -> None:
+    steps = 156 * epochs
+    at = partial(lr_at, peak=1.0, steps=steps, steps_per_epoch=156)
+    shares, whole = Schedule(warmup_epochs="10%", milestones=("88%",)), Schedule(warmup_epochs=0.1 * epochs, milestones=(0.88 * epochs,))
+    assert [at(step, schedule=shares) for step in range(steps)] == pytest.approx([at(step, schedule=whole) for step in range(steps)])
+
+
+@pytest.mark.parametrize("share", ["5", "5 %", "-1%", "101%", "1e1%", "%"])
+def test_what_is_no_share_is_refused(share: str) -> None:
+    with pytest.raises(ValueError, match="warmup_epochs"):
+        Schedule(warmup_epochs=share)
+
+
+@pytest.mark.parametrize(
+    ("config", "schema", "changes"),
+    [
+        ("detect/mask_rcnn_vitdet_base_one_gpu", DetectConfig, ["epochs=12"]),
+        ("pretrain/mae_small_64px", PretrainConfig, ["epochs=2"]),
+        ("pretrain/mae_vit_base_16_one_gpu", PretrainConfig, ["epochs=12"]),
+        ("classify/small_finetune", ClassifyConfig, ["epochs=1"]),
+        ("classify/small_linear", ClassifyConfig, ["epochs=1"]),
+        ("segment/camvid", SegmentConfig, ["epochs=1"]),
+        ("segment/upernet_vit_base_one_gpu", SegmentConfig, ["epochs=1"]),
+    ],
+)
+def test_recipes_that_people_shorten_keep_their_shape(config: str, schema: type[TrainConfig], changes: list[str]) -> None:
+    """Of a run of 12 epochs the milestones of 22 and 24 never came, and a warm-up of 5 was longer than one of 2."""
+    path = Path(__file__).parents[2] / f"configs/{config}.py"
+    long, short = load(path, schema), load(path, schema, overrides=changes)
+    for share in (0.001, 0.05, 0.5, 0.87, 0.9, 0.97):
+        rates = [
+            lr_at(round(share * cfg.epochs * 1000), schedule=cfg.schedule, peak=1.0, steps=round(1000 * cfg.epochs), steps_per_epoch=1000)
+            for cfg in (long, short)
+        ]
+        assert rates[1] == pytest.approx(rates[0], rel=0.01)
+
+
+def test_the_digest_of_a_schedule_in_epochs_has_not_moved() -> None:
+    assert Schedule(warmup_epochs=40.0, milestones=(700.0,)).digest() == "39f020d733b980d5"
 
 
 def test_warm_ups_and_milestones_are_whole_or_half_steps_exactly() -> None:
