@@ -9,7 +9,6 @@ Legend: N images and A objects of the set, n objects of one image, H x W pixels;
 from __future__ import annotations
 
 import json
-import logging
 import pickle
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,9 +24,8 @@ from mae_transfer.core.defects import refused
 from mae_transfer.data import outlines
 from mae_transfer.data.decode import UnreadableImage, decode_file
 from mae_transfer.data.labelled import part_of
+from mae_transfer.data.notes import report_on_main
 from mae_transfer.interfaces import Objects
-
-LOG = logging.getLogger(__name__)
 
 
 class Annotated(NamedTuple):
@@ -105,7 +103,7 @@ class Coco:
         found = examine(load_json(self.json), masks=masks)
         refused(found.defects, where=self.json)
         for defect in found.defects:
-            LOG.warning("%s: %s", self.json, defect)
+            report_on_main(f"{self.json}: {defect}")
         categories = sorted(found.categories, key=lambda category: category["id"])
         self.classes = tuple(category["name"] for category in categories)
         self.category_ids = np.array([category["id"] for category in categories], dtype=np.int64)
@@ -153,11 +151,11 @@ class Coco:
         return str(self.folder / self._names[index])
 
     def ground_truth(self) -> Json:
-        """Return the json with the images of this set alone, as evaluation takes it."""
-        content, kept = load_json(self.json), set(self.image_ids.tolist())
-        content["images"] = [image for image in content["images"] if image["id"] in kept]
-        content["annotations"] = [one for one in content["annotations"] if one["image_id"] in kept]
-        return content
+        """Return the images of this set and their objects, as the policies for defects leave them, in COCO's json format."""
+        found, kept = examine(load_json(self.json), masks=self.has_masks), set(self.image_ids.tolist())
+        images = [image for image in found.images if image["id"] in kept]
+        objects = [one for one in found.objects if one["image_id"] in kept]
+        return {"images": images, "categories": found.categories, "annotations": objects}
 
     def _fill(self, found: Examined, *, masks: bool, skip_empty: bool, first: int | None, part: tuple[float, float]) -> None:
         images = sorted(found.images, key=lambda image: image["id"])

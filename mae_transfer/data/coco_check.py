@@ -5,15 +5,16 @@ Legend: H x W pixels of an image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mae_transfer.core.coco_rules import examine
 from mae_transfer.core.defects import refused
-from mae_transfer.data.coco import Coco, load_json, locate
+from mae_transfer.data.coco import Coco, ObjectSource, load_json, locate
 from mae_transfer.data.decode import size_of
 from mae_transfer.data.defects import Defect, Defects, watched
+from mae_transfer.data.notes import report
 
 READERS = 8  # files opened at a time
 
@@ -33,10 +34,18 @@ def check_coco(root: str, *, split: str = "train2017", annotations: str | None =
     return [*found.defects, *_files(listed)]
 
 
-def check_images(source: Coco) -> None:
-    """Open every image of a set for its size; ValueError where one is missing, unreadable or of another size than the json says."""
-    listed = [(Path(source.where(index)), source.size(index)) for index in range(len(source))]
-    refused(_files(listed), where=source.folder)
+def check_images(sets: Mapping[str, ObjectSource], *, skip: int = 0) -> None:
+    """Open every image of the sets that a run has opened for its size; ValueError where one is missing, unreadable or of another size.
+
+    sets: by what they are for; generated ones have no defect. skip: so many unreadable files of a set are accepted, and reported.
+    """
+    for what, source in sets.items():
+        if isinstance(source, Coco):
+            defects = _files([(Path(source.where(index)), source.size(index)) for index in range(len(source))])
+            if sum(defect.number for defect in defects) > skip:
+                refused(defects, where=f"the {what} set, {source.folder}")
+            for defect in defects:
+                report(f"the {what} set, {source.folder}: {defect}")
 
 
 def _files(images: Sequence[tuple[Path, tuple[int, int]]]) -> list[Defect]:

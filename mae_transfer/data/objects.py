@@ -25,7 +25,6 @@ from mae_transfer.config import Spec, build, check
 from mae_transfer.core.patches import sides, size_of
 from mae_transfer.core.runs import Size, extents, filled, taken
 from mae_transfer.data.coco import Annotated, Coco, ObjectSource
-from mae_transfer.data.coco_check import check_images
 from mae_transfer.data.dense_shapes import ShapesObjects
 from mae_transfer.data.loader import Samples
 from mae_transfer.data.places import Places, opened, rooted, same_classes
@@ -231,17 +230,14 @@ def open_objects(cfg: ObjectDataConfig, *, masks: bool) -> tuple[ObjectSource, O
 
     masks: whether outlines are decoded, where the spec itself does not say.
     """
-    train, val = (open_one(spec, cfg, masks=masks) for spec in (cfg.train, cfg.val))
+    train, val = (open_one(spec, cfg.root, masks=masks) for spec in (cfg.train, cfg.val))
     same_classes(train.classes, val.classes)
     return train, val
 
 
-def open_one(spec: Spec, cfg: ObjectDataConfig, *, masks: bool) -> ObjectSource:
-    """Return one set; ValueError where it is empty, or holds an image that cannot be used and cfg.on_error does not accept one."""
-    source = opened(OBJECT_SETS, spec, cfg.root, {"masks": masks})
-    if cfg.on_error == "raise" and isinstance(source, Coco):
-        check_images(source)
-    return source
+def open_one(spec: Spec, root: str | None, *, masks: bool) -> ObjectSource:
+    """Return one set; ValueError where it is empty."""
+    return opened(OBJECT_SETS, spec, root, {"masks": masks})
 
 
 def scenes(source: ObjectSource, cfg: ObjectDataConfig, *, seed: int, divisor: int, training: bool) -> Scenes:

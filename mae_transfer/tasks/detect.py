@@ -39,10 +39,11 @@ from mae_transfer.data import (
     open_one,
     scenes,
 )
+from mae_transfer.data.coco_check import check_images
 from mae_transfer.data.outlines import code
 from mae_transfer.draw.detections import Shown, save_detections
 from mae_transfer.engine import checkpoint
-from mae_transfer.engine.dist import Dist, assemble, session
+from mae_transfer.engine.dist import Dist, assemble, on_main, session
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.loop import Step, StepFn
 from mae_transfer.engine.optim import Decay, Layers, build_optimizer, param_groups, peak_lr, spared
@@ -150,6 +151,7 @@ def run(cfg: DetectConfig, work_dir: Path, *, resume: bool = False) -> list[resu
     """
     with session(cfg.run.device, matmul=cfg.matmul) as dist:
         parts = open_parts(cfg, cfg.backbone, cfg.statistics)
+        on_main(dist, partial(check_images, {"training": parts.train, "validation": parts.val}, skip=cfg.data.unreadable().limit))
         job = Job(
             order=Order(images=len(parts.train), batch=cfg.batch, seed=cfg.seed, crops_per_image=cfg.data.crops_per_image),
             build=partial(build_state, cfg, parts, dist=dist),
@@ -173,6 +175,7 @@ def evaluate_checkpoint(cfg: DetectConfig, reference: str, work_dir: Path | None
         parts, start = open_parts(cfg, backbone_of(cfg.backbone, DetectConfig, reference), statistics, train=False), time.perf_counter()
         payload = checkpoint.load(Path(reference))
         learned(payload["extra"], parts.val.classes, where=reference)
+        on_main(dist, partial(check_images, {"validation": parts.val}, skip=cfg.data.unreadable().limit))
         load_strict(parts.model, payload.get("ema", payload["model"]), where=reference)
         model = parts.model.to(dist.device).eval()
         folder = WorkDir(work_dir) if work_dir else None
@@ -217,7 +220,10 @@ def open_sets(cfg: DetectConfig, *, train: bool = True) -> tuple[ObjectSource, O
     if train:
         source, val = open_objects(cfg.data, masks=cfg.heads.masks)
     else:
-        source = val = open_one(cfg.data.val, cfg.data, masks=cfg.heads.masks)
+        source = val = open_one(cfg.data.val, cfg.data.root, masks=cfg.heads.masks)
+    for name, spec in (("train", cfg.data.train), ("val", cfg.data.val)):
+        if spec.options.get("masks") and not cfg.heads.masks:
+            raise ValueError(f"data.{name} has masks=True and heads.masks=False: leave masks=True out, so that both sets have the same objects")
     if train and cfg.heads.masks and not source.has_masks:  # an evaluation has its ground truth from the file
         raise ValueError(f"data.train = {cfg.data.train.model_dump()} has no masks: leave masks=False out, or set heads.masks=False for boxes alone")
     metric = CocoMetric(val.ground_truth(), kinds=cfg.kinds, detections=cfg.heads.detections)

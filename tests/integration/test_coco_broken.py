@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mae_transfer.data import scenes
-from mae_transfer.data.coco_check import check_coco
+from mae_transfer.data.coco_check import check_coco, check_images
 from mae_transfer.data.outlines import code
 from mae_transfer.metrics.coco import CocoMetric, Detections
 from mae_transfer.tasks import detect
@@ -138,6 +138,7 @@ def judge(root: Path, changes: tuple[list[Any], list[Any]], *, masks: bool) -> N
     )  # fmt: skip
     try:
         source, val, metric = detect.open_sets(cfg)
+        check_images({"training": source, "validation": val})
     except ValueError as error:
         said = str(error)
         assert "\n" not in said, "one line"
@@ -145,7 +146,7 @@ def judge(root: Path, changes: tuple[list[Any], list[Any]], *, masks: bool) -> N
             assert not named
         else:
             assert named, said
-            assert (named[0].examples[0] if named[0].kind == "unusable data set" else str(named[0])) in said
+            assert any((defect.examples[0] if defect.kind == "unusable data set" else str(defect)) in said for defect in named)
         return
     assert not named, named[0]
     samples = scenes(source, cfg.data, seed=0, divisor=32, training=True)

@@ -66,7 +66,7 @@ def test_a_broken_annotation_of_either_set_is_an_error_before_training(coco: Pat
 def test_a_missing_or_mis_sized_image_of_either_set_is_an_error_before_training(coco: Path, tmp_path: Path, split: str) -> None:
     first, second, *_ = sorted((coco / split).iterdir())
     first.unlink()
-    with pytest.raises(ValueError, match=f"{coco / split}: 1 x missing image: {first.name}"):
+    with pytest.raises(ValueError, match=f"set, {coco / split}: 1 x missing image: {first.name}"):
         detect.run(config(data=coco_data(coco)), tmp_path / "run")
     Image.new("RGB", (64, 64)).save(first)
     Image.new("RGB", (60, 64)).save(second)

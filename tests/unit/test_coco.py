@@ -17,6 +17,7 @@ from mae_transfer.config import Spec, build
 from mae_transfer.core.runs import dense
 from mae_transfer.data import OBJECT_SETS, Coco, UnreadableImage
 from mae_transfer.data.coco_check import check_coco
+from mae_transfer.metrics.coco import CocoMetric
 
 EVERYWHERE = {"size": [40, 60], "counts": [0, 2400]}
 SQUARE = [[10.0, 10.0, 30.0, 10.0, 30.0, 30.0, 10.0, 30.0]]
@@ -250,3 +251,17 @@ def test_a_set_of_boxes_without_any_outline_is_checked_as_it_is_trained_on(writt
     root = str(written(lambda content: [one.pop("segmentation") for one in content["annotations"]]))
     assert check_coco(root, masks=False) == []
     assert "check: --boxes" in str(check_coco(root)[0])
+
+
+def test_a_part_of_a_set_is_judged_as_the_whole(written: Callable[..., Path]) -> None:
+    """A single box that leaves its image would look like corners."""
+
+    def change(content: dict[str, Any]) -> None:
+        for one, other in zip(
+            content["annotations"], ({"image_id": 4, "bbox": [10, 10, 55, 35]}, {"image_id": 9}, {"bbox": [10, 2, 3, 4]}), strict=True
+        ):
+            one.update(other)
+
+    part = Coco(root=str(written(change)), masks=False, first=1)
+    assert part.objects(0).boxes.tolist() == [[10, 10, 60, 40]]
+    assert [one["bbox"] for one in CocoMetric(part.ground_truth(), kinds=("bbox",)).truth["annotations"]] == [[10, 10, 50, 30]]
