@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from mae_transfer.core.runs import from_masks
 from mae_transfer.data import scenes
 from mae_transfer.data.coco_check import check_coco, check_images
 from mae_transfer.data.outlines import code
@@ -29,7 +30,7 @@ GIB = 2**30
 
 def ellipse() -> dict[str, Any]:
     y, x = np.mgrid[:40, :60]
-    return code(((x - 20) / 9) ** 2 + ((y - 20) / 12) ** 2 < 1)
+    return code(from_masks(torch.from_numpy(((x - 20) / 9) ** 2 + ((y - 20) / 12) ** 2 < 1)[None])[0], (40, 60))
 
 
 SQUARE = [[10, 10, 30, 10, 30, 30.5, 10, 30]]
@@ -164,8 +165,9 @@ def measured(metric: CocoMetric, val: Any, listed: list[Any], backend: Any) -> d
     """Return the figures of predictions that are near the truth."""
     judge = metric.empty()
     judge.backend = backend
-    for image_id, (boxes, labels, _, masks) in zip(val.image_ids.tolist(), listed, strict=True):
-        judge.update([image_id], [Detections(boxes + 1.0, torch.linspace(0.9, 0.1, len(labels)), labels, masks)])
+    for index, (image_id, (boxes, labels, _, masks)) in enumerate(zip(val.image_ids.tolist(), listed, strict=True)):
+        codes = None if masks is None else [code(runs, val.size(index)) for runs in masks]
+        judge.update([image_id], [Detections(boxes + 1.0, torch.linspace(0.9, 0.1, len(labels)), labels, codes)])
     return judge.compute(per_class=True)
 
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pycocotools.mask import decode, encode, toBbox
 
 from mae_transfer.core.coco_outlines import run_lengths
 from mae_transfer.core.coco_rules import Json, examine
 from mae_transfer.data import ShapesObjects
-from mae_transfer.data.outlines import code
 
 SQUARE = [[110, 50, 150, 50, 150, 90, 110, 90]]
 BOX = [110, 50, 40, 40]
@@ -28,6 +28,12 @@ def said(found: Json, *, masks: bool = True) -> list[str]:
     return [str(defect) for defect in examine(found, masks=masks).defects]
 
 
+def code(mask: np.ndarray) -> Json:
+    """A run-length code by pycocotools, as a json has it."""
+    encoded = encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": list(encoded["size"]), "counts": encoded["counts"].decode()}
+
+
 def random_masks(number: int, height: int = 13, width: int = 17) -> np.ndarray:
     rng = np.random.default_rng(0)
     return np.array([rng.random((height, width)) < rng.random() ** 3 for _ in range(number)])
@@ -42,15 +48,13 @@ def test_run_lengths_are_those_of_pycocotools() -> None:
 
 
 def test_the_extent_of_a_run_length_code_is_that_of_pycocotools() -> None:
-    from pycocotools import mask as theirs
-
     from mae_transfer.core.coco_outlines import outlined
     from mae_transfer.core.defects import Defects
 
     masks = [mask for mask in random_masks(300) if mask.any()]
     objects = [{"id": k, "segmentation": code(mask)} for k, mask in enumerate(masks)]
     _, _, extents = outlined(objects, np.array([[13, 17]] * len(masks)), Defects())
-    expected = np.array([theirs.toBbox(one["segmentation"]) for one in objects])
+    expected = np.array([toBbox(one["segmentation"]) for one in objects])
     np.testing.assert_array_equal(extents, np.concatenate([expected[:, :2], expected[:, :2] + expected[:, 2:]], axis=1))
 
 
@@ -58,8 +62,6 @@ def test_a_damaged_run_length_code_is_told_from_a_sound_one_without_pycocotools(
     """Any one character changed or cut off: pycocotools would read past the end, or write past the mask's."""
     good = code(max(random_masks(9), key=lambda mask: len(code(mask)["counts"])))["counts"]
     changed = [good[:k] + new + good[k + 1 :] for k in range(len(good)) for new in ("", "o", "0", "\0", "é", "~")]
-    from pycocotools.mask import decode
-
     found = content(*({"segmentation": {"size": [13, 17], "counts": one}, "bbox": [0, 0, 17, 13]} for one in (good, *changed)), size=(13, 17))
     examined = examine(found, masks=True)
     assert examined.objects[0]["segmentation"]["counts"] == good
