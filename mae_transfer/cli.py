@@ -11,6 +11,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
+from pydantic import TypeAdapter
+
+from mae_transfer.bounds import Count
 from mae_transfer.config import Schema, at_home, load, read
 from mae_transfer.suite import grid
 
@@ -131,6 +134,14 @@ def _parser(description: str, *, work_dir_required: bool = True) -> argparse.Arg
 def path(text: str) -> Path:
     """Return a path of the command line, whose ~ is the user's home folder."""
     return Path(at_home(text))
+
+
+def count(text: str) -> int:
+    """Return a flag's number of things, at least one; argparse names the flag."""
+    try:
+        return TypeAdapter(Count).validate_python(int(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of 1 or more") from None
 
 
 def size(values: Sequence[int] | None) -> int | tuple[int, int] | None:

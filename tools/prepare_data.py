@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     add_root(command)
     command.add_argument("--format", choices=WRITERS, default="coco", help="layout (default: coco)")
     for option, default, what in (("train", 2000, "training scenes"), ("val", 500, "validation scenes"), ("size", 128, "pixels per side")):
-        command.add_argument(f"--{option}", type=int, default=default, metavar="N", help=f"{what} (default: {default})")
+        command.add_argument(f"--{option}", type=cli.count, default=default, metavar="N", help=f"{what} (default: {default})")
     command.add_argument("--seed", type=int, default=0, metavar="N", help="of all scenes (default: 0)")
     return found
 

@@ -36,10 +36,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--force", action="append", default=[], metavar="TEXT", help="repeat runs with this in their name and what takes from them")
     parser.add_argument("--debug", action="store_true", help="every run as its tool's --debug: a few steps of tiny models, to try the suite itself")
     parser.add_argument("--launcher", choices=("local", "slurm"), default="local", help="this machine (default), or SLURM through submitit")
-    parser.add_argument("--jobs", type=int, help="local: runs at a time (default: one per named device, else 1)")
+    parser.add_argument("--jobs", type=cli.count, help="local: runs at a time (default: one per named device, else 1)")
     parser.add_argument("--devices", default="", metavar="0,1", help="local: GPUs by number; each run gets one of them (default: all see all)")
-    parser.add_argument("--gpus-per-node", type=int, default=1, help="processes of each run on a node, under torchrun where more than one")
-    parser.add_argument("--nodes", type=int, default=1, help="slurm: nodes of each run")
+    parser.add_argument("--gpus-per-node", type=cli.count, default=1, help="processes of each run on a node, under torchrun where more than one")
+    parser.add_argument("--nodes", type=cli.count, default=1, help="slurm: nodes of each run")
     parser.add_argument("--slurm", action="append", default=[], metavar="KEY=VALUE", help="slurm: a parameter, e.g. partition=gpu, timeout_min=720")
     return parser.parse_args()
 

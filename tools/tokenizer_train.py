@@ -24,8 +24,8 @@ def pca(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="tokenizer_train.py pca", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=cli.at_home, metavar="CONFIG", help="a pretraining config: its training crops, patch and statistics")
     parser.add_argument("--work-dir", required=True, type=cli.path, metavar="D", help="where basis.safetensors goes")
-    parser.add_argument("--components", type=int, default=96, help="how many (default: the paper's 96)")
-    parser.add_argument("--images", type=int, default=10_000, help="training crops to fit on (default 10000)")
+    parser.add_argument("--components", type=cli.count, default=96, help="how many (default: the paper's 96)")
+    parser.add_argument("--images", type=cli.count, default=10_000, help="training crops to fit on (default 10000)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value of the config")
     args = parser.parse_args(argv)
     return cli.guarded(

@@ -27,7 +27,7 @@ def main() -> int:
         "--images", type=cli.path, metavar="FOLDER", help="images to draw, in any depth of folders; left out: the run's validation images"
     )
     parser.add_argument("--mask-ratio", type=float, nargs="+", metavar="R", help="shares of hidden patches (default: the run's own mask)")
-    parser.add_argument("--most", type=int, default=16, metavar="N", help="images per sheet, spread evenly over the folder (default: 16)")
+    parser.add_argument("--most", type=cli.count, default=16, metavar="N", help="images per sheet, spread evenly over the folder (default: 16)")
     parser.add_argument("--out", type=cli.path, metavar="FOLDER", help="where the PNGs go (default: D/reconstructions; with --attention, here)")
     parser.add_argument(
         "--config", type=cli.path, metavar="CONFIG", help="the pretraining config of weights without one (mae-full:PATH, a lone step_*.pt)"

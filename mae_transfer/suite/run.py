@@ -38,13 +38,15 @@ class Machine(NamedTuple):
     def check(self) -> None:
         """Raise ValueError for what would run nothing, or two runs on one device."""
         if self.jobs < 1:
-            raise ValueError(f"{self.jobs} runs at a time: at least one, or nothing would ever run")
+            raise ValueError(f"--jobs {self.jobs}: at least one run at a time, or nothing would ever run")
+        if self.processes < 1:
+            raise ValueError(f"--gpus-per-node {self.processes}: each run has at least one process")
         if self.devices and self.jobs > len(self.devices):
-            raise ValueError(f"{self.jobs} runs at a time on {len(self.devices)} devices: each run has one for itself")
+            raise ValueError(f"--jobs {self.jobs} on {len(self.devices)} devices (--devices): each run has one for itself")
         if self.jobs > 1 and self.processes > 1:
-            raise ValueError(f"{self.jobs} runs at a time of {self.processes} processes each: they would share the devices; take --jobs 1")
+            raise ValueError(f"--jobs {self.jobs} with --gpus-per-node {self.processes}: the runs would share the devices; take --jobs 1")
         if self.devices and self.processes > 1:
-            raise ValueError(f"{self.processes} processes of each run on one named device: name no devices, or start one process")
+            raise ValueError(f"--gpus-per-node {self.processes} on one named device (--devices): name no devices, or start one process")
 
     @property
     def torchrun(self) -> list[str]:

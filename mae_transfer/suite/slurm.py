@@ -52,7 +52,7 @@ class Cluster(NamedTuple):
                 raise ValueError(f"--slurm: {option}: write key=value, for instance partition=gpu")
         pairs = {(key if key in own else f"slurm_{key}"): _value(text) for key, _, text in (option.partition("=") for option in options)}
         if nodes < 1 or gpus_per_node < 1:
-            raise ValueError(f"{nodes} nodes of {gpus_per_node} GPUs: at least one of each")
+            raise ValueError(f"--nodes {nodes}, --gpus-per-node {gpus_per_node}: at least one of each")
         cluster = cls(nodes, gpus_per_node, pairs)
         if cluster.grace <= MARGIN_S:
             raise ValueError(

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "config": set(),
     "download": set(),
     "results": {"config"},
-    "cli": {"config", "suite"},  # what the tools share: above the suite
+    "cli": {"bounds", "config", "suite"},  # what the tools share: above the suite
     "adapters": BASE,
     "models": BASE,
     "checkpoints": BASE | {"models"},

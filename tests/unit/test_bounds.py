@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import inspect
 import math
@@ -15,6 +16,7 @@ import pytest
 from pydantic.fields import FieldInfo
 
 import mae_transfer
+from mae_transfer import cli
 from mae_transfer.adapters import ADAPTERS
 from mae_transfer.config import Schema, Spec, check
 from mae_transfer.core.masks import MASKERS
@@ -83,3 +85,10 @@ def test_an_option_that_makes_no_sense_is_refused_by_its_name(entry: str) -> Non
 
 def flat(annotation: Any) -> list[Any]:
     return [part for below in get_args(annotation) for part in flat(below)] or [annotation]
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "1.5", "nan", "1e300", "1" + 30 * "0", ""])
+def test_a_flag_that_counts_takes_a_whole_number_of_one_or_more(text: str) -> None:
+    assert cli.count("12") == 12
+    with pytest.raises(argparse.ArgumentTypeError, match="give a whole number of 1 or more"):
+        cli.count(text)

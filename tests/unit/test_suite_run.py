@@ -206,9 +206,9 @@ def test_several_runs_at_a_time_take_turns_on_the_named_devices(stage: Stage) ->
 
 
 @pytest.mark.parametrize(("machine", "text"), [
-    (Machine(jobs=0), "0 runs at a time"), (Machine(3, ("0", "1")), "3 runs at a time on 2 devices"),
-    (Machine(1, ("0",), processes=8), "8 processes of each run on one named device"),
-    (Machine(2, processes=8), "2 runs at a time of 8 processes each"),
+    (Machine(jobs=0), "--jobs 0"), (Machine(3, ("0", "1")), "--jobs 3 on 2 devices"),
+    (Machine(1, ("0",), processes=8), "--gpus-per-node 8 on one named device"),
+    (Machine(2, processes=8), "--jobs 2 with --gpus-per-node 8"),
 ])  # fmt: skip
 def test_a_machine_on_which_runs_would_be_in_each_others_way_is_refused(machine: Machine, text: str, stage: Stage) -> None:
     with pytest.raises(ValueError, match=text):
