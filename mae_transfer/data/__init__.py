@@ -28,6 +28,7 @@ from mae_transfer.data.objects import (
     scenes,
 )
 from mae_transfer.data.order import Key, Order, Share, Sweep
+from mae_transfer.data.photos import Photos
 from mae_transfer.data.places import Places, opened, rooted, same_classes
 from mae_transfer.data.rows import WithRows
 from mae_transfer.data.shapes import Shapes
@@ -61,6 +62,7 @@ __all__ = [
     "ObjectDataConfig",
     "ObjectSource",
     "Order",
+    "Photos",
     "Sample",
     "Samples",
     "Scales",
@@ -92,7 +94,7 @@ __all__ = [
     "training_views",
 ]
 
-DATASETS: Mapping[str, Callable[..., Source]] = {"folder": Folder, "shapes": Shapes}
+DATASETS: Mapping[str, Callable[..., Source]] = {"folder": Folder, "photos": Photos, "shapes": Shapes}
 AUGMENTATIONS: Mapping[str, Callable[..., Augmentation]] = {
     "none": CentreCrop,
     "fixed_crop": FixedCrop,

@@ -1,0 +1,60 @@
+"""A folder of the user's own images for pretraining, however it is organised."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from mae_transfer.bounds import Between
+from mae_transfer.data.folder import Folder
+from mae_transfer.data.labelled import part_of
+from mae_transfer.data.notes import report_on_main
+from mae_transfer.data.source import Sample
+
+MOST_HELD_OUT = 2048  # images; more make no evaluation loss more precise than anyone reads it
+
+
+class Photos:
+    """All images of a folder, without labels; `split` says which part.
+
+    - root/train/ and root/val/: those two.
+    - root/train/ alone, or anything else (class folders, one flat folder, folders in folders): all images at any depth.
+      A fixed small part of them is "val", the rest "train".
+
+    Args:
+        root: the folder.
+        split: "train" or "val"; the two have no image in common.
+        held_out: share of the images that is "val" where there is no such folder, at most MOST_HELD_OUT images.
+    Raises:
+        ValueError: names the folder that is missing, empty or holds a single image, and the remedy.
+    """
+
+    def __init__(self, *, root: str, split: Literal["train", "val"] = "train", held_out: Between = 0.02) -> None:
+        folder = Path(root).expanduser()
+        has_train, has_val = (folder / "train").is_dir(), (folder / "val").is_dir()
+        self.classes: tuple[str, ...] = ()
+        if has_train and has_val:
+            self.source = Folder(root=root, split=split, labelled=False)
+            self.indices = np.arange(len(self.source))
+            return
+        self.source = Folder(root=root, split="train" if has_train else None, labelled=False)
+        count = len(self.source)
+        if count < 2:
+            raise ValueError(f"{self.source.folder} holds one image: pretraining needs one to learn from and one to evaluate")
+        held = min(max(1, round(held_out * count)), MOST_HELD_OUT, count - 1)
+        border = 1 - held / count
+        self.indices = np.asarray(part_of(count, (0.0, border) if split == "train" else (border, 1.0)))
+        report_on_main(f"{self.source.folder}: {count} images without a validation folder; {held} of them are held out for evaluation")
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, index: int) -> Sample:
+        """Return image `index`, unlabelled; UnreadableImage names a file that cannot be decoded."""
+        return self.source.read(self.indices[index].item())
+
+    def where(self, index: int) -> str:
+        """Return the path of image `index`."""
+        return self.source.where(self.indices[index].item())
