@@ -48,7 +48,7 @@ def doublings(stride: int, wanted: int) -> int:
     if not times.is_integer():
         raise ValueError(
             f"a map of stride {stride} does not become one of stride {wanted} by factors of 2: load the backbone with another patch "
-            "(changes: {'patch': 16}), or, for segmentation, scale relative to the patch (scales='relative')"
+            "(changes: {'patch': 16}), or scale relative to the patch (tap_fpn with scales='relative')"
         )
     return round(times)
 

@@ -49,7 +49,7 @@ class _Step(nn.Module):
         })  # fmt: skip
         vit = ViT(cfg)
         adapter, heads = SimpleFPN(maps_of(vit)), HeadsConfig()
-        strides = [int(stride) for stride in adapter.strides.values()]
+        strides = list(adapter.strides.values())
         pyramid = AdaptedBackbone(vit, adapter)
         self.model: nn.Module
         if engine == "detectron2":

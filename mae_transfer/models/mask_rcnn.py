@@ -64,6 +64,7 @@ class HeadsConfig(Schema):
 RATIOS = (0.5, 1.0, 2.0)  # height / width of the anchors
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 BOX_SIDE, MASK_SIDE = 7, 14  # cells that a region is pooled to
+FINEST, CANONICAL = 2, 56  # level of p2; a region of 56 times p2's stride is pooled from p4 (FPN, 1612.03144: 224 pixels where p2's stride is 4)
 DRAWN = 16  # masks of an image that are drawn at a time: 80 MB of them at 1024 x 1024
 
 
@@ -71,13 +72,13 @@ class MaskRCNN(nn.Module):
     """Pyramid -> proposals -> boxes, classes and masks. In training mode it returns losses by name, in evaluation what it found."""
 
     def __init__(
-        self, pyramid: nn.Module, *, strides: Sequence[int], classes: int, heads: HeadsConfig, norm: Callable[[int], nn.Module] | None
+        self, pyramid: nn.Module, *, strides: Sequence[float], classes: int, heads: HeadsConfig, norm: Callable[[int], nn.Module] | None
     ) -> None:
         """Make the heads around a pyramid.
 
         Args:
             pyramid: images (B, 3, H, W) -> name -> (B, C, H / stride, W / stride), finest first, with `out_channels`, `depth` and `layer_of`.
-            strides: of its levels; all but the last are what regions are pooled from.
+            strides: of its levels, pixels, each twice the one before (3.5, 7 ... for a patch of 14); regions are pooled from all but the last.
             classes: K.
             norm: the layer that `heads.norm` names.
         """
@@ -136,7 +137,7 @@ def _target(objects: Objects) -> dict[str, Tensor]:
 class _Anchors(AnchorGenerator):  # type: ignore[misc]
     """Anchors of exactly the size asked for, at exactly the strides of the levels; torchvision rounds the former and guesses the latter."""
 
-    def __init__(self, sizes: Any, ratios: Any, *, strides: Sequence[int]) -> None:
+    def __init__(self, sizes: Any, ratios: Any, *, strides: Sequence[float]) -> None:
         super().__init__(sizes, ratios)
         self.strides = tuple(strides)
 
@@ -169,10 +170,10 @@ class _Proposals(RegionProposalNetwork):  # type: ignore[misc]
 class _RoIPooler(nn.Module):
     """RoIAlign with the half-pixel shift (`aligned`) and as many samples as cells cover, from the level that a region's size asks for."""
 
-    def __init__(self, strides: Sequence[int], side: int) -> None:
+    def __init__(self, strides: Sequence[float], side: int) -> None:
         super().__init__()
         self.strides, self.side = tuple(strides), side
-        self.level = LevelMapper(*(int(stride).bit_length() - 1 for stride in (strides[0], strides[-1])))
+        self.level = LevelMapper(FINEST, FINEST + len(strides) - 1, canonical_scale=CANONICAL * strides[0])
 
     def forward(self, features: list[Tensor], boxes: list[Tensor]) -> Tensor:
         """Return the regions (R, C, side, side) of boxes (r, 4) per image."""
@@ -190,7 +191,7 @@ class _RoIPooler(nn.Module):
 class _Regions(RoIHeads):  # type: ignore[misc]
     """The box and the mask head with detectron2's initialisation, losses and targets."""
 
-    def __init__(self, width: int, strides: Sequence[int], classes: int, heads: HeadsConfig, norm: Callable[[int], nn.Module] | None) -> None:
+    def __init__(self, width: int, strides: Sequence[float], classes: int, heads: HeadsConfig, norm: Callable[[int], nn.Module] | None) -> None:
         super().__init__(
             None, FastRCNNConvFCHead((width, BOX_SIDE, BOX_SIDE), [width] * heads.box_convs, [heads.box_width], norm_layer=norm),
             FastRCNNPredictor(heads.box_width, classes + 1),

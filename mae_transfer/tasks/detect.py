@@ -204,7 +204,7 @@ def open_parts(cfg: DetectConfig, backbone: BackboneConfig, statistics: Statisti
     chosen = open_backbone(backbone, changes, statistics=statistics, seed=cfg.seed)
     adapter = build(ADAPTERS, cfg.adapter, maps_of(chosen.model))  # type: ignore[arg-type]
     pyramid = AdaptedBackbone(chosen.model, adapter)  # type: ignore[arg-type]
-    strides = [int(stride) for stride in adapter.strides.values()]
+    strides = list(adapter.strides.values())
     if cfg.data.square is not None and any(side % pyramid.size_divisor for side in sides(cfg.data.square)):
         raise ValueError(f"data.square = {cfg.data.square} is no multiple of {pyramid.size_divisor}, which the pyramid needs")
     if cfg.engine == "detectron2":

@@ -16,7 +16,7 @@ from mae_transfer.adapters.adapted import AdaptedBackbone
 from mae_transfer.adapters.detectron2 import ABSENT
 from mae_transfer.core.runs import Size
 from mae_transfer.interfaces import Found, Objects
-from mae_transfer.models.mask_rcnn import BOX_SIDE, BOX_WEIGHTS, MASK_SIDE, RATIOS, HeadsConfig, mask_targets
+from mae_transfer.models.mask_rcnn import BOX_SIDE, BOX_WEIGHTS, CANONICAL, FINEST, MASK_SIDE, RATIOS, HeadsConfig, mask_targets
 
 LOSSES = {"loss_rpn_cls": "loss_objectness", "loss_rpn_loc": "loss_rpn_box_reg", "loss_cls": "loss_class", "loss_box_reg": "loss_box"}
 NORMS = {None: "", "layer": "LN", "batch": "BN"}  # our names -> detectron2's
@@ -25,7 +25,7 @@ NORMS = {None: "", "layer": "LN", "batch": "BN"}  # our names -> detectron2's
 class Detectron2RCNN(nn.Module):
     """Pyramid -> detectron2's proposal network and RoI heads. In training mode it returns losses by name, in evaluation what it found."""
 
-    def __init__(self, pyramid: AdaptedBackbone, *, strides: Sequence[int], classes: int, heads: HeadsConfig) -> None:
+    def __init__(self, pyramid: AdaptedBackbone, *, strides: Sequence[float], classes: int, heads: HeadsConfig) -> None:
         """Make the heads around a pyramid. ValueError where detectron2 is not installed, saying how to get it; or heads that it does not have."""
         super().__init__()
         if heads.norm not in NORMS:
@@ -91,7 +91,7 @@ def _found(instances: Any) -> Found:
     return Found(instances.pred_boxes.tensor, instances.scores, instances.pred_classes, masks)
 
 
-def _proposals(d2: SimpleNamespace, width: int, levels: list[str], strides: Sequence[int], heads: HeadsConfig) -> Any:
+def _proposals(d2: SimpleNamespace, width: int, levels: list[str], strides: Sequence[float], heads: HeadsConfig) -> Any:
     anchors = d2.DefaultAnchorGenerator(sizes=[[side] for side in heads.anchors], aspect_ratios=list(RATIOS), strides=list(strides), offset=0.0)
     return d2.RPN(
         in_features=levels,
@@ -107,11 +107,16 @@ def _proposals(d2: SimpleNamespace, width: int, levels: list[str], strides: Sequ
     )
 
 
-def _regions(d2: SimpleNamespace, shape: Any, levels: list[str], strides: Sequence[int], classes: int, heads: HeadsConfig) -> Any:
+def _regions(d2: SimpleNamespace, shape: Any, levels: list[str], strides: Sequence[float], classes: int, heads: HeadsConfig) -> Any:
     width, norm = shape.channels, NORMS[heads.norm]
 
     def pooler(side: int) -> Any:
-        return d2.ROIPooler(output_size=side, scales=[1 / stride for stride in strides], sampling_ratio=0, pooler_type="ROIAlignV2")
+        powers = [0.5 ** (FINEST + k) for k in range(len(strides))]  # the only scales that it takes; they choose the level
+        size = CANONICAL * strides[0]
+        made = d2.ROIPooler(output_size=side, scales=powers, sampling_ratio=0, pooler_type="ROIAlignV2", canonical_box_size=size)
+        for level, stride in zip(made.level_poolers, strides, strict=True):
+            level.spatial_scale = 1 / stride
+        return made
 
     masks: dict[str, Any] = {}
     if heads.masks:

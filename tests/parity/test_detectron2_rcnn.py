@@ -34,7 +34,7 @@ def pair(norm: str | None, *, threshold: float = 0.0) -> tuple[MaskRCNN, Detectr
     """Return both engines with the same weights, drawn wide enough that their outputs differ from place to place."""
     heads = HeadsConfig(norm=norm, box_width=64, roi_batch=64, score_threshold=threshold, post_nms_topk=(200, 100))
     shared = pyramid()
-    strides = [int(stride) for stride in shared.adapter.strides.values()]
+    strides = list(shared.adapter.strides.values())
     ours = MaskRCNN(shared, strides=strides, classes=CLASSES, heads=heads, norm=NORMS[norm] if norm else None)
     theirs = Detectron2RCNN(shared, strides=strides, classes=CLASSES, heads=heads)
     torch.manual_seed(1)

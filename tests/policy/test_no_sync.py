@@ -40,7 +40,6 @@ ALLOWED = {
     ("tasks/codes.py", "_write"),  # of token ids, before the first step
     ("tasks/detect.py", "draw"),  # of pictures, after the run
     ("tasks/detect.py", "in_stored"),  # of what is found, in an evaluation
-    ("tasks/detect.py", "open_parts"),  # of strides, before the first step
     ("tasks/detect.py", "predicted"),  # of ids, in an evaluation
     ("tasks/detect.py", "sweep"),  # the same
     ("tasks/pretrain.py", "result"),  # of the config, after the run

@@ -128,7 +128,7 @@ def test_strides_are_4_to_32_whatever_the_patch(patch: int, name: str) -> None:
     assert all(x.shape[1] == 256 for x in pyramid.values())
 
 
-def test_a_patch_of_14_is_scaled_for_segmentation_and_refused_for_detection() -> None:
+def test_a_patch_of_14_is_scaled_relative_to_it_or_refused() -> None:
     vit = dense_vit(patch=14, image_size=56)
     maps = maps_of(vit)
     for build_adapter in (TapFPN, SimpleFPN):

@@ -24,7 +24,7 @@ def detector(heads: HeadsConfig = SMALL, *, fpn_norm: str | None = None, classes
     vit = ViT(cfg)
     adapter = TapFPN(maps_of(vit), fpn=16, fpn_norm=fpn_norm, p6=True) if fpn_norm else SimpleFPN(maps_of(vit), channels=16)
     norm = NORMS[heads.norm] if heads.norm else None
-    return MaskRCNN(AdaptedBackbone(vit, adapter), strides=[int(s) for s in adapter.strides.values()], classes=classes, heads=heads, norm=norm)
+    return MaskRCNN(AdaptedBackbone(vit, adapter), strides=list(adapter.strides.values()), classes=classes, heads=heads, norm=norm)
 
 
 def objects(n: int = 2) -> Objects:
