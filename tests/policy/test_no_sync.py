@@ -28,8 +28,11 @@ ALLOWED = {
     ("engine/interrupt.py", "poll"),  # of flags that live on the CPU: gloo agrees on them aside of the device
     ("engine/state.py", "resume"),  # of a checkpoint, before the first step
     ("engine/window.py", "_raise_if"),  # of a run that stops
+    ("metrics/coco.py", "_completed"),  # of annotations
     ("metrics/coco.py", "_defined"),  # of figures, after an evaluation
     ("metrics/coco.py", "_entries"),  # of predictions
+    ("metrics/coco.py", "_pixels"),  # of annotations
+    ("metrics/coco.py", "_summary"),  # of figures, after an evaluation
     ("metrics/iou.py", "_figures"),  # of counts, after an evaluation
     ("metrics/iou.py", "compute"),  # the same
     ("metrics/knn.py", "knn_scores"),  # of how many features are broken, in an evaluation
