@@ -28,6 +28,8 @@ S = TypeVar("S", bound="Schema")
 T = TypeVar("T")
 HOME = re.compile(r"((?:[\w-]+:)?)(~(?:/.*)?)")  # ~/data, mae:~/mae.pth
 Openers = Mapping[str, Callable[[str], Any]]
+NEUTRAL = {"on_error": "raise", "max_unreadable": 100}
+"""Keys that make no other config, with the values (their defaults) that stand for them in digests: what is done about unreadable files."""
 
 
 class Schema(BaseModel):
@@ -192,11 +194,9 @@ def _digest(values: dict[str, Any]) -> str:
 
 
 def _without_places(values: dict[str, Any]) -> dict[str, Any]:
-    """Return nested values with each `root` reduced to its folder's own name: the same data may lie elsewhere tomorrow."""
-    return {
-        key: _without_places(value) if isinstance(value, dict) else Path(value).name if key == "root" and isinstance(value, str) else value
-        for key, value in values.items()
-    }
+    """Return nested values with each `root` reduced to its folder's own name, for the same data may lie elsewhere tomorrow, and NEUTRAL at rest."""
+    same = {key: Path(value).name if key == "root" and isinstance(value, str) else NEUTRAL.get(key, value) for key, value in values.items()}
+    return {key: _without_places(value) if isinstance(value, dict) else value for key, value in same.items()}
 
 
 def _literal(text: str) -> Any:

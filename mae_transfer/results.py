@@ -6,17 +6,18 @@ Every protocol ends here and the tables start here, so a new benchmark changes n
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mae_transfer import disk
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy")
 
@@ -53,6 +54,8 @@ class Result(BaseModel):
     wall_s: float
     images_per_s: float
     peak_mem_gib: float | None = None
+    unreadable: int = 0  # images of the evaluation that could not be read and were left out (data.on_error=skip)
+    together: int | None = None  # results that the run wrote at once: where fewer are left, some were lost
     device: str
     engine: str
     scale: Literal["mini", "small", "paper"]
@@ -74,14 +77,38 @@ class Summary(NamedTuple):
     n: int
 
 
-def append(path: Path, results: Iterable[Result]) -> None:
-    """Append one line per result in a single write, flushed to disk, so that a crash leaves whole lines only."""
-    text = "".join(result.model_dump_json() + "\n" for result in results)
+def append(path: Path, results: Sequence[Result]) -> list[Result]:
+    """Add one line per result, all of them or none; return them as they stand there.
+
+    What is left of the numbers that the same training had written before is replaced, and a last line that a crash cut short is dropped.
+
+    Raises:
+        OSError: names the file; what stood there stands.
+    """
+    written = [result.model_copy(update={"together": len(results)}) for result in results]
+    same = {_number_of(result) for result in written} - {None}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    with disk.locked(path.with_name(".results.lock")):
+        before = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in before if line.endswith(b"\n") and not (same and _number_of(_read(line)) in same)]
+        with disk.whole(path) as temporary:
+            temporary.write_bytes(b"".join([*kept, *(result.model_dump_json().encode() + b"\n" for result in written)]))
+    return written
+
+
+def _number_of(result: Result | None) -> tuple[object, ...] | None:
+    """Return which number of which finished training this is; None of any other (an evaluation may be repeated)."""
+    if result is None or result.epochs == 0 or result.status != "ok":
+        return None
+    what = (result.task, result.protocol, result.dataset, result.split, result.metric)
+    return (result.run, result.config_digest, result.seed, result.steps, result.epochs, *what)
+
+
+def _read(line: bytes) -> Result | None:
+    try:
+        return Result.model_validate_json(line)
+    except ValidationError:
+        return None
 
 
 def load(path: Path) -> tuple[list[Result], list[str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from mae_transfer.checkpoints.files import write
 from mae_transfer.checkpoints.hf import processor, to_hf
 from mae_transfer.checkpoints.names import rename
 from mae_transfer.checkpoints.statistics import KEY as STATISTICS
+from mae_transfer.disk import whole, write_text
 from mae_transfer.models.timm_backbone import TimmBackbone
 from mae_transfer.models.vit import ViT
 
@@ -69,20 +69,15 @@ def export_hf(path: Path, backbone: ViT | TimmBackbone, about: Mapping[str, Any]
     if STATISTICS in about:
         files["preprocessor_config.json"] = processor(about[STATISTICS], side=config["image_size"])
     for name, content in files.items():
-        (path / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_text(path / name, json.dumps(content, indent=2) + "\n")
 
 
 def export_detectron2(path: Path, backbone: ViT | TimmBackbone, about: Mapping[str, Any]) -> None:
     """Write a file for `train.init_checkpoint` of detectron2's ViTDet; class token and final norm, which it has not, are left out."""
-    temporary = path.with_name(f".{path.name}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        torch.save({"model": detectron2_names(_plain(backbone, "detectron2")), "__author__": "mae_transfer", "source": json.dumps(about)}, temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = {"model": detectron2_names(_plain(backbone, "detectron2")), "__author__": "mae_transfer", "source": json.dumps(about)}
+    with whole(path) as temporary, temporary.open("wb") as file:
+        torch.save(content, file)
 
 
 def detectron2_names(vit: ViT) -> dict[str, Tensor]:

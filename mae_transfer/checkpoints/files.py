@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mae_transfer.core.finite import non_finite
+from mae_transfer.disk import whole
 
 Tensors = Mapping[str, Tensor]
 ABOUT = "mae_transfer"  # the key of a file's metadata
@@ -106,19 +107,17 @@ def write(path: Path, tensors: Tensors, about: Mapping[str, Any], *, framework: 
     framework: transformers looks for "pt" under "format"; two entries come in no particular order, so bytes may then differ.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     about = {**about, DIGEST: content_digest(stored, about)}
     text = {ABOUT: json.dumps(about, sort_keys=True)}  # one entry: the format keeps several in no particular order
     text |= {"format": framework} if framework else {}
-    try:
-        save_file(stored, temporary, metadata=text)
+    with whole(path) as temporary:
+        try:
+            save_file(stored, temporary, metadata=text)
+        except SafetensorError as error:  # in Rust's words: "... Os { code: 28, kind: StorageFull, message: ..."
+            code = re.search(r"code: (\d+)", str(error))
+            raise OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(str(error)) from error
         temporary.chmod(0o644)  # safetensors makes it readable by its owner alone; a backbone is for sharing
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def content_digest(tensors: Tensors, about: Mapping[str, Any]) -> str:

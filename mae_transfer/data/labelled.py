@@ -74,6 +74,11 @@ def split(source: Source, *, label_fraction: float = 1.0, holdout_fraction: floa
         held = min(_share(holdout_fraction, len(mine)), len(mine) - 1) if holdout_fraction else 0
         held_out.append(mine[:held])
         train.append(mine[held:])
+    if holdout_fraction and not sum(map(len, held_out)):
+        raise ValueError(
+            f"nothing is left to hold out: label_fraction={label_fraction:g} leaves one training image of each class (holdout_fraction="
+            f"{holdout_fraction:g} takes none of those): raise data.label_fraction, or set data.holdout_fraction=0"
+        )
     return Split(Subset(source, np.concatenate(train)), Subset(source, np.concatenate(held_out)) if holdout_fraction else None)
 
 

@@ -5,18 +5,26 @@ Legend: B samples of a micro-batch, N patches of the grid, V visible ones, S pix
 
 from __future__ import annotations
 
+import atexit
 import logging
+import multiprocessing
+import os
 import signal
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
+from multiprocessing.connection import wait
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data._utils import signal_handling
 
 from mae_transfer.data.decode import UnreadableImage
 from mae_transfer.data.notes import collected, report_counted
@@ -32,6 +40,7 @@ S_co = TypeVar("S_co", covariant=True)
 D = TypeVar("D")  # what is made of it
 
 REPLACEMENTS = 16  # unreadable files in a row before a sample is given up
+GRACE_S = 2.0  # for a worker to finish what it does before it is killed
 
 
 class Masking(NamedTuple):
@@ -44,9 +53,10 @@ class Masking(NamedTuple):
 class Delivery(NamedTuple):
     """What a worker hands over: a batch, and what was wrong with the files that it could not read."""
 
-    batch: Any  # a NamedTuple with an `index`; None: no replacement was readable either
+    batch: Any  # a NamedTuple with an `index`; None: nothing in it could be read
     unreadable: dict[int, str]  # index -> message
     notes: tuple[str, ...] = ()  # what was odd about files that are used all the same
+    failure: str = ""  # why the worker cannot hand the batch over
 
 
 class Readable(Protocol[S_co]):
@@ -63,6 +73,7 @@ class Samples(Dataset[Delivery], Generic[S, D], ABC):
 
     source: Readable[S]
     seed: int
+    replaced: bool = True  # another image takes the place of an unreadable one (training); False: it is left out, for it would count twice
 
     @abstractmethod
     def draw(self, sample: S, rng: np.random.Generator) -> D:
@@ -83,17 +94,19 @@ class Samples(Dataset[Delivery], Generic[S, D], ABC):
         images: list[int] = []
         for (epoch, image), crops in groupby(keys, key=lambda key: (key.epoch, key.image)):
             found = self._read(epoch, image, unreadable)
-            if found is None:
+            if found is None and self.replaced:
                 return Delivery(None, unreadable)
+            if found is None:
+                continue
             for key in crops:
                 with seeded(fold(self.seed, "sample", *key)) as rng:
                     drawn.append(self.draw(found[0], rng))
                 images.append(found[1])
-        return Delivery(self.collate(drawn, torch.tensor(images)), unreadable)
+        return Delivery(self.collate(drawn, torch.tensor(images)) if drawn else None, unreadable)
 
     def _read(self, epoch: int, image: int, unreadable: dict[int, str]) -> tuple[S, int] | None:
-        """Return the image and its index; an unreadable one is noted and replaced by another, chosen by a pure function."""
-        for attempt in range(REPLACEMENTS):
+        """Return the image and its index; an unreadable one is noted, and where it is `replaced` another is chosen by a pure function."""
+        for attempt in range(REPLACEMENTS if self.replaced else 1):
             other = fold(self.seed, "replace", epoch, image, attempt) % len(self.source) if attempt else image
             try:
                 return self.source.read(other), other
@@ -147,7 +160,7 @@ class Unreadable:
     odd: set[str] = field(default_factory=set)  # notes on files that are used, likewise
 
     def note(self, delivery: Delivery) -> None:
-        """Count and report what is new in a delivery; UnreadableImage above the limit or where no replacement could be read."""
+        """Count and report what is new in a delivery; UnreadableImage above the limit."""
         for message in delivery.notes:
             if message not in self.odd:
                 self.odd.add(message)
@@ -161,53 +174,105 @@ class Unreadable:
             if len(self.files) > self.limit:
                 raise UnreadableImage(f"{message}; this is unreadable file number {len(self.files)}, max_unreadable = {self.limit}")
             log.warning("unreadable file %d of at most %d, going on without it: %s", len(self.files), self.limit, message)
-        if delivery.batch is None:
-            raise UnreadableImage(f"{REPLACEMENTS} files in a row are unreadable, the last: {list(delivery.unreadable.values())[-1]}")
 
 
 def batches(
-    samples: Samples[Any, Any], keys: Share | Sweep, *, workers: int = 0, pin: bool = False, unreadable: Unreadable | None = None
-) -> Iterator[Any]:
+    samples: Samples[Any, Any],
+    keys: Share | Sweep,
+    *,
+    workers: int = 0,
+    pin: bool = False,
+    unreadable: Unreadable | None = None,
+    replaced: bool | None = None,
+) -> Generator[Any, None, None]:
     """Yield the batches of `keys`: endlessly for a Share, one pass for a Sweep. They are the same bit for bit for any number of workers.
 
     Args:
         workers: processes that decode; 0: this one does.
         pin: page-lock the batches, for a CUDA device.
         unreadable: the policy for unreadable files, and their record; None: the first one stops the run.
+        replaced: whether another image takes the place of an unreadable one; None: for a Share, which is training. A Sweep leaves it out.
     Raises:
         UnreadableImage: names the file that the policy does not accept.
         RuntimeError: a worker died.
     """
-    policy = unreadable or Unreadable()
+    policy, samples = unreadable or Unreadable(), replace(samples, replaced=isinstance(keys, Share) if replaced is None else replaced)
     loader = DataLoader(
         samples,
         batch_size=None,
         sampler=keys,
-        collate_fn=_as_is,
+        collate_fn=_handed_over,
         num_workers=workers,
         pin_memory=pin,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=_begin,
         generator=torch.Generator(),  # or creating it would draw from the global one
     )
-    for delivery in _guarded(loader):
-        policy.note(delivery)
-        yield delivery.batch
-
-
-def _guarded(loader: Iterable[Delivery]) -> Iterator[Delivery]:
+    feed = iter(loader)
+    at_exit = atexit.register(partial(_end, feed))  # an exception can keep this generator alive until the process ends
     try:
-        yield from loader
+        for delivery in _guarded(feed):
+            policy.note(delivery)
+            if delivery.batch is not None:
+                yield delivery.batch
+            elif samples.replaced:
+                raise UnreadableImage(f"{REPLACEMENTS} files in a row are unreadable, the last: {list(delivery.unreadable.values())[-1]}")
+    finally:
+        atexit.unregister(at_exit)
+        _end(feed)
+
+
+def _guarded(feed: Iterator[Delivery]) -> Iterator[Delivery]:
+    try:
+        for delivery in feed:
+            if delivery.failure:
+                raise OSError(delivery.failure)
+            yield delivery
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):  # torch's own words; an error inside a worker reads "Caught ..."
             raise
         raise RuntimeError(f"a loader worker died ({str(error).splitlines()[0]}); if memory ran out, lower the number of workers") from error
 
 
-def _as_is(delivery: Any) -> Any:
+def _handed_over(delivery: Any) -> Any:
+    """Move a worker's batch into shared memory; what fails there would otherwise fail in a thread, and the main process would wait for ever."""
+    if get_worker_info() is None:
+        return delivery
+    try:
+        for leaf in tree_leaves(delivery.batch):
+            if isinstance(leaf, Tensor):
+                leaf.share_memory_()  # type: ignore[no-untyped-call]
+    except (OSError, RuntimeError) as error:
+        remedy = "raise its size (docker run --shm-size=8g), lower run.workers or run.device_batch, or set run.workers=0"
+        return Delivery(
+            None, {}, failure=f"a loader worker has no shared memory for its batch ({str(error).splitlines()[0]}); is /dev/shm full? {remedy}"
+        )
     return delivery
 
 
-def _ignore_signals(_: Any) -> None:
-    """Leave SIGTERM and SIGINT to the main process: batch systems send them to all, and it still needs its workers to save and end cleanly."""
+def _begin(_: int) -> None:
+    """Leave SIGTERM and SIGINT to the main process, which needs its workers to save and end cleanly, and end when that process is gone."""
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _end(feed: Any) -> None:
+    """End a loader's workers, once: torch waits for each, then sends a SIGTERM that they ignore."""
+    workers = getattr(feed, "_workers", [])
+    if not workers or feed._shutdown:
+        return
+    if feed._worker_pids_set:  # torch's handler of SIGCHLD would raise for a worker that is killed
+        signal_handling._remove_worker_pids(id(feed))  # type: ignore[attr-defined]
+        feed._worker_pids_set = False
+    killing = threading.Timer(GRACE_S, lambda: [worker.kill() for worker in workers if worker.is_alive()])
+    killing.daemon = True
+    killing.start()
+    feed._shutdown_workers()
+    killing.cancel()

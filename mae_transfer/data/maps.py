@@ -21,7 +21,6 @@ from mae_transfer.bounds import Factor, Pixels, Portion, Probability, Sides
 from mae_transfer.config import Spec, check
 from mae_transfer.core.patches import sides
 from mae_transfer.data.ade import Ade, Mapped, MapSource
-from mae_transfer.data.decode import UnreadableImage
 from mae_transfer.data.dense_shapes import ShapesMaps
 from mae_transfer.data.loader import Samples
 from mae_transfer.data.places import Places, opened, rooted, same_classes
@@ -76,14 +75,6 @@ class MapViews(Samples[Mapped, Scales]):
 
     source: MapSource
     transform: Callable[[Tensor], tuple[Tensor, ...]]
-
-    def _read(self, epoch: int, image: int, unreadable: dict[int, str]) -> tuple[Mapped, int]:
-        """Return the image; for an unreadable one, which is noted, a pixel without class: another image in its place would count twice."""
-        try:
-            return self.source.read(image), image
-        except (UnreadableImage, OSError) as error:
-            unreadable[image] = str(error)
-            return Mapped(torch.zeros(3, 1, 1, dtype=torch.uint8), torch.full((1, 1), IGNORED, dtype=torch.uint8)), image
 
     def draw(self, sample: Mapped, rng: np.random.Generator) -> Scales:
         """Return the image's views; nothing is drawn at random."""

@@ -21,7 +21,7 @@ class Places(Schema):
     root: str | None = None
     """Folder of the data set; fills in for every spec below that takes a root and names none."""
     on_error: Literal["raise", "skip"] = "raise"
-    """What an unreadable file does: stop the run, or be reported and done without: another takes its place, save where a dense task evaluates."""
+    """What an unreadable file does: stop the run, or be reported and done without: another takes its place in training; evaluation leaves it out."""
     max_unreadable: Whole = 100
     """Different unreadable files that `skip` accepts in one process before it stops the run."""
 

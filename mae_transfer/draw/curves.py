@@ -8,6 +8,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from mae_transfer.disk import whole
+
 
 def save_curves(log: Path, path: Path) -> None:
     """Write a PNG with every logged loss over epochs above the learning rate; nothing where the log holds no training step yet."""
@@ -27,7 +29,8 @@ def save_curves(log: Path, path: Path) -> None:
     rates.set_xlabel("epoch")
     for axes in (losses, rates):
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+    with whole(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
 
 
 def _curve(rows: list[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:

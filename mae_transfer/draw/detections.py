@@ -15,6 +15,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from mae_transfer.core.runs import dense, from_counts, taken
+from mae_transfer.disk import whole
 from mae_transfer.draw.segmentations import palette
 from mae_transfer.interfaces import Objects
 
@@ -47,7 +48,8 @@ def save_detections(path: Path, shown: Shown, classes: Sequence[str]) -> None:
     names = [f"{classes[int(found.labels[k])]} {float(found.scores[k]):.2f}" for k in kept]
     _panel(right, shown.image, best, names, f"found: {len(kept)} with a score of at least {THRESHOLD}", len(classes))
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=90)
+    with whole(path) as temporary:
+        figure.savefig(temporary, dpi=90, format="png")
 
 
 def _panel(axes: Any, image: Tensor, objects: Any, names: Sequence[str], title: str, classes: int) -> None:

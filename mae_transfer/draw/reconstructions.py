@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from mae_transfer.core.patches import grid_of, patchify, put, unpatchify
+from mae_transfer.disk import whole
 from mae_transfer.interfaces import Mask
 
 GREY = 0.5
@@ -40,16 +41,20 @@ def panels(images: Tensor, reconstruction: Tensor, mask: Mask) -> Tensor:
 
 
 def save_sheet(path: Path, rows: Tensor, *, enlarge_to: int = 128) -> None:
-    """Write a PNG with one row of panels per image; small images are enlarged by a whole factor, so that their pixels stay pixels.
+    """Write a PNG with one row of panels per image, none for no image; small images are enlarged by a whole factor, so that pixels stay pixels.
 
     Args:
         rows: (B, K, C, H, W) in [0, 1]; of more than three channels the first three are shown, of two the first, in grey.
         enlarge_to: the least height of a panel, pixels.
     """
+    if not len(rows):
+        return
     rows = rows[:, :, : 3 if rows.shape[2] >= 3 else 1]
     b, k, c, height, _ = rows.shape
     factor = max(1, -(-enlarge_to // height))
     panels = rows.reshape(b * k, c, *rows.shape[3:]).repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
     sheet = make_grid(panels.cpu().float(), nrow=k, padding=GAP, pad_value=1.0)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray((sheet * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()).save(path)
+    picture = Image.fromarray((sheet * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy())
+    with whole(path) as temporary:
+        picture.save(temporary, format="PNG")

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
+from mae_transfer.disk import whole
 from mae_transfer.interfaces import IGNORED
 
 MIX = 0.6  # of a class's colour over the image
@@ -74,4 +75,5 @@ def save_picture(path: Path, shown: Picture, classes: Sequence[str]) -> None:
     patches = [Patch(color=tuple(colours[k]), label=short(classes[k])) for k in present]
     figure.legend(handles=patches, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    with whole(path) as temporary:
+        figure.savefig(temporary, dpi=100, format="png")

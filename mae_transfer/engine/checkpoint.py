@@ -5,7 +5,6 @@ A file appears under its final name only after its bytes are on the disk; older 
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
 import zipfile
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+from mae_transfer import disk
 
 PATTERN = re.compile(r"step_(\d{8,})\.pt")
 _UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError)
@@ -33,22 +34,17 @@ def save(folder: Path, step: int, payload: Mapping[str, Any], *, keep_last: int 
     Args:
         payload: plain types and tensors only, or load_newest refuses it.
     Raises:
-        OSError: the disk is full or fails; the half-written file is removed and older checkpoints are intact.
+        OSError: the disk is full or fails, or the work dir is gone; the half-written file is removed and older checkpoints are intact.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder)
     path = folder / f"step_{step:08d}.pt"
-    temporary = folder / f".{path.name}.tmp"
     try:
-        _write(temporary, payload)
-    except (OSError, RuntimeError) as error:  # torch's zip writer turns an OSError of the file into a RuntimeError
-        temporary.unlink(missing_ok=True)
-        cause = error if isinstance(error, OSError) else error.__context__
-        number = cause.errno if isinstance(cause, OSError) else None
-        reason = f"checkpoint {path} was not written ({cause or error}); older ones are intact: free some space, then continue with --resume"
-        raise OSError(number, reason) from error
-    temporary.replace(path)
-    _sync_folder(folder)
+        folder.mkdir(exist_ok=True)
+        remove_leftovers(folder)
+        with disk.whole(path) as temporary, temporary.open("wb") as file:
+            torch.save(dict(payload), file)
+    except OSError as error:
+        why = error if error.filename is None else disk.named(error, path)
+        raise OSError(why.errno, f"checkpoint {why.strerror} (older ones are intact: continue with --resume)") from None
     _prune(folder, step, keep_last=keep_last, keep_every=keep_every)
     return path
 
@@ -94,13 +90,6 @@ def remove_leftovers(folder: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def _write(path: Path, payload: Mapping[str, Any]) -> None:
-    with path.open("wb") as file:
-        torch.save(dict(payload), file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _read(path: Path) -> dict[str, Any]:
     with zipfile.ZipFile(path) as archive:  # torch.load does not verify checksums when it maps the file
         damaged = archive.testzip()
@@ -123,15 +112,6 @@ def _prune(folder: Path, newest_step: int, *, keep_last: int, keep_every: int | 
 def _steps(folder: Path) -> dict[int, Path]:
     names = {path: PATTERN.fullmatch(path.name) for path in folder.glob("step_*.pt")}
     return {int(match[1]): path for path, match in names.items() if match}
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the renaming itself durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _first_line(error: BaseException) -> str:

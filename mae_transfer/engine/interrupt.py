@@ -24,11 +24,18 @@ class Wish(NamedTuple):
     save: bool
 
 
+class Stopped(Exception):  # noqa: N818 - what happened, not a mistake of the caller
+    """A signal has ended an evaluation between two batches."""
+
+
 class Interrupt:
     """Turns SIGTERM or Ctrl-C into a wish to stop after the step; a second Ctrl-C, a second later or more, acts as it always does. Context manager.
 
-    With several ranks a wish is sent after one step and read after the next, so that nobody ever waits for it.
+    With several ranks a wish is sent after one step and read after the next, so that nobody ever waits for it. Signals are the process's, so one
+    interrupt at a time is `active`: an evaluation asks it without being handed it.
     """
+
+    active: Interrupt | None = None
 
     def __init__(self, dist: Dist, *, save_minutes: float | None) -> None:
         self._dist = dist
@@ -39,12 +46,19 @@ class Interrupt:
         self._previous: dict[int, Any] = {}
         self._sent: tuple[torch.Tensor, Any] | None = None
 
+    @property
+    def world(self) -> int:
+        """How many processes agree."""
+        return self._dist.world
+
     def __enter__(self) -> Self:
+        Interrupt.active = self
         if threading.current_thread() is threading.main_thread():  # Python delivers signals to no other
             self._previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        Interrupt.active = None
         self._restore()
         if self._sent is not None and error is None:
             self._sent[1].wait()
@@ -62,6 +76,11 @@ class Interrupt:
         flags = torch.tensor([mine.stop, mine.save], dtype=torch.uint8)
         self._sent = flags, td.all_reduce(flags, td.ReduceOp.MAX, group=self._dist.side, async_op=True)
         return agreed
+
+    def check(self) -> None:
+        """Raise Stopped, on every rank after the same batch of an evaluation, where a rank was told to stop; every rank calls it as often."""
+        if self.poll().stop:
+            raise Stopped
 
     def _clock(self) -> bool:
         """Rank 0's clock counts."""

@@ -10,12 +10,15 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TextIO
+from typing import IO, TYPE_CHECKING, Any, Literal, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mae_transfer import disk
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -40,7 +43,8 @@ class Logger:
     def __init__(self, folder: Path, *, steps: int, resumed_at: int = 0, main: bool = True, progress: bool = True, wandb: bool = False) -> None:
         self._main, self._steps, self._step, self._start_step = main, steps, resumed_at, resumed_at
         self._start = self._drawn = time.monotonic()
-        self._file: TextIO | None = None
+        self._path = folder / "log.jsonl"
+        self._file: IO[bytes] | None = None
         self._board: SummaryWriter | None = None
         self._wandb: Any = None
         self._bar: Progress | None = None
@@ -53,9 +57,8 @@ class Logger:
 
         self._wandb = _wandb_run(folder, resumed=self._step > 0) if wandb else None
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "log.jsonl"
-        _truncate(path, self._step)
-        self._file = path.open("a", encoding="utf-8")
+        _truncate(self._path, self._step)
+        self._file = self._path.open("ab", buffering=0)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=self._step + 1)
         console = Console()
         self._bar = _bar(console, self._steps, self._step) if progress and console.is_terminal else None
@@ -67,11 +70,13 @@ class Logger:
         finite = {name: value if value is None or math.isfinite(value) else None for name, value in values.items()}
         assert self._file is not None
         assert self._board is not None
-        self._file.write(json.dumps({"kind": kind, "step": step, **finite}) + "\n")
-        self._file.flush()
+        disk.extend(self._file, (json.dumps({"kind": kind, "step": step, **finite}) + "\n").encode(), self._path)
         curves = {f"{kind}/{name}": value for name, value in finite.items() if value is not None}
-        for name, value in curves.items():
-            self._board.add_scalar(name, value, step)
+        try:
+            for name, value in curves.items():
+                self._board.add_scalar(name, value, step)
+        except OSError as error:  # of its thread, earlier
+            raise disk.named(error, self._path.parent / "tensorboard") from error
         if self._wandb is not None:
             self._wandb.log(curves, step=step)
         self._show(kind, step, finite)
@@ -107,7 +112,8 @@ class Logger:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+        with suppress(OSError) if error is not None else nullcontext():  # a disk that is full fails again, and hides why the run ends
+            self.close()
 
     def _show(self, kind: Kind, step: int, values: Mapping[str, float | None]) -> None:
         shown = SHOWN if kind == "train" else {name: name + " {:.4f}" for name in values}
@@ -134,18 +140,16 @@ def _truncate(path: Path, step: int) -> None:
     """Keep the lines up to `step`; an evaluation at `step` goes too, for the loop does it again, and so does a line cut short by a crash."""
     if not path.exists():
         return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if _belongs(line, step)]
-    temporary = path.with_name(".log.jsonl.tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    disk.write_text(path, "".join(line.decode() for line in lines if _belongs(line, step)))
 
 
-def _belongs(line: str, step: int) -> bool:
+def _belongs(line: bytes, step: int) -> bool:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError:
+        return line.endswith(b"\n") and bool(row["step"] < step or (row["step"] == step and row["kind"] == "train"))
+    except (ValueError, KeyError, TypeError):  # cut short by a crash, or damaged
         return False
-    return bool(row["step"] < step or (row["step"] == step and row["kind"] == "train"))
 
 
 def _wandb_run(folder: Path, *, resumed: bool) -> Any:

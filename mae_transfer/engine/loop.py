@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mae_transfer.engine import checkpoint
 from mae_transfer.engine.dist import average_statistics, peak_memory_gib, seed_step
-from mae_transfer.engine.interrupt import Interrupt
+from mae_transfer.engine.interrupt import Interrupt, Stopped
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.state import LoopConfig, TrainState, autocast
 from mae_transfer.engine.window import Window
@@ -65,7 +65,7 @@ def train(
     if checkpoints is not None and state.step == 0 and (earlier := checkpoint.newest(checkpoints)) is not None:
         raise ValueError(f"{earlier} is of an earlier run: continue it with --resume, or use another work dir")
     window = Window(state.dist, lr_at=lr_at, last_good=lambda: checkpoint.newest(checkpoints) if checkpoints else None)
-    run = _Run(state, iter(batches), step_fn, cfg, lr_at, log, checkpoints, evaluate, window)
+    run = _Run(state, iter(batches), step_fn, cfg, lr_at, log, checkpoints, evaluate, window, saved=state.step)
     state.model.train()
     state.stopped = False
     with Interrupt(state.dist, save_minutes=cfg.run.save_minutes) as interrupt:
@@ -111,6 +111,7 @@ class _Run:
     folder: Path | None
     evaluate: Evaluate | None
     window: Window
+    saved: int  # the step that is on disk
     start: float = field(default_factory=time.perf_counter)
 
     def due(self, every: int | None) -> bool:
@@ -129,7 +130,9 @@ class _Run:
             self._write(number, metrics)
 
     def save(self) -> None:
-        """Write a checkpoint of what has been proved finite."""
+        """Write a checkpoint of what has been proved finite; once per step."""
+        if self.saved == self.state.step:
+            return
         with self.window.paused():
             self.window.verify(self.state.tensors(), after=self.state.step)
             self._average_statistics()
@@ -137,13 +140,20 @@ class _Run:
             if self.folder is not None and self.state.dist.is_main:
                 kept = self.cfg.run
                 checkpoint.save(self.folder, self.state.step, self.state.state_dict(), keep_last=kept.keep_last, keep_every=kept.keep_every)
+        self.saved = self.state.step
 
     def evaluate_if_due(self) -> None:
+        """Save, then evaluate; a signal ends that between two batches, and the next sitting begins with it."""
         if self.evaluate is None or not self.due(self.cfg.evaluate_every):
             return
+        self.save()
         self._average_statistics()
-        with self.window.paused(), _evaluating(self.state.averaged) as model, torch.no_grad():
-            self.state.metrics = self.evaluate(model, self.state.step)
+        try:
+            with self.window.paused(), _evaluating(self.state.averaged) as model, torch.no_grad():
+                self.state.metrics = self.evaluate(model, self.state.step)
+        except Stopped:
+            self.state.stopped = True
+            return
         self.log.write("eval", self.state.step, {"epoch": self.state.step / self.cfg.steps_per_epoch, **self.state.metrics})
 
     def _average_statistics(self) -> None:

@@ -12,7 +12,6 @@ import copy
 import importlib.util
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from operator import index
 from pathlib import Path
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from mae_transfer.core.coco_rules import examine
 from mae_transfer.core.defects import refused
+from mae_transfer.disk import whole
 
 Kind = Literal["bbox", "segm"]
 Backend = Literal["auto", "pycocotools", "faster-coco-eval"]
@@ -62,7 +62,7 @@ class CocoMetric:
         self.categories = sorted(self.truth["categories"], key=lambda category: category["id"])
         self.backend = _backend(backend)
         self._sizes = {image["id"]: (image["height"], image["width"]) for image in self.truth["images"]}
-        self._found: dict[int, list[Entry]] = {}
+        self._found: dict[int, list[Entry] | None] = {}  # None: left out
 
     def empty(self) -> CocoMetric:
         """Return a metric of the same ground truth without predictions."""
@@ -80,6 +80,10 @@ class CocoMetric:
             if image_id not in self._found:
                 _checked(image_id, found, self._sizes.get(image_id), masks="segm" in self.kinds)
                 self._found[image_id] = _entries(image_id, found, [category["id"] for category in self.categories], masks="segm" in self.kinds)
+
+    def leave_out(self, image_ids: Sequence[int]) -> None:
+        """Take images out of the ground truth, with their objects: they could not be read."""
+        self._found |= dict.fromkeys(map(index, image_ids))
 
     def compute(self, *, save: Path | None = None, per_class: bool = False, group: td.ProcessGroup | None = None) -> dict[str, float]:
         """Return "bbox/AP", "segm/AP50" ... in [0, 1], the same on every rank, each of which calls it; what is defined by no object is nan.
@@ -102,7 +106,7 @@ class CocoMetric:
             try:
                 outcome = [self._evaluate(parts, save, per_class=per_class)]
             except OSError as error:  # the other ranks wait for what comes of it
-                outcome = [f"the predictions were not written: {error}"]
+                outcome = [str(error)]
         if world:
             td.broadcast_object_list(outcome, group=group, group_src=0)
         if isinstance(outcome[0], str):
@@ -110,7 +114,7 @@ class CocoMetric:
         figures: dict[str, float] = outcome[0]
         return figures
 
-    def _evaluate(self, parts: Sequence[dict[int, list[Entry]]], save: Path | None, *, per_class: bool) -> dict[str, float] | str:
+    def _evaluate(self, parts: Sequence[dict[int, list[Entry] | None]], save: Path | None, *, per_class: bool) -> dict[str, float] | str:
         """Return the figures, or the error that every rank shall raise."""
         found = {image_id: entries for part in parts for image_id, entries in part.items()}
         known = {image["id"] for image in self.truth["images"]}
@@ -120,13 +124,24 @@ class CocoMetric:
                 f"predictions for {len(found)} images, {len(known)} in the ground truth: {len(missing)} not predicted {missing[:3]}, "
                 f"{len(strange)} unknown {strange[:3]}"
             )
-        entries = [entry for image_id in sorted(found) for entry in found[image_id]]
+        entries = [entry for image_id in sorted(found) for entry in found[image_id] or ()]
+        judged = self._without({image_id for image_id, listed in found.items() if listed is None})
         if save is not None:
             _write(save, entries)
         figures: dict[str, float] = {}
         for kind in self.kinds:
-            figures |= {f"{kind}/{name}": value for name, value in self._figures(kind, entries, per_class=per_class).items()}
+            figures |= {f"{kind}/{name}": value for name, value in judged._figures(kind, entries, per_class=per_class).items()}
         return figures
+
+    def _without(self, left_out: set[int]) -> CocoMetric:
+        """Return a metric of the same ground truth without some of its images."""
+        if not left_out:
+            return self
+        rest = copy.copy(self)
+        images = [image for image in self.truth["images"] if image["id"] not in left_out]
+        objects = [one for one in self.truth["annotations"] if one["image_id"] not in left_out]
+        rest.truth = {**self.truth, "images": images, "annotations": objects}
+        return rest
 
     def _figures(self, kind: Kind, entries: Sequence[Entry], *, per_class: bool) -> dict[str, float]:
         with contextlib.redirect_stdout(io.StringIO()):  # both libraries print what they do
@@ -246,9 +261,5 @@ def _backend(wanted: Backend) -> Backend:
 def _write(path: Path, entries: Sequence[Entry]) -> None:
     """Write the predictions under a temporary name until they are whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         json.dump(list(entries), file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

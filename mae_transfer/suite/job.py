@@ -6,7 +6,6 @@ The process is forked from a server that has imported torch and the tasks alread
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import importlib
 import multiprocessing
 import os
@@ -15,12 +14,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import NoReturn
+
+from mae_transfer.disk import locked
 
 LOG = "output.log"
 START = "$ "  # begins the line of the log with a start's command
@@ -94,23 +94,3 @@ def redirect(log: Path) -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(file)
-
-
-@contextmanager
-def locked(path: Path, *, owner: str | None = None) -> Iterator[int]:
-    """Hold a lock file and hand out its descriptor; it falls with the process, however that ends.
-
-    A lock that another process holds is waited for; with `owner` a ValueError says who holds it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if owner else 0))
-        except BlockingIOError:
-            file.seek(0)
-            raise ValueError(f"{path.parent} is in use by {file.read() or 'another process'}: wait for it, or take another --work-dir") from None
-        if owner:
-            file.truncate(0)
-            file.write(owner)
-            file.flush()
-        yield file.fileno()

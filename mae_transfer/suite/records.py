@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mae_transfer import results
+from mae_transfer.disk import write_text
 from mae_transfer.results import Result
 
 FORMAT = 1
@@ -102,13 +103,7 @@ def write_note(folder: Path, note: Note) -> None:
 def write_whole(path: Path, text: str) -> None:
     """Write a file, whole or not at all; an OSError says which one (that of a full disk does not by itself)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from None
+    write_text(path, text)
 
 
 def _owed(result: Result) -> tuple[object, ...]:

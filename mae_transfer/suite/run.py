@@ -16,6 +16,7 @@ from multiprocessing.context import ForkServerProcess
 from types import FrameType
 from typing import NamedTuple
 
+from mae_transfer.disk import locked
 from mae_transfer.suite import job
 from mae_transfer.suite.plan import Node
 from mae_transfer.suite.records import Note, State
@@ -92,7 +93,7 @@ class Runner:
             ValueError: another suite is at work in this folder.
         """
         owner = f"process {os.getpid()} on {socket.gethostname()}"
-        with job.locked(self.work.root / ".lock", owner=owner), Signals(self.stop):
+        with locked(self.work.root / ".lock", owner=owner), Signals(self.stop):
             try:
                 self.go_through(poll)
             finally:  # a full disk, say: nothing goes on unseen

@@ -13,7 +13,7 @@ from mae_transfer.checkpoints.basis import save_basis
 from mae_transfer.core.normalize import normalize
 from mae_transfer.core.patches import patchify
 from mae_transfer.core.pca import Basis, fit_basis
-from mae_transfer.data import Crops, Order, Share, batches, open_sources, training_views
+from mae_transfer.data import Crops, Order, Share, Unreadable, batches, open_sources, training_views
 from mae_transfer.tasks.pretrain import PretrainConfig
 
 IMAGES_PER_BATCH = 64
@@ -26,20 +26,23 @@ def fit(cfg: PretrainConfig, work_dir: Path, *, components: int, images: int) ->
         ValueError: more components than a patch has values, or fewer images than a batch.
     """
     patch, path = cfg.model.encoder.patch, work_dir / "basis.safetensors"
-    basis = fit_basis(patches(cfg, images), components, patch=patch, statistics=cfg.statistics)
+    policy = cfg.data.unreadable()
+    basis = fit_basis(patches(cfg, images, policy), components, patch=patch, statistics=cfg.statistics)
     save_basis(path, basis)
+    if policy.files:
+        print(f"{len(policy.files)} unreadable images are left out")
     shares = {count: float(basis.explained[:count].sum()) for count in (1, 2, 4, 8, 16, 32, 64, components) if count <= components}
     print("share of the variance explained by the first: " + ", ".join(f"{count}: {share:.1%}" for count, share in shares.items()))
     print(f"done: {path} (target=dict(name='pca', basis='{path}')), {patch} px patches of {images} crops of {cfg.data.name}")
     return basis
 
 
-def patches(cfg: PretrainConfig, images: int) -> Iterator[Tensor]:
-    """Yield the normalised patches (n, P) of `images` training crops, each image once before any comes again."""
+def patches(cfg: PretrainConfig, images: int, policy: Unreadable) -> Iterator[Tensor]:
+    """Yield the normalised patches (n, P) of `images` training crops, each image once before any comes again, unreadable ones left out."""
     source, _ = open_sources(cfg.data)
     batch = min(IMAGES_PER_BATCH, images, len(source))
     crops = Crops(source=source, augmentation=training_views(cfg.data), seed=cfg.seed)
     share = Share(order=Order(images=len(source), batch=batch, seed=cfg.seed), start=0, rank=0, world=1, accumulate=1)
-    found = batches(crops, share, workers=cfg.run.workers, unreadable=cfg.data.unreadable())
+    found = batches(crops, share, workers=cfg.run.workers, unreadable=policy, replaced=False)
     for taken in track(itertools.islice(found, -(-images // batch)), description="patches", total=-(-images // batch), disable=not cfg.run.progress):
         yield patchify(normalize(taken.image, cfg.statistics), cfg.model.encoder.patch).flatten(0, 1)

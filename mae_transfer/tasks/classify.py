@@ -7,7 +7,7 @@ the training set; the validation set is only reported on.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self
@@ -40,7 +40,7 @@ from mae_transfer.engine.state import LoopConfig, TrainState, autocast
 from mae_transfer.interfaces import Batch
 from mae_transfer.metrics.accuracy import hits, top_ks
 from mae_transfer.tasks.backbones import BackboneConfig, Chosen, backbone_of, flops_of, open_backbone, tokens_of, trained_statistics
-from mae_transfer.tasks.common import Job, TrainConfig, evaluation_facts, facts, fit, pass_over, plan
+from mae_transfer.tasks.common import Job, TrainConfig, evaluation_facts, facts, fit, pass_over, plan, readable, unread
 from mae_transfer.tasks.labels import classes_digest
 from mae_transfer.tasks.protocols import PROTOCOLS, ClassifyProtocol, Feed
 from mae_transfer.tasks.workdir import WorkDir
@@ -130,6 +130,7 @@ def run(cfg: ClassifyConfig, work_dir: Path, *, resume: bool = False) -> list[re
             evaluate=partial(evaluate, cfg, parts),
             headline=partial(headline, cfg, parts, chosen, dist=dist),
             finish=partial(finish, cfg, parts, chosen),
+            sources={"train": parts.train, "val": parts.splits["val"]},
         )
         return fit(cfg, work_dir, job, dist=dist, resume=resume)
 
@@ -153,7 +154,7 @@ def evaluate_checkpoint(cfg: ClassifyConfig, reference: str, work_dir: Path | No
         if dist.is_main:
             print(f"{chosen.name}, {cfg.title()}: {summary(written)}", flush=True)
             if work_dir is not None:
-                results.append(WorkDir(work_dir).results, written)
+                written = results.append(WorkDir(work_dir).results, written)
         return written
 
 
@@ -203,7 +204,7 @@ def build_state(cfg: ClassifyConfig, parts: Parts, chosen: Chosen, loop: LoopCon
     return TrainState.create(dressed, optimizer, loop, dist=dist, digest=classes_digest(parts.splits["val"].classes), extra={"history": {}})
 
 
-def feed(cfg: ClassifyConfig, parts: Parts, share: Share, *, dist: Dist) -> Iterator[Batch]:
+def feed(cfg: ClassifyConfig, parts: Parts, share: Share, *, dist: Dist) -> Generator[Batch, None, None]:
     """Yield the micro-batches of this rank from step `share.start` on, without end."""
     crops = Crops(source=parts.train, augmentation=training_views(cfg.data), seed=cfg.seed)
     return batches(crops, share, workers=cfg.run.workers, pin=dist.device.type == "cuda", unreadable=cfg.data.unreadable())
@@ -225,18 +226,25 @@ def evaluate(cfg: ClassifyConfig, parts: Parts, state: TrainState, folder: WorkD
 
 
 def measure(cfg: ClassifyConfig, parts: Parts, dist: Dist, model: nn.Module) -> dict[str, float]:
-    """Return the share of each split that is right, "val_top1", or "val_top1_cls_x1" for a score of a row; every image counts once."""
+    """Return the share of each split that is right, "val_top1", or "val_top1_cls_x1" for a score of a row; every image counts once.
+
+    Unreadable ones are left out and counted, "val_unreadable", where there are any.
+    """
     row, ks = parts.protocol.row, top_ks(parts.classes)
     figures: dict[str, float] = {}
     view = evaluation_views(cfg.data, shorter_side=cfg.data.shorter_side)
     for name, source in parts.splits.items():
         right = torch.zeros(len(ks), len(row), dtype=torch.int64, device=dist.device)
-        for batch in pass_over(source, view, dist, batch=cfg.run.evaluation_batch, workers=cfg.run.workers, unreadable=cfg.data.unreadable()):
+        policy = cfg.data.unreadable()
+        for batch in pass_over(source, view, dist, batch=cfg.run.evaluation_batch, workers=cfg.run.workers, unreadable=policy):
             with autocast(cfg.precision, dist.device):
                 scores = model(normalize(batch.image, parts.statistics))
             right += hits(scores.view(len(row), *scores.shape[-2:]), batch.label)
         keys = {key(name, k, probe): right[i, j] for i, k in enumerate(ks) for j, probe in enumerate(row)}
-        figures |= {label: value * dist.world / len(source) for label, value in read_mean(keys, dist).items()}
+        left_out = unread(policy, dist)
+        seen = readable(len(source), left_out, of=f"{name} set")
+        figures |= {label: value * dist.world / seen for label, value in read_mean(keys, dist).items()}
+        figures |= {f"{name}_{what}": count for what, count in left_out.items()}
     return figures
 
 
@@ -258,7 +266,8 @@ def choose(cfg: ClassifyConfig, parts: Parts, history: dict[str, dict[str, float
         step, probe = max(candidates, key=lambda c: history[c[0]][key("holdout", 1, c[1])])
     else:
         step, probe = candidates[0]
-    return {key(split, k, ""): history[step][key(split, k, probe)] for split in parts.splits for k in top_ks(parts.classes)}
+    chosen = {key(split, k, ""): history[step][key(split, k, probe)] for split in parts.splits for k in top_ks(parts.classes)}
+    return chosen | {name: count for name, count in history[step].items() if name.endswith("_unreadable")}
 
 
 def headline(cfg: ClassifyConfig, parts: Parts, chosen: Chosen, loop: LoopConfig, *, dist: Dist) -> str:
@@ -277,7 +286,7 @@ def finish(
     history = state.extra["history"]
     figures = choose(cfg, parts, history if cfg.select == "best" else {str(state.step): history[str(state.step)]})
     written = numbers(cfg, chosen, state.bare, figures, facts(cfg, state, folder), backward=True)
-    results.append(folder.results, written)
+    written = results.append(folder.results, written)
     log.say(f"done: {summary(written)}; in {folder.results}")
     return written
 
@@ -296,5 +305,9 @@ def numbers(
         "backbone": chosen.name, "pretrain": chosen.pretrain, "checkpoint_sha256": chosen.sha256, "normalization": chosen.normalization,
         "flops_per_image": flops_of(model, cfg.data.size, backward=backward), "tokens_per_image": tokens_of(chosen.model, cfg.data.size),
     }  # fmt: skip
-    parted = {tuple(name.split("_")): 100 * value for name, value in figures.items()}
-    return [results.Result(split=split, metric=metric, value=value, **shared) for (split, metric), value in parted.items()]
+    parted = {tuple(name.split("_")): value for name, value in figures.items()}
+    return [
+        results.Result(split=split, metric=metric, value=100 * value, **shared | {"unreadable": int(parted.get((split, "unreadable"), 0))})
+        for (split, metric), value in parted.items()
+        if metric != "unreadable"
+    ]

@@ -10,6 +10,7 @@ import torch
 from rich.progress import track
 
 from mae_transfer.data import DataConfig, Source, WithRows, evaluation_views
+from mae_transfer.disk import whole
 from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.state import RunConfig
 from mae_transfer.interfaces import Target
@@ -49,10 +50,5 @@ def _write(path: Path, source: Source, target: Token, data: DataConfig, run: Run
     for batch in track(found, description="tokens", total=-(-len(source) // run.evaluation_batch), disable=not run.progress):
         codes[batch.index.cpu().numpy()] = target.tokenizer(batch.views[0]).flatten(1).cpu().numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.save(file, codes)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(path) as temporary, temporary.open("wb") as file:
+        np.save(file, codes)

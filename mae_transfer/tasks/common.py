@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import os
+import socket
+from collections.abc import Callable, Generator, Iterator, Mapping, Sized
+from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
+import torch
 from pydantic import model_validator
 from torch import nn
 
 from mae_transfer import results
 from mae_transfer.arithmetic import Matmul
 from mae_transfer.bounds import Between, Count, Epochs, Seed, Whole
+from mae_transfer.checkpoints import sha256
 from mae_transfer.config import Schema
 from mae_transfer.core.normalize import IMAGENET, Mean, Statistics, Std
 from mae_transfer.data import Augmentation, Crops, Masking, Order, Samples, Share, Source, Sweep, Unreadable, batches
+from mae_transfer.data.fingerprint import change, fingerprint
+from mae_transfer.disk import locked
 from mae_transfer.draw.curves import save_curves
-from mae_transfer.engine.dist import Dist, peak_memory_gib
+from mae_transfer.engine.dist import Dist, peak_memory_gib, read_mean
+from mae_transfer.engine.interrupt import Interrupt
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.loop import StepFn, to_device, train
 from mae_transfer.engine.optim import OptimConfig, peak_lr
@@ -100,11 +108,13 @@ class Job(NamedTuple):
 
     order: Order
     build: Callable[[LoopConfig], TrainState]
-    feed: Callable[[Share], Iterable[Any]]
+    feed: Callable[[Share], Generator[Any, None, None]]
     step: Callable[[LoopConfig], StepFn]
     evaluate: Callable[[TrainState, WorkDir, nn.Module, int], dict[str, float]]
     headline: Callable[[LoopConfig], str]
     finish: Callable[[TrainState, LoopConfig, WorkDir, Logger], list[results.Result]]  # rank 0, finished runs only
+    sources: Mapping[str, Sized]  # the data sets by their part ("train", "val"): a run goes on with the files that it began with
+    export: tuple[str, Callable[[TrainState, WorkDir], None]] | None = None  # the name of the file that it leaves for others, and what writes it
 
 
 def fit(cfg: TrainConfig, work_dir: Path, job: Job, *, dist: Dist, resume: bool) -> list[results.Result]:
@@ -118,34 +128,113 @@ def fit(cfg: TrainConfig, work_dir: Path, job: Job, *, dist: Dist, resume: bool)
     )
     rate(0)  # a warm-up longer than the run is an error now, not later
     step = job.step(loop)
-    folder = open_work_dir(work_dir, cfg, resume=resume)
+    open_work_dir(work_dir, cfg, resume=resume)
     state = job.build(loop)
+    with sole_user(work_dir, dist):
+        return _fit(cfg, work_dir, job, state, loop, step, rate, resume=resume)
+
+
+def sole_user(work_dir: Path, dist: Dist) -> AbstractContextManager[int | None]:
+    """Return what keeps other runs out of the work dir (rank 0); ValueError where there is one, naming its process."""
+    if not dist.is_main:
+        return nullcontext()
+    return locked(work_dir / ".run.lock", owner=f"process {os.getpid()} on {socket.gethostname()}")
+
+
+def _fit(
+    cfg: TrainConfig, work_dir: Path, job: Job, state: TrainState, loop: LoopConfig, step: StepFn, rate: Callable[[int], float], *, resume: bool
+) -> list[results.Result]:
+    dist = state.dist
+    folder = open_work_dir(work_dir, cfg, resume=resume)  # again, now that nobody else is at work in it
     notices = resume_state(state, folder.checkpoints) if resume else []
+    notices += same_data(state, job.sources, folder)
     if state.step == loop.steps and (done := finished(folder, cfg, state.step)):
-        if dist.is_main:
-            print(f"{folder.root} is finished: its {len(done)} results stand in {folder.results}", flush=True)
-        return done
+        if not dist.is_main:
+            return done
+        print(f"{folder.root} is finished: its {len(done)} results stand in {folder.results}", flush=True)
+        return done if job.export is None else exported(folder, state, job.export, done)
     share = Share(order=job.order, start=state.step, rank=dist.rank, world=dist.world, accumulate=loop.accumulate)
-    feed = job.feed(share)
     check_up = partial(job.evaluate, state, folder)
     with Logger(work_dir, steps=loop.steps, resumed_at=state.step, main=dist.is_main, progress=cfg.run.progress, wandb=cfg.run.wandb) as log:
         if dist.is_main:
             write_config(folder, cfg)
         for notice in [*notices, job.headline(loop)]:
             log.say(notice)
-        train(state, feed, step, loop, lr_at=rate, log=log, checkpoints=folder.checkpoints, evaluate=check_up)
+        with closing(job.feed(share)) as feed:
+            train(state, feed, step, loop, lr_at=rate, log=log, checkpoints=folder.checkpoints, evaluate=check_up)
         if state.stopped or not dist.is_main:
             return []
         save_curves(folder.root / "log.jsonl", folder.root / "curves.png")
         return job.finish(state, loop, folder, log)
 
 
+def same_data(state: TrainState, sources: Mapping[str, Sized], folder: WorkDir) -> list[str]:
+    """Note the fingerprints of the data in the state; return what the user should be told.
+
+    Raises:
+        ValueError: on every rank, where the state was trained on other files, with what changed.
+    """
+    told: list[Any] = [None, []]
+    if state.dist.is_main:
+        now = {part: fingerprint(source) for part, source in sources.items()}
+        before = state.extra.get("data", {})
+        changes = [f"{part}: {what}" for part, print_ in now.items() if part in before and (what := change(before[part], print_))]
+        if changes:
+            told[0] = (
+                f"the data of {folder.root} have changed since the run began: put them as they were, or use another --work-dir\n  "
+                + "\n  ".join(changes)
+            )
+        if state.step and not before:
+            told[1] = ["the training state is of a version that noted nothing of the data: it is taken that they are the same"]
+        state.extra["data"] = {part: print_.saved() for part, print_ in now.items()}
+    if state.dist.world > 1:
+        torch.distributed.broadcast_object_list(told, group=state.dist.side, group_src=0)
+    if told[0]:
+        raise ValueError(told[0])
+    return list(told[1])
+
+
 def finished(folder: WorkDir, cfg: TrainConfig, step: int) -> list[results.Result]:
-    """Return the results that this run itself has written after its last step; an evaluation of its state stands there with 0 epochs."""
+    """Return the results that this run itself has written after its last step; an evaluation of its state stands there with 0 epochs.
+
+    None where some were lost: a disk that filled up, or a damaged line.
+    """
     if not folder.results.is_file():
         return []
-    own = (cfg.digest(), step, cfg.epochs)
-    return [result for result in results.load(folder.results)[0] if (result.config_digest, result.steps, result.epochs) == own]
+    found, defects = results.load(folder.results)
+    own = [result for result in found if (result.config_digest, result.steps, result.epochs) == (cfg.digest(), step, cfg.epochs)]
+    expected = own[0].together if own else None
+    whole = not defects if expected is None else len(own) == expected  # an earlier version did not say how many there were
+    return own if whole else []
+
+
+def exported(
+    folder: WorkDir, state: TrainState, export: tuple[str, Callable[[TrainState, WorkDir], None]], done: list[results.Result]
+) -> list[results.Result]:
+    """Write a finished run's file again from its state where it is missing or not what the results say; return the results, which name its digest."""
+    path, write = folder.root / export[0], export[1]
+    if path.is_file() and sha256(path) == done[0].checkpoint_sha256:
+        return done
+    print(f"{path} {'is damaged' if path.is_file() else 'is missing'}: it is written again from the training state", flush=True)
+    write(state, folder)
+    digest = sha256(path)
+    if digest == done[0].checkpoint_sha256:
+        return done
+    return results.append(folder.results, [result.model_copy(update={"checkpoint_sha256": digest}) for result in done])
+
+
+def readable(images: int, left_out: Mapping[str, float], *, of: str) -> int:
+    """Return how many of the images counted, given what `unread` gave; ValueError where none did."""
+    seen = images - int(left_out.get("unreadable", 0))
+    if not seen:
+        raise ValueError(f"no image of the {of} could be read")
+    return seen
+
+
+def unread(policy: Unreadable, dist: Dist) -> dict[str, float]:
+    """Return {"unreadable": how many images of an evaluation no rank could read}, empty where all could be; every rank calls it."""
+    count = round(read_mean({"n": torch.tensor(float(len(policy.files)), device=dist.device)}, dist)["n"] * dist.world)
+    return {"unreadable": float(count)} if count else {}
 
 
 def loop_config(cfg: TrainConfig, order: Order, dist: Dist) -> LoopConfig:
@@ -175,10 +264,22 @@ def pass_over(
 
 
 def sweep_over(samples: Samples[Any, Any], dist: Dist, *, batch: int, workers: int, unreadable: Unreadable) -> Iterator[Any]:
-    """Yield this rank's part of any kind of samples on the device, every image once."""
+    """Yield this rank's part of any kind of samples on the device, every image once.
+
+    Within a run that all of `dist` takes part in, a signal ends it between two batches (Stopped).
+    """
     sweep = Sweep(images=len(samples.source), batch=batch, rank=dist.rank, world=dist.world)
-    for found in batches(samples, sweep, workers=workers, unreadable=unreadable):
-        yield to_device(found, dist.device)
+    interrupt = Interrupt.active if Interrupt.active is not None and Interrupt.active.world == dist.world else None
+    common = -(-(sweep.images // dist.world) // batch)  # batches that every rank has at least
+    with closing(batches(samples, sweep, workers=workers, unreadable=unreadable)) as feed:
+        for found in feed:
+            if interrupt is not None and common > 0:
+                interrupt.check()
+                common -= 1
+            yield to_device(found, dist.device)
+    while interrupt is not None and common > 0:  # a batch of unreadable files alone is not there
+        interrupt.check()
+        common -= 1
 
 
 def plan(cfg: TrainConfig, loop: LoopConfig, dist: Dist) -> str:
@@ -199,7 +300,8 @@ def facts(cfg: TrainConfig, state: TrainState, folder: WorkDir) -> dict[str, Any
         "run": folder.root.name, "seed": cfg.seed, "params": sum(p.numel() for p in state.bare.parameters()),
         "epochs": cfg.epochs, "steps": state.step, "images_seen": state.images_seen, "global_batch": cfg.batch, "world_size": state.dist.world,
         "precision": cfg.precision, "matmul": cfg.matmul, "wall_s": state.wall_s, "images_per_s": state.images_seen / state.wall_s,
-        "peak_mem_gib": peak_memory_gib(state.dist.device), "device": results.device_name(state.dist.device), "engine": "mae_transfer",
+        "peak_mem_gib": peak_memory_gib(state.dist.device), "unreadable": int(state.metrics.get("unreadable", 0)),
+        "device": results.device_name(state.dist.device), "engine": "mae_transfer",
         "scale": cfg.scale, "config_digest": cfg.digest(), "recipe_digest": cfg.recipe_digest(),
     }  # fmt: skip
 
@@ -214,6 +316,7 @@ def evaluation_facts(
     seconds: float,
     trained: Mapping[str, Any] | None,
     precision: Precision,
+    unreadable: int = 0,
 ) -> dict[str, Any]:
     """Return the same fields for the evaluation of a finished model on `images`, which took so many seconds.
 
@@ -226,6 +329,7 @@ def evaluation_facts(
     return {
         "run": work_dir.name if work_dir else "eval", "seed": cfg.seed, "params": sum(p.numel() for p in model.parameters()), "epochs": 0.0,
         "steps": steps, "images_seen": seen, "global_batch": cfg.batch, "world_size": dist.world, "precision": precision, "matmul": cfg.matmul,
-        "wall_s": seconds, "images_per_s": images / seconds, "device": results.device_name(dist.device), "engine": "mae_transfer",
+        "wall_s": seconds, "images_per_s": images / seconds, "unreadable": unreadable, "device": results.device_name(dist.device),
+        "engine": "mae_transfer",
         "scale": cfg.scale, "config_digest": cfg.digest(), "recipe_digest": cfg.recipe_digest(),
     }  # fmt: skip

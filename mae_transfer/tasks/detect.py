@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self
@@ -52,7 +52,7 @@ from mae_transfer.interfaces import Found
 from mae_transfer.metrics.coco import CocoMetric, Detections, Kind
 from mae_transfer.models.mask_rcnn import HeadsConfig, MaskRCNN
 from mae_transfer.tasks.backbones import BackboneConfig, Chosen, backbone_of, open_backbone, tokens_of, trained_statistics
-from mae_transfer.tasks.common import EVALUATION_SEED, Job, PicturesRun, TrainConfig, evaluation_facts, facts, fit, plan, sweep_over
+from mae_transfer.tasks.common import EVALUATION_SEED, Job, PicturesRun, TrainConfig, evaluation_facts, facts, fit, plan, sweep_over, unread
 from mae_transfer.tasks.detectron2 import Detectron2RCNN
 from mae_transfer.tasks.labels import classes_digest, learned
 from mae_transfer.tasks.workdir import WorkDir, run_of
@@ -160,6 +160,7 @@ def run(cfg: DetectConfig, work_dir: Path, *, resume: bool = False) -> list[resu
             evaluate=partial(evaluate, cfg, parts),
             headline=partial(headline, cfg, parts, dist=dist),
             finish=partial(finish, cfg, parts),
+            sources={"train": parts.train, "val": parts.val},
         )
         return fit(cfg, work_dir, job, dist=dist, resume=resume)
 
@@ -180,15 +181,15 @@ def evaluate_checkpoint(cfg: DetectConfig, reference: str, work_dir: Path | None
         model = parts.model.to(dist.device).eval()
         folder = WorkDir(work_dir) if work_dir else None
         with torch.no_grad():
-            metric = predicted(cfg, parts, dist, model)
-            figures = metric.compute(save=folder.predictions if folder else None, per_class=True, group=dist.side)
+            metric, left_out = predicted(cfg, parts, dist, model)
+            figures = metric.compute(save=folder.predictions if folder else None, per_class=True, group=dist.side) | left_out
         seconds = time.perf_counter() - start
         about = evaluation_facts(cfg, dist, model, work_dir, images=len(parts.val), seconds=seconds, trained=payload, precision=EVALUATED_IN)
         written = numbers(cfg, parts, figures, about | {"checkpoint_sha256": checkpoints.sha256(Path(reference))})
         if dist.is_main:
             print(f"{parts.chosen.name}, {cfg.protocol}: {summary(written)}\n{per_class(parts.val.classes, figures, cfg.kinds)}", flush=True)
             if folder is not None:
-                results.append(folder.results, written)
+                written = results.append(folder.results, written)
             if (root := work_dir or run_of(reference)) is not None:
                 draw(cfg, parts, dist, model, WorkDir(root).detections)
         return written
@@ -241,7 +242,7 @@ def build_state(cfg: DetectConfig, parts: Parts, loop: LoopConfig, *, dist: Dist
     return TrainState.create(dressed, optimizer, loop, dist=dist, digest=classes_digest(names), extra={"names": list(names)})
 
 
-def feed(cfg: DetectConfig, parts: Parts, share: Share, *, dist: Dist) -> Iterator[SceneBatch]:
+def feed(cfg: DetectConfig, parts: Parts, share: Share, *, dist: Dist) -> Generator[SceneBatch, None, None]:
     """Yield the micro-batches of this rank from step `share.start` on, without end."""
     samples = scenes(parts.train, cfg.data, seed=cfg.seed, divisor=parts.divisor, training=True)
     return batches(samples, share, workers=cfg.run.workers, pin=dist.device.type == "cuda", unreadable=cfg.data.unreadable())
@@ -268,22 +269,21 @@ def padded(batch: SceneBatch, statistics: Statistics) -> Tensor:
 
 def evaluate(cfg: DetectConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int) -> dict[str, float]:
     """Return the validation set's "bbox/AP", "segm/AP50" ... in [0, 1] that are defined; the predictions are saved."""
-    figures = predicted(cfg, parts, state.dist, model).compute(save=folder.predictions, group=state.dist.side)
+    metric, left_out = predicted(cfg, parts, state.dist, model)
+    figures = metric.compute(save=folder.predictions, group=state.dist.side) | left_out
     return {name: value for name, value in figures.items() if not math.isnan(value)}
 
 
-def predicted(cfg: DetectConfig, parts: Parts, dist: Dist, model: nn.Module) -> CocoMetric:
-    """Return the metric filled with what the model finds in this rank's part of the validation set, each image once.
+def predicted(cfg: DetectConfig, parts: Parts, dist: Dist, model: nn.Module) -> tuple[CocoMetric, dict[str, float]]:
+    """Return the metric filled with what the model finds in this rank's part of the validation set, each image once, and what `unread` counts.
 
-    In an image that cannot be read, where such are skipped, nothing is found.
+    An image that cannot be read, where such are skipped, is left out with its objects.
     """
     metric, policy = parts.metric.empty(), cfg.data.unreadable()
     for batch, found in sweep(cfg, parts, dist, model, policy, batch=cfg.run.evaluation_batch):
         metric.update([int(parts.val.image_ids[i]) for i in batch.index.tolist()], found)
-    for index in policy.files:
-        nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), ())
-        metric.update([int(parts.val.image_ids[index])], [nothing])
-    return metric
+    metric.leave_out([int(parts.val.image_ids[index]) for index in policy.files])
+    return metric, unread(policy, dist)
 
 
 def sweep(
@@ -332,12 +332,12 @@ def headline(cfg: DetectConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) -
 
 
 def finish(cfg: DetectConfig, parts: Parts, state: TrainState, loop: LoopConfig, folder: WorkDir, log: Logger) -> list[results.Result]:
-    """Append the run's results and draw."""
-    written = numbers(cfg, parts, state.metrics, {"checkpoint_sha256": parts.chosen.sha256} | facts(cfg, state, folder))
-    results.append(folder.results, written)
+    """Draw, and append the run's results: with them it is finished."""
     model = state.averaged
     model.eval()
     draw(cfg, parts, state.dist, model, folder.detections)
+    about = {"checkpoint_sha256": parts.chosen.sha256} | facts(cfg, state, folder)
+    written = results.append(folder.results, numbers(cfg, parts, state.metrics, about))
     log.say(f"done: {summary(written)}; in {folder.results}, pictures in {folder.detections}")
     return written
 
@@ -348,9 +348,9 @@ def numbers(cfg: DetectConfig, parts: Parts, figures: dict[str, float], about: d
         "task": "detect", "protocol": cfg.protocol, "dataset": cfg.data.name, "split": "val", "unit": "%", "higher_is_better": True,
         "backbone": parts.chosen.name, "pretrain": parts.chosen.pretrain, "engine": cfg.engine,
         "normalization": parts.chosen.normalization,
-        "tokens_per_image": tokens_of(parts.chosen.model, cfg.side),
+        "tokens_per_image": tokens_of(parts.chosen.model, cfg.side), "unreadable": int(figures.get("unreadable", 0)),
     }  # fmt: skip
-    there = {name: value for name, value in figures.items() if "[" not in name and not math.isnan(value)}
+    there = {name: value for name, value in figures.items() if "[" not in name and name != "unreadable" and not math.isnan(value)}
     return [results.Result(metric=name, value=100 * value, **shared) for name, value in there.items()]
 
 

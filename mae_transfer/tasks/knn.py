@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -19,7 +20,7 @@ from mae_transfer import results
 from mae_transfer.bounds import Count, Factor, Seed
 from mae_transfer.config import Schema
 from mae_transfer.core.normalize import Mean, Statistics, Std, normalize
-from mae_transfer.data import LabelledDataConfig, Source, Sweep, evaluation_views, open_labelled
+from mae_transfer.data import LabelledDataConfig, Source, Sweep, Unreadable, evaluation_views, open_labelled
 from mae_transfer.engine.dist import Dist, peak_memory_gib, read_mean, session
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.state import Precision, RunConfig, autocast
@@ -28,7 +29,7 @@ from mae_transfer.metrics.knn import knn_scores
 from mae_transfer.models.heads import Pool, pool
 from mae_transfer.tasks.backbones import BackboneConfig, Chosen, open_backbone, statistics_of, tokens_of
 from mae_transfer.tasks.classify import DEBUG_ENCODER
-from mae_transfer.tasks.common import pass_over
+from mae_transfer.tasks.common import pass_over, sole_user, unread
 from mae_transfer.tasks.workdir import WorkDir, open_work_dir, write_config
 
 
@@ -96,7 +97,8 @@ def run(cfg: KnnConfig, work_dir: Path, *, resume: bool = False) -> list[results
         chosen.model.to(dist.device).eval()
         sources = (split.train, val)
         steps = sum(len(sweep_of(cfg, source, dist)) for source in sources)
-        with Logger(work_dir, steps=steps, main=dist.is_main, progress=cfg.run.progress, wandb=cfg.run.wandb) as log:
+        logger = partial(Logger, work_dir, steps=steps, main=dist.is_main, progress=cfg.run.progress, wandb=cfg.run.wandb)
+        with sole_user(work_dir, dist), logger() as log:
             if dist.is_main:
                 write_config(folder, cfg)
             log.say(
@@ -104,45 +106,55 @@ def run(cfg: KnnConfig, work_dir: Path, *, resume: bool = False) -> list[results
                 f"normalised with {chosen.normalization}"
             )
             tick = ticker(log)
-            bank, labels = (gathered(part, len(split.train), dist) for part in features(cfg, chosen, split.train, dist, tick))
-            figures = classify(cfg, chosen, val, bank, labels, dist, tick)
+            policies = cfg.data.unreadable(), cfg.data.unreadable()
+            bank, labels = (gathered(part, dist) for part in features(cfg, chosen, split.train, dist, tick, policies[0]))
+            if max(cfg.ks) > len(bank):
+                raise ValueError(f"ks = {cfg.ks}: {max(cfg.ks)} neighbours of {len(bank)} training images that could be read; lower ks")
+            figures = classify(cfg, chosen, val, bank, labels, dist, tick, policies[1])
+            left_out = sum(int(unread(policy, dist).get("unreadable", 0)) for policy in policies)
             log.write("eval", steps, figures)
             log.say(f"done: {', '.join(f'{name} {100 * value:.2f}%' for name, value in figures.items())}; in {folder.results}")
-        if not dist.is_main:
-            return []
-        written = numbers(cfg, chosen, folder, figures, dist, images=len(split.train) + len(val), seconds=time.perf_counter() - start)
-        results.append(folder.results, written)
-        return written
+            if not dist.is_main:
+                return []
+            seconds, images = time.perf_counter() - start, len(split.train) + len(val)
+            written = numbers(cfg, chosen, folder, figures, dist, images=images, unreadable=left_out, seconds=seconds)
+            return results.append(folder.results, written)
 
 
-def features(cfg: KnnConfig, chosen: Chosen, source: Source, dist: Dist, tick: Callable[[], None]) -> tuple[Tensor, Tensor]:
-    """Return this rank's part of the features (N, D), float32, and labels (N,), on the device."""
+def features(cfg: KnnConfig, chosen: Chosen, source: Source, dist: Dist, tick: Callable[[], None], policy: Unreadable) -> tuple[Tensor, Tensor]:
+    """Return this rank's part of the features (N, D), float32, and labels (N,), on the device; images that cannot be read are left out."""
     view = evaluation_views(cfg.data, shorter_side=cfg.data.shorter_side)
     found: list[Tensor] = []
     labels: list[Tensor] = []
-    for batch in pass_over(source, view, dist, batch=cfg.run.evaluation_batch, workers=cfg.run.workers, unreadable=cfg.data.unreadable()):
+    for batch in pass_over(source, view, dist, batch=cfg.run.evaluation_batch, workers=cfg.run.workers, unreadable=policy):
         with autocast(cfg.precision, dist.device):
             found.append(pool(chosen.model(normalize(batch.image, chosen.statistics), norm=True), cfg.pool))
         labels.append(batch.label)
         tick()
+    if not found:
+        raise ValueError(f"no image could be read, from {source.where(0)} on")
     return torch.cat(found), torch.cat(labels)
 
 
-def classify(cfg: KnnConfig, chosen: Chosen, val: Source, bank: Tensor, labels: Tensor, dist: Dist, tick: Callable[[], None]) -> dict[str, float]:
+def classify(
+    cfg: KnnConfig, chosen: Chosen, val: Source, bank: Tensor, labels: Tensor, dist: Dist, tick: Callable[[], None], policy: Unreadable
+) -> dict[str, float]:
     """Return the share of the validation images that is right, "knn-20_top1": every image counts once."""
     classes = len(val.classes)
-    queries, truth = features(cfg, chosen, val, dist, tick)
+    queries, truth = features(cfg, chosen, val, dist, tick, policy)
     right = hits(knn_scores(queries, bank, labels, classes=classes, ks=cfg.ks, temperature=cfg.temperature), truth)
     counts = {f"knn-{k}_top{top}": right[i, j] for i, top in enumerate(top_ks(classes)) for j, k in enumerate(cfg.ks)}
-    means = read_mean(counts, dist)
-    return {name: means[name] * dist.world / len(val) for name in counts}  # in the order of ks
+    seen = torch.tensor(float(len(truth)), device=dist.device)
+    means = read_mean({**counts, "seen": seen}, dist)
+    return {name: means[name] / means["seen"] for name in counts}  # in the order of ks
 
 
-def gathered(part: Tensor, total: int, dist: Dist) -> Tensor:
-    """Return the parts of all ranks, in order, on every rank; they are those of a Sweep over `total` images."""
+def gathered(part: Tensor, dist: Dist) -> Tensor:
+    """Return the parts of all ranks, in order, on every rank."""
     if dist.world == 1:
         return part
-    counts = [total * (rank + 1) // dist.world - total * rank // dist.world for rank in range(dist.world)]
+    counts: list[Any] = [None] * dist.world
+    td.all_gather_object(counts, len(part), group=dist.side)
     parts = [part.contiguous() if rank == dist.rank else part.new_empty((count, *part.shape[1:])) for rank, count in enumerate(counts)]
     for rank, buffer in enumerate(parts):
         td.broadcast(buffer, rank)
@@ -161,7 +173,7 @@ def ticker(log: Logger) -> Callable[[], None]:
 
 
 def numbers(
-    cfg: KnnConfig, chosen: Chosen, folder: WorkDir, figures: dict[str, float], dist: Dist, *, images: int, seconds: float
+    cfg: KnnConfig, chosen: Chosen, folder: WorkDir, figures: dict[str, float], dist: Dist, *, images: int, unreadable: int, seconds: float
 ) -> list[results.Result]:
     """Return one Result per figure, in percent."""
     shared: dict[str, Any] = {
@@ -172,7 +184,7 @@ def numbers(
         "global_batch": cfg.run.evaluation_batch, "world_size": dist.world, "precision": cfg.precision, "matmul": "ieee", "wall_s": seconds,
         "images_per_s": images / seconds, "peak_mem_gib": peak_memory_gib(dist.device), "device": results.device_name(dist.device),
         "engine": "mae_transfer", "scale": cfg.scale, "config_digest": cfg.digest(), "recipe_digest": cfg.recipe_digest(),
-        "tokens_per_image": tokens_of(chosen.model, cfg.data.size),
+        "tokens_per_image": tokens_of(chosen.model, cfg.data.size), "unreadable": unreadable,
     }  # fmt: skip
     parted = {tuple(name.split("_")): 100 * value for name, value in figures.items()}
     return [results.Result(protocol=protocol, metric=metric, value=value, **shared) for (protocol, metric), value in parted.items()]

@@ -5,7 +5,7 @@ Legend: B batch, N patches, V visible, M = N - V hidden, P target size per patch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -29,6 +29,7 @@ from mae_transfer.data import (
     Share,
     Source,
     Spread,
+    Unreadable,
     batches,
     evaluation_views,
     open_sources,
@@ -45,7 +46,7 @@ from mae_transfer.interfaces import Batch, Mask, Target
 from mae_transfer.models.mae import MAE, MAEConfig
 from mae_transfer.seeding import fold
 from mae_transfer.tasks.codes import with_codes
-from mae_transfer.tasks.common import EVALUATION_SEED, ImageConfig, Job, facts, fit, pass_over, plan
+from mae_transfer.tasks.common import EVALUATION_SEED, ImageConfig, Job, facts, fit, pass_over, plan, unread
 from mae_transfer.tasks.targets import buffers_of, check_target, digest_of, open_target
 from mae_transfer.tasks.workdir import WorkDir
 
@@ -145,6 +146,8 @@ def run(cfg: PretrainConfig, work_dir: Path, *, resume: bool = False) -> list[re
             evaluate=partial(evaluate, cfg, parts),
             headline=partial(headline, cfg, parts, dist=dist),
             finish=partial(finish, cfg, parts),
+            sources={"train": parts.train, parts.split: parts.held_out},
+            export=("backbone.safetensors", partial(export, cfg)),
         )
         return fit(cfg, work_dir, job, dist=dist, resume=resume)
 
@@ -167,35 +170,38 @@ def evaluate(cfg: PretrainConfig, parts: Parts, state: TrainState, folder: WorkD
     dist = state.dist
     torch.manual_seed(fold(EVALUATION_SEED, "evaluate", dist.rank))  # for a corruption that draws; the loop seeds every step anew
     total = torch.zeros(2, dtype=torch.float64 if dist.device.type != "mps" else torch.float32, device=dist.device)
-    for batch in held_out_batches(cfg, parts, dist):
+    policy = cfg.data.unreadable()
+    for batch in held_out_batches(cfg, parts, dist, policy):
         assert batch.mask is not None
         prediction = model(normalize(batch.image, cfg.statistics), batch.mask)
         losses = parts.target.loss(prediction, parts.target(batch, batch.mask.ids_masked))
         total += torch.stack([losses.sum(), torch.full_like(losses, 1.0).sum()])
+    mean = read_mean({"loss": total[0], "patches": total[1]}, dist)
+    if not mean["patches"]:
+        raise ValueError(f"no image of the {parts.split} set could be read")
     if dist.is_main:
         save_sheet(folder.pictures / f"step_{step:08d}.png", picture_rows(cfg, parts, model, dist.device, most=cfg.pictures))
-    mean = read_mean({"loss": total[0], "patches": total[1]}, dist)
-    return {f"{parts.split}_loss": mean["loss"] / mean["patches"]}
+    return {f"{parts.split}_loss": mean["loss"] / mean["patches"], **unread(policy, dist)}
 
 
 @torch.no_grad()
 def picture_rows(cfg: PretrainConfig, parts: Parts, model: nn.Module, device: torch.device, *, most: int) -> Tensor:
     """Return the panels (B, 4, 3, H, W) of what the model makes of up to `most` held-out images, spread evenly over them."""
     rows = []
-    for batch in held_out_batches(cfg, parts._replace(held_out=Spread(parts.held_out, most)), Dist(device)):
+    for batch in held_out_batches(cfg, parts._replace(held_out=Spread(parts.held_out, most)), Dist(device), cfg.data.unreadable()):
         assert batch.mask is not None
         prediction = model(normalize(batch.image, cfg.statistics), batch.mask)
         rows.append(panels(batch.image, parts.target.decode(prediction, batch, batch.mask.ids_masked), batch.mask))
-    return torch.cat(rows)
+    return torch.cat(rows) if rows else torch.zeros(0, 4, 3, 1, 1)
 
 
-def feed(cfg: PretrainConfig, parts: Parts, share: Share, *, dist: Dist) -> Iterator[Batch]:
+def feed(cfg: PretrainConfig, parts: Parts, share: Share, *, dist: Dist) -> Generator[Batch, None, None]:
     """Yield the micro-batches of this rank from step `share.start` on, without end."""
     crops = Crops(source=parts.train, augmentation=training_views(cfg.data, parts.target.views), seed=cfg.seed, masking=parts.masking)
     return batches(crops, share, workers=cfg.run.workers, pin=dist.device.type == "cuda", unreadable=cfg.data.unreadable())
 
 
-def held_out_batches(cfg: PretrainConfig, parts: Parts, dist: Dist) -> Iterator[Batch]:
+def held_out_batches(cfg: PretrainConfig, parts: Parts, dist: Dist, policy: Unreadable) -> Iterator[Batch]:
     """Return this rank's part of the held-out images, with their fixed masks."""
     return pass_over(
         parts.held_out,
@@ -203,7 +209,7 @@ def held_out_batches(cfg: PretrainConfig, parts: Parts, dist: Dist) -> Iterator[
         dist,
         batch=cfg.run.evaluation_batch,
         workers=cfg.run.workers,
-        unreadable=cfg.data.unreadable(),
+        unreadable=policy,
         masking=parts.masking,
     )
 
@@ -260,6 +266,15 @@ def headline(cfg: PretrainConfig, parts: Parts, loop: LoopConfig, *, dist: Dist)
 
 def finish(cfg: PretrainConfig, parts: Parts, state: TrainState, loop: LoopConfig, folder: WorkDir, log: Logger) -> list[results.Result]:
     """Export the encoder and append the run's results."""
+    export(cfg, state, folder)
+    figures = {metric: value for metric, value in state.metrics.items() if metric != "unreadable"}
+    written = results.append(folder.results, [result(cfg, parts, state, folder, metric, value) for metric, value in figures.items()])
+    log.say(f"done: {folder.backbone} (for the transfer tasks), pictures in {folder.pictures}, numbers in {folder.results}")
+    return written
+
+
+def export(cfg: PretrainConfig, state: TrainState, folder: WorkDir) -> None:
+    """Write the encoder alone."""
     model = state.averaged
     assert isinstance(model, MAE)
     about = {
@@ -270,10 +285,6 @@ def finish(cfg: PretrainConfig, parts: Parts, state: TrainState, loop: LoopConfi
         "scale": cfg.scale,
     }
     checkpoints.export_backbone(folder.backbone, model.encoder, about=about)
-    written = [result(cfg, parts, state, folder, metric, value) for metric, value in state.metrics.items()]
-    results.append(folder.results, written)
-    log.say(f"done: {folder.backbone} (for the transfer tasks), pictures in {folder.pictures}, numbers in {folder.results}")
-    return written
 
 
 def result(cfg: PretrainConfig, parts: Parts, state: TrainState, folder: WorkDir, metric: str, value: float) -> results.Result:

@@ -21,7 +21,7 @@ from mae_transfer.engine.state import autocast
 from mae_transfer.metrics.corruption import ALEXNET_ERROR, SEVERITIES, corruption_errors, mean_corruption_error
 from mae_transfer.tasks.backbones import flops_of, tokens_of
 from mae_transfer.tasks.classify import ClassifyConfig, Parts, Trained, trained
-from mae_transfer.tasks.common import evaluation_facts, pass_over
+from mae_transfer.tasks.common import evaluation_facts, pass_over, readable, unread
 from mae_transfer.tasks.workdir import WorkDir
 
 Variant = Literal["imagenet-a", "imagenet-r", "imagenet-sketch", "imagenet-c"]
@@ -68,7 +68,7 @@ def evaluate(cfg: RobustnessConfig, reference: str, work_dir: Path | None) -> li
             for number in written:
                 print(f"{number.dataset}: {number.metric} {number.value:.2f}{number.unit}", flush=True)
             if work_dir is not None:
-                results.append(WorkDir(work_dir).results, written)
+                written = results.append(WorkDir(work_dir).results, written)
         return written
 
 
@@ -113,7 +113,8 @@ def measure(cfg: RobustnessConfig, classifier: Trained, variant: Variant, parts:
     """Return the numbers of one variant: top-1 %, or for ImageNet-C the corruption errors and their mean, %."""
     (model, chosen, state), start = classifier, time.perf_counter()
     shown = track(parts, description=variant, disable=not (cfg.run.progress and dist.is_main))
-    right = {(part.corruption, part.severity): accuracy(cfg, model, chosen.statistics, part, dist) for part in shown}
+    counted = {(part.corruption, part.severity): accuracy(cfg, model, chosen.statistics, part, dist) for part in shown}
+    right, left_out = {key: share for key, (share, _) in counted.items()}, sum(missing for _, missing in counted.values())
     seconds, images = time.perf_counter() - start, sum(len(part.source) for part in parts)
     if variant == "imagenet-c":
         errors = {name: {severity: 1 - right[name, severity] for severity in SEVERITIES} for name in ALEXNET_ERROR}
@@ -121,7 +122,7 @@ def measure(cfg: RobustnessConfig, classifier: Trained, variant: Variant, parts:
     else:
         figures = {"top1": right["", 0]}
     shared: dict[str, Any] = evaluation_facts(
-        cfg, dist, model, None, images=images, seconds=seconds, trained=state, precision=cfg.precision
+        cfg, dist, model, None, images=images, seconds=seconds, trained=state, precision=cfg.precision, unreadable=left_out
     ) | {
         "run": chosen.name, "task": "robustness", "protocol": cfg.title(), "dataset": variant, "split": "val", "unit": "%",
         "backbone": chosen.name, "pretrain": chosen.pretrain, "checkpoint_sha256": chosen.sha256, "normalization": chosen.normalization,
@@ -131,8 +132,8 @@ def measure(cfg: RobustnessConfig, classifier: Trained, variant: Variant, parts:
 
 
 @torch.no_grad()
-def accuracy(cfg: RobustnessConfig, model: nn.Module, statistics: Statistics, part: Part, dist: Dist) -> float:
-    """Return the share of a folder's images whose best score, among the folder's own classes, is their class; every image counts once.
+def accuracy(cfg: RobustnessConfig, model: nn.Module, statistics: Statistics, part: Part, dist: Dist) -> tuple[float, int]:
+    """Return the share of a folder's images whose best score, among the folder's own classes, is their class, and how many could not be read.
 
     ImageNet-C's images are cut already: they are not resized before the centre crop.
     """
@@ -143,4 +144,6 @@ def accuracy(cfg: RobustnessConfig, model: nn.Module, statistics: Statistics, pa
         with autocast(cfg.precision, dist.device):
             scores = model(normalize(batch.image, statistics))
         right += (scores.view(-1, scores.shape[-1]).index_select(1, columns).argmax(dim=1) == batch.label).sum()
-    return read_mean({"right": right}, dist)["right"] * dist.world / len(part.source)
+    left_out = unread(policy, dist)
+    seen = readable(len(part.source), left_out, of=f"folder {Path(part.source.where(0)).parent}")
+    return read_mean({"right": right}, dist)["right"] * dist.world / seen, len(part.source) - seen

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import partial
 from operator import gt
 from pathlib import Path
@@ -24,7 +24,20 @@ from mae_transfer.checkpoints.files import load_strict
 from mae_transfer.config import Spec, build, check, load
 from mae_transfer.core.normalize import Statistics, normalize
 from mae_transfer.core.patches import sides, size_of
-from mae_transfer.data import MapBatch, MapCrops, MapDataConfig, MapSource, MapViews, Order, Scales, Share, batches, open_map_set, open_maps
+from mae_transfer.data import (
+    MapBatch,
+    MapCrops,
+    MapDataConfig,
+    MapSource,
+    MapViews,
+    Order,
+    Scales,
+    Share,
+    Unreadable,
+    batches,
+    open_map_set,
+    open_maps,
+)
 from mae_transfer.data.ade_check import check_sets
 from mae_transfer.data.maps import inside
 from mae_transfer.draw.segmentations import Picture, save_picture
@@ -36,7 +49,7 @@ from mae_transfer.engine.optim import build_optimizer, peak_lr
 from mae_transfer.engine.state import LoopConfig, TrainState, autocast
 from mae_transfer.metrics.iou import IouMetric
 from mae_transfer.tasks.backbones import BackboneConfig, Chosen, backbone_of, flops_of, open_backbone, tokens_of, trained_statistics
-from mae_transfer.tasks.common import EVALUATION_SEED, Job, PicturesRun, TrainConfig, evaluation_facts, facts, fit, plan, sweep_over
+from mae_transfer.tasks.common import EVALUATION_SEED, Job, PicturesRun, TrainConfig, evaluation_facts, facts, fit, plan, sweep_over, unread
 from mae_transfer.tasks.labels import classes_digest, learned
 from mae_transfer.tasks.segment_inference import PUBLISHED_SCALES, InferenceConfig, Windows, probabilities
 from mae_transfer.tasks.segment_protocols import PROTOCOLS, SegmentProtocol
@@ -123,6 +136,7 @@ def run(cfg: SegmentConfig, work_dir: Path, *, resume: bool = False) -> list[res
             evaluate=partial(evaluate, cfg, parts),
             headline=partial(headline, cfg, parts, dist=dist),
             finish=partial(finish, cfg, parts),
+            sources={"train": parts.train, "val": parts.val},
         )
         return fit(cfg, work_dir, job, dist=dist, resume=resume)
 
@@ -155,7 +169,7 @@ def evaluate_checkpoint(cfg: SegmentConfig, reference: str, work_dir: Path | Non
         if dist.is_main:
             print(f"{chosen.name}, {parts.protocol.title}: {summary(written)}\n{per_class(parts.val.classes, figures)}", flush=True)
             if work_dir is not None:
-                results.append(WorkDir(work_dir).results, written)
+                written = results.append(WorkDir(work_dir).results, written)
             if (root := work_dir or run_of(reference)) is not None:
                 draw(cfg, parts, dist, model, WorkDir(root).segmentations)
         return written
@@ -197,7 +211,7 @@ def build_state(cfg: SegmentConfig, parts: Parts, loop: LoopConfig, *, dist: Dis
     return TrainState.create(dressed, optimizer, loop, dist=dist, digest=classes_digest(names), extra={"names": list(names)})
 
 
-def feed(cfg: SegmentConfig, parts: Parts, share: Share, *, dist: Dist) -> Iterator[MapBatch]:
+def feed(cfg: SegmentConfig, parts: Parts, share: Share, *, dist: Dist) -> Generator[MapBatch, None, None]:
     """Yield the micro-batches of this rank from step `share.start` on, without end."""
     data = cfg.data
     transform = TrainingCrop(
@@ -229,26 +243,26 @@ def evaluate(cfg: SegmentConfig, parts: Parts, state: TrainState, folder: WorkDi
     """Return mIoU, mAcc and aAcc of the validation set in [0, 1]; the classes' figures are kept with the run's state."""
     figures = measure(cfg, parts, state.dist, model)
     state.extra["classes"] = figures
-    return {name: figures[name] for name in NUMBERS}
+    return {name: figures[name] for name in (*NUMBERS, "unreadable") if name in figures}
 
 
 def measure(cfg: SegmentConfig, parts: Parts, dist: Dist, model: nn.Module) -> dict[str, float]:
     """Return the figures of the validation set, per class too, over all ranks; ValueError where no pixel of it has a class."""
-    metric = IouMetric(parts.val.classes, device=dist.device)
-    for batch in views(cfg, parts, dist):
+    metric, policy = IouMetric(parts.val.classes, device=dist.device), cfg.data.unreadable()
+    for batch in views(cfg, parts, dist, policy):
         metric.update(predict(cfg, bare(model), batch, parts.chosen.statistics), batch.labels)
     figures = metric.compute(per_class=True)
     if math.isnan(figures["mIoU"]):
         raise ValueError("no pixel of the validation set has a class: its maps are void everywhere (tools/prepare_data.py check names them)")
-    return figures
+    return figures | unread(policy, dist)
 
 
-def views(cfg: SegmentConfig, parts: Parts, dist: Dist) -> Iterator[Scales]:
+def views(cfg: SegmentConfig, parts: Parts, dist: Dist, policy: Unreadable) -> Iterator[Scales]:
     """Yield this rank's part of the validation set on the device, image by image."""
     several = len(cfg.inference.scales) > 1
     transform = Rescale(scale=cfg.data.scale, ratios=cfg.inference.scales, least=cfg.data.size if several else 0)
     samples = MapViews(source=parts.val, seed=EVALUATION_SEED, transform=transform)
-    return sweep_over(samples, dist, batch=1, workers=cfg.run.workers, unreadable=cfg.data.unreadable())
+    return sweep_over(samples, dist, batch=1, workers=cfg.run.workers, unreadable=policy)
 
 
 def predict(cfg: SegmentConfig, model: nn.Module, batch: Scales, statistics: Statistics) -> Tensor:
@@ -269,11 +283,11 @@ def draw(cfg: SegmentConfig, parts: Parts, dist: Dist, model: nn.Module, folder:
     if not cfg.run.pictures:
         return
     with torch.no_grad():
-        for number, batch in zip(range(cfg.run.pictures), views(cfg, parts, Dist(dist.device)), strict=False):
+        for number, batch in zip(range(cfg.run.pictures), views(cfg, parts, Dist(dist.device), cfg.data.unreadable()), strict=False):
             image, truth, predicted = (
                 tensor[0].cpu() for tensor in (batch.original, batch.labels, predict(cfg, bare(model), batch, parts.chosen.statistics))
             )
-            shown = Picture(image, truth, predicted, Path(parts.val.where(number)).name)
+            shown = Picture(image, truth, predicted, Path(parts.val.where(int(batch.index[0]))).name)
             save_picture(folder / f"{number:04d}.png", shown, parts.val.classes)
 
 
@@ -286,13 +300,12 @@ def headline(cfg: SegmentConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) 
 
 
 def finish(cfg: SegmentConfig, parts: Parts, state: TrainState, loop: LoopConfig, folder: WorkDir, log: Logger) -> list[results.Result]:
-    """Append the run's results and draw."""
+    """Draw, and append the run's results: with them it is finished."""
     figures = state.extra["classes"]
-    written = numbers(cfg, parts.chosen, state.bare, figures, facts(cfg, state, folder), backward=True)
-    results.append(folder.results, written)
     model = state.averaged
     model.eval()
     draw(cfg, parts, state.dist, model, folder.segmentations)
+    written = results.append(folder.results, numbers(cfg, parts.chosen, state.bare, figures, facts(cfg, state, folder), backward=True))
     log.say(per_class(parts.val.classes, figures))
     log.say(f"done: {summary(written)}; in {folder.results}, pictures in {folder.segmentations}")
     return written
@@ -313,6 +326,7 @@ def numbers(
     cfg: SegmentConfig, chosen: Chosen, model: nn.Module, figures: dict[str, float], about: dict[str, Any], *, backward: bool
 ) -> list[results.Result]:
     """Return mIoU, mAcc and aAcc as Results, in percent; "mIoU/ms" where several scales or mirror images were averaged."""
+    about = about | {"unreadable": int(figures.get("unreadable", 0))}
     suffix = "/ms" if len(cfg.inference.scales) > 1 or cfg.inference.flip else ""
     shared: dict[str, Any] = about | {
         "task": "segment", "protocol": cfg.method().title, "dataset": cfg.data.name, "split": "val", "unit": "%", "higher_is_better": True,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -28,6 +28,7 @@ from mae_transfer.data import (
     Share,
     Source,
     Spread,
+    Unreadable,
     batches,
     evaluation_views,
     open_sources,
@@ -42,10 +43,11 @@ from mae_transfer.engine.state import LoopConfig, TrainState
 from mae_transfer.interfaces import Batch
 from mae_transfer.models.dvae import DVAE, DVAEConfig, DVAETokenizer, kl_to_uniform, map_pixels, reconstruction_loss
 from mae_transfer.seeding import fold
-from mae_transfer.tasks.common import ImageConfig, Job, facts, fit, pass_over, plan
+from mae_transfer.tasks.common import ImageConfig, Job, facts, fit, pass_over, plan, unread
 from mae_transfer.tasks.workdir import WorkDir
 
 log = logging.getLogger(__name__)
+TOKENIZER = "tokenizer.safetensors"
 
 
 class Anneal(Schema):
@@ -142,6 +144,8 @@ def run(cfg: TokenizerConfig, work_dir: Path, *, resume: bool = False) -> list[r
             evaluate=partial(evaluate, cfg, parts),
             headline=partial(headline, cfg, parts, dist=dist),
             finish=partial(finish, cfg, parts),
+            sources={"train": parts.train, parts.split: parts.held_out},
+            export=(TOKENIZER, partial(export, cfg)),
         )
         return fit(cfg, work_dir, job, dist=dist, resume=resume)
 
@@ -180,46 +184,47 @@ def evaluate(cfg: TokenizerConfig, parts: Parts, state: TrainState, folder: Work
     tokenizer = DVAETokenizer(cfg.model, model.encoder, model.decoder).to(dist.device)
     counts = torch.zeros(cfg.model.codes, dtype=torch.int64, device=dist.device)
     error = torch.zeros(2, device=dist.device)
-    for batch in held_out_batches(cfg, parts, dist):
+    policy = cfg.data.unreadable()
+    for batch in held_out_batches(cfg, parts, dist, policy):
         codes = tokenizer(batch.image)
         counts += torch.bincount(codes.flatten(), minlength=cfg.model.codes)
         square = (tokenizer.decode(codes) - batch.image / 255).square()
         error += torch.stack([square.mean(dim=(1, 2, 3)).sum(), torch.full_like(square[:, 0, 0, 0], 1.0).sum()])
-    if dist.is_main:
-        save_sheet(folder.pictures / f"step_{step:08d}.png", picture_rows(cfg, parts, tokenizer, dist.device))
     if dist.world > 1:
         torch.distributed.all_reduce(counts)
     mean = read_mean({"error": error[0], "images": error[1], **spread(counts)}, dist)
+    if not mean["images"]:
+        raise ValueError(f"no image of the {parts.split} set could be read")
     if mean["codes_used"] < cfg.least_use:
         log.warning(
             "only %.1f%% of the %d codes are in use: the codebook has collapsed; raise kl.end, or let tau fall later (tau.epochs)",
             100 * mean["codes_used"],
             cfg.model.codes,
         )
+    if dist.is_main:
+        save_sheet(folder.pictures / f"step_{step:08d}.png", picture_rows(cfg, parts, tokenizer, dist.device))
     figures = {"mse": mean["error"] / mean["images"], "codes_used": mean["codes_used"], "code_perplexity": mean["code_perplexity"]}
-    return {f"{parts.split}_{name}": value for name, value in figures.items()}
+    return {f"{parts.split}_{name}": value for name, value in figures.items()} | unread(policy, dist)
 
 
 @torch.no_grad()
 def picture_rows(cfg: TokenizerConfig, parts: Parts, tokenizer: DVAETokenizer, device: torch.device) -> Tensor:
     """Return the panels (B, 2, 3, S, S), original | rebuilt from codes, of a few held-out images."""
     shown = parts._replace(held_out=Spread(parts.held_out, cfg.pictures))
-    pairs = [
-        torch.stack([batch.image / 255, tokenizer.decode(tokenizer(batch.image))], dim=1) for batch in held_out_batches(cfg, shown, Dist(device))
-    ]
-    return torch.cat(pairs)
+    seen = held_out_batches(cfg, shown, Dist(device), cfg.data.unreadable())
+    pairs = [torch.stack([batch.image / 255, tokenizer.decode(tokenizer(batch.image))], dim=1) for batch in seen]
+    return torch.cat(pairs) if pairs else torch.zeros(0, 2, 3, 1, 1)
 
 
-def feed(cfg: TokenizerConfig, parts: Parts, share: Share, *, dist: Dist) -> Iterator[Batch]:
+def feed(cfg: TokenizerConfig, parts: Parts, share: Share, *, dist: Dist) -> Generator[Batch, None, None]:
     """Yield the micro-batches of this rank from step `share.start` on, without end."""
     crops = Crops(source=parts.train, augmentation=training_views(cfg.data), seed=cfg.seed)
     return batches(crops, share, workers=cfg.run.workers, pin=dist.device.type == "cuda", unreadable=cfg.data.unreadable())
 
 
-def held_out_batches(cfg: TokenizerConfig, parts: Parts, dist: Dist) -> Iterator[Batch]:
+def held_out_batches(cfg: TokenizerConfig, parts: Parts, dist: Dist, policy: Unreadable) -> Iterator[Batch]:
     """Return this rank's part of the held-out images."""
-    view, policy = evaluation_views(cfg.data), cfg.data.unreadable()
-    return pass_over(parts.held_out, view, dist, batch=cfg.run.evaluation_batch, workers=cfg.run.workers, unreadable=policy)
+    return pass_over(parts.held_out, evaluation_views(cfg.data), dist, batch=cfg.run.evaluation_batch, workers=cfg.run.workers, unreadable=policy)
 
 
 def build_state(cfg: TokenizerConfig, loop: LoopConfig, *, dist: Dist) -> TrainState:
@@ -239,11 +244,18 @@ def headline(cfg: TokenizerConfig, parts: Parts, loop: LoopConfig, *, dist: Dist
     )
 
 
+def export(cfg: TokenizerConfig, state: TrainState, folder: WorkDir) -> None:
+    """Write the tokenizer alone."""
+    model = state.averaged
+    assert isinstance(model, DVAE)
+    about = {"recipe": cfg.model_dump(mode="json", exclude={"run"}), "digest": cfg.digest(), "scale": cfg.scale}
+    export_tokenizer(folder.root / TOKENIZER, model, about=about)
+
+
 def finish(cfg: TokenizerConfig, parts: Parts, state: TrainState, loop: LoopConfig, folder: WorkDir, log: Logger) -> list[results.Result]:
     """Write the tokenizer and append the run's results."""
-    model, path = state.averaged, folder.root / "tokenizer.safetensors"
-    assert isinstance(model, DVAE)
-    export_tokenizer(path, model, about={"recipe": cfg.model_dump(mode="json", exclude={"run"}), "digest": cfg.digest(), "scale": cfg.scale})
+    path = folder.root / TOKENIZER
+    export(cfg, state, folder)
     cells = math.prod(side // cfg.model.stride for side in sides(cfg.data.size))
     units = {"mse": "squared error in [0, 1]", "codes_used": "share", "code_perplexity": "codes"}
     written = [
@@ -253,9 +265,9 @@ def finish(cfg: TokenizerConfig, parts: Parts, state: TrainState, loop: LoopConf
             checkpoint_sha256=checkpoints.sha256(path), flops_per_image=None, tokens_per_image=cells,
             **facts(cfg, state, folder),
         )
-        for metric, value in state.metrics.items()
+        for metric, value in state.metrics.items() if metric != "unreadable"
     ]  # fmt: skip
-    results.append(folder.results, written)
+    written = results.append(folder.results, written)
     numbers = ", ".join(f"{metric} {value:.4g}" for metric, value in state.metrics.items())
     log.say(f"done: {path} (target=dict(name='token', tokenizer='{path}')), pictures in {folder.pictures}; {numbers}")
     return written

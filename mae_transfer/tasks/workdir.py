@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from mae_transfer.config import Schema, load
+from mae_transfer.disk import write_text
 from mae_transfer.engine import checkpoint
 
 S = TypeVar("S", bound=Schema)
@@ -80,9 +81,7 @@ def open_work_dir(root: Path, cfg: S, *, resume: bool) -> WorkDir:
 def write_config(folder: WorkDir, cfg: Schema) -> None:
     """Make the folder and write its config."""
     folder.root.mkdir(parents=True, exist_ok=True)
-    temporary = folder.config.with_name(".config.py.tmp")
-    temporary.write_text(cfg.source(f"The resolved config of this run (digest {cfg.digest()})."), encoding="utf-8")
-    temporary.replace(folder.config)
+    write_text(folder.config, cfg.source(f"The resolved config of this run (digest {cfg.digest()})."))
 
 
 def run_of(checkpoint_file: str) -> Path | None:

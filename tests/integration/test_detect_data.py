@@ -145,7 +145,7 @@ def test_an_image_without_objects_and_one_of_a_single_pixel_are_evaluated(coco: 
     parts = detect.open_parts(cfg, cfg.backbone, None)
     parts.model.eval()
     with torch.no_grad():
-        found = detect.predicted(cfg, parts, Dist(torch.device("cpu")), parts.model)
+        found, _ = detect.predicted(cfg, parts, Dist(torch.device("cpu")), parts.model)
     assert not math.isnan(found.compute(save=tmp_path / "predictions.json")["bbox/AP"])  # every image must have been predicted
 
 
@@ -165,12 +165,13 @@ def test_an_evaluation_needs_no_training_set(coco: Path, tmp_path: Path) -> None
     assert [r.value for r in again] == [r.value for r in written]
 
 
-def test_an_unreadable_validation_image_is_counted_as_one_in_which_nothing_is_found(
+def test_an_unreadable_validation_image_is_left_out_with_its_objects_and_counted(
     coco: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = sorted((coco / "val2017").iterdir())[1]
     broken.write_bytes(b"no image")
-    assert detect.run(config(data=coco_data(coco, on_error="skip"), epochs=4.0), tmp_path / "run")
+    written = detect.run(config(data=coco_data(coco, on_error="skip"), epochs=4.0), tmp_path / "run")
+    assert {r.unreadable for r in written} == {1}
     assert broken.name in caplog.text
     entries = json.loads((tmp_path / "run" / "predictions.json").read_text())
     assert {entry["image_id"] for entry in entries} <= {1, 3}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,6 +61,44 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_continue(
     rest = go(tmp_path / "cut", config(), new_state(config(), CPU))
     assert (rest.stopped, rest.step) == (False, 10)
     assert equal(weights(rest), weights(go(tmp_path / "whole", config(), new_state(config(), CPU))))
+
+
+@pytest.mark.parametrize(("every", "at"), [(4, 4), (None, 10)])
+def test_a_signal_ends_an_evaluation_between_two_batches_and_the_next_sitting_repeats_it(tmp_path: Path, every: int | None, at: int) -> None:
+    cfg, seen = config(evaluate_every=every), []
+
+    def evaluate(model: nn.Module, step: int) -> dict[str, float]:
+        for batch in range(3):
+            seen.append((step, batch))
+            if len(seen) == 2:
+                assert checkpoint.newest(tmp_path / "cut" / "checkpoints").name == f"step_{at:08d}.pt", "saved first"
+                os.kill(os.getpid(), signal.SIGTERM)
+            if interrupt.Interrupt.active is not None:
+                interrupt.Interrupt.active.check()
+        return {"figure": float(step)}
+
+    cut = go(tmp_path / "cut", cfg, new_state(cfg, CPU), evaluate=evaluate)
+    assert (cut.stopped, cut.step, seen) == (True, at, [(at, 0), (at, 1)])
+    assert interrupt.Interrupt.active is None
+    rest = go(tmp_path / "cut", cfg, new_state(cfg, CPU), evaluate=evaluate)
+    assert seen[2:5] == [(at, 0), (at, 1), (at, 2)]
+    whole = go(tmp_path / "whole", cfg, new_state(cfg, CPU), evaluate=lambda model, step: {"figure": float(step)})
+    assert equal(weights(rest), weights(whole))
+    assert rest.metrics == whole.metrics == {"figure": 10.0}
+    marks = [[(row["kind"], row["step"]) for row in rows(tmp_path / name)] for name in ("cut", "whole")]
+    assert marks[0] == marks[1]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's writer
+def test_a_work_dir_that_is_removed_stops_the_run(tmp_path: Path) -> None:
+    def step_fn(model: nn.Module, batch: ToyBatch, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        if step.number == 2:
+            shutil.rmtree(tmp_path / "run")
+        return toy_step(model, batch, step)
+
+    with pytest.raises(OSError, match=r"run/\S+ was not written \(No such file or directory\): its folder is gone"):
+        go(tmp_path / "run", config(), new_state(config(), CPU), step_fn=step_fn)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_second_signal_acts_as_it_always_does(tmp_path: Path) -> None:
@@ -207,10 +246,10 @@ def test_a_full_disk_stops_the_run_with_one_sentence_and_the_older_checkpoint_is
     half = config(steps=5)
     go(tmp_path, half, new_state(half, CPU, model=Toy()))
 
-    def full(descriptor: int) -> None:
+    def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match=r"step_00000010\.pt was not written .* continue with --resume"):
         go(tmp_path, config(), new_state(config(), CPU))
     monkeypatch.undo()

@@ -29,7 +29,7 @@ from mae_transfer.tasks.reconstruct import reconstruct
 def test_a_work_dir_ends_with_everything_that_the_readme_names(tmp_path: Path) -> None:
     written = pretrain.run(config(evaluate_epochs=2.0), tmp_path / "run")
     folder = tmp_path / "run"
-    assert {p.name for p in folder.iterdir()} == {
+    assert {p.name for p in folder.iterdir() if not p.name.startswith(".")} == {
         "backbone.safetensors", "checkpoints", "config.py", "curves.png", "log.jsonl", "reconstructions", "results.jsonl", "tensorboard"
     }  # fmt: skip
     assert load(folder / "config.py", PretrainConfig) == config(evaluate_epochs=2.0)

@@ -83,10 +83,10 @@ def test_mce_is_the_hand_calculation(values: Values, tmp_path: Path, monkeypatch
     errors: dict[str, list[float]] = {}
     measured = robustness.accuracy
 
-    def record(cfg: Any, model: Any, statistics: Any, part: robustness.Part, dist: Any) -> float:
-        share = measured(cfg, model, statistics, part, dist)
+    def record(cfg: Any, model: Any, statistics: Any, part: robustness.Part, dist: Any) -> tuple[float, int]:
+        share, left_out = measured(cfg, model, statistics, part, dist)
         errors.setdefault(part.corruption, []).append(1 - share)
-        return share
+        return share, left_out
 
     monkeypatch.setattr(robustness, "accuracy", record)
     found = {r.metric: r for r in robustness.evaluate(config(values, {"imagenet-c": str(tmp_path / "c")}), state(tmp_path), None)}

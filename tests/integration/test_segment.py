@@ -296,7 +296,7 @@ def test_an_unreadable_validation_image_is_left_out_of_the_numbers_and_no_other_
     for folder, suffix in (("images", "jpg"), ("annotations", "png")):
         (tmp_path / "scenes" / folder / "validation" / f"000000000002.{suffix}").write_bytes(b"torn")
     torn = segment.evaluate_checkpoint(cfg, reference, tmp_path / "torn")
-    assert [r.value for r in torn] == [r.value for r in without]
+    assert [(r.value, r.unreadable) for r in torn] == [(r.value, 1) for r in without]
 
 
 def test_an_evaluation_needs_no_training_set(base: Values, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Iterator
 
-BASE = {"interfaces", "bounds", "seeding", "arithmetic", "core", "config", "download"}
+BASE = {"interfaces", "bounds", "seeding", "arithmetic", "core", "config", "disk", "download"}
 MIDDLE = {"adapters", "models", "checkpoints", "data", "engine", "metrics", "draw", "results", "config"}
 TASKS = MIDDLE | BASE | {"targets"}
 
@@ -21,8 +21,9 @@ MAY_IMPORT = {
     "core": {"interfaces", "bounds", "seeding"},
     "targets": {"interfaces", "bounds", "seeding", "arithmetic", "core"},
     "config": set(),
+    "disk": set(),
     "download": set(),
-    "results": {"config"},
+    "results": {"config", "disk"},
     "cli": {"bounds", "config", "suite"},  # what the tools share: above the suite
     "adapters": BASE,
     "models": BASE,

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mae_transfer import disk
 from mae_transfer.engine import checkpoint
 
 PAYLOAD = {"model": {"w": torch.arange(1000.0)}, "step": 3, "extra": {"name": "x", "list": [1, 2.5, None, (True,)]}}
@@ -105,7 +106,7 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_no_half_file(tmp_path: Path
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(disk.os, "fsync", full)
     with pytest.raises(OSError, match=r"step_00000002\.pt was not written .*No space left on device.*free some space") as caught:
         checkpoint.save(tmp_path, 2, PAYLOAD, keep_last=1)
     assert caught.value.errno == errno.ENOSPC

@@ -59,6 +59,14 @@ def test_a_class_of_one_image_keeps_it_for_training() -> None:
     assert counts(parts.held_out) == [1, 0, 0, 0]
 
 
+def test_a_hold_out_that_would_be_empty_is_refused_with_the_remedy() -> None:
+    with pytest.raises(
+        ValueError, match=r"nothing is left to hold out: label_fraction=0\.01 leaves one .* raise data\.label_fraction, or set data\.hold"
+    ):
+        split(Counted(300, 3), label_fraction=0.01, holdout_fraction=0.1)
+    assert split(Counted(300, 3), label_fraction=0.01).held_out is None
+
+
 def test_a_label_outside_the_classes_is_refused_by_the_samples_name() -> None:
     source = Counted(8, 4)
     source.classes = ("a", "b", "c")

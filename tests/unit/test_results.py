@@ -1,10 +1,12 @@
 """results.py: what is written is read back; damaged lines are named and the rest is used."""
 
+import json
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from mae_transfer import disk
 from mae_transfer.results import Result, append, load, summarise
 
 
@@ -25,8 +27,47 @@ def test_results_survive_the_file_and_carry_commit_and_versions(tmp_path: Path) 
     loaded, defects = load(path)
     assert defects == []
     assert [r.seed for r in loaded] == [0, 1, 2]
-    assert loaded[0] == result(created_at=loaded[0].created_at, commit=loaded[0].commit)
+    assert loaded[0] == result(created_at=loaded[0].created_at, commit=loaded[0].commit, together=1)
     assert {"python", "torch", "timm"} <= loaded[0].versions.keys()
+
+
+def test_a_torn_last_line_swallows_no_number_and_what_a_run_wrote_before_is_replaced(tmp_path: Path) -> None:
+    path, numbers = tmp_path / "results.jsonl", [result(metric=f"m{k}", value=float(k)) for k in range(20)]
+    append(path, [result(epochs=0.0)])
+    other = path.read_bytes()
+    append(path, numbers)
+    path.write_bytes(path.read_bytes()[:-4000])
+    assert len(load(path)[1]) == 1
+    written = append(path, numbers)
+    loaded, defects = load(path)
+    assert (loaded[1:], defects) == (written, [])
+    assert path.read_bytes().startswith(other)
+    assert [r.together for r in written] == [20] * 20
+    append(path, [result(epochs=0.0)])
+    assert len(load(path)[0]) == 22, "an evaluation may be repeated"
+
+
+def test_a_disk_that_is_full_leaves_all_numbers_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "results.jsonl"
+    append(path, [result()])
+    before = path.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(disk.os, "fsync", full)
+    with pytest.raises(OSError, match=r"results\.jsonl was not written \(No space left on device\): free some space") as caught:
+        append(path, [result(metric=f"m{k}") for k in range(20)])
+    assert caught.value.errno == 28
+    assert path.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".results.lock", "results.jsonl"]
+
+
+def test_results_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    fields = result().model_dump(mode="json", exclude={"unreadable", "together"})
+    (tmp_path / "results.jsonl").write_text(json.dumps(fields) + "\n")
+    (read,), defects = load(tmp_path / "results.jsonl")
+    assert (read.unreadable, read.together, defects) == (0, None, [])
 
 
 def test_damaged_lines_are_named_by_number_and_the_rest_is_used(tmp_path: Path) -> None:

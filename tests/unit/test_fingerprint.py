@@ -1,0 +1,85 @@
+"""Fingerprints of data sets: what they notice, what they do not, and how they say what changed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mae_transfer.data import Ade, Coco, Folder, Shapes, ShapesMaps, ShapesObjects, Spread, Subset
+from mae_transfer.data.fingerprint import change, fingerprint
+
+
+def images(folder: Path, count: int = 3) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        Image.fromarray(np.random.default_rng(index).integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    return folder
+
+
+def flat(root: Path) -> Folder:
+    return Folder(root=str(root), labelled=False)
+
+
+def coco(root: Path, name: str = "cat") -> Coco:
+    images(root / "train2017")
+    content = {
+        "images": [{"id": k, "file_name": f"{k}.png", "width": 8, "height": 8} for k in range(3)],
+        "annotations": [{"id": 1, "image_id": 0, "category_id": 1, "bbox": [1, 1, 4, 4], "area": 16, "iscrowd": 0}],
+        "categories": [{"id": 1, "name": name}],
+    }
+    (root / "annotations").mkdir(exist_ok=True)
+    (root / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
+    return Coco(root=str(root), masks=False)
+
+
+def test_a_set_that_was_moved_as_a_whole_is_the_same_and_so_is_a_part_of_it(tmp_path: Path) -> None:
+    first = fingerprint(flat(images(tmp_path / "a")))
+    shutil.move(tmp_path / "a", tmp_path / "deeper" / "b")
+    moved = flat(tmp_path / "deeper" / "b")
+    assert (first.kind, first.samples, first.files) == ("Folder", 3, 3)
+    for source in (moved, Spread(moved, 2), Subset(moved, [0])):
+        assert fingerprint(source).digest == first.digest
+        assert change(first.saved(), fingerprint(source)) is None
+
+
+def test_what_changed_is_said_by_number_and_name(tmp_path: Path) -> None:
+    before = fingerprint(flat(images(tmp_path)))
+    (tmp_path / "0.png").unlink()
+    (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes() + b"more")
+    for index in range(3, 8):
+        shutil.copy(tmp_path / "2.png", tmp_path / f"{index}.png")
+    said = change(before.saved(), fingerprint(flat(tmp_path)))
+    assert said is not None
+    assert f"3 files of {before.bytes} bytes then, 7 of " in said
+    assert "1 gone (0.png); 5 new (3.png, 4.png, 5.png, ...); 1 changed (1.png)" in said
+
+
+def test_annotations_count_with_their_content(tmp_path: Path) -> None:
+    before = fingerprint(coco(tmp_path, "cat"))
+    said = change(before.saved(), fingerprint(coco(tmp_path, "dog")))
+    assert said is not None
+    assert "1 changed (instances_train2017.json)" in said
+    assert before.files == 3
+
+
+def test_a_map_of_another_size_and_a_class_of_another_name_are_noticed(tmp_path: Path) -> None:
+    images(tmp_path / "images" / "training")
+    (tmp_path / "annotations" / "training").mkdir(parents=True)
+    for index in range(3):
+        Image.new("L", (8, 8), 1).save(tmp_path / "annotations" / "training" / f"{index}.png")
+    before = fingerprint(Ade(root=str(tmp_path), classes=("sky", "sea")))
+    assert before.files == 6
+    assert change(before.saved(), fingerprint(Ade(root=str(tmp_path), classes=("sea", "sky")))) is not None
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) % 2).save(tmp_path / "annotations" / "training" / "1.png")
+    assert "1 changed" in str(change(before.saved(), fingerprint(Ade(root=str(tmp_path), classes=("sky", "sea")))))
+
+
+def test_a_generated_set_has_no_files() -> None:
+    for source in (Shapes(size=16, length=4), ShapesObjects(size=32, length=4), ShapesMaps(size=32, length=4)):
+        found = fingerprint(source)
+        assert (found.kind, found.samples, found.files, found.bytes) == (type(source).__name__, 4, 0, 0)
+        assert change(found.saved(), fingerprint(source)) is None
