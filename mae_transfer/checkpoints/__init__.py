@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from mae_transfer.checkpoints import layouts, statistics, timm_models
+from mae_transfer.checkpoints import layouts, statistics, timm_models, timm_vit
 from mae_transfer.checkpoints.download import fetch
 from mae_transfer.checkpoints.export import FORMAT, FORMATS, export_backbone
 from mae_transfer.checkpoints.files import metadata, read, sha256, weight_file, write
@@ -144,8 +144,13 @@ def _simmim(path: str, changes: Mapping[str, Any]) -> Loaded:
 def _timm(reference: str, changes: Mapping[str, Any]) -> Loaded:
     name, at, path = reference.partition("@")
     file = Path(home(path)) if at else None
-    backbone = timm_models.timm_model(name, file, changes)
-    said = Said(timm_models.statistics(backbone), file is None)
+    converts = timm_vit.asks_for_more(changes)
+    model = timm_models.timm_model(name, file, {} if converts else changes)
+    said = Said(timm_models.statistics(model), file is None)
+    backbone: ViT | TimmBackbone = model
+    if converts:
+        where = f"timm:{reference}"
+        backbone = fit(timm_vit.plain_vit(model.model, where=where), changes, where=where)
     if file is None:
         return Loaded(backbone, {}, None, *said)
     return _with_statistics(Loaded(backbone, {}, None), said, file)
