@@ -53,7 +53,8 @@ def from_counts(codes: Sequence[str | list[int]], size: Size) -> Tensor:
     Raises ValueError where one is broken or has more pixels than the image.
     """
     each = []
-    for counts in run_lengths(codes):
+    for code in codes:
+        counts = run_lengths([code])[0]  # one at a time: together they would take 50 bytes for each character
         if counts is None or counts.min() < 0 or counts.sum() > size[0] * size[1]:
             raise ValueError(f"a broken run-length code of an image of {size[1]} x {size[0]} pixels: write its outline again")
         each.append(_merged(np.cumsum(counts)[: len(counts) // 2 * 2]))  # an odd number ends with background

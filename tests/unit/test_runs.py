@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pycocotools import mask as theirs
 from torchvision.ops import masks_to_boxes
 
@@ -17,7 +18,9 @@ from mae_transfer.core.paste import pasted
 from mae_transfer.core.runs import dense, extents, filled, from_counts, from_mask, from_masks, taken, to_counts
 from mae_transfer.data import ShapesObjects, outlines
 from mae_transfer.data.objects import LargeScaleJitter, Scene, SceneTransform, ShortestEdge, mirrored
+from mae_transfer.draw.detections import Shown, save_detections
 from mae_transfer.interfaces import Objects
+from mae_transfer.metrics.coco import Detections
 from mae_transfer.seeding import seeded
 
 SIZE = (37, 53)
@@ -156,6 +159,25 @@ def test_twenty_objects_of_a_large_image_take_little_memory() -> None:
     tracemalloc.stop()
     assert peak < 20e6
     assert sum(tensor.nbytes for tensor in (runs, scene.objects.masks, masks)) < 2e6  # type: ignore[union-attr]
+
+
+def test_a_picture_of_a_large_image_is_drawn_within_its_own_resolution(tmp_path: Path) -> None:
+    """At full resolution the canvas alone takes 288 MB, and matplotlib several times that."""
+    size = (3000, 4000)
+    drawn = outlines.runs(polygons(np.random.default_rng(0), 3, size, 300), size)
+    boxes = extents(drawn, size)
+    objects = Objects(boxes, torch.zeros(3, dtype=torch.long), torch.zeros(3, dtype=torch.bool), drawn)
+    found = Detections(boxes, torch.ones(3), objects.labels, [outlines.code(runs, size) for runs in drawn])
+    tracemalloc.start()
+    save_detections(tmp_path / "0.png", Shown(torch.zeros(3, *size, dtype=torch.uint8), objects, found, "0"), ("star",))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 250e6
+    picture = np.asarray(Image.open(tmp_path / "0.png").convert("RGB")).astype(int)
+    coloured = (picture.max(axis=2) - picture.min(axis=2)) > 20  # on both panels, about as much of the image as the stars are
+    shares = [half.mean() for half in np.array_split(coloured, 2, axis=1)]
+    assert shares[0] == pytest.approx(shares[1], abs=0.01)
+    assert shares[0] == pytest.approx(float(dense(drawn, size).any(0).float().mean()), rel=0.5)
 
 
 @pytest.mark.slow
