@@ -307,7 +307,7 @@ def numbers(
     }  # fmt: skip
     parted = {tuple(name.split("_")): value for name, value in figures.items()}
     return [
-        results.Result(split=split, metric=metric, value=100 * value, **shared | {"unreadable": int(parted.get((split, "unreadable"), 0))})
+        results.Result(split=split, metric=metric, value=100 * value, **shared | {"unreadable": parted.get((split, "unreadable"), 0)})
         for (split, metric), value in parted.items()
         if metric != "unreadable"
     ]

@@ -225,7 +225,7 @@ def exported(
 
 def readable(images: int, left_out: Mapping[str, float], *, of: str) -> int:
     """Return how many of the images counted, given what `unread` gave; ValueError where none did."""
-    seen = images - int(left_out.get("unreadable", 0))
+    seen = round(images - left_out.get("unreadable", 0))
     if not seen:
         raise ValueError(f"no image of the {of} could be read")
     return seen
@@ -233,8 +233,8 @@ def readable(images: int, left_out: Mapping[str, float], *, of: str) -> int:
 
 def unread(policy: Unreadable, dist: Dist) -> dict[str, float]:
     """Return {"unreadable": how many images of an evaluation no rank could read}, empty where all could be; every rank calls it."""
-    count = round(read_mean({"n": torch.tensor(float(len(policy.files)), device=dist.device)}, dist)["n"] * dist.world)
-    return {"unreadable": float(count)} if count else {}
+    count = round(read_mean({"n": torch.tensor(len(policy.files), device=dist.device)}, dist)["n"] * dist.world)
+    return {"unreadable": count} if count else {}
 
 
 def loop_config(cfg: TrainConfig, order: Order, dist: Dist) -> LoopConfig:
@@ -300,7 +300,7 @@ def facts(cfg: TrainConfig, state: TrainState, folder: WorkDir) -> dict[str, Any
         "run": folder.root.name, "seed": cfg.seed, "params": sum(p.numel() for p in state.bare.parameters()),
         "epochs": cfg.epochs, "steps": state.step, "images_seen": state.images_seen, "global_batch": cfg.batch, "world_size": state.dist.world,
         "precision": cfg.precision, "matmul": cfg.matmul, "wall_s": state.wall_s, "images_per_s": state.images_seen / state.wall_s,
-        "peak_mem_gib": peak_memory_gib(state.dist.device), "unreadable": int(state.metrics.get("unreadable", 0)),
+        "peak_mem_gib": peak_memory_gib(state.dist.device), "unreadable": state.metrics.get("unreadable", 0),
         "device": results.device_name(state.dist.device), "engine": "mae_transfer",
         "scale": cfg.scale, "config_digest": cfg.digest(), "recipe_digest": cfg.recipe_digest(),
     }  # fmt: skip

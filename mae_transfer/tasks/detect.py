@@ -348,7 +348,7 @@ def numbers(cfg: DetectConfig, parts: Parts, figures: dict[str, float], about: d
         "task": "detect", "protocol": cfg.protocol, "dataset": cfg.data.name, "split": "val", "unit": "%", "higher_is_better": True,
         "backbone": parts.chosen.name, "pretrain": parts.chosen.pretrain, "engine": cfg.engine,
         "normalization": parts.chosen.normalization,
-        "tokens_per_image": tokens_of(parts.chosen.model, cfg.side), "unreadable": int(figures.get("unreadable", 0)),
+        "tokens_per_image": tokens_of(parts.chosen.model, cfg.side), "unreadable": figures.get("unreadable", 0),
     }  # fmt: skip
     there = {name: value for name, value in figures.items() if "[" not in name and name != "unreadable" and not math.isnan(value)}
     return [results.Result(metric=name, value=100 * value, **shared) for name, value in there.items()]

@@ -111,7 +111,7 @@ def run(cfg: KnnConfig, work_dir: Path, *, resume: bool = False) -> list[results
             if max(cfg.ks) > len(bank):
                 raise ValueError(f"ks = {cfg.ks}: {max(cfg.ks)} neighbours of {len(bank)} training images that could be read; lower ks")
             figures = classify(cfg, chosen, val, bank, labels, dist, tick, policies[1])
-            left_out = sum(int(unread(policy, dist).get("unreadable", 0)) for policy in policies)
+            left_out = round(sum(unread(policy, dist).get("unreadable", 0) for policy in policies))
             log.write("eval", steps, figures)
             log.say(f"done: {', '.join(f'{name} {100 * value:.2f}%' for name, value in figures.items())}; in {folder.results}")
             if not dist.is_main:
@@ -132,7 +132,7 @@ def features(cfg: KnnConfig, chosen: Chosen, source: Source, dist: Dist, tick: C
         labels.append(batch.label)
         tick()
     if not found:
-        raise ValueError(f"no image could be read, from {source.where(0)} on")
+        raise ValueError(f"no image of {len(source)} could be read")
     return torch.cat(found), torch.cat(labels)
 
 
@@ -144,7 +144,7 @@ def classify(
     queries, truth = features(cfg, chosen, val, dist, tick, policy)
     right = hits(knn_scores(queries, bank, labels, classes=classes, ks=cfg.ks, temperature=cfg.temperature), truth)
     counts = {f"knn-{k}_top{top}": right[i, j] for i, top in enumerate(top_ks(classes)) for j, k in enumerate(cfg.ks)}
-    seen = torch.tensor(float(len(truth)), device=dist.device)
+    seen = torch.tensor(len(truth), device=dist.device)
     means = read_mean({**counts, "seen": seen}, dist)
     return {name: means[name] / means["seen"] for name in counts}  # in the order of ks
 

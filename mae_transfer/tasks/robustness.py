@@ -145,5 +145,5 @@ def accuracy(cfg: RobustnessConfig, model: nn.Module, statistics: Statistics, pa
             scores = model(normalize(batch.image, statistics))
         right += (scores.view(-1, scores.shape[-1]).index_select(1, columns).argmax(dim=1) == batch.label).sum()
     left_out = unread(policy, dist)
-    seen = readable(len(part.source), left_out, of=f"folder {Path(part.source.where(0)).parent}")
+    seen = readable(len(part.source), left_out, of=f"folder {part.corruption}/{part.severity}" if part.corruption else "variant's folder")
     return read_mean({"right": right}, dist)["right"] * dist.world / seen, len(part.source) - seen

@@ -326,7 +326,7 @@ def numbers(
     cfg: SegmentConfig, chosen: Chosen, model: nn.Module, figures: dict[str, float], about: dict[str, Any], *, backward: bool
 ) -> list[results.Result]:
     """Return mIoU, mAcc and aAcc as Results, in percent; "mIoU/ms" where several scales or mirror images were averaged."""
-    about = about | {"unreadable": int(figures.get("unreadable", 0))}
+    about = about | {"unreadable": figures.get("unreadable", 0)}
     suffix = "/ms" if len(cfg.inference.scales) > 1 or cfg.inference.flip else ""
     shared: dict[str, Any] = about | {
         "task": "segment", "protocol": cfg.method().title, "dataset": cfg.data.name, "split": "val", "unit": "%", "higher_is_better": True,
