@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,3 +135,15 @@ def test_a_damaged_line_does_not_stop_the_tables(undisturbed: Path, tmp_path: Pa
     copy.parent.mkdir()
     copy.write_text(file.read_text() + json.dumps({"run": "cut"})[:-3] + "\n")
     assert len(results.load(copy)[0]) == len(results.load(file)[0])
+
+
+@pytest.mark.parametrize("damage", ["flipped", pytest.param("gone", marks=pytest.mark.slow)])
+def test_a_damaged_backbone_is_exported_again_and_nothing_else_is_repeated(damage: str, undisturbed: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(undisturbed, tmp_path / "d")
+    backbone = copy / "pixels/pretrain/seed0/backbone.safetensors"
+    content = backbone.read_bytes()
+    backbone.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]) if damage == "flipped" else backbone.unlink()
+    output = finished(undisturbed.parent / "suite.py", copy)
+    assert [line.split()[2] for line in output.splitlines() if line.split()[1:2] == ["start"]] == ["pixels/pretrain/seed0"]
+    assert backbone.read_bytes() == content
+    assert values(copy) == values(undisturbed)
