@@ -128,7 +128,7 @@ class DataConfig(Places):
     def _entries_exist(self) -> Self:
         for spec in filter(None, (self.train, self.val)):
             check(DATASETS, rooted(DATASETS, spec, self.root or "unset"))
-        check(AUGMENTATIONS, self.augmentation)
+        training_views(self)  # options that do not fit together are an error now, not at the first image
         return self
 
 
