@@ -37,8 +37,14 @@ class Switch(NamedTuple):
 
 def train(schema: type[S], run: Callable[..., object], *, description: str, argv: Sequence[str] | None = None) -> int:
     """Parse the command line, load the config into `schema`, call run(cfg, work_dir, resume=...); return the exit status."""
-    args = _parser(description).parse_args(argv)
-    return guarded(lambda: run(load(args.config, schema, overrides=args.set, debug=args.debug), args.work_dir, resume=args.resume))
+    args = _parsed(_parser(description), argv)
+    return guarded(
+        lambda: run(
+            load(args.config, schema, overrides=_overrides(args), debug=args.debug),
+            args.work_dir,
+            resume=args.resume,
+        )
+    )
 
 
 def pretrain(schema: type[S], run: Callable[..., Sequence[object]], *, description: str, argv: Sequence[str] | None = None) -> int:
@@ -46,7 +52,7 @@ def pretrain(schema: type[S], run: Callable[..., Sequence[object]], *, descripti
     parser = _parser(description)
     parser.add_argument("--row", metavar="ROW", help="of an ablation (configs/ablations): a row of the table, or all (each in a folder of D)")
     parser.add_argument("--mini", action="store_true", help="an ablation at a laptop's scale instead of the paper's")
-    args = parser.parse_args(argv)
+    args = _parsed(parser, argv)
     return guarded(lambda: _pretrain(schema, run, args))
 
 
@@ -54,14 +60,16 @@ def _pretrain(schema: type[S], run: Callable[..., Sequence[object]], args: argpa
     if not grid.is_grid(args.config):
         if args.row or args.mini:
             raise ValueError(f"{args.config} is one run, not an ablation: leave --row and --mini out")
-        run(load(args.config, schema, overrides=args.set, debug=args.debug), args.work_dir, resume=args.resume)
+        cfg = load(args.config, schema, overrides=_overrides(args), debug=args.debug)
+        run(cfg, args.work_dir, resume=args.resume)
         return
     points = grid.points(Path(args.config), "mini" if args.mini else "paper", args.row or "")
-    runs = [(point, load(point.config, schema, changes=point.changes, overrides=args.set, debug=args.debug)) for point in points]
+    runs = [(point, load(point.config, schema, changes=point.changes, overrides=_overrides(args), debug=args.debug)) for point in points]
     if len(runs) > 1 and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("--row all runs one row after the other in one process: under torchrun start each row by its name")
     for point, cfg in runs:  # every row is checked before the first one starts
-        if not run(cfg, args.work_dir / point.folder if args.row == "all" else args.work_dir, resume=args.resume):
+        folder = args.work_dir / point.folder if args.row == "all" else args.work_dir
+        if not run(cfg, folder, resume=args.resume) and not args.estimate:
             break  # stopped by a signal, and saved
 
 
@@ -79,7 +87,7 @@ def transfer(
         draws: whether there is a --visualize N.
         switches: further flags by name ("multi-scale").
     """
-    parser = _parser(description, work_dir_required=False)
+    parser = _parser(description)
     parser.add_argument(
         "--backbone", metavar="REF", help="the weights to transfer: a backbone.safetensors, or PREFIX:PATH (mae:, timm:, random: ...)"
     )
@@ -89,11 +97,9 @@ def transfer(
         parser.add_argument("--visualize", type=int, metavar="N", help="draw N validation images with their truth and what was found (run.pictures)")
     for name, switch in switches.items():
         parser.add_argument(f"--{name}", dest=name, action="store_true", help=switch.help)
-    args = parser.parse_args(argv)
+    args = _parsed(parser, argv)
     if args.eval != (args.checkpoint is not None):
         parser.error("--eval and --checkpoint go together")
-    if args.work_dir is None and not args.eval:
-        parser.error("--work-dir is missing: where should the run go?")
     changes: dict[str, Any] = {}
     for name, switch in switches.items():
         changes |= switch.changes if vars(args)[name] else {}
@@ -108,9 +114,11 @@ def _transfer(tasks: Mapping[str, Task], args: argparse.Namespace, changes: Mapp
         raise ValueError(f"{args.config}: task = {named!r}; this tool runs {', '.join(tasks)}")
     task = tasks[named]
     backbone = [] if args.backbone is None else [f"backbone.reference={args.backbone!r}"]
-    cfg = load(args.config, task.schema, changes=changes, overrides=[*backbone, *args.set], debug=args.debug)
+    cfg = load(args.config, task.schema, changes=changes, overrides=[*backbone, *_overrides(args)], debug=args.debug)
     if not args.eval and task.run is None:
         raise ValueError(f"task {named!r} trains nothing: give --eval --checkpoint C")
+    if args.estimate and (args.eval or task.evaluate is None):
+        raise ValueError(f"--estimate times training, and task {named!r} trains nothing here: leave it out")
     if not args.eval and task.run is not None:
         task.run(cfg, args.work_dir, resume=args.resume)
     elif task.evaluate is None:
@@ -119,14 +127,30 @@ def _transfer(tasks: Mapping[str, Task], args: argparse.Namespace, changes: Mapp
         task.evaluate(cfg, args.checkpoint, args.work_dir)
 
 
-def _parser(description: str, *, work_dir_required: bool = True) -> argparse.ArgumentParser:
+def _overrides(args: argparse.Namespace) -> list[str]:
+    """Return what --estimate and --set lay over the config."""
+    return [*(["run.estimate=True"] if args.estimate else []), *args.set]
+
+
+def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line; --work-dir is needed where something is trained."""
+    args = parser.parse_args(argv)
+    if args.work_dir is None and not args.estimate and not vars(args).get("eval"):
+        parser.error("--work-dir is missing: where should the run go?")
+    if args.work_dir is None and args.estimate:
+        args.work_dir = Path()  # nothing is written
+    return args
+
+
+def _parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "config", type=at_home, metavar="CONFIG", help="a file under configs/, or your own; its docstring says what it costs and should give"
     )
-    parser.add_argument("--work-dir", required=work_dir_required, type=path, metavar="D", help="where everything that the run makes goes")
+    parser.add_argument("--work-dir", type=path, metavar="D", help="where everything that the run makes goes")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value, e.g. --set data.root=/data/imagenet")
     parser.add_argument("--resume", action="store_true", help="continue D from its newest checkpoint, bit for bit; starts afresh where D has none")
+    parser.add_argument("--estimate", action="store_true", help="time 20 steps; print hours, memory and disk of the run; write nothing")
     parser.add_argument("--debug", action="store_true", help="a few steps of a tiny model on generated images: does this config work at all?")
     return parser
 

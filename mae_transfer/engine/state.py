@@ -26,8 +26,9 @@ class RunConfig(Schema):
 
     device: DeviceName = "auto"
     """cuda, mps or cpu; "auto" takes the first that is there."""
-    device_batch: Count | None = None
-    """Images per device and forward pass; None: the device's whole share of the global batch. Less needs less memory (accumulation)."""
+    device_batch: Count | Literal["auto"] | None = None
+    """Images per device and forward pass; None: the device's whole share of the global batch. Less needs less memory
+    (accumulation). "auto": the largest that fits, found by trying before the run; the work dir's config.py records it."""
     evaluation_batch: Count = 64
     """Images per device and forward pass of an evaluation."""
     workers: FewOrNone = 2
@@ -50,6 +51,8 @@ class RunConfig(Schema):
     """Show a progress bar on a terminal, a line per log step elsewhere."""
     wandb: bool = False
     """Also log to Weights & Biases, which must be installed."""
+    estimate: bool = False
+    """Time some steps, print what the run would take, and write nothing (--estimate)."""
 
 
 class LoopConfig(Schema):

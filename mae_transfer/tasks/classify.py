@@ -90,6 +90,16 @@ class ClassifyConfig(TrainConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _device_batch_changes_nothing(self) -> Self:
+        mixes = max(getattr(self.method(), name, 0.0) for name in ("mixup", "cutmix")) > 0
+        if self.run.device_batch == "auto" and mixes:
+            raise ValueError(
+                "run.device_batch='auto': mixup and cutmix draw one weight per device batch, so that the result would "
+                "depend on this machine's memory: set run.device_batch to a number, or protocol.mixup=0 and protocol.cutmix=0"
+            )
+        return self
+
     def method(self) -> ClassifyProtocol:
         """Return the protocol."""
         return build(PROTOCOLS, self.protocol)

@@ -18,7 +18,7 @@ from mae_transfer import results
 from mae_transfer.arithmetic import Matmul
 from mae_transfer.bounds import Between, Count, Epochs, Seed, Whole
 from mae_transfer.checkpoints import sha256
-from mae_transfer.config import Schema
+from mae_transfer.config import Schema, load
 from mae_transfer.core.normalize import IMAGENET, Mean, Statistics, Std
 from mae_transfer.data import Augmentation, Crops, Masking, Order, Samples, Share, Source, Sweep, Unreadable, batches
 from mae_transfer.data.fingerprint import change, fingerprint
@@ -34,6 +34,7 @@ from mae_transfer.engine.state import LoopConfig, Precision, RunConfig, TrainSta
 from mae_transfer.engine.state import resume as resume_state
 from mae_transfer.interfaces import Batch
 from mae_transfer.models.attention import CPU_HAS_AMX
+from mae_transfer.tasks import trial
 from mae_transfer.tasks.backbones import statistics_of
 from mae_transfer.tasks.workdir import WorkDir, open_work_dir, write_config
 
@@ -128,6 +129,8 @@ def fit(cfg: TrainConfig, work_dir: Path, job: Job, *, dist: Dist, resume: bool)
     )
     rate(0)  # a warm-up longer than the run is an error now, not later
     step = job.step(loop)
+    if cfg.run.estimate:
+        return estimated(cfg, job, loop, rate, dist)
     open_work_dir(work_dir, cfg, resume=resume)
     state = job.build(loop)
     with sole_user(work_dir, dist):
@@ -153,6 +156,9 @@ def _fit(
             return done
         print(f"{folder.root} is finished: its {len(done)} results stand in {folder.results}", flush=True)
         return done if job.export is None else exported(folder, state, job.export, done)
+    if cfg.run.device_batch == "auto":
+        cfg, loop, told = settled(cfg, job, state, loop, rate, folder=folder if resume else None)
+        step, notices = job.step(loop), [*notices, told]
     share = Share(order=job.order, start=state.step, rank=dist.rank, world=dist.world, accumulate=loop.accumulate)
     check_up = partial(job.evaluate, state, folder)
     with Logger(work_dir, steps=loop.steps, resumed_at=state.step, main=dist.is_main, progress=cfg.run.progress, wandb=cfg.run.wandb) as log:
@@ -166,6 +172,41 @@ def _fit(
             return []
         save_curves(folder.root / "log.jsonl", folder.root / "curves.png")
         return job.finish(state, loop, folder, log)
+
+
+def estimated(cfg: TrainConfig, job: Job, loop: LoopConfig, rate: Callable[[int], float], dist: Dist) -> list[results.Result]:
+    """Print what the run would take; return no results."""
+    state = job.build(loop)
+    if cfg.run.device_batch == "auto":
+        cfg, loop, told = settled(cfg, job, state, loop, rate, folder=None)
+        if dist.is_main:
+            print(told, flush=True)
+    text = trial.estimate(state, job, loop, rate)
+    if dist.is_main:
+        print(f"{job.headline(loop)}\n{text}", flush=True)
+    return []
+
+
+def settled(
+    cfg: TrainConfig,
+    job: Job,
+    state: TrainState,
+    loop: LoopConfig,
+    rate: Callable[[int], float],
+    *,
+    folder: WorkDir | None,
+) -> tuple[TrainConfig, LoopConfig, str]:
+    """Return config and loop with the device batch that "auto" means, and a sentence for the log.
+
+    folder: of a run that goes on: what was found when it began holds.
+    """
+    recorded = load(folder.config, type(cfg)).run.device_batch if folder and folder.config.is_file() else None
+    if isinstance(recorded, int):
+        micro, told = recorded, f"run.device_batch = {recorded} (auto; as when the run began)"
+    else:
+        micro, told = trial.largest_batch(state, job, loop, rate)
+    cfg = cfg.model_copy(update={"run": cfg.run.model_copy(update={"device_batch": micro})})
+    return cfg, loop_config(cfg, job.order, state.dist), told
 
 
 def same_data(state: TrainState, sources: Mapping[str, Sized], folder: WorkDir) -> list[str]:
@@ -240,7 +281,8 @@ def unread(policy: Unreadable, dist: Dist) -> dict[str, float]:
 def loop_config(cfg: TrainConfig, order: Order, dist: Dist) -> LoopConfig:
     """Return how long and how precisely to train, in the engine's terms."""
     steps_per_epoch = order.steps_per_epoch
-    _, accumulate = micro_steps(cfg.batch, device_batch=cfg.run.device_batch, world=dist.world)
+    wanted = cfg.run.device_batch if isinstance(cfg.run.device_batch, int) else None  # "auto" begins with the whole share
+    _, accumulate = micro_steps(cfg.batch, device_batch=wanted, world=dist.world)
     return LoopConfig(
         steps=max(1, round(cfg.epochs * steps_per_epoch)),
         steps_per_epoch=steps_per_epoch,
