@@ -129,6 +129,7 @@ def fit(cfg: TrainConfig, work_dir: Path, job: Job, *, dist: Dist, resume: bool)
     )
     rate(0)  # a warm-up longer than the run is an error now, not later
     step = job.step(loop)
+    job.feed(Share(order=job.order, rank=dist.rank, world=dist.world, accumulate=loop.accumulate)).close()  # it fits
     if cfg.run.estimate:
         return estimated(cfg, job, loop, rate, dist)
     open_work_dir(work_dir, cfg, resume=resume)

@@ -195,7 +195,8 @@ def _free(state: TrainState) -> None:
 
 
 def _total(device: torch.device) -> int:
-    return int(torch.cuda.mem_get_info(device)[1])
+    total: int = torch.cuda.mem_get_info(device)[1]
+    return total
 
 
 def _of(device: torch.device) -> str:

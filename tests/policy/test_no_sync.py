@@ -49,6 +49,8 @@ ALLOWED = {
     ("tasks/pretrain.py", "step_flops"),  # of a counter, after the run
     ("tasks/segment.py", "draw"),  # of pictures, after the run
     ("tasks/targets.py", "open_basis"),  # of a reference
+    ("tasks/trial.py", "_fits"),  # of a flag on the CPU, between the trials before a run
+    ("tasks/trial.py", "on_cpu"),  # of the state, before a run
 }
 
 
