@@ -1,7 +1,10 @@
-"""Figure 7: the training schedule (MAE, arXiv 2111.06377, figure 7): ViT-L/16, 800 epochs, raw pixels.
+"""Figure 7: the length of pretraining (MAE, arXiv 2111.06377). ViT-L/16, 100 to 1600 epochs, raw pixels.
 
-Command:   python tools/pretrain.py configs/ablations/figure7.py --row all --work-dir runs/figure7 --set data.root=/data/imagenet     (--mini: generated images, CPU)
-Cost:      at the paper's scale 15.4 h on 128 TPU-v3 cores per 800 epochs (table 2); with --mini a few minutes of CPU per row.
+Command:   python tools/pretrain.py configs/ablations/figure7.py --row all --work-dir runs/figure7 \
+           --set data.root=/data/imagenet
+           (--mini: generated images, CPU)
+Cost:      15.4 h on 128 TPU-v3 cores per 800 epochs at the paper's scale (table 2); with --mini a few minutes of CPU
+           per row.
 Published: fine-tuning 82.3 / 83.3 / 84.3 / 84.9 / 85.1, linear probe 57.3 / 64.4 / 69.7 / 73.5 / 75.1 (figure 7).
 With --mini the epochs are 2.5, 5, 10, 20 and 40.
 """

@@ -1,7 +1,9 @@
 """Table 1a: the decoder's depth (MAE, arXiv 2111.06377, table 1a): ViT-L/16, 800 epochs, raw pixels.
 
-Command:   python tools/pretrain.py configs/ablations/table1a.py --row all --work-dir runs/table1a --set data.root=/data/imagenet     (--mini: generated images, CPU)
-Cost:      at the paper's scale 15.4 h on 128 TPU-v3 cores per row (table 2); with --mini a few minutes of CPU per row.
+Command:   python tools/pretrain.py configs/ablations/table1a.py --row all --work-dir runs/table1a \
+           --set data.root=/data/imagenet
+           (--mini: generated images, CPU)
+Cost:      15.4 h on 128 TPU-v3 cores at the paper's scale per row (table 2); with --mini a few minutes of CPU per row.
 Published: fine-tuning 84.8 / 84.9 / 84.9 / 84.9 / 84.4, linear probe 65.5 / 70.0 / 71.9 / 73.5 / 73.3 (table 1a).
 """
 

@@ -1,7 +1,9 @@
 """Table 1b: the decoder's width (MAE, arXiv 2111.06377, table 1b): ViT-L/16, 800 epochs, raw pixels.
 
-Command:   python tools/pretrain.py configs/ablations/table1b.py --row all --work-dir runs/table1b --set data.root=/data/imagenet     (--mini: generated images, CPU)
-Cost:      at the paper's scale 15.4 h on 128 TPU-v3 cores per row (table 2); with --mini a few minutes of CPU per row.
+Command:   python tools/pretrain.py configs/ablations/table1b.py --row all --work-dir runs/table1b \
+           --set data.root=/data/imagenet
+           (--mini: generated images, CPU)
+Cost:      15.4 h on 128 TPU-v3 cores at the paper's scale per row (table 2); with --mini a few minutes of CPU per row.
 Published: fine-tuning 84.9 / 84.8 / 84.9 / 84.4 / 84.3, linear probe 69.1 / 71.3 / 73.5 / 73.1 / 73.1 (table 1b).
 With --mini the widths are 24, 48, 96, 144 and 192.
 """

@@ -1,9 +1,12 @@
 """Table 1d: the reconstruction target (MAE, arXiv 2111.06377, table 1d): ViT-L/16, 800 epochs.
 
-Command:   python tools/pretrain.py configs/ablations/table1d.py --row all --work-dir runs/table1d --set data.root=/data/imagenet     (--mini: generated images, CPU)
-Cost:      at the paper's scale 15.4 h on 128 TPU-v3 cores per row (table 2); with --mini a few minutes of CPU per row.
+Command:   python tools/pretrain.py configs/ablations/table1d.py --row all --work-dir runs/table1d \
+           --set data.root=/data/imagenet
+           (--mini: generated images, CPU)
+Cost:      15.4 h on 128 TPU-v3 cores at the paper's scale per row (table 2); with --mini a few minutes of CPU per row.
 Published: fine-tuning 84.9 / 85.4 / 84.6 / 85.3, linear probe 73.5 / 73.9 / 72.3 / 71.6 (table 1d).
-The PCA row needs `tools/tokenizer_train.py pca` first, the token row DALL-E's encoder.pkl or a tokenizer of `tools/tokenizer_train.py dvae`.
+Run `tools/tokenizer_train.py pca` first for the PCA row. The token row needs DALL-E's encoder.pkl or a tokenizer from
+`tools/tokenizer_train.py dvae`.
 """
 
 title = "table 1d"

@@ -1,9 +1,11 @@
 """Table 1e: data augmentation (MAE, arXiv 2111.06377, table 1e): ViT-L/16, 800 epochs, raw pixels.
 
-Command:   python tools/pretrain.py configs/ablations/table1e.py --row all --work-dir runs/table1e --set data.root=/data/imagenet     (--mini: generated images, CPU)
-Cost:      at the paper's scale 15.4 h on 128 TPU-v3 cores per row (table 2); with --mini a few minutes of CPU per row.
+Command:   python tools/pretrain.py configs/ablations/table1e.py --row all --work-dir runs/table1e \
+           --set data.root=/data/imagenet
+           (--mini: generated images, CPU)
+Cost:      15.4 h on 128 TPU-v3 cores at the paper's scale per row (table 2); with --mini a few minutes of CPU per row.
 Published: fine-tuning 84.0 / 84.7 / 84.9 / 84.3, linear probe 65.7 / 73.1 / 73.5 / 71.9 (table 1e).
-The paper names no strength of the colour jitter; 0.4 is BEiT's.
+The paper does not state the strength of the colour jitter; 0.4 is BEiT's.
 """
 
 title = "table 1e"

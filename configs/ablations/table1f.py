@@ -1,7 +1,9 @@
 """Table 1f: mask sampling (MAE, arXiv 2111.06377, table 1f): ViT-L/16, 800 epochs, raw pixels.
 
-Command:   python tools/pretrain.py configs/ablations/table1f.py --row all --work-dir runs/table1f --set data.root=/data/imagenet     (--mini: generated images, CPU)
-Cost:      at the paper's scale 15.4 h on 128 TPU-v3 cores per row (table 2); with --mini a few minutes of CPU per row.
+Command:   python tools/pretrain.py configs/ablations/table1f.py --row all --work-dir runs/table1f \
+           --set data.root=/data/imagenet
+           (--mini: generated images, CPU)
+Cost:      15.4 h on 128 TPU-v3 cores at the paper's scale per row (table 2); with --mini a few minutes of CPU per row.
 Published: fine-tuning 84.9 / 83.9 / 82.8 / 84.0, linear probe 73.5 / 72.3 / 63.9 / 66.0 (table 1f).
 """
 

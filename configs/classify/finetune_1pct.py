@@ -1,8 +1,10 @@
 """Fine-tuning with 1 % of ImageNet-1K's labels, the same images in every run (lists fixed per class).
 
-Command:   python tools/cls_train.py configs/classify/finetune_1pct.py --backbone runs/mae_b/backbone.safetensors --work-dir runs/ft_1pct --set data.root=/data/imagenet
+Command:   python tools/cls_train.py configs/classify/finetune_1pct.py --backbone runs/mae_b/backbone.safetensors \
+           --work-dir runs/ft_1pct --set data.root=/data/imagenet
 Cost:      100 epochs of 1.3e+04 images.
-Published: none in the paper. The recipe is that of fine-tuning; the reported epoch is the best on a held-out fifth of the labels.
+Published: none in the paper. It uses the fine-tuning recipe and reports the best epoch on a held-out fifth of the
+           labels.
 """
 
 _base_ = "finetune_vit_base.py"

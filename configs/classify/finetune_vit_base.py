@@ -1,6 +1,9 @@
-"""Fine-tuning of ViT-B/16 on ImageNet-1K by the paper's recipe (MAE, table 9; the base of the other fine-tuning recipes).
+"""Fine-tuning of ViT-B/16 on ImageNet-1K with the paper's recipe (MAE, table 9).
 
-Command:   python tools/cls_train.py configs/classify/finetune_vit_base.py --backbone runs/mae_b/backbone.safetensors --work-dir runs/ft --set data.root=/data/imagenet
+The other fine-tuning configs extend it.
+
+Command:   python tools/cls_train.py configs/classify/finetune_vit_base.py --backbone runs/mae_b/backbone.safetensors \
+           --work-dir runs/ft --set data.root=/data/imagenet
 Cost:      100 epochs, 1.28e8 images.
 Published: 83.6 top-1 (table 3, MAE pretrained for 1600 epochs).
 """

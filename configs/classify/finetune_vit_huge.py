@@ -1,6 +1,7 @@
-"""Fine-tuning of ViT-H/14 on ImageNet-1K by the paper's recipe (MAE, table 9).
+"""Fine-tuning of ViT-H/14 on ImageNet-1K with the paper's recipe (MAE, table 9).
 
-Command:   python tools/cls_train.py configs/classify/finetune_vit_huge.py --backbone runs/mae_h/backbone.safetensors --work-dir runs/ft_h --set data.root=/data/imagenet
+Command:   python tools/cls_train.py configs/classify/finetune_vit_huge.py --backbone runs/mae_h/backbone.safetensors \
+           --work-dir runs/ft_h --set data.root=/data/imagenet
 Cost:      50 epochs, 6.4e7 images.
 Published: 86.9 top-1 (table 3).
 """

@@ -1,8 +1,9 @@
-"""Fine-tuning of ViT-H/14 at 448 px: the position table is resampled (MAE, table 3).
+"""Fine-tuning of ViT-H/14 at 448 px, with resampled positions (MAE, table 3).
 
-Command:   python tools/cls_train.py configs/classify/finetune_vit_huge_448.py --backbone runs/mae_h/backbone.safetensors --work-dir runs/ft_h448 --set data.root=/data/imagenet
-Cost:      50 epochs, 6.4e7 images of 1024 patches, 4 times those of 224 px.
-Published: 87.8 top-1 (table 3); the paper gives no recipe of its own for this size, so this is that of 224 px.
+Command:   python tools/cls_train.py configs/classify/finetune_vit_huge_448.py \
+           --backbone runs/mae_h/backbone.safetensors --work-dir runs/ft_h448 --set data.root=/data/imagenet
+Cost:      50 epochs, 6.4e7 images of 1024 patches, 4 times as many as at 224 px.
+Published: 87.8 top-1 (table 3). The paper gives no separate recipe for this size; this is the 224-px one.
 """
 
 _base_ = "finetune_vit_base.py"

@@ -1,6 +1,7 @@
-"""Fine-tuning of ViT-H/14 by the recipe that the released weights were fine-tuned with (the release's FINETUNE.md, not table 9).
+"""Fine-tuning of ViT-H/14 with the recipe of the released weights (the release's FINETUNE.md, not table 9).
 
-Command:   python tools/cls_train.py configs/classify/finetune_vit_huge_readme.py --backbone mae:mae_pretrain_vit_huge.pth --work-dir runs/ft_huge_readme --set data.root=/data/imagenet
+Command:   python tools/cls_train.py configs/classify/finetune_vit_huge_readme.py \
+           --backbone mae:mae_pretrain_vit_huge.pth --work-dir runs/ft_huge_readme --set data.root=/data/imagenet
 Cost:      50 epochs, 6.4e+07 images.
 Published: 86.93 top-1 (the released weights evaluate to 86.928).
 """

@@ -1,6 +1,7 @@
-"""Fine-tuning of ViT-L/16 by the recipe that the released weights were fine-tuned with (the release's FINETUNE.md, not table 9).
+"""Fine-tuning of ViT-L/16 with the recipe of the released weights (the release's FINETUNE.md, not table 9).
 
-Command:   python tools/cls_train.py configs/classify/finetune_vit_large_readme.py --backbone mae:mae_pretrain_vit_large.pth --work-dir runs/ft_large_readme --set data.root=/data/imagenet
+Command:   python tools/cls_train.py configs/classify/finetune_vit_large_readme.py \
+           --backbone mae:mae_pretrain_vit_large.pth --work-dir runs/ft_large_readme --set data.root=/data/imagenet
 Cost:      50 epochs, 6.4e+07 images.
 Published: 85.95 top-1 (the released weights evaluate to 85.952); 85.87 +- 0.07 over 4 trials.
 """

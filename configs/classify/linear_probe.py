@@ -1,7 +1,8 @@
 """Linear probing on ImageNet-1K (MAE, table 10): batch norm without parameters, a linear layer, LARS, BYOL's crop.
 
-Command:   python tools/cls_train.py configs/classify/linear_probe.py --backbone runs/mae_b/backbone.safetensors --work-dir runs/lin --set data.root=/data/imagenet
-Cost:      90 epochs, 1.15e8 images, forward only (50 epochs suffice for ViT-L and -H).
+Command:   python tools/cls_train.py configs/classify/linear_probe.py --backbone runs/mae_b/backbone.safetensors \
+           --work-dir runs/lin --set data.root=/data/imagenet
+Cost:      90 epochs, 1.15e8 images, forward only (50 epochs are enough for ViT-L and -H).
 Published: 68.0 ViT-B, 75.8 ViT-L, 76.6 ViT-H top-1 (table 12); 67.8, 76.0, 77.2 from the released weights.
 """
 

@@ -1,8 +1,11 @@
-"""Linear probing with a row of learning rates on the class token and on the mean of the patches, in one pass; the best on held-out images is reported.
+"""Linear probing with a row of learning rates on class token and patch mean in one pass.
 
-Command:   python tools/cls_train.py configs/classify/linear_probe_row.py --backbone timm:vit_base_patch16_224.dino --work-dir runs/lin_row --set data.root=/data/imagenet
+The best probe on held-out images is reported.
+
+Command:   python tools/cls_train.py configs/classify/linear_probe_row.py --backbone timm:vit_base_patch16_224.dino \
+           --work-dir runs/lin_row --set data.root=/data/imagenet
 Cost:      as linear_probe.py: 90 epochs for the whole row.
-Published: none for the row; the recipe and numbers of one probe are in linear_probe.py.
+Published: none for the row; linear_probe.py has the recipe and numbers of one probe.
 """
 
 _base_ = "linear_probe.py"

@@ -1,6 +1,7 @@
-"""ViT-B/16 from scratch on ImageNet-1K (MAE, table 11): what pretraining has to beat.
+"""ViT-B/16 from scratch on ImageNet-1K (MAE, table 11): the baseline for pretraining.
 
-Command:   python tools/cls_train.py configs/classify/scratch_vit_base.py --work-dir runs/scratch_base --set data.root=/data/imagenet
+Command:   python tools/cls_train.py configs/classify/scratch_vit_base.py --work-dir runs/scratch_base \
+           --set data.root=/data/imagenet
 Cost:      300 epochs, 3.84e+08 images.
 Published: 82.3 top-1 (table 3).
 """

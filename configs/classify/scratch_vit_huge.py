@@ -1,6 +1,7 @@
-"""ViT-H/14 from scratch on ImageNet-1K (MAE, table 11): what pretraining has to beat.
+"""ViT-H/14 from scratch on ImageNet-1K (MAE, table 11): the baseline for pretraining.
 
-Command:   python tools/cls_train.py configs/classify/scratch_vit_huge.py --work-dir runs/scratch_huge --set data.root=/data/imagenet
+Command:   python tools/cls_train.py configs/classify/scratch_vit_huge.py --work-dir runs/scratch_huge \
+           --set data.root=/data/imagenet
 Cost:      200 epochs, 2.56e+08 images.
 Published: 83.1 top-1 (table 3).
 """

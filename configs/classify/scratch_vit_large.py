@@ -1,6 +1,7 @@
-"""ViT-L/16 from scratch on ImageNet-1K (MAE, table 11): what pretraining has to beat.
+"""ViT-L/16 from scratch on ImageNet-1K (MAE, table 11): the baseline for pretraining.
 
-Command:   python tools/cls_train.py configs/classify/scratch_vit_large.py --work-dir runs/scratch_large --set data.root=/data/imagenet
+Command:   python tools/cls_train.py configs/classify/scratch_vit_large.py --work-dir runs/scratch_large \
+           --set data.root=/data/imagenet
 Cost:      200 epochs, 2.56e+08 images.
 Published: 82.6 top-1 (table 3).
 """

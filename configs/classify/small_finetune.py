@@ -1,6 +1,9 @@
-"""Fine-tuning of a small ViT on 64-px images (Tiny-ImageNet's layout train/<class>/, val/<class>/; the base of the other small recipes).
+"""Fine-tuning of a small ViT on 64-px images (ImageNet's folder layout, for instance Tiny-ImageNet).
 
-Command:   python tools/cls_train.py configs/classify/small_finetune.py --backbone runs/tiny/backbone.safetensors --work-dir runs/tiny_ft --set data.root=/data/tiny-imagenet
+The other small configs extend it.
+
+Command:   python tools/cls_train.py configs/classify/small_finetune.py --backbone runs/tiny/backbone.safetensors \
+           --work-dir runs/tiny_ft --set data.root=/data/tiny-imagenet
 Cost:      20,000 images x 20 epochs: minutes on a GPU, a quarter of an hour on two CPU cores.
 Published: none at this scale.
 """

@@ -1,6 +1,9 @@
-"""A row of linear probes of a small ViT on 64-px images, class token and mean of the patches; the best on held-out images is reported.
+"""A row of linear probes of a small ViT on 64-px images, on class token and patch mean.
 
-Command:   python tools/cls_train.py configs/classify/small_linear.py --backbone runs/tiny/backbone.safetensors --work-dir runs/tiny_lin --set data.root=/data/tiny-imagenet
+The best probe on held-out images is reported.
+
+Command:   python tools/cls_train.py configs/classify/small_linear.py --backbone runs/tiny/backbone.safetensors \
+           --work-dir runs/tiny_lin --set data.root=/data/tiny-imagenet
 Cost:      20,000 images x 20 epochs, forward only: minutes on two CPU cores.
 Published: none at this scale.
 """

@@ -1,6 +1,7 @@
-"""The same small ViT from scratch, with the budget and recipe of small_finetune.py: what pretraining has to beat.
+"""A small ViT from scratch on 64-px images: the baseline for small_finetune.py, with its budget and recipe.
 
-Command:   python tools/cls_train.py configs/classify/small_scratch.py --work-dir runs/tiny_scratch --set data.root=/data/tiny-imagenet
+Command:   python tools/cls_train.py configs/classify/small_scratch.py --work-dir runs/tiny_scratch \
+           --set data.root=/data/tiny-imagenet
 Cost:      20,000 images x 20 epochs: minutes on a GPU, a quarter of an hour on two CPU cores.
 Published: none at this scale.
 """

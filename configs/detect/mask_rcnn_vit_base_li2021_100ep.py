@@ -1,11 +1,14 @@
-"""Mask R-CNN on four taps of ViT-B/16, the protocol behind table 4 of the MAE paper (Li et al., arXiv 2111.11429; the base of its other schedules).
+"""Mask R-CNN on four taps of ViT-B/16: the protocol of MAE's table 4 (Li et al., arXiv 2111.11429), 100 epochs.
 
-Windows of 14 with the tap blocks global, zero-initialised relative-position bias tables (one shared by the windowed, one by the global blocks), batch
-norm in FPN and heads, large-scale jitter to 1024 pixels, no layer decay. An epoch is a pass over the images with objects; 184,375 steps were published.
+Windows of 14 with global tap blocks; zero-initialised relative-position bias tables (one shared by the windowed blocks,
+one by the global blocks); batch norm in FPN and heads; large-scale jitter to 1024 pixels; no layer decay. An epoch is a
+pass over the images with objects; 184,375 steps were published. The other schedules extend this config.
 
-Command:   torchrun --nproc-per-node 8 tools/det_train.py configs/detect/mask_rcnn_vit_base_li2021_100ep.py --backbone mae:mae_pretrain_vit_base.pth --set data.root=/data/coco --work-dir runs/det_b
+Command:   torchrun --nproc-per-node 8 tools/det_train.py configs/detect/mask_rcnn_vit_base_li2021_100ep.py \
+           --backbone mae:mae_pretrain_vit_base.pth --set data.root=/data/coco --work-dir runs/det_b
 Cost:      184,375 steps of 64 images at 1024 pixels.
-Published: box AP 50.3, mask AP 44.9 (MAE, table 4; with 25 / 50 / 100 epochs 48.1 / 50.1 / 50.3 and 43.2 / 44.6 / 44.9: facebookresearch/mae#43).
+Published: box AP 50.3, mask AP 44.9 (MAE, table 4; with 25 / 50 / 100 epochs 48.1 / 50.1 / 50.3 and 43.2 / 44.6 / 44.9:
+           facebookresearch/mae#43).
 """
 
 scale = "paper"

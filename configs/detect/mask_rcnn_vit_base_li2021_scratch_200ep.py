@@ -1,6 +1,7 @@
-"""Mask R-CNN on ViT-B/16 from random weights by the protocol of Li et al. (2111.11429), begun as in MIMDet, 200 epochs.
+"""Mask R-CNN on ViT-B/16 from random weights (Li et al., 2111.11429; initialised as in MIMDet), 200 epochs.
 
-Command:   torchrun --nproc-per-node 8 tools/det_train.py configs/detect/mask_rcnn_vit_base_li2021_scratch_200ep.py --set data.root=/data/coco --work-dir runs/det_b_scratch200
+Command:   torchrun --nproc-per-node 8 tools/det_train.py configs/detect/mask_rcnn_vit_base_li2021_scratch_200ep.py \
+           --set data.root=/data/coco --work-dir runs/det_b_scratch200
 Cost:      200 epochs, 368,750 steps of 64 images at 1024 pixels.
 Published: none for this schedule.
 """

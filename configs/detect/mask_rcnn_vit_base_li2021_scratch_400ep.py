@@ -1,6 +1,7 @@
-"""Mask R-CNN on ViT-B/16 from random weights by the protocol of Li et al. (2111.11429), begun as in MIMDet, at its longest schedule.
+"""Mask R-CNN on ViT-B/16 from random weights (Li et al., 2111.11429; initialised as in MIMDet), 400 epochs.
 
-Command:   torchrun --nproc-per-node 8 tools/det_train.py configs/detect/mask_rcnn_vit_base_li2021_scratch_400ep.py --set data.root=/data/coco --work-dir runs/det_b_scratch
+Command:   torchrun --nproc-per-node 8 tools/det_train.py configs/detect/mask_rcnn_vit_base_li2021_scratch_400ep.py \
+           --set data.root=/data/coco --work-dir runs/det_b_scratch
 Cost:      400 epochs, 737,500 steps of 64 images at 1024 pixels.
 Published: box AP 48.9 (Li et al., text).
 """

@@ -1,6 +1,7 @@
-"""Mask R-CNN on ViT-L/16 by the protocol of Li et al. (2111.11429), 25 epochs.
+"""Mask R-CNN on ViT-L/16 with the protocol of Li et al. (2111.11429), 25 epochs.
 
-Command:   torchrun --nproc-per-node 8 tools/det_train.py configs/detect/mask_rcnn_vit_large_li2021_25ep.py --backbone mae:mae_pretrain_vit_large.pth --set data.root=/data/coco --work-dir runs/det_l25
+Command:   torchrun --nproc-per-node 8 tools/det_train.py configs/detect/mask_rcnn_vit_large_li2021_25ep.py \
+           --backbone mae:mae_pretrain_vit_large.pth --set data.root=/data/coco --work-dir runs/det_l25
 Cost:      25 epochs, 46,094 steps of 64 images at 1024 pixels.
 Published: none for 25 epochs.
 """

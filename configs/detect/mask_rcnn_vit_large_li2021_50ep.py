@@ -1,6 +1,7 @@
-"""Mask R-CNN on ViT-L/16 by the protocol of Li et al. (2111.11429), 50 epochs.
+"""Mask R-CNN on ViT-L/16 with the protocol of Li et al. (2111.11429), 50 epochs.
 
-Command:   torchrun --nproc-per-node 8 tools/det_train.py configs/detect/mask_rcnn_vit_large_li2021_50ep.py --backbone mae:mae_pretrain_vit_large.pth --set data.root=/data/coco --work-dir runs/det_l50
+Command:   torchrun --nproc-per-node 8 tools/det_train.py configs/detect/mask_rcnn_vit_large_li2021_50ep.py \
+           --backbone mae:mae_pretrain_vit_large.pth --set data.root=/data/coco --work-dir runs/det_l50
 Cost:      50 epochs, 92,188 steps of 64 images at 1024 pixels.
 Published: none for 50 epochs.
 """

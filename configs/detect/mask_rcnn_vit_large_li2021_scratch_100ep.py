@@ -1,6 +1,7 @@
-"""Mask R-CNN on ViT-L/16 from random weights by the protocol of Li et al. (2111.11429), begun as in MIMDet, 100 epochs.
+"""Mask R-CNN on ViT-L/16 from random weights (Li et al., 2111.11429; initialised as in MIMDet), 100 epochs.
 
-Command:   torchrun --nproc-per-node 8 tools/det_train.py configs/detect/mask_rcnn_vit_large_li2021_scratch_100ep.py --set data.root=/data/coco --work-dir runs/det_l_scratch100
+Command:   torchrun --nproc-per-node 8 tools/det_train.py configs/detect/mask_rcnn_vit_large_li2021_scratch_100ep.py \
+           --set data.root=/data/coco --work-dir runs/det_l_scratch100
 Cost:      100 epochs, 184,375 steps of 64 images at 1024 pixels.
 Published: none for this schedule.
 """

@@ -1,10 +1,13 @@
-"""Mask R-CNN on the simple pyramid of ViT-B/16: ViTDet (Li et al., arXiv 2203.16527; the base of its larger sizes). Not the protocol of MAE's table 4.
+"""ViTDet: Mask R-CNN on the simple pyramid of ViT-B/16 (Li et al., arXiv 2203.16527). Not MAE's table 4.
 
-Windows of 14 with four global blocks, decomposed relative positions, layer norm in pyramid and heads, layer decay, steps down at 89 and 96 %.
+Windows of 14 with four global blocks, decomposed relative positions, layer norm in pyramid and heads, layer decay; the
+rate drops at 89 and 96 % of the steps. The larger sizes extend this config.
 
-Command:   torchrun --nproc-per-node 8 tools/det_train.py configs/detect/mask_rcnn_vitdet_base_100ep.py --backbone mae:mae_pretrain_vit_base.pth --set data.root=/data/coco --work-dir runs/vitdet_b
+Command:   torchrun --nproc-per-node 8 tools/det_train.py configs/detect/mask_rcnn_vitdet_base_100ep.py \
+           --backbone mae:mae_pretrain_vit_base.pth --set data.root=/data/coco --work-dir runs/vitdet_b
 Cost:      184,375 steps of 64 images at 1024 pixels.
-Published: box AP 51.6, mask AP 45.9 (detectron2, projects/ViTDet; seeds differ by 0.10); 51.2, 45.5 in the paper's ablation.
+Published: box AP 51.6, mask AP 45.9 (detectron2, projects/ViTDet; seeds differ by 0.10); 51.2 and 45.5 in the paper's
+           ablation.
 """
 
 scale = "paper"

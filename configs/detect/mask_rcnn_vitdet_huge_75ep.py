@@ -1,6 +1,7 @@
-"""ViTDet's Mask R-CNN on ViT-H, whose patches of 14 pixels are resampled to 16.
+"""ViTDet on ViT-H, with its 14-pixel patches resampled to 16.
 
-Command:   torchrun --nproc-per-node 8 tools/det_train.py configs/detect/mask_rcnn_vitdet_huge_75ep.py --backbone mae:mae_pretrain_vit_huge.pth --set data.root=/data/coco --work-dir runs/vitdet_h
+Command:   torchrun --nproc-per-node 8 tools/det_train.py configs/detect/mask_rcnn_vitdet_huge_75ep.py \
+           --backbone mae:mae_pretrain_vit_huge.pth --set data.root=/data/coco --work-dir runs/vitdet_h
 Cost:      138,281 steps of 64 images at 1024 pixels.
 Published: box AP 56.7, mask AP 50.2 (detectron2, projects/ViTDet).
 """

@@ -1,6 +1,7 @@
-"""ViTDet's Mask R-CNN on ViT-L/16.
+"""ViTDet on ViT-L/16.
 
-Command:   torchrun --nproc-per-node 8 tools/det_train.py configs/detect/mask_rcnn_vitdet_large_100ep.py --backbone mae:mae_pretrain_vit_large.pth --set data.root=/data/coco --work-dir runs/vitdet_l
+Command:   torchrun --nproc-per-node 8 tools/det_train.py configs/detect/mask_rcnn_vitdet_large_100ep.py \
+           --backbone mae:mae_pretrain_vit_large.pth --set data.root=/data/coco --work-dir runs/vitdet_l
 Cost:      184,375 steps of 64 images at 1024 pixels.
 Published: box AP 55.5, mask AP 49.2 (detectron2, projects/ViTDet).
 """

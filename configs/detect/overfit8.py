@@ -1,8 +1,8 @@
-"""A small Mask R-CNN from random weights learns the first 8 images of a COCO-format training set by heart: does everything work together?
+"""Overfits the first 8 images of a COCO-format set with a small Mask R-CNN from random weights (sanity check).
 
 Command:   python tools/det_train.py configs/detect/overfit8.py --work-dir runs/overfit8 --set data.root=/data/coco
 Cost:      within 30 minutes on two CPU cores.
-Published: none; AP50 on the same 8 images should pass 50 for boxes and masks.
+Published: none; AP50 on the same 8 images should exceed 50 for boxes and masks.
 """
 
 scale = "mini"

@@ -1,8 +1,9 @@
-"""Mask R-CNN with narrow heads on 2,000 generated scenes (synthetic), to compare a pretrained backbone with a random one at a small budget.
+"""Mask R-CNN with narrow heads on 2,000 generated scenes: compares pretrained and random backbones cheaply.
 
-Command:   python tools/det_train.py configs/detect/shapes.py --backbone runs/tiny/backbone.safetensors --work-dir runs/shapes_det
+Command:   python tools/det_train.py configs/detect/shapes.py --backbone runs/tiny/backbone.safetensors \
+           --work-dir runs/shapes_det
 Cost:      about 10 minutes on one CPU core.
-Published: none; nobody else trains on these.
+Published: none for generated scenes.
 """
 
 scale = "small"

@@ -1,9 +1,12 @@
-"""BEiT, ViT-B/16, 800 epochs of ImageNet-1K (Bao et al., arXiv 2106.08254), as a configuration of the MAE's pieces: mask tokens in the encoder, 75 of 196
-patches hidden by blocks (what BEiT's loop leaves short is filled at random), shared relative positions, dVAE tokens of a 112-px Lanczos view, a linear head.
-Its command for ImageNet-1K normalises with ImageNet's statistics (--imagenet_default_mean_and_std); the release pretrained on ImageNet-22K has 0.5.
+"""BEiT, ViT-B/16, 800 epochs of ImageNet-1K (Bao et al., arXiv 2106.08254), configured from MAE's components.
 
-Command:   torchrun --nproc-per-node 8 tools/pretrain.py configs/pretrain/beit_vit_base.py --work-dir runs/beit_b --set data.root=/data/imagenet --set target.tokenizer=dalle:/ckpt/encoder.pkl
-Cost:      800 epochs are 1.02e9 images; every one of the 196 patches passes the encoder, 4 times what MAE encodes.
+Mask tokens in the encoder; 75 of 196 patches masked by blocks (a shortfall of BEiT's loop is filled at random); shared
+relative positions; dVAE tokens of a 112-px Lanczos view; a linear head. BEiT's command for ImageNet-1K normalises with
+ImageNet's statistics (--imagenet_default_mean_and_std); the release pretrained on ImageNet-22K uses 0.5.
+
+Command:   torchrun --nproc-per-node 8 tools/pretrain.py configs/pretrain/beit_vit_base.py --work-dir runs/beit_b \
+           --set data.root=/data/imagenet --set target.tokenizer=dalle:/ckpt/encoder.pkl
+Cost:      800 epochs are 1.02e9 images; the encoder processes all 196 patches, 4 times as many as MAE's.
 Published: fine-tuning 83.2 top-1 (MAE paper, table 3).
 """
 

@@ -1,6 +1,7 @@
-"""A small MAE for 64-px images (Tiny-ImageNet: train/<class>/, val/<class>/), on a CPU or any GPU.
+"""A small MAE for 64-px images (ImageNet's folder layout, for instance Tiny-ImageNet), for a CPU or any GPU.
 
-Command:   python tools/pretrain.py configs/pretrain/mae_small_64px.py --work-dir runs/tiny --set data.root=/data/tiny-imagenet
+Command:   python tools/pretrain.py configs/pretrain/mae_small_64px.py --work-dir runs/tiny \
+           --set data.root=/data/tiny-imagenet
 Cost:      25 of its 50 epochs took 68 minutes on one core of a busy CPU (docs/results/pretrain.md).
 Published: none at this scale.
 """

@@ -1,8 +1,13 @@
-"""MAE, ViT-B/16, 800 epochs of ImageNet-1K (He et al., arXiv 2111.06377, table 8; the base of the other paper-scale recipes).
+"""MAE, ViT-B/16, 800 epochs of ImageNet-1K (He et al., arXiv 2111.06377, table 8).
 
-Command:   torchrun --nproc-per-node 8 tools/pretrain.py configs/pretrain/mae_vit_base_16_800e.py --work-dir runs/mae_b_800e --set data.root=/data/imagenet
-Cost:      800 epochs are 1.02e9 images; `tools/benchmark.py pretrain` gives this machine's images/s. The paper states hours for ViT-L and -H only.
-Published: none for ViT-B at 800 epochs in the paper; mmpretrain's run: fine-tuning 83.3, linear probe 65.1 top-1 (its README, configs/mae).
+The other paper-scale pretrainings extend this config.
+
+Command:   torchrun --nproc-per-node 8 tools/pretrain.py configs/pretrain/mae_vit_base_16_800e.py \
+           --work-dir runs/mae_b_800e --set data.root=/data/imagenet
+Cost:      800 epochs are 1.02e9 images; `tools/benchmark.py pretrain` measures your images/s. The paper states hours
+           only for ViT-L and -H.
+Published: none for ViT-B at 800 epochs in the paper; mmpretrain's run: fine-tuning 83.3, linear probe 65.1 top-1 (its
+           README, configs/mae).
 """
 
 scale = "paper"

@@ -1,8 +1,11 @@
 """MAE, ViT-B/16, for one GPU of 24 GB: 300 epochs at a batch of 1024 by accumulation, activations recomputed.
 
-Command:   python tools/pretrain.py configs/pretrain/mae_vit_base_16_one_gpu.py --work-dir runs/mae_b_300e --set data.root=/data/imagenet
-Cost:      300 epochs are 3.8e8 images; `tools/benchmark.py pretrain` gives this machine's images/s. run.device_batch is what memory depends on.
-Published: none for this batch; mmpretrain's ViT-B at 300 epochs and batch 4096: fine-tuning 83.1, linear probe 60.8 (its README, configs/mae).
+Command:   python tools/pretrain.py configs/pretrain/mae_vit_base_16_one_gpu.py --work-dir runs/mae_b_300e \
+           --set data.root=/data/imagenet
+Cost:      300 epochs are 3.8e8 images; `tools/benchmark.py pretrain` measures your images/s. run.device_batch controls
+           the memory.
+Published: none for this batch; mmpretrain's ViT-B at 300 epochs and batch 4096: fine-tuning 83.1, linear probe 60.8
+           (its README, configs/mae).
 """
 
 _base_ = "mae_vit_base_16_800e.py"

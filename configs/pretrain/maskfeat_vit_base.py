@@ -1,9 +1,12 @@
-"""MaskFeat, ViT-B/16, 300 epochs of ImageNet-1K (Wei et al., arXiv 2112.09133; SlowFast configs/masked_ssl/in1k_VIT_B_MaskFeat_PT), as a configuration of
-the MAE's pieces: mask tokens in the encoder, 78 of 196 patches hidden by blocks of at least 15, histograms of oriented gradients, a linear head.
+"""MaskFeat, ViT-B/16, 300 epochs of ImageNet-1K (Wei et al., arXiv 2112.09133), configured from MAE's components.
 
-Command:   torchrun --nproc-per-node 8 tools/pretrain.py configs/pretrain/maskfeat_vit_base.py --work-dir runs/maskfeat_b --set data.root=/data/imagenet
-Cost:      300 epochs are 3.8e8 images; every patch passes the encoder, 4 times what MAE encodes.
-Published: none in the tables that this suite keeps.
+Mask tokens in the encoder; 78 of 196 patches masked by blocks of at least 15; histograms of oriented gradients; a
+linear head. It follows SlowFast's configs/masked_ssl/in1k_VIT_B_MaskFeat_PT.
+
+Command:   torchrun --nproc-per-node 8 tools/pretrain.py configs/pretrain/maskfeat_vit_base.py \
+           --work-dir runs/maskfeat_b --set data.root=/data/imagenet
+Cost:      300 epochs are 3.8e8 images; the encoder processes every patch, 4 times as many as MAE's.
+Published: none in this suite's tables.
 """
 
 scale = "paper"

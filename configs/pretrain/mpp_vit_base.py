@@ -1,10 +1,14 @@
-"""Masked patch prediction, ViT-B/16 (the ViT paper, arXiv 2010.11929, B.1.2), as a configuration of the MAE's pieces: half of the patches corrupted (80 % a
-mask token, 10 % another patch, 10 % kept), their mean colour in 3 bits per channel (512 classes) predicted by a linear head. The paper trained on JFT for 1M
-steps; here ImageNet-1K for 300 epochs (94k steps), with its warm-up of 10k steps. Weights begin as in its repository (google-research/vision_transformer).
+"""Masked patch prediction, ViT-B/16, 300 epochs (the ViT paper, arXiv 2010.11929, B.1.2), from MAE's components.
 
-Command:   torchrun --nproc-per-node 8 tools/pretrain.py configs/pretrain/mpp_vit_base.py --work-dir runs/mpp_b --set data.root=/data/imagenet
-Cost:      300 epochs are 3.8e8 images; every patch passes the encoder, 4 times what MAE encodes.
-Published: none in the tables that this suite keeps.
+Half of the patches are corrupted (80 % by a mask token, 10 % by another patch, 10 % kept). A linear head predicts their
+mean colour in 3 bits per channel (512 classes). The paper trained on JFT for 1M steps; this config trains on
+ImageNet-1K for 300 epochs (94k steps) with the paper's warm-up of 10k steps. Weights are initialised as in the paper's
+repository (google-research/vision_transformer).
+
+Command:   torchrun --nproc-per-node 8 tools/pretrain.py configs/pretrain/mpp_vit_base.py --work-dir runs/mpp_b \
+           --set data.root=/data/imagenet
+Cost:      300 epochs are 3.8e8 images; the encoder processes every patch, 4 times as many as MAE's.
+Published: none in this suite's tables.
 """
 
 scale = "paper"

@@ -1,9 +1,12 @@
-"""SimMIM, ViT-B/16, 800 epochs of ImageNet-1K (Xie et al., arXiv 2111.09886; its repository's configs/vit_base__800ep), as a configuration of the MAE's
-pieces: mask tokens in the encoder, 60 % hidden in squares of 32 px, shared relative positions, raw pixels by l1, a linear head.
+"""SimMIM, ViT-B/16, 800 epochs of ImageNet-1K (Xie et al., arXiv 2111.09886), configured from MAE's components.
 
-Command:   torchrun --nproc-per-node 8 tools/pretrain.py configs/pretrain/simmim_vit_base.py --work-dir runs/simmim_b --set data.root=/data/imagenet
-Cost:      800 epochs are 1.02e9 images; every patch passes the encoder, 4 times what MAE encodes.
-Published: none in the tables that this suite keeps.
+Mask tokens in the encoder; 60 % masked in squares of 32 px; shared relative positions; raw pixels with an l1 loss; a
+linear head. It follows configs/vit_base__800ep of SimMIM's repository.
+
+Command:   torchrun --nproc-per-node 8 tools/pretrain.py configs/pretrain/simmim_vit_base.py --work-dir runs/simmim_b \
+           --set data.root=/data/imagenet
+Cost:      800 epochs are 1.02e9 images; the encoder processes every patch, 4 times as many as MAE's.
+Published: none in this suite's tables.
 """
 
 scale = "paper"

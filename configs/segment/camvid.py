@@ -1,6 +1,9 @@
-"""UperNet on CamVid's street scenes (367 training images, 11 classes) with a small encoder of 64-px images, at half resolution: for a CPU or any GPU.
+"""UperNet on CamVid (367 training images of streets, 11 classes) at half resolution, for a CPU or any GPU.
 
-Command:   python tools/seg_train.py configs/segment/camvid.py --backbone runs/tiny/backbone.safetensors --work-dir runs/camvid --set data.root=/data/camvid
+The encoder is that of mae_small_64px.py, made for 64-px images.
+
+Command:   python tools/seg_train.py configs/segment/camvid.py --backbone runs/tiny/backbone.safetensors \
+           --work-dir runs/camvid --set data.root=/data/camvid
            (without --backbone: the same encoder from random weights)
 Cost:      20 epochs, 7,040 crops of 96 pixels (docs/results/segment.md has the time on a CPU).
 Published: none at this scale.

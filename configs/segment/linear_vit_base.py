@@ -1,7 +1,8 @@
-"""A linear layer per pixel on the frozen ViT-B/16's last map, ADE20K: hours instead of a day, and nothing but the features can earn the number.
+"""A linear layer on the last feature map of a frozen ViT-B/16, ADE20K: measures the features alone, in hours.
 
-Command:   python tools/seg_train.py configs/segment/linear_vit_base.py --backbone mae:mae_pretrain_vit_base.pth --work-dir runs/seg_lin --set data.root=/data/ADEChallengeData2016
-Cost:      40,000 iterations of 16 crops of 512 px, of which only the encoder's forward pass and one layer are computed.
+Command:   python tools/seg_train.py configs/segment/linear_vit_base.py --backbone mae:mae_pretrain_vit_base.pth \
+           --work-dir runs/seg_lin --set data.root=/data/ADEChallengeData2016
+Cost:      40,000 iterations of 16 crops of 512 px, encoder forward pass and one layer only.
 Published: none for MAE under this protocol.
 """
 

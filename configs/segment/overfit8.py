@@ -1,8 +1,8 @@
-"""A small UperNet from random weights learns the first 8 images of CamVid in ADE20K's layout by heart: does everything work together?
+"""Overfits the first 8 images of CamVid (ADE20K's layout) with a small UperNet from random weights (sanity check).
 
 Command:   python tools/seg_train.py configs/segment/overfit8.py --work-dir runs/overfit8 --set data.root=/data/camvid
 Cost:      within 15 minutes on two CPU cores.
-Published: none; mIoU on the same 8 images should pass 70.
+Published: none; mIoU on the same 8 images should exceed 70.
 """
 
 scale = "mini"

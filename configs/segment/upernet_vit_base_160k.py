@@ -1,8 +1,13 @@
-"""UperNet with an MAE ViT-B/16 on ADE20K, as reproduced in public (mae_segmentation; MAE's A.4 leaves the rates open): the base of the other recipes.
+"""UperNet with an MAE ViT-B/16 on ADE20K, with the recipe that reproduced it in public (mae_segmentation).
 
-Command:   python tools/seg_train.py configs/segment/upernet_vit_base_160k.py --backbone mae:mae_pretrain_vit_base.pth --work-dir runs/seg_b --set data.root=/data/ADEChallengeData2016
-Cost:      160,000 iterations of 16 crops of 512 px: 26.5 hours on 8 RTX 3090, 21 GB each (mae_segmentation's own figure).
-Published: 48.1 mIoU (MAE, table 5); 48.15 mIoU, 58.99 mAcc, 83.05 aAcc (README of implus/mae_segmentation); 48.13, with scales 48.70 (mmsegmentation).
+MAE's appendix A.4 does not give the rates. The other recipes extend this config.
+
+Command:   python tools/seg_train.py configs/segment/upernet_vit_base_160k.py --backbone mae:mae_pretrain_vit_base.pth \
+           --work-dir runs/seg_b --set data.root=/data/ADEChallengeData2016
+Cost:      160,000 iterations of 16 crops of 512 px: 26.5 hours on 8 RTX 3090, 21 GB each (mae_segmentation's own
+           figure).
+Published: 48.1 mIoU (MAE, table 5); 48.15 mIoU, 58.99 mAcc, 83.05 aAcc (README of implus/mae_segmentation); 48.13, with
+           scales 48.70 (mmsegmentation).
 """
 
 scale = "paper"

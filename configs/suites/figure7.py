@@ -1,7 +1,9 @@
-"""Figure 7 (length of pretraining) of MAE at the paper's scale: ViT-L/16, every row pretrained, fine-tuned and linearly probed.
+"""Figure 7 (length of pretraining) of MAE at the paper's scale: ViT-L/16; pretraining, fine-tuning, linear probe.
 
-Command:   python tools/reproduce.py configs/suites/figure7.py --work-dir runs/figure7 --root imagenet=/data/imagenet --gpus-per-node 8
-Cost:      per row 44 to 699 h to pretrain, 66 h to fine-tune and 39 h to probe on one GPU at 100 TFLOP/s sustained (an estimate from the models' FLOPs).
+Command:   python tools/reproduce.py configs/suites/figure7.py --work-dir runs/figure7 --root imagenet=/data/imagenet \
+           --gpus-per-node 8
+Cost:      per row 44 to 699 h to pretrain, 66 h to fine-tune and 39 h to probe on one GPU at 100 TFLOP/s sustained
+           (estimated from FLOPs).
 Published: fine-tuning 82.3 / 83.3 / 84.3 / 84.9 / 85.1, linear probe 57.3 / 64.4 / 69.7 / 73.5 / 75.1 (figure 7).
 """
 

@@ -1,8 +1,11 @@
-"""Figure 9 of MAE: partial fine-tuning of ViT-L/16, the last 0 to 24 blocks, of a MAE pretrained here (raw pixels, 800 epochs).
+"""Figure 9 of MAE: partial fine-tuning of ViT-L/16, the last 0 to 24 blocks (raw pixels, 800 epochs).
 
-Command:   python tools/reproduce.py configs/suites/figure9.py --work-dir runs/figure9 --root imagenet=/data/imagenet --gpus-per-node 8
-Cost:      350 h of pretraining and 40 to 66 h per number of blocks on one GPU at 100 TFLOP/s sustained (an estimate from the models' FLOPs).
-Published: 73.5 / 79.1 / 81.0 / 83.1 / 84.2 / 84.4 / 84.6 / 84.7 / 84.9 for 0, half, 1, 2, 4, 6, 12, 18 and 24 blocks (figure 9).
+Command:   python tools/reproduce.py configs/suites/figure9.py --work-dir runs/figure9 --root imagenet=/data/imagenet \
+           --gpus-per-node 8
+Cost:      350 h of pretraining and 40 to 66 h per number of blocks on one GPU at 100 TFLOP/s sustained (estimated from
+           FLOPs).
+Published: 73.5 / 79.1 / 81.0 / 83.1 / 84.2 / 84.4 / 84.6 / 84.7 / 84.9 for 0, half, 1, 2, 4, 6, 12, 18 and 24 blocks
+           (figure 9).
 """
 
 title = "figure 9"

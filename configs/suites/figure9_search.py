@@ -1,9 +1,11 @@
-"""Figure 9 with the search that its protocol has: for each number of tuned blocks the best of 50, 100 and 200 epochs, judged on held-out images.
+"""Figure 9 with its search: the best of 50, 100 and 200 epochs per number of blocks, on held-out images.
 
-Command:   python tools/reproduce.py configs/suites/figure9_search.py --work-dir runs/figure9_search --root imagenet=/data/imagenet --gpus-per-node 8
-Cost:      350 h of pretraining, and per number of blocks runs of 350 epochs together before the one that is reported: 280 to 460 h more
-           (an estimate from the models' FLOPs at 100 TFLOP/s sustained).
-Published: 73.5 (0 blocks) to 84.9 (24) for MAE, as configs/suites/figure9.py (figure 9; the paper searched the three lengths, appendix A.1).
+Command:   python tools/reproduce.py configs/suites/figure9_search.py --work-dir runs/figure9_search \
+           --root imagenet=/data/imagenet --gpus-per-node 8
+Cost:      350 h of pretraining; per number of blocks, 280 to 460 h more for search runs of 350 epochs in total
+           (estimated from FLOPs at 100 TFLOP/s sustained).
+Published: 73.5 (0 blocks) to 84.9 (24) for MAE, as in configs/suites/figure9.py (figure 9; the paper searched the three
+           lengths, appendix A.1).
 """
 
 _base_ = "figure9.py"

@@ -1,10 +1,13 @@
-"""Which target transfers, at a small scale: raw and normalised pixels, PCA, tokens and random initialisation, three seeds, small real data.
+"""Compares targets at a small scale: raw and normalised pixels, PCA, tokens and random weights, three seeds.
 
-Tiny-ImageNet for pretraining and classification, generated scenes for detection (a small COCO subset ranks nothing), CamVid for segmentation.
+Tiny-ImageNet for pretraining and classification, generated scenes for detection (a small COCO subset cannot rank
+anything), CamVid for segmentation.
 
-Command:   python tools/reproduce.py configs/suites/small.py --work-dir runs/small --root tiny=/data/tiny-imagenet --root camvid=/data/camvid
-Cost:      about 50 hours of one CPU core (4 pretrainings of 25 epochs at 1.1 h, 67 other runs; from docs/results), hours on one GPU; 8 GB.
-Published: none at this scale; tables 1d, 3, 4, 5, 7 and figure 9 of MAE are what it is the small sister of.
+Command:   python tools/reproduce.py configs/suites/small.py --work-dir runs/small --root tiny=/data/tiny-imagenet \
+           --root camvid=/data/camvid
+Cost:      about 50 hours of one CPU core (4 pretrainings of 25 epochs at 1.1 h, 67 other runs; from docs/results), or
+           hours on one GPU; 8 GB.
+Published: none at this scale. It is a small version of MAE's tables 1d, 3, 4, 5, 7 and figure 9.
 """
 
 title = "small"

@@ -1,8 +1,9 @@
-"""The suite `small` cut to what two CPU cores do in an evening: five epochs of pretraining, and one to eight of each transfer.
+"""The suite `small` for an evening on two CPU cores: five epochs of pretraining, one to eight per transfer.
 
-Command:   python tools/reproduce.py configs/suites/small_cpu.py --work-dir runs/small_cpu --jobs 2 --root tiny=/data/tiny-imagenet --root camvid=/data/camvid
+Command:   python tools/reproduce.py configs/suites/small_cpu.py --work-dir runs/small_cpu --jobs 2 \
+           --root tiny=/data/tiny-imagenet --root camvid=/data/camvid
 Cost:      about 9 hours of one CPU core, so 5 hours of two (docs/results/pixels_vs_tokens.md); 8 GB.
-Published: none at this scale; tables 1d, 3, 4, 5 and 7 of MAE are what it is the small sister of.
+Published: none at this scale. It is a small version of MAE's tables 1d, 3, 4, 5 and 7.
 """
 
 _base_ = "small.py"

@@ -1,7 +1,9 @@
-"""Table 1a (decoder depth) of MAE at the paper's scale: ViT-L/16, every row pretrained, fine-tuned and linearly probed.
+"""Table 1a (decoder depth) of MAE at the paper's scale: ViT-L/16; pretraining, fine-tuning, linear probe.
 
-Command:   python tools/reproduce.py configs/suites/table1a.py --work-dir runs/table1a --root imagenet=/data/imagenet --gpus-per-node 8
-Cost:      per row 271 to 395 h to pretrain, 66 h to fine-tune and 39 h to probe on one GPU at 100 TFLOP/s sustained (an estimate from the models' FLOPs).
+Command:   python tools/reproduce.py configs/suites/table1a.py --work-dir runs/table1a --root imagenet=/data/imagenet \
+           --gpus-per-node 8
+Cost:      per row 271 to 395 h to pretrain, 66 h to fine-tune and 39 h to probe on one GPU at 100 TFLOP/s sustained
+           (estimated from FLOPs).
 Published: fine-tuning 84.8 / 84.9 / 84.9 / 84.9 / 84.4, linear probe 65.5 / 70.0 / 71.9 / 73.5 / 73.3 (table 1a).
 """
 

@@ -1,7 +1,9 @@
-"""Table 1b (decoder width) of MAE at the paper's scale: ViT-L/16, every row pretrained, fine-tuned and linearly probed.
+"""Table 1b (decoder width) of MAE at the paper's scale: ViT-L/16; pretraining, fine-tuning, linear probe.
 
-Command:   python tools/reproduce.py configs/suites/table1b.py --work-dir runs/table1b --root imagenet=/data/imagenet --gpus-per-node 8
-Cost:      per row 267 to 604 h to pretrain, 66 h to fine-tune and 39 h to probe on one GPU at 100 TFLOP/s sustained (an estimate from the models' FLOPs).
+Command:   python tools/reproduce.py configs/suites/table1b.py --work-dir runs/table1b --root imagenet=/data/imagenet \
+           --gpus-per-node 8
+Cost:      per row 267 to 604 h to pretrain, 66 h to fine-tune and 39 h to probe on one GPU at 100 TFLOP/s sustained
+           (estimated from FLOPs).
 Published: fine-tuning 84.9 / 84.8 / 84.9 / 84.4 / 84.3, linear probe 69.1 / 71.3 / 73.5 / 73.1 / 73.1 (table 1b).
 """
 

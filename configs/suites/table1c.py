@@ -1,7 +1,9 @@
-"""Table 1c (mask token in the encoder) of MAE at the paper's scale: ViT-L/16, every row pretrained, fine-tuned and linearly probed.
+"""Table 1c (mask token in the encoder) of MAE at the paper's scale: ViT-L/16; pretraining, fine-tuning, linear probe.
 
-Command:   python tools/reproduce.py configs/suites/table1c.py --work-dir runs/table1c --root imagenet=/data/imagenet --gpus-per-node 8
-Cost:      per row 350 to 1141 h to pretrain, 66 h to fine-tune and 39 h to probe on one GPU at 100 TFLOP/s sustained (an estimate from the models' FLOPs).
+Command:   python tools/reproduce.py configs/suites/table1c.py --work-dir runs/table1c --root imagenet=/data/imagenet \
+           --gpus-per-node 8
+Cost:      per row 350 to 1141 h to pretrain, 66 h to fine-tune and 39 h to probe on one GPU at 100 TFLOP/s sustained
+           (estimated from FLOPs).
 Published: fine-tuning 84.2 / 84.9, linear probe 59.6 / 73.5 (table 1c).
 """
 

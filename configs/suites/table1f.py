@@ -1,7 +1,9 @@
-"""Table 1f (mask sampling) of MAE at the paper's scale: ViT-L/16, every row pretrained, fine-tuned and linearly probed.
+"""Table 1f (mask sampling) of MAE at the paper's scale: ViT-L/16; pretraining, fine-tuning, linear probe.
 
-Command:   python tools/reproduce.py configs/suites/table1f.py --work-dir runs/table1f --root imagenet=/data/imagenet --gpus-per-node 8
-Cost:      per row 350 to 607 h to pretrain, 66 h to fine-tune and 39 h to probe on one GPU at 100 TFLOP/s sustained (an estimate from the models' FLOPs).
+Command:   python tools/reproduce.py configs/suites/table1f.py --work-dir runs/table1f --root imagenet=/data/imagenet \
+           --gpus-per-node 8
+Cost:      per row 350 to 607 h to pretrain, 66 h to fine-tune and 39 h to probe on one GPU at 100 TFLOP/s sustained
+           (estimated from FLOPs).
 Published: fine-tuning 84.9 / 83.9 / 82.8 / 84.0, linear probe 73.5 / 72.3 / 63.9 / 66.0 (table 1f).
 """
 

@@ -1,8 +1,13 @@
-"""Table 2 of MAE: hours, tokens and FLOPs of pretraining with and without mask tokens in the encoder, with decoders of 8 blocks and of 1.
+"""Table 2 of MAE: hours, tokens and FLOPs of pretraining, with and without mask tokens in the encoder.
 
-Command:   python tools/reproduce.py configs/suites/table2.py --work-dir runs/table2 --root imagenet=/data/imagenet --gpus-per-node 8
-Cost:      about 3,300 h of pretraining and 550 h of fine-tuning on one GPU at 100 TFLOP/s sustained (an estimate from the models' FLOPs).
-Published: 84.2 in 42.4 h, 84.9 in 15.4 h, 84.8 in 11.6 h (ViT-L), 85.8 in 34.5 h, 85.9 in 29.3 h (ViT-H) on 128 TPU-v3 cores (table 2).
+The decoders have 8 blocks and 1.
+
+Command:   python tools/reproduce.py configs/suites/table2.py --work-dir runs/table2 --root imagenet=/data/imagenet \
+           --gpus-per-node 8
+Cost:      about 3,300 h of pretraining and 550 h of fine-tuning on one GPU at 100 TFLOP/s sustained (estimated from
+           FLOPs).
+Published: 84.2 in 42.4 h, 84.9 in 15.4 h, 84.8 in 11.6 h (ViT-L), 85.8 in 34.5 h, 85.9 in 29.3 h (ViT-H) on 128 TPU-v3
+           cores (table 2).
 """
 
 title = "table 2"

@@ -1,8 +1,13 @@
-"""Table 3 of MAE: fine-tuning on ImageNet-1K; table 12 (linear probing) and the survey beside it. Released weights where others published them.
+"""Table 3 of MAE: fine-tuning on ImageNet-1K, with table 12 (linear probing) and the survey.
 
-Command:   python tools/reproduce.py configs/suites/table3.py --work-dir runs/table3 --root imagenet=/data/imagenet --gpus-per-node 8
-Cost:      about 2,700 h of pretraining, 1,200 h of fine-tuning, 190 h of probing and 1,100 h from scratch on one GPU at 100 TFLOP/s sustained (from FLOPs).
-Published: 83.6 / 85.9 / 86.9 / 87.8 (MAE, ViT-B / L / H / H at 448), 82.3 / 82.6 / 83.1 from scratch (table 3); 68.0 / 75.8 / 76.6 linear (table 12).
+Other methods use their released weights.
+
+Command:   python tools/reproduce.py configs/suites/table3.py --work-dir runs/table3 --root imagenet=/data/imagenet \
+           --gpus-per-node 8
+Cost:      about 2,700 h of pretraining, 1,200 h of fine-tuning, 190 h of probing and 1,100 h from scratch on one GPU at
+           100 TFLOP/s sustained (estimated from FLOPs).
+Published: 83.6 / 85.9 / 86.9 / 87.8 (MAE, ViT-B / L / H / H at 448), 82.3 / 82.6 / 83.1 from scratch (table 3); 68.0 /
+           75.8 / 76.6 linear (table 12).
 """
 
 title = "table 3"
@@ -15,7 +20,7 @@ rows = {
     "MAE, ViT-H": dict(row="MAE", config="../pretrain/mae_vit_huge_14_1600e.py", data="imagenet", hours=1651.0, gib=40.0),
     "DINO, ViT-B": dict(row="DINO", backbone="timm:vit_base_patch16_224.dino"),
     "MoCo v3, ViT-B": dict(row="MoCo v3", backbone="released:moco_v3_vit_base"),
-    "BEiT, ViT-B": dict(row="BEiT, ImageNet-22K", backbone="released:beit_base", fresh=half),  # the paper's learned from ImageNet-1K
+    "BEiT, ViT-B": dict(row="BEiT, ImageNet-22K", backbone="released:beit_base", fresh=half),  # the paper's were pretrained on ImageNet-1K
     "scratch": dict(row="none (scratch)"),
 }
 base = ("MAE, ViT-B", "DINO, ViT-B", "MoCo v3, ViT-B", "BEiT, ViT-B")

@@ -1,8 +1,11 @@
-"""Table 4 of MAE: Mask R-CNN on COCO by the protocol of Li et al., ViT-B and ViT-L, pretrained here, released and from scratch.
+"""Table 4 of MAE: Mask R-CNN on COCO with the protocol of Li et al.; own, released and random weights.
 
-Command:   python tools/reproduce.py configs/suites/table4.py --work-dir runs/table4 --root coco=/data/coco --root imagenet=/data/imagenet --gpus-per-node 8
-Cost:      about 1,000 h of pretraining and 2,250 h of detection on one GPU at 100 TFLOP/s sustained (an estimate from the models' FLOPs).
-Published: box AP 50.3 / 53.3, mask AP 44.9 / 47.2 (MAE, ViT-B / L); from scratch box AP 48.9 / 50.7 (table 4; Li et al.).
+Command:   python tools/reproduce.py configs/suites/table4.py --work-dir runs/table4 --root coco=/data/coco \
+           --root imagenet=/data/imagenet --gpus-per-node 8
+Cost:      about 1,000 h of pretraining and 2,250 h of detection on one GPU at 100 TFLOP/s sustained (estimated from
+           FLOPs).
+Published: box AP 50.3 / 53.3, mask AP 44.9 / 47.2 (MAE, ViT-B / L); from scratch box AP 48.9 / 50.7 (table 4; Li et
+           al.).
 """
 
 title = "table 4"
@@ -12,7 +15,7 @@ rows = {
     "MAE, ViT-B": dict(row="MAE", config="../pretrain/mae_vit_base_16_1600e.py", data="imagenet", hours=319.0, gib=10.0),
     "MAE, ViT-L": dict(row="MAE", config="../pretrain/mae_vit_large_16_1600e.py", data="imagenet", hours=695.0, gib=20.0),
     "MoCo v3, ViT-B": dict(row="MoCo v3", backbone="released:moco_v3_vit_base", fresh={"optim.lr": 1.6e-4}),
-    "DeiT, ViT-B": dict(row="DeiT (supervised)", backbone="released:deit_base"),  # which weights the paper's supervised row is of, it does not say
+    "DeiT, ViT-B": dict(row="DeiT (supervised)", backbone="released:deit_base"),  # the paper does not state the weights of its supervised row
     "scratch": dict(row="none (scratch)"),
 }
 transfer = {

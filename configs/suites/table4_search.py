@@ -1,9 +1,11 @@
-"""Table 4 with the search that its protocol has: learning rate and weight decay per backbone, judged on images held out of train2017.
+"""Table 4 with its search: learning rate and weight decay per backbone, on images held out of train2017.
 
-Command:   python tools/reproduce.py configs/suites/table4_search.py --work-dir runs/table4_search --root coco=/data/coco --root imagenet=/data/imagenet --gpus-per-node 8
-Cost:      as configs/suites/table4.py, and for each backbone nine runs of 25 epochs: 270 h for ViT-B, 640 h for ViT-L.
-Published: as configs/suites/table4.py. Li et al. (2111.11429) searched a 3 x 3 grid at 25 epochs without drop path, whose values they do not give
-           (these lie around what they found for MAE and for MoCo v3), and drop path afterwards, which is not searched here.
+Command:   python tools/reproduce.py configs/suites/table4_search.py --work-dir runs/table4_search \
+           --root coco=/data/coco --root imagenet=/data/imagenet --gpus-per-node 8
+Cost:      as configs/suites/table4.py, plus nine runs of 25 epochs per backbone: 270 h for ViT-B, 640 h for ViT-L.
+Published: as configs/suites/table4.py. Li et al. (2111.11429) searched a 3 x 3 grid at 25 epochs without drop path, and
+           drop path afterwards. They do not give the values of the grid; these lie around their results for MAE and
+           MoCo v3. Drop path is not searched here.
 """
 
 _base_ = "table4.py"

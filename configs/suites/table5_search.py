@@ -1,8 +1,11 @@
-"""Table 5 with a search of the learning rate per backbone, judged on images held out of the training set.
+"""Table 5 with a search of the learning rate per backbone, on images held out of the training set.
 
-Command:   python tools/reproduce.py configs/suites/table5_search.py --work-dir runs/table5_search --root ade=/data/ADEChallengeData2016 --root imagenet=/data/imagenet --gpus-per-node 8
-Cost:      as configs/suites/table5.py, and for each backbone three runs of a fifth of its length: 130 h of RTX 3090 for ViT-B.
-Published: as configs/suites/table5.py. MAE searched the rate and did not publish what it found (facebookresearch/mae#52): these lie around the public recipe's.
+Command:   python tools/reproduce.py configs/suites/table5_search.py --work-dir runs/table5_search \
+           --root ade=/data/ADEChallengeData2016 --root imagenet=/data/imagenet --gpus-per-node 8
+Cost:      as configs/suites/table5.py, plus three runs of a fifth of the length per backbone: 130 h of RTX 3090 for
+           ViT-B.
+Published: as configs/suites/table5.py. MAE searched the rate and did not publish the result (facebookresearch/mae#52).
+           The values here lie around the public recipe's.
 """
 
 _base_ = "table5.py"

@@ -1,9 +1,12 @@
-"""Table 6 of MAE: fine-tuning on iNaturalist and Places, from ViT-B, L and H pretrained here. The recipe is ImageNet's, unadjusted.
+"""Table 6 of MAE: fine-tuning on iNaturalist and Places, from ViT-B, L and H.
 
-Command:   python tools/reproduce.py configs/suites/table6.py --work-dir runs/table6 --root imagenet=/data/imagenet --root inat2017=/data/inat2017 \
-             --root inat2018=/data/inat2018 --root inat2019=/data/inat2019 --root places205=/data/places205 --root places365=/data/places365 --gpus-per-node 8
-Cost:      about 2,700 h of pretraining; fine-tuning 160 h for all sets from ViT-B, 290 h from L, 780 h from H, 3,400 h at 448 px
-           on one GPU at 100 TFLOP/s sustained (an estimate from the models' FLOPs). --only vit_b takes the first of these.
+The recipe is ImageNet's, unadjusted.
+
+Command:   python tools/reproduce.py configs/suites/table6.py --work-dir runs/table6 --root imagenet=/data/imagenet \
+           --root inat2017=/data/inat2017 --root inat2018=/data/inat2018 --root inat2019=/data/inat2019 \
+           --root places205=/data/places205 --root places365=/data/places365 --gpus-per-node 8
+Cost:      about 2,700 h of pretraining; fine-tuning 160 h for all sets from ViT-B, 290 h from L, 780 h from H, 3,400 h
+           at 448 px on one GPU at 100 TFLOP/s sustained (estimated from FLOPs). --only vit_b runs only the first.
 Published: 70.5, 75.4, 80.5, 63.9, 57.9 (MAE, ViT-B: iNat 2017, 2018, 2019, Places205, Places365; table 6).
 """
 
@@ -15,7 +18,7 @@ rows = {
     "MAE, ViT-L": dict(row="MAE", config="../pretrain/mae_vit_large_16_1600e.py", data="imagenet", hours=695.0, gib=20.0),
     "MAE, ViT-H": dict(row="MAE", config="../pretrain/mae_vit_huge_14_1600e.py", data="imagenet", hours=1651.0, gib=40.0),
 }
-sizes = {  # what finetune_vit_large.py, _huge.py and _huge_448.py lay over finetune_vit_base.py; and their hours, of its
+sizes = {  # changes of finetune_vit_large.py, _huge.py, _huge_448.py to finetune_vit_base.py; hours relative to its
     "B": ({}, 1.0),
     "L": ({"epochs": 50}, 1.8),
     "H": ({"epochs": 50, "protocol.drop_path": 0.2, "run.device_batch": 32}, 4.8),

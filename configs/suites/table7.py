@@ -1,11 +1,14 @@
-"""Table 7 of MAE: pixels against tokens. Raw pixels, normalised pixels and dVAE tokens on ImageNet, COCO and ADE20K, three seeds.
+"""Table 7 of MAE: raw pixels, normalised pixels and dVAE tokens on ImageNet, COCO and ADE20K, three seeds.
 
-Command:   python tools/reproduce.py configs/suites/table7.py --work-dir runs/table7 --root imagenet=/data/imagenet --root coco=/data/coco \
-             --root ade=/data/ADEChallengeData2016 --only vit_b --launcher slurm --gpus-per-node 8 --nodes 4
-Cost:      with --only vit_b about 1,000 h of pretraining and, for each seed, 110 h of fine-tuning and 350 h of detection on one GPU at 100 TFLOP/s
-           sustained (estimated from FLOPs), and 212 h of RTX 3090 per segmentation (published by mae_segmentation). ViT-L takes about twice that;
-           of ViT-H (ImageNet only) pretraining takes 5,000 h. The tokenizer's encoder.pkl has to lie in the current folder.
-Published: 83.3, 83.6, 83.6 top-1; 49.5, 50.3, 50.3 box AP; 48.0, 48.1, 48.1 mIoU (pixels, normalised pixels, tokens; ViT-B; table 7).
+Command:   python tools/reproduce.py configs/suites/table7.py --work-dir runs/table7 --root imagenet=/data/imagenet \
+           --root coco=/data/coco --root ade=/data/ADEChallengeData2016 --only vit_b --launcher slurm \
+           --gpus-per-node 8 --nodes 4
+Cost:      with --only vit_b about 1,000 h of pretraining and, for each seed, 110 h of fine-tuning and 350 h of
+           detection on one GPU at 100 TFLOP/s sustained (estimated from FLOPs), and 212 h of RTX 3090 per segmentation
+           (published by mae_segmentation). ViT-L takes about twice that; pretraining ViT-H (ImageNet only) takes 5,000
+           h. The tokenizer's encoder.pkl must be in the current folder.
+Published: 83.3, 83.6, 83.6 top-1; 49.5, 50.3, 50.3 box AP; 48.0, 48.1, 48.1 mIoU (pixels, normalised pixels, tokens;
+           ViT-B; table 7).
 """
 
 title = "table 7"
@@ -15,7 +18,7 @@ roots = dict(imagenet="data/imagenet", coco="data/coco", ade="data/ADEChallengeD
 targets = {
     "pixel (w/o norm)": ({"target": {"name": "pixel"}}, 1.0),
     "pixel (w/ norm)": ({}, 1.0),
-    "dVAE token": ({"target": {"name": "token", "tokenizer": "dalle:encoder.pkl"}}, 1.19),  # the tokenizer's share where the encoder is ViT-B
+    "dVAE token": ({"target": {"name": "token", "tokenizer": "dalle:encoder.pkl"}}, 1.19),  # the tokenizer's extra time with ViT-B
 }
 sizes = {"B": ("base_16", 319.0, 10.0), "L": ("large_16", 695.0, 20.0), "H": ("huge_14", 1651.0, 40.0)}
 rows = {

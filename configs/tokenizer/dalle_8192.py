@@ -1,8 +1,11 @@
-"""A discrete VAE of DALL-E's size on ImageNet-1K (arXiv 2102.12092, appendix A.2): 8192 codes at stride 8, KL weight to 6.6 over 5,000 steps, temperature to
-1/16 over 150,000 steps, rate to 1.25e-6, averaged weights; the schedules in epochs of 1.28M images at batch 512. The paper trained 3M steps on other data.
+"""A discrete VAE of DALL-E's size on ImageNet-1K: 8192 codes at stride 8 (arXiv 2102.12092, appendix A.2).
 
-Command:   torchrun --nproc-per-node 8 tools/tokenizer_train.py dvae configs/tokenizer/dalle_8192.py --work-dir runs/dvae --set data.root=/data/imagenet
-Cost:      480 epochs are 1.2M steps of 512 images of 256 px; nobody has measured it here. tokens_64px.py is what a laptop can do.
+The KL weight rises to 6.6 over 5,000 steps, the temperature falls to 1/16 over 150,000 steps, the rate to 1.25e-6;
+weights are averaged. Schedules are in epochs of 1.28M images at batch 512. The paper trained 3M steps on other data.
+
+Command:   torchrun --nproc-per-node 8 tools/tokenizer_train.py dvae configs/tokenizer/dalle_8192.py \
+           --work-dir runs/dvae --set data.root=/data/imagenet
+Cost:      480 epochs are 1.2M steps of 512 images of 256 px; not measured here. tokens_64px.py runs on a laptop.
 Published: none for ImageNet.
 """
 

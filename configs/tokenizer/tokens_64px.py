@@ -1,7 +1,10 @@
-"""A discrete VAE for the tokens of 64-px images: it sees a second view of 32 px at stride 4, BEiT's half size, so that its 512 codes lie on the 8 x 8 grid
-of a ViT with patches of 8 px (configs/pretrain/mae_small_64px.py).
+"""A discrete VAE with 512 codes for the tokens of 64-px images.
 
-Command:   python tools/tokenizer_train.py dvae configs/tokenizer/tokens_64px.py --work-dir runs/tokens --set data.root=/data/tiny-imagenet
+Its input is a second view of 32 px (half size, as in BEiT) at stride 4. Its codes lie on the 8 x 8 grid of a ViT with
+8-px patches (configs/pretrain/mae_small_64px.py).
+
+Command:   python tools/tokenizer_train.py dvae configs/tokenizer/tokens_64px.py --work-dir runs/tokens \
+           --set data.root=/data/tiny-imagenet
 Cost:      4 epochs of 20,000 images: see docs/results/tokens.md.
 Published: none at this scale.
 """
