@@ -14,19 +14,18 @@ import hashlib
 import inspect
 import json
 import pprint
-import re
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from mmengine.config import Config
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from mae_transfer.home import at_home
 
 S = TypeVar("S", bound="Schema")
 T = TypeVar("T")
-HOME = re.compile(r"((?:[\w-]+:)?)(~(?:/.*)?)")  # ~/data, mae:~/mae.pth
 Openers = Mapping[str, Callable[[str], Any]]
 NEUTRAL = {"on_error": "raise", "max_unreadable": 100}
 """Keys that make no other config, with the values (their defaults) that stand for them in digests: what is done about unreadable files."""
@@ -38,6 +37,8 @@ class Schema(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
     debug: ClassVar[Mapping[str, Any]] = {}
     """Dotted overrides that `--debug` lays over any file: a run of two steps, on CPU, in seconds. "key?" only where the file sets that key."""
+    choices: ClassVar[Mapping[str, Mapping[str, Callable[..., Any]]]] = {}
+    """By the name of each Spec field: the table that its `name` is an entry of. `--show` documents the entry's options from it."""
 
     def digest(self) -> str:
         """Return the first 16 hex digits of the sha256 of everything but `run` and where the data lie."""
@@ -99,6 +100,8 @@ def load(
 
 def read(path: str | Path) -> dict[str, Any]:
     """Return the values of a config file and its base, before any schema; ValueError where it cannot be read."""
+    from mmengine.config import Config  # here: it takes long to import, and most modules import this one
+
     if not Path(path).is_file():
         raise ValueError(f"config file {str(path)!r} does not exist; the suite's own are under configs/")
     try:
@@ -126,14 +129,8 @@ def validate(values: Mapping[str, Any], schema: type[S], *, where: str) -> S:
         raise ValueError(f"{where}: " + "\n  ".join(lines)) from None
 
 
-def at_home(path: str) -> str:
-    """Return a path, or a reference PREFIX:PATH, whose ~ is the user's home folder: shells leave it alone behind an = or in quotes."""
-    found = HOME.fullmatch(path)
-    return f"{found[1]}{Path(found[2]).expanduser()}" if found else path
-
-
 def _at_home(value: Any) -> Any:
-    """Do the same for every string of a config."""
+    """Replace ~ by the user's home folder in every string of a config."""
     if isinstance(value, Mapping):
         return {key: _at_home(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

@@ -1,22 +1,27 @@
-"""Detect objects with a pretrained backbone: Mask R-CNN on COCO-format data, by torchvision out of the box or with detectron2's heads.
+"""Detect objects with a pretrained backbone: Mask R-CNN on COCO-format data.
 
-    python tools/det_train.py configs/detect/mini.py --work-dir runs/det                                  generated scenes, on a CPU, minutes
-    python tools/det_train.py configs/detect/mask_rcnn_vit_base_li2021_100ep.py --backbone mae:mae_pretrain_vit_base.pth --set data.root=/data/coco \\
-        --work-dir runs/det_b
-    python tools/det_train.py CONFIG --eval --checkpoint runs/det_b/checkpoints/step_00184375.pt --visualize 20 --work-dir runs/det_b_eval
-    torchrun --nproc-per-node 8 tools/det_train.py configs/detect/mask_rcnn_vitdet_base_100ep.py --backbone REF --set engine=detectron2 --work-dir D
+  python tools/det_train.py configs/detect/mini.py --work-dir runs/det      (generated scenes, CPU)
+  python tools/det_train.py configs/detect/mask_rcnn_vit_base_li2021_100ep.py \\
+      --backbone mae:mae_pretrain_vit_base.pth --set data.root=/data/coco --work-dir runs/det_b
+  python tools/det_train.py CONFIG --eval --checkpoint runs/det_b/checkpoints/step_00184375.pt \\
+      --visualize 20 --work-dir runs/det_b_eval
+  torchrun --nproc-per-node 8 tools/det_train.py configs/detect/mask_rcnn_vitdet_base_100ep.py \\
+      --backbone REF --set engine=detectron2 --work-dir D
 
-D ends with checkpoints/ (training states), config.py (resolved), log.jsonl, curves.png, tensorboard/, predictions.json (COCO's result format),
-detections/ (objects beside what was found) and results.jsonl (bbox and segm AP, AP50, AP75, by size, AR). Data lie as COCO 2017 does: train2017/,
-val2017/ and annotations/instances_*.json; tools/prepare_data.py fetches and checks them, and docs/results/detect.md compares the two engines.
+D then holds checkpoints/ (training states), config.py (resolved), log.jsonl, curves.png,
+tensorboard/, predictions.json (COCO's result format), detections/ (ground truth and predictions)
+and results.jsonl (box and mask AP, AP50, AP75, by size, AR). Data use COCO 2017's layout:
+train2017/, val2017/ and annotations/instances_*.json. tools/prepare_data.py downloads and checks
+them. The heads are torchvision's, or detectron2's where it is installed: docs/results/detect.md
+compares the two.
 """
 
 import sys
 
 from mae_transfer import cli
-from mae_transfer.tasks import detect
 
-TASKS = {"detect": cli.Task(detect.DetectConfig, detect.run, detect.evaluate_checkpoint)}
+TASK = "mae_transfer.tasks.detect"
 
 if __name__ == "__main__":
-    sys.exit(cli.transfer(TASKS, description=__doc__, draws=True))
+    tasks = {"detect": cli.Task(f"{TASK}:DetectConfig", f"{TASK}:run", f"{TASK}:evaluate_checkpoint")}
+    sys.exit(cli.transfer(tasks, description=__doc__, draws=True))

@@ -1,57 +1,67 @@
-"""Rewrite a backbone: any layout in; this suite's, timm's, transformers' or detectron2's names out.
+"""Convert a backbone: read any supported layout, write this suite's names or those of others.
 
-python tools/export_checkpoint.py beit:beit_base_patch16_224_pt22k.pth --out beit.safetensors
-python tools/export_checkpoint.py runs/mae_b/backbone.safetensors --format hf --out mae_b_hf                a directory for transformers
-python tools/export_checkpoint.py mae:mae_pretrain_vit_base.pth --format detectron2 --out mae_b.pth         for ViTDet's init_checkpoint
-python tools/export_checkpoint.py --licence                                                                 the released weights known by name
+  python tools/export_checkpoint.py beit:beit_base_patch16_224_pt22k.pth --out beit.safetensors
+  python tools/export_checkpoint.py runs/mae_b/backbone.safetensors --format hf --out b_hf
+  python tools/export_checkpoint.py mae:mae_pretrain_vit_base.pth --format detectron2 --out b.pth
+  python tools/export_checkpoint.py --list           (prefixes, formats, released weights)
+
+hf writes a directory for transformers. detectron2 writes a file for ViTDet's init_checkpoint.
 """
+
+from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
 from typing import Any
 
-from mae_transfer import checkpoints, cli
-from mae_transfer.core.normalize import checked
-from mae_transfer.tasks.backbones import pretrain_of, settle
+from mae_transfer import cli
+
+FORMATS = ("ours", "timm", "hf", "detectron2")
+
+
+def parser() -> cli.Parser:
+    found = cli.Parser(description=__doc__)
+    what, how = found.what, found.how
+    what.add_argument("reference", type=cli.at_home, nargs="?", metavar="REFERENCE", help="a path, or PREFIX:PATH; --list names the prefixes")
+    what.add_argument("--format", default="ours", choices=FORMATS, help="parameter names to write (default: ours)")
+    found.where.add_argument("--out", type=cli.path, metavar="PATH", help="file to write (hf: directory)")
+    size = "resample position embeddings to images of this side, or height and width"
+    how.add_argument("--image-size", type=int, nargs="+", metavar="P", help=size)
+    how.add_argument("--heads", type=int, metavar="N", help="attention heads, if neither the file nor its layout says so")
+    how.add_argument("--mean", type=float, nargs="+", metavar="M", help="mean per channel, on [0, 1], of the images of pretraining; is recorded")
+    how.add_argument("--std", type=float, nargs="+", metavar="S", help="standard deviation per channel; needs --mean")
+    found.information.add_argument("--list", action="store_true", help="list prefixes, formats and released weights, and exit")
+    found.information.add_argument("--licence", action="store_true", help="list the released weights with licence and address, and exit")
+    return found
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "reference",
-        type=cli.at_home,
-        nargs="?",
-        metavar="REFERENCE",
-        help=f"a path, or PREFIX:PATH with {', '.join(filter(None, checkpoints.LAYOUTS))}",
-    )
-    parser.add_argument("--out", type=cli.path, metavar="PATH", help="file to write (hf: directory)")
-    parser.add_argument("--format", default="ours", choices=checkpoints.FORMATS, help="whose names (default: ours)")
-    parser.add_argument(
-        "--image-size", type=int, nargs="+", metavar="PIXELS", help="resample position tables to images of this side, or of this height and width"
-    )
-    parser.add_argument("--heads", type=int, metavar="N", help="attention heads, where neither file nor layout tells them")
-    parser.add_argument("--mean", type=float, nargs="+", metavar="M", help="mean per channel on [0, 1] of the images that the weights learned from")
-    parser.add_argument("--std", type=float, nargs="+", metavar="S", help="standard deviation, likewise: both are recorded with the weights")
-    parser.add_argument("--licence", action="store_true", help="list the released weights with licence and address, and end")
-    args = parser.parse_args()
+    options = parser()
+    args = options.parse_args()
+    if args.list:
+        return cli.guarded(list_all)
     if args.licence:
         return cli.guarded(list_licences)
     if args.reference is None or args.out is None:
-        parser.error("name a REFERENCE and --out PATH, or --licence")
+        options.error("name a REFERENCE and --out PATH, or --list, or --licence")
     if (args.mean is None) != (args.std is None):
-        parser.error("give --mean and --std, or neither")
+        options.error("give --mean and --std, or neither")
+    return cli.guarded(lambda: run(args))
 
-    def run() -> None:
-        own = None if args.mean is None else (args.mean, args.std)
-        changes = {key: value for key, value in (("image_size", cli.size(args.image_size)), ("heads", args.heads)) if value}
-        export(args.reference, args.out, name=args.format, changes=changes, own=own)
 
-    return cli.guarded(run)
+def run(args: argparse.Namespace) -> None:
+    own = None if args.mean is None else (args.mean, args.std)
+    changes = {key: value for key, value in (("image_size", cli.size(args.image_size)), ("heads", args.heads)) if value}
+    export(args.reference, args.out, name=args.format, changes=changes, own=own)
 
 
 def export(reference: str, out: Path, *, name: str, changes: dict[str, Any], own: tuple[list[float], list[float]] | None = None) -> None:
     """Read, write, and say what was not written. own: mean and std that the user knows of; they must not contradict recorded ones."""
+    from mae_transfer import checkpoints
+    from mae_transfer.core.normalize import checked
+    from mae_transfer.tasks.backbones import pretrain_of, settle
+
     loaded = checkpoints.load(reference, changes=changes)
     given = checked(*own, where="--mean and --std") if own else None
     known, said = settle(reference, loaded, given)
@@ -68,8 +78,18 @@ def export(reference: str, out: Path, *, name: str, changes: dict[str, Any], own
         print(f"not written, for a backbone has no classifier: {', '.join(loaded.head)}")
 
 
+def list_all() -> None:
+    from mae_transfer import checkpoints
+
+    print("prefixes:", ", ".join(f"{prefix}:" for prefix in checkpoints.LAYOUTS if prefix), "(docs/backbones.md)")
+    print("formats:", ", ".join(checkpoints.FORMATS))
+    list_licences()
+
+
 def list_licences() -> None:
     """Print a line per released file; `released:NAME` is a reference to it."""
+    from mae_transfer import checkpoints
+
     for name, entry in checkpoints.RELEASED.items():
         print(f"released:{name:26} {entry.licence:14} {entry.checksum or 'no checksum published':22} {entry.url}")
 

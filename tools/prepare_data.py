@@ -1,82 +1,83 @@
-"""Fetch, check and write data sets.
+"""Download, check and write data sets.
 
-python tools/prepare_data.py coco --root /data/coco                       download, unpack, check; asked again, it continues
-python tools/prepare_data.py ade20k --root /data/ade
-python tools/prepare_data.py check --root /data/mine --annotations labels.json --images photos     every defect at once, of any data set
-python tools/prepare_data.py check --root /data/camvid --classes Sky Building Pole Road Pavement Tree SignSymbol Fence Car Pedestrian Bicyclist
-python tools/prepare_data.py shapes --root data/shapes --format coco --train 2000 --val 500       generated scenes instead of photographs
+  python tools/prepare_data.py coco --root /data/coco     (download, unpack, check; can be repeated)
+  python tools/prepare_data.py check --root /data/mine --annotations labels.json --images photos
+  python tools/prepare_data.py shapes --root data/shapes --format coco --train 2000 --val 500
+
+check lists every defect at once. --help after a command shows its options.
 """
+
+from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mae_transfer import cli
-from mae_transfer.data.any_check import check_any
-from mae_transfer.data.archives import DATA_SETS, DataSet, prepare
-from mae_transfer.data.defects import Defect
-from mae_transfer.data.dense_shapes import write_ade, write_coco
 
-WRITERS = {"coco": write_coco, "ade": write_ade}
+if TYPE_CHECKING:
+    from mae_transfer.data.defects import Defect
+
+PUBLIC = ("coco", "ade20k")
+WRITERS = {"coco": "mae_transfer.data.dense_shapes:write_coco", "ade": "mae_transfer.data.dense_shapes:write_ade"}
 
 
 def main() -> int:
     args = parser().parse_args()
-    if args.command == "check":
-        return cli.guarded(lambda: check(args))
     if args.command == "shapes":
-        return cli.guarded(lambda: WRITERS[args.format](args.root, train=args.train, val=args.val, size=args.size, seed=args.seed))
-    return cli.guarded(lambda: public(DATA_SETS[args.command], args.root, only_check=args.check))
+        return cli.guarded(lambda: cli.named(WRITERS[args.format])(args.root, train=args.train, val=args.val, size=args.size, seed=args.seed))
+    return cli.guarded(lambda: check(args) if args.command == "check" else public(args))
 
 
-def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = found.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, data_set in DATA_SETS.items():
-        command = commands.add_parser(name, help=f"download, unpack and check {name}", description=data_set.terms)
-        command.add_argument("--check", action="store_true", help="download nothing: check what is there")
-        add_root(command)
-    command = commands.add_parser("check", help="name every defect of a data set in COCO's or ADE20K's layout")
-    add_root(command)
-    command.add_argument("--split", action="append", default=[], metavar="NAME", help="which; may be repeated (default: all that are there)")
-    command.add_argument(
-        "--annotations", type=cli.at_home, metavar="JSON", help="COCO: a json instead of annotations/instances_SPLIT.json, from root"
-    )
-    command.add_argument("--images", type=cli.at_home, metavar="FOLDER", help="COCO: another folder of images than SPLIT, relative to root")
-    command.add_argument("--boxes", action="store_true", help="COCO: judge as boxes alone are trained on, heads.masks=False; outlines are not read")
-    command.add_argument("--classes", nargs="+", metavar="NAME", help="ADE20K's layout: the classes (default: root's own list)")
-    command.add_argument("--keep-zero-label", action="store_true", help="ADE20K's layout: a map's 0 is the first class, not void")
-    command.add_argument("--values", nargs="+", type=int, metavar="V", help="ADE20K's layout: the stored value of each class, e.g. 0 255 (values=)")
-    command.add_argument("--image-suffix", metavar="END", help="ADE20K's layout: how names of images end, e.g. _leftImg8bit.png (image_suffix=)")
-    command.add_argument("--map-suffix", metavar="END", help="ADE20K's layout: how names of maps end, e.g. _mask.png (map_suffix=)")
-    command.add_argument("--allow-absent", action="store_true", help="ADE20K's layout: go on where a class has no pixel in any map (allow_absent=)")
-    command = commands.add_parser("shapes", help="write generated scenes in COCO's or ADE20K's layout")
-    add_root(command)
-    command.add_argument("--format", choices=WRITERS, default="coco", help="layout (default: coco)")
-    for option, default, what in (("train", 2000, "training scenes"), ("val", 500, "validation scenes"), ("size", 128, "pixels per side")):
-        command.add_argument(f"--{option}", type=cli.count, default=default, metavar="N", help=f"{what} (default: {default})")
-    command.add_argument("--seed", type=int, default=0, metavar="N", help="of all scenes (default: 0)")
+def parser() -> cli.Parser:
+    found = cli.Parser(description=__doc__)
+    commands = found.add_subparsers(dest="command", required=True, metavar="COMMAND", title="Commands")
+    for name in PUBLIC:
+        command = add(commands, name, f"download, unpack and check {name}; print its terms of use")
+        command.how.add_argument("--check", action="store_true", help="download nothing: check what is there")
+    command = add(commands, "check", "list every defect of a data set in COCO's or ADE20K's layout")
+    what, coco, maps = command.what, command.add_argument_group("How: COCO's layout"), command.add_argument_group("How: ADE20K's layout")
+    what.add_argument("--split", action="append", default=[], metavar="NAME", help="split to check; may be repeated (default: all)")
+    coco.add_argument("--annotations", type=cli.at_home, metavar="JSON", help="a json instead of annotations/instances_SPLIT.json, from root")
+    coco.add_argument("--images", type=cli.at_home, metavar="FOLDER", help="a folder of images instead of SPLIT, from root")
+    coco.add_argument("--boxes", action="store_true", help="check boxes only, as for training with heads.masks=False; outlines are not read")
+    maps.add_argument("--classes", nargs="+", metavar="NAME", help="names of the classes (default: root's own list)")
+    maps.add_argument("--keep-zero-label", action="store_true", help="0 in a map is the first class, not void")
+    maps.add_argument("--values", nargs="+", type=int, metavar="V", help="stored value of each class, e.g. 0 255 (values=)")
+    maps.add_argument("--image-suffix", metavar="END", help="end of the names of images, e.g. _leftImg8bit.png (image_suffix=)")
+    maps.add_argument("--map-suffix", metavar="END", help="end of the names of maps, e.g. _mask.png (map_suffix=)")
+    maps.add_argument("--allow-absent", action="store_true", help="accept a class that has no pixel in any map (allow_absent=)")
+    command = add(commands, "shapes", "write generated scenes in COCO's or ADE20K's layout")
+    command.what.add_argument("--format", choices=WRITERS, default="coco", help="layout (default: coco)")
+    for option, default, text in (("train", 2000, "training scenes"), ("val", 500, "validation scenes"), ("size", 128, "pixels per side")):
+        command.what.add_argument(f"--{option}", type=cli.count, default=default, metavar="N", help=f"{text} (default: {default})")
+    command.how.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all scenes (default: 0)")
     return found
 
 
-def add_root(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--root", required=True, type=cli.path, metavar="DIR", help="folder of the data set")
+def add(commands: argparse._SubParsersAction[cli.Parser], name: str, help: str) -> cli.Parser:
+    command = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
+    command.where.add_argument("--root", required=True, type=cli.path, metavar="DIR", help="folder of the data set")
+    return command
 
 
-def public(data_set: DataSet, root: Path, *, only_check: bool) -> None:
-    """Print the terms, fetch unless told otherwise, and check every split."""
+def public(args: argparse.Namespace) -> None:
+    from mae_transfer.data.archives import DATA_SETS, prepare
+
+    data_set = DATA_SETS[args.command]
     print(data_set.terms)
-    folder = root / data_set.folder if only_check else prepare(data_set, root)
+    folder = args.root / data_set.folder if args.check else prepare(data_set, args.root)
     defects = {split: data_set.check(str(folder), split=split) for split in data_set.splits}
-    if only_check:
+    if args.check:
         report(defects)
     else:  # what is wrong in spite of whole files is the authors' own: COCO has boxes without area
         show(defects)
-        print(f"ready: --set data.root={folder}   (the archives in {root} are no longer needed)")
+        print(f"ready: --set data.root={folder}   (the archives in {args.root} are no longer needed)")
 
 
 def check(args: argparse.Namespace) -> None:
+    check_any = cli.named("mae_transfer.data.any_check:check_any")
     files = {name: getattr(args, name) for name in ("annotations", "images", "image_suffix", "map_suffix")}
     coding = {"classes": args.classes, "reduce_zero_label": not args.keep_zero_label, "values": args.values, "allow_absent": args.allow_absent}
     report(check_any(args.root, splits=args.split, **files, masks=not args.boxes, **coding))
@@ -91,8 +92,7 @@ def show(defects: Mapping[str, Sequence[Defect]]) -> None:
 def report(defects: Mapping[str, Sequence[Defect]]) -> None:
     """Print everything; ValueError where anything stops a run."""
     show(defects)
-    numbers = [defect.number for found in defects.values() for defect in found if not defect.policy]
-    if numbers:
+    if numbers := [defect.number for found in defects.values() for defect in found if not defect.policy]:
         raise ValueError(f"{sum(numbers)} defects, listed above")
 
 

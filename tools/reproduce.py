@@ -1,61 +1,71 @@
-"""Run a suite: tokenizers, pretrainings, every transfer of each, from every seed; then its tables and report.html.
+"""Run a suite: tokenizers, pretrainings, every transfer of each, all seeds; then tables and a report.
 
-    python tools/reproduce.py configs/suites/mini.py --work-dir runs/mini                                    minutes, on a CPU
-    python tools/reproduce.py configs/suites/table7.py --work-dir runs/t7 --root imagenet=/data/imagenet --dry-run     the plan: runs, cost, state
-    python tools/reproduce.py configs/suites/table7.py --work-dir runs/t7 --devices 0,1,2,3,4,5,6,7                    eight runs at a time
-    python tools/reproduce.py configs/suites/table7.py --work-dir runs/t7 --gpus-per-node 8                            each run on eight GPUs
-    python tools/reproduce.py configs/suites/table7.py --work-dir runs/t7 --launcher slurm --gpus-per-node 8 --nodes 4 --slurm partition=gpu
+  python tools/reproduce.py configs/suites/mini.py --work-dir runs/mini               (minutes, CPU)
+  python tools/reproduce.py configs/suites/table7.py --work-dir runs/t7 \\
+      --root imagenet=/data/imagenet --dry-run                 (the plan: runs, cost, state)
+  python tools/reproduce.py configs/suites/table7.py --work-dir runs/t7 --devices 0,1,2,3,4,5,6,7
+  python tools/reproduce.py configs/suites/table7.py --work-dir runs/t7 --gpus-per-node 8
+  python tools/reproduce.py configs/suites/table7.py --work-dir runs/t7 --launcher slurm \\
+      --gpus-per-node 8 --nodes 4 --slurm partition=gpu
 
-The work dir holds a folder per run (the tool's own files, output.log, node.json) and report.html. What is done is not done again; a run whose config,
-inputs or seed changed is, and says why. Ctrl-C and SIGTERM save and stop; the same command continues.
+D holds a folder per run (the tool's own files, output.log, node.json) and report.html, which is
+rewritten after every run. Finished runs are not repeated, unless their config, inputs or seed
+changed. Ctrl-C and SIGTERM save and stop; the same command continues.
 """
 
 import argparse
 import sys
 
 from mae_transfer import cli
-from mae_transfer.suite import view
-from mae_transfer.suite.formats import screen
-from mae_transfer.suite.plan import open_plan, select
-from mae_transfer.suite.report import publish
-from mae_transfer.suite.run import Machine, Runner
-from mae_transfer.suite.slurm import Cluster, submit
-from mae_transfer.suite.steps import forced
-from mae_transfer.suite.work import Work
 
 OTHERS = {"local": ("nodes", "slurm"), "slurm": ("jobs", "devices")}  # options that the other launcher takes
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("suite", type=cli.path, metavar="SUITE", help="a file under configs/suites, or your own; its docstring says what it costs")
-    parser.add_argument("--work-dir", type=cli.path, required=True, metavar="D", help="where everything goes")
-    parser.add_argument("--root", action="append", default=[], metavar="NAME=PATH", help="where a data set of the suite lies; may be repeated")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and end")
-    parser.add_argument("--only", action="append", default=[], metavar="TEXT", help="only runs with this in their name, and what they need")
-    parser.add_argument("--force", action="append", default=[], metavar="TEXT", help="repeat runs with this in their name and what takes from them")
-    parser.add_argument("--debug", action="store_true", help="every run as its tool's --debug: a few steps of tiny models, to try the suite itself")
-    parser.add_argument("--launcher", choices=("local", "slurm"), default="local", help="this machine (default), or SLURM through submitit")
-    parser.add_argument("--jobs", type=cli.count, help="local: runs at a time (default: one per named device, else 1)")
-    parser.add_argument("--devices", default="", metavar="0,1", help="local: GPUs by number; each run gets one of them (default: all see all)")
-    parser.add_argument("--gpus-per-node", type=cli.count, default=1, help="processes of each run on a node, under torchrun where more than one")
-    parser.add_argument("--nodes", type=cli.count, default=1, help="slurm: nodes of each run")
-    parser.add_argument("--slurm", action="append", default=[], metavar="KEY=VALUE", help="slurm: a parameter, e.g. partition=gpu, timeout_min=720")
-    return parser.parse_args()
+def parser() -> cli.Parser:
+    found = cli.Parser(description=__doc__)
+    what, how = found.what, found.how
+    what.add_argument("suite", type=cli.path, metavar="SUITE", help="suite file: one of configs/suites, or your own")
+    what.add_argument("--root", action="append", default=[], metavar="NAME=PATH", help="folder of one of the suite's data sets; may be repeated")
+    what.add_argument("--only", action="append", default=[], metavar="TEXT", help="only runs with TEXT in their name, and what they need")
+    what.add_argument("--force", action="append", default=[], metavar="TEXT", help="repeat runs with TEXT in their name, and what depends on them")
+    found.where.add_argument("--work-dir", type=cli.path, metavar="D", help="folder for everything that the suite writes")
+    how.add_argument("--debug", action="store_true", help="run each tool with --debug: a few steps of tiny models, to check the suite")
+    how.add_argument("--launcher", choices=("local", "slurm"), default="local", help="local (default): this machine; slurm: a cluster, by submitit")
+    how.add_argument("--jobs", type=cli.count, metavar="N", help="local: runs at a time (default: one per named device, else 1)")
+    how.add_argument("--devices", default="", metavar="0,1", help="local: GPU numbers; each run gets one of them (default: all runs see all GPUs)")
+    how.add_argument("--gpus-per-node", type=cli.count, default=1, metavar="N", help="processes per run and node, by torchrun (default: 1)")
+    how.add_argument("--nodes", type=cli.count, default=1, metavar="N", help="slurm: nodes per run (default: 1)")
+    how.add_argument("--slurm", action="append", default=[], metavar="KEY=VALUE", help="slurm: a parameter, e.g. partition=gpu, timeout_min=720")
+    found.information.add_argument("--dry-run", action="store_true", help="print the plan (runs, cost, state), and exit")
+    found.information.add_argument("--list", action=cli.ListConfigs, nargs=0, help=cli.LIST)
+    found.information.add_argument("--show", action="store_true", help=cli.SHOW)
+    return found
 
 
 def main() -> int:
-    args = parse()
+    args = cli.parse(parser(), None)
     return cli.guarded(lambda: reproduce(args))
 
 
 def reproduce(args: argparse.Namespace) -> None:
+    from mae_transfer.suite import view
+    from mae_transfer.suite.formats import screen
+    from mae_transfer.suite.plan import open_plan, select
+    from mae_transfer.suite.report import publish
+    from mae_transfer.suite.run import Machine, Runner
+    from mae_transfer.suite.slurm import Cluster, submit
+    from mae_transfer.suite.steps import forced
+    from mae_transfer.suite.work import Work
+
     if idle := [name for name in OTHERS[args.launcher] if getattr(args, name) not in (None, "", [], 1)]:
         raise ValueError(f"--{idle[0]} does nothing with --launcher {args.launcher}: leave it out")
     pairs = [text.partition("=") for text in args.root]
     if not all(path for _, _, path in pairs):
         raise ValueError(f"--root {args.root}: write name=path, for instance --root imagenet=/data/imagenet")
     cfg, plan = open_plan(args.suite, roots={name: cli.at_home(path) for name, _, path in pairs})
+    if args.show:
+        cli.show(cfg, title=str(args.suite))
+        return
     console, work = screen(), Work(select(plan, args.only), args.work_dir, suite=cfg.title, debug=args.debug)
     devices = tuple(filter(None, args.devices.split(",")))
     machine = Machine(args.jobs if args.jobs is not None else len(devices) or 1, devices, args.gpus_per_node)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mae_transfer.bench.harness import Build, Entry, Mode, Work, compared, race
+from mae_transfer.bench.harness import Build, Entry, compared, race
+from mae_transfer.bench.work import Mode, Work
 from mae_transfer.core.normalize import IMAGENET, normalize
 from mae_transfer.engine.loop import Step
 from mae_transfer.interfaces import Batch

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from mae_transfer.adapters import AdaptedBackbone, SimpleFPN, maps_of
 from mae_transfer.adapters.levels import NORMS
-from mae_transfer.bench.harness import Build, Entry, Mode, Work, compared, race
+from mae_transfer.bench.harness import Build, Entry, compared, race
+from mae_transfer.bench.work import Mode, Work
 from mae_transfer.core.normalize import IMAGENET
 from mae_transfer.core.runs import dense, from_masks, taken
 from mae_transfer.data import SceneBatch

@@ -13,35 +13,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from mae_transfer.bench.work import Mode, Work
 from mae_transfer.engine.dist import peak_memory_gib
 from mae_transfer.engine.state import autocast
-
-Mode = Literal["eager", "compiled"]
-
-
-@dataclass(frozen=True)
-class Work:
-    """What one step works on."""
-
-    size: str = "vit_base"  # a name of models.vit.SIZES
-    patch: int = 16
-    image: int = 224  # pixels per side
-    batch: int = 16
-    mask_ratio: float = 0.75
-    dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast over float32 parameters
-    device: str = "cpu"
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """The dtype of the matmuls."""
-        return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
 
 
 class Entry(NamedTuple):

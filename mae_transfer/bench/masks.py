@@ -32,15 +32,6 @@ SIDE = 28  # of a predicted mask
 UNIT = 2**20 if sys.platform == "darwin" else 2**10  # of ru_maxrss per MiB
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the benchmark's options."""
-    parser.add_argument("--objects", type=int, default=1000, help="annotated in the image, and found in it")
-    parser.add_argument("--height", type=int, default=4000)
-    parser.add_argument("--width", type=int, default=5000)
-    parser.add_argument("--radius", type=float, default=100.0, help="of an object, pixels, on average")
-    parser.add_argument("--rounds", type=int, default=3, help="the fastest counts")
-
-
 def run(args: argparse.Namespace) -> list[Json]:
     """Return a record for each transform of a training sample, and one for pasting and encoding what is found in an image."""
     size, rng = (args.height, args.width), np.random.default_rng(0)

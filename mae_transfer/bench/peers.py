@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mae_transfer.bench.harness import Entry, Work
+from mae_transfer.bench.harness import Entry
+from mae_transfer.bench.work import Work
 from mae_transfer.models.mae import DecoderConfig
 from mae_transfer.models.vit import NORM_EPS, SIZES
 

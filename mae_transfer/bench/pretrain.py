@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mae_transfer.bench.harness import Build, Entry, Mode, Row, Work, race
+from mae_transfer.bench.harness import Build, Entry, Row, race
 from mae_transfer.bench.peers import lightly_mae, transformers_mae
+from mae_transfer.bench.work import Mode, Work
 from mae_transfer.core.masks import Random
 from mae_transfer.core.normalize import IMAGENET, normalize
 from mae_transfer.interfaces import Batch, Mask

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from mae_transfer.adapters.mmseg import HeadConfig, fcn_head, quiet, uper_head
-from mae_transfer.bench.harness import Build, Entry, Mode, Work, compared, race, stopwatch
+from mae_transfer.bench.harness import Build, Entry, compared, race, stopwatch
+from mae_transfer.bench.work import Mode, Work
 from mae_transfer.core.normalize import IMAGENET, normalize
 from mae_transfer.data import MapBatch
 from mae_transfer.data.maps import inside

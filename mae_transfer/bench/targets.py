@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mae_transfer.bench.harness import Entry, Mode, Runner, Work
+from mae_transfer.bench.harness import Entry, Runner
+from mae_transfer.bench.work import Mode, Work
 from mae_transfer.core.masks import Random
 from mae_transfer.core.normalize import IMAGENET, normalize
 from mae_transfer.core.patches import sides

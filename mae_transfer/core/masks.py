@@ -20,7 +20,11 @@ BEIT_TRIES = 10
 
 
 class _Sampler(ABC):
-    """What the samplers share: the mask is drawn on a grid of cells of unit x unit patches (SimMIM: 32-px cells of 16-px patches, unit 2)."""
+    """What the samplers share: the mask is drawn on a grid of cells of unit x unit patches (SimMIM: 32-px cells of 16-px patches, unit 2).
+
+    Args:
+        unit: patches per side of a cell, which is hidden or visible as a whole.
+    """
 
     def __init__(self, *, unit: Few = 1) -> None:
         if unit < 1:
@@ -56,7 +60,11 @@ class _Sampler(ABC):
 
 
 class _RatioSampler(_Sampler):
-    """A sampler that hides a share of the cells: it keeps int(cells * (1 - ratio)) of them, as MAE does."""
+    """A sampler that hides a share of the cells: it keeps int(cells * (1 - ratio)) of them, as MAE does.
+
+    Args:
+        ratio: share of hidden cells.
+    """
 
     def __init__(self, *, ratio: Between = 0.75, unit: Few = 1) -> None:
         super().__init__(unit=unit)
@@ -82,6 +90,9 @@ class Block(_RatioSampler):
 
     BEiT's loop stops when ten tries in a row add nothing: for 75 of 14 x 14 patches in a third of the draws, then short by 1.6 on average.
     The rest is hidden at random: 0.7 % of all hidden patches.
+
+    Args:
+        min_block: least number of cells of a rectangle.
     """
 
     def __init__(self, *, ratio: Between = 0.5, unit: Few = 1, min_block: Count = BEIT_MIN_BLOCK) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import model_validator
 
@@ -106,6 +106,8 @@ AUGMENTATIONS: Mapping[str, Callable[..., Augmentation]] = {
 
 class DataConfig(Places):
     """Which images, and how they are cut."""
+
+    choices: ClassVar = {"train": DATASETS, "val": DATASETS, "augmentation": AUGMENTATIONS}
 
     train: Spec = Spec.model_validate({"name": "folder", "split": "train"})
     """An entry of DATASETS with its options."""

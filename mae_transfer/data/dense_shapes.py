@@ -83,7 +83,15 @@ class ShapesObjects:
 
 
 class ShapesMaps:
-    """Generated scenes with their class maps: 0 is the ground, 1 + k the k-th solid. The arguments are those of ShapesObjects."""
+    """Generated scenes with their class maps: 0 is the ground, 1 + k the k-th solid.
+
+    Args:
+        size: pixels per side.
+        length: number of scenes.
+        seed: of the whole set; a validation split is another seed.
+        objects: fewest and most objects of a scene.
+        kinds: how many of the SOLIDS occur, the first ones.
+    """
 
     def __init__(self, *, size: Pixels = 128, length: Count = 2000, seed: Seed = 0, objects: tuple[Few, Few] = (2, 4)) -> None:
         self.shapes = Shapes(size=size, length=length, seed=seed, objects=objects)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -95,6 +95,8 @@ def inside(extent: Tensor, size: int | tuple[int, int]) -> Tensor:
 
 class MapDataConfig(Places):
     """Images with class maps, and how they are cut."""
+
+    choices: ClassVar = {"train": MAP_SETS, "val": MAP_SETS}
 
     train: Spec = Spec.model_validate({"name": "ade", "split": "training"})
     """An entry of MAP_SETS with its options."""

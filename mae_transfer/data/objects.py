@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from operator import gt
-from typing import NamedTuple, Protocol, Self
+from typing import ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -194,6 +194,8 @@ class Scenes(Samples[Annotated, Scene]):
 
 class ObjectDataConfig(Places):
     """Images with objects, and how they are resized."""
+
+    choices: ClassVar = {"train": OBJECT_SETS, "val": OBJECT_SETS, "augmentation": SCENE_TRANSFORMS, "view": SCENE_TRANSFORMS}
 
     train: Spec = Spec.model_validate({"name": "coco", "split": "train2017", "skip_empty": True})
     """An entry of OBJECT_SETS with its options."""

@@ -6,7 +6,7 @@ Layer ids: 0 the stem, 1..depth the blocks, depth + 1 whatever comes after (norm
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from pydantic import field_validator, model_validator
@@ -30,13 +30,22 @@ class Layers(NamedTuple):
 
 
 def adamw(groups: Sequence[Group], lr: float, *, betas: tuple[BelowOne, BelowOne] = (0.9, 0.999), eps: Epsilon = 1e-8) -> torch.optim.Optimizer:
-    """Return AdamW over `groups`, as one fused kernel where every parameter lies on a device that has it."""
+    """Return AdamW over `groups`, as one fused kernel where every parameter lies on a device that has it.
+
+    Args:
+        betas: decay rates of the averages of the gradient and of its square.
+        eps: added to the denominator.
+    """
     fused = all(p.device.type in FUSED_DEVICES for group in groups for p in group["params"])
     return torch.optim.AdamW(list(groups), lr=lr, betas=betas, eps=eps, fused=fused)
 
 
 def sgd(groups: Sequence[Group], lr: float, *, momentum: BelowOne = 0.9) -> torch.optim.Optimizer:
-    """Return SGD with momentum over `groups`; its weight decay is an l2 penalty."""
+    """Return SGD with momentum over `groups`; its weight decay is an l2 penalty.
+
+    Args:
+        momentum: decay rate of the average of the gradient.
+    """
     return torch.optim.SGD(list(groups), lr=lr, momentum=momentum)
 
 
@@ -44,6 +53,10 @@ def lars(groups: Sequence[Group], lr: float, *, momentum: BelowOne = 0.9, trust:
     """Return LARS over `groups`: matrices move at trust * |weight| / |gradient| times the rate, vectors at the rate (You et al.; MAE, table 10).
 
     timm adapts the rate of a group where it decays, or where it is told to: each group is split by its parameters' dimensions and told.
+
+    Args:
+        momentum: decay rate of the average of the update.
+        trust: learning rate of a matrix, relative to |weight| / |gradient|.
     """
     split: list[Group] = []
     for group in groups:
@@ -60,6 +73,8 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": adamw, "
 
 class OptimConfig(Schema):
     """The optimizer, its learning rate and what scales it."""
+
+    choices: ClassVar = {"algorithm": OPTIMIZERS}
 
     algorithm: Spec = Spec(name="adamw")
     """An entry of OPTIMIZERS with its own options: dict(name="adamw", betas=(0.9, 0.95))."""

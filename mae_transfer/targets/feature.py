@@ -33,6 +33,7 @@ class Feature(FrozenTarget):
     A map of another grid than the encoder's (a patch of 14 px, a stride of 32) is resized to it, bilinear and antialiased.
 
     Args:
+        teacher: a backbone, as --backbone takes it.
         loss: smooth l1 between the values, or 1 - cosine.
         scale: "layer" normalises each feature to mean 0 and variance 1 (data2vec), "unit" to length 1, "none" leaves it.
         size: pixels per side, or (height, width) in the shape of the encoder's image, that the teacher sees, a view of its own; None: that image.

@@ -26,6 +26,11 @@ class HOG(FrozenTarget):
     orientations modulo half a turn into equal bins without interpolation.
 
     It does not change when a channel is shifted or scaled, so it is taken from the bytes.
+
+    Args:
+        bins: orientations per histogram.
+        cell: pixels per side of a cell; must divide the patch.
+        loss: mean squared ("l2") or mean absolute ("l1") error.
     """
 
     views: tuple[ViewSpec, ...] = ()

@@ -22,7 +22,11 @@ Bits = Annotated[int, Field(ge=1, le=8)]
 
 
 class MeanColour(FrozenTarget):
-    """The class of the mean colour, `2 ** bits` equal steps per channel, by cross-entropy: 512 classes for 3 bits of RGB."""
+    """The class of the mean colour, `2 ** bits` equal steps per channel, by cross-entropy: 512 classes for 3 bits of RGB.
+
+    Args:
+        bits: bits per channel.
+    """
 
     views: tuple[ViewSpec, ...] = ()
     weights: Tensor  # (C,) int64: place values of the channels

@@ -22,6 +22,10 @@ class PCA(Pixel):
 
     The paper does not say whether they are whitened. They are not, unless told otherwise: the loss then is the squared error of the pixels within
     the basis's span. `whiten` gives every component the same weight.
+
+    Args:
+        basis: a basis.safetensors, or random:K.
+        whiten: whether each coefficient is divided by its standard deviation.
     """
 
     weight: Tensor  # (K, P): one product from pixels to coefficients

@@ -20,7 +20,11 @@ GREY = 0.5  # what a picture shows where nothing was predicted
 
 
 class Pixel(FrozenTarget):
-    """The pixels of a patch, normalised by the data set's statistics (MAE, table 1d "pixel (w/o norm)")."""
+    """The pixels of a patch, normalised by the data set's statistics (MAE, table 1d "pixel (w/o norm)").
+
+    Args:
+        loss: mean squared ("l2") or mean absolute ("l1") error.
+    """
 
     views: tuple[ViewSpec, ...] = ()
 
@@ -61,7 +65,11 @@ class Pixel(FrozenTarget):
 
 
 class NormPixel(Pixel):
-    """The pixels of a patch less their mean, over the root of their unbiased variance (MAE, table 1d "pixel (w/ norm)")."""
+    """The pixels of a patch less their mean, over the root of their unbiased variance (MAE, table 1d "pixel (w/ norm)").
+
+    Args:
+        eps: added to the variance of a patch.
+    """
 
     def __init__(self, frame: Frame, *, loss: Literal["l2", "l1"] = "l2", eps: Epsilon = 1e-6) -> None:
         super().__init__(frame, loss=loss)

@@ -24,6 +24,7 @@ class Token(FrozenTarget):
     (BEiT's rule: 112 px at stride 8 for 14 x 14 patches). MAE does not say what its tokenizer saw: here it is this too.
 
     Args:
+        tokenizer: a tokenizer.safetensors, or a reference to weights of another layout (dalle:PATH).
         interpolation: how the tokenizer's view is resized.
         cache: a folder that keeps the codes of crops that are always the same; the loader then brings them (Batch.label, (B, N) int64).
     """

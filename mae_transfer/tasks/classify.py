@@ -65,6 +65,8 @@ class ClassifyConfig(TrainConfig):
         "run": {"device": "cpu", "workers": 0, "log_every": 1, "save_minutes": None},
     }
 
+    choices: ClassVar = {"protocol": PROTOCOLS}
+
     task: Literal["classify"] = "classify"
     """Which task the file configures."""
     data: LabelledDataConfig = LabelledDataConfig()

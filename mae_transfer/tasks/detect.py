@@ -87,6 +87,8 @@ class DetectConfig(TrainConfig):
         "run": {"device": "cpu", "workers": 0, "log_every": 1, "save_minutes": None, "pictures": 1},
     }
 
+    choices: ClassVar = {"adapter": ADAPTERS}
+
     task: Literal["detect"] = "detect"
     """Which task the file configures."""
     data: ObjectDataConfig = ObjectDataConfig()

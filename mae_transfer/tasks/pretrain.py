@@ -45,6 +45,7 @@ from mae_transfer.engine.state import LoopConfig, TrainState
 from mae_transfer.interfaces import Batch, Mask, Target
 from mae_transfer.models.mae import MAE, MAEConfig
 from mae_transfer.seeding import fold
+from mae_transfer.targets import TARGETS
 from mae_transfer.tasks.codes import with_codes
 from mae_transfer.tasks.common import EVALUATION_SEED, ImageConfig, Job, facts, fit, pass_over, plan, unread
 from mae_transfer.tasks.targets import buffers_of, check_target, digest_of, open_target
@@ -74,6 +75,8 @@ class PretrainConfig(ImageConfig):
         "target.basis?": "random:8",
         "run": {"device": "cpu", "workers": 0, "log_every": 1, "save_minutes": None},
     }
+
+    choices: ClassVar = {"mask": MASKERS, "target": TARGETS}
 
     data: DataConfig = DataConfig()
     """Images and their augmentation."""

@@ -79,6 +79,8 @@ class SegmentConfig(TrainConfig):
         "run": {"device": "cpu", "workers": 0, "log_every": 1, "save_minutes": None, "pictures": 1},
     }
 
+    choices: ClassVar = {"protocol": PROTOCOLS}
+
     task: Literal["segment"] = "segment"
     """Which task the file configures."""
     data: MapDataConfig = MapDataConfig()

@@ -8,23 +8,24 @@ import re
 import sys
 from collections.abc import Iterator
 
-BASE = {"interfaces", "bounds", "seeding", "arithmetic", "core", "config", "disk", "download"}
+BASE = {"interfaces", "home", "bounds", "seeding", "arithmetic", "core", "config", "disk", "download"}
 MIDDLE = {"adapters", "models", "checkpoints", "data", "engine", "metrics", "draw", "results", "config"}
 TASKS = MIDDLE | BASE | {"targets"}
 
 MAY_IMPORT = {
     "__init__": {"checkpoints"},  # load_backbone, when it is asked for
     "interfaces": set(),
+    "home": set(),
     "bounds": set(),
     "seeding": set(),
     "arithmetic": set(),
     "core": {"interfaces", "bounds", "seeding"},
     "targets": {"interfaces", "bounds", "seeding", "arithmetic", "core"},
-    "config": set(),
+    "config": {"home"},
     "disk": set(),
     "download": set(),
     "results": {"config", "disk"},
-    "cli": {"bounds", "config", "suite"},  # what the tools share: above the suite
+    "cli": {"home", "bounds", "config", "suite"},  # what the tools share: above the suite
     "adapters": BASE,
     "models": BASE,
     "checkpoints": BASE | {"models"},
@@ -34,7 +35,7 @@ MAY_IMPORT = {
     "draw": BASE,
     "tasks": TASKS,
     "suite": TASKS | {"tasks"},
-    "bench": TASKS | {"tasks", "suite"},
+    "bench": TASKS | {"tasks", "suite", "cli"},
 }
 
 # Everything works without these, so they are named in few files and, where they are optional, imported inside a function.

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mae_transfer.bench import pretrain
-from mae_transfer.bench.harness import Entry, Measures, Row, Work, race
+from mae_transfer.bench.harness import Entry, Measures, Row, race
+from mae_transfer.bench.work import Work
 
 WORK = Work(size="vit_tiny", image=32, batch=2)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mae_transfer.bench import classify
-from mae_transfer.bench.harness import Work
+from mae_transfer.bench.work import Work
 
 WORK = Work(size="vit_tiny", image=32, batch=2)
 

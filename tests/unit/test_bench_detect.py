@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mae_transfer.bench import detect
-from mae_transfer.bench.harness import Measures, Row, Work, compared
+from mae_transfer.bench.harness import Measures, Row, compared
+from mae_transfer.bench.work import Work
 
 WORK = Work(size="vit_tiny", image=64, batch=1)
 

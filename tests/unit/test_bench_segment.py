@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mae_transfer.bench import segment
-from mae_transfer.bench.harness import Work
+from mae_transfer.bench.work import Work
 
 WORK = Work(size="vit_tiny", image=32, batch=2)
 

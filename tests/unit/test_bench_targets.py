@@ -3,7 +3,7 @@
 import torch
 
 from mae_transfer.bench import targets
-from mae_transfer.bench.harness import Work
+from mae_transfer.bench.work import Work
 
 
 def test_every_target_takes_its_turn_and_is_compared_within_its_round() -> None:

@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 import pytest
 from pydantic import PositiveInt
 
-from mae_transfer.config import Schema, Spec, assign, at_home, build, check, load, validate
+from mae_transfer.config import Schema, Spec, assign, build, check, load, validate
 from mae_transfer.data import MapDataConfig
+from mae_transfer.home import at_home
 from mae_transfer.tasks.detect import DetectConfig
 
 

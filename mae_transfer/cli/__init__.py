@@ -1,0 +1,222 @@
+"""What the tools share: the command line, and one clear line instead of a traceback for a user's mistake.
+
+This package imports no torch. A tool names its config class and its function as "module:attribute"; they are imported after the command line was
+read, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from mae_transfer.cli.parser import LIST, SHOW, ListConfigs, Parser, add_run_options, count, end_with_pipe, path, size, training_parser
+from mae_transfer.home import at_home
+
+if TYPE_CHECKING:
+    from mae_transfer.config import Schema
+
+__all__ = [
+    "LIST",
+    "SHOW",
+    "ListConfigs",
+    "Parser",
+    "Switch",
+    "Task",
+    "at_home",
+    "count",
+    "end_with_pipe",
+    "guarded",
+    "named",
+    "parse",
+    "path",
+    "pretrain",
+    "show",
+    "size",
+    "train",
+    "training_parser",
+    "transfer",
+]
+
+S = TypeVar("S", bound="Schema")
+T = TypeVar("T")
+Run = Callable[..., object]
+
+
+class Task(NamedTuple):
+    """One of the tasks that a tool runs, by what its config says. Each part is the object, or its name "module:attribute"."""
+
+    schema: type[Schema] | str
+    run: Run | str | None  # (cfg, work_dir, resume=...); None: it only evaluates
+    evaluate: Run | str | None = None  # (cfg, checkpoint, work_dir or None); None: nothing is trained
+
+
+class Switch(NamedTuple):
+    """A flag that stands for values of the config."""
+
+    changes: Mapping[str, Any] | str  # dotted key -> value; or the name of that, "module:attribute"
+    help: str
+
+
+def named(what: str | T) -> T:
+    """Return the object that "module:attribute" names; anything but a string is returned as it is."""
+    if not isinstance(what, str):
+        return what
+    module, _, attribute = what.partition(":")
+    found: T = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def train(schema: type[S] | str, run: Run | str, *, description: str, prog: str | None = None, argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, load the config into `schema`, call run(cfg, work_dir, resume=...); return the exit status."""
+    parser = training_parser(description, prog=prog)
+    add_run_options(parser)
+    args = parse(parser, argv)
+    return guarded(lambda: _train(schema, run, args))
+
+
+def _train(schema: type[S] | str, run: Run | str, args: argparse.Namespace) -> None:
+    from mae_transfer.config import load
+
+    cfg = load(args.config, named(schema), overrides=_overrides(args), debug=args.debug)
+    if args.show:
+        show(cfg, title=args.config)
+    else:
+        named(run)(cfg, args.work_dir, resume=args.resume)
+
+
+def pretrain(schema: type[S] | str, run: Run | str, *, description: str, argv: Sequence[str] | None = None) -> int:
+    """Do the same for a tool whose config may be a grid (configs/ablations): --row names one of its runs, or all of them, one after the other."""
+    parser = training_parser(description, config="config file: one of configs/, or your own; an ablation needs --row")
+    parser.what.add_argument("--row", metavar="ROW", help="ablation: name of a row of its table, or all (each in a folder of D)")
+    parser.what.add_argument("--mini", action="store_true", help="ablation: at a laptop's scale instead of the paper's")
+    add_run_options(parser)
+    args = parse(parser, argv)
+    return guarded(lambda: _pretrain(schema, run, args))
+
+
+def _pretrain(schema: type[S] | str, run: Run | str, args: argparse.Namespace) -> None:
+    from mae_transfer.config import load
+    from mae_transfer.suite import grid
+
+    if not grid.is_grid(args.config):
+        if args.row or args.mini:
+            raise ValueError(f"{args.config} is one run, not an ablation: leave --row and --mini out")
+        _train(schema, run, args)
+        return
+    points = grid.points(Path(args.config), "mini" if args.mini else "paper", args.row or "")
+    runs = [(point, load(point.config, named(schema), changes=point.changes, overrides=_overrides(args), debug=args.debug)) for point in points]
+    if len(runs) > 1 and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("--row all runs one row after the other in one process: under torchrun start each row by its name")
+    for point, cfg in runs:  # every row is checked before the first one starts
+        if args.show:
+            show(cfg, title=f"{args.config}, row {point.row!r}")
+            continue
+        folder = args.work_dir / point.folder if args.row == "all" else args.work_dir
+        if not named(run)(cfg, folder, resume=args.resume) and not args.estimate:
+            break  # stopped by a signal, and saved
+
+
+def transfer(
+    tasks: Mapping[str, Task],
+    *,
+    description: str,
+    draws: bool = False,
+    switches: Mapping[str, Switch] = MappingProxyType({}),
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Do the same for tools that take a backbone: the config's `task` (the first of `tasks` where it names none) says which one runs.
+
+    Args:
+        draws: whether there is a --visualize N.
+        switches: further flags by name ("multi-scale").
+    """
+    parser = training_parser(description)
+    parser.what.add_argument(
+        "--backbone", metavar="REF", help="weights to transfer: a backbone.safetensors, or PREFIX:PATH (mae:, timm:, random: ...; docs/backbones.md)"
+    )
+    parser.what.add_argument("--eval", action="store_true", help="train nothing, evaluate --checkpoint; --work-dir may then be left out")
+    parser.what.add_argument("--checkpoint", type=at_home, metavar="C", help="with --eval: a step_*.pt of this tool, or mae-finetuned:PATH")
+    add_run_options(parser)
+    if draws:
+        parser.how.add_argument(
+            "--visualize", type=int, metavar="N", help="draw N validation images with ground truth and predictions (run.pictures)"
+        )
+    for name, switch in switches.items():
+        parser.how.add_argument(f"--{name}", dest=name, action="store_true", help=switch.help)
+    args = parse(parser, argv)
+    if args.eval != (args.checkpoint is not None):
+        parser.error("--eval and --checkpoint go together")
+    chosen = [switch for name, switch in switches.items() if vars(args)[name]]
+    return guarded(lambda: _transfer(tasks, args, chosen))
+
+
+def _transfer(tasks: Mapping[str, Task], args: argparse.Namespace, switches: Sequence[Switch]) -> None:
+    from mae_transfer.config import load, read
+
+    task_name = read(args.config).get("task", next(iter(tasks)))
+    if task_name not in tasks:
+        raise ValueError(f"{args.config}: task = {task_name!r}; this tool runs {', '.join(tasks)}")
+    task = tasks[task_name]
+    changes: dict[str, Any] = {}
+    for switch in switches:
+        changes |= named(switch.changes)
+    if vars(args).get("visualize") is not None:
+        changes["run.pictures"] = args.visualize
+    backbone = [] if args.backbone is None else [f"backbone.reference={args.backbone!r}"]
+    cfg: Schema = load(args.config, named(task.schema), changes=changes, overrides=[*backbone, *_overrides(args)], debug=args.debug)
+    if args.show:
+        show(cfg, title=args.config)
+    elif args.estimate and (args.eval or task.evaluate is None):
+        raise ValueError(f"--estimate times training, and task {task_name!r} trains nothing here: leave it out")
+    elif args.eval:
+        if task.evaluate is None:
+            raise ValueError(f"task {task_name!r} has no checkpoint to evaluate: leave --eval out and give --backbone")
+        named(task.evaluate)(cfg, args.checkpoint, args.work_dir)
+    elif task.run is None:
+        raise ValueError(f"task {task_name!r} trains nothing: give --eval --checkpoint C")
+    else:
+        named(task.run)(cfg, args.work_dir, resume=args.resume)
+
+
+def _overrides(args: argparse.Namespace) -> list[str]:
+    """Return what --estimate and --set lay over the config."""
+    return [*(["run.estimate=True"] if args.estimate else []), *args.set]
+
+
+def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line of a tool that needs --work-dir wherever it writes something."""
+    args = parser.parse_args(argv)
+    reads = args.show or vars(args).get("estimate") or vars(args).get("eval")
+    if args.work_dir is None and not reads:
+        parser.error("--work-dir is missing: where should the run go?")
+    if args.work_dir is None and vars(args).get("estimate"):
+        args.work_dir = Path()  # nothing is written
+    return args
+
+
+def show(cfg: Schema, *, title: str) -> None:
+    """Print a config with the documentation of each value."""
+    from mae_transfer.cli.showing import shown
+
+    end_with_pipe()
+    print(shown(cfg, title=title))
+
+
+def guarded(action: Callable[[], object]) -> int:
+    """Call the action; return 0, or 1 after one line for what a user can mend (a bug keeps its traceback)."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        action()
+    except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("MAE_TRANSFER_TRACEBACK"):
+            raise
+        print(f"{type(error).__name__}: {error}\n(MAE_TRANSFER_TRACEBACK=1 shows where)", file=sys.stderr)
+        return 1
+    return 0

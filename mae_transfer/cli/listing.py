@@ -1,0 +1,56 @@
+"""The configs of a tool, from their docstrings alone: the files are parsed and never run."""
+
+from __future__ import annotations
+
+import ast
+import re
+import textwrap
+from pathlib import Path
+from typing import NamedTuple
+
+from mae_transfer.cli.parser import COLUMNS
+
+ROOT = Path(__file__).parents[2]
+
+
+class Entry(NamedTuple):
+    """A config file."""
+
+    path: str  # as the command line takes it: relative to the repository when started there, else in full
+    purpose: str  # one line
+    cost: str
+
+
+def listing(tool: str, command: str = "") -> str:
+    """Return the configs of a tool, by the command in their docstring, as text.
+
+    Args:
+        tool: "pretrain" for tools/pretrain.py.
+        command: of the tool's commands ("dvae"); "" for those of all.
+    """
+    found = entries(tool, command)
+    if not found:
+        return f"no config names tools/{tool}.py {command}".rstrip() + " in its docstring"
+    words = textwrap.TextWrapper(width=COLUMNS, initial_indent="    ", subsequent_indent="    ")
+    return "\n".join(f"{entry.path}\n{words.fill(entry.purpose)}\n{words.fill(f'Cost: {entry.cost}')}" for entry in found)
+
+
+def entries(tool: str, command: str = "") -> list[Entry]:
+    """Return the configs whose docstring says to run them with a tool, in the order of their paths."""
+    found = []
+    for file in sorted((ROOT / "configs").rglob("*.py")):
+        name = file.relative_to(ROOT).as_posix()
+        text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+        runs = re.search(rf"tools/{tool}\.py (?:(\w+) )?{re.escape(name)}", text)
+        if runs and command in ("", runs[1]):
+            cost = re.search(r"^Cost: +(.+(?:\n +.+)*)", text, re.MULTILINE)
+            path = name if Path.cwd() == ROOT else str(file)
+            found.append(Entry(path, purpose(text), " ".join(cost[1].split()) if cost else "not stated"))
+    return found
+
+
+def purpose(text: str) -> str:
+    """Return the first sentence of a docstring in one line."""
+    paragraph = " ".join(text.partition("\n\n")[0].split())
+    sentence = re.split(r"(?<=\w{3}\)|\w{4})\. (?=[A-Z])", paragraph, maxsplit=1)[0]
+    return textwrap.shorten(sentence.rstrip("."), COLUMNS - 4, placeholder=" ...")

@@ -1,0 +1,106 @@
+"""The command-line parser of every tool: options in groups, at most 100 columns wide, and what both need to read values."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+from mae_transfer.home import at_home
+
+COLUMNS = 100  # of a help text, at most
+LIST = "list the configs of this tool with purpose and cost, and exit"
+SHOW = "print the resolved config with the documentation of each value, and exit"
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Formats a help text as wide as the terminal, at most COLUMNS; a description keeps its lines."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=min(COLUMNS, shutil.get_terminal_size((COLUMNS, 24)).columns))
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser with four groups of options: what to run, where it goes, how to run it, and what only prints something."""
+
+    def __init__(self, prog: str | None = None, description: str | None = None) -> None:
+        super().__init__(prog, description=description, formatter_class=Help, add_help=False)
+        self.what = self.add_argument_group("What")
+        self.where = self.add_argument_group("Where")
+        self.how = self.add_argument_group("How")
+        self.information = self.add_argument_group("Information")
+        self.information.add_argument("-h", "--help", action="help", help="show this text and exit")
+
+
+class ListConfigs(argparse.Action):
+    """Print the configs of a tool, and exit."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from mae_transfer.cli.listing import listing
+
+        end_with_pipe()
+        tool, *command = parser.prog.split()
+        print(listing(Path(tool).stem, " ".join(command)))
+        parser.exit()
+
+
+def training_parser(description: str, *, prog: str | None = None, config: str = "config file: one of configs/, or your own") -> Parser:
+    """Return a parser with the options that all training tools share.
+
+    Args:
+        prog: name of the program with its command ("tokenizer_train.py dvae"); None: that of the script.
+        config: what CONFIG is.
+    """
+    parser = Parser(prog, description)
+    parser.what.add_argument("config", type=at_home, metavar="CONFIG", help=config)
+    parser.what.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE",
+        help="change a value of the config, e.g. --set data.root=/data/imagenet; may be repeated",
+    )  # fmt: skip
+    parser.where.add_argument("--work-dir", type=path, metavar="D", help="folder for everything that the run writes")
+    parser.information.add_argument("--list", action=ListConfigs, nargs=0, help=LIST)
+    parser.information.add_argument("--show", action="store_true", help=SHOW)
+    return parser
+
+
+def add_run_options(parser: Parser) -> None:
+    """Add the options of tools that train in steps."""
+    parser.how.add_argument(
+        "--resume", action="store_true", help="continue D from its newest checkpoint, bit for bit; start from scratch if D has none"
+    )
+    parser.how.add_argument("--debug", action="store_true", help="run a few steps of a tiny model on generated images, to check the config")
+    parser.information.add_argument("--estimate", action="store_true", help="time 20 steps, print hours, memory and disk of the run, and exit")
+
+
+def end_with_pipe() -> None:
+    """Let `| head` end this process without a word, as it ends cat."""
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
+
+def path(text: str) -> Path:
+    """Return a path of the command line, whose ~ is the user's home folder."""
+    return Path(at_home(text))
+
+
+def count(text: str) -> int:
+    """Return a flag's number of things, at least one; argparse names the flag."""
+    from pydantic import TypeAdapter
+
+    from mae_transfer.bounds import Count
+
+    try:
+        return TypeAdapter(Count).validate_python(int(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of 1 or more") from None
+
+
+def size(values: Sequence[int] | None) -> int | tuple[int, int] | None:
+    """Return what a flag for a size was given: one side of a square, or height and width; ValueError for more numbers."""
+    if not values:
+        return None
+    if len(values) > 2 or min(values) < 1:
+        raise ValueError(f"a size of {' '.join(map(str, values))} pixels: give one side, or height and width, of at least 1 pixel")
+    return values[0] if len(values) == 1 else (values[0], values[1])

@@ -1,0 +1,168 @@
+"""mae_transfer/cli: --list from docstrings alone, --show with the documentation of every value, and the mistakes of a command line."""
+
+import ast
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, get_args
+
+import pytest
+from pydantic import Field
+
+from mae_transfer import cli
+from mae_transfer.cli import listing, showing
+from mae_transfer.config import Schema, Spec
+from mae_transfer.tasks import classify, detect, knn, pretrain, robustness, segment, tokenizer
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = {
+    "pretrain": (pretrain.PretrainConfig, "configs/pretrain/mae_small_64px.py"),
+    "cls_train": (classify.ClassifyConfig, "configs/classify/linear_probe.py"),
+    "det_train": (detect.DetectConfig, "configs/detect/mask_rcnn_vitdet_base_100ep.py"),
+    "seg_train": (segment.SegmentConfig, "configs/segment/camvid.py"),
+}
+SCHEMAS = (*(schema for schema, _ in CONFIGS.values()), knn.KnnConfig, robustness.RobustnessConfig, tokenizer.TokenizerConfig)
+
+
+class Base:
+    """A part.
+
+    Args:
+        ratio: share of cells,
+            in words.
+    """
+
+    def __init__(self, *, ratio: float = 0.5) -> None:
+        self.ratio = ratio
+
+
+class Derived(Base):
+    """Another part. It has more.
+
+    Args:
+        low, high: bounds.
+
+    Raises:
+        ValueError: never.
+    """
+
+    def __init__(self, frame: int, *, ratio: float = 0.7, low: int = 1, high: int = 2) -> None:
+        super().__init__(ratio=ratio)
+
+
+class Inner(Schema):
+    """A group."""
+
+    width: int = 3
+    """Pixels."""
+
+
+class Example(Schema):
+    """A config."""
+
+    choices: ClassVar = {"part": {"base": Base, "derived": Derived}}
+
+    part: Spec = Spec(name="base")
+    """An entry."""
+    inner: Inner = Inner()
+    """The group."""
+    rows: dict[str, Inner] = Field(default={"a": Inner(width=4)})
+    """Several."""
+
+
+def test_show_prints_every_value_with_its_documentation_by_the_key_that_set_takes() -> None:
+    text = showing.shown(Example(part=Spec.model_validate({"name": "derived", "high": 9})), title="x.py")
+    assert text.splitlines() == [
+        "# x.py",
+        "part.name = 'derived'",
+        "    An entry. One of base, derived. derived: Another part. It has more.",
+        "part.ratio = 0.7",
+        "    Share of cells, in words.",
+        "part.low = 1",
+        "    Bounds.",
+        "part.high = 9",
+        "inner:",
+        "    The group.",
+        "inner.width = 3",
+        "    Pixels.",
+        "rows:",
+        "    Several.",
+        "rows['a']:",
+        "rows['a'].width = 4",
+    ]
+
+
+@pytest.mark.parametrize("tool", CONFIGS)
+def test_show_needs_no_work_dir_and_prints_what_set_and_debug_change(
+    tool: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    schema, config = CONFIGS[tool]
+
+    def run(*_: object, **__: object) -> list[int]:
+        raise AssertionError("ran")
+
+    words = [config, "--show", "--set", "seed=7", "--set", "optim.weight_decay=0.125"]
+    task = cli.Task(schema, run)
+    name = schema.model_fields["task"].default if "task" in schema.model_fields else ""
+    status = cli.pretrain(schema, run, description="", argv=words) if tool == "pretrain" else cli.transfer({name: task}, description="", argv=words)
+    assert status == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "seed = 7" in lines
+    assert lines[lines.index("optim.weight_decay = 0.125") + 1].startswith("    Decoupled weight decay")
+    assert max(map(len, lines)) <= 100
+
+
+def test_show_of_an_ablation_prints_the_row(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    words = ["configs/ablations/table1f.py", "--row", "grid 75%", "--mini", "--show"]
+    assert cli.pretrain(pretrain.PretrainConfig, "nowhere:run", description="", argv=words) == 0
+    assert "mask.name = 'grid'" in capsys.readouterr().out.splitlines()
+
+
+def schemas(schema: type[Schema]) -> set[type[Schema]]:
+    """Return a schema and those of its fields."""
+    inner = [found for field in schema.model_fields.values() for found in (field.annotation, *get_args(field.annotation))]
+    return {schema}.union(*(schemas(one) for one in inner if inspect.isclass(one) and issubclass(one, Schema) and not issubclass(one, Spec)))
+
+
+def test_every_option_of_every_part_that_is_chosen_by_name_is_documented() -> None:
+    found = set().union(*map(schemas, SCHEMAS))
+    fields = [
+        (one, name, field) for one in found for name, field in one.model_fields.items() if Spec in (field.annotation, *get_args(field.annotation))
+    ]
+    assert not [f"{one.__name__}.{name}" for one, name, _ in fields if name not in one.choices]
+    entries: dict[str, Callable[..., Any]] = {
+        f"{one.__name__}.{name} {key}": entry for one, name, _ in fields for key, entry in one.choices[name].items()
+    }
+    assert not [
+        f"{title}: {option.name}"
+        for title, entry in entries.items()
+        for option in showing.options(entry)
+        if option.name not in showing.arguments(entry)
+    ]
+
+
+def test_list_reads_docstrings_and_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "ROOT", tmp_path)
+    folder = tmp_path / "configs" / "a"
+    folder.mkdir(parents=True)
+    command = "python tools/pretrain.py configs/a/one.py --work-dir D"
+    (folder / "one.py").write_text(
+        f'"""Purpose of v1.5, e.g. small. More.\n\nCommand: {command}\nCost:    1 h\n         on a GPU.\nPublished: none.\n"""\nraise OSError\n'
+    )
+    (folder / "two.py").write_text('"""No command."""\n')
+    assert [tuple(entry) for entry in listing.entries("pretrain")] == [(str(folder / "one.py"), "Purpose of v1.5, e.g. small", "1 h on a GPU.")]
+    assert listing.listing("det_train") == "no config names tools/det_train.py in its docstring"
+
+
+def test_every_config_is_listed_by_one_tool() -> None:
+    found = [entry.path for tool in (*CONFIGS, "tokenizer_train", "reproduce") for entry in listing.entries(tool)]
+    configs = [path for path in (ROOT / "configs").rglob("*.py") if ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))]
+    assert sorted(Path(path).resolve() for path in found) == sorted(configs)
+
+
+def test_a_run_without_work_dir_is_refused_before_anything_is_imported(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.train("nowhere:Schema", "nowhere:run", description="", argv=["config.py"])
+    assert "--work-dir is missing" in capsys.readouterr().err
