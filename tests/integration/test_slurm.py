@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import submitit
+import torch
 from submitit.core.job_environment import SignalHandler
 from submitit.core.utils import DelayedSubmission, JobPaths
 
 from mae_transfer import results
+from mae_transfer.checkpoints.files import write
 from mae_transfer.suite.plan import open_plan
 from mae_transfer.suite.records import Note, read_note
 from mae_transfer.suite.slurm import MARGIN_S, TIMEOUTS, Cluster, Job, submit, torchrun
@@ -180,7 +182,7 @@ def test_a_job_that_runs_out_of_time_saves_is_queued_again_and_goes_on(here: Her
     assert time.monotonic() - start < 30
     assert (here.folder(FIRST) / "saved").exists()
     assert (note_of(here).state, note_of(here).seconds > 0) == ("stopped", True)
-    (here.folder(FIRST) / "backbone.safetensors").touch()
+    write(here.folder(FIRST) / "backbone.safetensors", {"weight": torch.ones(1)}, {})
     digest = here.config(here.plan[FIRST], {}).digest()
     results.append(here.folder(FIRST) / "results.jsonl", [result("MAE", 0.5, task="pretrain", config_digest=digest)])
     spent = note_of(here).seconds
