@@ -1,4 +1,4 @@
-"""Table 1a: the decoder's depth (MAE, arXiv 2111.06377, table 1a): ViT-L/16, 800 epochs, raw pixels.
+"""Table 1a: the decoder's depth (MAE, arXiv 2111.06377). ViT-L/16, 800 epochs, raw pixels.
 
 Command:   python tools/pretrain.py configs/ablations/table1a.py --row all --work-dir runs/table1a \
            --set data.root=/data/imagenet

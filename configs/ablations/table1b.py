@@ -1,4 +1,4 @@
-"""Table 1b: the decoder's width (MAE, arXiv 2111.06377, table 1b): ViT-L/16, 800 epochs, raw pixels.
+"""Table 1b: the decoder's width (MAE, arXiv 2111.06377). ViT-L/16, 800 epochs, raw pixels.
 
 Command:   python tools/pretrain.py configs/ablations/table1b.py --row all --work-dir runs/table1b \
            --set data.root=/data/imagenet

@@ -1,4 +1,4 @@
-"""Table 1c: mask tokens in the encoder (MAE, arXiv 2111.06377, table 1c): ViT-L/16, 800 epochs, raw pixels.
+"""Table 1c: mask tokens in the encoder (MAE, arXiv 2111.06377). ViT-L/16, 800 epochs, raw pixels.
 
 Command:   python tools/pretrain.py configs/ablations/table1c.py --row all --work-dir runs/table1c \
            --set data.root=/data/imagenet

@@ -1,4 +1,4 @@
-"""Table 1d: the reconstruction target (MAE, arXiv 2111.06377, table 1d): ViT-L/16, 800 epochs.
+"""Table 1d: the reconstruction target (MAE, arXiv 2111.06377). ViT-L/16, 800 epochs.
 
 Command:   python tools/pretrain.py configs/ablations/table1d.py --row all --work-dir runs/table1d \
            --set data.root=/data/imagenet

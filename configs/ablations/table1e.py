@@ -1,4 +1,4 @@
-"""Table 1e: data augmentation (MAE, arXiv 2111.06377, table 1e): ViT-L/16, 800 epochs, raw pixels.
+"""Table 1e: data augmentation (MAE, arXiv 2111.06377). ViT-L/16, 800 epochs, raw pixels.
 
 Command:   python tools/pretrain.py configs/ablations/table1e.py --row all --work-dir runs/table1e \
            --set data.root=/data/imagenet

@@ -1,4 +1,4 @@
-"""Table 1f: mask sampling (MAE, arXiv 2111.06377, table 1f): ViT-L/16, 800 epochs, raw pixels.
+"""Table 1f: mask sampling (MAE, arXiv 2111.06377). ViT-L/16, 800 epochs, raw pixels.
 
 Command:   python tools/pretrain.py configs/ablations/table1f.py --row all --work-dir runs/table1f \
            --set data.root=/data/imagenet

@@ -1,4 +1,6 @@
-"""Fine-tuning with 10 % of ImageNet-1K's labels, the same images in every run (lists fixed per class).
+"""Fine-tuning with 10 % of ImageNet-1K's labels.
+
+The images are the same in every run (fixed lists per class).
 
 Command:   python tools/cls_train.py configs/classify/finetune_10pct.py --backbone runs/mae_b/backbone.safetensors \
            --work-dir runs/ft_10pct --set data.root=/data/imagenet

@@ -1,4 +1,6 @@
-"""Fine-tuning on iNaturalist 2017 (5,089 classes) in ImageNet's folder layout; class folders may be nested.
+"""Fine-tuning on iNaturalist 2017 (5,089 classes).
+
+The data use ImageNet's folder layout; class folders may be nested.
 
 Command:   python tools/cls_train.py configs/classify/finetune_inat2017.py --backbone runs/mae_b/backbone.safetensors \
            --work-dir runs/inat2017 --set data.root=/data/inat2017

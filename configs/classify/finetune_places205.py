@@ -1,4 +1,6 @@
-"""Fine-tuning on Places205 (205 classes) in ImageNet's folder layout; class folders may be nested.
+"""Fine-tuning on Places205 (205 classes).
+
+The data use ImageNet's folder layout; class folders may be nested.
 
 Command:   python tools/cls_train.py configs/classify/finetune_places205.py --backbone runs/mae_b/backbone.safetensors \
            --work-dir runs/places205 --set data.root=/data/places205

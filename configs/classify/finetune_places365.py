@@ -1,4 +1,6 @@
-"""Fine-tuning on Places365 (365 classes) in ImageNet's folder layout; class folders may be nested.
+"""Fine-tuning on Places365 (365 classes).
+
+The data use ImageNet's folder layout; class folders may be nested.
 
 Command:   python tools/cls_train.py configs/classify/finetune_places365.py --backbone runs/mae_b/backbone.safetensors \
            --work-dir runs/places365 --set data.root=/data/places365

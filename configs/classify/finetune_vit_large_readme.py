@@ -1,4 +1,6 @@
-"""Fine-tuning of ViT-L/16 with the recipe of the released weights (the release's FINETUNE.md, not table 9).
+"""Fine-tuning of ViT-L/16 with the recipe of the released weights.
+
+It is that of the release's FINETUNE.md, not of table 9.
 
 Command:   python tools/cls_train.py configs/classify/finetune_vit_large_readme.py \
            --backbone mae:mae_pretrain_vit_large.pth --work-dir runs/ft_large_readme --set data.root=/data/imagenet

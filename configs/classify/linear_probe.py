@@ -1,4 +1,6 @@
-"""Linear probing on ImageNet-1K (MAE, table 10): batch norm without parameters, a linear layer, LARS, BYOL's crop.
+"""Linear probing on ImageNet-1K (MAE, table 10).
+
+Batch norm without parameters, a linear layer, LARS, BYOL's crop.
 
 Command:   python tools/cls_train.py configs/classify/linear_probe.py --backbone runs/mae_b/backbone.safetensors \
            --work-dir runs/lin --set data.root=/data/imagenet

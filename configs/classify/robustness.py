@@ -1,7 +1,7 @@
-"""Robustness of a fine-tuned ViT-B/16 (MAE, table 13): ImageNet-A, -R, -Sketch and -C. Evaluation only.
+"""Robustness of a fine-tuned ViT-B/16 (MAE, table 13): ImageNet-A, -R, -Sketch and -C.
 
-A, R and Sketch are top-1 %, C is the mean corruption error %. For your own classifier, extend the config that it was
-fine-tuned with, because protocol and size must match, and set `task` and `variants`.
+Evaluation only. A, R and Sketch are top-1 %, C is the mean corruption error %. For your own classifier, extend the
+config that it was fine-tuned with, because protocol and size must match, and set `task` and `variants`.
 
 Command:   python tools/cls_train.py configs/classify/robustness.py --eval \
            --checkpoint mae-finetuned:mae_finetuned_vit_base.pth --set data.root=/data/imagenet \

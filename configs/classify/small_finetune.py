@@ -1,6 +1,6 @@
-"""Fine-tuning of a small ViT on 64-px images (ImageNet's folder layout, for instance Tiny-ImageNet).
+"""Fine-tuning of a small ViT on 64-px images.
 
-The other small configs extend it.
+The data use ImageNet's folder layout, for instance Tiny-ImageNet. The other small configs extend it.
 
 Command:   python tools/cls_train.py configs/classify/small_finetune.py --backbone runs/tiny/backbone.safetensors \
            --work-dir runs/tiny_ft --set data.root=/data/tiny-imagenet

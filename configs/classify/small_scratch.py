@@ -1,4 +1,6 @@
-"""A small ViT from scratch on 64-px images: the baseline for small_finetune.py, with its budget and recipe.
+"""A small ViT from scratch on 64-px images: the baseline for small_finetune.py.
+
+It has the same budget and recipe.
 
 Command:   python tools/cls_train.py configs/classify/small_scratch.py --work-dir runs/tiny_scratch \
            --set data.root=/data/tiny-imagenet

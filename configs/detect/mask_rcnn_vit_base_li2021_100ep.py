@@ -1,8 +1,9 @@
-"""Mask R-CNN on four taps of ViT-B/16: the protocol of MAE's table 4 (Li et al., arXiv 2111.11429), 100 epochs.
+"""Mask R-CNN on ViT-B/16 with the protocol of MAE's table 4 (Li et al., 2111.11429), 100 epochs.
 
-Windows of 14 with global tap blocks; zero-initialised relative-position bias tables (one shared by the windowed blocks,
-one by the global blocks); batch norm in FPN and heads; large-scale jitter to 1024 pixels; no layer decay. An epoch is a
-pass over the images with objects; 184,375 steps were published. The other schedules extend this config.
+Four taps of the encoder; windows of 14 with global tap blocks; zero-initialised relative-position bias tables (one
+shared by the windowed blocks, one by the global blocks); batch norm in FPN and heads; large-scale jitter to 1024
+pixels; no layer decay. An epoch is a pass over the images with objects; 184,375 steps were published. The other
+schedules extend this config.
 
 Command:   torchrun --nproc-per-node 8 tools/det_train.py configs/detect/mask_rcnn_vit_base_li2021_100ep.py \
            --backbone mae:mae_pretrain_vit_base.pth --set data.root=/data/coco --work-dir runs/det_b

@@ -1,4 +1,6 @@
-"""Mask R-CNN on ViT-B/16 from random weights (Li et al., 2111.11429; initialised as in MIMDet), 200 epochs.
+"""Mask R-CNN on ViT-B/16 from random weights (Li et al., 2111.11429), 200 epochs.
+
+Weights are initialised as in MIMDet.
 
 Command:   torchrun --nproc-per-node 8 tools/det_train.py configs/detect/mask_rcnn_vit_base_li2021_scratch_200ep.py \
            --set data.root=/data/coco --work-dir runs/det_b_scratch200

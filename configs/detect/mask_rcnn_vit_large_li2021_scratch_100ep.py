@@ -1,4 +1,6 @@
-"""Mask R-CNN on ViT-L/16 from random weights (Li et al., 2111.11429; initialised as in MIMDet), 100 epochs.
+"""Mask R-CNN on ViT-L/16 from random weights (Li et al., 2111.11429), 100 epochs.
+
+Weights are initialised as in MIMDet.
 
 Command:   torchrun --nproc-per-node 8 tools/det_train.py configs/detect/mask_rcnn_vit_large_li2021_scratch_100ep.py \
            --set data.root=/data/coco --work-dir runs/det_l_scratch100

@@ -1,7 +1,7 @@
-"""ViTDet on ViT-B/16 for one GPU of 24 GB: a quarter of the batch (by accumulation), a quarter of the schedule.
+"""ViTDet on ViT-B/16 for one GPU of 24 GB: a quarter of the batch and of the schedule.
 
-The rate scales with the square root of the batch. This recipe has no published numbers and has not been run at full
-length.
+The batch is accumulated. The rate scales with the square root of the batch. This recipe has no published numbers and
+has not been run at full length.
 
 Command:   python tools/det_train.py configs/detect/mask_rcnn_vitdet_base_one_gpu.py \
            --backbone mae:mae_pretrain_vit_base.pth --set data.root=/data/coco --work-dir runs/vitdet_one

@@ -1,4 +1,6 @@
-"""Overfits the first 8 images of a COCO-format set with a small Mask R-CNN from random weights (sanity check).
+"""Overfits 8 images of a COCO-format set with a small Mask R-CNN (sanity check).
+
+The images are the first 8 of the training set; weights are random at the start.
 
 Command:   python tools/det_train.py configs/detect/overfit8.py --work-dir runs/overfit8 --set data.root=/data/coco
 Cost:      within 30 minutes on two CPU cores.

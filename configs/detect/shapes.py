@@ -1,4 +1,6 @@
-"""Mask R-CNN with narrow heads on 2,000 generated scenes: compares pretrained and random backbones cheaply.
+"""Mask R-CNN on 2,000 generated scenes: compares pretrained and random backbones cheaply.
+
+The heads are narrow.
 
 Command:   python tools/det_train.py configs/detect/shapes.py --backbone runs/tiny/backbone.safetensors \
            --work-dir runs/shapes_det

@@ -1,8 +1,9 @@
-"""BEiT, ViT-B/16, 800 epochs of ImageNet-1K (Bao et al., arXiv 2106.08254), configured from MAE's components.
+"""BEiT, ViT-B/16, 800 epochs of ImageNet-1K (Bao et al., arXiv 2106.08254).
 
-Mask tokens in the encoder; 75 of 196 patches masked by blocks (a shortfall of BEiT's loop is filled at random); shared
-relative positions; dVAE tokens of a 112-px Lanczos view; a linear head. BEiT's command for ImageNet-1K normalises with
-ImageNet's statistics (--imagenet_default_mean_and_std); the release pretrained on ImageNet-22K uses 0.5.
+Configured from MAE's components: mask tokens in the encoder; 75 of 196 patches masked by blocks (a shortfall of BEiT's
+loop is filled at random); shared relative positions; dVAE tokens of a 112-px Lanczos view; a linear head. BEiT's
+command for ImageNet-1K normalises with ImageNet's statistics (--imagenet_default_mean_and_std); the release pretrained
+on ImageNet-22K uses 0.5.
 
 Command:   torchrun --nproc-per-node 8 tools/pretrain.py configs/pretrain/beit_vit_base.py --work-dir runs/beit_b \
            --set data.root=/data/imagenet --set target.tokenizer=dalle:/ckpt/encoder.pkl

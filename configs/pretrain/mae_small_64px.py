@@ -1,4 +1,6 @@
-"""A small MAE for 64-px images (ImageNet's folder layout, for instance Tiny-ImageNet), for a CPU or any GPU.
+"""A small MAE for 64-px images, for a CPU or any GPU.
+
+The data use ImageNet's folder layout, for instance Tiny-ImageNet.
 
 Command:   python tools/pretrain.py configs/pretrain/mae_small_64px.py --work-dir runs/tiny \
            --set data.root=/data/tiny-imagenet

@@ -1,4 +1,6 @@
-"""MAE, ViT-B/16, for one GPU of 24 GB: 300 epochs at a batch of 1024 by accumulation, activations recomputed.
+"""MAE, ViT-B/16, for one GPU of 24 GB: 300 epochs at batch 1024.
+
+The batch is accumulated, and activations are recomputed.
 
 Command:   python tools/pretrain.py configs/pretrain/mae_vit_base_16_one_gpu.py --work-dir runs/mae_b_300e \
            --set data.root=/data/imagenet

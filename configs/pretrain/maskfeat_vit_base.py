@@ -1,7 +1,7 @@
-"""MaskFeat, ViT-B/16, 300 epochs of ImageNet-1K (Wei et al., arXiv 2112.09133), configured from MAE's components.
+"""MaskFeat, ViT-B/16, 300 epochs of ImageNet-1K (Wei et al., arXiv 2112.09133).
 
-Mask tokens in the encoder; 78 of 196 patches masked by blocks of at least 15; histograms of oriented gradients; a
-linear head. It follows SlowFast's configs/masked_ssl/in1k_VIT_B_MaskFeat_PT.
+Configured from MAE's components: mask tokens in the encoder; 78 of 196 patches masked by blocks of at least 15;
+histograms of oriented gradients; a linear head. It follows SlowFast's configs/masked_ssl/in1k_VIT_B_MaskFeat_PT.
 
 Command:   torchrun --nproc-per-node 8 tools/pretrain.py configs/pretrain/maskfeat_vit_base.py \
            --work-dir runs/maskfeat_b --set data.root=/data/imagenet

@@ -1,9 +1,9 @@
-"""Masked patch prediction, ViT-B/16, 300 epochs (the ViT paper, arXiv 2010.11929, B.1.2), from MAE's components.
+"""Masked patch prediction, ViT-B/16, 300 epochs (the ViT paper, arXiv 2010.11929, B.1.2).
 
-Half of the patches are corrupted (80 % by a mask token, 10 % by another patch, 10 % kept). A linear head predicts their
-mean colour in 3 bits per channel (512 classes). The paper trained on JFT for 1M steps; this config trains on
-ImageNet-1K for 300 epochs (94k steps) with the paper's warm-up of 10k steps. Weights are initialised as in the paper's
-repository (google-research/vision_transformer).
+Configured from MAE's components. Half of the patches are corrupted (80 % by a mask token, 10 % by another patch, 10 %
+kept). A linear head predicts their mean colour in 3 bits per channel (512 classes). The paper trained on JFT for 1M
+steps; this config trains on ImageNet-1K for 300 epochs (94k steps) with the paper's warm-up of 10k steps. Weights are
+initialised as in the paper's repository (google-research/vision_transformer).
 
 Command:   torchrun --nproc-per-node 8 tools/pretrain.py configs/pretrain/mpp_vit_base.py --work-dir runs/mpp_b \
            --set data.root=/data/imagenet

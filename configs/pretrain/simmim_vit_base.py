@@ -1,7 +1,7 @@
-"""SimMIM, ViT-B/16, 800 epochs of ImageNet-1K (Xie et al., arXiv 2111.09886), configured from MAE's components.
+"""SimMIM, ViT-B/16, 800 epochs of ImageNet-1K (Xie et al., arXiv 2111.09886).
 
-Mask tokens in the encoder; 60 % masked in squares of 32 px; shared relative positions; raw pixels with an l1 loss; a
-linear head. It follows configs/vit_base__800ep of SimMIM's repository.
+Configured from MAE's components: mask tokens in the encoder; 60 % masked in squares of 32 px; shared relative
+positions; raw pixels with an l1 loss; a linear head. It follows configs/vit_base__800ep of SimMIM's repository.
 
 Command:   torchrun --nproc-per-node 8 tools/pretrain.py configs/pretrain/simmim_vit_base.py --work-dir runs/simmim_b \
            --set data.root=/data/imagenet

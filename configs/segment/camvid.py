@@ -1,6 +1,7 @@
-"""UperNet on CamVid (367 training images of streets, 11 classes) at half resolution, for a CPU or any GPU.
+"""UperNet on CamVid at half resolution, for a CPU or any GPU.
 
-The encoder is that of mae_small_64px.py, made for 64-px images.
+CamVid has 367 training images of streets and 11 classes. The encoder is that of mae_small_64px.py, made for 64-px
+images.
 
 Command:   python tools/seg_train.py configs/segment/camvid.py --backbone runs/tiny/backbone.safetensors \
            --work-dir runs/camvid --set data.root=/data/camvid

@@ -1,4 +1,6 @@
-"""A linear layer on the last feature map of a frozen ViT-B/16, ADE20K: measures the features alone, in hours.
+"""A linear layer on the last feature map of a frozen ViT-B/16, ADE20K.
+
+It measures the features alone, in hours instead of a day.
 
 Command:   python tools/seg_train.py configs/segment/linear_vit_base.py --backbone mae:mae_pretrain_vit_base.pth \
            --work-dir runs/seg_lin --set data.root=/data/ADEChallengeData2016

@@ -1,4 +1,6 @@
-"""Overfits the first 8 images of CamVid (ADE20K's layout) with a small UperNet from random weights (sanity check).
+"""Overfits 8 images of CamVid with a small UperNet (sanity check).
+
+The images are the first 8, in ADE20K's layout; weights are random at the start.
 
 Command:   python tools/seg_train.py configs/segment/overfit8.py --work-dir runs/overfit8 --set data.root=/data/camvid
 Cost:      within 15 minutes on two CPU cores.

@@ -1,6 +1,7 @@
-"""UperNet with an MAE ViT-B/16 on ADE20K, with the recipe that reproduced it in public (mae_segmentation).
+"""UperNet with an MAE ViT-B/16 on ADE20K.
 
-MAE's appendix A.4 does not give the rates. The other recipes extend this config.
+This recipe reproduced the result in public (mae_segmentation). MAE's appendix A.4 does not give the rates. The other
+recipes extend this config.
 
 Command:   python tools/seg_train.py configs/segment/upernet_vit_base_160k.py --backbone mae:mae_pretrain_vit_base.pth \
            --work-dir runs/seg_b --set data.root=/data/ADEChallengeData2016

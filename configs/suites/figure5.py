@@ -1,4 +1,6 @@
-"""Figure 5 (mask ratio) of MAE at the paper's scale: ViT-L/16; pretraining, fine-tuning, linear probe.
+"""Figure 5 (mask ratio) of MAE at the paper's scale, ViT-L/16.
+
+Each row is pretrained, fine-tuned and linearly probed.
 
 Command:   python tools/reproduce.py configs/suites/figure5.py --work-dir runs/figure5 --root imagenet=/data/imagenet \
            --gpus-per-node 8

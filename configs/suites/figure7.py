@@ -1,4 +1,6 @@
-"""Figure 7 (length of pretraining) of MAE at the paper's scale: ViT-L/16; pretraining, fine-tuning, linear probe.
+"""Figure 7 (length of pretraining) of MAE at the paper's scale, ViT-L/16.
+
+Each row is pretrained, fine-tuned and linearly probed.
 
 Command:   python tools/reproduce.py configs/suites/figure7.py --work-dir runs/figure7 --root imagenet=/data/imagenet \
            --gpus-per-node 8

@@ -1,4 +1,6 @@
-"""Figure 9 of MAE: partial fine-tuning of ViT-L/16, the last 0 to 24 blocks (raw pixels, 800 epochs).
+"""Figure 9 of MAE: partial fine-tuning of ViT-L/16, the last 0 to 24 blocks.
+
+The backbone is pretrained here on raw pixels for 800 epochs.
 
 Command:   python tools/reproduce.py configs/suites/figure9.py --work-dir runs/figure9 --root imagenet=/data/imagenet \
            --gpus-per-node 8

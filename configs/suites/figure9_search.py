@@ -1,4 +1,6 @@
-"""Figure 9 with its search: the best of 50, 100 and 200 epochs per number of blocks, on held-out images.
+"""Figure 9 with its search of the number of epochs.
+
+For each number of blocks it takes the best of 50, 100 and 200 epochs on held-out images.
 
 Command:   python tools/reproduce.py configs/suites/figure9_search.py --work-dir runs/figure9_search \
            --root imagenet=/data/imagenet --gpus-per-node 8

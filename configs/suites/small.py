@@ -1,7 +1,7 @@
-"""Compares targets at a small scale: raw and normalised pixels, PCA, tokens and random weights, three seeds.
+"""Compares pretraining targets at a small scale, with three seeds.
 
-Tiny-ImageNet for pretraining and classification, generated scenes for detection (a small COCO subset cannot rank
-anything), CamVid for segmentation.
+Raw and normalised pixels, PCA, tokens and random weights. Tiny-ImageNet for pretraining and classification, generated
+scenes for detection (a small COCO subset cannot rank anything), CamVid for segmentation.
 
 Command:   python tools/reproduce.py configs/suites/small.py --work-dir runs/small --root tiny=/data/tiny-imagenet \
            --root camvid=/data/camvid

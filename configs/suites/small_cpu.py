@@ -1,4 +1,6 @@
-"""The suite `small` for an evening on two CPU cores: five epochs of pretraining, one to eight per transfer.
+"""The suite `small`, shortened to an evening on two CPU cores.
+
+Five epochs of pretraining, and one to eight of each transfer.
 
 Command:   python tools/reproduce.py configs/suites/small_cpu.py --work-dir runs/small_cpu --jobs 2 \
            --root tiny=/data/tiny-imagenet --root camvid=/data/camvid

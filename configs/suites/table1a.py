@@ -1,4 +1,6 @@
-"""Table 1a (decoder depth) of MAE at the paper's scale: ViT-L/16; pretraining, fine-tuning, linear probe.
+"""Table 1a (decoder depth) of MAE at the paper's scale, ViT-L/16.
+
+Each row is pretrained, fine-tuned and linearly probed.
 
 Command:   python tools/reproduce.py configs/suites/table1a.py --work-dir runs/table1a --root imagenet=/data/imagenet \
            --gpus-per-node 8

@@ -1,6 +1,6 @@
-"""Table 2 of MAE: hours, tokens and FLOPs of pretraining, with and without mask tokens in the encoder.
+"""Table 2 of MAE: hours, tokens and FLOPs of pretraining.
 
-The decoders have 8 blocks and 1.
+Pretraining is with and without mask tokens in the encoder; the decoders have 8 blocks and 1.
 
 Command:   python tools/reproduce.py configs/suites/table2.py --work-dir runs/table2 --root imagenet=/data/imagenet \
            --gpus-per-node 8

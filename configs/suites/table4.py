@@ -1,4 +1,6 @@
-"""Table 4 of MAE: Mask R-CNN on COCO with the protocol of Li et al.; own, released and random weights.
+"""Table 4 of MAE: Mask R-CNN on COCO with the protocol of Li et al.
+
+ViT-B and ViT-L; weights pretrained here, released and random.
 
 Command:   python tools/reproduce.py configs/suites/table4.py --work-dir runs/table4 --root coco=/data/coco \
            --root imagenet=/data/imagenet --gpus-per-node 8

@@ -1,4 +1,6 @@
-"""Table 4 with its search: learning rate and weight decay per backbone, on images held out of train2017.
+"""Table 4 with a search of learning rate and weight decay per backbone.
+
+The search evaluates on images held out of train2017.
 
 Command:   python tools/reproduce.py configs/suites/table4_search.py --work-dir runs/table4_search \
            --root coco=/data/coco --root imagenet=/data/imagenet --gpus-per-node 8

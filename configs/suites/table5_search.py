@@ -1,4 +1,6 @@
-"""Table 5 with a search of the learning rate per backbone, on images held out of the training set.
+"""Table 5 with a search of the learning rate per backbone.
+
+The search evaluates on images held out of the training set.
 
 Command:   python tools/reproduce.py configs/suites/table5_search.py --work-dir runs/table5_search \
            --root ade=/data/ADEChallengeData2016 --root imagenet=/data/imagenet --gpus-per-node 8

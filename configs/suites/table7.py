@@ -1,4 +1,6 @@
-"""Table 7 of MAE: raw pixels, normalised pixels and dVAE tokens on ImageNet, COCO and ADE20K, three seeds.
+"""Table 7 of MAE: raw pixels, normalised pixels and dVAE tokens, three seeds.
+
+The transfers are to ImageNet, COCO and ADE20K.
 
 Command:   python tools/reproduce.py configs/suites/table7.py --work-dir runs/table7 --root imagenet=/data/imagenet \
            --root coco=/data/coco --root ade=/data/ADEChallengeData2016 --only vit_b --launcher slurm \

@@ -1,7 +1,8 @@
-"""A discrete VAE of DALL-E's size on ImageNet-1K: 8192 codes at stride 8 (arXiv 2102.12092, appendix A.2).
+"""A discrete VAE of DALL-E's size on ImageNet-1K.
 
-The KL weight rises to 6.6 over 5,000 steps, the temperature falls to 1/16 over 150,000 steps, the rate to 1.25e-6;
-weights are averaged. Schedules are in epochs of 1.28M images at batch 512. The paper trained 3M steps on other data.
+8192 codes at stride 8 (arXiv 2102.12092, appendix A.2). The KL weight rises to 6.6 over 5,000 steps, the temperature
+falls to 1/16 over 150,000 steps, the rate to 1.25e-6; weights are averaged. Schedules are in epochs of 1.28M images at
+batch 512. The paper trained 3M steps on other data.
 
 Command:   torchrun --nproc-per-node 8 tools/tokenizer_train.py dvae configs/tokenizer/dalle_8192.py \
            --work-dir runs/dvae --set data.root=/data/imagenet
