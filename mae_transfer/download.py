@@ -22,7 +22,7 @@ TIMEOUT = 30.0  # seconds without an answer
 
 
 def cache_folder() -> Path:
-    """Return the folder of fetched weights and of what is known of data sets: $MAE_TRANSFER_CACHE, or mae_transfer in $XDG_CACHE_HOME or ~/.cache."""
+    """Return the folder of what can be made or fetched again: $MAE_TRANSFER_CACHE, or mae_transfer in $XDG_CACHE_HOME or ~/.cache."""
     own = os.environ.get("MAE_TRANSFER_CACHE")
     return Path(own).expanduser() if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mae_transfer"
 

@@ -21,7 +21,7 @@ from mae_transfer.core.runs import dense, from_mask, stacked
 from mae_transfer.data import outlines
 from mae_transfer.data.ade import CLASSES_FILE, Mapped
 from mae_transfer.data.coco import Annotated
-from mae_transfer.data.shapes import Scene, Shapes
+from mae_transfer.data.shapes import Kinds, Scene, Shapes
 from mae_transfer.interfaces import Objects
 from mae_transfer.seeding import fold
 
@@ -37,10 +37,11 @@ class ShapesObjects:
         length: number of scenes.
         seed: of the whole set; a validation split is another seed.
         objects: fewest and most objects of a scene.
+        kinds: how many of the SOLIDS occur, the first ones.
     """
 
-    def __init__(self, *, size: Pixels = 128, length: Count = 2000, seed: Seed = 0, objects: tuple[Few, Few] = (2, 4)) -> None:
-        self.shapes = Shapes(size=size, length=length, seed=seed, objects=objects)
+    def __init__(self, *, size: Pixels = 128, length: Count = 2000, seed: Seed = 0, objects: tuple[Few, Few] = (2, 4), kinds: Kinds = 10) -> None:
+        self.shapes = Shapes(size=size, length=length, seed=seed, objects=objects, kinds=kinds)
         self.classes = self.shapes.classes
         self.category_ids = np.arange(1, len(self.classes) + 1)
         self.image_ids = np.arange(1, length + 1)
@@ -93,8 +94,8 @@ class ShapesMaps:
         kinds: how many of the SOLIDS occur, the first ones.
     """
 
-    def __init__(self, *, size: Pixels = 128, length: Count = 2000, seed: Seed = 0, objects: tuple[Few, Few] = (2, 4)) -> None:
-        self.shapes = Shapes(size=size, length=length, seed=seed, objects=objects)
+    def __init__(self, *, size: Pixels = 128, length: Count = 2000, seed: Seed = 0, objects: tuple[Few, Few] = (2, 4), kinds: Kinds = 10) -> None:
+        self.shapes = Shapes(size=size, length=length, seed=seed, objects=objects, kinds=kinds)
         self.classes = ("ground", *self.shapes.classes)
 
     def __len__(self) -> int:

@@ -10,12 +10,19 @@ the same in an object's own frame, where it fits the unit circle (data/solids.py
 from __future__ import annotations
 
 import colorsys
-from typing import NamedTuple
+import hashlib
+from collections.abc import Iterator
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from mae_transfer.bounds import Count, Few, Pixels, Seed
+from mae_transfer.data import solids
+from mae_transfer.data.rendered import rendered
 from mae_transfer.data.solids import SOLIDS, Array, Solid
 from mae_transfer.data.source import Sample
 from mae_transfer.seeding import fold
@@ -49,21 +56,39 @@ class Scene(NamedTuple):
         return boxes
 
 
+MOST_OBJECTS = 16  # of a scene
+Kinds = Annotated[int, Field(ge=2, le=len(SOLIDS))]
+"""A number of kinds of solids."""
+
+
 class Shapes:
-    """Generated scenes, each a pure function of (seed, index, size).
+    """Generated scenes, each a pure function of (seed, index, size). They are drawn once and kept (data/rendered.py).
 
     Args:
         size: pixels per side.
         length: number of scenes.
         seed: of the whole set; a validation split is another seed.
         objects: fewest and most objects of a scene.
+        kinds: how many of the SOLIDS occur, the first ones.
     """
 
-    def __init__(self, *, size: Pixels = 64, length: Count = 10_000, seed: Seed = 0, objects: tuple[Few, Few] = (2, 4)) -> None:
-        if size < 8 or length < 1 or not 1 <= objects[0] <= objects[1] <= 16:
-            raise ValueError(f"shapes of size {size}, length {length}, objects {objects}: need size >= 8, length >= 1, 1 <= fewest <= most <= 16")
+    def __init__(
+        self,
+        *,
+        size: Pixels = 64,
+        length: Count = 10_000,
+        seed: Seed = 0,
+        objects: tuple[Few, Few] = (2, 4),
+        kinds: Kinds = 10,
+    ) -> None:
+        if size < 8 or length < 1 or not 1 <= objects[0] <= objects[1] <= MOST_OBJECTS:
+            raise ValueError(
+                f"shapes of size {size}, length {length}, objects {objects}: need size >= 8, length >= 1, 1 <= fewest <= most <= {MOST_OBJECTS}"
+            )
+        if not 2 <= kinds <= len(SOLIDS):
+            raise ValueError(f"shapes of {kinds} kinds: give 2 to {len(SOLIDS)}")
         self.size, self.length, self.seed, self.objects = size, length, seed, objects
-        self.classes = tuple(SOLIDS)
+        self.classes = tuple(SOLIDS)[:kinds]
 
     def __len__(self) -> int:
         return self.length
@@ -81,11 +106,35 @@ class Shapes:
         """Return what scene `index` is called in messages."""
         return f"shapes(seed={self.seed}, size={self.size})[{index}]"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the mapped file out: each worker maps it itself."""
+        return {name: value for name, value in self.__dict__.items() if name != "_drawn"}
+
     def scene(self, index: int) -> Scene:
-        """Return scene `index` with its masks: one large object near the middle, smaller ones around, above or below it."""
+        """Return scene `index` with its masks."""
+        if self._drawn is None:
+            return self.draw(index)
+        image, instances, kinds = self._drawn[index]
+        return Scene(image.copy(), instances.copy(), kinds[kinds >= 0].astype(np.int64))
+
+    @cached_property
+    def _drawn(self) -> Array | None:
+        """Every scene as a record: image, instances, and kinds filled up with -1. None where the set is too large to keep."""
+        side = self.size
+        record = np.dtype([("image", "u1", (side, side, 3)), ("instances", "u1", (side, side)), ("kinds", "i1", (MOST_OBJECTS,))])
+        return rendered((_renderer(), side, self.length, self.seed, self.objects, self.classes), record, self.length, self._records())
+
+    def _records(self) -> Iterator[tuple[Array, Array, Array]]:
+        for index in range(self.length):
+            scene = self.draw(index)
+            kinds = np.pad(scene.kinds, (0, MOST_OBJECTS - len(scene.kinds)), constant_values=-1)
+            yield scene.image, scene.instances, kinds.astype(np.int8)
+
+    def draw(self, index: int) -> Scene:
+        """Draw scene `index`: one large object near the middle, smaller ones around, above or below it."""
         rng = np.random.default_rng(fold(self.seed, "shapes", index))
         count = int(rng.integers(self.objects[0], self.objects[1] + 1))
-        kinds = rng.integers(len(SOLIDS), size=count)
+        kinds = rng.integers(len(self.classes), size=count)
         main = max(0, count - int(rng.integers(1, 3)))  # on top, or with one above it
         canvas = _Canvas(self.size, rng)
         for k in range(count):
@@ -93,6 +142,12 @@ class Shapes:
             radius = rng.uniform(0.24, 0.36) if k == main else rng.uniform(0.10, 0.19)
             canvas.add(list(SOLIDS.values())[kinds[k]], k + 1, centre, radius, rng)
         return Scene(canvas.finish(), canvas.instances, kinds)
+
+
+@cache
+def _renderer() -> str:
+    """Return a digest of the code that draws: pictures of another version are not reused."""
+    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in (__file__, solids.__file__))).hexdigest()
 
 
 class _Canvas:
