@@ -66,6 +66,8 @@ def reproduce(args: argparse.Namespace) -> None:
     if args.show:
         cli.show(cfg, title=str(args.suite))
         return
+    if args.debug or args.only:
+        cfg = cfg.model_copy(update={"expect": ()})  # expectations are of the whole suite
     console, work = screen(), Work(select(plan, args.only), args.work_dir, suite=cfg.title, debug=args.debug)
     devices = tuple(filter(None, args.devices.split(",")))
     machine = Machine(args.jobs if args.jobs is not None else len(devices) or 1, devices, args.gpus_per_node)
@@ -90,9 +92,11 @@ def reproduce(args: argparse.Namespace) -> None:
         with view.View(work, console) as shown:
             runner = Runner(work, machine, say=shown.say, force=args.force)
             states = runner.run(poll=lambda: shown.draw(runner))
-        publish(cfg, work, console, known=plan)
+        wrong = publish(cfg, work, console, known=plan)
         if set(states.values()) - {"done"}:
             sys.exit(f"{view.summary(states.values())}; the same command continues with what is missing")
+        if wrong:
+            sys.exit(f"{len(wrong)} of {len(cfg.expect)} expectations of {args.suite} do not hold: {'; '.join(wrong)}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ DEFAULT = ("MAE", "pixel (w/ norm)")
 ABLATION = "a suite with configs/ablations/table{}.py's rows: fine-tuning and linear probing of each"
 
 LAYOUTS: dict[str, Layout] = {
+    "summary": Layout("Summary: pretrainings by tasks, %", "task", "any transfer", places.overview),
     "1a": Layout("Table 1a: decoder depth, top-1 %", "protocol", ABLATION.format("1a"), labelled("1a"), ("8 blocks",)),
     "1b": Layout("Table 1b: decoder width, top-1 %", "protocol", ABLATION.format("1b"), labelled("1b"), ("512-d",)),
     "1c": Layout("Table 1c: mask token in the encoder, top-1 %", "protocol", ABLATION.format("1c"), places.mask_tokens, ("encoder w/o [M]",)),

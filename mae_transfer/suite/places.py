@@ -290,6 +290,24 @@ def _work(record: Record) -> tuple[object, ...]:
     return result.backbone, result.dataset, result.images_seen, result.device, result.world_size
 
 
+def overview(records: Sequence[Record]) -> Iterator[Place]:
+    """Pretrainings by tasks: the main number of each transfer. A column's title also says what differs within the suite: protocol, backbone, data."""
+    found: list[tuple[Record, str, tuple[str, ...]]] = []
+    titles = {"finetune": "fine-tune", "partial": "partial", "linear": "linear", "knn": "k-NN"}
+    for record, protocol, rest in classified(records, *titles):
+        found.append((record, titles[protocol], (f"{'k = ' if protocol == 'knn' else ''}{rest}", *_where(record))))
+    for task, metrics in (("detect", AP), ("segment", {"mIoU": "mIoU"})):
+        found += [(record, metric, (record.result.protocol, *_where(record))) for record, metric in dense(records, task, metrics)]
+    for record, title, parts in found:
+        alike = [others for _, same, others in found if same == title]
+        varying = [part for number, part in enumerate(parts) if len({others[number] for others in alike}) > 1]
+        yield at(record, row_of("summary", record), ", ".join(filter(None, (title, *varying))), like_paper=False)
+
+
+def _where(record: Record) -> tuple[str, str]:
+    return backbone(record.result), dataset(record.result.dataset)
+
+
 def nothing(records: Sequence[Record]) -> Iterable[Place]:
     """Published numbers only."""
     return ()

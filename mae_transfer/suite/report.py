@@ -13,8 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from rich.console import Console
 
 from mae_transfer.results import Result
-from mae_transfer.suite import figures, pictures, records, tables
-from mae_transfer.suite.formats import terminal
+from mae_transfer.suite import figures, pictures, records, summary, tables
 from mae_transfer.suite.grid import slug
 from mae_transfer.suite.layouts import LAYOUTS
 from mae_transfer.suite.records import Note, Record, read_note, write_whole
@@ -63,25 +62,26 @@ class Sheet(NamedTuple):
         return any(row.line.published for row in self.rows)
 
 
-def publish(cfg: SuiteConfig, work: Work, console: Console, *, known: Collection[str]) -> None:
-    """Print the suite's tables and write its report, WORK_DIR/report.html; nothing where there are no results yet.
+def publish(cfg: SuiteConfig, work: Work, console: Console, *, known: Collection[str]) -> list[str]:
+    """Print the suite's summary and write its report, WORK_DIR/report.html; return the expectations of the suite that do not hold.
 
-    known: the names of all runs of the suite.
+    known: the names of all runs of the suite. Nothing is printed where there are no results yet.
     """
     if not any(work.root.rglob("results.jsonl")):
-        return
+        return []
     found, damaged = records.load([work.root])
     found, wrong = tables.usable(found)
     gone = sorted({record.note.name for record in found if record.note and record.note.name not in known})
     wrong += [f"{work.folder(name)}: no run of the suite any more, yet in its tables: move the folder away" for name in gone]
     for defect in [*damaged, *wrong]:
         console.print(defect, markup=False, highlight=False)
-    paper = any(record.result.scale == "paper" for record in found)
-    if sheets := tables.sheets(cfg.tables, found, published=paper):
-        print(terminal(sheets))
+    overview = summary.summarise(cfg, found)
+    judged = summary.verdicts(overview, cfg.expect)
+    summary.show(overview, judged, console)
     path = work.root / "report.html"
     write(path, cfg.title, cfg.tables, found, [*damaged, *wrong], work.root)
-    console.print(f"{path}: the tables with where every number comes from", markup=False, highlight=False)
+    console.print(f"Report: {path}   Tables: python tools/tables.py {work.root}", markup=False, highlight=False)
+    return [verdict.sentence for verdict in judged if not verdict.holds]
 
 
 def write(path: Path, title: str, names: Sequence[str], found: Sequence[Record], defects: Sequence[str], root: Path) -> None:

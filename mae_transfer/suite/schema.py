@@ -113,6 +113,19 @@ class Grid(Schema):
     """As in a source."""
 
 
+class Expectation(Schema):
+    """An ordering, or a least value, that the summary of a suite must show."""
+
+    column: str
+    """A column of the summary, "fine-tune" for instance."""
+    row: str
+    """The row that is expected to be better."""
+    above: str | None = None
+    """The row that it is compared with; None: `by` is the least value itself."""
+    by: NonNegative = 0.0
+    """The least difference, in points."""
+
+
 class SuiteConfig(Schema):
     """A suite."""
 
@@ -134,6 +147,10 @@ class SuiteConfig(Schema):
     """More rows: those of an ablation."""
     transfer: dict[str, Transfer] = Field(min_length=1)
     """What is done with each row, by name."""
+    chance: dict[str, NonNegative] = Field(default={})
+    """What guessing scores, by column of the summary."""
+    expect: tuple[Expectation, ...] = ()
+    """What the summary must show; tools/reproduce.py exits with 1 where it does not."""
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
@@ -144,6 +161,10 @@ class SuiteConfig(Schema):
             for title in source.fresh_in:
                 if title not in self.transfer:
                     raise ValueError(f"row {row!r} has fresh_in for {title!r}, which is none of the transfers; {nearest(title, self.transfer)}")
+        for one in self.expect:
+            for row in filter(None, (one.row, one.above)):
+                if row not in self.rows and self.grid is None:
+                    raise ValueError(f"expect names row {row!r}, which the suite has not; {nearest(row, self.rows)}")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds = {self.seeds}: each once")
         return self

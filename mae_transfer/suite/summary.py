@@ -47,7 +47,7 @@ def summarise(cfg: SuiteConfig, found: Sequence[Record]) -> Summary:
     """Return the summary of a suite's results."""
     measured = [line for line in lines("summary", found) if line.ours is not None]
     columns = tuple(dict.fromkeys(line.column for line in measured))
-    names = [name for name in (source.row or row for row, source in cfg.rows.items())]
+    names = [source.row or row for row, source in cfg.rows.items()]
     rows: dict[str, dict[str, Cell]] = {name: {} for name in names if any(line.row == name for line in measured)}
     for line in measured:
         assert line.ours is not None
@@ -58,8 +58,8 @@ def summarise(cfg: SuiteConfig, found: Sequence[Record]) -> Summary:
     return Summary(columns, rows, {c: v for c, v in cfg.chance.items() if c in columns}, baseline)
 
 
-def show(summary: Summary, console: Console) -> None:
-    """Print the table, the best of each column bold, and a sentence per row."""
+def show(summary: Summary, judged: Sequence[Verdict], console: Console) -> None:
+    """Print the table, the best of each column bold, a sentence per row, and whether each expectation holds."""
     grid = Table("pretraining", *summary.columns, title="Summary, %", title_justify="left")
     for row, cells in summary.rows.items():
         best = {column for column, cell in cells.items() if cell.mean == summary.best(column)}
@@ -71,6 +71,8 @@ def show(summary: Summary, console: Console) -> None:
     console.print(grid)
     for sentence in sentences(summary):
         console.print(sentence, markup=False, highlight=False)
+    for verdict in judged:
+        console.print(f"{'as expected' if verdict.holds else 'NOT AS EXPECTED'}  {verdict.sentence}", markup=False, highlight=False)
 
 
 def sentences(summary: Summary) -> list[str]:
@@ -85,8 +87,7 @@ def sentences(summary: Summary) -> list[str]:
             ahead = sum(gain > 0 for gain in gains.values())
             most = max(gains, key=lambda column: gains[column])
             found.append(
-                f"{row}: better than {summary.baseline} in {ahead} of {len(gains)} columns; "
-                f"largest difference {gains[most]:+.1f} points ({most})."
+                f"{row}: better than {summary.baseline} in {ahead} of {len(gains)} columns; largest difference {gains[most]:+.1f} points ({most})."
             )
     return found
 
