@@ -9,8 +9,8 @@ scale = "mini"
 epochs = 8
 batch = 64
 data = dict(
-    train=dict(name="shapes", size=64, length=2048),
-    val=dict(name="shapes", size=64, length=128, seed=1),
+    train=dict(name="shapes", size=32, length=2048, objects=(1, 1)),
+    val=dict(name="shapes", size=32, length=128, seed=1, objects=(1, 1)),
     size=32,
     augmentation=dict(name="random_crop", scale=(0.5, 1.0)),
 )

@@ -1,11 +1,11 @@
-"""Generated scenes drawn once: a file in the cache folder that every process of the machine maps."""
+"""Generated scenes drawn once: blocks of them are files in the cache folder that every process of the machine maps."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +13,50 @@ import numpy as np
 
 from mae_transfer.download import cache_folder
 
-LARGEST = 2**26  # bytes of a set that is kept; a larger one would take long to draw before the first step
+BLOCK = 256  # scenes per file
+LARGEST = 2**28  # bytes of a set that is kept
 
 
-def rendered(key: object, record: np.dtype[Any], length: int, scenes: Iterator[tuple[Any, ...]]) -> np.ndarray | None:
-    """Return `length` scenes as an array of records, (N,), read-only and memory-mapped; None where they would fill more than LARGEST.
+class Rendered:
+    """The scenes of a set as records. A block is drawn when one of its scenes is first asked for.
 
     Args:
-        key: names the scenes; its repr must tell everything that they depend on.
-        scenes: draws them in order; it is used only where the file is not there yet.
+        key: names the set; its repr must tell everything that the scenes depend on.
+        record: the type of one scene.
+        length: number of scenes. A set of more than LARGEST bytes is drawn scene by scene and not kept.
+        draw: index -> scene, as a tuple of the record's fields.
     """
-    if record.itemsize * length > LARGEST:
-        return None
-    path = cache_folder() / f"shapes_{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.npy"
-    with contextlib.suppress(OSError, ValueError, EOFError):  # not there, or of another program
-        found: np.ndarray = np.load(path, mmap_mode="r")
-        if found.dtype == record and len(found) == length:
-            return found
-    drawn = np.fromiter(scenes, record, length)
-    drawn.flags.writeable = False
-    with contextlib.suppress(OSError):  # no place to write, or a full one: the scenes stay in this process's memory
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, drawn)
-    return drawn
+
+    def __init__(self, key: object, record: np.dtype[Any], length: int, draw: Callable[[int], tuple[Any, ...]]) -> None:
+        self._name = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+        self._record, self._length, self._draw = record, length, draw
+        self._blocks: dict[int, np.ndarray] = {}
+
+    def __getitem__(self, index: int) -> Any:
+        """Return the record of scene `index`."""
+        if self._record.itemsize * self._length > LARGEST:
+            return np.array(self._draw(index), self._record)[()]
+        number = index // BLOCK
+        if number not in self._blocks:
+            self._blocks[number] = self._block(number)
+        return self._blocks[number][index - number * BLOCK]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the mapped blocks out: each worker maps them itself."""
+        return {**self.__dict__, "_blocks": {}}
+
+    def _block(self, number: int) -> np.ndarray:
+        scenes = range(number * BLOCK, min((number + 1) * BLOCK, self._length))
+        path = cache_folder() / "shapes" / self._name / f"{number:05d}.npy"
+        with contextlib.suppress(OSError, ValueError, EOFError):  # not there, or damaged
+            found: np.ndarray = np.load(path, mmap_mode="r")
+            if found.dtype == self._record and len(found) == len(scenes):
+                return found
+        drawn = np.array([self._draw(index) for index in scenes], self._record)
+        with contextlib.suppress(OSError):  # no place to write, or a full one: the block stays in this process's memory
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write(path, drawn)
+        return drawn
 
 
 def _write(path: Path, drawn: np.ndarray) -> None:

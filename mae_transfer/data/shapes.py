@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import colorsys
 import hashlib
-from collections.abc import Iterator
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from pydantic import Field
 
 from mae_transfer.bounds import Count, Few, Pixels, Seed
 from mae_transfer.data import solids
-from mae_transfer.data.rendered import rendered
+from mae_transfer.data.rendered import Rendered
 from mae_transfer.data.solids import SOLIDS, Array, Solid
 from mae_transfer.data.source import Sample
 from mae_transfer.seeding import fold
@@ -89,6 +88,9 @@ class Shapes:
             raise ValueError(f"shapes of {kinds} kinds: give 2 to {len(SOLIDS)}")
         self.size, self.length, self.seed, self.objects = size, length, seed, objects
         self.classes = tuple(SOLIDS)[:kinds]
+        fields = [("image", "u1", (size, size, 3)), ("instances", "u1", (size, size)), ("kinds", "i1", (MOST_OBJECTS,))]
+        key = (_renderer(), size, length, seed, objects, kinds)
+        self._rendered = Rendered(key, np.dtype(fields), length, self._drawn)
 
     def __len__(self) -> int:
         return self.length
@@ -106,29 +108,16 @@ class Shapes:
         """Return what scene `index` is called in messages."""
         return f"shapes(seed={self.seed}, size={self.size})[{index}]"
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the mapped file out: each worker maps it itself."""
-        return {name: value for name, value in self.__dict__.items() if name != "_drawn"}
-
     def scene(self, index: int) -> Scene:
         """Return scene `index` with its masks."""
-        if self._drawn is None:
-            return self.draw(index)
-        image, instances, kinds = self._drawn[index]
+        image, instances, kinds = self._rendered[index]
         return Scene(image.copy(), instances.copy(), kinds[kinds >= 0].astype(np.int64))
 
-    @cached_property
-    def _drawn(self) -> Array | None:
-        """Every scene as a record: image, instances, and kinds filled up with -1. None where the set is too large to keep."""
-        side = self.size
-        record = np.dtype([("image", "u1", (side, side, 3)), ("instances", "u1", (side, side)), ("kinds", "i1", (MOST_OBJECTS,))])
-        return rendered((_renderer(), side, self.length, self.seed, self.objects, self.classes), record, self.length, self._records())
-
-    def _records(self) -> Iterator[tuple[Array, Array, Array]]:
-        for index in range(self.length):
-            scene = self.draw(index)
-            kinds = np.pad(scene.kinds, (0, MOST_OBJECTS - len(scene.kinds)), constant_values=-1)
-            yield scene.image, scene.instances, kinds.astype(np.int8)
+    def _drawn(self, index: int) -> tuple[Array, Array, Array]:
+        """Return scene `index` as the fields of a record; its kinds are filled up with -1."""
+        scene = self.draw(index)
+        kinds = np.pad(scene.kinds, (0, MOST_OBJECTS - len(scene.kinds)), constant_values=-1)
+        return scene.image, scene.instances, kinds.astype(np.int8)
 
     def draw(self, index: int) -> Scene:
         """Draw scene `index`: one large object near the middle, smaller ones around, above or below it."""

@@ -1,5 +1,8 @@
 """Shapes: the generated scenes are deterministic, and their masks tell the truth about their pixels."""
 
+import pickle
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -91,3 +94,38 @@ def test_the_same_scene_at_another_size_is_the_same_scene() -> None:
 def test_impossible_options_are_refused(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="shapes of size"):
         Shapes(**options)
+
+
+def test_a_set_is_drawn_once_and_read_from_its_file_by_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Shapes(size=16, length=300, seed=77, objects=(1, 3))
+    image = first.scene(280).image
+    monkeypatch.setattr(Shapes, "draw", lambda self, index: pytest.fail("drawn again"))
+    for other in (Shapes(size=16, length=300, seed=77, objects=(1, 3)), pickle.loads(pickle.dumps(first))):
+        assert np.array_equal(other.scene(280).image, image)
+
+
+def test_a_damaged_file_or_a_missing_folder_costs_a_drawing_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAE_TRANSFER_CACHE", str(tmp_path))
+    image = Shapes(size=16, length=5).scene(2).image
+    (file,) = (tmp_path / "shapes").rglob("*.npy")
+    for content in (b"", b"no array", file.read_bytes()[:-100]):
+        file.write_bytes(content)
+        assert np.array_equal(Shapes(size=16, length=5).scene(2).image, image)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MAE_TRANSFER_CACHE", str(tmp_path / "file"))
+    assert np.array_equal(Shapes(size=16, length=5).scene(2).image, image)
+
+
+def test_a_set_too_large_to_keep_is_drawn_scene_by_scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAE_TRANSFER_CACHE", str(tmp_path))
+    scene = Shapes(size=16, length=10**9).scene(2)
+    assert np.array_equal(scene.image, Shapes(size=16, length=5).draw(2).image)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_number_of_kinds_is_an_option() -> None:
+    few = Shapes(size=16, length=50, objects=(1, 1), kinds=3)
+    assert few.classes == tuple(SOLIDS)[:3]
+    assert set(few.labels()) == {0, 1, 2}
+    with pytest.raises(ValueError, match="kinds"):
+        Shapes(kinds=11)

@@ -200,7 +200,7 @@ def test_a_change_of_config_is_named_by_its_key(suite: Callable[..., Path], tmp_
     done(before, node.name)
     (before.folder(node.name) / "config.py").write_text(before.config(node, {}).source())
     after = work(suite("hours=2.0", 'set={"epochs": 3}'), tmp_path / "d")
-    assert after.status(node.name).why == "changed: epochs: 20.0 != 3.0"
+    assert after.status(node.name).why == "changed: epochs: 15.0 != 3.0"
 
 
 def test_released_weights_are_an_input_by_their_content(suite: Callable[..., Path], tmp_path: Path) -> None:
