@@ -60,7 +60,7 @@ def summarise(cfg: SuiteConfig, found: Sequence[Record]) -> Summary:
 
 def show(summary: Summary, judged: Sequence[Verdict], console: Console) -> None:
     """Print the table, the best of each column bold, a sentence per row, and whether each expectation holds."""
-    grid = Table("pretraining", *summary.columns, title="Summary, %", title_justify="left")
+    grid = Table("pretraining", *summary.columns, title="Summary: pretrainings by tasks, %", title_justify="left")
     for row, cells in summary.rows.items():
         best = {column for column, cell in cells.items() if cell.mean == summary.best(column)}
         texts = {column: cells[column].text if column in cells else "-" for column in summary.columns}

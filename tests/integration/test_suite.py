@@ -80,7 +80,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "suite.py").write_text(SUITE)
     output = finished(folder / "suite.py", folder / "d")
     assert "done random_init/finetune/seed0" in output
-    assert "Table 3: fine-tuning" in output
+    assert "Summary: pretrainings by tasks" in output
     return folder / "d"
 
 
