@@ -89,6 +89,7 @@ __all__ = [
     "open_one",
     "open_source",
     "open_sources",
+    "same_classes",
     "scenes",
     "split",
     "training_views",

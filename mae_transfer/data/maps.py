@@ -23,7 +23,7 @@ from mae_transfer.core.patches import sides
 from mae_transfer.data.ade import Ade, Mapped, MapSource
 from mae_transfer.data.dense_shapes import ShapesMaps
 from mae_transfer.data.loader import Samples
-from mae_transfer.data.places import Places, opened, rooted, same_classes
+from mae_transfer.data.places import Places, apart, opened, rooted, same_classes
 from mae_transfer.interfaces import IGNORED
 
 MAP_SETS: Mapping[str, Callable[..., MapSource]] = {"ade": Ade, "shapes": ShapesMaps}
@@ -102,6 +102,8 @@ class MapDataConfig(Places):
     """An entry of MAP_SETS with its options."""
     val: Spec = Spec.model_validate({"name": "ade", "split": "validation"})
     """The same for validation."""
+    holdout: Spec | None = None
+    """The same for the images that select="best" chooses the state on: a part of the training set, or another one."""
     size: Sides = 512
     """Pixels per side, or (height, width), of training crops and of sliding windows."""
     scale: tuple[Pixels, Pixels] = (2048, 512)
@@ -122,7 +124,8 @@ class MapDataConfig(Places):
 
     @model_validator(mode="after")
     def _usable(self) -> Self:
-        for spec in (self.train, self.val):
+        apart(self.holdout, {"train": self.train, "val": self.val})
+        for spec in filter(None, (self.train, self.val, self.holdout)):
             check(MAP_SETS, rooted(MAP_SETS, spec, self.root or "unset"))
         if self.scale[0] < self.scale[1] or self.ratios[0] > self.ratios[1]:
             raise ValueError(f"scale {self.scale}, ratios {self.ratios}: give the longer side before the shorter one, and the least factor first")

@@ -27,7 +27,7 @@ from mae_transfer.core.runs import Size, extents, filled, taken
 from mae_transfer.data.coco import Annotated, Coco, ObjectSource
 from mae_transfer.data.dense_shapes import ShapesObjects
 from mae_transfer.data.loader import Samples
-from mae_transfer.data.places import Places, opened, rooted, same_classes
+from mae_transfer.data.places import Places, apart, opened, rooted, same_classes
 from mae_transfer.data.transforms import resize
 from mae_transfer.interfaces import Objects
 
@@ -201,6 +201,8 @@ class ObjectDataConfig(Places):
     """An entry of OBJECT_SETS with its options."""
     val: Spec = Spec.model_validate({"name": "coco", "split": "val2017"})
     """The same for validation."""
+    holdout: Spec | None = None
+    """The same for the images that select="best" chooses the state on: a part of the training set, or another one."""
     augmentation: Spec = Spec(name="large_scale_jitter")
     """An entry of SCENE_TRANSFORMS with its options, for training."""
     view: Spec = Spec.model_validate({"name": "shortest_edge", "lengths": (1024,), "longest": 1024, "flip": 0.0})
@@ -218,8 +220,9 @@ class ObjectDataConfig(Places):
 
     @model_validator(mode="after")
     def _entries_exist(self) -> Self:
-        for spec in (self.train, self.val):
+        for spec in filter(None, (self.train, self.val, self.holdout)):
             check(OBJECT_SETS, rooted(OBJECT_SETS, spec, self.root or "unset"))
+        apart(self.holdout, {"train": self.train, "val": self.val})
         for spec in (self.augmentation, self.view):
             high, wide = build(SCENE_TRANSFORMS, check(SCENE_TRANSFORMS, spec)).largest()
             if self.square is not None and any(map(gt, (high, wide), sides(self.square))):

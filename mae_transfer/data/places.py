@@ -13,6 +13,7 @@ from mae_transfer.config import Schema, Spec, build
 from mae_transfer.data.loader import Unreadable
 
 T = TypeVar("T", bound=Sized)
+VIEWED = {"part", "first", "length", "skip_empty", "masks"}  # options that do not say which set it is
 
 
 class Places(Schema):
@@ -53,6 +54,20 @@ def rooted(table: Mapping[str, Callable[..., T]], spec: Spec, root: str | None, 
     takes = inspect.signature(table[spec.name]).parameters if spec.name in table else {}
     filled = {name: value for name, value in {"root": root, **defaults}.items() if name in takes}
     return Spec.model_validate({**filled, **spec.model_dump()})
+
+
+def apart(holdout: Spec | None, others: Mapping[str, Spec]) -> None:
+    """Raise ValueError where the held-out images are also among those of another set (by its key in the config)."""
+    if holdout is None:
+        return
+    for key, other in others.items():
+        one, two = ({k: v for k, v in spec.model_dump().items() if k not in VIEWED} for spec in (holdout, other))
+        (start, end), (low, high) = (spec.options.get("part", (0.0, 1.0)) for spec in (holdout, other))
+        if one == two and max(start, low) < min(end, high):
+            raise ValueError(
+                f"data.holdout shares images with data.{key}: give them parts of one set that do not overlap, "
+                "for instance data.train.part=(0.0, 0.95) and data.holdout.part=(0.95, 1.0)"
+            )
 
 
 def same_classes(train: tuple[str, ...], val: tuple[str, ...]) -> None:

@@ -37,6 +37,23 @@ def save(folder: Path, step: int, payload: Mapping[str, Any], *, keep_last: int 
         OSError: the disk is full or fails, or the work dir is gone; the half-written file is removed and older checkpoints are intact.
     """
     path = folder / f"step_{step:08d}.pt"
+    _put(path, payload)
+    _prune(folder, step, keep_last=keep_last, keep_every=keep_every)
+    return path
+
+
+def save_best(folder: Path, payload: Mapping[str, Any]) -> None:
+    """Write folder/best.pt atomically in place of the one before; `load_newest` does not see it. Raises as `save`."""
+    _put(best(folder), payload)
+
+
+def best(folder: Path) -> Path:
+    """Return the path of the state that was best so far."""
+    return folder / "best.pt"
+
+
+def _put(path: Path, payload: Mapping[str, Any]) -> None:
+    folder = path.parent
     try:
         folder.mkdir(exist_ok=True)
         remove_leftovers(folder)
@@ -45,8 +62,6 @@ def save(folder: Path, step: int, payload: Mapping[str, Any], *, keep_last: int 
     except OSError as error:
         why = error if error.filename is None else disk.named(error, path)
         raise OSError(why.errno, f"checkpoint {why.strerror} (older ones are intact: continue with --resume)") from None
-    _prune(folder, step, keep_last=keep_last, keep_every=keep_every)
-    return path
 
 
 def load_newest(folder: Path) -> Loaded | None:

@@ -40,6 +40,7 @@ from mae_transfer.engine.state import LoopConfig, TrainState, autocast
 from mae_transfer.interfaces import Batch
 from mae_transfer.metrics.accuracy import hits, top_ks
 from mae_transfer.tasks.backbones import BackboneConfig, Chosen, backbone_of, flops_of, open_backbone, tokens_of, trained_statistics
+from mae_transfer.tasks.best import Select, Selection
 from mae_transfer.tasks.common import Job, TrainConfig, evaluation_facts, facts, fit, pass_over, plan, readable, unread
 from mae_transfer.tasks.labels import classes_digest
 from mae_transfer.tasks.protocols import PROTOCOLS, ClassifyProtocol, Feed
@@ -75,8 +76,9 @@ class ClassifyConfig(TrainConfig):
     """What is transferred; --backbone sets its reference."""
     protocol: Spec = Spec(name="finetune")
     """An entry of PROTOCOLS with its options."""
-    select: Literal["last", "best"] = "last"
-    """Which evaluation is reported: the last one, or the one that is best on the held-out images."""
+    select: Select = "last"
+    """Which evaluation is reported: the last one, or the one that is best on the held-out images, whose state is kept as
+    checkpoints/best.pt (evaluate_epochs says how often)."""
 
     @field_validator("protocol")
     @classmethod
@@ -143,6 +145,7 @@ def run(cfg: ClassifyConfig, work_dir: Path, *, resume: bool = False) -> list[re
             headline=partial(headline, cfg, parts, chosen, dist=dist),
             finish=partial(finish, cfg, parts, chosen),
             sources={"train": parts.train, "val": parts.splits["val"]},
+            selection=Selection("holdout_top1") if cfg.select == "best" else None,
         )
         return fit(cfg, work_dir, job, dist=dist, resume=resume)
 

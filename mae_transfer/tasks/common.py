@@ -27,7 +27,7 @@ from mae_transfer.draw.curves import save_curves
 from mae_transfer.engine.dist import Dist, peak_memory_gib, read_mean
 from mae_transfer.engine.interrupt import Interrupt
 from mae_transfer.engine.log import Logger
-from mae_transfer.engine.loop import StepFn, to_device, train
+from mae_transfer.engine.loop import Evaluate, StepFn, to_device, train
 from mae_transfer.engine.optim import OptimConfig, peak_lr
 from mae_transfer.engine.schedule import Schedule, lr_at
 from mae_transfer.engine.state import LoopConfig, Precision, RunConfig, TrainState, micro_steps
@@ -36,6 +36,7 @@ from mae_transfer.interfaces import Batch
 from mae_transfer.models.attention import CPU_HAS_AMX
 from mae_transfer.tasks import trial
 from mae_transfer.tasks.backbones import statistics_of
+from mae_transfer.tasks.best import Selection, keeping, take_best
 from mae_transfer.tasks.workdir import WorkDir, open_work_dir, write_config
 
 EVALUATION_SEED = 0  # of what an evaluation draws (masks): the same in every run, so that runs compare
@@ -116,6 +117,7 @@ class Job(NamedTuple):
     finish: Callable[[TrainState, LoopConfig, WorkDir, Logger], list[results.Result]]  # rank 0, finished runs only
     sources: Mapping[str, Sized]  # the data sets by their part ("train", "val"): a run goes on with the files that it began with
     export: tuple[str, Callable[[TrainState, WorkDir], None]] | None = None  # the name of the file that it leaves for others, and what writes it
+    selection: Selection | None = None  # where the best state is kept and reported; None: the last one is
 
 
 def fit(cfg: TrainConfig, work_dir: Path, job: Job, *, dist: Dist, resume: bool) -> list[results.Result]:
@@ -161,7 +163,9 @@ def _fit(
         cfg, loop, told = settled(cfg, job, state, loop, rate, folder=folder if resume else None)
         step, notices = job.step(loop), [*notices, told]
     share = Share(order=job.order, start=state.step, rank=dist.rank, world=dist.world, accumulate=loop.accumulate)
-    check_up = partial(job.evaluate, state, folder)
+    check_up: Evaluate = partial(job.evaluate, state, folder)
+    if job.selection is not None:
+        check_up = keeping(job.selection, state, folder, check_up)
     with Logger(work_dir, steps=loop.steps, resumed_at=state.step, main=dist.is_main, progress=cfg.run.progress, wandb=cfg.run.wandb) as log:
         if dist.is_main:
             write_config(folder, cfg)
@@ -169,6 +173,8 @@ def _fit(
             log.say(notice)
         with closing(job.feed(share)) as feed:
             train(state, feed, step, loop, lr_at=rate, log=log, checkpoints=folder.checkpoints, evaluate=check_up)
+        if job.selection is not None and not state.stopped:
+            log.say(take_best(job.selection, state, folder))
         if state.stopped or not dist.is_main:
             return []
         save_curves(folder.root / "log.jsonl", folder.root / "curves.png")

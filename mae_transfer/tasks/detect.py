@@ -37,6 +37,7 @@ from mae_transfer.data import (
     batches,
     open_objects,
     open_one,
+    same_classes,
     scenes,
 )
 from mae_transfer.data.coco_check import check_images
@@ -52,6 +53,7 @@ from mae_transfer.interfaces import Found
 from mae_transfer.metrics.coco import CocoMetric, Detections, Kind
 from mae_transfer.models.mask_rcnn import HeadsConfig, MaskRCNN
 from mae_transfer.tasks.backbones import BackboneConfig, Chosen, backbone_of, open_backbone, tokens_of, trained_statistics
+from mae_transfer.tasks.best import HOLDOUT, Select, Selection, check_selection
 from mae_transfer.tasks.common import EVALUATION_SEED, Job, PicturesRun, TrainConfig, evaluation_facts, facts, fit, plan, sweep_over, unread
 from mae_transfer.tasks.detectron2 import Detectron2RCNN
 from mae_transfer.tasks.labels import classes_digest, learned
@@ -71,6 +73,7 @@ class DetectConfig(TrainConfig):
         "batch": 4,
         "data.train": {"name": "shapes", "length": 8, "size": 64},
         "data.val": {"name": "shapes", "length": 2, "size": 64, "seed": 1},
+        "data.holdout?": {"name": "shapes", "length": 2, "size": 64, "seed": 2},
         "data.augmentation": {"name": "large_scale_jitter", "size": 64},
         "data.view": {"name": "shortest_edge", "lengths": (64,), "longest": 64, "flip": 0.0},
         "data.square": 64,
@@ -105,6 +108,9 @@ class DetectConfig(TrainConfig):
     """What decays beside matrices: nothing, as in BEiT and MAE; biases too, as detectron2 has it for ViTDet-B and -L; everything (ViTDet-H)."""
     drop_path: BelowOne = 0.0
     """Stochastic depth of the backbone's last block."""
+    select: Select = "last"
+    """Which state is reported on: the last one, or the one that is best on data.holdout (evaluate_epochs says how often it
+    is tried), which is kept as checkpoints/best.pt."""
     protocol: str = "mask_rcnn"
     """What tables call the recipe."""
     run: PicturesRun = PicturesRun()
@@ -116,7 +122,8 @@ class DetectConfig(TrainConfig):
         return check(ADAPTERS, adapter)
 
     @model_validator(mode="after")
-    def _norm_exists(self) -> Self:
+    def _fits(self) -> Self:
+        check_selection(self.select, self.data.holdout)
         if self.heads.norm is not None and self.heads.norm not in NORMS:
             raise ValueError(f"heads.norm = {self.heads.norm!r}: one of {', '.join(NORMS)}, or None")
         return self
@@ -142,6 +149,7 @@ class Parts(NamedTuple):
     chosen: Chosen
     model: nn.Module
     divisor: int  # of the sides of images that the pyramid takes
+    holdout: tuple[ObjectSource, CocoMetric] | None  # to choose the best state on
 
 
 def run(cfg: DetectConfig, work_dir: Path, *, resume: bool = False) -> list[results.Result]:
@@ -153,7 +161,9 @@ def run(cfg: DetectConfig, work_dir: Path, *, resume: bool = False) -> list[resu
     """
     with session(cfg.run.device, matmul=cfg.matmul) as dist:
         parts = open_parts(cfg, cfg.backbone, cfg.statistics)
-        on_main(dist, partial(check_images, {"training": parts.train, "validation": parts.val}, skip=cfg.data.unreadable().limit))
+        held = {} if parts.holdout is None else {"holdout": parts.holdout[0]}
+        checked = {"training": parts.train, "validation": parts.val, **held}
+        on_main(dist, partial(check_images, checked, skip=cfg.data.unreadable().limit))
         job = Job(
             order=Order(images=len(parts.train), batch=cfg.batch, seed=cfg.seed, crops_per_image=cfg.data.crops_per_image),
             build=partial(build_state, cfg, parts, dist=dist),
@@ -162,7 +172,8 @@ def run(cfg: DetectConfig, work_dir: Path, *, resume: bool = False) -> list[resu
             evaluate=partial(evaluate, cfg, parts),
             headline=partial(headline, cfg, parts, dist=dist),
             finish=partial(finish, cfg, parts),
-            sources={"train": parts.train, "val": parts.val},
+            sources={"train": parts.train, "val": parts.val, **held},
+            selection=Selection(f"{HOLDOUT}bbox/AP", partial(reported, cfg, parts)) if held else None,
         )
         return fit(cfg, work_dir, job, dist=dist, resume=resume)
 
@@ -215,7 +226,12 @@ def open_parts(cfg: DetectConfig, backbone: BackboneConfig, statistics: Statisti
     else:
         norm = NORMS[cfg.heads.norm] if cfg.heads.norm else None
         model = MaskRCNN(pyramid, strides=strides, classes=len(val.classes), heads=cfg.heads, norm=norm)
-    return Parts(source, val, metric, chosen, model, pyramid.size_divisor)
+    holdout = None
+    if train and cfg.data.holdout is not None:
+        held = open_one(cfg.data.holdout, cfg.data.root, masks=cfg.heads.masks)
+        same_classes(source.classes, held.classes)
+        holdout = held, CocoMetric(held.ground_truth(), kinds=cfg.kinds, detections=cfg.heads.detections)
+    return Parts(source, val, metric, chosen, model, pyramid.size_divisor, holdout)
 
 
 def open_sets(cfg: DetectConfig, *, train: bool = True) -> tuple[ObjectSource, ObjectSource, CocoMetric]:
@@ -270,6 +286,16 @@ def padded(batch: SceneBatch, statistics: Statistics) -> Tensor:
 
 
 def evaluate(cfg: DetectConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int) -> dict[str, float]:
+    """Return what `reported` gives; where the best state is kept, the same of the held-out images, as "holdout/bbox/AP" ..."""
+    if parts.holdout is None:
+        return reported(cfg, parts, state, folder, model, step)
+    source, metric = parts.holdout
+    found, left_out = predicted(cfg, parts._replace(val=source, metric=metric), state.dist, model)
+    figures = found.compute(group=state.dist.side) | left_out
+    return {HOLDOUT + name: value for name, value in figures.items() if not math.isnan(value)}
+
+
+def reported(cfg: DetectConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int) -> dict[str, float]:
     """Return the validation set's "bbox/AP", "segm/AP50" ... in [0, 1] that are defined; the predictions are saved."""
     metric, left_out = predicted(cfg, parts, state.dist, model)
     figures = metric.compute(save=folder.predictions, group=state.dist.side) | left_out
@@ -352,13 +378,14 @@ def numbers(cfg: DetectConfig, parts: Parts, figures: dict[str, float], about: d
         "normalization": parts.chosen.normalization,
         "tokens_per_image": tokens_of(parts.chosen.model, cfg.side), "unreadable": figures.get("unreadable", 0),
     }  # fmt: skip
-    there = {name: value for name, value in figures.items() if "[" not in name and name != "unreadable" and not math.isnan(value)}
-    return [results.Result(metric=name, value=100 * value, **shared) for name, value in there.items()]
+    there = {name: value for name, value in figures.items() if "[" not in name and "unreadable" not in name and not math.isnan(value)}
+    splits = {name: {"split": "holdout"} if name.startswith(HOLDOUT) else {} for name in there}
+    return [results.Result(metric=name.removeprefix(HOLDOUT), value=100 * value, **{**shared, **splits[name]}) for name, value in there.items()]
 
 
 def summary(written: list[results.Result]) -> str:
     """Return the main numbers in one line."""
-    return ", ".join(f"{r.metric} {r.value:.2f}%" for r in written if r.metric.endswith(("/AP", "/AP50")))
+    return ", ".join(f"{r.metric} {r.value:.2f}%" for r in written if r.split == "val" and r.metric.endswith(("/AP", "/AP50")))
 
 
 def per_class(classes: tuple[str, ...], figures: dict[str, float], kinds: Sequence[Kind]) -> str:

@@ -37,6 +37,7 @@ from mae_transfer.data import (
     batches,
     open_map_set,
     open_maps,
+    same_classes,
 )
 from mae_transfer.data.ade_check import check_sets
 from mae_transfer.data.maps import inside
@@ -49,6 +50,7 @@ from mae_transfer.engine.optim import build_optimizer, peak_lr
 from mae_transfer.engine.state import LoopConfig, TrainState, autocast
 from mae_transfer.metrics.iou import IouMetric
 from mae_transfer.tasks.backbones import BackboneConfig, Chosen, backbone_of, flops_of, open_backbone, tokens_of, trained_statistics
+from mae_transfer.tasks.best import HOLDOUT, Select, Selection, check_selection
 from mae_transfer.tasks.common import EVALUATION_SEED, Job, PicturesRun, TrainConfig, evaluation_facts, facts, fit, plan, sweep_over, unread
 from mae_transfer.tasks.labels import classes_digest, learned
 from mae_transfer.tasks.segment_inference import PUBLISHED_SCALES, InferenceConfig, Windows, probabilities
@@ -72,6 +74,7 @@ class SegmentConfig(TrainConfig):
         "data.size": 32,
         "data.scale": (96, 48),
         "backbone": {"encoder": DEBUG_ENCODER},
+        "data.holdout?": {"name": "shapes", "length": 2, "size": 48, "seed": 2},
         "protocol.taps?": None,
         "protocol.channels?": None,
         "inference.stride?": None,
@@ -91,6 +94,9 @@ class SegmentConfig(TrainConfig):
     """An entry of PROTOCOLS with its options."""
     inference: InferenceConfig = InferenceConfig()
     """How images are segmented in evaluation."""
+    select: Select = "last"
+    """Which state is reported on: the last one, or the one that is best on data.holdout (evaluate_epochs says how often it
+    is tried), which is kept as checkpoints/best.pt."""
     run: PicturesRun = PicturesRun()
     """How to carry it out; changes no number."""
 
@@ -100,7 +106,8 @@ class SegmentConfig(TrainConfig):
         return check(PROTOCOLS, protocol)
 
     @model_validator(mode="after")
-    def _windows_cover_the_image(self) -> Self:
+    def _fits(self) -> Self:
+        check_selection(self.select, self.data.holdout)
         stride = self.inference.stride
         if self.inference.mode == "slide" and stride is not None and any(map(gt, sides(stride), sides(self.data.size))):
             raise ValueError(f"inference.stride={stride}, data.size={self.data.size}: windows further apart than their side leave pixels unseen")
@@ -118,6 +125,7 @@ class Parts(NamedTuple):
     train: MapSource
     val: MapSource
     chosen: Chosen
+    holdout: MapSource | None  # to choose the best state on
 
 
 def run(cfg: SegmentConfig, work_dir: Path, *, resume: bool = False) -> list[results.Result]:
@@ -129,7 +137,9 @@ def run(cfg: SegmentConfig, work_dir: Path, *, resume: bool = False) -> list[res
     """
     with session(cfg.run.device, matmul=cfg.matmul) as dist:
         parts = open_parts(cfg, cfg.backbone, cfg.statistics)
-        on_main(dist, partial(check_sets, {"training": parts.train, "validation": parts.val}, skip=cfg.data.unreadable().limit))
+        held = {} if parts.holdout is None else {"holdout": parts.holdout}
+        checked = {"training": parts.train, "validation": parts.val, **held}
+        on_main(dist, partial(check_sets, checked, skip=cfg.data.unreadable().limit))
         job = Job(
             order=Order(images=len(parts.train), batch=cfg.batch, seed=cfg.seed),
             build=partial(build_state, cfg, parts, dist=dist),
@@ -138,7 +148,8 @@ def run(cfg: SegmentConfig, work_dir: Path, *, resume: bool = False) -> list[res
             evaluate=partial(evaluate, cfg, parts),
             headline=partial(headline, cfg, parts, dist=dist),
             finish=partial(finish, cfg, parts),
-            sources={"train": parts.train, "val": parts.val},
+            sources={"train": parts.train, "val": parts.val, **held},
+            selection=Selection(f"{HOLDOUT}mIoU", partial(reported, cfg, parts)) if held else None,
         )
         return fit(cfg, work_dir, job, dist=dist, resume=resume)
 
@@ -198,7 +209,10 @@ def open_parts(cfg: SegmentConfig, backbone: BackboneConfig, statistics: Statist
     if cfg.inference.mode == "whole" and any(getattr(module, "strict_img_size", False) for module in chosen.model.modules()):  # timm's ViT, Swin
         raise ValueError(f"{chosen.name} takes images of {cfg.data.size} pixels only: inference.mode='slide'")
     sets = open_maps(cfg.data) if train else (open_map_set(cfg.data.val, cfg.data.root),) * 2
-    return Parts(protocol, *sets, chosen)
+    holdout = open_map_set(cfg.data.holdout, cfg.data.root) if train and cfg.data.holdout else None
+    if holdout is not None:
+        same_classes(sets[0].classes, holdout.classes)
+    return Parts(protocol, *sets, chosen, holdout)
 
 
 def build_state(cfg: SegmentConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) -> TrainState:
@@ -242,6 +256,14 @@ def make_step(statistics: Statistics, loop: LoopConfig) -> StepFn:
 
 
 def evaluate(cfg: SegmentConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int) -> dict[str, float]:
+    """Return what `reported` gives; where the best state is kept, the same of the held-out images, as "holdout/mIoU" ..."""
+    if parts.holdout is None:
+        return reported(cfg, parts, state, folder, model, step)
+    figures = measure(cfg, parts._replace(val=parts.holdout), state.dist, model)
+    return {HOLDOUT + name: figures[name] for name in NUMBERS}
+
+
+def reported(cfg: SegmentConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int) -> dict[str, float]:
     """Return mIoU, mAcc and aAcc of the validation set in [0, 1]; the classes' figures are kept with the run's state."""
     figures = measure(cfg, parts, state.dist, model)
     state.extra["classes"] = figures
@@ -303,7 +325,7 @@ def headline(cfg: SegmentConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) 
 
 def finish(cfg: SegmentConfig, parts: Parts, state: TrainState, loop: LoopConfig, folder: WorkDir, log: Logger) -> list[results.Result]:
     """Draw, and append the run's results: with them it is finished."""
-    figures = state.extra["classes"]
+    figures = state.extra["classes"] | {name: value for name, value in state.metrics.items() if name.startswith(HOLDOUT)}
     model = state.averaged
     model.eval()
     draw(cfg, parts, state.dist, model, folder.segmentations)
@@ -321,7 +343,7 @@ def per_class(classes: tuple[str, ...], figures: dict[str, float]) -> str:
 
 def summary(written: list[results.Result]) -> str:
     """Return the numbers in one line."""
-    return ", ".join(f"{r.metric} {r.value:.2f}%" for r in written)
+    return ", ".join(f"{r.metric} {r.value:.2f}%" for r in written if r.split == "val")
 
 
 def numbers(
@@ -335,4 +357,9 @@ def numbers(
         "backbone": chosen.name, "pretrain": chosen.pretrain, "checkpoint_sha256": chosen.sha256, "normalization": chosen.normalization,
         "flops_per_image": flops_of(model, cfg.data.size, backward=backward), "tokens_per_image": tokens_of(chosen.model, cfg.data.size),
     }  # fmt: skip
-    return [results.Result(metric=name + suffix, value=100 * figures[name], **shared) for name in NUMBERS]
+    return [
+        results.Result(metric=name + suffix, value=100 * figures[prefix + name], **{**shared, "split": split})
+        for split, prefix in (("val", ""), ("holdout", HOLDOUT))
+        for name in NUMBERS
+        if prefix + name in figures
+    ]
