@@ -40,6 +40,7 @@ S_co = TypeVar("S_co", covariant=True)
 D = TypeVar("D")  # what is made of it
 
 REPLACEMENTS = 16  # unreadable files in a row before a sample is given up
+MORE_SHARED_MEMORY = "raise its size (docker run --shm-size=8g), lower run.workers or run.device_batch, or set run.workers=0"
 GRACE_S = 2.0  # for a worker to finish what it does before it is killed
 
 
@@ -207,7 +208,7 @@ def batches(
         worker_init_fn=_begin,
         generator=torch.Generator(),  # or creating it would draw from the global one
     )
-    feed = iter(loader)
+    feed = _started(loader)
     at_exit = atexit.register(partial(_end, feed))  # an exception can keep this generator alive until the process ends
     try:
         for delivery in _guarded(feed):
@@ -219,6 +220,17 @@ def batches(
     finally:
         atexit.unregister(at_exit)
         _end(feed)
+
+
+def _started(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Return the loader's iterator, its workers started: all of them or none."""
+    others = set(multiprocessing.active_children())
+    try:
+        return iter(loader)
+    except OSError as error:  # no place for the semaphores of a queue, or too many processes
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.kill()
+        raise OSError(error.errno, f"loader workers cannot be started ({error.strerror}); is /dev/shm full? {MORE_SHARED_MEMORY}") from error
 
 
 def _guarded(feed: Iterator[Delivery]) -> Iterator[Delivery]:
@@ -242,9 +254,10 @@ def _handed_over(delivery: Any) -> Any:
             if isinstance(leaf, Tensor):
                 leaf.share_memory_()  # type: ignore[no-untyped-call]
     except (OSError, RuntimeError) as error:
-        remedy = "raise its size (docker run --shm-size=8g), lower run.workers or run.device_batch, or set run.workers=0"
         return Delivery(
-            None, {}, failure=f"a loader worker has no shared memory for its batch ({str(error).splitlines()[0]}); is /dev/shm full? {remedy}"
+            None,
+            {},
+            failure=f"a loader worker has no shared memory for its batch ({str(error).splitlines()[0]}); is /dev/shm full? {MORE_SHARED_MEMORY}",
         )
     return delivery
 

@@ -244,11 +244,13 @@ def test_a_disk_that_fills_up_at_any_write_loses_nothing(share: float, undisturb
 
 
 @pytest.mark.slow
-def test_shared_memory_that_is_full_ends_the_run_with_the_remedy(undisturbed: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kilobytes", [8, 40, 56])  # no worker can start, some can, no batch fits
+def test_shared_memory_that_is_full_ends_the_run_with_the_remedy(kilobytes: int, undisturbed: Any, tmp_path: Path) -> None:
     if not may_mount():
         pytest.skip("needs the right to mount")
     file, expected = undisturbed
-    process = start(file, tmp_path / "d", before="mount -t tmpfs -o size=8k none /dev/shm")
+    words = ["--set", "run.workers=2", "--set", "run.device_batch=None"]
+    process = start(file, tmp_path / "d", *words, before=f"mount -t tmpfs -o size={kilobytes}k none /dev/shm")
     assert process.wait(LIMIT_S) == 1
     assert left(process) == []
     assert "lower run.workers" in (file.parent / "out.txt").read_text()
