@@ -239,10 +239,11 @@ def _guarded(feed: Iterator[Delivery]) -> Iterator[Delivery]:
             if delivery.failure:
                 raise OSError(delivery.failure)
             yield delivery
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):  # torch's own words; an error inside a worker reads "Caught ..."
+    except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:  # a worker hands its memory over through a socket
+        words = (str(error).splitlines() or [type(error).__name__])[0]
+        if isinstance(error, RuntimeError) and not words.startswith("DataLoader worker"):  # torch's; an error inside a worker reads "Caught ..."
             raise
-        raise RuntimeError(f"a loader worker died ({str(error).splitlines()[0]}); if memory ran out, lower the number of workers") from error
+        raise RuntimeError(f"a loader worker died ({words}); if memory ran out, lower the number of workers") from error
 
 
 def _handed_over(delivery: Any) -> Any:
