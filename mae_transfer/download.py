@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
@@ -11,11 +9,12 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
-from collections.abc import Iterator
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
 from rich.progress import track, wrap_file
+
+from mae_transfer.disk import locked
 
 CHUNK = 1 << 20  # bytes per read
 TIMEOUT = 30.0  # seconds without an answer
@@ -37,7 +36,7 @@ def fetch(url: str, folder: Path, *, checksum: str | None = None) -> Path:
     """
     target = folder / Path(urllib.parse.urlsplit(url).path).name
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder / f".{target.name}.lock"):
+    with locked(folder / f".{target.name}.lock"):
         if not target.is_file():
             part = target.with_name(f"{target.name}.part")
             try:
@@ -113,11 +112,3 @@ def _download(url: str, part: Path) -> None:
             written = file.tell() - have
     if length and written < length:
         raise OSError(f"broke off after {written} of {length} bytes")
-
-
-@contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Let one process at a time in, so that the ranks of a job fetch a file once."""
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

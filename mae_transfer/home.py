@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
-from pathlib import Path
 
-HOME = re.compile(r"((?:[\w-]+:)?)(~(?:/.*)?)")  # ~/data, mae:~/mae.pth
+HOME = re.compile(r"((?:[\w-]+:)?)(~[\w.-]*(?:/.*)?)")  # ~/data, ~ann/data, mae:~/mae.pth
 
 
 def at_home(path: str) -> str:
-    """Return a path, or a reference PREFIX:PATH, with ~ replaced by the home folder. Shells leave ~ alone after an = and in quotes."""
+    """Return a path, or a reference PREFIX:PATH, with ~ or ~user replaced by that home folder. Shells leave ~ alone after an = and in quotes.
+
+    As in a shell, ~user stays as it is where there is no such user.
+    """
     found = HOME.fullmatch(path)
-    return f"{found[1]}{Path(found[2]).expanduser()}" if found else path
+    return f"{found[1]}{os.path.expanduser(found[2])}" if found else path  # noqa: PTH111

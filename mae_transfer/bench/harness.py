@@ -125,7 +125,7 @@ def _live(pipe: Connection, build: Build, work: Work, mode: Mode) -> None:
     except EOFError:
         return
     except ImportError as error:
-        pipe.send(f"not installed ({error.name}): pip install .[bench]")
+        pipe.send(f"not installed ({error.name}): pip install -e '.[bench]'")
     except Exception as error:
         pipe.send(f"{type(error).__name__}: {str(error).splitlines()[0]}")
         raise

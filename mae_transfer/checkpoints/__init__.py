@@ -18,12 +18,13 @@ from mae_transfer.checkpoints.hf import hf
 from mae_transfer.checkpoints.hints import looks_like
 from mae_transfer.checkpoints.layouts import Found
 from mae_transfer.checkpoints.names import core, released_name, unwrap
-from mae_transfer.checkpoints.references import home, split
+from mae_transfer.checkpoints.references import split
 from mae_transfer.checkpoints.released import RELEASED, weights
 from mae_transfer.checkpoints.start import fill, load_mae
 from mae_transfer.checkpoints.statistics import Said, stored
 from mae_transfer.config import validate
 from mae_transfer.core.normalize import IMAGENET, Statistics
+from mae_transfer.home import at_home
 from mae_transfer.models.mae import MAE
 from mae_transfer.models.timm_backbone import TimmBackbone
 from mae_transfer.models.vit import SIZES, ViT, ViTConfig
@@ -143,7 +144,7 @@ def _simmim(path: str, changes: Mapping[str, Any]) -> Loaded:
 
 def _timm(reference: str, changes: Mapping[str, Any]) -> Loaded:
     name, at, path = reference.partition("@")
-    file = Path(home(path)) if at else None
+    file = Path(at_home(path)) if at else None
     converts = timm_vit.asks_for_more(changes)
     model = timm_models.timm_model(name, file, {} if converts else changes)
     said = Said(timm_models.statistics(model), file is None)

@@ -80,7 +80,11 @@ def _refusal(path: Path, error: str) -> str:
     found = re.search(r"(?:GLOBAL|global:?|Unsupported class|Unsupported type) ([\w.]+\.\w+)", error)
     if not found:
         return f"{path} is damaged or holds more than tensors and plain values (its pickle cannot be read without running it); {AGAIN}"
-    keep = f"c = torch.load({path.name!r}, map_location='cpu', weights_only=False); torch.save(c.get('model', c), 'tensors.pth')"
+    keep = (
+        f"c = torch.load({path.name!r}, map_location='cpu', weights_only=False); "
+        "keep = lambda c: {k: keep(v) if isinstance(v, dict) else v for k, v in c.items() if isinstance(v, (dict, torch.Tensor))}; "
+        "torch.save(keep(c if isinstance(c, dict) else c.state_dict()), 'tensors.pth')"
+    )
     return (
         f"{path} is damaged or holds more than tensors and plain values: {found[1]}. It was not read, because reading it could run code. "
         f'If you trust its source, keep the tensors alone: python -c "import torch; {keep}" (docs/checkpoints.md, Safety)'

@@ -5,6 +5,7 @@ One table of names per model type serves both directions; query, key and value a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,7 @@ def _hf_config(vit: ViT, kind: str) -> dict[str, Any]:
 def _config(path: Path) -> dict[str, Any]:
     """Return config.json where it describes a model that this suite's encoder is."""
     config = read_json(path)
-    if config.get("model_type") not in BLOCKS:
+    if config.get("model_type") not in list(BLOCKS):  # a list compares what cannot be hashed, too
         raise ValueError(f"{path} describes a {config.get('model_type')!r}; read are {', '.join(BLOCKS)}")
     for key, value in {"hidden_act": "gelu", "use_swiglu_ffn": False, "qkv_bias": True}.items():
         if config.get(key, value) != value:
@@ -158,6 +159,9 @@ def _config(path: Path) -> dict[str, Any]:
     wanted = ("hidden_size", "num_hidden_layers", "num_attention_heads", *(() if dinov2 else ("intermediate_size",)))
     if wrong := [key for key in wanted if not isinstance(config.get(key), int) or config[key] < 1]:
         raise ValueError(f"{path} has no usable {', '.join(wrong)}; write what transformers does")
+    ratio = config.get("mlp_ratio", 4)
+    if dinov2 and not (isinstance(ratio, int | float) and 0 < ratio < math.inf):
+        raise ValueError(f"{path} has mlp_ratio={ratio!r}; give the width of the MLP over that of the model, 4")
     return config
 
 

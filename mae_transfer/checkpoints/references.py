@@ -6,6 +6,8 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
+from mae_transfer.home import at_home
+
 
 def split(reference: str | Path, prefixes: Collection[str]) -> tuple[str, str]:
     """Return prefix and path of a reference, the prefix "" for a bare path; a leading ~ of the path becomes the home folder.
@@ -16,17 +18,8 @@ def split(reference: str | Path, prefixes: Collection[str]) -> tuple[str, str]:
     text = str(reference)
     prefix, colon, rest = text.partition(":")
     if colon and prefix and prefix in prefixes:
-        return prefix, home(rest)
-    if colon and not (os.sep in prefix or Path(home(text)).exists()):
+        return prefix, at_home(rest)
+    if colon and not (os.sep in prefix or Path(at_home(text)).exists()):
         known = ", ".join(f"{name}:" for name in prefixes if name)
         raise ValueError(f"no layout {prefix!r} in {text!r}; known are {known} or a bare path")
-    return "", home(text)
-
-
-def home(path: str | Path) -> str:
-    """Return a path with its leading ~ or ~user replaced by that home folder."""
-    text = str(path)
-    try:
-        return str(Path(text).expanduser()) if text.startswith("~") else text
-    except RuntimeError:
-        raise ValueError(f"{text}: there is no such home folder; write the path in full") from None
+    return "", at_home(text)

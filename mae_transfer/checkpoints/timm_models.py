@@ -104,11 +104,12 @@ def wrap(
         arguments["drop_path_rate"] = changes["drop_path"]
     overlay: dict[str, Any] = {}
     if tensors is not None:
-        check_finite(tensors, where=where)
         classes = _classes(tensors, cfg.classifier)
         arguments["num_classes"] = classes  # timm is strict only where the file's number of classes is the model's
         overlay = {"state_dict": dict(tensors), "custom_load": False, "num_classes": classes}
     model = _create(name, arguments, overlay=overlay, pretrained=pretrained or tensors is not None, where=where)
+    if pretrained or tensors is not None:
+        check_finite(model.state_dict(), where=where or f"timm:{name}")
     model.reset_classifier(0)
     return TimmBackbone(model, class_token=changes.get("class_token", True), final_norm=changes.get("final_norm", True))
 

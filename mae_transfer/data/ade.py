@@ -180,7 +180,7 @@ def _names(folder: Path, suffix: str | None, suffixes: tuple[bytes, ...]) -> dic
         stem = name[: -len(taken[0])] if suffix is not None else name.rpartition(b".")[0]
         found.setdefault(os.fsdecode(stem), []).append(name)
     if passed and suffix is None:
-        report_on_main(f"{folder}: passed over are {passed}")
+        report_on_main(f"{folder}: passed over {passed}")
     return found
 
 

@@ -25,6 +25,7 @@ from mae_transfer.data.decode import UnreadableImage, decode_file
 from mae_transfer.data.defects import watched
 from mae_transfer.data.map_values import VALUES, VOID, BrokenMap, Coding, coding_of, read_map
 from mae_transfer.data.notes import collected, report
+from mae_transfer.disk import write_text
 from mae_transfer.download import cache_folder
 
 ABSENT = "class without a pixel in any map"
@@ -68,7 +69,7 @@ def check_ade(
         return [Defect("unusable data set", 1, (str(error),))]
     pairs, defects = pairs_in(images, maps, image_suffix=image_suffix, map_suffix=map_suffix)
     scan = _scanned(images, maps, pairs, coding, what=split)
-    return [*defects, *scan.files, *_absent(scan, coding, names, allow=allow_absent, empty=not pairs), *scan.odd]
+    return [*defects, *scan.files, *_absent(scan, coding, names, allow=allow_absent), *scan.odd]
 
 
 def check_sets(sets: Mapping[str, MapSource], *, skip: int = 0) -> None:
@@ -80,7 +81,7 @@ def check_sets(sets: Mapping[str, MapSource], *, skip: int = 0) -> None:
         if isinstance(source, Ade):
             scan = _scanned(source.images, source.maps, source.pairs(), source.coding, what=what, known=True)
             unread = sum(defect.number for defect in scan.files)
-            absent = _absent(scan, source.coding, source.classes, allow=source.allow_absent, empty=False)
+            absent = _absent(scan, source.coding, source.classes, allow=source.allow_absent)
             found = [*(scan.files if unread > skip else ()), *(defect for defect in absent if not defect.policy)]
             if found:
                 lines = "\n  ".join(map(str, found))
@@ -135,10 +136,10 @@ def _seen(images: Path, maps: Path, image: str, drawn: str, *, coding: Coding) -
     return Seen(defects, odd, values)
 
 
-def _absent(scan: Scan, coding: Coding, names: Sequence[str], *, allow: bool, empty: bool) -> list[Defect]:
-    """Return the classes that no map holds, whose IoU would be missing from the mean without a word; `empty`: there is no map at all."""
+def _absent(scan: Scan, coding: Coding, names: Sequence[str], *, allow: bool) -> list[Defect]:
+    """Return the classes that no map holds, whose IoU would be missing from the mean without a word; none where no map could be read."""
     present = coding.present(np.array(scan.values, dtype=np.int64))
-    if present.all() or empty:
+    if present.all() or not scan.values:
         return []
     if not present.any():
         return [Defect("map set in which no pixel has a class", 1, (_stored(scan.values),), remedy=coding.remedy)]
@@ -176,6 +177,4 @@ def _remembered(memory: Path) -> Scan | None:
 def _remember(memory: Path, scan: Scan) -> None:
     with contextlib.suppress(OSError):  # without it the next run checks again
         memory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = memory.with_name(f".{memory.name}.{os.getpid()}")
-        temporary.write_text(json.dumps([[(one.kind, one.number, one.examples, one.policy) for one in scan.odd], scan.values]), encoding="utf-8")
-        temporary.replace(memory)
+        write_text(memory, json.dumps([[(one.kind, one.number, one.examples, one.policy) for one in scan.odd], scan.values]))

@@ -41,7 +41,7 @@ class Folder:
                 raise ValueError(f"{self.folder / name} holds no image that can be decoded{held}: fill it or remove it")
             passed.update(within)
         if passed:
-            report_on_main(f"{self.folder}: passed over are {passed}")
+            report_on_main(f"{self.folder}: passed over {passed}")
         names = [name for group in groups for name in group]
         self._names = b"".join(names)
         self._ends = np.cumsum([len(name) for name in names])

@@ -168,7 +168,9 @@ def resume(state: TrainState, folder: Path) -> list[str]:
     loaded = checkpoint.load_newest(folder)
     if loaded is not None:
         state.load_state_dict(loaded.payload)
-        if broken := [name for name, tensor in state.bare.state_dict().items() if not bool(torch.isfinite(tensor).all())]:
+        averaged = state.ema.module.state_dict() if state.ema is not None else {}
+        held = state.bare.state_dict() | {f"ema.{name}": tensor for name, tensor in averaged.items()}
+        if broken := [name for name, tensor in held.items() if not bool(torch.isfinite(tensor).all())]:
             said = f"{loaded.path} holds values that are not finite, in {', '.join(broken[:8])}"
             raise ValueError(f"{said}; delete it, and --resume takes the checkpoint before")
     if state.dist.world > 1:

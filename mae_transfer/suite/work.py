@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 from mae_transfer import results
 from mae_transfer.checkpoints import LAYOUTS, sha256
-from mae_transfer.checkpoints.references import home, split
+from mae_transfer.checkpoints.references import split
 from mae_transfer.config import Schema, flatten, load, nearest
+from mae_transfer.home import at_home
 from mae_transfer.suite import evidence
 from mae_transfer.suite.plan import Node, Plan, replaced, texts
 from mae_transfer.suite.records import Note, of_another_version, read_note
@@ -215,6 +216,6 @@ def files_of(node: Node) -> Iterator[tuple[str, Path]]:
     for key, value in flatten(node.changes).items():
         if isinstance(value, str) and not value.startswith("@"):
             prefix = value.partition(":")[0]
-            path = Path(home(value.removeprefix(f"{prefix}:") if prefix in PREFIXES else value))
+            path = Path(at_home(value.removeprefix(f"{prefix}:") if prefix in PREFIXES else value))
             if path.is_file():
                 yield key, path

@@ -92,11 +92,14 @@ def test_where_bfloat16_is_the_slow_choice_the_run_says_so(precision: str, amx: 
     assert ("--set precision=float32" in plan(cfg, loop_config(cfg, order, dist), dist)) == (precision == "bfloat16" and not amx)
 
 
-def test_a_state_that_holds_nan_is_not_resumed(tmp_path: Path) -> None:
-    pretrain.run(config(epochs=1.0), tmp_path / "run")
+@pytest.mark.parametrize("part", ["model", "ema"])
+def test_a_state_that_holds_nan_is_not_resumed(part: str, tmp_path: Path) -> None:
+    cfg = config(epochs=1.0, ema_decay=0.9)
+    pretrain.run(cfg, tmp_path / "run")
     state = next((tmp_path / "run" / "checkpoints").glob("*.pt"))
     payload = torch.load(state, weights_only=True)
-    payload["model"]["encoder.norm.bias"][0] = float("nan")
+    payload[part]["encoder.norm.bias"][0] = float("nan")
     torch.save(payload, state)
-    with pytest.raises(ValueError, match=rf"{state.name} holds values that are not finite, in encoder\.norm\.bias; delete it"):
-        pretrain.run(config(epochs=1.0), tmp_path / "run", resume=True)
+    name = r"ema\.encoder\.norm\.bias" if part == "ema" else r"encoder\.norm\.bias"
+    with pytest.raises(ValueError, match=rf"{state.name} holds values that are not finite, in {name}; delete it"):
+        pretrain.run(cfg, tmp_path / "run", resume=True)

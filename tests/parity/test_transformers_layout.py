@@ -101,8 +101,18 @@ def test_classifiers_hand_their_heads_back(tmp_path: Path) -> None:
     torch.testing.assert_close(logits, vit(images).logits, **CLOSE)
 
 
+@pytest.mark.parametrize("value", [None, "4", 0, float("nan"), float("inf"), [4]])
+def test_a_width_of_the_mlp_that_is_no_number_is_refused_by_its_name(value: Any, tmp_path: Path) -> None:
+    randomize(MODELS["DINOv2"]()).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"mlp_ratio": value}))
+    with pytest.raises(ValueError, match=r"config\.json has mlp_ratio="):
+        checkpoints.load_backbone(f"hf:{tmp_path}")
+
+
 @pytest.mark.parametrize(("change", "match"), [
-    ({"model_type": "swin"}, "describes a 'swin'"), ({"hidden_act": "quick_gelu"}, "hidden_act='quick_gelu'"), (None, "no JSON"),
+    ({"model_type": "swin"}, "describes a 'swin'"), ({"model_type": ["vit"]}, r"describes a \['vit'\]"),
+    ({"hidden_act": "quick_gelu"}, "hidden_act='quick_gelu'"), (None, "no JSON"),
     ({"num_attention_heads": 5}, "heads = 5 does not divide dim"), ({"num_hidden_layers": 3}, "missing: blocks.2.norm1.weight"),
 ])  # fmt: skip
 def test_a_config_that_is_not_ours_is_refused(change: dict[str, Any] | None, match: str, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "targets": {"interfaces", "bounds", "seeding", "arithmetic", "core"},
     "config": {"home"},
     "disk": set(),
-    "download": set(),
+    "download": {"disk"},
     "results": {"config", "disk"},
     "cli": {"home", "bounds", "config", "suite"},  # what the tools share: above the suite
     "adapters": BASE,

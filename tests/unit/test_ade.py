@@ -180,6 +180,12 @@ def test_every_defect_is_found_at_once(root: Path) -> None:
     }
 
 
+def test_where_no_map_can_be_read_no_class_is_called_absent(root: Path) -> None:
+    for drawn in (root / "annotations" / "training").iterdir():
+        Image.open(drawn).convert("RGB").save(drawn)
+    assert [defect.kind for defect in check_ade(str(root))] == ["map with colours instead of classes"]
+
+
 def test_a_folder_that_cannot_be_used_at_all_is_a_defect_too(root: Path) -> None:
     (defect,) = check_ade(str(root), split="validation")
     assert defect.kind == "unusable data set"

@@ -108,7 +108,7 @@ def test_what_is_passed_over_is_counted_and_named_once(root: Path, caplog: pytes
         assert len(Folder(root=str(root), split="train")) == 4
     (message,) = caplog.messages
     assert message == (
-        f"{root / 'train'}: passed over are 5 files (2 x .heic, 1.heic; 1 x .jpg in no class folder, stray.jpg; "
+        f"{root / 'train'}: passed over 5 files (2 x .heic, 1.heic; 1 x .jpg in no class folder, stray.jpg; "
         "1 x .txt, notes.txt; 1 x .jpg that is no regular file, pipe.jpg)"
     )
 

@@ -85,6 +85,10 @@ def test_values_that_leave_the_range_of_float32_and_whole_numbers_are_refused(tm
     torch.save({"model": state | {"norm.weight": torch.full((32,), 1e300, dtype=torch.float64)}}, tmp_path / "x.pth")
     with pytest.raises(ValueError, match=r"norm\.weight \(32 infinite of 32\)"):
         checkpoints.load(f"mae:{tmp_path / 'x.pth'}", changes={"heads": 4})
+    of_timm = checkpoints.load("random:test_vit").backbone.model.state_dict()  # type: ignore[union-attr]
+    torch.save(of_timm | {"norm.weight": torch.full((64,), 1e300, dtype=torch.float64)}, tmp_path / "z.pth")
+    with pytest.raises(ValueError, match=r"z\.pth holds values that are not finite, in norm\.weight \(64 infinite of 64\)"):
+        checkpoints.load(f"timm:test_vit@{tmp_path / 'z.pth'}")
     torch.save({"model": state | {"norm.weight": torch.ones(32, dtype=torch.int8)}}, tmp_path / "y.pth")
     with pytest.raises(ValueError, match=r"norm\.weight: torch\.int8 where torch\.float32 is expected"):
         checkpoints.load(f"mae:{tmp_path / 'y.pth'}", changes={"heads": 4})
@@ -135,8 +139,11 @@ def test_a_harmless_class_is_named_with_the_way_to_convert(held: object, name: s
     assert "\n" not in str(error.value)
 
 
-def test_the_command_that_the_refusal_names_converts_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.save({"model": ViT(SMALL).state_dict(), "best": np.float64(3)}, tmp_path / "x.pth")
+@pytest.mark.parametrize("kind", ["model", "state_dict", "module", "beside"])
+def test_the_command_that_the_refusal_names_converts_the_file(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vit, best = ViT(SMALL), np.float64(3)
+    files = {"module": vit, "beside": {**vit.state_dict(), "best": best}}
+    torch.save(files.get(kind, {kind: vit.state_dict(), "best": best}), tmp_path / "x.pth")
     with pytest.raises(ValueError, match="python -c") as error:
         checkpoints.load(f"mae:{tmp_path / 'x.pth'}")
     monkeypatch.chdir(tmp_path)
