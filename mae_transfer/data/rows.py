@@ -15,7 +15,10 @@ class WithRows:
 
     def __init__(self, source: Source, path: Path) -> None:
         self.source, self.classes, self.path = source, source.classes, path
-        rows = len(np.load(path, mmap_mode="r"))
+        try:
+            rows = len(np.load(path, mmap_mode="r"))
+        except (ValueError, OSError, EOFError) as error:
+            raise ValueError(f"{path} is damaged ({error}): delete it, it will be made again") from None
         if rows != len(source):
             raise ValueError(f"{path} has {rows} rows for {len(source)} images: delete it, it will be made again")
         self.rows: np.ndarray | None = None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from rich.progress import track
 
 from mae_transfer.data import DataConfig, Source, WithRows, evaluation_views
+from mae_transfer.data.fingerprint import fingerprint
 from mae_transfer.disk import whole
 from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.state import RunConfig
@@ -19,7 +21,7 @@ from mae_transfer.tasks.common import pass_over
 
 
 def with_codes(source: Source, target: Target, data: DataConfig, run: RunConfig, dist: Dist, *, key: str) -> Source:
-    """Return the source with each image's token ids as its label where the target keeps them, else the source.
+    """Return the source with each image's token ids as its label where the target keeps them, else the source. Other images have another file.
 
     Args:
         key: what makes the ids what they are, beside the data: the digest of the tokenizer, the split.
@@ -33,13 +35,15 @@ def with_codes(source: Source, target: Target, data: DataConfig, run: RunConfig,
             f"target.cache keeps the tokens of crops that are always the same, but data.augmentation is {data.augmentation.name!r}, which draws "
             "them: set data.augmentation.name=none (table 1e), or leave target.cache out"
         )
-    name = hashlib.sha256(f"{data.model_dump_json()} {target.view} {len(source)} {key}".encode()).hexdigest()[:16]
-    path = Path(target.cache) / f"tokens_{name}.npy"
-    if dist.is_main and not path.exists():
-        _write(path, source, target, data, run, dist.device)
+    path: list[Any] = [None]
+    if dist.is_main:
+        about = f"{data.model_dump_json()} {target.view} {len(source)} {fingerprint(source).digest} {key}"
+        path[0] = Path(target.cache) / f"tokens_{hashlib.sha256(about.encode()).hexdigest()[:16]}.npy"
+        if not path[0].exists():
+            _write(path[0], source, target, data, run, dist.device)
     if dist.world > 1:
-        torch.distributed.barrier(group=dist.side)
-    return WithRows(source, path)
+        torch.distributed.broadcast_object_list(path, group=dist.side, group_src=0)
+    return WithRows(source, path[0])
 
 
 def _write(path: Path, source: Source, target: Token, data: DataConfig, run: RunConfig, device: torch.device) -> None:

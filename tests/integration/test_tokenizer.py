@@ -5,8 +5,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mae_transfer import results
 from mae_transfer.checkpoints.basis import load_basis
@@ -132,6 +134,26 @@ def test_kept_tokens_give_the_same_run_and_are_computed_once(tmp_path: Path, mon
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "codes").iterdir()}
     pretrain.run(kept, tmp_path / "again")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "codes").iterdir()} == written
+
+
+def test_tokens_of_other_images_are_not_taken_and_damaged_ones_are_named(tmp_path: Path) -> None:
+    """A folder whose images were exchanged for others, as many as before, used to train on the tokens of the old ones."""
+    (tmp_path / "images").mkdir()
+    data = {"root": str(tmp_path), "size": 32, "augmentation": {"name": "none"}} | {
+        part: {"name": "folder", "split": "images", "labelled": False} for part in ("train", "val")
+    }
+    cfg = pretraining(target={"name": "token", "tokenizer": "random:16/4", "cache": str(tmp_path / "codes")}, data=data)
+    for image in ("first", "second"):
+        for index in range(8):
+            pixels = np.random.default_rng([index, len(image)]).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels if image == "first" else pixels // 2).save(tmp_path / "images" / f"{index}.png")
+        pretrain.run(cfg, tmp_path / image)
+    kept = sorted((tmp_path / "codes").iterdir())
+    assert len(kept) == 4
+    for file in kept:
+        file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"tokens_\w+\.npy is damaged .*delete it, it will be made again"):
+        pretrain.run(cfg, tmp_path / "third")
 
 
 def test_tokens_of_random_crops_cannot_be_kept(tmp_path: Path) -> None:
