@@ -9,9 +9,11 @@ Cost:      400 epochs of 50,000 images are 2e7 crops of 224 px; --estimate times
 Published: none.
 """
 
-_base_ = "mae_vit_base_16_one_gpu.py"
+_base_ = "mae_vit_base_16_800e.py"
 
 epochs = 400
+batch = 1024
 data = dict(train=dict(name="photos", split="train"), val=dict(name="photos", split="val"))
 schedule = dict(warmup_epochs="5%")
 evaluate_epochs = 20
+run = dict(device_batch=256, workers=8, compile=True, checkpoint_activations=True)
