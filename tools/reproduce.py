@@ -50,7 +50,7 @@ def reproduce(args: argparse.Namespace) -> None:
     from mae_transfer.suite import view
     from mae_transfer.suite.formats import screen
     from mae_transfer.suite.plan import open_plan, select
-    from mae_transfer.suite.report import publish
+    from mae_transfer.suite.report import publish, refresh
     from mae_transfer.suite.run import Machine, Runner
     from mae_transfer.suite.slurm import Cluster, submit
     from mae_transfer.suite.steps import forced
@@ -87,7 +87,7 @@ def reproduce(args: argparse.Namespace) -> None:
             publish(cfg, work, console, known=plan)
     else:
         with view.View(work, console) as shown:
-            runner = Runner(work, machine, say=shown.say, force=args.force)
+            runner = Runner(work, machine, say=shown.say, force=args.force, refresh=lambda: refresh(cfg, work))
             states = runner.run(poll=lambda: shown.draw(runner))
         wrong = publish(cfg, work, console, known=plan)
         if set(states.values()) - {"done"}:

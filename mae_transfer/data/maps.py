@@ -96,7 +96,7 @@ def inside(extent: Tensor, size: int | tuple[int, int]) -> Tensor:
 class MapDataConfig(Places):
     """Images with class maps, and how they are cut."""
 
-    choices: ClassVar = {"train": MAP_SETS, "val": MAP_SETS}
+    choices: ClassVar = {"train": MAP_SETS, "val": MAP_SETS, "holdout": MAP_SETS}
 
     train: Spec = Spec.model_validate({"name": "ade", "split": "training"})
     """An entry of MAP_SETS with its options."""

@@ -195,7 +195,7 @@ class Scenes(Samples[Annotated, Scene]):
 class ObjectDataConfig(Places):
     """Images with objects, and how they are resized."""
 
-    choices: ClassVar = {"train": OBJECT_SETS, "val": OBJECT_SETS, "augmentation": SCENE_TRANSFORMS, "view": SCENE_TRANSFORMS}
+    choices: ClassVar = {"train": OBJECT_SETS, "val": OBJECT_SETS, "holdout": OBJECT_SETS, "augmentation": SCENE_TRANSFORMS, "view": SCENE_TRANSFORMS}
 
     train: Spec = Spec.model_validate({"name": "coco", "split": "train2017", "skip_empty": True})
     """An entry of OBJECT_SETS with its options."""

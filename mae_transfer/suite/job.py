@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mae_transfer.disk import locked
+from mae_transfer.suite import preload
 
 LOG = "output.log"
 START = "$ "  # begins the line of the log with a start's command
@@ -32,12 +33,13 @@ def start(command: Sequence[str], folder: Path, *, environment: Mapping[str, str
     """Start a tool's command in its folder; the process ends with the tool's exit status.
 
     Args:
-        modules: imported once, for all the runs of this suite.
+        modules: imported once, for all the runs of this suite; those of the first call count.
         threads: of the CPU for this run; None: all.
     """
     folder.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(modules))
+    context.set_forkserver_preload([preload.__name__])
+    os.environ[preload.VARIABLE] = " ".join(modules)  # read when the server starts, with the first run
     process = context.Process(target=main, args=(list(command), folder, dict(environment), threads))
     process.start()
     return process

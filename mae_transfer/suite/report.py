@@ -86,6 +86,14 @@ def publish(cfg: SuiteConfig, work: Work, console: Console, *, known: Collection
     return [verdict.sentence for verdict in judged if not verdict.holds]
 
 
+def refresh(cfg: SuiteConfig, work: Work) -> None:
+    """Write the report of the results that there are so far; nothing where there are none."""
+    if any(work.root.rglob("results.jsonl")):
+        found, damaged = records.load([work.root])
+        found, wrong = tables.usable(found)
+        write(work.root / "report.html", cfg.title, cfg.tables, found, [*damaged, *wrong], work.root)
+
+
 def write(path: Path, title: str, names: Sequence[str], found: Sequence[Record], defects: Sequence[str], root: Path) -> None:
     """Write the report of the records under `root`, with the tables of these names."""
     runs = notes_of(root)

@@ -10,7 +10,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from types import FrameType
@@ -21,12 +22,12 @@ from mae_transfer.suite import job
 from mae_transfer.suite.plan import Node
 from mae_transfer.suite.records import Note, State
 from mae_transfer.suite.steps import close, conclude, forced, obstacle, prepare
+from mae_transfer.suite.toolbox import TOOLBOX
 from mae_transfer.suite.work import Work
 
 POLL_S = 0.5
 SAVE_S = 600  # for the processes of a torchrun to save in
 Say = Callable[[str], None]
-MODULES = ("mae_transfer.tasks.classify", "mae_transfer.tasks.knn", "mae_transfer.tasks.pretrain", "mae_transfer.tasks.tokenizer", "mae_transfer.cli")
 
 
 class Machine(NamedTuple):
@@ -76,14 +77,25 @@ class Runner:
     Args:
         say: takes a sentence whenever a run starts or ends.
         force: repeat runs with one of these in their name, though they are done, and what takes from them.
+        refresh: called after runs have ended, to write the report of what there is.
     """
 
-    def __init__(self, work: Work, machine: Machine, *, say: Say, force: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        work: Work,
+        machine: Machine,
+        *,
+        say: Say,
+        force: Sequence[str] = (),
+        refresh: Callable[[], None] = lambda: None,
+    ) -> None:
         machine.check()
+        self.refresh = refresh
         self.work, self.machine, self.say, self.force = work, machine, say, forced(work.plan, force)
         self.states: dict[str, State] = {}
         self.running: dict[str, Running] = {}
         self.stopping = False
+        self.modules: tuple[str, ...] = ()  # what runs import, for the process that they are forked from
         self._free = list(machine.devices)
 
     def run(self, *, poll: Callable[[], None] = lambda: None) -> dict[str, State]:
@@ -106,8 +118,13 @@ class Runner:
         """Start what can start and take note of what ends, until nothing is left or the suite is stopped."""
         waiting = [name for name in self.work.plan if name in self.force or not self.work.status(name).done]
         self.states = {name: "done" for name in self.work.plan if name not in waiting}
+        self.modules = () if self.machine.torchrun else modules_of(self.work.plan[name] for name in waiting)
+        told = len(self.states)
         while (waiting and not self.stopping) or self.running:
             waiting = [name for name in waiting if not self.begun(self.work.plan[name])]
+            if len(self.states) > told:  # after the next runs have started, which need not wait for it
+                self.report()
+                told = len(self.states)
             if self.running:
                 wait([each.process.sentinel for each in self.running.values()], timeout=POLL_S)
             for name in [name for name, each in self.running.items() if not each.process.is_alive()]:
@@ -139,7 +156,7 @@ class Runner:
         environment = {job.TORCHRUN_WAITS: str(SAVE_S)} | ({} if device is None else {"CUDA_VISIBLE_DEVICES": device})
         self.say(f"start {node.name} ({why})")
         folder = self.work.folder(node.name)
-        process = job.start(note.command, folder, environment=environment, modules=MODULES, threads=self.machine.threads)
+        process = job.start(note.command, folder, environment=environment, modules=self.modules, threads=self.machine.threads)
         self.running[node.name] = Running(note, process, device, time.monotonic())
 
     def end(self, name: str) -> None:
@@ -149,6 +166,13 @@ class Runner:
         self._free += [] if ended.device is None else [ended.device]
         seconds = time.monotonic() - ended.since
         self.tell(conclude(self.work, ended.note, code=ended.process.exitcode, seconds=seconds, stopping=self.stopping))
+
+    def report(self) -> None:
+        """Write the report of what has ended so far; the suite goes on whatever becomes of it."""
+        try:
+            self.refresh()
+        except Exception as error:
+            self.say(f"the report is not up to date: {type(error).__name__}: {error}")
 
     def tell(self, note: Note) -> None:
         """Remember and say how a run ended."""
@@ -161,6 +185,15 @@ class Runner:
         for each in self.running.values():
             if each.process.is_alive():
                 each.process.terminate()
+
+
+def modules_of(nodes: Iterable[Node]) -> tuple[str, ...]:
+    """Return all that runs import."""
+    found: dict[str, None] = {}
+    for kind, config in dict.fromkeys((node.kind, node.config) for node in nodes):
+        with suppress(ValueError):  # a config that cannot be read is the failure of its run
+            found |= dict.fromkeys(TOOLBOX[kind].modules(config))
+    return tuple(found)
 
 
 class Signals:

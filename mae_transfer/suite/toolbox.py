@@ -10,6 +10,8 @@ from mae_transfer.config import Schema, read
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
+EVERY = ("mae_transfer.cli", "mae_transfer.suite.grid", "mmengine.config", "torch.utils.tensorboard")  # of Tool.imports, for every tool
+
 
 class Tool(NamedTuple):
     """One way to call a script of tools/."""
@@ -20,15 +22,25 @@ class Tool(NamedTuple):
     artifact: str | None = None  # the file that it leaves for other runs
     metric: str | None = None  # what a failed run owes to the tables, on the split "val"
     trains: bool = True  # has a training state to resume from, and results at its end
+    imports: tuple[str, ...] = ()  # modules of other packages that take long to import and that its runs import after they have started
 
     def schema(self, config: Path) -> type[Schema]:
         """Return the class of a config; ValueError where the tool does not know its task. A task's module is imported when a suite needs it."""
-        named = read(config).get("task", next(iter(self.tasks)))
-        if named not in self.tasks:
-            raise ValueError(f"{config}: task = {named!r}; tools/{self.script} runs {', '.join(self.tasks)}")
-        module, _, name = self.tasks[named].partition(":")
-        schema: type[Schema] = getattr(importlib.import_module(f"mae_transfer.tasks.{module}"), name)
+        module, name = self.named(config)
+        schema: type[Schema] = getattr(importlib.import_module(module), name)
         return schema
+
+    def named(self, config: Path) -> tuple[str, str]:
+        """Return module and name of the class of a config; ValueError where the tool does not know its task."""
+        task = read(config).get("task", next(iter(self.tasks)))
+        if task not in self.tasks:
+            raise ValueError(f"{config}: task = {task!r}; tools/{self.script} runs {', '.join(self.tasks)}")
+        module, _, name = self.tasks[task].partition(":")
+        return f"mae_transfer.tasks.{module}", name
+
+    def modules(self, config: Path) -> tuple[str, ...]:
+        """Return all that a run of a config imports, ready to be imported ahead."""
+        return (self.named(config)[0], *EVERY, *self.imports)
 
 
 TOOLBOX: dict[str, Tool] = {
@@ -36,6 +48,6 @@ TOOLBOX: dict[str, Tool] = {
     "pca": Tool("tokenizer_train.py", {"pretrain": "pretrain:PretrainConfig"}, ("pca",), "basis.safetensors", trains=False),
     "pretrain": Tool("pretrain.py", {"pretrain": "pretrain:PretrainConfig"}, (), "backbone.safetensors"),
     "cls_train": Tool("cls_train.py", {"classify": "classify:ClassifyConfig", "knn": "knn:KnnConfig"}, metric="top1"),
-    "det_train": Tool("det_train.py", {"detect": "detect:DetectConfig"}, metric="bbox/AP"),
-    "seg_train": Tool("seg_train.py", {"segment": "segment:SegmentConfig"}, metric="mIoU"),
+    "det_train": Tool("det_train.py", {"detect": "detect:DetectConfig"}, metric="bbox/AP", imports=("pycocotools.cocoeval", "faster_coco_eval")),
+    "seg_train": Tool("seg_train.py", {"segment": "segment:SegmentConfig"}, metric="mIoU", imports=("mmseg.models", "mmseg.datasets.transforms")),
 }

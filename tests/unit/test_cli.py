@@ -131,7 +131,8 @@ def test_every_option_of_every_part_that_is_chosen_by_name_is_documented() -> No
     fields = [
         (one, name, field) for one in found for name, field in one.model_fields.items() if Spec in (field.annotation, *get_args(field.annotation))
     ]
-    assert not [f"{one.__name__}.{name}" for one, name, _ in fields if name not in one.choices]
+    silent = [f"{one.__name__}.{name}" for one, name, _ in fields if name not in one.choices]
+    assert not silent, "name the table of each of these fields in the `choices` of its schema"
     entries: dict[str, Callable[..., Any]] = {
         f"{one.__name__}.{name} {key}": entry for one, name, _ in fields for key, entry in one.choices[name].items()
     }

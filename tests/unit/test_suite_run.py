@@ -53,7 +53,7 @@ class Stage:
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, text: str = SUITE) -> None:
         self.root, self.fate, self.started, self.devices = root, dict[str, str](), list[str](), dict[str, str]()
-        self.most = 0
+        self.most, self.modules = 0, object()
         self.suite = root / "suite.py"
         self.suite.parent.mkdir(parents=True, exist_ok=True)
         self.suite.write_text(text)
@@ -66,6 +66,7 @@ class Stage:
     def start(self, command: list[str], folder: Path, *, environment: Mapping[str, str], modules: object, threads: object) -> ForkProcess:
         name = str(folder.relative_to(self.work.root))
         self.started.append(name)
+        self.modules = modules
         self.devices[name] = environment.get("CUDA_VISIBLE_DEVICES", "")
         fate = self.fate.get(name, "")
         self.log(folder, f"ValueError: {fate}" if fate.startswith("fails") else "all is well")
@@ -89,10 +90,13 @@ class Stage:
         split = "holdout" if node.role == "point" else "val"
         results.append(self.work.folder(name) / "results.jsonl", [result("finetune", value, split=split, **kept)])
 
+    def refresh(self) -> None:
+        """Stands in for the report."""
+
     def run(self, *, machine: Machine = ALONE, force: tuple[str, ...] = ()) -> dict[str, str]:
         self.started.clear()
         self.said: list[str] = []
-        self.runner = Runner(self.work, machine, say=self.said.append, force=force)
+        self.runner = Runner(self.work, machine, say=self.said.append, force=force, refresh=self.refresh)
         return dict(self.runner.run())
 
 
