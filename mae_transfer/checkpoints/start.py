@@ -31,10 +31,12 @@ def fill(model: MAE, tensors: Mapping[str, Tensor], *, where: str) -> None:
     fitted = dict(tensors)
     for name, wanted in model.state_dict().items():
         stored = tensors.get(name)
-        if stored is None or stored.shape == wanted.shape or stored.ndim != wanted.ndim:
+        if stored is None or stored.ndim != wanted.ndim:
             continue
         if name in ("encoder.pos_embed", "decoder.pos_embed") and stored.shape[2] == wanted.shape[2]:
             fitted[name] = _positions(stored, model, where=f"{name} in {where}")
+        elif stored.shape == wanted.shape:
+            continue
         elif name.startswith("encoder.rel_pos_bias.") and stored.shape[1] == wanted.shape[1]:
             leading = model.encoder.leading
             side = (math.isqrt(max(0, len(stored) - 3 * leading)) + 1) // 2
@@ -45,12 +47,15 @@ def fill(model: MAE, tensors: Mapping[str, Tensor], *, where: str) -> None:
 
 
 def _positions(stored: Tensor, model: MAE, *, where: str) -> Tensor:
-    """Return a table (1, T + N, D) for the grid of the model."""
-    leading, dim = model.encoder.leading, stored.shape[2]
-    side = math.isqrt(max(0, stored.shape[1] - leading))
-    if side < 1 or side**2 + leading != stored.shape[1]:
+    """Return a table (1, T + N, D) for the grid of the model. The number of rows does not tell the shape of a grid; a fixed table's values do."""
+    leading, dim, grid = model.encoder.leading, stored.shape[2], model.encoder.grid
+    patches = max(0, stored.shape[1] - leading)
+    shapes = [(high, patches // high) for high in range(1, patches + 1) if patches % high == 0]
+    if any(shape != grid and torch.allclose(stored.float(), sincos_2d(dim, shape, leading=leading), atol=1e-4) for shape in shapes):
+        return sincos_2d(dim, grid, leading=leading).to(stored.dtype)
+    if patches == grid[0] * grid[1]:
+        return stored
+    side = math.isqrt(patches)
+    if side < 1 or side**2 != patches:
         raise ValueError(f"{where} has {stored.shape[1]} rows, which is no square grid: start at its own image size")
-    fixed = sincos_2d(dim, (side, side), leading=leading)
-    if torch.allclose(stored.float(), fixed, atol=1e-4):
-        return sincos_2d(dim, model.encoder.grid, leading=leading).to(stored.dtype)
-    return resample(stored, (side, side), model.encoder.grid, leading=leading)
+    return resample(stored, (side, side), grid, leading=leading)

@@ -208,3 +208,15 @@ def test_a_start_at_another_image_size_takes_its_positions_along(positions: str,
         else:
             images = torch.randn(1, 3, 96, 96)
             torch.testing.assert_close(large.encoder(images).maps[0], small.encoder(images).maps[0])  # as at transfer
+
+
+@pytest.mark.parametrize("size", [(64, 64), (32, 64), (48, 48)])
+def test_a_start_from_images_of_another_shape_has_the_positions_of_its_own(size: tuple[int, int], tmp_path: Path) -> None:
+    """2 x 8 patches are as many as 4 x 4: the table of one shape used to be taken for the other's."""
+    decoder = DecoderConfig(depth=1, dim=32, heads=4)
+    wide, model = (MAE(MAEConfig(encoder=SMALL.model_copy(update={"image_size": sides}), decoder=decoder), 768) for sides in ((32, 128), size))
+    torch.save({"model": wide.state_dict()}, tmp_path / "step_00000001.pt")
+    load_start(model, str(tmp_path / "step_00000001.pt"))
+    grid = (size[0] // 16, size[1] // 16)
+    assert torch.equal(model.encoder.pos_embed, sincos_2d(32, grid))
+    assert torch.equal(model.decoder.pos_embed, sincos_2d(32, grid))
