@@ -20,7 +20,7 @@ from mae_transfer.checkpoints.files import Tensors, named, read, shortened
 from mae_transfer.checkpoints.names import STEM, core, join_qkv, rename, unwrap
 from mae_transfer.config import validate
 from mae_transfer.core.normalize import IMAGENET, Statistics, checked
-from mae_transfer.core.positions import sincos_2d
+from mae_transfer.core.positions import fixed_grid, sincos_2d
 from mae_transfer.models.vit import SIZES, ViTConfig
 
 HEAD = ("head.", "fc_norm.")  # a classifier's tensors: handed back, never dropped
@@ -244,6 +244,9 @@ def architecture(tensors: Tensors, *, pooled: bool, positions: str, heads: Mappi
     if side is None:
         rows = tensors[table].shape[-2]
         raise ValueError(f"{where} has {rows} rows in {table}, which is no square grid of patches with {int('cls_token' in tensors)} class tokens")
+    grid = fixed_grid(tensors[table], leading=int("cls_token" in tensors)) if table == "pos_embed" else None
+    if grid not in (None, (side, side)):
+        raise ValueError(f"{where} has the positions of {grid} patches, and its layout is of square images; load the file that it was exported from")
     size = next((name for name, (width, blocks, _) in SIZES.items() if (width, blocks) == (dim, depth)), None)
     tables = sum(name.startswith("rel_pos_bias.") for name in tensors)
     own = tensors["rel_pos_bias.0.table"].shape[1] if "rel_pos_bias.0.table" in tensors else None

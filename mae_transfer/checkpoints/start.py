@@ -6,12 +6,11 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from mae_transfer.checkpoints.files import load_strict, read
 from mae_transfer.checkpoints.names import released_name, unwrap
-from mae_transfer.core.positions import resample, resample_relative, sincos_2d
+from mae_transfer.core.positions import fixed_grid, resample, resample_relative, sincos_2d
 from mae_transfer.models.mae import MAE
 
 
@@ -50,8 +49,7 @@ def _positions(stored: Tensor, model: MAE, *, where: str) -> Tensor:
     """Return a table (1, T + N, D) for the grid of the model. The number of rows does not tell the shape of a grid; a fixed table's values do."""
     leading, dim, grid = model.encoder.leading, stored.shape[2], model.encoder.grid
     patches = max(0, stored.shape[1] - leading)
-    shapes = [(high, patches // high) for high in range(1, patches + 1) if patches % high == 0]
-    if any(shape != grid and torch.allclose(stored.float(), sincos_2d(dim, shape, leading=leading), atol=1e-4) for shape in shapes):
+    if fixed_grid(stored, leading=leading) not in (None, grid):
         return sincos_2d(dim, grid, leading=leading).to(stored.dtype)
     if patches == grid[0] * grid[1]:
         return stored

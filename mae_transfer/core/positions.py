@@ -23,6 +23,15 @@ def sincos_2d(dim: int, grid: tuple[int, int], *, leading: int = 1) -> Tensor:
     return torch.cat([table.new_zeros(leading, dim), table]).to(torch.get_default_dtype())[None]
 
 
+def fixed_grid(table: Tensor, *, leading: int = 1) -> tuple[int, int] | None:
+    """Return the grid whose fixed table `sincos_2d` a table (1, leading + N, D) is; None where it is none. N alone does not tell 2 x 8 from 4 x 4."""
+    if table.shape[2] % 4 or not table.is_floating_point():
+        return None
+    patches = max(0, table.shape[1] - leading)
+    grids = [(high, patches // high) for high in range(1, patches + 1) if patches % high == 0]
+    return next((grid for grid in grids if torch.allclose(table.float(), sincos_2d(table.shape[2], grid, leading=leading), atol=1e-4)), None)
+
+
 def resample(table: Tensor, old: tuple[int, int], new: tuple[int, int], *, leading: int = 1, antialias: bool = True) -> Tensor:
     """Return an absolute table (1, leading + N_old, D) resampled bicubically to another grid, leading tokens kept.
 

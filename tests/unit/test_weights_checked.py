@@ -210,6 +210,12 @@ def test_a_start_at_another_image_size_takes_its_positions_along(positions: str,
             torch.testing.assert_close(large.encoder(images).maps[0], small.encoder(images).maps[0])  # as at transfer
 
 
+def test_a_layout_of_square_images_does_not_take_the_positions_of_others(tmp_path: Path) -> None:
+    checkpoints.FORMATS["timm"](tmp_path / "x.safetensors", ViT(SMALL.model_copy(update={"image_size": (32, 128)})), {})
+    with pytest.raises(ValueError, match=r"x\.safetensors has the positions of \(2, 8\) patches, .*square images; load the file"):
+        checkpoints.load(f"mae:{tmp_path / 'x.safetensors'}", changes={"heads": 4})
+
+
 @pytest.mark.parametrize("size", [(64, 64), (32, 64), (48, 48)])
 def test_a_start_from_images_of_another_shape_has_the_positions_of_its_own(size: tuple[int, int], tmp_path: Path) -> None:
     """2 x 8 patches are as many as 4 x 4: the table of one shape used to be taken for the other's."""
