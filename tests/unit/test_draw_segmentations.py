@@ -39,8 +39,8 @@ def test_a_legend_of_long_names_stays_within_the_picture(tmp_path: Path, monkeyp
     legends = []
     write = Figure.savefig
 
-    def writing(figure: Figure, path: Path, dpi: int) -> None:
-        write(figure, path, dpi=dpi)
+    def writing(figure: Figure, path: Path, *, dpi: int, format: str) -> None:
+        write(figure, path, dpi=dpi, format=format)
         (legend,) = figure.legends
         legends.append((legend.get_window_extent(), figure.bbox))
 
