@@ -1,0 +1,12 @@
+"""The demo from three seeds, each with pretrainings of its own: docs/results/mini.md.
+
+Command:   python tools/reproduce.py configs/suites/mini_seeds.py --work-dir runs/mini_seeds --jobs 2
+Cost:      about 15 minutes on two CPU cores, 2 GB.
+Published: none.
+"""
+
+_base_ = "mini.py"
+
+title = "mini, three seeds"
+seeds = (0, 1, 2)
+pretrain_seeds = "each"
