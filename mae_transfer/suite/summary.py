@@ -14,6 +14,7 @@ from mae_transfer.suite.schema import Expectation, SuiteConfig
 from mae_transfer.suite.tables import lines, summary_text
 
 FRESH = "none"  # what Result.pretrain says of random weights
+ORDER = ("fine-tune", "partial", "linear", "k-NN", "box AP", "mask AP", "mIoU")  # of the columns
 
 
 class Cell(NamedTuple):
@@ -46,7 +47,7 @@ class Verdict(NamedTuple):
 def summarise(cfg: SuiteConfig, found: Sequence[Record]) -> Summary:
     """Return the summary of a suite's results."""
     measured = [line for line in lines("summary", found) if line.ours is not None]
-    columns = tuple(dict.fromkeys(line.column for line in measured))
+    columns = tuple(sorted(dict.fromkeys(line.column for line in measured), key=lambda c: ORDER.index(c.partition(",")[0])))
     names = [source.row or row for row, source in cfg.rows.items()]
     rows: dict[str, dict[str, Cell]] = {name: {} for name in names if any(line.row == name for line in measured)}
     for line in measured:
