@@ -56,7 +56,7 @@ def environment() -> dict[str, str]:
 def test_a_work_dir_ends_with_everything_that_the_tool_names(tmp_path: Path) -> None:
     written = detect.run(config(), tmp_path / "run")
     folder = tmp_path / "run"
-    assert {p.name for p in folder.iterdir()} == {
+    assert {p.name for p in folder.iterdir() if not p.name.startswith(".")} == {
         "checkpoints", "config.py", "curves.png", "detections", "log.jsonl", "predictions.json", "results.jsonl", "tensorboard"
     }  # fmt: skip
     loaded, defects = results.load(folder / "results.jsonl")
