@@ -10,4 +10,6 @@ job       one run in a process of its own                formats   tables as tex
 run       the plan on this machine                       figures   figures 5, 7 and 9
 slurm     the plan on a cluster                          pictures  curves and drawings of a report
 view      what a user sees meanwhile                     report    report.html
+preload   what runs import, once for all of them         summary   one table of everything, and what it must show
+evidence  digests of what a finished run left
 """

@@ -100,3 +100,25 @@ def test_list_shows_every_config_that_names_the_tool_with_purpose_and_cost(answe
         assert paths == sorted(path for path, text in configs.items() if re.search(command + re.escape(path), text))
         assert all(re.fullmatch(r"\S+\n    \w.+\n    Cost: .+(\n    .+)*", entry) for entry in entries)
         assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("pretrain", "configs/pretrain/mae_small_64px.py"), "mask.name = 'random'"),
+        (("cls_train", "configs/classify/knn.py"), "backbone.reference = None"),
+        (("det_train", "configs/detect/mask_rcnn_vitdet_base_100ep.py"), "adapter.name = 'simple_fpn'"),
+        (("seg_train", "configs/segment/camvid.py"), "protocol.name = 'upernet'"),
+        (("tokenizer_train", "dvae", "configs/mini/tokenizer.py"), "data.train.name = 'shapes'"),
+        (("tokenizer_train", "pca", "configs/pretrain/mae_small_64px.py"), "data.size = 64"),
+        (("reproduce", "configs/suites/mini.py"), "title = 'mini'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_show_prints_the_resolved_config_in_every_tool_and_needs_no_work_dir(words, line, run_tool, capsys):
+    run_tool(*words, "--show")
+    lines = capsys.readouterr().out.splitlines()
+    assert line in lines
+    assert max(map(len, lines)) <= 100
+    documented = [text for text in lines if text.startswith("    ") and text.endswith(".")]
+    assert len(documented) == len(set(documented)) > 10
