@@ -7,6 +7,6 @@ Published: none.
 
 _base_ = "mini.py"
 
-title = "mini, three seeds"
+title = "mini_seeds"
 seeds = (0, 1, 2)
 pretrain_seeds = "each"

@@ -227,7 +227,7 @@ def test_micro_steps_fill_the_global_batch_exactly(world: int, device_batch: int
 
 
 @pytest.mark.parametrize(("world", "device_batch", "remedy"), [
-    (3, None, "make batch a multiple"), (1, 7, r"change run\.device_batch"), (128, None, "start another number"),
+    (3, None, "make it a multiple"), (1, 7, r"change run\.device_batch"), (128, None, "start another number"),
 ])  # fmt: skip
 def test_a_batch_that_cannot_be_divided_is_an_error(world: int, device_batch: int | None, remedy: str) -> None:
     with pytest.raises(ValueError, match=remedy):
