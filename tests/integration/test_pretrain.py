@@ -252,7 +252,7 @@ def test_a_truncated_image_stops_the_run_or_is_counted(tmp_path: Path, on_error:
     ({"mask": {"name": "random", "ratio": 1.5}}, "ratio = 1.5"),
     ({"target": {"name": "norm_pixel", "epsilon": 1.0}}, "did you mean 'eps'"),
     ({"schedule": {"warmup_epochs": 6.0}}, "warmup_epochs=6"),
-    ({"mean": (0.5,)}, "mean has 1 values"),
+    ({"mean": (0.5,)}, "with one value per channel"),
     ({"data.size": 20}, "they are the same image"),
     ({"model.encoder.patch": 5}, "multiples of patch = 5"),
     ({"run.device_batch": 3}, "run.device_batch"),

@@ -205,7 +205,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_samples(base: Val
         ({"inference": {"stride": 33}}, "leave pixels unseen"),
         (
             {"backbone": {"reference": "random:vit_tiny_patch16_224"}, "protocol": {"name": "upernet"}, "inference": {"mode": "whole"}},
-            "takes images of 32 x 32 pixels only",
+            "takes images of 32 pixels only",
         ),
         ({"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}, "--set 'mean="),
     ],
