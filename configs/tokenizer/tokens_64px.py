@@ -19,7 +19,7 @@ data = dict(
     augmentation=dict(name="random_crop", scale=(0.35, 1.0)),
 )
 model = dict(codes=512, groups=3, blocks=1, width=32, decoder_input=64)
-tau = dict(start=1.0, end=0.0625, epochs=2.5)
+tau = dict(start=1.0, end=0.0625, epochs="62.5%")
 kl = dict(start=0.0, end=6.6, epochs=0.3)
 optim = dict(algorithm=dict(name="adamw", betas=(0.9, 0.999)), lr=1e-3, weight_decay=1e-4)
 schedule = dict(kind="cosine", warmup_epochs=0.1, min_lr=1e-5)

@@ -17,7 +17,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from mae_transfer import checkpoints, results
-from mae_transfer.bounds import Count, Epochs, Probability, Weight
+from mae_transfer.bounds import Count, Epochs, Probability, ShareOfRun, Weight
 from mae_transfer.checkpoints.tokenizers import export_tokenizer
 from mae_transfer.config import Schema
 from mae_transfer.core.patches import sides
@@ -39,6 +39,7 @@ from mae_transfer.engine.dist import Dist, assemble, read_mean, session
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.loop import Step
 from mae_transfer.engine.optim import build_optimizer, param_groups, peak_lr, spared
+from mae_transfer.engine.schedule import in_steps
 from mae_transfer.engine.state import LoopConfig, TrainState
 from mae_transfer.interfaces import Batch
 from mae_transfer.models.dvae import DVAE, DVAEConfig, DVAETokenizer, kl_to_uniform, map_pixels, reconstruction_loss
@@ -57,12 +58,18 @@ class Anneal(Schema):
     """Value at step 0."""
     end: Weight
     """Value from `epochs` on."""
-    epochs: Epochs
-    """How long it moves; fractions count."""
+    epochs: Epochs | ShareOfRun
+    """How long it moves: epochs, fractions count, or a share of the run ("60%"), which follows `epochs`."""
 
-    def at(self, step: int, *, steps_per_epoch: int) -> float:
-        """Return the value at a 0-based step."""
-        progress = min(step / (self.epochs * steps_per_epoch), 1.0)
+    def at(self, step: int, *, steps_per_epoch: int, steps: int) -> float:
+        """Return the value at a 0-based step of a run of `steps`; ValueError where the run ends before the value does."""
+        length = in_steps(self.epochs, steps_per_epoch, steps=steps)
+        if length > steps:
+            raise ValueError(
+                f"epochs={self.epochs} of tau or kl is {length:g} steps, but the run has {steps}: shorten it, give a share of "
+                'the run (tau.epochs="60%"), or train longer'
+            )
+        progress = min(step / length, 1.0) if length else 1.0
         return self.end + (self.start - self.end) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
@@ -152,14 +159,16 @@ def run(cfg: TokenizerConfig, work_dir: Path, *, resume: bool = False) -> list[r
 
 def step_fn(cfg: TokenizerConfig, loop: LoopConfig) -> Callable[[nn.Module, Batch, Step], tuple[Tensor, dict[str, Tensor]]]:
     """Return the training step: the negative evidence bound per pixel value, as DALL-E scales it (appendix A.2)."""
-    cells_per_value = 1 / (3 * cfg.model.stride**2)
+    cells_per_value, length = 1 / (3 * cfg.model.stride**2), {"steps_per_epoch": loop.steps_per_epoch, "steps": loop.steps}
+    for moving in (cfg.tau, cfg.kl):
+        moving.at(0, **length)  # one that the run is too short for is an error now
 
     def step(model: nn.Module, batch: Batch, at: Step) -> tuple[Tensor, dict[str, Tensor]]:
         pixels = map_pixels(batch.image)
-        tau = torch.full((), cfg.tau.at(at.number, steps_per_epoch=loop.steps_per_epoch), device=pixels.device)
+        tau = torch.full((), cfg.tau.at(at.number, **length), device=pixels.device)
         output = model(pixels, tau)
         rebuilt, kl = reconstruction_loss(output.pixels, pixels, cfg.model.loss), kl_to_uniform(output.logits)
-        weight = cfg.kl.at(at.number, steps_per_epoch=loop.steps_per_epoch) * cells_per_value
+        weight = cfg.kl.at(at.number, **length) * cells_per_value
         metrics = {"reconstruction": rebuilt.detach(), "kl": kl.detach(), **usage(output.logits.detach())} if at.logs else {}
         return rebuilt + weight * kl, metrics
 

@@ -55,7 +55,15 @@ def payload(folder: Path) -> dict[str, Any]:
 
 def test_half_a_cosine_and_then_constant() -> None:
     tau = Anneal(start=1.0, end=0.0625, epochs=2.0)
-    assert [round(tau.at(step, steps_per_epoch=10), 5) for step in (0, 10, 20, 35)] == [1.0, 0.53125, 0.0625, 0.0625]
+    assert [round(tau.at(step, steps_per_epoch=10, steps=40), 5) for step in (0, 10, 20, 35)] == [1.0, 0.53125, 0.0625, 0.0625]
+    share = Anneal(start=1.0, end=0.0625, epochs="50%")
+    assert [share.at(step, steps_per_epoch=10, steps=40) for step in range(40)] == [tau.at(step, steps_per_epoch=10, steps=40) for step in range(40)]
+
+
+def test_a_temperature_that_the_run_is_too_short_for_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"epochs=60.0 of tau or kl is .* steps, but the run has .*tau.epochs="):
+        tokenizer.run(config(tau={"start": 1.0, "end": 0.1, "epochs": 60.0}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_tokenizer_goes_from_images_to_a_pretraining_on_its_tokens(tmp_path: Path) -> None:
@@ -90,7 +98,7 @@ def test_6_steps_are_3_and_3_after_a_resume(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_collapsed_codebook_is_warned_about_with_the_figure(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        tokenizer.run(config(least_use=1.0, epochs=1.0), tmp_path / "run")
+        tokenizer.run(config(least_use=1.0, epochs=1.0, tau={**VALUES["tau"], "epochs": "100%"}), tmp_path / "run")
     assert "of the 16 codes are in use: the codebook has collapsed" in caplog.text
     used = next(r.value for r in results.load(tmp_path / "run" / "results.jsonl")[0] if r.metric == "val_codes_used")
     assert f"only {100 * used:.1f}%" in caplog.text
