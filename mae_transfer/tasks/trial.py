@@ -63,7 +63,7 @@ def drive(state: TrainState, job: Job, loop: LoopConfig, rate: Rate, *, dist: Di
             train(state, feed, step, short, lr_at=rate, log=watch, checkpoints=None)
             seconds = perf_counter() - start
             if state.stopped:
-                raise KeyboardInterrupt
+                raise RuntimeError("stopped by a signal before the timed steps were done; nothing was written")
     return Trial(seconds, watch.values.get("data_wait") or 0.0)
 
 
