@@ -33,6 +33,7 @@ def fit(found: Found, changes: Mapping[str, Any], *, where: str) -> ViT:
     that the file has not begin at zero. layer_scale: begins at this value where the file has none, else stays the file's. Raises ValueError where a
     change cannot be made or a tensor has no place.
     """
+    check_dimensions(found.tensors, where=where)
     if found.counts and not changes.get("heads"):
         width, counts = found.tensors["patch_embed.proj.weight"].shape[0], " or ".join(map(str, found.counts))
         raise ValueError(f"{where}: encoders of width {width} are published with {counts} heads, and the file does not tell which; {GIVE_HEADS}")
@@ -60,6 +61,16 @@ def fit(found: Found, changes: Mapping[str, Any], *, where: str) -> ViT:
         absent += [name for name in vit.state_dict() if ".ls" in name]
     load_strict(vit, tensors, absent=absent, where=where)
     return vit
+
+
+def check_dimensions(tensors: Mapping[str, Tensor], *, where: str) -> None:
+    """Raise ValueError unless the tensors that are resampled below have as many dimensions as that needs."""
+    if "patch_embed.proj.weight" not in tensors:
+        raise ValueError(f"{where} has no patch_embed.proj.weight: is it a whole encoder?")
+    for name, tensor in tensors.items():
+        wanted = 2 if "rel_pos" in name else {"patch_embed.proj.weight": 4, "pos_embed": 3}.get(name, tensor.dim())
+        if tensor.dim() != wanted or not tensor.numel():
+            raise ValueError(f"{where}: {name} has shape {tuple(tensor.shape)}, an encoder's has {wanted} dimensions: save it again")
 
 
 def changed(old: ViTConfig, changes: Mapping[str, Any], *, where: str) -> ViTConfig:

@@ -270,6 +270,11 @@ def test_a_broken_file_gives_a_backbone_or_one_error_that_names_it(layout: str, 
     check(random.Random(seed), layout)
 
 
+@pytest.mark.parametrize("seed", [48876588, 3557481463])  # a position table of one dimension; no filters of patches
+def test_tensors_that_do_not_fit_an_encoder_are_named(seed: int) -> None:
+    check(random.Random(seed), "")
+
+
 @pytest.mark.slow
 @settings(max_examples=2000, **NO_CHECKS)
 @given(st.sampled_from(sorted(CONTENTS)), st.integers(0, 2**32))
