@@ -32,6 +32,8 @@ Weight = Annotated[float, real(least=0.0, most=1e4)]
 """A weight of a loss, a weight decay, an alpha of mixup: 0 turns it off."""
 Factor = Annotated[float, real(above=0.0, most=1e4)]
 """A ratio or factor: scale, aspect, temperature, width of an MLP."""
+Zoom = Annotated[float, real(least=0.01, most=100.0)]
+"""The size of a resized image relative to the frame that it is placed in."""
 Epsilon = Annotated[float, real(above=0.0, most=1.0)]
 """A small number that keeps a division finite."""
 Positive = Annotated[float, real(above=0.0, most=1e9)]
@@ -54,6 +56,8 @@ Few = Annotated[int, Field(ge=1, le=1024)]
 """A number of layers, heads, crops of an image: at least one."""
 FewOrNone = Annotated[int, Field(ge=0, le=1024)]
 """The same, or none: layers of an optional part, worker processes, the 0-based index of a layer."""
+MostDetections = Annotated[int, Field(ge=1, le=10_000)]
+"""Detections of an image. The evaluators keep tables of this length."""
 Pixels = Annotated[int, Field(ge=1, le=65536)]
 """A side in pixels, or in patches."""
 Sides = Pixels | tuple[Pixels, Pixels]

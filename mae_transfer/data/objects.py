@@ -20,7 +20,7 @@ from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 from torchvision.transforms.v2.functional import pad
 
-from mae_transfer.bounds import Factor, Few, Pixels, Probability, Sides
+from mae_transfer.bounds import Few, Pixels, Probability, Sides, Zoom
 from mae_transfer.config import Spec, build, check
 from mae_transfer.core.patches import sides, size_of
 from mae_transfer.core.runs import Size, extents, filled, taken
@@ -69,7 +69,7 @@ class LargeScaleJitter:
         flip: probability of a horizontal flip.
     """
 
-    def __init__(self, *, size: Sides = 1024, scale: tuple[Factor, Factor] = (0.1, 2.0), flip: Probability = 0.5) -> None:
+    def __init__(self, *, size: Sides = 1024, scale: tuple[Zoom, Zoom] = (0.1, 2.0), flip: Probability = 0.5) -> None:
         if min(sides(size)) < 1 or not 0 < scale[0] <= scale[1]:
             raise ValueError(f"size {size}, scale {scale}: need a size of at least 1 pixel and 0 < least <= largest scale")
         self.size, self.scale, self.flip = sides(size), scale, flip

@@ -105,7 +105,7 @@ class CocoMetric:
         if main:
             try:
                 outcome = [self._evaluate(parts, save, per_class=per_class)]
-            except OSError as error:  # the other ranks wait for what comes of it
+            except (OSError, ValueError) as error:  # the other ranks wait for what comes of it
                 outcome = [str(error)]
         if world:
             td.broadcast_object_list(outcome, group=group, group_src=0)

@@ -22,7 +22,7 @@ from torchvision.ops import roi_align
 from torchvision.ops.poolers import LevelMapper
 
 from mae_transfer.arithmetic import in_full
-from mae_transfer.bounds import BelowOne, Count, Few, FewOrNone, Pixels, Width
+from mae_transfer.bounds import BelowOne, Count, Few, FewOrNone, MostDetections, Pixels, Width
 from mae_transfer.config import Schema
 from mae_transfer.core.runs import Size, dense
 from mae_transfer.interfaces import Found, Objects
@@ -57,7 +57,7 @@ class HeadsConfig(Schema):
     """Proposals per image after it, likewise."""
     score_threshold: BelowOne = 0.05
     """Detections below this are dropped."""
-    detections: Count = 100
+    detections: MostDetections = 100
     """Most detections per image. Evaluation counts as many, and at least COCO's 100."""
 
 

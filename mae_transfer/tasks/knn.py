@@ -113,12 +113,13 @@ def run(cfg: KnnConfig, work_dir: Path, *, resume: bool = False) -> list[results
             figures = classify(cfg, chosen, val, bank, labels, dist, tick, policies[1])
             left_out = round(sum(unread(policy, dist).get("unreadable", 0) for policy in policies))
             log.write("eval", steps, figures)
-            log.say(f"done: {', '.join(f'{name} {100 * value:.2f}%' for name, value in figures.items())}; in {folder.results}")
             if not dist.is_main:
                 return []
             seconds, images = time.perf_counter() - start, len(split.train) + len(val)
-            written = numbers(cfg, chosen, folder, figures, dist, images=images, unreadable=left_out, seconds=seconds)
-            return results.append(folder.results, written)
+            found = numbers(cfg, chosen, folder, figures, dist, images=images, unreadable=left_out, seconds=seconds)
+            written = results.append(folder.results, found)
+            log.say(f"done: {', '.join(f'{name} {100 * value:.2f}%' for name, value in figures.items())}; in {folder.results}")
+            return written
 
 
 def features(cfg: KnnConfig, chosen: Chosen, source: Source, dist: Dist, tick: Callable[[], None], policy: Unreadable) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -127,3 +128,12 @@ def test_a_config_of_a_run_that_left_nothing_binds_nobody(tmp_path: Path, monkey
     for override in ("seed=0", "seed=1"):
         with pytest.raises(BegunError):
             pretrain.run(load(ROOT / "configs/mini/pretrain.py", pretrain.PretrainConfig, debug=True, overrides=[override]), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [("heads.detections=100000000", "heads.detections"), ("data.augmentation.scale=(1e-9,1e-9)", "scale.0 = 1e-09")],
+)
+def test_what_would_fail_or_mean_nothing_after_all_training_is_refused(override: str, key: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(key)):
+        load(ROOT / "configs/detect/mini.py", detect.DetectConfig, overrides=[override])

@@ -43,7 +43,7 @@ def test_a_race_reports_every_contestant_and_says_why_one_did_not_run():
     assert len(rows["toy"].images_per_s) == 3
     assert measures.flops == 2 * 2 * (2 * 8 * 4)  # forward and the weights' gradient; the input needs none
     assert measures.loss > 0
-    assert rows["absent"].failure == "not installed (peerless): pip install .[bench]"
+    assert rows["absent"].failure == "not installed (peerless): pip install -e '.[bench]'"
     assert "died" in (rows["dying"].failure or "")
 
 
