@@ -80,6 +80,7 @@ def dvae() -> TokenizerConfig:
     options = {
         **SHORT, "scale": "mini", "batch": 8, "precision": "float32", "pictures": 2, "evaluate_images": 3, "optim": {"lr": 1e-3},
         "data": values()["data"] | {"size": 32}, "model": {"codes": 16, "width": 8, "decoder_input": 8, "blocks": 1}, "run": values()["run"],
+        "tau": {"start": 1.0, "end": 0.0625, "epochs": "60%"}, "kl": {"start": 0.0, "end": 6.6, "epochs": "2%"},
     }  # fmt: skip
     return validate(options, TokenizerConfig, where="test")
 

@@ -60,7 +60,8 @@ def of_pretraining(base: Values, root: Path, folder: Path) -> list[Result]:
 
 def of_tokens(base: Values, root: Path, folder: Path) -> list[Result]:
     model = {"codes": 16, "width": 8, "decoder_input": 8, "blocks": 1}
-    values = TRAINING | {"data": base["data"], "model": model, "pictures": 2, "evaluate_images": 6}
+    moving = {"tau": {"start": 1.0, "end": 0.0625, "epochs": "60%"}, "kl": {"start": 0.0, "end": 6.6, "epochs": "2%"}}
+    values = TRAINING | moving | {"data": base["data"], "model": model, "pictures": 2, "evaluate_images": 6}
     return tokenizer.run(validate(values, tokenizer.TokenizerConfig, where="test"), folder)
 
 

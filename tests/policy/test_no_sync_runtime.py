@@ -71,6 +71,7 @@ def test_a_step_of_the_tokenizer_never_waits():
     cfg = TokenizerConfig.model_validate({
         "scale": "mini", "epochs": 1.0, "batch": 2, "optim": {"lr": 1e-3}, "data": {"train": {"name": "shapes"}, "size": 16},
         "model": {"codes": 8, "groups": 2, "blocks": 1, "width": 8, "decoder_input": 8},
+        "tau": {"start": 1.0, "end": 0.0625, "epochs": "60%"}, "kl": {"start": 0.0, "end": 6.6, "epochs": "2%"},
     })  # fmt: skip
     step = step_fn(cfg, LoopConfig(steps=1, steps_per_epoch=1, global_batch=2))
     batch = Batch(torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8), (), None, None, torch.arange(2))
