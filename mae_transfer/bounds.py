@@ -10,7 +10,9 @@ from typing import Annotated
 from pydantic import Field
 
 
-def real(*, above: float | None = None, least: float | None = None, most: float | None = None, below: float | None = None) -> object:
+def real(
+    *, above: float | None = None, least: float | None = None, most: float | None = None, below: float | None = None
+) -> object:
     """Return the constraint of a finite float between these bounds."""
     return Field(gt=above, ge=least, le=most, lt=below, allow_inf_nan=False)
 

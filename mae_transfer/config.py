@@ -34,7 +34,9 @@ NEUTRAL = {"on_error": "raise", "max_unreadable": 100}
 class Schema(BaseModel):
     """Base of every config: unknown keys are errors, values are not coerced, numbers are finite (see bounds.py), instances do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
     debug: ClassVar[Mapping[str, Any]] = {}
     """Dotted overrides that `--debug` lays over any file: a run of two steps, on CPU, in seconds. "key?" only where the file sets that key."""
     choices: ClassVar[Mapping[str, Mapping[str, Callable[..., Any]]]] = {}
@@ -50,7 +52,9 @@ class Schema(BaseModel):
 
     def source(self, header: str = "") -> str:
         """Return the resolved config as the text of a config file that loads back to an equal one."""
-        lines = [f"{key} = {pprint.pformat(value, sort_dicts=False, width=120)}" for key, value in self.model_dump().items()]
+        lines = [
+            f"{key} = {pprint.pformat(value, sort_dicts=False, width=120)}" for key, value in self.model_dump().items()
+        ]
         return f'"""{header}"""\n' + "\n".join(lines) + "\n"
 
     def differences(self, other: Self) -> list[str]:
@@ -72,7 +76,12 @@ class Spec(Schema):
 
 
 def load(
-    path: str | Path, schema: type[S], *, changes: Mapping[str, Any] = MappingProxyType({}), overrides: Sequence[str] = (), debug: bool = False
+    path: str | Path,
+    schema: type[S],
+    *,
+    changes: Mapping[str, Any] = MappingProxyType({}),
+    overrides: Sequence[str] = (),
+    debug: bool = False,
 ) -> S:
     """Read a config file into `schema`.
 
@@ -138,7 +147,9 @@ def _at_home(value: Any) -> Any:
     return at_home(value) if isinstance(value, str) else value
 
 
-def build(table: Mapping[str, Callable[..., T]], spec: Spec, /, *given: Any, openers: Openers = MappingProxyType({})) -> T:
+def build(
+    table: Mapping[str, Callable[..., T]], spec: Spec, /, *given: Any, openers: Openers = MappingProxyType({})
+) -> T:
     """Call the table's entry `spec.name`: positional parameters are `given` by the task, keyword-only ones are the config's options.
 
     openers: by parameter, how to open what the config can only refer to: `tokenizer="runs/dvae/tokenizer.safetensors"` arrives as a tokenizer.
@@ -162,7 +173,9 @@ def check(table: Mapping[str, Callable[..., Any]], spec: Spec, *, openers: Colle
 @functools.cache  # making a model takes milliseconds, and a suite checks hundreds of configs
 def _options_of(factory: Callable[..., Any], openers: frozenset[str]) -> type[Schema]:
     """Return the keyword-only parameters of a table's entry as a schema."""
-    hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory, include_extras=True) | dict.fromkeys(openers, str)
+    hints = get_type_hints(
+        factory.__init__ if inspect.isclass(factory) else factory, include_extras=True
+    ) | dict.fromkeys(openers, str)
     options = [p for p in inspect.signature(factory).parameters.values() if p.kind is p.KEYWORD_ONLY]
     fields: dict[str, Any] = {p.name: (hints[p.name], ... if p.default is p.empty else p.default) for p in options}
     return create_model("Options", __base__=Schema, **fields)
@@ -192,7 +205,10 @@ def _digest(values: dict[str, Any]) -> str:
 
 def _without_places(values: dict[str, Any]) -> dict[str, Any]:
     """Return nested values with each `root` reduced to its folder's own name, for the same data may lie elsewhere tomorrow, and NEUTRAL at rest."""
-    same = {key: Path(value).name if key == "root" and isinstance(value, str) else NEUTRAL.get(key, value) for key, value in values.items()}
+    same = {
+        key: Path(value).name if key == "root" and isinstance(value, str) else NEUTRAL.get(key, value)
+        for key, value in values.items()
+    }
     return {key: _without_places(value) if isinstance(value, dict) else value for key, value in same.items()}
 
 
@@ -221,7 +237,11 @@ def _key(place: Sequence[str | int], values: Any) -> str:
     """Return the dotted key of a place in the values, without the names that pydantic gives to the members of a union in between."""
     parts = []
     for part in place:
-        inside = part in values if isinstance(values, Mapping) else isinstance(values, (list, tuple)) and isinstance(part, int) and part < len(values)
+        inside = (
+            part in values
+            if isinstance(values, Mapping)
+            else isinstance(values, (list, tuple)) and isinstance(part, int) and part < len(values)
+        )
         if inside:
             parts.append(str(part))
             values = values[part]

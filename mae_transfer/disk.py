@@ -41,7 +41,9 @@ def whole(path: Path) -> Iterator[Path]:
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch's zip writer turns a file's OSError into a RuntimeError
+        cause = (
+            error.__context__ if isinstance(error, RuntimeError) else error
+        )  # torch's zip writer turns a file's OSError into a RuntimeError
         if isinstance(cause, OSError):
             raise named(cause, path) from error
         raise
@@ -70,7 +72,10 @@ def extend(file: IO[bytes], data: bytes, path: Path) -> None:
 def named(error: OSError, path: Path) -> OSError:
     """Return the error of a write with the file's name and the remedy; the system's own has neither."""
     reason = error.strerror or str(error)
-    return OSError(error.errno, f"{path} was not written ({reason}): {REMEDIES.get(error.errno or 0, 'mend that, then start again')}")
+    return OSError(
+        error.errno,
+        f"{path} was not written ({reason}): {REMEDIES.get(error.errno or 0, 'mend that, then start again')}",
+    )
 
 
 @contextmanager

@@ -23,7 +23,11 @@ TIMEOUT = 30.0  # seconds without an answer
 def cache_folder() -> Path:
     """Return the folder of what can be made or fetched again: $MAE_TRANSFER_CACHE, or mae_transfer in $XDG_CACHE_HOME or ~/.cache."""
     own = os.environ.get("MAE_TRANSFER_CACHE")
-    return Path(own).expanduser() if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mae_transfer"
+    return (
+        Path(own).expanduser()
+        if own
+        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mae_transfer"
+    )
 
 
 def fetch(url: str, folder: Path, *, checksum: str | None = None) -> Path:
@@ -43,7 +47,9 @@ def fetch(url: str, folder: Path, *, checksum: str | None = None) -> Path:
                 _download(url, part)
             except (OSError, HTTPException) as error:
                 kept = part.stat().st_size if part.is_file() else 0
-                raise ValueError(f"{url} could not be fetched ({error}); {kept} bytes are kept, ask again to continue") from error
+                raise ValueError(
+                    f"{url} could not be fetched ({error}); {kept} bytes are kept, ask again to continue"
+                ) from error
             check(part, checksum)
             part.replace(target)
     return target
@@ -71,7 +77,9 @@ def unpack(archive: Path, folder: Path, *, prefixes: tuple[str, ...] = ("",)) ->
     """
     try:
         with zipfile.ZipFile(archive) as packed:
-            members = [member for member in packed.infolist() if not member.is_dir() and member.filename.startswith(prefixes)]
+            members = [
+                member for member in packed.infolist() if not member.is_dir() and member.filename.startswith(prefixes)
+            ]
             for member in track(members, description=f"unpack {archive.name}", transient=True):
                 _unpack(packed, member, folder)
     except (zipfile.BadZipFile, EOFError) as error:
@@ -82,7 +90,9 @@ def unpack(archive: Path, folder: Path, *, prefixes: tuple[str, ...] = ("",)) ->
 def _unpack(packed: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path) -> None:
     target = folder / member.filename
     if not target.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{packed.filename}: {member.filename!r} would be written outside {folder}; this archive is not to be trusted")
+        raise ValueError(
+            f"{packed.filename}: {member.filename!r} would be written outside {folder}; this archive is not to be trusted"
+        )
     if target.is_file() and target.stat().st_size == member.file_size:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +116,10 @@ def _download(url: str, part: Path) -> None:
     with response:
         have = have if response.status == 206 else 0
         length = int(response.headers.get("Content-Length", 0))
-        with part.open("ab" if have else "wb") as file, wrap_file(response, total=length, description=part.stem, transient=True) as source:
+        with (
+            part.open("ab" if have else "wb") as file,
+            wrap_file(response, total=length, description=part.stem, transient=True) as source,
+        ):
             while chunk := source.read(CHUNK):
                 file.write(chunk)
             written = file.tell() - have

@@ -46,7 +46,9 @@ class Objects(NamedTuple):
     boxes: Tensor  # (n, 4) float32 x0, y0, x1, y1 in pixels, as annotated: neither clipped to the image nor free of empty ones
     labels: Tensor  # (n,) int64 index into `classes`
     crowd: Tensor  # (n,) bool: a region of many, which training ignores
-    masks: Tensor | None  # (n, R) int32, the masks of the image as runs of pixels (core.runs); None where they were not asked for
+    masks: (
+        Tensor | None
+    )  # (n, R) int32, the masks of the image as runs of pixels (core.runs); None where they were not asked for
 
 
 class Found(NamedTuple):
@@ -61,7 +63,9 @@ class Found(NamedTuple):
 class Features(NamedTuple):
     """What a backbone returns."""
 
-    maps: tuple[Tensor, ...]  # K maps (B, D_k, h_k, w_k), shallow to deep; plain ViT: equal sizes; hierarchical: strides grow
+    maps: tuple[
+        Tensor, ...
+    ]  # K maps (B, D_k, h_k, w_k), shallow to deep; plain ViT: equal sizes; hierarchical: strides grow
     cls: Tensor | None  # (B, D) class token or pooled vector; None where the encoder was built without one
 
 

@@ -52,7 +52,9 @@ class Result(BaseModel):
     global_batch: int
     world_size: int
     precision: str
-    matmul: Literal["ieee", "tf32"] | None = None  # float32 on CUDA; None in files before it was recorded: convolutions tf32, matrix products ieee
+    matmul: Literal["ieee", "tf32"] | None = (
+        None  # float32 on CUDA; None in files before it was recorded: convolutions tf32, matrix products ieee
+    )
     wall_s: float
     images_per_s: float
     peak_mem_gib: float | None = None
@@ -62,7 +64,9 @@ class Result(BaseModel):
     engine: str
     scale: Literal["mini", "small", "paper"]
     config_digest: str
-    recipe_digest: str | None = None  # of the config without its seed and its file of weights: seeds of one number share it
+    recipe_digest: str | None = (
+        None  # of the config without its seed and its file of weights: seeds of one number share it
+    )
     commit: str | None = Field(default_factory=lambda: commit())
     versions: dict[str, str] = Field(default_factory=lambda: versions())
     created_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -116,7 +120,9 @@ def _read(line: bytes) -> Result | None:
 def load(path: Path) -> tuple[list[Result], list[str]]:
     """Return the results of a file and one sentence per line that could not be read (with its number); the good lines are all used."""
     results, defects = [], []
-    lines = path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")  # splitlines would cut at U+2028, too
+    lines = (
+        path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
+    )  # splitlines would cut at U+2028, too
     for number, line in enumerate(lines if lines != [""] else [], start=1):
         try:
             results.append(Result.model_validate_json(line))
@@ -148,7 +154,9 @@ def commit() -> str | None:
     git = ["git", "-C", str(root)]
     try:
         revision = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=10)
-        changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, timeout=10)
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, timeout=10
+        )
     except (OSError, subprocess.TimeoutExpired):  # no git, or a file system that hangs
         return None
     return revision.stdout.strip() + ("+" if changed.stdout else "") if revision.returncode == 0 else None

@@ -38,7 +38,9 @@ def bench(name: str) -> Callable[..., Records]:
 
 def work_of(args: argparse.Namespace) -> Work:
     device = cli.named("mae_transfer.engine.dist:pick_device")(args.device)
-    return Work(args.size, args.patch, args.image, args.batch, vars(args).get("mask_ratio", 0.0), args.dtype, str(device))
+    return Work(
+        args.size, args.patch, args.image, args.batch, vars(args).get("mask_ratio", 0.0), args.dtype, str(device)
+    )
 
 
 def steps(name: str) -> Callable[[argparse.Namespace], Records]:
@@ -50,11 +52,21 @@ BENCHMARKS = {
     "targets": Benchmark("pretraining steps of each target", options.pretrain, steps("targets:run")),
     "classify": Benchmark("classification steps of each protocol", options.step, steps("classify:run")),
     "segment": Benchmark("UperNet steps", options.step, steps("segment:run")),
-    "slide": Benchmark("sliding-window inference", options.slide, lambda args: bench("segment:slide")(work_of(args), rounds=args.rounds)),
+    "slide": Benchmark(
+        "sliding-window inference",
+        options.slide,
+        lambda args: bench("segment:slide")(work_of(args), rounds=args.rounds),
+    ),
     "detect": Benchmark("Mask R-CNN steps", options.step, steps("detect:run")),
-    "coco": Benchmark("COCO evaluators", options.coco, lambda args: bench("detect:evaluators")(images=args.images, rounds=args.rounds)),
-    "masks": Benchmark("memory and time of the masks of many objects", options.masks, lambda args: bench("masks:run")(args)),
-    "data": Benchmark("input pipelines", options.data, lambda args: bench("data:run")(args.folder, seconds=args.seconds)),
+    "coco": Benchmark(
+        "COCO evaluators", options.coco, lambda args: bench("detect:evaluators")(images=args.images, rounds=args.rounds)
+    ),
+    "masks": Benchmark(
+        "memory and time of the masks of many objects", options.masks, lambda args: bench("masks:run")(args)
+    ),
+    "data": Benchmark(
+        "input pipelines", options.data, lambda args: bench("data:run")(args.folder, seconds=args.seconds)
+    ),
 }
 
 
@@ -64,7 +76,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, benchmark in BENCHMARKS.items():
         command = commands.add_parser(name, help=benchmark.help, description=f"Measure {benchmark.help}.")
         benchmark.add_options(command)
-        command.where.add_argument("--json", type=cli.path, metavar="FILE", help="also write the records to a file, with versions and device")
+        command.where.add_argument(
+            "--json", type=cli.path, metavar="FILE", help="also write the records to a file, with versions and device"
+        )
     args = parser.parse_args(argv)
     report(args, BENCHMARKS[args.benchmark].run(args))
 
@@ -76,9 +90,15 @@ def report(args: argparse.Namespace, records: Records) -> None:
     from mae_transfer.bench.report import table
     from mae_transfer.engine.dist import pick_device
 
-    Console().print(table(records, title=" ".join(f"{key}={value}" for key, value in vars(args).items() if key != "json")))
+    Console().print(
+        table(records, title=" ".join(f"{key}={value}" for key, value in vars(args).items() if key != "json"))
+    )
     if args.json:
-        about = {"options": {key: str(value) for key, value in vars(args).items()}, "versions": results.versions(), "commit": results.commit()}
+        about = {
+            "options": {key: str(value) for key, value in vars(args).items()},
+            "versions": results.versions(),
+            "commit": results.commit(),
+        }
         about["device"] = results.device_name(pick_device(vars(args).get("device", "cpu")))
         args.json.write_text(json.dumps(about | {"records": records}, indent=2) + "\n", encoding="utf-8")
 

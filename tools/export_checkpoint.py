@@ -23,16 +23,34 @@ FORMATS = ("ours", "timm", "hf", "detectron2")
 def parser() -> cli.Parser:
     found = cli.Parser(description=__doc__)
     what, how = found.what, found.how
-    what.add_argument("reference", type=cli.at_home, nargs="?", metavar="REFERENCE", help="a path, or PREFIX:PATH; --list names the prefixes")
+    what.add_argument(
+        "reference",
+        type=cli.at_home,
+        nargs="?",
+        metavar="REFERENCE",
+        help="a path, or PREFIX:PATH; --list names the prefixes",
+    )
     what.add_argument("--format", default="ours", choices=FORMATS, help="parameter names to write (default: ours)")
     found.where.add_argument("--out", type=cli.path, metavar="PATH", help="file to write (hf: directory)")
     size = "resample position embeddings to images of this side, or height and width"
     how.add_argument("--image-size", type=int, nargs="+", metavar="P", help=size)
-    how.add_argument("--heads", type=int, metavar="N", help="attention heads, if neither the file nor its layout says so")
-    how.add_argument("--mean", type=float, nargs="+", metavar="M", help="mean per channel, on [0, 1], of the images of pretraining; is recorded")
+    how.add_argument(
+        "--heads", type=int, metavar="N", help="attention heads, if neither the file nor its layout says so"
+    )
+    how.add_argument(
+        "--mean",
+        type=float,
+        nargs="+",
+        metavar="M",
+        help="mean per channel, on [0, 1], of the images of pretraining; is recorded",
+    )
     how.add_argument("--std", type=float, nargs="+", metavar="S", help="standard deviation per channel; needs --mean")
-    found.information.add_argument("--list", action="store_true", help="list prefixes, formats and released weights, and exit")
-    found.information.add_argument("--licence", action="store_true", help="list the released weights with licence and address, and exit")
+    found.information.add_argument(
+        "--list", action="store_true", help="list prefixes, formats and released weights, and exit"
+    )
+    found.information.add_argument(
+        "--licence", action="store_true", help="list the released weights with licence and address, and exit"
+    )
     return found
 
 
@@ -56,7 +74,9 @@ def run(args: argparse.Namespace) -> None:
     export(args.reference, args.out, name=args.format, changes=changes, own=own)
 
 
-def export(reference: str, out: Path, *, name: str, changes: dict[str, Any], own: tuple[list[float], list[float]] | None = None) -> None:
+def export(
+    reference: str, out: Path, *, name: str, changes: dict[str, Any], own: tuple[list[float], list[float]] | None = None
+) -> None:
     """Read, write, and say what was not written. own: mean and std that the user knows of; they must not contradict recorded ones."""
     from mae_transfer import checkpoints
     from mae_transfer.core.normalize import checked
@@ -69,11 +89,15 @@ def export(reference: str, out: Path, *, name: str, changes: dict[str, Any], own
     about |= checkpoints.statistics.entry(checkpoints.statistics.Said(known, loaded.recorded or given is not None))
     checkpoints.FORMATS[name](out, loaded.backbone, about)
     params = sum(parameter.numel() for parameter in loaded.backbone.parameters())
-    print(f"{out}: {type(loaded.backbone).__name__}, width {loaded.backbone.dim}, {params / 1e6:.1f} M parameters, format {name}")
+    print(
+        f"{out}: {type(loaded.backbone).__name__}, width {loaded.backbone.dim}, {params / 1e6:.1f} M parameters, format {name}"
+    )
     print(f"its images: {said}")
     if name == "detectron2":
         mean, std = ([round(255 * value, 3) for value in part] for part in known)
-        print(f"which this format does not hold: set model.pixel_mean={mean} and model.pixel_std={std} in detectron2's config")
+        print(
+            f"which this format does not hold: set model.pixel_mean={mean} and model.pixel_std={std} in detectron2's config"
+        )
     if loaded.head:
         print(f"not written, for a backbone has no classifier: {', '.join(loaded.head)}")
 

@@ -26,7 +26,11 @@ WRITERS = {"coco": "mae_transfer.data.dense_shapes:write_coco", "ade": "mae_tran
 def main() -> int:
     args = parser().parse_args()
     if args.command == "shapes":
-        return cli.guarded(lambda: cli.named(WRITERS[args.format])(args.root, train=args.train, val=args.val, size=args.size, seed=args.seed))
+        return cli.guarded(
+            lambda: cli.named(WRITERS[args.format])(
+                args.root, train=args.train, val=args.val, size=args.size, seed=args.seed
+            )
+        )
     return cli.guarded(lambda: check(args) if args.command == "check" else public(args))
 
 
@@ -37,21 +41,50 @@ def parser() -> cli.Parser:
         command = add(commands, name, f"download, unpack and check {name}; print its terms of use")
         command.how.add_argument("--check", action="store_true", help="download nothing: check what is there")
     command = add(commands, "check", "list every defect of a data set in COCO's or ADE20K's layout")
-    what, coco, maps = command.what, command.add_argument_group("How: COCO's layout"), command.add_argument_group("How: ADE20K's layout")
-    what.add_argument("--split", action="append", default=[], metavar="NAME", help="split to check; may be repeated (default: all)")
-    coco.add_argument("--annotations", type=cli.at_home, metavar="JSON", help="a json instead of annotations/instances_SPLIT.json, from root")
-    coco.add_argument("--images", type=cli.at_home, metavar="FOLDER", help="a folder of images instead of SPLIT, from root")
-    coco.add_argument("--boxes", action="store_true", help="check boxes only, as for training with heads.masks=False; outlines are not read")
+    what, coco, maps = (
+        command.what,
+        command.add_argument_group("How: COCO's layout"),
+        command.add_argument_group("How: ADE20K's layout"),
+    )
+    what.add_argument(
+        "--split", action="append", default=[], metavar="NAME", help="split to check; may be repeated (default: all)"
+    )
+    coco.add_argument(
+        "--annotations",
+        type=cli.at_home,
+        metavar="JSON",
+        help="a json instead of annotations/instances_SPLIT.json, from root",
+    )
+    coco.add_argument(
+        "--images", type=cli.at_home, metavar="FOLDER", help="a folder of images instead of SPLIT, from root"
+    )
+    coco.add_argument(
+        "--boxes",
+        action="store_true",
+        help="check boxes only, as for training with heads.masks=False; outlines are not read",
+    )
     maps.add_argument("--classes", nargs="+", metavar="NAME", help="names of the classes (default: root's own list)")
     maps.add_argument("--keep-zero-label", action="store_true", help="0 in a map is the first class, not void")
-    maps.add_argument("--values", nargs="+", type=int, metavar="V", help="stored value of each class, e.g. 0 255 (values=)")
-    maps.add_argument("--image-suffix", metavar="END", help="end of the names of images, e.g. _leftImg8bit.png (image_suffix=)")
+    maps.add_argument(
+        "--values", nargs="+", type=int, metavar="V", help="stored value of each class, e.g. 0 255 (values=)"
+    )
+    maps.add_argument(
+        "--image-suffix", metavar="END", help="end of the names of images, e.g. _leftImg8bit.png (image_suffix=)"
+    )
     maps.add_argument("--map-suffix", metavar="END", help="end of the names of maps, e.g. _mask.png (map_suffix=)")
-    maps.add_argument("--allow-absent", action="store_true", help="accept a class that has no pixel in any map (allow_absent=)")
+    maps.add_argument(
+        "--allow-absent", action="store_true", help="accept a class that has no pixel in any map (allow_absent=)"
+    )
     command = add(commands, "shapes", "write generated scenes in COCO's or ADE20K's layout")
     command.what.add_argument("--format", choices=WRITERS, default="coco", help="layout (default: coco)")
-    for option, default, text in (("train", 2000, "training scenes"), ("val", 500, "validation scenes"), ("size", 128, "pixels per side")):
-        command.what.add_argument(f"--{option}", type=cli.count, default=default, metavar="N", help=f"{text} (default: {default})")
+    for option, default, text in (
+        ("train", 2000, "training scenes"),
+        ("val", 500, "validation scenes"),
+        ("size", 128, "pixels per side"),
+    ):
+        command.what.add_argument(
+            f"--{option}", type=cli.count, default=default, metavar="N", help=f"{text} (default: {default})"
+        )
     command.how.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all scenes (default: 0)")
     return found
 
@@ -79,13 +112,24 @@ def public(args: argparse.Namespace) -> None:
 def check(args: argparse.Namespace) -> None:
     check_any = cli.named("mae_transfer.data.any_check:check_any")
     files = {name: getattr(args, name) for name in ("annotations", "images", "image_suffix", "map_suffix")}
-    coding = {"classes": args.classes, "reduce_zero_label": not args.keep_zero_label, "values": args.values, "allow_absent": args.allow_absent}
+    coding = {
+        "classes": args.classes,
+        "reduce_zero_label": not args.keep_zero_label,
+        "values": args.values,
+        "allow_absent": args.allow_absent,
+    }
     report(check_any(args.root, splits=args.split, **files, masks=not args.boxes, **coding))
 
 
 def show(defects: Mapping[str, Sequence[Defect]]) -> None:
     for split, found in defects.items():
-        free = "" if any(not defect.policy for defect in found) else " no defect that stops a run" if found else " no defect"
+        free = (
+            ""
+            if any(not defect.policy for defect in found)
+            else " no defect that stops a run"
+            if found
+            else " no defect"
+        )
         print("\n  ".join([f"{split}:{free}", *map(str, found)]))
 
 

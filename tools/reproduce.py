@@ -24,18 +24,68 @@ def parser() -> cli.Parser:
     found = cli.Parser(description=__doc__)
     what, how = found.what, found.how
     what.add_argument("suite", type=cli.path, metavar="SUITE", help="suite file: one of configs/suites, or your own")
-    what.add_argument("--root", action="append", default=[], metavar="NAME=PATH", help="folder of one of the suite's data sets; may be repeated")
-    what.add_argument("--only", action="append", default=[], metavar="TEXT", help="only runs with TEXT in their name, and what they need")
-    what.add_argument("--force", action="append", default=[], metavar="TEXT", help="repeat runs with TEXT in their name, and what depends on them")
-    found.where.add_argument("--work-dir", type=cli.path, metavar="D", help="folder for everything that the suite writes")
-    how.add_argument("--debug", action="store_true", help="run each tool with --debug: a few steps of tiny models, to check the suite")
-    how.add_argument("--launcher", choices=("local", "slurm"), default="local", help="local (default): this machine; slurm: a cluster, by submitit")
-    how.add_argument("--jobs", type=cli.count, metavar="N", help="local: runs at a time (default: one per named device, else 1)")
-    how.add_argument("--devices", default="", metavar="0,1", help="local: GPU numbers; each run gets one of them (default: all runs see all GPUs)")
-    how.add_argument("--gpus-per-node", type=cli.count, default=1, metavar="N", help="processes per run and node, by torchrun (default: 1)")
+    what.add_argument(
+        "--root",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="folder of one of the suite's data sets; may be repeated",
+    )
+    what.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="only runs with TEXT in their name, and what they need",
+    )
+    what.add_argument(
+        "--force",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="repeat runs with TEXT in their name, and what depends on them",
+    )
+    found.where.add_argument(
+        "--work-dir", type=cli.path, metavar="D", help="folder for everything that the suite writes"
+    )
+    how.add_argument(
+        "--debug",
+        action="store_true",
+        help="run each tool with --debug: a few steps of tiny models, to check the suite",
+    )
+    how.add_argument(
+        "--launcher",
+        choices=("local", "slurm"),
+        default="local",
+        help="local (default): this machine; slurm: a cluster, by submitit",
+    )
+    how.add_argument(
+        "--jobs", type=cli.count, metavar="N", help="local: runs at a time (default: one per named device, else 1)"
+    )
+    how.add_argument(
+        "--devices",
+        default="",
+        metavar="0,1",
+        help="local: GPU numbers; each run gets one of them (default: all runs see all GPUs)",
+    )
+    how.add_argument(
+        "--gpus-per-node",
+        type=cli.count,
+        default=1,
+        metavar="N",
+        help="processes per run and node, by torchrun (default: 1)",
+    )
     how.add_argument("--nodes", type=cli.count, default=1, metavar="N", help="slurm: nodes per run (default: 1)")
-    how.add_argument("--slurm", action="append", default=[], metavar="KEY=VALUE", help="slurm: a parameter, e.g. partition=gpu, timeout_min=720")
-    found.information.add_argument("--dry-run", action="store_true", help="print the plan (runs, cost, state), and exit")
+    how.add_argument(
+        "--slurm",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="slurm: a parameter, e.g. partition=gpu, timeout_min=720",
+    )
+    found.information.add_argument(
+        "--dry-run", action="store_true", help="print the plan (runs, cost, state), and exit"
+    )
     found.information.add_argument("--list", action=cli.ListConfigs, nargs=0, help=cli.LIST)
     found.information.add_argument("--show", action="store_true", help=cli.SHOW)
     return found
@@ -82,7 +132,9 @@ def reproduce(args: argparse.Namespace) -> None:
         return
     if args.launcher == "slurm":
         if submit(work, cluster, force=args.force, say=console.print):
-            console.print("When they have ended, the same command submits what is missing and writes tables and report.html.")
+            console.print(
+                "When they have ended, the same command submits what is missing and writes tables and report.html."
+            )
         else:
             publish(cfg, work, console, known=plan)
     else:

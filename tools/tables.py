@@ -23,12 +23,21 @@ FORMATS = ("terminal", "markdown", "csv", "latex", "html")
 
 def parser() -> cli.Parser:
     found = cli.Parser(description=__doc__)
-    found.what.add_argument("runs", nargs="*", type=cli.path, metavar="RUN", help="work dirs (searched at any depth) or results.jsonl files")
+    found.what.add_argument(
+        "runs", nargs="*", type=cli.path, metavar="RUN", help="work dirs (searched at any depth) or results.jsonl files"
+    )
     table = "table to print, e.g. 3; may be repeated (default: all with results); --list names them"
     found.what.add_argument("--table", action="append", metavar="NAME", help=table)
-    found.where.add_argument("--figures", type=cli.path, metavar="DIR", help="also draw figures 5, 7 and 9 into this folder, if there are results")
+    found.where.add_argument(
+        "--figures",
+        type=cli.path,
+        metavar="DIR",
+        help="also draw figures 5, 7 and 9 into this folder, if there are results",
+    )
     found.how.add_argument("--format", choices=FORMATS, default="terminal", help="output format (default: terminal)")
-    found.information.add_argument("--list", action="store_true", help="list tables and figures with what each needs, and exit")
+    found.information.add_argument(
+        "--list", action="store_true", help="list tables and figures with what each needs, and exit"
+    )
     return found
 
 

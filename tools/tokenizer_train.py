@@ -23,9 +23,19 @@ TASK = "mae_transfer.tasks.tokenizer"
 
 def pca(argv: list[str], *, prog: str) -> int:
     """Fit a basis; return the exit status."""
-    parser = cli.training_parser(__doc__ or "", prog=prog, config="pretraining config: its training crops, patch size and statistics are used")
-    parser.how.add_argument("--components", type=cli.count, default=96, metavar="N", help="number of components (default: 96, as in the paper)")
-    parser.how.add_argument("--images", type=cli.count, default=10_000, metavar="N", help="training crops to fit on (default: 10000)")
+    parser = cli.training_parser(
+        __doc__ or "", prog=prog, config="pretraining config: its training crops, patch size and statistics are used"
+    )
+    parser.how.add_argument(
+        "--components",
+        type=cli.count,
+        default=96,
+        metavar="N",
+        help="number of components (default: 96, as in the paper)",
+    )
+    parser.how.add_argument(
+        "--images", type=cli.count, default=10_000, metavar="N", help="training crops to fit on (default: 10000)"
+    )
     args = cli.parse(parser, argv)
     return cli.guarded(lambda: fit(args))
 
@@ -48,7 +58,13 @@ def main(argv: list[str]) -> int:
     parser.what.add_argument("command", choices=("dvae", "pca"), help="what to train; each has its own --help")
     parser.information.add_argument("--list", action=cli.ListConfigs, nargs=0, help=cli.LIST)
     if argv[:1] == ["dvae"]:
-        return cli.train(f"{TASK}:TokenizerConfig", f"{TASK}:run", description=__doc__ or "", prog=f"{parser.prog} dvae", argv=argv[1:])
+        return cli.train(
+            f"{TASK}:TokenizerConfig",
+            f"{TASK}:run",
+            description=__doc__ or "",
+            prog=f"{parser.prog} dvae",
+            argv=argv[1:],
+        )
     if argv[:1] == ["pca"]:
         return pca(argv[1:], prog=f"{parser.prog} pca")
     parser.parse_args(argv)

@@ -24,7 +24,9 @@ class AdaptedBackbone(nn.Module):
         self.backbone, self.adapter = backbone, adapter
         self.depth = backbone.depth
         self.out_channels = adapter.channels
-        coarsest = [stride for name, stride in adapter.strides.items() if name != "p6"][-1]  # p6 subsamples p5 and takes odd sides
+        coarsest = [stride for name, stride in adapter.strides.items() if name != "p6"][
+            -1
+        ]  # p6 subsamples p5 and takes odd sides
         self.size_divisor = lcm(backbone.patch, ceil(coarsest))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -44,7 +46,9 @@ class AdaptedBackbone(nn.Module):
         """Recompute the backbone's activations in the backward pass; ValueError for a backbone that cannot."""
         switch = getattr(self.backbone, "set_grad_checkpointing", None)
         if switch is None:
-            raise ValueError(f"{type(self.backbone).__name__} cannot recompute activations: run.checkpoint_activations=False")
+            raise ValueError(
+                f"{type(self.backbone).__name__} cannot recompute activations: run.checkpoint_activations=False"
+            )
         switch(enable)
 
     def no_weight_decay(self) -> set[str]:

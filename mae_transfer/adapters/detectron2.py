@@ -25,7 +25,10 @@ def to_detectron2(pyramid: AdaptedBackbone, *, square: int = 0) -> Any:
         from detectron2.modeling import Backbone
     except ImportError as error:
         raise ValueError(ABSENT) from error
-    shapes = {name: ShapeSpec(channels=pyramid.out_channels, stride=stride) for name, stride in pyramid.adapter.strides.items()}
+    shapes = {
+        name: ShapeSpec(channels=pyramid.out_channels, stride=stride)
+        for name, stride in pyramid.adapter.strides.items()
+    }
 
     class Bridge(Backbone):  # type: ignore[misc]
         """The base class is detectron2's, so the class is made where that is at hand."""

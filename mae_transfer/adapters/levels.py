@@ -17,12 +17,16 @@ from mae_transfer.interfaces import Backbone
 LEVELS: dict[str, int] = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}  # name -> stride in pixels
 UP_TO_DOWN = (2, 1, 0, -1)  # doublings of one map for the four levels of a pyramid, whatever the patch
 
-Norm = Literal["group", "layer", "batch"]  # "batch" is SyncBN where the assembly of the model synchronises it over ranks
+Norm = Literal[
+    "group", "layer", "batch"
+]  # "batch" is SyncBN where the assembly of the model synchronises it over ranks
 
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "group": lambda channels: nn.GroupNorm(32, channels),
-    "layer": lambda channels: LayerNorm2d(channels, eps=1e-6),  # over channels only: GroupNorm(1) would pool over the image too
+    "layer": lambda channels: LayerNorm2d(
+        channels, eps=1e-6
+    ),  # over channels only: GroupNorm(1) would pool over the image too
     "batch": nn.BatchNorm2d,
 }
 
@@ -70,7 +74,9 @@ def rescale(channels: int, times: int, norm: Norm, *, narrow: bool = False) -> t
 def normalize(norm: Norm, channels: int) -> nn.Module:
     """Return the norm layer; ValueError where the channels do not fit it."""
     if norm == "group" and channels % 32:
-        raise ValueError(f"norm 'group' is GroupNorm(32), and {channels} channels are no multiple of 32; choose 'layer'")
+        raise ValueError(
+            f"norm 'group' is GroupNorm(32), and {channels} channels are no multiple of 32; choose 'layer'"
+        )
     return NORMS[norm](channels)
 
 
@@ -78,5 +84,7 @@ def chosen(taps: Sequence[int], maps: Maps) -> tuple[int, ...]:
     """Return the taps as a tuple; ValueError unless they rise and end with the last map, without which the blocks behind would never train."""
     count = len(maps.strides)
     if list(taps) != sorted(set(taps)) or not taps or taps[0] < 0 or taps[-1] != count - 1:
-        raise ValueError(f"taps {tuple(taps)}: name maps 0..{count - 1} of this backbone, each once, in rising order, the last one included")
+        raise ValueError(
+            f"taps {tuple(taps)}: name maps 0..{count - 1} of this backbone, each once, in rising order, the last one included"
+        )
     return tuple(taps)

@@ -48,7 +48,9 @@ def uper_head(widths: Sequence[int], classes: int, *, channels: int, dropout: fl
     }  # fmt: skip
 
 
-def fcn_head(widths: Sequence[int], classes: int, *, weight: float = 0.4, level: int = 2, dropout: float = 0.1) -> HeadConfig:
+def fcn_head(
+    widths: Sequence[int], classes: int, *, weight: float = 0.4, level: int = 2, dropout: float = 0.1
+) -> HeadConfig:
     """Return the auxiliary head, one 3x3 convolution on a level (0-based) of the pyramid, its loss times `weight`."""
     return {
         "type": "FCNHead", "in_channels": widths[level], "in_index": level, "channels": FCN_CHANNELS, "num_convs": 1, "concat_input": False,
@@ -96,7 +98,11 @@ def encoder_decoder(pyramid: AdaptedBackbone, decode: HeadConfig, auxiliary: Hea
         from mmseg.models.segmentors import EncoderDecoder
 
         net = EncoderDecoder(
-            backbone={"type": lambda: Bridge(pyramid)}, decode_head=decode, auxiliary_head=auxiliary, train_cfg={}, test_cfg={"mode": "whole"}
+            backbone={"type": lambda: Bridge(pyramid)},
+            decode_head=decode,
+            auxiliary_head=auxiliary,
+            train_cfg={},
+            test_cfg={"mode": "whole"},
         )
         for head in filter(None, (net.decode_head, getattr(net, "auxiliary_head", None))):
             head.init_weights()

@@ -65,7 +65,11 @@ class TrainingCrop:
 
     def __call__(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return a crop of an image (3, H, W) uint8 RGB and of its map (H, W) uint8; it draws from numpy's global generator."""
-        results: dict[str, Any] = {"img": _to_bgr(image), "gt_seg_map": np.asarray(labels), "seg_fields": ["gt_seg_map"]}
+        results: dict[str, Any] = {
+            "img": _to_bgr(image),
+            "gt_seg_map": np.asarray(labels),
+            "seg_fields": ["gt_seg_map"],
+        }
         for step in self.steps:
             results = step(results)
         return _to_rgb(results["img"]), torch.from_numpy(np.ascontiguousarray(results["gt_seg_map"]))
@@ -80,7 +84,9 @@ class Rescale:
         least: pixels, one side or height and width, that a view is enlarged to cover: several scales need it (SETR, BEiT: the crop's), one does not.
     """
 
-    def __init__(self, *, scale: tuple[int, int], ratios: Sequence[float] = (1.0,), least: int | tuple[int, int] = 0) -> None:
+    def __init__(
+        self, *, scale: tuple[int, int], ratios: Sequence[float] = (1.0,), least: int | tuple[int, int] = 0
+    ) -> None:
         with quiet():
             from mmcv.image import imrescale
         one_thread()

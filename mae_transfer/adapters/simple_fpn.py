@@ -29,7 +29,9 @@ class SimpleFPN(nn.Module):
         """
         super().__init__()
         if len(set(maps.strides)) > 1:
-            raise ValueError(f"simple_fpn takes a plain backbone's last map, this one has maps of strides {maps.strides}; take tap_fpn")
+            raise ValueError(
+                f"simple_fpn takes a plain backbone's last map, this one has maps of strides {maps.strides}; take tap_fpn"
+            )
         self.taps: tuple[int, ...] = (len(maps.strides) - 1,)
         self.channels, self.p6 = channels, p6
         self.strides: dict[str, float] = {**LEVELS, **({"p6": 64} if p6 else {})}

@@ -57,7 +57,9 @@ class TapFPN(nn.Module):
         plain = len(set(strides)) == 1
         if scales == "relative":
             times = UP_TO_DOWN if plain else (0,) * len(LEVELS)
-            self.strides: dict[str, float] = {name: stride / 2**k for name, stride, k in zip(LEVELS, strides, times, strict=True)}
+            self.strides: dict[str, float] = {
+                name: stride / 2**k for name, stride, k in zip(LEVELS, strides, times, strict=True)
+            }
         else:
             times = tuple(doublings(stride, wanted) for stride, wanted in zip(strides, LEVELS.values(), strict=True))
             self.strides = dict(LEVELS)
@@ -66,7 +68,9 @@ class TapFPN(nn.Module):
         self.fpn = None
         if fpn is not None:
             last = LastLevelMaxPool() if p6 else None
-            self.fpn = FeaturePyramidNetwork(widths, fpn, extra_blocks=last, norm_layer=NORMS[fpn_norm] if fpn_norm else None)
+            self.fpn = FeaturePyramidNetwork(
+                widths, fpn, extra_blocks=last, norm_layer=NORMS[fpn_norm] if fpn_norm else None
+            )
         if p6:
             self.strides["p6"] = 2 * self.strides["p5"]
         self.widths = widths if fpn is None else [fpn] * len(self.strides)

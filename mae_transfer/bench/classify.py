@@ -28,7 +28,9 @@ class _Step(nn.Module):
 
     def __init__(self, protocol: ClassifyProtocol, work: Work) -> None:
         super().__init__()
-        encoder = ViTConfig.model_validate({"size": work.size, "patch": work.patch, "image_size": work.image, **protocol.changes()})
+        encoder = ViTConfig.model_validate(
+            {"size": work.size, "patch": work.patch, "image_size": work.image, **protocol.changes()}
+        )
         self.model = protocol.model(ViT(encoder), CLASSES)
         self.step = protocol.step(Feed(IMAGENET, CLASSES, work.batch, torch.device(work.device)))
 
@@ -92,7 +94,9 @@ CONTESTANTS: dict[str, Build] = {
 }
 
 
-def run(work: Work, *, modes: Sequence[Mode], rounds: int, steps: int, contestants: Mapping[str, Build] = CONTESTANTS) -> list[dict[str, Any]]:
+def run(
+    work: Work, *, modes: Sequence[Mode], rounds: int, steps: int, contestants: Mapping[str, Build] = CONTESTANTS
+) -> list[dict[str, Any]]:
     """Race the contestants and return one record per contestant and mode, ready for a table or JSON."""
     rows = race(contestants, modes, work, rounds=rounds, steps=steps)
     return [compared(row, rows, work, to=FINETUNE, called="ratio_to_finetune") for row in rows]

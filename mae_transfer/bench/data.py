@@ -38,7 +38,9 @@ Files = Sequence[bytes]
 Pipeline = Callable[[Files, int], Tensor]  # files, round -> (B, 3, S, S)
 
 
-def run(folder: str | Path, *, seconds: float = 60.0, size: int = 224, rounds: int = 15, images: int = 200, repeats: int = 4) -> list[dict[str, Any]]:
+def run(
+    folder: str | Path, *, seconds: float = 60.0, size: int = 224, rounds: int = 15, images: int = 200, repeats: int = 4
+) -> list[dict[str, Any]]:
     """Race the pipelines over up to `images` files of a folder, searched at any depth.
 
     Args:
@@ -67,7 +69,10 @@ def run(folder: str | Path, *, seconds: float = 60.0, size: int = 224, rounds: i
                 speeds[name].append(_speed(pipeline, files, turn, share))
     reference, *_ = speeds.values()
     differences = {"ours": pixel_difference(files, size)}
-    return [_row(name, values, reference, name in ("ours", next(iter(speeds))), differences.get(name)) for name, values in speeds.items()]
+    return [
+        _row(name, values, reference, name in ("ours", next(iter(speeds))), differences.get(name))
+        for name, values in speeds.items()
+    ]
 
 
 def pixel_difference(files: Files, size: int) -> float:
@@ -118,7 +123,9 @@ class _Classic:
         crop = classic.RandomResizedCrop(size, (0.2, 1.0), interpolation=classic.InterpolationMode.BICUBIC)
         self.transform = classic.Compose([crop, classic.RandomHorizontalFlip(), *ending])
         self.upright = upright
-        self.draft = (2 * size, 2 * size) if draft else None  # at least this size after decoding: a crop of a quarter of the area keeps its detail
+        self.draft = (
+            (2 * size, 2 * size) if draft else None
+        )  # at least this size after decoding: a crop of a quarter of the area keeps its detail
 
     def __call__(self, files: Files, turn: int) -> Tensor:
         return torch.stack([self._crop(file, fold(0, "sample", turn, index, 0)) for index, file in enumerate(files)])
@@ -141,7 +148,9 @@ def _speed(pipeline: Pipeline, files: Files, turn: int, seconds: float) -> float
     return done / elapsed
 
 
-def _row(name: str, speeds: list[float], reference: list[float], counted: bool, difference: float | None) -> dict[str, Any]:
+def _row(
+    name: str, speeds: list[float], reference: list[float], counted: bool, difference: float | None
+) -> dict[str, Any]:
     ratio = statistics.median(speed / other for speed, other in zip(speeds, reference, strict=True))
     values = {"images_per_s": statistics.median(speeds), "low": min(speeds), "high": max(speeds), "ratio": ratio}
     return {"name": name, "counted": counted, **values, "pixel_difference": difference}

@@ -84,11 +84,18 @@ class _ViTDet(nn.Module):
             out_feature="last_feat", pretrain_img_size=work.image, pretrain_use_cls_token=False,
         )  # fmt: skip
         scales = (4.0, 2.0, 1.0, 0.5)
-        pyramid = SimpleFeaturePyramid(net, "last_feat", 256, scales, top_block=LastLevelMaxPool(), norm="LN", square_pad=work.image)
+        pyramid = SimpleFeaturePyramid(
+            net, "last_feat", 256, scales, top_block=LastLevelMaxPool(), norm="LN", square_pad=work.image
+        )
         borrowed = _Step(work, engine="detectron2").model  # its heads are detectron2's own
         mean, std = ([255 * value for value in values] for values in IMAGENET)
         self.model = GeneralizedRCNN(
-            backbone=pyramid, proposal_generator=borrowed.rpn, roi_heads=borrowed.roi_heads, pixel_mean=mean, pixel_std=std, input_format="RGB"
+            backbone=pyramid,
+            proposal_generator=borrowed.rpn,
+            roi_heads=borrowed.roi_heads,
+            pixel_mean=mean,
+            pixel_std=std,
+            input_format="RGB",
         )
 
     def compile(self, *_: Any, **__: Any) -> None:
@@ -118,7 +125,9 @@ def vitdet(work: Work) -> Entry:
     for image, one in zip(*_data(work), strict=True):
         assert one.masks is not None
         size = (work.image, work.image)
-        instances = Instances(size, gt_boxes=Boxes(one.boxes), gt_classes=one.labels, gt_masks=BitMasks(dense(one.masks, size).bool()))
+        instances = Instances(
+            size, gt_boxes=Boxes(one.boxes), gt_classes=one.labels, gt_masks=BitMasks(dense(one.masks, size).bool())
+        )
         given.append({"image": image, "instances": instances, "height": work.image, "width": work.image})
     return Entry(_ViTDet(work), (given,))
 
@@ -148,7 +157,9 @@ def _ellipses(work: Work, generator: torch.Generator) -> Objects:
 CONTESTANTS: dict[str, Build] = {OURS: partial(ours, "torchvision"), HEADS: partial(ours, "detectron2"), PEER: vitdet}
 
 
-def run(work: Work, *, modes: Sequence[Mode], rounds: int, steps: int, contestants: Mapping[str, Build] = CONTESTANTS) -> list[dict[str, Any]]:
+def run(
+    work: Work, *, modes: Sequence[Mode], rounds: int, steps: int, contestants: Mapping[str, Build] = CONTESTANTS
+) -> list[dict[str, Any]]:
     """Race the contestants and return one record per contestant and mode, ready for a table or JSON."""
     rows = race(contestants, modes, work, rounds=rounds, steps=steps)
     return [compared(row, rows, work, to=PEER, called="ratio_to_detectron2") for row in rows]
@@ -172,7 +183,15 @@ def evaluators(*, images: int, rounds: int) -> list[dict[str, Any]]:
         slow = seconds[kind, "pycocotools"]
         gap = max(abs(value - figures[kind, "pycocotools"][name]) for name, value in figures[kind, backend].items())
         ratio = float(np.median(slow) / np.median(times))
-        records.append({"name": backend, "kind": kind, "seconds": float(np.median(times)), "ratio_to_pycocotools": ratio, "largest_difference": gap})
+        records.append(
+            {
+                "name": backend,
+                "kind": kind,
+                "seconds": float(np.median(times)),
+                "ratio_to_pycocotools": ratio,
+                "largest_difference": gap,
+            }
+        )
     return records
 
 
@@ -197,4 +216,8 @@ def evaluators_input(images: int, *, side: int = 256, detections: int = 100) -> 
         masks = [code(runs, size) for one in (moved, *others) if one.masks is not None for runs in one.masks]
         found.append(Detections(boxes, torch.rand(len(boxes), generator=generator), labels, masks))
     listed = [{"id": k, "height": side, "width": side, "file_name": f"{k}.jpg"} for k in range(1, images + 1)]
-    return {"images": listed, "annotations": entries, "categories": [{"id": k, "name": str(k)} for k in range(1, CLASSES + 1)]}, found
+    return {
+        "images": listed,
+        "annotations": entries,
+        "categories": [{"id": k, "name": str(k)} for k in range(1, CLASSES + 1)],
+    }, found

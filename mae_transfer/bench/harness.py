@@ -32,7 +32,9 @@ class Entry(NamedTuple):
     inputs: tuple[Any, ...]
 
 
-Build = Callable[[Work], Entry]  # a function of a module (a process starts from its name); ImportError where its library is not installed
+Build = Callable[
+    [Work], Entry
+]  # a function of a module (a process starts from its name); ImportError where its library is not installed
 
 
 class Measures(NamedTuple):
@@ -55,7 +57,9 @@ class Row:
     failure: str | None = None
 
 
-def race(contestants: Mapping[str, Build], modes: Sequence[Mode], work: Work, *, rounds: int, steps: int, warmup: int = 2) -> list[Row]:
+def race(
+    contestants: Mapping[str, Build], modes: Sequence[Mode], work: Work, *, rounds: int, steps: int, warmup: int = 2
+) -> list[Row]:
     """Time `rounds` turns of `steps` training steps of each contestant in each mode; all processes are alive at once and alternate."""
     lanes = {(name, mode): _start(build, work, mode) for name, build in contestants.items() for mode in modes}
     speeds: dict[tuple[str, Mode], list[float]] = {key: [] for key in lanes}
@@ -63,7 +67,9 @@ def race(contestants: Mapping[str, Build], modes: Sequence[Mode], work: Work, *,
         ready = {key: _ask(pipe, warmup) for key, pipe in lanes.items()}
         running = [key for key, reply in ready.items() if not isinstance(reply, str)]
         for number in range(rounds):
-            for key in running if number % 2 == 0 else running[::-1]:  # so that nobody always runs in the wake of the same neighbour
+            for key in (
+                running if number % 2 == 0 else running[::-1]
+            ):  # so that nobody always runs in the wake of the same neighbour
                 taken = _ask(lanes[key], steps)
                 if isinstance(taken, str):
                     ready[key] = taken
@@ -160,7 +166,11 @@ class Runner:
     def measure(self) -> Measures:
         peak = peak_memory_gib(torch.device(self.work.device))  # first: what follows is no part of the step
         # MATH: torch has no formula for the fused attention of CPUs; force_eager: compiled code hides its operations from the counter
-        with torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        with (
+            torch.compiler.set_stance("force_eager"),
+            sdpa_kernel(SDPBackend.MATH),
+            FlopCounterMode(display=False) as counter,
+        ):
             self.forward_backward(self.module)
         return Measures(peak, counter.get_total_flops(), _matmul_peak(self.work), float(self.loss))
 

@@ -43,7 +43,12 @@ def run(args: argparse.Namespace) -> list[Json]:
             samples = Scenes(source=source, seed=0, transform=make(), square=None, divisor=32, training=True)
             records.append(_timed(f"training sample, {name}", partial(_sample, samples), args))
         found, metric = _found(polygons), CocoMetric(source.ground_truth())
-        return [*records, _timed("evaluation of an image", lambda _: metric.empty().update([1], [in_stored(found, size, size)]), args)]
+        return [
+            *records,
+            _timed(
+                "evaluation of an image", lambda _: metric.empty().update([1], [in_stored(found, size, size)]), args
+            ),
+        ]
 
 
 def _sample(samples: Scenes, epoch: int) -> None:
@@ -56,8 +61,16 @@ def _timed(name: str, work: Callable[[int], object], args: argparse.Namespace) -
         start = time.perf_counter()
         work(k)
         seconds.append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / UNIT / 2**10  # of the process until now, its libraries included
-    return {"name": name, "objects": args.objects, "size": f"{args.width} x {args.height}", "seconds": min(seconds), "peak_gib": peak}
+    peak = (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / UNIT / 2**10
+    )  # of the process until now, its libraries included
+    return {
+        "name": name,
+        "objects": args.objects,
+        "size": f"{args.width} x {args.height}",
+        "seconds": min(seconds),
+        "peak_gib": peak,
+    }
 
 
 def _polygon(rng: np.random.Generator, size: tuple[int, int], radius: float) -> np.ndarray:
@@ -89,8 +102,12 @@ def _written(root: Path, polygons: list[np.ndarray], size: tuple[int, int]) -> C
 
 def _found(polygons: list[np.ndarray]) -> Found:
     """Return a soft disc in the box of each object."""
-    boxes = torch.tensor(np.array([[*points.min(axis=0), *points.max(axis=0)] for points in polygons]), dtype=torch.float32)
+    boxes = torch.tensor(
+        np.array([[*points.min(axis=0), *points.max(axis=0)] for points in polygons]), dtype=torch.float32
+    )
     axis = torch.linspace(-1, 1, SIDE)
     disc = torch.sigmoid(8 * (1 - axis[:, None] ** 2 - axis**2))
     count = len(polygons)
-    return Found(boxes, torch.linspace(1, 0.1, count), torch.zeros(count, dtype=torch.int64), disc.expand(count, -1, -1))
+    return Found(
+        boxes, torch.linspace(1, 0.1, count), torch.zeros(count, dtype=torch.int64), disc.expand(count, -1, -1)
+    )

@@ -63,11 +63,15 @@ class _LightlyMAE(nn.Module):
         from timm.models.vision_transformer import VisionTransformer
 
         dim, depth, heads = SIZES[work.size]
-        vit = VisionTransformer(work.image, work.patch, embed_dim=dim, depth=depth, num_heads=heads, num_classes=0, global_pool="token")
+        vit = VisionTransformer(
+            work.image, work.patch, embed_dim=dim, depth=depth, num_heads=heads, num_classes=0, global_pool="token"
+        )
         self.utils, self.ratio, self.patch = utils, work.mask_ratio, work.patch
         self.encoder = MaskedVisionTransformerTIMM(vit)
         self.embed = nn.Linear(dim, DECODER.dim)
-        self.decoder = MaskedVisionTransformerDecoderTIMM(vit.patch_embed.num_patches, DECODER.dim, DECODER.depth, DECODER.heads)
+        self.decoder = MaskedVisionTransformerDecoderTIMM(
+            vit.patch_embed.num_patches, DECODER.dim, DECODER.depth, DECODER.heads
+        )
         self.predict = nn.Linear(DECODER.dim, 3 * work.patch**2)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -79,5 +83,7 @@ class _LightlyMAE(nn.Module):
         full = utils.set_at_index(full, keep, tokens.type_as(full))
         decoded = self.decoder.decode(self.decoder.add_pos_embed(full))
         prediction = self.predict(utils.get_at_index(decoded, hidden))
-        target = utils.get_at_index(utils.patchify(image, self.patch), hidden - 1)  # -1: the class token is not of the image
+        target = utils.get_at_index(
+            utils.patchify(image, self.patch), hidden - 1
+        )  # -1: the class token is not of the image
         return nn.functional.mse_loss(prediction, utils.normalize_mean_var(target))

@@ -47,7 +47,12 @@ def ours(work: Work) -> Entry:
     step = _Step(work)
     sampler, grid = Random(ratio=work.mask_ratio), step.mae.encoder.grid
     orders = np.stack([sampler(grid, np.random.default_rng(fold(0, "sample", index))) for index in range(work.batch)])
-    mask = Mask(*(ids.contiguous().to(work.device) for ids in torch.from_numpy(orders).tensor_split([sampler.visible(grid)], dim=1)))
+    mask = Mask(
+        *(
+            ids.contiguous().to(work.device)
+            for ids in torch.from_numpy(orders).tensor_split([sampler.visible(grid)], dim=1)
+        )
+    )
     images = torch.randint(256, (work.batch, 3, work.image, work.image), dtype=torch.uint8, device=work.device)
     return Entry(step, (Batch(images, (), mask, None, torch.arange(work.batch)), mask))
 
@@ -55,7 +60,9 @@ def ours(work: Work) -> Entry:
 CONTESTANTS: dict[str, Build] = {OURS: ours, "transformers": transformers_mae, "lightly + timm": lightly_mae}
 
 
-def run(work: Work, *, modes: Sequence[Mode], rounds: int, steps: int, contestants: Mapping[str, Build] = CONTESTANTS) -> list[dict[str, Any]]:
+def run(
+    work: Work, *, modes: Sequence[Mode], rounds: int, steps: int, contestants: Mapping[str, Build] = CONTESTANTS
+) -> list[dict[str, Any]]:
     """Race the contestants and return one record per contestant and mode, ready for a table or JSON."""
     rows = race(contestants, modes, work, rounds=rounds, steps=steps)
     peak = max((row.measures.matmul_flops_per_s for row in rows if row.measures), default=0.0)
@@ -74,7 +81,9 @@ def record(row: Row, rows: Sequence[Row], work: Work, peak: float) -> dict[str, 
         "images_per_s": speed,
         "images_per_s_range": [min(row.images_per_s), max(row.images_per_s)],
         "images_per_s_rounds": list(row.images_per_s),
-        "ratio_to_faster_peer": {mode: ratio(row, peer) for mode in ("eager", "compiled") if (peer := faster_peer(rows, mode))},
+        "ratio_to_faster_peer": {
+            mode: ratio(row, peer) for mode in ("eager", "compiled") if (peer := faster_peer(rows, mode))
+        },
         "peak_memory_gib": row.measures.peak_gib,
         "gflops_per_image": flops_per_image / 1e9,
         "share_of_matmul_peak": speed * flops_per_image / peak,

@@ -36,7 +36,9 @@ class _Step(nn.Module):
 
     def __init__(self, work: Work) -> None:
         super().__init__()
-        protocol = UperNet(taps=TAPS[SIZES[work.size][1]], relative_positions="per_block", positions="learned", layer_scale=1.0)
+        protocol = UperNet(
+            taps=TAPS[SIZES[work.size][1]], relative_positions="per_block", positions="learned", layer_scale=1.0
+        )
         encoder = {"size": work.size, "patch": work.patch, "image_size": work.image, **protocol.changes()}
         self.model = protocol.model(ViT(ViTConfig.model_validate(encoder)), CLASSES)
 
@@ -61,7 +63,9 @@ class _MmsegStep(nn.Module):
             "out_indices": TAPS[depth], "drop_path_rate": 0.1, "init_values": 1.0,
         }  # fmt: skip
         neck = {"type": "Feature2Pyramid", "embed_dim": dim, "rescales": [4, 2, 1, 0.5], "norm_cfg": {"type": "BN"}}
-        self.model = _mmseg_model(work, backbone, neck, uper_head(widths, CLASSES, channels=dim), fcn_head(widths, CLASSES))
+        self.model = _mmseg_model(
+            work, backbone, neck, uper_head(widths, CLASSES, channels=dim), fcn_head(widths, CLASSES)
+        )
 
     def compile(self, *_: Any, **__: Any) -> None:
         """Compile what is compiled of ours: the model."""
@@ -80,8 +84,18 @@ def _mmseg_model(work: Work, backbone: HeadConfig, neck: HeadConfig, decode: Hea
         from mmseg.models.segmentors import EncoderDecoder
 
         mean, std = ([255 * value for value in values] for values in IMAGENET)
-        preprocessor = SegDataPreProcessor(mean=mean, std=std, size=(work.image, work.image), bgr_to_rgb=True, pad_val=0, seg_pad_val=255)
-        return EncoderDecoder(backbone, decode, neck=neck, auxiliary_head=auxiliary, train_cfg={}, test_cfg={}, data_preprocessor=preprocessor)
+        preprocessor = SegDataPreProcessor(
+            mean=mean, std=std, size=(work.image, work.image), bgr_to_rgb=True, pad_val=0, seg_pad_val=255
+        )
+        return EncoderDecoder(
+            backbone,
+            decode,
+            neck=neck,
+            auxiliary_head=auxiliary,
+            train_cfg={},
+            test_cfg={},
+            data_preprocessor=preprocessor,
+        )
 
 
 def ours(work: Work) -> Entry:
@@ -112,7 +126,9 @@ def _data(work: Work) -> tuple[Tensor, Tensor]:
 CONTESTANTS: dict[str, Build] = {OURS: ours, PEER: mmsegs}
 
 
-def run(work: Work, *, modes: Sequence[Mode], rounds: int, steps: int, contestants: Mapping[str, Build] = CONTESTANTS) -> list[dict[str, Any]]:
+def run(
+    work: Work, *, modes: Sequence[Mode], rounds: int, steps: int, contestants: Mapping[str, Build] = CONTESTANTS
+) -> list[dict[str, Any]]:
     """Race the contestants and return one record per contestant and mode, ready for a table or JSON."""
     rows = race(contestants, modes, work, rounds=rounds, steps=steps)
     return [compared(row, rows, work, to=PEER, called="ratio_to_mmseg") for row in rows]
@@ -133,14 +149,18 @@ def slide(work: Work, *, rounds: int) -> list[dict[str, Any]]:
     for height in (work.image, round(work.image * max(PUBLISHED_SCALES))):
         image = torch.randn(1, 3, height, height * 4 // 3, device=work.device)
         sides = {"ori_shape": image.shape[2:], "img_shape": image.shape[2:]}
-        ways: dict[tuple[str, int], Callable[[], Tensor]] = {(ONE_BY_ONE, 1): partial(model.net.slide_inference, image, [sides])}
+        ways: dict[tuple[str, int], Callable[[], Tensor]] = {
+            (ONE_BY_ONE, 1): partial(model.net.slide_inference, image, [sides])
+        }
         for batch in sorted({1, work.batch}):
             ways[OURS, batch] = partial(logits, model, image, Windows(work.image, stride, 1, batch))
         records += _timed(ways, work, rounds=rounds, image=f"{height} x {height * 4 // 3}")
     return records
 
 
-def _timed(ways: Mapping[tuple[str, int], Callable[[], Tensor]], work: Work, *, rounds: int, image: str) -> list[dict[str, Any]]:
+def _timed(
+    ways: Mapping[tuple[str, int], Callable[[], Tensor]], work: Work, *, rounds: int, image: str
+) -> list[dict[str, Any]]:
     """Return a record per way (name, windows per pass) -> logits; the ratio is the median over the rounds of the first one's seconds to its own."""
     seconds: dict[tuple[str, int], list[float]] = {way: [] for way in ways}
     found: dict[tuple[str, int], Tensor] = {}
@@ -157,7 +177,9 @@ def _timed(ways: Mapping[tuple[str, int], Callable[[], Tensor]], work: Work, *, 
             "windows_per_pass": batch,
             "seconds": statistics.median(taken),
             "seconds_rounds": taken,
-            "ratio_to_mmseg": statistics.median(theirs / mine for theirs, mine in zip(seconds[first], taken, strict=True)),
+            "ratio_to_mmseg": statistics.median(
+                theirs / mine for theirs, mine in zip(seconds[first], taken, strict=True)
+            ),
             "largest_difference": float((found[name, batch] - found[first]).abs().max()),
         }
         for (name, batch), taken in seconds.items()

@@ -51,7 +51,8 @@ class _Step(nn.Module):
         targets = {name: build(frame) for name, build in TARGETS.items()}
         width = self.mae.cfg.decoder.dim
         self.contestants = {
-            name: Contestant(target, nn.Linear(width, target.dim).to(work.device), _macs(target, work.device)) for name, target in targets.items()
+            name: Contestant(target, nn.Linear(width, target.dim).to(work.device), _macs(target, work.device))
+            for name, target in targets.items()
         }
         self.heads = nn.ModuleList(contestant.head for contestant in self.contestants.values())
         self.chosen = BASELINE
@@ -65,7 +66,9 @@ class _Step(nn.Module):
 
 
 def _token(cfg: DVAEConfig, *, cache: str | None = None) -> Callable[[Frame], Target]:
-    return lambda frame: Token(frame, tokenizer=DVAETokenizer(cfg, encoder(cfg), None).requires_grad_(False), cache=cache)
+    return lambda frame: Token(
+        frame, tokenizer=DVAETokenizer(cfg, encoder(cfg), None).requires_grad_(False), cache=cache
+    )
 
 
 def _pca(frame: Frame) -> Target:
@@ -88,15 +91,24 @@ TARGETS: dict[str, Callable[[Frame], Target]] = {
 def run(work: Work, *, modes: Sequence[Mode], rounds: int, steps: int) -> list[dict[str, Any]]:
     """Take turns, `steps` steps each, for `rounds` rounds; return one record per target, its time over the baseline's in the same round (median)."""
     if list(modes) != ["eager"]:
-        raise ValueError("the benchmark of targets swaps the last layer between turns, which compiled code does not follow: leave --modes out")
+        raise ValueError(
+            "the benchmark of targets swaps the last layer between turns, which compiled code does not follow: leave --modes out"
+        )
     step = _Step(work)
     sampler, grid = Random(ratio=work.mask_ratio), step.mae.encoder.grid
     orders = np.stack([sampler(grid, np.random.default_rng(fold(0, "sample", index))) for index in range(work.batch)])
-    mask = Mask(*(ids.contiguous().to(work.device) for ids in torch.from_numpy(orders).tensor_split([sampler.visible(grid)], dim=1)))
+    mask = Mask(
+        *(
+            ids.contiguous().to(work.device)
+            for ids in torch.from_numpy(orders).tensor_split([sampler.visible(grid)], dim=1)
+        )
+    )
     images = torch.randint(256, (work.batch, 3, work.image, work.image), dtype=torch.uint8, device=work.device)
     codes = torch.randint(SMALL.codes, (work.batch, grid[0] * grid[1]), device=work.device)
     views = {name: _view(entry.target, work) for name, entry in step.contestants.items() if entry.target.views}
-    turn = Runner(Entry(step, (Batch(images, (), mask, codes, torch.arange(work.batch)), mask, views)), work, compiled=False)
+    turn = Runner(
+        Entry(step, (Batch(images, (), mask, codes, torch.arange(work.batch)), mask, views)), work, compiled=False
+    )
     seconds: dict[str, list[float]] = {name: [] for name in step.contestants}
     for number in range(rounds + 1):
         for name in step.contestants if number % 2 else reversed(step.contestants):
@@ -113,7 +125,9 @@ def record(name: str, entry: Contestant, seconds: dict[str, list[float]], images
         "target": name,
         "images_per_s": statistics.median(speeds),
         "images_per_s_range": [min(speeds), max(speeds)],
-        "time_over_pixel": statistics.median(taken / base for taken, base in zip(seconds[name], seconds[BASELINE], strict=True)),
+        "time_over_pixel": statistics.median(
+            taken / base for taken, base in zip(seconds[name], seconds[BASELINE], strict=True)
+        ),
         "tokenizer_gmacs_per_image": entry.tokenizer_macs / 1e9 or None,
     }
 

@@ -90,7 +90,9 @@ def load(reference: str | Path, *, changes: Mapping[str, Any] = NO_CHANGES) -> L
         if not likely or prefix in likely:
             raise error from None
         proposals = " or ".join(repr(f"{name}:{rest}" if name else rest) for name in likely)
-        raise ValueError(f"{error}\n  by its tensors the file looks like {proposals}; no layout is guessed: write it if it is so") from None
+        raise ValueError(
+            f"{error}\n  by its tensors the file looks like {proposals}; no layout is guessed: write it if it is so"
+        ) from None
     loaded.backbone.eval()
     return loaded
 
@@ -104,7 +106,9 @@ def _own(path: Path) -> Found:
     """backbone.safetensors of this suite: the architecture stands in the metadata."""
     about = metadata(path)
     if about.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a backbone written by this suite (format {about.get('format')!r}, not {FORMAT!r}); name its layout")
+        raise ValueError(
+            f"{path} is not a backbone written by this suite (format {about.get('format')!r}, not {FORMAT!r}); name its layout"
+        )
     architecture = about.get("architecture")
     if not isinstance(architecture, dict):
         raise ValueError(f"{path} is damaged: its metadata name no architecture; export it again")
@@ -118,14 +122,18 @@ def _encoder(layout: Callable[[Path], Found]) -> Layout:
     def read_and_fit(path: str, changes: Mapping[str, Any]) -> Loaded:
         found = layout(Path(path))
         default = Said(found.recorded or found.statistics, found.recorded is not None)
-        return _with_statistics(Loaded(fit(found, changes, where=path), found.head, None), default, weight_file(Path(path)))
+        return _with_statistics(
+            Loaded(fit(found, changes, where=path), found.head, None), default, weight_file(Path(path))
+        )
 
     return read_and_fit
 
 
 def _timm_file(layout: Callable[[Path, Mapping[str, Any]], TimmBackbone]) -> Layout:
     """Make a layout of one that fills a timm model from a file."""
-    return lambda path, changes: _with_statistics(Loaded(layout(Path(path), changes), {}, None), Said(IMAGENET, False), Path(path))
+    return lambda path, changes: _with_statistics(
+        Loaded(layout(Path(path), changes), {}, None), Said(IMAGENET, False), Path(path)
+    )
 
 
 def _with_statistics(loaded: Loaded, default: Said, file: Path) -> Loaded:
@@ -164,14 +172,18 @@ def _random(name: str, changes: Mapping[str, Any]) -> Loaded:
     if not name.startswith("ViT-"):
         return Loaded(timm_models.wrap(name, changes), {}, None)
     if size not in SIZES or not patch.isdigit():
-        raise ValueError(f"random:{name}: write ViT-{{Ti,S,B,L,H}}/PATCH, e.g. random:ViT-B/16, or the name of a timm model")
+        raise ValueError(
+            f"random:{name}: write ViT-{{Ti,S,B,L,H}}/PATCH, e.g. random:ViT-B/16, or the name of a timm model"
+        )
     architecture = ViTConfig.model_validate({"size": size, "patch": int(patch)})
     return Loaded(ViT(changed(architecture, changes, where=f"random:{name}")), {}, None)
 
 
 def _released(name: str, changes: Mapping[str, Any]) -> Loaded:
     entry = weights(name)
-    return LAYOUTS[entry.layout](str(fetch(entry)), changes)._replace(recorded=True)  # the table names releases whose statistics are known
+    return LAYOUTS[entry.layout](str(fetch(entry)), changes)._replace(
+        recorded=True
+    )  # the table names releases whose statistics are known
 
 
 LAYOUTS: dict[str, Layout] = {

@@ -75,7 +75,11 @@ def export_hf(path: Path, backbone: ViT | TimmBackbone, about: Mapping[str, Any]
 def export_detectron2(path: Path, backbone: ViT | TimmBackbone, about: Mapping[str, Any]) -> None:
     """Write a file for `train.init_checkpoint` of detectron2's ViTDet; class token and final norm, which it has not, are left out."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"model": detectron2_names(_plain(backbone, "detectron2")), "__author__": "mae_transfer", "source": json.dumps(about)}
+    content = {
+        "model": detectron2_names(_plain(backbone, "detectron2")),
+        "__author__": "mae_transfer",
+        "source": json.dumps(about),
+    }
     with whole(path) as temporary, temporary.open("wb") as file:
         torch.save(content, file)
 
@@ -87,15 +91,31 @@ def detectron2_names(vit: ViT) -> dict[str, Tensor]:
         ValueError: an option that ViTDet would drop without a word (LayerScale, BEiT's tables and biases) or that it needs (absolute positions).
     """
     cfg = vit.cfg
-    if cfg.layer_scale is not None or cfg.relative_positions not in ("none", "decomposed") or cfg.qkv_bias != "qkv" or cfg.positions == "none":
+    if (
+        cfg.layer_scale is not None
+        or cfg.relative_positions not in ("none", "decomposed")
+        or cfg.qkv_bias != "qkv"
+        or cfg.positions == "none"
+    ):
         raise ValueError(f"detectron2's ViTDet cannot hold this encoder: {cfg.model_dump_json(exclude_defaults=True)}")
-    return {f"backbone.net.{name}": tensor for name, tensor in vit.state_dict().items() if not re.match(r"cls_token$|norm\.", name)}
+    return {
+        f"backbone.net.{name}": tensor
+        for name, tensor in vit.state_dict().items()
+        if not re.match(r"cls_token$|norm\.", name)
+    }
 
 
 def _plain(backbone: ViT | TimmBackbone, name: str) -> ViT:
     if not isinstance(backbone, ViT):
-        raise ValueError(f"format {name!r} holds this suite's encoder only; a {type(backbone.model).__name__} of timm's goes out as --format timm")
+        raise ValueError(
+            f"format {name!r} holds this suite's encoder only; a {type(backbone.model).__name__} of timm's goes out as --format timm"
+        )
     return backbone
 
 
-FORMATS: dict[str, Export] = {"ours": export_ours, "timm": export_timm, "hf": export_hf, "detectron2": export_detectron2}
+FORMATS: dict[str, Export] = {
+    "ours": export_ours,
+    "timm": export_timm,
+    "hf": export_hf,
+    "detectron2": export_detectron2,
+}

@@ -53,7 +53,9 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError(_refusal(path, str(error))) from None
     except DAMAGED as error:
         if "TorchScript" in str(error):
-            raise ValueError(f"{path} is a TorchScript archive, which holds a program; save its state dict instead") from None
+            raise ValueError(
+                f"{path} is a TorchScript archive, which holds a program; save its state dict instead"
+            ) from None
         if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EIO):
             raise ValueError(f"{path} cannot be read ({error.strerror}); check its permissions and the disk") from None
         raise ValueError(f"{path} is damaged or no weight file ({type(error).__name__}); {AGAIN}") from None
@@ -97,9 +99,13 @@ def metadata(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get(ABOUT, "{}"))
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is missing, damaged or no .safetensors file ({type(error).__name__}); {AGAIN}") from None
+        raise ValueError(
+            f"{path} is missing, damaged or no .safetensors file ({type(error).__name__}); {AGAIN}"
+        ) from None
     if not isinstance(about, dict):
-        raise ValueError(f"{path} has metadata that this suite did not write (a {type(about).__name__} under {ABOUT!r}); {AGAIN}")
+        raise ValueError(
+            f"{path} has metadata that this suite did not write (a {type(about).__name__} under {ABOUT!r}); {AGAIN}"
+        )
     return about
 
 
@@ -139,10 +145,14 @@ def _verify(path: Path, tensors: Tensors) -> None:
     """Raise ValueError where a file of this suite no longer holds what was written; files without a digest pass."""
     about = metadata(path)
     if DIGEST in about and about[DIGEST] != content_digest(tensors, about):
-        raise ValueError(f"{path} is damaged: its tensors or metadata are not what was written (their sha256 differs from the file's own); {AGAIN}")
+        raise ValueError(
+            f"{path} is damaged: its tensors or metadata are not what was written (their sha256 differs from the file's own); {AGAIN}"
+        )
 
 
-def load_strict(module: nn.Module, tensors: Tensors, *, drop: Collection[str] = (), absent: Collection[str] = (), where: str) -> None:
+def load_strict(
+    module: nn.Module, tensors: Tensors, *, drop: Collection[str] = (), absent: Collection[str] = (), where: str
+) -> None:
     """Fill a module: every tensor is used or named in `drop`, every parameter and buffer is filled or named in `absent`, every shape fits.
 
     Names ending in "." stand for all that begins with them. Raises ValueError with the names otherwise, and where a value is not finite.
@@ -190,7 +200,9 @@ def weight_file(path: Path) -> Path:
     for name in names:
         if (path / name).is_file():
             return path / name
-    raise ValueError(f"directory {str(path)!r} holds neither {' nor '.join(names)} (files in several shards are not read)")
+    raise ValueError(
+        f"directory {str(path)!r} holds neither {' nor '.join(names)} (files in several shards are not read)"
+    )
 
 
 def sha256(path: Path) -> str:

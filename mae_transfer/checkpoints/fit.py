@@ -21,7 +21,9 @@ MAY_CHANGE = (
     "drop_path", "norm_eps", "layer_scale",
 )  # fmt: skip
 
-GIVE_HEADS = """give it: changes={'heads': N}, --set "backbone.changes={'heads': N}", or --heads N of export_checkpoint.py"""
+GIVE_HEADS = (
+    """give it: changes={'heads': N}, --set "backbone.changes={'heads': N}", or --heads N of export_checkpoint.py"""
+)
 
 
 def fit(found: Found, changes: Mapping[str, Any], *, where: str) -> ViT:
@@ -36,7 +38,9 @@ def fit(found: Found, changes: Mapping[str, Any], *, where: str) -> ViT:
     check_dimensions(found.tensors, where=where)
     if found.counts and not changes.get("heads"):
         width, counts = found.tensors["patch_embed.proj.weight"].shape[0], " or ".join(map(str, found.counts))
-        raise ValueError(f"{where}: encoders of width {width} are published with {counts} heads, and the file does not tell which; {GIVE_HEADS}")
+        raise ValueError(
+            f"{where}: encoders of width {width} are published with {counts} heads, and the file does not tell which; {GIVE_HEADS}"
+        )
     check_finite(found.head, where=where)
     old, new = found.architecture, changed(found.architecture, changes, where=where)
     vit, tensors = ViT(new), dict(found.tensors)
@@ -46,7 +50,9 @@ def fit(found: Found, changes: Mapping[str, Any], *, where: str) -> ViT:
     if old.class_token and not new.class_token:
         tensors.pop("cls_token", None)
     if "pos_embed" in tensors:
-        table = resample(tensors["pos_embed"], old.grid(), new.grid(), leading=int(old.class_token), antialias=new.antialias)
+        table = resample(
+            tensors["pos_embed"], old.grid(), new.grid(), leading=int(old.class_token), antialias=new.antialias
+        )
         tensors["pos_embed"] = table[:, int(old.class_token) - int(new.class_token) :]
     tensors["patch_embed.proj.weight"] = resample_filters(tensors["patch_embed.proj.weight"], new.patch)
     tables = {name: tensors.pop(name) for name in list(tensors) if "rel_pos" in name}
@@ -70,14 +76,18 @@ def check_dimensions(tensors: Mapping[str, Tensor], *, where: str) -> None:
     for name, tensor in tensors.items():
         wanted = 2 if "rel_pos" in name else {"patch_embed.proj.weight": 4, "pos_embed": 3}.get(name, tensor.dim())
         if tensor.dim() != wanted or not tensor.numel():
-            raise ValueError(f"{where}: {name} has shape {tuple(tensor.shape)}, an encoder's has {wanted} dimensions: save it again")
+            raise ValueError(
+                f"{where}: {name} has shape {tuple(tensor.shape)}, an encoder's has {wanted} dimensions: save it again"
+            )
 
 
 def changed(old: ViTConfig, changes: Mapping[str, Any], *, where: str) -> ViTConfig:
     """Return the architecture with the changes; ValueError where one is unknown, impossible, or the head count is still not known."""
     unknown = [name for name in changes if name not in MAY_CHANGE]
     if unknown:
-        raise ValueError(f"{where}: {', '.join(unknown)} cannot be changed on loading; what can: {', '.join(MAY_CHANGE)}")
+        raise ValueError(
+            f"{where}: {', '.join(unknown)} cannot be changed on loading; what can: {', '.join(MAY_CHANGE)}"
+        )
     new = validate(old.model_dump() | dict(changes), ViTConfig, where=f"changes to {where}")
     for name in ("class_token", "final_norm"):
         if getattr(new, name) and not getattr(old, name):
@@ -86,10 +96,17 @@ def changed(old: ViTConfig, changes: Mapping[str, Any], *, where: str) -> ViTCon
         raise ValueError(f"{where} has LayerScale, which the encoder cannot do without: leave layer_scale as it is")
     if (old.positions == "none") != (new.positions == "none"):
         raise ValueError(f"{where} has positions={old.positions!r}: {new.positions!r} is not to be had from it")
-    if old.relative_positions not in ("none", new.relative_positions) and (old.relative_positions, new.relative_positions) != ("shared", "per_block"):
-        raise ValueError(f"{where} has relative_positions={old.relative_positions!r}: {new.relative_positions!r} is not to be had from it")
+    if old.relative_positions not in ("none", new.relative_positions) and (
+        old.relative_positions,
+        new.relative_positions,
+    ) != ("shared", "per_block"):
+        raise ValueError(
+            f"{where} has relative_positions={old.relative_positions!r}: {new.relative_positions!r} is not to be had from it"
+        )
     if not new.size and not new.heads:
-        raise ValueError(f"{where}: width {new.dim}, depth {new.depth} is no named size, and the head count is not in the weights; {GIVE_HEADS}")
+        raise ValueError(
+            f"{where}: width {new.dim}, depth {new.depth} is no named size, and the head count is not in the weights; {GIVE_HEADS}"
+        )
     return new
 
 
@@ -100,7 +117,9 @@ def bias_tables(tables: Mapping[str, Tensor], old: ViTConfig, new: ViTConfig) ->
     for before, after in zip(read, wanted, strict=True):
         table = tables.get(name(before))
         if table is not None and name(after) not in fitted:
-            grids = [(side, side) if side else cfg.grid() for cfg, side in ((old, kinds[before]), (new, wanted_kinds[after]))]
+            grids = [
+                (side, side) if side else cfg.grid() for cfg, side in ((old, kinds[before]), (new, wanted_kinds[after]))
+            ]
             table = table[: relative_rows(grids[0], leading=int(new.class_token))]
             fitted[name(after)] = resample_relative(table, grids[0], grids[1], leading=int(new.class_token))
     unread = set(tables) - {name(before) for before in read}

@@ -48,11 +48,24 @@ def hf(path: Path) -> Found:
     stem = "embeddings.patch_embeddings.projection.weight"
     content, config = read(file), _config(file.parent / "config.json")
     tensors, kind = unwrap(content, where=file, stem=stem), config["model_type"]
-    if any(name.endswith("layernorm.weight") and name != "layernorm.weight" and "layer." not in name for name in tensors):
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("layernorm.")}  # of BEiT's masked modelling, a second one
+    if any(
+        name.endswith("layernorm.weight") and name != "layernorm.weight" and "layer." not in name for name in tensors
+    ):
+        tensors = {
+            name: tensor for name, tensor in tensors.items() if not name.startswith("layernorm.")
+        }  # of BEiT's masked modelling, a second one
     tensors = core(tensors, where=file, stem=stem)
-    tensors = {name: tensor for name, tensor in tensors.items() if not (named(name, DROP) or name.endswith("relative_position_index"))}
-    head = {new + name.removeprefix(old): tensors.pop(name) for old, new in HEADS.items() for name in list(tensors) if name.startswith(old)}
+    tensors = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not (named(name, DROP) or name.endswith("relative_position_index"))
+    }
+    head = {
+        new + name.removeprefix(old): tensors.pop(name)
+        for old, new in HEADS.items()
+        for name in list(tensors)
+        if name.startswith(old)
+    }
     architecture = _architecture(config, final_norm="layernorm.weight" in tensors or kind != "beit", where=file)
     renamed = translate(tensors, {theirs: ours for ours, theirs in names(architecture, kind).items()})
     renamed = join_qkv(renamed, f"{ATTENTION}.query", f"{ATTENTION}.key", f"{ATTENTION}.value")
@@ -64,7 +77,11 @@ def hf(path: Path) -> Found:
 def names(cfg: ViTConfig, model_type: str) -> dict[str, str]:
     """Return this suite's names -> transformers' of all but query, key and value; a name without its last part stands for weight and bias."""
     layers = range(cfg.shape()[1])
-    table = {f"blocks.{i}.{ours}": f"encoder.layer.{i}.{theirs}" for i in layers for ours, theirs in BLOCKS[model_type].items()}
+    table = {
+        f"blocks.{i}.{ours}": f"encoder.layer.{i}.{theirs}"
+        for i in layers
+        for ours, theirs in BLOCKS[model_type].items()
+    }
     if cfg.relative_positions == "per_block":
         table |= {f"rel_pos_bias.{i}.table": f"encoder.layer.{i}.{ATTENTION}.{TABLE}" for i in layers}
     else:
@@ -95,9 +112,13 @@ def to_hf(vit: ViT) -> tuple[dict[str, Any], dict[str, Tensor]]:
         whole = kind == "vit" or cfg.mlp_ratio.is_integer()
         fits = whole and cfg.qkv_bias == "qkv" and cfg.relative_positions == "none" and cfg.positions != "none"
     if not (fits and (kind == "vit" or len(set(cfg.grid())) == 1) and cfg.class_token and cfg.final_norm):
-        raise ValueError(f"transformers has no model with this architecture: {cfg.model_dump_json(exclude_defaults=True)}")
+        raise ValueError(
+            f"transformers has no model with this architecture: {cfg.model_dump_json(exclude_defaults=True)}"
+        )
     renamed = translate(_split_qkv(vit.state_dict()), names(cfg, kind))
-    return _hf_config(vit, kind), {name.replace("blocks.", "encoder.layer."): tensor.contiguous() for name, tensor in renamed.items()}
+    return _hf_config(vit, kind), {
+        name.replace("blocks.", "encoder.layer."): tensor.contiguous() for name, tensor in renamed.items()
+    }
 
 
 def processor(statistics: Mapping[str, Any], *, side: int) -> dict[str, Any]:
@@ -118,7 +139,9 @@ def _split_qkv(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 parted[f"{stem}.{ATTENTION}.{part}.{kind}"] = piece
         else:
             biases = {".attn.q_bias": f".{ATTENTION}.query.bias", ".attn.v_bias": f".{ATTENTION}.value.bias"}
-            parted[next((name.replace(ours, theirs) for ours, theirs in biases.items() if name.endswith(ours)), name)] = tensor
+            parted[
+                next((name.replace(ours, theirs) for ours, theirs in biases.items() if name.endswith(ours)), name)
+            ] = tensor
     return parted
 
 
@@ -155,7 +178,12 @@ def _config(path: Path) -> dict[str, Any]:
         if config.get(key, value) != value:
             raise ValueError(f"{path} has {key}={config[key]!r}, which this encoder has not")
     dinov2 = config["model_type"] == "dinov2"
-    config = {"num_channels": 3, "patch_size": 16, "image_size": 224, "layer_norm_eps": 1e-6 if dinov2 else 1e-12} | config
+    config = {
+        "num_channels": 3,
+        "patch_size": 16,
+        "image_size": 224,
+        "layer_norm_eps": 1e-6 if dinov2 else 1e-12,
+    } | config
     wanted = ("hidden_size", "num_hidden_layers", "num_attention_heads", *(() if dinov2 else ("intermediate_size",)))
     if wrong := [key for key in wanted if not isinstance(config.get(key), int) or config[key] < 1]:
         raise ValueError(f"{path} has no usable {', '.join(wrong)}; write what transformers does")
@@ -185,7 +213,9 @@ def _processor(path: Path) -> Statistics | None:
     if abs(factor * 255 - 1) < 1e-3:
         return checked(mean, std, where=str(path))
     try:
-        return checked([value / factor / 255 for value in mean], [value / factor / 255 for value in std], where=str(path))
+        return checked(
+            [value / factor / 255 for value in mean], [value / factor / 255 for value in std], where=str(path)
+        )
     except TypeError:
         raise ValueError(f"{path}: image_mean {mean} and image_std {std} must be lists of numbers") from None
 
@@ -206,7 +236,10 @@ def _architecture(config: Mapping[str, Any], *, final_norm: bool, where: Path) -
         "positions": "fixed" if kind == "vit_mae" else "learned", "layer_scale": 1.0 if kind == "dinov2" else None,
     }  # fmt: skip
     if kind == "beit":
-        flags = (config.get("use_shared_relative_position_bias", False), config.get("use_relative_position_bias", False))
+        flags = (
+            config.get("use_shared_relative_position_bias", False),
+            config.get("use_relative_position_bias", False),
+        )
         fields |= {
             "qkv_bias": "qv", "layer_scale": 1.0, "final_norm": final_norm,
             "relative_positions": tables.get(flags, "none"),

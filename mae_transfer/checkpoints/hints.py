@@ -41,9 +41,13 @@ def looks_like(path: Path) -> tuple[str, ...]:
         content = read(file)
     except ValueError:
         return ()
-    inner: dict[str, Any] = next((content[key] for key in ("model", "state_dict", "teacher") if isinstance(content.get(key), dict)), content)
+    inner: dict[str, Any] = next(
+        (content[key] for key in ("model", "state_dict", "teacher") if isinstance(content.get(key), dict)), content
+    )
     names = {str(name) for name in inner}
-    names |= {name.removeprefix(stem.removesuffix(STEM)) for stem in names if stem.endswith(f".{STEM}") for name in names}  # as names.core does
+    names |= {
+        name.removeprefix(stem.removesuffix(STEM)) for stem in names if stem.endswith(f".{STEM}") for name in names
+    }  # as names.core does
     return next((prefixes for prefixes, sign in SIGNS if sign(set(content), names)), ())
 
 

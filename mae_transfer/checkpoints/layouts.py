@@ -37,7 +37,9 @@ class Found(NamedTuple):
     head: dict[str, Tensor]  # a classifier's: fc_norm.* and head.*; empty where the file has none
     statistics: Statistics = IMAGENET  # what the images of the layout's releases were normalised with
     recorded: Statistics | None = None  # what the file itself says of that
-    counts: tuple[int, ...] = ()  # head counts that are published for this width, where neither the file nor the layout tells which
+    counts: tuple[
+        int, ...
+    ] = ()  # head counts that are published for this width, where neither the file nor the layout tells which
 
 
 def mae(path: Path) -> Found:
@@ -59,9 +61,15 @@ def moco_v3(path: Path) -> Found:
     """MoCo v3: the base encoder without its projector. ViT-S has 12 heads; the sin-cos table (rows first) is loaded as it is stored."""
     tensors = unwrap(read(path), "state_dict", where=path, stem=(STEM, "patch_embed.proj.0.weight"))
     if stem := next((name for name in tensors if name.endswith("patch_embed.proj.0.weight")), None):
-        raise ValueError(f"{path} has a convolutional stem ({stem} ...), which this encoder has not; use the ViT with a patch embedding")
+        raise ValueError(
+            f"{path} has a convolutional stem ({stem} ...), which this encoder has not; use the ViT with a patch embedding"
+        )
     tensors = core(tensors, "base_encoder", where=path)
-    tensors = {name: tensor for name, tensor in tensors.items() if not re.match(r"(module\.)?(momentum_encoder|predictor)\.", name)}
+    tensors = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not re.match(r"(module\.)?(momentum_encoder|predictor)\.", name)
+    }
     return found(tensors, drop=("head.",), positions="fixed", heads={384: 12}, where=path)
 
 
@@ -75,7 +83,9 @@ def dino(path: Path) -> Found:
 
 def ibot(path: Path) -> Found:
     """iBOT: an extracted backbone under "state_dict", or the teacher of a full checkpoint."""
-    return found(_encoder(path, "state_dict", "teacher"), drop=(*HEAD, "masked_embed"), heads={192: 3, 384: 6}, where=path)
+    return found(
+        _encoder(path, "state_dict", "teacher"), drop=(*HEAD, "masked_embed"), heads={192: 3, 384: 6}, where=path
+    )
 
 
 def deit(path: Path) -> Found:
@@ -86,7 +96,9 @@ def deit(path: Path) -> Found:
     tensors = rename(_encoder(path, "model"), ((r"^(blocks\.\d+)\.gamma_([12])$", r"\1.ls\2.gamma"),))
     if "dist_token" in tensors:
         name = "timm:deit_base_distilled_patch16_224@FILE"
-        raise ValueError(f"{path} has a distillation token (dist_token, N + 2 positions), which this encoder has not; load it as {name} or its like")
+        raise ValueError(
+            f"{path} has a distillation token (dist_token, N + 2 positions), which this encoder has not; load it as {name} or its like"
+        )
     heads = {} if _is_sincos(tensors.get("pos_embed")) else {192: 3, 384: 6}
     return found(tensors, drop=("pre_logits.",), classifier=True, heads=heads, where=path)
 
@@ -96,9 +108,15 @@ def dinov2(path: Path) -> Found:
     tensors = _encoder(path, "teacher")
     if any(re.match(r"blocks\.\d+\.\d+\.", name) for name in tensors):
         tensors = rename(tensors, ((r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),))
-    for name, what in (("register_tokens", "register tokens"), ("blocks.0.mlp.w12.weight", "a SwiGLU MLP"), ("storage_tokens", "DINOv3's tokens")):
+    for name, what in (
+        ("register_tokens", "register tokens"),
+        ("blocks.0.mlp.w12.weight", "a SwiGLU MLP"),
+        ("storage_tokens", "DINOv3's tokens"),
+    ):
         if name in tensors:
-            raise ValueError(f"{path} has {what} ({name}), which this encoder has not; load it through timm, e.g. timm:vit_small_patch14_reg4_dinov2")
+            raise ValueError(
+                f"{path} has {what} ({name}), which this encoder has not; load it through timm, e.g. timm:vit_small_patch14_reg4_dinov2"
+            )
     return found(tensors, drop=("mask_token", "dino_head.", "ibot_head."), heads={384: 6}, where=path)
 
 
@@ -126,7 +144,9 @@ def _beit_names(tensors: Tensors) -> dict[str, Tensor]:
         (r"^blocks\.(\d+)\.attn\.relative_position_bias_table$", r"rel_pos_bias.\1.table"),
         (r"\.gamma_([12])$", r".ls\1.gamma"),
     )
-    return rename({name: tensor for name, tensor in tensors.items() if not name.endswith("relative_position_index")}, rules)
+    return rename(
+        {name: tensor for name, tensor in tensors.items() if not name.endswith("relative_position_index")}, rules
+    )
 
 
 def mmpretrain(path: Path) -> Found:
@@ -216,7 +236,12 @@ def found(
     kept = {name: tensor for name, tensor in tensors.items() if not named(name, drop)}
     head = {name: kept.pop(name) for name in list(kept) if classifier and named(name, HEAD)}
     table = kept.get("pos_embed")
-    if table is not None and table.ndim == 3 and "cls_token" in kept and math.isqrt(table.shape[1]) ** 2 == table.shape[1] > 1:
+    if (
+        table is not None
+        and table.ndim == 3
+        and "cls_token" in kept
+        and math.isqrt(table.shape[1]) ** 2 == table.shape[1] > 1
+    ):
         kept["pos_embed"] = torch.cat([torch.zeros_like(table[:, :1]), table], dim=1)
     cfg = architecture(kept, pooled="fc_norm.weight" in head, positions=positions, heads=heads or {}, where=where)
     counts = () if cfg.heads else PUBLISHED_HEADS.get(kept[STEM].shape[0], ())
@@ -232,8 +257,14 @@ def architecture(tensors: Tensors, *, pooled: bool, positions: str, heads: Mappi
     table = "pos_embed" if "pos_embed" in tensors else "rel_pos_bias.0.table"
     ranks = {STEM: 4, "blocks.0.mlp.fc1.weight": 2, table: 3 if table == "pos_embed" else 2}
     if lost := [name for name in ranks if name not in tensors]:
-        raise ValueError(f"{where} has no {' and no '.join(lost)}; its names (in this suite's terms) are {shortened(sorted(tensors))}")
-    if flat := [f"{name} {tuple(tensors[name].shape)}" for name, rank in ranks.items() if tensors[name].ndim != rank or not tensors[name].numel()]:
+        raise ValueError(
+            f"{where} has no {' and no '.join(lost)}; its names (in this suite's terms) are {shortened(sorted(tensors))}"
+        )
+    if flat := [
+        f"{name} {tuple(tensors[name].shape)}"
+        for name, rank in ranks.items()
+        if tensors[name].ndim != rank or not tensors[name].numel()
+    ]:
         raise ValueError(f"{where} has {', '.join(flat)}, which is not the shape of a ViT's")
     dim, channels, patch, width = tensors[STEM].shape
     depth = 1 + max(int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name)))
@@ -243,10 +274,14 @@ def architecture(tensors: Tensors, *, pooled: bool, positions: str, heads: Mappi
     side = _side(tensors)
     if side is None:
         rows = tensors[table].shape[-2]
-        raise ValueError(f"{where} has {rows} rows in {table}, which is no square grid of patches with {int('cls_token' in tensors)} class tokens")
+        raise ValueError(
+            f"{where} has {rows} rows in {table}, which is no square grid of patches with {int('cls_token' in tensors)} class tokens"
+        )
     grid = fixed_grid(tensors[table], leading=int("cls_token" in tensors)) if table == "pos_embed" else None
     if grid not in (None, (side, side)):
-        raise ValueError(f"{where} has the positions of {grid} patches, and its layout is of square images; load the file that it was exported from")
+        raise ValueError(
+            f"{where} has the positions of {grid} patches, and its layout is of square images; load the file that it was exported from"
+        )
     size = next((name for name, (width, blocks, _) in SIZES.items() if (width, blocks) == (dim, depth)), None)
     tables = sum(name.startswith("rel_pos_bias.") for name in tensors)
     own = tensors["rel_pos_bias.0.table"].shape[1] if "rel_pos_bias.0.table" in tensors else None

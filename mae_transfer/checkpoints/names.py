@@ -43,12 +43,16 @@ def join_qkv(tensors: Tensors, query: str, key: str, value: str) -> dict[str, Te
             found = [part for part in parts.values() if part is not None]
             if len({part.shape[1:] for part in found}) > 1 or not found[0].ndim:
                 shapes = [tuple(part.shape) for part in found]
-                raise ValueError(f"{name}: query, key and value of {stem} have shapes {shapes}, which do not go together")
+                raise ValueError(
+                    f"{name}: query, key and value of {stem} have shapes {shapes}, which do not go together"
+                )
             joined[f"{stem}.attn.qkv.{kind}"] = torch.cat(found)
     return joined
 
 
-def unwrap(content: Mapping[str, Any], *keys: str, where: Path, stem: str | Collection[str] = STEM) -> dict[str, Tensor]:
+def unwrap(
+    content: Mapping[str, Any], *keys: str, where: Path, stem: str | Collection[str] = STEM
+) -> dict[str, Tensor]:
     """Return the tensors of a file, out of whatever dicts they are wrapped in.
 
     Args:
@@ -66,7 +70,9 @@ def unwrap(content: Mapping[str, Any], *keys: str, where: Path, stem: str | Coll
     if "" in places or len(places) == 1:
         return places.get("") or next(iter(places.values()))
     if places:
-        raise ValueError(f"{where} holds several models, under {', '.join(places)}; keep the one that is meant, alone in a file")
+        raise ValueError(
+            f"{where} holds several models, under {', '.join(places)}; keep the one that is meant, alone in a file"
+        )
     names = [name for _, tensors in _dicts(content) for name in tensors]
     wanted = f"{' or '.join(map(repr, keys))} entry with" if keys else "tensor named"
     raise ValueError(
@@ -95,10 +101,16 @@ def core(tensors: Tensors, *prefer: str, where: Path, stem: str = STEM) -> dict[
     """
     prefixes = [name.removesuffix(stem) for name in tensors if name == stem or name.endswith(f".{stem}")]
     if not prefixes:
-        raise ValueError(f"{where} has no tensor named ...{stem}; its names are {shortened(list(tensors)) or 'none'}: is it of another layout?")
-    preferred = next((found for word in prefer if (found := [prefix for prefix in prefixes if word in prefix.split(".")])), prefixes)
+        raise ValueError(
+            f"{where} has no tensor named ...{stem}; its names are {shortened(list(tensors)) or 'none'}: is it of another layout?"
+        )
+    preferred = next(
+        (found for word in prefer if (found := [prefix for prefix in prefixes if word in prefix.split(".")])), prefixes
+    )
     if preferred is prefixes and len(prefixes) > 1:
-        raise ValueError(f"{where} holds several encoders, under {', '.join(map(repr, prefixes))}; keep the one that is meant, alone in a file")
+        raise ValueError(
+            f"{where} holds several encoders, under {', '.join(map(repr, prefixes))}; keep the one that is meant, alone in a file"
+        )
     own = min(preferred, key=len)
     others = tuple(prefix for prefix in prefixes if prefix not in ("", own))
     kept = {name: tensor for name, tensor in tensors.items() if name.startswith(own) or not name.startswith(others)}
@@ -112,9 +124,13 @@ def _without(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
         if not all(name.startswith(f"{shared}{word}.") for name in tensors):
             break
         shared += f"{word}."
-    freed = {name.removeprefix(prefix if name.startswith(prefix) else shared): tensor for name, tensor in tensors.items()}
+    freed = {
+        name.removeprefix(prefix if name.startswith(prefix) else shared): tensor for name, tensor in tensors.items()
+    }
     if len(freed) < len(tensors):
-        raise ValueError(f"names with and without {prefix!r} fall together, e.g. {next(name for name in tensors if prefix + name in tensors)}")
+        raise ValueError(
+            f"names with and without {prefix!r} fall together, e.g. {next(name for name in tensors if prefix + name in tensors)}"
+        )
     return freed
 
 

@@ -27,7 +27,9 @@ def weights(name: str) -> Weights:
     """Return the entry of a name and say so where its licence is non-commercial; ValueError proposes the nearest name."""
     if name not in RELEASED:
         near = difflib.get_close_matches(name, RELEASED, n=3, cutoff=0.4)
-        raise ValueError(f"no released weights {name!r}; {'did you mean ' + ', '.join(near) if near else 'known are ' + ', '.join(RELEASED)}?")
+        raise ValueError(
+            f"no released weights {name!r}; {'did you mean ' + ', '.join(near) if near else 'known are ' + ', '.join(RELEASED)}?"
+        )
     if RELEASED[name].licence == NON_COMMERCIAL:
         LOG.warning("%s is under %s: not for commercial use", name, NON_COMMERCIAL)
     return RELEASED[name]
@@ -49,9 +51,15 @@ RELEASED: dict[str, Weights] = {
     "mae_vit_base": _fair("mae", "mae/pretrain/mae_pretrain_vit_base.pth", NON_COMMERCIAL, "md5:8cad7c"),
     "mae_vit_large": _fair("mae", "mae/pretrain/mae_pretrain_vit_large.pth", NON_COMMERCIAL, "md5:b8b06e"),
     "mae_vit_huge": _fair("mae", "mae/pretrain/mae_pretrain_vit_huge.pth", NON_COMMERCIAL, "md5:9bdbb0"),
-    "mae_vit_base_finetuned": _fair("mae-finetuned", "mae/finetune/mae_finetuned_vit_base.pth", NON_COMMERCIAL, "md5:1b25e9"),
-    "mae_vit_large_finetuned": _fair("mae-finetuned", "mae/finetune/mae_finetuned_vit_large.pth", NON_COMMERCIAL, "md5:51f550"),
-    "mae_vit_huge_finetuned": _fair("mae-finetuned", "mae/finetune/mae_finetuned_vit_huge.pth", NON_COMMERCIAL, "md5:2541f2"),
+    "mae_vit_base_finetuned": _fair(
+        "mae-finetuned", "mae/finetune/mae_finetuned_vit_base.pth", NON_COMMERCIAL, "md5:1b25e9"
+    ),
+    "mae_vit_large_finetuned": _fair(
+        "mae-finetuned", "mae/finetune/mae_finetuned_vit_large.pth", NON_COMMERCIAL, "md5:51f550"
+    ),
+    "mae_vit_huge_finetuned": _fair(
+        "mae-finetuned", "mae/finetune/mae_finetuned_vit_huge.pth", NON_COMMERCIAL, "md5:2541f2"
+    ),
     "mae_vit_large_visualize": _fair("mae-full", "mae/visualize/mae_visualize_vit_large.pth", NON_COMMERCIAL),
     "moco_v3_vit_small": _fair("moco-v3", "moco-v3/vit-s-300ep/vit-s-300ep.pth.tar", NON_COMMERCIAL),
     "moco_v3_vit_base": _fair("moco-v3", "moco-v3/vit-b-300ep/vit-b-300ep.pth.tar", NON_COMMERCIAL),

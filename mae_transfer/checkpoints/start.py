@@ -40,7 +40,9 @@ def fill(model: MAE, tensors: Mapping[str, Tensor], *, where: str) -> None:
             leading = model.encoder.leading
             side = (math.isqrt(max(0, len(stored) - 3 * leading)) + 1) // 2
             if (2 * side - 1) ** 2 + 3 * leading != len(stored):
-                raise ValueError(f"{name} in {where} has {len(stored)} rows, which is no square grid: start at its own image size")
+                raise ValueError(
+                    f"{name} in {where} has {len(stored)} rows, which is no square grid: start at its own image size"
+                )
             fitted[name] = resample_relative(stored, (side, side), model.encoder.grid, leading=leading)
     load_strict(model, fitted, where=where)
 

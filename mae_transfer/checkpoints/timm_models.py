@@ -28,7 +28,14 @@ def timm_model(name: str, file: Path | None, changes: Mapping[str, Any]) -> Timm
 
 def _flat(content: Mapping[str, Any], *, where: Path) -> dict[str, Tensor]:
     """Return the tensors of any timm model's file: under one of the usual keys, or the file itself, without what DDP and compile prefix."""
-    inner = next((content[key] for key in ("model", "state_dict", "model_state_dict", "module") if isinstance(content.get(key), dict)), content)
+    inner = next(
+        (
+            content[key]
+            for key in ("model", "state_dict", "model_state_dict", "module")
+            if isinstance(content.get(key), dict)
+        ),
+        content,
+    )
     tensors = {name: value for name, value in inner.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ValueError(f"{where} holds no tensors; its keys are {shortened(list(content)) or 'none'}")
@@ -48,21 +55,38 @@ def moby(path: Path, changes: Mapping[str, Any]) -> TimmBackbone:
 def esvit(path: Path, changes: Mapping[str, Any]) -> TimmBackbone:
     """EsViT's Swin: the teacher without its two projectors."""
     tensors = core(unwrap(read(path), "teacher", "state_dict", where=path), "teacher", where=path)
-    return swin({name: tensor for name, tensor in tensors.items() if not named(name, ("head.", "head_dense."))}, changes, where=path)
+    return swin(
+        {name: tensor for name, tensor in tensors.items() if not named(name, ("head.", "head_dense."))},
+        changes,
+        where=path,
+    )
 
 
 def simmim_swin(tensors: Tensors, changes: Mapping[str, Any], *, where: Path) -> TimmBackbone:
     """SimMIM's Swin, without its decoder and mask token."""
-    return swin({name: tensor for name, tensor in tensors.items() if not named(name, ("decoder.", "mask_token"))}, changes, where=where)
+    return swin(
+        {name: tensor for name, tensor in tensors.items() if not named(name, ("decoder.", "mask_token"))},
+        changes,
+        where=where,
+    )
 
 
 def swin(tensors: Tensors, changes: Mapping[str, Any], *, where: Path) -> TimmBackbone:
     """Return the Swin that the tensors describe: width, depths, heads and window are in their shapes; its native size is 32 windows."""
     table = re.compile(r"layers\.(\d+)\.blocks\.(\d+)\.attn\.relative_position_bias_table")
     places = {(int(match[1]), int(match[2])): tensors[name] for name in tensors if (match := table.fullmatch(name))}
-    stages = [max((block for stage, block in places if stage == number), default=-1) + 1 for number in range(1 + max(places, default=(-1,))[0])]
+    stages = [
+        max((block for stage, block in places if stage == number), default=-1) + 1
+        for number in range(1 + max(places, default=(-1,))[0])
+    ]
     stem = tensors.get(STEM)
-    if stem is None or stem.ndim != 4 or not stages or min(stages) < 1 or any((stage, 0) not in places for stage in range(len(stages))):
+    if (
+        stem is None
+        or stem.ndim != 4
+        or not stages
+        or min(stages) < 1
+        or any((stage, 0) not in places for stage in range(len(stages)))
+    ):
         names = f"its names are {shortened(sorted(tensors))}"
         wanted = f"{STEM}, layers.N.blocks.N.attn.relative_position_bias_table"
         raise ValueError(f"{where} holds no Swin encoder where its layout has one ({wanted}); {names}")
@@ -95,7 +119,9 @@ def wrap(
     """
     unknown = [key for key in changes if key not in MAY_CHANGE]
     if unknown:
-        raise ValueError(f"timm:{name}: {', '.join(unknown)} cannot be changed on loading; what can: {', '.join(MAY_CHANGE)}")
+        raise ValueError(
+            f"timm:{name}: {', '.join(unknown)} cannot be changed on loading; what can: {', '.join(MAY_CHANGE)}"
+        )
     arguments: dict[str, Any] = dict(options or {})
     cfg = _known(name)
     if "image_size" in changes and cfg.fixed_input_size:
@@ -130,14 +156,27 @@ def _known(name: str) -> Any:
     cfg = timm.get_pretrained_cfg(name, allow_unregistered=False) if timm.is_model(name) else None
     if cfg is None:
         near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
-        raise ValueError(f"timm {timm.__version__} has no model {name!r}; {'some are ' + ', '.join(near) if near else 'see timm.list_models()'}")
+        raise ValueError(
+            f"timm {timm.__version__} has no model {name!r}; {'some are ' + ', '.join(near) if near else 'see timm.list_models()'}"
+        )
     return cfg
 
 
-def _create(name: str, arguments: Mapping[str, Any], *, overlay: Mapping[str, Any], pretrained: bool, where: str) -> Any:
+def _create(
+    name: str, arguments: Mapping[str, Any], *, overlay: Mapping[str, Any], pretrained: bool, where: str
+) -> Any:
     """Build the model and fill it; timm converts original names and resamples tables to its size."""
     try:
         return timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=dict(overlay), **arguments)
-    except (RuntimeError, TypeError, KeyError, AttributeError, IndexError, AssertionError, ValueError, ZeroDivisionError) as error:
+    except (
+        RuntimeError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        IndexError,
+        AssertionError,
+        ValueError,
+        ZeroDivisionError,
+    ) as error:
         said = "\n".join(str(error).splitlines()[:SHOWN]) or type(error).__name__
         raise ValueError(f"timm:{name} cannot be made of {where or 'this'}: {said}") from None

@@ -71,7 +71,9 @@ def _dalle(path: Path) -> DVAETokenizer:
     tensors = _tensors(path)
     first, last = (_stem(tensors, name, where=path) for name in ("blocks.input.weight", "blocks.output.conv.weight"))
     groups = max((int(found[1]) for name in tensors if (found := re.match(r"blocks\.group_(\d+)\.", name))), default=0)
-    blocks = max((int(found[1]) for name in tensors if (found := re.match(r"blocks\.group_1\.block_(\d+)\.", name))), default=0)
+    blocks = max(
+        (int(found[1]) for name in tensors if (found := re.match(r"blocks\.group_1\.block_(\d+)\.", name))), default=0
+    )
     beside = path.with_name("decoder.pkl")
     other = _tensors(beside) if beside.is_file() and beside != path else None
     embed = len(_stem(other, "blocks.input.weight", part="decoder", where=beside)) if other is not None else 1
@@ -89,7 +91,9 @@ def _dalle(path: Path) -> DVAETokenizer:
 def _stem(tensors: Mapping[str, Tensor], name: str, *, part: str = "encoder", where: Path) -> Tensor:
     """Return the weights of a convolution; ValueError where there are none under this name."""
     if name not in tensors or tensors[name].ndim != 4:
-        raise ValueError(f"{where} holds no {part} of DALL-E: it has no {name} of 4 dimensions, but {shortened(sorted(tensors)) or 'nothing'}")
+        raise ValueError(
+            f"{where} holds no {part} of DALL-E: it has no {name} of 4 dimensions, but {shortened(sorted(tensors)) or 'nothing'}"
+        )
     return tensors[name]
 
 
@@ -101,7 +105,11 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         if not path.is_file():
             raise
         content = dict(_walk(_unpickle(path)))
-    return {re.sub(r"\.w$", ".weight", re.sub(r"\.b$", ".bias", name)): tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
+    return {
+        re.sub(r"\.w$", ".weight", re.sub(r"\.b$", ".bias", name)): tensor
+        for name, tensor in content.items()
+        if isinstance(tensor, Tensor)
+    }
 
 
 class _Sealed(type):
@@ -149,10 +157,14 @@ def _unpickle(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SourceChangeWarning)  # a stub's source is not the module's
-            warnings.filterwarnings("error", "(?s).*TorchScript archive", UserWarning)  # after this warning torch would run the archive
+            warnings.filterwarnings(
+                "error", "(?s).*TorchScript archive", UserWarning
+            )  # after this warning torch would run the archive
             return torch.load(path, map_location="cpu", pickle_module=_PICKLE, weights_only=False)
     except UserWarning:
-        raise ValueError(f"{path} was not read, for reading would run it: it is a TorchScript archive; save its tensors alone") from None
+        raise ValueError(
+            f"{path} was not read, for reading would run it: it is a TorchScript archive; save its tensors alone"
+        ) from None
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} was not read, for reading would run it: {error}, which is neither a tensor nor a part of DALL-E's autoencoder. "
@@ -166,5 +178,13 @@ def _walk(module: Any, prefix: str = "") -> list[tuple[str, Tensor]]:
     """Return the parameters of a tree of stubs by their dotted names."""
     if not isinstance(module, _Stub):
         raise ValueError(f"a {type(module).__name__} where a module was expected: this is not DALL-E's autoencoder")
-    own = [(prefix + name, tensor) for name, tensor in module.__dict__.get("_parameters", {}).items() if isinstance(tensor, Tensor)]
-    return own + [found for name, child in module.__dict__.get("_modules", {}).items() for found in _walk(child, f"{prefix}{name}.")]
+    own = [
+        (prefix + name, tensor)
+        for name, tensor in module.__dict__.get("_parameters", {}).items()
+        if isinstance(tensor, Tensor)
+    ]
+    return own + [
+        found
+        for name, child in module.__dict__.get("_modules", {}).items()
+        for found in _walk(child, f"{prefix}{name}.")
+    ]

@@ -16,7 +16,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from mae_transfer.cli.parser import LIST, SHOW, ListConfigs, Parser, add_run_options, count, end_with_pipe, path, size, training_parser
+from mae_transfer.cli.parser import (
+    LIST,
+    SHOW,
+    ListConfigs,
+    Parser,
+    add_run_options,
+    count,
+    end_with_pipe,
+    path,
+    size,
+    training_parser,
+)
 from mae_transfer.home import at_home
 
 if TYPE_CHECKING:
@@ -73,7 +84,14 @@ def named(what: str | T) -> T:
     return found
 
 
-def train(schema: type[S] | str, run: Run | str, *, description: str, prog: str | None = None, argv: Sequence[str] | None = None) -> int:
+def train(
+    schema: type[S] | str,
+    run: Run | str,
+    *,
+    description: str,
+    prog: str | None = None,
+    argv: Sequence[str] | None = None,
+) -> int:
     """Parse the command line, load the config into `schema`, call run(cfg, work_dir, resume=...); return the exit status."""
     parser = training_parser(description, prog=prog)
     add_run_options(parser)
@@ -94,7 +112,9 @@ def _train(schema: type[S] | str, run: Run | str, args: argparse.Namespace) -> N
 def pretrain(schema: type[S] | str, run: Run | str, *, description: str, argv: Sequence[str] | None = None) -> int:
     """Do the same for a tool whose config may be a grid (configs/ablations): --row names one of its runs, or all of them, one after the other."""
     parser = training_parser(description, config="config file: one of configs/, or your own; an ablation needs --row")
-    parser.what.add_argument("--row", metavar="ROW", help="ablation: name of a row of its table, or all (each in a folder of D)")
+    parser.what.add_argument(
+        "--row", metavar="ROW", help="ablation: name of a row of its table, or all (each in a folder of D)"
+    )
     parser.what.add_argument("--mini", action="store_true", help="ablation: at a laptop's scale instead of the paper's")
     add_run_options(parser)
     args = parse(parser, argv)
@@ -111,9 +131,14 @@ def _pretrain(schema: type[S] | str, run: Run | str, args: argparse.Namespace) -
         _train(schema, run, args)
         return
     points = grid.points(Path(args.config), "mini" if args.mini else "paper", args.row or "")
-    runs = [(point, load(point.config, named(schema), changes=point.changes, overrides=_overrides(args), debug=args.debug)) for point in points]
+    runs = [
+        (point, load(point.config, named(schema), changes=point.changes, overrides=_overrides(args), debug=args.debug))
+        for point in points
+    ]
     if len(runs) > 1 and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise ValueError("--row all runs one row after the other in one process: under torchrun start each row by its name")
+        raise ValueError(
+            "--row all runs one row after the other in one process: under torchrun start each row by its name"
+        )
     for point, cfg in runs:  # every row is checked before the first one starts
         if args.show:
             show(cfg, title=f"{args.config}, row {point.row!r}")
@@ -139,14 +164,23 @@ def transfer(
     """
     parser = training_parser(description)
     parser.what.add_argument(
-        "--backbone", metavar="REF", help="weights to transfer: a backbone.safetensors, or PREFIX:PATH (mae:, timm:, random: ...; docs/backbones.md)"
+        "--backbone",
+        metavar="REF",
+        help="weights to transfer: a backbone.safetensors, or PREFIX:PATH (mae:, timm:, random: ...; docs/backbones.md)",
     )
-    parser.what.add_argument("--eval", action="store_true", help="train nothing, evaluate --checkpoint; --work-dir may then be left out")
-    parser.what.add_argument("--checkpoint", type=at_home, metavar="C", help="with --eval: a step_*.pt of this tool, or mae-finetuned:PATH")
+    parser.what.add_argument(
+        "--eval", action="store_true", help="train nothing, evaluate --checkpoint; --work-dir may then be left out"
+    )
+    parser.what.add_argument(
+        "--checkpoint", type=at_home, metavar="C", help="with --eval: a step_*.pt of this tool, or mae-finetuned:PATH"
+    )
     add_run_options(parser)
     if draws:
         parser.how.add_argument(
-            "--visualize", type=int, metavar="N", help="draw N validation images with ground truth and predictions (run.pictures)"
+            "--visualize",
+            type=int,
+            metavar="N",
+            help="draw N validation images with ground truth and predictions (run.pictures)",
         )
     for name, switch in switches.items():
         parser.how.add_argument(f"--{name}", dest=name, action="store_true", help=switch.help)
@@ -170,7 +204,9 @@ def _transfer(tasks: Mapping[str, Task], args: argparse.Namespace, switches: Seq
     if vars(args).get("visualize") is not None:
         changes["run.pictures"] = args.visualize
     backbone = [] if args.backbone is None else [f"backbone.reference={args.backbone!r}"]
-    cfg: Schema = load(args.config, named(task.schema), changes=changes, overrides=[*backbone, *_overrides(args)], debug=args.debug)
+    cfg: Schema = load(
+        args.config, named(task.schema), changes=changes, overrides=[*backbone, *_overrides(args)], debug=args.debug
+    )
     if args.show:
         show(cfg, title=args.config)
     elif args.estimate and (args.eval or task.evaluate is None):

@@ -32,7 +32,9 @@ def listing(tool: str, command: str = "") -> str:
     if not found:
         return f"no config names tools/{tool}.py {command}".rstrip() + " in its docstring"
     words = textwrap.TextWrapper(width=COLUMNS, initial_indent="    ", subsequent_indent="    ")
-    return "\n".join(f"{entry.path}\n{words.fill(entry.purpose)}\n{words.fill(f'Cost: {entry.cost}')}" for entry in found)
+    return "\n".join(
+        f"{entry.path}\n{words.fill(entry.purpose)}\n{words.fill(f'Cost: {entry.cost}')}" for entry in found
+    )
 
 
 def entries(tool: str, command: str = "") -> list[Entry]:

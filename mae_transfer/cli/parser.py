@@ -19,7 +19,9 @@ class Help(argparse.RawDescriptionHelpFormatter):
     """Formats a help text as wide as the terminal, at most COLUMNS; a description keeps its lines."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=28, width=min(COLUMNS, shutil.get_terminal_size((COLUMNS, 24)).columns))
+        super().__init__(
+            prog, max_help_position=28, width=min(COLUMNS, shutil.get_terminal_size((COLUMNS, 24)).columns)
+        )
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,7 +48,9 @@ class ListConfigs(argparse.Action):
         parser.exit()
 
 
-def training_parser(description: str, *, prog: str | None = None, config: str = "config file: one of configs/, or your own") -> Parser:
+def training_parser(
+    description: str, *, prog: str | None = None, config: str = "config file: one of configs/, or your own"
+) -> Parser:
     """Return a parser with the options that all training tools share.
 
     Args:
@@ -68,10 +72,16 @@ def training_parser(description: str, *, prog: str | None = None, config: str = 
 def add_run_options(parser: Parser) -> None:
     """Add the options of tools that train in steps."""
     parser.how.add_argument(
-        "--resume", action="store_true", help="continue D from its newest checkpoint, bit for bit; start from scratch if D has none"
+        "--resume",
+        action="store_true",
+        help="continue D from its newest checkpoint, bit for bit; start from scratch if D has none",
     )
-    parser.how.add_argument("--debug", action="store_true", help="run a few steps of a tiny model on generated images, to check the config")
-    parser.information.add_argument("--estimate", action="store_true", help="time 20 steps, print hours, memory and disk of the run, and exit")
+    parser.how.add_argument(
+        "--debug", action="store_true", help="run a few steps of a tiny model on generated images, to check the config"
+    )
+    parser.information.add_argument(
+        "--estimate", action="store_true", help="time 20 steps, print hours, memory and disk of the run, and exit"
+    )
 
 
 def end_with_pipe() -> None:
@@ -102,5 +112,7 @@ def size(values: Sequence[int] | None) -> int | tuple[int, int] | None:
     if not values:
         return None
     if len(values) > 2 or min(values) < 1:
-        raise ValueError(f"a size of {' '.join(map(str, values))} pixels: give one side, or height and width, of at least 1 pixel")
+        raise ValueError(
+            f"a size of {' '.join(map(str, values))} pixels: give one side, or height and width, of at least 1 pixel"
+        )
     return values[0] if len(values) == 1 else (values[0], values[1])

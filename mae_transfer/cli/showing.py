@@ -47,11 +47,21 @@ def _spec(cfg: BaseModel, name: str, key: str, spec: Spec, about: str, told: set
     table = cfg.choices[name]
     entry = table[spec.name]
     summary = (inspect.getdoc(entry) or "").partition("\n\n")[0]
-    yield from _entry(_assigned(f"{key}.name", spec.name), f"{about} One of {', '.join(table)}. {spec.name}: {' '.join(summary.split())}", told)
+    yield from _entry(
+        _assigned(f"{key}.name", spec.name),
+        f"{about} One of {', '.join(table)}. {spec.name}: {' '.join(summary.split())}",
+        told,
+    )
     documented = arguments(entry)
     for option in options(entry):
-        default = getattr(cfg, option.name, None) if option.default is option.empty else option.default  # data.root fills in for a root
-        yield from _entry(_assigned(f"{key}.{option.name}", spec.options.get(option.name, default)), documented.get(option.name, ""), told)
+        default = (
+            getattr(cfg, option.name, None) if option.default is option.empty else option.default
+        )  # data.root fills in for a root
+        yield from _entry(
+            _assigned(f"{key}.{option.name}", spec.options.get(option.name, default)),
+            documented.get(option.name, ""),
+            told,
+        )
 
 
 def _entry(line: str, about: str, told: set[str]) -> Iterator[str]:
@@ -65,7 +75,9 @@ def _assigned(key: str, value: object) -> str:
     line = f"{key} = {value!r}"
     if len(line) <= COLUMNS:
         return line
-    return f"{key} =\n" + textwrap.indent(pprint.pformat(value, width=COLUMNS - 4, compact=True, sort_dicts=False), "    ")
+    return f"{key} =\n" + textwrap.indent(
+        pprint.pformat(value, width=COLUMNS - 4, compact=True, sort_dicts=False), "    "
+    )
 
 
 def options(entry: Callable[..., Any]) -> list[inspect.Parameter]:
@@ -75,10 +87,16 @@ def options(entry: Callable[..., Any]) -> list[inspect.Parameter]:
 
 def arguments(entry: Callable[..., Any]) -> dict[str, str]:
     """Return what the docstring of a function, or of a class and its bases, says of each argument."""
-    owners = [part for one in reversed(entry.__mro__) for part in (one, vars(one).get("__init__", one))] if inspect.isclass(entry) else [entry]
+    owners = (
+        [part for one in reversed(entry.__mro__) for part in (one, vars(one).get("__init__", one))]
+        if inspect.isclass(entry)
+        else [entry]
+    )
     found: dict[str, str] = {}
     for owner in owners:
         section = re.search(r"^Args:\n((?: .*\n?|\n)+)", inspect.cleandoc(owner.__doc__ or ""), re.MULTILINE)
-        for names, text in re.findall(r"^    (\w+(?:, \w+)*): (.+(?:\n {8}.*)*)", section[1] if section else "", re.MULTILINE):
+        for names, text in re.findall(
+            r"^    (\w+(?:, \w+)*): (.+(?:\n {8}.*)*)", section[1] if section else "", re.MULTILINE
+        ):
             found |= dict.fromkeys(names.split(", "), " ".join(text.split()))
     return found

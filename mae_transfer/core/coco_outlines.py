@@ -39,7 +39,10 @@ def outlined(objects: list[Json], sizes: np.ndarray, found: Defects) -> tuple[np
                 found.add("outline that is neither polygons nor a run-length code", _name(objects[k]), remedy=FLAT)
         polygons = [k for k in part if type(outlines[k]) is list and outlines[k]]
         codes = [k for k in part if type(outlines[k]) is dict]
-        for these, those in (_polygons(polygons, objects, outlines, sizes, found), _codes(codes, objects, outlines, sizes, found)):
+        for these, those in (
+            _polygons(polygons, objects, outlines, sizes, found),
+            _codes(codes, objects, outlines, sizes, found),
+        ):
             kept[these], extents[these] = True, those
     there = [
         one if one["segmentation"] is outline else {**one, "segmentation": outline}
@@ -49,7 +52,9 @@ def outlined(objects: list[Json], sizes: np.ndarray, found: Defects) -> tuple[np
     return kept, there, extents[kept]
 
 
-def _polygons(places: list[int], objects: Sequence[Json], outlines: list[Any], sizes: np.ndarray, found: Defects) -> tuple[list[int], np.ndarray]:
+def _polygons(
+    places: list[int], objects: Sequence[Json], outlines: list[Any], sizes: np.ndarray, found: Defects
+) -> tuple[list[int], np.ndarray]:
     """Return which of the objects at `places` have sound polygons, and their extents; invalid polygons are taken out of `outlines`."""
     values = _coordinates([outlines[k] for k in places])
     if values is None:
@@ -70,7 +75,9 @@ def _polygons(places: list[int], objects: Sequence[Json], outlines: list[Any], s
         extent = [*low[k].tolist(), *high[k].tolist()]
         remedy = "are its coordinates pixels of this image?"
         found.add("polygon outside its image", f"{_name(objects[places[k]])} (x0, y0, x1, y1 {extent})", remedy=remedy)
-    found.add_all("polygon without area", [_name(objects[places[k]]) for k in np.flatnonzero(flat).tolist()], policy=LEFT_OUT)
+    found.add_all(
+        "polygon without area", [_name(objects[places[k]]) for k in np.flatnonzero(flat).tolist()], policy=LEFT_OUT
+    )
     good = ~outside & ~flat
     return [places[k] for k in np.flatnonzero(good).tolist()], np.concatenate([low, high], axis=1)[good]
 
@@ -94,10 +101,18 @@ def _cleaned(k: int, objects: Sequence[Json], outlines: list[Any], found: Defect
     outline, where = outlines[k], _name(objects[k])
     if any(type(polygon) is not list for polygon in outline):
         found.add("polygon that is no list of numbers", where, remedy=FLAT)
-    elif any(type(value) is list for polygon in outline for value in polygon) or (len(outline) > 2 and {len(polygon) for polygon in outline} == {2}):
+    elif any(type(value) is list for polygon in outline for value in polygon) or (
+        len(outline) > 2 and {len(polygon) for polygon in outline} == {2}
+    ):
         found.add(PAIRS, where, remedy=FLAT)
-    elif not all(type(value) in (int, float) and -LARGEST <= value <= LARGEST for polygon in outline for value in polygon):
-        found.add("polygon with a coordinate that is no finite number", where, remedy="correct the number, or remove the object")
+    elif not all(
+        type(value) in (int, float) and -LARGEST <= value <= LARGEST for polygon in outline for value in polygon
+    ):
+        found.add(
+            "polygon with a coordinate that is no finite number",
+            where,
+            remedy="correct the number, or remove the object",
+        )
     else:
         outlines[k] = [polygon for polygon in outline if len(polygon) >= 6 and len(polygon) % 2 == 0]
         if len(outlines[k]) < len(outline):
@@ -108,16 +123,22 @@ def _cleaned(k: int, objects: Sequence[Json], outlines: list[Any], found: Defect
     return False
 
 
-def _codes(places: list[int], objects: Sequence[Json], outlines: list[Any], sizes: np.ndarray, found: Defects) -> tuple[list[int], np.ndarray]:
+def _codes(
+    places: list[int], objects: Sequence[Json], outlines: list[Any], sizes: np.ndarray, found: Defects
+) -> tuple[list[int], np.ndarray]:
     """Return which of the objects at `places` have sound run-length codes, and their extents."""
     sound = []
     for k in places:
         code, where = outlines[k], _name(objects[k])
         if not {"size", "counts"} <= code.keys():
             found.add("run-length code without size or counts", where, remedy=AGAIN)
-        elif type(code["size"]) is not list or set(map(type, code["size"])) != {int} or code["size"] != sizes[k].tolist():
+        elif (
+            type(code["size"]) is not list or set(map(type, code["size"])) != {int} or code["size"] != sizes[k].tolist()
+        ):
             found.add(
-                "run-length code of another size than the image", f"{where} ({str(code['size'])[:30]}, image {sizes[k].tolist()})", remedy=AGAIN
+                "run-length code of another size than the image",
+                f"{where} ({str(code['size'])[:30]}, image {sizes[k].tolist()})",
+                remedy=AGAIN,
             )
         elif type(code["counts"]) not in (str, list):
             found.add("broken run-length code", where, remedy=AGAIN)
@@ -142,7 +163,9 @@ def _extent(counts: np.ndarray | None, height: int) -> tuple[int, int, int, int]
     assert counts is not None
     ends = np.cumsum(counts)
     first, last = ends[:-1:2], ends[1::2] - 1  # pixels of each run of ones
-    whole = (first // height != last // height).any()  # such a run holds the last row of a column and the first of the next
+    whole = (
+        first // height != last // height
+    ).any()  # such a run holds the last row of a column and the first of the next
     rows = (0, height - 1) if whole else (int((first % height).min()), int((last % height).max()))
     return int(first[0]) // height, rows[0], int(last[-1]) // height + 1, rows[1] + 1
 
@@ -174,7 +197,9 @@ def _decompressed(codes: Iterable[str]) -> list[np.ndarray | None]:
     lengths = np.diff(ends, prepend=-1)
     starts = ends - lengths + 1
     digit = np.minimum(np.arange(len(data)) - np.repeat(starts, lengths), LONGEST)
-    values = np.add.reduceat((data & 31) << 5 * digit, starts) - np.where(data[ends] & 16, 1 << 5 * np.minimum(lengths, LONGEST), 0)
+    values = np.add.reduceat((data & 31) << 5 * digit, starts) - np.where(
+        data[ends] & 16, 1 << 5 * np.minimum(lengths, LONGEST), 0
+    )
     owner = np.searchsorted(np.cumsum([len(text) for text in texts]), ends, side="right")
     first = np.searchsorted(owner, np.arange(len(texts)))
     rank = np.arange(len(owner)) - first[owner]

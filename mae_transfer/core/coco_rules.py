@@ -26,7 +26,10 @@ LARGEST = 1e9  # of the numbers of a box
 AREAS = 1e10  # COCO's evaluation silently ignores larger objects
 OUTSIDE = 1.0  # pixels that a box may reach over the edge: COCO's own are rounded
 TOUCHES = 1.0  # pixels between a box and its outline that rounding explains
-CORNERS = (0.9, 0.5)  # a box is x0, y0, x1, y1 where it meets its outline by this IoU as such, and by less than that as x, y, width, height
+CORNERS = (
+    0.9,
+    0.5,
+)  # a box is x0, y0, x1, y1 where it meets its outline by this IoU as such, and by less than that as x, y, width, height
 LEFT_OUT, CLIPPED, COMPUTED = "left out", "clipped to the image", "computed from outline or box"
 WHOLE = "write whole numbers from 0 on, not text or fractions"
 TYPES: Mapping[str, tuple[Collection[type], str]] = {
@@ -62,8 +65,12 @@ def examine(content: Mapping[str, Any], *, masks: bool) -> Examined:
     objects = _flagged(objects, found)
     sizes = {image["id"]: (image["height"], image["width"]) for image in images}
     objects = _placed([one for one in objects if one["image_id"] in sizes], sizes, found, masks=masks)
-    if not any(not defect.policy for defect in found.collected()) and not any(not one.get("iscrowd", 0) for one in objects):
-        crowds = f"{len(content['annotations'])} objects, of which {len(objects)} are crowd regions and the others left out"
+    if not any(not defect.policy for defect in found.collected()) and not any(
+        not one.get("iscrowd", 0) for one in objects
+    ):
+        crowds = (
+            f"{len(content['annotations'])} objects, of which {len(objects)} are crowd regions and the others left out"
+        )
         remedy = "annotate objects with iscrowd 0"
         if masks and not any(one.get("segmentation") for one in content["annotations"]):
             remedy = "no object has an outline: for boxes alone, masks=False and heads.masks=False (check: --boxes)"
@@ -77,7 +84,9 @@ def _images(entries: Sequence[Any], found: Defects) -> list[Json]:
     for image in images:
         if not 0 < image["height"] * image["width"] <= limit:
             where = f"image {image['id']} ({image['width']} x {image['height']})"
-            found.add("image without pixels, or with more than can be decoded", where, remedy="state the size of the file")
+            found.add(
+                "image without pixels, or with more than can be decoded", where, remedy="state the size of the file"
+            )
         if not _path(image["file_name"]):
             found.add("image whose file_name is no path", f"image {image['id']}", remedy=TYPES["file_name"][1])
     _repeated([image["id"] for image in images], "image id", "give each image an id of its own", found)
@@ -98,7 +107,9 @@ def _path(name: str) -> bool:
 def _categories(entries: Sequence[Any], found: Defects) -> list[Json]:
     categories = _complete(entries, ("id", "name"), "category", found)
     _repeated([category["id"] for category in categories], "category id", "give each category an id of its own", found)
-    _repeated([category["name"] for category in categories], "category name", "merge the categories, or rename one", found)
+    _repeated(
+        [category["name"] for category in categories], "category name", "merge the categories, or rename one", found
+    )
     return categories
 
 
@@ -112,7 +123,13 @@ def _complete(entries: Sequence[Any], keys: tuple[str, ...], what: str, found: D
         wrong = [key for key in keys if key not in missing and not _typed(key, [entry[key]])]
         name = f"{what} {entry['id']}" if "id" in keys and "id" not in {*missing, *wrong} else f"entry {place}"
         for key in wrong:
-            sort = "no whole number from 0 on" if TYPES[key][0] == (int,) else "no text" if TYPES[key][0] == (str,) else "no list"
+            sort = (
+                "no whole number from 0 on"
+                if TYPES[key][0] == (int,)
+                else "no text"
+                if TYPES[key][0] == (str,)
+                else "no list"
+            )
             found.add(f"{what} whose {key} is {sort}", f"{name} ({str(entry[key])[:30]!r})", remedy=TYPES[key][1])
         if missing:
             found.add(f"{what} without {', '.join(missing)}", name, remedy="write what is missing, or remove the entry")
@@ -132,7 +149,11 @@ def _typed(key: str, values: Sequence[Any]) -> bool:
 def _repeated(values: Sequence[Any], what: str, remedy: str, found: Defects) -> None:
     if len(set(values)) < len(values):
         counts = Counter(values)
-        found.add_all(f"{what} that is there more than once", [value for value, count in counts.items() if count > 1], remedy=remedy)
+        found.add_all(
+            f"{what} that is there more than once",
+            [value for value, count in counts.items() if count > 1],
+            remedy=remedy,
+        )
 
 
 def _flagged(objects: list[Json], found: Defects) -> list[Json]:
@@ -149,7 +170,9 @@ def _flagged(objects: list[Json], found: Defects) -> list[Json]:
             remedy = "write its pixels, or remove the key: the area is then computed"
             found.add("area that is no number from 0 on", f"{where} ({str(area)[:30]})", remedy=remedy)
         if not sound[1]:
-            found.add("iscrowd that is neither 0 nor 1", f"{where} ({str(crowd)[:30]!r})", remedy="write the number 0 or 1")
+            found.add(
+                "iscrowd that is neither 0 nor 1", f"{where} ({str(crowd)[:30]!r})", remedy="write the number 0 or 1"
+            )
         if all(sound) and area == 0:
             found.add("area of zero", where, policy=COMPUTED)
         if all(sound):
@@ -178,8 +201,12 @@ def _placed(objects: list[Json], sizes: Mapping[int, tuple[int, int]], found: De
         wrong = _contradicting(objects, boxes, extents, found)
         objects, boxes, sides, over = _those(objects, ~wrong), boxes[~wrong], sides[~wrong], over[~wrong]
     low, high = np.clip(boxes[:, :2], 0, sides), np.clip(boxes[:, :2] + boxes[:, 2:], 0, sides)
-    clipped = dict(zip(np.flatnonzero(over).tolist(), np.concatenate([low, high - low], axis=1)[over].tolist(), strict=True))
-    return [{**one, "bbox": clipped[k]} if k in clipped else one for k, one in enumerate(objects)] if clipped else objects
+    clipped = dict(
+        zip(np.flatnonzero(over).tolist(), np.concatenate([low, high - low], axis=1)[over].tolist(), strict=True)
+    )
+    return (
+        [{**one, "bbox": clipped[k]} if k in clipped else one for k, one in enumerate(objects)] if clipped else objects
+    )
 
 
 def _numbers(boxes: Sequence[Sequence[Any]]) -> np.ndarray:
@@ -192,10 +219,14 @@ def _numbers(boxes: Sequence[Sequence[Any]]) -> np.ndarray:
         except OverflowError:  # a whole number beyond all floats
             pass
     sound = [len(box) == 4 and all(_number(value, LARGEST) for value in box) for box in boxes]
-    return np.array([box if good else [np.nan] * 4 for box, good in zip(boxes, sound, strict=True)], dtype=np.float64).reshape(-1, 4)
+    return np.array(
+        [box if good else [np.nan] * 4 for box, good in zip(boxes, sound, strict=True)], dtype=np.float64
+    ).reshape(-1, 4)
 
 
-def _boxes(objects: Sequence[Json], boxes: np.ndarray, sides: np.ndarray, found: Defects) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _boxes(
+    objects: Sequence[Json], boxes: np.ndarray, sides: np.ndarray, found: Defects
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return which boxes (A, 4) are empty, which are wrong, and which reach over the edge of images of `sides` (A, 2) W, H."""
     low, extent = boxes[:, :2], boxes[:, 2:]
     high, reach = low + extent, sides.max(axis=1, keepdims=True)
@@ -205,7 +236,9 @@ def _boxes(objects: Sequence[Json], boxes: np.ndarray, sides: np.ndarray, found:
     over = ((low < -OUTSIDE) | (high > sides + OUTSIDE)).any(axis=1) & ~empty & ~negative
     fits = ((extent > low) & (low >= -OUTSIDE) & (extent <= sides + OUTSIDE)).all(axis=1)  # as x0, y0, x1, y1
     corners: np.ndarray = over & bool(np.all(empty | fits))
-    _note(found, negative, objects, "box of negative width or height", remedy="write [x, y, width, height]", boxes=boxes)
+    _note(
+        found, negative, objects, "box of negative width or height", remedy="write [x, y, width, height]", boxes=boxes
+    )
     _note(found, corners, objects, "box that is x0, y0, x1, y1", remedy="write [x, y, width, height]", boxes=boxes)
     beyond &= ~negative & ~empty & ~corners
     _note(found, beyond, objects, "box outside its image", remedy="correct or remove it", boxes=boxes)
@@ -219,7 +252,9 @@ def _contradicting(objects: Sequence[Json], boxes: np.ndarray, extents: np.ndarr
     """Return which boxes (A, 4) contradict the extents (A, 4) x0, y0, x1, y1 of their outlines."""
     given = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
     corners = (_iou(boxes, extents) >= CORNERS[0]) & (_iou(given, extents) < CORNERS[1])
-    apart = ((extents[:, :2] > given[:, 2:] + TOUCHES) | (extents[:, 2:] < given[:, :2] - TOUCHES)).any(axis=1) & ~corners
+    apart = ((extents[:, :2] > given[:, 2:] + TOUCHES) | (extents[:, 2:] < given[:, :2] - TOUCHES)).any(
+        axis=1
+    ) & ~corners
     _note(found, corners, objects, "box that is x0, y0, x1, y1", remedy="write [x, y, width, height]", boxes=boxes)
     remedy = "are boxes and outlines in pixels of the same image?"
     _note(found, apart, objects, "box that does not touch its outline", remedy=remedy, boxes=boxes)
@@ -238,7 +273,14 @@ def _those(objects: list[Json], wanted: np.ndarray) -> list[Json]:
 
 
 def _note(
-    found: Defects, where: np.ndarray, objects: Sequence[Json], kind: str, *, remedy: str = "", policy: str = "", boxes: np.ndarray | None = None
+    found: Defects,
+    where: np.ndarray,
+    objects: Sequence[Json],
+    kind: str,
+    *,
+    remedy: str = "",
+    policy: str = "",
+    boxes: np.ndarray | None = None,
 ) -> None:
     """Note a defect of the objects that `where` (A,) marks."""
     for k in np.flatnonzero(where).tolist():

@@ -40,7 +40,10 @@ class Defects:
 
     def collected(self) -> list[Defect]:
         """Return one Defect per kind: first what no run accepts, each in the order in which they were met."""
-        found = [Defect(kind, len(where), tuple(where[:EXAMPLES]), remedy, policy) for (kind, remedy, policy), where in self._found.items()]
+        found = [
+            Defect(kind, len(where), tuple(where[:EXAMPLES]), remedy, policy)
+            for (kind, remedy, policy), where in self._found.items()
+        ]
         return sorted(found, key=lambda defect: bool(defect.policy))
 
 

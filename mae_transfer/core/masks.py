@@ -34,7 +34,9 @@ class _Sampler(ABC):
     def cells(self, grid: tuple[int, int]) -> tuple[int, int]:
         """Return the (h, w) grid of cells; ValueError where the unit does not divide the patch grid."""
         if grid[0] % self.unit or grid[1] % self.unit:
-            raise ValueError(f"mask.unit = {self.unit}: a {grid[0]}x{grid[1]} grid of patches cannot be cut into cells of {self.unit}x{self.unit}")
+            raise ValueError(
+                f"mask.unit = {self.unit}: a {grid[0]}x{grid[1]} grid of patches cannot be cut into cells of {self.unit}x{self.unit}"
+            )
         return grid[0] // self.unit, grid[1] // self.unit
 
     @abstractmethod
@@ -50,7 +52,9 @@ class _Sampler(ABC):
         cells = self.cells(grid)
         kept = self.visible_cells(cells)
         if not 0 < kept < cells[0] * cells[1]:
-            raise ValueError(f"mask.ratio: {type(self).__name__} keeps {kept} of {cells[0] * cells[1]} cells; a mask hides some and leaves some")
+            raise ValueError(
+                f"mask.ratio: {type(self).__name__} keeps {kept} of {cells[0] * cells[1]} cells; a mask hides some and leaves some"
+            )
         return kept * self.unit**2
 
     def __call__(self, grid: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
@@ -119,7 +123,9 @@ class Block(_RatioSampler):
 
     def _add_block(self, hidden: np.ndarray, most: int, rng: np.random.Generator) -> bool:
         """Hide one random rectangle in place; False where it would not fit, or would add nothing or more than `most` cells."""
-        area = self.min_block + (most - self.min_block) * rng.random()  # not rng.uniform: near the end `most` is below `min_block`
+        area = (
+            self.min_block + (most - self.min_block) * rng.random()
+        )  # not rng.uniform: near the end `most` is below `min_block`
         aspect = np.exp(rng.uniform(log(BEIT_MIN_ASPECT), -log(BEIT_MIN_ASPECT)))
         h, w = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
         if h >= hidden.shape[0] or w >= hidden.shape[1]:

@@ -30,15 +30,23 @@ def checked(mean: Iterable[float], std: Iterable[float], *, where: str) -> Stati
     """
     values = Statistics(tuple(mean), tuple(std))
     numbers = [value for part in values for value in part]
-    if not all(isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) for value in numbers):
+    if not all(
+        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) for value in numbers
+    ):
         raise ValueError(f"{where}: mean {values.mean} and std {values.std} must be finite numbers, one per channel")
     if not len(values.mean) == len(values.std) > 0:
-        raise ValueError(f"{where}: mean has {len(values.mean)} values and std {len(values.std)}; give one per channel in both")
+        raise ValueError(
+            f"{where}: mean has {len(values.mean)} values and std {len(values.std)}; give one per channel in both"
+        )
     if 1 < max(numbers) <= 255 and min(numbers) >= 0:
         scaled = [tuple(round(value / 255, 4) for value in part) for part in values]
-        raise ValueError(f"{where}: mean {values.mean} and std {values.std} are on the scale 0..255; divide by 255: mean={scaled[0]} std={scaled[1]}")
+        raise ValueError(
+            f"{where}: mean {values.mean} and std {values.std} are on the scale 0..255; divide by 255: mean={scaled[0]} std={scaled[1]}"
+        )
     if min(numbers) < 0 or min(values.std) == 0 or max(numbers) > 1:
-        raise ValueError(f"{where}: mean {values.mean} and std {values.std} are not those of images on the scale [0, 1], with a std above 0")
+        raise ValueError(
+            f"{where}: mean {values.mean} and std {values.std} are not those of images on the scale [0, 1], with a std above 0"
+        )
     return Statistics(*(tuple(float(value) for value in part) for part in values))
 
 
@@ -46,7 +54,9 @@ def _on_unit_scale(values: Any) -> Any:
     """Raise ValueError with the remedy where numbers are on the scale of grey levels; leave all else to the type."""
     numbers = [value for value in values if isinstance(value, int | float)] if isinstance(values, tuple | list) else []
     if numbers and 1 < max(numbers) <= 255 and min(numbers) >= 0:
-        raise ValueError(f"{tuple(values)} is on the scale 0..255; divide by 255: {tuple(round(value / 255, 4) for value in numbers)}")
+        raise ValueError(
+            f"{tuple(values)} is on the scale 0..255; divide by 255: {tuple(round(value / 255, 4) for value in numbers)}"
+        )
     return values
 
 
@@ -72,7 +82,9 @@ def denormalize(values: Tensor, statistics: Statistics = IMAGENET, *, channels: 
 def _affine(images: Tensor, statistics: Statistics, channels: int) -> tuple[Tensor, Tensor]:
     """Return scale and shift, broadcast along `channels`, of x -> x * scale + shift from grey levels to normalised values."""
     if not images.shape[channels] == len(statistics.mean) == len(statistics.std):
-        raise ValueError(f"images of {images.shape[channels]} channels cannot be normalised with mean {statistics.mean} and std {statistics.std}")
+        raise ValueError(
+            f"images of {images.shape[channels]} channels cannot be normalised with mean {statistics.mean} and std {statistics.std}"
+        )
     shape = [-1 if dim == channels % images.ndim else 1 for dim in range(images.ndim)]
     dtype = images.dtype if images.is_floating_point() else torch.get_default_dtype()
     scale, shift = _constants(statistics, images.device, dtype)

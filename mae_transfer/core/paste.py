@@ -28,7 +28,9 @@ def pasted(masks: Tensor, boxes: Tensor, size: Size, *, threshold: float = 0.5) 
         size: H, W.
         threshold: least value of an object's pixels.
     """
-    return stacked([from_mask(drawn, size, top=top, left=left) for drawn, top, left in _drawn(masks, boxes, size, threshold)], size)
+    return stacked(
+        [from_mask(drawn, size, top=top, left=left) for drawn, top, left in _drawn(masks, boxes, size, threshold)], size
+    )
 
 
 def _drawn(masks: Tensor, boxes: Tensor, size: Size, threshold: float) -> Iterator[tuple[np.ndarray, int, int]]:

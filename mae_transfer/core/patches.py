@@ -37,8 +37,14 @@ def unpatchify(patches: Tensor, grid: tuple[int, int], *, channels: int = 3) -> 
     h, w = grid
     patch = round((values / channels) ** 0.5)
     if n != h * w or patch * patch * channels != values:
-        raise ValueError(f"{n} patches of {values} values do not make a {h}x{w} grid of square patches of {channels} channels")
-    return patches.view(b, h, w, patch, patch, channels).permute(0, 5, 1, 3, 2, 4).reshape(b, channels, h * patch, w * patch)
+        raise ValueError(
+            f"{n} patches of {values} values do not make a {h}x{w} grid of square patches of {channels} channels"
+        )
+    return (
+        patches.view(b, h, w, patch, patch, channels)
+        .permute(0, 5, 1, 3, 2, 4)
+        .reshape(b, channels, h * patch, w * patch)
+    )
 
 
 def take(tokens: Tensor, ids: Tensor) -> Tensor:

@@ -33,7 +33,9 @@ def fit_basis(patches: Iterable[Tensor], components: int, *, patch: int, statist
         values = part.double()
         count, total, products = count + len(values), total + values.sum(dim=0), products + values.T @ values
     if count < 2 or components > len(total):
-        raise ValueError(f"{components} components of {count} patches of {total.numel()} values: give more patches, or fewer components")
+        raise ValueError(
+            f"{components} components of {count} patches of {total.numel()} values: give more patches, or fewer components"
+        )
     mean = total / count
     covariance = (products - count * torch.outer(mean, mean)) / (count - 1)
     variance, vectors = torch.linalg.eigh(covariance)
@@ -41,4 +43,11 @@ def fit_basis(patches: Iterable[Tensor], components: int, *, patch: int, statist
     rows = vectors.T[order]
     rows = rows * rows.gather(1, rows.abs().argmax(dim=1, keepdim=True)).sign()
     strongest = variance[order].clamp(min=0)
-    return Basis(mean.float(), rows.float(), strongest.float(), (strongest / variance.clamp(min=0).sum()).float(), patch, statistics)
+    return Basis(
+        mean.float(),
+        rows.float(),
+        strongest.float(),
+        (strongest / variance.clamp(min=0).sum()).float(),
+        patch,
+        statistics,
+    )

@@ -29,10 +29,19 @@ def fixed_grid(table: Tensor, *, leading: int = 1) -> tuple[int, int] | None:
         return None
     patches = max(0, table.shape[1] - leading)
     grids = [(high, patches // high) for high in range(1, patches + 1) if patches % high == 0]
-    return next((grid for grid in grids if torch.allclose(table.float(), sincos_2d(table.shape[2], grid, leading=leading), atol=1e-4)), None)
+    return next(
+        (
+            grid
+            for grid in grids
+            if torch.allclose(table.float(), sincos_2d(table.shape[2], grid, leading=leading), atol=1e-4)
+        ),
+        None,
+    )
 
 
-def resample(table: Tensor, old: tuple[int, int], new: tuple[int, int], *, leading: int = 1, antialias: bool = True) -> Tensor:
+def resample(
+    table: Tensor, old: tuple[int, int], new: tuple[int, int], *, leading: int = 1, antialias: bool = True
+) -> Tensor:
     """Return an absolute table (1, leading + N_old, D) resampled bicubically to another grid, leading tokens kept.
 
     With antialiasing it is timm's resampling, without it detectron2's; they differ where the grid grows, too (cubic coefficient -0.5 or -0.75).

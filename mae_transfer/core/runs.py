@@ -56,7 +56,9 @@ def from_counts(codes: Sequence[str | list[int]], size: Size) -> Tensor:
     for code in codes:
         counts = run_lengths([code])[0]  # one at a time: together they would take 50 bytes for each character
         if counts is None or counts.min() < 0 or counts.sum() > size[0] * size[1]:
-            raise ValueError(f"a broken run-length code of an image of {size[1]} x {size[0]} pixels: write its outline again")
+            raise ValueError(
+                f"a broken run-length code of an image of {size[1]} x {size[0]} pixels: write its outline again"
+            )
         each.append(_merged(np.cumsum(counts)[: len(counts) // 2 * 2]))  # an odd number ends with background
     return stacked(each, size)
 
@@ -77,7 +79,10 @@ def taken(runs: Tensor, size: Size, rows: np.ndarray, columns: np.ndarray) -> Te
         rows: (h,) which row each new one is, never falling.
         columns: (w,) the same of the columns, in any order.
     """
-    return stacked([_taken(_merged(one), size[0], rows, columns) for one in runs.numpy().astype(np.int64)], (len(rows), len(columns)))
+    return stacked(
+        [_taken(_merged(one), size[0], rows, columns) for one in runs.numpy().astype(np.int64)],
+        (len(rows), len(columns)),
+    )
 
 
 def extents(runs: Tensor, size: Size) -> Tensor:
@@ -85,7 +90,10 @@ def extents(runs: Tensor, size: Size) -> Tensor:
     height, width = size
     runs = F.pad(runs, (0, 2), value=height * width)  # an empty run for each, so that there is one
     first, last = runs[:, 0::2], runs[:, 1::2] - 1
-    there, whole = first <= last, first // height < last // height  # a run over several columns has the first and last row
+    there, whole = (
+        first <= last,
+        first // height < last // height,
+    )  # a run over several columns has the first and last row
     left = torch.where(there, first // height, width).amin(1)
     right = torch.where(there, last // height + 1, 0).amax(1)
     top = torch.where(there, (first % height) * ~whole, height).amin(1)
@@ -113,7 +121,9 @@ def _merged(ends: np.ndarray) -> np.ndarray:
     there = first < last
     first, last = first[there], last[there]
     apart = first[1:] > last[:-1]
-    return np.stack([first[np.append(True, apart)[: len(first)]], last[np.append(apart, True)[: len(last)]]], axis=1).ravel()
+    return np.stack(
+        [first[np.append(True, apart)[: len(first)]], last[np.append(apart, True)[: len(last)]]], axis=1
+    ).ravel()
 
 
 def _taken(ends: np.ndarray, height: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -127,7 +137,9 @@ def _taken(ends: np.ndarray, height: int, rows: np.ndarray, columns: np.ndarray)
     bottom = np.searchsorted(rows, np.where(column == stop[run], last[run] % height + 1, height))
     left = top < bottom
     column, top, bottom = column[left], top[left], bottom[left]
-    begin, end = (np.searchsorted(column, columns, side=side) for side in ("left", "right"))  # pieces of each new column's old one
+    begin, end = (
+        np.searchsorted(column, columns, side=side) for side in ("left", "right")
+    )  # pieces of each new column's old one
     piece = np.repeat(begin, end - begin) + _counted(end - begin)
     new = np.repeat(np.arange(len(columns)), end - begin) * len(rows)
     return _merged(np.stack([new + top[piece], new + bottom[piece]], axis=1).ravel())

@@ -16,7 +16,16 @@ from mae_transfer.data.dense_shapes import ShapesMaps, ShapesObjects
 from mae_transfer.data.folder import Folder
 from mae_transfer.data.labelled import Split, Subset, split, whole
 from mae_transfer.data.loader import Crops, Delivery, Masking, Samples, Unreadable, batches
-from mae_transfer.data.maps import MAP_SETS, MapBatch, MapCrops, MapDataConfig, MapViews, Scales, open_map_set, open_maps
+from mae_transfer.data.maps import (
+    MAP_SETS,
+    MapBatch,
+    MapCrops,
+    MapDataConfig,
+    MapViews,
+    Scales,
+    open_map_set,
+    open_maps,
+)
 from mae_transfer.data.objects import (
     OBJECT_SETS,
     SCENE_TRANSFORMS,
@@ -33,7 +42,16 @@ from mae_transfer.data.places import Places, opened, rooted, same_classes
 from mae_transfer.data.rows import WithRows
 from mae_transfer.data.shapes import Shapes
 from mae_transfer.data.source import Sample, Source, Spread
-from mae_transfer.data.transforms import SHORTER_SIDE, Augmentation, ByolCrop, CentreCrop, Enlarged, FixedCrop, RandAugmentCrop, RandomCrop
+from mae_transfer.data.transforms import (
+    SHORTER_SIDE,
+    Augmentation,
+    ByolCrop,
+    CentreCrop,
+    Enlarged,
+    FixedCrop,
+    RandAugmentCrop,
+    RandomCrop,
+)
 from mae_transfer.interfaces import ViewSpec
 
 __all__ = [
@@ -150,10 +168,14 @@ def open_labelled(cfg: LabelledDataConfig) -> tuple[Split, Source]:
     """Return the training set with its held-out part, and the validation set; ValueError where one is missing, unlabelled or of other classes."""
     train, val = open_sources(cfg)
     if val is None:
-        raise ValueError("data.val is not set: classification reports on a validation set that it never trains on or selects with")
+        raise ValueError(
+            "data.val is not set: classification reports on a validation set that it never trains on or selects with"
+        )
     if val.classes and train.classes:
         same_classes(train.classes, val.classes)
-    return split(train, label_fraction=cfg.label_fraction, holdout_fraction=cfg.holdout_fraction), whole(val, of="validation")
+    return split(train, label_fraction=cfg.label_fraction, holdout_fraction=cfg.holdout_fraction), whole(
+        val, of="validation"
+    )
 
 
 def open_source(spec: Spec, root: str | None) -> Source:
@@ -171,6 +193,8 @@ def training_views(cfg: DataConfig, extra: Sequence[ViewSpec] = ()) -> Augmentat
     return build(AUGMENTATIONS, cfg.augmentation, (ViewSpec(cfg.size, "bicubic"), *extra))
 
 
-def evaluation_views(cfg: DataConfig, extra: Sequence[ViewSpec] = (), *, shorter_side: float = SHORTER_SIDE) -> Augmentation:
+def evaluation_views(
+    cfg: DataConfig, extra: Sequence[ViewSpec] = (), *, shorter_side: float = SHORTER_SIDE
+) -> Augmentation:
     """Return the view of evaluation: the image resized to just cover 256/224 of the size unless told otherwise, centre crop."""
     return CentreCrop((ViewSpec(cfg.size, "bicubic"), *extra), shorter_side=shorter_side)

@@ -84,16 +84,22 @@ class Ade:
         part: tuple[Probability, Probability] = (0.0, 1.0),
     ) -> None:
         self.classes = class_names(Path(root).expanduser(), classes)
-        self.coding = coding_of(len(self.classes), reduce_zero_label=reduce_zero_label, values=None if values is None else tuple(values))
+        self.coding = coding_of(
+            len(self.classes), reduce_zero_label=reduce_zero_label, values=None if values is None else tuple(values)
+        )
         self.allow_absent = allow_absent
         self.images, self.maps = folders(root, split)
         pairs, found = pairs_in(self.images, self.maps, image_suffix=image_suffix, map_suffix=map_suffix)
         if defects := [str(defect) for defect in found if not defect.policy]:
-            raise ValueError(f"{self.images}, {self.maps}: {'; '.join(defects)} (tools/prepare_data.py check lists every defect)")
+            raise ValueError(
+                f"{self.images}, {self.maps}: {'; '.join(defects)} (tools/prepare_data.py check lists every defect)"
+            )
         if first is not None and first < 1:
             raise ValueError(f"first={first}: how many images should be taken?")
         chosen = [pairs[index] for index in part_of(len(pairs), part)[:first]]
-        self._names = np.array(chosen, dtype=np.bytes_).reshape(-1, 2)  # (n, 2) image and map: one block, whatever the number of names
+        self._names = np.array(chosen, dtype=np.bytes_).reshape(
+            -1, 2
+        )  # (n, 2) image and map: one block, whatever the number of names
 
     def __len__(self) -> int:
         return len(self._names)
@@ -126,9 +132,13 @@ def class_names(root: Path, classes: Sequence[str] | None = None) -> tuple[str, 
         elif official.is_file():
             classes = [line.rpartition("\t")[2].strip() for line in _lines(official)[1:] if line.strip()]
         else:
-            raise ValueError(f"no class list: set `classes`, or put {CLASSES_FILE} (a name per line) or ADE20K's {OFFICIAL_FILE} into {str(root)!r}")
+            raise ValueError(
+                f"no class list: set `classes`, or put {CLASSES_FILE} (a name per line) or ADE20K's {OFFICIAL_FILE} into {str(root)!r}"
+            )
     if not 2 <= len(classes) <= IGNORED:
-        raise ValueError(f"{len(classes)} classes: labels of 8 bits tell 2 to {IGNORED} of them apart (with one alone every pixel would be right)")
+        raise ValueError(
+            f"{len(classes)} classes: labels of 8 bits tell 2 to {IGNORED} of them apart (with one alone every pixel would be right)"
+        )
     if twice := sorted({name for name in classes if list(classes).count(name) > 1}):
         raise ValueError(f"classes of the same name: {twice}; results are kept by name")
     return tuple(classes)
@@ -139,7 +149,9 @@ def _lines(path: Path) -> list[str]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not in UTF-8 ({error.reason} at byte {error.start}): save it in that encoding") from error
+        raise ValueError(
+            f"{path} is not in UTF-8 ({error.reason} at byte {error.start}): save it in that encoding"
+        ) from error
     if "\0" in text:
         raise ValueError(f"{path} is not in UTF-8 (it holds zero bytes, as UTF-16 does): save it in that encoding")
     return text.splitlines()
@@ -151,7 +163,9 @@ def folders(root: str, split: str) -> tuple[Path, Path]:
     found = home / "images" / split, home / "annotations" / split
     for folder in found:
         if not folder.is_dir():
-            raise ValueError(f"no folder {str(folder)!r}; a data set in ADE20K's layout has images/{split} and annotations/{split} (set data.root)")
+            raise ValueError(
+                f"no folder {str(folder)!r}; a data set in ADE20K's layout has images/{split} and annotations/{split} (set data.root)"
+            )
     return found
 
 
@@ -165,7 +179,11 @@ def pairs_in(
     ending = _ending(lone[0], drawn) if lone else None
     hint = f"do maps end in {ending!r}? Then set map_suffix={ending!r}" if ending else ""
     found.add_all("image without a map", [os.fsdecode(pictures[stem][0]) for stem in lone], remedy=hint)
-    found.add_all("map without an image", [os.fsdecode(drawn[stem][0]) for stem in sorted(drawn.keys() - pictures.keys())], policy="not used")
+    found.add_all(
+        "map without an image",
+        [os.fsdecode(drawn[stem][0]) for stem in sorted(drawn.keys() - pictures.keys())],
+        policy="not used",
+    )
     found.add_all("files that differ in their suffix alone", [*_alike(pictures), *_alike(drawn)])
     if not pictures:
         found.add("no image", images)

@@ -63,7 +63,9 @@ def check_ade(
     """Return every defect of a split, the arguments being those of data.ade.Ade; empty: there is none."""
     try:
         names = class_names(Path(root).expanduser(), classes)
-        coding = coding_of(len(names), reduce_zero_label=reduce_zero_label, values=None if values is None else tuple(values))
+        coding = coding_of(
+            len(names), reduce_zero_label=reduce_zero_label, values=None if values is None else tuple(values)
+        )
         images, maps = folders(root, split)
     except ValueError as error:
         return [Defect("unusable data set", 1, (str(error),))]
@@ -170,11 +172,15 @@ def _fingerprint(images: Path, maps: Path, pairs: Pairs, coding: Coding) -> str:
 def _remembered(memory: Path) -> Scan | None:
     with contextlib.suppress(OSError, ValueError, TypeError):
         odd, values = json.loads(memory.read_text(encoding="utf-8"))
-        return Scan([], [Defect(kind, number, tuple(examples), policy=policy) for kind, number, examples, policy in odd], values)
+        return Scan(
+            [], [Defect(kind, number, tuple(examples), policy=policy) for kind, number, examples, policy in odd], values
+        )
     return None
 
 
 def _remember(memory: Path, scan: Scan) -> None:
     with contextlib.suppress(OSError):  # without it the next run checks again
         memory.parent.mkdir(parents=True, exist_ok=True)
-        write_text(memory, json.dumps([[(one.kind, one.number, one.examples, one.policy) for one in scan.odd], scan.values]))
+        write_text(
+            memory, json.dumps([[(one.kind, one.number, one.examples, one.policy) for one in scan.odd], scan.values])
+        )

@@ -49,4 +49,6 @@ def check_any(
             allow_absent=allow_absent,
         )
         return {split: check(split=split) for split in splits or maps}
-    raise ValueError(f"{str(root)!r} has neither annotations/instances_*.json (COCO) nor annotations/SPLIT/ (ADE20K): name the json (--annotations)")
+    raise ValueError(
+        f"{str(root)!r} has neither annotations/instances_*.json (COCO) nor annotations/SPLIT/ (ADE20K): name the json (--annotations)"
+    )

@@ -109,7 +109,9 @@ class Coco:
         self.category_ids = np.array([category["id"] for category in categories], dtype=np.int64)
         self._fill(found, masks=masks, skip_empty=skip_empty, first=first, part=part)
         if not len(self) or self._crowd.all():
-            raise ValueError(f"{self.json}: {len(self)} images are taken, and none has an object that is no crowd region: is it the right file?")
+            raise ValueError(
+                f"{self.json}: {len(self)} images are taken, and none has an object that is no crowd region: is it the right file?"
+            )
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -124,7 +126,9 @@ class Coco:
         image = decode_file(path)
         height, width = self.size(index)
         if image.shape[1:] != (height, width):
-            raise UnreadableImage(f"{path} has {image.shape[2]} x {image.shape[1]} pixels, {self.json.name} says {width} x {height}")
+            raise UnreadableImage(
+                f"{path} has {image.shape[2]} x {image.shape[1]} pixels, {self.json.name} says {width} x {height}"
+            )
         return Annotated(image, self.objects(index), int(self.image_ids[index]))
 
     def objects(self, index: int) -> Objects:
@@ -132,7 +136,9 @@ class Coco:
         span, masks = self._span(index), None
         if self._outlines is not None:
             masks = outlines.runs(self.outlines(index), self.size(index))
-        boxes, labels, crowd = (torch.from_numpy(values[span].copy()) for values in (self._boxes, self._labels, self._crowd))
+        boxes, labels, crowd = (
+            torch.from_numpy(values[span].copy()) for values in (self._boxes, self._labels, self._crowd)
+        )
         return Objects(boxes, labels, crowd, masks)
 
     def outlines(self, index: int) -> list[Any]:
@@ -157,7 +163,9 @@ class Coco:
         objects = [one for one in found.objects if one["image_id"] in kept]
         return {"images": images, "categories": found.categories, "annotations": objects}
 
-    def _fill(self, found: Examined, *, masks: bool, skip_empty: bool, first: int | None, part: tuple[float, float]) -> None:
+    def _fill(
+        self, found: Examined, *, masks: bool, skip_empty: bool, first: int | None, part: tuple[float, float]
+    ) -> None:
         images = sorted(found.images, key=lambda image: image["id"])
         images = [images[index] for index in part_of(len(images), part)]
         if skip_empty:
@@ -171,13 +179,19 @@ class Coco:
         self._names = _Packed(image["file_name"] for image in images)
         owners = np.searchsorted(self.image_ids, np.array([one["image_id"] for one in objects], dtype=np.int64))
         order = np.argsort(owners, kind="stable")
-        self._starts = np.searchsorted(owners[order], np.arange(len(images) + 1))  # image i has the objects starts[i]:starts[i + 1]
+        self._starts = np.searchsorted(
+            owners[order], np.arange(len(images) + 1)
+        )  # image i has the objects starts[i]:starts[i + 1]
         self._describe([objects[k] for k in order.tolist()], masks=masks)
 
     def _describe(self, objects: list[Json], *, masks: bool) -> None:
-        self._labels = np.searchsorted(self.category_ids, np.array([one["category_id"] for one in objects], dtype=np.int64))
+        self._labels = np.searchsorted(
+            self.category_ids, np.array([one["category_id"] for one in objects], dtype=np.int64)
+        )
         self._crowd = np.array([bool(one.get("iscrowd", 0)) for one in objects], dtype=bool)
-        corner, extent = np.split(np.array([one["bbox"] for one in objects], dtype=np.float64).reshape(-1, 4), 2, axis=1)
+        corner, extent = np.split(
+            np.array([one["bbox"] for one in objects], dtype=np.float64).reshape(-1, 4), 2, axis=1
+        )
         self._boxes = np.concatenate([corner, corner + extent], axis=1).astype(np.float32)
         self._outlines = _Packed(one["segmentation"] for one in objects) if masks else None
 
@@ -191,9 +205,13 @@ def locate(root: str, split: str, annotations: str | None = None, images: str | 
     folder = Path(root) / (images or split)
     if not file.is_file():
         found = sorted(path.name for path in file.parent.glob("*.json")) if file.parent.is_dir() else []
-        raise ValueError(f"no annotations {str(file)!r}; in its folder are: {', '.join(found) or 'none'} (set data.root, or `annotations`)")
+        raise ValueError(
+            f"no annotations {str(file)!r}; in its folder are: {', '.join(found) or 'none'} (set data.root, or `annotations`)"
+        )
     if not folder.is_dir():
-        raise ValueError(f"no folder of images {str(folder)!r}; set `images` to the folder that the json's file names lie in")
+        raise ValueError(
+            f"no folder of images {str(folder)!r}; set `images` to the folder that the json's file names lie in"
+        )
     return file, folder
 
 

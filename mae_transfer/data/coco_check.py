@@ -19,7 +19,14 @@ from mae_transfer.data.notes import report
 READERS = 8  # files opened at a time
 
 
-def check_coco(root: str, *, split: str = "train2017", annotations: str | None = None, images: str | None = None, masks: bool = True) -> list[Defect]:
+def check_coco(
+    root: str,
+    *,
+    split: str = "train2017",
+    annotations: str | None = None,
+    images: str | None = None,
+    masks: bool = True,
+) -> list[Defect]:
     """Return every defect of a split: json and folder are found as data.coco.Coco finds them; empty: there is none.
 
     Images are opened for their size, not decoded. masks: False for a set that is used for its boxes alone.

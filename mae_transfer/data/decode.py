@@ -63,7 +63,9 @@ def opened_image(data: bytes, read: Callable[[Image.Image, bytes, list[str]], T]
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableImage(f"{where}: {error}; shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS") from error
-    except Exception as error:  # PIL's plugins raise nearly anything on broken files: OSError, SyntaxError, struct.error, KeyError ...
+    except (
+        Exception
+    ) as error:  # PIL's plugins raise nearly anything on broken files: OSError, SyntaxError, struct.error, KeyError ...
         sound = next(_without_metadata(data, read), None)
         if sound is None:
             unknown = isinstance(error, UnidentifiedImageError)
@@ -99,7 +101,9 @@ def read_file(path: str | Path) -> bytes:
 @contextmanager
 def open_file(path: str | Path) -> Iterator[BinaryIO]:
     """Open a regular file for reading; raises as read_file does."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))  # opening a pipe would wait for its writer
+    descriptor = os.open(
+        path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    )  # opening a pipe would wait for its writer
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise UnreadableImage(f"{path} is no regular file but a pipe, a device or a socket: remove it")
@@ -126,7 +130,12 @@ def size_of(path: Path) -> tuple[int, int] | str:
 
 def _upright_size(image: Image.Image, said: list[str]) -> tuple[int, int]:
     turned = orientation(image, said) >= 5
-    if hasattr(image, "tag_v2") and image.tag_v2.get(ORIENTATION) in (5, 6, 7, 8):  # PIL gives the upright size of a TIFF
+    if hasattr(image, "tag_v2") and image.tag_v2.get(ORIENTATION) in (
+        5,
+        6,
+        7,
+        8,
+    ):  # PIL gives the upright size of a TIFF
         turned = False
     return (image.width, image.height) if turned else (image.height, image.width)
 
@@ -170,7 +179,12 @@ def load(image: Image.Image, said: list[str]) -> None:
 
 def _fast(image: Image.Image, data: bytes, said: list[str]) -> Tensor | None:
     """Return the pixels of a JPEG, upright, by the fast decoder, which writes to standard error; None where it gives up or is in use."""
-    if _fast_jpeg is None or image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L") or not PROCESS.acquire(blocking=False):
+    if (
+        _fast_jpeg is None
+        or image.format not in ("JPEG", "MPO")
+        or image.mode not in ("RGB", "L")
+        or not PROCESS.acquire(blocking=False)
+    ):
         return None
     try:
         with heard(said, stderr=True):
@@ -202,7 +216,9 @@ def _find_fast_jpeg() -> Callable[[Tensor], Tensor] | None:
     except ImportError:
         pass
     try:
-        decode_jpeg = importlib.import_module("torchcodec.decoders").decode_jpeg  # by name: type checkers see it or not, as it is installed or not
+        decode_jpeg = importlib.import_module(
+            "torchcodec.decoders"
+        ).decode_jpeg  # by name: type checkers see it or not, as it is installed or not
     except (ImportError, AttributeError, RuntimeError, OSError):  # absent, too old, or without its libraries
         return None
     return lambda data: decode_jpeg(_without_orientation(data), mode="RGB")

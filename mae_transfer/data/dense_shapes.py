@@ -40,7 +40,15 @@ class ShapesObjects:
         kinds: how many of the SOLIDS occur, the first ones.
     """
 
-    def __init__(self, *, size: Pixels = 128, length: Count = 2000, seed: Seed = 0, objects: tuple[Few, Few] = (2, 4), kinds: Kinds = 10) -> None:
+    def __init__(
+        self,
+        *,
+        size: Pixels = 128,
+        length: Count = 2000,
+        seed: Seed = 0,
+        objects: tuple[Few, Few] = (2, 4),
+        kinds: Kinds = 10,
+    ) -> None:
         self.shapes = Shapes(size=size, length=length, seed=seed, objects=objects, kinds=kinds)
         self.classes = self.shapes.classes
         self.category_ids = np.arange(1, len(self.classes) + 1)
@@ -74,11 +82,17 @@ class ShapesObjects:
     def described(self, of_images: Iterable[Objects]) -> Json:
         """Return the objects of all scenes, in order, in COCO's format."""
         side = self.shapes.size
-        entries = [entry for image_id, objects in enumerate(of_images, start=1) for entry in _entries(objects, image_id, (side, side))]
+        entries = [
+            entry
+            for image_id, objects in enumerate(of_images, start=1)
+            for entry in _entries(objects, image_id, (side, side))
+        ]
         return {
             "info": {"description": f"generated shapes, seed {self.shapes.seed}, {side} pixels"},
             "categories": [{"id": k, "name": name} for k, name in enumerate(self.classes, start=1)],
-            "images": [{"id": k, "file_name": _file(k), "height": side, "width": side} for k in self.image_ids.tolist()],
+            "images": [
+                {"id": k, "file_name": _file(k), "height": side, "width": side} for k in self.image_ids.tolist()
+            ],
             "annotations": [{"id": k, **entry} for k, entry in enumerate(entries, start=1)],
         }
 
@@ -94,7 +108,15 @@ class ShapesMaps:
         kinds: how many of the SOLIDS occur, the first ones.
     """
 
-    def __init__(self, *, size: Pixels = 128, length: Count = 2000, seed: Seed = 0, objects: tuple[Few, Few] = (2, 4), kinds: Kinds = 10) -> None:
+    def __init__(
+        self,
+        *,
+        size: Pixels = 128,
+        length: Count = 2000,
+        seed: Seed = 0,
+        objects: tuple[Few, Few] = (2, 4),
+        kinds: Kinds = 10,
+    ) -> None:
         self.shapes = Shapes(size=size, length=length, seed=seed, objects=objects, kinds=kinds)
         self.classes = ("ground", *self.shapes.classes)
 
@@ -115,7 +137,9 @@ def write_coco(root: Path, *, train: int, val: int, size: int, seed: int = 0) ->
     """Write scenes in COCO 2017's layout: train2017/, val2017/ and annotations/instances_*.json. The same arguments give the same files."""
     for split, length in (("train2017", train), ("val2017", val)):
         source = ShapesObjects(size=size, length=length, seed=fold(seed, split))
-        _write_text(root / "annotations" / f"instances_{split}.json", json.dumps(source.described(_drawn(source, root / split))))
+        _write_text(
+            root / "annotations" / f"instances_{split}.json", json.dumps(source.described(_drawn(source, root / split)))
+        )
 
 
 def write_ade(root: Path, *, train: int, val: int, size: int, seed: int = 0) -> None:
@@ -156,7 +180,9 @@ def _entries(objects: Objects, image_id: int, size: tuple[int, int]) -> Iterator
     """Yield the objects of an image as the json has them, ids aside."""
     assert objects.masks is not None
     areas = dense(objects.masks, size).sum(dim=(1, 2)).tolist()
-    for box, label, area, runs in zip(objects.boxes.tolist(), objects.labels.tolist(), areas, objects.masks, strict=True):
+    for box, label, area, runs in zip(
+        objects.boxes.tolist(), objects.labels.tolist(), areas, objects.masks, strict=True
+    ):
         yield {
             "image_id": image_id,
             "category_id": label + 1,

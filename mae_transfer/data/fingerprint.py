@@ -59,7 +59,9 @@ def fingerprint(source: Any) -> Fingerprint:
     text = "\n".join(sorted(lines)).encode("utf-8", "surrogateescape")
     about = f"{type(source).__name__} {samples} {list(source.classes)}\n".encode()
     packed = torch.frombuffer(bytearray(zlib.compress(text, 1)), dtype=torch.uint8)
-    return Fingerprint(type(source).__name__, samples, files, total, hashlib.sha256(about + text).hexdigest()[:16], packed)
+    return Fingerprint(
+        type(source).__name__, samples, files, total, hashlib.sha256(about + text).hexdigest()[:16], packed
+    )
 
 
 def change(before: Mapping[str, Any], now: Fingerprint) -> str | None:
@@ -72,7 +74,11 @@ def change(before: Mapping[str, Any], now: Fingerprint) -> str | None:
         "new": new.keys() - old.keys(),
         "changed": {name for name in old.keys() & new.keys() if old[name] != new[name]},
     }
-    words = [f"{len(names)} {what} ({', '.join(sorted(names)[:SHOWN])}{', ...' * (len(names) > SHOWN)})" for what, names in parts.items() if names]
+    words = [
+        f"{len(names)} {what} ({', '.join(sorted(names)[:SHOWN])}{', ...' * (len(names) > SHOWN)})"
+        for what, names in parts.items()
+        if names
+    ]
     counts = f"{before['files']} files of {before['bytes']} bytes then, {now.files} of {now.bytes} now"
     return f"{counts}: {'; '.join(words) or 'the same files, of other classes or as another kind of set'}"
 

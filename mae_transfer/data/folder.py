@@ -71,7 +71,9 @@ def _existing(root: Path, split: str | None) -> Path:
     folder = root / split if split else root
     if not folder.is_dir():
         found = ", ".join(sorted(entry.name for entry in os.scandir(root) if entry.is_dir())) or "none"
-        raise ValueError(f"{str(root)!r} has no split {split!r}; its subfolders: {found} (split=None reads the folder itself)")
+        raise ValueError(
+            f"{str(root)!r} has no split {split!r}; its subfolders: {found} (split=None reads the folder itself)"
+        )
     return folder
 
 

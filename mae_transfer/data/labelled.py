@@ -38,7 +38,9 @@ class Subset:
         """Return sample `index` of the selection; ValueError where its label is none of the classes."""
         sample = self.source.read(self.indices[index].item())
         if not 0 <= sample.label < len(self.classes):
-            raise ValueError(f"{self.where(index)} has label {sample.label}, but the {len(self.classes)} classes are 0..{len(self.classes) - 1}")
+            raise ValueError(
+                f"{self.where(index)} has label {sample.label}, but the {len(self.classes)} classes are 0..{len(self.classes) - 1}"
+            )
         return sample
 
     def where(self, index: int) -> str:
@@ -62,7 +64,9 @@ def split(source: Source, *, label_fraction: float = 1.0, holdout_fraction: floa
     if label_fraction == 1.0 and holdout_fraction == 0.0:
         return Split(every, None)
     if not isinstance(source, Labelled):
-        raise ValueError(f"{type(source).__name__} cannot list its labels, which label_fraction and holdout_fraction need: leave them at 1 and 0")
+        raise ValueError(
+            f"{type(source).__name__} cannot list its labels, which label_fraction and holdout_fraction need: leave them at 1 and 0"
+        )
     labels = source.labels()
     train: list[np.ndarray] = []
     held_out: list[np.ndarray] = []
@@ -70,7 +74,9 @@ def split(source: Source, *, label_fraction: float = 1.0, holdout_fraction: floa
         mine = np.flatnonzero(labels == label)
         if not len(mine):
             continue  # a source that is no folder may draw none of a class
-        mine = np.random.default_rng(fold(LIST_SEED, "labels", label)).permutation(mine)[: _share(label_fraction, len(mine))]
+        mine = np.random.default_rng(fold(LIST_SEED, "labels", label)).permutation(mine)[
+            : _share(label_fraction, len(mine))
+        ]
         held = min(_share(holdout_fraction, len(mine)), len(mine) - 1) if holdout_fraction else 0
         held_out.append(mine[:held])
         train.append(mine[held:])
@@ -79,7 +85,9 @@ def split(source: Source, *, label_fraction: float = 1.0, holdout_fraction: floa
             f"nothing is left to hold out: label_fraction={label_fraction:g} leaves one training image of each class (holdout_fraction="
             f"{holdout_fraction:g} takes none of those): raise data.label_fraction, or set data.holdout_fraction=0"
         )
-    return Split(Subset(source, np.concatenate(train)), Subset(source, np.concatenate(held_out)) if holdout_fraction else None)
+    return Split(
+        Subset(source, np.concatenate(train)), Subset(source, np.concatenate(held_out)) if holdout_fraction else None
+    )
 
 
 def part_of(count: int, part: tuple[float, float]) -> list[int]:

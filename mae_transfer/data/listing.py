@@ -42,7 +42,13 @@ class PassedOver:
 @functools.cache
 def image_suffixes() -> tuple[bytes, ...]:
     """Return the suffixes, in lower case, of the formats that this machine's PIL decodes."""
-    return tuple(sorted(suffix.encode() for suffix, name in Image.registered_extensions().items() if name in Image.OPEN and name not in NO_PIXELS))
+    return tuple(
+        sorted(
+            suffix.encode()
+            for suffix, name in Image.registered_extensions().items()
+            if name in Image.OPEN and name not in NO_PIXELS
+        )
+    )
 
 
 def is_image(entry: os.DirEntry[bytes], passed: PassedOver, suffixes: tuple[bytes, ...] = ()) -> bool:
@@ -52,7 +58,9 @@ def is_image(entry: os.DirEntry[bytes], passed: PassedOver, suffixes: tuple[byte
     """
     if not entry.name.lower().endswith(suffixes or image_suffixes()):
         passed.add(entry.name)
-    elif not entry.is_file() and not entry.is_symlink():  # reading a pipe may never end; a dead link is reported where it is read
+    elif (
+        not entry.is_file() and not entry.is_symlink()
+    ):  # reading a pipe may never end; a dead link is reported where it is read
         passed.add(entry.name, "that is no regular file")
     else:
         return True

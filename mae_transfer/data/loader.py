@@ -40,7 +40,9 @@ S_co = TypeVar("S_co", covariant=True)
 D = TypeVar("D")  # what is made of it
 
 REPLACEMENTS = 16  # unreadable files in a row before a sample is given up
-MORE_SHARED_MEMORY = "raise its size (docker run --shm-size=8g), lower run.workers or run.device_batch, or set run.workers=0"
+MORE_SHARED_MEMORY = (
+    "raise its size (docker run --shm-size=8g), lower run.workers or run.device_batch, or set run.workers=0"
+)
 GRACE_S = 2.0  # for a worker to finish what it does before it is killed
 
 
@@ -173,8 +175,12 @@ class Unreadable:
             if self.limit == 0:
                 raise UnreadableImage(f"{message} (on_error='skip' would go on without such files and report them)")
             if len(self.files) > self.limit:
-                raise UnreadableImage(f"{message}; this is unreadable file number {len(self.files)}, max_unreadable = {self.limit}")
-            log.warning("unreadable file %d of at most %d, going on without it: %s", len(self.files), self.limit, message)
+                raise UnreadableImage(
+                    f"{message}; this is unreadable file number {len(self.files)}, max_unreadable = {self.limit}"
+                )
+            log.warning(
+                "unreadable file %d of at most %d, going on without it: %s", len(self.files), self.limit, message
+            )
 
 
 def batches(
@@ -197,7 +203,10 @@ def batches(
         UnreadableImage: names the file that the policy does not accept.
         RuntimeError: a worker died.
     """
-    policy, samples = unreadable or Unreadable(), replace(samples, replaced=isinstance(keys, Share) if replaced is None else replaced)
+    policy, samples = (
+        unreadable or Unreadable(),
+        replace(samples, replaced=isinstance(keys, Share) if replaced is None else replaced),
+    )
     loader = DataLoader(
         samples,
         batch_size=None,
@@ -216,7 +225,9 @@ def batches(
             if delivery.batch is not None:
                 yield delivery.batch
             elif samples.replaced:
-                raise UnreadableImage(f"{REPLACEMENTS} files in a row are unreadable, the last: {list(delivery.unreadable.values())[-1]}")
+                raise UnreadableImage(
+                    f"{REPLACEMENTS} files in a row are unreadable, the last: {list(delivery.unreadable.values())[-1]}"
+                )
     finally:
         atexit.unregister(at_exit)
         _end(feed)
@@ -230,7 +241,9 @@ def _started(loader: DataLoader[Any]) -> Iterator[Any]:
     except OSError as error:  # no place for the semaphores of a queue, or too many processes
         for worker in set(multiprocessing.active_children()) - others:
             worker.kill()
-        raise OSError(error.errno, f"loader workers cannot be started ({error.strerror}); is /dev/shm full? {MORE_SHARED_MEMORY}") from error
+        raise OSError(
+            error.errno, f"loader workers cannot be started ({error.strerror}); is /dev/shm full? {MORE_SHARED_MEMORY}"
+        ) from error
 
 
 def _guarded(feed: Iterator[Delivery]) -> Iterator[Delivery]:
@@ -239,9 +252,16 @@ def _guarded(feed: Iterator[Delivery]) -> Iterator[Delivery]:
             if delivery.failure:
                 raise OSError(delivery.failure)
             yield delivery
-    except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:  # a worker hands its memory over through a socket
+    except (
+        RuntimeError,
+        ConnectionError,
+        EOFError,
+        FileNotFoundError,
+    ) as error:  # a worker hands its memory over through a socket
         words = (str(error).splitlines() or [type(error).__name__])[0]
-        if isinstance(error, RuntimeError) and not words.startswith("DataLoader worker"):  # torch's; an error inside a worker reads "Caught ..."
+        if isinstance(error, RuntimeError) and not words.startswith(
+            "DataLoader worker"
+        ):  # torch's; an error inside a worker reads "Caught ..."
             raise
         raise RuntimeError(f"a loader worker died ({words}); if memory ran out, lower the number of workers") from error
 

@@ -61,7 +61,11 @@ class Coding(NamedTuple):
     @property
     def beyond(self) -> str:
         """The kind of defect that a value without meaning is."""
-        return f"value beyond the {self.classes} classes" if self.values is None else f"value that is not among values={self.values}"
+        return (
+            f"value beyond the {self.classes} classes"
+            if self.values is None
+            else f"value that is not among values={self.values}"
+        )
 
     @property
     def remedy(self) -> str:
@@ -88,7 +92,9 @@ def coding_of(classes: int, *, reduce_zero_label: bool, values: tuple[int, ...] 
     """Return the coding of a set; ValueError where `values` does not give each class a value of its own."""
     if values is not None:
         if len(values) != classes or len(set(values)) != classes:
-            raise ValueError(f"values={values}: give each of the {classes} classes one value of its own, in the order of `classes`")
+            raise ValueError(
+                f"values={values}: give each of the {classes} classes one value of its own, in the order of `classes`"
+            )
         if min(values) < 0 or max(values) >= VALUES:
             raise ValueError(f"values={values}: a map stores values from 0 to {VALUES - 1}")
     return Coding(classes, reduce_zero_label, values)
@@ -109,7 +115,11 @@ def read_map(path: Path, *, size: tuple[int, int] | None = None) -> np.ndarray:
     except UnreadableImage as error:
         raise BrokenMap(path, "unreadable map", str(error).removeprefix(f"{path}: ")) from error
     if size is not None and stored.shape != size:
-        raise BrokenMap(path, "map of another size than its image", f"{stored.shape[1]} x {stored.shape[0]}, image {size[1]} x {size[0]}")
+        raise BrokenMap(
+            path,
+            "map of another size than its image",
+            f"{stored.shape[1]} x {stored.shape[0]}, image {size[1]} x {size[0]}",
+        )
     return stored.numpy()
 
 

@@ -65,7 +65,9 @@ class MapCrops(Samples[Mapped, Mapped]):
         high, wide = sides(self.size)
         margins = [(0, wide - width, 0, high - height) for height, width in extent.tolist()]
         image = torch.stack([F.pad(crop.image, margin) for crop, margin in zip(drawn, margins, strict=True)])
-        labels = torch.stack([F.pad(crop.labels, margin, value=IGNORED) for crop, margin in zip(drawn, margins, strict=True)])
+        labels = torch.stack(
+            [F.pad(crop.labels, margin, value=IGNORED) for crop, margin in zip(drawn, margins, strict=True)]
+        )
         return MapBatch(image, labels, extent, images)
 
 
@@ -78,7 +80,12 @@ class MapViews(Samples[Mapped, Scales]):
 
     def draw(self, sample: Mapped, rng: np.random.Generator) -> Scales:
         """Return the image's views; nothing is drawn at random."""
-        return Scales(tuple(view[None] for view in self.transform(sample.image)), sample.image[None], sample.labels[None], torch.empty(0))
+        return Scales(
+            tuple(view[None] for view in self.transform(sample.image)),
+            sample.image[None],
+            sample.labels[None],
+            torch.empty(0),
+        )
 
     def collate(self, drawn: list[Scales], images: Tensor) -> Scales:
         """Return the one image."""
@@ -128,7 +135,9 @@ class MapDataConfig(Places):
         for spec in filter(None, (self.train, self.val, self.holdout)):
             check(MAP_SETS, rooted(MAP_SETS, spec, self.root or "unset"))
         if self.scale[0] < self.scale[1] or self.ratios[0] > self.ratios[1]:
-            raise ValueError(f"scale {self.scale}, ratios {self.ratios}: give the longer side before the shorter one, and the least factor first")
+            raise ValueError(
+                f"scale {self.scale}, ratios {self.ratios}: give the longer side before the shorter one, and the least factor first"
+            )
         return self
 
 

@@ -11,10 +11,42 @@ from collections.abc import Callable, Iterator
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
-JPEG_METADATA = frozenset({*range(0xE1, 0xEE), 0xEF, 0xFE})  # APP1..APP13, APP15, COM; APP0 (JFIF) and APP14 (Adobe) say what the colours mean
+JPEG_METADATA = frozenset(
+    {*range(0xE1, 0xEE), 0xEF, 0xFE}
+)  # APP1..APP13, APP15, COM; APP0 (JFIF) and APP14 (Adobe) say what the colours mean
 WEBP_METADATA = {b"ICCP": 0x20, b"EXIF": 0x08, b"XMP ": 0x04}  # and their flags in VP8X
 TIFF_PIXELS = frozenset(
-    {254, 255, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325, 338, 339, 347, 529, 530, 531, 532}
+    {
+        254,
+        255,
+        256,
+        257,
+        258,
+        259,
+        262,
+        266,
+        273,
+        274,
+        277,
+        278,
+        279,
+        284,
+        292,
+        293,
+        317,
+        320,
+        322,
+        323,
+        324,
+        325,
+        338,
+        339,
+        347,
+        529,
+        530,
+        531,
+        532,
+    }
 )
 
 
@@ -79,7 +111,11 @@ def _tiff(data: bytes, keep_exif: bool) -> bytes:
     (start,) = struct.unpack_from(order + "I", data, 4)
     (count,) = struct.unpack_from(order + "H", data, start)
     entries = [data[start + 2 + 12 * k : start + 14 + 12 * k] for k in range(count)]
-    kept = [entry for entry in entries if struct.unpack_from(order + "H", entry)[0] in TIFF_PIXELS - (set() if keep_exif else {274})]
+    kept = [
+        entry
+        for entry in entries
+        if struct.unpack_from(order + "H", entry)[0] in TIFF_PIXELS - (set() if keep_exif else {274})
+    ]
     directory = struct.pack(order + "H", len(kept)) + b"".join(kept) + bytes(4)
     return data[:start] + directory + data[start + len(directory) :]
 

@@ -25,7 +25,9 @@ _collector: ContextVar[list[str] | None] = ContextVar("collector", default=None)
 _alone = itertools.count(1)  # notes that nobody collected
 NAMED = 10  # notes that a run reports in full
 PROCESS = threading.RLock()  # held while this process's warnings or its standard error are redirected
-NOT_WRITABLE = "The given buffer is not writable"  # torch's about bytes, which are only read here: a copy would cost time
+NOT_WRITABLE = (
+    "The given buffer is not writable"  # torch's about bytes, which are only read here: a copy would cost time
+)
 
 
 def note(message: str) -> None:

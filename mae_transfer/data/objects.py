@@ -71,7 +71,9 @@ class LargeScaleJitter:
 
     def __init__(self, *, size: Sides = 1024, scale: tuple[Zoom, Zoom] = (0.1, 2.0), flip: Probability = 0.5) -> None:
         if min(sides(size)) < 1 or not 0 < scale[0] <= scale[1]:
-            raise ValueError(f"size {size}, scale {scale}: need a size of at least 1 pixel and 0 < least <= largest scale")
+            raise ValueError(
+                f"size {size}, scale {scale}: need a size of at least 1 pixel and 0 < least <= largest scale"
+            )
         self.size, self.scale, self.flip = sides(size), scale, flip
 
     def __call__(self, scene: Scene) -> Scene:
@@ -99,9 +101,17 @@ class ShortestEdge:
         flip: probability of a horizontal flip; 0 in evaluation.
     """
 
-    def __init__(self, *, lengths: tuple[Pixels, ...] = (640, 672, 704, 736, 768, 800), longest: Pixels = 1333, flip: Probability = 0.5) -> None:
+    def __init__(
+        self,
+        *,
+        lengths: tuple[Pixels, ...] = (640, 672, 704, 736, 768, 800),
+        longest: Pixels = 1333,
+        flip: Probability = 0.5,
+    ) -> None:
         if not lengths or min(lengths) < 1 or longest < max(lengths):
-            raise ValueError(f"lengths {lengths}, longest {longest}: give at least one length, none above the longest side")
+            raise ValueError(
+                f"lengths {lengths}, longest {longest}: give at least one length, none above the longest side"
+            )
         self.lengths, self.longest, self.flip = tuple(lengths), longest, flip
 
     def __call__(self, scene: Scene) -> Scene:
@@ -116,7 +126,10 @@ class ShortestEdge:
         return self.longest, self.longest
 
 
-SCENE_TRANSFORMS: Mapping[str, Callable[..., SceneTransform]] = {"large_scale_jitter": LargeScaleJitter, "shortest_edge": ShortestEdge}
+SCENE_TRANSFORMS: Mapping[str, Callable[..., SceneTransform]] = {
+    "large_scale_jitter": LargeScaleJitter,
+    "shortest_edge": ShortestEdge,
+}
 OBJECT_SETS: Mapping[str, Callable[..., ObjectSource]] = {"coco": Coco, "shapes": ShapesObjects}
 
 
@@ -195,7 +208,13 @@ class Scenes(Samples[Annotated, Scene]):
 class ObjectDataConfig(Places):
     """Images with objects, and how they are resized."""
 
-    choices: ClassVar = {"train": OBJECT_SETS, "val": OBJECT_SETS, "holdout": OBJECT_SETS, "augmentation": SCENE_TRANSFORMS, "view": SCENE_TRANSFORMS}
+    choices: ClassVar = {
+        "train": OBJECT_SETS,
+        "val": OBJECT_SETS,
+        "holdout": OBJECT_SETS,
+        "augmentation": SCENE_TRANSFORMS,
+        "view": SCENE_TRANSFORMS,
+    }
 
     train: Spec = Spec.model_validate({"name": "coco", "split": "train2017", "skip_empty": True})
     """An entry of OBJECT_SETS with its options."""
@@ -226,7 +245,9 @@ class ObjectDataConfig(Places):
         for spec in (self.augmentation, self.view):
             high, wide = build(SCENE_TRANSFORMS, check(SCENE_TRANSFORMS, spec)).largest()
             if self.square is not None and any(map(gt, (high, wide), sides(self.square))):
-                raise ValueError(f"{spec.name} gives images of up to {size_of(high, wide)} pixels, and square = {self.square}: make both fit")
+                raise ValueError(
+                    f"{spec.name} gives images of up to {size_of(high, wide)} pixels, and square = {self.square}: make both fit"
+                )
         return self
 
 

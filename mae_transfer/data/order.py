@@ -43,7 +43,9 @@ class Order:
             raise ValueError(f"batch {self.batch}, crops_per_image {self.crops_per_image}: both must be at least 1")
         if self.steps_per_epoch < 1:
             crops = f"{self.images} images x {self.crops_per_image} crops"
-            raise ValueError(f"the data set is smaller than one batch: {crops} < batch = {self.batch}; lower batch or add images")
+            raise ValueError(
+                f"the data set is smaller than one batch: {crops} < batch = {self.batch}; lower batch or add images"
+            )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -55,7 +57,9 @@ class Order:
         epoch, within = divmod(step, self.steps_per_epoch)
         crops = np.arange(within * self.batch, (within + 1) * self.batch)
         images = _permutation(self.images, self.seed, epoch)[crops // self.crops_per_image]
-        return [Key(epoch, *pair) for pair in zip(images.tolist(), (crops % self.crops_per_image).tolist(), strict=True)]
+        return [
+            Key(epoch, *pair) for pair in zip(images.tolist(), (crops % self.crops_per_image).tolist(), strict=True)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +75,9 @@ class Share:
     def __post_init__(self) -> None:
         parts = self.world * self.accumulate
         if self.order.batch % (parts * self.order.crops_per_image):
-            wanted = f"{self.world} processes x {self.accumulate} micro-steps x {self.order.crops_per_image} crops per image"
+            wanted = (
+                f"{self.world} processes x {self.accumulate} micro-steps x {self.order.crops_per_image} crops per image"
+            )
             raise ValueError(
                 f"batch = {self.order.batch} cannot be split evenly over {wanted}; make it a multiple of {parts * self.order.crops_per_image}"
             )

@@ -42,11 +42,15 @@ class Photos:
         self.source = Folder(root=root, split="train" if has_train else None, labelled=False)
         count = len(self.source)
         if count < 2:
-            raise ValueError(f"{self.source.folder} holds one image: pretraining needs one to learn from and one to evaluate")
+            raise ValueError(
+                f"{self.source.folder} holds one image: pretraining needs one to learn from and one to evaluate"
+            )
         held = min(max(1, round(held_out * count)), MOST_HELD_OUT, count - 1)
         border = 1 - held / count
         self.indices = np.asarray(part_of(count, (0.0, border) if split == "train" else (border, 1.0)))
-        report_on_main(f"{self.source.folder}: {count} images without a validation folder; {held} of them are held out for evaluation")
+        report_on_main(
+            f"{self.source.folder}: {count} images without a validation folder; {held} of them are held out for evaluation"
+        )
 
     def __len__(self) -> int:
         return len(self.indices)

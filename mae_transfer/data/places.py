@@ -35,7 +35,12 @@ class Places(Schema):
         return Unreadable(limit=self.max_unreadable if self.on_error == "skip" else 0)
 
 
-def opened(table: Mapping[str, Callable[..., T]], spec: Spec, root: str | None, defaults: Mapping[str, Any] = MappingProxyType({})) -> T:
+def opened(
+    table: Mapping[str, Callable[..., T]],
+    spec: Spec,
+    root: str | None,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+) -> T:
     """Return the data set of a spec; `root` (data.root) is its root where it takes one and names none, and so are the other `defaults`.
 
     ValueError where it is empty, or needs a root and has none.
@@ -49,7 +54,12 @@ def opened(table: Mapping[str, Callable[..., T]], spec: Spec, root: str | None, 
     return source
 
 
-def rooted(table: Mapping[str, Callable[..., T]], spec: Spec, root: str | None, defaults: Mapping[str, Any] = MappingProxyType({})) -> Spec:
+def rooted(
+    table: Mapping[str, Callable[..., T]],
+    spec: Spec,
+    root: str | None,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+) -> Spec:
     """Return the spec with `root`, and the other `defaults`, filled in where its entry takes them and it does not say them itself."""
     takes = inspect.signature(table[spec.name]).parameters if spec.name in table else {}
     filled = {name: value for name, value in {"root": root, **defaults}.items() if name in takes}

@@ -145,8 +145,14 @@ class _Canvas:
     def __init__(self, size: int, rng: np.random.Generator) -> None:
         self.size = size
         self.instances = np.zeros((size, size), dtype=np.uint8)
-        azimuth, elevation = rng.uniform(1.15, 1.85) * np.pi, rng.uniform(0.6, 1.0)  # always from above, as light mostly comes
-        self.light = np.array([np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)], dtype=np.float32)
+        azimuth, elevation = (
+            rng.uniform(1.15, 1.85) * np.pi,
+            rng.uniform(0.6, 1.0),
+        )  # always from above, as light mostly comes
+        self.light = np.array(
+            [np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)],
+            dtype=np.float32,
+        )
         y, x = self._grid(slice(0, size), slice(0, size))
         falloff = 1 + 0.35 * ((x - 0.5) * self.light[0] + (y - 0.5) * self.light[1])
         self.pixels = _albedo(x, y, rng, saturation=0.45) * (falloff * (0.35 + 0.6 * self.light[2]))[..., None]
@@ -168,7 +174,10 @@ class _Canvas:
         u, v = local(0, 0)
         distance = solid(u, v)
         lit, glint = _shade(distance, self.light, bevel, step=1 / (self.size * radius))
-        surface = _albedo(u * radius, v * radius, rng, saturation=0.85) * lit[..., None] + rng.uniform(0, 0.5) * glint[..., None]
+        surface = (
+            _albedo(u * radius, v * radius, rng, saturation=0.85) * lit[..., None]
+            + rng.uniform(0, 0.5) * glint[..., None]
+        )
         alpha = np.clip(0.5 - distance * (radius * self.size), 0, 1)
         pixels += (surface - pixels) * alpha[..., None]
         self.instances[window][alpha > 0.5] = number
@@ -209,7 +218,9 @@ def _albedo(x: Array, y: Array, rng: np.random.Generator, *, saturation: float) 
     """Return the colour (h, w, 3) of a surface: two related colours mixed by a random texture."""
     hue, value = rng.uniform(), rng.uniform(0.55, 1)
     first = colorsys.hsv_to_rgb(hue, saturation * rng.uniform(0.4, 1), value)
-    second = colorsys.hsv_to_rgb((hue + rng.uniform(-0.15, 0.15)) % 1, saturation * rng.uniform(0.4, 1), value * rng.uniform(0.35, 0.75))
+    second = colorsys.hsv_to_rgb(
+        (hue + rng.uniform(-0.15, 0.15)) % 1, saturation * rng.uniform(0.4, 1), value * rng.uniform(0.35, 0.75)
+    )
     mix = _texture(x, y, rng)[..., None]
     return np.asarray(np.array(first, dtype=np.float32) * (1 - mix) + np.array(second, dtype=np.float32) * mix)
 

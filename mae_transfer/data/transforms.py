@@ -34,7 +34,9 @@ Enlarged = Annotated[float, real(least=1.0, most=16.0)]  # the crop must lie wit
 LONGEST = 32  # times the shorter side; a panorama is 4 times as long as high
 # timm passes over what it does not know of a policy
 POLICY = re.compile(r"rand(-(m\d+|n\d+|p(0?\.\d+|[01])|mstd\d+(\.\d+)?|mmax\d+|inc[01]|t(weights|3a|3aw)))*")
-SHORTER_SIDE = 256 / 224  # of the resized image to the crop's side, in evaluation (MAE, A.1: resize 256, centre crop 224)
+SHORTER_SIDE = (
+    256 / 224
+)  # of the resized image to the crop's side, in evaluation (MAE, A.1: resize 256, centre crop 224)
 
 
 class Augmentation(Protocol):
@@ -55,7 +57,9 @@ class CentreCrop:
 
     def __init__(self, views: Sequence[ViewSpec], *, shorter_side: Enlarged = SHORTER_SIDE) -> None:
         if shorter_side < 1:
-            raise ValueError(f"shorter_side = {shorter_side}: the crop would be larger than the image; give 1.0 or more")
+            raise ValueError(
+                f"shorter_side = {shorter_side}: the crop would be larger than the image; give 1.0 or more"
+            )
         self.views, self.shorter_side = tuple(views), shorter_side
 
     def __call__(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -121,10 +125,17 @@ class FixedCrop:
     """
 
     def __init__(
-        self, views: Sequence[ViewSpec], *, shorter_side: Enlarged = SHORTER_SIDE, flip: Probability = 0.5, jitter: Probability = 0.0
+        self,
+        views: Sequence[ViewSpec],
+        *,
+        shorter_side: Enlarged = SHORTER_SIDE,
+        flip: Probability = 0.5,
+        jitter: Probability = 0.0,
     ) -> None:
         if shorter_side < 1:
-            raise ValueError(f"shorter_side = {shorter_side}: the crop would be larger than the image; give 1.0 or more")
+            raise ValueError(
+                f"shorter_side = {shorter_side}: the crop would be larger than the image; give 1.0 or more"
+            )
         self.views, self.shorter_side, self.flip, self.jitter = tuple(views), shorter_side, flip, _strength(jitter)
 
     def __call__(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -162,7 +173,10 @@ class ByolCrop:
         height, width = image.shape[-2:]
         area = height * width * random.uniform(*self.scale)
         ratio = math.exp(random.uniform(*map(math.log, self.aspect)))
-        h, w = (max(1, min(side, round(wanted))) for side, wanted in ((height, math.sqrt(area / ratio)), (width, math.sqrt(area * ratio))))
+        h, w = (
+            max(1, min(side, round(wanted)))
+            for side, wanted in ((height, math.sqrt(area / ratio)), (width, math.sqrt(area * ratio)))
+        )
         box = random.randint(0, height - h), random.randint(0, width - w), h, w
         return render(image, box, self.views, flip=_chance(self.flip))
 
@@ -190,13 +204,22 @@ class RandAugmentCrop:
         flip: Probability = 0.5,
     ) -> None:
         if len(views) != 1:
-            raise ValueError(f"rand_augment renders one view, got {len(views)}: this target needs another augmentation (random_crop)")
+            raise ValueError(
+                f"rand_augment renders one view, got {len(views)}: this target needs another augmentation (random_crop)"
+            )
         if not POLICY.fullmatch(policy):
-            raise ValueError(f"policy = {policy!r}: write it as timm does, 'rand-m9-mstd0.5-inc1', of the parts m, n, p, mstd, mmax, inc, t")
+            raise ValueError(
+                f"policy = {policy!r}: write it as timm does, 'rand-m9-mstd0.5-inc1', of the parts m, n, p, mstd, mmax, inc, t"
+            )
         self.crop = RandomCrop(views, scale=scale, aspect=aspect, flip=flip)
         fill = tuple(min(255, round(255 * value)) for value in mean)
         self.augment = rand_augment_transform(
-            policy, {"translate_const": int(min(sides(views[0].size)) * 0.45), "img_mean": fill, "interpolation": Image.Resampling.BICUBIC}
+            policy,
+            {
+                "translate_const": int(min(sides(views[0].size)) * 0.45),
+                "img_mean": fill,
+                "interpolation": Image.Resampling.BICUBIC,
+            },
         )
         for operation in self.augment.ops:
             if operation.aug_fn is posterize:
@@ -220,7 +243,9 @@ def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
     return posterize(image, bits)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def render(image: Tensor, box: Box, views: Sequence[ViewSpec], *, flip: bool, jitter: Jitter = ()) -> tuple[Tensor, ...]:
+def render(
+    image: Tensor, box: Box, views: Sequence[ViewSpec], *, flip: bool, jitter: Jitter = ()
+) -> tuple[Tensor, ...]:
     """Return the box of an image (3, H, W) uint8 as one (3, S, T) uint8 per view; jitter comes before the resizing, so that all views share it."""
     crop = F.crop(image, *box)
     for adjust, factor in jitter:

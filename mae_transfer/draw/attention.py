@@ -16,7 +16,9 @@ def attention_rows(images: Tensor, maps: Tensor) -> Tensor:
         maps: (B, R, h, w); each is scaled to its own largest value.
     """
     shown = images.float() / 255
-    enlarged = F.interpolate(torch.cat([maps.mean(dim=1, keepdim=True), maps], dim=1), size=shown.shape[2:], mode="nearest")
+    enlarged = F.interpolate(
+        torch.cat([maps.mean(dim=1, keepdim=True), maps], dim=1), size=shown.shape[2:], mode="nearest"
+    )
     heat = _colours(enlarged / enlarged.amax(dim=(2, 3), keepdim=True).clamp(min=1e-12))
     grey = shown.mean(dim=1, keepdim=True).expand_as(shown)
     return torch.cat([shown[:, None], (0.4 * grey + 0.6 * heat[:, 0])[:, None], heat[:, 1:]], dim=1)

@@ -40,7 +40,10 @@ def save_detections(path: Path, shown: Shown, classes: Sequence[str]) -> None:
     figure = Figure(figsize=(14, 7 * height / width + 0.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     truth, found = shown.objects, shown.found
-    names = [classes[label] + (" (crowd)" if crowd else "") for label, crowd in zip(truth.labels.tolist(), truth.crowd.tolist(), strict=True)]
+    names = [
+        classes[label] + (" (crowd)" if crowd else "")
+        for label, crowd in zip(truth.labels.tolist(), truth.crowd.tolist(), strict=True)
+    ]
     _panel(left, shown.image, truth, names, f"{shown.name}: {len(names)} objects", len(classes))
     kept = [k for k in found.scores.argsort(descending=True).tolist() if found.scores[k] >= THRESHOLD][:MOST]
     masks = None if found.masks is None else from_counts([found.masks[k]["counts"] for k in kept], (height, width))
@@ -65,7 +68,11 @@ def _panel(axes: Any, image: Tensor, objects: Any, names: Sequence[str], title: 
     axes.imshow(np.clip(canvas, 0, 1), interpolation="nearest", extent=(-0.5, width - 0.5, height - 0.5, -0.5))
     for (x0, y0, x1, y1), colour, name in zip(objects.boxes.tolist(), colours, names, strict=True):
         style = "--" if name.endswith("(crowd)") else "-"
-        axes.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1.5, linestyle=style))
+        axes.add_patch(
+            Rectangle(
+                (x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1.5, linestyle=style
+            )
+        )
         label = {"facecolor": colour, "alpha": 0.8, "pad": 1, "edgecolor": "none"}
         axes.text(x0, y0, name, fontsize=7, color="black", verticalalignment="bottom", bbox=label, clip_on=True)
     axes.set_title(title, fontsize=9)

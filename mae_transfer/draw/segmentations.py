@@ -37,7 +37,10 @@ class Picture(NamedTuple):
 def palette(classes: int) -> np.ndarray:
     """Return a colour per class, (C, 3) in [0, 1], the same for every run: matplotlib's tab20, and beyond its 20 hues by the golden ratio."""
     first = np.asarray(colormaps["tab20"](range(20)))[:, :3]
-    hues = [colorsys.hsv_to_rgb(k * GOLDEN % 1, (0.9, 0.55, 0.75)[k // 3 % 3], (1.0, 0.95, 0.6)[k % 3]) for k in range(len(first), classes)]
+    hues = [
+        colorsys.hsv_to_rgb(k * GOLDEN % 1, (0.9, 0.55, 0.75)[k // 3 % 3], (1.0, 0.95, 0.6)[k % 3])
+        for k in range(len(first), classes)
+    ]
     order = [*range(0, len(first), 2), *range(1, len(first), 2)]  # the strong colours, then their pale fellows
     return np.concatenate([first[order], np.array(hues).reshape(-1, 3)])[:classes]
 
@@ -65,7 +68,10 @@ def save_picture(path: Path, shown: Picture, classes: Sequence[str]) -> None:
     figure = Figure(figsize=(12, 4 * height / width + 1.2), layout="constrained")
     panels = figure.subplots(1, 3)
     for axes, drawn, title in zip(
-        panels, (image, *(painted(image, labels, colours) for labels in maps)), (shown.name, "truth", "prediction"), strict=True
+        panels,
+        (image, *(painted(image, labels, colours) for labels in maps)),
+        (shown.name, "truth", "prediction"),
+        strict=True,
     ):
         axes.imshow(drawn, interpolation="nearest")
         axes.set_title(title, fontsize=9)

@@ -28,7 +28,9 @@ class Loaded(NamedTuple):
     notices: list[str]
 
 
-def save(folder: Path, step: int, payload: Mapping[str, Any], *, keep_last: int = 2, keep_every: int | None = None) -> Path:
+def save(
+    folder: Path, step: int, payload: Mapping[str, Any], *, keep_last: int = 2, keep_every: int | None = None
+) -> Path:
     """Write folder/step_00012345.pt atomically, then drop all but the last `keep_last` and every step divisible by `keep_every`.
 
     Args:
@@ -81,7 +83,9 @@ def load_newest(folder: Path) -> Loaded | None:
         else:
             return Loaded(path, payload, notices)
     if notices:
-        raise ValueError(f"no readable checkpoint in {folder}; move the folder away to start afresh:\n  " + "\n  ".join(notices))
+        raise ValueError(
+            f"no readable checkpoint in {folder}; move the folder away to start afresh:\n  " + "\n  ".join(notices)
+        )
     return None
 
 

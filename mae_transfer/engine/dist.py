@@ -62,7 +62,9 @@ def session(device: DeviceName = "auto", *, matmul: Matmul = "ieee") -> Iterator
 
     matmul: how float32 products and convolutions are computed on cuda until then.
     """
-    rank, world, local = (int(os.environ.get(key, default)) for key, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    rank, world, local = (
+        int(os.environ.get(key, default)) for key, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    )
     where = pick_device(device, local_rank=local)
     if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         raise ValueError(
@@ -139,11 +141,17 @@ def assemble(model: nn.Module, *, dist: Dist, compile: bool = False, checkpoint_
     if dist.sync_bn:
         model = synchronized(model)
     elif dist.world > 1 and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
-        _LOG.warning("SyncBN needs several cuda processes; on %s x %d batch statistics are each process's own", dist.device.type, dist.world)
+        _LOG.warning(
+            "SyncBN needs several cuda processes; on %s x %d batch statistics are each process's own",
+            dist.device.type,
+            dist.world,
+        )
     if checkpoint_activations:
         switch = getattr(model, "set_grad_checkpointing", None)
         if switch is None:
-            raise ValueError(f"checkpoint_activations=True, but {type(model).__name__} has no set_grad_checkpointing(); turn the option off")
+            raise ValueError(
+                f"checkpoint_activations=True, but {type(model).__name__} has no set_grad_checkpointing(); turn the option off"
+            )
         switch(True)
     if compile:
         model.compile()
@@ -192,6 +200,8 @@ def peak_memory_gib(device: torch.device) -> float:
 
 def _parallel(model: nn.Module, dist: Dist) -> nn.Module:
     ids = [dist.local_rank] if dist.device.type == "cuda" else None
-    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters:  # torch >= 2.13; its elder warns there
+    if (
+        "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    ):  # torch >= 2.13; its elder warns there
         return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, forward_sync_buffers=False)
     return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False)

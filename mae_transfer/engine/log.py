@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 
 Kind = Literal["train", "eval"]
 REFRESH_S = 0.25
-SHOWN = {"loss": "loss {:.4f}", "lr": "lr {:.2e}", "images_per_s": "{:.0f} img/s", "data_wait": "waiting for data {:.0%}"}
+SHOWN = {
+    "loss": "loss {:.4f}",
+    "lr": "lr {:.2e}",
+    "images_per_s": "{:.0f} img/s",
+    "data_wait": "waiting for data {:.0%}",
+}
 
 
 class Logger:
@@ -40,7 +45,16 @@ class Logger:
         wandb: also send to Weights & Biases (its own environment variables apply); ValueError where it is not installed.
     """
 
-    def __init__(self, folder: Path, *, steps: int, resumed_at: int = 0, main: bool = True, progress: bool = True, wandb: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        steps: int,
+        resumed_at: int = 0,
+        main: bool = True,
+        progress: bool = True,
+        wandb: bool = False,
+    ) -> None:
         self._main, self._steps, self._step, self._start_step = main, steps, resumed_at, resumed_at
         self._start = self._drawn = time.monotonic()
         self._path = folder / "log.jsonl"
@@ -111,8 +125,12 @@ class Logger:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        with suppress(OSError) if error is not None else nullcontext():  # a disk that is full fails again, and hides why the run ends
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with (
+            suppress(OSError) if error is not None else nullcontext()
+        ):  # a disk that is full fails again, and hides why the run ends
             self.close()
 
     def _show(self, kind: Kind, step: int, values: Mapping[str, float | None]) -> None:
@@ -121,7 +139,9 @@ class Logger:
         if kind == "train" and self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, text=text)
         elif self._progress:
-            self.say(f"{kind} {step}/{self._steps}  {text}" + (f"  {self._time_left(step)} left" if kind == "train" else ""))
+            self.say(
+                f"{kind} {step}/{self._steps}  {text}" + (f"  {self._time_left(step)} left" if kind == "train" else "")
+            )
 
     def _time_left(self, step: int) -> str:
         seconds = (time.monotonic() - self._start) / max(step - self._start_step, 1) * (self._steps - step)
@@ -129,7 +149,13 @@ class Logger:
 
 
 def _bar(console: Console, steps: int, done: int) -> Progress:
-    columns = (MofNCompleteColumn(), BarColumn(bar_width=24), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[text]}"))
+    columns = (
+        MofNCompleteColumn(),
+        BarColumn(bar_width=24),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
     bar = Progress(*columns, console=console, auto_refresh=False, speed_estimate_period=600)
     bar.add_task("train", total=steps, completed=done, text="")
     bar.start()
@@ -156,6 +182,8 @@ def _wandb_run(folder: Path, *, resumed: bool) -> Any:
     try:
         import wandb
     except ImportError:
-        raise ValueError("run.wandb=True, but wandb is not installed: pip install wandb, or set run.wandb=False") from None
+        raise ValueError(
+            "run.wandb=True, but wandb is not installed: pip install wandb, or set run.wandb=False"
+        ) from None
     identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # the same run after every resume
     return wandb.init(dir=str(folder), name=folder.name, id=identity, resume="allow" if resumed else None)

@@ -81,7 +81,9 @@ def train(
                 run.evaluate_if_due()
     if state.stopped:
         log.say(
-            f"saved at step {state.step} of {cfg.steps}; continue with --resume" if checkpoints else f"stopped at step {state.step}, nothing saved"
+            f"saved at step {state.step} of {cfg.steps}; continue with --resume"
+            if checkpoints
+            else f"stopped at step {state.step}, nothing saved"
         )
     return state
 
@@ -139,7 +141,13 @@ class _Run:
             self._lap()
             if self.folder is not None and self.state.dist.is_main:
                 kept = self.cfg.run
-                checkpoint.save(self.folder, self.state.step, self.state.state_dict(), keep_last=kept.keep_last, keep_every=kept.keep_every)
+                checkpoint.save(
+                    self.folder,
+                    self.state.step,
+                    self.state.state_dict(),
+                    keep_last=kept.keep_last,
+                    keep_every=kept.keep_every,
+                )
         self.saved = self.state.step
 
     def evaluate_if_due(self) -> None:
@@ -154,7 +162,9 @@ class _Run:
         except Stopped:
             self.state.stopped = True
             return
-        self.log.write("eval", self.state.step, {"epoch": self.state.step / self.cfg.steps_per_epoch, **self.state.metrics})
+        self.log.write(
+            "eval", self.state.step, {"epoch": self.state.step / self.cfg.steps_per_epoch, **self.state.metrics}
+        )
 
     def _average_statistics(self) -> None:
         for model in [self.state.bare] if self.state.ema is None else [self.state.bare, self.state.averaged]:

@@ -29,7 +29,9 @@ class Layers(NamedTuple):
     decay: float
 
 
-def adamw(groups: Sequence[Group], lr: float, *, betas: tuple[BelowOne, BelowOne] = (0.9, 0.999), eps: Epsilon = 1e-8) -> torch.optim.Optimizer:
+def adamw(
+    groups: Sequence[Group], lr: float, *, betas: tuple[BelowOne, BelowOne] = (0.9, 0.999), eps: Epsilon = 1e-8
+) -> torch.optim.Optimizer:
     """Return AdamW over `groups`, as one fused kernel where every parameter lies on a device that has it.
 
     Args:
@@ -49,7 +51,9 @@ def sgd(groups: Sequence[Group], lr: float, *, momentum: BelowOne = 0.9) -> torc
     return torch.optim.SGD(list(groups), lr=lr, momentum=momentum)
 
 
-def lars(groups: Sequence[Group], lr: float, *, momentum: BelowOne = 0.9, trust: Portion = 1e-3) -> torch.optim.Optimizer:
+def lars(
+    groups: Sequence[Group], lr: float, *, momentum: BelowOne = 0.9, trust: Portion = 1e-3
+) -> torch.optim.Optimizer:
     """Return LARS over `groups`: matrices move at trust * |weight| / |gradient| times the rate, vectors at the rate (You et al.; MAE, table 10).
 
     timm adapts the rate of a group where it decays, or where it is told to: each group is split by its parameters' dimensions and told.
@@ -123,7 +127,9 @@ def spared(model: nn.Module, cfg: OptimConfig, *, default: Collection[str] | Non
     names = [name for name, _ in model.named_parameters()]
     found = {part: [name for name in names if part in name.split(".")] for part in cfg.no_decay}
     if missing := [part for part, matched in found.items() if not matched]:
-        raise ValueError(f"optim.no_decay names {', '.join(missing)}, which {type(model).__name__} does not have: leave it out")
+        raise ValueError(
+            f"optim.no_decay names {', '.join(missing)}, which {type(model).__name__} does not have: leave it out"
+        )
     return {name for matched in found.values() for name in matched}
 
 
@@ -163,7 +169,9 @@ def param_groups(
             decays = decay == "all" or (name not in exempt and _decays(name, matrices, biases=decay == "biases"))
             key = (f"layer_{ids[name]:02d}_" if ids else "") + ("decay" if decays else "no_decay")
             scale = layers.decay ** (layers.depth + 1 - ids[name]) if layers and ids else 1.0
-            group = groups.setdefault(key, {"params": [], "weight_decay": weight_decay if decays else 0.0, "lr_scale": scale, "name": key})
+            group = groups.setdefault(
+                key, {"params": [], "weight_decay": weight_decay if decays else 0.0, "lr_scale": scale, "name": key}
+            )
             group["params"].append(parameter)
     if not groups:
         raise ValueError(f"{type(model).__name__} has no trainable parameter: everything is frozen")
@@ -196,8 +204,12 @@ def _layer_ids(model: nn.Module, layers: Layers) -> dict[str, int]:
     expected = set(range(layers.depth + 2))
     wrong = {name: i for name, i in ids.items() if i not in expected}
     if wrong:
-        raise ValueError(f"layers of {wrong} are not within 0..{layers.depth + 1}: is the depth of {layers.depth} right?")
+        raise ValueError(
+            f"layers of {wrong} are not within 0..{layers.depth + 1}: is the depth of {layers.depth} right?"
+        )
     empty = sorted(expected - set(ids.values()))
     if empty:
-        raise ValueError(f"layer decay matches no parameter in layers {empty} (0 stem, 1..{layers.depth} blocks, then the rest): check layer_of")
+        raise ValueError(
+            f"layer decay matches no parameter in layers {empty} (0 stem, 1..{layers.depth} blocks, then the rest): check layer_of"
+        )
     return ids

@@ -61,7 +61,9 @@ def lr_at(step: int, *, schedule: Schedule, peak: float, steps: int, steps_per_e
         return peak * (schedule.warmup_factor + (1.0 - schedule.warmup_factor) * step / warmup)
     progress = (step - warmup) / max(steps - warmup, 1.0)
     passed = sum(step >= milestone for milestone in milestones)
-    return schedule.gamma**passed * (schedule.min_lr + (peak - schedule.min_lr) * CURVES[schedule.kind](min(progress, 1.0)))
+    return schedule.gamma**passed * (
+        schedule.min_lr + (peak - schedule.min_lr) * CURVES[schedule.kind](min(progress, 1.0))
+    )
 
 
 def in_steps(time: float | str, steps_per_epoch: int, *, steps: int = 0) -> float:

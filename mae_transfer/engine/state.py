@@ -99,7 +99,14 @@ class TrainState:
 
     @classmethod
     def create(
-        cls, model: nn.Module, optimizer: torch.optim.Optimizer, cfg: LoopConfig, *, dist: Dist, digest: str = "", extra: dict[str, Any] | None = None
+        cls,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        cfg: LoopConfig,
+        *,
+        dist: Dist,
+        digest: str = "",
+        extra: dict[str, Any] | None = None,
     ) -> TrainState:
         """Return the state before step 0 of an assembled model and an optimizer over its parameters."""
         scaler = torch.amp.GradScaler(dist.device.type, enabled=cfg.precision == "float16")
@@ -122,7 +129,13 @@ class TrainState:
         held: dict[str, Any] = {"model": self.bare, "optimizer": self.optimizer, "scaler": self.scaler} | (
             {"ema": self.ema.module} if self.ema is not None else {}
         )
-        numbers = {"step": self.step, "images_seen": self.images_seen, "wall_s": self.wall_s, "digest": self.digest, "extra": self.extra}
+        numbers = {
+            "step": self.step,
+            "images_seen": self.images_seen,
+            "wall_s": self.wall_s,
+            "digest": self.digest,
+            "extra": self.extra,
+        }
         return {name: part.state_dict() for name, part in held.items()} | numbers
 
     def load_state_dict(self, payload: Mapping[str, Any]) -> None:
@@ -139,7 +152,9 @@ class TrainState:
             self.bare.load_state_dict(payload["model"])
         except RuntimeError as error:
             text = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
-            raise ValueError(f"the checkpoint does not fit this run's model (another architecture, or data of other classes?): {text}") from None
+            raise ValueError(
+                f"the checkpoint does not fit this run's model (another architecture, or data of other classes?): {text}"
+            ) from None
         self.optimizer.load_state_dict(payload["optimizer"])
         self.scaler.load_state_dict(payload["scaler"])
         if self.ema is not None:
@@ -149,8 +164,17 @@ class TrainState:
 
     def tensors(self) -> list[Tensor]:
         """Return every floating-point tensor that a checkpoint would hold."""
-        modules = [self.bare.state_dict(), self.ema.module.state_dict() if self.ema is not None else {}, *self.optimizer.state.values()]
-        return [value for part in modules for value in part.values() if isinstance(value, Tensor) and value.is_floating_point()]
+        modules = [
+            self.bare.state_dict(),
+            self.ema.module.state_dict() if self.ema is not None else {},
+            *self.optimizer.state.values(),
+        ]
+        return [
+            value
+            for part in modules
+            for value in part.values()
+            if isinstance(value, Tensor) and value.is_floating_point()
+        ]
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
@@ -177,7 +201,9 @@ def resume(state: TrainState, folder: Path) -> list[str]:
         steps: list[Any] = [None] * state.dist.world
         torch.distributed.all_gather_object(steps, state.step, group=state.dist.side)
         if len(set(steps)) > 1:
-            raise ValueError(f"the ranks found checkpoints of different steps {steps} in {folder}: is it one shared folder?")
+            raise ValueError(
+                f"the ranks found checkpoints of different steps {steps} in {folder}: is it one shared folder?"
+            )
     if loaded is None:
         return [f"no checkpoint in {folder}: starting at step 0"]
     return [*loaded.notices, f"continuing at step {state.step} from {loaded.path}"]
@@ -188,7 +214,9 @@ def micro_steps(global_batch: int, *, device_batch: int | None, world: int) -> t
     share, rest = divmod(global_batch, world)
     micro = min(device_batch or share, share)
     if rest or not share:
-        raise ValueError(f"batch = {global_batch} cannot be split over {world} processes: make it a multiple, or start another number")
+        raise ValueError(
+            f"batch = {global_batch} cannot be split over {world} processes: make it a multiple, or start another number"
+        )
     if share % micro:
         raise ValueError(
             f"batch = {global_batch} is not a multiple of {world} device(s) x run.device_batch = {device_batch}: change run.device_batch"

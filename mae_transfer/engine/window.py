@@ -83,13 +83,17 @@ class Window:
         flags = read_mean({"bad": self._bad >= 0, "broken": ~torch.isfinite(largest)}, self._dist)
         self._raise_if(flags["bad"] > 0)
         if flags["broken"] > 0:
-            self._fail(f"a parameter, buffer or moment is not finite after step {after - 1} (lr {self._lr_at(after - 1):.3e})")
+            self._fail(
+                f"a parameter, buffer or moment is not finite after step {after - 1} (lr {self._lr_at(after - 1):.3e})"
+            )
         self._ids.clear()
 
     def check_scale(self, scale: float, step: int) -> float:
         """Return the loss scale of float16; raise NonFiniteLoss where it has fallen so far that every step since was skipped."""
         if scale < LEAST_SCALE:
-            self._fail(f"at step {step} the loss scale is {scale:g}: no gradient was finite for a long time, and every such step was skipped")
+            self._fail(
+                f"at step {step} the loss scale is {scale:g}: no gradient was finite for a long time, and every such step was skipped"
+            )
         return scale
 
     def _raise_if(self, failed: bool) -> None:
@@ -99,7 +103,9 @@ class Window:
         if step < 0:
             self._fail("the loss is not finite on another rank, whose own message names the step")
         ids = [i for number, index in self._ids if number == step for i in index.tolist()]
-        self._fail(f"the loss is not finite at step {step} (lr {self._lr_at(step):.3e}; sample ids on rank {self._dist.rank}: {ids})")
+        self._fail(
+            f"the loss is not finite at step {step} (lr {self._lr_at(step):.3e}; sample ids on rank {self._dist.rank}: {ids})"
+        )
 
     def _fail(self, what: str) -> None:
         good = self._last_good()

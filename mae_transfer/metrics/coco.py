@@ -29,7 +29,20 @@ from mae_transfer.disk import whole
 Kind = Literal["bbox", "segm"]
 Backend = Literal["auto", "pycocotools", "faster-coco-eval"]
 Entry = dict[str, Any]
-FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")  # in the order of COCOeval.stats
+FIGURES = (
+    "AP",
+    "AP50",
+    "AP75",
+    "APs",
+    "APm",
+    "APl",
+    "AR1",
+    "AR10",
+    "AR100",
+    "ARs",
+    "ARm",
+    "ARl",
+)  # in the order of COCOeval.stats
 COUNTED = 100  # detections of an image that count in COCO's own protocol
 
 
@@ -39,7 +52,9 @@ class Detections(NamedTuple):
     boxes: Tensor  # (n, 4) x0, y0, x1, y1
     scores: Tensor  # (n,)
     labels: Tensor  # (n,) int64 index into the classes
-    masks: Sequence[Entry] | None = None  # a run-length code for each, as COCO's json has them: {size: [H, W], counts: text}
+    masks: Sequence[Entry] | None = (
+        None  # a run-length code for each, as COCO's json has them: {size: [H, W], counts: text}
+    )
 
 
 class CocoMetric:
@@ -56,9 +71,18 @@ class CocoMetric:
     """
 
     def __init__(
-        self, ground_truth: Mapping[str, Any], *, kinds: Sequence[Kind] = ("bbox", "segm"), backend: Backend = "auto", detections: int = COUNTED
+        self,
+        ground_truth: Mapping[str, Any],
+        *,
+        kinds: Sequence[Kind] = ("bbox", "segm"),
+        backend: Backend = "auto",
+        detections: int = COUNTED,
     ) -> None:
-        self.truth, self.kinds, self.detections = _completed(ground_truth, kinds), tuple(kinds), max(COUNTED, detections)
+        self.truth, self.kinds, self.detections = (
+            _completed(ground_truth, kinds),
+            tuple(kinds),
+            max(COUNTED, detections),
+        )
         self.categories = sorted(self.truth["categories"], key=lambda category: category["id"])
         self.backend = _backend(backend)
         self._sizes = {image["id"]: (image["height"], image["width"]) for image in self.truth["images"]}
@@ -76,16 +100,22 @@ class CocoMetric:
         Raises:
             ValueError: masks are missing or not of the image's size, or a box or score is not finite.
         """
-        for image_id, found in zip(map(index, image_ids), predictions, strict=True):  # index: json takes no numpy integers
+        for image_id, found in zip(
+            map(index, image_ids), predictions, strict=True
+        ):  # index: json takes no numpy integers
             if image_id not in self._found:
                 _checked(image_id, found, self._sizes.get(image_id), masks="segm" in self.kinds)
-                self._found[image_id] = _entries(image_id, found, [category["id"] for category in self.categories], masks="segm" in self.kinds)
+                self._found[image_id] = _entries(
+                    image_id, found, [category["id"] for category in self.categories], masks="segm" in self.kinds
+                )
 
     def leave_out(self, image_ids: Sequence[int]) -> None:
         """Take images out of the ground truth, with their objects: they could not be read."""
         self._found |= dict.fromkeys(map(index, image_ids))
 
-    def compute(self, *, save: Path | None = None, per_class: bool = False, group: td.ProcessGroup | None = None) -> dict[str, float]:
+    def compute(
+        self, *, save: Path | None = None, per_class: bool = False, group: td.ProcessGroup | None = None
+    ) -> dict[str, float]:
         """Return "bbox/AP", "segm/AP50" ... in [0, 1], the same on every rank, each of which calls it; what is defined by no object is nan.
 
         Args:
@@ -114,7 +144,9 @@ class CocoMetric:
         figures: dict[str, float] = outcome[0]
         return figures
 
-    def _evaluate(self, parts: Sequence[dict[int, list[Entry] | None]], save: Path | None, *, per_class: bool) -> dict[str, float] | str:
+    def _evaluate(
+        self, parts: Sequence[dict[int, list[Entry] | None]], save: Path | None, *, per_class: bool
+    ) -> dict[str, float] | str:
         """Return the figures, or the error that every rank shall raise."""
         found = {image_id: entries for part in parts for image_id, entries in part.items()}
         known = {image["id"] for image in self.truth["images"]}
@@ -130,7 +162,9 @@ class CocoMetric:
             _write(save, entries)
         figures: dict[str, float] = {}
         for kind in self.kinds:
-            figures |= {f"{kind}/{name}": value for name, value in judged._figures(kind, entries, per_class=per_class).items()}
+            figures |= {
+                f"{kind}/{name}": value for name, value in judged._figures(kind, entries, per_class=per_class).items()
+            }
         return figures
 
     def _without(self, left_out: set[int]) -> CocoMetric:
@@ -145,13 +179,17 @@ class CocoMetric:
 
     def _figures(self, kind: Kind, entries: Sequence[Entry], *, per_class: bool) -> dict[str, float]:
         with contextlib.redirect_stdout(io.StringIO()):  # both libraries print what they do
-            judge = (_pycocotools if self.backend == "pycocotools" else _faster)(self.truth, _results(self.truth, entries, kind), kind)
+            judge = (_pycocotools if self.backend == "pycocotools" else _faster)(
+                self.truth, _results(self.truth, entries, kind), kind
+            )
             judge.params.maxDets = [1, 10, self.detections]
             judge.evaluate()
             judge.accumulate()
         figures = _summary(np.asarray(judge.eval["precision"]), np.asarray(judge.eval["recall"]), self.detections)
         if per_class:
-            precision = np.asarray(judge.eval["precision"])[:, :, :, 0, -1]  # IoU thresholds, recalls, classes; all areas, 100 detections
+            precision = np.asarray(judge.eval["precision"])[
+                :, :, :, 0, -1
+            ]  # IoU thresholds, recalls, classes; all areas, 100 detections
             names = [f"AP[{category['name']}]" for category in self.categories]
             figures |= dict(zip(names, _defined(precision.mean(axis=(0, 1))), strict=True))
         return figures
@@ -166,9 +204,22 @@ def _summary(precision: np.ndarray, recall: np.ndarray, detections: int) -> dict
     """Return COCO's figures, its `summarize` for any number of detections; precision (T, R, K, A, M) and recall (T, K, A, M) at IoU thresholds T
     from 0.50 in steps of 0.05, for all, small, medium and large objects, and for 1, 10 and `detections` detections of an image."""
     all_, small, medium, large = (precision[..., area, -1] for area in range(4))
-    parts = [all_, all_[0], all_[5], small, medium, large, recall[..., 0, 0], recall[..., 0, 1], *(recall[..., area, -1] for area in range(4))]
+    parts = [
+        all_,
+        all_[0],
+        all_[5],
+        small,
+        medium,
+        large,
+        recall[..., 0, 0],
+        recall[..., 0, 1],
+        *(recall[..., area, -1] for area in range(4)),
+    ]
     names = [f"AR{detections}" if name == "AR100" else name for name in FIGURES]
-    return {name: float(part[part > -1].mean()) if (part > -1).any() else float("nan") for name, part in zip(names, parts, strict=True)}
+    return {
+        name: float(part[part > -1].mean()) if (part > -1).any() else float("nan")
+        for name, part in zip(names, parts, strict=True)
+    }
 
 
 def _completed(truth: Mapping[str, Any], kinds: Sequence[Kind]) -> Entry:
@@ -180,7 +231,13 @@ def _completed(truth: Mapping[str, Any], kinds: Sequence[Kind]) -> Entry:
     objects = []
     for k, one in enumerate(found.objects, start=1):
         kept = {key: one[key] for key in ("image_id", "category_id", "bbox", *(("segmentation",) if masks else ()))}
-        area = one["area"] if "area" in one else _pixels(one["segmentation"], sizes[one["image_id"]]) if masks else one["bbox"][2] * one["bbox"][3]
+        area = (
+            one["area"]
+            if "area" in one
+            else _pixels(one["segmentation"], sizes[one["image_id"]])
+            if masks
+            else one["bbox"][2] * one["bbox"][3]
+        )
         objects.append({"id": k, **kept, "area": area, "iscrowd": int(one.get("iscrowd", 0))})
     images = [{key: image[key] for key in ("id", "file_name", "height", "width")} for image in found.images]
     return {"info": {}, "images": images, "categories": found.categories, "annotations": objects}
@@ -201,14 +258,18 @@ def _checked(image_id: int, found: Detections, size: tuple[int, int] | None, *, 
         raise ValueError(f"image {image_id}: predictions have no masks; evaluate boxes alone, kinds=('bbox',)")
     strange = [code["size"] for code in found.masks or () if masks and size is not None and tuple(code["size"]) != size]
     if strange:
-        raise ValueError(f"image {image_id}: masks are {tuple(strange[0])}, the image {size} (H, W): paste them into the stored image")
+        raise ValueError(
+            f"image {image_id}: masks are {tuple(strange[0])}, the image {size} (H, W): paste them into the stored image"
+        )
     if not (found.boxes.isfinite().all() and found.scores.isfinite().all()):
         raise ValueError(f"image {image_id}: predicted boxes or scores are not finite")
 
 
 def _entries(image_id: int, found: Detections, categories: Sequence[int], *, masks: bool) -> list[Entry]:
     """Return the predictions of one image in COCO's result format."""
-    boxes, scores, labels = (values.detach().cpu() for values in (found.boxes.double(), found.scores.double(), found.labels))
+    boxes, scores, labels = (
+        values.detach().cpu() for values in (found.boxes.double(), found.scores.double(), found.labels)
+    )
     boxes = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
     entries: list[Entry] = [
         {"image_id": image_id, "category_id": categories[label], "bbox": box, "score": score}
@@ -239,7 +300,10 @@ def _pycocotools(truth: Entry, found: Entry, kind: Kind) -> Any:
 
     sets = COCO(), COCO()
     for one, content in zip(sets, (truth, found), strict=True):
-        one.dataset = {**content, "annotations": [dict(entry) for entry in content["annotations"]]}  # it writes into them
+        one.dataset = {
+            **content,
+            "annotations": [dict(entry) for entry in content["annotations"]],
+        }  # it writes into them
         one.createIndex()
     return COCOeval(*sets, iouType=kind)
 
@@ -247,14 +311,19 @@ def _pycocotools(truth: Entry, found: Entry, kind: Kind) -> Any:
 def _faster(truth: Entry, found: Entry, kind: Kind) -> Any:
     from faster_coco_eval import COCO, COCOeval_faster
 
-    sets = [COCO({**content, "annotations": [dict(entry) for entry in content["annotations"]]}) for content in (truth, found)]
+    sets = [
+        COCO({**content, "annotations": [dict(entry) for entry in content["annotations"]]})
+        for content in (truth, found)
+    ]
     return COCOeval_faster(*sets, iouType=kind)
 
 
 def _backend(wanted: Backend) -> Backend:
     there = importlib.util.find_spec("faster_coco_eval") is not None
     if wanted == "faster-coco-eval" and not there:
-        raise ValueError("faster-coco-eval is not installed: pip install -e '.[fast]', or backend='pycocotools' (the same numbers)")
+        raise ValueError(
+            "faster-coco-eval is not installed: pip install -e '.[fast]', or backend='pycocotools' (the same numbers)"
+        )
     return wanted if wanted != "auto" else "faster-coco-eval" if there else "pycocotools"
 
 

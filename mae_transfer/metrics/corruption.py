@@ -21,7 +21,10 @@ def corruption_errors(errors: Mapping[str, Mapping[int, float]]) -> dict[str, fl
     Args:
         errors: corruption -> severity -> top-1 error as a share; every corruption and severity once.
     """
-    return {name: sum(errors[name][severity] for severity in SEVERITIES) / (len(SEVERITIES) * alexnet) for name, alexnet in ALEXNET_ERROR.items()}
+    return {
+        name: sum(errors[name][severity] for severity in SEVERITIES) / (len(SEVERITIES) * alexnet)
+        for name, alexnet in ALEXNET_ERROR.items()
+    }
 
 
 def mean_corruption_error(errors: Mapping[str, Mapping[int, float]]) -> float:

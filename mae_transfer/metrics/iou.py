@@ -25,7 +25,9 @@ def confusion(predicted: Tensor, truth: Tensor, *, classes: int, ignored: int = 
     true, found = truth.reshape(-1).long(), predicted.reshape(-1).long()
     possible = (true >= 0) & (true < classes) & (found >= 0) & (found < classes)
     cell = torch.where(possible, true * classes + found, classes * classes)
-    return torch.zeros(classes * classes + 1, dtype=torch.int64, device=cell.device).scatter_add_(0, cell, (true != ignored).long())
+    return torch.zeros(classes * classes + 1, dtype=torch.int64, device=cell.device).scatter_add_(
+        0, cell, (true != ignored).long()
+    )
 
 
 class IouMetric:
@@ -44,7 +46,9 @@ class IouMetric:
     def update(self, predicted: Tensor, truth: Tensor) -> None:
         """Count the pixels of one image or a batch, (...) class and true class; each image of the split is given once, to one rank."""
         if predicted.shape != truth.shape:
-            raise ValueError(f"predicted maps {tuple(predicted.shape)} for true maps {tuple(truth.shape)}: resize the logits to the truth first")
+            raise ValueError(
+                f"predicted maps {tuple(predicted.shape)} for true maps {tuple(truth.shape)}: resize the logits to the truth first"
+            )
         self.counts += confusion(predicted, truth, classes=len(self.classes), ignored=self.ignored)
 
     def compute(self, *, per_class: bool = False) -> dict[str, float]:
@@ -60,7 +64,9 @@ class IouMetric:
             td.all_reduce(counts)
         *cells, impossible = counts.tolist()
         if impossible:
-            raise ValueError(f"{impossible} pixels have a class outside 0..{len(self.classes) - 1} that is not {self.ignored} (ignored): see --check")
+            raise ValueError(
+                f"{impossible} pixels have a class outside 0..{len(self.classes) - 1} that is not {self.ignored} (ignored): see --check"
+            )
         return self._figures(np.array(cells, dtype=np.float64).reshape(len(self.classes), -1), per_class=per_class)
 
     def _figures(self, matrix: np.ndarray, *, per_class: bool) -> dict[str, float]:

@@ -14,7 +14,9 @@ from torch import Tensor
 CHUNK = 2**27  # similarities held at a time: half a GiB of float32
 
 
-def knn_scores(queries: Tensor, bank: Tensor, labels: Tensor, *, classes: int, ks: Sequence[int], temperature: float = 0.07) -> Tensor:
+def knn_scores(
+    queries: Tensor, bank: Tensor, labels: Tensor, *, classes: int, ks: Sequence[int], temperature: float = 0.07
+) -> Tensor:
     """Return each class's votes, (len(ks), Q, C): every one of the k most similar features votes for its class with exp(cosine / temperature).
 
     A query's votes are divided by its strongest, which keeps them finite at any temperature. A class that none of the k votes for has -inf: it is
@@ -29,7 +31,9 @@ def knn_scores(queries: Tensor, bank: Tensor, labels: Tensor, *, classes: int, k
         ValueError: a k is not in 1..N, the temperature is not above 0, or a feature is not finite.
     """
     if temperature <= 0 or not ks or not 1 <= min(ks) <= max(ks) <= len(bank):
-        raise ValueError(f"ks {tuple(ks)}, temperature {temperature}: need 1 <= k <= {len(bank)} (the features at hand) and a temperature above 0")
+        raise ValueError(
+            f"ks {tuple(ks)}, temperature {temperature}: need 1 <= k <= {len(bank)} (the features at hand) and a temperature above 0"
+        )
     for name, features in (("query", queries), ("bank", bank)):
         if broken := (~torch.linalg.vector_norm(features, dim=1).isfinite()).sum().item():
             raise ValueError(

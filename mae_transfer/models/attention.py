@@ -18,14 +18,20 @@ from mae_transfer.core.positions import axis_offsets, relative_bias, relative_in
 
 QkvBias = Literal["qkv", "qv", "none"]
 
-CPU_HAS_AMX: bool = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()  # bf16 matrix units; not every torch >= 2.6 has a public name
+CPU_HAS_AMX: bool = getattr(
+    torch.cpu, "_is_amx_tile_supported", lambda: False
+)()  # bf16 matrix units; not every torch >= 2.6 has a public name
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """Return softmax(q k^T / sqrt(d) + bias) v, (B, R, L, d), for q, k, v (B, R, L, d) and a bias that broadcasts to (B, R, L, L)."""
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # the CPU's fused kernel loses in bf16 (docs/results/pretrain.md)
+    if (
+        q.device.type == "cpu" and q.dtype == torch.bfloat16
+    ):  # the CPU's fused kernel loses in bf16 (docs/results/pretrain.md)
         return _attend_in_parts(q, k, v, bias) if CPU_HAS_AMX else _attend_in_float32(q, k, v, bias)
-    if q.device.type == "cpu" and bias is not None and bias.requires_grad:  # the CPU's fused kernel has no gradient of a bias
+    if (
+        q.device.type == "cpu" and bias is not None and bias.requires_grad
+    ):  # the CPU's fused kernel has no gradient of a bias
         return _attend_in_parts(q, k, v, bias)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
 
@@ -41,7 +47,9 @@ def _attend_in_float32(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> 
     """The fused kernel in float32, without matrix units the faster one; what it keeps for the backward pass (but row sums) is kept in bf16."""
     keep = saved_tensors_hooks(lambda x: x.bfloat16() if x.dim() == 4 else x, lambda x: x.float())
     with torch.autocast("cpu", enabled=False), nullcontext() if torch.compiler.is_compiling() else keep:
-        out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=None if bias is None else bias.float())
+        out = F.scaled_dot_product_attention(
+            q.float(), k.float(), v.float(), attn_mask=None if bias is None else bias.float()
+        )
         return out.to(v.dtype)
 
 
@@ -49,7 +57,13 @@ class Attention(nn.Module):
     """Multi-head self-attention with every option of the suite."""
 
     def __init__(
-        self, dim: int, heads: int, *, qkv_bias: QkvBias = "qkv", window: int | None = None, decomposed: tuple[int, int] | None = None
+        self,
+        dim: int,
+        heads: int,
+        *,
+        qkv_bias: QkvBias = "qkv",
+        window: int | None = None,
+        decomposed: tuple[int, int] | None = None,
     ) -> None:
         """Make the layer.
 
@@ -66,7 +80,9 @@ class Attention(nn.Module):
         self.rel_pos_h = nn.Parameter(torch.zeros(2 * h - 1, dim // heads)) if decomposed else None
         self.rel_pos_w = nn.Parameter(torch.zeros(2 * w - 1, dim // heads)) if decomposed else None
 
-    def forward(self, x: Tensor, bias: Tensor | None = None, *, last: int | None = None, grid: tuple[int, int] | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, bias: Tensor | None = None, *, last: int | None = None, grid: tuple[int, int] | None = None
+    ) -> Tensor:
         """Return (B, L, D) for x (B, L, D), or (B, M, D) for its M = `last` last tokens only.
 
         bias (1 | B, R, M or L, L) is added to the logits; with windows, (1, R, S * S, S * S). grid: the (h, w) patches that x is, where there are
@@ -96,7 +112,9 @@ class Attention(nn.Module):
         queries = self._split(F.linear(x[:, -last:], self.qkv.weight[:d], first), 1)
         return *queries, *self._split(F.linear(x, self.qkv.weight[d:], rest), 2)
 
-    def _attended(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *, grid: tuple[int, int] | None) -> Tensor:
+    def _attended(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *, grid: tuple[int, int] | None
+    ) -> Tensor:
         """Return the heads' outputs side by side, (B, L or M, D)."""
         if self.rel_pos_h is not None and self.rel_pos_w is not None and grid is not None:
             bias = decomposed_bias(q, self.rel_pos_h, self.rel_pos_w, grid)

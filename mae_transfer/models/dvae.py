@@ -85,13 +85,19 @@ def conv(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
     return layer
 
 
-def _groups(widths: list[int], kernels: tuple[int, int, int, int], blocks: int, between: tuple[str, nn.Module]) -> OrderedDict[str, nn.Module]:
+def _groups(
+    widths: list[int], kernels: tuple[int, int, int, int], blocks: int, between: tuple[str, nn.Module]
+) -> OrderedDict[str, nn.Module]:
     """Return group_1 .. group_G: `blocks` blocks each, from widths[g] to widths[g + 1], with `between` after all but the last."""
     groups: OrderedDict[str, nn.Module] = OrderedDict()
     count = len(widths) - 1
     for g in range(count):
         parts = OrderedDict(
-            (f"block_{i + 1}", Block(widths[g] if i == 0 else widths[g + 1], widths[g + 1], kernels, layers=count * blocks)) for i in range(blocks)
+            (
+                f"block_{i + 1}",
+                Block(widths[g] if i == 0 else widths[g + 1], widths[g + 1], kernels, layers=count * blocks),
+            )
+            for i in range(blocks)
         )
         groups[f"group_{g + 1}"] = nn.Sequential(parts | (OrderedDict([between]) if g < count - 1 else OrderedDict()))
     return groups
@@ -122,7 +128,9 @@ def decoder(cfg: DVAEConfig) -> Half:
     """Return the network from weights of codes (B, P, h, w) to the parameters (B, 3 or 6, S, S) of the pixels' distribution."""
     widths = [cfg.decoder_input, *(cfg.width * 2**g for g in reversed(range(cfg.groups)))]
     groups = _groups(widths, (1, 3, 3, 3), cfg.blocks, ("upsample", nn.Upsample(scale_factor=2, mode="nearest")))
-    return Half(conv(cfg.codes, cfg.decoder_input, 1), groups, conv(cfg.width, 6 if cfg.loss == "logit_laplace" else 3, 1))
+    return Half(
+        conv(cfg.codes, cfg.decoder_input, 1), groups, conv(cfg.width, 6 if cfg.loss == "logit_laplace" else 3, 1)
+    )
 
 
 class Output(NamedTuple):
@@ -176,7 +184,9 @@ class DVAETokenizer(nn.Module):
         super().__init__()
         self.codes, self.stride = cfg.codes, cfg.stride
         self.encoder, self.decoder = encoder, decoder
-        self.register_buffer("palette", torch.rand(cfg.codes, 3, generator=torch.Generator().manual_seed(0)), persistent=False)
+        self.register_buffer(
+            "palette", torch.rand(cfg.codes, 3, generator=torch.Generator().manual_seed(0)), persistent=False
+        )
 
     @torch.no_grad()
     def forward(self, view: Tensor) -> Tensor:
@@ -189,7 +199,12 @@ class DVAETokenizer(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """Return the images (B, 3, S, S) in [0, 1] of codes (B, h, w)."""
         if self.decoder is None:
-            return self.palette[codes].permute(0, 3, 1, 2).repeat_interleave(self.stride, 2).repeat_interleave(self.stride, 3)
+            return (
+                self.palette[codes]
+                .permute(0, 3, 1, 2)
+                .repeat_interleave(self.stride, 2)
+                .repeat_interleave(self.stride, 3)
+            )
         chosen = F.one_hot(codes, self.codes).permute(0, 3, 1, 2)
         with exact(codes.device):
             return unmap_pixels(self.decoder(chosen.to(self.palette.dtype)).float()[:, :3].sigmoid())

@@ -50,8 +50,12 @@ def freeze(backbone: nn.Module, tune: Tune, *, norm: bool = True) -> None:
         last = layer > depth - (1 if tune == "half" else tune) if tune != "all" else True
         within = layer <= depth and last and (tune != "half" or any(part in f".{name}" for part in HALF))
         parameter.requires_grad_(tune == "all" or within or (layer == depth + 1 and norm and "norm" in name.split(".")))
-    if tune == "half" and not any(p.requires_grad for name, p in backbone.named_parameters() if backbone.layer_of(name) == depth):
-        raise ValueError(f"tune_blocks = 'half': no parameter of the last block is named like {', '.join(HALF)}; give a number of blocks")
+    if tune == "half" and not any(
+        p.requires_grad for name, p in backbone.named_parameters() if backbone.layer_of(name) == depth
+    ):
+        raise ValueError(
+            f"tune_blocks = 'half': no parameter of the last block is named like {', '.join(HALF)}; give a number of blocks"
+        )
 
 
 def check_pools(backbone: nn.Module, pools: Iterable[Pool]) -> None:
@@ -59,13 +63,17 @@ def check_pools(backbone: nn.Module, pools: Iterable[Pool]) -> None:
     width = getattr(backbone, "cls_dim", backbone.dim)
     if "cls" in pools and width != backbone.dim:
         name = type(getattr(backbone, "model", backbone)).__name__
-        raise ValueError(f"{name} hands its own classifier {width} values, and its last map has {backbone.dim} channels: set pool to 'mean'")
+        raise ValueError(
+            f"{name} hands its own classifier {width} values, and its last map has {backbone.dim} channels: set pool to 'mean'"
+        )
 
 
 class Classifier(nn.Module):
     """A backbone, pooling, a norm and a linear layer. What is frozen runs in eval mode and leaves nothing for the backward pass."""
 
-    def __init__(self, backbone: nn.Module, classes: int, *, how: Pool = "mean", head_std: float = 2e-5, frozen_eval: bool = True) -> None:
+    def __init__(
+        self, backbone: nn.Module, classes: int, *, how: Pool = "mean", head_std: float = 2e-5, frozen_eval: bool = True
+    ) -> None:
         """Build around a backbone that is loaded, and frozen as wanted.
 
         Args:
@@ -148,7 +156,9 @@ class ProbeRow(nn.Module):
             features = self.backbone(images, norm=True)
         with torch.autocast(images.device.type, enabled=False):
             pooled = [norm(pool(features, how)) for norm, how in zip(self.norms, self.pools, strict=True)]
-            return torch.stack([probe(pooled[place]) for probe, place in zip(self.probes.values(), self.place, strict=True)])
+            return torch.stack(
+                [probe(pooled[place]) for probe, place in zip(self.probes.values(), self.place, strict=True)]
+            )
 
     def train(self, mode: bool = True) -> ProbeRow:
         """Switch the probes to training; the encoder stays in eval mode."""
@@ -169,5 +179,7 @@ def checkpointing(backbone: nn.Module, enable: bool) -> None:
     """Switch a backbone's activation checkpointing; ValueError where it has none."""
     switch = getattr(backbone, "set_grad_checkpointing", None)
     if switch is None:
-        raise ValueError(f"{type(backbone).__name__} cannot recompute its activations: turn run.checkpoint_activations off")
+        raise ValueError(
+            f"{type(backbone).__name__} cannot recompute its activations: turn run.checkpoint_activations off"
+        )
     switch(enable)

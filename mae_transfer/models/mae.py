@@ -21,7 +21,9 @@ from mae_transfer.interfaces import Mask
 from mae_transfer.models.initialize import initialize
 from mae_transfer.models.vit import NORM_EPS, Block, ViT, ViTConfig, check_width, run
 
-Corrupt = Callable[[Tensor, Mask, Tensor], Tensor]  # embeddings (B, N, D), mask, mask token (1, 1, D) -> what the encoder sees, (B, N, D)
+Corrupt = Callable[
+    [Tensor, Mask, Tensor], Tensor
+]  # embeddings (B, N, D), mask, mask token (1, 1, D) -> what the encoder sees, (B, N, D)
 
 
 class DecoderConfig(Schema):
@@ -91,7 +93,14 @@ class Decoder(nn.Module):
         leading, patches = self.embed(tokens).tensor_split([self.leading], dim=1)
         seen = patches if self.mask_token is not None else take(patches, mask.ids_keep)
         hidden = self.mask_token if self.mask_token is not None else take(patches, mask.ids_masked)
-        x = torch.cat([leading + table[:, : self.leading], seen + take(places, mask.ids_keep), hidden + take(places, mask.ids_masked)], dim=1)
+        x = torch.cat(
+            [
+                leading + table[:, : self.leading],
+                seen + take(places, mask.ids_keep),
+                hidden + take(places, mask.ids_masked),
+            ],
+            dim=1,
+        )
         hidden_only = mask.ids_masked.shape[1]
         for block in self.blocks:
             x = run(block, x, last=hidden_only if block is self.blocks[-1] else None, recompute=self.checkpointing)
@@ -120,13 +129,17 @@ class MAE(nn.Module):
         """Build for predictions of `out` = P values per patch (Target.dim)."""
         super().__init__()
         if not cfg.decoder.depth and not cfg.corrupt:
-            raise ValueError("decoder.depth = 0 needs corrupt = 'mask_token': an encoder that sees no hidden patch cannot predict one")
+            raise ValueError(
+                "decoder.depth = 0 needs corrupt = 'mask_token': an encoder that sees no hidden patch cannot predict one"
+            )
         self.cfg = cfg
         self.corrupt = CORRUPTIONS[cfg.corrupt] if cfg.corrupt else None
         self.encoder = ViT(cfg.encoder)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, self.encoder.dim)) if cfg.corrupt else None
         self.decoder = (
-            Decoder(cfg.decoder, self.encoder, out, has_mask_token=not cfg.corrupt) if cfg.decoder.depth else LinearDecoder(self.encoder, out)
+            Decoder(cfg.decoder, self.encoder, out, has_mask_token=not cfg.corrupt)
+            if cfg.decoder.depth
+            else LinearDecoder(self.encoder, out)
         )
         initialize(self, cfg.encoder.init)
 

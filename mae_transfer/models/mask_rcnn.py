@@ -64,7 +64,10 @@ class HeadsConfig(Schema):
 RATIOS = (0.5, 1.0, 2.0)  # height / width of the anchors
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 BOX_SIDE, MASK_SIDE = 7, 14  # cells that a region is pooled to
-FINEST, CANONICAL = 2, 56  # level of p2; a region of 56 times p2's stride is pooled from p4 (FPN, 1612.03144: 224 pixels where p2's stride is 4)
+FINEST, CANONICAL = (
+    2,
+    56,
+)  # level of p2; a region of 56 times p2's stride is pooled from p4 (FPN, 1612.03144: 224 pixels where p2's stride is 4)
 DRAWN = 16  # masks of an image that are drawn at a time: 80 MB of them at 1024 x 1024
 
 
@@ -72,7 +75,13 @@ class MaskRCNN(nn.Module):
     """Pyramid -> proposals -> boxes, classes and masks. In training mode it returns losses by name, in evaluation what it found."""
 
     def __init__(
-        self, pyramid: nn.Module, *, strides: Sequence[float], classes: int, heads: HeadsConfig, norm: Callable[[int], nn.Module] | None
+        self,
+        pyramid: nn.Module,
+        *,
+        strides: Sequence[float],
+        classes: int,
+        heads: HeadsConfig,
+        norm: Callable[[int], nn.Module] | None,
     ) -> None:
         """Make the heads around a pyramid.
 
@@ -84,7 +93,9 @@ class MaskRCNN(nn.Module):
         """
         super().__init__()
         if len(strides) != len(heads.anchors):
-            raise ValueError(f"{len(heads.anchors)} sizes of anchors {heads.anchors} for {len(strides)} levels: give one each (is p6=True missing?)")
+            raise ValueError(
+                f"{len(heads.anchors)} sizes of anchors {heads.anchors} for {len(strides)} levels: give one each (is p6=True missing?)"
+            )
         self.pyramid = pyramid
         width: int = pyramid.out_channels  # type: ignore[assignment]
         self.rpn = _Proposals(
@@ -99,7 +110,9 @@ class MaskRCNN(nn.Module):
         for last in (self.rpn.head.cls_logits, self.rpn.head.bbox_pred, *self.roi_heads.last_layers()):
             in_full(last)
 
-    def forward(self, images: Tensor, sizes: Sequence[tuple[int, int]], objects: Sequence[Objects] | None = None) -> Any:
+    def forward(
+        self, images: Tensor, sizes: Sequence[tuple[int, int]], objects: Sequence[Objects] | None = None
+    ) -> Any:
         """Return losses by name (in training mode, which needs `objects`), or a Found per image.
 
         Args:
@@ -107,7 +120,9 @@ class MaskRCNN(nn.Module):
             sizes: height and width of each without its padding.
             objects: what is in each image; masks as runs (core.runs) of its size without padding.
         """
-        features = {name: level.float() for name, level in self.pyramid(images).items()}  # boxes do not survive bfloat16: 2 pixels at 256
+        features = {
+            name: level.float() for name, level in self.pyramid(images).items()
+        }  # boxes do not survive bfloat16: 2 pixels at 256
         targets = None if objects is None else [_target(one) for one in objects]
         proposals, losses = self.rpn(ImageList(images, list(sizes)), features, targets)
         found, more = self.roi_heads(features, proposals, list(sizes), targets)
@@ -141,7 +156,9 @@ class _Anchors(AnchorGenerator):  # type: ignore[misc]
         super().__init__(sizes, ratios)
         self.strides = tuple(strides)
 
-    def generate_anchors(self, scales: Any, aspect_ratios: Any, dtype: Any = torch.float32, device: Any = None) -> Tensor:
+    def generate_anchors(
+        self, scales: Any, aspect_ratios: Any, dtype: Any = torch.float32, device: Any = None
+    ) -> Tensor:
         sides, ratios = (torch.as_tensor(values, dtype=dtype, device=device) for values in (scales, aspect_ratios))
         heights, widths = ((ratios.sqrt() ** power)[:, None] * sides for power in (1, -1))
         return torch.stack([-widths, -heights, widths, heights], dim=-1).flatten(0, 1) / 2
@@ -160,7 +177,11 @@ class _Proposals(RegionProposalNetwork):  # type: ignore[misc]
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
         positive, negative = (indices(torch.cat(masks)) for masks in self.fg_bg_sampler(labels))
-        sampled, truth, targets = torch.cat([positive, negative]), torch.cat(labels), torch.cat(list(regression_targets))
+        sampled, truth, targets = (
+            torch.cat([positive, negative]),
+            torch.cat(labels),
+            torch.cat(list(regression_targets)),
+        )
         count = self.fg_bg_sampler.batch_size_per_image * len(labels)
         objects = F.binary_cross_entropy_with_logits(objectness.flatten()[sampled], truth[sampled], reduction="sum")
         boxes = F.l1_loss(pred_bbox_deltas[positive], targets[positive], reduction="sum")
@@ -191,7 +212,14 @@ class _RoIPooler(nn.Module):
 class _Regions(RoIHeads):  # type: ignore[misc]
     """The box and the mask head with detectron2's initialisation, losses and targets."""
 
-    def __init__(self, width: int, strides: Sequence[float], classes: int, heads: HeadsConfig, norm: Callable[[int], nn.Module] | None) -> None:
+    def __init__(
+        self,
+        width: int,
+        strides: Sequence[float],
+        classes: int,
+        heads: HeadsConfig,
+        norm: Callable[[int], nn.Module] | None,
+    ) -> None:
         super().__init__(
             None, FastRCNNConvFCHead((width, BOX_SIDE, BOX_SIDE), [width] * heads.box_convs, [heads.box_width], norm_layer=norm),
             FastRCNNPredictor(heads.box_width, classes + 1),
@@ -213,7 +241,13 @@ class _Regions(RoIHeads):  # type: ignore[misc]
         masks = [self.mask_predictor.mask_fcn_logits] if self.has_mask() else []
         return [self.box_predictor.cls_score, self.box_predictor.bbox_pred, *masks]
 
-    def forward(self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]], targets: Any = None) -> Any:
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: Any = None,
+    ) -> Any:
         levels = list(features.values())[: len(self.box_pooler.strides)]
         if self.training:
             return [], self._losses(levels, proposals, targets, image_shapes)
@@ -221,8 +255,13 @@ class _Regions(RoIHeads):  # type: ignore[misc]
         boxes, scores, labels = self.postprocess_detections(logits, deltas, proposals, image_shapes)
         masks: Any = [None] * len(boxes)
         if self.has_mask():
-            masks = self._masks(levels, boxes, torch.cat(labels)).sigmoid().split_with_sizes([len(box) for box in boxes])
-        return [Found(box, score, label - 1, mask) for box, score, label, mask in zip(boxes, scores, labels, masks, strict=True)], {}
+            masks = (
+                self._masks(levels, boxes, torch.cat(labels)).sigmoid().split_with_sizes([len(box) for box in boxes])
+            )
+        return [
+            Found(box, score, label - 1, mask)
+            for box, score, label, mask in zip(boxes, scores, labels, masks, strict=True)
+        ], {}
 
     def _boxes(self, levels: list[Tensor], proposals: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Return class logits (R, K + 1) and box offsets (R, (K + 1) * 4)."""
@@ -235,14 +274,18 @@ class _Regions(RoIHeads):  # type: ignore[misc]
         own: Tensor = logits[torch.arange(len(labels), device=labels.device), labels]
         return own
 
-    def _losses(self, levels: list[Tensor], proposals: list[Tensor], targets: Targets, sizes: list[Size]) -> dict[str, Tensor]:
+    def _losses(
+        self, levels: list[Tensor], proposals: list[Tensor], targets: Targets, sizes: list[Size]
+    ) -> dict[str, Tensor]:
         proposals, matched, labels, box_targets = self.select_training_samples(proposals, targets)
         logits, deltas = self._boxes(levels, proposals)
         losses = box_losses(logits, deltas, torch.cat(labels), torch.cat(list(box_targets)))
         if self.has_mask():
             positive = [indices(label > 0) for label in labels]
             boxes = [box[k] for box, k in zip(proposals, positive, strict=True)]
-            scores = self._masks(levels, boxes, torch.cat([label[k] for label, k in zip(labels, positive, strict=True)]))
+            scores = self._masks(
+                levels, boxes, torch.cat([label[k] for label, k in zip(labels, positive, strict=True)])
+            )
             side = scores.shape[-1]
             truth = [
                 mask_targets(target["masks"], size, box, owner[k], side)
@@ -283,7 +326,9 @@ def mask_targets(runs: Tensor, size: Size, boxes: Tensor, matched: Tensor, side:
     """
     if len(runs) > DRAWN:
         each = torch.arange(DRAWN, device=runs.device)
-        parts = [(runs[some], box) for some, box in zip(torch.split(matched, DRAWN), torch.split(boxes, DRAWN), strict=True)]
+        parts = [
+            (runs[some], box) for some, box in zip(torch.split(matched, DRAWN), torch.split(boxes, DRAWN), strict=True)
+        ]
         return torch.cat([mask_targets(own, size, box, each[: len(own)], side) for own, box in parts])
     masks = dense(runs, size)[:, None].to(boxes.dtype, memory_format=torch.contiguous_format)
     regions = torch.cat([matched[:, None].to(boxes), boxes], dim=1)

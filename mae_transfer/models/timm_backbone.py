@@ -33,7 +33,9 @@ class TimmBackbone(nn.Module):
         super().__init__()
         name = type(model).__name__
         if not (hasattr(model, "forward_intermediates") and hasattr(model, "group_matcher")):
-            raise ValueError(f"timm's {name} hands out no intermediate maps (forward_intermediates); choose a model that does")
+            raise ValueError(
+                f"timm's {name} hands out no intermediate maps (forward_intermediates); choose a model that does"
+            )
         info: list[dict[str, Any]] = list(model.feature_info)
         self.strides = tuple(int(entry["reduction"]) for entry in info)
         self.channels = tuple(int(entry["num_chs"]) for entry in info)
@@ -43,12 +45,18 @@ class TimmBackbone(nn.Module):
                 model.head.norm = nn.Identity()  # where ConvNeXt has its final norm; timm before 1.0.31 leaves it there
         self.model, self.class_token, self.final_norm = model, class_token, final_norm
         call = model.forward_intermediates
-        self.prefixed = "return_prefix_tokens" in inspect.signature(call).parameters and bool(getattr(model, "num_prefix_tokens", 1))
-        self.normalizes = "assert not norm" not in inspect.getsource(call)  # Hiera's maps have no norm: it stands in its head
+        self.prefixed = "return_prefix_tokens" in inspect.signature(call).parameters and bool(
+            getattr(model, "num_prefix_tokens", 1)
+        )
+        self.normalizes = "assert not norm" not in inspect.getsource(
+            call
+        )  # Hiera's maps have no norm: it stands in its head
         try:
             self.layers = _layers(model)
         except (KeyError, TypeError, IndexError, AssertionError) as error:
-            raise ValueError(f"timm's {name} tells no layers of its parameters (group_matcher: {error!r}); choose a model that does") from None
+            raise ValueError(
+                f"timm's {name} tells no layers of its parameters (group_matcher: {error!r}); choose a model that does"
+            ) from None
         self.dim, self.patch, self.depth = self.channels[-1], self.strides[0], max(self.layers.values())
         self.cls_dim = int(getattr(model, "head_hidden_size", None) or self.dim)
 
@@ -96,7 +104,11 @@ class TimmBackbone(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Return the parameters that timm spares from weight decay."""
         spared = self.model.no_weight_decay() if hasattr(self.model, "no_weight_decay") else set()
-        return {name for name, _ in self.named_parameters() if any(name.removeprefix("model.").endswith(key) for key in spared)}
+        return {
+            name
+            for name, _ in self.named_parameters()
+            if any(name.removeprefix("model.").endswith(key) for key in spared)
+        }
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in the backward pass instead of keeping their activations."""
@@ -109,7 +121,9 @@ def _layers(model: Any) -> dict[str, int]:
     if callable(groups):  # CaiT's: a function from a name to its number, 0 in the stem, infinite after the blocks
         numbers = {f"model.{name}": groups(name) for name, _ in model.named_parameters()}
         finite = sorted({number for number in numbers.values() if 0 < number < float("inf")})
-        return {name: finite.index(number) + 1 if number else 0 for name, number in numbers.items() if number < float("inf")}
+        return {
+            name: finite.index(number) + 1 if number else 0 for name, number in numbers.items() if number < float("inf")
+        }
     patterns = groups["blocks"] if isinstance(groups["blocks"], list) else [(groups["blocks"], None)]
     patterns = [pattern if isinstance(pattern, tuple) else (pattern, None) for pattern in patterns]
     stems = groups["stem"] if isinstance(groups["stem"], list | tuple) else [groups["stem"]]

@@ -43,7 +43,9 @@ def check_width(dim: int | None, heads: int | None) -> None:
     if dim and heads and dim % heads:
         raise ValueError(f"heads = {heads} does not divide dim = {dim}: give a divisor of {dim}")
     if dim and dim % 4:
-        raise ValueError(f"dim = {dim}: the 2-D sin-cos table of positions needs a multiple of 4 (sine and cosine of two axes)")
+        raise ValueError(
+            f"dim = {dim}: the 2-D sin-cos table of positions needs a multiple of 4 (sine and cosine of two axes)"
+        )
 
 
 class ViTConfig(Schema):
@@ -98,7 +100,9 @@ class ViTConfig(Schema):
                 f"windows={self.windows}, relative_positions={self.relative_positions!r} leave no place to a class token: class_token=False"
             )
         if self.global_blocks and not self.windows:
-            raise ValueError(f"global_blocks={self.global_blocks} are what is left beside windows; give `windows` (ViTDet: 14)")
+            raise ValueError(
+                f"global_blocks={self.global_blocks} are what is left beside windows; give `windows` (ViTDet: 14)"
+            )
         named = SIZES[self.size] if self.size else (None, None, None)
         check_width(self.dim or named[0], self.heads or named[2])
         return self
@@ -109,7 +113,9 @@ class ViTConfig(Schema):
 
     def bias_tables(self) -> tuple[list[int | None], list[int]]:
         """Return the window of each relative-position bias table (None: the image's grid), and which table each block reads; empty without tables."""
-        depth = self.depth or (SIZES[self.size][1] if self.size else 0)  # not shape(): while a file is read the heads are unknown
+        depth = self.depth or (
+            SIZES[self.size][1] if self.size else 0
+        )  # not shape(): while a file is read the heads are unknown
         windows = [self.window_of(i) for i in range(depth)]
         if self.relative_positions == "per_block":
             return windows, list(range(len(windows)))
@@ -121,9 +127,13 @@ class ViTConfig(Schema):
     def shape(self) -> tuple[int, int, int]:
         """Return width, depth and heads; ValueError where they are missing, or `global_blocks` names others."""
         named = SIZES[self.size] if self.size else (0, 0, 0)
-        dim, depth, heads = (own or default for own, default in zip((self.dim, self.depth, self.heads), named, strict=True))
+        dim, depth, heads = (
+            own or default for own, default in zip((self.dim, self.depth, self.heads), named, strict=True)
+        )
         if min(dim, depth, heads) < 1:
-            raise ValueError(f"dim {dim}, depth {depth}, heads {heads}: name a size ({', '.join(SIZES)}) or give all three")
+            raise ValueError(
+                f"dim {dim}, depth {depth}, heads {heads}: name a size ({', '.join(SIZES)}) or give all three"
+            )
         if not all(0 <= block < depth for block in self.global_blocks):
             raise ValueError(f"global_blocks {self.global_blocks}: name blocks 0..{depth - 1} of this encoder")
         return dim, depth, heads
@@ -153,7 +163,9 @@ class PatchEmbed(nn.Module):
         patches = patchify(images, self.proj.kernel_size[0])
         if ids is not None:
             patches = take(patches, ids)
-        return F.linear(patches, self.proj.weight.permute(0, 2, 3, 1).flatten(1), self.proj.bias).to(self.proj.weight.dtype)
+        return F.linear(patches, self.proj.weight.permute(0, 2, 3, 1).flatten(1), self.proj.bias).to(
+            self.proj.weight.dtype
+        )
 
 
 class Block(nn.Module):
@@ -181,7 +193,9 @@ class Block(nn.Module):
         self.ls2 = LayerScale(dim, layer_scale) if layer_scale is not None else nn.Identity()
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(self, x: Tensor, bias: Tensor | None = None, *, last: int | None = None, grid: tuple[int, int] | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, bias: Tensor | None = None, *, last: int | None = None, grid: tuple[int, int] | None = None
+    ) -> Tensor:
         """Return (B, L, D) for x (B, L, D), or (B, M, D) for its M = `last` last tokens only: what nobody reads is not computed. Like Attention."""
         attended = self.attn(self.norm1(x), bias, last=last, grid=grid)
         x = (x if last is None else x[:, -last:]) + self.drop_path(self.ls1(attended))
@@ -190,7 +204,13 @@ class Block(nn.Module):
 
 
 def run(
-    block: nn.Module, x: Tensor, bias: Tensor | None = None, *, last: int | None = None, grid: tuple[int, int] | None = None, recompute: bool
+    block: nn.Module,
+    x: Tensor,
+    bias: Tensor | None = None,
+    *,
+    last: int | None = None,
+    grid: tuple[int, int] | None = None,
+    recompute: bool,
 ) -> Tensor:
     """Return block(x, bias, last=last, grid=grid); recompute: keep none of its activations and compute them again in the backward pass."""
     if not (recompute and torch.is_grad_enabled()):
@@ -210,15 +230,28 @@ class ViT(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, self.dim)) if cfg.class_token else None
         self.pos_embed = None
         if cfg.positions != "none":
-            self.pos_embed = nn.Parameter(sincos_2d(self.dim, self.grid, leading=self.leading), requires_grad=cfg.positions == "learned")
+            self.pos_embed = nn.Parameter(
+                sincos_2d(self.dim, self.grid, leading=self.leading), requires_grad=cfg.positions == "learned"
+            )
         windows = [cfg.window_of(i) for i in range(self.depth)]
         kinds, self.table_of = cfg.bias_tables()
         table = partial(RelativePositionBias, self.grid, heads, leading=self.leading)
         self.rel_pos_bias = nn.ModuleList(table(window=window) for window in kinds)
         rates = [cfg.drop_path * i / max(1, self.depth - 1) for i in range(self.depth)]
-        block = partial(Block, self.dim, heads, mlp_ratio=cfg.mlp_ratio, qkv_bias=cfg.qkv_bias, norm_eps=cfg.norm_eps, layer_scale=cfg.layer_scale)
+        block = partial(
+            Block,
+            self.dim,
+            heads,
+            mlp_ratio=cfg.mlp_ratio,
+            qkv_bias=cfg.qkv_bias,
+            norm_eps=cfg.norm_eps,
+            layer_scale=cfg.layer_scale,
+        )
         decomposed = self.grid if cfg.relative_positions == "decomposed" else None
-        self.blocks = nn.ModuleList(block(window=window, decomposed=decomposed, drop_path=rate) for window, rate in zip(windows, rates, strict=True))
+        self.blocks = nn.ModuleList(
+            block(window=window, decomposed=decomposed, drop_path=rate)
+            for window, rate in zip(windows, rates, strict=True)
+        )
         self.norm = nn.LayerNorm(self.dim, eps=cfg.norm_eps) if cfg.final_norm else None
         initialize(self, cfg.init)
 
@@ -229,7 +262,9 @@ class ViT(nn.Module):
         """
         taps = taps or (self.depth - 1,)
         if not all(0 <= tap < self.depth for tap in taps) or list(taps) != sorted(set(taps)):
-            raise ValueError(f"taps {tuple(taps)}: name blocks 0..{self.depth - 1} of this encoder, each once, in rising order")
+            raise ValueError(
+                f"taps {tuple(taps)}: name blocks 0..{self.depth - 1} of this encoder, each once, in rising order"
+            )
         h, w = grid = grid_of((images.shape[2], images.shape[3]), self.patch)
         tokens = self.place(self.patch_embed(images), grid)
         outputs = self.encode(tokens, grid, taps=taps, norm=norm)
@@ -250,7 +285,13 @@ class ViT(nn.Module):
         return torch.cat([cls.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
 
     def encode(
-        self, tokens: Tensor, grid: tuple[int, int], ids: Tensor | None = None, *, taps: Sequence[int] = (), norm: bool = True
+        self,
+        tokens: Tensor,
+        grid: tuple[int, int],
+        ids: Tensor | None = None,
+        *,
+        taps: Sequence[int] = (),
+        norm: bool = True,
     ) -> tuple[Tensor, ...]:
         """Return the tokens (B, L, D) after the blocks `taps`, the last one where empty; `ids` (B, M) as for `place`.
 
@@ -258,7 +299,9 @@ class ViT(nn.Module):
         """
         taps = taps or (self.depth - 1,)
         if ids is not None and (self.cfg.windows or self.cfg.relative_positions == "decomposed"):
-            raise ValueError("windows and decomposed positions need every patch: pretrain without them, they are switched on at transfer (changes)")
+            raise ValueError(
+                "windows and decomposed positions need every patch: pretrain without them, they are switched on at transfer (changes)"
+            )
         biases = [table(grid, ids) for table in self.rel_pos_bias]
         outputs = []
         for i, block in enumerate(self.blocks[: taps[-1] + 1]):

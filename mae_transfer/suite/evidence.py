@@ -52,7 +52,10 @@ def unreadable(artifact: Path) -> str | None:
 def recorded(numbers: Path) -> str | None:
     """Return the digest of its file that a pretraining's or a tokenizer's results name, for notes that have none."""
     found = results.load(numbers)[0] if numbers.is_file() else []
-    return next((r.checkpoint_sha256 for r in reversed(found) if r.task in ("pretrain", "tokenizer") and r.checkpoint_sha256), None)
+    return next(
+        (r.checkpoint_sha256 for r in reversed(found) if r.task in ("pretrain", "tokenizer") and r.checkpoint_sha256),
+        None,
+    )
 
 
 def digest(path: Path) -> str:

@@ -48,7 +48,15 @@ def panel(axes: Axes, name: str, ours: Sequence[Line], published: Sequence[Line]
         summaries = [point.ours for point in points if point.ours]
         means = [s.mean for s in summaries]
         bars = [[s.mean - s.low for s in summaries], [s.high - s.mean for s in summaries]]
-        axes.errorbar([columns.index(p.column) for p in points], means, yerr=bars, marker="o", markersize=4, capsize=3, label=label)
+        axes.errorbar(
+            [columns.index(p.column) for p in points],
+            means,
+            yerr=bars,
+            marker="o",
+            markersize=4,
+            capsize=3,
+            label=label,
+        )
     for row in ROWS[name]:
         known = sorted((p for p in published if p.row == row), key=lambda line: position(line.column))
         numbers = [(columns.index(p.column), p.published.value) for p in known if p.published]

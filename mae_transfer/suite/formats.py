@@ -85,7 +85,16 @@ def _environment(title: str, rows: Rows) -> str:
     lines = [list(rows[0]), *(list(row.values()) for row in rows)]
     body = [guarded(" & ".join(map(tex, line))) + r" \\" for line in lines]
     columns = "l" * len(rows[0])
-    parts = [r"\begin{table}", rf"\caption{{{tex(title)}}}", rf"\begin{{tabular}}{{{columns}}}", r"\hline", body[0], r"\hline", *body[1:], r"\hline"]
+    parts = [
+        r"\begin{table}",
+        rf"\caption{{{tex(title)}}}",
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\hline",
+        body[0],
+        r"\hline",
+        *body[1:],
+        r"\hline",
+    ]
     return "\n".join([*parts, r"\end{tabular}", r"\end{table}"]) + "\n"
 
 
@@ -107,8 +116,16 @@ def as_html(sheets: Sheets) -> str:
 
 def _element(title: str, rows: Rows) -> str:
     head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in rows[0])
-    body = "\n".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row.values()) + "</tr>" for row in rows)
+    body = "\n".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row.values()) + "</tr>" for row in rows
+    )
     return f"<table>\n<caption>{html.escape(title)}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n"
 
 
-FORMATS: Mapping[str, Callable[[Sheets], str]] = {"terminal": terminal, "markdown": markdown, "csv": as_csv, "latex": latex, "html": as_html}
+FORMATS: Mapping[str, Callable[[Sheets], str]] = {
+    "terminal": terminal,
+    "markdown": markdown,
+    "csv": as_csv,
+    "latex": latex,
+    "html": as_html,
+}

@@ -29,7 +29,9 @@ PR_SET_PDEATHSIG = 1  # of Linux's prctl
 TORCHRUN_WAITS = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # seconds for its processes to save in before it kills them; older versions take 30
 
 
-def start(command: Sequence[str], folder: Path, *, environment: Mapping[str, str], modules: Sequence[str], threads: int | None) -> ForkServerProcess:
+def start(
+    command: Sequence[str], folder: Path, *, environment: Mapping[str, str], modules: Sequence[str], threads: int | None
+) -> ForkServerProcess:
     """Start a tool's command in its folder; the process ends with the tool's exit status.
 
     Args:
@@ -48,7 +50,9 @@ def start(command: Sequence[str], folder: Path, *, environment: Mapping[str, str
 def main(command: list[str], folder: Path, environment: dict[str, str], threads: int | None) -> None:
     """Run the command in this process, or in its place where it is not a Python script's (torchrun)."""
     os.environ.update(environment)
-    multiprocessing.set_start_method(None, force=True)  # the platform's own: loader workers would start a fork server of their own, which takes long
+    multiprocessing.set_start_method(
+        None, force=True
+    )  # the platform's own: loader workers would start a fork server of their own, which takes long
     with locked(folder / ".lock") as lock:
         redirect(folder / LOG)
         print(START + " ".join(command), flush=True)
@@ -64,7 +68,9 @@ def main(command: list[str], folder: Path, environment: dict[str, str], threads:
 
 def attend(command: list[str], lock: int) -> NoReturn:
     """Run a command that is no Python script (torchrun), hand on the signals that this process gets, and end as it ends."""
-    with subprocess.Popen(command, pass_fds=(lock,), preexec_fn=end_with_this_thread) as process:  # it holds the lock as long as it lives
+    with subprocess.Popen(
+        command, pass_fds=(lock,), preexec_fn=end_with_this_thread
+    ) as process:  # it holds the lock as long as it lives
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, _: process.send_signal(number))
         code = process.wait()

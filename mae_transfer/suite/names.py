@@ -19,7 +19,12 @@ FILES = {"mae_vit_": "mae", "moco_v3_": "moco-v3", "dino_vit_": "dino", "beit_":
 """How the names of released files begin (checkpoints.RELEASED) -> the method."""
 TARGETS = {"pixel": "pixel (w/o norm)", "norm_pixel": "pixel (w/ norm)", "pca": "PCA", "token": "dVAE token"}
 """Target of our own pretraining -> its row in tables 1d and 7."""
-BACKBONES = {"vit_small/16": "ViT-S/16", "vit_base/16": "ViT-B/16", "vit_large/16": "ViT-L/16", "vit_huge/14": "ViT-H/14"}
+BACKBONES = {
+    "vit_small/16": "ViT-S/16",
+    "vit_base/16": "ViT-B/16",
+    "vit_large/16": "ViT-L/16",
+    "vit_huge/14": "ViT-H/14",
+}
 TOKENS_AT_448 = 32 * 32 + 1  # of a ViT-H/14 with its class token
 FINE_GRAINED = {
     "inat2017": "iNat 2017", "inat2018": "iNat 2018", "inat2019": "iNat 2019", "places205": "Places205", "places365": "Places365",

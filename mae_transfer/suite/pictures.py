@@ -48,13 +48,17 @@ def curves(runs: Mapping[Path, Note]) -> Iterator[Picture]:
     sources: dict[str, set[str]] = defaultdict(set)
     for note in runs.values():
         sources[note.row].add(note.name.split("/")[0])
-    labels = {note.name: note.row if len(sources[note.row]) == 1 else note.name.split("/")[0] for note in runs.values()}  # one row of several sizes
+    labels = {
+        note.name: note.row if len(sources[note.row]) == 1 else note.name.split("/")[0] for note in runs.values()
+    }  # one row of several sizes
     for folder, note in runs.items():
         kind = note.name.split("/")[1]
         for quantity, (steps, values) in logged(folder / "log.jsonl").items():
             if len(steps) > 1:
                 found[kind, quantity].append(Curve(labels[note.name], steps, values))
-    colours = {label: f"C{number % 10}" for number, label in enumerate(dict.fromkeys(labels.values()))}  # the same in every picture
+    colours = {
+        label: f"C{number % 10}" for number, label in enumerate(dict.fromkeys(labels.values()))
+    }  # the same in every picture
     for (kind, quantity), lines in sorted(found.items()):
         yield Picture(f"{kind}: {quantity}", svg(plot(lines, quantity, colours), prefix=slug(f"{kind} {quantity}")))
 
@@ -67,7 +71,9 @@ def logged(path: Path) -> dict[str, tuple[list[int], list[float]]]:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
-        names = ["loss"] if row.get("kind") == "train" else [name for name in row if name not in ("kind", "step", "epoch")]
+        names = (
+            ["loss"] if row.get("kind") == "train" else [name for name in row if name not in ("kind", "step", "epoch")]
+        )
         for name in names:
             if isinstance(row.get(name), float):
                 series["training loss" if row["kind"] == "train" else name][0].append(row["step"])
@@ -84,7 +90,14 @@ def plot(lines: Sequence[Curve], quantity: str, colours: Mapping[str, str]) -> F
         axes = figure.subplots()
         for line in lines:
             style: Any = {"marker": "o", "markersize": 3} if len(line.steps) < 20 else {}
-            axes.plot(line.steps, line.values, label=names.pop(line.label, None), color=colours[line.label], linewidth=1.2, **style)
+            axes.plot(
+                line.steps,
+                line.values,
+                label=names.pop(line.label, None),
+                color=colours[line.label],
+                linewidth=1.2,
+                **style,
+            )
         axes.set_xlabel("step")
         axes.set_ylabel(quantity)
         axes.grid(alpha=0.25)

@@ -9,7 +9,17 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from mae_transfer.suite.names import EVALUATED, FINE_GRAINED, TARGETS, backbone, dataset, detected_epochs, full_length, method, paper_names
+from mae_transfer.suite.names import (
+    EVALUATED,
+    FINE_GRAINED,
+    TARGETS,
+    backbone,
+    dataset,
+    detected_epochs,
+    full_length,
+    method,
+    paper_names,
+)
 from mae_transfer.suite.published import PUBLISHED
 from mae_transfer.suite.records import Record
 
@@ -46,7 +56,13 @@ class Layout(NamedTuple):
 
 def at(record: Record, row: str, column: str, *, like_paper: bool = True) -> Place:
     """Return the place of a record's own number; nothing that is not of the paper's scale is like the paper."""
-    return Place(record, row, column, like_paper and record.result.scale == "paper" and full_length(record.result), record.result.value)
+    return Place(
+        record,
+        row,
+        column,
+        like_paper and record.result.scale == "paper" and full_length(record.result),
+        record.result.value,
+    )
 
 
 def row_of(table: str, record: Record) -> str:
@@ -64,7 +80,9 @@ def of_method(table: str, record: Record, column: str, *, like_paper: bool = Tru
     row, pretrain = row_of(table, record), record.result.pretrain
     known = paper_names(pretrain)
     supported = row in known if known else method(pretrain) is None
-    return at(record, row, column, like_paper=like_paper and supported and (row != EVALUATED or record.result.epochs == 0))
+    return at(
+        record, row, column, like_paper=like_paper and supported and (row != EVALUATED or record.result.epochs == 0)
+    )
 
 
 def classified(records: Sequence[Record], *protocols: str) -> Iterator[tuple[Record, str, str]]:
@@ -72,7 +90,13 @@ def classified(records: Sequence[Record], *protocols: str) -> Iterator[tuple[Rec
     for record in records:
         result = record.result
         first, _, rest = result.protocol.partition("-")
-        if result.task == "classify" and result.split == "val" and result.metric == "top1" and first in protocols and "labels" not in rest:
+        if (
+            result.task == "classify"
+            and result.split == "val"
+            and result.metric == "top1"
+            and first in protocols
+            and "labels" not in rest
+        ):
             yield record, first, rest
 
 
@@ -128,7 +152,12 @@ def targets(records: Sequence[Record]) -> Iterator[Place]:
     for record, protocol, _ in classified(records, *PROTOCOLS):
         found = method(record.result.pretrain)
         if found and found.target in TARGETS:
-            yield at(record, TARGETS[found.target], PROTOCOLS[protocol], like_paper=large_800(record, found.target) and found.mask == "random")
+            yield at(
+                record,
+                TARGETS[found.target],
+                PROTOCOLS[protocol],
+                like_paper=large_800(record, found.target) and found.mask == "random",
+            )
 
 
 def by_backbone(table: str, *protocols: str) -> Callable[[Sequence[Record]], Iterator[Place]]:
@@ -170,7 +199,11 @@ def robustness(records: Sequence[Record]) -> Iterator[Place]:
     for record in records:
         if record.result.task == "robustness" and record.result.metric in ("top1", "mCE"):
             column = f"{record.result.dataset}, {backbone(record.result)}"
-            yield at(record, "MAE", column) if EVALUATED in paper_names(record.result.pretrain) else of_method("13", record, column)
+            yield (
+                at(record, "MAE", column)
+                if EVALUATED in paper_names(record.result.pretrain)
+                else of_method("13", record, column)
+            )
 
 
 def detection(records: Sequence[Record]) -> Iterator[Place]:
@@ -184,7 +217,12 @@ def schedules(records: Sequence[Record]) -> Iterator[Place]:
     """MAE's ViT-B/16 on COCO by the length of training, Li et al.'s protocol."""
     for record, metric in dense(records, "detect", AP):
         result = record.result
-        if result.scale == "paper" and dataset(result.dataset) == "COCO" and "li2021" in result.protocol and "MAE" in paper_names(result.pretrain):
+        if (
+            result.scale == "paper"
+            and dataset(result.dataset) == "COCO"
+            and "li2021" in result.protocol
+            and "MAE" in paper_names(result.pretrain)
+        ):
             row = f"MAE, {int(detected_epochs(result))} epochs"  # the lengths are counted in steps, half an epoch more than these
             yield Place(record, row, f"{metric}, {backbone(result)}", True, result.value)
 
@@ -194,7 +232,10 @@ def vitdet(records: Sequence[Record]) -> Iterator[Place]:
     for record, metric in dense(records, "detect", AP):
         if "vitdet" in record.result.protocol:
             ours = record.result.scale == "paper" and "MAE" in paper_names(record.result.pretrain)
-            row, same = "Mask R-CNN" if ours else row_of("vitdet", record), ours and dataset(record.result.dataset) == "COCO"
+            row, same = (
+                "Mask R-CNN" if ours else row_of("vitdet", record),
+                ours and dataset(record.result.dataset) == "COCO",
+            )
             yield at(record, row, f"{metric}, {backbone(record.result)}", like_paper=same)
 
 
@@ -202,14 +243,21 @@ def segmentation_figures(records: Sequence[Record]) -> Iterator[Place]:
     """Every figure of UperNet, beside others' runs of the public recipe."""
     for record, metric in dense(records, "segment", IOU):
         if record.result.protocol == "upernet":
-            yield of_method("ade", record, f"{metric}, {backbone(record.result)}", like_paper=dataset(record.result.dataset) == "ADE20K")
+            yield of_method(
+                "ade",
+                record,
+                f"{metric}, {backbone(record.result)}",
+                like_paper=dataset(record.result.dataset) == "ADE20K",
+            )
 
 
 def segmentation(records: Sequence[Record]) -> Iterator[Place]:
     """Table 5."""
     for record, _ in dense(records, "segment", {"mIoU": "mIoU"}):
         same = dataset(record.result.dataset) == "ADE20K" and record.result.protocol == "upernet"
-        column = backbone(record.result) + ("" if record.result.protocol == "upernet" else f", {record.result.protocol}")
+        column = backbone(record.result) + (
+            "" if record.result.protocol == "upernet" else f", {record.result.protocol}"
+        )
         yield of_method("5", record, column, like_paper=same)
 
 
@@ -224,7 +272,11 @@ def pixels_and_tokens(records: Sequence[Record]) -> Iterator[Place]:
             data = dataset(result.dataset)
             same = ours is not None and ours[1:] == ("random", "75%", "1600") and protocol in result.protocol
             parts = [data if data == "ImageNet" else f"{data} {metric}", backbone(result)]
-            parts += [] if protocol in result.protocol or (result.task == "detect" and result.scale != "paper") else [result.protocol]
+            parts += (
+                []
+                if protocol in result.protocol or (result.task == "detect" and result.scale != "paper")
+                else [result.protocol]
+            )
             row = TARGETS[ours.target] if ours else "random init"
             yield at(record, row, ", ".join(parts), like_paper=same and data in ("ImageNet", "COCO", "ADE20K"))
 
@@ -238,14 +290,22 @@ def masks(records: Sequence[Record]) -> Iterator[Place]:
 
 def mask_ratios(records: Sequence[Record]) -> Iterator[Place]:
     """Figure 5, where more than one ratio of the random mask was run."""
-    found = [(r, PROTOCOLS[p], m) for r, p, _ in classified(records, *PROTOCOLS) if (m := method(r.result.pretrain)) and m.mask == "random"]
+    found = [
+        (r, PROTOCOLS[p], m)
+        for r, p, _ in classified(records, *PROTOCOLS)
+        if (m := method(r.result.pretrain)) and m.mask == "random"
+    ]
     if len({m.hidden for _, _, m in found}) > 1:
         yield from (at(r, protocol, m.hidden, like_paper=large_800(r)) for r, protocol, m in found)
 
 
 def lengths(records: Sequence[Record]) -> Iterator[Place]:
     """Figure 7, where more than one length of pretraining was run."""
-    found = [(r, PROTOCOLS[p], m) for r, p, _ in classified(records, *PROTOCOLS) if (m := method(r.result.pretrain)) and m.mask == "random"]
+    found = [
+        (r, PROTOCOLS[p], m)
+        for r, p, _ in classified(records, *PROTOCOLS)
+        if (m := method(r.result.pretrain)) and m.mask == "random"
+    ]
     if len({m.epochs for _, _, m in found}) > 1:
         for record, protocol, m in found:
             same = on_imagenet(record) and backbone(record.result) == "ViT-L/16" and m.target == "pixel"
@@ -258,7 +318,10 @@ def costs(records: Sequence[Record]) -> Iterator[Place]:
     """
     for record, _, _ in classified(records, "finetune"):
         if record.label in ROWS["2"]:
-            named, same = str(record.label), pixels_800(record) and str(record.label).startswith(backbone(record.result))
+            named, same = (
+                str(record.label),
+                pixels_800(record) and str(record.label).startswith(backbone(record.result)),
+            )
             yield at(record, named, "fine-tuning", like_paper=same)
     runs = pretrainings(records)
     slowest: dict[tuple[object, ...], float] = defaultdict(float)
@@ -272,12 +335,18 @@ def costs(records: Sequence[Record]) -> Iterator[Place]:
         yield Place(record, row, "tokens per image in the encoder", False, result.tokens_per_image, "tokens")
         yield Place(record, row, "GFLOPs per image, forward and backward", False, flops, "GFLOPs")
         if slowest[_work(record)] > _hours(record):
-            yield Place(record, row, "speed-up over the slowest run here", False, slowest[_work(record)] / _hours(record), "x")
+            yield Place(
+                record, row, "speed-up over the slowest run here", False, slowest[_work(record)] / _hours(record), "x"
+            )
 
 
 def pretrainings(records: Sequence[Record]) -> list[Record]:
     """Return the records of pretraining runs, one of each."""
-    return [r for r in records if r.result.task == "pretrain" and r.result.metric in ("val_loss", "train_loss") and r.result.status == "ok"]
+    return [
+        r
+        for r in records
+        if r.result.task == "pretrain" and r.result.metric in ("val_loss", "train_loss") and r.result.status == "ok"
+    ]
 
 
 def _hours(record: Record) -> float:
@@ -297,7 +366,10 @@ def overview(records: Sequence[Record]) -> Iterator[Place]:
     for record, protocol, rest in classified(records, *titles):
         found.append((record, titles[protocol], (f"{'k = ' if protocol == 'knn' else ''}{rest}", *_where(record))))
     for task, metrics in (("detect", AP), ("segment", {"mIoU": "mIoU"})):
-        found += [(record, metric, (record.result.protocol, *_where(record))) for record, metric in dense(records, task, metrics)]
+        found += [
+            (record, metric, (record.result.protocol, *_where(record)))
+            for record, metric in dense(records, task, metrics)
+        ]
     for record, title, parts in found:
         alike = [others for _, same, others in found if same == title]
         varying = [part for number, part in enumerate(parts) if len({others[number] for others in alike}) > 1]

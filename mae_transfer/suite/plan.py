@@ -69,14 +69,23 @@ def open_plan(file: Path, *, roots: Mapping[str, str] | None = None) -> tuple[Su
     cfg = validate(read(file), SuiteConfig, where=str(file))
     unknown = sorted(set(roots or {}) - set(cfg.roots))
     if unknown:
-        raise ValueError(f"--root {unknown[0]}=...: {file} has no such data set; it has {', '.join(cfg.roots) or 'none'}")
+        raise ValueError(
+            f"--root {unknown[0]}=...: {file} has no such data set; it has {', '.join(cfg.roots) or 'none'}"
+        )
     cfg = cfg.model_copy(update={"roots": {**cfg.roots, **(roots or {})}})
     plan = ordered(expand(cfg, file.parent))
     for node in plan.values():
         try:
             resolved: Any = node.load(node.changes)
-            if node.sweep and node.sweep.split == "holdout" and node.role == "point" and not getattr(resolved.data, "holdout_fraction", 0.0):
-                raise ValueError("its sweep is judged on 'holdout', but nothing is held out: add set={'data.holdout_fraction': 0.1} to the sweep")
+            if (
+                node.sweep
+                and node.sweep.split == "holdout"
+                and node.role == "point"
+                and not getattr(resolved.data, "holdout_fraction", 0.0)
+            ):
+                raise ValueError(
+                    "its sweep is judged on 'holdout', but nothing is held out: add set={'data.holdout_fraction': 0.1} to the sweep"
+                )
         except ValueError as error:
             raise ValueError(f"run {node.name!r} of {file}: {error}") from None
     return cfg, plan
@@ -88,7 +97,12 @@ def expand(cfg: SuiteConfig, folder: Path) -> list[Node]:
     seeds = cfg.seeds if cfg.pretrain_seeds == "each" else cfg.seeds[:1]
     names = Names(cfg.prepare, rows, seeds)
     nodes = [preparation(cfg, folder, name, step, names) for name, step in cfg.prepare.items()]
-    nodes += [pretraining(cfg, folder, row, source, seed, names) for row, source in rows.items() if source.config for seed in seeds]
+    nodes += [
+        pretraining(cfg, folder, row, source, seed, names)
+        for row, source in rows.items()
+        if source.config
+        for seed in seeds
+    ]
     for title, transfer in cfg.transfer.items():
         for row in chosen_rows(title, transfer, rows):
             nodes += transfers(cfg, folder, title, transfer, row, rows[row], names)
@@ -101,12 +115,16 @@ def rows_of(cfg: SuiteConfig, folder: Path) -> dict[str, Source]:
     if cfg.grid is not None:
         for point in points(folder / cfg.grid.file, cfg.grid.scale):
             if point.row in rows:
-                raise ValueError(f"row {point.row!r} stands in `rows` and in {cfg.grid.file}: two pretrainings of one name")
+                raise ValueError(
+                    f"row {point.row!r} stands in `rows` and in {cfg.grid.file}: two pretrainings of one name"
+                )
             own, base = {**point.changes, **cfg.grid.set.get(point.row, {})}, os.path.relpath(point.config, folder)
             hours = cfg.grid.hours.get(point.row) if isinstance(cfg.grid.hours, dict) else cfg.grid.hours
             rows[point.row] = Source(config=base, set=own, data=cfg.grid.data, hours=hours, gib=cfg.grid.gib)
     if not rows:
-        raise ValueError("the suite has no rows: name pretrainings or backbones under `rows`, or an ablation under `grid`")
+        raise ValueError(
+            "the suite has no rows: name pretrainings or backbones under `rows`, or an ablation under `grid`"
+        )
     return rows
 
 
@@ -114,7 +132,9 @@ def chosen_rows(title: str, transfer: Transfer, rows: Mapping[str, Source]) -> S
     """Return the rows that a transfer takes."""
     for row in transfer.rows or ():
         if row not in rows:
-            raise ValueError(f"transfer {title!r} takes row {row!r}, which is none of the suite's; {nearest(row, rows)}")
+            raise ValueError(
+                f"transfer {title!r} takes row {row!r}, which is none of the suite's; {nearest(row, rows)}"
+            )
     return transfer.rows or list(rows)
 
 
@@ -124,7 +144,9 @@ class Names:
     def __init__(self, prepare: Mapping[str, Preparation], rows: Mapping[str, Source], seeds: Sequence[int]) -> None:
         both = sorted(set(prepare) & set(rows))
         if both:
-            raise ValueError(f"{both[0]!r} is the name of a preparation and of a row: a reference to it would be ambiguous")
+            raise ValueError(
+                f"{both[0]!r} is the name of a preparation and of a row: a reference to it would be ambiguous"
+            )
         self._seeds, self._prepare, self._rows = seeds, prepare, rows
 
     def pretraining(self, row: str, seed: int) -> str:
@@ -139,7 +161,9 @@ class Names:
         if name in self._rows and self._rows[name].config:
             return self.pretraining(name, seed)
         pretrained = [row for row, source in self._rows.items() if source.config]
-        raise ValueError(f"{where}: {reference!r} refers to nothing that the suite makes; {nearest(name, [*self._prepare, *pretrained])}")
+        raise ValueError(
+            f"{where}: {reference!r} refers to nothing that the suite makes; {nearest(name, [*self._prepare, *pretrained])}"
+        )
 
     def linked(self, changes: Overrides, seed: int, *, where: str) -> tuple[Overrides, tuple[str, ...]]:
         """Return the changes with each "@name" replaced by its "@NODE", and the nodes."""
@@ -160,7 +184,18 @@ def preparation(cfg: SuiteConfig, folder: Path, name: str, step: Preparation, na
     role: Role = "tokenizer" if step.kind == "dvae" else "basis"
     if step.kind == "dvae":
         changes["seed"] = seed
-    return Node(f"{slug(name)}/prepare", role, name, step.kind, beside(folder, step.config), changes, seed, needs, hours=step.hours, gib=step.gib)
+    return Node(
+        f"{slug(name)}/prepare",
+        role,
+        name,
+        step.kind,
+        beside(folder, step.config),
+        changes,
+        seed,
+        needs,
+        hours=step.hours,
+        gib=step.gib,
+    )
 
 
 def pretraining(cfg: SuiteConfig, folder: Path, row: str, source: Source, seed: int, names: Names) -> Node:
@@ -169,11 +204,22 @@ def pretraining(cfg: SuiteConfig, folder: Path, row: str, source: Source, seed: 
     assert source.config is not None
     name = names.pretraining(row, seed)
     return Node(
-        name, "pretrain", source.row or row, "pretrain", beside(folder, source.config), changes, seed, needs, hours=source.hours, gib=source.gib
+        name,
+        "pretrain",
+        source.row or row,
+        "pretrain",
+        beside(folder, source.config),
+        changes,
+        seed,
+        needs,
+        hours=source.hours,
+        gib=source.gib,
     )
 
 
-def transfers(cfg: SuiteConfig, folder: Path, title: str, transfer: Transfer, row: str, source: Source, names: Names) -> Iterator[Node]:
+def transfers(
+    cfg: SuiteConfig, folder: Path, title: str, transfer: Transfer, row: str, source: Source, names: Names
+) -> Iterator[Node]:
     """Yield the nodes of one transfer of one row: the points of its sweep, then a run per seed."""
     where = f"transfer {title!r} of row {row!r}"
     seeds, base = transfer.seeds or cfg.seeds, f"{slug(row)}/{slug(title)}"
@@ -184,7 +230,18 @@ def transfers(cfg: SuiteConfig, folder: Path, title: str, transfer: Transfer, ro
     def node(name: str, seed: int, role: Role, extra: Overrides) -> Node:
         changes, needs = names.linked({**given, **extra, "seed": seed}, seed, where=where)
         config = beside(folder, transfer.config)
-        return Node(name, role, source.row or row, transfer.tool, config, changes, seed, needs, hours=transfer.hours, gib=transfer.gib)
+        return Node(
+            name,
+            role,
+            source.row or row,
+            transfer.tool,
+            config,
+            changes,
+            seed,
+            needs,
+            hours=transfer.hours,
+            gib=transfer.gib,
+        )
 
     points: list[str] = []
     if transfer.sweep is not None:
@@ -203,10 +260,14 @@ def ordered(nodes: Iterable[Node]) -> Plan:
     plan: Plan = {}
     for node in nodes:
         if node.name in plan:
-            raise ValueError(f"two runs are called {node.name!r} (rows {plan[node.name].row!r} and {node.row!r}): rename one")
+            raise ValueError(
+                f"two runs are called {node.name!r} (rows {plan[node.name].row!r} and {node.row!r}): rename one"
+            )
         plan[node.name] = node
     try:
-        order = list(TopologicalSorter({node.name: (*node.needs, *node.points) for node in plan.values()}).static_order())
+        order = list(
+            TopologicalSorter({node.name: (*node.needs, *node.points) for node in plan.values()}).static_order()
+        )
     except CycleError as error:
         raise ValueError(f"the runs wait for each other in a circle: {' -> '.join(reversed(error.args[1]))}") from None
     levels = levels_of(plan, order)

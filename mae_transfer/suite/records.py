@@ -72,7 +72,11 @@ def load(paths: Iterable[Path]) -> tuple[list[Record], list[str]]:
         found += [Record(result, file, note) for result in good if result.status == "ok" or _owed(result) not in paid]
         defects += [*bad, *complaints]
     if not found:
-        raise ValueError("\n  ".join(["no results found: a run writes results.jsonl into its work dir when it is finished", *defects]))
+        raise ValueError(
+            "\n  ".join(
+                ["no results found: a run writes results.jsonl into its work dir when it is finished", *defects]
+            )
+        )
     return [record for record in found if record.note is None or record.note.role != "point"], defects
 
 
@@ -114,7 +118,11 @@ def _owed(result: Result) -> tuple[object, ...]:
 def _files(path: Path) -> list[Path]:
     if not path.exists():
         raise ValueError(f"{path} does not exist; give work dirs of finished runs, or results.jsonl files")
-    return [file for file in sorted(path.rglob("results.jsonl")) if ".replaced" not in file.parts] if path.is_dir() else [path]
+    return (
+        [file for file in sorted(path.rglob("results.jsonl")) if ".replaced" not in file.parts]
+        if path.is_dir()
+        else [path]
+    )
 
 
 def _version(path: Path) -> int | None:

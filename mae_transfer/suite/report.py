@@ -74,7 +74,9 @@ def publish(cfg: SuiteConfig, work: Work, console: Console, *, known: Collection
     found, damaged = records.load([work.root])
     found, wrong = tables.usable(found)
     gone = sorted({record.note.name for record in found if record.note and record.note.name not in known})
-    wrong += [f"{work.folder(name)}: no run of the suite any more, yet in its tables: move the folder away" for name in gone]
+    wrong += [
+        f"{work.folder(name)}: no run of the suite any more, yet in its tables: move the folder away" for name in gone
+    ]
     for defect in [*damaged, *wrong]:
         console.print(defect, markup=False, highlight=False)
     overview = summary.summarise(cfg, found)
@@ -94,7 +96,9 @@ def refresh(cfg: SuiteConfig, work: Work) -> None:
         write(work.root / "report.html", cfg.title, cfg.tables, found, [*damaged, *wrong], work.root)
 
 
-def write(path: Path, title: str, names: Sequence[str], found: Sequence[Record], defects: Sequence[str], root: Path) -> None:
+def write(
+    path: Path, title: str, names: Sequence[str], found: Sequence[Record], defects: Sequence[str], root: Path
+) -> None:
     """Write the report of the records under `root`, with the tables of these names."""
     runs = notes_of(root)
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
@@ -144,7 +148,11 @@ def sheets(names: Sequence[str], found: Sequence[Record]) -> Iterator[Sheet]:
         rows = [Row(line, tables.cells(line), [origin(record) for record in line.records]) for line in shown]
         if rows:
             yield Sheet(
-                slug(LAYOUTS[name].title.partition(":")[0]), LAYOUTS[name].title, LAYOUTS[name].column_title, rows, tables.differences(name, found)
+                slug(LAYOUTS[name].title.partition(":")[0]),
+                LAYOUTS[name].title,
+                LAYOUTS[name].column_title,
+                rows,
+                tables.differences(name, found),
             )
 
 
@@ -179,7 +187,14 @@ def run_of(folder: Path, note: Note, found: Sequence[Record]) -> dict[str, Any]:
 def cost(note: Note, result: Result | None) -> dict[str, str]:
     """Return the figures of the table of costs."""
     if result is None or result.status != "ok":
-        return {"minutes": f"{note.seconds / 60:.1f}", "images/s": "-", "params": "-", "GFLOPs/image": "-", "memory GiB": "-", "device": "-"}
+        return {
+            "minutes": f"{note.seconds / 60:.1f}",
+            "images/s": "-",
+            "params": "-",
+            "GFLOPs/image": "-",
+            "memory GiB": "-",
+            "device": "-",
+        }
     flops, memory = result.flops_per_image, result.peak_mem_gib
     return {
         "minutes": f"{note.seconds / 60:.1f}", "images/s": f"{result.images_per_s:.0f}", "params": f"{result.params / 1e6:.2f} M",

@@ -44,11 +44,17 @@ class Machine(NamedTuple):
         if self.processes < 1:
             raise ValueError(f"--gpus-per-node {self.processes}: each run has at least one process")
         if self.devices and self.jobs > len(self.devices):
-            raise ValueError(f"--jobs {self.jobs} on {len(self.devices)} devices (--devices): each run has one for itself")
+            raise ValueError(
+                f"--jobs {self.jobs} on {len(self.devices)} devices (--devices): each run has one for itself"
+            )
         if self.jobs > 1 and self.processes > 1:
-            raise ValueError(f"--jobs {self.jobs} with --gpus-per-node {self.processes}: the runs would share the devices; take --jobs 1")
+            raise ValueError(
+                f"--jobs {self.jobs} with --gpus-per-node {self.processes}: the runs would share the devices; take --jobs 1"
+            )
         if self.devices and self.processes > 1:
-            raise ValueError(f"--gpus-per-node {self.processes} on one named device (--devices): name no devices, or start one process")
+            raise ValueError(
+                f"--gpus-per-node {self.processes} on one named device (--devices): name no devices, or start one process"
+            )
 
     @property
     def torchrun(self) -> list[str]:
@@ -156,7 +162,9 @@ class Runner:
         environment = {job.TORCHRUN_WAITS: str(SAVE_S)} | ({} if device is None else {"CUDA_VISIBLE_DEVICES": device})
         self.say(f"start {node.name} ({why})")
         folder = self.work.folder(node.name)
-        process = job.start(note.command, folder, environment=environment, modules=self.modules, threads=self.machine.threads)
+        process = job.start(
+            note.command, folder, environment=environment, modules=self.modules, threads=self.machine.threads
+        )
         self.running[node.name] = Running(note, process, device, time.monotonic())
 
     def end(self, name: str) -> None:
@@ -177,7 +185,11 @@ class Runner:
     def tell(self, note: Note) -> None:
         """Remember and say how a run ended."""
         self.states[note.name] = note.state
-        self.say(f"{note.state} {note.name}" + (f" after {note.seconds:.0f} s" if note.seconds else "") + (f": {note.reason}" if note.reason else ""))
+        self.say(
+            f"{note.state} {note.name}"
+            + (f" after {note.seconds:.0f} s" if note.seconds else "")
+            + (f": {note.reason}" if note.reason else "")
+        )
 
     def stop(self) -> None:
         """Start nothing more, and ask what runs to save and stop."""

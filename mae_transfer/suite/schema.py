@@ -47,7 +47,9 @@ class Source(Step):
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
         if self.config is not None and self.backbone is not None:
-            raise ValueError(f"config = {self.config!r} and backbone = {self.backbone!r}: a row is pretrained here or released, not both")
+            raise ValueError(
+                f"config = {self.config!r} and backbone = {self.backbone!r}: a row is pretrained here or released, not both"
+            )
         return self
 
 
@@ -74,7 +76,9 @@ class Sweep(Schema):
 
     @model_validator(mode="after")
     def _honest(self) -> Self:
-        changed = {key.removeprefix("data.val.") for key in self.set if key.startswith("data.val.")} | set(self.set.get("data.val", {}))
+        changed = {key.removeprefix("data.val.") for key in self.set if key.startswith("data.val.")} | set(
+            self.set.get("data.val", {})
+        )
         if self.split == "val" and not changed & OTHER_IMAGES:
             raise ValueError(
                 "sweep.split = 'val': what is selected on the reported images would flatter them; hold a part of the training images out, "
@@ -160,7 +164,9 @@ class SuiteConfig(Schema):
         for row, source in self.rows.items():
             for title in source.fresh_in:
                 if title not in self.transfer:
-                    raise ValueError(f"row {row!r} has fresh_in for {title!r}, which is none of the transfers; {nearest(title, self.transfer)}")
+                    raise ValueError(
+                        f"row {row!r} has fresh_in for {title!r}, which is none of the transfers; {nearest(title, self.transfer)}"
+                    )
         for one in self.expect:
             for row in filter(None, (one.row, one.above)):
                 if row not in self.rows and self.grid is None:

@@ -51,7 +51,10 @@ class Cluster(NamedTuple):
         for option in options:
             if "=" not in option:
                 raise ValueError(f"--slurm: {option}: write key=value, for instance partition=gpu")
-        pairs = {(key if key in own else f"slurm_{key}"): _value(text) for key, _, text in (option.partition("=") for option in options)}
+        pairs = {
+            (key if key in own else f"slurm_{key}"): _value(text)
+            for key, _, text in (option.partition("=") for option in options)
+        }
         if nodes < 1 or gpus_per_node < 1:
             raise ValueError(f"--nodes {nodes}, --gpus-per-node {gpus_per_node}: at least one of each")
         cluster = cls(nodes, gpus_per_node, pairs)
@@ -96,7 +99,9 @@ class Job:
             if reason:
                 return close(self.work, self.work.note(node, []), "skipped", reason).state
             state = self._carry_out(node, words)
-            if state == "stopped":  # by the SIGTERM of a preemption, which SLURM sends to every process; only a job that still lives is queued again
+            if (
+                state == "stopped"
+            ):  # by the SIGTERM of a preemption, which SLURM sends to every process; only a job that still lives is queued again
                 time.sleep(self.cluster.grace)
             return state
 
@@ -109,7 +114,9 @@ class Job:
             save_and_stop(self._process, self.cluster.grace - MARGIN_S)
         if self._note is not None:
             close(self.work, self._note, "stopped", seconds=time.monotonic() - self._since)
-        return submitit.helpers.DelayedSubmission(Job(self.work, self.name, self.cluster, again=self.again and not started))
+        return submitit.helpers.DelayedSubmission(
+            Job(self.work, self.name, self.cluster, again=self.again and not started)
+        )
 
     def _carry_out(self, node: Node, words: Sequence[str]) -> State:
         note, _ = prepare(self.work, node, again=self.again, torchrun=words)
@@ -132,7 +139,9 @@ class Job:
         patient = {**os.environ, TORCHRUN_WAITS: str(self.cluster.grace)}
         with log.open("ab", buffering=0) as file:
             file.write(f"{START}{' '.join(command)}\n".encode())
-            with subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=patient, preexec_fn=deaf) as process:
+            with subprocess.Popen(
+                command, stdout=file, stderr=subprocess.STDOUT, env=patient, preexec_fn=deaf
+            ) as process:
                 self._process = process
                 return process.wait()
 
@@ -158,10 +167,18 @@ def torchrun(cluster: Cluster, hosts: Sequence[str], rank: int) -> list[str]:
         return []
     shape = ["--nnodes", str(cluster.nodes), "--nproc-per-node", str(cluster.gpus_per_node)]
     meeting = ["--node-rank", str(rank), "--master-addr", hosts[0], "--master-port", str(PORT)]
-    return [sys.executable, "-m", "torch.distributed.run", *shape, *(meeting if cluster.nodes > 1 else ["--standalone"])]
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *shape,
+        *(meeting if cluster.nodes > 1 else ["--standalone"]),
+    ]
 
 
-def submit(work: Work, cluster: Cluster, *, force: Sequence[str] = (), say: Callable[[str], object] = print) -> dict[str, str]:
+def submit(
+    work: Work, cluster: Cluster, *, force: Sequence[str] = (), say: Callable[[str], object] = print
+) -> dict[str, str]:
     """Submit what is neither done nor queued nor running; return run -> job id of what was submitted.
 
     Raises:
@@ -182,8 +199,15 @@ def submit(work: Work, cluster: Cluster, *, force: Sequence[str] = (), say: Call
             if not names:
                 continue
             known = alive | submitted
-            needs = {known[need] for name in names for need in (*work.plan[name].needs, *work.plan[name].points) if need in known}
-            executor = submitit.AutoExecutor(folder=work.root / "slurm" / "%j", cluster=cluster.name, slurm_max_num_timeout=TIMEOUTS)
+            needs = {
+                known[need]
+                for name in names
+                for need in (*work.plan[name].needs, *work.plan[name].points)
+                if need in known
+            }
+            executor = submitit.AutoExecutor(
+                folder=work.root / "slurm" / "%j", cluster=cluster.name, slurm_max_num_timeout=TIMEOUTS
+            )
             try:
                 executor.update_parameters(**parameters(work, cluster, after=needs))
             except (AssertionError, NameError) as error:  # submitit's words for a wrong type and an unknown name
@@ -195,7 +219,9 @@ def submit(work: Work, cluster: Cluster, *, force: Sequence[str] = (), say: Call
             if cluster.name == "local":
                 [job.result() for job in each]
     if alive:
-        say(f"{len(alive)} runs are queued or running already: {', '.join(f'{name} ({number})' for name, number in alive.items())}")
+        say(
+            f"{len(alive)} runs are queued or running already: {', '.join(f'{name} ({number})' for name, number in alive.items())}"
+        )
     return submitted
 
 
@@ -204,12 +230,16 @@ class Jobs:
 
     def __init__(self, work: Work, cluster: Cluster) -> None:
         self._work, self._cluster, self._file = work, cluster, work.root / "slurm" / "jobs.json"
-        self._known: dict[str, dict[str, str]] = json.loads(self._file.read_text(encoding="utf-8")) if self._file.is_file() else {}
+        self._known: dict[str, dict[str, str]] = (
+            json.loads(self._file.read_text(encoding="utf-8")) if self._file.is_file() else {}
+        )
 
     def alive(self, repeated: frozenset[str]) -> dict[str, str]:
         """Return the runs of the plan that wait or run in a job; ValueError where that job would do something else than the plan says."""
         listed = queued() if self._known and self._cluster.name == "slurm" else frozenset()
-        alive = {name: job["id"] for name, job in self._known.items() if job["id"] in listed and name in self._work.plan}
+        alive = {
+            name: job["id"] for name, job in self._known.items() if job["id"] in listed and name in self._work.plan
+        }
         for name, number in alive.items():
             changed = self._known[name]["identity"] != self._work.identity(name)
             if changed or name in repeated:
@@ -229,7 +259,9 @@ def queued() -> frozenset[str]:
     command = ["squeue", "--noheader", "--array", "--format=%i", "--user", getpass.getuser()]
     listing = subprocess.run(command, capture_output=True, text=True)
     if listing.returncode:
-        raise ValueError(f"{' '.join(command)}: {listing.stderr.strip()}; nothing was submitted, since what runs already is not known")
+        raise ValueError(
+            f"{' '.join(command)}: {listing.stderr.strip()}; nothing was submitted, since what runs already is not known"
+        )
     return frozenset(listing.stdout.split())
 
 

@@ -19,7 +19,9 @@ from mae_transfer.tasks.backbones import pretrain_of
 
 WORDS = {"planned": "was never started", "running": "was cut off"}  # states of what ended without a word
 PEACEFUL = (0, -signal.SIGTERM, -signal.SIGINT)  # exit statuses of a run that was stopped
-TOLD_TO_STOP = re.compile(r"SignalException: .* got signal: (2|15)$")  # the last words of a torchrun whose workers saved; its exit status is 1
+TOLD_TO_STOP = re.compile(
+    r"SignalException: .* got signal: (2|15)$"
+)  # the last words of a torchrun whose workers saved; its exit status is 1
 
 
 def forced(plan: Plan, patterns: Sequence[str]) -> frozenset[str]:
@@ -68,7 +70,9 @@ def prepare(work: Work, node: Node, *, again: bool = False, torchrun: Sequence[s
         return close(work, work.note(node, []), "failed", str(error)), status.why
     before, _ = read_note(folder)
     spent = before.seconds if before else 0.0
-    note = work.note(node, command).model_copy(update={"state": "running", "chosen": sentence or None, "seconds": spent})
+    note = work.note(node, command).model_copy(
+        update={"state": "running", "chosen": sentence or None, "seconds": spent}
+    )
     write_note(folder, note)
     return note, ("forced" if again else status.why) + (f"; {sentence}" if sentence else "")
 
@@ -117,7 +121,9 @@ def last_words(log: Path) -> str:
     started = re.split(rf"^{re.escape(START)}.*$", text, flags=re.MULTILINE)[-1]
     lines = [re.sub(r"^\[rank\d+\]:\s*", "", line).strip() for line in started.splitlines()]
     lines = [line for line in lines if line and not line.startswith("(MAE_TRANSFER_TRACEBACK")]
-    named = [line for line in lines if re.match(r"[\w.]*(Error|Loss|Exception): ", line)]  # torchrun's own ChildFailedError has nothing behind it
+    named = [
+        line for line in lines if re.match(r"[\w.]*(Error|Loss|Exception): ", line)
+    ]  # torchrun's own ChildFailedError has nothing behind it
     return (named or lines or [""])[-1][:300]
 
 
@@ -128,7 +134,10 @@ def record_hole(node: Node, work: Work, state: Literal["failed", "skipped"], rea
     try:
         cfg: Any = node.load(node.changes, debug=work.debug)
         pretrain, backbone = origin(node, work)
-    except (ValueError, OSError):  # a config that was spoilt since the suite began, weights that are gone: its place in the tables is not known
+    except (
+        ValueError,
+        OSError,
+    ):  # a config that was spoilt since the suite began, weights that are gone: its place in the tables is not known
         return
     hole = results.Result(
         run=node.name, task="classify" if cfg.task == "knn" else cfg.task, protocol=protocol(cfg), dataset=cfg.data.name, split="val",

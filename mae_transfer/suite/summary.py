@@ -47,7 +47,9 @@ class Verdict(NamedTuple):
 def summarise(cfg: SuiteConfig, found: Sequence[Record]) -> Summary:
     """Return the summary of a suite's results."""
     measured = [line for line in lines("summary", found) if line.ours is not None]
-    columns = tuple(sorted(dict.fromkeys(line.column for line in measured), key=lambda c: ORDER.index(c.partition(",")[0])))
+    columns = tuple(
+        sorted(dict.fromkeys(line.column for line in measured), key=lambda c: ORDER.index(c.partition(",")[0]))
+    )
     names = [source.row or row for row, source in cfg.rows.items()]
     rows: dict[str, dict[str, Cell]] = {name: {} for name in names if any(line.row == name for line in measured)}
     for line in measured:
@@ -65,15 +67,23 @@ def show(summary: Summary, judged: Sequence[Verdict], console: Console) -> None:
     for row, cells in summary.rows.items():
         best = {column for column, cell in cells.items() if cell.mean == summary.best(column)}
         texts = {column: cells[column].text if column in cells else "-" for column in summary.columns}
-        grid.add_row(escape(row), *(f"[bold]{text}[/bold]" if column in best else text for column, text in texts.items()))
+        grid.add_row(
+            escape(row), *(f"[bold]{text}[/bold]" if column in best else text for column, text in texts.items())
+        )
     if summary.chance:
-        texts = {column: f"{summary.chance[column]:.1f}" if column in summary.chance else "-" for column in summary.columns}
+        texts = {
+            column: f"{summary.chance[column]:.1f}" if column in summary.chance else "-" for column in summary.columns
+        }
         grid.add_row("chance", *texts.values(), style="dim")
     console.print(grid)
     for sentence in sentences(summary):
         console.print(sentence, markup=False, highlight=False)
     for verdict in judged:
-        console.print(f"{'as expected' if verdict.holds else 'NOT AS EXPECTED'}  {verdict.sentence}", markup=False, highlight=False)
+        console.print(
+            f"{'as expected' if verdict.holds else 'NOT AS EXPECTED'}  {verdict.sentence}",
+            markup=False,
+            highlight=False,
+        )
 
 
 def sentences(summary: Summary) -> list[str]:

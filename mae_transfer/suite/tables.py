@@ -43,7 +43,15 @@ def lines(table: str, found: Sequence[Record]) -> list[Line]:
     groups: dict[tuple[object, ...], list[Place]] = defaultdict(list)
     for place in LAYOUTS[table].places(found):
         result = place.record.result
-        groups[place.row, place.column, place.like_paper, result.scale, result.dataset, recipe(place.record), own_name(place)].append(place)
+        groups[
+            place.row,
+            place.column,
+            place.like_paper,
+            result.scale,
+            result.dataset,
+            recipe(place.record),
+            own_name(place),
+        ].append(place)
     rows = [Line(p.row, p.column, p, None, {}, p.unit, "", "", "", "", ()) for p in PUBLISHED if p.table == table]
     for group in groups.values():
         line = line_of(group)
@@ -70,7 +78,9 @@ def told_apart(rows: Sequence[Line]) -> list[Line]:
 
     def told(line: Line) -> Line:
         label = line.records[0].label if line.records else None
-        return line._replace(notes="; ".join(filter(None, (line.notes, label if label != line.row else None, line.recipe))))
+        return line._replace(
+            notes="; ".join(filter(None, (line.notes, label if label != line.row else None, line.recipe)))
+        )
 
     return [told(line) if alike[look(line)] > 1 else line for line in rows]
 
@@ -80,7 +90,9 @@ def in_order(table: str, rows: Sequence[Line]) -> list[Line]:
     alone = [line for line in rows if line.published is None]
     columns = [*dict.fromkeys([*COLUMNS[table], *(line.column for line in alone)])]
     names = [*dict.fromkeys([*ROWS[table], *TARGETS.values(), *(line.row for line in alone)])]
-    return [line for line in rows if line.published] + sorted(alone, key=lambda line: (columns.index(line.column), names.index(line.row)))
+    return [line for line in rows if line.published] + sorted(
+        alone, key=lambda line: (columns.index(line.column), names.index(line.row))
+    )
 
 
 def line_of(group: Sequence[Place]) -> Line:
@@ -112,10 +124,19 @@ def remarks(group: Sequence[Place], newest: Mapping[int, Place], values: Mapping
     missing = [(seed, place.record.result) for seed, place in newest.items() if seed not in values]
     notes = [f"seed {seed} {result.status}: {result.reason or 'no reason given'}" for seed, result in missing]
     for seed, value in values.items():
-        others = sorted({place.value for place in group if place.record.result.seed == seed and place.value not in (None, value)}, key=float)
-        configs = len({place.record.result.recipe_digest for place in group if place.record.result.seed == seed} - {None})
+        others = sorted(
+            {place.value for place in group if place.record.result.seed == seed and place.value not in (None, value)},
+            key=float,
+        )
+        configs = len(
+            {place.record.result.recipe_digest for place in group if place.record.result.seed == seed} - {None}
+        )
         again = f"under {configs} configs" if configs > 1 else "more than once"
-        notes += [f"seed {seed} ran {again}, the newest counts (before: {', '.join(f'{other:.2f}' for other in others)})"] if others else []
+        notes += (
+            [f"seed {seed} ran {again}, the newest counts (before: {', '.join(f'{other:.2f}' for other in others)})"]
+            if others
+            else []
+        )
     commits = sorted({newest[seed].record.result.commit or "unknown" for seed in values})
     recipes = {digest for seed in values if (digest := newest[seed].record.result.recipe_digest)}
     notes += [f"its seeds are of {len(recipes)} different configs"] if len(recipes) > 1 else []
@@ -126,13 +147,19 @@ def recipe(record: Record) -> str:
     """Return what has to be the same for two results to be two seeds of one number."""
     result = record.result
     length = f"{result.epochs:g} ep x {result.global_batch}" if result.epochs else "no training"
-    return f"{result.pretrain}; {result.backbone}; {result.protocol}, {length}" if result.task != "pretrain" else f"{result.pretrain}; {length}"
+    return (
+        f"{result.pretrain}; {result.backbone}; {result.protocol}, {length}"
+        if result.task != "pretrain"
+        else f"{result.pretrain}; {length}"
+    )
 
 
 def usable(found: Sequence[Record]) -> tuple[list[Record], list[str]]:
     """Return the records without those in fractions of one, which would be read a hundred times too small, and a sentence for each of these."""
     wrong = {
-        id(place.record): f"{place.record.file}: {place.record.result.metric} in {place.record.result.unit!r}, the tables take '%'; left out"
+        id(
+            place.record
+        ): f"{place.record.file}: {place.record.result.metric} in {place.record.result.unit!r}, the tables take '%'; left out"
         for layout in LAYOUTS.values()
         for place in layout.places(found)
         if place.unit == "%" and place.record.result.unit != "%"
@@ -189,13 +216,18 @@ def narrow(printed: Sequence[Cells]) -> list[Cells]:
     return [{title: text for title, text in row.items() if title not in dropped} for row in printed]
 
 
-def sheets(names: Iterable[str], found: Sequence[Record], *, published: bool = True, whole: bool = False) -> dict[str, list[Cells]]:
+def sheets(
+    names: Iterable[str], found: Sequence[Record], *, published: bool = True, whole: bool = False
+) -> dict[str, list[Cells]]:
     """Return what is printed of some tables, by title: their rows, then the same-seed differences; with `whole` every column."""
     printed: dict[str, list[Cells]] = {}
     for name in names:
         title = LAYOUTS[name].title
         all_of = rows(name, found, published=published)
-        printed |= {title: all_of if whole else narrow(all_of), f"{title}: same-seed differences": differences(name, found)}
+        printed |= {
+            title: all_of if whole else narrow(all_of),
+            f"{title}: same-seed differences": differences(name, found),
+        }
     return {title: some for title, some in printed.items() if some}
 
 
@@ -204,24 +236,43 @@ def numbers(names: Iterable[str], found: Sequence[Record]) -> dict[str, list[Cel
     printed: dict[str, list[Cells]] = {}
     for name in names:
         own = [
-            {"row": line.row, "column": line.column, "unit": line.unit, "published": digits(line.published.value if line.published else None)}
+            {
+                "row": line.row,
+                "column": line.column,
+                "unit": line.unit,
+                "published": digits(line.published.value if line.published else None),
+            }
             | summary_cells(line.ours)
             | {"difference": digits(line.ours.mean - line.published.value if line.ours and line.published else None)}
             | {"scale": line.scale, "data": line.dataset, "notes": line.notes, "recipe": line.recipe}
-            | {"source": line.published.source if line.published else "", "confirmed": str(line.published.confirmed) if line.published else ""}
+            | {
+                "source": line.published.source if line.published else "",
+                "confirmed": str(line.published.confirmed) if line.published else "",
+            }
             for line in lines(name, found)
         ]
         pairs = [
-            {"row": pair.row, "column": pair.column, **summary_cells(pair.difference), "scale": pair.scale, "data": pair.dataset}
+            {
+                "row": pair.row,
+                "column": pair.column,
+                **summary_cells(pair.difference),
+                "scale": pair.scale,
+                "data": pair.dataset,
+            }
             for pair in pairs_of(name, found)
         ]
-        printed |= {LAYOUTS[name].title: own} | ({f"{LAYOUTS[name].title}: same-seed differences": pairs} if pairs else {})
+        printed |= {LAYOUTS[name].title: own} | (
+            {f"{LAYOUTS[name].title}: same-seed differences": pairs} if pairs else {}
+        )
     return printed
 
 
 def summary_cells(summary: Summary | None) -> Cells:
     """Return mean, range and number of seeds in cells of their own."""
-    return {name: digits(value) for name, value in zip(("mean", "low", "high", "seeds"), summary or (None,) * 4, strict=True)}
+    return {
+        name: digits(value)
+        for name, value in zip(("mean", "low", "high", "seeds"), summary or (None,) * 4, strict=True)
+    }
 
 
 def digits(value: float | None) -> str:
@@ -246,7 +297,15 @@ def pairs_of(table: str, found: Sequence[Record]) -> list[Pair]:
     for line in lines(table, found):
         if line.ours:
             result = line.records[0].result
-            sets[line.column, line.scale, line.dataset, result.backbone, result.protocol, result.epochs, result.global_batch].append(line)
+            sets[
+                line.column,
+                line.scale,
+                line.dataset,
+                result.backbone,
+                result.protocol,
+                result.epochs,
+                result.global_batch,
+            ].append(line)
     pairs: list[Pair] = []
     for group in sets.values():
         order = [*LAYOUTS[table].baseline, *ROWS[table]]

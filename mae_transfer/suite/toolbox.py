@@ -10,7 +10,12 @@ from mae_transfer.config import Schema, read
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
-EVERY = ("mae_transfer.cli", "mae_transfer.suite.grid", "mmengine.config", "torch.utils.tensorboard")  # of Tool.imports, for every tool
+EVERY = (
+    "mae_transfer.cli",
+    "mae_transfer.suite.grid",
+    "mmengine.config",
+    "torch.utils.tensorboard",
+)  # of Tool.imports, for every tool
 
 
 class Tool(NamedTuple):
@@ -22,7 +27,9 @@ class Tool(NamedTuple):
     artifact: str | None = None  # the file that it leaves for other runs
     metric: str | None = None  # what a failed run owes to the tables, on the split "val"
     trains: bool = True  # has a training state to resume from, and results at its end
-    imports: tuple[str, ...] = ()  # modules of other packages that take long to import and that its runs import after they have started
+    imports: tuple[
+        str, ...
+    ] = ()  # modules of other packages that take long to import and that its runs import after they have started
 
     def schema(self, config: Path) -> type[Schema]:
         """Return the class of a config; ValueError where the tool does not know its task. A task's module is imported when a suite needs it."""
@@ -45,9 +52,21 @@ class Tool(NamedTuple):
 
 TOOLBOX: dict[str, Tool] = {
     "dvae": Tool("tokenizer_train.py", {"tokenizer": "tokenizer:TokenizerConfig"}, ("dvae",), "tokenizer.safetensors"),
-    "pca": Tool("tokenizer_train.py", {"pretrain": "pretrain:PretrainConfig"}, ("pca",), "basis.safetensors", trains=False),
+    "pca": Tool(
+        "tokenizer_train.py", {"pretrain": "pretrain:PretrainConfig"}, ("pca",), "basis.safetensors", trains=False
+    ),
     "pretrain": Tool("pretrain.py", {"pretrain": "pretrain:PretrainConfig"}, (), "backbone.safetensors"),
     "cls_train": Tool("cls_train.py", {"classify": "classify:ClassifyConfig", "knn": "knn:KnnConfig"}, metric="top1"),
-    "det_train": Tool("det_train.py", {"detect": "detect:DetectConfig"}, metric="bbox/AP", imports=("pycocotools.cocoeval", "faster_coco_eval")),
-    "seg_train": Tool("seg_train.py", {"segment": "segment:SegmentConfig"}, metric="mIoU", imports=("mmseg.models", "mmseg.datasets.transforms")),
+    "det_train": Tool(
+        "det_train.py",
+        {"detect": "detect:DetectConfig"},
+        metric="bbox/AP",
+        imports=("pycocotools.cocoeval", "faster_coco_eval"),
+    ),
+    "seg_train": Tool(
+        "seg_train.py",
+        {"segment": "segment:SegmentConfig"},
+        metric="mIoU",
+        imports=("mmseg.models", "mmseg.datasets.transforms"),
+    ),
 }

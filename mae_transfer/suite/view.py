@@ -35,13 +35,23 @@ def show_plan(work: Work, console: Console, forced: Collection[str] = ()) -> Non
         again = node.name in forced
         (done if status.done and not again else left).append(node)
         needs = ", ".join([*node.needs, *([f"{len(node.points)} points of a sweep"] if node.points else [])])
-        grid.add_row(escape(node.name), escape(needs), number(node.hours), number(node.gib), "forced" if again else escape(status.why))
+        grid.add_row(
+            escape(node.name),
+            escape(needs),
+            number(node.hours),
+            number(node.gib),
+            "forced" if again else escape(status.why),
+        )
     console.print(grid)
     hours, gib = sum(node.hours or 0 for node in left), sum(node.gib or 0 for node in left)
     silent = sum(node.hours is None for node in left)
     unsaid = f" ({silent} runs do not say what they cost)" if silent else ""
     free = free_gib(work.root)
-    disk = f"{gib:.4g} GiB of the {free:.4g} that are free" if gib <= free else f"{gib:.4g} GiB, but only {free:.4g} are free"
+    disk = (
+        f"{gib:.4g} GiB of the {free:.4g} that are free"
+        if gib <= free
+        else f"{gib:.4g} GiB, but only {free:.4g} are free"
+    )
     cost = f"about {hours:.4g} device hours and {disk}{unsaid}"
     measured = hours_left(work, done, left)
     pace = f"; at the pace of those done {measured:.3g} h one after the other" if left and measured is not None else ""
@@ -105,7 +115,9 @@ class View:
         grid = Table("run", "since", box=None)
         grid.add_column("last line of its output", no_wrap=True)
         for name, each in runner.running.items():
-            grid.add_row(escape(name), f"{time.monotonic() - each.since:.0f} s", escape(last_line(self._work.folder(name) / LOG)))
+            grid.add_row(
+                escape(name), f"{time.monotonic() - each.since:.0f} s", escape(last_line(self._work.folder(name) / LOG))
+            )
         self._live.update(Group(grid, Text(self.progress(runner))), refresh=True)
 
     def progress(self, runner: Runner) -> str:

@@ -91,12 +91,25 @@ class Work:
             words += [word for text in texts(overlay) for word in ("--set", text)]
         kept = node.kept(changes) if self.debug else changes
         launcher = list(torchrun) if torchrun and tool.trains else [sys.executable]
-        return [*launcher, str(TOOLS / tool.script), *words, *(word for text in texts(kept) for word in ("--set", text))]
+        return [
+            *launcher,
+            str(TOOLS / tool.script),
+            *words,
+            *(word for text in texts(kept) for word in ("--set", text)),
+        ]
 
     def note(self, node: Node, command: list[str]) -> Note:
         """Return what node.json says of a run that is about to start."""
         parts, identity = self.parts(node.name), self.identity(node.name)
-        return Note(suite=self.suite, name=node.name, role=node.role, row=node.row, identity=identity, parts=parts, command=command)
+        return Note(
+            suite=self.suite,
+            name=node.name,
+            role=node.role,
+            row=node.row,
+            identity=identity,
+            parts=parts,
+            command=command,
+        )
 
     def status(self, name: str) -> Status:
         """Return whether a run is done, and if not, why it has to run.
@@ -111,7 +124,9 @@ class Work:
             return Status(False, defects[0] if defects else "new", replaced=bool(defects))
         if note.identity != self.identity(name):
             if note.suite != self.suite:
-                raise ValueError(f"{self.folder(name)} is a run of the suite {note.suite!r}, of another config: take another --work-dir")
+                raise ValueError(
+                    f"{self.folder(name)} is a run of the suite {note.suite!r}, of another config: take another --work-dir"
+                )
             return Status(False, f"changed: {self.change(name, note)}", replaced=True)
         if note.state == "done":
             return self.status_of_done(name, note)
@@ -133,7 +148,9 @@ class Work:
         """Return in words what differs between a run that is there and the one that the plan has."""
         ours, theirs = self.parts(name), note.parts
         keys = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
-        words = [f"{key}: {theirs.get(key, 'absent')} is now {ours.get(key, 'absent')}" for key in keys if key != "config"]
+        words = [
+            f"{key}: {theirs.get(key, 'absent')} is now {ours.get(key, 'absent')}" for key in keys if key != "config"
+        ]
         return "; ".join([*words, *(self.config_change(name) if "config" in keys else [])])
 
     def config_change(self, name: str) -> list[str]:
@@ -170,7 +187,9 @@ class Work:
         artifact, file = self.artifact(node.name), self.numbers(node.name)
         if artifact is not None and not artifact.is_file():
             return False
-        return not node.tool.trains or (file.is_file() and any(r.config_digest == cfg.digest() and r.status == "ok" for r in results.load(file)[0]))
+        return not node.tool.trains or (
+            file.is_file() and any(r.config_digest == cfg.digest() and r.status == "ok" for r in results.load(file)[0])
+        )
 
     def chosen(self, node: Node) -> tuple[dict[str, Any], str]:
         """Return the values that a node's sweep chose, and a sentence; ValueError where no point of it has a result."""

@@ -24,4 +24,16 @@ TARGETS: dict[str, Callable[..., Target]] = {
     "mean_colour": MeanColour,
 }
 
-__all__ = ["HOG", "PCA", "TARGETS", "Feature", "Frame", "FrozenTarget", "MeanColour", "NormPixel", "Pixel", "Teacher", "Token"]
+__all__ = [
+    "HOG",
+    "PCA",
+    "TARGETS",
+    "Feature",
+    "Frame",
+    "FrozenTarget",
+    "MeanColour",
+    "NormPixel",
+    "Pixel",
+    "Teacher",
+    "Token",
+]

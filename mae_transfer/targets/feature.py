@@ -51,7 +51,9 @@ class Feature(FrozenTarget):
         super().__init__()
         height, width = (side * frame.patch for side in frame.grid)
         if len(teacher.statistics.mean) != len(frame.statistics.mean):
-            raise ValueError(f"the teacher sees {len(teacher.statistics.mean)} channels and the encoder {len(frame.statistics.mean)}")
+            raise ValueError(
+                f"the teacher sees {len(teacher.statistics.mean)} channels and the encoder {len(frame.statistics.mean)}"
+            )
         if size is None and (height % teacher.backbone.patch or width % teacher.backbone.patch):
             raise ValueError(
                 f"the teacher's patches of {teacher.backbone.patch} px do not divide the encoder's {height} x {width} px: give it a view of its own, "
@@ -61,7 +63,13 @@ class Feature(FrozenTarget):
             raise ValueError(
                 f"target.size = {size} has not the shape of the encoder's {height} x {width} px, so that the teacher would see another part"
             )
-        self.patch, self.grid, self.statistics, self.scale, self.distance = frame.patch, frame.grid, teacher.statistics, scale, loss
+        self.patch, self.grid, self.statistics, self.scale, self.distance = (
+            frame.patch,
+            frame.grid,
+            teacher.statistics,
+            scale,
+            loss,
+        )
         self.views: tuple[ViewSpec, ...] = () if size is None else (ViewSpec(size, "bicubic"),)
         assert isinstance(teacher.backbone, nn.Module)
         self.teacher = teacher.backbone.requires_grad_(False).eval()
@@ -106,6 +114,10 @@ class Feature(FrozenTarget):
         axes = torch.linalg.svd(truth - mean, full_matrices=False).Vh[:3]
         axes = axes * axes.gather(1, axes.abs().argmax(dim=1, keepdim=True)).sign()
         low, high = ((truth - mean) @ axes.T).aminmax(dim=0)
-        colours = (((pred.float() - mean) @ axes.T - low) / (high - low).clamp(min=1e-6)).clamp(0, 1).repeat(1, 1, self.patch**2)
+        colours = (
+            (((pred.float() - mean) @ axes.T - low) / (high - low).clamp(min=1e-6))
+            .clamp(0, 1)
+            .repeat(1, 1, self.patch**2)
+        )
         blank = torch.full((len(pred), self.grid[0] * self.grid[1], colours.shape[2]), GREY, device=pred.device)
         return unpatchify(put(colours, ids, into=blank), self.grid)

@@ -39,7 +39,9 @@ class HOG(FrozenTarget):
     def __init__(self, frame: Frame, *, bins: Few = 9, cell: Pixels = 8, loss: Literal["l2", "l1"] = "l2") -> None:
         super().__init__()
         if frame.patch % cell:
-            raise ValueError(f"cells of {cell} px do not divide patches of {frame.patch} px: set target.cell to a divisor of {frame.patch}")
+            raise ValueError(
+                f"cells of {cell} px do not divide patches of {frame.patch} px: set target.cell to a divisor of {frame.patch}"
+            )
         self.patch, self.grid, self.bins, self.cell = frame.patch, frame.grid, bins, cell
         self.channels = len(frame.statistics.mean)
         self.dim = self.channels * bins * (frame.patch // cell) ** 2

@@ -29,7 +29,9 @@ class Token(FrozenTarget):
         cache: a folder that keeps the codes of crops that are always the same; the loader then brings them (Batch.label, (B, N) int64).
     """
 
-    def __init__(self, frame: Frame, *, tokenizer: Tokenizer, interpolation: Interpolation = "lanczos", cache: str | None = None) -> None:
+    def __init__(
+        self, frame: Frame, *, tokenizer: Tokenizer, interpolation: Interpolation = "lanczos", cache: str | None = None
+    ) -> None:
         super().__init__()
         self.patch, self.grid, self.cache = frame.patch, frame.grid, cache
         self.tokenizer, self.dim = tokenizer, tokenizer.codes

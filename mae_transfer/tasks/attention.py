@@ -34,7 +34,9 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.weights: list[Tensor] = []
 
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
         options = dict(kwargs or {})
         if func is F.scaled_dot_product_attention:
             query, key = args[:2]
@@ -62,13 +64,23 @@ def attention(backbone: torch.nn.Module, images: Tensor, grid: tuple[int, int], 
         raise ValueError(f"{made}; there is no map {block}") from None
     leading = weights.shape[-1] - patches
     if weights.shape[0] != len(images) or not 0 <= leading <= 8:
-        raise ValueError(f"map {block} is {tuple(weights.shape)}, which is not over {patches} patches: the backbone attends within windows or pools")
+        raise ValueError(
+            f"map {block} is {tuple(weights.shape)}, which is not over {patches} patches: the backbone attends within windows or pools"
+        )
     looked = weights[:, :, 0, leading:] if leading else weights.mean(dim=2)
     maps: Tensor = looked.unflatten(2, grid)
     return maps
 
 
-def draw_attention(reference: str, images: Path, *, out: Path, most: int = 16, size: int | tuple[int, int] | None = None, block: int = -1) -> Path:
+def draw_attention(
+    reference: str,
+    images: Path,
+    *,
+    out: Path,
+    most: int = 16,
+    size: int | tuple[int, int] | None = None,
+    block: int = -1,
+) -> Path:
     """Draw image | mean over heads | each head, for up to `most` images of a folder; return the sheet's path.
 
     Args:
@@ -77,14 +89,18 @@ def draw_attention(reference: str, images: Path, *, out: Path, most: int = 16, s
         block: whose attention, 0-based; negative from the end.
     """
     folder = WorkDir(Path(reference))
-    loaded = checkpoints.load(str(folder.backbone) if folder.backbone.is_file() else reference, changes={"image_size": size} if size else {})
+    loaded = checkpoints.load(
+        str(folder.backbone) if folder.backbone.is_file() else reference, changes={"image_size": size} if size else {}
+    )
     backbone = loaded.backbone
     shown = size or (backbone.cfg.image_size if isinstance(backbone, ViT) else 224)
     grid = grid_of(sides(shown), backbone.patch)
     source = open_source(Spec.model_validate({"name": "folder", "root": str(images), "labelled": False}), None)
     view = evaluation_views(DataConfig(size=shown))
     rows = []
-    for batch in pass_over(Spread(source, most), view, Dist(torch.device("cpu")), batch=16, workers=0, unreadable=Unreadable(limit=0)):
+    for batch in pass_over(
+        Spread(source, most), view, Dist(torch.device("cpu")), batch=16, workers=0, unreadable=Unreadable(limit=0)
+    ):
         maps = attention(backbone, normalize(batch.image, loaded.statistics), grid, block=block)
         rows.append(attention_rows(batch.image, maps))
     path = out / "attention.png"

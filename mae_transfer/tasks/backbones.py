@@ -53,11 +53,15 @@ def statistics_of(mean: tuple[float, ...] | None, std: tuple[float, ...] | None)
     if mean is None and std is None:
         return None
     if mean is None or std is None or len(mean) != len(std):
-        raise ValueError(f"mean = {mean} and std = {std}: set both, with one value per channel, or leave both out (the backbone's own)")
+        raise ValueError(
+            f"mean = {mean} and std = {std}: set both, with one value per channel, or leave both out (the backbone's own)"
+        )
     return Statistics(mean, std)
 
 
-def open_backbone(cfg: BackboneConfig, changes: Mapping[str, Any], *, statistics: Statistics | None, seed: int) -> Chosen:
+def open_backbone(
+    cfg: BackboneConfig, changes: Mapping[str, Any], *, statistics: Statistics | None, seed: int
+) -> Chosen:
     """Return the backbone, with the task's changes and then the config's own; fresh weights depend on the seed alone.
 
     Args:
@@ -67,16 +71,28 @@ def open_backbone(cfg: BackboneConfig, changes: Mapping[str, Any], *, statistics
             `statistics` contradict those that are recorded with the weights, which would quietly cost accuracy.
     """
     if statistics is not None and len(statistics.mean) != COLOURS:
-        raise ValueError(f"{text(statistics)} have {len(statistics.mean)} values; the images of a transfer task have {COLOURS} channels")
+        raise ValueError(
+            f"{text(statistics)} have {len(statistics.mean)} values; the images of a transfer task have {COLOURS} channels"
+        )
     torch.manual_seed(fold(seed, "init"))
     wanted = {**changes, **cfg.changes}
     if cfg.reference is not None:
         loaded = checkpoints.load(cfg.reference, changes=wanted)
         _takes_colours(loaded.backbone, cfg.reference)
         settled, said = settle(cfg.reference, loaded, statistics)
-        return Chosen(loaded.backbone, loaded.head, _name(loaded.backbone), pretrain_of(cfg.reference), loaded.sha256, settled, said)
+        return Chosen(
+            loaded.backbone,
+            loaded.head,
+            _name(loaded.backbone),
+            pretrain_of(cfg.reference),
+            loaded.sha256,
+            settled,
+            said,
+        )
     if cfg.encoder is None:
-        raise ValueError("no backbone: give --backbone REFERENCE (backbone.reference), or the architecture of a fresh one (backbone.encoder)")
+        raise ValueError(
+            "no backbone: give --backbone REFERENCE (backbone.reference), or the architecture of a fresh one (backbone.encoder)"
+        )
     vit = ViT(validate({**cfg.encoder.model_dump(), **wanted}, ViTConfig, where="backbone.encoder"))
     _takes_colours(vit, "backbone.encoder")
     return Chosen(vit, {}, _name(vit), "none", None, statistics or IMAGENET, fresh(statistics))
@@ -145,13 +161,17 @@ def trained_statistics(own: Statistics | None, schema: type[Schema], checkpoint_
     theirs: Statistics | None = load(WorkDir(root).config, schema).statistics  # type: ignore[attr-defined]
     if own is not None and (theirs is None or not same(own, theirs)):
         had = text(theirs) if theirs else "its backbone's own mean and std"
-        raise ValueError(f"{checkpoint_file} was trained with {had}, and the config sets {text(own)}: leave mean and std out")
+        raise ValueError(
+            f"{checkpoint_file} was trained with {had}, and the config sets {text(own)}: leave mean and std out"
+        )
     return theirs
 
 
 def tokens_of(backbone: nn.Module, size: int | tuple[int, int]) -> int | None:
     """Return how many tokens the backbone makes of an image of this size (one side, or height and width); None where it is no plain ViT."""
-    return prod(side // backbone.patch for side in sides(size)) + backbone.leading if isinstance(backbone, ViT) else None
+    return (
+        prod(side // backbone.patch for side in sides(size)) + backbone.leading if isinstance(backbone, ViT) else None
+    )
 
 
 def flops_of(model: nn.Module, size: int | tuple[int, int], *, backward: bool) -> int:

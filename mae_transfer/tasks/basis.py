@@ -31,9 +31,18 @@ def fit(cfg: PretrainConfig, work_dir: Path, *, components: int, images: int) ->
     save_basis(path, basis)
     if policy.files:
         print(f"{len(policy.files)} unreadable images are left out")
-    shares = {count: float(basis.explained[:count].sum()) for count in (1, 2, 4, 8, 16, 32, 64, components) if count <= components}
-    print("share of the variance explained by the first: " + ", ".join(f"{count}: {share:.1%}" for count, share in shares.items()))
-    print(f"done: {path} (target=dict(name='pca', basis='{path}')), {patch} px patches of {images} crops of {cfg.data.name}")
+    shares = {
+        count: float(basis.explained[:count].sum())
+        for count in (1, 2, 4, 8, 16, 32, 64, components)
+        if count <= components
+    }
+    print(
+        "share of the variance explained by the first: "
+        + ", ".join(f"{count}: {share:.1%}" for count, share in shares.items())
+    )
+    print(
+        f"done: {path} (target=dict(name='pca', basis='{path}')), {patch} px patches of {images} crops of {cfg.data.name}"
+    )
     return basis
 
 
@@ -44,5 +53,10 @@ def patches(cfg: PretrainConfig, images: int, policy: Unreadable) -> Iterator[Te
     crops = Crops(source=source, augmentation=training_views(cfg.data), seed=cfg.seed)
     share = Share(order=Order(images=len(source), batch=batch, seed=cfg.seed), start=0, rank=0, world=1, accumulate=1)
     found = batches(crops, share, workers=cfg.run.workers, unreadable=policy, replaced=False)
-    for taken in track(itertools.islice(found, -(-images // batch)), description="patches", total=-(-images // batch), disable=not cfg.run.progress):
+    for taken in track(
+        itertools.islice(found, -(-images // batch)),
+        description="patches",
+        total=-(-images // batch),
+        disable=not cfg.run.progress,
+    ):
         yield patchify(normalize(taken.image, cfg.statistics), cfg.model.encoder.patch).flatten(0, 1)

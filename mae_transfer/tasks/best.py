@@ -36,7 +36,9 @@ def check_selection(select: Select, holdout: Spec | None) -> None:
             "data.train.part=(0.0, 0.95) and data.holdout=dict(the same set, part=(0.95, 1.0)); never the reported images"
         )
     if select == "last" and holdout is not None:
-        raise ValueError("data.holdout is given and nothing is selected on it: set select='best', or leave data.holdout out")
+        raise ValueError(
+            "data.holdout is given and nothing is selected on it: set select='best', or leave data.holdout out"
+        )
 
 
 def keeping(selection: Selection, state: TrainState, folder: WorkDir, evaluate: Evaluate) -> Evaluate:
@@ -72,7 +74,9 @@ def take_best(selection: Selection, state: TrainState, folder: WorkDir) -> str:
         torch.distributed.barrier(group=state.dist.side)  # rank 0 may be writing it
     payload = checkpoint.load(path)
     if payload["step"] != best["step"]:
-        raise ValueError(f"{path} is of step {payload['step']}, and the best one is of step {best['step']}: train again")
+        raise ValueError(
+            f"{path} is of step {payload['step']}, and the best one is of step {best['step']}: train again"
+        )
     model = state.averaged
     load_strict(model, payload.get("ema", payload["model"]), where=str(path))
     figures = dict(best["figures"])

@@ -39,7 +39,15 @@ from mae_transfer.engine.optim import build_optimizer, peak_lr
 from mae_transfer.engine.state import LoopConfig, TrainState, autocast
 from mae_transfer.interfaces import Batch
 from mae_transfer.metrics.accuracy import hits, top_ks
-from mae_transfer.tasks.backbones import BackboneConfig, Chosen, backbone_of, flops_of, open_backbone, tokens_of, trained_statistics
+from mae_transfer.tasks.backbones import (
+    BackboneConfig,
+    Chosen,
+    backbone_of,
+    flops_of,
+    open_backbone,
+    tokens_of,
+    trained_statistics,
+)
 from mae_transfer.tasks.best import Select, Selection
 from mae_transfer.tasks.common import Job, TrainConfig, evaluation_facts, facts, fit, pass_over, plan, readable, unread
 from mae_transfer.tasks.labels import classes_digest
@@ -164,7 +172,9 @@ def evaluate_checkpoint(cfg: ClassifyConfig, reference: str, work_dir: Path | No
             metrics = measure(cfg, parts, dist, model)
         seconds = time.perf_counter() - start
         images = sum(map(len, parts.splits.values()))
-        about = evaluation_facts(cfg, dist, model, work_dir, images=images, seconds=seconds, trained=state, precision=cfg.precision)
+        about = evaluation_facts(
+            cfg, dist, model, work_dir, images=images, seconds=seconds, trained=state, precision=cfg.precision
+        )
         written = numbers(cfg, chosen, model, choose(cfg, parts, {"0": metrics}), about, backward=False)
         if dist.is_main:
             print(f"{chosen.name}, {cfg.title()}: {summary(written)}", flush=True)
@@ -184,7 +194,11 @@ class Trained(NamedTuple):
 def trained(cfg: ClassifyConfig, parts: Parts, reference: str) -> Trained:
     """Return the model with the weights that a reference names."""
     own = reference.endswith(".pt") and Path(reference).is_file()
-    source = backbone_of(cfg.backbone, ClassifyConfig, reference) if own else cfg.backbone.model_copy(update={"reference": reference})
+    source = (
+        backbone_of(cfg.backbone, ClassifyConfig, reference)
+        if own
+        else cfg.backbone.model_copy(update={"reference": reference})
+    )
     statistics = trained_statistics(cfg.statistics, ClassifyConfig, reference) if own else cfg.statistics
     chosen = open_backbone(source, changes(cfg, parts.protocol), statistics=statistics, seed=cfg.seed)
     model, state = parts.protocol.model(chosen.model, parts.classes), None
@@ -215,25 +229,35 @@ def build_state(cfg: ClassifyConfig, parts: Parts, chosen: Chosen, loop: LoopCon
     """Return model and optimizer before the first step."""
     model = parts.protocol.model(chosen.model, parts.classes)
     dressed = assemble(model, dist=dist, compile=cfg.run.compile, checkpoint_activations=cfg.run.checkpoint_activations)
-    optimizer = build_optimizer(cfg.optim, parts.protocol.groups(model, cfg.optim), lr=peak_lr(cfg.optim, global_batch=cfg.batch))
-    return TrainState.create(dressed, optimizer, loop, dist=dist, digest=classes_digest(parts.splits["val"].classes), extra={"history": {}})
+    optimizer = build_optimizer(
+        cfg.optim, parts.protocol.groups(model, cfg.optim), lr=peak_lr(cfg.optim, global_batch=cfg.batch)
+    )
+    return TrainState.create(
+        dressed, optimizer, loop, dist=dist, digest=classes_digest(parts.splits["val"].classes), extra={"history": {}}
+    )
 
 
 def feed(cfg: ClassifyConfig, parts: Parts, share: Share, *, dist: Dist) -> Generator[Batch, None, None]:
     """Yield the micro-batches of this rank from step `share.start` on, without end."""
     crops = Crops(source=parts.train, augmentation=training_views(cfg.data), seed=cfg.seed)
-    return batches(crops, share, workers=cfg.run.workers, pin=dist.device.type == "cuda", unreadable=cfg.data.unreadable())
+    return batches(
+        crops, share, workers=cfg.run.workers, pin=dist.device.type == "cuda", unreadable=cfg.data.unreadable()
+    )
 
 
 def make_step(cfg: ClassifyConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) -> StepFn:
     """Return the protocol's training step."""
     micro, least = cfg.batch // (dist.world * loop.accumulate), parts.protocol.least
     if micro < least and not dist.sync_bn:
-        raise ValueError(f"images per device and forward pass: {micro}, but the probes' batch norms need {least}: raise run.device_batch, or batch")
+        raise ValueError(
+            f"images per device and forward pass: {micro}, but the probes' batch norms need {least}: raise run.device_batch, or batch"
+        )
     return parts.protocol.step(Feed(parts.statistics, parts.classes, micro, dist.device))
 
 
-def evaluate(cfg: ClassifyConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int) -> dict[str, float]:
+def evaluate(
+    cfg: ClassifyConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int
+) -> dict[str, float]:
     """Measure every split, keep the figures with the run's state, and return those of the score that is best on the held-out images."""
     measured = measure(cfg, parts, state.dist, model)
     state.extra["history"][str(step)] = measured
@@ -251,7 +275,9 @@ def measure(cfg: ClassifyConfig, parts: Parts, dist: Dist, model: nn.Module) -> 
     for name, source in parts.splits.items():
         right = torch.zeros(len(ks), len(row), dtype=torch.int64, device=dist.device)
         policy = cfg.data.unreadable()
-        for batch in pass_over(source, view, dist, batch=cfg.run.evaluation_batch, workers=cfg.run.workers, unreadable=policy):
+        for batch in pass_over(
+            source, view, dist, batch=cfg.run.evaluation_batch, workers=cfg.run.workers, unreadable=policy
+        ):
             with autocast(cfg.precision, dist.device):
                 scores = model(normalize(batch.image, parts.statistics))
             right += hits(scores.view(len(row), *scores.shape[-2:]), batch.label)
@@ -281,7 +307,9 @@ def choose(cfg: ClassifyConfig, parts: Parts, history: dict[str, dict[str, float
         step, probe = max(candidates, key=lambda c: history[c[0]][key("holdout", 1, c[1])])
     else:
         step, probe = candidates[0]
-    chosen = {key(split, k, ""): history[step][key(split, k, probe)] for split in parts.splits for k in top_ks(parts.classes)}
+    chosen = {
+        key(split, k, ""): history[step][key(split, k, probe)] for split in parts.splits for k in top_ks(parts.classes)
+    }
     return chosen | {name: count for name, count in history[step].items() if name.endswith("_unreadable")}
 
 
@@ -312,7 +340,13 @@ def summary(written: list[results.Result]) -> str:
 
 
 def numbers(
-    cfg: ClassifyConfig, chosen: Chosen, model: nn.Module, figures: dict[str, float], about: dict[str, Any], *, backward: bool
+    cfg: ClassifyConfig,
+    chosen: Chosen,
+    model: nn.Module,
+    figures: dict[str, float],
+    about: dict[str, Any],
+    *,
+    backward: bool,
 ) -> list[results.Result]:
     """Return one Result per figure, in percent."""
     shared: dict[str, Any] = about | {
@@ -322,7 +356,12 @@ def numbers(
     }  # fmt: skip
     parted = {tuple(name.split("_")): value for name, value in figures.items()}
     return [
-        results.Result(split=split, metric=metric, value=100 * value, **shared | {"unreadable": parted.get((split, "unreadable"), 0)})
+        results.Result(
+            split=split,
+            metric=metric,
+            value=100 * value,
+            **shared | {"unreadable": parted.get((split, "unreadable"), 0)},
+        )
         for (split, metric), value in parted.items()
         if metric != "unreadable"
     ]

@@ -48,10 +48,16 @@ def with_codes(source: Source, target: Target, data: DataConfig, run: RunConfig,
 
 def _write(path: Path, source: Source, target: Token, data: DataConfig, run: RunConfig, device: torch.device) -> None:
     """Compute the ids (images, N) of every image and write them whole or not at all."""
-    codes = np.zeros((len(source), target.grid[0] * target.grid[1]), dtype=np.uint16 if target.dim <= 2**16 else np.int32)
+    codes = np.zeros(
+        (len(source), target.grid[0] * target.grid[1]), dtype=np.uint16 if target.dim <= 2**16 else np.int32
+    )
     view = evaluation_views(data, (target.view,))
-    found = pass_over(source, view, Dist(device), batch=run.evaluation_batch, workers=run.workers, unreadable=data.unreadable())
-    for batch in track(found, description="tokens", total=-(-len(source) // run.evaluation_batch), disable=not run.progress):
+    found = pass_over(
+        source, view, Dist(device), batch=run.evaluation_batch, workers=run.workers, unreadable=data.unreadable()
+    )
+    for batch in track(
+        found, description="tokens", total=-(-len(source) // run.evaluation_batch), disable=not run.progress
+    ):
         codes[batch.index.cpu().numpy()] = target.tokenizer(batch.views[0]).flatten(1).cpu().numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as temporary, temporary.open("wb") as file:

@@ -115,8 +115,12 @@ class Job(NamedTuple):
     evaluate: Callable[[TrainState, WorkDir, nn.Module, int], dict[str, float]]
     headline: Callable[[LoopConfig], str]
     finish: Callable[[TrainState, LoopConfig, WorkDir, Logger], list[results.Result]]  # rank 0, finished runs only
-    sources: Mapping[str, Sized]  # the data sets by their part ("train", "val"): a run goes on with the files that it began with
-    export: tuple[str, Callable[[TrainState, WorkDir], None]] | None = None  # the name of the file that it leaves for others, and what writes it
+    sources: Mapping[
+        str, Sized
+    ]  # the data sets by their part ("train", "val"): a run goes on with the files that it began with
+    export: tuple[str, Callable[[TrainState, WorkDir], None]] | None = (
+        None  # the name of the file that it leaves for others, and what writes it
+    )
     selection: Selection | None = None  # where the best state is kept and reported; None: the last one is
 
 
@@ -127,7 +131,11 @@ def fit(cfg: TrainConfig, work_dir: Path, job: Job, *, dist: Dist, resume: bool)
     """
     loop = loop_config(cfg, job.order, dist)
     rate = partial(
-        lr_at, schedule=cfg.schedule, peak=peak_lr(cfg.optim, global_batch=cfg.batch), steps=loop.steps, steps_per_epoch=loop.steps_per_epoch
+        lr_at,
+        schedule=cfg.schedule,
+        peak=peak_lr(cfg.optim, global_batch=cfg.batch),
+        steps=loop.steps,
+        steps_per_epoch=loop.steps_per_epoch,
     )
     rate(0)  # a warm-up longer than the run is an error now, not later
     step = job.step(loop)
@@ -148,7 +156,15 @@ def sole_user(work_dir: Path, dist: Dist) -> AbstractContextManager[int | None]:
 
 
 def _fit(
-    cfg: TrainConfig, work_dir: Path, job: Job, state: TrainState, loop: LoopConfig, step: StepFn, rate: Callable[[int], float], *, resume: bool
+    cfg: TrainConfig,
+    work_dir: Path,
+    job: Job,
+    state: TrainState,
+    loop: LoopConfig,
+    step: StepFn,
+    rate: Callable[[int], float],
+    *,
+    resume: bool,
 ) -> list[results.Result]:
     dist = state.dist
     folder = open_work_dir(work_dir, cfg, resume=resume)  # again, now that nobody else is at work in it
@@ -166,7 +182,14 @@ def _fit(
     check_up: Evaluate = partial(job.evaluate, state, folder)
     if job.selection is not None:
         check_up = keeping(job.selection, state, folder, check_up)
-    with Logger(work_dir, steps=loop.steps, resumed_at=state.step, main=dist.is_main, progress=cfg.run.progress, wandb=cfg.run.wandb) as log:
+    with Logger(
+        work_dir,
+        steps=loop.steps,
+        resumed_at=state.step,
+        main=dist.is_main,
+        progress=cfg.run.progress,
+        wandb=cfg.run.wandb,
+    ) as log:
         if dist.is_main:
             write_config(folder, cfg)
         for notice in [*notices, job.headline(loop)]:
@@ -181,7 +204,9 @@ def _fit(
         return job.finish(state, loop, folder, log)
 
 
-def estimated(cfg: TrainConfig, job: Job, loop: LoopConfig, rate: Callable[[int], float], dist: Dist) -> list[results.Result]:
+def estimated(
+    cfg: TrainConfig, job: Job, loop: LoopConfig, rate: Callable[[int], float], dist: Dist
+) -> list[results.Result]:
     """Print what the run would take; return no results."""
     state = job.build(loop)
     if cfg.run.device_batch == "auto":
@@ -226,14 +251,20 @@ def same_data(state: TrainState, sources: Mapping[str, Sized], folder: WorkDir) 
     if state.dist.is_main:
         now = {part: fingerprint(source) for part, source in sources.items()}
         before = state.extra.get("data", {})
-        changes = [f"{part}: {what}" for part, print_ in now.items() if part in before and (what := change(before[part], print_))]
+        changes = [
+            f"{part}: {what}"
+            for part, print_ in now.items()
+            if part in before and (what := change(before[part], print_))
+        ]
         if changes:
             told[0] = (
                 f"the data of {folder.root} have changed since the run began: put them as they were, or use another --work-dir\n  "
                 + "\n  ".join(changes)
             )
         if state.step and not before:
-            told[1] = ["the training state is of a version that noted nothing of the data: it is taken that they are the same"]
+            told[1] = [
+                "the training state is of a version that noted nothing of the data: it is taken that they are the same"
+            ]
         state.extra["data"] = {part: print_.saved() for part, print_ in now.items()}
     if state.dist.world > 1:
         torch.distributed.broadcast_object_list(told, group=state.dist.side, group_src=0)
@@ -250,20 +281,32 @@ def finished(folder: WorkDir, cfg: TrainConfig, step: int) -> list[results.Resul
     if not folder.results.is_file():
         return []
     found, defects = results.load(folder.results)
-    own = [result for result in found if (result.config_digest, result.steps, result.epochs) == (cfg.digest(), step, cfg.epochs)]
+    own = [
+        result
+        for result in found
+        if (result.config_digest, result.steps, result.epochs) == (cfg.digest(), step, cfg.epochs)
+    ]
     expected = own[0].together if own else None
-    whole = not defects if expected is None else len(own) == expected  # an earlier version did not say how many there were
+    whole = (
+        not defects if expected is None else len(own) == expected
+    )  # an earlier version did not say how many there were
     return own if whole else []
 
 
 def exported(
-    folder: WorkDir, state: TrainState, export: tuple[str, Callable[[TrainState, WorkDir], None]], done: list[results.Result]
+    folder: WorkDir,
+    state: TrainState,
+    export: tuple[str, Callable[[TrainState, WorkDir], None]],
+    done: list[results.Result],
 ) -> list[results.Result]:
     """Write a finished run's file again from its state where it is missing or not what the results say; return the results, which name its digest."""
     path, write = folder.root / export[0], export[1]
     if path.is_file() and sha256(path) == done[0].checkpoint_sha256:
         return done
-    print(f"{path} {'is damaged' if path.is_file() else 'is missing'}: it is written again from the training state", flush=True)
+    print(
+        f"{path} {'is damaged' if path.is_file() else 'is missing'}: it is written again from the training state",
+        flush=True,
+    )
     write(state, folder)
     digest = sha256(path)
     if digest == done[0].checkpoint_sha256:
@@ -288,7 +331,9 @@ def unread(policy: Unreadable, dist: Dist) -> dict[str, float]:
 def loop_config(cfg: TrainConfig, order: Order, dist: Dist) -> LoopConfig:
     """Return how long and how precisely to train, in the engine's terms."""
     steps_per_epoch = order.steps_per_epoch
-    wanted = cfg.run.device_batch if isinstance(cfg.run.device_batch, int) else None  # "auto" begins with the whole share
+    wanted = (
+        cfg.run.device_batch if isinstance(cfg.run.device_batch, int) else None
+    )  # "auto" begins with the whole share
     _, accumulate = micro_steps(cfg.batch, device_batch=wanted, world=dist.world)
     return LoopConfig(
         steps=max(1, round(cfg.epochs * steps_per_epoch)),
@@ -305,14 +350,23 @@ def loop_config(cfg: TrainConfig, order: Order, dist: Dist) -> LoopConfig:
 
 
 def pass_over(
-    source: Source, view: Augmentation, dist: Dist, *, batch: int, workers: int, unreadable: Unreadable, masking: Masking | None = None
+    source: Source,
+    view: Augmentation,
+    dist: Dist,
+    *,
+    batch: int,
+    workers: int,
+    unreadable: Unreadable,
+    masking: Masking | None = None,
 ) -> Iterator[Batch]:
     """Yield this rank's part of a source on the device, every image once; masks depend on nothing but the image's index."""
     crops = Crops(source=source, augmentation=view, seed=EVALUATION_SEED, masking=masking)
     yield from sweep_over(crops, dist, batch=batch, workers=workers, unreadable=unreadable)
 
 
-def sweep_over(samples: Samples[Any, Any], dist: Dist, *, batch: int, workers: int, unreadable: Unreadable) -> Iterator[Any]:
+def sweep_over(
+    samples: Samples[Any, Any], dist: Dist, *, batch: int, workers: int, unreadable: Unreadable
+) -> Iterator[Any]:
     """Yield this rank's part of any kind of samples on the device, every image once.
 
     Within a run that all of `dist` takes part in, a signal ends it between two batches (Stopped).

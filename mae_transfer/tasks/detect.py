@@ -52,9 +52,27 @@ from mae_transfer.engine.state import LoopConfig, Precision, TrainState, autocas
 from mae_transfer.interfaces import Found
 from mae_transfer.metrics.coco import CocoMetric, Detections, Kind
 from mae_transfer.models.mask_rcnn import HeadsConfig, MaskRCNN
-from mae_transfer.tasks.backbones import BackboneConfig, Chosen, backbone_of, open_backbone, tokens_of, trained_statistics
+from mae_transfer.tasks.backbones import (
+    BackboneConfig,
+    Chosen,
+    backbone_of,
+    open_backbone,
+    tokens_of,
+    trained_statistics,
+)
 from mae_transfer.tasks.best import HOLDOUT, Select, Selection, check_selection
-from mae_transfer.tasks.common import EVALUATION_SEED, Job, PicturesRun, TrainConfig, evaluation_facts, facts, fit, plan, sweep_over, unread
+from mae_transfer.tasks.common import (
+    EVALUATION_SEED,
+    Job,
+    PicturesRun,
+    TrainConfig,
+    evaluation_facts,
+    facts,
+    fit,
+    plan,
+    sweep_over,
+    unread,
+)
 from mae_transfer.tasks.detectron2 import Detectron2RCNN
 from mae_transfer.tasks.labels import classes_digest, learned
 from mae_transfer.tasks.workdir import WorkDir, run_of
@@ -79,7 +97,12 @@ class DetectConfig(TrainConfig):
         "data.square": 64,
         "backbone": {
             "encoder": DEBUG_ENCODER,
-            "changes": {"windows": 3, "global_blocks": (1, 3), "relative_positions": "decomposed", "positions": "learned"},
+            "changes": {
+                "windows": 3,
+                "global_blocks": (1, 3),
+                "relative_positions": "decomposed",
+                "positions": "learned",
+            },
         },
         "adapter.channels?": 32,
         "adapter.fpn?": 32,
@@ -165,7 +188,9 @@ def run(cfg: DetectConfig, work_dir: Path, *, resume: bool = False) -> list[resu
         checked = {"training": parts.train, "validation": parts.val, **held}
         on_main(dist, partial(check_images, checked, skip=cfg.data.unreadable().limit))
         job = Job(
-            order=Order(images=len(parts.train), batch=cfg.batch, seed=cfg.seed, crops_per_image=cfg.data.crops_per_image),
+            order=Order(
+                images=len(parts.train), batch=cfg.batch, seed=cfg.seed, crops_per_image=cfg.data.crops_per_image
+            ),
             build=partial(build_state, cfg, parts, dist=dist),
             feed=partial(feed, cfg, parts, dist=dist),
             step=partial(make_step, parts.chosen.statistics),
@@ -186,7 +211,10 @@ def evaluate_checkpoint(cfg: DetectConfig, reference: str, work_dir: Path | None
     """
     with session(cfg.run.device, matmul=cfg.matmul) as dist:
         statistics = trained_statistics(cfg.statistics, DetectConfig, reference)
-        parts, start = open_parts(cfg, backbone_of(cfg.backbone, DetectConfig, reference), statistics, train=False), time.perf_counter()
+        parts, start = (
+            open_parts(cfg, backbone_of(cfg.backbone, DetectConfig, reference), statistics, train=False),
+            time.perf_counter(),
+        )
         payload = checkpoint.load(Path(reference))
         learned(payload["extra"], parts.val.classes, where=reference)
         on_main(dist, partial(check_images, {"validation": parts.val}, skip=cfg.data.unreadable().limit))
@@ -195,12 +223,19 @@ def evaluate_checkpoint(cfg: DetectConfig, reference: str, work_dir: Path | None
         folder = WorkDir(work_dir) if work_dir else None
         with torch.no_grad():
             metric, left_out = predicted(cfg, parts, dist, model)
-            figures = metric.compute(save=folder.predictions if folder else None, per_class=True, group=dist.side) | left_out
+            figures = (
+                metric.compute(save=folder.predictions if folder else None, per_class=True, group=dist.side) | left_out
+            )
         seconds = time.perf_counter() - start
-        about = evaluation_facts(cfg, dist, model, work_dir, images=len(parts.val), seconds=seconds, trained=payload, precision=EVALUATED_IN)
+        about = evaluation_facts(
+            cfg, dist, model, work_dir, images=len(parts.val), seconds=seconds, trained=payload, precision=EVALUATED_IN
+        )
         written = numbers(cfg, parts, figures, about | {"checkpoint_sha256": checkpoints.sha256(Path(reference))})
         if dist.is_main:
-            print(f"{parts.chosen.name}, {cfg.protocol}: {summary(written)}\n{per_class(parts.val.classes, figures, cfg.kinds)}", flush=True)
+            print(
+                f"{parts.chosen.name}, {cfg.protocol}: {summary(written)}\n{per_class(parts.val.classes, figures, cfg.kinds)}",
+                flush=True,
+            )
             if folder is not None:
                 written = results.append(folder.results, written)
             if (root := work_dir or run_of(reference)) is not None:
@@ -208,7 +243,9 @@ def evaluate_checkpoint(cfg: DetectConfig, reference: str, work_dir: Path | None
         return written
 
 
-def open_parts(cfg: DetectConfig, backbone: BackboneConfig, statistics: Statistics | None, *, train: bool = True) -> Parts:
+def open_parts(
+    cfg: DetectConfig, backbone: BackboneConfig, statistics: Statistics | None, *, train: bool = True
+) -> Parts:
     """Open data and backbone and build the detector; ValueError where they do not fit together.
 
     train: whether the training set is opened; an evaluation does without.
@@ -220,7 +257,9 @@ def open_parts(cfg: DetectConfig, backbone: BackboneConfig, statistics: Statisti
     pyramid = AdaptedBackbone(chosen.model, adapter)  # type: ignore[arg-type]
     strides = list(adapter.strides.values())
     if cfg.data.square is not None and any(side % pyramid.size_divisor for side in sides(cfg.data.square)):
-        raise ValueError(f"data.square = {cfg.data.square} is no multiple of {pyramid.size_divisor}, which the pyramid needs")
+        raise ValueError(
+            f"data.square = {cfg.data.square} is no multiple of {pyramid.size_divisor}, which the pyramid needs"
+        )
     if cfg.engine == "detectron2":
         model: nn.Module = Detectron2RCNN(pyramid, strides=strides, classes=len(val.classes), heads=cfg.heads)
     else:
@@ -242,28 +281,41 @@ def open_sets(cfg: DetectConfig, *, train: bool = True) -> tuple[ObjectSource, O
         source = val = open_one(cfg.data.val, cfg.data.root, masks=cfg.heads.masks)
     for name, spec in (("train", cfg.data.train), ("val", cfg.data.val)):
         if spec.options.get("masks") and not cfg.heads.masks:
-            raise ValueError(f"data.{name} has masks=True and heads.masks=False: leave masks=True out, so that both sets have the same objects")
+            raise ValueError(
+                f"data.{name} has masks=True and heads.masks=False: leave masks=True out, so that both sets have the same objects"
+            )
     if train and cfg.heads.masks and not source.has_masks:  # an evaluation has its ground truth from the file
-        raise ValueError(f"data.train = {cfg.data.train.model_dump()} has no masks: leave masks=False out, or set heads.masks=False for boxes alone")
+        raise ValueError(
+            f"data.train = {cfg.data.train.model_dump()} has no masks: leave masks=False out, or set heads.masks=False for boxes alone"
+        )
     metric = CocoMetric(val.ground_truth(), kinds=cfg.kinds, detections=cfg.heads.detections)
     return source, val, metric
 
 
 def build_state(cfg: DetectConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) -> TrainState:
     """Return model and optimizer before the first step."""
-    dressed = assemble(parts.model, dist=dist, compile=cfg.run.compile, checkpoint_activations=cfg.run.checkpoint_activations)
+    dressed = assemble(
+        parts.model, dist=dist, compile=cfg.run.compile, checkpoint_activations=cfg.run.checkpoint_activations
+    )
     model: Any = parts.model
     layers = Layers(model.layer_of, model.pyramid.depth, cfg.optim.layer_decay) if cfg.optim.layer_decay else None
     no_decay = spared(model, cfg.optim, default=None)
     groups = param_groups(model, weight_decay=cfg.optim.weight_decay, layers=layers, no_decay=no_decay, decay=cfg.decay)
-    optimizer, names = build_optimizer(cfg.optim, groups, lr=peak_lr(cfg.optim, global_batch=cfg.batch)), parts.train.classes
-    return TrainState.create(dressed, optimizer, loop, dist=dist, digest=classes_digest(names), extra={"names": list(names)})
+    optimizer, names = (
+        build_optimizer(cfg.optim, groups, lr=peak_lr(cfg.optim, global_batch=cfg.batch)),
+        parts.train.classes,
+    )
+    return TrainState.create(
+        dressed, optimizer, loop, dist=dist, digest=classes_digest(names), extra={"names": list(names)}
+    )
 
 
 def feed(cfg: DetectConfig, parts: Parts, share: Share, *, dist: Dist) -> Generator[SceneBatch, None, None]:
     """Yield the micro-batches of this rank from step `share.start` on, without end."""
     samples = scenes(parts.train, cfg.data, seed=cfg.seed, divisor=parts.divisor, training=True)
-    return batches(samples, share, workers=cfg.run.workers, pin=dist.device.type == "cuda", unreadable=cfg.data.unreadable())
+    return batches(
+        samples, share, workers=cfg.run.workers, pin=dist.device.type == "cuda", unreadable=cfg.data.unreadable()
+    )
 
 
 def make_step(statistics: Statistics, loop: LoopConfig) -> StepFn:
@@ -285,7 +337,9 @@ def padded(batch: SceneBatch, statistics: Statistics) -> Tensor:
     return images
 
 
-def evaluate(cfg: DetectConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int) -> dict[str, float]:
+def evaluate(
+    cfg: DetectConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int
+) -> dict[str, float]:
     """Return what `reported` gives; where the best state is kept, the same of the held-out images, as "holdout/bbox/AP" ..."""
     if parts.holdout is None:
         return reported(cfg, parts, state, folder, model, step)
@@ -295,7 +349,9 @@ def evaluate(cfg: DetectConfig, parts: Parts, state: TrainState, folder: WorkDir
     return {HOLDOUT + name: value for name, value in figures.items() if not math.isnan(value)}
 
 
-def reported(cfg: DetectConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int) -> dict[str, float]:
+def reported(
+    cfg: DetectConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int
+) -> dict[str, float]:
     """Return the validation set's "bbox/AP", "segm/AP50" ... in [0, 1] that are defined; the predictions are saved."""
     metric, left_out = predicted(cfg, parts, state.dist, model)
     figures = metric.compute(save=folder.predictions, group=state.dist.side) | left_out
@@ -332,7 +388,11 @@ def in_stored(found: Found, size: tuple[int, int], stored: tuple[int, int]) -> D
     scale = torch.tensor([stored[1] / size[1], stored[0] / size[0]]).repeat(2)
     boxes = clip_boxes_to_image(found.boxes * scale, stored)
     there = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)
-    masks = None if found.masks is None else [code(runs, stored) for runs in pasted(found.masks[there], boxes[there], stored)]
+    masks = (
+        None
+        if found.masks is None
+        else [code(runs, stored) for runs in pasted(found.masks[there], boxes[there], stored)]
+    )
     return Detections(boxes[there], found.scores[there], found.labels[there], masks)
 
 
@@ -342,7 +402,9 @@ def draw(cfg: DetectConfig, parts: Parts, dist: Dist, model: nn.Module, folder: 
         return
     with torch.no_grad():
         for number, (batch, found) in zip(
-            range(cfg.run.pictures), sweep(cfg, parts, Dist(dist.device), model, cfg.data.unreadable(), batch=1), strict=False
+            range(cfg.run.pictures),
+            sweep(cfg, parts, Dist(dist.device), model, cfg.data.unreadable(), batch=1),
+            strict=False,
         ):
             index = int(batch.index[0])
             there = parts.val.read(index)
@@ -359,7 +421,9 @@ def headline(cfg: DetectConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) -
     )
 
 
-def finish(cfg: DetectConfig, parts: Parts, state: TrainState, loop: LoopConfig, folder: WorkDir, log: Logger) -> list[results.Result]:
+def finish(
+    cfg: DetectConfig, parts: Parts, state: TrainState, loop: LoopConfig, folder: WorkDir, log: Logger
+) -> list[results.Result]:
     """Draw, and append the run's results: with them it is finished."""
     model = state.averaged
     model.eval()
@@ -378,18 +442,32 @@ def numbers(cfg: DetectConfig, parts: Parts, figures: dict[str, float], about: d
         "normalization": parts.chosen.normalization,
         "tokens_per_image": tokens_of(parts.chosen.model, cfg.side), "unreadable": figures.get("unreadable", 0),
     }  # fmt: skip
-    there = {name: value for name, value in figures.items() if "[" not in name and "unreadable" not in name and not math.isnan(value)}
+    there = {
+        name: value
+        for name, value in figures.items()
+        if "[" not in name and "unreadable" not in name and not math.isnan(value)
+    }
     splits = {name: {"split": "holdout"} if name.startswith(HOLDOUT) else {} for name in there}
-    return [results.Result(metric=name.removeprefix(HOLDOUT), value=100 * value, **{**shared, **splits[name]}) for name, value in there.items()]
+    return [
+        results.Result(metric=name.removeprefix(HOLDOUT), value=100 * value, **{**shared, **splits[name]})
+        for name, value in there.items()
+    ]
 
 
 def summary(written: list[results.Result]) -> str:
     """Return the main numbers in one line."""
-    return ", ".join(f"{r.metric} {r.value:.2f}%" for r in written if r.split == "val" and r.metric.endswith(("/AP", "/AP50")))
+    return ", ".join(
+        f"{r.metric} {r.value:.2f}%" for r in written if r.split == "val" and r.metric.endswith(("/AP", "/AP50"))
+    )
 
 
 def per_class(classes: tuple[str, ...], figures: dict[str, float], kinds: Sequence[Kind]) -> str:
     """Return a line per class with its AP in percent, "-" where it does not occur."""
     rows = [(name, [figures.get(f"{kind}/AP[{name}]", math.nan) for kind in kinds]) for name in classes]
-    shown = [(name, ["     -" if math.isnan(value) else f"{100 * value:6.2f}" for value in values]) for name, values in rows]
-    return "\n".join("  " + "  ".join(f"{kind} {text}" for kind, text in zip(kinds, texts, strict=True)) + f"  {name}" for name, texts in shown)
+    shown = [
+        (name, ["     -" if math.isnan(value) else f"{100 * value:6.2f}" for value in values]) for name, values in rows
+    ]
+    return "\n".join(
+        "  " + "  ".join(f"{kind} {text}" for kind, text in zip(kinds, texts, strict=True)) + f"  {name}"
+        for name, texts in shown
+    )

@@ -16,9 +16,23 @@ from mae_transfer.adapters.adapted import AdaptedBackbone
 from mae_transfer.adapters.detectron2 import ABSENT
 from mae_transfer.core.runs import Size
 from mae_transfer.interfaces import Found, Objects
-from mae_transfer.models.mask_rcnn import BOX_SIDE, BOX_WEIGHTS, CANONICAL, FINEST, MASK_SIDE, RATIOS, HeadsConfig, mask_targets
+from mae_transfer.models.mask_rcnn import (
+    BOX_SIDE,
+    BOX_WEIGHTS,
+    CANONICAL,
+    FINEST,
+    MASK_SIDE,
+    RATIOS,
+    HeadsConfig,
+    mask_targets,
+)
 
-LOSSES = {"loss_rpn_cls": "loss_objectness", "loss_rpn_loc": "loss_rpn_box_reg", "loss_cls": "loss_class", "loss_box_reg": "loss_box"}
+LOSSES = {
+    "loss_rpn_cls": "loss_objectness",
+    "loss_rpn_loc": "loss_rpn_box_reg",
+    "loss_cls": "loss_class",
+    "loss_box_reg": "loss_box",
+}
 NORMS = {None: "", "layer": "LN", "batch": "BN"}  # our names -> detectron2's
 
 
@@ -37,7 +51,9 @@ class Detectron2RCNN(nn.Module):
         self.rpn = _proposals(self.d2, pyramid.out_channels, levels, strides, heads)
         self.roi_heads = _regions(self.d2, shape, levels[:-1], strides[:-1], classes, heads)
 
-    def forward(self, images: Tensor, sizes: Sequence[tuple[int, int]], objects: Sequence[Objects] | None = None) -> Any:
+    def forward(
+        self, images: Tensor, sizes: Sequence[tuple[int, int]], objects: Sequence[Objects] | None = None
+    ) -> Any:
         """Take and return what MaskRCNN.forward does."""
         features = {name: level.float() for name, level in self.pyramid(images).items()}
         listed = self.d2.ImageList(images, list(sizes))
@@ -92,7 +108,9 @@ def _found(instances: Any) -> Found:
 
 
 def _proposals(d2: SimpleNamespace, width: int, levels: list[str], strides: Sequence[float], heads: HeadsConfig) -> Any:
-    anchors = d2.DefaultAnchorGenerator(sizes=[[side] for side in heads.anchors], aspect_ratios=list(RATIOS), strides=list(strides), offset=0.0)
+    anchors = d2.DefaultAnchorGenerator(
+        sizes=[[side] for side in heads.anchors], aspect_ratios=list(RATIOS), strides=list(strides), offset=0.0
+    )
     return d2.RPN(
         in_features=levels,
         head=d2.StandardRPNHead(in_channels=width, num_anchors=len(RATIOS), conv_dims=[-1] * heads.rpn_convs),
@@ -107,13 +125,19 @@ def _proposals(d2: SimpleNamespace, width: int, levels: list[str], strides: Sequ
     )
 
 
-def _regions(d2: SimpleNamespace, shape: Any, levels: list[str], strides: Sequence[float], classes: int, heads: HeadsConfig) -> Any:
+def _regions(
+    d2: SimpleNamespace, shape: Any, levels: list[str], strides: Sequence[float], classes: int, heads: HeadsConfig
+) -> Any:
     width, norm = shape.channels, NORMS[heads.norm]
 
     def pooler(side: int) -> Any:
-        powers = [0.5 ** (FINEST + k) for k in range(len(strides))]  # the only scales that it takes; they choose the level
+        powers = [
+            0.5 ** (FINEST + k) for k in range(len(strides))
+        ]  # the only scales that it takes; they choose the level
         size = CANONICAL * strides[0]
-        made = d2.ROIPooler(output_size=side, scales=powers, sampling_ratio=0, pooler_type="ROIAlignV2", canonical_box_size=size)
+        made = d2.ROIPooler(
+            output_size=side, scales=powers, sampling_ratio=0, pooler_type="ROIAlignV2", canonical_box_size=size
+        )
         for level, stride in zip(made.level_poolers, strides, strict=True):
             level.spatial_scale = 1 / stride
         return made
@@ -121,7 +145,9 @@ def _regions(d2: SimpleNamespace, shape: Any, levels: list[str], strides: Sequen
     masks: dict[str, Any] = {}
     if heads.masks:
         cut = d2.ShapeSpec(channels=width, height=MASK_SIDE, width=MASK_SIDE)
-        head = d2.MaskRCNNConvUpsampleHead(cut, num_classes=classes, conv_dims=[width] * (heads.mask_convs + 1), conv_norm=norm)
+        head = d2.MaskRCNNConvUpsampleHead(
+            cut, num_classes=classes, conv_dims=[width] * (heads.mask_convs + 1), conv_norm=norm
+        )
         masks = {"mask_in_features": levels, "mask_pooler": pooler(MASK_SIDE), "mask_head": head}
     return d2.StandardROIHeads(
         num_classes=classes,
@@ -143,14 +169,34 @@ def _parts() -> SimpleNamespace:
     """Return what is used of detectron2, by name; ValueError where it is not installed."""
     try:
         from detectron2 import layers, structures
-        from detectron2.modeling import anchor_generator, box_regression, matcher, poolers, proposal_generator, roi_heads
+        from detectron2.modeling import (
+            anchor_generator,
+            box_regression,
+            matcher,
+            poolers,
+            proposal_generator,
+            roi_heads,
+        )
         from detectron2.modeling.proposal_generator import rpn
         from detectron2.utils import events
     except ImportError as error:
         raise ValueError(ABSENT) from error
-    modules = (layers, structures, anchor_generator, box_regression, matcher, poolers, proposal_generator, rpn, roi_heads, events)
+    modules = (
+        layers,
+        structures,
+        anchor_generator,
+        box_regression,
+        matcher,
+        poolers,
+        proposal_generator,
+        rpn,
+        roi_heads,
+        events,
+    )
     names = (
         "ShapeSpec", "ImageList", "Instances", "Boxes", "DefaultAnchorGenerator", "Box2BoxTransform", "Matcher", "ROIPooler", "RPN",
         "StandardRPNHead", "StandardROIHeads", "FastRCNNConvFCHead", "FastRCNNOutputLayers", "MaskRCNNConvUpsampleHead", "EventStorage",
     )  # fmt: skip
-    return SimpleNamespace(**{name: next(getattr(module, name) for module in modules if hasattr(module, name)) for name in names})
+    return SimpleNamespace(
+        **{name: next(getattr(module, name) for module in modules if hasattr(module, name)) for name in names}
+    )

@@ -97,7 +97,9 @@ def run(cfg: KnnConfig, work_dir: Path, *, resume: bool = False) -> list[results
         chosen.model.to(dist.device).eval()
         sources = (split.train, val)
         steps = sum(len(sweep_of(cfg, source, dist)) for source in sources)
-        logger = partial(Logger, work_dir, steps=steps, main=dist.is_main, progress=cfg.run.progress, wandb=cfg.run.wandb)
+        logger = partial(
+            Logger, work_dir, steps=steps, main=dist.is_main, progress=cfg.run.progress, wandb=cfg.run.wandb
+        )
         with sole_user(work_dir, dist), logger() as log:
             if dist.is_main:
                 write_config(folder, cfg)
@@ -107,9 +109,13 @@ def run(cfg: KnnConfig, work_dir: Path, *, resume: bool = False) -> list[results
             )
             tick = ticker(log)
             policies = cfg.data.unreadable(), cfg.data.unreadable()
-            bank, labels = (gathered(part, dist) for part in features(cfg, chosen, split.train, dist, tick, policies[0]))
+            bank, labels = (
+                gathered(part, dist) for part in features(cfg, chosen, split.train, dist, tick, policies[0])
+            )
             if max(cfg.ks) > len(bank):
-                raise ValueError(f"ks = {cfg.ks}: {max(cfg.ks)} neighbours of {len(bank)} training images that could be read; lower ks")
+                raise ValueError(
+                    f"ks = {cfg.ks}: {max(cfg.ks)} neighbours of {len(bank)} training images that could be read; lower ks"
+                )
             figures = classify(cfg, chosen, val, bank, labels, dist, tick, policies[1])
             left_out = round(sum(unread(policy, dist).get("unreadable", 0) for policy in policies))
             log.write("eval", steps, figures)
@@ -118,16 +124,22 @@ def run(cfg: KnnConfig, work_dir: Path, *, resume: bool = False) -> list[results
             seconds, images = time.perf_counter() - start, len(split.train) + len(val)
             found = numbers(cfg, chosen, folder, figures, dist, images=images, unreadable=left_out, seconds=seconds)
             written = results.append(folder.results, found)
-            log.say(f"done: {', '.join(f'{name} {100 * value:.2f}%' for name, value in figures.items())}; in {folder.results}")
+            log.say(
+                f"done: {', '.join(f'{name} {100 * value:.2f}%' for name, value in figures.items())}; in {folder.results}"
+            )
             return written
 
 
-def features(cfg: KnnConfig, chosen: Chosen, source: Source, dist: Dist, tick: Callable[[], None], policy: Unreadable) -> tuple[Tensor, Tensor]:
+def features(
+    cfg: KnnConfig, chosen: Chosen, source: Source, dist: Dist, tick: Callable[[], None], policy: Unreadable
+) -> tuple[Tensor, Tensor]:
     """Return this rank's part of the features (N, D), float32, and labels (N,), on the device; images that cannot be read are left out."""
     view = evaluation_views(cfg.data, shorter_side=cfg.data.shorter_side)
     found: list[Tensor] = []
     labels: list[Tensor] = []
-    for batch in pass_over(source, view, dist, batch=cfg.run.evaluation_batch, workers=cfg.run.workers, unreadable=policy):
+    for batch in pass_over(
+        source, view, dist, batch=cfg.run.evaluation_batch, workers=cfg.run.workers, unreadable=policy
+    ):
         with autocast(cfg.precision, dist.device):
             found.append(pool(chosen.model(normalize(batch.image, chosen.statistics), norm=True), cfg.pool))
         labels.append(batch.label)
@@ -138,7 +150,14 @@ def features(cfg: KnnConfig, chosen: Chosen, source: Source, dist: Dist, tick: C
 
 
 def classify(
-    cfg: KnnConfig, chosen: Chosen, val: Source, bank: Tensor, labels: Tensor, dist: Dist, tick: Callable[[], None], policy: Unreadable
+    cfg: KnnConfig,
+    chosen: Chosen,
+    val: Source,
+    bank: Tensor,
+    labels: Tensor,
+    dist: Dist,
+    tick: Callable[[], None],
+    policy: Unreadable,
 ) -> dict[str, float]:
     """Return the share of the validation images that is right, "knn-20_top1": every image counts once."""
     classes = len(val.classes)
@@ -156,7 +175,10 @@ def gathered(part: Tensor, dist: Dist) -> Tensor:
         return part
     counts: list[Any] = [None] * dist.world
     td.all_gather_object(counts, len(part), group=dist.side)
-    parts = [part.contiguous() if rank == dist.rank else part.new_empty((count, *part.shape[1:])) for rank, count in enumerate(counts)]
+    parts = [
+        part.contiguous() if rank == dist.rank else part.new_empty((count, *part.shape[1:]))
+        for rank, count in enumerate(counts)
+    ]
     for rank, buffer in enumerate(parts):
         td.broadcast(buffer, rank)
     return torch.cat(parts)
@@ -174,7 +196,15 @@ def ticker(log: Logger) -> Callable[[], None]:
 
 
 def numbers(
-    cfg: KnnConfig, chosen: Chosen, folder: WorkDir, figures: dict[str, float], dist: Dist, *, images: int, unreadable: int, seconds: float
+    cfg: KnnConfig,
+    chosen: Chosen,
+    folder: WorkDir,
+    figures: dict[str, float],
+    dist: Dist,
+    *,
+    images: int,
+    unreadable: int,
+    seconds: float,
 ) -> list[results.Result]:
     """Return one Result per figure, in percent."""
     shared: dict[str, Any] = {
@@ -188,4 +218,7 @@ def numbers(
         "tokens_per_image": tokens_of(chosen.model, cfg.data.size), "unreadable": unreadable,
     }  # fmt: skip
     parted = {tuple(name.split("_")): 100 * value for name, value in figures.items()}
-    return [results.Result(protocol=protocol, metric=metric, value=value, **shared) for (protocol, metric), value in parted.items()]
+    return [
+        results.Result(protocol=protocol, metric=metric, value=value, **shared)
+        for (protocol, metric), value in parted.items()
+    ]

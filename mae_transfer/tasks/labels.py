@@ -22,4 +22,6 @@ def learned(extra: Mapping[str, Any], classes: tuple[str, ...], *, where: str) -
     known = extra.get("names")
     if known is not None and known != list(classes):
         k, (was, now) = next((k, pair) for k, pair in enumerate(zip_longest(known, classes)) if pair[0] != pair[1])
-        raise ValueError(f"{where} learned {len(known)} classes, the data have {len(classes)}; class {k} was {was!r} and is {now!r}")
+        raise ValueError(
+            f"{where} learned {len(known)} classes, the data have {len(classes)}; class {k} was {was!r} and is {now!r}"
+        )

@@ -107,11 +107,17 @@ class PretrainConfig(ImageConfig):
     def _parts_fit(self) -> Self:
         encoder = self.model.encoder
         if sides(encoder.image_size) != sides(self.data.size):
-            raise ValueError(f"model.encoder.image_size = {encoder.image_size}, but data.size = {self.data.size}: they are the same image")
+            raise ValueError(
+                f"model.encoder.image_size = {encoder.image_size}, but data.size = {self.data.size}: they are the same image"
+            )
         if not encoder.channels == len(self.mean) == len(self.std):
-            raise ValueError(f"model.encoder.channels = {encoder.channels}, but mean has {len(self.mean)} values and std {len(self.std)}")
+            raise ValueError(
+                f"model.encoder.channels = {encoder.channels}, but mean has {len(self.mean)} values and std {len(self.std)}"
+            )
         if self.optim.layer_decay:
-            raise ValueError(f"optim.layer_decay = {self.optim.layer_decay}: pretraining has one rate for all layers; leave it out")
+            raise ValueError(
+                f"optim.layer_decay = {self.optim.layer_decay}: pretraining has one rate for all layers; leave it out"
+            )
         build(MASKERS, self.mask).visible(encoder.grid())
         return self
 
@@ -142,7 +148,9 @@ def run(cfg: PretrainConfig, work_dir: Path, *, resume: bool = False) -> list[re
     with session(cfg.run.device, matmul=cfg.matmul) as dist:
         parts = build_parts(cfg, dist)
         job = Job(
-            order=Order(images=len(parts.train), batch=cfg.batch, seed=cfg.seed, crops_per_image=cfg.data.crops_per_image),
+            order=Order(
+                images=len(parts.train), batch=cfg.batch, seed=cfg.seed, crops_per_image=cfg.data.crops_per_image
+            ),
             build=partial(build_state, cfg, parts.target, dist=dist),
             feed=partial(feed, cfg, parts, dist=dist),
             step=lambda _: step_fn(cfg.statistics, parts.target),
@@ -155,7 +163,9 @@ def run(cfg: PretrainConfig, work_dir: Path, *, resume: bool = False) -> list[re
         return fit(cfg, work_dir, job, dist=dist, resume=resume)
 
 
-def step_fn(statistics: Statistics, target: Target) -> Callable[[nn.Module, Batch, Step], tuple[Tensor, dict[str, Tensor]]]:
+def step_fn(
+    statistics: Statistics, target: Target
+) -> Callable[[nn.Module, Batch, Step], tuple[Tensor, dict[str, Tensor]]]:
     """Return the training step: predict the hidden patches, compare with their targets, average."""
 
     def step(model: nn.Module, batch: Batch, at: Step) -> tuple[Tensor, dict[str, Tensor]]:
@@ -168,10 +178,14 @@ def step_fn(statistics: Statistics, target: Target) -> Callable[[nn.Module, Batc
     return step
 
 
-def evaluate(cfg: PretrainConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int) -> dict[str, float]:
+def evaluate(
+    cfg: PretrainConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int
+) -> dict[str, float]:
     """Return the loss on the held-out images, each once, under fixed masks (float32, mean over hidden patches); draw some of them."""
     dist = state.dist
-    torch.manual_seed(fold(EVALUATION_SEED, "evaluate", dist.rank))  # for a corruption that draws; the loop seeds every step anew
+    torch.manual_seed(
+        fold(EVALUATION_SEED, "evaluate", dist.rank)
+    )  # for a corruption that draws; the loop seeds every step anew
     total = torch.zeros(2, dtype=torch.float64 if dist.device.type != "mps" else torch.float32, device=dist.device)
     policy = cfg.data.unreadable()
     for batch in held_out_batches(cfg, parts, dist, policy):
@@ -183,7 +197,9 @@ def evaluate(cfg: PretrainConfig, parts: Parts, state: TrainState, folder: WorkD
     if not mean["patches"]:
         raise ValueError(f"no image of the {parts.split} set could be read")
     if dist.is_main:
-        save_sheet(folder.pictures / f"step_{step:08d}.png", picture_rows(cfg, parts, model, dist.device, most=cfg.pictures))
+        save_sheet(
+            folder.pictures / f"step_{step:08d}.png", picture_rows(cfg, parts, model, dist.device, most=cfg.pictures)
+        )
     return {f"{parts.split}_loss": mean["loss"] / mean["patches"], **unread(policy, dist)}
 
 
@@ -191,7 +207,9 @@ def evaluate(cfg: PretrainConfig, parts: Parts, state: TrainState, folder: WorkD
 def picture_rows(cfg: PretrainConfig, parts: Parts, model: nn.Module, device: torch.device, *, most: int) -> Tensor:
     """Return the panels (B, 4, 3, H, W) of what the model makes of up to `most` held-out images, spread evenly over them."""
     rows = []
-    for batch in held_out_batches(cfg, parts._replace(held_out=Spread(parts.held_out, most)), Dist(device), cfg.data.unreadable()):
+    for batch in held_out_batches(
+        cfg, parts._replace(held_out=Spread(parts.held_out, most)), Dist(device), cfg.data.unreadable()
+    ):
         assert batch.mask is not None
         prediction = model(normalize(batch.image, cfg.statistics), batch.mask)
         rows.append(panels(batch.image, parts.target.decode(prediction, batch, batch.mask.ids_masked), batch.mask))
@@ -200,8 +218,15 @@ def picture_rows(cfg: PretrainConfig, parts: Parts, model: nn.Module, device: to
 
 def feed(cfg: PretrainConfig, parts: Parts, share: Share, *, dist: Dist) -> Generator[Batch, None, None]:
     """Yield the micro-batches of this rank from step `share.start` on, without end."""
-    crops = Crops(source=parts.train, augmentation=training_views(cfg.data, parts.target.views), seed=cfg.seed, masking=parts.masking)
-    return batches(crops, share, workers=cfg.run.workers, pin=dist.device.type == "cuda", unreadable=cfg.data.unreadable())
+    crops = Crops(
+        source=parts.train,
+        augmentation=training_views(cfg.data, parts.target.views),
+        seed=cfg.seed,
+        masking=parts.masking,
+    )
+    return batches(
+        crops, share, workers=cfg.run.workers, pin=dist.device.type == "cuda", unreadable=cfg.data.unreadable()
+    )
 
 
 def held_out_batches(cfg: PretrainConfig, parts: Parts, dist: Dist, policy: Unreadable) -> Iterator[Batch]:
@@ -226,7 +251,10 @@ def build_parts(cfg: PretrainConfig, dist: Dist) -> Parts:
     if isinstance(target, nn.Module):
         target.to(dist.device)
     prepared = partial(with_codes, target=target, data=cfg.data, run=cfg.run, dist=dist)
-    train, shown = prepared(train_set, key="train" + digest_of(cfg.target)), prepared(held_out, key="held out" + digest_of(cfg.target))
+    train, shown = (
+        prepared(train_set, key="train" + digest_of(cfg.target)),
+        prepared(held_out, key="held out" + digest_of(cfg.target)),
+    )
     masking = Masking(build(MASKERS, cfg.mask), encoder.grid())
     return Parts(target, masking, train, Spread(shown, cfg.evaluate_images), "val" if val_set is not None else "train")
 
@@ -256,7 +284,9 @@ def load_start(model: MAE, reference: str) -> None:
         payload = checkpoint.load(Path(path))
         checkpoints.fill(model, payload.get("ema", payload["model"]), where=path)
     else:
-        raise ValueError(f"start = {reference!r}: give mae-full:PATH, a released MAE with its decoder, or a step_*.pt of this suite")
+        raise ValueError(
+            f"start = {reference!r}: give mae-full:PATH, a released MAE with its decoder, or a step_*.pt of this suite"
+        )
 
 
 def headline(cfg: PretrainConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) -> str:
@@ -267,12 +297,18 @@ def headline(cfg: PretrainConfig, parts: Parts, loop: LoopConfig, *, dist: Dist)
     )
 
 
-def finish(cfg: PretrainConfig, parts: Parts, state: TrainState, loop: LoopConfig, folder: WorkDir, log: Logger) -> list[results.Result]:
+def finish(
+    cfg: PretrainConfig, parts: Parts, state: TrainState, loop: LoopConfig, folder: WorkDir, log: Logger
+) -> list[results.Result]:
     """Export the encoder and append the run's results."""
     export(cfg, state, folder)
     figures = {metric: value for metric, value in state.metrics.items() if metric != "unreadable"}
-    written = results.append(folder.results, [result(cfg, parts, state, folder, metric, value) for metric, value in figures.items()])
-    log.say(f"done: {folder.backbone} (for the transfer tasks), pictures in {folder.pictures}, numbers in {folder.results}")
+    written = results.append(
+        folder.results, [result(cfg, parts, state, folder, metric, value) for metric, value in figures.items()]
+    )
+    log.say(
+        f"done: {folder.backbone} (for the transfer tasks), pictures in {folder.pictures}, numbers in {folder.results}"
+    )
     return written
 
 
@@ -290,7 +326,9 @@ def export(cfg: PretrainConfig, state: TrainState, folder: WorkDir) -> None:
     checkpoints.export_backbone(folder.backbone, model.encoder, about=about)
 
 
-def result(cfg: PretrainConfig, parts: Parts, state: TrainState, folder: WorkDir, metric: str, value: float) -> results.Result:
+def result(
+    cfg: PretrainConfig, parts: Parts, state: TrainState, folder: WorkDir, metric: str, value: float
+) -> results.Result:
     """Return one number of this run as a Result; its tokens are those that the encoder sees."""
     encoder, (h, w) = cfg.model.encoder, parts.masking.grid
     return results.Result(

@@ -112,13 +112,17 @@ class Finetune:
     def groups(self, model: nn.Module, optim: OptimConfig) -> list[Group]:
         assert isinstance(model, Classifier)
         layers = Layers(model.layer_of, model.encoder.depth, optim.layer_decay) if optim.layer_decay else None
-        return param_groups(model, weight_decay=optim.weight_decay, layers=layers, no_decay=spared(model, optim, default=None))
+        return param_groups(
+            model, weight_decay=optim.weight_decay, layers=layers, no_decay=spared(model, optim, default=None)
+        )
 
     def step(self, feed: Feed) -> StepFn:
         """Return the step: erase, mix, compare. Mixup pairs an image with its mirror in the batch, whose size must be even."""
         mixes = self.mixup > 0 or self.cutmix > 0
         if mixes and feed.micro % 2:
-            raise ValueError(f"mixup and cutmix pair the images of a forward pass, which has {feed.micro}: make batch or run.device_batch even")
+            raise ValueError(
+                f"mixup and cutmix pair the images of a forward pass, which has {feed.micro}: make batch or run.device_batch even"
+            )
         mix = Mixup(self.mixup, self.cutmix, label_smoothing=self.smoothing, num_classes=feed.classes)  # type: ignore[no-untyped-call]
         erase = RandomErasing(self.erase, mode="pixel", device=feed.device)  # type: ignore[no-untyped-call]
 
@@ -155,7 +159,9 @@ class Partial(Finetune):
 
     def model(self, backbone: nn.Module, classes: int) -> nn.Module:
         freeze(backbone, self.tune_blocks, norm=self.tune_norm)
-        model = Classifier(backbone, classes, how=self.pool, head_std=self.head_std, frozen_eval=not self.frozen_drop_path)
+        model = Classifier(
+            backbone, classes, how=self.pool, head_std=self.head_std, frozen_eval=not self.frozen_drop_path
+        )
         model.fc_norm.requires_grad_(self.tune_norm)
         return model
 
@@ -174,7 +180,9 @@ class Linear:
 
     def __post_init__(self) -> None:
         if not self.rates or not self.pools or min(self.rates) <= 0 or len(set(self.rates)) < len(self.rates):
-            raise ValueError(f"rates {self.rates}, pools {self.pools}: give different rates above 0 and at least one pooling")
+            raise ValueError(
+                f"rates {self.rates}, pools {self.pools}: give different rates above 0 and at least one pooling"
+            )
 
     @property
     def title(self) -> str:
@@ -207,7 +215,11 @@ class Linear:
         return [
             {**group, "lr_scale": rate, "name": f"{name}_{group['name']}"}
             for name, (rate, _) in self.probes().items()
-            for group in param_groups(model.probes[name], weight_decay=optim.weight_decay, no_decay=spared(model.probes[name], optim, default=None))
+            for group in param_groups(
+                model.probes[name],
+                weight_decay=optim.weight_decay,
+                no_decay=spared(model.probes[name], optim, default=None),
+            )
         ]
 
     def step(self, feed: Feed) -> StepFn:

@@ -20,7 +20,13 @@ from mae_transfer.tasks.workdir import WorkDir
 
 
 def reconstruct(
-    run: str | Path, images: Path | None, *, mask_ratios: Sequence[float] | None, out: Path, most: int = 16, config: Path | None = None
+    run: str | Path,
+    images: Path | None,
+    *,
+    mask_ratios: Sequence[float] | None,
+    out: Path,
+    most: int = 16,
+    config: Path | None = None,
 ) -> list[Path]:
     """Draw what a pretrained model makes of images, one sheet per mask ratio; return the sheets' paths.
 
@@ -41,16 +47,24 @@ def reconstruct(
             raise ValueError(f"{run} has no checkpoint yet: run tools/pretrain.py with --work-dir {run} first")
         saved = found.payload
     grid = cfg.model.encoder.grid()
-    spec = Spec.model_validate({key: value for key, value in cfg.target.model_dump().items() if key != "cache"})  # kept tokens are of other images
+    spec = Spec.model_validate(
+        {key: value for key, value in cfg.target.model_dump().items() if key != "cache"}
+    )  # kept tokens are of other images
     target = open_target(spec, cfg.model.encoder, cfg.statistics, saved=saved["extra"].get("target") if saved else None)
     model = MAE(cfg.model, target.dim).eval()
     if saved is None:
         load_start(model, str(run))
     else:
         load_strict(model, saved.get("ema", saved["model"]), where=f"the newest checkpoint of {run}")
-    shown = cfg.data.val or cfg.data.train if images is None else Spec.model_validate({"name": "folder", "root": str(images), "labelled": False})
+    shown = (
+        cfg.data.val or cfg.data.train
+        if images is None
+        else Spec.model_validate({"name": "folder", "root": str(images), "labelled": False})
+    )
     source = open_source(shown, cfg.data.root)
-    masks = {f"ratio_{ratio:g}": {**cfg.mask.model_dump(), "ratio": ratio} for ratio in mask_ratios or ()} or {cfg.mask.name: cfg.mask.model_dump()}
+    masks = {f"ratio_{ratio:g}": {**cfg.mask.model_dump(), "ratio": ratio} for ratio in mask_ratios or ()} or {
+        cfg.mask.name: cfg.mask.model_dump()
+    }
     sheets = {}
     for name, mask in masks.items():
         parts = Parts(target, Masking(build(MASKERS, Spec.model_validate(mask)), grid), source, source, "images")

@@ -56,14 +56,25 @@ def evaluate(cfg: RobustnessConfig, reference: str, work_dir: Path | None) -> li
     names = class_names(cfg)
     opened = {variant: open_variant(variant, Path(root), names) for variant, root in cfg.variants.items() if root}
     if not opened:
-        raise ValueError("no variant has a folder: --set \"variants={'imagenet-a':'/data/imagenet-a'}\"; known are " + ", ".join(cfg.variants))
+        raise ValueError(
+            "no variant has a folder: --set \"variants={'imagenet-a':'/data/imagenet-a'}\"; known are "
+            + ", ".join(cfg.variants)
+        )
     protocol = cfg.method()
     if len(protocol.row) > 1:
-        raise ValueError(f"protocol {protocol.title!r} gives a row of {len(protocol.row)} scores; robustness is that of one classifier")
+        raise ValueError(
+            f"protocol {protocol.title!r} gives a row of {len(protocol.row)} scores; robustness is that of one classifier"
+        )
     with session(cfg.run.device, matmul=cfg.matmul) as dist:
-        classifier = trained(cfg, Parts(protocol, next(iter(opened.values()))[0].source, {}, len(names), cfg.statistics or IMAGENET), reference)
+        classifier = trained(
+            cfg,
+            Parts(protocol, next(iter(opened.values()))[0].source, {}, len(names), cfg.statistics or IMAGENET),
+            reference,
+        )
         classifier.model.to(dist.device).eval()
-        written = [number for variant, parts in opened.items() for number in measure(cfg, classifier, variant, parts, dist)]
+        written = [
+            number for variant, parts in opened.items() for number in measure(cfg, classifier, variant, parts, dist)
+        ]
         if dist.is_main:
             for number in written:
                 print(f"{number.dataset}: {number.metric} {number.value:.2f}{number.unit}", flush=True)
@@ -77,7 +88,9 @@ def class_names(cfg: RobustnessConfig) -> list[str]:
     if cfg.classes is not None:
         path = Path(cfg.classes)
         if not path.is_file():
-            raise ValueError(f"classes = {cfg.classes!r} does not exist: a text file with one class folder (wnid) per line is wanted")
+            raise ValueError(
+                f"classes = {cfg.classes!r} does not exist: a text file with one class folder (wnid) per line is wanted"
+            )
         return path.read_text(encoding="utf-8-sig").split()
     train = Path(cfg.data.root or "") / "train"
     if cfg.data.root is None or not train.is_dir():
@@ -95,7 +108,9 @@ def open_variant(variant: Variant, root: Path, names: list[str]) -> list[Part]:
     wanted = [(name, severity, root / name / str(severity)) for name in ALEXNET_ERROR for severity in SEVERITIES]
     missing = [str(path.relative_to(root)) for _, _, path in wanted if not path.is_dir()]
     if missing:
-        raise ValueError(f"{root} lacks {len(missing)} of the {len(wanted)} folders of ImageNet-C (corruption/severity): {', '.join(missing)}")
+        raise ValueError(
+            f"{root} lacks {len(missing)} of the {len(wanted)} folders of ImageNet-C (corruption/severity): {', '.join(missing)}"
+        )
     return [open_part(name, severity, path, names) for name, severity, path in wanted]
 
 
@@ -104,21 +119,30 @@ def open_part(corruption: str, severity: int, path: Path, names: list[str]) -> P
     source = Folder(root=str(path))
     unknown = sorted(set(source.classes) - set(names))
     if unknown:
-        raise ValueError(f"{path} has class folders that are none of the classifier's {len(names)}: {', '.join(unknown[:5])} ({len(unknown)} in all)")
+        raise ValueError(
+            f"{path} has class folders that are none of the classifier's {len(names)}: {', '.join(unknown[:5])} ({len(unknown)} in all)"
+        )
     place = {name: column for column, name in enumerate(names)}
     return Part(corruption, severity, source, torch.tensor([place[name] for name in source.classes]))
 
 
-def measure(cfg: RobustnessConfig, classifier: Trained, variant: Variant, parts: list[Part], dist: Dist) -> list[results.Result]:
+def measure(
+    cfg: RobustnessConfig, classifier: Trained, variant: Variant, parts: list[Part], dist: Dist
+) -> list[results.Result]:
     """Return the numbers of one variant: top-1 %, or for ImageNet-C the corruption errors and their mean, %."""
     (model, chosen, state), start = classifier, time.perf_counter()
     shown = track(parts, description=variant, disable=not (cfg.run.progress and dist.is_main))
     counted = {(part.corruption, part.severity): accuracy(cfg, model, chosen.statistics, part, dist) for part in shown}
-    right, left_out = {key: share for key, (share, _) in counted.items()}, sum(missing for _, missing in counted.values())
+    right, left_out = (
+        {key: share for key, (share, _) in counted.items()},
+        sum(missing for _, missing in counted.values()),
+    )
     seconds, images = time.perf_counter() - start, sum(len(part.source) for part in parts)
     if variant == "imagenet-c":
         errors = {name: {severity: 1 - right[name, severity] for severity in SEVERITIES} for name in ALEXNET_ERROR}
-        figures = {"mCE": mean_corruption_error(errors)} | {f"CE_{name}": value for name, value in corruption_errors(errors).items()}
+        figures = {"mCE": mean_corruption_error(errors)} | {
+            f"CE_{name}": value for name, value in corruption_errors(errors).items()
+        }
     else:
         figures = {"top1": right["", 0]}
     shared: dict[str, Any] = evaluation_facts(
@@ -128,11 +152,16 @@ def measure(cfg: RobustnessConfig, classifier: Trained, variant: Variant, parts:
         "backbone": chosen.name, "pretrain": chosen.pretrain, "checkpoint_sha256": chosen.sha256, "normalization": chosen.normalization,
         "flops_per_image": flops_of(model, cfg.data.size, backward=False), "tokens_per_image": tokens_of(chosen.model, cfg.data.size),
     }  # fmt: skip
-    return [results.Result(metric=name, value=100 * value, higher_is_better=name == "top1", **shared) for name, value in figures.items()]
+    return [
+        results.Result(metric=name, value=100 * value, higher_is_better=name == "top1", **shared)
+        for name, value in figures.items()
+    ]
 
 
 @torch.no_grad()
-def accuracy(cfg: RobustnessConfig, model: nn.Module, statistics: Statistics, part: Part, dist: Dist) -> tuple[float, int]:
+def accuracy(
+    cfg: RobustnessConfig, model: nn.Module, statistics: Statistics, part: Part, dist: Dist
+) -> tuple[float, int]:
     """Return the share of a folder's images whose best score, among the folder's own classes, is their class, and how many could not be read.
 
     ImageNet-C's images are cut already: they are not resized before the centre crop.
@@ -140,10 +169,16 @@ def accuracy(cfg: RobustnessConfig, model: nn.Module, statistics: Statistics, pa
     view = evaluation_views(cfg.data, shorter_side=1.0 if part.corruption else cfg.data.shorter_side)
     columns, right = part.columns.to(dist.device), torch.zeros((), dtype=torch.int64, device=dist.device)
     policy = cfg.data.unreadable()
-    for batch in pass_over(part.source, view, dist, batch=cfg.run.evaluation_batch, workers=cfg.run.workers, unreadable=policy):
+    for batch in pass_over(
+        part.source, view, dist, batch=cfg.run.evaluation_batch, workers=cfg.run.workers, unreadable=policy
+    ):
         with autocast(cfg.precision, dist.device):
             scores = model(normalize(batch.image, statistics))
         right += (scores.view(-1, scores.shape[-1]).index_select(1, columns).argmax(dim=1) == batch.label).sum()
     left_out = unread(policy, dist)
-    seen = readable(len(part.source), left_out, of=f"folder {part.corruption}/{part.severity}" if part.corruption else "variant's folder")
+    seen = readable(
+        len(part.source),
+        left_out,
+        of=f"folder {part.corruption}/{part.severity}" if part.corruption else "variant's folder",
+    )
     return read_mean({"right": right}, dist)["right"] * dist.world / seen, len(part.source) - seen

@@ -49,9 +49,28 @@ from mae_transfer.engine.loop import Step, StepFn
 from mae_transfer.engine.optim import build_optimizer, peak_lr
 from mae_transfer.engine.state import LoopConfig, TrainState, autocast
 from mae_transfer.metrics.iou import IouMetric
-from mae_transfer.tasks.backbones import BackboneConfig, Chosen, backbone_of, flops_of, open_backbone, tokens_of, trained_statistics
+from mae_transfer.tasks.backbones import (
+    BackboneConfig,
+    Chosen,
+    backbone_of,
+    flops_of,
+    open_backbone,
+    tokens_of,
+    trained_statistics,
+)
 from mae_transfer.tasks.best import HOLDOUT, Select, Selection, check_selection
-from mae_transfer.tasks.common import EVALUATION_SEED, Job, PicturesRun, TrainConfig, evaluation_facts, facts, fit, plan, sweep_over, unread
+from mae_transfer.tasks.common import (
+    EVALUATION_SEED,
+    Job,
+    PicturesRun,
+    TrainConfig,
+    evaluation_facts,
+    facts,
+    fit,
+    plan,
+    sweep_over,
+    unread,
+)
 from mae_transfer.tasks.labels import classes_digest, learned
 from mae_transfer.tasks.segment_inference import PUBLISHED_SCALES, InferenceConfig, Windows, probabilities
 from mae_transfer.tasks.segment_protocols import PROTOCOLS, SegmentProtocol
@@ -59,7 +78,10 @@ from mae_transfer.tasks.workdir import WorkDir, run_of
 
 DEBUG_ENCODER = {"size": None, "dim": 32, "depth": 4, "heads": 2, "patch": 8, "image_size": 32}
 NUMBERS = ("mIoU", "mAcc", "aAcc")
-MULTI_SCALE: dict[str, Any] = {"inference.scales": PUBLISHED_SCALES, "inference.flip": True}  # what --multi-scale stands for
+MULTI_SCALE: dict[str, Any] = {
+    "inference.scales": PUBLISHED_SCALES,
+    "inference.flip": True,
+}  # what --multi-scale stands for
 
 
 class SegmentConfig(TrainConfig):
@@ -110,7 +132,9 @@ class SegmentConfig(TrainConfig):
         check_selection(self.select, self.data.holdout)
         stride = self.inference.stride
         if self.inference.mode == "slide" and stride is not None and any(map(gt, sides(stride), sides(self.data.size))):
-            raise ValueError(f"inference.stride={stride}, data.size={self.data.size}: windows further apart than their side leave pixels unseen")
+            raise ValueError(
+                f"inference.stride={stride}, data.size={self.data.size}: windows further apart than their side leave pixels unseen"
+            )
         return self
 
     def method(self) -> SegmentProtocol:
@@ -166,7 +190,10 @@ def evaluate_checkpoint(cfg: SegmentConfig, reference: str, work_dir: Path | Non
     as_trained(cfg, reference)
     with session(cfg.run.device, matmul=cfg.matmul) as dist:
         statistics = trained_statistics(cfg.statistics, SegmentConfig, reference)
-        parts, start = open_parts(cfg, backbone_of(cfg.backbone, SegmentConfig, reference), statistics, train=False), time.perf_counter()
+        parts, start = (
+            open_parts(cfg, backbone_of(cfg.backbone, SegmentConfig, reference), statistics, train=False),
+            time.perf_counter(),
+        )
         model = parts.protocol.model(parts.chosen.model, len(parts.val.classes))
         payload = checkpoint.load(Path(reference))
         learned(payload["extra"], parts.val.classes, where=reference)
@@ -176,11 +203,16 @@ def evaluate_checkpoint(cfg: SegmentConfig, reference: str, work_dir: Path | Non
         with torch.no_grad():
             figures = measure(cfg, parts, dist, model)
         seconds = time.perf_counter() - start
-        about = evaluation_facts(cfg, dist, model, work_dir, images=len(parts.val), seconds=seconds, trained=payload, precision=cfg.precision)
+        about = evaluation_facts(
+            cfg, dist, model, work_dir, images=len(parts.val), seconds=seconds, trained=payload, precision=cfg.precision
+        )
         chosen = parts.chosen._replace(sha256=checkpoints.sha256(Path(reference)))
         written = numbers(cfg, chosen, model, figures, about, backward=False)
         if dist.is_main:
-            print(f"{chosen.name}, {parts.protocol.title}: {summary(written)}\n{per_class(parts.val.classes, figures)}", flush=True)
+            print(
+                f"{chosen.name}, {parts.protocol.title}: {summary(written)}\n{per_class(parts.val.classes, figures)}",
+                flush=True,
+            )
             if work_dir is not None:
                 written = results.append(WorkDir(work_dir).results, written)
             if (root := work_dir or run_of(reference)) is not None:
@@ -196,17 +228,25 @@ def as_trained(cfg: SegmentConfig, reference: str) -> None:
     own = WorkDir(root).config
     different = [line for line in load(own, SegmentConfig).differences(cfg) if line.startswith("protocol.")]
     if different:
-        raise ValueError(f"{root} trained another model than this config's; give its own config, {own}:\n  " + "\n  ".join(different))
+        raise ValueError(
+            f"{root} trained another model than this config's; give its own config, {own}:\n  " + "\n  ".join(different)
+        )
 
 
-def open_parts(cfg: SegmentConfig, backbone: BackboneConfig, statistics: Statistics | None, *, train: bool = True) -> Parts:
+def open_parts(
+    cfg: SegmentConfig, backbone: BackboneConfig, statistics: Statistics | None, *, train: bool = True
+) -> Parts:
     """Open data and backbone; ValueError where they do not fit the protocol.
 
     train: whether the training set is opened; an evaluation does without.
     """
     protocol = cfg.method()
-    chosen = open_backbone(backbone, {"image_size": cfg.data.size, **protocol.changes()}, statistics=statistics, seed=cfg.seed)
-    if cfg.inference.mode == "whole" and any(getattr(module, "strict_img_size", False) for module in chosen.model.modules()):  # timm's ViT, Swin
+    chosen = open_backbone(
+        backbone, {"image_size": cfg.data.size, **protocol.changes()}, statistics=statistics, seed=cfg.seed
+    )
+    if cfg.inference.mode == "whole" and any(
+        getattr(module, "strict_img_size", False) for module in chosen.model.modules()
+    ):  # timm's ViT, Swin
         raise ValueError(f"{chosen.name} takes images of {cfg.data.size} pixels only: inference.mode='slide'")
     sets = open_maps(cfg.data) if train else (open_map_set(cfg.data.val, cfg.data.root),) * 2
     holdout = open_map_set(cfg.data.holdout, cfg.data.root) if train and cfg.data.holdout else None
@@ -219,19 +259,30 @@ def build_state(cfg: SegmentConfig, parts: Parts, loop: LoopConfig, *, dist: Dis
     """Return model and optimizer before the first step."""
     micro, least = cfg.batch // (dist.world * loop.accumulate), parts.protocol.least
     if micro < least and not dist.sync_bn:
-        raise ValueError(f"crops per device and forward pass: {micro}, but the heads' batch norms need {least}: raise run.device_batch, or batch")
+        raise ValueError(
+            f"crops per device and forward pass: {micro}, but the heads' batch norms need {least}: raise run.device_batch, or batch"
+        )
     model = parts.protocol.model(parts.chosen.model, len(parts.train.classes))
     dressed = assemble(model, dist=dist, compile=cfg.run.compile, checkpoint_activations=cfg.run.checkpoint_activations)
-    optimizer = build_optimizer(cfg.optim, parts.protocol.groups(model, cfg.optim), lr=peak_lr(cfg.optim, global_batch=cfg.batch))
+    optimizer = build_optimizer(
+        cfg.optim, parts.protocol.groups(model, cfg.optim), lr=peak_lr(cfg.optim, global_batch=cfg.batch)
+    )
     names = parts.train.classes
-    return TrainState.create(dressed, optimizer, loop, dist=dist, digest=classes_digest(names), extra={"names": list(names)})
+    return TrainState.create(
+        dressed, optimizer, loop, dist=dist, digest=classes_digest(names), extra={"names": list(names)}
+    )
 
 
 def feed(cfg: SegmentConfig, parts: Parts, share: Share, *, dist: Dist) -> Generator[MapBatch, None, None]:
     """Yield the micro-batches of this rank from step `share.start` on, without end."""
     data = cfg.data
     transform = TrainingCrop(
-        scale=data.scale, ratios=data.ratios, size=data.size, largest_share=data.largest_share, flip=data.flip, distort=data.distort
+        scale=data.scale,
+        ratios=data.ratios,
+        size=data.size,
+        largest_share=data.largest_share,
+        flip=data.flip,
+        distort=data.distort,
     )
     crops = MapCrops(source=parts.train, seed=cfg.seed, transform=transform, size=data.size)
     return batches(crops, share, workers=cfg.run.workers, pin=dist.device.type == "cuda", unreadable=data.unreadable())
@@ -255,7 +306,9 @@ def make_step(statistics: Statistics, loop: LoopConfig) -> StepFn:
     return step
 
 
-def evaluate(cfg: SegmentConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int) -> dict[str, float]:
+def evaluate(
+    cfg: SegmentConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int
+) -> dict[str, float]:
     """Return what `reported` gives; where the best state is kept, the same of the held-out images, as "holdout/mIoU" ..."""
     if parts.holdout is None:
         return reported(cfg, parts, state, folder, model, step)
@@ -263,7 +316,9 @@ def evaluate(cfg: SegmentConfig, parts: Parts, state: TrainState, folder: WorkDi
     return {HOLDOUT + name: figures[name] for name in NUMBERS}
 
 
-def reported(cfg: SegmentConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int) -> dict[str, float]:
+def reported(
+    cfg: SegmentConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int
+) -> dict[str, float]:
     """Return mIoU, mAcc and aAcc of the validation set in [0, 1]; the classes' figures are kept with the run's state."""
     figures = measure(cfg, parts, state.dist, model)
     state.extra["classes"] = figures
@@ -277,7 +332,9 @@ def measure(cfg: SegmentConfig, parts: Parts, dist: Dist, model: nn.Module) -> d
         metric.update(predict(cfg, bare(model), batch, parts.chosen.statistics), batch.labels)
     figures = metric.compute(per_class=True)
     if math.isnan(figures["mIoU"]):
-        raise ValueError("no pixel of the validation set has a class: its maps are void everywhere (tools/prepare_data.py check names them)")
+        raise ValueError(
+            "no pixel of the validation set has a class: its maps are void everywhere (tools/prepare_data.py check names them)"
+        )
     return figures | unread(policy, dist)
 
 
@@ -307,9 +364,12 @@ def draw(cfg: SegmentConfig, parts: Parts, dist: Dist, model: nn.Module, folder:
     if not cfg.run.pictures:
         return
     with torch.no_grad():
-        for number, batch in zip(range(cfg.run.pictures), views(cfg, parts, Dist(dist.device), cfg.data.unreadable()), strict=False):
+        for number, batch in zip(
+            range(cfg.run.pictures), views(cfg, parts, Dist(dist.device), cfg.data.unreadable()), strict=False
+        ):
             image, truth, predicted = (
-                tensor[0].cpu() for tensor in (batch.original, batch.labels, predict(cfg, bare(model), batch, parts.chosen.statistics))
+                tensor[0].cpu()
+                for tensor in (batch.original, batch.labels, predict(cfg, bare(model), batch, parts.chosen.statistics))
             )
             shown = Picture(image, truth, predicted, Path(parts.val.where(int(batch.index[0]))).name)
             save_picture(folder / f"{number:04d}.png", shown, parts.val.classes)
@@ -323,13 +383,19 @@ def headline(cfg: SegmentConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) 
     )
 
 
-def finish(cfg: SegmentConfig, parts: Parts, state: TrainState, loop: LoopConfig, folder: WorkDir, log: Logger) -> list[results.Result]:
+def finish(
+    cfg: SegmentConfig, parts: Parts, state: TrainState, loop: LoopConfig, folder: WorkDir, log: Logger
+) -> list[results.Result]:
     """Draw, and append the run's results: with them it is finished."""
-    figures = state.extra["classes"] | {name: value for name, value in state.metrics.items() if name.startswith(HOLDOUT)}
+    figures = state.extra["classes"] | {
+        name: value for name, value in state.metrics.items() if name.startswith(HOLDOUT)
+    }
     model = state.averaged
     model.eval()
     draw(cfg, parts, state.dist, model, folder.segmentations)
-    written = results.append(folder.results, numbers(cfg, parts.chosen, state.bare, figures, facts(cfg, state, folder), backward=True))
+    written = results.append(
+        folder.results, numbers(cfg, parts.chosen, state.bare, figures, facts(cfg, state, folder), backward=True)
+    )
     log.say(per_class(parts.val.classes, figures))
     log.say(f"done: {summary(written)}; in {folder.results}, pictures in {folder.segmentations}")
     return written
@@ -337,7 +403,10 @@ def finish(cfg: SegmentConfig, parts: Parts, state: TrainState, loop: LoopConfig
 
 def per_class(classes: tuple[str, ...], figures: dict[str, float]) -> str:
     """Return a line per class with IoU and accuracy in percent, "-" where it neither occurs nor is found."""
-    shown = [[f"{100 * figures[f'{what}[{name}]']:6.2f}".replace("   nan", "     -") for what in ("IoU", "Acc")] for name in classes]
+    shown = [
+        [f"{100 * figures[f'{what}[{name}]']:6.2f}".replace("   nan", "     -") for what in ("IoU", "Acc")]
+        for name in classes
+    ]
     return "\n".join(f"  IoU {iou}  Acc {acc}  {name}" for (iou, acc), name in zip(shown, classes, strict=True))
 
 
@@ -347,7 +416,13 @@ def summary(written: list[results.Result]) -> str:
 
 
 def numbers(
-    cfg: SegmentConfig, chosen: Chosen, model: nn.Module, figures: dict[str, float], about: dict[str, Any], *, backward: bool
+    cfg: SegmentConfig,
+    chosen: Chosen,
+    model: nn.Module,
+    figures: dict[str, float],
+    about: dict[str, Any],
+    *,
+    backward: bool,
 ) -> list[results.Result]:
     """Return mIoU, mAcc and aAcc as Results, in percent; "mIoU/ms" where several scales or mirror images were averaged."""
     about = about | {"unreadable": figures.get("unreadable", 0)}

@@ -45,7 +45,9 @@ class Windows(NamedTuple):
     batch: int  # windows per forward pass
 
 
-def probabilities(model: nn.Module, views: Sequence[Tensor], size: tuple[int, int], how: Windows, *, flip: bool) -> Tensor:
+def probabilities(
+    model: nn.Module, views: Sequence[Tensor], size: tuple[int, int], how: Windows, *, flip: bool
+) -> Tensor:
     """Return the mean over views and their mirror images of the classes' probabilities, (1, C, H, W) for `size`; for one view alone its logits.
 
     views: normalised images (1, 3, h, w), of one image in several sizes.

@@ -83,14 +83,22 @@ class UperNet:
 
     def changes(self) -> dict[str, Any]:
         """Return what differs from the backbone as it was pretrained; None stands for no difference."""
-        wanted = {name: getattr(self, name) for name in ("relative_positions", "positions", "layer_scale", "class_token")}
-        return {"final_norm": False, "drop_path": self.drop_path, **{name: value for name, value in wanted.items() if value is not None}}
+        wanted = {
+            name: getattr(self, name) for name in ("relative_positions", "positions", "layer_scale", "class_token")
+        }
+        return {
+            "final_norm": False,
+            "drop_path": self.drop_path,
+            **{name: value for name, value in wanted.items() if value is not None},
+        }
 
     def model(self, backbone: nn.Module, classes: int) -> Segmenter:
         assert isinstance(backbone, Backbone)
         adapter = TapFPN(maps_of(backbone), taps=self.taps, norm="batch", fpn=None, scales="relative")
         decode = uper_head(adapter.widths, classes, channels=self.channels or backbone.dim, dropout=self.dropout)
-        auxiliary = fcn_head(adapter.widths, classes, weight=self.auxiliary, dropout=self.dropout) if self.auxiliary else None
+        auxiliary = (
+            fcn_head(adapter.widths, classes, weight=self.auxiliary, dropout=self.dropout) if self.auxiliary else None
+        )
         return Segmenter(encoder_decoder(AdaptedBackbone(backbone, adapter), decode, auxiliary))
 
     def groups(self, model: Segmenter, optim: OptimConfig) -> list[Group]:
@@ -123,7 +131,9 @@ class Linear:
     def model(self, backbone: nn.Module, classes: int) -> Segmenter:
         assert isinstance(backbone, Backbone)
         adapter = NormedTaps(maps_of(backbone), taps=self.taps)
-        return Segmenter(encoder_decoder(AdaptedBackbone(backbone, adapter), linear_head(adapter.widths, classes)), frozen=True)
+        return Segmenter(
+            encoder_decoder(AdaptedBackbone(backbone, adapter), linear_head(adapter.widths, classes)), frozen=True
+        )
 
     def groups(self, model: Segmenter, optim: OptimConfig) -> list[Group]:
         if optim.layer_decay:

@@ -46,7 +46,11 @@ def open_basis(frame: Frame, reference: str) -> Basis:
     return Basis(torch.zeros(values), rows, ones, ones / values, frame.patch, frame.statistics)
 
 
-OPENERS: Mapping[str, Callable[[Frame, str], object]] = {"tokenizer": open_tokenizer, "teacher": open_teacher, "basis": open_basis}
+OPENERS: Mapping[str, Callable[[Frame, str], object]] = {
+    "tokenizer": open_tokenizer,
+    "teacher": open_teacher,
+    "basis": open_basis,
+}
 """By the name of a target's option: what the string in the config becomes."""
 
 

@@ -112,9 +112,13 @@ class TokenizerConfig(ImageConfig):
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         if any(side % self.model.stride for side in sides(self.data.size)):
-            raise ValueError(f"data.size = {self.data.size} is not a multiple of the tokenizer's stride {self.model.stride}")
+            raise ValueError(
+                f"data.size = {self.data.size} is not a multiple of the tokenizer's stride {self.model.stride}"
+            )
         if self.optim.layer_decay:
-            raise ValueError(f"optim.layer_decay = {self.optim.layer_decay}: the autoencoder has one rate for all layers; leave it out")
+            raise ValueError(
+                f"optim.layer_decay = {self.optim.layer_decay}: the autoencoder has one rate for all layers; leave it out"
+            )
         if len(self.mean) != 3:
             raise ValueError(f"the autoencoder takes 3 channels, mean has {len(self.mean)} values")
         return self
@@ -144,7 +148,9 @@ def run(cfg: TokenizerConfig, work_dir: Path, *, resume: bool = False) -> list[r
         split = "train" if val_set is None else "val"
         parts = Parts(train_set, Spread(train_set if val_set is None else val_set, cfg.evaluate_images), split)
         job = Job(
-            order=Order(images=len(train_set), batch=cfg.batch, seed=cfg.seed, crops_per_image=cfg.data.crops_per_image),
+            order=Order(
+                images=len(train_set), batch=cfg.batch, seed=cfg.seed, crops_per_image=cfg.data.crops_per_image
+            ),
             build=partial(build_state, cfg, dist=dist),
             feed=partial(feed, cfg, parts, dist=dist),
             step=partial(step_fn, cfg),
@@ -157,9 +163,14 @@ def run(cfg: TokenizerConfig, work_dir: Path, *, resume: bool = False) -> list[r
         return fit(cfg, work_dir, job, dist=dist, resume=resume)
 
 
-def step_fn(cfg: TokenizerConfig, loop: LoopConfig) -> Callable[[nn.Module, Batch, Step], tuple[Tensor, dict[str, Tensor]]]:
+def step_fn(
+    cfg: TokenizerConfig, loop: LoopConfig
+) -> Callable[[nn.Module, Batch, Step], tuple[Tensor, dict[str, Tensor]]]:
     """Return the training step: the negative evidence bound per pixel value, as DALL-E scales it (appendix A.2)."""
-    cells_per_value, length = 1 / (3 * cfg.model.stride**2), {"steps_per_epoch": loop.steps_per_epoch, "steps": loop.steps}
+    cells_per_value, length = (
+        1 / (3 * cfg.model.stride**2),
+        {"steps_per_epoch": loop.steps_per_epoch, "steps": loop.steps},
+    )
     for moving in (cfg.tau, cfg.kl):
         moving.at(0, **length)  # one that the run is too short for is an error now
 
@@ -169,7 +180,9 @@ def step_fn(cfg: TokenizerConfig, loop: LoopConfig) -> Callable[[nn.Module, Batc
         output = model(pixels, tau)
         rebuilt, kl = reconstruction_loss(output.pixels, pixels, cfg.model.loss), kl_to_uniform(output.logits)
         weight = cfg.kl.at(at.number, **length) * cells_per_value
-        metrics = {"reconstruction": rebuilt.detach(), "kl": kl.detach(), **usage(output.logits.detach())} if at.logs else {}
+        metrics = (
+            {"reconstruction": rebuilt.detach(), "kl": kl.detach(), **usage(output.logits.detach())} if at.logs else {}
+        )
         return rebuilt + weight * kl, metrics
 
     return step
@@ -186,7 +199,9 @@ def spread(counts: Tensor) -> dict[str, Tensor]:
     return {"codes_used": (counts > 0).float().mean(), "code_perplexity": torch.special.entr(shares).sum().exp()}
 
 
-def evaluate(cfg: TokenizerConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int) -> dict[str, float]:
+def evaluate(
+    cfg: TokenizerConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int
+) -> dict[str, float]:
     """Return the squared error in [0, 1] of what hard codes rebuild, and how the held-out images use the codebook; draw some of them."""
     assert isinstance(model, DVAE)
     dist = state.dist
@@ -212,7 +227,11 @@ def evaluate(cfg: TokenizerConfig, parts: Parts, state: TrainState, folder: Work
         )
     if dist.is_main:
         save_sheet(folder.pictures / f"step_{step:08d}.png", picture_rows(cfg, parts, tokenizer, dist.device))
-    figures = {"mse": mean["error"] / mean["images"], "codes_used": mean["codes_used"], "code_perplexity": mean["code_perplexity"]}
+    figures = {
+        "mse": mean["error"] / mean["images"],
+        "codes_used": mean["codes_used"],
+        "code_perplexity": mean["code_perplexity"],
+    }
     return {f"{parts.split}_{name}": value for name, value in figures.items()} | unread(policy, dist)
 
 
@@ -228,12 +247,21 @@ def picture_rows(cfg: TokenizerConfig, parts: Parts, tokenizer: DVAETokenizer, d
 def feed(cfg: TokenizerConfig, parts: Parts, share: Share, *, dist: Dist) -> Generator[Batch, None, None]:
     """Yield the micro-batches of this rank from step `share.start` on, without end."""
     crops = Crops(source=parts.train, augmentation=training_views(cfg.data), seed=cfg.seed)
-    return batches(crops, share, workers=cfg.run.workers, pin=dist.device.type == "cuda", unreadable=cfg.data.unreadable())
+    return batches(
+        crops, share, workers=cfg.run.workers, pin=dist.device.type == "cuda", unreadable=cfg.data.unreadable()
+    )
 
 
 def held_out_batches(cfg: TokenizerConfig, parts: Parts, dist: Dist, policy: Unreadable) -> Iterator[Batch]:
     """Return this rank's part of the held-out images."""
-    return pass_over(parts.held_out, evaluation_views(cfg.data), dist, batch=cfg.run.evaluation_batch, workers=cfg.run.workers, unreadable=policy)
+    return pass_over(
+        parts.held_out,
+        evaluation_views(cfg.data),
+        dist,
+        batch=cfg.run.evaluation_batch,
+        workers=cfg.run.workers,
+        unreadable=policy,
+    )
 
 
 def build_state(cfg: TokenizerConfig, loop: LoopConfig, *, dist: Dist) -> TrainState:
@@ -242,7 +270,9 @@ def build_state(cfg: TokenizerConfig, loop: LoopConfig, *, dist: Dist) -> TrainS
     model = DVAE(cfg.model)
     dressed = assemble(model, dist=dist, compile=cfg.run.compile, checkpoint_activations=cfg.run.checkpoint_activations)
     groups = param_groups(model, weight_decay=cfg.optim.weight_decay, no_decay=spared(model, cfg.optim, default=()))
-    return TrainState.create(dressed, build_optimizer(cfg.optim, groups, lr=peak_lr(cfg.optim, global_batch=cfg.batch)), loop, dist=dist)
+    return TrainState.create(
+        dressed, build_optimizer(cfg.optim, groups, lr=peak_lr(cfg.optim, global_batch=cfg.batch)), loop, dist=dist
+    )
 
 
 def headline(cfg: TokenizerConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) -> str:
@@ -261,7 +291,9 @@ def export(cfg: TokenizerConfig, state: TrainState, folder: WorkDir) -> None:
     export_tokenizer(folder.root / TOKENIZER, model, about=about)
 
 
-def finish(cfg: TokenizerConfig, parts: Parts, state: TrainState, loop: LoopConfig, folder: WorkDir, log: Logger) -> list[results.Result]:
+def finish(
+    cfg: TokenizerConfig, parts: Parts, state: TrainState, loop: LoopConfig, folder: WorkDir, log: Logger
+) -> list[results.Result]:
     """Write the tokenizer and append the run's results."""
     path = folder.root / TOKENIZER
     export(cfg, state, folder)

@@ -54,7 +54,9 @@ def drive(state: TrainState, job: Job, loop: LoopConfig, rate: Rate, *, dist: Di
     """
     watch = _Watch()
     share = Share(order=job.order, start=state.step, rank=dist.rank, world=dist.world, accumulate=loop.accumulate)
-    quiet = loop.run.model_copy(update={"log_every": 10**9, "save_every": None, "keep_every": None, "save_minutes": None})
+    quiet = loop.run.model_copy(
+        update={"log_every": 10**9, "save_every": None, "keep_every": None, "save_minutes": None}
+    )
     step, seconds = job.step(loop), 0.0
     with closing(job.feed(share)) as feed:
         for count in filter(None, (first, timed)):
@@ -170,7 +172,16 @@ def on_cpu(payload: Any) -> Any:
 def _fits(state: TrainState, job: Job, loop: LoopConfig, rate: Rate) -> bool:
     """Return whether two steps fit on every rank; each tries alone, so that none waits for one that ran out of memory."""
     dist = state.dist
-    alone = TrainState(state.bare, state.optimizer, state.scaler, state.ema, Dist(dist.device), state.digest, state.extra, step=state.step)
+    alone = TrainState(
+        state.bare,
+        state.optimizer,
+        state.scaler,
+        state.ema,
+        Dist(dist.device),
+        state.digest,
+        state.extra,
+        step=state.step,
+    )
     try:
         drive(alone, job, loop, rate, dist=dist, first=0, timed=TRIED)
         fits = dist.device.type != "cuda" or peak_memory_gib(dist.device) * GIB <= USED * _total(dist.device)

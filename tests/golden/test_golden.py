@@ -24,9 +24,13 @@ STEPS = 20
 
 def batch(step: int) -> Batch:
     rng = np.random.default_rng(step)
-    waves = np.sin(rng.uniform(0, 0.6, (4, 3, 1, 1)) * np.arange(32)[:, None] + rng.uniform(0, 0.6, (4, 1, 1, 1)) * np.arange(32))
+    waves = np.sin(
+        rng.uniform(0, 0.6, (4, 3, 1, 1)) * np.arange(32)[:, None] + rng.uniform(0, 0.6, (4, 1, 1, 1)) * np.arange(32)
+    )
     ids = torch.from_numpy(np.stack([Random()((4, 4), rng) for _ in range(4)]))
-    return Batch(torch.from_numpy((waves * 127 + 128).astype(np.uint8)), (), Mask(ids[:, :4], ids[:, 4:]), None, torch.arange(4))
+    return Batch(
+        torch.from_numpy((waves * 127 + 128).astype(np.uint8)), (), Mask(ids[:, :4], ids[:, 4:]), None, torch.arange(4)
+    )
 
 
 def losses() -> list[float]:
@@ -48,7 +52,10 @@ def losses() -> list[float]:
     return seen
 
 
-@pytest.mark.skipif(torch.__version__ < (2, 11), reason="torch 2.6 draws other truncated normal and Bernoulli numbers from the same seed")
+@pytest.mark.skipif(
+    torch.__version__ < (2, 11),
+    reason="torch 2.6 draws other truncated normal and Bernoulli numbers from the same seed",
+)
 def test_the_first_losses_are_the_committed_ones() -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

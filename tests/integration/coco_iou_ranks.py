@@ -32,7 +32,9 @@ def moved(index: int) -> Detections:
 
 with session("cpu") as dist:
     coco, iou = CocoMetric(scenes.ground_truth(), backend="pycocotools"), IouMetric(maps.classes)
-    padded = [k % IMAGES for k in range(-(-IMAGES // dist.world) * dist.world)]  # DistributedSampler's way: the first ones again
+    padded = [
+        k % IMAGES for k in range(-(-IMAGES // dist.world) * dist.world)
+    ]  # DistributedSampler's way: the first ones again
     for index in padded[dist.rank :: dist.world]:
         coco.update([index + 1], [moved(index)])
     for index in range(dist.rank, IMAGES, dist.world):

@@ -9,7 +9,15 @@ from pretrain_runs import Values
 from mae_transfer.config import validate
 from mae_transfer.tasks.detect import DetectConfig
 
-RUN = {"device": "cpu", "workers": 0, "device_batch": 2, "log_every": 1, "save_minutes": None, "progress": False, "pictures": 1}
+RUN = {
+    "device": "cpu",
+    "workers": 0,
+    "device_batch": 2,
+    "log_every": 1,
+    "save_minutes": None,
+    "progress": False,
+    "pictures": 1,
+}
 STEPS = 6
 
 
@@ -39,7 +47,10 @@ def config(**changes: Any) -> DetectConfig:
 
 
 def coco_data(root: Path, **changes: Any) -> Values:
-    sets = {"train": {"name": "coco", "split": "train2017", "skip_empty": True}, "val": {"name": "coco", "split": "val2017"}}
+    sets = {
+        "train": {"name": "coco", "split": "train2017", "skip_empty": True},
+        "val": {"name": "coco", "split": "val2017"},
+    }
     return values()["data"] | {"root": str(root), **sets, **changes}
 
 

@@ -28,7 +28,9 @@ def test_timms_models_have_maps_too_and_the_order_of_their_attention_is_that_of_
     backbone = checkpoints.load_backbone("random:vit_tiny_patch16_224")
     maps = attention(backbone, torch.randn(1, 3, 224, 224), (14, 14))
     assert maps.shape == (1, 3, 14, 14)
-    assert ((maps.sum(dim=(2, 3)) > 0.5) & (maps.sum(dim=(2, 3)) <= 1)).all()  # the class token keeps the rest for itself
+    assert (
+        (maps.sum(dim=(2, 3)) > 0.5) & (maps.sum(dim=(2, 3)) <= 1)
+    ).all()  # the class token keeps the rest for itself
 
 
 def test_a_backbone_without_global_attention_is_an_error_that_says_so() -> None:

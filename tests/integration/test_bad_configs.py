@@ -79,7 +79,9 @@ def test_what_is_no_number_or_beyond_all_sense_is_refused_by_its_key(tool: str) 
 
 
 @pytest.mark.parametrize("tool", TOOLS)
-def test_nothing_and_less_are_refused_by_their_key_or_begin(tool: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_and_less_are_refused_by_their_key_or_begin(
+    tool: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def train(*_: object, **__: object) -> None:
         raise BegunError
 
@@ -113,7 +115,9 @@ def test_nothing_and_less_are_refused_by_their_key_or_begin(tool: str, tmp_path:
     ("detect/mask_rcnn_vitdet_base_100ep", "adapter.channels=0", "channels = 0"),
     ("detect/mask_rcnn_vitdet_base_100ep", "heads.anchors=(32,)", "anchors"),
 ])  # fmt: skip
-def test_values_that_do_not_fit_together_are_named_and_the_corrected_command_runs(tool: str, override: str, named: str, tmp_path: Path) -> None:
+def test_values_that_do_not_fit_together_are_named_and_the_corrected_command_runs(
+    tool: str, override: str, named: str, tmp_path: Path
+) -> None:
     schema, run = TOOLS.get(tool, (classify.ClassifyConfig, classify.run))
     with pytest.raises(ValueError, match=named):
         run(load(ROOT / "configs" / f"{tool}.py", schema, debug=True, overrides=[override]), tmp_path / "run")
@@ -127,7 +131,10 @@ def test_a_config_of_a_run_that_left_nothing_binds_nobody(tmp_path: Path, monkey
     monkeypatch.setattr(common, "train", train)
     for override in ("seed=0", "seed=1"):
         with pytest.raises(BegunError):
-            pretrain.run(load(ROOT / "configs/mini/pretrain.py", pretrain.PretrainConfig, debug=True, overrides=[override]), tmp_path)
+            pretrain.run(
+                load(ROOT / "configs/mini/pretrain.py", pretrain.PretrainConfig, debug=True, overrides=[override]),
+                tmp_path,
+            )
 
 
 @pytest.mark.parametrize(

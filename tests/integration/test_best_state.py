@@ -32,14 +32,24 @@ SMALL = {
 
 def classified() -> Schema:
     data = {**SETS, "size": 32, "holdout_fraction": 0.4}
-    values = {**COMMON, **SMALL, "data": data, "protocol": {"name": "finetune", "mixup": 0.0, "cutmix": 0.0, "head_std": 0.1}}
+    values = {
+        **COMMON,
+        **SMALL,
+        "data": data,
+        "protocol": {"name": "finetune", "mixup": 0.0, "cutmix": 0.0, "head_std": 0.1},
+    }
     return validate(values, classify.ClassifyConfig, where="test")
 
 
 def detected() -> Schema:
     base = detect_runs.values()
     held = {"name": "shapes", "size": 64, "length": 4, "seed": 2}
-    changes = {**COMMON, "epochs": 2.0, "data": {**base["data"], "holdout": held}, "run": {**base["run"], "pictures": 0, "save_every": 2}}
+    changes = {
+        **COMMON,
+        "epochs": 2.0,
+        "data": {**base["data"], "holdout": held},
+        "run": {**base["run"], "pictures": 0, "save_every": 2},
+    }
     return detect_runs.config(**changes)
 
 
@@ -92,7 +102,10 @@ def test_a_resumed_run_keeps_the_same(tmp_path: Path) -> None:
         path.unlink()
     resumed = segment.run(cfg, folder, resume=True)
     assert values(resumed, "val") == values(whole, "val")
-    assert checkpoint.load(folder / "checkpoints/best.pt")["step"] == checkpoint.load(tmp_path / "whole/checkpoints/best.pt")["step"]
+    assert (
+        checkpoint.load(folder / "checkpoints/best.pt")["step"]
+        == checkpoint.load(tmp_path / "whole/checkpoints/best.pt")["step"]
+    )
 
 
 def test_the_weights_of_the_best_step_come_back(tmp_path: Path) -> None:
@@ -119,7 +132,10 @@ def test_the_weights_of_the_best_step_come_back(tmp_path: Path) -> None:
     [
         ({"select": "last"}, "data.holdout is given and nothing is selected"),
         ({"data": {**SETS, "size": 32, "scale": (64, 32)}}, "data.holdout names no images"),
-        ({"data": {**SETS, "holdout": {**SHAPES, "length": 3, "seed": 1}, "size": 32, "scale": (64, 32)}}, "shares images with data.val"),
+        (
+            {"data": {**SETS, "holdout": {**SHAPES, "length": 3, "seed": 1}, "size": 32, "scale": (64, 32)}},
+            "shares images with data.val",
+        ),
         (
             {"data": {**SETS, "holdout": {**SHAPES, "length": 3}, "size": 32, "scale": (64, 32)}},
             "shares images with data.train: .*part",
@@ -134,7 +150,11 @@ def test_a_selection_needs_images_that_are_held_out(changes: dict[str, Any], mat
 def test_parts_of_one_set_may_not_overlap() -> None:
     coco = {"name": "coco", "split": "train2017"}
     base = {**detect_runs.values()["data"], "root": "x", "val": {"name": "coco", "split": "val2017"}}
-    for train, held, fits in (((0.0, 0.9), (0.9, 1.0), True), ((0.0, 0.95), (0.9, 1.0), False), ((0.0, 1.0), (0.9, 1.0), False)):
+    for train, held, fits in (
+        ((0.0, 0.9), (0.9, 1.0), True),
+        ((0.0, 0.95), (0.9, 1.0), False),
+        ((0.0, 1.0), (0.9, 1.0), False),
+    ):
         data = {**base, "train": {**coco, "part": train, "skip_empty": True}, "holdout": {**coco, "part": held}}
         if fits:
             detect_runs.config(data=data, select="best")

@@ -84,15 +84,24 @@ def test_a_run_leaves_numbers_that_say_where_they_come_from(base: Values, backbo
     written = classify.run(cfg, tmp_path / "run")
     assert load(tmp_path / "run" / "config.py", ClassifyConfig) == cfg
     assert results.load(tmp_path / "run" / "results.jsonl") == (written, [])
-    assert [(r.split, r.metric, r.protocol, r.unit) for r in written] == [("holdout", "top1", "finetune", "%"), ("val", "top1", "finetune", "%")]
+    assert [(r.split, r.metric, r.protocol, r.unit) for r in written] == [
+        ("holdout", "top1", "finetune", "%"),
+        ("val", "top1", "finetune", "%"),
+    ]
     val = written[1]
-    assert (val.backbone, val.pretrain, val.checkpoint_sha256) == ("vit-16x2/4", "MAE for a test", checkpoints.sha256(backbone))
+    assert (val.backbone, val.pretrain, val.checkpoint_sha256) == (
+        "vit-16x2/4",
+        "MAE for a test",
+        checkpoints.sha256(backbone),
+    )
     assert (val.tokens_per_image, val.steps, val.images_seen, val.epochs) == (17, 6, 48, 6)
     assert val.value == pytest.approx(100 * log(tmp_path / "run", "eval")[6]["val_top1"])
     assert val.value * 12 / 100 == pytest.approx(round(val.value * 12 / 100))
 
 
-@pytest.mark.parametrize("changes", [{}, {"protocol": {"name": "partial", "tune_blocks": 1}}, LINEAR], ids=["finetune", "partial", "linear"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"protocol": {"name": "partial", "tune_blocks": 1}}, LINEAR], ids=["finetune", "partial", "linear"]
+)
 def test_a_stopped_and_resumed_run_is_the_unbroken_one_bit_for_bit(
     base: Values, changes: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,7 +137,11 @@ def test_the_probe_is_selected_on_what_is_held_out_and_reported_on_val(base: Val
     history = payload(tmp_path / "run")["extra"]["history"]
     assert history == {}  # the last evaluation comes after the last save
     parts = classify.open_parts(cfg)
-    figures = {f"{split}_top1_{name}": i / 10 for split, start in (("holdout", 0), ("val", 5)) for i, name in enumerate(cfg.method().row, start)}
+    figures = {
+        f"{split}_top1_{name}": i / 10
+        for split, start in (("holdout", 0), ("val", 5))
+        for i, name in enumerate(cfg.method().row, start)
+    }
     figures["holdout_top1_cls_x3"] = 0.9
     assert classify.choose(cfg, parts, {"6": figures}) == {"holdout_top1": 0.9, "val_top1": figures["val_top1_cls_x3"]}
     assert {r.protocol for r in written} == {"linear"}
@@ -136,7 +149,11 @@ def test_the_probe_is_selected_on_what_is_held_out_and_reported_on_val(base: Val
 
 def test_the_best_epoch_is_the_best_on_what_is_held_out(base: Values) -> None:
     cfg = config(base, select="best")
-    history = {"2": {"holdout_top1": 0.4, "val_top1": 0.1}, "4": {"holdout_top1": 0.5, "val_top1": 0.2}, "10": {"holdout_top1": 0.4, "val_top1": 0.9}}
+    history = {
+        "2": {"holdout_top1": 0.4, "val_top1": 0.1},
+        "4": {"holdout_top1": 0.5, "val_top1": 0.2},
+        "10": {"holdout_top1": 0.4, "val_top1": 0.9},
+    }
     assert classify.choose(cfg, classify.open_parts(cfg), history) == {"holdout_top1": 0.5, "val_top1": 0.2}
 
 
@@ -182,7 +199,12 @@ def test_a_released_fine_tuned_file_is_evaluated_with_its_own_head(base: Values,
     cfg = config(base, backbone={"changes": {"heads": 3}}, data=base["data"] | {"holdout_fraction": 0.0})
     (found,) = classify.evaluate_checkpoint(cfg, f"mae-finetuned:{path}", None)
     assert (found.epochs, found.steps, found.images_seen) == (0, 0, 0)
-    assert (found.split, found.metric, found.backbone, found.checkpoint_sha256) == ("val", "top1", "vit_tiny/4", checkpoints.sha256(path))
+    assert (found.split, found.metric, found.backbone, found.checkpoint_sha256) == (
+        "val",
+        "top1",
+        "vit_tiny/4",
+        checkpoints.sha256(path),
+    )
     model = classify.trained(cfg, classify.open_parts(cfg), f"mae-finetuned:{path}").model
     tensors = torch.load(path, weights_only=True)["model"]
     assert torch.equal(model.head.weight, tensors["head.weight"])
@@ -207,7 +229,9 @@ def test_a_run_without_backbone_says_how_to_name_one(base: Values, tmp_path: Pat
 
 def test_images_normalised_otherwise_than_in_pretraining_are_refused(base: Values, tmp_path: Path) -> None:
     path = tmp_path / "half.safetensors"
-    checkpoints.export_backbone(path, ViT(ViTConfig(**ENCODER)), about={"recipe": {"mean": (0.5,) * 3, "std": (0.5,) * 3}})
+    checkpoints.export_backbone(
+        path, ViT(ViTConfig(**ENCODER)), about={"recipe": {"mean": (0.5,) * 3, "std": (0.5,) * 3}}
+    )
     wrong = config(base, backbone={"reference": str(path)}, mean=(0.4,) * 3, std=(0.5,) * 3)
     with pytest.raises(ValueError, match=r"mean \(0.5, 0.5, 0.5\).*--set"):
         classify.run(wrong, tmp_path / "run")
@@ -226,7 +250,9 @@ def test_another_head_in_the_data_set_does_not_resume(base: Values, image_folder
         classify.run(cfg, tmp_path / "run", resume=True)
 
 
-def test_classes_of_other_names_do_not_resume_though_they_are_as_many(base: Values, image_folder: Path, tmp_path: Path) -> None:
+def test_classes_of_other_names_do_not_resume_though_they_are_as_many(
+    base: Values, image_folder: Path, tmp_path: Path
+) -> None:
     cfg = config(base)
     classify.run(cfg, tmp_path / "run")
     for split in ("train", "val"):
@@ -236,7 +262,14 @@ def test_classes_of_other_names_do_not_resume_though_they_are_as_many(base: Valu
 
 
 def knn_config(base: Values, **changes: Any) -> KnnConfig:
-    values = {"task": "knn", "scale": "mini", "data": base["data"], "backbone": base["backbone"], "ks": (1, 5), "precision": "float32"}
+    values = {
+        "task": "knn",
+        "scale": "mini",
+        "data": base["data"],
+        "backbone": base["backbone"],
+        "ks": (1, 5),
+        "precision": "float32",
+    }
     return validate(values | {"run": RUN | {"evaluation_batch": 5}} | changes, KnnConfig, where="test")
 
 
@@ -245,7 +278,9 @@ def test_nearest_neighbours_need_no_training(base: Values, tmp_path: Path) -> No
     written = knn.run(knn_config(base, data=data), tmp_path / "run")
     assert [(r.protocol, r.metric, r.split) for r in written] == [("knn-1", "top1", "val"), ("knn-5", "top1", "val")]
     ordered = knn.run(knn_config(base, data=data, ks=(2, 10)), tmp_path / "ordered")
-    assert [r.protocol for r in ordered if r.metric == "top1"] == ["knn-2", "knn-10"], "the order of the config, which the tables keep"
+    assert [r.protocol for r in ordered if r.metric == "top1"] == ["knn-2", "knn-10"], (
+        "the order of the config, which the tables keep"
+    )
     itself = data | {"val": data["train"]}
     assert knn.run(knn_config(base, data=itself, ks=(1,)), tmp_path / "itself")[0].value == 100.0
     with pytest.raises(ValueError, match="13 neighbours of 12 training images"):
@@ -257,14 +292,19 @@ def torchrun(cfg: ClassifyConfig | KnnConfig, folder: Path) -> None:
     path.write_text(cfg.source())
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launcher, str(ROOT / "tools" / "cls_train.py"), str(path), "--work-dir", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=600)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=600
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_two_processes_count_every_image_once(base: Values, tmp_path: Path) -> None:
     """11 validation images over 2 processes; nothing is drawn in the step, so that the two runs are the same to rounding."""
     next((Path(base["data"]["root"]) / "val" / "n01").iterdir()).unlink()
-    quiet = {"protocol": {"name": "finetune", "drop_path": 0.0, "mixup": 0.0, "cutmix": 0.0}, "run": RUN | {"device_batch": None}}
+    quiet = {
+        "protocol": {"name": "finetune", "drop_path": 0.0, "mixup": 0.0, "cutmix": 0.0},
+        "run": RUN | {"device_batch": None},
+    }
     cfg = config(base, **quiet)
     classify.run(cfg, tmp_path / "one")
     torchrun(cfg, tmp_path / "two")
@@ -287,7 +327,9 @@ def tool(*words: str) -> int:
     return cli.transfer(tasks, description="", argv=words)
 
 
-def test_the_tool_takes_the_backbone_and_evaluates_checkpoints(base: Values, backbone: Path, tmp_path: Path, capsys: Any) -> None:
+def test_the_tool_takes_the_backbone_and_evaluates_checkpoints(
+    base: Values, backbone: Path, tmp_path: Path, capsys: Any
+) -> None:
     path = tmp_path / "cfg.py"
     path.write_text(config(base, backbone={}, epochs=1.0).source())
     assert tool(str(path), "--work-dir", str(tmp_path / "run")) == 1

@@ -44,12 +44,31 @@ SOUND: dict[str, Any] = {
     "categories": [{"id": 7, "name": "dog"}, {"id": 2, "name": "cat"}],
     "images": [{"id": k, "file_name": f"{k}.png", "height": 40, "width": 60} for k in (9, 4, 0)],
     "annotations": [
-        {"id": k, "image_id": image, "category_id": (7, 2)[k % 2], **one} for k, (image, one) in enumerate((i, o) for i in (9, 4) for o in OBJECTS)
+        {"id": k, "image_id": image, "category_id": (7, 2)[k % 2], **one}
+        for k, (image, one) in enumerate((i, o) for i in (9, 4) for o in OBJECTS)
     ],
 }
 
 NUMBERS = [0, 1, -1, 2, 7, 9, 0.0, 0.5, -0.0, 30, 59.5, 60, 61, 1e9, -1e9, 1e300, -1e300, 2**31, 2**53, 2**70, 10**400]
-STRANGE = [None, True, False, float("nan"), float("inf"), -float("inf"), "", "0", "x", "9", "1e5", "\0", "\udcff", "../9.png", [], {}, [[]]]
+STRANGE = [
+    None,
+    True,
+    False,
+    float("nan"),
+    float("inf"),
+    -float("inf"),
+    "",
+    "0",
+    "x",
+    "9",
+    "1e5",
+    "\0",
+    "\udcff",
+    "../9.png",
+    [],
+    {},
+    [[]],
+]
 SHAPES = [
     [1, 2, 3], [1, 2, 3, 4], [10, 10, 30, 30], [60, 40, 5, 5], [-5, -5, 30, 30], [5, 5, 0, 4], [5, 5, 4, -4], [[5, 5]], [[10, 10, 30, 30]],
     [[10, 10, None, 10, 40, 40]], [[10, 10, 1e9, 10, 40, 40]], [[[10, 10], [30, 10], [30, 30]]], [[10, 10], [30, 10], [30, 30]], [{}],
@@ -57,7 +76,19 @@ SHAPES = [
     {"size": [60, 40], "counts": [0, 2400]}, {"size": [40, 60], "counts": "P"}, {"size": [40, 60], "counts": "é"}, {"counts": [0, 2400]},
     {"size": [40, 60], "counts": [5, 0, 0, 2395]}, {"size": [40, 60], "counts": ellipse()["counts"][:-3]}, {"size": [40, 60], "counts": [1e3]},
 ]  # fmt: skip
-KEYS = ["id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation", "height", "width", "file_name", "name"]
+KEYS = [
+    "id",
+    "image_id",
+    "category_id",
+    "bbox",
+    "area",
+    "iscrowd",
+    "segmentation",
+    "height",
+    "width",
+    "file_name",
+    "name",
+]
 values = st.sampled_from([*NUMBERS, *STRANGE, *SHAPES]) | st.floats() | st.integers() | st.text(max_size=3)
 
 
@@ -66,7 +97,10 @@ def change(draw: Callable[..., Any]) -> Callable[[Any], Any]:
     """A change of one place of a json: a value deep in it, a key, an entry or a list."""
     kind = draw(st.sampled_from(["key", "key", "key", "key", "deep", "deep", "gone", "entry", "copy", "list"]))
     part = draw(st.sampled_from(["annotations", "annotations", "annotations", "images", "categories"]))
-    place, key, value, deep = (draw(one) for one in (st.integers(0, 99), st.sampled_from(KEYS), values, st.lists(st.integers(0, 9), max_size=3)))
+    place, key, value, deep = (
+        draw(one)
+        for one in (st.integers(0, 99), st.sampled_from(KEYS), values, st.lists(st.integers(0, 9), max_size=3))
+    )
 
     whole = draw(st.sampled_from([[], None, {}, "x", [value], [value, value]]))
 
@@ -128,7 +162,9 @@ def judge(root: Path, changes: tuple[list[Any], list[Any]], *, masks: bool) -> N
         for one in some:
             one(content)
         (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
-    named = [defect for split in SPLITS for defect in check_coco(str(root), split=split, masks=masks) if not defect.policy]
+    named = [
+        defect for split in SPLITS for defect in check_coco(str(root), split=split, masks=masks) if not defect.policy
+    ]
     cfg = config(
         data={
             "root": str(root), "train": {"name": "coco", "split": SPLITS[0]}, "val": {"name": "coco", "split": SPLITS[1]}, "square": 64,
@@ -147,7 +183,9 @@ def judge(root: Path, changes: tuple[list[Any], list[Any]], *, masks: bool) -> N
             assert not named
         else:
             assert named, said
-            assert any((defect.examples[0] if defect.kind == "unusable data set" else str(defect)) in said for defect in named)
+            assert any(
+                (defect.examples[0] if defect.kind == "unusable data set" else str(defect)) in said for defect in named
+            )
         return
     assert not named, named[0]
     samples = scenes(source, cfg.data, seed=0, divisor=32, training=True)
@@ -186,7 +224,9 @@ def test_check_and_run_agree_on_broken_json(root: Path, train: list[Any], val: l
 @pytest.mark.slow
 @settings(max_examples=2000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(train=broken, val=broken, masks=st.booleans())
-def test_check_and_run_agree_on_thousands_of_broken_jsons(root: Path, train: list[Any], val: list[Any], *, masks: bool) -> None:
+def test_check_and_run_agree_on_thousands_of_broken_jsons(
+    root: Path, train: list[Any], val: list[Any], *, masks: bool
+) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     judge(root, (train, val), masks=masks)
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < GIB

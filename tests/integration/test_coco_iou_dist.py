@@ -13,7 +13,9 @@ SCRIPT = Path(__file__).with_name("coco_iou_ranks.py")
 
 def evaluated(out: Path, *launcher: str) -> list[dict[str, float]]:
     command = [sys.executable, *launcher, str(SCRIPT), str(out)]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr
     return [json.loads(path.read_text()) for path in sorted(out.parent.glob(f"{out.stem}.[0-9].json"))]
 

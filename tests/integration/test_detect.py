@@ -45,8 +45,18 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, action: Any) -> None:
 def tool(cfg: DetectConfig, folder: Path, *more: str, processes: int = 1) -> list[str]:
     file = folder.with_suffix(".py")
     file.write_text(cfg.source())
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
-    return [sys.executable, *launcher, str(ROOT / "tools" / "det_train.py"), str(file), "--work-dir", str(folder), *more]
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    )
+    return [
+        sys.executable,
+        *launcher,
+        str(ROOT / "tools" / "det_train.py"),
+        str(file),
+        "--work-dir",
+        str(folder),
+        *more,
+    ]
 
 
 def environment() -> dict[str, str]:
@@ -70,7 +80,9 @@ def test_a_work_dir_ends_with_everything_that_the_tool_names(tmp_path: Path) -> 
     assert list(losses(folder)) == list(range(1, STEPS + 1))
 
 
-def test_a_stopped_and_resumed_run_is_the_unbroken_one_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_and_resumed_run_is_the_unbroken_one_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Accumulation 2, EMA, drop path, regions drawn by chance, workers 1 -> 2; the whole run has none."""
     whole = detect.run(config(), tmp_path / "whole")
     with monkeypatch.context() as patched:
@@ -130,15 +142,29 @@ def test_two_processes_hold_the_same_weights_and_count_every_image_once(tmp_path
     assert_equal(ranks[0], ranks[1])
     written = results.load(tmp_path / "two" / "results.jsonl")[0]
     assert {r.world_size for r in written} == {2}
-    assert {entry["image_id"] for entry in json.loads((tmp_path / "two" / "predictions.json").read_text())} == {1, 2, 3, 4, 5}
-    alone = detect.evaluate_checkpoint(cfg, str(tmp_path / "two" / "checkpoints" / f"step_{STEPS:08d}.pt"), None)  # one process
+    assert {entry["image_id"] for entry in json.loads((tmp_path / "two" / "predictions.json").read_text())} == {
+        1,
+        2,
+        3,
+        4,
+        5,
+    }
+    alone = detect.evaluate_checkpoint(
+        cfg, str(tmp_path / "two" / "checkpoints" / f"step_{STEPS:08d}.pt"), None
+    )  # one process
     assert [(r.metric, r.value) for r in alone] == [(r.metric, pytest.approx(r.value)) for r in written]
 
 
-def test_a_training_state_evaluates_to_the_numbers_of_its_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    written = detect.run(config(precision="bfloat16"), tmp_path / "run")  # and evaluated in float32, after training as well as here
+def test_a_training_state_evaluates_to_the_numbers_of_its_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = detect.run(
+        config(precision="bfloat16"), tmp_path / "run"
+    )  # and evaluated in float32, after training as well as here
     given = config(precision="bfloat16", backbone={})  # the backbone is that of the run
-    again = detect.evaluate_checkpoint(given, str(tmp_path / "run" / "checkpoints" / f"step_{STEPS:08d}.pt"), tmp_path / "eval")
+    again = detect.evaluate_checkpoint(
+        given, str(tmp_path / "run" / "checkpoints" / f"step_{STEPS:08d}.pt"), tmp_path / "eval"
+    )
     assert {r.config_digest for r in again} == {given.digest()}  # as every task's evaluation has it
     assert [(r.metric, r.value) for r in again] == [(r.metric, r.value) for r in written]
     assert {(r.steps, r.images_seen) for r in again} == {(r.steps, r.images_seen) for r in written}
@@ -176,7 +202,12 @@ def test_a_red_image_reaches_the_encoder_as_red_and_padding_as_the_mean() -> Non
 
 
 def test_what_is_found_is_brought_back_to_the_stored_image() -> None:
-    found = detect.Found(torch.tensor([[0.0, 0, 32, 32], [60, 60, 64, 70]]), torch.tensor([0.9, 0.8]), torch.tensor([1, 2]), torch.ones(2, 28, 28))
+    found = detect.Found(
+        torch.tensor([[0.0, 0, 32, 32], [60, 60, 64, 70]]),
+        torch.tensor([0.9, 0.8]),
+        torch.tensor([1, 2]),
+        torch.ones(2, 28, 28),
+    )
     stored = detect.in_stored(found, (64, 64), (128, 256))
     assert stored.boxes.tolist() == [[0, 0, 128, 64], [240, 120, 256, 128]]
     assert stored.masks is not None
@@ -202,9 +233,13 @@ def test_each_mistake_is_an_error_before_training_starts(tmp_path: Path, changes
     assert not (tmp_path / "run").exists()
 
 
-def test_detectron2_where_it_is_absent_is_an_error_that_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_detectron2_where_it_is_absent_is_an_error_that_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "detectron2", None)
-    with pytest.raises(ValueError, match=r"pip install --no-build-isolation 'git\+https://github.com/facebookresearch/detectron2'"):
+    with pytest.raises(
+        ValueError, match=r"pip install --no-build-isolation 'git\+https://github.com/facebookresearch/detectron2'"
+    ):
         detect.run(config(engine="detectron2"), tmp_path / "run")
 
 

@@ -42,19 +42,49 @@ def test_an_unreadable_image_in_mid_epoch_stops_the_run_or_is_counted(
 @pytest.mark.parametrize(
     ("split", "change", "message"),
     [
-        ("val2017", {"segmentation": {"size": [32, 32], "counts": [0, 1024]}}, "run-length code of another size than the image: object 1 "),
-        ("train2017", {"segmentation": {"size": [32, 32], "counts": [0, 1024]}}, "run-length code of another size than the image: object 1 "),
-        ("val2017", {"segmentation": {"size": [64, 64], "counts": "abc"}}, "broken run-length code: object 1; encode the mask again"),
-        ("val2017", {"segmentation": [[10, 10, None, 10, 40, 40]]}, "polygon with a coordinate that is no finite number: object 1; correct"),
-        ("train2017", {"segmentation": [[10, 10, 1e9, 10, 40, 40]]}, r"polygon outside its image: object 1 \(x0, y0, x1, y1 \[10.0, 10.0, 1e9|1000"),
-        ("val2017", {"area": None}, r"area that is no number from 0 on: object 1 \(None\); write its pixels, or remove the key"),
+        (
+            "val2017",
+            {"segmentation": {"size": [32, 32], "counts": [0, 1024]}},
+            "run-length code of another size than the image: object 1 ",
+        ),
+        (
+            "train2017",
+            {"segmentation": {"size": [32, 32], "counts": [0, 1024]}},
+            "run-length code of another size than the image: object 1 ",
+        ),
+        (
+            "val2017",
+            {"segmentation": {"size": [64, 64], "counts": "abc"}},
+            "broken run-length code: object 1; encode the mask again",
+        ),
+        (
+            "val2017",
+            {"segmentation": [[10, 10, None, 10, 40, 40]]},
+            "polygon with a coordinate that is no finite number: object 1; correct",
+        ),
+        (
+            "train2017",
+            {"segmentation": [[10, 10, 1e9, 10, 40, 40]]},
+            r"polygon outside its image: object 1 \(x0, y0, x1, y1 \[10.0, 10.0, 1e9|1000",
+        ),
+        (
+            "val2017",
+            {"area": None},
+            r"area that is no number from 0 on: object 1 \(None\); write its pixels, or remove the key",
+        ),
         ("val2017", {"bbox": [1, 2, float("nan"), 4]}, "box that is not four finite numbers: object 1 "),
         ("train2017", {"bbox": [1, 2, float("nan"), 4]}, "box that is not four finite numbers: object 1 "),
-        ("val2017", {"image_id": "1"}, r"object whose image_id is no whole number from 0 on: object 1 \('1'\); write whole numbers"),
+        (
+            "val2017",
+            {"image_id": "1"},
+            r"object whose image_id is no whole number from 0 on: object 1 \('1'\); write whole numbers",
+        ),
         ("train2017", {"iscrowd": "0"}, r"iscrowd that is neither 0 nor 1: object 1 \('0'\); write the number 0 or 1"),
     ],
 )
-def test_a_broken_annotation_of_either_set_is_an_error_before_training(coco: Path, tmp_path: Path, split: str, change: Values, message: str) -> None:
+def test_a_broken_annotation_of_either_set_is_an_error_before_training(
+    coco: Path, tmp_path: Path, split: str, change: Values, message: str
+) -> None:
     file = coco / "annotations" / f"instances_{split}.json"
     edit(file, lambda content: content["annotations"][0].update(change))
     with pytest.raises(ValueError, match=f"{file}: 1 x {message}"):
@@ -63,21 +93,29 @@ def test_a_broken_annotation_of_either_set_is_an_error_before_training(coco: Pat
 
 
 @pytest.mark.parametrize("split", ["train2017", "val2017"])
-def test_a_missing_or_mis_sized_image_of_either_set_is_an_error_before_training(coco: Path, tmp_path: Path, split: str) -> None:
+def test_a_missing_or_mis_sized_image_of_either_set_is_an_error_before_training(
+    coco: Path, tmp_path: Path, split: str
+) -> None:
     first, second, *_ = sorted((coco / split).iterdir())
     first.unlink()
     with pytest.raises(ValueError, match=f"set, {coco / split}: 1 x missing image: {first.name}"):
         detect.run(config(data=coco_data(coco)), tmp_path / "run")
     Image.new("RGB", (64, 64)).save(first)
     Image.new("RGB", (60, 64)).save(second)
-    with pytest.raises(ValueError, match=rf"1 x image of another size than the json says: {second.name} \(60 x 64, json: 64 x 64\)"):
+    with pytest.raises(
+        ValueError, match=rf"1 x image of another size than the json says: {second.name} \(60 x 64, json: 64 x 64\)"
+    ):
         detect.run(config(data=coco_data(coco)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_set_without_masks_is_named_where_masks_are_to_be_learned_and_does_for_an_evaluation(coco: Path, tmp_path: Path) -> None:
+def test_a_set_without_masks_is_named_where_masks_are_to_be_learned_and_does_for_an_evaluation(
+    coco: Path, tmp_path: Path
+) -> None:
     bare = {name: {"name": "coco", "split": f"{name}2017", "masks": False} for name in ("train", "val")}
-    with pytest.raises(ValueError, match=r"data.train = \{'name': 'coco', 'split': 'train2017', 'masks': False\} has no masks"):
+    with pytest.raises(
+        ValueError, match=r"data.train = \{'name': 'coco', 'split': 'train2017', 'masks': False\} has no masks"
+    ):
         detect.run(config(data=coco_data(coco, train=bare["train"])), tmp_path / "run")
     cfg = config(data=coco_data(coco), epochs=2.0, run=RUN | {"pictures": 0})
     written = detect.run(cfg, tmp_path / "run")
@@ -95,7 +133,9 @@ def test_sets_of_other_classes_and_empty_sets_are_refused_before_training(coco: 
     for split, categories in zip(("train2017", "val2017"), swapped, strict=True):
         edit(
             coco / "annotations" / f"instances_{split}.json",
-            lambda content, to=categories: content.update(categories=to, annotations=[one | {"category_id": 1} for one in content["annotations"]]),
+            lambda content, to=categories: content.update(
+                categories=to, annotations=[one | {"category_id": 1} for one in content["annotations"]]
+            ),
         )
     with pytest.raises(ValueError, match="2 classes, validation set 2; the same names in another order"):
         detect.run(config(data=coco_data(coco)), tmp_path / "run")
@@ -108,9 +148,14 @@ def test_sets_of_other_classes_and_empty_sets_are_refused_before_training(coco: 
 def test_a_checkpoint_of_other_classes_is_refused(coco: Path, tmp_path: Path) -> None:
     detect.run(config(), tmp_path / "run")
     for split in ("train2017", "val2017"):
-        edit(coco / "annotations" / f"instances_{split}.json", lambda content: content["categories"].append({"id": 99, "name": "zebra"}))
+        edit(
+            coco / "annotations" / f"instances_{split}.json",
+            lambda content: content["categories"].append({"id": 99, "name": "zebra"}),
+        )
     with pytest.raises(ValueError, match="learned 10 classes, the data have 11; class 10 was None and is 'zebra'"):
-        detect.evaluate_checkpoint(config(data=coco_data(coco)), str(tmp_path / "run" / "checkpoints" / f"step_{STEPS:08d}.pt"), None)
+        detect.evaluate_checkpoint(
+            config(data=coco_data(coco)), str(tmp_path / "run" / "checkpoints" / f"step_{STEPS:08d}.pt"), None
+        )
 
 
 def test_classes_in_another_order_neither_resume_a_run_nor_evaluate_its_state(coco: Path, tmp_path: Path) -> None:
@@ -146,7 +191,9 @@ def test_an_image_without_objects_and_one_of_a_single_pixel_are_evaluated(coco: 
     parts.model.eval()
     with torch.no_grad():
         found, _ = detect.predicted(cfg, parts, Dist(torch.device("cpu")), parts.model)
-    assert not math.isnan(found.compute(save=tmp_path / "predictions.json")["bbox/AP"])  # every image must have been predicted
+    assert not math.isnan(
+        found.compute(save=tmp_path / "predictions.json")["bbox/AP"]
+    )  # every image must have been predicted
 
 
 def test_classic_resizing_and_boxes_alone_train(coco: Path, tmp_path: Path) -> None:
@@ -188,9 +235,19 @@ def test_what_training_leaves_out_evaluation_leaves_out_too(coco: Path, caplog: 
     cfg = config(data=coco_data(coco))
     source, val, metric = detect.open_sets(cfg)
     for split in ("train2017", "val2017"):
-        for line in ("no valid outline (left out): object 1", "no outline (left out): object 2", "box without area (left out): object 3 "):
+        for line in (
+            "no valid outline (left out): object 1",
+            "no outline (left out): object 2",
+            "box without area (left out): object 3 ",
+        ):
             assert f"instances_{split}.json: 1 x {line}" in caplog.text
     for opened in (source, val):
         listed = sum(len(opened.objects(index).labels) for index in range(len(opened)))
-        assert listed == len(json.loads((coco / "annotations" / f"instances_{opened.folder.name}.json").read_text())["annotations"]) - 3
+        assert (
+            listed
+            == len(
+                json.loads((coco / "annotations" / f"instances_{opened.folder.name}.json").read_text())["annotations"]
+            )
+            - 3
+        )
     assert len(metric.truth["annotations"]) == sum(len(val.objects(index).labels) for index in range(len(val)))

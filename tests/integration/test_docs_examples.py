@@ -55,7 +55,9 @@ class Block(NamedTuple):
 
 
 def blocks(text: str) -> list[Block]:
-    return [Block(*found) for found in re.findall(r"^```(\w*)(?: file=(\S+))?\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)]
+    return [
+        Block(*found) for found in re.findall(r"^```(\w*)(?: file=(\S+))?\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    ]
 
 
 def changed(old: str, diff: str) -> str:
@@ -108,7 +110,11 @@ def test_every_worked_example_runs_as_it_stands_and_keeps_the_rules_of_imports(c
     commands = [shlex.split(line) for line in lines]
     assert {command[0] for command in commands} == {"python"}
     policy = ["-m", "pytest", "tests/policy/test_imports.py"]
-    plan = [shlex.split(line)[1:] for line in REPRODUCING.splitlines() if line.startswith("python tools/reproduce.py configs/suites/a_or_b.py")]
+    plan = [
+        shlex.split(line)[1:]
+        for line in REPRODUCING.splitlines()
+        if line.startswith("python tools/reproduce.py configs/suites/a_or_b.py")
+    ]
     run([*(command[1:] for command in commands), bands(copy), *plan, policy], copy)
     assert len(list((copy / "runs").glob("*/results.jsonl"))) == 1 + sum("--debug" in command for command in commands)
 
@@ -119,7 +125,15 @@ def bands(copy: Path) -> list[str]:
     folder.mkdir()
     for number in range(8):
         np.save(folder / f"{number}.npy", np.random.default_rng(number).integers(0, 256, (5, 70, 80), dtype=np.uint8))
-    small = ("epochs=1", "batch=4", "schedule.warmup_epochs=0.5", "precision=float32", "run.workers=0", "run.device=cpu", f"data.root={folder}")
+    small = (
+        "epochs=1",
+        "batch=4",
+        "schedule.warmup_epochs=0.5",
+        "precision=float32",
+        "run.workers=0",
+        "run.device=cpu",
+        f"data.root={folder}",
+    )
     sets = [word for value in small for word in ("--set", value)]
     return ["tools/pretrain.py", "configs/pretrain/five_bands_64px.py", "--work-dir", "runs/bands", *sets]
 
@@ -131,7 +145,11 @@ def test_every_test_that_the_page_writes_is_run_by_it():
 
 
 def test_the_code_of_the_examples_is_formatted_and_clean(copy):
-    code = [block.file for block in blocks(ADDING + DATA) if block.language == "python" and not block.file.startswith("configs/")]
+    code = [
+        block.file
+        for block in blocks(ADDING + DATA)
+        if block.language == "python" and not block.file.startswith("configs/")
+    ]
     for words in (["format", "--check"], ["check"]):
         ended = subprocess.run([sys.executable, "-m", "ruff", *words, *code], cwd=copy, capture_output=True, text=True)
         assert ended.returncode == 0, ended.stdout

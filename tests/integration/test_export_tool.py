@@ -31,24 +31,41 @@ def released(tmp_path: Path) -> Path:
     """A file in the layout of MAE's fine-tuned release, with a class token's norm and a head."""
     torch.manual_seed(0)
     vit = ViT(ViTConfig(size=None, dim=32, depth=2, heads=4, image_size=64))
-    torch.save({"model": vit.state_dict() | {"head.weight": torch.zeros(5, 32), "head.bias": torch.zeros(5)}}, tmp_path / "x.pth")
+    torch.save(
+        {"model": vit.state_dict() | {"head.weight": torch.zeros(5, 32), "head.bias": torch.zeros(5)}},
+        tmp_path / "x.pth",
+    )
     return tmp_path / "x.pth"
 
 
-def test_every_format_is_written_and_ours_reads_back(tool: Callable[..., int], released: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_format_is_written_and_ours_reads_back(
+    tool: Callable[..., int], released: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = released.parent
     reference = f"mae-finetuned:{released}"
     images = torch.randn(1, 3, 64, 64)
     expected = checkpoints.load_backbone(reference, changes={"heads": 4})(images, norm=True)
     for name in ("ours", "timm", "hf", "detectron2"):
         assert (
-            tool(reference, "--heads", "4", "--format", name, "--out", folder / "out" / name / ("x.pth" if name == "detectron2" else "x.safetensors"))
+            tool(
+                reference,
+                "--heads",
+                "4",
+                "--format",
+                name,
+                "--out",
+                folder / "out" / name / ("x.pth" if name == "detectron2" else "x.safetensors"),
+            )
             == 0
         )
     said = capsys.readouterr().out
     assert said.count("0.1 M parameters") == 4
     assert "not written, for a backbone has no classifier: head.weight, head.bias" in said
-    for prefix, path, changes in (("", "ours/x.safetensors", {}), ("deit:", "timm/x.safetensors", {"heads": 4}), ("hf:", "hf/x.safetensors", {})):
+    for prefix, path, changes in (
+        ("", "ours/x.safetensors", {}),
+        ("deit:", "timm/x.safetensors", {"heads": 4}),
+        ("hf:", "hf/x.safetensors", {}),
+    ):
         features = checkpoints.load_backbone(f"{prefix}{folder / 'out' / path}", changes=changes)(images, norm=True)
         assert torch.equal(features.maps[0], expected.maps[0]), prefix
     hidden = AutoModel.from_pretrained(folder / "out" / "hf" / "x.safetensors").eval()(images).last_hidden_state
@@ -64,7 +81,9 @@ def test_positions_are_resampled_when_asked(tool: Callable[..., int], released: 
     assert checkpoints.load_backbone(out).grid == (6, 6)
 
 
-def test_mistakes_are_told_in_one_line_and_leave_no_file(tool: Callable[..., int], released: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_told_in_one_line_and_leave_no_file(
+    tool: Callable[..., int], released: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = released.parent / "out.safetensors"
     assert tool(f"beit:{released.parent / 'absent.pth'}", "--out", out) == 1
     assert tool(f"mae:{released}", "--out", out) == 1
@@ -80,4 +99,6 @@ def test_licences_are_listed(tool: Callable[..., int], capsys: pytest.CaptureFix
     assert tool("--licence") == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(checkpoints.RELEASED)
-    assert any(line.startswith("released:mae_vit_base ") and "CC-BY-NC 4.0" in line and "md5:8cad7c" in line for line in lines)
+    assert any(
+        line.startswith("released:mae_vit_base ") and "CC-BY-NC 4.0" in line and "md5:8cad7c" in line for line in lines
+    )

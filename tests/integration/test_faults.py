@@ -44,7 +44,9 @@ def numbers(folder: Path) -> list[tuple[str, float | None]]:
 def photos(folder: Path, count: int) -> Path:
     folder.mkdir(exist_ok=True)
     for index in range(count):
-        Image.fromarray(np.random.default_rng(index).integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(folder / f"{index:02}.png")
+        Image.fromarray(np.random.default_rng(index).integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(
+            folder / f"{index:02}.png"
+        )
     return folder
 
 
@@ -59,12 +61,17 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
     before = numbers(tmp_path / "run"), sha256(WorkDir(tmp_path / "run").backbone)
     photos(tmp_path / "photos", 24)
     (tmp_path / "photos" / "03.png").unlink()
-    with pytest.raises(ValueError, match=r"data of .*run have changed since.*\n  train: 16 files .* 23 of .*: 1 gone \(03\.png\); 8 new \(16\.png, "):
+    with pytest.raises(
+        ValueError,
+        match=r"data of .*run have changed since.*\n  train: 16 files .* 23 of .*: 1 gone \(03\.png\); 8 new \(16\.png, ",
+    ):
         pretrain.run(cfg, tmp_path / "run", resume=True)
     assert (numbers(tmp_path / "run"), sha256(WorkDir(tmp_path / "run").backbone)) == before
 
 
-def test_a_state_that_notes_nothing_of_the_data_goes_on_with_a_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_state_that_notes_nothing_of_the_data_goes_on_with_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     cfg = config(**SHORT)
     pretrain.run(cfg, tmp_path / "run")
     (path,) = WorkDir(tmp_path / "run").checkpoints.iterdir()
@@ -92,7 +99,9 @@ MAKERS: dict[str, tuple[Callable[[], Any], Callable[..., list[Result]], str]] = 
 
 
 @pytest.mark.parametrize("maker", MAKERS)
-def test_a_finished_run_writes_its_file_again_where_it_is_gone_or_damaged(maker: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_writes_its_file_again_where_it_is_gone_or_damaged(
+    maker: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     make, run, name = MAKERS[maker]
     written, path = run(make(), tmp_path / "run"), tmp_path / "run" / name
     whole = path.read_bytes()
@@ -112,18 +121,25 @@ def test_a_run_is_finished_only_with_all_of_its_numbers(lost: str, tmp_path: Pat
     written = tokenizer.run(dvae(), tmp_path / "run")
     file = WorkDir(tmp_path / "run").results
     lines = file.read_bytes().splitlines(keepends=True)
-    file.write_bytes({"a line": b"".join(lines[1:]), "the end of the last line": b"".join(lines)[:-200], "everything": b""}[lost])
+    file.write_bytes(
+        {"a line": b"".join(lines[1:]), "the end of the last line": b"".join(lines)[:-200], "everything": b""}[lost]
+    )
     again = tokenizer.run(dvae(), tmp_path / "run", resume=True)
     found, defects = results.load(file)
     assert ([(r.metric, r.value) for r in found], defects) == ([(r.metric, r.value) for r in written], [])
     assert found == again
 
 
-def test_a_second_run_in_one_work_dir_is_refused_and_names_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_in_one_work_dir_is_refused_and_names_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(disk, "PATIENCE_S", 0.0)
     with (
         disk.locked(tmp_path / "run" / ".run.lock", owner="process 7 on node1"),
-        pytest.raises(ValueError, match=r"run is in use by process 7 on node1: wait for it to end, stop it, or take another --work-dir"),
+        pytest.raises(
+            ValueError,
+            match=r"run is in use by process 7 on node1: wait for it to end, stop it, or take another --work-dir",
+        ),
     ):
         pretrain.run(config(**SHORT), tmp_path / "run")
     assert pretrain.run(config(**SHORT), tmp_path / "run")
@@ -142,7 +158,11 @@ def test_a_flipped_bit_in_any_file_of_a_finished_run_is_mended_or_named(seed: in
     cfg = config(**run_options(save_every=5))
     pretrain.run(cfg, tmp_path / "whole")
     expected, artifact = numbers(tmp_path / "whole"), sha256(WorkDir(tmp_path / "whole").backbone)
-    names = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*") if path.is_file() and path.stat().st_size]
+    names = [
+        path.relative_to(tmp_path / "whole")
+        for path in (tmp_path / "whole").rglob("*")
+        if path.is_file() and path.stat().st_size
+    ]
     for name in names:
         shutil.copytree(tmp_path / "whole", tmp_path / "run")
         flip(tmp_path / "run" / name, seed)
@@ -169,7 +189,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tu
 
 def start(file: Path, work_dir: Path, *words: str, before: str = "") -> subprocess.Popen[bytes]:
     """Start the tool in a session of its own; `before`: shell commands that it is started by, in a mount namespace of its own."""
-    command = [sys.executable, str(ROOT / "tools" / "pretrain.py"), str(file), "--work-dir", str(work_dir), "--resume", *words]
+    command = [
+        sys.executable,
+        str(ROOT / "tools" / "pretrain.py"),
+        str(file),
+        "--work-dir",
+        str(work_dir),
+        "--resume",
+        *words,
+    ]
     if before:
         command = ["unshare", "-m", "sh", "-c", before + ' && exec "$@"', "sh", *command]
     log = (file.parent / "out.txt").open("ab")
@@ -181,7 +209,9 @@ def left(process: subprocess.Popen[bytes]) -> list[int]:
     """Return the processes of a session that are alive 5 seconds after its first one ended."""
     end = time.monotonic() + 5
     while True:
-        found = subprocess.run(["ps", "-o", "pid=,stat=", "-s", str(process.pid)], capture_output=True, text=True).stdout.splitlines()
+        found = subprocess.run(
+            ["ps", "-o", "pid=,stat=", "-s", str(process.pid)], capture_output=True, text=True
+        ).stdout.splitlines()
         alive = [int(line.split()[0]) for line in found if "Z" not in line.split()[1]]
         if not alive or time.monotonic() > end:
             return alive
@@ -199,7 +229,9 @@ def finish(file: Path, work_dir: Path, expected: list[tuple[str, float | None]])
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("seed", range(TIMES))
-def test_a_signal_at_any_moment_loses_nothing(number: signal.Signals, seed: int, undisturbed: Any, tmp_path: Path) -> None:
+def test_a_signal_at_any_moment_loses_nothing(
+    number: signal.Signals, seed: int, undisturbed: Any, tmp_path: Path
+) -> None:
     file, expected = undisturbed
     draw = random.Random(f"{number} {seed}")
     process = start(file, tmp_path / "d")
@@ -221,7 +253,9 @@ def test_two_runs_at_once_leave_one_set_of_numbers(seed: int, undisturbed: Any, 
 
 
 def may_mount() -> bool:
-    return subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode == 0
+    return (
+        subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode == 0
+    )
 
 
 @pytest.mark.slow
@@ -246,7 +280,9 @@ def test_a_disk_that_fills_up_at_any_write_loses_nothing(share: float, undisturb
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kilobytes", [8, 40, 56])  # no worker can start, some can, no batch fits
-def test_shared_memory_that_is_full_ends_the_run_with_the_remedy(kilobytes: int, undisturbed: Any, tmp_path: Path) -> None:
+def test_shared_memory_that_is_full_ends_the_run_with_the_remedy(
+    kilobytes: int, undisturbed: Any, tmp_path: Path
+) -> None:
     if not may_mount():
         pytest.skip("needs the right to mount")
     file, expected = undisturbed

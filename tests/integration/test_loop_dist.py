@@ -17,17 +17,35 @@ from toy import equal, rows
 
 from mae_transfer.engine import checkpoint
 from mae_transfer.engine import dist as engine_dist
-from mae_transfer.engine.dist import Dist, SyncBatchNorm, assemble, bare, peak_memory_gib, pick_device, read_mean, session, synchronized
+from mae_transfer.engine.dist import (
+    Dist,
+    SyncBatchNorm,
+    assemble,
+    bare,
+    peak_memory_gib,
+    pick_device,
+    read_mean,
+    session,
+    synchronized,
+)
 
 SCRIPT = Path(__file__).with_name("toy.py")
 CPU = Dist(torch.device("cpu"))
 
 
 def torchrun(folder: Path, *options: str, world: int = 2) -> subprocess.Popen[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)] if world > 1 else [sys.executable]
+    launcher = (
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
+        if world > 1
+        else [sys.executable]
+    )
     environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [*launcher, str(SCRIPT), str(folder), *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        [*launcher, str(SCRIPT), str(folder), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
     )
 
 
@@ -54,7 +72,11 @@ def test_two_processes_train_as_one_on_the_same_global_batch(tmp_path: Path) -> 
     for a, b in zip(rows(tmp_path / "1"), rows(tmp_path / "2"), strict=True):
         assert a["step"] == b["step"]
         assert [b["loss"], b["grad_norm"]] == pytest.approx([a["loss"], a["grad_norm"]], rel=1e-10)
-    assert finish(torchrun(tmp_path / "2", "--exact", "--steps", "8", world=1)).strip().endswith("ended at step 8 stopped=False")
+    assert (
+        finish(torchrun(tmp_path / "2", "--exact", "--steps", "8", world=1))
+        .strip()
+        .endswith("ended at step 8 stopped=False")
+    )
 
 
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path: Path) -> None:
@@ -87,7 +109,11 @@ def test_without_torchrun_a_session_is_one_process() -> None:
 
 
 def test_a_device_that_is_absent_is_an_error_that_names_what_is_there() -> None:
-    absent = next(name for name, here in (("mps", torch.backends.mps.is_available()), ("cuda", torch.cuda.is_available())) if not here)
+    absent = next(
+        name
+        for name, here in (("mps", torch.backends.mps.is_available()), ("cuda", torch.cuda.is_available()))
+        if not here
+    )
     with pytest.raises(ValueError, match=rf"device '{absent}' is not available.*'cpu'"):
         pick_device(absent)
     assert pick_device("auto").type in {"cuda", "mps", "cpu"}
@@ -125,7 +151,9 @@ def test_batch_norms_of_several_processes_are_synchronised_or_the_user_hears_of_
     assert type(assemble(nn.BatchNorm1d(2), dist=two)) is SyncBatchNorm
 
 
-def test_synchronised_batch_norm_keeps_names_values_and_types_and_what_it_saves_is_no_larger(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_synchronised_batch_norm_keeps_names_values_and_types_and_what_it_saves_is_no_larger(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Ranks must send the same type, whether their batch is empty or not; that the sums are right needs two GPUs."""
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -138,10 +166,17 @@ def test_synchronised_batch_norm_keeps_names_values_and_types_and_what_it_saves_
     saved: list[torch.Tensor] = []
     with torch.autocast("cpu", torch.bfloat16):
         hidden = ready[0](torch.randn(6, 2))  # type: ignore[index]
-        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):  # type: ignore[func-returns-value]
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor
+        ):  # type: ignore[func-returns-value]
             out = ready[1](hidden)  # type: ignore[index]
         empty = ready.eval()(torch.randn(0, 2))
-    assert [value.dtype for value in (*given, out, empty)] == [torch.bfloat16, torch.float32, torch.bfloat16, torch.bfloat16]
+    assert [value.dtype for value in (*given, out, empty)] == [
+        torch.bfloat16,
+        torch.float32,
+        torch.bfloat16,
+        torch.bfloat16,
+    ]
     assert [tensor.dtype for tensor in saved if tensor.shape == hidden.shape] == [torch.bfloat16]
     out.sum().backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in ready.parameters())
@@ -149,5 +184,7 @@ def test_synchronised_batch_norm_keeps_names_values_and_types_and_what_it_saves_
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="compares with Linux's own account of the process")
 def test_peak_memory_of_a_cpu_run_is_the_process_high_water_mark_in_gib() -> None:
-    kib = next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    kib = next(
+        int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
+    )
     assert peak_memory_gib(CPU.device) == pytest.approx(kib / 2**20, rel=0.05)

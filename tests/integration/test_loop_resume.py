@@ -113,7 +113,8 @@ def test_the_average_is_what_its_formula_says_and_what_is_evaluated(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("change", "message"), [({"digest": "other"}, "was made with 'd', this run has 'other'"), ({"ema_decay": 0.9}, "see ema_decay")]
+    ("change", "message"),
+    [({"digest": "other"}, "was made with 'd', this run has 'other'"), ({"ema_decay": 0.9}, "see ema_decay")],
 )
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     cfg = config(steps=2)
@@ -124,8 +125,12 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, change: dict[str
         go(tmp_path, config(steps=4, **ema), other)
 
 
-def test_a_compiled_model_resumes_from_an_uncompiled_ones_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nn.Module, "compile", lambda module: setattr(module, "_compiled_call_impl", module._call_impl))  # the names are the point
+def test_a_compiled_model_resumes_from_an_uncompiled_ones_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda module: setattr(module, "_compiled_call_impl", module._call_impl)
+    )  # the names are the point
     cfg = config(steps=5, ema_decay=0.9)
     go(tmp_path, cfg, new_state(cfg, CPU))
     compiled = config(steps=6, ema_decay=0.9, run=QUIET.model_copy(update={"compile": True}))

@@ -49,7 +49,9 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("options", [{}, {"accumulate": 2, "ema_decay": 0.9, "clip_norm": 0.1, "precision": "bfloat16"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"accumulate": 2, "ema_decay": 0.9, "clip_norm": 0.1, "precision": "bfloat16"}]
+)
 def test_only_log_steps_read_a_value(tmp_path: Path, options: dict[str, Any]) -> None:
     counts: list[int] = []
     seen: list[str] = []
@@ -66,11 +68,20 @@ def test_only_log_steps_read_a_value(tmp_path: Path, options: dict[str, Any]) ->
     assert [count > 0 for count in reads] == [False, False, False, True] * 2
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA: only there can torch itself forbid synchronisation")
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs CUDA: only there can torch itself forbid synchronisation"
+)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_no_synchronisation_on_cuda_in_a_step_that_does_not_log(tmp_path: Path, precision: Any) -> None:
     dist = Dist(torch.device("cuda", 0))
-    cfg = config(steps=8, precision=precision, accumulate=2, ema_decay=0.9, clip_norm=1.0, run=QUIET.model_copy(update={"save_every": None}))
+    cfg = config(
+        steps=8,
+        precision=precision,
+        accumulate=2,
+        ema_decay=0.9,
+        clip_norm=1.0,
+        run=QUIET.model_copy(update={"save_every": None}),
+    )
     state = new_state(cfg, dist)
     pinned = [to_pinned(batch) for batch in first(batches(0, accumulate=2), 16)]
 
@@ -90,7 +101,12 @@ def first(feed: Iterator[ToyBatch], count: int) -> list[ToyBatch]:
 
 
 def to_pinned(batch: ToyBatch) -> ToyBatch:
-    return ToyBatch(batch.image.pin_memory(), (batch.views[0].pin_memory(),), {"y": batch.label["y"].pin_memory()}, batch.index.pin_memory())
+    return ToyBatch(
+        batch.image.pin_memory(),
+        (batch.views[0].pin_memory(),),
+        {"y": batch.label["y"].pin_memory()},
+        batch.index.pin_memory(),
+    )
 
 
 @pytest.mark.parametrize("accumulate", [2, 4])
@@ -144,7 +160,11 @@ def test_every_micro_step_draws_from_a_seed_of_its_own(tmp_path: Path) -> None:
     cfg = config(steps=3, accumulate=2, seed=5)
     for name in ("a", "b"):
         go(tmp_path / name, cfg, new_state(cfg, CPU), step_fn=step_fn)
-    expected = {(n, m): float(torch.rand((), generator=torch.Generator().manual_seed(fold(5, "step", n, m, 0)))) for n in range(3) for m in range(2)}
+    expected = {
+        (n, m): float(torch.rand((), generator=torch.Generator().manual_seed(fold(5, "step", n, m, 0))))
+        for n in range(3)
+        for m in range(2)
+    }
     assert draws == expected
     assert len(set(draws.values())) == 6
     assert len(others) == 6, "random and numpy draw alike in every run too: mixup uses them"
@@ -193,13 +213,26 @@ def test_checkpoints_come_by_the_clock_too(tmp_path: Path) -> None:
 def test_batches_that_end_too_soon_are_an_error(tmp_path: Path) -> None:
     cfg = config(steps=10)
     with Logger(tmp_path, steps=10, progress=False) as log, pytest.raises(ValueError, match="ended at step 3 of 10"):
-        train(new_state(cfg, CPU), first(batches(0), 3), toy_step, cfg, lr_at=lambda step: 0.1, log=log, checkpoints=None)
+        train(
+            new_state(cfg, CPU), first(batches(0), 3), toy_step, cfg, lr_at=lambda step: 0.1, log=log, checkpoints=None
+        )
 
 
 def test_a_fresh_run_does_not_mix_with_the_checkpoints_of_an_earlier_one(tmp_path: Path) -> None:
     go(tmp_path, config(steps=5), new_state(config(steps=5), CPU))
-    with Logger(tmp_path / "other", steps=5, progress=False) as log, pytest.raises(ValueError, match=r"step_00000005\.pt is of an earlier run"):
-        train(new_state(config(), CPU), batches(0), toy_step, config(), lr_at=lambda step: 0.1, log=log, checkpoints=tmp_path / "checkpoints")
+    with (
+        Logger(tmp_path / "other", steps=5, progress=False) as log,
+        pytest.raises(ValueError, match=r"step_00000005\.pt is of an earlier run"),
+    ):
+        train(
+            new_state(config(), CPU),
+            batches(0),
+            toy_step,
+            config(),
+            lr_at=lambda step: 0.1,
+            log=log,
+            checkpoints=tmp_path / "checkpoints",
+        )
 
 
 def test_every_tensor_of_a_nested_batch_is_moved_and_the_rest_is_left_alone() -> None:
@@ -221,8 +254,12 @@ def test_a_float16_step_that_overflows_is_skipped_and_training_goes_on(tmp_path:
     assert state.scaler.get_scale() == 2.0**39
 
 
-@pytest.mark.parametrize(("world", "device_batch", "expected"), [(1, None, (64, 1)), (4, None, (16, 1)), (2, 8, (8, 4)), (1, 1000, (64, 1))])
-def test_micro_steps_fill_the_global_batch_exactly(world: int, device_batch: int | None, expected: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("world", "device_batch", "expected"), [(1, None, (64, 1)), (4, None, (16, 1)), (2, 8, (8, 4)), (1, 1000, (64, 1))]
+)
+def test_micro_steps_fill_the_global_batch_exactly(
+    world: int, device_batch: int | None, expected: tuple[int, int]
+) -> None:
     assert micro_steps(64, device_batch=device_batch, world=world) == expected
 
 

@@ -64,7 +64,9 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_continue(
 
 
 @pytest.mark.parametrize(("every", "at"), [(4, 4), (None, 10)])
-def test_a_signal_ends_an_evaluation_between_two_batches_and_the_next_sitting_repeats_it(tmp_path: Path, every: int | None, at: int) -> None:
+def test_a_signal_ends_an_evaluation_between_two_batches_and_the_next_sitting_repeats_it(
+    tmp_path: Path, every: int | None, at: int
+) -> None:
     cfg, seen = config(evaluate_every=every), []
 
     def evaluate(model: nn.Module, step: int) -> dict[str, float]:
@@ -108,7 +110,9 @@ def test_a_second_signal_acts_as_it_always_does(tmp_path: Path) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         return toy_step(model, batch, step)
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its background jobs with SIGINT ignored
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell starts its background jobs with SIGINT ignored
     try:
         with pytest.raises(KeyboardInterrupt):
             go(tmp_path, config(), new_state(config(), CPU), step_fn=step_fn)
@@ -140,7 +144,11 @@ def test_a_loss_scale_that_has_vanished_stops_the_run(tmp_path: Path) -> None:
 def test_states_that_are_kept_for_good_are_saved_for_that(tmp_path: Path) -> None:
     cfg = config(steps=10, run=QUIET.model_copy(update={"save_every": None, "keep_every": 4, "keep_last": 1}))
     go(tmp_path, cfg, new_state(cfg, CPU))
-    assert sorted(path.name for path in tmp_path.rglob("step_*.pt")) == ["step_00000004.pt", "step_00000008.pt", "step_00000010.pt"]
+    assert sorted(path.name for path in tmp_path.rglob("step_*.pt")) == [
+        "step_00000004.pt",
+        "step_00000008.pt",
+        "step_00000010.pt",
+    ]
 
 
 def test_echoes_of_a_signal_are_that_signal(tmp_path: Path) -> None:
@@ -198,14 +206,19 @@ def test_kill_9_twenty_times(tmp_path: Path, seed: int) -> None:
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_loss_that_is_not_finite_stops_naming_step_rate_samples_and_the_last_good_checkpoint(tmp_path: Path, accumulate: int) -> None:
+def test_a_loss_that_is_not_finite_stops_naming_step_rate_samples_and_the_last_good_checkpoint(
+    tmp_path: Path, accumulate: int
+) -> None:
     def step_fn(model: nn.Module, batch: ToyBatch, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         loss, metrics = toy_step(model, batch, step)
         return loss * (float("inf") if step.number == 6 and step.micro == accumulate - 1 else 1.0), metrics
 
     cfg = config(accumulate=accumulate)
     ids = ", ".join(str(index) for index in range(6 * BATCH, 7 * BATCH))
-    with pytest.raises(NonFiniteLoss, match=rf"not finite at step 6 \(lr 4\.\d+e-02; sample ids on rank 0: \[{ids}\]\).*step_00000005\.pt"):
+    with pytest.raises(
+        NonFiniteLoss,
+        match=rf"not finite at step 6 \(lr 4\.\d+e-02; sample ids on rank 0: \[{ids}\]\).*step_00000005\.pt",
+    ):
         go(tmp_path, cfg, new_state(cfg, CPU), step_fn=step_fn)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000005.pt"]
     loaded = checkpoint.load_newest(tmp_path / "checkpoints").payload
@@ -231,7 +244,12 @@ def test_no_checkpoint_ever_holds_a_number_that_is_not_finite(tmp_path: Path, wh
     def step_fn(model: nn.Module, batch: ToyBatch, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         if step.number == 4:
             moment = state.optimizer.state[model[0].weight]["exp_avg"]
-            victim = {"parameter": model[4].weight, "buffer": model[1].running_var, "average": state.ema.module[0].bias, "moment": moment}[where]
+            victim = {
+                "parameter": model[4].weight,
+                "buffer": model[1].running_var,
+                "average": state.ema.module[0].bias,
+                "moment": moment,
+            }[where]
             result = toy_step(model, batch, step)
             victim.data[0] = float("nan")
             return result
@@ -242,7 +260,9 @@ def test_no_checkpoint_ever_holds_a_number_that_is_not_finite(tmp_path: Path, wh
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_a_full_disk_stops_the_run_with_one_sentence_and_the_older_checkpoint_is_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_stops_the_run_with_one_sentence_and_the_older_checkpoint_is_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     half = config(steps=5)
     go(tmp_path, half, new_state(half, CPU, model=Toy()))
 

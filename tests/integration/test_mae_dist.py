@@ -13,7 +13,9 @@ SCRIPT = Path(__file__).with_name("mae_steps.py")
 
 def steps(out: Path, *launcher: str) -> dict[str, Any]:
     command = [sys.executable, *launcher, str(SCRIPT), str(out)]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr
     return torch.load(out, weights_only=True)
 
@@ -26,4 +28,6 @@ def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
     assert len(one["gradients"]) > 40
     for part in ("gradients", "model"):
         for name, value in one[part].items():
-            torch.testing.assert_close(two[part][name], value, rtol=1e-9, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(
+                two[part][name], value, rtol=1e-9, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}"
+            )

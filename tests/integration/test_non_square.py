@@ -19,7 +19,14 @@ ROOT = Path(__file__).parents[2]
 SIZE = ["--set", "data.size=(64,128)"]
 ENCODER = [*SIZE, "--set", "model.encoder.image_size=(64,128)"]
 FIT = "{'name':'large_scale_jitter','size':(64,128),'scale':(1.0,1.0),'flip':0.0}"
-SCENES = ["--set", "data.square=(64,128)", "--set", "data.augmentation={'name':'large_scale_jitter','size':(64,128)}", "--set", f"data.view={FIT}"]
+SCENES = [
+    "--set",
+    "data.square=(64,128)",
+    "--set",
+    "data.augmentation={'name':'large_scale_jitter','size':(64,128)}",
+    "--set",
+    f"data.view={FIT}",
+]
 FEATURE = ["--set", "target={'name':'feature','teacher':'random:ViT-Ti/16','size':(32,64)}"]
 PRETRAIN = ("pretrain", "configs/pretrain/mae_vit_base_16_800e.py", *ENCODER)
 RUNS: dict[str, tuple[str, ...]] = {
@@ -40,9 +47,22 @@ RUNS: dict[str, tuple[str, ...]] = {
     "ViTDet": ("det_train", "configs/detect/mask_rcnn_vitdet_base_100ep.py", *SCENES),
     "Li et al.": ("det_train", "configs/detect/mask_rcnn_vit_base_li2021_100ep.py", *SCENES),
     "UperNet": ("seg_train", "configs/segment/upernet_vit_base_160k.py", *SIZE, "--set", "inference.scales=(0.5,1.0)"),
-    "linear segmentation": ("seg_train", "configs/segment/linear_vit_base.py", *SIZE, "--set", "inference.stride=(40,64)"),
+    "linear segmentation": (
+        "seg_train",
+        "configs/segment/linear_vit_base.py",
+        *SIZE,
+        "--set",
+        "inference.stride=(40,64)",
+    ),
 }
-TOKENS = {"pretrain": 8 + 1, "tokens": 32 + 1, "dvae": 8 * 16, "finetune": 8 * 16 + 1, "k-NN": 8 * 16 + 1, "ViTDet": 32}  # patches and class token
+TOKENS = {
+    "pretrain": 8 + 1,
+    "tokens": 32 + 1,
+    "dvae": 8 * 16,
+    "finetune": 8 * 16 + 1,
+    "k-NN": 8 * 16 + 1,
+    "ViTDet": 32,
+}  # patches and class token
 
 
 @pytest.fixture
@@ -77,16 +97,25 @@ def test_every_tool_takes_images_that_are_not_square(name: str, run_tool: Callab
         assert found[0].tokens_per_image == TOKENS[name]
 
 
-def test_a_basis_is_fitted_and_pictures_and_exports_keep_the_shape(run_tool: Callable[..., None], tmp_path: Path) -> None:
+def test_a_basis_is_fitted_and_pictures_and_exports_keep_the_shape(
+    run_tool: Callable[..., None], tmp_path: Path
+) -> None:
     run, images = tmp_path / "run", folder(tmp_path / "images")
     run_tool(*PRETRAIN, "--work-dir", str(run), "--debug")
     run_tool("visualize", str(run), "--images", str(images), "--out", str(tmp_path), "--mask-ratio", "0.5")
     with Image.open(tmp_path / "ratio_0.5.png") as sheet:
         assert sheet.width / 4 > 1.5 * sheet.height / 3  # panels of 64 x 128 px, four side by side, three images
     run_tool("visualize", str(run), "--attention", "--images", str(images), "--out", str(tmp_path))
-    run_tool("visualize", str(run), "--attention", "--images", str(images), "--out", str(tmp_path), "--size", "96", "32")
+    run_tool(
+        "visualize", str(run), "--attention", "--images", str(images), "--out", str(tmp_path), "--size", "96", "32"
+    )
     source = str(run / "backbone.safetensors")
-    for kind, path in (("ours", "ours.safetensors"), ("timm", "timm.safetensors"), ("hf", "hf"), ("detectron2", "d2.pth")):
+    for kind, path in (
+        ("ours", "ours.safetensors"),
+        ("timm", "timm.safetensors"),
+        ("hf", "hf"),
+        ("detectron2", "d2.pth"),
+    ):
         run_tool("export_checkpoint", source, "--format", kind, "--out", str(tmp_path / path))
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["image_size"] == [64, 128]
     first = checkpoints.load_backbone(source)
@@ -97,7 +126,19 @@ def test_a_basis_is_fitted_and_pictures_and_exports_keep_the_shape(run_tool: Cal
     run_tool("export_checkpoint", source, "--image-size", "32", "64", "--out", str(tmp_path / "small.safetensors"))
     assert checkpoints.load_backbone(tmp_path / "small.safetensors").cfg.image_size == (32, 64)
     shapes = ["--set", "data.train={'name':'shapes','length':8}", "--set", "data.val=None", "--set", "run.workers=0"]
-    run_tool("tokenizer_train", "pca", PRETRAIN[1], *ENCODER, *shapes, "--components", "4", "--images", "8", "--work-dir", str(tmp_path / "pca"))
+    run_tool(
+        "tokenizer_train",
+        "pca",
+        PRETRAIN[1],
+        *ENCODER,
+        *shapes,
+        "--components",
+        "4",
+        "--images",
+        "8",
+        "--work-dir",
+        str(tmp_path / "pca"),
+    )
     assert (tmp_path / "pca" / "basis.safetensors").is_file()
 
 
@@ -113,11 +154,37 @@ def test_a_classifier_of_non_square_images_is_judged_on_variants(run_tool: Calla
         f"data.root={images}",
         *SIZE,
     ]
-    run = ["--set", "run.device=cpu", "--set", "run.workers=0", "--set", "batch=4", "--set", "epochs=1", "--set", "schedule.warmup_epochs=0"]
+    run = [
+        "--set",
+        "run.device=cpu",
+        "--set",
+        "run.workers=0",
+        "--set",
+        "batch=4",
+        "--set",
+        "epochs=1",
+        "--set",
+        "schedule.warmup_epochs=0",
+    ]
     run_tool("cls_train", "configs/classify/finetune_vit_base.py", "--work-dir", str(tmp_path / "ft"), *small, *run)
     state = next((tmp_path / "ft" / "checkpoints").glob("step_*.pt"))
-    variants = ["--set", f"variants={{'imagenet-a':{str(images / 'val')!r}}}", "--set", "run.device=cpu", "--set", "run.workers=0"]
-    robust = ["cls_train", "configs/classify/robustness.py", "--eval", "--checkpoint", str(state), "--work-dir", str(tmp_path / "robust")]
+    variants = [
+        "--set",
+        f"variants={{'imagenet-a':{str(images / 'val')!r}}}",
+        "--set",
+        "run.device=cpu",
+        "--set",
+        "run.workers=0",
+    ]
+    robust = [
+        "cls_train",
+        "configs/classify/robustness.py",
+        "--eval",
+        "--checkpoint",
+        str(state),
+        "--work-dir",
+        str(tmp_path / "robust"),
+    ]
     run_tool(*robust, *small, *variants)
     found, _ = results.load(tmp_path / "robust" / "results.jsonl")
     assert [(r.dataset, r.tokens_per_image) for r in found] == [("imagenet-a", 8 * 16 + 1)]

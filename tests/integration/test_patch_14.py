@@ -56,8 +56,15 @@ def detector(patch: int, engine: str) -> Any:
 def objects(patch: int) -> Objects:
     # of nearly an anchor's sides: where an anchor can slide within its object, several are equally good and rounding decides between them
     corner = torch.tensor([[10.3, 20.7], [61.1, 130.6], [199.7, 201.9], [101.3, 50.9]])
-    boxes = torch.cat([corner, corner + torch.tensor([[66.3, 62.1], [130.4, 125.7], [33.1, 31.3], [46.9, 88.3]])], dim=1)
-    return Objects(boxes * patch / 16, torch.tensor([0, 1, 2, 1]), torch.zeros(4, dtype=torch.bool), torch.zeros(4, 0, dtype=torch.int32))
+    boxes = torch.cat(
+        [corner, corner + torch.tensor([[66.3, 62.1], [130.4, 125.7], [33.1, 31.3], [46.9, 88.3]])], dim=1
+    )
+    return Objects(
+        boxes * patch / 16,
+        torch.tensor([0, 1, 2, 1]),
+        torch.zeros(4, dtype=torch.bool),
+        torch.zeros(4, 0, dtype=torch.int32),
+    )
 
 
 @pytest.fixture
@@ -68,7 +75,10 @@ def twins(request: pytest.FixtureRequest) -> Any:
         if engine == "detectron2":
             request.getfixturevalue("detectron2")
         sizes = [(GRID[0] * patch, GRID[1] * patch) for patch in (16, 14)]
-        return [(detector(patch, engine), (torch.zeros(1, 3, *size), [size])) for patch, size in zip((16, 14), sizes, strict=True)]
+        return [
+            (detector(patch, engine), (torch.zeros(1, 3, *size), [size]))
+            for patch, size in zip((16, 14), sizes, strict=True)
+        ]
 
     return make
 
@@ -81,7 +91,9 @@ def test_losses_are_the_twin_s(engine: str, twins: Any) -> None:
         torch.manual_seed(3)
         losses.append(model.train()(*given, [objects(patch)]))
     for name, value in losses[0].items():
-        torch.testing.assert_close(losses[1][name], value, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            losses[1][name], value, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -130,6 +142,10 @@ def test_the_task_keeps_strides_that_are_no_whole_pixels(engine: str, request: p
 def test_the_bridge_states_the_strides_that_the_pyramid_has() -> None:
     from mae_transfer.adapters.detectron2 import to_detectron2
 
-    vit = ViT(ViTConfig(size=None, dim=32, depth=4, heads=2, patch=14, image_size=56, class_token=False, final_norm=False))
-    shapes = to_detectron2(AdaptedBackbone(vit, TapFPN(maps_of(vit), fpn=32, p6=True, scales="relative"))).output_shape()
+    vit = ViT(
+        ViTConfig(size=None, dim=32, depth=4, heads=2, patch=14, image_size=56, class_token=False, final_norm=False)
+    )
+    shapes = to_detectron2(
+        AdaptedBackbone(vit, TapFPN(maps_of(vit), fpn=32, p6=True, scales="relative"))
+    ).output_shape()
     assert {name: shape.stride for name, shape in shapes.items()} == {"p2": 3.5, "p3": 7, "p4": 14, "p5": 28, "p6": 56}

@@ -38,12 +38,18 @@ def test_a_work_dir_ends_with_everything_that_the_readme_names(tmp_path: Path) -
     loaded, defects = results.load(folder / "results.jsonl")
     assert defects == []
     assert loaded == written
-    assert [(r.metric, r.steps, r.images_seen, r.global_batch, r.scale) for r in loaded] == [("val_loss", 10, 80, 8, "mini")]
+    assert [(r.metric, r.steps, r.images_seen, r.global_batch, r.scale) for r in loaded] == [
+        ("val_loss", 10, 80, 8, "mini")
+    ]
     assert loaded[0].checkpoint_sha256 == checkpoints.sha256(folder / "backbone.safetensors")
     assert loaded[0].tokens_per_image == 5
     assert list((folder / "tensorboard").iterdir())
     backbone = checkpoints.load_backbone(folder / "backbone.safetensors")
-    averaged = {name.removeprefix("encoder."): tensor for name, tensor in payload(folder)["ema"].items() if name.startswith("encoder.")}
+    averaged = {
+        name.removeprefix("encoder."): tensor
+        for name, tensor in payload(folder)["ema"].items()
+        if name.startswith("encoder.")
+    }
     assert_equal(dict(backbone.state_dict()), averaged)
     about = checkpoints.metadata(folder / "backbone.safetensors")
     assert about["digest"] == config(evaluate_epochs=2.0).digest()
@@ -77,7 +83,15 @@ def test_accumulation_changes_no_sample_and_hardly_a_loss(tmp_path: Path) -> Non
 
 
 def tool(config_file: Path, work_dir: Path, *more: str, launcher: tuple[str, ...] = ()) -> list[str]:
-    return [sys.executable, *launcher, str(ROOT / "tools" / "pretrain.py"), str(config_file), "--work-dir", str(work_dir), *more]
+    return [
+        sys.executable,
+        *launcher,
+        str(ROOT / "tools" / "pretrain.py"),
+        str(config_file),
+        "--work-dir",
+        str(work_dir),
+        *more,
+    ]
 
 
 def environment() -> dict[str, str]:
@@ -119,7 +133,9 @@ def kill_and_resume(tmp_path: Path, kills: int, seed: int) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert newest_step(folder) > before
-    done = subprocess.run(tool(file, folder, "--resume"), env=environment(), capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        tool(file, folder, "--resume"), env=environment(), capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr
     assert_equal(payload(tmp_path / "whole", steps), payload(folder, steps))
     assert losses(tmp_path / "whole") == losses(folder)
@@ -140,7 +156,9 @@ def test_kill_9_twenty_times(tmp_path: Path) -> None:
 
 def test_sigterm_saves_and_exits_with_status_0(tmp_path: Path) -> None:
     cfg = config(epochs=5000.0, **run_options(progress=True))
-    with subprocess.Popen(tool(write_config(tmp_path, cfg), tmp_path / "run"), env=environment(), stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        tool(write_config(tmp_path, cfg), tmp_path / "run"), env=environment(), stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("train 3/"):
@@ -229,13 +247,20 @@ def test_a_flat_folder_of_odd_images_trains(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
-def test_a_truncated_image_stops_the_run_or_is_counted(tmp_path: Path, on_error: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_truncated_image_stops_the_run_or_is_counted(
+    tmp_path: Path, on_error: str, caplog: pytest.LogCaptureFixture
+) -> None:
     images = tmp_path / "images"
     images.mkdir()
     odd_images(images)
     broken = images / "cut.jpg"
     broken.write_bytes((images / "rotated.jpg").read_bytes()[:600])
-    data = values()["data"] | {"root": str(images), "train": {"name": "folder", "labelled": False}, "val": None, "on_error": on_error}
+    data = values()["data"] | {
+        "root": str(images),
+        "train": {"name": "folder", "labelled": False},
+        "val": None,
+        "on_error": on_error,
+    }
     if on_error == "raise":
         with pytest.raises(UnreadableImage, match="cut.jpg"):
             pretrain.run(config(data=data), tmp_path / "run")

@@ -24,7 +24,10 @@ def test_the_data_may_lie_elsewhere_when_a_run_goes_on(tmp_path: Path, monkeypat
             path = tmp_path / job / "in" / "train" / f"{index}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (20, 20), (index * 30, 10, 10)).save(path)
-    cfgs = [config(data={"root": str(tmp_path / job / "in"), "train": {"name": "folder", "labelled": False}, "size": 16}) for job in ("job1", "job2")]
+    cfgs = [
+        config(data={"root": str(tmp_path / job / "in"), "train": {"name": "folder", "labelled": False}, "size": 16})
+        for job in ("job1", "job2")
+    ]
     stop_at(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
     pretrain.run(cfgs[0], tmp_path / "run")
     monkeypatch.undo()
@@ -41,7 +44,9 @@ def test_other_values_of_a_run_that_goes_on_are_taken_where_its_config_was_delet
 
 def test_pictures_show_the_runs_own_mask_where_none_is_asked_for(tmp_path: Path) -> None:
     pretrain.run(config(mask={"name": "grid"}, epochs=1.0), tmp_path / "run")
-    assert [path.name for path in reconstruct(tmp_path / "run", None, mask_ratios=None, out=tmp_path, most=1)] == ["grid.png"]
+    assert [path.name for path in reconstruct(tmp_path / "run", None, mask_ratios=None, out=tmp_path, most=1)] == [
+        "grid.png"
+    ]
 
 
 def test_released_weights_with_a_decoder_are_continued_and_drawn(tmp_path: Path) -> None:
@@ -84,12 +89,16 @@ def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path: Path, mo
 
 @pytest.mark.parametrize("amx", [False, True])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_where_bfloat16_is_the_slow_choice_the_run_says_so(precision: str, amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_bfloat16_is_the_slow_choice_the_run_says_so(
+    precision: str, amx: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("mae_transfer.tasks.common.CPU_HAS_AMX", amx)
     cfg = config(precision=precision)
     dist = Dist(torch.device("cpu"))
     order = Order(images=16, batch=cfg.batch, seed=0)
-    assert ("--set precision=float32" in plan(cfg, loop_config(cfg, order, dist), dist)) == (precision == "bfloat16" and not amx)
+    assert ("--set precision=float32" in plan(cfg, loop_config(cfg, order, dist), dist)) == (
+        precision == "bfloat16" and not amx
+    )
 
 
 @pytest.mark.parametrize("part", ["model", "ema"])

@@ -38,7 +38,9 @@ def values(tmp_path: Path) -> Values:
     torch.manual_seed(0)
     images(tmp_path / "imagenet" / "train", NAMES, 3)
     images(tmp_path / "imagenet" / "val", NAMES, 1)
-    checkpoints.export_backbone(tmp_path / "backbone.safetensors", ViT(ViTConfig(**ENCODER)), about={"pretrain": "MAE for a test"})
+    checkpoints.export_backbone(
+        tmp_path / "backbone.safetensors", ViT(ViTConfig(**ENCODER)), about={"pretrain": "MAE for a test"}
+    )
     found: Values = {
         "scale": "mini", "epochs": 1.0, "batch": 8, "precision": "float32", "backbone": {"reference": str(tmp_path / "backbone.safetensors")},
         "data": {
@@ -61,20 +63,30 @@ def config(values: Values, variants: dict[str, str], **changes: Any) -> Robustne
 
 def test_scores_are_compared_among_the_variants_own_classes_only(values: Values, tmp_path: Path) -> None:
     images(tmp_path / "a", ["n01", "n03"], 12, seed=1)
-    written = robustness.evaluate(config(values, {"imagenet-a": str(tmp_path / "a")}), state(tmp_path), tmp_path / "out")
-    cfg = validate({key: value for key, value in values.items() if key != "task"}, classify.ClassifyConfig, where="test")
+    written = robustness.evaluate(
+        config(values, {"imagenet-a": str(tmp_path / "a")}), state(tmp_path), tmp_path / "out"
+    )
+    cfg = validate(
+        {key: value for key, value in values.items() if key != "task"}, classify.ClassifyConfig, where="test"
+    )
     model = classify.trained(cfg, classify.open_parts(cfg), state(tmp_path)).model
     model.eval()
     right = 0
     for label, name in enumerate(("n01", "n03")):
         for path in sorted((tmp_path / "a" / name).iterdir()):
-            pixels = torch.from_numpy(np.asarray(Image.open(path).resize((18, 18), Image.Resampling.BICUBIC))[1:17, 1:17].copy()).permute(2, 0, 1)
+            pixels = torch.from_numpy(
+                np.asarray(Image.open(path).resize((18, 18), Image.Resampling.BICUBIC))[1:17, 1:17].copy()
+            ).permute(2, 0, 1)
             scores = model(normalize(pixels[None])).detach().numpy().reshape(5)
             right += int(scores[[1, 3]].argmax() == label)
-    assert [(r.dataset, r.metric, r.value) for r in written] == [("imagenet-a", "top1", pytest.approx(100 * right / 24))]
+    assert [(r.dataset, r.metric, r.value) for r in written] == [
+        ("imagenet-a", "top1", pytest.approx(100 * right / 24))
+    ]
     assert results.load(tmp_path / "out" / "results.jsonl")[0][0].value == written[0].value
     payload = torch.load(state(tmp_path), weights_only=True)
-    assert [(r.epochs, r.steps, r.images_seen) for r in written] == [(0, payload["step"], payload["images_seen"])]  # a step: no finished run
+    assert [(r.epochs, r.steps, r.images_seen) for r in written] == [
+        (0, payload["step"], payload["images_seen"])
+    ]  # a step: no finished run
 
 
 def test_mce_is_the_hand_calculation(values: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +101,10 @@ def test_mce_is_the_hand_calculation(values: Values, tmp_path: Path, monkeypatch
         return share, left_out
 
     monkeypatch.setattr(robustness, "accuracy", record)
-    found = {r.metric: r for r in robustness.evaluate(config(values, {"imagenet-c": str(tmp_path / "c")}), state(tmp_path), None)}
+    found = {
+        r.metric: r
+        for r in robustness.evaluate(config(values, {"imagenet-c": str(tmp_path / "c")}), state(tmp_path), None)
+    }
     ces = [sum(errors[name]) / 5 / alexnet for name, alexnet in ALEXNET_ERROR.items()]
     assert found["mCE"].value == pytest.approx(100 * sum(ces) / 15)
     assert found["CE_fog"].value == pytest.approx(100 * sum(errors["fog"]) / (5 * 0.819324))
@@ -115,23 +130,33 @@ def test_what_is_missing_or_unknown_is_named_at_once(values: Values, tmp_path: P
     with pytest.raises(ValueError, match="no variant has a folder"):
         robustness.evaluate(config(values, {"imagenet-c": None}), state(tmp_path), None)  # type: ignore[dict-item]
     with pytest.raises(ValueError, match="which class is which score"):
-        robustness.evaluate(config(values, {"imagenet-r": "x"}, data=values["data"] | {"root": None}), state(tmp_path), None)
+        robustness.evaluate(
+            config(values, {"imagenet-r": "x"}, data=values["data"] | {"root": None}), state(tmp_path), None
+        )
 
 
 def test_the_classes_may_come_from_a_file(values: Values, tmp_path: Path) -> None:
     images(tmp_path / "sketch", NAMES, 2, seed=5)
     (tmp_path / "classes.txt").write_text("\n".join(NAMES) + "\n", encoding="utf-8-sig")  # as some editors write it
     by_folder, by_file = (
-        robustness.evaluate(config(values, {"imagenet-sketch": str(tmp_path / "sketch")}, **changes), state(tmp_path), None)[0].value
+        robustness.evaluate(
+            config(values, {"imagenet-sketch": str(tmp_path / "sketch")}, **changes), state(tmp_path), None
+        )[0].value
         for changes in ({}, {"classes": str(tmp_path / "classes.txt"), "data": values["data"] | {"root": None}})
     )
     assert by_folder == by_file
 
 
-def test_the_tool_evaluates_and_the_table_shows_it(values: Values, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tool_evaluates_and_the_table_shows_it(
+    values: Values, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     images(tmp_path / "a", ["n01", "n03"], 2, seed=1)
     file = tmp_path / "robustness.py"
-    file.write_text("\n".join(f"{key} = {value!r}" for key, value in (values | {"variants": {"imagenet-a": str(tmp_path / "a")}}).items()))
+    file.write_text(
+        "\n".join(
+            f"{key} = {value!r}" for key, value in (values | {"variants": {"imagenet-a": str(tmp_path / "a")}}).items()
+        )
+    )
     tasks = {"robustness": cli.Task(RobustnessConfig, None, robustness.evaluate)}
     command = [str(file), "--eval", "--checkpoint", state(tmp_path), "--work-dir", str(tmp_path / "out")]
     assert cli.transfer(tasks, description="", argv=command) == 0

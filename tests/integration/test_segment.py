@@ -26,7 +26,15 @@ from mae_transfer.tasks.segment import SegmentConfig
 
 STEPS = 6
 ENCODER = {"size": None, "dim": 16, "depth": 4, "heads": 2, "patch": 4, "image_size": 16}
-RUN = {"device": "cpu", "workers": 0, "device_batch": 2, "log_every": 1, "save_minutes": None, "progress": False, "pictures": 2}
+RUN = {
+    "device": "cpu",
+    "workers": 0,
+    "device_batch": 2,
+    "log_every": 1,
+    "save_minutes": None,
+    "progress": False,
+    "pictures": 2,
+}
 
 
 @pytest.fixture
@@ -52,7 +60,10 @@ def base(tmp_path: Path, backbone: Path) -> Values:
 
 def sets(**options: Any) -> Values:
     """Training and validation set; so few scenes need not show every class."""
-    return {name: {"name": "ade", "split": split, "allow_absent": True, **options} for name, split in (("train", "training"), ("val", "validation"))}
+    return {
+        name: {"name": "ade", "split": split, "allow_absent": True, **options}
+        for name, split in (("train", "training"), ("val", "validation"))
+    }
 
 
 def config(values: Values, **changes: Any) -> SegmentConfig:
@@ -64,9 +75,15 @@ def test_a_run_leaves_numbers_and_pictures(base: Values, backbone: Path, tmp_pat
     written = segment.run(cfg, tmp_path / "run")
     assert load(tmp_path / "run" / "config.py", SegmentConfig) == cfg
     assert results.load(tmp_path / "run" / "results.jsonl") == (written, [])
-    assert [(r.metric, r.task, r.protocol, r.unit) for r in written] == [(name, "segment", "upernet", "%") for name in ("mIoU", "mAcc", "aAcc")]
+    assert [(r.metric, r.task, r.protocol, r.unit) for r in written] == [
+        (name, "segment", "upernet", "%") for name in ("mIoU", "mAcc", "aAcc")
+    ]
     first = written[0]
-    assert (first.backbone, first.pretrain, first.checkpoint_sha256) == ("vit-16x4/4", "MAE for a test", checkpoints.sha256(backbone))
+    assert (first.backbone, first.pretrain, first.checkpoint_sha256) == (
+        "vit-16x4/4",
+        "MAE for a test",
+        checkpoints.sha256(backbone),
+    )
     assert (first.tokens_per_image, first.steps, first.images_seen, first.dataset) == (65, 6, 24, "scenes")
     assert first.flops_per_image
     assert sorted(path.name for path in (tmp_path / "run" / "segmentations").iterdir()) == ["0000.png", "0001.png"]
@@ -124,20 +141,31 @@ def test_kill_9_loses_only_the_steps_since_the_last_save(base: Values, tmp_path:
         "segment.run(load(sys.argv[1], segment.SegmentConfig), Path(sys.argv[2]))\n"
     )
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    killed = subprocess.run([sys.executable, str(script), str(tmp_path / "cfg.py"), str(tmp_path / "killed")], env=environment, timeout=240)
+    killed = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "cfg.py"), str(tmp_path / "killed")], env=environment, timeout=240
+    )
     assert killed.returncode == -signal.SIGKILL
-    assert sorted(path.name for path in (tmp_path / "killed" / "checkpoints").glob("*.pt")) == ["step_00000002.pt", "step_00000004.pt"]
+    assert sorted(path.name for path in (tmp_path / "killed" / "checkpoints").glob("*.pt")) == [
+        "step_00000002.pt",
+        "step_00000004.pt",
+    ]
     segment.run(cfg, tmp_path / "killed", resume=True)
     assert_equal(payload(tmp_path / "whole", STEPS), payload(tmp_path / "killed", STEPS))
 
 
-def test_a_checkpoint_evaluates_to_the_runs_own_numbers_and_to_others_at_several_scales(base: Values, tmp_path: Path) -> None:
+def test_a_checkpoint_evaluates_to_the_runs_own_numbers_and_to_others_at_several_scales(
+    base: Values, tmp_path: Path
+) -> None:
     cfg = config(base)
     trained = segment.run(cfg, tmp_path / "run")
     reference = str(tmp_path / "run" / "checkpoints" / "step_00000006.pt")
-    again = segment.evaluate_checkpoint(config({**base, "backbone": {}}), reference, None)  # it knows the backbone from the run's own config
+    again = segment.evaluate_checkpoint(
+        config({**base, "backbone": {}}), reference, None
+    )  # it knows the backbone from the run's own config
     assert [r.value for r in again] == [r.value for r in trained]
-    several = cfg.model_copy(update={"inference": cfg.inference.model_copy(update={"scales": (0.5, 1.0, 1.5), "flip": True})})
+    several = cfg.model_copy(
+        update={"inference": cfg.inference.model_copy(update={"scales": (0.5, 1.0, 1.5), "flip": True})}
+    )
     found = segment.evaluate_checkpoint(several, reference, tmp_path / "ms")
     assert [r.metric for r in found] == ["mIoU/ms", "mAcc/ms", "aAcc/ms"]
     assert found[0].value != trained[0].value
@@ -146,11 +174,18 @@ def test_a_checkpoint_evaluates_to_the_runs_own_numbers_and_to_others_at_several
 
 def test_whole_inference_takes_images_of_any_size(base: Values, tmp_path: Path) -> None:
     write_ade(tmp_path / "odd", train=4, val=2, size=37)
-    cfg = config(base, data={**base["data"], "root": str(tmp_path / "odd"), **sets(), "scale": (74, 37)}, inference={"mode": "whole"}, epochs=1.0)
+    cfg = config(
+        base,
+        data={**base["data"], "root": str(tmp_path / "odd"), **sets(), "scale": (74, 37)},
+        inference={"mode": "whole"},
+        epochs=1.0,
+    )
     assert segment.run(cfg, tmp_path / "run")[0].value is not None
 
 
-def test_a_broken_file_stops_the_run_before_it_starts_or_is_replaced_as_the_user_chose(base: Values, tmp_path: Path) -> None:
+def test_a_broken_file_stops_the_run_before_it_starts_or_is_replaced_as_the_user_chose(
+    base: Values, tmp_path: Path
+) -> None:
     broken = sorted((tmp_path / "scenes" / "annotations" / "training").iterdir())[3]
     broken.write_bytes(b"torn")
     with pytest.raises(ValueError, match=rf"the training set, .*\n  1 x unreadable map: {broken.name}"):
@@ -173,7 +208,10 @@ def test_masks_of_0_and_255_are_no_perfect_score(base: Values, tmp_path: Path) -
         mask.paste(255, (10, 10, 30, 30))
         mask.save(path)
     data = {**base["data"], **sets(classes=("ground", "crack"), reduce_zero_label=False, allow_absent=False)}
-    with pytest.raises(ValueError, match=r"1 x class without a pixel in any map: 'crack' \(value 1\); .* 0, 255 \(void\); .*values=\(0, 255\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"1 x class without a pixel in any map: 'crack' \(value 1\); .* 0, 255 \(void\); .*values=\(0, 255\)",
+    ):
         segment.run(config(base, data=data), tmp_path / "run")
     data = {**base["data"], **sets(classes=("ground", "crack"), values=(0, 255), allow_absent=False)}
     assert segment.run(config(base, data=data), tmp_path / "run")[0].value < 100
@@ -187,9 +225,13 @@ def test_what_evaluation_needs_is_checked_before_the_first_step(base: Values, tm
     assert not (tmp_path / "run").exists()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_samples(base: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_samples(
+    base: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     losses = segment.Segmenter.losses
-    monkeypatch.setattr(segment.Segmenter, "losses", lambda *given: {name: loss * float("nan") for name, loss in losses(*given).items()})
+    monkeypatch.setattr(
+        segment.Segmenter, "losses", lambda *given: {name: loss * float("nan") for name, loss in losses(*given).items()}
+    )
     with pytest.raises(NonFiniteLoss, match="step 0"):
         segment.run(config(base), tmp_path / "run")
     assert not list((tmp_path / "run" / "checkpoints").glob("*.pt"))
@@ -204,20 +246,29 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_samples(base: Val
         ({"backbone": {}}, "no backbone"),
         ({"inference": {"stride": 33}}, "leave pixels unseen"),
         (
-            {"backbone": {"reference": "random:vit_tiny_patch16_224"}, "protocol": {"name": "upernet"}, "inference": {"mode": "whole"}},
+            {
+                "backbone": {"reference": "random:vit_tiny_patch16_224"},
+                "protocol": {"name": "upernet"},
+                "inference": {"mode": "whole"},
+            },
             "takes images of 32 pixels only",
         ),
         ({"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}, "--set 'mean="),
     ],
 )
-def test_what_does_not_fit_together_is_said_before_training_starts(base: Values, changes: Values, message: str, tmp_path: Path) -> None:
+def test_what_does_not_fit_together_is_said_before_training_starts(
+    base: Values, changes: Values, message: str, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=message):
         segment.run(config(base, **changes), tmp_path / "run")
 
 
 def test_classes_of_training_and_validation_must_be_the_same(base: Values, tmp_path: Path) -> None:
     val = {"name": "ade", "split": "validation", "classes": ("a", "b")}
-    for train, message in (({"name": "shapes", "length": 2}, "one of them only"), ({**val, "classes": ("b", "a")}, "in another order")):
+    for train, message in (
+        ({"name": "shapes", "length": 2}, "one of them only"),
+        ({**val, "classes": ("b", "a")}, "in another order"),
+    ):
         with pytest.raises(ValueError, match=message):
             segment.run(config(base, data={**base["data"], "val": val, "train": train}), tmp_path / "r")
 
@@ -226,7 +277,9 @@ def test_a_checkpoint_keeps_the_provenance_and_the_protocol_of_its_run(base: Val
     """A config with an encoder of its own, as configs/segment/camvid.py, was trained with --backbone: it is no run from random weights."""
     segment.run(config(base, run=RUN | {"pictures": 0}), tmp_path / "run")
     reference = str(tmp_path / "run" / "checkpoints" / "step_00000006.pt")
-    again = segment.evaluate_checkpoint(config(base, backbone={"encoder": ENCODER}, run=RUN | {"pictures": 0}), reference, None)
+    again = segment.evaluate_checkpoint(
+        config(base, backbone={"encoder": ENCODER}, run=RUN | {"pictures": 0}), reference, None
+    )
     assert (again[0].pretrain, again[0].steps, again[0].images_seen) == ("MAE for a test", 6, 24)
     for changes, message in (
         ({"protocol": {**base["protocol"], "taps": (0, 1, 2, 3)}}, "protocol.taps"),
@@ -240,7 +293,10 @@ def test_a_checkpoint_does_not_count_for_classes_in_another_order(base: Values, 
     segment.run(config(base, epochs=0.5, schedule={}, run=RUN | {"pictures": 0}), tmp_path / "run")
     reference, listed = str(tmp_path / "run" / "checkpoints" / "step_00000001.pt"), tmp_path / "scenes" / "classes.txt"
     names = listed.read_text().splitlines()
-    for other, message in (([names[1], names[0], *names[2:]], "class 0 was 'ground'"), (names[:-1], f"{len(names)} classes, the data have")):
+    for other, message in (
+        ([names[1], names[0], *names[2:]], "class 0 was 'ground'"),
+        (names[:-1], f"{len(names)} classes, the data have"),
+    ):
         listed.write_text("\n".join(other))
         with pytest.raises(ValueError, match=message):
             segment.evaluate_checkpoint(config(base), reference, None)
@@ -248,15 +304,23 @@ def test_a_checkpoint_does_not_count_for_classes_in_another_order(base: Values, 
 
 def test_a_run_is_not_resumed_with_classes_in_another_order(base: Values, tmp_path: Path) -> None:
     """Before a step is taken: a state saved after it would pass for one of the new order, or of the old one."""
-    cfg, listed = config(base, run=RUN | {"save_every": 1, "keep_last": 9, "pictures": 0}), tmp_path / "scenes" / "classes.txt"
+    cfg, listed = (
+        config(base, run=RUN | {"save_every": 1, "keep_last": 9, "pictures": 0}),
+        tmp_path / "scenes" / "classes.txt",
+    )
     segment.run(cfg, tmp_path / "run")
     for path in sorted((tmp_path / "run" / "checkpoints").glob("*.pt"))[2:]:
         path.unlink()
     names = listed.read_text().splitlines()
     listed.write_text("\n".join([names[1], names[0], *names[2:]]))
-    with pytest.raises(ValueError, match=rf"made with '{len(names)} classes \w+', this run has '{len(names)} classes \w+'"):
+    with pytest.raises(
+        ValueError, match=rf"made with '{len(names)} classes \w+', this run has '{len(names)} classes \w+'"
+    ):
         segment.run(cfg, tmp_path / "run", resume=True)
-    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("*.pt")) == ["step_00000001.pt", "step_00000002.pt"]
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("*.pt")) == [
+        "step_00000001.pt",
+        "step_00000002.pt",
+    ]
 
 
 def test_an_evaluation_in_the_work_dir_does_not_finish_a_run_that_was_killed_at_its_end(
@@ -271,7 +335,9 @@ def test_an_evaluation_in_the_work_dir_does_not_finish_a_run_that_was_killed_at_
         patched.setattr(segment, "finish", killed)
         with pytest.raises(KeyboardInterrupt):
             segment.run(cfg, tmp_path / "run")
-    evaluated = segment.evaluate_checkpoint(cfg, str(tmp_path / "run" / "checkpoints" / "step_00000001.pt"), tmp_path / "run")
+    evaluated = segment.evaluate_checkpoint(
+        cfg, str(tmp_path / "run" / "checkpoints" / "step_00000001.pt"), tmp_path / "run"
+    )
     written = segment.run(cfg, tmp_path / "run", resume=True)
     assert [(r.value, r.epochs, r.steps) for r in written] == [(r.value, 0.5, 1) for r in evaluated]
     assert results.load(tmp_path / "run" / "results.jsonl")[0] == evaluated + written
@@ -281,12 +347,17 @@ def test_an_evaluation_in_the_work_dir_does_not_finish_a_run_that_was_killed_at_
 def test_a_validation_set_without_a_labelled_pixel_is_an_error(base: Values, tmp_path: Path) -> None:
     for path in (tmp_path / "scenes" / "annotations" / "validation").iterdir():
         Image.new("L", (40, 40)).save(path)
-    with pytest.raises(ValueError, match=r"the validation set, .*\n  1 x map set in which no pixel has a class: the maps hold the values 0;"):
+    with pytest.raises(
+        ValueError,
+        match=r"the validation set, .*\n  1 x map set in which no pixel has a class: the maps hold the values 0;",
+    ):
         segment.run(config(base, epochs=1.0), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_an_unreadable_validation_image_is_left_out_of_the_numbers_and_no_other_counts_twice(base: Values, tmp_path: Path) -> None:
+def test_an_unreadable_validation_image_is_left_out_of_the_numbers_and_no_other_counts_twice(
+    base: Values, tmp_path: Path
+) -> None:
     cfg = config(base, epochs=1.0, data={**base["data"], "on_error": "skip"})
     segment.run(cfg, tmp_path / "run")
     reference = str(tmp_path / "run" / "checkpoints" / "step_00000002.pt")
@@ -309,11 +380,27 @@ def test_an_evaluation_needs_no_training_set(base: Values, tmp_path: Path) -> No
 
 def test_a_linear_head_trains_on_one_crop_at_a_time(base: Values, tmp_path: Path) -> None:
     run = RUN | {"device_batch": 1, "pictures": 0}
-    assert len(segment.run(config(base, epochs=0.5, protocol={"name": "linear"}, optim={"lr": 1e-2}, schedule={}, run=run), tmp_path / "run")) == 3
+    assert (
+        len(
+            segment.run(
+                config(base, epochs=0.5, protocol={"name": "linear"}, optim={"lr": 1e-2}, schedule={}, run=run),
+                tmp_path / "run",
+            )
+        )
+        == 3
+    )
 
 
 def test_two_ranks_train_and_count_every_image_once(tmp_path: Path) -> None:
-    words = ["tools/seg_train.py", "configs/segment/mini.py", "--work-dir", str(tmp_path / "run"), "--debug", "--set", "data.val.length=5"]
+    words = [
+        "tools/seg_train.py",
+        "configs/segment/mini.py",
+        "--work-dir",
+        str(tmp_path / "run"),
+        "--debug",
+        "--set",
+        "data.val.length=5",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run([*torchrun, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)

@@ -17,7 +17,11 @@ ROOT = Path(__file__).parent.parent.parent
 @pytest.mark.slow
 @pytest.mark.data
 def test_eight_real_images_are_learned_by_heart(real_data: Callable[[str], Path], tmp_path: Path) -> None:
-    cfg = load(ROOT / "configs" / "segment" / "overfit8.py", SegmentConfig, overrides=[f"data.root={str(real_data('camvid'))!r}"])
+    cfg = load(
+        ROOT / "configs" / "segment" / "overfit8.py",
+        SegmentConfig,
+        overrides=[f"data.root={str(real_data('camvid'))!r}"],
+    )
     written = segment.run(cfg, tmp_path / "run")
     assert written[0].metric == "mIoU"
     value = written[0].value

@@ -63,7 +63,9 @@ class Commands:
 
     @property
     def scripts(self) -> list[str]:
-        return sorted((path.read_text() for path in self._root.glob("script.*")), key=lambda text: "--dependency" in text)
+        return sorted(
+            (path.read_text() for path in self._root.glob("script.*")), key=lambda text: "--dependency" in text
+        )
 
 
 @pytest.fixture
@@ -79,12 +81,19 @@ def test_generated_scripts_form_arrays_that_wait_for_each_other(commands: Comman
     assert submit(opened(tmp_path), CLUSTER, say=lambda _: None) == IDS
     for text, size in zip(commands.scripts, (2, 4), strict=True):
         lines = set(text.splitlines())
-        assert {"#SBATCH --nodes=2", "#SBATCH --gpus-per-node=8", "#SBATCH --partition=gpu", "#SBATCH --time=60"} <= lines
+        assert {
+            "#SBATCH --nodes=2",
+            "#SBATCH --gpus-per-node=8",
+            "#SBATCH --partition=gpu",
+            "#SBATCH --time=60",
+        } <= lines
         assert {"#SBATCH --signal=USR2@300", "#SBATCH --open-mode=append", "#SBATCH --ntasks-per-node=1"} <= lines
         assert f"#SBATCH --array=0-{size - 1}%{size}" in lines
     assert ["--dependency=afterany:41" in text for text in commands.scripts] == [False, True]
     submitted = [DelayedSubmission.load(path) for path in (tmp_path / "d" / "slurm").rglob("*_submitted.pkl")]
-    assert [hasattr(each.function, "checkpoint") for each in submitted] == [True] * 6  # what submitit needs to queue a job again after it saved
+    assert [hasattr(each.function, "checkpoint") for each in submitted] == [
+        True
+    ] * 6  # what submitit needs to queue a job again after it saved
     assert {each._timeout_countdown for each in submitted} == {TIMEOUTS}
 
 
@@ -109,7 +118,10 @@ def test_what_waits_or_runs_is_not_submitted_again_and_is_waited_for(commands: C
 def test_a_queued_job_that_would_do_something_else_is_named(commands: Commands, tmp_path: Path) -> None:
     submit(opened(tmp_path), CLUSTER, say=lambda _: None)
     commands.waiting("41_1")
-    with pytest.raises(ValueError, match=r"b/pretrain/seed0 is queued or running as job 41_1, as it was before its change: scancel 41_1"):
+    with pytest.raises(
+        ValueError,
+        match=r"b/pretrain/seed0 is queued or running as job 41_1, as it was before its change: scancel 41_1",
+    ):
         submit(opened(tmp_path, SUITE.replace('"mask.ratio": 0.5', '"mask.ratio": 0.6')), CLUSTER)
     with pytest.raises(ValueError, match="before --force: scancel 41_1"):
         submit(opened(tmp_path), CLUSTER, force=["b/pretrain"])
@@ -134,7 +146,11 @@ class Here(Work):
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
-    for name, value in {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_JOB_ID": "7", "SUBMITIT_FOLDER": str(tmp_path)}.items():
+    for name, value in {
+        "SUBMITIT_EXECUTOR": "local",
+        "SUBMITIT_LOCAL_JOB_ID": "7",
+        "SUBMITIT_FOLDER": str(tmp_path),
+    }.items():
         monkeypatch.setenv(name, value)
     plain = opened(tmp_path)
     return Here(plain.plan, plain.root, suite="t")
@@ -144,7 +160,9 @@ def in_a_job(job: Job, folder: Path) -> DelayedSubmission:
     """Carry a job out as submitit does, with its signal handler, until it is queued again; return what is queued."""
     submission, paths = DelayedSubmission(job), JobPaths(folder, "7", 0)
     submission.set_timeout(60, 5)
-    previous = signal.signal(signal.SIGUSR2, SignalHandler(submitit.JobEnvironment(), paths, submission).checkpoint_and_try_requeue)
+    previous = signal.signal(
+        signal.SIGUSR2, SignalHandler(submitit.JobEnvironment(), paths, submission).checkpoint_and_try_requeue
+    )
     try:
         with pytest.raises(SystemExit):
             submission.result()
@@ -202,7 +220,9 @@ def test_a_run_that_does_not_save_in_time_is_killed_and_queued_again(here: Here,
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_preempted_job_whose_run_was_stopped_with_it_lives_to_be_queued_again(processes: int, here: Here, tmp_path: Path) -> None:
+def test_a_preempted_job_whose_run_was_stopped_with_it_lives_to_be_queued_again(
+    processes: int, here: Here, tmp_path: Path
+) -> None:
     def preempt() -> None:
         assert job._process is not None
         job._process.terminate()

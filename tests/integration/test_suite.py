@@ -90,7 +90,9 @@ def test_a_finished_suite_repeats_nothing_and_shows_its_tables_again(undisturbed
     assert "start" not in output
     assert values(undisturbed) == before
     text = io.StringIO()
-    show_plan(Work(open_plan(undisturbed.parent / "suite.py")[1], undisturbed, suite="tiny"), Console(file=text, width=200))
+    show_plan(
+        Work(open_plan(undisturbed.parent / "suite.py")[1], undisturbed, suite="tiny"), Console(file=text, width=200)
+    )
     assert "4 done, 0 to run" in text.getvalue()
 
 
@@ -114,12 +116,16 @@ def wait_for_a_run(work_dir: Path, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.parametrize("kills", [KILLS, pytest.param(10, marks=pytest.mark.slow)])
-def test_killed_at_random_moments_it_ends_with_the_same_values(kills: int, suite: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_killed_at_random_moments_it_ends_with_the_same_values(
+    kills: int, suite: Path, undisturbed: Path, tmp_path: Path
+) -> None:
     disturbed(suite, tmp_path / "d", kills, seed=kills)
     assert values(tmp_path / "d") == values(undisturbed)
 
 
-def test_the_slurm_path_runs_every_level_and_marks_what_cannot_run(suite: Path, tmp_path: Path, undisturbed: Path) -> None:
+def test_the_slurm_path_runs_every_level_and_marks_what_cannot_run(
+    suite: Path, tmp_path: Path, undisturbed: Path
+) -> None:
     work = Work(open_plan(suite)[1], tmp_path / "d", suite="tiny")
     said: list[str] = []
     ids = submit(work, Cluster(1, 1, {"timeout_min": 5}, name="local"), say=said.append)
@@ -138,12 +144,18 @@ def test_a_damaged_line_does_not_stop_the_tables(undisturbed: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("damage", ["flipped", pytest.param("gone", marks=pytest.mark.slow)])
-def test_a_damaged_backbone_is_exported_again_and_nothing_else_is_repeated(damage: str, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_damaged_backbone_is_exported_again_and_nothing_else_is_repeated(
+    damage: str, undisturbed: Path, tmp_path: Path
+) -> None:
     copy = shutil.copytree(undisturbed, tmp_path / "d")
     backbone = copy / "pixels/pretrain/seed0/backbone.safetensors"
     content = backbone.read_bytes()
-    backbone.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]) if damage == "flipped" else backbone.unlink()
+    backbone.write_bytes(
+        content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
+    ) if damage == "flipped" else backbone.unlink()
     output = finished(undisturbed.parent / "suite.py", copy)
-    assert [line.split()[2] for line in output.splitlines() if line.split()[1:2] == ["start"]] == ["pixels/pretrain/seed0"]
+    assert [line.split()[2] for line in output.splitlines() if line.split()[1:2] == ["start"]] == [
+        "pixels/pretrain/seed0"
+    ]
     assert backbone.read_bytes() == content
     assert values(copy) == values(undisturbed)

@@ -40,12 +40,23 @@ def marked(mark: str) -> list[str]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are listed by /proc")
-@pytest.mark.parametrize("number", [signal.SIGTERM, *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGKILL, signal.SIGINT))])
-def test_nothing_is_left_of_a_suite_that_is_ended_while_k_nn_reads_images(number: signal.Signals, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGKILL, signal.SIGINT))],
+)
+def test_nothing_is_left_of_a_suite_that_is_ended_while_k_nn_reads_images(
+    number: signal.Signals, tmp_path: Path
+) -> None:
     (tmp_path / "suite.py").write_text(SUITE)
     mark = f"{os.getpid()}-{number.name}"
     log = tmp_path / "d" / "random_init" / "knn" / "seed0" / "log.jsonl"
-    command = [sys.executable, str(ROOT / "tools" / "reproduce.py"), str(tmp_path / "suite.py"), "--work-dir", str(tmp_path / "d")]
+    command = [
+        sys.executable,
+        str(ROOT / "tools" / "reproduce.py"),
+        str(tmp_path / "suite.py"),
+        "--work-dir",
+        str(tmp_path / "d"),
+    ]
     with (tmp_path / "output").open("w") as output:
         suite = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, MARK: mark})
     try:

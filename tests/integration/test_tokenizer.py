@@ -55,9 +55,16 @@ def payload(folder: Path) -> dict[str, Any]:
 
 def test_half_a_cosine_and_then_constant() -> None:
     tau = Anneal(start=1.0, end=0.0625, epochs=2.0)
-    assert [round(tau.at(step, steps_per_epoch=10, steps=40), 5) for step in (0, 10, 20, 35)] == [1.0, 0.53125, 0.0625, 0.0625]
+    assert [round(tau.at(step, steps_per_epoch=10, steps=40), 5) for step in (0, 10, 20, 35)] == [
+        1.0,
+        0.53125,
+        0.0625,
+        0.0625,
+    ]
     share = Anneal(start=1.0, end=0.0625, epochs="50%")
-    assert [share.at(step, steps_per_epoch=10, steps=40) for step in range(40)] == [tau.at(step, steps_per_epoch=10, steps=40) for step in range(40)]
+    assert [share.at(step, steps_per_epoch=10, steps=40) for step in range(40)] == [
+        tau.at(step, steps_per_epoch=10, steps=40) for step in range(40)
+    ]
 
 
 def test_a_temperature_that_the_run_is_too_short_for_is_refused(tmp_path: Path) -> None:
@@ -68,7 +75,11 @@ def test_a_temperature_that_the_run_is_too_short_for_is_refused(tmp_path: Path) 
 
 def test_a_tokenizer_goes_from_images_to_a_pretraining_on_its_tokens(tmp_path: Path) -> None:
     written = tokenizer.run(config(), tmp_path / "tok")
-    assert {(r.split, r.metric) for r in written} == {("val", "val_mse"), ("val", "val_codes_used"), ("val", "val_code_perplexity")}
+    assert {(r.split, r.metric) for r in written} == {
+        ("val", "val_mse"),
+        ("val", "val_codes_used"),
+        ("val", "val_code_perplexity"),
+    }
     path = tmp_path / "tok" / "tokenizer.safetensors"
     assert (load_tokenizer(str(path)).codes, load_tokenizer(str(path)).stride) == (16, 4)
     assert list((tmp_path / "tok" / "reconstructions").glob("*.png"))
@@ -93,7 +104,9 @@ def test_6_steps_are_3_and_3_after_a_resume(tmp_path: Path, monkeypatch: pytest.
     a, b = payload(tmp_path / "whole"), payload(tmp_path / "halves")
     assert a["step"] == b["step"] == 6
     assert all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])
-    assert (tmp_path / "halves" / "tokenizer.safetensors").read_bytes() == (tmp_path / "whole" / "tokenizer.safetensors").read_bytes()
+    assert (tmp_path / "halves" / "tokenizer.safetensors").read_bytes() == (
+        tmp_path / "whole" / "tokenizer.safetensors"
+    ).read_bytes()
 
 
 def test_a_collapsed_codebook_is_warned_about_with_the_figure(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -109,7 +122,9 @@ def test_a_size_that_the_stride_does_not_divide_is_an_error() -> None:
         config(data=SHAPES | {"size": 18})
 
 
-def test_a_basis_goes_from_crops_into_the_checkpoint_and_its_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_basis_goes_from_crops_into_the_checkpoint_and_its_pictures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     basis.fit(pretraining(), tmp_path / "pca", components=10, images=24)
     assert "share of the variance explained by the first: 1: " in capsys.readouterr().out
     path = tmp_path / "pca" / "basis.safetensors"
@@ -119,8 +134,13 @@ def test_a_basis_goes_from_crops_into_the_checkpoint_and_its_pictures(tmp_path: 
     assert torch.equal(payload(tmp_path / "run")["extra"]["target"]["mean"], load_basis(path).mean)
     first = reconstruct(tmp_path / "run", None, mask_ratios=(0.75,), out=tmp_path / "with", most=2)[0].read_bytes()
     path.unlink()
-    assert reconstruct(tmp_path / "run", None, mask_ratios=(0.75,), out=tmp_path / "without", most=2)[0].read_bytes() == first
-    with pytest.raises(ValueError, match=r"basis.safetensors' does not exist: fit one with tools/tokenizer_train.py pca"):
+    assert (
+        reconstruct(tmp_path / "run", None, mask_ratios=(0.75,), out=tmp_path / "without", most=2)[0].read_bytes()
+        == first
+    )
+    with pytest.raises(
+        ValueError, match=r"basis.safetensors' does not exist: fit one with tools/tokenizer_train.py pca"
+    ):
         pretrain.run(cfg, tmp_path / "again")
 
 
@@ -131,7 +151,10 @@ def test_more_components_than_values_are_an_error(tmp_path: Path) -> None:
 
 def test_kept_tokens_give_the_same_run_and_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer.run(config(), tmp_path / "tok")
-    reference, still = str(tmp_path / "tok" / "tokenizer.safetensors"), SHAPES | {"size": 32, "augmentation": {"name": "none"}}
+    reference, still = (
+        str(tmp_path / "tok" / "tokenizer.safetensors"),
+        SHAPES | {"size": 32, "augmentation": {"name": "none"}},
+    )
     spec = {"name": "token", "tokenizer": reference}
     pretrain.run(pretraining(target=spec, data=still), tmp_path / "plain")
     kept = pretraining(target=spec | {"cache": str(tmp_path / "codes")}, data=still, run=RUN | {"workers": 1})
@@ -165,5 +188,9 @@ def test_tokens_of_other_images_are_not_taken_and_damaged_ones_are_named(tmp_pat
 
 
 def test_tokens_of_random_crops_cannot_be_kept(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"data.augmentation is 'random_crop', which draws them: set data.augmentation.name=none"):
-        pretrain.run(pretraining(target={"name": "token", "tokenizer": "random:16/4", "cache": str(tmp_path)}), tmp_path / "run")
+    with pytest.raises(
+        ValueError, match=r"data.augmentation is 'random_crop', which draws them: set data.augmentation.name=none"
+    ):
+        pretrain.run(
+            pretraining(target={"name": "token", "tokenizer": "random:16/4", "cache": str(tmp_path)}), tmp_path / "run"
+        )

@@ -33,7 +33,9 @@ TOOLS: dict[str, Callable[[list[str]], int]] = {
         {"detect": cli.Task(detect.DetectConfig, detect.run, detect.evaluate_checkpoint)}, description="", argv=argv
     ),
     "segment/upernet_vit_base_160k": lambda argv: cli.transfer(
-        {"segment": cli.Task(segment.SegmentConfig, segment.run, segment.evaluate_checkpoint)}, description="", argv=argv
+        {"segment": cli.Task(segment.SegmentConfig, segment.run, segment.evaluate_checkpoint)},
+        description="",
+        argv=argv,
     ),
     "tokenizer/dalle_8192": lambda argv: cli.train(TokenizerConfig, tokenizer.run, description="", argv=argv),
 }
@@ -54,7 +56,9 @@ def test_every_training_tool_estimates_and_writes_nothing(
 
 
 def test_what_trains_nothing_has_no_estimate(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.transfer(TASKS, description="", argv=[str(ROOT / "configs/classify/knn.py"), "--debug", "--estimate"]) == 1
+    assert (
+        cli.transfer(TASKS, description="", argv=[str(ROOT / "configs/classify/knn.py"), "--debug", "--estimate"]) == 1
+    )
     assert "trains nothing" in capsys.readouterr().err
 
 
@@ -65,7 +69,11 @@ def test_without_an_estimate_the_work_dir_is_needed(capsys: pytest.CaptureFixtur
 
 
 def test_times_and_sizes_by_hand() -> None:
-    assert [trial.duration(seconds) for seconds in (42.0, 750.0, 113040.0)] == ["42.0 seconds", "12.5 minutes", "31.4 hours"]
+    assert [trial.duration(seconds) for seconds in (42.0, 750.0, 113040.0)] == [
+        "42.0 seconds",
+        "12.5 minutes",
+        "31.4 hours",
+    ]
     assert trial.size({"a": torch.zeros(3, 5), "b": [torch.zeros(2, dtype=torch.float64), 7], "c": "x"}) == 60 + 16
 
 
@@ -73,7 +81,9 @@ def test_times_and_sizes_by_hand() -> None:
     ("share", "multiple", "expected"),
     [(64, 1, [64, 32, 16, 8, 4, 2, 1]), (12, 1, [12, 6, 3, 1]), (24, 4, [24, 12, 4]), (7, 1, [7, 1])],
 )
-def test_halves_divide_the_share_and_keep_the_crops_of_an_image_together(share: int, multiple: int, expected: list[int]) -> None:
+def test_halves_divide_the_share_and_keep_the_crops_of_an_image_together(
+    share: int, multiple: int, expected: list[int]
+) -> None:
     assert list(trial.halves(share, multiple=multiple)) == expected
 
 
@@ -109,7 +119,9 @@ def test_auto_takes_the_largest_that_fits_and_leaves_no_trace(tmp_path: Path, mo
     assert load(tmp_path / "found/config.py", PretrainConfig).run.device_batch == batch // 4
 
 
-def test_a_resumed_run_keeps_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_resumed_run_keeps_what_was_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     cfg, batch = config(**run_options(device_batch="auto", save_every=5)), config().batch
     limited = TooLarge(monkeypatch, batch // 2)
     pretrain.run(cfg, tmp_path)
@@ -135,9 +147,18 @@ def test_on_a_cpu_it_is_the_whole_share(tmp_path: Path, capsys: pytest.CaptureFi
     assert f"run.device_batch = {cfg.batch} (auto: the whole share" in capsys.readouterr().out
 
 
-def test_auto_is_refused_where_the_device_batch_changes_the_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_auto_is_refused_where_the_device_batch_changes_the_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ValueError, match=r"mixup and cutmix draw one weight per device batch"):
         load(ROOT / "configs/classify/finetune_vit_base.py", ClassifyConfig, overrides=["run.device_batch=auto"])
-    argv = [str(ROOT / "configs/segment/mini.py"), "--work-dir", str(tmp_path), "--debug", "--set", "run.device_batch=auto"]
+    argv = [
+        str(ROOT / "configs/segment/mini.py"),
+        "--work-dir",
+        str(tmp_path),
+        "--debug",
+        "--set",
+        "run.device_batch=auto",
+    ]
     assert TOOLS["segment/upernet_vit_base_160k"](argv) == 1
     assert "is a batch norm" in capsys.readouterr().err

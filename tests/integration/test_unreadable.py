@@ -31,15 +31,24 @@ def root(tmp_path: Path) -> Path:
         for name in ("n01", "n02", "n03"):
             (tmp_path / "set" / split / name).mkdir(parents=True)
             for index in range(each):
-                Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(tmp_path / "set" / split / name / f"{index}.png")
+                Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(
+                    tmp_path / "set" / split / name / f"{index}.png"
+                )
     return tmp_path / "set"
 
 
 @pytest.fixture
 def base(root: Path, tmp_path: Path) -> Values:
     torch.manual_seed(0)
-    checkpoints.export_backbone(tmp_path / "backbone.safetensors", ViT(ViTConfig(**ENCODER)), about={"pretrain": "MAE for a test"})
-    data = {"root": str(root), "train": {"name": "folder", "split": "train"}, "val": {"name": "folder", "split": "val"}, "size": 16}
+    checkpoints.export_backbone(
+        tmp_path / "backbone.safetensors", ViT(ViTConfig(**ENCODER)), about={"pretrain": "MAE for a test"}
+    )
+    data = {
+        "root": str(root),
+        "train": {"name": "folder", "split": "train"},
+        "val": {"name": "folder", "split": "val"},
+        "size": 16,
+    }
     return {"data": data | {"on_error": "skip"}, "backbone": {"reference": str(tmp_path / "backbone.safetensors")}}
 
 
@@ -87,7 +96,9 @@ def test_the_numbers_are_those_of_a_set_without_the_image(task: str, base: Value
     for file in files:
         file.unlink()
     without = TASKS[task](base, root, tmp_path / "without")
-    assert [(r.metric, r.split, r.value) for r in torn] == [(r.metric, r.split, pytest.approx(r.value, rel=1e-5)) for r in without]
+    assert [(r.metric, r.split, r.value) for r in torn] == [
+        (r.metric, r.split, pytest.approx(r.value, rel=1e-5)) for r in without
+    ]
     assert ({r.unreadable for r in torn}, {r.unreadable for r in without}) == ({len(files)}, {0})
 
 
@@ -101,15 +112,25 @@ def test_a_set_of_which_nothing_can_be_read_is_an_error(base: Values, root: Path
 
 def test_the_policy_makes_no_other_config(base: Values) -> None:
     skips = validate(TRAINING | base, classify.ClassifyConfig, where="test")
-    stops = validate(TRAINING | base | {"data": base["data"] | {"on_error": "raise", "max_unreadable": 7}}, classify.ClassifyConfig, where="test")
+    stops = validate(
+        TRAINING | base | {"data": base["data"] | {"on_error": "raise", "max_unreadable": 7}},
+        classify.ClassifyConfig,
+        where="test",
+    )
     assert skips.digest() == stops.digest()
     assert skips.recipe_digest() == stops.recipe_digest()
     assert skips.differences(stops) == []
 
 
-def test_a_basis_is_fitted_without_the_image(base: Values, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_basis_is_fitted_without_the_image(
+    base: Values, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = {"encoder": ENCODER, "decoder": {"depth": 1, "dim": 8, "heads": 2}}
-    cfg = validate(TRAINING | {"data": base["data"] | {"augmentation": {"name": "none"}}, "model": model}, pretrain.PretrainConfig, where="test")
+    cfg = validate(
+        TRAINING | {"data": base["data"] | {"augmentation": {"name": "none"}}, "model": model},
+        pretrain.PretrainConfig,
+        where="test",
+    )
     (root / "train" / "n02" / "1.png").write_bytes(b"torn")
     torn = basis.fit(cfg, tmp_path / "torn", components=4, images=12)
     assert "1 unreadable images are left out" in capsys.readouterr().out

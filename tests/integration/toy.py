@@ -37,14 +37,22 @@ class Toy(nn.Sequential):
 
     def __init__(self, *, dropout: float = 0.2, norm: bool = True) -> None:
         torch.manual_seed(7)
-        super().__init__(nn.Linear(6, 16), nn.BatchNorm1d(16) if norm else nn.Identity(), nn.GELU(), nn.Dropout(dropout), nn.Linear(16, 2))
+        super().__init__(
+            nn.Linear(6, 16),
+            nn.BatchNorm1d(16) if norm else nn.Identity(),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(16, 2),
+        )
 
 
 def sample(index: int) -> Tensor:
     return torch.randn(6, generator=torch.Generator().manual_seed(index), dtype=torch.float64)
 
 
-def batches(start: int, *, accumulate: int = 1, rank: int = 0, world: int = 1, batch: int = BATCH) -> Iterator[ToyBatch]:
+def batches(
+    start: int, *, accumulate: int = 1, rank: int = 0, world: int = 1, batch: int = BATCH
+) -> Iterator[ToyBatch]:
     """Endless micro-batches from step `start`; step s holds the samples s * batch + 0..batch-1 whatever the world and the micro-steps."""
     share = batch // world
     micro = share // accumulate
@@ -59,7 +67,11 @@ def batches(start: int, *, accumulate: int = 1, rank: int = 0, world: int = 1, b
 
 def toy_step(model: nn.Module, batch: ToyBatch, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
     pred = model(batch.image.to(next(model.parameters()).dtype))
-    loss = (pred.float() - batch.label["y"].float()).square().mean() if pred.dtype != torch.float64 else (pred - batch.label["y"]).square().mean()
+    loss = (
+        (pred.float() - batch.label["y"].float()).square().mean()
+        if pred.dtype != torch.float64
+        else (pred - batch.label["y"]).square().mean()
+    )
     return loss, ({"spread": pred.detach().float().std()} if step.logs else {})
 
 
@@ -67,23 +79,33 @@ def config(*, steps: int = 10, run: RunConfig = QUIET, **options: Any) -> LoopCo
     return LoopConfig(steps=steps, steps_per_epoch=5, global_batch=BATCH, run=run, **options)
 
 
-def new_state(cfg: LoopConfig, dist: Dist, *, sgd: bool = False, model: nn.Module | None = None, digest: str = "d") -> TrainState:
+def new_state(
+    cfg: LoopConfig, dist: Dist, *, sgd: bool = False, model: nn.Module | None = None, digest: str = "d"
+) -> TrainState:
     model = assemble(Toy() if model is None else model, dist=dist, compile=cfg.run.compile)
     groups = param_groups(bare(model), weight_decay=0.05)
     optimizer = torch.optim.SGD(groups, lr=0.1) if sgd else build_optimizer(OptimConfig(lr=0.01), groups, lr=0.01)
     return TrainState.create(model, optimizer, cfg, dist=dist, digest=digest, extra={"note": "kept"})
 
 
-def go(folder: Path, cfg: LoopConfig, state: TrainState, *, step_fn: StepFn = toy_step, evaluate: Any = None) -> TrainState:
+def go(
+    folder: Path, cfg: LoopConfig, state: TrainState, *, step_fn: StepFn = toy_step, evaluate: Any = None
+) -> TrainState:
     """Resume `state` from the folder where it holds a checkpoint, and train; the schedule has SCHEDULED steps or more."""
     dist = state.dist
     resume(state, folder / "checkpoints")
     rate = functools.partial(
-        lr_at, schedule=Schedule(warmup_epochs=1.0), peak=0.05, steps=max(SCHEDULED, cfg.steps), steps_per_epoch=cfg.steps_per_epoch
+        lr_at,
+        schedule=Schedule(warmup_epochs=1.0),
+        peak=0.05,
+        steps=max(SCHEDULED, cfg.steps),
+        steps_per_epoch=cfg.steps_per_epoch,
     )
     feed = batches(state.step, accumulate=cfg.accumulate, rank=dist.rank, world=dist.world)
     with Logger(folder, steps=cfg.steps, resumed_at=state.step, main=dist.is_main, progress=cfg.run.progress) as log:
-        return train(state, feed, step_fn, cfg, lr_at=rate, log=log, checkpoints=folder / "checkpoints", evaluate=evaluate)
+        return train(
+            state, feed, step_fn, cfg, lr_at=rate, log=log, checkpoints=folder / "checkpoints", evaluate=evaluate
+        )
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -117,13 +139,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--step", choices=STEPS, default="plain")
     parser.add_argument(
-        "--exact", action="store_true", help="float64, SGD, no dropout, no batch norm, EMA, accumulation: what must not depend on the world"
+        "--exact",
+        action="store_true",
+        help="float64, SGD, no dropout, no batch norm, EMA, accumulation: what must not depend on the world",
     )
     args = parser.parse_args()
     torch.set_num_threads(1)
     with session("cpu") as dist:
         accumulate = micro_steps(BATCH, device_batch=2 if args.exact else None, world=dist.world)[1]
-        cfg = config(steps=args.steps, accumulate=accumulate, ema_decay=0.9 if args.exact else None, clip_norm=0.5 if args.exact else None)
+        cfg = config(
+            steps=args.steps,
+            accumulate=accumulate,
+            ema_decay=0.9 if args.exact else None,
+            clip_norm=0.5 if args.exact else None,
+        )
         model = Toy(dropout=0.0, norm=False).double() if args.exact else Toy()
         state = go(args.folder, cfg, new_state(cfg, dist, sgd=args.exact, model=model), step_fn=STEPS[args.step])
     print(f"rank {dist.rank} ended at step {state.step} stopped={state.stopped}", flush=True)

@@ -40,7 +40,11 @@ def copied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         "encoder.cls_token": "beit.embeddings.cls_token", "mask_token": "beit.embeddings.mask_token",
         "encoder.rel_pos_bias.0.table": "beit.shared_position_bias.relative_position_bias_table",
     }  # fmt: skip
-    leaves = {"encoder.patch_embed.proj": "beit.embeddings.patch_embeddings.projection", "encoder.norm": "layernorm", "decoder.pred": "lm_head"}
+    leaves = {
+        "encoder.patch_embed.proj": "beit.embeddings.patch_embeddings.projection",
+        "encoder.norm": "layernorm",
+        "decoder.pred": "lm_head",
+    }
     for i in range(DEPTH):
         leaves |= {f"encoder.blocks.{i}.{ours}": f"beit.layers.{i}.{theirs}" for ours, theirs in BLOCK.items()}
         names |= {f"encoder.blocks.{i}.ls{k}.gamma": f"beit.layers.{i}.lambda_{k}" for k in (1, 2)}
@@ -48,7 +52,9 @@ def copied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     names |= {f"{ours}.{leaf}": f"{theirs}.{leaf}" for ours, theirs in leaves.items() for leaf in ("weight", "bias")}
     found = {ours: weights[theirs] for ours, theirs in names.items()}
     for i in range(DEPTH):
-        found[f"encoder.blocks.{i}.attn.qkv.weight"] = torch.cat([weights[f"beit.layers.{i}.attention.{p}_proj.weight"] for p in "qkv"])
+        found[f"encoder.blocks.{i}.attn.qkv.weight"] = torch.cat(
+            [weights[f"beit.layers.{i}.attention.{p}_proj.weight"] for p in "qkv"]
+        )
     return found
 
 
@@ -68,7 +74,9 @@ def test_beit_predicts_the_logits_of_transformers() -> None:
     ours.load_state_dict(weights, strict=False)
     images, mask = torch.randn(3, 3, SIZE, SIZE), masks(6)
     hidden = torch.zeros(3, 16, dtype=torch.bool).scatter(1, mask.ids_masked, True)  # True = hidden
-    expected = theirs(images, bool_masked_pos=hidden).logits.gather(1, mask.ids_masked[:, :, None].expand(-1, -1, CODES))
+    expected = theirs(images, bool_masked_pos=hidden).logits.gather(
+        1, mask.ids_masked[:, :, None].expand(-1, -1, CODES)
+    )
     torch.testing.assert_close(ours(images, mask), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -82,9 +90,13 @@ def test_simmims_loss_is_the_mean_absolute_error_of_the_hidden_pixels() -> None:
     target = Pixel(Frame(PATCH, (4, 4), IMAGENET), loss="l1")
     prediction = model(normalize(images), mask)
     loss = target.loss(prediction, target(Batch(images, (), mask, None, torch.arange(3)), mask.ids_masked)).mean()
-    full = torch.zeros(3, 16, 3 * PATCH**2).scatter(1, mask.ids_masked[:, :, None].expand(-1, -1, 3 * PATCH**2), prediction.detach())
+    full = torch.zeros(3, 16, 3 * PATCH**2).scatter(
+        1, mask.ids_masked[:, :, None].expand(-1, -1, 3 * PATCH**2), prediction.detach()
+    )
     drawn = unpatchify(full, (4, 4))
-    hidden = unpatchify(torch.zeros(3, 16, 1).scatter(1, mask.ids_masked[:, :, None], 1.0).expand(-1, -1, 3 * PATCH**2), (4, 4))
+    hidden = unpatchify(
+        torch.zeros(3, 16, 1).scatter(1, mask.ids_masked[:, :, None], 1.0).expand(-1, -1, 3 * PATCH**2), (4, 4)
+    )
     expected = ((drawn - normalize(images)).abs() * hidden).sum() / hidden.sum()
     torch.testing.assert_close(loss.detach(), expected)
 
@@ -92,6 +104,11 @@ def test_simmims_loss_is_the_mean_absolute_error_of_the_hidden_pixels() -> None:
 def test_simmims_masks_are_squares_of_32_pixels_and_three_fifths_of_the_image() -> None:
     sampler = Random(ratio=0.6, unit=2)
     order = sampler((14, 14), np.random.default_rng(0))
-    hidden = np.isin(np.arange(196), order[sampler.visible((14, 14)) :]).reshape(7, 2, 7, 2).transpose(0, 2, 1, 3).reshape(49, 4)
+    hidden = (
+        np.isin(np.arange(196), order[sampler.visible((14, 14)) :])
+        .reshape(7, 2, 7, 2)
+        .transpose(0, 2, 1, 3)
+        .reshape(49, 4)
+    )
     assert ((hidden.sum(axis=1) == 0) | (hidden.sum(axis=1) == 4)).all()
     assert hidden[:, 0].sum() == 30  # ceil(49 * 0.6), as its mask generator counts

@@ -28,7 +28,12 @@ def hand_made_table() -> dict[str, tuple[float, float]]:
     table = {f"backbone.{name}": (decay, 0.75**13) for name, decay in stem.items()}
     for i in range(12):
         table |= {f"backbone.blocks.{i}.{name}": (decay, 0.75 ** (12 - i)) for name, decay in BLOCK.items()}
-    return table | {"fc_norm.weight": (0.0, 1.0), "fc_norm.bias": (0.0, 1.0), "head.weight": (0.05, 1.0), "head.bias": (0.0, 1.0)}
+    return table | {
+        "fc_norm.weight": (0.0, 1.0),
+        "fc_norm.bias": (0.0, 1.0),
+        "head.weight": (0.05, 1.0),
+        "head.bias": (0.0, 1.0),
+    }
 
 
 def table_of(model: nn.Module, groups: list[Group]) -> dict[str, tuple[float, float]]:
@@ -51,12 +56,18 @@ def test_every_parameter_of_vit_b_has_the_papers_rate_and_decay(vit_base: ViT) -
 
 
 @pytest.mark.parametrize(("tune", "blocks"), [(0, 0), (1, 1), (4, 4), (12, 12)])
-def test_partial_fine_tuning_trains_the_last_blocks_at_the_rates_of_fine_tuning(vit_base: ViT, tune: int, blocks: int) -> None:
+def test_partial_fine_tuning_trains_the_last_blocks_at_the_rates_of_fine_tuning(
+    vit_base: ViT, tune: int, blocks: int
+) -> None:
     protocol = Partial(tune_blocks=tune)
     model = protocol.model(vit_base, 10)
     found = table_of(model, protocol.groups(model, OptimConfig(blr=1e-3, weight_decay=0.05, layer_decay=0.75)))
     tuned = tuple(f"backbone.blocks.{i}." for i in range(12 - blocks, 12))
-    expected = {name: value for name, value in hand_made_table().items() if not name.startswith("backbone.") or name.startswith(tuned)}
+    expected = {
+        name: value
+        for name, value in hand_made_table().items()
+        if not name.startswith("backbone.") or name.startswith(tuned)
+    }
     assert found.keys() == expected.keys()
     assert all(found[name] == pytest.approx(expected[name], rel=1e-12) for name in expected)
 
@@ -123,7 +134,9 @@ def test_without_mixing_the_labels_are_smoothed() -> None:
     batch = Batch(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), (), None, labels, torch.arange(3))
     step = Finetune(mixup=0, cutmix=0, smoothing=0.2).step(Feed(IMAGENET, 5, 3, torch.device("cpu")))
     target = F.one_hot(labels, 5) * 0.8 + 0.2 / 5
-    assert step(Recorder(logits), batch, Step(0, 0, False))[0].item() == pytest.approx(-(target * logits.log_softmax(1)).sum(1).mean().item())
+    assert step(Recorder(logits), batch, Step(0, 0, False))[0].item() == pytest.approx(
+        -(target * logits.log_softmax(1)).sum(1).mean().item()
+    )
 
 
 def train_probes(protocol: Linear, vit: ViT, batches: list[Batch]) -> dict[str, torch.Tensor]:
@@ -146,13 +159,22 @@ def test_a_row_of_probes_equals_separate_runs() -> None:
     torch.manual_seed(0)
     vit = ViT(ViTConfig(size=None, dim=16, depth=2, heads=2, patch=8, image_size=16)).eval()
     batches = [
-        Batch(torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8), (), None, torch.randint(0, 5, (8,)), torch.arange(8)) for _ in range(10)
+        Batch(
+            torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8),
+            (),
+            None,
+            torch.randint(0, 5, (8,)),
+            torch.arange(8),
+        )
+        for _ in range(10)
     ]
     together = train_probes(Linear(rates=(0.1, 3.0, 30.0), pools=("cls", "mean")), vit, batches)
     for place, how in enumerate(("cls", "mean")):
         for rate in (0.1, 3.0, 30.0):
             alone = train_probes(Linear(rates=(rate,), pools=(how,)), vit, batches)
             for name, value in alone.items():
-                torch.testing.assert_close(together[name.replace("norms.0", f"norms.{place}")], value, rtol=1e-6, atol=1e-6)
+                torch.testing.assert_close(
+                    together[name.replace("norms.0", f"norms.{place}")], value, rtol=1e-6, atol=1e-6
+                )
     moved = [together[f"probes.cls_x{rate}.weight"] for rate in ("0p1", "3", "30")]
     assert (moved[2] - moved[0]).abs().max() > 1e-3  # the rates make a difference at all

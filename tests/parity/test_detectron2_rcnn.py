@@ -19,14 +19,20 @@ from mae_transfer.models.mask_rcnn import HeadsConfig, MaskRCNN, box_losses, mas
 from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.tasks.detectron2 import Detectron2RCNN
 
-pytestmark = [pytest.mark.detectron2, pytest.mark.usefixtures("detectron2"), pytest.mark.filterwarnings("ignore")]  # detectron2's own imports warn
+pytestmark = [
+    pytest.mark.detectron2,
+    pytest.mark.usefixtures("detectron2"),
+    pytest.mark.filterwarnings("ignore"),
+]  # detectron2's own imports warn
 
 CLASSES, WIDTH = 10, 32
 
 
 def pyramid() -> AdaptedBackbone:
     torch.manual_seed(0)
-    vit = ViT(ViTConfig(size=None, dim=64, depth=4, heads=2, patch=16, image_size=96, class_token=False, final_norm=False))
+    vit = ViT(
+        ViTConfig(size=None, dim=64, depth=4, heads=2, patch=16, image_size=96, class_token=False, final_norm=False)
+    )
     return AdaptedBackbone(vit, SimpleFPN(maps_of(vit), channels=WIDTH))
 
 
@@ -41,7 +47,9 @@ def pair(norm: str | None, *, threshold: float = 0.0) -> tuple[MaskRCNN, Detectr
     for name, parameter in [*ours.rpn.named_parameters(), *ours.roi_heads.named_parameters()]:
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.05 if "pred" in name or "logits" in name or "cls" in name else 0.1)
-    missing = theirs.load_state_dict({theirs_name(k): reordered(k, v) for k, v in ours.state_dict().items()}, strict=False)
+    missing = theirs.load_state_dict(
+        {theirs_name(k): reordered(k, v) for k, v in ours.state_dict().items()}, strict=False
+    )
     assert not missing.unexpected_keys
     assert all("cell_anchors" in name or "num_batches" in name for name in missing.missing_keys), missing.missing_keys
     return ours, theirs
@@ -75,12 +83,16 @@ def reordered(name: str, value: Tensor) -> Tensor:
 
 def batch(size: int = 96) -> SceneBatch:
     transform = LargeScaleJitter(size=size)
-    scenes = Scenes(source=ShapesObjects(size=96, length=8), seed=0, transform=transform, square=size, divisor=32, training=True)
+    scenes = Scenes(
+        source=ShapesObjects(size=96, length=8), seed=0, transform=transform, square=size, divisor=32, training=True
+    )
     found: SceneBatch = scenes[[Key(0, i, 0) for i in range(4)]].batch
     return found
 
 
-@pytest.mark.parametrize(("norm", "without"), [(None, ()), ("layer", ()), ("batch", ()), ("layer", (1,)), ("batch", (0, 1, 2, 3))])
+@pytest.mark.parametrize(
+    ("norm", "without"), [(None, ()), ("layer", ()), ("batch", ()), ("layer", (1,)), ("batch", (0, 1, 2, 3))]
+)
 def test_losses_equal_detectron2_s(norm: str | None, without: tuple[int, ...]) -> None:
     """without: images whose objects are taken away."""
     ours, theirs = pair(norm)
@@ -92,7 +104,9 @@ def test_losses_equal_detectron2_s(norm: str | None, without: tuple[int, ...]) -
         torch.manual_seed(3)  # both draw their samples in the same order
         losses.append(model(normalize(scenes.image), scenes.sizes, scenes.objects))
     for name, value in losses[0].items():
-        torch.testing.assert_close(value, losses[1][name], rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            value, losses[1][name], rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @pytest.mark.parametrize("size", [96, 160])
@@ -132,19 +146,34 @@ def test_head_losses_on_the_same_proposals_equal_detectron2_s() -> None:
     torch.manual_seed(0)
     coder = Box2BoxTransform(weights=(10, 10, 5, 5))
     layers = FastRCNNOutputLayers(ShapeSpec(channels=8), box2box_transform=coder, num_classes=CLASSES)
-    proposals, truth = (torch.cat([a := torch.rand(30, 2) * 50, a + torch.rand(30, 2) * 40 + 4], dim=1) for _ in range(2))
-    labels, logits, deltas = torch.randint(0, CLASSES + 1, (30,)), torch.randn(30, CLASSES + 1), torch.randn(30, CLASSES * 4)
+    proposals, truth = (
+        torch.cat([a := torch.rand(30, 2) * 50, a + torch.rand(30, 2) * 40 + 4], dim=1) for _ in range(2)
+    )
+    labels, logits, deltas = (
+        torch.randint(0, CLASSES + 1, (30,)),
+        torch.randn(30, CLASSES + 1),
+        torch.randn(30, CLASSES * 4),
+    )
     instances = Instances((100, 100), proposal_boxes=Boxes(proposals), gt_boxes=Boxes(truth), gt_classes=labels)
     with EventStorage():
         theirs = layers.losses((logits, deltas), [instances])
     first = torch.cat([logits[:, -1:], logits[:, :-1]], dim=1)
-    ours = box_losses(first, torch.cat([torch.zeros(30, 4), deltas], dim=1), (labels + 1) % (CLASSES + 1), coder.get_deltas(proposals, truth))
+    ours = box_losses(
+        first,
+        torch.cat([torch.zeros(30, 4), deltas], dim=1),
+        (labels + 1) % (CLASSES + 1),
+        coder.get_deltas(proposals, truth),
+    )
     torch.testing.assert_close(ours["loss_class"], theirs["loss_cls"])
     torch.testing.assert_close(ours["loss_box"], theirs["loss_box_reg"])
 
 
 def test_average_precision_equals_that_of_detectron2_s_evaluator(tmp_path: Path) -> None:
-    pytest.importorskip("detectron2.evaluation.fast_eval_api", reason="this detectron2 was built without its C++ evaluator", exc_type=ImportError)
+    pytest.importorskip(
+        "detectron2.evaluation.fast_eval_api",
+        reason="this detectron2 was built without its C++ evaluator",
+        exc_type=ImportError,
+    )
     import json
 
     from detectron2.evaluation.fast_eval_api import COCOeval_opt
@@ -162,7 +191,9 @@ def test_average_precision_equals_that_of_detectron2_s_evaluator(tmp_path: Path)
     for kind in ("bbox", "segm"):
         entries = json.loads((tmp_path / "predictions.json").read_text())
         if kind == "segm":
-            entries = [{key: value for key, value in entry.items() if key != "bbox"} for entry in entries]  # as detectron2: sizes are the masks'
+            entries = [
+                {key: value for key, value in entry.items() if key != "bbox"} for entry in entries
+            ]  # as detectron2: sizes are the masks'
         judge = COCOeval_opt(listed, listed.loadRes(entries), kind)
         judge.evaluate()
         judge.accumulate()

@@ -56,9 +56,14 @@ def test_codes_logits_and_images_are_those_of_the_package(folder: Path, legacy: 
 
 def test_a_plain_state_dict_is_read_too_and_without_a_decoder_codes_have_colours(folder: Path) -> None:
     (folder / "alone").mkdir()
-    torch.save(torch.load(folder / "encoder.pkl", weights_only=False).state_dict(), folder / "alone" / "dalle_encoder.pth")
+    torch.save(
+        torch.load(folder / "encoder.pkl", weights_only=False).state_dict(), folder / "alone" / "dalle_encoder.pth"
+    )
     view = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8)
-    alone, whole = load_tokenizer(f"dalle:{folder / 'alone' / 'dalle_encoder.pth'}"), load_tokenizer(f"dalle:{folder / 'encoder.pkl'}")
+    alone, whole = (
+        load_tokenizer(f"dalle:{folder / 'alone' / 'dalle_encoder.pth'}"),
+        load_tokenizer(f"dalle:{folder / 'encoder.pkl'}"),
+    )
     assert torch.equal(alone(view), whole(view))
     drawn = alone.decode(torch.tensor([[[3, 3], [3, 7]]]))
     assert drawn.shape == (1, 3, 16, 16)
@@ -105,7 +110,9 @@ class Script(nn.Module):
 @pytest.mark.filterwarnings("ignore:.torch.jit", "ignore:.torch.load. received")
 def test_a_torchscript_archive_is_refused_and_nothing_of_it_runs(tmp_path: Path) -> None:
     torch.jit.script(Script(str(tmp_path / "ran"))).save(str(tmp_path / "script.pkl"))
-    with pytest.raises(ValueError, match=r"script.pkl was not read, for reading would run it: it is a TorchScript archive"):
+    with pytest.raises(
+        ValueError, match=r"script.pkl was not read, for reading would run it: it is a TorchScript archive"
+    ):
         load_tokenizer(f"dalle:{tmp_path / 'script.pkl'}")
     assert not (tmp_path / "ran").exists()
     torch.jit.load(str(tmp_path / "script.pkl"))
@@ -113,7 +120,9 @@ def test_a_torchscript_archive_is_refused_and_nothing_of_it_runs(tmp_path: Path)
 
 
 def test_a_pickle_cannot_change_the_class_that_stands_for_modules(tmp_path: Path) -> None:
-    stream = b"\x80\x02cdall_e.encoder\nEncoder\nN}X\x0c\x00\x00\x00dump_patchesK\x01s\x86b."  # BUILD on the class itself
+    stream = (
+        b"\x80\x02cdall_e.encoder\nEncoder\nN}X\x0c\x00\x00\x00dump_patchesK\x01s\x86b."  # BUILD on the class itself
+    )
     with zipfile.ZipFile(tmp_path / "set.pkl", "w") as archive:
         archive.writestr("set/data.pkl", stream)
         archive.writestr("set/version", "3\n")
@@ -161,7 +170,9 @@ def test_losses_are_their_formulas() -> None:
                 x, mu, b = pixels[0, c, i, j].item(), out[0, c, i, j].item(), math.exp(out[0, c + 3, i, j].item())
                 total -= math.log(math.exp(-abs(math.log(x / (1 - x)) - mu) / b) / (2 * b * x * (1 - x)))
     assert reconstruction_loss(out, pixels, "logit_laplace").item() == pytest.approx(total / 12, rel=1e-5)
-    assert reconstruction_loss(out[:, :3], pixels, "mse").item() == pytest.approx(((out[:, :3].sigmoid() - pixels) ** 2).mean().item())
+    assert reconstruction_loss(out[:, :3], pixels, "mse").item() == pytest.approx(
+        ((out[:, :3].sigmoid() - pixels) ** 2).mean().item()
+    )
     logits = torch.randn(2, 5, 3, 3)
     q = logits.softmax(dim=1)
     assert kl_to_uniform(logits).item() == pytest.approx((q * (q * 5).log()).sum(dim=1).mean().item(), rel=1e-5)
@@ -172,7 +183,12 @@ def test_the_logit_laplace_density_integrates_to_one() -> None:
     x = torch.linspace(0.0005, 0.9995, 20000, dtype=torch.float64)
     mu, log_b = 0.3, -0.4
     out = torch.tensor([mu, mu, mu, log_b, log_b, log_b], dtype=torch.float64)[None, :, None, None]
-    density = torch.stack([(-reconstruction_loss(out.float(), value.float().expand(1, 3, 1, 1), "logit_laplace")).exp() for value in x[::20]])
+    density = torch.stack(
+        [
+            (-reconstruction_loss(out.float(), value.float().expand(1, 3, 1, 1), "logit_laplace")).exp()
+            for value in x[::20]
+        ]
+    )
     assert torch.trapezoid(density.double(), x[::20]).item() == pytest.approx(1.0, abs=5e-3)
 
 

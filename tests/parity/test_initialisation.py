@@ -36,9 +36,25 @@ def _float64() -> Iterator[None]:
 
 def mae(init: str, *, depth: int = 0, seed: int = 0, **encoder: object) -> MAE:
     torch.manual_seed(seed)
-    fields = {"size": None, "dim": 128, "depth": 3, "heads": 4, "patch": 8, "image_size": 64, "init": init, "positions": "learned"} | encoder
+    fields = {
+        "size": None,
+        "dim": 128,
+        "depth": 3,
+        "heads": 4,
+        "patch": 8,
+        "image_size": 64,
+        "init": init,
+        "positions": "learned",
+    } | encoder
     corrupt = None if depth else "mask_token"
-    return MAE(MAEConfig(encoder=ViTConfig.model_validate(fields), decoder=DecoderConfig(depth=depth, dim=64, heads=4), corrupt=corrupt), 96)
+    return MAE(
+        MAEConfig(
+            encoder=ViTConfig.model_validate(fields),
+            decoder=DecoderConfig(depth=depth, dim=64, heads=4),
+            corrupt=corrupt,
+        ),
+        96,
+    )
 
 
 def is_cut(x: Tensor, std: float) -> bool:
@@ -87,8 +103,12 @@ def test_beit_draws_cut_normals_and_divides_by_the_root_of_twice_the_layer() -> 
 
 
 def test_the_rescaling_is_timms() -> None:
-    theirs = timm.create_model("beit_base_patch16_224", img_size=64, patch_size=8, embed_dim=128, depth=3, num_heads=4, num_classes=0)
-    ours = nn.ModuleDict({"blocks": nn.ModuleList(nn.ModuleDict({"attn": b.attn, "mlp": b.mlp}) for b in theirs.blocks)})
+    theirs = timm.create_model(
+        "beit_base_patch16_224", img_size=64, patch_size=8, embed_dim=128, depth=3, num_heads=4, num_classes=0
+    )
+    ours = nn.ModuleDict(
+        {"blocks": nn.ModuleList(nn.ModuleDict({"attn": b.attn, "mlp": b.mlp}) for b in theirs.blocks)}
+    )
     before = {name: p.clone() for name, p in theirs.named_parameters()}
     rescale_by_depth(ours)
     mine = {name: p.clone() for name, p in theirs.named_parameters()}
@@ -155,7 +175,12 @@ def test_the_configs_begin_and_decay_as_their_sources(name: str, init: str, spar
     small = cfg.model.encoder.model_dump() | {"size": None, "dim": 32, "depth": 2, "heads": 2}
     model = MAE(cfg.model.model_copy(update={"encoder": ViTConfig.model_validate(small)}), 8)
     no_decay = spared(model, cfg.optim, default=())
-    kept = {id(p) for group in param_groups(model, weight_decay=0.05, no_decay=no_decay) if group["weight_decay"] == 0.0 for p in group["params"]}
+    kept = {
+        id(p)
+        for group in param_groups(model, weight_decay=0.05, no_decay=no_decay)
+        if group["weight_decay"] == 0.0
+        for p in group["params"]
+    }
     assert {name for name, p in model.named_parameters() if id(p) in kept and p.ndim > 1} == spares
 
 
@@ -164,7 +189,10 @@ def test_maskfeat_hides_78_of_196_patches_by_blocks_of_15_and_ends_where_it_bega
     cfg = load(CONFIGS / "pretrain" / "maskfeat_vit_base.py", PretrainConfig)
     sampler = build(MASKERS, cfg.mask)
     assert (196 - sampler.visible((14, 14)), cfg.mask.options["min_block"]) == (78, 15)
-    rates = [lr_at(step, schedule=cfg.schedule, peak=peak_lr(cfg.optim, global_batch=2048), steps=300, steps_per_epoch=1) for step in (0, 30, 300)]
+    rates = [
+        lr_at(step, schedule=cfg.schedule, peak=peak_lr(cfg.optim, global_batch=2048), steps=300, steps_per_epoch=1)
+        for step in (0, 30, 300)
+    ]
     assert rates == pytest.approx([8e-6, 1.6e-3, 8e-6])
 
 
@@ -172,14 +200,26 @@ def test_beit_and_simmim_see_images_as_their_commands_do() -> None:
     beit, simmim = (load(CONFIGS / "pretrain" / f"{name}_vit_base.py", PretrainConfig) for name in ("beit", "simmim"))
     assert beit.statistics == simmim.statistics == IMAGENET
     assert [view.interpolation for view in training_views(simmim.data).views] == ["bilinear"]
-    assert [view.interpolation for view in training_views(beit.data, [ViewSpec(112, "lanczos")]).views] == ["bicubic", "lanczos"]
-    first = lr_at(0, schedule=simmim.schedule, peak=peak_lr(simmim.optim, global_batch=512), steps=800, steps_per_epoch=1)
+    assert [view.interpolation for view in training_views(beit.data, [ViewSpec(112, "lanczos")]).views] == [
+        "bicubic",
+        "lanczos",
+    ]
+    first = lr_at(
+        0, schedule=simmim.schedule, peak=peak_lr(simmim.optim, global_batch=512), steps=800, steps_per_epoch=1
+    )
     assert first == pytest.approx(5e-7)  # its WARMUP_LR, which it scales with the batch as the rate
 
 
 def test_what_is_spared_is_there() -> None:
-    cfg = load(CONFIGS / "pretrain" / "beit_vit_base.py", PretrainConfig, overrides=["optim.no_decay=('rel_pos_bias','mask_token')"])
-    assert spared(mae("beit", relative_positions="shared"), cfg.optim, default=()) == {"encoder.rel_pos_bias.0.table", "mask_token"}
+    cfg = load(
+        CONFIGS / "pretrain" / "beit_vit_base.py",
+        PretrainConfig,
+        overrides=["optim.no_decay=('rel_pos_bias','mask_token')"],
+    )
+    assert spared(mae("beit", relative_positions="shared"), cfg.optim, default=()) == {
+        "encoder.rel_pos_bias.0.table",
+        "mask_token",
+    }
     with pytest.raises(ValueError, match=r"optim\.no_decay names rel_pos_bias, which MAE does not have"):
         spared(mae("beit"), cfg.optim, default=())
 

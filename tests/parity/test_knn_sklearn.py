@@ -21,7 +21,9 @@ def test_votes_equal_scikit_learns(monkeypatch: pytest.MonkeyPatch, chunk: int) 
     scores = knn_scores(queries, bank, labels, classes=7, ks=(1, 10, 100), temperature=0.07)
     assert scores.shape == (3, 50, 7)
     for row, k in zip(scores, (1, 10, 100), strict=True):
-        reference = KNeighborsClassifier(k, metric="cosine", algorithm="brute", weights=lambda distance: np.exp((1 - distance) / 0.07))
+        reference = KNeighborsClassifier(
+            k, metric="cosine", algorithm="brute", weights=lambda distance: np.exp((1 - distance) / 0.07)
+        )
         reference.fit(F.normalize(bank, dim=1).double().numpy(), labels.numpy())
         shares = reference.predict_proba(F.normalize(queries, dim=1).double().numpy())
         row = row.clamp(min=0)  # scikit-learn gives a class without a vote 0, where ours gives no answer
@@ -32,10 +34,19 @@ def test_votes_equal_scikit_learns(monkeypatch: pytest.MonkeyPatch, chunk: int) 
 @pytest.mark.parametrize(("ks", "temperature"), [((0,), 0.07), ((11,), 0.07), ((), 0.07), ((5,), 0.0)])
 def test_impossible_neighbours_are_refused(ks: tuple[int, ...], temperature: float) -> None:
     with pytest.raises(ValueError, match="need 1 <= k <= 10"):
-        knn_scores(torch.randn(2, 3), torch.randn(10, 3), torch.zeros(10, dtype=torch.int64), classes=2, ks=ks, temperature=temperature)
+        knn_scores(
+            torch.randn(2, 3),
+            torch.randn(10, 3),
+            torch.zeros(10, dtype=torch.int64),
+            classes=2,
+            ks=ks,
+            temperature=temperature,
+        )
 
 
-def dino(queries: torch.Tensor, bank: torch.Tensor, labels: torch.Tensor, truth: torch.Tensor, *, classes: int, k: int) -> list[int]:
+def dino(
+    queries: torch.Tensor, bank: torch.Tensor, labels: torch.Tensor, truth: torch.Tensor, *, classes: int, k: int
+) -> list[int]:
     """Count what is right among the first one and the first min(5, k) classes by votes, as DINO's eval_knn.py does, written from its paper."""
     similar, neighbours = (F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T).topk(k, dim=1)
     votes = (F.one_hot(labels[neighbours], classes) * (similar / 0.07).exp()[..., None]).sum(dim=1)
@@ -59,12 +70,19 @@ def test_top_1_and_top_5_are_dinos_where_the_neighbours_are_of_five_classes(k: i
 def test_top_5_counts_no_class_without_a_vote() -> None:
     """One neighbour has one answer: its top-5 is its top-1."""
     torch.manual_seed(0)
-    bank, queries, labels, truth = torch.randn(500, 8), torch.randn(400, 8), torch.randint(0, 10, (500,)), torch.arange(400) % 10
+    bank, queries, labels, truth = (
+        torch.randn(500, 8),
+        torch.randn(400, 8),
+        torch.randint(0, 10, (500,)),
+        torch.arange(400) % 10,
+    )
     scores = knn_scores(queries, bank, labels, classes=10, ks=(1, 3, 500))
     assert [int(row.isfinite().sum(dim=1).max()) for row in scores] == [1, 3, 10]
     one, three, all_vote = hits(scores, truth).T.tolist()
     assert one[1] == one[0]
-    assert three[1] == sum(int(label in row) for label, row in zip(truth.tolist(), voters(queries, bank, labels, k=3), strict=True))
+    assert three[1] == sum(
+        int(label in row) for label, row in zip(truth.tolist(), voters(queries, bank, labels, k=3), strict=True)
+    )
     assert all_vote[1] > three[1]
 
 

@@ -34,7 +34,14 @@ def randomize(model: nn.Module) -> Any:
 
 
 def vit(**options: Any) -> Any:
-    defaults = {"img_size": SIZE, "patch_size": PATCH, "embed_dim": DIM, "depth": DEPTH, "num_heads": HEADS, "num_classes": 0}
+    defaults = {
+        "img_size": SIZE,
+        "patch_size": PATCH,
+        "embed_dim": DIM,
+        "depth": DEPTH,
+        "num_heads": HEADS,
+        "num_classes": 0,
+    }
     return randomize(timm.create_model("vit_tiny_patch16_224", dynamic_img_size=True, **(defaults | options)))
 
 
@@ -56,13 +63,28 @@ def mae(path: Path, state: State) -> Path:
 
 
 def mae_full(path: Path, state: State) -> Path:
-    decoder = ("mask_token", "decoder_embed.weight", "decoder_pos_embed", "decoder_blocks.0.norm1.weight", "decoder_norm.bias", "decoder_pred.bias")
+    decoder = (
+        "mask_token",
+        "decoder_embed.weight",
+        "decoder_pos_embed",
+        "decoder_blocks.0.norm1.weight",
+        "decoder_norm.bias",
+        "decoder_pred.bias",
+    )
     return save(path, {"model": state | noise(*decoder)})
 
 
 def moco(path: Path, state: State) -> Path:
     other = noise("module.momentum_encoder.cls_token", "module.predictor.0.weight", "module.base_encoder.head.0.weight")
-    return save(path, {"epoch": 300, "arch": "vit_small", "state_dict": prefixed(state, "module.base_encoder.") | other, "optimizer": {}})
+    return save(
+        path,
+        {
+            "epoch": 300,
+            "arch": "vit_small",
+            "state_dict": prefixed(state, "module.base_encoder.") | other,
+            "optimizer": {},
+        },
+    )
 
 
 def dino_flat(path: Path, state: State) -> Path:
@@ -71,9 +93,17 @@ def dino_flat(path: Path, state: State) -> Path:
 
 def dino_full(path: Path, state: State) -> Path:
     student = prefixed(state, "module.backbone.") | noise("module.head.mlp.0.weight")
-    teacher = prefixed(state, "backbone.") | noise("head.mlp.0.weight", "head.last_layer.weight_g", "head.last_layer.weight_v")
+    teacher = prefixed(state, "backbone.") | noise(
+        "head.mlp.0.weight", "head.last_layer.weight_g", "head.last_layer.weight_v"
+    )
     return save(
-        path, {"student": {name: -tensor for name, tensor in student.items()}, "teacher": teacher, "epoch": 100, "args": argparse.Namespace()}
+        path,
+        {
+            "student": {name: -tensor for name, tensor in student.items()},
+            "teacher": teacher,
+            "epoch": 100,
+            "args": argparse.Namespace(),
+        },
     )
 
 
@@ -82,7 +112,13 @@ def ibot(path: Path, state: State) -> Path:
 
 
 def ibot_full(path: Path, state: State) -> Path:
-    return save(path, {"teacher": prefixed(state, "module.backbone.") | noise("module.backbone.masked_embed", "module.head.last_layer.weight_g")})
+    return save(
+        path,
+        {
+            "teacher": prefixed(state, "module.backbone.")
+            | noise("module.backbone.masked_embed", "module.head.last_layer.weight_g")
+        },
+    )
 
 
 def deit(path: Path, state: State) -> Path:
@@ -100,7 +136,13 @@ def mmpretrain(path: Path, state: State) -> Path:
         for ours, theirs in rules.items():
             name = name.replace(ours, theirs)
         renamed["backbone." + re.sub(r"^norm\.", "ln1.", name)] = tensor
-    return save(path, {"meta": {}, "state_dict": renamed | noise("neck.mask_token", "neck.decoder_pred.bias", "data_preprocessor.mean")})
+    return save(
+        path,
+        {
+            "meta": {},
+            "state_dict": renamed | noise("neck.mask_token", "neck.decoder_pred.bias", "data_preprocessor.mean"),
+        },
+    )
 
 
 def augreg(path: Path, state: State) -> Path:
@@ -115,15 +157,24 @@ def augreg(path: Path, state: State) -> Path:
     for i in range(DEPTH):
         ours, theirs = f"blocks.{i}.", f"Transformer/encoderblock_{i}/"
         for number, norm in ((0, "norm1"), (2, "norm2")):
-            arrays |= {f"{theirs}LayerNorm_{number}/{a}": state[f"{ours}{norm}.{b}"] for a, b in (("scale", "weight"), ("bias", "bias"))}
+            arrays |= {
+                f"{theirs}LayerNorm_{number}/{a}": state[f"{ours}{norm}.{b}"]
+                for a, b in (("scale", "weight"), ("bias", "bias"))
+            }
         for number in (0, 1):
             arrays[f"{theirs}MlpBlock_3/Dense_{number}/kernel"] = state[f"{ours}mlp.fc{number + 1}.weight"].T
             arrays[f"{theirs}MlpBlock_3/Dense_{number}/bias"] = state[f"{ours}mlp.fc{number + 1}.bias"]
         attention = f"{theirs}MultiHeadDotProductAttention_1/"
         for part, weight, bias in zip(
-            ("query", "key", "value"), state[f"{ours}attn.qkv.weight"].chunk(3), state[f"{ours}attn.qkv.bias"].chunk(3), strict=True
+            ("query", "key", "value"),
+            state[f"{ours}attn.qkv.weight"].chunk(3),
+            state[f"{ours}attn.qkv.bias"].chunk(3),
+            strict=True,
         ):
-            arrays[f"{attention}{part}/kernel"], arrays[f"{attention}{part}/bias"] = weight.T.reshape(DIM, HEADS, head), bias.reshape(HEADS, head)
+            arrays[f"{attention}{part}/kernel"], arrays[f"{attention}{part}/bias"] = (
+                weight.T.reshape(DIM, HEADS, head),
+                bias.reshape(HEADS, head),
+            )
         arrays[f"{attention}out/kernel"] = state[f"{ours}attn.proj.weight"].T.reshape(HEADS, head, DIM)
         arrays[f"{attention}out/bias"] = state[f"{ours}attn.proj.bias"]
     path = path.with_suffix(".npz")
@@ -199,7 +250,9 @@ def test_the_npz_that_these_tests_write_is_one_for_timm_too(tmp_path: Path) -> N
 def test_moco_v3_s_small_vit_has_twelve_heads_and_its_own_order_of_positions(tmp_path: Path) -> None:
     theirs = vit(embed_dim=384, num_heads=12, depth=1)
     table = sincos_2d(384, (4, 4))
-    theirs.pos_embed.copy_(torch.cat([table[..., 192:], table[..., :192]], dim=-1))  # rows first, as torch.meshgrid(w, h) orders them
+    theirs.pos_embed.copy_(
+        torch.cat([table[..., 192:], table[..., :192]], dim=-1)
+    )  # rows first, as torch.meshgrid(w, h) orders them
     ours = checkpoints.load_backbone(f"moco-v3:{moco(tmp_path / 'x.pth', theirs.state_dict())}")
     assert ours.cfg.heads == 12
     assert torch.equal(ours.pos_embed, theirs.pos_embed)
@@ -230,12 +283,26 @@ def test_a_fine_tuned_mae_and_its_head_give_timm_s_logits(tmp_path: Path) -> Non
     images = torch.randn(2, 3, SIZE, SIZE)
     pooled = loaded.backbone(images).maps[0].mean((2, 3))
     normed = F.layer_norm(pooled, (DIM,), loaded.head["fc_norm.weight"], loaded.head["fc_norm.bias"], eps=1e-6)
-    torch.testing.assert_close(F.linear(normed, loaded.head["head.weight"], loaded.head["head.bias"]), theirs(images), **CLOSE)
+    torch.testing.assert_close(
+        F.linear(normed, loaded.head["head.weight"], loaded.head["head.bias"]), theirs(images), **CLOSE
+    )
 
 
 def timm_beit(size: int, *, shared: bool) -> Any:
-    options = {"img_size": size, "patch_size": PATCH, "embed_dim": DIM, "depth": DEPTH, "num_heads": HEADS, "num_classes": 0, "init_values": 0.1}
-    pool = {"global_pool": "token", "use_rel_pos_bias": False, "use_shared_rel_pos_bias": True} if shared else {"global_pool": "avg"}
+    options = {
+        "img_size": size,
+        "patch_size": PATCH,
+        "embed_dim": DIM,
+        "depth": DEPTH,
+        "num_heads": HEADS,
+        "num_classes": 0,
+        "init_values": 0.1,
+    }
+    pool = (
+        {"global_pool": "token", "use_rel_pos_bias": False, "use_shared_rel_pos_bias": True}
+        if shared
+        else {"global_pool": "avg"}
+    )
     return randomize(timm.create_model("beit_base_patch16_224", **options, **pool))
 
 
@@ -243,7 +310,9 @@ def timm_beit(size: int, *, shared: bool) -> Any:
 @torch.no_grad()
 def test_beit_gives_timm_s_features_with_shared_and_with_own_tables(shared: bool, tmp_path: Path) -> None:
     theirs = timm_beit(SIZE, shared=shared)
-    drop = noise("mask_token", "lm_head.weight", "blocks.0.attn.relative_position_index", "rel_pos_bias.relative_position_index")
+    drop = noise(
+        "mask_token", "lm_head.weight", "blocks.0.attn.relative_position_index", "rel_pos_bias.relative_position_index"
+    )
     path = save(tmp_path / "x.pth", {"model": theirs.state_dict() | drop})
     loaded = checkpoints.load(f"beit:{path}", changes={"heads": HEADS})
     assert loaded.backbone.cfg.relative_positions == ("shared" if shared else "per_block")
@@ -255,7 +324,11 @@ def test_beit_gives_timm_s_features_with_shared_and_with_own_tables(shared: bool
         new = theirs.get_parameter(name)
         parameter.copy_(resize_rel_pos_bias_table_simple(new, (6, 6), parameter.shape) if "table" in name else new)
     images = torch.randn(2, 3, 96, 96)
-    compare(checkpoints.load_backbone(f"beit:{path}", changes={"heads": HEADS, "image_size": 96}), larger.forward_features(images), images)
+    compare(
+        checkpoints.load_backbone(f"beit:{path}", changes={"heads": HEADS, "image_size": 96}),
+        larger.forward_features(images),
+        images,
+    )
     if shared:  # as BEiT's fine-tuning does: the shared table becomes each block's
         own = checkpoints.load_backbone(f"beit:{path}", changes={"heads": HEADS, "relative_positions": "per_block"})
         images = torch.randn(2, 3, SIZE, SIZE)
@@ -265,7 +338,10 @@ def test_beit_gives_timm_s_features_with_shared_and_with_own_tables(shared: bool
 
 def original_swin(state: State) -> State:
     """timm's names back to those of the Swin repository: a stage's downsampling closes the stage before."""
-    return {re.sub(r"layers\.(\d)\.downsample", lambda m: f"layers.{int(m[1]) - 1}.downsample", name): tensor for name, tensor in state.items()}
+    return {
+        re.sub(r"layers\.(\d)\.downsample", lambda m: f"layers.{int(m[1]) - 1}.downsample", name): tensor
+        for name, tensor in state.items()
+    }
 
 
 @pytest.mark.parametrize("layout", ["moby", "esvit"])
@@ -276,21 +352,37 @@ def test_swin_encoders_of_moby_and_esvit_give_timm_s_features(layout: str, tmp_p
     state = original_swin(theirs.state_dict())
     buffers = noise("layers.0.blocks.0.attn.relative_position_index", "layers.0.blocks.1.attn_mask")
     if layout == "moby":
-        content = prefixed(state | buffers, "encoder.") | prefixed(state, "encoder_k.") | noise("projector.linear_out.weight", "queue1", "queue_ptr")
+        content = (
+            prefixed(state | buffers, "encoder.")
+            | prefixed(state, "encoder_k.")
+            | noise("projector.linear_out.weight", "queue1", "queue_ptr")
+        )
         save(tmp_path / "x.pth", {"model": content})
     else:
-        save(tmp_path / "x.pth", {"teacher": prefixed(state | buffers, "module.backbone.") | noise("module.head.mlp.0.bias", "module.head_dense.x")})
+        save(
+            tmp_path / "x.pth",
+            {
+                "teacher": prefixed(state | buffers, "module.backbone.")
+                | noise("module.head.mlp.0.bias", "module.head_dense.x")
+            },
+        )
     ours = checkpoints.load_backbone(f"{layout}:{tmp_path / 'x.pth'}")
     assert (ours.channels, ours.strides, ours.depth) == ((16, 32), (4, 8), 2)
     images = torch.randn(2, 3, 32, 32)
     features = ours(images, taps=(0, 1), norm=True)
     torch.testing.assert_close(features.cls, theirs(images), **CLOSE)
     assert [map_.shape for map_ in features.maps] == [(2, 16, 8, 8), (2, 32, 4, 4)]
-    larger = checkpoints.load_backbone(f"{layout}:{tmp_path / 'x.pth'}", changes={"image_size": 64, "final_norm": False})
+    larger = checkpoints.load_backbone(
+        f"{layout}:{tmp_path / 'x.pth'}", changes={"image_size": 64, "final_norm": False}
+    )
     expected = timm.create_model("swin_tiny_patch4_window7_224", img_size=64, **options).eval()
     expected.load_state_dict(theirs.state_dict())
     images = torch.randn(2, 3, 64, 64)
-    for a, b in zip(larger(images, taps=(0, 1)).maps, expected.forward_intermediates(images, indices=[0, 1], intermediates_only=True), strict=True):
+    for a, b in zip(
+        larger(images, taps=(0, 1)).maps,
+        expected.forward_intermediates(images, indices=[0, 1], intermediates_only=True),
+        strict=True,
+    ):
         torch.testing.assert_close(a, b, **CLOSE)
 
 
@@ -300,7 +392,9 @@ def timm_file(tmp_path: Path, name: str, **options: Any) -> Any:
     return theirs
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "convnext_atto", "resnet18"])
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "convnext_atto", "resnet18"]
+)
 @pytest.mark.parametrize("classes", [0, 5])
 @torch.no_grad()
 def test_timm_s_models_load_from_a_local_file(name: str, classes: int, tmp_path: Path) -> None:
@@ -310,4 +404,8 @@ def test_timm_s_models_load_from_a_local_file(name: str, classes: int, tmp_path:
     features = ours(images, norm=True)
     expected = theirs.forward_head(theirs.forward_features(images), pre_logits=True)
     torch.testing.assert_close(features.cls, expected, **CLOSE)
-    torch.testing.assert_close(features.maps[0], theirs.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)[0], **CLOSE)
+    torch.testing.assert_close(
+        features.maps[0],
+        theirs.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)[0],
+        **CLOSE,
+    )

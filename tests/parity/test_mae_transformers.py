@@ -36,10 +36,14 @@ def theirs(size: tuple[int, int], patch: int, norm: bool) -> ViTMAEForPreTrainin
     with mock.patch("transformers.initialization.copy_"):  # theirs initialises the tables of square grids only
         model = ViTMAEForPreTraining(cfg)
     for table in (model.vit.embeddings.position_embeddings, model.decoder.decoder_pos_embed):
-        rows_first = build_2d_sinusoidal_position_embedding(size[0] // patch, size[1] // patch, table.shape[2], cls_token=True, dtype=table.dtype)
+        rows_first = build_2d_sinusoidal_position_embedding(
+            size[0] // patch, size[1] // patch, table.shape[2], cls_token=True, dtype=table.dtype
+        )
         table.data.copy_(rows_first.roll(table.shape[2] // 2, dims=1))  # MAE's released weights have the columns first
     patchify = model.patchify
-    model.patchify = lambda pixels, **_: patchify(pixels, interpolate_pos_encoding=True)  # lets non-square images pass; it interpolates nothing
+    model.patchify = lambda pixels, **_: patchify(
+        pixels, interpolate_pos_encoding=True
+    )  # lets non-square images pass; it interpolates nothing
     return model
 
 
@@ -80,14 +84,22 @@ def pairs(ours: MAE, other: ViTMAEForPreTraining, grad: bool = False) -> list[tu
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
 def test_loss_predictions_and_gradients_are_equal(
-    size: tuple[int, int], patch: int, norm: bool, dtype: torch.dtype, tolerance: float, default_dtype: Callable[[torch.dtype], None]
+    size: tuple[int, int],
+    patch: int,
+    norm: bool,
+    dtype: torch.dtype,
+    tolerance: float,
+    default_dtype: Callable[[torch.dtype], None],
 ) -> None:
     default_dtype(dtype)
     torch.manual_seed(0)
     other = theirs(size, patch, norm).to(dtype).train()
     target = (NormPixel if norm else Pixel)(Frame(patch, (size[0] // patch, size[1] // patch), IMAGENET))
     encoder = ViTConfig(size=None, dim=DIM, depth=DEPTH, heads=HEADS, patch=patch, image_size=size)
-    ours = MAE(MAEConfig(encoder=encoder, decoder=DecoderConfig(depth=DECODER_DEPTH, dim=DECODER_DIM, heads=DECODER_HEADS)), target.dim)
+    ours = MAE(
+        MAEConfig(encoder=encoder, decoder=DecoderConfig(depth=DECODER_DEPTH, dim=DECODER_DIM, heads=DECODER_HEADS)),
+        target.dim,
+    )
     rows = pairs(ours, other)
     assert {name for name, *_ in rows} == {name for name, p in ours.named_parameters() if p.requires_grad}
     for parameter in other.parameters():

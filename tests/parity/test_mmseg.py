@@ -65,7 +65,14 @@ def theirs(kind: str, model: Segmenter, *, mode: str = "whole", stride: int = 40
 
         neck = {"type": "Feature2Pyramid", "embed_dim": DIM, "rescales": [4, 2, 1, 0.5], "norm_cfg": {"type": "BN"}}
         net = MODELS.build(
-            {"type": "EncoderDecoder", "backbone": backbone, "neck": neck, "decode_head": heads[0], "auxiliary_head": heads[1], "test_cfg": test_cfg}
+            {
+                "type": "EncoderDecoder",
+                "backbone": backbone,
+                "neck": neck,
+                "decode_head": heads[0],
+                "auxiliary_head": heads[1],
+                "test_cfg": test_cfg,
+            }
         )
     missing = net.load_state_dict(renamed(model), strict=False)
     assert not missing.unexpected_keys
@@ -154,7 +161,13 @@ def test_the_mean_over_scales_and_mirror_images_equals_mmsegs() -> None:
         predictions = []
         for view in views:
             for flip in (False, True):
-                about = {"ori_shape": size, "img_shape": view.shape[2:], "flip": flip, "flip_direction": "horizontal", "img_path": ""}
+                about = {
+                    "ori_shape": size,
+                    "img_shape": view.shape[2:],
+                    "flip": flip,
+                    "flip_direction": "horizontal",
+                    "img_path": "",
+                }
                 predictions += net.predict(view.flip(3) if flip else view, [SegDataSample(metainfo=about)])
         tta = SegTTAModel.__new__(SegTTAModel)
         torch.nn.Module.__init__(tta)
@@ -185,7 +198,9 @@ def test_training_crops_equal_mmsegs_pipeline() -> None:
             found = ours_crop(image, labels)
         with seeded(seed):
             bgr = np.ascontiguousarray(image.flip(0).permute(1, 2, 0).numpy())
-            results = pipeline({"img": bgr, "gt_seg_map": labels.numpy(), "seg_fields": ["gt_seg_map"], "img_shape": bgr.shape[:2]})
+            results = pipeline(
+                {"img": bgr, "gt_seg_map": labels.numpy(), "seg_fields": ["gt_seg_map"], "img_shape": bgr.shape[:2]}
+            )
         assert np.array_equal(found[0].flip(0).permute(1, 2, 0).numpy(), results["img"])
         assert np.array_equal(found[1].numpy(), results["gt_seg_map"])
 
@@ -213,6 +228,8 @@ def test_the_figures_equal_mmsegs_metric_with_ignored_pixels() -> None:
     expected = IoUMetric.total_area_to_metrics(*totals, metrics=["mIoU"])
     found = metric.compute(per_class=True)
     assert found["aAcc"] == pytest.approx(float(expected["aAcc"]), rel=1e-6)
-    assert [found[f"IoU[{name}]"] for name in "abcdef"] == pytest.approx(expected["IoU"].tolist(), rel=1e-6, nan_ok=True)
+    assert [found[f"IoU[{name}]"] for name in "abcdef"] == pytest.approx(
+        expected["IoU"].tolist(), rel=1e-6, nan_ok=True
+    )
     assert found["mIoU"] == pytest.approx(float(np.nanmean(expected["IoU"])), rel=1e-6)
     assert found["mAcc"] == pytest.approx(float(np.nanmean(expected["Acc"])), rel=1e-6)

@@ -22,8 +22,12 @@ def pair(size: int, *, window: int, global_blocks: tuple[int, ...], relative: bo
         relative_positions="decomposed" if relative else "none", windows=window, global_blocks=global_blocks,
     )  # fmt: skip
     ours = ViT(cfg).eval()
-    state = {name: tensor.flatten(1, 2) if name == "pos_embed" else tensor for name, tensor in theirs.state_dict().items()}
-    ours.load_state_dict({name: tensor for name, tensor in state.items() if name in ours.state_dict()})  # strict: every name of ours is theirs
+    state = {
+        name: tensor.flatten(1, 2) if name == "pos_embed" else tensor for name, tensor in theirs.state_dict().items()
+    }
+    ours.load_state_dict(
+        {name: tensor for name, tensor in state.items() if name in ours.state_dict()}
+    )  # strict: every name of ours is theirs
     return ours, theirs
 
 

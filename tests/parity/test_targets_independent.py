@@ -46,7 +46,9 @@ def test_pca_is_scikit_learns() -> None:
     ids = torch.tensor([[0, 7, 23], [5, 5, 1]])
     target = PCA(Frame(4, (4, 6), IMAGENET), basis=found)
     coefficients = target(batch(data[:2]), ids)
-    mine = np.stack([[expected.transform(values.reshape(40, 24, 48)[b, n][None])[0] for n in row] for b, row in enumerate(ids)])
+    mine = np.stack(
+        [[expected.transform(values.reshape(40, 24, 48)[b, n][None])[0] for n in row] for b, row in enumerate(ids)]
+    )
     np.testing.assert_allclose(coefficients.numpy() * signs[:, 0], mine, atol=2e-4)
     whitened = PCA(Frame(4, (4, 6), IMAGENET), basis=found, whiten=True)(batch(data[:2]), ids)
     np.testing.assert_allclose(whitened * found.variance.sqrt(), coefficients, atol=1e-4)
@@ -93,8 +95,12 @@ def test_hog_equals_a_loop_over_pixels(bins: int, cell: int) -> None:
     found = histograms(data, bins=bins, cell=cell).view(2, 3, bins, 16 // cell, 24 // cell)
     for b in range(2):
         for c in range(3):
-            np.testing.assert_allclose(found[b, c].permute(1, 2, 0), slow_hog(data[b, c].numpy(), bins, cell), atol=1e-5)
-    np.testing.assert_allclose(histograms(normalize(data), bins=bins, cell=cell), found.flatten(1, 2), atol=1e-4)  # no shift and scale matters
+            np.testing.assert_allclose(
+                found[b, c].permute(1, 2, 0), slow_hog(data[b, c].numpy(), bins, cell), atol=1e-5
+            )
+    np.testing.assert_allclose(
+        histograms(normalize(data), bins=bins, cell=cell), found.flatten(1, 2), atol=1e-4
+    )  # no shift and scale matters
 
 
 def test_maskfeats_loss_is_the_mean_squared_error_of_the_hidden_patches_histograms() -> None:
@@ -151,7 +157,10 @@ def test_mean_colour_is_the_class_of_a_loop_over_patches() -> None:
     for b in range(3):
         for m in range(3):
             row, column = divmod(int(ids[b, m]), 4)
-            red, green, blue = (int(data[b, c, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4].float().mean() // 32) for c in range(3))
+            red, green, blue = (
+                int(data[b, c, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4].float().mean() // 32)
+                for c in range(3)
+            )
             assert found[b, m] == red * 64 + green * 8 + blue
     scores = torch.randn(3, 3, 512)
     loss = target.loss(scores, found)

@@ -74,7 +74,15 @@ def test_a_saved_model_gives_its_features_and_comes_back_through_our_export(name
 @torch.no_grad()
 def test_vit_mae_is_read_without_its_decoder(tmp_path: Path) -> None:
     theirs = randomize(
-        ViTMAEForPreTraining(ViTMAEConfig(**MLP, decoder_num_hidden_layers=1, decoder_hidden_size=32, decoder_num_attention_heads=4, mask_ratio=0.0))
+        ViTMAEForPreTraining(
+            ViTMAEConfig(
+                **MLP,
+                decoder_num_hidden_layers=1,
+                decoder_hidden_size=32,
+                decoder_num_attention_heads=4,
+                mask_ratio=0.0,
+            )
+        )
     )
     theirs.save_pretrained(tmp_path)
     backbone = checkpoints.load_backbone(f"hf:{tmp_path}")
@@ -91,13 +99,17 @@ def test_classifiers_hand_their_heads_back(tmp_path: Path) -> None:
     loaded = checkpoints.load(f"hf:{tmp_path / 'beit'}")
     images = torch.randn(2, 3, 48, 48)
     pooled = loaded.backbone(images).maps[0].mean((2, 3))
-    normed = nn.functional.layer_norm(pooled, (32,), loaded.head["fc_norm.weight"], loaded.head["fc_norm.bias"], eps=1e-12)
+    normed = nn.functional.layer_norm(
+        pooled, (32,), loaded.head["fc_norm.weight"], loaded.head["fc_norm.bias"], eps=1e-12
+    )
     logits = nn.functional.linear(normed, loaded.head["head.weight"], loaded.head["head.bias"])
     torch.testing.assert_close(logits, beit(images).logits, **CLOSE)
     vit = randomize(ViTForImageClassification(ViTConfig(**MLP, num_labels=5)))
     vit.save_pretrained(tmp_path / "vit")
     loaded = checkpoints.load(f"hf:{tmp_path / 'vit'}")
-    logits = nn.functional.linear(loaded.backbone(images, norm=True).cls, loaded.head["head.weight"], loaded.head["head.bias"])
+    logits = nn.functional.linear(
+        loaded.backbone(images, norm=True).cls, loaded.head["head.weight"], loaded.head["head.bias"]
+    )
     torch.testing.assert_close(logits, vit(images).logits, **CLOSE)
 
 
@@ -124,13 +136,20 @@ def test_a_config_that_is_not_ours_is_refused(change: dict[str, Any] | None, mat
 
 
 def encoder(**options: Any) -> vit.ViT:
-    return randomize(vit.ViT(vit.ViTConfig.model_validate({"size": None, "dim": 32, "depth": 2, "heads": 4, "image_size": 48} | options)))
+    return randomize(
+        vit.ViT(
+            vit.ViTConfig.model_validate({"size": None, "dim": 32, "depth": 2, "heads": 4, "image_size": 48} | options)
+        )
+    )
 
 
 BEIT = {"positions": "none", "qkv_bias": "qv", "layer_scale": 1.0}
 
 
-@pytest.mark.parametrize("options", [{}, {"layer_scale": 0.1}, BEIT | {"relative_positions": "shared"}, BEIT | {"relative_positions": "per_block"}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"layer_scale": 0.1}, BEIT | {"relative_positions": "shared"}, BEIT | {"relative_positions": "per_block"}],
+)
 @torch.no_grad()
 def test_timm_s_names_fill_timm_s_model_and_come_back(options: dict[str, Any], tmp_path: Path) -> None:
     backbone = encoder(**options)
@@ -163,10 +182,17 @@ def test_detectron2_gets_vitdet_s_names_and_they_come_back(tmp_path: Path) -> No
     FORMATS["detectron2"](tmp_path / "x.pth", backbone, {"reference": "x"})
     written = checkpoints.read(tmp_path / "x.pth")["model"]
     block = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
-    blocks = {f"backbone.net.blocks.{i}.{part}.{kind}" for i in range(2) for part in block for kind in ("weight", "bias")}
-    assert set(written) == blocks | {f"backbone.net.{name}" for name in ("pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias")}
+    blocks = {
+        f"backbone.net.blocks.{i}.{part}.{kind}" for i in range(2) for part in block for kind in ("weight", "bias")
+    }
+    assert set(written) == blocks | {
+        f"backbone.net.{name}" for name in ("pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias")
+    }
     assert written["backbone.net.pos_embed"].shape == (1, 10, 32)
-    assert all(torch.equal(tensor, backbone.state_dict()[name.removeprefix("backbone.net.")]) for name, tensor in written.items())
+    assert all(
+        torch.equal(tensor, backbone.state_dict()[name.removeprefix("backbone.net.")])
+        for name, tensor in written.items()
+    )
 
 
 @pytest.mark.parametrize("options", [{"layer_scale": 0.1}, {"relative_positions": "shared"}, {"positions": "none"}])
@@ -192,7 +218,11 @@ def test_files_of_older_releases_and_their_image_processor_are_read(tmp_path: Pa
     theirs = randomize(MODELS["BEiT, a table per block"]())
     theirs.save_pretrained(tmp_path)
     tensors = checkpoints.read(tmp_path / "model.safetensors")
-    buffers = {f"{name.removesuffix('_bias_table')}_index": torch.zeros(10, 10) for name in tensors if name.endswith("_bias_table")}
+    buffers = {
+        f"{name.removesuffix('_bias_table')}_index": torch.zeros(10, 10)
+        for name in tensors
+        if name.endswith("_bias_table")
+    }
     assert len(buffers) == 2
     (tmp_path / "model.safetensors").unlink()
     torch.save({f"beit.{name}": tensor for name, tensor in (tensors | buffers).items()}, tmp_path / "pytorch_model.bin")
@@ -200,7 +230,9 @@ def test_files_of_older_releases_and_their_image_processor_are_read(tmp_path: Pa
     images = torch.randn(2, 3, 48, 48)
     torch.testing.assert_close(ours(loaded.backbone, images), tokens(theirs, images), **CLOSE)
     assert loaded.statistics.mean == (0.5, 0.5, 0.5)
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1]}))
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1]})
+    )
     assert checkpoints.load(f"hf:{tmp_path}").statistics.mean == (0.1, 0.2, 0.3)
     (tmp_path / "preprocessor_config.json").write_text("{}")
     with pytest.raises(ValueError, match="tells no image_mean"):
@@ -213,7 +245,15 @@ def test_files_of_older_releases_and_their_image_processor_are_read(tmp_path: Pa
 def test_an_encoder_of_images_that_are_not_square_goes_out_and_comes_back(tmp_path: Path) -> None:
     """BEiT's and DINOv2's are refused: transformers exchanges the sides of BEiT's tables, and takes DINOv2's positions for a square."""
     torch.manual_seed(0)
-    shape = {"size": None, "dim": 32, "depth": 2, "heads": 4, "patch": 8, "image_size": (32, 48), "positions": "learned"}
+    shape = {
+        "size": None,
+        "dim": 32,
+        "depth": 2,
+        "heads": 4,
+        "patch": 8,
+        "image_size": (32, 48),
+        "positions": "learned",
+    }
     ours = vit.ViT(vit.ViTConfig.model_validate(shape)).eval()
     for parameter in ours.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
@@ -224,6 +264,9 @@ def test_an_encoder_of_images_that_are_not_square_goes_out_and_comes_back(tmp_pa
     again = checkpoints.load_backbone(f"hf:{tmp_path}")
     assert again.cfg.grid() == (4, 6)
     torch.testing.assert_close(again(images, norm=True).maps[0], found.maps[0], rtol=1e-5, atol=1e-5)
-    for options in ({"layer_scale": 0.1}, {"positions": "none", "relative_positions": "shared", "qkv_bias": "qv", "layer_scale": 0.1}):
+    for options in (
+        {"layer_scale": 0.1},
+        {"positions": "none", "relative_positions": "shared", "qkv_bias": "qv", "layer_scale": 0.1},
+    ):
         with pytest.raises(ValueError, match="transformers has no model with this architecture"):
             FORMATS["hf"](tmp_path, vit.ViT(vit.ViTConfig.model_validate(shape | options)), {})

@@ -40,17 +40,33 @@ def test_the_encoder_equals_detectron2_s(image: tuple[int, int], relative: bool,
     ).eval()  # fmt: skip
     ours = encoder(PRETRAINED, relative=relative)
     randomize(ours)
-    theirs.load_state_dict({name.removeprefix("backbone.net."): tensor for name, tensor in detectron2_names(ours).items()})  # strict
+    theirs.load_state_dict(
+        {name.removeprefix("backbone.net."): tensor for name, tensor in detectron2_names(ours).items()}
+    )  # strict
     images = torch.randn(2, 3, *image)
     torch.testing.assert_close(ours(images).maps[0], theirs(images)["last_feat"], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("image", [(64, 64), (96, 160)])
 @torch.no_grad()
-def test_encoder_and_simple_pyramid_through_the_bridge_equal_detectron2_s(image: tuple[int, int], detectron2: ModuleType) -> None:
-    options = {"img_size": 64, "patch_size": 16, "embed_dim": DIM, "depth": DEPTH, "num_heads": HEADS, "use_rel_pos": True, "pretrain_img_size": 64}
+def test_encoder_and_simple_pyramid_through_the_bridge_equal_detectron2_s(
+    image: tuple[int, int], detectron2: ModuleType
+) -> None:
+    options = {
+        "img_size": 64,
+        "patch_size": 16,
+        "embed_dim": DIM,
+        "depth": DEPTH,
+        "num_heads": HEADS,
+        "use_rel_pos": True,
+        "pretrain_img_size": 64,
+    }
     net = detectron2.backbone.vit.ViT(
-        **options, window_size=WINDOW, window_block_indexes=(0, 2), pretrain_use_cls_token=False, norm_layer=lambda d: nn.LayerNorm(d, eps=1e-6)
+        **options,
+        window_size=WINDOW,
+        window_block_indexes=(0, 2),
+        pretrain_use_cls_token=False,
+        norm_layer=lambda d: nn.LayerNorm(d, eps=1e-6),
     )
     theirs = detectron2.backbone.vit.SimpleFeaturePyramid(
         net=net, in_feature="last_feat", out_channels=8, scale_factors=(4.0, 2.0, 1.0, 0.5), norm="LN", square_pad=64,
@@ -62,7 +78,9 @@ def test_encoder_and_simple_pyramid_through_the_bridge_equal_detectron2_s(image:
     vit.load_state_dict(net.state_dict())
     for level in range(4):
         mine, their = ours.pyramid.adapter.levels[level], theirs.stages[level]
-        assert [p.shape for p in mine.parameters()] == [p.shape for p in their.parameters()]  # both in the order of their use
+        assert [p.shape for p in mine.parameters()] == [
+            p.shape for p in their.parameters()
+        ]  # both in the order of their use
         for a, b in zip(mine.parameters(), their.parameters(), strict=True):
             a.copy_(b)
     images = torch.randn(2, 3, *image)
@@ -80,11 +98,16 @@ def test_the_fpn_equals_detectron2_s(detectron2: ModuleType) -> None:
     adapter = TapFPN(maps_of(vit), norm="layer", fpn=8, fpn_norm="layer").eval()
     randomize(vit)
     randomize(adapter)
-    bottom = to_detectron2(AdaptedBackbone(vit, TapFPN(maps_of(vit), norm="layer", fpn=None))).eval()  # the scaled taps alone
+    bottom = to_detectron2(
+        AdaptedBackbone(vit, TapFPN(maps_of(vit), norm="layer", fpn=None))
+    ).eval()  # the scaled taps alone
     bottom.pyramid.adapter.scale.load_state_dict(adapter.scale.state_dict())
     theirs = detectron2.backbone.FPN(bottom, ["p2", "p3", "p4", "p5"], 8, norm="LN").eval()
     for level in range(4):
-        for mine, their in ((adapter.fpn.inner_blocks, f"fpn_lateral{level + 2}"), (adapter.fpn.layer_blocks, f"fpn_output{level + 2}")):
+        for mine, their in (
+            (adapter.fpn.inner_blocks, f"fpn_lateral{level + 2}"),
+            (adapter.fpn.layer_blocks, f"fpn_output{level + 2}"),
+        ):
             for a, b in zip(getattr(theirs, their).parameters(), mine[level].parameters(), strict=True):
                 a.copy_(b)
     images = torch.randn(1, 3, 64, 96)

@@ -25,7 +25,14 @@ from test_layouts import (
     timm_beit,
     vit,
 )
-from transformers import BeitConfig, BeitForMaskedImageModeling, Dinov2Config, Dinov2ForImageClassification, ViTConfig, ViTForMaskedImageModeling
+from transformers import (
+    BeitConfig,
+    BeitForMaskedImageModeling,
+    Dinov2Config,
+    Dinov2ForImageClassification,
+    ViTConfig,
+    ViTForMaskedImageModeling,
+)
 
 from mae_transfer import checkpoints
 from mae_transfer.core.positions import sincos_2d
@@ -43,7 +50,9 @@ WRAPPED = {
 @torch.no_grad()
 def test_wrappers_and_prefixes_are_found_by_pattern(wrapper: str, prefix: str, tmp_path: Path) -> None:
     theirs = vit()
-    ours = checkpoints.load_backbone(f"{prefix}:{save(tmp_path / 'x.pth', WRAPPED[wrapper](theirs.state_dict()))}", changes={"heads": HEADS})
+    ours = checkpoints.load_backbone(
+        f"{prefix}:{save(tmp_path / 'x.pth', WRAPPED[wrapper](theirs.state_dict()))}", changes={"heads": HEADS}
+    )
     images = torch.randn(1, 3, SIZE, SIZE)
     compare(ours, theirs.forward_features(images), images)
 
@@ -52,9 +61,13 @@ def test_wrappers_and_prefixes_are_found_by_pattern(wrapper: str, prefix: str, t
 def test_of_student_and_teacher_in_one_dict_the_teacher_is_taken(tmp_path: Path) -> None:
     theirs, other = vit(), vit()
     state = (
-        prefixed(theirs.state_dict(), "teacher.backbone.") | prefixed(other.state_dict(), "student.backbone.") | noise("teacher.head.mlp.0.weight")
+        prefixed(theirs.state_dict(), "teacher.backbone.")
+        | prefixed(other.state_dict(), "student.backbone.")
+        | noise("teacher.head.mlp.0.weight")
     )
-    ours = checkpoints.load_backbone(f"dino:{save(tmp_path / 'x.pth', {'state_dict': state})}", changes={"heads": HEADS})
+    ours = checkpoints.load_backbone(
+        f"dino:{save(tmp_path / 'x.pth', {'state_dict': state})}", changes={"heads": HEADS}
+    )
     images = torch.randn(1, 3, SIZE, SIZE)
     compare(ours, theirs.forward_features(images), images)
 
@@ -68,13 +81,20 @@ def test_two_models_in_one_file_are_not_chosen_between(tmp_path: Path) -> None:
 
 
 def test_a_refusal_says_what_was_looked_for_and_what_is_there(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no 'model' entry with \.\.\.patch_embed\.proj\.weight: its keys are weights, its names stem\.0\.weight"):
+    with pytest.raises(
+        ValueError,
+        match=r"no 'model' entry with \.\.\.patch_embed\.proj\.weight: its keys are weights, its names stem\.0\.weight",
+    ):
         checkpoints.load(f"mae:{save(tmp_path / 'x.pth', {'weights': noise('stem.0.weight')})}")
     state = {name: tensor for name, tensor in vit().state_dict().items() if "fc1" not in name}
-    with pytest.raises(ValueError, match=r"has no blocks\.0\.mlp\.fc1\.weight; its names \(in this suite's terms\) are blocks\.0\.attn"):
+    with pytest.raises(
+        ValueError, match=r"has no blocks\.0\.mlp\.fc1\.weight; its names \(in this suite's terms\) are blocks\.0\.attn"
+    ):
         checkpoints.load(f"mae:{save(tmp_path / 'y.pth', {'model': state})}")
     state = vit().state_dict() | {"pos_embed": torch.zeros(1, 12, DIM)}
-    with pytest.raises(ValueError, match="has 12 rows in pos_embed, which is no square grid of patches with 1 class tokens"):
+    with pytest.raises(
+        ValueError, match="has 12 rows in pos_embed, which is no square grid of patches with 1 class tokens"
+    ):
         checkpoints.load(f"mae:{save(tmp_path / 'z.pth', {'model': state})}")
 
 
@@ -82,8 +102,13 @@ def test_a_refusal_says_what_was_looked_for_and_what_is_there(tmp_path: Path) ->
 def test_dinov2_in_chunks_of_blocks(tmp_path: Path) -> None:
     """As block_chunks > 0 names them: the chunk, then the block's number in the whole encoder."""
     theirs = vit(init_values=0.1, patch_size=14, img_size=70, depth=4)
-    state = {re.sub(r"blocks\.(\d+)", lambda m: f"blocks.{int(m[1]) // 2}.{m[1]}", name): tensor for name, tensor in theirs.state_dict().items()}
-    training = {"teacher": prefixed(state, "backbone.") | noise("dino_head.mlp.0.weight", "ibot_head.x", "backbone.mask_token")}
+    state = {
+        re.sub(r"blocks\.(\d+)", lambda m: f"blocks.{int(m[1]) // 2}.{m[1]}", name): tensor
+        for name, tensor in theirs.state_dict().items()
+    }
+    training = {
+        "teacher": prefixed(state, "backbone.") | noise("dino_head.mlp.0.weight", "ibot_head.x", "backbone.mask_token")
+    }
     for content in (state | noise("mask_token"), training):
         ours = checkpoints.load_backbone(f"dinov2:{save(tmp_path / 'x.pth', content)}", changes={"heads": HEADS})
         images = torch.randn(2, 3, 70, 70)
@@ -92,7 +117,14 @@ def test_dinov2_in_chunks_of_blocks(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_deit_iii_has_layer_scale_and_no_position_of_its_class_token(tmp_path: Path) -> None:
-    options = {"img_size": SIZE, "patch_size": PATCH, "embed_dim": DIM, "depth": DEPTH, "num_heads": HEADS, "num_classes": 5}
+    options = {
+        "img_size": SIZE,
+        "patch_size": PATCH,
+        "embed_dim": DIM,
+        "depth": DEPTH,
+        "num_heads": HEADS,
+        "num_classes": 5,
+    }
     theirs = randomize(timm.create_model("deit3_small_patch16_224", dynamic_img_size=True, **options))
     assert theirs.pos_embed.shape[1] == (SIZE // PATCH) ** 2
     released = {re.sub(r"ls([12])\.gamma", r"gamma_\1", name): tensor for name, tensor in theirs.state_dict().items()}
@@ -108,7 +140,11 @@ def test_deit_iii_has_layer_scale_and_no_position_of_its_class_token(tmp_path: P
 @torch.no_grad()
 def test_simmim_s_vit_is_beit_s_under_encoder(shared: bool, tmp_path: Path) -> None:
     theirs = timm_beit(SIZE, shared=shared)
-    state = prefixed(theirs.state_dict() | noise("mask_token", "rel_pos_bias.relative_position_index"), "encoder.") if shared else theirs.state_dict()
+    state = (
+        prefixed(theirs.state_dict() | noise("mask_token", "rel_pos_bias.relative_position_index"), "encoder.")
+        if shared
+        else theirs.state_dict()
+    )
     path = save(tmp_path / "x.pth", {"model": state | (noise("decoder.0.weight", "decoder.0.bias") if shared else {})})
     loaded = checkpoints.load(f"simmim:{path}")
     images = torch.randn(2, 3, SIZE, SIZE)
@@ -139,7 +175,11 @@ FREE = {"use_absolute_position_embeddings": False, "use_mask_token": True, "voca
 @torch.no_grad()
 def test_transformers_beit_of_masked_modelling(pooling: bool, tmp_path: Path) -> None:
     """With mean pooling the encoder's final norm stands beside it; without, the encoder has its own and the other is a part of the head."""
-    theirs = randomize(BeitForMaskedImageModeling(BeitConfig(**MLP, **FREE, use_mean_pooling=pooling, use_shared_relative_position_bias=True)))
+    theirs = randomize(
+        BeitForMaskedImageModeling(
+            BeitConfig(**MLP, **FREE, use_mean_pooling=pooling, use_shared_relative_position_bias=True)
+        )
+    )
     theirs.save_pretrained(tmp_path)
     loaded = checkpoints.load(f"hf:{tmp_path}")
     images = torch.randn(2, 3, 48, 48)
@@ -150,7 +190,11 @@ def test_transformers_beit_of_masked_modelling(pooling: bool, tmp_path: Path) ->
 @pytest.mark.parametrize("name", ["ViT", "DINOv2"])
 @torch.no_grad()
 def test_transformers_other_heads_leave_the_encoder(name: str, tmp_path: Path) -> None:
-    theirs: Any = ViTForMaskedImageModeling(ViTConfig(**MLP)) if name == "ViT" else Dinov2ForImageClassification(Dinov2Config(**SHAPE, num_labels=5))
+    theirs: Any = (
+        ViTForMaskedImageModeling(ViTConfig(**MLP))
+        if name == "ViT"
+        else Dinov2ForImageClassification(Dinov2Config(**SHAPE, num_labels=5))
+    )
     randomize(theirs).save_pretrained(tmp_path)
     backbone = checkpoints.load_backbone(f"hf:{tmp_path}")
     images = torch.randn(2, 3, 48, 48)
@@ -158,13 +202,22 @@ def test_transformers_other_heads_leave_the_encoder(name: str, tmp_path: Path) -
 
 
 def small_state(width: int = 384) -> State:
-    return timm.create_model("vit_small_patch16_224", img_size=32, embed_dim=width, depth=12, num_classes=0).state_dict()
+    return timm.create_model(
+        "vit_small_patch16_224", img_size=32, embed_dim=width, depth=12, num_classes=0
+    ).state_dict()
 
 
 @pytest.mark.parametrize("layout", ["mae", "mae-finetuned", "mmpretrain"])
 def test_a_head_count_that_nothing_tells_is_asked_for(layout: str, tmp_path: Path) -> None:
-    path = mmpretrain(tmp_path / "x.pth", small_state()) if layout == "mmpretrain" else save(tmp_path / "x.pth", {"model": small_state()})
-    with pytest.raises(ValueError, match=r"x\.pth: encoders of width 384 are published with 6 or 12 heads.*--heads N of export_checkpoint"):
+    path = (
+        mmpretrain(tmp_path / "x.pth", small_state())
+        if layout == "mmpretrain"
+        else save(tmp_path / "x.pth", {"model": small_state()})
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"x\.pth: encoders of width 384 are published with 6 or 12 heads.*--heads N of export_checkpoint",
+    ):
         checkpoints.load(f"{layout}:{path}")
     assert checkpoints.load_backbone(f"{layout}:{path}", changes={"heads": 12}).cfg.shape() == (384, 12, 12)
 

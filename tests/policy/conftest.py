@@ -70,4 +70,6 @@ def texts() -> dict[str, str]:
     folders = ("mae_transfer", "tools", "configs", "tests", "docs")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in TEXT]
     files += [path for path in ROOT.iterdir() if path.is_file() and (path.suffix in TEXT or path.name == "Makefile")]
-    return {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in sorted([*files, ROOT / ".ci" / "run"])}
+    return {
+        str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in sorted([*files, ROOT / ".ci" / "run"])
+    }

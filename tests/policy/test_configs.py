@@ -48,7 +48,9 @@ def test_config_says_its_command_its_cost_and_its_published_number(config):
     assert tool_of(config)
     cost = re.search(r"^Cost: +.*(?:\d|minutes|hours|\w+\.py)", text, re.MULTILINE)
     assert cost, "no line `Cost: ...` with a number, or the name of the config whose cost it refers to"
-    assert re.search(r"^Published: +(?:none\b|.*\d)", text, re.MULTILINE), "no line `Published: 83.6 (table 1c)` or `Published: none`"
+    assert re.search(r"^Published: +(?:none\b|.*\d)", text, re.MULTILINE), (
+        "no line `Published: 83.6 (table 1c)` or `Published: none`"
+    )
 
 
 @pytest.mark.parametrize("config", EVALUATIONS)
@@ -74,11 +76,20 @@ def test_every_run_of_a_suite_loads_and_says_what_it_costs(config):
 @pytest.mark.parametrize("config", GRIDS)
 @pytest.mark.parametrize("scale", ["paper", "mini"])
 def test_every_row_of_an_ablation_loads(config, scale):
-    found = {point.row: load(point.config, PretrainConfig, changes=point.changes).digest() for point in points(ROOT / config, scale)}
+    found = {
+        point.row: load(point.config, PretrainConfig, changes=point.changes).digest()
+        for point in points(ROOT / config, scale)
+    }
     assert len(set(found.values())) == len(found), "two rows are the same run"
 
 
 def test_a_config_extends_at_most_one_base_that_extends_none():
-    bases = {path: re.findall(r"^_base_ = (.+)$", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE) for path in FILES}
-    below = {path: (ROOT / path.parent / ast.literal_eval(line)).resolve().relative_to(ROOT) for path, lines in bases.items() for line in lines}
+    bases = {
+        path: re.findall(r"^_base_ = (.+)$", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE) for path in FILES
+    }
+    below = {
+        path: (ROOT / path.parent / ast.literal_eval(line)).resolve().relative_to(ROOT)
+        for path, lines in bases.items()
+        for line in lines
+    }
     assert not [f"{path} -> {base}" for path, base in below.items() if base in below]

@@ -26,7 +26,9 @@ from mae_transfer.suite.toolbox import TOOLBOX
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
-GUIDES = [path for path in PAGES if path.parent == ROOT / "docs"]  # docs/results quotes commands of the commits that it measured
+GUIDES = [
+    path for path in PAGES if path.parent == ROOT / "docs"
+]  # docs/results quotes commands of the commits that it measured
 FILES = re.compile(r"(?<![\w/])(?:configs|docs|mae_transfer|tests|tools)/[\w/-]+\.(?:py|md|png|j2)\b")
 START = re.compile(r"(?:^|\s)(?:python|torchrun(?: --?[\w-]+[ =]\S+)*) tools/(\w+)\.py\s+(.*)")
 
@@ -79,7 +81,9 @@ def commands(page: Path) -> list[Command]:
 
 
 REPRODUCING = re.findall(
-    r"^## (Table|Figure) (\w+)( to 1f)?:.*?^(Published.*?)\n\n", text_of(ROOT / "docs" / "reproducing.md"), re.MULTILINE | re.DOTALL
+    r"^## (Table|Figure) (\w+)( to 1f)?:.*?^(Published.*?)\n\n",
+    text_of(ROOT / "docs" / "reproducing.md"),
+    re.MULTILINE | re.DOTALL,
 )
 COMMANDS = [command for page in GUIDES for command in commands(page)]
 
@@ -142,7 +146,9 @@ def loads(command: Command, args: argparse.Namespace, config: Path) -> None:
         load(config, TOOLBOX[kind].schema(config), overrides=args.set, debug=vars(args).get("debug", False))
 
 
-@pytest.mark.parametrize(("kind", "number", "span", "text"), REPRODUCING, ids=[f"{kind} {number}" for kind, number, _, _ in REPRODUCING])
+@pytest.mark.parametrize(
+    ("kind", "number", "span", "text"), REPRODUCING, ids=[f"{kind} {number}" for kind, number, _, _ in REPRODUCING]
+)
 def test_a_page_states_published_numbers_as_the_tables_print_them(kind, number, span, text):
     tables = [f"figure {number}"] if kind == "Figure" else [f"1{letter}" for letter in "abcdef"] if span else [number]
     known = {abs(one.value) for one in PUBLISHED if one.table in (*tables, "ade" if number == "5" else "")}
@@ -158,7 +164,9 @@ def test_reproducing_covers_every_table_and_figure_of_the_paper():
 
 
 def test_the_pages_have_commands_for_every_training_tool():
-    assert {"pretrain", "cls_train", "det_train", "seg_train", "reproduce", "tables"} <= {command.tool for command in COMMANDS}
+    assert {"pretrain", "cls_train", "det_train", "seg_train", "reproduce", "tables"} <= {
+        command.tool for command in COMMANDS
+    }
 
 
 def test_the_page_on_backbones_names_every_layout_and_every_change():

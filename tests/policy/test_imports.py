@@ -53,7 +53,19 @@ ONLY_IN = {
     "mmcv": ("mae_transfer/adapters/mmseg", "mae_transfer/bench/"),
     "detectron2": ("mae_transfer/adapters/detectron2.py", "mae_transfer/tasks/detectron2.py", "mae_transfer/bench/"),
 }
-OPTIONAL = {"faster_coco_eval", "wandb", "lightly", "transformers", "mmseg", "mmcv", "cv2", "detectron2", "simplejpeg", "torchcodec", "submitit"}
+OPTIONAL = {
+    "faster_coco_eval",
+    "wandb",
+    "lightly",
+    "transformers",
+    "mmseg",
+    "mmcv",
+    "cv2",
+    "detectron2",
+    "simplejpeg",
+    "torchcodec",
+    "submitit",
+}
 NOT_ON_PYPI = {"detectron2"}
 
 
@@ -102,14 +114,21 @@ def test_nobody_reaches_into_another_folders_private_names(package, tools):
         f"{source.path}:{line} imports {name}"
         for source in package + tools
         for line, name in imports(source.tree)
-        if name.startswith("mae_transfer.") and f".{source.part}." not in name and any(re.match(r"_[a-z]", part) for part in name.split("."))
+        if name.startswith("mae_transfer.")
+        and f".{source.part}." not in name
+        and any(re.match(r"_[a-z]", part) for part in name.split("."))
     ]
     assert not wrong, "\n".join(wrong)
 
 
 def test_tools_import_the_package_and_never_each_other(tools):
     names = {source.part for source in tools}
-    assert not [f"{source.path}:{line} imports {name}" for source in tools for line, name in imports(source.tree) if name.split(".")[0] in names]
+    assert not [
+        f"{source.path}:{line} imports {name}"
+        for source in tools
+        for line, name in imports(source.tree)
+        if name.split(".")[0] in names
+    ]
 
 
 def test_each_confined_library_is_named_only_in_its_place(package, tools):
@@ -134,11 +153,22 @@ def test_optional_libraries_are_imported_inside_functions(package, tools):
 
 
 def test_every_library_that_is_imported_is_declared_in_setup_py(package, tools):
-    declared = {normal(re.split(r"[^\w.-]", requirement)[0]) for requirement in importlib.metadata.requires("mae_transfer") or []}
+    declared = {
+        normal(re.split(r"[^\w.-]", requirement)[0])
+        for requirement in importlib.metadata.requires("mae_transfer") or []
+    }
     distributions = importlib.metadata.packages_distributions()
     outside = {name.split(".")[0]: source.path for source in package + tools for _, name in imports(source.tree)}
-    outside = {name: path for name, path in outside.items() if name not in sys.stdlib_module_names | NOT_ON_PYPI | {"mae_transfer"}}
-    missing = {name: path for name, path in outside.items() if not declared & {normal(d) for d in distributions.get(name, [name])}}
+    outside = {
+        name: path
+        for name, path in outside.items()
+        if name not in sys.stdlib_module_names | NOT_ON_PYPI | {"mae_transfer"}
+    }
+    missing = {
+        name: path
+        for name, path in outside.items()
+        if not declared & {normal(d) for d in distributions.get(name, [name])}
+    }
     assert not missing
 
 

@@ -36,7 +36,10 @@ ALLOWED = {
     ("metrics/iou.py", "_figures"),  # of counts, after an evaluation
     ("metrics/iou.py", "compute"),  # the same
     ("metrics/knn.py", "knn_scores"),  # of how many features are broken, in an evaluation
-    ("models/mask_rcnn.py", "indices"),  # of what is positive: the heads' shapes depend on it, as in every detector of this kind
+    (
+        "models/mask_rcnn.py",
+        "indices",
+    ),  # of what is positive: the heads' shapes depend on it, as in every detector of this kind
     ("models/vit.py", "layer_of"),  # of a parameter's name
     ("tasks/backbones.py", "flops_of"),  # of a counter, after the run
     ("tasks/basis.py", "fit"),  # of a basis, which is fitted before anything trains
@@ -77,15 +80,25 @@ class Finder(ast.NodeVisitor):
 
     def visit_Call(self, node: ast.Call) -> None:
         called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        method = isinstance(node.func, ast.Attribute) and (called in METHODS or (called == "where" and len(node.args) == 1))
-        cast = isinstance(node.func, ast.Name) and called in CASTS and not isinstance(node.args[0] if node.args else None, ast.Constant)
+        method = isinstance(node.func, ast.Attribute) and (
+            called in METHODS or (called == "where" and len(node.args) == 1)
+        )
+        cast = (
+            isinstance(node.func, ast.Name)
+            and called in CASTS
+            and not isinstance(node.args[0] if node.args else None, ast.Constant)
+        )
         if method or cast or "cpu" in [ast.unparse(argument).strip("'") for argument in node.args if called == "to"]:
             self.add(node)
         self.generic_visit(node)
 
     def visit_Subscript(self, node: ast.Subscript) -> None:
         parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-        if any(isinstance(part, ast.Compare) or (isinstance(part, ast.UnaryOp) and isinstance(part.op, ast.Invert | ast.Not)) for part in parts):
+        if any(
+            isinstance(part, ast.Compare)
+            or (isinstance(part, ast.UnaryOp) and isinstance(part.op, ast.Invert | ast.Not))
+            for part in parts
+        ):
             self.add(node)
         self.generic_visit(node)
 

@@ -27,7 +27,14 @@ from mae_transfer.tasks.segment_protocols import UperNet
 from mae_transfer.tasks.targets import open_target
 from mae_transfer.tasks.tokenizer import TokenizerConfig, step_fn
 
-WAITING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::_unique2", "aten::bincount"}
+WAITING = {
+    "aten::_local_scalar_dense",
+    "aten::nonzero",
+    "aten::masked_select",
+    "aten::equal",
+    "aten::_unique2",
+    "aten::bincount",
+}
 
 
 class Waiting(TorchDispatchMode):
@@ -55,10 +62,18 @@ def test_a_step_of_the_mae_never_waits(name, corrupt):
     takes = inspect.signature(TARGETS[name]).parameters
     spec = Spec.model_validate({"name": name, **{key: value for key, value in REFERENCES.items() if key in takes}})
     target = open_target(spec, encoder, IMAGENET)
-    model = MAE(MAEConfig(encoder=encoder, decoder=DecoderConfig(depth=1, dim=16, heads=2), corrupt=corrupt), target.dim)
+    model = MAE(
+        MAEConfig(encoder=encoder, decoder=DecoderConfig(depth=1, dim=16, heads=2), corrupt=corrupt), target.dim
+    )
     order = torch.rand(2, 16).argsort(dim=1)
     views = tuple(torch.randint(0, 256, (2, 3, view.size, view.size), dtype=torch.uint8) for view in target.views)
-    batch = Batch(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), views, Mask(order[:, :6], order[:, 6:]), None, torch.arange(2))
+    batch = Batch(
+        torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8),
+        views,
+        Mask(order[:, :6], order[:, 6:]),
+        None,
+        torch.arange(2),
+    )
     with Waiting() as waiting:
         truth = target(batch, batch.mask.ids_masked)
         prediction = model(normalize(batch.image), batch.mask)
@@ -81,7 +96,8 @@ def test_a_step_of_the_tokenizer_never_waits():
 
 
 @pytest.mark.parametrize(
-    "protocol", [Finetune(erase=0.9, drop_path=0.5), Finetune(mixup=0, cutmix=0), Partial(tune_blocks=1), Linear(rates=(0.1, 1.0))]
+    "protocol",
+    [Finetune(erase=0.9, drop_path=0.5), Finetune(mixup=0, cutmix=0), Partial(tune_blocks=1), Linear(rates=(0.1, 1.0))],
 )
 def test_a_step_of_classification_never_waits(protocol):
     encoder = ViTConfig(size=None, dim=24, depth=2, heads=2, patch=8, image_size=16, **protocol.changes())
@@ -100,7 +116,12 @@ def test_a_step_of_segmentation_never_waits(protocol):
     model = protocol.model(ViT(encoder), 5).train()
     labels = torch.randint(0, 5, (2, 32, 32), dtype=torch.uint8)
     labels[0, :4] = 255
-    batch = MapBatch(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), labels, torch.tensor([[32, 32], [20, 32]]), torch.arange(2))
+    batch = MapBatch(
+        torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8),
+        labels,
+        torch.tensor([[32, 32], [20, 32]]),
+        torch.arange(2),
+    )
     step = make_step(IMAGENET, LoopConfig(steps=1, steps_per_epoch=1, global_batch=2))
     for logs in (False, True):
         with Waiting() as waiting:

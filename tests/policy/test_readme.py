@@ -42,7 +42,11 @@ def test_tool_offers_every_option_that_readme_uses_with_it(tool, readme, help_of
 def test_tool_explains_each_of_its_options(tool, help_of):
     text = help_of(tool)
     entries = re.split(r"\n(?=  \S)", text)
-    silent = [entry for entry in entries if entry.strip().startswith("-") and not re.search(r"(?:\s{2,}|\n\s+)\S", entry.strip())]
+    silent = [
+        entry
+        for entry in entries
+        if entry.strip().startswith("-") and not re.search(r"(?:\s{2,}|\n\s+)\S", entry.strip())
+    ]
     assert not silent
 
 

@@ -27,7 +27,15 @@ COMMANDS = {
     "tokenizer_train": ("dvae", "pca"),
 }
 HELPS = [(tool, *command) for tool in TOOLS for command in [(), *((word,) for word in COMMANDS.get(tool, ()))]]
-LISTS = [("pretrain",), ("cls_train",), ("det_train",), ("seg_train",), ("reproduce",), ("tokenizer_train",), ("tokenizer_train", "dvae")]
+LISTS = [
+    ("pretrain",),
+    ("cls_train",),
+    ("det_train",),
+    ("seg_train",),
+    ("reproduce",),
+    ("tokenizer_train",),
+    ("tokenizer_train", "dvae"),
+]
 HEAVY = (
     "torch",
     "torchvision",
@@ -78,14 +86,36 @@ def test_help_fits_100_columns_and_groups_the_options(answers):
     assert all(text.startswith("usage: ") for text in helps.values())
     assert not [(call, line) for call, text in helps.items() for line in text.splitlines() if len(line) > 100]
     assert not [call for call, text in helps.items() if "\nInformation:\n" not in text or "\noptions:" in text]
-    for tool in ("pretrain", "cls_train", "det_train", "seg_train", "reproduce", "visualize", "tables", "export_checkpoint"):
-        assert re.findall(r"^(What|Where|How|Information):$", helps[f"{tool} --help"], re.MULTILINE) == ["What", "Where", "How", "Information"]
+    for tool in (
+        "pretrain",
+        "cls_train",
+        "det_train",
+        "seg_train",
+        "reproduce",
+        "visualize",
+        "tables",
+        "export_checkpoint",
+    ):
+        assert re.findall(r"^(What|Where|How|Information):$", helps[f"{tool} --help"], re.MULTILINE) == [
+            "What",
+            "Where",
+            "How",
+            "Information",
+        ]
 
 
 def test_the_choices_that_the_tools_offer_are_those_of_the_package(answers):
-    offered = {call: re.findall(r"--(?:format|size) \{([\w,]+)\}", text) for call, (text, _) in answers.items() if call.endswith("--help")}
-    assert {tuple(found[-1].split(",")) for call, found in offered.items() if call.startswith("export")} == {tuple(checkpoints.FORMATS)}
-    assert {tuple(found[-1].split(",")) for call, found in offered.items() if call.startswith("tables")} == {tuple(formats.FORMATS)}
+    offered = {
+        call: re.findall(r"--(?:format|size) \{([\w,]+)\}", text)
+        for call, (text, _) in answers.items()
+        if call.endswith("--help")
+    }
+    assert {tuple(found[-1].split(",")) for call, found in offered.items() if call.startswith("export")} == {
+        tuple(checkpoints.FORMATS)
+    }
+    assert {tuple(found[-1].split(",")) for call, found in offered.items() if call.startswith("tables")} == {
+        tuple(formats.FORMATS)
+    }
     assert tuple(SIZES) == options.SIZES
     assert all(f"prepare_data {name} --help" in answers for name in DATA_SETS)
 
@@ -95,7 +125,9 @@ def test_list_shows_every_config_that_names_the_tool_with_purpose_and_cost(answe
         text = answers[f"{' '.join(words)} --list"][0]
         entries = re.split(r"\n(?=configs/)", text.strip())
         paths = [entry.splitlines()[0] for entry in entries]
-        configs = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in (ROOT / "configs").rglob("*.py")}
+        configs = {
+            str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in (ROOT / "configs").rglob("*.py")
+        }
         command = rf"tools/{words[0]}\.py {words[1] if words[1:] else '(?:dvae |pca )?'} *"
         assert paths == sorted(path for path, text in configs.items() if re.search(command + re.escape(path), text))
         assert all(re.fullmatch(r"\S+\n    \w.+\n    Cost: .+(\n    .+)*", entry) for entry in entries)

@@ -27,7 +27,16 @@ def features(*grids: tuple[int, int], widths: tuple[int, ...] = (DIM,) * 4) -> F
 
 
 def dense_vit(**options: object) -> ViT:
-    defaults = {"size": None, "dim": DIM, "depth": 4, "heads": 2, "patch": 16, "image_size": 64, "class_token": False, "final_norm": False}
+    defaults = {
+        "size": None,
+        "dim": DIM,
+        "depth": 4,
+        "heads": 2,
+        "patch": 16,
+        "image_size": 64,
+        "class_token": False,
+        "final_norm": False,
+    }
     return ViT(ViTConfig.model_validate(defaults | options))
 
 
@@ -44,7 +53,10 @@ def normalized(x: Tensor, norm: nn.Module, groups: int | None) -> Tensor:
         mean, var = x.mean(1, keepdim=True), x.var(1, keepdim=True, unbiased=False)
     else:
         parts, each = x.reshape(len(x), groups, -1), x.shape[1] // groups
-        mean, var = (s.repeat_interleave(each, 1)[..., None] for s in (parts.mean(2, True), parts.var(2, unbiased=False, keepdim=True)))
+        mean, var = (
+            s.repeat_interleave(each, 1)[..., None]
+            for s in (parts.mean(2, True), parts.var(2, unbiased=False, keepdim=True))
+        )
     return (x - mean) / (var + norm.eps).sqrt() * norm.weight[:, None, None] + norm.bias[:, None, None]
 
 
@@ -84,7 +96,10 @@ def test_the_fpn_adds_the_coarser_map_to_each_lateral_one(grid: tuple[int, int])
     scaled = [scale(x) for scale, x in zip(adapter.scale, given.maps, strict=True)]
     pyramid, above = adapter(given), None
     for level in (3, 2, 1, 0):
-        (lateral, lateral_norm), (output, output_norm) = adapter.fpn.inner_blocks[level], adapter.fpn.layer_blocks[level]
+        (lateral, lateral_norm), (output, output_norm) = (
+            adapter.fpn.inner_blocks[level],
+            adapter.fpn.layer_blocks[level],
+        )
         assert lateral.bias is None
         inner = normalized(torch.einsum("bchw,dc->bdhw", scaled[level], lateral.weight[..., 0, 0]), lateral_norm, None)
         if above is not None:
@@ -124,7 +139,9 @@ def test_strides_are_4_to_32_whatever_the_patch(patch: int, name: str) -> None:
     adapter = build(ADAPTERS, Spec(name=name, norm="layer"), maps_of(vit))
     assert isinstance(adapter, Adapter)
     pyramid = AdaptedBackbone(vit, adapter)(torch.randn(1, 3, 64, 128))
-    assert {name: tuple(x.shape[2:]) for name, x in pyramid.items()} == {n: (64 // s, 128 // s) for n, s in adapter.strides.items() if s <= 64}
+    assert {name: tuple(x.shape[2:]) for name, x in pyramid.items()} == {
+        n: (64 // s, 128 // s) for n, s in adapter.strides.items() if s <= 64
+    }
     assert all(x.shape[1] == 256 for x in pyramid.values())
 
 
@@ -143,12 +160,19 @@ def test_a_patch_of_14_is_scaled_relative_to_it_or_refused() -> None:
 @pytest.mark.parametrize("options", [{}, {"scales": "relative"}])
 @pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224", "convnext_atto"])
 def test_a_hierarchical_backbone_goes_to_the_fpn_as_it_is(name: str, options: dict[str, Any]) -> None:
-    timm_options: dict[str, Any] = {"img_size": 64, "embed_dim": 12, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)} if "swin" in name else {}
+    timm_options: dict[str, Any] = (
+        {"img_size": 64, "embed_dim": 12, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)} if "swin" in name else {}
+    )
     backbone = TimmBackbone(timm.create_model(name, num_classes=0, **timm_options), final_norm=False).eval()
     adapter = TapFPN(maps_of(backbone), fpn=16, **options)
     assert not list(adapter.scale.parameters())
     pyramid = AdaptedBackbone(backbone, adapter)(torch.randn(1, 3, 64, 64))
-    assert {n: tuple(x.shape[1:]) for n, x in pyramid.items()} == {"p2": (16, 16, 16), "p3": (16, 8, 8), "p4": (16, 4, 4), "p5": (16, 2, 2)}
+    assert {n: tuple(x.shape[1:]) for n, x in pyramid.items()} == {
+        "p2": (16, 16, 16),
+        "p3": (16, 8, 8),
+        "p4": (16, 4, 4),
+        "p5": (16, 2, 2),
+    }
     with pytest.raises(ValueError, match="take tap_fpn"):
         SimpleFPN(maps_of(backbone))
 
@@ -157,8 +181,12 @@ def test_a_hierarchical_backbone_goes_to_the_fpn_as_it_is(name: str, options: di
     (Spec(name="tap_fpn", fpn=16), 4), (Spec(name="tap_fpn", fpn=16, p6=True, fpn_norm="layer"), 6), (Spec(name="simple_fpn", channels=16), 3),
     (Spec(name="tap_fpn", taps=(0, 1, 3, 4), norm="batch", fpn=None), 5),
 ])  # fmt: skip
-@pytest.mark.parametrize("options", [{}, {"windows": 3, "global_blocks": (1,), "relative_positions": "decomposed", "positions": "learned"}])
-def test_every_trainable_parameter_of_a_dense_model_has_a_gradient(spec: Spec, depth: int, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"windows": 3, "global_blocks": (1,), "relative_positions": "decomposed", "positions": "learned"}]
+)
+def test_every_trainable_parameter_of_a_dense_model_has_a_gradient(
+    spec: Spec, depth: int, options: dict[str, Any]
+) -> None:
     vit = dense_vit(depth=depth, **options)
     model = AdaptedBackbone(vit, build(ADAPTERS, spec, maps_of(vit)))
     randomize(model)
@@ -199,9 +227,17 @@ def test_torchvision_s_mask_r_cnn_trains_on_it() -> None:
     vit = dense_vit(patch=8)
     pyramid = AdaptedBackbone(vit, SimpleFPN(maps_of(vit), p6=True))
     anchors = AnchorGenerator(tuple((size,) for size in (8, 16, 32, 64, 128)), ((1.0,),) * 5)
-    boxes, masks = (MultiScaleRoIAlign(["p2", "p3", "p4", "p5"], output_size=size, sampling_ratio=0) for size in (7, 14))
-    model = MaskRCNN(pyramid, 2, min_size=64, max_size=64, rpn_anchor_generator=anchors, box_roi_pool=boxes, mask_roi_pool=masks)
-    target = {"boxes": torch.tensor([[4.0, 4.0, 40.0, 40.0]]), "labels": torch.tensor([1]), "masks": torch.ones(1, 64, 48, dtype=torch.uint8)}
+    boxes, masks = (
+        MultiScaleRoIAlign(["p2", "p3", "p4", "p5"], output_size=size, sampling_ratio=0) for size in (7, 14)
+    )
+    model = MaskRCNN(
+        pyramid, 2, min_size=64, max_size=64, rpn_anchor_generator=anchors, box_roi_pool=boxes, mask_roi_pool=masks
+    )
+    target = {
+        "boxes": torch.tensor([[4.0, 4.0, 40.0, 40.0]]),
+        "labels": torch.tensor([1]),
+        "masks": torch.ones(1, 64, 48, dtype=torch.uint8),
+    }
     sum(model([torch.rand(3, 64, 48)], [target]).values()).backward()
     assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 

@@ -19,7 +19,19 @@ from mae_transfer.data.ade import class_names
 from mae_transfer.data.ade_check import check_ade, check_sets
 from mae_transfer.data.map_values import Coding, read_map
 
-CAMVID = ("Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist")
+CAMVID = (
+    "Sky",
+    "Building",
+    "Pole",
+    "Road",
+    "Pavement",
+    "Tree",
+    "SignSymbol",
+    "Fence",
+    "Car",
+    "Pedestrian",
+    "Bicyclist",
+)
 VALUES = np.array([[0, 1, 2], [2, 3, 255]], dtype=np.uint8)
 
 
@@ -129,7 +141,9 @@ def test_two_parts_share_no_image_and_leave_none_out(root: Path) -> None:
 
 def test_what_is_wrong_with_a_pair_is_named_when_it_is_read(root: Path) -> None:
     ade, drawn = Ade(root=str(root)), root / "annotations" / "training" / "a.png"
-    with pytest.raises(UnreadableImage, match=r"a.png: value beyond the 2 classes \(value 3\); 0 is void .*reduce_zero_label=True"):
+    with pytest.raises(
+        UnreadableImage, match=r"a.png: value beyond the 2 classes \(value 3\); 0 is void .*reduce_zero_label=True"
+    ):
         Ade(root=str(root), classes=["x", "y"]).read(0)
     for change, message in (
         (Image.fromarray(VALUES).convert("RGB"), r"map with colours instead of classes \(mode RGB\)"),
@@ -167,7 +181,10 @@ def test_every_defect_is_found_at_once(root: Path) -> None:
     (maps / "torn.png").write_bytes((maps / "torn.png").read_bytes()[:40])
     (images / "unread.jpg").write_bytes(b"no image")
     Image.new("RGB", VALUES.shape[::-1]).save(images / "b.png")
-    assert {defect.kind: (defect.number, tuple(re.sub(r" \(its .*", "", one) for one in defect.examples)) for defect in check_ade(str(root))} == {
+    assert {
+        defect.kind: (defect.number, tuple(re.sub(r" \(its .*", "", one) for one in defect.examples))
+        for defect in check_ade(str(root))
+    } == {
         "image without a map": (1, ("lone.jpg",)),
         "map without an image": (1, ("other.png",)),
         "value beyond the 3 classes": (2, ("beyond.png (value 4)", "deep.png (value 555)")),
@@ -199,10 +216,14 @@ def few_bits(path: Path, values: np.ndarray, *, bits: int, colour: int = 0) -> N
         drawn.putpalette([k for value in range(1 << bits) for k in (value, 255 - value, 7)])
         drawn.save(path, bits=bits)
         return
-    rows = b"".join(b"\0" + np.packbits(np.unpackbits(row[:, None], axis=1)[:, 8 - bits :].ravel()).tobytes() for row in values)
+    rows = b"".join(
+        b"\0" + np.packbits(np.unpackbits(row[:, None], axis=1)[:, 8 - bits :].ravel()).tobytes() for row in values
+    )
     head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, colour, 0, 0, 0)
     chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
-    body = (struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks)
+    body = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(body))
 
 
@@ -223,7 +244,10 @@ def test_a_tiff_of_any_bits_is_read_as_it_is_stored(tmp_path: Path, bits: int, i
     if bits == 16:
         rows = values.astype("<u2").tobytes()
     else:
-        rows = b"".join(np.packbits(np.unpackbits(row.astype(np.uint8)[:, None], axis=1)[:, 8 - bits :].ravel()).tobytes() for row in values)
+        rows = b"".join(
+            np.packbits(np.unpackbits(row.astype(np.uint8)[:, None], axis=1)[:, 8 - bits :].ravel()).tobytes()
+            for row in values
+        )
     tags = {256: 6, 257: 4, 258: bits, 259: 1, 262: interpretation, 273: 8, 277: 1, 278: 4, 279: len(rows)}
     entries = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags.items())
     at = 8 + len(rows) + len(rows) % 2
@@ -232,7 +256,9 @@ def test_a_tiff_of_any_bits_is_read_as_it_is_stored(tmp_path: Path, bits: int, i
     assert np.array_equal(read_map(tmp_path / "a.tif"), values)
 
 
-@pytest.mark.parametrize("options", [{"compression": "tiff_lzw"}, {"compression": "tiff_deflate"}, {"compression": "packbits"}, {}])
+@pytest.mark.parametrize(
+    "options", [{"compression": "tiff_lzw"}, {"compression": "tiff_deflate"}, {"compression": "packbits"}, {}]
+)
 def test_tiffs_of_16_bits_and_masks_of_one_are_maps(tmp_path: Path, options: dict[str, str]) -> None:
     deep = VALUES.astype(np.uint16)
     deep[0, 0] = 65535
@@ -253,7 +279,9 @@ def test_a_map_is_turned_as_its_image_is(tmp_path: Path) -> None:
 
 def test_a_lossy_map_is_refused(tmp_path: Path) -> None:
     Image.fromarray(VALUES).save(tmp_path / "a.png", format="JPEG")
-    with pytest.raises(UnreadableImage, match=r"a.png: map in another format than PNG, TIFF, BMP, GIF \(JPEG\); write it"):
+    with pytest.raises(
+        UnreadableImage, match=r"a.png: map in another format than PNG, TIFF, BMP, GIF \(JPEG\); write it"
+    ):
         read_map(tmp_path / "a.png")
 
 
@@ -268,7 +296,11 @@ def test_masks_of_0_and_255_need_their_values(tmp_path: Path) -> None:
     assert [one.policy for one in check_ade(str(tmp_path), allow_absent=True, **options)] == ["left out of the means"]
     assert not check_ade(str(tmp_path), values=(0, 255), **options)
     assert Ade(root=str(tmp_path), values=(0, 255), **options).read(0).labels.tolist() == [[0, 1], [1, 0]]
-    for values, message in (((0,), "one value of its own"), ((3, 3), "one value of its own"), ((0, 65536), "from 0 to 65535")):
+    for values, message in (
+        ((0,), "one value of its own"),
+        ((3, 3), "one value of its own"),
+        ((0, 65536), "from 0 to 65535"),
+    ):
         with pytest.raises(ValueError, match=message):
             Ade(root=str(tmp_path), values=values, **options)
         assert message in check_ade(str(tmp_path), values=values, **options)[0].examples[0]
@@ -329,7 +361,9 @@ def test_a_sound_set_is_remembered_until_a_file_changes(
 ) -> None:
     monkeypatch.setenv("MAE_TRANSFER_CACHE", str(tmp_path_factory.mktemp("own")))
     read: list[Path] = []
-    monkeypatch.setattr("mae_transfer.data.ade_check.read_map", lambda path, **given: read.append(path) or read_map(path, **given))
+    monkeypatch.setattr(
+        "mae_transfer.data.ade_check.read_map", lambda path, **given: read.append(path) or read_map(path, **given)
+    )
     for _ in range(2):
         check_sets({"training": Ade(root=str(root))})
         assert len(read) == 2

@@ -37,7 +37,10 @@ def dying(work: Work) -> Entry:
 
 
 def test_a_race_reports_every_contestant_and_says_why_one_did_not_run():
-    rows = {row.name: row for row in race({"toy": toy, "absent": absent, "dying": dying}, ["eager"], WORK, rounds=3, steps=1)}
+    rows = {
+        row.name: row
+        for row in race({"toy": toy, "absent": absent, "dying": dying}, ["eager"], WORK, rounds=3, steps=1)
+    }
     measures = rows["toy"].measures
     assert measures is not None
     assert len(rows["toy"].images_per_s) == 3

@@ -16,6 +16,15 @@ def test_every_contestant_trains_its_share(name: str) -> None:
     loss = module.train()(*inputs)
     loss.backward()
     assert loss.isfinite()
-    share = sum(p.numel() for p in module.parameters() if p.grad is not None) / sum(p.numel() for p in module.parameters())
-    expected = {classify.FINETUNE: 1.0, classify.PEER: 1.0, "4 blocks": 0.35, "1 block": 0.11, "1 probe": 0.03, "10 probes": 0.26}[name]
+    share = sum(p.numel() for p in module.parameters() if p.grad is not None) / sum(
+        p.numel() for p in module.parameters()
+    )
+    expected = {
+        classify.FINETUNE: 1.0,
+        classify.PEER: 1.0,
+        "4 blocks": 0.35,
+        "1 block": 0.11,
+        "1 probe": 0.03,
+        "10 probes": 0.26,
+    }[name]
     assert share == pytest.approx(expected, abs=0.05)

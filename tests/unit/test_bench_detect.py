@@ -12,7 +12,12 @@ WORK = Work(size="vit_tiny", image=64, batch=1)
 
 
 @pytest.mark.parametrize(
-    "name", [detect.OURS, pytest.param(detect.HEADS, marks=pytest.mark.detectron2), pytest.param(detect.PEER, marks=pytest.mark.detectron2)]
+    "name",
+    [
+        detect.OURS,
+        pytest.param(detect.HEADS, marks=pytest.mark.detectron2),
+        pytest.param(detect.PEER, marks=pytest.mark.detectron2),
+    ],
 )
 @pytest.mark.filterwarnings("ignore")  # detectron2's own imports warn
 def test_every_contestant_trains(name: str, request: pytest.FixtureRequest) -> None:
@@ -22,12 +27,16 @@ def test_every_contestant_trains(name: str, request: pytest.FixtureRequest) -> N
     loss = module.train()(*inputs)
     loss.backward()
     assert loss.isfinite()
-    assert sum(p.numel() for p in module.parameters() if p.grad is not None) > 10_000_000  # the encoder and heads of full width
+    assert (
+        sum(p.numel() for p in module.parameters() if p.grad is not None) > 10_000_000
+    )  # the encoder and heads of full width
 
 
 def test_both_evaluators_give_the_same_figures() -> None:
     records = detect.evaluators(images=6, rounds=1)
-    assert [(r["name"], r["kind"]) for r in records] == [(backend, kind) for kind in detect.KINDS for backend in detect.BACKENDS]
+    assert [(r["name"], r["kind"]) for r in records] == [
+        (backend, kind) for kind in detect.KINDS for backend in detect.BACKENDS
+    ]
     assert max(r["largest_difference"] for r in records) <= 1e-9
 
 
@@ -38,4 +47,8 @@ def test_the_ratio_is_the_median_over_rounds_to_the_peer_in_the_same_mode() -> N
         Row("ours", "eager", (4.0, 6.0, 8.0), measures), Row("absent", "eager", failure="not installed"),
     ]  # fmt: skip
     assert compared(rows[2], rows, WORK, to="peer", called="ratio")["ratio"] == 2.0
-    assert compared(rows[3], rows, WORK, to="peer", called="ratio") == {"name": "absent", "mode": "eager", "failure": "not installed"}
+    assert compared(rows[3], rows, WORK, to="peer", called="ratio") == {
+        "name": "absent",
+        "mode": "eager",
+        "failure": "not installed",
+    }

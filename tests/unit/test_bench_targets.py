@@ -7,10 +7,16 @@ from mae_transfer.bench.work import Work
 
 
 def test_every_target_takes_its_turn_and_is_compared_within_its_round() -> None:
-    records = {row["target"]: row for row in targets.run(Work(size="vit_tiny", image=32, batch=2), modes=["eager"], rounds=1, steps=1)}
+    records = {
+        row["target"]: row
+        for row in targets.run(Work(size="vit_tiny", image=32, batch=2), modes=["eager"], rounds=1, steps=1)
+    }
     assert list(records) == list(targets.TARGETS)
     assert records["pixel"]["time_over_pixel"] == 1.0
-    assert records["token, DALL-E's encoder"]["tokenizer_gmacs_per_image"] > 10 * records["token, a small dVAE"]["tokenizer_gmacs_per_image"]
+    assert (
+        records["token, DALL-E's encoder"]["tokenizer_gmacs_per_image"]
+        > 10 * records["token, a small dVAE"]["tokenizer_gmacs_per_image"]
+    )
     assert records["token, kept ids"]["tokenizer_gmacs_per_image"] is None
 
 

@@ -40,7 +40,11 @@ def schemas() -> list[type[Schema]]:
             importlib.import_module(module.name)
     found: list[type[Schema]] = [Schema]
     for schema in found:
-        found += [below for below in schema.__subclasses__() if below.__module__.startswith("mae_transfer") and below.__name__ != "Options"]
+        found += [
+            below
+            for below in schema.__subclasses__()
+            if below.__module__.startswith("mae_transfer") and below.__name__ != "Options"
+        ]
     return found
 
 
@@ -61,7 +65,9 @@ def unbounded(annotation: Any, metadata: tuple[Any, ...] = ()) -> Iterator[Any]:
 @pytest.mark.parametrize("schema", schemas(), ids=lambda schema: schema.__name__)
 def test_every_number_of_a_schema_has_both_bounds(schema: type[Schema]) -> None:
     hints = get_type_hints(schema, include_extras=True)
-    assert not [name for name in schema.model_fields if list(unbounded(hints[name]))], "take a type of mae_transfer/bounds.py"
+    assert not [name for name in schema.model_fields if list(unbounded(hints[name]))], (
+        "take a type of mae_transfer/bounds.py"
+    )
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
@@ -80,7 +86,11 @@ def test_an_option_that_makes_no_sense_is_refused_by_its_name(entry: str) -> Non
         if {int, float} & set(flat(hints[option])):
             for bad in (math.nan, math.inf, -math.inf, -1, 1e300, 10**30, "seven", (math.nan, math.nan), (1e300, -1)):
                 with pytest.raises(ValueError, match=rf"{option}(\.\d)? = "):
-                    check({"x": factory}, Spec.model_validate({"name": "x", option: bad}), openers=("teacher", "tokenizer", "basis"))
+                    check(
+                        {"x": factory},
+                        Spec.model_validate({"name": "x", option: bad}),
+                        openers=("teacher", "tokenizer", "basis"),
+                    )
 
 
 def flat(annotation: Any) -> list[Any]:

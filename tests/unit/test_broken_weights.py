@@ -47,7 +47,11 @@ def renamed(tensors: State, *rules: tuple[str, str], prefix: str = "") -> State:
 
 
 def beit() -> State:
-    rules = (("rel_pos_bias.0.table", "rel_pos_bias.relative_position_bias_table"), (".ls1.gamma", ".gamma_1"), (".ls2.gamma", ".gamma_2"))
+    rules = (
+        ("rel_pos_bias.0.table", "rel_pos_bias.relative_position_bias_table"),
+        (".ls1.gamma", ".gamma_1"),
+        (".ls2.gamma", ".gamma_2"),
+    )
     return renamed(state(**BEIT), *rules)
 
 
@@ -58,19 +62,40 @@ def mmpretrain() -> State:
 
 
 def swin() -> State:
-    model = timm.create_model("swin_tiny_patch4_window7_224", img_size=16, embed_dim=8, depths=(1, 1), num_heads=(1, 2), window_size=2, num_classes=0)
+    model = timm.create_model(
+        "swin_tiny_patch4_window7_224",
+        img_size=16,
+        embed_dim=8,
+        depths=(1, 1),
+        num_heads=(1, 2),
+        window_size=2,
+        num_classes=0,
+    )
     return dict(model.state_dict())
 
 
 def flax() -> State:
-    parts = {"cls": (1, 1, 8), "Transformer/posembed_input/pos_embedding": (1, 5, 8), "embedding/kernel": (4, 4, 3, 8), "embedding/bias": (8,)}
+    parts = {
+        "cls": (1, 1, 8),
+        "Transformer/posembed_input/pos_embedding": (1, 5, 8),
+        "embedding/kernel": (4, 4, 3, 8),
+        "embedding/bias": (8,),
+    }
     parts |= {f"Transformer/encoder_norm/{name}": (8,) for name in ("scale", "bias")}
     block, attention = "Transformer/encoderblock_0/", "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/"
     parts |= {f"{block}LayerNorm_{number}/{name}": (8,) for number in (0, 2) for name in ("scale", "bias")}
     parts |= {f"{attention}{name}/kernel": (8, 2, 4) for name in ("query", "key", "value")}
     parts |= {f"{attention}{name}/bias": (2, 4) for name in ("query", "key", "value")}
-    parts |= {f"{attention}out/kernel": (2, 4, 8), f"{attention}out/bias": (8,), f"{block}MlpBlock_3/Dense_0/kernel": (8, 32)}
-    parts |= {f"{block}MlpBlock_3/Dense_0/bias": (32,), f"{block}MlpBlock_3/Dense_1/kernel": (32, 8), f"{block}MlpBlock_3/Dense_1/bias": (8,)}
+    parts |= {
+        f"{attention}out/kernel": (2, 4, 8),
+        f"{attention}out/bias": (8,),
+        f"{block}MlpBlock_3/Dense_0/kernel": (8, 32),
+    }
+    parts |= {
+        f"{block}MlpBlock_3/Dense_0/bias": (32,),
+        f"{block}MlpBlock_3/Dense_1/kernel": (32, 8),
+        f"{block}MlpBlock_3/Dense_1/bias": (8,),
+    }
     return {name: torch.zeros(shape) for name, shape in parts.items()}
 
 
@@ -125,7 +150,9 @@ def written(layout: str) -> dict[str, bytes]:
             about = {"statistics": {"mean": [0.5] * 3, "std": [0.5] * 3, "recorded": True}}
             checkpoints.FORMATS["hf"](Path(folder), ViT(ViTConfig(**SMALL)), about)
         else:
-            checkpoints.export_backbone(path, ViT(ViTConfig(**SMALL)), about={"recipe": {"mean": [0.5] * 3, "std": [0.5] * 3}})
+            checkpoints.export_backbone(
+                path, ViT(ViTConfig(**SMALL)), about={"recipe": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+            )
         return {file.name: file.read_bytes() for file in Path(folder).iterdir()}
 
 
@@ -141,7 +168,9 @@ JUNK = (None, "x", 3, [], {}, {"a": 1}, [1, "b"], True, -1, 0, 1e308, "\udce4")
 def places(tree: State, found: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     """Return the paths of all tensors of nested dicts."""
     inner = [(*found, key) for key, value in tree.items() if isinstance(value, Tensor)]
-    return inner + [place for key, value in tree.items() if isinstance(value, dict) for place in places(value, (*found, key))]
+    return inner + [
+        place for key, value in tree.items() if isinstance(value, dict) for place in places(value, (*found, key))
+    ]
 
 
 def break_tensors(rng: random.Random, tree: State) -> None:
@@ -152,26 +181,41 @@ def break_tensors(rng: random.Random, tree: State) -> None:
             return
         *parents, leaf = rng.choice(every)
         inner = functools.reduce(lambda level, key: level[key], parents, tree)
-        tensor, how = inner[leaf], rng.choice(["drop", "shape", "value", "type", "rename", "extra", "junk", "bomb", "swap"])
+        tensor, how = (
+            inner[leaf],
+            rng.choice(["drop", "shape", "value", "type", "rename", "extra", "junk", "bomb", "swap"]),
+        )
         if how in ("drop", "rename"):
             del inner[leaf]
         if how == "rename":
-            inner[rng.choice(["blocks.x.norm1.weight", "blocks.99.norm1.weight", f"module.{leaf}", leaf[1:], "", "blocks."])] = tensor
+            inner[
+                rng.choice(
+                    ["blocks.x.norm1.weight", "blocks.99.norm1.weight", f"module.{leaf}", leaf[1:], "", "blocks."]
+                )
+            ] = tensor
         elif how == "shape":
             inner[leaf] = torch.zeros([rng.randint(0, 9) for _ in range(rng.randint(0, 5))])
         elif how == "value" and tensor.numel():
-            inner[leaf] = tensor.double().index_fill(0, torch.tensor([0]), rng.choice(VALUES)) if tensor.ndim else tensor
+            inner[leaf] = (
+                tensor.double().index_fill(0, torch.tensor([0]), rng.choice(VALUES)) if tensor.ndim else tensor
+            )
         elif how == "type":
-            inner[leaf] = tensor.to(rng.choice([torch.int8, torch.int64, torch.bool, torch.complex64, torch.float16, torch.bfloat16]))
+            inner[leaf] = tensor.to(
+                rng.choice([torch.int8, torch.int64, torch.bool, torch.complex64, torch.float16, torch.bfloat16])
+            )
         elif how == "extra":
-            inner[rng.choice(["extra", "blocks.2.norm1.weight", "teacher.patch_embed.proj.weight", "dist_token"])] = torch.zeros(3)
+            inner[rng.choice(["extra", "blocks.2.norm1.weight", "teacher.patch_embed.proj.weight", "dist_token"])] = (
+                torch.zeros(3)
+            )
         elif how == "junk":
             inner[leaf] = rng.choice(JUNK)
         elif how == "bomb":
             inner[leaf] = Bomb()
         elif how == "swap":
             inner[leaf] = (
-                functools.reduce(lambda level, key: level[key], rng.choice(every), tree).clone() if not parents else tensor.flatten().clone()
+                functools.reduce(lambda level, key: level[key], rng.choice(every), tree).clone()
+                if not parents
+                else tensor.flatten().clone()
             )
 
 
@@ -214,7 +258,11 @@ def spoil(rng: random.Random, layout: str, folder: Path) -> Path:
         if stored and rng.random() < 0.5:
             stored[rng.choice(sorted(stored))] = rng.choice(JUNK[:-1])
         about = {ABOUT: rng.choice(["{", "[1]", json.dumps(stored), json.dumps(stored)])}
-        save_file({name: value.contiguous() for name, value in tree.items() if isinstance(value, Tensor)}, path, metadata=about)
+        save_file(
+            {name: value.contiguous() for name, value in tree.items() if isinstance(value, Tensor)},
+            path,
+            metadata=about,
+        )
         for name, data in written(layout).items():
             if name.endswith(".json"):
                 (folder / name).write_bytes(data)

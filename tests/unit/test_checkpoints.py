@@ -37,14 +37,28 @@ def mae() -> MAE:
 
 def test_the_released_names_are_these() -> None:
     names = set(released(mae(), full=True))
-    block = {f"blocks.0.{part}.{kind}" for part in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2") for kind in ("weight", "bias")}
+    block = {
+        f"blocks.0.{part}.{kind}"
+        for part in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+        for kind in ("weight", "bias")
+    }
     assert block | {"decoder_" + name for name in block} <= names
-    assert {"cls_token", "pos_embed", "patch_embed.proj.weight", "norm.bias", "mask_token", "decoder_embed.weight", "decoder_pos_embed"} <= names
+    assert {
+        "cls_token",
+        "pos_embed",
+        "patch_embed.proj.weight",
+        "norm.bias",
+        "mask_token",
+        "decoder_embed.weight",
+        "decoder_pos_embed",
+    } <= names
     assert {"decoder_norm.weight", "decoder_pred.bias"} <= names
 
 
 @pytest.mark.parametrize(("prefix", "full"), [("mae", False), ("mae-full", True)])
-def test_a_released_file_loads_strictly_and_exports_back_equal_in_every_tensor(tmp_path: Path, prefix: str, full: bool) -> None:
+def test_a_released_file_loads_strictly_and_exports_back_equal_in_every_tensor(
+    tmp_path: Path, prefix: str, full: bool
+) -> None:
     tensors = released(mae(), full=full)
     path = tmp_path / "mae_pretrain.pth"
     torch.save({"model": tensors, "epoch": 1600, "args": argparse.Namespace(lr=1e-3)}, path)
@@ -89,7 +103,9 @@ def damaged(kind: str) -> dict[str, Any]:
     ("extra", "not used: blocks.0.attn.k_norm.weight"), ("missing", "missing: blocks.3.mlp.fc1.bias"),
     ("shape", r"blocks.3.mlp.fc1.bias: \(3,\) does not fit \(768,\)"), ("width", "width 100, depth 12"),
 ])  # fmt: skip
-def test_a_tensor_without_a_place_and_a_place_without_a_tensor_are_errors(tmp_path: Path, kind: str, match: str) -> None:
+def test_a_tensor_without_a_place_and_a_place_without_a_tensor_are_errors(
+    tmp_path: Path, kind: str, match: str
+) -> None:
     torch.save({"model": damaged(kind)}, tmp_path / "x.pth")
     with pytest.raises(ValueError, match=match) as error:
         checkpoints.load_backbone(f"mae:{tmp_path / 'x.pth'}", changes={} if kind == "width" else {"heads": 3})
@@ -102,7 +118,10 @@ def test_references_that_fit_no_layout_say_what_is_known(tmp_path: Path) -> None
     with pytest.raises(ValueError, match="does not exist"):
         checkpoints.load_backbone(f"mae:{tmp_path / 'absent.pth'}")
     torch.save({"state_dict": {}}, tmp_path / "moco.pth")
-    with pytest.raises(ValueError, match=r"has no 'model' entry with [.]+patch_embed.proj.weight: its keys are state_dict, its names none"):
+    with pytest.raises(
+        ValueError,
+        match=r"has no 'model' entry with [.]+patch_embed.proj.weight: its keys are state_dict, its names none",
+    ):
         checkpoints.load_backbone(f"mae:{tmp_path / 'moco.pth'}")
     torch.save(torch.zeros(1), tmp_path / "tensor.pth")
     with pytest.raises(ValueError, match="holds a Tensor"):
@@ -118,7 +137,9 @@ class Bomb:
 
 
 @pytest.mark.parametrize("writer", ["torch", "pickle"])
-def test_a_malicious_pickle_is_refused_and_not_run(tmp_path: Path, writer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_malicious_pickle_is_refused_and_not_run(
+    tmp_path: Path, writer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("BOMB", str(tmp_path / "crater"))
     path = tmp_path / "evil.pth"
     content = {"model": released(mae(), full=False), "args": Bomb()}

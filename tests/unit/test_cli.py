@@ -21,7 +21,12 @@ CONFIGS = {
     "det_train": (detect.DetectConfig, "configs/detect/mask_rcnn_vitdet_base_100ep.py"),
     "seg_train": (segment.SegmentConfig, "configs/segment/camvid.py"),
 }
-SCHEMAS = (*(schema for schema, _ in CONFIGS.values()), knn.KnnConfig, robustness.RobustnessConfig, tokenizer.TokenizerConfig)
+SCHEMAS = (
+    *(schema for schema, _ in CONFIGS.values()),
+    knn.KnnConfig,
+    robustness.RobustnessConfig,
+    tokenizer.TokenizerConfig,
+)
 
 
 class Base:
@@ -105,7 +110,11 @@ def test_show_needs_no_work_dir_and_prints_what_set_and_debug_change(
     words = [config, "--show", "--set", "seed=7", "--set", "optim.weight_decay=0.125"]
     task = cli.Task(schema, run)
     name = schema.model_fields["task"].default if "task" in schema.model_fields else ""
-    status = cli.pretrain(schema, run, description="", argv=words) if tool == "pretrain" else cli.transfer({name: task}, description="", argv=words)
+    status = (
+        cli.pretrain(schema, run, description="", argv=words)
+        if tool == "pretrain"
+        else cli.transfer({name: task}, description="", argv=words)
+    )
     assert status == 0
     lines = capsys.readouterr().out.splitlines()
     assert "seed = 7" in lines
@@ -113,7 +122,9 @@ def test_show_needs_no_work_dir_and_prints_what_set_and_debug_change(
     assert max(map(len, lines)) <= 100
 
 
-def test_show_of_an_ablation_prints_the_row(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_show_of_an_ablation_prints_the_row(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
     words = ["configs/ablations/table1f.py", "--row", "grid 75%", "--mini", "--show"]
     assert cli.pretrain(pretrain.PretrainConfig, "nowhere:run", description="", argv=words) == 0
@@ -122,14 +133,25 @@ def test_show_of_an_ablation_prints_the_row(capsys: pytest.CaptureFixture[str], 
 
 def schemas(schema: type[Schema]) -> set[type[Schema]]:
     """Return a schema and those of its fields."""
-    inner = [found for field in schema.model_fields.values() for found in (field.annotation, *get_args(field.annotation))]
-    return {schema}.union(*(schemas(one) for one in inner if inspect.isclass(one) and issubclass(one, Schema) and not issubclass(one, Spec)))
+    inner = [
+        found for field in schema.model_fields.values() for found in (field.annotation, *get_args(field.annotation))
+    ]
+    return {schema}.union(
+        *(
+            schemas(one)
+            for one in inner
+            if inspect.isclass(one) and issubclass(one, Schema) and not issubclass(one, Spec)
+        )
+    )
 
 
 def test_every_option_of_every_part_that_is_chosen_by_name_is_documented() -> None:
     found = set().union(*map(schemas, SCHEMAS))
     fields = [
-        (one, name, field) for one in found for name, field in one.model_fields.items() if Spec in (field.annotation, *get_args(field.annotation))
+        (one, name, field)
+        for one in found
+        for name, field in one.model_fields.items()
+        if Spec in (field.annotation, *get_args(field.annotation))
     ]
     silent = [f"{one.__name__}.{name}" for one, name, _ in fields if name not in one.choices]
     assert not silent, "name the table of each of these fields in the `choices` of its schema"
@@ -153,13 +175,19 @@ def test_list_reads_docstrings_and_runs_nothing(tmp_path: Path, monkeypatch: pyt
         f'"""Purpose of v1.5, e.g. small. More.\n\nCommand: {command}\nCost:    1 h\n         on a GPU.\nPublished: none.\n"""\nraise OSError\n'
     )
     (folder / "two.py").write_text('"""No command."""\n')
-    assert [tuple(entry) for entry in listing.entries("pretrain")] == [(str(folder / "one.py"), "Purpose of v1.5, e.g. small", "1 h on a GPU.")]
+    assert [tuple(entry) for entry in listing.entries("pretrain")] == [
+        (str(folder / "one.py"), "Purpose of v1.5, e.g. small", "1 h on a GPU.")
+    ]
     assert listing.listing("det_train") == "no config names tools/det_train.py in its docstring"
 
 
 def test_every_config_is_listed_by_one_tool() -> None:
     found = [entry.path for tool in (*CONFIGS, "tokenizer_train", "reproduce") for entry in listing.entries(tool)]
-    configs = [path for path in (ROOT / "configs").rglob("*.py") if ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))]
+    configs = [
+        path
+        for path in (ROOT / "configs").rglob("*.py")
+        if ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    ]
     assert sorted(Path(path).resolve() for path in found) == sorted(configs)
 
 

@@ -54,7 +54,9 @@ def written(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def test_images_come_by_id_and_labels_by_rank_of_the_category_id(written: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
+def test_images_come_by_id_and_labels_by_rank_of_the_category_id(
+    written: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
     coco = Coco(root=str(written()))
     assert coco.classes == ("cat", "dog")
     assert coco.category_ids.tolist() == [2, 7]
@@ -76,7 +78,9 @@ def test_images_come_by_id_and_labels_by_rank_of_the_category_id(written: Callab
     ]
 
 
-def test_an_invalid_polygon_is_dropped_and_an_object_without_any_is_counted(written: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
+def test_an_invalid_polygon_is_dropped_and_an_object_without_any_is_counted(
+    written: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
     """pycocotools takes a polygon of two points for a box, x, y, width, height."""
     root = written(lambda content: content["annotations"][0].update(segmentation=[[1, 2, 3, 4], [1, 2, 3, 4, 5]]))
     with caplog.at_level(logging.WARNING):
@@ -118,7 +122,10 @@ def test_any_json_and_folder_serve_and_a_copy_reads_the_same(written: Callable[.
     root = written()
     (root / "annotations" / "instances_train2017.json").rename(root / "mine.json")
     (root / "train2017").rename(root / "photos")
-    coco = build(OBJECT_SETS, Spec.model_validate({"name": "coco", "root": str(root), "annotations": "mine.json", "images": "photos"}))
+    coco = build(
+        OBJECT_SETS,
+        Spec.model_validate({"name": "coco", "root": str(root), "annotations": "mine.json", "images": "photos"}),
+    )
     again = pickle.loads(pickle.dumps(coco))
     assert torch.equal(again.read(1).image, coco.read(1).image)
     assert again.where(1) == str(root / "photos" / "9.png")
@@ -132,19 +139,32 @@ def test_any_json_and_folder_serve_and_a_copy_reads_the_same(written: Callable[.
         (lambda c: c["annotations"][0].update(category_id=3), r"1 x unknown category id: object 1 \(category 3\)"),
         (lambda c: c["annotations"][0].update(image_id=3), r"1 x unknown image id: object 1 \(image 3\)"),
         (lambda c: c["images"][0].update(id=4), "1 x image id that is there more than once: 4; give"),
-        (lambda c: c["annotations"][0].pop("bbox"), "1 x object without bbox: object 1; write what is missing.*lists every defect"),
-        (lambda c: [one.pop("segmentation") for one in c["annotations"]], "no object has an outline: for boxes alone, masks=False"),
-        (lambda c: [one.update(iscrowd=1) for one in c["annotations"]], "nothing to learn from or to measure: 3 objects, of which 3 are crowd"),
+        (
+            lambda c: c["annotations"][0].pop("bbox"),
+            "1 x object without bbox: object 1; write what is missing.*lists every defect",
+        ),
+        (
+            lambda c: [one.pop("segmentation") for one in c["annotations"]],
+            "no object has an outline: for boxes alone, masks=False",
+        ),
+        (
+            lambda c: [one.update(iscrowd=1) for one in c["annotations"]],
+            "nothing to learn from or to measure: 3 objects, of which 3 are crowd",
+        ),
     ],
 )
-def test_a_json_that_contradicts_itself_is_refused(written: Callable[..., Path], change: Callable[[Any], Any], message: str) -> None:
+def test_a_json_that_contradicts_itself_is_refused(
+    written: Callable[..., Path], change: Callable[[Any], Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         Coco(root=str(written(change)), skip_empty=True)
 
 
 def test_missing_files_are_named(written: Callable[..., Path]) -> None:
     root = written()
-    with pytest.raises(ValueError, match=r"no annotations .*val2017.json'; in its folder are: instances_train2017.json"):
+    with pytest.raises(
+        ValueError, match=r"no annotations .*val2017.json'; in its folder are: instances_train2017.json"
+    ):
         Coco(root=str(root), split="val2017")
     with pytest.raises(ValueError, match=r"no folder of images .*photos"):
         Coco(root=str(root), images="photos")
@@ -197,8 +217,18 @@ def break_everything(content: dict[str, Any]) -> None:
         {"segmentation": [[1, 2, 3, 4]]}, {"bbox": [-70, 5, 20, 20]}, {"segmentation": []}, {"segmentation": {"size": [40, 60]}},
         {"segmentation": {"size": [60, 40], "counts": [0, 2400]}}, {"segmentation": [[1, 2, 3, 4, "x", 6]]}, {"image_id": "9"},
     ]  # fmt: skip
-    content["annotations"] = [good, *({**good, "id": k, **change} for k, change in enumerate(changes, start=100)), {**good, "id": 101}, {"id": 3}, 5]
-    content["images"] += [{"id": 4, "file_name": "again.png", "height": 40, "width": 60}, {"id": 31, "file_name": "9.png"}, {"id": 32}]
+    content["annotations"] = [
+        good,
+        *({**good, "id": k, **change} for k, change in enumerate(changes, start=100)),
+        {**good, "id": 101},
+        {"id": 3},
+        5,
+    ]
+    content["images"] += [
+        {"id": 4, "file_name": "again.png", "height": 40, "width": 60},
+        {"id": 31, "file_name": "9.png"},
+        {"id": 32},
+    ]
     content["images"] += [{"id": 33, "file_name": "9.png", "height": 40, "width": 60}]
     content["categories"] += [{"id": 2, "name": "dog"}]
 
@@ -224,7 +254,11 @@ def test_every_defect_is_found_at_once(written: Callable[..., Path]) -> None:
         "object id that is there more than once": (1, "101", ""),
         "unknown image id": (1, "object 100 (image 77)", ""),
         "unknown category id": (1, "object 101 (category 77)", ""),
-        "box that reaches over the edge of its image": (1, "object 102 (box [25.0, 10.0, 50.0, 20.0])", "clipped to the image"),
+        "box that reaches over the edge of its image": (
+            1,
+            "object 102 (box [25.0, 10.0, 50.0, 20.0])",
+            "clipped to the image",
+        ),
         "box without area": (1, "object 103 (box [5.0, 5.0, 0.0, 3.0])", "left out"),
         "box that is not four finite numbers": (1, "object 104 (box [1, 2])", ""),
         "area of zero": (1, "object 105", "computed from outline or box"),
@@ -258,10 +292,14 @@ def test_a_part_of_a_set_is_judged_as_the_whole(written: Callable[..., Path]) ->
 
     def change(content: dict[str, Any]) -> None:
         for one, other in zip(
-            content["annotations"], ({"image_id": 4, "bbox": [10, 10, 55, 35]}, {"image_id": 9}, {"bbox": [10, 2, 3, 4]}), strict=True
+            content["annotations"],
+            ({"image_id": 4, "bbox": [10, 10, 55, 35]}, {"image_id": 9}, {"bbox": [10, 2, 3, 4]}),
+            strict=True,
         ):
             one.update(other)
 
     part = Coco(root=str(written(change)), masks=False, first=1)
     assert part.objects(0).boxes.tolist() == [[10, 10, 60, 40]]
-    assert [one["bbox"] for one in CocoMetric(part.ground_truth(), kinds=("bbox",)).truth["annotations"]] == [[10, 10, 50, 30]]
+    assert [one["bbox"] for one in CocoMetric(part.ground_truth(), kinds=("bbox",)).truth["annotations"]] == [
+        [10, 10, 50, 30]
+    ]

@@ -22,12 +22,17 @@ def guesses(source: Any, index: int, *, noise: float = 3.0) -> Detections:
     """The truth, moved, cropped, sometimes mislabelled, some of it missing, some of it twice."""
     rng = np.random.default_rng(index)
     objects = source.objects(index)
-    kept = torch.from_numpy(rng.permutation(np.repeat(np.arange(len(objects.labels)), 2))[: round(1.5 * len(objects.labels))])
+    kept = torch.from_numpy(
+        rng.permutation(np.repeat(np.arange(len(objects.labels)), 2))[: round(1.5 * len(objects.labels))]
+    )
     boxes = objects.boxes[kept] + torch.from_numpy(rng.normal(0, noise, (len(kept), 4))).float()
     labels = torch.where(torch.from_numpy(rng.random(len(kept)) < 0.1), 0, objects.labels[kept])
     size = height, width = source.size(index)
     shifts = [np.roll(np.arange(width), rng.integers(-3, 4)) for _ in kept]
-    moved = [taken(objects.masks[k, None], size, np.arange(height), columns)[0] for k, columns in zip(kept, shifts, strict=True)]
+    moved = [
+        taken(objects.masks[k, None], size, np.arange(height), columns)[0]
+        for k, columns in zip(kept, shifts, strict=True)
+    ]
     masks = [code(runs, size) for runs in moved]
     return Detections(boxes, torch.from_numpy(rng.random(len(kept))).float(), labels, masks)
 
@@ -69,13 +74,17 @@ def test_all_figures_equal_pycocotools_from_the_saved_results(real_data: Callabl
         np.testing.assert_allclose(ours, np.where(stats < 0, np.nan, stats), rtol=0, atol=1e-12)
         assert 0.05 < stats[0] < 0.95, "the guesses should be neither perfect nor hopeless"
         names = dict(zip(coco.category_ids.tolist(), coco.classes, strict=True))
-        np.testing.assert_allclose([figures[f"{kind}/AP[{names[c]}]"] for c in each], list(each.values()), rtol=0, atol=1e-12)
+        np.testing.assert_allclose(
+            [figures[f"{kind}/AP[{names[c]}]"] for c in each], list(each.values()), rtol=0, atol=1e-12
+        )
 
 
 @pytest.mark.data
 def test_faster_coco_eval_gives_the_same_figures(real_data: Callable[[str], Path]) -> None:
     coco = Coco(root=str(real_data("coco")), split="val2017")
-    slow, fast = (filled(coco, backend=backend).compute(per_class=True) for backend in ("pycocotools", "faster-coco-eval"))
+    slow, fast = (
+        filled(coco, backend=backend).compute(per_class=True) for backend in ("pycocotools", "faster-coco-eval")
+    )
     assert slow.keys() == fast.keys()
     np.testing.assert_allclose(list(fast.values()), list(slow.values()), rtol=0, atol=1e-12)
 
@@ -161,7 +170,12 @@ def test_ids_with_gaps_and_missing_keys_of_a_json_do_no_harm() -> None:
     ],
 )
 def test_predictions_that_would_give_nonsense_are_refused(change: dict[str, Any], message: str) -> None:
-    good = Detections(torch.tensor([[0.0, 0, 4, 4]]), torch.ones(1), torch.zeros(1, dtype=torch.long), [{"size": [32, 32], "counts": "0PP1"}])
+    good = Detections(
+        torch.tensor([[0.0, 0, 4, 4]]),
+        torch.ones(1),
+        torch.zeros(1, dtype=torch.long),
+        [{"size": [32, 32], "counts": "0PP1"}],
+    )
     metric = CocoMetric(ShapesObjects(size=32, length=1).ground_truth())
     with pytest.raises(ValueError, match=message):
         metric.update([1], [good._replace(**change)])
@@ -184,7 +198,8 @@ def dots(number: int) -> tuple[dict[str, Any], Detections]:
     places = [(8 * (k % 20), 8 * (k // 20)) for k in range(number)]
     shared = {"image_id": 1, "category_id": 1, "area": 16, "iscrowd": 0}
     entries = [
-        {"id": k, "bbox": [x, y, 4, 4], "segmentation": [[x, y, x + 4, y, x + 4, y + 4, x, y + 4]]} | shared for k, (x, y) in enumerate(places)
+        {"id": k, "bbox": [x, y, 4, 4], "segmentation": [[x, y, x + 4, y, x + 4, y + 4, x, y + 4]]} | shared
+        for k, (x, y) in enumerate(places)
     ]
     truth = {
         "images": [{"id": 1, "file_name": "1.png", "height": 160, "width": 160}],
@@ -195,7 +210,10 @@ def dots(number: int) -> tuple[dict[str, Any], Detections]:
     for k, (x, y) in enumerate(places):
         boxes[k], masks[k, y : y + 4, x : x + 4] = torch.tensor([x, y, x + 4, y + 4]), 1
     return truth, Detections(
-        boxes, torch.linspace(0.9, 0.1, number), torch.zeros(number, dtype=torch.long), [code(one, (160, 160)) for one in from_masks(masks)]
+        boxes,
+        torch.linspace(0.9, 0.1, number),
+        torch.zeros(number, dtype=torch.long),
+        [code(one, (160, 160)) for one in from_masks(masks)],
     )
 
 
@@ -225,12 +243,21 @@ def test_a_missing_area_is_that_of_the_mask_where_masks_are_evaluated(backend: A
     truth["annotations"][0].update(triangle)
     for masks, small in ((True, True), (False, False)):
         for area in ({}, {"area": 0}):
-            truth["annotations"] = [{key: value for key, value in truth["annotations"][0].items() if key != "area"} | area]
+            truth["annotations"] = [
+                {key: value for key, value in truth["annotations"][0].items() if key != "area"} | area
+            ]
             metric = CocoMetric(truth, backend=backend, kinds=("bbox", "segm") if masks else ("bbox",))
             y, x = np.mgrid[:160, :160]
             mask = torch.from_numpy((x >= 10) & (y >= 10) & (x + y < 60))[None]
             codes = [code(one, (160, 160)) for one in from_masks(mask)]
-            metric.update([1], [Detections(torch.tensor([[10.0, 10, 50, 50]]), torch.ones(1), torch.zeros(1, dtype=torch.long), codes)])
+            metric.update(
+                [1],
+                [
+                    Detections(
+                        torch.tensor([[10.0, 10, 50, 50]]), torch.ones(1), torch.zeros(1, dtype=torch.long), codes
+                    )
+                ],
+            )
             figures = metric.compute()
             for kind in ("bbox", "segm") if masks else ("bbox",):
                 assert np.isnan(figures[f"{kind}/APs"]) != small
@@ -269,5 +296,7 @@ def test_a_crowd_may_be_a_truth_value_and_other_keys_of_a_json_do_not_count(back
 
 @pytest.mark.parametrize("change", [{"annotations": []}, {"images": [], "annotations": []}])
 def test_nothing_to_measure_is_an_error(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="the ground truth: 1 x (nothing to learn from or to measure|no image is listed)"):
+    with pytest.raises(
+        ValueError, match="the ground truth: 1 x (nothing to learn from or to measure|no image is listed)"
+    ):
         CocoMetric(dots(1)[0] | change)

@@ -62,10 +62,15 @@ def test_a_damaged_run_length_code_is_told_from_a_sound_one_without_pycocotools(
     """Any one character changed or cut off: pycocotools would read past the end, or write past the mask's."""
     good = code(max(random_masks(9), key=lambda mask: len(code(mask)["counts"])))["counts"]
     changed = [good[:k] + new + good[k + 1 :] for k in range(len(good)) for new in ("", "o", "0", "\0", "é", "~")]
-    found = content(*({"segmentation": {"size": [13, 17], "counts": one}, "bbox": [0, 0, 17, 13]} for one in (good, *changed)), size=(13, 17))
+    found = content(
+        *({"segmentation": {"size": [13, 17], "counts": one}, "bbox": [0, 0, 17, 13]} for one in (good, *changed)),
+        size=(13, 17),
+    )
     examined = examine(found, masks=True)
     assert examined.objects[0]["segmentation"]["counts"] == good
-    assert all(code(decode(one["segmentation"])) == one["segmentation"] for one in examined.objects), "what is left is sound"
+    assert all(code(decode(one["segmentation"])) == one["segmentation"] for one in examined.objects), (
+        "what is left is sound"
+    )
     (defect,) = examined.defects
     assert defect.kind == "broken run-length code"
     assert defect.number > 0.9 * len(changed), "but one of the same sum"
@@ -74,24 +79,51 @@ def test_a_damaged_run_length_code_is_told_from_a_sound_one_without_pycocotools(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"segmentation": [[110, 50, None, 50, 150, 90]]}, "1 x polygon with a coordinate that is no finite number: object 1; correct"),
-        ({"segmentation": [[110, 50, float("nan"), 50, 150, 90]]}, "1 x polygon with a coordinate that is no finite number: object 1"),
+        (
+            {"segmentation": [[110, 50, None, 50, 150, 90]]},
+            "1 x polygon with a coordinate that is no finite number: object 1; correct",
+        ),
+        (
+            {"segmentation": [[110, 50, float("nan"), 50, 150, 90]]},
+            "1 x polygon with a coordinate that is no finite number: object 1",
+        ),
         ({"segmentation": [[110, 50, 1e9, 50, 150, 90]]}, "1 x polygon outside its image: object 1"),
-        ({"segmentation": [[110, 50, 10**400, 50, 150, 90]]}, "1 x polygon with a coordinate that is no finite number: object 1"),
-        ({"segmentation": [[110, 50, True, 50, 150, 90]]}, "1 x polygon with a coordinate that is no finite number: object 1"),
-        ({"segmentation": [[[110, 50], [150, 50], [150, 90]]]}, "1 x polygon of [x, y] pairs: object 1; write each polygon as one list [x0, y0"),
+        (
+            {"segmentation": [[110, 50, 10**400, 50, 150, 90]]},
+            "1 x polygon with a coordinate that is no finite number: object 1",
+        ),
+        (
+            {"segmentation": [[110, 50, True, 50, 150, 90]]},
+            "1 x polygon with a coordinate that is no finite number: object 1",
+        ),
+        (
+            {"segmentation": [[[110, 50], [150, 50], [150, 90]]]},
+            "1 x polygon of [x, y] pairs: object 1; write each polygon as one list [x0, y0",
+        ),
         ({"segmentation": [[110, 50], [150, 50], [150, 90]]}, "1 x polygon of [x, y] pairs: object 1; write each"),
         ({"segmentation": [110, 50, 150, 50, 150, 90]}, "1 x polygon that is no list of numbers: object 1; write each"),
         ({"segmentation": "110 50"}, "1 x outline that is neither polygons nor a run-length code: object 1"),
-        ({"segmentation": {"size": [240, 320], "counts": [240 * 320 - 1]}}, "1 x broken run-length code: object 1; encode the mask again"),
+        (
+            {"segmentation": {"size": [240, 320], "counts": [240 * 320 - 1]}},
+            "1 x broken run-length code: object 1; encode the mask again",
+        ),
         ({"segmentation": {"size": [240, 320], "counts": "é"}}, "1 x broken run-length code: object 1"),
-        ({"segmentation": {"size": [320, 240], "counts": "0"}}, "1 x run-length code of another size than the image: object 1 ([320, 240]"),
-        ({"bbox": [110, 50, float("inf"), 40]}, "1 x box that is not four finite numbers: object 1 (box [110, 50, inf, 40]); write [x, y"),
+        (
+            {"segmentation": {"size": [320, 240], "counts": "0"}},
+            "1 x run-length code of another size than the image: object 1 ([320, 240]",
+        ),
+        (
+            {"bbox": [110, 50, float("inf"), 40]},
+            "1 x box that is not four finite numbers: object 1 (box [110, 50, inf, 40]); write [x, y",
+        ),
         ({"bbox": [110, 50, "40", 40]}, "1 x box that is not four finite numbers: object 1"),
         ({"bbox": [110, 50, -40, 40]}, "1 x box of negative width or height: object 1"),
         ({"bbox": [400, 50, 40, 40]}, "1 x box outside its image: object 1"),
         ({"bbox": [10, 150, 40, 40]}, "1 x box that does not touch its outline: object 1"),
-        ({"bbox": [110, 50, 150, 90]}, "1 x box that is x0, y0, x1, y1: object 1 (box [110.0, 50.0, 150.0, 90.0]); write [x, y, width, height]"),
+        (
+            {"bbox": [110, 50, 150, 90]},
+            "1 x box that is x0, y0, x1, y1: object 1 (box [110.0, 50.0, 150.0, 90.0]); write [x, y, width, height]",
+        ),
         ({"iscrowd": "0"}, "1 x iscrowd that is neither 0 nor 1: object 1 ('0'); write the number 0 or 1"),
         ({"iscrowd": None}, "1 x iscrowd that is neither 0 nor 1: object 1"),
         ({"iscrowd": 2}, "1 x iscrowd that is neither 0 nor 1: object 1"),
@@ -133,7 +165,9 @@ def test_what_is_left_out_is_counted(change: Json, kind: str) -> None:
 
 def test_a_box_over_the_edge_is_clipped_and_an_area_of_zero_computed() -> None:
     examined = examine(content({"bbox": [100, 40, 300, 60]}, {"area": 0}, {"bbox": [99.5, 40, 221, 60]}), masks=True)
-    assert [one["bbox"] for one in examined.objects] == [[100, 40, 220, 60], BOX, [99.5, 40, 221, 60]], "half a pixel is rounding"
+    assert [one["bbox"] for one in examined.objects] == [[100, 40, 220, 60], BOX, [99.5, 40, 221, 60]], (
+        "half a pixel is rounding"
+    )
     assert not any("area" in one for one in examined.objects)
     assert {defect.policy for defect in examined.defects} == {"clipped to the image", "computed from outline or box"}
 
@@ -166,13 +200,31 @@ def test_a_single_fault_among_thousands_is_found_and_changes_nothing_else() -> N
     [
         (lambda c: c.update(images=[], annotations=[]), "no image is listed"),
         (lambda c: c.update(annotations=[]), "nothing to learn from or to measure: 0 objects"),
-        (lambda c: c["annotations"][0].update(iscrowd=1), "nothing to learn from or to measure: 1 objects, of which 1 are crowd regions"),
-        (lambda c: c["annotations"][0].update(segmentation=[[5, 5]]), "nothing to learn from or to measure: 1 objects, of which 0 are crowd"),
-        (lambda c: c["annotations"][0].pop("segmentation"), "no object has an outline: for boxes alone, masks=False and heads.masks=False"),
-        (lambda c: c["categories"].append({"id": 2, "name": "dog"}), "1 x category name that is there more than once: dog; merge"),
-        (lambda c: c["images"][0].update(height=0), "1 x image without pixels, or with more than can be decoded: image 1 (320 x 0)"),
+        (
+            lambda c: c["annotations"][0].update(iscrowd=1),
+            "nothing to learn from or to measure: 1 objects, of which 1 are crowd regions",
+        ),
+        (
+            lambda c: c["annotations"][0].update(segmentation=[[5, 5]]),
+            "nothing to learn from or to measure: 1 objects, of which 0 are crowd",
+        ),
+        (
+            lambda c: c["annotations"][0].pop("segmentation"),
+            "no object has an outline: for boxes alone, masks=False and heads.masks=False",
+        ),
+        (
+            lambda c: c["categories"].append({"id": 2, "name": "dog"}),
+            "1 x category name that is there more than once: dog; merge",
+        ),
+        (
+            lambda c: c["images"][0].update(height=0),
+            "1 x image without pixels, or with more than can be decoded: image 1 (320 x 0)",
+        ),
         (lambda c: c["images"][0].update(height=10**9), "1 x image without pixels, or with more than can be decoded"),
-        (lambda c: c["images"][0].update(width="320"), "1 x image whose width is no whole number from 0 on: image 1 ('320')"),
+        (
+            lambda c: c["images"][0].update(width="320"),
+            "1 x image whose width is no whole number from 0 on: image 1 ('320')",
+        ),
         (lambda c: c["images"][0].update(file_name="a\0b"), "1 x image whose file_name is no path: image 1"),
     ],
 )

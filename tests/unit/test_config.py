@@ -48,8 +48,16 @@ def test_base_file_overrides_and_debug_are_laid_over_each_other_in_this_order(tm
     write(tmp_path, "steps = 5\noptim = dict(lr=0.5)\nroot = 'a'", "base.py")
     path = write(tmp_path, '_base_ = "base.py"\noptim = dict(betas=(0.8, 0.9))')
     assert load(path, Example) == Example(steps=5, root="a", optim=Optim(lr=0.5, betas=(0.8, 0.9)))
-    cfg = load(path, Example, overrides=["steps=7", "optim.lr=1e-3", "root=/data/x y", "target.name=norm_pixel"], debug=True)
-    assert (cfg.steps, cfg.optim.lr, cfg.root, cfg.target.name, cfg.run.workers) == (7, 1e-3, "/data/x y", "norm_pixel", 0)
+    cfg = load(
+        path, Example, overrides=["steps=7", "optim.lr=1e-3", "root=/data/x y", "target.name=norm_pixel"], debug=True
+    )
+    assert (cfg.steps, cfg.optim.lr, cfg.root, cfg.target.name, cfg.run.workers) == (
+        7,
+        1e-3,
+        "/data/x y",
+        "norm_pixel",
+        0,
+    )
 
 
 @pytest.mark.parametrize(("text", "match"), [
@@ -122,14 +130,21 @@ def test_the_resolved_source_loads_back_to_an_equal_config(tmp_path: Path) -> No
 def test_the_digest_sees_every_value_but_how_it_is_run() -> None:
     cfg = Example(steps=3)
     assert cfg.digest() == Example(steps=3, run=Run(workers=9)).digest()
-    others = [Example(steps=4), Example(steps=3, root="a"), Example(steps=3, optim=Optim(lr=0.2)), Example(steps=3, target=Spec(name="x"))]
+    others = [
+        Example(steps=4),
+        Example(steps=3, root="a"),
+        Example(steps=3, optim=Optim(lr=0.2)),
+        Example(steps=3, target=Spec(name="x")),
+    ]
     assert len({cfg.digest(), *(other.digest() for other in others)}) == 5
     assert cfg.differences(Example(steps=3, optim=Optim(lr=0.2), run=Run(workers=9))) == ["optim.lr: 0.1 != 0.2"]
 
 
 def test_seeds_of_one_recipe_share_its_digest_whatever_weights_they_start_from() -> None:
     def recipe(**changes: Any) -> str:
-        return DetectConfig.model_validate({"scale": "mini", "epochs": 1, "batch": 4, "optim": {"lr": 0.1}} | changes).recipe_digest()
+        return DetectConfig.model_validate(
+            {"scale": "mini", "epochs": 1, "batch": 4, "optim": {"lr": 0.1}} | changes
+        ).recipe_digest()
 
     assert recipe() == recipe(seed=1) == recipe(seed=2, backbone={"reference": "runs/mae_2/backbone.safetensors"})
     assert len({recipe(), recipe(batch=8), recipe(backbone={"changes": {"positions": "learned"}})}) == 3
@@ -162,5 +177,7 @@ def test_a_tilde_is_the_home_folder_in_every_string_of_a_config(monkeypatch: pyt
     ]  # fmt: skip
     user = pwd.getpwuid(os.getuid())
     assert at_home(f"mae:~{user.pw_name}/m.pth") == f"mae:{user.pw_dir}/m.pth"
-    cfg = validate({"root": "~/a", "train": {"name": "ade", "root": "~/b", "classes": ("~/c", "d")}}, MapDataConfig, where="test")
+    cfg = validate(
+        {"root": "~/a", "train": {"name": "ade", "root": "~/b", "classes": ("~/c", "d")}}, MapDataConfig, where="test"
+    )
     assert (cfg.root, cfg.train.options["root"]) == ("/users/me/a", "/users/me/b")

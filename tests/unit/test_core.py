@@ -54,7 +54,9 @@ def test_normalize_is_the_formula_on_any_channel_dimension_and_denormalize_inver
 @pytest.mark.parametrize("name", MASKERS)
 @pytest.mark.parametrize("grid", [(14, 14), (8, 12), (16, 16)])
 @pytest.mark.parametrize("unit", [1, 2])
-def test_every_sampler_returns_a_permutation_whose_visible_part_has_the_promised_size(name: str, grid: tuple[int, int], unit: int) -> None:
+def test_every_sampler_returns_a_permutation_whose_visible_part_has_the_promised_size(
+    name: str, grid: tuple[int, int], unit: int
+) -> None:
     sampler = MASKERS[name](unit=unit)
     assert isinstance(sampler, MaskSampler)
     for seed in range(20):
@@ -64,7 +66,9 @@ def test_every_sampler_returns_a_permutation_whose_visible_part_has_the_promised
         hidden = np.ones(grid, dtype=bool)
         hidden.ravel()[order[: sampler.visible(grid)]] = False
         cells = hidden.reshape(grid[0] // unit, unit, grid[1] // unit, unit)
-        assert (cells.all(axis=(1, 3)) | ~cells.any(axis=(1, 3))).all(), "a cell of unit x unit patches is hidden or visible as a whole"
+        assert (cells.all(axis=(1, 3)) | ~cells.any(axis=(1, 3))).all(), (
+            "a cell of unit x unit patches is hidden or visible as a whole"
+        )
 
 
 @pytest.mark.parametrize(("ratio", "visible"), [(0.75, 49), (0.9, 19), (0.1, 176), (0.6, 78)])
@@ -114,7 +118,9 @@ def test_sincos_puts_the_column_first() -> None:
     omega = np.array([1.0, 10000.0**-0.5])
     for n in range(6):
         row, column = divmod(n, 3)
-        expected = np.concatenate([np.sin(column * omega), np.cos(column * omega), np.sin(row * omega), np.cos(row * omega)])
+        expected = np.concatenate(
+            [np.sin(column * omega), np.cos(column * omega), np.sin(row * omega), np.cos(row * omega)]
+        )
         np.testing.assert_allclose(table[1 + n], expected, atol=1e-6)
     assert (table[0] == 0).all()
     with pytest.raises(ValueError, match="width 6"):

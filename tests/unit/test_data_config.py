@@ -48,7 +48,11 @@ def test_a_missing_root_is_asked_for() -> None:
 
 def test_classes_that_differ_between_splits_are_an_error(tmp_path: Path) -> None:
     fill(tmp_path, "train/a/1.png", "train/b/1.png", "val/a/1.png", "val/c/2.png")
-    sets = {"root": str(tmp_path), "train": {"name": "folder", "split": "train"}, "val": {"name": "folder", "split": "val"}}
+    sets = {
+        "root": str(tmp_path),
+        "train": {"name": "folder", "split": "train"},
+        "val": {"name": "folder", "split": "val"},
+    }
     with pytest.raises(ValueError, match=r"\['b', 'c'\]"):
         open_labelled(validate(sets, LabelledDataConfig, where="test"))
     assert [len(source) for source in open_sources(config(**sets))] == [2, 2]  # pretraining reads no label
@@ -73,7 +77,10 @@ def test_misspelt_keys_propose_the_nearest(values: dict[str, Any], message: str)
 def test_views_have_the_configured_size_and_what_the_target_adds() -> None:
     cfg = config(size=32, augmentation={"name": "random_crop", "scale": (0.5, 1.0), "jitter": 0.4})
     image = Shapes(size=40).read(0).image
-    for augmentation in (training_views(cfg, [ViewSpec(16, "lanczos")]), evaluation_views(cfg, [ViewSpec(16, "lanczos")])):
+    for augmentation in (
+        training_views(cfg, [ViewSpec(16, "lanczos")]),
+        evaluation_views(cfg, [ViewSpec(16, "lanczos")]),
+    ):
         assert [view.shape[-1] for view in augmentation(image)] == [32, 16]
 
 

@@ -49,7 +49,8 @@ def test_other_formats_are_read_whatever_the_name_says(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "kind"), [("CMYK", "JPEG"), ("CMYK", "TIFF"), ("L", "JPEG"), ("LA", "PNG"), ("P", "PNG"), ("RGBA", "PNG"), ("1", "PNG")]
+    ("mode", "kind"),
+    [("CMYK", "JPEG"), ("CMYK", "TIFF"), ("L", "JPEG"), ("LA", "PNG"), ("P", "PNG"), ("RGBA", "PNG"), ("1", "PNG")],
 )
 def test_every_mode_becomes_rgb(mode: str, kind: str) -> None:
     image = picture().convert(mode)
@@ -110,8 +111,12 @@ def test_floating_point_pixels_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("kind", "limit"), [("JPEG", 400), ("JPEG", 800), ("PNG", 400)])
-def test_huge_images_are_refused_before_they_are_decoded(kind: str, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)  # PIL warns above the limit and raises above twice the limit: an error for us both times
+def test_huge_images_are_refused_before_they_are_decoded(
+    kind: str, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        Image, "MAX_IMAGE_PIXELS", limit
+    )  # PIL warns above the limit and raises above twice the limit: an error for us both times
     with pytest.raises(UnreadableImage, match=r"bomb.jpg.*864 pixels.*MAX_IMAGE_PIXELS"):
         decode(encoded(picture(), kind), where="bomb.jpg")
 
@@ -124,7 +129,11 @@ def test_without_a_fast_decoder_pil_gives_the_same(monkeypatch: pytest.MonkeyPat
 
 
 def test_torchcodec_is_found_when_torchvision_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("torchcodec.decoders", reason="torchcodec does not load; it needs the libraries of FFmpeg", exc_type=(RuntimeError, OSError))
+    pytest.importorskip(
+        "torchcodec.decoders",
+        reason="torchcodec does not load; it needs the libraries of FFmpeg",
+        exc_type=(RuntimeError, OSError),
+    )
     from torchvision import io as torchvision_io
 
     from mae_transfer.data.decode import _find_fast_jpeg
@@ -186,7 +195,13 @@ def test_an_exif_that_is_noise_costs_no_pixels(kind: str) -> None:
 
 def metadata_of(data: bytes) -> list[int]:
     """The places of bytes that say nothing about pixels."""
-    parts = [b"hello" * 20, b"hello", b"<x/>", b"2020:01:01 00:00:00", ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()]
+    parts = [
+        b"hello" * 20,
+        b"hello",
+        b"<x/>",
+        b"2020:01:01 00:00:00",
+        ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
+    ]
     return [place for part in parts if (start := data.find(part)) >= 0 for place in range(start, start + len(part))]
 
 

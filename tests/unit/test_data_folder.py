@@ -16,7 +16,9 @@ from mae_transfer.interfaces import ViewSpec
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    for index, name in enumerate(["train/cat/b.jpg", "train/cat/a.JPEG", "train/ant/deep/er/x.png", "train/dog/é.png", "val/cat/1.jpg"]):
+    for index, name in enumerate(
+        ["train/cat/b.jpg", "train/cat/a.JPEG", "train/ant/deep/er/x.png", "train/dog/é.png", "val/cat/1.jpg"]
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4 + index, 3), "red").save(tmp_path / name)
     (tmp_path / "train/cat/notes.txt").write_text("not an image")
@@ -95,7 +97,9 @@ def test_every_suffix_that_the_decoder_reads_is_found(tmp_path: Path, suffix: st
     assert Folder(root=str(tmp_path), labelled=False).read(0).image.shape == (3, 4, 4)
 
 
-def test_what_is_passed_over_is_counted_and_named_once(root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_passed_over_is_counted_and_named_once(
+    root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     report.cache_clear()
     for name in ("train/cat/1.heic", "train/dog/2.HEIC", "train/stray.jpg"):
         (root / name).write_bytes(b"?")
@@ -115,7 +119,9 @@ def test_what_is_passed_over_is_counted_and_named_once(root: Path, caplog: pytes
 
 def test_a_folder_without_any_image_says_what_it_holds(tmp_path: Path) -> None:
     (tmp_path / "a.heic").write_bytes(b"?")
-    with pytest.raises(ValueError, match=r"holds no image that can be decoded; it holds 1 files \(1 x \.heic, a\.heic\): fill it"):
+    with pytest.raises(
+        ValueError, match=r"holds no image that can be decoded; it holds 1 files \(1 x \.heic, a\.heic\): fill it"
+    ):
         Folder(root=str(tmp_path), labelled=False)
 
 
@@ -137,7 +143,9 @@ def test_a_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_odd_files_are_reported_from_the_workers_once_each(tmp_path: Path, workers: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_odd_files_are_reported_from_the_workers_once_each(
+    tmp_path: Path, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
     """12 images whose EXIF PIL cannot read: they are used, 10 are named, the rest is counted."""
     report.cache_clear()
     for number in range(20):

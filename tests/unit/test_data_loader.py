@@ -68,7 +68,12 @@ class Broken:
 
 
 def crops(source: Source | None = None) -> Crops:
-    return Crops(source=source or Shapes(size=24, length=20), augmentation=RandomCrop(VIEWS, jitter=0.4), seed=0, masking=Masking(HalfMask(), (2, 2)))
+    return Crops(
+        source=source or Shapes(size=24, length=20),
+        augmentation=RandomCrop(VIEWS, jitter=0.4),
+        seed=0,
+        masking=Masking(HalfMask(), (2, 2)),
+    )
 
 
 def order(crops_per_image: int = 1) -> Order:
@@ -175,15 +180,21 @@ def test_skip_replaces_reports_each_file_once_and_stays_exact(workers: int, capl
         seen = take(batches(crops(source), Share(order=order()), workers=workers, unreadable=record), 12)
     assert sorted(record.files) == [1, 2, 3]
     assert sorted(message.split(": ")[1] for message in caplog.messages) == ["img1.jpg", "img2.jpg", "img3.jpg"]
-    assert all("going on without it" in message for message in caplog.messages)  # an evaluation puts no other in its place
+    assert all(
+        "going on without it" in message for message in caplog.messages
+    )  # an evaluation puts no other in its place
     assert not set(joined(seen)[5].tolist()) & {1, 2, 3}
-    again = take(batches(crops(source), Share(order=order(), start=5), workers=2 - workers, unreadable=Unreadable(limit=3)), 2)
+    again = take(
+        batches(crops(source), Share(order=order(), start=5), workers=2 - workers, unreadable=Unreadable(limit=3)), 2
+    )
     assert equal(joined(seen[5:7]), joined(again))
 
 
 def test_skip_keeps_the_crops_of_readable_images() -> None:
     whole = joined(take(batches(crops(Broken(frozenset())), Share(order=order())), 2))
-    holed = joined(take(batches(crops(Broken(frozenset({4}))), Share(order=order()), unreadable=Unreadable(limit=1)), 2))
+    holed = joined(
+        take(batches(crops(Broken(frozenset({4}))), Share(order=order()), unreadable=Unreadable(limit=1)), 2)
+    )
     kept = whole[5] != 4
     assert equal([t[kept] for t in whole], [t[kept] for t in holed])
 
@@ -240,7 +251,9 @@ def test_a_file_that_vanished_is_unreadable_too(tmp_path: Path) -> None:
     assert 3 not in batch.index
 
 
-@pytest.mark.parametrize(("count", "images"), [(4, [0, 5, 10, 15]), (1, [0]), (20, list(range(20))), (99, list(range(20)))])
+@pytest.mark.parametrize(
+    ("count", "images"), [(4, [0, 5, 10, 15]), (1, [0]), (20, list(range(20))), (99, list(range(20)))]
+)
 def test_a_spread_covers_the_source_evenly(count: int, images: list[int]) -> None:
     source = Broken(frozenset())
     spread = Spread(source, count)

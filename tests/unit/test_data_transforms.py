@@ -34,7 +34,9 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize("size", [(375, 500), (501, 334), (33, 900), (224, 224), (1, 1), (1, 5)])
 def test_evaluation_equals_resize_256_and_centre_crop_224(size: tuple[int, int]) -> None:
     image = torch.randint(256, (3, *size), dtype=torch.uint8)
-    expected = v2.Compose([v2.Resize(256, interpolation=v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(224)])(image)
+    expected = v2.Compose(
+        [v2.Resize(256, interpolation=v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(224)]
+    )(image)
     assert torch.equal(CentreCrop([ViewSpec(224, "bicubic")])(image)[0], expected)
 
 
@@ -42,7 +44,11 @@ def test_random_crop_draws_the_crops_of_torchvision_and_looks_like_pil() -> None
     image, picture = smooth(), Image.fromarray(smooth().permute(1, 2, 0).numpy())
     ours = RandomCrop([MAIN])
     classic = v1.Compose(
-        [v1.RandomResizedCrop(32, (0.2, 1.0), interpolation=v1.InterpolationMode.BICUBIC), v1.RandomHorizontalFlip(), v1.PILToTensor()]
+        [
+            v1.RandomResizedCrop(32, (0.2, 1.0), interpolation=v1.InterpolationMode.BICUBIC),
+            v1.RandomHorizontalFlip(),
+            v1.PILToTensor(),
+        ]
     )
     for seed in range(20):
         torch.manual_seed(seed)
@@ -60,7 +66,10 @@ def test_half_of_the_crops_are_flipped() -> None:
 
 def test_a_fixed_crop_has_a_fixed_size_and_a_random_place() -> None:
     image = torch.arange(128, dtype=torch.uint8).expand(3, 128, 128).contiguous()
-    spans = [(int(c[0, 0, 0]), int(c[0, 0, -1]) - int(c[0, 0, 0])) for c in (FixedCrop([MAIN], flip=0.0)(image)[0] for _ in range(50))]
+    spans = [
+        (int(c[0, 0, 0]), int(c[0, 0, -1]) - int(c[0, 0, 0]))
+        for c in (FixedCrop([MAIN], flip=0.0)(image)[0] for _ in range(50))
+    ]
     assert len({start for start, _ in spans}) > 8
     assert max(span for _, span in spans) - min(span for _, span in spans) <= 2
     assert abs(spans[0][1] - 128 * 224 / 256) < 6
@@ -135,7 +144,11 @@ def test_rand_augment_is_timms_on_the_same_crop() -> None:
             (view,) = augment(image)
         with seeded(seed):
             (crop,) = RandomCrop([MAIN], scale=(0.08, 1.0))(image)
-            options = {"translate_const": int(32 * 0.45), "img_mean": (124, 116, 104), "interpolation": Image.Resampling.BICUBIC}
+            options = {
+                "translate_const": int(32 * 0.45),
+                "img_mean": (124, 116, 104),
+                "interpolation": Image.Resampling.BICUBIC,
+            }
             picture = Image.fromarray(crop.permute(1, 2, 0).numpy())
             expected = torch.from_numpy(np.array(rand_augment_transform("rand-m9-mstd0.5-inc1", options)(picture)))
         assert torch.equal(view, expected.permute(2, 0, 1))
@@ -169,7 +182,9 @@ def test_the_middle_of_a_thin_image_is_seen_without_resizing_the_whole_of_it(mon
     thin = torch.zeros(3, 1, 4001, dtype=torch.uint8)
     thin[:, :, 2000] = 255
     sizes = []
-    monkeypatch.setattr(transforms, "resize", lambda image, size, filter: sizes.append(size) or resize(image, size, filter))
+    monkeypatch.setattr(
+        transforms, "resize", lambda image, size, filter: sizes.append(size) or resize(image, size, filter)
+    )
     view = AUGMENTATIONS["none"]([MAIN])(thin)[0]
     assert max(sizes[0]) <= 33 * 37
     bright = view.float().mean(dim=(0, 1)).argmax().item()
@@ -213,5 +228,7 @@ def test_a_fixed_crop_has_the_shape_of_its_view() -> None:
     image[1] = torch.arange(300, dtype=torch.uint8) // 2
     image[2] = torch.arange(100, dtype=torch.uint8)[:, None]
     crop = FixedCrop([ViewSpec((40, 80), "bicubic")], shorter_side=1.25, flip=0.0)(image)[0].float()
-    assert crop[2, -1].mean() - crop[2, 0].mean() == pytest.approx(78, abs=2)  # 80 of the 100 rows: the largest box is 100 x 200
+    assert crop[2, -1].mean() - crop[2, 0].mean() == pytest.approx(
+        78, abs=2
+    )  # 80 of the 100 rows: the largest box is 100 x 200
     assert crop[1, :, -1].mean() - crop[1, :, 0].mean() == pytest.approx(79, abs=2)  # 160 columns

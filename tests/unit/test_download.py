@@ -81,7 +81,9 @@ def test_a_file_is_fetched_once_and_checked(server: Server, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("resumes", [True, False])
-def test_a_broken_download_goes_on_where_it_stopped_or_begins_anew(server: Server, tmp_path: Path, resumes: bool) -> None:
+def test_a_broken_download_goes_on_where_it_stopped_or_begins_anew(
+    server: Server, tmp_path: Path, resumes: bool
+) -> None:
     server.cut = 300_000
     with pytest.raises(ValueError, match=r"could not be fetched .*300000 bytes are kept, ask again"):
         fetch(entry(server), folder=tmp_path)
@@ -93,7 +95,9 @@ def test_a_broken_download_goes_on_where_it_stopped_or_begins_anew(server: Serve
 
 def test_a_part_that_is_already_whole_is_taken(server: Server, tmp_path: Path) -> None:
     (tmp_path / "w.pth.part").write_bytes(BODY)
-    assert fetch(entry(server, checksum=f"md5:{hashlib.md5(BODY).hexdigest()[:6]}"), folder=tmp_path).read_bytes() == BODY
+    assert (
+        fetch(entry(server, checksum=f"md5:{hashlib.md5(BODY).hexdigest()[:6]}"), folder=tmp_path).read_bytes() == BODY
+    )
 
 
 def test_a_wrong_checksum_leaves_no_file(server: Server, tmp_path: Path) -> None:

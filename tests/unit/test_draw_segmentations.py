@@ -46,7 +46,9 @@ def test_a_legend_of_long_names_stays_within_the_picture(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(Figure, "savefig", writing)
     names = [f"windowpane number {k}, window, pane, and so on" for k in range(150)]
-    save_picture(tmp_path / "0.png", Picture(torch.zeros(3, 80, 120, dtype=torch.uint8), labels, labels, "a.jpg"), names)
+    save_picture(
+        tmp_path / "0.png", Picture(torch.zeros(3, 80, 120, dtype=torch.uint8), labels, labels, "a.jpg"), names
+    )
     ((legend, picture),) = legends
     assert legend.x0 >= picture.x0
     assert legend.x1 <= picture.x1
@@ -55,5 +57,9 @@ def test_a_legend_of_long_names_stays_within_the_picture(tmp_path: Path, monkeyp
 
 def test_a_map_without_any_class_is_drawn_too(tmp_path: Path) -> None:
     void = torch.full((8, 9), IGNORED, dtype=torch.uint8)
-    save_picture(tmp_path / "deep" / "0.png", Picture(torch.zeros(3, 8, 9, dtype=torch.uint8), void, void * 0, "a.jpg"), ("x", "y"))
+    save_picture(
+        tmp_path / "deep" / "0.png",
+        Picture(torch.zeros(3, 8, 9, dtype=torch.uint8), void, void * 0, "a.jpg"),
+        ("x", "y"),
+    )
     assert (tmp_path / "deep" / "0.png").is_file()

@@ -64,7 +64,9 @@ def test_an_unreadable_newest_file_falls_back_to_the_one_before_and_says_so(tmp_
     path = checkpoint.save(tmp_path, 10, PAYLOAD)
     data = bytearray(path.read_bytes())
     data[data.index(torch.arange(1000.0).numpy().tobytes()) + 2000] ^= 1
-    path.write_bytes({"truncated": bytes(data[:3000]), "one bit": bytes(data), "empty": b"", "no zip": b"hello" * 100}[damage])
+    path.write_bytes(
+        {"truncated": bytes(data[:3000]), "one bit": bytes(data), "empty": b"", "no zip": b"hello" * 100}[damage]
+    )
     loaded = checkpoint.load_newest(tmp_path)
     assert loaded.path.name == name(5)
     assert len(loaded.notices) == 1
@@ -100,14 +102,18 @@ def test_a_malicious_pickle_is_not_run(tmp_path: Path, legacy: bool) -> None:
     assert witness.exists(), "the bomb itself is a dud"
 
 
-def test_a_full_disk_leaves_the_older_checkpoint_and_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_older_checkpoint_and_no_half_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint.save(tmp_path, 1, PAYLOAD, keep_last=1)
 
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(disk.os, "fsync", full)
-    with pytest.raises(OSError, match=r"step_00000002\.pt was not written .*No space left on device.*free some space") as caught:
+    with pytest.raises(
+        OSError, match=r"step_00000002\.pt was not written .*No space left on device.*free some space"
+    ) as caught:
         checkpoint.save(tmp_path, 2, PAYLOAD, keep_last=1)
     assert caught.value.errno == errno.ENOSPC
     assert steps(tmp_path) == [name(1)]
@@ -127,7 +133,9 @@ def test_a_disk_that_fills_up_within_the_file_is_the_same_one_error(tmp_path: Pa
         except OSError as error:
             print("caught", error)
     """
-    run = subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], capture_output=True, text=True, timeout=600)
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], capture_output=True, text=True, timeout=600
+    )
     assert run.returncode == 0, run.stderr
     assert "caught" in run.stdout
     assert "was not written" in run.stdout
@@ -142,10 +150,16 @@ def test_a_half_written_file_is_ignored_and_removed_by_the_next_run(tmp_path: Pa
     assert steps(tmp_path) == [name(1), name(2)]
 
 
-def test_older_files_are_pruned_only_after_the_new_one_is_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_older_files_are_pruned_only_after_the_new_one_is_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint.save(tmp_path, 1, PAYLOAD, keep_last=1)
     present: list[list[str]] = []
     unlink = Path.unlink
-    monkeypatch.setattr(Path, "unlink", lambda path, missing_ok=False: (present.append(steps(path.parent)), unlink(path, missing_ok=missing_ok))[1])
+    monkeypatch.setattr(
+        Path,
+        "unlink",
+        lambda path, missing_ok=False: (present.append(steps(path.parent)), unlink(path, missing_ok=missing_ok))[1],
+    )
     checkpoint.save(tmp_path, 2, PAYLOAD, keep_last=1)
     assert present == [[name(1), name(2)]]

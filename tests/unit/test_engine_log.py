@@ -22,7 +22,12 @@ def rows(folder: Path) -> list[tuple[str, int]]:
 def test_rows_are_json_lines_flushed_at_once_and_curves_go_to_tensorboard(tmp_path: Path) -> None:
     with Logger(tmp_path, steps=10, progress=False) as log:
         log.write("train", 5, ROW | {"grad_norm": float("inf")})
-        assert json.loads((tmp_path / "log.jsonl").read_text()) == {"kind": "train", "step": 5, **ROW, "grad_norm": None}
+        assert json.loads((tmp_path / "log.jsonl").read_text()) == {
+            "kind": "train",
+            "step": 5,
+            **ROW,
+            "grad_norm": None,
+        }
         log.write("eval", 5, {"top1": 0.5})
     curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(point.step, point.value) for point in curves.Scalars("train/loss")] == [(5, 0.25)]
@@ -42,7 +47,9 @@ def test_a_resumed_record_has_no_duplicates_and_no_broken_line(tmp_path: Path) -
     assert rows(tmp_path) == [("train", 2), ("eval", 2), ("train", 4), ("eval", 4), ("train", 6)]
 
 
-def test_off_a_terminal_there_is_one_plain_line_per_log_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_off_a_terminal_there_is_one_plain_line_per_log_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with Logger(tmp_path, steps=100) as log:
         for step in range(1, 101):
             log.tick(step)
@@ -71,7 +78,9 @@ def test_the_record_is_closed_when_the_run_crashes(tmp_path: Path) -> None:
     assert rows(tmp_path) == []
 
 
-def test_on_a_terminal_there_is_a_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_on_a_terminal_there_is_a_bar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "200")

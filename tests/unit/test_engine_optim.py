@@ -36,7 +36,9 @@ def table(model: nn.Module, groups: list[dict]) -> dict[str, tuple[float, float]
 
 
 def test_layer_decay_groups_equal_timms(vit: nn.Module) -> None:
-    theirs = param_groups_layer_decay(vit, weight_decay=0.05, no_weight_decay_list=vit.no_weight_decay(), layer_decay=0.65)
+    theirs = param_groups_layer_decay(
+        vit, weight_decay=0.05, no_weight_decay_list=vit.no_weight_decay(), layer_decay=0.65
+    )
     ours = param_groups(vit, weight_decay=0.05, layers=Layers(timm_layer, DEPTH, 0.65))
     expected = table(vit, theirs)
     assert table(vit, ours).keys() == expected.keys()
@@ -51,7 +53,9 @@ def test_scale_is_one_after_the_blocks_and_smallest_in_the_stem(vit: nn.Module) 
 
 
 def test_every_trainable_parameter_is_in_exactly_one_group_tied_and_frozen_ones_included() -> None:
-    model = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3), "scale": nn.ParameterList([nn.Parameter(torch.ones(()))])})
+    model = nn.ModuleDict(
+        {"a": nn.Linear(3, 3), "b": nn.Linear(3, 3), "scale": nn.ParameterList([nn.Parameter(torch.ones(()))])}
+    )
     model["b"].weight = model["a"].weight
     model["b"].bias.requires_grad_(False)
     grouped = [id(p) for group in param_groups(model, weight_decay=0.1) for p in group["params"]]
@@ -70,7 +74,9 @@ def test_a_backbone_inside_a_larger_model_keeps_its_no_weight_decay_names(vit: n
 
 def test_what_would_silently_do_nothing_is_an_error(vit: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"matches no parameter in layers \[1, 2, 3\]"):
-        param_groups(vit, weight_decay=0.05, layers=Layers(lambda name: 0 if "embed" in name else DEPTH + 1, DEPTH, 0.65))
+        param_groups(
+            vit, weight_decay=0.05, layers=Layers(lambda name: 0 if "embed" in name else DEPTH + 1, DEPTH, 0.65)
+        )
     with pytest.raises(ValueError, match=r"not within 0\.\.3"):
         param_groups(vit, weight_decay=0.05, layers=Layers(timm_layer, DEPTH - 1, 0.65))
     with pytest.raises(ValueError, match="'pos_embedding'"):
@@ -81,7 +87,10 @@ def test_what_would_silently_do_nothing_is_an_error(vit: nn.Module) -> None:
 
 def test_a_layer_that_is_wholly_frozen_counts_as_matched() -> None:
     model = nn.Sequential(nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 2), nn.Linear(2, 2))
-    names = [group["name"] for group in param_groups(model, weight_decay=0.1, layers=Layers(lambda name: int(name[0]), 1, 0.5))]
+    names = [
+        group["name"]
+        for group in param_groups(model, weight_decay=0.1, layers=Layers(lambda name: int(name[0]), 1, 0.5))
+    ]
     assert names == ["layer_01_decay", "layer_01_no_decay", "layer_02_decay", "layer_02_no_decay"]
 
 
@@ -99,7 +108,10 @@ def test_both_rates_or_none_is_an_error(rates: dict[str, float]) -> None:
 def test_the_algorithm_takes_its_own_options_and_no_others() -> None:
     cfg = OptimConfig(algorithm=Spec(name="adamw", betas=(0.9, 0.95)), blr=1e-3)
     optimizer = build_optimizer(cfg, param_groups(nn.Linear(2, 2), weight_decay=0.05), lr=0.1)
-    assert [(g["betas"], g["fused"], g["weight_decay"]) for g in optimizer.param_groups] == [((0.9, 0.95), True, 0.05), ((0.9, 0.95), True, 0.0)]
+    assert [(g["betas"], g["fused"], g["weight_decay"]) for g in optimizer.param_groups] == [
+        ((0.9, 0.95), True, 0.05),
+        ((0.9, 0.95), True, 0.0),
+    ]
     with pytest.raises(ValueError, match="did you mean 'betas'"):
         OptimConfig(algorithm=Spec(name="adamw", beta=(0.9, 0.95)), blr=1e-3)
     with pytest.raises(ValueError, match="did you mean 'adamw'"):
@@ -110,7 +122,11 @@ def test_fused_adamw_equals_the_written_formula() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(4, 3, bias=False).double()
     optimizer = build_optimizer(OptimConfig(lr=0.1), param_groups(layer, weight_decay=0.05), lr=0.1)
-    weight, m, v = layer.weight.detach().clone(), torch.zeros(3, 4, dtype=torch.float64), torch.zeros(3, 4, dtype=torch.float64)
+    weight, m, v = (
+        layer.weight.detach().clone(),
+        torch.zeros(3, 4, dtype=torch.float64),
+        torch.zeros(3, 4, dtype=torch.float64),
+    )
     for t in range(1, 4):
         layer.weight.grad = grad = torch.randn(3, 4, dtype=torch.float64)
         optimizer.step()
@@ -130,5 +146,10 @@ def test_fused_adamw_equals_the_written_formula() -> None:
 def test_what_decays_beside_matrices(decay: Any, expected: set[str]) -> None:
     model = nn.Module()
     model.linear, model.norm = nn.Linear(2, 2), nn.LayerNorm(2)
-    decayed = {id(p) for group in param_groups(model, weight_decay=0.1, decay=decay) if group["weight_decay"] for p in group["params"]}
+    decayed = {
+        id(p)
+        for group in param_groups(model, weight_decay=0.1, decay=decay)
+        if group["weight_decay"]
+        for p in group["params"]
+    }
     assert {name for name, p in model.named_parameters() if id(p) in decayed} == expected

@@ -26,7 +26,11 @@ def rate(step: int, schedule: Schedule = SCHEDULE) -> float:
 @pytest.mark.parametrize("step", [0, 1, 311, 40 * 312 - 1, 40 * 312, 5000 * 10, 800 * 312 - 1])
 def test_rate_is_maes_formula_at_the_fractional_epoch(step: int) -> None:
     epoch = step / 312
-    expected = 2.4e-3 * epoch / 40 if epoch < 40 else 1e-6 + (2.4e-3 - 1e-6) * 0.5 * (1 + math.cos(math.pi * (epoch - 40) / 760))
+    expected = (
+        2.4e-3 * epoch / 40
+        if epoch < 40
+        else 1e-6 + (2.4e-3 - 1e-6) * 0.5 * (1 + math.cos(math.pi * (epoch - 40) / 760))
+    )
     assert rate(step) == pytest.approx(expected, rel=1e-12)
 
 
@@ -46,10 +50,15 @@ def test_steps_down_at_their_milestones_after_a_warm_up_from_a_share_of_the_peak
     """ViTDet: 184375 steps of 64 (118287 images), warm-up of 250 from 0.001 of the rate, a tenth after 163889 and 177546 (detectron2)."""
     per_epoch = 118287 // 64
     schedule = Schedule(
-        kind="constant", warmup_epochs=250 / per_epoch, warmup_factor=0.001, milestones=(163889 / per_epoch, 177546 / per_epoch), gamma=0.1
+        kind="constant",
+        warmup_epochs=250 / per_epoch,
+        warmup_factor=0.001,
+        milestones=(163889 / per_epoch, 177546 / per_epoch),
+        gamma=0.1,
     )
     rates = {
-        step: lr_at(step, schedule=schedule, peak=1e-4, steps=184375, steps_per_epoch=per_epoch) for step in (0, 125, 250, 163888, 163889, 177546)
+        step: lr_at(step, schedule=schedule, peak=1e-4, steps=184375, steps_per_epoch=per_epoch)
+        for step in (0, 125, 250, 163888, 163889, 177546)
     }
     expected = {0: 1e-7, 125: 1e-4 * (0.001 + 0.999 / 2), 250: 1e-4, 163888: 1e-4, 163889: 1e-5, 177546: 1e-6}
     assert rates == {step: pytest.approx(value) for step, value in expected.items()}
@@ -71,7 +80,9 @@ def test_a_warm_up_over_the_whole_run_is_allowed_and_a_longer_one_is_an_error() 
 @pytest.mark.parametrize("milestone", ["10", "22", "100%"])
 def test_a_milestone_at_or_beyond_the_end_is_an_error_with_its_remedy(milestone: str) -> None:
     late = milestone if milestone.endswith("%") else float(milestone)
-    with pytest.raises(ValueError, match=rf"milestones: {milestone} is not before the end of the run, 10 epochs.*shares"):
+    with pytest.raises(
+        ValueError, match=rf"milestones: {milestone} is not before the end of the run, 10 epochs.*shares"
+    ):
         lr_at(0, schedule=Schedule(milestones=(5.0, late)), peak=1.0, steps=100, steps_per_epoch=10)
 
 
@@ -79,8 +90,13 @@ def test_a_milestone_at_or_beyond_the_end_is_an_error_with_its_remedy(milestone:
 def test_shares_of_a_run_follow_its_length(epochs: int) -> None:
     steps = 156 * epochs
     at = partial(lr_at, peak=1.0, steps=steps, steps_per_epoch=156)
-    shares, whole = Schedule(warmup_epochs="10%", milestones=("88%",)), Schedule(warmup_epochs=0.1 * epochs, milestones=(0.88 * epochs,))
-    assert [at(step, schedule=shares) for step in range(steps)] == pytest.approx([at(step, schedule=whole) for step in range(steps)])
+    shares, whole = (
+        Schedule(warmup_epochs="10%", milestones=("88%",)),
+        Schedule(warmup_epochs=0.1 * epochs, milestones=(0.88 * epochs,)),
+    )
+    assert [at(step, schedule=shares) for step in range(steps)] == pytest.approx(
+        [at(step, schedule=whole) for step in range(steps)]
+    )
 
 
 @pytest.mark.parametrize("share", ["5", "5 %", "-1%", "101%", "1e1%", "%"])
@@ -101,13 +117,21 @@ def test_what_is_no_share_is_refused(share: str) -> None:
         ("segment/upernet_vit_base_one_gpu", SegmentConfig, ["epochs=1"]),
     ],
 )
-def test_recipes_that_people_shorten_keep_their_shape(config: str, schema: type[TrainConfig], changes: list[str]) -> None:
+def test_recipes_that_people_shorten_keep_their_shape(
+    config: str, schema: type[TrainConfig], changes: list[str]
+) -> None:
     """Of a run of 12 epochs the milestones of 22 and 24 never came, and a warm-up of 5 was longer than one of 2."""
     path = Path(__file__).parents[2] / f"configs/{config}.py"
     long, short = load(path, schema), load(path, schema, overrides=changes)
     for share in (0.001, 0.05, 0.5, 0.87, 0.9, 0.97):
         rates = [
-            lr_at(round(share * cfg.epochs * 1000), schedule=cfg.schedule, peak=1.0, steps=round(1000 * cfg.epochs), steps_per_epoch=1000)
+            lr_at(
+                round(share * cfg.epochs * 1000),
+                schedule=cfg.schedule,
+                peak=1.0,
+                steps=round(1000 * cfg.epochs),
+                steps_per_epoch=1000,
+            )
             for cfg in (long, short)
         ]
         assert rates[1] == pytest.approx(rates[0], rel=0.01)
@@ -121,7 +145,9 @@ def test_warm_ups_and_milestones_are_whole_or_half_steps_exactly() -> None:
     """ViTDet-H warms up for three quarters of 250 steps; epochs are fractions, and 163889 / 1832 * 1832 is not 163889 in floats of every length."""
     for per_epoch in (1832, 1848, 7, 312):
         half = Schedule(kind="constant", warmup_epochs=187.5 / per_epoch, warmup_factor=0.001)
-        rates = [lr_at(step, schedule=half, peak=1.0, steps=138281, steps_per_epoch=per_epoch) for step in (0, 187, 188)]
+        rates = [
+            lr_at(step, schedule=half, peak=1.0, steps=138281, steps_per_epoch=per_epoch) for step in (0, 187, 188)
+        ]
         assert rates == [0.001, 0.001 + 0.999 * 187 / 187.5, 1.0]
         assert all(in_steps(steps / per_epoch, per_epoch) == steps for steps in (163889, 177546, 122916, 133159, 250))
 

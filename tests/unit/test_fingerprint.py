@@ -16,7 +16,9 @@ from mae_transfer.data.fingerprint import change, fingerprint
 def images(folder: Path, count: int = 3) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(count):
-        Image.fromarray(np.random.default_rng(index).integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+        Image.fromarray(np.random.default_rng(index).integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(
+            folder / f"{index}.png"
+        )
     return folder
 
 
@@ -74,7 +76,9 @@ def test_a_map_of_another_size_and_a_class_of_another_name_are_noticed(tmp_path:
     before = fingerprint(Ade(root=str(tmp_path), classes=("sky", "sea")))
     assert before.files == 6
     assert change(before.saved(), fingerprint(Ade(root=str(tmp_path), classes=("sea", "sky")))) is not None
-    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) % 2).save(tmp_path / "annotations" / "training" / "1.png")
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) % 2).save(
+        tmp_path / "annotations" / "training" / "1.png"
+    )
     assert "1 changed" in str(change(before.saved(), fingerprint(Ade(root=str(tmp_path), classes=("sky", "sea")))))
 
 

@@ -42,7 +42,9 @@ def test_rows_are_laid_over_the_base_of_their_scale_and_own_values_of_a_scale_ov
     (["--row", "8 blocks", "--set", "width=9"], {"runs": Example(depth=8, target="pixel", width=9)}),
     (["--row", "all", "--mini"], {"runs/1_block": Example(depth=1, width=3), "runs/8_blocks": Example(depth=2, width=3)}),
 ])  # fmt: skip
-def test_one_row_goes_into_the_work_dir_and_all_of_them_into_folders_of_it(file: Path, options: list[str], expected: dict[str, Example]) -> None:
+def test_one_row_goes_into_the_work_dir_and_all_of_them_into_folders_of_it(
+    file: Path, options: list[str], expected: dict[str, Example]
+) -> None:
     ran = {}
 
     def run(cfg: Example, work_dir: Path, *, resume: bool) -> list[str]:
@@ -64,9 +66,16 @@ def test_a_row_that_was_stopped_is_the_last_one(file: Path) -> None:
     assert ran == ["1_block"]
 
 
-def test_all_rows_under_torchrun_are_refused(file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_rows_under_torchrun_are_refused(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert cli.pretrain(Example, lambda *_, **__: [1], description="", argv=[str(file), "--work-dir", "runs", "--row", "all"]) == 1
+    assert (
+        cli.pretrain(
+            Example, lambda *_, **__: [1], description="", argv=[str(file), "--work-dir", "runs", "--row", "all"]
+        )
+        == 1
+    )
     assert "under torchrun start each row by its name" in capsys.readouterr().err
 
 
@@ -75,7 +84,9 @@ def test_all_rows_under_torchrun_are_refused(file: Path, monkeypatch: pytest.Mon
     (["--row", "9 blocks"], "name one of ['1 block', '8 blocks'], or all"),
     (["--row", "all", "--set", "widht=1"], "did you mean 'width'"),
 ])  # fmt: skip
-def test_a_mistake_is_named_and_nothing_runs(file: Path, options: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_is_named_and_nothing_runs(
+    file: Path, options: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     def run(cfg: Example, work_dir: Path, *, resume: bool) -> None:
         raise AssertionError("ran")
 

@@ -23,7 +23,15 @@ PROTOCOLS: list[ClassifyProtocol] = [
 def vit(protocol: ClassifyProtocol | None = None, relative: str = "none") -> ViT:
     torch.manual_seed(0)
     changes = protocol.changes() if protocol else {}
-    fields = {"size": None, "dim": 16, "depth": DEPTH, "heads": 2, "patch": 8, "image_size": 16, "relative_positions": relative}
+    fields = {
+        "size": None,
+        "dim": 16,
+        "depth": DEPTH,
+        "heads": 2,
+        "patch": 8,
+        "image_size": 16,
+        "relative_positions": relative,
+    }
     return ViT(ViTConfig.model_validate(fields | changes))
 
 
@@ -33,7 +41,9 @@ def image() -> Tensor:
 
 
 @pytest.mark.parametrize("relative", ["none", "shared", "per_block"])
-@pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda p: f"{p.title}-{getattr(p, 'pool', '')}-{getattr(p, 'tune_norm', '')}")
+@pytest.mark.parametrize(
+    "protocol", PROTOCOLS, ids=lambda p: f"{p.title}-{getattr(p, 'pool', '')}-{getattr(p, 'tune_norm', '')}"
+)
 def test_every_trainable_parameter_has_a_gradient_and_no_other(protocol: ClassifyProtocol, relative: str) -> None:
     model = protocol.model(vit(protocol, relative), 5).train()
     for parameter in model.parameters():  # a head of zeros would pass no gradient on
@@ -42,7 +52,11 @@ def test_every_trainable_parameter_has_a_gradient_and_no_other(protocol: Classif
     for _ in range(20):  # drop path may drop a whole block of such a small batch once
         scores = model(image())
         torch.nn.functional.cross_entropy(scores.flatten(0, -2), labels.repeat(scores.numel() // 30)).backward()
-    dead = [name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.abs().sum() > 0)]
+    dead = [
+        name
+        for name, p in model.named_parameters()
+        if p.requires_grad and (p.grad is None or not p.grad.abs().sum() > 0)
+    ]
     assert not dead
     assert not [name for name, p in model.named_parameters() if not p.requires_grad and p.grad is not None]
     assert any(p.requires_grad for p in model.parameters())
@@ -57,9 +71,13 @@ def test_the_frozen_trunk_leaves_no_graph_and_drops_no_path(tune: Tune) -> None:
         block.register_forward_hook(lambda module, given, output: grads.append(output.requires_grad))
     model(image())
     assert grads == [i >= frozen for i in range(DEPTH)]
-    modes = [[part.training for part in block.modules() if isinstance(part, DropPath)] for block in model.backbone.blocks]
+    modes = [
+        [part.training for part in block.modules() if isinstance(part, DropPath)] for block in model.backbone.blocks
+    ]
     assert all(mode == [i >= frozen] for i, mode in enumerate(modes) if mode)
-    with_paths = Partial(tune_blocks=tune, drop_path=0.5, frozen_drop_path=True).model(vit(Finetune(drop_path=0.5)), 5).train()
+    with_paths = (
+        Partial(tune_blocks=tune, drop_path=0.5, frozen_drop_path=True).model(vit(Finetune(drop_path=0.5)), 5).train()
+    )
     assert all(part.training for part in with_paths.backbone.modules())
 
 
@@ -84,7 +102,9 @@ def test_a_probe_is_linear_on_batch_normalised_features_of_the_frozen_encoder() 
     row = ProbeRow(backbone, 5, probes={"a": "cls", "b": "mean"}).train()
     features = backbone(image(), norm=True)
     assert not backbone.training
-    for scores, probe, pooled in zip(row(image()), row.probes.values(), (features.cls, features.maps[0].mean((2, 3))), strict=True):
+    for scores, probe, pooled in zip(
+        row(image()), row.probes.values(), (features.cls, features.maps[0].mean((2, 3))), strict=True
+    ):
         centred = (pooled - pooled.mean(0)) / (pooled.var(0, unbiased=False) + 1e-6).sqrt()
         torch.testing.assert_close(scores, probe(centred), rtol=1e-4, atol=1e-5)
     assert torch.equal(row.probes["a"].weight, row.probes["b"].weight)

@@ -11,7 +11,19 @@ import torch
 from mae_transfer.data import Ade
 from mae_transfer.metrics.iou import IouMetric
 
-CAMVID = ("Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist")
+CAMVID = (
+    "Sky",
+    "Building",
+    "Pole",
+    "Road",
+    "Pavement",
+    "Tree",
+    "SignSymbol",
+    "Fence",
+    "Car",
+    "Pedestrian",
+    "Bicyclist",
+)
 
 
 def by_numpy(pairs: list[tuple[np.ndarray, np.ndarray]], classes: int) -> tuple[np.ndarray, np.ndarray, float]:
@@ -56,8 +68,12 @@ def test_random_maps_with_ignored_regions_and_absent_classes() -> None:
     rng = np.random.default_rng(0)
     pairs = []
     for _ in range(5):
-        truth = rng.choice([0, 1, 2, 4, 255], size=(40, 52), p=[0.4, 0.2, 0.1, 0.1, 0.2]).astype(np.uint8)  # 3 occurs nowhere, 5 is predicted only
-        predicted = np.where(rng.random(truth.shape) < 0.6, truth % 255, rng.choice([0, 1, 2, 5], size=truth.shape)).astype(np.int64)
+        truth = rng.choice([0, 1, 2, 4, 255], size=(40, 52), p=[0.4, 0.2, 0.1, 0.1, 0.2]).astype(
+            np.uint8
+        )  # 3 occurs nowhere, 5 is predicted only
+        predicted = np.where(
+            rng.random(truth.shape) < 0.6, truth % 255, rng.choice([0, 1, 2, 5], size=truth.shape)
+        ).astype(np.int64)
         pairs.append((predicted, truth))
     compared(pairs, tuple("abcdefg"))
 

@@ -22,8 +22,37 @@ from mae_transfer.data.defects import Defect
 SIZE = (6, 9)
 NAMES = ("sky", "road", "car")
 FAULTS = (
-    *("none", "none", "none", "no map", "no image", "torn map", "torn image", "empty file", "other size", "colours", "alpha", "jpeg", "float"),
-    *("16 bits", "deep", "32 bits", "1 bit", "tif", "beyond", "255", "void", "zero", "turned", "bad exif", "twin", "nested", "suffix"),
+    *(
+        "none",
+        "none",
+        "none",
+        "no map",
+        "no image",
+        "torn map",
+        "torn image",
+        "empty file",
+        "other size",
+        "colours",
+        "alpha",
+        "jpeg",
+        "float",
+    ),
+    *(
+        "16 bits",
+        "deep",
+        "32 bits",
+        "1 bit",
+        "tif",
+        "beyond",
+        "255",
+        "void",
+        "zero",
+        "turned",
+        "bad exif",
+        "twin",
+        "nested",
+        "suffix",
+    ),
     *("pipe map", "pipe image", "folder map", "dead link", "text"),
 )
 LISTS = ("utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16", "twice", "one", "none", "more", "latin-1")
@@ -38,7 +67,11 @@ OPTIONS = st.fixed_dictionaries(
 )
 SETS = st.fixed_dictionaries(
     {split: st.lists(st.sampled_from(FAULTS), max_size=4) for split in ("training", "validation")}
-    | {"list": st.sampled_from(LISTS), "missing": st.sampled_from([None] * 6 + ["images/validation", "annotations/validation"]), "options": OPTIONS}
+    | {
+        "list": st.sampled_from(LISTS),
+        "missing": st.sampled_from([None] * 6 + ["images/validation", "annotations/validation"]),
+        "options": OPTIONS,
+    }
 )
 NUMBER = itertools.count()
 
@@ -49,7 +82,12 @@ def write(root: Path, case: dict[str, Any]) -> None:
             (root / kind / split).mkdir(parents=True)
             for number, fault in enumerate(case[split]):
                 pair(root, split, f"{number}", fault, kind)
-    names = {"twice": [*NAMES, "sky"], "one": NAMES[:1], "more": [*NAMES, "tree"], "latin-1": [*NAMES[:2], "forêt"]}.get(case["list"], NAMES)
+    names = {
+        "twice": [*NAMES, "sky"],
+        "one": NAMES[:1],
+        "more": [*NAMES, "tree"],
+        "latin-1": [*NAMES[:2], "forêt"],
+    }.get(case["list"], NAMES)
     if case["list"] != "none":
         encoding = case["list"] if case["list"] in ("utf-8-sig", "utf-16", "latin-1") else "utf-8"
         (root / "classes.txt").write_bytes("\n".join(names).encode(encoding))
@@ -109,12 +147,20 @@ def label_map(path: Path, fault: str) -> None:
 
 
 def found_by_check(root: Path, options: dict[str, Any]) -> list[Defect]:
-    return [one for split in ("training", "validation") for one in check_ade(str(root), split=split, **options) if not one.policy]
+    return [
+        one
+        for split in ("training", "validation")
+        for one in check_ade(str(root), split=split, **options)
+        if not one.policy
+    ]
 
 
 def said_by_run(root: Path, options: dict[str, Any]) -> str | None:
     """What a run says before its first step; None where it would begin, and then every sample can be read."""
-    specs = {name: {"name": "ade", "split": split, **options} for name, split in (("train", "training"), ("val", "validation"))}
+    specs = {
+        name: {"name": "ade", "split": split, **options}
+        for name, split in (("train", "training"), ("val", "validation"))
+    }
     try:
         train, val = open_maps(validate({"root": str(root), **specs}, MapDataConfig, where="test"))
         check_sets({"training": train, "validation": val})

@@ -49,7 +49,9 @@ def test_what_is_held_out_is_never_trained_on_and_comes_from_the_labels_that_may
     parts = split(source, label_fraction=0.1, holdout_fraction=0.2)
     assert counts(parts.held_out) == [2] * 4
     assert counts(parts.train) == [8] * 4
-    assert set(parts.train.indices) | set(parts.held_out.indices) == set(split(source, label_fraction=0.1).train.indices)
+    assert set(parts.train.indices) | set(parts.held_out.indices) == set(
+        split(source, label_fraction=0.1).train.indices
+    )
     assert not set(parts.train.indices) & set(parts.held_out.indices)
 
 
@@ -61,7 +63,8 @@ def test_a_class_of_one_image_keeps_it_for_training() -> None:
 
 def test_a_hold_out_that_would_be_empty_is_refused_with_the_remedy() -> None:
     with pytest.raises(
-        ValueError, match=r"nothing is left to hold out: label_fraction=0\.01 leaves one .* raise data\.label_fraction, or set data\.hold"
+        ValueError,
+        match=r"nothing is left to hold out: label_fraction=0\.01 leaves one .* raise data\.label_fraction, or set data\.hold",
     ):
         split(Counted(300, 3), label_fraction=0.01, holdout_fraction=0.1)
     assert split(Counted(300, 3), label_fraction=0.01).held_out is None
@@ -84,7 +87,9 @@ def test_a_class_that_the_validation_set_lacks_is_named(image_folder: Path) -> N
     for path in (image_folder / "val" / "n02").iterdir():
         path.unlink()
     (image_folder / "val" / "n02").rmdir()
-    with pytest.raises(ValueError, match=r"training set has 3 classes, validation set 2; in one of them only: \['n02'\]"):
+    with pytest.raises(
+        ValueError, match=r"training set has 3 classes, validation set 2; in one of them only: \['n02'\]"
+    ):
         open_labelled(config(image_folder))
 
 

@@ -39,14 +39,18 @@ def test_the_package_hands_out_load_backbone_without_importing_torch_first(tmp_p
 
 
 def test_the_normalisation_of_the_pretraining_comes_along(tmp_path: Path) -> None:
-    checkpoints.export_backbone(tmp_path / "b.safetensors", encoder(), about={"recipe": {"mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 1.0]}})
+    checkpoints.export_backbone(
+        tmp_path / "b.safetensors", encoder(), about={"recipe": {"mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 1.0]}}
+    )
     assert checkpoints.load(tmp_path / "b.safetensors").statistics == ((0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
     assert checkpoints.load(stored(tmp_path)).statistics.mean == (0.485, 0.456, 0.406)
 
 
 def test_a_dense_task_takes_the_encoder_without_class_token_and_norm(tmp_path: Path) -> None:
     vit = encoder()
-    ours = checkpoints.load_backbone(stored(tmp_path), changes={"class_token": False, "final_norm": False, "drop_path": 0.3})
+    ours = checkpoints.load_backbone(
+        stored(tmp_path), changes={"class_token": False, "final_norm": False, "drop_path": 0.3}
+    )
     assert ours.cls_token is None
     assert ours.norm is None
     assert ours.blocks[1].drop_path.drop_prob == pytest.approx(0.3)
@@ -83,7 +87,9 @@ def test_relative_tables_follow_the_image_size(size: tuple[int, int], tmp_path: 
     grid = table[:-3, 0].view(rows, columns)
     expected = (torch.arange(rows) + 0.5) * 7 / rows - 0.5 - 3
     inner = (expected > -1.5) & (expected < 1.5)
-    torch.testing.assert_close(grid[inner], expected[inner, None].expand(-1, columns), rtol=0, atol=0.1)  # torch's cubic is linear to 0.05
+    torch.testing.assert_close(
+        grid[inner], expected[inner, None].expand(-1, columns), rtol=0, atol=0.1
+    )  # torch's cubic is linear to 0.05
     bare = checkpoints.load_backbone(path, changes={"class_token": False})
     assert len(bare.rel_pos_bias[0].table) == 49
 
@@ -96,7 +102,9 @@ def test_relative_tables_follow_the_image_size(size: tuple[int, int], tmp_path: 
     ({"relative_positions": "per_block"}, {"relative_positions": "shared"}, "'shared' is not to be had"),
     ({}, {"image_size": 65}, "65"),
 ])  # fmt: skip
-def test_changes_that_cannot_be_made_are_named(options: dict[str, Any], changes: dict[str, Any], match: str, tmp_path: Path) -> None:
+def test_changes_that_cannot_be_made_are_named(
+    options: dict[str, Any], changes: dict[str, Any], match: str, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=match):
         checkpoints.load_backbone(stored(tmp_path, **options), changes=changes)
 
@@ -148,7 +156,9 @@ def test_a_bare_path_and_a_prefix_are_told_apart(tmp_path: Path) -> None:
     ("moco-v3", "module.base_encoder.patch_embed.proj.0.weight", "convolutional stem"), ("deit", "dist_token", "timm:deit_base_distilled"),
     ("dinov2", "register_tokens", "reg4_dinov2"), ("dinov2", "blocks.0.mlp.w12.weight", "SwiGLU"),
 ])  # fmt: skip
-def test_what_the_encoder_has_not_is_refused_with_the_way_round(prefix: str, name: str, match: str, tmp_path: Path) -> None:
+def test_what_the_encoder_has_not_is_refused_with_the_way_round(
+    prefix: str, name: str, match: str, tmp_path: Path
+) -> None:
     tensors = {"patch_embed.proj.weight": torch.zeros(1), name: torch.zeros(1)}
     torch.save({{"moco-v3": "state_dict", "deit": "model", "dinov2": "teacher"}[prefix]: tensors}, tmp_path / "x.pth")
     with pytest.raises(ValueError, match=match):
@@ -165,7 +175,10 @@ def evil(tmp_path: Path, prefix: str) -> str:
     if prefix == "augreg":
         np.savez(tmp_path / "x.npz", cls=np.array([Bomb()], dtype=object))
         return f"augreg:{tmp_path / 'x.npz'}"
-    torch.save({"model": {}, "state_dict": {}, "teacher": {}, "args": Bomb()}, tmp_path / ("pytorch_model.bin" if prefix == "hf" else "x.pth"))
+    torch.save(
+        {"model": {}, "state_dict": {}, "teacher": {}, "args": Bomb()},
+        tmp_path / ("pytorch_model.bin" if prefix == "hf" else "x.pth"),
+    )
     if prefix == "hf":
         (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     return f"{prefix}:{tmp_path}" if prefix == "hf" else f"{prefix}:{tmp_path / 'x.pth'}"
@@ -185,7 +198,9 @@ def test_no_layout_runs_what_a_file_holds(prefix: str, tmp_path: Path, monkeypat
 @pytest.mark.parametrize("prefix", [*FILES, "timm:resnet18@"])
 def test_a_truncated_file_and_a_missing_one_are_named_in_every_layout(prefix: str, tmp_path: Path) -> None:
     path = tmp_path / ("x.npz" if prefix == "augreg" else "pytorch_model.bin" if prefix == "hf" else "x.pth")
-    np.savez(path, cls=np.zeros(100)) if prefix == "augreg" else torch.save({"model": {"x": torch.zeros(1000)}, "args": argparse.Namespace()}, path)
+    np.savez(path, cls=np.zeros(100)) if prefix == "augreg" else torch.save(
+        {"model": {"x": torch.zeros(1000)}, "args": argparse.Namespace()}, path
+    )
     path.write_bytes(path.read_bytes()[:-300])
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     colon = "" if "@" in prefix else ":"
@@ -202,14 +217,20 @@ def test_a_user_s_own_fine_tuned_file_with_its_command_line_is_read(tmp_path: Pa
         "fc_norm.bias": torch.zeros(32),
         "head.weight": torch.zeros(5, 32),
     }
-    torch.save({"model": state, "optimizer": {"state": {}}, "epoch": 3, "scaler": {}, "args": argparse.Namespace(lr=0.1)}, tmp_path / "x.pth")
+    torch.save(
+        {"model": state, "optimizer": {"state": {}}, "epoch": 3, "scaler": {}, "args": argparse.Namespace(lr=0.1)},
+        tmp_path / "x.pth",
+    )
     loaded = checkpoints.load(f"mae-finetuned:{tmp_path / 'x.pth'}", changes={"heads": 4})
     assert sorted(loaded.head) == ["fc_norm.bias", "fc_norm.weight", "head.weight"]
 
 
 def test_timm_s_files_are_taken_strictly(tmp_path: Path) -> None:
     state = timm.create_model("convnext_atto", num_classes=0).state_dict()
-    for change, match in (({"conv9.weight": torch.zeros(1)}, "conv9.weight"), ({"stem.0.bias": torch.zeros(1)}, "stem.0.bias")):
+    for change, match in (
+        ({"conv9.weight": torch.zeros(1)}, "conv9.weight"),
+        ({"stem.0.bias": torch.zeros(1)}, "stem.0.bias"),
+    ):
         torch.save(state | change, tmp_path / "x.pth")
         with pytest.raises(ValueError, match=rf"timm:convnext_atto cannot be made of [^ ]*x.pth: [\s\S]*{match}"):
             checkpoints.load_backbone(f"timm:convnext_atto@{tmp_path / 'x.pth'}")

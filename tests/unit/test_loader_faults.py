@@ -13,7 +13,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from mae_transfer.data import CentreCrop, Crops, Order, Sample, Shapes, Share, Source, Sweep, Unreadable, UnreadableImage, batches
+from mae_transfer.data import (
+    CentreCrop,
+    Crops,
+    Order,
+    Sample,
+    Shapes,
+    Share,
+    Source,
+    Sweep,
+    Unreadable,
+    UnreadableImage,
+    batches,
+)
 from mae_transfer.interfaces import ViewSpec
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +62,10 @@ def crops(source: Source) -> Crops:
 @pytest.mark.parametrize("bad", [{3, 9}, {4, 5, 6, 7}])
 def test_an_evaluation_leaves_out_what_it_cannot_read_and_counts_nothing_twice(workers: int, bad: set[int]) -> None:
     policy = Unreadable(limit=10)
-    seen = [batch.index for batch in batches(crops(Odd(frozenset(bad))), Sweep(images=20, batch=4), workers=workers, unreadable=policy)]
+    seen = [
+        batch.index
+        for batch in batches(crops(Odd(frozenset(bad))), Sweep(images=20, batch=4), workers=workers, unreadable=policy)
+    ]
     assert torch.cat(seen).tolist() == [index for index in range(20) if index not in bad]
     assert set(policy.files) == bad
 

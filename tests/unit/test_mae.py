@@ -19,7 +19,11 @@ ENCODER = ViTConfig(size=None, dim=32, depth=2, heads=4, patch=4, image_size=16)
 
 def model(out: int, *, depth: int = 2, corrupt: str | None = None, **encoder: object) -> MAE:
     torch.manual_seed(0)
-    cfg = {"encoder": ENCODER.model_dump() | encoder, "decoder": {"depth": depth, "dim": 16, "heads": 4}, "corrupt": corrupt}
+    cfg = {
+        "encoder": ENCODER.model_dump() | encoder,
+        "decoder": {"depth": depth, "dim": 16, "heads": 4},
+        "corrupt": corrupt,
+    }
     return MAE(MAEConfig.model_validate(cfg), out)
 
 
@@ -58,8 +62,12 @@ class ToySecondView(ToyTokens):
         return take(patchify(batch.views[0], 1), ids).float().mean(dim=2).div(32).long()
 
 
-@pytest.mark.parametrize("target", [ToyTokens(), ToySecondView(), *(make(Frame(4, (4, 4), IMAGENET)) for make in (Pixel, NormPixel))])
-@pytest.mark.parametrize("options", [{}, {"corrupt": "mask_token"}, {"corrupt": "mask_token", "depth": 0}, {"corrupt": "bert", "depth": 0}])
+@pytest.mark.parametrize(
+    "target", [ToyTokens(), ToySecondView(), *(make(Frame(4, (4, 4), IMAGENET)) for make in (Pixel, NormPixel))]
+)
+@pytest.mark.parametrize(
+    "options", [{}, {"corrupt": "mask_token"}, {"corrupt": "mask_token", "depth": 0}, {"corrupt": "bert", "depth": 0}]
+)
 def test_any_target_is_learned_without_a_change_of_the_model(target: Target, options: dict[str, object]) -> None:
     assert isinstance(target, Target)
     data, mae = batch(target.views), model(target.dim, **options)
@@ -93,7 +101,9 @@ def test_predictions_do_not_see_the_hidden_pixels(options: dict[str, object]) ->
     data, mae = batch(), model(5, **options).eval()
     images = normalize(data.image)
     changed = images.clone()
-    for b, n in itertools.chain.from_iterable([(row, int(n)) for n in ids] for row, ids in enumerate(data.mask.ids_masked)):
+    for b, n in itertools.chain.from_iterable(
+        [(row, int(n)) for n in ids] for row, ids in enumerate(data.mask.ids_masked)
+    ):
         changed[b, :, n // 4 * 4 : n // 4 * 4 + 4, n % 4 * 4 : n % 4 * 4 + 4] = 7
     assert torch.equal(mae(images, data.mask), mae(changed, data.mask))
 

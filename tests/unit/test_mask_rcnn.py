@@ -20,11 +20,25 @@ SMALL = HeadsConfig(box_convs=1, box_width=16, mask_convs=1, roi_batch=16, post_
 
 def detector(heads: HeadsConfig = SMALL, *, fpn_norm: str | None = None, classes: int = 5) -> MaskRCNN:
     torch.manual_seed(0)
-    cfg = ViTConfig(size=None, dim=32, depth=4, heads=2, patch=16, image_size=64, class_token=False, final_norm=False, positions="learned")
+    cfg = ViTConfig(
+        size=None,
+        dim=32,
+        depth=4,
+        heads=2,
+        patch=16,
+        image_size=64,
+        class_token=False,
+        final_norm=False,
+        positions="learned",
+    )
     vit = ViT(cfg)
-    adapter = TapFPN(maps_of(vit), fpn=16, fpn_norm=fpn_norm, p6=True) if fpn_norm else SimpleFPN(maps_of(vit), channels=16)
+    adapter = (
+        TapFPN(maps_of(vit), fpn=16, fpn_norm=fpn_norm, p6=True) if fpn_norm else SimpleFPN(maps_of(vit), channels=16)
+    )
     norm = NORMS[heads.norm] if heads.norm else None
-    return MaskRCNN(AdaptedBackbone(vit, adapter), strides=list(adapter.strides.values()), classes=classes, heads=heads, norm=norm)
+    return MaskRCNN(
+        AdaptedBackbone(vit, adapter), strides=list(adapter.strides.values()), classes=classes, heads=heads, norm=norm
+    )
 
 
 def objects(n: int = 2) -> Objects:
@@ -74,7 +88,9 @@ def test_the_proposal_network_s_loss_is_divided_by_what_may_be_sampled() -> None
     scores, deltas, goals = torch.randn(8, 1), torch.randn(8, 4), [torch.randn(4, 4), torch.randn(4, 4)]
     objectness, boxes = rpn.compute_loss(scores, deltas, truth, goals)
     used = torch.tensor([0, 1, 2, 4, 5, 6])
-    each = torch.nn.functional.binary_cross_entropy_with_logits(scores.flatten()[used], torch.cat(truth)[used], reduction="sum")
+    each = torch.nn.functional.binary_cross_entropy_with_logits(
+        scores.flatten()[used], torch.cat(truth)[used], reduction="sum"
+    )
     torch.testing.assert_close(objectness, each / (256 * 2))
     torch.testing.assert_close(boxes, (deltas[[0, 6]] - torch.cat(goals)[[0, 6]]).abs().sum() / (256 * 2))
 

@@ -40,7 +40,9 @@ def test_boxes_masks_and_image_stay_together_when_resized(size: tuple[int, int])
     scale = torch.tensor([size[1] / 100, size[0] / 60]).repeat(2)
     torch.testing.assert_close(small.objects.boxes, scene().objects.boxes * scale)
     for k, mask in enumerate(drawn(small)):
-        assert (mask.bool() ^ (small.image[k] > 127)).float().mean() < 0.02  # the image's edge is antialiased, the mask's is not
+        assert (
+            mask.bool() ^ (small.image[k] > 127)
+        ).float().mean() < 0.02  # the image's edge is antialiased, the mask's is not
     assert (extents(small.objects.masks, size) - small.objects.boxes).abs().max() <= 1
 
 
@@ -58,7 +60,12 @@ def test_objects_without_area_or_pixels_are_gone() -> None:
     masks[3] = 0
     left = present(Objects(boxes, torch.arange(4), torch.zeros(4, dtype=torch.bool), from_masks(masks)), (20, 20))
     assert left.labels.tolist() == [0]
-    nothing = Objects(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool), from_masks(torch.zeros(0, 20, 20)))
+    nothing = Objects(
+        torch.zeros(0, 4),
+        torch.zeros(0, dtype=torch.int64),
+        torch.zeros(0, dtype=torch.bool),
+        from_masks(torch.zeros(0, 20, 20)),
+    )
     assert len(present(nothing, (20, 20)).boxes) == 0
 
 
@@ -73,7 +80,9 @@ def test_large_scale_jitter_draws_scales_flips_and_places() -> None:
         assert (extents(out.objects.masks, out.image.shape[1:])[:, 2:] <= torch.tensor(sizes[-1]).flip(0)).all()
     widths = sorted(width for _, width in sizes)
     assert widths[0] < 12
-    assert sum(width == 64 for width in widths) == pytest.approx(200 * 1.0 / 1.9, abs=25)  # every scale above 1 fills the width
+    assert sum(width == 64 for width in widths) == pytest.approx(
+        200 * 1.0 / 1.9, abs=25
+    )  # every scale above 1 fills the width
     assert 60 < flips < 140
 
 
@@ -87,9 +96,12 @@ def test_the_same_seed_draws_the_same_scene() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lengths", "longest", "expected"), [((120,), 1333, (120, 200)), ((800,), 1000, (600, 1000)), ((30,), 40, (24, 40)), ((61,), 1333, (61, 102))]
+    ("lengths", "longest", "expected"),
+    [((120,), 1333, (120, 200)), ((800,), 1000, (600, 1000)), ((30,), 40, (24, 40)), ((61,), 1333, (61, 102))],
 )
-def test_the_shorter_side_is_resized_and_the_longer_one_is_bounded(lengths: tuple[int, ...], longest: int, expected: tuple[int, int]) -> None:
+def test_the_shorter_side_is_resized_and_the_longer_one_is_bounded(
+    lengths: tuple[int, ...], longest: int, expected: tuple[int, int]
+) -> None:
     assert ShortestEdge(lengths=lengths, longest=longest, flip=0.0)(scene()).image.shape[1:] == expected
 
 
@@ -133,12 +145,23 @@ def test_only_a_box_that_the_border_cuts_is_that_of_what_is_left_of_its_mask() -
     masks[0, 4:9, 2:7] = masks[1, 4:9, 2:7] = 1
     boxes = torch.tensor([[1.6, 3.7, 7.2, 9.1], [-3.0, 3.7, 7.2, 9.1]])
     both = Objects(boxes, torch.tensor([0, 1]), torch.zeros(2, dtype=torch.bool), from_masks(masks))
-    torch.testing.assert_close(present(both, (20, 20)).boxes, torch.tensor([[1.6, 3.7, 7.2, 9.1], [2.0, 4.0, 7.0, 9.0]]))
-    torch.testing.assert_close(present(both._replace(masks=None), (20, 20)).boxes[1], torch.tensor([0.0, 3.7, 7.2, 9.1]))
+    torch.testing.assert_close(
+        present(both, (20, 20)).boxes, torch.tensor([[1.6, 3.7, 7.2, 9.1], [2.0, 4.0, 7.0, 9.0]])
+    )
+    torch.testing.assert_close(
+        present(both._replace(masks=None), (20, 20)).boxes[1], torch.tensor([0.0, 3.7, 7.2, 9.1])
+    )
 
 
 def test_generated_scenes_keep_every_mask_within_its_box() -> None:
-    samples = Scenes(source=ShapesObjects(size=96, length=20), seed=0, transform=LargeScaleJitter(size=96), square=96, divisor=32, training=True)
+    samples = Scenes(
+        source=ShapesObjects(size=96, length=20),
+        seed=0,
+        transform=LargeScaleJitter(size=96),
+        square=96,
+        divisor=32,
+        training=True,
+    )
     found = samples[[Key(0, i, 0) for i in range(20)]].batch
     for objects, size in zip(found.objects, found.sizes, strict=True):
         for (x0, y0, x1, y1), mask in zip(objects.boxes.tolist(), dense(objects.masks, size), strict=True):

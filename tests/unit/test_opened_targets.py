@@ -50,7 +50,9 @@ def test_tokens_are_those_of_the_tokenizers_own_view() -> None:
     for b in range(2):
         for m in range(4):
             row, column = divmod(int(IDS[b, m]), 4)
-            assert codes[b, m] == int(data.views[0][b, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].float().mean() // 32)
+            assert codes[b, m] == int(
+                data.views[0][b, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].float().mean() // 32
+            )
     scores = torch.randn(2, 4, 8, dtype=torch.bfloat16)
     loss = target.loss(scores, codes)
     assert loss.dtype == torch.float32
@@ -98,12 +100,16 @@ def test_tokens_and_features_of_images_that_are_not_square() -> None:
     target = Token(frame, tokenizer=Grey())
     assert target.views == (ViewSpec((8, 12), "lanczos"),)
     codes = target(Batch(images, (view,), None, None, torch.arange(2)), ids)
-    assert codes[0, 1] == int(view[0, :, 2:4, 2:4].float().mean() // 32)  # patch 7 of a 4 x 6 grid: second row, second column
+    assert codes[0, 1] == int(
+        view[0, :, 2:4, 2:4].float().mean() // 32
+    )  # patch 7 of a 4 x 6 grid: second row, second column
     assert codes[1, 2] == int(view[1, :, 6:8, 8:10].float().mean() // 32)
     teacher = vit()
     own = Feature(frame, teacher=Teacher(teacher, HALF), size=(32, 48))
     assert own.views == (ViewSpec((32, 48), "bicubic"),)
-    features = Feature(frame, teacher=Teacher(teacher, HALF), scale="none")(Batch(images, (), None, None, torch.arange(2)), ids)
+    features = Feature(frame, teacher=Teacher(teacher, HALF), scale="none")(
+        Batch(images, (), None, None, torch.arange(2)), ids
+    )
     expected = teacher(normalize(images, HALF), norm=True).maps[-1]
     torch.testing.assert_close(features[0, 1], expected[0, :, 1, 1])
     with pytest.raises(ValueError, match=r"target.size = 32 has not the shape of the encoder's 16 x 24 px"):
@@ -118,7 +124,9 @@ def test_features_are_the_teachers_last_map_behind_its_norm_with_its_own_statist
     assert target.dim == 16
     expected = teacher(normalize(data.image, HALF), norm=True).maps[-1].flatten(2).transpose(1, 2)
     if scale == "layer":
-        expected = (expected - expected.mean(dim=2, keepdim=True)) / (expected.var(dim=2, keepdim=True, unbiased=False) + 1e-5).sqrt()
+        expected = (expected - expected.mean(dim=2, keepdim=True)) / (
+            expected.var(dim=2, keepdim=True, unbiased=False) + 1e-5
+        ).sqrt()
     if scale == "unit":
         expected = expected / expected.norm(dim=2, keepdim=True)
     found = target(data, IDS)
@@ -136,7 +144,11 @@ def test_feature_losses_equal_a_loop_over_patches(loss: str) -> None:
         for m in range(4):
             p, t = pred[b, m].float(), truth[b, m]
             error = (p - t).abs()
-            expected = torch.where(error < 1, error**2 / 2, error - 0.5).mean() if loss == "smooth_l1" else 1 - p @ t / (p.norm() * t.norm())
+            expected = (
+                torch.where(error < 1, error**2 / 2, error - 0.5).mean()
+                if loss == "smooth_l1"
+                else 1 - p @ t / (p.norm() * t.norm())
+            )
             torch.testing.assert_close(found[b, m], expected)
 
 
@@ -144,7 +156,9 @@ def test_a_teachers_other_grid_is_resized_and_one_that_does_not_divide_needs_a_v
     coarse = Feature(FRAME, teacher=Teacher(vit(patch=8), HALF))
     assert coarse(batch(), IDS).shape == (2, 4, 16)
     with pytest.raises(ValueError, match=r"patches of 5 px do not divide the encoder's 16 x 16 px.*target.size = 20"):
-        Feature(FRAME, teacher=Teacher(ViT(ViTConfig(size=None, dim=16, depth=1, heads=2, patch=5, image_size=20)), HALF))
+        Feature(
+            FRAME, teacher=Teacher(ViT(ViTConfig(size=None, dim=16, depth=1, heads=2, patch=5, image_size=20)), HALF)
+        )
     own = Feature(FRAME, teacher=Teacher(vit(), HALF), size=32)
     assert own.views == (ViewSpec(32, "bicubic"),)
     assert own(batch(view=32), IDS).shape == (2, 4, 16)

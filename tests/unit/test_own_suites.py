@@ -29,7 +29,9 @@ def test_five_rows_three_rates_three_seeds(task: str) -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_what_is_chosen_is_chosen_on_held_out_images(task: str) -> None:
     _, plan = open_plan(ROOT / f"configs/suites/own_{task}.py")
-    reported: Any = next(n.load(n.changes) for n in plan.values() if n.role == "transfer" and f"/{TASKS[task]}/" in n.name)
+    reported: Any = next(
+        n.load(n.changes) for n in plan.values() if n.role == "transfer" and f"/{TASKS[task]}/" in n.name
+    )
     for node in plan.values():
         if node.role == "point":
             tried: Any = node.load(node.changes)

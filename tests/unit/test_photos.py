@@ -44,13 +44,17 @@ def test_without_a_validation_folder_a_fixed_part_is_held_out(tmp_path: Path, na
 def test_a_split_is_read_as_it_is(tmp_path: Path) -> None:
     root = str(fill(tmp_path, SPLIT))
     for split in ("train", "val"):
-        assert paths(Photos(root=root, split=split)) == [str(tmp_path / name) for name in SPLIT if name.startswith(split)]  # type: ignore[arg-type]
+        assert paths(Photos(root=root, split=split)) == [
+            str(tmp_path / name) for name in SPLIT if name.startswith(split)
+        ]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("count", [2, 3, 10, 11])
 def test_a_few_images_leave_both_parts_something(tmp_path: Path, count: int) -> None:
     root = str(fill(tmp_path, FLAT[:count]))
-    parts = [len(Photos(root=root, split=split, held_out=share)) for share in (0.02, 0.99) for split in ("train", "val")]  # type: ignore[arg-type]
+    parts = [
+        len(Photos(root=root, split=split, held_out=share)) for share in (0.02, 0.99) for split in ("train", "val")
+    ]  # type: ignore[arg-type]
     assert parts == [count - 1, 1, 1, count - 1]
 
 

@@ -28,7 +28,11 @@ OPTIONS = [
     *(a | b | {"class_token": token} for a in POSITIONS for b in RELATIVE for token in (True, False)),
     *(a | {"relative_positions": "decomposed", "class_token": False} for a in POSITIONS),
     *(a | {"windows": 2, "global_blocks": (1,), "class_token": False} for a in POSITIONS),
-    *(a | extra for a in POSITIONS for extra in ({"layer_scale": 0.1}, {"drop_path": 0.5}, {"qkv_bias": "qv"}, {"final_norm": False})),
+    *(
+        a | extra
+        for a in POSITIONS
+        for extra in ({"layer_scale": 0.1}, {"drop_path": 0.5}, {"qkv_bias": "qv"}, {"final_norm": False})
+    ),
 ]
 
 
@@ -42,7 +46,9 @@ def streams(model: nn.Module) -> list[torch.dtype]:
 
 
 @pytest.mark.parametrize("half", HALVES)
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: ",".join(f"{key}={value}" for key, value in options.items()))
+@pytest.mark.parametrize(
+    "options", OPTIONS, ids=lambda options: ",".join(f"{key}={value}" for key, value in options.items())
+)
 def test_the_residual_stream_of_the_encoder_is_float32(options: dict[str, object], half: torch.dtype) -> None:
     vit = ViT(ViTConfig.model_validate(SMALL | options)).train()
     seen = streams(vit)
@@ -55,9 +61,13 @@ def test_the_residual_stream_of_the_encoder_is_float32(options: dict[str, object
     assert features.cls is None or features.cls.dtype == torch.float32
 
 
-@pytest.mark.parametrize(("corrupt", "depth"), [(None, 2), ("mask_token", 0), ("mask_token", 2), ("bert", 0), ("bert", 2)])
+@pytest.mark.parametrize(
+    ("corrupt", "depth"), [(None, 2), ("mask_token", 0), ("mask_token", 2), ("bert", 0), ("bert", 2)]
+)
 @pytest.mark.parametrize("options", POSITIONS, ids=str)
-def test_the_residual_stream_of_pretraining_is_float32(options: dict[str, object], corrupt: str | None, depth: int) -> None:
+def test_the_residual_stream_of_pretraining_is_float32(
+    options: dict[str, object], corrupt: str | None, depth: int
+) -> None:
     cfg = {"encoder": SMALL | options, "decoder": {"depth": depth, "dim": 16, "heads": 2}, "corrupt": corrupt}
     model = MAE(MAEConfig.model_validate(cfg), 8)
     seen = streams(model)
@@ -87,7 +97,9 @@ def finer(scores: Tensor) -> bool:
 def test_classification_scores_are_float32(kind: type, how: str) -> None:
     options = {Finetune: {"pool": how}, Partial: {"pool": how, "tune_blocks": 1}, Linear: {"pools": (how,)}}[kind]
     protocol: ClassifyProtocol = kind(**options)
-    model = protocol.model(ViT(ViTConfig.model_validate(SMALL | {"positions": "none"} | protocol.changes())), 50).train()
+    model = protocol.model(
+        ViT(ViTConfig.model_validate(SMALL | {"positions": "none"} | protocol.changes())), 50
+    ).train()
     images = torch.randn(8, 3, 32, 32)
     with torch.autocast("cpu", torch.bfloat16):
         scores = model(images)
@@ -99,7 +111,11 @@ def test_classification_scores_are_float32(kind: type, how: str) -> None:
 def test_few_of_many_images_have_two_best_classes() -> None:
     """1,000 classes of a head as fine-tuning leaves it: bfloat16 logits tie at the top, float32 ones do not."""
     torch.manual_seed(0)
-    model = Finetune(pool="mean", head_std=0.05).model(ViT(ViTConfig.model_validate(SMALL | Finetune().changes())), 1000).eval()
+    model = (
+        Finetune(pool="mean", head_std=0.05)
+        .model(ViT(ViTConfig.model_validate(SMALL | Finetune().changes())), 1000)
+        .eval()
+    )
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         best = model(torch.randn(400, 3, 32, 32)).topk(2, dim=1).values
     assert (best[:, 0] == best[:, 1]).sum() == 0
@@ -107,7 +123,9 @@ def test_few_of_many_images_have_two_best_classes() -> None:
     assert (rounded[:, 0] == rounded[:, 1]).sum() > 0
 
 
-@pytest.mark.parametrize("protocol", [segment_protocols.UperNet(channels=16), segment_protocols.Linear()], ids=lambda p: p.title)
+@pytest.mark.parametrize(
+    "protocol", [segment_protocols.UperNet(channels=16), segment_protocols.Linear()], ids=lambda p: p.title
+)
 def test_segmentation_scores_are_float32(protocol: segment_protocols.SegmentProtocol) -> None:
     encoder = ViT(ViTConfig.model_validate(SMALL | {"depth": 4, "positions": "none"} | protocol.changes()))
     model = protocol.model(encoder, 7).train()
@@ -164,7 +182,9 @@ def test_a_session_computes_in_ieee_arithmetic_unless_told_otherwise() -> None:
 
 
 @pytest.mark.parametrize("matmul", ["ieee", "tf32"])
-def test_a_run_computes_and_records_the_policy_of_its_config(matmul: Matmul, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_computes_and_records_the_policy_of_its_config(
+    matmul: Matmul, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     overrides = [] if matmul == "ieee" else ["matmul=tf32"]
     cfg = load(CONFIGS / "mini" / "pretrain.py", pretrain.PretrainConfig, overrides=overrides, debug=True)
     seen: list[tuple[bool, bool]] = []
@@ -182,6 +202,9 @@ def test_a_run_computes_and_records_the_policy_of_its_config(matmul: Matmul, tmp
 
 def test_the_policy_is_part_of_the_recipe() -> None:
     """Two runs with one digest compute the same numbers."""
-    ieee, tf32 = (load(CONFIGS / "mini" / "pretrain.py", pretrain.PretrainConfig, overrides=[f"matmul={kind}"]) for kind in ("ieee", "tf32"))
+    ieee, tf32 = (
+        load(CONFIGS / "mini" / "pretrain.py", pretrain.PretrainConfig, overrides=[f"matmul={kind}"])
+        for kind in ("ieee", "tf32")
+    )
     assert ieee.digest() != tf32.digest()
     assert ieee.recipe_digest() != tf32.recipe_digest()

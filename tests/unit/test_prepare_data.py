@@ -149,7 +149,9 @@ def test_a_damaged_or_hostile_archive_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["coco", "ade"])
-def test_written_shapes_have_no_defect_and_are_the_same_each_time(tmp_path: Path, tool: Callable[..., tuple[int, str]], layout: str) -> None:
+def test_written_shapes_have_no_defect_and_are_the_same_each_time(
+    tmp_path: Path, tool: Callable[..., tuple[int, str]], layout: str
+) -> None:
     for name in ("one", "two"):
         words = [word for option, value in SMALL.items() for word in (f"--{option}", value)]
         assert tool("shapes", "--root", tmp_path / name, "--format", layout, *words)[0] == 0
@@ -157,7 +159,10 @@ def test_written_shapes_have_no_defect_and_are_the_same_each_time(tmp_path: Path
     status, said = tool("check", "--root", tmp_path / "one", *few)
     assert status == 0
     assert said.count("no defect") == 2
-    files = {name: {path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name).rglob("*.*")} for name in ("one", "two")}
+    files = {
+        name: {path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name).rglob("*.*")}
+        for name in ("one", "two")
+    }
     assert files["one"] == files["two"]
     assert len(files["one"]) == (5 + 2 if layout == "coco" else 10 + 1)
 
@@ -203,7 +208,9 @@ def test_any_json_and_any_class_list_can_be_checked(tmp_path: Path, tool: Callab
     status, said = tool("check", "--root", tmp_path / "ade", "--split", "validation", "--classes", "a", "b")
     assert status == 1
     assert "2 x value beyond the 2 classes" in said
-    kept = check_any(tmp_path / "ade", classes=["void", *map(str, range(11))], reduce_zero_label=False, allow_absent=True)
+    kept = check_any(
+        tmp_path / "ade", classes=["void", *map(str, range(11))], reduce_zero_label=False, allow_absent=True
+    )
     assert not [defect for found in kept.values() for defect in found if not defect.policy]
     assert kept["validation"][0].examples[0] == "'void' (value 0)"
     with pytest.raises(ValueError, match="has neither"):

@@ -14,7 +14,14 @@ from mae_transfer.interfaces import ViewSpec
 from mae_transfer.seeding import seeded
 
 SIZE = 32
-POLICIES = ["rand-m9-mstd0.5-inc1", "rand-m9-mstd0.5", "rand-m9-inc1-tweights", "rand-m9-t3a", "rand-m9-inc1-t3aw", "rand-m30-mmax30-mstd101-inc1"]
+POLICIES = [
+    "rand-m9-mstd0.5-inc1",
+    "rand-m9-mstd0.5",
+    "rand-m9-inc1-tweights",
+    "rand-m9-t3a",
+    "rand-m9-inc1-t3aw",
+    "rand-m30-mmax30-mstd101-inc1",
+]
 
 # What Pillow 12.0 makes of `picture` at levels 0, 5, 10 and 30, in both directions: mean of its values, each weighted by its place.
 PILLOW_12: dict[str, tuple[float, ...]] = {
@@ -67,19 +74,25 @@ def test_every_operation_at_every_level_gives_the_picture_of_older_pillows(polic
                 random.seed(seed)
                 found.setdefault(operation.name, []).append(float((np.asarray(operation(picture())) * weights).mean()))
     for name, values in found.items():
-        assert values == pytest.approx(list(PILLOW_12[name]), abs=0.25), name  # rounding differs by machine, one grey level at most
+        assert values == pytest.approx(list(PILLOW_12[name]), abs=0.25), (
+            name
+        )  # rounding differs by machine, one grey level at most
 
 
 @pytest.mark.parametrize("level", [10, 11, 30])
 def test_a_picture_without_a_bit_is_black(level: float) -> None:
-    posterize = next(operation for operation in operations("rand-m9-inc1", level=level) if operation.name == "PosterizeIncreasing")
+    posterize = next(
+        operation for operation in operations("rand-m9-inc1", level=level) if operation.name == "PosterizeIncreasing"
+    )
     black = posterize(picture())
     assert black.getextrema() == ((0, 0),) * 3
     assert (black.mode, black.size) == ("RGB", (SIZE, SIZE))
 
 
 def test_a_picture_of_one_bit_is_what_pillow_makes_of_it() -> None:
-    posterize = next(operation for operation in operations("rand-m9-inc1", level=7.5) if operation.name == "PosterizeIncreasing")
+    posterize = next(
+        operation for operation in operations("rand-m9-inc1", level=7.5) if operation.name == "PosterizeIncreasing"
+    )
     assert (np.asarray(posterize(picture())) == (np.asarray(picture()) & 0x80)).all()
 
 
@@ -94,7 +107,10 @@ def crops(name: str, options: dict[str, str], *, count: int) -> None:
         assert crop.dtype == torch.uint8
 
 
-NAMED = [*((name, {}) for name in AUGMENTATIONS if name != "rand_augment"), *(("rand_augment", {"policy": policy}) for policy in POLICIES)]
+NAMED = [
+    *((name, {}) for name in AUGMENTATIONS if name != "rand_augment"),
+    *(("rand_augment", {"policy": policy}) for policy in POLICIES),
+]
 
 
 @pytest.mark.parametrize(("name", "options"), NAMED)
@@ -108,7 +124,9 @@ def test_20000_crops_of_every_named_augmentation(name: str, options: dict[str, s
     crops(name, options, count=20_000)
 
 
-@pytest.mark.parametrize("policy", ["augmix-m3", "rand-m9.5", "rand-mfoo", "rand-x3", "rand-m9-tbogus", "rand-", "rand-inc2"])
+@pytest.mark.parametrize(
+    "policy", ["augmix-m3", "rand-m9.5", "rand-mfoo", "rand-x3", "rand-m9-tbogus", "rand-", "rand-inc2"]
+)
 def test_a_policy_that_timm_would_misread_is_refused(policy: str) -> None:
     with pytest.raises(ValueError, match="rand-m9-mstd0.5-inc1"):
         RandAugmentCrop([ViewSpec(SIZE, "bicubic")], policy=policy)

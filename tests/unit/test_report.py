@@ -43,7 +43,10 @@ class Page(HTMLParser):
 
 
 def runs(root: Path) -> Iterator[Path]:
-    for row, pretrain in (("pixel (w/ norm)", "MAE norm_pixel, random 75%, 20 ep"), ("dVAE token", "MAE token, random 75%, 20 ep")):
+    for row, pretrain in (
+        ("pixel (w/ norm)", "MAE norm_pixel, random 75%, 20 ep"),
+        ("dVAE token", "MAE token, random 75%, 20 ep"),
+    ):
         for seed, value in enumerate((60.0, 62.0)):
             folder = root / report.slug(row) / "finetune" / f"seed{seed}"
             note = Note(
@@ -56,7 +59,9 @@ def runs(root: Path) -> Iterator[Path]:
             results.append(folder / "results.jsonl", [result("finetune", value, seed=seed, run=note.name, **fields)])
             (folder / "config.py").write_text(CONFIG)
             log = [f'{{"kind": "train", "step": {step}, "loss": {1.0 / step}}}' for step in (1, 2, 3)]
-            (folder / "log.jsonl").write_text("\n".join([*log, '{"kind": "eval", "step": 3, "val_top1": 0.6}', '{"kind": "tr']))
+            (folder / "log.jsonl").write_text(
+                "\n".join([*log, '{"kind": "eval", "step": 3, "val_top1": 0.6}', '{"kind": "tr'])
+            )
             yield folder
 
 
@@ -66,7 +71,16 @@ def page(tmp_path: Path) -> str:
     (folders[0] / "reconstructions").mkdir()
     for step in (1, 2):
         Image.new("RGB", (40, 20)).save(folders[0] / "reconstructions" / f"step_{step}.png")
-    failed = Note(suite="s", name="a/b/seed0", role="transfer", row="a", identity="i", command=["x"], state="failed", reason="out of <memory>")
+    failed = Note(
+        suite="s",
+        name="a/b/seed0",
+        role="transfer",
+        row="a",
+        identity="i",
+        command=["x"],
+        state="failed",
+        reason="out of <memory>",
+    )
     records.write_note(tmp_path / "a" / "b" / "seed0", failed)
     found, _ = records.load([tmp_path])
     report.write(tmp_path / "report.html", "a & b", ("1d", "3", "5"), found, ["line 3 of <x> is broken"], tmp_path)
@@ -78,12 +92,22 @@ def test_the_page_is_well_formed_and_whole(page: str) -> None:
     assert len(set(parsed.ids)) == len(parsed.ids)
     assert {link[1:] for link in parsed.links if link.startswith("#")} <= set(parsed.ids)
     assert all(source.startswith("data:image/jpeg;base64,") for source in parsed.sources)
-    assert not re.search(r"@import|url\((?!#)|<link|<iframe|fetch\(|https?://(?!www\.w3\.org|matplotlib\.org|purl\.org|creativecommons\.org)", page)
+    assert not re.search(
+        r"@import|url\((?!#)|<link|<iframe|fetch\(|https?://(?!www\.w3\.org|matplotlib\.org|purl\.org|creativecommons\.org)",
+        page,
+    )
 
 
 def test_every_number_says_where_it_comes_from(page: str) -> None:
     assert page.count("61.00 [60.00..62.00] (2)") == 4  # two rows of table 1d, two of table 3
-    for fact in ("5a" * 32, "tools/cls_train.py &#39;a 1&#39;", "torch ", "2026-01-01T00:00:00+00:00", "config digest", "<dt>commit</dt><dd>a</dd>"):
+    for fact in (
+        "5a" * 32,
+        "tools/cls_train.py &#39;a 1&#39;",
+        "torch ",
+        "2026-01-01T00:00:00+00:00",
+        "config digest",
+        "<dt>commit</dt><dd>a</dd>",
+    ):
         assert fact in page
     assert page.count('href="#run-dvae_token_finetune_seed1"') == 2
     assert 'id="run-dvae_token_finetune_seed1"' in page
@@ -110,7 +134,10 @@ def test_what_failed_what_was_chosen_and_what_was_left_out_is_said(page: str) ->
 
 def test_same_seed_differences_curves_and_the_newest_drawing_are_shown(page: str) -> None:
     assert "+0.00 [+0.00..+0.00] (2)" in page
-    assert (page.count("pixel (w/ norm), 2 seeds"), page.count("dVAE token, 2 seeds")) == (1, 1)  # a colour and a legend per row
+    assert (page.count("pixel (w/ norm), 2 seeds"), page.count("dVAE token, 2 seeds")) == (
+        1,
+        1,
+    )  # a colour and a legend per row
     assert page.count("<svg") == 1  # the losses; accuracy was measured once
     assert not re.search(r"<metadata|rdf:|xmlns:(?!xlink)", page), "elements that HTML has not"
     assert page.count("<img") == 1
@@ -129,14 +156,21 @@ def test_curves_of_pretrainings_that_share_a_row_are_told_apart(tmp_path: Path) 
         for seed in (0, 1):
             folder = tmp_path / name / "pretrain" / f"seed{seed}"
             folder.mkdir(parents=True)
-            (folder / "log.jsonl").write_text("".join(f'{{"kind": "train", "step": {step}, "loss": {1 / step}}}\n' for step in (1, 2)))
-            runs[folder] = Note(suite="s", name=str(folder.relative_to(tmp_path)), role="pretrain", row=row, identity="", command=[])
+            (folder / "log.jsonl").write_text(
+                "".join(f'{{"kind": "train", "step": {step}, "loss": {1 / step}}}\n' for step in (1, 2))
+            )
+            runs[folder] = Note(
+                suite="s", name=str(folder.relative_to(tmp_path)), role="pretrain", row=row, identity="", command=[]
+            )
     (picture,) = pictures.curves(runs)
     assert re.findall(r">([\w ]+, 2 seeds)<", picture.element) == ["mae_b, 2 seeds", "mae_l, 2 seeds", "DINO, 2 seeds"]
 
 
 def test_the_papers_figures_are_legible_on_a_dark_page(tmp_path: Path) -> None:
-    found = [Record(result(f"partial-{blocks}", 60.0 + blocks, scale="mini"), tmp_path / "results.jsonl") for blocks in (1, 2)]
+    found = [
+        Record(result(f"partial-{blocks}", 60.0 + blocks, scale="mini"), tmp_path / "results.jsonl")
+        for blocks in (1, 2)
+    ]
     report.write(tmp_path / "report.html", "t", ("figure 9",), found, [], tmp_path)
     texts = re.findall(r"<text [^>]*>", (tmp_path / "report.html").read_text())
     assert len(texts) >= 5

@@ -56,7 +56,9 @@ def test_a_disk_that_is_full_leaves_all_numbers_or_none(tmp_path: Path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(disk.os, "fsync", full)
-    with pytest.raises(OSError, match=r"results\.jsonl was not written \(No space left on device\): free some space") as caught:
+    with pytest.raises(
+        OSError, match=r"results\.jsonl was not written \(No space left on device\): free some space"
+    ) as caught:
         append(path, [result(metric=f"m{k}") for k in range(20)])
     assert caught.value.errno == 28
     assert path.read_bytes() == before

@@ -62,7 +62,9 @@ def test_masks_codes_and_runs_say_the_same() -> None:
     runs, codes = from_masks(masks), coded(masks)
     assert torch.equal(dense(runs, SIZE), masks)
     assert filled(runs).tolist() == masks.flatten(1).any(1).tolist()
-    assert [outlines.code(one, SIZE) for one in runs] == [{"size": list(SIZE), "counts": code["counts"].decode()} for code in codes]
+    assert [outlines.code(one, SIZE) for one in runs] == [
+        {"size": list(SIZE), "counts": code["counts"].decode()} for code in codes
+    ]
     assert torch.equal(outlines.runs([outlines.code(one, SIZE) for one in runs], SIZE), runs)
     assert torch.equal(outlines.runs([{"size": SIZE, "counts": to_counts(one, SIZE)} for one in runs], SIZE), runs)
     there = filled(runs)
@@ -102,12 +104,20 @@ def test_polygons_are_drawn_as_pycocotools_draws_them() -> None:
     assert torch.equal(dense(outlines.runs(drawn, size), size), torch.from_numpy(np.stack(expected)))
 
 
-@pytest.mark.parametrize("transform", [LargeScaleJitter(size=64), ShortestEdge(lengths=(40, 90), longest=120)], ids=lambda t: type(t).__name__)
+@pytest.mark.parametrize(
+    "transform",
+    [LargeScaleJitter(size=64), ShortestEdge(lengths=(40, 90), longest=120)],
+    ids=lambda t: type(t).__name__,
+)
 def test_a_training_sample_has_the_masks_that_drawing_in_full_gives(transform: SceneTransform) -> None:
     """The reference draws every mask of the stored image, mirrors it, and takes the nearest pixels of the window."""
     size, rng = (60, 90), np.random.default_rng(1)
     outlined = [*polygons(rng, 12, size, 30), *coded(blobs(rng, size))]
-    masks = torch.from_numpy(np.stack([theirs.decode(theirs.merge(theirs.frPyObjects(o, *size)) if isinstance(o, list) else o) for o in outlined]))
+    masks = torch.from_numpy(
+        np.stack(
+            [theirs.decode(theirs.merge(theirs.frPyObjects(o, *size)) if isinstance(o, list) else o) for o in outlined]
+        )
+    )
     boxes = torch.tensor([[0.0, 0, 90, 60]]).repeat(len(masks), 1)  # none is left out for its box
     runs = from_masks(masks)
     numbered = (torch.arange(size[0] * size[1]).view(1, *size) % 251).expand(3, -1, -1).to(torch.uint8)
@@ -174,7 +184,9 @@ def test_a_picture_of_a_large_image_is_drawn_within_its_own_resolution(tmp_path:
     tracemalloc.stop()
     assert peak < 250e6
     picture = np.asarray(Image.open(tmp_path / "0.png").convert("RGB")).astype(int)
-    coloured = (picture.max(axis=2) - picture.min(axis=2)) > 20  # on both panels, about as much of the image as the stars are
+    coloured = (
+        picture.max(axis=2) - picture.min(axis=2)
+    ) > 20  # on both panels, about as much of the image as the stars are
     shares = [half.mean() for half in np.array_split(coloured, 2, axis=1)]
     assert shares[0] == pytest.approx(shares[1], abs=0.01)
     assert shares[0] == pytest.approx(float(dense(drawn, size).any(0).float().mean()), rel=0.5)
@@ -188,5 +200,9 @@ def test_a_thousand_objects_of_a_large_image_are_trained_on_and_evaluated_within
         check=True, capture_output=True, timeout=300,
     )  # fmt: skip
     records = json.loads((tmp_path / "out.json").read_text())["records"]
-    assert [record["name"].split(",")[0] for record in records] == ["training sample", "training sample", "evaluation of an image"]
+    assert [record["name"].split(",")[0] for record in records] == [
+        "training sample",
+        "training sample",
+        "evaluation of an image",
+    ]
     assert max(record["peak_gib"] for record in records) < 3

@@ -9,7 +9,15 @@ from mae_transfer.seeding import fold, seeded
 
 
 def test_fold_depends_on_every_part_and_on_their_order() -> None:
-    seeds = {fold(0), fold(1), fold(0, "step", 1, 2), fold(0, "step", 2, 1), fold(0, "sample", 1, 2), fold(0, "step", 12), fold(0, "step1", 2)}
+    seeds = {
+        fold(0),
+        fold(1),
+        fold(0, "step", 1, 2),
+        fold(0, "step", 2, 1),
+        fold(0, "sample", 1, 2),
+        fold(0, "step", 12),
+        fold(0, "step1", 2),
+    }
     assert len(seeds) == 7
     assert all(0 <= seed < 2**63 for seed in seeds)
 

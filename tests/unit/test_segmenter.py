@@ -35,7 +35,9 @@ def vit(**options: Any) -> ViT:
 
 
 def upernet(**options: Any) -> Segmenter:
-    return UperNet(channels=16, **options).model(vit(relative_positions="per_block", positions="learned", layer_scale=1.0), CLASSES)
+    return UperNet(channels=16, **options).model(
+        vit(relative_positions="per_block", positions="learned", layer_scale=1.0), CLASSES
+    )
 
 
 def test_assembly_leaves_the_loaded_weights_untouched() -> None:
@@ -77,7 +79,9 @@ def test_a_red_image_reaches_the_encoder_as_red() -> None:
 def test_every_trainable_parameter_has_a_gradient_after_one_step() -> None:
     for model in (upernet(), Linear().model(vit(), CLASSES)):
         out = model.train()(torch.randn(2, 3, 32, 32))
-        torch.stack([*model.losses(out, torch.randint(0, CLASSES, (2, 32, 32), dtype=torch.uint8)).values()]).sum().backward()
+        torch.stack(
+            [*model.losses(out, torch.randint(0, CLASSES, (2, 32, 32), dtype=torch.uint8)).values()]
+        ).sum().backward()
         without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
         assert not without
 
@@ -122,7 +126,9 @@ def test_rates_and_decay_equal_a_table_computed_by_hand() -> None:
 
 def test_as_published_position_table_class_token_and_bias_tables_decay() -> None:
     model = upernet()
-    spared, published = (by_name(model, UperNet(decays=decays).groups(model, OPTIM)) for decays in ("spared", "published"))
+    spared, published = (
+        by_name(model, UperNet(decays=decays).groups(model, OPTIM)) for decays in ("spared", "published")
+    )
     different = {name for name in spared if spared[name] != published[name]}
     tables = {f"{ENCODER}rel_pos_bias.{block}.table" for block in range(DEPTH)}
     assert different == {ENCODER + "cls_token", ENCODER + "pos_embed"} | tables
@@ -135,7 +141,9 @@ def test_a_linear_heads_trunk_is_frozen_and_stays_in_evaluation() -> None:
     assert not model.encoder.training
     assert model.net.decode_head.training
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert trained == {f"net.backbone.pyramid.adapter.norms.{i}.{part}" for i in (0, 1) for part in ("weight", "bias")} | {
+    assert trained == {
+        f"net.backbone.pyramid.adapter.norms.{i}.{part}" for i in (0, 1) for part in ("weight", "bias")
+    } | {
         "net.decode_head.conv_seg.weight",
         "net.decode_head.conv_seg.bias",
     }
@@ -143,13 +151,17 @@ def test_a_linear_heads_trunk_is_frozen_and_stays_in_evaluation() -> None:
         Linear().groups(model, OPTIM)
 
 
-@pytest.mark.parametrize("reference", ["random:swin_tiny_patch4_window7_224", "random:convnext_atto", "random:resnet18"])
+@pytest.mark.parametrize(
+    "reference", ["random:swin_tiny_patch4_window7_224", "random:convnext_atto", "random:resnet18"]
+)
 def test_a_hierarchical_backbone_segments_and_trains_throughout(reference: str) -> None:
     changes = {"image_size": 64, **UperNet(drop_path=0.0).changes()}
     model = UperNet(channels=8).model(checkpoints.load(reference, changes=changes).backbone, CLASSES)
     out = model.train()(torch.randn(2, 3, 64, 64))
     assert out[0].shape == (2, CLASSES, 16, 16)
-    torch.stack([*model.losses(out, torch.randint(0, CLASSES, (2, 64, 64), dtype=torch.uint8)).values()]).sum().backward()
+    torch.stack(
+        [*model.losses(out, torch.randint(0, CLASSES, (2, 64, 64), dtype=torch.uint8)).values()]
+    ).sum().backward()
     assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
     scales = {group["lr_scale"] for group in UperNet().groups(model, OPTIM)}
     assert scales == {0.5**layer for layer in range(model.pyramid.depth + 2)}
@@ -201,7 +213,12 @@ def test_what_the_model_is_shown_is_a_whole_window_or_a_whole_image_with_a_margi
 def test_an_encoder_of_one_size_segments_images_smaller_than_the_window(reference: str) -> None:
     encoder = checkpoints.load(reference, changes={"image_size": 64, **UperNet(drop_path=0.0).changes()}).backbone
     model = UperNet(channels=8).model(encoder, CLASSES).eval()
-    assert logits(model, torch.randn(1, 3, 20, 90), Windows(64, 40, model.pyramid.size_divisor, 4)).shape == (1, CLASSES, 20, 90)
+    assert logits(model, torch.randn(1, 3, 20, 90), Windows(64, 40, model.pyramid.size_divisor, 4)).shape == (
+        1,
+        CLASSES,
+        20,
+        90,
+    )
 
 
 def test_windows_of_patches_of_fourteen_pixels_have_the_grid_of_training() -> None:

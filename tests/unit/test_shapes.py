@@ -63,7 +63,9 @@ def test_objects_hide_each_other_in_some_scenes() -> None:
 def test_a_mask_marks_where_the_picture_changes() -> None:
     """Without the object on top, the scene differs inside its mask and in its shadow only: most of the picture stays."""
     alone, crowded = Shapes(size=64, objects=(1, 1)), Shapes(size=64, objects=(4, 4))
-    assert np.mean([(alone.scene(i).instances > 0).mean() for i in range(20)]) < np.mean([(crowded.scene(i).instances > 0).mean() for i in range(20)])
+    assert np.mean([(alone.scene(i).instances > 0).mean() for i in range(20)]) < np.mean(
+        [(crowded.scene(i).instances > 0).mean() for i in range(20)]
+    )
     scene = alone.scene(0)
     inside, ground = scene.image[scene.instances > 0].astype(float), scene.image[scene.instances == 0].astype(float)
     assert np.abs(inside.mean(axis=0) - ground.mean(axis=0)).max() > 10
@@ -104,7 +106,9 @@ def test_a_set_is_drawn_once_and_read_from_its_file_by_everybody(monkeypatch: py
         assert np.array_equal(other.scene(280).image, image)
 
 
-def test_a_damaged_file_or_a_missing_folder_costs_a_drawing_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_file_or_a_missing_folder_costs_a_drawing_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MAE_TRANSFER_CACHE", str(tmp_path))
     image = Shapes(size=16, length=5).scene(2).image
     (file,) = (tmp_path / "shapes").rglob("*.npy")

@@ -15,14 +15,18 @@ __all__ = ["stage"]  # the fixture
 
 
 @pytest.mark.parametrize("damage", ["flipped", "gone"])
-def test_an_artifact_that_is_not_what_its_run_wrote_is_written_again_before_anything_takes_it(damage: str, stage: Stage) -> None:
+def test_an_artifact_that_is_not_what_its_run_wrote_is_written_again_before_anything_takes_it(
+    damage: str, stage: Stage
+) -> None:
     stage.run()
     name = "b/pretrain/seed0"
     artifact = stage.work.folder(name) / "backbone.safetensors"
     content = artifact.read_bytes()
     artifact.write_bytes(content[:-1] + bytes([content[-1] ^ 1])) if damage == "flipped" else artifact.unlink()
     work = stage.opened()
-    assert work.status(name).why.startswith("its backbone.safetensors is " + ("gone" if damage == "gone" else "damaged"))
+    assert work.status(name).why.startswith(
+        "its backbone.safetensors is " + ("gone" if damage == "gone" else "damaged")
+    )
     text = io.StringIO()
     show_plan(work, Console(file=text, width=200))
     assert "5 done, 1 to run" in text.getvalue()

@@ -71,7 +71,10 @@ def test_the_rows_of_an_ablation_are_rows(suite: Callable[..., Path]) -> None:
 
 
 def test_references_are_found_however_deep_they_lie() -> None:
-    assert replaced({"a": [{"b": ("@x", "y")}, "@z"], "c": 1}, lambda name: name.upper()) == {"a": [{"b": ("@X", "y")}, "@Z"], "c": 1}
+    assert replaced({"a": [{"b": ("@x", "y")}, "@z"], "c": 1}, lambda name: name.upper()) == {
+        "a": [{"b": ("@X", "y")}, "@Z"],
+        "c": 1,
+    }
 
 
 def test_a_sweep_is_a_run_per_point_before_the_runs_that_report(suite: Callable[..., Path]) -> None:
@@ -82,7 +85,12 @@ def test_a_sweep_is_a_run_per_point_before_the_runs_that_report(suite: Callable[
         {"optim.lr": lr, "optim.weight_decay": wd} for lr in (1e-3, 1e-4) for wd in (0.0, 0.1)
     ]  # fmt: skip
     point = plan[node.points[3]]
-    assert (point.role, point.seed, point.changes["optim.lr"], point.changes["data.holdout_fraction"]) == ("point", 0, 1e-4, 0.1)
+    assert (point.role, point.seed, point.changes["optim.lr"], point.changes["data.holdout_fraction"]) == (
+        "point",
+        0,
+        1e-4,
+        0.1,
+    )
     assert "optim.lr" not in node.changes
 
 
@@ -120,25 +128,53 @@ def test_what_is_not_there_is_named_before_anything_runs(suite: Callable[..., Pa
         return Work(open_plan(suite(*changes))[1], tmp_path / "d", suite="t").absent()
 
     assert absent() == ["backbone.reference = 'mae:PATH': PATH does not exist (for released/finetune/seed0)"]
-    assert absent("mae:PATH", "mea:PATH") == ["backbone.reference = 'mea:PATH': no layout 'mea'; did you mean 'mae'? (for released/finetune/seed0)"]
+    assert absent("mae:PATH", "mea:PATH") == [
+        "backbone.reference = 'mea:PATH': no layout 'mea'; did you mean 'mae'? (for released/finetune/seed0)"
+    ]
     there = f"mae:{tmp_path / 'suite.py'}"
-    assert absent("mae:PATH", there) == absent("mae:PATH", "timm:vit_base_patch16_224.dino") == absent("mae:PATH", "released:beit_base") == []
+    assert (
+        absent("mae:PATH", there)
+        == absent("mae:PATH", "timm:vit_base_patch16_224.dino")
+        == absent("mae:PATH", "released:beit_base")
+        == []
+    )
     (tokens,) = absent("mae:PATH", there, '"@tokens"', '"dalle:encoder.pkl"')
     assert tokens.startswith("target.tokenizer = 'dalle:encoder.pkl': encoder.pkl does not exist")
-    (root,) = absent("mae:PATH", there, "hours=2.0", 'data="images"', "seeds = (0, 1)", 'seeds = (0, 1)\nroots = {"images": "/no/such/folder"}')
-    assert root == "data.root = '/no/such/folder': no such folder; name it with --root NAME=PATH (for pixel/pretrain/seed0)"
+    (root,) = absent(
+        "mae:PATH",
+        there,
+        "hours=2.0",
+        'data="images"',
+        "seeds = (0, 1)",
+        'seeds = (0, 1)\nroots = {"images": "/no/such/folder"}',
+    )
+    assert (
+        root
+        == "data.root = '/no/such/folder': no such folder; name it with --root NAME=PATH (for pixel/pretrain/seed0)"
+    )
 
 
 def test_a_circle_of_two_is_named(suite: Callable[..., Path]) -> None:
     target = 'set={"target": {"name": "feature", "teacher": "@token"}}'
-    with pytest.raises(ValueError, match=r"in a circle: .*pixel/pretrain/seed0.*token/pretrain/seed0|in a circle: .*token.*pixel"):
-        open_plan(suite("hours=2.0", target, '{"name": "token", "tokenizer": "@tokens"}', '{"name": "feature", "teacher": "@pixel"}'))
+    with pytest.raises(
+        ValueError, match=r"in a circle: .*pixel/pretrain/seed0.*token/pretrain/seed0|in a circle: .*token.*pixel"
+    ):
+        open_plan(
+            suite(
+                "hours=2.0",
+                target,
+                '{"name": "token", "tokenizer": "@tokens"}',
+                '{"name": "feature", "teacher": "@pixel"}',
+            )
+        )
 
 
 def test_a_sweep_that_is_judged_otherwise_is_another_run(suite: Callable[..., Path], tmp_path: Path) -> None:
     identities = set()
     for metric in ("top1", "top5"):
-        sweep = f'sweep=dict(grid={{"optim.lr": (1e-3, 1e-4)}}, set={{"data.holdout_fraction": 0.1}}, metric="{metric}")'
+        sweep = (
+            f'sweep=dict(grid={{"optim.lr": (1e-3, 1e-4)}}, set={{"data.holdout_fraction": 0.1}}, metric="{metric}")'
+        )
         file = suite('config="CONFIGS/classify/mini.py")', f'config="CONFIGS/classify/mini.py", {sweep})')
         identities.add(work(file, tmp_path / "d").identity("pixel/finetune/seed0"))
     assert len(identities) == 2
@@ -147,7 +183,12 @@ def test_a_sweep_that_is_judged_otherwise_is_another_run(suite: Callable[..., Pa
 def test_detection_is_swept_on_other_images_than_those_that_are_reported(suite: Callable[..., Path]) -> None:
     tried = '{"data.val": {"name": "shapes", "size": 64, "length": 16, "seed": 5}}'
     sweep = f'sweep=dict(grid={{"optim.lr": (1e-3, 1e-4)}}, set={tried}, split="val", metric="bbox/AP")'
-    _, plan = open_plan(suite('tool="cls_train", config="CONFIGS/classify/mini.py")', f'tool="det_train", config="CONFIGS/detect/mini.py", {sweep})'))
+    _, plan = open_plan(
+        suite(
+            'tool="cls_train", config="CONFIGS/classify/mini.py")',
+            f'tool="det_train", config="CONFIGS/detect/mini.py", {sweep})',
+        )
+    )
     assert plan["pixel/finetune/point1"].changes["data.val"]["seed"] == 5
     assert "data.val" not in plan["pixel/finetune/seed0"].changes
 
@@ -162,7 +203,11 @@ def test_roots_are_given_by_name(suite: Callable[..., Path]) -> None:
 
 def test_only_takes_what_is_needed_along(suite: Callable[..., Path]) -> None:
     _, plan = open_plan(suite())
-    assert list(select(plan, ["token/finetune/seed1"])) == ["tokens/prepare", "token/pretrain/seed0", "token/finetune/seed1"]
+    assert list(select(plan, ["token/finetune/seed1"])) == [
+        "tokens/prepare",
+        "token/pretrain/seed0",
+        "token/finetune/seed1",
+    ]
     assert select(plan, []) == plan
     with pytest.raises(ValueError, match="--only fine_tune: no run's name contains that"):
         select(plan, ["fine_tune"])
@@ -183,7 +228,9 @@ def done(work: Work, name: str) -> None:
         artifact.touch()
 
 
-def test_what_is_done_stays_done_until_its_config_or_an_input_changes(suite: Callable[..., Path], tmp_path: Path) -> None:
+def test_what_is_done_stays_done_until_its_config_or_an_input_changes(
+    suite: Callable[..., Path], tmp_path: Path
+) -> None:
     before = work(suite(), tmp_path / "d")
     for name in before.plan:
         done(before, name)
@@ -213,7 +260,9 @@ def test_released_weights_are_an_input_by_their_content(suite: Callable[..., Pat
     assert work(file, tmp_path / "d").identity("released/finetune/seed0") != first
 
 
-def test_a_run_that_lost_its_artifact_is_not_done_and_a_note_of_another_version_is_named(suite: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_run_that_lost_its_artifact_is_not_done_and_a_note_of_another_version_is_named(
+    suite: Callable[..., Path], tmp_path: Path
+) -> None:
     here = work(suite(), tmp_path / "d")
     name = "pixel/pretrain/seed0"
     done(here, name)
@@ -233,4 +282,7 @@ def test_the_command_is_the_tools_own(suite: Callable[..., Path], tmp_path: Path
     assert words[3:6] == ["--work-dir", str(tmp_path / "d" / "token/finetune/seed1"), "--resume"]
     assert f"backbone.reference='{tmp_path / 'd' / 'token/pretrain/seed0/backbone.safetensors'}'" in words
     assert {"seed=1", "optim.lr=0.5"} <= set(words)
-    assert here.command(here.plan["token/pretrain/seed0"], {}, torchrun=["torchrun", "--standalone"])[:2] == ["torchrun", "--standalone"]
+    assert here.command(here.plan["token/pretrain/seed0"], {}, torchrun=["torchrun", "--standalone"])[:2] == [
+        "torchrun",
+        "--standalone",
+    ]

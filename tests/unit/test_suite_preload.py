@@ -37,8 +37,17 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
 def test_all_that_the_runs_of_a_plan_import_is_imported_ahead_and_nothing_else(stage: Stage) -> None:
     stage.run()
     assert isinstance(stage.modules, tuple)
-    assert {"mae_transfer.tasks.pretrain", "mae_transfer.tasks.classify", "torch.utils.tensorboard", "mmengine.config"} < set(stage.modules)
-    assert not {name for name in stage.modules if name.startswith(("mmseg", "mae_transfer.tasks.detect", "mae_transfer.tasks.segment"))}
+    assert {
+        "mae_transfer.tasks.pretrain",
+        "mae_transfer.tasks.classify",
+        "torch.utils.tensorboard",
+        "mmengine.config",
+    } < set(stage.modules)
+    assert not {
+        name
+        for name in stage.modules
+        if name.startswith(("mmseg", "mae_transfer.tasks.detect", "mae_transfer.tasks.segment"))
+    }
     every = modules_of(open_plan(ROOT / "configs" / "suites" / "mini.py")[1].values())
     assert {f"mae_transfer.tasks.{name}" for name in ("pretrain", "classify", "knn", "detect", "segment")} < set(every)
     assert {"mmseg.models", "mmseg.datasets.transforms", "pycocotools.cocoeval", "faster_coco_eval"} < set(every)
@@ -56,9 +65,13 @@ def test_a_config_that_cannot_be_read_is_the_failure_of_its_run_alone(stage: Sta
     assert modules_of([node._replace(config=tmp_path / "spoilt.py")]) == ()
 
 
-def test_imports_ahead_say_nothing_and_fail_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_imports_ahead_say_nothing_and_fail_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "loud_module.py").write_text("import sys, warnings\nprint(1)\nprint(2, file=sys.stderr)\nwarnings.warn('3')\n")
+    (tmp_path / "loud_module.py").write_text(
+        "import sys, warnings\nprint(1)\nprint(2, file=sys.stderr)\nwarnings.warn('3')\n"
+    )
     (tmp_path / "old_module.py").write_text("raise AssertionError('another version')\n")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -69,19 +82,33 @@ def test_imports_ahead_say_nothing_and_fail_nothing(tmp_path: Path, monkeypatch:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "config"), [("seg_train", "segment/mini"), ("det_train", "detect/mini"), ("cls_train", "classify/mini"), ("pretrain", "mini/pretrain")]
+    ("kind", "config"),
+    [
+        ("seg_train", "segment/mini"),
+        ("det_train", "detect/mini"),
+        ("cls_train", "classify/mini"),
+        ("pretrain", "mini/pretrain"),
+    ],
 )
 def test_a_run_imports_no_package_after_it_was_forked(kind: str, config: str, tmp_path: Path) -> None:
     file = ROOT / "configs" / f"{config}.py"
     tool = TOOLBOX[kind]
-    call = [str(ROOT / "tools" / tool.script), [str(file), "--debug", "--work-dir", str(tmp_path / "run")], tool.modules(file)]
-    run = subprocess.run([sys.executable, "-W", "ignore", "-c", NEW, json.dumps(call)], capture_output=True, text=True, check=True)
+    call = [
+        str(ROOT / "tools" / tool.script),
+        [str(file), "--debug", "--work-dir", str(tmp_path / "run")],
+        tool.modules(file),
+    ]
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", NEW, json.dumps(call)], capture_output=True, text=True, check=True
+    )
     assert json.loads(run.stdout.splitlines()[-1]) == []
 
 
 def test_the_report_is_written_after_every_run_while_the_next_one_works(stage: Stage) -> None:
     seen: list[tuple[int, int]] = []
-    stage.refresh = lambda: seen.append((sum(state == "done" for state in stage.runner.states.values()), len(stage.started)))  # type: ignore[method-assign]
+    stage.refresh = lambda: seen.append(
+        (sum(state == "done" for state in stage.runner.states.values()), len(stage.started))
+    )  # type: ignore[method-assign]
     stage.run()
     assert seen == [(done, done + 1) for done in range(1, len(ALL))]  # publish() writes it once more at the end
 
@@ -92,4 +119,7 @@ def test_a_report_that_cannot_be_written_is_said_and_stops_nothing(stage: Stage)
 
     stage.refresh = refresh  # type: ignore[method-assign]
     assert stage.run() == dict.fromkeys(ALL, "done")
-    assert sum("the report is not up to date: KeyError: 'a defect of the report'" in said for said in stage.said) == len(ALL) - 1
+    assert (
+        sum("the report is not up to date: KeyError: 'a defect of the report'" in said for said in stage.said)
+        == len(ALL) - 1
+    )

@@ -37,7 +37,14 @@ transfer = {{"finetune": dict(tool="cls_train", config="{ROOT}/configs/classify/
 """
 ALONE = Machine()
 SWEPT = f"""{ROOT}/configs/classify/mini.py", sweep=dict(grid={{"optim.lr": (1e-4, 1e-3)}}, set={{"data.holdout_fraction": 0.1}})"""
-ALL = ["a/pretrain/seed0", "b/pretrain/seed0", "a/finetune/seed0", "a/finetune/seed1", "b/finetune/seed0", "b/finetune/seed1"]
+ALL = [
+    "a/pretrain/seed0",
+    "b/pretrain/seed0",
+    "a/finetune/seed0",
+    "a/finetune/seed1",
+    "b/finetune/seed0",
+    "b/finetune/seed1",
+]
 
 
 def end(fate: str, asleep: Path) -> None:
@@ -63,7 +70,9 @@ class Stage:
     def opened(self) -> Work:
         return Work(open_plan(self.suite)[1], self.root / "d", suite="t")
 
-    def start(self, command: list[str], folder: Path, *, environment: Mapping[str, str], modules: object, threads: object) -> ForkProcess:
+    def start(
+        self, command: list[str], folder: Path, *, environment: Mapping[str, str], modules: object, threads: object
+    ) -> ForkProcess:
         name = str(folder.relative_to(self.work.root))
         self.started.append(name)
         self.modules = modules
@@ -123,7 +132,11 @@ def test_a_run_whose_results_are_gone_is_repeated(stage: Stage) -> None:
 def test_a_failure_skips_what_depends_on_it_and_the_rest_goes_on(stage: Stage) -> None:
     stage.fate["a/pretrain/seed0"] = "fails for want of data"
     states = stage.run()
-    assert [name for name, state in states.items() if state == "done"] == ["b/pretrain/seed0", "b/finetune/seed0", "b/finetune/seed1"]
+    assert [name for name, state in states.items() if state == "done"] == [
+        "b/pretrain/seed0",
+        "b/finetune/seed0",
+        "b/finetune/seed1",
+    ]
     assert states["a/finetune/seed0"] == "skipped"
     found, _ = records.load([stage.work.root])
     holes = {line.row: line.notes for line in tables.lines("3", found) if line.scale and not line.ours}
@@ -175,7 +188,10 @@ def test_a_changed_run_and_what_took_from_it_are_repeated_and_the_old_ones_are_i
     assert stage.started == ["b/pretrain/seed0", "b/finetune/seed0", "b/finetune/seed1"]
     assert any("start b/pretrain/seed0 (changed: " in sentence for sentence in stage.said)
     found, _ = records.load([stage.work.root])
-    assert sorted(each.result.value for each in found if each.label == "b" and each.result.task == "classify")[-2:] == [90.0, 90.0]
+    assert sorted(each.result.value for each in found if each.label == "b" and each.result.task == "classify")[-2:] == [
+        90.0,
+        90.0,
+    ]
     assert len(found) == len(ALL)
 
 
@@ -190,7 +206,9 @@ def test_what_takes_from_a_forced_run_is_repeated_too_and_a_pattern_must_fit(sta
     stage.run()
     stage.run(force=("a/pretrain",))
     assert stage.started == ["a/pretrain/seed0", "a/finetune/seed0", "a/finetune/seed1"]
-    with pytest.raises(ValueError, match="--force a/pretrian: no run's name contains that; did you mean 'a/pretrain/seed0'"):
+    with pytest.raises(
+        ValueError, match="--force a/pretrian: no run's name contains that; did you mean 'a/pretrain/seed0'"
+    ):
         stage.run(force=("a/pretrian",))
 
 
@@ -198,7 +216,9 @@ def test_a_run_of_another_suite_is_not_set_aside(stage: Stage) -> None:
     stage.run()
     stage.suite.write_text(SUITE.replace('"mask.ratio": 0.5', '"mask.ratio": 0.6'))
     stage.work = Work(open_plan(stage.suite)[1], stage.root / "d", suite="another")
-    with pytest.raises(ValueError, match="b/pretrain/seed0 is a run of the suite 't', of another config: take another --work-dir"):
+    with pytest.raises(
+        ValueError, match="b/pretrain/seed0 is a run of the suite 't', of another config: take another --work-dir"
+    ):
         stage.run()
     assert stage.started == []
 
@@ -214,7 +234,9 @@ def test_several_runs_at_a_time_take_turns_on_the_named_devices(stage: Stage) ->
     (Machine(1, ("0",), processes=8), "--gpus-per-node 8 on one named device"),
     (Machine(2, processes=8), "--jobs 2 with --gpus-per-node 8"),
 ])  # fmt: skip
-def test_a_machine_on_which_runs_would_be_in_each_others_way_is_refused(machine: Machine, text: str, stage: Stage) -> None:
+def test_a_machine_on_which_runs_would_be_in_each_others_way_is_refused(
+    machine: Machine, text: str, stage: Stage
+) -> None:
     with pytest.raises(ValueError, match=text):
         Runner(stage.work, machine, say=print)
 
@@ -238,13 +260,21 @@ def test_a_signal_stops_what_runs_and_starts_nothing_more(stage: Stage) -> None:
 
 
 def test_a_second_suite_in_the_same_folder_is_refused_and_told_who_is_there(stage: Stage) -> None:
-    with disk.locked(stage.work.root / ".lock", owner="process 7 on node1"), pytest.raises(ValueError, match="in use by process 7 on node1"):
+    with (
+        disk.locked(stage.work.root / ".lock", owner="process 7 on node1"),
+        pytest.raises(ValueError, match="in use by process 7 on node1"),
+    ):
         stage.run()
 
 
 def test_a_sweep_chooses_on_the_held_out_images_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage(tmp_path, monkeypatch, SUITE.replace(f'{ROOT}/configs/classify/mini.py"', SWEPT))
-    stage.fate |= {"a/finetune/point0": "70", "a/finetune/point1": "75", "b/finetune/point0": "70", "b/finetune/point1": "fails with NaN"}
+    stage.fate |= {
+        "a/finetune/point0": "70",
+        "a/finetune/point1": "75",
+        "b/finetune/point0": "70",
+        "b/finetune/point1": "fails with NaN",
+    }
     states = stage.run()
     assert [states[name] for name in ("a/finetune/seed0", "b/finetune/seed1")] == ["done", "done"]
     notes = {name: records.read_note(stage.work.folder(name))[0] for name in ("a/finetune/seed0", "b/finetune/seed1")}
@@ -263,7 +293,9 @@ def test_a_sweep_without_a_single_result_skips_its_runs(tmp_path: Path, monkeypa
     assert [states["a/finetune/seed0"], states["b/finetune/seed0"]] == ["skipped", "done"]
 
 
-def test_a_sweep_that_measured_something_else_fails_its_runs_and_not_the_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_that_measured_something_else_fails_its_runs_and_not_the_suite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = SUITE.replace(f'{ROOT}/configs/classify/mini.py"', SWEPT.replace("set={", 'metric="top5", set={'))
     stage = Stage(tmp_path, monkeypatch, text)
     states = stage.run()
@@ -284,7 +316,9 @@ def test_what_a_run_cost_is_counted_over_all_its_starts(stage: Stage) -> None:
     assert (note.state, note.seconds > 1000.0) == ("done", True)
 
 
-def test_a_folder_that_cannot_be_written_is_an_error_and_nothing_goes_on_unseen(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written_is_an_error_and_nothing_goes_on_unseen(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stage.fate["a/pretrain/seed0"] = "sleeps"
     note = records.write_note
 
@@ -299,14 +333,20 @@ def test_a_folder_that_cannot_be_written_is_an_error_and_nothing_goes_on_unseen(
     assert not any(each.process.is_alive() for each in stage.runner.running.values())
 
 
-def test_the_time_that_is_left_is_told_by_what_runs_of_the_same_tool_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = SUITE.replace('pretrain.py"),', 'pretrain.py", hours=2.0),').replace('"mask.ratio": 0.5})', '"mask.ratio": 0.5}, hours=2.0)')
+def test_the_time_that_is_left_is_told_by_what_runs_of_the_same_tool_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = SUITE.replace('pretrain.py"),', 'pretrain.py", hours=2.0),').replace(
+        '"mask.ratio": 0.5})', '"mask.ratio": 0.5}, hours=2.0)'
+    )
     stage = Stage(tmp_path, monkeypatch, text.replace('classify/mini.py")', 'classify/mini.py", hours=0.5)'))
     stage.run()
     for name in ALL[:3]:  # both pretrainings in a third of the time expected, a fine-tuning in two thirds
         note, _ = records.read_note(stage.work.folder(name))
         assert note is not None
-        records.write_note(stage.work.folder(name), note.model_copy(update={"seconds": 60.0 * (40 if "pretrain" in name else 20)}))
+        records.write_note(
+            stage.work.folder(name), note.model_copy(update={"seconds": 60.0 * (40 if "pretrain" in name else 20)})
+        )
     for name in ALL[3:]:
         del stage.runner.states[name]
         (stage.work.folder(name) / "node.json").unlink()
@@ -316,7 +356,9 @@ def test_the_time_that_is_left_is_told_by_what_runs_of_the_same_tool_took(tmp_pa
     assert "3 done, 3 to run: about 1.5 device hours" in printed.getvalue()
     assert "at the pace of those done 1 h one after the other" in printed.getvalue()
     runs = [stage.work.plan[name] for name in ALL]
-    assert hours_left(stage.work, runs[:2], runs[3:]) == pytest.approx(0.5)  # no fine-tuning is done: the factor of the pretrainings
+    assert hours_left(stage.work, runs[:2], runs[3:]) == pytest.approx(
+        0.5
+    )  # no fine-tuning is done: the factor of the pretrainings
     assert hours_left(stage.work, [], runs) is None
 
 
@@ -339,7 +381,9 @@ def test_any_run_of_the_projects_suites_can_leave_a_hole(suite: Path, tmp_path: 
 ])  # fmt: skip
 def test_a_hole_says_of_weights_what_their_results_would(reference: str, pretrain: str | None, stage: Stage) -> None:
     node = stage.work.plan["a/finetune/seed0"]
-    record_hole(node._replace(needs=(), changes={**node.changes, "backbone.reference": reference}), stage.work, "failed", "x")
+    record_hole(
+        node._replace(needs=(), changes={**node.changes, "backbone.reference": reference}), stage.work, "failed", "x"
+    )
     file = stage.work.folder(node.name) / "results.jsonl"
     assert [hole.pretrain for hole in results.load(file)[0]] == [pretrain] if pretrain else not file.exists()
 
@@ -354,7 +398,9 @@ def test_the_hole_of_a_debug_run_is_none_of_the_papers_scale(tmp_path: Path) -> 
 @pytest.mark.parametrize("backbone", ["vit_base/16", "unknown"])
 @pytest.mark.parametrize("value", [None, 1.0])
 def test_a_hole_is_closed_by_a_later_number(value: float | None, backbone: str, stage: Stage) -> None:
-    hole = result("finetune", None, status="failed", reason="x", created_at="2026-01-01T00:00:00+00:00", backbone=backbone)
+    hole = result(
+        "finetune", None, status="failed", reason="x", created_at="2026-01-01T00:00:00+00:00", backbone=backbone
+    )
     later: list[Result] = [] if value is None else [result("finetune", value, created_at="2026-01-02T00:00:00+00:00")]
     results.append(stage.root / "results.jsonl", [hole, *later])
     lines = [each for each in tables.lines("3", records.load([stage.root])[0]) if each.dataset]

@@ -17,14 +17,25 @@ ROWS = {"pixels": {"config": "p.py"}, "random weights": {"fresh": {"a": 1}}}
 
 
 def suite(**changes: object) -> SuiteConfig:
-    values = {"title": "s", "tables": (), "rows": ROWS, "transfer": {"t": {"tool": "cls_train", "config": "c.py"}}, **changes}
+    values = {
+        "title": "s",
+        "tables": (),
+        "rows": ROWS,
+        "transfer": {"t": {"tool": "cls_train", "config": "c.py"}},
+        **changes,
+    }
     return validate(values, SuiteConfig, where="s.py")
 
 
 def measured() -> list[Record]:
     small = {"scale": "mini", "dataset": "shapes"}
     ap = {"task": "detect", "metric": "bbox/AP", **small}
-    pixels = [result("finetune", 60.0, **small), result("finetune", 70.0, seed=1, **small), result("knn-20", 15.0, **small), result("m", 20.0, **ap)]
+    pixels = [
+        result("finetune", 60.0, **small),
+        result("finetune", 70.0, seed=1, **small),
+        result("knn-20", 15.0, **small),
+        result("m", 20.0, **ap),
+    ]
     fresh = [result("finetune", 30.0, pretrain="none", **small), result("knn-20", 16.0, pretrain="none", **small)]
     return [*recorded(*fresh, row="random weights"), *recorded(*pixels, row="pixels")]
 
@@ -40,7 +51,10 @@ def test_the_table_has_a_row_per_pretraining_and_a_column_per_task() -> None:
 
 def test_a_column_says_what_differs_within_the_suite() -> None:
     found = measured() + recorded(result("knn-5", 14.0, scale="mini", dataset="shapes"), row="pixels")
-    assert [column for column in summary.summarise(suite(), found).columns if "k-NN" in column] == ["k-NN, k = 20", "k-NN, k = 5"]
+    assert [column for column in summary.summarise(suite(), found).columns if "k-NN" in column] == [
+        "k-NN, k = 20",
+        "k-NN, k = 5",
+    ]
 
 
 def test_each_row_is_compared_with_random_weights() -> None:
@@ -53,7 +67,11 @@ def test_each_row_is_compared_with_random_weights() -> None:
 @pytest.mark.parametrize(
     ("one", "holds", "words"),
     [
-        ({"column": "fine-tune", "row": "pixels", "above": "random weights", "by": 35.0}, True, "65.0, random weights 30.0"),
+        (
+            {"column": "fine-tune", "row": "pixels", "above": "random weights", "by": 35.0},
+            True,
+            "65.0, random weights 30.0",
+        ),
         ({"column": "fine-tune", "row": "pixels", "above": "random weights", "by": 35.1}, False, "at least 35.1 above"),
         ({"column": "k-NN", "row": "pixels", "above": "random weights"}, False, "15.0, random weights 16.0"),
         ({"column": "box AP", "row": "pixels", "by": 20.0}, True, "20.0, expected at least 20"),

@@ -41,7 +41,12 @@ def test_a_run_at_paper_scale_stands_beside_the_published_number_with_the_spread
     old = result("finetune", 83.1, seed=1, created_at="2025-01-01T00:00:00+00:00")
     found = recorded(result("finetune", 83.5), result("finetune", 83.9, seed=1), old)
     row = line("3", found, "MAE", "ViT-B/16")
-    assert (row["published"], row["yours"], row["difference"], row["seed spread"]) == ("83.6", "83.70 [83.50..83.90] (2)", "+0.10", "0.40")
+    assert (row["published"], row["yours"], row["difference"], row["seed spread"]) == (
+        "83.6",
+        "83.70 [83.50..83.90] (2)",
+        "+0.10",
+        "0.40",
+    )
     assert line("3", found, "MAE", "ViT-L/16")["yours"] == "-"
 
 
@@ -55,7 +60,9 @@ def test_one_seed_has_no_spread_and_says_so() -> None:
     {"epochs": 50.0},
 ])  # fmt: skip
 def test_what_did_something_else_never_stands_beside_a_published_number(changes: dict[str, object]) -> None:
-    ours = [tables.cells(each) for each in tables.lines("3", recorded(result("finetune", 90.0, **changes))) if each.ours]
+    ours = [
+        tables.cells(each) for each in tables.lines("3", recorded(result("finetune", 90.0, **changes))) if each.ours
+    ]
     assert [(row["published"], row["difference"]) for row in ours] == [("-", "-")]
 
 
@@ -99,7 +106,12 @@ def test_a_failed_seed_is_a_note_and_a_table_without_a_number_shows_the_reason()
     row = line("3", recorded(result("finetune", 83.5), failed), "MAE", "ViT-B/16")
     assert (row["yours"], row["notes"]) == ("83.50 (1)", "seed 1 failed: out of memory")
     row = line("3", recorded(failed), "MAE", "ViT-B/16")
-    assert (row["published"], row["yours"], row["difference"], row["notes"]) == ("83.6", "-", "-", "seed 1 failed: out of memory")
+    assert (row["published"], row["yours"], row["difference"], row["notes"]) == (
+        "83.6",
+        "-",
+        "-",
+        "seed 1 failed: out of memory",
+    )
 
 
 def test_a_run_that_succeeded_in_the_end_has_no_hole() -> None:
@@ -110,14 +122,25 @@ def test_a_run_that_succeeded_in_the_end_has_no_hole() -> None:
 
 def test_a_seed_that_ran_more_than_once_counts_once_and_says_so() -> None:
     again = result("finetune", 84.0, created_at="2026-01-02T00:00:00+00:00")
-    row = line("3", recorded(again, result("finetune", 83.0), result("finetune", 83.5), result("finetune", 84.0)), "MAE", "ViT-B/16")
-    assert (row["yours"], row["notes"]) == ("84.00 (1)", "seed 0 ran more than once, the newest counts (before: 83.00, 83.50)")
+    row = line(
+        "3",
+        recorded(again, result("finetune", 83.0), result("finetune", 83.5), result("finetune", 84.0)),
+        "MAE",
+        "ViT-B/16",
+    )
+    assert (row["yours"], row["notes"]) == (
+        "84.00 (1)",
+        "seed 0 ran more than once, the newest counts (before: 83.00, 83.50)",
+    )
 
 
 def test_a_seed_that_ran_under_two_configs_says_so() -> None:
     old = result("finetune", 83.0, recipe_digest="a", created_at="2025-01-01T00:00:00+00:00")
     row = line("3", recorded(old, result("finetune", 84.0, recipe_digest="b")), "MAE", "ViT-B/16")
-    assert (row["yours"], row["notes"]) == ("84.00 (1)", "seed 0 ran under 2 configs, the newest counts (before: 83.00)")
+    assert (row["yours"], row["notes"]) == (
+        "84.00 (1)",
+        "seed 0 ran under 2 configs, the newest counts (before: 83.00)",
+    )
 
 
 @pytest.mark.parametrize(("row", "pretrain", "beside"), [
@@ -126,31 +149,56 @@ def test_a_seed_that_ran_under_two_configs_says_so() -> None:
     ("MAE", "dino", False), ("BEiT", "beit", False), ("DINO", "timm:vit_base_patch16_224.dino", True), ("DINO", "my own", True),
     ("none (scratch)", "none", True),
 ])  # fmt: skip
-def test_beside_a_method_stands_only_what_is_that_method_whatever_its_suite_calls_it(row: str | None, pretrain: str, beside: bool) -> None:
+def test_beside_a_method_stands_only_what_is_that_method_whatever_its_suite_calls_it(
+    row: str | None, pretrain: str, beside: bool
+) -> None:
     epochs = 300.0 if pretrain == "none" else 100.0
-    ours = [each for each in tables.lines("3", recorded(result("finetune", 80.0, pretrain=pretrain, epochs=epochs), row=row)) if each.ours]
+    ours = [
+        each
+        for each in tables.lines("3", recorded(result("finetune", 80.0, pretrain=pretrain, epochs=epochs), row=row))
+        if each.ours
+    ]
     assert [each.published is not None for each in ours] == [beside]
 
 
 def test_released_classifiers_stand_beside_their_own_evaluation_and_only_when_they_are_evaluated() -> None:
     evaluated = {"pretrain": "mae-finetuned", "epochs": 0.0, "steps": 0}
-    assert line("3", recorded(result("finetune", 83.66, **evaluated)), "MAE, released weights", "ViT-B/16")["difference"] == "-0.00"
-    corrupted = result("robustness", 51.5, task="robustness", metric="mCE", dataset="imagenet-c", split="val", **evaluated)
+    assert (
+        line("3", recorded(result("finetune", 83.66, **evaluated)), "MAE, released weights", "ViT-B/16")["difference"]
+        == "-0.00"
+    )
+    corrupted = result(
+        "robustness", 51.5, task="robustness", metric="mCE", dataset="imagenet-c", split="val", **evaluated
+    )
     assert line("13", recorded(corrupted), "MAE", "imagenet-c, ViT-B/16")["difference"] == "-0.20"
-    (trained,) = (each for each in tables.lines("3", recorded(result("finetune", 90.0, pretrain="mae-finetuned"))) if each.ours)
+    (trained,) = (
+        each for each in tables.lines("3", recorded(result("finetune", 90.0, pretrain="mae-finetuned"))) if each.ours
+    )
     assert trained.published is None
 
 
 def test_lines_stand_in_the_papers_order() -> None:
-    found = recorded(*(result("finetune", 80.0, scale="mini", pretrain=f"MAE {target}, random 75%, 9 ep") for target in ("token", "pca", "pixel")))
-    found += recorded(*(result("linear", 60.0, scale="mini", pretrain=f"MAE {target}, random 75%, 9 ep") for target in ("token", "pixel")))
+    found = recorded(
+        *(
+            result("finetune", 80.0, scale="mini", pretrain=f"MAE {target}, random 75%, 9 ep")
+            for target in ("token", "pca", "pixel")
+        )
+    )
+    found += recorded(
+        *(
+            result("linear", 60.0, scale="mini", pretrain=f"MAE {target}, random 75%, 9 ep")
+            for target in ("token", "pixel")
+        )
+    )
     ours = [(each.row, each.column) for each in tables.lines("1d", found) if each.ours]
     tuned = [(row, "fine-tuning") for row in ("pixel (w/o norm)", "PCA", "dVAE token")]
     assert ours == [*tuned, ("pixel (w/o norm)", "linear"), ("dVAE token", "linear")]
 
 
 def test_fractions_are_left_out_and_named() -> None:
-    found, defects = tables.usable(recorded(result("finetune", 0.835, unit="fraction"), result("finetune", 83.5, seed=1)))
+    found, defects = tables.usable(
+        recorded(result("finetune", 0.835, unit="fraction"), result("finetune", 83.5, seed=1))
+    )
     assert [record.result.seed for record in found] == [1]
     assert len(defects) == 1
     assert "top1 in 'fraction', the tables take '%'" in defects[0]
@@ -159,7 +207,9 @@ def test_fractions_are_left_out_and_named() -> None:
 def test_same_seed_differences_use_the_common_seeds_only() -> None:
     token = "MAE token, random 75%, 1600 ep"
     found = recorded(*(result("finetune", value, seed=seed) for seed, value in enumerate((83.0, 84.0, 85.0))))
-    found += recorded(*(result("finetune", value, seed=seed, pretrain=token) for seed, value in ((1, 84.5), (2, 85.0), (3, 60.0))))
+    found += recorded(
+        *(result("finetune", value, seed=seed, pretrain=token) for seed, value in ((1, 84.5), (2, 85.0), (3, 60.0)))
+    )
     (pair,) = tables.differences("7", found)
     assert pair["row"] == "dVAE token - pixel (w/ norm)"
     assert (pair["same-seed difference"], pair["seeds"]) == ("+0.25 [+0.00..+0.50] (2)", "1, 2")
@@ -200,11 +250,18 @@ def test_a_schedule_stands_beside_the_schedule_of_its_length_only(length: int, d
 
 
 def test_an_evaluation_alone_stands_beside_the_published_number() -> None:
-    assert line("3", recorded(result("finetune", 83.6, epochs=0.0, steps=0, pretrain="mae")), "MAE", "ViT-B/16")["difference"] == "+0.00"
+    assert (
+        line("3", recorded(result("finetune", 83.6, epochs=0.0, steps=0, pretrain="mae")), "MAE", "ViT-B/16")[
+            "difference"
+        ]
+        == "+0.00"
+    )
 
 
 @pytest.mark.parametrize(("epochs", "difference"), [(1, "-"), (99, "-"), (100, "+0.00")])
-def test_an_evaluated_state_of_a_fine_tuning_stands_there_only_where_its_run_was_whole(epochs: int, difference: str) -> None:
+def test_an_evaluated_state_of_a_fine_tuning_stands_there_only_where_its_run_was_whole(
+    epochs: int, difference: str
+) -> None:
     found = recorded(result("finetune", 83.6, epochs=0.0, steps=1251 * epochs, images_seen=1251 * 1024 * epochs))
     (ours,) = (each for each in tables.lines("3", found) if each.ours)
     assert tables.cells(ours)["difference"] == difference
@@ -212,7 +269,9 @@ def test_an_evaluated_state_of_a_fine_tuning_stands_there_only_where_its_run_was
 
 @pytest.mark.parametrize(("epochs", "beside"), [(1.0, False), (50.0, True), (200.0, True)])
 def test_partial_fine_tuning_is_compared_at_the_papers_lengths_only(epochs: float, beside: bool) -> None:
-    found = recorded(result("partial-4", 84.0, epochs=epochs, backbone="vit_large/16", pretrain="MAE pixel, random 75%, 800 ep"))
+    found = recorded(
+        result("partial-4", 84.0, epochs=epochs, backbone="vit_large/16", pretrain="MAE pixel, random 75%, 800 ep")
+    )
     (ours,) = (each for each in tables.lines("figure 9", found) if each.ours)
     assert (ours.published is not None) == beside
 
@@ -220,13 +279,20 @@ def test_partial_fine_tuning_is_compared_at_the_papers_lengths_only(epochs: floa
 @pytest.mark.parametrize(("pretrain", "row", "published"), [
     ("beit_base", "BEiT, ViT-B/16, ImageNet-22K", "83.7"), ("beit_base_ft22k", "BEiT, ViT-B/16, ImageNet-22K with labels", "85.2"),
 ])  # fmt: skip
-def test_weights_that_learned_from_labels_stand_beside_weights_that_did(pretrain: str, row: str, published: str) -> None:
-    assert line("survey", recorded(result("finetune", 85.0, pretrain=pretrain)), row, "fine-tuning")["published"] == published
+def test_weights_that_learned_from_labels_stand_beside_weights_that_did(
+    pretrain: str, row: str, published: str
+) -> None:
+    assert (
+        line("survey", recorded(result("finetune", 85.0, pretrain=pretrain)), row, "fine-tuning")["published"]
+        == published
+    )
 
 
 def test_seeds_of_different_configs_are_no_silent_mean() -> None:
     def notes(*digests: str | None) -> str:
-        found = recorded(*(result("finetune", 83.5, seed=seed, recipe_digest=digest) for seed, digest in enumerate(digests)))
+        found = recorded(
+            *(result("finetune", 83.5, seed=seed, recipe_digest=digest) for seed, digest in enumerate(digests))
+        )
         return line("3", found, "MAE", "ViT-B/16")["notes"]
 
     assert notes("a", "b", "a") == "its seeds are of 2 different configs"
@@ -234,17 +300,30 @@ def test_seeds_of_different_configs_are_no_silent_mean() -> None:
 
 
 @pytest.mark.parametrize(("share", "difference"), [(1.0, "+0.00"), (0.5, "-")])
-def test_an_evaluated_training_state_stands_beside_the_published_number_where_its_run_was_whole(share: float, difference: str) -> None:
+def test_an_evaluated_training_state_stands_beside_the_published_number_where_its_run_was_whole(
+    share: float, difference: str
+) -> None:
     steps = int(184_375 * share)
     found = recorded(
-        result("mask_rcnn-li2021", 50.3, task="detect", metric="bbox/AP", dataset="coco", epochs=0.0, steps=steps, images_seen=64 * steps)
+        result(
+            "mask_rcnn-li2021",
+            50.3,
+            task="detect",
+            metric="bbox/AP",
+            dataset="coco",
+            epochs=0.0,
+            steps=steps,
+            images_seen=64 * steps,
+        )
     )
     (ours,) = (each for each in tables.lines("4", found) if each.ours)
     assert tables.cells(ours)["difference"] == difference
 
 
 def test_an_ablation_that_only_its_suite_can_name_stands_in_its_row() -> None:
-    found = recorded(result("linear", 72.0, backbone="vit_large/16", pretrain="MAE pixel, random 75%, 800 ep"), row="4 blocks")
+    found = recorded(
+        result("linear", 72.0, backbone="vit_large/16", pretrain="MAE pixel, random 75%, 800 ep"), row="4 blocks"
+    )
     assert line("1a", found, "4 blocks", "linear")["difference"] == "+0.10"
     assert not tables.tables_with_results(recorded(result("linear", 72.0, task="attention")))
 
@@ -252,15 +331,30 @@ def test_an_ablation_that_only_its_suite_can_name_stands_in_its_row() -> None:
 def test_figure_5_needs_two_ratios() -> None:
     one = result("finetune", 84.0, epochs=50.0, backbone="vit_large/16", pretrain="MAE pixel, random 50%, 800 ep")
     assert "figure 5" not in tables.tables_with_results(recorded(one))
-    found = recorded(one, result("finetune", 84.9, epochs=50.0, backbone="vit_large/16", pretrain="MAE pixel, random 75%, 800 ep"))
-    assert [line("figure 5", found, "fine-tuning", ratio)["difference"] for ratio in ("50%", "75%")] == ["-0.90", "+0.00"]
+    found = recorded(
+        one, result("finetune", 84.9, epochs=50.0, backbone="vit_large/16", pretrain="MAE pixel, random 75%, 800 ep")
+    )
+    assert [line("figure 5", found, "fine-tuning", ratio)["difference"] for ratio in ("50%", "75%")] == [
+        "-0.90",
+        "+0.00",
+    ]
 
 
 def test_table_2_counts_device_hours_tokens_and_speed_ups() -> None:
-    fields = {"task": "pretrain", "metric": "val_loss", "unit": "loss per hidden patch", "backbone": "vit_large/16", "flops_per_image": 10**9}
+    fields = {
+        "task": "pretrain",
+        "metric": "val_loss",
+        "unit": "loss per hidden patch",
+        "backbone": "vit_large/16",
+        "flops_per_image": 10**9,
+    }
     found = recorded(result("MAE", 0.5, world_size=8, **fields), row="w/ [M]")
     found += recorded(result("MAE", 0.5, wall_s=900.0, world_size=8, **fields), row="w/o")
-    ours = {(each.row.split(",")[0], each.column): tables.cells(each)["yours"] for each in tables.lines("2", found) if each.ours}
+    ours = {
+        (each.row.split(",")[0], each.column): tables.cells(each)["yours"]
+        for each in tables.lines("2", found)
+        if each.ours
+    }
     assert ours["w/ [M]", "device hours"] == "8.00 (1) h"
     assert ours["w/o", "speed-up over the slowest run here"] == "4.00 (1) x"
     assert ("w/ [M]", "speed-up over the slowest run here") not in ours
@@ -270,18 +364,32 @@ def test_table_2_counts_device_hours_tokens_and_speed_ups() -> None:
 def test_table_2_and_1c_take_what_their_suites_measure() -> None:
     pixel = {"pretrain": "MAE pixel, random 75%, 800 ep", "backbone": "vit_large/16", "epochs": 50.0}
     assert (
-        line("2", recorded(result("finetune", 84.7, **pixel), row="ViT-L/16, 1 block"), "ViT-L/16, 1 block", "fine-tuning")["difference"] == "-0.10"
+        line(
+            "2",
+            recorded(result("finetune", 84.7, **pixel), row="ViT-L/16, 1 block"),
+            "ViT-L/16, 1 block",
+            "fine-tuning",
+        )["difference"]
+        == "-0.10"
     )
     found = []
     for row, flops in (("encoder w/ [M]", 32 * 10**9), ("encoder w/o [M]", 10**10)):
-        fields = {"task": "pretrain", "metric": "val_loss", "unit": "loss per hidden patch", "flops_per_image": flops, **pixel}
+        fields = {
+            "task": "pretrain",
+            "metric": "val_loss",
+            "unit": "loss per hidden patch",
+            "flops_per_image": flops,
+            **pixel,
+        }
         found += recorded(result("MAE", 0.5, **fields), row=row)
     assert line("1c", found, "encoder w/ [M]", "relative FLOPs")["difference"] == "-0.10"
 
 
 @pytest.mark.parametrize(("hidden", "beside"), [("random 75%", True), ("block 50%", False)])
 def test_an_ablation_with_another_mask_stands_beside_nothing(hidden: str, beside: bool) -> None:
-    found = recorded(result("linear", 73.0, backbone="vit_large/16", pretrain=f"MAE pixel, {hidden}, 800 ep"), row="512-d")
+    found = recorded(
+        result("linear", 73.0, backbone="vit_large/16", pretrain=f"MAE pixel, {hidden}, 800 ep"), row="512-d"
+    )
     assert [each.published is not None for each in tables.lines("1b", found) if each.ours] == [beside]
 
 
@@ -295,7 +403,10 @@ def test_figure_9_reads_the_tuned_blocks() -> None:
     whole = result("partial-all", 84.9, backbone="vit_large/16", pretrain="MAE pixel, random 75%, 800 ep")
     assert line("figure 9", recorded(whole), "MAE", "24")["published"] != "-"
     pixels = {"backbone": "vit_large/16", "pretrain": "MAE pixel, random 75%, 800 ep"}
-    found = recorded(result("partial-4", 84.0, **pixels), result("partial-half", None, status="failed", reason="out of memory", **pixels))
+    found = recorded(
+        result("partial-4", 84.0, **pixels),
+        result("partial-half", None, status="failed", reason="out of memory", **pixels),
+    )
     assert line("figure 9", found, "MAE", "4")["difference"] == "-0.20"
     assert line("figure 9", found, "MAE", "half")["notes"] == "seed 0 failed: out of memory"
 
@@ -331,7 +442,10 @@ def test_points_of_a_sweep_are_in_no_table(tmp_path: Path) -> None:
     for name, role in (("point", "point"), ("chosen", "transfer")):
         results.append(tmp_path / name / "results.jsonl", [result("finetune", 80.0, run=name)])
         records.write_note(
-            tmp_path / name, Note.model_validate({"suite": "s", "name": name, "role": role, "row": "MAE", "identity": "", "command": []})
+            tmp_path / name,
+            Note.model_validate(
+                {"suite": "s", "name": name, "role": role, "row": "MAE", "identity": "", "command": []}
+            ),
         )
     assert [record.result.run for record in records.load([tmp_path])[0]] == ["chosen"]
 
@@ -364,7 +478,11 @@ def test_a_hand_made_record_gives_exactly_the_tables_that_a_hand_computes(tmp_pa
     results.append(tmp_path / "b" / "results.jsonl", [result("finetune", 83.2, seed=3)])
     found, damaged = records.load([tmp_path])
     found, wrong = tables.usable(found)
-    assert ["results.jsonl, line 9" in damaged[0], "top1 in 'fraction'" in wrong[0], len(damaged + wrong)] == [True, True, 2]
+    assert ["results.jsonl, line 9" in damaged[0], "top1 in 'fraction'" in wrong[0], len(damaged + wrong)] == [
+        True,
+        True,
+        2,
+    ]
     column = "ImageNet, ViT-B/16"
     table = [row for row in tables.rows("7", found) if row["data, backbone"] == column and row["yours"] != "-"]
     shown = ("row", "published", "yours", "difference", "seed spread", "scale", "notes")

@@ -91,7 +91,9 @@ def test_a_prediction_is_drawn_in_its_places_and_grey_elsewhere(name: str) -> No
 def test_everything_that_a_target_holds_moves_with_it(name: str) -> None:
     target, _ = build(name)
     assert isinstance(target, nn.Module)
-    assert not [value for module in target.modules() for value in vars(module).values() if isinstance(value, Tensor)]  # would stay behind
+    assert not [
+        value for module in target.modules() for value in vars(module).values() if isinstance(value, Tensor)
+    ]  # would stay behind
     target.to("meta")
     assert {tensor.device.type for tensor in (*target.parameters(), *target.buffers())} <= {"meta"}
 
@@ -118,7 +120,10 @@ def test_a_tokenizers_codes_and_pictures_are_the_same_inside_autocast_and_outsid
     """Which is what a cache of codes, an evaluation and a picture have in common with a training step."""
     torch.manual_seed(0)
     cfg = DVAEConfig(codes=8192, groups=2, blocks=1, width=8, decoder_input=8)
-    tokenizer, view = DVAETokenizer(cfg, encoder(cfg), decoder(cfg)), torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    tokenizer, view = (
+        DVAETokenizer(cfg, encoder(cfg), decoder(cfg)),
+        torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8),
+    )
     codes = tokenizer(view)
     drawn = tokenizer.decode(codes)
     with torch.autocast("cpu", torch.bfloat16):
@@ -128,7 +133,9 @@ def test_a_tokenizers_codes_and_pictures_are_the_same_inside_autocast_and_outsid
     assert (bare != codes).float().mean() > 0.002, "a bare call would have given other codes"
 
 
-def test_a_target_is_computed_in_ieee_arithmetic_and_leaves_torchs_flags_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_target_is_computed_in_ieee_arithmetic_and_leaves_torchs_flags_as_they_were(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     target, batch = build("token")
     assert isinstance(target, Token)
     seen: list[tuple[bool, bool]] = []

@@ -14,7 +14,13 @@ from mae_transfer.models.timm_backbone import TimmBackbone
 SMALL: dict[str, dict[str, Any]] = {
     "vit_tiny_patch16_224": {"img_size": 32, "embed_dim": 32, "depth": 3, "num_heads": 2},
     "beit_base_patch16_224": {"img_size": 32, "embed_dim": 32, "depth": 3, "num_heads": 2},
-    "swin_tiny_patch4_window7_224": {"img_size": 64, "embed_dim": 16, "depths": (1, 2), "num_heads": (1, 2), "window_size": 4},
+    "swin_tiny_patch4_window7_224": {
+        "img_size": 64,
+        "embed_dim": 16,
+        "depths": (1, 2),
+        "num_heads": (1, 2),
+        "window_size": 4,
+    },
     "convnext_atto": {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32)},
     "resnet18": {},
 }
@@ -35,7 +41,9 @@ def test_maps_have_the_widths_and_strides_that_the_backbone_tells(name: str) -> 
     assert backbone.strides == STRIDES[name]
     assert (backbone.patch, backbone.dim) == (backbone.strides[0], backbone.channels[-1])
     features = backbone(torch.randn(2, 3, side, side), taps=range(len(backbone.strides)))
-    assert [tuple(m.shape) for m in features.maps] == [(2, c, side // s, side // s) for c, s in zip(backbone.channels, backbone.strides, strict=True)]
+    assert [tuple(m.shape) for m in features.maps] == [
+        (2, c, side // s, side // s) for c, s in zip(backbone.channels, backbone.strides, strict=True)
+    ]
     assert features.cls.shape == (2, backbone.dim)
     with pytest.raises(ValueError, match=r"taps \(99,\)"):
         backbone(torch.randn(2, 3, side, side), taps=(99,))
@@ -47,7 +55,11 @@ def test_every_parameter_has_its_layer(name: str) -> None:
     layers = {key: backbone.layer_of(key) for key, _ in backbone.named_parameters()}
     assert set(layers.values()) <= set(range(backbone.depth + 2))
     assert set(range(1, backbone.depth + 1)) <= set(layers.values())
-    first = {"vit_tiny_patch16_224": "model.patch_embed.proj.weight", "resnet18": "model.conv1.weight", "convnext_atto": "model.stem.0.weight"}
+    first = {
+        "vit_tiny_patch16_224": "model.patch_embed.proj.weight",
+        "resnet18": "model.conv1.weight",
+        "convnext_atto": "model.stem.0.weight",
+    }
     assert layers[first.get(name, "model.patch_embed.proj.weight")] == 0
     with pytest.raises(ValueError, match="no parameter"):
         backbone.layer_of("model.blocks.7.attn.qkv.weight")
@@ -102,7 +114,9 @@ def test_random_backbones_follow_the_seed_and_the_changes() -> None:
     backbones = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        backbones.append(load_backbone("random:ViT-Ti/16", changes={"image_size": 32, "drop_path": 0.1, "class_token": False}))
+        backbones.append(
+            load_backbone("random:ViT-Ti/16", changes={"image_size": 32, "drop_path": 0.1, "class_token": False})
+        )
     weights = [backbone.blocks[0].attn.qkv.weight for backbone in backbones]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
@@ -160,12 +174,17 @@ def test_the_head_of_another_width_than_the_last_map_is_refused_before_it_is_bui
 def test_a_model_without_maps_or_layers_is_one_error(name: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=0)
-    with pytest.raises(ValueError, match=r"timm's \w+ (hands out no intermediate maps|tells no layers of its parameters)"):
+    with pytest.raises(
+        ValueError, match=r"timm's \w+ (hands out no intermediate maps|tells no layers of its parameters)"
+    ):
         TimmBackbone(model)
 
 
 def test_a_vector_that_the_classifier_would_not_take_is_refused() -> None:
     backbone = small("vit_tiny_patch16_224").eval()
     backbone.cls_dim = 31
-    with pytest.raises(ValueError, match=r"timm's VisionTransformer hands out \(32,\) where its classifier reads 31 values: pool the maps"):
+    with pytest.raises(
+        ValueError,
+        match=r"timm's VisionTransformer hands out \(32,\) where its classifier reads 31 values: pool the maps",
+    ):
         backbone(torch.randn(1, 3, 32, 32), norm=True)

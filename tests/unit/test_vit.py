@@ -47,10 +47,20 @@ def test_relative_positions_with_query_and_value_bias_equal_timm_s_beit() -> Non
         use_rel_pos_bias=False, use_shared_rel_pos_bias=True, init_values=0.1,
     ).eval()  # fmt: skip
     randomize(theirs)
-    options = {"depth": 2, "image_size": 16, "positions": "none", "relative_positions": "shared", "qkv_bias": "qv", "layer_scale": 0.1}
+    options = {
+        "depth": 2,
+        "image_size": 16,
+        "positions": "none",
+        "relative_positions": "shared",
+        "qkv_bias": "qv",
+        "layer_scale": 0.1,
+    }
     ours = tiny(**options, final_norm=True).eval()
     rename = {"rel_pos_bias.relative_position_bias_table": "rel_pos_bias.0.table"}
-    state = {rename.get(n, n.replace("gamma_1", "ls1.gamma").replace("gamma_2", "ls2.gamma")): p for n, p in theirs.named_parameters()}
+    state = {
+        rename.get(n, n.replace("gamma_1", "ls1.gamma").replace("gamma_2", "ls2.gamma")): p
+        for n, p in theirs.named_parameters()
+    }
     ours.load_state_dict(state)
     images = torch.randn(2, 3, 16, 16)
     norms = [module.eps for module in theirs.modules() if isinstance(module, torch.nn.LayerNorm)]
@@ -62,7 +72,13 @@ def test_relative_positions_with_query_and_value_bias_equal_timm_s_beit() -> Non
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"relative_positions": "shared"}, {"relative_positions": "per_block", "positions": "none"}, {"class_token": False}]
+    "options",
+    [
+        {},
+        {"relative_positions": "shared"},
+        {"relative_positions": "per_block", "positions": "none"},
+        {"class_token": False},
+    ],
 )
 def test_encoding_all_patches_in_any_order_is_encoding_the_image(options: dict[str, object]) -> None:
     vit = tiny(**options).eval()
@@ -102,7 +118,9 @@ def test_other_sizes_resample_the_positions_and_bad_ones_are_named() -> None:
 def test_the_patch_embedding_is_the_convolution() -> None:
     vit = tiny(channels=5)
     images = torch.randn(2, 5, 16, 24)
-    torch.testing.assert_close(vit.patch_embed(images), vit.patch_embed.proj(images).flatten(2).transpose(1, 2), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        vit.patch_embed(images), vit.patch_embed.proj(images).flatten(2).transpose(1, 2), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_every_parameter_has_a_layer_and_unknown_names_raise() -> None:
@@ -132,7 +150,9 @@ def test_recomputed_activations_give_the_same_gradients_and_drop_path_too() -> N
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("has_amx", [False, True])
-def test_attention_in_bf16_on_a_cpu_is_the_fused_one(bias: bool, has_amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_in_bf16_on_a_cpu_is_the_fused_one(
+    bias: bool, has_amx: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("mae_transfer.models.attention.CPU_HAS_AMX", has_amx)
     q, k, v = torch.randn(3, 2, 4, 9, 8).unbind(0)
     table = torch.randn(1, 4, 9, 9) if bias else None

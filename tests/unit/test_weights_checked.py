@@ -65,10 +65,15 @@ def test_values_that_are_not_finite_are_refused_with_file_and_tensor(kind: str, 
         said = said.replace(".safetensors", ".pth")
     else:
         head = {"head.weight": torch.full((5, 32), value), "head.bias": torch.zeros(5)} if kind == "head" else {}
-        torch.save({"model": spoiled(state, "norm.weight", value) if kind == "mae" else state | head}, path := tmp_path / "x.pth")
+        torch.save(
+            {"model": spoiled(state, "norm.weight", value) if kind == "mae" else state | head},
+            path := tmp_path / "x.pth",
+        )
         said = said.replace(".safetensors", ".pth").replace("1 (", r"\d+ (")
     if kind == "state":
-        torch.save({"model": spoiled(model.state_dict(), "encoder.norm.bias", value)}, path := tmp_path / "step_00000001.pt")
+        torch.save(
+            {"model": spoiled(model.state_dict(), "encoder.norm.bias", value)}, path := tmp_path / "step_00000001.pt"
+        )
         said = said.replace("x.pth", path.name)
     opened: dict[str, Any] = {
         "own": lambda: checkpoints.load(path), "mae": lambda: checkpoints.load(f"mae:{path}", changes={"heads": 4}),
@@ -87,7 +92,9 @@ def test_values_that_leave_the_range_of_float32_and_whole_numbers_are_refused(tm
         checkpoints.load(f"mae:{tmp_path / 'x.pth'}", changes={"heads": 4})
     of_timm = checkpoints.load("random:test_vit").backbone.model.state_dict()  # type: ignore[union-attr]
     torch.save(of_timm | {"norm.weight": torch.full((64,), 1e300, dtype=torch.float64)}, tmp_path / "z.pth")
-    with pytest.raises(ValueError, match=r"z\.pth holds values that are not finite, in norm\.weight \(64 infinite of 64\)"):
+    with pytest.raises(
+        ValueError, match=r"z\.pth holds values that are not finite, in norm\.weight \(64 infinite of 64\)"
+    ):
         checkpoints.load(f"timm:test_vit@{tmp_path / 'z.pth'}")
     torch.save({"model": state | {"norm.weight": torch.ones(32, dtype=torch.int8)}}, tmp_path / "y.pth")
     with pytest.raises(ValueError, match=r"norm\.weight: torch\.int8 where torch\.float32 is expected"):
@@ -97,7 +104,9 @@ def test_values_that_leave_the_range_of_float32_and_whole_numbers_are_refused(tm
 def test_a_flipped_bit_of_what_this_suite_wrote_is_refused(tmp_path: Path) -> None:
     """Whatever byte it hits, in the weights or in the header: an error, or the very same backbone."""
     path = tmp_path / "backbone.safetensors"
-    checkpoints.export_backbone(path, ViT(SMALL), about={"pretrain": "MAE", "recipe": {"mean": [0.1, 0.2, 0.3], "std": [0.2, 0.2, 0.2]}})
+    checkpoints.export_backbone(
+        path, ViT(SMALL), about={"pretrain": "MAE", "recipe": {"mean": [0.1, 0.2, 0.3], "std": [0.2, 0.2, 0.2]}}
+    )
     whole, state = path.read_bytes(), read(path)
     header = 8 + int.from_bytes(whole[:8], "little")
     places = [*range(0, header, 7), *range(header, len(whole), len(whole) // 40), len(whole) - 1]
@@ -133,14 +142,18 @@ def test_files_without_a_digest_load_as_before(tmp_path: Path) -> None:
 ])  # fmt: skip
 def test_a_harmless_class_is_named_with_the_way_to_convert(held: object, name: str, tmp_path: Path) -> None:
     torch.save({"model": ViT(SMALL).state_dict(), "args": argparse.Namespace(lr=1), "best": held}, tmp_path / "x.pth")
-    with pytest.raises(ValueError, match=name + r"\. It was not read.*python -c \"import torch; c = torch\.load\('x\.pth'") as error:
+    with pytest.raises(
+        ValueError, match=name + r"\. It was not read.*python -c \"import torch; c = torch\.load\('x\.pth'"
+    ) as error:
         checkpoints.load(f"mae:{tmp_path / 'x.pth'}", changes={"heads": 4})
     assert "weights_only` argument" not in str(error.value)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("kind", ["model", "state_dict", "module", "beside"])
-def test_the_command_that_the_refusal_names_converts_the_file(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_that_the_refusal_names_converts_the_file(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     vit, best = ViT(SMALL), np.float64(3)
     files = {"module": vit, "beside": {**vit.state_dict(), "best": best}}
     torch.save(files.get(kind, {kind: vit.state_dict(), "best": best}), tmp_path / "x.pth")
@@ -152,7 +165,9 @@ def test_the_command_that_the_refusal_names_converts_the_file(kind: str, tmp_pat
 
 
 @pytest.mark.parametrize("folder", ["a:b", "mae:x", "12:30", "~"])
-def test_paths_may_hold_colons_and_begin_with_the_home_folder(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_may_hold_colons_and_begin_with_the_home_folder(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     place = tmp_path / ("home" if folder == "~" else folder)
     place.mkdir()
@@ -163,7 +178,9 @@ def test_paths_may_hold_colons_and_begin_with_the_home_folder(folder: str, tmp_p
     checkpoints.export_mae(place / "full.safetensors", model, about={})
     torch.save({"model": model.state_dict()}, place / "step_00000001.pt")
     save_basis(place / "basis.safetensors", basis())
-    export_tokenizer(place / "t.safetensors", DVAE(DVAEConfig(codes=4, groups=2, blocks=1, width=8, decoder_input=8)), about={})
+    export_tokenizer(
+        place / "t.safetensors", DVAE(DVAEConfig(codes=4, groups=2, blocks=1, width=8, decoder_input=8)), about={}
+    )
     torch.save(checkpoints.load_backbone("random:test_vit").model.state_dict(), place / "timm.pth")
     assert checkpoints.load(f"{root}/b.safetensors").backbone.dim == 32
     assert checkpoints.load(f"mae:{root}/x.pth", changes={"heads": 4}).backbone.dim == 32
@@ -181,7 +198,11 @@ def test_a_suite_finds_weights_whose_path_has_a_colon(tmp_path: Path) -> None:
     path = tmp_path / "12:30" / "x.pth"
     path.parent.mkdir()
     path.write_bytes(b"")
-    for key, value in (("backbone.reference", f"mae:{path}"), ("backbone.reference", str(path)), ("target.tokenizer", f"dalle:{path}")):
+    for key, value in (
+        ("backbone.reference", f"mae:{path}"),
+        ("backbone.reference", str(path)),
+        ("target.tokenizer", f"dalle:{path}"),
+    ):
         assert defect_of(key, value) is None
         assert str(defect_of(key, f"{value}.x")).endswith("does not exist")
     assert "no layout 'mea'" in str(defect_of("backbone.reference", "mea:x.pth"))
@@ -191,7 +212,9 @@ def test_a_suite_finds_weights_whose_path_has_a_colon(tmp_path: Path) -> None:
 def test_a_start_at_another_image_size_takes_its_positions_along(positions: str, tmp_path: Path) -> None:
     decoder = DecoderConfig(depth=1, dim=32, heads=4)
     small = MAE(MAEConfig(encoder=SMALL.model_copy(update={"positions": positions}), decoder=decoder), 768)
-    large = MAE(MAEConfig(encoder=SMALL.model_copy(update={"positions": positions, "image_size": 96}), decoder=decoder), 768)
+    large = MAE(
+        MAEConfig(encoder=SMALL.model_copy(update={"positions": positions, "image_size": 96}), decoder=decoder), 768
+    )
     if positions == "learned":
         torch.nn.init.normal_(small.encoder.pos_embed)
     torch.save({"model": small.state_dict()}, tmp_path / "step_00000001.pt")
@@ -212,15 +235,22 @@ def test_a_start_at_another_image_size_takes_its_positions_along(positions: str,
 
 def test_a_layout_of_square_images_does_not_take_the_positions_of_others(tmp_path: Path) -> None:
     checkpoints.FORMATS["timm"](tmp_path / "x.safetensors", ViT(SMALL.model_copy(update={"image_size": (32, 128)})), {})
-    with pytest.raises(ValueError, match=r"x\.safetensors has the positions of \(2, 8\) patches, .*square images; load the file"):
+    with pytest.raises(
+        ValueError, match=r"x\.safetensors has the positions of \(2, 8\) patches, .*square images; load the file"
+    ):
         checkpoints.load(f"mae:{tmp_path / 'x.safetensors'}", changes={"heads": 4})
 
 
 @pytest.mark.parametrize("size", [(64, 64), (32, 64), (48, 48)])
-def test_a_start_from_images_of_another_shape_has_the_positions_of_its_own(size: tuple[int, int], tmp_path: Path) -> None:
+def test_a_start_from_images_of_another_shape_has_the_positions_of_its_own(
+    size: tuple[int, int], tmp_path: Path
+) -> None:
     """2 x 8 patches are as many as 4 x 4: the table of one shape used to be taken for the other's."""
     decoder = DecoderConfig(depth=1, dim=32, heads=4)
-    wide, model = (MAE(MAEConfig(encoder=SMALL.model_copy(update={"image_size": sides}), decoder=decoder), 768) for sides in ((32, 128), size))
+    wide, model = (
+        MAE(MAEConfig(encoder=SMALL.model_copy(update={"image_size": sides}), decoder=decoder), 768)
+        for sides in ((32, 128), size)
+    )
     torch.save({"model": wide.state_dict()}, tmp_path / "step_00000001.pt")
     load_start(model, str(tmp_path / "step_00000001.pt"))
     grid = (size[0] // 16, size[1] // 16)

@@ -32,7 +32,9 @@ def randomize(module: torch.nn.Module) -> None:
         torch.nn.init.normal_(parameter, std=0.2)
 
 
-@pytest.mark.parametrize("options", [o for o in SWITCHED_ON if "windows" not in o] + [{"windows": 2, "global_blocks": (0, 1, 2, 3)}])
+@pytest.mark.parametrize(
+    "options", [o for o in SWITCHED_ON if "windows" not in o] + [{"windows": 2, "global_blocks": (0, 1, 2, 3)}]
+)
 @torch.no_grad()
 def test_zero_tables_and_windows_off_change_nothing(options: dict[str, Any]) -> None:
     plain = dense()
@@ -105,7 +107,9 @@ def test_shared_tables_are_one_for_windows_and_one_for_global_blocks() -> None:
     assert [len(table.table) for table in vit.rel_pos_bias] == [7 * 11, 5 * 5]
     assert vit.table_of == [1, 0, 1, 0]
     assert len(dense(windows=3, relative_positions="shared").rel_pos_bias) == 1
-    assert [len(t.table) for t in dense(windows=3, global_blocks=(1,), relative_positions="per_block").rel_pos_bias] == [25, 77, 25, 25]
+    assert [
+        len(t.table) for t in dense(windows=3, global_blocks=(1,), relative_positions="per_block").rel_pos_bias
+    ] == [25, 77, 25, 25]
 
 
 def test_layer_decay_and_weight_decay_know_the_tables() -> None:

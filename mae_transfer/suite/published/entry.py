@@ -26,10 +26,16 @@ class Published(NamedTuple):
     @property
     def text(self) -> str:
         """The number with the decimals that were printed, "?" behind it where it is not confirmed."""
-        return f"{self.value:.10g}" + ("" if self.value % 1 or self.unit == "epochs" else ".0") + ("" if self.confirmed else " ?")
+        return (
+            f"{self.value:.10g}"
+            + ("" if self.value % 1 or self.unit == "epochs" else ".0")
+            + ("" if self.confirmed else " ?")
+        )
 
 
-def block(table: str, source: str, columns: tuple[str, ...], rows: Values, *, unit: str = "%", confirmed: bool = True) -> Iterator[Published]:
+def block(
+    table: str, source: str, columns: tuple[str, ...], rows: Values, *, unit: str = "%", confirmed: bool = True
+) -> Iterator[Published]:
     """Yield the numbers of a block of a table: rows of values under `columns`, None where the paper has none."""
     for row, values in rows.items():
         for column, value in zip(columns, values, strict=True):
