@@ -1,4 +1,7 @@
-"""Images in: data sets, augmentations and the resumable loader. A new data set or augmentation is one file and one line here."""
+"""Data sets, augmentations and the resumable loader.
+
+To add a data set or an augmentation, write one file and add one line to DATASETS or AUGMENTATIONS.
+"""
 
 from __future__ import annotations
 
@@ -124,52 +127,60 @@ AUGMENTATIONS: Mapping[str, Callable[..., Augmentation]] = {
 
 
 class DataConfig(Places):
-    """Which images, and how they are cut."""
+    """Which images to use, and how to crop them."""
 
     choices: ClassVar = {"train": DATASETS, "val": DATASETS, "augmentation": AUGMENTATIONS}
 
     train: Spec = Spec.model_validate({"name": "folder", "split": "train"})
     """An entry of DATASETS with its options."""
     val: Spec | None = None
-    """The same for validation; None: there is none."""
+    """The same for validation. None: no validation set."""
     size: Sides = 224
-    """Pixels per side, or (height, width), of what the encoder sees. Random crops of any shape are resized to it, as torchvision does; in
-    evaluation the image keeps its shape and is resized until it covers it, as timm does."""
+    """Input size of the encoder: pixels per side, or (height, width). Training resizes random crops of any aspect
+    ratio to it, as torchvision does. Evaluation keeps the aspect ratio: it resizes the image until it covers this size,
+    then crops the centre, as timm does."""
     augmentation: Spec = Spec(name="random_crop")
     """An entry of AUGMENTATIONS with its options."""
     crops_per_image: Few = 1
-    """Crops that each decoded image gives, neighbours in one batch; an epoch grows by this factor."""
+    """Crops per decoded image. They are neighbours in one batch, and an epoch grows by this factor."""
 
     @property
     def name(self) -> str:
-        """What tables call the data set."""
+        """The data set's name in tables."""
         return self.named(self.train)
 
     @model_validator(mode="after")
     def _entries_exist(self) -> Self:
         for spec in filter(None, (self.train, self.val)):
             check(DATASETS, rooted(DATASETS, spec, self.root or "unset"))
-        training_views(self)  # options that do not fit together are an error now, not at the first image
+        training_views(self)  # reports incompatible options when the config is loaded
         return self
 
 
 class LabelledDataConfig(DataConfig):
-    """Labelled images: how many of the labels may be used, what is held out, and how evaluation cuts."""
+    """Labelled images: the share of labels used, the hold-out, and the evaluation crop."""
 
     label_fraction: Portion = 1.0
-    """Share of each class's training images that may be used: 0.01 and 0.1 are the low-label protocols. The lists are fixed; no seed moves them."""
+    """Share of each class's training images to use: 0.01 and 0.1 are the low-label protocols. The selection is fixed
+    and does not depend on the seed."""
     holdout_fraction: BelowOne = 0.0
-    """Share of those that is kept out of training, per class, for whatever has to be selected (a rate, a probe, an epoch)."""
+    """Share of those images, per class, to keep out of training and use for selection (of a learning rate, a probe or
+    an epoch)."""
     shorter_side: Enlarged = SHORTER_SIDE
-    """Side of the resized image over the crop's, in evaluation, where the image fits the crop tightest: 256/224; 1.0 above 224 px."""
+    """Evaluation resizes the image to just cover this many times the crop's size, then crops the centre: 256/224 by
+    default, usually 1.0 above 224 px."""
 
 
 def open_labelled(cfg: LabelledDataConfig) -> tuple[Split, Source]:
-    """Return the training set with its held-out part, and the validation set; ValueError where one is missing, unlabelled or of other classes."""
+    """Return the training set with its held-out part, and the validation set.
+
+    Raises:
+        ValueError: a set is missing or unlabelled, or the two sets have different classes.
+    """
     train, val = open_sources(cfg)
     if val is None:
         raise ValueError(
-            "data.val is not set: classification reports on a validation set that it never trains on or selects with"
+            "data.val is not set: set it to a validation set, which is used for neither training nor selection"
         )
     if val.classes and train.classes:
         same_classes(train.classes, val.classes)
@@ -179,7 +190,7 @@ def open_labelled(cfg: LabelledDataConfig) -> tuple[Split, Source]:
 
 
 def open_source(spec: Spec, root: str | None) -> Source:
-    """Return the data set of a spec; `root` (data.root) is its root where it takes one and names none."""
+    """Return the data set of a spec. `root` (data.root) is the default for a data set that takes a root."""
     return opened(DATASETS, spec, root)
 
 
@@ -189,12 +200,12 @@ def open_sources(cfg: DataConfig) -> tuple[Source, Source | None]:
 
 
 def training_views(cfg: DataConfig, extra: Sequence[ViewSpec] = ()) -> Augmentation:
-    """Return the training augmentation: the encoder's view, then the `extra` ones that a target asks for."""
+    """Return the training augmentation: the encoder's view, then the `extra` views that a target needs."""
     return build(AUGMENTATIONS, cfg.augmentation, (ViewSpec(cfg.size, "bicubic"), *extra))
 
 
 def evaluation_views(
     cfg: DataConfig, extra: Sequence[ViewSpec] = (), *, shorter_side: float = SHORTER_SIDE
 ) -> Augmentation:
-    """Return the view of evaluation: the image resized to just cover 256/224 of the size unless told otherwise, centre crop."""
+    """Return the evaluation views: resize to just cover `shorter_side` times the size, then crop the centre."""
     return CentreCrop((ViewSpec(cfg.size, "bicubic"), *extra), shorter_side=shorter_side)

@@ -1,6 +1,6 @@
-"""What a data set's files are, in a few bytes: their names and sizes, so that a run is not continued on others.
+"""Fingerprints of data sets: file names and sizes in a few bytes, so that a run does not resume on different files.
 
-A file of annotations counts with its content. A set that is generated is told by its config; it has a fingerprint without files.
+An annotation file counts by its content. A generated set is identified by its config; its fingerprint lists no files.
 """
 
 from __future__ import annotations
@@ -15,37 +15,37 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-THREADS = 16  # that ask for sizes at a time: a network's file system answers each after a while
-CHUNK = 4096  # files that a thread asks for at a time
+THREADS = 16  # that read file sizes in parallel, because network file systems are slow
+CHUNK = 4096  # files per task of a thread
 SHOWN = 3  # names in a message
 
 
 class Fingerprint(NamedTuple):
-    """A data set as it was when a run began."""
+    """The state of a data set when a run began."""
 
     kind: str  # of the source: "Folder", "Coco", "Shapes"
     samples: int
-    files: int  # 0 where the set is generated
+    files: int  # 0 for a generated set
     bytes: int  # of all files
-    digest: str  # 16 hex digits of the names and sizes, of what annotations hold, and of the classes' names
-    listing: Tensor  # uint8, compressed: a line "name<tab>size" per file, to say what changed
+    digest: str  # 16 hex digits over file names, file sizes, annotations and class names
+    listing: Tensor  # uint8, compressed: a line "name<tab>size" per file, to report what changed
 
     def saved(self) -> dict[str, Any]:
-        """Return it as a training state holds it: plain values and a tensor."""
+        """Return the fields as plain values and a tensor, for the training state."""
         return self._asdict()
 
 
 def fingerprint(source: Any) -> Fingerprint:
-    """Return the fingerprint of a source of any kind; of a part of a source, that of the whole.
+    """Return the fingerprint of a source of any kind; a subset has the fingerprint of its whole source.
 
-    Names are relative to the folder that all files share, so a set that was moved as a whole stays the same.
+    Names are relative to the folder that all files share, so moving the whole set does not change its fingerprint.
     """
     while hasattr(source, "source"):
         source = source.source
     samples = len(source)
     lines: list[str] = []
     total = 0
-    if os.path.isabs(first := source.where(0)) or os.path.exists(first):  # noqa: PTH110, PTH117 - strings by the million
+    if os.path.isabs(first := source.where(0)) or os.path.exists(first):  # noqa: PTH110, PTH117 - Path is slow for millions
         groups = [[source.where(index) for index in range(samples)]]
         if hasattr(source, "map_of"):
             groups.append([str(source.map_of(index)) for index in range(samples)])
@@ -65,7 +65,7 @@ def fingerprint(source: Any) -> Fingerprint:
 
 
 def change(before: Mapping[str, Any], now: Fingerprint) -> str | None:
-    """Return in words what differs from a fingerprint that was `saved`; None where nothing does."""
+    """Describe how a data set differs from a `saved` fingerprint; None if it does not."""
     if before["digest"] == now.digest:
         return None
     old, new = _listed(before["listing"]), _listed(now.listing)
@@ -80,11 +80,11 @@ def change(before: Mapping[str, Any], now: Fingerprint) -> str | None:
         if names
     ]
     counts = f"{before['files']} files of {before['bytes']} bytes then, {now.files} of {now.bytes} now"
-    return f"{counts}: {'; '.join(words) or 'the same files, of other classes or as another kind of set'}"
+    return f"{counts}: {'; '.join(words) or 'the files are the same, the classes or the kind of data set differ'}"
 
 
 def _sizes(paths: Sequence[str]) -> list[int]:
-    """Return the sizes in bytes, -1 of a file that is not there."""
+    """Return the sizes in bytes; -1 for a missing file."""
     chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
     with ThreadPoolExecutor(THREADS) as pool:
         return [size for part in pool.map(lambda chunk: [_size(path) for path in chunk], chunks) for size in part]
@@ -92,7 +92,7 @@ def _sizes(paths: Sequence[str]) -> list[int]:
 
 def _size(path: str) -> int:
     try:
-        return os.stat(path).st_size  # noqa: PTH116 - strings by the million
+        return os.stat(path).st_size  # noqa: PTH116 - Path is slow for millions of files
     except OSError:
         return -1
 

@@ -94,7 +94,7 @@ def test_a_class_that_the_validation_set_lacks_is_named(image_folder: Path) -> N
 
 
 def test_unlabelled_or_missing_sets_are_refused(image_folder: Path) -> None:
-    with pytest.raises(ValueError, match="validation set that it never trains on"):
+    with pytest.raises(ValueError, match=r"data\.val is not set: set it to a validation set"):
         open_labelled(config(image_folder, val=None))
     with pytest.raises(ValueError, match="training set has no classes"):
         open_labelled(config(image_folder, train={"name": "folder", "split": "train", "labelled": False}))
