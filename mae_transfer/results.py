@@ -5,23 +5,19 @@ Every protocol ends here and the tables start here, so a new benchmark changes n
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import statistics
-import subprocess
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mae_transfer import disk
+from mae_transfer.record import Record, now
 
 if TYPE_CHECKING:
     import torch
-
-PACKAGES = ("torch", "torchvision", "timm", "numpy")
 
 
 class Result(BaseModel):
@@ -67,11 +63,24 @@ class Result(BaseModel):
     recipe_digest: str | None = (
         None  # of the config without its seed and its file of weights: seeds of one number share it
     )
-    commit: str | None = Field(default_factory=lambda: commit())
-    versions: dict[str, str] = Field(default_factory=lambda: versions())
-    created_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    record: Record | None = None  # how the number came to be; None in lines of an earlier version
+    commit: str | None = None  # of earlier versions, as versions: since then the record has them
+    versions: dict[str, str] = {}
+    created_at: str = Field(default_factory=now)
     status: Literal["ok", "failed", "skipped"] = "ok"
     reason: str | None = None
+
+    @property
+    def revisions(self) -> tuple[str, ...]:
+        """The code revisions that the number was computed with, one per sitting that changed it; empty if unknown."""
+        if self.record is not None:
+            return tuple(dict.fromkeys(sitting.software.revision for sitting in self.record.sittings))
+        return (self.commit,) if self.commit else ()
+
+    @property
+    def provenance(self) -> str:
+        """How the number came to be, in words."""
+        return self.record.sentence() if self.record else f"{self.pretrain}; recorded by an earlier version"
 
 
 class Summary(NamedTuple):
@@ -139,27 +148,6 @@ def summarise(results: Sequence[Result]) -> Summary:
     if not values:
         raise ValueError("no result with status 'ok' to summarise")
     return Summary(statistics.fmean(values), min(values), max(values), len(values))
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that the numbers depend on."""
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
-
-
-def commit() -> str | None:
-    """Return the short hash of this source tree's commit, with "+" where files differ from it; None outside a git checkout."""
-    root = Path(__file__).parent.parent
-    if not (root / ".git").exists():
-        return None
-    git = ["git", "-C", str(root)]
-    try:
-        revision = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=10)
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):  # no git, or a file system that hangs
-        return None
-    return revision.stdout.strip() + ("+" if changed.stdout else "") if revision.returncode == 0 else None
 
 
 def device_name(device: torch.device) -> str:

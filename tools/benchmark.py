@@ -77,7 +77,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         command = commands.add_parser(name, help=benchmark.help, description=f"Measure {benchmark.help}.")
         benchmark.add_options(command)
         command.where.add_argument(
-            "--json", type=cli.path, metavar="FILE", help="also write the records to a file, with versions and device"
+            "--json",
+            type=cli.path,
+            metavar="FILE",
+            help="also write the records to a file, with the software's versions and the device",
         )
     args = parser.parse_args(argv)
     report(args, BENCHMARKS[args.benchmark].run(args))
@@ -89,6 +92,7 @@ def report(args: argparse.Namespace, records: Records) -> None:
     from mae_transfer import results
     from mae_transfer.bench.report import table
     from mae_transfer.engine.dist import pick_device
+    from mae_transfer.record import software
 
     Console().print(
         table(records, title=" ".join(f"{key}={value}" for key, value in vars(args).items() if key != "json"))
@@ -96,8 +100,7 @@ def report(args: argparse.Namespace, records: Records) -> None:
     if args.json:
         about = {
             "options": {key: str(value) for key, value in vars(args).items()},
-            "versions": results.versions(),
-            "commit": results.commit(),
+            "software": software().model_dump(),
         }
         about["device"] = results.device_name(pick_device(vars(args).get("device", "cpu")))
         args.json.write_text(json.dumps(about | {"records": records}, indent=2) + "\n", encoding="utf-8")

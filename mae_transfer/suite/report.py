@@ -161,7 +161,7 @@ def origin(record: Record) -> Origin:
     result, note = record.result, record.note
     facts = {
         "run": result.run, "value": f"{result.value:.6g} {result.unit}", "seed": str(result.seed), "date": result.created_at,
-        "checkpoint sha256": result.checkpoint_sha256 or "none: a fresh backbone", "commit": result.commit or "not a git checkout",
+        "checkpoint sha256": result.checkpoint_sha256 or "none: a fresh backbone", "commit": ", ".join(result.revisions) or "not recorded",
         "versions": ", ".join(f"{name} {version}" for name, version in result.versions.items()), "device": result.device,
         "devices": str(result.world_size), "precision": result.precision,
         "wall time": f"{result.wall_s:.0f} s", "config digest": result.config_digest,

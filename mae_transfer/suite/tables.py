@@ -137,7 +137,7 @@ def remarks(group: Sequence[Place], newest: Mapping[int, Place], values: Mapping
             if others
             else []
         )
-    commits = sorted({newest[seed].record.result.commit or "unknown" for seed in values})
+    commits = sorted({one for seed in values for one in newest[seed].record.result.revisions or ("unknown",)})
     recipes = {digest for seed in values if (digest := newest[seed].record.result.recipe_digest)}
     notes += [f"its seeds are of {len(recipes)} different configs"] if len(recipes) > 1 else []
     return notes + ([f"of commits {', '.join(commits)}"] if len(commits) > 1 else [])

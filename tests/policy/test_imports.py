@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 BASE = {"interfaces", "home", "bounds", "seeding", "arithmetic", "core", "config", "disk", "download"}
 MIDDLE = {"adapters", "models", "checkpoints", "data", "engine", "metrics", "draw", "results", "config"}
-TASKS = MIDDLE | BASE | {"targets"}
+TASKS = MIDDLE | BASE | {"targets", "record"}
 
 MAY_IMPORT = {
     "__init__": {"checkpoints"},  # load_backbone, when it is asked for
@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "config": {"home"},
     "disk": set(),
     "download": {"disk"},
-    "results": {"config", "disk"},
+    "record": set(),
+    "results": {"config", "disk", "record"},
     "cli": {"home", "bounds", "config", "suite"},  # what the tools share: above the suite
     "adapters": BASE,
     "models": BASE,
