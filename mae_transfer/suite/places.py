@@ -1,6 +1,6 @@
 """Where a result stands: each table's layout, declared once, as a function from records to places (row, column).
 
-`like_paper` is True only where the run did what the published number was measured with: then the two stand in one line.
+`why_not` is None only where the run did what the published number was measured with: then the two stand in one line.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from mae_transfer.results import Result
 from mae_transfer.suite.names import (
     EVALUATED,
     FINE_GRAINED,
@@ -39,7 +40,7 @@ class Place(NamedTuple):
     record: Record
     row: str
     column: str
-    like_paper: bool
+    why_not: str | None  # why it does not stand beside the published number; None: it does
     value: float | None  # mostly the result's own
     unit: str = "%"
 
@@ -56,13 +57,15 @@ class Layout(NamedTuple):
 
 def at(record: Record, row: str, column: str, *, like_paper: bool = True) -> Place:
     """Return the place of a record's own number; nothing that is not of the paper's scale is like the paper."""
-    return Place(
-        record,
-        row,
-        column,
-        like_paper and record.result.scale == "paper" and full_length(record.result),
-        record.result.value,
-    )
+    return Place(record, row, column, _why_not(record.result, like_paper=like_paper), record.result.value)
+
+
+def _why_not(result: Result, *, like_paper: bool) -> str | None:
+    if result.scale != "paper":
+        return f"scale {result.scale}"
+    if not full_length(result):
+        return f"trained for {result.epochs:g} epochs"
+    return None if like_paper else "another setting"
 
 
 def row_of(table: str, record: Record) -> str:
@@ -224,7 +227,7 @@ def schedules(records: Sequence[Record]) -> Iterator[Place]:
             and "MAE" in paper_names(result.pretrain)
         ):
             row = f"MAE, {int(detected_epochs(result))} epochs"  # the lengths are counted in steps, half an epoch more than these
-            yield Place(record, row, f"{metric}, {backbone(result)}", True, result.value)
+            yield Place(record, row, f"{metric}, {backbone(result)}", None, result.value)
 
 
 def vitdet(records: Sequence[Record]) -> Iterator[Place]:
@@ -331,12 +334,17 @@ def costs(records: Sequence[Record]) -> Iterator[Place]:
         result, name = record.result, record.label or record.result.pretrain
         row = name if name in ROWS["2"] else f"{name}, {backbone(result)}"
         flops = result.flops_per_image / 1e9 if result.flops_per_image else None
-        yield Place(record, row, "device hours", False, _hours(record), "h")
-        yield Place(record, row, "tokens per image in the encoder", False, result.tokens_per_image, "tokens")
-        yield Place(record, row, "GFLOPs per image, forward and backward", False, flops, "GFLOPs")
+        yield Place(record, row, "device hours", "hours of other devices", _hours(record), "h")
+        yield Place(record, row, "tokens per image in the encoder", "not published", result.tokens_per_image, "tokens")
+        yield Place(record, row, "GFLOPs per image, forward and backward", "not published", flops, "GFLOPs")
         if slowest[_work(record)] > _hours(record):
             yield Place(
-                record, row, "speed-up over the slowest run here", False, slowest[_work(record)] / _hours(record), "x"
+                record,
+                row,
+                "speed-up over the slowest run here",
+                "not published",
+                slowest[_work(record)] / _hours(record),
+                "x",
             )
 
 

@@ -46,7 +46,7 @@ def lines(table: str, found: Sequence[Record]) -> list[Line]:
         groups[
             place.row,
             place.column,
-            place.like_paper,
+            place.why_not,
             result.scale,
             result.dataset,
             recipe(place.record),
@@ -56,7 +56,7 @@ def lines(table: str, found: Sequence[Record]) -> list[Line]:
     for group in groups.values():
         line = line_of(group)
         spots = [i for i, row in enumerate(rows) if row.published and (row.row, row.column) == (line.row, line.column)]
-        if group[0].like_paper and spots and rows[spots[0]].ours is None:
+        if group[0].why_not is None and spots and rows[spots[0]].ours is None:
             rows[spots[0]] = line._replace(published=rows[spots[0]].published)
         else:
             rows.append(line)
