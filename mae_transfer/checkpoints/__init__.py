@@ -1,4 +1,7 @@
-"""Backbones from files and into files. A reference is LAYOUT:PATH ("mae:mae_pretrain_vit_base.pth"), or a bare path of a backbone of this suite."""
+"""Loading and saving of backbones.
+
+A reference is LAYOUT:PATH, for example "mae:mae_pretrain_vit_base.pth", or the path of a backbone of this suite.
+"""
 
 from __future__ import annotations
 
@@ -52,33 +55,38 @@ __all__ = [
 
 
 class Loaded(NamedTuple):
-    """A backbone, and what came with it."""
+    """A backbone and the rest of its file."""
 
     backbone: ViT | TimmBackbone  # in eval mode
-    head: dict[str, Tensor]  # a classifier's tensors, fc_norm.* and head.*; empty where the file has none
-    sha256: str | None  # of the file; None where there is none (random:) or timm fetched it
-    statistics: Statistics = IMAGENET  # what its images were normalised with: 0.5 for BEiT's and AugReg's releases
-    recorded: bool = False  # whether the file says so; else the statistics are its layout's default
+    head: dict[str, Tensor]  # tensors of the classifier, fc_norm.* and head.*; empty if the file has none
+    sha256: str | None  # of the file; None if there is no file (random:) or timm fetched it
+    statistics: Statistics = IMAGENET  # normalisation of the images; 0.5 for BEiT's and AugReg's releases
+    recorded: bool = False  # True: the statistics are recorded in the file; False: they are the layout's default
 
 
-Layout = Callable[[str, Mapping[str, Any]], Loaded]  # what stands behind the prefix, changes
+Layout = Callable[[str, Mapping[str, Any]], Loaded]  # (reference without its prefix, changes) -> backbone
 
 
 def load_backbone(reference: str | Path, *, changes: Mapping[str, Any] = NO_CHANGES) -> ViT | TimmBackbone:
-    """Return the encoder that a reference names, with its weights, in eval mode (`load` gives its classifier and the file's sha256 too)."""
+    """Return the encoder of a reference, with its weights, in eval mode.
+
+    `load` also returns its classifier and the file's sha256.
+    """
     return load(reference, changes=changes).backbone
 
 
 def load(reference: str | Path, *, changes: Mapping[str, Any] = NO_CHANGES) -> Loaded:
-    """Return what a reference names.
+    """Return the backbone of a reference, its classifier and its statistics.
 
     Args:
-        reference: a bare path (this suite's own), or PREFIX:PATH with a prefix of LAYOUTS; timm:NAME and timm:NAME@PATH; random:ViT-B/16 or
-            random:NAME of timm's, from torch's current seed; released:NAME, fetched once and kept.
-        changes: fields of ViTConfig that the task wants otherwise than in the file, e.g. {"image_size": 448, "drop_path": 0.1, "final_norm": False}.
+        reference: the path of a backbone of this suite; PREFIX:PATH with a prefix of LAYOUTS; timm:NAME or
+            timm:NAME@PATH; random:ViT-B/16 or random:NAME with a name of timm, initialised from torch's current seed;
+            released:NAME, downloaded once and cached.
+        changes: fields of ViTConfig that the task overrides, e.g. {"image_size": 448, "drop_path": 0.1,
+            "final_norm": False}.
     Raises:
-        ValueError: unknown layout, unreadable file, a tensor that finds no place or is missing, a change that cannot be made; where the file looks
-            like one of another layout, the message names it.
+        ValueError: unknown layout, unreadable file, an unexpected or missing tensor, or an impossible change. If the
+            file looks like one of another layout, the message names that layout.
     """
     prefix, rest = split(reference, LAYOUTS)
     try:
@@ -91,33 +99,35 @@ def load(reference: str | Path, *, changes: Mapping[str, Any] = NO_CHANGES) -> L
             raise error from None
         proposals = " or ".join(repr(f"{name}:{rest}" if name else rest) for name in likely)
         raise ValueError(
-            f"{error}\n  by its tensors the file looks like {proposals}; no layout is guessed: write it if it is so"
+            f"{error}\n  by its tensors the file looks like {proposals}; layouts are never guessed: if this is right, "
+            "pass that reference"
         ) from None
     loaded.backbone.eval()
     return loaded
 
 
 def export_mae(path: Path, model: MAE, *, about: Mapping[str, Any]) -> None:
-    """Write encoder and decoder as .safetensors under the released names."""
+    """Write encoder and decoder as .safetensors under MAE's released names."""
     write(path, {released_name(name): tensor for name, tensor in model.state_dict().items()}, about)
 
 
 def _own(path: Path) -> Found:
-    """backbone.safetensors of this suite: the architecture stands in the metadata."""
+    """Read backbone.safetensors of this suite; the metadata hold the architecture."""
     about = metadata(path)
     if about.get("format") != FORMAT:
         raise ValueError(
-            f"{path} is not a backbone written by this suite (format {about.get('format')!r}, not {FORMAT!r}); name its layout"
+            f"{path} is not a backbone written by this suite (format {about.get('format')!r}, not {FORMAT!r}); "
+            "name its layout, e.g. mae:PATH"
         )
     architecture = about.get("architecture")
     if not isinstance(architecture, dict):
-        raise ValueError(f"{path} is damaged: its metadata name no architecture; export it again")
+        raise ValueError(f"{path} is damaged: its metadata have no architecture; export it again")
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in architecture.items()}
     return Found(validate(fields, ViTConfig, where=f"architecture in {path}"), read(path), {})
 
 
 def _encoder(layout: Callable[[Path], Found]) -> Layout:
-    """Make a layout of this suite's encoder from what finds the tensors."""
+    """Return a layout that loads this suite's encoder from the tensors that `layout` finds."""
 
     def read_and_fit(path: str, changes: Mapping[str, Any]) -> Loaded:
         found = layout(Path(path))
@@ -130,20 +140,20 @@ def _encoder(layout: Callable[[Path], Found]) -> Layout:
 
 
 def _timm_file(layout: Callable[[Path, Mapping[str, Any]], TimmBackbone]) -> Layout:
-    """Make a layout of one that fills a timm model from a file."""
+    """Return a layout that loads a timm model from a file."""
     return lambda path, changes: _with_statistics(
         Loaded(layout(Path(path), changes), {}, None), Said(IMAGENET, False), Path(path)
     )
 
 
 def _with_statistics(loaded: Loaded, default: Said, file: Path) -> Loaded:
-    """Return what was loaded with the file's sha256 and with the statistics that it says, or the default."""
-    said = statistics.agreed(default, stored(file), where=str(file))
-    return loaded._replace(sha256=sha256(file), statistics=said.statistics, recorded=said.recorded)
+    """Return `loaded` with the file's sha256 and its recorded statistics, or the default ones."""
+    agreed = statistics.agreed(default, stored(file), where=str(file))
+    return loaded._replace(sha256=sha256(file), statistics=agreed.statistics, recorded=agreed.recorded)
 
 
 def _simmim(path: str, changes: Mapping[str, Any]) -> Loaded:
-    """SimMIM's release: a ViT in BEiT's names, or a Swin."""
+    """Load SimMIM's release: a ViT under BEiT's names, or a Swin."""
     tensors = core(unwrap(read(Path(path)), "model", where=Path(path)), where=Path(path))
     if any(name.startswith("layers.") for name in tensors):
         return _timm_file(lambda file, options: timm_models.simmim_swin(tensors, options, where=file))(path, changes)
@@ -155,18 +165,18 @@ def _timm(reference: str, changes: Mapping[str, Any]) -> Loaded:
     file = Path(at_home(path)) if at else None
     converts = timm_vit.asks_for_more(changes)
     model = timm_models.timm_model(name, file, {} if converts else changes)
-    said = Said(timm_models.statistics(model), file is None)
+    default = Said(timm_models.statistics(model), file is None)
     backbone: ViT | TimmBackbone = model
     if converts:
         where = f"timm:{reference}"
         backbone = fit(timm_vit.plain_vit(model.model, where=where), changes, where=where)
     if file is None:
-        return Loaded(backbone, {}, None, *said)
-    return _with_statistics(Loaded(backbone, {}, None), said, file)
+        return Loaded(backbone, {}, None, *default)
+    return _with_statistics(Loaded(backbone, {}, None), default, file)
 
 
 def _random(name: str, changes: Mapping[str, Any]) -> Loaded:
-    """ViT-{Ti,S,B,L,H}/PATCH as MAE initialises it, or a model of timm's as timm does."""
+    """Return ViT-{Ti,S,B,L,H}/PATCH with MAE's initialisation, or a timm model with timm's."""
     letter, _, patch = name.removeprefix("ViT-").partition("/")
     size = {"Ti": "vit_tiny", "S": "vit_small", "B": "vit_base", "L": "vit_large", "H": "vit_huge"}.get(letter)
     if not name.startswith("ViT-"):
@@ -181,9 +191,8 @@ def _random(name: str, changes: Mapping[str, Any]) -> Loaded:
 
 def _released(name: str, changes: Mapping[str, Any]) -> Loaded:
     entry = weights(name)
-    return LAYOUTS[entry.layout](str(fetch(entry)), changes)._replace(
-        recorded=True
-    )  # the table names releases whose statistics are known
+    loaded = LAYOUTS[entry.layout](str(fetch(entry)), changes)
+    return loaded._replace(recorded=True)  # the statistics of every release in the table are known
 
 
 LAYOUTS: dict[str, Layout] = {

@@ -1,4 +1,4 @@
-"""Encoders written in the names of others: timm (and BEiT's release), transformers, detectron2's ViTDet."""
+"""Export of encoders: this suite's own format, timm (and BEiT's release), transformers and detectron2's ViTDet."""
 
 from __future__ import annotations
 
@@ -25,28 +25,35 @@ Export = Callable[[Path, ViT | TimmBackbone, Mapping[str, Any]], None]
 
 
 def export_backbone(path: Path, vit: ViT, *, about: Mapping[str, Any]) -> None:
-    """Write an encoder as .safetensors in MAE's released names, its architecture and `about` in the metadata; `load_backbone(path)` reads it back."""
+    """Write an encoder as .safetensors under MAE's released names; `load_backbone(path)` reads it back.
+
+    The metadata hold its architecture and `about`.
+    """
     write(path, vit.state_dict(), {"format": FORMAT, "architecture": vit.cfg.model_dump(mode="json"), **about})
 
 
 def export_ours(path: Path, backbone: ViT | TimmBackbone, about: Mapping[str, Any]) -> None:
-    """As `export_backbone`, for this suite's encoder only."""
+    """Call `export_backbone`; ValueError for a timm model."""
     export_backbone(path, _plain(backbone, "ours"), about=about)
 
 
-def _told(about: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is said of the weights in a file of foreign names: their statistics where a reader looks for them, the rest under "source"."""
+def _metadata(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metadata of a foreign format: statistics at the top level, where loaders look, the rest in "source"."""
     rest = {key: value for key, value in about.items() if key != STATISTICS}
     return {"source": rest} | ({STATISTICS: about[STATISTICS]} if STATISTICS in about else {})
 
 
 def export_timm(path: Path, backbone: ViT | TimmBackbone, about: Mapping[str, Any]) -> None:
-    """Write .safetensors in timm's names: VisionTransformer's, Beit's (which are BEiT's release) where there are tables, or the timm model's own."""
-    write(path, timm_names(backbone), _told(about))
+    """Write .safetensors under timm's names.
+
+    These are the names of VisionTransformer; of Beit (the same as BEiT's release) for an encoder with relative-position
+    tables; or those of the timm model itself.
+    """
+    write(path, timm_names(backbone), _metadata(about))
 
 
 def timm_names(backbone: ViT | TimmBackbone) -> dict[str, Tensor]:
-    """Return the tensors under timm's names; ValueError where no class of timm has this encoder."""
+    """Return the tensors under timm's names; ValueError if timm has no class for this encoder."""
     if isinstance(backbone, TimmBackbone):
         return dict(backbone.model.state_dict())
     cfg, tensors = backbone.cfg, backbone.state_dict()
@@ -54,17 +61,20 @@ def timm_names(backbone: ViT | TimmBackbone) -> dict[str, Tensor]:
         return dict(tensors)
     if cfg.qkv_bias != "qv" or cfg.windows:
         options = f"relative_positions={cfg.relative_positions!r}, qkv_bias={cfg.qkv_bias!r}, windows={cfg.windows}"
-        raise ValueError(f"timm has no model with {options} under the names that are written here")
+        raise ValueError(f"timm has no model with {options}: export with --format ours")
     shared = cfg.relative_positions == "shared"
     table = "rel_pos_bias.relative_position_bias_table" if shared else r"blocks.\1.attn.relative_position_bias_table"
     return rename(tensors, ((r"^rel_pos_bias\.(\d+)\.table$", table), (r"\.ls([12])\.gamma$", r".gamma_\1")))
 
 
 def export_hf(path: Path, backbone: ViT | TimmBackbone, about: Mapping[str, Any]) -> None:
-    """Write a directory that transformers' `AutoModel.from_pretrained` reads: config.json, model.safetensors and preprocessor_config.json."""
+    """Write a directory for transformers' `AutoModel.from_pretrained`.
+
+    It holds config.json, model.safetensors and, if the statistics are known, preprocessor_config.json.
+    """
     config, tensors = to_hf(_plain(backbone, "hf"))
     path.mkdir(parents=True, exist_ok=True)
-    write(path / "model.safetensors", tensors, _told(about), framework="pt")
+    write(path / "model.safetensors", tensors, _metadata(about), framework="pt")
     files = {"config.json": config}
     if STATISTICS in about:
         files["preprocessor_config.json"] = processor(about[STATISTICS], side=config["image_size"])
@@ -73,7 +83,10 @@ def export_hf(path: Path, backbone: ViT | TimmBackbone, about: Mapping[str, Any]
 
 
 def export_detectron2(path: Path, backbone: ViT | TimmBackbone, about: Mapping[str, Any]) -> None:
-    """Write a file for `train.init_checkpoint` of detectron2's ViTDet; class token and final norm, which it has not, are left out."""
+    """Write a file for `train.init_checkpoint` of detectron2's ViTDet.
+
+    The class token and the final norm are left out because ViTDet has neither.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "model": detectron2_names(_plain(backbone, "detectron2")),
@@ -85,10 +98,13 @@ def export_detectron2(path: Path, backbone: ViT | TimmBackbone, about: Mapping[s
 
 
 def detectron2_names(vit: ViT) -> dict[str, Tensor]:
-    """Return the tensors of projects/ViTDet's backbone.net; pos_embed keeps the class token's row, as its `pretrain_use_cls_token` expects.
+    """Return the tensors of projects/ViTDet's backbone.net.
+
+    pos_embed keeps the row of the class token, because `pretrain_use_cls_token` of ViTDet expects it.
 
     Raises:
-        ValueError: an option that ViTDet would drop without a word (LayerScale, BEiT's tables and biases) or that it needs (absolute positions).
+        ValueError: the encoder has an option that ViTDet would silently drop (LayerScale, BEiT's tables and biases), or
+            lacks one that ViTDet needs (absolute positions).
     """
     cfg = vit.cfg
     if (
@@ -108,7 +124,8 @@ def detectron2_names(vit: ViT) -> dict[str, Tensor]:
 def _plain(backbone: ViT | TimmBackbone, name: str) -> ViT:
     if not isinstance(backbone, ViT):
         raise ValueError(
-            f"format {name!r} holds this suite's encoder only; a {type(backbone.model).__name__} of timm's goes out as --format timm"
+            f"format {name!r} cannot hold timm's {type(backbone.model).__name__}, only this suite's encoder: "
+            "use --format timm"
         )
     return backbone
 

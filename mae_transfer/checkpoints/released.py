@@ -1,7 +1,8 @@
-"""The well-known released weights by name: where they lie, in which layout, under which licence, and the checksum where one was published.
+"""Released weights by name: URL, layout, licence, and the published checksum if there is one.
 
-Sources: README, FINETUNE.md, CONFIG.md, MODEL_CARD.md and demo of facebookresearch/{mae, moco-v3, dino, dinov2, deit} and microsoft/unilm (beit).
-MAE publishes the first digits of the md5, DeiT those of the sha256 within the file's name; the others publish none, and none is made up here.
+Sources: README, FINETUNE.md, CONFIG.md, MODEL_CARD.md and demo of facebookresearch/{mae, moco-v3, dino, dinov2, deit}
+and microsoft/unilm (beit). MAE publishes the first digits of the md5. DeiT's file names hold the first digits of the
+sha256. The others publish no checksum.
 """
 
 from __future__ import annotations
@@ -20,16 +21,19 @@ class Weights(NamedTuple):
     layout: str  # prefix of checkpoints.LAYOUTS
     url: str
     licence: str  # as its repository states it
-    checksum: str | None  # "md5:8cad7c", "sha256:a1311bcf": algorithm and the digits that were published
+    checksum: str | None  # algorithm and published digits, e.g. "md5:8cad7c" or "sha256:a1311bcf"
 
 
 def weights(name: str) -> Weights:
-    """Return the entry of a name and say so where its licence is non-commercial; ValueError proposes the nearest name."""
+    """Return the entry of a name; warn if its licence is non-commercial.
+
+    Raises:
+        ValueError: the name is unknown; the message proposes the nearest names.
+    """
     if name not in RELEASED:
         near = difflib.get_close_matches(name, RELEASED, n=3, cutoff=0.4)
-        raise ValueError(
-            f"no released weights {name!r}; {'did you mean ' + ', '.join(near) if near else 'known are ' + ', '.join(RELEASED)}?"
-        )
+        hint = f"did you mean {', '.join(near)}?" if near else f"choose one of {', '.join(RELEASED)}"
+        raise ValueError(f"no released weights {name!r}; {hint}")
     if RELEASED[name].licence == NON_COMMERCIAL:
         LOG.warning("%s is under %s: not for commercial use", name, NON_COMMERCIAL)
     return RELEASED[name]

@@ -1,6 +1,6 @@
-"""Training states on disk: written whole or not at all, read without running code, the newest readable one wins.
+"""Training states on disk: atomic writes, reads that run no code, and a fallback to the newest readable file.
 
-A file appears under its final name only after its bytes are on the disk; older files are pruned only after that.
+A file gets its final name only after its bytes are on the disk; older files are pruned only after that.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, zipfile.Ba
 
 
 class Loaded(NamedTuple):
-    """A checkpoint that was read, and one sentence for each newer one that could not be."""
+    """A checkpoint, and one notice for each newer one that cannot be read."""
 
     path: Path
     payload: dict[str, Any]
@@ -31,12 +31,15 @@ class Loaded(NamedTuple):
 def save(
     folder: Path, step: int, payload: Mapping[str, Any], *, keep_last: int = 2, keep_every: int | None = None
 ) -> Path:
-    """Write folder/step_00012345.pt atomically, then drop all but the last `keep_last` and every step divisible by `keep_every`.
+    """Write folder/step_00012345.pt atomically, then prune.
+
+    The last `keep_last` checkpoints and those whose step is divisible by `keep_every` are kept.
 
     Args:
-        payload: plain types and tensors only, or load_newest refuses it.
+        payload: plain types and tensors only; load_newest refuses anything else.
     Raises:
-        OSError: the disk is full or fails, or the work dir is gone; the half-written file is removed and older checkpoints are intact.
+        OSError: the disk is full or fails, or the work dir is gone. The partial file is removed and older
+            checkpoints stay intact.
     """
     path = folder / f"step_{step:08d}.pt"
     _put(path, payload)
@@ -45,12 +48,12 @@ def save(
 
 
 def save_best(folder: Path, payload: Mapping[str, Any]) -> None:
-    """Write folder/best.pt atomically in place of the one before; `load_newest` does not see it. Raises as `save`."""
+    """Replace folder/best.pt atomically; `load_newest` ignores this file. Raises what `save` raises."""
     _put(best(folder), payload)
 
 
 def best(folder: Path) -> Path:
-    """Return the path of the state that was best so far."""
+    """Return the path of the best state so far."""
     return folder / "best.pt"
 
 
@@ -67,30 +70,30 @@ def _put(path: Path, payload: Mapping[str, Any]) -> None:
 
 
 def load_newest(folder: Path) -> Loaded | None:
-    """Return the newest checkpoint that can be read, on the CPU and memory-mapped; None where there is none at all.
+    """Return the newest readable checkpoint, on the CPU and memory-mapped; None if the folder has no checkpoints.
 
-    Every byte is checked against the file's checksums, and nothing in it is run (weights_only).
+    Every byte is checked against the file's checksums, and no code in it is run (weights_only).
 
     Raises:
-        ValueError: there are checkpoints, and none can be read.
+        ValueError: there are checkpoints but none can be read.
     """
     notices: list[str] = []
     for step, path in sorted(_steps(folder).items(), reverse=True):
         try:
             payload = _read(path)
         except _UNREADABLE as error:
-            notices.append(f"checkpoint of step {step} cannot be read and is passed over: {path}: {_first_line(error)}")
+            notices.append(f"checkpoint of step {step} cannot be read and is skipped: {path}: {_first_line(error)}")
         else:
             return Loaded(path, payload, notices)
     if notices:
         raise ValueError(
-            f"no readable checkpoint in {folder}; move the folder away to start afresh:\n  " + "\n  ".join(notices)
+            f"no readable checkpoint in {folder}; move the folder away to start again:\n  " + "\n  ".join(notices)
         )
     return None
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Return the payload of one checkpoint, read as load_newest reads it; ValueError where it cannot be."""
+    """Return the payload of one checkpoint, with the checks of load_newest; ValueError if it cannot be read."""
     try:
         return _read(path)
     except _UNREADABLE as error:
@@ -98,19 +101,19 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def newest(folder: Path) -> Path | None:
-    """Return the path of the newest checkpoint, read or not."""
+    """Return the path of the newest checkpoint, readable or not; None if there is none."""
     steps = _steps(folder)
     return steps[max(steps)] if steps else None
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a run that was killed while writing has left."""
+    """Remove the temporary files of a run that was killed while writing."""
     for leftover in folder.glob(".step_*.pt.tmp"):
         leftover.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    with zipfile.ZipFile(path) as archive:  # torch.load does not verify checksums when it maps the file
+    with zipfile.ZipFile(path) as archive:  # torch.load does not verify checksums of a memory-mapped file
         damaged = archive.testzip()
     if damaged is not None:
         raise ValueError(f"damaged content: {damaged}")
@@ -121,7 +124,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _prune(folder: Path, newest_step: int, *, keep_last: int, keep_every: int | None) -> None:
-    """Files newer than the one just written are unreadable ones that the run fell back from: they must not push out good ones."""
+    """Delete old checkpoints. Files newer than `newest_step` are unreadable, so they do not count as kept ones."""
     steps = {step: path for step, path in _steps(folder).items() if step <= newest_step}
     kept = set(sorted(steps)[-keep_last:]) | {step for step in steps if keep_every and step % keep_every == 0}
     for step in steps.keys() - kept:

@@ -1,7 +1,8 @@
-"""The only training loop. It knows no model, no data set and no task: it receives callables; nobody else does backward, clip, step, average or save.
+"""The only training loop. It knows no model, no data set and no task: it receives callables.
 
-A step that does not log never waits for the device: its loss stays there (see Window). Every micro-step is seeded by who it is, so that a resumed run
-draws what an unbroken one would.
+No other code calls backward, clips, steps, averages weights or saves. A step that does not log never waits for the
+device: its loss stays there (see Window). The seed of a micro-step depends on its position only, so a resumed run draws
+the same random numbers as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ from mae_transfer.seeding import fold
 
 
 class Step(NamedTuple):
-    """Where a micro-step stands."""
+    """Position of a micro-step."""
 
     number: int  # 0-based optimizer step
     micro: int  # 0-based micro-step within it
-    logs: bool  # this step's metrics will be read: compute expensive ones only then
+    logs: bool  # whether the metrics of this step are logged; compute expensive ones only then
 
 
 StepFn = Callable[[nn.Module, Any, Step], tuple[Tensor, dict[str, Tensor]]]
 """(assembled model, batch on the device, step) -> loss (0-d, mean over the micro-batch), {name: 0-d device tensor}."""
 Evaluate = Callable[[nn.Module, int], dict[str, float]]
-"""(model in eval mode: the averaged weights where there are any, completed steps) -> results; called on every rank."""
+"""(model in eval mode, with averaged weights if there are any; completed steps) -> results. Called on every rank."""
 
 
 def train(
@@ -51,16 +52,18 @@ def train(
     checkpoints: Path | None,
     evaluate: Evaluate | None = None,
 ) -> TrainState:
-    """Train from `state.step` to `cfg.steps` and return the same state; `state.stopped` tells that a signal ended it early, and saved.
+    """Train from `state.step` to `cfg.steps` and return the same state.
+
+    `state.stopped` is True if a signal ended the training early; the state was saved then.
 
     Args:
-        batches: micro-batches, `cfg.accumulate` per step, beginning with the first one of step `state.step`.
-        lr_at: 0-based step -> learning rate, which each group's "lr_scale" multiplies.
+        batches: micro-batches, `cfg.accumulate` per step, starting with the first one of step `state.step`.
+        lr_at: 0-based step -> learning rate; each group multiplies it by its "lr_scale".
         checkpoints: folder of the training states; None saves none.
-        evaluate: called every `cfg.evaluate_every` steps and at the end; the last results stay in `state.metrics`.
+        evaluate: called every `cfg.evaluate_every` steps and at the end; `state.metrics` keeps the last results.
     Raises:
-        NonFiniteLoss: names the step, its lr and its samples; what is on disk stays good.
-        ValueError: the batches end before the steps do, or a fresh state meets the checkpoints of an earlier run.
+        NonFiniteLoss: names the step, its lr and its samples; the checkpoints on disk stay intact.
+        ValueError: the batches end before the steps do, or a new run finds the checkpoints of an earlier one.
     """
     if checkpoints is not None and state.step == 0 and (earlier := checkpoint.newest(checkpoints)) is not None:
         raise ValueError(f"{earlier} is of an earlier run: continue it with --resume, or use another work dir")
@@ -70,12 +73,12 @@ def train(
     state.stopped = False
     with Interrupt(state.dist, save_minutes=cfg.run.save_minutes) as interrupt:
         if state.step > 0:
-            run.evaluate_if_due()  # the sitting before may have ended between its save and its evaluation
+            run.evaluate_if_due()  # the run may have been stopped between the save and the evaluation of this step
         while state.step < cfg.steps and not state.stopped:
             run.step()
-            wish = interrupt.poll()
-            state.stopped = wish.stop and state.step < cfg.steps
-            if wish.save or state.stopped or run.due(cfg.run.save_every) or run.due(cfg.run.keep_every):
+            request = interrupt.poll()
+            state.stopped = request.stop and state.step < cfg.steps
+            if request.save or state.stopped or run.due(cfg.run.save_every) or run.due(cfg.run.keep_every):
                 run.save()
             if not state.stopped:
                 run.evaluate_if_due()
@@ -89,7 +92,10 @@ def train(
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Return the batch with every tensor on the device: through tuples, NamedTuples, lists and dicts, and by `.to` of anything that has it."""
+    """Return the batch with every tensor on the device.
+
+    Tuples, NamedTuples, lists and dicts are walked; any other object that has a `.to` method is moved with it.
+    """
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
     if isinstance(batch, Mapping):
@@ -102,7 +108,7 @@ def to_device(batch: Any, device: torch.device) -> Any:
 
 @dataclass
 class _Run:
-    """The loop's parts, bound together for the length of one call of `train`."""
+    """The loop's parts during one call of `train`."""
 
     state: TrainState
     feed: Iterator[Any]
@@ -113,7 +119,7 @@ class _Run:
     folder: Path | None
     evaluate: Evaluate | None
     window: Window
-    saved: int  # the step that is on disk
+    saved: int  # step of the last checkpoint
     start: float = field(default_factory=time.perf_counter)
 
     def due(self, every: int | None) -> bool:
@@ -121,7 +127,7 @@ class _Run:
         return self.state.step == self.cfg.steps or (every is not None and self.state.step % every == 0)
 
     def step(self) -> None:
-        """One optimizer step over `accumulate` micro-batches, and its log line where one is due."""
+        """Run one optimizer step over `accumulate` micro-batches, and log it if a log line is due."""
         state, number = self.state, self.state.step
         state.step += 1
         logs = self.due(self.cfg.run.log_every)
@@ -132,7 +138,7 @@ class _Run:
             self._write(number, metrics)
 
     def save(self) -> None:
-        """Write a checkpoint of what has been proved finite; once per step."""
+        """Check that the state is finite, then write a checkpoint; at most one per step."""
         if self.saved == self.state.step:
             return
         with self.window.paused():
@@ -140,18 +146,18 @@ class _Run:
             self._average_statistics()
             self._lap()
             if self.folder is not None and self.state.dist.is_main:
-                kept = self.cfg.run
+                options = self.cfg.run
                 checkpoint.save(
                     self.folder,
                     self.state.step,
                     self.state.state_dict(),
-                    keep_last=kept.keep_last,
-                    keep_every=kept.keep_every,
+                    keep_last=options.keep_last,
+                    keep_every=options.keep_every,
                 )
         self.saved = self.state.step
 
     def evaluate_if_due(self) -> None:
-        """Save, then evaluate; a signal ends that between two batches, and the next sitting begins with it."""
+        """Save, then evaluate. A signal stops the evaluation between two batches; the resumed run repeats it."""
         if self.evaluate is None or not self.due(self.cfg.evaluate_every):
             return
         self.save()
@@ -171,7 +177,7 @@ class _Run:
             average_statistics(model, self.state.dist)
 
     def _backward(self, number: int, *, logs: bool) -> dict[str, Tensor]:
-        """Accumulate the gradient of one step; return its metrics, means over the micro-batches."""
+        """Accumulate the gradient of one step; return its metrics, averaged over the micro-batches."""
         losses: list[Tensor] = []
         rows: list[dict[str, Tensor]] = []
         for micro in range(self.cfg.accumulate):
@@ -187,7 +193,7 @@ class _Run:
         return {name: torch.stack([row[name].detach() for row in rows]).mean() for name in rows[0]} if logs else {}
 
     def _update(self, lr: float) -> dict[str, Tensor]:
-        """Clip, step, forget the gradient, average the weights; return the gradient's norm where it is clipped."""
+        """Clip, step, zero the gradient and update the average; return the gradient norm if clipping is on."""
         optimizer, scaler, norm = self.state.optimizer, self.state.scaler, {}
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
@@ -229,7 +235,7 @@ class _Run:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """Put the model in eval mode and every submodule back into its own mode afterwards: a frozen trunk may stay in eval mode while training."""
+    """Put the model in eval mode, then restore each submodule's own mode: a frozen trunk may train in eval mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -240,5 +246,5 @@ def _evaluating(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _no_sync(model: nn.Module, more: bool) -> AbstractContextManager[Any]:
-    """Only the last micro-step's backward reduces the gradients over the ranks."""
+    """Return a context without gradient reduction, except for the last micro-step of a step."""
     return model.no_sync() if more and isinstance(model, DistributedDataParallel) else nullcontext()

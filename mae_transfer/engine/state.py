@@ -1,4 +1,4 @@
-"""What a run carries from step to step, and the options that say how it runs and for how long."""
+"""The training state of a run, and the options of the training loop."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ AUTOCAST: dict[Precision, torch.dtype | None] = {"float32": None, "bfloat16": to
 
 
 class RunConfig(Schema):
-    """HOW a run is carried out: nothing here changes what is computed, and the config's digest leaves it out."""
+    """How a run is executed. Nothing here changes what is computed, and the config's digest leaves it out."""
 
     device: DeviceName = "auto"
-    """cuda, mps or cpu; "auto" takes the first that is there."""
+    """cuda, mps or cpu; "auto" takes the first that is available."""
     device_batch: Count | Literal["auto"] | None = None
-    """Images per device and forward pass; None: the device's whole share of the global batch. Less needs less memory
-    (accumulation). "auto": the largest that fits, found by trying before the run; the work dir's config.py records it."""
+    """Images per device and forward pass; None: the device's full share of the global batch. A smaller value saves
+    memory: gradient accumulation makes up the rest. "auto": the largest that fits, found by trials before the run and
+    recorded in the work dir's config.py."""
     evaluation_batch: Count = 64
-    """Images per device and forward pass of an evaluation."""
+    """Images per device and forward pass in an evaluation."""
     workers: FewOrNone = 2
     """Data-loading processes per device; 0 loads in the training process."""
     compile: bool = False
@@ -38,64 +39,64 @@ class RunConfig(Schema):
     checkpoint_activations: bool = False
     """Recompute activations in the backward pass: less memory, about a third more compute."""
     log_every: Count = 20
-    """Steps between two log lines; the device is only waited for at these."""
+    """Steps between two log lines. The host waits for the device only at these steps."""
     save_every: Count | None = None
-    """Steps between two checkpoints; None: by the clock alone."""
+    """Steps between two checkpoints; None: only `save_minutes` counts."""
     save_minutes: Positive | None = 15.0
-    """Minutes between two checkpoints; None: by steps alone. The end of a run and SIGTERM always save."""
+    """Minutes between two checkpoints; None: only `save_every` counts. The end of a run and SIGTERM always save."""
     keep_last: Count = 2
-    """Newest checkpoints to keep."""
+    """Number of newest checkpoints to keep."""
     keep_every: Count | None = None
     """Also keep each checkpoint whose step is a multiple of this; None: no others."""
     progress: bool = True
-    """Show a progress bar on a terminal, a line per log step elsewhere."""
+    """Show a progress bar on a terminal; elsewhere print a line per log step."""
     wandb: bool = False
     """Also log to Weights & Biases, which must be installed."""
     estimate: bool = False
-    """Time some steps, print what the run would take, and write nothing (--estimate)."""
+    """Time some steps, print the run's estimated time, memory and disk use, and write nothing (--estimate)."""
 
 
 class LoopConfig(Schema):
-    """How long and how precisely to train: the task fills it from its own config."""
+    """Length, batch and precision of the training. The task fills it from its own config."""
 
     steps: Whole
     """Optimizer steps of the whole run."""
     steps_per_epoch: Count
-    """What turns steps into the epochs that are logged."""
+    """Optimizer steps per epoch; converts steps into the epochs that are logged."""
     global_batch: Count
     """Images per optimizer step, over all devices and micro-steps."""
     accumulate: Count = 1
     """Micro-steps per optimizer step on each device (see `micro_steps`)."""
     precision: Precision = "float32"
-    """Autocast type of the forward pass; float16 scales the loss (GradScaler); float32 leaves the model's own type alone."""
+    """Autocast type of the forward pass. float16 scales the loss (GradScaler); float32 keeps the model's own type."""
     clip_norm: Positive | None = None
     """Largest total gradient norm, l2; None: no clipping."""
     ema_decay: Between | None = None
-    """Decay per step of the averaged weights that are evaluated instead of the trained ones; None: no average."""
+    """Decay per step of the averaged weights, which are evaluated instead of the trained ones; None: no average."""
     seed: Seed = 0
-    """Feeds every random draw of the training step."""
+    """Seeds every random draw of the training step."""
     evaluate_every: Count | None = None
     """Steps between two evaluations; None: only at the end."""
     run: RunConfig = RunConfig()
-    """How to carry it out."""
+    """Options of the execution."""
 
 
 @dataclass
 class TrainState:
-    """Everything that a checkpoint holds, and the objects that it is loaded into. Make it with `create`."""
+    """Everything that a checkpoint holds. Create it with `create`."""
 
-    model: nn.Module  # assembled: maybe compiled, maybe under DDP
+    model: nn.Module  # assembled: may be compiled and wrapped in DDP
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     ema: ModelEmaV3 | None
     dist: Dist
-    digest: str = ""  # of the files that the run refers to: a checkpoint made with others is refused
-    extra: dict[str, Any] = field(default_factory=dict)  # the task's own, plain types and tensors
+    digest: str = ""  # of the files that the run refers to; a checkpoint with another digest is refused
+    extra: dict[str, Any] = field(default_factory=dict)  # of the task; plain types and tensors
     step: int = 0  # completed optimizer steps
     images_seen: int = 0
-    wall_s: float = 0.0  # over all the sittings of the run
-    stopped: bool = False  # by a signal, before the last step
-    metrics: dict[str, float] = field(default_factory=dict)  # of the last evaluation
+    wall_s: float = 0.0  # training time, summed over all resumes
+    stopped: bool = False  # a signal stopped the run before its last step
+    metrics: dict[str, float] = field(default_factory=dict)  # results of the last evaluation
 
     @classmethod
     def create(
@@ -108,25 +109,25 @@ class TrainState:
         digest: str = "",
         extra: dict[str, Any] | None = None,
     ) -> TrainState:
-        """Return the state before step 0 of an assembled model and an optimizer over its parameters."""
+        """Return the state before step 0, from an assembled model and an optimizer over its parameters."""
         scaler = torch.amp.GradScaler(dist.device.type, enabled=cfg.precision == "float16")
         ema = ModelEmaV3(bare(model), decay=cfg.ema_decay) if cfg.ema_decay is not None else None
         return cls(model, optimizer, scaler, ema, dist, digest, dict(extra or {}))
 
     @property
     def bare(self) -> nn.Module:
-        """The model whose names are those of checkpoints."""
+        """The unwrapped model; its parameter names are those of the checkpoints."""
         return bare(self.model)
 
     @property
     def averaged(self) -> nn.Module:
-        """What is evaluated and exported: the averaged weights where there are any."""
+        """The model to evaluate and export: the one with averaged weights if there is one."""
         module: nn.Module = self.bare if self.ema is None else self.ema.module
         return module
 
     def state_dict(self) -> dict[str, Any]:
         """Return the checkpoint's payload: plain types and tensors only."""
-        held: dict[str, Any] = {"model": self.bare, "optimizer": self.optimizer, "scaler": self.scaler} | (
+        parts: dict[str, Any] = {"model": self.bare, "optimizer": self.optimizer, "scaler": self.scaler} | (
             {"ema": self.ema.module} if self.ema is not None else {}
         )
         numbers = {
@@ -136,24 +137,25 @@ class TrainState:
             "digest": self.digest,
             "extra": self.extra,
         }
-        return {name: part.state_dict() for name, part in held.items()} | numbers
+        return {name: part.state_dict() for name, part in parts.items()} | numbers
 
     def load_state_dict(self, payload: Mapping[str, Any]) -> None:
-        """Take over a payload; raise ValueError where it is of another config or of another kind of run."""
+        """Load a payload. Raise ValueError if it belongs to another config or another kind of run."""
         if payload["digest"] != self.digest:
             raise ValueError(
-                f"the checkpoint was made with {payload['digest']!r}, this run has {self.digest!r}: use another work dir, or the same files"
+                f"the checkpoint was made with {payload['digest']!r}, this run has {self.digest!r}: "
+                "use another work dir, or the same files"
             )
         if ("ema" in payload) != (self.ema is not None):
-            raise ValueError(
-                f"the checkpoint holds {'an' if 'ema' in payload else 'no'} average of the weights and this run the opposite: see ema_decay"
-            )
+            stored, expected = ("averaged", "none") if "ema" in payload else ("no averaged", "some")
+            raise ValueError(f"the checkpoint has {stored} weights but this run expects {expected}: change ema_decay")
         try:
             self.bare.load_state_dict(payload["model"])
         except RuntimeError as error:
             text = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
             raise ValueError(
-                f"the checkpoint does not fit this run's model (another architecture, or data of other classes?): {text}"
+                f"the checkpoint does not fit this run's model (another architecture, or other classes in the data?): "
+                f"{text}"
             ) from None
         self.optimizer.load_state_dict(payload["optimizer"])
         self.scaler.load_state_dict(payload["scaler"])
@@ -184,25 +186,28 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 
 
 def resume(state: TrainState, folder: Path) -> list[str]:
-    """Load the newest readable checkpoint of `folder` into the state, on every rank; return what the user should be told.
+    """Load the newest readable checkpoint of `folder` into the state, on every rank; return notices for the user.
 
     Raises:
-        ValueError: no checkpoint can be read, it is of another config, or the ranks found different steps.
+        ValueError: no checkpoint can be read, it belongs to another config, or the ranks found different steps.
     """
     loaded = checkpoint.load_newest(folder)
     if loaded is not None:
         state.load_state_dict(loaded.payload)
         averaged = state.ema.module.state_dict() if state.ema is not None else {}
-        held = state.bare.state_dict() | {f"ema.{name}": tensor for name, tensor in averaged.items()}
-        if broken := [name for name, tensor in held.items() if not bool(torch.isfinite(tensor).all())]:
-            said = f"{loaded.path} holds values that are not finite, in {', '.join(broken[:8])}"
-            raise ValueError(f"{said}; delete it, and --resume takes the checkpoint before")
+        weights = state.bare.state_dict() | {f"ema.{name}": tensor for name, tensor in averaged.items()}
+        if broken := [name for name, tensor in weights.items() if not bool(torch.isfinite(tensor).all())]:
+            raise ValueError(
+                f"{loaded.path} holds values that are not finite, in {', '.join(broken[:8])}; "
+                "delete it, then --resume loads the previous checkpoint"
+            )
     if state.dist.world > 1:
         steps: list[Any] = [None] * state.dist.world
         torch.distributed.all_gather_object(steps, state.step, group=state.dist.side)
         if len(set(steps)) > 1:
             raise ValueError(
-                f"the ranks found checkpoints of different steps {steps} in {folder}: is it one shared folder?"
+                f"the ranks found checkpoints of different steps {steps} in {folder}: "
+                "put the work dir on a file system that all nodes share"
             )
     if loaded is None:
         return [f"no checkpoint in {folder}: starting at step 0"]
@@ -210,15 +215,21 @@ def resume(state: TrainState, folder: Path) -> list[str]:
 
 
 def micro_steps(global_batch: int, *, device_batch: int | None, world: int) -> tuple[int, int]:
-    """Return (images per device and micro-step, micro-steps) that make up the global batch exactly; raise ValueError where none do."""
+    """Return (images per device and micro-step, micro-steps) that make up the global batch exactly.
+
+    Raises:
+        ValueError: the batch cannot be split this way.
+    """
     share, rest = divmod(global_batch, world)
     micro = min(device_batch or share, share)
     if rest or not share:
         raise ValueError(
-            f"batch = {global_batch} cannot be split over {world} processes: make it a multiple, or start another number"
+            f"batch = {global_batch} cannot be split over {world} processes: "
+            f"set it to a multiple of {world}, or start another number of processes"
         )
     if share % micro:
         raise ValueError(
-            f"batch = {global_batch} is not a multiple of {world} device(s) x run.device_batch = {device_batch}: change run.device_batch"
+            f"batch = {global_batch} is not a multiple of {world} device(s) x run.device_batch = {device_batch}: "
+            "change run.device_batch"
         )
     return micro, share // micro

@@ -114,7 +114,7 @@ def test_the_average_is_what_its_formula_says_and_what_is_evaluated(tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"digest": "other"}, "was made with 'd', this run has 'other'"), ({"ema_decay": 0.9}, "see ema_decay")],
+    [({"digest": "other"}, "was made with 'd', this run has 'other'"), ({"ema_decay": 0.9}, "change ema_decay")],
 )
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     cfg = config(steps=2)

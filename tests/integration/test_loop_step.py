@@ -264,7 +264,7 @@ def test_micro_steps_fill_the_global_batch_exactly(
 
 
 @pytest.mark.parametrize(("world", "device_batch", "remedy"), [
-    (3, None, "make it a multiple"), (1, 7, r"change run\.device_batch"), (128, None, "start another number"),
+    (3, None, "set it to a multiple of 3"), (1, 7, r"change run\.device_batch"), (128, None, "start another number"),
 ])  # fmt: skip
 def test_a_batch_that_cannot_be_divided_is_an_error(world: int, device_batch: int | None, remedy: str) -> None:
     with pytest.raises(ValueError, match=remedy):

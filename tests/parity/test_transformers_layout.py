@@ -205,7 +205,7 @@ def test_a_timm_model_goes_out_in_timm_s_names_only(tmp_path: Path) -> None:
     backbone = checkpoints.load_backbone("random:convnext_atto")
     assert timm_names(backbone).keys() == timm.create_model("convnext_atto", num_classes=0).state_dict().keys()
     for name in ("ours", "hf", "detectron2"):
-        with pytest.raises(ValueError, match="goes out as --format timm"):
+        with pytest.raises(ValueError, match="use --format timm"):
             FORMATS[name](tmp_path / "x", backbone, {})
     with pytest.raises(ValueError, match="timm has no model"):
         timm_names(encoder(relative_positions="shared"))
