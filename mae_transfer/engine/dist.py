@@ -1,4 +1,4 @@
-"""Devices and processes: thin calls around torchrun's environment, and the one order in which a model is dressed for training."""
+"""Devices and processes: torchrun's environment, collective helpers, and the assembly of a model for training."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Dist:
-    """Who this process is. The side group is gloo on the host: what ranks tell each other through it never waits for a device."""
+    """The device, rank and process group of this process.
+
+    `side` is a gloo group on the host: communication through it never waits for a device.
+    """
 
     device: torch.device
     rank: int = 0
@@ -41,26 +44,32 @@ class Dist:
 
     @property
     def sync_bn(self) -> bool:
-        """Whether batch norms take their statistics over all processes: torch can on cuda alone."""
+        """Whether batch norms synchronise their statistics over all processes; torch supports this on cuda only."""
         return self.world > 1 and self.device.type == "cuda"
 
 
 def pick_device(name: DeviceName, *, local_rank: int = 0) -> torch.device:
-    """Return the device; "auto" takes cuda, else mps, else cpu. Raise ValueError where the one asked for is absent."""
+    """Return the device; "auto" takes cuda, else mps, else cpu. Raise ValueError if the requested one is absent."""
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    kind = next(k for k, here in present.items() if here) if name == "auto" else name
-    if not present.get(kind, False):
+    available = [kind for kind, found in present.items() if found]
+    kind = available[0] if name == "auto" else name
+    if kind not in available:
         raise ValueError(
-            f"device {name!r} is not available to this torch ({torch.__version__}); set run.device to one of {[k for k in present if present[k]]}"
+            f"device {name!r} is not available to this torch ({torch.__version__}); "
+            f"set run.device to one of {available}"
         )
     return torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
 
 
 @contextmanager
 def session(device: DeviceName = "auto", *, matmul: Matmul = "ieee") -> Iterator[Dist]:
-    """Join the processes that torchrun started (nccl on cuda, gloo elsewhere), and leave them cleanly; without torchrun: one process.
+    """Join the processes that torchrun started (nccl on cuda, gloo elsewhere), and leave the group on exit.
 
-    matmul: how float32 products and convolutions are computed on cuda until then.
+    Without torchrun the session is one process.
+
+    Args:
+        device: the device to use; see `pick_device`.
+        matmul: how cuda computes float32 products and convolutions during the session.
     """
     rank, world, local = (
         int(os.environ.get(key, default)) for key, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
@@ -68,8 +77,9 @@ def session(device: DeviceName = "auto", *, matmul: Matmul = "ieee") -> Iterator
     where = pick_device(device, local_rank=local)
     if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         raise ValueError(
-            f"srun started {os.environ['SLURM_STEP_NUM_TASKS']} processes that do not know of each other, all for one work dir: start one "
-            "task per node and torchrun in it (srun --ntasks-per-node 1 torchrun --nnodes $SLURM_NNODES --nproc-per-node ...)"
+            f"srun started {os.environ['SLURM_STEP_NUM_TASKS']} processes that are not connected but share one work "
+            "dir: start one task per node and torchrun in it "
+            "(srun --ntasks-per-node 1 torchrun --nnodes $SLURM_NNODES --nproc-per-node ...)"
         )
     if where.type == "cuda":
         torch.cuda.set_device(where)
@@ -86,7 +96,7 @@ def session(device: DeviceName = "auto", *, matmul: Matmul = "ieee") -> Iterator
 
 
 def on_main(dist: Dist, action: Callable[[], None]) -> None:
-    """Call the action on the first rank alone, the others waiting; where it raises ValueError, every rank does."""
+    """Call the action on the first rank while the others wait; if it raises ValueError, every rank does."""
     outcome: list[str | None] = [None]
     if dist.is_main:
         try:
@@ -102,9 +112,9 @@ def on_main(dist: Dist, action: Callable[[], None]) -> None:
 
 
 def seed_step(seed: int, device: torch.device) -> None:
-    """Seed all that a training step may draw from: `random`, `numpy`, torch on the host and on this process's device.
+    """Seed `random`, `numpy`, and torch on the host and on this process's device.
 
-    torch.manual_seed seeds every kind of device, and spends half a millisecond on it where CUDA is absent.
+    torch.manual_seed would seed every kind of device, which takes half a millisecond without CUDA.
     """
     seed_all(seed)
     if device.type == "cuda":
@@ -114,9 +124,9 @@ def seed_step(seed: int, device: torch.device) -> None:
 
 
 def read_mean(values: Mapping[str, Tensor], dist: Dist) -> dict[str, float]:
-    """Return each 0-d device tensor's mean over the ranks as a host float: one all_reduce and one wait for the device, whatever the number of values.
+    """Return the mean over the ranks of each 0-d device tensor, as host floats.
 
-    Every rank gives the same names.
+    All values share one all_reduce and one wait for the device. Every rank must pass the same names.
     """
     names = sorted(values)
     if not names:
@@ -129,20 +139,20 @@ def read_mean(values: Mapping[str, Tensor], dist: Dist) -> dict[str, float]:
 
 
 def assemble(model: nn.Module, *, dist: Dist, compile: bool = False, checkpoint_activations: bool = False) -> nn.Module:
-    """Dress a built and loaded model for training, in the one order that works; parameter names survive (see `bare`).
+    """Prepare a built and loaded model for training.
 
-    To the device, SyncBN (where there are batch norms), activation checkpointing, module.compile(), DDP. Buffers are the rank's own: DDP does not
-    broadcast them.
+    The order matters: move to the device, SyncBN (for batch norms), activation checkpointing, module.compile(), DDP.
+    Parameter names do not change (see `bare`). Each rank keeps its own buffers: DDP does not broadcast them.
 
     Raises:
-        ValueError: checkpoint_activations is asked of a model without `set_grad_checkpointing(bool)`.
+        ValueError: checkpoint_activations is set but the model has no `set_grad_checkpointing(bool)`.
     """
     model = model.to(dist.device)
     if dist.sync_bn:
         model = synchronized(model)
     elif dist.world > 1 and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         _LOG.warning(
-            "SyncBN needs several cuda processes; on %s x %d batch statistics are each process's own",
+            "SyncBN needs several cuda processes; on %s x %d each process computes its own batch statistics",
             dist.device.type,
             dist.world,
         )
@@ -150,7 +160,8 @@ def assemble(model: nn.Module, *, dist: Dist, compile: bool = False, checkpoint_
         switch = getattr(model, "set_grad_checkpointing", None)
         if switch is None:
             raise ValueError(
-                f"checkpoint_activations=True, but {type(model).__name__} has no set_grad_checkpointing(); turn the option off"
+                f"checkpoint_activations=True, but {type(model).__name__} has no set_grad_checkpointing(); "
+                "set it to False"
             )
         switch(True)
     if compile:
@@ -159,9 +170,10 @@ def assemble(model: nn.Module, *, dist: Dist, compile: bool = False, checkpoint_
 
 
 class SyncBatchNorm(nn.SyncBatchNorm):
-    """With an empty batch in float32: torch sends the zeros of such a rank in its input's type, and its fellows' sums are float32 whatever theirs is.
+    """SyncBatchNorm that accepts an empty batch on some ranks under autocast.
 
-    Any other input stays as it is, which is what the backward pass keeps.
+    torch sends the zeros of an empty batch in the input's type, but the sums of the other ranks are always float32. An
+    empty input is therefore cast to float32. Other inputs are not cast, so the backward pass saves them as they are.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -169,7 +181,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
 
 
 def synchronized(model: nn.Module) -> nn.Module:
-    """Return the model with every batch norm's statistics taken over all ranks; names and values stay."""
+    """Return the model with its batch norms synchronised over all ranks; parameter names and values do not change."""
     converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     for module in converted.modules():
         if type(module) is nn.SyncBatchNorm:
@@ -178,18 +190,21 @@ def synchronized(model: nn.Module) -> nn.Module:
 
 
 def average_statistics(model: nn.Module, dist: Dist) -> None:
-    """Average the running statistics of batch norms over the ranks, where each keeps its own: before each save and evaluation, so they agree."""
+    """Average the running statistics of batch norms over the ranks, so that all ranks have the same model."""
     if dist.world > 1:
         distribute_bn(model, dist.world, reduce=True)  # type: ignore[no-untyped-call]
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """Return the module under DDP, whose parameter names are those of checkpoints."""
+    """Return the module inside DDP; its parameter names are those of the checkpoints."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Return the most memory held so far, GiB: the allocator's on cuda, the driver's present figure on mps, the process's resident set on cpu."""
+    """Return the peak memory so far, GiB.
+
+    cuda: peak of the allocator; mps: present figure of the driver; cpu: peak resident set of the process.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     if device.type == "mps":
@@ -200,8 +215,7 @@ def peak_memory_gib(device: torch.device) -> float:
 
 def _parallel(model: nn.Module, dist: Dist) -> nn.Module:
     ids = [dist.local_rank] if dist.device.type == "cuda" else None
-    if (
-        "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-    ):  # torch >= 2.13; its elder warns there
+    parameters = inspect.signature(DistributedDataParallel).parameters
+    if "forward_sync_buffers" in parameters:  # torch >= 2.13, where broadcast_buffers is deprecated
         return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, forward_sync_buffers=False)
     return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False)

@@ -1,4 +1,4 @@
-"""When to stop and when to save by the clock: signals and time, agreed upon by all ranks without waiting for a device."""
+"""Stop on a signal and save by the clock; all ranks agree without waiting for a device."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ import torch.distributed as td
 from mae_transfer.engine.dist import Dist
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-ECHO = 1.0  # seconds in which a repeated signal is the first one again: batch systems and torchrun both send it, to the group and to each process
+ECHO = 1.0  # seconds; a repeat within them counts as the same signal: batch systems and torchrun both send it, twice
 
 
 class Wish(NamedTuple):
-    """What the ranks agreed to do after this step."""
+    """Actions after this step, agreed by all ranks."""
 
     stop: bool
     save: bool
 
 
-class Stopped(Exception):  # noqa: N818 - what happened, not a mistake of the caller
-    """A signal has ended an evaluation between two batches."""
+class Stopped(Exception):  # noqa: N818 - an event, not an error
+    """A signal ended an evaluation between two batches."""
 
 
 class Interrupt:
-    """Turns SIGTERM or Ctrl-C into a wish to stop after the step; a second Ctrl-C, a second later or more, acts as it always does. Context manager.
+    """Context manager that turns SIGTERM or Ctrl-C into a request to stop after the current step.
 
-    With several ranks a wish is sent after one step and read after the next, so that nobody ever waits for it. Signals are the process's, so one
-    interrupt at a time is `active`: an evaluation asks it without being handed it.
+    A second Ctrl-C, at least a second later, acts as usual. With several ranks a request is sent after one step and
+    read after the next, so no rank waits for it. Signal handlers belong to the process, so only one interrupt is
+    `active` at a time; an evaluation finds it there.
     """
 
     active: Interrupt | None = None
@@ -42,18 +43,18 @@ class Interrupt:
         self._interval = float("inf") if save_minutes is None else save_minutes * 60
         self._due = time.monotonic() + self._interval
         self._stop = False
-        self._since = 0.0  # of the first signal
+        self._since = 0.0  # time of the first signal
         self._previous: dict[int, Any] = {}
         self._sent: tuple[torch.Tensor, Any] | None = None
 
     @property
     def world(self) -> int:
-        """How many processes agree."""
+        """Number of processes."""
         return self._dist.world
 
     def __enter__(self) -> Self:
         Interrupt.active = self
-        if threading.current_thread() is threading.main_thread():  # Python delivers signals to no other
+        if threading.current_thread() is threading.main_thread():  # Python delivers signals to the main thread only
             self._previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         return self
 
@@ -66,26 +67,29 @@ class Interrupt:
             self._sent[1].wait()
 
     def poll(self) -> Wish:
-        """Return what to do after this step; every rank calls it once per step and gets the same answer."""
-        mine = Wish(self._stop, self._clock())
+        """Return what to do after this step. Every rank calls it once per step and gets the same result."""
+        local = Wish(self._stop, self._clock())
         if self._dist.world == 1:
-            return mine
+            return local
         agreed = Wish(False, False)
         if self._sent is not None:
             flags, work = self._sent
             work.wait()
             agreed = Wish(*map(bool, flags.tolist()))
-        flags = torch.tensor([mine.stop, mine.save], dtype=torch.uint8)
+        flags = torch.tensor([local.stop, local.save], dtype=torch.uint8)
         self._sent = flags, td.all_reduce(flags, td.ReduceOp.MAX, group=self._dist.side, async_op=True)
         return agreed
 
     def check(self) -> None:
-        """Raise Stopped, on every rank after the same batch of an evaluation, where a rank was told to stop; every rank calls it as often."""
+        """Raise Stopped if any rank received a signal; every rank raises after the same batch of an evaluation.
+
+        Every rank must call it equally often.
+        """
         if self.poll().stop:
             raise Stopped
 
     def _clock(self) -> bool:
-        """Rank 0's clock counts."""
+        """Return whether a save by the clock is due; only the clock of rank 0 counts."""
         due = self._dist.is_main and time.monotonic() >= self._due
         if due:
             self._due = time.monotonic() + self._interval

@@ -1,6 +1,6 @@
-"""What a run says of itself: log.jsonl (one JSON object per line), TensorBoard, W&B on request, and a progress bar or plain lines.
+"""Logging of a run: log.jsonl (one JSON object per line), TensorBoard, optionally W&B, a progress bar or plain lines.
 
-Only rank 0 writes; the other ranks' Logger does nothing. Values are host floats: the loop reads the device once and hands them over.
+Only rank 0 writes; the Logger of other ranks does nothing. Values are host floats, which the loop read in one transfer.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ SHOWN = {
 
 
 class Logger:
-    """The record of one run, a context manager; a resumed run's record continues without gaps or duplicates.
+    """Logger of one run; a context manager. The log of a resumed run continues without gaps or duplicates.
 
     Args:
         folder: the work dir.
-        steps: length of the run, for the bar and the time left.
+        steps: length of the run, for the progress bar and the time left.
         resumed_at: completed steps of the checkpoint that the run starts from; later lines of log.jsonl are dropped.
         main: False makes every method do nothing.
         progress: show the bar on a terminal, or a line per log step elsewhere.
-        wandb: also send to Weights & Biases (its own environment variables apply); ValueError where it is not installed.
+        wandb: also log to Weights & Biases (its environment variables apply); ValueError if it is not installed.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Logger:
             self._open(folder, progress=progress, wandb=wandb)
 
     def _open(self, folder: Path, *, progress: bool, wandb: bool) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # takes a second to import: only where it is used
+        from torch.utils.tensorboard import SummaryWriter  # the import takes a second
 
         self._wandb = _wandb_run(folder, resumed=self._step > 0) if wandb else None
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ class Logger:
         self._bar = _bar(console, self._steps, self._step) if progress and console.is_terminal else None
 
     def write(self, kind: Kind, step: int, values: Mapping[str, float | None]) -> None:
-        """Record the values after `step` completed steps; those that are not finite become null."""
+        """Record the values after `step` completed steps; values that are not finite become null."""
         if not self._main:
             return
         finite = {name: value if value is None or math.isfinite(value) else None for name, value in values.items()}
@@ -89,14 +89,14 @@ class Logger:
         try:
             for name, value in curves.items():
                 self._board.add_scalar(name, value, step)
-        except OSError as error:  # of its thread, earlier
+        except OSError as error:  # an earlier failure of its writer thread
             raise disk.named(error, self._path.parent / "tensorboard") from error
         if self._wandb is not None:
             self._wandb.log(curves, step=step)
         self._show(kind, step, finite)
 
     def tick(self, step: int) -> None:
-        """Move the bar to `step` completed steps; touches the terminal a few times per second at most."""
+        """Move the bar to `step` completed steps; redraws at most a few times per second."""
         self._step = step
         if self._bar is not None and time.monotonic() - self._drawn > REFRESH_S:
             self._bar.update(self._bar.task_ids[0], completed=step)
@@ -104,7 +104,7 @@ class Logger:
             self._drawn = time.monotonic()
 
     def say(self, sentence: str) -> None:
-        """Tell the user a sentence, above the bar where there is one."""
+        """Print a sentence, above the progress bar if there is one."""
         if self._bar is not None:
             self._bar.console.print(sentence, markup=False, highlight=False)
         elif self._main:
@@ -128,9 +128,8 @@ class Logger:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with (
-            suppress(OSError) if error is not None else nullcontext()
-        ):  # a disk that is full fails again, and hides why the run ends
+        # Closing fails again on a full disk; that error must not hide the one that ended the run.
+        with suppress(OSError) if error is not None else nullcontext():
             self.close()
 
     def _show(self, kind: Kind, step: int, values: Mapping[str, float | None]) -> None:
@@ -163,7 +162,10 @@ def _bar(console: Console, steps: int, done: int) -> Progress:
 
 
 def _truncate(path: Path, step: int) -> None:
-    """Keep the lines up to `step`; an evaluation at `step` goes too, for the loop does it again, and so does a line cut short by a crash."""
+    """Keep the lines up to `step`.
+
+    An evaluation at `step` is dropped because the loop repeats it. A line that a crash cut short is dropped too.
+    """
     if not path.exists():
         return
     lines = path.read_bytes().splitlines(keepends=True)
@@ -174,7 +176,7 @@ def _belongs(line: bytes, step: int) -> bool:
     try:
         row = json.loads(line)
         return line.endswith(b"\n") and bool(row["step"] < step or (row["step"] == step and row["kind"] == "train"))
-    except (ValueError, KeyError, TypeError):  # cut short by a crash, or damaged
+    except (ValueError, KeyError, TypeError):  # truncated by a crash, or damaged
         return False
 
 
@@ -185,5 +187,5 @@ def _wandb_run(folder: Path, *, resumed: bool) -> Any:
         raise ValueError(
             "run.wandb=True, but wandb is not installed: pip install wandb, or set run.wandb=False"
         ) from None
-    identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # the same run after every resume
+    identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # the same after every resume
     return wandb.init(dir=str(folder), name=folder.name, id=identity, resume="allow" if resumed else None)

@@ -1,6 +1,6 @@
-"""Optimizers and their parameter groups: who decays, and at what share of the learning rate.
+"""Optimizers and their parameter groups: weight decay and learning rate of each parameter.
 
-Layer ids: 0 the stem, 1..depth the blocks, depth + 1 whatever comes after (norm, head, a detector's neck and heads).
+Layer ids: 0 is the stem, 1..depth are the blocks, depth + 1 is the rest (norm, head, a detector's neck and heads).
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from mae_transfer.bounds import BelowOne, Epsilon, Portion, Positive, Rate, Weig
 from mae_transfer.config import Schema, Spec, build, check
 
 Group = dict[str, Any]
-Decay = Literal["matrices", "biases", "all"]  # what weight decay reaches
+Decay = Literal["matrices", "biases", "all"]  # which parameters have weight decay
 FUSED_DEVICES = {"cpu", "cuda", "mps"}  # torch >= 2.6
 
 
 class Layers(NamedTuple):
-    """Layer-wise learning rates: parameters of layer i train at decay ** (depth + 1 - i) times the rate (BEiT; MAE, table 9)."""
+    """Layer-wise learning rates: layer i trains at decay ** (depth + 1 - i) times the rate (BEiT; MAE, table 9)."""
 
-    of: Callable[[str], int]  # parameter name -> layer id; raises ValueError for a name that it does not know
-    depth: int  # blocks
+    of: Callable[[str], int]  # parameter name -> layer id; raises ValueError for an unknown name
+    depth: int  # number of blocks
     decay: float
 
 
 def adamw(
     groups: Sequence[Group], lr: float, *, betas: tuple[BelowOne, BelowOne] = (0.9, 0.999), eps: Epsilon = 1e-8
 ) -> torch.optim.Optimizer:
-    """Return AdamW over `groups`, as one fused kernel where every parameter lies on a device that has it.
+    """Return AdamW over `groups`; fused if the devices of all parameters support it.
 
     Args:
         betas: decay rates of the averages of the gradient and of its square.
@@ -54,9 +54,10 @@ def sgd(groups: Sequence[Group], lr: float, *, momentum: BelowOne = 0.9) -> torc
 def lars(
     groups: Sequence[Group], lr: float, *, momentum: BelowOne = 0.9, trust: Portion = 1e-3
 ) -> torch.optim.Optimizer:
-    """Return LARS over `groups`: matrices move at trust * |weight| / |gradient| times the rate, vectors at the rate (You et al.; MAE, table 10).
+    """Return LARS over `groups` (You et al.; MAE, table 10).
 
-    timm adapts the rate of a group where it decays, or where it is told to: each group is split by its parameters' dimensions and told.
+    Matrices train at trust * |weight| / |gradient| times the rate, vectors at the rate. timm adapts the rate of a group
+    with weight decay or with `always_adapt`, so each group is split into matrices and vectors.
 
     Args:
         momentum: decay rate of the average of the update.
@@ -66,7 +67,7 @@ def lars(
     for group in groups:
         for adapt in (True, False):
             params = [p for p in group["params"] if (p.ndim > 1) == adapt]
-            decay = group["weight_decay"] if adapt else 0.0  # with a decay, timm would adapt a vector's rate too
+            decay = group["weight_decay"] if adapt else 0.0  # timm would also adapt the rate of vectors with decay
             split += [{**group, "params": params, "always_adapt": adapt, "weight_decay": decay}] if params else []
     optimizer: torch.optim.Optimizer = Lars(split, lr=lr, momentum=momentum, trust_coeff=trust)
     return optimizer
@@ -76,23 +77,24 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": adamw, "
 
 
 class OptimConfig(Schema):
-    """The optimizer, its learning rate and what scales it."""
+    """The optimizer, its learning rate and weight decay."""
 
     choices: ClassVar = {"algorithm": OPTIMIZERS}
 
     algorithm: Spec = Spec(name="adamw")
-    """An entry of OPTIMIZERS with its own options: dict(name="adamw", betas=(0.9, 0.95))."""
+    """An entry of OPTIMIZERS with its options: dict(name="adamw", betas=(0.9, 0.95))."""
     blr: Rate | None = None
-    """Base learning rate: the peak rate is blr * global batch / 256. Give this or `lr`."""
+    """Base learning rate: the peak rate is blr * global batch / 256. Set this or `lr`."""
     lr: Rate | None = None
-    """Absolute peak learning rate, whatever the batch. Give this or `blr`."""
+    """Absolute peak learning rate for any batch size. Set this or `blr`."""
     weight_decay: Weight = 0.05
-    """Decoupled weight decay of matrices; vectors, biases and what the model names do not decay."""
+    """Decoupled weight decay of matrices. Vectors, biases and the parameters that the model exempts have none."""
     layer_decay: Portion | None = None
-    """Factor of the learning rate from each layer down to the one below; None: one rate for all."""
+    """Factor of the learning rate from each layer to the one below it; None: one rate for all layers."""
     no_decay: tuple[Literal["pos_embed", "cls_token", "mask_token", "rel_pos_bias"], ...] | None = None
-    """What has no weight decay beside vectors and biases: position table, class token, mask token, tables of relative-position biases. None: nothing
-    more in pretraining (MAE), all that the backbone declares at transfer (position table, class token, bias tables)."""
+    """Parameters without weight decay, besides vectors and biases: position table, class token, mask token, tables of
+    relative-position biases. None: no others in pretraining (MAE); at transfer, those that the backbone declares
+    (position table, class token, bias tables)."""
     clip_norm: Positive | None = None
     """Largest total gradient norm, l2; None: no clipping."""
 
@@ -104,7 +106,7 @@ class OptimConfig(Schema):
     @model_validator(mode="after")
     def _one_rate(self) -> Self:
         if (self.blr is None) == (self.lr is None):
-            raise ValueError(f"blr={self.blr} and lr={self.lr}: give exactly one of them")
+            raise ValueError(f"blr={self.blr} and lr={self.lr}: set exactly one of them")
         return self
 
 
@@ -117,10 +119,12 @@ def peak_lr(cfg: OptimConfig, *, global_batch: int) -> float:
 
 
 def spared(model: nn.Module, cfg: OptimConfig, *, default: Collection[str] | None) -> Collection[str] | None:
-    """Return the full names of the parameters that `cfg.no_decay` means, or the default where it says nothing; both are for param_groups.
+    """Return the full names of the parameters that `cfg.no_decay` selects, or the default if it is None.
+
+    The result is the `no_decay` argument of `param_groups`.
 
     Raises:
-        ValueError: the model has no such parameter, so that the option would silently do nothing.
+        ValueError: the model has no such parameter, so the option would have no effect.
     """
     if cfg.no_decay is None:
         return default
@@ -128,13 +132,13 @@ def spared(model: nn.Module, cfg: OptimConfig, *, default: Collection[str] | Non
     found = {part: [name for name in names if part in name.split(".")] for part in cfg.no_decay}
     if missing := [part for part, matched in found.items() if not matched]:
         raise ValueError(
-            f"optim.no_decay names {', '.join(missing)}, which {type(model).__name__} does not have: leave it out"
+            f"optim.no_decay names {', '.join(missing)}, which {type(model).__name__} does not have: remove the name"
         )
     return {name for matched in found.values() for name in matched}
 
 
 def build_optimizer(cfg: OptimConfig, groups: Sequence[Group], *, lr: float) -> torch.optim.Optimizer:
-    """Return the optimizer that `cfg.algorithm` names, over groups of `param_groups` on their final device."""
+    """Return the optimizer of `cfg.algorithm` over groups of `param_groups`, whose parameters are on their device."""
     return build(OPTIMIZERS, cfg.algorithm, groups, lr)
 
 
@@ -146,19 +150,21 @@ def param_groups(
     no_decay: Collection[str] | None = None,
     decay: Decay = "matrices",
 ) -> list[Group]:
-    """Return groups that hold every trainable parameter of the model exactly once.
+    """Return parameter groups that hold every trainable parameter of the model exactly once.
 
-    Parameters of one dimension or none, biases and `no_decay` get no weight decay (MAE and BEiT), but for what `decay` says.
+    Parameters of at most one dimension, biases and `no_decay` get no weight decay (MAE and BEiT) by default.
 
     Args:
         weight_decay: of all other parameters.
-        layers: layer-wise learning rates; None trains all at one rate.
-        decay: "biases": those of matrices decay too, norms do not; "all": everything does (detectron2's ViTDet, its -H).
-        no_decay: full parameter names; None takes what any submodule declares by timm's convention, `no_weight_decay()`, under its own prefix.
+        layers: layer-wise learning rates; None trains all layers at one rate.
+        decay: "biases": the biases of matrices decay too, norms do not (detectron2's ViTDet); "all": every parameter
+            decays (detectron2's ViTDet-H).
+        no_decay: full parameter names; None takes those that the submodules declare with timm's `no_weight_decay()`,
+            each under its own prefix.
     Returns:
         Dicts for an optimizer with "params", "weight_decay", "lr_scale" and "name", shallow layers first.
     Raises:
-        ValueError: nothing is trainable, a name of `no_decay` is no parameter, or a layer has no parameter at all.
+        ValueError: no parameter is trainable, a name of `no_decay` is unknown, or a layer has no parameter.
     """
     exempt = _declared(model) if no_decay is None else _checked(model, no_decay)
     ids = _layer_ids(model, layers) if layers else None
@@ -179,14 +185,17 @@ def param_groups(
 
 
 def _decays(name: str, matrices: Collection[str], *, biases: bool) -> bool:
-    """Tell whether a parameter is a matrix, or, with `biases`, the bias of one; matrices: the names of those of two and more dimensions."""
+    """Return whether a parameter decays: it is in `matrices`, or, with `biases`, it is the bias of one.
+
+    matrices: names of the parameters with at least two dimensions.
+    """
     if name.endswith(".bias"):
         return biases and name.removesuffix("bias") + "weight" in matrices
     return name in matrices
 
 
 def _declared(model: nn.Module) -> set[str]:
-    """Return what the submodules declare, so that a backbone inside a detector is heard too (its names begin with `backbone.` there)."""
+    """Return the names that all submodules declare, with their prefix: a backbone may be inside a detector."""
     modules = [(prefix, module) for prefix, module in model.named_modules() if hasattr(module, "no_weight_decay")]
     return {f"{prefix}.{name}" if prefix else name for prefix, module in modules for name in module.no_weight_decay()}
 
@@ -194,22 +203,27 @@ def _declared(model: nn.Module) -> set[str]:
 def _checked(model: nn.Module, names: Collection[str]) -> set[str]:
     unknown = set(names) - {name for name, _ in model.named_parameters()}
     if unknown:
-        raise ValueError(f"no_decay names {sorted(unknown)}, which are no parameters of {type(model).__name__}")
+        raise ValueError(f"no_decay names {sorted(unknown)}, which are not parameters of {type(model).__name__}")
     return set(names)
 
 
 def _layer_ids(model: nn.Module, layers: Layers) -> dict[str, int]:
-    """Return the layer id of each parameter, frozen ones included; raise where a layer has none: its decay would silently do nothing."""
+    """Return the layer id of each parameter, frozen ones included.
+
+    Raises:
+        ValueError: a layer has no parameter, so its decay would have no effect.
+    """
     ids = {name: layers.of(name) for name, _ in model.named_parameters()}
     expected = set(range(layers.depth + 2))
     wrong = {name: i for name, i in ids.items() if i not in expected}
     if wrong:
         raise ValueError(
-            f"layers of {wrong} are not within 0..{layers.depth + 1}: is the depth of {layers.depth} right?"
+            f"layers of {wrong} are not within 0..{layers.depth + 1}: check layer_of and the depth ({layers.depth})"
         )
     empty = sorted(expected - set(ids.values()))
     if empty:
         raise ValueError(
-            f"layer decay matches no parameter in layers {empty} (0 stem, 1..{layers.depth} blocks, then the rest): check layer_of"
+            f"layer decay matches no parameter in layers {empty} "
+            f"(0 stem, 1..{layers.depth} blocks, {layers.depth + 1} the rest): check layer_of"
         )
     return ids

@@ -1,4 +1,4 @@
-"""Learning rates as a pure function of the step: linear warm-up, then a curve or steps down. Nothing about a schedule is ever stored."""
+"""The learning rate as a pure function of the step: linear warm-up, then a curve or milestones. It has no state."""
 
 from __future__ import annotations
 
@@ -14,36 +14,38 @@ CURVES: dict[str, Callable[[float], float]] = {
     "linear": lambda t: 1.0 - t,
     "constant": lambda t: 1.0,
 }
-"""Progress after the warm-up, 0..1 -> share of the way from `min_lr` up to the peak."""
+"""Progress after the warm-up, 0..1 -> position between `min_lr` (0) and the peak (1)."""
 
 
 class Schedule(Schema):
-    """How the learning rate moves over a run; it changes at every step."""
+    """The learning rate over a run. It changes at every step."""
 
     kind: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape after the warm-up: an entry of CURVES ("linear" is mmsegmentation's poly of power 1)."""
     milestones: tuple[Epochs | ShareOfRun, ...] = ()
-    """When the rate is multiplied by `gamma`, on top of the shape: epochs, or shares of the run ("88%"), which follow
-    `epochs`. With "constant", this is the step schedule of detection and SimMIM."""
+    """Times at which the rate is multiplied by `gamma`, on top of the shape: epochs, or shares of the run ("88%"),
+    which scale with `epochs`. With "constant", this is the step schedule of detection and SimMIM."""
     gamma: Factor = 0.1
     """Factor at each milestone."""
     warmup_epochs: NonNegative | ShareOfRun = 0.0
-    """How long the rate climbs linearly to its peak: epochs, or a share of the run ("10%"), which follows `epochs`.
-    Fractions of an epoch and of a step count (ViTDet-H: 187.5 steps)."""
+    """Length of the linear warm-up: epochs, or a share of the run ("10%"), which scales with `epochs`. It can be a
+    fraction of an epoch or of a step (ViTDet-H: 187.5 steps)."""
     warmup_factor: Probability = 0.0
-    """Share of the peak at which the warm-up begins."""
+    """Rate at the start of the warm-up, as a share of the peak."""
     min_lr: Weight = 0.0
     """Learning rate at the end of the run (absolute, before the layer's lr_scale)."""
 
 
 def lr_at(step: int, *, schedule: Schedule, peak: float, steps: int, steps_per_epoch: int) -> float:
-    """Return the learning rate of the 0-based `step` of a run of `steps` (MAE, table 8: per-iteration, linear warm-up, half a cosine).
+    """Return the learning rate of the 0-based `step` of a run of `steps`.
+
+    MAE, table 8: per iteration, linear warm-up, half a cosine.
 
     Args:
-        peak: the rate where the warm-up ends (see optim.peak_lr).
-        steps_per_epoch: what makes epochs a number of steps.
+        peak: the rate at the end of the warm-up (see optim.peak_lr).
+        steps_per_epoch: converts epochs into steps.
     Raises:
-        ValueError: the warm-up is longer than the run, or a milestone lies beyond its end.
+        ValueError: the warm-up is longer than the run, or a milestone is not before its end.
     """
     warmup = in_steps(schedule.warmup_epochs, steps_per_epoch, steps=steps)
     if warmup > steps:
@@ -54,8 +56,8 @@ def lr_at(step: int, *, schedule: Schedule, peak: float, steps: int, steps_per_e
     milestones = [in_steps(milestone, steps_per_epoch, steps=steps) for milestone in schedule.milestones]
     if late := [given for given, at in zip(schedule.milestones, milestones, strict=True) if at >= steps]:
         raise ValueError(
-            f"schedule.milestones: {_shown(late[0])} is not before the end of the run, {steps / steps_per_epoch:g} epochs; "
-            'give shares of the run (schedule.milestones=("88%","96%")), earlier epochs, or train longer'
+            f"schedule.milestones: {_shown(late[0])} is not before the end of the run, {steps / steps_per_epoch:g} "
+            'epochs; give shares of the run (schedule.milestones=("88%","96%")), earlier epochs, or train longer'
         )
     if step < warmup:
         return peak * (schedule.warmup_factor + (1.0 - schedule.warmup_factor) * step / warmup)
@@ -67,7 +69,10 @@ def lr_at(step: int, *, schedule: Schedule, peak: float, steps: int, steps_per_e
 
 
 def in_steps(time: float | str, steps_per_epoch: int, *, steps: int = 0) -> float:
-    """Return epochs, or a share of a run of `steps` ("10%"), as steps, to the millionth: 187.5 / 1832 epochs of 1832 steps are 187.5 steps."""
+    """Convert epochs, or a share of a run of `steps` ("10%"), into steps, rounded to a millionth.
+
+    The rounding makes 187.5 / 1832 epochs of 1832 steps exactly 187.5 steps.
+    """
     if isinstance(time, str):
         return round(float(time.removesuffix("%")) / 100 * steps, 6)
     return round(time * steps_per_epoch, 6)

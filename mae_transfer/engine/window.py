@@ -1,4 +1,7 @@
-"""The steps since the device was last read: the loss's running sum and the first non-finite step stay on the device until somebody looks."""
+"""Statistics of the steps since the last log line.
+
+The running sum of the loss and the first non-finite step stay on the device until the loop reads them.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +16,19 @@ from torch import Tensor
 
 from mae_transfer.engine.dist import Dist, read_mean
 
-LEAST_SCALE = 2.0**-14  # float16 gradients that overflow even here are not large, they are not numbers
+LEAST_SCALE = 2.0**-14  # float16 gradients that overflow even at this loss scale are NaN or infinite, not just large
 
 
-class NonFiniteLoss(RuntimeError):  # noqa: N818 - what happened, not a mistake of the caller
-    """The loss or a parameter is no longer a finite number; training has stopped and nothing was saved from it."""
+class NonFiniteLoss(RuntimeError):  # noqa: N818 - an event, not an error of the caller
+    """The loss or a parameter is no longer finite. Training has stopped and did not save this state."""
 
 
 class Window:
-    """What is remembered between two readings.
+    """Loss, sample ids and times since the last reading.
 
     Args:
-        lr_at: step -> learning rate, for the error's text.
-        last_good: gives the newest checkpoint's path, for the same.
+        lr_at: step -> learning rate, for error messages.
+        last_good: returns the path of the newest checkpoint, for error messages.
     """
 
     def __init__(self, dist: Dist, *, lr_at: Callable[[int], float], last_good: Callable[[], Path | None]) -> None:
@@ -45,13 +48,13 @@ class Window:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave the block (saving, evaluating) out of the speed."""
+        """Exclude the block (saving, evaluating) from the measured speed."""
         start = time.perf_counter()
         yield
         self._start += time.perf_counter() - start
 
     def remember(self, step: int, batch: Any) -> None:
-        """Keep the host-side sample ids of a batch that has a tensor `index` (attribute or key)."""
+        """Keep the sample ids of a host batch that has a tensor `index` (attribute or key)."""
         ids = batch.get("index") if isinstance(batch, Mapping) else getattr(batch, "index", None)
         if isinstance(ids, Tensor):
             self._ids.append((step, ids))
@@ -63,12 +66,13 @@ class Window:
         self._bad.masked_fill_((self._bad < 0) & ~torch.isfinite(loss), step)
 
     def read(self, metrics: Mapping[str, Tensor], *, global_batch: int) -> dict[str, float]:
-        """Return the mean loss since the last reading, the metrics (both over all ranks), img/s and the share of time waited for data.
+        """Return the mean loss since the last reading, the metrics, img/s and the share of time spent waiting for data.
 
-        On cuda the host runs ahead of the device, so time waited is an upper bound of the time that the device lacked data.
+        Loss and metrics are means over all ranks. On cuda the host runs ahead of the device, so the waiting time is an
+        upper bound of the time in which the device had no data.
 
         Raises:
-            NonFiniteLoss: on every rank, where any rank met one.
+            NonFiniteLoss: on every rank, if any rank has a loss that is not finite.
         """
         means = read_mean({"loss": self._loss / self._steps, "bad": self._bad >= 0, **metrics}, self._dist)
         self._raise_if(means.pop("bad") > 0)
@@ -78,7 +82,10 @@ class Window:
         return means | speed
 
     def verify(self, tensors: Sequence[Tensor], *, after: int) -> None:
-        """Raise NonFiniteLoss, on every rank, unless the losses so far and all `tensors` after `after` steps are finite on every rank."""
+        """Raise NonFiniteLoss on every rank unless all losses so far and all `tensors` are finite on every rank.
+
+        after: completed steps, for the error message.
+        """
         largest = torch.nn.utils.get_total_norm(tensors, norm_type=float("inf"))
         flags = read_mean({"bad": self._bad >= 0, "broken": ~torch.isfinite(largest)}, self._dist)
         self._raise_if(flags["bad"] > 0)
@@ -89,10 +96,14 @@ class Window:
         self._ids.clear()
 
     def check_scale(self, scale: float, step: int) -> float:
-        """Return the loss scale of float16; raise NonFiniteLoss where it has fallen so far that every step since was skipped."""
+        """Return the loss scale of float16; raise NonFiniteLoss if it is below LEAST_SCALE.
+
+        The scale falls with each skipped step, so such a value means that no step had finite gradients for a long time.
+        """
         if scale < LEAST_SCALE:
             self._fail(
-                f"at step {step} the loss scale is {scale:g}: no gradient was finite for a long time, and every such step was skipped"
+                f"at step {step} the loss scale is {scale:g}: no gradient was finite for a long time, "
+                "and every such step was skipped"
             )
         return scale
 
@@ -101,16 +112,18 @@ class Window:
             return
         step = int(self._bad)
         if step < 0:
-            self._fail("the loss is not finite on another rank, whose own message names the step")
+            self._fail("the loss is not finite on another rank (its message names the step)")
         ids = [i for number, index in self._ids if number == step for i in index.tolist()]
         self._fail(
-            f"the loss is not finite at step {step} (lr {self._lr_at(step):.3e}; sample ids on rank {self._dist.rank}: {ids})"
+            f"the loss is not finite at step {step} "
+            f"(lr {self._lr_at(step):.3e}; sample ids on rank {self._dist.rank}: {ids})"
         )
 
     def _fail(self, what: str) -> None:
         good = self._last_good()
         raise NonFiniteLoss(
-            f"{what}; nothing was saved from it, the last good checkpoint is {good or 'none'}: lower the lr, clip, or use bfloat16/float32"
+            f"{what}; this state was not saved, the last good checkpoint is {good or 'none'}: "
+            "lower the learning rate, set optim.clip_norm, or use precision bfloat16 or float32"
         )
 
     def _reset(self) -> None:

@@ -101,7 +101,7 @@ def test_peak_rate_is_the_base_rate_times_the_batch_over_256() -> None:
 
 @pytest.mark.parametrize("rates", [{}, {"blr": 1e-3, "lr": 1e-3}])
 def test_both_rates_or_none_is_an_error(rates: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="give exactly one of them"):
+    with pytest.raises(ValueError, match="set exactly one of them"):
         OptimConfig(**rates)
 
 
