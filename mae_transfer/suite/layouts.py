@@ -8,7 +8,7 @@ from mae_transfer.suite.places import Layout, by_backbone, by_suffix, labelled
 DEFAULT = ("MAE", "pixel (w/ norm)")
 ABLATION = "a suite with configs/ablations/table{}.py's rows: fine-tuning and linear probing of each"
 
-LAYOUTS: dict[str, Layout] = {
+_LAYOUTS: dict[str, Layout] = {
     "summary": Layout("Summary: pretrainings by tasks, %", "task", "any transfer", places.overview),
     "1a": Layout("Table 1a: decoder depth, top-1 %", "protocol", ABLATION.format("1a"), labelled("1a"), ("8 blocks",)),
     "1b": Layout("Table 1b: decoder width, top-1 %", "protocol", ABLATION.format("1b"), labelled("1b"), ("512-d",)),
@@ -46,3 +46,4 @@ LAYOUTS: dict[str, Layout] = {
     "vitdet": Layout("ViTDet on COCO and LVIS", "metric, backbone", "det_train.py with a vitdet config", places.vitdet),
     "ade": Layout("ADE20K UperNet: all figures, and others' runs", "metric, backbone", "seg_train.py", places.segmentation_figures),
 }  # fmt: skip
+LAYOUTS = {table: layout._replace(table=table) for table, layout in _LAYOUTS.items()}

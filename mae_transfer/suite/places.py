@@ -21,7 +21,7 @@ from mae_transfer.suite.names import (
     method,
     paper_names,
 )
-from mae_transfer.suite.published import PUBLISHED
+from mae_transfer.suite.published import PUBLISHED, Published
 from mae_transfer.suite.records import Record
 
 PROTOCOLS = {"finetune": "fine-tuning", "linear": "linear"}
@@ -29,6 +29,7 @@ AP = {"bbox/AP": "box AP", "segm/AP": "mask AP"}
 IOU = {"mIoU": "mIoU", "mAcc": "mAcc", "aAcc": "aAcc"}
 ROWS: dict[str, dict[str, None]] = defaultdict(dict)  # of each table, in the paper's order
 COLUMNS: dict[str, dict[str, None]] = defaultdict(dict)
+KNOWN = {(number.table, number.row, number.column): number for number in PUBLISHED}
 for _number in PUBLISHED:
     ROWS[_number.table][_number.row] = None
     COLUMNS[_number.table][_number.column] = None
@@ -43,6 +44,9 @@ class Place(NamedTuple):
     why_not: str | None  # why it does not stand beside the published number; None: it does
     value: float | None  # mostly the result's own
     unit: str = "%"
+    published: Published | None = (
+        None  # the number that it stands beside, or that it comes nearest to if `why_not` is given
+    )
 
 
 class Layout(NamedTuple):
@@ -51,8 +55,14 @@ class Layout(NamedTuple):
     title: str
     column_title: str
     needs: str
-    places: Callable[[Sequence[Record]], Iterable[Place]]
+    spots: Callable[[Sequence[Record]], Iterable[Place]]  # places without their published numbers
     baseline: tuple[str, ...] = ()  # rows that others are compared with, the first that is there
+    table: str = ""
+
+    def places(self, records: Sequence[Record]) -> Iterator[Place]:
+        """Yield the places of the records, each with its published number."""
+        for place in self.spots(records):
+            yield place._replace(published=KNOWN.get((self.table, place.row, place.column)))
 
 
 def at(record: Record, row: str, column: str, *, like_paper: bool = True) -> Place:

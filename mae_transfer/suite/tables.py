@@ -55,9 +55,11 @@ def lines(table: str, found: Sequence[Record]) -> list[Line]:
     rows = [Line(p.row, p.column, p, None, {}, p.unit, "", "", "", "", ()) for p in PUBLISHED if p.table == table]
     for group in groups.values():
         line = line_of(group)
-        spots = [i for i, row in enumerate(rows) if row.published and (row.row, row.column) == (line.row, line.column)]
-        if group[0].why_not is None and spots and rows[spots[0]].ours is None:
-            rows[spots[0]] = line._replace(published=rows[spots[0]].published)
+        beside = group[0].published if group[0].why_not is None else None
+        line = line._replace(published=beside)
+        spots = [i for i, row in enumerate(rows) if beside and row.published == beside and row.ours is None]
+        if spots:
+            rows[spots[0]] = line
         else:
             rows.append(line)
     return in_order(table, told_apart(rows))
