@@ -1,6 +1,7 @@
 """The worked examples of docs/ run as they stand: their files and changes in a copy of the repository, their commands from its root.
 
-A block "```python file=PATH" is a file; "```diff file=PATH" a change, whose hunks "@@" parts; a plain block holds commands.
+A block "```python file=PATH" is a file; "```diff file=PATH" a change, whose hunks "@@" parts; a plain block holds commands. docs/examples holds the
+task of docs/adding.md.
 """
 
 from __future__ import annotations
@@ -100,6 +101,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "setup.py"):
         shutil.copy(ROOT / file, folder)
+    shutil.copy(ROOT / "docs" / "examples" / "rotation.py", folder / "mae_transfer" / "tasks")
     for page in (STARTED, DATA, FAQ, REPRODUCING, ADDING):
         assert apply(page, folder)
     return folder
