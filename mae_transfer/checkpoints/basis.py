@@ -1,4 +1,4 @@
-"""A PCA basis as a file."""
+"""Files of PCA bases."""
 
 from __future__ import annotations
 
@@ -13,20 +13,24 @@ TENSORS = ("mean", "components", "variance", "explained")
 
 
 def save_basis(path: Path, basis: Basis) -> None:
-    """Write a basis as .safetensors, with the patch and the statistics that it was fitted for in the metadata."""
+    """Write a basis as .safetensors; the metadata hold the patch size and the statistics that it was fitted with."""
     about = {"format": FORMAT, "patch": basis.patch, "mean": basis.statistics.mean, "std": basis.statistics.std}
     write(path, {name: getattr(basis, name) for name in TENSORS}, about)
 
 
 def load_basis(path: Path) -> Basis:
-    """Read what `save_basis` wrote; ValueError where the file is missing, damaged or another."""
+    """Read a file of `save_basis`; ValueError if it is missing, damaged or of another kind."""
     if not path.is_file():
         raise ValueError(
-            f"the basis {str(path)!r} does not exist: fit one with tools/tokenizer_train.py pca CONFIG --work-dir {path.parent}"
+            f"the basis {str(path)!r} does not exist: fit one with tools/tokenizer_train.py pca CONFIG "
+            f"--work-dir {path.parent}"
         )
     about = metadata(path)
     if about.get("format") != FORMAT:
-        raise ValueError(f"{path} is no PCA basis of this suite (format {about.get('format')!r}, not {FORMAT!r})")
+        raise ValueError(
+            f"{path} is not a PCA basis of this suite (format {about.get('format')!r}, not {FORMAT!r}); "
+            "fit one with tools/tokenizer_train.py pca"
+        )
     tensors, patch, mean, std = read(path), *(about.get(key) for key in ("patch", "mean", "std"))
     if not (isinstance(mean, list) and isinstance(std, list) and isinstance(patch, int)) or set(tensors) != set(
         TENSORS
@@ -42,8 +46,6 @@ def load_basis(path: Path) -> Basis:
         shapes != {"mean": (values,), "components": (*rows, values), "variance": rows, "explained": rows}
         or len(rows) != 1
     ):
-        raise ValueError(
-            f"{path} has tensors of shapes {shapes}, which are no basis of patches of {patch} px; fit it again"
-        )
+        raise ValueError(f"{path} has tensors of shapes {shapes}, which do not fit patches of {patch} px; fit it again")
     check_finite(tensors, where=path)
     return Basis(**tensors, patch=patch, statistics=statistics)

@@ -1,4 +1,4 @@
-"""Released weights, fetched once and kept in the user's cache folder."""
+"""Download of released weights into the user's cache folder."""
 
 from __future__ import annotations
 
@@ -9,5 +9,9 @@ from mae_transfer.checkpoints.released import Weights
 
 
 def fetch(entry: Weights, *, folder: Path | None = None) -> Path:
-    """Return the file of an entry, downloaded unless it is there; ValueError where its checksum is wrong or its address does not answer."""
+    """Return the file of an entry; download it unless it is cached.
+
+    Raises:
+        ValueError: the checksum is wrong, or the URL cannot be fetched.
+    """
     return download.fetch(entry.url, folder or download.cache_folder(), checksum=entry.checksum)

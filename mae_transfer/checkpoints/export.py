@@ -38,7 +38,7 @@ def export_ours(path: Path, backbone: ViT | TimmBackbone, about: Mapping[str, An
 
 
 def _metadata(about: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the metadata of a foreign format: statistics at the top level, where loaders look, the rest in "source"."""
+    """Return the metadata of a foreign format: statistics at the top level, for loaders, the rest under "source"."""
     rest = {key: value for key, value in about.items() if key != STATISTICS}
     return {"source": rest} | ({STATISTICS: about[STATISTICS]} if STATISTICS in about else {})
 

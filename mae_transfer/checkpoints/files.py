@@ -1,4 +1,4 @@
-"""Weight files: read without running code, written whole or not at all, filled into a model to the last tensor."""
+"""Weight files: reads that run no code, atomic writes, strict loading into a model."""
 
 from __future__ import annotations
 
@@ -26,24 +26,26 @@ from mae_transfer.core.finite import non_finite
 from mae_transfer.disk import whole
 
 Tensors = Mapping[str, Tensor]
-ABOUT = "mae_transfer"  # the key of a file's metadata
-DIGEST = "content_sha256"  # of the tensors and of all else that stands in the metadata
-SHOWN = 8  # names that an error lists
+ABOUT = "mae_transfer"  # key of our entry in the metadata of a .safetensors file
+DIGEST = "content_sha256"  # key of the sha256 of the tensors and the rest of the metadata
+SHOWN = 8  # names that an error message lists
 AGAIN = "download, copy or export it again"
 
 DAMAGED = (
-    OSError, RuntimeError, EOFError, SafetensorError, zipfile.BadZipFile, zlib.error, ValueError, TypeError, KeyError, IndexError, AttributeError,
-    MemoryError, OverflowError, AssertionError,
+    OSError, RuntimeError, EOFError, SafetensorError, zipfile.BadZipFile, zlib.error, ValueError, TypeError, KeyError,
+    IndexError, AttributeError, MemoryError, OverflowError, AssertionError,
 )  # fmt: skip
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return what a .safetensors, .npz or torch file holds, on the CPU; nothing in it is run.
+    """Return the content of a .safetensors, .npz or torch file, on the CPU. No code in the file is run.
 
-    `argparse.Namespace` is let through: MAE's fine-tuned and user-trained files carry their command line in one (it holds plain values only).
+    `argparse.Namespace` is allowed because the files of MAE's fine-tuning script store their command line in one. It
+    holds plain values only.
 
     Raises:
-        ValueError: the file is missing or damaged, needs more than tensors and plain values to be read, or is not what this suite wrote.
+        ValueError: the file is missing or damaged, holds more than tensors and plain values, or differs from what this
+            suite wrote.
     """
     if not path.is_file():
         raise ValueError(f"weight file {str(path)!r} does not exist")
@@ -58,7 +60,7 @@ def read(path: Path) -> dict[str, Any]:
             ) from None
         if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EIO):
             raise ValueError(f"{path} cannot be read ({error.strerror}); check its permissions and the disk") from None
-        raise ValueError(f"{path} is damaged or no weight file ({type(error).__name__}); {AGAIN}") from None
+        raise ValueError(f"{path} is damaged or not a weight file ({type(error).__name__}); {AGAIN}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a dict of tensors; save its state dict")
     if path.suffix == ".safetensors":
@@ -73,34 +75,39 @@ def _content(path: Path) -> Any:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of old pickles: it reads them, or raises
+        warnings.simplefilter("ignore", UserWarning)  # torch warns about old pickles
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _refusal(path: Path, error: str) -> str:
-    """Return why a pickle was not read, by torch's account of it: the class that it names, or damage."""
+    """Return the message for a pickle that torch refused: it names a class, or it is damaged."""
     found = re.search(r"(?:GLOBAL|global:?|Unsupported class|Unsupported type) ([\w.]+\.\w+)", error)
     if not found:
-        return f"{path} is damaged or holds more than tensors and plain values (its pickle cannot be read without running it); {AGAIN}"
+        return (
+            f"{path} is damaged or holds more than tensors and plain values "
+            f"(its pickle cannot be read without running code); {AGAIN}"
+        )
     keep = (
         f"c = torch.load({path.name!r}, map_location='cpu', weights_only=False); "
-        "keep = lambda c: {k: keep(v) if isinstance(v, dict) else v for k, v in c.items() if isinstance(v, (dict, torch.Tensor))}; "
+        "keep = lambda c: {k: keep(v) if isinstance(v, dict) else v for k, v in c.items() "
+        "if isinstance(v, (dict, torch.Tensor))}; "
         "torch.save(keep(c if isinstance(c, dict) else c.state_dict()), 'tensors.pth')"
     )
     return (
-        f"{path} is damaged or holds more than tensors and plain values: {found[1]}. It was not read, because reading it could run code. "
-        f'If you trust its source, keep the tensors alone: python -c "import torch; {keep}" (docs/checkpoints.md, Safety)'
+        f"{path} is damaged or holds more than tensors and plain values: {found[1]}. It was not read, because reading "
+        "it could run code. If you trust its source, save only its tensors: "
+        f'python -c "import torch; {keep}" (docs/checkpoints.md, Safety)'
     )
 
 
 def metadata(path: Path) -> dict[str, Any]:
-    """Return what `write` stored about the tensors of a .safetensors file; empty where another program wrote it."""
+    """Return the metadata that `write` stored in a .safetensors file; empty if another program wrote the file."""
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get(ABOUT, "{}"))
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise ValueError(
-            f"{path} is missing, damaged or no .safetensors file ({type(error).__name__}); {AGAIN}"
+            f"{path} is missing, damaged or not a .safetensors file ({type(error).__name__}); {AGAIN}"
         ) from None
     if not isinstance(about, dict):
         raise ValueError(
@@ -110,29 +117,30 @@ def metadata(path: Path) -> dict[str, Any]:
 
 
 def write(path: Path, tensors: Tensors, about: Mapping[str, Any], *, framework: str | None = None) -> None:
-    """Write a .safetensors file with `about` (JSON) in its metadata, under a temporary name until it is whole. Equal content gives equal bytes.
+    """Write a .safetensors file atomically, with `about` (JSON) in its metadata. Equal content gives equal bytes.
 
-    The metadata hold a digest of tensors and `about`, too; `read` compares it.
+    The metadata also hold a digest of the tensors and `about`, which `read` verifies.
 
-    framework: transformers looks for "pt" under "format"; two entries come in no particular order, so bytes may then differ.
+    framework: value of the metadata entry "format", where transformers expects "pt". The order of two entries is not
+        fixed, so equal content may then give different bytes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     about = {**about, DIGEST: content_digest(stored, about)}
-    text = {ABOUT: json.dumps(about, sort_keys=True)}  # one entry: the format keeps several in no particular order
+    text = {ABOUT: json.dumps(about, sort_keys=True)}  # one entry, because the order of several is not fixed
     text |= {"format": framework} if framework else {}
     with whole(path) as temporary:
         try:
             save_file(stored, temporary, metadata=text)
-        except SafetensorError as error:  # in Rust's words: "... Os { code: 28, kind: StorageFull, message: ..."
+        except SafetensorError as error:  # Rust's message: "... Os { code: 28, kind: StorageFull, message: ..."
             code = re.search(r"code: (\d+)", str(error))
             raise OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(str(error)) from error
-        temporary.chmod(0o644)  # safetensors makes it readable by its owner alone; a backbone is for sharing
+        temporary.chmod(0o644)  # safetensors makes the file readable by its owner only
 
 
 def content_digest(tensors: Tensors, about: Mapping[str, Any]) -> str:
-    """Return the sha256 of tensors (names, types, shapes, values) and of what is said of them, the digest itself left out."""
-    plain = json.loads(json.dumps({key: value for key, value in about.items() if key != DIGEST}))  # as it is read back
+    """Return the sha256 of tensors (names, types, shapes, values) and of `about` without its digest entry."""
+    plain = json.loads(json.dumps({key: value for key, value in about.items() if key != DIGEST}))  # as after reading
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
@@ -142,20 +150,26 @@ def content_digest(tensors: Tensors, about: Mapping[str, Any]) -> str:
 
 
 def _verify(path: Path, tensors: Tensors) -> None:
-    """Raise ValueError where a file of this suite no longer holds what was written; files without a digest pass."""
+    """Raise ValueError if a file of this suite does not match its digest; files without a digest pass."""
     about = metadata(path)
     if DIGEST in about and about[DIGEST] != content_digest(tensors, about):
         raise ValueError(
-            f"{path} is damaged: its tensors or metadata are not what was written (their sha256 differs from the file's own); {AGAIN}"
+            f"{path} is damaged: its tensors or metadata have changed (their sha256 differs from the recorded one); "
+            f"{AGAIN}"
         )
 
 
 def load_strict(
     module: nn.Module, tensors: Tensors, *, drop: Collection[str] = (), absent: Collection[str] = (), where: str
 ) -> None:
-    """Fill a module: every tensor is used or named in `drop`, every parameter and buffer is filled or named in `absent`, every shape fits.
+    """Load tensors into a module; every tensor, parameter and buffer must match.
 
-    Names ending in "." stand for all that begins with them. Raises ValueError with the names otherwise, and where a value is not finite.
+    Args:
+        drop: names of tensors that may be left unused.
+        absent: names of parameters and buffers that may be left unfilled. In both, a name ending in "." is a prefix.
+        where: the file, for error messages.
+    Raises:
+        ValueError: a tensor is unused, a parameter is missing, a shape or type does not fit, or a value is not finite.
     """
     wanted = module.state_dict()
     unused = [name for name in tensors if name not in wanted and not named(name, drop)]
@@ -180,20 +194,20 @@ def load_strict(
 
 
 def check_finite(tensors: Tensors, *, where: str | Path) -> None:
-    """Raise ValueError with the names of the tensors that hold NaN or infinity."""
+    """Raise ValueError if a tensor holds NaN or infinity; the message names the tensors."""
     if broken := non_finite(tensors):
         cause = "its training diverged or the file is damaged; use another"
         raise ValueError(f"{where} holds values that are not finite, in {shortened(broken)}: {cause}")
 
 
 def shortened(names: Collection[str]) -> str:
-    """Return the first of many names, and how many follow."""
+    """Return the first names as text, and their total number if there are more."""
     first = list(names)[:SHOWN]
     return ", ".join(first) + (f" ... ({len(names)} in all)" if len(names) > len(first) else "")
 
 
 def weight_file(path: Path) -> Path:
-    """Return the file that holds the weights: the path itself, or the weights in a directory of transformers' layout."""
+    """Return the weight file: the path itself, or the weights in a directory of transformers' layout."""
     names = ("model.safetensors", "pytorch_model.bin")
     if not path.is_dir():
         return path
@@ -201,7 +215,7 @@ def weight_file(path: Path) -> Path:
         if (path / name).is_file():
             return path / name
     raise ValueError(
-        f"directory {str(path)!r} holds neither {' nor '.join(names)} (files in several shards are not read)"
+        f"directory {str(path)!r} holds neither {' nor '.join(names)} (sharded files are not supported: save one file)"
     )
 
 
@@ -212,5 +226,5 @@ def sha256(path: Path) -> str:
 
 
 def named(name: str, names: Collection[str]) -> bool:
-    """Return whether a name is among `names`, of which those that end in "." stand for all that begins with them."""
+    """Return whether a name is in `names`; an entry that ends in "." matches as a prefix."""
     return any(name == known or (known.endswith(".") and name.startswith(known)) for known in names)

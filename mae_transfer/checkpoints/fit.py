@@ -1,4 +1,6 @@
-"""What a layout found, put into an encoder that may differ from the file's: another image size, without class token or final norm, other tables.
+"""Loads the tensors of a layout into an encoder with other options than the file's.
+
+The encoder may have another image size, no class token, no final norm, or other tables of relative positions.
 
 Legend: D width, R heads, T leading tokens (0 or 1 class token), N patches.
 """
@@ -17,29 +19,36 @@ from mae_transfer.core.positions import relative_rows, resample, resample_axis, 
 from mae_transfer.models.vit import ViT, ViTConfig
 
 MAY_CHANGE = (
-    "heads", "image_size", "patch", "class_token", "final_norm", "positions", "antialias", "relative_positions", "windows", "global_blocks",
-    "drop_path", "norm_eps", "layer_scale",
+    "heads", "image_size", "patch", "class_token", "final_norm", "positions", "antialias", "relative_positions",
+    "windows", "global_blocks", "drop_path", "norm_eps", "layer_scale",
 )  # fmt: skip
 
 GIVE_HEADS = (
-    """give it: changes={'heads': N}, --set "backbone.changes={'heads': N}", or --heads N of export_checkpoint.py"""
+    """pass it: changes={'heads': N}, --set "backbone.changes={'heads': N}", or --heads N of export_checkpoint.py"""
 )
 
 
 def fit(found: Found, changes: Mapping[str, Any], *, where: str) -> ViT:
-    """Return the encoder of found.architecture with `changes` (fields of ViTConfig), filled with what was found.
+    """Return the encoder of found.architecture with `changes` (fields of ViTConfig), filled with the tensors found.
 
-    image_size: absolute positions are resampled bicubically with antialiasing (timm's resampling), relative tables bicubically, rows of the class
-    token kept. patch: filters are resampled bicubically (14 -> 16). class_token or final_norm False: their tensors, and the class token's positions,
-    are left out. relative_positions: a shared table is copied to each block, or to windows and global blocks, and resampled to their grids; tables
-    that the file has not begin at zero. layer_scale: begins at this value where the file has none, else stays the file's. Raises ValueError where a
-    change cannot be made or a tensor has no place.
+    The changes act on the tensors as follows:
+    image_size: absolute positions are resampled bicubically with antialiasing (timm's resampling), relative tables
+        bicubically; the rows of the class token are kept.
+    patch: filters are resampled bicubically (14 -> 16).
+    class_token or final_norm False: their tensors, and the class token's positions, are left out.
+    relative_positions: a shared table is copied to each block, or to windows and global blocks, and resampled to their
+        grids. Tables that the file lacks start at zero.
+    layer_scale: the start value if the file has no LayerScale; otherwise the file's values are used.
+
+    Raises:
+        ValueError: a change is impossible, or a tensor is unexpected or missing.
     """
     check_dimensions(found.tensors, where=where)
     if found.counts and not changes.get("heads"):
         width, counts = found.tensors["patch_embed.proj.weight"].shape[0], " or ".join(map(str, found.counts))
         raise ValueError(
-            f"{where}: encoders of width {width} are published with {counts} heads, and the file does not tell which; {GIVE_HEADS}"
+            f"{where}: encoders of width {width} are published with {counts} heads, and the file does not store the "
+            f"number; {GIVE_HEADS}"
         )
     check_finite(found.head, where=where)
     old, new = found.architecture, changed(found.architecture, changes, where=where)
@@ -70,48 +79,59 @@ def fit(found: Found, changes: Mapping[str, Any], *, where: str) -> ViT:
 
 
 def check_dimensions(tensors: Mapping[str, Tensor], *, where: str) -> None:
-    """Raise ValueError unless the tensors that are resampled below have as many dimensions as that needs."""
+    """Raise ValueError unless the tensors that `fit` resamples have the right number of dimensions."""
     if "patch_embed.proj.weight" not in tensors:
-        raise ValueError(f"{where} has no patch_embed.proj.weight: is it a whole encoder?")
+        raise ValueError(f"{where} has no patch_embed.proj.weight: give a file that holds a full encoder")
     for name, tensor in tensors.items():
         wanted = 2 if "rel_pos" in name else {"patch_embed.proj.weight": 4, "pos_embed": 3}.get(name, tensor.dim())
         if tensor.dim() != wanted or not tensor.numel():
             raise ValueError(
-                f"{where}: {name} has shape {tuple(tensor.shape)}, an encoder's has {wanted} dimensions: save it again"
+                f"{where}: {name} has shape {tuple(tensor.shape)} but must have {wanted} dimensions: save it again"
             )
 
 
 def changed(old: ViTConfig, changes: Mapping[str, Any], *, where: str) -> ViTConfig:
-    """Return the architecture with the changes; ValueError where one is unknown, impossible, or the head count is still not known."""
+    """Return the architecture with the changes.
+
+    Raises:
+        ValueError: a change is unknown or impossible, or the number of heads is still unknown.
+    """
     unknown = [name for name in changes if name not in MAY_CHANGE]
     if unknown:
         raise ValueError(
-            f"{where}: {', '.join(unknown)} cannot be changed on loading; what can: {', '.join(MAY_CHANGE)}"
+            f"{where}: {', '.join(unknown)} cannot be changed on loading; choose from {', '.join(MAY_CHANGE)}"
         )
     new = validate(old.model_dump() | dict(changes), ViTConfig, where=f"changes to {where}")
     for name in ("class_token", "final_norm"):
         if getattr(new, name) and not getattr(old, name):
-            raise ValueError(f"{where} has no tensors for {name}=True")
+            raise ValueError(f"{where} has no tensors for {name}=True: set {name}=False")
     if old.layer_scale is not None and new.layer_scale is None:
-        raise ValueError(f"{where} has LayerScale, which the encoder cannot do without: leave layer_scale as it is")
+        raise ValueError(f"{where} has LayerScale, which cannot be removed: leave layer_scale unchanged")
     if (old.positions == "none") != (new.positions == "none"):
-        raise ValueError(f"{where} has positions={old.positions!r}: {new.positions!r} is not to be had from it")
+        raise ValueError(
+            f"{where} has positions={old.positions!r}, which cannot become {new.positions!r}: leave positions unchanged"
+        )
     if old.relative_positions not in ("none", new.relative_positions) and (
         old.relative_positions,
         new.relative_positions,
     ) != ("shared", "per_block"):
         raise ValueError(
-            f"{where} has relative_positions={old.relative_positions!r}: {new.relative_positions!r} is not to be had from it"
+            f"{where} has relative_positions={old.relative_positions!r}, which cannot become "
+            f"{new.relative_positions!r}: leave relative_positions unchanged"
         )
     if not new.size and not new.heads:
         raise ValueError(
-            f"{where}: width {new.dim}, depth {new.depth} is no named size, and the head count is not in the weights; {GIVE_HEADS}"
+            f"{where}: width {new.dim}, depth {new.depth} is not a known size, and weights do not store the number of "
+            f"heads; {GIVE_HEADS}"
         )
     return new
 
 
 def bias_tables(tables: Mapping[str, Tensor], old: ViTConfig, new: ViTConfig) -> dict[str, Tensor]:
-    """Return the new encoder's tables of relative-position biases (rows, R): each is the one that its first block read, resampled to its grid."""
+    """Return the new encoder's tables of relative-position biases, (rows, R).
+
+    Each is the old table of the first block that reads it, resampled to the new grid.
+    """
     (kinds, read), (wanted_kinds, wanted) = old.bias_tables(), new.bias_tables()
     name, fitted = "rel_pos_bias.{}.table".format, {}
     for before, after in zip(read, wanted, strict=True):

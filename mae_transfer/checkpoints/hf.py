@@ -1,6 +1,7 @@
-"""transformers' layout (ViT, ViTMAE, BEiT, DINOv2): a config.json beside the weights, in the names that its files bear, in and out.
+"""Import and export of transformers' layout (ViT, ViTMAE, BEiT, DINOv2): weights with a config.json beside them.
 
-One table of names per model type serves both directions; query, key and value are apart in these files and joined in this suite.
+One table of names per model type serves both directions. These files hold query, key and value separately; this suite
+joins them.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ from mae_transfer.core.normalize import IMAGENET, Statistics, checked
 from mae_transfer.models.vit import ViT, ViTConfig
 
 STEM = {
-    "cls_token": "embeddings.cls_token", "pos_embed": "embeddings.position_embeddings", "patch_embed.proj": "embeddings.patch_embeddings.projection",
-    "norm": "layernorm",
+    "cls_token": "embeddings.cls_token", "pos_embed": "embeddings.position_embeddings",
+    "patch_embed.proj": "embeddings.patch_embeddings.projection", "norm": "layernorm",
 }  # fmt: skip
 VIT_BLOCK = {
-    "norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.output.dense", "mlp.fc1": "intermediate.dense",
-    "mlp.fc2": "output.dense",
+    "norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.output.dense",
+    "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense",
 }  # fmt: skip
-BLOCKS: dict[str, dict[str, str]] = {  # by model type: this suite's name within a block -> transformers'
+BLOCKS: dict[str, dict[str, str]] = {  # model type -> {this suite's name within a block: transformers' name}
     "vit": VIT_BLOCK,
     "vit_mae": VIT_BLOCK,
     "beit": VIT_BLOCK | {"ls1.gamma": "lambda_1", "ls2.gamma": "lambda_2"},
     "dinov2": {
-        "norm1": "norm1", "norm2": "norm2", "attn.proj": "attention.output.dense", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2",
-        "ls1.gamma": "layer_scale1.lambda1", "ls2.gamma": "layer_scale2.lambda1",
+        "norm1": "norm1", "norm2": "norm2", "attn.proj": "attention.output.dense", "mlp.fc1": "mlp.fc1",
+        "mlp.fc2": "mlp.fc2", "ls1.gamma": "layer_scale1.lambda1", "ls2.gamma": "layer_scale2.lambda1",
     },
 }  # fmt: skip
 ATTENTION, TABLE = "attention.attention", "relative_position_bias.relative_position_bias_table"
@@ -43,17 +44,15 @@ HEADS = {"classifier.": "head.", "pooler.layernorm.": "fc_norm."}
 
 
 def hf(path: Path) -> Found:
-    """A directory, or a file with config.json beside it, as `save_pretrained` writes them."""
+    """Read a directory of `save_pretrained`, or a weight file with config.json beside it."""
     file = weight_file(path)
     stem = "embeddings.patch_embeddings.projection.weight"
     content, config = read(file), _config(file.parent / "config.json")
     tensors, kind = unwrap(content, where=file, stem=stem), config["model_type"]
     if any(
         name.endswith("layernorm.weight") and name != "layernorm.weight" and "layer." not in name for name in tensors
-    ):
-        tensors = {
-            name: tensor for name, tensor in tensors.items() if not name.startswith("layernorm.")
-        }  # of BEiT's masked modelling, a second one
+    ):  # BEiT for masked image modelling has a second norm outside the encoder
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("layernorm.")}
     tensors = core(tensors, where=file, stem=stem)
     tensors = {
         name: tensor
@@ -75,7 +74,10 @@ def hf(path: Path) -> Found:
 
 
 def names(cfg: ViTConfig, model_type: str) -> dict[str, str]:
-    """Return this suite's names -> transformers' of all but query, key and value; a name without its last part stands for weight and bias."""
+    """Return a dict of this suite's names -> transformers' names, without query, key and value.
+
+    A name without its last part stands for weight and bias.
+    """
     layers = range(cfg.shape()[1])
     table = {
         f"blocks.{i}.{ours}": f"encoder.layer.{i}.{theirs}"
@@ -90,7 +92,7 @@ def names(cfg: ViTConfig, model_type: str) -> dict[str, str]:
 
 
 def translate(tensors: Mapping[str, Tensor], table: Mapping[str, str]) -> dict[str, Tensor]:
-    """Return the tensors renamed by whole names, or by names without their last part; others keep theirs."""
+    """Return the tensors renamed by full name or by name without the last part; other names do not change."""
     renamed = {}
     for name, tensor in tensors.items():
         stem, _, kind = name.rpartition(".")
@@ -99,18 +101,19 @@ def translate(tensors: Mapping[str, Tensor], table: Mapping[str, str]) -> dict[s
 
 
 def to_hf(vit: ViT) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return config.json's content and the tensors of an encoder for transformers' ViTModel, Dinov2Model or BeitModel; ValueError where none has it.
+    """Return the content of config.json and the tensors for transformers' ViTModel, Dinov2Model or BeitModel.
 
     Raises:
-        ValueError: no class of transformers has this encoder (no class token, no final norm, tables or LayerScale for a size that is not square ...).
+        ValueError: transformers has no class for this encoder (no class token, no final norm, tables or LayerScale with
+            images that are not square ...).
     """
     cfg = vit.cfg
     kind = "beit" if cfg.qkv_bias == "qv" else "vit" if cfg.layer_scale is None else "dinov2"
     if kind == "beit":
         fits = cfg.layer_scale is not None
     else:
-        whole = kind == "vit" or cfg.mlp_ratio.is_integer()
-        fits = whole and cfg.qkv_bias == "qkv" and cfg.relative_positions == "none" and cfg.positions != "none"
+        integral = kind == "vit" or cfg.mlp_ratio.is_integer()
+        fits = integral and cfg.qkv_bias == "qkv" and cfg.relative_positions == "none" and cfg.positions != "none"
     if not (fits and (kind == "vit" or len(set(cfg.grid())) == 1) and cfg.class_token and cfg.final_norm):
         raise ValueError(
             f"transformers has no model with this architecture: {cfg.model_dump_json(exclude_defaults=True)}"
@@ -122,35 +125,36 @@ def to_hf(vit: ViT) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def processor(statistics: Mapping[str, Any], *, side: int) -> dict[str, Any]:
-    """Return preprocessor_config.json's content: images resized to a square and normalised as the weights learned them."""
+    """Return the content of preprocessor_config.json: images are resized to a square and normalised as in training."""
     return {
-        "image_processor_type": "ViTImageProcessor", "do_resize": True, "size": {"height": side, "width": side}, "resample": 3, "do_rescale": True,
-        "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": list(statistics["mean"]), "image_std": list(statistics["std"]),
+        "image_processor_type": "ViTImageProcessor", "do_resize": True, "size": {"height": side, "width": side},
+        "resample": 3, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
+        "image_mean": list(statistics["mean"]), "image_std": list(statistics["std"]),
     }  # fmt: skip
 
 
 def _split_qkv(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors with attn.qkv parted and the biases of query and value under transformers' names."""
-    parted = {}
+    """Return the tensors with attn.qkv split and the biases of query and value under transformers' names."""
+    split = {}
     for name, tensor in tensors.items():
         stem, found, kind = name.partition(".attn.qkv.")
         if found:
             for part, piece in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
-                parted[f"{stem}.{ATTENTION}.{part}.{kind}"] = piece
+                split[f"{stem}.{ATTENTION}.{part}.{kind}"] = piece
         else:
             biases = {".attn.q_bias": f".{ATTENTION}.query.bias", ".attn.v_bias": f".{ATTENTION}.value.bias"}
-            parted[
-                next((name.replace(ours, theirs) for ours, theirs in biases.items() if name.endswith(ours)), name)
-            ] = tensor
-    return parted
+            new = next((name.replace(ours, theirs) for ours, theirs in biases.items() if name.endswith(ours)), name)
+            split[new] = tensor
+    return split
 
 
 def _hf_config(vit: ViT, kind: str) -> dict[str, Any]:
     cfg = vit.cfg
     dim, depth, heads = cfg.shape()
     shared = {
-        "model_type": kind, "hidden_size": dim, "num_hidden_layers": depth, "num_attention_heads": heads, "layer_norm_eps": cfg.norm_eps,
-        "hidden_act": "gelu", "image_size": cfg.image_size, "patch_size": cfg.patch, "num_channels": cfg.channels,
+        "model_type": kind, "hidden_size": dim, "num_hidden_layers": depth, "num_attention_heads": heads,
+        "layer_norm_eps": cfg.norm_eps, "hidden_act": "gelu", "image_size": cfg.image_size, "patch_size": cfg.patch,
+        "num_channels": cfg.channels,
     }  # fmt: skip
     if kind == "dinov2":
         return shared | {
@@ -164,19 +168,20 @@ def _hf_config(vit: ViT, kind: str) -> dict[str, Any]:
     if kind == "vit":
         return shared | {"architectures": ["ViTModel"], "qkv_bias": True}
     return shared | {
-        "architectures": ["BeitModel"], "use_absolute_position_embeddings": cfg.positions != "none", "use_mean_pooling": False,
-        "use_relative_position_bias": cfg.relative_positions == "per_block", "use_shared_relative_position_bias": cfg.relative_positions == "shared",
+        "architectures": ["BeitModel"], "use_absolute_position_embeddings": cfg.positions != "none",
+        "use_mean_pooling": False, "use_relative_position_bias": cfg.relative_positions == "per_block",
+        "use_shared_relative_position_bias": cfg.relative_positions == "shared",
     }  # fmt: skip
 
 
 def _config(path: Path) -> dict[str, Any]:
-    """Return config.json where it describes a model that this suite's encoder is."""
+    """Return config.json; ValueError if this suite's encoder cannot hold the model that it describes."""
     config = read_json(path)
-    if config.get("model_type") not in list(BLOCKS):  # a list compares what cannot be hashed, too
-        raise ValueError(f"{path} describes a {config.get('model_type')!r}; read are {', '.join(BLOCKS)}")
+    if config.get("model_type") not in list(BLOCKS):  # a list, because the value may be unhashable
+        raise ValueError(f"{path} describes a {config.get('model_type')!r}; supported are {', '.join(BLOCKS)}")
     for key, value in {"hidden_act": "gelu", "use_swiglu_ffn": False, "qkv_bias": True}.items():
         if config.get(key, value) != value:
-            raise ValueError(f"{path} has {key}={config[key]!r}, which this encoder has not")
+            raise ValueError(f"{path} has {key}={config[key]!r}; this suite's encoder supports {value!r} only")
     dinov2 = config["model_type"] == "dinov2"
     config = {
         "num_channels": 3,
@@ -186,17 +191,18 @@ def _config(path: Path) -> dict[str, Any]:
     } | config
     wanted = ("hidden_size", "num_hidden_layers", "num_attention_heads", *(() if dinov2 else ("intermediate_size",)))
     if wrong := [key for key in wanted if not isinstance(config.get(key), int) or config[key] < 1]:
-        raise ValueError(f"{path} has no usable {', '.join(wrong)}; write what transformers does")
+        raise ValueError(f"{path} has no positive integer {', '.join(wrong)}; save the model again with transformers")
     ratio = config.get("mlp_ratio", 4)
     if dinov2 and not (isinstance(ratio, int | float) and 0 < ratio < math.inf):
-        raise ValueError(f"{path} has mlp_ratio={ratio!r}; give the width of the MLP over that of the model, 4")
+        raise ValueError(f"{path} has mlp_ratio={ratio!r}; set it to (MLP width) / (model width), usually 4")
     return config
 
 
 def _processor(path: Path) -> Statistics | None:
-    """Return the mean and standard deviation of the image processor beside the weights, on the scale [0, 1]; None where there is none.
+    """Return mean and standard deviation of the image processor beside the weights, for values in [0, 1].
 
-    transformers computes (x * rescale_factor - mean) / std of grey levels x, and leaves out either half where it is told to.
+    Returns None if there is no such file. transformers computes (x * rescale_factor - mean) / std for values x in
+    0..255; do_rescale=False and do_normalize=False each skip a part of it.
     """
     if not path.is_file():
         return None
@@ -206,10 +212,10 @@ def _processor(path: Path) -> Statistics | None:
     elif isinstance(processor.get("image_mean"), list) and isinstance(processor.get("image_std"), list):
         mean, std = processor["image_mean"], processor["image_std"]
     else:
-        raise ValueError(f"{path} tells no image_mean and image_std; correct or remove it")
+        raise ValueError(f"{path} has no image_mean and image_std; correct or remove it")
     factor = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1.0
     if not isinstance(factor, int | float) or not factor > 0:
-        raise ValueError(f"{path} has rescale_factor={factor!r}; a factor is above 0")
+        raise ValueError(f"{path} has rescale_factor={factor!r}; it must be above 0")
     if abs(factor * 255 - 1) < 1e-3:
         return checked(mean, std, where=str(path))
     try:
@@ -221,17 +227,19 @@ def _processor(path: Path) -> Statistics | None:
 
 
 def _architecture(config: Mapping[str, Any], *, final_norm: bool, where: Path) -> ViTConfig:
-    """Return the architecture that config.json describes; here the head count is known.
+    """Return the architecture that config.json describes, with its number of heads.
 
-    final_norm: whether the weights have one; with BEiT config.json does not say so of masked modelling, which has it beside the encoder.
+    final_norm: whether the weights have one. config.json of BEiT does not tell: a model for masked image modelling has
+        its norm outside the encoder.
     """
     kind, size = config["model_type"], config["image_size"]
     dim = config["hidden_size"]
     hidden = round(dim * config.get("mlp_ratio", 4)) if kind == "dinov2" else config["intermediate_size"]
     tables = {(True, False): "shared", (False, True): "per_block"}
     fields: dict[str, Any] = {
-        "size": None, "dim": dim, "depth": config["num_hidden_layers"], "heads": config["num_attention_heads"], "mlp_ratio": hidden / dim,
-        "patch": config["patch_size"], "image_size": tuple(size) if isinstance(size, list) else size, "channels": config["num_channels"],
+        "size": None, "dim": dim, "depth": config["num_hidden_layers"], "heads": config["num_attention_heads"],
+        "mlp_ratio": hidden / dim, "patch": config["patch_size"],
+        "image_size": tuple(size) if isinstance(size, list) else size, "channels": config["num_channels"],
         "norm_eps": config["layer_norm_eps"],
         "positions": "fixed" if kind == "vit_mae" else "learned", "layer_scale": 1.0 if kind == "dinov2" else None,
     }  # fmt: skip

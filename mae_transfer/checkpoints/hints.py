@@ -1,4 +1,4 @@
-"""Which layout a file looks like. Only an error message asks: what is loaded is what the reference says."""
+"""Guesses the layout of a file, for error messages only. Loading always follows the reference."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mae_transfer.checkpoints.names import STEM
 
 Names = set[str]
 
-# The first that holds names the layouts; top: the file's own keys, names: those of the tensors within.
+# (layouts, test of (top: keys of the file, names: names of its tensors)); the first match counts.
 SIGNS: tuple[tuple[tuple[str, ...], Callable[[Names, Names], bool]], ...] = (
     (("moco-v3",), lambda top, names: _any(names, "module.base_encoder.")),
     (("augreg",), lambda top, names: _any(names, "Transformer/")),
@@ -33,7 +33,10 @@ SIGNS: tuple[tuple[tuple[str, ...], Callable[[Names, Names], bool]], ...] = (
 
 
 def looks_like(path: Path) -> tuple[str, ...]:
-    """Return the prefixes of the layouts that a file looks like ("" for this suite's own); none where nothing tells, or it cannot be read."""
+    """Return the prefixes of the layouts that a file looks like; "" is this suite's own.
+
+    The result is empty if no test matches or the file cannot be read.
+    """
     try:
         file = weight_file(path)
         if file.suffix == ".safetensors" and metadata(file).get("format"):
@@ -45,9 +48,8 @@ def looks_like(path: Path) -> tuple[str, ...]:
         (content[key] for key in ("model", "state_dict", "teacher") if isinstance(content.get(key), dict)), content
     )
     names = {str(name) for name in inner}
-    names |= {
-        name.removeprefix(stem.removesuffix(STEM)) for stem in names if stem.endswith(f".{STEM}") for name in names
-    }  # as names.core does
+    prefixes = {stem.removesuffix(STEM) for stem in names if stem.endswith(f".{STEM}")}
+    names |= {name.removeprefix(prefix) for prefix in prefixes for name in names}  # as names.core does
     return next((prefixes for prefixes, sign in SIGNS if sign(set(content), names)), ())
 
 

@@ -1,8 +1,8 @@
-"""Released layouts of plain ViTs: what each one calls its tensors. A layout is asked for by name; nothing is guessed from keys.
+"""Released layouts of plain ViTs. The user names the layout; it is never guessed from keys.
 
-The encoder of this suite bears the released MAE names, which are timm's, so most encoders need no renaming: a list of what is dropped and the head
-counts tell them apart. Wrappers and prefixes are found by pattern (names.unwrap, names.core). Each function turns a file into a `Found`; `fit.fit`
-then puts it into an encoder, to the last tensor.
+This suite's encoder uses the names of MAE's release, which are timm's. Most layouts therefore need no renaming and
+differ only in the tensors to drop and the number of heads. Wrappers and prefixes are found by pattern (names.unwrap,
+names.core). Each function turns a file into a `Found`; `fit.fit` then loads it strictly into an encoder.
 """
 
 from __future__ import annotations
@@ -23,46 +23,48 @@ from mae_transfer.core.normalize import IMAGENET, Statistics, checked
 from mae_transfer.core.positions import fixed_grid, sincos_2d
 from mae_transfer.models.vit import SIZES, ViTConfig
 
-HEAD = ("head.", "fc_norm.")  # a classifier's tensors: handed back, never dropped
+HEAD = ("head.", "fc_norm.")  # tensors of a classifier; they are returned, never dropped
 HALF = Statistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 PUBLISHED_HEADS = {192: (3, 12), 384: (6, 12)}  # 192: DeiT and MAE-Lite; 384: DeiT, DINO, iBOT, DINOv2 and MoCo v3
 MAE_DECODER = ("mask_token", "decoder_embed.", "decoder_pos_embed", "decoder_blocks.", "decoder_norm.", "decoder_pred.")
 
 
 class Found(NamedTuple):
-    """What a layout finds in a file."""
+    """The content of a file in this suite's terms."""
 
-    architecture: ViTConfig  # `heads` is None where neither the file nor the layout tells them
-    tensors: dict[str, Tensor]  # the encoder's, in this suite's names
-    head: dict[str, Tensor]  # a classifier's: fc_norm.* and head.*; empty where the file has none
-    statistics: Statistics = IMAGENET  # what the images of the layout's releases were normalised with
-    recorded: Statistics | None = None  # what the file itself says of that
-    counts: tuple[
-        int, ...
-    ] = ()  # head counts that are published for this width, where neither the file nor the layout tells which
+    architecture: ViTConfig  # `heads` is None if neither the file nor the layout determines it
+    tensors: dict[str, Tensor]  # of the encoder, under this suite's names
+    head: dict[str, Tensor]  # of the classifier: fc_norm.* and head.*; empty if the file has none
+    statistics: Statistics = IMAGENET  # normalisation of the images in the layout's releases
+    recorded: Statistics | None = None  # normalisation that the file records
+    counts: tuple[int, ...] = ()  # published numbers of heads for this width, if `heads` is None
 
 
 def mae(path: Path) -> Found:
-    """mae_pretrain_*.pth, and detectron2's mirror of them."""
+    """Read mae_pretrain_*.pth, or detectron2's mirror of them."""
     return found(_encoder(path, "model"), positions="fixed", where=path)
 
 
 def mae_full(path: Path) -> Found:
-    """*_full.pth and mae_visualize_*.pth: the encoder of a file that has the decoder too (`load_mae` reads both)."""
+    """Read the encoder of *_full.pth or mae_visualize_*.pth, which also hold the decoder (`load_mae` reads both)."""
     return found(_encoder(path, "model"), drop=MAE_DECODER, positions="fixed", where=path)
 
 
 def mae_finetuned(path: Path) -> Found:
-    """mae_finetuned_*.pth: mean-pooled ones have fc_norm and no norm; positions were trained."""
+    """Read mae_finetuned_*.pth. Mean-pooled models have fc_norm and no norm; positions were trained."""
     return found(_encoder(path, "model"), classifier=True, where=path)
 
 
 def moco_v3(path: Path) -> Found:
-    """MoCo v3: the base encoder without its projector. ViT-S has 12 heads; the sin-cos table (rows first) is loaded as it is stored."""
+    """Read MoCo v3: the base encoder without its projector.
+
+    ViT-S has 12 heads. The sin-cos table (rows first) is loaded as stored.
+    """
     tensors = unwrap(read(path), "state_dict", where=path, stem=(STEM, "patch_embed.proj.0.weight"))
     if stem := next((name for name in tensors if name.endswith("patch_embed.proj.0.weight")), None):
         raise ValueError(
-            f"{path} has a convolutional stem ({stem} ...), which this encoder has not; use the ViT with a patch embedding"
+            f"{path} has a convolutional stem ({stem} ...), which this encoder does not support; "
+            "use the ViT with a patch embedding"
         )
     tensors = core(tensors, "base_encoder", where=path)
     tensors = {
@@ -74,37 +76,43 @@ def moco_v3(path: Path) -> Found:
 
 
 def dino(path: Path) -> Found:
-    """DINO: a flat backbone, or the teacher of a full checkpoint (its head is a projector and is dropped).
+    """Read DINO: a flat backbone, or the teacher of a full checkpoint; its head is a projector and is dropped.
 
-    Its own code resamples positions without antialiasing and with an offset of 0.1: at other sizes features agree nearly, not to the digit.
+    DINO's code resamples positions without antialiasing and with an offset of 0.1, so at other image sizes its features
+    differ slightly from these.
     """
     return found(_encoder(path, "teacher"), drop=HEAD, heads={192: 3, 384: 6}, where=path)
 
 
 def ibot(path: Path) -> Found:
-    """iBOT: an extracted backbone under "state_dict", or the teacher of a full checkpoint."""
+    """Read iBOT: an extracted backbone under "state_dict", or the teacher of a full checkpoint."""
     return found(
         _encoder(path, "state_dict", "teacher"), drop=(*HEAD, "masked_embed"), heads={192: 3, 384: 6}, where=path
     )
 
 
 def deit(path: Path) -> Found:
-    """DeiT, DeiT III and timm's supervised ViTs. A distilled one adds a second token, which this encoder has not: refused.
+    """Read DeiT, DeiT III or a supervised ViT of timm. A distilled model is refused because it has a second token.
 
-    MoCo v3's conversion to DeiT's names keeps its sin-cos table: a ViT-S of it has 12 heads, not DeiT's 6, so there the heads are asked for.
+    MoCo v3's conversion to DeiT's names keeps its sin-cos table. A ViT-S with such a table may have 12 heads instead of
+    DeiT's 6, so the user must pass the number.
     """
     tensors = rename(_encoder(path, "model"), ((r"^(blocks\.\d+)\.gamma_([12])$", r"\1.ls\2.gamma"),))
     if "dist_token" in tensors:
         name = "timm:deit_base_distilled_patch16_224@FILE"
         raise ValueError(
-            f"{path} has a distillation token (dist_token, N + 2 positions), which this encoder has not; load it as {name} or its like"
+            f"{path} has a distillation token (dist_token, N + 2 positions), which this encoder does not support; "
+            f"load it through timm, e.g. {name}"
         )
     heads = {} if _is_sincos(tensors.get("pos_embed")) else {192: 3, 384: 6}
     return found(tensors, drop=("pre_logits.",), classifier=True, heads=heads, where=path)
 
 
 def dinov2(path: Path) -> Found:
-    """DINOv2 without registers and with a plain MLP (S, B, L); positions are made for 518 px. Chunks of blocks (blocks.0.3.) are blocks in a row."""
+    """Read DINOv2 without registers and with a plain MLP (S, B, L).
+
+    Positions are made for 518 px. Chunked block names (blocks.0.3.) are flattened.
+    """
     tensors = _encoder(path, "teacher")
     if any(re.match(r"blocks\.\d+\.\d+\.", name) for name in tensors):
         tensors = rename(tensors, ((r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),))
@@ -115,26 +123,28 @@ def dinov2(path: Path) -> Found:
     ):
         if name in tensors:
             raise ValueError(
-                f"{path} has {what} ({name}), which this encoder has not; load it through timm, e.g. timm:vit_small_patch14_reg4_dinov2"
+                f"{path} has {what} ({name}), which this encoder does not support; "
+                "load it through timm, e.g. timm:vit_small_patch14_reg4_dinov2"
             )
     return found(tensors, drop=("mask_token", "dino_head.", "ibot_head."), heads={384: 6}, where=path)
 
 
 def beit(path: Path) -> Found:
-    """BEiT, self-supervised (one shared table) or fine-tuned (a table per block); the key has no bias, LayerScale is gamma_1 and gamma_2.
+    """Read BEiT, self-supervised (one shared table) or fine-tuned (a table per block).
 
-    Its releases, trained on ImageNet-22k, saw images normalised with 0.5 and 0.5; its code stores its options in "args", which tell others.
+    The key has no bias; LayerScale is gamma_1 and gamma_2. The releases, trained on ImageNet-22k, normalise images with
+    0.5 and 0.5. A file of BEiT's training script records its own choice under "args".
     """
     content = read(path)
     tensors = _beit_names(core(unwrap(content, "model", "module", where=path), where=path))
     flag = getattr(content.get("args"), "imagenet_default_mean_and_std", None)
     recorded = None if flag is None else IMAGENET if flag else HALF
-    sorted_ = found(tensors, drop=("lm_head.", "mask_token"), classifier=True, where=path)
-    return sorted_._replace(statistics=HALF, recorded=recorded)
+    result = found(tensors, drop=("lm_head.", "mask_token"), classifier=True, where=path)
+    return result._replace(statistics=HALF, recorded=recorded)
 
 
 def simmim(tensors: Tensors, *, where: Path) -> Found:
-    """SimMIM's ViT, in pretraining (under encoder., one shared table) or fine-tuned: BEiT's names, ImageNet's statistics."""
+    """Convert SimMIM's ViT, pretrained (one shared table) or fine-tuned: BEiT's names, ImageNet's statistics."""
     return found(_beit_names(tensors), drop=("decoder.", "mask_token"), classifier=True, where=where)
 
 
@@ -150,7 +160,10 @@ def _beit_names(tensors: Tensors) -> dict[str, Tensor]:
 
 
 def mmpretrain(path: Path) -> Found:
-    """mmpretrain's and mmselfsup's ViTs (MAE, MoCo v3 ...): other names, and sin-cos tables with rows first, loaded as they are stored."""
+    """Read a ViT of mmpretrain or mmselfsup (MAE, MoCo v3 ...).
+
+    The names differ from ours. Sin-cos tables (rows first) are loaded as stored.
+    """
     stem = "patch_embed.projection.weight"
     tensors = core(unwrap(read(path), "state_dict", where=path, stem=stem), "backbone", where=path, stem=stem)
     recorded = _preprocessor(tensors, where=path)
@@ -169,7 +182,7 @@ def mmpretrain(path: Path) -> Found:
 
 
 def _preprocessor(tensors: Tensors, *, where: Path) -> Statistics | None:
-    """Return the statistics that mmpretrain's data preprocessor left in a file, on the scale [0, 1]; its own is that of grey levels."""
+    """Return the statistics of mmpretrain's data preprocessor, converted from the scale 0..255 to 0..1."""
     stored = [tensors.get(f"data_preprocessor.{name}") for name in ("mean", "std")]
     if any(values is None for values in stored):
         return None
@@ -178,14 +191,23 @@ def _preprocessor(tensors: Tensors, *, where: Path) -> Statistics | None:
 
 
 def augreg(path: Path) -> Found:
-    """Google's .npz files (AugReg and the original ViTs): flax names, kernels transposed, head counts in the shapes; normalised with 0.5 and 0.5."""
+    """Read Google's .npz files (AugReg and the original ViTs).
+
+    They have flax names and transposed kernels, and their shapes give the number of heads. Images are normalised with
+    0.5 and 0.5.
+    """
     flax = read(path)
     if any(name.startswith("conv_root") for name in flax):
-        raise ValueError(f"{path} is a hybrid with a ResNet stem (conv_root ...), which this encoder has not")
+        raise ValueError(
+            f"{path} is a hybrid with a ResNet stem (conv_root ...), which this encoder does not support; "
+            "use a plain ViT"
+        )
     rules = (
-        (r"^embedding/", "patch_embed.proj/"), (r"^cls$", "cls_token"), (r"^Transformer/posembed_input/pos_embedding$", "pos_embed"),
+        (r"^embedding/", "patch_embed.proj/"), (r"^cls$", "cls_token"),
+        (r"^Transformer/posembed_input/pos_embedding$", "pos_embed"),
         (r"^Transformer/encoder_norm/", "norm/"), (r"^Transformer/encoderblock_(\d+)/", r"blocks.\1."),
-        (r"LayerNorm_0/", "norm1/"), (r"LayerNorm_2/", "norm2/"), (r"MlpBlock_3/Dense_0/", "mlp.fc1/"), (r"MlpBlock_3/Dense_1/", "mlp.fc2/"),
+        (r"LayerNorm_0/", "norm1/"), (r"LayerNorm_2/", "norm2/"),
+        (r"MlpBlock_3/Dense_0/", "mlp.fc1/"), (r"MlpBlock_3/Dense_1/", "mlp.fc2/"),
         (r"MultiHeadDotProductAttention_1/out/", "attn.proj/"), (r"MultiHeadDotProductAttention_1/", "attn."),
         (r"/(?:kernel|scale)$", ".weight"), (r"/bias$", ".bias"),
     )  # fmt: skip
@@ -201,12 +223,12 @@ def augreg(path: Path) -> Found:
 
 
 def _encoder(path: Path, *keys: str) -> dict[str, Tensor]:
-    """Return the tensors of a file without what they are wrapped in and prefixed with; of a student and a teacher those of the teacher."""
+    """Return the encoder's tensors without wrapper and prefix; of a student and a teacher, the teacher's."""
     return core(unwrap(read(path), *keys, where=path), "teacher", where=path)
 
 
 def _from_flax(name: str, tensor: Tensor) -> Tensor:
-    """Return a flax tensor in torch's layout: kernels output first, heads merged into the width."""
+    """Return a flax tensor in torch's layout: output dimension first, heads merged into the width."""
     if ".attn." in name and tensor.ndim == 2 and name.endswith("bias"):
         return tensor.flatten()
     if name.endswith("proj.weight") and tensor.ndim == 4:
@@ -227,11 +249,11 @@ def found(
     heads: Mapping[int, int] | None = None,
     where: Path,
 ) -> Found:
-    """Sort tensors in this suite's names into encoder and head, without `drop`.
+    """Split tensors under this suite's names into encoder and head, without `drop`.
 
-    A position table that has no row for the class token (DeiT III) gets one of zeros, which is the same.
+    A position table without a row for the class token (DeiT III) gets a row of zeros, which is equivalent.
 
-    classifier: the layout has one, and its tensors are handed back. heads: the layout's own head counts, by width.
+    classifier: the layout can have a classifier; its tensors are returned. heads: width -> number of heads.
     """
     kept = {name: tensor for name, tensor in tensors.items() if not named(name, drop)}
     head = {name: kept.pop(name) for name in list(kept) if classifier and named(name, HEAD)}
@@ -249,55 +271,63 @@ def found(
 
 
 def architecture(tensors: Tensors, *, pooled: bool, positions: str, heads: Mapping[int, int], where: Path) -> ViTConfig:
-    """Return the architecture that shapes and names tell. The head count is in a table of relative positions only: else it is the layout's or None.
+    """Return the architecture, derived from shapes and names.
+
+    The number of heads follows from a table of relative positions; otherwise it is the layout's, or None.
 
     Raises:
-        ValueError: a tensor that tells the shape is missing, or the grid is not square.
+        ValueError: a tensor that determines the architecture is missing, or the grid is not square.
     """
     table = "pos_embed" if "pos_embed" in tensors else "rel_pos_bias.0.table"
     ranks = {STEM: 4, "blocks.0.mlp.fc1.weight": 2, table: 3 if table == "pos_embed" else 2}
     if lost := [name for name in ranks if name not in tensors]:
         raise ValueError(
-            f"{where} has no {' and no '.join(lost)}; its names (in this suite's terms) are {shortened(sorted(tensors))}"
+            f"{where} has no {' and no '.join(lost)}; its names (in this suite's terms) are "
+            f"{shortened(sorted(tensors))}"
         )
     if flat := [
         f"{name} {tuple(tensors[name].shape)}"
         for name, rank in ranks.items()
         if tensors[name].ndim != rank or not tensors[name].numel()
     ]:
-        raise ValueError(f"{where} has {', '.join(flat)}, which is not the shape of a ViT's")
+        raise ValueError(f"{where} has {', '.join(flat)}, which is not a shape of a ViT: name the file's layout")
     dim, channels, patch, width = tensors[STEM].shape
     depth = 1 + max(int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name)))
     hidden = tensors["blocks.0.mlp.fc1.weight"].shape[0]
     if patch != width:
-        raise ValueError(f"{where} has patches of {patch} x {width} pixels ({STEM}); this encoder's are square")
+        raise ValueError(f"{where} has patches of {patch} x {width} pixels ({STEM}); only square patches are supported")
     side = _side(tensors)
     if side is None:
         rows = tensors[table].shape[-2]
         raise ValueError(
-            f"{where} has {rows} rows in {table}, which is no square grid of patches with {int('cls_token' in tensors)} class tokens"
+            f"{where} has {rows} rows in {table}, which is no square grid of patches with "
+            f"{int('cls_token' in tensors)} class tokens"
         )
     grid = fixed_grid(tensors[table], leading=int("cls_token" in tensors)) if table == "pos_embed" else None
     if grid not in (None, (side, side)):
         raise ValueError(
-            f"{where} has the positions of {grid} patches, and its layout is of square images; load the file that it was exported from"
+            f"{where} has the positions of {grid} patches, but its layout is for square images; "
+            "load the file that it was exported from"
         )
     size = next((name for name, (width, blocks, _) in SIZES.items() if (width, blocks) == (dim, depth)), None)
     tables = sum(name.startswith("rel_pos_bias.") for name in tensors)
     own = tensors["rel_pos_bias.0.table"].shape[1] if "rel_pos_bias.0.table" in tensors else None
     fields: dict[str, Any] = {
-        "size": size, "dim": None if size else dim, "depth": None if size else depth, "heads": own or heads.get(dim), "patch": patch,
-        "channels": channels, "image_size": side * patch, "mlp_ratio": hidden / dim, "class_token": "cls_token" in tensors,
-        "final_norm": "norm.weight" in tensors or not pooled, "positions": positions if "pos_embed" in tensors else "none",
+        "size": size, "dim": None if size else dim, "depth": None if size else depth, "heads": own or heads.get(dim),
+        "patch": patch, "channels": channels, "image_size": side * patch, "mlp_ratio": hidden / dim,
+        "class_token": "cls_token" in tensors, "final_norm": "norm.weight" in tensors or not pooled,
+        "positions": positions if "pos_embed" in tensors else "none",
         "relative_positions": "none" if not tables else "shared" if tables == 1 else "per_block",
-        "qkv_bias": "qkv" if "blocks.0.attn.qkv.bias" in tensors else "qv" if "blocks.0.attn.q_bias" in tensors else "none",
+        "qkv_bias": (
+            "qkv" if "blocks.0.attn.qkv.bias" in tensors else "qv" if "blocks.0.attn.q_bias" in tensors else "none"
+        ),
         "layer_scale": 1.0 if "blocks.0.ls1.gamma" in tensors else None,
     }  # fmt: skip
     return validate(fields, ViTConfig, where=f"architecture of {where}")
 
 
 def _side(tensors: Tensors) -> int | None:
-    """Return the side of the square grid that positions are made for; None where it is none."""
+    """Return the side of the square grid of the positions; None if the number of rows fits no square grid."""
     leading = int("cls_token" in tensors)
     if "pos_embed" in tensors:
         side = math.isqrt(max(0, tensors["pos_embed"].shape[1] - leading))
@@ -308,7 +338,10 @@ def _side(tensors: Tensors) -> int | None:
 
 
 def _is_sincos(table: Tensor | None) -> bool:
-    """Return whether a position table (1, 1 + N, D) is a fixed sin-cos table, of either order of rows and columns, as MoCo v3's and MAE's are."""
+    """Return whether a position table (1, 1 + N, D) is a fixed sin-cos table.
+
+    Both orders of rows and columns count: MoCo v3's and MAE's.
+    """
     if table is None or table.ndim != 3 or table.shape[2] % 4:
         return False
     side, dim = math.isqrt(max(0, table.shape[1] - 1)), table.shape[2]

@@ -1,4 +1,4 @@
-"""Dicts of tensors: taken out of a file, freed of wrappers and prefixes, renamed, joined."""
+"""Helpers for dicts of tensors: remove wrappers and prefixes, rename, join query, key and value."""
 
 from __future__ import annotations
 
@@ -12,25 +12,32 @@ from torch import Tensor
 
 from mae_transfer.checkpoints.files import Tensors, shortened
 
-STEM = "patch_embed.proj.weight"  # every ViT and Swin has it: where it stands tells wrapper and prefix
-WRAPPERS = 3  # dicts within dicts that are looked into
+STEM = "patch_embed.proj.weight"  # every ViT and Swin has it; its position shows the wrapper and the prefix
+WRAPPERS = 3  # depth of nested dicts that are searched
 
 
 def rename(tensors: Tensors, rules: Collection[tuple[str, str]]) -> dict[str, Tensor]:
-    """Return the tensors with each regular expression of `rules` replaced in their names, in order; ValueError where two get one name."""
+    """Return the tensors with the regular expressions of `rules` replaced in their names, in order.
+
+    Raises:
+        ValueError: two tensors would get the same name.
+    """
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         new = name
         for pattern, replacement in rules:
             new = re.sub(pattern, replacement, new)
         if new in renamed:
-            raise ValueError(f"two tensors would be {new}, one of them {name}: is the file of another layout?")
+            raise ValueError(f"two tensors would be named {new}, one of them {name}: name the file's layout")
         renamed[new] = tensor
     return renamed
 
 
 def join_qkv(tensors: Tensors, query: str, key: str, value: str) -> dict[str, Tensor]:
-    """Return the tensors with the three projections of each block joined into attn.qkv; without a key's bias, into q_bias and v_bias."""
+    """Return the tensors with query, key and value of each block joined into attn.qkv.
+
+    If the key has no bias, the other two biases become q_bias and v_bias.
+    """
     joined = dict(tensors)
     for name in [name for name in tensors if f".{query}." in name]:
         stem, _, kind = name.partition(f".{query}.")
@@ -38,13 +45,15 @@ def join_qkv(tensors: Tensors, query: str, key: str, value: str) -> dict[str, Te
         if parts[key] is None and kind == "bias" and parts[value] is not None:
             joined[f"{stem}.attn.q_bias"], joined[f"{stem}.attn.v_bias"] = parts[query], parts[value]  # type: ignore[assignment]
         elif any(part is None for part in parts.values()):
-            raise ValueError(f"{name} stands alone: of {', '.join(parts)} at least one is missing in {stem}")
+            lost = ", ".join(part for part, tensor in parts.items() if tensor is None)
+            raise ValueError(f"{stem} has {name} but no {lost} ({kind}): the file is incomplete, save it again")
         else:
             found = [part for part in parts.values() if part is not None]
             if len({part.shape[1:] for part in found}) > 1 or not found[0].ndim:
                 shapes = [tuple(part.shape) for part in found]
                 raise ValueError(
-                    f"{name}: query, key and value of {stem} have shapes {shapes}, which do not go together"
+                    f"{name}: query, key and value of {stem} have shapes {shapes}, which cannot be joined: "
+                    "save the file again"
                 )
             joined[f"{stem}.attn.qkv.{kind}"] = torch.cat(found)
     return joined
@@ -53,63 +62,65 @@ def join_qkv(tensors: Tensors, query: str, key: str, value: str) -> dict[str, Te
 def unwrap(
     content: Mapping[str, Any], *keys: str, where: Path, stem: str | Collection[str] = STEM
 ) -> dict[str, Tensor]:
-    """Return the tensors of a file, out of whatever dicts they are wrapped in.
+    """Return the tensors of a file without the dicts around them.
 
     Args:
-        keys: where the layout keeps them; they come first. Otherwise the one dict that holds a tensor named `stem` is taken, the file itself or a
-            dict within it, whatever its name.
-        stem: how the name of a tensor ends that every file of the layout has; of several one is enough.
+        keys: the keys under which the layout stores its tensors; they take precedence. Otherwise the only dict with a
+            tensor named `stem` is taken: the file itself, or a dict within it under any key.
+        stem: end of the name of a tensor that every file of the layout has; of several, one is enough.
     Raises:
-        ValueError: no dict holds such a tensor, or several do; the message says which keys were looked for and which there are.
+        ValueError: no dict holds such a tensor, or several do; the message lists the expected keys and the file's keys.
     """
     stems = (stem,) if isinstance(stem, str) else tuple(stem)
-    places = {place: tensors for place, tensors in _dicts(content) if any(name.endswith(stems) for name in tensors)}
+    models = {path: tensors for path, tensors in _dicts(content) if any(name.endswith(stems) for name in tensors)}
     for key in keys:
-        if inner := [place for place in places if place.split("/")[-1] == key]:
-            return places[min(inner, key=len)]
-    if "" in places or len(places) == 1:
-        return places.get("") or next(iter(places.values()))
-    if places:
+        if inner := [path for path in models if path.split("/")[-1] == key]:
+            return models[min(inner, key=len)]
+    if "" in models or len(models) == 1:
+        return models.get("") or next(iter(models.values()))
+    if models:
         raise ValueError(
-            f"{where} holds several models, under {', '.join(places)}; keep the one that is meant, alone in a file"
+            f"{where} holds several models, under {', '.join(models)}; save the intended one in its own file"
         )
     names = [name for _, tensors in _dicts(content) for name in tensors]
     wanted = f"{' or '.join(map(repr, keys))} entry with" if keys else "tensor named"
     raise ValueError(
-        f"{where} has no {wanted} ...{' or ...'.join(stems)}: its keys are {shortened(list(content)) or 'none'}, its names "
-        f"{shortened(names) or 'none'}; is it of another layout?"
+        f"{where} has no {wanted} ...{' or ...'.join(stems)}: its keys are {shortened(list(content)) or 'none'}, "
+        f"its names {shortened(names) or 'none'}; name the file's layout"
     )
 
 
-def _dicts(content: Mapping[str, Any], place: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yield the tensors of a dict and of the dicts within it, with the keys that lead there."""
-    yield place, {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+def _dicts(content: Mapping[str, Any], path: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield (path of keys, tensors) of a dict and of the dicts within it."""
+    yield path, {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     if depth < WRAPPERS:
         for key, value in content.items():
             if isinstance(value, dict):
-                yield from _dicts(value, f"{place}/{key}" if place else str(key), depth + 1)
+                yield from _dicts(value, f"{path}/{key}" if path else str(key), depth + 1)
 
 
 def core(tensors: Tensors, *prefer: str, where: Path, stem: str = STEM) -> dict[str, Tensor]:
-    """Return the tensors without the prefix that the encoder's names share, whatever it is ("module.backbone.", "encoder.", "model.").
+    """Return the tensors without the common prefix of the encoder's names ("module.backbone.", "encoder." ...).
 
-    Tensors beside the encoder keep their names, without the part of the prefix that all names share. Where several encoders have a `stem`, the
-    prefix that holds a word of `prefer` is the one, and the tensors of the others are left out.
+    Tensors outside the encoder lose only the part of the prefix that all names share. If several encoders have a
+    `stem`, the one whose prefix contains a word of `prefer` is taken, and the tensors of the others are dropped.
 
     Raises:
-        ValueError: no tensor is named so, or several encoders are and none is preferred.
+        ValueError: no tensor is named `stem`, or several encoders have one and none is preferred.
     """
     prefixes = [name.removesuffix(stem) for name in tensors if name == stem or name.endswith(f".{stem}")]
     if not prefixes:
         raise ValueError(
-            f"{where} has no tensor named ...{stem}; its names are {shortened(list(tensors)) or 'none'}: is it of another layout?"
+            f"{where} has no tensor named ...{stem}; its names are {shortened(list(tensors)) or 'none'}: "
+            "name the file's layout"
         )
     preferred = next(
         (found for word in prefer if (found := [prefix for prefix in prefixes if word in prefix.split(".")])), prefixes
     )
     if preferred is prefixes and len(prefixes) > 1:
         raise ValueError(
-            f"{where} holds several encoders, under {', '.join(map(repr, prefixes))}; keep the one that is meant, alone in a file"
+            f"{where} holds several encoders, under {', '.join(map(repr, prefixes))}; "
+            "save the intended one in its own file"
         )
     own = min(preferred, key=len)
     others = tuple(prefix for prefix in prefixes if prefix not in ("", own))
@@ -118,27 +129,31 @@ def core(tensors: Tensors, *prefer: str, where: Path, stem: str = STEM) -> dict[
 
 
 def _without(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
-    """Return the tensors without a prefix; those beside it lose the part of it that every name has."""
+    """Return the tensors without a prefix; other tensors lose the part of it that every name has."""
     words, shared = prefix.split(".")[:-1], ""
     for word in words:
         if not all(name.startswith(f"{shared}{word}.") for name in tensors):
             break
         shared += f"{word}."
-    freed = {
+    stripped = {
         name.removeprefix(prefix if name.startswith(prefix) else shared): tensor for name, tensor in tensors.items()
     }
-    if len(freed) < len(tensors):
+    if len(stripped) < len(tensors):
+        both = next(name for name in tensors if prefix + name in tensors)
         raise ValueError(
-            f"names with and without {prefix!r} fall together, e.g. {next(name for name in tensors if prefix + name in tensors)}"
+            f"names with and without the prefix {prefix!r} collide, e.g. {both}: save the encoder in its own file"
         )
-    return freed
+    return stripped
 
 
 def released_name(name: str) -> str:
-    """Return what MAE's release calls a parameter of models.mae.MAE ("decoder.blocks.0.norm1.weight" -> "decoder_blocks.0.norm1.weight")."""
+    """Return the name in MAE's release of a parameter of models.mae.MAE.
+
+    For example "decoder.blocks.0.norm1.weight" -> "decoder_blocks.0.norm1.weight".
+    """
     if name == "decoder.mask_token":
         return "mask_token"
     part, _, rest = name.partition(".")
     if part not in ("encoder", "decoder"):
-        raise ValueError(f"MAE's released layout has no place for {name!r} (it knows no mask token in the encoder)")
+        raise ValueError(f"MAE's released layout cannot hold {name!r} (it has no mask token in the encoder)")
     return rest if part == "encoder" else f"decoder_{rest}"

@@ -1,4 +1,4 @@
-"""References as a user writes them: PREFIX:PATH, or a bare path. Only a known prefix ends at a colon, so a path may hold colons."""
+"""References of the form PREFIX:PATH or PATH. Only a known prefix counts, so a path may contain colons."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from mae_transfer.home import at_home
 
 
 def split(reference: str | Path, prefixes: Collection[str]) -> tuple[str, str]:
-    """Return prefix and path of a reference, the prefix "" for a bare path; a leading ~ of the path becomes the home folder.
+    """Return prefix and path of a reference; the prefix of a bare path is "". A leading ~ becomes the home folder.
 
     Raises:
-        ValueError: what stands before the colon is no prefix, and the whole names no file either.
+        ValueError: the text before the colon is not a prefix, and the reference is not a file either.
     """
     text = str(reference)
     prefix, colon, rest = text.partition(":")
@@ -21,5 +21,5 @@ def split(reference: str | Path, prefixes: Collection[str]) -> tuple[str, str]:
         return prefix, at_home(rest)
     if colon and not (os.sep in prefix or Path(at_home(text)).exists()):
         known = ", ".join(f"{name}:" for name in prefixes if name)
-        raise ValueError(f"no layout {prefix!r} in {text!r}; known are {known} or a bare path")
+        raise ValueError(f"no layout {prefix!r} in {text!r}; use one of {known} or a bare path")
     return "", at_home(text)

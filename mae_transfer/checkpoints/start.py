@@ -1,4 +1,4 @@
-"""Weights that begin another pretraining: encoder and decoder, at the image size of the new run."""
+"""Initial weights of a pretraining: encoder and decoder, resampled to the image size of the new run."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from mae_transfer.models.mae import MAE
 
 
 def load_mae(model: MAE, path: Path) -> None:
-    """Fill encoder and decoder from a released `*_full.pth` (MAE with its decoder), to continue pretraining or to draw."""
+    """Load a released `*_full.pth` (MAE with its decoder), to continue pretraining or to draw reconstructions."""
     tensors = unwrap(read(path), "model", where=path)
     names = {released_name(name): name for name in model.state_dict()}
     fill(model, {names.get(name, name): tensor for name, tensor in tensors.items()}, where=str(path))
 
 
 def fill(model: MAE, tensors: Mapping[str, Tensor], *, where: str) -> None:
-    """Fill a model, to the last tensor, whose images may have another size than those that the tensors learned from.
+    """Load tensors strictly into a model whose image size may differ from that of the tensors.
 
-    Positions follow the size, in encoder and decoder: a fixed sin-cos table is built anew, any other is resampled bicubically; tables of relative
-    positions are resampled bicubically. ValueError where anything else does not fit.
+    The positions of encoder and decoder are adapted: a fixed sin-cos table is computed again, any other table is
+    resampled bicubically, and so are tables of relative positions. ValueError if anything else does not fit.
     """
     fitted = dict(tensors)
     for name, wanted in model.state_dict().items():
@@ -41,14 +41,17 @@ def fill(model: MAE, tensors: Mapping[str, Tensor], *, where: str) -> None:
             side = (math.isqrt(max(0, len(stored) - 3 * leading)) + 1) // 2
             if (2 * side - 1) ** 2 + 3 * leading != len(stored):
                 raise ValueError(
-                    f"{name} in {where} has {len(stored)} rows, which is no square grid: start at its own image size"
+                    f"{name} in {where} has {len(stored)} rows, which is no square grid: use the image size of the file"
                 )
             fitted[name] = resample_relative(stored, (side, side), model.encoder.grid, leading=leading)
     load_strict(model, fitted, where=where)
 
 
 def _positions(stored: Tensor, model: MAE, *, where: str) -> Tensor:
-    """Return a table (1, T + N, D) for the grid of the model. The number of rows does not tell the shape of a grid; a fixed table's values do."""
+    """Return a table (1, T + N, D) for the model's grid.
+
+    The number of rows does not determine the shape of a grid, but the values of a fixed table do.
+    """
     leading, dim, grid = model.encoder.leading, stored.shape[2], model.encoder.grid
     patches = max(0, stored.shape[1] - leading)
     if fixed_grid(stored, leading=leading) not in (None, grid):
@@ -57,5 +60,5 @@ def _positions(stored: Tensor, model: MAE, *, where: str) -> Tensor:
         return stored
     side = math.isqrt(patches)
     if side < 1 or side**2 != patches:
-        raise ValueError(f"{where} has {stored.shape[1]} rows, which is no square grid: start at its own image size")
+        raise ValueError(f"{where} has {stored.shape[1]} rows, which is no square grid: use the image size of the file")
     return resample(stored, (side, side), grid, leading=leading)

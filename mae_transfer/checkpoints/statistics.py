@@ -1,4 +1,4 @@
-"""What the images of weights were normalised with, where a file or what lies beside it says so; it travels with every export."""
+"""Image statistics (mean and standard deviation) that belong to weights; every export records them."""
 
 from __future__ import annotations
 
@@ -10,28 +10,30 @@ from typing import Any, NamedTuple
 from mae_transfer.checkpoints.files import metadata
 from mae_transfer.core.normalize import Statistics, checked
 
-KEY = "statistics"  # of a file's metadata
-HUB = ("model.safetensors", "pytorch_model.bin")  # beside these timm's config.json speaks of the same weights
-TOLERANCE = 5e-3  # between two roundings of the same mean or standard deviation
+KEY = "statistics"  # key in a file's metadata
+HUB = ("model.safetensors", "pytorch_model.bin")  # a config.json of timm beside these files describes their weights
+TOLERANCE = 5e-3  # largest difference of two roundings of the same value
 
 
 class Said(NamedTuple):
-    """Statistics, and whether they are known to be the weights' own or are their layout's default."""
+    """Statistics, and whether they are recorded for these weights or are the default of their layout."""
 
     statistics: Statistics
     recorded: bool
 
 
 def entry(said: Said) -> dict[str, Any]:
-    """Return what an export writes into its metadata."""
+    """Return the metadata entry of an export."""
     return {KEY: {"mean": list(said.statistics.mean), "std": list(said.statistics.std), "recorded": said.recorded}}
 
 
 def stored(path: Path) -> Said | None:
-    """Return what a weight file says: an export of this suite, its own pretraining, or timm's config.json beside a file of the hub; else None.
+    """Return the recorded statistics of a weight file, or None.
+
+    Sources: the metadata of an export or a pretraining of this suite, or timm's config.json beside a file of the hub.
 
     Raises:
-        ValueError: what it says are no statistics of images.
+        ValueError: the record does not hold valid image statistics.
     """
     about = metadata(path) if path.suffix == ".safetensors" else {}
     for key in (KEY, "recipe"):
@@ -46,39 +48,44 @@ def stored(path: Path) -> Said | None:
     return None
 
 
-def agreed(default: Said, said: Said | None, *, where: str) -> Said:
-    """Return what holds of a file: what is recorded before a default. ValueError where two records contradict each other."""
-    if said is None:
+def agreed(default: Said, stored: Said | None, *, where: str) -> Said:
+    """Return the statistics of a file; recorded ones take precedence over a default.
+
+    Raises:
+        ValueError: two records contradict each other.
+    """
+    if stored is None:
         return default
-    if default.recorded and not same(default.statistics, said.statistics):
-        if said.recorded:
+    if default.recorded and not same(default.statistics, stored.statistics):
+        if stored.recorded:
             raise ValueError(
-                f"{where}: two records of its statistics contradict each other, {text(default.statistics)} and {text(said.statistics)}; correct one"
+                f"{where}: two records of its statistics contradict each other, {text(default.statistics)} and "
+                f"{text(stored.statistics)}; correct one"
             )
         return default
-    return said
+    return stored
 
 
 def same(one: Statistics, other: Statistics) -> bool:
-    """Return whether two statistics are equal but for rounding."""
+    """Return whether two statistics are equal up to rounding."""
     pairs = list(zip(one.mean + one.std, other.mean + other.std, strict=False))
     return len(one.mean) == len(other.mean) and all(abs(a - b) <= TOLERANCE for a, b in pairs)
 
 
 def text(statistics: Statistics) -> str:
-    """Return statistics as a sentence holds them."""
+    """Return statistics as text for a sentence."""
     mean, std = (tuple(round(value, 5) for value in part) for part in statistics)
     return f"mean {mean} and std {std}"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; ValueError where there is none."""
+    """Return the object in a JSON file; ValueError if the file holds none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is missing or no JSON ({type(error).__name__}); write it again") from None
+        raise ValueError(f"{path} is missing or not JSON ({type(error).__name__}); write it again") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not an object of JSON")
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a JSON object; write it again")
     return content
 
 

@@ -1,4 +1,4 @@
-"""Layouts that end in a timm model: `timm:NAME`, and the Swin encoders of MoBY and EsViT."""
+"""Layouts that load into a timm model: `timm:NAME`, and the Swin encoders of MoBY, EsViT and SimMIM."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ MAY_CHANGE = ("image_size", "drop_path", "class_token", "final_norm")
 
 
 def timm_model(name: str, file: Path | None, changes: Mapping[str, Any]) -> TimmBackbone:
-    """Return timm's NAME with the weights that timm has for it, or with those of a local file in timm's names."""
+    """Return a timm model with timm's own weights, or with those of a local file under timm's names."""
     if file is None:
         return wrap(name, changes, pretrained=True)
     return wrap(name, changes, tensors=_flat(read(file), where=file), where=str(file))
 
 
 def _flat(content: Mapping[str, Any], *, where: Path) -> dict[str, Tensor]:
-    """Return the tensors of any timm model's file: under one of the usual keys, or the file itself, without what DDP and compile prefix."""
+    """Return the tensors of a timm model's file, without the prefixes of DDP and compile.
+
+    They are under one of the usual keys or at the top level.
+    """
     inner = next(
         (
             content[key]
@@ -38,7 +41,9 @@ def _flat(content: Mapping[str, Any], *, where: Path) -> dict[str, Tensor]:
     )
     tensors = {name: value for name, value in inner.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise ValueError(f"{where} holds no tensors; its keys are {shortened(list(content)) or 'none'}")
+        raise ValueError(
+            f"{where} holds no tensors; its keys are {shortened(list(content)) or 'none'}: save the model's state dict"
+        )
     for prefix in ("module.", "_orig_mod.", "model."):
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
@@ -46,14 +51,14 @@ def _flat(content: Mapping[str, Any], *, where: Path) -> dict[str, Tensor]:
 
 
 def moby(path: Path, changes: Mapping[str, Any]) -> TimmBackbone:
-    """MoBY's Swin: the online encoder, not the momentum one (encoder_k)."""
+    """Read MoBY's Swin: the online encoder, not the momentum one (encoder_k)."""
     tensors = unwrap(read(path), "model", where=path)
     kept = {name: tensor for name, tensor in tensors.items() if not named(name.removeprefix("module."), MOBY_DROP)}
     return swin(core(kept, "encoder", where=path), changes, where=path)
 
 
 def esvit(path: Path, changes: Mapping[str, Any]) -> TimmBackbone:
-    """EsViT's Swin: the teacher without its two projectors."""
+    """Read EsViT's Swin: the teacher without its two projectors."""
     tensors = core(unwrap(read(path), "teacher", "state_dict", where=path), "teacher", where=path)
     return swin(
         {name: tensor for name, tensor in tensors.items() if not named(name, ("head.", "head_dense."))},
@@ -63,7 +68,7 @@ def esvit(path: Path, changes: Mapping[str, Any]) -> TimmBackbone:
 
 
 def simmim_swin(tensors: Tensors, changes: Mapping[str, Any], *, where: Path) -> TimmBackbone:
-    """SimMIM's Swin, without its decoder and mask token."""
+    """Convert SimMIM's Swin, without its decoder and mask token."""
     return swin(
         {name: tensor for name, tensor in tensors.items() if not named(name, ("decoder.", "mask_token"))},
         changes,
@@ -72,12 +77,15 @@ def simmim_swin(tensors: Tensors, changes: Mapping[str, Any], *, where: Path) ->
 
 
 def swin(tensors: Tensors, changes: Mapping[str, Any], *, where: Path) -> TimmBackbone:
-    """Return the Swin that the tensors describe: width, depths, heads and window are in their shapes; its native size is 32 windows."""
-    table = re.compile(r"layers\.(\d+)\.blocks\.(\d+)\.attn\.relative_position_bias_table")
-    places = {(int(match[1]), int(match[2])): tensors[name] for name in tensors if (match := table.fullmatch(name))}
+    """Return the Swin that the tensors describe.
+
+    Their shapes determine width, depths, heads and window. The last stage is one window at the native image size.
+    """
+    pattern = re.compile(r"layers\.(\d+)\.blocks\.(\d+)\.attn\.relative_position_bias_table")
+    tables = {(int(match[1]), int(match[2])): tensors[name] for name in tensors if (match := pattern.fullmatch(name))}
     stages = [
-        max((block for stage, block in places if stage == number), default=-1) + 1
-        for number in range(1 + max(places, default=(-1,))[0])
+        max((block for stage, block in tables if stage == number), default=-1) + 1
+        for number in range(1 + max(tables, default=(-1,))[0])
     ]
     stem = tensors.get(STEM)
     if (
@@ -85,18 +93,22 @@ def swin(tensors: Tensors, changes: Mapping[str, Any], *, where: Path) -> TimmBa
         or stem.ndim != 4
         or not stages
         or min(stages) < 1
-        or any((stage, 0) not in places for stage in range(len(stages)))
+        or any((stage, 0) not in tables for stage in range(len(stages)))
     ):
         names = f"its names are {shortened(sorted(tensors))}"
         wanted = f"{STEM}, layers.N.blocks.N.attn.relative_position_bias_table"
-        raise ValueError(f"{where} holds no Swin encoder where its layout has one ({wanted}); {names}")
-    shapes = [tuple(places[stage, 0].shape) for stage in range(len(stages))]
+        raise ValueError(f"{where} holds no Swin encoder ({wanted}); {names}: name the file's layout")
+    shapes = [tuple(tables[stage, 0].shape) for stage in range(len(stages))]
     if any(len(shape) != 2 for shape in shapes):
-        raise ValueError(f"{where} has tables of relative positions of shapes {shapes}, which are not a Swin's")
+        raise ValueError(
+            f"{where} has tables of relative positions of shapes {shapes}, which are not those of a Swin: "
+            "name the file's layout"
+        )
     window = (round(shapes[0][0] ** 0.5) + 1) // 2
     dim, channels, patch, _ = stem.shape
     options = {
-        "embed_dim": dim, "patch_size": patch, "depths": tuple(stages), "num_heads": tuple(heads for _, heads in shapes), "window_size": window,
+        "embed_dim": dim, "patch_size": patch, "depths": tuple(stages),
+        "num_heads": tuple(heads for _, heads in shapes), "window_size": window,
         "img_size": window * patch * 2 ** (len(stages) - 1), "in_chans": channels,
     }  # fmt: skip
     return wrap("swin_tiny_patch4_window7_224", changes, tensors=tensors, options=options, where=str(where))
@@ -111,16 +123,22 @@ def wrap(
     options: Mapping[str, Any] | None = None,
     where: str = "",
 ) -> TimmBackbone:
-    """Return a timm model as a Backbone. Weights: `tensors` (in its names or in those that timm converts), timm's own, or random.
+    """Return a timm model as a Backbone. Its weights are `tensors`, timm's own (`pretrained`), or random.
 
-    where: the file of the tensors. changes: image_size (where the model is made for one), drop_path, class_token, final_norm.
+    Args:
+        name: the timm model.
+        changes: image_size (for a model with a fixed input size), drop_path, class_token, final_norm.
+        tensors: weights under the model's names or names that timm converts.
+        pretrained: use timm's weights.
+        options: further arguments of timm.create_model.
+        where: the file of the tensors, for error messages.
     Raises:
-        ValueError: timm knows no such model or no weights for it, a change is not to be had, or a tensor does not fit.
+        ValueError: timm has no such model or no weights for it, a change is impossible, or a tensor does not fit.
     """
     unknown = [key for key in changes if key not in MAY_CHANGE]
     if unknown:
         raise ValueError(
-            f"timm:{name}: {', '.join(unknown)} cannot be changed on loading; what can: {', '.join(MAY_CHANGE)}"
+            f"timm:{name}: {', '.join(unknown)} cannot be changed on loading; choose from {', '.join(MAY_CHANGE)}"
         )
     arguments: dict[str, Any] = dict(options or {})
     cfg = _known(name)
@@ -131,7 +149,7 @@ def wrap(
     overlay: dict[str, Any] = {}
     if tensors is not None:
         classes = _classes(tensors, cfg.classifier)
-        arguments["num_classes"] = classes  # timm is strict only where the file's number of classes is the model's
+        arguments["num_classes"] = classes  # timm loads strictly only if model and file have the same number of classes
         overlay = {"state_dict": dict(tensors), "custom_load": False, "num_classes": classes}
     model = _create(name, arguments, overlay=overlay, pretrained=pretrained or tensors is not None, where=where)
     if pretrained or tensors is not None:
@@ -141,13 +159,13 @@ def wrap(
 
 
 def _classes(tensors: Tensors, classifier: str | Sequence[str]) -> int:
-    """Return the number of classes of a file's classifier; 0 where it has none."""
+    """Return the number of classes of a file's classifier; 0 if it has none."""
     names = [classifier] if isinstance(classifier, str) else list(classifier)
     return next((len(tensors[f"{name}.weight"]) for name in [*names, "head"] if f"{name}.weight" in tensors), 0)
 
 
 def statistics(backbone: TimmBackbone) -> Statistics:
-    """Return what timm says that the images of this model's weights were normalised with."""
+    """Return the image statistics that timm records for this model's weights."""
     cfg = backbone.model.pretrained_cfg
     return Statistics(tuple(cfg["mean"]), tuple(cfg["std"]))
 
@@ -156,16 +174,15 @@ def _known(name: str) -> Any:
     cfg = timm.get_pretrained_cfg(name, allow_unregistered=False) if timm.is_model(name) else None
     if cfg is None:
         near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
-        raise ValueError(
-            f"timm {timm.__version__} has no model {name!r}; {'some are ' + ', '.join(near) if near else 'see timm.list_models()'}"
-        )
+        hint = f"some are {', '.join(near)}" if near else "see timm.list_models()"
+        raise ValueError(f"timm {timm.__version__} has no model {name!r}; {hint}")
     return cfg
 
 
 def _create(
     name: str, arguments: Mapping[str, Any], *, overlay: Mapping[str, Any], pretrained: bool, where: str
 ) -> Any:
-    """Build the model and fill it; timm converts original names and resamples tables to its size."""
+    """Build the model and load its weights; timm converts original names and resamples tables to the model's size."""
     try:
         return timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=dict(overlay), **arguments)
     except (
@@ -178,5 +195,6 @@ def _create(
         ValueError,
         ZeroDivisionError,
     ) as error:
-        said = "\n".join(str(error).splitlines()[:SHOWN]) or type(error).__name__
-        raise ValueError(f"timm:{name} cannot be made of {where or 'this'}: {said}") from None
+        reason = "\n".join(str(error).splitlines()[:SHOWN]) or type(error).__name__
+        source = f" from {where}" if where else ""
+        raise ValueError(f"timm:{name} cannot be created{source}: {reason}") from None

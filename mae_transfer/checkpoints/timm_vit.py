@@ -1,4 +1,7 @@
-"""timm's plain ViTs (DINO, DeiT, AugReg ...) as this suite's encoder, which has windows and relative positions for dense tasks."""
+"""Conversion of timm's plain ViTs (DINO, DeiT, AugReg ...) to this suite's encoder.
+
+Unlike the timm models, this suite's encoder has windows and relative positions for dense tasks.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +18,20 @@ from mae_transfer.checkpoints.timm_models import MAY_CHANGE
 
 
 def asks_for_more(changes: Mapping[str, Any]) -> bool:
-    """Return whether changes name what a timm model cannot have and this suite's encoder can."""
+    """Return whether the changes include one that only this suite's encoder supports."""
     return any(key not in MAY_CHANGE for key in changes)
 
 
 def plain_vit(model: Any, *, where: str) -> Found:
-    """Return a timm model without its classifier as a layout's find. The names are the same; `fit` checks that no tensor is left over.
+    """Return a timm model without its classifier as a `Found`. The names are the same; `fit` loads it strictly.
 
     Raises:
-        ValueError: the model is no plain ViT, and what tells.
+        ValueError: the model is not a plain ViT; the message gives the reason.
     """
     if reason := _not_plain(model):
         raise ValueError(
-            f"{where} cannot have windows or relative positions: {reason}. Only timm's plain ViTs convert to this suite's "
-            f"encoder; any other model can only change {', '.join(MAY_CHANGE)}"
+            f"{where} cannot have windows or relative positions: {reason}. Only timm's plain ViTs convert to this "
+            f"suite's encoder; any other model can only change {', '.join(MAY_CHANGE)}"
         )
     tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     width, attention = model.embed_dim, model.blocks[0].attn
@@ -38,7 +41,10 @@ def plain_vit(model: Any, *, where: str) -> Found:
 
 
 def _not_plain(model: Any) -> str:
-    """Return what a model has that this suite's encoder has not and that no tensor would tell; empty where there is nothing."""
+    """Return why this suite's encoder cannot hold the model; "" if it can.
+
+    Only properties that do not show in the tensors are checked.
+    """
     if type(model) is not VisionTransformer:
         return f"it is a {type(model).__name__}"
     if model.reg_token is not None:

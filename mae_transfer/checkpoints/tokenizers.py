@@ -1,4 +1,4 @@
-"""Tokenizers from files and into files: this suite's own, and DALL-E's released autoencoder without running what its pickle says."""
+"""Files of tokenizers: this suite's own, and DALL-E's released autoencoder, read without running code of its pickle."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ from mae_transfer.config import validate
 from mae_transfer.models.dvae import DVAE, DVAEConfig, DVAETokenizer, decoder, encoder
 
 FORMAT = "mae_transfer.tokenizer/1"
-KNOWN = "give a tokenizer.safetensors, dalle:PATH of DALL-E's encoder, or random:CODES/STRIDE (8192/8)"
+KNOWN = "give a tokenizer.safetensors, dalle:PATH with DALL-E's encoder, or random:CODES/STRIDE (e.g. random:8192/8)"
 
 
 def export_tokenizer(path: Path, dvae: DVAE, *, about: Mapping[str, Any]) -> None:
-    """Write an autoencoder as .safetensors, its architecture and `about` in the metadata."""
+    """Write an autoencoder as .safetensors; the metadata hold its architecture and `about`."""
     write(path, dvae.state_dict(), {"format": FORMAT, "architecture": dvae.cfg.model_dump(mode="json"), **about})
 
 
 def load_tokenizer(reference: str) -> DVAETokenizer:
-    """Return the tokenizer that a reference names, frozen.
+    """Return the tokenizer of a reference, frozen.
 
     Args:
-        reference: a bare path (tokenizer.safetensors of this suite); dalle:PATH, DALL-E's released encoder.pkl or a plain state dict of it, with
-            decoder.pkl beside it where there is one; random:CODES/STRIDE from torch's current seed.
+        reference: the path of a tokenizer.safetensors of this suite; dalle:PATH, DALL-E's released encoder.pkl or its
+            plain state dict, optionally with decoder.pkl beside it; random:CODES/STRIDE, initialised from torch's
+            current seed.
     Raises:
-        ValueError: unknown prefix; a file that is missing, damaged, of another layout, or would run foreign code.
+        ValueError: unknown prefix; a file that is missing, damaged, of another layout, or would run code.
     """
     try:
         prefix, rest = split(reference, ("dalle", "random"))
@@ -57,17 +58,18 @@ def _own(path: Path) -> DVAETokenizer:
     about = metadata(path)
     if about.get("format") != FORMAT:
         raise ValueError(
-            f"{path} is not a tokenizer of this suite (format {about.get('format')!r}, not {FORMAT!r}); train one with tokenizer_train.py"
+            f"{path} is not a tokenizer of this suite (format {about.get('format')!r}, not {FORMAT!r}); "
+            "train one with tools/tokenizer_train.py"
         )
     if not isinstance(about.get("architecture"), dict):
-        raise ValueError(f"{path} is damaged: its metadata name no architecture; {AGAIN}")
+        raise ValueError(f"{path} is damaged: its metadata have no architecture; {AGAIN}")
     dvae = DVAE(validate(about["architecture"], DVAEConfig, where=f"architecture in {path}"))
     load_strict(dvae, read(path), where=str(path))
     return DVAETokenizer(dvae.cfg, dvae.encoder, dvae.decoder)
 
 
 def _dalle(path: Path) -> DVAETokenizer:
-    """Read the released autoencoder; its size is read off the weights, whose names say nothing else."""
+    """Read the released autoencoder; names and shapes of the weights determine its size."""
     tensors = _tensors(path)
     first, last = (_stem(tensors, name, where=path) for name in ("blocks.input.weight", "blocks.output.conv.weight"))
     groups = max((int(found[1]) for name in tensors if (found := re.match(r"blocks\.group_(\d+)\.", name))), default=0)
@@ -89,22 +91,23 @@ def _dalle(path: Path) -> DVAETokenizer:
 
 
 def _stem(tensors: Mapping[str, Tensor], name: str, *, part: str = "encoder", where: Path) -> Tensor:
-    """Return the weights of a convolution; ValueError where there are none under this name."""
+    """Return the weights of a convolution; ValueError if there are none under this name."""
     if name not in tensors or tensors[name].ndim != 4:
         raise ValueError(
-            f"{where} holds no {part} of DALL-E: it has no {name} of 4 dimensions, but {shortened(sorted(tensors)) or 'nothing'}"
+            f"{where} holds no {part} of DALL-E: it has no {name} of 4 dimensions; its names are "
+            f"{shortened(sorted(tensors)) or 'none'}"
         )
     return tensors[name]
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a state dict or of a pickled module of DALL-E's, in torch's names (w, b become weight, bias)."""
+    """Return the tensors of a state dict or a pickled module of DALL-E, under torch's names (w, b -> weight, bias)."""
     try:
         content = read(path)
     except ValueError:
         if not path.is_file():
             raise
-        content = dict(_walk(_unpickle(path)))
+        content = dict(_walk(_unpickle(path), where=path))
     return {
         re.sub(r"\.w$", ".weight", re.sub(r"\.b$", ".bias", name)): tensor
         for name, tensor in content.items()
@@ -113,29 +116,31 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 
 class _Sealed(type):
-    """A pickle can set attributes of what it names; of this class it cannot."""
+    """Metaclass that refuses changes of class attributes, which a pickle could otherwise make."""
 
     def __setattr__(cls, name: str, value: Any) -> None:
         raise pickle.UnpicklingError(f"it sets {name} of a class")
 
 
 class _Stub(metaclass=_Sealed):
-    """Stands for a module of a pickle: it keeps the attributes that were stored and has no behaviour."""
+    """Stand-in for a module of a pickle: it keeps the stored attributes and has no behaviour."""
 
-    dump_patches = False  # torch asks the class of a module in its old format
+    dump_patches = False  # torch reads this attribute of a module class in old files
 
 
 _STUBBED = re.compile(
     r"dall_e\.(encoder\.Encoder(Block)?|decoder\.Decoder(Block)?|utils\.Conv2d)"
-    r"|torch\.nn\.modules\.(container\.Sequential|activation\.ReLU|pooling\.MaxPool2d|linear\.Identity|upsampling\.Upsample)"
+    r"|torch\.nn\.modules\.(container\.Sequential|activation\.ReLU|pooling\.MaxPool2d|linear\.Identity"
+    r"|upsampling\.Upsample)"
 )
 _REAL = re.compile(
-    r"collections\.OrderedDict|(__builtin__|builtins)\.set|torch\._utils\._rebuild_(tensor_v2|parameter)|torch\.(Float|Half)Storage|torch\.(device|float(32|16))"
+    r"collections\.OrderedDict|(__builtin__|builtins)\.set|torch\._utils\._rebuild_(tensor_v2|parameter)"
+    r"|torch\.(Float|Half)Storage|torch\.(device|float(32|16))"
 )
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds tensors and plain values; modules of DALL-E and torch become stubs, and any other name stops the reading."""
+    """Unpickler of tensors and plain values; modules of DALL-E and torch become stubs, any other name is an error."""
 
     def find_class(self, module: str, name: str) -> Any:
         dotted = f"{module}.{name}"
@@ -156,28 +161,30 @@ _PICKLE = types.SimpleNamespace(Unpickler=_Unpickler, load=_load, __name__="pick
 def _unpickle(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SourceChangeWarning)  # a stub's source is not the module's
-            warnings.filterwarnings(
-                "error", "(?s).*TorchScript archive", UserWarning
-            )  # after this warning torch would run the archive
+            warnings.simplefilter("ignore", SourceChangeWarning)  # a stub has another source than the module
+            # torch gives this warning and then runs the archive: turn it into an error.
+            warnings.filterwarnings("error", "(?s).*TorchScript archive", UserWarning)
             return torch.load(path, map_location="cpu", pickle_module=_PICKLE, weights_only=False)
     except UserWarning:
         raise ValueError(
-            f"{path} was not read, for reading would run it: it is a TorchScript archive; save its tensors alone"
+            f"{path} was not read, because reading it could run code: it is a TorchScript archive; "
+            "save only its tensors"
         ) from None
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} was not read, for reading would run it: {error}, which is neither a tensor nor a part of DALL-E's autoencoder. "
-            "If you trust its source, load it there and save its tensors alone"
+            f"{path} was not read, because reading it could run code: {error}, which is neither a tensor nor a part of "
+            "DALL-E's autoencoder. If you trust its source, load it with DALL-E's code and save only its tensors"
         ) from None
     except DAMAGED as error:
-        raise ValueError(f"{path} is damaged or no weight file ({type(error).__name__}); {AGAIN}") from None
+        raise ValueError(f"{path} is damaged or not a weight file ({type(error).__name__}); {AGAIN}") from None
 
 
-def _walk(module: Any, prefix: str = "") -> list[tuple[str, Tensor]]:
-    """Return the parameters of a tree of stubs by their dotted names."""
+def _walk(module: Any, prefix: str = "", *, where: Path) -> list[tuple[str, Tensor]]:
+    """Return the parameters of a tree of stubs, with their dotted names."""
     if not isinstance(module, _Stub):
-        raise ValueError(f"a {type(module).__name__} where a module was expected: this is not DALL-E's autoencoder")
+        raise ValueError(
+            f"{where} holds a {type(module).__name__} instead of a module of DALL-E: give DALL-E's encoder.pkl"
+        )
     own = [
         (prefix + name, tensor)
         for name, tensor in module.__dict__.get("_parameters", {}).items()
@@ -186,5 +193,5 @@ def _walk(module: Any, prefix: str = "") -> list[tuple[str, Tensor]]:
     return own + [
         found
         for name, child in module.__dict__.get("_modules", {}).items()
-        for found in _walk(child, f"{prefix}{name}.")
+        for found in _walk(child, f"{prefix}{name}.", where=where)
     ]

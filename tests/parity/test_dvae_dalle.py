@@ -79,7 +79,9 @@ def test_a_pickle_with_foreign_classes_is_refused_and_nothing_of_it_runs(tmp_pat
 
     for zipped in (True, False):
         torch.save({"blocks.input.w": Evil()}, tmp_path / "evil.pkl", _use_new_zipfile_serialization=zipped)
-        with pytest.raises(ValueError, match=r"was not read, for reading would run it: it names (posix|nt)\.mkdir"):
+        with pytest.raises(
+            ValueError, match=r"was not read, because reading it could run code: it names (posix|nt)\.mkdir"
+        ):
             load_tokenizer(f"dalle:{tmp_path / 'evil.pkl'}")
     (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Evil()))
     with pytest.raises(ValueError, match="evil.pkl"):
@@ -111,7 +113,7 @@ class Script(nn.Module):
 def test_a_torchscript_archive_is_refused_and_nothing_of_it_runs(tmp_path: Path) -> None:
     torch.jit.script(Script(str(tmp_path / "ran"))).save(str(tmp_path / "script.pkl"))
     with pytest.raises(
-        ValueError, match=r"script.pkl was not read, for reading would run it: it is a TorchScript archive"
+        ValueError, match=r"script.pkl was not read, because reading it could run code: it is a TorchScript archive"
     ):
         load_tokenizer(f"dalle:{tmp_path / 'script.pkl'}")
     assert not (tmp_path / "ran").exists()

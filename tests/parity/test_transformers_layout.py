@@ -124,7 +124,7 @@ def test_a_width_of_the_mlp_that_is_no_number_is_refused_by_its_name(value: Any,
 
 @pytest.mark.parametrize(("change", "match"), [
     ({"model_type": "swin"}, "describes a 'swin'"), ({"model_type": ["vit"]}, r"describes a \['vit'\]"),
-    ({"hidden_act": "quick_gelu"}, "hidden_act='quick_gelu'"), (None, "no JSON"),
+    ({"hidden_act": "quick_gelu"}, "hidden_act='quick_gelu'"), (None, "not JSON"),
     ({"num_attention_heads": 5}, "heads = 5 does not divide dim"), ({"num_hidden_layers": 3}, "missing: blocks.2.norm1.weight"),
 ])  # fmt: skip
 def test_a_config_that_is_not_ours_is_refused(change: dict[str, Any] | None, match: str, tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_files_of_older_releases_and_their_image_processor_are_read(tmp_path: Pa
     )
     assert checkpoints.load(f"hf:{tmp_path}").statistics.mean == (0.1, 0.2, 0.3)
     (tmp_path / "preprocessor_config.json").write_text("{}")
-    with pytest.raises(ValueError, match="tells no image_mean"):
+    with pytest.raises(ValueError, match="has no image_mean"):
         checkpoints.load(f"hf:{tmp_path}")
     (tmp_path / "pytorch_model.bin").unlink()
     with pytest.raises(ValueError, match=r"holds neither model.safetensors nor pytorch_model.bin"):

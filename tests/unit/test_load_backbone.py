@@ -95,11 +95,11 @@ def test_relative_tables_follow_the_image_size(size: tuple[int, int], tmp_path: 
 
 
 @pytest.mark.parametrize(("options", "changes", "match"), [
-    ({}, {"depth": 8}, "depth cannot be changed on loading; what can: heads, image_size"), ({}, {"heads": 5}, "heads = 5 does not divide dim"),
+    ({}, {"depth": 8}, "depth cannot be changed on loading; choose from heads, image_size"), ({}, {"heads": 5}, "heads = 5 does not divide dim"),
     ({}, {"image_size": "big"}, "image_size"), ({"class_token": False}, {"class_token": True}, "no tensors for class_token"),
-    ({"final_norm": False}, {"final_norm": True}, "no tensors for final_norm"), ({}, {"positions": "none"}, "'none' is not to be had"),
-    ({"positions": "none", "relative_positions": "per_block"}, {"positions": "learned"}, "'learned' is not to be had"),
-    ({"relative_positions": "per_block"}, {"relative_positions": "shared"}, "'shared' is not to be had"),
+    ({"final_norm": False}, {"final_norm": True}, "no tensors for final_norm"), ({}, {"positions": "none"}, "cannot become 'none'"),
+    ({"positions": "none", "relative_positions": "per_block"}, {"positions": "learned"}, "cannot become 'learned'"),
+    ({"relative_positions": "per_block"}, {"relative_positions": "shared"}, "cannot become 'shared'"),
     ({}, {"image_size": 65}, "65"),
 ])  # fmt: skip
 def test_changes_that_cannot_be_made_are_named(
@@ -111,7 +111,7 @@ def test_changes_that_cannot_be_made_are_named(
 
 def test_a_width_of_no_named_size_asks_for_its_heads(tmp_path: Path) -> None:
     torch.save({"model": encoder().state_dict()}, tmp_path / "x.pth")
-    with pytest.raises(ValueError, match=r"width 32, depth 2 is no named size.*changes=\{'heads': N\}"):
+    with pytest.raises(ValueError, match=r"width 32, depth 2 is not a known size.*changes=\{'heads': N\}"):
         checkpoints.load_backbone(f"mae:{tmp_path / 'x.pth'}")
 
 
@@ -232,5 +232,5 @@ def test_timm_s_files_are_taken_strictly(tmp_path: Path) -> None:
         ({"stem.0.bias": torch.zeros(1)}, "stem.0.bias"),
     ):
         torch.save(state | change, tmp_path / "x.pth")
-        with pytest.raises(ValueError, match=rf"timm:convnext_atto cannot be made of [^ ]*x.pth: [\s\S]*{match}"):
+        with pytest.raises(ValueError, match=rf"timm:convnext_atto cannot be created from [^ ]*x.pth: [\s\S]*{match}"):
             checkpoints.load_backbone(f"timm:convnext_atto@{tmp_path / 'x.pth'}")
