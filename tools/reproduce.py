@@ -100,6 +100,7 @@ def reproduce(args: argparse.Namespace) -> None:
     from mae_transfer.suite import view
     from mae_transfer.suite.formats import screen
     from mae_transfer.suite.plan import open_plan, select
+    from mae_transfer.suite.records import write_about
     from mae_transfer.suite.report import publish, refresh
     from mae_transfer.suite.run import Machine, Runner
     from mae_transfer.suite.slurm import Cluster, submit
@@ -130,6 +131,7 @@ def reproduce(args: argparse.Namespace) -> None:
         raise ValueError("nothing was started: " + "; ".join(absent))
     if args.dry_run:
         return
+    write_about(work.root, cfg.about())
     if args.launcher == "slurm":
         if submit(work, cluster, force=args.force, say=console.print):
             console.print(

@@ -1,24 +1,25 @@
-"""Print the paper's tables with your results beside the published numbers.
+"""Print tables with your results beside the published numbers.
 
-  python tools/tables.py runs/* --table 3
-  python tools/tables.py runs/t7 runs/other --table 4 --table 7 --format markdown
+  python tools/tables.py runs/mine
+  python tools/tables.py runs/t7 runs/other --table 4 --table 7 --format latex
+  python tools/tables.py runs/t3 --table 3 --published all
   python tools/tables.py runs/t7 --figures figures            (figures 5, 7 and 9 as pictures)
   python tools/tables.py --list                               (all tables, and what each needs)
 
-"yours" is the mean over seeds, with [lowest..highest] and their number. "difference" is yours minus
-published. A published number stands only beside runs of the same setting. csv holds one number per
-cell; csv and html also state recipe and source.
+The summary comes first: pretrainings by tasks. Then come the tables of the suite that say more.
+A cell is "83.7±0.2 (83.6, +0.1)": your mean and standard deviation, the published number and the
+difference. Published numbers stand only beside runs that did the same. The best one is bold.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
 from mae_transfer import cli
 
-FORMATS = ("terminal", "markdown", "csv", "latex", "html")
+FORMATS = ("terminal", "markdown", "latex", "html", "csv")
+PUBLISHED = "published numbers: beside yours (default), in rows of their own as well (all), or none"
 
 
 def parser() -> cli.Parser:
@@ -26,7 +27,7 @@ def parser() -> cli.Parser:
     found.what.add_argument(
         "runs", nargs="*", type=cli.path, metavar="RUN", help="work dirs (searched at any depth) or results.jsonl files"
     )
-    table = "table to print, e.g. 3; may be repeated (default: all with results); --list names them"
+    table = "table to print, e.g. 3; may be repeated; all: every table with results; --list names them"
     found.what.add_argument("--table", action="append", metavar="NAME", help=table)
     found.where.add_argument(
         "--figures",
@@ -35,6 +36,10 @@ def parser() -> cli.Parser:
         help="also draw figures 5, 7 and 9 into this folder, if there are results",
     )
     found.how.add_argument("--format", choices=FORMATS, default="terminal", help="output format (default: terminal)")
+    found.how.add_argument("--published", choices=("beside", "all", "none"), default="beside", help=PUBLISHED)
+    found.information.add_argument(
+        "--why", action="store_true", help="say why numbers do not stand beside published ones, and exit"
+    )
     found.information.add_argument(
         "--list", action="store_true", help="list tables and figures with what each needs, and exit"
     )
@@ -44,7 +49,7 @@ def parser() -> cli.Parser:
 def main() -> int:
     cli.end_with_pipe()
     args = parser().parse_args()
-    return cli.guarded(list_tables if args.list else lambda: show(args.runs, args.table, args.format, args.figures))
+    return cli.guarded(list_tables if args.list else lambda: show(args))
 
 
 def list_tables() -> None:
@@ -53,28 +58,38 @@ def list_tables() -> None:
     print("\n".join(f"{name:10}{layout.title}\n{'':10}  needs: {layout.needs}" for name, layout in LAYOUTS.items()))
 
 
-def show(runs: Sequence[Path], names: Sequence[str] | None, form: str, pictures: Path | None) -> None:
+def show(args: argparse.Namespace) -> None:
     from mae_transfer.config import nearest
-    from mae_transfer.suite import figures, records, tables
-    from mae_transfer.suite.formats import FORMATS
+    from mae_transfer.suite import comparison, figures, formats, records, sheets
     from mae_transfer.suite.layouts import LAYOUTS
 
-    if unknown := set(names or ()) - set(LAYOUTS):
+    names = args.table or []
+    if unknown := set(names) - {*LAYOUTS, "all"}:
         raise ValueError(f"--table {min(unknown)}: there is no such table; {nearest(min(unknown), LAYOUTS)}")
-    if not runs:
+    if not args.runs:
         raise ValueError("name the work dirs of finished runs, for instance: python tools/tables.py runs/*")
-    found, damaged = records.load(runs)
-    found, wrong = tables.usable(found)
+    found, damaged = records.load(args.runs)
+    found, wrong = comparison.usable(found)
     for defect in [*damaged, *wrong]:
         print(defect, file=sys.stderr)
-    shown = names or tables.tables_with_results(found)
-    sheets = tables.numbers(shown, found) if form == "csv" else tables.sheets(shown, found, whole=form == "html")
-    if sheets:
-        print(FORMATS[form](sheets), end="")
-    else:
+    about = records.about(args.runs)
+    wanted = LAYOUTS if "all" in names or (args.why and not names) else names
+    tables = comparison.build(wanted, found, show=args.published, about=about)
+    same: list[str] = []
+    if not wanted:
+        tables, same = comparison.worth_printing(found, show=args.published, about=about)
+    if args.why:
+        print("\n".join(comparison.misses(tables)) or "every number that has a published one stands beside it")
+    elif not tables:
         print("no table has a place for these results: see --list", file=sys.stderr)
-    if pictures:
-        drawn = figures.save(found, pictures)
+    elif args.format == "csv":
+        print(formats.as_csv(sheets.lines(tables)), end="")
+    else:
+        print(formats.FORMATS[args.format](sheets.sheets(tables)), end="")
+        if same and args.format == "terminal":
+            print(f"The same numbers: tables {', '.join(same)} (--table NAME).")
+    if args.figures:
+        drawn = figures.save(found, args.figures)
         print("\n".join(map(str, drawn)) or "no results for figures 5, 7 and 9: see --list", file=sys.stderr)
 
 

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import lru_cache
 from pathlib import Path
 
 from mae_transfer import results
 from mae_transfer.checkpoints import sha256
 from mae_transfer.checkpoints.files import read
-from mae_transfer.suite.records import Note
+from mae_transfer.suite.records import Note, edited, line_digests
 
 
 def remembered(note: Note, artifact: Path | None, numbers: Path) -> Note:
     """Return the note of a run that is done, with what it left."""
-    return note.model_copy(update={"artifact": digest(artifact) if artifact else None, "results": lines(numbers)})
-
-
-def lines(numbers: Path) -> tuple[str, ...]:
-    """Return the digest of each line of results.jsonl."""
-    content = numbers.read_bytes().splitlines() if numbers.is_file() else []
-    return tuple(hashlib.sha256(line).hexdigest()[:16] for line in content if line.strip())
+    return note.model_copy(
+        update={"artifact": digest(artifact) if artifact else None, "results": line_digests(numbers)}
+    )
 
 
 def damaged_artifact(note: Note, artifact: Path, numbers: Path) -> str | None:
@@ -34,10 +29,9 @@ def damaged_artifact(note: Note, artifact: Path, numbers: Path) -> str | None:
 
 
 def damaged_results(note: Note, numbers: Path) -> str | None:
-    """Return what is wrong with the numbers of a done run; lines that were added since (an evaluation by hand) do no harm."""
-    if lost := set(note.results) - set(lines(numbers)):
-        return f"its results are damaged: {len(lost)} of {len(note.results)} lines are not as the run wrote them"
-    return None
+    """Return what is wrong with the numbers of a done run."""
+    change = edited(note, numbers)
+    return f"its results are damaged: {change}" if change else None
 
 
 def unreadable(artifact: Path) -> str | None:

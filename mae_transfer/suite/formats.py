@@ -5,20 +5,48 @@ from __future__ import annotations
 import csv
 import html
 import io
+import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
+from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text as Styled
 
-Rows = Sequence[Mapping[str, str]]  # cells by column title, at least one row, the same titles in each
-Sheets = Mapping[str, Rows]  # by title
+Line = Mapping[str, str]  # of a csv file, by column
 FORMULA = ("=", "+", "-", "@")  # what a formula may begin with
 UNLIMITED = 1000  # characters per line, into a pipe or a file
+PAGE = 76  # characters of \small text that a LaTeX article has in a line
+HEAD = 14  # characters after which a column's title goes on in the next line, if its numbers are no wider
+NAME = 30  # characters after which the name of a row goes on in the next line
+FOLDED = r"p{0.3\linewidth}"  # such a column in LaTeX
+GAP = 2  # spaces between columns
+STYLES = {"": "", "best": "bold", "grey": "dim"}
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$",
 }  # fmt: skip
+CSS = "td,th{text-align:left;padding:.2em .8em}.grey{color:#767676}thead th{border-bottom:1px solid}"
+
+
+class Text(NamedTuple):
+    """A cell."""
+
+    text: str
+    style: Literal["", "best", "grey"] = ""
+    more: str = ""
+    """What a page shows when the cell is pointed at."""
+
+
+class Sheet(NamedTuple):
+    """A table of texts."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[Text, ...], ...]
+    notes: tuple[str, ...] = ()
 
 
 def screen() -> Console:
@@ -27,40 +55,95 @@ def screen() -> Console:
     return console if console.is_terminal else Console(width=UNLIMITED)
 
 
-def terminal(sheets: Sheets) -> str:
-    """Return tables as wide as the terminal."""
-    text = io.StringIO()
-    console = Console(file=text, width=screen().width)
-    for title, rows in sheets.items():
-        grid = Table(*rows[0], title=escape(title), title_justify="left")
-        for row in rows:
-            grid.add_row(*map(escape, row.values()))
-        console.print(grid, "")
-    return text.getvalue().rstrip("\n") + "\n"
+def terminal(sheets: Sequence[Sheet]) -> str:
+    """Return tables as wide as the terminal, the best of each column bold."""
+    console = screen()
+    with console.capture() as text:
+        for sheet in sheets:
+            draw(sheet, console)
+    return "".join(f"{line.rstrip()}\n" for line in text.get().splitlines())
 
 
-def markdown(sheets: Sheets) -> str:
-    """Return GitHub tables under headings."""
+def draw(sheet: Sheet, console: Console) -> None:
+    """Print a table on a console. If it is wider, its columns are split over several tables with the same rows."""
+    console.print(Styled(sheet.title, style="italic"))
+    for panel in panels(sheet, console.width):
+        grid = Table(header_style="", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP, 0, 0))
+        for title in _headings(panel):
+            grid.add_column(Styled(title), overflow="fold")
+        for row in panel.rows:
+            grid.add_row(*(Styled(cell.text, style=STYLES[cell.style]) for cell in row))
+        console.print(grid)
+    for note in sheet.notes:
+        console.print(Styled(note))
+    console.print()
 
-    def table(title: str, rows: Rows) -> str:
-        lines = [rows[0].keys(), ["---"] * len(rows[0]), *(row.values() for row in rows)]
-        cells = [[" ".join(cell.splitlines()).replace("|", "\\|") for cell in line] for line in lines]
-        return f"### {title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in cells) + "\n"
 
-    return "\n".join(table(title, rows) for title, rows in sheets.items())
+def panels(sheet: Sheet, width: int) -> list[Sheet]:
+    """Return the table in parts that are at most `width` characters wide, each with the names of the rows; the last part has the notes."""
+    first, *others = _widths(sheet)
+    parts: list[list[int]] = [[]]
+    used = first
+    for column, wide in enumerate(others, start=1):
+        if parts[-1] and used + GAP + wide > width:
+            parts.append([])
+            used = first
+        parts[-1].append(column)
+        used += GAP + wide
+    return [
+        sheet._replace(
+            head=tuple(sheet.head[column] for column in (0, *part)),
+            rows=tuple(tuple(row[column] for column in (0, *part)) for row in sheet.rows),
+        )
+        for part in parts
+    ]
 
 
-def as_csv(sheets: Sheets) -> str:
-    """Return comma-separated values under one header, with the table's title in the first column; a column that a table has not stays empty.
+def _headings(sheet: Sheet) -> list[str]:
+    """Return the titles of the columns in lines that are not much wider than their cells."""
+    return ["\n".join(textwrap.wrap(title, wide)) for title, wide in zip(sheet.head, _limits(sheet), strict=True)]
+
+
+def _limits(sheet: Sheet) -> list[int]:
+    cells = [max((len(row[column].text) for row in sheet.rows), default=0) for column in range(len(sheet.head))]
+    return [max(HEAD, wide) for wide in cells]
+
+
+def _widths(sheet: Sheet) -> list[int]:
+    widths = []
+    for column, heading in enumerate(_headings(sheet)):
+        texts = [*heading.splitlines(), *(row[column].text for row in sheet.rows)]
+        widths.append(max(map(len, texts)))
+    return [min(widths[0], NAME), *widths[1:]]
+
+
+def markdown(sheets: Sequence[Sheet]) -> str:
+    """Return GitHub tables under headings, the best of each column bold."""
+
+    def plain_text(text: str) -> str:
+        return " ".join(text.splitlines()).replace("|", "\\|")
+
+    def table(sheet: Sheet) -> str:
+        bold = [[f"**{cell.text}**" if cell.style == "best" else cell.text for cell in row] for row in sheet.rows]
+        lines = [list(sheet.head), ["---"] * len(sheet.head), *bold]
+        notes = "".join(f"\n{plain_text(note)}\n" for note in sheet.notes)
+        body = "\n".join("| " + " | ".join(map(plain_text, line)) + " |" for line in lines)
+        return f"### {plain_text(sheet.title)}\n\n{body}\n{notes}"
+
+    return "\n".join(map(table, sheets))
+
+
+def as_csv(lines: Sequence[Line]) -> str:
+    """Return comma-separated values under one header; a column that a line has not stays empty.
 
     A text that a spreadsheet would run as a formula has an apostrophe before it.
     """
     text = io.StringIO()
-    columns = dict.fromkeys(column for rows in sheets.values() for column in rows[0])
-    writer = csv.DictWriter(text, ["table", *columns], restval="", lineterminator="\n")
-    writer.writerow({column: plain(column) for column in ("table", *columns)})
-    for title, rows in sheets.items():
-        writer.writerows({column: plain(cell) for column, cell in {"table": title, **row}.items()} for row in rows)
+    writer = csv.DictWriter(
+        text, list(dict.fromkeys(key for line in lines for key in line)), restval="", lineterminator="\n"
+    )
+    writer.writeheader()
+    writer.writerows({column: plain(cell) for column, cell in line.items()} for line in lines)
     return text.getvalue()
 
 
@@ -76,26 +159,53 @@ def plain(cell: str) -> str:
     return cell
 
 
-def latex(sheets: Sheets) -> str:
-    """Return table environments that need no package."""
-    return "\n".join(_environment(title, rows) for title, rows in sheets.items())
+def latex(sheets: Sequence[Sheet]) -> str:
+    """Return table environments with booktabs' rules, the best of each column bold. A wide table is several tabulars under one caption."""
+    grey = any(cell.style == "grey" for sheet in sheets for row in sheet.rows for cell in row)
+    packages = r"\usepackage{booktabs}" + (r" \usepackage{xcolor}" if grey else "")
+    return f"% The preamble needs: {packages}\n" + "\n".join(map(_environment, sheets))
 
 
-def _environment(title: str, rows: Rows) -> str:
-    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
-    body = [guarded(" & ".join(map(tex, line))) + r" \\" for line in lines]
-    columns = "l" * len(rows[0])
+def _environment(sheet: Sheet) -> str:
+    label = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\(.*\)", "", sheet.title).lower()).strip("-")
+    notes = [rf"\par\smallskip {{\footnotesize {tex(note)}\par}}" for note in sheet.notes]
     parts = [
         r"\begin{table}",
-        rf"\caption{{{tex(title)}}}",
-        rf"\begin{{tabular}}{{{columns}}}",
-        r"\hline",
-        body[0],
-        r"\hline",
-        *body[1:],
-        r"\hline",
+        r"\centering\small\setlength{\tabcolsep}{4pt}",
+        rf"\caption{{{tex(sheet.title)}}}",
+        rf"\label{{tab:{label}}}",
+        "\n\\par\\medskip\n".join(_tabular(panel) for panel in panels(sheet, PAGE)),
+        *notes,
+        r"\end{table}",
     ]
-    return "\n".join([*parts, r"\end{tabular}", r"\end{table}"]) + "\n"
+    return "\n".join(parts) + "\n"
+
+
+def _tabular(sheet: Sheet) -> str:
+    head = " & ".join(
+        rf"\shortstack[l]{{{tex(title).replace(chr(10), chr(92) * 2)}}}" if "\n" in title else tex(title)
+        for title in _headings(sheet)
+    )
+    body = [guarded(" & ".join(map(_tex_cell, row))) + r" \\" for row in sheet.rows]
+    longest = max((len(row[0].text) for row in sheet.rows), default=0)
+    columns = "@{}" + ("l" if longest <= NAME else FOLDED) + "l" * (len(sheet.head) - 1) + "@{}"
+    return "\n".join(
+        [
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            rf"{guarded(head)} \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+    )
+
+
+def _tex_cell(cell: Text) -> str:
+    if cell.style == "best":
+        return rf"\textbf{{{tex(cell.text)}}}"
+    return rf"\textcolor{{gray}}{{{tex(cell.text)}}}" if cell.style == "grey" else tex(cell.text)
 
 
 def guarded(line: str) -> str:
@@ -104,28 +214,35 @@ def guarded(line: str) -> str:
 
 
 def tex(text: str) -> str:
-    """Return text with what LaTeX would act upon made printable."""
-    return "".join(LATEX.get(character, character) for character in text)
+    """Return text with what LaTeX would act upon made printable, and a minus before numbers as one."""
+    printable = "".join(LATEX.get(character, character) for character in text)
+    return re.sub(r"(?<![\w-])-(?=\d)", "$-$", printable)
 
 
-def as_html(sheets: Sheets) -> str:
-    """Return a page of tables, each with a caption and header cells."""
-    head = '<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8"><title>Tables</title></head>\n<body>\n'
-    return head + "".join(_element(title, rows) for title, rows in sheets.items()) + "</body>\n</html>\n"
+def as_html(sheets: Sequence[Sheet]) -> str:
+    """Return a page of tables, each with a caption and header cells; a cell that is pointed at shows range, counts and recipe."""
+    head = f'<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8"><title>Tables</title><style>{CSS}</style></head>\n<body>\n'
+    return head + "".join(map(_element, sheets)) + "</body>\n</html>\n"
 
 
-def _element(title: str, rows: Rows) -> str:
-    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in rows[0])
-    body = "\n".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row.values()) + "</tr>" for row in rows
-    )
-    return f"<table>\n<caption>{html.escape(title)}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n"
+def _element(sheet: Sheet) -> str:
+    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in sheet.head)
+    body = "\n".join("<tr>" + "".join(map(_html_cell, row)) + "</tr>" for row in sheet.rows)
+    notes = "".join(f"<p>{html.escape(note)}</p>\n" for note in sheet.notes)
+    return f"<table>\n<caption>{html.escape(sheet.title)}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n{notes}"
 
 
-FORMATS: Mapping[str, Callable[[Sheets], str]] = {
+def _html_cell(cell: Text) -> str:
+    text = f"<strong>{html.escape(cell.text)}</strong>" if cell.style == "best" else html.escape(cell.text)
+    grey = ' class="grey"' if cell.style == "grey" else ""
+    more = f' title="{html.escape(cell.more)}"' if cell.more else ""
+    return f"<td{grey}{more}>{text}</td>"
+
+
+FORMATS: Mapping[str, Callable[[Sequence[Sheet]], str]] = {
     "terminal": terminal,
     "markdown": markdown,
-    "csv": as_csv,
     "latex": latex,
     "html": as_html,
 }
+"""How sheets are written; csv takes lines (as_csv)."""

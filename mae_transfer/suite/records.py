@@ -5,6 +5,7 @@ A suite leaves node.json beside every results.jsonl (class Note); folders of sin
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +18,7 @@ from mae_transfer.disk import write_text
 from mae_transfer.results import Result
 
 FORMAT = 1
+ABOUT = "suite.json"
 Role = Literal["tokenizer", "basis", "pretrain", "transfer", "point"]
 State = Literal["planned", "running", "done", "failed", "skipped", "stopped"]
 
@@ -40,6 +42,19 @@ class Note(BaseModel):
     seconds: float = 0.0  # that it ran for, over all its starts
     artifact: str | None = None  # sha256 of the file that it left for others, once it is done
     results: tuple[str, ...] = ()  # digests of the lines of its results.jsonl, likewise
+
+
+class About(BaseModel):
+    """What the tables need to know of a suite: the content of suite.json in its work dir."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    tables: tuple[str, ...] = ()
+    """The tables and figures that it is for."""
+    rows: tuple[str, ...] = ()
+    """The rows in its order."""
+    chance: dict[str, float] = {}
+    """What guessing scores, by column of the summary."""
 
 
 class Record(NamedTuple):
@@ -68,6 +83,9 @@ def load(paths: Iterable[Path]) -> tuple[list[Record], list[str]]:
     for file in dict.fromkeys(file.resolve() for path in paths for file in _files(path)):
         good, bad = results.load(file)
         note, complaints = read_note(file.parent)
+        if change := edited(note, file):
+            defects.append(f"{file}: {change}; its numbers are left out: run it again, or restore the file")
+            continue
         paid = {_owed(result) for result in good if result.status == "ok"}
         found += [Record(result, file, note) for result in good if result.status == "ok" or _owed(result) not in paid]
         defects += [*bad, *complaints]
@@ -78,6 +96,42 @@ def load(paths: Iterable[Path]) -> tuple[list[Record], list[str]]:
             )
         )
     return [record for record in found if record.note is None or record.note.role != "point"], defects
+
+
+def about(paths: Iterable[Path]) -> About:
+    """Return what is known of the suites under the given folders, or around them. Work dirs of earlier versions say nothing."""
+    known: list[About] = []
+    for path in paths:
+        files = sorted(path.rglob(ABOUT)) if path.is_dir() else []
+        around = [folder / ABOUT for folder in path.resolve().parents if (folder / ABOUT).is_file()]
+        for file in files or around[:1]:
+            try:
+                known.append(About.model_validate_json(file.read_text(encoding="utf-8")))
+            except (ValidationError, UnicodeDecodeError):
+                continue  # the tables do without
+    chances = {tuple(sorted(one.chance.items())) for one in known}
+    return About(
+        tables=tuple(dict.fromkeys(table for one in known for table in one.tables)),
+        rows=tuple(dict.fromkeys(row for one in known for row in one.rows)),
+        chance=known[0].chance if len(chances) == 1 else {},
+    )
+
+
+def write_about(root: Path, suite: About) -> None:
+    """Write suite.json into the work dir of a suite."""
+    write_whole(root / ABOUT, suite.model_dump_json(indent=1) + "\n")
+
+
+def line_digests(numbers: Path) -> tuple[str, ...]:
+    """Return the digest of each line of results.jsonl."""
+    content = numbers.read_bytes().splitlines() if numbers.is_file() else []
+    return tuple(hashlib.sha256(line).hexdigest()[:16] for line in content if line.strip())
+
+
+def edited(note: Note | None, numbers: Path) -> str | None:
+    """Return that lines of results.jsonl are not as the run wrote them; None if they are. Lines that were added since do no harm."""
+    lost = set(note.results) - set(line_digests(numbers)) if note else set()
+    return f"{len(lost)} of {len(note.results)} lines are not as the run wrote them" if note and lost else None
 
 
 def read_note(folder: Path) -> tuple[Note | None, list[str]]:

@@ -10,6 +10,7 @@ from mae_transfer.bounds import NonNegative, Seed
 from mae_transfer.config import Schema, nearest
 from mae_transfer.suite.grid import Overrides
 from mae_transfer.suite.layouts import LAYOUTS
+from mae_transfer.suite.records import About
 
 OTHER_IMAGES = {"name", "split", "seed", "root", "annotations", "images", "maps"}
 """Options of data.val that say which images; "first", say, takes some of the same."""
@@ -155,6 +156,11 @@ class SuiteConfig(Schema):
     """What guessing scores, by column of the summary."""
     expect: tuple[Expectation, ...] = ()
     """What the summary must show; tools/reproduce.py exits with 1 where it does not."""
+
+    def about(self) -> About:
+        """Return what the tables need to know of the suite."""
+        rows = tuple(dict.fromkeys(source.row or name for name, source in self.rows.items()))
+        return About(tables=self.tables, rows=rows, chance=self.chance)
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:

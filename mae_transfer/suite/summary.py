@@ -6,27 +6,24 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from mae_transfer.suite import comparison, formats, sheets
+from mae_transfer.suite.comparison import Table, cell_text, full_name
 from mae_transfer.suite.records import Record
 from mae_transfer.suite.schema import Expectation, SuiteConfig
-from mae_transfer.suite.tables import lines, summary_text
-
-FRESH = "none"  # what Result.pretrain says of random weights
-ORDER = ("fine-tune", "partial", "linear", "k-NN", "box AP", "mask AP", "mIoU")  # of the columns
 
 
 class Cell(NamedTuple):
     """One number of the summary."""
 
     mean: float
-    text: str  # with range and number of seeds, where there are several
+    text: str  # with its standard deviation, if there are several runs
 
 
 class Summary(NamedTuple):
     """Numbers by row and column, the rows in the suite's order."""
 
+    tables: tuple[Table, ...]  # one per scale
     columns: tuple[str, ...]
     rows: dict[str, dict[str, Cell]]
     chance: dict[str, float]  # what guessing scores, by column
@@ -46,36 +43,24 @@ class Verdict(NamedTuple):
 
 def summarise(cfg: SuiteConfig, found: Sequence[Record]) -> Summary:
     """Return the summary of a suite's results."""
-    measured = [line for line in lines("summary", found) if line.ours is not None]
-    columns = tuple(
-        sorted(dict.fromkeys(line.column for line in measured), key=lambda c: ORDER.index(c.partition(",")[0]))
-    )
-    names = [source.row or row for row, source in cfg.rows.items()]
-    rows: dict[str, dict[str, Cell]] = {name: {} for name in names if any(line.row == name for line in measured)}
-    for line in measured:
-        assert line.ours is not None
-        text = f"{line.ours.mean:.1f}" if line.ours.n == 1 else summary_text(line.ours)
-        rows.setdefault(line.row, {})[line.column] = Cell(line.ours.mean, text)
-    fresh = {line.row for line in measured if line.records[0].result.pretrain == FRESH}
-    baseline = next((row for row in rows if row in fresh), None)
-    return Summary(columns, rows, {c: v for c, v in cfg.chance.items() if c in columns}, baseline)
+    about = cfg.about()
+    tables = comparison.build(["summary"], found, about=about)
+    columns = tuple(dict.fromkeys(column for table in tables for column in table.columns))
+    rows: dict[str, dict[str, Cell]] = {}
+    fresh = []
+    for row in (row for table in tables for row in table.own):
+        name = full_name(row) if row.name in rows else row.name
+        numbers = {column: cell for column, cell in row.cells.items() if cell.ours}
+        rows[name] = {column: Cell(one.ours.mean, cell_text(one)) for column, one in numbers.items() if one.ours}
+        fresh += [name] if any(run.pretraining is None for cell in numbers.values() for run in cell.runs) else []
+    chance = {column: value for column, value in about.chance.items() if column in columns}
+    return Summary(tuple(tables), columns, {n: c for n, c in rows.items() if c}, chance, next(iter(fresh), None))
 
 
 def show(summary: Summary, judged: Sequence[Verdict], console: Console) -> None:
-    """Print the table, the best of each column bold, a sentence per row, and whether each expectation holds."""
-    grid = Table("pretraining", *summary.columns, title="Summary: pretrainings by tasks, %", title_justify="left")
-    for row, cells in summary.rows.items():
-        best = {column for column, cell in cells.items() if cell.mean == summary.best(column)}
-        texts = {column: cells[column].text if column in cells else "-" for column in summary.columns}
-        grid.add_row(
-            escape(row), *(f"[bold]{text}[/bold]" if column in best else text for column, text in texts.items())
-        )
-    if summary.chance:
-        texts = {
-            column: f"{summary.chance[column]:.1f}" if column in summary.chance else "-" for column in summary.columns
-        }
-        grid.add_row("chance", *texts.values(), style="dim")
-    console.print(grid)
+    """Print the table, a sentence per row, and whether each expectation holds."""
+    for sheet in sheets.sheets(summary.tables):
+        formats.draw(sheet, console)
     for sentence in sentences(summary):
         console.print(sentence, markup=False, highlight=False)
     for verdict in judged:

@@ -1,0 +1,265 @@
+"""The numbers of a table: which results are seeds of one number, its mean and spread, and what a reader has to know of it.
+
+Two results are seeds of one number if they have the same row, column, scale, data and recipe, and if their pretrainings have the same recipe.
+If batch norm or mixup makes a model depend on images per device, they must also have the same images per device and number of devices.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from mae_transfer import record as provenance
+from mae_transfer.config import flatten
+from mae_transfer.results import Result
+from mae_transfer.suite.layouts import LAYOUTS
+from mae_transfer.suite.places import Place
+from mae_transfer.suite.published import PUBLISHED, Published
+from mae_transfer.suite.records import Record
+
+NAMED_KEYS = 3  # config keys that a note names
+OF_A_RUN = ("seed", "reference")  # config keys in which seeds of one number differ
+
+
+class Spread(NamedTuple):
+    """Mean and spread of some runs."""
+
+    mean: float
+    sd: float | None
+    """Sample standard deviation over the runs; None for a single run."""
+    low: float
+    high: float
+    n: int
+
+
+class Run(NamedTuple):
+    """One run that counts in a cell."""
+
+    value: float
+    seed: int
+    pretraining: str | None
+    """Digest of the weights that it started from; None: random weights."""
+    pretraining_seed: int | None
+    """Seed of the run that pretrained them; None if it is unknown or there is none."""
+    record: Record
+
+
+class Cell(NamedTuple):
+    """One number of a table: ours, the published one, or both."""
+
+    row: str
+    column: str
+    unit: str
+    runs: tuple[Run, ...] = ()
+    """The runs that count, one per pretraining and seed."""
+    result: Result | None = None
+    """One of our results; None if the number was only published."""
+    published: Published | None = None
+    """The number that stands beside ours, or alone."""
+    why_not: str | None = None
+    """Why no published number stands beside ours."""
+    nearest: Published | None = None
+    """The published number that `why_not` is about."""
+    notes: tuple[str, ...] = ()
+    aspects: Mapping[str, str] = {}
+    """What may tell it from another cell of the same row and column."""
+
+    @property
+    def ours(self) -> Spread | None:
+        """Mean and spread of our runs; None without any."""
+        return spread([run.value for run in self.runs]) if self.runs else None
+
+    @property
+    def difference(self) -> float | None:
+        """Ours minus published; None unless both are there."""
+        return self.ours.mean - self.published.value if self.ours and self.published else None
+
+    @property
+    def scale(self) -> str:
+        """Scale of our runs; "" if the number was only published."""
+        return self.result.scale if self.result else ""
+
+    @property
+    def dataset(self) -> str:
+        """Data set of our runs; "" if the number was only published."""
+        return self.result.dataset if self.result else ""
+
+    @property
+    def recipe(self) -> str:
+        """Pretraining, backbone, protocol, epochs and batch of our runs; "" if the number was only published."""
+        return recipe(self.result) if self.result else ""
+
+    @property
+    def pretrainings(self) -> int:
+        """Number of pretrainings that the runs started from; 0 for random weights."""
+        return len({run.pretraining for run in self.runs} - {None})
+
+    @property
+    def counts(self) -> str:
+        """What the number is the mean of: "3 pretrainings x 2 transfers"."""
+        n, pretrained = len(self.runs), self.pretrainings
+        if not pretrained or (self.result and self.result.task == "pretrain"):
+            return _plural(n, "run")
+        each = {sum(run.pretraining == one for run in self.runs) for one in {run.pretraining for run in self.runs}}
+        if pretrained > 1 and len(each) == 1:
+            return f"{pretrained} pretrainings x {_plural(each.pop(), 'transfer')}"
+        return f"{_plural(pretrained, 'pretraining')}, {_plural(n, 'transfer')}"
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Return mean and spread of at least one value."""
+    sd = statistics.stdev(values) if len(values) > 1 else None
+    return Spread(statistics.fmean(values), sd, min(values), max(values), len(values))
+
+
+def cells(table: str, found: Sequence[Record]) -> list[Cell]:
+    """Return what was run for a table, in the order in which it was found. A row and column may have several cells."""
+    loose: dict[tuple[object, ...], list[Place]] = defaultdict(list)
+    for place in LAYOUTS[table].places(found):
+        result = place.record.result
+        what = (place.row, place.column, place.unit, place.record.label, result.scale, result.dataset)
+        loose[*what, recipe(result)].append(place)
+    return [_cell(group) for places in _with_holes(loose) for group in places]
+
+
+def published(table: str) -> list[Cell]:
+    """Return the published numbers of a table, each as a cell of its own."""
+    return [Cell(one.row, one.column, one.unit, published=one) for one in PUBLISHED if one.table == table]
+
+
+def recipe(result: Result) -> str:
+    """Return pretraining, backbone, protocol and length of a result."""
+    length = f"{result.epochs:g} ep x {result.global_batch}" if result.epochs else "no training"
+    if result.task == "pretrain":
+        return f"{result.pretrain}; {length}"
+    return f"{result.pretrain}; {result.backbone}; {result.protocol}, {length}"
+
+
+def _with_holes(loose: Mapping[tuple[object, ...], Sequence[Place]]) -> Iterable[list[list[Place]]]:
+    """Yield the places of each row and column as groups of one number. A failed run has no record: it joins the first group."""
+    for places in loose.values():
+        groups: dict[tuple[object, ...], list[Place]] = defaultdict(list)
+        for place in places:
+            if place.record.result.status == "ok":
+                groups[place.why_not, *_same(place.record.result)].append(place)
+        holes = [place for place in places if place.record.result.status != "ok"]
+        if not groups:
+            yield [holes]
+            continue
+        first, *others = groups.values()
+        yield [first + holes, *others]
+
+
+def _same(result: Result) -> tuple[object, ...]:
+    """Return what two results must share to be seeds of one number."""
+    if result.record is None:
+        return (result.recipe_digest,)
+    return tuple((one.recipe_digest, _per_device(one)) for one in result.record.lineage())
+
+
+def _per_device(one: provenance.Record) -> tuple[tuple[int, int], ...]:
+    """Return images per device and number of devices of each sitting, if the numbers depend on them."""
+    if not one.depends_on_device_batch:
+        return ()
+    return tuple(dict.fromkeys((sitting.device_batch, len(sitting.devices)) for sitting in one.sittings))
+
+
+def _cell(group: Sequence[Place]) -> Cell:
+    """Return the cell of the results of one number. Of several results of one pretraining and seed the newest counts."""
+    ordered = sorted(group, key=lambda place: place.record.result.created_at)
+    good = [place for place in ordered if place.record.result.status == "ok" and place.value is not None]
+    newest = {(pretraining(place.record.result), place.record.result.seed): place for place in good}
+    runs = tuple(_run(place) for _, place in sorted(newest.items(), key=lambda item: (item[0][1], str(item[0][0]))))
+    place = good[0] if good else ordered[0]
+    notes = (*_holes(ordered, good), *_repeats(good, newest), *_revisions(runs))
+    result = place.record.result
+    known = place.published
+    beside, near = (known, None) if place.why_not is None else (None, known)
+    return Cell(place.row, place.column, place.unit, runs, result, beside, place.why_not, near, notes, _aspects(place))
+
+
+def _run(place: Place) -> Run:
+    result = place.record.result
+    before = result.record.pretraining() if result.record else None
+    assert place.value is not None
+    return Run(place.value, result.seed, pretraining(result), before.seed if before else None, place.record)
+
+
+def pretraining(result: Result) -> str | None:
+    """Return what tells one pretraining from another, the digest of its weights or its name; None for random weights."""
+    weights = result.record.inputs.get("backbone") if result.record else None
+    if weights is not None:
+        return None if weights.kind == "random" else weights.sha256 or weights.name
+    return None if result.pretrain == "none" else result.checkpoint_sha256 or result.pretrain
+
+
+def _holes(ordered: Sequence[Place], good: Sequence[Place]) -> list[str]:
+    """Return a note per seed whose last run has no number."""
+    last: dict[int, Result] = {}
+    for place in ordered:
+        if place.record.result.status != "ok":
+            last[place.record.result.seed] = place.record.result
+    repaired = {place.record.result.seed: place.record.result.created_at for place in good}
+    return [
+        f"seed {seed} {hole.status}: {hole.reason or 'no reason given'}"
+        for seed, hole in sorted(last.items())
+        if hole.created_at > repaired.get(seed, "")
+    ]
+
+
+def _repeats(good: Sequence[Place], newest: Mapping[tuple[str | None, int], Place]) -> list[str]:
+    """Return a note per seed that has several numbers."""
+    notes = []
+    for (weights, seed), counted in newest.items():
+        same = [p for p in good if (pretraining(p.record.result), p.record.result.seed) == (weights, seed)]
+        before = sorted({f"{p.value:.2f}" for p in same if p.value not in (None, counted.value)}, key=float)
+        if before:
+            notes.append(f"seed {seed} ran more than once, the newest counts (before: {', '.join(before)})")
+    return notes
+
+
+def _revisions(runs: Sequence[Run]) -> list[str]:
+    commits = sorted({one for run in runs for one in run.record.result.revisions or ("unknown",)})
+    return [f"of commits {', '.join(commits)}"] if len(commits) > 1 else []
+
+
+def _aspects(place: Place) -> dict[str, str]:
+    result = place.record.result
+    about = {
+        "row": place.record.label or "",
+        "pretraining": result.pretrain,
+        "backbone": result.backbone,
+        "protocol": result.protocol,
+        "length": f"{result.epochs:g} epochs x {result.global_batch}",
+        "unit": place.unit,
+    }
+    if result.record is None:
+        return about | {"config": f"config {result.recipe_digest}" if result.recipe_digest else "config not recorded"}
+    for number, one in enumerate(result.record.lineage()):
+        stage = "" if number == 0 else f"{one.task}: "
+        values = {key: value for key, value in flatten(one.recipe).items() if key.rpartition(".")[2] not in OF_A_RUN}
+        about |= {f"{stage}{key}": f"{stage}{key} = {value}" for key, value in values.items()}
+        sizes = ", then ".join(f"{images} on {_plural(devices, 'device')}" for images, devices in _per_device(one))
+        if sizes:
+            why = " and ".join(one.depends_on_device_batch)
+            about[f"{stage}images per device"] = f"{stage}images per device: {sizes} (the numbers depend on it: {why})"
+    return about
+
+
+def told_apart(alike: Sequence[Cell]) -> list[str]:
+    """Return for each of some cells of one row and column what tells it from the others."""
+    keys = dict.fromkeys(key for cell in alike for key in cell.aspects)
+    differing = [key for key in keys if len({cell.aspects.get(key) for cell in alike}) > 1]
+    return [_about(cell, differing) for cell in alike]
+
+
+def _about(cell: Cell, keys: Sequence[str]) -> str:
+    known = [cell.aspects[key] for key in keys if cell.aspects.get(key)]
+    more = f", {len(known) - NAMED_KEYS} more" if len(known) > NAMED_KEYS else ""
+    return "; ".join(known[:NAMED_KEYS]) + more
+
+
+def _plural(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"

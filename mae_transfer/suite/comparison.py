@@ -1,0 +1,302 @@
+"""The tables: rows are methods, columns are the paper's, and a cell holds ours, the published number and their difference.
+
+One table holds one scale. Its title says on which data it was run: "Table 4" stands over COCO alone. Published numbers stand beside the runs that did
+what was published. The rows that only were published come last, or are left out.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from mae_transfer.suite.cells import Cell, Run, Spread, cells, published, spread, told_apart
+from mae_transfer.suite.layouts import LAYOUTS
+from mae_transfer.suite.names import FINE_GRAINED, TARGETS, dataset
+from mae_transfer.suite.places import COLUMNS, ROWS
+from mae_transfer.suite.published import Published
+from mae_transfer.suite.records import About, Record
+
+Show = Literal["all", "beside", "none"]  # of the published numbers
+PAPERS = {
+    "ImageNet",
+    "COCO",
+    "ADE20K",
+    *FINE_GRAINED.values(),
+    "imagenet-a",
+    "imagenet-c",
+    "imagenet-r",
+    "imagenet-sketch",
+}
+MANY_SETS = ("6", "7", "13", "summary")  # tables whose columns name the data
+SUMMARY_ORDER = ("fine-tune", "partial", "linear", "k-NN", "box AP", "mask AP", "mIoU")
+NO_SUITE = About()
+FEWEST = 2  # seeds that a paired difference needs
+
+
+class Row(NamedTuple):
+    """A row of a table."""
+
+    name: str
+    cells: dict[str, Cell]
+    """By column."""
+    kind: Literal["ours", "published", "chance"] = "ours"
+    detail: str = ""
+    """What tells it from another row of the same name."""
+
+
+class Difference(NamedTuple):
+    """A row minus the first row, over the seeds that both have."""
+
+    row: str
+    base: str
+    column: str
+    spread: Spread
+    seeds: tuple[int, ...]
+
+
+class Table(NamedTuple):
+    """A table."""
+
+    name: str
+    """In LAYOUTS."""
+    title: str
+    column_title: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    differences: tuple[Difference, ...] = ()
+
+    @property
+    def own(self) -> list[Row]:
+        """The rows that were run here."""
+        return [row for row in self.rows if row.kind == "ours"]
+
+    def is_best(self, cell: Cell) -> bool:
+        """Return whether a number is printed as the best of its column. A column with one number has no best, nor has one of hours or tokens."""
+        numbers = [one for row in self.own if (one := row.cells.get(cell.column)) and one.ours and one.unit == "%"]
+        if len(numbers) < 2 or not cell.ours or cell.unit != "%":
+            return False
+        choose = max if all(one.result and one.result.higher_is_better for one in numbers) else min
+        return mean_text(cell.ours.mean, "%") == mean_text(choose(one.ours.mean for one in numbers if one.ours), "%")
+
+
+def usable(found: Sequence[Record]) -> tuple[list[Record], list[str]]:
+    """Return the records without those in fractions of one, which would be read a hundred times too small, and a sentence for each of these."""
+    wrong = {
+        id(
+            place.record
+        ): f"{place.record.file}: {place.record.result.metric} in {place.record.result.unit!r}, the tables take '%'; left out"
+        for layout in LAYOUTS.values()
+        for place in layout.places(found)
+        if place.unit == "%" and place.record.result.unit != "%"
+    }
+    return [record for record in found if id(record) not in wrong], list(wrong.values())
+
+
+def worth_printing(
+    found: Sequence[Record], *, show: Show = "beside", about: About = NO_SUITE
+) -> tuple[list[Table], list[str]]:
+    """Return the summary and the tables that say more than it does, and the names of those that do not.
+
+    A table says more if a published number stands in it, or a number that the summary has not. Of a suite these are the tables that it is for.
+    """
+    summary = build(["summary"], found, show=show, about=about)
+    known = {(id(run.record), run.value) for table in summary for run in _runs(table)}
+    tables, same = [], []
+    for name in about.tables or LAYOUTS:
+        some = [] if name == "summary" else build([name], found, show=show, about=about)
+        for table in some:
+            compared = any(cell.published for row in table.rows for cell in row.cells.values())
+            if compared or {(id(run.record), run.value) for run in _runs(table)} - known:
+                tables.append(table)
+            elif name not in same:
+                same.append(name)
+    return summary + tables, same
+
+
+def _runs(table: Table) -> list[Run]:
+    return [run for row in table.own for cell in row.cells.values() for run in cell.runs]
+
+
+def build(
+    names: Iterable[str], found: Sequence[Record], *, show: Show = "beside", about: About = NO_SUITE
+) -> list[Table]:
+    """Return some tables: one per scale and, where the columns do not name the data, per data set.
+
+    Args:
+        names: of LAYOUTS.
+        show: "beside": published numbers stand beside ours; "all": rows that only were published follow; "none": no published numbers.
+        about: the suite that the records are of: the order of its rows, and what guessing scores.
+    """
+    return [table for name in names for table in _tables(name, found, show, about)]
+
+
+def _tables(name: str, found: Sequence[Record], show: Show, about: About) -> Iterator[Table]:
+    groups: dict[tuple[bool, str, str], list[Cell]] = defaultdict(list)
+    for cell in cells(name, found):
+        data = "" if name in MANY_SETS else cell.dataset
+        groups[_of_the_paper(cell) and name != "summary", cell.scale, data].append(cell)
+    if show == "all" and not any(key[0] for key in groups) and published(name):
+        groups[True, "paper", ""] = []
+    for (paper, scale, _), some in sorted(groups.items(), key=lambda item: not item[0][0]):
+        own = some if show != "none" else [cell._replace(published=None) for cell in some]
+        alone = published(name) if paper and show == "all" else []
+        title = _title(name, {cell.dataset: None for cell in some}, "" if paper else scale)
+        columns = _columns(name, [*own, *alone])
+        rows = (*_rows(name, own, about.rows), *_published_rows(alone))
+        if name == "summary":
+            rows = (*rows, *_chance(about, columns))
+        yield Table(name, title, LAYOUTS[name].column_title, columns, rows, tuple(_differences(name, rows, columns)))
+
+
+def _of_the_paper(cell: Cell) -> bool:
+    """Return whether a cell was run at the paper's scale on data of the paper."""
+    return cell.scale == "paper" and (cell.why_not is None or dataset(cell.dataset) in PAPERS)
+
+
+def _title(name: str, data: Mapping[str, None], scale: str) -> str:
+    """Return the table's title; with a scale it says what was really run."""
+    head, _, about = LAYOUTS[name].title.partition(": ")
+    if name == "summary":
+        return f"{LAYOUTS[name].title} ({scale} scale)"
+    if not scale:
+        return f"{head} ({about})" if about else head
+    about = about.replace("COCO ", "").replace("ADE20K ", "")
+    where = f"on {' and '.join(map(repr, data))}, {scale} scale"
+    if not about:
+        return f"{head}, {where}"
+    return f"After {head[0].lower()}{head[1:]} ({about}), {where}"
+
+
+def _columns(name: str, some: Sequence[Cell]) -> tuple[str, ...]:
+    """Return the columns that have a number or a note, the paper's first."""
+    used = dict.fromkeys(cell.column for cell in some)
+    if name == "summary":
+        return tuple(sorted(used, key=lambda column: SUMMARY_ORDER.index(column.partition(",")[0])))
+    return tuple([column for column in COLUMNS[name] if column in used] + [c for c in used if c not in COLUMNS[name]])
+
+
+def _rows(name: str, some: Sequence[Cell], order: Sequence[str]) -> list[Row]:
+    """Return our rows in the suite's order, then in the paper's. Cells of one row and column stand in rows of their own, which say what differs."""
+    by_name: dict[str, list[Cell]] = defaultdict(list)
+    for cell in some:
+        by_name[cell.row].append(cell)
+    names = [*dict.fromkeys([*order, *ROWS[name], *TARGETS.values(), *by_name])]
+    return [row for one in sorted(by_name, key=names.index) for row in _rows_of(one, by_name[one])]
+
+
+def _rows_of(name: str, some: Sequence[Cell]) -> list[Row]:
+    columns: dict[str, list[Cell]] = defaultdict(list)
+    for cell in some:
+        columns[cell.column].append(cell)
+    if all(len(alike) == 1 for alike in columns.values()):
+        return [Row(name, {column: alike[0] for column, alike in columns.items()})]
+    split: dict[str, list[dict[str, Cell]]] = defaultdict(list)  # rows by pretraining
+    details: dict[int, str] = {}
+    for column, alike in columns.items():
+        for cell, detail in zip(alike, told_apart(alike), strict=True):
+            rows = split[f"{cell.aspects.get('row')} {cell.aspects.get('pretraining')}"]
+            free = next((row for row in rows if column not in row), None)
+            if free is None:
+                rows.append(free := {})
+            free[column] = cell
+            if detail and len(alike) > 1:
+                details.setdefault(id(free), detail)
+    return [Row(name, row, detail=details.get(id(row), "")) for rows in split.values() for row in rows]
+
+
+def _published_rows(alone: Sequence[Cell]) -> list[Row]:
+    rows: dict[str, dict[str, Cell]] = defaultdict(dict)
+    for cell in alone:
+        rows[cell.row].setdefault(cell.column, cell)
+    return [Row(f"{name}, published", row, "published") for name, row in rows.items()]
+
+
+def _chance(about: About, columns: Sequence[str]) -> list[Row]:
+    numbers = {
+        column: Cell("chance", column, "%", published=Published("summary", "chance", column, value, "%", "guessing"))
+        for column, value in about.chance.items()
+        if column in columns
+    }
+    return [Row("chance", numbers, "chance")] if numbers else []
+
+
+def _differences(name: str, rows: Sequence[Row], columns: Sequence[str]) -> Iterator[Difference]:
+    """Yield row minus baseline over the seeds that both have. Backbone, protocol, epochs and batch must be the same."""
+    own = [row for row in rows if row.kind == "ours"]
+    listed = [*LAYOUTS[name].baseline]
+    base = min(own, key=lambda row: listed.index(row.name) if row.name in listed else len(listed), default=None)
+    for row in own:
+        for column in columns:
+            one, other = row.cells.get(column), base.cells.get(column) if base else None
+            if base is None or row is base or one is None or other is None or not _comparable(one, other):
+                continue
+            pairs = paired(one.runs, other.runs)
+            if len(pairs) >= FEWEST:
+                seeds = tuple(sorted({seed for _, seed in pairs}))
+                yield Difference(full_name(row), full_name(base), column, spread(list(pairs.values())), seeds)
+
+
+def full_name(row: Row) -> str:
+    """Return the name of a row, with what tells it from another of the same name."""
+    return f"{row.name} ({row.detail})" if row.detail else row.name
+
+
+def _comparable(one: Cell, other: Cell) -> bool:
+    a, b = one.result, other.result
+    if a is None or b is None or one.unit != "%":
+        return False
+    return (a.backbone, a.protocol, a.epochs, a.global_batch) == (b.backbone, b.protocol, b.epochs, b.global_batch)
+
+
+def paired(one: Sequence[Run], other: Sequence[Run]) -> dict[tuple[int | None, int], float]:
+    """Return differences by (seed of pretraining, seed of transfer).
+
+    If the seeds of pretraining are unknown, or one side has random weights, the runs of a transfer seed are averaged first.
+    """
+    whole = all(run.pretraining_seed is not None for run in (*one, *other))
+
+    def values(runs: Sequence[Run]) -> dict[tuple[int | None, int], float]:
+        by_seed: dict[tuple[int | None, int], list[float]] = defaultdict(list)
+        for run in runs:
+            by_seed[run.pretraining_seed if whole else None, run.seed].append(run.value)
+        return {key: spread(some).mean for key, some in by_seed.items()}
+
+    a, b = values(one), values(other)
+    return {key: a[key] - b[key] for key in a if key in b}
+
+
+def mean_text(value: float, unit: str, sign: str = "") -> str:
+    """Return a number as a cell prints it: percentages with one decimal, others with four digits."""
+    text = f"{value:{sign}.1f}" if unit == "%" else f"{value:{sign}.4g}"
+    return f"{text}x" if unit == "x" else text
+
+
+def cell_text(cell: Cell) -> str:
+    """Return "83.7±0.2 (83.6, +0.1)": mean, standard deviation over more than one run, published number and difference."""
+    ours, known = cell.ours, cell.published
+    if ours is None:
+        return known.text if known and cell.result is None else "-"
+    text = mean_text(ours.mean, cell.unit)
+    if ours.sd is not None and (cell.unit == "%" or ours.sd):
+        text += f"±{ours.sd:.1f}" if cell.unit == "%" and ours.sd >= 0.05 else f"±{ours.sd:.2g}"
+    if known is None or cell.difference is None:
+        return text
+    return f"{text} ({known.text}, {mean_text(cell.difference, cell.unit, sign='+')})"
+
+
+def difference_text(difference: Difference) -> str:
+    """Return "+0.3 [-0.4..+0.5]": mean and range of a paired difference."""
+    mean, low, high = (f"{value:+.1f}" for value in (difference.spread.mean, *difference.spread[2:4]))
+    return f"{mean} [{low}..{high}]"
+
+
+def misses(tables: Iterable[Table]) -> list[str]:
+    """Return for each number of ours that stands near a published one why it does not stand beside it."""
+    return [
+        f"{row.name}, {column}: not beside {cell.nearest.text} ({cell.nearest.source}): {cell.why_not}"
+        for table in tables
+        for row in table.own
+        for column, cell in row.cells.items()
+        if cell.nearest and cell.ours
+    ]
