@@ -7,9 +7,9 @@ plan      the config as a graph of runs                  places    a result's ro
 work      the graph in a folder: what is done            layouts   the tables and figures that there are
 steps     how one run starts and ends                    tables    published | yours | difference
 job       one run in a process of its own                formats   tables as text, markdown, csv, LaTeX, HTML
-run       the plan on this machine                       figures   figures 5, 7 and 9
+run       the plan on this machine                       figures   a chart per task, figures 5, 7 and 9
 slurm     the plan on a cluster                          pictures  curves and drawings of a report
 view      what a user sees meanwhile                     report    report.html
 preload   what runs import, once for all of them         summary   one table of everything, and what it must show
-evidence  digests of what a finished run left
+evidence  digests of what a finished run left            origins   how each number of a report came to be
 """

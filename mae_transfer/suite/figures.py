@@ -1,4 +1,4 @@
-"""Figures 5, 7 and 9 as plots: the published curve, and yours with the range over seeds wherever they were measured."""
+"""A bar chart per task, and figures 5, 7 and 9: the published curve, and yours with the range over seeds."""
 
 from __future__ import annotations
 
@@ -6,17 +6,79 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from mae_transfer.suite.layouts import LAYOUTS
 from mae_transfer.suite.names import method
+from mae_transfer.suite.pictures import INK
 from mae_transfer.suite.places import ROWS
 from mae_transfer.suite.records import Record
 from mae_transfer.suite.tables import Line, lines
 
 FIGURES = ("figure 5", "figure 7", "figure 9")
+LONGEST = 52  # characters of a row's name above its bar
+
+
+class Bar(NamedTuple):
+    """A row of a bar chart."""
+
+    name: str
+    mean: float
+    low: float
+    high: float
+    n: int
+    """Number of runs."""
+    colour: str
+    published: tuple[float, ...] = ()
+    """Published numbers that the row stands beside."""
+
+
+def bars(rows: Sequence[Bar], *, unit: str, chance: float | None) -> Figure:
+    """Return a chart with a bar per row: its mean, the range of its runs, published numbers as diamonds, chance as a dashed line."""
+    handles = _legend(rows)
+    keys = len(handles) + (chance is not None)
+    figure = Figure(figsize=(4.2, 0.42 * len(rows) + 0.6 + 0.2 * ((keys + 1) // 2)), layout="constrained")
+    axes = figure.subplots()
+    most = max([0.0, *(max(row.high, *row.published) if row.published else row.high for row in rows)])
+    edge = 1.2 * (most or 1.0)
+    for at, row in enumerate(rows):
+        axes.barh(at, row.mean, height=0.42, color=row.colour, zorder=2)
+        name = row.name if len(row.name) <= LONGEST else row.name[: LONGEST - 1] + "…"
+        axes.text(0, at - 0.28, f" {name}", va="bottom", ha="left", parse_math=False)
+        end = max(row.high, row.mean)
+        if row.n > 1:
+            spread = [[row.mean - row.low], [row.high - row.mean]]
+            axes.errorbar(row.mean, at, xerr=spread, color=INK, capsize=3, linewidth=1.2, zorder=3)
+        axes.text(end + 0.015 * edge, at, f"{row.mean:.1f}", va="center", ha="left", weight="bold", zorder=4)
+        for value in row.published:
+            axes.plot(value, at, marker="D", markersize=5, color=INK, linestyle="", markerfacecolor="none", zorder=5)
+    if chance is not None:
+        line = axes.axvline(chance, linestyle="--", linewidth=1, color=INK, zorder=1)
+        handles.append((line, f"chance {chance:g}"))
+    axes.set_xlim(min(0.0, *(row.low for row in rows)), edge)
+    axes.set_ylim(len(rows) - 0.6, -0.75)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel(unit)
+    if handles:
+        marks, texts = zip(*handles, strict=True)
+        figure.legend(marks, texts, loc="outside lower left", ncols=2, fontsize=8)
+    return figure
+
+
+def _legend(rows: Sequence[Bar]) -> list[tuple[Line2D, str]]:
+    counts = sorted({row.n for row in rows if row.n > 1})
+    found = []
+    if counts:
+        text = f"lowest to highest of {' or '.join(map(str, counts))} runs"
+        found.append((Line2D([], [], color=INK, linewidth=1.2), text))
+    if any(row.published for row in rows):
+        found.append((Line2D([], [], color=INK, marker="D", markerfacecolor="none", linestyle=""), "published"))
+    return found
 
 
 def draw(name: str, found: Sequence[Record]) -> Figure | None:

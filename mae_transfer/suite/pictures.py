@@ -7,7 +7,8 @@ import io
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +20,12 @@ from mae_transfer.suite.grid import slug
 from mae_transfer.suite.records import Note
 
 FOLDERS = {"reconstructions": "Reconstructions", "detections": "Detections", "segmentations": "Segmentations"}
-WIDTH = 1000  # pixels of a drawing in the report
-INK = "#7a7a7a"  # of text and axes: readable on white and on black
+WIDTH = 900  # pixels of a drawing in the report
+INK = "#7a7a7a"  # of text and axes; in a page it becomes the colour of the page's text
 STYLE: Any = {
-    "svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 9, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK,
-    "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
+    "svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 9, "text.color": INK, "axes.labelcolor": INK,
+    "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False,
+    "axes.spines.right": False, "legend.frameon": False,
 }  # fmt: skip
 
 
@@ -42,8 +44,18 @@ class Curve(NamedTuple):
     values: list[float]
 
 
-def curves(runs: Mapping[Path, Note]) -> Iterator[Picture]:
-    """Yield a picture per kind of run and quantity: the training loss, and every figure that was measured more than once."""
+def palette(names: Iterable[str]) -> dict[str, str]:
+    """Return a colour per row, the same in every chart of a report."""
+    return {name: f"C{number % 10}" for number, name in enumerate(dict.fromkeys(names))}
+
+
+def curves(runs: Mapping[Path, Note], colours: Mapping[str, str]) -> Iterator[Picture]:
+    """Yield a picture per kind of run and quantity: the training loss, and every figure that was measured repeatedly.
+
+    Args:
+        runs: the suite's runs by folder.
+        colours: of the rows; other curves take the colours after these.
+    """
     found: dict[tuple[str, str], list[Curve]] = defaultdict(list)
     sources: dict[str, set[str]] = defaultdict(set)
     for note in runs.values():
@@ -52,32 +64,32 @@ def curves(runs: Mapping[Path, Note]) -> Iterator[Picture]:
         note.name: note.row if len(sources[note.row]) == 1 else note.name.split("/")[0] for note in runs.values()
     }  # one row of several sizes
     for folder, note in runs.items():
-        kind = note.name.split("/")[1]
+        kind = note.name.split("/")[1] if "/" in note.name else note.name
         for quantity, (steps, values) in logged(folder / "log.jsonl").items():
             if len(steps) > 1:
                 found[kind, quantity].append(Curve(labels[note.name], steps, values))
-    colours = {
-        label: f"C{number % 10}" for number, label in enumerate(dict.fromkeys(labels.values()))
-    }  # the same in every picture
+    missing = palette(label for label in [*colours, *labels.values()])
+    colours = missing | dict(colours)
     for (kind, quantity), lines in sorted(found.items()):
         yield Picture(f"{kind}: {quantity}", svg(plot(lines, quantity, colours), prefix=slug(f"{kind} {quantity}")))
 
 
 def logged(path: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """Return steps and values of what a log.jsonl holds, by quantity; lines that were cut short are left out."""
+    """Return steps and values of what a log.jsonl holds, by quantity; lines that cannot be read are left out."""
     series: dict[str, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
-        names = (
-            ["loss"] if row.get("kind") == "train" else [name for name in row if name not in ("kind", "step", "epoch")]
-        )
-        for name in names:
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            continue
+        training = row.get("kind") == "train"
+        for name in ["loss"] if training else [name for name in row if name not in ("kind", "step", "epoch")]:
             if isinstance(row.get(name), float):
-                series["training loss" if row["kind"] == "train" else name][0].append(row["step"])
-                series["training loss" if row["kind"] == "train" else name][1].append(row[name])
+                steps, values = series["training loss" if training else name]
+                steps.append(row["step"])
+                values.append(row[name])
     return series
 
 
@@ -86,7 +98,7 @@ def plot(lines: Sequence[Curve], quantity: str, colours: Mapping[str, str]) -> F
     counts = Counter(line.label for line in lines)
     names = {label: f"{label}, {count} seeds" if count > 1 else label for label, count in counts.items()}
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(5.6, 3.2), layout="constrained")
+        figure = Figure(figsize=(4.2, 2.9), layout="constrained")
         axes = figure.subplots()
         for line in lines:
             style: Any = {"marker": "o", "markersize": 3} if len(line.steps) < 20 else {}
@@ -101,35 +113,60 @@ def plot(lines: Sequence[Curve], quantity: str, colours: Mapping[str, str]) -> F
         axes.set_xlabel("step")
         axes.set_ylabel(quantity)
         axes.grid(alpha=0.25)
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=8)
     return figure
 
 
 def svg(figure: Figure, *, prefix: str) -> str:
-    """Return a figure as an <svg> element without a background, that scales with the page; `prefix` keeps its ids apart from other figures'."""
+    """Return a figure as an <svg> element that scales with the page and takes its text colour.
+
+    Args:
+        prefix: keeps its ids apart from those of other figures.
+    """
     text = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # no element that HTML has not
     with mpl.rc_context(STYLE):
-        figure.savefig(
-            text, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        )  # no element that HTML has not
+        figure.savefig(text, format="svg", transparent=True, metadata=nothing)
     whole = text.getvalue()
-    return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", whole[whole.index("<svg") :])
+    whole = whole[whole.index("<svg") :].replace(INK, "currentColor")
+    return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", whole)
 
 
-def drawings(runs: Mapping[Path, Note], *, each: int = 2) -> Iterator[Picture]:
-    """Yield the newest drawings of every run: what it makes of some images."""
+def drawings(runs: Mapping[Path, Note], *, each: int = 2) -> Iterator[tuple[str, list[Picture]]]:
+    """Yield the drawings by kind: the newest reconstructions, and the first images of detections and segmentations.
+
+    Of runs that differ in their seed only the first is shown.
+    """
     for name, title in FOLDERS.items():
+        shown: dict[str, Picture] = {}
         for folder, note in runs.items():
-            for path in sorted((folder / name).glob("*.png"))[-each if name != "reconstructions" else -1 :]:
-                yield Picture(f"{title}: {note.name}, {path.stem}", image(path, alt=f"{title} of {note.name}"))
+            files = sorted((folder / name).glob("*.png"))
+            run = note.name.rpartition("/")[0] or note.name
+            if files and run not in shown:
+                some = files[-1:] if name == "reconstructions" else files[:each]
+                alt = f"{title}: {note.name}, "
+                images = "\n".join(image(path, alt=alt + path.stem) for path in some)
+                shown[run] = Picture(f"{note.row}, {steps_of(some[0])}" if len(some) == 1 else note.row, images)
+        if shown:
+            yield title, list(shown.values())
+
+
+def steps_of(path: Path) -> str:
+    """Return "step 1920" for step_00001920.png; other names as they are."""
+    word, _, number = path.stem.partition("_")
+    return f"{word} {int(number):,}" if number.isdigit() else path.stem
 
 
 def image(path: Path, *, alt: str) -> str:
-    """Return a picture file as an <img> element that needs no other file."""
-    with Image.open(path) as opened:
-        small = opened.convert("RGB")
-        small.thumbnail((WIDTH, 4 * WIDTH))
-        data = io.BytesIO()
-        small.save(data, "JPEG", quality=85)
+    """Return a picture file as an <img> element that needs no other file; a sentence if it cannot be read."""
+    data = io.BytesIO()
+    try:
+        with Image.open(path) as opened:
+            small = opened.convert("RGB")
+            small.thumbnail((WIDTH, 4 * WIDTH))
+            small.save(data, "WEBP", quality=80)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises each of them
+        return f"<p>{escape(alt)} cannot be read: {escape(str(error))}</p>"
     coded = base64.b64encode(data.getvalue()).decode()
-    return f'<img src="data:image/jpeg;base64,{coded}" width="{small.width}" height="{small.height}" alt="{alt}" id="{slug(alt)}-{path.stem}">'
+    size = f'width="{small.width}" height="{small.height}"'
+    return f'<img src="data:image/webp;base64,{coded}" {size} alt="{escape(alt)}">'

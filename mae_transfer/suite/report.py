@@ -1,9 +1,12 @@
-"""One page that holds a suite: report.html, tables with the origin of every number, figures, curves, drawings and cost. It needs no other file."""
+"""One page that holds a suite: report.html. It needs no other file.
+
+In this order: what was run, the summary, a chart per task, the tables, figures, curves, pictures, runs with their
+cost, and how each number came to be.
+"""
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Collection, Iterator, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,35 +19,48 @@ from mae_transfer.results import Result
 from mae_transfer.suite import figures, pictures, records, summary, tables
 from mae_transfer.suite.grid import slug
 from mae_transfer.suite.layouts import LAYOUTS
+from mae_transfer.suite.origins import Origins, hours_by_device
 from mae_transfer.suite.records import Note, Record, read_note, write_whole
 from mae_transfer.suite.schema import SuiteConfig
-from mae_transfer.suite.tables import Cells, Line
+from mae_transfer.suite.summary import Summary, Verdict
+from mae_transfer.suite.tables import Line
 from mae_transfer.suite.work import Work
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 PAPER = "This suite ran at the paper's scale."
-SMALLER = "Nothing here reproduces the paper: these runs are of scale {}. Published numbers stand beside runs at the paper's scale only."
+SMALLER = (
+    "Nothing here reproduces the paper: these runs are of scale {}. "
+    "Published numbers stand beside runs at the paper's scale only."
+)
+MIXED = (
+    "Some of these runs are of scale {}, and reproduce nothing. "
+    "Published numbers stand beside runs at the paper's scale only."
+)
+BASELINE_COLOUR = "#8a8a8a"  # of random weights
 
 
-MIXED = "Some of these runs are of scale {}, and reproduce nothing. Published numbers stand beside runs at the paper's scale only."
+class Part(NamedTuple):
+    """One value behind a number."""
+
+    label: str
+    text: str
+    anchor: str  # of the entry that says how it came to be
 
 
-class Origin(NamedTuple):
-    """Where a number comes from."""
+class Number(NamedTuple):
+    """A number on the page."""
 
-    result: Result
-    note: Note | None
-    facts: dict[str, str]
-    command: str
-    config: str  # the anchor of the run's resolved config on the page
+    text: str
+    parts: list[Part]
+    best: bool = False
+    beside: str = ""  # the published number and the difference
 
 
 class Row(NamedTuple):
-    """A line of a table, with the origins of its number."""
+    """A row of a table: a number, a text or nothing per column."""
 
-    line: Line
-    cells: Cells
-    origins: list[Origin]
+    name: str
+    cells: list[Number | str]
 
 
 class Sheet(NamedTuple):
@@ -52,22 +68,21 @@ class Sheet(NamedTuple):
 
     anchor: str
     title: str
-    column_title: str
+    columns: list[str]
     rows: list[Row]
-    differences: list[Cells]
-
-    @property
-    def compared(self) -> bool:
-        """Whether any line has a published number."""
-        return any(row.line.published for row in self.rows)
+    notes: list[str] = []
 
 
 def publish(cfg: SuiteConfig, work: Work, console: Console, *, known: Collection[str]) -> list[str]:
-    """Print the suite's summary and write its report, WORK_DIR/report.html; return the expectations of the suite that do not hold.
+    """Print the suite's summary and write its report, WORK_DIR/report.html; return the expectations that do not hold.
 
     Nothing is printed where there are no results yet. Only a whole suite is judged, not a part of it or a trial.
 
-    known: the names of all runs of the suite.
+    Args:
+        cfg: the suite.
+        work: its folder.
+        console: where the summary is printed.
+        known: the names of all runs of the suite.
     """
     if not any(work.root.rglob("results.jsonl")):
         return []
@@ -83,7 +98,7 @@ def publish(cfg: SuiteConfig, work: Work, console: Console, *, known: Collection
     judged = summary.verdicts(overview, () if work.debug or len(work.plan) < len(known) else cfg.expect)
     summary.show(overview, judged, console)
     path = work.root / "report.html"
-    write(path, cfg.title, cfg.tables, found, [*damaged, *wrong], work.root)
+    write(path, cfg, found, [*damaged, *wrong], judged=judged)
     console.print(f"Report: {path}   Tables: python tools/tables.py {work.root}", markup=False, highlight=False)
     return [verdict.sentence for verdict in judged if not verdict.holds]
 
@@ -93,35 +108,69 @@ def refresh(cfg: SuiteConfig, work: Work) -> None:
     if any(work.root.rglob("results.jsonl")):
         found, damaged = records.load([work.root])
         found, wrong = tables.usable(found)
-        write(work.root / "report.html", cfg.title, cfg.tables, found, [*damaged, *wrong], work.root)
+        overview = summary.summarise(cfg, found)
+        ready = [] if work.debug else [one for one in cfg.expect if has_numbers(overview, one.column, one.row, one.above)]
+        judged = summary.verdicts(overview, ready)
+        write(work.root / "report.html", cfg, found, [*damaged, *wrong], judged=judged, left=still_to_run(work))
+
+
+def has_numbers(overview: Summary, column: str, *rows: str | None) -> bool:
+    """Return whether these rows have a number in a column."""
+    return all(column in overview.rows.get(row, {}) for row in rows if row)
+
+
+def still_to_run(work: Work) -> int:
+    """Return how many runs of the plan have not ended."""
+    notes = (read_note(work.folder(name))[0] for name in work.plan)
+    return sum(note is None or note.state in ("planned", "running") for note in notes)
 
 
 def write(
-    path: Path, title: str, names: Sequence[str], found: Sequence[Record], defects: Sequence[str], root: Path
+    path: Path,
+    cfg: SuiteConfig,
+    found: Sequence[Record],
+    defects: Sequence[str],
+    *,
+    judged: Sequence[Verdict] = (),
+    left: int = 0,
 ) -> None:
-    """Write the report of the records under `root`, with the tables of these names."""
-    runs = notes_of(root)
+    """Write the report of a suite.
+
+    Args:
+        path: the page; the suite's runs are in the same folder.
+        cfg: the suite.
+        found: its results.
+        defects: what could not be read, or was left out.
+        judged: whether the numbers are as the suite expects.
+        left: number of runs that have not ended.
+    """
+    runs = notes_of(path.parent)
+    origins = Origins(found, runs, path.parent)
+    overview = summary.summarise(cfg, found)
+    colours = pictures.palette(name for name in overview.rows if name != overview.baseline)
+    colours |= {overview.baseline: BASELINE_COLOUR} if overview.baseline else {}
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
         TEMPLATE.read_text(encoding="utf-8")
     )
-    with mpl.rc_context(pictures.STYLE):  # to be read on a light page and on a dark one
-        drawn = [
-            pictures.Picture(LAYOUTS[name].title, pictures.svg(figure, prefix=slug(name)))
-            for name in figures.FIGURES
-            if (figure := figures.draw(name, found))
-        ]
+    first = {folder: note for folder, note in runs.items() if note.role != "point"}
     values: dict[str, Any] = {
-        "title": title,
+        "title": cfg.title,
         "created": datetime.now(UTC).isoformat(timespec="minutes"),
         "warning": warning({record.result.scale for record in found}),
+        "about": list(about(cfg, found, runs, left)),
         "defects": defects,
-        "sheets": list(sheets(names, found)),
-        "figures": drawn,
-        "curves": list(pictures.curves(runs)),
-        "drawings": list(pictures.drawings({folder: note for folder, note in runs.items() if note.role != "point"})),
-        "runs": [run_of(folder, note, found) for folder, note in runs.items()],
+        "summary": summary_sheet(overview, found, origins),
+        "sentences": summary.sentences(overview),
+        "judged": judged,
+        "charts": charts(cfg, overview, found, colours),
+        "sheets": list(sheets(cfg.tables, found, origins)),
+        "figures": paper_figures(found),
+        "curves": list(pictures.curves(runs, colours)),
+        "drawings": list(pictures.drawings(first)),
         "chosen": [note for note in runs.values() if note.chosen],
-        "hours": sum(note.seconds for note in runs.values()) / 3600,
+        "runs": [run_row(folder, note, found, origins) for folder, note in runs.items()],
+        "origins": origins.all,
+        "recipes": origins.recipes,
     }
     write_whole(path, page.render(values))
 
@@ -140,64 +189,152 @@ def notes_of(root: Path) -> dict[Path, Note]:
     return {folder: note for folder in folders if (note := read_note(folder)[0]) is not None}
 
 
-def sheets(names: Sequence[str], found: Sequence[Record]) -> Iterator[Sheet]:
-    """Yield the tables that have anything to show; published numbers alone are shown where a run is at the paper's scale."""
-    paper = any(record.result.scale == "paper" for record in found)
+def about(
+    cfg: SuiteConfig, found: Sequence[Record], runs: Mapping[Path, Note], left: int
+) -> Iterator[tuple[str, Sequence[str]]]:
+    """Yield what was run: title and lines."""
+    rows = list(dict.fromkeys(source.row or name for name, source in cfg.rows.items()))
+    rows = rows or list(dict.fromkeys(note.row for note in runs.values()))
+    yield "compared", [", ".join(rows)]
+    yield "transfers", [", ".join(cfg.transfer)]
+    seeds = ", ".join(map(str, cfg.seeds))
+    each = "each with pretrainings of its own" if cfg.pretrain_seeds == "each" else "of the transfers"
+    yield "seeds", [f"{seeds}, {each}" if len(cfg.seeds) > 1 else seeds]
+    if lines := data_lines(found):
+        yield "data", lines
+    ended = f"{sum(note.state == 'done' for note in runs.values())} done"
+    failed = sum(note.state == "failed" for note in runs.values())
+    yield "runs", [", ".join([ended, *([f"{failed} failed"] if failed else []), *([f"{left} to come"] if left else [])])]
+    hours = [f"{hours:.3g} h of training on {device}" for device, hours in hours_by_device(found).items()]
+    wall = sum(note.seconds for note in runs.values()) / 3600
+    yield "cost", [*hours, f"{wall:.3g} h in all runs, start-up, evaluation and saving included"]
+
+
+def data_lines(found: Sequence[Record]) -> list[str]:
+    """Return the data sets with what they were used for; of results of an earlier version only the name is known."""
+    uses: dict[str, dict[str, None]] = {}
+    for one in found:
+        record = one.result.record
+        if record is None:
+            uses.setdefault(f"'{one.result.dataset}' (not recorded)", {})[one.result.task] = None
+            continue
+        for part, data in record.data.items():
+            use = "training" if part == "train" else "evaluation" if part == "val" else part
+            uses.setdefault(data.text(), {})[f"{record.task} ({use})"] = None
+    return [f"{text}: {', '.join(where)}" for text, where in uses.items()]
+
+
+def summary_sheet(overview: Summary, found: Sequence[Record], origins: Origins) -> Sheet | None:
+    """Return the table of pretrainings by tasks; None where there is no number for it."""
+    measured = {(line.row, line.column): line for line in tables.lines("summary", found) if line.ours}
+    rows = []
+    for name, cells in overview.rows.items():
+        row: list[Number | str] = []
+        for column in overview.columns:
+            line, cell = measured.get((name, column)), cells.get(column)
+            if line is None or cell is None:
+                row.append("-")
+                continue
+            best = len(overview.rows) > 1 and cell.mean == overview.best(column)
+            row.append(Number(cell.text, parts_of(line, origins), best))
+        rows.append(Row(name, row))
+    if not rows:
+        return None
+    if overview.chance:
+        guesses = [f"{overview.chance[c]:.1f}" if c in overview.chance else "-" for c in overview.columns]
+        rows.append(Row("chance", [*guesses]))
+    return Sheet("summary", "Summary: pretrainings by tasks, %", ["pretraining", *overview.columns], rows)
+
+
+def parts_of(line: Line, origins: Origins) -> list[Part]:
+    """Return the values behind a number, each with the entry that says how it came to be."""
+    return [
+        Part(f"seed {record.result.seed}", f"{line.values[record.result.seed]:.2f}", origins.anchor(record))
+        for record in line.records
+    ]
+
+
+def charts(
+    cfg: SuiteConfig, overview: Summary, found: Sequence[Record], colours: Mapping[str, str]
+) -> list[pictures.Picture]:
+    """Return a bar chart per column of the summary."""
+    published = beside(cfg.tables, found)
+    measured = {(line.row, line.column): line for line in tables.lines("summary", found) if line.ours}
+    drawn = []
+    for column in overview.columns:
+        rows = []
+        for name in overview.rows:
+            line = measured.get((name, column))
+            if line is not None and line.ours is not None:
+                marks = tuple(dict.fromkeys(v for record in line.records for v in published.get(id(record.result), ())))
+                rows.append(figures.Bar(name, *line.ours, colours[name], marks))
+        with mpl.rc_context(pictures.STYLE):
+            figure = figures.bars(rows, unit="%", chance=overview.chance.get(column))
+            drawn.append(pictures.Picture(column, pictures.svg(figure, prefix=slug(f"chart {column}"))))
+    return drawn
+
+
+def beside(names: Sequence[str], found: Sequence[Record]) -> dict[int, list[float]]:
+    """Return the published numbers that each result stands beside in some tables, by the result's id()."""
+    marks: dict[int, list[float]] = {}
     for name in names:
-        shown = [line for line in tables.lines(name, found) if paper or line.scale]
-        rows = [Row(line, tables.cells(line), [origin(record) for record in line.records]) for line in shown]
-        if rows:
-            yield Sheet(
-                slug(LAYOUTS[name].title.partition(":")[0]),
-                LAYOUTS[name].title,
-                LAYOUTS[name].column_title,
-                rows,
-                tables.differences(name, found),
-            )
+        for line in tables.lines(name, found):
+            if line.published and line.ours:
+                for record in line.records:
+                    marks.setdefault(id(record.result), []).append(line.published.value)
+    return marks
 
 
-def origin(record: Record) -> Origin:
-    """Return where a record's number comes from."""
-    result, note = record.result, record.note
-    facts = {
-        "run": result.run, "value": f"{result.value:.6g} {result.unit}", "seed": str(result.seed), "date": result.created_at,
-        "checkpoint sha256": result.checkpoint_sha256 or "none: a fresh backbone", "commit": ", ".join(result.revisions) or "not recorded",
-        "versions": ", ".join(f"{name} {version}" for name, version in result.versions.items()), "device": result.device,
-        "devices": str(result.world_size), "precision": result.precision,
-        "wall time": f"{result.wall_s:.0f} s", "config digest": result.config_digest,
-        "file": str(record.file),
-    }  # fmt: skip
-    name = note.name if note else str(record.file.parent)
-    return Origin(result, note, facts, shlex.join(note.command) if note else "", f"run-{slug(name)}")
+def paper_figures(found: Sequence[Record]) -> list[pictures.Picture]:
+    """Return the paper's figures that have results."""
+    with mpl.rc_context(pictures.STYLE):
+        return [
+            pictures.Picture(LAYOUTS[name].title, pictures.svg(figure, prefix=slug(name)))
+            for name in figures.FIGURES
+            if (figure := figures.draw(name, found))
+        ]
 
 
-def run_of(folder: Path, note: Note, found: Sequence[Record]) -> dict[str, Any]:
-    """Return what the list of runs says of one: how it ended, what it cost, its resolved config."""
-    result = next((record.result for record in found if record.file.parent == folder.resolve()), None)
-    config = folder / "config.py"
-    return {
-        "anchor": f"run-{slug(note.name)}",
-        "note": note,
-        "command": shlex.join(note.command),
-        "config": config.read_text(encoding="utf-8") if config.is_file() else "",
-        "cost": cost(note, result),
-    }
+def sheets(names: Sequence[str], found: Sequence[Record], origins: Origins) -> Iterator[Sheet]:
+    """Yield the tables that have anything to show."""
+    for name in names:
+        shown = [line for line in tables.lines(name, found) if line.scale]
+        if not shown:
+            continue
+        columns = ["row", LAYOUTS[name].column_title, "yours", "scale, data", "notes"]
+        rows = []
+        for line in shown:
+            text = tables.cells(line)
+            near = f"{text['published']}, {text['difference']}" if line.published else ""
+            number: Number | str = Number(text["yours"], parts_of(line, origins), beside=near) if line.ours else "-"
+            rows.append(Row(line.row, [line.column, number, f"{line.scale}, {line.dataset}", text["notes"]]))
+        pairs = [
+            f"{pair.row}, {pair.column}: {tables.summary_text(pair.difference, sign='+')}"
+            for pair in tables.pairs_of(name, found)
+        ]
+        title = LAYOUTS[name].title
+        notes = ["Same-seed differences: " + "; ".join(pairs)] if pairs else []
+        yield Sheet(slug(title.partition(":")[0]), title, columns, rows, notes)
+
+
+def run_row(folder: Path, note: Note, found: Sequence[Record], origins: Origins) -> dict[str, Any]:
+    """Return what the list of runs says of one: how it ended and what it cost."""
+    result = next((one.result for one in found if one.file.parent == folder.resolve()), None)
+    return {"anchor": origins.of_folder(folder), "note": note, "cost": cost(note, result)}
 
 
 def cost(note: Note, result: Result | None) -> dict[str, str]:
     """Return the figures of the table of costs."""
+    titles = ("minutes", "training s", "evaluation s", "images/s", "GFLOPs/image", "memory GiB", "device")
+    figures_of = dict.fromkeys(titles, "-") | {"minutes": f"{note.seconds / 60:.1f}"}
     if result is None or result.status != "ok":
-        return {
-            "minutes": f"{note.seconds / 60:.1f}",
-            "images/s": "-",
-            "params": "-",
-            "GFLOPs/image": "-",
-            "memory GiB": "-",
-            "device": "-",
-        }
+        return figures_of
+    if record := result.record:
+        figures_of["training s"] = f"{record.train_seconds:.0f}"
+        figures_of["evaluation s"] = f"{sum(sitting.seconds.evaluate for sitting in record.sittings):.0f}"
     flops, memory = result.flops_per_image, result.peak_mem_gib
-    return {
-        "minutes": f"{note.seconds / 60:.1f}", "images/s": f"{result.images_per_s:.0f}", "params": f"{result.params / 1e6:.2f} M",
+    return figures_of | {
+        "images/s": f"{result.images_per_s:.0f}",
         "GFLOPs/image": f"{flops / 1e9:.2f}" if flops else "-", "memory GiB": f"{memory:.2f}" if memory else "-",
         "device": f"{result.world_size} x {result.device}",
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""suite/report.py: one valid page that needs nothing else, in which every number says where it comes from."""
+"""suite/report.py: one valid page that needs nothing else, in which every number says how it came to be."""
 
 import re
 from collections.abc import Iterator
@@ -9,20 +9,27 @@ import pytest
 from PIL import Image
 
 from mae_transfer import results
-from mae_transfer.suite import pictures, records, report
-from mae_transfer.suite.records import Note, Record
+from mae_transfer.record import DataSet, Record, Seconds, Sitting, Software, Weights
+from mae_transfer.suite import figures, origins, pictures, records, report, summary
+from mae_transfer.suite.grid import slug
+from mae_transfer.suite.records import Note
+from mae_transfer.suite.schema import Expectation, SuiteConfig, Transfer
 from tests.unit.test_tables import result
 
 VOID = {"meta", "img", "link", "br", "hr", "input"}
 CONFIG = "epochs = 7  # <script>alert(1)</script>"
+SOFTWARE = Software(version="0.3", commit="abc123", dirty=True, packages={"python": "3.11", "torch": "2.9"})
+PRETRAIN = "MAE norm_pixel, random 75%, 20 ep"
 
 
 class Page(HTMLParser):
-    """Checks that elements close in order; collects ids and references."""
+    """Checks that elements close in order; collects ids, references, and the links in cells of tables."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.open, self.ids, self.links, self.sources = list[str](), list[str](), list[str](), list[str]()
+        self.numbers: list[tuple[str, str]] = []  # text and link in a cell
+        self._link = ""
         self.feed(text)
         assert not self.open
 
@@ -31,6 +38,7 @@ class Page(HTMLParser):
         self.open += [] if tag in VOID else [tag]
         self.ids += [values["id"] or ""] if "id" in values else []
         self.links += [values["href"] or ""] if tag == "a" else []
+        self._link = (values["href"] or "") if tag == "a" else self._link
         self.sources += [values[name] or "" for name in ("src", "srcset", "data") if name in values]
 
     def handle_endtag(self, tag: str) -> None:
@@ -41,22 +49,53 @@ class Page(HTMLParser):
         if tag not in VOID:
             self.open.pop()
 
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "a" and "td" in self.open:
+            self.numbers.append((data, self._link))
+
+
+def suite(*, tables: tuple[str, ...] = ("1d", "3", "5"), **fields: object) -> SuiteConfig:
+    about = {"title": "a & b", "tables": tables, "transfer": {"finetune": Transfer(tool="cls_train", config="c.py")}}
+    return SuiteConfig.model_validate(about | fields)
+
+
+def made(task: str = "classify", **changes: object) -> Record:
+    sitting = Sitting(
+        started_at="2026-01-01T00:00:00+00:00",
+        first_step=0,
+        software=SOFTWARE,
+        devices=("H100", "H100"),
+        device_batch=16,
+        seconds=Seconds(train=1800.0, evaluate=60.0, save=5.0),
+    )
+    photos = DataSet(name="<photos>", kind="Folder", images=90, whole=100, classes=2, class_names=("<cat>", "dog"),
+                     files=100, bytes=2**21, fingerprint="f1f2f3f4f5f6f7f8")  # fmt: skip
+    fields = {
+        "run": "seed0", "task": task, "method": "finetune", "scale": "mini", "config_digest": "c0ffee", "recipe_digest": "d1",
+        "recipe": {"optim": {"lr": 0.5}, "seed": 0}, "seed": 0, "epochs": 4.0, "batch": 32, "data": {"train": photos},
+        "sittings": (sitting,),
+    }  # fmt: skip
+    return Record.model_validate(fields | changes)
+
+
+def write_run(root: Path, name: str, row: str, *found: results.Result, **note: object) -> Path:
+    folder = root / name
+    fields = {"suite": "s", "name": name, "role": "transfer", "row": row, "identity": "i", "state": "done", "seconds": 60.0,
+              "command": ["python", "tools/cls_train.py", f"a {name[-1]}"]}  # fmt: skip
+    records.write_note(folder, Note.model_validate(fields | note))
+    if found:
+        results.append(folder / "results.jsonl", found)
+    return folder
+
 
 def runs(root: Path) -> Iterator[Path]:
-    for row, pretrain in (
-        ("pixel (w/ norm)", "MAE norm_pixel, random 75%, 20 ep"),
-        ("dVAE token", "MAE token, random 75%, 20 ep"),
-    ):
+    for row, pretrain in (("pixel (w/ norm)", PRETRAIN), ("dVAE token", "MAE token, random 75%, 20 ep")):
         for seed, value in enumerate((60.0, 62.0)):
-            folder = root / report.slug(row) / "finetune" / f"seed{seed}"
-            note = Note(
-                suite="s", name=str(folder.relative_to(root)), role="transfer", row=row, identity="i",
-                command=["python", "tools/cls_train.py", f"a {seed}"],
-                state="done", seconds=60.0, chosen="lr 1 of 2" if seed else None,
-            )  # fmt: skip
-            records.write_note(folder, note)
+            name = f"{slug(row)}/finetune/seed{seed}"
             fields = {"scale": "mini", "pretrain": pretrain, "checkpoint_sha256": "5a" * 32, "dataset": "<shapes>"}
-            results.append(folder / "results.jsonl", [result("finetune", value, seed=seed, run=note.name, **fields)])
+            chosen = "lr 1 of 2" if seed else None
+            one = result("finetune", value, seed=seed, run=name, **fields)
+            folder = write_run(root, name, row, one, chosen=chosen)
             (folder / "config.py").write_text(CONFIG)
             log = [f'{{"kind": "train", "step": {step}, "loss": {1.0 / step}}}' for step in (1, 2, 3)]
             (folder / "log.jsonl").write_text(
@@ -65,56 +104,112 @@ def runs(root: Path) -> Iterator[Path]:
             yield folder
 
 
-@pytest.fixture
-def page(tmp_path: Path) -> str:
+def written(root: Path, cfg: SuiteConfig, defects: tuple[str, ...] = (), **rest: object) -> str:
+    found, damaged = records.load([root])
+    report.write(root / "report.html", cfg, found, [*damaged, *defects], **rest)  # type: ignore[arg-type]
+    return (root / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    tmp_path = tmp_path_factory.mktemp("suite")
     folders = list(runs(tmp_path))
     (folders[0] / "reconstructions").mkdir()
     for step in (1, 2):
         Image.new("RGB", (40, 20)).save(folders[0] / "reconstructions" / f"step_{step}.png")
-    failed = Note(
-        suite="s",
-        name="a/b/seed0",
-        role="transfer",
-        row="a",
-        identity="i",
-        command=["x"],
-        state="failed",
-        reason="out of <memory>",
-    )
-    records.write_note(tmp_path / "a" / "b" / "seed0", failed)
-    found, _ = records.load([tmp_path])
-    report.write(tmp_path / "report.html", "a & b", ("1d", "3", "5"), found, ["line 3 of <x> is broken"], tmp_path)
-    return (tmp_path / "report.html").read_text(encoding="utf-8")
+    write_run(tmp_path, "a/b/seed0", "a", state="failed", reason="out of <memory>")
+    return written(tmp_path, suite(chance={"fine-tune": 10.0}), ("line 3 of <x> is broken",))
 
 
-def test_the_page_is_well_formed_and_whole(page: str) -> None:
+def check(page: str) -> Page:
     parsed = Page(page)
     assert len(set(parsed.ids)) == len(parsed.ids)
     assert {link[1:] for link in parsed.links if link.startswith("#")} <= set(parsed.ids)
-    assert all(source.startswith("data:image/jpeg;base64,") for source in parsed.sources)
+    assert all(source.startswith("data:image/webp;base64,") for source in parsed.sources)
     assert not re.search(
         r"@import|url\((?!#)|<link|<iframe|fetch\(|https?://(?!www\.w3\.org|matplotlib\.org|purl\.org|creativecommons\.org)",
         page,
     )
+    return parsed
 
 
-def test_every_number_says_where_it_comes_from(page: str) -> None:
-    assert page.count("61.00 [60.00..62.00] (2)") == 4  # two rows of table 1d, two of table 3
+def test_the_page_is_well_formed_and_whole(page: str) -> None:
+    check(page)
+
+
+def test_the_page_starts_with_what_was_run_and_the_summary(page: str) -> None:
+    order = [page.index(text) for text in (
+        "<h1>a &amp; b</h1>", "of scale mini", "<dt>transfers</dt><dd>finetune</dd>", 'id="summary"', 'id="charts"',
+        'id="table_1d"', 'id="curves"', 'id="pictures"', 'id="runs"', 'id="records"',
+    )]  # fmt: skip
+    assert order == sorted(order)
+
+
+def test_every_number_opens_to_the_values_of_its_runs_and_each_value_to_its_record(page: str) -> None:
+    parsed = Page(page)
+    values = [(text, link) for text, link in parsed.numbers if re.fullmatch(r"[\d.]+", text)]
+    assert sorted({text for text, _ in values}) == ["60.00", "62.00"]
+    assert len(values) == 2 * 2 * 3  # two rows of two seeds in the summary and in tables 1d and 3
+    assert len({link for _, link in values}) == 4  # one entry per run, whatever the number of tables
+    assert all(f'<details class="entry" id="{link[1:]}">' in page for _, link in values)
+
+
+def test_results_of_an_earlier_version_are_marked_and_say_what_they_know(page: str) -> None:
+    assert page.count(origins.EARLIER) == 4
     for fact in (
         "5a" * 32,
         "tools/cls_train.py &#39;a 1&#39;",
         "2026-01-01T00:00:00+00:00",
-        "config digest",
         "<dt>commit</dt><dd>a</dd>",
+        "<dt>file</dt><dd>dvae_token/finetune/seed1/results.jsonl</dd>",
     ):
         assert fact in page
-    assert page.count('href="#run-dvae_token_finetune_seed1"') == 2
-    assert 'id="run-dvae_token_finetune_seed1"' in page
+
+
+def test_a_record_is_printed_once_and_linked_to_that_of_its_start(tmp_path: Path) -> None:
+    pretrained = made("pretrain", method=PRETRAIN, run="p", labels=False, recipe_digest="d0")
+    exported = pretrained.model_copy(update={"sittings": tuple(
+        one.model_copy(update={"seconds": Seconds(train=one.seconds.train)}) for one in pretrained.sittings
+    )})  # fmt: skip
+    start = Weights(kind="run", name=PRETRAIN, sha256="5a" * 32, record=exported)
+    about = {"scale": "mini", "pretrain": PRETRAIN, "commit": None}
+    first = result("m", 0.5, task="pretrain", metric="val_loss", unit="loss", record=pretrained, **about)
+    write_run(tmp_path, "mae/pretrain/seed0", "mae", first, role="pretrain")
+    for seed in (0, 1):
+        record = made(inputs={"backbone": start}, seed=seed, recipe={"optim": {"lr": 0.5}, "seed": seed})
+        some = [result("finetune", 60.0, metric=metric, seed=seed, record=record, **about) for metric in ("top1", "top5")]
+        write_run(tmp_path, f"mae/finetune/seed{seed}", "mae", *some)
+    page = written(tmp_path, suite())
+    check(page)
+
+    assert page.count('<details class="entry" id="record-') == 3
+    assert page.count(">its record</a>") == 2  # from each transfer to the one pretraining
+    assert page.count('<details class="entry recipe"') == 2
+    assert page.count("optim.lr = 0.5") == 2
+    assert "finetune (2 runs)" in " ".join(page.split())
+    for fact in (
+        "90 of 100 images, 2 classes); Folder; 100 files of 2.0 MiB; fingerprint f1f2f3f4f5f6f7f8; classes: &lt;cat&gt;, dog",
+        "2 x H100, 16 images per device; training 1800 s, evaluation 60 s, saving 5 s",
+        "mae_transfer 0.3, commit abc123, with changed files; python 3.11, torch 2.9",
+        "3 h of training on H100",  # three runs of half an hour on two devices
+        "val top1 60 %, val top5 60 %",
+    ):
+        assert fact in page, fact
+    assert origins.EARLIER not in page
+
+
+def test_the_record_of_a_start_that_has_no_result_here_is_an_entry(tmp_path: Path) -> None:
+    elsewhere = made("pretrain", method=PRETRAIN, run="elsewhere", labels=False)
+    start = Weights(kind="run", name=PRETRAIN, record=elsewhere)
+    one = result("finetune", 60.0, scale="mini", record=made(inputs={"backbone": start}, recipe_digest="d2"))
+    write_run(tmp_path, "mae/finetune/seed0", "mae", one)
+    page = written(tmp_path, suite())
+    check(page)
+    assert "<summary>elsewhere, pretrain</summary>" in page
 
 
 def test_a_small_run_cannot_be_mistaken_for_a_reproduction(page: str) -> None:
     assert "Nothing here reproduces the paper: these runs are of scale mini" in page
-    assert '<th scope="col">published</th>' not in page
 
 
 @pytest.mark.parametrize(("scales", "text"), [
@@ -126,21 +221,63 @@ def test_the_scale_is_said_before_any_number(scales: set[str], text: str) -> Non
 
 def test_what_failed_what_was_chosen_and_what_was_left_out_is_said(page: str) -> None:
     assert "failed: out of &lt;memory&gt;" in page
+    assert '<dt>reason</dt><dd>out of &lt;memory&gt;</dd>' in page
     assert "lr 1 of 2" in page
     assert "line 3 of &lt;x&gt; is broken" in page
     assert "<script>alert(1)" not in page
 
 
-def test_same_seed_differences_curves_and_the_newest_drawing_are_shown(page: str) -> None:
-    assert "+0.00 [+0.00..+0.00] (2)" in page
-    assert (page.count("pixel (w/ norm), 2 seeds"), page.count("dVAE token, 2 seeds")) == (
-        1,
-        1,
-    )  # a colour and a legend per row
-    assert page.count("<svg") == 1  # the losses; accuracy was measured once
+def test_curves_charts_and_the_newest_drawing_are_shown(page: str) -> None:
+    legends = (page.count("pixel (w/ norm), 2 seeds"), page.count("dVAE token, 2 seeds"))
+    assert legends == (1, 1)  # a colour and a legend per row
+    assert page.count("<svg") == 2  # a bar chart, and the losses; accuracy was measured once
     assert not re.search(r"<metadata|rdf:|xmlns:(?!xlink)", page), "elements that HTML has not"
     assert page.count("<img") == 1
-    assert "step_2</figcaption>" in page
+    assert "pixel (w/ norm), step 2</figcaption>" in page
+
+
+def test_expectations_are_judged_on_the_page(tmp_path: Path) -> None:
+    list(runs(tmp_path))
+    found, _ = records.load([tmp_path])
+    expect = (
+        Expectation(column="fine-tune", row="dVAE token", by=50.0),
+        Expectation(column="fine-tune", row="dVAE token", by=70.0),
+    )
+    overview = summary.summarise(suite(), found)
+    page = written(tmp_path, suite(), judged=summary.verdicts(overview, expect))
+    check(page)
+    assert "1 of 2 expectations do not hold." in page
+    assert page.index("expected at least 70") < page.index("expected at least 50")  # those that fail come first
+
+
+def test_a_chart_has_the_mean_the_range_published_numbers_and_chance() -> None:
+    rows = [figures.Bar("<a>", 60.0, 58.0, 62.0, 3, "C0", (63.5,)), figures.Bar("b", 20.0, 20.0, 20.0, 1, "C1")]
+    text = pictures.svg(figures.bars(rows, unit="%", chance=10.0), prefix="x")
+    for shown in ("&lt;a&gt;", "60.0", "lowest to highest of 3 runs", "published", "chance 10"):
+        assert shown in text, shown
+    axes = figures.bars(rows, unit="%", chance=10.0).axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [60.0, 20.0]
+    assert axes.get_xlim()[1] > 63.5
+    bare = pictures.svg(figures.bars(rows[1:], unit="%", chance=None), prefix="x")
+    assert not re.search("chance|published|lowest", bare)
+
+
+def test_broken_inputs_are_said_and_the_page_is_written(tmp_path: Path) -> None:
+    first, second, *_ = runs(tmp_path)
+    (first / "log.jsonl").unlink()
+    (second / "log.jsonl").write_bytes(b'\xff\xfe\n[1, 2]\n{"kind": "train", "loss": 1.0}\n')
+    (first / "detections").mkdir()
+    (first / "detections" / "0001.png").write_bytes(b"no <picture>")
+    whole = Image.new("RGB", (400, 200), "red")
+    whole.save(first / "detections" / "0002.png")
+    (first / "detections" / "0002.png").write_bytes((first / "detections" / "0002.png").read_bytes()[:200])
+    with (second / "results.jsonl").open("a") as file:
+        file.write('{"run": "cut')
+    (second / "config.py").write_bytes(b"\xff")
+    page = written(tmp_path, suite())
+    check(page)
+    assert page.count("cannot be read: ") == 2
+    assert "results.jsonl, line 2: " in page
 
 
 def test_a_log_that_was_cut_short_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
@@ -161,16 +298,16 @@ def test_curves_of_pretrainings_that_share_a_row_are_told_apart(tmp_path: Path) 
             runs[folder] = Note(
                 suite="s", name=str(folder.relative_to(tmp_path)), role="pretrain", row=row, identity="", command=[]
             )
-    (picture,) = pictures.curves(runs)
+    (picture,) = pictures.curves(runs, {})
     assert re.findall(r">([\w ]+, 2 seeds)<", picture.element) == ["mae_b, 2 seeds", "mae_l, 2 seeds", "DINO, 2 seeds"]
 
 
-def test_the_papers_figures_are_legible_on_a_dark_page(tmp_path: Path) -> None:
-    found = [
-        Record(result(f"partial-{blocks}", 60.0 + blocks, scale="mini"), tmp_path / "results.jsonl")
-        for blocks in (1, 2)
-    ]
-    report.write(tmp_path / "report.html", "t", ("figure 9",), found, [], tmp_path)
-    texts = re.findall(r"<text [^>]*>", (tmp_path / "report.html").read_text())
+def test_the_papers_figures_take_the_colour_of_the_pages_text(tmp_path: Path) -> None:
+    for blocks in (1, 2):
+        one = result(f"partial-{blocks}", 60.0 + blocks, scale="mini")
+        write_run(tmp_path, f"mae/partial-{blocks}/seed0", "mae", one)
+    page = written(tmp_path, suite(tables=("figure 9",)))
+    texts = re.findall(r"<text [^>]*>", page[page.index('id="figures"') :])
     assert len(texts) >= 5
-    assert all(f"fill: {pictures.INK}" in text for text in texts)
+    assert all("fill: currentColor" in text for text in texts)
+    assert pictures.INK not in page
