@@ -38,7 +38,10 @@ class Bar(NamedTuple):
 
 
 def bars(rows: Sequence[Bar], *, unit: str, chance: float | None) -> Figure:
-    """Return a chart with a bar per row: its mean, the range of its runs, published numbers as diamonds, chance as a dashed line."""
+    """Return a chart with a bar per row: its mean, the range of its runs, and the published numbers as diamonds.
+
+    Chance is a dashed line.
+    """
     handles = _legend(rows)
     keys = len(handles) + (chance is not None)
     figure = Figure(figsize=(4.2, 0.42 * len(rows) + 0.6 + 0.2 * ((keys + 1) // 2)), layout="constrained")
@@ -82,7 +85,10 @@ def _legend(rows: Sequence[Bar]) -> list[tuple[Line2D, str]]:
 
 
 def draw(name: str, found: Sequence[Record]) -> Figure | None:
-    """Return a figure; None where there are no results for it. Yours and the published curve share an axis only at the paper's scale."""
+    """Return a figure; None where there are no results for it.
+
+    Yours and the published curve share an axis only at the paper's scale.
+    """
     rows = lines(name, found)
     ours = [line for line in rows if line.ours]
     if not ours:
@@ -132,7 +138,10 @@ def panel(axes: Axes, name: str, ours: Sequence[Line], published: Sequence[Line]
 
 
 def aside(name: str, line: Line) -> str:
-    """Return what the points of one curve share beside row and data set: backbone and pretraining, but for what the figure varies."""
+    """Return what the points of one curve share beside row and data set.
+
+    These are the backbone and the pretraining without what the figure varies.
+    """
     result = line.records[0].result
     found = method(result.pretrain)
     if found is None or name == "figure 9":
@@ -142,7 +151,10 @@ def aside(name: str, line: Line) -> str:
 
 
 def position(column: str) -> tuple[float, str]:
-    """Return where a column stands on the axis: by its number; "half" a block lies between 0 and 1, "all" at the end."""
+    """Return where a column stands on the axis.
+
+    Columns are sorted by number. "half" a block lies between 0 and 1, "all" is last.
+    """
     number = re.match(r"[\d.]+", column)
     return (float(number[0]) if number else {"half": 0.5, "all": 1e9}.get(column, 1e8), column)
 

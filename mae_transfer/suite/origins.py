@@ -104,6 +104,7 @@ class Origins:
     def _origin(self, anchor: str, results: Sequence[records.Record]) -> Origin:
         first, record = results[0], results[0].result.record
         folder = first.file.parent
+        recipe: str | None
         if record is not None:
             facts = list(record_facts(record))
             recipe = self._recipe(record.recipe_digest, f"{record.task}, {record.method}", recipe_text(record.recipe))
@@ -149,7 +150,10 @@ class Origins:
                 yield Origin(anchor, title, record.sentence(), list(record_facts(record)), [], "", recipe)
 
     def _recipe(self, digest: str, title: str, text: str) -> str:
-        """Count a run with this recipe; return the recipe's id. Recipes of one digest differ in seed and start weights only."""
+        """Count a run with this recipe; return the recipe's id.
+
+        Recipes of one digest differ in seed and start weights only.
+        """
         anchor = f"recipe-{_digest(digest)}"
         known = self._recipes.get(anchor, Recipe(anchor, title, text, 0))
         self._recipes[anchor] = known._replace(runs=known.runs + 1)
@@ -283,7 +287,10 @@ def hours_by_device(found: Iterable[records.Record]) -> dict[str, float]:
 
 
 def _anchor(record: Record) -> str:
-    """Return the id of a record's entry. Files of weights carry seconds of training only, so the others do not count."""
+    """Return the id of a record's entry.
+
+    Files of weights carry seconds of training only, so the other seconds do not count.
+    """
     kept = [s.model_copy(update={"seconds": Seconds(train=s.seconds.train)}) for s in record.sittings]
     return f"record-{_digest(record.model_copy(update={'sittings': tuple(kept)}).model_dump_json())}"
 

@@ -1,4 +1,7 @@
-"""The pictures of a report: curves of every run as SVG, and the drawings that the runs left, small enough to be carried in one file."""
+"""The pictures of a report: curves of every run as SVG, and the drawings that the runs left.
+
+They are small enough to be carried in one file.
+"""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class Sheet(NamedTuple):
     title: str
     columns: list[str]
     rows: list[Row]
-    notes: list[str] = []
+    notes: Sequence[str] = ()
 
 
 def publish(cfg: SuiteConfig, work: Work, console: Console, *, known: Collection[str]) -> list[str]:
@@ -109,7 +109,9 @@ def refresh(cfg: SuiteConfig, work: Work) -> None:
         found, damaged = records.load([work.root])
         found, wrong = tables.usable(found)
         overview = summary.summarise(cfg, found)
-        ready = [] if work.debug else [one for one in cfg.expect if has_numbers(overview, one.column, one.row, one.above)]
+        ready = (
+            [] if work.debug else [one for one in cfg.expect if has_numbers(overview, one.column, one.row, one.above)]
+        )
         judged = summary.verdicts(overview, ready)
         write(work.root / "report.html", cfg, found, [*damaged, *wrong], judged=judged, left=still_to_run(work))
 
@@ -204,7 +206,10 @@ def about(
         yield "data", lines
     ended = f"{sum(note.state == 'done' for note in runs.values())} done"
     failed = sum(note.state == "failed" for note in runs.values())
-    yield "runs", [", ".join([ended, *([f"{failed} failed"] if failed else []), *([f"{left} to come"] if left else [])])]
+    yield (
+        "runs",
+        [", ".join([ended, *([f"{failed} failed"] if failed else []), *([f"{left} to come"] if left else [])])],
+    )
     hours = [f"{hours:.3g} h of training on {device}" for device, hours in hours_by_device(found).items()]
     wall = sum(note.seconds for note in runs.values()) / 3600
     yield "cost", [*hours, f"{wall:.3g} h in all runs, start-up, evaluation and saving included"]
