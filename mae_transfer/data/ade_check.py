@@ -1,8 +1,8 @@
-"""Every defect of a data set in ADE20K's layout at once: pairs, images, sizes, the values of each map, classes that no map holds.
+"""Find all defects of a data set in ADE20K's layout: pairs, images, sizes, map values, classes that no map contains.
 
-`tools/prepare_data.py check` prints them; a run makes the same check of the sets that it opens before its first step. Every image and map is decoded,
-by the code that training reads them with. A set that was found sound is remembered by the names, sizes and times of its files, in the user's cache
-folder: the next check of a run only lists them.
+`tools/prepare_data.py check` prints the defects. A run checks its data sets the same way before its first step. The
+check decodes every image and map with the code that training uses. If a set has no broken files, the user's cache
+folder keeps the result under the names, sizes and times of its files, and the next run only lists the files.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from mae_transfer.disk import write_text
 from mae_transfer.download import cache_folder
 
 ABSENT = "class without a pixel in any map"
-FORMAT = 1  # of what is remembered; raised where the check finds more than before
+FORMAT = 1  # version of the cached result; increase it when the check finds more than before
 Pairs = Sequence[tuple[bytes, bytes]]
 
 
 class Scan(NamedTuple):
-    """What was seen in all pairs of a set."""
+    """The findings in all pairs of a set."""
 
-    files: list[Defect]  # of single files: each of them is unreadable for a run
-    odd: list[Defect]  # of files that are used all the same
-    values: list[int]  # that any map stores, sorted
+    files: list[Defect]  # files that a run cannot read
+    odd: list[Defect]  # unusual files that a run uses
+    values: list[int]  # sorted values that occur in any map
 
 
 class Seen(NamedTuple):
-    """What was seen in one pair."""
+    """The findings in one pair."""
 
     defects: list[tuple[str, str, str]]  # kind, where, remedy
     odd: list[tuple[str, str]]  # kind, where
-    values: np.ndarray  # stored in the map, distinct
+    values: np.ndarray  # distinct values of the map
 
 
 def check_ade(
@@ -60,7 +60,7 @@ def check_ade(
     map_suffix: str | None = None,
     allow_absent: bool = False,
 ) -> list[Defect]:
-    """Return every defect of a split, the arguments being those of data.ade.Ade; empty: there is none."""
+    """Return every defect of a split, or an empty list. The arguments are those of data.ade.Ade."""
     try:
         names = class_names(Path(root).expanduser(), classes)
         coding = coding_of(
@@ -75,9 +75,11 @@ def check_ade(
 
 
 def check_sets(sets: Mapping[str, MapSource], *, skip: int = 0) -> None:
-    """Raise ValueError with all that is wrong with the sets that a run has opened, by what they are for; generated ones have no defect.
+    """Raise ValueError with every defect of the sets that a run has opened. Generated sets are not checked.
 
-    skip: so many unreadable files are accepted, and reported.
+    Args:
+        sets: the sets by their purpose, for messages.
+        skip: accept and report up to this many unreadable files.
     """
     for what, source in sets.items():
         if isinstance(source, Ade):
@@ -93,7 +95,7 @@ def check_sets(sets: Mapping[str, MapSource], *, skip: int = 0) -> None:
 
 
 def _scanned(images: Path, maps: Path, pairs: Pairs, coding: Coding, *, what: str, known: bool = False) -> Scan:
-    """Return what is seen in all pairs; known: what is remembered of them will do."""
+    """Return the findings in all pairs. known: use the cached result if there is one."""
     memory = cache_folder() / "label_maps" / f"{_fingerprint(images, maps, pairs, coding)}.json"
     if known and (remembered := _remembered(memory)):
         return remembered
@@ -104,7 +106,7 @@ def _scanned(images: Path, maps: Path, pairs: Pairs, coding: Coding, *, what: st
             for kind, where, remedy in seen.defects:
                 files.add(kind, where, remedy=remedy)
             for kind, where in seen.odd:
-                odd.add(kind, where, policy="used all the same")
+                odd.add(kind, where, policy="used anyway")
             values[seen.values] = True
     scan = Scan(files.collected(), odd.collected(), np.flatnonzero(values).tolist())
     if not scan.files:
@@ -113,7 +115,7 @@ def _scanned(images: Path, maps: Path, pairs: Pairs, coding: Coding, *, what: st
 
 
 def _seen(images: Path, maps: Path, image: str, drawn: str, *, coding: Coding) -> Seen:
-    """Return all that is to be seen in one pair."""
+    """Return the findings in one pair."""
     defects: list[tuple[str, str, str]] = []
     size, values = None, np.zeros(0, dtype=np.int64)
     with collected() as notes:
@@ -139,7 +141,7 @@ def _seen(images: Path, maps: Path, image: str, drawn: str, *, coding: Coding) -
 
 
 def _absent(scan: Scan, coding: Coding, names: Sequence[str], *, allow: bool) -> list[Defect]:
-    """Return the classes that no map holds, whose IoU would be missing from the mean without a word; none where no map could be read."""
+    """Return the classes that no map contains, since the mean IoU leaves them out; none if no map could be read."""
     present = coding.present(np.array(scan.values, dtype=np.int64))
     if present.all() or not scan.values:
         return []
@@ -147,23 +149,24 @@ def _absent(scan: Scan, coding: Coding, names: Sequence[str], *, allow: bool) ->
         return [Defect("map set in which no pixel has a class", 1, (_stored(scan.values),), remedy=coding.remedy)]
     missing = np.flatnonzero(~present).tolist()
     examples = tuple(f"{names[label]!r} (value {coding.value(label)})" for label in missing[:EXAMPLES])
-    remedy = f"{_stored(scan.values)}; allow_absent=True goes on without it (check: --allow-absent)"
+    remedy = f"{_stored(scan.values)}; allow_absent=True accepts this (check: --allow-absent)"
     if coding.values is None and set(scan.values) & set(VOID):
-        remedy = f"{_stored(scan.values)}; if 255 is a class here, give the value of each: values=(0, 255); {remedy.partition('; ')[2]}"
+        hint = "if 255 is a class here, give the value of each class: values=(0, 255)"
+        remedy = f"{_stored(scan.values)}; {hint}; {remedy.partition('; ')[2]}"
     return [Defect(ABSENT, len(missing), examples, *(("", "left out of the means") if allow else (remedy, "")))]
 
 
 def _stored(values: Sequence[int]) -> str:
     shown = ", ".join(f"{value}{' (void)' if value in VOID else ''}" for value in values[:8])
-    return f"the maps hold the values {shown or 'none'}{' ...' if len(values) > 8 else ''}"
+    return f"the maps contain the values {shown or 'none'}{' ...' if len(values) > 8 else ''}"
 
 
 def _fingerprint(images: Path, maps: Path, pairs: Pairs, coding: Coding) -> str:
-    """Return what a set is remembered by: its folders, the names, sizes and times of its files, and what values mean."""
+    """Return the cache key of a set: a digest of its folders, its files' names, sizes and times, and the coding."""
     digest = hashlib.sha256(json.dumps([FORMAT, str(images.resolve()), str(maps.resolve()), coding]).encode())
     for pair in pairs:
         for folder, name in zip((images, maps), pair, strict=True):
-            with contextlib.suppress(OSError):  # what is missing is found when it is read
+            with contextlib.suppress(OSError):  # a missing file is found when it is read
                 about = (folder / os.fsdecode(name)).stat()
                 digest.update(name + f"\0{about.st_size} {about.st_mtime_ns}\0".encode())
     return digest.hexdigest()[:32]
@@ -179,7 +182,7 @@ def _remembered(memory: Path) -> Scan | None:
 
 
 def _remember(memory: Path, scan: Scan) -> None:
-    with contextlib.suppress(OSError):  # without it the next run checks again
+    with contextlib.suppress(OSError):  # without the file the next run checks again
         memory.parent.mkdir(parents=True, exist_ok=True)
         write_text(
             memory, json.dumps([[(one.kind, one.number, one.examples, one.policy) for one in scan.odd], scan.values])

@@ -1,4 +1,4 @@
-"""Every defect of a folder in either layout, which shows in what lies in it."""
+"""Find all defects of a data set in COCO's or ADE20K's layout. The layout is detected from the files."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ def check_any(
     map_suffix: str | None = None,
     allow_absent: bool = False,
 ) -> dict[str, list[Defect]]:
-    """Return the defects by split (by json, where `annotations` names one); the options are those of check_coco and check_ade.
+    """Return the defects by split, or by json file if `annotations` names one.
 
-    splits: none: all that are there.
+    Args:
+        splits: the splits to check; empty: all that exist. The other options are those of check_coco and check_ade.
+
     Raises:
-        ValueError: the folder is in neither layout.
+        ValueError: the folder has neither layout.
     """
     if annotations:
         return {annotations: check_coco(str(root), annotations=annotations, images=images, masks=masks)}
@@ -50,5 +52,6 @@ def check_any(
         )
         return {split: check(split=split) for split in splits or maps}
     raise ValueError(
-        f"{str(root)!r} has neither annotations/instances_*.json (COCO) nor annotations/SPLIT/ (ADE20K): name the json (--annotations)"
+        f"{str(root)!r} has neither annotations/instances_*.json (COCO) nor annotations/SPLIT/ (ADE20K): name the json "
+        "(--annotations)"
     )

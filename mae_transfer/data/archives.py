@@ -1,7 +1,8 @@
-"""Where the public data sets lie, on which terms, and how they are laid out once unpacked.
+"""Download addresses, terms of use and unpacked layouts of the public data sets.
 
-Sources: cocodataset.org (download and terms of use); the ADE20K scene parsing benchmark (sceneparsing.csail.mit.edu) and its data set page. Neither
-publishes checksums, and none is made up here: a download is compared with the length that the server states, every unpacked file with its CRC.
+Sources: cocodataset.org (download and terms of use); the ADE20K scene parsing benchmark (sceneparsing.csail.mit.edu)
+and its data set page. Neither publishes checksums. A download is verified by the length that the server states, and
+every unpacked file by its CRC.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ class Archive(NamedTuple):
     """One zip file."""
 
     url: str
-    prefixes: tuple[str, ...] = ("",)  # of the files in it that are wanted
-    checksum: str | None = None  # "md5:...", where one was published
+    prefixes: tuple[str, ...] = ("",)  # of the files to unpack
+    checksum: str | None = None  # "md5:...", if one is published
 
 
 class DataSet(NamedTuple):
     """One public data set."""
 
     archives: tuple[Archive, ...]
-    folder: str  # below the root, what configs call data.root
+    folder: str  # data.root of the configs, relative to the root
     splits: tuple[str, ...]
     check: Callable[..., list[Defect]]  # (root, split=...)
     terms: str
@@ -45,22 +46,22 @@ DATA_SETS = {
         "",
         ("train2017", "val2017"),
         check_coco,
-        "COCO 2017 (26 GB with its archives): annotations under CC BY 4.0; the images are under Flickr's terms of use, COCO does not own them. "
-        "Terms: https://cocodataset.org/#termsofuse",
+        "COCO 2017 (26 GB with its archives): annotations under CC BY 4.0. COCO does not own the images, "
+        "which are under Flickr's terms of use. Terms: https://cocodataset.org/#termsofuse",
     ),
     "ade20k": DataSet(
         (Archive("http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"),),
         "ADEChallengeData2016",
         ("training", "validation"),
         check_ade,
-        "ADE20K, scene parsing benchmark (2 GB with its archive): images for non-commercial research and education only. "
-        "Terms: https://groups.csail.mit.edu/vision/datasets/ADE20K/terms/",
+        "ADE20K, scene parsing benchmark (2 GB with its archive): images for non-commercial research and education "
+        "only. Terms: https://groups.csail.mit.edu/vision/datasets/ADE20K/terms/",
     ),
 }
 
 
 def prepare(data_set: DataSet, root: Path) -> Path:
-    """Fetch and unpack a data set into root, continuing what is there; return the folder that configs call data.root."""
+    """Download and unpack a data set into `root`, resuming a partial download; return the folder for data.root."""
     for archive in data_set.archives:
         unpack(fetch(archive.url, root, checksum=archive.checksum), root, prefixes=archive.prefixes)
     return root / data_set.folder

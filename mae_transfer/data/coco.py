@@ -1,9 +1,11 @@
-"""Images with annotated objects: COCO 2017's layout, or any COCO-format json beside any folder of images.
+"""Images with annotated objects: COCO 2017's layout, or any COCO-format json with any folder of images.
 
-The json is parsed once. What the loader's workers are sent is a handful of arrays: millions of small Python objects would be copied into every
-worker by their reference counts. Outlines are kept as bytes, exact, and become runs of pixels (core.runs) when an image is read.
+The json is parsed once and stored in a few arrays. Loader workers would copy millions of small Python objects, because
+reference counts write to shared memory pages. Outlines are stored exactly, as bytes, and become runs of pixels
+(core.runs) when an image is read.
 
-Legend: N images and A objects of the set, n objects of one image, H x W pixels; a label is the rank of its category id (COCO's 1..90 has gaps).
+Legend: N images and A objects of the set, n objects of one image, H x W pixels. A label is the rank of its category id
+(COCO's ids 1..90 have gaps).
 """
 
 from __future__ import annotations
@@ -29,19 +31,19 @@ from mae_transfer.interfaces import Objects
 
 
 class Annotated(NamedTuple):
-    """One image as it is stored, before any augmentation."""
+    """One stored image, before any augmentation."""
 
     image: Tensor  # (3, H, W) uint8 RGB
     objects: Objects
-    image_id: int  # the json's own, for predictions
+    image_id: int  # as in the json, for predictions
 
 
 class ObjectSource(Protocol):
-    """A set of images with objects. It is sent to the loader's workers, so it must pickle and should be small."""
+    """A set of images with objects. Loader workers receive a pickled copy, so it should be small."""
 
     classes: tuple[str, ...]  # names by label
-    category_ids: np.ndarray  # (K,) int64, the ground truth's id by label
-    image_ids: np.ndarray  # (N,) int64, the ground truth's id by index
+    category_ids: np.ndarray  # (K,) int64, category id by label
+    image_ids: np.ndarray  # (N,) int64, image id by index
 
     @property
     def has_masks(self) -> bool:
@@ -51,11 +53,11 @@ class ObjectSource(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> Annotated:
-        """Return image `index` with its objects; UnreadableImage names a file that cannot be used."""
+        """Return image `index` with its objects. UnreadableImage names a file that cannot be used."""
         ...
 
     def objects(self, index: int) -> Objects:
-        """Return what is annotated in image `index`, without decoding it where that can be avoided."""
+        """Return the annotated objects of image `index`, without decoding the image if possible."""
         ...
 
     def size(self, index: int) -> tuple[int, int]:
@@ -63,7 +65,7 @@ class ObjectSource(Protocol):
         ...
 
     def where(self, index: int) -> str:
-        """Return what image `index` is called in messages: its path."""
+        """Return the path of image `index`, for messages."""
         ...
 
     def ground_truth(self) -> Json:
@@ -75,16 +77,20 @@ class Coco:
     """A set of images with objects, in the order of their ids.
 
     Args:
-        root: the data set's folder.
-        split: names the folder of images root/split and the json root/annotations/instances_split.json, as COCO 2017 has them.
-        annotations: another json, relative to root.
-        images: another folder of images, relative to root; file names may lead on into folders of their own.
-        masks: decode the masks; objects without a valid outline are then left out, counted and reported. False: boxes alone.
-        skip_empty: leave out the images that have nothing but crowd regions, as detectron2 does in training.
-        first: take only so many images, by their ids.
-        part: take only those between two shares of a fixed random order: (0.0, 0.9) to train on where (0.9, 1.0) is held out.
+        root: folder of the data set.
+        split: name of the image folder root/split and of the json root/annotations/instances_split.json, as in COCO
+            2017.
+        annotations: path of another json, relative to root.
+        images: another folder of images, relative to root. File names in the json may contain subfolders.
+        masks: True: decode the masks; objects without a valid outline are left out, counted and reported. False: use
+            boxes only.
+        skip_empty: leave out images without objects other than crowd regions, as detectron2 does in training.
+        first: use only this many images, in the order of their ids.
+        part: use only the images between two fractions of a fixed random order, for instance (0.0, 0.9) for training
+            and (0.9, 1.0) for the hold-out.
+
     Raises:
-        ValueError: names the file that is missing or broken, or what in it contradicts itself.
+        ValueError: names the missing or broken file, or the contradiction in it.
     """
 
     def __init__(
@@ -110,7 +116,8 @@ class Coco:
         self._fill(found, masks=masks, skip_empty=skip_empty, first=first, part=part)
         if not len(self) or self._crowd.all():
             raise ValueError(
-                f"{self.json}: {len(self)} images are taken, and none has an object that is no crowd region: is it the right file?"
+                f"{self.json}: none of its {len(self)} selected images has an object other than crowd regions; check "
+                "that it is the right file"
             )
 
     def __len__(self) -> int:
@@ -121,7 +128,7 @@ class Coco:
         return self._outlines is not None
 
     def read(self, index: int) -> Annotated:
-        """Return image `index` with its objects; UnreadableImage names a file that cannot be decoded, or is not of the size that the json says."""
+        """Return image `index` with its objects. UnreadableImage names a broken file, or one whose size differs."""
         path = self.where(index)
         image = decode_file(path)
         height, width = self.size(index)
@@ -132,7 +139,7 @@ class Coco:
         return Annotated(image, self.objects(index), int(self.image_ids[index]))
 
     def objects(self, index: int) -> Objects:
-        """Return what is annotated in image `index`, without reading the image."""
+        """Return the annotated objects of image `index`, without reading the image."""
         span, masks = self._span(index), None
         if self._outlines is not None:
             masks = outlines.runs(self.outlines(index), self.size(index))
@@ -142,14 +149,14 @@ class Coco:
         return Objects(boxes, labels, crowd, masks)
 
     def outlines(self, index: int) -> list[Any]:
-        """Return the outlines of the objects of image `index` as the json has them: lists of polygons, or run-length codes."""
+        """Return the outlines of image `index` as in the json: one list of polygons or run-length code per object."""
         if self._outlines is None:
-            raise ValueError(f"outlines of {self.json} were not read: masks=False")
+            raise ValueError(f"outlines of {self.json} were not read; open it with masks=True")
         span = self._span(index)
         return [self._outlines[k] for k in range(span.start, span.stop)]
 
     def size(self, index: int) -> tuple[int, int]:
-        """Return H, W of image `index` as the json says."""
+        """Return H, W of image `index`, from the json."""
         return int(self._sizes[index, 0]), int(self._sizes[index, 1])
 
     def where(self, index: int) -> str:
@@ -157,7 +164,7 @@ class Coco:
         return str(self.folder / self._names[index])
 
     def ground_truth(self) -> Json:
-        """Return the images of this set and their objects, as the policies for defects leave them, in COCO's json format."""
+        """Return this set in COCO's json format, without the objects that were left out for defects."""
         found, kept = examine(load_json(self.json), masks=self.has_masks), set(self.image_ids.tolist())
         images = [image for image in found.images if image["id"] in kept]
         objects = [one for one in found.objects if one["image_id"] in kept]
@@ -179,9 +186,8 @@ class Coco:
         self._names = _Packed(image["file_name"] for image in images)
         owners = np.searchsorted(self.image_ids, np.array([one["image_id"] for one in objects], dtype=np.int64))
         order = np.argsort(owners, kind="stable")
-        self._starts = np.searchsorted(
-            owners[order], np.arange(len(images) + 1)
-        )  # image i has the objects starts[i]:starts[i + 1]
+        # image i has the objects starts[i]:starts[i + 1]
+        self._starts = np.searchsorted(owners[order], np.arange(len(images) + 1))
         self._describe([objects[k] for k in order.tolist()], masks=masks)
 
     def _describe(self, objects: list[Json], *, masks: bool) -> None:
@@ -200,35 +206,36 @@ class Coco:
 
 
 def locate(root: str, split: str, annotations: str | None = None, images: str | None = None) -> tuple[Path, Path]:
-    """Return the json and the folder of images of a split; ValueError where one is missing."""
+    """Return the json and the image folder of a split. ValueError if one is missing."""
     file = Path(root) / (annotations or f"annotations/instances_{split}.json")
     folder = Path(root) / (images or split)
     if not file.is_file():
         found = sorted(path.name for path in file.parent.glob("*.json")) if file.parent.is_dir() else []
         raise ValueError(
-            f"no annotations {str(file)!r}; in its folder are: {', '.join(found) or 'none'} (set data.root, or `annotations`)"
+            f"no annotations {str(file)!r}; its folder contains: {', '.join(found) or 'no json'} (set data.root or "
+            "`annotations`)"
         )
     if not folder.is_dir():
         raise ValueError(
-            f"no folder of images {str(folder)!r}; set `images` to the folder that the json's file names lie in"
+            f"no image folder {str(folder)!r}; set `images` to the folder that contains the json's file names"
         )
     return file, folder
 
 
 def load_json(path: Path) -> Json:
-    """Return the content of a COCO-format json; ValueError where it is no json, or not of COCO's format."""
+    """Return the content of a COCO-format json. ValueError for a file that is not json, or not in COCO's format."""
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is broken json: {error}; download or write it again") from error
     lists = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in lists):
-        raise ValueError(f"{path} is not of COCO's format: it must hold the lists {', '.join(lists)}")
+        raise ValueError(f"{path} is not in COCO's format: it must contain the lists {', '.join(lists)}")
     return content
 
 
 class _Packed:
-    """A list of plain values as one block of bytes; pickled, which is much faster than json's text."""
+    """A list of plain values in one block of bytes. Pickle is much faster than json text."""
 
     def __init__(self, values: Iterable[Any]) -> None:
         encoded = [pickle.dumps(value) for value in values]

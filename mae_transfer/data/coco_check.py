@@ -1,4 +1,4 @@
-"""Every defect of a COCO-format data set at once: of the json by the rules of core/coco_rules.py, and of its images.
+"""Find all defects of a COCO-format data set: of its json, by the rules of core/coco_rules.py, and of its images.
 
 Legend: H x W pixels of an image.
 """
@@ -27,9 +27,9 @@ def check_coco(
     images: str | None = None,
     masks: bool = True,
 ) -> list[Defect]:
-    """Return every defect of a split: json and folder are found as data.coco.Coco finds them; empty: there is none.
+    """Return every defect of a split, or an empty list. The arguments are those of data.coco.Coco.
 
-    Images are opened for their size, not decoded. masks: False for a set that is used for its boxes alone.
+    Images are opened to read their size, not decoded. Use masks=False for a set that is used for boxes only.
     """
     try:
         file, folder = locate(root, split, annotations, images)
@@ -42,9 +42,14 @@ def check_coco(
 
 
 def check_images(sets: Mapping[str, ObjectSource], *, skip: int = 0) -> None:
-    """Open every image of the sets that a run has opened for its size; ValueError where one is missing, unreadable or of another size.
+    """Check the size of every image of the sets that a run has opened. Generated sets are not checked.
 
-    sets: by what they are for; generated ones have no defect. skip: so many unreadable files of a set are accepted, and reported.
+    Args:
+        sets: the sets by their purpose, for messages.
+        skip: accept and report up to this many unreadable files per set.
+
+    Raises:
+        ValueError: an image is missing, unreadable, or differs in size from the json.
     """
     for what, source in sets.items():
         if isinstance(source, Coco):
@@ -56,7 +61,7 @@ def check_images(sets: Mapping[str, ObjectSource], *, skip: int = 0) -> None:
 
 
 def _files(images: Sequence[tuple[Path, tuple[int, int]]]) -> list[Defect]:
-    """Return what is wrong with the images, whose sizes (H, W) are given; several are opened at a time, for a network's sake."""
+    """Return the defects of images with given sizes (H, W). Threads hide the latency of network file systems."""
     found = Defects()
     with ThreadPoolExecutor(READERS) as readers:
         results = readers.map(lambda image: size_of(image[0]), images)
@@ -65,5 +70,5 @@ def _files(images: Sequence[tuple[Path, tuple[int, int]]]) -> list[Defect]:
                 found.add(size, path.name)
             elif size != stated:
                 sizes = f"{size[1]} x {size[0]}, json: {stated[1]} x {stated[0]}"
-                found.add("image of another size than the json says", f"{path.name} ({sizes})")
+                found.add("image whose size differs from the json", f"{path.name} ({sizes})")
     return found.collected()

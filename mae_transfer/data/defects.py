@@ -1,4 +1,4 @@
-"""What is wrong with a data set, and the progress of looking for it."""
+"""Defects of a data set, and a progress bar for the check."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ T = TypeVar("T")
 
 
 def watched(items: Iterable[T], *, what: str, total: int) -> Iterable[T]:
-    """Return the items behind a progress bar, which a log that is no terminal is spared."""
+    """Iterate over items with a progress bar. The bar is shown only in a terminal."""
     return track(items, description=what, total=total, transient=True, disable=not sys.stdout.isatty())

@@ -1,4 +1,6 @@
-"""The generated scenes of data/shapes.py with what dense tasks learn from: objects for detection, maps for segmentation; both can be written out.
+"""The generated scenes of data/shapes.py with objects for detection and class maps for segmentation.
+
+Both can be written to disk, in COCO's and ADE20K's layout.
 
 Legend: S pixels per side, n visible objects of a scene.
 """
@@ -25,19 +27,19 @@ from mae_transfer.data.shapes import Kinds, Scene, Shapes
 from mae_transfer.interfaces import Objects
 from mae_transfer.seeding import fold
 
-SMALLEST = 4  # pixels of an object that counts as visible
+SMALLEST = 4  # visible pixels of an object; smaller ones are left out
 QUALITY = 95  # of the JPEGs
 
 
 class ShapesObjects:
-    """Generated scenes with the boxes and masks of what is visible; ids, classes and ground truth as data.coco.Coco has them.
+    """Generated scenes with the boxes and masks of visible objects. The interface is that of data.coco.Coco.
 
     Args:
         size: pixels per side.
         length: number of scenes.
-        seed: of the whole set; a validation split is another seed.
-        objects: fewest and most objects of a scene.
-        kinds: how many of the SOLIDS occur, the first ones.
+        seed: seed of the whole set. Use another seed for a validation split.
+        objects: minimum and maximum number of objects in a scene.
+        kinds: number of classes: the first `kinds` of SOLIDS.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class ShapesObjects:
         return Annotated(_image(scene), _objects(scene), index + 1)
 
     def objects(self, index: int) -> Objects:
-        """Return what is visible in scene `index`."""
+        """Return the visible objects of scene `index`."""
         return _objects(self.shapes.scene(index))
 
     def size(self, index: int) -> tuple[int, int]:
@@ -72,11 +74,11 @@ class ShapesObjects:
         return self.shapes.size, self.shapes.size
 
     def where(self, index: int) -> str:
-        """Return what scene `index` is called in messages."""
+        """Return the name of scene `index`, for messages."""
         return self.shapes.where(index)
 
     def ground_truth(self) -> Json:
-        """Return all objects in COCO's format; every scene has to be drawn for it."""
+        """Return all objects in COCO's format. This draws every scene."""
         return self.described(self.objects(index) for index in range(len(self)))
 
     def described(self, of_images: Iterable[Objects]) -> Json:
@@ -98,14 +100,14 @@ class ShapesObjects:
 
 
 class ShapesMaps:
-    """Generated scenes with their class maps: 0 is the ground, 1 + k the k-th solid.
+    """Generated scenes with their class maps: 0 is the ground, 1 + k is the solid of class k.
 
     Args:
         size: pixels per side.
         length: number of scenes.
-        seed: of the whole set; a validation split is another seed.
-        objects: fewest and most objects of a scene.
-        kinds: how many of the SOLIDS occur, the first ones.
+        seed: seed of the whole set. Use another seed for a validation split.
+        objects: minimum and maximum number of objects in a scene.
+        kinds: number of classes: the first `kinds` of SOLIDS.
     """
 
     def __init__(
@@ -129,12 +131,15 @@ class ShapesMaps:
         return Mapped(_image(scene), torch.from_numpy(scene.classes))
 
     def where(self, index: int) -> str:
-        """Return what scene `index` is called in messages."""
+        """Return the name of scene `index`, for messages."""
         return self.shapes.where(index)
 
 
 def write_coco(root: Path, *, train: int, val: int, size: int, seed: int = 0) -> None:
-    """Write scenes in COCO 2017's layout: train2017/, val2017/ and annotations/instances_*.json. The same arguments give the same files."""
+    """Write scenes in COCO 2017's layout: train2017/, val2017/ and annotations/instances_*.json.
+
+    The same arguments give the same files.
+    """
     for split, length in (("train2017", train), ("val2017", val)):
         source = ShapesObjects(size=size, length=length, seed=fold(seed, split))
         _write_text(
@@ -143,7 +148,10 @@ def write_coco(root: Path, *, train: int, val: int, size: int, seed: int = 0) ->
 
 
 def write_ade(root: Path, *, train: int, val: int, size: int, seed: int = 0) -> None:
-    """Write scenes in ADE20K's layout: images/ and annotations/ with training/ and validation/, and the class list; 1 is the ground, 0 nowhere."""
+    """Write scenes in ADE20K's layout: training/ and validation/ in images/ and annotations/, and the class list.
+
+    In the maps 1 is the ground. 0 is not used.
+    """
     for split, length in (("training", train), ("validation", val)):
         source = ShapesMaps(size=size, length=length, seed=fold(seed, split))
         _write_text(root / CLASSES_FILE, "\n".join(source.classes) + "\n")
@@ -168,7 +176,7 @@ def _image(scene: Scene) -> Tensor:
 
 
 def _objects(scene: Scene) -> Objects:
-    """Return the objects of which more than a few pixels are visible."""
+    """Return the objects with at least SMALLEST visible pixels."""
     numbers = np.arange(1, len(scene.kinds) + 1)
     seen = (scene.instances[None] == numbers[:, None, None]).sum(axis=(1, 2)) >= SMALLEST
     runs = [from_mask(scene.instances == number, scene.instances.shape) for number in numbers[seen]]
@@ -177,7 +185,7 @@ def _objects(scene: Scene) -> Objects:
 
 
 def _entries(objects: Objects, image_id: int, size: tuple[int, int]) -> Iterator[Json]:
-    """Yield the objects of an image as the json has them, ids aside."""
+    """Yield the objects of an image in COCO's json format, without ids."""
     assert objects.masks is not None
     areas = dense(objects.masks, size).sum(dim=(1, 2)).tolist()
     for box, label, area, runs in zip(

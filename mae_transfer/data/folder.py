@@ -1,6 +1,7 @@
-"""Folders of image files: the ImageNet layout root/split/class/*.jpg, or any folder of unlabelled images.
+"""Folders of image files: ImageNet's layout root/split/class/*.jpg, or any folder of unlabelled images.
 
-Names are kept as one block of bytes, not as Python strings: a million of those would be copied into every loader worker by their reference counts.
+File names are stored in one block of bytes. Loader workers would copy a million Python strings, because reference
+counts write to shared memory pages.
 """
 
 from __future__ import annotations
@@ -12,36 +13,38 @@ from pathlib import Path
 import numpy as np
 
 from mae_transfer.data.decode import decode_file
-from mae_transfer.data.listing import PassedOver, is_image
+from mae_transfer.data.listing import Ignored, is_image
 from mae_transfer.data.notes import report_on_main
 from mae_transfer.data.source import UNLABELLED, Sample
 
 
 class Folder:
-    """Image files in a fixed order (sorted by class, then by path), nothing decoded ahead, nothing cached.
+    """Image files in a fixed order: sorted by class, then by path. Images are decoded when read and not cached.
 
     Args:
-        root: the data set's folder.
-        split: its subfolder to read ("train", "val"); None: root itself.
-        labelled: the subfolders are the classes, numbered in sorted order, each searched at any depth; False: every image at any depth, unlabelled.
+        root: folder of the data set.
+        split: subfolder to read ("train", "val"). None: root itself.
+        labelled: True: the subfolders are the classes, numbered in sorted order, each searched at any depth. False: use
+            every image at any depth, without labels.
+
     Raises:
         ValueError: names the folder that is missing or empty, and the remedy.
     """
 
     def __init__(self, *, root: str, split: str | None = None, labelled: bool = True) -> None:
         self.folder = _existing(Path(root).expanduser(), split)
-        passed = PassedOver()
-        self.classes = tuple(_class_names(self.folder, passed)) if labelled else ()
+        ignored = Ignored()
+        self.classes = tuple(_class_names(self.folder, ignored)) if labelled else ()
         groups = []
         for name in self.classes or ("",):
-            within = PassedOver()
+            within = Ignored()
             groups.append(list(_scan(os.fsencode(self.folder / name), within)))
             if not groups[-1]:
-                held = f"; it holds {within}" if within else ""
-                raise ValueError(f"{self.folder / name} holds no image that can be decoded{held}: fill it or remove it")
-            passed.update(within)
-        if passed:
-            report_on_main(f"{self.folder}: passed over {passed}")
+                others = f", only {within}" if within else ""
+                raise ValueError(f"{self.folder / name} contains no decodable image{others}: add images or remove it")
+            ignored.update(within)
+        if ignored:
+            report_on_main(f"{self.folder}: ignored {ignored}")
         names = [name for group in groups for name in group]
         self._names = b"".join(names)
         self._ends = np.cumsum([len(name) for name in names])
@@ -51,7 +54,7 @@ class Folder:
         return len(self._ends)
 
     def read(self, index: int) -> Sample:
-        """Return image `index` decoded, (3, H, W) uint8, with its label; UnreadableImage names a file that cannot be decoded."""
+        """Return image `index`, (3, H, W) uint8, with its label. UnreadableImage names a broken file."""
         path = self.where(index)
         return Sample(decode_file(path), int(self._labels[index]))
 
@@ -67,7 +70,7 @@ class Folder:
 
 def _existing(root: Path, split: str | None) -> Path:
     if not root.is_dir():
-        raise ValueError(f"data root {str(root)!r} is not a folder; set data.root to the folder that holds the images")
+        raise ValueError(f"data root {str(root)!r} is not a folder; set data.root to the folder with the images")
     folder = root / split if split else root
     if not folder.is_dir():
         found = ", ".join(sorted(entry.name for entry in os.scandir(root) if entry.is_dir())) or "none"
@@ -77,7 +80,7 @@ def _existing(root: Path, split: str | None) -> Path:
     return folder
 
 
-def _class_names(folder: Path, passed: PassedOver) -> list[str]:
+def _class_names(folder: Path, ignored: Ignored) -> list[str]:
     with os.scandir(folder) as entries:
         seen = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
     names = [entry.name for entry in seen if entry.is_dir()]
@@ -85,16 +88,19 @@ def _class_names(folder: Path, passed: PassedOver) -> list[str]:
         raise ValueError(f"{str(folder)!r} has no class folders; for a folder of unlabelled images set labelled=False")
     for entry in seen:
         if not entry.is_dir():
-            passed.add(os.fsencode(entry.name), "in no class folder")
+            ignored.add(os.fsencode(entry.name), "outside class folders")
     return names
 
 
-def _scan(folder: bytes, passed: PassedOver) -> Iterator[bytes]:
-    """Yield the paths of the image files below a folder in sorted order, following links, without hidden ones (such as macOS's ._ twins)."""
+def _scan(folder: bytes, ignored: Ignored) -> Iterator[bytes]:
+    """Yield the sorted paths of the image files below a folder.
+
+    Links are followed. Hidden files, such as the ._ files of macOS, are left out.
+    """
     with os.scandir(folder) as entries:
         found = sorted((entry for entry in entries if not entry.name.startswith(b".")), key=lambda entry: entry.name)
     for entry in found:
         if entry.is_dir():
-            yield from _scan(entry.path, passed)
-        elif is_image(entry, passed):
+            yield from _scan(entry.path, ignored)
+        elif is_image(entry, ignored):
             yield entry.path

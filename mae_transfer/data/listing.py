@@ -1,4 +1,4 @@
-"""Which files of a folder are images, and what is passed over."""
+"""Find the image files of a folder, and count the other files."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from pathlib import PurePath
 
 from PIL import Image
 
-NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # formats that PIL knows by name and cannot decode by itself
+NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # formats that PIL recognises but cannot decode by itself
 
 
-class PassedOver:
-    """The files of a folder that are not used: how many of each kind, and one example of each."""
+class Ignored:
+    """The unused files of a folder: the number of each kind, and one example of each."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
 
     def add(self, name: bytes, why: str = "") -> None:
-        """Count a file, by its suffix and by why it is not used."""
+        """Count a file by its suffix and by the reason for ignoring it."""
         kind = " ".join(filter(None, (PurePath(os.fsdecode(name)).suffix.lower() or "no suffix", why)))
         self.counts[kind] += 1
         self.examples.setdefault(kind, os.fsdecode(name))
 
-    def update(self, other: PassedOver) -> None:
-        """Add another folder's."""
+    def update(self, other: Ignored) -> None:
+        """Add the counts of another folder."""
         self.counts.update(other.counts)
         self.examples = {**other.examples, **self.examples}
 
@@ -41,7 +41,7 @@ class PassedOver:
 
 @functools.cache
 def image_suffixes() -> tuple[bytes, ...]:
-    """Return the suffixes, in lower case, of the formats that this machine's PIL decodes."""
+    """Return the lower-case suffixes of the formats that the installed PIL decodes."""
     return tuple(
         sorted(
             suffix.encode()
@@ -51,17 +51,18 @@ def image_suffixes() -> tuple[bytes, ...]:
     )
 
 
-def is_image(entry: os.DirEntry[bytes], passed: PassedOver, suffixes: tuple[bytes, ...] = ()) -> bool:
-    """Return whether a file (no folder) is an image by its suffix, and a regular file or a dead link; count it in `passed` where it is not.
+def is_image(entry: os.DirEntry[bytes], ignored: Ignored, suffixes: tuple[bytes, ...] = ()) -> bool:
+    """Return whether an entry that is not a folder is an image file, by its suffix. Count it in `ignored` if not.
 
-    suffixes: which to take, in lower case; none: all that the decoder reads.
+    Pipes and devices are ignored, because reading them may block forever. Dead links are reported when they are read.
+
+    Args:
+        suffixes: lower-case suffixes to accept; empty: all that the decoder reads.
     """
     if not entry.name.lower().endswith(suffixes or image_suffixes()):
-        passed.add(entry.name)
-    elif (
-        not entry.is_file() and not entry.is_symlink()
-    ):  # reading a pipe may never end; a dead link is reported where it is read
-        passed.add(entry.name, "that is no regular file")
+        ignored.add(entry.name)
+    elif not entry.is_file() and not entry.is_symlink():
+        ignored.add(entry.name, "that is not a regular file")
     else:
         return True
     return False

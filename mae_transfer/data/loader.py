@@ -1,6 +1,8 @@
-"""The resumable loader: torch's DataLoader over an order that can start anywhere; every sample is seeded by its key, so workers do not matter.
+"""The resumable loader: torch's DataLoader over an order that can start at any step.
 
-Legend: B samples of a micro-batch, N patches of the grid, V visible ones, S pixels per side of a view.
+Every sample is seeded by its key, so the batches do not depend on the number of workers.
+
+Legend: B samples of a micro-batch, N patches of the grid, V visible patches, S pixels per side of a view.
 """
 
 from __future__ import annotations
@@ -37,33 +39,34 @@ from mae_transfer.seeding import fold, seeded
 log = logging.getLogger(__name__)
 S = TypeVar("S")  # what a source reads
 S_co = TypeVar("S_co", covariant=True)
-D = TypeVar("D")  # what is made of it
+D = TypeVar("D")  # what `draw` returns
 
-REPLACEMENTS = 16  # unreadable files in a row before a sample is given up
+REPLACEMENTS = 16  # attempts to replace an unreadable file
 MORE_SHARED_MEMORY = (
-    "raise its size (docker run --shm-size=8g), lower run.workers or run.device_batch, or set run.workers=0"
+    "if /dev/shm is full, raise its size (docker run --shm-size=8g), lower run.workers or run.device_batch, or set "
+    "run.workers=0"
 )
-GRACE_S = 2.0  # for a worker to finish what it does before it is killed
+GRACE_S = 2.0  # seconds for a worker to finish before it is killed
 
 
 class Masking(NamedTuple):
-    """How the loader draws masks: the task's sampler on its (h, w) grid of patches."""
+    """How the loader draws masks: a sampler and the (h, w) grid of patches."""
 
     sampler: MaskSampler
     grid: tuple[int, int]
 
 
 class Delivery(NamedTuple):
-    """What a worker hands over: a batch, and what was wrong with the files that it could not read."""
+    """The output of a worker: a batch, and messages about its files."""
 
-    batch: Any  # a NamedTuple with an `index`; None: nothing in it could be read
+    batch: Any  # a NamedTuple with an `index`; None: no file could be read
     unreadable: dict[int, str]  # index -> message
-    notes: tuple[str, ...] = ()  # what was odd about files that are used all the same
-    failure: str = ""  # why the worker cannot hand the batch over
+    notes: tuple[str, ...] = ()  # about unusual files that are used
+    failure: str = ""  # why the worker cannot send the batch
 
 
 class Readable(Protocol[S_co]):
-    """A data set of any kind of sample, as far as the loader sees it."""
+    """The part of a data set that the loader uses, for any kind of sample."""
 
     def __len__(self) -> int: ...
 
@@ -72,15 +75,17 @@ class Readable(Protocol[S_co]):
 
 @dataclass(frozen=True, kw_only=True)
 class Samples(Dataset[Delivery], Generic[S, D], ABC):
-    """Turns the keys of one micro-batch into a batch; runs in the loader's workers. A subclass says what a sample becomes: `draw` and `collate`."""
+    """Turns the keys of one micro-batch into a batch, in a loader worker. Subclasses define `draw` and `collate`."""
 
     source: Readable[S]
     seed: int
-    replaced: bool = True  # another image takes the place of an unreadable one (training); False: it is left out, for it would count twice
+    # True (training): replace an unreadable image by another one. False (evaluation): leave it out, because the
+    # replacement would count twice.
+    replaced: bool = True
 
     @abstractmethod
     def draw(self, sample: S, rng: np.random.Generator) -> D:
-        """Return the sample augmented; `rng` and the global generators are seeded by its key."""
+        """Return the augmented sample. `rng` and the global generators are seeded by its key."""
 
     @abstractmethod
     def collate(self, drawn: list[D], images: Tensor) -> Any:
@@ -108,7 +113,7 @@ class Samples(Dataset[Delivery], Generic[S, D], ABC):
         return Delivery(self.collate(drawn, torch.tensor(images)) if drawn else None, unreadable)
 
     def _read(self, epoch: int, image: int, unreadable: dict[int, str]) -> tuple[S, int] | None:
-        """Return the image and its index; an unreadable one is noted, and where it is `replaced` another is chosen by a pure function."""
+        """Return an image and its index; None if unreadable. With `replaced`, a pure function chooses another image."""
         for attempt in range(REPLACEMENTS if self.replaced else 1):
             other = fold(self.seed, "replace", epoch, image, attempt) % len(self.source) if attempt else image
             try:
@@ -119,7 +124,7 @@ class Samples(Dataset[Delivery], Generic[S, D], ABC):
 
 
 class Crop(NamedTuple):
-    """One image of a batch, cut."""
+    """One cropped image of a batch."""
 
     views: tuple[Tensor, ...]  # (3, S, S) uint8 each
     permutation: np.ndarray | None  # (N,) int64, visible patches first
@@ -128,7 +133,7 @@ class Crop(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Crops(Samples[Sample, Crop]):
-    """Images cut by an augmentation, with masks where pretraining wants them: a Batch."""
+    """Images cropped by an augmentation, with masks for pretraining, as a Batch."""
 
     source: Source
     augmentation: Augmentation
@@ -156,14 +161,14 @@ class Crops(Samples[Sample, Crop]):
 
 @dataclass(kw_only=True)
 class Unreadable:
-    """The policy for unreadable files: `limit` 0 stops at the first, more are reported once each, counted, and done without up to the limit."""
+    """The policy for unreadable files: skip, count and report up to `limit` different files; 0: stop at the first."""
 
     limit: int = 0
-    files: dict[int, str] = field(default_factory=dict)  # index -> message, of this process since its start
-    odd: set[str] = field(default_factory=set)  # notes on files that are used, likewise
+    files: dict[int, str] = field(default_factory=dict)  # index -> message, since this process started
+    odd: set[str] = field(default_factory=set)  # notes on files that are used, since this process started
 
     def note(self, delivery: Delivery) -> None:
-        """Count and report what is new in a delivery; UnreadableImage above the limit."""
+        """Count and report the new files in a delivery. UnreadableImage above the limit."""
         for message in delivery.notes:
             if message not in self.odd:
                 self.odd.add(message)
@@ -173,14 +178,13 @@ class Unreadable:
                 continue
             self.files[index] = message
             if self.limit == 0:
-                raise UnreadableImage(f"{message} (on_error='skip' would go on without such files and report them)")
+                raise UnreadableImage(f"{message} (data.on_error='skip' skips and reports such files)")
             if len(self.files) > self.limit:
                 raise UnreadableImage(
-                    f"{message}; this is unreadable file number {len(self.files)}, max_unreadable = {self.limit}"
+                    f"{message}; this is unreadable file number {len(self.files)}, max_unreadable = {self.limit}: "
+                    "repair the files or raise data.max_unreadable"
                 )
-            log.warning(
-                "unreadable file %d of at most %d, going on without it: %s", len(self.files), self.limit, message
-            )
+            log.warning("unreadable file %d of at most %d, skipped: %s", len(self.files), self.limit, message)
 
 
 def batches(
@@ -192,21 +196,23 @@ def batches(
     unreadable: Unreadable | None = None,
     replaced: bool | None = None,
 ) -> Generator[Any, None, None]:
-    """Yield the batches of `keys`: endlessly for a Share, one pass for a Sweep. They are the same bit for bit for any number of workers.
+    """Yield the batches of `keys`: endlessly for a Share, one pass for a Sweep.
+
+    The batches are bitwise the same for any number of workers.
 
     Args:
-        workers: processes that decode; 0: this one does.
+        workers: number of processes that decode. 0: decode in this process.
         pin: page-lock the batches, for a CUDA device.
-        unreadable: the policy for unreadable files, and their record; None: the first one stops the run.
-        replaced: whether another image takes the place of an unreadable one; None: for a Share, which is training. A Sweep leaves it out.
+        unreadable: the policy for unreadable files, and their record. None: the first one stops the run.
+        replaced: whether to replace an unreadable image by another one. None: True for a Share (training), False for a
+            Sweep.
+
     Raises:
         UnreadableImage: names the file that the policy does not accept.
         RuntimeError: a worker died.
     """
-    policy, samples = (
-        unreadable or Unreadable(),
-        replace(samples, replaced=isinstance(keys, Share) if replaced is None else replaced),
-    )
+    policy = unreadable or Unreadable()
+    samples = replace(samples, replaced=isinstance(keys, Share) if replaced is None else replaced)
     loader = DataLoader(
         samples,
         batch_size=None,
@@ -215,7 +221,7 @@ def batches(
         num_workers=workers,
         pin_memory=pin,
         worker_init_fn=_begin,
-        generator=torch.Generator(),  # or creating it would draw from the global one
+        generator=torch.Generator(),  # without it the loader would draw from the global generator
     )
     feed = _started(loader)
     at_exit = atexit.register(partial(_end, feed))  # an exception can keep this generator alive until the process ends
@@ -234,15 +240,15 @@ def batches(
 
 
 def _started(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Return the loader's iterator, its workers started: all of them or none."""
+    """Start the loader's workers and return its iterator. If one cannot start, none is left running."""
     others = set(multiprocessing.active_children())
     try:
         return iter(loader)
-    except OSError as error:  # no place for the semaphores of a queue, or too many processes
+    except OSError as error:  # no space for the semaphores of a queue, or too many processes
         for worker in set(multiprocessing.active_children()) - others:
             worker.kill()
         raise OSError(
-            error.errno, f"loader workers cannot be started ({error.strerror}); is /dev/shm full? {MORE_SHARED_MEMORY}"
+            error.errno, f"loader workers cannot be started ({error.strerror}): {MORE_SHARED_MEMORY}"
         ) from error
 
 
@@ -252,22 +258,19 @@ def _guarded(feed: Iterator[Delivery]) -> Iterator[Delivery]:
             if delivery.failure:
                 raise OSError(delivery.failure)
             yield delivery
-    except (
-        RuntimeError,
-        ConnectionError,
-        EOFError,
-        FileNotFoundError,
-    ) as error:  # a worker hands its memory over through a socket
+    except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:  # workers send memory over a socket
         words = (str(error).splitlines() or [type(error).__name__])[0]
-        if isinstance(error, RuntimeError) and not words.startswith(
-            "DataLoader worker"
-        ):  # torch's; an error inside a worker reads "Caught ..."
+        # torch's message for a dead worker; the message of an error inside a worker starts with "Caught"
+        if isinstance(error, RuntimeError) and not words.startswith("DataLoader worker"):
             raise
-        raise RuntimeError(f"a loader worker died ({words}); if memory ran out, lower the number of workers") from error
+        raise RuntimeError(f"a loader worker died ({words}); if memory ran out, lower run.workers") from error
 
 
 def _handed_over(delivery: Any) -> Any:
-    """Move a worker's batch into shared memory; what fails there would otherwise fail in a thread, and the main process would wait for ever."""
+    """Move a worker's batch into shared memory and report a failure.
+
+    Otherwise the failure would occur in a thread of the worker, and the main process would wait forever.
+    """
     if get_worker_info() is None:
         return delivery
     try:
@@ -275,16 +278,17 @@ def _handed_over(delivery: Any) -> Any:
             if isinstance(leaf, Tensor):
                 leaf.share_memory_()  # type: ignore[no-untyped-call]
     except (OSError, RuntimeError) as error:
-        return Delivery(
-            None,
-            {},
-            failure=f"a loader worker has no shared memory for its batch ({str(error).splitlines()[0]}); is /dev/shm full? {MORE_SHARED_MEMORY}",
-        )
+        reason = str(error).splitlines()[0]
+        failure = f"a loader worker has no shared memory for its batch ({reason}): {MORE_SHARED_MEMORY}"
+        return Delivery(None, {}, failure=failure)
     return delivery
 
 
 def _begin(_: int) -> None:
-    """Leave SIGTERM and SIGINT to the main process, which needs its workers to save and end cleanly, and end when that process is gone."""
+    """Ignore SIGTERM and SIGINT, and end the worker when the main process ends.
+
+    The main process handles these signals: it needs its workers to save and to end cleanly.
+    """
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -298,11 +302,11 @@ def _end_with_parent() -> None:
 
 
 def _end(feed: Any) -> None:
-    """End a loader's workers, once: torch waits for each, then sends a SIGTERM that they ignore."""
+    """End a loader's workers, once. torch waits for each worker, then sends SIGTERM, which the workers ignore."""
     workers = getattr(feed, "_workers", [])
     if not workers or feed._shutdown:
         return
-    if feed._worker_pids_set:  # torch's handler of SIGCHLD would raise for a worker that is killed
+    if feed._worker_pids_set:  # torch's SIGCHLD handler would raise for a killed worker
         signal_handling._remove_worker_pids(id(feed))  # type: ignore[attr-defined]
         feed._worker_pids_set = False
     killing = threading.Timer(GRACE_S, lambda: [worker.kill() for worker in workers if worker.is_alive()])

@@ -1,6 +1,6 @@
-"""The values that a class map stores, and the classes that they stand for. One reader serves training, evaluation and the check.
+"""Read class maps and convert their stored values to labels, for training, evaluation and the data check.
 
-Legend: H x W pixels, C classes. A stored value is a whole number from 0 to 65535; a label is a class 0..C-1, or IGNORED.
+Legend: H x W pixels, C classes. A stored value is a whole number from 0 to 65535. A label is a class 0..C-1 or IGNORED.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from mae_transfer.interfaces import IGNORED
 
 MAP_SUFFIXES = (b".png", b".tif", b".tiff", b".bmp", b".gif")
 FORMATS = ("PNG", "TIFF", "BMP", "GIF")
-VALUES = 1 << 16  # that 16 bits tell apart
-VOID = (IGNORED, VALUES - 1)  # the largest values of 8 and of 16 bits stand for no class
-BEYOND = -1
+VALUES = 1 << 16  # number of 16-bit values
+VOID = (IGNORED, VALUES - 1)  # the largest 8-bit and 16-bit values mean "no class"
+BEYOND = -1  # label of a value that has no meaning
 BITS, INTERPRETATION = 258, 262  # tags of a TIFF: bits per sample, photometric interpretation (0: white is zero)
 
 
 class BrokenMap(UnreadableImage):
-    """A map that cannot be used: the kind of defect as the check lists it, what is seen, and the remedy; the message names the file."""
+    """A map that cannot be used. It has the kind of defect (as the check lists it), the details and the remedy."""
 
     def __init__(self, path: Path, kind: str, seen: str = "", remedy: str = "") -> None:
         super().__init__(f"{path}: {kind}{f' ({seen})' if seen else ''}{f'; {remedy}' if remedy else ''}")
@@ -34,14 +34,14 @@ class BrokenMap(UnreadableImage):
 
 
 class Coding(NamedTuple):
-    """What the values of a set's maps mean."""
+    """The meaning of the values in a set's maps."""
 
     classes: int
     reduce_zero_label: bool = True  # 0 is void and 1 the first class; False: 0 is the first class
-    values: tuple[int, ...] | None = None  # the value of each class, where they are no row of whole numbers: (0, 255)
+    values: tuple[int, ...] | None = None  # the value of each class, if they are not consecutive: (0, 255)
 
     def labels(self, stored: np.ndarray, path: Path) -> np.ndarray:
-        """Return the labels (H, W) uint8 of stored values (H, W); BrokenMap where one of them stands for nothing."""
+        """Return the labels (H, W) uint8 of stored values (H, W). BrokenMap if a value has no meaning."""
         found = np.take(_table(self), stored)
         if found.size and found.min() == BEYOND:
             value = int(stored[found == BEYOND].max())
@@ -50,29 +50,28 @@ class Coding(NamedTuple):
         return labels
 
     def present(self, values: np.ndarray) -> np.ndarray:
-        """Return which classes stored values stand for, (C,) bool."""
+        """Return which classes occur in stored values, (C,) bool."""
         labels = np.take(_table(self), values)
         return np.isin(np.arange(self.classes), labels)
 
     def value(self, label: int) -> int:
-        """Return the value that a class is stored as."""
+        """Return the stored value of a class."""
         return self.values[label] if self.values is not None else label + self.reduce_zero_label
 
     @property
     def beyond(self) -> str:
-        """The kind of defect that a value without meaning is."""
-        return (
-            f"value beyond the {self.classes} classes"
-            if self.values is None
-            else f"value that is not among values={self.values}"
-        )
+        """The kind of defect for a value without a meaning."""
+        if self.values is not None:
+            return f"value that is not among values={self.values}"
+        return f"value beyond the {self.classes} classes"
 
     @property
     def remedy(self) -> str:
         if self.values is not None:
-            return "list the value of each class in `values`, or write the maps anew"
+            return "list the value of each class in `values`, or write the maps again"
         first = "0 is void and 1 the first class" if self.reduce_zero_label else "0 is the first class"
-        return f"{first} (reduce_zero_label={self.reduce_zero_label}): list all classes, or give the value of each (values=(0, 255) for masks)"
+        remedy = "list all classes, or give the value of each (values=(0, 255) for masks)"
+        return f"{first} (reduce_zero_label={self.reduce_zero_label}): {remedy}"
 
 
 @functools.cache
@@ -89,24 +88,26 @@ def _table(coding: Coding) -> np.ndarray:
 
 
 def coding_of(classes: int, *, reduce_zero_label: bool, values: tuple[int, ...] | None) -> Coding:
-    """Return the coding of a set; ValueError where `values` does not give each class a value of its own."""
+    """Return the coding of a set. ValueError if `values` does not give each class its own value."""
     if values is not None:
         if len(values) != classes or len(set(values)) != classes:
             raise ValueError(
-                f"values={values}: give each of the {classes} classes one value of its own, in the order of `classes`"
+                f"values={values}: give each of the {classes} classes its own value, in the order of `classes`"
             )
         if min(values) < 0 or max(values) >= VALUES:
-            raise ValueError(f"values={values}: a map stores values from 0 to {VALUES - 1}")
+            raise ValueError(f"values={values}: give values from 0 to {VALUES - 1}")
     return Coding(classes, reduce_zero_label, values)
 
 
 def read_map(path: Path, *, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Return the values of a map as they are stored, (H, W) uint8 or int32, upright.
+    """Return the stored values of an upright map, (H, W) uint8 or int32.
 
-    size: height and width of its image, upright; None: not known.
+    Args:
+        size: height and width of its upright image; None: unknown.
+
     Raises:
-        BrokenMap: it is no map of one whole number per pixel, or of another size than its image.
-        OSError: it is missing.
+        BrokenMap: the file does not hold one whole number per pixel, or its size differs from the image's.
+        OSError: the file is missing.
     """
     try:
         stored = opened_image(read_file(path), functools.partial(_stored, path=path), where=str(path))
@@ -117,35 +118,35 @@ def read_map(path: Path, *, size: tuple[int, int] | None = None) -> np.ndarray:
     if size is not None and stored.shape != size:
         raise BrokenMap(
             path,
-            "map of another size than its image",
+            "map whose size differs from its image",
             f"{stored.shape[1]} x {stored.shape[0]}, image {size[1]} x {size[0]}",
         )
     return stored.numpy()
 
 
-def _stored(image: Image.Image, data: bytes, said: list[str], *, path: Path) -> Tensor:
+def _stored(image: Image.Image, data: bytes, warned: list[str], *, path: Path) -> Tensor:
     if image.format not in FORMATS or image.info.get("compression") == "jpeg":
-        lossless = "write it in a format that keeps every value: PNG"
-        raise BrokenMap(path, f"map in another format than {', '.join(FORMATS)}", f"{image.format}", lossless)
+        remedy = "save it in a lossless format such as PNG"
+        raise BrokenMap(path, f"map in another format than {', '.join(FORMATS)}", f"{image.format}", remedy)
     if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
-        one = "a map holds one whole number per pixel, its class: write such values"
-        raise BrokenMap(path, "map with colours instead of classes", f"mode {image.mode}", one)
+        remedy = "save it with one whole number per pixel, the class"
+        raise BrokenMap(path, "map with colours instead of classes", f"mode {image.mode}", remedy)
     bits, inverted = _bits(image, data), hasattr(image, "tag_v2") and image.tag_v2.get(INTERPRETATION) == 0
-    load(image, said)
+    load(image, warned)
     values = np.array(image).astype(np.uint8 if image.mode in ("1", "L", "P") else np.int32)
     if image.mode == "1":
         values = 1 - values if inverted else values
-    elif image.mode == "L":  # PIL spreads few bits over 0..255, and turns round what has white at zero
+    elif image.mode == "L":  # PIL scales fewer bits to 0..255, and inverts images in which white is zero
         values = (255 - values if inverted else values) // (255 // ((1 << bits) - 1))
     if values.size and (values.min() < 0 or values.max() >= VALUES):
         raise BrokenMap(path, "value outside 0 to 65535", f"value {values.min() if values.min() < 0 else values.max()}")
-    return upright(torch.from_numpy(values), orientation(image, said))
+    return upright(torch.from_numpy(values), orientation(image, warned))
 
 
 def _bits(image: Image.Image, data: bytes) -> int:
-    """Return how many bits a grey value has."""
+    """Return the number of bits of a grey value."""
     if image.format == "PNG":
-        return data[24]  # of IHDR, the first chunk
+        return data[24]  # in IHDR, the first chunk
     if hasattr(image, "tag_v2"):
         return int(image.tag_v2.get(BITS, (1,))[0])
     return 8

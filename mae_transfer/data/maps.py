@@ -1,6 +1,7 @@
-"""Images with class maps on their way into a segmentation model: batches of training crops, and the views of one image that an evaluation sees.
+"""Input of segmentation models: batches of training crops, and the views of one image for evaluation.
 
-What is done to an image is a callable (mmseg's transforms, adapters/mmseg_transforms.py); keys, seeding and resume are the loader's.
+A callable transforms each image (mmseg's transforms, adapters/mmseg_transforms.py). The loader handles keys, seeding
+and resume.
 
 Legend: B batch, S x T pixels (height and width) of a crop, H x W pixels of an image, h x w of one of its views.
 """
@@ -30,16 +31,16 @@ MAP_SETS: Mapping[str, Callable[..., MapSource]] = {"ade": Ade, "shapes": Shapes
 
 
 class MapBatch(NamedTuple):
-    """Training crops with their maps, at the top left of their places."""
+    """Training crops with their maps, padded at the right and bottom."""
 
     image: Tensor  # (B, 3, S, T) uint8 RGB, not normalised; 0 outside the crop
     labels: Tensor  # (B, S, T) uint8: class, or IGNORED in void and outside the crop
-    extent: Tensor  # (B, 2) int64: height and width of the crop, S and T where the image was large enough
+    extent: Tensor  # (B, 2) int64: height and width of the crop; S and T if the image is large enough
     index: Tensor  # type: ignore[assignment]  # (B,) int64, ids of the samples (shadows tuple.index, unused here)
 
 
 class Scales(NamedTuple):
-    """One image in the sizes that an evaluation sees it in, and its map as it is stored."""
+    """One image resized to each evaluation scale, and its stored map."""
 
     images: tuple[Tensor, ...]  # (1, 3, h, w) uint8 RGB each
     original: Tensor  # (1, 3, H, W) uint8 RGB
@@ -49,14 +50,14 @@ class Scales(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class MapCrops(Samples[Mapped, Mapped]):
-    """Training crops of at most `size` pixels (one side, or height and width), which `transform` draws."""
+    """Training crops of at most `size` pixels (one side, or height and width), drawn by `transform`."""
 
     source: MapSource
-    transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # image (3, H, W), labels (H, W) -> those of the crop
+    transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # image (3, H, W), labels (H, W) -> the same, cropped
     size: int | tuple[int, int]
 
     def draw(self, sample: Mapped, rng: np.random.Generator) -> Mapped:
-        """Return the crop; the transform draws from the global generators, which are seeded by the sample's key."""
+        """Return the crop. The transform draws from the global generators, which are seeded by the sample's key."""
         return Mapped(*self.transform(sample.image, sample.labels))
 
     def collate(self, drawn: list[Mapped], images: Tensor) -> MapBatch:
@@ -73,13 +74,13 @@ class MapCrops(Samples[Mapped, Mapped]):
 
 @dataclass(frozen=True, kw_only=True)
 class MapViews(Samples[Mapped, Scales]):
-    """Images for an evaluation, one by one, in the sizes that `transform` gives them."""
+    """Single images for evaluation, each in the sizes that `transform` returns."""
 
     source: MapSource
     transform: Callable[[Tensor], tuple[Tensor, ...]]
 
     def draw(self, sample: Mapped, rng: np.random.Generator) -> Scales:
-        """Return the image's views; nothing is drawn at random."""
+        """Return the image's views. Nothing is random."""
         return Scales(
             tuple(view[None] for view in self.transform(sample.image)),
             sample.image[None],
@@ -94,14 +95,14 @@ class MapViews(Samples[Mapped, Scales]):
 
 
 def inside(extent: Tensor, size: int | tuple[int, int]) -> Tensor:
-    """Return where a batch of crops of `size` pixels holds image and not margin, (B, 1, S, T) bool, for extents (B, 2)."""
+    """Return which pixels of a batch are image and not padding, (B, 1, S, T) bool, for extents (B, 2)."""
     high, wide = (torch.arange(side, device=extent.device) for side in sides(size))
     rows, columns = high < extent[:, :1], wide < extent[:, 1:]
     return (rows[:, :, None] & columns[:, None, :])[:, None]
 
 
 class MapDataConfig(Places):
-    """Images with class maps, and how they are cut."""
+    """Which images with class maps to use, and how to crop them."""
 
     choices: ClassVar = {"train": MAP_SETS, "val": MAP_SETS, "holdout": MAP_SETS}
 
@@ -110,23 +111,25 @@ class MapDataConfig(Places):
     val: Spec = Spec.model_validate({"name": "ade", "split": "validation"})
     """The same for validation."""
     holdout: Spec | None = None
-    """The same for the images that select="best" chooses the state on: a part of the training set, or another one."""
+    """The same for the images on which select="best" chooses the state: a part of the training set, or another set."""
     size: Sides = 512
-    """Pixels per side, or (height, width), of training crops and of sliding windows."""
+    """Size of training crops and of sliding windows: pixels per side, or (height, width)."""
     scale: tuple[Pixels, Pixels] = (2048, 512)
-    """Longer and shorter side in pixels that an image is fitted into, its ratio kept, in training and evaluation."""
+    """Maximum longer and shorter side in pixels. Images are resized to fit, with their aspect ratio kept, in training
+    and evaluation."""
     ratios: tuple[Factor, Factor] = (0.5, 2.0)
-    """Least and largest factor of `scale` in training."""
+    """Smallest and largest random factor of `scale` in training."""
     largest_share: Portion = 0.75
-    """Portion of a crop's labelled pixels that one class may have (mmseg's cat_max_ratio): ten crops are tried; 1.0: any."""
+    """Largest share of a crop's labelled pixels that one class may have (mmseg's cat_max_ratio). Up to ten crops are
+    tried. 1.0: no limit."""
     flip: Probability = 0.5
-    """Probability that a training crop is mirrored."""
+    """Probability of flipping a training crop horizontally."""
     distort: bool = True
-    """Whether brightness, contrast, saturation and hue of training crops are changed (mmseg's PhotoMetricDistortion)."""
+    """Whether to change brightness, contrast, saturation and hue of training crops (mmseg's PhotoMetricDistortion)."""
 
     @property
     def name(self) -> str:
-        """What tables call the data set."""
+        """The data set's name in tables."""
         return self.named(self.train)
 
     @model_validator(mode="after")
@@ -136,18 +139,19 @@ class MapDataConfig(Places):
             check(MAP_SETS, rooted(MAP_SETS, spec, self.root or "unset"))
         if self.scale[0] < self.scale[1] or self.ratios[0] > self.ratios[1]:
             raise ValueError(
-                f"scale {self.scale}, ratios {self.ratios}: give the longer side before the shorter one, and the least factor first"
+                f"scale {self.scale}, ratios {self.ratios}: give the longer side before the shorter one, and the "
+                "smallest factor first"
             )
         return self
 
 
 def open_maps(cfg: MapDataConfig) -> tuple[MapSource, MapSource]:
-    """Return the training and the validation set; ValueError where one is empty or they have different classes."""
+    """Return the training and the validation set. ValueError if one is empty or their classes differ."""
     train, val = (open_map_set(spec, cfg.root) for spec in (cfg.train, cfg.val))
     same_classes(train.classes, val.classes)
     return train, val
 
 
 def open_map_set(spec: Spec, root: str | None) -> MapSource:
-    """Return one set, whose folder is `root` where it needs one and names none; ValueError where it is empty."""
+    """Return one set. `root` is its default folder. ValueError if it is empty."""
     return opened(MAP_SETS, spec, root)

@@ -1,7 +1,7 @@
-"""Image files without their metadata, for when EXIF, profiles, comments and texts are so broken that a decoder gives up on the pixels.
+"""Remove the metadata of image files, for files whose broken EXIF, profiles, comments or texts make a decoder fail.
 
-Sources: the PNG specification (chunks), ITU T.81 annex B (JPEG markers), TIFF 6.0 (image file directories), the WebP container specification
-(RIFF chunks), ISO/IEC 23008-12 (items of AVIF).
+Sources: the PNG specification (chunks), ITU T.81 annex B (JPEG markers), TIFF 6.0 (image file directories), the WebP
+container specification (RIFF chunks), ISO/IEC 23008-12 (items of AVIF).
 """
 
 from __future__ import annotations
@@ -11,53 +11,24 @@ from collections.abc import Callable, Iterator
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
-JPEG_METADATA = frozenset(
-    {*range(0xE1, 0xEE), 0xEF, 0xFE}
-)  # APP1..APP13, APP15, COM; APP0 (JFIF) and APP14 (Adobe) say what the colours mean
+# APP1..APP13, APP15 and COM. APP0 (JFIF) and APP14 (Adobe) are kept, because they define the colours.
+JPEG_METADATA = frozenset({*range(0xE1, 0xEE), 0xEF, 0xFE})
 WEBP_METADATA = {b"ICCP": 0x20, b"EXIF": 0x08, b"XMP ": 0x04}  # and their flags in VP8X
+# TIFF tags that describe how pixels are stored, and the orientation (274)
 TIFF_PIXELS = frozenset(
-    {
-        254,
-        255,
-        256,
-        257,
-        258,
-        259,
-        262,
-        266,
-        273,
-        274,
-        277,
-        278,
-        279,
-        284,
-        292,
-        293,
-        317,
-        320,
-        322,
-        323,
-        324,
-        325,
-        338,
-        339,
-        347,
-        529,
-        530,
-        531,
-        532,
-    }
+    {*range(254, 260), 262, 266, 273, 274, *range(277, 280), 284, 292, 293, 317, 320}
+    | {*range(322, 326), 338, 339, 347, *range(529, 533)}
 )
 
 
 def without_metadata(data: bytes) -> Iterator[bytes]:
-    """Yield the file without its metadata but EXIF, then without that too, where the format is one whose metadata can be told apart."""
+    """Yield the file without metadata other than EXIF, then without any metadata. Unknown formats yield nothing."""
     for is_one, strip in _FORMATS:
         if is_one(data):
             for keep_exif in (True, False):
                 try:
                     yield strip(data, keep_exif)
-                except (struct.error, IndexError):  # cut off within its structure: the decoder has the word
+                except (struct.error, IndexError):  # truncated file
                     return
 
 
@@ -81,7 +52,7 @@ def _jpeg(data: bytes, keep_exif: bool) -> bytes:
         if marker == 0xFF:  # a fill byte
             at += 1
             continue
-        if marker == 0xDA:  # the scan: pixels to the end
+        if marker == 0xDA:  # the scan: the rest of the file is pixels
             break
         (length,) = struct.unpack_from(">H", data, at + 2)
         if marker not in JPEG_METADATA or (keep_exif and data[at + 4 : at + 8] == b"Exif"):
@@ -106,7 +77,7 @@ def _webp(data: bytes, keep_exif: bool) -> bytes:
 
 
 def _tiff(data: bytes, keep_exif: bool) -> bytes:
-    """Keep the tags of the first directory that say how pixels are stored, its orientation among them."""
+    """Keep the tags of the first directory that describe the pixels, and the orientation if `keep_exif`."""
     order = "<" if data[:2] == b"II" else ">"
     (start,) = struct.unpack_from(order + "I", data, 4)
     (count,) = struct.unpack_from(order + "H", data, start)
@@ -121,7 +92,7 @@ def _tiff(data: bytes, keep_exif: bool) -> bytes:
 
 
 def _avif(data: bytes, keep_exif: bool) -> bytes:
-    """Rename the items that hold metadata; a decoder passes over kinds that it does not know."""
+    """Rename the metadata items. Decoders ignore unknown kinds."""
     end = data.find(b"mdat")
     head = data[:end].replace(b"mime", b"free")
     return (head if keep_exif else head.replace(b"Exif", b"free")) + data[end:]

@@ -1,6 +1,7 @@
-"""What was odd about a file that is used all the same: each note names its file, travels with the batch, and is reported once.
+"""Notes on unusual files that are used anyway. A note names its file, travels with the batch, and is reported once.
 
-The libraries that decode images report to Python's warnings or write to the process's standard error, and name no file. `heard` turns both into text.
+The libraries that decode images issue Python warnings or write to standard error, without the file's name.
+`library_messages` captures both.
 """
 
 from __future__ import annotations
@@ -22,19 +23,17 @@ from PIL import Image
 
 log = logging.getLogger(__name__)
 _collector: ContextVar[list[str] | None] = ContextVar("collector", default=None)
-_alone = itertools.count(1)  # notes that nobody collected
+_uncollected = itertools.count(1)  # numbers the notes outside any `collected` block
 NAMED = 10  # notes that a run reports in full
 PROCESS = threading.RLock()  # held while this process's warnings or its standard error are redirected
-NOT_WRITABLE = (
-    "The given buffer is not writable"  # torch's about bytes, which are only read here: a copy would cost time
-)
+NOT_WRITABLE = "The given buffer is not writable"  # torch's warning about bytes; they are only read, so no copy is made
 
 
 def note(message: str) -> None:
-    """Hand a note to the innermost `collected`, or report it at once where there is none: the first ones in full."""
+    """Append a note to the innermost `collected` list, or report it at once if there is none."""
     collector = _collector.get()
     if collector is None:
-        report_counted(next(_alone), message)
+        report_counted(next(_uncollected), message)
     else:
         collector.append(message)
 
@@ -52,39 +51,41 @@ def collected() -> Iterator[list[str]]:
 
 @functools.cache
 def report(message: str) -> None:
-    """Log a message once per process, on the first rank alone where every rank would log the same."""
+    """Log a warning once per process."""
     log.warning("%s", message)
 
 
 def report_counted(number: int, message: str) -> None:
-    """Report note number `number` of a run: the first NAMED in full, then one whenever their number has doubled."""
+    """Report note number `number` of a run: the first NAMED, then only numbers that are powers of two."""
     if number <= NAMED:
         report(message)
     elif number.bit_count() == 1:
-        report(f"{number} files are odd and used all the same; the last: {message}")
+        report(f"{number} unusual files are used anyway; the last: {message}")
 
 
 def report_on_main(message: str) -> None:
-    """Log once what every rank finds alike: the first one reports it."""
+    """Log a warning once, on the first rank only. For findings that are the same on every rank."""
     if os.environ.get("RANK", "0") == "0":
         report(message)
 
 
 @contextmanager
-def heard(said: list[str], *, stderr: bool = False) -> Iterator[None]:
-    """Append to `said` what libraries report inside the block, one thread at a time.
+def library_messages(found: list[str], *, stderr: bool = False) -> Iterator[None]:
+    """Append the warnings of libraries inside the block to `found`. One thread at a time.
 
-    stderr: catch what is written to the process's standard error, too.
+    Args:
+        stderr: also capture the process's standard error.
+
     Raises:
-        DecompressionBombWarning: PIL thinks the image too large.
+        DecompressionBombWarning: the image is larger than PIL allows.
     """
     with PROCESS, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            with _standard_error(said) if stderr else contextlib.nullcontext():
+            with _standard_error(found) if stderr else contextlib.nullcontext():
                 yield
         finally:
-            said += [str(one.message) for one in caught if _about_the_file(one)]
+            found += [str(one.message) for one in caught if _about_the_file(one)]
         for one in caught:
             if isinstance(one.message, Image.DecompressionBombWarning):
                 raise one.message
@@ -96,11 +97,11 @@ def _about_the_file(warning: warnings.WarningMessage) -> bool:
 
 
 @contextmanager
-def _standard_error(said: list[str]) -> Iterator[None]:
-    """Append the lines that the block writes to file descriptor 2, which C libraries write to."""
+def _standard_error(found: list[str]) -> Iterator[None]:
+    """Append the lines that the block writes to file descriptor 2, the standard error of C libraries."""
     try:
         file, kept = _file(os.getpid()), os.dup(2)
-    except OSError:  # standard error is closed, or no file can be made: then it stays as it is
+    except OSError:  # standard error is closed, or no file can be created: capture nothing
         yield
         return
     os.dup2(file, 2)
@@ -111,13 +112,16 @@ def _standard_error(said: list[str]) -> Iterator[None]:
         os.close(kept)
         if length := os.lseek(file, 0, os.SEEK_CUR):
             os.lseek(file, 0, os.SEEK_SET)
-            said += os.read(file, length).decode(errors="replace").splitlines()
+            found += os.read(file, length).decode(errors="replace").splitlines()
             os.lseek(file, 0, os.SEEK_SET)
 
 
 @functools.cache
 def _file(process: int) -> int:
-    """Return the descriptor of a nameless file of this process: one inherited from its parent would be written to by all its children."""
+    """Return the descriptor of an unlinked temporary file of this process.
+
+    `process` makes the cache per process: child processes would all write to a file inherited from their parent.
+    """
     descriptor, name = tempfile.mkstemp()
     Path(name).unlink()
     return descriptor

@@ -1,9 +1,10 @@
-"""Images with objects on their way to a detector: large-scale jitter and classic resizing, and the batches that training and evaluation see.
+"""Input of detectors: large-scale jitter, shortest-edge resizing, and batches for training and evaluation.
 
-Draws come from the global generators, which the loader seeds per sample. A mask is resized by taking the nearest pixel, so that resizing and cropping
-are one choice of rows and columns of its runs (core.runs), and no mask is drawn; the image is resized as a whole, then cropped.
+Random numbers come from the global generators, which the loader seeds per sample. Masks are resized by nearest
+neighbour. So resizing and cropping select rows and columns of a mask's runs (core.runs), and no mask is rasterised. The
+image is resized as a whole, then cropped.
 
-Legend: H x W pixels, n objects of an image, B images of a batch; a size is (height, width).
+Legend: H x W pixels, n objects of an image, B images of a batch. A size is (height, width).
 """
 
 from __future__ import annotations
@@ -31,48 +32,51 @@ from mae_transfer.data.places import Places, apart, opened, rooted, same_classes
 from mae_transfer.data.transforms import resize
 from mae_transfer.interfaces import Objects
 
-EMPTY = 1e-5  # pixels: objects whose box is not wider and higher than this are gone, as in detectron2
+EMPTY = 1e-5  # pixels: objects whose box is not wider and higher than this are removed, as in detectron2
 
 
 class Scene(NamedTuple):
-    """One image with what is annotated in it."""
+    """One image with its annotated objects."""
 
     image: Tensor  # (3, H, W) uint8
     objects: Objects  # in pixels of `image`
 
 
 class SceneBatch(NamedTuple):
-    """What a detector's step is fed."""
+    """The input of a detector's training step."""
 
-    image: Tensor  # (B, 3, H, W) uint8; zeros right of and below each image
-    sizes: tuple[Size, ...]  # of each image without its padding; on the host
-    objects: tuple[Objects, ...]  # of each image, its masks without padding: runs of an image of its own size
-    index: Tensor  # type: ignore[assignment]  # (B,) int64, which images of the source these are
+    image: Tensor  # (B, 3, H, W) uint8; padded with zeros at the right and bottom
+    sizes: tuple[Size, ...]  # of each image without padding; on the host
+    objects: tuple[Objects, ...]  # of each image; masks have the size of the image without padding
+    index: Tensor  # type: ignore[assignment]  # (B,) int64, indices of the images in the source
 
 
 class SceneTransform(Protocol):
-    """An image with its objects becomes another one."""
+    """Transforms an image together with its objects."""
 
     def __call__(self, scene: Scene) -> Scene: ...
 
     def largest(self) -> Size:
-        """Return the largest height and width that it can give, so that what does not fit is known before training."""
+        """Return the largest possible height and width of the output, to check the padded size before training."""
         ...
 
 
 class LargeScaleJitter:
-    """Flip, resize by a random scale, crop a frame of fixed size at random; what is smaller is padded with the batch (ViTDet, Li et al.: LSJ).
+    """Flip, resize by a random scale, and take a random crop of fixed size (LSJ in ViTDet, Li et al.).
+
+    Smaller images are padded when the batch is formed.
 
     Args:
         size: pixels per side of the crop, or its height and width.
-        scale: least and largest size of the frame that the image is fitted into, its shape kept, relative to the crop; (1, 1): the crop itself.
+        scale: range of the random scale. The image is resized to fit into `scale` times the crop's size, with its
+            aspect ratio kept; (1, 1): into the crop's size.
         flip: probability of a horizontal flip.
     """
 
     def __init__(self, *, size: Sides = 1024, scale: tuple[Zoom, Zoom] = (0.1, 2.0), flip: Probability = 0.5) -> None:
         if min(sides(size)) < 1 or not 0 < scale[0] <= scale[1]:
             raise ValueError(
-                f"size {size}, scale {scale}: need a size of at least 1 pixel and 0 < least <= largest scale"
+                f"size {size}, scale {scale}: give a size of at least 1 pixel, and 0 < smallest <= largest scale"
             )
         self.size, self.scale, self.flip = sides(size), scale, flip
 
@@ -84,8 +88,8 @@ class LargeScaleJitter:
         high, wide = self.size
         ratio = min(high * drawn / height, wide * drawn / width)
         scaled = max(1, round(height * ratio)), max(1, round(width * ratio))
-        place = float(torch.rand(()))  # one draw for both sides, as in detectron2
-        top, left = round(place * max(0, scaled[0] - high)), round(place * max(0, scaled[1] - wide))
+        offset = float(torch.rand(()))  # one random number for both sides, as in detectron2
+        top, left = round(offset * max(0, scaled[0] - high)), round(offset * max(0, scaled[1] - wide))
         return resized(scene, scaled, window=(top, left, min(high, scaled[0]), min(wide, scaled[1])))
 
     def largest(self) -> Size:
@@ -93,11 +97,13 @@ class LargeScaleJitter:
 
 
 class ShortestEdge:
-    """Flip, then resize the shorter side to one of some lengths, the longer side at most to another: the classic recipe, and evaluation's view.
+    """Flip, then resize the shorter side to a random length and limit the longer side: the classic recipe.
+
+    With one length and without flip it is the view for evaluation.
 
     Args:
-        lengths: of the shorter side in pixels, one of which is drawn.
-        longest: most pixels of the longer side.
+        lengths: lengths of the shorter side in pixels. One of them is drawn per image.
+        longest: maximum length of the longer side in pixels.
         flip: probability of a horizontal flip; 0 in evaluation.
     """
 
@@ -110,7 +116,7 @@ class ShortestEdge:
     ) -> None:
         if not lengths or min(lengths) < 1 or longest < max(lengths):
             raise ValueError(
-                f"lengths {lengths}, longest {longest}: give at least one length, none above the longest side"
+                f"lengths {lengths}, longest {longest}: give at least one length, and none above `longest`"
             )
         self.lengths, self.longest, self.flip = tuple(lengths), longest, flip
 
@@ -145,9 +151,9 @@ def mirrored(scene: Scene) -> Scene:
 
 
 def resized(scene: Scene, size: Size, *, window: tuple[int, int, int, int] | None = None) -> Scene:
-    """Return the scene resized (bilinear, antialiased; masks: nearest), and of that the window (top, left, height, width).
+    """Resize a scene (bilinear and antialiased; masks: nearest), then crop `window` (top, left, height, width).
 
-    Boxes are moved and clipped; objects of which nothing is left are gone.
+    Boxes are shifted and clipped. Objects outside the window are removed.
     """
     top, left, height, width = window or (0, 0, *size)
     image = resize(scene.image, size, "bilinear") if size != tuple(scene.image.shape[-2:]) else scene.image
@@ -165,9 +171,9 @@ def resized(scene: Scene, size: Size, *, window: tuple[int, int, int, int] | Non
 
 
 def present(objects: Objects, size: Size) -> Objects:
-    """Return what of the objects lies within an image of this size; those of which nothing is left are gone.
+    """Clip objects to an image of this size, and remove those that are outside.
 
-    The box of an object that the image's border cuts is that of what is left of its mask, or, without masks, clipped.
+    If the border cuts an object, its box becomes the box of the visible mask; without masks, the box is clipped.
     """
     boxes = clip_boxes_to_image(objects.boxes, size)
     kept = ((boxes[:, 2:] - boxes[:, :2]) > EMPTY).all(dim=1)
@@ -185,9 +191,9 @@ class Scenes(Samples[Annotated, Scene]):
 
     source: ObjectSource
     transform: SceneTransform
-    square: int | tuple[int, int] | None  # size that images are padded to; None: to what the largest of a batch needs
-    divisor: int  # of the padded sides, where no size is given
-    training: bool  # without crowd regions; otherwise the batch carries no objects at all: an evaluation has its ground truth elsewhere
+    square: int | tuple[int, int] | None  # size that images are padded to; None: as large as the batch requires
+    divisor: int  # of the padded sides, if `square` is None
+    training: bool  # True: leave out crowd regions. False: leave out all objects; evaluation reads its own ground truth
 
     def draw(self, sample: Annotated, rng: np.random.Generator) -> Scene:
         """Return the scene transformed."""
@@ -196,7 +202,7 @@ class Scenes(Samples[Annotated, Scene]):
         return self.transform(Scene(sample.image, objects))
 
     def collate(self, drawn: list[Scene], images: Tensor) -> SceneBatch:
-        """Return the scenes as a batch, zeros right and below."""
+        """Return the scenes as a batch, padded with zeros at the right and bottom."""
         sizes = tuple((scene.image.shape[-2], scene.image.shape[-1]) for scene in drawn)
         needed = (-(-max(lengths) // self.divisor) * self.divisor for lengths in zip(*sizes, strict=True))
         height, width = needed if self.square is None else sides(self.square)
@@ -206,7 +212,7 @@ class Scenes(Samples[Annotated, Scene]):
 
 
 class ObjectDataConfig(Places):
-    """Images with objects, and how they are resized."""
+    """Which images with objects to use, and how to resize them."""
 
     choices: ClassVar = {
         "train": OBJECT_SETS,
@@ -221,20 +227,21 @@ class ObjectDataConfig(Places):
     val: Spec = Spec.model_validate({"name": "coco", "split": "val2017"})
     """The same for validation."""
     holdout: Spec | None = None
-    """The same for the images that select="best" chooses the state on: a part of the training set, or another one."""
+    """The same for the images on which select="best" chooses the state: a part of the training set, or another set."""
     augmentation: Spec = Spec(name="large_scale_jitter")
     """An entry of SCENE_TRANSFORMS with its options, for training."""
     view: Spec = Spec.model_validate({"name": "shortest_edge", "lengths": (1024,), "longest": 1024, "flip": 0.0})
     """The same for evaluation."""
     square: Sides | None = 1024
-    """Pixels per side, or (height, width), that images are padded to, in training and evaluation (less costs up to 1 AP); None: to what the
-    largest of a batch needs. For other shapes, `large_scale_jitter` fits images in; as the `view` with scale=(1.0, 1.0) and flip=0.0."""
+    """Padded image size in training and evaluation: pixels per side, or (height, width). Smaller sizes cost up to 1 AP.
+    None: pad to the largest image of the batch. For a size that is not square, use `large_scale_jitter`, which fits
+    images into it; as the `view` give it scale=(1.0, 1.0) and flip=0.0."""
     crops_per_image: Few = 1
-    """Crops that each decoded image gives, neighbours in one batch; an epoch grows by this factor."""
+    """Crops per decoded image. They are neighbours in one batch, and an epoch grows by this factor."""
 
     @property
     def name(self) -> str:
-        """What tables call the data set."""
+        """The data set's name in tables."""
         return self.named(self.train)
 
     @model_validator(mode="after")
@@ -246,15 +253,16 @@ class ObjectDataConfig(Places):
             high, wide = build(SCENE_TRANSFORMS, check(SCENE_TRANSFORMS, spec)).largest()
             if self.square is not None and any(map(gt, (high, wide), sides(self.square))):
                 raise ValueError(
-                    f"{spec.name} gives images of up to {size_of(high, wide)} pixels, and square = {self.square}: make both fit"
+                    f"{spec.name} gives images of up to {size_of(high, wide)} pixels, but data.square = {self.square}: "
+                    "raise data.square or lower the size"
                 )
         return self
 
 
 def open_objects(cfg: ObjectDataConfig, *, masks: bool) -> tuple[ObjectSource, ObjectSource]:
-    """Return the training and the validation set; ValueError where one is empty or they have different classes.
+    """Return the training and the validation set. ValueError if one is empty or their classes differ.
 
-    masks: whether outlines are decoded, where the spec itself does not say.
+    masks: whether to decode outlines, unless the spec sets it.
     """
     train, val = (open_one(spec, cfg.root, masks=masks) for spec in (cfg.train, cfg.val))
     same_classes(train.classes, val.classes)
@@ -262,11 +270,11 @@ def open_objects(cfg: ObjectDataConfig, *, masks: bool) -> tuple[ObjectSource, O
 
 
 def open_one(spec: Spec, root: str | None, *, masks: bool) -> ObjectSource:
-    """Return one set; ValueError where it is empty."""
+    """Return one set. ValueError if it is empty."""
     return opened(OBJECT_SETS, spec, root, {"masks": masks})
 
 
 def scenes(source: ObjectSource, cfg: ObjectDataConfig, *, seed: int, divisor: int, training: bool) -> Scenes:
-    """Return the samples of a set as the config cuts them, in training or in evaluation."""
+    """Return the samples of a set, transformed as the config sets for training or evaluation."""
     transform = build(SCENE_TRANSFORMS, cfg.augmentation if training else cfg.view)
     return Scenes(source=source, seed=seed, transform=transform, square=cfg.square, divisor=divisor, training=training)

@@ -1,8 +1,9 @@
-"""Which samples a step sees: a pure function of (seed, step), so that nothing about it is stored and resume is exact.
+"""The order of samples: a pure function of (seed, step). It needs no stored state, and resume is exact.
 
-A sample is named by its key (epoch, image, repeat). An epoch's images are permuted, each gives `crops_per_image` neighbouring crops, and global
-batch s of the epoch is a consecutive slice. Rank r takes the r-th part of the slice and its micro-steps take consecutive parts of that: order, crops
-and masks are the same whatever the world size and the accumulation.
+A key (epoch, image, repeat) identifies a sample. Each epoch permutes its images, each image gives `crops_per_image`
+neighbouring crops, and each global batch is a consecutive slice of the crops. Rank r takes the r-th part of the slice,
+and its micro-steps take consecutive parts of that. So order, crops and masks do not depend on the world size or on
+gradient accumulation.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from mae_transfer.seeding import fold
 
 
 class Key(NamedTuple):
-    """One crop of one image: what its random draws are seeded with."""
+    """One crop of one image. It seeds the random draws of the crop."""
 
     epoch: int
     image: int
@@ -27,7 +28,7 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """The endless sequence of global batches over `images` images. The crops of an epoch that fill no whole batch are left out.
+    """The endless sequence of global batches. The last crops of an epoch are dropped if they do not fill a batch.
 
     Raises:
         ValueError: an epoch has fewer crops than one batch.
@@ -64,7 +65,7 @@ class Order:
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """The micro-batches of one rank, endlessly, from step `start` on: what the loader's workers are sent."""
+    """The endless sequence of one rank's micro-batches from step `start`, as lists of keys for the loader's workers."""
 
     order: Order
     start: int = 0
@@ -75,11 +76,10 @@ class Share:
     def __post_init__(self) -> None:
         parts = self.world * self.accumulate
         if self.order.batch % (parts * self.order.crops_per_image):
-            wanted = (
-                f"{self.world} processes x {self.accumulate} micro-steps x {self.order.crops_per_image} crops per image"
-            )
+            crops = self.order.crops_per_image
             raise ValueError(
-                f"batch = {self.order.batch} cannot be split evenly over {wanted}; make it a multiple of {parts * self.order.crops_per_image}"
+                f"batch = {self.order.batch} cannot be split evenly over {self.world} processes x {self.accumulate} "
+                f"micro-steps x {crops} crops per image; make it a multiple of {parts * crops}"
             )
 
     def __iter__(self) -> Iterator[list[Key]]:
@@ -95,7 +95,7 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Every image exactly once, in order: consecutive shares per rank, the last batch smaller, no padding."""
+    """Every image exactly once, in order. Ranks take consecutive shares, and the last batch may be smaller."""
 
     images: int
     batch: int  # images of one process

@@ -1,4 +1,4 @@
-"""Outlines of objects as COCO's json has them -> runs of pixels (core.runs) and back, by pycocotools. No mask is drawn.
+"""Convert outlines of COCO's json to runs of pixels (core.runs) and back with pycocotools, without rasterising masks.
 
 Legend: n objects of one image, H x W pixels, R ends of runs. An outline is a list of polygons [x0, y0, x1, y1, ...] in
 pixels, or a run-length code {size, counts}.
@@ -20,7 +20,7 @@ def runs(outlines: Sequence[Any], size: Size) -> Tensor:
 
 
 def code(runs: Tensor, size: Size) -> dict[str, Any]:
-    """Return the runs of one object (R,) as a compressed run-length code that json can write."""
+    """Return the runs of one object (R,) as a compressed run-length code for json."""
     from pycocotools import mask
 
     encoded = mask.frPyObjects({"size": list(size), "counts": to_counts(runs, size)}, *size)
@@ -31,7 +31,7 @@ def _counts(outline: Any, size: Size) -> str | list[int]:
     """Return the counts of an outline as one run-length code."""
     from pycocotools import mask
 
-    if isinstance(outline, list):  # pycocotools takes four numbers for a box, which is why short polygons are not valid
+    if isinstance(outline, list):  # pycocotools reads four numbers as a box, so shorter polygons are invalid
         return str(mask.merge(mask.frPyObjects(outline, *size))["counts"], "ascii")
     counts: str | list[int] = outline["counts"]
     return counts

@@ -13,20 +13,21 @@ from mae_transfer.data.labelled import part_of
 from mae_transfer.data.notes import report_on_main
 from mae_transfer.data.source import Sample
 
-MOST_HELD_OUT = 2048  # images; more make no evaluation loss more precise than anyone reads it
+MOST_HELD_OUT = 2048  # images; more would not make the evaluation loss noticeably more precise
 
 
 class Photos:
-    """All images of a folder, without labels; `split` says which part.
+    """The training or validation part of a folder of unlabelled images.
 
-    - root/train/ and root/val/: those two.
-    - root/train/ alone, or anything else (class folders, one flat folder, folders in folders): all images at any depth.
-      A fixed small part of them is "val", the rest "train".
+    If root/train/ and root/val/ exist, they are the two parts. Otherwise all images at any depth are used, of
+    root/train/ or of root (class folders, one flat folder, nested folders): a small fixed part is "val", the rest
+    "train".
 
     Args:
         root: the folder.
-        split: "train" or "val"; the two have no image in common.
-        held_out: share of the images that is "val" where there is no such folder, at most MOST_HELD_OUT images.
+        split: "train" or "val". They share no image.
+        held_out: share of the images used as "val" if there is no such folder, at most MOST_HELD_OUT images.
+
     Raises:
         ValueError: names the folder that is missing, empty or holds a single image, and the remedy.
     """
@@ -43,20 +44,20 @@ class Photos:
         count = len(self.source)
         if count < 2:
             raise ValueError(
-                f"{self.source.folder} holds one image: pretraining needs one to learn from and one to evaluate"
+                f"{self.source.folder} contains one image: pretraining needs at least one to train and one to evaluate"
             )
         held = min(max(1, round(held_out * count)), MOST_HELD_OUT, count - 1)
         border = 1 - held / count
         self.indices = np.asarray(part_of(count, (0.0, border) if split == "train" else (border, 1.0)))
         report_on_main(
-            f"{self.source.folder}: {count} images without a validation folder; {held} of them are held out for evaluation"
+            f"{self.source.folder}: no validation folder, so {held} of {count} images are held out for evaluation"
         )
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def read(self, index: int) -> Sample:
-        """Return image `index`, unlabelled; UnreadableImage names a file that cannot be decoded."""
+        """Return image `index`, unlabelled. UnreadableImage names a file that cannot be decoded."""
         return self.source.read(self.indices[index].item())
 
     def where(self, index: int) -> str:

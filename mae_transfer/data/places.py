@@ -1,4 +1,4 @@
-"""Where data lie and what happens to files that cannot be read: the part of a config that every kind of data set shares."""
+"""Config fields shared by all kinds of data sets: the folder and the policy for unreadable files."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from mae_transfer.config import Schema, Spec, build
 from mae_transfer.data.loader import Unreadable
 
 T = TypeVar("T", bound=Sized)
-VIEWED = {"part", "first", "length", "skip_empty", "masks"}  # options that do not say which set it is
+VIEWED = {"part", "first", "length", "skip_empty", "masks"}  # options that select from a set and do not identify it
 
 
 class Places(Schema):
-    """Where the images are, and what an unreadable one does."""
+    """The folder of the images, and the policy for unreadable files."""
 
     root: str | None = None
-    """Folder of the data set; fills in for every spec below that takes a root and names none."""
+    """Folder of the data set. It is the default `root` of the data sets below."""
     on_error: Literal["raise", "skip"] = "raise"
-    """What an unreadable file does: stop the run, or be reported and done without: another takes its place in training; evaluation leaves it out."""
+    """What to do with an unreadable file. "raise": stop the run. "skip": report it, then use another image instead
+    (training) or leave it out (evaluation)."""
     max_unreadable: Whole = 100
-    """Different unreadable files that `skip` accepts in one process before it stops the run."""
+    """Number of different unreadable files per process that "skip" accepts before it stops the run."""
 
     def named(self, train: Spec) -> str:
-        """Return what tables call the data set: its folder's own name, or the kind of generated images."""
+        """Return the data set's name in tables: the name of its folder, or the kind of generated images."""
         return Path(self.root).name if self.root else train.name
 
     def unreadable(self) -> Unreadable:
-        """Return the policy for unreadable files, whose `files` is the record of those met so far."""
+        """Return the policy for unreadable files. Its `files` record those found so far."""
         return Unreadable(limit=self.max_unreadable if self.on_error == "skip" else 0)
 
 
@@ -41,16 +42,17 @@ def opened(
     root: str | None,
     defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> T:
-    """Return the data set of a spec; `root` (data.root) is its root where it takes one and names none, and so are the other `defaults`.
+    """Return the data set of a spec. `root` (data.root) and `defaults` fill in options that the spec does not set.
 
-    ValueError where it is empty, or needs a root and has none.
+    Raises:
+        ValueError: the data set is empty, or needs a root and has none.
     """
     complete = rooted(table, spec, root, defaults)
     if "root" in complete.options and complete.options["root"] is None:
         raise ValueError(f"the data set {spec.name!r} needs a folder: set data.root")
     source = build(table, complete)
     if not len(source):
-        raise ValueError(f"the data set {spec.name!r} is empty: {spec.options}")
+        raise ValueError(f"the data set {spec.name!r} is empty; check its options: {spec.options}")
     return source
 
 
@@ -60,14 +62,14 @@ def rooted(
     root: str | None,
     defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> Spec:
-    """Return the spec with `root`, and the other `defaults`, filled in where its entry takes them and it does not say them itself."""
+    """Return the spec with `root` and `defaults` filled in, for options that its data set takes and it does not set."""
     takes = inspect.signature(table[spec.name]).parameters if spec.name in table else {}
     filled = {name: value for name, value in {"root": root, **defaults}.items() if name in takes}
     return Spec.model_validate({**filled, **spec.model_dump()})
 
 
 def apart(holdout: Spec | None, others: Mapping[str, Spec]) -> None:
-    """Raise ValueError where the held-out images are also among those of another set (by its key in the config)."""
+    """Raise ValueError if the hold-out shares images with another set. `others`: sets by their key in the config."""
     if holdout is None:
         return
     for key, other in others.items():
@@ -75,14 +77,16 @@ def apart(holdout: Spec | None, others: Mapping[str, Spec]) -> None:
         (start, end), (low, high) = (spec.options.get("part", (0.0, 1.0)) for spec in (holdout, other))
         if one == two and max(start, low) < min(end, high):
             raise ValueError(
-                f"data.holdout shares images with data.{key}: give them parts of one set that do not overlap, "
-                "for instance data.train.part=(0.0, 0.95) and data.holdout.part=(0.95, 1.0)"
+                f"data.holdout shares images with data.{key}: use parts that do not overlap, for instance "
+                "data.train.part=(0.0, 0.95) and data.holdout.part=(0.95, 1.0)"
             )
 
 
 def same_classes(train: tuple[str, ...], val: tuple[str, ...]) -> None:
-    """Raise ValueError where training and validation set have different classes, or these in another order: labels would not mean the same."""
+    """Raise ValueError if the classes of training and validation set differ in names or order."""
     if train != val:
         different = sorted(set(train) ^ set(val))[:5]
-        how = f"in one of them only: {different}" if different else "the same names in another order"
-        raise ValueError(f"training set has {len(train)} classes, validation set {len(val)}; {how}")
+        how = f"only one set has {different}" if different else "the names are the same, but their order differs"
+        raise ValueError(
+            f"training set has {len(train)} classes, validation set {len(val)}; {how}: use the same list of classes"
+        )

@@ -1,4 +1,4 @@
-"""Generated scenes drawn once: blocks of them are files in the cache folder that every process of the machine maps."""
+"""A disk cache of generated scenes: files of many scenes in the cache folder, memory-mapped by every process."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import numpy as np
 from mae_transfer.download import cache_folder
 
 BLOCK = 256  # scenes per file
-LARGEST = 2**28  # bytes of a set that is kept
+LARGEST = 2**28  # bytes; larger sets are not cached
 
 
 class Rendered:
-    """The scenes of a set as records. A block is drawn when one of its scenes is first asked for.
+    """The scenes of a set as records. The first access to a scene renders its block.
 
     Args:
-        key: names the set; its repr must tell everything that the scenes depend on.
-        record: the type of one scene.
-        length: number of scenes. A set of more than LARGEST bytes is drawn scene by scene and not kept.
+        key: identifies the set. Its repr must contain everything that the scenes depend on.
+        record: data type of one scene.
+        length: number of scenes. A set of more than LARGEST bytes is rendered scene by scene and not cached.
         draw: index -> scene, as a tuple of the record's fields.
     """
 
@@ -42,25 +42,25 @@ class Rendered:
         return self._blocks[number][index - number * BLOCK]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the mapped blocks out: each worker maps them itself."""
+        """Leave out the mapped blocks. Each worker maps them itself."""
         return {**self.__dict__, "_blocks": {}}
 
     def _block(self, number: int) -> np.ndarray:
         scenes = range(number * BLOCK, min((number + 1) * BLOCK, self._length))
         path = cache_folder() / "shapes" / self._name / f"{number:05d}.npy"
-        with contextlib.suppress(OSError, ValueError, EOFError):  # not there, or damaged
+        with contextlib.suppress(OSError, ValueError, EOFError):  # missing or damaged
             found: np.ndarray = np.load(path, mmap_mode="r")
             if found.dtype == self._record and len(found) == len(scenes):
                 return found
         drawn = np.array([self._draw(index) for index in scenes], self._record)
-        with contextlib.suppress(OSError):  # no place to write, or a full one: the block stays in this process's memory
+        with contextlib.suppress(OSError):  # not writable, or full: keep the block in this process's memory
             path.parent.mkdir(parents=True, exist_ok=True)
             _write(path, drawn)
         return drawn
 
 
 def _write(path: Path, drawn: np.ndarray) -> None:
-    """Write the array under a temporary name first: another process may look for it now."""
+    """Write the array under a temporary name, then rename it, so that no process reads a partial file."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         temporary = Path(file.name)
         try:

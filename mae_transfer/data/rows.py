@@ -1,4 +1,4 @@
-"""A source whose labels are rows of an array on disk: what was computed of each image once (tokens), and is read by every worker."""
+"""A source whose labels are rows of an array on disk, precomputed per image (tokens) and read by every worker."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from mae_transfer.data.source import Sample, Source
 
 
 class WithRows:
-    """The samples of a source, each with row `index` of a .npy file as its label. The file is mapped into memory, once per process."""
+    """The samples of a source, with row `index` of a .npy file as the label. Each process memory-maps the file once."""
 
     def __init__(self, source: Source, path: Path) -> None:
         self.source, self.classes, self.path = source, source.classes, path
         try:
             rows = len(np.load(path, mmap_mode="r"))
         except (ValueError, OSError, EOFError) as error:
-            raise ValueError(f"{path} is damaged ({error}): delete it, it will be made again") from None
+            raise ValueError(f"{path} is damaged ({error}): delete it, then it is computed again") from None
         if rows != len(source):
-            raise ValueError(f"{path} has {rows} rows for {len(source)} images: delete it, it will be made again")
+            raise ValueError(f"{path} has {rows} rows for {len(source)} images: delete it, then it is computed again")
         self.rows: np.ndarray | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "rows": None}  # a worker maps the file itself: the array would be copied
+        return {**self.__dict__, "rows": None}  # pickling would copy the array; each worker maps the file itself
 
     def __len__(self) -> int:
         return len(self.source)
@@ -36,5 +36,5 @@ class WithRows:
         return Sample(self.source.read(index).image, self.rows[index].astype(np.int64))
 
     def where(self, index: int) -> str:
-        """Return what the source calls it."""
+        """Return the source's name of sample `index`, for messages."""
         return self.source.where(index)

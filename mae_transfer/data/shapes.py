@@ -1,10 +1,10 @@
-"""Generated scenes (synthetic data): lit, textured solids of ten kinds that lie on a textured ground, hide each other and cast soft shadows.
+"""Generated scenes: shaded, textured solids of ten kinds on a textured ground, with occlusion and soft shadows.
 
-Light, perspective of the textures and symmetry of the solids make hidden parts predictable from visible ones. Each scene knows its class and
-instance masks, so that detection and segmentation sets can be written out from it.
+Lighting, textures and the symmetry of the solids make hidden parts predictable from visible ones. Each scene has class
+and instance masks, so it also serves detection and segmentation.
 
-Legend: S pixels per side, n objects of a scene in painting order, h x w pixels of a window, x to the right and y down in [0, 1] of the image, u and v
-the same in an object's own frame, where it fits the unit circle (data/solids.py).
+Legend: S pixels per side, n objects of a scene in painting order, h x w pixels of a window, x to the right and y down
+in [0, 1] of the image, u and v the same in an object's own frame, where it fits the unit circle (data/solids.py).
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from mae_transfer.seeding import fold
 
 
 class Scene(NamedTuple):
-    """One generated image with everything that is known about it."""
+    """One generated image with its annotations."""
 
     image: Array  # (S, S, 3) uint8 RGB
-    instances: Array  # (S, S) uint8: 0 ground, k the k-th object
-    kinds: Array  # (n,) int64: object k shows class kinds[k - 1]; some may be hidden altogether
+    instances: Array  # (S, S) uint8: 0 for the ground, k for the k-th object
+    kinds: Array  # (n,) int64: object k has class kinds[k - 1]; objects may be completely hidden
 
     @property
     def classes(self) -> Array:
-        """The class mask, (S, S) uint8: 0 ground, 1 + class elsewhere."""
+        """The class mask, (S, S) uint8: 0 for the ground, 1 + class for objects."""
         return np.asarray(np.concatenate([[0], self.kinds + 1]).astype(np.uint8)[self.instances])
 
     @property
     def label(self) -> int:
-        """The class of the object that covers most pixels."""
+        """The class of the object with the most visible pixels."""
         return int(self.kinds[np.bincount(self.instances.ravel(), minlength=len(self.kinds) + 1)[1:].argmax()])
 
     @property
     def boxes(self) -> Array:
-        """The tight boxes x0, y0, x1, y1 in pixels, ends exclusive, (n, 4) int64; zeros for an object that is hidden altogether."""
+        """Tight boxes x0, y0, x1, y1 in pixels, ends exclusive, (n, 4) int64; zeros for a completely hidden object."""
         boxes = np.zeros((len(self.kinds), 4), dtype=np.int64)
         for k in range(len(self.kinds)):
             ys, xs = np.nonzero(self.instances == k + 1)
@@ -55,20 +55,20 @@ class Scene(NamedTuple):
         return boxes
 
 
-MOST_OBJECTS = 16  # of a scene
+MOST_OBJECTS = 16  # in a scene
 Kinds = Annotated[int, Field(ge=2, le=len(SOLIDS))]
-"""A number of kinds of solids."""
+"""Number of kinds of solids."""
 
 
 class Shapes:
-    """Generated scenes, each a pure function of (seed, index, size). They are drawn once and kept (data/rendered.py).
+    """Generated scenes, each a pure function of (seed, index, size). They are drawn once and cached (data/rendered.py).
 
     Args:
         size: pixels per side.
         length: number of scenes.
-        seed: of the whole set; a validation split is another seed.
-        objects: fewest and most objects of a scene.
-        kinds: how many of the SOLIDS occur, the first ones.
+        seed: seed of the whole set. Use another seed for a validation split.
+        objects: minimum and maximum number of objects in a scene.
+        kinds: number of classes: the first `kinds` of SOLIDS.
     """
 
     def __init__(
@@ -82,7 +82,8 @@ class Shapes:
     ) -> None:
         if size < 8 or length < 1 or not 1 <= objects[0] <= objects[1] <= MOST_OBJECTS:
             raise ValueError(
-                f"shapes of size {size}, length {length}, objects {objects}: need size >= 8, length >= 1, 1 <= fewest <= most <= {MOST_OBJECTS}"
+                f"shapes of size {size}, length {length}, objects {objects}: give size >= 8, length >= 1 and "
+                f"1 <= minimum <= maximum <= {MOST_OBJECTS} objects"
             )
         if not 2 <= kinds <= len(SOLIDS):
             raise ValueError(f"shapes of {kinds} kinds: give 2 to {len(SOLIDS)}")
@@ -96,16 +97,16 @@ class Shapes:
         return self.length
 
     def read(self, index: int) -> Sample:
-        """Return the picture of scene `index`, (3, S, S) uint8, with the class of its largest object."""
+        """Return the image of scene `index`, (3, S, S) uint8, with the class of its largest object."""
         scene = self.scene(index)
         return Sample(torch.from_numpy(scene.image).permute(2, 0, 1), scene.label)
 
     def labels(self) -> Array:
-        """Return the label of every scene, (N,) int64; each has to be drawn for it."""
+        """Return the label of every scene, (N,) int64. This draws every scene."""
         return np.array([self.scene(index).label for index in range(self.length)])
 
     def where(self, index: int) -> str:
-        """Return what scene `index` is called in messages."""
+        """Return the name of scene `index`, for messages."""
         return f"shapes(seed={self.seed}, size={self.size})[{index}]"
 
     def scene(self, index: int) -> Scene:
@@ -114,7 +115,7 @@ class Shapes:
         return Scene(image.copy(), instances.copy(), kinds[kinds >= 0].astype(np.int64))
 
     def _drawn(self, index: int) -> tuple[Array, Array, Array]:
-        """Return scene `index` as the fields of a record; its kinds are filled up with -1."""
+        """Return scene `index` as the fields of a record, with its kinds padded with -1."""
         scene = self.draw(index)
         kinds = np.pad(scene.kinds, (0, MOST_OBJECTS - len(scene.kinds)), constant_values=-1)
         return scene.image, scene.instances, kinds.astype(np.int8)
@@ -135,20 +136,17 @@ class Shapes:
 
 @cache
 def _renderer() -> str:
-    """Return a digest of the code that draws: pictures of another version are not reused."""
+    """Return a digest of the drawing code, so that the cache is not reused across versions."""
     return hashlib.sha256(b"".join(Path(file).read_bytes() for file in (__file__, solids.__file__))).hexdigest()
 
 
 class _Canvas:
-    """The picture in the making: linear light, (S, S, 3) float32."""
+    """An image being drawn, (S, S, 3) float32 in linear light."""
 
     def __init__(self, size: int, rng: np.random.Generator) -> None:
         self.size = size
         self.instances = np.zeros((size, size), dtype=np.uint8)
-        azimuth, elevation = (
-            rng.uniform(1.15, 1.85) * np.pi,
-            rng.uniform(0.6, 1.0),
-        )  # always from above, as light mostly comes
+        azimuth, elevation = rng.uniform(1.15, 1.85) * np.pi, rng.uniform(0.6, 1.0)  # light always comes from above
         self.light = np.array(
             [np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)],
             dtype=np.float32,
@@ -158,7 +156,7 @@ class _Canvas:
         self.pixels = _albedo(x, y, rng, saturation=0.45) * (falloff * (0.35 + 0.6 * self.light[2]))[..., None]
 
     def add(self, solid: Solid, number: int, centre: Array, radius: float, rng: np.random.Generator) -> None:
-        """Paint one object over what is there: first its shadow, then its lit surface."""
+        """Draw one object on top of the image: first its shadow, then its shaded surface."""
         height, angle, bevel = rng.uniform(0.15, 0.4), rng.uniform(-0.5, 0.5), rng.uniform(0.3, 0.9)
         drop = -self.light[:2] / self.light[2] * height * radius
         window = self._window(centre, (1.05 + height) * radius + np.abs(drop))
@@ -183,7 +181,7 @@ class _Canvas:
         self.instances[window][alpha > 0.5] = number
 
     def finish(self) -> Array:
-        """Return the picture as (S, S, 3) uint8."""
+        """Return the image as (S, S, 3) uint8."""
         return np.asarray(np.clip(self.pixels * 255 + 0.5, 0, 255), dtype=np.float32).astype(np.uint8)
 
     def _grid(self, rows: slice, columns: slice) -> tuple[Array, Array]:
@@ -198,12 +196,15 @@ class _Canvas:
 
 
 def _shadow(u: Array, v: Array, solid: Solid, blur: float) -> Array:
-    """Return how dark the shadow is, (h, w) in [0, 1]; the unit circle bounds it, since distances to sharp tips are too small outside."""
+    """Return the darkness of the shadow, (h, w) in [0, 1].
+
+    The unit circle limits the shadow, because outside a solid the distance to sharp tips is too small.
+    """
     return np.asarray(np.clip(0.5 - np.maximum(solid(u, v), np.hypot(u, v) - 1) / (2 * blur), 0, 1))
 
 
 def _shade(distance: Array, light: Array, bevel: float, *, step: float) -> tuple[Array, Array]:
-    """Return diffuse and glossy light, (h, w) each, on a solid whose edge is rounded over `bevel`; step: distance between pixels."""
+    """Return diffuse and glossy light, (h, w) each, on a solid with a bevel of this width; step: pixel spacing."""
     rise = np.clip(1 + distance / bevel, 0, 1)  # 1 at the edge, 0 on the flat top: the sine of the surface's tilt
     gy, gx = np.gradient(distance, step)
     up = np.sqrt(1 - rise * rise)
@@ -226,7 +227,10 @@ def _albedo(x: Array, y: Array, rng: np.random.Generator, *, saturation: float) 
 
 
 def _texture(x: Array, y: Array, rng: np.random.Generator) -> Array:
-    """Return the share of the second colour, (h, w) in [0, 1]: plain, stripes, checks, dots, rings or clouds; 4 to 9 periods per image."""
+    """Return the share of the second colour, (h, w) in [0, 1], with 4 to 9 periods per image.
+
+    The texture is plain, stripes, checks, dots, rings or clouds.
+    """
     kind, angle = rng.integers(6), rng.uniform(0, np.pi)
     turn = np.float32(2 * np.pi * rng.uniform(4, 9))
     c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))

@@ -1,7 +1,9 @@
-"""The outlines of the generated objects as signed distance fields: negative inside, zero on the edge, every solid within the unit circle.
+"""The outlines of the generated objects as signed distance fields: negative inside, zero on the edge.
 
-Legend: u to the right and v down, any shapes that broadcast; the distance has their common shape. Inside the distance is exact, or nearly; beyond
-a sharp tip it is smaller than the Euclidean one.
+Every solid fits the unit circle. The distance is exact or nearly exact inside. Beyond a sharp tip it is smaller than
+the Euclidean distance.
+
+Legend: u to the right and v down, in any shapes that broadcast; the distance has their common shape.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ def _flower(u: Array, v: Array) -> Array:
 
 
 def _polar(u: Array, v: Array, points: int) -> tuple[Array, Array]:
-    """Fold the plane into one of 2 * points equal wedges, a corner pointing up; return the folded coordinates."""
+    """Fold the plane into one of 2 * points equal wedges, with a corner pointing up. Return the folded coordinates."""
     wedge = 2 * np.pi / points
     angle = np.abs((np.arctan2(v, u) + np.pi / 2 + wedge / 2) % wedge - wedge / 2)
     radius = np.hypot(u, v)
@@ -56,7 +58,10 @@ def _polar(u: Array, v: Array, points: int) -> tuple[Array, Array]:
 
 
 def _edge_distance(u: Array, v: Array, points: int, inner: float) -> Array:
-    """Return the distance to a star whose tips lie at radius 0.95 and whose inner corners lie at `inner` (cos(pi / points) * 0.95: a polygon)."""
+    """Return the distance to a star with tips at radius 0.95 and inner corners at radius `inner`.
+
+    With `inner` = 0.95 * cos(pi / points) the star is a regular polygon.
+    """
     p, q = _polar(u, v, points)
     tip, notch = np.array([0.95, 0.0]), inner * np.array([np.cos(np.pi / points), np.sin(np.pi / points)])
     normal = np.array([notch[1], tip[0] - notch[0]]) / np.hypot(notch[1], tip[0] - notch[0])

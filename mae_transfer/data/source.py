@@ -1,4 +1,4 @@
-"""What a data set is to the loader: a length, and a sample per index."""
+"""The interface of data sets for the loader: a length, and a sample per index."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ UNLABELLED = -1
 
 
 class Sample(NamedTuple):
-    """One image as it is stored, before any augmentation."""
+    """One stored image, before any augmentation."""
 
     image: Tensor  # (3, H, W) uint8 RGB
-    label: int | np.ndarray  # index into `classes`, or UNLABELLED; or what was computed of the image (WithRows)
+    label: int | np.ndarray  # index into `classes`, or UNLABELLED; or a precomputed array (WithRows)
 
 
 class Source(Protocol):
-    """A data set. It is sent to the loader's workers, so it must pickle and should be small."""
+    """A data set. Loader workers receive a pickled copy, so it should be small."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The class names by label; empty where the images are unlabelled."""
+        """The class names by label; empty if the images are unlabelled."""
         ...
 
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> Sample:
-        """Return sample `index`; UnreadableImage names a file that cannot be decoded."""
+        """Return sample `index`. UnreadableImage names a file that cannot be decoded."""
         ...
 
     def where(self, index: int) -> str:
-        """Return what sample `index` is called in messages: its path."""
+        """Return the path of sample `index`, for messages."""
         ...
 
 
@@ -41,12 +41,12 @@ class Labelled(Source, Protocol):
     """A data set that can list its labels, so that it can be split by class."""
 
     def labels(self) -> np.ndarray:
-        """Return the label of every sample, (N,) int64, without decoding an image where they are known otherwise."""
+        """Return the label of every sample, (N,) int64, without decoding images if possible."""
         ...
 
 
 class Spread:
-    """`count` samples of a source, spread evenly over it (a folder is sorted by class); all of them where it has fewer."""
+    """`count` samples spread evenly over a source, because folders are sorted by class; all samples if it has fewer."""
 
     def __init__(self, source: Source, count: int) -> None:
         self.source, self.classes = source, source.classes
@@ -56,9 +56,9 @@ class Spread:
         return len(self.indices)
 
     def read(self, index: int) -> Sample:
-        """Return sample `index` of the selection."""
+        """Return sample `index` of the subset."""
         return self.source.read(self.indices[index])
 
     def where(self, index: int) -> str:
-        """Return what the source calls it."""
+        """Return the source's name of sample `index`, for messages."""
         return self.source.where(self.indices[index])

@@ -1,9 +1,11 @@
-"""Augmentations of pretraining (MAE, table 1e) and of classification, and the view of evaluation, on uint8 images of any size.
+"""Augmentations for pretraining (MAE, table 1e) and classification, and the evaluation view, on uint8 images.
 
-Each draws one crop, one flip and one jitter, and renders them at every size that is asked for, so that all views show the same thing. Draws come from
-the global generators of torch, Python and numpy: the loader seeds them per sample.
+Each augmentation draws one crop, one flip and one jitter and renders them at every requested size, so all views show
+the same content. Random numbers come from the global generators of torch, Python and numpy, which the loader seeds per
+sample.
 
-Legend: H x W pixels of the image as stored, S x T pixels of a view. A box is (top, left, height, width) in pixels of the stored image.
+Legend: H x W pixels of the stored image, S x T pixels of a view. A box is (top, left, height, width) in pixels of the
+stored image.
 """
 
 from __future__ import annotations
@@ -31,28 +33,28 @@ from mae_transfer.interfaces import Interpolation, ViewSpec
 Box = tuple[int, int, int, int]
 
 Enlarged = Annotated[float, real(least=1.0, most=16.0)]  # the crop must lie within the resized image
-LONGEST = 32  # times the shorter side; a panorama is 4 times as long as high
-# timm passes over what it does not know of a policy
+LONGEST = 32  # times the shorter side: longer images are cropped first; a panorama is 4 times as long as high
+# checked here, because timm ignores unknown parts of a policy
 POLICY = re.compile(r"rand(-(m\d+|n\d+|p(0?\.\d+|[01])|mstd\d+(\.\d+)?|mmax\d+|inc[01]|t(weights|3a|3aw)))*")
-SHORTER_SIDE = (
-    256 / 224
-)  # of the resized image to the crop's side, in evaluation (MAE, A.1: resize 256, centre crop 224)
+SHORTER_SIDE = 256 / 224  # evaluation resizes to 256 and crops 224 (MAE, A.1)
 
 
 class Augmentation(Protocol):
-    """An image (3, H, W) uint8 becomes its views, (3, S, T) uint8 each, the first for the encoder."""
+    """Turns an image (3, H, W) uint8 into views, (3, S, T) uint8 each. The first view is the encoder's."""
 
     def __call__(self, image: Tensor) -> tuple[Tensor, ...]: ...
 
 
 class CentreCrop:
-    """Resize the image, its shape kept, until it just covers a frame, and cut out the middle: the view of evaluation, and 'none' of table 1e.
+    """Resize the image with its aspect ratio kept until it just covers a frame, then crop the centre.
 
-    For square views that is the rule of the shorter side; for others it is timm's (ResizeKeepRatio, CenterCrop). Draws nothing.
+    This is the evaluation view, and 'none' in table 1e. For square views it resizes the shorter side; for others it is
+    timm's rule (ResizeKeepRatio, CenterCrop). Nothing is random.
 
     Args:
-        views: size and filter of each rendering, the encoder's first.
-        shorter_side: of the frame, relative to the view's size; 1.0 keeps all that fits (the usual choice above 224 px).
+        views: size and filter of each view, the encoder's first.
+        shorter_side: size of the frame / size of the view. 1.0 crops as little as possible, the usual choice above
+            224 px.
     """
 
     def __init__(self, views: Sequence[ViewSpec], *, shorter_side: Enlarged = SHORTER_SIDE) -> None:
@@ -77,22 +79,23 @@ class CentreCrop:
 
 
 def _middle(image: Tensor) -> Tensor:
-    """Return the middle of an image that is longer than LONGEST times its shorter side: resized whole, a thin one would fill the memory."""
+    """Crop an image to LONGEST times its shorter side, because resizing a very thin image would fill the memory."""
     most = LONGEST * min(image.shape[-2:])
     middle: Tensor = F.center_crop(image, [min(length, most) for length in image.shape[-2:]])
     return middle
 
 
 class RandomCrop:
-    """Crop a random share of the image, resize it to the view, flip every second one: the paper's pretraining ('crop, rand size' of table 1e).
+    """Crop a random share of the image, resize it to the view, flip at random: 'crop, rand size' in MAE, table 1e.
 
     Args:
-        views: size and filter of each rendering, the encoder's first.
-        scale: least and largest share of the image's area.
-        aspect: least and largest width / height of the crop.
+        views: size and filter of each view, the encoder's first.
+        scale: range of the crop's share of the image area.
+        aspect: range of the crop's width / height.
         flip: probability of a horizontal flip.
-        jitter: strength of brightness, contrast and saturation; the paper's '+ color jit' does not name one, 0.4 is BEiT's.
-        interpolation: of the encoder's view (SimMIM's crop is bilinear, MAE's and BEiT's bicubic).
+        jitter: strength of brightness, contrast and saturation jitter. The paper's '+ color jit' gives no value; BEiT
+            uses 0.4.
+        interpolation: of the encoder's view. SimMIM uses bilinear, MAE and BEiT use bicubic.
     """
 
     def __init__(
@@ -115,13 +118,15 @@ class RandomCrop:
 
 
 class FixedCrop:
-    """Crop a box of the view's shape and of fixed size at a random place, flip every second one ('crop, fixed size' of table 1e, size not given).
+    """Crop a box of fixed size and of the view's aspect ratio at a random position, flip at random.
+
+    This is 'crop, fixed size' in MAE, table 1e, which does not give the size.
 
     Args:
-        views: size and filter of each rendering, the encoder's first.
-        shorter_side: of the largest such box in the image, relative to the crop's; 256/224 as in evaluation.
+        views: size and filter of each view, the encoder's first.
+        shorter_side: side of the largest possible box / side of the crop; 256/224 as in evaluation.
         flip: probability of a horizontal flip.
-        jitter: strength of brightness, contrast and saturation.
+        jitter: strength of brightness, contrast and saturation jitter.
     """
 
     def __init__(
@@ -148,14 +153,14 @@ class FixedCrop:
 
 
 class ByolCrop:
-    """Crop a random share of the image drawn once and cut to what fits, as BYOL does, flip every second one: linear probing (MAE, table 10).
+    """Crop a random share of the image as BYOL does, flip at random: linear probing (MAE, table 10).
 
-    Torchvision's crop draws again until the box fits; this one shortens the side that does not.
+    The box is drawn once, and a side that does not fit is shortened. Torchvision's crop draws again until the box fits.
 
     Args:
-        views: size and filter of each rendering, the encoder's first.
-        scale: least and largest share of the image's area.
-        aspect: least and largest width / height of the crop, drawn uniformly in the logarithm.
+        views: size and filter of each view, the encoder's first.
+        scale: range of the crop's share of the image area.
+        aspect: range of the crop's width / height, drawn log-uniformly.
         flip: probability of a horizontal flip.
     """
 
@@ -185,11 +190,12 @@ class RandAugmentCrop:
     """Crop, flip, then RandAugment as timm draws it (fine-tuning: MAE, table 9).
 
     Args:
-        views: one view, the encoder's: what RandAugment draws, only one rendering can show.
-        policy: timm's description of a RandAugment: magnitude, its standard deviation, and operations whose strength grows with it.
-        mean: share of white, per channel, of the pixels that a rotation or a shift uncovers.
-        scale: least and largest share of the image's area.
-        aspect: least and largest width / height of the crop.
+        views: exactly one view, the encoder's. RandAugment cannot repeat its operations for a second view.
+        policy: timm's RandAugment policy: magnitude, its standard deviation, and operations whose strength increases
+            with the magnitude.
+        mean: fill colour, per channel in [0, 1], of pixels that a rotation or translation uncovers.
+        scale: range of the crop's share of the image area.
+        aspect: range of the crop's width / height.
         flip: probability of a horizontal flip.
     """
 
@@ -205,11 +211,13 @@ class RandAugmentCrop:
     ) -> None:
         if len(views) != 1:
             raise ValueError(
-                f"rand_augment renders one view, got {len(views)}: this target needs another augmentation (random_crop)"
+                f"rand_augment renders one view, got {len(views)}: use another augmentation for this target "
+                "(random_crop)"
             )
         if not POLICY.fullmatch(policy):
             raise ValueError(
-                f"policy = {policy!r}: write it as timm does, 'rand-m9-mstd0.5-inc1', of the parts m, n, p, mstd, mmax, inc, t"
+                f"policy = {policy!r}: write it as in timm, 'rand-m9-mstd0.5-inc1', with parts m, n, p, mstd, mmax, "
+                "inc or t"
             )
         self.crop = RandomCrop(views, scale=scale, aspect=aspect, flip=flip)
         fill = tuple(min(255, round(255 * value)) for value in mean)
@@ -234,9 +242,9 @@ Jitter = Sequence[tuple[Callable[[Tensor, float], Tensor], float]]
 
 
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """Keep the highest `bits` of each value; without any the image is black, as in the reference. Pillow refuses to from 13.0 on.
+    """Keep the highest `bits` of each value. With 0 bits the image is black, as in the reference.
 
-    No other operation of timm's differs between Pillow 10.4 and 13.0.
+    Pillow raises an error for 0 bits since 13.0. No other operation of timm differs between Pillow 10.4 and 13.0.
     """
     if bits < 1:
         return Image.new(image.mode, image.size)
@@ -246,7 +254,10 @@ def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
 def render(
     image: Tensor, box: Box, views: Sequence[ViewSpec], *, flip: bool, jitter: Jitter = ()
 ) -> tuple[Tensor, ...]:
-    """Return the box of an image (3, H, W) uint8 as one (3, S, T) uint8 per view; jitter comes before the resizing, so that all views share it."""
+    """Crop a box of an image (3, H, W) uint8 and render it once per view, (3, S, T) uint8.
+
+    Jitter is applied before resizing, so that all views share it.
+    """
     crop = F.crop(image, *box)
     for adjust, factor in jitter:
         crop = adjust(crop, factor)
@@ -255,7 +266,7 @@ def render(
 
 
 def resize(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
-    """Return an image (3, H, W) uint8 at `size` (height, width), antialiased; Lanczos is PIL's, since tensors have none."""
+    """Resize an image (3, H, W) uint8 to `size` (height, width), antialiased. Lanczos is done by PIL."""
     if interpolation == "lanczos":
         picture = Image.fromarray(image.permute(1, 2, 0).numpy())
         return torch.from_numpy(np.array(picture.resize(size[::-1], Image.Resampling.LANCZOS))).permute(2, 0, 1)
@@ -264,7 +275,7 @@ def resize(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
 
 
 def draw_jitter(strength: float) -> Jitter:
-    """Return the adjustments of one colour jitter in their random order, each with its factor drawn from [1 - strength, 1 + strength]."""
+    """Return the operations of one colour jitter in random order, factors from [1 - strength, 1 + strength]."""
     if strength == 0:
         return ()
     span = [1 - strength, 1 + strength]
@@ -275,7 +286,7 @@ def draw_jitter(strength: float) -> Jitter:
 
 def _crop_range(scale: tuple[float, float], aspect: tuple[float, float]) -> tuple[list[float], list[float]]:
     if not 0 < scale[0] <= scale[1] <= 1 or not 0 < aspect[0] <= aspect[1]:
-        raise ValueError(f"scale {scale}, aspect {aspect}: need 0 < least <= largest, and shares of the area up to 1")
+        raise ValueError(f"scale {scale}, aspect {aspect}: give 0 < smallest <= largest, and a scale of at most 1")
     return list(scale), list(aspect)
 
 

@@ -266,7 +266,7 @@ def test_what_does_not_fit_together_is_said_before_training_starts(
 def test_classes_of_training_and_validation_must_be_the_same(base: Values, tmp_path: Path) -> None:
     val = {"name": "ade", "split": "validation", "classes": ("a", "b")}
     for train, message in (
-        ({"name": "shapes", "length": 2}, "one of them only"),
+        ({"name": "shapes", "length": 2}, "only one set has"),
         ({**val, "classes": ("b", "a")}, "in another order"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -349,7 +349,7 @@ def test_a_validation_set_without_a_labelled_pixel_is_an_error(base: Values, tmp
         Image.new("L", (40, 40)).save(path)
     with pytest.raises(
         ValueError,
-        match=r"the validation set, .*\n  1 x map set in which no pixel has a class: the maps hold the values 0;",
+        match=r"the validation set, .*\n  1 x map set in which no pixel has a class: the maps contain the values 0;",
     ):
         segment.run(config(base, epochs=1.0), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -105,7 +105,7 @@ def test_what_is_missing_is_named(root: Path) -> None:
     for count in (0, 1, 256):
         with pytest.raises(ValueError, match=f"{count} classes"):
             class_names(root, [str(k) for k in range(count)])
-    with pytest.raises(ValueError, match=r"same name: \['a'\]"):
+    with pytest.raises(ValueError, match=r"class names occur more than once: \['a'\]"):
         class_names(root, ["a", "b", "a"])
 
 
@@ -119,7 +119,7 @@ def test_a_map_is_found_whatever_the_case_of_its_suffix(root: Path) -> None:
 def test_two_files_of_one_name_are_no_pair_by_chance(root: Path, twin: str) -> None:
     """Which of them the folder listed last used to win, on this machine."""
     Image.fromarray(VALUES).save(root / twin)
-    with pytest.raises(ValueError, match=r"1 x files that differ in their suffix alone: b\..*, b\..*"):
+    with pytest.raises(ValueError, match=r"1 x files that differ only in their suffix: b\..*, b\..*"):
         Ade(root=str(root))
 
 
@@ -147,13 +147,13 @@ def test_what_is_wrong_with_a_pair_is_named_when_it_is_read(root: Path) -> None:
         Ade(root=str(root), classes=["x", "y"]).read(0)
     for change, message in (
         (Image.fromarray(VALUES).convert("RGB"), r"map with colours instead of classes \(mode RGB\)"),
-        (Image.fromarray(VALUES.T.copy()), r"another size than its image \(2 x 3, image 3 x 2\)"),
+        (Image.fromarray(VALUES.T.copy()), r"map whose size differs from its image \(2 x 3, image 3 x 2\)"),
     ):
         change.save(drawn)
         with pytest.raises(UnreadableImage, match=message):
             ade.read(0)
     drawn.write_bytes(b"no image")
-    with pytest.raises(UnreadableImage, match=r"a.png: unreadable map \(its 8 bytes are in no known image format"):
+    with pytest.raises(UnreadableImage, match=r"a.png: unreadable map \(its 8 bytes are not in a known image format"):
         ade.read(0)
 
 
@@ -190,10 +190,10 @@ def test_every_defect_is_found_at_once(root: Path) -> None:
         "value beyond the 3 classes": (2, ("beyond.png (value 4)", "deep.png (value 555)")),
         "map with colours instead of classes": (1, ("colours.png (mode RGB)",)),
         "empty map: no pixel has a class": (1, ("empty.png",)),
-        "map of another size than its image": (1, ("size.png (2 x 3, image 3 x 2)",)),
+        "map whose size differs from its image": (1, ("size.png (2 x 3, image 3 x 2)",)),
         "unreadable map": (1, ("torn.png",)),
         "unreadable image": (1, ("unread.jpg",)),
-        "files that differ in their suffix alone": (1, ("b.jpg, b.png",)),
+        "files that differ only in their suffix": (1, ("b.jpg, b.png",)),
     }
 
 
@@ -280,7 +280,7 @@ def test_a_map_is_turned_as_its_image_is(tmp_path: Path) -> None:
 def test_a_lossy_map_is_refused(tmp_path: Path) -> None:
     Image.fromarray(VALUES).save(tmp_path / "a.png", format="JPEG")
     with pytest.raises(
-        UnreadableImage, match=r"a.png: map in another format than PNG, TIFF, BMP, GIF \(JPEG\); write it"
+        UnreadableImage, match=r"a.png: map in another format than PNG, TIFF, BMP, GIF \(JPEG\); save it"
     ):
         read_map(tmp_path / "a.png")
 
@@ -290,15 +290,16 @@ def test_masks_of_0_and_255_need_their_values(tmp_path: Path) -> None:
     options = {"classes": ("ground", "crack"), "reduce_zero_label": False}
     (defect,) = check_ade(str(tmp_path), **options)
     assert str(defect) == (
-        "1 x class without a pixel in any map: 'crack' (value 1); the maps hold the values 0, 255 (void); if 255 is a class here, give the value "
-        "of each: values=(0, 255); allow_absent=True goes on without it (check: --allow-absent)"
+        "1 x class without a pixel in any map: 'crack' (value 1); the maps contain the values 0, 255 (void); "
+        "if 255 is a class here, give the value of each class: values=(0, 255); "
+        "allow_absent=True accepts this (check: --allow-absent)"
     )
     assert [one.policy for one in check_ade(str(tmp_path), allow_absent=True, **options)] == ["left out of the means"]
     assert not check_ade(str(tmp_path), values=(0, 255), **options)
     assert Ade(root=str(tmp_path), values=(0, 255), **options).read(0).labels.tolist() == [[0, 1], [1, 0]]
     for values, message in (
-        ((0,), "one value of its own"),
-        ((3, 3), "one value of its own"),
+        ((0,), "its own value"),
+        ((3, 3), "its own value"),
         ((0, 65536), "from 0 to 65535"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -336,7 +337,7 @@ def test_a_missing_suffix_is_proposed(root: Path) -> None:
     maps = root / "annotations" / "training"
     for name in "ab":
         (maps / f"{name}.png").rename(maps / f"{name}_mask.png")
-    with pytest.raises(ValueError, match=r"do maps end in '_mask\.png'\? Then set map_suffix='_mask\.png'"):
+    with pytest.raises(ValueError, match=r"if map names end in '_mask\.png', set map_suffix='_mask\.png'"):
         Ade(root=str(root))
 
 

@@ -91,7 +91,7 @@ def test_an_invalid_polygon_is_dropped_and_an_object_without_any_is_counted(
     boxes = Coco(root=str(root), masks=False)
     assert boxes.objects(1).labels.tolist() == [1, 0]
     assert boxes.objects(1).masks is None
-    with pytest.raises(ValueError, match="masks=False"):
+    with pytest.raises(ValueError, match="masks=True"):
         boxes.outlines(1)
 
 
@@ -134,7 +134,7 @@ def test_any_json_and_folder_serve_and_a_copy_reads_the_same(written: Callable[.
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.pop("categories"), "not of COCO's format"),
+        (lambda c: c.pop("categories"), "not in COCO's format"),
         (lambda c: c["images"].clear() or c["annotations"].clear(), "no image is listed"),
         (lambda c: c["annotations"][0].update(category_id=3), r"1 x unknown category id: object 1 \(category 3\)"),
         (lambda c: c["annotations"][0].update(image_id=3), r"1 x unknown image id: object 1 \(image 3\)"),
@@ -163,10 +163,10 @@ def test_a_json_that_contradicts_itself_is_refused(
 def test_missing_files_are_named(written: Callable[..., Path]) -> None:
     root = written()
     with pytest.raises(
-        ValueError, match=r"no annotations .*val2017.json'; in its folder are: instances_train2017.json"
+        ValueError, match=r"no annotations .*val2017.json'; its folder contains: instances_train2017.json"
     ):
         Coco(root=str(root), split="val2017")
-    with pytest.raises(ValueError, match=r"no folder of images .*photos"):
+    with pytest.raises(ValueError, match=r"no image folder .*photos"):
         Coco(root=str(root), images="photos")
     (root / "annotations" / "instances_train2017.json").write_text('{"images": [')
     with pytest.raises(ValueError, match="broken json"):
@@ -245,7 +245,7 @@ def test_every_defect_is_found_at_once(written: Callable[..., Path]) -> None:
         "file name that is there more than once": (1, "9.png", ""),
         "category id that is there more than once": (1, "2", ""),
         "category name that is there more than once": (1, "dog", ""),
-        "image of another size than the json says": (1, "4.png (30 x 40, json: 60 x 40)", ""),
+        "image whose size differs from the json": (1, "4.png (30 x 40, json: 60 x 40)", ""),
         "unreadable image": (1, "30.png", ""),
         "missing image": (1, "again.png", ""),
         "object whose image_id is no whole number from 0 on": (1, "object 112 ('9')", ""),
@@ -275,7 +275,7 @@ def test_every_defect_is_found_at_once(written: Callable[..., Path]) -> None:
 def test_a_file_that_cannot_be_used_at_all_is_a_defect_too(written: Callable[..., Path]) -> None:
     root = written()
     (root / "annotations" / "instances_train2017.json").write_text("[]")
-    for split, message in (("train2017", "not of COCO's format"), ("val2017", "no annotations")):
+    for split, message in (("train2017", "not in COCO's format"), ("val2017", "no annotations")):
         (defect,) = check_coco(str(root), split=split)
         assert defect.kind == "unusable data set"
         assert message in defect.examples[0]

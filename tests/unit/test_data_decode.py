@@ -278,7 +278,7 @@ def test_a_cut_file_is_unreadable_or_has_lost_nothing_but_metadata(kind: str) ->
 def test_a_pipe_is_refused_by_its_name(tmp_path: Path) -> None:
     """Opening one waits for its writer, and no signal ended that."""
     os.mkfifo(tmp_path / "x.jpg")
-    with pytest.raises(UnreadableImage, match=r"x\.jpg is no regular file"):
+    with pytest.raises(UnreadableImage, match=r"x\.jpg is a pipe, a device or a socket, not a regular file"):
         decode_file(tmp_path / "x.jpg")
     assert size_of(tmp_path / "x.jpg") == "unreadable image"
     with pytest.raises(FileNotFoundError, match=r"y\.jpg"):

@@ -59,12 +59,12 @@ def test_a_missing_split_lists_those_there_are(root: Path) -> None:
 
 def test_an_empty_class_is_named(root: Path) -> None:
     (root / "train/emu").mkdir()
-    with pytest.raises(ValueError, match=r"train/emu holds no image"):
+    with pytest.raises(ValueError, match=r"train/emu contains no decodable image"):
         Folder(root=str(root), split="train")
 
 
 def test_an_empty_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no image"):
+    with pytest.raises(ValueError, match="contains no decodable image"):
         Folder(root=str(tmp_path), labelled=False)
 
 
@@ -97,7 +97,7 @@ def test_every_suffix_that_the_decoder_reads_is_found(tmp_path: Path, suffix: st
     assert Folder(root=str(tmp_path), labelled=False).read(0).image.shape == (3, 4, 4)
 
 
-def test_what_is_passed_over_is_counted_and_named_once(
+def test_ignored_files_are_counted_and_reported_once(
     root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     report.cache_clear()
@@ -106,21 +106,21 @@ def test_what_is_passed_over_is_counted_and_named_once(
     os.mkfifo(root / "train/cat/pipe.jpg")
     monkeypatch.setenv("RANK", "1")
     Folder(root=str(root), split="train")
-    assert not caplog.records, "every rank would say the same"
+    assert not caplog.records, "only the first rank reports"
     monkeypatch.setenv("RANK", "0")
     for _ in range(2):
         assert len(Folder(root=str(root), split="train")) == 4
     (message,) = caplog.messages
     assert message == (
-        f"{root / 'train'}: passed over 5 files (2 x .heic, 1.heic; 1 x .jpg in no class folder, stray.jpg; "
-        "1 x .txt, notes.txt; 1 x .jpg that is no regular file, pipe.jpg)"
+        f"{root / 'train'}: ignored 5 files (2 x .heic, 1.heic; 1 x .jpg outside class folders, stray.jpg; "
+        "1 x .txt, notes.txt; 1 x .jpg that is not a regular file, pipe.jpg)"
     )
 
 
-def test_a_folder_without_any_image_says_what_it_holds(tmp_path: Path) -> None:
+def test_a_folder_without_images_is_refused_with_its_other_files(tmp_path: Path) -> None:
     (tmp_path / "a.heic").write_bytes(b"?")
     with pytest.raises(
-        ValueError, match=r"holds no image that can be decoded; it holds 1 files \(1 x \.heic, a\.heic\): fill it"
+        ValueError, match=r"contains no decodable image, only 1 files \(1 x \.heic, a\.heic\): add images"
     ):
         Folder(root=str(tmp_path), labelled=False)
 
@@ -160,4 +160,4 @@ def test_odd_files_are_reported_from_the_workers_once_each(
     assert not policy.files
     named = [message for message in caplog.messages if message.endswith("(its pixels are used)")]
     assert len(named) == len(set(named)) == 11
-    assert sum(message.startswith("16 files are odd") for message in caplog.messages) == 1
+    assert sum(message.startswith("16 unusual files are used anyway") for message in caplog.messages) == 1

@@ -171,9 +171,9 @@ def test_generated_scenes_keep_every_mask_within_its_box() -> None:
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"square": 512}, "gives images of up to 1024 pixels, and square = 512"),
+        ({"square": 512}, "gives images of up to 1024 pixels, but data.square = 512"),
         ({"augmentation": {"name": "large_scale_jitter", "size": 0}}, "size = 0: Input should be greater"),
-        ({"view": {"name": "shortest_edge", "lengths": (800,), "longest": 640}}, "none above the longest side"),
+        ({"view": {"name": "shortest_edge", "lengths": (800,), "longest": 640}}, "none above `longest`"),
         ({"train": {"name": "cocoo"}}, "did you mean 'coco'"),
     ],
 )

@@ -59,7 +59,7 @@ def test_a_few_images_leave_both_parts_something(tmp_path: Path, count: int) -> 
 
 
 def test_what_cannot_be_split_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds one image"):
+    with pytest.raises(ValueError, match=r"contains one image"):
         Photos(root=str(fill(tmp_path, FLAT[:1])))
     with pytest.raises(ValueError, match=r"data\.root"):
         Photos(root=str(tmp_path / "nowhere"))

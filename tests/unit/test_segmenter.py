@@ -296,7 +296,7 @@ def test_views_of_several_scales_are_no_smaller_than_the_window() -> None:
     ("values", "message"),
     [
         ({"scale": (512, 2048)}, "longer side before"),
-        ({"ratios": (2.0, 0.5)}, "least factor first"),
+        ({"ratios": (2.0, 0.5)}, "smallest factor first"),
         ({"train": {"name": "ade", "split": "training", "clases": ("a",)}}, "did you mean 'classes'"),
         ({"val": {"name": "cityscapes"}}, "no 'cityscapes' here"),
     ],
