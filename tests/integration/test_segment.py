@@ -267,7 +267,7 @@ def test_classes_of_training_and_validation_must_be_the_same(base: Values, tmp_p
     val = {"name": "ade", "split": "validation", "classes": ("a", "b")}
     for train, message in (
         ({"name": "shapes", "length": 2}, "only one set has"),
-        ({**val, "classes": ("b", "a")}, "in another order"),
+        ({**val, "classes": ("b", "a")}, "their order differs"),
     ):
         with pytest.raises(ValueError, match=message):
             segment.run(config(base, data={**base["data"], "val": val, "train": train}), tmp_path / "r")
