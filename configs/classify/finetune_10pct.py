@@ -4,7 +4,7 @@ The images are the same in every run (fixed lists per class).
 
 Command:   python tools/cls_train.py configs/classify/finetune_10pct.py --backbone runs/mae_b/backbone.safetensors \
            --work-dir runs/ft_10pct --set data.root=/data/imagenet
-Cost:      100 epochs of 1.3e+05 images.
+Cost:      100 epochs of 130,000 images.
 Published: none in the paper. It uses the fine-tuning recipe and reports the best epoch on a held-out fifth of the
            labels.
 """

@@ -4,7 +4,7 @@ The other fine-tuning configs extend it.
 
 Command:   python tools/cls_train.py configs/classify/finetune_vit_base.py --backbone runs/mae_b/backbone.safetensors \
            --work-dir runs/ft --set data.root=/data/imagenet
-Cost:      100 epochs, 1.28e8 images.
+Cost:      100 epochs, 128 million images.
 Published: 83.6 top-1 (table 3, MAE pretrained for 1600 epochs).
 """
 

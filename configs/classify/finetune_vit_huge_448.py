@@ -2,7 +2,7 @@
 
 Command:   python tools/cls_train.py configs/classify/finetune_vit_huge_448.py \
            --backbone runs/mae_h/backbone.safetensors --work-dir runs/ft_h448 --set data.root=/data/imagenet
-Cost:      50 epochs, 6.4e7 images of 1024 patches, 4 times as many as at 224 px.
+Cost:      50 epochs, 64 million images of 1024 patches, 4 times as many as at 224 px.
 Published: 87.8 top-1 (table 3). The paper gives no separate recipe for this size; this is the 224-px one.
 """
 

@@ -4,7 +4,7 @@ It is that of the release's FINETUNE.md, not of table 9.
 
 Command:   python tools/cls_train.py configs/classify/finetune_vit_huge_readme.py \
            --backbone mae:mae_pretrain_vit_huge.pth --work-dir runs/ft_huge_readme --set data.root=/data/imagenet
-Cost:      50 epochs, 6.4e+07 images.
+Cost:      50 epochs, 64 million images.
 Published: 86.93 top-1 (the released weights evaluate to 86.928).
 """
 

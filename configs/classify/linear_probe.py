@@ -4,7 +4,7 @@ Batch norm without parameters, a linear layer, LARS, BYOL's crop.
 
 Command:   python tools/cls_train.py configs/classify/linear_probe.py --backbone runs/mae_b/backbone.safetensors \
            --work-dir runs/lin --set data.root=/data/imagenet
-Cost:      90 epochs, 1.15e8 images, forward only (50 epochs are enough for ViT-L and -H).
+Cost:      90 epochs, 115 million images, forward only (50 epochs are enough for ViT-L and -H).
 Published: 68.0 ViT-B, 75.8 ViT-L, 76.6 ViT-H top-1 (table 12); 67.8, 76.0, 77.2 from the released weights.
 """
 

@@ -1,8 +1,9 @@
 """Fine-tuning of the mini backbone on generated scenes (synthetic): ten kinds of solids.
 
-Command:   python tools/cls_train.py configs/classify/mini.py --backbone runs/mini_mae/backbone.safetensors --work-dir runs/mini_ft
+Command:   python tools/cls_train.py configs/classify/mini.py --backbone runs/mini_mae/backbone.safetensors \
+           --work-dir runs/mini_ft
 Cost:      about 60 seconds on one CPU core.
-Published: none; nobody else trains on these.
+Published: none for generated scenes.
 """
 
 scale = "mini"

@@ -1,8 +1,9 @@
 """Weighted k-NN of the mini backbone on generated scenes (synthetic).
 
-Command:   python tools/cls_train.py configs/classify/mini_knn.py --backbone runs/mini_mae/backbone.safetensors --work-dir runs/mini_knn
+Command:   python tools/cls_train.py configs/classify/mini_knn.py --backbone runs/mini_mae/backbone.safetensors \
+           --work-dir runs/mini_knn
 Cost:      10 seconds on one CPU core.
-Published: none; nobody else trains on these.
+Published: none for generated scenes.
 """
 
 task = "knn"

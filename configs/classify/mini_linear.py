@@ -1,8 +1,11 @@
-"""A row of linear probes on the mini backbone, on generated scenes (synthetic); the best on held-out images is reported.
+"""A row of linear probes on the mini backbone, on generated scenes (synthetic).
 
-Command:   python tools/cls_train.py configs/classify/mini_linear.py --backbone runs/mini_mae/backbone.safetensors --work-dir runs/mini_lin
+The best probe on held-out images is reported.
+
+Command:   python tools/cls_train.py configs/classify/mini_linear.py --backbone runs/mini_mae/backbone.safetensors \
+           --work-dir runs/mini_lin
 Cost:      about 25 seconds on one CPU core.
-Published: none; nobody else trains on these.
+Published: none for generated scenes.
 """
 
 _base_ = "mini.py"

@@ -6,7 +6,7 @@ pool, frozen_drop_path and optim.layer_decay change this. tune_blocks is a numbe
 
 Command:   python tools/cls_train.py configs/classify/partial.py --backbone mae:mae_pretrain_vit_large.pth \
            --set protocol.tune_blocks=4 --work-dir runs/part4 --set data.root=/data/imagenet
-Cost:      50 epochs, 6.4e7 images; the paper takes the best of 50, 100 and 200 epochs per number of blocks
+Cost:      50 epochs, 64 million images; the paper takes the best of 50, 100 and 200 epochs per number of blocks
            (fewer blocks need longer training).
 Published: 0 / half / 1 / 2 / 4 / 6 / 12 / 18 / 24 blocks of ViT-L: 73.5 / 79.1 / 81.0 / 83.1 / 84.2 / 84.4 / 84.6 /
            84.7 / 84.9 top-1 (figure 9).

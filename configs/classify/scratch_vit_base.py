@@ -2,7 +2,7 @@
 
 Command:   python tools/cls_train.py configs/classify/scratch_vit_base.py --work-dir runs/scratch_base \
            --set data.root=/data/imagenet
-Cost:      300 epochs, 3.84e+08 images.
+Cost:      300 epochs, 384 million images.
 Published: 82.3 top-1 (table 3).
 """
 

@@ -2,7 +2,7 @@
 
 Command:   python tools/cls_train.py configs/classify/scratch_vit_huge.py --work-dir runs/scratch_huge \
            --set data.root=/data/imagenet
-Cost:      200 epochs, 2.56e+08 images.
+Cost:      200 epochs, 256 million images.
 Published: 83.1 top-1 (table 3).
 """
 

@@ -2,7 +2,7 @@
 
 Command:   python tools/cls_train.py configs/classify/scratch_vit_large.py --work-dir runs/scratch_large \
            --set data.root=/data/imagenet
-Cost:      200 epochs, 2.56e+08 images.
+Cost:      200 epochs, 256 million images.
 Published: 82.6 top-1 (table 3).
 """
 

@@ -1,9 +1,12 @@
-"""Mask R-CNN with narrow heads on generated scenes (synthetic): ten kinds of solids with boxes and masks.
+"""Mask R-CNN with narrow heads on generated scenes (synthetic).
 
-Command:   python tools/det_train.py configs/detect/mini.py --backbone runs/mini_mae/backbone.safetensors --work-dir runs/mini_det
+Ten kinds of solids, with boxes and masks.
+
+Command:   python tools/det_train.py configs/detect/mini.py --backbone runs/mini_mae/backbone.safetensors \
+           --work-dir runs/mini_det
            (without --backbone: the same encoder from random weights)
 Cost:      about 60 seconds on one CPU core.
-Published: none; nobody else trains on these.
+Published: none for generated scenes.
 """
 
 scale = "mini"

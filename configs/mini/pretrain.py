@@ -2,7 +2,7 @@
 
 Command:   python tools/pretrain.py configs/mini/pretrain.py --work-dir runs/mini_mae          (a part of `make mini`)
 Cost:      about 100 seconds on one CPU core, 1 GB.
-Published: none; nobody else trains on these. The pictures in reconstructions/ should show recognisable solids.
+Published: none for generated scenes. The pictures in reconstructions/ should show recognisable solids.
 """
 
 scale = "mini"

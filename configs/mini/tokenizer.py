@@ -2,7 +2,7 @@
 
 Command:   python tools/tokenizer_train.py dvae configs/mini/tokenizer.py --work-dir runs/mini_tokenizer
 Cost:      minutes on two CPU cores.
-Published: none; nobody else trains on these.
+Published: none for generated scenes.
 """
 
 scale = "mini"

@@ -7,7 +7,7 @@ on ImageNet-22K uses 0.5.
 
 Command:   torchrun --nproc-per-node 8 tools/pretrain.py configs/pretrain/beit_vit_base.py --work-dir runs/beit_b \
            --set data.root=/data/imagenet --set target.tokenizer=dalle:/ckpt/encoder.pkl
-Cost:      800 epochs are 1.02e9 images; the encoder processes all 196 patches, 4 times as many as MAE's.
+Cost:      800 epochs are 1.02 billion images; the encoder processes all 196 patches, 4 times as many as MAE's.
 Published: fine-tuning 83.2 top-1 (MAE paper, table 3).
 """
 

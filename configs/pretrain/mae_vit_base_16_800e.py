@@ -4,8 +4,8 @@ The other paper-scale pretrainings extend this config.
 
 Command:   torchrun --nproc-per-node 8 tools/pretrain.py configs/pretrain/mae_vit_base_16_800e.py \
            --work-dir runs/mae_b_800e --set data.root=/data/imagenet
-Cost:      800 epochs are 1.02e9 images; `tools/benchmark.py pretrain` measures your images/s. The paper states hours
-           only for ViT-L and -H.
+Cost:      800 epochs are 1.02 billion images; `tools/benchmark.py pretrain` measures your images/s. The paper
+           states hours only for ViT-L and -H.
 Published: none for ViT-B at 800 epochs in the paper; mmpretrain's run: fine-tuning 83.3, linear probe 65.1 top-1 (its
            README, configs/mae).
 """

@@ -1,11 +1,12 @@
-"""MAE, ViT-B/16, on your own images, for one GPU of 24 GB. Labels are not needed and not read.
+"""MAE, ViT-B/16, on your own images, for one GPU of 24 GB; labels are not used.
 
 DIR holds train/ and val/, class folders, or images at any depth. Without val/ a fixed 2 % (at most 2,048) is held out
 for the evaluation loss. With fewer than 100,000 images begin from released weights:
 --set start=mae-full:mae_pretrain_vit_base_full.pth
 
 Command:   python tools/pretrain.py configs/pretrain/own_photos_one_gpu.py --work-dir runs/own_mae --set data.root=DIR
-Cost:      400 epochs of 50,000 images are 2e7 crops of 224 px; --estimate times 20 steps and prints this machine's hours.
+Cost:      400 epochs of 50,000 images are 20 million crops of 224 px; --estimate prints this
+           machine's hours.
 Published: none.
 """
 

@@ -1,9 +1,13 @@
-"""A linear head on the frozen mini backbone, on generated scenes (synthetic): the ground and ten kinds of solids.
+"""A linear head on the frozen mini backbone, on generated scenes (synthetic).
 
-Command:   python tools/seg_train.py configs/segment/mini.py --backbone runs/mini_mae/backbone.safetensors --work-dir runs/mini_seg
+The classes are the ground and ten kinds of solids. UperNet needs many more steps to tell the solids apart
+(configs/segment/camvid.py).
+
+Command:   python tools/seg_train.py configs/segment/mini.py --backbone runs/mini_mae/backbone.safetensors \
+           --work-dir runs/mini_seg
            (without --backbone: the same encoder from random weights)
-Cost:      about 25 seconds on one CPU core. UperNet needs many more steps before it tells the solids apart: configs/segment/camvid.py.
-Published: none; nobody else trains on these.
+Cost:      about 25 seconds on one CPU core.
+Published: none for generated scenes.
 """
 
 scale = "mini"

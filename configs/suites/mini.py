@@ -1,8 +1,8 @@
-"""The whole way in minutes on a CPU, on generated scenes: two pretrainings and random weights, each through five transfers.
+"""The demo: two pretrainings and random weights, each through five transfers, on generated scenes.
 
 Command:   python tools/reproduce.py configs/suites/mini.py --work-dir runs/mini --jobs 2          (`make mini` runs it)
 Cost:      about 5 minutes on two CPU cores, 2 GB.
-Published: none; nobody else trains on these. Numbers, settings and what was tried: docs/results/mini.md.
+Published: none for generated scenes. Own numbers, settings and what was tried: docs/results/mini.md.
 """
 
 title = "mini"

@@ -1,4 +1,6 @@
-"""The demo from three seeds, each with pretrainings of its own: docs/results/mini.md.
+"""The demo from three seeds, each with pretrainings of its own.
+
+The numbers are in docs/results/mini.md.
 
 Command:   python tools/reproduce.py configs/suites/mini_seeds.py --work-dir runs/mini_seeds --jobs 2
 Cost:      about 15 minutes on two CPU cores, 2 GB.

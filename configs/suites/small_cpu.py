@@ -1,4 +1,4 @@
-"""The suite `small`, shortened to an evening on two CPU cores.
+"""The suite small.py, shortened to an evening on two CPU cores.
 
 Five epochs of pretraining, and one to eight of each transfer.
 

@@ -1,4 +1,4 @@
-"""Table 4 of MAE: Mask R-CNN on COCO with the protocol of Li et al.
+"""Table 4 of MAE: Mask R-CNN on COCO with the protocol of Li et al. (2111.11429).
 
 ViT-B and ViT-L; weights pretrained here, released and random.
 
