@@ -143,7 +143,7 @@ def _tables(name: str, found: Sequence[Record], show: Show, about: About) -> Ite
         alone = published(name) if paper and show == "all" else []
         title = _title(name, {cell.dataset: None for cell in some}, "" if paper else scale)
         columns = _columns(name, [*own, *alone])
-        rows = (*_rows(name, own, about.rows), *_published_rows(alone))
+        rows = (*_rows(name, own, about.rows), *_published_rows(alone, suffix=", published" if own else ""))
         if name == "summary":
             rows = (*rows, *_chance(about, columns))
         yield Table(name, title, LAYOUTS[name].column_title, columns, rows, tuple(_differences(name, rows, columns)))
@@ -205,11 +205,11 @@ def _rows_of(name: str, some: Sequence[Cell]) -> list[Row]:
     return [Row(name, row, detail=details.get(id(row), "")) for rows in split.values() for row in rows]
 
 
-def _published_rows(alone: Sequence[Cell]) -> list[Row]:
+def _published_rows(alone: Sequence[Cell], suffix: str) -> list[Row]:
     rows: dict[str, dict[str, Cell]] = defaultdict(dict)
     for cell in alone:
         rows[cell.row].setdefault(cell.column, cell)
-    return [Row(f"{name}, published", row, "published") for name, row in rows.items()]
+    return [Row(name + suffix, row, "published") for name, row in rows.items()]
 
 
 def _chance(about: About, columns: Sequence[str]) -> list[Row]:
