@@ -153,7 +153,7 @@ class Record(Part):
     data: dict[str, DataSet] = {}
     """The data sets by part."""
     inputs: dict[str, Weights] = {}
-    """The weights that it starts from, by role: "backbone", "start", "tokenizer", "teacher", "basis"."""
+    """The weights that it starts from, by role: "backbone", "start", "tokenizer", "teacher", "basis"; "checkpoint" is what an evaluation is of."""
     labels: bool = True
     """Whether this run learned from labels."""
     depends_on_device_batch: tuple[str, ...] = ()
@@ -164,6 +164,20 @@ class Record(Part):
     def train_seconds(self) -> float:
         """Seconds of training over all sittings, without evaluation and saving."""
         return sum(sitting.seconds.train for sitting in self.sittings)
+
+    def timed(self, seconds: Seconds) -> Record:
+        """Return the record with the last sitting's seconds filled in, given the seconds of the whole run so far."""
+        if not self.sittings:
+            return self
+        *before, last = self.sittings
+        for sitting in before:
+            seconds = seconds.since(sitting.seconds)
+        return self.model_copy(update={"sittings": (*before, last.model_copy(update={"seconds": seconds}))})
+
+    def exported(self) -> Record:
+        """Return the record as a file of weights carries it: with seconds of training only, so that an export can be repeated exactly."""
+        kept = [s.model_copy(update={"seconds": Seconds(train=s.seconds.train)}) for s in self.sittings]
+        return self.model_copy(update={"sittings": tuple(kept)})
 
     def device_hours(self) -> dict[str, float]:
         """Return the hours of training by device name; hours of different devices are never added."""
@@ -191,6 +205,9 @@ class Record(Part):
 
     def pretraining(self) -> Record | None:
         """Return the record of the run that pretrained the backbone; None for released, unknown and random weights."""
+        trained = self.inputs.get("checkpoint")
+        if trained is not None and trained.record is not None:
+            return trained.record.pretraining()
         weights = self.inputs.get("backbone")
         return weights.record if weights else None
 

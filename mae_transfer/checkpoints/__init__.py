@@ -21,6 +21,7 @@ from mae_transfer.checkpoints.hf import hf
 from mae_transfer.checkpoints.hints import looks_like
 from mae_transfer.checkpoints.layouts import Found
 from mae_transfer.checkpoints.names import core, released_name, unwrap
+from mae_transfer.checkpoints.origin import RANDOM, RECORD, origin
 from mae_transfer.checkpoints.references import split
 from mae_transfer.checkpoints.released import RELEASED, weights
 from mae_transfer.checkpoints.start import fill, load_mae
@@ -38,6 +39,8 @@ __all__ = [
     "FORMAT",
     "FORMATS",
     "LAYOUTS",
+    "RANDOM",
+    "RECORD",
     "RELEASED",
     "Loaded",
     "export_backbone",
@@ -47,6 +50,7 @@ __all__ = [
     "load_backbone",
     "load_mae",
     "metadata",
+    "origin",
     "read",
     "sha256",
     "split",

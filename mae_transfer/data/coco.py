@@ -123,6 +123,10 @@ class Coco:
     def __len__(self) -> int:
         return len(self.image_ids)
 
+    def object_count(self) -> int:
+        """Return the number of annotated objects in the images of this set."""
+        return len(self._labels)
+
     @property
     def has_masks(self) -> bool:
         return self._outlines is not None

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -120,7 +120,7 @@ class _Run:
     evaluate: Evaluate | None
     window: Window
     saved: int  # step of the last checkpoint
-    start: float = field(default_factory=time.perf_counter)
+    start: float = field(default_factory=lambda: time.perf_counter())
 
     def due(self, every: int | None) -> bool:
         """True at the end and after every `every` steps."""
@@ -144,7 +144,7 @@ class _Run:
         with self.window.paused():
             self.window.verify(self.state.tensors(), after=self.state.step)
             self._average_statistics()
-            self._lap()
+            self._lap("train")
             if self.folder is not None and self.state.dist.is_main:
                 options = self.cfg.run
                 checkpoint.save(
@@ -154,6 +154,7 @@ class _Run:
                     keep_last=options.keep_last,
                     keep_every=options.keep_every,
                 )
+            self._lap("save")
         self.saved = self.state.step
 
     def evaluate_if_due(self) -> None:
@@ -168,6 +169,8 @@ class _Run:
         except Stopped:
             self.state.stopped = True
             return
+        finally:
+            self._lap("evaluate")
         self.log.write(
             "eval", self.state.step, {"epoch": self.state.step / self.cfg.steps_per_epoch, **self.state.metrics}
         )
@@ -219,7 +222,7 @@ class _Run:
         read = self.window.read(metrics, global_batch=self.cfg.global_batch)
         if self.state.scaler.is_enabled():
             read["loss_scale"] = self.window.check_scale(self.state.scaler.get_scale(), number)
-        self._lap()
+        self._lap("train")
         place = {
             "epoch": self.state.step / self.cfg.steps_per_epoch,
             "lr": self.lr_at(number),
@@ -227,9 +230,11 @@ class _Run:
         }
         self.log.write("train", self.state.step, place | read)
 
-    def _lap(self) -> None:
+    def _lap(self, kind: Literal["train", "evaluate", "save"]) -> None:
+        """Count the time since the last call as that of one kind of work."""
         now = time.perf_counter()
-        self.state.wall_s += now - self.start
+        before = getattr(self.state.seconds, kind)
+        self.state.seconds = self.state.seconds.model_copy(update={kind: before + now - self.start})
         self.start = now
 
 

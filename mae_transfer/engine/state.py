@@ -16,6 +16,7 @@ from mae_transfer.bounds import Between, Count, FewOrNone, Positive, Seed, Whole
 from mae_transfer.config import Schema
 from mae_transfer.engine import checkpoint
 from mae_transfer.engine.dist import DeviceName, Dist, bare
+from mae_transfer.record import Record, Seconds
 
 Precision = Literal["float32", "bfloat16", "float16"]
 AUTOCAST: dict[Precision, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -94,7 +95,8 @@ class TrainState:
     extra: dict[str, Any] = field(default_factory=dict)  # of the task; plain types and tensors
     step: int = 0  # completed optimizer steps
     images_seen: int = 0
-    wall_s: float = 0.0  # training time, summed over all resumes
+    seconds: Seconds = field(default_factory=Seconds)  # summed over all sittings
+    record: Record | None = None  # how the run came to be; the engine only carries it
     stopped: bool = False  # a signal stopped the run before its last step
     metrics: dict[str, float] = field(default_factory=dict)  # results of the last evaluation
 
@@ -120,6 +122,11 @@ class TrainState:
         return bare(self.model)
 
     @property
+    def wall_s(self) -> float:
+        """Seconds of training, evaluation and saving."""
+        return self.seconds.train + self.seconds.evaluate + self.seconds.save
+
+    @property
     def averaged(self) -> nn.Module:
         """The model to evaluate and export: the one with averaged weights if there is one."""
         module: nn.Module = self.bare if self.ema is None else self.ema.module
@@ -133,7 +140,8 @@ class TrainState:
         numbers = {
             "step": self.step,
             "images_seen": self.images_seen,
-            "wall_s": self.wall_s,
+            "seconds": self.seconds.model_dump(),
+            "record": self.record.model_dump_json() if self.record is not None else None,
             "digest": self.digest,
             "extra": self.extra,
         }
@@ -161,7 +169,10 @@ class TrainState:
         self.scaler.load_state_dict(payload["scaler"])
         if self.ema is not None:
             self.ema.module.load_state_dict(payload["ema"])
-        self.step, self.images_seen, self.wall_s = payload["step"], payload["images_seen"], payload["wall_s"]
+        self.step, self.images_seen = payload["step"], payload["images_seen"]
+        # earlier versions counted all seconds together and kept no record
+        self.seconds = Seconds.model_validate(payload.get("seconds") or {"train": payload.get("wall_s", 0.0)})
+        self.record = Record.model_validate_json(payload["record"]) if payload.get("record") else None
         self.extra = dict(payload["extra"])
 
     def tensors(self) -> list[Tensor]:

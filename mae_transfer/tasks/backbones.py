@@ -19,6 +19,7 @@ from mae_transfer.config import Schema, load, validate
 from mae_transfer.core.normalize import IMAGENET, Statistics
 from mae_transfer.core.patches import sides
 from mae_transfer.models.vit import ViT, ViTConfig
+from mae_transfer.record import Weights
 from mae_transfer.seeding import fold
 from mae_transfer.tasks.workdir import WorkDir, run_of
 
@@ -46,6 +47,7 @@ class Chosen(NamedTuple):
     sha256: str | None  # of the weight file
     statistics: Statistics = IMAGENET  # what its images are normalised with
     normalization: str = ""  # the same in words, and where it comes from
+    origin: Weights = checkpoints.RANDOM  # where the weights come from, for the record
 
 
 def statistics_of(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Statistics | None:
@@ -88,6 +90,7 @@ def open_backbone(
             loaded.sha256,
             settled,
             said,
+            checkpoints.origin(cfg.reference, checkpoints.LAYOUTS, sha256=loaded.sha256),
         )
     if cfg.encoder is None:
         raise ValueError(

@@ -7,7 +7,7 @@ the training set; the validation set is only reported on.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self
@@ -39,6 +39,7 @@ from mae_transfer.engine.optim import build_optimizer, peak_lr
 from mae_transfer.engine.state import LoopConfig, TrainState, autocast
 from mae_transfer.interfaces import Batch
 from mae_transfer.metrics.accuracy import hits, top_ks
+from mae_transfer.record import Weights
 from mae_transfer.tasks.backbones import (
     BackboneConfig,
     Chosen,
@@ -52,6 +53,7 @@ from mae_transfer.tasks.best import Select, Selection
 from mae_transfer.tasks.common import Job, TrainConfig, evaluation_facts, facts, fit, pass_over, plan, readable, unread
 from mae_transfer.tasks.labels import classes_digest
 from mae_transfer.tasks.protocols import PROTOCOLS, ClassifyProtocol, Feed
+from mae_transfer.tasks.provenance import About, evaluation_record, name_of, of_checkpoint
 from mae_transfer.tasks.workdir import WorkDir
 
 DEBUG_ENCODER = {"size": None, "dim": 32, "depth": 4, "heads": 2, "patch": 8, "image_size": 32}
@@ -153,9 +155,16 @@ def run(cfg: ClassifyConfig, work_dir: Path, *, resume: bool = False) -> list[re
             headline=partial(headline, cfg, parts, chosen, dist=dist),
             finish=partial(finish, cfg, parts, chosen),
             sources={"train": parts.train, "val": parts.splits["val"]},
+            about=about_run(cfg, parts, {"backbone": chosen.origin}),
             selection=Selection("holdout_top1") if cfg.select == "best" else None,
         )
         return fit(cfg, work_dir, job, dist=dist, resume=resume)
+
+
+def about_run(cfg: ClassifyConfig, parts: Parts, inputs: Mapping[str, Weights]) -> About:
+    """Return what the record of a run says beside config and data."""
+    mixes = max(getattr(parts.protocol, name, 0.0) for name in ("mixup", "cutmix")) > 0
+    return About("classify", cfg.title(), cfg.data.name, inputs, mixes=mixes)
 
 
 def evaluate_checkpoint(cfg: ClassifyConfig, reference: str, work_dir: Path | None) -> list[results.Result]:
@@ -165,17 +174,34 @@ def evaluate_checkpoint(cfg: ClassifyConfig, reference: str, work_dir: Path | No
     """
     with session(cfg.run.device, matmul=cfg.matmul) as dist:
         parts, start = open_parts(cfg), time.perf_counter()
-        model, chosen, state = trained(cfg, parts, reference)
+        model, chosen, state, inputs = trained(cfg, parts, reference)
         model.to(dist.device).eval()
         parts = parts._replace(statistics=chosen.statistics)
         with torch.no_grad():
             metrics = measure(cfg, parts, dist, model)
         seconds = time.perf_counter() - start
         images = sum(map(len, parts.splits.values()))
-        about = evaluation_facts(
-            cfg, dist, model, work_dir, images=images, seconds=seconds, trained=state, precision=cfg.precision
+        record = evaluation_record(
+            cfg,
+            about_run(cfg, parts, inputs),
+            parts.splits,
+            dist,
+            run=name_of(work_dir),
+            batch=cfg.batch,
+            seconds=seconds,
         )
-        written = numbers(cfg, chosen, model, choose(cfg, parts, {"0": metrics}), about, backward=False)
+        shared = evaluation_facts(
+            cfg,
+            dist,
+            model,
+            work_dir,
+            images=images,
+            seconds=seconds,
+            trained=state,
+            precision=cfg.precision,
+            record=record,
+        )
+        written = numbers(cfg, chosen, model, choose(cfg, parts, {"0": metrics}), shared, backward=False)
         if dist.is_main:
             print(f"{chosen.name}, {cfg.title()}: {summary(written)}", flush=True)
             if work_dir is not None:
@@ -189,6 +215,7 @@ class Trained(NamedTuple):
     model: nn.Module
     chosen: Chosen  # where its backbone comes from
     state: dict[str, int] | None  # "step" and "images_seen" of the training state that it is of; None: released weights
+    inputs: dict[str, Weights]  # the same as the record has them
 
 
 def trained(cfg: ClassifyConfig, parts: Parts, reference: str) -> Trained:
@@ -202,15 +229,21 @@ def trained(cfg: ClassifyConfig, parts: Parts, reference: str) -> Trained:
     statistics = trained_statistics(cfg.statistics, ClassifyConfig, reference) if own else cfg.statistics
     chosen = open_backbone(source, changes(cfg, parts.protocol), statistics=statistics, seed=cfg.seed)
     model, state = parts.protocol.model(chosen.model, parts.classes), None
+    inputs = {"checkpoint": chosen.origin}
     if own:
         payload = checkpoint.load(Path(reference))
+        chosen = chosen._replace(sha256=checkpoints.sha256(Path(reference)))
+        inputs = {
+            "backbone": chosen.origin,
+            "checkpoint": of_checkpoint(reference, payload, chosen.sha256),
+        }
         tensors, state = payload.get("ema", payload["model"]), {name: payload[name] for name in ("step", "images_seen")}
     elif chosen.head:
         tensors = {f"backbone.{name}": tensor for name, tensor in chosen.model.state_dict().items()} | chosen.head
     else:
         raise ValueError(f"{reference} holds no classifier: give a step_*.pt of this suite, or mae-finetuned:PATH")
     load_strict(model, tensors, where=reference)
-    return Trained(model, chosen._replace(sha256=checkpoints.sha256(Path(reference))) if own else chosen, state)
+    return Trained(model, chosen, state, inputs)
 
 
 def open_parts(cfg: ClassifyConfig) -> Parts:

@@ -21,7 +21,7 @@ from mae_transfer.checkpoints import sha256
 from mae_transfer.config import Schema, load
 from mae_transfer.core.normalize import IMAGENET, Mean, Statistics, Std
 from mae_transfer.data import Augmentation, Crops, Masking, Order, Samples, Share, Source, Sweep, Unreadable, batches
-from mae_transfer.data.fingerprint import change, fingerprint
+from mae_transfer.data.fingerprint import Fingerprint, change, fingerprint
 from mae_transfer.disk import locked
 from mae_transfer.draw.curves import save_curves
 from mae_transfer.engine.dist import Dist, peak_memory_gib, read_mean
@@ -34,9 +34,11 @@ from mae_transfer.engine.state import LoopConfig, Precision, RunConfig, TrainSta
 from mae_transfer.engine.state import resume as resume_state
 from mae_transfer.interfaces import Batch
 from mae_transfer.models.attention import CPU_HAS_AMX
+from mae_transfer.record import Record
 from mae_transfer.tasks import trial
 from mae_transfer.tasks.backbones import statistics_of
 from mae_transfer.tasks.best import Selection, keeping, take_best
+from mae_transfer.tasks.provenance import About, data_set, start_sitting
 from mae_transfer.tasks.workdir import WorkDir, open_work_dir, write_config
 
 EVALUATION_SEED = 0  # of what an evaluation draws (masks): the same in every run, so that runs compare
@@ -115,12 +117,11 @@ class Job(NamedTuple):
     evaluate: Callable[[TrainState, WorkDir, nn.Module, int], dict[str, float]]
     headline: Callable[[LoopConfig], str]
     finish: Callable[[TrainState, LoopConfig, WorkDir, Logger], list[results.Result]]  # rank 0, finished runs only
-    sources: Mapping[
-        str, Sized
-    ]  # the data sets by their part ("train", "val"): a run goes on with the files that it began with
-    export: tuple[str, Callable[[TrainState, WorkDir], None]] | None = (
-        None  # the name of the file that it leaves for others, and what writes it
-    )
+    # the data sets by part ("train", "val"): a resumed run must find the files that it began with
+    sources: Mapping[str, Sized]
+    about: About  # what the record of the run says beside config and data
+    # the name of the file that a run leaves for others, and the function that writes it
+    export: tuple[str, Callable[[TrainState, WorkDir], None]] | None = None
     selection: Selection | None = None  # where the best state is kept and reported; None: the last one is
 
 
@@ -178,6 +179,13 @@ def _fit(
     if cfg.run.device_batch == "auto":
         cfg, loop, told = settled(cfg, job, state, loop, rate, folder=folder if resume else None)
         step, notices = job.step(loop), [*notices, told]
+    prints = state.extra.get("data", {}) if dist.is_main else {}
+    data = {
+        part: data_set(job.about.dataset, source, Fingerprint(**prints[part]))
+        for part, source in job.sources.items()
+        if part in prints
+    }
+    start_sitting(cfg, job.about, state, loop, folder.root.name, data)
     share = Share(order=job.order, start=state.step, rank=dist.rank, world=dist.world, accumulate=loop.accumulate)
     check_up: Evaluate = partial(job.evaluate, state, folder)
     if job.selection is not None:
@@ -397,12 +405,19 @@ def plan(cfg: TrainConfig, loop: LoopConfig, dist: Dist) -> str:
     )
 
 
+def record_of(state: TrainState) -> Record:
+    """Return the record of a run with the seconds so far (rank 0)."""
+    assert state.record is not None
+    return state.record.timed(state.seconds)
+
+
 def facts(cfg: TrainConfig, state: TrainState, folder: WorkDir) -> dict[str, Any]:
     """Return the fields of a Result that are the same for every number of a trained run."""
     return {
         "run": folder.root.name, "seed": cfg.seed, "params": sum(p.numel() for p in state.bare.parameters()),
         "epochs": cfg.epochs, "steps": state.step, "images_seen": state.images_seen, "global_batch": cfg.batch, "world_size": state.dist.world,
-        "precision": cfg.precision, "matmul": cfg.matmul, "wall_s": state.wall_s, "images_per_s": state.images_seen / state.wall_s,
+        "precision": cfg.precision, "matmul": cfg.matmul, "wall_s": state.wall_s,
+        "images_per_s": state.images_seen / state.seconds.train, "record": record_of(state),
         "peak_mem_gib": peak_memory_gib(state.dist.device), "unreadable": state.metrics.get("unreadable", 0),
         "device": results.device_name(state.dist.device), "engine": "mae_transfer",
         "scale": cfg.scale, "config_digest": cfg.digest(), "recipe_digest": cfg.recipe_digest(),
@@ -419,6 +434,7 @@ def evaluation_facts(
     seconds: float,
     trained: Mapping[str, Any] | None,
     precision: Precision,
+    record: Record | None,
     unreadable: int = 0,
 ) -> dict[str, Any]:
     """Return the same fields for the evaluation of a finished model on `images`, which took so many seconds.
@@ -433,6 +449,6 @@ def evaluation_facts(
         "run": work_dir.name if work_dir else "eval", "seed": cfg.seed, "params": sum(p.numel() for p in model.parameters()), "epochs": 0.0,
         "steps": steps, "images_seen": seen, "global_batch": cfg.batch, "world_size": dist.world, "precision": precision, "matmul": cfg.matmul,
         "wall_s": seconds, "images_per_s": images / seconds, "unreadable": unreadable, "device": results.device_name(dist.device),
-        "engine": "mae_transfer",
+        "engine": "mae_transfer", "record": record,
         "scale": cfg.scale, "config_digest": cfg.digest(), "recipe_digest": cfg.recipe_digest(),
     }  # fmt: skip

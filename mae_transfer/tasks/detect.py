@@ -75,6 +75,7 @@ from mae_transfer.tasks.common import (
 )
 from mae_transfer.tasks.detectron2 import Detectron2RCNN
 from mae_transfer.tasks.labels import classes_digest, learned
+from mae_transfer.tasks.provenance import About, evaluation_record, name_of, of_checkpoint
 from mae_transfer.tasks.workdir import WorkDir, run_of
 
 EVALUATED_IN: Precision = "float32"  # whatever the training's precision, as detectron2 evaluates
@@ -198,6 +199,7 @@ def run(cfg: DetectConfig, work_dir: Path, *, resume: bool = False) -> list[resu
             headline=partial(headline, cfg, parts, dist=dist),
             finish=partial(finish, cfg, parts),
             sources={"train": parts.train, "val": parts.val, **held},
+            about=About("detect", cfg.protocol, cfg.data.name, {"backbone": parts.chosen.origin}),
             selection=Selection(f"{HOLDOUT}bbox/AP", partial(reported, cfg, parts)) if held else None,
         )
         return fit(cfg, work_dir, job, dist=dist, resume=resume)
@@ -227,10 +229,33 @@ def evaluate_checkpoint(cfg: DetectConfig, reference: str, work_dir: Path | None
                 metric.compute(save=folder.predictions if folder else None, per_class=True, group=dist.side) | left_out
             )
         seconds = time.perf_counter() - start
-        about = evaluation_facts(
-            cfg, dist, model, work_dir, images=len(parts.val), seconds=seconds, trained=payload, precision=EVALUATED_IN
+        digest = checkpoints.sha256(Path(reference))
+        record = evaluation_record(
+            cfg,
+            About(
+                "detect",
+                cfg.protocol,
+                cfg.data.name,
+                {"backbone": parts.chosen.origin, "checkpoint": of_checkpoint(reference, payload, digest)},
+            ),
+            {"val": parts.val},
+            dist,
+            run=name_of(work_dir),
+            batch=cfg.batch,
+            seconds=seconds,
         )
-        written = numbers(cfg, parts, figures, about | {"checkpoint_sha256": checkpoints.sha256(Path(reference))})
+        about = evaluation_facts(
+            cfg,
+            dist,
+            model,
+            work_dir,
+            images=len(parts.val),
+            seconds=seconds,
+            trained=payload,
+            record=record,
+            precision=EVALUATED_IN,
+        )
+        written = numbers(cfg, parts, figures, about | {"checkpoint_sha256": digest})
         if dist.is_main:
             print(
                 f"{parts.chosen.name}, {cfg.protocol}: {summary(written)}\n{per_class(parts.val.classes, figures, cfg.kinds)}",

@@ -27,9 +27,11 @@ from mae_transfer.engine.state import Precision, RunConfig, autocast
 from mae_transfer.metrics.accuracy import hits, top_ks
 from mae_transfer.metrics.knn import knn_scores
 from mae_transfer.models.heads import Pool, pool
+from mae_transfer.record import Record
 from mae_transfer.tasks.backbones import BackboneConfig, Chosen, open_backbone, statistics_of, tokens_of
 from mae_transfer.tasks.classify import DEBUG_ENCODER
 from mae_transfer.tasks.common import pass_over, sole_user, unread
+from mae_transfer.tasks.provenance import About, evaluation_record
 from mae_transfer.tasks.workdir import WorkDir, open_work_dir, write_config
 
 
@@ -119,10 +121,22 @@ def run(cfg: KnnConfig, work_dir: Path, *, resume: bool = False) -> list[results
             figures = classify(cfg, chosen, val, bank, labels, dist, tick, policies[1])
             left_out = round(sum(unread(policy, dist).get("unreadable", 0) for policy in policies))
             log.write("eval", steps, figures)
+            seconds, images = time.perf_counter() - start, len(split.train) + len(val)
+            about = About("knn", "knn", cfg.data.name, {"backbone": chosen.origin})
+            record = evaluation_record(
+                cfg,
+                about,
+                {"train": split.train, "val": val},
+                dist,
+                run=work_dir.name,
+                batch=cfg.run.evaluation_batch,
+                seconds=seconds,
+            )
             if not dist.is_main:
                 return []
-            seconds, images = time.perf_counter() - start, len(split.train) + len(val)
-            found = numbers(cfg, chosen, folder, figures, dist, images=images, unreadable=left_out, seconds=seconds)
+            found = numbers(
+                cfg, chosen, folder, figures, dist, images=images, unreadable=left_out, seconds=seconds, record=record
+            )
             written = results.append(folder.results, found)
             log.say(
                 f"done: {', '.join(f'{name} {100 * value:.2f}%' for name, value in figures.items())}; in {folder.results}"
@@ -205,6 +219,7 @@ def numbers(
     images: int,
     unreadable: int,
     seconds: float,
+    record: Record | None,
 ) -> list[results.Result]:
     """Return one Result per figure, in percent."""
     shared: dict[str, Any] = {
@@ -215,7 +230,7 @@ def numbers(
         "global_batch": cfg.run.evaluation_batch, "world_size": dist.world, "precision": cfg.precision, "matmul": "ieee", "wall_s": seconds,
         "images_per_s": images / seconds, "peak_mem_gib": peak_memory_gib(dist.device), "device": results.device_name(dist.device),
         "engine": "mae_transfer", "scale": cfg.scale, "config_digest": cfg.digest(), "recipe_digest": cfg.recipe_digest(),
-        "tokens_per_image": tokens_of(chosen.model, cfg.data.size), "unreadable": unreadable,
+        "tokens_per_image": tokens_of(chosen.model, cfg.data.size), "unreadable": unreadable, "record": record,
     }  # fmt: skip
     parted = {tuple(name.split("_")): 100 * value for name, value in figures.items()}
     return [

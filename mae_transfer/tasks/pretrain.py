@@ -44,11 +44,13 @@ from mae_transfer.engine.optim import build_optimizer, param_groups, peak_lr, sp
 from mae_transfer.engine.state import LoopConfig, TrainState
 from mae_transfer.interfaces import Batch, Mask, Target
 from mae_transfer.models.mae import MAE, MAEConfig
+from mae_transfer.record import Weights
 from mae_transfer.seeding import fold
 from mae_transfer.targets import TARGETS
 from mae_transfer.tasks.codes import with_codes
-from mae_transfer.tasks.common import EVALUATION_SEED, ImageConfig, Job, facts, fit, pass_over, plan, unread
-from mae_transfer.tasks.targets import buffers_of, check_target, digest_of, open_target
+from mae_transfer.tasks.common import EVALUATION_SEED, ImageConfig, Job, facts, fit, pass_over, plan, record_of, unread
+from mae_transfer.tasks.provenance import About
+from mae_transfer.tasks.targets import buffers_of, check_target, digest_of, open_target, references_of
 from mae_transfer.tasks.workdir import WorkDir
 
 
@@ -158,9 +160,20 @@ def run(cfg: PretrainConfig, work_dir: Path, *, resume: bool = False) -> list[re
             headline=partial(headline, cfg, parts, dist=dist),
             finish=partial(finish, cfg, parts),
             sources={"train": parts.train, parts.split: parts.held_out},
+            about=About("pretrain", cfg.method(), cfg.data.name, inputs(cfg), labels=False),
             export=("backbone.safetensors", partial(export, cfg)),
         )
         return fit(cfg, work_dir, job, dist=dist, resume=resume)
+
+
+def inputs(cfg: PretrainConfig) -> dict[str, Weights]:
+    """Return the files of weights that a run refers to: where it starts from, and its target's tokenizer, teacher or basis."""
+    references = {"start": cfg.start, **references_of(cfg.target)}
+    return {
+        role: checkpoints.origin(reference, checkpoints.LAYOUTS, sha256=None)
+        for role, reference in references.items()
+        if reference is not None
+    }
 
 
 def step_fn(
@@ -322,6 +335,7 @@ def export(cfg: PretrainConfig, state: TrainState, folder: WorkDir) -> None:
         "pretrain": cfg.method(),
         "images_seen": state.images_seen,
         "scale": cfg.scale,
+        checkpoints.RECORD: record_of(state).exported().model_dump(mode="json"),
     }
     checkpoints.export_backbone(folder.backbone, model.encoder, about=about)
 

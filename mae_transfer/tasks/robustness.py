@@ -22,6 +22,7 @@ from mae_transfer.metrics.corruption import ALEXNET_ERROR, SEVERITIES, corruptio
 from mae_transfer.tasks.backbones import flops_of, tokens_of
 from mae_transfer.tasks.classify import ClassifyConfig, Parts, Trained, trained
 from mae_transfer.tasks.common import evaluation_facts, pass_over, readable, unread
+from mae_transfer.tasks.provenance import About, evaluation_record
 from mae_transfer.tasks.workdir import WorkDir
 
 Variant = Literal["imagenet-a", "imagenet-r", "imagenet-sketch", "imagenet-c"]
@@ -130,7 +131,7 @@ def measure(
     cfg: RobustnessConfig, classifier: Trained, variant: Variant, parts: list[Part], dist: Dist
 ) -> list[results.Result]:
     """Return the numbers of one variant: top-1 %, or for ImageNet-C the corruption errors and their mean, %."""
-    (model, chosen, state), start = classifier, time.perf_counter()
+    (model, chosen, state, inputs), start = classifier, time.perf_counter()
     shown = track(parts, description=variant, disable=not (cfg.run.progress and dist.is_main))
     counted = {(part.corruption, part.severity): accuracy(cfg, model, chosen.statistics, part, dist) for part in shown}
     right, left_out = (
@@ -145,8 +146,13 @@ def measure(
         }
     else:
         figures = {"top1": right["", 0]}
+    about = About("robustness", cfg.title(), variant, inputs)
+    sources = {
+        "_".join((part.corruption, str(part.severity))) if part.corruption else "val": part.source for part in parts
+    }
+    record = evaluation_record(cfg, about, sources, dist, run=chosen.name, batch=cfg.batch, seconds=seconds)
     shared: dict[str, Any] = evaluation_facts(
-        cfg, dist, model, None, images=images, seconds=seconds, trained=state, precision=cfg.precision, unreadable=left_out
+        cfg, dist, model, None, images=images, seconds=seconds, trained=state, precision=cfg.precision, unreadable=left_out, record=record
     ) | {
         "run": chosen.name, "task": "robustness", "protocol": cfg.title(), "dataset": variant, "split": "val", "unit": "%",
         "backbone": chosen.name, "pretrain": chosen.pretrain, "checkpoint_sha256": chosen.sha256, "normalization": chosen.normalization,

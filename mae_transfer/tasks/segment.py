@@ -72,6 +72,7 @@ from mae_transfer.tasks.common import (
     unread,
 )
 from mae_transfer.tasks.labels import classes_digest, learned
+from mae_transfer.tasks.provenance import About, evaluation_record, name_of, of_checkpoint
 from mae_transfer.tasks.segment_inference import PUBLISHED_SCALES, InferenceConfig, Windows, probabilities
 from mae_transfer.tasks.segment_protocols import PROTOCOLS, SegmentProtocol
 from mae_transfer.tasks.workdir import WorkDir, run_of
@@ -173,6 +174,7 @@ def run(cfg: SegmentConfig, work_dir: Path, *, resume: bool = False) -> list[res
             headline=partial(headline, cfg, parts, dist=dist),
             finish=partial(finish, cfg, parts),
             sources={"train": parts.train, "val": parts.val, **held},
+            about=About("segment", parts.protocol.title, cfg.data.name, {"backbone": parts.chosen.origin}),
             selection=Selection(f"{HOLDOUT}mIoU", partial(reported, cfg, parts)) if held else None,
         )
         return fit(cfg, work_dir, job, dist=dist, resume=resume)
@@ -203,10 +205,33 @@ def evaluate_checkpoint(cfg: SegmentConfig, reference: str, work_dir: Path | Non
         with torch.no_grad():
             figures = measure(cfg, parts, dist, model)
         seconds = time.perf_counter() - start
-        about = evaluation_facts(
-            cfg, dist, model, work_dir, images=len(parts.val), seconds=seconds, trained=payload, precision=cfg.precision
+        digest = checkpoints.sha256(Path(reference))
+        record = evaluation_record(
+            cfg,
+            About(
+                "segment",
+                parts.protocol.title,
+                cfg.data.name,
+                {"backbone": parts.chosen.origin, "checkpoint": of_checkpoint(reference, payload, digest)},
+            ),
+            {"val": parts.val},
+            dist,
+            run=name_of(work_dir),
+            batch=cfg.batch,
+            seconds=seconds,
         )
-        chosen = parts.chosen._replace(sha256=checkpoints.sha256(Path(reference)))
+        about = evaluation_facts(
+            cfg,
+            dist,
+            model,
+            work_dir,
+            images=len(parts.val),
+            seconds=seconds,
+            trained=payload,
+            record=record,
+            precision=cfg.precision,
+        )
+        chosen = parts.chosen._replace(sha256=digest)
         written = numbers(cfg, chosen, model, figures, about, backward=False)
         if dist.is_main:
             print(

@@ -44,7 +44,8 @@ from mae_transfer.engine.state import LoopConfig, TrainState
 from mae_transfer.interfaces import Batch
 from mae_transfer.models.dvae import DVAE, DVAEConfig, DVAETokenizer, kl_to_uniform, map_pixels, reconstruction_loss
 from mae_transfer.seeding import fold
-from mae_transfer.tasks.common import ImageConfig, Job, facts, fit, pass_over, plan, unread
+from mae_transfer.tasks.common import ImageConfig, Job, facts, fit, pass_over, plan, record_of, unread
+from mae_transfer.tasks.provenance import About
 from mae_transfer.tasks.workdir import WorkDir
 
 log = logging.getLogger(__name__)
@@ -158,6 +159,7 @@ def run(cfg: TokenizerConfig, work_dir: Path, *, resume: bool = False) -> list[r
             headline=partial(headline, cfg, parts, dist=dist),
             finish=partial(finish, cfg, parts),
             sources={"train": parts.train, parts.split: parts.held_out},
+            about=About("tokenizer", cfg.method(), cfg.data.name, labels=False),
             export=(TOKENIZER, partial(export, cfg)),
         )
         return fit(cfg, work_dir, job, dist=dist, resume=resume)
@@ -287,7 +289,12 @@ def export(cfg: TokenizerConfig, state: TrainState, folder: WorkDir) -> None:
     """Write the tokenizer alone."""
     model = state.averaged
     assert isinstance(model, DVAE)
-    about = {"recipe": cfg.model_dump(mode="json", exclude={"run"}), "digest": cfg.digest(), "scale": cfg.scale}
+    about = {
+        "recipe": cfg.model_dump(mode="json", exclude={"run"}),
+        "digest": cfg.digest(),
+        "scale": cfg.scale,
+        checkpoints.RECORD: record_of(state).exported().model_dump(mode="json"),
+    }
     export_tokenizer(folder.root / TOKENIZER, model, about=about)
 
 

@@ -8,9 +8,9 @@ import re
 import sys
 from collections.abc import Iterator
 
-BASE = {"interfaces", "home", "bounds", "seeding", "arithmetic", "core", "config", "disk", "download"}
+BASE = {"interfaces", "home", "bounds", "seeding", "arithmetic", "core", "config", "disk", "download", "record"}
 MIDDLE = {"adapters", "models", "checkpoints", "data", "engine", "metrics", "draw", "results", "config"}
-TASKS = MIDDLE | BASE | {"targets", "record"}
+TASKS = MIDDLE | BASE | {"targets"}
 
 MAY_IMPORT = {
     "__init__": {"checkpoints"},  # load_backbone, when it is asked for
