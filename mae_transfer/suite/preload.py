@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Iterable
 from contextlib import redirect_stderr, redirect_stdout, suppress
 
+from mae_transfer.record import software
+
 VARIABLE = "MAE_TRANSFER_PRELOAD"  # of the environment: names of modules, with spaces between
 
 
@@ -19,6 +21,7 @@ def preload(names: Iterable[str]) -> None:
         for name in names:
             with suppress(Exception):
                 importlib.import_module(name)
+        software()  # the runs compute with the code that is imported here, whatever is committed later
 
 
 preload(os.environ.get(VARIABLE, "").split())

@@ -123,3 +123,16 @@ def test_a_report_that_cannot_be_written_is_said_and_stops_nothing(stage: Stage)
         sum("the report is not up to date: KeyError: 'a defect of the report'" in said for said in stage.said)
         == len(ALL) - 1
     )
+
+
+def test_runs_record_the_commit_of_the_code_that_was_imported_ahead() -> None:
+    program = """
+from mae_transfer import record
+record._commit = lambda: ("imported", False)
+import mae_transfer.suite.preload
+record._commit = lambda: ("later", False)
+print(record.software().commit)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+
+    assert done.stdout.strip() == "imported"
