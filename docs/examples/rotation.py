@@ -24,6 +24,7 @@ from mae_transfer.models.heads import Classifier, Tune, freeze
 from mae_transfer.tasks.backbones import BackboneConfig, open_backbone
 from mae_transfer.tasks.classify import DEBUG_ENCODER
 from mae_transfer.tasks.common import Job, TrainConfig, facts, fit, pass_over, plan, readable, unread
+from mae_transfer.tasks.provenance import About
 from mae_transfer.tasks.workdir import WorkDir
 
 TURNS = 4  # of 90 degrees
@@ -116,5 +117,8 @@ def run(cfg: RotationConfig, work_dir: Path, *, resume: bool = False) -> list[re
             headline=lambda loop: f"rotation on {chosen.name} ({cfg.scale} scale)\n{plan(cfg, loop, dist)}",
             finish=finish,
             sources={"train": train, "val": val},
+            about=About(
+                "rotation", f"rotation-{cfg.tune_blocks}", cfg.data.name, {"backbone": chosen.origin}, labels=False
+            ),
         )
         return fit(cfg, work_dir, job, dist=dist, resume=resume)
