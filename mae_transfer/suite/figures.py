@@ -12,12 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from mae_transfer.suite.cells import Cell, cells, published
 from mae_transfer.suite.layouts import LAYOUTS
 from mae_transfer.suite.names import method
 from mae_transfer.suite.pictures import INK
 from mae_transfer.suite.places import ROWS
 from mae_transfer.suite.records import Record
-from mae_transfer.suite.tables import Line, lines
 
 FIGURES = ("figure 5", "figure 7", "figure 9")
 LONGEST = 52  # characters of a row's name above its bar
@@ -89,45 +89,36 @@ def draw(name: str, found: Sequence[Record]) -> Figure | None:
 
     Yours and the published curve share an axis only at the paper's scale.
     """
-    rows = lines(name, found)
-    ours = [line for line in rows if line.ours]
+    ours = [cell for cell in cells(name, found) if cell.ours]
     if not ours:
         return None
-    scales = sorted({line.scale for line in ours})
+    scales = sorted({cell.scale for cell in ours})
     figure = Figure(figsize=(6.4 * len(scales), 4.2), layout="constrained")
     panels = figure.subplots(1, len(scales), squeeze=False)[0]
     for axes, scale in zip(panels, scales, strict=True):
-        published = [line for line in rows if line.published] if scale == "paper" else []
-        panel(axes, name, [line for line in ours if line.scale == scale], published)
+        panel(axes, name, [cell for cell in ours if cell.scale == scale], published(name) if scale == "paper" else [])
         axes.set_title(f"{LAYOUTS[name].title.partition(',')[0]}, {scale} scale", loc="left", fontsize=10)
     return figure
 
 
-def panel(axes: Axes, name: str, ours: Sequence[Line], published: Sequence[Line]) -> None:
-    """Draw one scale: a curve per row, data set and recipe."""
-    columns = sorted({line.column for line in [*ours, *published]}, key=position)
-    series: dict[tuple[str, str], list[Line]] = defaultdict(list)
-    for line in ours:
-        series[f"{line.row}, {line.dataset}", aside(name, line)].append(line)
+def panel(axes: Axes, name: str, ours: Sequence[Cell], known: Sequence[Cell]) -> None:
+    """Draw one scale: a curve per row, data set and recipe, and the published curves."""
+    columns = sorted({cell.column for cell in [*ours, *known]}, key=position)
+    series: dict[tuple[str, str], list[Cell]] = defaultdict(list)
+    for cell in ours:
+        series[f"{cell.row}, {cell.dataset}", aside(name, cell)].append(cell)
     names = [short for short, _ in series]
     for (short, rest), points in series.items():
         label = short if names.count(short) == 1 else f"{short}, {rest}"
-        points.sort(key=lambda line: position(line.column))
-        summaries = [point.ours for point in points if point.ours]
-        means = [s.mean for s in summaries]
-        bars = [[s.mean - s.low for s in summaries], [s.high - s.mean for s in summaries]]
-        axes.errorbar(
-            [columns.index(p.column) for p in points],
-            means,
-            yerr=bars,
-            marker="o",
-            markersize=4,
-            capsize=3,
-            label=label,
-        )
+        points.sort(key=lambda cell: position(cell.column))
+        spreads = [point.ours for point in points if point.ours]
+        bars = [[s.mean - s.low for s in spreads], [s.high - s.mean for s in spreads]]
+        at = [columns.index(point.column) for point in points]
+        means = [s.mean for s in spreads]
+        axes.errorbar(at, means, yerr=bars, marker="o", markersize=4, capsize=3, label=label)
     for row in ROWS[name]:
-        known = sorted((p for p in published if p.row == row), key=lambda line: position(line.column))
-        numbers = [(columns.index(p.column), p.published.value) for p in known if p.published]
+        of_row = sorted((cell for cell in known if cell.row == row), key=lambda cell: position(cell.column))
+        numbers = [(columns.index(cell.column), cell.published.value) for cell in of_row if cell.published]
         if numbers:
             axes.plot(*zip(*numbers, strict=True), linestyle="--", marker=".", label=f"{row}, published")
     axes.set_xticks(range(len(columns)), columns)
@@ -137,12 +128,12 @@ def panel(axes: Axes, name: str, ours: Sequence[Line], published: Sequence[Line]
     axes.legend(fontsize=8, frameon=False)
 
 
-def aside(name: str, line: Line) -> str:
+def aside(name: str, cell: Cell) -> str:
     """Return what the points of one curve share beside row and data set.
 
     These are the backbone and the pretraining without what the figure varies.
     """
-    result = line.records[0].result
+    result = cell.runs[0].record.result
     found = method(result.pretrain)
     if found is None or name == "figure 9":
         return f"{result.backbone}, {result.pretrain}"

@@ -6,7 +6,8 @@ cost, and how each number came to be.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,14 +17,15 @@ from jinja2 import Environment, StrictUndefined
 from rich.console import Console
 
 from mae_transfer.results import Result
-from mae_transfer.suite import figures, pictures, records, summary, tables
+from mae_transfer.suite import comparison, figures, pictures, records, sheets, summary
+from mae_transfer.suite.cells import Cell
+from mae_transfer.suite.comparison import Table, full_name
 from mae_transfer.suite.grid import slug
 from mae_transfer.suite.layouts import LAYOUTS
 from mae_transfer.suite.origins import Origins, hours_by_device
 from mae_transfer.suite.records import Note, Record, read_note, write_whole
 from mae_transfer.suite.schema import SuiteConfig
 from mae_transfer.suite.summary import Summary, Verdict
-from mae_transfer.suite.tables import Line
 from mae_transfer.suite.work import Work
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -48,28 +50,24 @@ class Part(NamedTuple):
 
 
 class Number(NamedTuple):
-    """A number on the page."""
+    """A cell of a table."""
 
     text: str
-    parts: list[Part]
-    best: bool = False
-    beside: str = ""  # the published number and the difference
+    style: str = ""
+    """"best", "grey" or nothing."""
+    more: str = ""
+    """What is shown when it is pointed at."""
+    parts: Sequence[Part] = ()
 
 
-class Row(NamedTuple):
-    """A row of a table: a number, a text or nothing per column."""
-
-    name: str
-    cells: list[Number | str]
-
-
-class Sheet(NamedTuple):
+class View(NamedTuple):
     """A table of the page."""
 
     anchor: str
     title: str
-    columns: list[str]
-    rows: list[Row]
+    columns: Sequence[str]
+    rows: Sequence[tuple[Number, Sequence[Number]]]
+    """Name and cells."""
     notes: Sequence[str] = ()
 
 
@@ -87,7 +85,7 @@ def publish(cfg: SuiteConfig, work: Work, console: Console, *, known: Collection
     if not any(work.root.rglob("results.jsonl")):
         return []
     found, damaged = records.load([work.root])
-    found, wrong = tables.usable(found)
+    found, wrong = comparison.usable(found)
     gone = sorted({record.note.name for record in found if record.note and record.note.name not in known})
     wrong += [
         f"{work.folder(name)}: no run of the suite any more, yet in its tables: move the folder away" for name in gone
@@ -107,7 +105,7 @@ def refresh(cfg: SuiteConfig, work: Work) -> None:
     """Write the report of the results that there are so far; nothing where there are none."""
     if any(work.root.rglob("results.jsonl")):
         found, damaged = records.load([work.root])
-        found, wrong = tables.usable(found)
+        found, wrong = comparison.usable(found)
         overview = summary.summarise(cfg, found)
         ready = (
             [] if work.debug else [one for one in cfg.expect if has_numbers(overview, one.column, one.row, one.above)]
@@ -149,6 +147,8 @@ def write(
     runs = notes_of(path.parent)
     origins = Origins(found, runs, path.parent)
     overview = summary.summarise(cfg, found)
+    some, same = comparison.worth_printing(found, about=cfg.about())
+    some = [table for table in some if table.name != "summary"]
     colours = pictures.palette(name for name in overview.rows if name != overview.baseline)
     colours |= {overview.baseline: BASELINE_COLOUR} if overview.baseline else {}
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
@@ -161,11 +161,12 @@ def write(
         "warning": warning({record.result.scale for record in found}),
         "about": list(about(cfg, found, runs, left)),
         "defects": defects,
-        "summary": summary_sheet(overview, found, origins),
+        "summary": list(views(overview.tables, origins)),
         "sentences": summary.sentences(overview),
         "judged": judged,
-        "charts": charts(cfg, overview, found, colours),
-        "sheets": list(sheets(cfg.tables, found, origins)),
+        "charts": list(charts(overview, some, colours)),
+        "tables": list(views(some, origins)),
+        "same": same,
         "figures": paper_figures(found),
         "curves": list(pictures.curves(runs, colours)),
         "drawings": list(pictures.drawings(first)),
@@ -229,64 +230,61 @@ def data_lines(found: Sequence[Record]) -> list[str]:
     return [f"{text}: {', '.join(where)}" for text, where in uses.items()]
 
 
-def summary_sheet(overview: Summary, found: Sequence[Record], origins: Origins) -> Sheet | None:
-    """Return the table of pretrainings by tasks; None where there is no number for it."""
-    measured = {(line.row, line.column): line for line in tables.lines("summary", found) if line.ours}
-    rows = []
-    for name, cells in overview.rows.items():
-        row: list[Number | str] = []
-        for column in overview.columns:
-            line, cell = measured.get((name, column)), cells.get(column)
-            if line is None or cell is None:
-                row.append("-")
-                continue
-            best = len(overview.rows) > 1 and cell.mean == overview.best(column)
-            row.append(Number(cell.text, parts_of(line, origins), best))
-        rows.append(Row(name, row))
-    if not rows:
-        return None
-    if overview.chance:
-        guesses = [f"{overview.chance[c]:.1f}" if c in overview.chance else "-" for c in overview.columns]
-        rows.append(Row("chance", [*guesses]))
-    return Sheet("summary", "Summary: pretrainings by tasks, %", ["pretraining", *overview.columns], rows)
+def views(some: Iterable[Table], origins: Origins) -> Iterator[View]:
+    """Yield the tables, each followed by its paired differences if there are any; each number knows its runs."""
+    for table in some:
+        first, *others = sheets.sheets([table])
+        rows = []
+        for row, (name, *texts) in zip(table.rows, first.rows, strict=True):
+            known = [row.cells.get(column) for column in table.columns]
+            parts = [parts_of(cell, origins) if cell else [] for cell in known]
+            rows.append((Number(*name), [Number(*text, some) for text, some in zip(texts, parts, strict=True)]))
+        yield View(slug(first.title), first.title, first.head, rows, first.notes)
+        for sheet in others:
+            plain = [(Number(*name), [Number(*text) for text in texts]) for name, *texts in sheet.rows]
+            yield View(slug(sheet.title), sheet.title, sheet.head, plain, sheet.notes)
 
 
-def parts_of(line: Line, origins: Origins) -> list[Part]:
+def parts_of(cell: Cell, origins: Origins) -> list[Part]:
     """Return the values behind a number, each with the entry that says how it came to be."""
+    seeds = Counter(run.seed for run in cell.runs)
     return [
-        Part(f"seed {record.result.seed}", f"{line.values[record.result.seed]:.2f}", origins.anchor(record))
-        for record in line.records
+        Part(
+            f"seed {run.seed}" if seeds[run.seed] == 1 else f"seed {run.seed}, pretraining seed {run.pretraining_seed}",
+            f"{run.value:.2f}" if cell.unit == "%" else f"{run.value:.4g}",
+            origins.anchor(run.record),
+        )
+        for run in cell.runs
     ]
 
 
-def charts(
-    cfg: SuiteConfig, overview: Summary, found: Sequence[Record], colours: Mapping[str, str]
-) -> list[pictures.Picture]:
-    """Return a bar chart per column of the summary."""
-    published = beside(cfg.tables, found)
-    measured = {(line.row, line.column): line for line in tables.lines("summary", found) if line.ours}
-    drawn = []
-    for column in overview.columns:
-        rows = []
-        for name in overview.rows:
-            line = measured.get((name, column))
-            if line is not None and line.ours is not None:
-                marks = tuple(dict.fromkeys(v for record in line.records for v in published.get(id(record.result), ())))
-                rows.append(figures.Bar(name, *line.ours, colours[name], marks))
-        with mpl.rc_context(pictures.STYLE):
-            figure = figures.bars(rows, unit="%", chance=overview.chance.get(column))
-            drawn.append(pictures.Picture(column, pictures.svg(figure, prefix=slug(f"chart {column}"))))
-    return drawn
+def charts(overview: Summary, some: Iterable[Table], colours: Mapping[str, str]) -> Iterator[pictures.Picture]:
+    """Yield a bar chart per scale and column of the summary, with the published numbers of other tables."""
+    beside = published_beside(some)
+    for table in overview.tables:
+        for column in table.columns:
+            rows = []
+            for row in table.own:
+                cell = row.cells.get(column)
+                if cell is not None and cell.ours is not None:
+                    marks = tuple(dict.fromkeys(v for run in cell.runs for v in beside.get(id(run.record.result), ())))
+                    mean, _, low, high, n = cell.ours
+                    colour = colours.get(row.name, BASELINE_COLOUR)
+                    rows.append(figures.Bar(full_name(row), mean, low, high, n, colour, marks))
+            if rows:
+                title = column if len(overview.tables) == 1 else f"{column}, {table.own[0].cells[column].scale} scale"
+                with mpl.rc_context(pictures.STYLE):
+                    figure = figures.bars(rows, unit="%", chance=overview.chance.get(column))
+                    yield pictures.Picture(title, pictures.svg(figure, prefix=slug(f"chart {title}")))
 
 
-def beside(names: Sequence[str], found: Sequence[Record]) -> dict[int, list[float]]:
+def published_beside(some: Iterable[Table]) -> dict[int, list[float]]:
     """Return the published numbers that each result stands beside in some tables, by the result's id()."""
     marks: dict[int, list[float]] = {}
-    for name in names:
-        for line in tables.lines(name, found):
-            if line.published and line.ours:
-                for record in line.records:
-                    marks.setdefault(id(record.result), []).append(line.published.value)
+    for cell in (cell for table in some for row in table.own for cell in row.cells.values()):
+        for run in cell.runs if cell.published else ():
+            assert cell.published is not None
+            marks.setdefault(id(run.record.result), []).append(cell.published.value)
     return marks
 
 
@@ -298,28 +296,6 @@ def paper_figures(found: Sequence[Record]) -> list[pictures.Picture]:
             for name in figures.FIGURES
             if (figure := figures.draw(name, found))
         ]
-
-
-def sheets(names: Sequence[str], found: Sequence[Record], origins: Origins) -> Iterator[Sheet]:
-    """Yield the tables that have anything to show."""
-    for name in names:
-        shown = [line for line in tables.lines(name, found) if line.scale]
-        if not shown:
-            continue
-        columns = ["row", LAYOUTS[name].column_title, "yours", "scale, data", "notes"]
-        rows = []
-        for line in shown:
-            text = tables.cells(line)
-            near = f"{text['published']}, {text['difference']}" if line.published else ""
-            number: Number | str = Number(text["yours"], parts_of(line, origins), beside=near) if line.ours else "-"
-            rows.append(Row(line.row, [line.column, number, f"{line.scale}, {line.dataset}", text["notes"]]))
-        pairs = [
-            f"{pair.row}, {pair.column}: {tables.summary_text(pair.difference, sign='+')}"
-            for pair in tables.pairs_of(name, found)
-        ]
-        title = LAYOUTS[name].title
-        notes = ["Same-seed differences: " + "; ".join(pairs)] if pairs else []
-        yield Sheet(slug(title.partition(":")[0]), title, columns, rows, notes)
 
 
 def run_row(folder: Path, note: Note, found: Sequence[Record], origins: Origins) -> dict[str, Any]:

@@ -11,7 +11,10 @@ from PIL import Image
 from mae_transfer import results
 from mae_transfer.record import DataSet, Record, Seconds, Sitting, Software, Weights
 from mae_transfer.suite import figures, origins, pictures, records, report, summary
+from mae_transfer.suite.cells import Cell
+from mae_transfer.suite.comparison import Row, Table
 from mae_transfer.suite.grid import slug
+from mae_transfer.suite.published import Published
 from mae_transfer.suite.records import Note
 from mae_transfer.suite.schema import Expectation, SuiteConfig, Transfer
 from tests.unit.test_tables import result
@@ -140,7 +143,7 @@ def test_the_page_is_well_formed_and_whole(page: str) -> None:
 def test_the_page_starts_with_what_was_run_and_the_summary(page: str) -> None:
     order = [page.index(text) for text in (
         "<h1>a &amp; b</h1>", "of scale mini", "<dt>transfers</dt><dd>finetune</dd>", 'id="summary"', 'id="charts"',
-        'id="table_1d"', 'id="curves"', 'id="pictures"', 'id="runs"', 'id="records"',
+        'id="tables"', 'id="curves"', 'id="pictures"', 'id="runs"', 'id="records"',
     )]  # fmt: skip
     assert order == sorted(order)
 
@@ -149,9 +152,34 @@ def test_every_number_opens_to_the_values_of_its_runs_and_each_value_to_its_reco
     parsed = Page(page)
     values = [(text, link) for text, link in parsed.numbers if re.fullmatch(r"[\d.]+", text)]
     assert sorted({text for text, _ in values}) == ["60.00", "62.00"]
-    assert len(values) == 2 * 2 * 3  # two rows of two seeds in the summary and in tables 1d and 3
-    assert len({link for _, link in values}) == 4  # one entry per run, whatever the number of tables
+    assert len(values) == 2 * 2  # two rows of two seeds; tables 1d and 3 would repeat the summary
+    assert len({link for _, link in values}) == 4
     assert all(f'<details class="entry" id="{link[1:]}">' in page for _, link in values)
+
+
+def test_tables_that_say_no_more_than_the_summary_are_named_only(page: str) -> None:
+    assert "Tables 1d, 3 have the numbers of the summary and no others." in page
+
+
+def test_published_numbers_are_marked_in_the_chart_of_the_runs_that_they_stand_beside(tmp_path: Path) -> None:
+    write_run(tmp_path, "mae/finetune/seed0", "mae", result("finetune", 83.5, scale="small"))
+    (one,), _ = records.load([tmp_path])
+    cfg = suite()
+    overview = summary.summarise(cfg, [one])
+    known = Published("3", "MAE", "ViT-B/16", 83.6, "%", "the paper")
+    runs = overview.tables[0].own[0].cells["fine-tune"].runs
+    beside = Cell("MAE", "ViT-B/16", "%", runs, one.result, known)
+    table = Table("3", "Table 3", "backbone", ("ViT-B/16",), (Row("MAE", {"ViT-B/16": beside}),))
+
+    assert report.published_beside([table]) == {id(one.result): [83.6]}
+    (chart,) = report.charts(overview, [table], {"mae": "C0"})
+    assert "published" in chart.element
+    (view,) = report.views([table], origins.Origins([one], {}, tmp_path))
+    ((name, (number,)),) = view.rows
+    assert (name.text, number.text) == ("MAE", "83.5 (83.6, -0.1)")
+    assert [(part.label, part.text) for part in number.parts] == [("seed 0", "83.50")]
+    (alone,) = report.charts(overview, [], {"mae": "C0"})
+    assert "published" not in alone.element
 
 
 def test_results_of_an_earlier_version_are_marked_and_say_what_they_know(page: str) -> None:
@@ -181,10 +209,11 @@ def test_a_record_is_printed_once_and_linked_to_that_of_its_start(tmp_path: Path
             result("finetune", 60.0, metric=metric, seed=seed, record=record, **about) for metric in ("top1", "top5")
         ]
         write_run(tmp_path, f"mae/finetune/seed{seed}", "mae", *some)
-    page = written(tmp_path, suite())
-    check(page)
+    page = written(tmp_path, suite(tables=("2",)))
+    parsed = check(page)
 
     assert page.count('<details class="entry" id="record-') == 3
+    assert len({link for _, link in parsed.numbers if link.startswith("#record")}) == 3  # tables 2 and summary
     assert page.count(">its record</a>") == 2  # from each transfer to the one pretraining
     assert page.count('<details class="entry recipe"') == 2
     assert page.count("optim.lr = 0.5") == 2
