@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from mae_transfer import record as provenance
@@ -116,12 +116,11 @@ def spread(values: Sequence[float]) -> Spread:
 
 def cells(table: str, found: Sequence[Record]) -> list[Cell]:
     """Return what was run for a table, in the order in which it was found. A row and column may have several cells."""
-    loose: dict[tuple[object, ...], list[Place]] = defaultdict(list)
+    alike: dict[tuple[object, ...], list[Place]] = defaultdict(list)
     for place in LAYOUTS[table].places(found):
         result = place.record.result
-        what = (place.row, place.column, place.unit, place.record.label, result.scale, result.dataset)
-        loose[*what, recipe(result)].append(place)
-    return [_cell(group) for places in _with_holes(loose) for group in places]
+        alike[place.row, place.column, place.unit, place.record.label, result.scale, result.dataset].append(place)
+    return [_cell(group) for places in alike.values() for group in _groups(places)]
 
 
 def published(table: str) -> list[Cell]:
@@ -137,26 +136,28 @@ def recipe(result: Result) -> str:
     return f"{result.pretrain}; {result.backbone}; {result.protocol}, {length}"
 
 
-def _with_holes(loose: Mapping[tuple[object, ...], Sequence[Place]]) -> Iterable[list[list[Place]]]:
-    """Yield the places of each row and column as groups of one number. A failed run has no record: it joins the first group."""
-    for places in loose.values():
-        groups: dict[tuple[object, ...], list[Place]] = defaultdict(list)
-        for place in places:
-            if place.record.result.status == "ok":
-                groups[place.why_not, *_same(place.record.result)].append(place)
-        holes = [place for place in places if place.record.result.status != "ok"]
-        if not groups:
-            yield [holes]
-            continue
-        first, *others = groups.values()
-        yield [first + holes, *others]
+def _groups(places: Sequence[Place]) -> list[list[Place]]:
+    """Return the places of one row and column as groups of one number. A failed run has no record: it joins a group of its recipe, or the first."""
+    groups: dict[tuple[object, ...], list[Place]] = defaultdict(list)
+    for place in places:
+        if place.record.result.status == "ok":
+            groups[place.why_not, *_same(place.record.result)].append(place)
+    known = list(groups.values())
+    for place in places:
+        if place.record.result.status != "ok":
+            wanted = recipe(place.record.result)
+            same = [group for group in known if recipe(group[0].record.result) == wanted]
+            if not known:
+                known.append([])
+            (same or known)[0].append(place)
+    return known
 
 
 def _same(result: Result) -> tuple[object, ...]:
     """Return what two results must share to be seeds of one number."""
     if result.record is None:
-        return (result.recipe_digest,)
-    return tuple((one.recipe_digest, _per_device(one)) for one in result.record.lineage())
+        return recipe(result), result.recipe_digest
+    return recipe(result), *((one.recipe_digest, _per_device(one)) for one in result.record.lineage())
 
 
 def _per_device(one: provenance.Record) -> tuple[tuple[int, int], ...]:
@@ -170,29 +171,50 @@ def _cell(group: Sequence[Place]) -> Cell:
     """Return the cell of the results of one number. Of several results of one pretraining and seed the newest counts."""
     ordered = sorted(group, key=lambda place: place.record.result.created_at)
     good = [place for place in ordered if place.record.result.status == "ok" and place.value is not None]
-    newest = {(pretraining(place.record.result), place.record.result.seed): place for place in good}
-    runs = tuple(_run(place) for _, place in sorted(newest.items(), key=lambda item: (item[0][1], str(item[0][0]))))
+    newest = {_identity(place.record.result): place for place in good}
+    runs = sorted((_run(place) for place in newest.values()), key=lambda run: (run.seed, str(run.pretraining)))
     place = good[0] if good else ordered[0]
-    notes = (*_holes(ordered, good), *_repeats(good, newest), *_revisions(runs))
-    result = place.record.result
     known = place.published
     beside, near = (known, None) if place.why_not is None else (None, known)
-    return Cell(place.row, place.column, place.unit, runs, result, beside, place.why_not, near, notes, _aspects(place))
+    notes = (*_holes(ordered, good), *_repeats(good, newest), *_revisions(runs))
+    about = (place.record.result, beside, place.why_not, near, notes, _aspects(place))
+    return Cell(place.row, place.column, place.unit, tuple(runs), *about)
 
 
 def _run(place: Place) -> Run:
     result = place.record.result
     before = result.record.pretraining() if result.record else None
     assert place.value is not None
-    return Run(place.value, result.seed, pretraining(result), before.seed if before else None, place.record)
+    return Run(place.value, seed_of(result), pretraining(result), before.seed if before else None, place.record)
+
+
+def seed_of(result: Result) -> int:
+    """Return the seed of a transfer; that of an evaluated training state is the seed it was trained with."""
+    checkpoint = result.record.inputs.get("checkpoint") if result.record else None
+    return checkpoint.record.seed if checkpoint and checkpoint.record else result.seed
 
 
 def pretraining(result: Result) -> str | None:
     """Return what tells one pretraining from another, the digest of its weights or its name; None for random weights."""
-    weights = result.record.inputs.get("backbone") if result.record else None
+    inputs = result.record.inputs if result.record else {}
+    weights = inputs.get("backbone") or inputs.get("checkpoint")
     if weights is not None:
         return None if weights.kind == "random" else weights.sha256 or weights.name
-    return None if result.pretrain == "none" else result.checkpoint_sha256 or result.pretrain
+    if result.pretrain == "none":
+        return None
+    return result.pretrain if _evaluated(result) else result.checkpoint_sha256 or result.pretrain
+
+
+def _evaluated(result: Result) -> bool:
+    """Return whether a result is of a training state that was only evaluated: its digest is not that of a backbone."""
+    if result.record is not None:
+        return "checkpoint" in result.record.inputs
+    return result.task == "robustness" or (result.epochs == 0 and result.steps > 0)
+
+
+def _identity(result: Result) -> tuple[object, ...]:
+    """Return what two results of one number share if the newer replaces the older."""
+    return pretraining(result), result.checkpoint_sha256 if _evaluated(result) else None, seed_of(result)
 
 
 def _holes(ordered: Sequence[Place], good: Sequence[Place]) -> list[str]:
@@ -209,13 +231,14 @@ def _holes(ordered: Sequence[Place], good: Sequence[Place]) -> list[str]:
     ]
 
 
-def _repeats(good: Sequence[Place], newest: Mapping[tuple[str | None, int], Place]) -> list[str]:
+def _repeats(good: Sequence[Place], newest: Mapping[tuple[object, ...], Place]) -> list[str]:
     """Return a note per seed that has several numbers."""
     notes = []
-    for (weights, seed), counted in newest.items():
-        same = [p for p in good if (pretraining(p.record.result), p.record.result.seed) == (weights, seed)]
-        before = sorted({f"{p.value:.2f}" for p in same if p.value not in (None, counted.value)}, key=float)
+    for identity, counted in newest.items():
+        values = [place.value for place in good if _identity(place.record.result) == identity]
+        before = sorted({f"{value:.2f}" for value in values if value not in (None, counted.value)}, key=float)
         if before:
+            seed = seed_of(counted.record.result)
             notes.append(f"seed {seed} ran more than once, the newest counts (before: {', '.join(before)})")
     return notes
 

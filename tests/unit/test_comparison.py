@@ -91,6 +91,33 @@ def test_the_same_seed_of_two_pretrainings_is_two_runs_and_of_one_pretraining_on
     assert cell.notes == ("seed 0 ran more than once, the newest counts (before: 60.00)",)
 
 
+def test_evaluations_of_training_states_are_told_apart_by_the_seeds_of_their_trainings() -> None:
+    def evaluated(value: float, seed: int) -> Result:
+        trained = transfer(80.0, seed).record
+        assert trained is not None
+        state = Weights(kind="run", name="m", sha256=f"state{seed}", record=trained)
+        run = made("robustness", inputs={"checkpoint": state, "backbone": trained.inputs["backbone"]}, epochs=0.0)
+        about = {"task": "robustness", "scale": "mini", "dataset": "imagenet-a", "epochs": 0.0, "record": run}
+        return result("m", value, pretrain="MAE", checkpoint_sha256=state.sha256, **about)
+
+    (cell,) = cells("13", recorded(evaluated(20.0, 0), evaluated(22.0, 1), row="mine"))
+    assert ([run.seed for run in cell.runs], cell.counts) == ([0, 1], "1 pretraining, 2 transfers")
+    old = [one.model_copy(update={"record": None}) for one in (evaluated(20.0, 0), evaluated(22.0, 1))]
+    (cell,) = cells("13", recorded(*old, row="mine"))
+    assert ([run.value for run in cell.runs], cell.counts) == ([20.0, 22.0], "1 pretraining, 2 transfers")
+
+
+def test_a_failed_run_is_a_note_of_the_number_that_it_is_missing_from() -> None:
+    hole = result("finetune", None, seed=1, status="failed", reason="out of memory", scale="mini", dataset="shapes")
+    (cell,) = own(transfer(60.0), hole)
+    assert (cell.counts, cell.notes) == ("1 pretraining, 1 transfer", ("seed 1 failed: out of memory",))
+    (cell,) = own(hole)
+    assert (cell_text(cell), cell.notes) == ("-", ("seed 1 failed: out of memory",))
+    later = transfer(61.0, 1).model_copy(update={"created_at": "2026-01-02T00:00:00+00:00"})
+    (cell,) = own(transfer(60.0), hole, later)
+    assert (cell.notes, len(cell.runs)) == ((), 2)
+
+
 @pytest.mark.parametrize(("depends", "pooled"), [(("batch norm",), False), (MIXUP, False), ((), True)])
 @pytest.mark.parametrize("other", [sitting(16), sitting(32, ("H100", "H100"))])
 def test_runs_that_differ_in_images_per_device_are_pooled_only_if_nothing_depends_on_it(
