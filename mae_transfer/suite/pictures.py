@@ -132,7 +132,13 @@ def svg(figure: Figure, *, prefix: str) -> str:
         figure.savefig(text, format="svg", transparent=True, metadata=nothing)
     whole = text.getvalue()
     whole = whole[whole.index("<svg") :].replace(INK, "currentColor")
+    whole = re.sub(r' (d|x|y|transform|points)="[^"]+"', lambda attribute: _rounded(attribute[0]), whole)
     return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", whole)
+
+
+def _rounded(attribute: str) -> str:
+    """Return coordinates with two decimals, which is a fraction of a pixel."""
+    return re.sub(r"(\.\d\d)\d+", r"\1", attribute)
 
 
 def drawings(runs: Mapping[Path, Note], *, each: int = 2) -> Iterator[tuple[str, list[Picture]]]:

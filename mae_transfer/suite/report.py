@@ -38,6 +38,8 @@ MIXED = (
     "Some of these runs are of scale {}, and reproduce nothing. "
     "Published numbers stand beside runs at the paper's scale only."
 )
+USES = {"train": "training of", "val": "evaluation of", "holdout": "selection in"}
+"""What a part of the data is for."""
 BASELINE_COLOUR = "#8a8a8a"  # of random weights
 
 
@@ -68,7 +70,9 @@ class View(NamedTuple):
     columns: Sequence[str]
     rows: Sequence[tuple[Number, Sequence[Number]]]
     """Name and cells."""
-    notes: Sequence[str] = ()
+    notes: Sequence[str]
+    paired: bool
+    """Whether it holds differences of the table before it."""
 
 
 def publish(cfg: SuiteConfig, work: Work, console: Console, *, known: Collection[str]) -> list[str]:
@@ -218,16 +222,15 @@ def about(
 
 def data_lines(found: Sequence[Record]) -> list[str]:
     """Return the data sets with what they were used for; of results of an earlier version only the name is known."""
-    uses: dict[str, dict[str, None]] = {}
-    for one in found:
+    uses: dict[tuple[str, str], dict[str, None]] = {}
+    for one in sorted(found, key=lambda one: one.result.created_at):
         record = one.result.record
         if record is None:
-            uses.setdefault(f"'{one.result.dataset}' (not recorded)", {})[one.result.task] = None
+            uses.setdefault((f"'{one.result.dataset}' (not recorded)", "used by"), {})[one.result.task] = None
             continue
         for part, data in record.data.items():
-            use = "training" if part == "train" else "evaluation" if part == "val" else part
-            uses.setdefault(data.text(), {})[f"{record.task} ({use})"] = None
-    return [f"{text}: {', '.join(where)}" for text, where in uses.items()]
+            uses.setdefault((data.text(), USES.get(part, part)), {})[record.task] = None
+    return [f"{text}: {use} {', '.join(tasks)}" for (text, use), tasks in uses.items()]
 
 
 def views(some: Iterable[Table], origins: Origins) -> Iterator[View]:
@@ -239,10 +242,10 @@ def views(some: Iterable[Table], origins: Origins) -> Iterator[View]:
             known = [row.cells.get(column) for column in table.columns]
             parts = [parts_of(cell, origins) if cell else [] for cell in known]
             rows.append((Number(*name), [Number(*text, some) for text, some in zip(texts, parts, strict=True)]))
-        yield View(slug(first.title), first.title, first.head, rows, first.notes)
+        yield View(slug(first.title), first.title, first.head, rows, first.notes, paired=False)
         for sheet in others:
             plain = [(Number(*name), [Number(*text) for text in texts]) for name, *texts in sheet.rows]
-            yield View(slug(sheet.title), sheet.title, sheet.head, plain, sheet.notes)
+            yield View(slug(sheet.title), sheet.title, sheet.head, plain, sheet.notes, paired=True)
 
 
 def parts_of(cell: Cell, origins: Origins) -> list[Part]:
