@@ -40,6 +40,9 @@ MIXED = (
 )
 USES = {"train": "training of", "val": "evaluation of", "holdout": "selection in"}
 """What a part of the data is for."""
+COSTS = (
+    "minutes", "training s", "evaluation s", "saving s", "images/s", "GFLOPs/image", "memory GiB", "device",
+)  # fmt: skip
 BASELINE_COLOUR = "#8a8a8a"  # of random weights
 
 
@@ -175,7 +178,7 @@ def write(
         "curves": list(pictures.curves(runs, colours)),
         "drawings": list(pictures.drawings(first)),
         "chosen": [note for note in runs.values() if note.chosen],
-        "runs": [run_row(folder, note, found, origins) for folder, note in runs.items()],
+        "runs": run_list(runs, found, origins),
         "origins": origins.all,
         "recipes": origins.recipes,
     }
@@ -301,24 +304,56 @@ def paper_figures(found: Sequence[Record]) -> list[pictures.Picture]:
         ]
 
 
-def run_row(folder: Path, note: Note, found: Sequence[Record], origins: Origins) -> dict[str, Any]:
-    """Return what the list of runs says of one: how it ended and what it cost."""
-    result = next((one.result for one in found if one.file.parent == folder.resolve()), None)
-    return {"anchor": origins.of_folder(folder), "note": note, "cost": cost(note, result)}
+class RunRow(NamedTuple):
+    """A run in the list of runs."""
+
+    anchor: str
+    note: Note
+    cost: list[str]
+
+
+class RunList(NamedTuple):
+    """The runs with what each cost."""
+
+    columns: list[str]
+    rows: list[RunRow]
+    notes: list[str]
+
+
+def run_list(runs: Mapping[Path, Note], found: Sequence[Record], origins: Origins) -> RunList:
+    """Return the runs with their cost, without columns that no run has; a device that all runs share is a note."""
+    first: dict[Path, Result] = {}
+    for one in found:
+        first.setdefault(one.file.parent, one.result)
+    costs = [cost(note, first.get(folder.resolve())) for folder, note in runs.items()]
+    devices = {figure["device"] for figure in costs} - {"-"}
+    notes = [f"All runs used {device}." for device in devices if len(devices) == 1]
+    notes += ["Minutes are those of the whole process."]
+    if any(result.record is None for result in first.values()):
+        notes += ["Images per second of an earlier version include evaluation."]
+    columns = [name for name in COSTS if any(figure[name] != "-" for figure in costs)]
+    columns = [name for name in columns if name != "device" or len(devices) > 1]
+    rows = [
+        RunRow(origins.of_folder(folder), note, [figure[name] for name in columns])
+        for (folder, note), figure in zip(runs.items(), costs, strict=True)
+    ]
+    return RunList(columns, rows, notes)
 
 
 def cost(note: Note, result: Result | None) -> dict[str, str]:
-    """Return the figures of the table of costs."""
-    titles = ("minutes", "training s", "evaluation s", "images/s", "GFLOPs/image", "memory GiB", "device")
-    figures_of = dict.fromkeys(titles, "-") | {"minutes": f"{note.seconds / 60:.1f}"}
+    """Return what a run cost, by column."""
+    known = dict.fromkeys(COSTS, "-") | {"minutes": f"{note.seconds / 60:.1f}"}
     if result is None or result.status != "ok":
-        return figures_of
+        return known
     if record := result.record:
-        figures_of["training s"] = f"{record.train_seconds:.0f}"
-        figures_of["evaluation s"] = f"{sum(sitting.seconds.evaluate for sitting in record.sittings):.0f}"
+        spent = [sitting.seconds for sitting in record.sittings]
+        known["training s"] = f"{record.train_seconds:.0f}"
+        known["evaluation s"] = f"{sum(seconds.evaluate for seconds in spent):.0f}"
+        known["saving s"] = f"{sum(seconds.save for seconds in spent):.1f}"
     flops, memory = result.flops_per_image, result.peak_mem_gib
-    return figures_of | {
+    return known | {
         "images/s": f"{result.images_per_s:.0f}",
-        "GFLOPs/image": f"{flops / 1e9:.2f}" if flops else "-", "memory GiB": f"{memory:.2f}" if memory else "-",
+        "GFLOPs/image": f"{flops / 1e9:.2f}" if flops else "-",
+        "memory GiB": f"{memory:.2f}" if memory else "-",
         "device": f"{result.world_size} x {result.device}",
-    }  # fmt: skip
+    }

@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -16,7 +18,7 @@ from mae_transfer.suite.comparison import Row, Table
 from mae_transfer.suite.grid import slug
 from mae_transfer.suite.published import Published
 from mae_transfer.suite.records import Note
-from mae_transfer.suite.schema import Expectation, SuiteConfig, Transfer
+from mae_transfer.suite.schema import Expectation, Source, SuiteConfig, Transfer
 from tests.unit.test_tables import result
 
 VOID = {"meta", "img", "link", "br", "hr", "input"}
@@ -253,7 +255,7 @@ def test_the_scale_is_said_before_any_number(scales: set[str], text: str) -> Non
 
 
 def test_what_failed_what_was_chosen_and_what_was_left_out_is_said(page: str) -> None:
-    assert "failed: out of &lt;memory&gt;" in page
+    assert '<span class="part reason">out of &lt;memory&gt;</span>' in page
     assert "<dt>reason</dt><dd>out of &lt;memory&gt;</dd>" in page
     assert "lr 1 of 2" in page
     assert "line 3 of &lt;x&gt; is broken" in page
@@ -281,6 +283,30 @@ def test_expectations_are_judged_on_the_page(tmp_path: Path) -> None:
     check(page)
     assert "1 of 2 expectations do not hold." in page
     assert page.index("expected at least 70") < page.index("expected at least 50")  # those that fail come first
+
+
+def test_the_report_of_a_suite_that_has_only_pretrained_says_what_is_to_come(tmp_path: Path) -> None:
+    expect = (Expectation(column="fine-tune", row="mae", by=50.0),)
+    cfg = suite(rows={"mae": Source(config="p.py")}, expect=expect)
+    plan = dict.fromkeys(("mae/pretrain/seed0", "mae/finetune/seed0"))
+    work: Any = SimpleNamespace(root=tmp_path, debug=False, plan=plan, folder=lambda name: tmp_path / name)
+    report.refresh(cfg, work)
+    assert not (tmp_path / "report.html").exists()
+
+    one = result("m", 0.5, task="pretrain", metric="val_loss", unit="loss", scale="mini", pretrain=PRETRAIN)
+    write_run(tmp_path, "mae/pretrain/seed0", "mae", one, role="pretrain")
+    report.refresh(cfg, work)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    check(page)
+    assert "<dt>runs</dt><dd>1 done, 1 to come</dd>" in page
+    assert not re.search("expectation|<svg", page)
+
+    fine = result("finetune", 40.0, scale="mini", pretrain=PRETRAIN)
+    write_run(tmp_path, "mae/finetune/seed0", "mae", fine)
+    report.refresh(cfg, work)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<dt>runs</dt><dd>2 done</dd>" in page
+    assert "1 of 1 expectations do not hold." in page
 
 
 def test_a_chart_has_the_mean_the_range_published_numbers_and_chance() -> None:
