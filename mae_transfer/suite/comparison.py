@@ -15,6 +15,7 @@ from mae_transfer.suite.layouts import LAYOUTS
 from mae_transfer.suite.names import FINE_GRAINED, TARGETS, dataset
 from mae_transfer.suite.places import COLUMNS, ROWS
 from mae_transfer.suite.published import Published
+from mae_transfer.suite.published.measured import Elsewhere
 from mae_transfer.suite.records import About, Record
 
 Show = Literal["all", "beside", "none"]  # of the published numbers
@@ -213,8 +214,11 @@ def _published_rows(alone: Sequence[Cell], suffix: str) -> list[Row]:
 
 
 def _chance(about: About, columns: Sequence[str]) -> list[Row]:
+    guessing = Elsewhere("guessing")
     numbers = {
-        column: Cell("chance", column, "%", published=Published("summary", "chance", column, value, "%", "guessing"))
+        column: Cell(
+            "chance", column, "%", published=Published("summary", "chance", column, value, "%", "guessing", guessing)
+        )
         for column, value in about.chance.items()
         if column in columns
     }

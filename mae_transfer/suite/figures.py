@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 
 from mae_transfer.suite.cells import Cell, cells, published
 from mae_transfer.suite.layouts import LAYOUTS
-from mae_transfer.suite.names import method
+from mae_transfer.suite.names import pretraining
 from mae_transfer.suite.pictures import INK
 from mae_transfer.suite.places import ROWS
 from mae_transfer.suite.records import Record
@@ -134,7 +134,7 @@ def aside(name: str, cell: Cell) -> str:
     These are the backbone and the pretraining without what the figure varies.
     """
     result = cell.runs[0].record.result
-    found = method(result.pretrain)
+    found = pretraining(result)
     if found is None or name == "figure 9":
         return f"{result.backbone}, {result.pretrain}"
     parts = [found.target, f"{found.epochs} ep"] if name == "figure 5" else [found.target, found.hidden]

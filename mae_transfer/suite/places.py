@@ -1,6 +1,7 @@
 """Where a result stands: each table's layout, declared once, as a function from records to places (row, column).
 
-`why_not` is None only where the run did what the published number was measured with: then the two stand in one line.
+`Layout.places` adds the published number that each place is compared with (match.py). `why_not` is None only where the run did what that number was
+measured with: then the two stand in one line. A row has the user's own name.
 """
 
 from __future__ import annotations
@@ -9,18 +10,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from mae_transfer.results import Result
-from mae_transfer.suite.names import (
-    EVALUATED,
-    FINE_GRAINED,
-    TARGETS,
-    backbone,
-    dataset,
-    detected_epochs,
-    full_length,
-    method,
-    paper_names,
-)
+from mae_transfer.suite.match import EARLIER, nearest
+from mae_transfer.suite.names import FINE_GRAINED, SCRATCH, TARGETS, Pretraining, backbone, data_of, pretraining
 from mae_transfer.suite.published import PUBLISHED, Published
 from mae_transfer.suite.records import Record
 
@@ -29,10 +20,12 @@ AP = {"bbox/AP": "box AP", "segm/AP": "mask AP"}
 IOU = {"mIoU": "mIoU", "mAcc": "mAcc", "aAcc": "aAcc"}
 ROWS: dict[str, dict[str, None]] = defaultdict(dict)  # of each table, in the paper's order
 COLUMNS: dict[str, dict[str, None]] = defaultdict(dict)
-KNOWN = {(number.table, number.row, number.column): number for number in PUBLISHED}
+KNOWN: dict[tuple[str, str], list[Published]] = defaultdict(list)  # the numbers of a table's column
 for _number in PUBLISHED:
     ROWS[_number.table][_number.row] = None
     COLUMNS[_number.table][_number.column] = None
+    KNOWN[_number.table, _number.column].append(_number)
+ALONE = "no published number"
 
 
 class Place(NamedTuple):
@@ -62,40 +55,25 @@ class Layout(NamedTuple):
     def places(self, records: Sequence[Record]) -> Iterator[Place]:
         """Yield the places of the records, each with its published number."""
         for place in self.spots(records):
-            yield place._replace(published=KNOWN.get((self.table, place.row, place.column)))
+            numbers = [number for number in KNOWN.get((self.table, place.column), []) if number.unit == place.unit]
+            found = nearest(numbers, place.record)
+            if found:
+                yield place._replace(published=found[0], why_not=found[1])
+            elif numbers and place.record.result.record is None:
+                yield place._replace(why_not=EARLIER)
+            else:
+                yield place
 
 
-def at(record: Record, row: str, column: str, *, like_paper: bool = True) -> Place:
-    """Return the place of a record's own number; nothing that is not of the paper's scale is like the paper."""
-    return Place(record, row, column, _why_not(record.result, like_paper=like_paper), record.result.value)
+def at(record: Record, row: str, column: str) -> Place:
+    """Return the place of a record's own number."""
+    return Place(record, row, column, ALONE, record.result.value)
 
 
-def _why_not(result: Result, *, like_paper: bool) -> str | None:
-    if result.scale != "paper":
-        return f"scale {result.scale}"
-    if not full_length(result):
-        return f"trained for {result.epochs:g} epochs"
-    return None if like_paper else "another setting"
-
-
-def row_of(table: str, record: Record) -> str:
-    """Return the suite's or the paper's name of the pretraining, whichever the table has; else the suite's, else the run's own."""
-    names = [record.label, *paper_names(record.result.pretrain)]
-    if record.result.scale != "paper":  # nothing is compared, and one suite's tables call a row by one name
-        return next(filter(None, names), record.result.pretrain)
-    return next((name for name in names if name in ROWS[table]), record.label or record.result.pretrain)
-
-
-def of_method(table: str, record: Record, column: str, *, like_paper: bool = True) -> Place:
-    """Return the place of a number in a table whose rows are methods. A suite may call a row what it likes: beside the published number of a method
-    stands only what Result.pretrain calls so, too, or weights of whose origin it says nothing.
-    """
-    row, pretrain = row_of(table, record), record.result.pretrain
-    known = paper_names(pretrain)
-    supported = row in known if known else method(pretrain) is None
-    return at(
-        record, row, column, like_paper=like_paper and supported and (row != EVALUATED or record.result.epochs == 0)
-    )
+def row_of(record: Record) -> str:
+    """Return the suite's name of the pretraining; else the run's own."""
+    pretrain = record.result.pretrain
+    return record.label or (SCRATCH if pretrain == "none" else pretrain)
 
 
 def classified(records: Sequence[Record], *protocols: str) -> Iterator[tuple[Record, str, str]]:
@@ -120,31 +98,17 @@ def dense(records: Sequence[Record], task: str, metrics: dict[str, str]) -> Iter
             yield record, metrics[record.result.metric]
 
 
-def on_imagenet(record: Record) -> bool:
-    """Return whether the number is one of ImageNet-1K."""
-    return dataset(record.result.dataset) == "ImageNet"
-
-
-def pixels_800(record: Record, target: str = "pixel") -> bool:
-    """Return whether a run is of the ablations' kind: on ImageNet, pretrained for 800 epochs on the target."""
-    found = method(record.result.pretrain)
-    return on_imagenet(record) and found is not None and (found.target, found.epochs) == (target, "800")
-
-
-def large_800(record: Record, target: str = "pixel") -> bool:
-    """Return the same of a ViT-L/16."""
-    return pixels_800(record, target) and backbone(record.result) == "ViT-L/16"
-
-
 def labelled(table: str) -> Callable[[Sequence[Record]], Iterator[Place]]:
-    """Return the places of an ablation whose rows only the suite knows (a decoder's depth is not in the weights)."""
+    """Return the places of an ablation: the runs that a suite calls as the table does, and those that did what one of its rows did."""
 
     def places(records: Sequence[Record]) -> Iterator[Place]:
-        for record, protocol, _ in classified(records, *PROTOCOLS):
-            if record.label in ROWS[table]:
-                found = method(record.result.pretrain)
-                same = large_800(record) and found is not None and (found.mask, found.hidden) == ("random", "75%")
-                yield at(record, record.label or "", PROTOCOLS[protocol], like_paper=same)
+        found = [(record, PROTOCOLS[protocol]) for record, protocol, _ in classified(records, *PROTOCOLS)]
+        alike = [nearest(KNOWN.get((table, protocol), []), record) for record, protocol in found]
+        matched = [near[0].row if near and near[1] is None else None for near in alike]
+        several = len(set(matched) - {None}) > 1  # every ablation has the default run
+        for (record, protocol), row in zip(found, matched, strict=True):
+            if record.label in ROWS[table] or (several and row):
+                yield at(record, row_of(record), protocol)
 
     return places
 
@@ -156,30 +120,32 @@ def mask_tokens(records: Sequence[Record]) -> Iterator[Place]:
     base = [number for record, number in flops if record.label == "encoder w/o [M]" and number]
     for record, number in flops:
         if base and number:
-            place = at(record, str(record.label), "relative FLOPs", like_paper=large_800(record))
-            yield place._replace(value=number / base[-1], unit="x")
+            yield at(record, str(record.label), "relative FLOPs")._replace(value=number / base[-1], unit="x")
 
 
 def targets(records: Sequence[Record]) -> Iterator[Place]:
     """Table 1d."""
     for record, protocol, _ in classified(records, *PROTOCOLS):
-        found = method(record.result.pretrain)
-        if found and found.target in TARGETS:
-            yield at(
-                record,
-                TARGETS[found.target],
-                PROTOCOLS[protocol],
-                like_paper=large_800(record, found.target) and found.mask == "random",
-            )
+        row = target_row(record, "1d")
+        if row:
+            yield at(record, row, PROTOCOLS[protocol])
 
 
-def by_backbone(table: str, *protocols: str) -> Callable[[Sequence[Record]], Iterator[Place]]:
+def target_row(record: Record, table: str) -> str | None:
+    """Return the row of a table of targets; None for pretrainings that have none. Without a record the suite's name counts."""
+    found = pretraining(record.result)
+    if record.result.record is None:
+        return record.label if record.label in ROWS[table] else None
+    return record.label or TARGETS.get(found.target) if found else None
+
+
+def by_backbone(*protocols: str) -> Callable[[Sequence[Record]], Iterator[Place]]:
     """Return the places of a table of pretrainings by backbones: tables 3 and 12."""
 
     def places(records: Sequence[Record]) -> Iterator[Place]:
         for record, _, _ in classified(records, *protocols):
-            if dataset(record.result.dataset) not in FINE_GRAINED.values():
-                yield of_method(table, record, backbone(record.result), like_paper=on_imagenet(record))
+            if data_of(record.result) not in FINE_GRAINED.values():
+                yield at(record, row_of(record), backbone(record.result))
 
     return places
 
@@ -187,22 +153,18 @@ def by_backbone(table: str, *protocols: str) -> Callable[[Sequence[Record]], Ite
 def fine_grained(records: Sequence[Record]) -> Iterator[Place]:
     """Table 6."""
     for record, _, _ in classified(records, "finetune"):
-        name = dataset(record.result.dataset)
+        name = data_of(record.result)
         if name in FINE_GRAINED.values():
-            yield of_method("6", record, f"{name}, {backbone(record.result)}")
+            yield at(record, row_of(record), f"{name}, {backbone(record.result)}")
 
 
-def by_suffix(table: str, protocol: str) -> Callable[[Sequence[Record]], Iterator[Place]]:
+def by_suffix(protocol: str) -> Callable[[Sequence[Record]], Iterator[Place]]:
     """Return the places of a table by what follows the protocol's name: the tuned blocks of "partial-4", the neighbours of "knn-20"."""
 
     def places(records: Sequence[Record]) -> Iterator[Place]:
         for record, _, suffix in classified(records, protocol):
-            if large_800(record) and record.result.scale == "paper":  # the length of figure 9, not of table 3
-                yield at(record, "MAE", "24" if suffix == "all" else suffix)
-            else:
-                row = row_of(table, record)
-                same = on_imagenet(record) and backbone(record.result) == "ViT-L/16" and row != "MAE"
-                yield of_method(table, record, suffix, like_paper=same)
+            whole = suffix == "all" and backbone(record.result) == "ViT-L/16"  # of its 24 blocks
+            yield at(record, row_of(record), "24" if whole else suffix)
 
     return places
 
@@ -211,67 +173,44 @@ def robustness(records: Sequence[Record]) -> Iterator[Place]:
     """Table 13."""
     for record in records:
         if record.result.task == "robustness" and record.result.metric in ("top1", "mCE"):
-            column = f"{record.result.dataset}, {backbone(record.result)}"
-            yield (
-                at(record, "MAE", column)
-                if EVALUATED in paper_names(record.result.pretrain)
-                else of_method("13", record, column)
-            )
+            yield at(record, row_of(record), f"{record.result.dataset}, {backbone(record.result)}")
 
 
 def detection(records: Sequence[Record]) -> Iterator[Place]:
-    """Table 4; only Li et al.'s protocol is that table's."""
+    """Table 4."""
     for record, metric in dense(records, "detect", AP):
-        same = dataset(record.result.dataset) == "COCO" and "li2021" in record.result.protocol
-        yield of_method("4", record, f"{metric}, {backbone(record.result)}", like_paper=same)
+        yield at(record, row_of(record), f"{metric}, {backbone(record.result)}")
 
 
 def schedules(records: Sequence[Record]) -> Iterator[Place]:
-    """MAE's ViT-B/16 on COCO by the length of training, Li et al.'s protocol."""
+    """Runs of Li et al.'s protocol on COCO that did what one of the published schedules and variants did."""
     for record, metric in dense(records, "detect", AP):
-        result = record.result
-        if (
-            result.scale == "paper"
-            and dataset(result.dataset) == "COCO"
-            and "li2021" in result.protocol
-            and "MAE" in paper_names(result.pretrain)
-        ):
-            row = f"MAE, {int(detected_epochs(result))} epochs"  # the lengths are counted in steps, half an epoch more than these
-            yield Place(record, row, f"{metric}, {backbone(result)}", None, result.value)
+        column = f"{metric}, {backbone(record.result)}"
+        found = nearest(KNOWN.get(("coco", column), []), record)
+        if found and found[1] is None:
+            yield at(record, row_of(record), column)
 
 
 def vitdet(records: Sequence[Record]) -> Iterator[Place]:
     """ViTDet's Mask R-CNN."""
     for record, metric in dense(records, "detect", AP):
         if "vitdet" in record.result.protocol:
-            ours = record.result.scale == "paper" and "MAE" in paper_names(record.result.pretrain)
-            row, same = (
-                "Mask R-CNN" if ours else row_of("vitdet", record),
-                ours and dataset(record.result.dataset) == "COCO",
-            )
-            yield at(record, row, f"{metric}, {backbone(record.result)}", like_paper=same)
+            yield at(record, row_of(record), f"{metric}, {backbone(record.result)}")
 
 
 def segmentation_figures(records: Sequence[Record]) -> Iterator[Place]:
     """Every figure of UperNet, beside others' runs of the public recipe."""
     for record, metric in dense(records, "segment", IOU):
         if record.result.protocol == "upernet":
-            yield of_method(
-                "ade",
-                record,
-                f"{metric}, {backbone(record.result)}",
-                like_paper=dataset(record.result.dataset) == "ADE20K",
-            )
+            yield at(record, row_of(record), f"{metric}, {backbone(record.result)}")
 
 
 def segmentation(records: Sequence[Record]) -> Iterator[Place]:
     """Table 5."""
     for record, _ in dense(records, "segment", {"mIoU": "mIoU"}):
-        same = dataset(record.result.dataset) == "ADE20K" and record.result.protocol == "upernet"
-        column = backbone(record.result) + (
-            "" if record.result.protocol == "upernet" else f", {record.result.protocol}"
-        )
-        yield of_method("5", record, column, like_paper=same)
+        protocol = record.result.protocol
+        column = backbone(record.result) + ("" if protocol == "upernet" else f", {protocol}")
+        yield at(record, row_of(record), column)
 
 
 def pixels_and_tokens(records: Sequence[Record]) -> Iterator[Place]:
@@ -280,49 +219,41 @@ def pixels_and_tokens(records: Sequence[Record]) -> Iterator[Place]:
     found += [(record, metric, "li2021") for record, metric in dense(records, "detect", {"bbox/AP": "box AP"})]
     found += [(record, metric, "upernet") for record, metric in dense(records, "segment", {"mIoU": "mIoU"})]
     for record, metric, protocol in found:
-        ours, result = method(record.result.pretrain), record.result
-        if (ours and ours.target in TARGETS) or result.pretrain == "none":
-            data = dataset(result.dataset)
-            same = ours is not None and ours[1:] == ("random", "75%", "1600") and protocol in result.protocol
+        result = record.result
+        row = target_row(record, "7") or (record.label or "random init" if result.pretrain == "none" else None)
+        if row:
+            data = data_of(result)
             parts = [data if data == "ImageNet" else f"{data} {metric}", backbone(result)]
-            parts += (
-                []
-                if protocol in result.protocol or (result.task == "detect" and result.scale != "paper")
-                else [result.protocol]
-            )
-            row = TARGETS[ours.target] if ours else "random init"
-            yield at(record, row, ", ".join(parts), like_paper=same and data in ("ImageNet", "COCO", "ADE20K"))
+            usual = protocol in result.protocol or (result.task == "detect" and result.scale != "paper")
+            yield at(record, row, ", ".join(parts if usual else [*parts, result.protocol]))
+
+
+def of_targets(records: Sequence[Record]) -> list[tuple[Record, str, Pretraining]]:
+    """Return the fine-tuned and probed pretrainings of this suite, each with its protocol and with what its record says."""
+    found = ((record, PROTOCOLS[p], pretraining(record.result)) for record, p, _ in classified(records, *PROTOCOLS))
+    return [(record, protocol, about) for record, protocol, about in found if about]
 
 
 def masks(records: Sequence[Record]) -> Iterator[Place]:
     """Table 1f, where more than one kind of mask was run."""
-    found = [(r, PROTOCOLS[p], m) for r, p, _ in classified(records, *PROTOCOLS) if (m := method(r.result.pretrain))]
-    if len({(m.mask, m.hidden) for _, _, m in found}) > 1:
-        yield from (at(r, f"{m.mask} {m.hidden}", protocol, like_paper=large_800(r)) for r, protocol, m in found)
+    found = of_targets(records)
+    if len({(about.mask, about.hidden) for _, _, about in found}) > 1:
+        for record, protocol, about in found:
+            yield at(record, record.label or f"{about.mask} {about.hidden}", protocol)
 
 
 def mask_ratios(records: Sequence[Record]) -> Iterator[Place]:
     """Figure 5, where more than one ratio of the random mask was run."""
-    found = [
-        (r, PROTOCOLS[p], m)
-        for r, p, _ in classified(records, *PROTOCOLS)
-        if (m := method(r.result.pretrain)) and m.mask == "random"
-    ]
-    if len({m.hidden for _, _, m in found}) > 1:
-        yield from (at(r, protocol, m.hidden, like_paper=large_800(r)) for r, protocol, m in found)
+    found = [one for one in of_targets(records) if one[2].mask == "random"]
+    if len({about.hidden for _, _, about in found}) > 1:
+        yield from (at(record, protocol, about.hidden) for record, protocol, about in found)
 
 
 def lengths(records: Sequence[Record]) -> Iterator[Place]:
     """Figure 7, where more than one length of pretraining was run."""
-    found = [
-        (r, PROTOCOLS[p], m)
-        for r, p, _ in classified(records, *PROTOCOLS)
-        if (m := method(r.result.pretrain)) and m.mask == "random"
-    ]
-    if len({m.epochs for _, _, m in found}) > 1:
-        for record, protocol, m in found:
-            same = on_imagenet(record) and backbone(record.result) == "ViT-L/16" and m.target == "pixel"
-            yield at(record, protocol, f"{m.epochs} epochs", like_paper=same)
+    found = [one for one in of_targets(records) if one[2].mask == "random"]
+    if len({about.epochs for _, _, about in found}) > 1:
+        yield from (at(record, protocol, f"{about.epochs} epochs") for record, protocol, about in found)
 
 
 def costs(records: Sequence[Record]) -> Iterator[Place]:
@@ -331,11 +262,7 @@ def costs(records: Sequence[Record]) -> Iterator[Place]:
     """
     for record, _, _ in classified(records, "finetune"):
         if record.label in ROWS["2"]:
-            named, same = (
-                str(record.label),
-                pixels_800(record) and str(record.label).startswith(backbone(record.result)),
-            )
-            yield at(record, named, "fine-tuning", like_paper=same)
+            yield at(record, str(record.label), "fine-tuning")
     runs = pretrainings(records)
     slowest: dict[tuple[object, ...], float] = defaultdict(float)
     for record in runs:
@@ -344,15 +271,15 @@ def costs(records: Sequence[Record]) -> Iterator[Place]:
         result, name = record.result, record.label or record.result.pretrain
         row = name if name in ROWS["2"] else f"{name}, {backbone(result)}"
         flops = result.flops_per_image / 1e9 if result.flops_per_image else None
-        yield Place(record, row, "device hours", "hours of other devices", _hours(record), "h")
-        yield Place(record, row, "tokens per image in the encoder", "not published", result.tokens_per_image, "tokens")
-        yield Place(record, row, "GFLOPs per image, forward and backward", "not published", flops, "GFLOPs")
+        yield Place(record, row, "device hours", ALONE, _hours(record), "h")
+        yield Place(record, row, "tokens per image in the encoder", ALONE, result.tokens_per_image, "tokens")
+        yield Place(record, row, "GFLOPs per image, forward and backward", ALONE, flops, "GFLOPs")
         if slowest[_work(record)] > _hours(record):
             yield Place(
                 record,
                 row,
                 "speed-up over the slowest run here",
-                "not published",
+                ALONE,
                 slowest[_work(record)] / _hours(record),
                 "x",
             )
@@ -391,11 +318,11 @@ def overview(records: Sequence[Record]) -> Iterator[Place]:
     for record, title, parts in found:
         alike = [others for _, same, others in found if same == title]
         varying = [part for number, part in enumerate(parts) if len({others[number] for others in alike}) > 1]
-        yield at(record, row_of("summary", record), ", ".join(filter(None, (title, *varying))), like_paper=False)
+        yield at(record, row_of(record), ", ".join(filter(None, (title, *varying))))
 
 
 def _where(record: Record) -> tuple[str, str]:
-    return backbone(record.result), dataset(record.result.dataset)
+    return backbone(record.result), data_of(record.result)
 
 
 def nothing(records: Sequence[Record]) -> Iterable[Place]:
@@ -406,8 +333,5 @@ def nothing(records: Sequence[Record]) -> Iterable[Place]:
 def survey(records: Sequence[Record]) -> Iterator[Place]:
     """Methods side by side, each at its backbone."""
     for record, protocol, suffix in classified(records, *PROTOCOLS, "knn"):
-        known = paper_names(record.result.pretrain)
-        name, _, data = (known[0] if known else record.label or record.result.pretrain).partition(", ")
-        row = ", ".join(filter(None, (name, backbone(record.result), data)))
-        same = bool(known) and on_imagenet(record) and protocol != "knn"
-        yield at(record, row, PROTOCOLS.get(protocol, f"k-NN, k = {suffix}"), like_paper=same)
+        row = f"{row_of(record)}, {backbone(record.result)}"
+        yield at(record, row, PROTOCOLS.get(protocol, f"k-NN, k = {suffix}"))

@@ -14,6 +14,7 @@ from mae_transfer.suite import comparison, records, sheets
 from mae_transfer.suite.cells import Cell, cells, spread
 from mae_transfer.suite.comparison import Table, build, cell_text, difference_text
 from mae_transfer.suite.published import Published
+from mae_transfer.suite.published.measured import Elsewhere
 from mae_transfer.suite.records import About, Note, Record
 from tests.unit.test_tables import recorded, result
 
@@ -173,7 +174,7 @@ def test_two_recipes_are_two_lines_that_name_the_key_that_differs(stage: str) ->
 def test_results_of_an_earlier_version_are_counted_by_their_checkpoint_and_not_pooled_with_those_of_unknown_recipe() -> (
     None
 ):
-    old = {"scale": "mini", "dataset": "shapes", "recipe_digest": "a"}
+    old = {"scale": "mini", "dataset": "shapes", "recipe_digest": "a", "record": None}
     found = [result("finetune", 60.0 + seed, seed=seed, checkpoint_sha256=sha, **old) for seed, sha in enumerate("xxy")]
     unknown = result("finetune", 50.0, seed=3, checkpoint_sha256="x", **(old | {"recipe_digest": None}))
     first, second = own(*found, unknown)
@@ -196,7 +197,7 @@ def test_a_cell_says_mean_deviation_published_number_and_difference(
     values: tuple[float, ...], published: float | None, text: str
 ) -> None:
     (cell,) = own(*(transfer(value, seed) for seed, value in enumerate(values)))
-    known = Published("3", "MAE", "ViT-B/16", published, "%", "a paper") if published else None
+    known = Published("3", "MAE", "ViT-B/16", published, "%", "a paper", Elsewhere("its recipe")) if published else None
     assert cell_text(cell._replace(published=known)) == text
 
 

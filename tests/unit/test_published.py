@@ -5,6 +5,7 @@ import pytest
 from mae_transfer.suite.layouts import LAYOUTS
 from mae_transfer.suite.places import ROWS
 from mae_transfer.suite.published import PUBLISHED
+from mae_transfer.suite.published.survey import SEEN
 
 NUMBERS = {(p.table, p.row, p.column): p for p in PUBLISHED}
 
@@ -16,11 +17,11 @@ def test_numbers_are_unique_sourced_and_shown_somewhere() -> None:
 
 
 def test_percentages_are_percentages() -> None:
-    assert all(p.value <= 100 for p in PUBLISHED if p.unit == "%")
+    assert all(p.value <= 100 for p in PUBLISHED if p.unit == "%" and p.column != SEEN)
 
 
 def test_numbers_that_no_document_confirms_are_marked_where_they_are_printed() -> None:
-    assert [p.text for p in PUBLISHED if not p.confirmed] == ["43.6 ?", "44.9 ?", "45.6 ?"]
+    assert [p.text for p in PUBLISHED if not p.confirmed] == ["43.6 ?", "44.9 ?"]
 
 
 @pytest.mark.parametrize(("table", "row", "column", "text"), [

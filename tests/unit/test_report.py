@@ -17,6 +17,7 @@ from mae_transfer.suite.cells import Cell
 from mae_transfer.suite.comparison import Row, Table
 from mae_transfer.suite.grid import slug
 from mae_transfer.suite.published import Published
+from mae_transfer.suite.published.measured import Elsewhere
 from mae_transfer.suite.records import Note
 from mae_transfer.suite.schema import Expectation, Source, SuiteConfig, Transfer
 from tests.unit.test_tables import result
@@ -101,7 +102,7 @@ def runs(root: Path) -> Iterator[Path]:
             name = f"{slug(row)}/finetune/seed{seed}"
             fields = {"scale": "mini", "pretrain": pretrain, "checkpoint_sha256": "5a" * 32, "dataset": "<shapes>"}
             chosen = "lr 1 of 2" if seed else None
-            one = result("finetune", value, seed=seed, run=name, **fields)
+            one = result("finetune", value, seed=seed, run=name, record=None, **fields)
             folder = write_run(root, name, row, one, chosen=chosen)
             (folder / "config.py").write_text(CONFIG)
             log = [f'{{"kind": "train", "step": {step}, "loss": {1.0 / step}}}' for step in (1, 2, 3)]
@@ -168,7 +169,7 @@ def test_published_numbers_are_marked_in_the_chart_of_the_runs_that_they_stand_b
     (one,), _ = records.load([tmp_path])
     cfg = suite()
     overview = summary.summarise(cfg, [one])
-    known = Published("3", "MAE", "ViT-B/16", 83.6, "%", "the paper")
+    known = Published("3", "MAE", "ViT-B/16", 83.6, "%", "the paper", Elsewhere("its recipe"))
     runs = overview.tables[0].own[0].cells["fine-tune"].runs
     beside = Cell("MAE", "ViT-B/16", "%", runs, one.result, known)
     table = Table("3", "Table 3", "backbone", ("ViT-B/16",), (Row("MAE", {"ViT-B/16": beside}),))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
+
+from mae_transfer.suite.published.measured import Elsewhere, How, Measured
 
 MAE = "MAE paper, arXiv 2111.06377"
 SIZES = ("ViT-B/16", "ViT-L/16", "ViT-H/14", "ViT-H/14 at 448")
@@ -12,7 +14,8 @@ BASE_LARGE = SIZES[:2]
 Values = Mapping[str, tuple[float | None, ...]]
 
 
-class Published(NamedTuple):
+@dataclass(frozen=True)
+class Published:
     """One number of a table, by the table's row and column (the names that tables.py gives to results)."""
 
     table: str
@@ -21,7 +24,18 @@ class Published(NamedTuple):
     value: float
     unit: str
     source: str
-    confirmed: bool = True  # False: quoted, but no document confirms it
+    """The document that states it."""
+    measured: Measured | Elsewhere
+    """What it was measured with."""
+    confirmed: bool = True
+    """False: quoted, but no document confirms it."""
+
+    def __post_init__(self) -> None:
+        if not self.source.strip():
+            raise ValueError(
+                f"table {self.table}, {self.row!r}, {self.column!r}: the published number {self.value} has no source; "
+                "name the document that states it"
+            )
 
     @property
     def text(self) -> str:
@@ -34,15 +48,34 @@ class Published(NamedTuple):
 
 
 def block(
-    table: str, source: str, columns: tuple[str, ...], rows: Values, *, unit: str = "%", confirmed: bool = True
+    table: str,
+    source: str,
+    columns: tuple[str, ...],
+    rows: Values,
+    measured: Measured | Elsewhere | How,
+    *,
+    unit: str = "%",
+    confirmed: bool = True,
 ) -> Iterator[Published]:
-    """Yield the numbers of a block of a table: rows of values under `columns`, None where the paper has none."""
+    """Yield the numbers of a block of a table: rows of values under `columns`, None where the paper has none.
+
+    Args:
+        measured: what they were measured with, or a function of row and column that says it.
+    Raises:
+        ValueError: the source is missing.
+    """
     for row, values in rows.items():
         for column, value in zip(columns, values, strict=True):
             if value is not None:
-                yield Published(table, row, column, value, unit, source, confirmed)
+                how = measured(row, column) if callable(measured) else measured
+                yield Published(table, row, column, value, unit, source, how, confirmed)
 
 
 def each(table: str, source: str, columns: tuple[str, ...], sizes: tuple[str, ...]) -> tuple[str, str, tuple[str, ...]]:
     """Return the first arguments of `block` for every column at every size: "box AP, ViT-B/16", "box AP, ViT-L/16" ..."""
     return table, source, tuple(f"{column}, {size}" for column in columns for size in sizes)
+
+
+def size_of(column: str) -> str:
+    """Return the size that a column ends with: "ViT-L/16" of "box AP, ViT-L/16"."""
+    return column.rpartition(", ")[2]

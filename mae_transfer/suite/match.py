@@ -1,0 +1,249 @@
+"""Which published number a result may stand beside, and why not.
+
+A published number says what it was measured with (published/measured.py). The record of a result is compared with it field by field: data, starting
+weights and their pretraining, backbone, length, batch, settings. Names of rows and of folders are never compared.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from mae_transfer.core.masks import MASKERS
+from mae_transfer.record import DataSet, Weights
+from mae_transfer.record import Record as Made
+from mae_transfer.suite.published.entry import Published
+from mae_transfer.suite.published.measured import DATA_SETS, Elsewhere, Images, Measured, Pretraining, Settings, Start
+from mae_transfer.suite.records import Record
+
+EARLIER = "recorded by an earlier version"
+TOLERANCE = 0.01  # of a length: steps are counted in whole epochs
+NOT_TRAINED_ON = ("train", "holdout")  # parts of the data that a number is not evaluated on
+
+
+def why_not(number: Published, record: Record) -> str | None:
+    """Return why a result does not stand beside a published number, the most important reason; None: it does."""
+    return next(misses(number, record), None)
+
+
+def nearest(numbers: Sequence[Published], record: Record) -> tuple[Published, str | None] | None:
+    """Return the number that a result stands beside, or comes nearest to, with the reason. None: there are none, or it has no record.
+
+    The nearest number starts from the same weights, if there is one, and has the fewest differences.
+    """
+    if record.result.record is None:
+        return None
+    ranked = [(_rank(number, record), at, number) for at, number in enumerate(numbers)]
+    if not ranked:
+        return None
+    _, _, number = min(ranked, key=lambda one: one[:2])
+    return number, why_not(number, record)
+
+
+def misses(number: Published, record: Record) -> Iterator[str]:
+    """Yield every reason why a result does not stand beside a published number, the most important first."""
+    measured, made = number.measured, record.result.record
+    if made is None:
+        yield EARLIER
+        return
+    if isinstance(measured, Elsewhere):
+        yield f"measured with {measured.what}"
+        return
+    if made.scale != "paper":
+        yield f"scale {made.scale}"
+    if measured.task == "pretrain":
+        if measured.start.own:
+            yield from _pretrained(measured.start.own, made)
+    else:
+        yield from _evaluated(measured, made)
+        yield from _trained(measured, record, made)
+    if record.result.backbone != measured.backbone:
+        yield f"backbone {record.result.backbone}, not {measured.backbone}"
+
+
+def data_title(made: Made) -> str | None:
+    """Return what the papers call the data set that a run was evaluated on, by its counts; None: it is none of them."""
+    return next((images.title for images in DATA_SETS if not list(_evaluated_on(images, made))), None)
+
+
+def _rank(number: Published, record: Record) -> tuple[int, int]:
+    """Return how far a number is from what a result did: by the kind of starting weights, then by the number of differences."""
+    measured, made = number.measured, record.result.record
+    assert made is not None
+    checkpoint = made.inputs.get("checkpoint")
+    if checkpoint is not None and checkpoint.kind == "released":
+        other_weights = other_kind = isinstance(measured, Elsewhere) or checkpoint.name not in measured.classifiers
+    else:
+        training = _training(made) or made
+        other_weights = any(True for _ in _started(measured.start, training))
+        other_kind = _another_kind(measured.start, training.inputs.get("backbone"))
+    last = isinstance(measured, Elsewhere) and other_weights
+    return 4 * last + 2 * other_kind + other_weights, sum(1 for _ in misses(number, record))
+
+
+def _another_kind(start: Start, weights: Weights | None) -> bool:
+    if weights is not None and weights.kind == "run":
+        return start.own is None
+    if weights is not None and weights.kind == "random":
+        return not start.random
+    return not start.released
+
+
+def _training(made: Made) -> Made | None:
+    """Return the record of the training that a number is of: an evaluation names it as its checkpoint. None: it is unknown."""
+    checkpoint = made.inputs.get("checkpoint")
+    return made if checkpoint is None else checkpoint.record
+
+
+def _evaluated(measured: Measured, made: Made) -> Iterator[str]:
+    yield from _evaluated_on(measured.evaluated or measured.data, made)
+
+
+def _evaluated_on(images: Images, made: Made) -> Iterator[str]:
+    sets = [data for part, data in made.data.items() if part not in NOT_TRAINED_ON]
+    count, classes = sum(data.images for data in sets), max((data.classes for data in sets), default=0)
+    if (count, classes) != (images.val, images.classes):
+        said = f"{_counted(sets[0].name, count, classes)}" if sets else "unknown images"
+        yield f"evaluated on {said}, not on {images.text}"
+
+
+def _trained(measured: Measured, record: Record, made: Made) -> Iterator[str]:
+    checkpoint = made.inputs.get("checkpoint")
+    if checkpoint is not None and checkpoint.kind == "released":
+        if checkpoint.name not in measured.classifiers:
+            yield f"evaluates {checkpoint.name}"
+        return
+    training = _training(made)
+    if training is None:
+        yield f"evaluates {_unknown(checkpoint)}" if checkpoint else EARLIER
+        return
+    if measured.classifiers and measured.start == Start():
+        yield f"trained here, not {', '.join(measured.classifiers)}"
+        return
+    if training.scale != "paper":
+        yield f"scale {training.scale}"
+    yield from _data("trained on", measured.data, training, labelled=True)
+    yield from _started(measured.start, training)
+    yield from _length(training, measured.epochs, "fine-tuned" if training.method == "finetune" else "trained")
+    seen = record.result.images_seen / (training.epochs * training.data["train"].images) if _finished(training) else 1
+    if checkpoint is not None and seen < 1 - TOLERANCE:
+        yield f"evaluates a training state after {seen:.0%} of its run"
+    yield from _batch(training, measured.batch, "trained")
+    yield from _settings(training, measured.settings, "")
+
+
+def _finished(training: Made) -> bool:
+    """Whether the images of a whole run can be computed from its record."""
+    return bool(training.epochs) and "train" in training.data and training.data["train"].images > 0
+
+
+def _started(start: Start, training: Made) -> Iterator[str]:
+    """Yield why a transfer starts from other weights."""
+    weights = training.inputs.get("backbone")
+    if weights is None:
+        yield "its starting weights are not recorded"
+    elif weights.kind == "random":
+        if not start.random:
+            yield "starts from random weights"
+    elif weights.kind == "released":
+        if weights.name not in start.released:
+            yield f"starts from {weights.name}"
+    elif weights.kind == "file" or weights.record is None:
+        yield f"starts from {_unknown(weights)}"
+    elif weights.record.task != "pretrain":
+        yield f"starts from the weights of a run of {weights.record.task}"
+    elif start.own is None:
+        yield f"starts from {weights.record.method}"
+    else:
+        yield from _pretrained(start.own, weights.record)
+
+
+def _unknown(weights: Weights) -> str:
+    return f"{weights.name}, whose record is missing" if weights.kind == "run" else f"{weights.name} of unknown origin"
+
+
+def _pretrained(own: Pretraining, made: Made) -> Iterator[str]:
+    """Yield why a pretraining is another one."""
+    yield from _data("pretrained on", own.data, made, labelled=False)
+    if made.scale != "paper":
+        yield f"pretrained at scale {made.scale}"
+    begin = made.inputs.get("start")
+    if begin is not None and begin.kind != "random":
+        yield f"pretrained from {begin.name}, not from random weights"
+    if made.labels:
+        yield "pretrained with labels"
+    yield from _length(made, (own.epochs,), "pretrained")
+    yield from _settings(made, own.settings, "pretrained with ")
+    yield from _batch(made, own.batch, "pretrained")
+    tokenizer = made.inputs.get("tokenizer")
+    if (tokenizer and (tokenizer.layout or tokenizer.kind)) != own.tokenizer:
+        yield f"pretrained with the tokenizer {tokenizer.name if tokenizer else None}, not {own.tokenizer}"
+
+
+def _data(doing: str, images: Images, made: Made, *, labelled: bool) -> Iterator[str]:
+    """Yield why the training images are others. Pretraining may read labelled images as images alone."""
+    data = made.data.get("train")
+    if data is None:
+        yield f"{doing} unknown images"
+    elif data.images not in images.train or data.classes not in (
+        (images.classes,) if labelled else (0, images.classes)
+    ):
+        yield f"{doing} {_said(data)}" + (f", not on {images.text}" if labelled else "")
+
+
+def _said(data: DataSet) -> str:
+    if data.images != data.whole:
+        return f"{data.images:,} of {data.whole:,} images of '{data.name}'"
+    return _counted(data.name, data.images, data.classes)
+
+
+def _counted(name: str, images: int, classes: int) -> str:
+    return f"'{name}', {images:,} images" + (f" of {classes:,} classes" if classes else "")
+
+
+def _length(made: Made, wanted: Sequence[float], doing: str) -> Iterator[str]:
+    if not any(abs(made.epochs - epochs) <= TOLERANCE * epochs for epochs in wanted):
+        yield f"{doing} for {made.epochs:g} epochs, not {' or '.join(f'{epochs:g}' for epochs in wanted)}"
+
+
+def _batch(made: Made, wanted: int | None, doing: str) -> Iterator[str]:
+    if wanted is not None and made.batch != wanted:
+        yield f"{doing} with batch {made.batch}, not {wanted}"
+
+
+def _settings(made: Made, settings: Settings, before: str) -> Iterator[str]:
+    for key, wanted in settings.items():
+        found = setting(made.recipe, key)
+        if found not in wanted:
+            yield f"{before}{key} = {found}, not {' or '.join(map(str, wanted))}"
+
+
+def setting(recipe: Mapping[str, Any], key: str) -> Any:
+    """Return the value of a dotted key of a recipe. An option of a mask or an augmentation that the recipe leaves out has its default."""
+    *folders, last = key.split(".")
+    at: Any = recipe
+    for folder in folders:
+        at = at.get(folder) if isinstance(at, Mapping) else None
+    if not isinstance(at, Mapping):
+        return None
+    value = at[last] if last in at else _default(".".join(folders), str(at.get("name")), last)
+    if isinstance(value, list | tuple):
+        sides = tuple(value)
+        return sides[0] if last == "size" and len(set(sides)) == 1 else sides
+    return value
+
+
+@cache
+def _default(part: str, name: str, option: str) -> Any:
+    if part == "mask":
+        builder: Any = MASKERS.get(name)
+    elif part == "data.augmentation":
+        from mae_transfer.data import AUGMENTATIONS  # imports torch, which a table rarely needs
+
+        builder = AUGMENTATIONS.get(name)
+    else:
+        return None
+    found = inspect.signature(builder).parameters.get(option) if builder else None
+    return None if found is None or found.default is inspect.Parameter.empty else found.default
