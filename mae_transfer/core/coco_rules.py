@@ -1,9 +1,9 @@
-"""What a COCO-format json must hold: the one set of rules by which it is checked, trained on and measured with.
+"""Rules for COCO-format json files, used by the data check, training and evaluation.
 
-A defect either stops every run, or has a policy that is applied, counted and reported alike in training, in evaluation and by the check.
-Types are strict: json's numbers alone are numbers, and none of them may be NaN or infinite.
+A defect either stops every run, or has a policy. Policies are applied, counted and reported in the same way by
+training, evaluation and the check. Types are strict: numbers must be json numbers, and not NaN or infinite.
 
-Legend: A objects, H x W pixels of an image; a box is [x, y, width, height] in pixels, as COCO has it.
+Legend: A objects, H x W pixels of an image. A box is [x, y, width, height] in pixels, as in COCO.
 """
 
 from __future__ import annotations
@@ -21,42 +21,43 @@ from mae_transfer.core.coco_outlines import outlined
 from mae_transfer.core.defects import Defect, Defects
 
 Json = dict[str, Any]
-IDS = 2**53  # json's readers agree on whole numbers below this
-LARGEST = 1e9  # of the numbers of a box
+IDS = 2**53  # all json readers represent smaller whole numbers exactly
+LARGEST = 1e9  # absolute value of the numbers of a box
 AREAS = 1e10  # COCO's evaluation silently ignores larger objects
-OUTSIDE = 1.0  # pixels that a box may reach over the edge: COCO's own are rounded
-TOUCHES = 1.0  # pixels between a box and its outline that rounding explains
-CORNERS = (
-    0.9,
-    0.5,
-)  # a box is x0, y0, x1, y1 where it meets its outline by this IoU as such, and by less than that as x, y, width, height
+OUTSIDE = 1.0  # pixels by which a box may exceed the image, since COCO's boxes are rounded
+TOUCHES = 1.0  # pixels of distance between a box and its outline that rounding can cause
+# A box is taken for x0, y0, x1, y1 if its IoU with the outline is at least the first value when read in this way, and
+# below the second when read as x, y, width, height.
+CORNERS = (0.9, 0.5)
 LEFT_OUT, CLIPPED, COMPUTED = "left out", "clipped to the image", "computed from outline or box"
-WHOLE = "write whole numbers from 0 on, not text or fractions"
+WHOLE = "write whole numbers of at least 0, not text or fractions"
 TYPES: Mapping[str, tuple[Collection[type], str]] = {
-    "id": ((int,), WHOLE), "image_id": ((int,), WHOLE), "category_id": ((int,), WHOLE), "height": ((int,), WHOLE), "width": ((int,), WHOLE),
-    "file_name": ((str,), "write the file's path below the folder of images"), "name": ((str,), "write the category's name"),
+    "id": ((int,), WHOLE), "image_id": ((int,), WHOLE), "category_id": ((int,), WHOLE),
+    "height": ((int,), WHOLE), "width": ((int,), WHOLE),
+    "file_name": ((str,), "write the path of the file relative to the image folder"),
+    "name": ((str,), "write the category's name"),
     "bbox": ((list,), "write [x, y, width, height]"),
 }  # fmt: skip
 
 
 class Examined(NamedTuple):
-    """What of a json can be used, and what is wrong with the rest."""
+    """The usable content of a json, and its defects."""
 
     images: list[Json]
     categories: list[Json]
-    objects: list[Json]  # as the policies leave them
+    objects: list[Json]  # after applying the policies
     defects: list[Defect]
 
 
 def examine(content: Mapping[str, Any], *, masks: bool) -> Examined:
-    """Return what can be used of the lists `images`, `categories` and `annotations`, and every defect.
+    """Return the usable entries of the lists `images`, `categories` and `annotations`, and every defect.
 
-    masks: whether outlines are used; an object without a valid one is then left out.
+    masks: whether outlines are used. If so, objects without a valid outline are left out.
     """
     found = Defects()
     images, categories = _images(content["images"], found), _categories(content["categories"], found)
     objects = _complete(content["annotations"], ("id", "image_id", "category_id", "bbox"), "object", found)
-    _repeated([one["id"] for one in objects], "object id", "number the objects anew", found)
+    _repeated([one["id"] for one in objects], "object id", "renumber the objects", found)
     for key, entries in (("image", content["images"]), ("category", content["categories"])):
         listed = {entry["id"] for entry in entries if type(entry) is dict and type(entry.get("id")) is int}
         for one in (one for one in objects if one[f"{key}_id"] not in listed):
@@ -64,17 +65,18 @@ def examine(content: Mapping[str, Any], *, masks: bool) -> Examined:
             found.add(f"unknown {key} id", f"object {one['id']} ({key} {one[f'{key}_id']})", remedy=remedy)
     objects = _flagged(objects, found)
     sizes = {image["id"]: (image["height"], image["width"]) for image in images}
-    objects = _placed([one for one in objects if one["image_id"] in sizes], sizes, found, masks=masks)
+    objects = _checked([one for one in objects if one["image_id"] in sizes], sizes, found, masks=masks)
     if not any(not defect.policy for defect in found.collected()) and not any(
         not one.get("iscrowd", 0) for one in objects
     ):
-        crowds = (
-            f"{len(content['annotations'])} objects, of which {len(objects)} are crowd regions and the others left out"
-        )
+        total = len(content["annotations"])
+        crowds = f"{total} objects: {len(objects)} crowd regions, {total - len(objects)} left out"
         remedy = "annotate objects with iscrowd 0"
         if masks and not any(one.get("segmentation") for one in content["annotations"]):
-            remedy = "no object has an outline: for boxes alone, masks=False and heads.masks=False (check: --boxes)"
-        found.add("nothing to learn from or to measure", crowds, remedy=remedy)
+            remedy = (
+                "no object has an outline: to use boxes only, set masks=False and heads.masks=False (check: --boxes)"
+            )
+        found.add("no object to train on or to evaluate", crowds, remedy=remedy)
     return Examined(images, categories, objects, found.collected())
 
 
@@ -84,15 +86,13 @@ def _images(entries: Sequence[Any], found: Defects) -> list[Json]:
     for image in images:
         if not 0 < image["height"] * image["width"] <= limit:
             where = f"image {image['id']} ({image['width']} x {image['height']})"
-            found.add(
-                "image without pixels, or with more than can be decoded", where, remedy="state the size of the file"
-            )
+            found.add("image with no pixels, or with too many to decode", where, remedy="write the size of its file")
         if not _path(image["file_name"]):
-            found.add("image whose file_name is no path", f"image {image['id']}", remedy=TYPES["file_name"][1])
-    _repeated([image["id"] for image in images], "image id", "give each image an id of its own", found)
+            found.add("image whose file_name is not a path", f"image {image['id']}", remedy=TYPES["file_name"][1])
+    _repeated([image["id"] for image in images], "image id", "give each image its own id", found)
     _repeated([image["file_name"] for image in images], "file name", "list each file once", found)
     if not entries:
-        found.add("no image is listed", "images []", remedy="is it the right file?")
+        found.add("no image is listed", "images []", remedy="check that it is the right file")
     return [image for image in images if 0 < image["height"] * image["width"] <= limit and _path(image["file_name"])]
 
 
@@ -106,7 +106,7 @@ def _path(name: str) -> bool:
 
 def _categories(entries: Sequence[Any], found: Defects) -> list[Json]:
     categories = _complete(entries, ("id", "name"), "category", found)
-    _repeated([category["id"] for category in categories], "category id", "give each category an id of its own", found)
+    _repeated([category["id"] for category in categories], "category id", "give each category its own id", found)
     _repeated(
         [category["name"] for category in categories], "category name", "merge the categories, or rename one", found
     )
@@ -114,32 +114,27 @@ def _categories(entries: Sequence[Any], found: Defects) -> list[Json]:
 
 
 def _complete(entries: Sequence[Any], keys: tuple[str, ...], what: str, found: Defects) -> list[Json]:
-    """Return the entries that have all keys, of the right types, and note the others."""
+    """Return the entries that have all keys with the right types, and note the others."""
     if set(map(type, entries)) <= {dict} and all(_typed(key, [entry.get(key) for entry in entries]) for key in keys):
         return list(entries)
     complete = []
-    for place, entry in enumerate(entries):
+    for position, entry in enumerate(entries):
         missing = [key for key in keys if type(entry) is not dict or key not in entry]
         wrong = [key for key in keys if key not in missing and not _typed(key, [entry[key]])]
-        name = f"{what} {entry['id']}" if "id" in keys and "id" not in {*missing, *wrong} else f"entry {place}"
+        name = f"{what} {entry['id']}" if "id" in keys and "id" not in {*missing, *wrong} else f"entry {position}"
         for key in wrong:
-            sort = (
-                "no whole number from 0 on"
-                if TYPES[key][0] == (int,)
-                else "no text"
-                if TYPES[key][0] == (str,)
-                else "no list"
-            )
-            found.add(f"{what} whose {key} is {sort}", f"{name} ({str(entry[key])[:30]!r})", remedy=TYPES[key][1])
+            types, remedy = TYPES[key]
+            expected = {int: "a whole number of at least 0", str: "text", list: "a list"}[next(iter(types))]
+            found.add(f"{what} whose {key} is not {expected}", f"{name} ({str(entry[key])[:30]!r})", remedy=remedy)
         if missing:
-            found.add(f"{what} without {', '.join(missing)}", name, remedy="write what is missing, or remove the entry")
+            found.add(f"{what} without {', '.join(missing)}", name, remedy="add the keys, or remove the entry")
         elif not wrong:
             complete.append(entry)
     return complete
 
 
 def _typed(key: str, values: Sequence[Any]) -> bool:
-    """Return whether all values of a key are of its type, ids within what is exact."""
+    """Return whether all values of a key have its type, and whole numbers are from 0 to IDS."""
     types = TYPES[key][0]
     if not set(map(type, values)) <= set(types):
         return False
@@ -150,56 +145,59 @@ def _repeated(values: Sequence[Any], what: str, remedy: str, found: Defects) -> 
     if len(set(values)) < len(values):
         counts = Counter(values)
         found.add_all(
-            f"{what} that is there more than once",
+            f"{what} that occurs more than once",
             [value for value, count in counts.items() if count > 1],
             remedy=remedy,
         )
 
 
 def _flagged(objects: list[Json], found: Defects) -> list[Json]:
-    """Return the objects whose `iscrowd` and `area` can be used, and note the others; an area of zero is removed."""
+    """Return the objects with valid `iscrowd` and `area`, and note the others. An area of zero is removed."""
     crowds, areas = [one.get("iscrowd", 0) for one in objects], [one.get("area", 1) for one in objects]
     typed = set(map(type, crowds)) <= {int, bool} and set(map(type, areas)) <= {int, float}
     if typed and set(crowds) <= {0, 1} and all(0 < area <= AREAS for area in areas):
         return objects
     kept = []
     for one, crowd, area in zip(objects, crowds, areas, strict=True):
-        sound = _number(area, AREAS) and area >= 0, type(crowd) in (int, bool) and crowd in (0, 1)
+        valid = _number(area, AREAS) and area >= 0, type(crowd) in (int, bool) and crowd in (0, 1)
         where = f"object {one['id']}"
-        if not sound[0]:
-            remedy = "write its pixels, or remove the key: the area is then computed"
-            found.add("area that is no number from 0 on", f"{where} ({str(area)[:30]})", remedy=remedy)
-        if not sound[1]:
+        if not valid[0]:
+            remedy = "write the area in pixels, or remove the key to have it computed"
+            found.add("area that is not a number of at least 0", f"{where} ({str(area)[:30]})", remedy=remedy)
+        if not valid[1]:
             found.add(
                 "iscrowd that is neither 0 nor 1", f"{where} ({str(crowd)[:30]!r})", remedy="write the number 0 or 1"
             )
-        if all(sound) and area == 0:
+        if all(valid) and area == 0:
             found.add("area of zero", where, policy=COMPUTED)
-        if all(sound):
+        if all(valid):
             kept.append({key: value for key, value in one.items() if key != "area" or value > 0})
     return kept
 
 
 def _number(value: Any, largest: float) -> bool:
-    """Return whether a value is a finite number of no more than `largest`, either sign."""
+    """Return whether a value is a finite number with an absolute value of at most `largest`."""
     return type(value) in (int, float) and -largest <= value <= largest
 
 
-def _placed(objects: list[Json], sizes: Mapping[int, tuple[int, int]], found: Defects, *, masks: bool) -> list[Json]:
-    """Return the objects whose boxes, and outlines where they are used, are sound, and note the others; what leaves the image is clipped."""
+def _checked(objects: list[Json], sizes: Mapping[int, tuple[int, int]], found: Defects, *, masks: bool) -> list[Json]:
+    """Return the objects with valid boxes (and outlines, with `masks`), and note the others.
+
+    Boxes that exceed their image are clipped.
+    """
     boxes = _numbers([one["bbox"] for one in objects])
     wrong = np.isnan(boxes).any(axis=1)
     _note(found, wrong, objects, "box that is not four finite numbers", remedy="write [x, y, width, height]")
-    objects, boxes = _those(objects, ~wrong), boxes[~wrong]
+    objects, boxes = _selected(objects, ~wrong), boxes[~wrong]
     sides = np.array([sizes[one["image_id"]][::-1] for one in objects], dtype=np.float64).reshape(-1, 2)  # W, H
     empty, wrong, over = _boxes(objects, boxes, sides, found)
     kept = ~empty & ~wrong
-    objects, boxes, sides, over = _those(objects, kept), boxes[kept], sides[kept], over[kept]
+    objects, boxes, sides, over = _selected(objects, kept), boxes[kept], sides[kept], over[kept]
     if masks:
         kept, objects, extents = outlined(objects, sides.astype(np.int64)[:, ::-1], found)
         boxes, sides, over = boxes[kept], sides[kept], over[kept]
         wrong = _contradicting(objects, boxes, extents, found)
-        objects, boxes, sides, over = _those(objects, ~wrong), boxes[~wrong], sides[~wrong], over[~wrong]
+        objects, boxes, sides, over = _selected(objects, ~wrong), boxes[~wrong], sides[~wrong], over[~wrong]
     low, high = np.clip(boxes[:, :2], 0, sides), np.clip(boxes[:, :2] + boxes[:, 2:], 0, sides)
     clipped = dict(
         zip(np.flatnonzero(over).tolist(), np.concatenate([low, high - low], axis=1)[over].tolist(), strict=True)
@@ -210,24 +208,24 @@ def _placed(objects: list[Json], sizes: Mapping[int, tuple[int, int]], found: De
 
 
 def _numbers(boxes: Sequence[Sequence[Any]]) -> np.ndarray:
-    """Return the boxes (A, 4); nan where one is not four finite numbers."""
+    """Return the boxes (A, 4); NaN for a box that is not four finite numbers."""
     if set(map(len, boxes)) <= {4} and set(map(type, chain.from_iterable(boxes))) <= {int, float}:
         try:
             values = np.array(boxes, dtype=np.float64).reshape(-1, 4)
             if (np.abs(values) <= LARGEST).all():
                 return values
-        except OverflowError:  # a whole number beyond all floats
+        except OverflowError:  # a whole number that no float can hold
             pass
-    sound = [len(box) == 4 and all(_number(value, LARGEST) for value in box) for box in boxes]
+    valid = [len(box) == 4 and all(_number(value, LARGEST) for value in box) for box in boxes]
     return np.array(
-        [box if good else [np.nan] * 4 for box, good in zip(boxes, sound, strict=True)], dtype=np.float64
+        [box if good else [np.nan] * 4 for box, good in zip(boxes, valid, strict=True)], dtype=np.float64
     ).reshape(-1, 4)
 
 
 def _boxes(
     objects: Sequence[Json], boxes: np.ndarray, sides: np.ndarray, found: Defects
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return which boxes (A, 4) are empty, which are wrong, and which reach over the edge of images of `sides` (A, 2) W, H."""
+    """Return which boxes (A, 4) are empty, which are invalid, and which exceed their images of `sides` (A, 2) W, H."""
     low, extent = boxes[:, :2], boxes[:, 2:]
     high, reach = low + extent, sides.max(axis=1, keepdims=True)
     negative = np.asarray((extent < 0).any(axis=1))
@@ -239,11 +237,11 @@ def _boxes(
     _note(
         found, negative, objects, "box of negative width or height", remedy="write [x, y, width, height]", boxes=boxes
     )
-    _note(found, corners, objects, "box that is x0, y0, x1, y1", remedy="write [x, y, width, height]", boxes=boxes)
+    _note(found, corners, objects, "box written as x0, y0, x1, y1", remedy="write [x, y, width, height]", boxes=boxes)
     beyond &= ~negative & ~empty & ~corners
     _note(found, beyond, objects, "box outside its image", remedy="correct or remove it", boxes=boxes)
     over &= ~beyond & ~corners
-    _note(found, over, objects, "box that reaches over the edge of its image", policy=CLIPPED, boxes=boxes)
+    _note(found, over, objects, "box that exceeds its image", policy=CLIPPED, boxes=boxes)
     _note(found, empty, objects, "box without area", policy=LEFT_OUT, boxes=boxes)
     return empty, negative | corners | beyond, over
 
@@ -255,8 +253,8 @@ def _contradicting(objects: Sequence[Json], boxes: np.ndarray, extents: np.ndarr
     apart = ((extents[:, :2] > given[:, 2:] + TOUCHES) | (extents[:, 2:] < given[:, :2] - TOUCHES)).any(
         axis=1
     ) & ~corners
-    _note(found, corners, objects, "box that is x0, y0, x1, y1", remedy="write [x, y, width, height]", boxes=boxes)
-    remedy = "are boxes and outlines in pixels of the same image?"
+    _note(found, corners, objects, "box written as x0, y0, x1, y1", remedy="write [x, y, width, height]", boxes=boxes)
+    remedy = "check that boxes and outlines are in pixels of the same image"
     _note(found, apart, objects, "box that does not touch its outline", remedy=remedy, boxes=boxes)
     return corners | apart
 
@@ -268,7 +266,7 @@ def _iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.asarray(shared / np.maximum(areas[0] + areas[1] - shared, 1e-9))
 
 
-def _those(objects: list[Json], wanted: np.ndarray) -> list[Json]:
+def _selected(objects: list[Json], wanted: np.ndarray) -> list[Json]:
     return objects if wanted.all() else [objects[k] for k in np.flatnonzero(wanted).tolist()]
 
 

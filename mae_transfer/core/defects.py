@@ -1,4 +1,4 @@
-"""What is wrong with a data set: collected to the end, so that one pass names everything."""
+"""Collect the defects of a data set, so that one pass reports all of them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class Defect(NamedTuple):
 
     kind: str
     number: int
-    examples: tuple[str, ...]  # the first EXAMPLES of them, by file or id
-    remedy: str = ""  # what to do about it
-    policy: str = ""  # what is done without asking, "left out" for instance; empty: no run accepts it
+    examples: tuple[str, ...]  # the first EXAMPLES, by file or id
+    remedy: str = ""  # for the user
+    policy: str = ""  # how a run handles it, "left out" for instance; empty: no run accepts it
 
     def __str__(self) -> str:
         policy = f" ({self.policy})" if self.policy else ""
@@ -24,7 +24,7 @@ class Defect(NamedTuple):
 
 
 class Defects:
-    """A collection in the making."""
+    """Collects defects and groups them by kind."""
 
     def __init__(self) -> None:
         self._found: dict[tuple[str, str, str], list[str]] = {}
@@ -34,12 +34,12 @@ class Defects:
         self._found.setdefault((kind, remedy, policy), []).append(str(where))
 
     def add_all(self, kind: str, where: Sequence[object], *, remedy: str = "", policy: str = "") -> None:
-        """Note the same defect in many places."""
-        for place in where:
-            self.add(kind, place, remedy=remedy, policy=policy)
+        """Note the same defect of several files or objects."""
+        for one in where:
+            self.add(kind, one, remedy=remedy, policy=policy)
 
     def collected(self) -> list[Defect]:
-        """Return one Defect per kind: first what no run accepts, each in the order in which they were met."""
+        """Return one Defect per kind in the order found, with those that no run accepts first."""
         found = [
             Defect(kind, len(where), tuple(where[:EXAMPLES]), remedy, policy)
             for (kind, remedy, policy), where in self._found.items()
@@ -48,7 +48,7 @@ class Defects:
 
 
 def refused(defects: Sequence[Defect], *, where: object) -> None:
-    """Raise ValueError with the first defect that no run accepts, where there is one."""
+    """Raise ValueError with the first defect that no run accepts, if any."""
     wrong = [defect for defect in defects if not defect.policy]
     if wrong:
         others = f"; {len(wrong) - 1} more kinds of defect" if len(wrong) > 1 else ""

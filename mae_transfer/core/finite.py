@@ -1,4 +1,4 @@
-"""Tensors that hold NaN or infinity."""
+"""Find tensors with NaN or infinity."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def non_finite(tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> list[str]:
-    """Return "name (3 NaN, 1 infinite of 768)" of every tensor that holds a value which is not finite."""
+    """Return "name (3 NaN, 1 infinite of 768)" for every tensor with a value that is not finite."""
     items = tensors.items() if isinstance(tensors, Mapping) else tensors
     return [f"{name} ({_counts(tensor)})" for name, tensor in items if not bool(torch.isfinite(tensor).all())]
 

@@ -1,6 +1,8 @@
-"""Mask samplers. Legend: N patches of an (h, w) grid in raster order; a sampler returns a permutation of them whose first V are visible.
+"""Mask samplers. A sampler returns a permutation of the patches, of which the first V are visible.
 
-V is a function of the grid alone, so that every mask of a batch has the same shape. Boolean masks inside: True = hidden.
+V depends only on the grid, so that every mask of a batch has the same shape. In boolean masks, True = hidden.
+
+Legend: N patches of an (h, w) grid in raster order, V visible patches.
 """
 
 from __future__ import annotations
@@ -20,40 +22,42 @@ BEIT_TRIES = 10
 
 
 class _Sampler(ABC):
-    """What the samplers share: the mask is drawn on a grid of cells of unit x unit patches (SimMIM: 32-px cells of 16-px patches, unit 2).
+    """Base class of samplers that draw the mask on a grid of cells of unit x unit patches.
 
     Args:
-        unit: patches per side of a cell, which is hidden or visible as a whole.
+        unit: patches per side of a cell, which is hidden or visible as a whole. SimMIM uses 2: 32-px cells of 16-px
+            patches.
     """
 
     def __init__(self, *, unit: Few = 1) -> None:
         if unit < 1:
-            raise ValueError(f"unit = {unit}: a mask's cell is at least one patch")
+            raise ValueError(f"unit = {unit}: give at least 1 patch per side of a cell")
         self.unit = unit
 
     def cells(self, grid: tuple[int, int]) -> tuple[int, int]:
-        """Return the (h, w) grid of cells; ValueError where the unit does not divide the patch grid."""
+        """Return the (h, w) grid of cells. ValueError if the unit does not divide the patch grid."""
         if grid[0] % self.unit or grid[1] % self.unit:
             raise ValueError(
-                f"mask.unit = {self.unit}: a {grid[0]}x{grid[1]} grid of patches cannot be cut into cells of {self.unit}x{self.unit}"
+                f"mask.unit = {self.unit} does not divide the {grid[0]}x{grid[1]} grid of patches: use a common divisor"
             )
         return grid[0] // self.unit, grid[1] // self.unit
 
     @abstractmethod
     def visible_cells(self, cells: tuple[int, int]) -> int:
-        """Return how many cells of the grid stay visible."""
+        """Return the number of visible cells."""
 
     @abstractmethod
     def hide(self, cells: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-        """Return which cells are hidden, (h, w) bool, exactly those that visible_cells does not keep."""
+        """Return which cells are hidden, (h, w) bool, all but `visible_cells` of them."""
 
     def visible(self, grid: tuple[int, int]) -> int:
-        """Return V, the number of visible patches of every mask on this grid; ValueError unless 0 < V < N."""
+        """Return V, the number of visible patches of every mask on this grid. ValueError unless 0 < V < N."""
         cells = self.cells(grid)
         kept = self.visible_cells(cells)
         if not 0 < kept < cells[0] * cells[1]:
             raise ValueError(
-                f"mask.ratio: {type(self).__name__} keeps {kept} of {cells[0] * cells[1]} cells; a mask hides some and leaves some"
+                f"mask.ratio: {type(self).__name__} keeps {kept} of {cells[0] * cells[1]} cells; set a ratio that "
+                "hides some cells and keeps some"
             )
         return kept * self.unit**2
 
@@ -64,7 +68,7 @@ class _Sampler(ABC):
 
 
 class _RatioSampler(_Sampler):
-    """A sampler that hides a share of the cells: it keeps int(cells * (1 - ratio)) of them, as MAE does.
+    """A sampler that hides a share of the cells. It keeps int(cells * (1 - ratio)) of them, as MAE does.
 
     Args:
         ratio: share of hidden cells.
@@ -73,7 +77,7 @@ class _RatioSampler(_Sampler):
     def __init__(self, *, ratio: Between = 0.75, unit: Few = 1) -> None:
         super().__init__(unit=unit)
         if not 0 < ratio < 1:
-            raise ValueError(f"ratio = {ratio}: the share of hidden patches lies between 0 and 1")
+            raise ValueError(f"ratio = {ratio}: give a share of hidden patches between 0 and 1")
         self.ratio = ratio
 
     def visible_cells(self, cells: tuple[int, int]) -> int:
@@ -90,13 +94,14 @@ class Random(_RatioSampler):
 
 
 class Block(_RatioSampler):
-    """Block-wise masking (BEiT, algorithm 1): rectangles of at least `min_block` cells and aspect ratio in [0.3, 1/0.3] until the share is hidden.
+    """Block-wise masking (BEiT, algorithm 1). It hides random rectangles until the share is reached.
 
-    BEiT's loop stops when ten tries in a row add nothing: for 75 of 14 x 14 patches in a third of the draws, then short by 1.6 on average.
-    The rest is hidden at random: 0.7 % of all hidden patches.
+    Rectangles have at least `min_block` cells and an aspect ratio in [0.3, 1/0.3]. BEiT's loop stops when ten tries in
+    a row add nothing. For 75 of 14 x 14 patches this happens in a third of the draws, which then lack 1.6 patches on
+    average. The missing patches are hidden at random; they are 0.7 % of all hidden patches.
 
     Args:
-        min_block: least number of cells of a rectangle.
+        min_block: minimum number of cells of a rectangle.
     """
 
     def __init__(self, *, ratio: Between = 0.5, unit: Few = 1, min_block: Count = BEIT_MIN_BLOCK) -> None:
@@ -111,7 +116,7 @@ class Block(_RatioSampler):
         return hidden
 
     def blocks(self, cells: tuple[int, int], count: int, rng: np.random.Generator) -> np.ndarray:
-        """Return BEiT's mask before the rest is filled, (h, w) bool, at most `count` cells hidden."""
+        """Return BEiT's mask before missing cells are added, (h, w) bool, with at most `count` hidden cells."""
         hidden = np.zeros(cells, dtype=bool)
         while (left := count - int(hidden.sum())) > 0:
             for _ in range(BEIT_TRIES):
@@ -122,10 +127,9 @@ class Block(_RatioSampler):
         return hidden
 
     def _add_block(self, hidden: np.ndarray, most: int, rng: np.random.Generator) -> bool:
-        """Hide one random rectangle in place; False where it would not fit, or would add nothing or more than `most` cells."""
-        area = (
-            self.min_block + (most - self.min_block) * rng.random()
-        )  # not rng.uniform: near the end `most` is below `min_block`
+        """Hide one random rectangle in place. Return False if it does not fit, or adds no or more than `most` cells."""
+        # rng.uniform would raise an error near the end, where `most` is below `min_block`
+        area = self.min_block + (most - self.min_block) * rng.random()
         aspect = np.exp(rng.uniform(log(BEIT_MIN_ASPECT), -log(BEIT_MIN_ASPECT)))
         h, w = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
         if h >= hidden.shape[0] or w >= hidden.shape[1]:
@@ -139,7 +143,7 @@ class Block(_RatioSampler):
 
 
 class Grid(_Sampler):
-    """Keeps one of every four cells, the top left one of each 2 x 2 (MAE, table 1f). Always the same mask."""
+    """Keeps the top left cell of each 2 x 2 block (MAE, table 1f). The mask is always the same."""
 
     def visible_cells(self, cells: tuple[int, int]) -> int:
         return -(-cells[0] // 2) * -(-cells[1] // 2)

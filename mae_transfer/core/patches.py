@@ -1,4 +1,7 @@
-"""Images as sequences of patches. Legend: B batch, C channels, H x W pixels, p patch side, N = (H/p) * (W/p) patches in raster order."""
+"""Images as sequences of patches.
+
+Legend: B batch, C channels, H x W pixels, p patch side, N = (H/p) * (W/p) patches in raster order.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,21 @@ from torch import Tensor
 
 
 def sides(size: int | tuple[int, int]) -> tuple[int, int]:
-    """Return height and width of what configs call a size: one side of a square, or both."""
+    """Return height and width of a size in a config: the side of a square, or both."""
     return (size, size) if isinstance(size, int) else size
 
 
 def size_of(height: int, width: int) -> int | tuple[int, int]:
-    """Return what configs call this height and width: the side where they are equal, else both."""
+    """Return a height and width as a size in a config: the side if they are equal, else both."""
     return height if height == width else (height, width)
 
 
 def grid_of(size: tuple[int, int], patch: int) -> tuple[int, int]:
-    """Return the (h, w) grid of patches of an image of (H, W) pixels; ValueError where the patch does not divide it."""
+    """Return the (h, w) grid of patches of an image of (H, W) pixels. ValueError if the patch does not divide it."""
     if size[0] % patch or size[1] % patch or min(size) < patch:
         raise ValueError(
-            f"an image of {size[0]}x{size[1]} px cannot be cut into patches: its sides (data.size, image_size) must be multiples of patch = {patch}"
+            f"an image of {size[0]}x{size[1]} px cannot be cut into patches: set its sides (data.size, image_size) to "
+            f"multiples of patch = {patch}"
         )
     return size[0] // patch, size[1] // patch
 
@@ -32,13 +36,13 @@ def patchify(images: Tensor, patch: int) -> Tensor:
 
 
 def unpatchify(patches: Tensor, grid: tuple[int, int], *, channels: int = 3) -> Tensor:
-    """Return the images (B, C, H, W) that `patchify` cut into `patches` (B, N, p * p * C) on this (h, w) grid."""
+    """Invert `patchify`: return the images (B, C, H, W) of `patches` (B, N, p * p * C) on this (h, w) grid."""
     b, n, values = patches.shape
     h, w = grid
     patch = round((values / channels) ** 0.5)
     if n != h * w or patch * patch * channels != values:
         raise ValueError(
-            f"{n} patches of {values} values do not make a {h}x{w} grid of square patches of {channels} channels"
+            f"{n} patches of {values} values do not form a {h}x{w} grid of square patches of {channels} channels"
         )
     return (
         patches.view(b, h, w, patch, patch, channels)
@@ -53,5 +57,5 @@ def take(tokens: Tensor, ids: Tensor) -> Tensor:
 
 
 def put(values: Tensor, ids: Tensor, into: Tensor) -> Tensor:
-    """Return a copy of `into` (B, N, D) whose tokens `ids` (B, M) are `values` (B, M, D)."""
+    """Return a copy of `into` (B, N, D) with its tokens `ids` (B, M) replaced by `values` (B, M, D)."""
     return into.scatter(1, ids[:, :, None].expand(-1, -1, into.shape[2]), values.to(into.dtype))

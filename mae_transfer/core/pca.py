@@ -1,4 +1,4 @@
-"""Principal components of patches, exact and in one pass. Legend: n patches of P values, K components."""
+"""Exact principal components of patches in one pass. Legend: n patches of P values, K components."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from mae_transfer.core.normalize import Statistics
 
 
 class Basis(NamedTuple):
-    """The K directions in which patches vary most, strongest first, and the images that they were fitted on."""
+    """The K principal components of patches, by descending variance, and the format of the patches."""
 
     mean: Tensor  # (P,) float32
     components: Tensor  # (K, P) float32, orthonormal rows; the value of largest magnitude in each row is positive
     variance: Tensor  # (K,) float32, along each component
-    explained: Tensor  # (K,) float32, share of the whole variance
+    explained: Tensor  # (K,) float32, share of the total variance
     patch: int  # side of a patch, pixels
-    statistics: Statistics  # how the images were normalised
+    statistics: Statistics  # normalisation of the images
 
 
 def fit_basis(patches: Iterable[Tensor], components: int, *, patch: int, statistics: Statistics) -> Basis:
-    """Return the `components` = K strongest principal components of all the patches (n, P) that an iterable yields, from their covariance in float64.
+    """Fit the `components` = K first principal components to all patches (n, P) of an iterable, in float64.
 
     Raises:
         ValueError: fewer than two patches, or more components than values.
@@ -34,7 +34,8 @@ def fit_basis(patches: Iterable[Tensor], components: int, *, patch: int, statist
         count, total, products = count + len(values), total + values.sum(dim=0), products + values.T @ values
     if count < 2 or components > len(total):
         raise ValueError(
-            f"{components} components of {count} patches of {total.numel()} values: give more patches, or fewer components"
+            f"{components} components cannot be fitted to {count} patches of {total.numel()} values: give more patches "
+            "or fewer components"
         )
     mean = total / count
     covariance = (products - count * torch.outer(mean, mean)) / (count - 1)

@@ -1,4 +1,7 @@
-"""Position embeddings. Legend: D width, N = h * w patches in raster order, T = leading tokens that stand for no patch (0 or 1 class token)."""
+"""Position embeddings.
+
+Legend: D width, R heads, N = h * w patches in raster order, T leading tokens that are not patches (0 or 1 class token).
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,14 @@ from torch import Tensor
 
 
 def sincos_2d(dim: int, grid: tuple[int, int], *, leading: int = 1) -> Tensor:
-    """Return MAE's fixed table, (1, leading + N, D): half of D encodes the column (x) FIRST, the other half the row (y).
+    """Return MAE's fixed table, (1, leading + N, D). The first half of D encodes the column (x), the other the row (y).
 
-    Leading tokens get zeros. MoCo v3 and mmpretrain put the row first; a table built that way is this one with its halves exchanged.
-    Source: models of the MAE release as RECIPES part 1 (a) and (h) describe them; frequencies of Vaswani et al., 1/10000^(2i/d).
+    Leading tokens get zeros. MoCo v3 and mmpretrain put the row first; their table is this one with the halves swapped.
+    Source: models of the MAE release, described in RECIPES part 1 (a) and (h); frequencies 1/10000^(2i/d) of Vaswani
+    et al.
     """
     if dim % 4:
-        raise ValueError(f"width {dim}: a 2-D sin-cos table needs a multiple of 4 (sine and cosine of two axes)")
+        raise ValueError(f"width {dim}: set a multiple of 4 for a 2-D sin-cos table (sine and cosine of two axes)")
     omega = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
     rows, columns = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in grid), indexing="ij")
     waves = [positions.reshape(-1, 1) * omega for positions in (columns, rows)]
@@ -24,7 +28,10 @@ def sincos_2d(dim: int, grid: tuple[int, int], *, leading: int = 1) -> Tensor:
 
 
 def fixed_grid(table: Tensor, *, leading: int = 1) -> tuple[int, int] | None:
-    """Return the grid whose fixed table `sincos_2d` a table (1, leading + N, D) is; None where it is none. N alone does not tell 2 x 8 from 4 x 4."""
+    """Return the grid for which a table (1, leading + N, D) equals `sincos_2d`; None if there is none.
+
+    N alone does not determine the grid: 2 x 8 and 4 x 4 have the same N.
+    """
     if table.shape[2] % 4 or not table.is_floating_point():
         return None
     patches = max(0, table.shape[1] - leading)
@@ -42,9 +49,10 @@ def fixed_grid(table: Tensor, *, leading: int = 1) -> tuple[int, int] | None:
 def resample(
     table: Tensor, old: tuple[int, int], new: tuple[int, int], *, leading: int = 1, antialias: bool = True
 ) -> Tensor:
-    """Return an absolute table (1, leading + N_old, D) resampled bicubically to another grid, leading tokens kept.
+    """Resample an absolute table (1, leading + N_old, D) bicubically to another grid. Leading tokens are kept.
 
-    With antialiasing it is timm's resampling, without it detectron2's; they differ where the grid grows, too (cubic coefficient -0.5 or -0.75).
+    This is timm's resampling with antialiasing, and detectron2's without. They also differ when the grid grows (cubic
+    coefficient -0.5 or -0.75).
     """
     if old == new:
         return table
@@ -54,9 +62,9 @@ def resample(
 
 
 def resample_filters(filters: Tensor, patch: int) -> Tensor:
-    """Return patch-embedding filters (D, C, p, p) resampled bicubically to another patch side.
+    """Resample patch-embedding filters (D, C, p, p) bicubically to another patch side, without rescaling values.
 
-    So a patch of 14 px becomes one of 16, as in ViTDet's ViT-H (2203.16527) and EVA. The values are not rescaled.
+    ViTDet's ViT-H (2203.16527) and EVA convert patches of 14 px to 16 px this way.
     """
     if filters.shape[-1] == patch:
         return filters
@@ -64,10 +72,10 @@ def resample_filters(filters: Tensor, patch: int) -> Tensor:
 
 
 def relative_index(grid: tuple[int, int], ids: Tensor | None = None, *, leading: int = 1) -> Tensor:
-    """Return which row of a relative-position table each pair of tokens reads, (T + N, T + N) int64, or (B, T + M, T + M) for patches `ids` (B, M).
+    """Return the row of a relative-position table for each pair of tokens, (T + N, T + N) int64.
 
-    The table has (2h-1)(2w-1) rows for the offsets of patches and, with a class token, three more for class->patch, patch->class and
-    class->class, in BEiT's order.
+    For patches `ids` (B, M) the shape is (B, T + M, T + M). The table has (2h-1)(2w-1) rows for the offsets of patches.
+    With a class token it has three more, in BEiT's order: class->patch, patch->class and class->class.
     """
     h, w = grid
     ids = torch.arange(h * w) if ids is None else ids
@@ -82,12 +90,15 @@ def relative_index(grid: tuple[int, int], ids: Tensor | None = None, *, leading:
 
 
 def relative_rows(grid: tuple[int, int], *, leading: int = 1) -> int:
-    """Return the number of rows of the table that relative_index points into."""
+    """Return the number of rows of the table that relative_index refers to."""
     return (2 * grid[0] - 1) * (2 * grid[1] - 1) + 3 * leading
 
 
 def relative_bias(table: Tensor, grid: tuple[int, int], *, leading: int = 1) -> Tensor:
-    """Return table[relative_index(grid)] with the heads in front, (R, T + N, T + N), for a table (rows, R): as views, so no index is kept or read."""
+    """Return table[relative_index(grid)] with the heads first, (R, T + N, T + N), for a table (rows, R).
+
+    It is built from views, without an index tensor.
+    """
     (h, w), heads = grid, table.shape[1]
     offsets, rest = table.tensor_split([(2 * h - 1) * (2 * w - 1)])
     image = offsets.T.reshape(heads, 2 * h - 1, 2 * w - 1)
@@ -100,9 +111,9 @@ def relative_bias(table: Tensor, grid: tuple[int, int], *, leading: int = 1) -> 
 
 
 def resample_relative(table: Tensor, old: tuple[int, int], new: tuple[int, int], *, leading: int = 1) -> Tensor:
-    """Return a table of relative-position biases (rows, R) for another grid: its offsets as an image, resampled bicubically (timm's simple resizing).
+    """Resample a table of relative-position biases (rows, R) to another grid. The class token's rows are kept.
 
-    So the table is stretched with the grid. The class token's rows are kept.
+    The offsets are resized bicubically like an image (timm's simple resizing), so the table stretches with the grid.
     """
     if old == new:
         return table
@@ -113,12 +124,15 @@ def resample_relative(table: Tensor, old: tuple[int, int], new: tuple[int, int],
 
 
 def axis_offsets(table: Tensor, side: int) -> Tensor:
-    """Return (side, side, d): the row of a table (2S - 1, d) for the offset i - j of places along one axis, resampled for another side."""
+    """Return the rows of a table (2S - 1, d) for the offsets i - j along one axis, (side, side, d).
+
+    The table is resampled if `side` is not S.
+    """
     return resample_axis(table, 2 * side - 1).unfold(0, side, 1).flip(2).transpose(1, 2)
 
 
 def resample_axis(table: Tensor, rows: int) -> Tensor:
-    """Return a table of offsets along one axis, (2S - 1, d), with another number of rows: linearly (detectron2's get_rel_pos)."""
+    """Resample a table of offsets along one axis, (2S - 1, d), linearly to `rows` rows (detectron2's get_rel_pos)."""
     if len(table) == rows:
         return table
     return F.interpolate(table.T[None], size=rows, mode="linear", align_corners=False)[0].T

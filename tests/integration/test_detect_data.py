@@ -45,12 +45,12 @@ def test_an_unreadable_image_in_mid_epoch_stops_the_run_or_is_counted(
         (
             "val2017",
             {"segmentation": {"size": [32, 32], "counts": [0, 1024]}},
-            "run-length code of another size than the image: object 1 ",
+            "run-length code whose size differs from the image: object 1 ",
         ),
         (
             "train2017",
             {"segmentation": {"size": [32, 32], "counts": [0, 1024]}},
-            "run-length code of another size than the image: object 1 ",
+            "run-length code whose size differs from the image: object 1 ",
         ),
         (
             "val2017",
@@ -60,7 +60,7 @@ def test_an_unreadable_image_in_mid_epoch_stops_the_run_or_is_counted(
         (
             "val2017",
             {"segmentation": [[10, 10, None, 10, 40, 40]]},
-            "polygon with a coordinate that is no finite number: object 1; correct",
+            "polygon with a coordinate that is not a finite number: object 1; correct",
         ),
         (
             "train2017",
@@ -70,14 +70,14 @@ def test_an_unreadable_image_in_mid_epoch_stops_the_run_or_is_counted(
         (
             "val2017",
             {"area": None},
-            r"area that is no number from 0 on: object 1 \(None\); write its pixels, or remove the key",
+            r"area that is not a number of at least 0: object 1 \(None\); write the area in pixels, or remove the key",
         ),
         ("val2017", {"bbox": [1, 2, float("nan"), 4]}, "box that is not four finite numbers: object 1 "),
         ("train2017", {"bbox": [1, 2, float("nan"), 4]}, "box that is not four finite numbers: object 1 "),
         (
             "val2017",
             {"image_id": "1"},
-            r"object whose image_id is no whole number from 0 on: object 1 \('1'\); write whole numbers",
+            r"object whose image_id is not a whole number of at least 0: object 1 \('1'\); write whole numbers",
         ),
         ("train2017", {"iscrowd": "0"}, r"iscrowd that is neither 0 nor 1: object 1 \('0'\); write the number 0 or 1"),
     ],
@@ -142,7 +142,7 @@ def test_sets_of_other_classes_and_empty_sets_are_refused_before_training(coco: 
     ):
         detect.run(config(data=coco_data(coco)), tmp_path / "run")
     edit(coco / "annotations" / "instances_train2017.json", lambda content: content.update(annotations=[]))
-    with pytest.raises(ValueError, match="nothing to learn from or to measure: 0 objects"):
+    with pytest.raises(ValueError, match="no object to train on or to evaluate: 0 objects"):
         detect.run(config(data=coco_data(coco)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

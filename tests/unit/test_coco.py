@@ -74,7 +74,7 @@ def test_images_come_by_id_and_labels_by_rank_of_the_category_id(
     assert empty.objects.masks is not None
     assert len(empty.objects.masks) == 0
     assert [record.getMessage().split("json: ")[1] for record in caplog.records] == [
-        "1 x polygon of less than three points, or of an odd number of coordinates (left out): object 5"
+        "1 x polygon with fewer than three points or an odd number of coordinates (left out): object 5"
     ]
 
 
@@ -138,18 +138,18 @@ def test_any_json_and_folder_serve_and_a_copy_reads_the_same(written: Callable[.
         (lambda c: c["images"].clear() or c["annotations"].clear(), "no image is listed"),
         (lambda c: c["annotations"][0].update(category_id=3), r"1 x unknown category id: object 1 \(category 3\)"),
         (lambda c: c["annotations"][0].update(image_id=3), r"1 x unknown image id: object 1 \(image 3\)"),
-        (lambda c: c["images"][0].update(id=4), "1 x image id that is there more than once: 4; give"),
+        (lambda c: c["images"][0].update(id=4), "1 x image id that occurs more than once: 4; give"),
         (
             lambda c: c["annotations"][0].pop("bbox"),
-            "1 x object without bbox: object 1; write what is missing.*lists every defect",
+            "1 x object without bbox: object 1; add the keys.*lists every defect",
         ),
         (
             lambda c: [one.pop("segmentation") for one in c["annotations"]],
-            "no object has an outline: for boxes alone, masks=False",
+            "no object has an outline: to use boxes only, set masks=False",
         ),
         (
             lambda c: [one.update(iscrowd=1) for one in c["annotations"]],
-            "nothing to learn from or to measure: 3 objects, of which 3 are crowd",
+            "no object to train on or to evaluate: 3 objects: 3 crowd",
         ),
     ],
 )
@@ -241,20 +241,20 @@ def test_every_defect_is_found_at_once(written: Callable[..., Path]) -> None:
     assert found == {
         "image without height, width": (1, "image 31", ""),
         "image without file_name, height, width": (1, "image 32", ""),
-        "image id that is there more than once": (1, "4", ""),
-        "file name that is there more than once": (1, "9.png", ""),
-        "category id that is there more than once": (1, "2", ""),
-        "category name that is there more than once": (1, "dog", ""),
+        "image id that occurs more than once": (1, "4", ""),
+        "file name that occurs more than once": (1, "9.png", ""),
+        "category id that occurs more than once": (1, "2", ""),
+        "category name that occurs more than once": (1, "dog", ""),
         "image whose size differs from the json": (1, "4.png (30 x 40, json: 60 x 40)", ""),
         "unreadable image": (1, "30.png", ""),
         "missing image": (1, "again.png", ""),
-        "object whose image_id is no whole number from 0 on": (1, "object 112 ('9')", ""),
+        "object whose image_id is not a whole number of at least 0": (1, "object 112 ('9')", ""),
         "object without image_id, category_id, bbox": (1, "object 3", ""),
         "object without id, image_id, category_id, bbox": (1, "entry 16", ""),
-        "object id that is there more than once": (1, "101", ""),
+        "object id that occurs more than once": (1, "101", ""),
         "unknown image id": (1, "object 100 (image 77)", ""),
         "unknown category id": (1, "object 101 (category 77)", ""),
-        "box that reaches over the edge of its image": (
+        "box that exceeds its image": (
             1,
             "object 102 (box [25.0, 10.0, 50.0, 20.0])",
             "clipped to the image",
@@ -262,13 +262,13 @@ def test_every_defect_is_found_at_once(written: Callable[..., Path]) -> None:
         "box without area": (1, "object 103 (box [5.0, 5.0, 0.0, 3.0])", "left out"),
         "box that is not four finite numbers": (1, "object 104 (box [1, 2])", ""),
         "area of zero": (1, "object 105", "computed from outline or box"),
-        "polygon of less than three points, or of an odd number of coordinates": (1, "object 106", "left out"),
+        "polygon with fewer than three points or an odd number of coordinates": (1, "object 106", "left out"),
         "no valid outline": (1, "object 106", "left out"),
         "box outside its image": (1, "object 107 (box [-70.0, 5.0, 20.0, 20.0])", ""),
         "no outline": (1, "object 108", "left out"),
         "run-length code without size or counts": (1, "object 109", ""),
-        "run-length code of another size than the image": (1, "object 110 ([60, 40], image [40, 60])", ""),
-        "polygon with a coordinate that is no finite number": (1, "object 111", ""),
+        "run-length code whose size differs from the image": (1, "object 110 ([60, 40], image [40, 60])", ""),
+        "polygon with a coordinate that is not a finite number": (1, "object 111", ""),
     }
 
 

@@ -156,7 +156,7 @@ def test_ids_with_gaps_and_missing_keys_of_a_json_do_no_harm() -> None:
     for index in range(3):
         metric.update([index + 1], [guesses(source, index)])
     assert metric.compute() == pytest.approx(expected, nan_ok=True)
-    with pytest.raises(ValueError, match="nothing to learn from or to measure.*no object has an outline"):
+    with pytest.raises(ValueError, match="no object to train on or to evaluate.*no object has an outline"):
         CocoMetric(truth)
 
 
@@ -268,9 +268,9 @@ def test_a_missing_area_is_that_of_the_mask_where_masks_are_evaluated(backend: A
     ("change", "message"),
     [
         ({"bbox": [np.nan, 0, 4, 4]}, "box that is not four finite numbers: object 3"),
-        ({"area": None}, "area that is no number from 0 on: object 3"),
+        ({"area": None}, "area that is not a number of at least 0: object 3"),
         ({"iscrowd": "0"}, "iscrowd that is neither 0 nor 1: object 3"),
-        ({"image_id": "1"}, "object whose image_id is no whole number from 0 on: object 3"),
+        ({"image_id": "1"}, "object whose image_id is not a whole number of at least 0: object 3"),
         ({"segmentation": {"size": [160, 160], "counts": "x"}}, "broken run-length code: object 3"),
     ],
 )
@@ -297,6 +297,6 @@ def test_a_crowd_may_be_a_truth_value_and_other_keys_of_a_json_do_not_count(back
 @pytest.mark.parametrize("change", [{"annotations": []}, {"images": [], "annotations": []}])
 def test_nothing_to_measure_is_an_error(change: dict[str, Any]) -> None:
     with pytest.raises(
-        ValueError, match="the ground truth: 1 x (nothing to learn from or to measure|no image is listed)"
+        ValueError, match="the ground truth: 1 x (no object to train on or to evaluate|no image is listed)"
     ):
         CocoMetric(dots(1)[0] | change)

@@ -81,27 +81,30 @@ def test_a_damaged_run_length_code_is_told_from_a_sound_one_without_pycocotools(
     [
         (
             {"segmentation": [[110, 50, None, 50, 150, 90]]},
-            "1 x polygon with a coordinate that is no finite number: object 1; correct",
+            "1 x polygon with a coordinate that is not a finite number: object 1; correct",
         ),
         (
             {"segmentation": [[110, 50, float("nan"), 50, 150, 90]]},
-            "1 x polygon with a coordinate that is no finite number: object 1",
+            "1 x polygon with a coordinate that is not a finite number: object 1",
         ),
         ({"segmentation": [[110, 50, 1e9, 50, 150, 90]]}, "1 x polygon outside its image: object 1"),
         (
             {"segmentation": [[110, 50, 10**400, 50, 150, 90]]},
-            "1 x polygon with a coordinate that is no finite number: object 1",
+            "1 x polygon with a coordinate that is not a finite number: object 1",
         ),
         (
             {"segmentation": [[110, 50, True, 50, 150, 90]]},
-            "1 x polygon with a coordinate that is no finite number: object 1",
+            "1 x polygon with a coordinate that is not a finite number: object 1",
         ),
         (
             {"segmentation": [[[110, 50], [150, 50], [150, 90]]]},
             "1 x polygon of [x, y] pairs: object 1; write each polygon as one list [x0, y0",
         ),
         ({"segmentation": [[110, 50], [150, 50], [150, 90]]}, "1 x polygon of [x, y] pairs: object 1; write each"),
-        ({"segmentation": [110, 50, 150, 50, 150, 90]}, "1 x polygon that is no list of numbers: object 1; write each"),
+        (
+            {"segmentation": [110, 50, 150, 50, 150, 90]},
+            "1 x polygon that is not a list of numbers: object 1; write each",
+        ),
         ({"segmentation": "110 50"}, "1 x outline that is neither polygons nor a run-length code: object 1"),
         (
             {"segmentation": {"size": [240, 320], "counts": [240 * 320 - 1]}},
@@ -110,7 +113,7 @@ def test_a_damaged_run_length_code_is_told_from_a_sound_one_without_pycocotools(
         ({"segmentation": {"size": [240, 320], "counts": "é"}}, "1 x broken run-length code: object 1"),
         (
             {"segmentation": {"size": [320, 240], "counts": "0"}},
-            "1 x run-length code of another size than the image: object 1 ([320, 240]",
+            "1 x run-length code whose size differs from the image: object 1 ([320, 240]",
         ),
         (
             {"bbox": [110, 50, float("inf"), 40]},
@@ -122,20 +125,23 @@ def test_a_damaged_run_length_code_is_told_from_a_sound_one_without_pycocotools(
         ({"bbox": [10, 150, 40, 40]}, "1 x box that does not touch its outline: object 1"),
         (
             {"bbox": [110, 50, 150, 90]},
-            "1 x box that is x0, y0, x1, y1: object 1 (box [110.0, 50.0, 150.0, 90.0]); write [x, y, width, height]",
+            "1 x box written as x0, y0, x1, y1: object 1 (box [110.0, 50.0, 150.0, 90.0]); write [x, y, width, height]",
         ),
         ({"iscrowd": "0"}, "1 x iscrowd that is neither 0 nor 1: object 1 ('0'); write the number 0 or 1"),
         ({"iscrowd": None}, "1 x iscrowd that is neither 0 nor 1: object 1"),
         ({"iscrowd": 2}, "1 x iscrowd that is neither 0 nor 1: object 1"),
-        ({"area": None}, "1 x area that is no number from 0 on: object 1 (None); write its pixels, or remove the key"),
-        ({"area": float("nan")}, "1 x area that is no number from 0 on: object 1"),
-        ({"area": "12"}, "1 x area that is no number from 0 on: object 1"),
-        ({"id": "a"}, "1 x object whose id is no whole number from 0 on: entry 1 ('a')"),
-        ({"id": 0}, "1 x object id that is there more than once: 0"),
-        ({"id": -1}, "1 x object whose id is no whole number from 0 on: entry 1"),
-        ({"image_id": "1"}, "1 x object whose image_id is no whole number from 0 on: object 1 ('1')"),
-        ({"image_id": 1.0}, "1 x object whose image_id is no whole number from 0 on: object 1"),
-        ({"category_id": 2**70}, "1 x object whose category_id is no whole number from 0 on: object 1"),
+        (
+            {"area": None},
+            "1 x area that is not a number of at least 0: object 1 (None); write the area in pixels, or remove the key",
+        ),
+        ({"area": float("nan")}, "1 x area that is not a number of at least 0: object 1"),
+        ({"area": "12"}, "1 x area that is not a number of at least 0: object 1"),
+        ({"id": "a"}, "1 x object whose id is not a whole number of at least 0: entry 1 ('a')"),
+        ({"id": 0}, "1 x object id that occurs more than once: 0"),
+        ({"id": -1}, "1 x object whose id is not a whole number of at least 0: entry 1"),
+        ({"image_id": "1"}, "1 x object whose image_id is not a whole number of at least 0: object 1 ('1')"),
+        ({"image_id": 1.0}, "1 x object whose image_id is not a whole number of at least 0: object 1"),
+        ({"category_id": 2**70}, "1 x object whose category_id is not a whole number of at least 0: object 1"),
     ],
 )
 def test_each_defect_is_one_line_with_the_object_and_a_remedy(change: Json, message: str) -> None:
@@ -175,10 +181,10 @@ def test_a_box_over_the_edge_is_clipped_and_an_area_of_zero_computed() -> None:
 def test_boxes_alone_that_are_corners_are_told_by_those_that_leave_their_image() -> None:
     corners = [[10, 10, 60, 90], [200, 20, 310, 100], [150, 100, 200, 235]]
     (line,) = said(content(*({"bbox": box} for box in corners)), masks=False)
-    assert line.startswith("2 x box that is x0, y0, x1, y1: object 1 (box [200.0, 20.0, 310.0, 100.0]), object 2")
+    assert line.startswith("2 x box written as x0, y0, x1, y1: object 1 (box [200.0, 20.0, 310.0, 100.0]), object 2")
     beside = [{"bbox": box} for box in (*corners[:2], [200, 100, 30, 20])]  # one that is no pair of corners
     assert said(content(*beside), masks=False) == [
-        "1 x box that reaches over the edge of its image (clipped to the image): object 1 (box [200.0, 20.0, 310.0, 100.0])"
+        "1 x box that exceeds its image (clipped to the image): object 1 (box [200.0, 20.0, 310.0, 100.0])"
     ]
 
 
@@ -199,33 +205,33 @@ def test_a_single_fault_among_thousands_is_found_and_changes_nothing_else() -> N
     ("change", "message"),
     [
         (lambda c: c.update(images=[], annotations=[]), "no image is listed"),
-        (lambda c: c.update(annotations=[]), "nothing to learn from or to measure: 0 objects"),
+        (lambda c: c.update(annotations=[]), "no object to train on or to evaluate: 0 objects"),
         (
             lambda c: c["annotations"][0].update(iscrowd=1),
-            "nothing to learn from or to measure: 1 objects, of which 1 are crowd regions",
+            "no object to train on or to evaluate: 1 objects: 1 crowd regions",
         ),
         (
             lambda c: c["annotations"][0].update(segmentation=[[5, 5]]),
-            "nothing to learn from or to measure: 1 objects, of which 0 are crowd",
+            "no object to train on or to evaluate: 1 objects: 0 crowd",
         ),
         (
             lambda c: c["annotations"][0].pop("segmentation"),
-            "no object has an outline: for boxes alone, masks=False and heads.masks=False",
+            "no object has an outline: to use boxes only, set masks=False and heads.masks=False",
         ),
         (
             lambda c: c["categories"].append({"id": 2, "name": "dog"}),
-            "1 x category name that is there more than once: dog; merge",
+            "1 x category name that occurs more than once: dog; merge",
         ),
         (
             lambda c: c["images"][0].update(height=0),
-            "1 x image without pixels, or with more than can be decoded: image 1 (320 x 0)",
+            "1 x image with no pixels, or with too many to decode: image 1 (320 x 0)",
         ),
-        (lambda c: c["images"][0].update(height=10**9), "1 x image without pixels, or with more than can be decoded"),
+        (lambda c: c["images"][0].update(height=10**9), "1 x image with no pixels, or with too many to decode"),
         (
             lambda c: c["images"][0].update(width="320"),
-            "1 x image whose width is no whole number from 0 on: image 1 ('320')",
+            "1 x image whose width is not a whole number of at least 0: image 1 ('320')",
         ),
-        (lambda c: c["images"][0].update(file_name="a\0b"), "1 x image whose file_name is no path: image 1"),
+        (lambda c: c["images"][0].update(file_name="a\0b"), "1 x image whose file_name is not a path: image 1"),
     ],
 )
 def test_a_set_that_teaches_or_measures_nothing_is_an_error(change: Any, message: str) -> None:

@@ -28,7 +28,7 @@ def test_patchify_equals_a_loop_and_unpatchify_inverts_it(size: tuple[int, int],
 def test_a_patch_that_does_not_divide_the_image_is_named() -> None:
     with pytest.raises(ValueError, match="30x32 px cannot be cut into patches.*multiples of patch = 16"):
         grid_of((30, 32), 16)
-    with pytest.raises(ValueError, match="do not make a 2x2 grid"):
+    with pytest.raises(ValueError, match="do not form a 2x2 grid"):
         unpatchify(torch.zeros(1, 5, 12), (2, 2))
 
 
@@ -106,7 +106,7 @@ def test_block_masks_are_made_of_blocks_and_their_loop_falls_short_as_often_as_b
 
 @pytest.mark.parametrize(("make", "match"), [
     (lambda: Random(ratio=1.0), "ratio = 1.0"), (lambda: Random(unit=0), "unit = 0"),
-    (lambda: Random(unit=4).visible((14, 14)), "cells of 4x4"), (lambda: Random(ratio=0.99).visible((2, 2)), "keeps 0 of 4"),
+    (lambda: Random(unit=4).visible((14, 14)), "does not divide the 14x14 grid"), (lambda: Random(ratio=0.99).visible((2, 2)), "keeps 0 of 4"),
 ])  # fmt: skip
 def test_impossible_masks_are_refused(make: object, match: str) -> None:
     with pytest.raises(ValueError, match=match):

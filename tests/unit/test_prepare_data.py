@@ -231,7 +231,7 @@ def test_what_has_a_policy_is_shown_and_stops_nothing(tmp_path: Path, tool: Call
     file.write_text(json.dumps(content))
     status, said = tool("check", "--root", tmp_path, "--split", "val2017")
     assert status == 1
-    assert "no object has an outline: for boxes alone, masks=False and heads.masks=False (check: --boxes)" in said
+    assert "no object has an outline: to use boxes only, set masks=False and heads.masks=False (check: --boxes)" in said
     assert tool("check", "--root", tmp_path, "--split", "val2017", "--boxes") == (0, "val2017: no defect\n")
 
 
