@@ -1,1 +1,1 @@
-"""Every picture that the project makes."""
+"""Drawing: training curves, reconstructions, attention maps, detections and segmentations."""

@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 def attention_rows(images: Tensor, maps: Tensor) -> Tensor:
-    """Return the panels (B, 2 + R, 3, H, W) in [0, 1]: image | mean over heads laid over it | each head's map, dark to bright.
+    """Return the panels (B, 2 + R, 3, H, W) in [0, 1]: image | mean over heads on top of the image | map of each head.
 
     Args:
         images: (B, 3, H, W) uint8.
-        maps: (B, R, h, w); each is scaled to its own largest value.
+        maps: (B, R, h, w). Each map is scaled to its own maximum.
     """
     shown = images.float() / 255
     enlarged = F.interpolate(
@@ -25,6 +25,6 @@ def attention_rows(images: Tensor, maps: Tensor) -> Tensor:
 
 
 def _colours(values: Tensor) -> Tensor:
-    """Return (B, K, 3, H, W) for values (B, K, H, W) in [0, 1], by matplotlib's "inferno"."""
+    """Return colours (B, K, 3, H, W) for values (B, K, H, W) in [0, 1], from matplotlib's "inferno"."""
     table = torch.from_numpy(matplotlib.colormaps["inferno"](range(256))[:, :3]).float()
     return table[(values * 255).round().long()].permute(0, 1, 4, 2, 3)

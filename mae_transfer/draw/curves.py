@@ -1,4 +1,4 @@
-"""The curves of a run, from its log.jsonl: loss and learning rate over epochs, training and evaluation together."""
+"""Plot the training and evaluation losses and the learning rate of a run from its log.jsonl."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mae_transfer.disk import whole
 
 
 def save_curves(log: Path, path: Path) -> None:
-    """Write a PNG with every logged loss over epochs above the learning rate; nothing where the log holds no training step yet."""
+    """Write a PNG with all logged losses and learning rates over epochs. Do nothing without training steps."""
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     train, held_out = ([row for row in rows if row["kind"] == kind] for kind in ("train", "eval"))
     if not train:
@@ -34,6 +34,6 @@ def save_curves(log: Path, path: Path) -> None:
 
 
 def _curve(rows: list[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
-    """Return epochs and values of one logged quantity; a value that was not finite is null in the log and left out."""
+    """Return epochs and values of one logged quantity, without non-finite values, which are null in the log."""
     points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
     return [epoch for epoch, _ in points], [value for _, value in points]

@@ -1,4 +1,4 @@
-"""What a detector finds: the image with its annotated objects beside the image with what was found, boxes, masks, names and scores.
+"""Pictures of detections: annotated objects on the left, detected objects on the right.
 
 Legend: H x W pixels, n objects.
 """
@@ -19,14 +19,14 @@ from mae_transfer.disk import whole
 from mae_transfer.draw.segmentations import palette
 from mae_transfer.interfaces import Objects
 
-THRESHOLD = 0.3  # score below which nothing is drawn
-MIX = 0.45  # of an object's colour over the image
-SHARP = 1024  # pixels of an image's longer side that are enough for a panel; of larger images every second, third ... pixel is drawn
+THRESHOLD = 0.3  # minimum score of objects that are drawn
+MIX = 0.45  # opacity of masks
+SHARP = 1024  # pixels of a panel's longer side; larger images are drawn with every second, third ... pixel
 MOST = 40  # objects drawn per image, best first
 
 
 class Shown(NamedTuple):
-    """One image with what is in it and what was found, in its own pixels."""
+    """One image with its annotated and its detected objects, in pixels of the image."""
 
     image: Tensor  # (3, H, W) uint8 RGB
     objects: Objects
@@ -35,7 +35,7 @@ class Shown(NamedTuple):
 
 
 def save_detections(path: Path, shown: Shown, classes: Sequence[str]) -> None:
-    """Write a PNG: left what is annotated (crowd regions dashed), right what was found with a score of at least THRESHOLD."""
+    """Write a PNG: annotated objects (crowd regions dashed) beside detections with a score of at least THRESHOLD."""
     height, width = shown.image.shape[-2:]
     figure = Figure(figsize=(14, 7 * height / width + 0.4), layout="constrained")
     left, right = figure.subplots(1, 2)

@@ -1,4 +1,4 @@
-"""What a masked autoencoder makes of images: original | masked | reconstruction | reconstruction with the visible patches pasted.
+"""Pictures of reconstructions: original | masked | reconstruction | reconstruction with the visible patches pasted in.
 
 Legend: B images of (3, H, W), values in [0, 1].
 """
@@ -17,7 +17,7 @@ from mae_transfer.disk import whole
 from mae_transfer.interfaces import Mask
 
 GREY = 0.5
-GAP = 4  # pixels between the pictures of a sheet
+GAP = 4  # pixels between the panels of a sheet
 
 
 def panels(images: Tensor, reconstruction: Tensor, mask: Mask) -> Tensor:
@@ -25,8 +25,9 @@ def panels(images: Tensor, reconstruction: Tensor, mask: Mask) -> Tensor:
 
     Args:
         images: (B, 3, H, W) uint8.
-        reconstruction: (B, 3, H, W) in [0, 1], the predictions in the hidden patches (Target.decode); elsewhere the third panel keeps it.
-        mask: which patches were hidden.
+        reconstruction: (B, 3, H, W) in [0, 1], with predictions in the hidden patches (Target.decode). The third panel
+            shows it as it is.
+        mask: the visible and hidden patches.
     """
     original = images.to(reconstruction) / 255
     patch = round((images.shape[2] * images.shape[3] / (mask.ids_keep.shape[1] + mask.ids_masked.shape[1])) ** 0.5)
@@ -41,11 +42,14 @@ def panels(images: Tensor, reconstruction: Tensor, mask: Mask) -> Tensor:
 
 
 def save_sheet(path: Path, rows: Tensor, *, enlarge_to: int = 128) -> None:
-    """Write a PNG with one row of panels per image, none for no image; small images are enlarged by a whole factor, so that pixels stay pixels.
+    """Write a PNG with one row of panels per image; nothing without images.
+
+    Small images are enlarged by a whole factor, without interpolation.
 
     Args:
-        rows: (B, K, C, H, W) in [0, 1]; of more than three channels the first three are shown, of two the first, in grey.
-        enlarge_to: the least height of a panel, pixels.
+        rows: (B, K, C, H, W) in [0, 1]. The first three channels are shown; with one or two channels, the first in
+            grey.
+        enlarge_to: minimum height of a panel in pixels.
     """
     if not len(rows):
         return

@@ -1,6 +1,6 @@
-"""What a segmentation model sees: image | truth | prediction, with a legend of the classes that occur.
+"""Pictures of segmentations: image | truth | prediction, with a legend of the classes that occur.
 
-Legend: H x W pixels, C classes; a map holds a class per pixel, or IGNORED.
+Legend: H x W pixels, C classes. A map holds one class per pixel, or IGNORED.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from torch import Tensor
 from mae_transfer.disk import whole
 from mae_transfer.interfaces import IGNORED
 
-MIX = 0.6  # of a class's colour over the image
-GOLDEN = 0.618034  # of the hue circle between two classes: neighbours in the list differ most
-MOST_NAMES = 24  # in a legend, by their pixels
-LONGEST = 20  # characters of a name there
+MIX = 0.6  # opacity of a class's colour
+GOLDEN = 0.618034  # step in hue between two classes, so that neighbours in the list differ clearly
+MOST_NAMES = 24  # in a legend: the classes with the most pixels
+LONGEST = 20  # characters of a name in a legend
 
 
 class Picture(NamedTuple):
-    """One image with what it holds and what was found in it, on the host."""
+    """One image with its true and its predicted map, on the host."""
 
     image: Tensor  # (3, H, W) uint8 RGB
     truth: Tensor  # (H, W): class or IGNORED
@@ -35,18 +35,18 @@ class Picture(NamedTuple):
 
 
 def palette(classes: int) -> np.ndarray:
-    """Return a colour per class, (C, 3) in [0, 1], the same for every run: matplotlib's tab20, and beyond its 20 hues by the golden ratio."""
+    """Return a colour per class, (C, 3) in [0, 1], the same in every run: tab20, then hues by the golden ratio."""
     first = np.asarray(colormaps["tab20"](range(20)))[:, :3]
     hues = [
         colorsys.hsv_to_rgb(k * GOLDEN % 1, (0.9, 0.55, 0.75)[k // 3 % 3], (1.0, 0.95, 0.6)[k % 3])
         for k in range(len(first), classes)
     ]
-    order = [*range(0, len(first), 2), *range(1, len(first), 2)]  # the strong colours, then their pale fellows
+    order = [*range(0, len(first), 2), *range(1, len(first), 2)]  # the strong colours, then the pale ones
     return np.concatenate([first[order], np.array(hues).reshape(-1, 3)])[:classes]
 
 
 def painted(image: np.ndarray, labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """Return the image (H, W, 3) uint8 under its map's colours, (H, W, 3) in [0, 1]; ignored pixels are black."""
+    """Return the image (H, W, 3) uint8 with its map drawn over it, (H, W, 3) in [0, 1]. Ignored pixels are black."""
     known = np.minimum(labels, len(colours))
     over = np.concatenate([colours, np.zeros((1, 3))])[known]
     mixed = (1 - MIX) * image / 255 + MIX * over
@@ -54,13 +54,13 @@ def painted(image: np.ndarray, labels: np.ndarray, colours: np.ndarray) -> np.nd
 
 
 def short(name: str) -> str:
-    """Return a class's name as a legend has room for it: the first of ADE20K's synonyms ("car, auto, automobile, machine"), cut if need be."""
+    """Shorten a class name for a legend: the first of ADE20K's synonyms ("car, auto, automobile"), truncated."""
     first = name.partition(",")[0]
     return first if len(first) <= LONGEST else first[: LONGEST - 1] + "…"
 
 
 def save_picture(path: Path, shown: Picture, classes: Sequence[str]) -> None:
-    """Write a PNG of an image, its truth and its prediction side by side; the legend names the classes with the most pixels in either."""
+    """Write a PNG of an image, its truth and its prediction. The legend names the classes with the most pixels."""
     image = shown.image.permute(1, 2, 0).numpy()
     maps = [labels.numpy() for labels in (shown.truth, shown.predicted)]
     colours = palette(len(classes))

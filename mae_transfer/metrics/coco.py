@@ -1,8 +1,9 @@
-"""COCO's average precision of boxes and masks: pycocotools' twelve figures, or faster-coco-eval's equal ones where that is installed.
+"""COCO's average precision of boxes and masks: the twelve metrics of pycocotools, or of faster-coco-eval if installed.
 
-Exact over ranks: predictions are gathered and each image counts once, even where a sampler pads. Predictions go out in COCO's result format.
+Both libraries give equal values. The metric is exact over ranks: predictions are gathered, and each image counts once
+even if a sampler pads. Predictions are saved in COCO's result format.
 
-Legend: n predicted objects of one image of H x W pixels; a label is the rank of its category id in the ground truth.
+Legend: n predicted objects of one image of H x W pixels. A label is the rank of its category id in the ground truth.
 """
 
 from __future__ import annotations
@@ -29,45 +30,32 @@ from mae_transfer.disk import whole
 Kind = Literal["bbox", "segm"]
 Backend = Literal["auto", "pycocotools", "faster-coco-eval"]
 Entry = dict[str, Any]
-FIGURES = (
-    "AP",
-    "AP50",
-    "AP75",
-    "APs",
-    "APm",
-    "APl",
-    "AR1",
-    "AR10",
-    "AR100",
-    "ARs",
-    "ARm",
-    "ARl",
-)  # in the order of COCOeval.stats
-COUNTED = 100  # detections of an image that count in COCO's own protocol
+# in the order of COCOeval.stats
+FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+COUNTED = 100  # detections per image in COCO's protocol
 
 
 class Detections(NamedTuple):
-    """What a model found in one image, in pixels of the image as it is stored."""
+    """The detections of a model in one image, in pixels of the stored image."""
 
     boxes: Tensor  # (n, 4) x0, y0, x1, y1
     scores: Tensor  # (n,)
     labels: Tensor  # (n,) int64 index into the classes
-    masks: Sequence[Entry] | None = (
-        None  # a run-length code for each, as COCO's json has them: {size: [H, W], counts: text}
-    )
+    masks: Sequence[Entry] | None = None  # run-length codes as in COCO's json: {size: [H, W], counts: text}
 
 
 class CocoMetric:
     """Collects the predictions of a split and evaluates them.
 
     Args:
-        ground_truth: the annotations in COCO's json format, of which the rules of core/coco_rules.py decide what counts; `area` and `iscrowd` are
-            filled in where they are missing, the area from the outline where masks are evaluated.
+        ground_truth: the annotations in COCO's json format, checked by the rules of core/coco_rules.py. Missing `area`
+            and `iscrowd` are filled in. The area comes from the outline if masks are evaluated, else from the box.
         kinds: "bbox" for boxes, "segm" for masks.
-        backend: "auto" takes faster-coco-eval where it is installed.
-        detections: most detections of an image that count; fewer than COCO's 100 are taken for 100.
+        backend: "auto" uses faster-coco-eval if it is installed.
+        detections: maximum number of detections per image that count, at least COCO's 100.
+
     Raises:
-        ValueError: the ground truth breaks a rule or holds nothing to measure, or the backend is not installed.
+        ValueError: the ground truth breaks a rule or has no object to evaluate, or the backend is not installed.
     """
 
     def __init__(
@@ -78,11 +66,8 @@ class CocoMetric:
         backend: Backend = "auto",
         detections: int = COUNTED,
     ) -> None:
-        self.truth, self.kinds, self.detections = (
-            _completed(ground_truth, kinds),
-            tuple(kinds),
-            max(COUNTED, detections),
-        )
+        self.truth, self.kinds = _completed(ground_truth, kinds), tuple(kinds)
+        self.detections = max(COUNTED, detections)
         self.categories = sorted(self.truth["categories"], key=lambda category: category["id"])
         self.backend = _backend(backend)
         self._sizes = {image["id"]: (image["height"], image["width"]) for image in self.truth["images"]}
@@ -95,14 +80,13 @@ class CocoMetric:
         return fresh
 
     def update(self, image_ids: Sequence[int], predictions: Sequence[Detections]) -> None:
-        """Take the predictions of some images; an image that was there before is left as it was.
+        """Add the predictions of some images. Images that already have predictions are skipped.
 
         Raises:
-            ValueError: masks are missing or not of the image's size, or a box or score is not finite.
+            ValueError: masks are missing or differ in size from the image, or a box or score is not finite.
         """
-        for image_id, found in zip(
-            map(index, image_ids), predictions, strict=True
-        ):  # index: json takes no numpy integers
+        ids = map(index, image_ids)  # json cannot write numpy integers
+        for image_id, found in zip(ids, predictions, strict=True):
             if image_id not in self._found:
                 _checked(image_id, found, self._sizes.get(image_id), masks="segm" in self.kinds)
                 self._found[image_id] = _entries(
@@ -110,20 +94,23 @@ class CocoMetric:
                 )
 
     def leave_out(self, image_ids: Sequence[int]) -> None:
-        """Take images out of the ground truth, with their objects: they could not be read."""
+        """Remove images that could not be read, with their objects, from the ground truth."""
         self._found |= dict.fromkeys(map(index, image_ids))
 
     def compute(
         self, *, save: Path | None = None, per_class: bool = False, group: td.ProcessGroup | None = None
     ) -> dict[str, float]:
-        """Return "bbox/AP", "segm/AP50" ... in [0, 1], the same on every rank, each of which calls it; what is defined by no object is nan.
+        """Return "bbox/AP", "segm/AP50" ... in [0, 1]. Every rank calls it and gets the same values.
+
+        A metric without objects to define it is NaN.
 
         Args:
             save: a file for all predictions in COCO's result format, with the original category ids.
-            per_class: "bbox/AP[person]" of each class too.
-            group: the processes that predicted; best a gloo group, since predictions lie on the host.
+            per_class: also return "bbox/AP[person]" for each class.
+            group: the processes that predicted, preferably a gloo group, since predictions are on the host.
+
         Raises:
-            ValueError: an image of the ground truth was never predicted, or one was that is not there.
+            ValueError: predictions are missing for an image, or an image is not in the ground truth.
         """
         parts: list[Any] = [self._found]
         main, world = True, td.is_available() and td.is_initialized()
@@ -135,7 +122,7 @@ class CocoMetric:
         if main:
             try:
                 outcome = [self._evaluate(parts, save, per_class=per_class)]
-            except (OSError, ValueError) as error:  # the other ranks wait for what comes of it
+            except (OSError, ValueError) as error:  # sent to the other ranks, which wait for the outcome
                 outcome = [str(error)]
         if world:
             td.broadcast_object_list(outcome, group=group, group_src=0)
@@ -147,14 +134,14 @@ class CocoMetric:
     def _evaluate(
         self, parts: Sequence[dict[int, list[Entry] | None]], save: Path | None, *, per_class: bool
     ) -> dict[str, float] | str:
-        """Return the figures, or the error that every rank shall raise."""
+        """Return the metrics, or the message of the error that every rank raises."""
         found = {image_id: entries for part in parts for image_id, entries in part.items()}
         known = {image["id"] for image in self.truth["images"]}
         if found.keys() != known:
             missing, strange = sorted(known - found.keys()), sorted(found.keys() - known)
             return (
-                f"predictions for {len(found)} images, {len(known)} in the ground truth: {len(missing)} not predicted {missing[:3]}, "
-                f"{len(strange)} unknown {strange[:3]}"
+                f"predictions for {len(found)} images, {len(known)} in the ground truth: "
+                f"{len(missing)} not predicted {missing[:3]}, {len(strange)} unknown {strange[:3]}"
             )
         entries = [entry for image_id in sorted(found) for entry in found[image_id] or ()]
         judged = self._without({image_id for image_id, listed in found.items() if listed is None})
@@ -178,7 +165,7 @@ class CocoMetric:
         return rest
 
     def _figures(self, kind: Kind, entries: Sequence[Entry], *, per_class: bool) -> dict[str, float]:
-        with contextlib.redirect_stdout(io.StringIO()):  # both libraries print what they do
+        with contextlib.redirect_stdout(io.StringIO()):  # both libraries print their progress
             judge = (_pycocotools if self.backend == "pycocotools" else _faster)(
                 self.truth, _results(self.truth, entries, kind), kind
             )
@@ -187,22 +174,27 @@ class CocoMetric:
             judge.accumulate()
         figures = _summary(np.asarray(judge.eval["precision"]), np.asarray(judge.eval["recall"]), self.detections)
         if per_class:
-            precision = np.asarray(judge.eval["precision"])[
-                :, :, :, 0, -1
-            ]  # IoU thresholds, recalls, classes; all areas, 100 detections
+            # IoU thresholds, recalls, classes; for all areas and the most detections
+            precision = np.asarray(judge.eval["precision"])[:, :, :, 0, -1]
             names = [f"AP[{category['name']}]" for category in self.categories]
             figures |= dict(zip(names, _defined(precision.mean(axis=(0, 1))), strict=True))
         return figures
 
 
 def _defined(values: np.ndarray) -> list[float]:
-    """Return the values; COCO's -1 stands for "no object of this kind", and nan cannot be mistaken for a figure."""
+    """Replace COCO's -1 for "no object of this kind" by NaN, which cannot be mistaken for a result."""
     return np.where(values < 0, np.nan, values).tolist()  # type: ignore[no-any-return]
 
 
 def _summary(precision: np.ndarray, recall: np.ndarray, detections: int) -> dict[str, float]:
-    """Return COCO's figures, its `summarize` for any number of detections; precision (T, R, K, A, M) and recall (T, K, A, M) at IoU thresholds T
-    from 0.50 in steps of 0.05, for all, small, medium and large objects, and for 1, 10 and `detections` detections of an image."""
+    """Return COCO's metrics as `summarize` does, for any number of detections.
+
+    Args:
+        precision: (T, R, K, A, M) at T IoU thresholds from 0.50 in steps of 0.05, R recalls, K classes, A areas (all,
+            small, medium, large), M = 3 numbers of detections (1, 10 and `detections`).
+        recall: (T, K, A, M).
+        detections: largest number of detections per image.
+    """
     all_, small, medium, large = (precision[..., area, -1] for area in range(4))
     parts = [
         all_,
@@ -223,7 +215,7 @@ def _summary(precision: np.ndarray, recall: np.ndarray, detections: int) -> dict
 
 
 def _completed(truth: Mapping[str, Any], kinds: Sequence[Kind]) -> Entry:
-    """Return the ground truth as COCOeval reads it; ids start at 1, for COCOeval takes 0 for "no match"."""
+    """Return the ground truth in COCOeval's form. Ids start at 1, because COCOeval uses 0 for "no match"."""
     masks = "segm" in kinds
     found = examine(truth, masks=masks)
     refused(found.defects, where="the ground truth")
@@ -253,13 +245,14 @@ def _pixels(outline: Any, size: tuple[int, int]) -> int:
 
 
 def _checked(image_id: int, found: Detections, size: tuple[int, int] | None, *, masks: bool) -> None:
-    """Raise ValueError where COCOeval would silently compute nonsense; size: H, W that the ground truth gives."""
+    """Raise ValueError for predictions that COCOeval would silently evaluate wrongly; size: the ground truth's H, W."""
     if masks and found.masks is None:
-        raise ValueError(f"image {image_id}: predictions have no masks; evaluate boxes alone, kinds=('bbox',)")
+        raise ValueError(f"image {image_id}: predictions have no masks; evaluate boxes only, with kinds=('bbox',)")
     strange = [code["size"] for code in found.masks or () if masks and size is not None and tuple(code["size"]) != size]
     if strange:
         raise ValueError(
-            f"image {image_id}: masks are {tuple(strange[0])}, the image {size} (H, W): paste them into the stored image"
+            f"image {image_id}: masks have the size {tuple(strange[0])}, but the image has {size} (H, W): paste them "
+            "into the stored image"
         )
     if not (found.boxes.isfinite().all() and found.scores.isfinite().all()):
         raise ValueError(f"image {image_id}: predicted boxes or scores are not finite")
@@ -282,13 +275,13 @@ def _entries(image_id: int, found: Detections, categories: Sequence[int], *, mas
 
 
 def _results(truth: Entry, entries: Sequence[Entry], kind: Kind) -> Entry:
-    """Return predictions as COCOeval takes them; an object's size is that of its box or of its mask, by kind, as in COCO.loadRes."""
+    """Return predictions in the form that COCOeval reads. The area is that of box or mask, by kind (COCO.loadRes)."""
     found = [{**entry, "id": k, "iscrowd": 0, "area": _area(entry, kind)} for k, entry in enumerate(entries, start=1)]
     return {**truth, "annotations": found}
 
 
 def _area(entry: Entry, kind: Kind) -> Any:
-    """Return pixels; one object at a time, for pycocotools 2.0.11 takes no list of more than 255 here."""
+    """Return the area of one object in pixels. pycocotools 2.0.11 fails for lists of more than 255 objects here."""
     from pycocotools import mask
 
     return mask.area(entry["segmentation"]) if kind == "segm" else entry["bbox"][2] * entry["bbox"][3]
@@ -300,10 +293,8 @@ def _pycocotools(truth: Entry, found: Entry, kind: Kind) -> Any:
 
     sets = COCO(), COCO()
     for one, content in zip(sets, (truth, found), strict=True):
-        one.dataset = {
-            **content,
-            "annotations": [dict(entry) for entry in content["annotations"]],
-        }  # it writes into them
+        # copies, because pycocotools modifies the annotations
+        one.dataset = {**content, "annotations": [dict(entry) for entry in content["annotations"]]}
         one.createIndex()
     return COCOeval(*sets, iouType=kind)
 
@@ -319,16 +310,16 @@ def _faster(truth: Entry, found: Entry, kind: Kind) -> Any:
 
 
 def _backend(wanted: Backend) -> Backend:
-    there = importlib.util.find_spec("faster_coco_eval") is not None
-    if wanted == "faster-coco-eval" and not there:
+    installed = importlib.util.find_spec("faster_coco_eval") is not None
+    if wanted == "faster-coco-eval" and not installed:
         raise ValueError(
-            "faster-coco-eval is not installed: pip install -e '.[fast]', or backend='pycocotools' (the same numbers)"
+            "faster-coco-eval is not installed: pip install -e '.[fast]', or set backend='pycocotools' (equal values)"
         )
-    return wanted if wanted != "auto" else "faster-coco-eval" if there else "pycocotools"
+    return wanted if wanted != "auto" else "faster-coco-eval" if installed else "pycocotools"
 
 
 def _write(path: Path, entries: Sequence[Entry]) -> None:
-    """Write the predictions under a temporary name until they are whole."""
+    """Write the predictions under a temporary name, then rename the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         json.dump(list(entries), file)

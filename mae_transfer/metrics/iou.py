@@ -1,6 +1,7 @@
-"""Mean IoU by counting on the device: equal to mmseg's IoUMetric, exact over ranks, no waiting before the end.
+"""Mean IoU, counted on the device. It equals mmseg's IoUMetric, is exact over ranks, and synchronises only at the end.
 
-Legend: C classes; the confusion matrix has a row per true and a column per predicted class; "..." is any shape of pixels.
+Legend: C classes; "..." is any shape of pixels. The confusion matrix has a row per true class and a column per
+predicted class.
 """
 
 from __future__ import annotations
@@ -16,27 +17,27 @@ from mae_transfer.interfaces import IGNORED
 
 
 def confusion(predicted: Tensor, truth: Tensor, *, classes: int, ignored: int = IGNORED) -> Tensor:
-    """Return the confusion matrix, flat, and after it the number of pixels whose true class is impossible, (C * C + 1,) int64.
+    """Return the flat confusion matrix, followed by the number of pixels with an invalid class, (C * C + 1,) int64.
 
     Args:
-        predicted: (...) integers in 0..C-1, checked as the truth is.
-        truth: (...) integers, class or `ignored`.
+        predicted: (...) integers in 0..C-1; other values are invalid.
+        truth: (...) integers, 0..C-1 or `ignored`; other values are invalid.
     """
     true, found = truth.reshape(-1).long(), predicted.reshape(-1).long()
-    possible = (true >= 0) & (true < classes) & (found >= 0) & (found < classes)
-    cell = torch.where(possible, true * classes + found, classes * classes)
+    valid = (true >= 0) & (true < classes) & (found >= 0) & (found < classes)
+    cell = torch.where(valid, true * classes + found, classes * classes)
     return torch.zeros(classes * classes + 1, dtype=torch.int64, device=cell.device).scatter_add_(
         0, cell, (true != ignored).long()
     )
 
 
 class IouMetric:
-    """Counts over the images of a split.
+    """Accumulates the confusion matrix over the images of a split.
 
     Args:
-        classes: their names.
-        device: where it counts: the predictions' device.
-        ignored: value of the pixels that are left out, whatever is predicted there.
+        classes: names of the classes.
+        device: device of the counts; must be that of the predictions.
+        ignored: true value of pixels to leave out.
     """
 
     def __init__(self, classes: Sequence[str], *, device: torch.device | str = "cpu", ignored: int = IGNORED) -> None:
@@ -44,28 +45,31 @@ class IouMetric:
         self.counts = torch.zeros(len(self.classes) ** 2 + 1, dtype=torch.int64, device=device)
 
     def update(self, predicted: Tensor, truth: Tensor) -> None:
-        """Count the pixels of one image or a batch, (...) class and true class; each image of the split is given once, to one rank."""
+        """Count the pixels of an image or a batch, (...) each. Pass each image of the split once, on one rank."""
         if predicted.shape != truth.shape:
             raise ValueError(
-                f"predicted maps {tuple(predicted.shape)} for true maps {tuple(truth.shape)}: resize the logits to the truth first"
+                f"predicted maps {tuple(predicted.shape)} differ in shape from true maps {tuple(truth.shape)}: resize "
+                "the logits to the truth first"
             )
         self.counts += confusion(predicted, truth, classes=len(self.classes), ignored=self.ignored)
 
     def compute(self, *, per_class: bool = False) -> dict[str, float]:
-        """Return mIoU, mAcc and aAcc in [0, 1] over all ranks (every rank calls it), and on request IoU[name] and Acc[name].
+        """Return mIoU, mAcc and aAcc in [0, 1] over all ranks, and IoU[name] and Acc[name] with `per_class`.
 
-        Classes that neither occur nor are predicted are nan and left out of the means, as in mmseg; so is a mean over no class.
+        Every rank calls it. As in mmseg, classes that neither occur nor are predicted are NaN and left out of the
+        means. A mean over no class is NaN.
 
         Raises:
-            ValueError: a true (or predicted) class was neither one of the classes nor ignored.
+            ValueError: a true or predicted class is invalid.
         """
         counts = self.counts.clone()
         if td.is_available() and td.is_initialized():
             td.all_reduce(counts)
-        *cells, impossible = counts.tolist()
-        if impossible:
+        *cells, invalid = counts.tolist()
+        if invalid:
             raise ValueError(
-                f"{impossible} pixels have a class outside 0..{len(self.classes) - 1} that is not {self.ignored} (ignored): see --check"
+                f"{invalid} pixels have a class outside 0..{len(self.classes) - 1} that is not {self.ignored} "
+                "(ignored): find them with tools/prepare_data.py check"
             )
         return self._figures(np.array(cells, dtype=np.float64).reshape(len(self.classes), -1), per_class=per_class)
 
@@ -85,6 +89,6 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
-    """Return the mean of what is defined, (1,)."""
-    there = values[np.isfinite(values)]
-    return there.mean(keepdims=True) if len(there) else np.full(1, np.nan)
+    """Return the mean of the finite values, (1,); NaN if there are none."""
+    finite = values[np.isfinite(values)]
+    return finite.mean(keepdims=True) if len(finite) else np.full(1, np.nan)

@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification of frozen features (DINO, Caron et al., arXiv 2104.14294, section 4.1), exact and in chunks.
+"""Exact weighted k-nearest-neighbour classification of frozen features (DINO, arXiv 2104.14294, section 4.1).
 
 Legend: Q queries, N features of the bank, D width, C classes, k neighbours.
 """
@@ -11,33 +11,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK = 2**27  # similarities held at a time: half a GiB of float32
+CHUNK = 2**27  # similarities computed at a time: half a GiB of float32
 
 
 def knn_scores(
     queries: Tensor, bank: Tensor, labels: Tensor, *, classes: int, ks: Sequence[int], temperature: float = 0.07
 ) -> Tensor:
-    """Return each class's votes, (len(ks), Q, C): every one of the k most similar features votes for its class with exp(cosine / temperature).
+    """Return the votes for each class, (len(ks), Q, C).
 
-    A query's votes are divided by its strongest, which keeps them finite at any temperature. A class that none of the k votes for has -inf: it is
-    no answer, not even to top-5 where k < 5.
+    Each of the k most similar features votes for its class with the weight exp(cosine / temperature). A query's weights
+    are divided by the largest one, which keeps them finite at any temperature. A class without votes gets -inf, so that
+    it is not a prediction, even in top-5 with k < 5.
 
     Args:
-        queries: (Q, D), of any length: normalised here, as the bank is.
-        bank: (N, D).
-        labels: (N,) int64 in 0..C-1, of the bank.
+        queries: (Q, D), normalised here.
+        bank: (N, D), normalised here.
+        labels: (N,) int64 in 0..C-1, labels of the bank.
         ks: numbers of neighbours.
+
     Raises:
         ValueError: a k is not in 1..N, the temperature is not above 0, or a feature is not finite.
     """
     if temperature <= 0 or not ks or not 1 <= min(ks) <= max(ks) <= len(bank):
         raise ValueError(
-            f"ks {tuple(ks)}, temperature {temperature}: need 1 <= k <= {len(bank)} (the features at hand) and a temperature above 0"
+            f"ks {tuple(ks)}, temperature {temperature}: give 1 <= k <= {len(bank)} (features in the bank) and a "
+            "temperature above 0"
         )
     for name, features in (("query", queries), ("bank", bank)):
         if broken := (~torch.linalg.vector_norm(features, dim=1).isfinite()).sum().item():
             raise ValueError(
-                f"{broken} of {len(features)} {name} features hold NaN or infinity: check the backbone's weights, or set precision=float32"
+                f"{broken} of {len(features)} {name} features contain NaN or infinity: check the backbone's weights, "
+                "or set precision=float32"
             )
     bank, most = F.normalize(bank, dim=1), max(ks)
     parts: list[Tensor] = []
@@ -50,7 +54,7 @@ def knn_scores(
 
 
 def _votes(weights: Tensor, voters: Tensor, classes: int) -> Tensor:
-    """Return the sum of the weights (Q, k) of each class's voters (Q, k), (Q, C), -inf for a class without any."""
+    """Return the sum of the weights (Q, k) by class of the voters (Q, k), (Q, C); -inf for a class without voters."""
     votes = weights.new_zeros(len(weights), classes).scatter_add_(1, voters, weights)
     voted = torch.zeros_like(votes, dtype=torch.bool).scatter_(1, voters, True)
     return votes.where(voted, -torch.inf)

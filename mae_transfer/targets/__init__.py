@@ -1,4 +1,8 @@
-"""What the decoder must predict. A new target is a FrozenTarget: one file, one line here, one config and one test; models/mae.py does not change."""
+"""Prediction targets of the decoder.
+
+To add a target, write a FrozenTarget in a new file, one line in TARGETS, a config and a test. models/mae.py stays as
+it is.
+"""
 
 from __future__ import annotations
 

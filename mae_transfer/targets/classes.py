@@ -1,4 +1,4 @@
-"""What targets that name a class per patch share. Legend: B batch, M patches asked for, P classes."""
+"""Loss and metrics of targets with one class per patch. Legend: B batch, M requested patches, P classes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def cross_entropy(pred: Tensor, target: Tensor) -> Tensor:
 
 
 def class_metrics(pred: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """Return the share of patches that are right, the perplexity of the prediction, and the share of the P classes that the targets use."""
+    """Return the accuracy, the perplexity of the prediction, and the share of the P classes that the targets use."""
     used = torch.zeros(pred.shape[2], device=pred.device).index_fill_(0, target.flatten(), 1.0)
     right = (pred.argmax(dim=2) == target).float().mean()
     return {"accuracy": right, "perplexity": cross_entropy(pred, target).mean().exp(), "classes_used": used.mean()}

@@ -1,6 +1,6 @@
 """The features of a frozen network (MaskFeat, arXiv 2112.09133, table 1; data2vec's normalisation).
 
-Legend: B batch, N = h * w patches, M asked for, P = D the teacher's width.
+Legend: B batch, N = h * w patches, M requested patches, P = D width of the teacher.
 """
 
 from __future__ import annotations
@@ -21,22 +21,24 @@ from mae_transfer.targets.pixel import GREY
 
 
 class Teacher(NamedTuple):
-    """A frozen backbone, and what its images were normalised with."""
+    """A frozen backbone, and the normalisation of its images."""
 
     backbone: Backbone
     statistics: Statistics
 
 
 class Feature(FrozenTarget):
-    """The last map of a frozen teacher behind its final norm, one feature per patch.
+    """The last feature map of a frozen teacher after its final norm, one feature per patch.
 
-    A map of another grid than the encoder's (a patch of 14 px, a stride of 32) is resized to it, bilinear and antialiased.
+    If the map's grid differs from the encoder's (a patch of 14 px, a stride of 32), it is resized to the encoder's
+    grid, bilinear and antialiased.
 
     Args:
-        teacher: a backbone, as --backbone takes it.
-        loss: smooth l1 between the values, or 1 - cosine.
-        scale: "layer" normalises each feature to mean 0 and variance 1 (data2vec), "unit" to length 1, "none" leaves it.
-        size: pixels per side, or (height, width) in the shape of the encoder's image, that the teacher sees, a view of its own; None: that image.
+        teacher: a backbone, as in --backbone.
+        loss: "smooth_l1" between the values, or "cosine": 1 - cosine similarity.
+        scale: "layer" normalises each feature to mean 0 and variance 1 (data2vec), "unit" to length 1, "none" keeps it.
+        size: image size of the teacher's own view: pixels per side, or (height, width), with the aspect ratio of the
+            encoder's image. None: the teacher uses the encoder's image.
     """
 
     def __init__(
@@ -52,31 +54,28 @@ class Feature(FrozenTarget):
         height, width = (side * frame.patch for side in frame.grid)
         if len(teacher.statistics.mean) != len(frame.statistics.mean):
             raise ValueError(
-                f"the teacher sees {len(teacher.statistics.mean)} channels and the encoder {len(frame.statistics.mean)}"
+                f"target.teacher has {len(teacher.statistics.mean)} channels and the encoder "
+                f"{len(frame.statistics.mean)}: use a teacher with as many channels"
             )
         if size is None and (height % teacher.backbone.patch or width % teacher.backbone.patch):
             raise ValueError(
-                f"the teacher's patches of {teacher.backbone.patch} px do not divide the encoder's {height} x {width} px: give it a view of its own, "
-                f"target.size = {size_of(*(side * teacher.backbone.patch for side in frame.grid))}"
+                f"the teacher's patches of {teacher.backbone.patch} px do not divide the encoder's {height} x {width} "
+                f"px: set target.size = {size_of(*(side * teacher.backbone.patch for side in frame.grid))}"
             )
         if size is not None and sides(size)[0] * width != sides(size)[1] * height:
             raise ValueError(
-                f"target.size = {size} has not the shape of the encoder's {height} x {width} px, so that the teacher would see another part"
+                f"target.size = {size} must have the aspect ratio of the encoder's {height} x {width} px, so that the "
+                "teacher sees the same part of the image"
             )
-        self.patch, self.grid, self.statistics, self.scale, self.distance = (
-            frame.patch,
-            frame.grid,
-            teacher.statistics,
-            scale,
-            loss,
-        )
+        self.patch, self.grid, self.statistics = frame.patch, frame.grid, teacher.statistics
+        self.scale, self.distance = scale, loss
         self.views: tuple[ViewSpec, ...] = () if size is None else (ViewSpec(size, "bicubic"),)
         assert isinstance(teacher.backbone, nn.Module)
         self.teacher = teacher.backbone.requires_grad_(False).eval()
         self.dim = teacher.backbone.dim
 
     def train(self, mode: bool = True) -> Feature:
-        """Leave the teacher in evaluation mode whatever is asked."""
+        """Set the mode, but keep the teacher in evaluation mode."""
         super().train(mode)
         self.teacher.eval()
         return self
@@ -108,7 +107,10 @@ class Feature(FrozenTarget):
         return {"cosine": F.cosine_similarity(pred.float(), target, dim=2).mean()}
 
     def decode(self, pred: Tensor, batch: Batch, ids: Tensor) -> Tensor:
-        """Return images (B, 3, H, W) in [0, 1]: each patch in the colour of its three strongest components among the batch's true features."""
+        """Return images (B, 3, H, W) in [0, 1]. The colours show the first three principal components of the features.
+
+        The components are fitted to the true features of the batch.
+        """
         truth = self.features(batch).flatten(0, 1)
         mean = truth.mean(dim=0)
         axes = torch.linalg.svd(truth - mean, full_matrices=False).Vh[:3]

@@ -1,4 +1,4 @@
-"""What every target is told of the images that it will see."""
+"""The format of the encoder's images, which every target needs."""
 
 from __future__ import annotations
 
@@ -12,4 +12,4 @@ class Frame(NamedTuple):
 
     patch: int  # side p of a patch, pixels
     grid: tuple[int, int]  # h x w patches in raster order
-    statistics: Statistics  # how the encoder's images are normalised; its length is the number of channels
+    statistics: Statistics  # normalisation of the encoder's images, one value per channel

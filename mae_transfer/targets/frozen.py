@@ -1,4 +1,4 @@
-"""What every target shares: how it is called."""
+"""The base class of all targets."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from mae_transfer.interfaces import Batch
 
 
 class FrozenTarget(nn.Module):
-    """Base of the targets. A call computes without gradient, outside autocast and in IEEE arithmetic: whatever the precision of the model that
-    learns them, the targets are the same, and the same as in an evaluation or a cache.
+    """Base class of targets. They are computed without gradients, outside autocast and in IEEE arithmetic.
+
+    So targets do not depend on the precision of the model, and are the same in training, evaluation and a cache.
     """
 
     def __call__(self, batch: Batch, ids: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
-"""Histograms of oriented gradients as MaskFeat predicts them (arXiv 2112.09133, section 3.2).
+"""Histograms of oriented gradients, as in MaskFeat (arXiv 2112.09133, section 3.2).
 
-Legend: B batch, C channels, H x W pixels, c side of a cell, h x w cells, O orientation bins, M patches asked for, P = C * O * cells per patch.
+Legend: B batch, C channels, H x W pixels, c side of a cell, h x w cells, O orientation bins, M requested patches,
+P = C * O * cells per patch.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from mae_transfer.targets.pixel import GREY
 
 
 class HOG(FrozenTarget):
-    """Each cell's histogram of gradient orientations per channel, weighted by magnitude and scaled to length 1: Sobel filters, mirrored border,
-    orientations modulo half a turn into equal bins without interpolation.
+    """Histograms of gradient orientations per cell and channel, weighted by magnitude and scaled to length 1.
 
-    It does not change when a channel is shifted or scaled, so it is taken from the bytes.
+    Gradients come from Sobel filters with a mirrored border. Orientations modulo 180 degrees are sorted into equal bins
+    without interpolation. Histograms do not change when a channel is shifted or scaled, so they are computed from the
+    uint8 image.
 
     Args:
         bins: orientations per histogram.
@@ -34,13 +36,14 @@ class HOG(FrozenTarget):
     """
 
     views: tuple[ViewSpec, ...] = ()
-    glyphs: Tensor  # (O, c, c): a line along the edge that each bin stands for
+    glyphs: Tensor  # (O, c, c): a line along the edge direction of each bin
 
     def __init__(self, frame: Frame, *, bins: Few = 9, cell: Pixels = 8, loss: Literal["l2", "l1"] = "l2") -> None:
         super().__init__()
         if frame.patch % cell:
             raise ValueError(
-                f"cells of {cell} px do not divide patches of {frame.patch} px: set target.cell to a divisor of {frame.patch}"
+                f"cells of {cell} px do not divide patches of {frame.patch} px: set target.cell to a divisor of "
+                f"{frame.patch}"
             )
         self.patch, self.grid, self.bins, self.cell = frame.patch, frame.grid, bins, cell
         self.channels = len(frame.statistics.mean)
@@ -49,7 +52,7 @@ class HOG(FrozenTarget):
         self.register_buffer("glyphs", _glyphs(bins, cell), persistent=False)
 
     def forward(self, batch: Batch, ids: Tensor) -> Tensor:
-        """Return the histograms (B, M, P) of patches `ids` (B, M): cells row by row, within a cell channel by channel."""
+        """Return the histograms (B, M, P) of patches `ids` (B, M): cells row by row, then channels within a cell."""
         return take(patchify(histograms(batch.image, bins=self.bins, cell=self.cell), self.patch // self.cell), ids)
 
     def loss(self, pred: Tensor, target: Tensor) -> Tensor:
@@ -60,9 +63,12 @@ class HOG(FrozenTarget):
         return {}
 
     def decode(self, pred: Tensor, batch: Batch, ids: Tensor) -> Tensor:
-        """Return images (B, C, H, W) in [0, 1]: in each cell a line along every edge direction, as bright as its bin; grey elsewhere."""
-        everywhere = torch.zeros(len(pred), self.grid[0] * self.grid[1], self.dim, device=pred.device)
-        maps = unpatchify(put(pred, ids, into=everywhere), self.grid, channels=self.channels * self.bins)
+        """Return images (B, C, H, W) in [0, 1]: lines along the edge directions in predicted patches, grey elsewhere.
+
+        The value of a bin is the brightness of its line.
+        """
+        blank = torch.zeros(len(pred), self.grid[0] * self.grid[1], self.dim, device=pred.device)
+        maps = unpatchify(put(pred, ids, into=blank), self.grid, channels=self.channels * self.bins)
         b, _, h, w = maps.shape
         lines = torch.zeros(b, self.channels, h, self.cell, w, self.cell, device=pred.device)
         for weight, glyph in zip(maps.view(b, self.channels, self.bins, h, w).unbind(2), self.glyphs, strict=True):
@@ -73,7 +79,7 @@ class HOG(FrozenTarget):
 
 
 def histograms(images: Tensor, *, bins: int, cell: int) -> Tensor:
-    """Return the histograms (B, C * O, H / c, W / c) float32 of images (B, C, H, W) uint8 or float; the bin index runs fastest."""
+    """Return the histograms (B, C * O, H / c, W / c) float32 of images (B, C, H, W). The bin index varies fastest."""
     b, c, height, width = images.shape
     x, y = gradients(images.float())
     orientation = (torch.atan2(x, y) * (bins / math.pi)).floor().long() % bins
@@ -86,7 +92,7 @@ def histograms(images: Tensor, *, bins: int, cell: int) -> Tensor:
 
 
 def gradients(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the responses (B, C, H, W) of the Sobel filters [1 0 -1] x [1 2 1] along x and y, the border mirrored."""
+    """Return the responses (B, C, H, W) of the Sobel filters [1 0 -1] x [1 2 1] along x and y, with mirrored border."""
     padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
     across = padded[..., :-2] - padded[..., 2:]
     down = padded[..., :-2, :] - padded[..., 2:, :]
@@ -96,8 +102,8 @@ def gradients(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _glyphs(bins: int, cell: int) -> Tensor:
-    """Return (O, c, c) in [0, 1]: a line through the cell's centre, at right angles to the gradients of each bin."""
-    place = torch.arange(cell) - (cell - 1) / 2
-    angle = (torch.arange(bins) + 0.5) * math.pi / bins  # atan2(x, y): from the y axis
-    distance = place[None, :, None] * angle.cos()[:, None, None] + place[None, None, :] * angle.sin()[:, None, None]
+    """Return (O, c, c) in [0, 1]: a line through the cell's centre, perpendicular to the gradients of each bin."""
+    offset = torch.arange(cell) - (cell - 1) / 2
+    angle = (torch.arange(bins) + 0.5) * math.pi / bins  # atan2(x, y): measured from the y axis
+    distance = offset[None, :, None] * angle.cos()[:, None, None] + offset[None, None, :] * angle.sin()[:, None, None]
     return (1 - distance.abs()).clamp(min=0)

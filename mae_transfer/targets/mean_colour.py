@@ -1,6 +1,6 @@
-"""The mean colour of a patch in 3 bits per channel (the ViT paper's masked patch prediction, arXiv 2010.11929, B.1.2).
+"""The mean colour of a patch with 3 bits per channel (masked patch prediction of ViT, arXiv 2010.11929, B.1.2).
 
-Legend: B batch, C channels, M patches asked for, P = 8^C classes.
+Legend: B batch, C channels, M requested patches, P = 8^C classes.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ Bits = Annotated[int, Field(ge=1, le=8)]
 
 
 class MeanColour(FrozenTarget):
-    """The class of the mean colour, `2 ** bits` equal steps per channel, by cross-entropy: 512 classes for 3 bits of RGB.
+    """The class of the mean colour, with `2 ** bits` equal levels per channel and cross-entropy as the loss.
+
+    3 bits of RGB give 512 classes.
 
     Args:
         bits: bits per channel.
     """
 
     views: tuple[ViewSpec, ...] = ()
-    weights: Tensor  # (C,) int64: place values of the channels
+    weights: Tensor  # (C,) int64: factors that combine the channels' levels to a class
 
     def __init__(self, frame: Frame, *, bits: Bits = 3) -> None:
         super().__init__()
@@ -39,7 +41,7 @@ class MeanColour(FrozenTarget):
         self.register_buffer("weights", self.levels ** torch.arange(channels - 1, -1, -1), persistent=False)
 
     def forward(self, batch: Batch, ids: Tensor) -> Tensor:
-        """Return the classes (B, M) int64 of patches `ids` (B, M); the first channel counts most."""
+        """Return the classes (B, M) int64 of patches `ids` (B, M). The first channel is the most significant."""
         patches = take(patchify(batch.image, self.patch), ids)
         mean = patches.view(*ids.shape, -1, self.channels).float().mean(dim=2)
         classes: Tensor = ((mean * (self.levels / 256)).long() * self.weights).sum(dim=2)
@@ -54,7 +56,7 @@ class MeanColour(FrozenTarget):
         return class_metrics(pred, target)
 
     def decode(self, pred: Tensor, batch: Batch, ids: Tensor) -> Tensor:
-        """Return images (B, C, H, W) in [0, 1]: the middle of the predicted colour's step in its places, grey elsewhere."""
+        """Return images (B, C, H, W) in [0, 1]: predicted patches in the colour of their class, grey elsewhere."""
         levels = pred.argmax(dim=2, keepdim=True) // self.weights % self.levels
         colours = ((levels + 0.5) / self.levels).repeat(1, 1, self.patch**2)
         blank = torch.full((len(pred), self.grid[0] * self.grid[1], colours.shape[2]), GREY, device=pred.device)

@@ -1,4 +1,7 @@
-"""Pixels, raw or normalised per patch (MAE, section 3). Legend: B batch, M patches asked for, P = p * p * C values per patch, channels last."""
+"""Pixels, raw or normalised per patch (MAE, section 3).
+
+Legend: B batch, M requested patches, P = p * p * C values per patch, channels last.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from mae_transfer.interfaces import Batch, ViewSpec
 from mae_transfer.targets.frame import Frame
 from mae_transfer.targets.frozen import FrozenTarget
 
-GREY = 0.5  # what a picture shows where nothing was predicted
+GREY = 0.5  # value of patches without a prediction in pictures
 
 
 class Pixel(FrozenTarget):
@@ -37,7 +40,7 @@ class Pixel(FrozenTarget):
 
     def forward(self, batch: Batch, ids: Tensor) -> Tensor:
         """Return the normalised pixels (B, M, P) float of patches `ids` (B, M)."""
-        patches = take(patchify(batch.image, self.patch), ids)  # as uint8: a quarter of the bytes to gather
+        patches = take(patchify(batch.image, self.patch), ids)  # in uint8, a quarter of the bytes of float32
         return normalize(self._channels_last(patches), self.statistics, channels=3).flatten(2)
 
     def loss(self, pred: Tensor, target: Tensor) -> Tensor:
@@ -48,7 +51,7 @@ class Pixel(FrozenTarget):
         return {}
 
     def decode(self, pred: Tensor, batch: Batch, ids: Tensor) -> Tensor:
-        """Return images (B, C, H, W) in [0, 1]: the predicted patches in their places, grey elsewhere."""
+        """Return images (B, C, H, W) in [0, 1]: predicted patches, grey elsewhere."""
         grid = grid_of((batch.image.shape[2], batch.image.shape[3]), self.patch)
         values = self._channels_last(self.denorm(pred.to(torch.get_default_dtype()), batch, ids))
         patches = denormalize(values, self.statistics, channels=3).flatten(2)
@@ -60,12 +63,12 @@ class Pixel(FrozenTarget):
         return patches.view(*patches.shape[:2], -1, self.channels)
 
     def denorm(self, pred: Tensor, batch: Batch, ids: Tensor) -> Tensor:
-        """Return the normalised pixels (B, M, P) that a prediction stands for."""
+        """Convert a prediction to normalised pixels (B, M, P)."""
         return pred
 
 
 class NormPixel(Pixel):
-    """The pixels of a patch less their mean, over the root of their unbiased variance (MAE, table 1d "pixel (w/ norm)").
+    """The pixels of a patch, normalised by their mean and unbiased variance (MAE, table 1d "pixel (w/ norm)").
 
     Args:
         eps: added to the variance of a patch.
@@ -76,12 +79,12 @@ class NormPixel(Pixel):
         self.eps = eps
 
     def forward(self, batch: Batch, ids: Tensor) -> Tensor:
-        """Return (x - mean) / sqrt(var + eps), (B, M, P), mean and variance over a patch's P values x."""
+        """Return (x - mean) / sqrt(var + eps), (B, M, P), with mean and variance over a patch's P values x."""
         values = super().forward(batch, ids)
         var, mean = torch.var_mean(values, dim=2, keepdim=True)
         return (values - mean) / (var + self.eps).sqrt()
 
     def denorm(self, pred: Tensor, batch: Batch, ids: Tensor) -> Tensor:
-        """Return the prediction with the TRUE patch's mean and variance put back: a picture of structure, not of brightness."""
+        """Return the prediction with mean and variance of the TRUE patch. It shows structure, not brightness."""
         var, mean = torch.var_mean(super().forward(batch, ids), dim=2, keepdim=True)
         return pred * (var + self.eps).sqrt() + mean

@@ -1,6 +1,6 @@
 """The tokens of a discrete tokenizer (BEiT, arXiv 2106.08254, section 2.2; MAE, table 1d "dVAE token").
 
-Legend: B batch, N = h * w patches, M asked for, P codes.
+Legend: B batch, N = h * w patches, M requested patches, P codes.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ from mae_transfer.targets.pixel import GREY
 
 
 class Token(FrozenTarget):
-    """The code of each patch, by cross-entropy.
+    """The code of each patch, with cross-entropy as the loss.
 
-    The tokenizer sees a second rendering of the encoder's crop, resized by Lanczos so that its grid of codes is the encoder's grid of patches
-    (BEiT's rule: 112 px at stride 8 for 14 x 14 patches). MAE does not say what its tokenizer saw: here it is this too.
+    The tokenizer has its own view: the encoder's crop, resized with Lanczos so that the grid of codes equals the
+    encoder's grid of patches (BEiT: 112 px at stride 8 for 14 x 14 patches). MAE does not specify the view of its
+    tokenizer; this project uses BEiT's.
 
     Args:
         tokenizer: a tokenizer.safetensors, or a reference to weights of another layout (dalle:PATH).
-        interpolation: how the tokenizer's view is resized.
-        cache: a folder that keeps the codes of crops that are always the same; the loader then brings them (Batch.label, (B, N) int64).
+        interpolation: filter that resizes the tokenizer's view.
+        cache: a folder for the codes, for crops that are always the same. The loader then provides the codes
+            (Batch.label, (B, N) int64).
     """
 
     def __init__(
@@ -52,8 +54,8 @@ class Token(FrozenTarget):
         if tuple(codes.shape[1:]) != self.grid:
             h, w = codes.shape[1:]
             raise ValueError(
-                f"the tokenizer makes {h} x {w} codes of a view of {self.view.size} px, but the encoder has {self.grid[0]} x {self.grid[1]} patches: "
-                f"its stride is not the {self.tokenizer.stride} px that it says"
+                f"the tokenizer gives {h} x {w} codes for a view of {self.view.size} px, but the encoder has "
+                f"{self.grid[0]} x {self.grid[1]} patches: correct the tokenizer's stride of {self.tokenizer.stride} px"
             )
         return codes.flatten(1)
 
@@ -67,7 +69,10 @@ class Token(FrozenTarget):
 
     @torch.no_grad()
     def decode(self, pred: Tensor, batch: Batch, ids: Tensor) -> Tensor:
-        """Return images (B, 3, H, W) in [0, 1]: what the tokenizer draws of predicted codes among the true ones, shown in the predicted places."""
+        """Return images (B, 3, H, W) in [0, 1]: predicted patches as the tokenizer decodes them, grey elsewhere.
+
+        The tokenizer decodes the predicted codes together with the true codes of the other patches.
+        """
         codes = self.codes(batch).scatter(1, ids, pred.argmax(dim=2)).view(-1, *self.grid)
         size = (self.grid[0] * self.patch, self.grid[1] * self.patch)
         drawn = F.interpolate(self.tokenizer.decode(codes), size=size, mode="bilinear", antialias=True)

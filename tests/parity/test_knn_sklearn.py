@@ -33,7 +33,7 @@ def test_votes_equal_scikit_learns(monkeypatch: pytest.MonkeyPatch, chunk: int) 
 
 @pytest.mark.parametrize(("ks", "temperature"), [((0,), 0.07), ((11,), 0.07), ((), 0.07), ((5,), 0.0)])
 def test_impossible_neighbours_are_refused(ks: tuple[int, ...], temperature: float) -> None:
-    with pytest.raises(ValueError, match="need 1 <= k <= 10"):
+    with pytest.raises(ValueError, match="give 1 <= k <= 10"):
         knn_scores(
             torch.randn(2, 3),
             torch.randn(10, 3),
@@ -106,5 +106,5 @@ def test_votes_are_finite_at_every_temperature(temperature: float) -> None:
 def test_features_that_are_not_finite_are_refused(value: float, broken: str) -> None:
     queries, bank = torch.randn(6, 3), torch.randn(10, 3)
     (queries if broken == "query" else bank)[2, 1] = value
-    with pytest.raises(ValueError, match=f"1 of {6 if broken == 'query' else 10} {broken} features hold NaN"):
+    with pytest.raises(ValueError, match=f"1 of {6 if broken == 'query' else 10} {broken} features contain NaN"):
         knn_scores(queries, bank, torch.zeros(10, dtype=torch.int64), classes=2, ks=(1,))

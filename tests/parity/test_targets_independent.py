@@ -71,7 +71,7 @@ def test_a_basis_of_another_patch_or_too_few_patches_is_an_error_with_the_remedy
     found = basis(images(4, 16, 16), 4, 3)
     with pytest.raises(ValueError, match=r"patches of 4 px .* encoder has 8 px .*tools/tokenizer_train.py pca"):
         PCA(Frame(8, (2, 2), IMAGENET), basis=found)
-    with pytest.raises(ValueError, match="60 components of 4 patches of 48 values"):
+    with pytest.raises(ValueError, match="60 components cannot be fitted to 4 patches of 48 values"):
         fit_basis([torch.zeros(4, 48)], 60, patch=4, statistics=IMAGENET)
 
 

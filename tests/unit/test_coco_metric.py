@@ -164,7 +164,10 @@ def test_ids_with_gaps_and_missing_keys_of_a_json_do_no_harm() -> None:
     ("change", "message"),
     [
         ({"masks": None}, "predictions have no masks"),
-        ({"masks": [{"size": [16, 32], "counts": "P`0"}]}, r"masks are \(16, 32\), the image \(32, 32\)"),
+        (
+            {"masks": [{"size": [16, 32], "counts": "P`0"}]},
+            r"masks have the size \(16, 32\), but the image has \(32, 32\)",
+        ),
         ({"scores": torch.tensor([np.nan])}, "not finite"),
         ({"boxes": torch.tensor([[0, 0, np.inf, 1]])}, "not finite"),
     ],

@@ -89,7 +89,7 @@ def test_cached_tokens_come_with_the_image_and_need_no_view() -> None:
 
 
 def test_a_tokenizer_that_does_not_fit_the_grid_is_an_error_that_names_both() -> None:
-    with pytest.raises(ValueError, match=r"makes 5 x 5 codes of a view of 8 px, but the encoder has 4 x 4 patches"):
+    with pytest.raises(ValueError, match=r"gives 5 x 5 codes for a view of 8 px, but the encoder has 4 x 4 patches"):
         Token(FRAME, tokenizer=Grey())(batch(view=10), IDS)
 
 
@@ -112,7 +112,7 @@ def test_tokens_and_features_of_images_that_are_not_square() -> None:
     )
     expected = teacher(normalize(images, HALF), norm=True).maps[-1]
     torch.testing.assert_close(features[0, 1], expected[0, :, 1, 1])
-    with pytest.raises(ValueError, match=r"target.size = 32 has not the shape of the encoder's 16 x 24 px"):
+    with pytest.raises(ValueError, match=r"target.size = 32 must have the aspect ratio of the encoder's 16 x 24 px"):
         Feature(frame, teacher=Teacher(teacher, HALF), size=32)
 
 
