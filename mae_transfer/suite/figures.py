@@ -21,6 +21,7 @@ from mae_transfer.suite.records import Record
 
 FIGURES = ("figure 5", "figure 7", "figure 9")
 LONGEST = 52  # characters of a row's name above its bar
+WIDEST = 40  # characters that stand side by side below an axis
 
 
 class Bar(NamedTuple):
@@ -52,11 +53,13 @@ def bars(rows: Sequence[Bar], *, unit: str, chance: float | None) -> Figure:
         axes.barh(at, row.mean, height=0.42, color=row.colour, zorder=2)
         name = row.name if len(row.name) <= LONGEST else row.name[: LONGEST - 1] + "…"
         axes.text(0, at - 0.28, f" {name}", va="bottom", ha="left", parse_math=False)
-        end = max(row.high, row.mean)
+        end = max(row.high, row.mean, *row.published)
         if row.n > 1:
             spread = [[row.mean - row.low], [row.high - row.mean]]
             axes.errorbar(row.mean, at, xerr=spread, color=INK, capsize=3, linewidth=1.2, zorder=3)
-        axes.text(end + 0.015 * edge, at, f"{row.mean:.1f}", va="center", ha="left", weight="bold", zorder=4)
+        offset = (8 if row.published else 4, 0)
+        text = f"{row.mean:.1f}"
+        axes.annotate(text, (end, at), offset, textcoords="offset points", va="center", weight="bold", zorder=4)
         for value in row.published:
             axes.plot(value, at, marker="D", markersize=5, color=INK, linestyle="", markerfacecolor="none", zorder=5)
     if chance is not None:
@@ -93,8 +96,8 @@ def draw(name: str, found: Sequence[Record]) -> Figure | None:
     if not ours:
         return None
     scales = sorted({cell.scale for cell in ours})
-    figure = Figure(figsize=(6.4 * len(scales), 4.2), layout="constrained")
-    panels = figure.subplots(1, len(scales), squeeze=False)[0]
+    figure = Figure(figsize=(4.6, 3.8 * len(scales)), layout="constrained")
+    panels = figure.subplots(len(scales), 1, squeeze=False)[:, 0]
     for axes, scale in zip(panels, scales, strict=True):
         panel(axes, name, [cell for cell in ours if cell.scale == scale], published(name) if scale == "paper" else [])
         axes.set_title(f"{LAYOUTS[name].title.partition(',')[0]}, {scale} scale", loc="left", fontsize=10)
@@ -121,11 +124,11 @@ def panel(axes: Axes, name: str, ours: Sequence[Cell], known: Sequence[Cell]) ->
         numbers = [(columns.index(cell.column), cell.published.value) for cell in of_row if cell.published]
         if numbers:
             axes.plot(*zip(*numbers, strict=True), linestyle="--", marker=".", label=f"{row}, published")
-    axes.set_xticks(range(len(columns)), columns)
+    axes.set_xticks(range(len(columns)), columns, rotation=30 if sum(map(len, columns)) > WIDEST else 0)
     axes.set_xlabel(LAYOUTS[name].column_title)
     axes.set_ylabel("top-1 %")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, frameon=False)
+    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(0, -0.22))
 
 
 def aside(name: str, cell: Cell) -> str:

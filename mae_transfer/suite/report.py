@@ -208,8 +208,8 @@ def about(
     yield "compared", [", ".join(rows)]
     yield "transfers", [", ".join(cfg.transfer)]
     seeds = ", ".join(map(str, cfg.seeds))
-    each = "each with pretrainings of its own" if cfg.pretrain_seeds == "each" else "of the transfers"
-    yield "seeds", [f"{seeds}, {each}" if len(cfg.seeds) > 1 else seeds]
+    each = "each with its own pretrainings" if cfg.pretrain_seeds == "each" else "one pretraining serves all"
+    yield "seeds", [f"{seeds} ({each})" if len(cfg.seeds) > 1 else seeds]
     if lines := data_lines(found):
         yield "data", lines
     ended = f"{sum(note.state == 'done' for note in runs.values())} done"
