@@ -138,7 +138,7 @@ class Coco:
         height, width = self.size(index)
         if image.shape[1:] != (height, width):
             raise UnreadableImage(
-                f"{path} has {image.shape[2]} x {image.shape[1]} pixels, {self.json.name} says {width} x {height}"
+                f"{path} has {image.shape[2]} x {image.shape[1]} pixels, but {self.json.name} states {width} x {height}: correct one of them"
             )
         return Annotated(image, self.objects(index), int(self.image_ids[index]))
 

@@ -183,7 +183,7 @@ def test_tokens_of_other_images_are_not_taken_and_damaged_ones_are_named(tmp_pat
     assert len(kept) == 4
     for file in kept:
         file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"tokens_\w+\.npy is damaged .*delete it, it will be made again"):
+    with pytest.raises(ValueError, match=r"tokens_\w+\.npy is damaged .*delete it, then it is computed again"):
         pretrain.run(cfg, tmp_path / "third")
 
 

@@ -177,7 +177,7 @@ def test_an_image_of_another_size_or_no_image_is_named_when_read(written: Callab
     root = written()
     coco = Coco(root=str(root))
     Image.new("RGB", (30, 40)).save(root / "train2017" / "9.png")
-    with pytest.raises(UnreadableImage, match=r"9.png has 30 x 40 pixels, .* says 60 x 40"):
+    with pytest.raises(UnreadableImage, match=r"9.png has 30 x 40 pixels, but .* states 60 x 40"):
         coco.read(1)
     (root / "train2017" / "9.png").write_bytes(b"no image")
     with pytest.raises(UnreadableImage, match=r"9.png"):

@@ -101,7 +101,7 @@ def test_truncated_files_are_named(kind: str, share: float) -> None:
 
 
 def test_text_is_named() -> None:
-    with pytest.raises(UnreadableImage, match=r"page.jpg.* no known image format"):
+    with pytest.raises(UnreadableImage, match=r"page.jpg.* are not in a known image format"):
         decode(b"<html>404</html>", where="page.jpg")
 
 
