@@ -1,6 +1,7 @@
-"""Fine-tuning of ViT-B/16 on ImageNet-1K with the paper's recipe (MAE, table 9).
+"""Fine-tuning of ViT-B/16 on ImageNet-1K with the rates of MAE's table 9.
 
-The other fine-tuning configs extend it.
+It pools by the mean of the patch tokens, as the PyTorch release does. The paper uses the class token (appendix A.1):
+set protocol.pool=cls. The other fine-tuning configs extend this one.
 
 Command:   python tools/cls_train.py configs/classify/finetune_vit_base.py --backbone runs/mae_b/backbone.safetensors \
            --work-dir runs/ft --set data.root=/data/imagenet

@@ -1,4 +1,6 @@
-"""Fine-tuning of ViT-L/16 on ImageNet-1K with the paper's recipe (MAE, table 9).
+"""Fine-tuning of ViT-L/16 on ImageNet-1K with the rates of MAE's table 9.
+
+It pools as finetune_vit_base.py does.
 
 Command:   python tools/cls_train.py configs/classify/finetune_vit_large.py --backbone runs/mae_l/backbone.safetensors \
            --work-dir runs/ft_l --set data.root=/data/imagenet

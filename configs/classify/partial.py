@@ -1,8 +1,8 @@
 """Partial fine-tuning on ImageNet-1K (MAE, A.1 and figure 9).
 
 It trains the last blocks with the fine-tuning recipe. The paper leaves some settings open. Here the final norm trains,
-pooling is the mean of the patches, layer decay is kept, and frozen blocks have no drop path. The options tune_norm,
-pool, frozen_drop_path and optim.layer_decay change this. tune_blocks is a number, "half" or "all".
+layer decay is kept, and frozen blocks have no drop path. The options tune_norm, frozen_drop_path and optim.layer_decay
+change this. Pooling is the mean of the patches; the paper fine-tunes with the class token (A.1; pool=cls). tune_blocks is a number, "half" or "all".
 
 Command:   python tools/cls_train.py configs/classify/partial.py --backbone mae:mae_pretrain_vit_large.pth \
            --set protocol.tune_blocks=4 --work-dir runs/part4 --set data.root=/data/imagenet

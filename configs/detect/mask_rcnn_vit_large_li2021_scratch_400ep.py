@@ -5,7 +5,7 @@ Weights are initialised as in MIMDet.
 Command:   torchrun --nproc-per-node 8 tools/det_train.py configs/detect/mask_rcnn_vit_large_li2021_scratch_400ep.py \
            --set data.root=/data/coco --work-dir runs/det_l_scratch
 Cost:      400 epochs, 737,500 steps of 64 images at 1024 pixels.
-Published: box AP 50.7 (Li et al., text).
+Published: box AP 50.7 (Li et al., text, which does not state the length).
 """
 
 _base_ = "./mask_rcnn_vit_base_li2021_100ep.py"

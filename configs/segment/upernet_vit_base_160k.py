@@ -1,7 +1,7 @@
 """UperNet with an MAE ViT-B/16 on ADE20K.
 
-This recipe reproduced the result in public (mae_segmentation). MAE's appendix A.4 does not give the rates. The other
-recipes extend this config.
+This recipe reproduced the result in public (mae_segmentation). Its 160,000 iterations are 126.7 epochs; MAE's appendix
+A.4 says 100 epochs and gives no rates. The other recipes extend this config.
 
 Command:   python tools/seg_train.py configs/segment/upernet_vit_base_160k.py --backbone mae:mae_pretrain_vit_base.pth \
            --work-dir runs/seg_b --set data.root=/data/ADEChallengeData2016

@@ -1,6 +1,7 @@
 """Table 3 of MAE: fine-tuning on ImageNet-1K, with table 12 (linear probing) and the survey.
 
-Other methods use their released weights.
+Other methods use their released weights and MAE's recipe. The paper's numbers of them come from their own recipes
+(MoCo v3: DeiT's, 150 epochs), so they do not stand beside these runs.
 
 Command:   python tools/reproduce.py configs/suites/table3.py --work-dir runs/table3 --root imagenet=/data/imagenet \
            --gpus-per-node 8
