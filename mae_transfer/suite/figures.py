@@ -96,11 +96,14 @@ def draw(name: str, found: Sequence[Record]) -> Figure | None:
     if not ours:
         return None
     scales = sorted({cell.scale for cell in ours})
-    figure = Figure(figsize=(4.6, 3.8 * len(scales)), layout="constrained")
-    panels = figure.subplots(len(scales), 1, squeeze=False)[:, 0]
-    for axes, scale in zip(panels, scales, strict=True):
-        panel(axes, name, [cell for cell in ours if cell.scale == scale], published(name) if scale == "paper" else [])
+    figure = Figure(figsize=(4.6, 4.2 * len(scales)), layout="constrained")
+    parts = figure.subfigures(len(scales), 1, squeeze=False)[:, 0]
+    for part, scale in zip(parts, scales, strict=True):
+        axes = part.subplots()
+        known = published(name) if scale == "paper" else []
+        panel(axes, name, [cell for cell in ours if cell.scale == scale], known)
         axes.set_title(f"{LAYOUTS[name].title.partition(',')[0]}, {scale} scale", loc="left", fontsize=10)
+        part.legend(loc="outside lower left", fontsize=8, frameon=False)
     return figure
 
 
@@ -128,7 +131,6 @@ def panel(axes: Axes, name: str, ours: Sequence[Cell], known: Sequence[Cell]) ->
     axes.set_xlabel(LAYOUTS[name].column_title)
     axes.set_ylabel("top-1 %")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(0, -0.22))
 
 
 def aside(name: str, cell: Cell) -> str:
