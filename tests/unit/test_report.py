@@ -20,7 +20,7 @@ from mae_transfer.suite.published import Published
 from mae_transfer.suite.published.measured import Elsewhere
 from mae_transfer.suite.records import Note
 from mae_transfer.suite.schema import Expectation, Source, SuiteConfig, Transfer
-from tests.unit.test_tables import result
+from tests.unit import test_tables
 
 VOID = {"meta", "img", "link", "br", "hr", "input"}
 CONFIG = "epochs = 7  # <script>alert(1)</script>"
@@ -58,6 +58,11 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.open and self.open[-1] == "a" and "td" in self.open:
             self.numbers.append((data, self._link))
+
+
+def result(protocol: str, value: float, **changes: object) -> results.Result:
+    """Return a result of an earlier version; one with a record if `changes` have it."""
+    return test_tables.result(protocol, value, **({"record": None} | changes))
 
 
 def suite(*, tables: tuple[str, ...] = ("1d", "3", "5"), **fields: object) -> SuiteConfig:
