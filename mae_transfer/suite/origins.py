@@ -68,6 +68,9 @@ class Origins:
         self._results: dict[str, list[records.Record]] = {}
         for one in found:
             self._results.setdefault(self.anchor(one), []).append(one)
+        self._folders: dict[Path, str] = {}
+        for anchor, results in self._results.items():
+            self._folders.setdefault(results[0].file.parent.resolve(), anchor)
         self.all = [self._origin(anchor, results) for anchor, results in self._results.items()]
         self.all += self._without_results(runs)
         self.all += self._inputs(found)
@@ -83,10 +86,7 @@ class Origins:
 
     def of_folder(self, folder: Path) -> str:
         """Return the id of the first entry of a run; that of its note if it has no results."""
-        for anchor, results in self._results.items():
-            if results[0].file.parent == folder.resolve():
-                return anchor
-        return self._unfinished(folder)
+        return self._folders.get(folder.resolve()) or self._unfinished(folder)
 
     def _earlier(self, one: records.Record) -> str:
         result = one.result
@@ -128,9 +128,8 @@ class Origins:
 
     def _without_results(self, runs: Mapping[Path, Note]) -> Iterator[Origin]:
         """Yield an entry for each run that has no number (yet)."""
-        having = {results[0].file.parent for results in self._results.values()}
         for folder, note in runs.items():
-            if folder.resolve() not in having:
+            if folder.resolve() not in self._folders:
                 text = read_text(folder / "config.py")
                 recipe = self._recipe(_digest(text), note.name, text) if text else None
                 facts = [Fact("state", note.state), *([Fact("reason", note.reason)] if note.reason else [])]

@@ -11,6 +11,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,8 +44,8 @@ class Curve(NamedTuple):
     """What a run logged."""
 
     label: str  # the suite's row, or the pretraining itself where several share a row
-    steps: list[int]
-    values: list[float]
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
 
 
 def palette(names: Iterable[str]) -> dict[str, str]:
@@ -70,11 +71,18 @@ def curves(runs: Mapping[Path, Note], colours: Mapping[str, str]) -> Iterator[Pi
         kind = note.name.split("/")[1] if "/" in note.name else note.name
         for quantity, (steps, values) in logged(folder / "log.jsonl").items():
             if len(steps) > 1:
-                found[kind, quantity].append(Curve(labels[note.name], steps, values))
+                found[kind, quantity].append(Curve(labels[note.name], tuple(steps), tuple(values)))
     missing = palette(label for label in [*colours, *labels.values()])
     colours = missing | dict(colours)
     for (kind, quantity), lines in sorted(found.items()):
-        yield Picture(f"{kind}: {quantity}", svg(plot(lines, quantity, colours), prefix=slug(f"{kind} {quantity}")))
+        used = tuple((line.label, colours[line.label]) for line in lines)
+        yield _curves(f"{kind}: {quantity}", tuple(lines), quantity, used)
+
+
+@lru_cache(maxsize=256)
+def _curves(title: str, lines: tuple[Curve, ...], quantity: str, colours: tuple[tuple[str, str], ...]) -> Picture:
+    """Draw curves; those that have not changed since the last report are not drawn again."""
+    return Picture(title, svg(plot(lines, quantity, dict(colours)), prefix=slug(title)))
 
 
 def logged(path: Path) -> dict[str, tuple[list[int], list[float]]]:
@@ -167,7 +175,16 @@ def steps_of(path: Path) -> str:
 
 
 def image(path: Path, *, alt: str) -> str:
-    """Return a picture file as an <img> element that needs no other file; a sentence if it cannot be read."""
+    """Return a picture file as an <img> element that needs no other file; a sentence if it cannot be read.
+
+    A file that has not changed since the last report is not read again.
+    """
+    about = path.stat()
+    return _image(path, alt, about.st_mtime_ns, about.st_size)
+
+
+@lru_cache(maxsize=256)
+def _image(path: Path, alt: str, mtime_ns: int, size: int) -> str:
     data = io.BytesIO()
     try:
         with Image.open(path) as opened:
@@ -177,5 +194,5 @@ def image(path: Path, *, alt: str) -> str:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises each of them
         return f"<p>{escape(alt)} cannot be read: {escape(str(error))}</p>"
     coded = base64.b64encode(data.getvalue()).decode()
-    size = f'width="{small.width}" height="{small.height}"'
-    return f'<img src="data:image/webp;base64,{coded}" {size} alt="{escape(alt)}">'
+    shape = f'width="{small.width}" height="{small.height}"'
+    return f'<img src="data:image/webp;base64,{coded}" {shape} alt="{escape(alt)}">'

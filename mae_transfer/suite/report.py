@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from datetime import UTC, datetime
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from rich.console import Console
 
 from mae_transfer.results import Result
@@ -158,9 +159,6 @@ def write(
     some = [table for table in some if table.name != "summary"]
     colours = pictures.palette(name for name in overview.rows if name != overview.baseline)
     colours |= {overview.baseline: BASELINE_COLOUR} if overview.baseline else {}
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
-        TEMPLATE.read_text(encoding="utf-8")
-    )
     first = {folder: note for folder, note in runs.items() if note.role != "point"}
     values: dict[str, Any] = {
         "title": cfg.title,
@@ -182,7 +180,13 @@ def write(
         "origins": origins.all,
         "recipes": origins.recipes,
     }
-    write_whole(path, page.render(values))
+    write_whole(path, _template().render(values))
+
+
+@cache
+def _template() -> Template:
+    rules = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return rules.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
 def warning(scales: Set[str]) -> str:
@@ -279,9 +283,15 @@ def charts(overview: Summary, some: Iterable[Table], colours: Mapping[str, str])
                     rows.append(figures.Bar(full_name(row), mean, low, high, n, colour, marks))
             if rows:
                 title = column if len(overview.tables) == 1 else f"{column}, {table.own[0].cells[column].scale} scale"
-                with mpl.rc_context(pictures.STYLE):
-                    figure = figures.bars(rows, unit="%", chance=overview.chance.get(column))
-                    yield pictures.Picture(title, pictures.svg(figure, prefix=slug(f"chart {title}")))
+                yield _chart(title, tuple(rows), overview.chance.get(column))
+
+
+@lru_cache(maxsize=256)
+def _chart(title: str, rows: tuple[figures.Bar, ...], chance: float | None) -> pictures.Picture:
+    """Draw a bar chart; one that has not changed since the last report is not drawn again."""
+    with mpl.rc_context(pictures.STYLE):
+        figure = figures.bars(rows, unit="%", chance=chance)
+        return pictures.Picture(title, pictures.svg(figure, prefix=slug(f"chart {title}")))
 
 
 def published_beside(some: Iterable[Table]) -> dict[int, list[float]]:
