@@ -1,7 +1,7 @@
 """The worked examples of docs/ run as they stand: their files and changes in a copy of the repository, their commands from its root.
 
 A block "```python file=PATH" is a file; "```diff file=PATH" a change, whose hunks "@@" parts; a plain block holds commands. docs/examples holds the
-task of docs/adding.md.
+longer files.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ DATA = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 REPRODUCING = (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8")
 FAQ = (ROOT / "docs" / "faq.md").read_text(encoding="utf-8")
 STARTED = (ROOT / "docs" / "getting_started.md").read_text(encoding="utf-8")
+EXAMPLES = {"arrays.py": "data", "rotation.py": "tasks"}  # longer files of docs/examples, and where the pages put them
 SECONDS = 600
 DRIVER = """
 import json, runpy, sys, pytest
@@ -101,7 +102,8 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "setup.py"):
         shutil.copy(ROOT / file, folder)
-    shutil.copy(ROOT / "docs" / "examples" / "rotation.py", folder / "mae_transfer" / "tasks")
+    for file, part in EXAMPLES.items():
+        shutil.copy(ROOT / "docs" / "examples" / file, folder / "mae_transfer" / part)
     for page in (STARTED, DATA, FAQ, REPRODUCING, ADDING):
         assert apply(page, folder)
     return folder
