@@ -1,7 +1,7 @@
 """Attention of the encoder: the fast kernel for each device, windows, and relative positions.
 
-Legend: B batch, N = h * w patches in raster order, T leading tokens (0 or 1 class token), L = T + M tokens, D width, R heads, d = D / R, S side of a
-window in patches, W windows.
+Legend: B batch, N = h * w patches in raster order, M of them given, T leading tokens (0 or 1 class token), L = T + M
+tokens, D width, R heads, d = D / R, S side of a window in patches, W windows.
 """
 
 from __future__ import annotations
@@ -18,33 +18,35 @@ from mae_transfer.core.positions import axis_offsets, relative_bias, relative_in
 
 QkvBias = Literal["qkv", "qv", "none"]
 
-CPU_HAS_AMX: bool = getattr(
-    torch.cpu, "_is_amx_tile_supported", lambda: False
-)()  # bf16 matrix units; not every torch >= 2.6 has a public name
+# Whether the CPU has matrix units for bf16. Not every torch >= 2.6 has a public name for this test.
+CPU_HAS_AMX: bool = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """Return softmax(q k^T / sqrt(d) + bias) v, (B, R, L, d), for q, k, v (B, R, L, d) and a bias that broadcasts to (B, R, L, L)."""
-    if (
-        q.device.type == "cpu" and q.dtype == torch.bfloat16
-    ):  # the CPU's fused kernel loses in bf16 (docs/results/pretrain.md)
+    """Return softmax(q k^T / sqrt(d) + bias) v, (B, R, L, d).
+
+    q, k and v are (B, R, L, d); the bias broadcasts to (B, R, L, L).
+    """
+    cpu = q.device.type == "cpu"
+    if cpu and q.dtype == torch.bfloat16:  # the CPU's fused kernel is slow in bf16 (docs/results/pretrain.md)
         return _attend_in_parts(q, k, v, bias) if CPU_HAS_AMX else _attend_in_float32(q, k, v, bias)
-    if (
-        q.device.type == "cpu" and bias is not None and bias.requires_grad
-    ):  # the CPU's fused kernel has no gradient of a bias
+    if cpu and bias is not None and bias.requires_grad:  # the CPU's fused kernel has no gradient for the bias
         return _attend_in_parts(q, k, v, bias)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
 
 
 def _attend_in_parts(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """The formula; in bf16 its products run on the matrix units."""
+    """Compute the plain formula; in bf16 its products run on the matrix units."""
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     weights: Tensor = (logits if bias is None else logits + bias).softmax(dim=-1).to(v.dtype)
     return weights @ v
 
 
 def _attend_in_float32(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """The fused kernel in float32, without matrix units the faster one; what it keeps for the backward pass (but row sums) is kept in bf16."""
+    """Run the fused kernel in float32, the faster choice without matrix units.
+
+    Tensors saved for the backward pass are stored in bf16, except the row sums.
+    """
     keep = saved_tensors_hooks(lambda x: x.bfloat16() if x.dim() == 4 else x, lambda x: x.float())
     with torch.autocast("cpu", enabled=False), nullcontext() if torch.compiler.is_compiling() else keep:
         out = F.scaled_dot_product_attention(
@@ -54,7 +56,7 @@ def _attend_in_float32(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> 
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with every option of the suite."""
+    """Multi-head self-attention with windows, relative positions and a choice of biases."""
 
     def __init__(
         self,
@@ -65,10 +67,15 @@ class Attention(nn.Module):
         window: int | None = None,
         decomposed: tuple[int, int] | None = None,
     ) -> None:
-        """Make the layer.
+        """Create the layer.
 
-        window: attend within windows of S x S patches. decomposed: the image's (h, w) grid, to add decomposed relative positions: tables for it, or
-        for the window.
+        Args:
+            dim: width D.
+            heads: R.
+            qkv_bias: which of query, key and value have a bias.
+            window: attend within windows of S x S patches; None: over the whole image.
+            decomposed: the image's (h, w) grid, to add decomposed relative positions; their tables fit the grid, or the
+                window if there is one.
         """
         super().__init__()
         self.heads, self.window = heads, window
@@ -83,13 +90,13 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, bias: Tensor | None = None, *, last: int | None = None, grid: tuple[int, int] | None = None
     ) -> Tensor:
-        """Return (B, L, D) for x (B, L, D), or (B, M, D) for its M = `last` last tokens only.
+        """Return (B, L, D) for x (B, L, D), or (B, M, D) for the last M = `last` tokens only.
 
-        bias (1 | B, R, M or L, L) is added to the logits; with windows, (1, R, S * S, S * S). grid: the (h, w) patches that x is, where there are
-        windows or decomposed positions.
+        bias (1 | B, R, M or L, L) is added to the logits; with windows it is (1, R, S * S, S * S). grid: (h, w) of the
+        patches in x; needed for windows and decomposed positions.
         """
         if self.window is not None and grid is not None:
-            # padding is zero before the projection, so its queries, keys and values are the bias alone: no product is spent on it
+            # Padding is zero before the projection, so its queries, keys and values equal the bias: project first.
             qkv_bias, side = self._qkv_bias(), self.window
             qkv = to_windows(F.linear(x, self.qkv.weight), grid, side)
             q, k, v = self._split(qkv if qkv_bias is None else qkv + qkv_bias.to(qkv.dtype), 3)
@@ -115,7 +122,7 @@ class Attention(nn.Module):
     def _attended(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *, grid: tuple[int, int] | None
     ) -> Tensor:
-        """Return the heads' outputs side by side, (B, L or M, D)."""
+        """Return the concatenated outputs of the heads, (B, L or M, D)."""
         if self.rel_pos_h is not None and self.rel_pos_w is not None and grid is not None:
             bias = decomposed_bias(q, self.rel_pos_h, self.rel_pos_w, grid)
         return attend(q, k, v, bias).transpose(1, 2).flatten(2)
@@ -126,7 +133,10 @@ class Attention(nn.Module):
 
 
 def to_windows(x: Tensor, grid: tuple[int, int], side: int) -> Tensor:
-    """Return (B * W, S * S, D): tokens (B, h * w, D) in windows of `side` patches, zeros where the last ones leave the grid (ViTDet; unmasked)."""
+    """Split tokens (B, h * w, D) into windows of `side` patches, (B * W, S * S, D).
+
+    Windows that exceed the grid are padded with zeros, which attention does not mask (as in ViTDet).
+    """
     h, w = grid
     x = x.view(len(x), h, w, -1)
     if h % side or w % side:
@@ -136,7 +146,7 @@ def to_windows(x: Tensor, grid: tuple[int, int], side: int) -> Tensor:
 
 
 def from_windows(x: Tensor, grid: tuple[int, int], side: int) -> Tensor:
-    """Return the tokens (B, h * w, D) that `to_windows` put into windows (B * W, S * S, D)."""
+    """Undo `to_windows`: return the tokens (B, h * w, D) of windows (B * W, S * S, D)."""
     (h, w), d = grid, x.shape[-1]
     rows, columns = -(-h // side), -(-w // side)
     x = x.view(-1, rows, columns, side, side, d).transpose(2, 3).reshape(-1, rows * side, columns * side, d)
@@ -144,9 +154,10 @@ def from_windows(x: Tensor, grid: tuple[int, int], side: int) -> Tensor:
 
 
 def decomposed_bias(q: Tensor, rows: Tensor, columns: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Return (B, R, N, N): q . rows[offset of the rows] + q . columns[offset of the columns], for q (B, R, h * w, d) and tables (2S - 1, d).
+    """Return q . rows[row offset] + q . columns[column offset], (B, R, N, N), for q (B, R, h * w, d).
 
-    A table for another side is resampled linearly. Source: MViTv2 (2112.01526, section 4.1), as ViTDet (2203.16527) takes it.
+    The tables are (2S - 1, d); one for another side is resampled linearly. Source: MViTv2 (2112.01526, section 4.1), as
+    used in ViTDet (2203.16527).
     """
     h, w = grid
     q = q.reshape(*q.shape[:2], h, w, -1)
@@ -156,18 +167,18 @@ def decomposed_bias(q: Tensor, rows: Tensor, columns: Tensor, grid: tuple[int, i
 
 
 class RelativePositionBias(nn.Module):
-    """A table of biases by the offset between two patches (BEiT), zero at first."""
+    """A table of biases indexed by the offset between two patches (BEiT); initially zero."""
 
     def __init__(self, grid: tuple[int, int], heads: int, *, leading: int, window: int | None = None) -> None:
-        """Make a table for an image's (h, w) grid, or for windows of S x S patches of any image."""
+        """Create a table for an image's (h, w) grid, or for windows of S x S patches of any image."""
         super().__init__()
         self.grid, self.leading, self.window = (window, window) if window else grid, leading, window
         self.table = nn.Parameter(torch.zeros(relative_rows(self.grid, leading=leading), heads))
 
     def forward(self, grid: tuple[int, int], ids: Tensor | None = None) -> Tensor:
-        """Return (1 | B, R, L, L) for the class token, where there is one, and patches `ids` (B, M) of the grid, all of them where None.
+        """Return the bias (1 | B, R, L, L) for the class token, if there is one, and patches `ids` (B, M) of the grid.
 
-        On another grid than its own the table is resampled (core.positions.resample_relative).
+        ids None: all patches. For another grid the table is resampled (core.positions.resample_relative).
         """
         grid = self.grid if self.window else grid
         table = resample_relative(self.table, self.grid, grid, leading=self.leading)

@@ -1,6 +1,8 @@
-"""A discrete variational autoencoder: images as grids of codes (DALL-E, arXiv 2102.12092, section 2.1 and appendix A), in its released names.
+"""DALL-E's discrete variational autoencoder (2102.12092, section 2.1 and appendix A): images to grids of codes.
 
-Legend: B batch, S side of an image, s stride, h = w = S / s cells, P codes, G groups, F feature maps of the first group.
+Parameters have the names of its release.
+
+Legend: B batch, S image side, s stride, h = w = S / s cells, P codes, G groups, F feature maps of the first group.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from mae_transfer.config import Schema
 
 Codes = Annotated[int, Field(ge=1, le=2**20)]
 Groups = Annotated[int, Field(ge=1, le=8)]  # a stride of 128
-EPS = 0.1  # DALL-E keeps pixels this far from 0 and 1, where the logit-Laplace density has its limits
+EPS = 0.1  # distance of mapped pixels from 0 and 1, the limits of the logit-Laplace density (DALL-E)
 
 
 class DVAEConfig(Schema):
@@ -29,15 +31,15 @@ class DVAEConfig(Schema):
     codes: Codes = 8192
     """Size P of the codebook."""
     groups: Groups = 4
-    """Groups G of blocks; the stride is 2 ** (G - 1): each group but the last of the encoder halves the side."""
+    """Groups G of blocks. Each group of the encoder except the last halves the side: the stride is 2 ** (G - 1)."""
     blocks: Few = 2
     """Residual blocks per group."""
     width: Width = 256
-    """Feature maps F of the encoder's first group; they double from group to group."""
+    """Feature maps F of the encoder's first group; each group has twice as many as the previous one."""
     decoder_input: Width = 128
-    """Feature maps that a code is embedded in."""
+    """Feature maps of the decoder's input layer, which embeds the codes."""
     loss: Literal["logit_laplace", "mse"] = "logit_laplace"
-    """Negative log-likelihood of pixels under DALL-E's logit-Laplace distribution, or their squared error."""
+    """Reconstruction loss: negative log-likelihood under DALL-E's logit-Laplace distribution, or squared error."""
 
     @property
     def stride(self) -> int:
@@ -46,18 +48,18 @@ class DVAEConfig(Schema):
 
 
 def map_pixels(images: Tensor) -> Tensor:
-    """Return images (B, 3, S, S) uint8, or float in [0, 1], as the autoencoder sees them, in [0.1, 0.9]."""
+    """Map images (B, 3, S, S), uint8 or float in [0, 1], to the autoencoder's range [0.1, 0.9]."""
     unit = images / 255 if images.dtype == torch.uint8 else images
     return (1 - 2 * EPS) * unit + EPS
 
 
 def unmap_pixels(values: Tensor) -> Tensor:
-    """Return what map_pixels was given, clamped to [0, 1]."""
+    """Undo map_pixels; the result is clamped to [0, 1]."""
     return ((values - EPS) / (1 - 2 * EPS)).clamp(0, 1)
 
 
 class Block(nn.Module):
-    """A residual block of four convolutions; its share falls with the depth of the network."""
+    """A residual block of four convolutions; the residual is scaled by 1 / layers ** 2."""
 
     def __init__(self, inputs: int, outputs: int, kernels: tuple[int, int, int, int], *, layers: int) -> None:
         super().__init__()
@@ -77,7 +79,7 @@ class Block(nn.Module):
 
 
 def conv(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
-    """Return a convolution that keeps the size, initialised as DALL-E's: N(0, 1 / fan-in), no bias."""
+    """Return a convolution that keeps the image size, initialised as in DALL-E: weights N(0, 1 / fan-in), bias 0."""
     layer = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
     nn.init.normal_(layer.weight, std=(inputs * kernel**2) ** -0.5)
     assert layer.bias is not None
@@ -88,7 +90,10 @@ def conv(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
 def _groups(
     widths: list[int], kernels: tuple[int, int, int, int], blocks: int, between: tuple[str, nn.Module]
 ) -> OrderedDict[str, nn.Module]:
-    """Return group_1 .. group_G: `blocks` blocks each, from widths[g] to widths[g + 1], with `between` after all but the last."""
+    """Return group_1 .. group_G of `blocks` blocks each, from widths[g] to widths[g + 1].
+
+    The layer `between` follows each group except the last.
+    """
     groups: OrderedDict[str, nn.Module] = OrderedDict()
     count = len(widths) - 1
     for g in range(count):
@@ -104,7 +109,7 @@ def _groups(
 
 
 class Half(nn.Module):
-    """The encoder or the decoder: a stack of layers in DALL-E's names."""
+    """The encoder or the decoder: a stack of layers under DALL-E's names."""
 
     def __init__(self, first: nn.Module, groups: OrderedDict[str, nn.Module], last: nn.Module) -> None:
         super().__init__()
@@ -112,7 +117,7 @@ class Half(nn.Module):
         self.blocks = nn.Sequential(OrderedDict([("input", first), *groups.items(), ("output", output)]))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what comes out of the last layer."""
+        """Return the output of the last layer."""
         out: Tensor = self.blocks(x)
         return out
 
@@ -125,7 +130,7 @@ def encoder(cfg: DVAEConfig) -> Half:
 
 
 def decoder(cfg: DVAEConfig) -> Half:
-    """Return the network from weights of codes (B, P, h, w) to the parameters (B, 3 or 6, S, S) of the pixels' distribution."""
+    """Return the network from code weights (B, P, h, w) to parameters (B, 3 or 6, S, S) of the pixel distribution."""
     widths = [cfg.decoder_input, *(cfg.width * 2**g for g in reversed(range(cfg.groups)))]
     groups = _groups(widths, (1, 3, 3, 3), cfg.blocks, ("upsample", nn.Upsample(scale_factor=2, mode="nearest")))
     return Half(
@@ -134,7 +139,7 @@ def decoder(cfg: DVAEConfig) -> Half:
 
 
 class Output(NamedTuple):
-    """What training looks at."""
+    """Outputs that the loss needs."""
 
     logits: Tensor  # (B, P, h, w)
     pixels: Tensor  # (B, 3 or 6, S, S)
@@ -149,7 +154,10 @@ class DVAE(nn.Module):
         self.encoder, self.decoder = encoder(cfg), decoder(cfg)
 
     def forward(self, pixels: Tensor, tau: Tensor) -> Output:
-        """Return logits and reconstruction of mapped pixels (B, 3, S, S), the codes drawn from the Gumbel-softmax at temperature tau (0-d)."""
+        """Return logits and reconstruction of mapped pixels (B, 3, S, S).
+
+        Codes are drawn from the Gumbel-softmax at temperature tau (0-d).
+        """
         logits = self.encoder(pixels)
         noise = -torch.empty_like(logits, dtype=torch.float32).exponential_().log()
         soft = ((logits.float() + noise) / tau).softmax(dim=1)
@@ -157,7 +165,10 @@ class DVAE(nn.Module):
 
 
 def reconstruction_loss(output: Tensor, pixels: Tensor, kind: Literal["logit_laplace", "mse"]) -> Tensor:
-    """Return the mean over all values of mapped pixels (B, 3, S, S): their negative log-likelihood (appendix A.3) or their squared error, float32."""
+    """Return the mean reconstruction loss of mapped pixels (B, 3, S, S), float32.
+
+    "logit_laplace": negative log-likelihood (appendix A.3); "mse": squared error.
+    """
     out = output.float()
     if kind == "mse":
         return F.mse_loss(out.sigmoid(), pixels)
@@ -167,15 +178,19 @@ def reconstruction_loss(output: Tensor, pixels: Tensor, kind: Literal["logit_lap
 
 
 def kl_to_uniform(logits: Tensor) -> Tensor:
-    """Return the mean over cells of KL(q || uniform) in nats, float32, for logits (B, P, h, w): 0 where every code is as likely."""
+    """Return the mean over cells of KL(q || uniform) in nats, float32, for logits (B, P, h, w).
+
+    It is 0 if all codes are equally likely.
+    """
     log_q = logits.float().log_softmax(dim=1)
     return (log_q.exp() * log_q).sum(dim=1).mean() + math.log(logits.shape[1])
 
 
 class DVAETokenizer(nn.Module):
-    """An autoencoder as a Tokenizer (interfaces.py): the likeliest code of each cell, and images of codes, the same whatever autocast surrounds it.
+    """An autoencoder as a Tokenizer (interfaces.py): the most likely code of each cell, and images from codes.
 
-    Without a decoder (DALL-E's encoder is released alone, too) each code is drawn as a colour of its own that means nothing.
+    The results do not depend on autocast. Without a decoder (DALL-E also released the encoder separately) each code is
+    drawn in an arbitrary colour.
     """
 
     palette: Tensor  # (P, 3)

@@ -1,4 +1,4 @@
-"""What turns a backbone into a classifier: one head for fine-tuning, whole or in part, and a row of linear probes on a frozen encoder.
+"""Classification heads: one for full or partial fine-tuning, and a set of linear probes on a frozen encoder.
 
 Legend: B batch, D width of the backbone's last map, C classes, K probes.
 """
@@ -18,13 +18,13 @@ from mae_transfer.models.vit import NORM_EPS
 Pool = Literal["mean", "cls"]
 Tune = FewOrNone | Literal["half", "all"]
 
-PROBE_EPS = 1e-6  # of the probe's batch norm (MAE, table 10)
-PROBE_STD = 0.01  # of a probe's weights before the first step
-HALF = (".norm2.", ".mlp.", ".ls2.")  # the MLP sub-block of a block, by its parameters' names
+PROBE_EPS = 1e-6  # epsilon of the probe's batch norm (MAE, table 10)
+PROBE_STD = 0.01  # standard deviation of a probe's initial weights
+HALF = (".norm2.", ".mlp.", ".ls2.")  # parts of the parameter names in the MLP half of a block
 
 
 def pool(features: Features, how: Pool) -> Tensor:
-    """Return one vector per image, (B, D), in at least float32: the mean over the last map, or the class token."""
+    """Return one vector per image, (B, D), in float32 or wider: the mean over the last map, or the class token."""
     at_least = torch.promote_types(features.maps[-1].dtype, torch.float32)
     if how == "mean":
         return features.maps[-1].mean(dim=(2, 3), dtype=at_least)
@@ -34,17 +34,18 @@ def pool(features: Features, how: Pool) -> Tensor:
 
 
 def freeze(backbone: nn.Module, tune: Tune, *, norm: bool = True) -> None:
-    """Let train only the last `tune` blocks ("half": the MLP of the last one; "all": everything, the stem and the positions too).
+    """Freeze all but the last `tune` blocks.
 
     Args:
-        norm: whether the backbone's own final norm trains; tables shared by all the blocks never do unless "all" is tuned.
+        tune: number of blocks; "half": the MLP of the last block; "all": everything, including stem and positions.
+        norm: whether the backbone's final norm trains. Tables shared by all blocks train with "all" only.
     Raises:
-        ValueError: the backbone has fewer blocks, or its last block has no such half.
+        ValueError: the backbone has fewer blocks, or its last block has no parameters of an MLP half.
     """
     assert isinstance(backbone, Backbone)
     depth = backbone.depth
     if isinstance(tune, int) and not 0 <= tune <= depth:
-        raise ValueError(f"tune_blocks = {tune}, but the backbone has {depth} blocks: give 0..{depth}, 'half' or 'all'")
+        raise ValueError(f"tune_blocks = {tune}, but the backbone has {depth} blocks: set 0..{depth}, 'half' or 'all'")
     for name, parameter in backbone.named_parameters():
         layer = backbone.layer_of(name)
         last = layer > depth - (1 if tune == "half" else tune) if tune != "all" else True
@@ -54,32 +55,37 @@ def freeze(backbone: nn.Module, tune: Tune, *, norm: bool = True) -> None:
         p.requires_grad for name, p in backbone.named_parameters() if backbone.layer_of(name) == depth
     ):
         raise ValueError(
-            f"tune_blocks = 'half': no parameter of the last block is named like {', '.join(HALF)}; give a number of blocks"
+            f"tune_blocks = 'half': no parameter name of the last block contains {', '.join(HALF)}; "
+            "set a number of blocks"
         )
 
 
 def check_pools(backbone: nn.Module, pools: Iterable[Pool]) -> None:
-    """Raise ValueError where what stands for an image has another width than the backbone's last map, for which heads are made."""
+    """Raise ValueError if a pooled vector has another width than the last map, which sets the width of heads."""
     width = getattr(backbone, "cls_dim", backbone.dim)
     if "cls" in pools and width != backbone.dim:
         name = type(getattr(backbone, "model", backbone)).__name__
         raise ValueError(
-            f"{name} hands its own classifier {width} values, and its last map has {backbone.dim} channels: set pool to 'mean'"
+            f"{name} passes {width} values to its classifier, but its last map has {backbone.dim} channels: "
+            "set pool to 'mean'"
         )
 
 
 class Classifier(nn.Module):
-    """A backbone, pooling, a norm and a linear layer. What is frozen runs in eval mode and leaves nothing for the backward pass."""
+    """Backbone, pooling, norm and linear layer. Frozen parts run in eval mode and save nothing for backward."""
 
     def __init__(
         self, backbone: nn.Module, classes: int, *, how: Pool = "mean", head_std: float = 2e-5, frozen_eval: bool = True
     ) -> None:
-        """Build around a backbone that is loaded, and frozen as wanted.
+        """Create the classifier around a loaded backbone, after `freeze`.
 
         Args:
-            how: "mean" of the patch tokens through a new norm, the backbone's own left out; or the "cls" token behind the backbone's norm.
-            head_std: of the linear layer's weights before the first step (MAE's fine-tuning: 2e-5).
-            frozen_eval: whether frozen parts skip drop path; False drops paths there as in the parts that train.
+            backbone: a Backbone.
+            classes: C.
+            how: "mean": mean of the patch tokens, then a new norm instead of the backbone's; "cls": the class token
+                after the backbone's norm.
+            head_std: standard deviation of the linear layer's initial weights (MAE's fine-tuning: 2e-5).
+            frozen_eval: True: frozen parts run without drop path; False: they use drop path like the trained parts.
         """
         super().__init__()
         assert isinstance(backbone, Backbone)
@@ -93,31 +99,34 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits (B, C) of normalised images (B, 3, H, W), in float32: among bfloat16 ones, 1 in 200 images has two best classes."""
+        """Return the logits (B, C) of normalised images (B, 3, H, W).
+
+        They are float32, because 1 in 200 images has two equal best classes in bfloat16.
+        """
         features = self.backbone(images, norm=self.how == "cls")
         with torch.autocast(images.device.type, enabled=False):
             logits: Tensor = self.head(self.fc_norm(pool(features, self.how)))
         return logits
 
     def train(self, mode: bool = True) -> Classifier:
-        """Switch to training, all but the parts that are frozen to their last parameter."""
+        """Set the mode; modules whose parameters are all frozen stay in eval mode."""
         super().train(mode)
         if mode and self.frozen_eval:
             still(self.backbone)
         return self
 
     def layer_of(self, name: str) -> int:
-        """Return the layer of a parameter, the backbone's own ids; norm and head come after the blocks."""
+        """Return the layer of a parameter: the backbone's ids; norm and head come after the blocks."""
         part, _, rest = name.partition(".")
         if part == "backbone":
             return self.encoder.layer_of(rest)
         if part not in ("fc_norm", "head"):
-            raise ValueError(f"{name!r} is no parameter of this classifier")
+            raise ValueError(f"{name!r} is not a parameter of this classifier")
         return self.encoder.depth + 1
 
     @property
     def encoder(self) -> Backbone:
-        """The backbone, by what the suite knows of it."""
+        """The backbone, typed as a Backbone."""
         assert isinstance(self.backbone, Backbone)
         return self.backbone
 
@@ -127,20 +136,21 @@ class Classifier(nn.Module):
 
 
 class ProbeRow(nn.Module):
-    """K linear probes on one frozen encoder: its features are computed once for all of them (MAE, table 10; BEiT's and MoCo's sweeps in one run).
+    """K linear probes on one frozen encoder, whose features are computed once for all of them.
 
-    Each probe is a linear layer behind a batch norm without parameters, which the probes of one pooling share. They do not touch one another: the
-    gradient of their summed losses is, for each, that of its own.
+    MAE, table 10; it also does the sweeps of BEiT and MoCo in one run. Each probe is a linear layer after a batch norm
+    without parameters. Probes with the same pooling share this norm. The probes are independent: the gradient of the
+    summed losses gives each probe the gradient of its own loss.
     """
 
     def __init__(self, backbone: nn.Module, classes: int, *, probes: Mapping[str, Pool]) -> None:
-        """Build for `probes`, name -> pooling; all begin from the same weights."""
+        """Create the probes, name -> pooling; all start from the same weights."""
         super().__init__()
         assert isinstance(backbone, Backbone)
         self.backbone: nn.Module = backbone
         backbone.requires_grad_(False)
         self.pools: tuple[Pool, ...] = tuple(dict.fromkeys(probes.values()))
-        self.place = [self.pools.index(how) for how in probes.values()]
+        self.pool_of = [self.pools.index(how) for how in probes.values()]
         check_pools(backbone, self.pools)
         self.norms = nn.ModuleList(nn.BatchNorm1d(backbone.dim, affine=False, eps=PROBE_EPS) for _ in self.pools)
         start = torch.randn(classes, backbone.dim) * PROBE_STD
@@ -151,24 +161,27 @@ class ProbeRow(nn.Module):
         self.probes = nn.ModuleDict(heads)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits (K, B, C) of normalised images (B, 3, H, W), in float32: the heads cost nothing, and rates are compared by them."""
+        """Return the logits (K, B, C) of normalised images (B, 3, H, W).
+
+        They are float32: the heads cost little, and learning rates are compared by them.
+        """
         with torch.no_grad():
             features = self.backbone(images, norm=True)
         with torch.autocast(images.device.type, enabled=False):
             pooled = [norm(pool(features, how)) for norm, how in zip(self.norms, self.pools, strict=True)]
             return torch.stack(
-                [probe(pooled[place]) for probe, place in zip(self.probes.values(), self.place, strict=True)]
+                [probe(pooled[index]) for probe, index in zip(self.probes.values(), self.pool_of, strict=True)]
             )
 
     def train(self, mode: bool = True) -> ProbeRow:
-        """Switch the probes to training; the encoder stays in eval mode."""
+        """Set the mode of the probes; the encoder stays in eval mode."""
         super().train(mode)
         self.backbone.eval()
         return self
 
 
 def still(module: nn.Module) -> None:
-    """Put every submodule that has parameters, all of them frozen, in eval mode."""
+    """Put each submodule whose parameters are all frozen in eval mode."""
     for part in module.modules():
         parameters = list(part.parameters())
         if parameters and not any(p.requires_grad for p in parameters):
@@ -176,10 +189,10 @@ def still(module: nn.Module) -> None:
 
 
 def checkpointing(backbone: nn.Module, enable: bool) -> None:
-    """Switch a backbone's activation checkpointing; ValueError where it has none."""
+    """Switch a backbone's activation checkpointing on or off; ValueError if it does not support it."""
     switch = getattr(backbone, "set_grad_checkpointing", None)
     if switch is None:
         raise ValueError(
-            f"{type(backbone).__name__} cannot recompute its activations: turn run.checkpoint_activations off"
+            f"{type(backbone).__name__} cannot recompute its activations: set run.checkpoint_activations=False"
         )
     switch(enable)

@@ -1,6 +1,7 @@
-"""Fresh weights of encoder and decoder, drawn as each method's own code draws them.
+"""Initial weights of encoder and decoder, drawn as in the code of each method.
 
-N is a normal distribution of standard deviation 0.02, TN the same cut at one standard deviation (BEiT's trunc_normal_), X Xavier's uniform one.
+N is a normal distribution of standard deviation 0.02, TN is N truncated at one standard deviation (BEiT's
+trunc_normal_), X is Xavier's uniform distribution.
 
 init      linear layers      patch filters  class, mask token  learned positions  patch bias  other biases
 mae       X                  X              N                  sin-cos            uniform     0
@@ -9,13 +10,16 @@ simmim    TN, rescaled       TN             TN                 TN               
 maskfeat  N                  N              N                  N                  uniform     0.02
 vit       X (q, k, v apart)  LeCun normal   0, N               N                  0           0
 
-Rescaled: attn.proj and mlp.fc2 of block l, 1-based, are divided by sqrt(2 l). Uniform: what torch gives the bias of a convolution, within
-1/sqrt(p * p * C). The layer that predicts has torch's uniform weights and bias (simmim), a bias of 0 (maskfeat), weights of 0 (vit). Norms begin at 1
-and 0; the bias of those in maskfeat's blocks is 0.02, that of vit's MLPs N(1e-6). LayerScale and the tables of relative positions are constants.
+Rescaled: attn.proj and mlp.fc2 of block l, 1-based, are divided by sqrt(2 l). Uniform: torch's default for the bias of
+a convolution, within 1/sqrt(p * p * C). The prediction layer has torch's uniform weights and bias (simmim), a bias of 0
+(maskfeat), or weights of 0 (vit). Norms start at weight 1 and bias 0, except that the norms in maskfeat's blocks have a
+bias of 0.02. The biases of vit's MLPs are normal with standard deviation 1e-6. LayerScale and the tables of relative
+positions are constants.
 
-Sources: facebookresearch/mae models_mae.py (by RECIPES 1 (a)); microsoft/unilm beit/modeling_pretrain.py; microsoft/SimMIM models/simmim.py;
-facebookresearch/SlowFast slowfast/models/video_model_builder.py and head_helper.py, whose MaskFeat does not rescale; google-research/
-vision_transformer vit_jax/models_vit.py. MIMDet's models/benchmarking.py begins Li et al.'s detectors as BEiT.
+Sources: facebookresearch/mae models_mae.py (by RECIPES 1 (a)); microsoft/unilm beit/modeling_pretrain.py;
+microsoft/SimMIM models/simmim.py; facebookresearch/SlowFast slowfast/models/video_model_builder.py and head_helper.py,
+whose MaskFeat does not rescale; google-research/vision_transformer vit_jax/models_vit.py. MIMDet's
+models/benchmarking.py initialises Li et al.'s detectors as BEiT does.
 """
 
 from __future__ import annotations
@@ -49,7 +53,7 @@ def initialize(module: nn.Module, init: Init) -> None:
 
 
 def rescale_by_depth(module: nn.Module) -> None:
-    """Divide the weights of attn.proj and mlp.fc2 of each block by sqrt(2 l), l = 1 for the first (BEiT, arXiv 2106.08254, section 2.5)."""
+    """Divide the weights of attn.proj and mlp.fc2 of block l, 1-based, by sqrt(2 l) (BEiT, 2106.08254, section 2.5)."""
     for part in module.modules():
         blocks = part._modules.get("blocks")
         for layer, block in enumerate(blocks if isinstance(blocks, nn.ModuleList) else (), start=1):
@@ -73,7 +77,7 @@ def _weights(name: str, layer: nn.Linear | nn.Conv2d, init: Init) -> None:
 
 
 def _bias(name: str, layer: nn.Linear | nn.Conv2d, init: Init) -> None:
-    """Fill the bias; the patch convolution of mae and maskfeat keeps the one that torch has drawn."""
+    """Initialise the bias; the patch convolution of mae and maskfeat keeps torch's default."""
     if layer.bias is None or (isinstance(layer, nn.Conv2d) and init in ("mae", "maskfeat")):
         return
     if init == "vit" and ".mlp." in name:
@@ -92,5 +96,5 @@ def _token(leaf: str, token: Tensor, init: Init) -> None:
 
 
 def _predicts(name: str) -> bool:
-    """Tell whether a layer is the last one of an MAE, which predicts."""
+    """Return whether a layer is the prediction layer of an MAE."""
     return name.endswith("decoder.pred")

@@ -1,7 +1,7 @@
 """The masked autoencoder (He et al., arXiv 2111.06377), in the order of the paper's section 3.
 
-Legend: B batch, N = h * w patches in raster order, V visible, M = N - V hidden, T leading tokens (0 or 1 class token), D encoder width, E decoder
-width, P target size per patch. The mask comes as indices (interfaces.Mask); no boolean mask exists here.
+Legend: B batch, N = h * w patches in raster order, V visible, M = N - V hidden, T leading tokens (0 or 1 class token),
+D encoder width, E decoder width, P target size per patch. The mask consists of indices (interfaces.Mask), not booleans.
 """
 
 from __future__ import annotations
@@ -21,16 +21,15 @@ from mae_transfer.interfaces import Mask
 from mae_transfer.models.initialize import initialize
 from mae_transfer.models.vit import NORM_EPS, Block, ViT, ViTConfig, check_width, run
 
-Corrupt = Callable[
-    [Tensor, Mask, Tensor], Tensor
-]  # embeddings (B, N, D), mask, mask token (1, 1, D) -> what the encoder sees, (B, N, D)
+Corrupt = Callable[[Tensor, Mask, Tensor], Tensor]
+"""(embeddings (B, N, D), mask, mask token (1, 1, D)) -> input of the encoder (B, N, D)."""
 
 
 class DecoderConfig(Schema):
     """The decoder of tables 1a and 1b."""
 
     depth: FewOrNone = 8
-    """Blocks; 0: one linear layer on the encoder's output (needs `corrupt`: without mask tokens the encoder says nothing of hidden patches)."""
+    """Number of blocks; 0: one linear layer on the encoder's output, which needs `corrupt` to encode hidden patches."""
     dim: Width = 512
     """Width E."""
     heads: Few = 16
@@ -44,15 +43,16 @@ class DecoderConfig(Schema):
 
 
 class MAEConfig(Schema):
-    """What is learned from: encoder, decoder and what the encoder sees of hidden patches."""
+    """Encoder, decoder and the encoder's input at hidden patches."""
 
     encoder: ViTConfig = ViTConfig()
-    """The backbone that transfer keeps."""
+    """The backbone; transfer keeps it."""
     decoder: DecoderConfig = DecoderConfig()
-    """What is thrown away."""
+    """The decoder; transfer discards it."""
     corrupt: Literal["mask_token", "bert"] | None = None
-    """What the encoder sees of hidden patches; None: nothing (MAE). "mask_token": a learned token (table 1c, BEiT, SimMIM). "bert": that token in
-    8 of 10 cases, another patch in one, the patch itself in one (the ViT paper's masked patch prediction)."""
+    """Encoder input at hidden patches; None: no input (MAE). "mask_token": a learned token (table 1c, BEiT, SimMIM).
+    "bert": that token in 80 % of cases, another patch in 10 %, the patch itself in 10 % (masked patch prediction of the
+    ViT paper)."""
 
 
 def mask_token(tokens: Tensor, mask: Mask, token: Tensor) -> Tensor:
@@ -61,10 +61,12 @@ def mask_token(tokens: Tensor, mask: Mask, token: Tensor) -> Tensor:
 
 
 def bert(tokens: Tensor, mask: Mask, token: Tensor) -> Tensor:
-    """Replace hidden embeddings: 80 % by the mask token, 10 % by that of another patch of the image, 10 % not (ViT, arXiv 2010.11929, B.1.2)."""
+    """Replace 80 % of hidden embeddings by the mask token, 10 % by another patch; keep 10 % (ViT paper, B.1.2)."""
     hidden = mask.ids_masked
     draw = torch.rand(*hidden.shape, 1, device=tokens.device)
-    offset = torch.randint(1, tokens.shape[1], hidden.shape, device=tokens.device)  # never 0: another patch
+    offset = torch.randint(
+        1, tokens.shape[1], hidden.shape, device=tokens.device
+    )  # never 0, so the patch is another one
     other = take(tokens, (hidden + offset) % tokens.shape[1])
     seen = torch.where(draw < 0.8, token.to(tokens.dtype), torch.where(draw < 0.9, other, take(tokens, hidden)))
     return put(seen, hidden, into=tokens)
@@ -74,7 +76,10 @@ CORRUPTIONS: dict[str, Corrupt] = {"mask_token": mask_token, "bert": bert}
 
 
 class Decoder(nn.Module):
-    """A narrow transformer that predicts the hidden patches. It is permutation-equivariant and positions carry the places: nothing is unshuffled."""
+    """A narrow transformer that predicts the hidden patches.
+
+    Tokens are not unshuffled: the transformer is permutation-equivariant, and position embeddings mark each patch.
+    """
 
     def __init__(self, cfg: DecoderConfig, encoder: ViT, out: int, *, has_mask_token: bool) -> None:
         super().__init__()
@@ -87,17 +92,20 @@ class Decoder(nn.Module):
         self.pred = nn.Linear(cfg.dim, out)
 
     def forward(self, tokens: Tensor, mask: Mask, grid: tuple[int, int]) -> Tensor:
-        """Return the predictions (B, M, P) for the hidden patches from encoded tokens: (B, T + V, D), or (B, T + N, D) where all were encoded."""
+        """Return the predictions (B, M, P) for the hidden patches.
+
+        The encoded tokens are (B, T + V, D), or (B, T + N, D) if all patches were encoded.
+        """
         table = resample(self.pos_embed, self.grid, grid, leading=self.leading)
-        places = table[:, self.leading :].expand(len(tokens), -1, -1)
+        positions = table[:, self.leading :].expand(len(tokens), -1, -1)
         leading, patches = self.embed(tokens).tensor_split([self.leading], dim=1)
         seen = patches if self.mask_token is not None else take(patches, mask.ids_keep)
         hidden = self.mask_token if self.mask_token is not None else take(patches, mask.ids_masked)
         x = torch.cat(
             [
                 leading + table[:, : self.leading],
-                seen + take(places, mask.ids_keep),
-                hidden + take(places, mask.ids_masked),
+                seen + take(positions, mask.ids_keep),
+                hidden + take(positions, mask.ids_masked),
             ],
             dim=1,
         )
@@ -109,7 +117,7 @@ class Decoder(nn.Module):
 
 
 class LinearDecoder(nn.Module):
-    """A linear layer on the encoder's output at the hidden patches (BEiT, SimMIM): the decoder of depth 0."""
+    """The decoder of depth 0: a linear layer on the encoder's output at the hidden patches (BEiT, SimMIM)."""
 
     def __init__(self, encoder: ViT, out: int) -> None:
         super().__init__()
@@ -117,20 +125,21 @@ class LinearDecoder(nn.Module):
         self.pred = nn.Linear(encoder.dim, out)
 
     def forward(self, tokens: Tensor, mask: Mask, grid: tuple[int, int]) -> Tensor:
-        """Return the predictions (B, M, P) from the encoding (B, T + N, D) of all patches."""
+        """Return the predictions (B, M, P) from the encoded tokens (B, T + N, D) of all patches."""
         prediction: Tensor = self.pred(take(tokens[:, self.leading :], mask.ids_masked))
         return prediction
 
 
 class MAE(nn.Module):
-    """Encoder and decoder. What is predicted is the business of a Target (interfaces.py): here it is only a width."""
+    """Encoder and decoder. A Target (interfaces.py) defines what is predicted; the model knows only its width."""
 
     def __init__(self, cfg: MAEConfig, out: int) -> None:
-        """Build for predictions of `out` = P values per patch (Target.dim)."""
+        """Create the model for predictions of `out` = P values per patch (Target.dim)."""
         super().__init__()
         if not cfg.decoder.depth and not cfg.corrupt:
             raise ValueError(
-                "decoder.depth = 0 needs corrupt = 'mask_token': an encoder that sees no hidden patch cannot predict one"
+                "decoder.depth = 0 needs corrupt = 'mask_token', because the encoder must have the hidden patches as "
+                "input"
             )
         self.cfg = cfg
         self.corrupt = CORRUPTIONS[cfg.corrupt] if cfg.corrupt else None
@@ -144,13 +153,13 @@ class MAE(nn.Module):
         initialize(self, cfg.encoder.init)
 
     def forward(self, images: Tensor, mask: Mask) -> Tensor:
-        """Return the predictions (B, M, P) for the hidden patches `mask.ids_masked` of normalised images (B, C, H, W)."""
+        """Return the predictions (B, M, P) for the hidden patches of normalised images (B, C, H, W)."""
         grid = grid_of((images.shape[2], images.shape[3]), self.encoder.patch)
         prediction: Tensor = self.decoder(self.encode(images, mask, grid), mask, grid)
         return prediction
 
     def encode(self, images: Tensor, mask: Mask, grid: tuple[int, int]) -> Tensor:
-        """Return the encoded tokens: (B, T + V, D) of the visible patches only, or (B, T + N, D) where hidden ones enter corrupted."""
+        """Return the encoded tokens: (B, T + V, D) of the visible patches, or (B, T + N, D) with `corrupt`."""
         encoder = self.encoder
         if self.corrupt is None or self.mask_token is None:
             tokens = encoder.place(encoder.patch_embed(images, mask.ids_keep), grid, mask.ids_keep)

@@ -1,7 +1,10 @@
-"""Mask R-CNN on a pyramid, of torchvision's parts: where those differ from detectron2's, which the published numbers come from, small subclasses
-make them equal. docs/results/detect.md lists what still differs.
+"""Mask R-CNN on a pyramid, built from torchvision's parts.
 
-Legend: B images of H x W pixels, C channels of the pyramid, K classes (label k of ours is k + 1 here: torchvision's 0 is the background), R regions.
+The published numbers come from detectron2. Small subclasses remove most differences between the two;
+docs/results/detect.md lists the remaining ones.
+
+Legend: B images of H x W pixels, C channels of the pyramid, K classes (our label k is k + 1 here, because torchvision's
+label 0 is the background), R regions.
 """
 
 from __future__ import annotations
@@ -31,10 +34,11 @@ Targets = list[dict[str, Tensor]]
 
 
 class HeadsConfig(Schema):
-    """The heads, the same for every engine; the defaults are ViTDet's (2203.16527) and, with norm "batch", Li et al.'s (2111.11429)."""
+    """The heads, the same for every engine. The defaults are ViTDet's (2203.16527); norm "batch" makes them Li et al.'s
+    (2111.11429)."""
 
     norm: str | None = "layer"
-    """After each convolution of the box and the mask head: an entry of adapters.NORMS; None: none."""
+    """Norm after each convolution of the box and the mask head: an entry of adapters.NORMS; None: no norm."""
     rpn_convs: Few = 2
     """Convolutions of the proposal network before its two outputs."""
     box_convs: FewOrNone = 4
@@ -42,37 +46,36 @@ class HeadsConfig(Schema):
     box_width: Width = 1024
     """Width of the box head's linear layer."""
     mask_convs: Few = 4
-    """Convolutions of the mask head before it doubles its resolution."""
+    """Convolutions of the mask head before its upsampling."""
     masks: bool = True
-    """Whether there is a mask head; without it this is Faster R-CNN, trained on boxes alone."""
+    """Whether there is a mask head; without it the model is Faster R-CNN, trained on boxes only."""
     anchors: tuple[Pixels, ...] = (32, 64, 128, 256, 512)
-    """Side of the square anchors of each level, pixels; beside each stand those of half and of double its height to width, of equal area."""
+    """Side of the square anchors of each level, pixels. Each level also has anchors of the same area with a height to
+    width ratio of 1/2 and of 2."""
     rpn_batch: Count = 256
-    """Anchors per image that the proposal network's loss samples, up to half of them on objects."""
+    """Anchors per image sampled for the loss of the proposal network; at most half of them on objects."""
     roi_batch: Count = 512
-    """Regions per image that the heads train on, up to a quarter of them on objects."""
+    """Regions per image sampled for the loss of the heads; at most a quarter of them on objects."""
     pre_nms_topk: tuple[Count, Count] = (2000, 1000)
     """Proposals per level before non-maximum suppression, in training and in evaluation."""
     post_nms_topk: tuple[Count, Count] = (1000, 1000)
-    """Proposals per image after it, likewise."""
+    """Proposals per image after non-maximum suppression, in training and in evaluation."""
     score_threshold: BelowOne = 0.05
-    """Detections below this are dropped."""
+    """Lowest score of a detection."""
     detections: MostDetections = 100
-    """Most detections per image. Evaluation counts as many, and at least COCO's 100."""
+    """Most detections per image. Evaluation uses the same limit, but at least COCO's 100."""
 
 
 RATIOS = (0.5, 1.0, 2.0)  # height / width of the anchors
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-BOX_SIDE, MASK_SIDE = 7, 14  # cells that a region is pooled to
-FINEST, CANONICAL = (
-    2,
-    56,
-)  # level of p2; a region of 56 times p2's stride is pooled from p4 (FPN, 1612.03144: 224 pixels where p2's stride is 4)
-DRAWN = 16  # masks of an image that are drawn at a time: 80 MB of them at 1024 x 1024
+BOX_SIDE, MASK_SIDE = 7, 14  # side of a pooled region in cells
+FINEST = 2  # level of p2
+CANONICAL = 56  # a region of 56 times p2's stride is pooled from p4 (FPN, 1612.03144: 224 pixels for a stride of 4)
+DRAWN = 16  # number of an image's masks that are drawn at once: 80 MB at 1024 x 1024
 
 
 class MaskRCNN(nn.Module):
-    """Pyramid -> proposals -> boxes, classes and masks. In training mode it returns losses by name, in evaluation what it found."""
+    """Pyramid -> proposals -> boxes, classes and masks. Returns losses by name in training mode, else detections."""
 
     def __init__(
         self,
@@ -83,18 +86,22 @@ class MaskRCNN(nn.Module):
         heads: HeadsConfig,
         norm: Callable[[int], nn.Module] | None,
     ) -> None:
-        """Make the heads around a pyramid.
+        """Create the heads of a pyramid.
 
         Args:
-            pyramid: images (B, 3, H, W) -> name -> (B, C, H / stride, W / stride), finest first, with `out_channels`, `depth` and `layer_of`.
-            strides: of its levels, pixels, each twice the one before (3.5, 7 ... for a patch of 14); regions are pooled from all but the last.
+            pyramid: images (B, 3, H, W) -> name -> (B, C, H / stride, W / stride), finest first, with `out_channels`,
+                `depth` and `layer_of`.
+            strides: of its levels, pixels, each twice the previous one (3.5, 7 ... for a patch of 14). Regions are
+                pooled from all levels except the last.
             classes: K.
-            norm: the layer that `heads.norm` names.
+            heads: options of the heads.
+            norm: channels -> the norm layer of `heads.norm`.
         """
         super().__init__()
         if len(strides) != len(heads.anchors):
             raise ValueError(
-                f"{len(heads.anchors)} sizes of anchors {heads.anchors} for {len(strides)} levels: give one each (is p6=True missing?)"
+                f"{len(heads.anchors)} sizes of anchors {heads.anchors} for {len(strides)} levels: "
+                "set one size per level (is p6=True missing?)"
             )
         self.pyramid = pyramid
         width: int = pyramid.out_channels  # type: ignore[assignment]
@@ -105,7 +112,7 @@ class MaskRCNN(nn.Module):
             pre_nms_top_n=dict(zip(("training", "testing"), heads.pre_nms_topk, strict=True)),
             post_nms_top_n=dict(zip(("training", "testing"), heads.post_nms_topk, strict=True)), nms_thresh=0.7,
         )  # fmt: skip
-        self.rpn.min_size = torch.finfo(torch.float32).tiny  # drops empty proposals and no others
+        self.rpn.min_size = torch.finfo(torch.float32).tiny  # drops only empty proposals
         self.roi_heads = _Regions(width, strides[:-1], classes, heads, norm)
         for last in (self.rpn.head.cls_logits, self.rpn.head.bbox_pred, *self.roi_heads.last_layers()):
             in_full(last)
@@ -116,20 +123,19 @@ class MaskRCNN(nn.Module):
         """Return losses by name (in training mode, which needs `objects`), or a Found per image.
 
         Args:
-            images: (B, 3, H, W) normalised, zeros where they are padded.
-            sizes: height and width of each without its padding.
-            objects: what is in each image; masks as runs (core.runs) of its size without padding.
+            images: (B, 3, H, W) normalised, padded with zeros.
+            sizes: height and width of each image without its padding.
+            objects: the objects of each image; masks as runs (core.runs) of its size without padding.
         """
-        features = {
-            name: level.float() for name, level in self.pyramid(images).items()
-        }  # boxes do not survive bfloat16: 2 pixels at 256
+        # bfloat16 is too coarse for boxes: steps of 2 pixels at 256.
+        features = {name: level.float() for name, level in self.pyramid(images).items()}
         targets = None if objects is None else [_target(one) for one in objects]
         proposals, losses = self.rpn(ImageList(images, list(sizes)), features, targets)
         found, more = self.roi_heads(features, proposals, list(sizes), targets)
         return losses | more if self.training else found
 
     def layer_of(self, name: str) -> int:
-        """Return the layer of a parameter as the backbone counts them; the heads come after."""
+        """Return the layer of a parameter: the backbone's ids; the heads come after."""
         part, _, rest = name.partition(".")
         pyramid: Any = self.pyramid
         layer: int = pyramid.layer_of(rest) if part == "pyramid" else pyramid.depth + 1
@@ -140,7 +146,7 @@ class MaskRCNN(nn.Module):
         self.pyramid.set_grad_checkpointing(enable)  # type: ignore[operator]
 
     def compile(self) -> None:
-        """Compile the pyramid; the shapes behind it depend on what is found."""
+        """Compile the pyramid only; later shapes depend on the detections."""
         self.pyramid.compile()
 
 
@@ -150,7 +156,7 @@ def _target(objects: Objects) -> dict[str, Tensor]:
 
 
 class _Anchors(AnchorGenerator):  # type: ignore[misc]
-    """Anchors of exactly the size asked for, at exactly the strides of the levels; torchvision rounds the former and guesses the latter."""
+    """Anchors of exact size at the exact strides of the levels; torchvision rounds sizes and infers strides."""
 
     def __init__(self, sizes: Any, ratios: Any, *, strides: Sequence[float]) -> None:
         super().__init__(sizes, ratios)
@@ -171,7 +177,7 @@ class _Anchors(AnchorGenerator):  # type: ignore[misc]
 
 
 class _Proposals(RegionProposalNetwork):  # type: ignore[misc]
-    """detectron2's losses: L1 for the boxes, and both divided by the anchors that may be sampled, not by those that were."""
+    """Proposals with detectron2's losses: L1 for boxes, both divided by the sample size, not by the sampled anchors."""
 
     def compute_loss(
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
@@ -189,7 +195,7 @@ class _Proposals(RegionProposalNetwork):  # type: ignore[misc]
 
 
 class _RoIPooler(nn.Module):
-    """RoIAlign with the half-pixel shift (`aligned`) and as many samples as cells cover, from the level that a region's size asks for."""
+    """RoIAlign with the half-pixel shift (`aligned`) and an adaptive number of samples, from a level by region size."""
 
     def __init__(self, strides: Sequence[float], side: int) -> None:
         super().__init__()
@@ -221,10 +227,14 @@ class _Regions(RoIHeads):  # type: ignore[misc]
         norm: Callable[[int], nn.Module] | None,
     ) -> None:
         super().__init__(
-            None, FastRCNNConvFCHead((width, BOX_SIDE, BOX_SIDE), [width] * heads.box_convs, [heads.box_width], norm_layer=norm),
+            None,
+            FastRCNNConvFCHead(
+                (width, BOX_SIDE, BOX_SIDE), [width] * heads.box_convs, [heads.box_width], norm_layer=norm
+            ),
             FastRCNNPredictor(heads.box_width, classes + 1),
-            fg_iou_thresh=0.5, bg_iou_thresh=0.5, batch_size_per_image=heads.roi_batch, positive_fraction=0.25, bbox_reg_weights=BOX_WEIGHTS,
-            score_thresh=heads.score_threshold, nms_thresh=0.5, detections_per_img=heads.detections,
+            fg_iou_thresh=0.5, bg_iou_thresh=0.5, batch_size_per_image=heads.roi_batch, positive_fraction=0.25,
+            bbox_reg_weights=BOX_WEIGHTS, score_thresh=heads.score_threshold, nms_thresh=0.5,
+            detections_per_img=heads.detections,
         )  # fmt: skip
         self.box_pooler = _RoIPooler(strides, BOX_SIDE)
         if heads.masks:
@@ -237,7 +247,7 @@ class _Regions(RoIHeads):  # type: ignore[misc]
         return self.mask_head is not None
 
     def last_layers(self) -> list[nn.Module]:
-        """Return the layers that give scores and offsets."""
+        """Return the layers that output scores, box offsets and mask logits."""
         masks = [self.mask_predictor.mask_fcn_logits] if self.has_mask() else []
         return [self.box_predictor.cls_score, self.box_predictor.bbox_pred, *masks]
 
@@ -269,7 +279,7 @@ class _Regions(RoIHeads):  # type: ignore[misc]
         return found
 
     def _masks(self, levels: list[Tensor], boxes: list[Tensor], labels: Tensor) -> Tensor:
-        """Return the mask logits of each region's own class, (R, 28, 28)."""
+        """Return the mask logits of each region's class, (R, 28, 28)."""
         logits = self.mask_predictor(self.mask_head(self.mask_pooler(levels, boxes)))
         own: Tensor = logits[torch.arange(len(labels), device=labels.device), labels]
         return own
@@ -297,18 +307,23 @@ class _Regions(RoIHeads):  # type: ignore[misc]
 
 
 def indices(chosen: Tensor) -> Tensor:
-    """Return where a vector is true. In our code the one place of a step that waits for the device: the shape of what it gives depends on values."""
+    """Return the indices of the true elements of a vector.
+
+    The shape of the result depends on values, so this call waits for the device. No other code of a step does.
+    """
     return torch.where(chosen)[0]
 
 
 def box_losses(logits: Tensor, deltas: Tensor, labels: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """Return the cross-entropy over all regions and the L1 distance of the boxes on objects, both per region (0 where there is none).
+    """Return the cross-entropy over all regions and the L1 distance of boxes on objects, both divided by the regions.
+
+    Both are 0 without regions.
 
     Args:
         logits: (R, K + 1).
         deltas: (R, (K + 1) * 4), offsets for every class.
         labels: (R,), 0 = background.
-        targets: (R, 4), the right offsets.
+        targets: (R, 4), the true offsets.
     """
     count = max(len(labels), 1)
     positive = indices(labels > 0)
@@ -320,9 +335,9 @@ def box_losses(logits: Tensor, deltas: Tensor, labels: Tensor, targets: Tensor) 
 
 
 def mask_targets(runs: Tensor, size: Size, boxes: Tensor, matched: Tensor, side: int) -> Tensor:
-    """Return the masks of the objects `matched` (r,) within boxes (r, 4) as (r, side, side), 1 where at least half is object.
+    """Return the masks of objects `matched` (r,) within boxes (r, 4) as (r, side, side); 1: at least half is object.
 
-    runs: (n, R) of an image of this size. Only DRAWN masks are drawn at a time, however many objects and regions there are.
+    runs: (n, R) of an image of this size. At most DRAWN masks are drawn at once, for any number of objects and regions.
     """
     if len(runs) > DRAWN:
         each = torch.arange(DRAWN, device=runs.device)
@@ -337,7 +352,7 @@ def mask_targets(runs: Tensor, size: Size, boxes: Tensor, matched: Tensor, side:
 
 
 def _initialise(regions: _Regions) -> None:
-    """Draw the layers that torchvision draws otherwise as detectron2 does."""
+    """Initialise as detectron2 the layers for which torchvision's initialisation differs."""
     for layer in regions.box_head:
         if isinstance(layer, nn.Linear):
             nn.init.kaiming_uniform_(layer.weight, a=1)

@@ -1,4 +1,4 @@
-"""Any timm model as a Backbone: plain ViTs, Swin, ConvNeXt, ResNets ... Hierarchical ones return maps with growing strides.
+"""Any timm model as a Backbone: plain ViTs, Swin, ConvNeXt, ResNets ... Maps of hierarchical models grow in stride.
 
 Legend: B batch, H x W pixels, K taps, D_k channels and s_k stride of map k.
 """
@@ -16,63 +16,71 @@ from mae_transfer.interfaces import Features
 
 
 class TimmBackbone(nn.Module):
-    """A timm model behind interfaces.Backbone. Taps index what timm's `forward_intermediates` hands out: blocks of a ViT, stages of the others.
+    """A timm model as an interfaces.Backbone.
 
-    `depth` counts the layers that layer-wise decay sees: timm's coarse groups (blocks of a ViT, stages of the others). `channels` and `strides` tell
-    D_k and s_k of every tap; `patch` is the first stride, `dim` the last width and `cls_dim` that of what the model's own classifier reads.
+    Taps index the maps of timm's `forward_intermediates`: blocks of a ViT, stages of other models. `depth` is the
+    number of layers for layer-wise decay: timm's coarse groups (blocks of a ViT, stages of other models). `channels`
+    and `strides` hold D_k and s_k of every tap. `patch` is the first stride, `dim` the last width, and `cls_dim` the
+    width of the input of the model's classifier.
     """
 
-    model: Any  # timm's classes share their interface by custom, not by a type
+    model: Any  # timm's classes have no common type
 
     def __init__(self, model: Any, *, class_token: bool = True, final_norm: bool = True) -> None:
-        """Wrap a model without classifier. class_token False: Features.cls is None; final_norm False: the final norm is taken out.
+        """Wrap a model without classifier.
 
+        Args:
+            model: the timm model.
+            class_token: False: Features.cls is None.
+            final_norm: False: the final norm is removed.
         Raises:
             ValueError: timm has no feature maps or no layer groups for this model.
         """
         super().__init__()
         name = type(model).__name__
         if not (hasattr(model, "forward_intermediates") and hasattr(model, "group_matcher")):
-            raise ValueError(
-                f"timm's {name} hands out no intermediate maps (forward_intermediates); choose a model that does"
-            )
+            raise ValueError(f"timm's {name} has no intermediate maps (forward_intermediates); choose a model that has")
         info: list[dict[str, Any]] = list(model.feature_info)
         self.strides = tuple(int(entry["reduction"]) for entry in info)
         self.channels = tuple(int(entry["num_chs"]) for entry in info)
         if not final_norm:
             model.prune_intermediate_layers([len(info) - 1], prune_norm=True, prune_head=True)
             if isinstance(getattr(getattr(model, "head", None), "norm", None), nn.Module):
-                model.head.norm = nn.Identity()  # where ConvNeXt has its final norm; timm before 1.0.31 leaves it there
+                model.head.norm = nn.Identity()  # the final norm of ConvNeXt; timm before 1.0.31 does not remove it
         self.model, self.class_token, self.final_norm = model, class_token, final_norm
         call = model.forward_intermediates
         self.prefixed = "return_prefix_tokens" in inspect.signature(call).parameters and bool(
             getattr(model, "num_prefix_tokens", 1)
         )
-        self.normalizes = "assert not norm" not in inspect.getsource(
-            call
-        )  # Hiera's maps have no norm: it stands in its head
+        self.normalizes = "assert not norm" not in inspect.getsource(call)  # Hiera has its final norm in the head only
         try:
             self.layers = _layers(model)
         except (KeyError, TypeError, IndexError, AssertionError) as error:
             raise ValueError(
-                f"timm's {name} tells no layers of its parameters (group_matcher: {error!r}); choose a model that does"
+                f"timm's {name} has no layer groups (group_matcher: {error!r}); choose a model that has"
             ) from None
         self.dim, self.patch, self.depth = self.channels[-1], self.strides[0], max(self.layers.values())
         self.cls_dim = int(getattr(model, "head_hidden_size", None) or self.dim)
 
     def forward(self, images: Tensor, *, taps: Sequence[int] = (), norm: bool = False) -> Features:
-        """Return the maps (B, D_k, H / s_k, W / s_k) at `taps` (the last where empty) and the class token or pooled vector, (B, D).
+        """Return the maps (B, D_k, H / s_k, W / s_k) at `taps` and the class token or pooled vector, (B, D).
 
-        norm: pass maps through the final norm where timm applies it to them (ViTs: all; Swin: the last), and give as class token what timm hands its
-        classifier. Otherwise it is the class token of the last tapped map, or that map's mean. ValueError where a tap is none of the model's.
+        Args:
+            images: normalised, (B, 3, H, W).
+            taps: indices of maps; empty: the last one.
+            norm: True: apply the final norm to the maps to which timm applies it (ViTs: all; Swin: the last), and
+                return the input of timm's classifier as class token. False: return the class token of the last tapped
+                map, or the mean of that map.
+        Raises:
+            ValueError: the model has no such tap.
         """
         last = len(self.strides) - 1
         taps = list(taps or (last,))
         if not all(0 <= tap <= last for tap in taps) or taps != sorted(set(taps)):
-            raise ValueError(f"taps {tuple(taps)}: name maps 0..{last} of this model, each once, in rising order")
+            raise ValueError(f"taps {tuple(taps)}: give maps 0..{last} of this model, each once, in rising order")
         options: dict[str, Any] = {"return_prefix_tokens": True} if self.prefixed else {}
         norm = norm and self.final_norm
-        whole = norm and taps[-1] == last and self.class_token  # what the head reads needs the model to its end
+        whole = norm and taps[-1] == last and self.class_token  # the input of the classifier needs the full model
         options |= {"indices": taps, "norm": norm and self.normalizes, "output_fmt": "NCHW"}
         found = self.model.forward_intermediates(images, stop_early=not whole, intermediates_only=not whole, **options)
         final, outputs = found if whole else (None, found)
@@ -85,29 +93,29 @@ class TimmBackbone(nn.Module):
         return Features(maps, maps[-1].mean((2, 3)) if token is None or not token.shape[1] else token[:, 0])
 
     def _read_by_head(self, final: Any) -> Tensor:
-        """Return what the model's own classifier reads, (B, cls_dim); ValueError where timm hands out something else."""
+        """Return the input of the model's classifier, (B, cls_dim); ValueError if its shape differs."""
         vector: Tensor = self.model.forward_head(final, pre_logits=True)
         if vector.shape[1:] != (self.cls_dim,):
             name, shape = type(self.model).__name__, tuple(vector.shape[1:])
             raise ValueError(
-                f"timm's {name} hands out {shape} where its classifier reads {self.cls_dim} values: pool the maps instead "
+                f"timm's {name} returns {shape} but its classifier takes {self.cls_dim} values: pool the maps instead "
                 "(pool='mean' and --set \"backbone.changes={'class_token': False}\")"
             )
         return vector
 
     def layer_of(self, name: str) -> int:
-        """Return 0 for the stem, 1..depth for blocks or stages, depth + 1 after them; an unknown name raises ValueError."""
+        """Return 0 for the stem, 1..depth for blocks or stages, depth + 1 after them; ValueError for an unknown name."""
         if name not in dict(self.named_parameters()):
-            raise ValueError(f"{name!r} is no parameter of this {type(self.model).__name__}")
+            raise ValueError(f"{name!r} is not a parameter of this {type(self.model).__name__}")
         return self.layers.get(name, self.depth + 1)
 
     def no_weight_decay(self) -> set[str]:
-        """Return the parameters that timm spares from weight decay."""
-        spared = self.model.no_weight_decay() if hasattr(self.model, "no_weight_decay") else set()
+        """Return the parameters that timm exempts from weight decay."""
+        exempt = self.model.no_weight_decay() if hasattr(self.model, "no_weight_decay") else set()
         return {
             name
             for name, _ in self.named_parameters()
-            if any(name.removeprefix("model.").endswith(key) for key in spared)
+            if any(name.removeprefix("model.").endswith(key) for key in exempt)
         }
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -116,9 +124,12 @@ class TimmBackbone(nn.Module):
 
 
 def _layers(model: Any) -> dict[str, int]:
-    """Return name -> layer of the parameters of stem (0) and blocks (1, 2 ...), by timm's own patterns; what follows the blocks is left out."""
+    """Return name -> layer of the parameters of stem (0) and blocks (1, 2 ...), by timm's patterns.
+
+    Parameters after the blocks are left out.
+    """
     groups = model.group_matcher(coarse=True)
-    if callable(groups):  # CaiT's: a function from a name to its number, 0 in the stem, infinite after the blocks
+    if callable(groups):  # CaiT: a function from a name to its number, 0 in the stem, infinite after the blocks
         numbers = {f"model.{name}": groups(name) for name, _ in model.named_parameters()}
         finite = sorted({number for number in numbers.values() if 0 < number < float("inf")})
         return {
@@ -127,7 +138,7 @@ def _layers(model: Any) -> dict[str, int]:
     patterns = groups["blocks"] if isinstance(groups["blocks"], list) else [(groups["blocks"], None)]
     patterns = [pattern if isinstance(pattern, tuple) else (pattern, None) for pattern in patterns]
     stems = groups["stem"] if isinstance(groups["stem"], list | tuple) else [groups["stem"]]
-    found: dict[str, str] = {}  # number of the block as it is written in the name; "" in the stem
+    found: dict[str, str] = {}  # name -> number of the block as written in the name; "" in the stem
     for name, _ in model.named_parameters():
         matches = [match for pattern, _ in patterns if (match := re.match(pattern, name)) and match.groups()]
         if any(re.match(stem if isinstance(stem, str) else stem[0], name) for stem in stems):

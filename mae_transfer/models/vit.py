@@ -1,7 +1,9 @@
-"""The encoder: one Vision Transformer with the options that transfer needs, in the parameter names of the released MAE weights.
+"""The encoder: a Vision Transformer with the options that transfer needs.
 
-Legend: B batch, C channels, H x W pixels, p patch side, N = h * w patches in raster order, M of them asked for, T leading tokens (0 or 1 class
-token), L = T + M tokens, D width, R heads.
+Parameters have the names of the released MAE weights.
+
+Legend: B batch, C channels, H x W pixels, p patch side, N = h * w patches in raster order, M of them selected, T
+leading tokens (0 or 1 class token), L = T + M tokens, D width, R heads.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from mae_transfer.interfaces import Features
 from mae_transfer.models.attention import Attention, QkvBias, RelativePositionBias
 from mae_transfer.models.initialize import Init, initialize
 
-NORM_EPS = 1e-6  # of every LayerNorm of the MAE release
+NORM_EPS = 1e-6  # epsilon of every LayerNorm in the MAE release
 
 SIZES: dict[str, tuple[int, int, int]] = {  # width, depth, heads
     "vit_tiny": (192, 12, 3),
@@ -39,9 +41,12 @@ SIZES: dict[str, tuple[int, int, int]] = {  # width, depth, heads
 
 
 def check_width(dim: int | None, heads: int | None) -> None:
-    """Raise ValueError where a width does not fit the heads and the position table; None: not known yet (weights do not store the heads)."""
+    """Raise ValueError if a width does not fit the heads or the position table.
+
+    None means unknown: weights do not store the number of heads.
+    """
     if dim and heads and dim % heads:
-        raise ValueError(f"heads = {heads} does not divide dim = {dim}: give a divisor of {dim}")
+        raise ValueError(f"heads = {heads} does not divide dim = {dim}: set a divisor of {dim}")
     if dim and dim % 4:
         raise ValueError(
             f"dim = {dim}: the 2-D sin-cos table of positions needs a multiple of 4 (sine and cosine of two axes)"
@@ -52,36 +57,38 @@ class ViTConfig(Schema):
     """The architecture of an encoder."""
 
     size: Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"] | None = "vit_base"
-    """A named size; None: the three numbers below."""
+    """A named size; None: `dim`, `depth` and `heads` set the size."""
     dim: Width | None = None
-    """Width D; overrides the named size's."""
+    """Width D; overrides the named size."""
     depth: Few | None = None
-    """Blocks; overrides the named size's."""
+    """Number of blocks; overrides the named size."""
     heads: Few | None = None
-    """Attention heads; overrides the named size's (it is not in the weights: MoCo v3's ViT-S has 12)."""
+    """Attention heads; overrides the named size. Weights do not store this number (MoCo v3's ViT-S has 12)."""
     patch: Pixels = 16
     """Patch side p in pixels."""
     image_size: Sides = 224
-    """Pixels (one side, or H and W) that the position table is made for; other sizes resample it."""
+    """Pixels (one side, or H and W) of the position table; for images of another size it is resampled."""
     channels: Few = 3
     """Input channels C."""
     mlp_ratio: Factor = 4.0
-    """Width of the MLP over D."""
+    """Width of the MLP divided by D."""
     class_token: bool = True
-    """Whether a class token leads the patches (dense tasks build the encoder without)."""
+    """Whether a class token precedes the patches (dense tasks have none)."""
     final_norm: bool = True
-    """Whether a LayerNorm ends the encoder (dense tasks build it without)."""
+    """Whether the encoder ends with a LayerNorm (dense tasks have none)."""
     positions: Literal["fixed", "learned", "none"] = "fixed"
-    """Absolute positions: MAE's sin-cos table without or with gradient, or none."""
+    """Absolute positions: MAE's sin-cos table, fixed or trained ("learned"), or none."""
     antialias: bool = True
     """Whether absolute positions are resampled with antialiasing (timm) or without (detectron2's ViTDet)."""
     relative_positions: Literal["none", "shared", "per_block", "decomposed"] = "none"
-    """Relative positions, zero-initialised: none; bias tables, one for all blocks (BEiT pretraining; with windows one for windowed and one for global
-    blocks, Li et al. 2111.11429) or one each (BEiT fine-tuning); "decomposed": q . (row + column) in each block (ViTDet, SAM)."""
+    """Relative positions, initially zero. "shared": one bias table for all blocks (BEiT pretraining); with windows, one
+    for windowed and one for global blocks (Li et al. 2111.11429). "per_block": a bias table per block (BEiT
+    fine-tuning). "decomposed": q . (row + column) in each block (ViTDet, SAM)."""
     windows: Pixels | None = None
-    """Side in patches of the windows that blocks attend within, zero-padded to a multiple (ViTDet: 14; MIMDet: 16); None: every block sees all."""
+    """Side in patches of the windows for attention; images are zero-padded to a multiple (ViTDet: 14; MIMDet: 16).
+    None: every block attends to the whole image."""
     global_blocks: tuple[FewOrNone, ...] = ()
-    """Blocks (0-based) that see the whole image where `windows` is given (ViTDet-B: 2, 5, 8, 11)."""
+    """Blocks (0-based) that attend to the whole image if `windows` is set (ViTDet-B: 2, 5, 8, 11)."""
     qkv_bias: QkvBias = "qkv"
     """Which of query, key and value have a bias (BEiT: query and value)."""
     norm_eps: Epsilon = NORM_EPS
@@ -89,57 +96,58 @@ class ViTConfig(Schema):
     layer_scale: Factor | None = None
     """Initial value of LayerScale; None: no LayerScale."""
     drop_path: BelowOne = 0.0
-    """Stochastic depth of the last block; it grows linearly from 0 at the first."""
+    """Rate of stochastic depth in the last block; it grows linearly from 0 in the first."""
     init: Init = "mae"
-    """How fresh weights are drawn: as the code of MAE, BEiT, SimMIM, MaskFeat or ViT draws them (the table of models/initialize.py)."""
+    """Initialisation: as in the code of MAE, BEiT, SimMIM, MaskFeat or ViT (see the table in models/initialize.py)."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.class_token and (self.windows or self.relative_positions == "decomposed"):
             raise ValueError(
-                f"windows={self.windows}, relative_positions={self.relative_positions!r} leave no place to a class token: class_token=False"
+                f"windows={self.windows}, relative_positions={self.relative_positions!r} cannot have a class token: "
+                "set class_token=False"
             )
         if self.global_blocks and not self.windows:
             raise ValueError(
-                f"global_blocks={self.global_blocks} are what is left beside windows; give `windows` (ViTDet: 14)"
+                f"global_blocks={self.global_blocks} has no effect without windows; set `windows` (ViTDet: 14)"
             )
         named = SIZES[self.size] if self.size else (None, None, None)
         check_width(self.dim or named[0], self.heads or named[2])
         return self
 
     def window_of(self, block: int) -> int | None:
-        """Return the side of this block's windows, None where it sees the whole image."""
+        """Return the side of this block's windows; None if it attends to the whole image."""
         return None if block in self.global_blocks else self.windows
 
     def bias_tables(self) -> tuple[list[int | None], list[int]]:
-        """Return the window of each relative-position bias table (None: the image's grid), and which table each block reads; empty without tables."""
-        depth = self.depth or (
-            SIZES[self.size][1] if self.size else 0
-        )  # not shape(): while a file is read the heads are unknown
+        """Return the window of each bias table (None: the image's grid) and the table index of each block.
+
+        Both are empty if there are no tables of relative-position biases.
+        """
+        # shape() would fail here while a file is read, because the number of heads is unknown then.
+        depth = self.depth or (SIZES[self.size][1] if self.size else 0)
         windows = [self.window_of(i) for i in range(depth)]
         if self.relative_positions == "per_block":
             return windows, list(range(len(windows)))
         if self.relative_positions == "shared":
-            kinds = sorted(set(windows), key=lambda side: side or 0)  # the global blocks', then the windows'
+            kinds = sorted(set(windows), key=lambda side: side or 0)  # global blocks first, then windowed ones
             return list(kinds), [kinds.index(window) for window in windows]
         return [], []
 
     def shape(self) -> tuple[int, int, int]:
-        """Return width, depth and heads; ValueError where they are missing, or `global_blocks` names others."""
+        """Return width, depth and heads; ValueError if one is missing, or `global_blocks` is out of range."""
         named = SIZES[self.size] if self.size else (0, 0, 0)
         dim, depth, heads = (
             own or default for own, default in zip((self.dim, self.depth, self.heads), named, strict=True)
         )
         if min(dim, depth, heads) < 1:
-            raise ValueError(
-                f"dim {dim}, depth {depth}, heads {heads}: name a size ({', '.join(SIZES)}) or give all three"
-            )
+            raise ValueError(f"dim {dim}, depth {depth}, heads {heads}: set a size ({', '.join(SIZES)}) or all three")
         if not all(0 <= block < depth for block in self.global_blocks):
-            raise ValueError(f"global_blocks {self.global_blocks}: name blocks 0..{depth - 1} of this encoder")
+            raise ValueError(f"global_blocks {self.global_blocks}: give blocks 0..{depth - 1} of this encoder")
         return dim, depth, heads
 
     def name(self) -> str:
-        """Return what tables call it: "vit_base/16", or "vit-192x6/8" by width, depth and patch."""
+        """Return the name used in tables: "vit_base/16", or "vit-192x6/8" with width, depth and patch."""
         dim, depth, _ = self.shape()
         return f"{self.size or f'vit-{dim}x{depth}'}/{self.patch}"
 
@@ -149,16 +157,16 @@ class ViTConfig(Schema):
 
 
 class PatchEmbed(nn.Module):
-    """A linear map of each patch; a convolution in the weights' layout only, so that unseen patches cost nothing."""
+    """A linear map of each patch. The weights have the layout of a convolution; hidden patches are not computed."""
 
     def __init__(self, patch: int, channels: int, dim: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(channels, dim, kernel_size=patch, stride=patch)
 
     def forward(self, images: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Return the embeddings (B, M, D) of patches `ids` (B, M) of images (B, C, H, W); of all N where ids is None.
+        """Return the embeddings (B, M, D) of patches `ids` (B, M) of images (B, C, H, W); of all N if ids is None.
 
-        They have the weights' type, float32, under autocast too: they begin the residual stream, to which blocks only add.
+        They have the type of the weights, float32, also under autocast, because they start the residual stream.
         """
         patches = patchify(images, self.proj.kernel_size[0])
         if ids is not None:
@@ -196,7 +204,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, bias: Tensor | None = None, *, last: int | None = None, grid: tuple[int, int] | None = None
     ) -> Tensor:
-        """Return (B, L, D) for x (B, L, D), or (B, M, D) for its M = `last` last tokens only: what nobody reads is not computed. Like Attention."""
+        """Return (B, L, D) for x (B, L, D), or (B, M, D) for the last M = `last` tokens only; see Attention."""
         attended = self.attn(self.norm1(x), bias, last=last, grid=grid)
         x = (x if last is None else x[:, -last:]) + self.drop_path(self.ls1(attended))
         out: Tensor = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
@@ -212,14 +220,14 @@ def run(
     grid: tuple[int, int] | None = None,
     recompute: bool,
 ) -> Tensor:
-    """Return block(x, bias, last=last, grid=grid); recompute: keep none of its activations and compute them again in the backward pass."""
+    """Return block(x, bias, last=last, grid=grid); recompute: compute the activations again in the backward pass."""
     if not (recompute and torch.is_grad_enabled()):
         return block(x, bias, last=last, grid=grid)  # type: ignore[no-any-return]
     return checkpoint(block, x, bias, last=last, grid=grid, use_reentrant=False)  # type: ignore[no-any-return]
 
 
 class ViT(nn.Module):
-    """A Backbone (interfaces.py) that can also embed and encode a subset of the patches, which is all that MAE asks of it."""
+    """A Backbone (interfaces.py) that can also embed and encode a subset of the patches, as MAE needs."""
 
     def __init__(self, cfg: ViTConfig) -> None:
         super().__init__()
@@ -256,14 +264,19 @@ class ViT(nn.Module):
         initialize(self, cfg.init)
 
     def forward(self, images: Tensor, *, taps: Sequence[int] = (), norm: bool = False) -> Features:
-        """Return the maps after blocks `taps` (0-based; the last one where empty) of normalised images (B, C, H, W), and the class token.
+        """Return the maps after the blocks `taps` and the class token of normalised images (B, C, H, W).
 
-        norm: pass maps and class token through the final LayerNorm. ValueError where a tap is no block or the patch does not divide the image.
+        Args:
+            images: (B, C, H, W).
+            taps: 0-based blocks; empty: the last one.
+            norm: apply the final LayerNorm to maps and class token.
+        Raises:
+            ValueError: a tap is not a block, or the patch does not divide the image.
         """
         taps = taps or (self.depth - 1,)
         if not all(0 <= tap < self.depth for tap in taps) or list(taps) != sorted(set(taps)):
             raise ValueError(
-                f"taps {tuple(taps)}: name blocks 0..{self.depth - 1} of this encoder, each once, in rising order"
+                f"taps {tuple(taps)}: give blocks 0..{self.depth - 1} of this encoder, each once, in rising order"
             )
         h, w = grid = grid_of((images.shape[2], images.shape[3]), self.patch)
         tokens = self.place(self.patch_embed(images), grid)
@@ -272,13 +285,16 @@ class ViT(nn.Module):
         return Features(maps, outputs[-1][:, 0] if self.leading else None)
 
     def place(self, tokens: Tensor, grid: tuple[int, int], ids: Tensor | None = None) -> Tensor:
-        """Return (B, L, D): the embeddings of patches `ids` (B, M), all of the grid where None, with positions, behind the class token."""
+        """Return (B, L, D): the class token, if there is one, and the embeddings of patches `ids`, with positions.
+
+        ids: (B, M); None: all patches of the grid.
+        """
         table = None
         if self.pos_embed is not None:
             table = resample(self.pos_embed, self.grid, grid, leading=self.leading, antialias=self.cfg.antialias)
         if table is not None:
-            places = table[:, self.leading :].expand(len(tokens), -1, -1)
-            tokens = tokens + (places if ids is None else take(places, ids))
+            positions = table[:, self.leading :].expand(len(tokens), -1, -1)
+            tokens = tokens + (positions if ids is None else take(positions, ids))
         if self.cls_token is None:
             return tokens
         cls = self.cls_token if table is None else self.cls_token + table[:, :1]
@@ -293,14 +309,15 @@ class ViT(nn.Module):
         taps: Sequence[int] = (),
         norm: bool = True,
     ) -> tuple[Tensor, ...]:
-        """Return the tokens (B, L, D) after the blocks `taps`, the last one where empty; `ids` (B, M) as for `place`.
+        """Return the tokens (B, L, D) after each block in `taps` (empty: the last one); `ids` (B, M) as in `place`.
 
-        ValueError where `ids` meet windows or decomposed positions, which need the whole grid.
+        ValueError for `ids` with windows or decomposed positions, which need the full grid.
         """
         taps = taps or (self.depth - 1,)
         if ids is not None and (self.cfg.windows or self.cfg.relative_positions == "decomposed"):
             raise ValueError(
-                "windows and decomposed positions need every patch: pretrain without them, they are switched on at transfer (changes)"
+                "windows and decomposed positions need every patch: pretrain without them and add them at transfer "
+                "(changes)"
             )
         biases = [table(grid, ids) for table in self.rel_pos_bias]
         outputs = []
@@ -324,12 +341,13 @@ class ViT(nn.Module):
             return int(rest.split(".")[0]) + 1
         if first in ("norm", "rel_pos_bias"):
             return self.depth + 1
-        raise ValueError(f"{name!r} is no parameter of this encoder")
+        raise ValueError(f"{name!r} is not a parameter of this encoder")
 
     def no_weight_decay(self) -> set[str]:
-        """Return the parameters of two and more dimensions that recipes of transfer spare from weight decay, where a config does not say.
+        """Return the parameters of two or more dimensions without weight decay at transfer, if the config sets none.
 
-        Position table and class token are MAE's and BEiT's, the bias tables MIMDet's and timm's; ViTDet's rel_pos_h and rel_pos_w decay.
+        MAE and BEiT exempt the position table and the class token, MIMDet and timm the bias tables. ViTDet's rel_pos_h
+        and rel_pos_w decay.
         """
         names = {"pos_embed", "cls_token"} | {f"rel_pos_bias.{i}.table" for i in range(len(self.rel_pos_bias))}
         return names & {name for name, _ in self.named_parameters()}

@@ -123,7 +123,7 @@ def test_a_backbone_without_class_token_says_which_pooling_it_has() -> None:
 
 
 def test_no_name_of_a_classifier_is_taken_for_another_layer() -> None:
-    with pytest.raises(ValueError, match="'neck.weight' is no parameter"):
+    with pytest.raises(ValueError, match="'neck.weight' is not a parameter"):
         Classifier(vit(), 5).layer_of("neck.weight")
 
 

@@ -307,7 +307,7 @@ def test_bad_data_options_are_named(values: dict[str, Any], message: str) -> Non
 
 
 def test_taps_that_the_encoder_has_not_are_named() -> None:
-    with pytest.raises(ValueError, match="name maps 0..3 of this backbone"):
+    with pytest.raises(ValueError, match="give maps 0..3 of this backbone"):
         UperNet(taps=(3, 5, 7, 11)).model(vit(), CLASSES)
 
 

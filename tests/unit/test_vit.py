@@ -131,7 +131,7 @@ def test_every_parameter_has_a_layer_and_unknown_names_raise() -> None:
     assert layers["blocks.1.mlp.fc2.weight"] == 2
     assert layers["norm.weight"] == layers["rel_pos_bias.0.table"] == 4
     assert tiny(relative_positions="per_block").layer_of("rel_pos_bias.1.table") == 2
-    with pytest.raises(ValueError, match="'head.weight' is no parameter"):
+    with pytest.raises(ValueError, match="'head.weight' is not a parameter"):
         vit.layer_of("head.weight")
     assert vit.no_weight_decay() == {"pos_embed", "cls_token", "rel_pos_bias.0.table"}
 
@@ -169,7 +169,7 @@ def test_a_dense_encoder_gives_every_trainable_parameter_a_gradient() -> None:
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="name a size"):
+    with pytest.raises(ValueError, match="set a size"):
         ViT(ViTConfig(size=None, dim=32))
     with pytest.raises(ValueError, match="heads = 5 does not divide dim = 32"):
         ViT(ViTConfig.model_validate(TINY | {"heads": 5}))

@@ -135,7 +135,7 @@ def test_masked_pretraining_with_windows_says_what_to_do(options: dict[str, Any]
 
 @pytest.mark.parametrize(("options", "match"), [
     ({"class_token": True, "windows": 3}, "class_token=False"), ({"class_token": True, "relative_positions": "decomposed"}, "class_token=False"),
-    ({"global_blocks": (1,)}, "give `windows`"), ({"windows": 3, "global_blocks": (4,)}, "name blocks 0..3"), ({"windows": 0}, "windows"),
+    ({"global_blocks": (1,)}, "set `windows`"), ({"windows": 3, "global_blocks": (4,)}, "give blocks 0..3"), ({"windows": 0}, "windows"),
 ])  # fmt: skip
 def test_options_that_do_not_fit_are_named(options: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
