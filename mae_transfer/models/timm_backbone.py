@@ -104,7 +104,7 @@ class TimmBackbone(nn.Module):
         return vector
 
     def layer_of(self, name: str) -> int:
-        """Return 0 for the stem, 1..depth for blocks or stages, depth + 1 after them; ValueError for an unknown name."""
+        """Return 0 for the stem, 1..depth for blocks or stages, depth + 1 after them; ValueError if unknown."""
         if name not in dict(self.named_parameters()):
             raise ValueError(f"{name!r} is not a parameter of this {type(self.model).__name__}")
         return self.layers.get(name, self.depth + 1)
