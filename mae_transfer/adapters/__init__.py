@@ -1,4 +1,4 @@
-"""Adapters: a backbone's Features become a pyramid. A new adapter is one file, one line here, one config and one test."""
+"""Adapters turn a backbone's Features into a pyramid. A new adapter is one file, one line here, one config, one test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bridge to detectron2: an AdaptedBackbone as its `Backbone`. detectron2 is imported here, when it is asked for, and is not required."""
+"""The bridge to detectron2: an AdaptedBackbone as its `Backbone`. detectron2 is optional; it is imported on use only."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from mae_transfer.adapters.adapted import AdaptedBackbone
 
 ABSENT = (
     "detectron2 is not installed, and it is not on PyPI; with torch installed: "
-    "pip install --no-build-isolation 'git+https://github.com/facebookresearch/detectron2', or take engine='torchvision'"
+    "pip install --no-build-isolation 'git+https://github.com/facebookresearch/detectron2', or set engine='torchvision'"
 )
 
 
 def to_detectron2(pyramid: AdaptedBackbone, *, square: int = 0) -> Any:
-    """Return a detectron2 `Backbone` that runs `pyramid`, whose parameters it holds as `pyramid.*`.
+    """Return a detectron2 `Backbone` around `pyramid`; its parameters are named `pyramid.*`.
 
-    square: side in pixels that images are padded to (ViTDet: 1024); 0: to the next multiple of `pyramid.size_divisor`.
-    Raises ValueError where detectron2 is not installed, saying how to get it.
+    Args:
+        pyramid: the backbone with its adapter.
+        square: side in pixels to which images are padded (ViTDet: 1024); 0: the next multiple of
+            `pyramid.size_divisor`.
+    Raises:
+        ValueError: detectron2 is not installed; the message explains the installation.
     """
     try:
         from detectron2.layers import ShapeSpec
@@ -31,7 +35,7 @@ def to_detectron2(pyramid: AdaptedBackbone, *, square: int = 0) -> Any:
     }
 
     class Bridge(Backbone):  # type: ignore[misc]
-        """The base class is detectron2's, so the class is made where that is at hand."""
+        """Adapter class; it is defined here because its base class needs the optional import."""
 
         def __init__(self) -> None:
             super().__init__()

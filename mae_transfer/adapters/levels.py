@@ -1,6 +1,6 @@
-"""The levels of a pyramid, p2..p5 at strides 4..32, and the layers that bring a map to the stride of its level.
+"""The levels of a pyramid, p2..p5 at strides 4..32, and the layers that scale a map to the stride of its level.
 
-Legend: D channels of a map; a doubling is a factor of 2 in height and width, a negative one a halving.
+Legend: D channels of a map. A doubling is a factor of 2 in height and width; a negative one is a halving.
 """
 
 from __future__ import annotations
@@ -15,31 +15,30 @@ from torch import nn
 from mae_transfer.interfaces import Backbone
 
 LEVELS: dict[str, int] = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}  # name -> stride in pixels
-UP_TO_DOWN = (2, 1, 0, -1)  # doublings of one map for the four levels of a pyramid, whatever the patch
+UP_TO_DOWN = (2, 1, 0, -1)  # doublings of one map for the four levels, for any patch size
 
-Norm = Literal[
-    "group", "layer", "batch"
-]  # "batch" is SyncBN where the assembly of the model synchronises it over ranks
+Norm = Literal["group", "layer", "batch"]  # "batch" becomes SyncBN when the model is assembled for several ranks
 
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "group": lambda channels: nn.GroupNorm(32, channels),
-    "layer": lambda channels: LayerNorm2d(
-        channels, eps=1e-6
-    ),  # over channels only: GroupNorm(1) would pool over the image too
+    "layer": lambda channels: LayerNorm2d(channels, eps=1e-6),  # over channels; GroupNorm(1) also pools over the image
     "batch": nn.BatchNorm2d,
 }
 
 
 class Maps(NamedTuple):
-    """What a backbone can hand out, shallow to deep."""
+    """Channels and strides of a backbone's maps, shallow to deep."""
 
     channels: tuple[int, ...]
-    strides: tuple[int, ...]  # pixels per cell; all equal: a plain ViT
+    strides: tuple[int, ...]  # pixels per cell; all equal for a plain ViT
 
 
 def maps_of(backbone: Backbone) -> Maps:
-    """Return the maps that `taps` index: those that the backbone declares (`channels`, `strides`), else one per block, as a plain ViT has them."""
+    """Return the maps that `taps` index.
+
+    They are those that the backbone declares (`channels`, `strides`), or one map per block, as in a plain ViT.
+    """
     channels, strides = getattr(backbone, "channels", None), getattr(backbone, "strides", None)
     if channels is None or strides is None:
         return Maps((backbone.dim,) * backbone.depth, (backbone.patch,) * backbone.depth)
@@ -47,20 +46,20 @@ def maps_of(backbone: Backbone) -> Maps:
 
 
 def doublings(stride: int, wanted: int) -> int:
-    """Return how often a map of this stride must be doubled to have the wanted one; ValueError where that is no whole number."""
+    """Return the number of doublings from a stride to the wanted one; ValueError if it is not a whole number."""
     times = log2(stride / wanted)
     if not times.is_integer():
         raise ValueError(
-            f"a map of stride {stride} does not become one of stride {wanted} by factors of 2: load the backbone with another patch "
-            "(changes: {'patch': 16}), or scale relative to the patch (tap_fpn with scales='relative')"
+            f"a map of stride {stride} cannot be scaled to stride {wanted} by factors of 2: load the backbone with "
+            "another patch (changes: {'patch': 16}), or scale relative to the patch (tap_fpn with scales='relative')"
         )
     return round(times)
 
 
 def rescale(channels: int, times: int, norm: Norm, *, narrow: bool = False) -> tuple[nn.Sequential, int]:
-    """Return the layers that double a map (B, D, h, w) `times`, and the channels they end with: D, or D / 2^times where `narrow`.
+    """Return the layers that double a map (B, D, h, w) `times`, and their output channels: D, or D / 2^times if `narrow`.
 
-    Up: transposed convolutions 2x2 of stride 2 with norm and GELU between them; down: one max-pool; 0: nothing.
+    Up: transposed convolutions 2x2 of stride 2 with norm and GELU between them; down: one max-pool; 0: no layer.
     """
     layers: list[nn.Module] = [nn.MaxPool2d(2**-times)] if times < 0 else []
     for step in range(times):
@@ -72,19 +71,24 @@ def rescale(channels: int, times: int, norm: Norm, *, narrow: bool = False) -> t
 
 
 def normalize(norm: Norm, channels: int) -> nn.Module:
-    """Return the norm layer; ValueError where the channels do not fit it."""
+    """Return the norm layer; ValueError if it does not support this number of channels."""
     if norm == "group" and channels % 32:
         raise ValueError(
-            f"norm 'group' is GroupNorm(32), and {channels} channels are no multiple of 32; choose 'layer'"
+            f"norm 'group' is GroupNorm(32), but {channels} channels are not a multiple of 32; choose 'layer'"
         )
     return NORMS[norm](channels)
 
 
 def chosen(taps: Sequence[int], maps: Maps) -> tuple[int, ...]:
-    """Return the taps as a tuple; ValueError unless they rise and end with the last map, without which the blocks behind would never train."""
+    """Return the taps as a tuple.
+
+    Raises:
+        ValueError: the taps do not rise, or do not end with the last map: the blocks after the last tap would not train.
+    """
     count = len(maps.strides)
     if list(taps) != sorted(set(taps)) or not taps or taps[0] < 0 or taps[-1] != count - 1:
         raise ValueError(
-            f"taps {tuple(taps)}: name maps 0..{count - 1} of this backbone, each once, in rising order, the last one included"
+            f"taps {tuple(taps)}: give maps 0..{count - 1} of this backbone, each once, in rising order, and include "
+            "the last one"
         )
     return tuple(taps)

@@ -1,6 +1,6 @@
-"""mmsegmentation's data pipeline around one image and its map, for our loader: what it draws, it draws from the generators that the loader seeds.
+"""mmsegmentation's data pipeline for one image and its map. It draws from the global generators, which our loader seeds.
 
-Legend: H x W pixels. mmseg works on BGR, as OpenCV reads: images are handed over and taken back in RGB.
+Legend: H x W pixels. mmseg works on BGR, as OpenCV does; these transforms take and return RGB.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from mae_transfer.interfaces import IGNORED
 
 
 class TrainingCrop:
-    """Ratio resize, crop in which no class takes too much, flip, photometric distortion: the training pipeline of mmseg's ADE20K recipes.
+    """The training pipeline of mmseg's ADE20K recipes: resize, crop, flip, photometric distortion.
 
     Args:
-        scale: longer and shorter side in pixels that an image is fitted into, its ratio kept, before `ratios` scales them.
-        ratios: least and largest factor.
+        scale: longer and shorter side in pixels that an image is fitted into with its aspect ratio, before `ratios`.
+        ratios: smallest and largest random factor of `scale`.
         size: pixels per side of the crop, or its height and width; smaller images stay smaller.
-        largest_share: of the pixels with a label that one class may take of a crop (ten draws are tried); 1.0: any.
+        largest_share: largest share of the labelled pixels of a crop that one class may have (ten draws are tried);
+            1.0: no limit.
         flip: probability of mirroring.
         distort: whether brightness, contrast, saturation and hue are changed.
     """
@@ -60,7 +61,7 @@ class TrainingCrop:
         ]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel to a worker as options: what unpickles mmseg's objects would import it aloud."""
+        """Pickle the options only: unpickling mmseg's objects would import mmseg with its output and warnings."""
         return partial(TrainingCrop, **self.options), ()
 
     def __call__(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,12 +77,13 @@ class TrainingCrop:
 
 
 class Rescale:
-    """An image in the sizes of an evaluation.
+    """Resizes an image to the scales of an evaluation.
 
     Args:
-        scale: longer and shorter side in pixels that it is fitted into, its ratio kept (mmseg's Resize).
-        ratios: factors of both, a view each.
-        least: pixels, one side or height and width, that a view is enlarged to cover: several scales need it (SETR, BEiT: the crop's), one does not.
+        scale: longer and shorter side in pixels that it is fitted into with its aspect ratio (mmseg's Resize).
+        ratios: factors of both, one view each.
+        least: smallest size of a view in pixels, one side or height and width. Evaluation at several scales needs it
+            (SETR, BEiT: the crop size).
     """
 
     def __init__(
@@ -105,7 +107,7 @@ class Rescale:
 
 
 def one_thread() -> None:
-    """Keep OpenCV from threads of its own in this process and those forked from it: workers are processes already, and a forked pool can hang."""
+    """Limit OpenCV to one thread in this process and its forks: workers are processes, and a forked pool can hang."""
     import cv2
 
     cv2.setNumThreads(0)

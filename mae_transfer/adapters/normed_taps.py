@@ -1,4 +1,4 @@
-"""Maps of a backbone as they are, behind a batch norm each: what a linear head on a frozen trunk reads.
+"""Maps of a backbone with a batch norm each, for a linear head on a frozen backbone.
 
 Legend: B batch, D_k channels of map k, H x W pixels.
 """
@@ -12,10 +12,10 @@ from mae_transfer.interfaces import Features
 
 
 class NormedTaps(nn.Module):
-    """The maps of some blocks, each channel normalised over the batch (the batch norm trains; DINOv2's linear segmentation does the same)."""
+    """The maps of some blocks after a trained batch norm each, as in DINOv2's linear segmentation."""
 
     def __init__(self, maps: Maps, *, taps: tuple[int, ...] | None = None) -> None:
-        """Make the norms. taps: the maps to take, 0-based; None: the last one. ValueError for maps that the backbone does not have."""
+        """Create the norms. taps: 0-based maps; None: the last one. ValueError if the backbone lacks one of them."""
         super().__init__()
         self.taps = chosen(taps if taps is not None else (len(maps.strides) - 1,), maps)
         self.strides: dict[str, float] = {f"map{tap}": maps.strides[tap] for tap in self.taps}

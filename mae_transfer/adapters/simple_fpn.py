@@ -1,4 +1,4 @@
-"""ViTDet's simple pyramid (2203.16527, section 3): every level from the last map alone.
+"""ViTDet's simple feature pyramid (2203.16527, section 3): every level is made from the last map.
 
 Legend: B batch, D channels of the map, C channels of the pyramid, H x W pixels.
 """
@@ -14,23 +14,26 @@ from mae_transfer.interfaces import Features
 
 
 class SimpleFPN(nn.Module):
-    """x4 (ConvT - norm - GELU - ConvT), x2 (ConvT), x1 and x0.5 (max-pool) for a patch of 16, each ConvT halving D; then 1x1 and 3x3 to C."""
+    """Levels from one map: x4 (ConvT - norm - GELU - ConvT), x2 (ConvT), x1 and x0.5 (max-pool) for a patch of 16.
+
+    Each ConvT halves D. A 1x1 and a 3x3 convolution to C channels follow.
+    """
 
     def __init__(self, maps: Maps, *, channels: Width = 256, norm: Norm = "layer", p6: bool = True) -> None:
-        """Make the layers.
+        """Create the layers.
 
         Args:
-            maps: what the backbone can hand out.
+            maps: the backbone's maps.
             channels: C.
-            norm: everywhere (ViTDet: channel-wise LayerNorm); the 1x1 and 3x3 convolutions have no bias.
-            p6: whether p5, subsampled, ends the pyramid, for a detector's largest anchors.
+            norm: norm of all layers (ViTDet: channel-wise LayerNorm); the 1x1 and 3x3 convolutions have no bias.
+            p6: whether the pyramid ends with a subsampled p5, for a detector's largest anchors.
         Raises:
-            ValueError: a hierarchical backbone, or a patch that does not become strides 4..32 by factors of 2.
+            ValueError: a hierarchical backbone, or a patch that cannot be scaled to strides 4..32 by factors of 2.
         """
         super().__init__()
         if len(set(maps.strides)) > 1:
             raise ValueError(
-                f"simple_fpn takes a plain backbone's last map, this one has maps of strides {maps.strides}; take tap_fpn"
+                f"simple_fpn needs a plain backbone, but this one has maps of strides {maps.strides}; use tap_fpn"
             )
         self.taps: tuple[int, ...] = (len(maps.strides) - 1,)
         self.channels, self.p6 = channels, p6

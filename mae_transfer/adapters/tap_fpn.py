@@ -1,4 +1,4 @@
-"""A pyramid from several depths of the backbone: Li et al.'s for detection (2111.11429, section 2.2), BEiT's and MAE's for UperNet.
+"""A pyramid from maps at several depths: Li et al.'s for detection (2111.11429, section 2.2), BEiT's and MAE's for UperNet.
 
 Legend: B batch, D_k channels of map k, C channels of the pyramid, H x W pixels.
 """
@@ -16,10 +16,10 @@ from mae_transfer.interfaces import Features
 
 
 class TapFPN(nn.Module):
-    """Four maps, each scaled to its level, then an FPN where one is wanted.
+    """Four maps, each scaled to its level, and optionally an FPN.
 
-    A plain ViT's maps are scaled x4 (ConvT - norm - GELU - ConvT), x2 (ConvT), x1 (nothing) and x0.5 (max-pool), widths kept, for a patch of 16. A
-    hierarchical backbone's have their strides already and go to the FPN as they are.
+    With a patch of 16, the maps of a plain ViT are scaled x4 (ConvT - norm - GELU - ConvT), x2 (ConvT), x1 (no layer) and
+    x0.5 (max-pool); their widths do not change. Maps of a hierarchical backbone already have these strides.
     """
 
     def __init__(
@@ -33,26 +33,27 @@ class TapFPN(nn.Module):
         p6: bool = False,
         scales: Literal["stride", "relative"] = "stride",
     ) -> None:
-        """Make the layers.
+        """Create the layers.
 
         Args:
-            maps: what the backbone can hand out.
-            taps: the four maps to take, 0-based; None: those after d/4, d/2, 3d/4 and d blocks, or the stages of strides 4..32. UperNet takes
-                3, 5, 7, 11 of ViT-B and 7, 11, 15, 23 of ViT-L.
-            norm: between the transposed convolutions (MIMDet: GroupNorm of 32; UperNet: "batch").
-            fpn: its channels C; None: no FPN, the maps keep their channels (UperNet).
-            fpn_norm: after each convolution of the FPN (Li et al.: "batch"); None: none, biases instead.
-            p6: whether the FPN ends with p5 subsampled, for a detector's largest anchors.
-            scales: "stride": p2..p5 have strides 4..32 whatever the patch; "relative": x4, x2, x1, x0.5 of any patch, 14 included.
+            maps: the backbone's maps.
+            taps: the four maps to use, 0-based; None: those after d/4, d/2, 3d/4 and d blocks, or the stages of strides
+                4..32. UperNet uses 3, 5, 7, 11 of ViT-B and 7, 11, 15, 23 of ViT-L.
+            norm: norm between the transposed convolutions (MIMDet: GroupNorm of 32; UperNet: "batch").
+            fpn: channels C of the FPN; None: no FPN, the maps keep their channels (UperNet).
+            fpn_norm: norm after each convolution of the FPN (Li et al.: "batch"); None: no norm, but biases.
+            p6: whether the FPN ends with a subsampled p5, for a detector's largest anchors.
+            scales: "stride": p2..p5 have strides 4..32 for any patch; "relative": x4, x2, x1, x0.5 for any patch, also
+                14.
         Raises:
-            ValueError: maps that are not four, not in order, or not to be scaled to their strides; p6 without FPN.
+            ValueError: not four maps, not in order, or they cannot be scaled to their strides; p6 without FPN.
         """
         super().__init__()
         if p6 and fpn is None:
-            raise ValueError("p6=True subsamples the FPN's p5, and fpn=None asks for none; give its channels (fpn=256)")
+            raise ValueError("p6=True subsamples the p5 of an FPN, but fpn=None; set the FPN's channels (fpn=256)")
         self.taps = chosen(taps if taps is not None else default_taps(maps), maps)
         if len(self.taps) != len(LEVELS):
-            raise ValueError(f"taps {self.taps}: a pyramid of p2..p5 takes {len(LEVELS)} maps")
+            raise ValueError(f"taps {self.taps}: a pyramid of p2..p5 needs {len(LEVELS)} maps; give {len(LEVELS)} taps")
         strides = [maps.strides[tap] for tap in self.taps]
         plain = len(set(strides)) == 1
         if scales == "relative":
@@ -77,7 +78,7 @@ class TapFPN(nn.Module):
         self.channels = self.widths[-1]
 
     def forward(self, features: Features) -> dict[str, Tensor]:
-        """Return name -> (B, C, H / stride, W / stride), finest first; without FPN, C is the map's own D_k (`widths`)."""
+        """Return name -> (B, C, H / stride, W / stride), finest first; without FPN, C is the map's D_k (`widths`)."""
         pyramid = {name: scale(x) for name, scale, x in zip(LEVELS, self.scale, features.maps, strict=True)}
         if self.fpn is not None:
             pyramid = self.fpn(pyramid)
@@ -85,7 +86,10 @@ class TapFPN(nn.Module):
 
 
 def default_taps(maps: Maps) -> tuple[int, ...]:
-    """Return the maps after d/4, d/2, 3d/4 and d blocks of a plain backbone (Li et al.), or those of strides 4..32 of a hierarchical one."""
+    """Return the maps after d/4, d/2, 3d/4 and d blocks of a plain backbone (Li et al.).
+
+    For a hierarchical backbone, return the maps of strides 4..32.
+    """
     if len(set(maps.strides)) > 1:
         return tuple(i for i, stride in enumerate(maps.strides) if stride in LEVELS.values())
     return tuple(len(maps.strides) * (i + 1) // len(LEVELS) - 1 for i in range(len(LEVELS)))
