@@ -1,29 +1,29 @@
-"""Packaging. The lower bounds are versions that the whole test-suite was run with, all together; tool settings are in pyproject.toml."""
+"""Packaging. The full test suite was run with all lower bounds together. Tool settings are in pyproject.toml."""
 
 from setuptools import find_packages, setup
 
-REFERENCE = "transformers>=5.12"  # its ViTMAE is what the parity tests and the benchmark compare with; its parameter names are those of 5.x
-FASTER_COCO = "faster-coco-eval>=1.8"  # pycocotools' numbers, several times faster; used where it is installed
+REFERENCE = "transformers>=5.12"  # parity tests and benchmarks compare with its ViTMAE, under the names of 5.x
+FASTER_COCO = "faster-coco-eval>=1.8"  # same numbers as pycocotools, several times faster; used if installed
 SEGMENT = [  # the maintained distributions of `mmseg`, `mmcv` and `mmengine`; they do not require one another
     "onedl-mmsegmentation~=1.4.2",
     "onedl-mmcv~=2.3.6",
-    "opencv-python>=4.10",  # which mmcv resizes with
+    "opencv-python>=4.10",  # mmcv resizes with it
     "onedl-mmengine~=0.10.12",
 ]
 SLURM = "submitit>=1.5"
-JPEG = "torchcodec>=0.17"  # decodes where torchvision has given up its own decoder
+JPEG = "torchcodec>=0.17"  # JPEG decoder for versions of torchvision without one
 DEV = [
-    "DALL-E>=0.1",  # whose autoencoder ours is tested against
-    "attrs>=23.2",  # which it imports and does not name
+    "DALL-E>=0.1",  # reference of the autoencoder's tests
+    "attrs>=23.2",  # DALL-E imports it but does not require it
     FASTER_COCO,
     "hypothesis>=6.170",
     "mypy>=2.4",
     "pytest>=9.2",
     "pytest-timeout>=2.4",
-    "scikit-learn>=1.5",  # whose k-nearest-neighbours ours is tested against
+    "scikit-learn>=1.5",  # reference of the k-nearest-neighbour tests
     JPEG,
-    SLURM,  # whose local executor the suite's tests run under
-    "ruff~=0.17.5",  # another minor version formats otherwise and knows other rules
+    SLURM,  # tests use its local executor
+    "ruff~=0.17.5",  # other minor versions have another format and other rules
     REFERENCE,
     *SEGMENT,
 ]
@@ -42,10 +42,10 @@ setup(
         "timm>=1.0.24",
         "numpy>=2.1",
         "pydantic>=2.7",
-        "onedl-mmengine~=0.10.12",  # the maintained distribution of `mmengine`; later series are free to change Config
+        "onedl-mmengine~=0.10.12",  # the maintained distribution of `mmengine`; later series may change Config
         "safetensors>=0.4.3",
         "rich>=13.7",
-        "tensorboard>=2.21",  # the first whose command starts beside a setuptools without pkg_resources (from 82)
+        "tensorboard>=2.21",  # the first version whose command works with setuptools >= 82 (no pkg_resources)
         "pillow>=10.4",
         "matplotlib>=3.9",
         "pycocotools>=2.0.8",

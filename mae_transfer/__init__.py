@@ -11,7 +11,7 @@ __all__ = ["load_backbone"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `load_backbone` when it is asked for: `import mae_transfer` alone needs no torch."""
+    """Import `load_backbone` on first use, so that `import mae_transfer` needs no torch."""
     if name != "load_backbone":
         raise AttributeError(f"module 'mae_transfer' has no attribute {name!r}")
     from mae_transfer.checkpoints import load_backbone

@@ -1,4 +1,4 @@
-"""How float32 products are computed: IEEE or TF32, inside autocast or outside. Torch keeps both as global state; nobody else sets it."""
+"""Arithmetic of float32 products: IEEE or TF32, with or without autocast. Only this module sets torch's global flags."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Matmul = Literal["ieee", "tf32"]
 
 @contextmanager
 def float32_products(matmul: Matmul) -> Iterator[None]:
-    """Compute float32 matrix products and convolutions on CUDA so, and put torch's flags back afterwards.
+    """Set the arithmetic of float32 matrix products and convolutions on CUDA, then restore torch's flags.
 
-    Torch's own default is neither: TF32 (10 bits of mantissa) for convolutions, IEEE for matrix products.
-    The two flags exist in every torch >= 2.6.
+    torch's default is mixed: TF32 (10 bits of mantissa) for convolutions, IEEE for matrix products. The two flags exist
+    in every torch >= 2.6.
     """
     products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
     before = products.allow_tf32, convolutions.allow_tf32
@@ -30,13 +30,13 @@ def float32_products(matmul: Matmul) -> Iterator[None]:
 
 @contextmanager
 def exact(device: torch.device) -> Iterator[None]:
-    """Compute in the tensors' own type and in IEEE arithmetic, whatever autocast and policy surround it: for what must be the same in every run."""
+    """Compute in the tensors' own type and in IEEE arithmetic, without autocast, for results that must be reproducible."""
     with float32_products("ieee"), torch.autocast(device.type, enabled=False):
         yield
 
 
 class FullLinear(nn.Linear):
-    """A linear layer that computes in its weights' type whatever autocast asks for: scores that are compared, offsets that are decoded."""
+    """A linear layer that ignores autocast and computes in the type of its weights: for scores and box offsets."""
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
@@ -44,7 +44,7 @@ class FullLinear(nn.Linear):
 
 
 class FullConv2d(nn.Conv2d):
-    """The same for a convolution."""
+    """A convolution that ignores autocast and computes in the type of its weights."""
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
@@ -52,6 +52,6 @@ class FullConv2d(nn.Conv2d):
 
 
 def in_full(layer: nn.Module) -> None:
-    """Make the last layer of a library's head a FullLinear or FullConv2d, in place."""
+    """Turn the last layer of a library's head into a FullLinear or FullConv2d, in place."""
     full: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: FullLinear, nn.Conv2d: FullConv2d}
     layer.__class__ = full[type(layer)]

@@ -1,6 +1,7 @@
-"""Bounds of the numbers in configs, as annotated types: `drop_path: BelowOne = 0.0`. Every numeric field and option takes one of them.
+"""Annotated types that bound the numbers in configs: `drop_path: BelowOne = 0.0`. Every numeric field uses one of them.
 
-NaN and infinity are never allowed. The upper bounds are far above any sensible value: they catch slips such as 1e300 before memory or time does.
+NaN and infinity are never allowed. The upper bounds are far above any sensible value; they catch mistakes such as 1e300
+before a run exceeds memory or time.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ def real(
 Probability = Annotated[float, real(least=0.0, most=1.0)]
 """A probability or a share, 0 and 1 included."""
 Portion = Annotated[float, real(above=0.0, most=1.0)]
-"""A share that is not nothing."""
+"""A share above 0, 1 included."""
 BelowOne = Annotated[float, real(least=0.0, below=1.0)]
-"""A share that leaves something: drop path, dropout, momentum, label smoothing."""
+"""A share below 1, 0 included: drop path, dropout, momentum, label smoothing."""
 Between = Annotated[float, real(above=0.0, below=1.0)]
-"""A share that is neither nothing nor all: the ratio of a mask, the decay of an average."""
+"""A share strictly between 0 and 1: the ratio of a mask, the decay of an average."""
 
 # Amounts
 Rate = Annotated[float, real(above=0.0, most=1e4)]
@@ -35,31 +36,31 @@ Weight = Annotated[float, real(least=0.0, most=1e4)]
 Factor = Annotated[float, real(above=0.0, most=1e4)]
 """A ratio or factor: scale, aspect, temperature, width of an MLP."""
 Zoom = Annotated[float, real(least=0.01, most=100.0)]
-"""The size of a resized image relative to the frame that it is placed in."""
+"""The size of a resized image relative to its frame."""
 Epsilon = Annotated[float, real(above=0.0, most=1.0)]
 """A small number that keeps a division finite."""
 Positive = Annotated[float, real(above=0.0, most=1e9)]
-"""Any other amount above 0: minutes, a gradient's norm."""
+"""Any other amount above 0: minutes, the norm of a gradient."""
 NonNegative = Annotated[float, real(least=0.0, most=1e9)]
-"""Any other amount: hours, GiB."""
+"""Any other amount, 0 included: hours, GiB."""
 Epochs = Annotated[float, real(above=0.0, most=1e6)]
-"""Passes over the training images; fractions count."""
+"""Passes over the training images; may be a fraction."""
 ShareOfRun = Annotated[str, Field(pattern=r"^(100|\d{1,2}(\.\d+)?)%$")]
 """A share of a run in percent: "10%", "0.4%"."""
 Deviation = Annotated[float, real(above=0.0, most=1.0)]
-"""A standard deviation of images on the scale [0, 1]."""
+"""A standard deviation of image values in [0, 1]."""
 
 # Whole numbers
 Count = Annotated[int, Field(ge=1, le=10**9)]
-"""A number of images, steps or other things, at least one."""
+"""A number of images, steps or other items, at least 1."""
 Whole = Annotated[int, Field(ge=0, le=10**9)]
-"""The same, or none."""
+"""A number of images, steps or other items, 0 included."""
 Few = Annotated[int, Field(ge=1, le=1024)]
-"""A number of layers, heads, crops of an image: at least one."""
+"""A number of layers, heads or crops of an image, at least 1."""
 FewOrNone = Annotated[int, Field(ge=0, le=1024)]
-"""The same, or none: layers of an optional part, worker processes, the 0-based index of a layer."""
+"""A small number, 0 included: layers of an optional part, worker processes, the 0-based index of a layer."""
 MostDetections = Annotated[int, Field(ge=1, le=10_000)]
-"""Detections of an image. The evaluators keep tables of this length."""
+"""Detections per image. The evaluators allocate tables of this length."""
 Pixels = Annotated[int, Field(ge=1, le=65536)]
 """A side in pixels, or in patches."""
 Sides = Pixels | tuple[Pixels, Pixels]

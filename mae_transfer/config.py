@@ -1,7 +1,8 @@
-"""A config file becomes a strict, typed schema: Python file (mmengine, one level of `_base_`) -> debug overlay -> `--set` overrides -> Schema.
+"""Loads a config file into a strict, typed schema.
 
-Nothing is silently ignored: an unknown key is an error that proposes the nearest one. Every schema keeps what only says HOW to run (workers,
-logging, device ...) under `run`, which the digest leaves out: two runs with one digest compute the same numbers.
+Order: Python file (mmengine, one level of `_base_`) -> debug overlay -> `--set` overrides -> Schema. An unknown key is an
+error that proposes the nearest known one. Options of execution only (workers, logging, device ...) are under `run`. The
+digest leaves `run` out, so two runs with the same digest compute the same numbers.
 """
 
 from __future__ import annotations
@@ -28,44 +29,44 @@ S = TypeVar("S", bound="Schema")
 T = TypeVar("T")
 Openers = Mapping[str, Callable[[str], Any]]
 NEUTRAL = {"on_error": "raise", "max_unreadable": 100}
-"""Keys that make no other config, with the values (their defaults) that stand for them in digests: what is done about unreadable files."""
+"""Keys that do not change the digest (the handling of unreadable files), with the values used for it: their defaults."""
 
 
 class Schema(BaseModel):
-    """Base of every config: unknown keys are errors, values are not coerced, numbers are finite (see bounds.py), instances do not change."""
+    """Base of every config: no unknown keys, no coercion, finite numbers (see bounds.py), immutable instances."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
     debug: ClassVar[Mapping[str, Any]] = {}
-    """Dotted overrides that `--debug` lays over any file: a run of two steps, on CPU, in seconds. "key?" only where the file sets that key."""
+    """Dotted overrides of `--debug`: a run of two steps, on CPU, in seconds. "key?" applies only if the file sets it."""
     choices: ClassVar[Mapping[str, Mapping[str, Callable[..., Any]]]] = {}
-    """By the name of each Spec field: the table that its `name` is an entry of. `--show` documents the entry's options from it."""
+    """Name of a Spec field -> table of its entries. `--show` uses it to document the options of the entry."""
 
     def digest(self) -> str:
-        """Return the first 16 hex digits of the sha256 of everything but `run` and where the data lie."""
+        """Return the first 16 hex digits of the sha256 of all values except `run` and the folders of data."""
         return _digest(self.model_dump(mode="json", exclude={"run"}))
 
     def recipe_digest(self) -> str:
-        """Return the same of everything but the seed and the file of weights, too: equal for runs that differ in nothing else."""
+        """Return the digest without seed and weight file; runs that differ in nothing else share it."""
         return _digest(self.model_dump(mode="json", exclude={"run": True, "seed": True, "backbone": {"reference"}}))
 
     def source(self, header: str = "") -> str:
-        """Return the resolved config as the text of a config file that loads back to an equal one."""
+        """Return the resolved config as the text of a config file; it loads to an equal config."""
         lines = [
             f"{key} = {pprint.pformat(value, sort_dicts=False, width=120)}" for key, value in self.model_dump().items()
         ]
         return f'"""{header}"""\n' + "\n".join(lines) + "\n"
 
     def differences(self, other: Self) -> list[str]:
-        """Return 'key: ours != theirs' for every value that differs, `run` and where the data lie aside."""
-        ours, theirs = (flatten(_without_places(cfg.model_dump(exclude={"run"}))) for cfg in (self, other))
+        """Return 'key: ours != theirs' for every value that differs, except `run` and the folders of data."""
+        ours, theirs = (flatten(_normalised(cfg.model_dump(exclude={"run"}))) for cfg in (self, other))
         keys = [key for key in ours | theirs if ours.get(key, "absent") != theirs.get(key, "absent")]
         return [f"{key}: {ours.get(key, 'absent')!r} != {theirs.get(key, 'absent')!r}" for key in keys]
 
 
 class Spec(Schema):
-    """An entry of one of the suite's dicts (TARGETS, MASKERS ...) with the options of its constructor: dict(name="norm_pixel", eps=1e-6)."""
+    """An entry of a table (TARGETS, MASKERS ...) with the options of its constructor: dict(name="norm_pixel", eps=1e-6)."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str
@@ -86,10 +87,11 @@ def load(
     """Read a config file into `schema`.
 
     Args:
-        path: a Python file of values only; `_base_` may name one other.
-        changes: by dotted key, laid over the file (a row of an ablation).
-        debug: lay `schema.debug` over that.
-        overrides: "dotted.key=value", laid over all; the value is a Python literal, anything else is taken as a string.
+        path: a Python file that only assigns values; `_base_` may name one other file.
+        schema: the type of the config.
+        changes: dotted key -> value, applied to the file (a row of an ablation).
+        overrides: "dotted.key=value", applied last; a value that is not a Python literal is a string.
+        debug: apply `schema.debug` after `changes`.
     Raises:
         ValueError: names the file, the key and the remedy.
     """
@@ -98,7 +100,7 @@ def load(
         assign(values, key, copy.deepcopy(value))
     for key, value in (schema.debug if debug else {}).items():
         if not key.endswith("?") or key.removesuffix("?") in flatten(values):
-            assign(values, key.removesuffix("?"), copy.deepcopy(value))  # what is laid over it must not reach the class
+            assign(values, key.removesuffix("?"), copy.deepcopy(value))  # later overrides must not change the class
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -108,25 +110,25 @@ def load(
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """Return the values of a config file and its base, before any schema; ValueError where it cannot be read."""
-    from mmengine.config import Config  # here: it takes long to import, and most modules import this one
+    """Return the values of a config file and its base, before validation; ValueError if it cannot be read."""
+    from mmengine.config import Config  # a slow import, so not at module level
 
     if not Path(path).is_file():
-        raise ValueError(f"config file {str(path)!r} does not exist; the suite's own are under configs/")
+        raise ValueError(f"config file {str(path)!r} does not exist; the provided ones are in configs/")
     try:
         for node in ast.walk(ast.parse(Path(path).read_text(encoding="utf-8"))):
             if isinstance(node, ast.Dict):
                 keys = [key.value for key in node.keys if isinstance(key, ast.Constant)]
                 if twice := [key for number, key in enumerate(keys) if key in keys[:number]]:
-                    raise ValueError(f"line {node.lineno}: {twice[0]!r} stands twice in one dict")
+                    raise ValueError(f"line {node.lineno}: key {twice[0]!r} occurs twice in one dict; remove one")
         values: dict[str, Any] = Config.fromfile(path, lazy_import=False).to_dict()
-    except Exception as error:  # whatever the Python in the file raises
+    except Exception as error:  # the Python code of the file can raise anything
         raise ValueError(f"config file {str(path)!r} cannot be read: {type(error).__name__}: {error}") from error
     return values
 
 
 def validate(values: Mapping[str, Any], schema: type[S], *, where: str) -> S:
-    """Return `schema` filled from values, or raise one ValueError with a line per defect."""
+    """Return an instance of `schema`, or raise one ValueError with a line per defect."""
     try:
         return schema.model_validate(_at_home(dict(values)))
     except ValidationError as error:
@@ -139,7 +141,7 @@ def validate(values: Mapping[str, Any], schema: type[S], *, where: str) -> S:
 
 
 def _at_home(value: Any) -> Any:
-    """Replace ~ by the user's home folder in every string of a config."""
+    """Replace ~ by the user's home folder in all strings of a config."""
     if isinstance(value, Mapping):
         return {key: _at_home(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
@@ -150,9 +152,10 @@ def _at_home(value: Any) -> Any:
 def build(
     table: Mapping[str, Callable[..., T]], spec: Spec, /, *given: Any, openers: Openers = MappingProxyType({})
 ) -> T:
-    """Call the table's entry `spec.name`: positional parameters are `given` by the task, keyword-only ones are the config's options.
+    """Call the table's entry `spec.name`: the task passes positional arguments, the config keyword-only ones.
 
-    openers: by parameter, how to open what the config can only refer to: `tokenizer="runs/dvae/tokenizer.safetensors"` arrives as a tokenizer.
+    openers: parameter -> function that opens its reference: `tokenizer="runs/dvae/tokenizer.safetensors"` becomes a
+        tokenizer.
     """
     check(table, spec, openers=openers)
     opened = {name: openers[name](value) if name in openers else value for name, value in spec.options.items()}
@@ -160,17 +163,17 @@ def build(
 
 
 def check(table: Mapping[str, Callable[..., Any]], spec: Spec, *, openers: Collection[str] = ()) -> Spec:
-    """Raise ValueError unless spec names an entry of the table and each of its options is one of the entry's, of the right type.
+    """Raise ValueError unless spec names an entry of the table and its options have the names and types of the entry.
 
-    openers: the options that are references, strings in the config whatever the entry takes.
+    openers: options that are references, which are strings in the config.
     """
     if spec.name not in table:
-        raise ValueError(f"no {spec.name!r} here; {nearest(spec.name, table)}")
+        raise ValueError(f"unknown name {spec.name!r}; {nearest(spec.name, table)}")
     validate(spec.options, _options_of(table[spec.name], frozenset(openers)), where=f"options of {spec.name!r}")
     return spec
 
 
-@functools.cache  # making a model takes milliseconds, and a suite checks hundreds of configs
+@functools.cache  # creating a schema takes milliseconds, and a suite checks hundreds of configs
 def _options_of(factory: Callable[..., Any], openers: frozenset[str]) -> type[Schema]:
     """Return the keyword-only parameters of a table's entry as a schema."""
     hints = get_type_hints(
@@ -182,7 +185,7 @@ def _options_of(factory: Callable[..., Any], openers: frozenset[str]) -> type[Sc
 
 
 def assign(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set values["a"]["b"] for the key "a.b", making the levels that are missing."""
+    """Set values["a"]["b"] for the key "a.b"; missing levels are created."""
     *parents, leaf = key.split(".")
     for depth, parent in enumerate(parents, start=1):
         values = values.setdefault(parent, {})
@@ -200,16 +203,19 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _digest(values: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(_without_places(values), sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(_normalised(values), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _without_places(values: dict[str, Any]) -> dict[str, Any]:
-    """Return nested values with each `root` reduced to its folder's own name, for the same data may lie elsewhere tomorrow, and NEUTRAL at rest."""
+def _normalised(values: dict[str, Any]) -> dict[str, Any]:
+    """Return nested values with each `root` reduced to the folder's name and the keys of NEUTRAL at their defaults.
+
+    The same data may be in another place on another machine.
+    """
     same = {
         key: Path(value).name if key == "root" and isinstance(value, str) else NEUTRAL.get(key, value)
         for key, value in values.items()
     }
-    return {key: _without_places(value) if isinstance(value, dict) else value for key, value in same.items()}
+    return {key: _normalised(value) if isinstance(value, dict) else value for key, value in same.items()}
 
 
 def _literal(text: str) -> Any:
@@ -220,7 +226,10 @@ def _literal(text: str) -> Any:
 
 
 def _explain(defect: dict[str, Any], schema: type[Schema], values: Mapping[str, Any]) -> tuple[str, str]:
-    """Turn one pydantic error into a line that names the key and the remedy, in two parts: errors of one key differ in the second."""
+    """Turn one pydantic error into a line that names the key and the remedy.
+
+    The line has two parts; several errors of one key differ in the second part only.
+    """
     *parents, leaf = defect["loc"] or ("",)
     whole = ".".join(map(str, defect["loc"]))
     if defect["type"] == "extra_forbidden":
@@ -233,10 +242,10 @@ def _explain(defect: dict[str, Any], schema: type[Schema], values: Mapping[str, 
     return f"{key} = {defect['input']!r}: ", defect["msg"]
 
 
-def _key(place: Sequence[str | int], values: Any) -> str:
-    """Return the dotted key of a place in the values, without the names that pydantic gives to the members of a union in between."""
+def _key(location: Sequence[str | int], values: Any) -> str:
+    """Return the dotted key of pydantic's location, without the names that pydantic inserts for members of a union."""
     parts = []
-    for part in place:
+    for part in location:
         inside = (
             part in values
             if isinstance(values, Mapping)
@@ -249,7 +258,7 @@ def _key(place: Sequence[str | int], values: Any) -> str:
 
 
 def _fields_at(schema: type[Schema], path: Sequence[Any]) -> list[str]:
-    """Return the names of the fields of the schema nested at `path`, through `X | None`, unions and dicts of schemas."""
+    """Return the field names of the schema nested at `path`; `X | None`, unions and dicts of schemas are followed."""
     found: list[Any] = [schema]
     for part in path:
         found = [inner for annotation in found for inner in _below(annotation, part)]
@@ -268,7 +277,7 @@ def _below(annotation: Any, part: Any) -> list[Any]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a proposal for a misspelt name."""
+    """Return a proposal for a misspelled name."""
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(sorted(names)) or 'none'}"

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and locks that end with the process that holds them."""
+"""Atomic writes of files, and locks that end with the process that holds them."""
 
 from __future__ import annotations
 
@@ -21,42 +21,43 @@ REMEDIES = {
     errno.EACCES: "make its folder writable, or name another one",
     errno.EROFS: "its file system is read-only: name another folder",
 }
-PATIENCE_S = 2.0  # for the processes of a killed run to end, which hold its lock until then
+PATIENCE_S = 2.0  # seconds to wait for a lock: the processes of a killed run hold it until they end
 UNLOCKABLE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`. When the block ends well, what it wrote there is flushed and takes path's place; else it is removed.
+    """Yield a temporary path beside `path`; after the block, flush the file written there and move it to `path`.
+
+    If the block fails, the temporary file is removed.
 
     Raises:
-        OSError: names the file, the reason and the remedy; what was there before is intact.
+        OSError: names the file, the reason and the remedy; the previous file at `path` is intact.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         yield temporary
         _synced(temporary)
         temporary.replace(path)
-        _synced(path.parent)  # the renaming itself
+        _synced(path.parent)  # makes the renaming durable
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        cause = (
-            error.__context__ if isinstance(error, RuntimeError) else error
-        )  # torch's zip writer turns a file's OSError into a RuntimeError
+        # torch's zip writer turns an OSError of the file into a RuntimeError.
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
         if isinstance(cause, OSError):
             raise named(cause, path) from error
         raise
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all, as UTF-8."""
+    """Write a text file atomically, as UTF-8."""
     with whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def extend(file: IO[bytes], data: bytes, path: Path) -> None:
-    """Append to a file that is open without a buffer: all of the data, or nothing, and then OSError names the file."""
+    """Append all of the data to an unbuffered file, or nothing; OSError names the file."""
     start = file.seek(0, os.SEEK_END)
     try:
         if os.fstat(file.fileno()).st_nlink == 0:
@@ -70,27 +71,28 @@ def extend(file: IO[bytes], data: bytes, path: Path) -> None:
 
 
 def named(error: OSError, path: Path) -> OSError:
-    """Return the error of a write with the file's name and the remedy; the system's own has neither."""
+    """Return an error of a write with the name of the file and the remedy added."""
     reason = error.strerror or str(error)
     return OSError(
         error.errno,
-        f"{path} was not written ({reason}): {REMEDIES.get(error.errno or 0, 'mend that, then start again')}",
+        f"{path} was not written ({reason}): {REMEDIES.get(error.errno or 0, 'fix the cause, then start again')}",
     )
 
 
 @contextmanager
 def locked(path: Path, *, owner: str | None = None) -> Iterator[int]:
-    """Hold a lock file and hand out its descriptor; the lock ends with the process, however that ends.
+    """Hold a lock file and yield its descriptor; the lock ends with the process.
 
-    A lock that another process holds is waited for; with `owner` a ValueError says who holds it. A file system
-    without locks is warned of once and worked on without.
+    If another process holds the lock, wait for it; with `owner`, raise a ValueError that names the holder. On a file
+    system without locks, warn and continue without a lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
         if not _acquired(file.fileno(), wait=owner is None, path=path):
             file.seek(0)
             raise ValueError(
-                f"{path.parent} is in use by {file.read() or 'another process'}: wait for it to end, stop it, or take another --work-dir"
+                f"{path.parent} is in use by {file.read() or 'another process'}: "
+                "wait for it to end, stop it, or use another --work-dir"
             )
         if owner:
             file.truncate(0)
@@ -111,7 +113,7 @@ def _acquired(descriptor: int, *, wait: bool, path: Path) -> bool:
         except OSError as error:
             if error.errno not in UNLOCKABLE:
                 raise
-            LOG.warning("%s cannot be locked (%s): take care that no other run uses its folder", path, error.strerror)
+            LOG.warning("%s cannot be locked (%s): make sure that no other run uses its folder", path, error.strerror)
             return True
         else:
             return True

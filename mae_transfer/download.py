@@ -1,4 +1,4 @@
-"""Files fetched once: with progress, continued where a download broke off, checked; archives unpacked file by file, so that it can be repeated."""
+"""Downloads with progress, resume and checksum, and repeatable unpacking of archives."""
 
 from __future__ import annotations
 
@@ -17,26 +17,30 @@ from rich.progress import track, wrap_file
 from mae_transfer.disk import locked
 
 CHUNK = 1 << 20  # bytes per read
-TIMEOUT = 30.0  # seconds without an answer
+TIMEOUT = 30.0  # seconds without a response
 
 
 def cache_folder() -> Path:
-    """Return the folder of what can be made or fetched again: $MAE_TRANSFER_CACHE, or mae_transfer in $XDG_CACHE_HOME or ~/.cache."""
-    own = os.environ.get("MAE_TRANSFER_CACHE")
-    return (
-        Path(own).expanduser()
-        if own
-        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mae_transfer"
-    )
+    """Return the cache folder: $MAE_TRANSFER_CACHE, or mae_transfer in $XDG_CACHE_HOME or ~/.cache.
+
+    Its files can be created or downloaded again.
+    """
+    if own := os.environ.get("MAE_TRANSFER_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mae_transfer"
 
 
 def fetch(url: str, folder: Path, *, checksum: str | None = None) -> Path:
-    """Return the file of an address, downloaded into `folder` unless it is there. It bears its name only when it is whole and its checksum fits.
+    """Return the file of a URL; download it into `folder` unless it is there.
+
+    The file gets its name only after it is complete and its checksum matches.
 
     Args:
-        checksum: "md5:8cad7c", "sha256:a1311bcf": the algorithm and the digits that were published; None: none were.
+        url: address of the file.
+        folder: destination.
+        checksum: algorithm and published first digits, e.g. "md5:8cad7c" or "sha256:a1311bcf"; None: not published.
     Raises:
-        ValueError: the checksum is not the published one (the file is removed), or the address does not answer.
+        ValueError: the checksum differs from the published one (the file is removed), or the download fails.
     """
     target = folder / Path(urllib.parse.urlsplit(url).path).name
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +52,7 @@ def fetch(url: str, folder: Path, *, checksum: str | None = None) -> Path:
             except (OSError, HTTPException) as error:
                 kept = part.stat().st_size if part.is_file() else 0
                 raise ValueError(
-                    f"{url} could not be fetched ({error}); {kept} bytes are kept, ask again to continue"
+                    f"{url} could not be downloaded ({error}); {kept} bytes are kept, run the command again to continue"
                 ) from error
             check(part, checksum)
             part.replace(target)
@@ -56,7 +60,7 @@ def fetch(url: str, folder: Path, *, checksum: str | None = None) -> Path:
 
 
 def check(path: Path, checksum: str | None) -> None:
-    """Raise ValueError, and remove the file, unless the digits of its checksum begin as published; None: nothing was published."""
+    """Remove the file and raise ValueError if its checksum differs from the published digits; None: no check."""
     if checksum is None:
         return
     algorithm, _, published = checksum.partition(":")
@@ -65,15 +69,18 @@ def check(path: Path, checksum: str | None) -> None:
     if not digits.startswith(published):
         path.unlink()
         raise ValueError(
-            f"{path.name}: {algorithm} begins {digits[: len(published)]}, published is {published}; the file was removed, fetch it again"
+            f"{path.name}: {algorithm} begins {digits[: len(published)]}, published is {published}; "
+            "the file was removed, download it again"
         )
 
 
 def unpack(archive: Path, folder: Path, *, prefixes: tuple[str, ...] = ("",)) -> int:
-    """Unpack a zip's files whose names begin with one of `prefixes`, those aside that are there in full size; return how many are there in the end.
+    """Unpack the files of a zip whose names begin with one of `prefixes`; return their number.
+
+    Files that already exist in full size are skipped.
 
     Raises:
-        ValueError: the archive is damaged (each file's CRC is compared); what was unpacked so far stays.
+        ValueError: the archive is damaged (the CRC of each file is checked); files unpacked so far stay.
     """
     try:
         with zipfile.ZipFile(archive) as packed:
@@ -83,7 +90,7 @@ def unpack(archive: Path, folder: Path, *, prefixes: tuple[str, ...] = ("",)) ->
             for member in track(members, description=f"unpack {archive.name}", transient=True):
                 _unpack(packed, member, folder)
     except (zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"{archive} is damaged ({error}); remove it and fetch it again") from error
+        raise ValueError(f"{archive} is damaged ({error}); remove it and download it again") from error
     return len(members)
 
 
@@ -91,7 +98,7 @@ def _unpack(packed: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path) -> N
     target = folder / member.filename
     if not target.resolve().is_relative_to(folder.resolve()):
         raise ValueError(
-            f"{packed.filename}: {member.filename!r} would be written outside {folder}; this archive is not to be trusted"
+            f"{packed.filename}: {member.filename!r} would be written outside {folder}; do not trust this archive"
         )
     if target.is_file() and target.stat().st_size == member.file_size:
         return
@@ -103,15 +110,15 @@ def _unpack(packed: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path) -> N
 
 
 def _download(url: str, part: Path) -> None:
-    """Append to `part` what is missing of it; a server that cannot continue begins anew."""
+    """Append the missing bytes to `part`; start again if the server cannot resume."""
     have = part.stat().st_size if part.is_file() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         response: HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and error.headers.get("Content-Range", "").endswith(f"/{have}"):  # nothing is missing
+        if error.code == 416 and error.headers.get("Content-Range", "").endswith(f"/{have}"):  # already complete
             return
-        part.unlink(missing_ok=True)  # the part is of another file
+        part.unlink(missing_ok=True)  # the part belongs to another file
         raise
     with response:
         have = have if response.status == 206 else 0
@@ -124,4 +131,4 @@ def _download(url: str, part: Path) -> None:
                 file.write(chunk)
             written = file.tell() - have
     if length and written < length:
-        raise OSError(f"broke off after {written} of {length} bytes")
+        raise OSError(f"the connection ended after {written} of {length} bytes")

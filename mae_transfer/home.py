@@ -1,4 +1,4 @@
-"""The user's home folder in paths: "~/data", and "mae:~/mae.pth" for a reference to weights."""
+"""Expansion of the home folder in paths ("~/data") and in references to weights ("mae:~/mae.pth")."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ HOME = re.compile(r"((?:[\w-]+:)?)(~[\w.-]*(?:/.*)?)")  # ~/data, ~ann/data, mae
 
 
 def at_home(path: str) -> str:
-    """Return a path, or a reference PREFIX:PATH, with ~ or ~user replaced by that home folder. Shells leave ~ alone after an = and in quotes.
+    """Return a path or a reference PREFIX:PATH with ~ or ~user replaced by the home folder.
 
-    As in a shell, ~user stays as it is where there is no such user.
+    Shells do not expand ~ after an = or in quotes. As in a shell, ~user does not change if there is no such user.
     """
     found = HOME.fullmatch(path)
     return f"{found[1]}{os.path.expanduser(found[2])}" if found else path  # noqa: PTH111

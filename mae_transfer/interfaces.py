@@ -1,7 +1,8 @@
-"""The vocabulary of the suite on one page: what travels between loader, model, target and adapter.
+"""The shared types of the suite: data and interfaces between loader, model, target and adapter.
 
-Legend: B batch, C image channels, H x W pixels, N = h * w patches of a grid in raster order, V visible patches, M patches asked for, D encoder
-width, P target size per patch, K taps, n objects of one image. A mask's polarity is written out wherever one crosses a function: True = hidden.
+Legend: B batch, C image channels, H x W pixels, N = h * w patches of a grid in raster order, V visible patches, M
+selected patches, D encoder width, P target size per patch, K taps, n objects of one image. Polarity of boolean masks,
+stated at each function that takes or returns one: True = hidden.
 """
 
 from __future__ import annotations
@@ -13,68 +14,64 @@ import numpy as np
 from torch import Tensor
 
 Interpolation = Literal["bicubic", "bilinear", "lanczos"]
-IGNORED = 255  # of a class map, where a pixel has no class: it teaches and counts nothing (as in mmseg)
+IGNORED = 255  # value of a class map for pixels without a class; loss and metrics ignore them (as in mmseg)
 
 
 class Mask(NamedTuple):
-    """Which patches the encoder sees. V is the same in every row, so every shape downstream is static."""
+    """Visible and hidden patches. V is the same in every row, so all later shapes are static."""
 
     ids_keep: Tensor  # (B, V) int64, raster indices of the visible patches
     ids_masked: Tensor  # (B, N - V) int64, raster indices of the hidden patches
 
 
 class ViewSpec(NamedTuple):
-    """A further rendering of the same crop, flip and jitter (BEiT's tokenizer sees the crop at 112 px, resized by Lanczos)."""
+    """Another rendering of the same crop, flip and jitter (BEiT's tokenizer takes the crop at 112 px, by Lanczos)."""
 
     size: int | tuple[int, int]  # pixels per side, or height and width
     interpolation: Interpolation
 
 
 class Batch(NamedTuple):
-    """What the loader hands over: pinned, moved by the loop, never looked into by it beyond `index`."""
+    """A batch of the loader, in pinned memory. The loop moves it to the device and reads only `index`."""
 
-    image: Tensor  # (B, C, H, W) uint8, not normalised: core.normalize (or a tokenizer's own map) runs on the device
-    views: tuple[Tensor, ...]  # (B, C, size, size) uint8 each, one per ViewSpec that the target asked for
+    image: Tensor  # (B, C, H, W) uint8; core.normalize (or a tokenizer's own map) normalises it on the device
+    views: tuple[Tensor, ...]  # (B, C, size, size) uint8 each, one per ViewSpec of the target
     mask: Mask | None
-    label: Any  # (B,) int64 for classification, else whatever the task put there
-    index: Tensor  # type: ignore[assignment]  # (B,) int64, ids of the samples, so that a bad step can be named (shadows tuple.index, unused here)
+    label: Any  # (B,) int64 for classification, else defined by the task
+    index: Tensor  # type: ignore[assignment]  # (B,) int64, sample ids for error messages (shadows tuple.index, unused)
 
 
 class Objects(NamedTuple):
-    """What is annotated in one image."""
+    """The annotated objects of one image."""
 
-    boxes: Tensor  # (n, 4) float32 x0, y0, x1, y1 in pixels, as annotated: neither clipped to the image nor free of empty ones
+    boxes: Tensor  # (n, 4) float32 x0, y0, x1, y1 in pixels, as annotated: not clipped, may be empty
     labels: Tensor  # (n,) int64 index into `classes`
-    crowd: Tensor  # (n,) bool: a region of many, which training ignores
-    masks: (
-        Tensor | None
-    )  # (n, R) int32, the masks of the image as runs of pixels (core.runs); None where they were not asked for
+    crowd: Tensor  # (n,) bool: a region of many objects, which training ignores
+    masks: Tensor | None  # (n, R) int32, masks as runs of pixels (core.runs); None if not requested
 
 
 class Found(NamedTuple):
-    """What a detector finds in one image, in pixels of the image that it was given, padding left out; best first."""
+    """The detections of one image, best first, in pixels of the input image without padding."""
 
     boxes: Tensor  # (n, 4) float32 x0, y0, x1, y1
     scores: Tensor  # (n,) float32
     labels: Tensor  # (n,) int64 index into the classes
-    masks: Tensor | None  # (n, M, M) float32 in [0, 1]: the object within its box; None: a detector of boxes alone
+    masks: Tensor | None  # (n, M, M) float32 in [0, 1]: the object within its box; None: a detector of boxes only
 
 
 class Features(NamedTuple):
-    """What a backbone returns."""
+    """The outputs of a backbone."""
 
-    maps: tuple[
-        Tensor, ...
-    ]  # K maps (B, D_k, h_k, w_k), shallow to deep; plain ViT: equal sizes; hierarchical: strides grow
-    cls: Tensor | None  # (B, D) class token or pooled vector; None where the encoder was built without one
+    maps: tuple[Tensor, ...]  # K maps (B, D_k, h_k, w_k), shallow to deep; equal sizes in a plain ViT
+    cls: Tensor | None  # (B, D) class token or pooled vector; None if the encoder has none
 
 
 @runtime_checkable
 class MaskSampler(Protocol):
-    """Draws one mask per sample, in the loader's worker."""
+    """Draws one mask per sample, in a worker of the loader."""
 
     def visible(self, grid: tuple[int, int]) -> int:
-        """Return V, the number of visible patches of every mask on this (h, w) grid."""
+        """Return V, the number of visible patches in every mask on this (h, w) grid."""
         ...
 
     def __call__(self, grid: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
@@ -84,31 +81,34 @@ class MaskSampler(Protocol):
 
 @runtime_checkable
 class Target(Protocol):
-    """What the decoder must predict. An nn.Module held by the task, never inside the MAE: it enters neither DDP, EMA, optimizer nor export."""
+    """The prediction target of the decoder.
 
-    dim: int  # P: sizes the decoder's last layer (8192 for dVAE tokens)
-    views: tuple[ViewSpec, ...]  # further views that it needs
+    It is an nn.Module of the task, not a part of the MAE, so it is not in DDP, EMA, optimizer or export.
+    """
+
+    dim: int  # P: width of the decoder's last layer (8192 for dVAE tokens)
+    views: tuple[ViewSpec, ...]  # additional views that it needs
 
     def __call__(self, batch: Batch, ids: Tensor) -> Tensor:
         """Return the targets of patches `ids` (B, M), without gradient and outside autocast (targets.FrozenTarget)."""
         ...
 
     def loss(self, pred: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of each patch, (B, M), in at least float32, for pred (B, M, P)."""
+        """Return the loss of each patch, (B, M), in float32 or wider, for pred (B, M, P)."""
         ...
 
     def metrics(self, pred: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Return 0-d device tensors by name (token accuracy ...); called at log steps only."""
+        """Return 0-d device tensors by name (token accuracy ...). The loop calls it at log steps only."""
         ...
 
     def decode(self, pred: Tensor, batch: Batch, ids: Tensor) -> Tensor:
-        """Return the images (B, 3, H, W) in [0, 1] that show the prediction in its places and grey elsewhere."""
+        """Return images (B, 3, H, W) in [0, 1] with the prediction at patches `ids` and grey elsewhere."""
         ...
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """A dVAE or its kin: an image view becomes a grid of codes, and codes become an image."""
+    """Converts an image view to a grid of codes and codes to an image, as a dVAE does."""
 
     codes: int
     stride: int  # pixels of the view per cell
@@ -118,32 +118,35 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Return the images (B, 3, h * stride, w * stride) in [0, 1] that codes (B, h, w) stand for."""
+        """Return the images (B, 3, h * stride, w * stride) in [0, 1] of codes (B, h, w)."""
         ...
 
 
 @runtime_checkable
 class Backbone(Protocol):
-    """Any encoder of the suite, an nn.Module. Features come through forward, so that compile, DDP and checkpointing wrap it."""
+    """Any encoder of the suite; an nn.Module. Features come from `forward`, so compile, DDP and checkpointing apply."""
 
     dim: int
     depth: int
     patch: int
 
     def __call__(self, images: Tensor, *, taps: Sequence[int] = (), norm: bool = False) -> Features:
-        """Return the maps after the blocks `taps` (0-based) of normalised images (B, C, H, W); norm: pass them through the final norm."""
+        """Return the maps after the blocks `taps` (0-based) of normalised images (B, C, H, W).
+
+        norm: apply the final norm to them.
+        """
         ...
 
     def layer_of(self, name: str) -> int:
-        """Return the layer of a parameter: 0 stem, 1..depth blocks, depth + 1 after them; an unknown name raises ValueError."""
+        """Return the layer of a parameter: 0 stem, 1..depth blocks, depth + 1 after them; ValueError if unknown."""
         ...
 
 
 @runtime_checkable
 class Adapter(Protocol):
-    """Dresses Features as a pyramid; an nn.Module. Scale factors are stride / patch."""
+    """Converts Features to a pyramid; an nn.Module. Scale factors are stride / patch."""
 
-    taps: tuple[int, ...]  # the backbone's maps that it takes
+    taps: tuple[int, ...]  # indices of the backbone's maps that it uses
     strides: dict[str, float]  # {"p2": 4, "p3": 8, "p4": 16, "p5": 32}; a patch of 14 px, scaled x4, has 3.5
     channels: int
 
