@@ -1,7 +1,7 @@
-"""What the tools share: the command line, and one clear line instead of a traceback for a user's mistake.
+"""The command line shared by all tools; a user's mistake gives a one-line message instead of a traceback.
 
-This package imports no torch. A tool names its config class and its function as "module:attribute"; they are imported after the command line was
-read, so that `--help` answers at once.
+This package imports no torch. A tool names its config class and its function as "module:attribute". They are imported
+after the command line is parsed, so `--help` is fast.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ Run = Callable[..., object]
 
 
 class Task(NamedTuple):
-    """One of the tasks that a tool runs, by what its config says. Each part is the object, or its name "module:attribute"."""
+    """A task of a tool, selected by the config. Each part is the object or its name "module:attribute"."""
 
     schema: type[Schema] | str
     run: Run | str | None  # (cfg, work_dir, resume=...); None: it only evaluates
@@ -69,14 +69,14 @@ class Task(NamedTuple):
 
 
 class Switch(NamedTuple):
-    """A flag that stands for values of the config."""
+    """A flag that sets values of the config."""
 
-    changes: Mapping[str, Any] | str  # dotted key -> value; or the name of that, "module:attribute"
+    changes: Mapping[str, Any] | str  # dotted key -> value, or the name "module:attribute" of such a mapping
     help: str
 
 
 def named(what: str | T) -> T:
-    """Return the object that "module:attribute" names; anything but a string is returned as it is."""
+    """Return the object named "module:attribute"; anything but a string is returned unchanged."""
     if not isinstance(what, str):
         return what
     module, _, attribute = what.partition(":")
@@ -92,7 +92,7 @@ def train(
     prog: str | None = None,
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Parse the command line, load the config into `schema`, call run(cfg, work_dir, resume=...); return the exit status."""
+    """Parse the command line, load the config, call run(cfg, work_dir, resume=...), and return the exit status."""
     parser = training_parser(description, prog=prog)
     add_run_options(parser)
     args = parse(parser, argv)
@@ -110,7 +110,10 @@ def _train(schema: type[S] | str, run: Run | str, args: argparse.Namespace) -> N
 
 
 def pretrain(schema: type[S] | str, run: Run | str, *, description: str, argv: Sequence[str] | None = None) -> int:
-    """Do the same for a tool whose config may be a grid (configs/ablations): --row names one of its runs, or all of them, one after the other."""
+    """Do the same as `train` for a tool whose config may be a grid (configs/ablations).
+
+    --row selects one of its runs, or all of them, one after the other.
+    """
     parser = training_parser(description, config="config file: one of configs/, or your own; an ablation needs --row")
     parser.what.add_argument(
         "--row", metavar="ROW", help="ablation: name of a row of its table, or all (each in a folder of D)"
@@ -127,7 +130,7 @@ def _pretrain(schema: type[S] | str, run: Run | str, args: argparse.Namespace) -
 
     if not grid.is_grid(args.config):
         if args.row or args.mini:
-            raise ValueError(f"{args.config} is one run, not an ablation: leave --row and --mini out")
+            raise ValueError(f"{args.config} is one run, not an ablation: remove --row and --mini")
         _train(schema, run, args)
         return
     points = grid.points(Path(args.config), "mini" if args.mini else "paper", args.row or "")
@@ -137,7 +140,7 @@ def _pretrain(schema: type[S] | str, run: Run | str, args: argparse.Namespace) -
     ]
     if len(runs) > 1 and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError(
-            "--row all runs one row after the other in one process: under torchrun start each row by its name"
+            "--row all runs all rows in one process and does not work with torchrun: start each row by its name"
         )
     for point, cfg in runs:  # every row is checked before the first one starts
         if args.show:
@@ -145,7 +148,7 @@ def _pretrain(schema: type[S] | str, run: Run | str, args: argparse.Namespace) -
             continue
         folder = args.work_dir / point.folder if args.row == "all" else args.work_dir
         if not named(run)(cfg, folder, resume=args.resume) and not args.estimate:
-            break  # stopped by a signal, and saved
+            break  # a signal stopped the run; its state is saved
 
 
 def transfer(
@@ -156,11 +159,14 @@ def transfer(
     switches: Mapping[str, Switch] = MappingProxyType({}),
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Do the same for tools that take a backbone: the config's `task` (the first of `tasks` where it names none) says which one runs.
+    """Do the same as `train` for tools that take a backbone.
 
     Args:
-        draws: whether there is a --visualize N.
-        switches: further flags by name ("multi-scale").
+        tasks: the config's `task` selects one by name; the default is the first.
+        description: text of --help.
+        draws: whether the tool has --visualize N.
+        switches: name of a flag ("multi-scale") -> its effect.
+        argv: the command line; None: sys.argv.
     """
     parser = training_parser(description)
     parser.what.add_argument(
@@ -196,7 +202,7 @@ def _transfer(tasks: Mapping[str, Task], args: argparse.Namespace, switches: Seq
 
     task_name = read(args.config).get("task", next(iter(tasks)))
     if task_name not in tasks:
-        raise ValueError(f"{args.config}: task = {task_name!r}; this tool runs {', '.join(tasks)}")
+        raise ValueError(f"{args.config}: unknown task {task_name!r}; this tool runs {', '.join(tasks)}")
     task = tasks[task_name]
     changes: dict[str, Any] = {}
     for switch in switches:
@@ -210,28 +216,28 @@ def _transfer(tasks: Mapping[str, Task], args: argparse.Namespace, switches: Seq
     if args.show:
         show(cfg, title=args.config)
     elif args.estimate and (args.eval or task.evaluate is None):
-        raise ValueError(f"--estimate times training, and task {task_name!r} trains nothing here: leave it out")
+        raise ValueError(f"--estimate times training, but this run of task {task_name!r} trains nothing: remove it")
     elif args.eval:
         if task.evaluate is None:
-            raise ValueError(f"task {task_name!r} has no checkpoint to evaluate: leave --eval out and give --backbone")
+            raise ValueError(f"task {task_name!r} has no checkpoint to evaluate: pass --backbone instead of --eval")
         named(task.evaluate)(cfg, args.checkpoint, args.work_dir)
     elif task.run is None:
-        raise ValueError(f"task {task_name!r} trains nothing: give --eval --checkpoint C")
+        raise ValueError(f"task {task_name!r} trains nothing: pass --eval --checkpoint C")
     else:
         named(task.run)(cfg, args.work_dir, resume=args.resume)
 
 
 def _overrides(args: argparse.Namespace) -> list[str]:
-    """Return what --estimate and --set lay over the config."""
+    """Return the overrides of --estimate and --set."""
     return [*(["run.estimate=True"] if args.estimate else []), *args.set]
 
 
 def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line of a tool that needs --work-dir wherever it writes something."""
+    """Parse the command line of a tool that needs --work-dir if it writes anything."""
     args = parser.parse_args(argv)
     reads = args.show or vars(args).get("estimate") or vars(args).get("eval")
     if args.work_dir is None and not reads:
-        parser.error("--work-dir is missing: where should the run go?")
+        parser.error("--work-dir is missing: pass --work-dir D, the folder for the run's files")
     if args.work_dir is None and vars(args).get("estimate"):
         args.work_dir = Path()  # nothing is written
     return args
@@ -246,13 +252,16 @@ def show(cfg: Schema, *, title: str) -> None:
 
 
 def guarded(action: Callable[[], object]) -> int:
-    """Call the action; return 0, or 1 after one line for what a user can mend (a bug keeps its traceback)."""
+    """Call the action and return 0; for an error that a user can fix, print one line and return 1.
+
+    Other errors are bugs and keep their traceback.
+    """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
         action()
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("MAE_TRANSFER_TRACEBACK"):
             raise
-        print(f"{type(error).__name__}: {error}\n(MAE_TRANSFER_TRACEBACK=1 shows where)", file=sys.stderr)
+        print(f"{type(error).__name__}: {error}\n(MAE_TRANSFER_TRACEBACK=1 shows the traceback)", file=sys.stderr)
         return 1
     return 0

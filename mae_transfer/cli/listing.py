@@ -1,4 +1,4 @@
-"""The configs of a tool, from their docstrings alone: the files are parsed and never run."""
+"""The list of a tool's configs. It comes from their docstrings; the files are parsed but never executed."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ ROOT = Path(__file__).parents[2]
 class Entry(NamedTuple):
     """A config file."""
 
-    path: str  # as the command line takes it: relative to the repository when started there, else in full
+    path: str  # for the command line: relative in the repository's root, else absolute
     purpose: str  # one line
     cost: str
 
 
 def listing(tool: str, command: str = "") -> str:
-    """Return the configs of a tool, by the command in their docstring, as text.
+    """Return the configs of a tool as text. The command in a config's docstring names the tool.
 
     Args:
         tool: "pretrain" for tools/pretrain.py.
-        command: of the tool's commands ("dvae"); "" for those of all.
+        command: one of the tool's commands ("dvae"); "": all commands.
     """
     found = entries(tool, command)
     if not found:
@@ -38,7 +38,7 @@ def listing(tool: str, command: str = "") -> str:
 
 
 def entries(tool: str, command: str = "") -> list[Entry]:
-    """Return the configs whose docstring says to run them with a tool, in the order of their paths."""
+    """Return the configs whose docstring contains a command of the tool, sorted by path."""
     found = []
     for file in sorted((ROOT / "configs").rglob("*.py")):
         name = file.relative_to(ROOT).as_posix()
@@ -52,7 +52,7 @@ def entries(tool: str, command: str = "") -> list[Entry]:
 
 
 def purpose(text: str) -> str:
-    """Return the first sentence of a docstring in one line."""
+    """Return the first sentence of a docstring as one line."""
     paragraph = " ".join(text.partition("\n\n")[0].split())
     sentence = re.split(r"(?<=\w{3}\)|\w{4})\. (?=[A-Z])", paragraph, maxsplit=1)[0]
     return textwrap.shorten(sentence.rstrip("."), COLUMNS - 4, placeholder=" ...")

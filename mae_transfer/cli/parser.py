@@ -1,4 +1,4 @@
-"""The command-line parser of every tool: options in groups, at most 100 columns wide, and what both need to read values."""
+"""The command-line parser of every tool, with grouped options and help texts of at most 100 columns."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 from mae_transfer.home import at_home
 
-COLUMNS = 100  # of a help text, at most
+COLUMNS = 100  # largest width of a help text
 LIST = "list the configs of this tool with purpose and cost, and exit"
 SHOW = "print the resolved config with the documentation of each value, and exit"
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
-    """Formats a help text as wide as the terminal, at most COLUMNS; a description keeps its lines."""
+    """Formats a help text to the width of the terminal, at most COLUMNS; the description is not rewrapped."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(
@@ -25,7 +25,7 @@ class Help(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser with four groups of options: what to run, where it goes, how to run it, and what only prints something."""
+    """A parser with four groups of options: what to run, where to write, how to run, and information."""
 
     def __init__(self, prog: str | None = None, description: str | None = None) -> None:
         super().__init__(prog, description=description, formatter_class=Help, add_help=False)
@@ -54,8 +54,9 @@ def training_parser(
     """Return a parser with the options that all training tools share.
 
     Args:
-        prog: name of the program with its command ("tokenizer_train.py dvae"); None: that of the script.
-        config: what CONFIG is.
+        description: text of --help.
+        prog: name of the program with its command ("tokenizer_train.py dvae"); None: name of the script.
+        config: help text of CONFIG.
     """
     parser = Parser(prog, description)
     parser.what.add_argument("config", type=at_home, metavar="CONFIG", help=config)
@@ -70,7 +71,7 @@ def training_parser(
 
 
 def add_run_options(parser: Parser) -> None:
-    """Add the options of tools that train in steps."""
+    """Add the options of tools that train step by step."""
     parser.how.add_argument(
         "--resume",
         action="store_true",
@@ -85,18 +86,18 @@ def add_run_options(parser: Parser) -> None:
 
 
 def end_with_pipe() -> None:
-    """Let `| head` end this process without a word, as it ends cat."""
+    """Let a closed pipe (`| head`) end this process without an error message."""
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 
 def path(text: str) -> Path:
-    """Return a path of the command line, whose ~ is the user's home folder."""
+    """Return a path of the command line; ~ is replaced by the home folder."""
     return Path(at_home(text))
 
 
 def count(text: str) -> int:
-    """Return a flag's number of things, at least one; argparse names the flag."""
+    """Return the value of a flag that needs a whole number of at least 1; argparse names the flag in errors."""
     from pydantic import TypeAdapter
 
     from mae_transfer.bounds import Count
@@ -108,7 +109,7 @@ def count(text: str) -> int:
 
 
 def size(values: Sequence[int] | None) -> int | tuple[int, int] | None:
-    """Return what a flag for a size was given: one side of a square, or height and width; ValueError for more numbers."""
+    """Return the value of a flag for a size: the side of a square, or height and width; ValueError otherwise."""
     if not values:
         return None
     if len(values) > 2 or min(values) < 1:

@@ -1,4 +1,4 @@
-"""A resolved config as text: every value with its documentation, by the dotted key that --set takes."""
+"""A resolved config as text: every value with its dotted key (as in --set) and its documentation."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ WORDS = textwrap.TextWrapper(width=COLUMNS, initial_indent="    ", subsequent_in
 
 
 def shown(cfg: Schema, *, title: str) -> str:
-    """Return the values of a config with their documentation; what several values share is documented at the first of them."""
-    told: set[str] = set()
-    return "\n".join([f"# {title}", *_fields(cfg, "", told)])
+    """Return the values of a config with their documentation; a text that several values share is printed once."""
+    printed: set[str] = set()
+    return "\n".join([f"# {title}", *_fields(cfg, "", printed)])
 
 
-def _fields(cfg: BaseModel, prefix: str, told: set[str]) -> Iterator[str]:
+def _fields(cfg: BaseModel, prefix: str, printed: set[str]) -> Iterator[str]:
     for name, field in type(cfg).model_fields.items():
         key, value = prefix + name, getattr(cfg, name)
         about = " ".join((field.description or "").split())
         if isinstance(value, Spec):
-            yield from _spec(cfg, name, key, value, about, told)
+            yield from _spec(cfg, name, key, value, about, printed)
         elif isinstance(value, BaseModel):
-            yield from _entry(f"{key}:", about, told)
-            yield from _fields(value, f"{key}.", told)
+            yield from _entry(f"{key}:", about, printed)
+            yield from _fields(value, f"{key}.", printed)
         elif isinstance(value, Mapping) and any(isinstance(one, BaseModel) for one in value.values()):
-            yield from _entry(f"{key}:", about, told)
+            yield from _entry(f"{key}:", about, printed)
             for part, one in value.items():
                 yield f"{key}[{part!r}]:"
-                yield from _fields(one, f"{key}[{part!r}].", told)
+                yield from _fields(one, f"{key}[{part!r}].", printed)
         else:
-            yield from _entry(_assigned(key, value), about, told)
+            yield from _entry(_assigned(key, value), about, printed)
 
 
-def _spec(cfg: BaseModel, name: str, key: str, spec: Spec, about: str, told: set[str]) -> Iterator[str]:
-    """Yield the name of an entry of a table, and each of its options."""
+def _spec(cfg: BaseModel, name: str, key: str, spec: Spec, about: str, printed: set[str]) -> Iterator[str]:
+    """Yield the name of a table's entry and each of its options."""
     assert isinstance(cfg, Schema)
     table = cfg.choices[name]
     entry = table[spec.name]
@@ -50,24 +50,23 @@ def _spec(cfg: BaseModel, name: str, key: str, spec: Spec, about: str, told: set
     yield from _entry(
         _assigned(f"{key}.name", spec.name),
         f"{about} One of {', '.join(table)}. {spec.name}: {' '.join(summary.split())}",
-        told,
+        printed,
     )
     documented = arguments(entry)
     for option in options(entry):
-        default = (
-            getattr(cfg, option.name, None) if option.default is option.empty else option.default
-        )  # data.root fills in for a root
+        # A required option such as `root` is filled from the config's field of the same name (data.root).
+        default = getattr(cfg, option.name, None) if option.default is option.empty else option.default
         yield from _entry(
             _assigned(f"{key}.{option.name}", spec.options.get(option.name, default)),
             documented.get(option.name, ""),
-            told,
+            printed,
         )
 
 
-def _entry(line: str, about: str, told: set[str]) -> Iterator[str]:
+def _entry(line: str, about: str, printed: set[str]) -> Iterator[str]:
     yield line
-    if about and about not in told:
-        told.add(about)
+    if about and about not in printed:
+        printed.add(about)
         yield WORDS.fill(about[0].upper() + about[1:])
 
 
@@ -81,12 +80,12 @@ def _assigned(key: str, value: object) -> str:
 
 
 def options(entry: Callable[..., Any]) -> list[inspect.Parameter]:
-    """Return what a config may set of an entry of a table: its keyword-only parameters."""
+    """Return the parameters of a table's entry that a config can set: the keyword-only ones."""
     return [one for one in inspect.signature(entry).parameters.values() if one.kind is one.KEYWORD_ONLY]
 
 
 def arguments(entry: Callable[..., Any]) -> dict[str, str]:
-    """Return what the docstring of a function, or of a class and its bases, says of each argument."""
+    """Return argument -> text from the docstring of a function, or of a class and its bases."""
     owners = (
         [part for one in reversed(entry.__mro__) for part in (one, vars(one).get("__init__", one))]
         if inspect.isclass(entry)
