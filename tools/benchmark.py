@@ -1,11 +1,11 @@
-"""Measure this project beside its peers on this machine.
+"""Measure the speed of this project and its peers on this machine.
 
   python tools/benchmark.py pretrain
   python tools/benchmark.py detect --device cuda --modes eager compiled --steps 20
   python tools/benchmark.py data /data/imagenet/val --seconds 60
 
-Every contestant runs in a process of its own, and they take turns. --help after a command shows
-its options.
+Each contestant runs in its own process, and they alternate. --help after a command shows its
+options.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Benchmark(NamedTuple):
-    """A command: what it measures, its options, and what turns them into records."""
+    """A command: its help text, its options, and the function that returns the records."""
 
     help: str
     add_options: Callable[[cli.Parser], None]
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "--json",
             type=cli.path,
             metavar="FILE",
-            help="also write the records to a file, with the software's versions and the device",
+            help="also write the records to a file, with software versions and device",
         )
     args = parser.parse_args(argv)
     report(args, BENCHMARKS[args.benchmark].run(args))

@@ -14,7 +14,7 @@
       --eval --checkpoint mae-finetuned:mae_finetuned_vit_base.pth
   torchrun --nproc-per-node 8 tools/cls_train.py CONFIG --backbone REF --work-dir D --resume
 
-D then holds checkpoints/ (training states), config.py (resolved), log.jsonl, curves.png,
+D will hold checkpoints/ (training states), config.py (resolved), log.jsonl, curves.png,
 tensorboard/ and results.jsonl (numbers). data.root is the folder of the data set:
 train/<class>/*.jpg and val/<class>/*.jpg.
 """

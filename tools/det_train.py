@@ -8,11 +8,11 @@
   torchrun --nproc-per-node 8 tools/det_train.py configs/detect/mask_rcnn_vitdet_base_100ep.py \\
       --backbone REF --set engine=detectron2 --work-dir D
 
-D then holds checkpoints/ (training states), config.py (resolved), log.jsonl, curves.png,
+D will hold checkpoints/ (training states), config.py (resolved), log.jsonl, curves.png,
 tensorboard/, predictions.json (COCO's result format), detections/ (ground truth and predictions)
 and results.jsonl (box and mask AP, AP50, AP75, by size, AR). Data use COCO 2017's layout:
 train2017/, val2017/ and annotations/instances_*.json. tools/prepare_data.py downloads and checks
-them. The heads are torchvision's, or detectron2's where it is installed: docs/results/detect.md
+them. The heads are torchvision's, or detectron2's with engine=detectron2; docs/results/detect.md
 compares the two.
 """
 

@@ -1,4 +1,4 @@
-"""Convert a backbone: read any supported layout, write this suite's names or those of others.
+"""Convert a backbone from any supported layout to this suite's format or that of another library.
 
   python tools/export_checkpoint.py beit:beit_base_patch16_224_pt22k.pth --out beit.safetensors
   python tools/export_checkpoint.py runs/mae_b/backbone.safetensors --format hf --out b_hf
@@ -28,28 +28,28 @@ def parser() -> cli.Parser:
         type=cli.at_home,
         nargs="?",
         metavar="REFERENCE",
-        help="a path, or PREFIX:PATH; --list names the prefixes",
+        help="a path, or PREFIX:PATH; --list shows the prefixes",
     )
-    what.add_argument("--format", default="ours", choices=FORMATS, help="parameter names to write (default: ours)")
+    what.add_argument("--format", default="ours", choices=FORMATS, help="format to write (default: ours)")
     found.where.add_argument("--out", type=cli.path, metavar="PATH", help="file to write (hf: directory)")
     size = "resample position embeddings to images of this side, or height and width"
     how.add_argument("--image-size", type=int, nargs="+", metavar="P", help=size)
     how.add_argument(
-        "--heads", type=int, metavar="N", help="attention heads, if neither the file nor its layout says so"
+        "--heads", type=int, metavar="N", help="attention heads, if neither the file nor its layout determines them"
     )
     how.add_argument(
         "--mean",
         type=float,
         nargs="+",
         metavar="M",
-        help="mean per channel, on [0, 1], of the images of pretraining; is recorded",
+        help="mean per channel of the pretraining images, in [0, 1]; recorded in the file",
     )
     how.add_argument("--std", type=float, nargs="+", metavar="S", help="standard deviation per channel; needs --mean")
     found.information.add_argument(
         "--list", action="store_true", help="list prefixes, formats and released weights, and exit"
     )
     found.information.add_argument(
-        "--licence", action="store_true", help="list the released weights with licence and address, and exit"
+        "--licence", action="store_true", help="list the released weights with licence and URL, and exit"
     )
     return found
 
@@ -62,9 +62,9 @@ def main() -> int:
     if args.licence:
         return cli.guarded(list_licences)
     if args.reference is None or args.out is None:
-        options.error("name a REFERENCE and --out PATH, or --list, or --licence")
+        options.error("pass REFERENCE and --out PATH, or --list, or --licence")
     if (args.mean is None) != (args.std is None):
-        options.error("give --mean and --std, or neither")
+        options.error("pass both --mean and --std, or neither")
     return cli.guarded(lambda: run(args))
 
 
@@ -77,29 +77,32 @@ def run(args: argparse.Namespace) -> None:
 def export(
     reference: str, out: Path, *, name: str, changes: dict[str, Any], own: tuple[list[float], list[float]] | None = None
 ) -> None:
-    """Read, write, and say what was not written. own: mean and std that the user knows of; they must not contradict recorded ones."""
+    """Convert a backbone and print what was written.
+
+    own: mean and std from the user; they must not contradict recorded ones.
+    """
     from mae_transfer import checkpoints
     from mae_transfer.core.normalize import checked
     from mae_transfer.tasks.backbones import pretrain_of, settle
 
     loaded = checkpoints.load(reference, changes=changes)
     given = checked(*own, where="--mean and --std") if own else None
-    known, said = settle(reference, loaded, given)
+    known, source = settle(reference, loaded, given)
     about = {"reference": Path(reference).name, "source_sha256": loaded.sha256, "pretrain": pretrain_of(reference)}
     about |= checkpoints.statistics.entry(checkpoints.statistics.Said(known, loaded.recorded or given is not None))
     checkpoints.FORMATS[name](out, loaded.backbone, about)
     params = sum(parameter.numel() for parameter in loaded.backbone.parameters())
-    print(
-        f"{out}: {type(loaded.backbone).__name__}, width {loaded.backbone.dim}, {params / 1e6:.1f} M parameters, format {name}"
-    )
-    print(f"its images: {said}")
+    kind = type(loaded.backbone).__name__
+    print(f"{out}: {kind}, width {loaded.backbone.dim}, {params / 1e6:.1f} M parameters, format {name}")
+    print(f"image statistics: {source}")
     if name == "detectron2":
         mean, std = ([round(255 * value, 3) for value in part] for part in known)
         print(
-            f"which this format does not hold: set model.pixel_mean={mean} and model.pixel_std={std} in detectron2's config"
+            "this format does not store image statistics: "
+            f"set model.pixel_mean={mean} and model.pixel_std={std} in detectron2's config"
         )
     if loaded.head:
-        print(f"not written, for a backbone has no classifier: {', '.join(loaded.head)}")
+        print(f"not written, because a backbone has no classifier: {', '.join(loaded.head)}")
 
 
 def list_all() -> None:
@@ -111,7 +114,7 @@ def list_all() -> None:
 
 
 def list_licences() -> None:
-    """Print a line per released file; `released:NAME` is a reference to it."""
+    """Print one line per released file, with its reference `released:NAME`."""
     from mae_transfer import checkpoints
 
     for name, entry in checkpoints.RELEASED.items():

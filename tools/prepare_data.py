@@ -4,7 +4,7 @@
   python tools/prepare_data.py check --root /data/mine --annotations labels.json --images photos
   python tools/prepare_data.py shapes --root data/shapes --format coco --train 2000 --val 500
 
-check lists every defect at once. --help after a command shows its options.
+check lists all defects of a data set. --help after a command shows its options.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def parser() -> cli.Parser:
     commands = found.add_subparsers(dest="command", required=True, metavar="COMMAND", title="Commands")
     for name in PUBLIC:
         command = add(commands, name, f"download, unpack and check {name}; print its terms of use")
-        command.how.add_argument("--check", action="store_true", help="download nothing: check what is there")
-    command = add(commands, "check", "list every defect of a data set in COCO's or ADE20K's layout")
+        command.how.add_argument("--check", action="store_true", help="download nothing; check the existing files")
+    command = add(commands, "check", "list all defects of a data set in COCO's or ADE20K's layout")
     what, coco, maps = (
         command.what,
         command.add_argument_group("How: COCO's layout"),
@@ -53,17 +53,17 @@ def parser() -> cli.Parser:
         "--annotations",
         type=cli.at_home,
         metavar="JSON",
-        help="a json instead of annotations/instances_SPLIT.json, from root",
+        help="JSON file relative to root (default: annotations/instances_SPLIT.json)",
     )
     coco.add_argument(
-        "--images", type=cli.at_home, metavar="FOLDER", help="a folder of images instead of SPLIT, from root"
+        "--images", type=cli.at_home, metavar="FOLDER", help="folder of images relative to root (default: SPLIT)"
     )
     coco.add_argument(
         "--boxes",
         action="store_true",
-        help="check boxes only, as for training with heads.masks=False; outlines are not read",
+        help="check boxes but not outlines, for training with heads.masks=False",
     )
-    maps.add_argument("--classes", nargs="+", metavar="NAME", help="names of the classes (default: root's own list)")
+    maps.add_argument("--classes", nargs="+", metavar="NAME", help="names of the classes (default: the list in root)")
     maps.add_argument("--keep-zero-label", action="store_true", help="0 in a map is the first class, not void")
     maps.add_argument(
         "--values", nargs="+", type=int, metavar="V", help="stored value of each class, e.g. 0 255 (values=)"
@@ -104,7 +104,7 @@ def public(args: argparse.Namespace) -> None:
     defects = {split: data_set.check(str(folder), split=split) for split in data_set.splits}
     if args.check:
         report(defects)
-    else:  # what is wrong in spite of whole files is the authors' own: COCO has boxes without area
+    else:  # the archives are verified, so remaining defects are in the published data: COCO has boxes without area
         show(defects)
         print(f"ready: --set data.root={folder}   (the archives in {args.root} are no longer needed)")
 
@@ -123,18 +123,13 @@ def check(args: argparse.Namespace) -> None:
 
 def show(defects: Mapping[str, Sequence[Defect]]) -> None:
     for split, found in defects.items():
-        free = (
-            ""
-            if any(not defect.policy for defect in found)
-            else " no defect that stops a run"
-            if found
-            else " no defect"
-        )
-        print("\n  ".join([f"{split}:{free}", *map(str, found)]))
+        stops = any(not defect.policy for defect in found)
+        summary = "" if stops else " no defect that stops a run" if found else " no defect"
+        print("\n  ".join([f"{split}:{summary}", *map(str, found)]))
 
 
 def report(defects: Mapping[str, Sequence[Defect]]) -> None:
-    """Print everything; ValueError where anything stops a run."""
+    """Print all defects; ValueError if one of them stops a run."""
     show(defects)
     if numbers := [defect.number for found in defects.values() for defect in found if not defect.policy]:
         raise ValueError(f"{sum(numbers)} defects, listed above")

@@ -6,7 +6,7 @@
   torchrun --nproc-per-node 8 tools/pretrain.py CONFIG --work-dir D --resume     (8 GPUs, continued)
   python tools/pretrain.py configs/ablations/table1a.py --row all --mini --work-dir runs/table1a
 
-D then holds checkpoints/ (training states), backbone.safetensors (the encoder, for the transfer
+D will hold checkpoints/ (training states), backbone.safetensors (the encoder, for the transfer
 tasks), config.py (resolved), log.jsonl and tensorboard/ (curves), results.jsonl (numbers) and
 reconstructions/ (pictures). SIGTERM and Ctrl-C save and stop; --resume continues bit for bit.
 """

@@ -1,4 +1,4 @@
-"""Run a suite: tokenizers, pretrainings, every transfer of each, all seeds; then tables and a report.
+"""Run a suite (tokenizers, pretrainings, their transfers, all seeds), and write tables and a report.
 
   python tools/reproduce.py configs/suites/mini.py --work-dir runs/mini               (minutes, CPU)
   python tools/reproduce.py configs/suites/table7.py --work-dir runs/t7 --dry-run     (the plan)
@@ -7,9 +7,9 @@
   python tools/reproduce.py configs/suites/table7.py --work-dir runs/t7 --launcher slurm \\
       --gpus-per-node 8 --nodes 4 --slurm partition=gpu
 
-D holds a folder per run (the tool's own files, output.log, node.json) and report.html, which is
-rewritten after every run. Finished runs are not repeated, unless their config, inputs or seed
-changed. Ctrl-C and SIGTERM save and stop; the same command continues.
+D will hold a folder per run (files of the tool, output.log, node.json) and report.html, which is
+rewritten after every run. Finished runs are not repeated unless their config, inputs or seed
+change. Ctrl-C and SIGTERM save and stop; the same command continues.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import sys
 
 from mae_transfer import cli
 
-OTHERS = {"local": ("nodes", "slurm"), "slurm": ("jobs", "devices")}  # options that the other launcher takes
+OTHERS = {"local": ("nodes", "slurm"), "slurm": ("jobs", "devices")}  # launcher -> options of the other launcher
 
 
 def parser() -> cli.Parser:
@@ -36,14 +36,14 @@ def parser() -> cli.Parser:
         action="append",
         default=[],
         metavar="TEXT",
-        help="only runs with TEXT in their name, and what they need",
+        help="run only runs with TEXT in their name, and their dependencies",
     )
     what.add_argument(
         "--force",
         action="append",
         default=[],
         metavar="TEXT",
-        help="repeat runs with TEXT in their name, and what depends on them",
+        help="repeat runs with TEXT in their name, and the runs that depend on them",
     )
     found.where.add_argument(
         "--work-dir", type=cli.path, metavar="D", help="folder for everything that the suite writes"
@@ -108,7 +108,7 @@ def reproduce(args: argparse.Namespace) -> None:
     from mae_transfer.suite.work import Work
 
     if idle := [name for name in OTHERS[args.launcher] if getattr(args, name) not in (None, "", [], 1)]:
-        raise ValueError(f"--{idle[0]} does nothing with --launcher {args.launcher}: leave it out")
+        raise ValueError(f"--{idle[0]} has no effect with --launcher {args.launcher}: remove it")
     pairs = [text.partition("=") for text in args.root]
     if not all(path for _, _, path in pairs):
         raise ValueError(f"--root {args.root}: write name=path, for instance --root imagenet=/data/imagenet")
@@ -124,9 +124,9 @@ def reproduce(args: argparse.Namespace) -> None:
     absent = work.absent()
     if args.dry_run:
         view.show_plan(work, console, forced(work.plan, args.force))
-    if args.dry_run or args.launcher == "slurm":  # a cluster's nodes may see what this one does not
+    if args.dry_run or args.launcher == "slurm":  # a file may be visible on the nodes of the cluster only
         for defect in absent:
-            console.print(f"not seen from here: {defect}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"not found on this machine: {defect}", markup=False, highlight=False, soft_wrap=True)
     elif absent:
         raise ValueError("nothing was started: " + "; ".join(absent))
     if args.dry_run:
@@ -135,7 +135,7 @@ def reproduce(args: argparse.Namespace) -> None:
     if args.launcher == "slurm":
         if submit(work, cluster, force=args.force, say=console.print):
             console.print(
-                "When they have ended, the same command submits what is missing and writes tables and report.html."
+                "After they end, run the same command: it submits missing runs and writes tables and report.html."
             )
         else:
             publish(cfg, work, console, known=plan)
@@ -145,7 +145,7 @@ def reproduce(args: argparse.Namespace) -> None:
             states = runner.run(poll=lambda: shown.draw(runner))
         wrong = publish(cfg, work, console, known=plan)
         if set(states.values()) - {"done"}:
-            sys.exit(f"{view.summary(states.values())}; the same command continues with what is missing")
+            sys.exit(f"{view.summary(states.values())}; run the same command again for the missing runs")
         if wrong:
             sys.exit("not as expected: " + "; ".join(wrong))
 

@@ -9,7 +9,7 @@
       --multi-scale --visualize 20 --work-dir D_ms
   torchrun --nproc-per-node 8 tools/seg_train.py CONFIG --backbone REF --work-dir D --resume
 
-D then holds checkpoints/ (training states), config.py (resolved), log.jsonl, curves.png,
+D will hold checkpoints/ (training states), config.py (resolved), log.jsonl, curves.png,
 tensorboard/, segmentations/ (image | ground truth | prediction) and results.jsonl (mIoU, mAcc,
 aAcc). Data use ADE20K's layout: images/{training,validation}/*.jpg and
 annotations/{training,validation}/*.png.

@@ -41,7 +41,7 @@ def parser() -> cli.Parser:
         "--why", action="store_true", help="say why numbers do not stand beside published ones, and exit"
     )
     found.information.add_argument(
-        "--list", action="store_true", help="list tables and figures with what each needs, and exit"
+        "--list", action="store_true", help="list tables and figures with the runs that each needs, and exit"
     )
     return found
 
@@ -67,7 +67,7 @@ def show(args: argparse.Namespace) -> None:
     if unknown := set(names) - {*LAYOUTS, "all"}:
         raise ValueError(f"--table {min(unknown)}: there is no such table; {nearest(min(unknown), LAYOUTS)}")
     if not args.runs:
-        raise ValueError("name the work dirs of finished runs, for instance: python tools/tables.py runs/*")
+        raise ValueError("pass the work dirs of finished runs, for instance: python tools/tables.py runs/*")
     found, damaged = records.load(args.runs)
     found, wrong = comparison.usable(found)
     for defect in [*damaged, *wrong]:
@@ -81,7 +81,7 @@ def show(args: argparse.Namespace) -> None:
     if args.why:
         print("\n".join(comparison.misses(tables)) or "every number that has a published one stands beside it")
     elif not tables:
-        print("no table has a place for these results: see --list", file=sys.stderr)
+        print("these results belong to no table: see --list", file=sys.stderr)
     elif args.format == "csv":
         print(formats.as_csv(sheets.lines(tables)), end="")
     else:

@@ -1,4 +1,4 @@
-"""Train what some targets need: a discrete VAE (dvae), or a basis of principal components (pca).
+"""Train a discrete VAE (dvae) or fit principal components (pca) for the targets that need them.
 
   python tools/tokenizer_train.py dvae configs/mini/tokenizer.py --work-dir runs/mini_tokenizer
   python tools/tokenizer_train.py dvae configs/tokenizer/tokens_64px.py --work-dir runs/tok \\
@@ -8,9 +8,9 @@
 
 dvae writes tokenizer.safetensors, pictures (original | rebuilt from codes), results and
 checkpoints; --resume continues bit for bit. pca reads a pretraining config, fits the principal
-components of the patches of its training crops, and writes basis.safetensors. Then pretrain with
-"target={'name':'token','tokenizer':'runs/tok/tokenizer.safetensors'}" or
-"target={'name':'pca','basis':'runs/pca/basis.safetensors'}" after --set.
+components of the patches in its training crops, and writes basis.safetensors. Then pretrain with
+--set "target={'name':'token','tokenizer':'runs/tok/tokenizer.safetensors'}" or
+--set "target={'name':'pca','basis':'runs/pca/basis.safetensors'}".
 """
 
 import argparse
@@ -24,7 +24,7 @@ TASK = "mae_transfer.tasks.tokenizer"
 def pca(argv: list[str], *, prog: str) -> int:
     """Fit a basis; return the exit status."""
     parser = cli.training_parser(
-        __doc__ or "", prog=prog, config="pretraining config: its training crops, patch size and statistics are used"
+        __doc__ or "", prog=prog, config="pretraining config that sets training crops, patch size and statistics"
     )
     parser.how.add_argument(
         "--components",
@@ -53,9 +53,9 @@ def fit(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Dispatch on the first argument; return the exit status."""
+    """Run the command of the first argument; return the exit status."""
     parser = cli.Parser(description=__doc__)
-    parser.what.add_argument("command", choices=("dvae", "pca"), help="what to train; each has its own --help")
+    parser.what.add_argument("command", choices=("dvae", "pca"), help="command; each has its own --help")
     parser.information.add_argument("--list", action=cli.ListConfigs, nargs=0, help=cli.LIST)
     if argv[:1] == ["dvae"]:
         return cli.train(

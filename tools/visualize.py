@@ -1,13 +1,13 @@
 """Draw the reconstructions of a pretraining run, or the attention maps of a backbone.
 
-  python tools/visualize.py runs/mini                       (the run's own validation images)
+  python tools/visualize.py runs/mini                       (validation images of the run)
   python tools/visualize.py runs/mae_b --images some/folder --mask-ratio 0.75 0.85 0.95
   python tools/visualize.py mae-full:/ckpt/mae_pretrain_vit_large_full.pth --images some/folder \\
       --config configs/pretrain/mae_vit_large_16_1600e.py
   python tools/visualize.py mae:/ckpt/mae_pretrain_vit_base.pth --attention --images some/folder
 
-A row of a sheet is: original | masked | reconstruction | reconstruction with the visible patches
-pasted in. With --attention it is: image | mean over heads | each head of one block.
+Each row of a sheet shows: original | masked | reconstruction | reconstruction with the visible
+patches pasted in. With --attention it shows: image | mean over heads | each head of one block.
 """
 
 import argparse
@@ -20,9 +20,7 @@ from mae_transfer import cli
 def parser() -> cli.Parser:
     found = cli.Parser(description=__doc__)
     what, where, how = found.what, found.where, found.how
-    run = (
-        "work dir of a pretraining run, finished or not: its newest checkpoint is drawn; with --attention, any backbone"
-    )
+    run = "work dir of a pretraining run (its newest checkpoint is drawn); with --attention, any backbone"
     what.add_argument("run", type=cli.at_home, metavar="D", help=run)
     what.add_argument(
         "--images",
@@ -34,7 +32,7 @@ def parser() -> cli.Parser:
         "--config",
         type=cli.path,
         metavar="CONFIG",
-        help="pretraining config of weights without one (mae-full:PATH, a lone step_*.pt)",
+        help="pretraining config, for weights without one (mae-full:PATH, a single step_*.pt)",
     )
     what.add_argument("--attention", action="store_true", help="draw attention maps instead; needs --images")
     where.add_argument(
@@ -48,7 +46,7 @@ def parser() -> cli.Parser:
         type=cli.count,
         default=16,
         metavar="N",
-        help="images per sheet, spread evenly over the folder (default: 16)",
+        help="images per sheet, evenly spaced in the folder (default: 16)",
     )
     how.add_argument(
         "--mask-ratio",

@@ -1,4 +1,4 @@
-"""The benchmark `classify`: one training step of each protocol beside full fine-tuning, and that beside timm's task for the same model."""
+"""The benchmark `classify`: training steps of each protocol relative to full fine-tuning, and timm's task as a peer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RATES = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0)
 
 
 class _Step(nn.Module):
-    """The loss of a batch as the loader hands it over, by a protocol's own model and step."""
+    """The loss of a loader's batch, computed by the model and step of a protocol."""
 
     def __init__(self, protocol: ClassifyProtocol, work: Work) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class _Step(nn.Module):
         self.step = protocol.step(Feed(IMAGENET, CLASSES, work.batch, torch.device(work.device)))
 
     def compile(self, *_: Any, **__: Any) -> None:
-        """Compile what the task compiles: the model."""
+        """Compile the model, as the task does."""
         self.model.compile()
 
     def forward(self, batch: Batch) -> Tensor:
@@ -43,7 +43,7 @@ class _Step(nn.Module):
 
 
 class _TimmStep(nn.Module):
-    """The same loss by timm: its ViT with the mean of the patches, its Mixup, its task."""
+    """The same loss with timm: its ViT with mean pooling, its Mixup, its task."""
 
     def __init__(self, work: Work) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class _TimmStep(nn.Module):
         self.task = ClassificationTask(model, criterion, device=torch.device(work.device), verbose=False)
 
     def compile(self, *_: Any, **__: Any) -> None:
-        """Compile what is compiled of ours: the model."""
+        """Compile the model, as in our step."""
         self.task.trainable_module.compile()
 
     def forward(self, batch: Batch) -> Tensor:
@@ -97,6 +97,6 @@ CONTESTANTS: dict[str, Build] = {
 def run(
     work: Work, *, modes: Sequence[Mode], rounds: int, steps: int, contestants: Mapping[str, Build] = CONTESTANTS
 ) -> list[dict[str, Any]]:
-    """Race the contestants and return one record per contestant and mode, ready for a table or JSON."""
+    """Time the contestants and return one record per contestant and mode, for a table or JSON."""
     rows = race(contestants, modes, work, rounds=rounds, steps=steps)
     return [compared(row, rows, work, to=FINETUNE, called="ratio_to_finetune") for row in rows]

@@ -1,8 +1,8 @@
-"""The input pipeline's images per second on one core, beside the classic PIL + torchvision one, on a folder of JPEGs.
+"""The benchmark `data`: images per second on one core of our input pipeline and a classic PIL + torchvision pipeline.
 
-Both start from a file's bytes in memory and end with a batch that is ready for the device: ours in uint8 (normalised there), the classic one in
-normalised float32. They take turns, round after round, in one process that is pinned to one core, and a second is one of processor time, so that
-other programs disturb little; the crops are the same, by the same seeds.
+Both start from the bytes of JPEG files in memory and end with a batch for the device: ours in uint8 (normalised on the
+device), the classic one in normalised float32. They alternate, round by round, in one process pinned to one core. Times
+are processor time, so other programs have little effect. The same seeds give the same crops.
 """
 
 from __future__ import annotations
@@ -41,16 +41,19 @@ Pipeline = Callable[[Files, int], Tensor]  # files, round -> (B, 3, S, S)
 def run(
     folder: str | Path, *, seconds: float = 60.0, size: int = 224, rounds: int = 15, images: int = 200, repeats: int = 4
 ) -> list[dict[str, Any]]:
-    """Race the pipelines over up to `images` files of a folder, searched at any depth.
+    """Time the pipelines on up to `images` files of a folder, searched at any depth.
 
     Args:
-        seconds: of racing, over all contestants and rounds, about.
+        folder: folder of JPEGs.
+        seconds: approximate total time of all contestants and rounds.
         size: pixels per side of a crop.
-        rounds: turns of each contestant; medians and ranges are over them.
-        repeats: crops per decoded image of the contestant that repeats crops.
+        rounds: turns of each contestant; medians and ranges are over rounds.
+        images: most files to read.
+        repeats: crops per decoded image of the contestant with repeated crops.
     Returns:
-        One dict per contestant: name, counted (False: not the same work, shown beside), images_per_s, low, high, ratio to the classic pipeline
-        (median over rounds) and pixel_difference (mean absolute difference from the classic crops in grey levels; None where not asked).
+        One dict per contestant: name, counted (False: other work, listed for comparison), images_per_s, low, high, ratio
+        to the classic pipeline (median over rounds) and pixel_difference (mean absolute difference from the classic
+        crops in grey levels; None if not measured).
     """
     source = Folder(root=str(folder), labelled=False)
     files = [Path(source.where(index)).read_bytes() for index in range(min(images, len(source)))]
@@ -76,9 +79,9 @@ def run(
 
 
 def pixel_difference(files: Files, size: int) -> float:
-    """Return the mean absolute difference in grey levels between our crops and the classic ones, at the same boxes and flips.
+    """Return the mean absolute difference in grey levels between our crops and the classic ones, with equal boxes.
 
-    The classic pipeline leaves photographs with an EXIF rotation lying on their side; here they are turned first.
+    The classic pipeline ignores EXIF rotations; here it applies them first.
     """
     ours, theirs = _Ours(size), _Classic(size, normalise=False, upright=True)
     gaps = [(ours([file], 0).float() - theirs([file], 0).float()).abs().mean() for file in files]
@@ -103,7 +106,7 @@ class _Bytes:
 
 
 class _Ours:
-    """The loader's worker code as it is, seeding included; with repeats > 1 the same number of crops from fewer files."""
+    """The loader's worker code, including seeding; repeats > 1: the same number of crops from fewer files."""
 
     def __init__(self, size: int, repeats: int = 1) -> None:
         self.augmentation, self.repeats = RandomCrop([ViewSpec(size, "bicubic")]), repeats
@@ -116,16 +119,15 @@ class _Ours:
 
 
 class _Classic:
-    """PIL, torchvision v1 and a float batch, as most training scripts have it; its crops drawn from the same seeds as ours."""
+    """PIL, torchvision v1 and a float batch, as in most training scripts; its crops use the same seeds as ours."""
 
     def __init__(self, size: int, *, normalise: bool = True, draft: bool = False, upright: bool = False) -> None:
         ending = [classic.ToTensor(), classic.Normalize(MEAN, STD)] if normalise else [classic.PILToTensor()]
         crop = classic.RandomResizedCrop(size, (0.2, 1.0), interpolation=classic.InterpolationMode.BICUBIC)
         self.transform = classic.Compose([crop, classic.RandomHorizontalFlip(), *ending])
         self.upright = upright
-        self.draft = (
-            (2 * size, 2 * size) if draft else None
-        )  # at least this size after decoding: a crop of a quarter of the area keeps its detail
+        # Smallest size after decoding: a crop of a quarter of the area keeps its detail.
+        self.draft = (2 * size, 2 * size) if draft else None
 
     def __call__(self, files: Files, turn: int) -> Tensor:
         return torch.stack([self._crop(file, fold(0, "sample", turn, index, 0)) for index, file in enumerate(files)])
@@ -158,7 +160,7 @@ def _row(
 
 @contextmanager
 def _one_core() -> Iterator[None]:
-    """Pin the process to one of its cores, where the system can, and torch to one thread."""
+    """Pin the process to one core, if the system supports it, and torch to one thread."""
     threads, cores = torch.get_num_threads(), os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     torch.set_num_threads(1)
     if cores is not None:

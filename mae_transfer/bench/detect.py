@@ -1,4 +1,4 @@
-"""The benchmarks `detect` (a step of ViTDet's Mask R-CNN beside detectron2's own) and `coco` (AP by both evaluators on one set of predictions).
+"""The benchmarks `detect` (steps of ViTDet's Mask R-CNN, ours and detectron2's) and `coco` (two COCO evaluators).
 
 Legend: B batch, S pixels per side, K classes, n objects of an image.
 """
@@ -30,23 +30,24 @@ from mae_transfer.tasks.detect import padded
 from mae_transfer.tasks.detectron2 import Detectron2RCNN
 
 CLASSES = 80
-OBJECTS = 7  # per image, as COCO has them on average
+OBJECTS = 7  # per image, the average of COCO
 OURS = "mae_transfer"
 HEADS = "mae_transfer, detectron2's heads"
 PEER = "detectron2's ViTDet"
 BACKENDS: tuple[Backend, ...] = ("pycocotools", "faster-coco-eval")
 KINDS: tuple[Kind, ...] = ("bbox", "segm")
-GLOBAL = {12: (2, 5, 8, 11), 24: (5, 11, 17, 23), 32: (7, 15, 23, 31)}  # by depth
+GLOBAL = {12: (2, 5, 8, 11), 24: (5, 11, 17, 23), 32: (7, 15, 23, 31)}  # depth -> global blocks
 
 
 class _Step(nn.Module):
-    """The loss of a batch as the loader hands it over."""
+    """The loss of a loader's batch."""
 
     def __init__(self, work: Work, *, engine: str) -> None:
         super().__init__()
         cfg = ViTConfig.model_validate({
-            "size": work.size, "patch": work.patch, "image_size": work.image, "class_token": False, "final_norm": False, "positions": "learned",
-            "windows": 14, "global_blocks": GLOBAL[SIZES[work.size][1]], "relative_positions": "decomposed", "antialias": False, "drop_path": 0.1,
+            "size": work.size, "patch": work.patch, "image_size": work.image, "class_token": False,
+            "final_norm": False, "positions": "learned", "windows": 14, "global_blocks": GLOBAL[SIZES[work.size][1]],
+            "relative_positions": "decomposed", "antialias": False, "drop_path": 0.1,
         })  # fmt: skip
         vit = ViT(cfg)
         adapter, heads = SimpleFPN(maps_of(vit)), HeadsConfig()
@@ -59,7 +60,7 @@ class _Step(nn.Module):
             self.model = MaskRCNN(pyramid, strides=strides, classes=CLASSES, heads=heads, norm=NORMS["layer"])
 
     def compile(self, *_: Any, **__: Any) -> None:
-        """Compile what the task compiles: the pyramid."""
+        """Compile the pyramid, as the task does."""
         self.model.compile()
 
     def forward(self, batch: SceneBatch) -> Tensor:
@@ -68,7 +69,7 @@ class _Step(nn.Module):
 
 
 class _ViTDet(nn.Module):
-    """The same loss by detectron2 alone, assembled of its classes as its configs/common/models/mask_rcnn_vitdet.py does."""
+    """The same loss with detectron2 only, assembled as in its configs/common/models/mask_rcnn_vitdet.py."""
 
     def __init__(self, work: Work) -> None:
         super().__init__()
@@ -79,27 +80,28 @@ class _ViTDet(nn.Module):
         dim, depth, heads = SIZES[work.size]
         windowed = [i for i in range(depth) if i not in GLOBAL[depth]]
         net = ViTDet(
-            img_size=work.image, patch_size=work.patch, embed_dim=dim, depth=depth, num_heads=heads, drop_path_rate=0.1, window_size=14, mlp_ratio=4,
-            qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6), window_block_indexes=windowed, residual_block_indexes=[], use_rel_pos=True,
-            out_feature="last_feat", pretrain_img_size=work.image, pretrain_use_cls_token=False,
+            img_size=work.image, patch_size=work.patch, embed_dim=dim, depth=depth, num_heads=heads,
+            drop_path_rate=0.1, window_size=14, mlp_ratio=4, qkv_bias=True,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6), window_block_indexes=windowed, residual_block_indexes=[],
+            use_rel_pos=True, out_feature="last_feat", pretrain_img_size=work.image, pretrain_use_cls_token=False,
         )  # fmt: skip
         scales = (4.0, 2.0, 1.0, 0.5)
         pyramid = SimpleFeaturePyramid(
             net, "last_feat", 256, scales, top_block=LastLevelMaxPool(), norm="LN", square_pad=work.image
         )
-        borrowed = _Step(work, engine="detectron2").model  # its heads are detectron2's own
+        model = _Step(work, engine="detectron2").model  # its heads are detectron2's
         mean, std = ([255 * value for value in values] for values in IMAGENET)
         self.model = GeneralizedRCNN(
             backbone=pyramid,
-            proposal_generator=borrowed.rpn,
-            roi_heads=borrowed.roi_heads,
+            proposal_generator=model.rpn,
+            roi_heads=model.roi_heads,
             pixel_mean=mean,
             pixel_std=std,
             input_format="RGB",
         )
 
     def compile(self, *_: Any, **__: Any) -> None:
-        """Compile what is compiled of ours: the pyramid."""
+        """Compile the pyramid, as in our step."""
         self.model.backbone.compile()
 
     def forward(self, given: list[dict[str, Any]]) -> Tensor:
@@ -118,7 +120,7 @@ def ours(engine: str, work: Work) -> Entry:
 
 
 def vitdet(work: Work) -> Entry:
-    """Build detectron2's step, on what its mapper hands over."""
+    """Build detectron2's step, on the output format of its mapper."""
     from detectron2.structures import BitMasks, Boxes, Instances
 
     given = []
@@ -133,7 +135,7 @@ def vitdet(work: Work) -> Entry:
 
 
 def _data(work: Work) -> tuple[Tensor, list[Objects]]:
-    """Return images (B, 3, S, S) uint8 of noise, and objects in each that are ellipses."""
+    """Return images (B, 3, S, S) uint8 of noise, and elliptic objects for each."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (work.batch, 3, work.image, work.image), dtype=torch.uint8, generator=generator)
     return images.to(work.device), [_ellipses(work, generator) for _ in range(work.batch)]
@@ -160,13 +162,16 @@ CONTESTANTS: dict[str, Build] = {OURS: partial(ours, "torchvision"), HEADS: part
 def run(
     work: Work, *, modes: Sequence[Mode], rounds: int, steps: int, contestants: Mapping[str, Build] = CONTESTANTS
 ) -> list[dict[str, Any]]:
-    """Race the contestants and return one record per contestant and mode, ready for a table or JSON."""
+    """Time the contestants and return one record per contestant and mode, for a table or JSON."""
     rows = race(contestants, modes, work, rounds=rounds, steps=steps)
     return [compared(row, rows, work, to=PEER, called="ratio_to_detectron2") for row in rows]
 
 
 def evaluators(*, images: int, rounds: int) -> list[dict[str, Any]]:
-    """Time both evaluators on the same random predictions, turn by turn, and return one record each; their figures must be equal."""
+    """Time both evaluators on the same random predictions, alternating, and return one record each.
+
+    `largest_difference` shows whether their figures are equal.
+    """
     truth, found = evaluators_input(images)
     seconds: dict[tuple[Kind, Backend], list[float]] = {}
     figures: dict[tuple[Kind, Backend], dict[str, float]] = {}
@@ -196,7 +201,7 @@ def evaluators(*, images: int, rounds: int) -> list[dict[str, Any]]:
 
 
 def evaluators_input(images: int, *, side: int = 256, detections: int = 100) -> tuple[dict[str, Any], list[Detections]]:
-    """Return a ground truth of ellipses, and for each image those shifted a little among random ones."""
+    """Return a ground truth of ellipses; the detections of each image are these, slightly shifted, and random ones."""
     size, shifted = (side, side), np.roll(np.arange(side), 3)
     generator, work = torch.Generator().manual_seed(0), Work(image=side)
     entries: list[dict[str, Any]] = []

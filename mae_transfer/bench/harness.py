@@ -1,7 +1,7 @@
-"""The fair race: every contestant lives in a process of its own, all at once, and they take turns, round after round.
+"""The timing harness: each contestant runs in its own process, and all processes alternate, round by round.
 
-A process of its own makes peak memory its own; turns make a slow minute of the machine slow for all. The training step around the contestant's
-loss (autocast, backward, fused AdamW) is the same code for everyone.
+Separate processes give each contestant its own peak memory. Alternation makes a slow phase of the machine affect all.
+The training step around a contestant's loss (autocast, backward, fused AdamW) is the same code for all.
 """
 
 from __future__ import annotations
@@ -26,29 +26,28 @@ from mae_transfer.engine.state import autocast
 
 
 class Entry(NamedTuple):
-    """A contestant ready to run: loss = module(*inputs)."""
+    """A built contestant: loss = module(*inputs)."""
 
     module: nn.Module
     inputs: tuple[Any, ...]
 
 
-Build = Callable[
-    [Work], Entry
-]  # a function of a module (a process starts from its name); ImportError where its library is not installed
+Build = Callable[[Work], Entry]
+"""A module-level function (the process starts from its name); it raises ImportError if its library is not installed."""
 
 
 class Measures(NamedTuple):
-    """What a contestant found out about itself."""
+    """Measurements of a contestant besides its speed."""
 
     peak_gib: float  # resident memory of the process on CPU, allocated tensors on CUDA
     flops: int  # of one step, counted by torch
     matmul_flops_per_s: float  # of a large square matmul in the step's dtype: the machine's practical peak
-    loss: float  # after the last step: a contestant that does not learn is not one
+    loss: float  # after the last step, to show that the contestant learns
 
 
 @dataclass(frozen=True)
 class Row:
-    """One contestant in one mode: images/s of every round, or the reason why there are none."""
+    """One contestant in one mode: images/s of every round, or the reason of its failure."""
 
     name: str
     mode: Mode
@@ -60,16 +59,15 @@ class Row:
 def race(
     contestants: Mapping[str, Build], modes: Sequence[Mode], work: Work, *, rounds: int, steps: int, warmup: int = 2
 ) -> list[Row]:
-    """Time `rounds` turns of `steps` training steps of each contestant in each mode; all processes are alive at once and alternate."""
+    """Time `rounds` turns of `steps` training steps of each contestant in each mode; all processes run and alternate."""
     lanes = {(name, mode): _start(build, work, mode) for name, build in contestants.items() for mode in modes}
     speeds: dict[tuple[str, Mode], list[float]] = {key: [] for key in lanes}
     try:
         ready = {key: _ask(pipe, warmup) for key, pipe in lanes.items()}
         running = [key for key, reply in ready.items() if not isinstance(reply, str)]
         for number in range(rounds):
-            for key in (
-                running if number % 2 == 0 else running[::-1]
-            ):  # so that nobody always runs in the wake of the same neighbour
+            # Alternate the order, so that no contestant always follows the same one.
+            for key in running if number % 2 == 0 else running[::-1]:
                 taken = _ask(lanes[key], steps)
                 if isinstance(taken, str):
                     ready[key] = taken
@@ -86,7 +84,11 @@ def race(
 
 
 def compared(row: Row, rows: Sequence[Row], work: Work, *, to: str, called: str) -> dict[str, Any]:
-    """Return the figures of one row. The ratio `called` is the median over the rounds of its images/s to those of `to` of the same mode and round."""
+    """Return the figures of one row.
+
+    The entry named `called` is the median over rounds of the ratio of its images/s to those of the contestant `to` in
+    the same mode and round.
+    """
     if row.measures is None:
         return {"name": row.name, "mode": row.mode, "failure": row.failure}
     peer = next((other for other in rows if (other.name, other.mode) == (to, row.mode) and other.measures), None)
@@ -120,10 +122,13 @@ def _ask(pipe: Connection, request: Any) -> Any:
 
 
 def _live(pipe: Connection, build: Build, work: Work, mode: Mode) -> None:
-    """Be one contestant: answer a number with the seconds of so many steps and "measure" with Measures, until the pipe is closed."""
+    """Run one contestant until the pipe is closed.
+
+    A number is a request for the seconds of that many steps; "measure" is a request for Measures.
+    """
     torch.manual_seed(0)
     try:
-        request = pipe.recv()  # build in turn too: compilation takes every core
+        request = pipe.recv()  # contestants build one after the other, because compilation uses every core
         runner = Runner(build(work), work, compiled=mode == "compiled")
         while True:
             pipe.send(runner.measure() if request == "measure" else runner.seconds(request))
@@ -138,7 +143,7 @@ def _live(pipe: Connection, build: Build, work: Work, mode: Mode) -> None:
 
 
 class Runner:
-    """The training step that everybody takes."""
+    """The training step, the same for all contestants."""
 
     def __init__(self, entry: Entry, work: Work, *, compiled: bool) -> None:
         self.work, self.inputs, self.loss = work, entry.inputs, torch.zeros(())
@@ -149,7 +154,7 @@ class Runner:
         self.optimizer = torch.optim.AdamW(trained, lr=1.5e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
 
     def seconds(self, steps: int) -> float:
-        """Return the wall time of so many steps."""
+        """Return the wall time of `steps` training steps."""
         with stopwatch(self.work.device) as elapsed:
             for _ in range(steps):
                 self.loss = self.forward_backward(self.module)
@@ -164,8 +169,8 @@ class Runner:
         return loss.detach()
 
     def measure(self) -> Measures:
-        peak = peak_memory_gib(torch.device(self.work.device))  # first: what follows is no part of the step
-        # MATH: torch has no formula for the fused attention of CPUs; force_eager: compiled code hides its operations from the counter
+        peak = peak_memory_gib(torch.device(self.work.device))  # first, because counting uses more memory than a step
+        # MATH: torch cannot count the fused attention of CPUs. force_eager: the counter does not see compiled code.
         with (
             torch.compiler.set_stance("force_eager"),
             sdpa_kernel(SDPBackend.MATH),
@@ -177,7 +182,7 @@ class Runner:
 
 @contextmanager
 def stopwatch(device: str) -> Iterator[list[float]]:
-    """Yield a list that afterwards holds the seconds until the device was done."""
+    """Yield a list that holds the elapsed seconds after the block; it waits for the device."""
     elapsed: list[float] = []
     start = time.perf_counter()
     yield elapsed
@@ -187,7 +192,7 @@ def stopwatch(device: str) -> Iterator[list[float]]:
 
 
 def _matmul_peak(work: Work, *, tries: int = 5) -> float:
-    """Return the FLOP/s of the best of a few large square matmuls."""
+    """Return the FLOP/s of the fastest of several large square matmuls."""
     side = 2048 if torch.device(work.device).type == "cpu" else 8192
     a, b = (torch.randn(side, side, device=work.device, dtype=work.torch_dtype) for _ in range(2))
     times = []

@@ -1,4 +1,4 @@
-"""The benchmark `masks`: what the masks of many objects cost, in a training sample and in an evaluation. Polygons and scores are random.
+"""The benchmark `masks`: cost of the masks of many objects in a training sample and in evaluation, on random data.
 
 Legend: n objects of an image of H x W pixels.
 """
@@ -27,13 +27,13 @@ from mae_transfer.metrics.coco import CocoMetric
 from mae_transfer.tasks.detect import in_stored
 
 Json = dict[str, Any]
-CORNERS = 32  # of a polygon
-SIDE = 28  # of a predicted mask
-UNIT = 2**20 if sys.platform == "darwin" else 2**10  # of ru_maxrss per MiB
+CORNERS = 32  # corners of a polygon
+SIDE = 28  # side of a predicted mask
+UNIT = 2**20 if sys.platform == "darwin" else 2**10  # units of ru_maxrss per MiB
 
 
 def run(args: argparse.Namespace) -> list[Json]:
-    """Return a record for each transform of a training sample, and one for pasting and encoding what is found in an image."""
+    """Return a record for each transform of a training sample, and one for pasting and encoding an image's detections."""
     size, rng = (args.height, args.width), np.random.default_rng(0)
     polygons = [_polygon(rng, size, args.radius) for _ in range(args.objects)]
     with tempfile.TemporaryDirectory() as folder:
@@ -61,9 +61,7 @@ def _timed(name: str, work: Callable[[int], object], args: argparse.Namespace) -
         start = time.perf_counter()
         work(k)
         seconds.append(time.perf_counter() - start)
-    peak = (
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / UNIT / 2**10
-    )  # of the process until now, its libraries included
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / UNIT / 2**10  # of the process so far, with libraries
     return {
         "name": name,
         "objects": args.objects,
@@ -74,7 +72,7 @@ def _timed(name: str, work: Callable[[int], object], args: argparse.Namespace) -
 
 
 def _polygon(rng: np.random.Generator, size: tuple[int, int], radius: float) -> np.ndarray:
-    """Return a star, (CORNERS, 2) x, y, clipped to the image."""
+    """Return a star as x, y (CORNERS, 2), clipped to the image."""
     angles, far = np.linspace(0, 2 * np.pi, CORNERS, endpoint=False), radius * rng.uniform(0.4, 1.6)
     centre = rng.uniform(0, 1, 2) * (size[1], size[0])
     spokes = np.stack([np.cos(angles), np.sin(angles)], axis=1) * (far * rng.uniform(0.6, 1.0, (CORNERS, 1)))
@@ -101,7 +99,7 @@ def _written(root: Path, polygons: list[np.ndarray], size: tuple[int, int]) -> C
 
 
 def _found(polygons: list[np.ndarray]) -> Found:
-    """Return a soft disc in the box of each object."""
+    """Return a detection with a soft disc as mask for each object."""
     boxes = torch.tensor(
         np.array([[*points.min(axis=0), *points.max(axis=0)] for points in polygons]), dtype=torch.float32
     )

@@ -1,4 +1,4 @@
-"""The options of each benchmark on the command line. This module imports no torch, so that --help answers at once."""
+"""The command-line options of each benchmark. This module imports no torch, so --help is fast."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ SIZES = ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge")  # the na
 
 
 def work(parser: cli.Parser, *, image: int = Work.image, batch: int = Work.batch, of: str = "images per step") -> None:
-    """Add what says how large a model, an image and a batch are, and where they run."""
+    """Add the options for model, image and batch size, precision and device."""
     what, how = parser.what, parser.how
     what.add_argument("--size", default=Work.size, choices=SIZES, help="encoder (default: %(default)s)")
     what.add_argument(
@@ -31,7 +31,7 @@ def work(parser: cli.Parser, *, image: int = Work.image, batch: int = Work.batch
 
 
 def rounds(parser: cli.Parser, default: int) -> None:
-    """Add how often each contestant runs."""
+    """Add the number of turns of each contestant."""
     parser.how.add_argument(
         "--rounds", type=int, default=default, metavar="N", help="turns of each contestant (default: %(default)s)"
     )
@@ -69,7 +69,7 @@ def data(parser: cli.Parser) -> None:
 
 
 def coco(parser: cli.Parser) -> None:
-    """Add the options of the evaluators of detections."""
+    """Add the options of the detection evaluators."""
     images = "images, each with about 100 predictions (default: %(default)s)"
     parser.what.add_argument("--images", type=int, default=500, metavar="N", help=images)
     rounds(parser, 3)
@@ -99,5 +99,5 @@ def masks(parser: cli.Parser) -> None:
         help="mean radius of an object, pixels (default: %(default)s)",
     )
     parser.how.add_argument(
-        "--rounds", type=int, default=3, metavar="N", help="rounds, of which the fastest counts (default: %(default)s)"
+        "--rounds", type=int, default=3, metavar="N", help="rounds; the fastest counts (default: %(default)s)"
     )

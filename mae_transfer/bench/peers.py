@@ -1,4 +1,4 @@
-"""The masked autoencoders of other libraries, as their own documentation builds them, with our sizes and target (normalised pixels)."""
+"""Masked autoencoders of other libraries, built as in their documentation, with our sizes and normalised pixels."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ def transformers_mae(work: Work) -> Entry:
 
     dim, depth, heads = SIZES[work.size]
     config = ViTMAEConfig(
-        hidden_size=dim, num_hidden_layers=depth, num_attention_heads=heads, intermediate_size=4 * dim, layer_norm_eps=NORM_EPS,
-        decoder_hidden_size=DECODER.dim, decoder_num_hidden_layers=DECODER.depth, decoder_num_attention_heads=DECODER.heads,
-        decoder_intermediate_size=4 * DECODER.dim,
+        hidden_size=dim, num_hidden_layers=depth, num_attention_heads=heads, intermediate_size=4 * dim,
+        layer_norm_eps=NORM_EPS,
+        decoder_hidden_size=DECODER.dim, decoder_num_hidden_layers=DECODER.depth,
+        decoder_num_attention_heads=DECODER.heads, decoder_intermediate_size=4 * DECODER.dim,
         image_size=work.image, patch_size=work.patch, mask_ratio=work.mask_ratio, norm_pix_loss=True,
     )  # fmt: skip
     return Entry(_Loss(ViTMAEForPreTraining(config)), (images(work),))
 
 
 def lightly_mae(work: Work) -> Entry:
-    """Build lightly's MAE on a timm encoder, as its documentation does."""
+    """Build lightly's MAE on a timm encoder, as in its documentation."""
     return Entry(_LightlyMAE(work), (images(work),))
 
 
 def images(work: Work) -> Tensor:
-    """Return a batch of images that is normalised already, (B, 3, H, W) float32."""
+    """Return a batch of normalised images, (B, 3, H, W) float32."""
     return torch.randn(work.batch, 3, work.image, work.image, device=work.device)
 
 
@@ -52,12 +53,12 @@ class _Loss(nn.Module):
 
 
 class _LightlyMAE(nn.Module):
-    """The composition that lightly's MAE example (docs.lightly.ai, examples/mae) describes, written with its modules and utilities."""
+    """The model of lightly's MAE example (docs.lightly.ai, examples/mae), built from its modules and utilities."""
 
     def __init__(self, work: Work) -> None:
         super().__init__()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # lightly's dependencies deprecate one another at import
+            warnings.simplefilter("ignore")  # deprecation warnings of lightly's dependencies
             from lightly.models import utils
             from lightly.models.modules import MaskedVisionTransformerDecoderTIMM, MaskedVisionTransformerTIMM
         from timm.models.vision_transformer import VisionTransformer
@@ -83,7 +84,5 @@ class _LightlyMAE(nn.Module):
         full = utils.set_at_index(full, keep, tokens.type_as(full))
         decoded = self.decoder.decode(self.decoder.add_pos_embed(full))
         prediction = self.predict(utils.get_at_index(decoded, hidden))
-        target = utils.get_at_index(
-            utils.patchify(image, self.patch), hidden - 1
-        )  # -1: the class token is not of the image
+        target = utils.get_at_index(utils.patchify(image, self.patch), hidden - 1)  # -1: without the class token
         return nn.functional.mse_loss(prediction, utils.normalize_mean_var(target))

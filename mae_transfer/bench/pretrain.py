@@ -1,4 +1,4 @@
-"""The benchmark `pretrain`: one training step of ours beside the masked autoencoders that a user would otherwise install."""
+"""The benchmark `pretrain`: our training step and those of the masked autoencoders in other libraries."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OURS = "mae_transfer"
 
 
 class _Step(nn.Module):
-    """The loss of a batch as the loader hands it over: uint8 images, masks drawn."""
+    """The loss of a loader's batch: uint8 images with masks."""
 
     def __init__(self, work: Work) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class _Step(nn.Module):
         self.mae = MAE(MAEConfig(encoder=encoder), self.target.dim)
 
     def compile(self, *_: Any, **__: Any) -> None:
-        """Compile what the task compiles: the model, not the target."""
+        """Compile the model but not the target, as the task does."""
         self.mae.compile()
 
     def forward(self, batch: Batch, mask: Mask) -> Tensor:
@@ -63,14 +63,17 @@ CONTESTANTS: dict[str, Build] = {OURS: ours, "transformers": transformers_mae, "
 def run(
     work: Work, *, modes: Sequence[Mode], rounds: int, steps: int, contestants: Mapping[str, Build] = CONTESTANTS
 ) -> list[dict[str, Any]]:
-    """Race the contestants and return one record per contestant and mode, ready for a table or JSON."""
+    """Time the contestants and return one record per contestant and mode, for a table or JSON."""
     rows = race(contestants, modes, work, rounds=rounds, steps=steps)
     peak = max((row.measures.matmul_flops_per_s for row in rows if row.measures), default=0.0)
     return [record(row, rows, work, peak) for row in rows]
 
 
 def record(row: Row, rows: Sequence[Row], work: Work, peak: float) -> dict[str, Any]:
-    """Return the figures of one row. The ratios are medians over the rounds of this row's images/s to the faster peer's in the same round."""
+    """Return the figures of one row.
+
+    The ratios are medians over rounds of this row's images/s to those of the faster peer in the same round.
+    """
     if row.measures is None:
         return {"name": row.name, "mode": row.mode, "failure": row.failure}
     speed = statistics.median(row.images_per_s)
@@ -93,11 +96,11 @@ def record(row: Row, rows: Sequence[Row], work: Work, peak: float) -> dict[str, 
 
 
 def faster_peer(rows: Sequence[Row], mode: str) -> Row | None:
-    """Return the fastest row of that mode that is not ours; None where no peer ran."""
+    """Return the fastest row of a mode that is not ours; None if no peer ran."""
     peers = [row for row in rows if row.mode == mode and row.name != OURS and row.measures]
     return max(peers, key=lambda row: statistics.median(row.images_per_s), default=None)
 
 
 def ratio(row: Row, peer: Row) -> float:
-    """Return the median of the rounds' ratios."""
+    """Return the median over rounds of the ratio of images/s."""
     return statistics.median(mine / theirs for mine, theirs in zip(row.images_per_s, peer.images_per_s, strict=True))

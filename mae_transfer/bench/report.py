@@ -10,7 +10,7 @@ Records = list[dict[str, Any]]
 
 
 def table(records: Records, *, title: str) -> Table:
-    """Return the records as a table with a column per key; lists become ranges."""
+    """Return the records as a table with one column per key; lists become ranges."""
     columns = list(dict.fromkeys(key for record in records for key in record if not key.endswith("_rounds")))
     view = Table(*(column.replace("_", " ") for column in columns), title=title)
     for record in records:
@@ -19,7 +19,7 @@ def table(records: Records, *, title: str) -> Table:
 
 
 def show(value: Any) -> str:
-    """Return a value as a cell."""
+    """Return a value as the text of a cell."""
     if isinstance(value, dict):
         return "  ".join(f"{key} {show(item)}" for key, item in value.items())
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""The benchmarks `segment` (a training step of UperNet beside mmseg's own model, stepped as mmengine's Runner steps it) and `slide` (inference).
+"""The benchmarks `segment` (steps of UperNet, ours and mmseg's as in mmengine's Runner) and `slide` (inference).
 
 Legend: B batch, S pixels per side of a crop.
 """
@@ -28,11 +28,11 @@ CLASSES = 150
 OURS = "mae_transfer"
 PEER = "mmseg.train_step"
 ONE_BY_ONE = "mmseg.slide_inference"
-TAPS = {12: (3, 5, 7, 11), 24: (7, 11, 15, 23), 32: (7, 15, 23, 31)}  # by depth
+TAPS = {12: (3, 5, 7, 11), 24: (7, 11, 15, 23), 32: (7, 15, 23, 31)}  # depth -> taps
 
 
 class _Step(nn.Module):
-    """The loss of a batch as the loader hands it over."""
+    """The loss of a loader's batch."""
 
     def __init__(self, work: Work) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class _Step(nn.Module):
         self.model = protocol.model(ViT(ViTConfig.model_validate(encoder)), CLASSES)
 
     def compile(self, *_: Any, **__: Any) -> None:
-        """Compile what the task compiles: the model."""
+        """Compile the model, as the task does."""
         self.model.compile()
 
     def forward(self, batch: MapBatch) -> Tensor:
@@ -52,15 +52,15 @@ class _Step(nn.Module):
 
 
 class _MmsegStep(nn.Module):
-    """The same loss by mmseg: its preprocessor, its MAE backbone and heads, its `loss` with the accuracy of every step, `parse_losses`."""
+    """The same loss with mmseg: its preprocessor, MAE backbone and heads, `loss` (with accuracy) and `parse_losses`."""
 
     def __init__(self, work: Work) -> None:
         super().__init__()
         dim, depth, heads = SIZES[work.size]
         widths = [dim] * 4
         backbone = {
-            "type": "MAE", "img_size": work.image, "patch_size": work.patch, "embed_dims": dim, "num_layers": depth, "num_heads": heads,
-            "out_indices": TAPS[depth], "drop_path_rate": 0.1, "init_values": 1.0,
+            "type": "MAE", "img_size": work.image, "patch_size": work.patch, "embed_dims": dim, "num_layers": depth,
+            "num_heads": heads, "out_indices": TAPS[depth], "drop_path_rate": 0.1, "init_values": 1.0,
         }  # fmt: skip
         neck = {"type": "Feature2Pyramid", "embed_dim": dim, "rescales": [4, 2, 1, 0.5], "norm_cfg": {"type": "BN"}}
         self.model = _mmseg_model(
@@ -68,7 +68,7 @@ class _MmsegStep(nn.Module):
         )
 
     def compile(self, *_: Any, **__: Any) -> None:
-        """Compile what is compiled of ours: the model."""
+        """Compile the model, as in our step."""
         self.model.compile()
 
     def forward(self, data: dict[str, Any]) -> Tensor:
@@ -106,7 +106,7 @@ def ours(work: Work) -> Entry:
 
 
 def mmsegs(work: Work) -> Entry:
-    """Build mmseg's step, on the batch that its collate hands over."""
+    """Build mmseg's step, on the output format of its collate function."""
     images, labels = _data(work)
     with quiet():
         from mmengine.structures import PixelData
@@ -117,7 +117,7 @@ def mmsegs(work: Work) -> Entry:
 
 
 def _data(work: Work) -> tuple[Tensor, Tensor]:
-    """Return images (B, 3, S, S) and labels (B, S, S), uint8 as decoded."""
+    """Return images (B, 3, S, S) and labels (B, S, S), both uint8."""
     images = torch.randint(256, (work.batch, 3, work.image, work.image), dtype=torch.uint8, device=work.device)
     labels = torch.randint(CLASSES, (work.batch, work.image, work.image), device=work.device).to(torch.uint8)
     return images, labels
@@ -129,15 +129,16 @@ CONTESTANTS: dict[str, Build] = {OURS: ours, PEER: mmsegs}
 def run(
     work: Work, *, modes: Sequence[Mode], rounds: int, steps: int, contestants: Mapping[str, Build] = CONTESTANTS
 ) -> list[dict[str, Any]]:
-    """Race the contestants and return one record per contestant and mode, ready for a table or JSON."""
+    """Time the contestants and return one record per contestant and mode, for a table or JSON."""
     rows = race(contestants, modes, work, rounds=rounds, steps=steps)
     return [compared(row, rows, work, to=PEER, called="ratio_to_mmseg") for row in rows]
 
 
 def slide(work: Work, *, rounds: int) -> list[dict[str, Any]]:
-    """Time sliding windows in batches of `work.batch`, and one by one, beside mmseg's loop, on the same model and images, turn by turn.
+    """Time sliding-window inference on one model: in batches of `work.batch`, one by one, and with mmseg's loop.
 
-    The images are of 4:3, as high as a window (`work.image`) and as the largest of the published scales makes it. Logits are compared with mmseg's.
+    The variants alternate. The images have a ratio of 4:3; their height is that of a window (`work.image`), then that of
+    the largest published scale. `largest_difference` compares the logits with mmseg's.
     """
     torch.manual_seed(0)
     model = _Step(work).model.to(work.device).eval()
@@ -149,27 +150,30 @@ def slide(work: Work, *, rounds: int) -> list[dict[str, Any]]:
     for height in (work.image, round(work.image * max(PUBLISHED_SCALES))):
         image = torch.randn(1, 3, height, height * 4 // 3, device=work.device)
         sides = {"ori_shape": image.shape[2:], "img_shape": image.shape[2:]}
-        ways: dict[tuple[str, int], Callable[[], Tensor]] = {
+        variants: dict[tuple[str, int], Callable[[], Tensor]] = {
             (ONE_BY_ONE, 1): partial(model.net.slide_inference, image, [sides])
         }
         for batch in sorted({1, work.batch}):
-            ways[OURS, batch] = partial(logits, model, image, Windows(work.image, stride, 1, batch))
-        records += _timed(ways, work, rounds=rounds, image=f"{height} x {height * 4 // 3}")
+            variants[OURS, batch] = partial(logits, model, image, Windows(work.image, stride, 1, batch))
+        records += _timed(variants, work, rounds=rounds, image=f"{height} x {height * 4 // 3}")
     return records
 
 
 def _timed(
-    ways: Mapping[tuple[str, int], Callable[[], Tensor]], work: Work, *, rounds: int, image: str
+    variants: Mapping[tuple[str, int], Callable[[], Tensor]], work: Work, *, rounds: int, image: str
 ) -> list[dict[str, Any]]:
-    """Return a record per way (name, windows per pass) -> logits; the ratio is the median over the rounds of the first one's seconds to its own."""
-    seconds: dict[tuple[str, int], list[float]] = {way: [] for way in ways}
+    """Return a record per variant: (name, windows per pass) -> function that returns logits.
+
+    The ratio is the median over rounds of the seconds of the first variant to its own.
+    """
+    seconds: dict[tuple[str, int], list[float]] = {variant: [] for variant in variants}
     found: dict[tuple[str, int], Tensor] = {}
-    for number in range(-1, rounds):  # the first turn warms up
-        for way in list(ways) if number % 2 else list(ways)[::-1]:
+    for number in range(-1, rounds):  # the first turn is a warm-up
+        for variant in list(variants) if number % 2 else list(variants)[::-1]:
             with stopwatch(work.device) as elapsed, torch.no_grad(), autocast(work.dtype, torch.device(work.device)):
-                found[way] = ways[way]()
-            seconds[way] += elapsed if number >= 0 else []
-    (first, *_) = ways
+                found[variant] = variants[variant]()
+            seconds[variant] += elapsed if number >= 0 else []
+    (first, *_) = variants
     return [
         {
             "name": name,

@@ -1,6 +1,6 @@
-"""The benchmark `targets`: the pretraining step with each reconstruction target beside the step with pixels, in one process on one model.
+"""The benchmark `targets`: the pretraining step with each target, relative to pixels, in one process on one model.
 
-Only the target and the last layer change from contestant to contestant, turn by turn, so that a slow minute of the machine is slow for all.
+Contestants differ only in the target and the last layer. They alternate, so a slow phase of the machine affects all.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from mae_transfer.targets import HOG, PCA, Frame, NormPixel, Pixel, Token
 
 BASELINE = "pixel"
 COMPONENTS = 96  # MAE, section 4.1
-SMALL = DVAEConfig(codes=8192, groups=4, blocks=1, width=64)  # a dVAE of our own beside DALL-E's size
+SMALL = DVAEConfig(codes=8192, groups=4, blocks=1, width=64)  # a smaller dVAE than DALL-E's
 
 
 class Contestant(NamedTuple):
-    """A target, its own last layer, and what its tokenizer costs per image (0 where it has none)."""
+    """A target, its last layer, and the multiply-adds of its tokenizer per image (0 without a tokenizer)."""
 
     target: Target
     head: nn.Linear
@@ -41,7 +41,7 @@ class Contestant(NamedTuple):
 
 
 class _Step(nn.Module):
-    """One MAE with a last layer for each target; `chosen` says which one trains."""
+    """One MAE with a last layer for each target; `chosen` is the target in use."""
 
     def __init__(self, work: Work) -> None:
         super().__init__()
@@ -89,10 +89,14 @@ TARGETS: dict[str, Callable[[Frame], Target]] = {
 
 
 def run(work: Work, *, modes: Sequence[Mode], rounds: int, steps: int) -> list[dict[str, Any]]:
-    """Take turns, `steps` steps each, for `rounds` rounds; return one record per target, its time over the baseline's in the same round (median)."""
+    """Time `rounds` turns of `steps` steps of each target; return one record per target.
+
+    `time_over_pixel` is the median over rounds of its time relative to the baseline's in the same round.
+    """
     if list(modes) != ["eager"]:
         raise ValueError(
-            "the benchmark of targets swaps the last layer between turns, which compiled code does not follow: leave --modes out"
+            "the benchmark of targets swaps the last layer between turns, which does not work with compiled code: "
+            "remove --modes"
         )
     step = _Step(work)
     sampler, grid = Random(ratio=work.mask_ratio), step.mae.encoder.grid
@@ -114,7 +118,7 @@ def run(work: Work, *, modes: Sequence[Mode], rounds: int, steps: int) -> list[d
         for name in step.contestants if number % 2 else reversed(step.contestants):
             step.chosen = name
             taken = turn.seconds(steps)
-            seconds[name] += [taken] if number else []  # the first round warms up
+            seconds[name] += [taken] if number else []  # the first round is a warm-up
     return [record(name, entry, seconds, steps * work.batch) for name, entry in step.contestants.items()]
 
 
@@ -138,7 +142,7 @@ def _view(target: Target, work: Work) -> Tensor:
 
 
 def _macs(target: Target, device: str) -> int:
-    """Move the target to the device; return the multiply-adds of its tokenizer per image, 0 where it has none or does not call it."""
+    """Move the target to the device; return the multiply-adds per image of its tokenizer, 0 if it calls none."""
     assert isinstance(target, nn.Module)
     target.to(device)
     tokenizer = getattr(target, "tokenizer", None)

@@ -1,4 +1,4 @@
-"""What a benchmark is asked to measure. This module imports no torch, so that the command line knows the defaults without it."""
+"""The settings of a benchmark. This module imports no torch, because the command line reads its defaults."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Mode = Literal["eager", "compiled"]
 
 @dataclass(frozen=True)
 class Work:
-    """What one step works on."""
+    """Model, batch and precision of one step."""
 
-    size: str = "vit_base"  # a name of models.vit.SIZES
+    size: str = "vit_base"  # key of models.vit.SIZES
     patch: int = 16
     image: int = 224  # pixels per side
     batch: int = 16
