@@ -1,4 +1,4 @@
-"""Arithmetic of float32 products: IEEE or TF32, with or without autocast. Only this module sets torch's global flags."""
+"""Arithmetic of float32 products: IEEE or TF32, with or without autocast. No other module sets torch's flags."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def float32_products(matmul: Matmul) -> Iterator[None]:
 
 @contextmanager
 def exact(device: torch.device) -> Iterator[None]:
-    """Compute in the tensors' own type and in IEEE arithmetic, without autocast, for results that must be reproducible."""
+    """Compute in the tensors' own type, in IEEE arithmetic and without autocast, for reproducible results."""
     with float32_products("ieee"), torch.autocast(device.type, enabled=False):
         yield
 

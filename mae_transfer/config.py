@@ -1,8 +1,8 @@
 """Loads a config file into a strict, typed schema.
 
-Order: Python file (mmengine, one level of `_base_`) -> debug overlay -> `--set` overrides -> Schema. An unknown key is an
-error that proposes the nearest known one. Options of execution only (workers, logging, device ...) are under `run`. The
-digest leaves `run` out, so two runs with the same digest compute the same numbers.
+Order: Python file (mmengine, one level of `_base_`) -> debug overlay -> `--set` overrides -> Schema. An unknown key is
+an error that proposes the nearest known one. Options of execution only (workers, logging, device ...) are under `run`.
+The digest leaves `run` out, so two runs with the same digest compute the same numbers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ S = TypeVar("S", bound="Schema")
 T = TypeVar("T")
 Openers = Mapping[str, Callable[[str], Any]]
 NEUTRAL = {"on_error": "raise", "max_unreadable": 100}
-"""Keys that do not change the digest (the handling of unreadable files), with the values used for it: their defaults."""
+"""Keys that do not change the digest (handling of unreadable files), with the values used for it: their defaults."""
 
 
 class Schema(BaseModel):
@@ -39,7 +39,7 @@ class Schema(BaseModel):
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
     debug: ClassVar[Mapping[str, Any]] = {}
-    """Dotted overrides of `--debug`: a run of two steps, on CPU, in seconds. "key?" applies only if the file sets it."""
+    """Dotted overrides of `--debug`: two steps, on CPU, in seconds. "key?" applies only if the file sets that key."""
     choices: ClassVar[Mapping[str, Mapping[str, Callable[..., Any]]]] = {}
     """Name of a Spec field -> table of its entries. `--show` uses it to document the options of the entry."""
 
@@ -66,7 +66,7 @@ class Schema(BaseModel):
 
 
 class Spec(Schema):
-    """An entry of a table (TARGETS, MASKERS ...) with the options of its constructor: dict(name="norm_pixel", eps=1e-6)."""
+    """An entry of a table (TARGETS, MASKERS ...) with its constructor's options: dict(name="norm_pixel", eps=1e-6)."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str

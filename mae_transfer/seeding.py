@@ -34,7 +34,7 @@ def seed_all(seed: int) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[np.random.Generator]:
-    """Run a block under seed_all(seed), yield a numpy generator with this seed, then restore the three global states."""
+    """Run a block under seed_all(seed), yield a numpy generator with this seed, then restore the global states."""
     states = random.getstate(), get_bit_generator(), torch.get_rng_state()
     spare = _SPARE.pop() if _SPARE else np.random.MT19937(0)
     set_bit_generator(spare)

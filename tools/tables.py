@@ -1,4 +1,4 @@
-"""Print tables with your results beside the published numbers.
+"""Print tables with your results next to the published numbers.
 
   python tools/tables.py runs/mine
   python tools/tables.py runs/t7 runs/other --table 4 --table 7 --format latex
@@ -6,9 +6,9 @@
   python tools/tables.py runs/t7 --figures figures            (figures 5, 7 and 9 as pictures)
   python tools/tables.py --list                               (all tables, and what each needs)
 
-The summary comes first: pretrainings by tasks. Then come the tables of the suite that say more.
-A cell is "83.7±0.2 (83.6, +0.1)": your mean and standard deviation, the published number and the
-difference. Published numbers stand only beside runs that did the same. The best one is bold.
+The summary (pretrainings by tasks) comes first, then the tables with more detail. A cell is
+"83.7±0.2 (83.6, +0.1)": your mean and standard deviation, the published number and the difference.
+Published numbers are shown only for runs with the same setting. The best number is bold.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 from mae_transfer import cli
 
 FORMATS = ("terminal", "markdown", "latex", "html", "csv")
-PUBLISHED = "published numbers: beside yours (default), in rows of their own as well (all), or none"
+PUBLISHED = "published numbers: next to yours (default), also in separate rows (all), or none"
 
 
 def parser() -> cli.Parser:
@@ -27,7 +27,7 @@ def parser() -> cli.Parser:
     found.what.add_argument(
         "runs", nargs="*", type=cli.path, metavar="RUN", help="work dirs (searched at any depth) or results.jsonl files"
     )
-    table = "table to print, e.g. 3; may be repeated; all: every table with results; --list names them"
+    table = "table to print, e.g. 3; may be repeated; all: every table with results; see --list"
     found.what.add_argument("--table", action="append", metavar="NAME", help=table)
     found.where.add_argument(
         "--figures",
@@ -38,7 +38,7 @@ def parser() -> cli.Parser:
     found.how.add_argument("--format", choices=FORMATS, default="terminal", help="output format (default: terminal)")
     found.how.add_argument("--published", choices=("beside", "all", "none"), default="beside", help=PUBLISHED)
     found.information.add_argument(
-        "--why", action="store_true", help="say why numbers do not stand beside published ones, and exit"
+        "--why", action="store_true", help="explain why numbers have no published number next to them, and exit"
     )
     found.information.add_argument(
         "--list", action="store_true", help="list tables and figures with the runs that each needs, and exit"
@@ -65,7 +65,7 @@ def show(args: argparse.Namespace) -> None:
 
     names = args.table or []
     if unknown := set(names) - {*LAYOUTS, "all"}:
-        raise ValueError(f"--table {min(unknown)}: there is no such table; {nearest(min(unknown), LAYOUTS)}")
+        raise ValueError(f"--table {min(unknown)}: no such table; {nearest(min(unknown), LAYOUTS)}")
     if not args.runs:
         raise ValueError("pass the work dirs of finished runs, for instance: python tools/tables.py runs/*")
     found, damaged = records.load(args.runs)
@@ -79,7 +79,7 @@ def show(args: argparse.Namespace) -> None:
     if not wanted:
         tables, same = comparison.worth_printing(found, show=args.published, about=about)
     if args.why:
-        print("\n".join(comparison.misses(tables)) or "every number that has a published one stands beside it")
+        print("\n".join(comparison.misses(tables)) or "every published number is shown")
     elif not tables:
         print("these results belong to no table: see --list", file=sys.stderr)
     elif args.format == "csv":

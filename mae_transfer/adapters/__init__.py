@@ -1,4 +1,4 @@
-"""Adapters turn a backbone's Features into a pyramid. A new adapter is one file, one line here, one config, one test."""
+"""Adapters turn a backbone's Features into a pyramid. A new adapter is a file, a line here, a config and a test."""
 
 from __future__ import annotations
 

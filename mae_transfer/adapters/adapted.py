@@ -36,7 +36,7 @@ class AdaptedBackbone(nn.Module):
         return self.adapter(self.backbone(images, taps=self.adapter.taps))
 
     def layer_of(self, name: str) -> int:
-        """Return the layer of a parameter: the backbone's ids; the adapter comes after. ValueError for an unknown name."""
+        """Return the layer of a parameter: the backbone's ids; the adapter comes after. ValueError if unknown."""
         part, _, rest = name.partition(".")
         if part == "backbone":
             return self.backbone.layer_of(rest)

@@ -1,4 +1,4 @@
-"""The bridge to detectron2: an AdaptedBackbone as its `Backbone`. detectron2 is optional; it is imported on use only."""
+"""The bridge to detectron2: an AdaptedBackbone as its `Backbone`. detectron2 is optional and imported on use only."""
 
 from __future__ import annotations
 

@@ -57,8 +57,9 @@ def doublings(stride: int, wanted: int) -> int:
 
 
 def rescale(channels: int, times: int, norm: Norm, *, narrow: bool = False) -> tuple[nn.Sequential, int]:
-    """Return the layers that double a map (B, D, h, w) `times`, and their output channels: D, or D / 2^times if `narrow`.
+    """Return the layers that double a map (B, D, h, w) `times`, and their output channels.
 
+    These are D, or D / 2^times if `narrow`.
     Up: transposed convolutions 2x2 of stride 2 with norm and GELU between them; down: one max-pool; 0: no layer.
     """
     layers: list[nn.Module] = [nn.MaxPool2d(2**-times)] if times < 0 else []
@@ -83,7 +84,7 @@ def chosen(taps: Sequence[int], maps: Maps) -> tuple[int, ...]:
     """Return the taps as a tuple.
 
     Raises:
-        ValueError: the taps do not rise, or do not end with the last map: the blocks after the last tap would not train.
+        ValueError: the taps do not rise or do not end with the last map; blocks after the last tap would not train.
     """
     count = len(maps.strides)
     if list(taps) != sorted(set(taps)) or not taps or taps[0] < 0 or taps[-1] != count - 1:

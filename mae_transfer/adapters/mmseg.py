@@ -1,4 +1,4 @@
-"""The bridge to mmsegmentation: an AdaptedBackbone in its EncoderDecoder, with its heads. mmseg is imported on use only.
+"""The bridge to mmsegmentation: an AdaptedBackbone and mmseg's heads in its EncoderDecoder. mmseg is imported on use.
 
 Legend: B batch, C classes, H x W pixels, h x w the resolution of a head.
 """
@@ -96,8 +96,8 @@ class Bridge(nn.Module):
 def encoder_decoder(pyramid: AdaptedBackbone, decode: HeadConfig, auxiliary: HeadConfig | None = None) -> Any:
     """Return mmseg's EncoderDecoder around a pyramid.
 
-    Its heads have mmseg's initialisation; the weights of the pyramid do not change. It takes normalised RGB, not BGR, and
-    does not normalise. The last layers of the heads compute in float32.
+    Its heads have mmseg's initialisation; the weights of the pyramid do not change. It takes normalised RGB, not BGR,
+    and does not normalise. The last layers of the heads compute in float32.
     """
     with quiet():
         import mmseg.models  # noqa: F401  # fills the registry
@@ -119,8 +119,8 @@ def encoder_decoder(pyramid: AdaptedBackbone, decode: HeadConfig, auxiliary: Hea
 class Segmenter(nn.Module):
     """mmseg's EncoderDecoder for the suite's loop: `forward` returns logits, `losses` computes the losses.
 
-    mmseg's own `loss` computes an accuracy with boolean masks at every step, which waits for the device. Here `accuracy`
-    is computed at log steps only.
+    mmseg's own `loss` computes an accuracy with boolean masks at every step, which waits for the device. Here
+    `accuracy` is computed at log steps only.
     """
 
     def __init__(self, net: Any, *, frozen: bool = False) -> None:

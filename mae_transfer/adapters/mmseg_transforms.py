@@ -1,4 +1,4 @@
-"""mmsegmentation's data pipeline for one image and its map. It draws from the global generators, which our loader seeds.
+"""mmsegmentation's data pipeline for one image and its map. It uses the global generators, which our loader seeds.
 
 Legend: H x W pixels. mmseg works on BGR, as OpenCV does; these transforms take and return RGB.
 """
@@ -65,7 +65,7 @@ class TrainingCrop:
         return partial(TrainingCrop, **self.options), ()
 
     def __call__(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a crop of an image (3, H, W) uint8 RGB and of its map (H, W) uint8; it draws from numpy's global generator."""
+        """Return a crop of an image (3, H, W) uint8 RGB and its map (H, W) uint8, using numpy's global generator."""
         results: dict[str, Any] = {
             "img": _to_bgr(image),
             "gt_seg_map": np.asarray(labels),

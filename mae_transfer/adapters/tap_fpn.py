@@ -1,4 +1,4 @@
-"""A pyramid from maps at several depths: Li et al.'s for detection (2111.11429, section 2.2), BEiT's and MAE's for UperNet.
+"""A pyramid from maps at several depths: Li et al. for detection (2111.11429, section 2.2), BEiT and MAE for UperNet.
 
 Legend: B batch, D_k channels of map k, C channels of the pyramid, H x W pixels.
 """
@@ -18,8 +18,8 @@ from mae_transfer.interfaces import Features
 class TapFPN(nn.Module):
     """Four maps, each scaled to its level, and optionally an FPN.
 
-    With a patch of 16, the maps of a plain ViT are scaled x4 (ConvT - norm - GELU - ConvT), x2 (ConvT), x1 (no layer) and
-    x0.5 (max-pool); their widths do not change. Maps of a hierarchical backbone already have these strides.
+    With a patch of 16, the maps of a plain ViT are scaled x4 (ConvT - norm - GELU - ConvT), x2 (ConvT), x1 (no layer)
+    and x0.5 (max-pool); their widths do not change. Maps of a hierarchical backbone already have these strides.
     """
 
     def __init__(

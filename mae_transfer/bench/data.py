@@ -51,9 +51,9 @@ def run(
         images: most files to read.
         repeats: crops per decoded image of the contestant with repeated crops.
     Returns:
-        One dict per contestant: name, counted (False: other work, listed for comparison), images_per_s, low, high, ratio
-        to the classic pipeline (median over rounds) and pixel_difference (mean absolute difference from the classic
-        crops in grey levels; None if not measured).
+        One dict per contestant: name, counted (False: other work, listed for comparison), images_per_s, low, high,
+        ratio to the classic pipeline (median over rounds) and pixel_difference (mean absolute difference from the
+        classic crops in grey levels; None if not measured).
     """
     source = Folder(root=str(folder), labelled=False)
     files = [Path(source.where(index)).read_bytes() for index in range(min(images, len(source)))]

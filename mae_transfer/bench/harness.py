@@ -59,7 +59,7 @@ class Row:
 def race(
     contestants: Mapping[str, Build], modes: Sequence[Mode], work: Work, *, rounds: int, steps: int, warmup: int = 2
 ) -> list[Row]:
-    """Time `rounds` turns of `steps` training steps of each contestant in each mode; all processes run and alternate."""
+    """Time `rounds` turns of `steps` training steps of each contestant in each mode; the processes alternate."""
     lanes = {(name, mode): _start(build, work, mode) for name, build in contestants.items() for mode in modes}
     speeds: dict[tuple[str, Mode], list[float]] = {key: [] for key in lanes}
     try:

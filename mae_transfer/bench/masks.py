@@ -33,7 +33,7 @@ UNIT = 2**20 if sys.platform == "darwin" else 2**10  # units of ru_maxrss per Mi
 
 
 def run(args: argparse.Namespace) -> list[Json]:
-    """Return a record for each transform of a training sample, and one for pasting and encoding an image's detections."""
+    """Return a record for each transform of a training sample, and one for pasting and encoding detections."""
     size, rng = (args.height, args.width), np.random.default_rng(0)
     polygons = [_polygon(rng, size, args.radius) for _ in range(args.objects)]
     with tempfile.TemporaryDirectory() as folder:

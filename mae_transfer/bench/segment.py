@@ -137,8 +137,8 @@ def run(
 def slide(work: Work, *, rounds: int) -> list[dict[str, Any]]:
     """Time sliding-window inference on one model: in batches of `work.batch`, one by one, and with mmseg's loop.
 
-    The variants alternate. The images have a ratio of 4:3; their height is that of a window (`work.image`), then that of
-    the largest published scale. `largest_difference` compares the logits with mmseg's.
+    The variants alternate. The images have a ratio of 4:3; their height is that of a window (`work.image`), then that
+    of the largest published scale. `largest_difference` compares the logits with mmseg's.
     """
     torch.manual_seed(0)
     model = _Step(work).model.to(work.device).eval()

@@ -172,7 +172,7 @@ def transfer(
     parser.what.add_argument(
         "--backbone",
         metavar="REF",
-        help="weights to transfer: a backbone.safetensors, or PREFIX:PATH (mae:, timm:, random: ...; docs/backbones.md)",
+        help="weights to transfer: a backbone.safetensors, or PREFIX:PATH (mae:, timm: ...; docs/backbones.md)",
     )
     parser.what.add_argument(
         "--eval", action="store_true", help="train nothing, evaluate --checkpoint; --work-dir may then be left out"

@@ -60,7 +60,7 @@ def test_every_format_is_written_and_ours_reads_back(
         )
     said = capsys.readouterr().out
     assert said.count("0.1 M parameters") == 4
-    assert "not written, for a backbone has no classifier: head.weight, head.bias" in said
+    assert "not written, because a backbone has no classifier: head.weight, head.bias" in said
     for prefix, path, changes in (
         ("", "ours/x.safetensors", {}),
         ("deit:", "timm/x.safetensors", {"heads": 4}),

@@ -138,7 +138,7 @@ def test_a_second_run_in_one_work_dir_is_refused_and_names_the_first(
         disk.locked(tmp_path / "run" / ".run.lock", owner="process 7 on node1"),
         pytest.raises(
             ValueError,
-            match=r"run is in use by process 7 on node1: wait for it to end, stop it, or take another --work-dir",
+            match=r"run is in use by process 7 on node1: wait for it to end, stop it, or use another --work-dir",
         ),
     ):
         pretrain.run(config(**SHORT), tmp_path / "run")

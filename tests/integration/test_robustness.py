@@ -164,4 +164,4 @@ def test_the_tool_evaluates_and_the_table_shows_it(
     rows = [row for row in tables.lines("13", records.load([tmp_path / "out"])[0]) if row.ours]
     assert [(row.column.split(",")[0], row.scale) for row in rows] == [("imagenet-a", "mini")]
     assert cli.transfer(tasks, description="", argv=[str(file), "--work-dir", str(tmp_path / "out")]) == 1
-    assert "trains nothing: give --eval" in capsys.readouterr().err
+    assert "trains nothing: pass --eval" in capsys.readouterr().err

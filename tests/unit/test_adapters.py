@@ -173,7 +173,7 @@ def test_a_hierarchical_backbone_goes_to_the_fpn_as_it_is(name: str, options: di
         "p4": (16, 4, 4),
         "p5": (16, 2, 2),
     }
-    with pytest.raises(ValueError, match="take tap_fpn"):
+    with pytest.raises(ValueError, match="use tap_fpn"):
         SimpleFPN(maps_of(backbone))
 
 
@@ -202,8 +202,8 @@ def test_the_default_taps_are_the_quarters_of_the_depth() -> None:
 
 
 @pytest.mark.parametrize(("options", "match"), [
-    ({"taps": (0, 1, 2)}, "the last one included"), ({"taps": (0, 1, 3)}, "takes 4 maps"), ({"taps": (1, 0, 2, 3)}, "rising order"),
-    ({"fpn": None, "p6": True}, "give its channels"),
+    ({"taps": (0, 1, 2)}, "include the last one"), ({"taps": (0, 1, 3)}, "needs 4 maps"), ({"taps": (1, 0, 2, 3)}, "rising order"),
+    ({"fpn": None, "p6": True}, "set the FPN's channels"),
 ])  # fmt: skip
 def test_taps_that_make_no_pyramid_are_named(options: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):

@@ -85,7 +85,7 @@ def test_a_broken_download_goes_on_where_it_stopped_or_begins_anew(
     server: Server, tmp_path: Path, resumes: bool
 ) -> None:
     server.cut = 300_000
-    with pytest.raises(ValueError, match=r"could not be fetched .*300000 bytes are kept, ask again"):
+    with pytest.raises(ValueError, match=r"could not be downloaded .*300000 bytes are kept, run the command again"):
         fetch(entry(server), folder=tmp_path)
     assert files(tmp_path) == ["w.pth.part"]
     server.cut, server.resumes = None, resumes
@@ -107,7 +107,7 @@ def test_a_wrong_checksum_leaves_no_file(server: Server, tmp_path: Path) -> None
 
 
 def test_an_address_that_does_not_answer_is_named(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"absent.pth.* could not be fetched .*404"):
+    with pytest.raises(ValueError, match=r"absent.pth.* could not be downloaded .*404"):
         fetch(entry(server, name="absent.pth"), folder=tmp_path)
 
 

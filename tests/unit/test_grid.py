@@ -76,7 +76,7 @@ def test_all_rows_under_torchrun_are_refused(
         )
         == 1
     )
-    assert "under torchrun start each row by its name" in capsys.readouterr().err
+    assert "does not work with torchrun: start each row by its name" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("options", "text"), [

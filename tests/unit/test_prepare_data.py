@@ -130,7 +130,7 @@ def test_the_archive_of_ade20k_has_a_folder_of_its_own(
 
 def test_a_damaged_or_hostile_archive_is_refused(tmp_path: Path) -> None:
     (tmp_path / "torn.zip").write_bytes(b"PK no archive")
-    with pytest.raises(ValueError, match=r"torn.zip is damaged .*fetch it again"):
+    with pytest.raises(ValueError, match=r"torn.zip is damaged .*download it again"):
         unpack(tmp_path / "torn.zip", tmp_path / "out")
     body = io.BytesIO()
     with zipfile.ZipFile(body, "w") as packed:

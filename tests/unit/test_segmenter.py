@@ -298,7 +298,7 @@ def test_views_of_several_scales_are_no_smaller_than_the_window() -> None:
         ({"scale": (512, 2048)}, "longer side before"),
         ({"ratios": (2.0, 0.5)}, "smallest factor first"),
         ({"train": {"name": "ade", "split": "training", "clases": ("a",)}}, "did you mean 'classes'"),
-        ({"val": {"name": "cityscapes"}}, "no 'cityscapes' here"),
+        ({"val": {"name": "cityscapes"}}, "unknown name 'cityscapes'"),
     ],
 )
 def test_bad_data_options_are_named(values: dict[str, Any], message: str) -> None:

@@ -115,7 +115,7 @@ def test_a_sweep_is_a_run_per_point_before_the_runs_that_report(suite: Callable[
     (('"token": dict(config', '"///": dict(config'), "'///' cannot name a folder"), (('rows=("pixel",)', "rows=()"), "at least 1 item"),
     (("seeds=(0,)", "seeds=()"), "at least 1 item"), (("hours=2.0", "hour=2.0"), "unknown key 'rows.pixel.hour'; did you mean 'hours'"),
     (("hours=2.0", 'fresh_in={"finetun": {}}'), "'finetun', which is none of the transfers; did you mean 'finetune'"),
-    (('"token": dict(config', '"pixel": dict(config'), "line 6: 'pixel' stands twice in one dict"),
+    (('"token": dict(config', '"pixel": dict(config'), "line 6: key 'pixel' occurs twice in one dict"),
 ])  # fmt: skip
 def test_a_mistake_is_one_clear_error(suite: Callable[..., Path], changes: tuple[str, ...], text: str) -> None:
     with pytest.raises(ValueError) as error:

@@ -61,7 +61,7 @@ def test_every_parameter_has_its_layer(name: str) -> None:
         "convnext_atto": "model.stem.0.weight",
     }
     assert layers[first.get(name, "model.patch_embed.proj.weight")] == 0
-    with pytest.raises(ValueError, match="no parameter"):
+    with pytest.raises(ValueError, match="not a parameter"):
         backbone.layer_of("model.blocks.7.attn.qkv.weight")
 
 

@@ -129,7 +129,7 @@ def test_layer_decay_and_weight_decay_know_the_tables() -> None:
 def test_masked_pretraining_with_windows_says_what_to_do(options: dict[str, Any]) -> None:
     vit = dense(**options)
     ids = torch.arange(5)[None]
-    with pytest.raises(ValueError, match="switched on at transfer"):
+    with pytest.raises(ValueError, match="add them at transfer"):
         vit.encode(torch.randn(1, 5, 32), (4, 6), ids)
 
 
