@@ -7,6 +7,7 @@ Results of an earlier version have no record: their entry holds what those versi
 from __future__ import annotations
 
 import hashlib
+import json
 import pprint
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mae_transfer.config import flatten
-from mae_transfer.record import DataSet, Record, Seconds, Sitting, Weights
+from mae_transfer.record import DataSet, Record, Sitting, Weights
 from mae_transfer.results import Result
 from mae_transfer.suite import records
 from mae_transfer.suite.records import Note
@@ -165,8 +166,10 @@ def record_facts(record: Record) -> Iterator[Fact]:
     yield Fact("length", length_text(record.epochs, record.batch, record.seed))
     seen = {True: "yes", False: "no", None: "unknown"}[record.seen_labels]
     yield Fact("labels", f"{'used' if record.labels else 'not used'} by this run; used by it or its start: {seen}")
+    named: set[str | None] = set()
     for part, data in record.data.items():
-        yield Fact(f"data, {part}", data_text(data))
+        yield Fact(f"data, {part}", data_text(data, names=data.class_digest not in named))
+        named.add(data.class_digest)
     for role, weights in record.inputs.items():
         yield Fact(role, weights_text(weights), _anchor(weights.record) if weights.record else None)
     if record.depends_on_device_batch:
@@ -189,12 +192,12 @@ def length_text(epochs: float, batch: int, seed: int) -> str:
     return f"{length}, seed {seed}"
 
 
-def data_text(data: DataSet) -> str:
-    """Return a data set with its counts and fingerprint."""
+def data_text(data: DataSet, *, names: bool = True) -> str:
+    """Return a data set with its counts, its fingerprint and, on request, the names of its classes."""
     counts = [] if data.objects is None else [f"{data.objects:,} objects"]
     counts += [f"{data.files:,} files of {data.bytes / 2**20:.1f} MiB" if data.files else "generated, no files"]
-    names = ["classes: " + ", ".join(data.class_names)] if data.class_names else []
-    return "; ".join([data.text(), data.kind, *counts, f"fingerprint {data.fingerprint}", *names])
+    classes = ["classes: " + ", ".join(data.class_names)] if data.class_names and names else []
+    return "; ".join([data.text(), data.kind, *counts, f"fingerprint {data.fingerprint}", *classes])
 
 
 def weights_text(weights: Weights) -> str:
@@ -290,8 +293,7 @@ def _anchor(record: Record) -> str:
 
     Files of weights carry seconds of training only, so the other seconds do not count.
     """
-    kept = [s.model_copy(update={"seconds": Seconds(train=s.seconds.train)}) for s in record.sittings]
-    return f"record-{_digest(record.model_copy(update={'sittings': tuple(kept)}).model_dump_json())}"
+    return f"record-{_digest(json.dumps(record.exported().model_dump(mode='json'), sort_keys=True))}"
 
 
 def _digest(text: str) -> str:

@@ -204,9 +204,8 @@ def test_results_of_an_earlier_version_are_marked_and_say_what_they_know(page: s
 
 def test_a_record_is_printed_once_and_linked_to_that_of_its_start(tmp_path: Path) -> None:
     pretrained = made("pretrain", method=PRETRAIN, run="p", labels=False, recipe_digest="d0")
-    exported = pretrained.model_copy(update={"sittings": tuple(
-        one.model_copy(update={"seconds": Seconds(train=one.seconds.train)}) for one in pretrained.sittings
-    )})  # fmt: skip
+    turned = dict(reversed(pretrained.recipe.items()))  # files of weights sort the keys
+    exported = pretrained.exported().model_copy(update={"recipe": turned})
     start = Weights(kind="run", name=PRETRAIN, sha256="5a" * 32, record=exported)
     about = {"scale": "mini", "pretrain": PRETRAIN, "commit": None}
     first = result("m", 0.5, task="pretrain", metric="val_loss", unit="loss", record=pretrained, **about)
