@@ -164,8 +164,12 @@ def record_facts(record: Record) -> Iterator[Fact]:
     """Yield what a record says, line by line."""
     yield Fact("task", f"{record.task}: {record.method}, {record.scale} scale")
     yield Fact("length", length_text(record.epochs, record.batch, record.seed))
-    seen = {True: "yes", False: "no", None: "unknown"}[record.seen_labels]
-    yield Fact("labels", f"{'used' if record.labels else 'not used'} by this run; used by it or its start: {seen}")
+    before = {
+        True: "not used by this run, used by a run before it",
+        False: "not used by this run or a run before it",
+        None: "not used by this run, unknown for its start weights",
+    }
+    yield Fact("labels", "used by this run" if record.labels else before[record.seen_labels])
     named: set[str | None] = set()
     for part, data in record.data.items():
         yield Fact(f"data, {part}", data_text(data, names=data.class_digest not in named))
@@ -243,7 +247,7 @@ def earlier_facts(result: Result) -> Iterator[Fact]:
 
 def result_facts(result: Result) -> Iterator[Fact]:
     """Yield what a result says beside its record."""
-    yield Fact("backbone", f"{result.backbone}, {result.params / 1e6:.4g} M parameters with head")
+    yield Fact("model", f"{result.backbone}, {result.params / 1e6:.4g} M parameters with head")
     yield Fact("precision", result.precision + (f", matmul {result.matmul}" if result.matmul else ""))
     if result.normalization:
         yield Fact("normalization", result.normalization)
