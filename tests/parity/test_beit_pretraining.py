@@ -1,4 +1,4 @@
-"""The early objectives as configurations of the MAE's pieces: BEiT against transformers on copied weights, SimMIM's loss against its formula."""
+"""BEiT and SimMIM as configurations of the MAE: BEiT against transformers, SimMIM's loss against its formula."""
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ from mae_transfer.targets import Frame, Pixel
 CODES, DIM, DEPTH, HEADS = 11, 32, 3, 4
 SIZE, PATCH = 32, 8
 BLOCK = {
-    "norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.o_proj", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2",
+    "norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.o_proj", "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
 }  # fmt: skip
 
 
@@ -28,7 +29,8 @@ def masks(hidden: int) -> Mask:
 def beit() -> MAE:
     """What configs/pretrain/beit_vit_base.py builds, small."""
     encoder = ViTConfig(
-        size=None, dim=DIM, depth=DEPTH, heads=HEADS, patch=PATCH, image_size=SIZE, positions="none", relative_positions="shared", qkv_bias="qv",
+        size=None, dim=DIM, depth=DEPTH, heads=HEADS, patch=PATCH, image_size=SIZE, positions="none",
+        relative_positions="shared", qkv_bias="qv",
         layer_scale=0.1, norm_eps=1e-12,
     )  # fmt: skip
     return MAE(MAEConfig(encoder=encoder, decoder=DecoderConfig(depth=0), corrupt="mask_token"), CODES)
@@ -61,8 +63,10 @@ def copied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_beit_predicts_the_logits_of_transformers() -> None:
     torch.manual_seed(0)
     config = BeitConfig(
-        vocab_size=CODES, hidden_size=DIM, num_hidden_layers=DEPTH, num_attention_heads=HEADS, intermediate_size=4 * DIM, image_size=SIZE,
-        patch_size=PATCH, use_mask_token=True, use_shared_relative_position_bias=True, layer_scale_init_value=0.1, drop_path_rate=0.0,
+        vocab_size=CODES, hidden_size=DIM, num_hidden_layers=DEPTH, num_attention_heads=HEADS,
+        intermediate_size=4 * DIM, image_size=SIZE,
+        patch_size=PATCH, use_mask_token=True, use_shared_relative_position_bias=True, layer_scale_init_value=0.1,
+        drop_path_rate=0.0,
     )  # fmt: skip
     theirs = BeitForMaskedImageModeling(config).eval()
     for parameter in theirs.parameters():
@@ -81,7 +85,7 @@ def test_beit_predicts_the_logits_of_transformers() -> None:
 
 
 def test_simmims_loss_is_the_mean_absolute_error_of_the_hidden_pixels() -> None:
-    """SimMIM (arXiv 2111.09886, section 3): l1 between raw and predicted pixels, summed over hidden pixels, over their number."""
+    """SimMIM (arXiv 2111.09886, section 3): l1 between raw and predicted pixels, averaged over the hidden pixels."""
     torch.manual_seed(0)
     encoder = ViTConfig(size=None, dim=DIM, depth=DEPTH, heads=HEADS, patch=PATCH, image_size=SIZE)
     model = MAE(MAEConfig(encoder=encoder, decoder=DecoderConfig(depth=0), corrupt="mask_token"), 3 * PATCH**2).eval()

@@ -1,4 +1,4 @@
-"""Block masks before filling, against BEiT's algorithm 1 written out once more with Python's own generator: 10,000 draws of each."""
+"""Block masks before filling against BEiT's algorithm 1, written again with Python's generator: 10,000 draws each."""
 
 import math
 import random

@@ -1,4 +1,4 @@
-"""Fine-tuning's layer decay and weight-decay groups of every ViT-B parameter against a table written from BEiT's and MAE's formulas; LARS, mixup."""
+"""Layer decay and weight decay of every ViT-B parameter against a table from BEiT's and MAE's formulas; LARS; mixup."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.tasks.protocols import Feed, Finetune, Linear, Partial
 
 BLOCK = {
-    "norm1.weight": 0.0, "norm1.bias": 0.0, "attn.qkv.weight": 0.05, "attn.qkv.bias": 0.0, "attn.proj.weight": 0.05, "attn.proj.bias": 0.0,
-    "norm2.weight": 0.0, "norm2.bias": 0.0, "mlp.fc1.weight": 0.05, "mlp.fc1.bias": 0.0, "mlp.fc2.weight": 0.05, "mlp.fc2.bias": 0.0,
+    "norm1.weight": 0.0, "norm1.bias": 0.0, "attn.qkv.weight": 0.05, "attn.qkv.bias": 0.0, "attn.proj.weight": 0.05,
+    "attn.proj.bias": 0.0,
+    "norm2.weight": 0.0, "norm2.bias": 0.0, "mlp.fc1.weight": 0.05, "mlp.fc1.bias": 0.0, "mlp.fc2.weight": 0.05,
+    "mlp.fc2.bias": 0.0,
 }  # fmt: skip
 
 
 def hand_made_table() -> dict[str, tuple[float, float]]:
-    """ViT-B/16, layer decay 0.75: the stem is layer 0 of 13, block i layer i + 1, what follows layer 13; scale = 0.75 ** (13 - layer)."""
+    """ViT-B/16, layer decay 0.75: stem = layer 0, block i = layer i + 1, the rest = layer 13; 0.75 ** (13 - layer)."""
     stem = {"cls_token": 0.0, "pos_embed": 0.0, "patch_embed.proj.weight": 0.05, "patch_embed.proj.bias": 0.0}
     table = {f"backbone.{name}": (decay, 0.75**13) for name, decay in stem.items()}
     for i in range(12):

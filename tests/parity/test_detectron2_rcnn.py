@@ -1,4 +1,4 @@
-"""The torchvision engine equals detectron2's proposal network and heads with copied weights, where detectron2 is installed."""
+"""The torchvision engine equals detectron2's proposal network and heads with copied weights, if detectron2 is there."""
 
 import re
 from pathlib import Path
@@ -73,7 +73,7 @@ def theirs_name(name: str) -> str:
 
 
 def reordered(name: str, value: Tensor) -> Tensor:
-    """Torchvision's class 0 is the background, with boxes and masks of its own; detectron2's last is, with logits alone."""
+    """Background is class 0 in torchvision, with its own boxes and masks, and the last class in detectron2, without."""
     if "cls_score" in name:
         return torch.cat([value[1:], value[:1]])
     if "roi_heads.box_predictor.bbox_pred" in name:

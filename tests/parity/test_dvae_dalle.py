@@ -1,4 +1,4 @@
-"""models/dvae.py against the DALL-E package on its random weights, losses against written formulas, and its pickles read without running them."""
+"""models/dvae.py against the DALL-E package on random weights, losses against formulas, and safe reading of pickles."""
 
 import math
 import os
@@ -162,7 +162,7 @@ def test_our_own_file_gives_the_same_codes_and_images_back(tmp_path: Path) -> No
 
 
 def test_losses_are_their_formulas() -> None:
-    """DALL-E, appendix A.3: ln f(x) = -ln(2 b x (1 - x)) - |logit x - mu| / b; the KL to the uniform distribution over P codes."""
+    """DALL-E, A.3: ln f(x) = -ln(2 b x (1 - x)) - |logit x - mu| / b; KL to the uniform distribution over P codes."""
     torch.manual_seed(0)
     pixels, out = map_pixels(torch.rand(1, 3, 2, 2)), torch.randn(1, 6, 2, 2)
     total = 0.0

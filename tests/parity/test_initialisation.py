@@ -1,4 +1,4 @@
-"""Fresh weights of every method against its source: timm's BEiT for the rescaling, the distributions written out for the rest, in float64."""
+"""Initial weights of every method: rescaling against timm's BEiT, the other distributions against float64 formulas."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def mae(init: str, *, depth: int = 0, seed: int = 0, **encoder: object) -> MAE:
 
 
 def is_cut(x: Tensor, std: float) -> bool:
-    """Tell whether x looks like a normal distribution of this standard deviation that is cut at one standard deviation."""
+    """Return whether x looks like a normal distribution with this std, truncated at one standard deviation."""
     return bool(x.abs().max() <= std) and x.std().item() == pytest.approx(CUT * std, rel=0.1)
 
 
@@ -165,7 +165,8 @@ def test_an_option_of_constant_tensors_moves_no_other_draw(options: dict[str, ob
 
 
 @pytest.mark.parametrize(("name", "init", "spares"), [
-    ("mae_vit_base_16_800e", "mae", set()), ("beit_vit_base", "beit", {"encoder.cls_token"}), ("simmim_vit_base", "simmim", {"encoder.cls_token"}),
+    ("mae_vit_base_16_800e", "mae", set()), ("beit_vit_base", "beit", {"encoder.cls_token"}),
+    ("simmim_vit_base", "simmim", {"encoder.cls_token"}),
     ("maskfeat_vit_base", "maskfeat", set()), ("mpp_vit_base", "vit", set()),
 ])  # fmt: skip
 def test_the_configs_begin_and_decay_as_their_sources(name: str, init: str, spares: set[str]) -> None:
@@ -185,7 +186,7 @@ def test_the_configs_begin_and_decay_as_their_sources(name: str, init: str, spar
 
 
 def test_maskfeat_hides_78_of_196_patches_by_blocks_of_15_and_ends_where_it_began() -> None:
-    """SlowFast's dataset: round(0.4 * 196) patches, blocks of at least a fifth of them; its rates are per 256 images, 8 shards make 2048."""
+    """SlowFast: round(0.4 * 196) patches, blocks of at least a fifth of them; rates per 256 images, 8 shards of 256."""
     cfg = load(CONFIGS / "pretrain" / "maskfeat_vit_base.py", PretrainConfig)
     sampler = build(MASKERS, cfg.mask)
     assert (196 - sampler.visible((14, 14)), cfg.mask.options["min_block"]) == (78, 15)

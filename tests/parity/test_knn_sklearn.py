@@ -47,7 +47,7 @@ def test_impossible_neighbours_are_refused(ks: tuple[int, ...], temperature: flo
 def dino(
     queries: torch.Tensor, bank: torch.Tensor, labels: torch.Tensor, truth: torch.Tensor, *, classes: int, k: int
 ) -> list[int]:
-    """Count what is right among the first one and the first min(5, k) classes by votes, as DINO's eval_knn.py does, written from its paper."""
+    """Count top-1 and top-min(5, k) hits by votes, as DINO's eval_knn.py does; written from the paper."""
     similar, neighbours = (F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T).topk(k, dim=1)
     votes = (F.one_hot(labels[neighbours], classes) * (similar / 0.07).exp()[..., None]).sum(dim=1)
     right = votes.sort(dim=1, descending=True).indices == truth[:, None]

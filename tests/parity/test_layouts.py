@@ -1,7 +1,7 @@
-"""Every layout: a file with random weights, written from an independent implementation, gives that implementation's features through our loader.
+"""Every layout: random weights, saved by an independent implementation and loaded here, give the same features.
 
-Where a layout has an implementation of its own in timm or transformers, that one writes the file; for the others the key map from timm's names is
-written here by hand, from the descriptions of the released files.
+If timm or transformers implement the layout, they write the file. For other layouts, the key map from timm's names is
+written by hand, from the descriptions of the released files.
 """
 
 import argparse
@@ -126,9 +126,10 @@ def deit(path: Path, state: State) -> Path:
 
 
 def mmpretrain(path: Path, state: State) -> Path:
-    """Names as in mmpretrain's VisionTransformer: ln1, ln2, ffn.layers.0.0, ffn.layers.1, patch_embed.projection, a final ln1."""
+    """mmpretrain's VisionTransformer: ln1, ln2, ffn.layers.0.0, ffn.layers.1, patch_embed.projection, a final ln1."""
     rules = {
-        "patch_embed.proj.": "patch_embed.projection.", "blocks.": "layers.", ".norm1.": ".ln1.", ".norm2.": ".ln2.", "mlp.fc1.": "ffn.layers.0.0.",
+        "patch_embed.proj.": "patch_embed.projection.", "blocks.": "layers.", ".norm1.": ".ln1.", ".norm2.": ".ln2.",
+        "mlp.fc1.": "ffn.layers.0.0.",
         "mlp.fc2.": "ffn.layers.1.",
     }  # fmt: skip
     renamed = {}
@@ -150,7 +151,8 @@ def augreg(path: Path, state: State) -> Path:
     head = DIM // HEADS
     arrays = {
         "cls": state["cls_token"], "Transformer/posembed_input/pos_embedding": state["pos_embed"],
-        "embedding/kernel": state["patch_embed.proj.weight"].permute(2, 3, 1, 0), "embedding/bias": state["patch_embed.proj.bias"],
+        "embedding/kernel": state["patch_embed.proj.weight"].permute(2, 3, 1, 0),
+        "embedding/bias": state["patch_embed.proj.bias"],
         "Transformer/encoder_norm/scale": state["norm.weight"], "Transformer/encoder_norm/bias": state["norm.bias"],
         "head/kernel": torch.randn(DIM, 5), "head/bias": torch.randn(5), "pre_logits/kernel": torch.randn(DIM, DIM),
     }  # fmt: skip
@@ -183,8 +185,10 @@ def augreg(path: Path, state: State) -> Path:
 
 
 PLAIN: dict[str, tuple[str, Callable[[Path, State], Path]]] = {
-    "mae": ("mae", mae), "mae-full": ("mae-full", mae_full), "moco-v3": ("moco-v3", moco), "dino, backbone": ("dino", dino_flat),
-    "dino, full": ("dino", dino_full), "ibot, extracted": ("ibot", ibot), "ibot, full": ("ibot", ibot_full), "deit": ("deit", deit),
+    "mae": ("mae", mae), "mae-full": ("mae-full", mae_full), "moco-v3": ("moco-v3", moco),
+    "dino, backbone": ("dino", dino_flat),
+    "dino, full": ("dino", dino_full), "ibot, extracted": ("ibot", ibot), "ibot, full": ("ibot", ibot_full),
+    "deit": ("deit", deit),
     "timm's file as deit": ("deit", dino_flat), "mmpretrain": ("mmpretrain", mmpretrain), "augreg": ("augreg", augreg),
     "mae-finetuned, class token": ("mae-finetuned", deit),
 }  # fmt: skip

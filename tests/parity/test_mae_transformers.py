@@ -1,4 +1,4 @@
-"""MAE against transformers' ViTMAEForPreTraining: copied weights, the same mask; loss, predictions and every gradient."""
+"""MAE against transformers' ViTMAEForPreTraining with copied weights and masks: loss, predictions, all gradients."""
 
 from collections.abc import Callable, Iterator
 from unittest import mock
@@ -28,8 +28,10 @@ def default_dtype() -> Iterator[Callable[[torch.dtype], None]]:
 
 def theirs(size: tuple[int, int], patch: int, norm: bool) -> ViTMAEForPreTraining:
     cfg = ViTMAEConfig(
-        hidden_size=DIM, num_hidden_layers=DEPTH, num_attention_heads=HEADS, intermediate_size=4 * DIM, image_size=size, patch_size=patch,
-        decoder_hidden_size=DECODER_DIM, decoder_num_hidden_layers=DECODER_DEPTH, decoder_num_attention_heads=DECODER_HEADS,
+        hidden_size=DIM, num_hidden_layers=DEPTH, num_attention_heads=HEADS, intermediate_size=4 * DIM, image_size=size,
+        patch_size=patch,
+        decoder_hidden_size=DECODER_DIM, decoder_num_hidden_layers=DECODER_DEPTH,
+        decoder_num_attention_heads=DECODER_HEADS,
         decoder_intermediate_size=4 * DECODER_DIM, layer_norm_eps=1e-6, norm_pix_loss=norm, mask_ratio=0.75,
         attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0,
     )  # fmt: skip
@@ -48,7 +50,7 @@ def theirs(size: tuple[int, int], patch: int, norm: bool) -> ViTMAEForPreTrainin
 
 
 def pairs(ours: MAE, other: ViTMAEForPreTraining, grad: bool = False) -> list[tuple[str, Tensor, Tensor]]:
-    """Return (name, ours, theirs) for every parameter (or its gradient), their q, k, v joined into our qkv: a key map written by hand."""
+    """Return (name, ours, theirs) for all parameters or gradients, by hand. Their q, k, v are joined into our qkv."""
 
     def value(module: nn.Module, name: str) -> Tensor:
         parameter = module.get_parameter(name)
@@ -67,7 +69,8 @@ def pairs(ours: MAE, other: ViTMAEForPreTraining, grad: bool = False) -> list[tu
     single = {
         "encoder.cls_token": "vit.embeddings.cls_token",
         "decoder.mask_token": "decoder.mask_token",
-        **{f"encoder.patch_embed.proj.{k}": f"vit.embeddings.patch_embeddings.projection.{k}" for k in ("weight", "bias")},
+        "encoder.patch_embed.proj.weight": "vit.embeddings.patch_embeddings.projection.weight",
+        "encoder.patch_embed.proj.bias": "vit.embeddings.patch_embeddings.projection.bias",
         **{f"{a}.{k}": f"{b}.{k}" for k in ("weight", "bias") for a, b in [
             ("encoder.norm", "vit.layernorm"), ("decoder.embed", "decoder.decoder_embed"),
             ("decoder.norm", "decoder.decoder_norm"), ("decoder.pred", "decoder.decoder_pred")]},

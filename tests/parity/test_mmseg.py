@@ -1,4 +1,4 @@
-"""The assembled segmenter against one that mmseg builds from its own classes: logits, losses, sliding windows, data pipeline and mIoU."""
+"""The segmenter against one built from mmseg's classes: logits, losses, sliding windows, data pipeline and mIoU."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from mae_transfer.tasks.segment_protocols import UperNet
 
 CLASSES, SIZE, DIM, DEPTH, HEADS = 7, 64, 64, 4, 2
 ARCHITECTURE: dict[str, Any] = {
-    "size": None, "dim": DIM, "depth": DEPTH, "heads": HEADS, "patch": 8, "image_size": SIZE, "final_norm": False, "layer_scale": 0.5,
+    "size": None, "dim": DIM, "depth": DEPTH, "heads": HEADS, "patch": 8, "image_size": SIZE, "final_norm": False,
+    "layer_scale": 0.5,
 }  # fmt: skip
 OURS_TO_MMSEG = (
     (r"^net\.backbone\.pyramid\.backbone\.", "backbone."),
@@ -56,8 +57,10 @@ def theirs(kind: str, model: Segmenter, *, mode: str = "whole", stride: int = 40
     """Return what mmseg builds from its own backbone, neck and heads, with the weights of ours."""
     heads = [{**config, "norm_cfg": {"type": "BN"}} for config in (decode_config(), auxiliary_config())]
     backbone = {
-        "type": kind, "img_size": SIZE, "patch_size": 8, "embed_dims": DIM, "num_layers": DEPTH, "num_heads": HEADS, "mlp_ratio": 4,
-        "out_indices": (0, 1, 2, 3), "norm_cfg": {"type": "LN", "eps": 1e-6}, "init_values": 0.5, **({} if kind == "MAE" else {"qv_bias": True}),
+        "type": kind, "img_size": SIZE, "patch_size": 8, "embed_dims": DIM, "num_layers": DEPTH, "num_heads": HEADS,
+        "mlp_ratio": 4,
+        "out_indices": (0, 1, 2, 3), "norm_cfg": {"type": "LN", "eps": 1e-6}, "init_values": 0.5,
+        **({} if kind == "MAE" else {"qv_bias": True}),
     }  # fmt: skip
     test_cfg = ConfigDict(mode=mode, crop_size=(SIZE, SIZE), stride=(stride, stride))
     with quiet():
@@ -82,15 +85,19 @@ def theirs(kind: str, model: Segmenter, *, mode: str = "whole", stride: int = 40
 
 def decode_config() -> dict[str, Any]:
     return {
-        "type": "UPerHead", "in_channels": [DIM] * 4, "in_index": [0, 1, 2, 3], "pool_scales": (1, 2, 3, 6), "channels": 16, "dropout_ratio": 0.1,
-        "num_classes": CLASSES, "align_corners": False, "loss_decode": {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": 1.0},
+        "type": "UPerHead", "in_channels": [DIM] * 4, "in_index": [0, 1, 2, 3], "pool_scales": (1, 2, 3, 6),
+        "channels": 16, "dropout_ratio": 0.1,
+        "num_classes": CLASSES, "align_corners": False,
+        "loss_decode": {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": 1.0},
     }  # fmt: skip
 
 
 def auxiliary_config() -> dict[str, Any]:
     return {
-        "type": "FCNHead", "in_channels": DIM, "in_index": 2, "channels": 256, "num_convs": 1, "concat_input": False, "dropout_ratio": 0.1,
-        "num_classes": CLASSES, "align_corners": False, "loss_decode": {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": 0.4},
+        "type": "FCNHead", "in_channels": DIM, "in_index": 2, "channels": 256, "num_convs": 1, "concat_input": False,
+        "dropout_ratio": 0.1,
+        "num_classes": CLASSES, "align_corners": False,
+        "loss_decode": {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": 0.4},
     }  # fmt: skip
 
 
@@ -189,7 +196,8 @@ def test_training_crops_equal_mmsegs_pipeline() -> None:
         from mmseg.datasets.transforms import PhotoMetricDistortion, RandomCrop, RandomFlip
 
         pipeline = Compose(
-            [RandomResize((256, 64), ratio_range=(0.5, 2.0), keep_ratio=True), RandomCrop((48, 48), cat_max_ratio=0.75), RandomFlip(prob=0.5),
+            [RandomResize((256, 64), ratio_range=(0.5, 2.0), keep_ratio=True), RandomCrop((48, 48), cat_max_ratio=0.75),
+                RandomFlip(prob=0.5),
              PhotoMetricDistortion()]
         )  # fmt: skip
     ours_crop = TrainingCrop(scale=(256, 64), ratios=(0.5, 2.0), size=48, largest_share=0.75)

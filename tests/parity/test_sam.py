@@ -12,13 +12,15 @@ DIM, DEPTH, HEADS, PATCH = 32, 4, 4, 4
 def pair(size: int, *, window: int, global_blocks: tuple[int, ...], relative: bool) -> tuple[ViT, VisionTransformerSAM]:
     torch.manual_seed(0)
     theirs = VisionTransformerSAM(
-        img_size=size, patch_size=PATCH, embed_dim=DIM, depth=DEPTH, num_heads=HEADS, num_classes=0, use_rel_pos=relative, window_size=window,
+        img_size=size, patch_size=PATCH, embed_dim=DIM, depth=DEPTH, num_heads=HEADS, num_classes=0,
+        use_rel_pos=relative, window_size=window,
         global_attn_indexes=global_blocks, neck_chans=0, norm_layer=None,
     ).eval()  # fmt: skip
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     cfg = ViTConfig(
-        size=None, dim=DIM, depth=DEPTH, heads=HEADS, patch=PATCH, image_size=size, class_token=False, final_norm=False, positions="learned",
+        size=None, dim=DIM, depth=DEPTH, heads=HEADS, patch=PATCH, image_size=size, class_token=False, final_norm=False,
+        positions="learned",
         relative_positions="decomposed" if relative else "none", windows=window, global_blocks=global_blocks,
     )  # fmt: skip
     ours = ViT(cfg).eval()

@@ -1,4 +1,4 @@
-"""targets/: each against a computation of its own: scikit-learn's PCA, a loop over pixels for HOG, loops over patches for colours and losses."""
+"""Targets against independent code: scikit-learn's PCA, pixel loops for HOG, patch loops for colours and losses."""
 
 import math
 
@@ -104,7 +104,7 @@ def test_hog_equals_a_loop_over_pixels(bins: int, cell: int) -> None:
 
 
 def test_maskfeats_loss_is_the_mean_squared_error_of_the_hidden_patches_histograms() -> None:
-    """MaskFeat (arXiv 2112.09133, section 3): l2 between predicted and true HOG of the masked patches, nothing from the others."""
+    """MaskFeat (arXiv 2112.09133, section 3): l2 between predicted and true HOG, over masked patches only."""
     data, ids = images(2, 16, 16), torch.tensor([[3, 0], [1, 2]])
     target = HOG(Frame(8, (2, 2), IMAGENET), cell=4)
     prediction = torch.randn(2, 2, target.dim)

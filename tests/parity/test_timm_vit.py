@@ -1,4 +1,4 @@
-"""timm's plain ViTs as this suite's encoder: the same features to rounding, and windows where a detection recipe asks for them."""
+"""timm's plain ViTs as this project's encoder: equal features up to rounding, and windows for detection recipes."""
 
 from __future__ import annotations
 

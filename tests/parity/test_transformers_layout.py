@@ -1,4 +1,4 @@
-"""hf: against transformers' own models, read from what they write and read by them from what we export; timm's and detectron2's names out."""
+"""The hf layout against transformers: files that it writes and reads; exports with timm's and detectron2's names."""
 
 import json
 from pathlib import Path
@@ -125,7 +125,8 @@ def test_a_width_of_the_mlp_that_is_no_number_is_refused_by_its_name(value: Any,
 @pytest.mark.parametrize(("change", "match"), [
     ({"model_type": "swin"}, "describes a 'swin'"), ({"model_type": ["vit"]}, r"describes a \['vit'\]"),
     ({"hidden_act": "quick_gelu"}, "hidden_act='quick_gelu'"), (None, "not JSON"),
-    ({"num_attention_heads": 5}, "heads = 5 does not divide dim"), ({"num_hidden_layers": 3}, "missing: blocks.2.norm1.weight"),
+    ({"num_attention_heads": 5}, "heads = 5 does not divide dim"),
+    ({"num_hidden_layers": 3}, "missing: blocks.2.norm1.weight"),
 ])  # fmt: skip
 def test_a_config_that_is_not_ours_is_refused(change: dict[str, Any] | None, match: str, tmp_path: Path) -> None:
     randomize(MODELS["ViT"]()).save_pretrained(tmp_path)
@@ -243,7 +244,7 @@ def test_files_of_older_releases_and_their_image_processor_are_read(tmp_path: Pa
 
 
 def test_an_encoder_of_images_that_are_not_square_goes_out_and_comes_back(tmp_path: Path) -> None:
-    """BEiT's and DINOv2's are refused: transformers exchanges the sides of BEiT's tables, and takes DINOv2's positions for a square."""
+    """BEiT and DINOv2 are refused: transformers swaps the sides of BEiT's tables and assumes square DINOv2 grids."""
     torch.manual_seed(0)
     shape = {
         "size": None,

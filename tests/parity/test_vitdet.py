@@ -18,7 +18,8 @@ DIM, DEPTH, HEADS, PATCH, PRETRAINED, WINDOW = 32, 4, 4, 4, 32, 3
 
 def encoder(image_size: int, *, relative: bool) -> ViT:
     cfg = ViTConfig(
-        size=None, dim=DIM, depth=DEPTH, heads=HEADS, patch=PATCH, image_size=image_size, class_token=False, final_norm=False, positions="learned",
+        size=None, dim=DIM, depth=DEPTH, heads=HEADS, patch=PATCH, image_size=image_size, class_token=False,
+        final_norm=False, positions="learned",
         relative_positions="decomposed" if relative else "none", windows=WINDOW, global_blocks=(1, 3), antialias=False,
     )  # fmt: skip
     return ViT(cfg).eval()
@@ -35,8 +36,10 @@ def randomize(module: nn.Module) -> None:
 @torch.no_grad()
 def test_the_encoder_equals_detectron2_s(image: tuple[int, int], relative: bool, detectron2: ModuleType) -> None:
     theirs = detectron2.backbone.vit.ViT(
-        img_size=PRETRAINED, patch_size=PATCH, embed_dim=DIM, depth=DEPTH, num_heads=HEADS, use_rel_pos=relative, window_size=WINDOW,
-        window_block_indexes=(0, 2), pretrain_img_size=PRETRAINED, pretrain_use_cls_token=False, norm_layer=lambda d: nn.LayerNorm(d, eps=1e-6),
+        img_size=PRETRAINED, patch_size=PATCH, embed_dim=DIM, depth=DEPTH, num_heads=HEADS, use_rel_pos=relative,
+        window_size=WINDOW,
+        window_block_indexes=(0, 2), pretrain_img_size=PRETRAINED, pretrain_use_cls_token=False,
+        norm_layer=lambda d: nn.LayerNorm(d, eps=1e-6),
     ).eval()  # fmt: skip
     ours = encoder(PRETRAINED, relative=relative)
     randomize(ours)

@@ -1,4 +1,4 @@
-"""Files as users have them: wrapped, prefixed, in chunks, without a class token's position. Features are those of timm or transformers."""
+"""Files of users: wrapped, prefixed, sharded, without a class position. Features equal timm's or transformers'."""
 
 import re
 from pathlib import Path
@@ -174,7 +174,7 @@ FREE = {"use_absolute_position_embeddings": False, "use_mask_token": True, "voca
 @pytest.mark.parametrize("pooling", [True, False])
 @torch.no_grad()
 def test_transformers_beit_of_masked_modelling(pooling: bool, tmp_path: Path) -> None:
-    """With mean pooling the encoder's final norm stands beside it; without, the encoder has its own and the other is a part of the head."""
+    """With mean pooling the encoder's final norm is separate; without, the other norm is part of the head."""
     theirs = randomize(
         BeitForMaskedImageModeling(
             BeitConfig(**MLP, **FREE, use_mean_pooling=pooling, use_shared_relative_position_bias=True)

@@ -1,4 +1,4 @@
-"""Records of runs that did what the papers did, made from the configs that ship with the package. Tests change one field at a time."""
+"""Records of runs that follow the papers, made from the packaged configs. Tests change one field at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from mae_transfer.tasks.segment import SegmentConfig
 CONFIGS = Path(__file__).parents[2] / "configs"
 RANDOM = Weights(kind="random", name="none")
 FOLDERS = {
-    "imagenet": "ImageNet", "coco": "COCO", "ade20k": "ADE20K", "ADEChallengeData2016": "ADE20K", "inat2018": "iNat 2018", "places205": "Places205",
+    "imagenet": "ImageNet", "coco": "COCO", "ade20k": "ADE20K", "ADEChallengeData2016": "ADE20K",
+    "inat2018": "iNat 2018", "places205": "Places205",
 }  # fmt: skip
 IMAGES = {images.title: images for images in DATA_SETS}
 SIZES = {"vit_base/16": "base", "vit_large/16": "large", "vit_huge/14": "huge"}
@@ -61,7 +62,8 @@ def record(cfg: Any, task: str, method: str, **changes: Any) -> Record:
     """The record of a run of a config. `recipe` changes values at dotted keys."""
     recipe = changed(cfg.model_dump(mode="json", exclude={"run"}), changes.pop("recipe", {}))
     fields = {
-        "run": "r", "task": task, "method": method, "scale": "paper", "config_digest": "c", "recipe_digest": "d", "recipe": recipe, "seed": 0,
+        "run": "r", "task": task, "method": method, "scale": "paper", "config_digest": "c", "recipe_digest": "d",
+        "recipe": recipe, "seed": 0,
         "epochs": cfg.epochs, "batch": cfg.batch,
     }  # fmt: skip
     return Record.model_validate(fields | changes)
@@ -85,7 +87,7 @@ def run(made: Record) -> Weights:
 
 
 def weights(pretrain: str, size: str) -> Weights:
-    """The weights that Result.pretrain names: "none", "MAE pixel, random 75%, 800 ep", "timm:NAME", a release; anything else is a file."""
+    """The weights for Result.pretrain: "none", "MAE pixel, random 75%, 800 ep", "timm:NAME", a release or a file."""
     if pretrain == "none":
         return RANDOM
     words = pretrain.replace(",", "").split()

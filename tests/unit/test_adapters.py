@@ -1,4 +1,4 @@
-"""Adapters: each layer against its formula, strides whatever the patch, hierarchical backbones, gradients, and torchvision's detector on top."""
+"""Adapters: layers against formulas, strides for any patch, hierarchical backbones, gradients, and detection."""
 
 from typing import Any
 
@@ -178,7 +178,8 @@ def test_a_hierarchical_backbone_goes_to_the_fpn_as_it_is(name: str, options: di
 
 
 @pytest.mark.parametrize(("spec", "depth"), [
-    (Spec(name="tap_fpn", fpn=16), 4), (Spec(name="tap_fpn", fpn=16, p6=True, fpn_norm="layer"), 6), (Spec(name="simple_fpn", channels=16), 3),
+    (Spec(name="tap_fpn", fpn=16), 4), (Spec(name="tap_fpn", fpn=16, p6=True, fpn_norm="layer"), 6),
+    (Spec(name="simple_fpn", channels=16), 3),
     (Spec(name="tap_fpn", taps=(0, 1, 3, 4), norm="batch", fpn=None), 5),
 ])  # fmt: skip
 @pytest.mark.parametrize(
@@ -202,7 +203,8 @@ def test_the_default_taps_are_the_quarters_of_the_depth() -> None:
 
 
 @pytest.mark.parametrize(("options", "match"), [
-    ({"taps": (0, 1, 2)}, "include the last one"), ({"taps": (0, 1, 3)}, "needs 4 maps"), ({"taps": (1, 0, 2, 3)}, "rising order"),
+    ({"taps": (0, 1, 2)}, "include the last one"), ({"taps": (0, 1, 3)}, "needs 4 maps"),
+    ({"taps": (1, 0, 2, 3)}, "rising order"),
     ({"fpn": None, "p6": True}, "set the FPN's channels"),
 ])  # fmt: skip
 def test_taps_that_make_no_pyramid_are_named(options: dict[str, Any], match: str) -> None:

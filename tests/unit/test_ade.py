@@ -93,7 +93,7 @@ def test_class_names_of_the_official_archive(tmp_path: Path) -> None:
     assert class_names(tmp_path, ["this", "that"]) == ("this", "that")
 
 
-def test_what_is_missing_is_named(root: Path) -> None:
+def test_missing_parts_are_named(root: Path) -> None:
     with pytest.raises(ValueError, match=r"no folder .*images/validation.*data.root"):
         Ade(root=str(root), split="validation")
     (root / "annotations" / "training" / "a.png").unlink()
@@ -116,21 +116,21 @@ def test_a_map_is_found_whatever_the_case_of_its_suffix(root: Path) -> None:
 
 
 @pytest.mark.parametrize("twin", ["images/training/b.png", "annotations/training/b.PNG"])
-def test_two_files_of_one_name_are_no_pair_by_chance(root: Path, twin: str) -> None:
-    """Which of them the folder listed last used to win, on this machine."""
+def test_files_that_differ_only_in_their_suffix_are_refused(root: Path, twin: str) -> None:
+    """The pair used to depend on the order in which the file system lists files."""
     Image.fromarray(VALUES).save(root / twin)
     with pytest.raises(ValueError, match=r"1 x files that differ only in their suffix: b\..*, b\..*"):
         Ade(root=str(root))
 
 
 @pytest.mark.parametrize("first", [0, -1])
-def test_no_image_at_all_cannot_be_asked_for(root: Path, first: int) -> None:
+def test_first_must_be_at_least_one(root: Path, first: int) -> None:
     assert len(Ade(root=str(root), first=1)) == 1
     with pytest.raises(ValueError, match=f"first={first}"):
         Ade(root=str(root), first=first)
 
 
-def test_two_parts_share_no_image_and_leave_none_out(root: Path) -> None:
+def test_two_parts_are_disjoint_and_complete(root: Path) -> None:
     whole = Ade(root=str(root))
     parts = [Ade(root=str(root), part=part) for part in ((0.0, 0.5), (0.5, 1.0))]
     names = [[part.where(index) for index in range(len(part))] for part in parts]
@@ -139,7 +139,7 @@ def test_two_parts_share_no_image_and_leave_none_out(root: Path) -> None:
     assert names[1]
 
 
-def test_what_is_wrong_with_a_pair_is_named_when_it_is_read(root: Path) -> None:
+def test_reading_a_broken_pair_names_the_file_and_its_defect(root: Path) -> None:
     ade, drawn = Ade(root=str(root)), root / "annotations" / "training" / "a.png"
     with pytest.raises(
         UnreadableImage, match=r"a.png: value beyond the 2 classes \(value 3\); 0 is void .*reduce_zero_label=True"
@@ -197,13 +197,13 @@ def test_every_defect_is_found_at_once(root: Path) -> None:
     }
 
 
-def test_where_no_map_can_be_read_no_class_is_called_absent(root: Path) -> None:
+def test_no_class_is_reported_absent_if_no_map_can_be_read(root: Path) -> None:
     for drawn in (root / "annotations" / "training").iterdir():
         Image.open(drawn).convert("RGB").save(drawn)
     assert [defect.kind for defect in check_ade(str(root))] == ["map with colours instead of classes"]
 
 
-def test_a_folder_that_cannot_be_used_at_all_is_a_defect_too(root: Path) -> None:
+def test_an_unusable_folder_is_reported_as_a_defect(root: Path) -> None:
     (defect,) = check_ade(str(root), split="validation")
     assert defect.kind == "unusable data set"
     assert "images/validation" in defect.examples[0]
@@ -230,7 +230,7 @@ def few_bits(path: Path, values: np.ndarray, *, bits: int, colour: int = 0) -> N
 @pytest.mark.parametrize("colour", [0, 3])
 @pytest.mark.parametrize("bits", [1, 2, 4])
 def test_few_bits_are_read_as_they_are_stored(tmp_path: Path, bits: int, colour: int) -> None:
-    """PIL spreads grey values of 4 bits over 0..255: 3 was read as 51."""
+    """PIL scales 4-bit grey values to 0..255: 3 was read as 51."""
     values = np.arange(24, dtype=np.uint8).reshape(4, 6) % (1 << bits)
     few_bits(tmp_path / "a.png", values, bits=bits, colour=colour)
     assert np.array_equal(read_map(tmp_path / "a.png", size=(4, 6)), values)
@@ -239,7 +239,7 @@ def test_few_bits_are_read_as_they_are_stored(tmp_path: Path, bits: int, colour:
 @pytest.mark.parametrize("interpretation", [0, 1])
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
 def test_a_tiff_of_any_bits_is_read_as_it_is_stored(tmp_path: Path, bits: int, interpretation: int) -> None:
-    """interpretation 0: white is at zero; PIL turns the values round."""
+    """With interpretation 0, white is zero, and PIL inverts the values."""
     values = np.arange(24).reshape(4, 6) * (1 if bits < 16 else 999) % (1 << bits)
     if bits == 16:
         rows = values.astype("<u2").tobytes()
@@ -307,7 +307,7 @@ def test_masks_of_0_and_255_need_their_values(tmp_path: Path) -> None:
         assert message in check_ade(str(tmp_path), values=values, **options)[0].examples[0]
 
 
-def test_a_set_that_is_void_everywhere_is_no_set(tmp_path: Path) -> None:
+def test_a_set_without_a_labelled_pixel_is_refused(tmp_path: Path) -> None:
     save(tmp_path, "a", VALUES * 0)
     found = check_ade(str(tmp_path), classes=("a", "b"), allow_absent=True)
     assert [(one.kind, bool(one.policy)) for one in found] == [
@@ -316,7 +316,7 @@ def test_a_set_that_is_void_everywhere_is_no_set(tmp_path: Path) -> None:
     ]
 
 
-def test_maps_lie_in_folders_and_bear_a_suffix(tmp_path: Path) -> None:
+def test_nested_folders_and_a_map_suffix_are_supported(tmp_path: Path) -> None:
     for city, values in (("aachen", VALUES), ("bonn", VALUES[::-1])):
         save(tmp_path, "x", values, split=f"training/{city}")
         images, maps = (tmp_path / folder / "training" / city for folder in ("images", "annotations"))
@@ -341,7 +341,7 @@ def test_a_missing_suffix_is_proposed(root: Path) -> None:
         Ade(root=str(root))
 
 
-def test_a_class_list_of_any_editor_is_read(root: Path) -> None:
+def test_class_lists_with_a_byte_order_mark_are_read(root: Path) -> None:
     (root / "classes.txt").write_bytes(b"\xef\xbb\xbfsky\r\nroad\r\ncar\r\n")
     assert class_names(root) == ("sky", "road", "car")
     for text in ("sky\nroad".encode("utf-16"), "sky\nroad".encode("utf-16-le"), b"for\xeat\nroad"):
@@ -350,14 +350,14 @@ def test_a_class_list_of_any_editor_is_read(root: Path) -> None:
             class_names(root)
 
 
-def test_a_pipe_among_the_maps_is_no_map(root: Path) -> None:
+def test_a_pipe_among_the_maps_is_refused(root: Path) -> None:
     os.mkfifo(root / "annotations" / "training" / "c.png")
     os.mkfifo(root / "images" / "training" / "c.jpg")
     assert len(Ade(root=str(root))) == 2
     assert not check_ade(str(root))
 
 
-def test_a_sound_set_is_remembered_until_a_file_changes(
+def test_a_valid_set_is_cached_until_a_file_changes(
     root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     monkeypatch.setenv("MAE_TRANSFER_CACHE", str(tmp_path_factory.mktemp("own")))

@@ -1,4 +1,4 @@
-"""The benchmark of targets: each contestant trains its own last layer on the shared model; no assertion is about time."""
+"""The benchmark of targets: each target trains its own last layer on the shared model. No assertion is about time."""
 
 import torch
 

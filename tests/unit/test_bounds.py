@@ -26,8 +26,10 @@ from mae_transfer.targets import TARGETS
 from mae_transfer.tasks import protocols, segment_protocols
 
 TABLES: dict[str, Mapping[str, Callable[..., Any]]] = {
-    "ADAPTERS": ADAPTERS, "MASKERS": MASKERS, "AUGMENTATIONS": AUGMENTATIONS, "DATASETS": DATASETS, "MAP_SETS": MAP_SETS, "OBJECT_SETS": OBJECT_SETS,
-    "SCENE_TRANSFORMS": SCENE_TRANSFORMS, "OPTIMIZERS": OPTIMIZERS, "TARGETS": TARGETS, "PROTOCOLS": protocols.PROTOCOLS,
+    "ADAPTERS": ADAPTERS, "MASKERS": MASKERS, "AUGMENTATIONS": AUGMENTATIONS, "DATASETS": DATASETS,
+    "MAP_SETS": MAP_SETS, "OBJECT_SETS": OBJECT_SETS,
+    "SCENE_TRANSFORMS": SCENE_TRANSFORMS, "OPTIMIZERS": OPTIMIZERS, "TARGETS": TARGETS,
+    "PROTOCOLS": protocols.PROTOCOLS,
     "segment.PROTOCOLS": segment_protocols.PROTOCOLS,
 }  # fmt: skip
 ENTRIES = {f"{table}[{name!r}]": factory for table, entries in TABLES.items() for name, factory in entries.items()}

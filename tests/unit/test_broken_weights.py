@@ -1,4 +1,4 @@
-"""checkpoints/: whatever is broken in a weight file of any layout, loading gives a backbone or one ValueError that names the file; nothing is run."""
+"""Broken weight files of every layout: loading gives a backbone or one ValueError with the file, and runs no code."""
 
 import copy
 import functools
@@ -56,7 +56,8 @@ def beit() -> State:
 
 
 def mmpretrain() -> State:
-    rules = (("patch_embed.proj.", "patch_embed.projection."), ("blocks.", "layers."), (".norm1.", ".ln1."), (".norm2.", ".ln2."),
+    rules = (("patch_embed.proj.", "patch_embed.projection."), ("blocks.", "layers."), (".norm1.", ".ln1."),
+        (".norm2.", ".ln2."),
              ("mlp.fc1.", "ffn.layers.0.0."), ("mlp.fc2.", "ffn.layers.1."), ("norm.", "ln1."))  # fmt: skip
     return renamed(state(), *rules, prefix="backbone.")
 
@@ -100,27 +101,37 @@ def flax() -> State:
 
 
 CONTENTS: dict[str, Callable[[], State]] = {
-    "mae": lambda: {"model": state(), "epoch": 3}, "mae-full": lambda: {"model": renamed(dict(MAE(MAE_SMALL, 48).state_dict()), ("encoder.", ""),
+    "mae": lambda: {"model": state(), "epoch": 3},
+    "mae-full": lambda: {"model": renamed(dict(MAE(MAE_SMALL, 48).state_dict()), ("encoder.", ""),
                 ("decoder.mask_token", "mask_token"), ("decoder.", "decoder_"))},
-    "mae-finetuned": lambda: {"model": state(final_norm=False) | {"fc_norm.weight": torch.ones(8), "fc_norm.bias": torch.ones(8)}},
+    "mae-finetuned": lambda: {"model": state(final_norm=False)
+                | {"fc_norm.weight": torch.ones(8), "fc_norm.bias": torch.ones(8)}},
     "moco-v3": lambda: {"state_dict": renamed(state(), prefix="module.base_encoder.")},
     "dino": lambda: {"teacher": renamed(state(), prefix="backbone.")},
     "ibot": lambda: {"state_dict": state() | {"masked_embed": torch.zeros(8)}},
     "beit": lambda: {"model": beit()},
-    "simmim": lambda: {"model": renamed(beit(), prefix="encoder.")}, "deit": lambda: {"model": state() | {"head.weight": torch.zeros(3, 8)}},
+    "simmim": lambda: {"model": renamed(beit(), prefix="encoder.")},
+    "deit": lambda: {"model": state() | {"head.weight": torch.zeros(3, 8)}},
     "dinov2": lambda: state(layer_scale=1.0), "mmpretrain": lambda: {"state_dict": mmpretrain()},
-    "moby": lambda: {"model": renamed(swin(), prefix="encoder.")}, "esvit": lambda: {"teacher": renamed(swin(), prefix="module.backbone.")},
-    "timm": lambda: dict(timm.create_model("test_vit", num_classes=3).state_dict()), "augreg": flax, "": state, "hf": state,
-    "tokenizer": lambda: dict(DVAE(TOKENIZER).state_dict()), "dalle": lambda: dict(DVAE(TOKENIZER).encoder.state_dict()),
-    "basis": lambda: {"mean": torch.zeros(12), "components": torch.eye(12)[:3], "variance": torch.ones(3), "explained": torch.ones(3) / 3},
-    "start": lambda: renamed(dict(MAE(MAE_SMALL, 48).state_dict()), ("encoder.", ""), ("decoder.mask_token", "mask_token"), ("decoder.", "decoder_")),
+    "moby": lambda: {"model": renamed(swin(), prefix="encoder.")},
+    "esvit": lambda: {"teacher": renamed(swin(), prefix="module.backbone.")},
+    "timm": lambda: dict(timm.create_model("test_vit", num_classes=3).state_dict()), "augreg": flax, "": state,
+    "hf": state,
+    "tokenizer": lambda: dict(DVAE(TOKENIZER).state_dict()),
+    "dalle": lambda: dict(DVAE(TOKENIZER).encoder.state_dict()),
+    "basis": lambda: {"mean": torch.zeros(12), "components": torch.eye(12)[:3], "variance": torch.ones(3),
+        "explained": torch.ones(3) / 3},
+    "start": lambda: renamed(dict(MAE(MAE_SMALL, 48).state_dict()), ("encoder.", ""),
+        ("decoder.mask_token", "mask_token"), ("decoder.", "decoder_")),
 }  # fmt: skip
 TOKENIZER = DVAEConfig(codes=4, groups=2, blocks=1, width=8, decoder_input=8)
 SAFE = ("", "hf", "tokenizer", "basis", "start")  # written as .safetensors by this suite
 LOAD: dict[str, Callable[[Path], Any]] = {
-    "tokenizer": lambda path: load_tokenizer(str(path)), "dalle": lambda path: load_tokenizer(f"dalle:{path}"), "basis": load_basis,
+    "tokenizer": lambda path: load_tokenizer(str(path)), "dalle": lambda path: load_tokenizer(f"dalle:{path}"),
+    "basis": load_basis,
     "timm": lambda path: checkpoints.load(f"timm:test_vit@{path}"), "": lambda path: checkpoints.load(path),
-    "hf": lambda path: checkpoints.load(f"hf:{path.parent}"), "start": lambda path: checkpoints.load_mae(MAE(MAE_SMALL, 48), path),
+    "hf": lambda path: checkpoints.load(f"hf:{path.parent}"),
+    "start": lambda path: checkpoints.load_mae(MAE(MAE_SMALL, 48), path),
 }  # fmt: skip
 
 
@@ -299,7 +310,7 @@ NO_CHECKS = {"deadline": None, "suppress_health_check": list(HealthCheck), "data
 
 @pytest.mark.parametrize("layout", sorted(CONTENTS))
 def test_a_sound_file_of_every_layout_loads(layout: str, tmp_path: Path) -> None:
-    """So that what is broken is broken by the test alone."""
+    """Shows that the other tests fail only because of what they break."""
     if layout in SAFE:
         for name, data in written(layout).items():
             (tmp_path / name).write_bytes(data)

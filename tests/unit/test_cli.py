@@ -1,4 +1,4 @@
-"""mae_transfer/cli: --list from docstrings alone, --show with the documentation of every value, and the mistakes of a command line."""
+"""mae_transfer/cli: --list from docstrings, --show with the documentation of every value, and command-line errors."""
 
 import ast
 import inspect
@@ -172,7 +172,8 @@ def test_list_reads_docstrings_and_runs_nothing(tmp_path: Path, monkeypatch: pyt
     folder.mkdir(parents=True)
     command = "python tools/pretrain.py configs/a/one.py --work-dir D"
     (folder / "one.py").write_text(
-        f'"""Purpose of v1.5, e.g. small. More.\n\nCommand: {command}\nCost:    1 h\n         on a GPU.\nPublished: none.\n"""\nraise OSError\n'
+        f'"""Purpose of v1.5, e.g. small. More.\n\nCommand: {command}\nCost:    1 h\n         on a GPU.\n'
+        'Published: none.\n"""\nraise OSError\n'
     )
     (folder / "two.py").write_text('"""No command."""\n')
     assert [tuple(entry) for entry in listing.entries("pretrain")] == [

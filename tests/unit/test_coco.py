@@ -1,4 +1,4 @@
-"""data/coco.py and data/coco_check.py: what is read is what pycocotools reads; every defect is named, all at once."""
+"""data/coco.py and data/coco_check.py: annotations equal pycocotools', and all defects are reported at once."""
 
 import copy
 import json
@@ -25,9 +25,12 @@ CONTENT: dict[str, Any] = {
     "categories": [{"id": 7, "name": "dog"}, {"id": 2, "name": "cat"}],
     "images": [{"id": k, "file_name": f"{k}.png", "height": 40, "width": 60} for k in (9, 4, 30)],
     "annotations": [
-        {"id": 1, "image_id": 9, "category_id": 7, "bbox": [10, 10, 20, 20], "area": 400, "iscrowd": 0, "segmentation": SQUARE},
-        {"id": 2, "image_id": 4, "category_id": 2, "bbox": [0, 0, 60, 40], "area": 2400, "iscrowd": 1, "segmentation": EVERYWHERE},
-        {"id": 5, "image_id": 9, "category_id": 2, "bbox": [1, 2, 3, 4], "area": 12, "segmentation": [[1, 2, 4, 2, 4, 6], [1, 2, 3, 4]]},
+        {"id": 1, "image_id": 9, "category_id": 7, "bbox": [10, 10, 20, 20], "area": 400, "iscrowd": 0,
+            "segmentation": SQUARE},
+        {"id": 2, "image_id": 4, "category_id": 2, "bbox": [0, 0, 60, 40], "area": 2400, "iscrowd": 1,
+            "segmentation": EVERYWHERE},
+        {"id": 5, "image_id": 9, "category_id": 2, "bbox": [1, 2, 3, 4], "area": 12,
+            "segmentation": [[1, 2, 4, 2, 4, 6], [1, 2, 3, 4]]},
     ],
 }  # fmt: skip
 
@@ -39,7 +42,7 @@ def boxed(number: int, image: int) -> dict[str, Any]:
 
 @pytest.fixture
 def written(tmp_path: Path) -> Callable[..., Path]:
-    """written(change) -> root of a data set in COCO's layout whose json `change` has had its way with."""
+    """written(change) -> root of a data set in COCO's layout, with a json modified by `change`."""
 
     def write(change: Callable[[dict[str, Any]], object] = lambda content: None) -> Path:
         content = copy.deepcopy(CONTENT)
@@ -81,7 +84,7 @@ def test_images_come_by_id_and_labels_by_rank_of_the_category_id(
 def test_an_invalid_polygon_is_dropped_and_an_object_without_any_is_counted(
     written: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """pycocotools takes a polygon of two points for a box, x, y, width, height."""
+    """pycocotools reads a polygon of two points as a box x, y, width, height."""
     root = written(lambda content: content["annotations"][0].update(segmentation=[[1, 2, 3, 4], [1, 2, 3, 4, 5]]))
     with caplog.at_level(logging.WARNING):
         coco = Coco(root=str(root))
@@ -95,7 +98,7 @@ def test_an_invalid_polygon_is_dropped_and_an_object_without_any_is_counted(
         boxes.outlines(1)
 
 
-def test_training_leaves_out_images_with_crowds_alone(written: Callable[..., Path]) -> None:
+def test_training_leaves_out_images_with_only_crowd_regions(written: Callable[..., Path]) -> None:
     coco = Coco(root=str(written()), skip_empty=True)
     assert coco.image_ids.tolist() == [9]
     assert coco.objects(0).labels.tolist() == [1, 0]
@@ -104,7 +107,7 @@ def test_training_leaves_out_images_with_crowds_alone(written: Callable[..., Pat
     assert [one["id"] for one in truth["annotations"]] == [1, 5]
 
 
-def test_two_parts_share_no_image_and_each_has_its_own_truth(written: Callable[..., Path]) -> None:
+def test_two_parts_are_disjoint_and_each_has_its_own_ground_truth(written: Callable[..., Path]) -> None:
     root = str(written(lambda content: content["annotations"].extend(boxed(k, k) for k in (4, 30))))
     parts = [Coco(root=root, part=part) for part in ((0.0, 0.5), (0.5, 1.0))]
     assert sorted(np.concatenate([part.image_ids for part in parts]).tolist()) == Coco(root=root).image_ids.tolist()
@@ -113,12 +116,12 @@ def test_two_parts_share_no_image_and_each_has_its_own_truth(written: Callable[.
 
 
 @pytest.mark.parametrize("part", [(0.5, 0.5), (0.0, 1.1), (-0.1, 1.0), (0.9, 0.1)])
-def test_what_is_no_part_is_refused(part: tuple[float, float], written: Callable[..., Path]) -> None:
+def test_invalid_parts_are_refused(part: tuple[float, float], written: Callable[..., Path]) -> None:
     with pytest.raises(ValueError, match="part="):
         Coco(root=str(written()), part=part)
 
 
-def test_any_json_and_folder_serve_and_a_copy_reads_the_same(written: Callable[..., Path]) -> None:
+def test_any_json_and_folder_can_be_used_and_a_pickled_copy_reads_the_same(written: Callable[..., Path]) -> None:
     root = written()
     (root / "annotations" / "instances_train2017.json").rename(root / "mine.json")
     (root / "train2017").rename(root / "photos")
@@ -173,7 +176,7 @@ def test_missing_files_are_named(written: Callable[..., Path]) -> None:
         Coco(root=str(root))
 
 
-def test_an_image_of_another_size_or_no_image_is_named_when_read(written: Callable[..., Path]) -> None:
+def test_reading_a_broken_or_mis_sized_image_names_the_file(written: Callable[..., Path]) -> None:
     root = written()
     coco = Coco(root=str(root))
     Image.new("RGB", (30, 40)).save(root / "train2017" / "9.png")
@@ -213,9 +216,12 @@ def test_real_data_has_no_defect(real_data: Callable[[str], Path], split: str) -
 def break_everything(content: dict[str, Any]) -> None:
     good = content["annotations"][0]
     changes: list[dict[str, Any]] = [
-        {"image_id": 77}, {"category_id": 77}, {"bbox": [25, 10, 50, 20]}, {"bbox": [5, 5, 0, 3]}, {"bbox": [1, 2]}, {"area": 0},
-        {"segmentation": [[1, 2, 3, 4]]}, {"bbox": [-70, 5, 20, 20]}, {"segmentation": []}, {"segmentation": {"size": [40, 60]}},
-        {"segmentation": {"size": [60, 40], "counts": [0, 2400]}}, {"segmentation": [[1, 2, 3, 4, "x", 6]]}, {"image_id": "9"},
+        {"image_id": 77}, {"category_id": 77}, {"bbox": [25, 10, 50, 20]}, {"bbox": [5, 5, 0, 3]}, {"bbox": [1, 2]},
+        {"area": 0},
+        {"segmentation": [[1, 2, 3, 4]]}, {"bbox": [-70, 5, 20, 20]}, {"segmentation": []},
+        {"segmentation": {"size": [40, 60]}},
+        {"segmentation": {"size": [60, 40], "counts": [0, 2400]}}, {"segmentation": [[1, 2, 3, 4, "x", 6]]},
+        {"image_id": "9"},
     ]  # fmt: skip
     content["annotations"] = [
         good,
@@ -272,7 +278,7 @@ def test_every_defect_is_found_at_once(written: Callable[..., Path]) -> None:
     }
 
 
-def test_a_file_that_cannot_be_used_at_all_is_a_defect_too(written: Callable[..., Path]) -> None:
+def test_an_unusable_file_is_reported_as_a_defect(written: Callable[..., Path]) -> None:
     root = written()
     (root / "annotations" / "instances_train2017.json").write_text("[]")
     for split, message in (("train2017", "not in COCO's format"), ("val2017", "no annotations")):
@@ -281,14 +287,14 @@ def test_a_file_that_cannot_be_used_at_all_is_a_defect_too(written: Callable[...
         assert message in defect.examples[0]
 
 
-def test_a_set_of_boxes_without_any_outline_is_checked_as_it_is_trained_on(written: Callable[..., Path]) -> None:
+def test_a_set_without_outlines_is_valid_with_boxes_only(written: Callable[..., Path]) -> None:
     root = str(written(lambda content: [one.pop("segmentation") for one in content["annotations"]]))
     assert check_coco(root, masks=False) == []
     assert "check: --boxes" in str(check_coco(root)[0])
 
 
-def test_a_part_of_a_set_is_judged_as_the_whole(written: Callable[..., Path]) -> None:
-    """A single box that leaves its image would look like corners."""
+def test_a_part_of_a_set_is_checked_like_the_whole_set(written: Callable[..., Path]) -> None:
+    """A single box outside its image would look like corners."""
 
     def change(content: dict[str, Any]) -> None:
         for one, other in zip(

@@ -19,7 +19,7 @@ from mae_transfer.metrics.coco import FIGURES, CocoMetric, Detections
 
 
 def guesses(source: Any, index: int, *, noise: float = 3.0) -> Detections:
-    """The truth, moved, cropped, sometimes mislabelled, some of it missing, some of it twice."""
+    """The ground truth with shifted, cropped, mislabelled, missing and repeated objects."""
     rng = np.random.default_rng(index)
     objects = source.objects(index)
     kept = torch.from_numpy(
@@ -45,7 +45,7 @@ def filled(source: Any, *, backend: Any = "pycocotools", kinds: Any = ("bbox", "
 
 
 def reference(truth: Path, results: Path, kind: str) -> tuple[np.ndarray, dict[int, float]]:
-    """The twelve figures by pycocotools from files alone, and AP per category id."""
+    """The twelve metrics of pycocotools from files, and AP per category id."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -90,7 +90,7 @@ def test_faster_coco_eval_gives_the_same_figures(real_data: Callable[[str], Path
 
 
 @pytest.mark.parametrize("backend", ["pycocotools", "faster-coco-eval"])
-def test_the_truth_itself_is_perfect_and_nothing_is_nothing(backend: Any) -> None:
+def test_the_ground_truth_scores_1_and_no_predictions_score_0(backend: Any) -> None:
     source = ShapesObjects(size=64, length=6)
     perfect, nothing = (CocoMetric(source.ground_truth(), backend=backend) for _ in range(2))
     for index, image_id in enumerate(source.image_ids.tolist()):
@@ -107,7 +107,7 @@ def test_the_truth_itself_is_perfect_and_nothing_is_nothing(backend: Any) -> Non
         assert none[f"{kind}/AR100"] == 0
 
 
-def test_an_image_without_objects_counts_against_what_is_found_in_it() -> None:
+def test_detections_in_an_image_without_objects_are_false_positives() -> None:
     source = ShapesObjects(size=64, length=2)
     truth = source.ground_truth()
     truth["annotations"] = [one for one in truth["annotations"] if one["image_id"] == 1]
@@ -132,7 +132,7 @@ def test_an_image_that_a_sampler_repeats_counts_once() -> None:
     assert metric.compute() == pytest.approx(once, nan_ok=True)
 
 
-def test_every_image_must_be_predicted_and_none_invented() -> None:
+def test_missing_and_unknown_images_are_refused() -> None:
     source = ShapesObjects(size=32, length=3)
     metric = CocoMetric(source.ground_truth())
     metric.update([1, 9], [guesses(source, 0), guesses(source, 1)])
@@ -140,8 +140,8 @@ def test_every_image_must_be_predicted_and_none_invented() -> None:
         metric.compute()
 
 
-def test_ids_with_gaps_and_missing_keys_of_a_json_do_no_harm() -> None:
-    """COCOeval takes an object id of 0 for "no match", and needs area, iscrowd and info."""
+def test_ids_with_gaps_and_missing_optional_keys_are_accepted() -> None:
+    """COCOeval reads an object id of 0 as "no match", and requires area, iscrowd and info."""
     source = ShapesObjects(size=64, length=3)
     truth = source.ground_truth()
     expected = filled(source, kinds=("bbox",)).compute()
@@ -172,7 +172,7 @@ def test_ids_with_gaps_and_missing_keys_of_a_json_do_no_harm() -> None:
         ({"boxes": torch.tensor([[0, 0, np.inf, 1]])}, "not finite"),
     ],
 )
-def test_predictions_that_would_give_nonsense_are_refused(change: dict[str, Any], message: str) -> None:
+def test_invalid_predictions_are_refused(change: dict[str, Any], message: str) -> None:
     good = Detections(
         torch.tensor([[0.0, 0, 4, 4]]),
         torch.ones(1),
@@ -185,7 +185,7 @@ def test_predictions_that_would_give_nonsense_are_refused(change: dict[str, Any]
     metric.update(np.array([1]), [good])
 
 
-def test_a_backend_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_backend_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     truth = ShapesObjects(size=32, length=1).ground_truth()
     assert CocoMetric(truth).backend == "pycocotools"
@@ -221,7 +221,7 @@ def dots(number: int) -> tuple[dict[str, Any], Detections]:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_more_detections_than_100_count_where_the_heads_give_them(backend: Any) -> None:
+def test_more_than_100_detections_count_if_configured(backend: Any) -> None:
     truth, found = dots(200)
     figures = {}
     for most in (50, 100, 300):
@@ -239,8 +239,8 @@ def test_more_detections_than_100_count_where_the_heads_give_them(backend: Any) 
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_missing_area_is_that_of_the_mask_where_masks_are_evaluated(backend: Any) -> None:
-    """A triangle of a box of 40 x 40 pixels has 800: small as a mask, medium as a box."""
+def test_a_missing_area_is_computed_from_the_mask_if_masks_are_evaluated(backend: Any) -> None:
+    """A triangle in a box of 40 x 40 pixels has 800 pixels: small as a mask, medium as a box."""
     truth, _ = dots(1)
     triangle = {"bbox": [10, 10, 40, 40], "segmentation": [[10, 10, 50, 10, 10, 50]]}
     truth["annotations"][0].update(triangle)
@@ -286,7 +286,7 @@ def test_both_backends_refuse_the_same_truth(change: dict[str, Any], message: st
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_crowd_may_be_a_truth_value_and_other_keys_of_a_json_do_not_count(backend: Any) -> None:
+def test_iscrowd_may_be_a_boolean_and_unknown_keys_are_ignored(backend: Any) -> None:
     truth, found = dots(4)
     expected = CocoMetric(truth, backend=backend)
     expected.update([1], [found])
@@ -298,7 +298,7 @@ def test_a_crowd_may_be_a_truth_value_and_other_keys_of_a_json_do_not_count(back
 
 
 @pytest.mark.parametrize("change", [{"annotations": []}, {"images": [], "annotations": []}])
-def test_nothing_to_measure_is_an_error(change: dict[str, Any]) -> None:
+def test_a_ground_truth_without_objects_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(
         ValueError, match="the ground truth: 1 x (no object to train on or to evaluate|no image is listed)"
     ):

@@ -1,4 +1,4 @@
-"""core/coco_rules.py and core/coco_outlines.py: what stops a run, what has a policy, and run-length codes as pycocotools has them."""
+"""core/coco_rules.py and core/coco_outlines.py: defects that stop a run, defects with a policy, run-length codes."""
 
 import copy
 from typing import Any
@@ -29,7 +29,7 @@ def said(found: Json, *, masks: bool = True) -> list[str]:
 
 
 def code(mask: np.ndarray) -> Json:
-    """A run-length code by pycocotools, as a json has it."""
+    """A run-length code by pycocotools, in the form of a json."""
     encoded = encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": list(encoded["size"]), "counts": encoded["counts"].decode()}
 
@@ -58,8 +58,8 @@ def test_the_extent_of_a_run_length_code_is_that_of_pycocotools() -> None:
     np.testing.assert_array_equal(extents, np.concatenate([expected[:, :2], expected[:, :2] + expected[:, 2:]], axis=1))
 
 
-def test_a_damaged_run_length_code_is_told_from_a_sound_one_without_pycocotools() -> None:
-    """Any one character changed or cut off: pycocotools would read past the end, or write past the mask's."""
+def test_damaged_run_length_codes_are_detected_without_pycocotools() -> None:
+    """One character is changed or removed: pycocotools would read past the code, or write past the mask."""
     good = code(max(random_masks(9), key=lambda mask: len(code(mask)["counts"])))["counts"]
     changed = [good[:k] + new + good[k + 1 :] for k in range(len(good)) for new in ("", "o", "0", "\0", "é", "~")]
     found = content(
@@ -178,7 +178,7 @@ def test_a_box_over_the_edge_is_clipped_and_an_area_of_zero_computed() -> None:
     assert {defect.policy for defect in examined.defects} == {"clipped to the image", "computed from outline or box"}
 
 
-def test_boxes_alone_that_are_corners_are_told_by_those_that_leave_their_image() -> None:
+def test_corner_boxes_without_outlines_are_detected_by_boxes_outside_their_image() -> None:
     corners = [[10, 10, 60, 90], [200, 20, 310, 100], [150, 100, 200, 235]]
     (line,) = said(content(*({"bbox": box} for box in corners)), masks=False)
     assert line.startswith("2 x box written as x0, y0, x1, y1: object 1 (box [200.0, 20.0, 310.0, 100.0]), object 2")
@@ -234,7 +234,7 @@ def test_a_single_fault_among_thousands_is_found_and_changes_nothing_else() -> N
         (lambda c: c["images"][0].update(file_name="a\0b"), "1 x image whose file_name is not a path: image 1"),
     ],
 )
-def test_a_set_that_teaches_or_measures_nothing_is_an_error(change: Any, message: str) -> None:
+def test_a_set_without_usable_objects_is_refused(change: Any, message: str) -> None:
     found = content({})
     change(found)
     assert message in said(found)[0]

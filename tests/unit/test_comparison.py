@@ -1,4 +1,4 @@
-"""suite/cells.py and suite/comparison.py: what is pooled as seeds of one number, how it is counted, and tables computed by hand."""
+"""suite/cells.py and suite/comparison.py: pooling of seeds, counts, and tables computed by hand."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def sitting(device_batch: int = 32, devices: tuple[str, ...] = ("H100",), train:
 
 def made(task: str, **changes: object) -> Made:
     fields = {
-        "run": "r", "task": task, "method": "m", "scale": "mini", "config_digest": "c", "recipe_digest": "d", "recipe": {}, "seed": 0,
+        "run": "r", "task": task, "method": "m", "scale": "mini", "config_digest": "c", "recipe_digest": "d",
+        "recipe": {}, "seed": 0,
         "epochs": 10.0, "batch": 64, "sittings": (sitting(),),
     }  # fmt: skip
     return Made.model_validate(fields | changes)
@@ -48,7 +49,7 @@ def transfer(
     fresh: bool = False,
     **changes: object,
 ) -> Result:
-    """A transfer with a record, of the pretraining with these weights; `pretraining` and the rest change the records."""
+    """A transfer from these weights, with a record. `pretraining` and the other options change the records."""
     before = made("pretrain", seed=int(weights[1:]), **(pretraining or {}))
     origin = (
         Weights(kind="random", name="none") if fresh else Weights(kind="run", name="m", sha256=weights, record=before)
@@ -171,9 +172,7 @@ def test_two_recipes_are_two_lines_that_name_the_key_that_differs(stage: str) ->
     ]
 
 
-def test_results_of_an_earlier_version_are_counted_by_their_checkpoint_and_not_pooled_with_those_of_unknown_recipe() -> (
-    None
-):
+def test_results_of_earlier_versions_are_counted_by_checkpoint_and_not_pooled_with_unknown_recipes() -> None:
     old = {"scale": "mini", "dataset": "shapes", "recipe_digest": "a", "record": None}
     found = [result("finetune", 60.0 + seed, seed=seed, checkpoint_sha256=sha, **old) for seed, sha in enumerate("xxy")]
     unknown = result("finetune", 50.0, seed=3, checkpoint_sha256="x", **(old | {"recipe_digest": None}))
@@ -207,7 +206,7 @@ def test_spread_has_no_deviation_for_one_run() -> None:
 
 
 def suite() -> list[Record]:
-    """Three pretrainings of two kinds, each with one transfer, and random weights; linear probing of the first kind only."""
+    """Three pretrainings of two kinds with one transfer each, and random weights; linear probing of the first kind."""
     kinds = {"pixels": (60.0, 61.0, 65.0), "tokens": (61.0, 62.0, 64.0), "random weights": (30.0, 31.0, 32.0)}
     found: list[Record] = []
     for row, values in kinds.items():
@@ -321,7 +320,8 @@ def test_a_hand_edited_line_leaves_its_file_out_and_says_so(tmp_path: Path) -> N
     found, defects = records.load([tmp_path])
     assert [one.label for one in found] == ["kept"]
     assert defects == [
-        f"{file}: 1 of 1 lines are not as the run wrote them; its numbers are left out: run it again, or restore the file"
+        f"{file}: 1 of 1 lines are not as the run wrote them; its numbers are left out: run it again, or restore the "
+        "file"
     ]
 
 

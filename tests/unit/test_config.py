@@ -170,10 +170,12 @@ def test_assign_makes_the_levels_that_are_missing() -> None:
 
 
 def test_a_tilde_is_the_home_folder_in_every_string_of_a_config(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shells leave it alone behind an =: --set data.root=~/data, --backbone=mae:~/mae.pth."""
+    """Shells do not expand it after an =: --set data.root=~/data, --backbone=mae:~/mae.pth."""
     monkeypatch.setenv("HOME", "/users/me")
-    assert [at_home(path) for path in ("~/a b", "~", "mae:~/m.pth", "mae-full:~/m.pth", "a~/b", "x:y:~/z", "/~/a", "~cls", "~cls/a")] == [
-        "/users/me/a b", "/users/me", "mae:/users/me/m.pth", "mae-full:/users/me/m.pth", "a~/b", "x:y:~/z", "/~/a", "~cls", "~cls/a",
+    paths = ("~/a b", "~", "mae:~/m.pth", "mae-full:~/m.pth", "a~/b", "x:y:~/z", "/~/a", "~cls", "~cls/a")
+    assert [at_home(path) for path in paths] == [
+        "/users/me/a b", "/users/me", "mae:/users/me/m.pth", "mae-full:/users/me/m.pth", "a~/b", "x:y:~/z", "/~/a",
+        "~cls", "~cls/a",
     ]  # fmt: skip
     user = pwd.getpwuid(os.getuid())
     assert at_home(f"mae:~{user.pw_name}/m.pth") == f"mae:{user.pw_dir}/m.pth"

@@ -1,4 +1,4 @@
-"""core/: each function against a loop or a formula written out."""
+"""core/: each function against a loop or a formula."""
 
 import numpy as np
 import pytest
@@ -72,7 +72,7 @@ def test_every_sampler_returns_a_permutation_whose_visible_part_has_the_promised
 
 
 @pytest.mark.parametrize(("ratio", "visible"), [(0.75, 49), (0.9, 19), (0.1, 176), (0.6, 78)])
-def test_the_number_of_visible_patches_is_mae_s(ratio: float, visible: int) -> None:
+def test_the_number_of_visible_patches_equals_mae(ratio: float, visible: int) -> None:
     assert Random(ratio=ratio).visible((14, 14)) == visible == int(196 * (1 - ratio))
 
 
@@ -81,7 +81,7 @@ def test_random_masks_hide_every_patch_equally_often() -> None:
     assert np.abs(counts / 4000 - 0.25).max() < 0.035  # five standard deviations
 
 
-def test_a_mask_depends_on_its_generator_alone() -> None:
+def test_a_mask_depends_only_on_its_generator() -> None:
     assert np.array_equal(Block()((14, 14), RNG(3)), Block()((14, 14), RNG(3)))
     assert not np.array_equal(Block()((14, 14), RNG(3)), Block()((14, 14), RNG(4)))
 
@@ -93,7 +93,7 @@ def test_grid_keeps_exactly_one_of_each_four() -> None:
     assert (visible.reshape(7, 2, 7, 2).sum(axis=(1, 3)) == 1).all()
 
 
-def test_block_masks_are_made_of_blocks_and_their_loop_falls_short_as_often_as_beit_s() -> None:
+def test_block_masks_consist_of_blocks_and_lack_as_many_cells_as_in_beit() -> None:
     sampler = Block(ratio=75 / 196)
     counts = np.array([sampler.blocks((14, 14), 75, RNG(seed)).sum() for seed in range(2000)])
     assert counts.max() <= 75
@@ -106,7 +106,8 @@ def test_block_masks_are_made_of_blocks_and_their_loop_falls_short_as_often_as_b
 
 @pytest.mark.parametrize(("make", "match"), [
     (lambda: Random(ratio=1.0), "ratio = 1.0"), (lambda: Random(unit=0), "unit = 0"),
-    (lambda: Random(unit=4).visible((14, 14)), "does not divide the 14x14 grid"), (lambda: Random(ratio=0.99).visible((2, 2)), "keeps 0 of 4"),
+    (lambda: Random(unit=4).visible((14, 14)), "does not divide the 14x14 grid"),
+    (lambda: Random(ratio=0.99).visible((2, 2)), "keeps 0 of 4"),
 ])  # fmt: skip
 def test_impossible_masks_are_refused(make: object, match: str) -> None:
     with pytest.raises(ValueError, match=match):
@@ -138,7 +139,7 @@ def test_resampling_keeps_the_class_row_and_equal_grids_untouched() -> None:
 
 
 @pytest.mark.parametrize("leading", [0, 1])
-def test_relative_index_names_each_offset_once(leading: int) -> None:
+def test_relative_index_has_one_row_per_offset(leading: int) -> None:
     h, w = 3, 4
     index = relative_index((h, w), leading=leading)
     seen: dict[tuple[int, int], int] = {}
@@ -150,7 +151,7 @@ def test_relative_index_names_each_offset_once(leading: int) -> None:
     assert set(index.unique().tolist()) == set(range(relative_rows((h, w), leading=leading)))
 
 
-def test_relative_index_is_beit_s() -> None:
+def test_relative_index_equals_beit() -> None:
     from timm.layers import gen_relative_position_index
 
     assert torch.equal(relative_index((5, 5)), gen_relative_position_index((5, 5), class_token=True))

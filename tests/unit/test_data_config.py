@@ -41,7 +41,7 @@ def test_the_root_fills_in_for_sources_that_take_one(tmp_path: Path) -> None:
     assert none is None
 
 
-def test_a_missing_root_is_asked_for() -> None:
+def test_a_missing_root_is_refused() -> None:
     with pytest.raises(ValueError, match=r"set data\.root"):
         open_sources(config())
 

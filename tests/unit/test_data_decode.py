@@ -1,4 +1,4 @@
-"""decode: every odd image that turns up in a data set becomes upright RGB, or an error that names it."""
+"""decode: every unusual image becomes upright RGB, or an error that names the file."""
 
 import io
 import os
@@ -179,7 +179,7 @@ def test_the_png_of_the_issue_is_used_and_noted() -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
-def test_an_exif_that_is_noise_costs_no_pixels(kind: str) -> None:
+def test_broken_exif_leaves_the_pixels_unchanged(kind: str) -> None:
     sound = decode(with_metadata(kind), where="sound")
     data = with_metadata(kind)
     start = max(data.find(b"MM\0*", 8), data.find(b"II*\0", 8))
@@ -194,7 +194,7 @@ def test_an_exif_that_is_noise_costs_no_pixels(kind: str) -> None:
 
 
 def metadata_of(data: bytes) -> list[int]:
-    """The places of bytes that say nothing about pixels."""
+    """The positions of bytes that do not describe pixels."""
     parts = [
         b"hello" * 20,
         b"hello",
@@ -226,7 +226,7 @@ def test_a_broken_text_does_not_cost_the_orientation() -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 def test_every_orientation_is_applied_once_and_the_size_is_known_from_the_header(kind: str, tmp_path: Path) -> None:
-    """PIL turns a TIFF by itself, and gives its upright size before that: `check` called turned TIFFs mis-sized."""
+    """PIL rotates a TIFF itself and already gives its upright size, so `check` reported a wrong size for such files."""
     for turned in range(1, 9):
         path = tmp_path / f"{turned}.img"
         path.write_bytes(with_metadata(kind, turned))
@@ -243,13 +243,13 @@ def _tagged(exif: Image.Exif) -> Image.Image:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "AVIF"])
-def test_garbage_behind_the_image_is_passed_over(kind: str) -> None:
+def test_trailing_garbage_is_ignored(kind: str) -> None:
     data = with_metadata(kind)
     assert torch.equal(decode(data + b"garbage" * 9, where="tail"), decode(data, where="sound"))
 
 
-def test_what_libjpeg_and_libtiff_print_names_the_file(capfd: pytest.CaptureFixture[str]) -> None:
-    """It went to standard error without a name."""
+def test_messages_of_libjpeg_and_libtiff_get_the_file_name(capfd: pytest.CaptureFixture[str]) -> None:
+    """The messages went to standard error without the file's name."""
     data = encoded(picture(), "JPEG")
     with collected() as notes:
         decode(data[:-30] + data[-2:], where="some/odd.jpg")
@@ -276,7 +276,7 @@ def test_a_cut_file_is_unreadable_or_has_lost_nothing_but_metadata(kind: str) ->
 
 
 def test_a_pipe_is_refused_by_its_name(tmp_path: Path) -> None:
-    """Opening one waits for its writer, and no signal ended that."""
+    """Opening a pipe waits for its writer, and no signal interrupted it."""
     os.mkfifo(tmp_path / "x.jpg")
     with pytest.raises(UnreadableImage, match=r"x\.jpg is a pipe, a device or a socket, not a regular file"):
         decode_file(tmp_path / "x.jpg")

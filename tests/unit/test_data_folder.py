@@ -1,4 +1,4 @@
-"""Folder: what is read, in which order, and what is said about folders that do not fit."""
+"""Folder: which files are read, in which order, and the errors for unsuitable folders."""
 
 import logging
 import os
@@ -52,7 +52,7 @@ def test_a_missing_root_names_it_and_the_key(tmp_path: Path) -> None:
         Folder(root=str(tmp_path / "nowhere"))
 
 
-def test_a_missing_split_lists_those_there_are(root: Path) -> None:
+def test_a_missing_split_lists_the_existing_ones(root: Path) -> None:
     with pytest.raises(ValueError, match=r"no split 'test'.*train, val"):
         Folder(root=str(root), split="test")
 
@@ -68,7 +68,7 @@ def test_an_empty_folder_is_named(tmp_path: Path) -> None:
         Folder(root=str(tmp_path), labelled=False)
 
 
-def test_a_flat_folder_read_as_classes_tells_the_option(root: Path) -> None:
+def test_a_flat_folder_read_as_classes_names_the_option(root: Path) -> None:
     with pytest.raises(ValueError, match="labelled=False"):
         Folder(root=str(root / "val/cat"))
 
@@ -79,7 +79,7 @@ def test_a_broken_file_is_named(root: Path) -> None:
         Folder(root=str(root), split="val").read(0)
 
 
-def test_it_travels_to_a_worker_small(root: Path) -> None:
+def test_its_pickle_is_small(root: Path) -> None:
     folder = Folder(root=str(root), split="train")
     before = len(pickle.dumps(folder))
     for i in range(100):
@@ -125,7 +125,7 @@ def test_a_folder_without_images_is_refused_with_its_other_files(tmp_path: Path)
         Folder(root=str(tmp_path), labelled=False)
 
 
-def test_a_folder_may_be_called_like_an_image_and_a_dead_link_is_no_silent_loss(tmp_path: Path) -> None:
+def test_folders_named_like_images_are_read_and_dead_links_are_reported(tmp_path: Path) -> None:
     (tmp_path / "set.jpg").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "set.jpg" / "a.png")
     (tmp_path / "dead.jpg").symlink_to(tmp_path / "nowhere.jpg")
@@ -146,7 +146,7 @@ def test_a_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_odd_files_are_reported_from_the_workers_once_each(
     tmp_path: Path, workers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """12 images whose EXIF PIL cannot read: they are used, 10 are named, the rest is counted."""
+    """PIL cannot read the EXIF of 20 images: all are used, the first 10 and the 16th are reported."""
     report.cache_clear()
     for number in range(20):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{number:02d}.png", exif=b"\0\x08\0\x02\x01\x12\0\x03")

@@ -1,4 +1,4 @@
-"""The loader: the same batches bit for bit for any workers, start, ranks and micro-batches; and what it does about broken files and workers."""
+"""The loader: bitwise equal batches for any workers, start, ranks and micro-batches; broken files and workers."""
 
 import logging
 import multiprocessing

@@ -1,4 +1,4 @@
-"""Order, Share and Sweep: which sample is seen when, by whom."""
+"""Order, Share and Sweep: the samples of each step and rank."""
 
 from itertools import islice
 
@@ -37,7 +37,7 @@ def test_repeats_are_neighbours_and_lengthen_the_epoch() -> None:
     assert [key.image for key in keys[::4]] == [key.image for key in keys[3::4]]
 
 
-def test_it_starts_anywhere() -> None:
+def test_the_order_can_start_at_any_step() -> None:
     assert first(Share(order=order(), start=3), 4) == first(Share(order=order()), 7)[3:]
 
 

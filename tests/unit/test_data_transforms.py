@@ -1,4 +1,4 @@
-"""Augmentations: against torchvision's own transforms, and the promise that all views show the same crop."""
+"""Augmentations against torchvision's transforms, and equal crops in all views."""
 
 import random
 
@@ -88,7 +88,7 @@ def test_every_view_shows_the_same_crop(name: str) -> None:
             assert distance(F.resize(other, [56, 56], antialias=True), first) < 2
 
 
-def test_lanczos_is_pils() -> None:
+def test_lanczos_equals_pil() -> None:
     image = torch.randint(256, (3, 40, 50), dtype=torch.uint8)
     expected = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((20, 30), Image.Resampling.LANCZOS)
     assert torch.equal(resize(image, (30, 20), "lanczos"), torch.from_numpy(np.array(expected)).permute(2, 0, 1))
@@ -136,7 +136,7 @@ def test_byols_crop_keeps_to_area_and_aspect_and_is_cut_to_the_image(monkeypatch
     assert max(cut) > 1.4
 
 
-def test_rand_augment_is_timms_on_the_same_crop() -> None:
+def test_rand_augment_equals_timm_on_the_same_crop() -> None:
     image, changed = smooth(), 0
     augment = transforms.RandAugmentCrop([MAIN])
     for seed in range(5):
@@ -178,7 +178,7 @@ def test_impossible_options_are_refused(name: str, options: dict[str, object]) -
         AUGMENTATIONS[name]([MAIN], **options)
 
 
-def test_the_middle_of_a_thin_image_is_seen_without_resizing_the_whole_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thin_image_is_cropped_before_resizing(monkeypatch: pytest.MonkeyPatch) -> None:
     thin = torch.zeros(3, 1, 4001, dtype=torch.uint8)
     thin[:, :, 2000] = 255
     sizes = []
@@ -195,8 +195,8 @@ def test_the_middle_of_a_thin_image_is_seen_without_resizing_the_whole_of_it(mon
 
 @pytest.mark.parametrize("stored", [(90, 70), (64, 300), (50, 50), (200, 131)])
 @pytest.mark.parametrize("size", [(64, 128), (48, 32), 40])
-def test_the_view_of_evaluation_is_timms_for_any_shape(stored: tuple[int, int], size: int | tuple[int, int]) -> None:
-    """timm's transforms_imagenet_eval: ResizeKeepRatio until the image covers the frame, then CenterCrop; sides differ by the pixel it rounds."""
+def test_the_evaluation_view_equals_timm_for_any_shape(stored: tuple[int, int], size: int | tuple[int, int]) -> None:
+    """timm's transforms_imagenet_eval: ResizeKeepRatio to cover the frame, then CenterCrop; one pixel of rounding."""
     image = smooth(*stored)
     ours = CentreCrop([ViewSpec(size, "bicubic")], shorter_side=1.25)(image)[0]
     high, wide = (size, size) if isinstance(size, int) else size

@@ -1,4 +1,4 @@
-"""draw/segmentations.py: colours that differ, void that shows, and a legend that fits the picture."""
+"""draw/segmentations.py: distinct colours, visible void, and a legend that fits the picture."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_names_with_synonyms_are_shortened() -> None:
 
 
 def test_a_legend_of_long_names_stays_within_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ADE20K's 150 names hold up to six synonyms; the most that a legend takes, all of them long."""
+    """ADE20K's names have up to six synonyms. The legend has its maximum of names, all long."""
     labels = torch.arange(MOST_NAMES, dtype=torch.uint8).reshape(4, 6).repeat_interleave(20, 0).repeat_interleave(20, 1)
     legends = []
     write = Figure.savefig
@@ -55,7 +55,7 @@ def test_a_legend_of_long_names_stays_within_the_picture(tmp_path: Path, monkeyp
     assert Image.open(tmp_path / "0.png").width == 1200
 
 
-def test_a_map_without_any_class_is_drawn_too(tmp_path: Path) -> None:
+def test_a_map_without_classes_can_be_drawn(tmp_path: Path) -> None:
     void = torch.full((8, 9), IGNORED, dtype=torch.uint8)
     save_picture(
         tmp_path / "deep" / "0.png",

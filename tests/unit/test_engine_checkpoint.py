@@ -1,4 +1,4 @@
-"""Checkpoints under every accident: full disk, truncation, bit rot, hostile pickle, half-written files; and what is kept."""
+"""Checkpoints after a full disk, truncation, bit errors, a hostile pickle or a partial write; and which are kept."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_no_half_file(
 
 
 def test_a_disk_that_fills_up_within_the_file_is_the_same_one_error(tmp_path: Path) -> None:
-    """The system's limit on a file's size stands in for the full disk: the write itself fails, inside torch's zip writer."""
+    """The system's limit on file sizes acts like a full disk: the write fails inside torch's zip writer."""
     script = """
         import resource, signal, sys, torch
         from pathlib import Path

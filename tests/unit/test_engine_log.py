@@ -1,4 +1,4 @@
-"""The record of a run: whole lines, no duplicates after a resume, plain output off a terminal, nothing from other ranks."""
+"""The log of a run: complete lines, no duplicates after resume, plain output without a terminal, main rank only."""
 
 from __future__ import annotations
 

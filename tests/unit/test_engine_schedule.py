@@ -1,4 +1,4 @@
-"""The learning rate against the formula written out, and against what nobody would forgive: a jump, a negative rate, a warm-up beyond the end."""
+"""The learning rate against its formula; no jumps, no negative rates, no warm-up beyond the end."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_without_warm_up_the_first_step_has_the_peak_rate() -> None:
 
 
 def test_steps_down_at_their_milestones_after_a_warm_up_from_a_share_of_the_peak() -> None:
-    """ViTDet: 184375 steps of 64 (118287 images), warm-up of 250 from 0.001 of the rate, a tenth after 163889 and 177546 (detectron2)."""
+    """ViTDet in detectron2: 184375 steps of 64 (118287 images), warm-up of 250 from 0.001, / 10 at 163889, 177546."""
     per_epoch = 118287 // 64
     schedule = Schedule(
         kind="constant",
@@ -142,7 +142,7 @@ def test_the_digest_of_a_schedule_in_epochs_has_not_moved() -> None:
 
 
 def test_warm_ups_and_milestones_are_whole_or_half_steps_exactly() -> None:
-    """ViTDet-H warms up for three quarters of 250 steps; epochs are fractions, and 163889 / 1832 * 1832 is not 163889 in floats of every length."""
+    """ViTDet-H warms up for 3/4 of 250 steps. Epochs are fractions; 163889 / 1832 * 1832 may round to another step."""
     for per_epoch in (1832, 1848, 7, 312):
         half = Schedule(kind="constant", warmup_epochs=187.5 / per_epoch, warmup_factor=0.001)
         rates = [

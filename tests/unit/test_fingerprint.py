@@ -1,4 +1,4 @@
-"""Fingerprints of data sets: what they notice, what they do not, and how they say what changed."""
+"""Fingerprints of data sets: which changes they detect and ignore, and how they are described."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def coco(root: Path, name: str = "cat") -> Coco:
     return Coco(root=str(root), masks=False)
 
 
-def test_a_set_that_was_moved_as_a_whole_is_the_same_and_so_is_a_part_of_it(tmp_path: Path) -> None:
+def test_a_moved_set_and_a_subset_have_the_same_fingerprint(tmp_path: Path) -> None:
     first = fingerprint(flat(images(tmp_path / "a")))
     shutil.move(tmp_path / "a", tmp_path / "deeper" / "b")
     moved = flat(tmp_path / "deeper" / "b")
@@ -48,7 +48,7 @@ def test_a_set_that_was_moved_as_a_whole_is_the_same_and_so_is_a_part_of_it(tmp_
         assert change(first.saved(), fingerprint(source)) is None
 
 
-def test_what_changed_is_said_by_number_and_name(tmp_path: Path) -> None:
+def test_changed_files_are_counted_and_named(tmp_path: Path) -> None:
     before = fingerprint(flat(images(tmp_path)))
     (tmp_path / "0.png").unlink()
     (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes() + b"more")

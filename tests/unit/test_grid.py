@@ -40,7 +40,8 @@ def test_rows_are_laid_over_the_base_of_their_scale_and_own_values_of_a_scale_ov
 
 @pytest.mark.parametrize(("options", "expected"), [
     (["--row", "8 blocks", "--set", "width=9"], {"runs": Example(depth=8, target="pixel", width=9)}),
-    (["--row", "all", "--mini"], {"runs/1_block": Example(depth=1, width=3), "runs/8_blocks": Example(depth=2, width=3)}),
+    (["--row", "all", "--mini"],
+        {"runs/1_block": Example(depth=1, width=3), "runs/8_blocks": Example(depth=2, width=3)}),
 ])  # fmt: skip
 def test_one_row_goes_into_the_work_dir_and_all_of_them_into_folders_of_it(
     file: Path, options: list[str], expected: dict[str, Example]

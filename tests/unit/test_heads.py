@@ -15,7 +15,8 @@ from mae_transfer.tasks.protocols import ClassifyProtocol, Feed, Finetune, Linea
 DEPTH = 4
 PROTOCOLS: list[ClassifyProtocol] = [
     Finetune(), Finetune(pool="cls"), *(Partial(tune_blocks=k) for k in (0, "half", 1, 2, DEPTH, "all")),
-    Partial(tune_blocks=2, pool="cls"), Partial(tune_blocks=1, tune_norm=False), Partial(tune_blocks=1, pool="cls", tune_norm=False),
+    Partial(tune_blocks=2, pool="cls"), Partial(tune_blocks=1, tune_norm=False),
+    Partial(tune_blocks=1, pool="cls", tune_norm=False),
     Linear(rates=(0.1, 1.0), pools=("cls", "mean")),
 ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""metrics/iou.py against numpy on real labels and on random maps with ignored regions, and against the sums of mmseg's IoUMetric."""
+"""metrics/iou.py against numpy on real labels and random maps with ignored regions, and against mmseg's IoUMetric."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -27,7 +27,7 @@ CAMVID = (
 
 
 def by_numpy(pairs: list[tuple[np.ndarray, np.ndarray]], classes: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """IoU and accuracy per class, nan where undefined, and accuracy over all pixels, one class and one image at a time."""
+    """IoU and accuracy per class (NaN if undefined) and over all pixels, one class and one image at a time."""
     hit, true, found = np.zeros(classes), np.zeros(classes), np.zeros(classes)
     for predicted, truth in pairs:
         for c in range(classes):
@@ -40,7 +40,7 @@ def by_numpy(pairs: list[tuple[np.ndarray, np.ndarray]], classes: int) -> tuple[
 
 
 def by_mmseg(pairs: list[tuple[np.ndarray, np.ndarray]], classes: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """The published rule: histograms of what is right, predicted and true among the pixels that are not ignored (mmseg, IoUMetric)."""
+    """mmseg's IoUMetric: histograms of correct, predicted and true classes over the pixels that are not ignored."""
     totals = np.zeros((3, classes))
     for predicted, truth in pairs:
         kept = truth != 255
@@ -95,7 +95,7 @@ def test_one_batch_counts_as_its_images_do() -> None:
     assert torch.equal(whole.counts, single.counts)
 
 
-def test_perfect_and_hopeless() -> None:
+def test_perfect_and_entirely_wrong_predictions() -> None:
     truth = torch.tensor([[0, 1, 255], [1, 0, 255]])
     perfect, hopeless, nothing = (IouMetric(("a", "b", "never")) for _ in range(3))
     perfect.update(truth % 255, truth)
@@ -107,7 +107,7 @@ def test_perfect_and_hopeless() -> None:
 
 
 @pytest.mark.parametrize(("predicted", "truth"), [(0, 2), (2, 0), (0, -1)])
-def test_an_impossible_class_is_an_error_and_ends_in_no_other_cell(predicted: int, truth: int) -> None:
+def test_an_invalid_class_is_an_error_and_is_not_counted(predicted: int, truth: int) -> None:
     metric = IouMetric("ab")
     metric.update(torch.tensor([[0, predicted]]), torch.tensor([[0, truth]]))
     assert metric.counts.tolist() == [1, 0, 0, 0, 1]
@@ -115,7 +115,7 @@ def test_an_impossible_class_is_an_error_and_ends_in_no_other_cell(predicted: in
         metric.compute()
 
 
-def test_whatever_is_predicted_under_an_ignored_pixel_does_not_count() -> None:
+def test_predictions_at_ignored_pixels_do_not_count() -> None:
     metric = IouMetric("ab", ignored=11)
     metric.update(torch.tensor([0, 1, 7]), torch.tensor([11, 1, 11]))
     assert metric.compute()["aAcc"] == 1

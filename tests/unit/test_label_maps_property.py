@@ -1,4 +1,4 @@
-"""Broken sets of label maps: the check and a run's opening agree on every one of them, and neither ends in a traceback."""
+"""Broken sets of label maps: the check and the start of a run agree on each of them, and neither gives a traceback."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def write(root: Path, case: dict[str, Any]) -> None:
 
 
 def pair(root: Path, split: str, name: str, fault: str, kind: str) -> None:
-    """Write one file of a pair, with its fault."""
+    """Write one file of a pair, with a defect."""
     folder = root / kind / split / ("deep/er" if fault == "nested" else "")
     folder.mkdir(parents=True, exist_ok=True)
     if kind == "images":
@@ -125,7 +125,8 @@ def label_map(path: Path, fault: str) -> None:
     values = np.arange(SIZE[0] * SIZE[1], dtype=np.uint8).reshape(SIZE[::-1]) % 4
     changed = {
         "16 bits": values.astype(np.uint16), "deep": values.astype(np.uint16) * 999, "32 bits": values.astype(np.int32),
-        "float": values.astype(np.float32), "1 bit": values > 1, "beyond": values * 9, "255": np.where(values > 1, 255, 0).astype(np.uint8),
+        "float": values.astype(np.float32), "1 bit": values > 1, "beyond": values * 9,
+        "255": np.where(values > 1, 255, 0).astype(np.uint8),
         "void": np.full_like(values, 255), "zero": values * 0, "other size": values.T.copy(),
     }  # fmt: skip
     if fault == "no map":
@@ -156,7 +157,7 @@ def found_by_check(root: Path, options: dict[str, Any]) -> list[Defect]:
 
 
 def said_by_run(root: Path, options: dict[str, Any]) -> str | None:
-    """What a run says before its first step; None where it would begin, and then every sample can be read."""
+    """The error of a run before its first step; None if it starts, and then every sample can be read."""
     specs = {
         name: {"name": "ade", "split": split, **options}
         for name, split in (("train", "training"), ("val", "validation"))

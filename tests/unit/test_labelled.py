@@ -1,4 +1,4 @@
-"""Label fractions and held-out parts, and top-k accuracy: the numbers that a selection and a table rest on."""
+"""Label fractions, hold-outs, and top-k accuracy."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def counts(subset: Subset) -> list[int]:
     return np.bincount(subset.indices % 4, minlength=4).tolist()
 
 
-def test_a_fraction_is_taken_of_every_class_and_the_smaller_list_lies_in_the_larger() -> None:
+def test_fractions_are_taken_per_class_and_are_nested() -> None:
     source = Counted(400, 4)
     small, large = (split(source, label_fraction=fraction).train for fraction in (0.01, 0.1))
     assert counts(small) == [1] * 4
@@ -44,7 +44,7 @@ def test_a_fraction_is_taken_of_every_class_and_the_smaller_list_lies_in_the_lar
     assert split(source, label_fraction=0.1).train.indices.tolist() == large.indices.tolist()
 
 
-def test_what_is_held_out_is_never_trained_on_and_comes_from_the_labels_that_may_be_used() -> None:
+def test_the_hold_out_is_disjoint_from_training_and_uses_only_allowed_labels() -> None:
     source = Counted(400, 4)
     parts = split(source, label_fraction=0.1, holdout_fraction=0.2)
     assert counts(parts.held_out) == [2] * 4
@@ -64,7 +64,7 @@ def test_a_class_of_one_image_keeps_it_for_training() -> None:
 def test_a_hold_out_that_would_be_empty_is_refused_with_the_remedy() -> None:
     with pytest.raises(
         ValueError,
-        match=r"no image can be held out .*label_fraction=0\.01 keeps one .* raise data\.label_fraction, or set data\.hold",
+        match=r"no image can be held out .*label_fraction=0\.01 keeps one .* raise data\.label_fraction, or set data",
     ):
         split(Counted(300, 3), label_fraction=0.01, holdout_fraction=0.1)
     assert split(Counted(300, 3), label_fraction=0.01).held_out is None
@@ -110,8 +110,8 @@ def test_hits_count_the_best_and_the_best_five_of_every_row() -> None:
     assert late.tolist() == [1, 3]
 
 
-def test_of_equal_scores_the_first_class_counts_as_the_better() -> None:
-    """Whatever a device's topk makes of ties: 8 equal scores are right for class 0 alone, and for five classes among the best five."""
+def test_the_first_class_wins_among_equal_scores() -> None:
+    """topk orders ties differently by device. 8 equal scores give a top-1 hit for class 0 only, and five top-5 hits."""
     assert hits(torch.zeros(8, 8), torch.arange(8)).tolist() == [1, 5]
     torch.manual_seed(0)
     scores, labels = torch.randint(0, 3, (200, 8)).bfloat16(), torch.randint(0, 8, (200,))
@@ -119,11 +119,11 @@ def test_of_equal_scores_the_first_class_counts_as_the_better() -> None:
     assert hits(scores, labels).tolist() == [int(stable[:, :k].sum()) for k in (1, 5)]
 
 
-def test_what_is_no_score_is_never_right() -> None:
+def test_nan_and_minus_infinity_are_never_correct() -> None:
     nan, no = float("nan"), -float("inf")
     scores = torch.tensor([[nan] * 8, [no] * 8, [1.0, nan, *[no] * 6], [1.0, nan, *[no] * 6], [no, no, 1.0, *[no] * 5]])
     assert hits(scores, torch.tensor([0, 0, 1, 0, 2])).tolist() == [1, 2]
 
 
-def test_top_five_is_left_out_where_it_says_nothing() -> None:
+def test_top_five_is_left_out_with_few_classes() -> None:
     assert [top_ks(classes) for classes in (1, 2, 5, 6)] == [(1,), (1,), (1,), (1, 5)]

@@ -33,7 +33,8 @@ def stored(tmp_path: Path, **options: Any) -> Path:
 
 
 def test_the_package_hands_out_load_backbone_without_importing_torch_first(tmp_path: Path) -> None:
-    script = f"import sys, mae_transfer; assert 'torch' not in sys.modules; print(mae_transfer.load_backbone({str(stored(tmp_path))!r}).dim)"
+    load = f"mae_transfer.load_backbone({str(stored(tmp_path))!r})"
+    script = f"import sys, mae_transfer; assert 'torch' not in sys.modules; print({load}.dim)"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600)
     assert run.stdout.strip() == "32", run.stderr
 
@@ -74,7 +75,7 @@ def test_tables_that_the_file_has_not_begin_at_zero(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [(96, 64), (32, 32), (64, 64)])
 @torch.no_grad()
 def test_relative_tables_follow_the_image_size(size: tuple[int, int], tmp_path: Path) -> None:
-    """A table linear in the offsets stays so, inside: the same offset in patches of a stretched grid reads a proportional value."""
+    """A table linear in the offsets stays linear inside: offsets in a stretched grid have proportional values."""
     vit = encoder(relative_positions="shared", positions="none")
     path = tmp_path / "b.safetensors"
     h = torch.arange(-3, 4.0).repeat_interleave(7)
@@ -95,9 +96,12 @@ def test_relative_tables_follow_the_image_size(size: tuple[int, int], tmp_path: 
 
 
 @pytest.mark.parametrize(("options", "changes", "match"), [
-    ({}, {"depth": 8}, "depth cannot be changed on loading; choose from heads, image_size"), ({}, {"heads": 5}, "heads = 5 does not divide dim"),
-    ({}, {"image_size": "big"}, "image_size"), ({"class_token": False}, {"class_token": True}, "no tensors for class_token"),
-    ({"final_norm": False}, {"final_norm": True}, "no tensors for final_norm"), ({}, {"positions": "none"}, "cannot become 'none'"),
+    ({}, {"depth": 8}, "depth cannot be changed on loading; choose from heads, image_size"),
+    ({}, {"heads": 5}, "heads = 5 does not divide dim"),
+    ({}, {"image_size": "big"}, "image_size"),
+    ({"class_token": False}, {"class_token": True}, "no tensors for class_token"),
+    ({"final_norm": False}, {"final_norm": True}, "no tensors for final_norm"),
+    ({}, {"positions": "none"}, "cannot become 'none'"),
     ({"positions": "none", "relative_positions": "per_block"}, {"positions": "learned"}, "cannot become 'learned'"),
     ({"relative_positions": "per_block"}, {"relative_positions": "shared"}, "cannot become 'shared'"),
     ({}, {"image_size": 65}, "65"),
@@ -120,13 +124,15 @@ def written(tmp_path: Path, looks: str) -> Path:
     plain = encoder().state_dict()
     contents: dict[str, Any] = {
         "mae": {"model": plain}, "dino": plain, "mae-full": {"model": plain | {"decoder_embed.weight": torch.zeros(1)}},
-        "mae-finetuned": {"model": plain | {"fc_norm.weight": torch.zeros(1)}}, "deit": {"model": plain | {"head.weight": torch.zeros(1)}},
+        "mae-finetuned": {"model": plain | {"fc_norm.weight": torch.zeros(1)}},
+        "deit": {"model": plain | {"head.weight": torch.zeros(1)}},
         "moco-v3": {"state_dict": {f"module.base_encoder.{name}": tensor for name, tensor in plain.items()}},
-        "mmpretrain": {"state_dict": {"backbone.layers.0.ln1.weight": torch.zeros(1)}}, "moby": {"model": {"encoder_k.x": torch.zeros(1)}},
+        "mmpretrain": {"state_dict": {"backbone.layers.0.ln1.weight": torch.zeros(1)}},
+        "moby": {"model": {"encoder_k.x": torch.zeros(1)}},
         "esvit": {"teacher": {"module.backbone.layers.0.blocks.0.norm1.weight": torch.zeros(1)}},
         "ibot": {"state_dict": {"masked_embed": torch.zeros(1)}},
         "beit": {"model": encoder(qkv_bias="qv").state_dict()}, "dinov2": encoder(layer_scale=1.0).state_dict(),
-        "simmim": {"model": {f"encoder.{name}": tensor for name, tensor in plain.items()} | {"encoder.mask_token": torch.zeros(1)}},
+        "simmim": {"model": {f"encoder.{k}": v for k, v in plain.items()} | {"encoder.mask_token": torch.zeros(1)}},
         "hf": {"vit.embeddings.cls_token": torch.zeros(1)},
     }  # fmt: skip
     if looks == "augreg":
@@ -153,7 +159,8 @@ def test_a_bare_path_and_a_prefix_are_told_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("prefix", "name", "match"), [
-    ("moco-v3", "module.base_encoder.patch_embed.proj.0.weight", "convolutional stem"), ("deit", "dist_token", "timm:deit_base_distilled"),
+    ("moco-v3", "module.base_encoder.patch_embed.proj.0.weight", "convolutional stem"),
+    ("deit", "dist_token", "timm:deit_base_distilled"),
     ("dinov2", "register_tokens", "reg4_dinov2"), ("dinov2", "blocks.0.mlp.w12.weight", "SwiGLU"),
 ])  # fmt: skip
 def test_what_the_encoder_has_not_is_refused_with_the_way_round(

@@ -1,4 +1,4 @@
-"""The loader and the machine: workers that are busy, shared memory that is full, images that an evaluation cannot read."""
+"""Faults of the loader: busy workers, full shared memory, and images that an evaluation cannot read."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Odd:
-    """Shapes, of which some cannot be read, or take for ever from the second batch on."""
+    """Shapes of which some cannot be read, or never return from the second batch on."""
 
     bad: frozenset[int] = frozenset()
     slow: bool = False
@@ -60,7 +60,7 @@ def crops(source: Source) -> Crops:
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("bad", [{3, 9}, {4, 5, 6, 7}])
-def test_an_evaluation_leaves_out_what_it_cannot_read_and_counts_nothing_twice(workers: int, bad: set[int]) -> None:
+def test_evaluation_leaves_out_unreadable_images_and_counts_none_twice(workers: int, bad: set[int]) -> None:
     policy = Unreadable(limit=10)
     seen = [
         batch.index
@@ -70,13 +70,13 @@ def test_an_evaluation_leaves_out_what_it_cannot_read_and_counts_nothing_twice(w
     assert set(policy.files) == bad
 
 
-def test_a_fit_leaves_out_what_it_cannot_read_too() -> None:
+def test_fitting_leaves_out_unreadable_images() -> None:
     share = Share(order=Order(images=20, batch=20, seed=0))
     batch = next(batches(crops(Odd(frozenset({3, 9}))), share, unreadable=Unreadable(limit=10), replaced=False))
     assert sorted(batch.index.tolist()) == [index for index in range(20) if index not in {3, 9}]
 
 
-def test_a_worker_that_is_busy_ends_with_its_loader(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_busy_worker_ends_with_its_loader(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mae_transfer.data.loader.GRACE_S", 0.2)
     feed = batches(crops(Odd(slow=True)), Sweep(images=20, batch=4), workers=2)
     next(feed)
@@ -87,7 +87,7 @@ def test_a_worker_that_is_busy_ends_with_its_loader(monkeypatch: pytest.MonkeyPa
 
 
 def test_shared_memory_that_is_full_is_an_error_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The worker's own thread would only print a traceback, and this process would wait for ever."""
+    """The worker's thread would only print a traceback, and this process would wait forever."""
 
     def full(tensor: Tensor) -> Tensor:
         raise RuntimeError("unable to write to file </torch_1_2_3>: No space left on device (28)")
@@ -97,7 +97,7 @@ def test_shared_memory_that_is_full_is_an_error_with_the_remedy(monkeypatch: pyt
         next(batches(crops(Shapes(size=24, length=20)), Sweep(images=20, batch=4), workers=1))
 
 
-def test_a_process_ends_though_an_error_keeps_its_loader_alive() -> None:
+def test_a_process_ends_even_if_an_error_keeps_its_loader_alive() -> None:
     script = """
 import sys
 from mae_transfer.data import CentreCrop, Crops, Order, Shapes, Share, batches

@@ -87,7 +87,8 @@ def test_any_target_is_learned_without_a_change_of_the_model(target: Target, opt
 
 @pytest.mark.parametrize("options", [
     {}, {"corrupt": "mask_token"}, {"corrupt": "mask_token", "depth": 0}, {"class_token": False},
-    {"positions": "none", "relative_positions": "shared", "qkv_bias": "qv", "layer_scale": 0.1, "corrupt": "mask_token"},
+    {"positions": "none", "relative_positions": "shared", "qkv_bias": "qv", "layer_scale": 0.1,
+        "corrupt": "mask_token"},
     {"relative_positions": "per_block", "positions": "learned"},
 ])  # fmt: skip
 def test_every_trainable_parameter_gets_a_gradient(options: dict[str, object]) -> None:
@@ -119,7 +120,8 @@ def test_bert_shows_the_mask_token_in_8_of_10_cases_another_patch_in_one_and_the
     now, before = take(seen, mask.ids_masked), take(tokens, mask.ids_masked)
     shares = {"token": now == -1, "kept": now == before, "other": (now != -1) & (now != before)}
     assert {name: hit.float().mean().item() for name, hit in shares.items()} == {
-        "token": pytest.approx(0.8, abs=0.015), "kept": pytest.approx(0.1, abs=0.01), "other": pytest.approx(0.1, abs=0.01)
+        "token": pytest.approx(0.8, abs=0.015), "kept": pytest.approx(0.1, abs=0.01),
+        "other": pytest.approx(0.1, abs=0.01)
     }  # fmt: skip
     moved = now[shares["other"]]
     assert torch.equal(moved // n, before[shares["other"]] // n)  # of the same image

@@ -180,7 +180,8 @@ def test_layer_decay_reaches_every_block_and_leaves_the_heads_alone() -> None:
     for name, scale in (
         ("pyramid.backbone.pos_embed", 0.7**5), ("pyramid.backbone.patch_embed.proj.weight", 0.7**5),
         ("pyramid.backbone.blocks.0.attn.qkv.weight", 0.7**4), ("pyramid.backbone.blocks.3.mlp.fc1.weight", 0.7),
-        ("pyramid.adapter.levels.0.0.weight", 1.0), ("rpn.head.cls_logits.weight", 1.0), ("roi_heads.mask_predictor.mask_fcn_logits.weight", 1.0),
+        ("pyramid.adapter.levels.0.0.weight", 1.0), ("rpn.head.cls_logits.weight", 1.0),
+        ("roi_heads.mask_predictor.mask_fcn_logits.weight", 1.0),
     ):  # fmt: skip
         assert scales[id(named[name])][0] == pytest.approx(scale), name
     assert scales[id(named["pyramid.backbone.pos_embed"])][1] == 0

@@ -1,4 +1,4 @@
-"""What a detector is fed: jitter, resizing, flips, padding, and which objects are left."""
+"""Input of detectors: jitter, resizing, flips, padding, and removed objects."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def test_boxes_masks_and_image_stay_together_when_resized(size: tuple[int, int])
     assert (extents(small.objects.masks, size) - small.objects.boxes).abs().max() <= 1
 
 
-def test_a_window_is_what_cropping_afterwards_gives() -> None:
+def test_a_window_equals_cropping_after_resizing() -> None:
     whole, part = resized(scene(), (120, 200)), resized(scene(), (120, 200), window=(30, 10, 64, 80))
     assert torch.equal(part.image, whole.image[:, 30:94, 10:90])
     assert torch.equal(drawn(part), drawn(whole)[:1, 30:94, 10:90])  # the second object lies outside
@@ -54,7 +54,7 @@ def test_a_window_is_what_cropping_afterwards_gives() -> None:
     assert part.objects.labels.tolist() == [3]
 
 
-def test_objects_without_area_or_pixels_are_gone() -> None:
+def test_objects_without_area_or_pixels_are_removed() -> None:
     boxes = torch.tensor([[0.0, 0, 10, 10], [5, 5, 5, 9], [90, 0, 99, 9], [0, 0, 4, 4]])
     masks = torch.ones(4, 20, 20, dtype=torch.uint8)
     masks[3] = 0
@@ -69,7 +69,7 @@ def test_objects_without_area_or_pixels_are_gone() -> None:
     assert len(present(nothing, (20, 20)).boxes) == 0
 
 
-def test_large_scale_jitter_draws_scales_flips_and_places() -> None:
+def test_large_scale_jitter_draws_scales_flips_and_offsets() -> None:
     jitter, sizes, flips = LargeScaleJitter(size=64, scale=(0.1, 2.0)), [], 0
     for seed in range(200):
         with seeded(seed):
@@ -140,7 +140,7 @@ def test_training_leaves_crowds_out_and_evaluation_carries_no_objects() -> None:
     assert [objects.labels.tolist() for objects in batch(same, square=None, training=False).objects] == [[], []]
 
 
-def test_only_a_box_that_the_border_cuts_is_that_of_what_is_left_of_its_mask() -> None:
+def test_only_boxes_cut_by_the_border_become_the_box_of_the_visible_mask() -> None:
     masks = torch.zeros(2, 20, 20, dtype=torch.uint8)
     masks[0, 4:9, 2:7] = masks[1, 4:9, 2:7] = 1
     boxes = torch.tensor([[1.6, 3.7, 7.2, 9.1], [-3.0, 3.7, 7.2, 9.1]])

@@ -1,4 +1,4 @@
-"""targets/token.py and feature.py: what they ask of a tokenizer and a teacher, and what they refuse."""
+"""targets/token.py and feature.py: requirements on tokenizer and teacher, and errors."""
 
 import math
 
@@ -19,7 +19,7 @@ IDS = torch.tensor([[0, 7, 15, 2], [5, 4, 1, 3]])
 
 
 class Grey(nn.Module):
-    """A tokenizer of 8 levels of grey, of cells of 2 x 2 pixels."""
+    """A tokenizer with 8 grey levels and cells of 2 x 2 pixels."""
 
     codes, stride = 8, 2
 
@@ -71,7 +71,7 @@ def test_token_metrics_are_accuracy_perplexity_and_the_share_of_codes_in_use() -
     }  # fmt: skip
 
 
-def test_predicted_tokens_are_drawn_among_the_true_ones_and_shown_in_their_places() -> None:
+def test_predicted_tokens_are_decoded_among_true_ones_and_only_they_are_shown() -> None:
     target, data = Token(FRAME, tokenizer=Grey()), batch()
     codes = target(data, IDS)
     drawn = target.decode(F.one_hot(codes, 8).float(), data, IDS)
@@ -117,7 +117,7 @@ def test_tokens_and_features_of_images_that_are_not_square() -> None:
 
 
 @pytest.mark.parametrize("scale", ["layer", "unit", "none"])
-def test_features_are_the_teachers_last_map_behind_its_norm_with_its_own_statistics(scale: str) -> None:
+def test_features_are_the_teachers_last_map_after_its_norm_with_its_own_statistics(scale: str) -> None:
     teacher, data = vit(), batch()
     target = Feature(FRAME, teacher=Teacher(teacher, HALF), scale=scale)
     assert isinstance(target, Target)

@@ -1,4 +1,4 @@
-"""The suites for a user's own data: five rows, three seeds, rates chosen on images that are neither trained on nor reported."""
+"""The suites for own data: five rows, three seeds, rates selected on images not used for training or results."""
 
 from __future__ import annotations
 

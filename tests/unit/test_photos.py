@@ -1,4 +1,4 @@
-"""Photos: every way in which a folder of images may be organised gives a training part and a held-out part."""
+"""Photos: every organisation of an image folder gives a training part and a held-out part."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_split_is_read_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [2, 3, 10, 11])
-def test_a_few_images_leave_both_parts_something(tmp_path: Path, count: int) -> None:
+def test_a_few_images_give_two_non_empty_parts(tmp_path: Path, count: int) -> None:
     root = str(fill(tmp_path, FLAT[:count]))
     parts = [
         len(Photos(root=root, split=split, held_out=share)) for share in (0.02, 0.99) for split in ("train", "val")
@@ -58,14 +58,14 @@ def test_a_few_images_leave_both_parts_something(tmp_path: Path, count: int) -> 
     assert parts == [count - 1, 1, 1, count - 1]
 
 
-def test_what_cannot_be_split_is_refused(tmp_path: Path) -> None:
+def test_folders_that_cannot_be_split_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"contains one image"):
         Photos(root=str(fill(tmp_path, FLAT[:1])))
     with pytest.raises(ValueError, match=r"data\.root"):
         Photos(root=str(tmp_path / "nowhere"))
 
 
-def test_it_goes_to_workers(tmp_path: Path) -> None:
+def test_it_can_be_sent_to_workers(tmp_path: Path) -> None:
     photos = Photos(root=str(fill(tmp_path, FLAT)))
     assert paths(pickle.loads(pickle.dumps(photos))) == paths(photos)
 

@@ -1,4 +1,4 @@
-"""What stays float32 under autocast: the residual stream for every option, and every head's scores. And what float32 means on CUDA."""
+"""Residual stream and head scores stay float32 under autocast, for every option; and the meaning of float32 on CUDA."""
 
 from __future__ import annotations
 

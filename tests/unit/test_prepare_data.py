@@ -1,4 +1,4 @@
-"""data/archives.py, data/any_check.py, data/dense_shapes.py and the tool that drives them; downloads from a server on this machine."""
+"""data/archives.py, data/any_check.py, data/dense_shapes.py and tools/prepare_data.py, with a local download server."""
 
 import hashlib
 import io
@@ -115,7 +115,7 @@ def test_a_data_set_is_fetched_continued_unpacked_and_checked(
     assert "1 defects" in said
 
 
-def test_the_archive_of_ade20k_has_a_folder_of_its_own(
+def test_the_archive_of_ade20k_has_its_own_folder(
     served: tuple[Path, str], tmp_path: Path, tool: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, address = served
@@ -167,7 +167,7 @@ def test_written_shapes_have_no_defect_and_are_the_same_each_time(
     assert len(files["one"]) == (5 + 2 if layout == "coco" else 10 + 1)
 
 
-def test_what_is_written_is_what_the_scenes_know(tmp_path: Path) -> None:
+def test_written_sets_equal_the_scenes(tmp_path: Path) -> None:
     write_coco(tmp_path / "coco", **SMALL)
     written = Coco(root=str(tmp_path / "coco"))
     scenes = ShapesObjects(size=48, length=3, seed=fold(0, "train2017"))
@@ -217,7 +217,9 @@ def test_any_json_and_any_class_list_can_be_checked(tmp_path: Path, tool: Callab
         check_any(tmp_path)
 
 
-def test_what_has_a_policy_is_shown_and_stops_nothing(tmp_path: Path, tool: Callable[..., tuple[int, str]]) -> None:
+def test_defects_with_a_policy_are_shown_and_do_not_fail_the_check(
+    tmp_path: Path, tool: Callable[..., tuple[int, str]]
+) -> None:
     write_coco(tmp_path, **SMALL)
     file = tmp_path / "annotations" / "instances_val2017.json"
     content = json.loads(file.read_text())

@@ -23,7 +23,7 @@ POLICIES = [
     "rand-m30-mmax30-mstd101-inc1",
 ]
 
-# What Pillow 12.0 makes of `picture` at levels 0, 5, 10 and 30, in both directions: mean of its values, each weighted by its place.
+# Pillow 12.0 on `picture` at levels 0, 5, 10 and 30 in both directions: mean of the values, weighted by position.
 PILLOW_12: dict[str, tuple[float, ...]] = {
     "AutoContrast": (138.1, 138.1, 138.1, 138.1, 138.1, 138.1, 138.1, 138.1),
     "Brightness": (13.2, 13.2, 135.7, 135.7, 196.2, 196.2, 234.3, 234.3),
@@ -89,7 +89,7 @@ def test_a_picture_without_a_bit_is_black(level: float) -> None:
     assert (black.mode, black.size) == ("RGB", (SIZE, SIZE))
 
 
-def test_a_picture_of_one_bit_is_what_pillow_makes_of_it() -> None:
+def test_a_picture_of_one_bit_equals_pillow() -> None:
     posterize = next(
         operation for operation in operations("rand-m9-inc1", level=7.5) if operation.name == "PosterizeIncreasing"
     )

@@ -83,7 +83,8 @@ def made(task: str = "classify", **changes: object) -> Record:
                      files=100, bytes=2**21, fingerprint="f1f2f3f4f5f6f7f8")  # fmt: skip
     fields = {
         "run": "seed0", "task": task, "method": "finetune", "scale": "mini", "config_digest": "c0ffee",
-        "recipe_digest": "d1", "recipe": {"optim": {"lr": 0.5}, "seed": 0}, "seed": 0, "epochs": 4.0, "batch": 32, "data": {"train": photos},
+        "recipe_digest": "d1", "recipe": {"optim": {"lr": 0.5}, "seed": 0}, "seed": 0, "epochs": 4.0, "batch": 32,
+        "data": {"train": photos},
         "sittings": (sitting,),
     }  # fmt: skip
     return Record.model_validate(fields | changes)

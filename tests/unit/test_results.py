@@ -12,9 +12,12 @@ from mae_transfer.results import Result, append, load, summarise
 
 def result(**changes: object) -> Result:
     fields = {
-        "run": "r", "task": "pretrain", "protocol": "p", "dataset": "d", "split": "val", "metric": "loss", "value": 1.0, "unit": "u",
-        "higher_is_better": False, "seed": 0, "backbone": "vit", "pretrain": "none", "params": 1, "epochs": 1.0, "steps": 1, "images_seen": 1,
-        "global_batch": 1, "world_size": 1, "precision": "float32", "wall_s": 1.0, "images_per_s": 1.0, "device": "cpu", "engine": "e",
+        "run": "r", "task": "pretrain", "protocol": "p", "dataset": "d", "split": "val", "metric": "loss", "value": 1.0,
+        "unit": "u",
+        "higher_is_better": False, "seed": 0, "backbone": "vit", "pretrain": "none", "params": 1, "epochs": 1.0,
+        "steps": 1, "images_seen": 1,
+        "global_batch": 1, "world_size": 1, "precision": "float32", "wall_s": 1.0, "images_per_s": 1.0, "device": "cpu",
+        "engine": "e",
         "scale": "mini", "config_digest": "0",
     }  # fmt: skip
     return Result.model_validate(fields | changes)
@@ -119,7 +122,8 @@ def test_a_nan_is_no_result() -> None:
 
 def test_summary_takes_the_newest_of_each_seed_and_only_what_succeeded() -> None:
     runs = [
-        result(seed=0, value=9.0, created_at="2026-01-01T00:00:00+00:00"), result(seed=0, value=1.0, created_at="2026-01-02T00:00:00+00:00"),
+        result(seed=0, value=9.0, created_at="2026-01-01T00:00:00+00:00"),
+        result(seed=0, value=1.0, created_at="2026-01-02T00:00:00+00:00"),
         result(seed=1, value=4.0), result(seed=2, value=None, status="failed"),
     ]  # fmt: skip
     assert summarise(runs) == (2.5, 1.0, 4.0, 2)

@@ -1,4 +1,4 @@
-"""core/runs.py and what is made of it: equal, pixel by pixel, to masks that pycocotools draws in full; and how little memory it takes."""
+"""core/runs.py and its users: masks equal those that pycocotools rasterises, and take little memory."""
 
 import json
 import subprocess
@@ -57,7 +57,7 @@ def polygons(rng: np.random.Generator, count: int, size: tuple[int, int], radius
     return found
 
 
-def test_masks_codes_and_runs_say_the_same() -> None:
+def test_masks_codes_and_runs_are_equivalent() -> None:
     masks = blobs(np.random.default_rng(0))
     runs, codes = from_masks(masks), coded(masks)
     assert torch.equal(dense(runs, SIZE), masks)
@@ -81,7 +81,7 @@ def test_counts_with_empty_runs_are_their_pixels() -> None:
 
 
 @pytest.mark.parametrize("counts", [[30, 30], [-1, 5], [], "PP", "0~"])
-def test_a_code_that_does_not_fit_is_refused(counts: Any) -> None:
+def test_a_code_of_the_wrong_size_is_refused(counts: Any) -> None:
     with pytest.raises(ValueError, match="write its outline again"):
         from_counts([counts], (5, 8))
 
@@ -97,7 +97,7 @@ def test_rows_and_columns_are_those_of_the_drawn_mask(seed: int) -> None:
         assert torch.equal(part, from_masks(masks[:, rows][:, :, columns.copy()])), "runs are as few as can be"
 
 
-def test_polygons_are_drawn_as_pycocotools_draws_them() -> None:
+def test_polygons_equal_pycocotools() -> None:
     size = (60, 90)
     drawn = polygons(np.random.default_rng(0), 30, size, 25)
     expected = [theirs.decode(theirs.merge(theirs.frPyObjects(one, *size))) for one in drawn]
@@ -109,8 +109,8 @@ def test_polygons_are_drawn_as_pycocotools_draws_them() -> None:
     [LargeScaleJitter(size=64), ShortestEdge(lengths=(40, 90), longest=120)],
     ids=lambda t: type(t).__name__,
 )
-def test_a_training_sample_has_the_masks_that_drawing_in_full_gives(transform: SceneTransform) -> None:
-    """The reference draws every mask of the stored image, mirrors it, and takes the nearest pixels of the window."""
+def test_masks_of_a_training_sample_equal_rasterised_masks(transform: SceneTransform) -> None:
+    """The reference rasterises every mask of the stored image, flips it, and samples the window (nearest)."""
     size, rng = (60, 90), np.random.default_rng(1)
     outlined = [*polygons(rng, 12, size, 30), *coded(blobs(rng, size))]
     masks = torch.from_numpy(
@@ -157,7 +157,7 @@ def test_a_mask_within_its_box_is_that_of_the_image() -> None:
 
 
 def test_twenty_objects_of_a_large_image_take_little_memory() -> None:
-    """Drawn in full they are 400 MB, and twice that in the transform."""
+    """Rasterised masks take 400 MB, and twice that in the transform."""
     size = (4000, 5000)
     drawn = polygons(np.random.default_rng(0), 20, size, 300)
     boxes, image = torch.tensor([[0.0, 0, 5000, 4000]]).repeat(20, 1), torch.zeros(3, *size, dtype=torch.uint8)
@@ -194,9 +194,10 @@ def test_a_picture_of_a_large_image_is_drawn_within_its_own_resolution(tmp_path:
 
 @pytest.mark.slow
 def test_a_thousand_objects_of_a_large_image_are_trained_on_and_evaluated_within_3_gib(tmp_path: Path) -> None:
-    """The peak of the process, its libraries included, by the benchmark `masks`. Drawn in full, 200 objects need more than 14 GiB."""
+    """Peak memory of the process in the benchmark `masks`. Rasterised, 200 objects need over 14 GiB."""
     subprocess.run(
-        [sys.executable, ROOT / "tools" / "benchmark.py", "masks", "--objects", "1000", "--rounds", "1", "--json", tmp_path / "out.json"],
+        [sys.executable, ROOT / "tools" / "benchmark.py", "masks", "--objects", "1000", "--rounds", "1", "--json",
+            tmp_path / "out.json"],
         check=True, capture_output=True, timeout=300,
     )  # fmt: skip
     records = json.loads((tmp_path / "out.json").read_text())["records"]

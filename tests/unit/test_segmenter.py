@@ -1,4 +1,4 @@
-"""The segmenter's parts: what assembly leaves alone, who learns at which rate, who decays, and what inference does at the edges."""
+"""Parts of the segmenter: assembly, learning rates, weight decay, and inference at image borders."""
 
 from __future__ import annotations
 

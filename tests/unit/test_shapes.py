@@ -1,4 +1,4 @@
-"""Shapes: the generated scenes are deterministic, and their masks tell the truth about their pixels."""
+"""Shapes: generated scenes are deterministic, and their masks match their pixels."""
 
 import pickle
 from pathlib import Path
@@ -61,7 +61,7 @@ def test_objects_hide_each_other_in_some_scenes() -> None:
 
 
 def test_a_mask_marks_where_the_picture_changes() -> None:
-    """Without the object on top, the scene differs inside its mask and in its shadow only: most of the picture stays."""
+    """Without the top object, the scene differs only inside its mask and its shadow."""
     alone, crowded = Shapes(size=64, objects=(1, 1)), Shapes(size=64, objects=(4, 4))
     assert np.mean([(alone.scene(i).instances > 0).mean() for i in range(20)]) < np.mean(
         [(crowded.scene(i).instances > 0).mean() for i in range(20)]
@@ -71,7 +71,7 @@ def test_a_mask_marks_where_the_picture_changes() -> None:
     assert np.abs(inside.mean(axis=0) - ground.mean(axis=0)).max() > 10
 
 
-def test_every_class_leads_some_scene() -> None:
+def test_every_class_is_the_label_of_some_scene() -> None:
     counts = np.bincount([Shapes(size=24).read(i).label for i in range(400)], minlength=len(SOLIDS))
     assert counts.min() >= 15
 
@@ -98,7 +98,7 @@ def test_impossible_options_are_refused(options: dict[str, int]) -> None:
         Shapes(**options)
 
 
-def test_a_set_is_drawn_once_and_read_from_its_file_by_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_set_is_drawn_once_and_then_read_from_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
     first = Shapes(size=16, length=300, seed=77, objects=(1, 3))
     image = first.scene(280).image
     monkeypatch.setattr(Shapes, "draw", lambda self, index: pytest.fail("drawn again"))
@@ -106,9 +106,7 @@ def test_a_set_is_drawn_once_and_read_from_its_file_by_everybody(monkeypatch: py
         assert np.array_equal(other.scene(280).image, image)
 
 
-def test_a_damaged_file_or_a_missing_folder_costs_a_drawing_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_damaged_file_or_a_missing_folder_only_costs_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAE_TRANSFER_CACHE", str(tmp_path))
     image = Shapes(size=16, length=5).scene(2).image
     (file,) = (tmp_path / "shapes").rglob("*.npy")

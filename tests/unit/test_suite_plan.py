@@ -1,4 +1,4 @@
-"""suite/plan.py and suite/work.py: a suite's config as a graph of runs, every mistake named before anything runs; what a run is and what changed."""
+"""suite/plan.py and suite/work.py: the graph of runs, errors in configs before the first run, changes of runs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -78,7 +78,8 @@ def test_references_are_found_however_deep_they_lie() -> None:
 
 
 def test_a_sweep_is_a_run_per_point_before_the_runs_that_report(suite: Callable[..., Path]) -> None:
-    sweep = 'sweep=dict(grid={"optim.lr": (1e-3, 1e-4), "optim.weight_decay": (0.0, 0.1)}, set={"data.holdout_fraction": 0.1}),'
+    grid = 'grid={"optim.lr": (1e-3, 1e-4), "optim.weight_decay": (0.0, 0.1)}'
+    sweep = f'sweep=dict({grid}, set={{"data.holdout_fraction": 0.1}}),'
     _, plan = open_plan(suite('config="CONFIGS/classify/mini.py")', f'config="CONFIGS/classify/mini.py", {sweep})'))
     node = plan["pixel/finetune/seed1"]
     assert [dict(plan[point].point) for point in node.points] == [
@@ -98,9 +99,12 @@ def test_a_sweep_is_a_run_per_point_before_the_runs_that_report(suite: Callable[
     (('"@tokens"', '"@token_s"'), "refers to nothing that the suite makes; did you mean 'tokens'"),
     (('"@tokens"', '"@released"'), "refers to nothing that the suite makes"),
     (('rows=("pixel",)', 'rows=("pixels",)'), "takes row 'pixels', which is none of the suite's; did you mean 'pixel'"),
-    (('"token": dict(config', '"Pixel": dict(config'), "two runs are called 'pixel/pretrain/seed0' (rows 'pixel' and 'Pixel')"),
-    (('"released": dict(backbone="mae:PATH")', '"tokens": dict(backbone="mae:PATH")'), "'tokens' is the name of a preparation and of a row"),
-    (('"@tokens"', '"@token"'), "the runs wait for each other in a circle: token/pretrain/seed0 -> token/pretrain/seed0"),
+    (('"token": dict(config', '"Pixel": dict(config'),
+        "two runs are called 'pixel/pretrain/seed0' (rows 'pixel' and 'Pixel')"),
+    (('"released": dict(backbone="mae:PATH")', '"tokens": dict(backbone="mae:PATH")'),
+        "'tokens' is the name of a preparation and of a row"),
+    (('"@tokens"', '"@token"'),
+        "the runs wait for each other in a circle: token/pretrain/seed0 -> token/pretrain/seed0"),
     (("mini/pretrain.py\", hours", "mini/absent.py\", hours"), "absent.py' does not exist"),
     (('hours=2.0', 'set={"epoch": 3}'), "run 'pixel/pretrain/seed0' of"),
     (('hours=2.0', 'data="imagenet"'), "takes data 'imagenet', which `roots` has not"),
@@ -108,12 +112,18 @@ def test_a_sweep_is_a_run_per_point_before_the_runs_that_report(suite: Callable[
     (('tables = ("1d",)', 'tables = ("1z",)'), "there are no tables ['1z']"),
     (("seeds = (0, 1)", "seeds = (0, 0)"), "each once"),
     (('title = "t"', 'titel = "t"'), "did you mean 'title'"),
-    (('config="CONFIGS/classify/mini.py")', 'config="CONFIGS/mini/tokenizer.py")'), "run 'pixel/finetune/seed0'|run 'released/finetune/seed0'"),
-    (('config="CONFIGS/classify/mini.py")', 'config="CONFIGS/classify/mini.py", sweep=dict(grid={"a": (1,)}, split="val"))'), "would flatter them"),
-    (('"CONFIGS/classify/mini.py")', '"CONFIGS/classify/mini.py", sweep=dict(grid={"a": (1,)}, split="val", set={"data.val.first": 9}))'), "flatter"),
-    (('config="CONFIGS/classify/mini.py")', 'config="CONFIGS/classify/mini.py", sweep=dict(grid={"optim.lr": (1,)}))'), "nothing is held out: add"),
-    (('"token": dict(config', '"///": dict(config'), "'///' cannot name a folder"), (('rows=("pixel",)', "rows=()"), "at least 1 item"),
-    (("seeds=(0,)", "seeds=()"), "at least 1 item"), (("hours=2.0", "hour=2.0"), "unknown key 'rows.pixel.hour'; did you mean 'hours'"),
+    (('config="CONFIGS/classify/mini.py")', 'config="CONFIGS/mini/tokenizer.py")'),
+        "run 'pixel/finetune/seed0'|run 'released/finetune/seed0'"),
+    (('config="CONFIGS/classify/mini.py")',
+      'config="CONFIGS/classify/mini.py", sweep=dict(grid={"a": (1,)}, split="val"))'), "would flatter them"),
+    (('"CONFIGS/classify/mini.py")',
+      '"CONFIGS/classify/mini.py", sweep=dict(grid={"a": (1,)}, split="val", set={"data.val.first": 9}))'), "flatter"),
+    (('config="CONFIGS/classify/mini.py")', 'config="CONFIGS/classify/mini.py", sweep=dict(grid={"optim.lr": (1,)}))'),
+        "nothing is held out: add"),
+    (('"token": dict(config', '"///": dict(config'), "'///' cannot name a folder"),
+    (('rows=("pixel",)', "rows=()"), "at least 1 item"),
+    (("seeds=(0,)", "seeds=()"), "at least 1 item"),
+    (("hours=2.0", "hour=2.0"), "unknown key 'rows.pixel.hour'; did you mean 'hours'"),
     (("hours=2.0", 'fresh_in={"finetun": {}}'), "'finetun', which is none of the transfers; did you mean 'finetune'"),
     (('"token": dict(config', '"pixel": dict(config'), "line 6: key 'pixel' occurs twice in one dict"),
 ])  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a run of a suite need not pay for: imports, made in the process that it is forked from, and the report, written while the next run works."""
+"""Runs of a suite fork from a process with all imports done, and the report is written while the next run works."""
 
 import importlib.util
 import json

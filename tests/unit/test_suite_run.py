@@ -1,4 +1,4 @@
-"""suite/run.py with runs that only pretend: what starts when, what a failure does to the rest, what is repeated, what the tables then show."""
+"""suite/run.py with fake runs: the order of runs, failures, repeated runs, and the resulting tables."""
 
 import io
 import multiprocessing
@@ -32,11 +32,17 @@ SUITE = f"""
 title = "t"
 tables = ("3",)
 seeds = (0, 1)
-rows = {{"a": dict(config="{ROOT}/configs/mini/pretrain.py"), "b": dict(config="{ROOT}/configs/mini/pretrain.py", set={{"mask.ratio": 0.5}})}}
+rows = {{
+    "a": dict(config="{ROOT}/configs/mini/pretrain.py"),
+    "b": dict(config="{ROOT}/configs/mini/pretrain.py", set={{"mask.ratio": 0.5}}),
+}}
 transfer = {{"finetune": dict(tool="cls_train", config="{ROOT}/configs/classify/mini.py")}}
 """
 ALONE = Machine()
-SWEPT = f"""{ROOT}/configs/classify/mini.py", sweep=dict(grid={{"optim.lr": (1e-4, 1e-3)}}, set={{"data.holdout_fraction": 0.1}})"""
+SWEPT = (
+    f'{ROOT}/configs/classify/mini.py", sweep=dict(grid={{"optim.lr": (1e-4, 1e-3)}}, '
+    'set={"data.holdout_fraction": 0.1})'
+)
 ALL = [
     "a/pretrain/seed0",
     "b/pretrain/seed0",
@@ -56,7 +62,7 @@ def end(fate: str, asleep: Path) -> None:
 
 
 class Stage:
-    """Stands in for the tools: writes what a run would leave, and ends as `fate` says ("fails", "sleeps"; by default well)."""
+    """Replaces the tools: writes the files of a run and ends as `fate` says ("fails", "sleeps"; default: success)."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, text: str = SUITE) -> None:
         self.root, self.fate, self.started, self.devices = root, dict[str, str](), list[str](), dict[str, str]()
@@ -155,8 +161,10 @@ def test_the_reason_of_a_failure_is_the_tools_own_last_word(stage: Stage) -> Non
 
 
 @pytest.mark.parametrize(("text", "expected"), [
-    ("Traceback:\n  x\nmae_transfer.engine.window.NonFiniteLoss: step 7\n", "mae_transfer.engine.window.NonFiniteLoss: step 7"),
-    ("[rank1]: OSError: disk\nW1 torchrun\ntorch.distributed.elastic.multiprocessing.errors.ChildFailedError:\n=====\n", "OSError: disk"),
+    ("Traceback:\n  x\nmae_transfer.engine.window.NonFiniteLoss: step 7\n",
+        "mae_transfer.engine.window.NonFiniteLoss: step 7"),
+    ("[rank1]: OSError: disk\nW1 torchrun\ntorch.distributed.elastic.multiprocessing.errors.ChildFailedError:\n=====\n",
+        "OSError: disk"),
     ("$ tool\nOSError: disk\n$ tool\nKilled\n\n", "Killed"), ("costs 5 $ a day", "costs 5 $ a day"), ("", ""),
 ])  # fmt: skip
 def test_why_a_run_failed_is_found_in_its_output(text: str, expected: str, tmp_path: Path) -> None:
@@ -377,7 +385,8 @@ def test_any_run_of_the_projects_suites_can_leave_a_hole(suite: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(("reference", "pretrain"), [
-    ("mae:a.pth", "mae"), ("random:vit_tiny_patch16_224", "none"), ("timm:a.dino", "timm:a.dino"), ("gone.safetensors", None),
+    ("mae:a.pth", "mae"), ("random:vit_tiny_patch16_224", "none"), ("timm:a.dino", "timm:a.dino"),
+    ("gone.safetensors", None),
 ])  # fmt: skip
 def test_a_hole_says_of_weights_what_their_results_would(reference: str, pretrain: str | None, stage: Stage) -> None:
     node = stage.work.plan["a/finetune/seed0"]

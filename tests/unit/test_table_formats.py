@@ -29,7 +29,7 @@ FOUND = [
     ),
     *recorded(result("finetune", 82.0, pretrain="none", epochs=300.0), row="none (scratch)"),
 ]
-"""Table 3: MAE's mean is 83.7, its standard deviation 0.2 * sqrt(2) = 0.283; published are 83.6 and, from scratch, 82.3."""
+"""Table 3: MAE's mean is 83.7, its standard deviation 0.2 * sqrt(2) = 0.283; published: 83.6, from scratch 82.3."""
 WIDE = Sheet(
     "Wide",
     ("method", *(f"column {n}" for n in range(9))),
@@ -91,7 +91,8 @@ def test_csv_has_a_line_per_number_and_every_figure_in_its_column() -> None:
         "lowest": "83.5", "highest": "83.9",
     }  # fmt: skip
     assert {name: mae[name] for name in ("runs", "pretrainings", "difference", "scale", "data", "notes")} == {
-        "runs": "2", "pretrainings": "1", "difference": "0.1", "scale": "paper", "data": "imagenet", "notes": f"seed 2 failed: {HOSTILE}",
+        "runs": "2", "pretrainings": "1", "difference": "0.1", "scale": "paper", "data": "imagenet",
+        "notes": f"seed 2 failed: {HOSTILE}",
     }  # fmt: skip
     assert [scratch[name] for name in ("mean", "sd", "runs", "pretrainings", "difference")] == [
         "82",
@@ -173,7 +174,10 @@ def test_a_terminal_shows_the_best_in_bold_and_published_rows_dim() -> None:
 
 def test_latex_leaves_nothing_for_latex_to_act_upon() -> None:
     text = printed("latex")
-    commands = r"\\(begin|end)\{\w+\}(\{@\{\}l+@\{\}\})?|\\(caption|label|textbf|usepackage|setlength)\{|\$(\\pm|-)\$|\\\\\n|\\[%&$#_{}]|\\[a-z]+\b(\{\})?"
+    commands = (
+        r"\\(begin|end)\{\w+\}(\{@\{\}l+@\{\}\})?|\\(caption|label|textbf|usepackage|setlength)\{|\$(\\pm|-)\$|"
+        r"\\\\\n|\\[%&$#_{}]|\\[a-z]+\b(\{\})?"
+    )
     assert not re.search(r"[#$_~^\\]", re.sub(commands, "", text))
 
 

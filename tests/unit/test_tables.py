@@ -18,10 +18,13 @@ MAE = "MAE norm_pixel, random 75%, 1600 ep"
 
 def result(protocol: str, value: float | None, **changes: object) -> Result:
     fields = {
-        "run": "r", "task": "classify", "protocol": protocol, "dataset": "imagenet", "split": "val", "metric": "top1", "value": value, "unit": "%",
+        "run": "r", "task": "classify", "protocol": protocol, "dataset": "imagenet", "split": "val", "metric": "top1",
+        "value": value, "unit": "%",
         "higher_is_better": True, "seed": 0, "backbone": "vit_base/16", "pretrain": MAE, "params": 1,
-        "epochs": 100.0, "steps": 160_000, "images_seen": 1, "tokens_per_image": 197, "global_batch": 1, "world_size": 1, "precision": "float32",
-        "wall_s": 3600.0, "images_per_s": 1.0, "device": "cpu", "engine": "e", "scale": "paper", "config_digest": "0", "commit": "a",
+        "epochs": 100.0, "steps": 160_000, "images_seen": 1, "tokens_per_image": 197, "global_batch": 1,
+        "world_size": 1, "precision": "float32",
+        "wall_s": 3600.0, "images_per_s": 1.0, "device": "cpu", "engine": "e", "scale": "paper", "config_digest": "0",
+        "commit": "a",
         "created_at": "2026-01-01T00:00:00+00:00",
     }  # fmt: skip
     fields |= changes
@@ -239,7 +242,8 @@ def test_partial_fine_tuning_is_compared_at_the_papers_lengths_only(epochs: floa
 
 
 @pytest.mark.parametrize(("pretrain", "row", "published"), [
-    ("beit_base", "BEiT, ViT-B/16, ImageNet-22K", "83.7"), ("beit_base_ft22k", "BEiT, ViT-B/16, ImageNet-22K with labels", "85.2"),
+    ("beit_base", "BEiT, ViT-B/16, ImageNet-22K", "83.7"),
+    ("beit_base_ft22k", "BEiT, ViT-B/16, ImageNet-22K with labels", "85.2"),
 ])  # fmt: skip
 def test_weights_that_learned_from_labels_stand_beside_weights_that_did(
     pretrain: str, row: str, published: str
@@ -456,7 +460,8 @@ def test_a_hand_made_record_gives_exactly_the_tables_that_a_hand_computes(tmp_pa
     assert [tuple(row[name] for name in shown) for row in table] == [
         (
             "pixel (w/ norm)", "83.6", "83.50 [83.20..83.80] (3)", "-0.10", "0.60", "paper",
-            "seed 2 failed: out of memory; seed 0 ran more than once, the newest counts (before: 83.00); of commits a, b",
+            "seed 2 failed: out of memory; seed 0 ran more than once, the newest counts (before: 83.00); "
+            "of commits a, b",
         ),
         ("dVAE token", "83.6", "83.60 [83.10..84.10] (2)", "+0.00", "1.00", "paper", "-"),
         ("pixel (w/ norm)", "-", "99.00 (1)", "-", "one seed", "mini", "-"),

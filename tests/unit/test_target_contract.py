@@ -1,4 +1,4 @@
-"""targets/: what every target of the table promises the task (interfaces.Target), whatever it predicts."""
+"""targets/: the contract of interfaces.Target for every target."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ IDS, OTHERS = torch.tensor([[0, 7, 15, 2], [5, 4, 1, 3]]), torch.tensor([[1, 3, 
 
 
 class Linear(nn.Module):
-    """A tokenizer with a weight of its own, of cells of 4 x 4 pixels."""
+    """A tokenizer with one weight and cells of 4 x 4 pixels."""
 
     codes, stride = 6, 4
 
@@ -60,7 +60,7 @@ def build(name: str) -> tuple[Target, Batch]:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_the_gradient_reaches_the_prediction_and_nothing_of_the_target(name: str) -> None:
+def test_gradients_reach_the_prediction_but_not_the_target(name: str) -> None:
     target, batch = build(name)
     assert isinstance(target, Target)
     truth = target(batch, IDS)
@@ -78,7 +78,7 @@ def test_the_gradient_reaches_the_prediction_and_nothing_of_the_target(name: str
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_a_prediction_is_drawn_in_its_places_and_grey_elsewhere(name: str) -> None:
+def test_a_prediction_is_drawn_in_its_patches_and_grey_elsewhere(name: str) -> None:
     target, batch = build(name)
     drawn = target.decode(torch.randn(2, 4, target.dim, dtype=torch.bfloat16), batch, IDS)
     assert drawn.shape == batch.image.shape
@@ -88,7 +88,7 @@ def test_a_prediction_is_drawn_in_its_places_and_grey_elsewhere(name: str) -> No
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_everything_that_a_target_holds_moves_with_it(name: str) -> None:
+def test_all_tensors_of_a_target_move_with_it(name: str) -> None:
     target, _ = build(name)
     assert isinstance(target, nn.Module)
     assert not [
@@ -117,7 +117,7 @@ def test_a_target_is_the_same_inside_autocast_and_outside(name: str, dtype: torc
 
 
 def test_a_tokenizers_codes_and_pictures_are_the_same_inside_autocast_and_outside() -> None:
-    """Which is what a cache of codes, an evaluation and a picture have in common with a training step."""
+    """So a cache of codes, an evaluation and a picture agree with a training step."""
     torch.manual_seed(0)
     cfg = DVAEConfig(codes=8192, groups=2, blocks=1, width=8, decoder_input=8)
     tokenizer, view = (
@@ -152,7 +152,7 @@ def test_a_target_is_computed_in_ieee_arithmetic_and_leaves_torchs_flags_as_they
     assert seen == [(False, False)]
 
 
-def test_pca_serves_a_run_in_float64() -> None:
+def test_pca_works_in_float64() -> None:
     default = torch.get_default_dtype()
     try:
         torch.set_default_dtype(torch.float64)

@@ -24,7 +24,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "convnext_atto": {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32)},
     "resnet18": {},
 }
-STRIDES = {"vit_tiny_patch16_224": (16,) * 3, "beit_base_patch16_224": (16,) * 3, "swin_tiny_patch4_window7_224": (4, 8),
+STRIDES = {"vit_tiny_patch16_224": (16,) * 3, "beit_base_patch16_224": (16,) * 3,
+    "swin_tiny_patch4_window7_224": (4, 8),
            "convnext_atto": (4, 8, 16, 32), "resnet18": (2, 4, 8, 16, 32)}  # fmt: skip
 
 
@@ -103,7 +104,8 @@ def test_a_model_without_maps_is_refused() -> None:
 
 @pytest.mark.parametrize(("reference", "changes", "match"), [
     ("random:vit_tinny", {}, "no model 'vit_tinny'"), ("random:resnet18", {"heads": 3}, "heads cannot be changed"),
-    ("random:ViT-X/16", {}, "ViT-{Ti,S,B,L,H}/PATCH"), ("random:ViT-B/x", {}, "PATCH"), ("random:ViT-B/16", {"depth": 2}, "depth cannot be changed"),
+    ("random:ViT-X/16", {}, "ViT-{Ti,S,B,L,H}/PATCH"), ("random:ViT-B/x", {}, "PATCH"),
+    ("random:ViT-B/16", {"depth": 2}, "depth cannot be changed"),
 ])  # fmt: skip
 def test_random_backbones_that_nobody_knows_are_refused(reference: str, changes: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
@@ -132,7 +134,8 @@ HEADED: dict[str, dict[str, Any]] = SMALL | {
     "vit_small_patch14_reg4_dinov2": {"img_size": 28, "embed_dim": 32, "depth": 2, "num_heads": 2},
     "deit3_small_patch16_224": {"img_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2},
     "lcnet_035": {},
-    "test_efficientnet": {}, "test_coatnet": {}, "test_nfnet": {}, "test_resnet": {}, "swiftformer_xs": {}, "ese_vovnet19b_slim_dw": {},
+    "test_efficientnet": {}, "test_coatnet": {}, "test_nfnet": {}, "test_resnet": {}, "swiftformer_xs": {},
+    "ese_vovnet19b_slim_dw": {},
 }  # fmt: skip
 
 

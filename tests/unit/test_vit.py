@@ -43,7 +43,8 @@ def test_features_equal_timm_s(options: dict[str, object]) -> None:
 
 def test_relative_positions_with_query_and_value_bias_equal_timm_s_beit() -> None:
     theirs = timm.create_model(
-        "beit_base_patch16_224", img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=4, num_classes=0, global_pool="",
+        "beit_base_patch16_224", img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=4, num_classes=0,
+        global_pool="",
         use_rel_pos_bias=False, use_shared_rel_pos_bias=True, init_values=0.1,
     ).eval()  # fmt: skip
     randomize(theirs)

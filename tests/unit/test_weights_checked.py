@@ -1,4 +1,4 @@
-"""checkpoints/: what is wrong with a file is found where it enters: values that are not finite, flipped bits, foreign classes; paths with colons."""
+"""Checks when weights are loaded: non-finite values, flipped bits, foreign classes; and paths with colons."""
 
 import argparse
 import datetime
@@ -30,8 +30,8 @@ NAN, INF = float("nan"), float("inf")
 
 
 def basis(**tensors: torch.Tensor) -> Basis:
-    return Basis(**{"mean": torch.zeros(12), "components": torch.eye(12)[:3], "variance": torch.ones(3), "explained": torch.ones(3) / 3} | tensors,
-                 patch=2, statistics=IMAGENET)  # fmt: skip
+    fitted = {"mean": torch.zeros(12), "components": torch.eye(12)[:3], "variance": torch.ones(3)}
+    return Basis(**fitted | {"explained": torch.ones(3) / 3} | tensors, patch=2, statistics=IMAGENET)
 
 
 def spoiled(state: dict[str, torch.Tensor], name: str, value: float) -> dict[str, torch.Tensor]:
@@ -77,7 +77,8 @@ def test_values_that_are_not_finite_are_refused_with_file_and_tensor(kind: str, 
         said = said.replace("x.pth", path.name)
     opened: dict[str, Any] = {
         "own": lambda: checkpoints.load(path), "mae": lambda: checkpoints.load(f"mae:{path}", changes={"heads": 4}),
-        "head": lambda: checkpoints.load(f"mae-finetuned:{path}", changes={"heads": 4}), "timm": lambda: checkpoints.load(f"timm:test_vit@{path}"),
+        "head": lambda: checkpoints.load(f"mae-finetuned:{path}", changes={"heads": 4}),
+        "timm": lambda: checkpoints.load(f"timm:test_vit@{path}"),
         "mae_full": lambda: checkpoints.load_mae(model, path), "state": lambda: load_start(model, str(path)),
         "tokenizer": lambda: load_tokenizer(str(path)), "basis": lambda: load_basis(path),
     }  # fmt: skip
@@ -138,7 +139,8 @@ def test_files_without_a_digest_load_as_before(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("held", "name"), [
-    (np.float64(3), r"numpy\._core\.multiarray\.scalar"), (Path("x"), r"pathlib\.PosixPath"), (datetime.date(2026, 1, 1), r"datetime\.date"),
+    (np.float64(3), r"numpy\._core\.multiarray\.scalar"), (Path("x"), r"pathlib\.PosixPath"),
+    (datetime.date(2026, 1, 1), r"datetime\.date"),
 ])  # fmt: skip
 def test_a_harmless_class_is_named_with_the_way_to_convert(held: object, name: str, tmp_path: Path) -> None:
     torch.save({"model": ViT(SMALL).state_dict(), "args": argparse.Namespace(lr=1), "best": held}, tmp_path / "x.pth")

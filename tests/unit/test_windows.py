@@ -1,4 +1,4 @@
-"""Windows and relative positions of the encoder: nothing changes where they are off or zero, any size works, loading makes what transfer needs."""
+"""Windows and relative positions of the encoder: no effect if off or zero, any image size, loading."""
 
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,15 @@ from mae_transfer.models.attention import from_windows, to_windows
 from mae_transfer.models.vit import ViT, ViTConfig
 
 DENSE = {
-    "size": None, "dim": 32, "depth": 4, "heads": 4, "patch": 4, "image_size": (16, 24), "class_token": False, "final_norm": False,
+    "size": None, "dim": 32, "depth": 4, "heads": 4, "patch": 4, "image_size": (16, 24), "class_token": False,
+    "final_norm": False,
     "positions": "learned",
 }  # fmt: skip
 SWITCHED_ON: list[dict[str, Any]] = [
-    {"relative_positions": "decomposed"}, {"relative_positions": "shared"}, {"relative_positions": "per_block"}, {"windows": 6},
-    {"windows": 6, "relative_positions": "decomposed"}, {"windows": 6, "relative_positions": "shared", "global_blocks": (1, 3)},
+    {"relative_positions": "decomposed"}, {"relative_positions": "shared"}, {"relative_positions": "per_block"},
+    {"windows": 6},
+    {"windows": 6, "relative_positions": "decomposed"},
+    {"windows": 6, "relative_positions": "shared", "global_blocks": (1, 3)},
 ]  # fmt: skip
 
 
@@ -134,8 +137,10 @@ def test_masked_pretraining_with_windows_says_what_to_do(options: dict[str, Any]
 
 
 @pytest.mark.parametrize(("options", "match"), [
-    ({"class_token": True, "windows": 3}, "class_token=False"), ({"class_token": True, "relative_positions": "decomposed"}, "class_token=False"),
-    ({"global_blocks": (1,)}, "set `windows`"), ({"windows": 3, "global_blocks": (4,)}, "give blocks 0..3"), ({"windows": 0}, "windows"),
+    ({"class_token": True, "windows": 3}, "class_token=False"),
+    ({"class_token": True, "relative_positions": "decomposed"}, "class_token=False"),
+    ({"global_blocks": (1,)}, "set `windows`"), ({"windows": 3, "global_blocks": (4,)}, "give blocks 0..3"),
+    ({"windows": 0}, "windows"),
 ])  # fmt: skip
 def test_options_that_do_not_fit_are_named(options: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
@@ -171,7 +176,8 @@ def pretrained(tmp_path: Path, **options: object) -> tuple[ViT, Path]:
 def test_a_pretrained_encoder_gets_windows_on_loading(tmp_path: Path) -> None:
     vit, path = pretrained(tmp_path)
     ours = checkpoints.load_backbone(path, changes={
-        "class_token": False, "windows": 4, "global_blocks": (1, 3), "relative_positions": "decomposed", "image_size": 32,
+        "class_token": False, "windows": 4, "global_blocks": (1, 3), "relative_positions": "decomposed",
+        "image_size": 32,
     })  # fmt: skip
     assert torch.equal(ours.blocks[3].attn.qkv.weight, vit.blocks[3].attn.qkv.weight)
     assert not ours.blocks[0].attn.rel_pos_h.any()
