@@ -23,7 +23,16 @@ from PIL import Image
 from mae_transfer.suite.grid import slug
 from mae_transfer.suite.records import Note
 
-FOLDERS = {"reconstructions": "Reconstructions", "detections": "Detections", "segmentations": "Segmentations"}
+FOLDERS = {
+    "reconstructions": (
+        "Reconstructions",
+        "From left to right: the image, its visible patches, the prediction, the prediction with the visible patches. "
+        "Predictions of normalised pixels are shown with the mean and variance of the image's own hidden patches.",
+    ),
+    "detections": ("Detections", "Left: the annotated objects. Right: what was found."),
+    "segmentations": ("Segmentations", "From left to right: the image, the annotation, the prediction."),
+}
+"""Folder of a run -> title and caption of its pictures."""
 WIDTH = 900  # pixels of a drawing in the report
 INK = "#7a7a7a"  # of text and axes; in a page it becomes the colour of the page's text
 STYLE: Any = {
@@ -149,12 +158,12 @@ def _rounded(attribute: str) -> str:
     return re.sub(r"(\.\d\d)\d+", r"\1", attribute)
 
 
-def drawings(runs: Mapping[Path, Note], *, each: int = 2) -> Iterator[tuple[str, list[Picture]]]:
-    """Yield the drawings by kind: the newest reconstructions, and the first images of detections and segmentations.
+def drawings(runs: Mapping[Path, Note], *, each: int = 2) -> Iterator[tuple[str, str, list[Picture]]]:
+    """Yield title, caption and drawings by kind: the newest reconstructions, and the first images of detections and segmentations.
 
     Of runs that differ in their seed only the first is shown.
     """
-    for name, title in FOLDERS.items():
+    for name, (title, caption) in FOLDERS.items():
         shown: dict[str, Picture] = {}
         for folder, note in runs.items():
             files = sorted((folder / name).glob("*.png"))
@@ -165,7 +174,7 @@ def drawings(runs: Mapping[Path, Note], *, each: int = 2) -> Iterator[tuple[str,
                 images = "\n".join(image(path, alt=alt + path.stem) for path in some)
                 shown[run] = Picture(f"{note.row}, {steps_of(some[0])}" if len(some) == 1 else note.row, images)
         if shown:
-            yield title, list(shown.values())
+            yield title, caption, list(shown.values())
 
 
 def steps_of(path: Path) -> str:
