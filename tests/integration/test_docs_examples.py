@@ -28,7 +28,12 @@ DATA = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 REPRODUCING = (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8")
 FAQ = (ROOT / "docs" / "faq.md").read_text(encoding="utf-8")
 STARTED = (ROOT / "docs" / "getting_started.md").read_text(encoding="utf-8")
-EXAMPLES = {"arrays.py": "data", "rotation.py": "tasks"}  # longer files of docs/examples, and where the pages put them
+EXAMPLES = {  # longer files of docs/examples, and where the pages put them
+    "arrays.py": "data",
+    "lightly.py": "checkpoints",
+    "resized.py": "adapters",
+    "rotation.py": "tasks",
+}
 SECONDS = 600
 DRIVER = """
 import json, runpy, sys, pytest
