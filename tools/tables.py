@@ -73,13 +73,14 @@ def show(args: argparse.Namespace) -> None:
     for defect in [*damaged, *wrong]:
         print(defect, file=sys.stderr)
     about = records.about(args.runs)
-    wanted = LAYOUTS if "all" in names or (args.why and not names) else names
-    tables = comparison.build(wanted, found, show=args.published, about=about)
     same: list[str] = []
-    if not wanted:
+    if names or args.why:
+        wanted = LAYOUTS if "all" in names or not names else names
+        tables = comparison.build(wanted, found, show=args.published, about=about)
+    else:
         tables, same = comparison.worth_printing(found, show=args.published, about=about)
     if args.why:
-        print("\n".join(comparison.misses(tables)) or "every published number is shown")
+        print("\n".join(comparison.misses(tables)) or "every result has its published number beside it")
     elif not tables:
         print("these results belong to no table: see --list", file=sys.stderr)
     elif args.format == "csv":

@@ -12,10 +12,10 @@ from typing import Literal, NamedTuple
 
 from mae_transfer.suite.cells import Cell, Run, Spread, cells, published, spread, told_apart
 from mae_transfer.suite.layouts import LAYOUTS
-from mae_transfer.suite.names import FINE_GRAINED, TARGETS, dataset
-from mae_transfer.suite.places import COLUMNS, ROWS
+from mae_transfer.suite.names import FINE_GRAINED, TARGETS, data_of
+from mae_transfer.suite.places import ALONE, COLUMNS, ROWS
 from mae_transfer.suite.published import Published
-from mae_transfer.suite.published.measured import Elsewhere
+from mae_transfer.suite.published.measured import IMAGENET, Elsewhere
 from mae_transfer.suite.records import About, Record
 
 Show = Literal["all", "beside", "none"]  # of the published numbers
@@ -151,8 +151,13 @@ def _tables(name: str, found: Sequence[Record], show: Show, about: About) -> Ite
 
 
 def _of_the_paper(cell: Cell) -> bool:
-    """Return whether a cell was run at the paper's scale on data of the paper."""
-    return cell.scale == "paper" and (cell.why_not is None or dataset(cell.dataset) in PAPERS)
+    """Return whether a cell was run at the paper's scale on data of the paper, by its record."""
+    made = cell.result.record if cell.result else None
+    if cell.result is None or made is None or cell.scale != "paper":
+        return False
+    if made.task == "pretrain":
+        return "train" in made.data and made.data["train"].whole in IMAGENET.train
+    return data_of(cell.result) in PAPERS
 
 
 def _title(name: str, data: Mapping[str, None], scale: str) -> str:
@@ -271,8 +276,8 @@ def paired(one: Sequence[Run], other: Sequence[Run]) -> dict[tuple[int | None, i
 
 
 def mean_text(value: float, unit: str, sign: str = "") -> str:
-    """Return a number as a cell prints it: percentages with one decimal, others with four digits."""
-    text = f"{value:{sign}.1f}" if unit == "%" else f"{value:{sign}.4g}"
+    """Return a number as a cell prints it: percentages with one decimal, others with three digits or whole."""
+    text = f"{value:{sign}.1f}" if unit == "%" else f"{value:{sign}.0f}" if value >= 100 else f"{value:{sign}.3g}"
     return f"{text}x" if unit == "x" else text
 
 
@@ -290,17 +295,17 @@ def cell_text(cell: Cell) -> str:
 
 
 def difference_text(difference: Difference) -> str:
-    """Return "+0.3 [-0.4..+0.5]": mean and range of a paired difference."""
-    mean, low, high = (f"{value:+.1f}" for value in (difference.spread.mean, *difference.spread[2:4]))
+    """Return "+0.25 [-0.40..+0.50]": mean and range of a paired difference."""
+    mean, low, high = (f"{value:+.2f}" for value in (difference.spread.mean, *difference.spread[2:4]))
     return f"{mean} [{low}..{high}]"
 
 
 def misses(tables: Iterable[Table]) -> list[str]:
-    """Return for each number of ours that stands near a published one why it does not stand beside it."""
+    """Return for each number of ours that could stand beside a published one why it does not."""
     return [
-        f"{row.name}, {column}: not beside {cell.nearest.text} ({cell.nearest.source}): {cell.why_not}"
+        f"{table.name}: {full_name(row)}, {column}: not beside {cell.nearest.text if cell.nearest else 'any number'}: {cell.why_not}"
         for table in tables
         for row in table.own
         for column, cell in row.cells.items()
-        if cell.nearest and cell.ours
+        if cell.ours and cell.why_not not in (None, ALONE)
     ]

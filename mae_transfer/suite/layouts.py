@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mae_transfer.suite import places
+from mae_transfer.suite import costs, places
 from mae_transfer.suite.places import Layout, by_backbone, by_suffix, labelled
 
 DEFAULT = ("MAE", "pixel (w/ norm)")
@@ -19,7 +19,7 @@ _LAYOUTS: dict[str, Layout] = {
     ),
     "1e": Layout("Table 1e: augmentation of pretraining, top-1 %", "protocol", ABLATION.format("1e"), labelled("1e"), ("crop, rand size",)),
     "1f": Layout("Table 1f: mask sampling, top-1 %", "protocol", "the same of MAEs with several kinds of masks", places.masks, ("random 75%",)),
-    "2": Layout("Table 2: cost of pretraining", "cost", "pretraining runs; with configs/suites/table2.py's rows fine-tuning, too", places.costs),
+    "2": Layout("Table 2: cost of pretraining", "cost", "pretraining runs; with configs/suites/table2.py's rows fine-tuning, too", costs.costs),
     "3": Layout("Table 3: fine-tuning, top-1 %", "backbone", "cls_train.py with protocol finetune", by_backbone("finetune"), DEFAULT),
     "4": Layout("Table 4: COCO Mask R-CNN, AP %", "metric, backbone", "det_train.py on COCO", places.detection, DEFAULT),
     "5": Layout("Table 5: ADE20K UperNet, mIoU %", "backbone", "seg_train.py on ADE20K", places.segmentation, DEFAULT),

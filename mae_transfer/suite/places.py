@@ -256,35 +256,6 @@ def lengths(records: Sequence[Record]) -> Iterator[Place]:
         yield from (at(record, protocol, f"{about.epochs} epochs") for record, protocol, about in found)
 
 
-def costs(records: Sequence[Record]) -> Iterator[Place]:
-    """Table 2: what pretraining costs, and what fine-tuning makes of it where the suite calls the rows as the paper does. Hours are those of the
-    devices that ran it, so they never stand beside the paper's 128 TPUs.
-    """
-    for record, _, _ in classified(records, "finetune"):
-        if record.label in ROWS["2"]:
-            yield at(record, str(record.label), "fine-tuning")
-    runs = pretrainings(records)
-    slowest: dict[tuple[object, ...], float] = defaultdict(float)
-    for record in runs:
-        slowest[_work(record)] = max(slowest[_work(record)], _hours(record))
-    for record in runs:
-        result, name = record.result, record.label or record.result.pretrain
-        row = name if name in ROWS["2"] else f"{name}, {backbone(result)}"
-        flops = result.flops_per_image / 1e9 if result.flops_per_image else None
-        yield Place(record, row, "device hours", ALONE, _hours(record), "h")
-        yield Place(record, row, "tokens per image in the encoder", ALONE, result.tokens_per_image, "tokens")
-        yield Place(record, row, "GFLOPs per image, forward and backward", ALONE, flops, "GFLOPs")
-        if slowest[_work(record)] > _hours(record):
-            yield Place(
-                record,
-                row,
-                "speed-up over the slowest run here",
-                ALONE,
-                slowest[_work(record)] / _hours(record),
-                "x",
-            )
-
-
 def pretrainings(records: Sequence[Record]) -> list[Record]:
     """Return the records of pretraining runs, one of each."""
     return [
@@ -292,16 +263,6 @@ def pretrainings(records: Sequence[Record]) -> list[Record]:
         for r in records
         if r.result.task == "pretrain" and r.result.metric in ("val_loss", "train_loss") and r.result.status == "ok"
     ]
-
-
-def _hours(record: Record) -> float:
-    return record.result.wall_s * record.result.world_size / 3600
-
-
-def _work(record: Record) -> tuple[object, ...]:
-    """What two runs must share for their hours to compare."""
-    result = record.result
-    return result.backbone, result.dataset, result.images_seen, result.device, result.world_size
 
 
 def overview(records: Sequence[Record]) -> Iterator[Place]:

@@ -79,13 +79,11 @@ def _counts(table: Table) -> Iterator[str]:
 
 
 def _reasons(table: Table) -> Iterator[str]:
-    """Yield why rows of a table of the paper have no published number beside them."""
-    if table.name == "summary" or table.title.startswith("After"):
-        return
+    """Yield why rows have no published number beside them. Of the scale the title speaks."""
     reasons: dict[str, list[str]] = {}
     for row in table.own:
         for cell in row.cells.values():
-            if cell.why_not and cell.ours and cell.unit == "%":
+            if cell.nearest and cell.why_not and cell.ours and not cell.why_not.startswith("scale"):
                 reasons.setdefault(cell.why_not, []).append(row.name)
     for reason, names in reasons.items():
         yield f"no published number beside {', '.join(dict.fromkeys(names))}: {reason}"

@@ -15,7 +15,8 @@ from mae_transfer.config import validate
 from mae_transfer.core.normalize import normalize
 from mae_transfer.metrics.corruption import ALEXNET_ERROR, SEVERITIES, corruption_errors, mean_corruption_error
 from mae_transfer.models.vit import ViT, ViTConfig
-from mae_transfer.suite import records, tables
+from mae_transfer.suite import records
+from mae_transfer.suite.cells import cells
 from mae_transfer.tasks import classify, robustness
 from mae_transfer.tasks.robustness import RobustnessConfig
 
@@ -161,7 +162,7 @@ def test_the_tool_evaluates_and_the_table_shows_it(
     command = [str(file), "--eval", "--checkpoint", state(tmp_path), "--work-dir", str(tmp_path / "out")]
     assert cli.transfer(tasks, description="", argv=command) == 0
     assert "imagenet-a: top1 " in capsys.readouterr().out
-    rows = [row for row in tables.lines("13", records.load([tmp_path / "out"])[0]) if row.ours]
+    rows = [one for one in cells("13", records.load([tmp_path / "out"])[0]) if one.ours]
     assert [(row.column.split(",")[0], row.scale) for row in rows] == [("imagenet-a", "mini")]
     assert cli.transfer(tasks, description="", argv=[str(file), "--work-dir", str(tmp_path / "out")]) == 1
     assert "trains nothing: pass --eval" in capsys.readouterr().err

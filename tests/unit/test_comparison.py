@@ -220,14 +220,14 @@ def test_paired_differences_are_over_the_seeds_that_both_rows_have() -> None:
     (table,) = build(["summary"], suite(), about=About(rows=("pixels", "tokens", "random weights")))
     # tokens - pixels: +1, +1, -1: mean +0.33; random - pixels: -30, -30, -33: mean -31
     assert [(one.row, one.base, one.column, difference_text(one), one.seeds) for one in table.differences] == [
-        ("tokens", "pixels", "fine-tune", "+0.3 [-1.0..+1.0]", (0, 1, 2)),
-        ("random weights", "pixels", "fine-tune", "-31.0 [-33.0..-30.0]", (0, 1, 2)),
+        ("tokens", "pixels", "fine-tune", "+0.33 [-1.00..+1.00]", (0, 1, 2)),
+        ("random weights", "pixels", "fine-tune", "-31.00 [-33.00..-30.00]", (0, 1, 2)),
     ]
     main, paired = sheets.sheets([table])
     assert paired.title == "Summary: pretrainings by tasks, % (mini scale): difference to pixels, seed by seed"
     assert [[cell.text for cell in row] for row in paired.rows] == [
-        ["tokens", "+0.3 [-1.0..+1.0]"],
-        ["random weights", "-31.0 [-33.0..-30.0]"],
+        ["tokens", "+0.33 [-1.00..+1.00]"],
+        ["random weights", "-31.00 [-33.00..-30.00]"],
     ]
     assert [[cell.text for cell in row] for row in main.rows] == [
         ["pixels", "62.0±2.6 (3 pretrainings x 1 transfer)", "40.0 (1 pretraining, 1 transfer)"],

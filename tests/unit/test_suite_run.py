@@ -19,7 +19,8 @@ from rich.console import Console
 from mae_transfer import disk, results
 from mae_transfer.checkpoints.files import write
 from mae_transfer.results import Result
-from mae_transfer.suite import job, records, tables
+from mae_transfer.suite import job, records
+from mae_transfer.suite.cells import cells
 from mae_transfer.suite.plan import open_plan
 from mae_transfer.suite.run import Machine, Runner
 from mae_transfer.suite.steps import last_words, record_hole
@@ -145,8 +146,8 @@ def test_a_failure_skips_what_depends_on_it_and_the_rest_goes_on(stage: Stage) -
     ]
     assert states["a/finetune/seed0"] == "skipped"
     found, _ = records.load([stage.work.root])
-    holes = {line.row: line.notes for line in tables.lines("3", found) if line.scale and not line.ours}
-    assert holes == {"a": "seed 0 skipped: a/pretrain/seed0 failed; seed 1 skipped: a/pretrain/seed0 failed"}
+    holes = {one.row: one.notes for one in cells("3", found) if not one.ours}
+    assert holes == {"a": tuple(f"seed {seed} skipped: a/pretrain/seed0 failed" for seed in (0, 1))}
     stage.fate.clear()
     assert set(stage.run().values()) == {"done"}
     assert stage.started == ["a/pretrain/seed0", "a/finetune/seed0", "a/finetune/seed1"]
@@ -412,5 +413,4 @@ def test_a_hole_is_closed_by_a_later_number(value: float | None, backbone: str, 
     )
     later: list[Result] = [] if value is None else [result("finetune", value, created_at="2026-01-02T00:00:00+00:00")]
     results.append(stage.root / "results.jsonl", [hole, *later])
-    lines = [each for each in tables.lines("3", records.load([stage.root])[0]) if each.dataset]
-    assert [each.ours is None for each in lines] == [value is None]
+    assert [each.ours is None for each in cells("3", records.load([stage.root])[0])] == [value is None]

@@ -1,4 +1,4 @@
-"""suite/tables.py and what it stands on: a hand-made record, its tables computed by hand."""
+"""What stands in which table, and beside which published number: hand-made records, their tables computed by hand."""
 
 from pathlib import Path
 
@@ -6,8 +6,12 @@ import pytest
 
 from mae_transfer import results
 from mae_transfer.config import load
+from mae_transfer.record import Seconds, Sitting, Software
 from mae_transfer.results import Result
-from mae_transfer.suite import records, tables
+from mae_transfer.suite import comparison, records
+from mae_transfer.suite.cells import Cell, cells
+from mae_transfer.suite.comparison import build, cell_text, difference_text
+from mae_transfer.suite.layouts import LAYOUTS
 from mae_transfer.suite.records import Note, Record
 from mae_transfer.tasks.detect import DetectConfig
 from tests.unit import as_published
@@ -36,27 +40,28 @@ def recorded(*found: Result, row: str | None = None) -> list[Record]:
     return [Record(each, Path("results.jsonl"), note) for each in found]
 
 
-def line(table: str, found: list[Record], row: str, column: str) -> dict[str, str]:
-    rows = [tables.cells(each) for each in tables.lines(table, found) if (each.row, each.column) == (row, column)]
-    assert len(rows) == 1
-    return rows[0]
+def own(table: str, found: list[Record]) -> list[Cell]:
+    return [cell for cell in cells(table, found) if cell.ours]
+
+
+def cell(table: str, found: list[Record], row: str, column: str) -> Cell:
+    (one,) = (each for each in cells(table, found) if (each.row, each.column) == (row, column))
+    return one
+
+
+def difference(cell: Cell) -> str:
+    return "-" if cell.difference is None else f"{cell.difference:+.2f}"
 
 
 def test_a_run_at_paper_scale_stands_beside_the_published_number_with_the_spread_of_its_seeds() -> None:
     old = result("finetune", 83.1, seed=1, created_at="2025-01-01T00:00:00+00:00")
     found = recorded(result("finetune", 83.5), result("finetune", 83.9, seed=1), old)
-    row = line("3", found, MAE, "ViT-B/16")
-    assert (row["published"], row["yours"], row["difference"], row["seed spread"]) == (
-        "83.6",
-        "83.70 [83.50..83.90] (2)",
-        "+0.10",
-        "0.40",
+    one = cell("3", found, MAE, "ViT-B/16")
+    assert (cell_text(one), one.ours and (one.ours.low, one.ours.high, one.ours.n)) == (
+        "83.7±0.3 (83.6, +0.1)",
+        (83.5, 83.9, 2),
     )
-    assert line("3", found, "MAE", "ViT-L/16")["yours"] == "-"
-
-
-def test_one_seed_has_no_spread_and_says_so() -> None:
-    assert line("3", recorded(result("finetune", 83.5)), MAE, "ViT-B/16")["seed spread"] == "one seed"
+    assert {each.column for each in cells("3", found)} == {"ViT-B/16"}
 
 
 @pytest.mark.parametrize("changes", [
@@ -65,10 +70,9 @@ def test_one_seed_has_no_spread_and_says_so() -> None:
     {"epochs": 50.0},
 ])  # fmt: skip
 def test_what_did_something_else_never_stands_beside_a_published_number(changes: dict[str, object]) -> None:
-    ours = [
-        tables.cells(each) for each in tables.lines("3", recorded(result("finetune", 90.0, **changes))) if each.ours
-    ]
-    assert [(row["published"], row["difference"]) for row in ours] == [("-", "-")]
+    (one,) = own("3", recorded(result("finetune", 90.0, **changes)))
+    assert one.published is None
+    assert one.why_not
 
 
 def test_only_what_belongs_is_in_a_table() -> None:
@@ -77,78 +81,66 @@ def test_only_what_belongs_is_in_a_table() -> None:
         result("linear-1%-labels", 40.0), result("finetune", 83.0), result("linear", 68.4, dataset="other"),
         result("linear", 50.0, dataset="inat2018"),
     )  # fmt: skip
-    ours = [each for each in tables.lines("12", found) if each.ours]
+    ours = own("12", found)
     assert [(each.ours.mean, each.dataset) for each in ours if each.ours] == [(67.0, "imagenet"), (68.4, "other")]
 
 
 def test_two_recipes_are_two_lines_and_not_two_seeds() -> None:
     found = recorded(result("finetune", 83.5), result("finetune", 82.0, seed=1, global_batch=2))
-    assert [each.ours.n for each in tables.lines("3", found) if each.ours] == [1, 1]
+    assert [len(each.runs) for each in own("3", found)] == [1, 1]
 
 
-def test_lines_that_would_look_the_same_say_their_recipe_and_are_no_pair() -> None:
-    found = recorded(*(result("finetune", 80.0, pretrain=f"MAE pixel, random {ratio}%, 800 ep") for ratio in (50, 75)))
-    assert [each.notes.split(";")[0] for each in tables.lines("7", found) if each.ours] == [
-        "MAE pixel, random 50%, 800 ep", "MAE pixel, random 75%, 800 ep",
-    ]  # fmt: skip
-    assert tables.differences("7", found) == []
+def test_rows_that_would_look_the_same_say_what_differs_and_are_no_pair() -> None:
+    found = recorded(
+        *(
+            result("finetune", 80.0 + s, seed=s, pretrain=f"MAE pixel, random {r}%, 800 ep")
+            for r in (50, 75)
+            for s in (0, 1)
+        )
+    )
+    (table,) = build(["7"], found)
+    assert [(row.name, row.detail.partition(";")[0]) for row in table.rows] == [
+        ("pixel (w/o norm)", "MAE pixel, random 50%, 800 ep"),
+        ("pixel (w/o norm)", "MAE pixel, random 75%, 800 ep"),
+    ]
 
 
 def test_two_backbones_of_one_method_are_two_lines_and_not_two_runs_of_a_seed() -> None:
     found = recorded(result("finetune", 83.5), row="A") + recorded(result("finetune", 82.5), row="B")
-    ours = [each for each in tables.lines("3", found) if each.ours]
+    ours = own("3", found)
     assert [(each.ours.mean, each.published is not None) for each in ours if each.ours] == [(83.5, True), (82.5, True)]
     assert [each.row for each in ours] == ["A", "B"]
 
 
 def test_two_commits_are_noted() -> None:
     found = recorded(result("finetune", 83.5, record=None), result("finetune", 83.9, seed=1, commit="b", record=None))
-    assert line("3", found, MAE, "ViT-B/16")["notes"] == "of commits a, b"
+    assert cell("3", found, MAE, "ViT-B/16").notes == ("of commits a, b",)
 
 
 def test_a_failed_seed_is_a_note_and_a_table_without_a_number_shows_the_reason() -> None:
     failed = result("finetune", None, seed=1, status="failed", reason="out of memory")
-    row = line("3", recorded(result("finetune", 83.5), failed), MAE, "ViT-B/16")
-    assert (row["yours"], row["notes"]) == ("83.50 (1)", "seed 1 failed: out of memory")
-    row = line("3", recorded(failed), MAE, "ViT-B/16")
-    assert (row["published"], row["yours"], row["difference"], row["notes"]) == (
-        "83.6",
-        "-",
-        "-",
-        "seed 1 failed: out of memory",
-    )
+    for found, text in ((recorded(result("finetune", 83.5), failed), "83.5 (83.6, -0.1)"), (recorded(failed), "-")):
+        one = cell("3", found, MAE, "ViT-B/16")
+        assert (cell_text(one), one.notes) == (text, ("seed 1 failed: out of memory",))
 
 
 def test_a_run_that_succeeded_in_the_end_has_no_hole() -> None:
     failed = result("finetune", None, status="failed", reason="out of memory")
     again = result("finetune", 83.5, created_at="2026-01-02T00:00:00+00:00")
-    assert line("3", recorded(again, failed), MAE, "ViT-B/16")["notes"] == "-"
+    assert cell("3", recorded(again, failed), MAE, "ViT-B/16").notes == ()
 
 
 def test_a_seed_that_ran_more_than_once_counts_once_and_says_so() -> None:
     again = result("finetune", 84.0, created_at="2026-01-02T00:00:00+00:00")
-    row = line(
-        "3",
-        recorded(again, result("finetune", 83.0), result("finetune", 83.5), result("finetune", 84.0)),
-        MAE,
-        "ViT-B/16",
-    )
-    assert (row["yours"], row["notes"]) == (
-        "84.00 (1)",
-        "seed 0 ran more than once, the newest counts (before: 83.00, 83.50)",
+    found = recorded(again, result("finetune", 83.0), result("finetune", 83.5), result("finetune", 84.0))
+    one = cell("3", found, MAE, "ViT-B/16")
+    assert ([run.value for run in one.runs], one.notes) == (
+        [84.0],
+        ("seed 0 ran more than once, the newest counts (before: 83.00, 83.50)",),
     )
 
 
-def test_a_seed_that_ran_under_two_configs_says_so() -> None:
-    old = result("finetune", 83.0, recipe_digest="a", created_at="2025-01-01T00:00:00+00:00")
-    row = line("3", recorded(old, result("finetune", 84.0, recipe_digest="b")), MAE, "ViT-B/16")
-    assert (row["yours"], row["notes"]) == (
-        "84.00 (1)",
-        "seed 0 ran under 2 configs, the newest counts (before: 83.00)",
-    )
-
-
-def test_lines_stand_in_the_papers_order() -> None:
+def test_rows_and_columns_stand_in_the_papers_order() -> None:
     found = recorded(
         *(
             result("finetune", 80.0, scale="mini", pretrain=f"MAE {target}, random 75%, 9 ep")
@@ -161,13 +153,17 @@ def test_lines_stand_in_the_papers_order() -> None:
             for target in ("token", "pixel")
         )
     )
-    ours = [(each.row, each.column) for each in tables.lines("1d", found) if each.ours]
-    tuned = [(row, "fine-tuning") for row in ("pixel (w/o norm)", "PCA", "dVAE token")]
-    assert ours == [*tuned, ("pixel (w/o norm)", "linear"), ("dVAE token", "linear")]
+    (table,) = build(["1d"], found)
+    assert table.columns == ("fine-tuning", "linear")
+    assert [(row.name, list(row.cells)) for row in table.rows] == [
+        ("pixel (w/o norm)", ["fine-tuning", "linear"]),
+        ("PCA", ["fine-tuning"]),
+        ("dVAE token", ["fine-tuning", "linear"]),
+    ]
 
 
 def test_fractions_are_left_out_and_named() -> None:
-    found, defects = tables.usable(
+    found, defects = comparison.usable(
         recorded(result("finetune", 0.835, unit="fraction"), result("finetune", 83.5, seed=1))
     )
     assert [record.result.seed for record in found] == [1]
@@ -181,9 +177,10 @@ def test_same_seed_differences_use_the_common_seeds_only() -> None:
     found += recorded(
         *(result("finetune", value, seed=seed, pretrain=token) for seed, value in ((1, 84.5), (2, 85.0), (3, 60.0)))
     )
-    (pair,) = tables.differences("7", found)
-    assert pair["row"] == "dVAE token - pixel (w/ norm)"
-    assert (pair["same-seed difference"], pair["seeds"]) == ("+0.25 [+0.00..+0.50] (2)", "1, 2")
+    (table,) = build(["7"], found)
+    (pair,) = table.differences
+    assert (pair.row, pair.base) == ("dVAE token", "pixel (w/ norm)")
+    assert (difference_text(pair), pair.seeds) == ("+0.25 [+0.00..+0.50]", (1, 2))
 
 
 def test_table_7_has_a_column_per_data_set_and_task() -> None:
@@ -192,10 +189,10 @@ def test_table_7_has_a_column_per_data_set_and_task() -> None:
         result("upernet", 48.2, task="segment", metric="mIoU", dataset="ade20k"),
         result("upernet", 30.0, task="segment", metric="mIoU", dataset="ade20k", pretrain="none"),
     )  # fmt: skip
-    assert [line("7", found, "pixel (w/ norm)", column)["difference"] for column in (
+    assert [difference(cell("7", found, "pixel (w/ norm)", column)) for column in (
         "ImageNet, ViT-B/16", "COCO box AP, ViT-B/16", "ADE20K mIoU, ViT-B/16",
     )] == ["+0.00", "+0.20", "+0.10"]  # fmt: skip
-    assert line("7", found, "random init", "ADE20K mIoU, ViT-B/16")["published"] == "-"
+    assert cell("7", found, "random init", "ADE20K mIoU, ViT-B/16").published is None
 
 
 @pytest.mark.parametrize(("protocol", "task", "metric", "data"), [
@@ -203,33 +200,33 @@ def test_table_7_has_a_column_per_data_set_and_task() -> None:
 ])  # fmt: skip
 def test_another_head_is_another_line_of_table_7(protocol: str, task: str, metric: str, data: str) -> None:
     found = recorded(result(protocol, 40.0, task=task, metric=metric, dataset=data))
-    ((column, published),) = ((each.column, each.published) for each in tables.lines("7", found) if each.ours)
-    assert column.endswith(f"ViT-B/16, {protocol}")
-    assert published is None
+    (one,) = own("7", found)
+    assert one.column.endswith(f"ViT-B/16, {protocol}")
+    assert one.published is None
 
 
-@pytest.mark.parametrize(("length", "difference"), [(25, "-0.10"), (50, "-2.10"), (100, "-2.30")])
-def test_a_schedule_stands_beside_the_schedule_of_its_length_only(length: int, difference: str) -> None:
+@pytest.mark.parametrize(("length", "expected"), [(25, "-0.10"), (50, "-2.10"), (100, "-2.30")])
+def test_a_schedule_stands_beside_the_schedule_of_its_length_only(length: int, expected: str) -> None:
     cfg = load(ROOT / "configs" / "detect" / f"mask_rcnn_vit_base_li2021_{length}ep.py", DetectConfig)
     detected = {"task": "detect", "metric": "bbox/AP", "dataset": "coco"}
     found = recorded(result(cfg.protocol, 48.0, **detected, epochs=cfg.epochs))
-    assert line("coco", found, MAE, "box AP, ViT-B/16")["difference"] == difference
+    assert difference(cell("coco", found, MAE, "box AP, ViT-B/16")) == expected
     evaluation = as_published.evaluated(found[0].result.record)
     evaluated = recorded(
         result(cfg.protocol, 48.0, **detected, epochs=0.0, images_seen=round(cfg.epochs * 117_266), record=evaluation)
     )
-    assert line("coco", evaluated, MAE, "box AP, ViT-B/16")["difference"] == difference
-    (ours,) = (each for each in tables.lines("4", found) if each.ours)
+    assert difference(cell("coco", evaluated, MAE, "box AP, ViT-B/16")) == expected
+    (ours,) = own("4", found)
     assert (ours.published is not None) == (length == 100)
 
 
-@pytest.mark.parametrize(("epochs", "difference"), [(1, "-"), (99, "-"), (100, "+0.00")])
+@pytest.mark.parametrize(("epochs", "expected"), [(1, "-"), (99, "-"), (100, "+0.00")])
 def test_an_evaluated_state_of_a_fine_tuning_stands_there_only_where_its_run_was_whole(
-    epochs: int, difference: str
+    epochs: int, expected: str
 ) -> None:
     found = recorded(result("finetune", 83.6, epochs=0.0, steps=1251 * epochs, images_seen=1251 * 1024 * epochs))
-    (ours,) = (each for each in tables.lines("3", found) if each.ours)
-    assert tables.cells(ours)["difference"] == difference
+    (ours,) = own("3", found)
+    assert difference(ours) == expected
 
 
 @pytest.mark.parametrize(("epochs", "beside"), [(1.0, False), (50.0, True), (200.0, True)])
@@ -237,37 +234,24 @@ def test_partial_fine_tuning_is_compared_at_the_papers_lengths_only(epochs: floa
     found = recorded(
         result("partial-4", 84.0, epochs=epochs, backbone="vit_large/16", pretrain="MAE pixel, random 75%, 800 ep")
     )
-    (ours,) = (each for each in tables.lines("figure 9", found) if each.ours)
+    (ours,) = own("figure 9", found)
     assert (ours.published is not None) == beside
 
 
-@pytest.mark.parametrize(("pretrain", "row", "published"), [
-    ("beit_base", "BEiT, ViT-B/16, ImageNet-22K", "83.7"),
-    ("beit_base_ft22k", "BEiT, ViT-B/16, ImageNet-22K with labels", "85.2"),
-])  # fmt: skip
-def test_weights_that_learned_from_labels_stand_beside_weights_that_did(
-    pretrain: str, row: str, published: str
-) -> None:
-    assert (
-        line("survey", recorded(result("finetune", 85.0, pretrain=pretrain)), row, "fine-tuning")["published"]
-        == published
-    )
+@pytest.mark.parametrize("pretrain", ["beit_base", "beit_base_ft22k"])
+def test_a_number_of_another_recipe_is_nearest_and_not_beside(pretrain: str) -> None:
+    (one,) = own("survey", recorded(result("finetune", 85.0, pretrain=pretrain)))
+    assert one.published is None
+    assert one.nearest
+    assert (one.nearest.row[:4], one.why_not) == ("BEiT", "measured with BEiT's own recipe")
+    assert comparison.misses(build(["survey"], recorded(result("finetune", 85.0, pretrain=pretrain)))) == [
+        f"survey: {one.row}, fine-tuning: not beside {one.nearest.text}: measured with BEiT's own recipe"
+    ]
 
 
-def test_seeds_of_different_configs_are_no_silent_mean() -> None:
-    def notes(*digests: str | None) -> str:
-        found = recorded(
-            *(result("finetune", 83.5, seed=seed, recipe_digest=digest) for seed, digest in enumerate(digests))
-        )
-        return line("3", found, MAE, "ViT-B/16")["notes"]
-
-    assert notes("a", "b", "a") == "its seeds are of 2 different configs"
-    assert notes("a", "a", None) == "-"
-
-
-@pytest.mark.parametrize(("share", "difference"), [(1.0, "+0.00"), (0.5, "-")])
+@pytest.mark.parametrize(("share", "expected"), [(1.0, "+0.00"), (0.5, "-")])
 def test_an_evaluated_training_state_stands_beside_the_published_number_where_its_run_was_whole(
-    share: float, difference: str
+    share: float, expected: str
 ) -> None:
     steps = int(184_375 * share)
     found = recorded(
@@ -282,8 +266,8 @@ def test_an_evaluated_training_state_stands_beside_the_published_number_where_it
             images_seen=64 * steps,
         )
     )
-    (ours,) = (each for each in tables.lines("4", found) if each.ours)
-    assert tables.cells(ours)["difference"] == difference
+    (ours,) = own("4", found)
+    assert difference(ours) == expected
 
 
 def test_an_ablation_that_only_its_suite_can_name_stands_in_its_row() -> None:
@@ -291,52 +275,102 @@ def test_an_ablation_that_only_its_suite_can_name_stands_in_its_row() -> None:
         result("linear", 72.0, epochs=50.0, backbone="vit_large/16", pretrain="MAE pixel, random 75%, 800 ep"),
         row="8 blocks",
     )
-    assert line("1a", found, "8 blocks", "linear")["difference"] == "-1.50"
-    assert not tables.tables_with_results(recorded(result("linear", 72.0, task="attention")))
+    assert difference(cell("1a", found, "8 blocks", "linear")) == "-1.50"
+    assert not build(LAYOUTS, recorded(result("linear", 72.0, task="attention")))
 
 
 def test_figure_5_needs_two_ratios() -> None:
     one = result("finetune", 84.0, epochs=50.0, backbone="vit_large/16", pretrain="MAE pixel, random 50%, 800 ep")
-    assert "figure 5" not in tables.tables_with_results(recorded(one))
+    assert not build(["figure 5"], recorded(one))
     found = recorded(
         one, result("finetune", 84.9, epochs=50.0, backbone="vit_large/16", pretrain="MAE pixel, random 75%, 800 ep")
     )
-    assert [line("figure 5", found, "fine-tuning", ratio)["difference"] for ratio in ("50%", "75%")] == [
+    assert [difference(cell("figure 5", found, "fine-tuning", ratio)) for ratio in ("50%", "75%")] == [
         "-0.90",
         "+0.00",
     ]
 
 
-def test_table_2_counts_device_hours_tokens_and_speed_ups() -> None:
-    fields = {
-        "task": "pretrain",
-        "metric": "val_loss",
-        "unit": "loss per hidden patch",
-        "backbone": "vit_large/16",
-        "flops_per_image": 10**9,
+COST = {
+    "task": "pretrain",
+    "metric": "val_loss",
+    "unit": "loss per hidden patch",
+    "backbone": "vit_large/16",
+    "flops_per_image": 10**9,
+}
+
+
+def cost(row: str, sittings: tuple[Sitting, ...] | None, **changes: object) -> list[Record]:
+    made = as_published.pretraining("large", 800, sittings=sittings) if sittings else None
+    return recorded(result("MAE", 0.5, **(COST | {"record": made} | changes)), row=row)
+
+
+def sitting(seconds: float, *devices: str) -> Sitting:
+    code = Software(version="1", commit="a", dirty=False, packages={})
+    spent = Seconds(train=seconds, evaluate=5000.0, save=100.0)
+    return Sitting(started_at="2026", first_step=0, software=code, devices=devices, device_batch=8, seconds=spent)
+
+
+def texts(table: str, found: list[Record]) -> dict[tuple[str, str], str]:
+    return {(each.row, each.column): cell_text(each) for each in own(table, found)}
+
+
+def test_table_2_counts_training_hours_speed_tokens_and_flops() -> None:
+    found = cost("w/ [M]", (sitting(3600.0, *["H100"] * 8),), images_seen=7200, world_size=8)
+    found += cost("w/o", (sitting(900.0, *["H100"] * 8),), images_seen=7200, world_size=8)
+    assert texts("2", found) == {
+        ("w/ [M]", "hours on H100"): "8",
+        ("w/ [M]", "images/s on 8 x H100"): "2",
+        ("w/ [M]", "tokens per image"): "197",
+        ("w/ [M]", "GFLOPs per image"): "1",
+        ("w/o", "hours on H100"): "2",
+        ("w/o", "images/s on 8 x H100"): "8",
+        ("w/o", "speed-up over the slowest"): "4x",
+        ("w/o", "tokens per image"): "197",
+        ("w/o", "GFLOPs per image"): "1",
     }
-    found = recorded(result("MAE", 0.5, world_size=8, **fields), row="w/ [M]")
-    found += recorded(result("MAE", 0.5, wall_s=900.0, world_size=8, **fields), row="w/o")
-    ours = {
-        (each.row.split(",")[0], each.column): tables.cells(each)["yours"]
-        for each in tables.lines("2", found)
-        if each.ours
+
+
+def test_hours_of_two_devices_are_two_numbers_and_make_no_speed_up() -> None:
+    found = cost("mix", (sitting(3600.0, "H100"), sitting(1800.0, "RTX 3090")), images_seen=5400)
+    found += cost("one", (sitting(1800.0, "H100"),), images_seen=5400)
+    shown = {
+        key: text for key, text in texts("2", found).items() if "hours" in key[1] or "/s" in key[1] or "up" in key[1]
     }
-    assert ours["w/ [M]", "device hours"] == "8.00 (1) h"
-    assert ours["w/o", "speed-up over the slowest run here"] == "4.00 (1) x"
-    assert ("w/ [M]", "speed-up over the slowest run here") not in ours
-    assert ours["w/o", "tokens per image in the encoder"] == "197.00 (1) tokens"
+    assert shown == {
+        ("mix", "hours on H100"): "1",
+        ("mix", "hours on RTX 3090"): "0.5",
+        ("mix", "images/s on H100, then RTX 3090"): "1",
+        ("one", "hours on H100"): "0.5",
+        ("one", "images/s on H100"): "3",
+    }
+
+
+def test_hours_of_an_earlier_version_say_that_they_include_evaluation() -> None:
+    found = cost("old", None, wall_s=1800.0, world_size=2, device="H100")
+    assert texts("2", found) == {
+        ("old", "hours on H100, includes evaluation"): "1",
+        ("old", "tokens per image"): "197",
+        ("old", "GFLOPs per image"): "1",
+    }
+
+
+def test_a_row_of_table_2_names_its_backbone_if_they_differ() -> None:
+    found = cost("mae", (sitting(1.0, "H100"),)) + cost("mae", (sitting(1.0, "H100"),), backbone="vit_base/16")
+    assert {each.row for each in own("2", found)} == {"mae, ViT-L/16", "mae, ViT-B/16"}
 
 
 def test_table_2_and_1c_take_what_their_suites_measure() -> None:
     pixel = {"pretrain": "MAE pixel, random 75%, 800 ep", "backbone": "vit_large/16", "epochs": 50.0}
     assert (
-        line(
-            "2",
-            recorded(result("finetune", 84.7, **pixel), row="ViT-L/16, 8 blocks"),
-            "ViT-L/16, 8 blocks",
-            "fine-tuning",
-        )["difference"]
+        difference(
+            cell(
+                "2",
+                recorded(result("finetune", 84.7, **pixel), row="ViT-L/16, 8 blocks"),
+                "ViT-L/16, 8 blocks",
+                "fine-tuning",
+            )
+        )
         == "-0.20"
     )
     found = []
@@ -352,7 +386,7 @@ def test_table_2_and_1c_take_what_their_suites_measure() -> None:
         own = {"target": {"name": "pixel"}, "model.corrupt": corrupt}
         fields["record"] = as_published.pretraining("large", 800, recipe=own)
         found += recorded(result("MAE", 0.5, **fields), row=row)
-    assert line("1c", found, "encoder w/ [M]", "relative FLOPs")["difference"] == "-0.10"
+    assert difference(cell("1c", found, "encoder w/ [M]", "relative FLOPs")) == "-0.10"
 
 
 @pytest.mark.parametrize(("hidden", "beside"), [("random 75%", True), ("block 50%", False)])
@@ -361,30 +395,30 @@ def test_an_ablation_with_another_mask_stands_beside_nothing(hidden: str, beside
         result("linear", 73.0, epochs=50.0, backbone="vit_large/16", pretrain=f"MAE pixel, {hidden}, 800 ep"),
         row="512-d",
     )
-    assert [each.published is not None for each in tables.lines("1b", found) if each.ours] == [beside]
+    assert [each.published is not None for each in own("1b", found)] == [beside]
 
 
 @pytest.mark.parametrize(("backbone", "beside"), [("vit_base/16", False), ("vit_large/16", True)])
 def test_a_linear_probe_is_as_long_as_the_papers(backbone: str, beside: bool) -> None:
     found = recorded(result("linear", 70.0, backbone=backbone, epochs=50.0))
-    assert [each.published is not None for each in tables.lines("12", found) if each.ours] == [beside]
+    assert [each.published is not None for each in own("12", found)] == [beside]
 
 
 def test_figure_9_reads_the_tuned_blocks() -> None:
     whole = result("partial-all", 84.9, backbone="vit_large/16", pretrain="MAE pixel, random 75%, 800 ep")
-    assert line("figure 9", recorded(whole), whole.pretrain, "24")["published"] != "-"
+    assert cell("figure 9", recorded(whole), whole.pretrain, "24").published
     pixels = {"backbone": "vit_large/16", "pretrain": "MAE pixel, random 75%, 800 ep"}
     found = recorded(
         result("partial-4", 84.0, **pixels),
         result("partial-half", None, status="failed", reason="out of memory", **pixels),
     )
-    assert line("figure 9", found, whole.pretrain, "4")["difference"] == "-0.20"
-    assert line("figure 9", found, whole.pretrain, "half")["notes"] == "seed 0 failed: out of memory"
+    assert difference(cell("figure 9", found, whole.pretrain, "4")) == "-0.20"
+    assert cell("figure 9", found, whole.pretrain, "half").notes == ("seed 0 failed: out of memory",)
 
 
 def test_448_pixels_are_a_column_of_their_own() -> None:
     found = recorded(result("finetune", 87.7, backbone="vit_huge/14", tokens_per_image=1025, epochs=50.0))
-    assert line("3", found, MAE, "ViT-H/14 at 448")["difference"] == "-0.10"
+    assert difference(cell("3", found, MAE, "ViT-H/14 at 448")) == "-0.10"
 
 
 def test_a_file_without_a_good_line_is_named_with_its_lines(tmp_path: Path) -> None:
@@ -426,9 +460,9 @@ def test_vitdet_and_every_figure_of_upernet_have_their_own_tables() -> None:
         result("mask_rcnn-vitdet", 51.0, task="detect", metric="bbox/AP", dataset="coco"),
         result("upernet", 83.0, task="segment", metric="aAcc", dataset="ADEChallengeData2016", epochs=126.7),
     )
-    assert line("vitdet", found, MAE, "box AP, ViT-B/16")["difference"] == "-0.60"
-    assert line("ade", found, MAE, "aAcc, ViT-B/16")["difference"] == "-0.05"
-    assert not [each.published for each in tables.lines("4", found) if each.ours and each.published]
+    assert difference(cell("vitdet", found, MAE, "box AP, ViT-B/16")) == "-0.60"
+    assert difference(cell("ade", found, MAE, "aAcc, ViT-B/16")) == "-0.05"
+    assert not [each for each in own("4", found) if each.published]
 
 
 def test_a_hand_made_record_gives_exactly_the_tables_that_a_hand_computes(tmp_path: Path) -> None:
@@ -448,24 +482,32 @@ def test_a_hand_made_record_gives_exactly_the_tables_that_a_hand_computes(tmp_pa
         file.write('{"run": "cut sh\n')
     results.append(tmp_path / "b" / "results.jsonl", [result("finetune", 83.2, seed=3)])
     found, damaged = records.load([tmp_path])
-    found, wrong = tables.usable(found)
+    found, wrong = comparison.usable(found)
     assert ["results.jsonl, line 9" in damaged[0], "top1 in 'fraction'" in wrong[0], len(damaged + wrong)] == [
         True,
         True,
         2,
     ]
-    column = "ImageNet, ViT-B/16"
-    table = [row for row in tables.rows("7", found) if row["data, backbone"] == column and row["yours"] != "-"]
-    shown = ("row", "published", "yours", "difference", "seed spread", "scale", "notes")
-    assert [tuple(row[name] for name in shown) for row in table] == [
+    paper, mini = build(["7"], found)
+    (column,) = paper.columns
+    assert (paper.title, mini.title, column) == (
+        "Table 7 (pixels against tokens, top-1 %, AP % and mIoU %)",
+        "After table 7 (pixels against tokens, top-1 %, AP % and mIoU %), on 'imagenet', mini scale",
+        "ImageNet, ViT-B/16",
+    )
+    assert [(row.name, cell_text(row.cells[column]), row.cells[column].notes) for row in paper.rows] == [
         (
-            "pixel (w/ norm)", "83.6", "83.50 [83.20..83.80] (3)", "-0.10", "0.60", "paper",
-            "seed 2 failed: out of memory; seed 0 ran more than once, the newest counts (before: 83.00); "
-            "of commits a, b",
+            "pixel (w/ norm)",
+            "83.5±0.3 (83.6, -0.1)",
+            (
+                "seed 2 failed: out of memory",
+                "seed 0 ran more than once, the newest counts (before: 83.00)",
+                "of commits a, b",
+            ),
         ),
-        ("dVAE token", "83.6", "83.60 [83.10..84.10] (2)", "+0.00", "1.00", "paper", "-"),
-        ("pixel (w/ norm)", "-", "99.00 (1)", "-", "one seed", "mini", "-"),
-    ]  # fmt: skip
-    assert [(pair["row"], pair["same-seed difference"], pair["seeds"]) for pair in tables.differences("7", found)] == [
-        ("dVAE token - pixel (w/ norm)", "-0.05 [-0.40..+0.30] (2)", "0, 1"),
-    ]  # fmt: skip
+        ("dVAE token", "83.6±0.7 (83.6, +0.0)", ()),
+    ]
+    assert [(row.name, cell_text(row.cells[column])) for row in mini.rows] == [("pixel (w/ norm)", "99.0")]
+    assert [(one.row, one.base, difference_text(one), one.seeds) for one in paper.differences] == [
+        ("dVAE token", "pixel (w/ norm)", "-0.05 [-0.40..+0.30]", (0, 1)),
+    ]
