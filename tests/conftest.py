@@ -1,4 +1,4 @@
-"""Fixtures for every test: one torch thread, the real sample data where it is at hand, and a small folder of images in ImageNet's layout."""
+"""Shared fixtures: one torch thread, real sample data if available, a small folder of images in ImageNet's layout."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def real_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """real_data("tinyimagenet") -> its folder, unpacked once per session; skips the test where the archive is absent."""
+    """real_data("tinyimagenet") -> its folder, unpacked once per session; skips the test if the archive is absent."""
     archives = Path(os.environ.get("MAE_TRANSFER_TEST_DATA", ROOT.parent / "shared" / "data"))
 
     @functools.cache
@@ -60,7 +60,7 @@ def detectron2() -> ModuleType:
 
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
-    """A folder with train/ and val/, 3 classes, 4 JPEGs of various sizes per class: noise on a colour that tells the class."""
+    """A folder with train/ and val/, 3 classes, 4 JPEGs of various sizes per class: noise on a colour per class."""
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         for label, name in enumerate(CLASSES):

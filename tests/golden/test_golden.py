@@ -1,4 +1,7 @@
-"""The first 20 losses of a fixed-seed float64 run, committed: a refactor does not move them. A change that should says why and replaces the file."""
+"""The committed first 20 losses of a fixed-seed float64 run. A refactor must not change them.
+
+A change that should move them explains why and replaces the file.
+"""
 
 import json
 from pathlib import Path

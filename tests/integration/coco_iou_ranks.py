@@ -1,4 +1,7 @@
-"""Evaluates the same predictions on any number of gloo processes, as a padding sampler shares them out: python coco_iou_ranks.py OUT.json"""
+"""Evaluates the same predictions on any number of gloo processes, with a padding sampler.
+
+Usage: python coco_iou_ranks.py OUT.json
+"""
 
 import json
 import sys

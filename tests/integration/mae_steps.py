@@ -1,4 +1,7 @@
-"""Five SGD steps of a small MAE in float64 on a fixed global batch, alone or under torchrun: `python mae_steps.py OUT`. Used by test_mae_dist.py."""
+"""Five SGD steps of a small MAE in float64 on a fixed global batch, alone or under torchrun. Used by test_mae_dist.py.
+
+Usage: python mae_steps.py OUT
+"""
 
 import sys
 

@@ -19,14 +19,18 @@ Values = dict[str, Any]
 def values(**changes: Any) -> Values:
     """Return a config of 10 steps with everything on that could break an exact resume."""
     base: Values = {
-        "scale": "mini", "epochs": 5.0, "batch": 8, "precision": "float32", "ema_decay": 0.9, "pictures": 2, "evaluate_images": 3,
-        "data": {"train": {"name": "shapes", "size": 24, "length": 16}, "val": {"name": "shapes", "size": 24, "length": 4, "seed": 1}, "size": 16},
+        "scale": "mini", "epochs": 5.0, "batch": 8, "precision": "float32", "ema_decay": 0.9, "pictures": 2,
+        "evaluate_images": 3,
+        "data": {"train": {"name": "shapes", "size": 24, "length": 16},
+            "val": {"name": "shapes", "size": 24, "length": 4, "seed": 1}, "size": 16},
         "model": {
-            "encoder": {"size": None, "dim": 16, "depth": 2, "heads": 2, "patch": 4, "image_size": 16, "drop_path": 0.3},
+            "encoder": {"size": None, "dim": 16, "depth": 2, "heads": 2, "patch": 4, "image_size": 16,
+                "drop_path": 0.3},
             "decoder": {"depth": 1, "dim": 8, "heads": 2},
         },
         "optim": {"lr": 1e-3}, "schedule": {"warmup_epochs": 1.0},
-        "run": {"device": "cpu", "workers": 0, "device_batch": 4, "log_every": 1, "save_minutes": None, "progress": False},
+        "run": {"device": "cpu", "workers": 0, "device_batch": 4, "log_every": 1, "save_minutes": None,
+            "progress": False},
     }  # fmt: skip
     return base | changes
 

@@ -1,4 +1,7 @@
-"""A number that makes no sense is one line that names its key, before anything is written: every numeric field of every tool's config is tried."""
+"""An invalid number gives one line that names its key, before anything is written.
+
+Every numeric field of every tool's config is tried.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""select="best": the state that is best on held-out images is kept on disk, is what is reported, and is the same after a resume."""
+"""select="best": the state that is best on held-out images is kept and reported, and a resume gives the same one."""
 
 from __future__ import annotations
 

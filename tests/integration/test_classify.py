@@ -1,4 +1,4 @@
-"""Classification end to end, on real files and through the tool: results, exact resume, evaluation of checkpoints, selection and bad input."""
+"""Classification end to end, on files and through the tool: results, resume, evaluation, selection and bad input."""
 
 from __future__ import annotations
 
@@ -40,11 +40,13 @@ def backbone(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def base(image_folder: Path, backbone: Path) -> Values:
-    """6 steps on 12 JPEGs of 3 classes (9 where a quarter is held out), with everything on that could break an exact resume."""
+    """6 steps on 12 JPEGs of 3 classes (9 if a quarter is held out), with all options that could break exact resume."""
     return {
-        "scale": "mini", "epochs": 6.0, "batch": 8, "precision": "float32", "ema_decay": 0.9, "backbone": {"reference": str(backbone)},
+        "scale": "mini", "epochs": 6.0, "batch": 8, "precision": "float32", "ema_decay": 0.9,
+        "backbone": {"reference": str(backbone)},
         "data": {
-            "root": str(image_folder), "train": {"name": "folder", "split": "train"}, "val": {"name": "folder", "split": "val"}, "size": 16,
+            "root": str(image_folder), "train": {"name": "folder", "split": "train"},
+            "val": {"name": "folder", "split": "val"}, "size": 16,
             "augmentation": {"name": "rand_augment"}, "holdout_fraction": 0.25,
         },
         "protocol": {"name": "finetune", "drop_path": 0.3, "erase": 0.5}, "optim": {"lr": 1e-2, "layer_decay": 0.75},
@@ -299,7 +301,7 @@ def torchrun(cfg: ClassifyConfig | KnnConfig, folder: Path) -> None:
 
 
 def test_two_processes_count_every_image_once(base: Values, tmp_path: Path) -> None:
-    """11 validation images over 2 processes; nothing is drawn in the step, so that the two runs are the same to rounding."""
+    """11 validation images over 2 processes; the step draws no random numbers, so both runs agree up to rounding."""
     next((Path(base["data"]["root"]) / "val" / "n01").iterdir()).unlink()
     quiet = {
         "protocol": {"name": "finetune", "drop_path": 0.0, "mixup": 0.0, "cutmix": 0.0},

@@ -1,4 +1,7 @@
-"""Broken COCO json: for every input the check and a run both pass, or both name the same defect before the first step, and both metrics agree."""
+"""Broken COCO json: the check and a run both pass, or both name the same defect before the first step.
+
+Both metrics agree.
+"""
 
 from __future__ import annotations
 
@@ -70,11 +73,16 @@ STRANGE = [
     [[]],
 ]
 SHAPES = [
-    [1, 2, 3], [1, 2, 3, 4], [10, 10, 30, 30], [60, 40, 5, 5], [-5, -5, 30, 30], [5, 5, 0, 4], [5, 5, 4, -4], [[5, 5]], [[10, 10, 30, 30]],
-    [[10, 10, None, 10, 40, 40]], [[10, 10, 1e9, 10, 40, 40]], [[[10, 10], [30, 10], [30, 30]]], [[10, 10], [30, 10], [30, 30]], [{}],
-    [[5, 5, 5, 5, 5, 5]], [[70, 10, 90, 10, 90, 30]], {"size": [40, 60], "counts": [2400]}, {"size": [40, 60], "counts": [5, 5]}, SQUARE,
-    {"size": [60, 40], "counts": [0, 2400]}, {"size": [40, 60], "counts": "P"}, {"size": [40, 60], "counts": "é"}, {"counts": [0, 2400]},
-    {"size": [40, 60], "counts": [5, 0, 0, 2395]}, {"size": [40, 60], "counts": ellipse()["counts"][:-3]}, {"size": [40, 60], "counts": [1e3]},
+    [1, 2, 3], [1, 2, 3, 4], [10, 10, 30, 30], [60, 40, 5, 5], [-5, -5, 30, 30], [5, 5, 0, 4], [5, 5, 4, -4], [[5, 5]],
+    [[10, 10, 30, 30]],
+    [[10, 10, None, 10, 40, 40]], [[10, 10, 1e9, 10, 40, 40]], [[[10, 10], [30, 10], [30, 30]]],
+    [[10, 10], [30, 10], [30, 30]], [{}],
+    [[5, 5, 5, 5, 5, 5]], [[70, 10, 90, 10, 90, 30]], {"size": [40, 60], "counts": [2400]},
+    {"size": [40, 60], "counts": [5, 5]}, SQUARE,
+    {"size": [60, 40], "counts": [0, 2400]}, {"size": [40, 60], "counts": "P"}, {"size": [40, 60], "counts": "é"},
+    {"counts": [0, 2400]},
+    {"size": [40, 60], "counts": [5, 0, 0, 2395]}, {"size": [40, 60], "counts": ellipse()["counts"][:-3]},
+    {"size": [40, 60], "counts": [1e3]},
 ]  # fmt: skip
 KEYS = [
     "id",
@@ -167,7 +175,8 @@ def judge(root: Path, changes: tuple[list[Any], list[Any]], *, masks: bool) -> N
     ]
     cfg = config(
         data={
-            "root": str(root), "train": {"name": "coco", "split": SPLITS[0]}, "val": {"name": "coco", "split": SPLITS[1]}, "square": 64,
+            "root": str(root), "train": {"name": "coco", "split": SPLITS[0]},
+            "val": {"name": "coco", "split": SPLITS[1]}, "square": 64,
             "augmentation": {"name": "large_scale_jitter", "size": 64},
             "view": {"name": "shortest_edge", "lengths": (40,), "longest": 64, "flip": 0.0},
         },

@@ -1,4 +1,4 @@
-"""COCO's figures and mIoU on two gloo processes equal those of one, on every rank, although the sampler repeats an image to pad."""
+"""COCO's figures and mIoU on two gloo processes equal those of one, although the sampler repeats an image to pad."""
 
 import json
 import os

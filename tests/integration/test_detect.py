@@ -67,7 +67,8 @@ def test_a_work_dir_ends_with_everything_that_the_tool_names(tmp_path: Path) -> 
     written = detect.run(config(), tmp_path / "run")
     folder = tmp_path / "run"
     assert {p.name for p in folder.iterdir() if not p.name.startswith(".")} == {
-        "checkpoints", "config.py", "curves.png", "detections", "log.jsonl", "predictions.json", "results.jsonl", "tensorboard"
+        "checkpoints", "config.py", "curves.png", "detections", "log.jsonl", "predictions.json", "results.jsonl",
+        "tensorboard"
     }  # fmt: skip
     loaded, defects = results.load(folder / "results.jsonl")
     assert (loaded, defects) == (written, [])
@@ -116,12 +117,13 @@ def test_kill_9_loses_only_the_steps_since_the_last_save(tmp_path: Path) -> None
 
 
 def test_two_processes_hold_the_same_weights_and_count_every_image_once(tmp_path: Path) -> None:
-    """With batch norm, whose statistics the processes share before an evaluation; the notice says that it is not synchronised on a CPU."""
+    """Batch norm: processes share its statistics before an evaluation; a notice says that CPUs do not sync it."""
     heads = values()["heads"] | {"norm": "batch"}
     adapter = {"name": "tap_fpn", "fpn": 16, "fpn_norm": "batch", "p6": True}
     script = tmp_path / "ranks.py"
     script.write_text(
-        "import os, sys, torch\nfrom pathlib import Path\nfrom mae_transfer.config import load\nfrom mae_transfer.tasks import detect\n"
+        "import os, sys, torch\nfrom pathlib import Path\n"
+        "from mae_transfer.config import load\nfrom mae_transfer.tasks import detect\n"
         "original = detect.evaluate\n"
         "def evaluate(cfg, parts, state, folder, model, step):\n"
         "    figures = original(cfg, parts, state, folder, model, step)\n"

@@ -1,4 +1,4 @@
-"""The detection task on files in COCO's layout: sets that do not fit, unreadable images, an evaluation without a training set."""
+"""Detection on files in COCO's layout: sets that do not fit, unreadable images, evaluation without a training set."""
 
 import json
 import math

@@ -1,7 +1,7 @@
-"""The worked examples of docs/ run as they stand: their files and changes in a copy of the repository, their commands from its root.
+"""The worked examples of docs/ work: their files and changes are applied to a copy of the repository, then run.
 
-A block "```python file=PATH" is a file; "```diff file=PATH" a change, whose hunks "@@" parts; a plain block holds commands. docs/examples holds the
-longer files.
+A block "```python file=PATH" is a file; "```diff file=PATH" is a change with hunks separated by "@@"; a plain block
+holds commands. docs/examples holds the longer files.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def apply(text: str, copy: Path) -> list[str]:
 
 
 def run(commands: list[list[str]], copy: Path) -> None:
-    """Run commands in the copy, which comes before the installed package; one process imports torch once for all of them."""
+    """Run commands in the copy, which precedes the installed package; one process imports torch once for all."""
     environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
     words = [sys.executable, "-c", DRIVER, json.dumps(commands)]
     ended = subprocess.run(words, cwd=copy, env=environment, capture_output=True, text=True, timeout=SECONDS)

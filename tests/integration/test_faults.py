@@ -1,6 +1,7 @@
-"""What a run survives: lost and damaged files, other data, a second run. The processes of the slow half are killed, starved of disk and memory.
+"""Faults that a run survives: lost and damaged files, other data, a second run.
 
-The slow half repeats each fault MAE_TRANSFER_FAULTS times (2 where unset), with other moments, sizes and bits each time.
+The slow tests kill processes and limit their disk and memory. They repeat each fault MAE_TRANSFER_FAULTS times (default
+2) at other moments and with other sizes and bits.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
     (tmp_path / "photos" / "03.png").unlink()
     with pytest.raises(
         ValueError,
-        match=r"data of .*run have changed since.*\n  train: 16 files .* 23 of .*: 1 gone \(03\.png\); 8 new \(16\.png, ",
+        match=r"data of .*run have changed since.*\n"
+        r"  train: 16 files .* 23 of .*: 1 gone \(03\.png\); 8 new \(16\.png, ",
     ):
         pretrain.run(cfg, tmp_path / "run", resume=True)
     assert (numbers(tmp_path / "run"), sha256(WorkDir(tmp_path / "run").backbone)) == before
@@ -85,8 +87,10 @@ def test_a_state_that_notes_nothing_of_the_data_goes_on_with_a_word(
 
 def dvae() -> TokenizerConfig:
     options = {
-        **SHORT, "scale": "mini", "batch": 8, "precision": "float32", "pictures": 2, "evaluate_images": 3, "optim": {"lr": 1e-3},
-        "data": values()["data"] | {"size": 32}, "model": {"codes": 16, "width": 8, "decoder_input": 8, "blocks": 1}, "run": values()["run"],
+        **SHORT, "scale": "mini", "batch": 8, "precision": "float32", "pictures": 2, "evaluate_images": 3,
+        "optim": {"lr": 1e-3},
+        "data": values()["data"] | {"size": 32}, "model": {"codes": 16, "width": 8, "decoder_input": 8, "blocks": 1},
+        "run": values()["run"],
         "tau": {"start": 1.0, "end": 0.0625, "epochs": "60%"}, "kl": {"start": 0.0, "end": 6.6, "epochs": "2%"},
     }  # fmt: skip
     return validate(options, TokenizerConfig, where="test")
@@ -173,7 +177,7 @@ def test_a_flipped_bit_in_any_file_of_a_finished_run_is_mended_or_named(seed: in
         shutil.rmtree(tmp_path / "run")
 
 
-# ------------------------------------------------------------------------------------------------ the slow half: processes
+# -------------------------------------------------------------------------------------------- the slow tests: processes
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +192,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tu
 
 
 def start(file: Path, work_dir: Path, *words: str, before: str = "") -> subprocess.Popen[bytes]:
-    """Start the tool in a session of its own; `before`: shell commands that it is started by, in a mount namespace of its own."""
+    """Start the tool in its own session; `before`: shell commands that start it in its own mount namespace."""
     command = [
         sys.executable,
         str(ROOT / "tools" / "pretrain.py"),
@@ -268,7 +272,10 @@ def test_a_disk_that_fills_up_at_any_write_loses_nothing(share: float, undisturb
     size = sum(path.stat().st_size for path in (file.parent / "d").rglob("*") if path.is_file())
     kilobytes = max(16, round(share * size / 1024))
     (tmp_path / "disk").mkdir()
-    filled = f"mount -t tmpfs -o size={kilobytes}k none {tmp_path}/disk; trap 'cp -a {tmp_path}/disk/. {tmp_path}/kept' EXIT; true"
+    filled = (
+        f"mount -t tmpfs -o size={kilobytes}k none {tmp_path}/disk; "
+        f"trap 'cp -a {tmp_path}/disk/. {tmp_path}/kept' EXIT; true"
+    )
     process = start(file, tmp_path / "disk" / "d", before=filled.replace("; true", "") + '; "$@"; exit $?; true')
     status = process.wait(LIMIT_S)
     assert left(process) == []

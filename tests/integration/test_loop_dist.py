@@ -60,7 +60,7 @@ def saved(folder: Path) -> dict:
 
 
 def test_two_processes_train_as_one_on_the_same_global_batch(tmp_path: Path) -> None:
-    """float64, SGD, 5 steps, accumulation 2 and 4, clipping (so the reduced gradient's norm is compared), averaged weights."""
+    """float64, SGD, 5 steps, accumulation 2 and 4, clipping (which compares the reduced gradient's norm), averaging."""
     for world in (1, 2):
         finish(torchrun(tmp_path / str(world), "--exact", "--steps", "5", world=world))
     one, two = saved(tmp_path / "1"), saved(tmp_path / "2")

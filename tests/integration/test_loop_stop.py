@@ -152,7 +152,7 @@ def test_states_that_are_kept_for_good_are_saved_for_that(tmp_path: Path) -> Non
 
 
 def test_echoes_of_a_signal_are_that_signal(tmp_path: Path) -> None:
-    """torchrun and batch systems both send SIGTERM, to the group and to each process; the terminal sends Ctrl-C to all."""
+    """torchrun and batch systems send SIGTERM to the group and to each process; the terminal sends Ctrl-C to all."""
 
     def step_fn(model: nn.Module, batch: ToyBatch, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM, signal.SIGTERM):

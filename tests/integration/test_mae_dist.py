@@ -1,4 +1,4 @@
-"""Two gloo processes against one, on the MAE itself: loss, every reduced gradient, and the parameters after five SGD steps in float64."""
+"""The MAE on two gloo processes and on one: loss, every reduced gradient, and parameters after five float64 steps."""
 
 import os
 import subprocess

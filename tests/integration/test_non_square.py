@@ -1,4 +1,4 @@
-"""Images of 64 x 128 pixels in every tool: pretraining with each kind of target, tokenizers, every transfer task, pictures, exports."""
+"""Images of 64 x 128 pixels in every tool: pretraining with each target, tokenizers, transfers, pictures, exports."""
 
 from __future__ import annotations
 
@@ -194,10 +194,11 @@ def test_a_classifier_of_non_square_images_is_judged_on_variants(run_tool: Calla
 def test_a_suite_passes_the_size_on(run_tool: Callable[..., None], tmp_path: Path) -> None:
     (tmp_path / "suite.py").write_text(f"""
 title, tables = "oblong", ("3",)
-data = {{"data.size": (64, 128), "data.train": {{"name": "shapes", "length": 8}}, "data.val": {{"name": "shapes", "length": 4, "seed": 1}}}}
-data |= {{"run.workers": 0, "run.device": "cpu"}}
+data = {{"data.size": (64, 128), "run.workers": 0, "run.device": "cpu"}}
+data |= {{"data.train": {{"name": "shapes", "length": 8}}, "data.val": {{"name": "shapes", "length": 4, "seed": 1}}}}
 encoder = dict(size=None, dim=32, depth=2, heads=2, patch=16, image_size=(64, 128))
-model = {{"model": dict(encoder=encoder, decoder=dict(dim=16, depth=1, heads=2)), "epochs": 1, "batch": 4, "schedule.warmup_epochs": 0.5}}
+model = {{"model": dict(encoder=encoder, decoder=dict(dim=16, depth=1, heads=2))}}
+model |= {{"epochs": 1, "batch": 4, "schedule.warmup_epochs": 0.5}}
 rows = {{"pixels": dict(config="{ROOT}/configs/mini/pretrain.py", set=data | model)}}
 transfer = {{"k-NN": dict(tool="cls_train", config="{ROOT}/configs/classify/mini_knn.py", set=data | {{"ks": (3,)}})}}
 del data, encoder, model

@@ -1,4 +1,4 @@
-"""A detector on a patch of 14 px is the twin of one on 16 px: the same features, and boxes, anchors and strides of 14/16 of the size."""
+"""A detector with a patch of 14 px equals one with 16 px: the same features; boxes, anchors and strides times 14/16."""
 
 from typing import Any
 
@@ -54,7 +54,8 @@ def detector(patch: int, engine: str) -> Any:
 
 
 def objects(patch: int) -> Objects:
-    # of nearly an anchor's sides: where an anchor can slide within its object, several are equally good and rounding decides between them
+    # Boxes nearly as large as an anchor: if an anchor can move within its object, several are equally good and rounding
+    # decides between them.
     corner = torch.tensor([[10.3, 20.7], [61.1, 130.6], [199.7, 201.9], [101.3, 50.9]])
     boxes = torch.cat(
         [corner, corner + torch.tensor([[66.3, 62.1], [130.4, 125.7], [33.1, 31.3], [46.9, 88.3]])], dim=1

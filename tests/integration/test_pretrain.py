@@ -1,4 +1,4 @@
-"""The pretraining task end to end, on real files and through the tools: what a user gets, and what survives stops, kills and bad input."""
+"""Pretraining end to end, on files and through the tools: outputs, stops, kills and bad input."""
 
 import json
 import os
@@ -30,7 +30,8 @@ def test_a_work_dir_ends_with_everything_that_the_readme_names(tmp_path: Path) -
     written = pretrain.run(config(evaluate_epochs=2.0), tmp_path / "run")
     folder = tmp_path / "run"
     assert {p.name for p in folder.iterdir() if not p.name.startswith(".")} == {
-        "backbone.safetensors", "checkpoints", "config.py", "curves.png", "log.jsonl", "reconstructions", "results.jsonl", "tensorboard"
+        "backbone.safetensors", "checkpoints", "config.py", "curves.png", "log.jsonl", "reconstructions",
+        "results.jsonl", "tensorboard"
     }  # fmt: skip
     assert load(folder / "config.py", PretrainConfig) == config(evaluate_epochs=2.0)
     assert list(losses(folder)) == list(range(1, 11))

@@ -1,4 +1,4 @@
-"""Where a pretraining run begins and goes on: moved data, other values, released weights, and launches that cannot work."""
+"""Start and resume of a pretraining: moved data, other values, released weights, and launches that cannot work."""
 
 import os
 import signal

@@ -1,4 +1,7 @@
-"""tools/cls_train.py --eval with task = "robustness": ImageNet-A, -R, -Sketch and -C on generated folders in their layouts (MAE, table 13)."""
+"""tools/cls_train.py --eval with task = "robustness" (MAE, table 13).
+
+ImageNet-A, -R, -Sketch and -C are generated folders in the layouts of these data sets.
+"""
 
 from __future__ import annotations
 
@@ -43,9 +46,11 @@ def values(tmp_path: Path) -> Values:
         tmp_path / "backbone.safetensors", ViT(ViTConfig(**ENCODER)), about={"pretrain": "MAE for a test"}
     )
     found: Values = {
-        "scale": "mini", "epochs": 1.0, "batch": 8, "precision": "float32", "backbone": {"reference": str(tmp_path / "backbone.safetensors")},
+        "scale": "mini", "epochs": 1.0, "batch": 8, "precision": "float32",
+        "backbone": {"reference": str(tmp_path / "backbone.safetensors")},
         "data": {
-            "root": str(tmp_path / "imagenet"), "train": {"name": "folder", "split": "train"}, "val": {"name": "folder", "split": "val"}, "size": 16,
+            "root": str(tmp_path / "imagenet"), "train": {"name": "folder", "split": "train"},
+            "val": {"name": "folder", "split": "val"}, "size": 16,
         },
         "protocol": {"name": "finetune", "drop_path": 0.0}, "optim": {"lr": 0.3},
         "run": {"device": "cpu", "workers": 0, "log_every": 1, "save_minutes": None, "progress": False},

@@ -1,4 +1,4 @@
-"""Segmentation end to end, on files in ADE20K's layout and through the tool: results, exact resume, evaluation, ranks and bad input."""
+"""Segmentation end to end, on files in ADE20K's layout: results, exact resume, evaluation, ranks and bad input."""
 
 from __future__ import annotations
 
@@ -51,9 +51,11 @@ def base(tmp_path: Path, backbone: Path) -> Values:
     """6 steps on 8 images, with everything on that could break an exact resume."""
     write_ade(tmp_path / "scenes", train=8, val=3, size=40)
     return {
-        "scale": "mini", "epochs": 3.0, "batch": 4, "precision": "float32", "ema_decay": 0.9, "backbone": {"reference": str(backbone)},
+        "scale": "mini", "epochs": 3.0, "batch": 4, "precision": "float32", "ema_decay": 0.9,
+        "backbone": {"reference": str(backbone)},
         "data": {"root": str(tmp_path / "scenes"), "size": 32, "scale": (80, 40), **sets()},
-        "protocol": {"name": "upernet", "channels": 8, "drop_path": 0.3, "relative_positions": "per_block", "layer_scale": 1.0},
+        "protocol": {"name": "upernet", "channels": 8, "drop_path": 0.3, "relative_positions": "per_block",
+            "layer_scale": 1.0},
         "optim": {"lr": 1e-2, "layer_decay": 0.75}, "schedule": {"kind": "linear", "warmup_epochs": 1.0}, "run": RUN,
     }  # fmt: skip
 
@@ -130,7 +132,8 @@ def test_kill_9_loses_only_the_steps_since_the_last_save(base: Values, tmp_path:
     (tmp_path / "cfg.py").write_text(cfg.source())
     script = tmp_path / "killed.py"
     script.write_text(
-        "import os, signal, sys\nfrom pathlib import Path\nfrom mae_transfer.config import load\nfrom mae_transfer.tasks import segment\n"
+        "import os, signal, sys\nfrom pathlib import Path\n"
+        "from mae_transfer.config import load\nfrom mae_transfer.tasks import segment\n"
         "losses = segment.Segmenter.losses\ncalls = []\n"
         "def losses_until_killed(*given):\n"
         "    calls.append(1)\n"
@@ -274,7 +277,7 @@ def test_classes_of_training_and_validation_must_be_the_same(base: Values, tmp_p
 
 
 def test_a_checkpoint_keeps_the_provenance_and_the_protocol_of_its_run(base: Values, tmp_path: Path) -> None:
-    """A config with an encoder of its own, as configs/segment/camvid.py, was trained with --backbone: it is no run from random weights."""
+    """A config with its own encoder (configs/segment/camvid.py), trained with --backbone, does not count as random."""
     segment.run(config(base, run=RUN | {"pictures": 0}), tmp_path / "run")
     reference = str(tmp_path / "run" / "checkpoints" / "step_00000006.pt")
     again = segment.evaluate_checkpoint(

@@ -1,4 +1,4 @@
-"""suite/slurm.py: the scripts that it generates, what a second submission does, and what a job does with the signals that SLURM sends."""
+"""suite/slurm.py: generated scripts, a second submission, and a job's reaction to SLURM's signals."""
 
 import os
 import signal
@@ -44,7 +44,7 @@ def opened(root: Path, text: str = SUITE) -> Work:
 
 
 class Commands:
-    """SLURM's commands, as far as a submission needs them: sbatch keeps the scripts, squeue lists what `waiting` says."""
+    """Stand-ins for SLURM's commands: sbatch keeps the scripts, squeue lists the jobs in `waiting`."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._root, self._list = root, root / "squeue.txt"
@@ -246,7 +246,8 @@ def test_a_job_whose_inputs_failed_marks_itself_skipped(here: Here) -> None:
 def test_torchrun_meets_on_the_first_node() -> None:
     words = torchrun(Cluster(2, 8, {}), ["n1", "n2"], 1)
     assert words[1:] == [
-        "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "8", "--node-rank", "1", "--master-addr", "n1", "--master-port", "29500",
+        "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "8", "--node-rank", "1", "--master-addr",
+        "n1", "--master-port", "29500",
     ]  # fmt: skip
     assert torchrun(Cluster(1, 8, {}), ["n1"], 0)[-1] == "--standalone"
     assert torchrun(Cluster(1, 1, {}), ["n1"], 0) == []

@@ -1,4 +1,4 @@
-"""What images are normalised with: it travels with the weights; a default is stated and may be overridden, what is recorded may not."""
+"""Image statistics are stored with the weights; a default is reported and can be overridden, recorded ones cannot."""
 
 import argparse
 import json
@@ -86,7 +86,8 @@ def test_what_is_recorded_is_taken_and_not_contradicted(tmp_path: Path) -> None:
     assert opened(str(path), OWN).normalization.endswith("(recorded with the weights)")
     with pytest.raises(
         ValueError,
-        match=r"of mean \(0\.1, 0\.2, 0\.3\) .*recorded with its weights, and the config sets mean \(0\.5.*--set 'mean=",
+        match=r"of mean \(0\.1, 0\.2, 0\.3\) .*recorded with its weights, "
+        r"and the config sets mean \(0\.5.*--set 'mean=",
     ):
         opened(str(path), HALF)
 
@@ -150,7 +151,8 @@ def test_statistics_of_grey_levels_are_refused_with_the_remedy(
 
 @pytest.mark.parametrize(("processor", "expected"), [
     ({"image_mean": [0.1, 0.2, 0.3], "image_std": [0.3, 0.2, 0.1]}, OWN),
-    ({"do_normalize": False, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.3, 0.2, 0.1]}, Statistics((0.0,) * 3, (1.0,) * 3)),
+    ({"do_normalize": False, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.3, 0.2, 0.1]},
+        Statistics((0.0,) * 3, (1.0,) * 3)),
     ({"do_rescale": False, "image_mean": [127.5] * 3, "image_std": [127.5] * 3}, HALF),
     ({"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3}, HALF),
 ])  # fmt: skip

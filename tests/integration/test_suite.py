@@ -1,4 +1,4 @@
-"""tools/reproduce.py with real runs on a CPU: the whole way, and killed at random moments it ends with the same values, bit for bit."""
+"""tools/reproduce.py with real runs on a CPU; killed at random moments it ends with the same values, bit for bit."""
 
 import io
 import json
@@ -26,8 +26,9 @@ SIZE = 32
 SUITE = f"""
 title = "tiny"
 tables = ("3", "knn")
-data = {{"train": {{"name": "shapes", "size": {SIZE}, "length": 64}}, "val": {{"name": "shapes", "size": {SIZE}, "length": 16, "seed": 1}}}}
-small = {{"data.train": data["train"], "data.val": data["val"], "data.size": {SIZE}, "batch": 8, "run.log_every": 1, "run.workers": 0}}
+data = {{"data.train": {{"name": "shapes", "size": {SIZE}, "length": 64}}}}
+data |= {{"data.val": {{"name": "shapes", "size": {SIZE}, "length": 16, "seed": 1}}}}
+small = {{**data, "data.size": {SIZE}, "batch": 8, "run.log_every": 1, "run.workers": 0}}
 encoder = dict(size=None, dim=32, depth=2, heads=2, patch=8, image_size={SIZE})
 rows = {{
     "pixels": dict(
@@ -39,7 +40,9 @@ rows = {{
 knn = {{key: value for key, value in small.items() if key not in ("batch", "run.log_every")}}
 transfer = {{
     "finetune": dict(tool="cls_train", config="{ROOT}/configs/classify/mini.py", set={{**small, "epochs": 3}}),
-    "knn": dict(tool="cls_train", config="{ROOT}/configs/classify/mini_knn.py", set={{**knn, "ks": (3,)}}, rows=("pixels",)),
+    "knn": dict(
+        tool="cls_train", config="{ROOT}/configs/classify/mini_knn.py", set={{**knn, "ks": (3,)}}, rows=("pixels",)
+    ),
 }}
 del data, small, encoder, knn
 """

@@ -22,19 +22,23 @@ from mae_transfer.tasks.reconstruct import reconstruct
 from mae_transfer.tasks.tokenizer import Anneal, TokenizerConfig
 
 SHAPES = {
-    "train": {"name": "shapes", "length": 24, "size": 32}, "val": {"name": "shapes", "length": 6, "size": 32, "seed": 1}, "size": 16,
+    "train": {"name": "shapes", "length": 24, "size": 32},
+    "val": {"name": "shapes", "length": 6, "size": 32, "seed": 1}, "size": 16,
     "augmentation": {"name": "random_crop", "scale": (0.5, 1.0)},
 }  # fmt: skip
 RUN = {"device": "cpu", "workers": 0, "log_every": 1, "save_minutes": None, "progress": False}
 VALUES: dict[str, Any] = {
-    "scale": "mini", "epochs": 2.0, "batch": 8, "data": SHAPES, "precision": "float32", "optim": {"lr": 1e-3}, "run": RUN,
+    "scale": "mini", "epochs": 2.0, "batch": 8, "data": SHAPES, "precision": "float32", "optim": {"lr": 1e-3},
+    "run": RUN,
     "model": {"codes": 16, "groups": 3, "blocks": 1, "width": 8, "decoder_input": 8},
     "tau": {"start": 1.0, "end": 0.1, "epochs": 2.0}, "kl": {"start": 0.0, "end": 6.6, "epochs": 1.0},
 }  # fmt: skip
 PRETRAIN: dict[str, Any] = {
-    "scale": "mini", "epochs": 1.0, "batch": 8, "data": SHAPES | {"size": 32}, "precision": "float32", "optim": {"lr": 1e-3}, "run": RUN,
+    "scale": "mini", "epochs": 1.0, "batch": 8, "data": SHAPES | {"size": 32}, "precision": "float32",
+    "optim": {"lr": 1e-3}, "run": RUN,
     "model": {
-        "encoder": {"size": None, "dim": 16, "depth": 1, "heads": 2, "patch": 8, "image_size": 32}, "decoder": {"depth": 1, "dim": 16, "heads": 2},
+        "encoder": {"size": None, "dim": 16, "depth": 1, "heads": 2, "patch": 8, "image_size": 32},
+        "decoder": {"depth": 1, "dim": 16, "heads": 2},
     },
 }  # fmt: skip
 
@@ -168,7 +172,7 @@ def test_kept_tokens_give_the_same_run_and_are_computed_once(tmp_path: Path, mon
 
 
 def test_tokens_of_other_images_are_not_taken_and_damaged_ones_are_named(tmp_path: Path) -> None:
-    """A folder whose images were exchanged for others, as many as before, used to train on the tokens of the old ones."""
+    """If the images of a folder are replaced by as many others, their old tokens must not be used (a former bug)."""
     (tmp_path / "images").mkdir()
     data = {"root": str(tmp_path), "size": 32, "augmentation": {"name": "none"}} | {
         part: {"name": "folder", "split": "images", "labelled": False} for part in ("train", "val")

@@ -88,7 +88,7 @@ def test_halves_divide_the_share_and_keep_the_crops_of_an_image_together(
 
 
 class TooLarge:
-    """A device that runs out of memory, after having changed the weights, where a forward pass has more than `most` images."""
+    """A device that changes the weights and then runs out of memory if a forward pass has more than `most` images."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
         self.most, self.seen = most, []  # type: ignore[var-annotated]

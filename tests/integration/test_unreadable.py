@@ -83,7 +83,8 @@ def of_variants(base: Values, root: Path, folder: Path) -> list[Result]:
 
 
 TASKS: dict[str, Callable[[Values, Path, Path], list[Result]]] = {
-    "classify": of_classes, "knn": of_neighbours, "pretrain": of_pretraining, "tokenizer": of_tokens, "robustness": of_variants,
+    "classify": of_classes, "knn": of_neighbours, "pretrain": of_pretraining, "tokenizer": of_tokens,
+    "robustness": of_variants,
 }  # fmt: skip
 
 

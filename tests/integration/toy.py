@@ -1,4 +1,7 @@
-"""A toy run on the real loop: a small network with dropout on random numbers. Also a script, for runs that are killed or run under torchrun."""
+"""A toy run of the training loop: a small network with dropout on random numbers.
+
+It is also a script, for runs that are killed or started by torchrun.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,7 @@ def sample(index: int) -> Tensor:
 def batches(
     start: int, *, accumulate: int = 1, rank: int = 0, world: int = 1, batch: int = BATCH
 ) -> Iterator[ToyBatch]:
-    """Endless micro-batches from step `start`; step s holds the samples s * batch + 0..batch-1 whatever the world and the micro-steps."""
+    """Endless micro-batches from step `start`; step s holds samples s * batch + 0..batch-1 for any number of ranks."""
     share = batch // world
     micro = share // accumulate
     step = start
@@ -91,7 +94,7 @@ def new_state(
 def go(
     folder: Path, cfg: LoopConfig, state: TrainState, *, step_fn: StepFn = toy_step, evaluate: Any = None
 ) -> TrainState:
-    """Resume `state` from the folder where it holds a checkpoint, and train; the schedule has SCHEDULED steps or more."""
+    """Resume `state` if the folder holds a checkpoint, then train; the schedule has at least SCHEDULED steps."""
     dist = state.dist
     resume(state, folder / "checkpoints")
     rate = functools.partial(

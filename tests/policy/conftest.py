@@ -16,7 +16,7 @@ TEXT = (".py", ".md", ".toml", ".cfg", ".txt", ".sh", ".json")
 
 
 class Source(NamedTuple):
-    """One Python file; `path` is relative to the repository's root, `part` is the package's module or folder that it belongs to."""
+    """One Python file; `path` is relative to the repository's root, `part` is its module or folder in the package."""
 
     path: str
     part: str
@@ -37,7 +37,10 @@ def root() -> Path:
 
 @pytest.fixture
 def run_tool(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """run_tool("pretrain", "configs/x.py", "--debug") runs tools/pretrain.py in this process as if from the repository's root; it must end well."""
+    """run_tool("pretrain", "configs/x.py", "--debug") runs tools/pretrain.py in this process, from the root folder.
+
+    The tool must succeed.
+    """
 
     def run(tool: str, *words: str) -> None:
         monkeypatch.chdir(ROOT)

@@ -1,7 +1,8 @@
-"""Every config is a promise: it loads strictly, runs two steps in seconds, and its docstring says the command, the cost and the number it aims at.
+"""Every config loads strictly, runs two steps in seconds, and states its command, cost and published number.
 
-The docstring's lines: a command `... tools/X.py configs/...`, `Cost: <a number and its unit, measured or published>`, and `Published: <number and its
-table>` or `Published: none ...`. A file or folder whose name begins with an underscore is a base for others and not run.
+The docstring's lines: a command `... tools/X.py configs/...`, `Cost: <a number and its unit, measured or published>`,
+and `Published: <number and its table>` or `Published: none ...`. A file or folder whose name begins with an underscore
+is a base for others and not run.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def docstring(config: str) -> str:
 
 
 def tool_of(config: str) -> list[str]:
-    """Return the name of the tool that the config's own docstring says to run it with, and its subcommand where it has any."""
+    """Return the tool in the command of a config's docstring, and its subcommand if there is one."""
     command = re.search(rf"tools/(\w+)\.py (?:(\w+) )?{re.escape(config)}\b", docstring(config))
     assert command, f"{config}: its docstring lacks the command, `python tools/X.py {config} ...`"
     return [word for word in command.groups() if word]

@@ -1,7 +1,7 @@
-"""The pages of docs/ keep their word: what they link to and name exists, and every command in them would start.
+"""Links and files named in docs/ exist, and every command in docs/ is accepted by its tool.
 
-A command is a line that calls `tools/X.py`; capitals (CONFIG, D, REF) stand for what the reader fills in. A block "```python file=PATH" is a file
-that the page has the reader write; tests/integration/test_docs_examples.py writes and runs them.
+A command is a line that calls `tools/X.py`; capitals (CONFIG, D, REF) are placeholders. A block "```python file=PATH"
+is a file that the reader writes; tests/integration/test_docs_examples.py writes and runs them.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def understood(command: Command, run_tool: Callable[..., None], monkeypatch: pyt
 
 
 def loads(command: Command, args: argparse.Namespace, config: Path) -> None:
-    """Load the config as the tool would, with what the command sets: a key that is gone, or a value that no longer fits, is an error."""
+    """Load the config with the command's values, as the tool does; a removed key or an invalid value is an error."""
     if command.tool == "reproduce":
         load(config, SuiteConfig)
         return

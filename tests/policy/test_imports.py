@@ -1,4 +1,7 @@
-"""Who may import whom: tools -> suite -> tasks -> the middle -> {targets, core, seeding} -> interfaces, and each outside library in its place."""
+"""Import rules: tools -> suite -> tasks -> the middle -> {targets, core, seeding} -> interfaces.
+
+Each external library is imported in its own modules only.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ MAY_IMPORT = {
     "bench": TASKS | {"tasks", "suite", "cli"},
 }
 
-# Everything works without these, so they are named in few files and, where they are optional, imported inside a function.
+# Everything works without these, so few files name them, and optional ones are imported inside a function.
 ONLY_IN = {
     "mmengine": ("mae_transfer/config.py", "mae_transfer/bench/"),
     "wandb": ("mae_transfer/engine/log.py",),

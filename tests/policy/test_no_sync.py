@@ -1,4 +1,4 @@
-"""A training step never waits for the device: whatever reads a value on the host is named here, and logs, evaluates, saves or draws."""
+"""A training step never waits for the device. Code that reads values on the host is listed here, outside of steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The MAE with every target, and all that classifies, under torch's own dispatcher: nothing asks for a tensor's value or a data-dependent shape."""
+"""The MAE with every target and all classifiers read no tensor's value and no data-dependent shape in a step.
+
+torch's dispatcher reports such reads.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +87,8 @@ def test_a_step_of_the_mae_never_waits(name, corrupt):
 
 def test_a_step_of_the_tokenizer_never_waits():
     cfg = TokenizerConfig.model_validate({
-        "scale": "mini", "epochs": 1.0, "batch": 2, "optim": {"lr": 1e-3}, "data": {"train": {"name": "shapes"}, "size": 16},
+        "scale": "mini", "epochs": 1.0, "batch": 2, "optim": {"lr": 1e-3},
+        "data": {"train": {"name": "shapes"}, "size": 16},
         "model": {"codes": 8, "groups": 2, "blocks": 1, "width": 8, "decoder_input": 8},
         "tau": {"start": 1.0, "end": 0.0625, "epochs": "60%"}, "kl": {"start": 0.0, "end": 6.6, "epochs": "2%"},
     })  # fmt: skip

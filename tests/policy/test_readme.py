@@ -1,4 +1,4 @@
-"""README.md keeps its word: the tools, targets, options, files and extras that it names exist, and every tool explains itself."""
+"""The tools, targets, options, files and extras that README.md names exist, and every tool has a help text."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Every tool answers --help and --list at once: nothing heavy is imported before the command line was read. Nothing here measures time.
+"""--help and --list of every tool are fast: nothing heavy is imported before the command line is parsed.
 
+No test here measures time.
 The help texts fit 100 columns, group their options, and offer the choices that the package has.
 """
 
