@@ -140,7 +140,7 @@ class Segmenter(nn.Module):
 
     @property
     def encoder(self) -> nn.Module:
-        """The backbone alone."""
+        """The backbone without its adapter."""
         assert isinstance(self.pyramid.backbone, nn.Module)
         return self.pyramid.backbone
 

@@ -103,8 +103,8 @@ def load(reference: str | Path, *, changes: Mapping[str, Any] = NO_CHANGES) -> L
             raise error from None
         proposals = " or ".join(repr(f"{name}:{rest}" if name else rest) for name in likely)
         raise ValueError(
-            f"{error}\n  by its tensors the file looks like {proposals}; layouts are never guessed: if this is right, "
-            "pass that reference"
+            f"{error}\n  judging by its tensors, the file looks like {proposals}; layouts are never guessed: "
+            "if this is right, pass that reference"
         ) from None
     loaded.backbone.eval()
     return loaded

@@ -175,7 +175,7 @@ def transfer(
         help="weights to transfer: a backbone.safetensors, or PREFIX:PATH (mae:, timm: ...; docs/backbones.md)",
     )
     parser.what.add_argument(
-        "--eval", action="store_true", help="train nothing, evaluate --checkpoint; --work-dir may then be left out"
+        "--eval", action="store_true", help="evaluate --checkpoint without training; --work-dir is then optional"
     )
     parser.what.add_argument(
         "--checkpoint", type=at_home, metavar="C", help="with --eval: a step_*.pt of this tool, or mae-finetuned:PATH"
