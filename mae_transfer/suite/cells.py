@@ -1,7 +1,8 @@
-"""The numbers of a table: which results are seeds of one number, its mean and spread, and what a reader has to know of it.
+"""The numbers of a table: which results are seeds of one number, their mean and spread, and notes for the reader.
 
-Two results are seeds of one number if they have the same row, column, scale, data and recipe, and if their pretrainings have the same recipe.
-If batch norm or mixup makes a model depend on images per device, they must also have the same images per device and number of devices.
+Two results are seeds of one number if they have the same row, column, scale, data and recipe, and if their
+pretrainings have the same recipe. If batch norm or mixup makes a model depend on images per device, they must also
+have the same images per device and the same number of devices.
 """
 
 from __future__ import annotations
@@ -137,7 +138,10 @@ def recipe(result: Result) -> str:
 
 
 def _groups(places: Sequence[Place]) -> list[list[Place]]:
-    """Return the places of one row and column as groups of one number. A failed run has no record: it joins a group of its recipe, or the first."""
+    """Return the places of one row and column as groups of one number.
+
+    A failed run has no record: it joins a group of its recipe, or the first.
+    """
     groups: dict[tuple[object, ...], list[Place]] = defaultdict(list)
     for place in places:
         if place.record.result.status == "ok":
@@ -168,7 +172,10 @@ def _per_device(one: provenance.Record) -> tuple[tuple[int, int], ...]:
 
 
 def _cell(group: Sequence[Place]) -> Cell:
-    """Return the cell of the results of one number. Of several results of one pretraining and seed the newest counts."""
+    """Return the cell of the results of one number.
+
+    Of several results of one pretraining and seed the newest counts.
+    """
     ordered = sorted(group, key=lambda place: place.record.result.created_at)
     good = [place for place in ordered if place.record.result.status == "ok" and place.value is not None]
     newest = {_identity(place.record.result): place for place in good}
@@ -195,7 +202,7 @@ def seed_of(result: Result) -> int:
 
 
 def pretraining(result: Result) -> str | None:
-    """Return what tells one pretraining from another, the digest of its weights or its name; None for random weights."""
+    """Return what tells one pretraining from another: the digest of its weights, or its name; None: random weights."""
     inputs = result.record.inputs if result.record else {}
     weights = inputs.get("backbone") or inputs.get("checkpoint")
     if weights is not None:

@@ -1,7 +1,7 @@
-"""The tables: rows are methods, columns are the paper's, and a cell holds ours, the published number and their difference.
+"""The tables: rows are methods, columns are the paper's, a cell holds ours, the published number and the difference.
 
-One table holds one scale. Its title says on which data it was run: "Table 4" stands over COCO alone. Published numbers stand beside the runs that did
-what was published. The rows that only were published come last, or are left out.
+One table holds one scale. Its title says on which data it was run: "Table 4" stands over COCO alone. Published numbers
+stand beside the runs that did what was published. Rows that only were published come last, or are left out.
 """
 
 from __future__ import annotations
@@ -73,7 +73,10 @@ class Table(NamedTuple):
         return [row for row in self.rows if row.kind == "ours"]
 
     def is_best(self, cell: Cell) -> bool:
-        """Return whether a number is printed as the best of its column. A column with one number has no best, nor has one of hours or tokens."""
+        """Return whether a number is printed as the best of its column.
+
+        A column with one number has no best, nor has one of hours or tokens.
+        """
         numbers = [one for row in self.own if (one := row.cells.get(cell.column)) and one.ours and one.unit == "%"]
         if len(numbers) < 2 or not cell.ours or cell.unit != "%":
             return False
@@ -82,16 +85,17 @@ class Table(NamedTuple):
 
 
 def usable(found: Sequence[Record]) -> tuple[list[Record], list[str]]:
-    """Return the records without those in fractions of one, which would be read a hundred times too small, and a sentence for each of these."""
+    """Return the records whose numbers are in percent, and a sentence for each that is in another unit."""
     wrong = {
-        id(
-            place.record
-        ): f"{place.record.file}: {place.record.result.metric} in {place.record.result.unit!r}, the tables take '%'; left out"
+        id(place.record): place.record
         for layout in LAYOUTS.values()
-        for place in layout.places(found)
+        for place in layout.spots(found)
         if place.unit == "%" and place.record.result.unit != "%"
     }
-    return [record for record in found if id(record) not in wrong], list(wrong.values())
+    return [record for record in found if id(record) not in wrong], [
+        f"{record.file}: {record.result.metric} in {record.result.unit!r}, the tables take '%'; left out"
+        for record in wrong.values()
+    ]
 
 
 def worth_printing(
@@ -99,7 +103,8 @@ def worth_printing(
 ) -> tuple[list[Table], list[str]]:
     """Return the summary and the tables that say more than it does, and the names of those that do not.
 
-    A table says more if a published number stands in it, or a number that the summary has not. Of a suite these are the tables that it is for.
+    A table says more if a published number stands in it, or a number that the summary has not. Of a suite these are
+    the tables that it is for.
     """
     summary = build(["summary"], found, show=show, about=about)
     known = {(id(run.record), run.value) for table in summary for run in _runs(table)}
@@ -126,7 +131,7 @@ def build(
 
     Args:
         names: of LAYOUTS.
-        show: "beside": published numbers stand beside ours; "all": rows that only were published follow; "none": no published numbers.
+        show: "beside": published numbers stand beside ours; "all": also in rows of their own; "none": nowhere.
         about: the suite that the records are of: the order of its rows, and what guessing scores.
     """
     return [table for name in names for table in _tables(name, found, show, about)]
@@ -183,7 +188,10 @@ def _columns(name: str, some: Sequence[Cell]) -> tuple[str, ...]:
 
 
 def _rows(name: str, some: Sequence[Cell], order: Sequence[str]) -> list[Row]:
-    """Return our rows in the suite's order, then in the paper's. Cells of one row and column stand in rows of their own, which say what differs."""
+    """Return our rows in the suite's order, then in the paper's.
+
+    Cells of one row and column stand in rows of their own, which say what differs.
+    """
     by_name: dict[str, list[Cell]] = defaultdict(list)
     for cell in some:
         by_name[cell.row].append(cell)
@@ -261,7 +269,8 @@ def _comparable(one: Cell, other: Cell) -> bool:
 def paired(one: Sequence[Run], other: Sequence[Run]) -> dict[tuple[int | None, int], float]:
     """Return differences by (seed of pretraining, seed of transfer).
 
-    If the seeds of pretraining are unknown, or one side has random weights, the runs of a transfer seed are averaged first.
+    If the seeds of pretraining are unknown, or one side has random weights, the runs of a transfer seed are averaged
+    first.
     """
     whole = all(run.pretraining_seed is not None for run in (*one, *other))
 
@@ -282,7 +291,7 @@ def mean_text(value: float, unit: str, sign: str = "") -> str:
 
 
 def cell_text(cell: Cell) -> str:
-    """Return "83.7±0.2 (83.6, +0.1)": mean, standard deviation over more than one run, published number and difference."""
+    """Return "83.7±0.2 (83.6, +0.1)": mean, standard deviation if there are several runs, published, difference."""
     ours, known = cell.ours, cell.published
     if ours is None:
         return known.text if known and cell.result is None else "-"
@@ -302,8 +311,12 @@ def difference_text(difference: Difference) -> str:
 
 def misses(tables: Iterable[Table]) -> list[str]:
     """Return for each number of ours that could stand beside a published one why it does not."""
+
+    def what(cell: Cell) -> str:
+        return cell.nearest.text if cell.nearest else "any number"
+
     return [
-        f"{table.name}: {full_name(row)}, {column}: not beside {cell.nearest.text if cell.nearest else 'any number'}: {cell.why_not}"
+        f"{table.name}: {full_name(row)}, {column}: not beside {what(cell)}: {cell.why_not}"
         for table in tables
         for row in table.own
         for column, cell in row.cells.items()

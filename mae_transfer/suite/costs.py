@@ -1,4 +1,7 @@
-"""Table 2: what pretraining costs. A column of hours or of images per second names its device, so that those of different devices never mix."""
+"""Table 2: what pretraining costs.
+
+A column of hours or of images per second names its device, so that figures of different devices never mix.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from mae_transfer.suite.records import Record
 
 
 def costs(records: Sequence[Record]) -> Iterator[Place]:
-    """Yield hours, speed and work of each pretraining, and what fine-tuning makes of it if the suite calls the rows as the paper does."""
+    """Yield hours, speed and work of each pretraining, and its fine-tuning if its row has a name of the paper's."""
     for record, _, _ in classified(records, "finetune"):
         if record.label in ROWS["2"]:
             yield at(record, str(record.label), "fine-tuning")
@@ -35,7 +38,10 @@ def costs(records: Sequence[Record]) -> Iterator[Place]:
 
 
 def hours(record: Record) -> dict[str, float]:
-    """Return the hours of training by device, summed over equal devices. Results of an earlier version also count evaluation, and say so."""
+    """Return the hours of training by device, summed over equal devices.
+
+    Results of an earlier version also count evaluation, and say so.
+    """
     result = record.result
     if result.record is not None:
         return result.record.device_hours()
@@ -43,7 +49,7 @@ def hours(record: Record) -> dict[str, float]:
 
 
 def images_per_second(record: Record) -> float | None:
-    """Return the images per second of training; None in results of an earlier version, whose time includes evaluation."""
+    """Return the images per second of training; None for an earlier version, whose time includes evaluation."""
     made = record.result.record
     return record.result.images_seen / made.train_seconds if made and made.train_seconds else None
 

@@ -25,8 +25,9 @@ FOLDED = r"p{0.3\linewidth}"  # such a column in LaTeX
 GAP = 2  # spaces between columns
 STYLES = {"": "", "best": "bold", "grey": "dim"}
 LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$",
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+    "±": r"$\pm$",
 }  # fmt: skip
 CSS = "td,th{text-align:left;padding:.2em .8em}.grey{color:#767676}thead th{border-bottom:1px solid}"
 
@@ -80,7 +81,7 @@ def draw(sheet: Sheet, console: Console) -> None:
 
 
 def panels(sheet: Sheet, width: int) -> list[Sheet]:
-    """Return the table in parts that are at most `width` characters wide, each with the names of the rows; the last part has the notes."""
+    """Return the table in parts that are at most `width` characters wide, each with the names of the rows."""
     first, *others = _widths(sheet)
     parts: list[list[int]] = [[]]
     used = first
@@ -160,7 +161,10 @@ def plain(cell: str) -> str:
 
 
 def latex(sheets: Sequence[Sheet]) -> str:
-    """Return table environments with booktabs' rules, the best of each column bold. A wide table is several tabulars under one caption."""
+    """Return table environments with booktabs' rules, the best of each column bold.
+
+    A wide table is several tabulars under one caption.
+    """
     grey = any(cell.style == "grey" for sheet in sheets for row in sheet.rows for cell in row)
     packages = r"\usepackage{booktabs}" + (r" \usepackage{xcolor}" if grey else "")
     return f"% The preamble needs: {packages}\n" + "\n".join(map(_environment, sheets))
@@ -220,16 +224,18 @@ def tex(text: str) -> str:
 
 
 def as_html(sheets: Sequence[Sheet]) -> str:
-    """Return a page of tables, each with a caption and header cells; a cell that is pointed at shows range, counts and recipe."""
-    head = f'<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8"><title>Tables</title><style>{CSS}</style></head>\n<body>\n'
-    return head + "".join(map(_element, sheets)) + "</body>\n</html>\n"
+    """Return a page of tables. A cell that is pointed at shows range, counts and recipe."""
+    head = f'<head><meta charset="utf-8"><title>Tables</title><style>{CSS}</style></head>'
+    body = "".join(map(_element, sheets))
+    return f'<!DOCTYPE html>\n<html lang="en">\n{head}\n<body>\n{body}</body>\n</html>\n'
 
 
 def _element(sheet: Sheet) -> str:
     head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in sheet.head)
     body = "\n".join("<tr>" + "".join(map(_html_cell, row)) + "</tr>" for row in sheet.rows)
     notes = "".join(f"<p>{html.escape(note)}</p>\n" for note in sheet.notes)
-    return f"<table>\n<caption>{html.escape(sheet.title)}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n{notes}"
+    caption = f"<caption>{html.escape(sheet.title)}</caption>\n<thead><tr>{head}</tr></thead>"
+    return f"<table>\n{caption}\n<tbody>\n{body}\n</tbody>\n</table>\n{notes}"
 
 
 def _html_cell(cell: Text) -> str:

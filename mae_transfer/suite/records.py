@@ -99,7 +99,10 @@ def load(paths: Iterable[Path]) -> tuple[list[Record], list[str]]:
 
 
 def about(paths: Iterable[Path]) -> About:
-    """Return what is known of the suites under the given folders, or around them. Work dirs of earlier versions say nothing."""
+    """Return what is known of the suites under the given folders, or around them.
+
+    Work dirs of earlier versions say nothing.
+    """
     known: list[About] = []
     for path in paths:
         files = sorted(path.rglob(ABOUT)) if path.is_dir() else []
@@ -129,7 +132,10 @@ def line_digests(numbers: Path) -> tuple[str, ...]:
 
 
 def edited(note: Note | None, numbers: Path) -> str | None:
-    """Return that lines of results.jsonl are not as the run wrote them; None if they are. Lines that were added since do no harm."""
+    """Return that lines of results.jsonl are not as the run wrote them; None if they are.
+
+    Lines that were added since do no harm.
+    """
     lost = set(note.results) - set(line_digests(numbers)) if note else set()
     return f"{len(lost)} of {len(note.results)} lines are not as the run wrote them" if note and lost else None
 

@@ -118,7 +118,8 @@ def _numbers(table: Table) -> Iterator[Line]:
                 "table": table.title, "row": row.name, "column": cell.column, "unit": cell.unit,
                 "published": _digits(known.value if known else None), **_figures(cell.ours),
                 "pretrainings": str(cell.pretrainings) if cell.ours else "", "difference": _digits(cell.difference),
-                "minus": "", "scale": cell.scale, "data": cell.dataset, "notes": "; ".join(filter(None, (*cell.notes, row.detail))),
+                "minus": "", "scale": cell.scale, "data": cell.dataset,
+                "notes": "; ".join(filter(None, (*cell.notes, row.detail))),
                 "why not": cell.why_not or "", "recipe": cell.recipe, "source": known.source if known else "",
                 "confirmed": str(known.confirmed) if known else "",
             }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The summary of a suite: one table of pretrainings by tasks, a sentence per row, and whether the orderings that the suite expects hold."""
+"""The summary of a suite: pretrainings by tasks, a sentence per row, and whether the expected orderings hold."""
 
 from __future__ import annotations
 
@@ -83,7 +83,8 @@ def sentences(summary: Summary) -> list[str]:
             ahead = sum(gain > 0 for gain in gains.values())
             most = max(gains, key=lambda column: gains[column])
             found.append(
-                f"{row}: better than {summary.baseline} in {ahead} of {len(gains)} columns; largest difference {gains[most]:+.1f} points ({most})."
+                f"{row}: better than {summary.baseline} in {ahead} of {len(gains)} columns; "
+                f"largest difference {gains[most]:+.1f} points ({most})."
             )
     return found
 
