@@ -178,6 +178,7 @@ def write(
         "chosen": [note for note in runs.values() if note.chosen],
         "runs": run_list(runs, found, origins),
         "origins": origins.all,
+        "titles": {origin.anchor: origin.title for origin in origins.all},
         "recipes": origins.recipes,
     }
     write_whole(path, _template().render(values))

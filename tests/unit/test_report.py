@@ -222,7 +222,7 @@ def test_a_record_is_printed_once_and_linked_to_that_of_its_start(tmp_path: Path
 
     assert page.count('<details class="entry" id="record-') == 3
     assert len({link for _, link in parsed.numbers if link.startswith("#record")}) == 3  # tables 2 and summary
-    assert page.count(">its record</a>") == 2  # from each transfer to the one pretraining
+    assert page.count(">record of mae/pretrain/seed0</a>") == 2  # from each transfer to the one pretraining
     assert page.count('<details class="entry recipe"') == 2
     assert page.count("optim.lr = 0.5") == 2
     assert "finetune (2 runs)" in " ".join(page.split())
