@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +16,11 @@ from matplotlib.lines import Line2D
 from mae_transfer.suite.cells import Cell, cells, published
 from mae_transfer.suite.layouts import LAYOUTS
 from mae_transfer.suite.names import pretraining
-from mae_transfer.suite.pictures import INK
+from mae_transfer.suite.pictures import INK, LONGEST, plain, shortened
 from mae_transfer.suite.places import ROWS
 from mae_transfer.suite.records import Record
 
 FIGURES = ("figure 5", "figure 7", "figure 9")
-LONGEST = 52  # characters of a row's name above its bar
 WIDEST = 40  # characters that stand side by side below an axis
 
 
@@ -51,8 +51,7 @@ def bars(rows: Sequence[Bar], *, unit: str, chance: float | None) -> Figure:
     edge = 1.2 * (most or 1.0)
     for at, row in enumerate(rows):
         axes.barh(at, row.mean, height=0.42, color=row.colour, zorder=2)
-        name = row.name if len(row.name) <= LONGEST else row.name[: LONGEST - 1] + "…"
-        axes.text(0, at - 0.28, f" {name}", va="bottom", ha="left", parse_math=False)
+        axes.text(0, at - 0.28, f" {shortened(row.name)}", va="bottom", ha="left", parse_math=False)
         end = max(row.high, row.mean, *row.published)
         if row.n > 1:
             spread = [[row.mean - row.low], [row.high - row.mean]]
@@ -116,6 +115,7 @@ def panel(axes: Axes, name: str, ours: Sequence[Cell], known: Sequence[Cell]) ->
     names = [short for short, _ in series]
     for (short, rest), points in series.items():
         label = short if names.count(short) == 1 else f"{short}, {rest}"
+        label = "\n".join(plain(part) for part in textwrap.wrap(label, LONGEST))
         points.sort(key=lambda cell: position(cell.column))
         spreads = [point.ours for point in points if point.ours]
         bars = [[s.mean - s.low for s in spreads], [s.high - s.mean for s in spreads]]

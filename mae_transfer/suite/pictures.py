@@ -33,6 +33,7 @@ FOLDERS = {
     "segmentations": ("Segmentations", "From left to right: the image, the annotation, the prediction."),
 }
 """Folder of a run -> title and caption of its pictures."""
+LONGEST = 52  # characters of a label in a chart
 WIDTH = 900  # pixels of a drawing in the report
 INK = "#7a7a7a"  # of text and axes; in a page it becomes the colour of the page's text
 STYLE: Any = {
@@ -113,10 +114,20 @@ def logged(path: Path) -> dict[str, tuple[list[int], list[float]]]:
     return series
 
 
+def plain(label: str) -> str:
+    """Return a label that matplotlib prints as it is: "$" begins no formula, "_" does not hide it from the legend."""
+    return ("\u200b" if label.startswith("_") else "") + shortened(label).replace("$", r"\$")
+
+
+def shortened(label: str) -> str:
+    """Return a label that a chart has room for."""
+    return label if len(label) <= LONGEST else label[: LONGEST - 1] + "…"
+
+
 def plot(lines: Sequence[Curve], quantity: str, colours: Mapping[str, str]) -> Figure:
     """Return a plot of some curves over steps, in the colour of their row, which its seeds share."""
     counts = Counter(line.label for line in lines)
-    names = {label: f"{label}, {count} seeds" if count > 1 else label for label, count in counts.items()}
+    names = {label: plain(f"{label}, {count} seeds" if count > 1 else label) for label, count in counts.items()}
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.2, 2.9), layout="constrained")
         axes = figure.subplots()

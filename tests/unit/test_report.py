@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -365,6 +366,21 @@ def test_curves_of_pretrainings_that_share_a_row_are_told_apart(tmp_path: Path) 
             )
     (picture,) = pictures.curves(runs, {})
     assert re.findall(r">([\w ]+, 2 seeds)<", picture.element) == ["mae_b, 2 seeds", "mae_l, 2 seeds", "DINO, 2 seeds"]
+
+
+@pytest.mark.parametrize("row", [r"$\frac$ <b>", "_hidden", 'a "b" & c', "x" * 200])
+def test_any_name_of_a_row_is_printed_as_it_is(row: str, tmp_path: Path) -> None:
+    for blocks in (1, 2):
+        one = result(f"partial-{blocks}", 60.0 + blocks, scale="mini")
+        folder = write_run(tmp_path, f"mae/partial-{blocks}/seed0", row, one)
+        (folder / "log.jsonl").write_text(
+            "".join(f'{{"kind": "train", "step": {step}, "loss": 0.5}}\n' for step in (1, 2))
+        )
+    page = written(tmp_path, suite(tables=("figure 9",)))
+    check(page)
+    drawn = [unescape(text).lstrip("\u200b ") for text in re.findall(r"<text[^>]*>([^<]*)</text>", page)]
+    assert sum(text.startswith(row[:40]) for text in drawn) >= 4  # two bars, a curve of figure 9, the losses
+    assert f'<th scope="row">{escape(row)}' in page.replace("&#34;", "&quot;").replace("&#39;", "&#x27;")
 
 
 def test_the_papers_figures_take_the_colour_of_the_pages_text(tmp_path: Path) -> None:
