@@ -63,7 +63,7 @@ def examine(content: Mapping[str, Any], *, masks: bool) -> Examined:
         for one in (one for one in objects if one[f"{key}_id"] not in listed):
             remedy = f"list the {key}, or remove the object"
             found.add(f"unknown {key} id", f"object {one['id']} ({key} {one[f'{key}_id']})", remedy=remedy)
-    objects = _flagged(objects, found)
+    objects = _check_flags(objects, found)
     sizes = {image["id"]: (image["height"], image["width"]) for image in images}
     objects = _checked([one for one in objects if one["image_id"] in sizes], sizes, found, masks=masks)
     if not any(not defect.policy for defect in found.collected()) and not any(
@@ -151,7 +151,7 @@ def _repeated(values: Sequence[Any], what: str, remedy: str, found: Defects) -> 
         )
 
 
-def _flagged(objects: list[Json], found: Defects) -> list[Json]:
+def _check_flags(objects: list[Json], found: Defects) -> list[Json]:
     """Return the objects with valid `iscrowd` and `area`, and note the others. An area of zero is removed."""
     crowds, areas = [one.get("iscrowd", 0) for one in objects], [one.get("area", 1) for one in objects]
     typed = set(map(type, crowds)) <= {int, bool} and set(map(type, areas)) <= {int, float}

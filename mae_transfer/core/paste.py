@@ -31,11 +31,15 @@ def pasted(masks: Tensor, boxes: Tensor, size: Size, *, threshold: float = 0.5) 
         threshold: minimum value of an object's pixels.
     """
     return stacked(
-        [from_mask(drawn, size, top=top, left=left) for drawn, top, left in _drawn(masks, boxes, size, threshold)], size
+        [
+            from_mask(drawn, size, top=top, left=left)
+            for drawn, top, left in _draw_in_boxes(masks, boxes, size, threshold)
+        ],
+        size,
     )
 
 
-def _drawn(masks: Tensor, boxes: Tensor, size: Size, threshold: float) -> Iterator[tuple[np.ndarray, int, int]]:
+def _draw_in_boxes(masks: Tensor, boxes: Tensor, size: Size, threshold: float) -> Iterator[tuple[np.ndarray, int, int]]:
     """Yield each mask within its box, (h, w) bool, with its first row and column in the image."""
     for mask, (x0, y0, x1, y1) in zip(masks.float(), boxes.tolist(), strict=True):
         left, u = _centres(x0, x1, size[1])

@@ -41,7 +41,7 @@ def from_mask(mask: np.ndarray, size: Size, *, top: int = 0, left: int = 0) -> n
     bordered = np.zeros((width, height + 2), dtype=bool)
     bordered[:, 1:-1] = mask.T
     column, row = np.divmod(np.flatnonzero(bordered[:, 1:] != bordered[:, :-1]), height + 1)
-    return _merged((left + column) * size[0] + top + row)
+    return _merge((left + column) * size[0] + top + row)
 
 
 def from_masks(masks: Tensor) -> Tensor:
@@ -63,13 +63,13 @@ def from_counts(codes: Sequence[str | list[int]], size: Size) -> Tensor:
             raise ValueError(
                 f"a broken run-length code of an image of {size[1]} x {size[0]} pixels: write its outline again"
             )
-        each.append(_merged(np.cumsum(counts)[: len(counts) // 2 * 2]))  # an odd number of counts ends with background
+        each.append(_merge(np.cumsum(counts)[: len(counts) // 2 * 2]))  # an odd number of counts ends with background
     return stacked(each, size)
 
 
 def to_counts(runs: Tensor, size: Size) -> list[int]:
     """Return the runs of one object (R,) as counts of an uncompressed run-length code: outside, inside, outside ..."""
-    ends = _merged(runs.numpy().astype(np.int64))
+    ends = _merge(runs.numpy().astype(np.int64))
     counts: list[int] = np.diff(ends, prepend=0).tolist()
     rest = size[0] * size[1] - (int(ends[-1]) if len(ends) else 0)
     return [*counts, rest] if rest else counts
@@ -86,7 +86,7 @@ def taken(runs: Tensor, size: Size, rows: np.ndarray, columns: np.ndarray) -> Te
         columns: (w,) old column of each new column, in any order.
     """
     return stacked(
-        [_taken(_merged(one), size[0], rows, columns) for one in runs.numpy().astype(np.int64)],
+        [_select(_merge(one), size[0], rows, columns) for one in runs.numpy().astype(np.int64)],
         (len(rows), len(columns)),
     )
 
@@ -119,7 +119,7 @@ def dense(runs: Tensor, size: Size) -> Tensor:
     return inside.view(len(runs), width, height).transpose(1, 2)
 
 
-def _merged(ends: np.ndarray) -> np.ndarray:
+def _merge(ends: np.ndarray) -> np.ndarray:
     """Remove empty runs and join adjacent ones, (R,)."""
     first, last = ends[0::2], ends[1::2]
     filled_runs = first < last
@@ -130,25 +130,25 @@ def _merged(ends: np.ndarray) -> np.ndarray:
     ).ravel()
 
 
-def _taken(ends: np.ndarray, height: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+def _select(ends: np.ndarray, height: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Return the runs of one object after selecting rows and columns of an image with H rows."""
     first, last = ends[0::2], ends[1::2] - 1
     start, stop = first // height, last // height
     spans = stop - start + 1  # columns of a run; the run is cut into one piece per column
     run = np.repeat(np.arange(len(first)), spans)
-    column = start[run] + _counted(spans)
+    column = start[run] + _ranges(spans)
     top = np.searchsorted(rows, np.where(column == start[run], first[run] % height, 0))
     bottom = np.searchsorted(rows, np.where(column == stop[run], last[run] % height + 1, height))
     kept = top < bottom
     column, top, bottom = column[kept], top[kept], bottom[kept]
     # pieces begin[k] to end[k] belong to the old column of new column k
     begin, end = (np.searchsorted(column, columns, side=side) for side in ("left", "right"))
-    piece = np.repeat(begin, end - begin) + _counted(end - begin)
+    piece = np.repeat(begin, end - begin) + _ranges(end - begin)
     new = np.repeat(np.arange(len(columns)), end - begin) * len(rows)
-    return _merged(np.stack([new + top[piece], new + bottom[piece]], axis=1).ravel())
+    return _merge(np.stack([new + top[piece], new + bottom[piece]], axis=1).ravel())
 
 
-def _counted(counts: np.ndarray) -> np.ndarray:
+def _ranges(counts: np.ndarray) -> np.ndarray:
     """Return 0..c - 1 for each count c, concatenated."""
     ends = np.cumsum(counts)
     numbers: np.ndarray = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)

@@ -122,7 +122,7 @@ class Ade:
 
     def pairs(self) -> list[tuple[bytes, bytes]]:
         """Return the paths of all images and maps, relative to their folders."""
-        return [(bytes(image), bytes(drawn)) for image, drawn in self._names]
+        return [(bytes(image), bytes(label_map)) for image, label_map in self._names]
 
     def map_of(self, index: int) -> Path:
         """Return the path of the map of image `index`."""
@@ -138,9 +138,9 @@ def class_names(root: Path, classes: Sequence[str] | None = None) -> tuple[str, 
     if classes is None:
         named, official = root / CLASSES_FILE, root / OFFICIAL_FILE
         if named.is_file():
-            classes = [line.strip() for line in _lines(named) if line.strip()]
+            classes = [line.strip() for line in _read_lines(named) if line.strip()]
         elif official.is_file():
-            classes = [line.rpartition("\t")[2].strip() for line in _lines(official)[1:] if line.strip()]
+            classes = [line.rpartition("\t")[2].strip() for line in _read_lines(official)[1:] if line.strip()]
         else:
             raise ValueError(
                 f"no class list: set `classes`, or put {CLASSES_FILE} (a name per line) or ADE20K's {OFFICIAL_FILE} "
@@ -155,7 +155,7 @@ def class_names(root: Path, classes: Sequence[str] | None = None) -> tuple[str, 
     return tuple(classes)
 
 
-def _lines(path: Path) -> list[str]:
+def _read_lines(path: Path) -> list[str]:
     """Return the lines of a UTF-8 text file, without a byte-order mark. ValueError for other encodings."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -185,21 +185,22 @@ def pairs_in(
     images: Path, maps: Path, *, image_suffix: str | None = None, map_suffix: str | None = None
 ) -> tuple[list[tuple[bytes, bytes]], list[Defect]]:
     """Return the sorted pairs of image and map names, and the defects of the other files. Unused files are reported."""
-    pictures, drawn = _names(images, image_suffix, image_suffixes()), _names(maps, map_suffix, MAP_SUFFIXES)
+    image_names, map_names = _names(images, image_suffix, image_suffixes()), _names(maps, map_suffix, MAP_SUFFIXES)
     found = Defects()
-    lone = sorted(pictures.keys() - drawn.keys())
-    ending = _ending(lone[0], drawn) if lone else None
+    unpaired = sorted(image_names.keys() - map_names.keys())
+    ending = _ending(unpaired[0], map_names) if unpaired else None
     hint = f"if map names end in {ending!r}, set map_suffix={ending!r}" if ending else ""
-    found.add_all("image without a map", [os.fsdecode(pictures[stem][0]) for stem in lone], remedy=hint)
+    found.add_all("image without a map", [os.fsdecode(image_names[stem][0]) for stem in unpaired], remedy=hint)
     found.add_all(
         "map without an image",
-        [os.fsdecode(drawn[stem][0]) for stem in sorted(drawn.keys() - pictures.keys())],
+        [os.fsdecode(map_names[stem][0]) for stem in sorted(map_names.keys() - image_names.keys())],
         policy="not used",
     )
-    found.add_all("files that differ only in their suffix", [*_alike(pictures), *_alike(drawn)])
-    if not pictures:
+    found.add_all("files that differ only in their suffix", [*_ambiguous(image_names), *_ambiguous(map_names)])
+    if not image_names:
         found.add("no image", images)
-    return [(pictures[stem][0], drawn[stem][0]) for stem in sorted(pictures.keys() & drawn.keys())], found.collected()
+    paired = sorted(image_names.keys() & map_names.keys())
+    return [(image_names[stem][0], map_names[stem][0]) for stem in paired], found.collected()
 
 
 def _names(folder: Path, suffix: str | None, suffixes: tuple[bytes, ...]) -> dict[str, list[bytes]]:
@@ -226,12 +227,12 @@ def _files(folder: bytes, below: bytes, suffixes: tuple[bytes, ...], ignored: Ig
     return found
 
 
-def _alike(names: Mapping[str, list[bytes]]) -> list[str]:
+def _ambiguous(names: Mapping[str, list[bytes]]) -> list[str]:
     """Return the files that share a name without suffix, each as "a.jpg, a.png"."""
     return [os.fsdecode(b", ".join(names[stem])) for stem in sorted(names) if len(names[stem]) > 1]
 
 
-def _ending(stem: str, drawn: Mapping[str, list[bytes]]) -> str | None:
+def _ending(stem: str, map_names: Mapping[str, list[bytes]]) -> str | None:
     """Return the ending that a map's name adds to the image's, "_mask.png"; None if no map starts with that name."""
-    names = (os.fsdecode(found[0]) for found in drawn.values())
+    names = (os.fsdecode(found[0]) for found in map_names.values())
     return next((name.removeprefix(stem) for name in sorted(names) if name.startswith(stem)), None)

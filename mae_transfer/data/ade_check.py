@@ -70,7 +70,7 @@ def check_ade(
     except ValueError as error:
         return [Defect("unusable data set", 1, (str(error),))]
     pairs, defects = pairs_in(images, maps, image_suffix=image_suffix, map_suffix=map_suffix)
-    scan = _scanned(images, maps, pairs, coding, what=split)
+    scan = _check_pairs(images, maps, pairs, coding, what=split)
     return [*defects, *scan.files, *_absent(scan, coding, names, allow=allow_absent), *scan.odd]
 
 
@@ -83,7 +83,7 @@ def check_sets(sets: Mapping[str, MapSource], *, skip: int = 0) -> None:
     """
     for what, source in sets.items():
         if isinstance(source, Ade):
-            scan = _scanned(source.images, source.maps, source.pairs(), source.coding, what=what, known=True)
+            scan = _check_pairs(source.images, source.maps, source.pairs(), source.coding, what=what, use_cache=True)
             unread = sum(defect.number for defect in scan.files)
             absent = _absent(scan, source.coding, source.classes, allow=source.allow_absent)
             found = [*(scan.files if unread > skip else ()), *(defect for defect in absent if not defect.policy)]
@@ -94,14 +94,14 @@ def check_sets(sets: Mapping[str, MapSource], *, skip: int = 0) -> None:
                 report(f"the {what} set: {defect}")
 
 
-def _scanned(images: Path, maps: Path, pairs: Pairs, coding: Coding, *, what: str, known: bool = False) -> Scan:
-    """Return the findings in all pairs. known: use the cached result if there is one."""
-    memory = cache_folder() / "label_maps" / f"{_fingerprint(images, maps, pairs, coding)}.json"
-    if known and (remembered := _remembered(memory)):
-        return remembered
+def _check_pairs(images: Path, maps: Path, pairs: Pairs, coding: Coding, *, what: str, use_cache: bool = False) -> Scan:
+    """Return the findings in all pairs. use_cache: use the cached result if there is one."""
+    cache = cache_folder() / "label_maps" / f"{_fingerprint(images, maps, pairs, coding)}.json"
+    if use_cache and (cached := _read_cache(cache)):
+        return cached
     files, odd, values = Defects(), Defects(), np.zeros(VALUES, dtype=bool)
     with ThreadPoolExecutor(READERS) as readers:
-        results = readers.map(lambda pair: _seen(images, maps, *map(os.fsdecode, pair), coding=coding), pairs)
+        results = readers.map(lambda pair: _check_pair(images, maps, *map(os.fsdecode, pair), coding=coding), pairs)
         for seen in watched(results, what=f"checking {what}", total=len(pairs)):
             for kind, where, remedy in seen.defects:
                 files.add(kind, where, remedy=remedy)
@@ -110,11 +110,11 @@ def _scanned(images: Path, maps: Path, pairs: Pairs, coding: Coding, *, what: st
             values[seen.values] = True
     scan = Scan(files.collected(), odd.collected(), np.flatnonzero(values).tolist())
     if not scan.files:
-        _remember(memory, scan)
+        _write_cache(cache, scan)
     return scan
 
 
-def _seen(images: Path, maps: Path, image: str, drawn: str, *, coding: Coding) -> Seen:
+def _check_pair(images: Path, maps: Path, image: str, label_map: str, *, coding: Coding) -> Seen:
     """Return the findings in one pair."""
     defects: list[tuple[str, str, str]] = []
     size, values = None, np.zeros(0, dtype=np.int64)
@@ -127,16 +127,16 @@ def _seen(images: Path, maps: Path, image: str, drawn: str, *, coding: Coding) -
         except (UnreadableImage, OSError):
             defects.append(("unreadable image", image, ""))
         try:
-            stored = read_map(maps / drawn, size=size)
+            stored = read_map(maps / label_map, size=size)
             values = np.flatnonzero(np.bincount(stored.ravel()))
-            coding.labels(stored, maps / drawn)
+            coding.labels(stored, maps / label_map)
         except BrokenMap as error:
-            defects.append((error.kind, f"{drawn} ({error.seen})" if error.seen else drawn, error.remedy))
+            defects.append((error.kind, f"{label_map} ({error.seen})" if error.seen else label_map, error.remedy))
         except OSError:
-            defects.append(("missing map", drawn, ""))
+            defects.append(("missing map", label_map, ""))
     odd = [("odd file", message) for message in notes]
     if not defects and not coding.present(values).any():
-        odd.append(("empty map: no pixel has a class", drawn))
+        odd.append(("empty map: no pixel has a class", label_map))
     return Seen(defects, odd, values)
 
 
@@ -146,17 +146,19 @@ def _absent(scan: Scan, coding: Coding, names: Sequence[str], *, allow: bool) ->
     if present.all() or not scan.values:
         return []
     if not present.any():
-        return [Defect("map set in which no pixel has a class", 1, (_stored(scan.values),), remedy=coding.remedy)]
+        return [
+            Defect("map set in which no pixel has a class", 1, (_stored_values(scan.values),), remedy=coding.remedy)
+        ]
     missing = np.flatnonzero(~present).tolist()
     examples = tuple(f"{names[label]!r} (value {coding.value(label)})" for label in missing[:EXAMPLES])
-    remedy = f"{_stored(scan.values)}; allow_absent=True accepts this (check: --allow-absent)"
+    remedy = f"{_stored_values(scan.values)}; allow_absent=True accepts this (check: --allow-absent)"
     if coding.values is None and set(scan.values) & set(VOID):
         hint = "if 255 is a class here, give the value of each class: values=(0, 255)"
-        remedy = f"{_stored(scan.values)}; {hint}; {remedy.partition('; ')[2]}"
+        remedy = f"{_stored_values(scan.values)}; {hint}; {remedy.partition('; ')[2]}"
     return [Defect(ABSENT, len(missing), examples, *(("", "left out of the means") if allow else (remedy, "")))]
 
 
-def _stored(values: Sequence[int]) -> str:
+def _stored_values(values: Sequence[int]) -> str:
     shown = ", ".join(f"{value}{' (void)' if value in VOID else ''}" for value in values[:8])
     return f"the maps contain the values {shown or 'none'}{' ...' if len(values) > 8 else ''}"
 
@@ -172,18 +174,18 @@ def _fingerprint(images: Path, maps: Path, pairs: Pairs, coding: Coding) -> str:
     return digest.hexdigest()[:32]
 
 
-def _remembered(memory: Path) -> Scan | None:
+def _read_cache(cache: Path) -> Scan | None:
     with contextlib.suppress(OSError, ValueError, TypeError):
-        odd, values = json.loads(memory.read_text(encoding="utf-8"))
+        odd, values = json.loads(cache.read_text(encoding="utf-8"))
         return Scan(
             [], [Defect(kind, number, tuple(examples), policy=policy) for kind, number, examples, policy in odd], values
         )
     return None
 
 
-def _remember(memory: Path, scan: Scan) -> None:
+def _write_cache(cache: Path, scan: Scan) -> None:
     with contextlib.suppress(OSError):  # without the file the next run checks again
-        memory.parent.mkdir(parents=True, exist_ok=True)
+        cache.parent.mkdir(parents=True, exist_ok=True)
         write_text(
-            memory, json.dumps([[(one.kind, one.number, one.examples, one.policy) for one in scan.odd], scan.values])
+            cache, json.dumps([[(one.kind, one.number, one.examples, one.policy) for one in scan.odd], scan.values])
         )

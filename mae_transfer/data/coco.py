@@ -138,7 +138,8 @@ class Coco:
         height, width = self.size(index)
         if image.shape[1:] != (height, width):
             raise UnreadableImage(
-                f"{path} has {image.shape[2]} x {image.shape[1]} pixels, but {self.json.name} states {width} x {height}: correct one of them"
+                f"{path} has {image.shape[2]} x {image.shape[1]} pixels, but {self.json.name} states "
+                f"{width} x {height}: correct one of them"
             )
         return Annotated(image, self.objects(index), int(self.image_ids[index]))
 
@@ -183,8 +184,8 @@ class Coco:
             shown = {one["image_id"] for one in found.objects if not one.get("iscrowd", 0)}
             images = [image for image in images if image["id"] in shown]
         images = images[:first]
-        left = {image["id"] for image in images}
-        objects = [one for one in found.objects if one["image_id"] in left]
+        kept = {image["id"] for image in images}
+        objects = [one for one in found.objects if one["image_id"] in kept]
         self.image_ids = np.array([image["id"] for image in images], dtype=np.int64)
         self._sizes = np.array([(image["height"], image["width"]) for image in images], dtype=np.int64).reshape(-1, 2)
         self._names = _Packed(image["file_name"] for image in images)

@@ -143,7 +143,8 @@ def write_coco(root: Path, *, train: int, val: int, size: int, seed: int = 0) ->
     for split, length in (("train2017", train), ("val2017", val)):
         source = ShapesObjects(size=size, length=length, seed=fold(seed, split))
         _write_text(
-            root / "annotations" / f"instances_{split}.json", json.dumps(source.described(_drawn(source, root / split)))
+            root / "annotations" / f"instances_{split}.json",
+            json.dumps(source.described(_write_images(source, root / split))),
         )
 
 
@@ -163,7 +164,7 @@ def write_ade(root: Path, *, train: int, val: int, size: int, seed: int = 0) -> 
             Image.fromarray((sample.labels + 1).numpy()).save(target)
 
 
-def _drawn(source: ShapesObjects, folder: Path) -> Iterator[Objects]:
+def _write_images(source: ShapesObjects, folder: Path) -> Iterator[Objects]:
     """Write every scene's image and yield its objects."""
     for index in track(range(len(source)), description=folder.name):
         scene = source.read(index)

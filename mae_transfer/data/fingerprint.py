@@ -68,10 +68,10 @@ def change(before: Mapping[str, Any], now: Fingerprint) -> str | None:
     """Describe how a data set differs from a `saved` fingerprint; None if it does not."""
     if before["digest"] == now.digest:
         return None
-    old, new = _listed(before["listing"]), _listed(now.listing)
+    old, new = _parse_listing(before["listing"]), _parse_listing(now.listing)
     parts = {
-        "gone": old.keys() - new.keys(),
-        "new": new.keys() - old.keys(),
+        "removed": old.keys() - new.keys(),
+        "added": new.keys() - old.keys(),
         "changed": {name for name in old.keys() & new.keys() if old[name] != new[name]},
     }
     words = [
@@ -102,7 +102,7 @@ def _relative(paths: Sequence[str]) -> Iterable[str]:
     return (path[len(shared) :].lstrip(os.sep) for path in paths)
 
 
-def _listed(listing: Tensor) -> dict[str, str]:
+def _parse_listing(listing: Tensor) -> dict[str, str]:
     text = zlib.decompress(listing.numpy().tobytes()).decode("utf-8", "surrogateescape")
     pairs = (line.rpartition("\t") for line in text.split("\n") if line)
     return {name: size for name, _, size in pairs}

@@ -32,7 +32,7 @@ class Folder:
     """
 
     def __init__(self, *, root: str, split: str | None = None, labelled: bool = True) -> None:
-        self.folder = _existing(Path(root).expanduser(), split)
+        self.folder = _split_folder(Path(root).expanduser(), split)
         ignored = Ignored()
         self.classes = tuple(_class_names(self.folder, ignored)) if labelled else ()
         groups = []
@@ -68,7 +68,7 @@ class Folder:
         return os.fsdecode(self._names[start : self._ends[index]])
 
 
-def _existing(root: Path, split: str | None) -> Path:
+def _split_folder(root: Path, split: str | None) -> Path:
     if not root.is_dir():
         raise ValueError(f"data root {str(root)!r} is not a folder; set data.root to the folder with the images")
     folder = root / split if split else root

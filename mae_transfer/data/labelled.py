@@ -64,9 +64,9 @@ def split(source: Source, *, label_fraction: float = 1.0, holdout_fraction: floa
     Raises:
         ValueError: the source has no classes, cannot list its labels, or is too small for a hold-out.
     """
-    every = whole(source, of="training")
+    all_samples = whole(source, of="training")
     if label_fraction == 1.0 and holdout_fraction == 0.0:
-        return Split(every, None)
+        return Split(all_samples, None)
     if not isinstance(source, Labelled):
         raise ValueError(
             f"{type(source).__name__} cannot list its labels: set data.label_fraction=1 and data.holdout_fraction=0"
@@ -75,15 +75,15 @@ def split(source: Source, *, label_fraction: float = 1.0, holdout_fraction: floa
     train: list[np.ndarray] = []
     held_out: list[np.ndarray] = []
     for label in range(len(source.classes)):
-        mine = np.flatnonzero(labels == label)
-        if not len(mine):
+        members = np.flatnonzero(labels == label)
+        if not len(members):
             continue  # a generated source may contain no image of a class
-        mine = np.random.default_rng(fold(LIST_SEED, "labels", label)).permutation(mine)[
-            : _share(label_fraction, len(mine))
+        members = np.random.default_rng(fold(LIST_SEED, "labels", label)).permutation(members)[
+            : _share(label_fraction, len(members))
         ]
-        held = min(_share(holdout_fraction, len(mine)), len(mine) - 1) if holdout_fraction else 0
-        held_out.append(mine[:held])
-        train.append(mine[held:])
+        held = min(_share(holdout_fraction, len(members)), len(members) - 1) if holdout_fraction else 0
+        held_out.append(members[:held])
+        train.append(members[held:])
     if holdout_fraction and not sum(map(len, held_out)):
         raise ValueError(
             f"no image can be held out (holdout_fraction={holdout_fraction:g}), because label_fraction="

@@ -217,16 +217,17 @@ def batches(
         samples,
         batch_size=None,
         sampler=keys,
-        collate_fn=_handed_over,
+        collate_fn=_to_shared_memory,
         num_workers=workers,
         pin_memory=pin,
-        worker_init_fn=_begin,
+        worker_init_fn=_init_worker,
         generator=torch.Generator(),  # without it the loader would draw from the global generator
     )
-    feed = _started(loader)
-    at_exit = atexit.register(partial(_end, feed))  # an exception can keep this generator alive until the process ends
+    feed = _start_workers(loader)
+    # an exception can keep this generator alive until the process ends
+    at_exit = atexit.register(partial(_end_workers, feed))
     try:
-        for delivery in _guarded(feed):
+        for delivery in _checked_deliveries(feed):
             policy.note(delivery)
             if delivery.batch is not None:
                 yield delivery.batch
@@ -236,10 +237,10 @@ def batches(
                 )
     finally:
         atexit.unregister(at_exit)
-        _end(feed)
+        _end_workers(feed)
 
 
-def _started(loader: DataLoader[Any]) -> Iterator[Any]:
+def _start_workers(loader: DataLoader[Any]) -> Iterator[Any]:
     """Start the loader's workers and return its iterator. If one cannot start, none is left running."""
     others = set(multiprocessing.active_children())
     try:
@@ -252,7 +253,7 @@ def _started(loader: DataLoader[Any]) -> Iterator[Any]:
         ) from error
 
 
-def _guarded(feed: Iterator[Delivery]) -> Iterator[Delivery]:
+def _checked_deliveries(feed: Iterator[Delivery]) -> Iterator[Delivery]:
     try:
         for delivery in feed:
             if delivery.failure:
@@ -266,7 +267,7 @@ def _guarded(feed: Iterator[Delivery]) -> Iterator[Delivery]:
         raise RuntimeError(f"a loader worker died ({words}); if memory ran out, lower run.workers") from error
 
 
-def _handed_over(delivery: Any) -> Any:
+def _to_shared_memory(delivery: Any) -> Any:
     """Move a worker's batch into shared memory and report a failure.
 
     Otherwise the failure would occur in a thread of the worker, and the main process would wait forever.
@@ -284,7 +285,7 @@ def _handed_over(delivery: Any) -> Any:
     return delivery
 
 
-def _begin(_: int) -> None:
+def _init_worker(_: int) -> None:
     """Ignore SIGTERM and SIGINT, and end the worker when the main process ends.
 
     The main process handles these signals: it needs its workers to save and to end cleanly.
@@ -301,7 +302,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _end(feed: Any) -> None:
+def _end_workers(feed: Any) -> None:
     """End a loader's workers, once. torch waits for each worker, then sends SIGTERM, which the workers ignore."""
     workers = getattr(feed, "_workers", [])
     if not workers or feed._shutdown:

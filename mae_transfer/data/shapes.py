@@ -91,7 +91,7 @@ class Shapes:
         self.classes = tuple(SOLIDS)[:kinds]
         fields = [("image", "u1", (size, size, 3)), ("instances", "u1", (size, size)), ("kinds", "i1", (MOST_OBJECTS,))]
         key = (_renderer(), size, length, seed, objects, kinds)
-        self._rendered = Rendered(key, np.dtype(fields), length, self._drawn)
+        self._rendered = Rendered(key, np.dtype(fields), length, self._record)
 
     def __len__(self) -> int:
         return self.length
@@ -114,7 +114,7 @@ class Shapes:
         image, instances, kinds = self._rendered[index]
         return Scene(image.copy(), instances.copy(), kinds[kinds >= 0].astype(np.int64))
 
-    def _drawn(self, index: int) -> tuple[Array, Array, Array]:
+    def _record(self, index: int) -> tuple[Array, Array, Array]:
         """Return scene `index` as the fields of a record, with its kinds padded with -1."""
         scene = self.draw(index)
         kinds = np.pad(scene.kinds, (0, MOST_OBJECTS - len(scene.kinds)), constant_values=-1)

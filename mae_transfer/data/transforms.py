@@ -68,7 +68,7 @@ class CentreCrop:
         return tuple(self._render(image, view) for view in self.views)
 
     def _render(self, image: Tensor, view: ViewSpec) -> Tensor:
-        image = _middle(image)
+        image = _limit_length(image)
         height, width = image.shape[-2:]
         size = sides(view.size)
         high, wide = (round(side * self.shorter_side) for side in size)
@@ -78,7 +78,7 @@ class CentreCrop:
         return crop.contiguous()
 
 
-def _middle(image: Tensor) -> Tensor:
+def _limit_length(image: Tensor) -> Tensor:
     """Crop an image to LONGEST times its shorter side, because resizing a very thin image would fill the memory."""
     most = LONGEST * min(image.shape[-2:])
     middle: Tensor = F.center_crop(image, [min(length, most) for length in image.shape[-2:]])

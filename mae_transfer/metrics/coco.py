@@ -66,7 +66,7 @@ class CocoMetric:
         backend: Backend = "auto",
         detections: int = COUNTED,
     ) -> None:
-        self.truth, self.kinds = _completed(ground_truth, kinds), tuple(kinds)
+        self.truth, self.kinds = _cocoeval_ground_truth(ground_truth, kinds), tuple(kinds)
         self.detections = max(COUNTED, detections)
         self.categories = sorted(self.truth["categories"], key=lambda category: category["id"])
         self.backend = _backend(backend)
@@ -144,13 +144,13 @@ class CocoMetric:
                 f"{len(missing)} not predicted {missing[:3]}, {len(strange)} unknown {strange[:3]}"
             )
         entries = [entry for image_id in sorted(found) for entry in found[image_id] or ()]
-        judged = self._without({image_id for image_id, listed in found.items() if listed is None})
+        metric = self._without({image_id for image_id, listed in found.items() if listed is None})
         if save is not None:
             _write(save, entries)
         figures: dict[str, float] = {}
         for kind in self.kinds:
             figures |= {
-                f"{kind}/{name}": value for name, value in judged._figures(kind, entries, per_class=per_class).items()
+                f"{kind}/{name}": value for name, value in metric._figures(kind, entries, per_class=per_class).items()
             }
         return figures
 
@@ -166,22 +166,23 @@ class CocoMetric:
 
     def _figures(self, kind: Kind, entries: Sequence[Entry], *, per_class: bool) -> dict[str, float]:
         with contextlib.redirect_stdout(io.StringIO()):  # both libraries print their progress
-            judge = (_pycocotools if self.backend == "pycocotools" else _faster)(
+            evaluator = (_pycocotools if self.backend == "pycocotools" else _faster)(
                 self.truth, _results(self.truth, entries, kind), kind
             )
-            judge.params.maxDets = [1, 10, self.detections]
-            judge.evaluate()
-            judge.accumulate()
-        figures = _summary(np.asarray(judge.eval["precision"]), np.asarray(judge.eval["recall"]), self.detections)
+            evaluator.params.maxDets = [1, 10, self.detections]
+            evaluator.evaluate()
+            evaluator.accumulate()
+        precision, recall = (np.asarray(evaluator.eval[key]) for key in ("precision", "recall"))
+        figures = _summary(precision, recall, self.detections)
         if per_class:
             # IoU thresholds, recalls, classes; for all areas and the most detections
-            precision = np.asarray(judge.eval["precision"])[:, :, :, 0, -1]
+            precision = precision[:, :, :, 0, -1]
             names = [f"AP[{category['name']}]" for category in self.categories]
-            figures |= dict(zip(names, _defined(precision.mean(axis=(0, 1))), strict=True))
+            figures |= dict(zip(names, _minus_one_to_nan(precision.mean(axis=(0, 1))), strict=True))
         return figures
 
 
-def _defined(values: np.ndarray) -> list[float]:
+def _minus_one_to_nan(values: np.ndarray) -> list[float]:
     """Replace COCO's -1 for "no object of this kind" by NaN, which cannot be mistaken for a result."""
     return np.where(values < 0, np.nan, values).tolist()  # type: ignore[no-any-return]
 
@@ -214,7 +215,7 @@ def _summary(precision: np.ndarray, recall: np.ndarray, detections: int) -> dict
     }
 
 
-def _completed(truth: Mapping[str, Any], kinds: Sequence[Kind]) -> Entry:
+def _cocoeval_ground_truth(truth: Mapping[str, Any], kinds: Sequence[Kind]) -> Entry:
     """Return the ground truth in COCOeval's form. Ids start at 1, because COCOeval uses 0 for "no match"."""
     masks = "segm" in kinds
     found = examine(truth, masks=masks)

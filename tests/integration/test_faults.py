@@ -65,7 +65,7 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError,
         match=r"data of .*run have changed since.*\n"
-        r"  train: 16 files .* 23 of .*: 1 gone \(03\.png\); 8 new \(16\.png, ",
+        r"  train: 16 files .* 23 of .*: 1 removed \(03\.png\); 8 added \(16\.png, ",
     ):
         pretrain.run(cfg, tmp_path / "run", resume=True)
     assert (numbers(tmp_path / "run"), sha256(WorkDir(tmp_path / "run").backbone)) == before

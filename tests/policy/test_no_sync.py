@@ -15,7 +15,7 @@ CASTS = {"float", "int", "bool"}
 ALLOWED = {
     ("adapters/mmseg_transforms.py", "_factor"),  # of sizes
     ("adapters/mmseg_transforms.py", "_to_bgr"),  # of images, in the loader's workers
-    ("core/paste.py", "_drawn"),  # of boxes, in an evaluation
+    ("core/paste.py", "_draw_in_boxes"),  # of boxes, in an evaluation
     ("core/runs.py", "from_masks"),  # of generated masks, in the loader's workers
     ("core/runs.py", "taken"),  # the same
     ("core/runs.py", "to_counts"),  # of masks, in an evaluation
@@ -28,8 +28,8 @@ ALLOWED = {
     ("engine/interrupt.py", "poll"),  # of flags that live on the CPU: gloo agrees on them aside of the device
     ("engine/state.py", "resume"),  # of a checkpoint, before the first step
     ("engine/window.py", "_raise_if"),  # of a run that stops
-    ("metrics/coco.py", "_completed"),  # of annotations
-    ("metrics/coco.py", "_defined"),  # of figures, after an evaluation
+    ("metrics/coco.py", "_cocoeval_ground_truth"),  # of annotations
+    ("metrics/coco.py", "_minus_one_to_nan"),  # of figures, after an evaluation
     ("metrics/coco.py", "_entries"),  # of predictions
     ("metrics/coco.py", "_pixels"),  # of annotations
     ("metrics/coco.py", "_summary"),  # of figures, after an evaluation

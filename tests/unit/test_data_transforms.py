@@ -190,7 +190,7 @@ def test_a_thin_image_is_cropped_before_resizing(monkeypatch: pytest.MonkeyPatch
     bright = view.float().mean(dim=(0, 1)).argmax().item()
     assert abs(bright - 15.5) < 20  # one pixel of the source is as wide as the view: the bright one is in the middle
     ordinary = torch.randint(256, (3, 20, 600), dtype=torch.uint8)
-    assert torch.equal(transforms._middle(ordinary), ordinary)
+    assert torch.equal(transforms._limit_length(ordinary), ordinary)
 
 
 @pytest.mark.parametrize("stored", [(90, 70), (64, 300), (50, 50), (200, 131)])

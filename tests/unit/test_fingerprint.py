@@ -57,7 +57,7 @@ def test_changed_files_are_counted_and_named(tmp_path: Path) -> None:
     said = change(before.saved(), fingerprint(flat(tmp_path)))
     assert said is not None
     assert f"3 files of {before.bytes} bytes then, 7 of " in said
-    assert "1 gone (0.png); 5 new (3.png, 4.png, 5.png, ...); 1 changed (1.png)" in said
+    assert "1 removed (0.png); 5 added (3.png, 4.png, 5.png, ...); 1 changed (1.png)" in said
 
 
 def test_annotations_count_with_their_content(tmp_path: Path) -> None:
