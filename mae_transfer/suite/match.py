@@ -33,12 +33,12 @@ def nearest(numbers: Sequence[Published], record: Record) -> tuple[Published, st
 
     The nearest number starts from the same weights, if there is one, and has the fewest differences.
     """
-    if record.result.record is None:
+    if record.result.record is None or not numbers:
         return None
-    ranked = [(_rank(number, record), at, number) for at, number in enumerate(numbers)]
-    if not ranked:
-        return None
-    _, _, number = min(ranked, key=lambda one: one[:2])
+    for number in numbers:
+        if why_not(number, record) is None:
+            return number, None
+    number = min(numbers, key=lambda number: _rank(number, record))
     return number, why_not(number, record)
 
 
@@ -222,17 +222,23 @@ def _settings(made: Made, settings: Settings, before: str) -> Iterator[str]:
 
 def setting(recipe: Mapping[str, Any], key: str) -> Any:
     """Return the value of a dotted key of a recipe. An option of a mask or an augmentation that the recipe leaves out has its default."""
-    *folders, last = key.split(".")
+    folders, last = _path(key)
     at: Any = recipe
     for folder in folders:
-        at = at.get(folder) if isinstance(at, Mapping) else None
-    if not isinstance(at, Mapping):
+        at = at.get(folder) if isinstance(at, dict) else None
+    if not isinstance(at, dict):
         return None
     value = at[last] if last in at else _default(".".join(folders), str(at.get("name")), last)
     if isinstance(value, list | tuple):
         sides = tuple(value)
         return sides[0] if last == "size" and len(set(sides)) == 1 else sides
     return value
+
+
+@cache
+def _path(key: str) -> tuple[tuple[str, ...], str]:
+    *folders, last = key.split(".")
+    return tuple(folders), last
 
 
 @cache
