@@ -1,7 +1,8 @@
 """Which published number a result may stand beside, and why not.
 
-A published number says what it was measured with (published/measured.py). The record of a result is compared with it field by field: data, starting
-weights and their pretraining, backbone, length, batch, settings. Names of rows and of folders are never compared.
+A published number says what it was measured with (published/measured.py). The record of a result is compared with it
+field by field: data, starting weights and their pretraining, backbone, length, batch, settings. Names of rows and of
+folders are never compared.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ def why_not(number: Published, record: Record) -> str | None:
 
 
 def nearest(numbers: Sequence[Published], record: Record) -> tuple[Published, str | None] | None:
-    """Return the number that a result stands beside, or comes nearest to, with the reason. None: there are none, or it has no record.
+    """Return the number that a result stands beside, or comes nearest to, with the reason.
 
-    The nearest number starts from the same weights, if there is one, and has the fewest differences.
+    It is None if there are no numbers or the result has no record. The nearest number starts from the same weights, if
+    there is one, and has the fewest differences.
     """
     if record.result.record is None or not numbers:
         return None
@@ -69,7 +71,7 @@ def data_title(made: Made) -> str | None:
 
 
 def _rank(number: Published, record: Record) -> tuple[int, int]:
-    """Return how far a number is from what a result did: by the kind of starting weights, then by the number of differences."""
+    """Return how far a number is from what a result did: by starting weights, then by the number of differences."""
     measured, made = number.measured, record.result.record
     assert made is not None
     checkpoint = made.inputs.get("checkpoint")
@@ -92,7 +94,7 @@ def _another_kind(start: Start, weights: Weights | None) -> bool:
 
 
 def _training(made: Made) -> Made | None:
-    """Return the record of the training that a number is of: an evaluation names it as its checkpoint. None: it is unknown."""
+    """Return the record of the training that a number is of, None if it is unknown."""
     checkpoint = made.inputs.get("checkpoint")
     return made if checkpoint is None else checkpoint.record
 
@@ -221,7 +223,10 @@ def _settings(made: Made, settings: Settings, before: str) -> Iterator[str]:
 
 
 def setting(recipe: Mapping[str, Any], key: str) -> Any:
-    """Return the value of a dotted key of a recipe. An option of a mask or an augmentation that the recipe leaves out has its default."""
+    """Return the value of a dotted key of a recipe.
+
+    An option of a mask or an augmentation that the recipe leaves out has its default.
+    """
     folders, last = _path(key)
     at: Any = recipe
     for folder in folders:

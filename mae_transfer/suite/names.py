@@ -1,4 +1,4 @@
-"""How results are called in the paper's tables: backbones, data sets, targets, and what a record says of a pretraining."""
+"""How results are called in the paper's tables: backbones, data sets, targets, pretrainings."""
 
 from __future__ import annotations
 
@@ -19,11 +19,16 @@ BACKBONES = {
 }
 TOKENS_AT_448 = 32 * 32 + 1  # of a ViT-H/14 with its class token
 FINE_GRAINED = {
-    "inat2017": "iNat 2017", "inat2018": "iNat 2018", "inat2019": "iNat 2019", "places205": "Places205", "places365": "Places365",
-}  # fmt: skip
+    "inat2017": "iNat 2017",
+    "inat2018": "iNat 2018",
+    "inat2019": "iNat 2019",
+    "places205": "Places205",
+    "places365": "Places365",
+}
 FOLDERS = {
-    "imagenet": "ImageNet", "imagenet1k": "ImageNet", "ilsvrc": "ImageNet", "ilsvrc2012": "ImageNet", "coco": "COCO", "coco2017": "COCO",
-    "ade": "ADE20K", "ade20k": "ADE20K", "adechallengedata2016": "ADE20K", **FINE_GRAINED,
+    "imagenet": "ImageNet", "imagenet1k": "ImageNet", "ilsvrc": "ImageNet", "ilsvrc2012": "ImageNet",
+    "coco": "COCO", "coco2017": "COCO", "ade": "ADE20K", "ade20k": "ADE20K", "adechallengedata2016": "ADE20K",
+    **FINE_GRAINED,
 }  # fmt: skip
 """Usual folder names, for the titles of results that have no record. Nothing is compared by them."""
 SCRATCH = "none (scratch)"
@@ -40,7 +45,10 @@ class Pretraining(NamedTuple):
 
 
 def pretraining(result: Result) -> Pretraining | None:
-    """Return what a pretraining of this suite did, of its result or of a transfer's; None for other weights and in results without a record."""
+    """Return what a pretraining of this suite did, from its own result or a transfer's.
+
+    It is None for other weights and for results without a record.
+    """
     made = result.record
     if made is not None and result.task != "pretrain":
         made = made.pretraining()
@@ -63,7 +71,10 @@ def dataset(name: str) -> str:
 
 
 def data_of(result: Result) -> str:
-    """Return the paper's name of the data set that a result was evaluated on, by its counts; else its own. Without a record its folder's name counts."""
+    """Return the paper's name of the data set that a result was evaluated on, by its counts; else its own.
+
+    Without a record the name of the folder counts.
+    """
     if result.record is None:
         return dataset(result.dataset)
     return data_title(result.record) or result.dataset

@@ -1,7 +1,7 @@
 """Where a result stands: each table's layout, declared once, as a function from records to places (row, column).
 
-`Layout.places` adds the published number that each place is compared with (match.py). `why_not` is None only where the run did what that number was
-measured with: then the two stand in one line. A row has the user's own name.
+`Layout.places` adds the published number that each place is compared with (match.py). `why_not` is None only if the run
+did what that number was measured with: then the two stand side by side. A row has the user's own name.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def dense(records: Sequence[Record], task: str, metrics: dict[str, str]) -> Iter
 
 
 def labelled(table: str) -> Callable[[Sequence[Record]], Iterator[Place]]:
-    """Return the places of an ablation: the runs that a suite calls as the table does, and those that did what one of its rows did."""
+    """Return the places of an ablation: runs that a suite calls as the table does, and runs that did what a row did."""
 
     def places(records: Sequence[Record]) -> Iterator[Place]:
         found = [(record, PROTOCOLS[protocol]) for record, protocol, _ in classified(records, *PROTOCOLS)]
@@ -132,7 +132,7 @@ def targets(records: Sequence[Record]) -> Iterator[Place]:
 
 
 def target_row(record: Record, table: str) -> str | None:
-    """Return the row of a table of targets; None for pretrainings that have none. Without a record the suite's name counts."""
+    """Return the row of a table of targets; None for other weights. Without a record the suite's name counts."""
     found = pretraining(record.result)
     if record.result.record is None:
         return record.label if record.label in ROWS[table] else None
@@ -159,7 +159,7 @@ def fine_grained(records: Sequence[Record]) -> Iterator[Place]:
 
 
 def by_suffix(protocol: str) -> Callable[[Sequence[Record]], Iterator[Place]]:
-    """Return the places of a table by what follows the protocol's name: the tuned blocks of "partial-4", the neighbours of "knn-20"."""
+    """Return the places of a table by what follows the protocol's name: blocks of "partial-4", k of "knn-20"."""
 
     def places(records: Sequence[Record]) -> Iterator[Place]:
         for record, _, suffix in classified(records, protocol):
@@ -229,7 +229,7 @@ def pixels_and_tokens(records: Sequence[Record]) -> Iterator[Place]:
 
 
 def of_targets(records: Sequence[Record]) -> list[tuple[Record, str, Pretraining]]:
-    """Return the fine-tuned and probed pretrainings of this suite, each with its protocol and with what its record says."""
+    """Return the fine-tuned and probed pretrainings of this suite, each with its protocol and what its record says."""
     found = ((record, PROTOCOLS[p], pretraining(record.result)) for record, p, _ in classified(records, *PROTOCOLS))
     return [(record, protocol, about) for record, protocol, about in found if about]
 
@@ -266,7 +266,10 @@ def pretrainings(records: Sequence[Record]) -> list[Record]:
 
 
 def overview(records: Sequence[Record]) -> Iterator[Place]:
-    """Pretrainings by tasks: the main number of each transfer. A column's title also says what differs within the suite: protocol, backbone, data."""
+    """Pretrainings by tasks: the main number of each transfer.
+
+    A column's title also says what differs within the suite: protocol, backbone, data.
+    """
     found: list[tuple[Record, str, tuple[str, ...]]] = []
     titles = {"finetune": "fine-tune", "partial": "partial", "linear": "linear", "knn": "k-NN"}
     for record, protocol, rest in classified(records, *titles):

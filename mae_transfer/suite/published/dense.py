@@ -1,4 +1,4 @@
-"""Published numbers of dense transfer and of other data sets: tables 4, 5, 6 and 7 of the MAE paper, ViTDet, ADE20K by others."""
+"""Published numbers of dense transfer and of other data sets: MAE's tables 4 to 7, ViTDet, ADE20K by others."""
 
 from __future__ import annotations
 
@@ -50,7 +50,10 @@ def started(row: str, size: str) -> Start | None:
 
 
 def table_4(row: str, column: str) -> Measured | Elsewhere:
-    """Return what table 4 was measured with. Its supervised rows are DeiT's ViT-B and MAE's own ViT-L (Li et al., section 3)."""
+    """Return what table 4 was measured with.
+
+    Its supervised rows are DeiT's ViT-B and MAE's own ViT-L (Li et al., section 3).
+    """
     size = size_of(column)
     if row == "none (scratch)":
         length = "a length from random weights that the text does not state"
@@ -107,7 +110,10 @@ def table_7(row: str, column: str) -> Measured | Elsewhere:
 
 
 def table_6(row: str, column: str) -> Measured:
-    """Return what table 6 was measured with. The paper adjusts the epochs to each data set and does not state them; table 9's count."""
+    """Return what table 6 was measured with.
+
+    The paper adjusts the epochs to each data set and does not state them. Those of table 9 count.
+    """
     data, size = column.split(", ")
     name, _, pixels = size.partition(" at ")
     return finetuned(BACKBONES[name], mae(BACKBONES[name]), data=DATA[data], size=int(pixels or 224))
@@ -125,18 +131,23 @@ COCO: tuple[Published, ...] = (
     }, table_4),
     *block("4", f"{LI}, section 4.2 (200 epochs)", ("box AP, ViT-B/16",), {"none (scratch)": (48.9,)}, table_4),
     *block("4", f"{LI}, text", ("box AP, ViT-L/16",), {"none (scratch)": (50.7,)}, table_4),
-    *block(*each("4", "quoted without a document", AP[1:], BASE_LARGE), {"none (scratch)": (43.6, 44.9)}, table_4, confirmed=False),
+    *block(*each("4", "quoted without a document", AP[1:], BASE_LARGE), {
+        "none (scratch)": (43.6, 44.9),
+    }, table_4, confirmed=False),
     *block(*each("coco", SCHEDULES, AP, SIZES[:1]), {
         "MAE, 25 epochs": (48.1, 43.2), "MAE, 50 epochs": (50.1, 44.6), "MAE, 100 epochs": (50.3, 44.9),
     }, schedule),
     *block(*each("coco", MIMDET, AP, SIZES[:1]), {
-        "MAE, 25 epochs, MIMDet": (48.0, 43.0), "MAE, 50 epochs, MIMDet": (50.2, 44.9), "MAE, 100 epochs, MIMDet": (50.4, 44.9),
+        "MAE, 25 epochs, MIMDet": (48.0, 43.0), "MAE, 50 epochs, MIMDet": (50.2, 44.9),
+        "MAE, 100 epochs, MIMDet": (50.4, 44.9),
     }, Elsewhere("MIMDet's code, windows of 16")),
     *block("coco", LI, ("box AP, ViT-L/16",), {
         "MAE, windows only": (50.7,), "MAE, windows and global blocks": (53.3,),
         "MAE, pretrained for 800 epochs": (53.1,), "MAE, pretrained for 1600 epochs": (53.3,),
     }, lengths),
-    *block("coco", f"{LI} (50 epochs)", ("box AP, ViT-B/16",), {"MAE, single scale": (48.4,), "MAE, FPN": (50.1,)}, Elsewhere(VARIANT)),
+    *block("coco", f"{LI} (50 epochs)", ("box AP, ViT-B/16",), {
+        "MAE, single scale": (48.4,), "MAE, FPN": (50.1,),
+    }, Elsewhere(VARIANT)),
 )  # fmt: skip
 
 FINAL: tuple[Published, ...] = (
@@ -205,7 +216,8 @@ ADE: tuple[Published, ...] = (
 
 TABLE_6: tuple[Published, ...] = (
     *block(*each("6", f"{MAE}, table 6", tuple(DATA), SIZES), {"MAE": (
-        70.5, 75.7, 79.3, 83.4, 75.4, 80.1, 83.0, 86.8, 80.5, 83.4, 85.7, 88.3, 63.9, 65.8, 65.9, 66.8, 57.9, 59.4, 59.8, 60.3,
+        70.5, 75.7, 79.3, 83.4, 75.4, 80.1, 83.0, 86.8, 80.5, 83.4, 85.7, 88.3, 63.9, 65.8, 65.9, 66.8, 57.9,
+        59.4, 59.8, 60.3,
     )}, table_6),
     *block("6", f"{MAE}, table 6 (the best before it, any architecture)", tuple(DATA), {
         "previous best": (75.4, 81.2, 84.1, 66.0, 58.0),
@@ -218,10 +230,12 @@ TABLE_7: tuple[Published, ...] = (
         "token - pixel (w/ norm)": (0.0, -0.2, 0.0),
     }, table_7),
     *block(*each("7", f"{MAE}, table 7", ("COCO box AP",), BASE_LARGE), {
-        "pixel (w/o norm)": (49.5, 52.8), "pixel (w/ norm)": (50.3, 53.3), "dVAE token": (50.3, 53.2), "token - pixel (w/ norm)": (0.0, -0.1),
+        "pixel (w/o norm)": (49.5, 52.8), "pixel (w/ norm)": (50.3, 53.3), "dVAE token": (50.3, 53.2),
+        "token - pixel (w/ norm)": (0.0, -0.1),
     }, table_7),
     *block(*each("7", f"{MAE}, table 7", ("ADE20K mIoU",), BASE_LARGE), {
-        "pixel (w/o norm)": (48.0, 51.8), "pixel (w/ norm)": (48.1, 53.6), "dVAE token": (48.1, 53.4), "token - pixel (w/ norm)": (0.0, -0.2),
+        "pixel (w/o norm)": (48.0, 51.8), "pixel (w/ norm)": (48.1, 53.6), "dVAE token": (48.1, 53.4),
+        "token - pixel (w/ norm)": (0.0, -0.2),
     }, table_7),
 )  # fmt: skip
 

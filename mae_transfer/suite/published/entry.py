@@ -72,7 +72,7 @@ def block(
 
 
 def each(table: str, source: str, columns: tuple[str, ...], sizes: tuple[str, ...]) -> tuple[str, str, tuple[str, ...]]:
-    """Return the first arguments of `block` for every column at every size: "box AP, ViT-B/16", "box AP, ViT-L/16" ..."""
+    """Return the first arguments of `block` for every column at every size: "box AP, ViT-B/16", ..."""
     return table, source, tuple(f"{column}, {size}" for column in columns for size in sizes)
 
 

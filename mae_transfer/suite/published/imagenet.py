@@ -1,4 +1,7 @@
-"""The MAE paper's numbers on ImageNet-1K and its variants: tables 1, 2, 3, 12 and 13, figures 5, 7 and 9. Top-1 % where nothing else is said."""
+"""The MAE paper's numbers on ImageNet-1K and its variants: tables 1, 2, 3, 12 and 13, figures 5, 7 and 9.
+
+They are top-1 % if nothing else is said.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,8 @@ MASKS = {
 BY_RATIO = {f"{ratio}%": MAE_800.but({"mask.ratio": ratio / 100}) for ratio in RATIOS}
 BY_LENGTH = {f"{epochs} epochs": MAE_800.but(epochs=epochs) for epochs in LENGTHS}
 COSTLY = {
-    "ViT-L/16, w/ [M], 8 blocks": TOKENS["encoder w/ [M]"], "ViT-L/16, 8 blocks": MAE_800, "ViT-L/16, 1 block": DEPTHS["1 block"],
+    "ViT-L/16, w/ [M], 8 blocks": TOKENS["encoder w/ [M]"],
+    "ViT-L/16, 8 blocks": MAE_800, "ViT-L/16, 1 block": DEPTHS["1 block"],
     "ViT-H/14, 8 blocks": MAE_800, "ViT-H/14, 1 block": DEPTHS["1 block"],
 }  # fmt: skip
 
@@ -157,18 +161,26 @@ def table_13(row: str, column: str) -> Measured | Elsewhere:
 
 ABLATIONS: tuple[Published, ...] = (
     *block("1a", f"{MAE}, table 1a ({ABLATED})", BOTH, {
-        "1 block": (84.8, 65.5), "2 blocks": (84.9, 70.0), "4 blocks": (84.9, 71.9), "8 blocks": (84.9, 73.5), "12 blocks": (84.4, 73.3),
+        "1 block": (84.8, 65.5), "2 blocks": (84.9, 70.0), "4 blocks": (84.9, 71.9), "8 blocks": (84.9, 73.5),
+        "12 blocks": (84.4, 73.3),
     }, by_row(DEPTHS)),
     *block("1b", f"{MAE}, table 1b ({ABLATED})", BOTH, {
-        "128-d": (84.9, 69.1), "256-d": (84.8, 71.3), "512-d": (84.9, 73.5), "768-d": (84.4, 73.1), "1024-d": (84.3, 73.1),
+        "128-d": (84.9, 69.1), "256-d": (84.8, 71.3), "512-d": (84.9, 73.5), "768-d": (84.4, 73.1),
+        "1024-d": (84.3, 73.1),
     }, by_row(WIDTHS)),
-    *block("1c", f"{MAE}, table 1c ({ABLATED})", BOTH, {"encoder w/ [M]": (84.2, 59.6), "encoder w/o [M]": (84.9, 73.5)}, by_row(TOKENS)),
-    *block("1c", f"{MAE}, table 1c ({ABLATED})", ("relative FLOPs",), {"encoder w/ [M]": (3.3,), "encoder w/o [M]": (1.0,)}, of_pretraining, unit="x"),
+    *block("1c", f"{MAE}, table 1c ({ABLATED})", BOTH, {
+        "encoder w/ [M]": (84.2, 59.6), "encoder w/o [M]": (84.9, 73.5),
+    }, by_row(TOKENS)),
+    *block("1c", f"{MAE}, table 1c ({ABLATED})", ("relative FLOPs",), {
+        "encoder w/ [M]": (3.3,), "encoder w/o [M]": (1.0,),
+    }, of_pretraining, unit="x"),
     *block("1d", f"{MAE}, table 1d ({ABLATED})", BOTH, {
-        "pixel (w/o norm)": (84.9, 73.5), "pixel (w/ norm)": (85.4, 73.9), "PCA": (84.6, 72.3), "dVAE token": (85.3, 71.6),
+        "pixel (w/o norm)": (84.9, 73.5), "pixel (w/ norm)": (85.4, 73.9), "PCA": (84.6, 72.3),
+        "dVAE token": (85.3, 71.6),
     }, by_row(TARGETS_800)),
     *block("1e", f"{MAE}, table 1e ({ABLATED})", BOTH, {
-        "none": (84.0, 65.7), "crop, fixed size": (84.7, 73.1), "crop, rand size": (84.9, 73.5), "crop + color jit": (84.3, 71.9),
+        "none": (84.0, 65.7), "crop, fixed size": (84.7, 73.1), "crop, rand size": (84.9, 73.5),
+        "crop + color jit": (84.3, 71.9),
     }, by_row(CROPS)),
     *block("1f", f"{MAE}, table 1f ({ABLATED})", BOTH, {
         "random 75%": (84.9, 73.5), "block 50%": (83.9, 72.3), "block 75%": (82.8, 63.9), "grid 75%": (84.0, 66.0),
@@ -198,9 +210,12 @@ TABLE_2: tuple[Published, ...] = (
         "ViT-L/16, w/ [M], 8 blocks": (42.4,), "ViT-L/16, 8 blocks": (15.4,), "ViT-L/16, 1 block": (11.6,),
         "ViT-H/14, 8 blocks": (34.5,), "ViT-H/14, 1 block": (29.3,),
     }, TPUS, unit="h"),
-    *block("2", f"{MAE}, table 2 (the paper's own estimate)", COST[1:2], {"ViT-H/14, w/ [M], 8 blocks": (119.6,)}, TPUS, unit="h"),
+    *block("2", f"{MAE}, table 2 (the paper's own estimate)", COST[1:2], {
+        "ViT-H/14, w/ [M], 8 blocks": (119.6,),
+    }, TPUS, unit="h"),
     *block("2", f"{MAE}, table 2", COST[2:], {
-        "ViT-L/16, 8 blocks": (2.8,), "ViT-L/16, 1 block": (3.7,), "ViT-H/14, 8 blocks": (3.5,), "ViT-H/14, 1 block": (4.1,),
+        "ViT-L/16, 8 blocks": (2.8,), "ViT-L/16, 1 block": (3.7,), "ViT-H/14, 8 blocks": (3.5,),
+        "ViT-H/14, 1 block": (4.1,),
     }, TPUS, unit="x"),
 )  # fmt: skip
 
@@ -211,7 +226,7 @@ TRANSFER: tuple[Published, ...] = (
     *block("3", f"{MAE}, appendix A.2 (without moving averages of the weights)", SIZES[:3], {
         "none (scratch), without EMA": (82.1, 81.5, 80.9),
     }, lambda row, column: scratch(BACKBONES[column], ema=None)),
-    *block("3", f"{MAE}, table 3 (the rivals with their own recipes of fine-tuning; MoCo v3: DeiT's, 150 epochs)", SIZES, {
+    *block("3", f"{MAE}, table 3 (the rivals' own recipes; MoCo v3: DeiT's, 150 epochs)", SIZES, {
         "DINO": (82.8, None, None, None),
         "MoCo v3": (83.2, 84.1, None, None),
         "BEiT": (83.2, 85.2, None, None),
@@ -221,7 +236,9 @@ TRANSFER: tuple[Published, ...] = (
         "MAE, released weights": (83.664, 85.952, 86.928),
     }, classifier),
     *block("12", f"{MAE}, table 12", SIZES[:3], {"MAE": (68.0, 75.8, 76.6), "BEiT": (None, 52.1, None)}, table_12),
-    *block("12", f"{MAE}, table 12 (iGPT-L: its VQ-VAE variant; iGPT-XL: five layers)", ("iGPT-L", "iGPT-XL"), {"iGPT": (69.0, 72.0)}, table_12),
+    *block("12", f"{MAE}, table 12 (iGPT-L: its VQ-VAE variant; iGPT-XL: five layers)", ("iGPT-L", "iGPT-XL"), {
+        "iGPT": (69.0, 72.0),
+    }, table_12),
     *block("12", BEIT_TABLE_9, SIZES[:2], {"BEiT, as BEiT states it": (56.7, 73.5)}, table_12),
     *block("12", BEIT_TABLE_9, ("iGPT-L", "iGPT-XL"), {
         "iGPT, 48 px": (65.2, None), "iGPT, one layer": (None, 68.7), "iGPT, five layers": (None, 72.0),
@@ -235,7 +252,9 @@ TRANSFER: tuple[Published, ...] = (
         "MAE": (35.9, 57.1, 68.2, 76.7, 48.3, 59.9, 64.4, 66.5, 34.5, 45.3, 49.6, 50.9),
         "supervised": (27.2, 29.6, 33.1, None, 49.4, 50.9, 50.3, None, 35.6, 37.5, 38.0, None),
     }, table_13),
-    *block("13", f"{MAE}, table 13 (the best before it, any architecture)", VARIANTS, {"previous best": (42.5, 35.8, 48.7, 36.0)}, Elsewhere(OTHER)),
+    *block("13", f"{MAE}, table 13 (the best before it, any architecture)", VARIANTS, {
+        "previous best": (42.5, 35.8, 48.7, 36.0),
+    }, Elsewhere(OTHER)),
 )  # fmt: skip
 
 IMAGENET = ABLATIONS + TABLE_2 + TRANSFER

@@ -1,4 +1,4 @@
-"""What a published number was measured with, as data: images by their counts, the weights that it started from, the recipe.
+"""What a published number was measured with, as data: images by their counts, starting weights, recipe.
 
 A data set is known by its counts of images and classes, never by the name of its folder.
 """
