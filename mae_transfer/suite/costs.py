@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from statistics import fmean
 
 from mae_transfer.suite.names import backbone
 from mae_transfer.suite.places import ALONE, ROWS, Place, at, classified, pretrainings
@@ -19,22 +20,34 @@ def costs(records: Sequence[Record]) -> Iterator[Place]:
         if record.label in ROWS["2"]:
             yield at(record, str(record.label), "fine-tuning")
     runs = pretrainings(records)
-    several = len({record.result.backbone for record in runs}) > 1
-    slowest: dict[tuple[object, ...], float] = defaultdict(float)
+    slowest = _slowest(runs)
     for record in runs:
-        slowest[_work(record)] = max([slowest[_work(record)], *hours(record).values()])
-    for record in runs:
-        result, name = record.result, record.label or record.result.pretrain
-        row = f"{name}, {backbone(result)}" if several and name not in ROWS["2"] else name
-        flops = result.flops_per_image / 1e9 if result.flops_per_image else None
-        for device, spent in hours(record).items():
-            yield Place(record, row, f"hours on {device}", ALONE, spent, "h")
+        result, row, spent = record.result, _row(record, runs), hours(record)
+        for device, some in spent.items():
+            yield Place(record, row, f"hours on {device}", ALONE, some, "h")
         if speed := images_per_second(record):
             yield Place(record, row, f"images/s on {_devices(record)}", ALONE, speed, "images/s")
-        if len(hours(record)) == 1 and slowest[_work(record)] > (own := next(iter(hours(record).values()))):
-            yield Place(record, row, "speed-up over the slowest", ALONE, slowest[_work(record)] / own, "x")
+        most, name = slowest.get(_work(record), (0.0, row))
+        if name != row and len(spent) == 1 and (own := next(iter(spent.values()))):
+            yield Place(record, row, "speed-up over the slowest", ALONE, most / own, "x")
+        flops = result.flops_per_image / 1e9 if result.flops_per_image else None
         yield Place(record, row, "tokens per image", ALONE, result.tokens_per_image, "tokens")
         yield Place(record, row, "GFLOPs per image", ALONE, flops, "GFLOPs")
+
+
+def _row(record: Record, runs: Sequence[Record]) -> str:
+    """Return the name of a pretraining, with its backbone if they differ."""
+    name = record.label or record.result.pretrain
+    several = len({one.result.backbone for one in runs}) > 1
+    return f"{name}, {backbone(record.result)}" if several and name not in ROWS["2"] else name
+
+
+def _slowest(runs: Sequence[Record]) -> dict[tuple[object, ...], tuple[float, str]]:
+    """Return the mean hours and the row of the slowest pretraining, by what hours depend on besides the method."""
+    spent: dict[tuple[object, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for record in runs:
+        spent[_work(record)][_row(record, runs)].append(sum(hours(record).values()))
+    return {work: max((fmean(some), row) for row, some in rows.items()) for work, rows in spent.items()}
 
 
 def hours(record: Record) -> dict[str, float]:
