@@ -20,6 +20,8 @@ from mae_transfer.suite.places import Place
 from mae_transfer.suite.published import PUBLISHED, Published
 from mae_transfer.suite.records import Record
 
+GENERAL = ("row", "pretraining", "backbone", "protocol", "length")  # what a note names before config keys
+DIGEST = "config"
 NAMED_KEYS = 3  # config keys that a note names
 OF_A_RUN = ("seed", "reference")  # config keys in which seeds of one number differ
 
@@ -263,11 +265,8 @@ def _aspects(place: Place) -> dict[str, str]:
         "backbone": result.backbone,
         "protocol": result.protocol,
         "length": f"{result.epochs:g} epochs x {result.global_batch}",
-        "unit": place.unit,
     }
-    if result.record is None:
-        return about | {"config": f"config {result.recipe_digest}" if result.recipe_digest else "config not recorded"}
-    for number, one in enumerate(result.record.lineage()):
+    for number, one in enumerate(result.record.lineage() if result.record else ()):
         stage = "" if number == 0 else f"{one.task}: "
         values = {key: value for key, value in flatten(one.recipe).items() if key.rpartition(".")[2] not in OF_A_RUN}
         about |= {f"{stage}{key}": f"{stage}{key} = {value}" for key, value in values.items()}
@@ -275,20 +274,32 @@ def _aspects(place: Place) -> dict[str, str]:
         if sizes:
             why = " and ".join(one.depends_on_device_batch)
             about[f"{stage}images per device"] = f"{stage}images per device: {sizes} (the numbers depend on it: {why})"
-    return about
+    digest = f"config {result.recipe_digest}" if result.recipe_digest else "config not recorded"
+    return about | {DIGEST: f"{digest}, earlier version" if result.record is None else digest}
 
 
 def told_apart(alike: Sequence[Cell]) -> list[str]:
-    """Return for each of some cells of one row and column what tells it from the others."""
-    keys = dict.fromkeys(key for cell in alike for key in cell.aspects)
-    differing = [key for key in keys if len({cell.aspects.get(key) for cell in alike}) > 1]
-    return [_about(cell, differing) for cell in alike]
+    """Return for each of some cells of one row and column what tells it from the others.
+
+    Config keys are named if pretraining, backbone, protocol and length do not tell all of them apart, the digest of the
+    config if no key does.
+    """
+    keys = [key for key in alike[0].aspects if all(key in cell.aspects for cell in alike)]
+    differing = [key for key in keys if len({cell.aspects[key] for cell in alike}) > 1]
+    details = [""] * len(alike)
+    for some in (GENERAL, [key for key in differing if key not in (*GENERAL, DIGEST)], (DIGEST,)):
+        if len(set(details)) < len(alike):
+            shown = [key for key in some if key in differing]
+            details = [
+                "; ".join(filter(None, (old, _about(cell, shown)))) for old, cell in zip(details, alike, strict=True)
+            ]
+    return details
 
 
 def _about(cell: Cell, keys: Sequence[str]) -> str:
-    known = [cell.aspects[key] for key in keys if cell.aspects.get(key)]
+    known = [cell.aspects[key] for key in keys]
     more = f", {len(known) - NAMED_KEYS} more" if len(known) > NAMED_KEYS else ""
-    return "; ".join(known[:NAMED_KEYS]) + more
+    return "; ".join(filter(None, known[:NAMED_KEYS])) + more
 
 
 def _plural(n: int, what: str) -> str:

@@ -115,9 +115,10 @@ def worth_printing(
             compared = any(cell.published for row in table.rows for cell in row.cells.values())
             if compared or {(id(run.record), run.value) for run in _runs(table)} - known:
                 tables.append(table)
-            elif name not in same:
+            else:
                 same.append(name)
-    return summary + tables, same
+    shown = {table.name for table in tables}
+    return summary + tables, [name for name in dict.fromkeys(same) if name not in shown]
 
 
 def _runs(table: Table) -> list[Run]:
@@ -286,8 +287,15 @@ def paired(one: Sequence[Run], other: Sequence[Run]) -> dict[tuple[int | None, i
 
 def mean_text(value: float, unit: str, sign: str = "") -> str:
     """Return a number as a cell prints it: percentages with one decimal, others with three digits or whole."""
-    text = f"{value:{sign}.1f}" if unit == "%" else f"{value:{sign}.0f}" if value >= 100 else f"{value:{sign}.3g}"
+    if unit == "%":
+        return _signed(value, 1) if sign else f"{value:.1f}"
+    text = f"{value:{sign}.0f}" if abs(value) >= 100 else f"{value:{sign}.3g}"
     return f"{text}x" if unit == "x" else text
+
+
+def _signed(value: float, decimals: int) -> str:
+    """Return a difference with its sign; what rounds to zero has none."""
+    return f"{value:+.{decimals}f}" if round(value, decimals) else f"{0:.{decimals}f}"
 
 
 def cell_text(cell: Cell) -> str:
@@ -297,7 +305,7 @@ def cell_text(cell: Cell) -> str:
         return known.text if known and cell.result is None else "-"
     text = mean_text(ours.mean, cell.unit)
     if ours.sd is not None and (cell.unit == "%" or ours.sd):
-        text += f"±{ours.sd:.1f}" if cell.unit == "%" and ours.sd >= 0.05 else f"±{ours.sd:.2g}"
+        text += f"±{ours.sd:.2g}" if cell.unit != "%" else f"±{ours.sd:.1f}" if ours.sd >= 0.05 else f"±{ours.sd:.1g}"
     if known is None or cell.difference is None:
         return text
     return f"{text} ({known.text}, {mean_text(cell.difference, cell.unit, sign='+')})"
@@ -305,7 +313,7 @@ def cell_text(cell: Cell) -> str:
 
 def difference_text(difference: Difference) -> str:
     """Return "+0.25 [-0.40..+0.50]": mean and range of a paired difference."""
-    mean, low, high = (f"{value:+.2f}" for value in (difference.spread.mean, *difference.spread[2:4]))
+    mean, low, high = (_signed(value, 2) for value in (difference.spread.mean, *difference.spread[2:4]))
     return f"{mean} [{low}..{high}]"
 
 

@@ -22,7 +22,7 @@ PAGE = 76  # characters of \small text that a LaTeX article has in a line
 HEAD = 14  # characters after which a column's title goes on in the next line, if its numbers are no wider
 NAME = 30  # characters after which the name of a row goes on in the next line
 FOLDED = r"p{0.3\linewidth}"  # such a column in LaTeX
-GAP = 2  # spaces between columns
+GAP = 3  # spaces between columns
 STYLES = {"": "", "best": "bold", "grey": "dim"}
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -69,9 +69,9 @@ def draw(sheet: Sheet, console: Console) -> None:
     """Print a table on a console. If it is wider, its columns are split over several tables with the same rows."""
     console.print(Styled(sheet.title, style="italic"))
     for panel in panels(sheet, console.width):
-        grid = Table(header_style="", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP, 0, 0))
-        for title in _headings(panel):
-            grid.add_column(Styled(title), overflow="fold")
+        grid = Table(header_style="", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0))
+        for number, title in enumerate(_headings(panel)):
+            grid.add_column(Styled(title), overflow="fold", max_width=None if number else NAME)
         for row in panel.rows:
             grid.add_row(*(Styled(cell.text, style=STYLES[cell.style]) for cell in row))
         console.print(grid)

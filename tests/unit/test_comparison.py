@@ -189,8 +189,9 @@ def test_results_of_earlier_versions_are_counted_by_checkpoint_and_not_pooled_wi
     ((83.5, 83.9), None, "83.7±0.3"),
     ((83.5, 83.9), 83.6, "83.7±0.3 (83.6, +0.1)"),
     ((83.0,), 83.664, "83.0 (83.664, -0.7)"),
-    ((50.0, 50.02), None, "50.0±0.014"),
+    ((50.0, 50.02), None, "50.0±0.01"),
     ((50.0, 50.0), None, "50.0±0"),
+    ((50.3,), 50.32, "50.3 (50.32, 0.0)"),
 ])  # fmt: skip
 def test_a_cell_says_mean_deviation_published_number_and_difference(
     values: tuple[float, ...], published: float | None, text: str
