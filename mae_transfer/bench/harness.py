@@ -92,7 +92,7 @@ def compared(row: Row, rows: Sequence[Row], work: Work, *, to: str, called: str)
     if row.measures is None:
         return {"name": row.name, "mode": row.mode, "failure": row.failure}
     peer = next((other for other in rows if (other.name, other.mode) == (to, row.mode) and other.measures), None)
-    ratios = [mine / theirs for mine, theirs in zip(row.images_per_s, peer.images_per_s, strict=True)] if peer else []
+    ratios = [own / other for own, other in zip(row.images_per_s, peer.images_per_s, strict=True)] if peer else []
     return {
         "name": row.name,
         "mode": row.mode,

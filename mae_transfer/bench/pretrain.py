@@ -103,4 +103,4 @@ def faster_peer(rows: Sequence[Row], mode: str) -> Row | None:
 
 def ratio(row: Row, peer: Row) -> float:
     """Return the median over rounds of the ratio of images/s."""
-    return statistics.median(mine / theirs for mine, theirs in zip(row.images_per_s, peer.images_per_s, strict=True))
+    return statistics.median(own / other for own, other in zip(row.images_per_s, peer.images_per_s, strict=True))

@@ -182,7 +182,7 @@ def _timed(
             "seconds": statistics.median(taken),
             "seconds_rounds": taken,
             "ratio_to_mmseg": statistics.median(
-                theirs / mine for theirs, mine in zip(seconds[first], taken, strict=True)
+                reference / own for reference, own in zip(seconds[first], taken, strict=True)
             ),
             "largest_difference": float((found[name, batch] - found[first]).abs().max()),
         }

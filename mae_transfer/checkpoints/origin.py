@@ -1,4 +1,4 @@
-"""Where weights come from: a run of this suite with its record, a release that is verified, or a file of unknown origin."""
+"""The origin of weights: a run of this suite with its record, a verified release, or a file of unknown origin."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ RANDOM = Weights(kind="random", name="none")
 
 
 def origin(reference: str, layouts: Any, *, sha256: str | None) -> Weights:
-    """Return where the weights that a reference names come from.
+    """Return the origin of the weights of a reference.
 
-    A file in the layout of a release is "released" only if its checksum is the published one: its name proves nothing.
+    A file in the layout of a release is "released" only if its checksum is the published one; its name is no proof.
 
     Args:
+        reference: as in `checkpoints.load`.
         layouts: the known prefixes.
         sha256: digest of the file; None if there is none.
     """
@@ -45,7 +46,7 @@ def made_here(path: Path, *, sha256: str | None) -> Weights:
     about = metadata(path)
     try:
         record = Record.model_validate(about[RECORD]) if about.get(RECORD) else None
-    except ValidationError:  # of a later version
+    except ValidationError:  # a later version wrote the record
         record = None
     name = record.method if record else str(about.get("pretrain", path.name))
     return Weights(kind="run", name=name, sha256=sha256, record=record)

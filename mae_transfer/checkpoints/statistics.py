@@ -22,9 +22,9 @@ class Said(NamedTuple):
     recorded: bool
 
 
-def entry(said: Said) -> dict[str, Any]:
+def entry(known: Said) -> dict[str, Any]:
     """Return the metadata entry of an export."""
-    return {KEY: {"mean": list(said.statistics.mean), "std": list(said.statistics.std), "recorded": said.recorded}}
+    return {KEY: {"mean": list(known.statistics.mean), "std": list(known.statistics.std), "recorded": known.recorded}}
 
 
 def stored(path: Path) -> Said | None:

@@ -223,12 +223,12 @@ class _Run:
         if self.state.scaler.is_enabled():
             read["loss_scale"] = self.window.check_scale(self.state.scaler.get_scale(), number)
         self._lap("train")
-        place = {
+        position = {
             "epoch": self.state.step / self.cfg.steps_per_epoch,
             "lr": self.lr_at(number),
             "peak_mem_gib": peak_memory_gib(self.state.dist.device),
         }
-        self.log.write("train", self.state.step, place | read)
+        self.log.write("train", self.state.step, position | read)
 
     def _lap(self, kind: Literal["train", "evaluate", "save"]) -> None:
         """Count the time since the last call as that of one kind of work."""
