@@ -208,24 +208,23 @@ def about(
     cfg: SuiteConfig, found: Sequence[Record], runs: Mapping[Path, Note], left: int
 ) -> Iterator[tuple[str, Sequence[str]]]:
     """Yield what was run: title and lines."""
-    rows = list(dict.fromkeys(source.row or name for name, source in cfg.rows.items()))
-    rows = rows or list(dict.fromkeys(note.row for note in runs.values()))
-    yield "compared", [", ".join(rows)]
+    started = [note.row for note in runs.values() if note.role in ("pretrain", "transfer")]
+    yield "compared", [", ".join(dict.fromkeys([*cfg.about().rows, *started]))]
     yield "transfers", [", ".join(cfg.transfer)]
     seeds = ", ".join(map(str, cfg.seeds))
     each = "each with its own pretrainings" if cfg.pretrain_seeds == "each" else "one pretraining serves all"
     yield "seeds", [f"{seeds} ({each})" if len(cfg.seeds) > 1 else seeds]
     if lines := data_lines(found):
         yield "data", lines
-    ended = f"{sum(note.state == 'done' for note in runs.values())} done"
-    failed = sum(note.state == "failed" for note in runs.values())
-    yield (
-        "runs",
-        [", ".join([ended, *([f"{failed} failed"] if failed else []), *([f"{left} to come"] if left else [])])],
-    )
-    hours = [f"{hours:.3g} h of training on {device}" for device, hours in hours_by_device(found).items()]
-    wall = sum(note.seconds for note in runs.values()) / 3600
-    yield "cost", [*hours, f"{wall:.3g} h in all runs, start-up, evaluation and saving included"]
+    states = Counter(note.state for note in runs.values() if note.state not in ("planned", "running"))
+    counts = [f"{count} {state}" for state, count in states.items()] + ([f"{left} to come"] if left else [])
+    yield "runs", [", ".join(counts)]
+    devices = hours_by_device(found)
+    if devices:
+        yield "training", [f"{hours:.3g} h on {device}" for device, hours in devices.items()]
+    if len(devices) < 2:  # hours of different devices are never added
+        wall = sum(note.seconds for note in runs.values()) / 3600
+        yield "all runs", [f"{wall:.3g} h, start-up, evaluation and saving included"]
 
 
 def data_lines(found: Sequence[Record]) -> list[str]:

@@ -232,7 +232,7 @@ def test_a_record_is_printed_once_and_linked_to_that_of_its_start(tmp_path: Path
         "classes: &lt;cat&gt;, dog",
         "2 x H100, 16 images per device; training 1800 s, evaluation 60 s, saving 5 s",
         "mae_transfer 0.3, commit abc123, with changed files; python 3.11, torch 2.9",
-        "3 h of training on H100",  # three runs of half an hour on two devices
+        "<dt>training</dt><dd>3 h on H100</dd>",  # three runs of half an hour on two devices
         "val top1 60 %, val top5 60 %",
     ):
         assert fact in page, fact
