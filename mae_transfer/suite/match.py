@@ -124,8 +124,8 @@ def _trained(measured: Measured, record: Record, made: Made) -> Iterator[str]:
     if measured.classifiers and measured.start == Start():
         yield f"trained here, not {', '.join(measured.classifiers)}"
         return
-    if training.scale != "paper":
-        yield f"scale {training.scale}"
+    if training is not made and training.scale != "paper":
+        yield f"trained at scale {training.scale}"
     yield from _data("trained on", measured.data, training, labelled=True)
     yield from _started(measured.start, training)
     yield from _length(training, measured.epochs, "fine-tuned" if training.method == "finetune" else "trained")
@@ -207,7 +207,8 @@ def _counted(name: str, images: int, classes: int) -> str:
 
 def _length(made: Made, wanted: Sequence[float], doing: str) -> Iterator[str]:
     if not any(abs(made.epochs - epochs) <= TOLERANCE * epochs for epochs in wanted):
-        yield f"{doing} for {made.epochs:g} epochs, not {' or '.join(f'{epochs:g}' for epochs in wanted)}"
+        length = f"{made.epochs:g} epoch{'' if made.epochs == 1 else 's'}"
+        yield f"{doing} for {length}, not {' or '.join(f'{epochs:g}' for epochs in wanted)}"
 
 
 def _batch(made: Made, wanted: int | None, doing: str) -> Iterator[str]:
