@@ -28,7 +28,9 @@ TASKS = "mae_transfer.tasks"
 if __name__ == "__main__":
     classify, knn, robustness = (f"{TASKS}.{name}" for name in ("classify", "knn", "robustness"))
     tasks = {
-        "classify": cli.Task(f"{classify}:ClassifyConfig", f"{classify}:run", f"{classify}:evaluate_checkpoint"),
+        "classify": cli.Task(
+            f"{classify}:ClassifyConfig", f"{classify}:Classify.launch", f"{classify}:Classify.evaluate_checkpoint"
+        ),
         "knn": cli.Task(f"{knn}:KnnConfig", f"{knn}:run"),
         "robustness": cli.Task(f"{robustness}:RobustnessConfig", None, f"{robustness}:evaluate"),
     }

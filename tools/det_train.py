@@ -23,5 +23,5 @@ from mae_transfer import cli
 TASK = "mae_transfer.tasks.detect"
 
 if __name__ == "__main__":
-    tasks = {"detect": cli.Task(f"{TASK}:DetectConfig", f"{TASK}:run", f"{TASK}:evaluate_checkpoint")}
+    tasks = {"detect": cli.Task(f"{TASK}:DetectConfig", f"{TASK}:Detect.launch", f"{TASK}:Detect.evaluate_checkpoint")}
     sys.exit(cli.transfer(tasks, description=__doc__, draws=True))

@@ -18,4 +18,4 @@ from mae_transfer import cli
 TASK = "mae_transfer.tasks.pretrain"
 
 if __name__ == "__main__":
-    sys.exit(cli.pretrain(f"{TASK}:PretrainConfig", f"{TASK}:run", description=__doc__))
+    sys.exit(cli.pretrain(f"{TASK}:PretrainConfig", f"{TASK}:Pretrain.launch", description=__doc__))

@@ -22,6 +22,8 @@ from mae_transfer import cli
 TASK = "mae_transfer.tasks.segment"
 
 if __name__ == "__main__":
-    tasks = {"segment": cli.Task(f"{TASK}:SegmentConfig", f"{TASK}:run", f"{TASK}:evaluate_checkpoint")}
+    tasks = {
+        "segment": cli.Task(f"{TASK}:SegmentConfig", f"{TASK}:Segment.launch", f"{TASK}:Segment.evaluate_checkpoint")
+    }
     scales = cli.Switch(f"{TASK}:MULTI_SCALE", "average over the published scales, 0.5 to 1.75, and mirrored images")
     sys.exit(cli.transfer(tasks, description=__doc__, draws=True, switches={"multi-scale": scales}))

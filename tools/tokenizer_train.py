@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
     if argv[:1] == ["dvae"]:
         return cli.train(
             f"{TASK}:TokenizerConfig",
-            f"{TASK}:run",
+            f"{TASK}:Tokenizer.launch",
             description=__doc__ or "",
             prog=f"{parser.prog} dvae",
             argv=argv[1:],

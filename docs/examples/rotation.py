@@ -3,34 +3,28 @@
 Legend: B batch, S pixels per side.
 """
 
-from collections.abc import Generator
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mae_transfer import results
 from mae_transfer.core.normalize import normalize
-from mae_transfer.data import Crops, DataConfig, Order, Share, batches, evaluation_views, open_sources, training_views
-from mae_transfer.engine.dist import assemble, read_mean, session
-from mae_transfer.engine.log import Logger
+from mae_transfer.data import Crops, DataConfig, evaluation_views, open_sources, training_views
+from mae_transfer.engine.dist import read_mean
 from mae_transfer.engine.loop import Step
-from mae_transfer.engine.optim import build_optimizer, param_groups, peak_lr
-from mae_transfer.engine.state import LoopConfig, TrainState, autocast
+from mae_transfer.engine.state import autocast
 from mae_transfer.interfaces import Batch
 from mae_transfer.models.heads import Classifier, Tune, freeze
 from mae_transfer.tasks.backbones import BackboneConfig, open_backbone
 from mae_transfer.tasks.classify import DEBUG_ENCODER
-from mae_transfer.tasks.common import Job, TrainConfig, facts, fit, pass_over, plan, readable, unread
-from mae_transfer.tasks.provenance import About
-from mae_transfer.tasks.workdir import WorkDir
+from mae_transfer.tasks.sweep import EVALUATION_SEED, readable, unread
+from mae_transfer.tasks.transfer import Transfer, TransferConfig
 
 TURNS = 4  # of 90 degrees
 
 
-class RotationConfig(TrainConfig):
+class RotationConfig(TransferConfig):
     """A rotation run."""
 
     debug: ClassVar[dict[str, Any]] = {
@@ -55,70 +49,56 @@ class RotationConfig(TrainConfig):
     """How many of the last blocks train with the classifier: a number, "half" of the last one, or "all"."""
 
 
-def turned(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return images (B, 3, S, S) in all orientations, (4 B, 3, S, S), and the number of quarter turns, (4 B,) int64."""
-    turns = torch.arange(TURNS, device=images.device).repeat_interleave(len(images))
-    return torch.cat([images.rot90(k, dims=(2, 3)) for k in range(TURNS)]), turns
+class Rotation(Transfer[RotationConfig]):
+    """A rotation run: a classifier of four orientations on the backbone."""
 
+    name = "rotation"
+    uses_labels = False
 
-def run(cfg: RotationConfig, work_dir: Path, *, resume: bool = False) -> list[results.Result]:
-    """Train, evaluate, and append the accuracy to work_dir's results.jsonl; return it (rank 0, finished runs only)."""
-    with session(cfg.run.device, matmul=cfg.matmul) as dist:
-        train, val = open_sources(cfg.data)
-        if val is None:
+    @property
+    def method(self) -> str:
+        """What a table calls it."""
+        return f"rotation-{self.cfg.tune_blocks}"
+
+    def open(self) -> None:
+        """Open the data and the backbone."""
+        cfg = self.cfg
+        self.train_set, self.val_set = open_sources(cfg.data)
+        if self.val_set is None:
             raise ValueError("data.val is not set: rotation evaluates on images that it does not train on")
+        self.sources = {"train": self.train_set, "val": self.val_set}
         changes = {"image_size": cfg.data.size, "final_norm": False}
-        chosen = open_backbone(cfg.backbone, changes, statistics=cfg.statistics, seed=cfg.seed)
+        self.chosen = open_backbone(cfg.backbone, changes, statistics=cfg.statistics, seed=cfg.seed)
+        self.inputs = {"backbone": self.chosen.origin}
 
-        def build(loop: LoopConfig) -> TrainState:
-            freeze(chosen.model, cfg.tune_blocks)
-            model = Classifier(chosen.model, TURNS)
-            flags = {"compile": cfg.run.compile, "checkpoint_activations": cfg.run.checkpoint_activations}
-            groups = param_groups(model, weight_decay=cfg.optim.weight_decay)
-            optimizer = build_optimizer(cfg.optim, groups, lr=peak_lr(cfg.optim, global_batch=cfg.batch))
-            return TrainState.create(assemble(model, dist=dist, **flags), optimizer, loop, dist=dist)
+    def training_samples(self) -> Crops:
+        """Return random crops."""
+        return Crops(source=self.train_set, augmentation=training_views(self.cfg.data), seed=self.cfg.seed)
 
-        def feed(share: Share) -> Generator[Batch, None, None]:
-            crops = Crops(source=train, augmentation=training_views(cfg.data), seed=cfg.seed)
-            pin = dist.device.type == "cuda"
-            return batches(crops, share, workers=cfg.run.workers, pin=pin, unreadable=cfg.data.unreadable())
+    def model(self) -> nn.Module:
+        """Return the classifier with as many trained blocks as the config says."""
+        freeze(self.chosen.model, self.cfg.tune_blocks)
+        return Classifier(self.chosen.model, TURNS)
 
-        def step(model: nn.Module, batch: Batch, at: Step) -> tuple[Tensor, dict[str, Tensor]]:
-            images, turns = turned(normalize(batch.image, chosen.statistics))
-            return F.cross_entropy(model(images).float(), turns), {}
+    def turned(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images (B, 3, S, S) in all orientations, (4 B, 3, S, S), and the number of quarter turns, (4 B,) int64."""
+        images = normalize(images, self.chosen.statistics)
+        turns = torch.arange(TURNS, device=images.device).repeat_interleave(len(images))
+        return torch.cat([images.rot90(k, dims=(2, 3)) for k in range(TURNS)]), turns
 
-        def evaluate(state: TrainState, folder: WorkDir, model: nn.Module, at: int) -> dict[str, float]:
-            right, policy = torch.zeros((), dtype=torch.int64, device=dist.device), cfg.data.unreadable()
-            view, size, workers = evaluation_views(cfg.data), cfg.run.evaluation_batch, cfg.run.workers
-            for batch in pass_over(val, view, dist, batch=size, workers=workers, unreadable=policy):
-                images, turns = turned(normalize(batch.image, chosen.statistics))
-                with autocast(cfg.precision, dist.device):
-                    right += (model(images).argmax(dim=1) == turns).sum()
-            left_out = unread(policy, dist)
-            seen = readable(len(val), left_out, of="validation set")
-            return {"top1": read_mean({"right": right}, dist)["right"] * dist.world / (TURNS * seen), **left_out}
+    def loss(self, model: nn.Module, batch: Batch, at: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the cross entropy."""
+        images, turns = self.turned(batch.image)
+        return F.cross_entropy(model(images).float(), turns), {}
 
-        def finish(state: TrainState, loop: LoopConfig, folder: WorkDir, log: Logger) -> list[results.Result]:
-            result = results.Result(
-                task="rotation", protocol=f"rotation-{cfg.tune_blocks}", dataset=cfg.data.name, split="val",
-                metric="top1", value=100 * state.metrics["top1"], unit="%", higher_is_better=True,
-                backbone=chosen.name, pretrain=chosen.pretrain, checkpoint_sha256=chosen.sha256,
-                normalization=chosen.normalization, **facts(cfg, state, folder),
-            )  # fmt: skip
-            log.say(f"done: {result.value:.2f}% of the orientations; in {folder.results}")
-            return results.append(folder.results, [result])
-
-        job = Job(
-            order=Order(images=len(train), batch=cfg.batch, seed=cfg.seed, crops_per_image=cfg.data.crops_per_image),
-            build=build,
-            feed=feed,
-            step=lambda loop: step,
-            evaluate=evaluate,
-            headline=lambda loop: f"rotation on {chosen.name} ({cfg.scale} scale)\n{plan(cfg, loop, dist)}",
-            finish=finish,
-            sources={"train": train, "val": val},
-            about=About(
-                "rotation", f"rotation-{cfg.tune_blocks}", cfg.data.name, {"backbone": chosen.origin}, labels=False
-            ),
-        )
-        return fit(cfg, work_dir, job, dist=dist, resume=resume)
+    def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
+        """Return the share of orientations that is recognised."""
+        policy, right = self.cfg.data.unreadable(), torch.zeros((), device=self.dist.device)
+        samples = Crops(source=self.val_set, augmentation=evaluation_views(self.cfg.data), seed=EVALUATION_SEED)
+        for batch in self.sweep(samples, policy):
+            images, turns = self.turned(batch.image)
+            with autocast(self.cfg.precision, self.dist.device):
+                right += (model(images).argmax(dim=1) == turns).sum()
+        left_out = unread(policy, self.dist)
+        seen = TURNS * readable(len(self.val_set), left_out, of="validation set")
+        return {"top1": read_mean({"right": right}, self.dist)["right"] * self.dist.world / seen, **left_out}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import operator
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -80,7 +81,7 @@ def named(what: str | T) -> T:
     if not isinstance(what, str):
         return what
     module, _, attribute = what.partition(":")
-    found: T = getattr(importlib.import_module(module), attribute)
+    found: T = operator.attrgetter(attribute)(importlib.import_module(module))
     return found
 
 

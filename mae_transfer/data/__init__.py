@@ -144,11 +144,6 @@ class DataConfig(Places):
     crops_per_image: Few = 1
     """Crops per decoded image. They are neighbours in one batch, and an epoch grows by this factor."""
 
-    @property
-    def name(self) -> str:
-        """The data set's name in tables."""
-        return self.named(self.train)
-
     @model_validator(mode="after")
     def _entries_exist(self) -> Self:
         for spec in filter(None, (self.train, self.val)):

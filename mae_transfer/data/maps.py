@@ -127,11 +127,6 @@ class MapDataConfig(Places):
     distort: bool = True
     """Whether to change brightness, contrast, saturation and hue of training crops (mmseg's PhotoMetricDistortion)."""
 
-    @property
-    def name(self) -> str:
-        """The data set's name in tables."""
-        return self.named(self.train)
-
     @model_validator(mode="after")
     def _usable(self) -> Self:
         apart(self.holdout, {"train": self.train, "val": self.val})

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sized
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from mae_transfer.bounds import Whole
 from mae_transfer.config import Schema, Spec, build
@@ -19,6 +19,9 @@ VIEWED = {"part", "first", "length", "skip_empty", "masks"}  # options that sele
 class Places(Schema):
     """The folder of the images, and the policy for unreadable files."""
 
+    if TYPE_CHECKING:
+        train: Spec  # each kind of data has its own default
+
     root: str | None = None
     """Folder of the data set. It is the default `root` of the data sets below."""
     on_error: Literal["raise", "skip"] = "raise"
@@ -27,9 +30,10 @@ class Places(Schema):
     max_unreadable: Whole = 100
     """Number of different unreadable files per process that "skip" accepts before it stops the run."""
 
-    def named(self, train: Spec) -> str:
-        """Return the data set's name in tables: the name of its folder, or the kind of generated images."""
-        return Path(self.root).name if self.root else train.name
+    @property
+    def name(self) -> str:
+        """The data set's name in tables: the name of its folder, or the kind of generated images."""
+        return Path(self.root).name if self.root else self.train.name
 
     def unreadable(self) -> Unreadable:
         """Return the policy for unreadable files. Its `files` record those found so far."""

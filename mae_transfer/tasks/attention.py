@@ -23,7 +23,7 @@ from mae_transfer.draw.attention import attention_rows
 from mae_transfer.draw.reconstructions import save_sheet
 from mae_transfer.engine.dist import Dist
 from mae_transfer.models.vit import ViT
-from mae_transfer.tasks.common import pass_over
+from mae_transfer.tasks.sweep import pass_over
 from mae_transfer.tasks.workdir import WorkDir
 
 

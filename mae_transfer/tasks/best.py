@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -18,14 +17,13 @@ from mae_transfer.tasks.workdir import WorkDir
 
 HOLDOUT = "holdout/"  # before the name of a figure that is measured on the held-out images
 Select = Literal["last", "best"]
-Report = Callable[[TrainState, WorkDir, nn.Module, int], dict[str, float]]
 
 
 class Selection(NamedTuple):
     """How the best state is chosen, and how it is reported on."""
 
     metric: str  # a figure of an evaluation, on held-out images; the higher the better
-    report: Report | None = None  # measures the reported images once, at the end; None: the evaluations have done so
+    report: Evaluate | None = None  # measures the reported images once, at the end; None: the evaluations have done so
 
 
 def check_selection(select: Select, holdout: Spec | None) -> None:
@@ -83,7 +81,7 @@ def take_best(selection: Selection, state: TrainState, folder: WorkDir) -> str:
     if selection.report is not None:
         model.eval()
         with torch.no_grad():
-            figures |= selection.report(state, folder, model, best["step"])
+            figures |= selection.report(model, best["step"])
     state.metrics = figures
     score = best["figures"].get(selection.metric, math.nan)
     return f"the best state on the held-out images is of step {best['step']} ({selection.metric} {100 * score:.2f}%): {path}; it is reported"

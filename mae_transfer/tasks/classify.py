@@ -1,65 +1,43 @@
-"""Image classification with a pretrained backbone: fine-tuning, partial fine-tuning, a row of linear probes, or from scratch (tasks/protocols.py).
+"""Image classification with a pretrained backbone: fine-tuning, partial fine-tuning, linear probes, or from scratch.
 
-Legend: B batch, C classes, K the protocol's scores (probes), k of top-k. Whatever is selected (a probe, an epoch) is selected on images held out of
-the training set; the validation set is only reported on.
+tasks/protocols.py has the protocols. A probe or an epoch is selected on images held out of the training set. The validation
+set is only reported on.
+
+Legend: B batch, C classes, K the protocol's scores (probes), k of top-k.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Generator, Mapping
-from functools import partial
-from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import field_validator, model_validator
-from torch import nn
+from torch import Tensor, nn
 
-from mae_transfer import checkpoints, results
 from mae_transfer.checkpoints.files import load_strict
 from mae_transfer.config import Spec, build, check
-from mae_transfer.core.normalize import IMAGENET, Statistics, normalize
-from mae_transfer.data import (
-    Crops,
-    LabelledDataConfig,
-    Order,
-    Share,
-    Source,
-    batches,
-    evaluation_views,
-    open_labelled,
-    training_views,
-)
-from mae_transfer.engine import checkpoint
-from mae_transfer.engine.dist import Dist, assemble, read_mean, session
-from mae_transfer.engine.log import Logger
-from mae_transfer.engine.loop import StepFn
-from mae_transfer.engine.optim import build_optimizer, peak_lr
-from mae_transfer.engine.state import LoopConfig, TrainState, autocast
+from mae_transfer.core.normalize import normalize
+from mae_transfer.data import Crops, LabelledDataConfig, Source, evaluation_views, open_labelled, training_views
+from mae_transfer.engine.dist import Dist, read_mean
+from mae_transfer.engine.loop import Step, StepFn
+from mae_transfer.engine.optim import Group
+from mae_transfer.engine.state import LoopConfig, autocast
 from mae_transfer.interfaces import Batch
 from mae_transfer.metrics.accuracy import hits, top_ks
-from mae_transfer.record import Weights
-from mae_transfer.tasks.backbones import (
-    BackboneConfig,
-    Chosen,
-    backbone_of,
-    flops_of,
-    open_backbone,
-    tokens_of,
-    trained_statistics,
-)
+from mae_transfer.results import Result
+from mae_transfer.tasks.backbones import BackboneConfig, flops_of, open_backbone, tokens_of
 from mae_transfer.tasks.best import Select, Selection
-from mae_transfer.tasks.common import Job, TrainConfig, evaluation_facts, facts, fit, pass_over, plan, readable, unread
 from mae_transfer.tasks.labels import classes_digest
 from mae_transfer.tasks.protocols import PROTOCOLS, ClassifyProtocol, Feed
-from mae_transfer.tasks.provenance import About, evaluation_record, name_of, of_checkpoint
+from mae_transfer.tasks.sweep import EVALUATION_SEED, readable, unread
+from mae_transfer.tasks.transfer import Trained, Transfer, TransferConfig, is_state
 from mae_transfer.tasks.workdir import WorkDir
 
 DEBUG_ENCODER = {"size": None, "dim": 32, "depth": 4, "heads": 2, "patch": 8, "image_size": 32}
 
 
-class ClassifyConfig(TrainConfig):
+class ClassifyConfig(TransferConfig):
     """A classification run."""
 
     debug: ClassVar[dict[str, Any]] = {
@@ -124,277 +102,191 @@ class ClassifyConfig(TrainConfig):
         return self.method().title + share
 
 
-class Parts(NamedTuple):
-    """What a config opens and builds that is no training state."""
+class Classify(Transfer[ClassifyConfig]):
+    """A classification run."""
 
-    protocol: ClassifyProtocol
-    train: Source
-    splits: dict[str, Source]  # what is evaluated: "val", and "holdout" where anything is held out
+    name = "classify"
+    train_set: Source
+    splits: dict[str, Source]
+    """The sets to evaluate: "val", and "holdout" if images are held out of the training set."""
     classes: int
-    statistics: Statistics  # what images are normalised with: the config's, or those of the backbone that was opened
 
+    def __init__(self, cfg: ClassifyConfig, dist: Dist) -> None:
+        super().__init__(cfg, dist)
+        self.protocol: ClassifyProtocol = cfg.method()
+        self.mixes_images = max(getattr(self.protocol, name, 0.0) for name in ("mixup", "cutmix")) > 0
+        self.step: StepFn | None = None
 
-def run(cfg: ClassifyConfig, work_dir: Path, *, resume: bool = False) -> list[results.Result]:
-    """Train, evaluate, and append the numbers to work_dir's results.jsonl; return them (rank 0, finished runs only).
+    @property
+    def method(self) -> str:
+        """The protocol, with the share of labels: "finetune", "partial-4", "linear", "linear-1%-labels"."""
+        return self.cfg.title()
 
-    Raises:
-        ValueError: config, data, backbone and work dir do not fit together; before training starts.
-        NonFiniteLoss: names the step and its samples.
-    """
-    with session(cfg.run.device, matmul=cfg.matmul) as dist:
-        parts = open_parts(cfg)
-        chosen = open_backbone(cfg.backbone, changes(cfg, parts.protocol), statistics=cfg.statistics, seed=cfg.seed)
-        parts = parts._replace(statistics=chosen.statistics)
-        order = Order(images=len(parts.train), batch=cfg.batch, seed=cfg.seed, crops_per_image=cfg.data.crops_per_image)
-        job = Job(
-            order=order,
-            build=partial(build_state, cfg, parts, chosen, dist=dist),
-            feed=partial(feed, cfg, parts, dist=dist),
-            step=partial(make_step, cfg, parts, dist=dist),
-            evaluate=partial(evaluate, cfg, parts),
-            headline=partial(headline, cfg, parts, chosen, dist=dist),
-            finish=partial(finish, cfg, parts, chosen),
-            sources={"train": parts.train, "val": parts.splits["val"]},
-            about=about_run(cfg, parts, {"backbone": chosen.origin}),
-            selection=Selection("holdout_top1") if cfg.select == "best" else None,
+    def open(self) -> None:
+        """Open the data, then the backbone."""
+        self.open_data()
+        self.open_weights()
+
+    def open_data(self) -> None:
+        """Open the data; ValueError if they do not fit the protocol."""
+        split, val = open_labelled(self.cfg.data)
+        self.train_set, self.classes = split.train, len(split.train.classes)
+        self.splits = {"val": val} if split.held_out is None else {"holdout": split.held_out, "val": val}
+        self.sources = {"train": split.train, **self.splits}
+
+    def open_weights(self) -> None:
+        """Open the backbone with the changes that the protocol asks for."""
+        cfg = self.cfg
+        changes = {"image_size": cfg.data.size, **self.protocol.changes()}
+        self.chosen = open_backbone(cfg.backbone, changes, statistics=cfg.statistics, seed=cfg.seed)
+        self.inputs = {"backbone": self.chosen.origin}
+
+    def training_samples(self) -> Crops:
+        """Return random crops of the training set."""
+        return Crops(source=self.train_set, augmentation=training_views(self.cfg.data), seed=self.cfg.seed)
+
+    def model(self) -> nn.Module:
+        """Return the protocol's model around the backbone."""
+        return self.protocol.model(self.chosen.model, self.classes)
+
+    def groups(self, model: nn.Module) -> list[Group]:
+        """Return the protocol's parameter groups."""
+        return self.protocol.groups(model, self.cfg.optim)
+
+    def prepare(self, loop: LoopConfig) -> None:
+        """Make the protocol's training step for this micro-batch."""
+        micro, least = self.cfg.batch // (self.dist.world * loop.accumulate), self.protocol.least
+        if micro < least and not self.dist.sync_bn:
+            raise ValueError(
+                f"images per device and forward pass: {micro}, but the probes' batch norms need {least}: raise "
+                "run.device_batch, or batch"
+            )
+        self.step = self.protocol.step(Feed(self.chosen.statistics, self.classes, micro, self.dist.device))
+
+    def loss(self, model: nn.Module, batch: Batch, at: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the protocol's loss."""
+        assert self.step is not None, "prepare() makes the step"
+        return self.step(model, batch, at)
+
+    def digest(self) -> str:
+        """Return the digest of the classes."""
+        return classes_digest(self.splits["val"].classes)
+
+    def extra(self) -> dict[str, Any]:
+        """Return the figures of all evaluations so far."""
+        return {"history": {}}
+
+    def selection(self) -> Selection | None:
+        """Select the epoch with the best top-1 on the held-out images."""
+        return Selection("holdout_top1") if self.cfg.select == "best" else None
+
+    def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
+        """Measure every split and keep the figures; return those of the score that is best on the held-out images."""
+        measured = self.measure(model, None)
+        self.state.extra["history"][str(step)] = measured
+        return self.choose({str(step): measured})
+
+    def measure(self, model: nn.Module, folder: WorkDir | None) -> dict[str, float]:
+        """Return the accuracy on each split: "val_top1", or "val_top1_cls_x1" for one of several scores.
+
+        Every image counts once. Unreadable ones are left out and counted as "val_unreadable".
+        """
+        cfg, row, ks = self.cfg, self.protocol.row, top_ks(self.classes)
+        figures: dict[str, float] = {}
+        view = evaluation_views(cfg.data, shorter_side=cfg.data.shorter_side)
+        for name, source in self.splits.items():
+            right = torch.zeros(len(ks), len(row), dtype=torch.int64, device=self.dist.device)
+            policy = cfg.data.unreadable()
+            for batch in self.sweep(Crops(source=source, augmentation=view, seed=EVALUATION_SEED), policy):
+                with autocast(cfg.precision, self.dist.device):
+                    scores = model(normalize(batch.image, self.chosen.statistics))
+                right += hits(scores.view(len(row), *scores.shape[-2:]), batch.label)
+            keys = {key(name, k, probe): right[i, j] for i, k in enumerate(ks) for j, probe in enumerate(row)}
+            left_out = unread(policy, self.dist)
+            seen = readable(len(source), left_out, of=f"{name} set")
+            figures |= {label: value * self.dist.world / seen for label, value in read_mean(keys, self.dist).items()}
+            figures |= {f"{name}_{what}": count for what, count in left_out.items()}
+        return figures
+
+    def final_figures(self) -> dict[str, float]:
+        """Return the figures of the last evaluation, or of the best one on the held-out images."""
+        history, last = self.state.extra["history"], str(self.state.step)
+        return self.choose(history if self.cfg.select == "best" else {last: history[last]})
+
+    def title(self) -> str:
+        """Return what is trained on what."""
+        cfg, chosen = self.cfg, self.chosen
+        splits = ", ".join(f"{len(source)} {name}" for name, source in self.splits.items())
+        return (
+            f"{self.method} of {chosen.name} (pretraining: {chosen.pretrain}; {cfg.scale} scale), {self.classes} classes, "
+            f"{len(self.train_set)} training images, evaluated on {splits}\nnormalised with {chosen.normalization}"
         )
-        return fit(cfg, work_dir, job, dist=dist, resume=resume)
 
+    def tokens(self) -> int | None:
+        """Return the tokens that the backbone makes of an image."""
+        return tokens_of(self.chosen.model, self.cfg.data.size)
 
-def about_run(cfg: ClassifyConfig, parts: Parts, inputs: Mapping[str, Weights]) -> About:
-    """Return what the record of a run says beside config and data."""
-    mixes = max(getattr(parts.protocol, name, 0.0) for name in ("mixup", "cutmix")) > 0
-    return About("classify", cfg.title(), cfg.data.name, inputs, mixes=mixes)
+    def flops(self, model: nn.Module, *, backward: bool) -> int:
+        """Return the floating-point operations for one image."""
+        return flops_of(model, self.cfg.data.size, backward=backward)
 
+    def results(self, figures: Mapping[str, float], shared: Mapping[str, Any]) -> list[Result]:
+        """Return one Result per figure, in percent."""
+        parted = {tuple(name.split("_")): value for name, value in figures.items()}
+        return [
+            Result.model_validate(
+                {
+                    **shared,
+                    "split": split,
+                    "metric": metric,
+                    "value": 100 * value,
+                    "unreadable": parted.get((split, "unreadable"), 0),
+                }
+            )
+            for (split, metric), value in parted.items()
+            if metric != "unreadable"
+        ]
 
-def evaluate_checkpoint(cfg: ClassifyConfig, reference: str, work_dir: Path | None) -> list[results.Result]:
-    """Evaluate what `reference` names on the validation set: a training state of this config (step_*.pt), or mae-finetuned:PATH.
+    def reduce(self, measured: Mapping[str, float]) -> dict[str, float]:
+        """Return the figures of the score that is best on the held-out images."""
+        return self.choose({"0": measured})
 
-    The numbers are printed, and appended to work_dir's results.jsonl where there is one. ValueError where the head does not fit the classes.
-    """
-    with session(cfg.run.device, matmul=cfg.matmul) as dist:
-        parts, start = open_parts(cfg), time.perf_counter()
-        model, chosen, state, inputs = trained(cfg, parts, reference)
-        model.to(dist.device).eval()
-        parts = parts._replace(statistics=chosen.statistics)
-        with torch.no_grad():
-            metrics = measure(cfg, parts, dist, model)
-        seconds = time.perf_counter() - start
-        images = sum(map(len, parts.splits.values()))
-        record = evaluation_record(
-            cfg,
-            about_run(cfg, parts, inputs),
-            parts.splits,
-            dist,
-            run=name_of(work_dir),
-            batch=cfg.batch,
-            seconds=seconds,
-        )
-        shared = evaluation_facts(
-            cfg,
-            dist,
-            model,
-            work_dir,
-            images=images,
-            seconds=seconds,
-            trained=state,
-            precision=cfg.precision,
-            record=record,
-        )
-        written = numbers(cfg, chosen, model, choose(cfg, parts, {"0": metrics}), shared, backward=False)
-        if dist.is_main:
-            print(f"{chosen.name}, {cfg.title()}: {summary(written)}", flush=True)
-            if work_dir is not None:
-                written = results.append(WorkDir(work_dir).results, written)
-        return written
+    def choose(self, history: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+        """Return the figures to report, "val_top1" ...: of the evaluation and score with the best top-1 on the held-out images.
 
+        Ties go to the earlier step and to the first score of the row.
 
-class Trained(NamedTuple):
-    """A classifier with its provenance."""
-
-    model: nn.Module
-    chosen: Chosen  # where its backbone comes from
-    state: dict[str, int] | None  # "step" and "images_seen" of the training state that it is of; None: released weights
-    inputs: dict[str, Weights]  # the same as the record has them
-
-
-def trained(cfg: ClassifyConfig, parts: Parts, reference: str) -> Trained:
-    """Return the model with the weights that a reference names."""
-    own = reference.endswith(".pt") and Path(reference).is_file()
-    source = (
-        backbone_of(cfg.backbone, ClassifyConfig, reference)
-        if own
-        else cfg.backbone.model_copy(update={"reference": reference})
-    )
-    statistics = trained_statistics(cfg.statistics, ClassifyConfig, reference) if own else cfg.statistics
-    chosen = open_backbone(source, changes(cfg, parts.protocol), statistics=statistics, seed=cfg.seed)
-    model, state = parts.protocol.model(chosen.model, parts.classes), None
-    inputs = {"checkpoint": chosen.origin}
-    if own:
-        payload = checkpoint.load(Path(reference))
-        chosen = chosen._replace(sha256=checkpoints.sha256(Path(reference)))
-        inputs = {
-            "backbone": chosen.origin,
-            "checkpoint": of_checkpoint(reference, payload, chosen.sha256),
+        history: step -> figures that were measured there.
+        """
+        candidates = [(step, probe) for step in sorted(history, key=int) for probe in self.protocol.row]
+        step, probe = candidates[0]
+        if len(candidates) > 1:
+            assert "holdout" in self.splits, "nothing may be selected on the reported images"
+            step, probe = max(candidates, key=lambda c: history[c[0]][key("holdout", 1, c[1])])
+        figures = {
+            key(split, k, ""): history[step][key(split, k, probe)]
+            for split in self.splits
+            for k in top_ks(self.classes)
         }
-        tensors, state = payload.get("ema", payload["model"]), {name: payload[name] for name in ("step", "images_seen")}
-    elif chosen.head:
-        tensors = {f"backbone.{name}": tensor for name, tensor in chosen.model.state_dict().items()} | chosen.head
-    else:
-        raise ValueError(f"{reference} holds no classifier: give a step_*.pt of this suite, or mae-finetuned:PATH")
-    load_strict(model, tensors, where=reference)
-    return Trained(model, chosen, state, inputs)
+        return figures | {name: count for name, count in history[step].items() if name.endswith("_unreadable")}
 
-
-def open_parts(cfg: ClassifyConfig) -> Parts:
-    """Open the data; ValueError where they do not fit the protocol."""
-    split, val = open_labelled(cfg.data)
-    splits = {"val": val} if split.held_out is None else {"holdout": split.held_out, "val": val}
-    return Parts(cfg.method(), split.train, splits, len(split.train.classes), cfg.statistics or IMAGENET)
-
-
-def changes(cfg: ClassifyConfig, protocol: ClassifyProtocol) -> dict[str, Any]:
-    """Return what the task wants otherwise in the backbone than it was pretrained with."""
-    return {"image_size": cfg.data.size, **protocol.changes()}
-
-
-def build_state(cfg: ClassifyConfig, parts: Parts, chosen: Chosen, loop: LoopConfig, *, dist: Dist) -> TrainState:
-    """Return model and optimizer before the first step."""
-    model = parts.protocol.model(chosen.model, parts.classes)
-    dressed = assemble(model, dist=dist, compile=cfg.run.compile, checkpoint_activations=cfg.run.checkpoint_activations)
-    optimizer = build_optimizer(
-        cfg.optim, parts.protocol.groups(model, cfg.optim), lr=peak_lr(cfg.optim, global_batch=cfg.batch)
-    )
-    return TrainState.create(
-        dressed, optimizer, loop, dist=dist, digest=classes_digest(parts.splits["val"].classes), extra={"history": {}}
-    )
-
-
-def feed(cfg: ClassifyConfig, parts: Parts, share: Share, *, dist: Dist) -> Generator[Batch, None, None]:
-    """Yield the micro-batches of this rank from step `share.start` on, without end."""
-    crops = Crops(source=parts.train, augmentation=training_views(cfg.data), seed=cfg.seed)
-    return batches(
-        crops, share, workers=cfg.run.workers, pin=dist.device.type == "cuda", unreadable=cfg.data.unreadable()
-    )
-
-
-def make_step(cfg: ClassifyConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) -> StepFn:
-    """Return the protocol's training step."""
-    micro, least = cfg.batch // (dist.world * loop.accumulate), parts.protocol.least
-    if micro < least and not dist.sync_bn:
-        raise ValueError(
-            f"images per device and forward pass: {micro}, but the probes' batch norms need {least}: raise run.device_batch, or batch"
+    def load_trained(self, reference: str) -> Trained:
+        """Return the classifier that a reference names: a training state, or a released one with its head."""
+        if is_state(reference):
+            return super().load_trained(reference)
+        self.cfg = self.cfg.model_copy(
+            update={"backbone": self.cfg.backbone.model_copy(update={"reference": reference})}
         )
-    return parts.protocol.step(Feed(parts.statistics, parts.classes, micro, dist.device))
-
-
-def evaluate(
-    cfg: ClassifyConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int
-) -> dict[str, float]:
-    """Measure every split, keep the figures with the run's state, and return those of the score that is best on the held-out images."""
-    measured = measure(cfg, parts, state.dist, model)
-    state.extra["history"][str(step)] = measured
-    return choose(cfg, parts, {str(step): measured})
-
-
-def measure(cfg: ClassifyConfig, parts: Parts, dist: Dist, model: nn.Module) -> dict[str, float]:
-    """Return the share of each split that is right, "val_top1", or "val_top1_cls_x1" for a score of a row; every image counts once.
-
-    Unreadable ones are left out and counted, "val_unreadable", where there are any.
-    """
-    row, ks = parts.protocol.row, top_ks(parts.classes)
-    figures: dict[str, float] = {}
-    view = evaluation_views(cfg.data, shorter_side=cfg.data.shorter_side)
-    for name, source in parts.splits.items():
-        right = torch.zeros(len(ks), len(row), dtype=torch.int64, device=dist.device)
-        policy = cfg.data.unreadable()
-        for batch in pass_over(
-            source, view, dist, batch=cfg.run.evaluation_batch, workers=cfg.run.workers, unreadable=policy
-        ):
-            with autocast(cfg.precision, dist.device):
-                scores = model(normalize(batch.image, parts.statistics))
-            right += hits(scores.view(len(row), *scores.shape[-2:]), batch.label)
-        keys = {key(name, k, probe): right[i, j] for i, k in enumerate(ks) for j, probe in enumerate(row)}
-        left_out = unread(policy, dist)
-        seen = readable(len(source), left_out, of=f"{name} set")
-        figures |= {label: value * dist.world / seen for label, value in read_mean(keys, dist).items()}
-        figures |= {f"{name}_{what}": count for what, count in left_out.items()}
-    return figures
+        self.open_for_evaluation()
+        head = self.chosen.head
+        if not head:
+            raise ValueError(f"{reference} holds no classifier: give a step_*.pt of this suite, or mae-finetuned:PATH")
+        model, self.inputs = self.model(), {}
+        tensors = {f"backbone.{name}": tensor for name, tensor in self.chosen.model.state_dict().items()} | head
+        load_strict(model, tensors, where=reference)
+        return Trained(model, self.chosen.sha256, self.chosen.origin)
 
 
 def key(split: str, k: int, probe: str) -> str:
     """Return the name of a figure."""
     return f"{split}_top{k}" + (f"_{probe}" if probe else "")
-
-
-def choose(cfg: ClassifyConfig, parts: Parts, history: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Return the figures to report, "val_top1" ..., of the evaluation and score that are best by top-1 on the held-out images.
-
-    Args:
-        history: step -> what was measured there. Of equals the earlier step and the first of the row are taken.
-    """
-    row = parts.protocol.row
-    candidates = [(step, probe) for step in sorted(history, key=int) for probe in row]
-    if len(candidates) > 1:
-        assert "holdout" in parts.splits, "nothing may be selected on the reported images"
-        step, probe = max(candidates, key=lambda c: history[c[0]][key("holdout", 1, c[1])])
-    else:
-        step, probe = candidates[0]
-    chosen = {
-        key(split, k, ""): history[step][key(split, k, probe)] for split in parts.splits for k in top_ks(parts.classes)
-    }
-    return chosen | {name: count for name, count in history[step].items() if name.endswith("_unreadable")}
-
-
-def headline(cfg: ClassifyConfig, parts: Parts, chosen: Chosen, loop: LoopConfig, *, dist: Dist) -> str:
-    """Return what is about to happen, in one sentence per line."""
-    splits = ", ".join(f"{len(source)} {name}" for name, source in parts.splits.items())
-    return (
-        f"{cfg.title()} of {chosen.name} (pretraining: {chosen.pretrain}; {cfg.scale} scale), {parts.classes} classes, {len(parts.train)} training "
-        f"images, evaluated on {splits}\nnormalised with {chosen.normalization}\n{plan(cfg, loop, dist)}"
-    )
-
-
-def finish(
-    cfg: ClassifyConfig, parts: Parts, chosen: Chosen, state: TrainState, loop: LoopConfig, folder: WorkDir, log: Logger
-) -> list[results.Result]:
-    """Select, and append the run's results."""
-    history = state.extra["history"]
-    figures = choose(cfg, parts, history if cfg.select == "best" else {str(state.step): history[str(state.step)]})
-    written = numbers(cfg, chosen, state.bare, figures, facts(cfg, state, folder), backward=True)
-    written = results.append(folder.results, written)
-    log.say(f"done: {summary(written)}; in {folder.results}")
-    return written
-
-
-def summary(written: list[results.Result]) -> str:
-    """Return the numbers in one line."""
-    return ", ".join(f"{r.split} {r.metric} {r.value:.2f}%" for r in written)
-
-
-def numbers(
-    cfg: ClassifyConfig,
-    chosen: Chosen,
-    model: nn.Module,
-    figures: dict[str, float],
-    about: dict[str, Any],
-    *,
-    backward: bool,
-) -> list[results.Result]:
-    """Return one Result per figure, in percent."""
-    shared: dict[str, Any] = about | {
-        "task": "classify", "protocol": cfg.title(), "dataset": cfg.data.name, "unit": "%", "higher_is_better": True,
-        "backbone": chosen.name, "pretrain": chosen.pretrain, "checkpoint_sha256": chosen.sha256, "normalization": chosen.normalization,
-        "flops_per_image": flops_of(model, cfg.data.size, backward=backward), "tokens_per_image": tokens_of(chosen.model, cfg.data.size),
-    }  # fmt: skip
-    parted = {tuple(name.split("_")): value for name, value in figures.items()}
-    return [
-        results.Result(
-            split=split,
-            metric=metric,
-            value=100 * value,
-            **shared | {"unreadable": parted.get((split, "unreadable"), 0)},
-        )
-        for (split, metric), value in parted.items()
-        if metric != "unreadable"
-    ]

@@ -17,7 +17,7 @@ from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.state import RunConfig
 from mae_transfer.interfaces import Target
 from mae_transfer.targets import Token
-from mae_transfer.tasks.common import pass_over
+from mae_transfer.tasks.sweep import pass_over
 
 
 def with_codes(source: Source, target: Target, data: DataConfig, run: RunConfig, dist: Dist, *, key: str) -> Source:

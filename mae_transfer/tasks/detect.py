@@ -1,4 +1,4 @@
-"""Object detection and instance segmentation with a pretrained backbone: Mask R-CNN on its pyramid, by torchvision's parts or detectron2's heads.
+"""Object detection and instance segmentation with a pretrained backbone: Mask R-CNN with the heads of torchvision or detectron2.
 
 Legend: B batch, S pixels per side of the padded square, K classes, n objects of an image.
 """
@@ -6,22 +6,19 @@ Legend: B batch, S pixels per side of the padded square, K classes, n objects of
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import field_validator, model_validator
 from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image
 
-from mae_transfer import checkpoints, results
 from mae_transfer.adapters import ADAPTERS, AdaptedBackbone, maps_of
 from mae_transfer.adapters.levels import NORMS
 from mae_transfer.bounds import BelowOne
-from mae_transfer.checkpoints.files import load_strict
 from mae_transfer.config import Spec, build, check
 from mae_transfer.core.normalize import Statistics, normalize
 from mae_transfer.core.paste import pasted
@@ -30,11 +27,9 @@ from mae_transfer.data import (
     SCENE_TRANSFORMS,
     ObjectDataConfig,
     ObjectSource,
-    Order,
     SceneBatch,
-    Share,
+    Scenes,
     Unreadable,
-    batches,
     open_objects,
     open_one,
     same_classes,
@@ -43,47 +38,29 @@ from mae_transfer.data import (
 from mae_transfer.data.coco_check import check_images
 from mae_transfer.data.outlines import code
 from mae_transfer.draw.detections import Shown, save_detections
-from mae_transfer.engine import checkpoint
-from mae_transfer.engine.dist import Dist, assemble, on_main, session
-from mae_transfer.engine.log import Logger
-from mae_transfer.engine.loop import Step, StepFn
-from mae_transfer.engine.optim import Decay, Layers, build_optimizer, param_groups, peak_lr, spared
-from mae_transfer.engine.state import LoopConfig, Precision, TrainState, autocast
+from mae_transfer.engine.dist import on_main
+from mae_transfer.engine.loop import Step
+from mae_transfer.engine.optim import Decay, Group, Layers, param_groups, spared
+from mae_transfer.engine.state import Precision, autocast
 from mae_transfer.interfaces import Found
 from mae_transfer.metrics.coco import CocoMetric, Detections, Kind
 from mae_transfer.models.mask_rcnn import HeadsConfig, MaskRCNN
-from mae_transfer.tasks.backbones import (
-    BackboneConfig,
-    Chosen,
-    backbone_of,
-    open_backbone,
-    tokens_of,
-    trained_statistics,
-)
+from mae_transfer.results import Result
+from mae_transfer.tasks.backbones import BackboneConfig, open_backbone, tokens_of
 from mae_transfer.tasks.best import HOLDOUT, Select, Selection, check_selection
-from mae_transfer.tasks.common import (
-    EVALUATION_SEED,
-    Job,
-    PicturesRun,
-    TrainConfig,
-    evaluation_facts,
-    facts,
-    fit,
-    plan,
-    sweep_over,
-    unread,
-)
+from mae_transfer.tasks.config import PicturesRun
 from mae_transfer.tasks.detectron2 import Detectron2RCNN
 from mae_transfer.tasks.labels import classes_digest, learned
-from mae_transfer.tasks.provenance import About, evaluation_record, name_of, of_checkpoint
-from mae_transfer.tasks.workdir import WorkDir, run_of
+from mae_transfer.tasks.sweep import EVALUATION_SEED, unread
+from mae_transfer.tasks.transfer import Transfer, TransferConfig
+from mae_transfer.tasks.workdir import WorkDir
 
-EVALUATED_IN: Precision = "float32"  # whatever the training's precision, as detectron2 evaluates
+EVALUATED_IN: Precision = "float32"  # as detectron2 evaluates, whatever the precision of training
 COARSEST = 32  # stride of the last level but one: sides of batches are multiples of it
 DEBUG_ENCODER = {"size": None, "dim": 32, "depth": 4, "heads": 2, "patch": 16, "image_size": 64}
 
 
-class DetectConfig(TrainConfig):
+class DetectConfig(TransferConfig):
     """A detection run; an epoch is a pass over the training images that have objects."""
 
     debug: ClassVar[dict[str, Any]] = {
@@ -164,138 +141,223 @@ class DetectConfig(TrainConfig):
         return self.data.square or size_of(*(-(-side // COARSEST) * COARSEST for side in longest))
 
 
-class Parts(NamedTuple):
-    """What a config opens and builds that is no training state."""
+class Detect(Transfer[DetectConfig]):
+    """A detection run."""
 
-    train: ObjectSource
-    val: ObjectSource
-    metric: CocoMetric  # of the validation set, empty
-    chosen: Chosen
-    model: nn.Module
-    divisor: int  # of the sides of images that the pyramid takes
-    holdout: tuple[ObjectSource, CocoMetric] | None  # to choose the best state on
+    name = "detect"
+    train_set: ObjectSource
+    val_set: ObjectSource
+    metric: CocoMetric
+    """Of the validation set, empty."""
+    holdout: tuple[ObjectSource, CocoMetric] | None = None
+    """To select the best state on."""
+    detector: nn.Module
+    divisor: int
+    """The pyramid takes images whose sides are multiples of it."""
 
+    @property
+    def method(self) -> str:
+        """The recipe's name in tables."""
+        return self.cfg.protocol
 
-def run(cfg: DetectConfig, work_dir: Path, *, resume: bool = False) -> list[results.Result]:
-    """Train, evaluate, and append the numbers to work_dir's results.jsonl; return them (rank 0, finished runs only).
+    @property
+    def evaluated_in(self) -> Precision:
+        """The precision of an evaluation."""
+        return EVALUATED_IN
 
-    Raises:
-        ValueError: config, data, backbone and work dir do not fit together, or detectron2 is asked for and absent; before training starts.
-        NonFiniteLoss: names the step and its samples.
-    """
-    with session(cfg.run.device, matmul=cfg.matmul) as dist:
-        parts = open_parts(cfg, cfg.backbone, cfg.statistics)
-        held = {} if parts.holdout is None else {"holdout": parts.holdout[0]}
-        checked = {"training": parts.train, "validation": parts.val, **held}
-        on_main(dist, partial(check_images, checked, skip=cfg.data.unreadable().limit))
-        job = Job(
-            order=Order(
-                images=len(parts.train), batch=cfg.batch, seed=cfg.seed, crops_per_image=cfg.data.crops_per_image
-            ),
-            build=partial(build_state, cfg, parts, dist=dist),
-            feed=partial(feed, cfg, parts, dist=dist),
-            step=partial(make_step, parts.chosen.statistics),
-            evaluate=partial(evaluate, cfg, parts),
-            headline=partial(headline, cfg, parts, dist=dist),
-            finish=partial(finish, cfg, parts),
-            sources={"train": parts.train, "val": parts.val, **held},
-            about=About("detect", cfg.protocol, cfg.data.name, {"backbone": parts.chosen.origin}),
-            selection=Selection(f"{HOLDOUT}bbox/AP", partial(reported, cfg, parts)) if held else None,
+    def open(self) -> None:
+        """Open the data and the backbone, build the detector, and look at every image."""
+        cfg = self.cfg
+        self.train_set, self.val_set, self.metric = open_sets(cfg)
+        self.sources = {"train": self.train_set, "val": self.val_set}
+        if cfg.data.holdout is not None:
+            held = open_one(cfg.data.holdout, cfg.data.root, masks=cfg.heads.masks)
+            same_classes(self.train_set.classes, held.classes)
+            self.holdout = held, CocoMetric(held.ground_truth(), kinds=cfg.kinds, detections=cfg.heads.detections)
+            self.sources = {**self.sources, "holdout": held}
+        self.open_weights()
+        self.check_images({"training": self.train_set, "validation": self.val_set})
+
+    def open_for_evaluation(self) -> None:
+        """Open validation set and backbone and build the detector."""
+        _, self.val_set, self.metric = open_sets(self.cfg, train=False)
+        self.sources = {"val": self.val_set}
+        self.open_weights()
+        self.check_images({"validation": self.val_set})
+
+    def check_images(self, sets: dict[str, ObjectSource]) -> None:
+        """Look at the images of the sets on the first rank; ValueError names what an evaluation could not use."""
+        held = {} if self.holdout is None else {"holdout": self.holdout[0]}
+        on_main(self.dist, partial(check_images, {**sets, **held}, skip=self.cfg.data.unreadable().limit))
+
+    def open_weights(self) -> None:
+        """Open the backbone and build the detector on it."""
+        cfg, classes = self.cfg, len(self.val_set.classes)
+        changes = {"image_size": cfg.side, "class_token": False, "final_norm": False, "drop_path": cfg.drop_path}
+        self.chosen = open_backbone(cfg.backbone, changes, statistics=cfg.statistics, seed=cfg.seed)
+        self.inputs = {"backbone": self.chosen.origin}
+        adapter = build(ADAPTERS, cfg.adapter, maps_of(self.chosen.model))  # type: ignore[arg-type]
+        pyramid = AdaptedBackbone(self.chosen.model, adapter)  # type: ignore[arg-type]
+        self.divisor, strides = pyramid.size_divisor, list(adapter.strides.values())
+        if cfg.data.square is not None and any(side % self.divisor for side in sides(cfg.data.square)):
+            raise ValueError(
+                f"data.square = {cfg.data.square} is no multiple of {self.divisor}, which the pyramid needs"
+            )
+        if cfg.engine == "detectron2":
+            self.detector = Detectron2RCNN(pyramid, strides=strides, classes=classes, heads=cfg.heads)
+        else:
+            norm = NORMS[cfg.heads.norm] if cfg.heads.norm else None
+            self.detector = MaskRCNN(pyramid, strides=strides, classes=classes, heads=cfg.heads, norm=norm)
+
+    def training_samples(self) -> Scenes:
+        """Return augmented scenes."""
+        return scenes(self.train_set, self.cfg.data, seed=self.cfg.seed, divisor=self.divisor, training=True)
+
+    def model(self) -> nn.Module:
+        """Return the detector."""
+        return self.detector
+
+    def groups(self, model: nn.Module) -> list[Group]:
+        """Return the parameter groups, with layer-wise decay of the rate if the recipe has it."""
+        cfg = self.cfg
+        detector: Any = model
+        decay = cfg.optim.layer_decay
+        layers = Layers(detector.layer_of, detector.pyramid.depth, decay) if decay else None
+        no_decay = spared(detector, cfg.optim, default=None)
+        return param_groups(
+            detector, weight_decay=cfg.optim.weight_decay, layers=layers, no_decay=no_decay, decay=cfg.decay
         )
-        return fit(cfg, work_dir, job, dist=dist, resume=resume)
 
+    def loss(self, model: nn.Module, batch: SceneBatch, at: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the sum of the detector's losses."""
+        losses: dict[str, Tensor] = model(padded(batch, self.chosen.statistics), batch.sizes, batch.objects)
+        return torch.stack(list(losses.values())).sum(), losses if at.logs else {}
 
-def evaluate_checkpoint(cfg: DetectConfig, reference: str, work_dir: Path | None) -> list[results.Result]:
-    """Evaluate a training state of this config (step_*.pt) on the validation set.
+    def digest(self) -> str:
+        """Return the digest of the classes."""
+        return classes_digest(self.train_set.classes)
 
-    The numbers are printed; where there is a work_dir they are appended to its results.jsonl, and predictions go there. Pictures go there too, or
-    to the run that the state is of, whose backbone serves where the config names none. ValueError where the state learned other classes.
-    """
-    with session(cfg.run.device, matmul=cfg.matmul) as dist:
-        statistics = trained_statistics(cfg.statistics, DetectConfig, reference)
-        parts, start = (
-            open_parts(cfg, backbone_of(cfg.backbone, DetectConfig, reference), statistics, train=False),
-            time.perf_counter(),
-        )
-        payload = checkpoint.load(Path(reference))
-        learned(payload["extra"], parts.val.classes, where=reference)
-        on_main(dist, partial(check_images, {"validation": parts.val}, skip=cfg.data.unreadable().limit))
-        load_strict(parts.model, payload.get("ema", payload["model"]), where=reference)
-        model = parts.model.to(dist.device).eval()
-        folder = WorkDir(work_dir) if work_dir else None
+    def extra(self) -> dict[str, Any]:
+        """Return the names of the classes."""
+        return {"names": list(self.train_set.classes)}
+
+    def check_classes(self, extra: Mapping[str, Any], where: str) -> None:
+        """Raise ValueError if a training state learned other classes."""
+        learned(extra, self.val_set.classes, where=where)
+
+    def selection(self) -> Selection | None:
+        """Select the state with the best box AP on the held-out images."""
+        return None if self.holdout is None else Selection(f"{HOLDOUT}bbox/AP", self.evaluate_validation)
+
+    def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
+        """Return the figures of the validation set; if the best state is kept, those of the held-out images: "holdout/bbox/AP"."""
+        if self.holdout is None:
+            return self.evaluate_validation(model, step)
+        figures = self.figures(model, *self.holdout)
+        return {HOLDOUT + name: value for name, value in figures.items() if not math.isnan(value)}
+
+    def evaluate_validation(self, model: nn.Module, step: int) -> dict[str, float]:
+        """Return the validation set's "bbox/AP", "segm/AP50" ... in [0, 1] that are defined; save the predictions."""
+        figures = self.figures(model, self.val_set, self.metric, save=self.folder.predictions)
+        return {name: value for name, value in figures.items() if not math.isnan(value)}
+
+    def measure(self, model: nn.Module, folder: WorkDir | None) -> dict[str, float]:
+        """Return all figures of the validation set, those of single classes too."""
+        save = folder.predictions if folder else None
+        return self.figures(model, self.val_set, self.metric, save=save, per_class=True)
+
+    def figures(
+        self,
+        model: nn.Module,
+        source: ObjectSource,
+        metric: CocoMetric,
+        *,
+        save: Path | None = None,
+        per_class: bool = False,
+    ) -> dict[str, float]:
+        """Return the COCO figures of what the model finds in a set, and the count of unreadable images.
+
+        If unreadable images are skipped, they are left out with their objects.
+        """
+        filled, policy = metric.empty(), self.cfg.data.unreadable()
+        for batch, found in self.predictions(model, source, policy):
+            filled.update([int(source.image_ids[i]) for i in batch.index.tolist()], found)
+        filled.leave_out([int(source.image_ids[index]) for index in policy.files])
+        left_out = unread(policy, self.dist)
+        return filled.compute(save=save, per_class=per_class, group=self.dist.side) | left_out
+
+    def predictions(
+        self,
+        model: nn.Module,
+        source: ObjectSource,
+        policy: Unreadable,
+        *,
+        batch: int | None = None,
+        alone: bool = False,
+    ) -> Iterator[tuple[SceneBatch, list[Detections]]]:
+        """Yield this rank's part of a set with what the model finds in it, in pixels of the stored images."""
+        samples = scenes(source, self.cfg.data, seed=EVALUATION_SEED, divisor=self.divisor, training=False)
+        for seen in self.sweep(samples, policy, batch=batch, alone=alone):
+            with autocast(EVALUATED_IN, self.dist.device):
+                found: Sequence[Found] = model(padded(seen, self.chosen.statistics), seen.sizes)
+            stored = [source.size(i) for i in seen.index.tolist()]
+            yield seen, [in_stored(one, size, into) for one, size, into in zip(found, seen.sizes, stored, strict=True)]
+
+    def pictures(self, model: nn.Module, folder: WorkDir) -> None:
+        """Draw the first validation images with their objects and with what is found, one PNG each."""
+        count = self.cfg.run.pictures
+        if not count:
+            return
         with torch.no_grad():
-            metric, left_out = predicted(cfg, parts, dist, model)
-            figures = (
-                metric.compute(save=folder.predictions if folder else None, per_class=True, group=dist.side) | left_out
+            found = self.predictions(model, self.val_set, self.cfg.data.unreadable(), batch=1, alone=True)
+            for number, (batch, detections) in zip(range(count), found, strict=False):
+                index = int(batch.index[0])
+                there = self.val_set.read(index)
+                shown = Shown(there.image, there.objects, detections[0], Path(self.val_set.where(index)).name)
+                save_detections(folder.detections / f"{number:04d}.png", shown, self.val_set.classes)
+
+    def title(self) -> str:
+        """Return what is trained on what."""
+        cfg, chosen = self.cfg, self.chosen
+        return (
+            f"{self.method} by {cfg.engine} on {chosen.name} (pretraining: {chosen.pretrain}; {cfg.scale} scale), "
+            f"{len(self.val_set.classes)} classes, {len(self.train_set)} training and {len(self.val_set)} validation images\n"
+            f"normalised with {chosen.normalization}"
+        )
+
+    def tokens(self) -> int | None:
+        """Return the tokens that the backbone makes of an image."""
+        return tokens_of(self.chosen.model, self.cfg.side)
+
+    def results(self, figures: Mapping[str, float], shared: Mapping[str, Any]) -> list[Result]:
+        """Return one Result per figure that is defined, in percent; single classes are left out."""
+        defined = {
+            name: value
+            for name, value in figures.items()
+            if "[" not in name and "unreadable" not in name and not math.isnan(value)
+        }
+        own = {"engine": self.cfg.engine, "unreadable": figures.get("unreadable", 0)}
+        return [
+            Result.model_validate(
+                {
+                    **shared,
+                    **own,
+                    "split": "holdout" if name.startswith(HOLDOUT) else "val",
+                    "metric": name.removeprefix(HOLDOUT),
+                    "value": 100 * value,
+                }
             )
-        seconds = time.perf_counter() - start
-        digest = checkpoints.sha256(Path(reference))
-        record = evaluation_record(
-            cfg,
-            About(
-                "detect",
-                cfg.protocol,
-                cfg.data.name,
-                {"backbone": parts.chosen.origin, "checkpoint": of_checkpoint(reference, payload, digest)},
-            ),
-            {"val": parts.val},
-            dist,
-            run=name_of(work_dir),
-            batch=cfg.batch,
-            seconds=seconds,
-        )
-        about = evaluation_facts(
-            cfg,
-            dist,
-            model,
-            work_dir,
-            images=len(parts.val),
-            seconds=seconds,
-            trained=payload,
-            record=record,
-            precision=EVALUATED_IN,
-        )
-        written = numbers(cfg, parts, figures, about | {"checkpoint_sha256": digest})
-        if dist.is_main:
-            print(
-                f"{parts.chosen.name}, {cfg.protocol}: {summary(written)}\n{per_class(parts.val.classes, figures, cfg.kinds)}",
-                flush=True,
-            )
-            if folder is not None:
-                written = results.append(folder.results, written)
-            if (root := work_dir or run_of(reference)) is not None:
-                draw(cfg, parts, dist, model, WorkDir(root).detections)
-        return written
+            for name, value in defined.items()
+        ]
 
+    def report(self, figures: Mapping[str, float], written: list[Result]) -> str:
+        """Return the main numbers in one line, then a line per class."""
+        classes = per_class(self.val_set.classes, figures, self.cfg.kinds)
+        return f"{self.chosen.name}, {self.method}: {summary(written)}\n{classes}"
 
-def open_parts(
-    cfg: DetectConfig, backbone: BackboneConfig, statistics: Statistics | None, *, train: bool = True
-) -> Parts:
-    """Open data and backbone and build the detector; ValueError where they do not fit together.
-
-    train: whether the training set is opened; an evaluation does without.
-    """
-    source, val, metric = open_sets(cfg, train=train)
-    changes = {"image_size": cfg.side, "class_token": False, "final_norm": False, "drop_path": cfg.drop_path}
-    chosen = open_backbone(backbone, changes, statistics=statistics, seed=cfg.seed)
-    adapter = build(ADAPTERS, cfg.adapter, maps_of(chosen.model))  # type: ignore[arg-type]
-    pyramid = AdaptedBackbone(chosen.model, adapter)  # type: ignore[arg-type]
-    strides = list(adapter.strides.values())
-    if cfg.data.square is not None and any(side % pyramid.size_divisor for side in sides(cfg.data.square)):
-        raise ValueError(
-            f"data.square = {cfg.data.square} is no multiple of {pyramid.size_divisor}, which the pyramid needs"
-        )
-    if cfg.engine == "detectron2":
-        model: nn.Module = Detectron2RCNN(pyramid, strides=strides, classes=len(val.classes), heads=cfg.heads)
-    else:
-        norm = NORMS[cfg.heads.norm] if cfg.heads.norm else None
-        model = MaskRCNN(pyramid, strides=strides, classes=len(val.classes), heads=cfg.heads, norm=norm)
-    holdout = None
-    if train and cfg.data.holdout is not None:
-        held = open_one(cfg.data.holdout, cfg.data.root, masks=cfg.heads.masks)
-        same_classes(source.classes, held.classes)
-        holdout = held, CocoMetric(held.ground_truth(), kinds=cfg.kinds, detections=cfg.heads.detections)
-    return Parts(source, val, metric, chosen, model, pyramid.size_divisor, holdout)
+    def closing_words(self, written: list[Result]) -> str:
+        """Return the main numbers, and where everything is."""
+        return f"done: {summary(written)}; in {self.folder.results}, pictures in {self.folder.detections}"
 
 
 def open_sets(cfg: DetectConfig, *, train: bool = True) -> tuple[ObjectSource, ObjectSource, CocoMetric]:
@@ -317,42 +379,6 @@ def open_sets(cfg: DetectConfig, *, train: bool = True) -> tuple[ObjectSource, O
     return source, val, metric
 
 
-def build_state(cfg: DetectConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) -> TrainState:
-    """Return model and optimizer before the first step."""
-    dressed = assemble(
-        parts.model, dist=dist, compile=cfg.run.compile, checkpoint_activations=cfg.run.checkpoint_activations
-    )
-    model: Any = parts.model
-    layers = Layers(model.layer_of, model.pyramid.depth, cfg.optim.layer_decay) if cfg.optim.layer_decay else None
-    no_decay = spared(model, cfg.optim, default=None)
-    groups = param_groups(model, weight_decay=cfg.optim.weight_decay, layers=layers, no_decay=no_decay, decay=cfg.decay)
-    optimizer, names = (
-        build_optimizer(cfg.optim, groups, lr=peak_lr(cfg.optim, global_batch=cfg.batch)),
-        parts.train.classes,
-    )
-    return TrainState.create(
-        dressed, optimizer, loop, dist=dist, digest=classes_digest(names), extra={"names": list(names)}
-    )
-
-
-def feed(cfg: DetectConfig, parts: Parts, share: Share, *, dist: Dist) -> Generator[SceneBatch, None, None]:
-    """Yield the micro-batches of this rank from step `share.start` on, without end."""
-    samples = scenes(parts.train, cfg.data, seed=cfg.seed, divisor=parts.divisor, training=True)
-    return batches(
-        samples, share, workers=cfg.run.workers, pin=dist.device.type == "cuda", unreadable=cfg.data.unreadable()
-    )
-
-
-def make_step(statistics: Statistics, loop: LoopConfig) -> StepFn:
-    """Return the training step: the sum of the detector's losses."""
-
-    def step(model: nn.Module, batch: SceneBatch, at: Step) -> tuple[Tensor, dict[str, Tensor]]:
-        losses: dict[str, Tensor] = model(padded(batch, statistics), batch.sizes, batch.objects)
-        return torch.stack(list(losses.values())).sum(), losses if at.logs else {}
-
-    return step
-
-
 def padded(batch: SceneBatch, statistics: Statistics) -> Tensor:
     """Return the images normalised, (B, 3, H, W), their padding zero: the mean colour, as detectron2 pads."""
     images = normalize(batch.image, statistics)
@@ -360,51 +386,6 @@ def padded(batch: SceneBatch, statistics: Statistics) -> Tensor:
         image[:, height:] = 0
         image[:, :, width:] = 0
     return images
-
-
-def evaluate(
-    cfg: DetectConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int
-) -> dict[str, float]:
-    """Return what `reported` gives; where the best state is kept, the same of the held-out images, as "holdout/bbox/AP" ..."""
-    if parts.holdout is None:
-        return reported(cfg, parts, state, folder, model, step)
-    source, metric = parts.holdout
-    found, left_out = predicted(cfg, parts._replace(val=source, metric=metric), state.dist, model)
-    figures = found.compute(group=state.dist.side) | left_out
-    return {HOLDOUT + name: value for name, value in figures.items() if not math.isnan(value)}
-
-
-def reported(
-    cfg: DetectConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int
-) -> dict[str, float]:
-    """Return the validation set's "bbox/AP", "segm/AP50" ... in [0, 1] that are defined; the predictions are saved."""
-    metric, left_out = predicted(cfg, parts, state.dist, model)
-    figures = metric.compute(save=folder.predictions, group=state.dist.side) | left_out
-    return {name: value for name, value in figures.items() if not math.isnan(value)}
-
-
-def predicted(cfg: DetectConfig, parts: Parts, dist: Dist, model: nn.Module) -> tuple[CocoMetric, dict[str, float]]:
-    """Return the metric filled with what the model finds in this rank's part of the validation set, each image once, and what `unread` counts.
-
-    An image that cannot be read, where such are skipped, is left out with its objects.
-    """
-    metric, policy = parts.metric.empty(), cfg.data.unreadable()
-    for batch, found in sweep(cfg, parts, dist, model, policy, batch=cfg.run.evaluation_batch):
-        metric.update([int(parts.val.image_ids[i]) for i in batch.index.tolist()], found)
-    metric.leave_out([int(parts.val.image_ids[index]) for index in policy.files])
-    return metric, unread(policy, dist)
-
-
-def sweep(
-    cfg: DetectConfig, parts: Parts, dist: Dist, model: nn.Module, policy: Unreadable, *, batch: int
-) -> Iterator[tuple[SceneBatch, list[Detections]]]:
-    """Yield this rank's part of the validation set with what the model finds in it, in pixels of the stored images."""
-    samples = scenes(parts.val, cfg.data, seed=EVALUATION_SEED, divisor=parts.divisor, training=False)
-    for seen in sweep_over(samples, dist, batch=batch, workers=cfg.run.workers, unreadable=policy):
-        with autocast(EVALUATED_IN, dist.device):
-            found: Sequence[Found] = model(padded(seen, parts.chosen.statistics), seen.sizes)
-        stored = [parts.val.size(i) for i in seen.index.tolist()]
-        yield seen, [in_stored(one, size, into) for one, size, into in zip(found, seen.sizes, stored, strict=True)]
 
 
 def in_stored(found: Found, size: tuple[int, int], stored: tuple[int, int]) -> Detections:
@@ -421,72 +402,13 @@ def in_stored(found: Found, size: tuple[int, int], stored: tuple[int, int]) -> D
     return Detections(boxes[there], found.scores[there], found.labels[there], masks)
 
 
-def draw(cfg: DetectConfig, parts: Parts, dist: Dist, model: nn.Module, folder: Path) -> None:
-    """Draw the first validation images with their objects beside what is found, one PNG each (one rank calls it)."""
-    if not cfg.run.pictures:
-        return
-    with torch.no_grad():
-        for number, (batch, found) in zip(
-            range(cfg.run.pictures),
-            sweep(cfg, parts, Dist(dist.device), model, cfg.data.unreadable(), batch=1),
-            strict=False,
-        ):
-            index = int(batch.index[0])
-            there = parts.val.read(index)
-            shown = Shown(there.image, there.objects, found[0], Path(parts.val.where(index)).name)
-            save_detections(folder / f"{number:04d}.png", shown, parts.val.classes)
-
-
-def headline(cfg: DetectConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) -> str:
-    """Return what is about to happen, in one sentence per line."""
-    return (
-        f"{cfg.protocol} by {cfg.engine} on {parts.chosen.name} (pretraining: {parts.chosen.pretrain}; {cfg.scale} scale), {len(parts.val.classes)} "
-        f"classes, {len(parts.train)} training and {len(parts.val)} validation images\n"
-        f"normalised with {parts.chosen.normalization}\n{plan(cfg, loop, dist)}"
-    )
-
-
-def finish(
-    cfg: DetectConfig, parts: Parts, state: TrainState, loop: LoopConfig, folder: WorkDir, log: Logger
-) -> list[results.Result]:
-    """Draw, and append the run's results: with them it is finished."""
-    model = state.averaged
-    model.eval()
-    draw(cfg, parts, state.dist, model, folder.detections)
-    about = {"checkpoint_sha256": parts.chosen.sha256} | facts(cfg, state, folder)
-    written = results.append(folder.results, numbers(cfg, parts, state.metrics, about))
-    log.say(f"done: {summary(written)}; in {folder.results}, pictures in {folder.detections}")
-    return written
-
-
-def numbers(cfg: DetectConfig, parts: Parts, figures: dict[str, float], about: dict[str, Any]) -> list[results.Result]:
-    """Return one Result per figure that is defined, in percent; classes are left out."""
-    shared: dict[str, Any] = about | {
-        "task": "detect", "protocol": cfg.protocol, "dataset": cfg.data.name, "split": "val", "unit": "%", "higher_is_better": True,
-        "backbone": parts.chosen.name, "pretrain": parts.chosen.pretrain, "engine": cfg.engine,
-        "normalization": parts.chosen.normalization,
-        "tokens_per_image": tokens_of(parts.chosen.model, cfg.side), "unreadable": figures.get("unreadable", 0),
-    }  # fmt: skip
-    there = {
-        name: value
-        for name, value in figures.items()
-        if "[" not in name and "unreadable" not in name and not math.isnan(value)
-    }
-    splits = {name: {"split": "holdout"} if name.startswith(HOLDOUT) else {} for name in there}
-    return [
-        results.Result(metric=name.removeprefix(HOLDOUT), value=100 * value, **{**shared, **splits[name]})
-        for name, value in there.items()
-    ]
-
-
-def summary(written: list[results.Result]) -> str:
+def summary(written: list[Result]) -> str:
     """Return the main numbers in one line."""
-    return ", ".join(
-        f"{r.metric} {r.value:.2f}%" for r in written if r.split == "val" and r.metric.endswith(("/AP", "/AP50"))
-    )
+    main = (r for r in written if r.split == "val" and r.metric.endswith(("/AP", "/AP50")))
+    return ", ".join(f"{r.metric} {r.value:.2f}%" for r in main)
 
 
-def per_class(classes: tuple[str, ...], figures: dict[str, float], kinds: Sequence[Kind]) -> str:
+def per_class(classes: tuple[str, ...], figures: Mapping[str, float], kinds: Sequence[Kind]) -> str:
     """Return a line per class with its AP in percent, "-" where it does not occur."""
     rows = [(name, [figures.get(f"{kind}/AP[{name}]", math.nan) for kind in kinds]) for name in classes]
     shown = [

@@ -30,8 +30,9 @@ from mae_transfer.models.heads import Pool, pool
 from mae_transfer.record import Record
 from mae_transfer.tasks.backbones import BackboneConfig, Chosen, open_backbone, statistics_of, tokens_of
 from mae_transfer.tasks.classify import DEBUG_ENCODER
-from mae_transfer.tasks.common import pass_over, sole_user, unread
 from mae_transfer.tasks.provenance import About, evaluation_record
+from mae_transfer.tasks.sweep import pass_over, unread
+from mae_transfer.tasks.task import sole_user
 from mae_transfer.tasks.workdir import WorkDir, open_work_dir, write_config
 
 

@@ -5,53 +5,38 @@ Legend: B batch, N patches, V visible, M = N - V hidden, P target size per patch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import field_validator, model_validator
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mae_transfer import checkpoints, results
+from mae_transfer import checkpoints
 from mae_transfer.bounds import Count
 from mae_transfer.config import Spec, build, check
 from mae_transfer.core.masks import MASKERS
 from mae_transfer.core.normalize import Statistics, normalize
 from mae_transfer.core.patches import sides
-from mae_transfer.data import (
-    Crops,
-    DataConfig,
-    Masking,
-    Order,
-    Share,
-    Source,
-    Spread,
-    Unreadable,
-    batches,
-    evaluation_views,
-    open_sources,
-    training_views,
-)
+from mae_transfer.data import Crops, DataConfig, Masking, Source, Spread, evaluation_views, open_sources, training_views
 from mae_transfer.draw.reconstructions import panels, save_sheet
 from mae_transfer.engine import checkpoint
-from mae_transfer.engine.dist import Dist, assemble, read_mean, session
-from mae_transfer.engine.log import Logger
+from mae_transfer.engine.dist import read_mean
 from mae_transfer.engine.loop import Step
-from mae_transfer.engine.optim import build_optimizer, param_groups, peak_lr, spared
-from mae_transfer.engine.state import LoopConfig, TrainState
+from mae_transfer.engine.optim import Group, param_groups, spared
 from mae_transfer.interfaces import Batch, Mask, Target
 from mae_transfer.models.mae import MAE, MAEConfig
-from mae_transfer.record import Weights
+from mae_transfer.results import Result
 from mae_transfer.seeding import fold
 from mae_transfer.targets import TARGETS
 from mae_transfer.tasks.codes import with_codes
-from mae_transfer.tasks.common import EVALUATION_SEED, ImageConfig, Job, facts, fit, pass_over, plan, record_of, unread
-from mae_transfer.tasks.provenance import About
+from mae_transfer.tasks.config import ImageConfig
+from mae_transfer.tasks.sweep import EVALUATION_SEED, unread
 from mae_transfer.tasks.targets import buffers_of, check_target, digest_of, open_target, references_of
-from mae_transfer.tasks.workdir import WorkDir
+from mae_transfer.tasks.task import Task
 
 
 class PretrainConfig(ImageConfig):
@@ -130,159 +115,197 @@ class PretrainConfig(ImageConfig):
         return f"MAE {self.target.name}, {self.mask.name} {hidden:.0%}, {self.epochs:g} ep"
 
 
-class Parts(NamedTuple):
-    """What a config builds that is no training state."""
+class Pretrain(Task[PretrainConfig]):
+    """A pretraining run."""
+
+    name = "pretrain"
+    uses_labels = False
+    artifact = "backbone.safetensors"
 
     target: Target
     masking: Masking
-    train: Source
-    held_out: Source  # what is evaluated and drawn
-    split: str  # where the held-out images come from: "val", or "train" where there is no such set
+    train_set: Source
+    held_out: Source
+    """The images to evaluate on and to draw."""
+    split: str
+    """Where they come from: "val", or "train" if there is no validation set."""
 
+    @property
+    def method(self) -> str:
+        """What a table calls it: "MAE norm_pixel, random 75%, 800 ep"."""
+        return self.cfg.method()
 
-def run(cfg: PretrainConfig, work_dir: Path, *, resume: bool = False) -> list[results.Result]:
-    """Pretrain, evaluate, draw and export into `work_dir`; return the results that were appended to its results.jsonl (rank 0, finished runs only).
+    def open(self) -> None:
+        """Open the data, build the target and the mask sampler."""
+        cfg = self.cfg
+        train_set, val_set = open_sources(cfg.data)
+        held_out = train_set if val_set is None else val_set
+        self.set_target(open_target(cfg.target, cfg.model.encoder, cfg.statistics))
+        prepared = partial(with_codes, target=self.target, data=cfg.data, run=cfg.run, dist=self.dist)
+        self.train_set = prepared(train_set, key="train" + digest_of(cfg.target))
+        shown = prepared(held_out, key="held out" + digest_of(cfg.target))
+        self.set_held_out(shown, "train" if val_set is None else "val", most=cfg.evaluate_images)
+        self.set_mask(cfg.mask)
+        self.sources = {"train": self.train_set, self.split: self.held_out}
+        references = {"start": cfg.start, **references_of(cfg.target)}
+        self.inputs = {
+            role: checkpoints.origin(reference, checkpoints.LAYOUTS, sha256=None)
+            for role, reference in references.items()
+            if reference is not None
+        }
 
-    Raises:
-        ValueError: config, data and work dir do not fit together; before training starts.
-        NonFiniteLoss: names the step and its samples.
-    """
-    with session(cfg.run.device, matmul=cfg.matmul) as dist:
-        parts = build_parts(cfg, dist)
-        job = Job(
-            order=Order(
-                images=len(parts.train), batch=cfg.batch, seed=cfg.seed, crops_per_image=cfg.data.crops_per_image
-            ),
-            build=partial(build_state, cfg, parts.target, dist=dist),
-            feed=partial(feed, cfg, parts, dist=dist),
-            step=lambda _: step_fn(cfg.statistics, parts.target),
-            evaluate=partial(evaluate, cfg, parts),
-            headline=partial(headline, cfg, parts, dist=dist),
-            finish=partial(finish, cfg, parts),
-            sources={"train": parts.train, parts.split: parts.held_out},
-            about=About("pretrain", cfg.method(), cfg.data.name, inputs(cfg), labels=False),
-            export=("backbone.safetensors", partial(export, cfg)),
+    def set_target(self, target: Target) -> None:
+        """Use this target, on the run's device."""
+        self.target = target
+        if isinstance(target, nn.Module):
+            target.to(self.dist.device)
+
+    def set_held_out(self, source: Source, split: str, *, most: int) -> None:
+        """Evaluate on and draw up to `most` images of a source, spread evenly over it."""
+        self.held_out, self.split = Spread(source, most), split
+
+    def set_mask(self, mask: Spec) -> None:
+        """Use this mask sampler."""
+        self.masking = Masking(build(MASKERS, mask), self.cfg.model.encoder.grid())
+
+    def training_samples(self) -> Crops:
+        """Return augmented crops with their masks."""
+        views = training_views(self.cfg.data, self.target.views)
+        return Crops(source=self.train_set, augmentation=views, seed=self.cfg.seed, masking=self.masking)
+
+    def held_out_samples(self, most: int | None = None) -> Crops:
+        """Return the held-out images, or up to `most` of them, with masks that are the same in every run."""
+        source = self.held_out if most is None else Spread(self.held_out, most)
+        views = evaluation_views(self.cfg.data, self.target.views)
+        return Crops(source=source, augmentation=views, seed=EVALUATION_SEED, masking=self.masking)
+
+    def model(self) -> nn.Module:
+        """Return encoder and decoder, initialised or with the starting weights."""
+        torch.manual_seed(fold(self.cfg.seed, "init"))
+        model = MAE(self.cfg.model, self.target.dim)
+        if self.cfg.start is not None:
+            load_start(model, self.cfg.start)
+        return model
+
+    def groups(self, model: nn.Module) -> list[Group]:
+        """Return the parameter groups. By default vectors and biases have no weight decay (MAE, table 8)."""
+        optim = self.cfg.optim
+        return param_groups(model, weight_decay=optim.weight_decay, no_decay=spared(model, optim, default=()))
+
+    def loss(self, model: nn.Module, batch: Batch, at: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the mean loss over the hidden patches."""
+        return mae_loss(model, batch, at, target=self.target, statistics=self.cfg.statistics)
+
+    def digest(self) -> str:
+        """Return the digest of the files that the target refers to."""
+        return digest_of(self.cfg.target)
+
+    def extra(self) -> dict[str, Any]:
+        """Return the target's own tensors: a basis."""
+        return {"target": buffers_of(self.target)}
+
+    def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
+        """Return the loss on the held-out images under fixed masks (float32, mean over hidden patches); draw some of them."""
+        dist, policy = self.dist, self.cfg.data.unreadable()
+        # for a corruption that draws; the loop seeds every step anew
+        torch.manual_seed(fold(EVALUATION_SEED, "evaluate", dist.rank))
+        total = torch.zeros(2, dtype=torch.float64 if dist.device.type != "mps" else torch.float32, device=dist.device)
+        for batch in self.sweep(self.held_out_samples(), policy):
+            assert batch.mask is not None
+            prediction = model(normalize(batch.image, self.cfg.statistics), batch.mask)
+            losses = self.target.loss(prediction, self.target(batch, batch.mask.ids_masked))
+            total += torch.stack([losses.sum(), torch.full_like(losses, 1.0).sum()])
+        mean = read_mean({"loss": total[0], "patches": total[1]}, dist)
+        if not mean["patches"]:
+            raise ValueError(f"no image of the {self.split} set could be read")
+        if dist.is_main:
+            sheet = self.folder.pictures / f"step_{step:08d}.png"
+            save_sheet(sheet, self.picture_rows(model, most=self.cfg.pictures))
+        return {f"{self.split}_loss": mean["loss"] / mean["patches"], **unread(policy, dist)}
+
+    @torch.no_grad()
+    def picture_rows(self, model: nn.Module, *, most: int) -> Tensor:
+        """Return the panels (B, 4, 3, H, W) of the reconstructions of up to `most` held-out images."""
+        rows = []
+        for batch in self.sweep(self.held_out_samples(most), self.cfg.data.unreadable(), alone=True):
+            assert batch.mask is not None
+            prediction = model(normalize(batch.image, self.cfg.statistics), batch.mask)
+            decoded = self.target.decode(prediction, batch, batch.mask.ids_masked)
+            rows.append(panels(batch.image, decoded, batch.mask))
+        return torch.cat(rows) if rows else torch.zeros(0, 4, 3, 1, 1)
+
+    def title(self) -> str:
+        """Return what is trained on what."""
+        return (
+            f"{self.method} ({self.cfg.scale} scale), {len(self.train_set)} training images, evaluated on "
+            f"{len(self.held_out)} of the {self.split} split"
         )
-        return fit(cfg, work_dir, job, dist=dist, resume=resume)
+
+    def export(self) -> None:
+        """Write the encoder alone."""
+        cfg, state, model = self.cfg, self.state, self.state.averaged
+        assert isinstance(model, MAE)
+        about = {
+            "recipe": cfg.model_dump(mode="json", exclude={"run"}),
+            "digest": cfg.digest(),
+            "pretrain": self.method,
+            "images_seen": state.images_seen,
+            "scale": cfg.scale,
+            checkpoints.RECORD: self.exported_record(),
+        }
+        checkpoints.export_backbone(self.folder.backbone, model.encoder, about=about)
+
+    def results(self, figures: Mapping[str, float], shared: Mapping[str, Any]) -> list[Result]:
+        """Return one Result per figure. Its tokens are those that the encoder processes."""
+        encoder, (h, w) = self.cfg.model.encoder, self.masking.grid
+        patches = h * w if self.cfg.model.corrupt else self.masking.sampler.visible((h, w))
+        own = {
+            "split": self.split,
+            "unit": "loss per hidden patch",
+            "higher_is_better": False,
+            "backbone": encoder.name(),
+            "pretrain": self.method,
+            "checkpoint_sha256": checkpoints.sha256(self.folder.backbone),
+            "flops_per_image": self.flops(),
+            "tokens_per_image": patches + int(encoder.class_token),
+        }
+        return [
+            Result.model_validate({**shared, **own, "metric": metric, "value": value})
+            for metric, value in figures.items()
+            if metric != "unreadable"
+        ]
+
+    def closing_words(self, written: list[Result]) -> str:
+        """Return where everything is."""
+        folder = self.folder
+        return f"done: {folder.backbone} (for the transfer tasks), pictures in {folder.pictures}, numbers in {folder.results}"
+
+    def flops(self) -> int:
+        """Return the floating-point operations of forward and backward of one image, counted by torch.
+
+        A multiply-add counts as 2. Attention is included.
+        """
+        cfg = self.cfg.model
+        h, w = cfg.encoder.grid()
+        visible = self.masking.sampler.visible((h, w))
+        with torch.device("meta"):
+            model = MAE(cfg, self.target.dim)
+            images = torch.zeros(1, cfg.encoder.channels, h * cfg.encoder.patch, w * cfg.encoder.patch)
+            ids = torch.zeros(1, h * w, dtype=torch.int64)
+        with FlopCounterMode(display=False) as counter:
+            model(images, Mask(ids[:, :visible], ids[:, visible:])).sum().backward()
+        return int(counter.get_total_flops())
 
 
-def inputs(cfg: PretrainConfig) -> dict[str, Weights]:
-    """Return the files of weights that a run refers to: where it starts from, and its target's tokenizer, teacher or basis."""
-    references = {"start": cfg.start, **references_of(cfg.target)}
-    return {
-        role: checkpoints.origin(reference, checkpoints.LAYOUTS, sha256=None)
-        for role, reference in references.items()
-        if reference is not None
-    }
-
-
-def step_fn(
-    statistics: Statistics, target: Target
-) -> Callable[[nn.Module, Batch, Step], tuple[Tensor, dict[str, Tensor]]]:
-    """Return the training step: predict the hidden patches, compare with their targets, average."""
-
-    def step(model: nn.Module, batch: Batch, at: Step) -> tuple[Tensor, dict[str, Tensor]]:
-        assert batch.mask is not None
-        truth = target(batch, batch.mask.ids_masked)  # before the activations are there: the least memory at the peak
-        prediction = model(normalize(batch.image, statistics), batch.mask)
-        metrics = target.metrics(prediction.detach(), truth) if at.logs else {}
-        return target.loss(prediction, truth).mean(), metrics
-
-    return step
-
-
-def evaluate(
-    cfg: PretrainConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int
-) -> dict[str, float]:
-    """Return the loss on the held-out images, each once, under fixed masks (float32, mean over hidden patches); draw some of them."""
-    dist = state.dist
-    torch.manual_seed(
-        fold(EVALUATION_SEED, "evaluate", dist.rank)
-    )  # for a corruption that draws; the loop seeds every step anew
-    total = torch.zeros(2, dtype=torch.float64 if dist.device.type != "mps" else torch.float32, device=dist.device)
-    policy = cfg.data.unreadable()
-    for batch in held_out_batches(cfg, parts, dist, policy):
-        assert batch.mask is not None
-        prediction = model(normalize(batch.image, cfg.statistics), batch.mask)
-        losses = parts.target.loss(prediction, parts.target(batch, batch.mask.ids_masked))
-        total += torch.stack([losses.sum(), torch.full_like(losses, 1.0).sum()])
-    mean = read_mean({"loss": total[0], "patches": total[1]}, dist)
-    if not mean["patches"]:
-        raise ValueError(f"no image of the {parts.split} set could be read")
-    if dist.is_main:
-        save_sheet(
-            folder.pictures / f"step_{step:08d}.png", picture_rows(cfg, parts, model, dist.device, most=cfg.pictures)
-        )
-    return {f"{parts.split}_loss": mean["loss"] / mean["patches"], **unread(policy, dist)}
-
-
-@torch.no_grad()
-def picture_rows(cfg: PretrainConfig, parts: Parts, model: nn.Module, device: torch.device, *, most: int) -> Tensor:
-    """Return the panels (B, 4, 3, H, W) of what the model makes of up to `most` held-out images, spread evenly over them."""
-    rows = []
-    for batch in held_out_batches(
-        cfg, parts._replace(held_out=Spread(parts.held_out, most)), Dist(device), cfg.data.unreadable()
-    ):
-        assert batch.mask is not None
-        prediction = model(normalize(batch.image, cfg.statistics), batch.mask)
-        rows.append(panels(batch.image, parts.target.decode(prediction, batch, batch.mask.ids_masked), batch.mask))
-    return torch.cat(rows) if rows else torch.zeros(0, 4, 3, 1, 1)
-
-
-def feed(cfg: PretrainConfig, parts: Parts, share: Share, *, dist: Dist) -> Generator[Batch, None, None]:
-    """Yield the micro-batches of this rank from step `share.start` on, without end."""
-    crops = Crops(
-        source=parts.train,
-        augmentation=training_views(cfg.data, parts.target.views),
-        seed=cfg.seed,
-        masking=parts.masking,
-    )
-    return batches(
-        crops, share, workers=cfg.run.workers, pin=dist.device.type == "cuda", unreadable=cfg.data.unreadable()
-    )
-
-
-def held_out_batches(cfg: PretrainConfig, parts: Parts, dist: Dist, policy: Unreadable) -> Iterator[Batch]:
-    """Return this rank's part of the held-out images, with their fixed masks."""
-    return pass_over(
-        parts.held_out,
-        evaluation_views(cfg.data, parts.target.views),
-        dist,
-        batch=cfg.run.evaluation_batch,
-        workers=cfg.run.workers,
-        unreadable=policy,
-        masking=parts.masking,
-    )
-
-
-def build_parts(cfg: PretrainConfig, dist: Dist) -> Parts:
-    """Open the data and build target and mask sampler; ValueError where they do not fit."""
-    encoder = cfg.model.encoder
-    train_set, val_set = open_sources(cfg.data)
-    held_out = val_set if val_set is not None else train_set
-    target = open_target(cfg.target, encoder, cfg.statistics)
-    if isinstance(target, nn.Module):
-        target.to(dist.device)
-    prepared = partial(with_codes, target=target, data=cfg.data, run=cfg.run, dist=dist)
-    train, shown = (
-        prepared(train_set, key="train" + digest_of(cfg.target)),
-        prepared(held_out, key="held out" + digest_of(cfg.target)),
-    )
-    masking = Masking(build(MASKERS, cfg.mask), encoder.grid())
-    return Parts(target, masking, train, Spread(shown, cfg.evaluate_images), "val" if val_set is not None else "train")
-
-
-def build_state(cfg: PretrainConfig, target: Target, loop: LoopConfig, *, dist: Dist) -> TrainState:
-    """Return model and optimizer before the first step. Unless told otherwise, only vectors and biases have no weight decay (MAE, table 8)."""
-    torch.manual_seed(fold(cfg.seed, "init"))
-    model = MAE(cfg.model, target.dim)
-    if cfg.start is not None:
-        load_start(model, cfg.start)
-    dressed = assemble(model, dist=dist, compile=cfg.run.compile, checkpoint_activations=cfg.run.checkpoint_activations)
-    groups = param_groups(model, weight_decay=cfg.optim.weight_decay, no_decay=spared(model, cfg.optim, default=()))
-    optimizer = build_optimizer(cfg.optim, groups, lr=peak_lr(cfg.optim, global_batch=cfg.batch))
-    extra = {"target": buffers_of(target)}
-    return TrainState.create(dressed, optimizer, loop, dist=dist, digest=digest_of(cfg.target), extra=extra)
+def mae_loss(
+    model: nn.Module, batch: Batch, at: Step, *, target: Target, statistics: Statistics
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Predict the hidden patches and compare them with their targets; return the mean over the hidden patches."""
+    assert batch.mask is not None
+    truth = target(batch, batch.mask.ids_masked)  # before the activations exist: lower peak memory
+    prediction = model(normalize(batch.image, statistics), batch.mask)
+    metrics = target.metrics(prediction.detach(), truth) if at.logs else {}
+    return target.loss(prediction, truth).mean(), metrics
 
 
 def load_start(model: MAE, reference: str) -> None:
@@ -300,69 +323,3 @@ def load_start(model: MAE, reference: str) -> None:
         raise ValueError(
             f"start = {reference!r}: give mae-full:PATH, a released MAE with its decoder, or a step_*.pt of this suite"
         )
-
-
-def headline(cfg: PretrainConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) -> str:
-    """Return what is about to happen, in one sentence per line."""
-    return (
-        f"{cfg.method()} ({cfg.scale} scale), {len(parts.train)} training images, evaluated on {len(parts.held_out)} of the {parts.split} split\n"
-        f"{plan(cfg, loop, dist)}"
-    )
-
-
-def finish(
-    cfg: PretrainConfig, parts: Parts, state: TrainState, loop: LoopConfig, folder: WorkDir, log: Logger
-) -> list[results.Result]:
-    """Export the encoder and append the run's results."""
-    export(cfg, state, folder)
-    figures = {metric: value for metric, value in state.metrics.items() if metric != "unreadable"}
-    written = results.append(
-        folder.results, [result(cfg, parts, state, folder, metric, value) for metric, value in figures.items()]
-    )
-    log.say(
-        f"done: {folder.backbone} (for the transfer tasks), pictures in {folder.pictures}, numbers in {folder.results}"
-    )
-    return written
-
-
-def export(cfg: PretrainConfig, state: TrainState, folder: WorkDir) -> None:
-    """Write the encoder alone."""
-    model = state.averaged
-    assert isinstance(model, MAE)
-    about = {
-        "recipe": cfg.model_dump(mode="json", exclude={"run"}),
-        "digest": cfg.digest(),
-        "pretrain": cfg.method(),
-        "images_seen": state.images_seen,
-        "scale": cfg.scale,
-        checkpoints.RECORD: record_of(state).exported().model_dump(mode="json"),
-    }
-    checkpoints.export_backbone(folder.backbone, model.encoder, about=about)
-
-
-def result(
-    cfg: PretrainConfig, parts: Parts, state: TrainState, folder: WorkDir, metric: str, value: float
-) -> results.Result:
-    """Return one number of this run as a Result; its tokens are those that the encoder sees."""
-    encoder, (h, w) = cfg.model.encoder, parts.masking.grid
-    return results.Result(
-        task="pretrain", protocol=cfg.method(), dataset=cfg.data.name, split=parts.split,
-        metric=metric, value=value, unit="loss per hidden patch", higher_is_better=False,
-        backbone=encoder.name(), pretrain=cfg.method(), checkpoint_sha256=checkpoints.sha256(folder.backbone),
-        flops_per_image=step_flops(cfg, parts),
-        tokens_per_image=(h * w if cfg.model.corrupt else parts.masking.sampler.visible((h, w))) + int(encoder.class_token),
-        **facts(cfg, state, folder),
-    )  # fmt: skip
-
-
-def step_flops(cfg: PretrainConfig, parts: Parts) -> int:
-    """Return the floating-point operations of forward and backward of one image, counted by torch (2 per multiply-add; attention included)."""
-    with torch.device("meta"):
-        model = MAE(cfg.model, parts.target.dim)
-        h, w = cfg.model.encoder.grid()
-        visible = parts.masking.sampler.visible((h, w))
-        images = torch.zeros(1, cfg.model.encoder.channels, h * cfg.model.encoder.patch, w * cfg.model.encoder.patch)
-        ids = torch.zeros(1, h * w, dtype=torch.int64)
-    with FlopCounterMode(display=False) as counter:
-        model(images, Mask(ids[:, :visible], ids[:, visible:])).sum().backward()
-    return int(counter.get_total_flops())

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 
 from mae_transfer.checkpoints.files import load_strict
-from mae_transfer.config import Spec, build, load
-from mae_transfer.core.masks import MASKERS
-from mae_transfer.data import Masking, open_source
+from mae_transfer.config import Spec, load
+from mae_transfer.data import open_source
 from mae_transfer.draw.reconstructions import save_sheet
 from mae_transfer.engine import checkpoint
+from mae_transfer.engine.dist import Dist
 from mae_transfer.models.mae import MAE
-from mae_transfer.tasks.pretrain import Parts, PretrainConfig, load_start, picture_rows
+from mae_transfer.tasks.pretrain import Pretrain, PretrainConfig, load_start
 from mae_transfer.tasks.targets import open_target
 from mae_transfer.tasks.workdir import WorkDir
 
@@ -46,12 +46,13 @@ def reconstruct(
         if found is None:
             raise ValueError(f"{run} has no checkpoint yet: run tools/pretrain.py with --work-dir {run} first")
         saved = found.payload
-    grid = cfg.model.encoder.grid()
+    task = Pretrain(cfg, Dist(torch.device("cpu")))
     spec = Spec.model_validate(
         {key: value for key, value in cfg.target.model_dump().items() if key != "cache"}
     )  # kept tokens are of other images
-    target = open_target(spec, cfg.model.encoder, cfg.statistics, saved=saved["extra"].get("target") if saved else None)
-    model = MAE(cfg.model, target.dim).eval()
+    basis = saved["extra"].get("target") if saved else None
+    task.set_target(open_target(spec, cfg.model.encoder, cfg.statistics, saved=basis))
+    model = MAE(cfg.model, task.target.dim).eval()
     if saved is None:
         load_start(model, str(run))
     else:
@@ -61,14 +62,14 @@ def reconstruct(
         if images is None
         else Spec.model_validate({"name": "folder", "root": str(images), "labelled": False})
     )
-    source = open_source(shown, cfg.data.root)
+    task.set_held_out(open_source(shown, cfg.data.root), "images", most=most)
     masks = {f"ratio_{ratio:g}": {**cfg.mask.model_dump(), "ratio": ratio} for ratio in mask_ratios or ()} or {
         cfg.mask.name: cfg.mask.model_dump()
     }
     sheets = {}
     for name, mask in masks.items():
-        parts = Parts(target, Masking(build(MASKERS, Spec.model_validate(mask)), grid), source, source, "images")
-        sheets[out / f"{name}.png"] = picture_rows(cfg, parts, model, torch.device("cpu"), most=most)
+        task.set_mask(Spec.model_validate(mask))
+        sheets[out / f"{name}.png"] = task.picture_rows(model, most=most)
     for path, drawn in sheets.items():
         save_sheet(path, drawn)
     return list(sheets)

@@ -1,4 +1,6 @@
-"""A trained classifier on the variants of ImageNet's validation set: -A, -R, -Sketch and -C (MAE, appendix B and table 13). Nothing is trained.
+"""A trained classifier on the variants of ImageNet's validation set: -A, -R, -Sketch and -C (MAE, appendix B and table 13).
+
+Nothing is trained.
 
 Legend: B images, C classes of the classifier, c classes of a variant (200 of the 1000 in A and R).
 """
@@ -7,22 +9,23 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from rich.progress import track
 from torch import Tensor, nn
 
 from mae_transfer import results
-from mae_transfer.core.normalize import IMAGENET, Statistics, normalize
-from mae_transfer.data import Folder, Source, evaluation_views
+from mae_transfer.config import Schema
+from mae_transfer.core.normalize import Statistics, normalize
+from mae_transfer.data import Crops, Folder, Source, evaluation_views
 from mae_transfer.engine.dist import Dist, read_mean, session
 from mae_transfer.engine.state import autocast
 from mae_transfer.metrics.corruption import ALEXNET_ERROR, SEVERITIES, corruption_errors, mean_corruption_error
-from mae_transfer.tasks.backbones import flops_of, tokens_of
-from mae_transfer.tasks.classify import ClassifyConfig, Parts, Trained, trained
-from mae_transfer.tasks.common import evaluation_facts, pass_over, readable, unread
-from mae_transfer.tasks.provenance import About, evaluation_record
+from mae_transfer.results import Result
+from mae_transfer.tasks.classify import Classify, ClassifyConfig
+from mae_transfer.tasks.sweep import EVALUATION_SEED, readable, sweep_over, unread
+from mae_transfer.tasks.transfer import Trained
 from mae_transfer.tasks.workdir import WorkDir
 
 Variant = Literal["imagenet-a", "imagenet-r", "imagenet-sketch", "imagenet-c"]
@@ -48,34 +51,77 @@ class Part(NamedTuple):
     columns: Tensor  # (c,) int64: the scores that its classes have
 
 
-def evaluate(cfg: RobustnessConfig, reference: str, work_dir: Path | None) -> list[results.Result]:
-    """Evaluate what `reference` names (a step_*.pt of this config, or mae-finetuned:PATH); print the numbers, append them where there is a work dir.
+class Robustness(Classify):
+    """A classifier on the variants."""
 
-    Raises:
-        ValueError: no variant has a folder; a corruption, a severity or a class is missing or unknown (all of them are named).
-    """
-    names = class_names(cfg)
-    opened = {variant: open_variant(variant, Path(root), names) for variant, root in cfg.variants.items() if root}
-    if not opened:
-        raise ValueError(
-            "no variant has a folder: --set \"variants={'imagenet-a':'/data/imagenet-a'}\"; known are "
-            + ", ".join(cfg.variants)
-        )
-    protocol = cfg.method()
-    if len(protocol.row) > 1:
-        raise ValueError(
-            f"protocol {protocol.title!r} gives a row of {len(protocol.row)} scores; robustness is that of one classifier"
-        )
-    with session(cfg.run.device, matmul=cfg.matmul) as dist:
-        classifier = trained(
-            cfg,
-            Parts(protocol, next(iter(opened.values()))[0].source, {}, len(names), cfg.statistics or IMAGENET),
-            reference,
-        )
-        classifier.model.to(dist.device).eval()
-        written = [
-            number for variant, parts in opened.items() for number in measure(cfg, classifier, variant, parts, dist)
+    name = "robustness"
+    trained_by: ClassVar[type[Schema] | None] = ClassifyConfig
+    variant: Variant
+    """The one that is evaluated now."""
+
+    def open_data(self) -> None:
+        """Open the variants' folders; the classes are those of the classifier."""
+        cfg = self.cfg
+        assert isinstance(cfg, RobustnessConfig)
+        names = class_names(cfg)
+        self.variants = {name: open_variant(name, Path(root), names) for name, root in cfg.variants.items() if root}
+        if not self.variants:
+            raise ValueError(
+                "no variant has a folder: --set \"variants={'imagenet-a':'/data/imagenet-a'}\"; known are "
+                + ", ".join(cfg.variants)
+            )
+        if len(self.protocol.row) > 1:
+            raise ValueError(
+                f"protocol {self.protocol.title!r} gives a row of {len(self.protocol.row)} scores; robustness is that of "
+                "one classifier"
+            )
+        self.classes, self.splits = len(names), {}
+
+    def measure_variant(self, variant: Variant, trained: Trained) -> list[Result]:
+        """Return the numbers of one variant: top-1 %, or for ImageNet-C the corruption errors and their mean, %."""
+        cfg, parts, start = self.cfg, self.variants[variant], time.perf_counter()
+        shown = track(parts, description=variant, disable=not (cfg.run.progress and self.dist.is_main))
+        counted = {
+            (part.corruption, part.severity): accuracy(cfg, trained.model, self.chosen.statistics, part, self.dist)
+            for part in shown
+        }
+        right = {key: share for key, (share, _) in counted.items()}
+        if variant == "imagenet-c":
+            errors = {name: {severity: 1 - right[name, severity] for severity in SEVERITIES} for name in ALEXNET_ERROR}
+            figures = {"mCE": mean_corruption_error(errors)}
+            figures |= {f"CE_{name}": value for name, value in corruption_errors(errors).items()}
+        else:
+            figures = {"top1": right["", 0]}
+        self.sources = {
+            f"{part.corruption}_{part.severity}" if part.corruption else "val": part.source for part in parts
+        }
+        shared = self.evaluation(trained, None, seconds=time.perf_counter() - start)
+        own = {
+            "run": self.chosen.name,
+            "dataset": variant,
+            "unreadable": sum(missing for _, missing in counted.values()),
+        }
+        return [
+            Result.model_validate(
+                {**shared, **own, "metric": name, "value": 100 * value, "higher_is_better": name == "top1"}
+            )
+            for name, value in figures.items()
         ]
+
+
+def evaluate(cfg: RobustnessConfig, reference: str, work_dir: Path | None) -> list[Result]:
+    """Evaluate trained weights on the variants; print the numbers, and append them to the work dir's results.
+
+    Args:
+        reference: a step_*.pt of this config, or mae-finetuned:PATH.
+    Raises:
+        ValueError: no variant has a folder; a corruption, a severity or a class is missing or unknown (all are named).
+    """
+    with session(cfg.run.device, matmul=cfg.matmul) as dist:
+        task = Robustness(Robustness.as_trained(cfg, reference), dist)
+        trained = task.load_trained(reference)
+        trained.model.to(dist.device).eval()
+        written = [number for variant in task.variants for number in task.measure_variant(variant, trained)]
         if dist.is_main:
             for number in written:
                 print(f"{number.dataset}: {number.metric} {number.value:.2f}{number.unit}", flush=True)
@@ -127,57 +173,20 @@ def open_part(corruption: str, severity: int, path: Path, names: list[str]) -> P
     return Part(corruption, severity, source, torch.tensor([place[name] for name in source.classes]))
 
 
-def measure(
-    cfg: RobustnessConfig, classifier: Trained, variant: Variant, parts: list[Part], dist: Dist
-) -> list[results.Result]:
-    """Return the numbers of one variant: top-1 %, or for ImageNet-C the corruption errors and their mean, %."""
-    (model, chosen, state, inputs), start = classifier, time.perf_counter()
-    shown = track(parts, description=variant, disable=not (cfg.run.progress and dist.is_main))
-    counted = {(part.corruption, part.severity): accuracy(cfg, model, chosen.statistics, part, dist) for part in shown}
-    right, left_out = (
-        {key: share for key, (share, _) in counted.items()},
-        sum(missing for _, missing in counted.values()),
-    )
-    seconds, images = time.perf_counter() - start, sum(len(part.source) for part in parts)
-    if variant == "imagenet-c":
-        errors = {name: {severity: 1 - right[name, severity] for severity in SEVERITIES} for name in ALEXNET_ERROR}
-        figures = {"mCE": mean_corruption_error(errors)} | {
-            f"CE_{name}": value for name, value in corruption_errors(errors).items()
-        }
-    else:
-        figures = {"top1": right["", 0]}
-    about = About("robustness", cfg.title(), variant, inputs)
-    sources = {
-        "_".join((part.corruption, str(part.severity))) if part.corruption else "val": part.source for part in parts
-    }
-    record = evaluation_record(cfg, about, sources, dist, run=chosen.name, batch=cfg.batch, seconds=seconds)
-    shared: dict[str, Any] = evaluation_facts(
-        cfg, dist, model, None, images=images, seconds=seconds, trained=state, precision=cfg.precision, unreadable=left_out, record=record
-    ) | {
-        "run": chosen.name, "task": "robustness", "protocol": cfg.title(), "dataset": variant, "split": "val", "unit": "%",
-        "backbone": chosen.name, "pretrain": chosen.pretrain, "checkpoint_sha256": chosen.sha256, "normalization": chosen.normalization,
-        "flops_per_image": flops_of(model, cfg.data.size, backward=False), "tokens_per_image": tokens_of(chosen.model, cfg.data.size),
-    }  # fmt: skip
-    return [
-        results.Result(metric=name, value=100 * value, higher_is_better=name == "top1", **shared)
-        for name, value in figures.items()
-    ]
-
-
 @torch.no_grad()
 def accuracy(
-    cfg: RobustnessConfig, model: nn.Module, statistics: Statistics, part: Part, dist: Dist
+    cfg: ClassifyConfig, model: nn.Module, statistics: Statistics, part: Part, dist: Dist
 ) -> tuple[float, int]:
-    """Return the share of a folder's images whose best score, among the folder's own classes, is their class, and how many could not be read.
+    """Return the accuracy on a folder among the folder's own classes, and how many images could not be read.
 
-    ImageNet-C's images are cut already: they are not resized before the centre crop.
+    ImageNet-C's images are cropped already, so they are not resized before the centre crop.
     """
     view = evaluation_views(cfg.data, shorter_side=1.0 if part.corruption else cfg.data.shorter_side)
     columns, right = part.columns.to(dist.device), torch.zeros((), dtype=torch.int64, device=dist.device)
     policy = cfg.data.unreadable()
-    for batch in pass_over(
-        part.source, view, dist, batch=cfg.run.evaluation_batch, workers=cfg.run.workers, unreadable=policy
-    ):
+    samples = Crops(source=part.source, augmentation=view, seed=EVALUATION_SEED)
+    size, workers = cfg.run.evaluation_batch, cfg.run.workers
+    for batch in sweep_over(samples, dist, batch=size, workers=workers, unreadable=policy):
         with autocast(cfg.precision, dist.device):
             scores = model(normalize(batch.image, statistics))
         right += (scores.view(-1, scores.shape[-1]).index_select(1, columns).argmax(dim=1) == batch.label).sum()

@@ -1,4 +1,6 @@
-"""Semantic segmentation with a pretrained backbone: UperNet or a linear head (tasks/segment_protocols.py), mmseg's heads and pipeline, our loop.
+"""Semantic segmentation with a pretrained backbone: mmsegmentation's UperNet and pipeline, or a linear head, in this suite's loop.
+
+tasks/segment_protocols.py has the heads.
 
 Legend: B batch, S pixels per side of a crop, C classes, H x W pixels of an image.
 """
@@ -6,21 +8,18 @@ Legend: B batch, S pixels per side of a crop, C classes, H x W pixels of an imag
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from operator import gt
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import field_validator, model_validator
 from torch import Tensor, nn
 
-from mae_transfer import checkpoints, results
 from mae_transfer.adapters.mmseg import Segmenter, accuracy
 from mae_transfer.adapters.mmseg_transforms import Rescale, TrainingCrop
-from mae_transfer.checkpoints.files import load_strict
 from mae_transfer.config import Spec, build, check, load
 from mae_transfer.core.normalize import Statistics, normalize
 from mae_transfer.core.patches import sides, size_of
@@ -30,11 +29,8 @@ from mae_transfer.data import (
     MapDataConfig,
     MapSource,
     MapViews,
-    Order,
     Scales,
-    Share,
     Unreadable,
-    batches,
     open_map_set,
     open_maps,
     same_classes,
@@ -42,39 +38,20 @@ from mae_transfer.data import (
 from mae_transfer.data.ade_check import check_sets
 from mae_transfer.data.maps import inside
 from mae_transfer.draw.segmentations import Picture, save_picture
-from mae_transfer.engine import checkpoint
-from mae_transfer.engine.dist import Dist, assemble, bare, on_main, session
-from mae_transfer.engine.log import Logger
-from mae_transfer.engine.loop import Step, StepFn
-from mae_transfer.engine.optim import build_optimizer, peak_lr
-from mae_transfer.engine.state import LoopConfig, TrainState, autocast
+from mae_transfer.engine.dist import Dist, bare, on_main
+from mae_transfer.engine.loop import Step
+from mae_transfer.engine.optim import Group
+from mae_transfer.engine.state import LoopConfig, autocast
 from mae_transfer.metrics.iou import IouMetric
-from mae_transfer.tasks.backbones import (
-    BackboneConfig,
-    Chosen,
-    backbone_of,
-    flops_of,
-    open_backbone,
-    tokens_of,
-    trained_statistics,
-)
+from mae_transfer.results import Result
+from mae_transfer.tasks.backbones import BackboneConfig, flops_of, open_backbone, tokens_of
 from mae_transfer.tasks.best import HOLDOUT, Select, Selection, check_selection
-from mae_transfer.tasks.common import (
-    EVALUATION_SEED,
-    Job,
-    PicturesRun,
-    TrainConfig,
-    evaluation_facts,
-    facts,
-    fit,
-    plan,
-    sweep_over,
-    unread,
-)
+from mae_transfer.tasks.config import PicturesRun
 from mae_transfer.tasks.labels import classes_digest, learned
-from mae_transfer.tasks.provenance import About, evaluation_record, name_of, of_checkpoint
 from mae_transfer.tasks.segment_inference import PUBLISHED_SCALES, InferenceConfig, Windows, probabilities
 from mae_transfer.tasks.segment_protocols import PROTOCOLS, SegmentProtocol
+from mae_transfer.tasks.sweep import EVALUATION_SEED, unread
+from mae_transfer.tasks.transfer import Transfer, TransferConfig
 from mae_transfer.tasks.workdir import WorkDir, run_of
 
 DEBUG_ENCODER = {"size": None, "dim": 32, "depth": 4, "heads": 2, "patch": 8, "image_size": 32}
@@ -85,7 +62,7 @@ MULTI_SCALE: dict[str, Any] = {
 }  # what --multi-scale stands for
 
 
-class SegmentConfig(TrainConfig):
+class SegmentConfig(TransferConfig):
     """A segmentation run; an epoch is a pass over the training images, a crop of each."""
 
     debug: ClassVar[dict[str, Any]] = {
@@ -143,232 +120,237 @@ class SegmentConfig(TrainConfig):
         return build(PROTOCOLS, self.protocol)
 
 
-class Parts(NamedTuple):
-    """What a config opens and builds that is no training state."""
+class Segment(Transfer[SegmentConfig]):
+    """A segmentation run."""
 
-    protocol: SegmentProtocol
-    train: MapSource
-    val: MapSource
-    chosen: Chosen
-    holdout: MapSource | None  # to choose the best state on
+    name = "segment"
+    train_set: MapSource
+    val_set: MapSource
+    holdout: MapSource | None = None
+    """To select the best state on."""
 
+    def __init__(self, cfg: SegmentConfig, dist: Dist) -> None:
+        super().__init__(cfg, dist)
+        self.protocol: SegmentProtocol = cfg.method()
 
-def run(cfg: SegmentConfig, work_dir: Path, *, resume: bool = False) -> list[results.Result]:
-    """Train, evaluate, and append the numbers to work_dir's results.jsonl; return them (rank 0, finished runs only).
+    @property
+    def method(self) -> str:
+        """The protocol."""
+        return self.protocol.title
 
-    Raises:
-        ValueError: config, data, backbone and work dir do not fit together; before training starts.
-        NonFiniteLoss: names the step and its samples.
-    """
-    with session(cfg.run.device, matmul=cfg.matmul) as dist:
-        parts = open_parts(cfg, cfg.backbone, cfg.statistics)
-        held = {} if parts.holdout is None else {"holdout": parts.holdout}
-        checked = {"training": parts.train, "validation": parts.val, **held}
-        on_main(dist, partial(check_sets, checked, skip=cfg.data.unreadable().limit))
-        job = Job(
-            order=Order(images=len(parts.train), batch=cfg.batch, seed=cfg.seed),
-            build=partial(build_state, cfg, parts, dist=dist),
-            feed=partial(feed, cfg, parts, dist=dist),
-            step=partial(make_step, parts.chosen.statistics),
-            evaluate=partial(evaluate, cfg, parts),
-            headline=partial(headline, cfg, parts, dist=dist),
-            finish=partial(finish, cfg, parts),
-            sources={"train": parts.train, "val": parts.val, **held},
-            about=About("segment", parts.protocol.title, cfg.data.name, {"backbone": parts.chosen.origin}),
-            selection=Selection(f"{HOLDOUT}mIoU", partial(reported, cfg, parts)) if held else None,
+    def open(self) -> None:
+        """Open the backbone and the data, and look at every map."""
+        data = self.cfg.data
+        self.open_weights()
+        self.train_set, self.val_set = open_maps(data)
+        self.sources = {"train": self.train_set, "val": self.val_set}
+        if data.holdout is not None:
+            self.holdout = open_map_set(data.holdout, data.root)
+            same_classes(self.train_set.classes, self.holdout.classes)
+            self.sources = {**self.sources, "holdout": self.holdout}
+        names = {"train": "training", "val": "validation", "holdout": "holdout"}
+        self.check_maps({names[part]: source for part, source in self.sources.items()})
+
+    def open_for_evaluation(self) -> None:
+        """Open backbone and validation set."""
+        self.open_weights()
+        self.val_set = open_map_set(self.cfg.data.val, self.cfg.data.root)
+        self.sources = {"val": self.val_set}
+        self.check_maps({"validation": self.val_set})
+
+    def check_maps(self, sets: dict[str, Any]) -> None:
+        """Look at the maps of the sets on the first rank; ValueError names what an evaluation could not use."""
+        on_main(self.dist, partial(check_sets, sets, skip=self.cfg.data.unreadable().limit))
+
+    def open_weights(self) -> None:
+        """Open the backbone; ValueError if it does not fit the protocol."""
+        cfg = self.cfg
+        changes = {"image_size": cfg.data.size, **self.protocol.changes()}
+        self.chosen = open_backbone(cfg.backbone, changes, statistics=cfg.statistics, seed=cfg.seed)
+        self.inputs = {"backbone": self.chosen.origin}
+        fixed = any(getattr(module, "strict_img_size", False) for module in self.chosen.model.modules())
+        if cfg.inference.mode == "whole" and fixed:  # timm's ViT, Swin
+            raise ValueError(f"{self.chosen.name} takes images of {cfg.data.size} pixels only: inference.mode='slide'")
+
+    @classmethod
+    def as_trained(cls, cfg: SegmentConfig, reference: str) -> SegmentConfig:
+        """Return the config with backbone and statistics of the run that a training state belongs to.
+
+        Raises:
+            ValueError: the run had another head. Options that change no shape, taps for instance, would go unnoticed.
+        """
+        root = run_of(reference)
+        if root is not None:
+            own = WorkDir(root).config
+            lines = load(own, SegmentConfig).differences(cfg)
+            if different := [line for line in lines if line.startswith("protocol.")]:
+                raise ValueError(
+                    f"{root} trained another model than this config's; give its own config, {own}:\n  "
+                    + "\n  ".join(different)
+                )
+        return super().as_trained(cfg, reference)
+
+    def training_samples(self) -> MapCrops:
+        """Return random crops."""
+        data = self.cfg.data
+        transform = TrainingCrop(
+            scale=data.scale,
+            ratios=data.ratios,
+            size=data.size,
+            largest_share=data.largest_share,
+            flip=data.flip,
+            distort=data.distort,
         )
-        return fit(cfg, work_dir, job, dist=dist, resume=resume)
+        return MapCrops(source=self.train_set, seed=self.cfg.seed, transform=transform, size=data.size)
 
-
-def evaluate_checkpoint(cfg: SegmentConfig, reference: str, work_dir: Path | None) -> list[results.Result]:
-    """Evaluate a training state of this config (step_*.pt) on the validation set.
-
-    The numbers are printed; where there is a work_dir they are appended to its results.jsonl. Pictures are drawn there, or in the
-    run that the state is of, whose backbone serves where no reference is given.
-
-    Raises:
-        ValueError: the state does not fit the config's model, or its run trained another one of the same shapes.
-    """
-    as_trained(cfg, reference)
-    with session(cfg.run.device, matmul=cfg.matmul) as dist:
-        statistics = trained_statistics(cfg.statistics, SegmentConfig, reference)
-        parts, start = (
-            open_parts(cfg, backbone_of(cfg.backbone, SegmentConfig, reference), statistics, train=False),
-            time.perf_counter(),
-        )
-        model = parts.protocol.model(parts.chosen.model, len(parts.val.classes))
-        payload = checkpoint.load(Path(reference))
-        learned(payload["extra"], parts.val.classes, where=reference)
-        on_main(dist, partial(check_sets, {"validation": parts.val}, skip=cfg.data.unreadable().limit))
-        load_strict(model, payload.get("ema", payload["model"]), where=reference)
-        model.to(dist.device).eval()
-        with torch.no_grad():
-            figures = measure(cfg, parts, dist, model)
-        seconds = time.perf_counter() - start
-        digest = checkpoints.sha256(Path(reference))
-        record = evaluation_record(
-            cfg,
-            About(
-                "segment",
-                parts.protocol.title,
-                cfg.data.name,
-                {"backbone": parts.chosen.origin, "checkpoint": of_checkpoint(reference, payload, digest)},
-            ),
-            {"val": parts.val},
-            dist,
-            run=name_of(work_dir),
-            batch=cfg.batch,
-            seconds=seconds,
-        )
-        about = evaluation_facts(
-            cfg,
-            dist,
-            model,
-            work_dir,
-            images=len(parts.val),
-            seconds=seconds,
-            trained=payload,
-            record=record,
-            precision=cfg.precision,
-        )
-        chosen = parts.chosen._replace(sha256=digest)
-        written = numbers(cfg, chosen, model, figures, about, backward=False)
-        if dist.is_main:
-            print(
-                f"{chosen.name}, {parts.protocol.title}: {summary(written)}\n{per_class(parts.val.classes, figures)}",
-                flush=True,
+    def prepare(self, loop: LoopConfig) -> None:
+        """Raise ValueError if a micro-batch is too small for the heads' batch norms."""
+        micro, least = self.cfg.batch // (self.dist.world * loop.accumulate), self.protocol.least
+        if micro < least and not self.dist.sync_bn:
+            raise ValueError(
+                f"crops per device and forward pass: {micro}, but the heads' batch norms need {least}: raise "
+                "run.device_batch, or batch"
             )
-            if work_dir is not None:
-                written = results.append(WorkDir(work_dir).results, written)
-            if (root := work_dir or run_of(reference)) is not None:
-                draw(cfg, parts, dist, model, WorkDir(root).segmentations)
-        return written
 
+    def model(self) -> nn.Module:
+        """Return the protocol's model around the backbone."""
+        return self.protocol.model(self.chosen.model, len(self.val_set.classes))
 
-def as_trained(cfg: SegmentConfig, reference: str) -> None:
-    """Raise ValueError where the run that a training state lies in had another model: what changes no shape would pass unseen, taps for instance."""
-    root = run_of(reference)
-    if root is None:
-        return
-    own = WorkDir(root).config
-    different = [line for line in load(own, SegmentConfig).differences(cfg) if line.startswith("protocol.")]
-    if different:
-        raise ValueError(
-            f"{root} trained another model than this config's; give its own config, {own}:\n  " + "\n  ".join(different)
+    def groups(self, model: nn.Module) -> list[Group]:
+        """Return the protocol's parameter groups."""
+        assert isinstance(model, Segmenter)
+        return self.protocol.groups(model, self.cfg.optim)
+
+    def loss(self, model: nn.Module, batch: MapBatch, at: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the sum of the heads' weighted losses."""
+        return segmenter_loss(model, batch, at, statistics=self.chosen.statistics)
+
+    def digest(self) -> str:
+        """Return the digest of the classes."""
+        return classes_digest(self.train_set.classes)
+
+    def extra(self) -> dict[str, Any]:
+        """Return the names of the classes."""
+        return {"names": list(self.train_set.classes)}
+
+    def check_classes(self, extra: Mapping[str, Any], where: str) -> None:
+        """Raise ValueError if a training state learned other classes."""
+        learned(extra, self.val_set.classes, where=where)
+
+    def selection(self) -> Selection | None:
+        """Select the state with the best mIoU on the held-out images."""
+        return None if self.holdout is None else Selection(f"{HOLDOUT}mIoU", self.evaluate_validation)
+
+    def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
+        """Return the figures of the validation set; if the best state is kept, those of the held-out images: "holdout/mIoU"."""
+        if self.holdout is None:
+            return self.evaluate_validation(model, step)
+        figures = self.figures(model, self.holdout)
+        return {HOLDOUT + name: figures[name] for name in NUMBERS}
+
+    def evaluate_validation(self, model: nn.Module, step: int) -> dict[str, float]:
+        """Return mIoU, mAcc and aAcc of the validation set in [0, 1]; the state keeps the figures of the classes."""
+        figures = self.figures(model, self.val_set)
+        self.state.extra["classes"] = figures
+        return {name: figures[name] for name in (*NUMBERS, "unreadable") if name in figures}
+
+    def measure(self, model: nn.Module, folder: WorkDir | None) -> dict[str, float]:
+        """Return all figures of the validation set, those of single classes too."""
+        return self.figures(model, self.val_set)
+
+    def figures(self, model: nn.Module, source: MapSource) -> dict[str, float]:
+        """Return the figures of a set over all ranks, per class too; ValueError if no pixel of it has a class."""
+        metric, policy = IouMetric(source.classes, device=self.dist.device), self.cfg.data.unreadable()
+        for batch in self.views(source, policy):
+            metric.update(predict(self.cfg, bare(model), batch, self.chosen.statistics), batch.labels)
+        figures = metric.compute(per_class=True)
+        if math.isnan(figures["mIoU"]):
+            raise ValueError(
+                "no pixel of the validation set has a class: its maps are void everywhere (tools/prepare_data.py check "
+                "names them)"
+            )
+        return figures | unread(policy, self.dist)
+
+    def views(self, source: MapSource, policy: Unreadable, *, alone: bool = False) -> Iterator[Scales]:
+        """Yield this rank's part of a set on the device, image by image."""
+        cfg, several = self.cfg, len(self.cfg.inference.scales) > 1
+        transform = Rescale(scale=cfg.data.scale, ratios=cfg.inference.scales, least=cfg.data.size if several else 0)
+        samples = MapViews(source=source, seed=EVALUATION_SEED, transform=transform)
+        return self.sweep(samples, policy, batch=1, alone=alone)
+
+    def pictures(self, model: nn.Module, folder: WorkDir) -> None:
+        """Draw the first validation images with ground truth and prediction, one PNG each."""
+        count, statistics = self.cfg.run.pictures, self.chosen.statistics
+        if not count:
+            return
+        with torch.no_grad():
+            views = self.views(self.val_set, self.cfg.data.unreadable(), alone=True)
+            for number, batch in zip(range(count), views, strict=False):
+                predicted = predict(self.cfg, bare(model), batch, statistics)
+                image, truth, found = (part[0].cpu() for part in (batch.original, batch.labels, predicted))
+                shown = Picture(image, truth, found, Path(self.val_set.where(int(batch.index[0]))).name)
+                save_picture(folder.segmentations / f"{number:04d}.png", shown, self.val_set.classes)
+
+    def final_figures(self) -> dict[str, float]:
+        """Return the figures of the last evaluation or of the best state, per class too."""
+        held = {name: value for name, value in self.state.metrics.items() if name.startswith(HOLDOUT)}
+        figures: dict[str, float] = self.state.extra["classes"]
+        return figures | held
+
+    def title(self) -> str:
+        """Return what is trained on what."""
+        chosen = self.chosen
+        return (
+            f"{self.method} on {chosen.name} (pretraining: {chosen.pretrain}; {self.cfg.scale} scale), "
+            f"{len(self.val_set.classes)} classes, {len(self.train_set)} training and {len(self.val_set)} validation images\n"
+            f"normalised with {chosen.normalization}"
         )
 
+    def tokens(self) -> int | None:
+        """Return the tokens that the backbone makes of a crop."""
+        return tokens_of(self.chosen.model, self.cfg.data.size)
 
-def open_parts(
-    cfg: SegmentConfig, backbone: BackboneConfig, statistics: Statistics | None, *, train: bool = True
-) -> Parts:
-    """Open data and backbone; ValueError where they do not fit the protocol.
+    def flops(self, model: nn.Module, *, backward: bool) -> int:
+        """Return the floating-point operations for one crop."""
+        return flops_of(model, self.cfg.data.size, backward=backward)
 
-    train: whether the training set is opened; an evaluation does without.
-    """
-    protocol = cfg.method()
-    chosen = open_backbone(
-        backbone, {"image_size": cfg.data.size, **protocol.changes()}, statistics=statistics, seed=cfg.seed
-    )
-    if cfg.inference.mode == "whole" and any(
-        getattr(module, "strict_img_size", False) for module in chosen.model.modules()
-    ):  # timm's ViT, Swin
-        raise ValueError(f"{chosen.name} takes images of {cfg.data.size} pixels only: inference.mode='slide'")
-    sets = open_maps(cfg.data) if train else (open_map_set(cfg.data.val, cfg.data.root),) * 2
-    holdout = open_map_set(cfg.data.holdout, cfg.data.root) if train and cfg.data.holdout else None
-    if holdout is not None:
-        same_classes(sets[0].classes, holdout.classes)
-    return Parts(protocol, *sets, chosen, holdout)
+    def results(self, figures: Mapping[str, float], shared: Mapping[str, Any]) -> list[Result]:
+        """Return mIoU, mAcc and aAcc, in percent; "mIoU/ms" if several scales or mirror images were averaged."""
+        suffix = "/ms" if len(self.cfg.inference.scales) > 1 or self.cfg.inference.flip else ""
+        own = {"unreadable": figures.get("unreadable", 0)}
+        return [
+            Result.model_validate(
+                {**shared, **own, "split": split, "metric": name + suffix, "value": 100 * figures[prefix + name]}
+            )
+            for split, prefix in (("val", ""), ("holdout", HOLDOUT))
+            for name in NUMBERS
+            if prefix + name in figures
+        ]
 
+    def report(self, figures: Mapping[str, float], written: list[Result]) -> str:
+        """Return the main numbers in one line, then a line per class."""
+        return f"{self.chosen.name}, {self.method}: {summary(written)}\n{per_class(self.val_set.classes, figures)}"
 
-def build_state(cfg: SegmentConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) -> TrainState:
-    """Return model and optimizer before the first step."""
-    micro, least = cfg.batch // (dist.world * loop.accumulate), parts.protocol.least
-    if micro < least and not dist.sync_bn:
-        raise ValueError(
-            f"crops per device and forward pass: {micro}, but the heads' batch norms need {least}: raise run.device_batch, or batch"
-        )
-    model = parts.protocol.model(parts.chosen.model, len(parts.train.classes))
-    dressed = assemble(model, dist=dist, compile=cfg.run.compile, checkpoint_activations=cfg.run.checkpoint_activations)
-    optimizer = build_optimizer(
-        cfg.optim, parts.protocol.groups(model, cfg.optim), lr=peak_lr(cfg.optim, global_batch=cfg.batch)
-    )
-    names = parts.train.classes
-    return TrainState.create(
-        dressed, optimizer, loop, dist=dist, digest=classes_digest(names), extra={"names": list(names)}
-    )
+    def closing_words(self, written: list[Result]) -> str:
+        """Return a line per class, the main numbers, and where everything is."""
+        classes, folder = per_class(self.val_set.classes, self.final_figures()), self.folder
+        return f"{classes}\ndone: {summary(written)}; in {folder.results}, pictures in {folder.segmentations}"
 
 
-def feed(cfg: SegmentConfig, parts: Parts, share: Share, *, dist: Dist) -> Generator[MapBatch, None, None]:
-    """Yield the micro-batches of this rank from step `share.start` on, without end."""
-    data = cfg.data
-    transform = TrainingCrop(
-        scale=data.scale,
-        ratios=data.ratios,
-        size=data.size,
-        largest_share=data.largest_share,
-        flip=data.flip,
-        distort=data.distort,
-    )
-    crops = MapCrops(source=parts.train, seed=cfg.seed, transform=transform, size=data.size)
-    return batches(crops, share, workers=cfg.run.workers, pin=dist.device.type == "cuda", unreadable=data.unreadable())
-
-
-def make_step(statistics: Statistics, loop: LoopConfig) -> StepFn:
-    """Return the training step: the heads' weighted losses; the decode head's accuracy at log steps."""
-
-    def step(model: nn.Module, batch: MapBatch, at: Step) -> tuple[Tensor, dict[str, Tensor]]:
-        segmenter = bare(model)
-        assert isinstance(segmenter, Segmenter)
-        # the margin of a small image is zero after normalisation, as in mmseg
-        height, width = batch.image.shape[-2:]
-        images = normalize(batch.image, statistics) * inside(batch.extent, (height, width))
-        logits = model(images)
-        losses = segmenter.losses(logits, batch.labels)
-        total = torch.stack(list(losses.values())).sum()
-        named = {f"{name}_loss": loss for name, loss in losses.items()}
-        return total, {**named, "accuracy": accuracy(logits[0].detach(), batch.labels)} if at.logs else {}
-
-    return step
-
-
-def evaluate(
-    cfg: SegmentConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int
-) -> dict[str, float]:
-    """Return what `reported` gives; where the best state is kept, the same of the held-out images, as "holdout/mIoU" ..."""
-    if parts.holdout is None:
-        return reported(cfg, parts, state, folder, model, step)
-    figures = measure(cfg, parts._replace(val=parts.holdout), state.dist, model)
-    return {HOLDOUT + name: figures[name] for name in NUMBERS}
-
-
-def reported(
-    cfg: SegmentConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int
-) -> dict[str, float]:
-    """Return mIoU, mAcc and aAcc of the validation set in [0, 1]; the classes' figures are kept with the run's state."""
-    figures = measure(cfg, parts, state.dist, model)
-    state.extra["classes"] = figures
-    return {name: figures[name] for name in (*NUMBERS, "unreadable") if name in figures}
-
-
-def measure(cfg: SegmentConfig, parts: Parts, dist: Dist, model: nn.Module) -> dict[str, float]:
-    """Return the figures of the validation set, per class too, over all ranks; ValueError where no pixel of it has a class."""
-    metric, policy = IouMetric(parts.val.classes, device=dist.device), cfg.data.unreadable()
-    for batch in views(cfg, parts, dist, policy):
-        metric.update(predict(cfg, bare(model), batch, parts.chosen.statistics), batch.labels)
-    figures = metric.compute(per_class=True)
-    if math.isnan(figures["mIoU"]):
-        raise ValueError(
-            "no pixel of the validation set has a class: its maps are void everywhere (tools/prepare_data.py check names them)"
-        )
-    return figures | unread(policy, dist)
-
-
-def views(cfg: SegmentConfig, parts: Parts, dist: Dist, policy: Unreadable) -> Iterator[Scales]:
-    """Yield this rank's part of the validation set on the device, image by image."""
-    several = len(cfg.inference.scales) > 1
-    transform = Rescale(scale=cfg.data.scale, ratios=cfg.inference.scales, least=cfg.data.size if several else 0)
-    samples = MapViews(source=parts.val, seed=EVALUATION_SEED, transform=transform)
-    return sweep_over(samples, dist, batch=1, workers=cfg.run.workers, unreadable=policy)
+def segmenter_loss(
+    model: nn.Module, batch: MapBatch, at: Step, *, statistics: Statistics
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the sum of the heads' weighted losses; at log steps also the decode head's accuracy."""
+    segmenter = bare(model)
+    assert isinstance(segmenter, Segmenter)
+    # the margin of a small image is zero after normalisation, as in mmseg
+    height, width = batch.image.shape[-2:]
+    images = normalize(batch.image, statistics) * inside(batch.extent, (height, width))
+    logits = model(images)
+    losses = segmenter.losses(logits, batch.labels)
+    total = torch.stack(list(losses.values())).sum()
+    named = {f"{name}_loss": loss for name, loss in losses.items()}
+    return total, {**named, "accuracy": accuracy(logits[0].detach(), batch.labels)} if at.logs else {}
 
 
 def predict(cfg: SegmentConfig, model: nn.Module, batch: Scales, statistics: Statistics) -> Tensor:
@@ -384,49 +366,7 @@ def predict(cfg: SegmentConfig, model: nn.Module, batch: Scales, statistics: Sta
         return probabilities(model, normalized, (height, width), how, flip=inference.flip).argmax(dim=1)
 
 
-def draw(cfg: SegmentConfig, parts: Parts, dist: Dist, model: nn.Module, folder: Path) -> None:
-    """Draw the first validation images with truth and prediction into a folder, one PNG each (one rank calls it)."""
-    if not cfg.run.pictures:
-        return
-    with torch.no_grad():
-        for number, batch in zip(
-            range(cfg.run.pictures), views(cfg, parts, Dist(dist.device), cfg.data.unreadable()), strict=False
-        ):
-            image, truth, predicted = (
-                tensor[0].cpu()
-                for tensor in (batch.original, batch.labels, predict(cfg, bare(model), batch, parts.chosen.statistics))
-            )
-            shown = Picture(image, truth, predicted, Path(parts.val.where(int(batch.index[0]))).name)
-            save_picture(folder / f"{number:04d}.png", shown, parts.val.classes)
-
-
-def headline(cfg: SegmentConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) -> str:
-    """Return what is about to happen, in one sentence per line."""
-    return (
-        f"{parts.protocol.title} on {parts.chosen.name} (pretraining: {parts.chosen.pretrain}; {cfg.scale} scale), {len(parts.val.classes)} classes, "
-        f"{len(parts.train)} training and {len(parts.val)} validation images\nnormalised with {parts.chosen.normalization}\n{plan(cfg, loop, dist)}"
-    )
-
-
-def finish(
-    cfg: SegmentConfig, parts: Parts, state: TrainState, loop: LoopConfig, folder: WorkDir, log: Logger
-) -> list[results.Result]:
-    """Draw, and append the run's results: with them it is finished."""
-    figures = state.extra["classes"] | {
-        name: value for name, value in state.metrics.items() if name.startswith(HOLDOUT)
-    }
-    model = state.averaged
-    model.eval()
-    draw(cfg, parts, state.dist, model, folder.segmentations)
-    written = results.append(
-        folder.results, numbers(cfg, parts.chosen, state.bare, figures, facts(cfg, state, folder), backward=True)
-    )
-    log.say(per_class(parts.val.classes, figures))
-    log.say(f"done: {summary(written)}; in {folder.results}, pictures in {folder.segmentations}")
-    return written
-
-
-def per_class(classes: tuple[str, ...], figures: dict[str, float]) -> str:
+def per_class(classes: tuple[str, ...], figures: Mapping[str, float]) -> str:
     """Return a line per class with IoU and accuracy in percent, "-" where it neither occurs nor is found."""
     shown = [
         [f"{100 * figures[f'{what}[{name}]']:6.2f}".replace("   nan", "     -") for what in ("IoU", "Acc")]
@@ -435,31 +375,6 @@ def per_class(classes: tuple[str, ...], figures: dict[str, float]) -> str:
     return "\n".join(f"  IoU {iou}  Acc {acc}  {name}" for (iou, acc), name in zip(shown, classes, strict=True))
 
 
-def summary(written: list[results.Result]) -> str:
+def summary(written: list[Result]) -> str:
     """Return the numbers in one line."""
     return ", ".join(f"{r.metric} {r.value:.2f}%" for r in written if r.split == "val")
-
-
-def numbers(
-    cfg: SegmentConfig,
-    chosen: Chosen,
-    model: nn.Module,
-    figures: dict[str, float],
-    about: dict[str, Any],
-    *,
-    backward: bool,
-) -> list[results.Result]:
-    """Return mIoU, mAcc and aAcc as Results, in percent; "mIoU/ms" where several scales or mirror images were averaged."""
-    about = about | {"unreadable": figures.get("unreadable", 0)}
-    suffix = "/ms" if len(cfg.inference.scales) > 1 or cfg.inference.flip else ""
-    shared: dict[str, Any] = about | {
-        "task": "segment", "protocol": cfg.method().title, "dataset": cfg.data.name, "split": "val", "unit": "%", "higher_is_better": True,
-        "backbone": chosen.name, "pretrain": chosen.pretrain, "checkpoint_sha256": chosen.sha256, "normalization": chosen.normalization,
-        "flops_per_image": flops_of(model, cfg.data.size, backward=backward), "tokens_per_image": tokens_of(chosen.model, cfg.data.size),
-    }  # fmt: skip
-    return [
-        results.Result(metric=name + suffix, value=100 * figures[prefix + name], **{**shared, "split": split})
-        for split, prefix in (("val", ""), ("holdout", HOLDOUT))
-        for name in NUMBERS
-        if prefix + name in figures
-    ]

@@ -1,4 +1,4 @@
-"""Training a discrete VAE on one's own images: images in, a tokenizer and pictures out (DALL-E, arXiv 2102.12092, stage one).
+"""Training a discrete VAE on any images: images in, a tokenizer and pictures out (DALL-E, arXiv 2102.12092, stage one).
 
 Legend: B batch, S side of an image, P codes, h x w cells.
 """
@@ -7,46 +7,32 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Generator, Iterator
-from functools import partial
-from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from mae_transfer import checkpoints, results
+from mae_transfer import checkpoints
 from mae_transfer.bounds import Count, Epochs, Probability, ShareOfRun, Weight
 from mae_transfer.checkpoints.tokenizers import export_tokenizer
 from mae_transfer.config import Schema
 from mae_transfer.core.patches import sides
-from mae_transfer.data import (
-    Crops,
-    DataConfig,
-    Order,
-    Share,
-    Source,
-    Spread,
-    Unreadable,
-    batches,
-    evaluation_views,
-    open_sources,
-    training_views,
-)
+from mae_transfer.data import Crops, DataConfig, Source, Spread, evaluation_views, open_sources, training_views
 from mae_transfer.draw.reconstructions import save_sheet
-from mae_transfer.engine.dist import Dist, assemble, read_mean, session
-from mae_transfer.engine.log import Logger
+from mae_transfer.engine.dist import read_mean
 from mae_transfer.engine.loop import Step
-from mae_transfer.engine.optim import build_optimizer, param_groups, peak_lr, spared
+from mae_transfer.engine.optim import Group, param_groups, spared
 from mae_transfer.engine.schedule import in_steps
-from mae_transfer.engine.state import LoopConfig, TrainState
+from mae_transfer.engine.state import LoopConfig
 from mae_transfer.interfaces import Batch
 from mae_transfer.models.dvae import DVAE, DVAEConfig, DVAETokenizer, kl_to_uniform, map_pixels, reconstruction_loss
+from mae_transfer.results import Result
 from mae_transfer.seeding import fold
-from mae_transfer.tasks.common import ImageConfig, Job, facts, fit, pass_over, plan, record_of, unread
-from mae_transfer.tasks.provenance import About
-from mae_transfer.tasks.workdir import WorkDir
+from mae_transfer.tasks.config import ImageConfig
+from mae_transfer.tasks.sweep import EVALUATION_SEED, unread
+from mae_transfer.tasks.task import Task
 
 log = logging.getLogger(__name__)
 TOKENIZER = "tokenizer.safetensors"
@@ -129,65 +115,160 @@ class TokenizerConfig(ImageConfig):
         return f"dVAE {self.model.codes}/{self.model.stride}, {self.epochs:g} ep"
 
 
-class Parts(NamedTuple):
-    """What a config opens that is no training state."""
+class Tokenizer(Task[TokenizerConfig]):
+    """A tokenizer run."""
 
-    train: Source
+    name = "tokenizer"
+    uses_labels = False
+    artifact = TOKENIZER
+
+    train_set: Source
     held_out: Source
-    split: str  # where the held-out images come from: "val", or "train" where there is no such set
+    """The images to evaluate on and to draw."""
+    split: str
+    """Where they come from: "val", or "train" if there is no validation set."""
+    length: dict[str, int]
+    """Steps of an epoch and of the run, for the moving values."""
 
+    @property
+    def method(self) -> str:
+        """What a table calls it: "dVAE 512/8, 20 ep"."""
+        return self.cfg.method()
 
-def run(cfg: TokenizerConfig, work_dir: Path, *, resume: bool = False) -> list[results.Result]:
-    """Train, evaluate, draw, and write `work_dir`/tokenizer.safetensors; return the results (rank 0, finished runs only).
+    def open(self) -> None:
+        """Open the data."""
+        self.train_set, val_set = open_sources(self.cfg.data)
+        self.held_out = Spread(self.train_set if val_set is None else val_set, self.cfg.evaluate_images)
+        self.split = "train" if val_set is None else "val"
+        self.sources = {"train": self.train_set, self.split: self.held_out}
 
-    Raises:
-        ValueError: config, data and work dir do not fit together; before training starts.
-        NonFiniteLoss: names the step and its samples.
-    """
-    with session(cfg.run.device, matmul=cfg.matmul) as dist:
-        train_set, val_set = open_sources(cfg.data)
-        split = "train" if val_set is None else "val"
-        parts = Parts(train_set, Spread(train_set if val_set is None else val_set, cfg.evaluate_images), split)
-        job = Job(
-            order=Order(
-                images=len(train_set), batch=cfg.batch, seed=cfg.seed, crops_per_image=cfg.data.crops_per_image
-            ),
-            build=partial(build_state, cfg, dist=dist),
-            feed=partial(feed, cfg, parts, dist=dist),
-            step=partial(step_fn, cfg),
-            evaluate=partial(evaluate, cfg, parts),
-            headline=partial(headline, cfg, parts, dist=dist),
-            finish=partial(finish, cfg, parts),
-            sources={"train": parts.train, parts.split: parts.held_out},
-            about=About("tokenizer", cfg.method(), cfg.data.name, labels=False),
-            export=(TOKENIZER, partial(export, cfg)),
-        )
-        return fit(cfg, work_dir, job, dist=dist, resume=resume)
+    def training_samples(self) -> Crops:
+        """Return augmented crops."""
+        return Crops(source=self.train_set, augmentation=training_views(self.cfg.data), seed=self.cfg.seed)
 
+    def held_out_samples(self, most: int | None = None) -> Crops:
+        """Return the held-out images, or up to `most` of them."""
+        source = self.held_out if most is None else Spread(self.held_out, most)
+        return Crops(source=source, augmentation=evaluation_views(self.cfg.data), seed=EVALUATION_SEED)
 
-def step_fn(
-    cfg: TokenizerConfig, loop: LoopConfig
-) -> Callable[[nn.Module, Batch, Step], tuple[Tensor, dict[str, Tensor]]]:
-    """Return the training step: the negative evidence bound per pixel value, as DALL-E scales it (appendix A.2)."""
-    cells_per_value, length = (
-        1 / (3 * cfg.model.stride**2),
-        {"steps_per_epoch": loop.steps_per_epoch, "steps": loop.steps},
-    )
-    for moving in (cfg.tau, cfg.kl):
-        moving.at(0, **length)  # one that the run is too short for is an error now
+    def model(self) -> nn.Module:
+        """Return the autoencoder, initialised."""
+        torch.manual_seed(fold(self.cfg.seed, "init"))
+        return DVAE(self.cfg.model)
 
-    def step(model: nn.Module, batch: Batch, at: Step) -> tuple[Tensor, dict[str, Tensor]]:
-        pixels = map_pixels(batch.image)
-        tau = torch.full((), cfg.tau.at(at.number, **length), device=pixels.device)
+    def groups(self, model: nn.Module) -> list[Group]:
+        """Return the parameter groups. By default vectors and biases have no weight decay."""
+        optim = self.cfg.optim
+        return param_groups(model, weight_decay=optim.weight_decay, no_decay=spared(model, optim, default=()))
+
+    def prepare(self, loop: LoopConfig) -> None:
+        """Note the length of the run; ValueError if temperature or KL weight move for longer than it lasts."""
+        self.length = {"steps_per_epoch": loop.steps_per_epoch, "steps": loop.steps}
+        for moving in (self.cfg.tau, self.cfg.kl):
+            moving.at(0, **self.length)
+
+    def loss(self, model: nn.Module, batch: Batch, at: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the negative evidence bound per pixel value, as DALL-E scales it (appendix A.2)."""
+        cfg, pixels = self.cfg, map_pixels(batch.image)
+        tau = torch.full((), cfg.tau.at(at.number, **self.length), device=pixels.device)
         output = model(pixels, tau)
         rebuilt, kl = reconstruction_loss(output.pixels, pixels, cfg.model.loss), kl_to_uniform(output.logits)
-        weight = cfg.kl.at(at.number, **length) * cells_per_value
-        metrics = (
-            {"reconstruction": rebuilt.detach(), "kl": kl.detach(), **usage(output.logits.detach())} if at.logs else {}
-        )
-        return rebuilt + weight * kl, metrics
+        weight = cfg.kl.at(at.number, **self.length) * (1 / (3 * cfg.model.stride**2))
+        loss = rebuilt + weight * kl
+        if not at.logs:
+            return loss, {}
+        return loss, {"reconstruction": rebuilt.detach(), "kl": kl.detach(), **usage(output.logits.detach())}
 
-    return step
+    def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
+        """Return the squared error in [0, 1] of what hard codes rebuild, and how much of the codebook is used; draw images."""
+        assert isinstance(model, DVAE)
+        cfg, dist, policy = self.cfg, self.dist, self.cfg.data.unreadable()
+        tokenizer = DVAETokenizer(cfg.model, model.encoder, model.decoder).to(dist.device)
+        counts = torch.zeros(cfg.model.codes, dtype=torch.int64, device=dist.device)
+        error = torch.zeros(2, device=dist.device)
+        for batch in self.sweep(self.held_out_samples(), policy):
+            codes = tokenizer(batch.image)
+            counts += torch.bincount(codes.flatten(), minlength=cfg.model.codes)
+            square = (tokenizer.decode(codes) - batch.image / 255).square()
+            error += torch.stack([square.mean(dim=(1, 2, 3)).sum(), torch.full_like(square[:, 0, 0, 0], 1.0).sum()])
+        if dist.world > 1:
+            torch.distributed.all_reduce(counts)
+        mean = read_mean({"error": error[0], "images": error[1], **spread(counts)}, dist)
+        if not mean["images"]:
+            raise ValueError(f"no image of the {self.split} set could be read")
+        if mean["codes_used"] < cfg.least_use:
+            log.warning(
+                "only %.1f%% of the %d codes are in use: the codebook has collapsed; raise kl.end, or let tau fall later "
+                "(tau.epochs)",
+                100 * mean["codes_used"],
+                cfg.model.codes,
+            )
+        if dist.is_main:
+            save_sheet(self.folder.pictures / f"step_{step:08d}.png", self.picture_rows(tokenizer))
+        figures = {
+            "mse": mean["error"] / mean["images"],
+            "codes_used": mean["codes_used"],
+            "code_perplexity": mean["code_perplexity"],
+        }
+        return {f"{self.split}_{name}": value for name, value in figures.items()} | unread(policy, dist)
+
+    @torch.no_grad()
+    def picture_rows(self, tokenizer: DVAETokenizer) -> Tensor:
+        """Return the panels (B, 2, 3, S, S), original | rebuilt from codes, of a few held-out images."""
+        seen = self.sweep(self.held_out_samples(self.cfg.pictures), self.cfg.data.unreadable(), alone=True)
+        pairs = [torch.stack([batch.image / 255, tokenizer.decode(tokenizer(batch.image))], dim=1) for batch in seen]
+        return torch.cat(pairs) if pairs else torch.zeros(0, 2, 3, 1, 1)
+
+    def title(self) -> str:
+        """Return what is trained on what."""
+        return (
+            f"{self.method} ({self.cfg.scale} scale), {len(self.train_set)} training images, evaluated on "
+            f"{len(self.held_out)} of the {self.split} split"
+        )
+
+    def export(self) -> None:
+        """Write the tokenizer alone."""
+        model = self.state.averaged
+        assert isinstance(model, DVAE)
+        about = {
+            "recipe": self.cfg.model_dump(mode="json", exclude={"run"}),
+            "digest": self.cfg.digest(),
+            "scale": self.cfg.scale,
+            checkpoints.RECORD: self.exported_record(),
+        }
+        export_tokenizer(self.folder.root / TOKENIZER, model, about=about)
+
+    def results(self, figures: Mapping[str, float], shared: Mapping[str, Any]) -> list[Result]:
+        """Return one Result per figure."""
+        units = {"mse": "squared error in [0, 1]", "codes_used": "share", "code_perplexity": "codes"}
+        own = {
+            "split": self.split,
+            "backbone": self.method,
+            "pretrain": "none",
+            "checkpoint_sha256": checkpoints.sha256(self.folder.root / TOKENIZER),
+            "flops_per_image": None,
+            "tokens_per_image": math.prod(side // self.cfg.model.stride for side in sides(self.cfg.data.size)),
+        }
+        return [
+            Result.model_validate(
+                {
+                    **shared,
+                    **own,
+                    "metric": metric,
+                    "value": value,
+                    "unit": units[metric.removeprefix(f"{self.split}_")],
+                    "higher_is_better": not metric.endswith("mse"),
+                }
+            )
+            for metric, value in figures.items()
+            if metric != "unreadable"
+        ]
+
+    def closing_words(self, written: list[Result]) -> str:
+        """Return where everything is, and the numbers."""
+        path = self.folder.root / TOKENIZER
+        numbers = ", ".join(f"{result.metric} {result.value:.4g}" for result in written)
+        return f"done: {path} (target=dict(name='token', tokenizer='{path}')), pictures in {self.folder.pictures}; {numbers}"
 
 
 def usage(logits: Tensor) -> dict[str, Tensor]:
@@ -199,123 +280,3 @@ def spread(counts: Tensor) -> dict[str, Tensor]:
     """Return the share of codes that occur and the perplexity of counts (P,): P where all occur as often, 1 where only one does."""
     shares = counts / counts.sum().clamp(min=1)
     return {"codes_used": (counts > 0).float().mean(), "code_perplexity": torch.special.entr(shares).sum().exp()}
-
-
-def evaluate(
-    cfg: TokenizerConfig, parts: Parts, state: TrainState, folder: WorkDir, model: nn.Module, step: int
-) -> dict[str, float]:
-    """Return the squared error in [0, 1] of what hard codes rebuild, and how the held-out images use the codebook; draw some of them."""
-    assert isinstance(model, DVAE)
-    dist = state.dist
-    tokenizer = DVAETokenizer(cfg.model, model.encoder, model.decoder).to(dist.device)
-    counts = torch.zeros(cfg.model.codes, dtype=torch.int64, device=dist.device)
-    error = torch.zeros(2, device=dist.device)
-    policy = cfg.data.unreadable()
-    for batch in held_out_batches(cfg, parts, dist, policy):
-        codes = tokenizer(batch.image)
-        counts += torch.bincount(codes.flatten(), minlength=cfg.model.codes)
-        square = (tokenizer.decode(codes) - batch.image / 255).square()
-        error += torch.stack([square.mean(dim=(1, 2, 3)).sum(), torch.full_like(square[:, 0, 0, 0], 1.0).sum()])
-    if dist.world > 1:
-        torch.distributed.all_reduce(counts)
-    mean = read_mean({"error": error[0], "images": error[1], **spread(counts)}, dist)
-    if not mean["images"]:
-        raise ValueError(f"no image of the {parts.split} set could be read")
-    if mean["codes_used"] < cfg.least_use:
-        log.warning(
-            "only %.1f%% of the %d codes are in use: the codebook has collapsed; raise kl.end, or let tau fall later (tau.epochs)",
-            100 * mean["codes_used"],
-            cfg.model.codes,
-        )
-    if dist.is_main:
-        save_sheet(folder.pictures / f"step_{step:08d}.png", picture_rows(cfg, parts, tokenizer, dist.device))
-    figures = {
-        "mse": mean["error"] / mean["images"],
-        "codes_used": mean["codes_used"],
-        "code_perplexity": mean["code_perplexity"],
-    }
-    return {f"{parts.split}_{name}": value for name, value in figures.items()} | unread(policy, dist)
-
-
-@torch.no_grad()
-def picture_rows(cfg: TokenizerConfig, parts: Parts, tokenizer: DVAETokenizer, device: torch.device) -> Tensor:
-    """Return the panels (B, 2, 3, S, S), original | rebuilt from codes, of a few held-out images."""
-    shown = parts._replace(held_out=Spread(parts.held_out, cfg.pictures))
-    seen = held_out_batches(cfg, shown, Dist(device), cfg.data.unreadable())
-    pairs = [torch.stack([batch.image / 255, tokenizer.decode(tokenizer(batch.image))], dim=1) for batch in seen]
-    return torch.cat(pairs) if pairs else torch.zeros(0, 2, 3, 1, 1)
-
-
-def feed(cfg: TokenizerConfig, parts: Parts, share: Share, *, dist: Dist) -> Generator[Batch, None, None]:
-    """Yield the micro-batches of this rank from step `share.start` on, without end."""
-    crops = Crops(source=parts.train, augmentation=training_views(cfg.data), seed=cfg.seed)
-    return batches(
-        crops, share, workers=cfg.run.workers, pin=dist.device.type == "cuda", unreadable=cfg.data.unreadable()
-    )
-
-
-def held_out_batches(cfg: TokenizerConfig, parts: Parts, dist: Dist, policy: Unreadable) -> Iterator[Batch]:
-    """Return this rank's part of the held-out images."""
-    return pass_over(
-        parts.held_out,
-        evaluation_views(cfg.data),
-        dist,
-        batch=cfg.run.evaluation_batch,
-        workers=cfg.run.workers,
-        unreadable=policy,
-    )
-
-
-def build_state(cfg: TokenizerConfig, loop: LoopConfig, *, dist: Dist) -> TrainState:
-    """Return model and optimizer before the first step."""
-    torch.manual_seed(fold(cfg.seed, "init"))
-    model = DVAE(cfg.model)
-    dressed = assemble(model, dist=dist, compile=cfg.run.compile, checkpoint_activations=cfg.run.checkpoint_activations)
-    groups = param_groups(model, weight_decay=cfg.optim.weight_decay, no_decay=spared(model, cfg.optim, default=()))
-    return TrainState.create(
-        dressed, build_optimizer(cfg.optim, groups, lr=peak_lr(cfg.optim, global_batch=cfg.batch)), loop, dist=dist
-    )
-
-
-def headline(cfg: TokenizerConfig, parts: Parts, loop: LoopConfig, *, dist: Dist) -> str:
-    """Return what is about to happen, in one sentence per line."""
-    return (
-        f"{cfg.method()} ({cfg.scale} scale), {len(parts.train)} training images, evaluated on {len(parts.held_out)} of the {parts.split} split\n"
-        f"{plan(cfg, loop, dist)}"
-    )
-
-
-def export(cfg: TokenizerConfig, state: TrainState, folder: WorkDir) -> None:
-    """Write the tokenizer alone."""
-    model = state.averaged
-    assert isinstance(model, DVAE)
-    about = {
-        "recipe": cfg.model_dump(mode="json", exclude={"run"}),
-        "digest": cfg.digest(),
-        "scale": cfg.scale,
-        checkpoints.RECORD: record_of(state).exported().model_dump(mode="json"),
-    }
-    export_tokenizer(folder.root / TOKENIZER, model, about=about)
-
-
-def finish(
-    cfg: TokenizerConfig, parts: Parts, state: TrainState, loop: LoopConfig, folder: WorkDir, log: Logger
-) -> list[results.Result]:
-    """Write the tokenizer and append the run's results."""
-    path = folder.root / TOKENIZER
-    export(cfg, state, folder)
-    cells = math.prod(side // cfg.model.stride for side in sides(cfg.data.size))
-    units = {"mse": "squared error in [0, 1]", "codes_used": "share", "code_perplexity": "codes"}
-    written = [
-        results.Result(
-            task="tokenizer", protocol=cfg.method(), dataset=cfg.data.name, split=parts.split, metric=metric, value=value,
-            unit=units[metric.removeprefix(f"{parts.split}_")], higher_is_better=not metric.endswith("mse"), backbone=cfg.method(), pretrain="none",
-            checkpoint_sha256=checkpoints.sha256(path), flops_per_image=None, tokens_per_image=cells,
-            **facts(cfg, state, folder),
-        )
-        for metric, value in state.metrics.items() if metric != "unreadable"
-    ]  # fmt: skip
-    written = results.append(folder.results, written)
-    numbers = ", ".join(f"{metric} {value:.4g}" for metric, value in state.metrics.items())
-    log.say(f"done: {path} (target=dict(name='token', tokenizer='{path}')), pictures in {folder.pictures}; {numbers}")
-    return written

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from time import perf_counter
@@ -12,21 +12,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mae_transfer.data import Share
 from mae_transfer.engine.dist import Dist, peak_memory_gib
 from mae_transfer.engine.log import Kind, Logger
 from mae_transfer.engine.loop import train
 from mae_transfer.engine.state import LoopConfig, TrainState
 
 if TYPE_CHECKING:
-    from mae_transfer.tasks.common import Job
+    from mae_transfer.tasks.task import Task
 
 WARM_UP = 3  # steps before the clock starts: kernels are chosen, workers filled
 TIMED = 20  # steps that --estimate times
 TRIED = 2  # steps that tell whether a batch fits: the optimizer has its moments in the second
 USED = 0.9  # share of the device's memory that a batch may take: images of other shapes and evaluations need some more
 GIB = 2**30
-Rate = Callable[[int], float]
 
 
 class Trial(NamedTuple):
@@ -47,32 +45,33 @@ class _Watch(Logger):
         self.values = dict(values)
 
 
-def drive(state: TrainState, job: Job, loop: LoopConfig, rate: Rate, *, dist: Dist, first: int, timed: int) -> Trial:
-    """Train `first` steps and then `timed` more, which are timed; nothing is saved, evaluated or written.
+def drive(task: Task[Any], state: TrainState, loop: LoopConfig, *, first: int, timed: int) -> Trial:
+    """Train `first` steps, then time `timed` more. Nothing is saved, evaluated or written.
 
-    dist: whose part of each batch is taken.
+    state: that of the task, or one for this rank alone; the task's rank says which part of each batch is taken.
     """
     watch = _Watch()
-    share = Share(order=job.order, start=state.step, rank=dist.rank, world=dist.world, accumulate=loop.accumulate)
     quiet = loop.run.model_copy(
         update={"log_every": 10**9, "save_every": None, "keep_every": None, "save_minutes": None}
     )
-    step, seconds = job.step(loop), 0.0
-    with closing(job.feed(share)) as feed:
+    task.prepare(loop)
+    seconds = 0.0
+    with closing(task.feed(loop, start=state.step)) as feed:
         for count in filter(None, (first, timed)):
             short = loop.model_copy(update={"steps": state.step + count, "evaluate_every": None, "run": quiet})
             start = perf_counter()
-            train(state, feed, step, short, lr_at=rate, log=watch, checkpoints=None)
+            train(state, feed, task.loss, short, lr_at=task.lr_at(loop), log=watch, checkpoints=None)
             seconds = perf_counter() - start
             if state.stopped:
                 raise RuntimeError("stopped by a signal before the timed steps were done; nothing was written")
     return Trial(seconds, watch.values.get("data_wait") or 0.0)
 
 
-def estimate(state: TrainState, job: Job, loop: LoopConfig, rate: Rate) -> str:
-    """Return what the run would take: hours, memory, disk. The state is used up."""
+def estimate(task: Task[Any], loop: LoopConfig) -> str:
+    """Return what the run would take: hours, memory, disk. The task's state is used up."""
+    state = task.state
     device = state.dist.device
-    took = drive(state, job, loop, rate, dist=state.dist, first=WARM_UP, timed=TIMED)
+    took = drive(task, state, loop, first=WARM_UP, timed=TIMED)
     images, micro = TIMED * loop.global_batch, loop.global_batch // (state.dist.world * loop.accumulate)
     evaluations = 1 if loop.evaluate_every is None else -(-loop.steps // loop.evaluate_every)
     payload, kept = size(state.state_dict()) / GIB, loop.run.keep_last + 1  # one more while it is written
@@ -104,7 +103,7 @@ def size(payload: Any) -> int:
     return sum(map(size, inner))
 
 
-def largest_batch(state: TrainState, job: Job, loop: LoopConfig, rate: Rate) -> tuple[int, str]:
+def largest_batch(task: Task[Any], loop: LoopConfig) -> tuple[int, str]:
     """Return the largest device batch that fits, by halving the device's share of the batch, and a sentence for the log.
 
     The state is afterwards what it was. On a CPU nothing is tried: a process that runs out of memory there is killed.
@@ -112,14 +111,15 @@ def largest_batch(state: TrainState, job: Job, loop: LoopConfig, rate: Rate) -> 
     Raises:
         ValueError: the model has batch norms, which see a device batch, or not even the smallest one fits.
     """
+    state = task.state
     check_norms(state)
     share = loop.global_batch // state.dist.world
     tried: list[int] = []
     if not can_try(state.dist.device):
         return share, f"run.device_batch = {share} (auto: the whole share; on a CPU memory is not tried)"
     before = on_cpu(state.state_dict())
-    for micro in halves(share, multiple=job.order.crops_per_image):
-        fits = _fits(state, job, loop.model_copy(update={"accumulate": share // micro}), rate)
+    for micro in halves(share, multiple=task.order().crops_per_image):
+        fits = _fits(task, loop.model_copy(update={"accumulate": share // micro}))
         state.load_state_dict(before)
         _free(state)
         if fits:
@@ -169,9 +169,9 @@ def on_cpu(payload: Any) -> Any:
     return type(payload)(map(on_cpu, payload)) if isinstance(payload, list | tuple) else payload
 
 
-def _fits(state: TrainState, job: Job, loop: LoopConfig, rate: Rate) -> bool:
+def _fits(task: Task[Any], loop: LoopConfig) -> bool:
     """Return whether two steps fit on every rank; each tries alone, so that none waits for one that ran out of memory."""
-    dist = state.dist
+    state, dist = task.state, task.dist
     alone = TrainState(
         state.bare,
         state.optimizer,
@@ -183,7 +183,7 @@ def _fits(state: TrainState, job: Job, loop: LoopConfig, rate: Rate) -> bool:
         step=state.step,
     )
     try:
-        drive(alone, job, loop, rate, dist=dist, first=0, timed=TRIED)
+        drive(task, alone, loop, first=0, timed=TRIED)
         fits = dist.device.type != "cuda" or peak_memory_gib(dist.device) * GIB <= USED * _total(dist.device)
     except RuntimeError as error:  # torch.OutOfMemoryError is one; mps raises a plain one
         if "out of memory" not in str(error).lower():

@@ -19,7 +19,7 @@ from mae_transfer.interfaces import Batch, Mask
 from mae_transfer.models.mae import MAE, DecoderConfig, MAEConfig
 from mae_transfer.models.vit import ViTConfig
 from mae_transfer.targets import Frame, NormPixel
-from mae_transfer.tasks.pretrain import step_fn
+from mae_transfer.tasks.pretrain import mae_loss
 
 GOLDEN = Path(__file__).with_name("mae_losses.json")
 STEPS = 20
@@ -42,10 +42,11 @@ def losses() -> list[float]:
     target = NormPixel(Frame(8, (4, 4), IMAGENET))
     model = MAE(MAEConfig(encoder=encoder, decoder=DecoderConfig(depth=2, dim=24, heads=4)), target.dim)
     optimizer = build_optimizer(OptimConfig(lr=3e-3), param_groups(model, weight_decay=0.05, no_decay=()), lr=3e-3)
-    step, seen = step_fn(IMAGENET, target), []
+    seen = []
     for number in range(STEPS):
         torch.manual_seed(number)
-        loss, _ = step(model, batch(number), Step(number, 0, False))
+        at = Step(number, 0, False)
+        loss, _ = mae_loss(model, batch(number), at, target=target, statistics=IMAGENET)
         for group in optimizer.param_groups:
             group["lr"] = lr_at(number, schedule=Schedule(warmup_epochs=1), peak=3e-3, steps=STEPS, steps_per_epoch=5)
         optimizer.zero_grad()

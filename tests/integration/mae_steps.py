@@ -17,7 +17,7 @@ from mae_transfer.interfaces import Batch, Mask
 from mae_transfer.models.mae import MAE, DecoderConfig, MAEConfig
 from mae_transfer.models.vit import ViTConfig
 from mae_transfer.targets import Frame, NormPixel
-from mae_transfer.tasks.pretrain import step_fn
+from mae_transfer.tasks.pretrain import mae_loss
 
 GLOBAL_BATCH = 8
 
@@ -44,7 +44,8 @@ def main(out: str) -> None:
         losses = []
         for number in range(5):
             optimizer.zero_grad()
-            loss, _ = step_fn(IMAGENET, target)(model, share(dist.rank, dist.world, number), Step(number, 0, False))
+            batch = share(dist.rank, dist.world, number)
+            loss, _ = mae_loss(model, batch, Step(number, 0, False), target=target, statistics=IMAGENET)
             loss.backward()
             losses.append(read_mean({"loss": loss}, dist)["loss"])
             gradients = gradients or {name: p.grad.clone() for name, p in bare.named_parameters() if p.grad is not None}

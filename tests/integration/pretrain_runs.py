@@ -71,16 +71,11 @@ def assert_equal(a: Any, b: Any, path: str = "") -> None:
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
     """Make the training step call `action` when it computes step `step` (0-based)."""
-    make = pretrain.step_fn
+    loss = pretrain.Pretrain.loss
 
-    def making(*args: Any) -> Any:
-        original = make(*args)
+    def acting(self: Any, model: Any, batch: Any, at: Any) -> Any:
+        if (at.number, at.micro) == (step, 0):
+            action()
+        return loss(self, model, batch, at)
 
-        def acting(model: Any, batch: Any, at: Any) -> Any:
-            if (at.number, at.micro) == (step, 0):
-                action()
-            return original(model, batch, at)
-
-        return acting
-
-    monkeypatch.setattr(pretrain, "step_fn", making)
+    monkeypatch.setattr(pretrain.Pretrain, "loss", acting)

@@ -19,13 +19,13 @@ from mae_transfer.tasks import classify, common, detect, knn, pretrain, segment,
 
 ROOT = Path(__file__).parents[2]
 TOOLS: dict[str, tuple[type[Schema], Any]] = {
-    "pretrain/mae_vit_base_16_800e": (pretrain.PretrainConfig, pretrain.run),
-    "tokenizer/dalle_8192": (tokenizer.TokenizerConfig, tokenizer.run),
-    "classify/finetune_vit_base": (classify.ClassifyConfig, classify.run),
-    "classify/linear_probe": (classify.ClassifyConfig, classify.run),
+    "pretrain/mae_vit_base_16_800e": (pretrain.PretrainConfig, pretrain.Pretrain.launch),
+    "tokenizer/dalle_8192": (tokenizer.TokenizerConfig, tokenizer.Tokenizer.launch),
+    "classify/finetune_vit_base": (classify.ClassifyConfig, classify.Classify.launch),
+    "classify/linear_probe": (classify.ClassifyConfig, classify.Classify.launch),
     "classify/knn": (knn.KnnConfig, knn.run),
-    "segment/upernet_vit_base_160k": (segment.SegmentConfig, segment.run),
-    "detect/mask_rcnn_vitdet_base_100ep": (detect.DetectConfig, detect.run),
+    "segment/upernet_vit_base_160k": (segment.SegmentConfig, segment.Segment.launch),
+    "detect/mask_rcnn_vitdet_base_100ep": (detect.DetectConfig, detect.Detect.launch),
 }
 NEVER = (math.nan, math.inf, -math.inf, 1e300, 10**30, "seven", [[]])
 SOMETIMES = (0, -1)  # where the field allows it, the run begins
@@ -121,7 +121,7 @@ def test_nothing_and_less_are_refused_by_their_key_or_begin(
 def test_values_that_do_not_fit_together_are_named_and_the_corrected_command_runs(
     tool: str, override: str, named: str, tmp_path: Path
 ) -> None:
-    schema, run = TOOLS.get(tool, (classify.ClassifyConfig, classify.run))
+    schema, run = TOOLS.get(tool, (classify.ClassifyConfig, classify.Classify.launch))
     with pytest.raises(ValueError, match=named):
         run(load(ROOT / "configs" / f"{tool}.py", schema, debug=True, overrides=[override]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -134,7 +134,7 @@ def test_a_config_of_a_run_that_left_nothing_binds_nobody(tmp_path: Path, monkey
     monkeypatch.setattr(common, "train", train)
     for override in ("seed=0", "seed=1"):
         with pytest.raises(BegunError):
-            pretrain.run(
+            pretrain.Pretrain.launch(
                 load(ROOT / "configs/mini/pretrain.py", pretrain.PretrainConfig, debug=True, overrides=[override]),
                 tmp_path,
             )

@@ -95,12 +95,12 @@ def test_the_best_state_is_on_disk_and_is_what_is_reported(task: str, tmp_path: 
 
 def test_a_resumed_run_keeps_the_same(tmp_path: Path) -> None:
     cfg: Any = segmented()
-    whole = segment.run(cfg, tmp_path / "whole")
-    segment.run(cfg, tmp_path / "parts")
+    whole = segment.Segment.launch(cfg, tmp_path / "whole")
+    segment.Segment.launch(cfg, tmp_path / "parts")
     folder = tmp_path / "parts"
     for path in [folder / "results.jsonl", *sorted((folder / "checkpoints").glob("step_*.pt"))[-1:]]:
         path.unlink()
-    resumed = segment.run(cfg, folder, resume=True)
+    resumed = segment.Segment.launch(cfg, folder, resume=True)
     assert values(resumed, "val") == values(whole, "val")
     assert (
         checkpoint.load(folder / "checkpoints/best.pt")["step"]
@@ -112,7 +112,7 @@ def test_the_weights_of_the_best_step_come_back(tmp_path: Path) -> None:
     """Scores of 0.1, 0.5, 0.5, nan and 0.2: the second evaluation is kept, and the first of equals."""
     state = new_state(config(), Dist(torch.device("cpu")))
     scores = iter([0.1, 0.5, 0.5, math.nan, 0.2])
-    selection = best.Selection("holdout/x", lambda state, folder, model, step: {"x": float(step)})
+    selection = best.Selection("holdout/x", lambda model, step: {"x": float(step)})
     folder = WorkDir(tmp_path)
     check_up = best.keeping(selection, state, folder, lambda model, step: {"holdout/x": next(scores)})
     for step in range(1, 6):

@@ -15,6 +15,7 @@ import torch
 
 from mae_transfer import checkpoints, cli, results
 from mae_transfer.config import load, validate
+from mae_transfer.engine.dist import Dist
 from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.tasks import classify, knn
 from mae_transfer.tasks.classify import ClassifyConfig
@@ -83,7 +84,7 @@ def assert_equal(a: Any, b: Any, path: str = "") -> None:
 
 def test_a_run_leaves_numbers_that_say_where_they_come_from(base: Values, backbone: Path, tmp_path: Path) -> None:
     cfg = config(base)
-    written = classify.run(cfg, tmp_path / "run")
+    written = classify.Classify.launch(cfg, tmp_path / "run")
     assert load(tmp_path / "run" / "config.py", ClassifyConfig) == cfg
     assert results.load(tmp_path / "run" / "results.jsonl") == (written, [])
     assert [(r.split, r.metric, r.protocol, r.unit) for r in written] == [
@@ -109,43 +110,43 @@ def test_a_stopped_and_resumed_run_is_the_unbroken_one_bit_for_bit(
 ) -> None:
     """Accumulation 2, mixup, erasing, drop path, EMA, running statistics; workers 0 -> 1."""
     cfg = config(base, evaluate_epochs=2.0, **changes)
-    classify.run(cfg, tmp_path / "whole")
-    make = classify.make_step
+    classify.Classify.launch(cfg, tmp_path / "whole")
+    loss = classify.Classify.loss
 
-    def making(*given: Any, dist: Any) -> Any:
-        step = make(*given, dist=dist)
-
-        def stopping(model: Any, batch: Any, at: Any) -> Any:
-            if (at.number, at.micro) == (2, 0):
-                os.kill(os.getpid(), signal.SIGTERM)
-            return step(model, batch, at)
-
-        return stopping
+    def stopping(self: Any, model: Any, batch: Any, at: Any) -> Any:
+        if (at.number, at.micro) == (2, 0):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(self, model, batch, at)
 
     with monkeypatch.context() as patched:
-        patched.setattr(classify, "make_step", making)
-        assert classify.run(cfg, tmp_path / "halves") == []
+        patched.setattr(classify.Classify, "loss", stopping)
+        assert classify.Classify.launch(cfg, tmp_path / "halves") == []
     assert payload(tmp_path / "halves", 3)["step"] == 3
     again = cfg.model_copy(update={"run": cfg.run.model_copy(update={"workers": 1})})
-    classify.run(again, tmp_path / "halves", resume=True)
+    classify.Classify.launch(again, tmp_path / "halves", resume=True)
     assert_equal(payload(tmp_path / "whole"), payload(tmp_path / "halves"))
     whole, halves = (results.load(tmp_path / name / "results.jsonl")[0] for name in ("whole", "halves"))
     assert [r.value for r in whole] == [r.value for r in halves]
 
 
+def opened(cfg: classify.ClassifyConfig) -> classify.Classify:
+    task = classify.Classify(cfg, Dist(torch.device("cpu")))
+    task.open_data()
+    return task
+
+
 def test_the_probe_is_selected_on_what_is_held_out_and_reported_on_val(base: Values, tmp_path: Path) -> None:
     cfg = config(base, **LINEAR)
-    written = classify.run(cfg, tmp_path / "run")
+    written = classify.Classify.launch(cfg, tmp_path / "run")
     history = payload(tmp_path / "run")["extra"]["history"]
     assert history == {}  # the last evaluation comes after the last save
-    parts = classify.open_parts(cfg)
     figures = {
         f"{split}_top1_{name}": i / 10
         for split, start in (("holdout", 0), ("val", 5))
         for i, name in enumerate(cfg.method().row, start)
     }
     figures["holdout_top1_cls_x3"] = 0.9
-    assert classify.choose(cfg, parts, {"6": figures}) == {"holdout_top1": 0.9, "val_top1": figures["val_top1_cls_x3"]}
+    assert opened(cfg).choose({"6": figures}) == {"holdout_top1": 0.9, "val_top1": figures["val_top1_cls_x3"]}
     assert {r.protocol for r in written} == {"linear"}
 
 
@@ -156,7 +157,7 @@ def test_the_best_epoch_is_the_best_on_what_is_held_out(base: Values) -> None:
         "4": {"holdout_top1": 0.5, "val_top1": 0.2},
         "10": {"holdout_top1": 0.4, "val_top1": 0.9},
     }
-    assert classify.choose(cfg, classify.open_parts(cfg), history) == {"holdout_top1": 0.5, "val_top1": 0.2}
+    assert opened(cfg).choose(history) == {"holdout_top1": 0.5, "val_top1": 0.2}
 
 
 @pytest.mark.parametrize("changes", [{"select": "best"}, LINEAR])
@@ -167,9 +168,9 @@ def test_nothing_is_selected_on_the_reported_images(base: Values, changes: Value
 
 def test_a_training_state_evaluates_to_the_numbers_of_its_run(base: Values, tmp_path: Path) -> None:
     cfg = config(base)
-    written = classify.run(cfg, tmp_path / "run")
+    written = classify.Classify.launch(cfg, tmp_path / "run")
     state = tmp_path / "run" / "checkpoints" / "step_00000006.pt"
-    again = classify.evaluate_checkpoint(cfg, str(state), tmp_path / "eval")
+    again = classify.Classify.evaluate_checkpoint(cfg, str(state), tmp_path / "eval")
     assert [(r.split, r.metric, r.value) for r in again] == [(r.split, r.metric, r.value) for r in written]
     assert results.load(tmp_path / "eval" / "results.jsonl")[0] == again
     assert again[0].checkpoint_sha256 == checkpoints.sha256(state)
@@ -177,8 +178,8 @@ def test_a_training_state_evaluates_to_the_numbers_of_its_run(base: Values, tmp_
 
 def test_an_early_training_state_does_not_evaluate_to_a_finished_run(base: Values, tmp_path: Path) -> None:
     cfg = config(base, run=base["run"] | {"save_every": 2, "keep_last": 9})
-    written = classify.run(cfg, tmp_path / "run")
-    early = classify.evaluate_checkpoint(cfg, str(tmp_path / "run" / "checkpoints" / "step_00000002.pt"), None)
+    written = classify.Classify.launch(cfg, tmp_path / "run")
+    early = classify.Classify.evaluate_checkpoint(cfg, str(tmp_path / "run" / "checkpoints" / "step_00000002.pt"), None)
     assert {(r.epochs, r.steps, r.images_seen) for r in early} == {(0, 2, written[0].images_seen // 3)}
 
 
@@ -199,7 +200,7 @@ def released(path: Path, classes: int) -> Path:
 def test_a_released_fine_tuned_file_is_evaluated_with_its_own_head(base: Values, tmp_path: Path) -> None:
     path = released(tmp_path / "mae_finetuned.pth", classes=3)
     cfg = config(base, backbone={"changes": {"heads": 3}}, data=base["data"] | {"holdout_fraction": 0.0})
-    (found,) = classify.evaluate_checkpoint(cfg, f"mae-finetuned:{path}", None)
+    (found,) = classify.Classify.evaluate_checkpoint(cfg, f"mae-finetuned:{path}", None)
     assert (found.epochs, found.steps, found.images_seen) == (0, 0, 0)
     assert (found.split, found.metric, found.backbone, found.checkpoint_sha256) == (
         "val",
@@ -207,7 +208,7 @@ def test_a_released_fine_tuned_file_is_evaluated_with_its_own_head(base: Values,
         "vit_tiny/4",
         checkpoints.sha256(path),
     )
-    model = classify.trained(cfg, classify.open_parts(cfg), f"mae-finetuned:{path}").model
+    model = classify.Classify(cfg, Dist(torch.device("cpu"))).load_trained(f"mae-finetuned:{path}").model
     tensors = torch.load(path, weights_only=True)["model"]
     assert torch.equal(model.head.weight, tensors["head.weight"])
     assert torch.equal(model.fc_norm.bias, tensors["fc_norm.bias"])
@@ -216,17 +217,19 @@ def test_a_released_fine_tuned_file_is_evaluated_with_its_own_head(base: Values,
 def test_a_head_of_other_classes_is_refused(base: Values, tmp_path: Path) -> None:
     path = released(tmp_path / "mae_finetuned.pth", classes=10)
     with pytest.raises(ValueError, match=r"head\.weight: \(10, 192\) does not fit \(3, 192\)"):
-        classify.evaluate_checkpoint(config(base, backbone={"changes": {"heads": 3}}), f"mae-finetuned:{path}", None)
+        classify.Classify.evaluate_checkpoint(
+            config(base, backbone={"changes": {"heads": 3}}), f"mae-finetuned:{path}", None
+        )
 
 
 def test_a_file_without_a_head_cannot_be_evaluated(base: Values, backbone: Path) -> None:
     with pytest.raises(ValueError, match="holds no classifier"):
-        classify.evaluate_checkpoint(config(base), str(backbone), None)
+        classify.Classify.evaluate_checkpoint(config(base), str(backbone), None)
 
 
 def test_a_run_without_backbone_says_how_to_name_one(base: Values, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give --backbone REFERENCE"):
-        classify.run(config(base, backbone={}), tmp_path / "run")
+        classify.Classify.launch(config(base, backbone={}), tmp_path / "run")
 
 
 def test_images_normalised_otherwise_than_in_pretraining_are_refused(base: Values, tmp_path: Path) -> None:
@@ -236,31 +239,31 @@ def test_images_normalised_otherwise_than_in_pretraining_are_refused(base: Value
     )
     wrong = config(base, backbone={"reference": str(path)}, mean=(0.4,) * 3, std=(0.5,) * 3)
     with pytest.raises(ValueError, match=r"mean \(0.5, 0.5, 0.5\).*--set"):
-        classify.run(wrong, tmp_path / "run")
-    (found, *_) = classify.run(config(base, backbone={"reference": str(path)}), tmp_path / "run")
+        classify.Classify.launch(wrong, tmp_path / "run")
+    (found, *_) = classify.Classify.launch(config(base, backbone={"reference": str(path)}), tmp_path / "run")
     assert found.normalization == "mean (0.5, 0.5, 0.5) and std (0.5, 0.5, 0.5) (recorded with the weights)"
 
 
 def test_another_head_in_the_data_set_does_not_resume(base: Values, image_folder: Path, tmp_path: Path) -> None:
     cfg = config(base)
-    classify.run(cfg, tmp_path / "run")
+    classify.Classify.launch(cfg, tmp_path / "run")
     for split in ("train", "val"):
         (image_folder / split / "n03").rename(image_folder / split / "n04")
         (image_folder / split / "n03").mkdir()
         (next((image_folder / split / "n04").iterdir())).rename(image_folder / split / "n03" / "moved.JPEG")
     with pytest.raises(ValueError, match=r"was made with '3 classes \w+', this run has '4 classes \w+'"):
-        classify.run(cfg, tmp_path / "run", resume=True)
+        classify.Classify.launch(cfg, tmp_path / "run", resume=True)
 
 
 def test_classes_of_other_names_do_not_resume_though_they_are_as_many(
     base: Values, image_folder: Path, tmp_path: Path
 ) -> None:
     cfg = config(base)
-    classify.run(cfg, tmp_path / "run")
+    classify.Classify.launch(cfg, tmp_path / "run")
     for split in ("train", "val"):
         (image_folder / split / "n01").rename(image_folder / split / "n09")  # now the last of the three
     with pytest.raises(ValueError, match=r"was made with '3 classes \w+', this run has '3 classes \w+'"):
-        classify.run(cfg, tmp_path / "run", resume=True)
+        classify.Classify.launch(cfg, tmp_path / "run", resume=True)
 
 
 def knn_config(base: Values, **changes: Any) -> KnnConfig:
@@ -308,7 +311,7 @@ def test_two_processes_count_every_image_once(base: Values, tmp_path: Path) -> N
         "run": RUN | {"device_batch": None},
     }
     cfg = config(base, **quiet)
-    classify.run(cfg, tmp_path / "one")
+    classify.Classify.launch(cfg, tmp_path / "one")
     torchrun(cfg, tmp_path / "two")
     one, two = (results.load(tmp_path / name / "results.jsonl")[0] for name in ("one", "two"))
     assert [(r.split, r.value) for r in two] == [(r.split, pytest.approx(r.value)) for r in one]
@@ -323,7 +326,7 @@ def test_two_processes_count_every_image_once(base: Values, tmp_path: Path) -> N
 
 def tool(*words: str) -> int:
     tasks = {
-        "classify": cli.Task(ClassifyConfig, classify.run, classify.evaluate_checkpoint),
+        "classify": cli.Task(ClassifyConfig, classify.Classify.launch, classify.Classify.evaluate_checkpoint),
         "knn": cli.Task(KnnConfig, knn.run),
     }
     return cli.transfer(tasks, description="", argv=words)

@@ -20,26 +20,22 @@ from pycocotools import mask
 from mae_transfer import results
 from mae_transfer.core.normalize import IMAGENET
 from mae_transfer.data import SceneBatch
-from mae_transfer.engine.loop import Step
+from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.window import NonFiniteLoss
 from mae_transfer.tasks import detect
 from mae_transfer.tasks.detect import DetectConfig
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, action: Any) -> None:
-    make = detect.make_step
+    """Make the training step call `action` when it computes step `step` (0-based)."""
+    loss = detect.Detect.loss
 
-    def making(*args: Any) -> Any:
-        original = make(*args)
+    def acting(self: Any, model: Any, batch: Any, at: Any) -> Any:
+        if (at.number, at.micro) == (step, 0):
+            action()
+        return loss(self, model, batch, at)
 
-        def acting(model: Any, batch: Any, at: Step) -> Any:
-            if (at.number, at.micro) == (step, 0):
-                action()
-            return original(model, batch, at)
-
-        return acting
-
-    monkeypatch.setattr(detect, "make_step", making)
+    monkeypatch.setattr(detect.Detect, "loss", acting)
 
 
 def tool(cfg: DetectConfig, folder: Path, *more: str, processes: int = 1) -> list[str]:
@@ -64,7 +60,7 @@ def environment() -> dict[str, str]:
 
 
 def test_a_work_dir_ends_with_everything_that_the_tool_names(tmp_path: Path) -> None:
-    written = detect.run(config(), tmp_path / "run")
+    written = detect.Detect.launch(config(), tmp_path / "run")
     folder = tmp_path / "run"
     assert {p.name for p in folder.iterdir() if not p.name.startswith(".")} == {
         "checkpoints", "config.py", "curves.png", "detections", "log.jsonl", "predictions.json", "results.jsonl",
@@ -85,11 +81,11 @@ def test_a_stopped_and_resumed_run_is_the_unbroken_one_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Accumulation 2, EMA, drop path, regions drawn by chance, workers 1 -> 2; the whole run has none."""
-    whole = detect.run(config(), tmp_path / "whole")
+    whole = detect.Detect.launch(config(), tmp_path / "whole")
     with monkeypatch.context() as patched:
         stop_at(patched, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        assert detect.run(config(run=RUN | {"workers": 1}), tmp_path / "halves") == []
-    halves = detect.run(config(run=RUN | {"workers": 2}), tmp_path / "halves", resume=True)
+        assert detect.Detect.launch(config(run=RUN | {"workers": 1}), tmp_path / "halves") == []
+    halves = detect.Detect.launch(config(run=RUN | {"workers": 2}), tmp_path / "halves", resume=True)
     assert_equal(payload(tmp_path / "whole", STEPS), payload(tmp_path / "halves", STEPS))
     assert losses(tmp_path / "whole") == losses(tmp_path / "halves")
     assert [(r.metric, r.value) for r in whole] == [(r.metric, r.value) for r in halves]
@@ -101,7 +97,7 @@ def newest_step(folder: Path) -> int:
 
 def test_kill_9_loses_only_the_steps_since_the_last_save(tmp_path: Path) -> None:
     cfg, folder, rng = config(run=RUN | {"save_every": 1, "pictures": 0}), tmp_path / "killed", random.Random(0)
-    detect.run(cfg, tmp_path / "whole")
+    detect.Detect.launch(cfg, tmp_path / "whole")
     command = tool(cfg, folder, "--resume")
     for _ in range(2):
         process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL)
@@ -124,12 +120,12 @@ def test_two_processes_hold_the_same_weights_and_count_every_image_once(tmp_path
     script.write_text(
         "import os, sys, torch\nfrom pathlib import Path\n"
         "from mae_transfer.config import load\nfrom mae_transfer.tasks import detect\n"
-        "original = detect.evaluate\n"
-        "def evaluate(cfg, parts, state, folder, model, step):\n"
-        "    figures = original(cfg, parts, state, folder, model, step)\n"
-        "    torch.save(model.state_dict(), Path(sys.argv[2]).parent / f'rank{state.dist.rank}.pt')\n"
-        "    return figures\n"
-        "detect.evaluate = evaluate\ndetect.run(load(sys.argv[1], detect.DetectConfig), Path(sys.argv[2]))\n"
+        "class Watched(detect.Detect):\n"
+        "    def evaluate(self, model, step):\n"
+        "        figures = super().evaluate(model, step)\n"
+        "        torch.save(model.state_dict(), Path(sys.argv[2]).parent / f'rank{self.dist.rank}.pt')\n"
+        "        return figures\n"
+        "Watched.launch(load(sys.argv[1], detect.DetectConfig), Path(sys.argv[2]))\n"
     )
     cfg = config(heads=heads, adapter=adapter, run=RUN | {"device_batch": None})
     command = tool(cfg, tmp_path / "two", processes=2)
@@ -151,7 +147,7 @@ def test_two_processes_hold_the_same_weights_and_count_every_image_once(tmp_path
         4,
         5,
     }
-    alone = detect.evaluate_checkpoint(
+    alone = detect.Detect.evaluate_checkpoint(
         cfg, str(tmp_path / "two" / "checkpoints" / f"step_{STEPS:08d}.pt"), None
     )  # one process
     assert [(r.metric, r.value) for r in alone] == [(r.metric, pytest.approx(r.value)) for r in written]
@@ -160,11 +156,11 @@ def test_two_processes_hold_the_same_weights_and_count_every_image_once(tmp_path
 def test_a_training_state_evaluates_to_the_numbers_of_its_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    written = detect.run(
+    written = detect.Detect.launch(
         config(precision="bfloat16"), tmp_path / "run"
     )  # and evaluated in float32, after training as well as here
     given = config(precision="bfloat16", backbone={})  # the backbone is that of the run
-    again = detect.evaluate_checkpoint(
+    again = detect.Detect.evaluate_checkpoint(
         given, str(tmp_path / "run" / "checkpoints" / f"step_{STEPS:08d}.pt"), tmp_path / "eval"
     )
     assert {r.config_digest for r in again} == {given.digest()}  # as every task's evaluation has it
@@ -180,7 +176,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     cfg = config(schedule={"warmup_epochs": 0.0}, run=RUN | {"save_every": 1})
     cfg = cfg.model_copy(update={"optim": cfg.optim.model_copy(update={"lr": 1e30})})  # more than a config may say
     with pytest.raises(NonFiniteLoss, match=r"step \d+ \(lr \d.*e\+\d\d; sample ids"):
-        detect.run(cfg, tmp_path / "run")
+        detect.Detect.launch(cfg, tmp_path / "run")
     for path in (tmp_path / "run" / "checkpoints").glob("*.pt"):
         assert all(tensor.isfinite().all() for tensor in torch.load(path, weights_only=True)["model"].values())
 
@@ -189,12 +185,14 @@ def test_a_red_image_reaches_the_encoder_as_red_and_padding_as_the_mean() -> Non
     image = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
     image[:, 0, :40, :50] = 255
     seen: list[torch.Tensor] = []
-    parts = detect.open_parts(config(), config().backbone, None)
-    parts.model.pyramid.backbone.register_forward_pre_hook(lambda _, given: seen.append(given[0]))  # type: ignore[union-attr]
-    parts.model.eval()
-    batch = SceneBatch(image, ((40, 50),), (parts.train.read(0).objects,), torch.tensor([0]))
+    task = detect.Detect(config(), Dist(torch.device("cpu")))
+    task.open()
+    detector: Any = task.model()
+    detector.pyramid.backbone.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    detector.eval()
+    batch = SceneBatch(image, ((40, 50),), (task.train_set.read(0).objects,), torch.tensor([0]))
     with torch.no_grad():
-        parts.model(detect.padded(batch, IMAGENET), batch.sizes)
+        detector(detect.padded(batch, IMAGENET), batch.sizes)
     red, green, blue = seen[0][0]
     assert red[0, 0].item() == pytest.approx((1 - 0.485) / 0.229, abs=1e-4)
     assert green[0, 0].item() == pytest.approx(-0.456 / 0.224, abs=1e-4)
@@ -231,7 +229,7 @@ def test_what_is_found_is_brought_back_to_the_stored_image() -> None:
 )
 def test_each_mistake_is_an_error_before_training_starts(tmp_path: Path, changes: Values, match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        detect.run(config(**changes), tmp_path / "run")
+        detect.Detect.launch(config(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -242,17 +240,17 @@ def test_detectron2_where_it_is_absent_is_an_error_that_says_how_to_get_it(
     with pytest.raises(
         ValueError, match=r"pip install --no-build-isolation 'git\+https://github.com/facebookresearch/detectron2'"
     ):
-        detect.run(config(engine="detectron2"), tmp_path / "run")
+        detect.Detect.launch(config(engine="detectron2"), tmp_path / "run")
 
 
 @pytest.mark.detectron2
 @pytest.mark.usefixtures("detectron2")
 @pytest.mark.filterwarnings("ignore")
 def test_training_with_detectron2_s_heads_runs_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written = detect.run(config(engine="detectron2"), tmp_path / "whole")
+    written = detect.Detect.launch(config(engine="detectron2"), tmp_path / "whole")
     assert {r.engine for r in written} == {"detectron2"}
     with monkeypatch.context() as patched:
         stop_at(patched, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        detect.run(config(engine="detectron2"), tmp_path / "halves")
-    detect.run(config(engine="detectron2"), tmp_path / "halves", resume=True)
+        detect.Detect.launch(config(engine="detectron2"), tmp_path / "halves")
+    detect.Detect.launch(config(engine="detectron2"), tmp_path / "halves", resume=True)
     assert_equal(payload(tmp_path / "whole", STEPS), payload(tmp_path / "halves", STEPS))

@@ -33,9 +33,9 @@ def test_an_unreadable_image_in_mid_epoch_stops_the_run_or_is_counted(
     cfg = config(data=coco_data(coco, on_error=on_error), epochs=6.0)
     if on_error == "raise":
         with pytest.raises(UnreadableImage, match=broken.name):
-            detect.run(cfg, tmp_path / "run")
+            detect.Detect.launch(cfg, tmp_path / "run")
     else:
-        assert detect.run(cfg, tmp_path / "run")
+        assert detect.Detect.launch(cfg, tmp_path / "run")
         assert broken.name in caplog.text
 
 
@@ -88,7 +88,7 @@ def test_a_broken_annotation_of_either_set_is_an_error_before_training(
     file = coco / "annotations" / f"instances_{split}.json"
     edit(file, lambda content: content["annotations"][0].update(change))
     with pytest.raises(ValueError, match=f"{file}: 1 x {message}"):
-        detect.run(config(data=coco_data(coco, on_error="skip")), tmp_path / "run")
+        detect.Detect.launch(config(data=coco_data(coco, on_error="skip")), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -99,13 +99,13 @@ def test_a_missing_or_mis_sized_image_of_either_set_is_an_error_before_training(
     first, second, *_ = sorted((coco / split).iterdir())
     first.unlink()
     with pytest.raises(ValueError, match=f"set, {coco / split}: 1 x missing image: {first.name}"):
-        detect.run(config(data=coco_data(coco)), tmp_path / "run")
+        detect.Detect.launch(config(data=coco_data(coco)), tmp_path / "run")
     Image.new("RGB", (64, 64)).save(first)
     Image.new("RGB", (60, 64)).save(second)
     with pytest.raises(
         ValueError, match=rf"1 x image whose size differs from the json: {second.name} \(60 x 64, json: 64 x 64\)"
     ):
-        detect.run(config(data=coco_data(coco)), tmp_path / "run")
+        detect.Detect.launch(config(data=coco_data(coco)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -116,11 +116,11 @@ def test_a_set_without_masks_is_named_where_masks_are_to_be_learned_and_does_for
     with pytest.raises(
         ValueError, match=r"data.train = \{'name': 'coco', 'split': 'train2017', 'masks': False\} has no masks"
     ):
-        detect.run(config(data=coco_data(coco, train=bare["train"])), tmp_path / "run")
+        detect.Detect.launch(config(data=coco_data(coco, train=bare["train"])), tmp_path / "run")
     cfg = config(data=coco_data(coco), epochs=2.0, run=RUN | {"pictures": 0})
-    written = detect.run(cfg, tmp_path / "run")
+    written = detect.Detect.launch(cfg, tmp_path / "run")
     alone = config(data=coco_data(coco, **bare), epochs=2.0)
-    again = detect.evaluate_checkpoint(alone, str(next((tmp_path / "run" / "checkpoints").iterdir())), None)
+    again = detect.Detect.evaluate_checkpoint(alone, str(next((tmp_path / "run" / "checkpoints").iterdir())), None)
     assert [(r.metric, r.value) for r in again] == [(r.metric, r.value) for r in written]
 
 
@@ -128,7 +128,7 @@ def test_sets_of_other_classes_and_empty_sets_are_refused_before_training(coco: 
     file = coco / "annotations" / "instances_val2017.json"
     edit(file, lambda content: content["categories"].append({"id": 99, "name": "zebra"}))
     with pytest.raises(ValueError, match=r"10 classes, validation set 11; only one set has \['zebra'\]"):
-        detect.run(config(data=coco_data(coco)), tmp_path / "run")
+        detect.Detect.launch(config(data=coco_data(coco)), tmp_path / "run")
     swapped = [{"id": k, "name": f"{k}"} for k in (1, 2)], [{"id": k, "name": f"{3 - k}"} for k in (1, 2)]
     for split, categories in zip(("train2017", "val2017"), swapped, strict=True):
         edit(
@@ -140,29 +140,29 @@ def test_sets_of_other_classes_and_empty_sets_are_refused_before_training(coco: 
     with pytest.raises(
         ValueError, match="2 classes, validation set 2; the names are the same, but their order differs"
     ):
-        detect.run(config(data=coco_data(coco)), tmp_path / "run")
+        detect.Detect.launch(config(data=coco_data(coco)), tmp_path / "run")
     edit(coco / "annotations" / "instances_train2017.json", lambda content: content.update(annotations=[]))
     with pytest.raises(ValueError, match="no object to train on or to evaluate: 0 objects"):
-        detect.run(config(data=coco_data(coco)), tmp_path / "run")
+        detect.Detect.launch(config(data=coco_data(coco)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_checkpoint_of_other_classes_is_refused(coco: Path, tmp_path: Path) -> None:
-    detect.run(config(), tmp_path / "run")
+    detect.Detect.launch(config(), tmp_path / "run")
     for split in ("train2017", "val2017"):
         edit(
             coco / "annotations" / f"instances_{split}.json",
             lambda content: content["categories"].append({"id": 99, "name": "zebra"}),
         )
     with pytest.raises(ValueError, match="learned 10 classes, the data have 11; class 10 was None and is 'zebra'"):
-        detect.evaluate_checkpoint(
+        detect.Detect.evaluate_checkpoint(
             config(data=coco_data(coco)), str(tmp_path / "run" / "checkpoints" / f"step_{STEPS:08d}.pt"), None
         )
 
 
 def test_classes_in_another_order_neither_resume_a_run_nor_evaluate_its_state(coco: Path, tmp_path: Path) -> None:
     cfg = config(data=coco_data(coco), epochs=2.0, run=RUN | {"save_every": 1, "keep_last": 9, "pictures": 0})
-    detect.run(cfg, tmp_path / "run")
+    detect.Detect.launch(cfg, tmp_path / "run")
     first, *later = sorted((tmp_path / "run" / "checkpoints").glob("*.pt"))
     for path in later:
         path.unlink()
@@ -174,10 +174,16 @@ def test_classes_in_another_order_neither_resume_a_run_nor_evaluate_its_state(co
     for split in ("train2017", "val2017"):
         edit(coco / "annotations" / f"instances_{split}.json", swap)
     with pytest.raises(ValueError, match=r"made with '10 classes \w+', this run has '10 classes \w+'"):
-        detect.run(cfg, tmp_path / "run", resume=True)
+        detect.Detect.launch(cfg, tmp_path / "run", resume=True)
     assert list((tmp_path / "run" / "checkpoints").glob("*.pt")) == [first]
     with pytest.raises(ValueError, match="learned 10 classes, the data have 10; class 0 was"):
-        detect.evaluate_checkpoint(cfg, str(first), None)
+        detect.Detect.evaluate_checkpoint(cfg, str(first), None)
+
+
+def opened(cfg: detect.DetectConfig) -> detect.Detect:
+    task = detect.Detect(cfg, Dist(torch.device("cpu")))
+    task.open()
+    return task
 
 
 def test_an_image_without_objects_and_one_of_a_single_pixel_are_evaluated(coco: Path, tmp_path: Path) -> None:
@@ -189,28 +195,26 @@ def test_an_image_without_objects_and_one_of_a_single_pixel_are_evaluated(coco: 
 
     edit(file, add)
     cfg = config(data=coco_data(coco))
-    parts = detect.open_parts(cfg, cfg.backbone, None)
-    parts.model.eval()
+    task = opened(cfg)
+    task.detector.eval()
     with torch.no_grad():
-        found, _ = detect.predicted(cfg, parts, Dist(torch.device("cpu")), parts.model)
-    assert not math.isnan(
-        found.compute(save=tmp_path / "predictions.json")["bbox/AP"]
-    )  # every image must have been predicted
+        figures = task.figures(task.detector, task.val_set, task.metric, save=tmp_path / "predictions.json")
+    assert not math.isnan(figures["bbox/AP"])  # every image must have been predicted
 
 
 def test_classic_resizing_and_boxes_alone_train(coco: Path, tmp_path: Path) -> None:
     classic = {"name": "shortest_edge", "lengths": (48, 64), "longest": 80}
     data = coco_data(coco, augmentation=classic, view=classic | {"lengths": (64,), "flip": 0.0}, square=None)
     cfg = config(data=data, heads=values()["heads"] | {"masks": False}, epochs=4.0)
-    assert detect.open_parts(cfg, cfg.backbone, None).train.objects(0).masks is None
-    assert {r.metric.split("/")[0] for r in detect.run(cfg, tmp_path / "run")} == {"bbox"}
+    assert opened(cfg).train_set.objects(0).masks is None
+    assert {r.metric.split("/")[0] for r in detect.Detect.launch(cfg, tmp_path / "run")} == {"bbox"}
 
 
 def test_an_evaluation_needs_no_training_set(coco: Path, tmp_path: Path) -> None:
     cfg = config(data=coco_data(coco), epochs=4.0)
-    written = detect.run(cfg, tmp_path / "run")
+    written = detect.Detect.launch(cfg, tmp_path / "run")
     (coco / "annotations" / "instances_train2017.json").unlink()
-    again = detect.evaluate_checkpoint(cfg, str(next((tmp_path / "run" / "checkpoints").iterdir())), None)
+    again = detect.Detect.evaluate_checkpoint(cfg, str(next((tmp_path / "run" / "checkpoints").iterdir())), None)
     assert [r.value for r in again] == [r.value for r in written]
 
 
@@ -219,7 +223,7 @@ def test_an_unreadable_validation_image_is_left_out_with_its_objects_and_counted
 ) -> None:
     broken = sorted((coco / "val2017").iterdir())[1]
     broken.write_bytes(b"no image")
-    written = detect.run(config(data=coco_data(coco, on_error="skip"), epochs=4.0), tmp_path / "run")
+    written = detect.Detect.launch(config(data=coco_data(coco, on_error="skip"), epochs=4.0), tmp_path / "run")
     assert {r.unreadable for r in written} == {1}
     assert broken.name in caplog.text
     entries = json.loads((tmp_path / "run" / "predictions.json").read_text())

@@ -58,7 +58,7 @@ def of_photos(folder: Path, **changes: Any) -> PretrainConfig:
 
 def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
     cfg = of_photos(photos(tmp_path / "photos", 16))
-    pretrain.run(cfg, tmp_path / "run")
+    pretrain.Pretrain.launch(cfg, tmp_path / "run")
     before = numbers(tmp_path / "run"), sha256(WorkDir(tmp_path / "run").backbone)
     photos(tmp_path / "photos", 24)
     (tmp_path / "photos" / "03.png").unlink()
@@ -67,7 +67,7 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
         match=r"data of .*run have changed since.*\n"
         r"  train: 16 files .* 23 of .*: 1 removed \(03\.png\); 8 added \(16\.png, ",
     ):
-        pretrain.run(cfg, tmp_path / "run", resume=True)
+        pretrain.Pretrain.launch(cfg, tmp_path / "run", resume=True)
     assert (numbers(tmp_path / "run"), sha256(WorkDir(tmp_path / "run").backbone)) == before
 
 
@@ -75,13 +75,13 @@ def test_a_state_that_notes_nothing_of_the_data_goes_on_with_a_word(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cfg = config(**SHORT)
-    pretrain.run(cfg, tmp_path / "run")
+    pretrain.Pretrain.launch(cfg, tmp_path / "run")
     (path,) = WorkDir(tmp_path / "run").checkpoints.iterdir()
     payload = torch.load(path, weights_only=True)
     del payload["extra"]["data"]
     torch.save(payload, path)
     WorkDir(tmp_path / "run").results.unlink()
-    assert pretrain.run(cfg, tmp_path / "run", resume=True)
+    assert pretrain.Pretrain.launch(cfg, tmp_path / "run", resume=True)
     assert "of a version that noted nothing of the data" in capsys.readouterr().out
 
 
@@ -97,8 +97,8 @@ def dvae() -> TokenizerConfig:
 
 
 MAKERS: dict[str, tuple[Callable[[], Any], Callable[..., list[Result]], str]] = {
-    "pretrain": (lambda: config(**SHORT), pretrain.run, "backbone.safetensors"),
-    "tokenizer": (dvae, tokenizer.run, "tokenizer.safetensors"),
+    "pretrain": (lambda: config(**SHORT), pretrain.Pretrain.launch, "backbone.safetensors"),
+    "tokenizer": (dvae, tokenizer.Tokenizer.launch, "tokenizer.safetensors"),
 }
 
 
@@ -122,13 +122,13 @@ def test_a_finished_run_writes_its_file_again_where_it_is_gone_or_damaged(
 
 @pytest.mark.parametrize("lost", ["a line", "the end of the last line", "everything"])
 def test_a_run_is_finished_only_with_all_of_its_numbers(lost: str, tmp_path: Path) -> None:
-    written = tokenizer.run(dvae(), tmp_path / "run")
+    written = tokenizer.Tokenizer.launch(dvae(), tmp_path / "run")
     file = WorkDir(tmp_path / "run").results
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(
         {"a line": b"".join(lines[1:]), "the end of the last line": b"".join(lines)[:-200], "everything": b""}[lost]
     )
-    again = tokenizer.run(dvae(), tmp_path / "run", resume=True)
+    again = tokenizer.Tokenizer.launch(dvae(), tmp_path / "run", resume=True)
     found, defects = results.load(file)
     assert ([(r.metric, r.value) for r in found], defects) == ([(r.metric, r.value) for r in written], [])
     assert found == again
@@ -145,8 +145,8 @@ def test_a_second_run_in_one_work_dir_is_refused_and_names_the_first(
             match=r"run is in use by process 7 on node1: wait for it to end, stop it, or use another --work-dir",
         ),
     ):
-        pretrain.run(config(**SHORT), tmp_path / "run")
-    assert pretrain.run(config(**SHORT), tmp_path / "run")
+        pretrain.Pretrain.launch(config(**SHORT), tmp_path / "run")
+    assert pretrain.Pretrain.launch(config(**SHORT), tmp_path / "run")
 
 
 def flip(path: Path, seed: int) -> None:
@@ -160,7 +160,7 @@ def flip(path: Path, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(TIMES))
 def test_a_flipped_bit_in_any_file_of_a_finished_run_is_mended_or_named(seed: int, tmp_path: Path) -> None:
     cfg = config(**run_options(save_every=5))
-    pretrain.run(cfg, tmp_path / "whole")
+    pretrain.Pretrain.launch(cfg, tmp_path / "whole")
     expected, artifact = numbers(tmp_path / "whole"), sha256(WorkDir(tmp_path / "whole").backbone)
     names = [
         path.relative_to(tmp_path / "whole")
@@ -171,7 +171,7 @@ def test_a_flipped_bit_in_any_file_of_a_finished_run_is_mended_or_named(seed: in
         shutil.copytree(tmp_path / "whole", tmp_path / "run")
         flip(tmp_path / "run" / name, seed)
         with suppress(ValueError) if name.name == "config.py" else nullcontext():  # which may be refused
-            pretrain.run(cfg, tmp_path / "run", resume=True)
+            pretrain.Pretrain.launch(cfg, tmp_path / "run", resume=True)
         assert set(expected) <= set(numbers(tmp_path / "run")), name
         assert sha256(WorkDir(tmp_path / "run").backbone) == artifact, name
         shutil.rmtree(tmp_path / "run")

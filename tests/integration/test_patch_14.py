@@ -10,10 +10,11 @@ from torchvision.ops import box_area
 
 from mae_transfer.adapters import AdaptedBackbone, TapFPN, maps_of
 from mae_transfer.adapters.levels import NORMS
+from mae_transfer.engine.dist import Dist
 from mae_transfer.interfaces import Features, Objects
 from mae_transfer.models.mask_rcnn import HeadsConfig, MaskRCNN
 from mae_transfer.models.vit import ViT, ViTConfig
-from mae_transfer.tasks.detect import open_parts
+from mae_transfer.tasks.detect import Detect
 
 ENGINES = ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
 GRID, WIDTH, CLASSES = (24, 16), 16, 3  # patches of an image
@@ -127,7 +128,9 @@ def test_the_task_keeps_strides_that_are_no_whole_pixels(engine: str, request: p
     encoder = {"size": None, "dim": 32, "depth": 4, "heads": 2, "patch": 14, "image_size": 56}
     adapter = {"name": "tap_fpn", "fpn": 32, "p6": True, "scales": "relative"}
     cfg = config(data=data, adapter=adapter, backbone={"encoder": encoder}, engine=engine)
-    model: Any = open_parts(cfg, cfg.backbone, None).model
+    task = Detect(cfg, Dist(torch.device("cpu")))
+    task.open()
+    model: Any = task.model()
     poolers = model.roi_heads.box_pooler
     if engine == "torchvision":
         assert model.rpn.anchor_generator.strides == (3.5, 7, 14, 28, 56)

@@ -27,7 +27,7 @@ from mae_transfer.tasks.reconstruct import reconstruct
 
 
 def test_a_work_dir_ends_with_everything_that_the_readme_names(tmp_path: Path) -> None:
-    written = pretrain.run(config(evaluate_epochs=2.0), tmp_path / "run")
+    written = pretrain.Pretrain.launch(config(evaluate_epochs=2.0), tmp_path / "run")
     folder = tmp_path / "run"
     assert {p.name for p in folder.iterdir() if not p.name.startswith(".")} == {
         "backbone.safetensors", "checkpoints", "config.py", "curves.png", "log.jsonl", "reconstructions",
@@ -61,13 +61,13 @@ def test_a_work_dir_ends_with_everything_that_the_readme_names(tmp_path: Path) -
 
 def test_ten_steps_are_five_and_five_resumed_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Accumulation 2, EMA, drop path, workers 1 -> 2; the whole run has none."""
-    pretrain.run(config(), tmp_path / "whole")
+    pretrain.Pretrain.launch(config(), tmp_path / "whole")
     with monkeypatch.context() as patched:
         stop_at(patched, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        assert pretrain.run(config(**run_options(workers=1)), tmp_path / "halves") == []
+        assert pretrain.Pretrain.launch(config(**run_options(workers=1)), tmp_path / "halves") == []
     assert payload(tmp_path / "halves", 5)["step"] == 5
     assert not (tmp_path / "halves" / "backbone.safetensors").exists()
-    pretrain.run(config(**run_options(workers=2)), tmp_path / "halves", resume=True)
+    pretrain.Pretrain.launch(config(**run_options(workers=2)), tmp_path / "halves", resume=True)
     assert_equal(payload(tmp_path / "whole"), payload(tmp_path / "halves"))
     assert losses(tmp_path / "whole") == losses(tmp_path / "halves")
     weights = [checkpoints.read(tmp_path / name / "backbone.safetensors") for name in ("whole", "halves")]
@@ -78,7 +78,7 @@ def test_accumulation_changes_no_sample_and_hardly_a_loss(tmp_path: Path) -> Non
     plain = values()["model"]["encoder"] | {"drop_path": 0.0}
     model = values()["model"] | {"encoder": plain}
     for size in (8, 2):
-        pretrain.run(config(model=model, **run_options(device_batch=size)), tmp_path / str(size))
+        pretrain.Pretrain.launch(config(model=model, **run_options(device_batch=size)), tmp_path / str(size))
     a, b = (losses(tmp_path / size) for size in ("8", "2"))
     assert list(a.values()) == pytest.approx(list(b.values()), rel=1e-5)
 
@@ -108,7 +108,7 @@ def write_config(folder: Path, cfg: PretrainConfig) -> Path:
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     model = values()["model"] | {"encoder": values()["model"]["encoder"] | {"drop_path": 0.0}}
     cfg = config(model=model, **run_options(device_batch=None))
-    pretrain.run(cfg, tmp_path / "one")
+    pretrain.Pretrain.launch(cfg, tmp_path / "one")
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     command = tool(write_config(tmp_path, cfg), tmp_path / "two", launcher=launcher)
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=600)
@@ -122,7 +122,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 
 def kill_and_resume(tmp_path: Path, kills: int, seed: int) -> None:
     cfg = config(epochs=7.0 * kills, **run_options(save_every=1, keep_last=2))
-    steps = pretrain.run(cfg, tmp_path / "whole")[0].steps
+    steps = pretrain.Pretrain.launch(cfg, tmp_path / "whole")[0].steps
     file, folder, rng = write_config(tmp_path, cfg), tmp_path / "killed", random.Random(seed)
     for _ in range(kills):
         process = subprocess.Popen(tool(file, folder, "--resume"), env=environment(), stdout=subprocess.DEVNULL)
@@ -175,19 +175,19 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_rate_and_samples
     cfg = config(schedule={"warmup_epochs": 0.0}, **run_options(save_every=1))
     cfg = cfg.model_copy(update={"optim": cfg.optim.model_copy(update={"lr": 1e30})})  # more than a config may say
     with pytest.raises(NonFiniteLoss, match=r"step \d+ \(lr \d.*e\+\d\d; sample ids") as error:
-        pretrain.run(cfg, tmp_path / "run")
+        pretrain.Pretrain.launch(cfg, tmp_path / "run")
     assert "last good checkpoint" in str(error.value)
     for path in (tmp_path / "run" / "checkpoints").glob("*.pt"):
         assert all(tensor.isfinite().all() for tensor in torch.load(path, weights_only=True)["model"].values())
 
 
 def test_a_folder_of_another_config_or_with_a_run_in_it_is_refused(tmp_path: Path) -> None:
-    pretrain.run(config(), tmp_path / "run")
+    pretrain.Pretrain.launch(config(), tmp_path / "run")
     with pytest.raises(ValueError, match="already holds a run; continue it with --resume"):
-        pretrain.run(config(), tmp_path / "run")
+        pretrain.Pretrain.launch(config(), tmp_path / "run")
     with pytest.raises(ValueError, match=r"(?s)run of another config.*optim.lr: 0.001 != 0.002"):
-        pretrain.run(config(optim={"lr": 2e-3}), tmp_path / "run", resume=True)
-    assert pretrain.run(config(), tmp_path / "run", resume=True)[0].steps == 10
+        pretrain.Pretrain.launch(config(optim={"lr": 2e-3}), tmp_path / "run", resume=True)
+    assert pretrain.Pretrain.launch(config(), tmp_path / "run", resume=True)[0].steps == 10
     assert len(results.load(tmp_path / "run" / "results.jsonl")[0]) == 1  # it was finished: nothing is written again
 
 
@@ -195,13 +195,13 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cfg = config(**run_options(save_every=2))
-    pretrain.run(cfg, tmp_path / "whole")
+    pretrain.Pretrain.launch(cfg, tmp_path / "whole")
     stop_at(monkeypatch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    pretrain.run(cfg, tmp_path / "run")
+    pretrain.Pretrain.launch(cfg, tmp_path / "run")
     monkeypatch.undo()
     path = tmp_path / "run" / "checkpoints" / "step_00000006.pt"
     path.write_bytes(path.read_bytes()[:-500])
-    pretrain.run(cfg, tmp_path / "run", resume=True)
+    pretrain.Pretrain.launch(cfg, tmp_path / "run", resume=True)
     assert "checkpoint of step 6 cannot be read" in capsys.readouterr().out
     assert_equal(payload(tmp_path / "whole"), payload(tmp_path / "run"))
 
@@ -217,10 +217,10 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path: Path, monkey
 
     stop_at(monkeypatch, 5, fill)
     with pytest.raises(OSError, match="step_00000006.pt was not written.*older ones are intact"):
-        pretrain.run(cfg, tmp_path / "run")
+        pretrain.Pretrain.launch(cfg, tmp_path / "run")
     monkeypatch.undo()
     assert newest_step(tmp_path / "run") == 4
-    assert pretrain.run(cfg, tmp_path / "run", resume=True)[0].steps == 10
+    assert pretrain.Pretrain.launch(cfg, tmp_path / "run", resume=True)[0].steps == 10
 
 
 def odd_images(folder: Path) -> None:
@@ -243,7 +243,7 @@ def test_a_flat_folder_of_odd_images_trains(tmp_path: Path) -> None:
     images.mkdir()
     odd_images(images)
     data = values()["data"] | {"root": str(images), "train": {"name": "folder", "labelled": False}, "val": None}
-    written = pretrain.run(config(data=data), tmp_path / "run")
+    written = pretrain.Pretrain.launch(config(data=data), tmp_path / "run")
     assert [(r.metric, r.split, r.dataset) for r in written] == [("train_loss", "train", "images")]
 
 
@@ -264,9 +264,9 @@ def test_a_truncated_image_stops_the_run_or_is_counted(
     }
     if on_error == "raise":
         with pytest.raises(UnreadableImage, match="cut.jpg"):
-            pretrain.run(config(data=data), tmp_path / "run")
+            pretrain.Pretrain.launch(config(data=data), tmp_path / "run")
     else:
-        pretrain.run(config(data=data), tmp_path / "run")
+        pretrain.Pretrain.launch(config(data=data), tmp_path / "run")
         assert sum("cut.jpg" in message for message in caplog.messages) >= 1
 
 
@@ -290,7 +290,7 @@ def test_each_mistake_is_an_error_before_training_starts(tmp_path: Path, changes
     for key, value in changes.items():
         assign(given, key, value)
     with pytest.raises(ValueError, match=match):
-        pretrain.run(validate(given, PretrainConfig, where="test"), tmp_path / "run")
+        pretrain.Pretrain.launch(validate(given, PretrainConfig, where="test"), tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
@@ -304,7 +304,7 @@ def test_the_tool_reports_a_mistake_in_one_line(tmp_path: Path) -> None:
 
 
 def test_sheets_are_drawn_at_several_mask_ratios(tmp_path: Path) -> None:
-    pretrain.run(config(), tmp_path / "run")
+    pretrain.Pretrain.launch(config(), tmp_path / "run")
     images = tmp_path / "images"
     images.mkdir()
     odd_images(images)
@@ -326,7 +326,7 @@ def test_real_images_are_learned(tmp_path: Path, real_data: Callable[[str], Path
     }
     cfg = config(epochs=0.08, batch=32, data=data, model=model, ema_decay=None, evaluate_images=64, optim={"lr": 2e-3},
                  schedule={"warmup_epochs": 0.0}, **run_options(device_batch=None))  # fmt: skip
-    written = pretrain.run(cfg, tmp_path / "run")
+    written = pretrain.Pretrain.launch(cfg, tmp_path / "run")
     curve = list(losses(tmp_path / "run").values())
     assert sum(curve[-5:]) < 0.8 * sum(curve[:5])
     assert written[0].value is not None

@@ -10,11 +10,9 @@ from PIL import Image
 from pretrain_runs import config, losses, stop_at
 
 from mae_transfer.checkpoints.names import released_name
-from mae_transfer.data import Order
 from mae_transfer.engine.dist import Dist
 from mae_transfer.models.mae import MAE
 from mae_transfer.tasks import pretrain
-from mae_transfer.tasks.common import loop_config, plan
 from mae_transfer.tasks.reconstruct import reconstruct
 
 
@@ -29,28 +27,28 @@ def test_the_data_may_lie_elsewhere_when_a_run_goes_on(tmp_path: Path, monkeypat
         for job in ("job1", "job2")
     ]
     stop_at(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    pretrain.run(cfgs[0], tmp_path / "run")
+    pretrain.Pretrain.launch(cfgs[0], tmp_path / "run")
     monkeypatch.undo()
     assert cfgs[0].digest() == cfgs[1].digest()
-    assert pretrain.run(cfgs[1], tmp_path / "run", resume=True)[0].steps == 5
+    assert pretrain.Pretrain.launch(cfgs[1], tmp_path / "run", resume=True)[0].steps == 5
 
 
 def test_other_values_of_a_run_that_goes_on_are_taken_where_its_config_was_deleted(tmp_path: Path) -> None:
     """The remedy that the error names."""
-    pretrain.run(config(), tmp_path / "run")
+    pretrain.Pretrain.launch(config(), tmp_path / "run")
     (tmp_path / "run" / "config.py").unlink()
-    assert pretrain.run(config(epochs=6.0), tmp_path / "run", resume=True)[0].steps == 12
+    assert pretrain.Pretrain.launch(config(epochs=6.0), tmp_path / "run", resume=True)[0].steps == 12
 
 
 def test_pictures_show_the_runs_own_mask_where_none_is_asked_for(tmp_path: Path) -> None:
-    pretrain.run(config(mask={"name": "grid"}, epochs=1.0), tmp_path / "run")
+    pretrain.Pretrain.launch(config(mask={"name": "grid"}, epochs=1.0), tmp_path / "run")
     assert [path.name for path in reconstruct(tmp_path / "run", None, mask_ratios=None, out=tmp_path, most=1)] == [
         "grid.png"
     ]
 
 
 def test_released_weights_with_a_decoder_are_continued_and_drawn(tmp_path: Path) -> None:
-    pretrain.run(config(epochs=1.0), tmp_path / "run")
+    pretrain.Pretrain.launch(config(epochs=1.0), tmp_path / "run")
     state = next((tmp_path / "run" / "checkpoints").glob("*.pt"))
     model = MAE(config().model, 48)
     pretrain.load_start(model, str(state))
@@ -59,7 +57,7 @@ def test_released_weights_with_a_decoder_are_continued_and_drawn(tmp_path: Path)
     starts = [f"mae-full:{tmp_path / 'mae_full.pth'}", str(state)]
     first = []
     for index, start in enumerate(starts):
-        pretrain.run(config(start=start, epochs=1.0), tmp_path / str(index))
+        pretrain.Pretrain.launch(config(start=start, epochs=1.0), tmp_path / str(index))
         first.append(losses(tmp_path / str(index))[1])
     assert first[0] == first[1]
     assert first[0] != losses(tmp_path / "run")[1]
@@ -84,7 +82,7 @@ def test_a_layer_decay_that_would_do_nothing_is_refused() -> None:
 def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     with pytest.raises(ValueError, match=r"srun started 4 processes.*start one task per node and torchrun in it"):
-        pretrain.run(config(), tmp_path / "run")
+        pretrain.Pretrain.launch(config(), tmp_path / "run")
 
 
 @pytest.mark.parametrize("amx", [False, True])
@@ -92,23 +90,21 @@ def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path: Path, mo
 def test_where_bfloat16_is_the_slow_choice_the_run_says_so(
     precision: str, amx: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mae_transfer.tasks.common.CPU_HAS_AMX", amx)
+    monkeypatch.setattr("mae_transfer.tasks.task.CPU_HAS_AMX", amx)
     cfg = config(precision=precision)
-    dist = Dist(torch.device("cpu"))
-    order = Order(images=16, batch=cfg.batch, seed=0)
-    assert ("--set precision=float32" in plan(cfg, loop_config(cfg, order, dist), dist)) == (
-        precision == "bfloat16" and not amx
-    )
+    task = pretrain.Pretrain(cfg, Dist(torch.device("cpu")))
+    task.open()
+    assert ("--set precision=float32" in task.plan(task.loop())) == (precision == "bfloat16" and not amx)
 
 
 @pytest.mark.parametrize("part", ["model", "ema"])
 def test_a_state_that_holds_nan_is_not_resumed(part: str, tmp_path: Path) -> None:
     cfg = config(epochs=1.0, ema_decay=0.9)
-    pretrain.run(cfg, tmp_path / "run")
+    pretrain.Pretrain.launch(cfg, tmp_path / "run")
     state = next((tmp_path / "run" / "checkpoints").glob("*.pt"))
     payload = torch.load(state, weights_only=True)
     payload[part]["encoder.norm.bias"][0] = float("nan")
     torch.save(payload, state)
     name = r"ema\.encoder\.norm\.bias" if part == "ema" else r"encoder\.norm\.bias"
     with pytest.raises(ValueError, match=rf"{state.name} holds values that are not finite, in {name}; delete it"):
-        pretrain.run(cfg, tmp_path / "run", resume=True)
+        pretrain.Pretrain.launch(cfg, tmp_path / "run", resume=True)

@@ -46,7 +46,7 @@ def of(folder: Path) -> Record:
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> WorkDir:
     folder = tmp_path_factory.mktemp("runs") / "mine"
-    pretrain.run(config(seed=7), folder)
+    pretrain.Pretrain.launch(config(seed=7), folder)
     return WorkDir(folder)
 
 
@@ -69,7 +69,7 @@ def test_a_pretraining_records_data_recipe_software_and_seconds(pretrained: Work
 
 def test_the_backbone_carries_the_record_and_a_transfer_contains_it(pretrained: WorkDir, tmp_path: Path) -> None:
     carried = Record.model_validate(checkpoints.metadata(pretrained.backbone)["record"])
-    classify.run(transfer(str(pretrained.backbone)), tmp_path / "cls")
+    classify.Classify.launch(transfer(str(pretrained.backbone)), tmp_path / "cls")
     found = of(tmp_path / "cls")
 
     assert carried == of(pretrained.root).exported()
@@ -83,9 +83,9 @@ def test_the_backbone_carries_the_record_and_a_transfer_contains_it(pretrained: 
 
 def test_an_evaluated_state_has_the_record_of_its_training(pretrained: WorkDir, tmp_path: Path) -> None:
     cfg = transfer(str(pretrained.backbone))
-    classify.run(cfg, tmp_path / "cls")
+    classify.Classify.launch(cfg, tmp_path / "cls")
     (state,) = (tmp_path / "cls" / "checkpoints").glob("step_*.pt")
-    (top1, *_) = classify.evaluate_checkpoint(cfg, str(state), None)
+    (top1, *_) = classify.Classify.evaluate_checkpoint(cfg, str(state), None)
 
     assert top1.record is not None
     assert (top1.record.epochs, top1.record.run) == (0.0, "eval")
@@ -135,10 +135,10 @@ def test_each_sitting_is_recorded_and_the_seconds_add_up(tmp_path: Path, monkeyp
 
         stop_at(broken, 5, fail)
         with pytest.raises(KeyboardInterrupt):
-            pretrain.run(cfg, tmp_path / "r")
+            pretrain.Pretrain.launch(cfg, tmp_path / "r")
     later = record.software().model_copy(update={"commit": "later"})
     monkeypatch.setattr("mae_transfer.tasks.provenance.software", lambda: later)
-    pretrain.run(cfg, tmp_path / "r", resume=True)
+    pretrain.Pretrain.launch(cfg, tmp_path / "r", resume=True)
     found = of(tmp_path / "r")
 
     assert [sitting.first_step for sitting in found.sittings] == [0, 4]
@@ -150,34 +150,29 @@ def test_each_sitting_is_recorded_and_the_seconds_add_up(tmp_path: Path, monkeyp
 def test_a_commit_during_a_run_changes_no_recorded_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = record.software()
     stop_at(monkeypatch, 5, lambda: monkeypatch.setattr(record, "_commit", lambda: ("other", True)))
-    pretrain.run(config(), tmp_path / "r")
+    pretrain.Pretrain.launch(config(), tmp_path / "r")
 
     assert [sitting.software for sitting in of(tmp_path / "r").sittings] == [before]
 
 
 def test_training_seconds_do_not_grow_with_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    evaluate, draw = pretrain.evaluate, pretrain.step_fn
+    evaluate, loss = pretrain.Pretrain.evaluate, pretrain.Pretrain.loss
 
     def slow(*args: Any) -> dict[str, float]:
         now[0] += 100.0
         return evaluate(*args)
 
     def stepping(*args: Any) -> Any:
-        original = draw(*args)
-
-        def step(*given: Any) -> Any:
-            now[0] += 1.0
-            return original(*given)
-
-        return step
+        now[0] += 1.0
+        return loss(*args)
 
     monkeypatch.setattr("mae_transfer.engine.loop.time.perf_counter", lambda: now[0])
-    monkeypatch.setattr(pretrain, "evaluate", slow)
-    monkeypatch.setattr(pretrain, "step_fn", stepping)
+    monkeypatch.setattr(pretrain.Pretrain, "evaluate", slow)
+    monkeypatch.setattr(pretrain.Pretrain, "loss", stepping)
     seconds = []
     for folder, changes in (("often", {"evaluate_epochs": 1.0}), ("once", {})):
-        pretrain.run(config(**changes), tmp_path / folder)
+        pretrain.Pretrain.launch(config(**changes), tmp_path / folder)
         seconds.append(of(tmp_path / folder).sittings[0].seconds)
 
     assert [(one.train, one.evaluate) for one in seconds] == [(20.0, 500.0), (20.0, 100.0)]
@@ -187,14 +182,14 @@ def test_a_state_of_an_earlier_version_is_continued(tmp_path: Path) -> None:
     import torch
 
     cfg = config(**run_options(save_every=5, keep_every=5))
-    pretrain.run(cfg, tmp_path / "r")
+    pretrain.Pretrain.launch(cfg, tmp_path / "r")
     (tmp_path / "r" / "results.jsonl").unlink()
     (tmp_path / "r" / "checkpoints" / "step_00000010.pt").unlink()
     old = payload(tmp_path / "r", 5)
     old["wall_s"] = 100.0
     del old["seconds"], old["record"]
     torch.save(old, tmp_path / "r" / "checkpoints" / "step_00000005.pt")
-    pretrain.run(cfg, tmp_path / "r", resume=True)
+    pretrain.Pretrain.launch(cfg, tmp_path / "r", resume=True)
     found = of(tmp_path / "r")
 
     assert found.sittings[0].first_step == 5
@@ -202,11 +197,11 @@ def test_a_state_of_an_earlier_version_is_continued(tmp_path: Path) -> None:
 
 
 def test_a_backbone_can_be_written_again_to_the_last_byte(tmp_path: Path) -> None:
-    pretrain.run(config(), tmp_path / "r")
+    pretrain.Pretrain.launch(config(), tmp_path / "r")
     path = WorkDir(tmp_path / "r").backbone
     before = path.read_bytes()
     path.unlink()
-    pretrain.run(config(), tmp_path / "r", resume=True)
+    pretrain.Pretrain.launch(config(), tmp_path / "r", resume=True)
 
     assert path.read_bytes() == before
 

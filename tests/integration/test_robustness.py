@@ -16,6 +16,7 @@ from PIL import Image
 from mae_transfer import checkpoints, cli, results
 from mae_transfer.config import validate
 from mae_transfer.core.normalize import normalize
+from mae_transfer.engine.dist import Dist
 from mae_transfer.metrics.corruption import ALEXNET_ERROR, SEVERITIES, corruption_errors, mean_corruption_error
 from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.suite import records
@@ -55,7 +56,7 @@ def values(tmp_path: Path) -> Values:
         "protocol": {"name": "finetune", "drop_path": 0.0}, "optim": {"lr": 0.3},
         "run": {"device": "cpu", "workers": 0, "log_every": 1, "save_minutes": None, "progress": False},
     }  # fmt: skip
-    classify.run(validate(found, classify.ClassifyConfig, where="test"), tmp_path / "ft")
+    classify.Classify.launch(validate(found, classify.ClassifyConfig, where="test"), tmp_path / "ft")
     return found | {"task": "robustness"}
 
 
@@ -75,7 +76,8 @@ def test_scores_are_compared_among_the_variants_own_classes_only(values: Values,
     cfg = validate(
         {key: value for key, value in values.items() if key != "task"}, classify.ClassifyConfig, where="test"
     )
-    model = classify.trained(cfg, classify.open_parts(cfg), state(tmp_path)).model
+    trained_by = classify.Classify.as_trained(cfg, state(tmp_path))
+    model = classify.Classify(trained_by, Dist(torch.device("cpu"))).load_trained(state(tmp_path)).model
     model.eval()
     right = 0
     for label, name in enumerate(("n01", "n03")):

@@ -74,7 +74,7 @@ def config(values: Values, **changes: Any) -> SegmentConfig:
 
 def test_a_run_leaves_numbers_and_pictures(base: Values, backbone: Path, tmp_path: Path) -> None:
     cfg = config(base)
-    written = segment.run(cfg, tmp_path / "run")
+    written = segment.Segment.launch(cfg, tmp_path / "run")
     assert load(tmp_path / "run" / "config.py", SegmentConfig) == cfg
     assert results.load(tmp_path / "run" / "results.jsonl") == (written, [])
     assert [(r.metric, r.task, r.protocol, r.unit) for r in written] == [
@@ -102,25 +102,20 @@ def test_a_stopped_and_resumed_run_is_the_unbroken_one_bit_for_bit(
     """Accumulation 2, random crops and colours, drop path, dropout, EMA, running statistics; workers 0 -> 1."""
     changes = {"protocol": {"name": "linear"}, "optim": {"lr": 1e-2}} if protocol == "linear" else {}
     cfg = config(base, **changes)
-    segment.run(cfg, tmp_path / "whole")
-    make = segment.make_step
+    segment.Segment.launch(cfg, tmp_path / "whole")
+    loss = segment.Segment.loss
 
-    def making(*given: Any) -> Any:
-        step = make(*given)
-
-        def stopping(model: Any, batch: Any, at: Any) -> Any:
-            if (at.number, at.micro) == (2, 0):
-                os.kill(os.getpid(), signal.SIGTERM)
-            return step(model, batch, at)
-
-        return stopping
+    def stopping(self: Any, model: Any, batch: Any, at: Any) -> Any:
+        if (at.number, at.micro) == (2, 0):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(self, model, batch, at)
 
     with monkeypatch.context() as patched:
-        patched.setattr(segment, "make_step", making)
-        assert segment.run(cfg, tmp_path / "halves") == []
+        patched.setattr(segment.Segment, "loss", stopping)
+        assert segment.Segment.launch(cfg, tmp_path / "halves") == []
     assert payload(tmp_path / "halves", 3)["step"] == 3
     again = cfg.model_copy(update={"run": cfg.run.model_copy(update={"workers": 1})})
-    segment.run(again, tmp_path / "halves", resume=True)
+    segment.Segment.launch(again, tmp_path / "halves", resume=True)
     assert_equal(payload(tmp_path / "whole", STEPS), payload(tmp_path / "halves", STEPS))
     whole, halves = (results.load(tmp_path / name / "results.jsonl")[0] for name in ("whole", "halves"))
     assert [r.value for r in whole] == [r.value for r in halves]
@@ -128,7 +123,7 @@ def test_a_stopped_and_resumed_run_is_the_unbroken_one_bit_for_bit(
 
 def test_kill_9_loses_only_the_steps_since_the_last_save(base: Values, tmp_path: Path) -> None:
     cfg = config(base, run=RUN | {"save_every": 2, "pictures": 0})
-    segment.run(cfg, tmp_path / "whole")
+    segment.Segment.launch(cfg, tmp_path / "whole")
     (tmp_path / "cfg.py").write_text(cfg.source())
     script = tmp_path / "killed.py"
     script.write_text(
@@ -141,7 +136,7 @@ def test_kill_9_loses_only_the_steps_since_the_last_save(base: Values, tmp_path:
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return losses(*given)\n"
         "segment.Segmenter.losses = losses_until_killed\n"
-        "segment.run(load(sys.argv[1], segment.SegmentConfig), Path(sys.argv[2]))\n"
+        "segment.Segment.launch(load(sys.argv[1], segment.SegmentConfig), Path(sys.argv[2]))\n"
     )
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     killed = subprocess.run(
@@ -152,7 +147,7 @@ def test_kill_9_loses_only_the_steps_since_the_last_save(base: Values, tmp_path:
         "step_00000002.pt",
         "step_00000004.pt",
     ]
-    segment.run(cfg, tmp_path / "killed", resume=True)
+    segment.Segment.launch(cfg, tmp_path / "killed", resume=True)
     assert_equal(payload(tmp_path / "whole", STEPS), payload(tmp_path / "killed", STEPS))
 
 
@@ -160,16 +155,16 @@ def test_a_checkpoint_evaluates_to_the_runs_own_numbers_and_to_others_at_several
     base: Values, tmp_path: Path
 ) -> None:
     cfg = config(base)
-    trained = segment.run(cfg, tmp_path / "run")
+    trained = segment.Segment.launch(cfg, tmp_path / "run")
     reference = str(tmp_path / "run" / "checkpoints" / "step_00000006.pt")
-    again = segment.evaluate_checkpoint(
+    again = segment.Segment.evaluate_checkpoint(
         config({**base, "backbone": {}}), reference, None
     )  # it knows the backbone from the run's own config
     assert [r.value for r in again] == [r.value for r in trained]
     several = cfg.model_copy(
         update={"inference": cfg.inference.model_copy(update={"scales": (0.5, 1.0, 1.5), "flip": True})}
     )
-    found = segment.evaluate_checkpoint(several, reference, tmp_path / "ms")
+    found = segment.Segment.evaluate_checkpoint(several, reference, tmp_path / "ms")
     assert [r.metric for r in found] == ["mIoU/ms", "mAcc/ms", "aAcc/ms"]
     assert found[0].value != trained[0].value
     assert len(list((tmp_path / "ms" / "segmentations").iterdir())) == 2
@@ -183,7 +178,7 @@ def test_whole_inference_takes_images_of_any_size(base: Values, tmp_path: Path) 
         inference={"mode": "whole"},
         epochs=1.0,
     )
-    assert segment.run(cfg, tmp_path / "run")[0].value is not None
+    assert segment.Segment.launch(cfg, tmp_path / "run")[0].value is not None
 
 
 def test_a_broken_file_stops_the_run_before_it_starts_or_is_replaced_as_the_user_chose(
@@ -192,16 +187,16 @@ def test_a_broken_file_stops_the_run_before_it_starts_or_is_replaced_as_the_user
     broken = sorted((tmp_path / "scenes" / "annotations" / "training").iterdir())[3]
     broken.write_bytes(b"torn")
     with pytest.raises(ValueError, match=rf"the training set, .*\n  1 x unreadable map: {broken.name}"):
-        segment.run(config(base), tmp_path / "stops")
+        segment.Segment.launch(config(base), tmp_path / "stops")
     assert not (tmp_path / "stops").exists()
     skipping = config(base, data={**base["data"], "on_error": "skip", "max_unreadable": 1})
-    assert len(segment.run(skipping, tmp_path / "goes_on")) == 3
+    assert len(segment.Segment.launch(skipping, tmp_path / "goes_on")) == 3
 
 
 def test_a_label_beyond_the_classes_is_named(base: Values, tmp_path: Path) -> None:
     fewer = ("ground", "circle")
     with pytest.raises(ValueError, match=r"8 x value beyond the 2 classes: .*reduce_zero_label=True"):
-        segment.run(config(base, data={**base["data"], **sets(classes=fewer)}), tmp_path / "run")
+        segment.Segment.launch(config(base, data={**base["data"], **sets(classes=fewer)}), tmp_path / "run")
 
 
 def test_masks_of_0_and_255_are_no_perfect_score(base: Values, tmp_path: Path) -> None:
@@ -215,16 +210,16 @@ def test_masks_of_0_and_255_are_no_perfect_score(base: Values, tmp_path: Path) -
         ValueError,
         match=r"1 x class without a pixel in any map: 'crack' \(value 1\); .* 0, 255 \(void\); .*values=\(0, 255\)",
     ):
-        segment.run(config(base, data=data), tmp_path / "run")
+        segment.Segment.launch(config(base, data=data), tmp_path / "run")
     data = {**base["data"], **sets(classes=("ground", "crack"), values=(0, 255), allow_absent=False)}
-    assert segment.run(config(base, data=data), tmp_path / "run")[0].value < 100
+    assert segment.Segment.launch(config(base, data=data), tmp_path / "run")[0].value < 100
 
 
 def test_what_evaluation_needs_is_checked_before_the_first_step(base: Values, tmp_path: Path) -> None:
     image = sorted((tmp_path / "scenes" / "images" / "validation").iterdir())[2]
     image.write_bytes(image.read_bytes()[:-200])
     with pytest.raises(ValueError, match=rf"the validation set, .*\n  1 x unreadable image: {image.name}"):
-        segment.run(config(base), tmp_path / "run")
+        segment.Segment.launch(config(base), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -236,7 +231,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_samples(
         segment.Segmenter, "losses", lambda *given: {name: loss * float("nan") for name, loss in losses(*given).items()}
     )
     with pytest.raises(NonFiniteLoss, match="step 0"):
-        segment.run(config(base), tmp_path / "run")
+        segment.Segment.launch(config(base), tmp_path / "run")
     assert not list((tmp_path / "run" / "checkpoints").glob("*.pt"))
 
 
@@ -263,7 +258,7 @@ def test_what_does_not_fit_together_is_said_before_training_starts(
     base: Values, changes: Values, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        segment.run(config(base, **changes), tmp_path / "run")
+        segment.Segment.launch(config(base, **changes), tmp_path / "run")
 
 
 def test_classes_of_training_and_validation_must_be_the_same(base: Values, tmp_path: Path) -> None:
@@ -273,14 +268,14 @@ def test_classes_of_training_and_validation_must_be_the_same(base: Values, tmp_p
         ({**val, "classes": ("b", "a")}, "their order differs"),
     ):
         with pytest.raises(ValueError, match=message):
-            segment.run(config(base, data={**base["data"], "val": val, "train": train}), tmp_path / "r")
+            segment.Segment.launch(config(base, data={**base["data"], "val": val, "train": train}), tmp_path / "r")
 
 
 def test_a_checkpoint_keeps_the_provenance_and_the_protocol_of_its_run(base: Values, tmp_path: Path) -> None:
     """A config with its own encoder (configs/segment/camvid.py), trained with --backbone, does not count as random."""
-    segment.run(config(base, run=RUN | {"pictures": 0}), tmp_path / "run")
+    segment.Segment.launch(config(base, run=RUN | {"pictures": 0}), tmp_path / "run")
     reference = str(tmp_path / "run" / "checkpoints" / "step_00000006.pt")
-    again = segment.evaluate_checkpoint(
+    again = segment.Segment.evaluate_checkpoint(
         config(base, backbone={"encoder": ENCODER}, run=RUN | {"pictures": 0}), reference, None
     )
     assert (again[0].pretrain, again[0].steps, again[0].images_seen) == ("MAE for a test", 6, 24)
@@ -289,11 +284,11 @@ def test_a_checkpoint_keeps_the_provenance_and_the_protocol_of_its_run(base: Val
         ({"mean": (0.5,) * 3, "std": (0.5,) * 3}, "leave mean and std out"),
     ):
         with pytest.raises(ValueError, match=message):
-            segment.evaluate_checkpoint(config(base, **changes), reference, None)
+            segment.Segment.evaluate_checkpoint(config(base, **changes), reference, None)
 
 
 def test_a_checkpoint_does_not_count_for_classes_in_another_order(base: Values, tmp_path: Path) -> None:
-    segment.run(config(base, epochs=0.5, schedule={}, run=RUN | {"pictures": 0}), tmp_path / "run")
+    segment.Segment.launch(config(base, epochs=0.5, schedule={}, run=RUN | {"pictures": 0}), tmp_path / "run")
     reference, listed = str(tmp_path / "run" / "checkpoints" / "step_00000001.pt"), tmp_path / "scenes" / "classes.txt"
     names = listed.read_text().splitlines()
     for other, message in (
@@ -302,7 +297,7 @@ def test_a_checkpoint_does_not_count_for_classes_in_another_order(base: Values, 
     ):
         listed.write_text("\n".join(other))
         with pytest.raises(ValueError, match=message):
-            segment.evaluate_checkpoint(config(base), reference, None)
+            segment.Segment.evaluate_checkpoint(config(base), reference, None)
 
 
 def test_a_run_is_not_resumed_with_classes_in_another_order(base: Values, tmp_path: Path) -> None:
@@ -311,7 +306,7 @@ def test_a_run_is_not_resumed_with_classes_in_another_order(base: Values, tmp_pa
         config(base, run=RUN | {"save_every": 1, "keep_last": 9, "pictures": 0}),
         tmp_path / "scenes" / "classes.txt",
     )
-    segment.run(cfg, tmp_path / "run")
+    segment.Segment.launch(cfg, tmp_path / "run")
     for path in sorted((tmp_path / "run" / "checkpoints").glob("*.pt"))[2:]:
         path.unlink()
     names = listed.read_text().splitlines()
@@ -319,7 +314,7 @@ def test_a_run_is_not_resumed_with_classes_in_another_order(base: Values, tmp_pa
     with pytest.raises(
         ValueError, match=rf"made with '{len(names)} classes \w+', this run has '{len(names)} classes \w+'"
     ):
-        segment.run(cfg, tmp_path / "run", resume=True)
+        segment.Segment.launch(cfg, tmp_path / "run", resume=True)
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("*.pt")) == [
         "step_00000001.pt",
         "step_00000002.pt",
@@ -337,14 +332,14 @@ def test_an_evaluation_in_the_work_dir_does_not_finish_a_run_that_was_killed_at_
     with monkeypatch.context() as patched:
         patched.setattr(segment, "finish", killed)
         with pytest.raises(KeyboardInterrupt):
-            segment.run(cfg, tmp_path / "run")
-    evaluated = segment.evaluate_checkpoint(
+            segment.Segment.launch(cfg, tmp_path / "run")
+    evaluated = segment.Segment.evaluate_checkpoint(
         cfg, str(tmp_path / "run" / "checkpoints" / "step_00000001.pt"), tmp_path / "run"
     )
-    written = segment.run(cfg, tmp_path / "run", resume=True)
+    written = segment.Segment.launch(cfg, tmp_path / "run", resume=True)
     assert [(r.value, r.epochs, r.steps) for r in written] == [(r.value, 0.5, 1) for r in evaluated]
     assert results.load(tmp_path / "run" / "results.jsonl")[0] == evaluated + written
-    assert segment.run(cfg, tmp_path / "run", resume=True) == written  # now it is finished
+    assert segment.Segment.launch(cfg, tmp_path / "run", resume=True) == written  # now it is finished
 
 
 def test_a_validation_set_without_a_labelled_pixel_is_an_error(base: Values, tmp_path: Path) -> None:
@@ -354,7 +349,7 @@ def test_a_validation_set_without_a_labelled_pixel_is_an_error(base: Values, tmp
         ValueError,
         match=r"the validation set, .*\n  1 x map set in which no pixel has a class: the maps contain the values 0;",
     ):
-        segment.run(config(base, epochs=1.0), tmp_path / "run")
+        segment.Segment.launch(config(base, epochs=1.0), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -362,22 +357,22 @@ def test_an_unreadable_validation_image_is_left_out_of_the_numbers_and_no_other_
     base: Values, tmp_path: Path
 ) -> None:
     cfg = config(base, epochs=1.0, data={**base["data"], "on_error": "skip"})
-    segment.run(cfg, tmp_path / "run")
+    segment.Segment.launch(cfg, tmp_path / "run")
     reference = str(tmp_path / "run" / "checkpoints" / "step_00000002.pt")
     for folder, suffix in (("images", "jpg"), ("annotations", "png")):
         (tmp_path / "scenes" / folder / "validation" / f"000000000002.{suffix}").rename(tmp_path / f"2.{suffix}")
-    without = segment.evaluate_checkpoint(cfg, reference, tmp_path / "without")
+    without = segment.Segment.evaluate_checkpoint(cfg, reference, tmp_path / "without")
     for folder, suffix in (("images", "jpg"), ("annotations", "png")):
         (tmp_path / "scenes" / folder / "validation" / f"000000000002.{suffix}").write_bytes(b"torn")
-    torn = segment.evaluate_checkpoint(cfg, reference, tmp_path / "torn")
+    torn = segment.Segment.evaluate_checkpoint(cfg, reference, tmp_path / "torn")
     assert [(r.value, r.unreadable) for r in torn] == [(r.value, 1) for r in without]
 
 
 def test_an_evaluation_needs_no_training_set(base: Values, tmp_path: Path) -> None:
     cfg = config(base, epochs=1.0)
-    written = segment.run(cfg, tmp_path / "run")
+    written = segment.Segment.launch(cfg, tmp_path / "run")
     shutil.rmtree(tmp_path / "scenes" / "images" / "training")
-    again = segment.evaluate_checkpoint(cfg, str(tmp_path / "run" / "checkpoints" / "step_00000002.pt"), None)
+    again = segment.Segment.evaluate_checkpoint(cfg, str(tmp_path / "run" / "checkpoints" / "step_00000002.pt"), None)
     assert [r.value for r in again] == [r.value for r in written]
 
 
@@ -385,7 +380,7 @@ def test_a_linear_head_trains_on_one_crop_at_a_time(base: Values, tmp_path: Path
     run = RUN | {"device_batch": 1, "pictures": 0}
     assert (
         len(
-            segment.run(
+            segment.Segment.launch(
                 config(base, epochs=0.5, protocol={"name": "linear"}, optim={"lr": 1e-2}, schedule={}, run=run),
                 tmp_path / "run",
             )

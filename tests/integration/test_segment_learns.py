@@ -22,7 +22,7 @@ def test_eight_real_images_are_learned_by_heart(real_data: Callable[[str], Path]
         SegmentConfig,
         overrides=[f"data.root={str(real_data('camvid'))!r}"],
     )
-    written = segment.run(cfg, tmp_path / "run")
+    written = segment.Segment.launch(cfg, tmp_path / "run")
     assert written[0].metric == "mIoU"
     value = written[0].value
     assert value is not None

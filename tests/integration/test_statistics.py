@@ -197,12 +197,12 @@ def test_an_override_stands_in_the_log_the_result_and_the_work_dir(
 
 def test_a_training_state_is_evaluated_with_its_own_run_s_statistics(tmp_path: Path) -> None:
     cfg = load(CLASSIFY, ClassifyConfig, debug=True, overrides=[f"mean={OWN.mean}", f"std={OWN.std}"])
-    classify.run(cfg, tmp_path / "run")
+    classify.Classify.launch(cfg, tmp_path / "run")
     state = str(next((tmp_path / "run" / "checkpoints").glob("*.pt")))
     silent = validate(cfg.model_dump() | {"mean": None, "std": None}, ClassifyConfig, where="test")
     assert trained_statistics(None, ClassifyConfig, state) == OWN
-    first = classify.evaluate_checkpoint(cfg, state, None)[0]
-    assert classify.evaluate_checkpoint(silent, state, None)[0].normalization == first.normalization
+    first = classify.Classify.evaluate_checkpoint(cfg, state, None)[0]
+    assert classify.Classify.evaluate_checkpoint(silent, state, None)[0].normalization == first.normalization
     with pytest.raises(ValueError, match=r"was trained with mean \(0\.1, 0\.2, 0\.3\).*leave mean and std out"):
         trained_statistics(HALF, ClassifyConfig, state)
 

@@ -73,12 +73,12 @@ def test_half_a_cosine_and_then_constant() -> None:
 
 def test_a_temperature_that_the_run_is_too_short_for_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"epochs=60.0 of tau or kl is .* steps, but the run has .*tau.epochs="):
-        tokenizer.run(config(tau={"start": 1.0, "end": 0.1, "epochs": 60.0}), tmp_path / "run")
+        tokenizer.Tokenizer.launch(config(tau={"start": 1.0, "end": 0.1, "epochs": 60.0}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_tokenizer_goes_from_images_to_a_pretraining_on_its_tokens(tmp_path: Path) -> None:
-    written = tokenizer.run(config(), tmp_path / "tok")
+    written = tokenizer.Tokenizer.launch(config(), tmp_path / "tok")
     assert {(r.split, r.metric) for r in written} == {
         ("val", "val_mse"),
         ("val", "val_codes_used"),
@@ -88,23 +88,23 @@ def test_a_tokenizer_goes_from_images_to_a_pretraining_on_its_tokens(tmp_path: P
     assert (load_tokenizer(str(path)).codes, load_tokenizer(str(path)).stride) == (16, 4)
     assert list((tmp_path / "tok" / "reconstructions").glob("*.png"))
     spec = {"name": "token", "tokenizer": str(path)}
-    pretrain.run(pretraining(target=spec), tmp_path / "run")  # 4 x 4 patches: a 16-px view at stride 4
+    pretrain.Pretrain.launch(pretraining(target=spec), tmp_path / "run")  # 4 x 4 patches: a 16-px view at stride 4
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert {"accuracy", "perplexity", "classes_used"} <= set(rows[0])
     assert reconstruct(tmp_path / "run", None, mask_ratios=(0.5, 0.75), out=tmp_path / "sheets", most=2)
-    tokenizer.run(config(seed=1), tmp_path / "other")
+    tokenizer.Tokenizer.launch(config(seed=1), tmp_path / "other")
     path.write_bytes((tmp_path / "other" / "tokenizer.safetensors").read_bytes())
     with pytest.raises(ValueError, match=r"the checkpoint was made with '\+tokenizer.safetensors:"):
-        pretrain.run(pretraining(target=spec), tmp_path / "run", resume=True)
+        pretrain.Pretrain.launch(pretraining(target=spec), tmp_path / "run", resume=True)
 
 
 def test_6_steps_are_3_and_3_after_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = config(run=RUN | {"save_every": 3})
-    tokenizer.run(cfg, tmp_path / "whole")
-    tokenizer.run(cfg, tmp_path / "halves")
+    tokenizer.Tokenizer.launch(cfg, tmp_path / "whole")
+    tokenizer.Tokenizer.launch(cfg, tmp_path / "halves")
     (tmp_path / "halves" / "checkpoints" / "step_00000006.pt").unlink()
     (tmp_path / "halves" / "tokenizer.safetensors").unlink()
-    tokenizer.run(cfg, tmp_path / "halves", resume=True)
+    tokenizer.Tokenizer.launch(cfg, tmp_path / "halves", resume=True)
     a, b = payload(tmp_path / "whole"), payload(tmp_path / "halves")
     assert a["step"] == b["step"] == 6
     assert all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])
@@ -115,7 +115,9 @@ def test_6_steps_are_3_and_3_after_a_resume(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_collapsed_codebook_is_warned_about_with_the_figure(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        tokenizer.run(config(least_use=1.0, epochs=1.0, tau={**VALUES["tau"], "epochs": "100%"}), tmp_path / "run")
+        tokenizer.Tokenizer.launch(
+            config(least_use=1.0, epochs=1.0, tau={**VALUES["tau"], "epochs": "100%"}), tmp_path / "run"
+        )
     assert "of the 16 codes are in use: the codebook has collapsed" in caplog.text
     used = next(r.value for r in results.load(tmp_path / "run" / "results.jsonl")[0] if r.metric == "val_codes_used")
     assert f"only {100 * used:.1f}%" in caplog.text
@@ -134,7 +136,7 @@ def test_a_basis_goes_from_crops_into_the_checkpoint_and_its_pictures(
     path = tmp_path / "pca" / "basis.safetensors"
     assert load_basis(path).statistics == IMAGENET
     cfg = pretraining(target={"name": "pca", "basis": str(path)})
-    pretrain.run(cfg, tmp_path / "run")
+    pretrain.Pretrain.launch(cfg, tmp_path / "run")
     assert torch.equal(payload(tmp_path / "run")["extra"]["target"]["mean"], load_basis(path).mean)
     first = reconstruct(tmp_path / "run", None, mask_ratios=(0.75,), out=tmp_path / "with", most=2)[0].read_bytes()
     path.unlink()
@@ -145,7 +147,7 @@ def test_a_basis_goes_from_crops_into_the_checkpoint_and_its_pictures(
     with pytest.raises(
         ValueError, match=r"basis.safetensors' does not exist: fit one with tools/tokenizer_train.py pca"
     ):
-        pretrain.run(cfg, tmp_path / "again")
+        pretrain.Pretrain.launch(cfg, tmp_path / "again")
 
 
 def test_more_components_than_values_are_an_error(tmp_path: Path) -> None:
@@ -154,20 +156,20 @@ def test_more_components_than_values_are_an_error(tmp_path: Path) -> None:
 
 
 def test_kept_tokens_give_the_same_run_and_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer.run(config(), tmp_path / "tok")
+    tokenizer.Tokenizer.launch(config(), tmp_path / "tok")
     reference, still = (
         str(tmp_path / "tok" / "tokenizer.safetensors"),
         SHAPES | {"size": 32, "augmentation": {"name": "none"}},
     )
     spec = {"name": "token", "tokenizer": reference}
-    pretrain.run(pretraining(target=spec, data=still), tmp_path / "plain")
+    pretrain.Pretrain.launch(pretraining(target=spec, data=still), tmp_path / "plain")
     kept = pretraining(target=spec | {"cache": str(tmp_path / "codes")}, data=still, run=RUN | {"workers": 1})
-    pretrain.run(kept, tmp_path / "kept")
+    pretrain.Pretrain.launch(kept, tmp_path / "kept")
     a, b = payload(tmp_path / "plain"), payload(tmp_path / "kept")
     assert all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])
     assert len(list((tmp_path / "codes").glob("tokens_*.npy"))) == 2  # training and validation images
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "codes").iterdir()}
-    pretrain.run(kept, tmp_path / "again")
+    pretrain.Pretrain.launch(kept, tmp_path / "again")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "codes").iterdir()} == written
 
 
@@ -182,19 +184,19 @@ def test_tokens_of_other_images_are_not_taken_and_damaged_ones_are_named(tmp_pat
         for index in range(8):
             pixels = np.random.default_rng([index, len(image)]).integers(0, 256, (32, 32, 3), dtype=np.uint8)
             Image.fromarray(pixels if image == "first" else pixels // 2).save(tmp_path / "images" / f"{index}.png")
-        pretrain.run(cfg, tmp_path / image)
+        pretrain.Pretrain.launch(cfg, tmp_path / image)
     kept = sorted((tmp_path / "codes").iterdir())
     assert len(kept) == 4
     for file in kept:
         file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"tokens_\w+\.npy is damaged .*delete it, then it is computed again"):
-        pretrain.run(cfg, tmp_path / "third")
+        pretrain.Pretrain.launch(cfg, tmp_path / "third")
 
 
 def test_tokens_of_random_crops_cannot_be_kept(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"data.augmentation is 'random_crop', which draws them: set data.augmentation.name=none"
     ):
-        pretrain.run(
+        pretrain.Pretrain.launch(
             pretraining(target={"name": "token", "tokenizer": "random:16/4", "cache": str(tmp_path)}), tmp_path / "run"
         )

@@ -23,21 +23,27 @@ ROOT = Path(__file__).parents[2]
 
 
 TASKS = {
-    "classify": cli.Task(classify.ClassifyConfig, classify.run, classify.evaluate_checkpoint),
+    "classify": cli.Task(classify.ClassifyConfig, classify.Classify.launch, classify.Classify.evaluate_checkpoint),
     "knn": cli.Task(knn.KnnConfig, knn.run),
 }
 TOOLS: dict[str, Callable[[list[str]], int]] = {
-    "pretrain/own_photos_one_gpu": lambda argv: cli.pretrain(PretrainConfig, pretrain.run, description="", argv=argv),
+    "pretrain/own_photos_one_gpu": lambda argv: cli.pretrain(
+        PretrainConfig, pretrain.Pretrain.launch, description="", argv=argv
+    ),
     "classify/linear_probe": lambda argv: cli.transfer(TASKS, description="", argv=argv),
     "detect/mini": lambda argv: cli.transfer(
-        {"detect": cli.Task(detect.DetectConfig, detect.run, detect.evaluate_checkpoint)}, description="", argv=argv
-    ),
-    "segment/upernet_vit_base_160k": lambda argv: cli.transfer(
-        {"segment": cli.Task(segment.SegmentConfig, segment.run, segment.evaluate_checkpoint)},
+        {"detect": cli.Task(detect.DetectConfig, detect.Detect.launch, detect.Detect.evaluate_checkpoint)},
         description="",
         argv=argv,
     ),
-    "tokenizer/dalle_8192": lambda argv: cli.train(TokenizerConfig, tokenizer.run, description="", argv=argv),
+    "segment/upernet_vit_base_160k": lambda argv: cli.transfer(
+        {"segment": cli.Task(segment.SegmentConfig, segment.Segment.launch, segment.Segment.evaluate_checkpoint)},
+        description="",
+        argv=argv,
+    ),
+    "tokenizer/dalle_8192": lambda argv: cli.train(
+        TokenizerConfig, tokenizer.Tokenizer.launch, description="", argv=argv
+    ),
 }
 
 
@@ -92,28 +98,24 @@ class TooLarge:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
         self.most, self.seen = most, []  # type: ignore[var-annotated]
-        self.make = pretrain.step_fn
-        monkeypatch.setattr(trial, "can_try", lambda device: True)
-        monkeypatch.setattr(pretrain, "step_fn", self)
+        inner = pretrain.Pretrain.loss
 
-    def __call__(self, *given: Any) -> Any:
-        inner = self.make(*given)
-
-        def step(model: torch.nn.Module, batch: Any, at: Step) -> Any:
+        def loss(task: Any, model: torch.nn.Module, batch: Any, at: Step) -> Any:
             self.seen.append(len(batch.image))
             if len(batch.image) > self.most and at.number == 1:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-            return inner(model, batch, at)
+            return inner(task, model, batch, at)
 
-        return step
+        monkeypatch.setattr(trial, "can_try", lambda device: True)
+        monkeypatch.setattr(pretrain.Pretrain, "loss", loss)
 
 
 def test_auto_takes_the_largest_that_fits_and_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain: Values = {"ema_decay": 0.9}
     batch = config().batch
-    pretrain.run(config(**plain, **run_options(device_batch=batch // 4)), tmp_path / "told")
+    pretrain.Pretrain.launch(config(**plain, **run_options(device_batch=batch // 4)), tmp_path / "told")
     TooLarge(monkeypatch, batch // 4)
-    pretrain.run(config(**plain, **run_options(device_batch="auto")), tmp_path / "found")
+    pretrain.Pretrain.launch(config(**plain, **run_options(device_batch="auto")), tmp_path / "found")
     assert losses(tmp_path / "found") == losses(tmp_path / "told")
     assert_equal(payload(tmp_path / "found"), payload(tmp_path / "told"))
     assert load(tmp_path / "found/config.py", PretrainConfig).run.device_batch == batch // 4
@@ -124,13 +126,13 @@ def test_a_resumed_run_keeps_what_was_found(
 ) -> None:
     cfg, batch = config(**run_options(device_batch="auto", save_every=5)), config().batch
     limited = TooLarge(monkeypatch, batch // 2)
-    pretrain.run(cfg, tmp_path)
+    pretrain.Pretrain.launch(cfg, tmp_path)
     (tmp_path / "results.jsonl").unlink()
     newest = max((tmp_path / "checkpoints").glob("step_*.pt"))
     newest.unlink()
     limited.most, limited.seen = batch, []
     capsys.readouterr()
-    pretrain.run(cfg, tmp_path, resume=True)
+    pretrain.Pretrain.launch(cfg, tmp_path, resume=True)
     assert set(limited.seen) == {batch // 2}
     assert "as when the run began" in capsys.readouterr().out
 
@@ -138,12 +140,12 @@ def test_a_resumed_run_keeps_what_was_found(
 def test_where_nothing_fits_the_error_says_what_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     TooLarge(monkeypatch, 0)
     with pytest.raises(ValueError, match=r"not even 1 image.*checkpoint_activations"):
-        pretrain.run(config(**run_options(device_batch="auto")), tmp_path)
+        pretrain.Pretrain.launch(config(**run_options(device_batch="auto")), tmp_path)
 
 
 def test_on_a_cpu_it_is_the_whole_share(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cfg = config(**run_options(device_batch="auto"))
-    pretrain.run(cfg, tmp_path)
+    pretrain.Pretrain.launch(cfg, tmp_path)
     assert f"run.device_batch = {cfg.batch} (auto: the whole share" in capsys.readouterr().out
 
 

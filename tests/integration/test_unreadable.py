@@ -53,7 +53,7 @@ def base(root: Path, tmp_path: Path) -> Values:
 
 
 def of_classes(base: Values, root: Path, folder: Path) -> list[Result]:
-    return classify.run(validate(TRAINING | base, classify.ClassifyConfig, where="test"), folder)
+    return classify.Classify.launch(validate(TRAINING | base, classify.ClassifyConfig, where="test"), folder)
 
 
 def of_neighbours(base: Values, root: Path, folder: Path) -> list[Result]:
@@ -64,19 +64,19 @@ def of_neighbours(base: Values, root: Path, folder: Path) -> list[Result]:
 def of_pretraining(base: Values, root: Path, folder: Path) -> list[Result]:
     model = {"encoder": ENCODER, "decoder": {"depth": 1, "dim": 8, "heads": 2}}
     values = TRAINING | {"data": base["data"], "model": model, "pictures": 2, "evaluate_images": 6}
-    return pretrain.run(validate(values, pretrain.PretrainConfig, where="test"), folder)
+    return pretrain.Pretrain.launch(validate(values, pretrain.PretrainConfig, where="test"), folder)
 
 
 def of_tokens(base: Values, root: Path, folder: Path) -> list[Result]:
     model = {"codes": 16, "width": 8, "decoder_input": 8, "blocks": 1}
     moving = {"tau": {"start": 1.0, "end": 0.0625, "epochs": "60%"}, "kl": {"start": 0.0, "end": 6.6, "epochs": "2%"}}
     values = TRAINING | moving | {"data": base["data"], "model": model, "pictures": 2, "evaluate_images": 6}
-    return tokenizer.run(validate(values, tokenizer.TokenizerConfig, where="test"), folder)
+    return tokenizer.Tokenizer.launch(validate(values, tokenizer.TokenizerConfig, where="test"), folder)
 
 
 def of_variants(base: Values, root: Path, folder: Path) -> list[Result]:
     whole = {**base, "data": base["data"] | {"val": base["data"]["train"]}}
-    classify.run(validate(TRAINING | whole, classify.ClassifyConfig, where="test"), folder / "ft")
+    classify.Classify.launch(validate(TRAINING | whole, classify.ClassifyConfig, where="test"), folder / "ft")
     (state,) = (folder / "ft" / "checkpoints").iterdir()
     values = TRAINING | base | {"task": "robustness", "variants": {"imagenet-r": str(root / "val")}}
     return robustness.evaluate(validate(values, robustness.RobustnessConfig, where="test"), str(state), None)

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mae_transfer.config import Spec
 from mae_transfer.core.normalize import IMAGENET, normalize
 from mae_transfer.data import MapBatch
+from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.loop import Step
 from mae_transfer.engine.state import LoopConfig
 from mae_transfer.interfaces import Batch, Mask
@@ -25,10 +26,10 @@ from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.targets import TARGETS
 from mae_transfer.tasks import segment_protocols
 from mae_transfer.tasks.protocols import Feed, Finetune, Linear, Partial
-from mae_transfer.tasks.segment import make_step
+from mae_transfer.tasks.segment import segmenter_loss
 from mae_transfer.tasks.segment_protocols import UperNet
 from mae_transfer.tasks.targets import open_target
-from mae_transfer.tasks.tokenizer import TokenizerConfig, step_fn
+from mae_transfer.tasks.tokenizer import Tokenizer, TokenizerConfig
 
 WAITING = {
     "aten::_local_scalar_dense",
@@ -92,10 +93,11 @@ def test_a_step_of_the_tokenizer_never_waits():
         "model": {"codes": 8, "groups": 2, "blocks": 1, "width": 8, "decoder_input": 8},
         "tau": {"start": 1.0, "end": 0.0625, "epochs": "60%"}, "kl": {"start": 0.0, "end": 6.6, "epochs": "2%"},
     })  # fmt: skip
-    step = step_fn(cfg, LoopConfig(steps=1, steps_per_epoch=1, global_batch=2))
+    task = Tokenizer(cfg, Dist(torch.device("cpu")))
+    task.prepare(LoopConfig(steps=1, steps_per_epoch=1, global_batch=2))
     batch = Batch(torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8), (), None, None, torch.arange(2))
     with Waiting() as waiting:
-        step(DVAE(cfg.model), batch, Step(0, 0, False))[0].backward()
+        task.loss(DVAE(cfg.model), batch, Step(0, 0, False))[0].backward()
     assert not waiting.seen
 
 
@@ -126,10 +128,9 @@ def test_a_step_of_segmentation_never_waits(protocol):
         torch.tensor([[32, 32], [20, 32]]),
         torch.arange(2),
     )
-    step = make_step(IMAGENET, LoopConfig(steps=1, steps_per_epoch=1, global_batch=2))
     for logs in (False, True):
         with Waiting() as waiting:
-            step(model, batch, Step(0, 0, logs))[0].backward()
+            segmenter_loss(model, batch, Step(0, 0, logs), statistics=IMAGENET)[0].backward()
         assert not waiting.seen
 
 

@@ -11,7 +11,7 @@ import pytest
 from mae_transfer.config import load
 from mae_transfer.engine.schedule import Schedule, in_steps, lr_at
 from mae_transfer.tasks.classify import ClassifyConfig
-from mae_transfer.tasks.common import TrainConfig
+from mae_transfer.tasks.config import TrainConfig
 from mae_transfer.tasks.detect import DetectConfig
 from mae_transfer.tasks.pretrain import PretrainConfig
 from mae_transfer.tasks.segment import SegmentConfig

@@ -188,14 +188,14 @@ def test_a_run_computes_and_records_the_policy_of_its_config(
     overrides = [] if matmul == "ieee" else ["matmul=tf32"]
     cfg = load(CONFIGS / "mini" / "pretrain.py", pretrain.PretrainConfig, overrides=overrides, debug=True)
     seen: list[tuple[bool, bool]] = []
-    evaluate = pretrain.evaluate
+    evaluate = pretrain.Pretrain.evaluate
 
     def watched(*given: Any) -> dict[str, float]:
         seen.append(flags())
         return evaluate(*given)
 
-    monkeypatch.setattr(pretrain, "evaluate", watched)
-    written = pretrain.run(cfg, tmp_path / "run")
+    monkeypatch.setattr(pretrain.Pretrain, "evaluate", watched)
+    written = pretrain.Pretrain.launch(cfg, tmp_path / "run")
     assert {result.matmul for result in written} == {matmul}
     assert seen == [(matmul == "tf32",) * 2]
 
