@@ -15,7 +15,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from mae_transfer.config import Schema, assign, load, validate
-from mae_transfer.tasks import classify, common, detect, knn, pretrain, segment, tokenizer
+from mae_transfer.tasks import classify, detect, knn, pretrain, segment, task, tokenizer
 
 ROOT = Path(__file__).parents[2]
 TOOLS: dict[str, tuple[type[Schema], Any]] = {
@@ -88,7 +88,7 @@ def test_nothing_and_less_are_refused_by_their_key_or_begin(
     def train(*_: object, **__: object) -> None:
         raise BegunError
 
-    monkeypatch.setattr(common, "train", train)
+    monkeypatch.setattr(task, "train", train)
     base, (schema, run) = base_of(tool), TOOLS[tool]
     cases = [(key, bad, values) for key in numeric(schema) for bad in SOMETIMES for values in changed(base, key, bad)]
     for number, (key, bad, values) in enumerate(cases):
@@ -131,7 +131,7 @@ def test_a_config_of_a_run_that_left_nothing_binds_nobody(tmp_path: Path, monkey
     def train(*_: object, **__: object) -> None:
         raise BegunError
 
-    monkeypatch.setattr(common, "train", train)
+    monkeypatch.setattr(task, "train", train)
     for override in ("seed=0", "seed=1"):
         with pytest.raises(BegunError):
             pretrain.Pretrain.launch(
