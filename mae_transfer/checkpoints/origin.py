@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mae_transfer.checkpoints.files import metadata
+from mae_transfer.checkpoints.files import metadata, read
 from mae_transfer.checkpoints.references import split
 from mae_transfer.checkpoints.released import RELEASED
 from mae_transfer.record import Record, Weights
@@ -43,9 +43,16 @@ def origin(reference: str, layouts: Any, *, sha256: str | None) -> Weights:
 
 def made_here(path: Path, *, sha256: str | None) -> Weights:
     """Return the origin of a file that this suite wrote; files of earlier versions have no record."""
-    about = metadata(path)
+    about = read(path) if path.suffix == ".pt" else metadata(path)  # a training state holds its record as JSON
+    found = about.get(RECORD)
     try:
-        record = Record.model_validate(about[RECORD]) if about.get(RECORD) else None
+        record = (
+            Record.model_validate_json(found)
+            if isinstance(found, str)
+            else Record.model_validate(found)
+            if found
+            else None
+        )
     except ValidationError:  # a later version wrote the record
         record = None
     name = record.method if record else str(about.get("pretrain", path.name))

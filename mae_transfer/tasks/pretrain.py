@@ -146,7 +146,7 @@ class Pretrain(Task[PretrainConfig]):
         shown = prepared(held_out, key="held out" + digest_of(cfg.target))
         self.set_held_out(shown, "train" if val_set is None else "val", most=cfg.evaluate_images)
         self.set_mask(cfg.mask)
-        self.sources = {"train": self.train_set, self.split: self.held_out}
+        self.sources = {self.split: self.held_out, "train": self.train_set}
         references = {"start": cfg.start, **references_of(cfg.target)}
         self.inputs = {
             role: checkpoints.origin(reference, checkpoints.LAYOUTS, sha256=None)

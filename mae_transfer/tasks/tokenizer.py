@@ -140,7 +140,7 @@ class Tokenizer(Task[TokenizerConfig]):
         self.train_set, val_set = open_sources(self.cfg.data)
         self.held_out = Spread(self.train_set if val_set is None else val_set, self.cfg.evaluate_images)
         self.split = "train" if val_set is None else "val"
-        self.sources = {"train": self.train_set, self.split: self.held_out}
+        self.sources = {self.split: self.held_out, "train": self.train_set}
 
     def training_samples(self) -> Crops:
         """Return augmented crops."""

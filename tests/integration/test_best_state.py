@@ -60,9 +60,9 @@ def segmented() -> Schema:
 
 
 TASKS: dict[str, tuple[Callable[[], Any], Any, str]] = {
-    "classify": (classified, classify, "holdout_top1"),
-    "detect": (detected, detect, "holdout/bbox/AP"),
-    "segment": (segmented, segment, "holdout/mIoU"),
+    "classify": (classified, classify.Classify, "holdout_top1"),
+    "detect": (detected, detect.Detect, "holdout/bbox/AP"),
+    "segment": (segmented, segment.Segment, "holdout/mIoU"),
 }
 
 
@@ -77,9 +77,9 @@ def values(written: list[results.Result], split: str) -> dict[str, float]:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_best_state_is_on_disk_and_is_what_is_reported(task: str, tmp_path: Path) -> None:
-    make, module, metric = TASKS[task]
+    make, cls, metric = TASKS[task]
     cfg = make()
-    written = module.run(cfg, tmp_path)
+    written = cls.launch(cfg, tmp_path)
     found = evaluations(tmp_path)
     assert len(found) >= 2
     scores = [row.get(metric, -math.inf) for row in found]
@@ -87,7 +87,7 @@ def test_the_best_state_is_on_disk_and_is_what_is_reported(task: str, tmp_path: 
     kept = checkpoint.load(tmp_path / "checkpoints/best.pt")
     assert kept["step"] == found[scores.index(max(scores))]["step"]
     assert "optimizer" not in kept
-    again = module.evaluate_checkpoint(cfg, str(tmp_path / "checkpoints/best.pt"), None)
+    again = cls.evaluate_checkpoint(cfg, str(tmp_path / "checkpoints/best.pt"), None)
     assert values(again, "val") == pytest.approx(values(written, "val"), nan_ok=True)
     assert values(written, "holdout")
     assert checkpoint.newest(tmp_path / "checkpoints") != tmp_path / "checkpoints/best.pt"

@@ -126,6 +126,15 @@ def test_a_release_is_known_by_its_published_checksum(tmp_path: Path, monkeypatc
     assert (found.kind, found.name) == ("released", "mae_vit_base")
 
 
+def test_a_run_that_starts_from_a_state_has_the_record_of_its_run(pretrained: WorkDir, tmp_path: Path) -> None:
+    (state,) = pretrained.checkpoints.glob("step_*.pt")
+    pretrain.Pretrain.launch(config(start=str(state)), tmp_path / "more")
+    start = of(tmp_path / "more").inputs["start"]
+
+    assert start.record is not None
+    assert (start.kind, start.record.run) == ("run", "mine")
+
+
 def test_each_sitting_is_recorded_and_the_seconds_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = config(**run_options(save_every=2))
     with monkeypatch.context() as broken:
