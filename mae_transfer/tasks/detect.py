@@ -52,7 +52,7 @@ from mae_transfer.tasks.config import PicturesRun
 from mae_transfer.tasks.detectron2 import Detectron2RCNN
 from mae_transfer.tasks.labels import classes_digest, learned
 from mae_transfer.tasks.sweep import EVALUATION_SEED, unread
-from mae_transfer.tasks.transfer import Transfer, TransferConfig
+from mae_transfer.tasks.transfer import SET_NAMES, Transfer, TransferConfig
 from mae_transfer.tasks.workdir import WorkDir
 
 EVALUATED_IN: Precision = "float32"  # as detectron2 evaluates, whatever the precision of training
@@ -176,19 +176,18 @@ class Detect(Transfer[DetectConfig]):
             self.holdout = held, CocoMetric(held.ground_truth(), kinds=cfg.kinds, detections=cfg.heads.detections)
             self.sources = {**self.sources, "holdout": held}
         self.open_weights()
-        self.check_images({"training": self.train_set, "validation": self.val_set})
+        self.examine()
 
     def open_for_evaluation(self) -> None:
         """Open validation set and backbone and build the detector."""
         _, self.val_set, self.metric = open_sets(self.cfg, train=False)
         self.sources = {"val": self.val_set}
         self.open_weights()
-        self.check_images({"validation": self.val_set})
 
-    def check_images(self, sets: dict[str, ObjectSource]) -> None:
-        """Look at the images of the sets on the first rank; ValueError names what an evaluation could not use."""
-        held = {} if self.holdout is None else {"holdout": self.holdout[0]}
-        on_main(self.dist, partial(check_images, {**sets, **held}, skip=self.cfg.data.unreadable().limit))
+    def examine(self) -> None:
+        """Look at the images of all sets on the first rank; ValueError names what an evaluation could not use."""
+        sets: dict[str, Any] = {SET_NAMES[part]: source for part, source in self.sources.items()}
+        on_main(self.dist, partial(check_images, sets, skip=self.cfg.data.unreadable().limit))
 
     def open_weights(self) -> None:
         """Open the backbone and build the detector on it."""

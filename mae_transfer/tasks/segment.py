@@ -51,7 +51,7 @@ from mae_transfer.tasks.labels import classes_digest, learned
 from mae_transfer.tasks.segment_inference import PUBLISHED_SCALES, InferenceConfig, Windows, probabilities
 from mae_transfer.tasks.segment_protocols import PROTOCOLS, SegmentProtocol
 from mae_transfer.tasks.sweep import EVALUATION_SEED, unread
-from mae_transfer.tasks.transfer import Transfer, TransferConfig
+from mae_transfer.tasks.transfer import SET_NAMES, Transfer, TransferConfig
 from mae_transfer.tasks.workdir import WorkDir, run_of
 
 DEBUG_ENCODER = {"size": None, "dim": 32, "depth": 4, "heads": 2, "patch": 8, "image_size": 32}
@@ -148,18 +148,17 @@ class Segment(Transfer[SegmentConfig]):
             self.holdout = open_map_set(data.holdout, data.root)
             same_classes(self.train_set.classes, self.holdout.classes)
             self.sources = {**self.sources, "holdout": self.holdout}
-        names = {"train": "training", "val": "validation", "holdout": "holdout"}
-        self.check_maps({names[part]: source for part, source in self.sources.items()})
+        self.examine()
 
     def open_for_evaluation(self) -> None:
         """Open backbone and validation set."""
         self.open_weights()
         self.val_set = open_map_set(self.cfg.data.val, self.cfg.data.root)
         self.sources = {"val": self.val_set}
-        self.check_maps({"validation": self.val_set})
 
-    def check_maps(self, sets: dict[str, Any]) -> None:
-        """Look at the maps of the sets on the first rank; ValueError names what an evaluation could not use."""
+    def examine(self) -> None:
+        """Look at the maps of all sets on the first rank; ValueError names what an evaluation could not use."""
+        sets: dict[str, Any] = {SET_NAMES[part]: source for part, source in self.sources.items()}
         on_main(self.dist, partial(check_sets, sets, skip=self.cfg.data.unreadable().limit))
 
     def open_weights(self) -> None:

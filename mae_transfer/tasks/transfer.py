@@ -33,6 +33,8 @@ class TransferConfig(TrainConfig):
 
 
 C = TypeVar("C", bound=TransferConfig)
+SET_NAMES = {"train": "training", "val": "validation", "holdout": "holdout"}
+"""Parts of a data set in messages."""
 
 
 class Trained(NamedTuple):
@@ -118,6 +120,7 @@ class Transfer(Task[C]):
             with torch.no_grad():
                 figures = task.measure(model, folder)
             shared = task.evaluation(trained, work_dir, seconds=time.perf_counter() - start)
+            shared |= {"config_digest": cfg.digest(), "recipe_digest": cfg.recipe_digest()}
             written = task.results(task.reduce(figures), shared)
             if dist.is_main:
                 print(task.report(figures, written), flush=True)
@@ -143,11 +146,15 @@ class Transfer(Task[C]):
         self.open_for_evaluation()
         payload = checkpoint.load(Path(reference))
         self.check_classes(payload["extra"], reference)
+        self.examine()
         model = self.model()
         load_strict(model, payload.get("ema", payload["model"]), where=reference)
         digest = checkpoints.sha256(Path(reference))
         origin = of_checkpoint(reference, payload, digest)
         return Trained(model, digest, origin, payload["step"], payload["images_seen"])
+
+    def examine(self) -> None:
+        """Look at the data; ValueError names what an evaluation could not use."""
 
     def check_classes(self, extra: Mapping[str, Any], where: str) -> None:
         """Raise ValueError if a training state learned other classes than those of the data."""

@@ -330,7 +330,7 @@ def test_an_evaluation_in_the_work_dir_does_not_finish_a_run_that_was_killed_at_
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(segment, "finish", killed)
+        patched.setattr(segment.Segment, "finish", killed)
         with pytest.raises(KeyboardInterrupt):
             segment.Segment.launch(cfg, tmp_path / "run")
     evaluated = segment.Segment.evaluate_checkpoint(
