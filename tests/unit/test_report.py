@@ -168,7 +168,7 @@ def test_every_number_opens_to_the_values_of_its_runs_and_each_value_to_its_reco
 
 
 def test_tables_that_say_no_more_than_the_summary_are_named_only(page: str) -> None:
-    assert "Tables 1d, 3 have the numbers of the summary and no others." in page
+    assert "Tables 1d, 3 have the numbers of the summary and no others." in " ".join(page.split())
 
 
 def test_published_numbers_are_marked_in_the_chart_of_the_runs_that_they_stand_beside(tmp_path: Path) -> None:
