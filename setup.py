@@ -1,6 +1,15 @@
 """Packaging. The full test suite was run with all lower bounds together. Tool settings are in pyproject.toml."""
 
+import re
+import shutil
+from pathlib import Path
+
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "mae_transfer" / "__init__.py").read_text(encoding="utf-8"))[1]
+SHIPPED = ("configs", "tools")  # beside the package in a checkout, inside it in a wheel (mae_transfer/shipped.py)
 
 REFERENCE = "transformers>=5.12"  # parity tests and benchmarks compare with its ViTMAE, under the names of 5.x
 FASTER_COCO = "faster-coco-eval>=1.8"  # same numbers as pycocotools, several times faster; used if installed
@@ -28,14 +37,44 @@ DEV = [
     *SEGMENT,
 ]
 
+
+class BuildWithConfigs(build_py):
+    """Copies configs/ and tools/ into the wheel."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            for name in SHIPPED:
+                target = Path(self.build_lib) / "mae_transfer" / name
+                shutil.rmtree(target, ignore_errors=True)
+                shutil.copytree(ROOT / name, target, ignore=shutil.ignore_patterns("__pycache__"))
+
+
 setup(
     name="mae_transfer",
-    version="0.1.0",
+    version=VERSION,
     description="Downstream transfer benchmark suite for masked autoencoders",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
+    project_urls={"MAE (He et al., 2021)": "https://arxiv.org/abs/2111.06377"},
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    cmdclass={"build_py": BuildWithConfigs},
+    entry_points={"console_scripts": ["mae-transfer=mae_transfer.cli.main:main"]},
     python_requires=">=3.11",
-    packages=find_packages(include=["mae_transfer", "mae_transfer.*"]),
-    package_data={"mae_transfer.suite": ["*.j2"]},
+    packages=find_packages(
+        include=["mae_transfer", "mae_transfer.*"], exclude=["mae_transfer.bench", "mae_transfer.bench.*"]
+    ),
+    package_data={"mae_transfer": ["py.typed"], "mae_transfer.suite": ["*.j2"]},
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mae_transfer.checkpoints import load_backbone
 
-__all__ = ["load_backbone"]
+__all__ = ["__version__", "load_backbone"]
+__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

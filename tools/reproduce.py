@@ -23,7 +23,7 @@ OTHERS = {"local": ("nodes", "slurm"), "slurm": ("jobs", "devices")}  # launcher
 def parser() -> cli.Parser:
     found = cli.Parser(description=__doc__)
     what, how = found.what, found.how
-    what.add_argument("suite", type=cli.path, metavar="SUITE", help="suite file: one of configs/suites, or your own")
+    what.add_argument("suite", type=cli.config_path, metavar="SUITE", help="suite file, or a name: suites/mini")
     what.add_argument(
         "--root",
         action="append",

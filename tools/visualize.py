@@ -30,7 +30,7 @@ def parser() -> cli.Parser:
     )
     what.add_argument(
         "--config",
-        type=cli.path,
+        type=cli.config_path,
         metavar="CONFIG",
         help="pretraining config, for weights without one (mae-full:PATH, a single step_*.pt)",
     )

@@ -23,6 +23,7 @@ from mae_transfer.cli.parser import (
     ListConfigs,
     Parser,
     add_run_options,
+    config_path,
     count,
     end_with_pipe,
     path,
@@ -42,6 +43,7 @@ __all__ = [
     "Switch",
     "Task",
     "at_home",
+    "config_path",
     "count",
     "end_with_pipe",
     "guarded",
@@ -115,7 +117,9 @@ def pretrain(schema: type[S] | str, run: Run | str, *, description: str, argv: S
 
     --row selects one of its runs, or all of them, one after the other.
     """
-    parser = training_parser(description, config="config file: one of configs/, or your own; an ablation needs --row")
+    parser = training_parser(
+        description, config="a config file, or a name of `mae-transfer configs`; an ablation needs --row"
+    )
     parser.what.add_argument(
         "--row", metavar="ROW", help="ablation: name of a row of its table, or all (each in a folder of D)"
     )

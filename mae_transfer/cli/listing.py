@@ -8,15 +8,16 @@ import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
+from mae_transfer import shipped
 from mae_transfer.cli.parser import COLUMNS
 
-ROOT = Path(__file__).parents[2]
+CONFIGS = shipped.folder("configs")
 
 
 class Entry(NamedTuple):
     """A config file."""
 
-    path: str  # for the command line: relative in the repository's root, else absolute
+    path: str  # for the command line: a path in the repository's root, else a name
     purpose: str  # one line
     cost: str
 
@@ -40,13 +41,13 @@ def listing(tool: str, command: str = "") -> str:
 def entries(tool: str, command: str = "") -> list[Entry]:
     """Return the configs whose docstring contains a command of the tool, sorted by path."""
     found = []
-    for file in sorted((ROOT / "configs").rglob("*.py")):
-        name = file.relative_to(ROOT).as_posix()
+    for file in sorted(CONFIGS.rglob("*.py")):
+        name = file.relative_to(CONFIGS.parent).as_posix()
         text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
         runs = re.search(rf"tools/{tool}\.py (?:(\w+) )?{re.escape(name)}", text)
         if runs and command in ("", runs[1]):
             cost = re.search(r"^Cost: +(.+(?:\n +.+)*)", text, re.MULTILINE)
-            path = name if Path.cwd() == ROOT else str(file)
+            path = name if Path.cwd() == CONFIGS.parent else name.removeprefix("configs/").removesuffix(".py")
             found.append(Entry(path, purpose(text), " ".join(cost[1].split()) if cost else "not stated"))
     return found
 

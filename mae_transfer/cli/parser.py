@@ -8,6 +8,7 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
+from mae_transfer import shipped
 from mae_transfer.home import at_home
 
 COLUMNS = 100  # largest width of a help text
@@ -43,13 +44,12 @@ class ListConfigs(argparse.Action):
         from mae_transfer.cli.listing import listing
 
         end_with_pipe()
-        tool, *command = parser.prog.split()
-        print(listing(Path(tool).stem, " ".join(command)))
+        print(listing(*tool_of(parser.prog)))
         parser.exit()
 
 
 def training_parser(
-    description: str, *, prog: str | None = None, config: str = "config file: one of configs/, or your own"
+    description: str, *, prog: str | None = None, config: str = "a config file, or a name of `mae-transfer configs`"
 ) -> Parser:
     """Return a parser with the options that all training tools share.
 
@@ -59,7 +59,7 @@ def training_parser(
         config: help text of CONFIG.
     """
     parser = Parser(prog, description)
-    parser.what.add_argument("config", type=at_home, metavar="CONFIG", help=config)
+    parser.what.add_argument("config", type=config_file, metavar="CONFIG", help=config)
     parser.what.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE",
         help="change a value of the config, e.g. --set data.root=/data/imagenet; may be repeated",
@@ -83,6 +83,26 @@ def add_run_options(parser: Parser) -> None:
     parser.information.add_argument(
         "--estimate", action="store_true", help="time 20 steps, print hours, memory and disk of the run, and exit"
     )
+
+
+def tool_of(prog: str) -> tuple[str, str]:
+    """Return the tool's script without .py, and its command, from "tokenizer_train.py dvae" or "mae-transfer tokenizer dvae"."""
+    from mae_transfer.cli.main import COMMANDS, PROGRAM
+
+    first, *rest = prog.split()
+    if first == PROGRAM:
+        first, *rest = COMMANDS[rest[0]][0], *rest[1:]
+    return Path(first).stem, " ".join(rest)
+
+
+def config_file(text: str) -> str:
+    """Return the path of a config: a file, or a config of this package by its name ("detect/mini")."""
+    return str(shipped.config(at_home(text)))
+
+
+def config_path(text: str) -> Path:
+    """Return the same as a Path."""
+    return Path(config_file(text))
 
 
 def end_with_pipe() -> None:

@@ -6,9 +6,10 @@ import importlib
 from pathlib import Path
 from typing import NamedTuple
 
+from mae_transfer import shipped
 from mae_transfer.config import Schema, read
 
-TOOLS = Path(__file__).parents[2] / "tools"
+TOOLS = shipped.folder("tools")
 
 EVERY = (
     "mae_transfer.cli",
