@@ -167,7 +167,7 @@ def test_every_option_of_every_part_that_is_chosen_by_name_is_documented() -> No
 
 
 def test_list_reads_docstrings_and_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "ROOT", tmp_path)
+    monkeypatch.setattr(listing, "CONFIGS", tmp_path / "configs")
     folder = tmp_path / "configs" / "a"
     folder.mkdir(parents=True)
     command = "python tools/pretrain.py configs/a/one.py --work-dir D"
@@ -177,7 +177,7 @@ def test_list_reads_docstrings_and_runs_nothing(tmp_path: Path, monkeypatch: pyt
     )
     (folder / "two.py").write_text('"""No command."""\n')
     assert [tuple(entry) for entry in listing.entries("pretrain")] == [
-        (str(folder / "one.py"), "Purpose of v1.5, e.g. small", "1 h on a GPU.")
+        ("a/one", "Purpose of v1.5, e.g. small", "1 h on a GPU.")
     ]
     assert listing.listing("det_train") == "no config names tools/det_train.py in its docstring"
 
