@@ -86,6 +86,10 @@ def buffers_of(target: Target) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in target.named_buffers(recurse=False) if name in kept}
 
 
+PREFIXES = frozenset({"dalle", *checkpoints.LAYOUTS})
+"""Prefixes of the references in a target's options."""
+
+
 def references_of(spec: Spec) -> dict[str, str]:
     """Return the references in a target's options, by their role."""
     return {name: str(spec.options[name]) for name in OPENERS if spec.options.get(name)}
@@ -93,7 +97,6 @@ def references_of(spec: Spec) -> dict[str, str]:
 
 def digest_of(spec: Spec) -> str:
     """Return the sha256s of the files that a target refers to, shortened, "" where it refers to none: another file is another run."""
-    known = {"dalle", *checkpoints.LAYOUTS}
-    parted = [checkpoints.split(reference, known) for reference in references_of(spec).values()]
+    parted = [checkpoints.split(reference, PREFIXES) for reference in references_of(spec).values()]
     paths = [Path(rest.partition("@")[2] if prefix == "timm" else rest) for prefix, rest in parted]
     return "".join(f"+{path.name}:{checkpoints.sha256(path)[:12]}" for path in paths if path.is_file())

@@ -10,6 +10,8 @@ from PIL import Image
 from pretrain_runs import config, losses, stop_at
 
 from mae_transfer.checkpoints.names import released_name
+from mae_transfer.config import Spec
+from mae_transfer.core.normalize import IMAGENET
 from mae_transfer.engine.dist import Dist
 from mae_transfer.models.mae import MAE
 from mae_transfer.tasks import pretrain
@@ -72,6 +74,18 @@ def test_released_weights_with_a_decoder_are_continued_and_drawn(tmp_path: Path)
     torch.save({"model": {k: v for k, v in released.items() if "decoder" not in k}}, tmp_path / "mae.pth")
     with pytest.raises(ValueError, match="missing: decoder"):
         pretrain.load_start(model, f"mae-full:{tmp_path / 'mae.pth'}")
+
+
+def test_the_record_names_the_tokenizer_of_dall_e(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = Spec.model_validate({"name": "token", "tokenizer": "random:16/4"})
+    opened = pretrain.open_target(tokens, config().model.encoder, IMAGENET)
+    monkeypatch.setattr(pretrain, "open_target", lambda *_: opened)
+    found = pretrain.Pretrain.launch(
+        config(target={"name": "token", "tokenizer": "dalle:encoder.pkl"}, epochs=1.0), tmp_path / "run"
+    )
+    record = found[0].record
+    assert record is not None
+    assert (record.inputs["tokenizer"].name, record.inputs["tokenizer"].layout) == ("encoder.pkl", "dalle")
 
 
 def test_a_layer_decay_that_would_do_nothing_is_refused() -> None:
