@@ -3,9 +3,11 @@
   python tools/export_checkpoint.py beit:beit_base_patch16_224_pt22k.pth --out beit.safetensors
   python tools/export_checkpoint.py runs/mae_b/backbone.safetensors --format hf --out b_hf
   python tools/export_checkpoint.py mae:mae_pretrain_vit_base.pth --format detectron2 --out b.pth
+  python tools/export_checkpoint.py runs/mae_b/backbone.safetensors --dtype float16 --out b_half.safetensors
   python tools/export_checkpoint.py --list           (prefixes, formats, released weights)
 
-hf writes a directory for transformers. detectron2 writes a file for ViTDet's init_checkpoint.
+hf writes a directory for transformers. detectron2 writes a file for ViTDet's init_checkpoint. Half precision halves the
+file; the weights are float32 again when loaded.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Any
 from mae_transfer import cli
 
 FORMATS = ("ours", "timm", "hf", "detectron2")
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 def parser() -> cli.Parser:
@@ -31,6 +34,12 @@ def parser() -> cli.Parser:
         help="a path, or PREFIX:PATH; --list shows the prefixes",
     )
     what.add_argument("--format", default="ours", choices=FORMATS, help="format to write (default: ours)")
+    what.add_argument(
+        "--dtype",
+        default="float32",
+        choices=DTYPES,
+        help="type of the trained parameters in the file (default: float32)",
+    )
     found.where.add_argument("--out", type=cli.path, metavar="PATH", help="file to write (hf: directory)")
     size = "resample position embeddings to images of this side, or height and width"
     how.add_argument("--image-size", type=int, nargs="+", metavar="P", help=size)
@@ -71,16 +80,24 @@ def main() -> int:
 def run(args: argparse.Namespace) -> None:
     own = None if args.mean is None else (args.mean, args.std)
     changes = {key: value for key, value in (("image_size", cli.size(args.image_size)), ("heads", args.heads)) if value}
-    export(args.reference, args.out, name=args.format, changes=changes, own=own)
+    export(args.reference, args.out, name=args.format, changes=changes, own=own, dtype=args.dtype)
 
 
 def export(
-    reference: str, out: Path, *, name: str, changes: dict[str, Any], own: tuple[list[float], list[float]] | None = None
+    reference: str,
+    out: Path,
+    *,
+    name: str,
+    changes: dict[str, Any],
+    own: tuple[list[float], list[float]] | None = None,
+    dtype: str = "float32",
 ) -> None:
     """Convert a backbone and print what was written.
 
     own: mean and std from the user; they must not contradict recorded ones.
     """
+    import torch
+
     from mae_transfer import checkpoints
     from mae_transfer.core.normalize import checked
     from mae_transfer.tasks.backbones import pretrain_of, settle
@@ -88,8 +105,10 @@ def export(
     loaded = checkpoints.load(reference, changes=changes)
     given = checked(*own, where="--mean and --std") if own else None
     known, source = settle(reference, loaded, given)
-    about = {"reference": Path(reference).name, "source_sha256": loaded.sha256, "pretrain": pretrain_of(reference)}
+    about = checkpoints.training_metadata(reference)
+    about |= {"reference": Path(reference).name, "source_sha256": loaded.sha256, "pretrain": pretrain_of(reference)}
     about |= checkpoints.statistics.entry(checkpoints.statistics.Said(known, loaded.recorded or given is not None))
+    checkpoints.to_dtype(loaded.backbone, getattr(torch, dtype), where=reference)
     checkpoints.FORMATS[name](out, loaded.backbone, about)
     params = sum(parameter.numel() for parameter in loaded.backbone.parameters())
     kind = type(loaded.backbone).__name__
@@ -110,6 +129,8 @@ def list_all() -> None:
 
     print("prefixes:", ", ".join(f"{prefix}:" for prefix in checkpoints.LAYOUTS if prefix), "(docs/backbones.md)")
     print("formats:", ", ".join(checkpoints.FORMATS))
+    for model in checkpoints.zoo.names():
+        print(f"zoo:{model:31} Apache-2.0     part of this package (mae_transfer/zoo/README.md)")
     list_licences()
 
 

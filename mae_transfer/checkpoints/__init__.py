@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from mae_transfer.checkpoints import layouts, statistics, timm_models, timm_vit
+from mae_transfer.checkpoints import layouts, statistics, timm_models, timm_vit, zoo
 from mae_transfer.checkpoints.download import fetch
-from mae_transfer.checkpoints.export import FORMAT, FORMATS, export_backbone
-from mae_transfer.checkpoints.files import metadata, read, sha256, weight_file, write
+from mae_transfer.checkpoints.export import FORMAT, FORMATS, export_backbone, to_dtype
+from mae_transfer.checkpoints.files import DIGEST, metadata, read, sha256, weight_file, write
 from mae_transfer.checkpoints.fit import changed, fit
 from mae_transfer.checkpoints.hf import hf
 from mae_transfer.checkpoints.hints import looks_like
@@ -51,10 +51,14 @@ __all__ = [
     "load_mae",
     "metadata",
     "origin",
+    "own_file",
     "read",
     "sha256",
     "split",
     "statistics",
+    "to_dtype",
+    "training_metadata",
+    "zoo",
 ]
 
 
@@ -85,7 +89,7 @@ def load(reference: str | Path, *, changes: Mapping[str, Any] = NO_CHANGES) -> L
     Args:
         reference: the path of a backbone of this suite; PREFIX:PATH with a prefix of LAYOUTS; timm:NAME or
             timm:NAME@PATH; random:ViT-B/16 or random:NAME with a name of timm, initialised from torch's current seed;
-            released:NAME, downloaded once and cached.
+            released:NAME, downloaded once and cached; zoo:NAME, part of this package.
         changes: fields of ViTConfig that the task overrides, e.g. {"image_size": 448, "drop_path": 0.1,
             "final_norm": False}.
     Raises:
@@ -113,6 +117,21 @@ def load(reference: str | Path, *, changes: Mapping[str, Any] = NO_CHANGES) -> L
 def export_mae(path: Path, model: MAE, *, about: Mapping[str, Any]) -> None:
     """Write encoder and decoder as .safetensors under MAE's released names."""
     write(path, {released_name(name): tensor for name, tensor in model.state_dict().items()}, about)
+
+
+def own_file(reference: str | Path) -> Path | None:
+    """Return the file of a reference to weights of this suite, a bare path or zoo:NAME; None for any other reference."""
+    prefix, rest = split(reference, LAYOUTS)
+    if prefix == "zoo":
+        return zoo.weight_path(rest)
+    return None if prefix else Path(rest)
+
+
+def training_metadata(reference: str | Path) -> dict[str, Any]:
+    """Return what a file of this suite records of its training, which exports keep; empty for any other reference."""
+    file = own_file(reference)
+    about = metadata(file) if file else {}
+    return {key: value for key, value in about.items() if key not in ("format", "architecture", DIGEST)}
 
 
 def _own(path: Path) -> Found:
@@ -199,6 +218,10 @@ def _released(name: str, changes: Mapping[str, Any]) -> Loaded:
     return loaded._replace(recorded=True)  # the statistics of every release in the table are known
 
 
+def _zoo(name: str, changes: Mapping[str, Any]) -> Loaded:
+    return LAYOUTS[""](str(zoo.weight_path(name)), changes)
+
+
 LAYOUTS: dict[str, Layout] = {
     "": _encoder(_own),
     "mae": _encoder(layouts.mae),
@@ -219,4 +242,5 @@ LAYOUTS: dict[str, Layout] = {
     "timm": _timm,
     "random": _random,
     "released": _released,
+    "zoo": _zoo,
 }

@@ -37,6 +37,20 @@ def export_ours(path: Path, backbone: ViT | TimmBackbone, about: Mapping[str, An
     export_backbone(path, _plain(backbone, "ours"), about=about)
 
 
+def to_dtype(backbone: ViT | TimmBackbone, dtype: torch.dtype, *, where: str) -> None:
+    """Convert the trained parameters in place. Fixed tables and running statistics keep their type.
+
+    Raises:
+        ValueError: a value is too large for `dtype`.
+    """
+    for name, parameter in backbone.named_parameters():
+        if parameter.requires_grad:
+            converted = parameter.detach().to(dtype)
+            if not torch.isfinite(converted).all():
+                raise ValueError(f"{where}: {name} holds values that {dtype} cannot represent; use bfloat16 or float32")
+            parameter.data = converted
+
+
 def _metadata(about: Mapping[str, Any]) -> dict[str, Any]:
     """Return the metadata of a foreign format: statistics at the top level, for loaders, the rest under "source"."""
     rest = {key: value for key, value in about.items() if key != STATISTICS}

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mae_transfer.checkpoints.files import check_finite, load_strict
@@ -52,7 +53,11 @@ def fit(found: Found, changes: Mapping[str, Any], *, where: str) -> ViT:
         )
     check_finite(found.head, where=where)
     old, new = found.architecture, changed(found.architecture, changes, where=where)
-    vit, tensors = ViT(new), dict(found.tensors)
+    vit = ViT(new)
+    tensors = {  # half precision is widened before anything is resampled
+        name: tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+        for name, tensor in found.tensors.items()
+    }
     absent: list[str] = []
     if old.final_norm and not new.final_norm:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("norm.")}

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from mae_transfer.checkpoints import zoo
 from mae_transfer.checkpoints.files import metadata, read
 from mae_transfer.checkpoints.references import split
 from mae_transfer.checkpoints.released import RELEASED
@@ -35,8 +36,8 @@ def origin(reference: str, layouts: Any, *, sha256: str | None) -> Weights:
         return Weights(
             kind="released", name=name, layout=RELEASED[name].layout if prefix == "released" else prefix, sha256=sha256
         )
-    if not prefix:
-        return made_here(Path(path), sha256=sha256)
+    if prefix in ("", "zoo"):
+        return made_here(zoo.weight_path(rest) if prefix else Path(path), sha256=sha256)
     known = _released(Path(path), prefix, sha256)
     return Weights(kind="released" if known else "file", name=known or Path(path).name, layout=prefix, sha256=sha256)
 

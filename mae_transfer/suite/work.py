@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mae_transfer import results
-from mae_transfer.checkpoints import LAYOUTS, sha256
+from mae_transfer.checkpoints import LAYOUTS, sha256, zoo
 from mae_transfer.checkpoints.references import split
 from mae_transfer.config import Schema, flatten, load, nearest
 from mae_transfer.home import at_home
@@ -23,7 +23,7 @@ from mae_transfer.suite.plan import Node, Plan, replaced, texts
 from mae_transfer.suite.records import Note, of_another_version, read_note
 from mae_transfer.suite.toolbox import TOOLS
 
-NO_FILE = ("timm", "random", "released")  # prefixes of what is made or downloaded
+NO_FILE = ("timm", "random", "released", "zoo")  # prefixes of what is made, downloaded or part of the package
 PREFIXES = {*LAYOUTS, "dalle"}  # of what a reference may begin with
 
 
@@ -221,8 +221,12 @@ def defect_of(key: str, value: str) -> str | None:
     weights = key == "backbone.reference"
     try:
         prefix, rest = split(value, PREFIXES)
-    except ValueError:
+        if prefix == "zoo":
+            zoo.weight_path(rest)
+    except ValueError as error:
         prefix = value.partition(":")[0]
+        if prefix == "zoo":
+            return str(error)
         return f"no layout {prefix!r}; {nearest(prefix, LAYOUTS)}" if weights else f"{value} does not exist"
     if prefix in NO_FILE or not (weights or (key.startswith("target.") and (prefix or Path(value).suffix))):
         return None
@@ -235,6 +239,7 @@ def files_of(node: Node) -> Iterator[tuple[str, Path]]:
     for key, value in flatten(node.changes).items():
         if isinstance(value, str) and not value.startswith("@"):
             prefix = value.partition(":")[0]
-            path = Path(at_home(value.removeprefix(f"{prefix}:") if prefix in PREFIXES else value))
+            rest = value.removeprefix(f"{prefix}:") if prefix in PREFIXES else value
+            path = zoo.weight_path(rest) if prefix == "zoo" else Path(at_home(rest))
             if path.is_file():
                 yield key, path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -199,6 +198,6 @@ def _name(backbone: nn.Module) -> str:
 def pretrain_of(reference: str) -> str:
     """Return what results call the pretraining of the weights that a reference means."""
     prefix, rest = checkpoints.split(reference, checkpoints.LAYOUTS)
-    if not prefix:
-        return str(checkpoints.metadata(Path(rest)).get("pretrain", "unknown"))
+    if file := checkpoints.own_file(reference):
+        return str(checkpoints.metadata(file).get("pretrain", "unknown"))
     return {"random": "none", "timm": reference, "released": rest}.get(prefix, prefix)

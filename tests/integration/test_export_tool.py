@@ -102,3 +102,40 @@ def test_licences_are_listed(tool: Callable[..., int], capsys: pytest.CaptureFix
     assert any(
         line.startswith("released:mae_vit_base ") and "CC-BY-NC 4.0" in line and "md5:8cad7c" in line for line in lines
     )
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 2e-3), ("bfloat16", 2e-2)])
+def test_half_precision_halves_the_file_and_loads_as_float32(
+    tool: Callable[..., int], tmp_path: Path, dtype: str, tolerance: float
+) -> None:
+    torch.manual_seed(0)
+    vit = ViT(ViTConfig(size=None, dim=32, depth=2, heads=4, image_size=64))
+    recipe = {"mean": [0.5] * 3, "std": [0.5] * 3, "lr": 1.0}
+    checkpoints.export_backbone(tmp_path / "b.safetensors", vit, about={"pretrain": "MAE", "recipe": recipe})
+    assert tool(tmp_path / "b.safetensors", "--dtype", dtype, "--out", tmp_path / "half.safetensors") == 0
+    stored = checkpoints.read(tmp_path / "half.safetensors")
+    assert stored["pos_embed"].dtype == torch.float32, "fixed positions are exact"
+    assert {tensor.dtype for name, tensor in stored.items() if name != "pos_embed"} == {getattr(torch, dtype)}
+    about = checkpoints.training_metadata(tmp_path / "half.safetensors")
+    assert (about["pretrain"], about["recipe"]) == ("MAE", recipe)
+    for changes in ({}, {"image_size": 96}, {"patch": 8, "image_size": 32, "positions": "learned"}):
+        images = torch.randn(1, 3, changes.get("image_size", 64), changes.get("image_size", 64))
+        full, half = (
+            checkpoints.load_backbone(tmp_path / name, changes=changes)
+            for name in ("b.safetensors", "half.safetensors")
+        )
+        assert {parameter.dtype for parameter in half.parameters()} == {torch.float32}
+        expected = full(images, norm=True).maps[0]
+        difference = half(images, norm=True).maps[0] - expected
+        assert 0 < difference.abs().max() < tolerance * expected.abs().max()
+
+
+def test_values_that_half_precision_cannot_hold_are_refused(
+    tool: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vit = ViT(ViTConfig(size=None, dim=32, depth=1, heads=4, image_size=64))
+    torch.nn.init.constant_(vit.norm.bias, 1e5)
+    checkpoints.export_backbone(tmp_path / "b.safetensors", vit, about={})
+    assert tool(tmp_path / "b.safetensors", "--dtype", "float16", "--out", tmp_path / "half.safetensors") == 1
+    assert "norm.bias holds values that torch.float16 cannot represent; use bfloat16" in capsys.readouterr().err
+    assert not (tmp_path / "half.safetensors").exists()

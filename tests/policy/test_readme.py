@@ -59,6 +59,13 @@ def test_every_tool_and_target_that_readme_names_exists(readme):
     assert {"mini", "test"} <= used
 
 
+def test_the_python_code_prints_what_it_says(readme, tmp_path, monkeypatch, capsys):
+    code = re.search(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)[1]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip() == code.rpartition("  # ")[2].strip()
+
+
 def test_every_tool_stands_in_readme(readme):
     assert not [tool for tool in TOOLS if f"{tool}.py" not in readme]
 
