@@ -7,7 +7,7 @@ import html
 import io
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from rich import box
@@ -18,10 +18,13 @@ from rich.text import Text as Styled
 Line = Mapping[str, str]  # of a csv file, by column
 FORMULA = ("=", "+", "-", "@")  # what a formula may begin with
 UNLIMITED = 1000  # characters per line, into a pipe or a file
-PAGE = 76  # characters of \small text that a LaTeX article has in a line
+PAGE = 76  # characters of footnote size that a LaTeX article has in a line
+PAGE_NAME = 24  # of them for the names of the rows
+PAGE_LINES = 36  # lines of a LaTeX table; what is longer goes on in another table
+PAGE_GAP = 2  # spaces between columns there
 HEAD = 14  # characters after which a column's title goes on in the next line, if its numbers are no wider
 NAME = 30  # characters after which the name of a row goes on in the next line
-FOLDED = r"p{0.3\linewidth}"  # such a column in LaTeX
+FOLDED = r"p{0.27\linewidth}"  # the column of longer names in LaTeX
 GAP = 3  # spaces between columns
 STYLES = {"": "", "best": "bold", "grey": "dim"}
 LATEX = {
@@ -80,17 +83,24 @@ def draw(sheet: Sheet, console: Console) -> None:
     console.print()
 
 
-def panels(sheet: Sheet, width: int) -> list[Sheet]:
-    """Return the table in parts that are at most `width` characters wide, each with the names of the rows."""
-    first, *others = _widths(sheet)
+def panels(sheet: Sheet, width: int, *, name: int = NAME, gap: int = GAP) -> list[Sheet]:
+    """Return the table in parts that are at most `width` characters wide, each with the names of the rows.
+
+    Args:
+        sheet: the table.
+        width: characters of a line.
+        name: most characters of a row's name in a line.
+        gap: spaces between columns.
+    """
+    first, *others = _widths(sheet, name)
     parts: list[list[int]] = [[]]
     used = first
     for column, wide in enumerate(others, start=1):
-        if parts[-1] and used + GAP + wide > width:
+        if parts[-1] and used + gap + wide > width:
             parts.append([])
             used = first
         parts[-1].append(column)
-        used += GAP + wide
+        used += gap + wide
     return [
         sheet._replace(
             head=tuple(sheet.head[column] for column in (0, *part)),
@@ -110,12 +120,12 @@ def _limits(sheet: Sheet) -> list[int]:
     return [max(HEAD, wide) for wide in cells]
 
 
-def _widths(sheet: Sheet) -> list[int]:
+def _widths(sheet: Sheet, name: int) -> list[int]:
     widths = []
     for column, heading in enumerate(_headings(sheet)):
         texts = [*heading.splitlines(), *(row[column].text for row in sheet.rows)]
         widths.append(max(map(len, texts)))
-    return [min(widths[0], NAME), *widths[1:]]
+    return [min(widths[0], name), *widths[1:]]
 
 
 def markdown(sheets: Sequence[Sheet]) -> str:
@@ -167,22 +177,47 @@ def latex(sheets: Sequence[Sheet]) -> str:
     """
     grey = any(cell.style == "grey" for sheet in sheets for row in sheet.rows for cell in row)
     packages = r"\usepackage{booktabs}" + (r" \usepackage{xcolor}" if grey else "")
-    return f"% The preamble needs: {packages}\n" + "\n".join(map(_environment, sheets))
+    return f"% The preamble needs: {packages}\n" + "\n".join(_environment(*page) for s in sheets for page in _pages(s))
 
 
-def _environment(sheet: Sheet) -> str:
-    label = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\(.*\)", "", sheet.title).lower()).strip("-")
-    notes = [rf"\par\smallskip {{\footnotesize {tex(note)}\par}}" for note in sheet.notes]
-    parts = [
+def _pages(sheet: Sheet) -> Iterator[tuple[str, list[Sheet], tuple[str, ...]]]:
+    """Yield title, parts and notes of the LaTeX tables of a sheet, each short enough for a page; the last has the notes."""
+    blocks: list[list[tuple[Text, ...]]] = [[]]
+    lines = 0
+    for row in sheet.rows:
+        lines += 1 + len(row[0].text) // PAGE_NAME
+        if lines > PAGE_LINES:
+            blocks.append([])
+            lines = 0
+        blocks[-1].append(row)
+    pages: list[list[Sheet]] = []
+    for rows in blocks:
+        parts = panels(sheet._replace(rows=tuple(rows)), PAGE, name=PAGE_NAME, gap=PAGE_GAP)
+        height = 4 + sum(1 + len(row[0].text) // PAGE_NAME for row in rows)
+        together = max(1, (PAGE_LINES - len(sheet.notes)) // height)
+        pages += [parts[at : at + together] for at in range(0, len(parts), together)]
+    for number, page in enumerate(pages, start=1):
+        title = sheet.title if number == 1 else f"{sheet.title}, part {number}"
+        yield title, page, sheet.notes if number == len(pages) else ()
+
+
+def _environment(title: str, parts: Sequence[Sheet], notes: Sequence[str]) -> str:
+    label = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\(.*\)", "", title).lower()).strip("-")
+    below = "\\par\n".join(map(tex, notes))
+    lines = [
         r"\begin{table}",
-        r"\centering\small\setlength{\tabcolsep}{4pt}",
-        rf"\caption{{{tex(sheet.title)}}}",
+        r"\centering\footnotesize\setlength{\tabcolsep}{4pt}",
+        rf"\caption{{{tex(title)}}}",
         rf"\label{{tab:{label}}}",
-        "\n\\par\\medskip\n".join(_tabular(panel) for panel in panels(sheet, PAGE)),
-        *notes,
+        "\n\\par\\medskip\n".join(map(_tabular, parts)),
+        *(
+            [r"\par\smallskip\begin{minipage}{\linewidth}\footnotesize\raggedright", below, r"\end{minipage}"]
+            if notes
+            else []
+        ),
         r"\end{table}",
     ]
-    return "\n".join(parts) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def _tabular(sheet: Sheet) -> str:
@@ -192,7 +227,7 @@ def _tabular(sheet: Sheet) -> str:
     )
     body = [guarded(" & ".join(map(_tex_cell, row))) + r" \\" for row in sheet.rows]
     longest = max((len(row[0].text) for row in sheet.rows), default=0)
-    columns = "@{}" + ("l" if longest <= NAME else FOLDED) + "l" * (len(sheet.head) - 1) + "@{}"
+    columns = "@{}" + ("l" if longest <= PAGE_NAME else FOLDED) + "l" * (len(sheet.head) - 1) + "@{}"
     return "\n".join(
         [
             rf"\begin{{tabular}}{{{columns}}}",

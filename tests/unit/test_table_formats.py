@@ -70,7 +70,7 @@ def test_latex_is_a_table_of_booktabs_with_caption_and_label() -> None:
     assert printed("latex").splitlines()[:12] == [
         r"% The preamble needs: \usepackage{booktabs}",
         r"\begin{table}",
-        r"\centering\small\setlength{\tabcolsep}{4pt}",
+        r"\centering\footnotesize\setlength{\tabcolsep}{4pt}",
         r"\caption{Table 3 (fine-tuning, top-1 \%)}",
         r"\label{tab:table-3}",
         r"\begin{tabular}{@{}ll@{}}",
@@ -201,6 +201,7 @@ def test_latex_compiles_in_a_paper_and_fits_its_lines(tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stdout[-2000:]
     assert "Overfull" not in run.stdout
+    assert "Float too large" not in run.stdout
 
 
 def test_the_tool_ends_quietly_where_nobody_reads_on(tmp_path: Path) -> None:
