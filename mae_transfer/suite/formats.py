@@ -21,11 +21,10 @@ UNLIMITED = 1000  # characters per line, into a pipe or a file
 PAGE = 76  # characters of footnote size that a LaTeX article has in a line
 PAGE_NAME = 24  # of them for the names of the rows
 PAGE_LINES = 36  # lines of a LaTeX table; what is longer goes on in another table
-PAGE_GAP = 2  # spaces between columns there
-HEAD = 14  # characters after which a column's title goes on in the next line, if its numbers are no wider
+HEAD = 12  # characters after which a column's title goes on in the next line, if its numbers are no wider
 NAME = 30  # characters after which the name of a row goes on in the next line
 FOLDED = r"p{0.27\linewidth}"  # the column of longer names in LaTeX
-GAP = 3  # spaces between columns
+GAP = 2  # spaces between columns
 STYLES = {"": "", "best": "bold", "grey": "dim"}
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -83,24 +82,23 @@ def draw(sheet: Sheet, console: Console) -> None:
     console.print()
 
 
-def panels(sheet: Sheet, width: int, *, name: int = NAME, gap: int = GAP) -> list[Sheet]:
+def panels(sheet: Sheet, width: int, *, name: int = NAME) -> list[Sheet]:
     """Return the table in parts that are at most `width` characters wide, each with the names of the rows.
 
     Args:
         sheet: the table.
         width: characters of a line.
         name: most characters of a row's name in a line.
-        gap: spaces between columns.
     """
     first, *others = _widths(sheet, name)
     parts: list[list[int]] = [[]]
     used = first
     for column, wide in enumerate(others, start=1):
-        if parts[-1] and used + gap + wide > width:
+        if parts[-1] and used + GAP + wide > width:
             parts.append([])
             used = first
         parts[-1].append(column)
-        used += gap + wide
+        used += GAP + wide
     return [
         sheet._replace(
             head=tuple(sheet.head[column] for column in (0, *part)),
@@ -192,7 +190,7 @@ def _pages(sheet: Sheet) -> Iterator[tuple[str, list[Sheet], tuple[str, ...]]]:
         blocks[-1].append(row)
     pages: list[list[Sheet]] = []
     for rows in blocks:
-        parts = panels(sheet._replace(rows=tuple(rows)), PAGE, name=PAGE_NAME, gap=PAGE_GAP)
+        parts = panels(sheet._replace(rows=tuple(rows)), PAGE, name=PAGE_NAME)
         height = 4 + sum(1 + len(row[0].text) // PAGE_NAME for row in rows)
         together = max(1, (PAGE_LINES - len(sheet.notes)) // height)
         pages += [parts[at : at + together] for at in range(0, len(parts), together)]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from mae_transfer import results
 from mae_transfer.record import Record as Made
 from mae_transfer.record import Seconds, Sitting, Software, Weights
 from mae_transfer.results import Result
-from mae_transfer.suite import comparison, records, sheets
+from mae_transfer.suite import comparison, formats, records, sheets
 from mae_transfer.suite.cells import Cell, cells, spread
 from mae_transfer.suite.comparison import Table, build, cell_text, difference_text
 from mae_transfer.suite.published import Published
@@ -342,3 +344,48 @@ def test_a_suite_says_its_tables_rows_and_chance_to_the_tables(tmp_path: Path) -
     )
     (tmp_path / "d" / "suite.json").write_text("{")
     assert records.about([tmp_path / "d"]) == About()
+
+
+def mini() -> list[Record]:
+    """What the mini suite leaves: six numbers of three rows, and the cost of two pretrainings on this CPU."""
+    tasks = {
+        "finetune": {}, "linear": {}, "knn-20": {}, "box": {"task": "detect", "metric": "bbox/AP"},
+        "mask": {"task": "detect", "metric": "segm/AP"}, "upernet": {"task": "segment", "metric": "mIoU"},
+    }  # fmt: skip
+    found: list[Record] = []
+    for row in ("pixel (w/ norm)", "pixel (w/o norm)", "random weights"):
+        for protocol, about in tasks.items():
+            one = transfer(61.7, protocol=protocol, fresh=row == "random weights")
+            found += recorded(one.model_copy(update=about), row=row)
+    about = {
+        "task": "pretrain",
+        "metric": "val_loss",
+        "unit": "loss",
+        "scale": "mini",
+        "dataset": "shapes",
+        "images_seen": 61_440,
+    }
+    for row, seconds in (("pixel (w/ norm)", 72.0), ("pixel (w/o norm)", 144.0)):
+        cpu = sitting(32, ("cpu (x86_64, 1 threads)",), train=seconds)
+        run = result("MAE", 0.4, record=made("pretrain", sittings=(cpu,)), flops_per_image=65_647_104, **about)
+        found += recorded(run, row=row)
+    return found
+
+
+def test_the_mini_suite_fits_a_screen_of_80_by_24() -> None:
+    rows = ("pixel (w/ norm)", "pixel (w/o norm)", "random weights")
+    chance = {"fine-tune": 10.0, "linear": 10.0, "k-NN": 10.0, "mIoU": 7.7}
+    about = About(tables=("1d", "3", "4", "5", "12", "knn", "2"), rows=rows, chance=chance)
+    tables, same = comparison.worth_printing(mini(), about=about)
+    text = io.StringIO()
+    for sheet in sheets.sheets(tables):
+        formats.draw(sheet, Console(file=text, width=80))
+    lines = text.getvalue().splitlines()
+    assert names(tables) == ["summary", "2"]
+    assert same == ["3", "4", "5", "12", "knn"]
+    assert len(lines) + 2 <= 24  # the line that names the other tables, and the prompt
+    assert max(map(len, lines)) <= 80
+    assert "pixel (w/ norm)   61.7       61.7    61.7  61.7    61.7     61.7" in [line.rstrip() for line in lines]
+    assert "pixel (w/ norm)   0.02          853           2x        197         0.0656" in [
+        line.rstrip() for line in lines
+    ]

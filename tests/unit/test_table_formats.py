@@ -45,10 +45,10 @@ def printed(form: str, found: list[Record] = FOUND, show: comparison.Show = "bes
 def test_a_terminal_shows_mean_spread_published_number_and_difference() -> None:
     assert printed("terminal").splitlines() == [
         "Table 3 (fine-tuning, top-1 %)",
-        "method           ViT-B/16",
-        "──────────────────────────────────────────",
-        "none (scratch)   82.0 (82.3, -0.3)",
-        "MAE              83.7±0.3 (83.6, +0.1) [1]",
+        "method          ViT-B/16",
+        "─────────────────────────────────────────",
+        "none (scratch)  82.0 (82.3, -0.3)",
+        "MAE             83.7±0.3 (83.6, +0.1) [1]",
         "mean±sd over runs: none (scratch): 1 run; MAE: 1 pretraining, 2 transfers",
         f"[1] seed 2 failed: {HOSTILE}",
         "",
