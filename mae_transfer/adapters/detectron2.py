@@ -34,7 +34,7 @@ def to_detectron2(pyramid: AdaptedBackbone, *, square: int = 0) -> Any:
         for name, stride in pyramid.adapter.strides.items()
     }
 
-    class Bridge(Backbone):  # type: ignore[misc]
+    class Bridge(Backbone):
         """Adapter class; it is defined here because its base class needs the optional import."""
 
         def __init__(self) -> None:
@@ -42,7 +42,8 @@ def to_detectron2(pyramid: AdaptedBackbone, *, square: int = 0) -> Any:
             self.pyramid = pyramid
 
         def forward(self, images: Tensor) -> dict[str, Tensor]:
-            return self.pyramid(images)  # type: ignore[no-any-return]
+            maps: dict[str, Tensor] = self.pyramid(images)
+            return maps
 
         @property
         def size_divisibility(self) -> int:

@@ -136,7 +136,8 @@ class Segmenter(nn.Module):
     @property
     def pyramid(self) -> AdaptedBackbone:
         """The backbone with its adapter."""
-        return self.net.backbone.pyramid  # type: ignore[no-any-return]
+        pyramid: AdaptedBackbone = self.net.backbone.pyramid
+        return pyramid
 
     @property
     def encoder(self) -> nn.Module:

@@ -54,8 +54,8 @@ class _TimmStep(nn.Module):
 
         name = f"{work.size}_patch{work.patch}_224"
         model = timm.create_model(name, img_size=work.image, num_classes=CLASSES, global_pool="avg", drop_path_rate=0.1)
-        self.mix = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=CLASSES)  # type: ignore[no-untyped-call]
-        criterion = SoftTargetCrossEntropy()  # type: ignore[no-untyped-call]
+        self.mix = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=CLASSES)
+        criterion = SoftTargetCrossEntropy()
         self.task = ClassificationTask(model, criterion, device=torch.device(work.device), verbose=False)
 
     def compile(self, *_: Any, **__: Any) -> None:

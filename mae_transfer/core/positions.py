@@ -56,9 +56,10 @@ def resample(
     """
     if old == new:
         return table
-    return resample_abs_pos_embed(  # type: ignore[no-any-return]
+    resampled: Tensor = resample_abs_pos_embed(
         table, new_size=list(new), old_size=list(old), num_prefix_tokens=leading, antialias=antialias
     )
+    return resampled
 
 
 def resample_filters(filters: Tensor, patch: int) -> Tensor:

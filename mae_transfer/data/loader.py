@@ -277,7 +277,7 @@ def _to_shared_memory(delivery: Any) -> Any:
     try:
         for leaf in tree_leaves(delivery.batch):
             if isinstance(leaf, Tensor):
-                leaf.share_memory_()  # type: ignore[no-untyped-call]
+                leaf.share_memory_()
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         failure = f"a loader worker has no shared memory for its batch ({reason}): {MORE_SHARED_MEMORY}"

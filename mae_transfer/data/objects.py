@@ -198,7 +198,9 @@ class Scenes(Samples[Annotated, Scene]):
     def draw(self, sample: Annotated, rng: np.random.Generator) -> Scene:
         """Return the scene transformed."""
         wanted = ~sample.objects.crowd if self.training else torch.zeros_like(sample.objects.crowd)
-        objects = Objects(*(None if values is None else values[wanted] for values in sample.objects))  # type: ignore[arg-type]
+        boxes, labels, crowd, masks = sample.objects
+        kept = None if masks is None else masks[wanted]
+        objects = Objects(boxes[wanted], labels[wanted], crowd[wanted], kept)
         return self.transform(Scene(sample.image, objects))
 
     def collate(self, drawn: list[Scene], images: Tensor) -> SceneBatch:

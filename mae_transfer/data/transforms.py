@@ -248,7 +248,8 @@ def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
     """
     if bits < 1:
         return Image.new(image.mode, image.size)
-    return posterize(image, bits)  # type: ignore[no-any-return, no-untyped-call]
+    posterized: Image.Image = posterize(image, bits)
+    return posterized
 
 
 def render(

@@ -182,7 +182,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
 
 def synchronized(model: nn.Module) -> nn.Module:
     """Return the model with its batch norms synchronised over all ranks; parameter names and values do not change."""
-    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for module in converted.modules():
         if type(module) is nn.SyncBatchNorm:
             module.__class__ = SyncBatchNorm
@@ -192,7 +192,7 @@ def synchronized(model: nn.Module) -> nn.Module:
 def average_statistics(model: nn.Module, dist: Dist) -> None:
     """Average the running statistics of batch norms over the ranks, so that all ranks have the same model."""
     if dist.world > 1:
-        distribute_bn(model, dist.world, reduce=True)  # type: ignore[no-untyped-call]
+        distribute_bn(model, dist.world, reduce=True)
 
 
 def bare(model: nn.Module) -> nn.Module:

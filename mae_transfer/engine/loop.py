@@ -189,7 +189,7 @@ class _Run:
             with _no_sync(self.state.model, micro + 1 < self.cfg.accumulate):
                 with autocast(self.cfg.precision, self.state.dist.device):
                     loss, metrics = self.step_fn(self.state.model, batch, Step(number, micro, logs))
-                self.state.scaler.scale(loss / self.cfg.accumulate).backward()  # type: ignore[no-untyped-call]
+                self.state.scaler.scale(loss / self.cfg.accumulate).backward()
             losses.append(loss.detach())
             rows.append(metrics)
         self.window.add(number, torch.stack(losses).mean())

@@ -184,7 +184,8 @@ class CocoMetric:
 
 def _minus_one_to_nan(values: np.ndarray) -> list[float]:
     """Replace COCO's -1 for "no object of this kind" by NaN, which cannot be mistaken for a result."""
-    return np.where(values < 0, np.nan, values).tolist()  # type: ignore[no-any-return]
+    defined: list[float] = np.where(values < 0, np.nan, values).tolist()
+    return defined
 
 
 def _summary(precision: np.ndarray, recall: np.ndarray, detections: int) -> dict[str, float]:

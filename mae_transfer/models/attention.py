@@ -100,9 +100,11 @@ class Attention(nn.Module):
             qkv_bias, side = self._qkv_bias(), self.window
             qkv = to_windows(F.linear(x, self.qkv.weight), grid, side)
             q, k, v = self._split(qkv if qkv_bias is None else qkv + qkv_bias.to(qkv.dtype), 3)
-            return self.proj(from_windows(self._attended(q, k, v, bias, grid=(side, side)), grid, side))  # type: ignore[no-any-return]
+            output: Tensor = self.proj(from_windows(self._attended(q, k, v, bias, grid=(side, side)), grid, side))
+            return output
         q, k, v = self._projected(x, last)
-        return self.proj(self._attended(q, k, v, bias, grid=grid))  # type: ignore[no-any-return]
+        output = self.proj(self._attended(q, k, v, bias, grid=grid))
+        return output
 
     def _qkv_bias(self) -> Tensor | None:
         """Return the bias (3 * D,) of queries, keys and values."""

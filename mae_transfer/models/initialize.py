@@ -68,7 +68,7 @@ def _weights(name: str, layer: nn.Linear | nn.Conv2d, init: Init) -> None:
     elif init == "maskfeat":
         nn.init.normal_(matrix, std=STD)
     elif init == "vit" and isinstance(layer, nn.Conv2d):
-        lecun_normal_(layer.weight)  # type: ignore[no-untyped-call]
+        lecun_normal_(layer.weight)
     elif init == "vit" and _predicts(name):
         nn.init.zeros_(matrix)
     else:

@@ -143,7 +143,8 @@ class MaskRCNN(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the backbone's activations in the backward pass."""
-        self.pyramid.set_grad_checkpointing(enable)  # type: ignore[operator]
+        pyramid: Any = self.pyramid
+        pyramid.set_grad_checkpointing(enable)
 
     def compile(self) -> None:
         """Compile the pyramid only; later shapes depend on the detections."""
@@ -155,7 +156,7 @@ def _target(objects: Objects) -> dict[str, Tensor]:
     return target if objects.masks is None else target | {"masks": objects.masks}
 
 
-class _Anchors(AnchorGenerator):  # type: ignore[misc]
+class _Anchors(AnchorGenerator):
     """Anchors of exact size at the exact strides of the levels; torchvision rounds sizes and infers strides."""
 
     def __init__(self, sizes: Any, ratios: Any, *, strides: Sequence[float]) -> None:
@@ -176,7 +177,7 @@ class _Anchors(AnchorGenerator):  # type: ignore[misc]
         return [anchors] * len(image_list.image_sizes)
 
 
-class _Proposals(RegionProposalNetwork):  # type: ignore[misc]
+class _Proposals(RegionProposalNetwork):
     """Proposals with detectron2's losses: L1 for boxes, both divided by the sample size, not by the sampled anchors."""
 
     def compute_loss(
@@ -215,7 +216,7 @@ class _RoIPooler(nn.Module):
         return torch.cat(pooled)[torch.cat(groups).argsort()]
 
 
-class _Regions(RoIHeads):  # type: ignore[misc]
+class _Regions(RoIHeads):
     """The box and the mask head with detectron2's initialisation, losses and targets."""
 
     def __init__(

@@ -222,8 +222,10 @@ def run(
 ) -> Tensor:
     """Return block(x, bias, last=last, grid=grid); recompute: compute the activations again in the backward pass."""
     if not (recompute and torch.is_grad_enabled()):
-        return block(x, bias, last=last, grid=grid)  # type: ignore[no-any-return]
-    return checkpoint(block, x, bias, last=last, grid=grid, use_reentrant=False)  # type: ignore[no-any-return]
+        output: Tensor = block(x, bias, last=last, grid=grid)
+    else:
+        output = checkpoint(block, x, bias, last=last, grid=grid, use_reentrant=False)
+    return output
 
 
 class ViT(nn.Module):

@@ -10,12 +10,12 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mae_transfer.disk import locked
 from mae_transfer.suite import job
@@ -213,14 +213,14 @@ class Signals:
 
     def __init__(self, call: Callable[[], None]) -> None:
         self._call = call
-        self._previous: Mapping[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> None:
         self._previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # type: ignore[arg-type]
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._call()

@@ -389,7 +389,8 @@ def padded(batch: SceneBatch, statistics: Statistics) -> Tensor:
 
 def in_stored(found: Found, size: tuple[int, int], stored: tuple[int, int]) -> Detections:
     """Return what was found in an image resized to `size` in pixels of the image as it is `stored` (height, width), masks pasted; on the CPU."""
-    found = Found(*(None if part is None else part.cpu() for part in found))  # type: ignore[arg-type]
+    raw = None if found.masks is None else found.masks.cpu()
+    found = Found(found.boxes.cpu(), found.scores.cpu(), found.labels.cpu(), raw)
     scale = torch.tensor([stored[1] / size[1], stored[0] / size[0]]).repeat(2)
     boxes = clip_boxes_to_image(found.boxes * scale, stored)
     there = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)

@@ -123,8 +123,8 @@ class Finetune:
             raise ValueError(
                 f"mixup and cutmix pair the images of a forward pass, which has {feed.micro}: make batch or run.device_batch even"
             )
-        mix = Mixup(self.mixup, self.cutmix, label_smoothing=self.smoothing, num_classes=feed.classes)  # type: ignore[no-untyped-call]
-        erase = RandomErasing(self.erase, mode="pixel", device=feed.device)  # type: ignore[no-untyped-call]
+        mix = Mixup(self.mixup, self.cutmix, label_smoothing=self.smoothing, num_classes=feed.classes)
+        erase = RandomErasing(self.erase, mode="pixel", device=feed.device)
 
         def step(model: nn.Module, batch: Batch, at: Step) -> tuple[Tensor, dict[str, Tensor]]:
             images, truth = normalize(batch.image, feed.statistics), batch.label
