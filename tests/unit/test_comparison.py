@@ -366,7 +366,7 @@ def mini() -> list[Record]:
         "images_seen": 61_440,
     }
     for row, seconds in (("pixel (w/ norm)", 72.0), ("pixel (w/o norm)", 144.0)):
-        cpu = sitting(32, ("cpu (x86_64, 1 threads)",), train=seconds)
+        cpu = sitting(32, ("cpu (x86_64, 1 thread)",), train=seconds)
         run = result("MAE", 0.4, record=made("pretrain", sittings=(cpu,)), flops_per_image=65_647_104, **about)
         found += recorded(run, row=row)
     return found
