@@ -6,10 +6,9 @@ Every protocol ends here and the tables start here, so a new benchmark changes n
 from __future__ import annotations
 
 import platform
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -83,15 +82,6 @@ class Result(BaseModel):
         return self.record.sentence() if self.record else f"{self.pretrain}; recorded by an earlier version"
 
 
-class Summary(NamedTuple):
-    """The same number over seeds."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-
 def append(path: Path, results: Sequence[Result]) -> list[Result]:
     """Add one line per result, all of them or none; return them as they stand there.
 
@@ -139,15 +129,6 @@ def load(path: Path) -> tuple[list[Result], list[str]]:
             first = error.errors()[0]
             defects.append(f"{path}, line {number}: {'.'.join(map(str, first['loc']))}: {first['msg']}")
     return results, defects
-
-
-def summarise(results: Sequence[Result]) -> Summary:
-    """Return mean [low..high] and n over seeds; of several results of one seed the newest counts."""
-    newest = {result.seed: result for result in sorted(results, key=lambda result: result.created_at)}
-    values = [result.value for result in newest.values() if result.status == "ok" and result.value is not None]
-    if not values:
-        raise ValueError("no result with status 'ok' to summarise")
-    return Summary(statistics.fmean(values), min(values), max(values), len(values))
 
 
 def device_name(device: torch.device) -> str:

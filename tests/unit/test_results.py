@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from mae_transfer import disk
-from mae_transfer.results import Result, append, load, summarise
+from mae_transfer.results import Result, append, load
 
 
 def result(**changes: object) -> Result:
@@ -118,14 +118,3 @@ def test_a_result_of_before_the_policy_was_recorded_is_read() -> None:
 def test_a_nan_is_no_result() -> None:
     with pytest.raises(ValidationError):
         result(value=float("nan"))
-
-
-def test_summary_takes_the_newest_of_each_seed_and_only_what_succeeded() -> None:
-    runs = [
-        result(seed=0, value=9.0, created_at="2026-01-01T00:00:00+00:00"),
-        result(seed=0, value=1.0, created_at="2026-01-02T00:00:00+00:00"),
-        result(seed=1, value=4.0), result(seed=2, value=None, status="failed"),
-    ]  # fmt: skip
-    assert summarise(runs) == (2.5, 1.0, 4.0, 2)
-    with pytest.raises(ValueError, match="no result with status 'ok'"):
-        summarise(runs[3:])
