@@ -21,6 +21,7 @@ from mae_transfer.suite import records
 from mae_transfer.suite.records import Note
 
 EARLIER = "Recorded by an earlier version, which kept no record of data, start weights and software."
+FAILED = "No number and no record: the run failed."
 OWN_LINES = ("seed", "backbone.reference")  # of a recipe: what the entry says itself
 
 
@@ -120,7 +121,7 @@ class Origins:
         return Origin(
             anchor,
             first.note.name if first.note else self._where(folder),
-            record.sentence() if record else EARLIER,
+            record.sentence() if record else EARLIER if earlier(first.result) else FAILED,
             facts,
             [number_text(one.result) for one in results],
             shlex.join(first.note.command) if first.note else "",
@@ -158,6 +159,11 @@ class Origins:
         known = self._recipes.get(anchor, Recipe(anchor, title, text, 0))
         self._recipes[anchor] = known._replace(runs=known.runs + 1)
         return anchor
+
+
+def earlier(result: Result) -> bool:
+    """Return whether a result is of a version that made no records. A failed run may have none, either."""
+    return result.record is None and result.status == "ok"
 
 
 def record_facts(record: Record) -> Iterator[Fact]:

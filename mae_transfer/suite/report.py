@@ -23,7 +23,7 @@ from mae_transfer.suite.cells import Cell
 from mae_transfer.suite.comparison import Table, full_name
 from mae_transfer.suite.grid import slug
 from mae_transfer.suite.layouts import LAYOUTS
-from mae_transfer.suite.origins import Origins, hours_by_device
+from mae_transfer.suite.origins import Origins, earlier, hours_by_device
 from mae_transfer.suite.records import Note, Record, read_note, write_whole
 from mae_transfer.suite.schema import SuiteConfig
 from mae_transfer.suite.summary import Summary, Verdict
@@ -217,7 +217,7 @@ def about(
     if lines := data_lines(found):
         yield "data", lines
     states = Counter(note.state for note in runs.values() if note.state not in ("planned", "running"))
-    counts = [f"{count} {state}" for state, count in states.items()] + ([f"{left} to come"] if left else [])
+    counts = [f"{count} {state}" for state, count in sorted(states.items())] + ([f"{left} to come"] if left else [])
     yield "runs", [", ".join(counts)]
     devices = hours_by_device(found)
     if devices:
@@ -232,11 +232,11 @@ def data_lines(found: Sequence[Record]) -> list[str]:
     uses: dict[tuple[str, str], dict[str, None]] = {}
     for one in sorted(found, key=lambda one: one.result.created_at):
         record = one.result.record
-        if record is None:
+        if earlier(one.result):
             uses.setdefault((f"'{one.result.dataset}' (not recorded)", "used by"), {})[one.result.task] = None
-            continue
-        for part, data in record.data.items():
-            uses.setdefault((data.text(), USES.get(part, part)), {})[record.task] = None
+        elif record is not None:
+            for part, data in record.data.items():
+                uses.setdefault((data.text(), USES.get(part, part)), {})[record.task] = None
     return [f"{text}: {use} {', '.join(tasks)}" for (text, use), tasks in uses.items()]
 
 
@@ -339,7 +339,7 @@ def run_list(runs: Mapping[Path, Note], found: Sequence[Record], origins: Origin
     devices = {figure["device"] for figure in costs} - {"-"}
     notes = [f"All runs used {device}." for device in devices if len(devices) == 1]
     notes += ["Minutes are those of the whole process."]
-    if any(result.record is None for result in first.values()):
+    if any(map(earlier, first.values())):
         notes += ["Images per second of an earlier version include evaluation."]
     columns = [name for name in COSTS if any(figure[name] != "-" for figure in costs)]
     columns = [name for name in columns if name != "device" or len(devices) > 1]

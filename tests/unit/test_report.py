@@ -61,7 +61,7 @@ class Page(HTMLParser):
             self.numbers.append((data, self._link))
 
 
-def result(protocol: str, value: float, **changes: object) -> results.Result:
+def result(protocol: str, value: float | None, **changes: object) -> results.Result:
     """Return a result of an earlier version; one with a record if `changes` have it."""
     return test_tables.result(protocol, value, **({"record": None} | changes))
 
@@ -202,6 +202,17 @@ def test_results_of_an_earlier_version_are_marked_and_say_what_they_know(page: s
         "<dt>file</dt><dd>dvae_token/finetune/seed1/results.jsonl</dd>",
     ):
         assert fact in page
+
+
+def test_a_run_that_failed_is_no_result_of_an_earlier_version(tmp_path: Path) -> None:
+    about = {"scale": "mini", "status": "failed", "reason": "out of <memory>"}
+    hole = result("finetune", None, **about)
+    write_run(tmp_path, "mae/finetune/seed0", "mae", hole, state="failed", reason="out of <memory>")
+    page = written(tmp_path, suite())
+    check(page)
+    assert origins.FAILED in page
+    assert "val top1: failed, out of &lt;memory&gt;" in page
+    assert not re.search("earlier version|not recorded", page.replace("<dt>commit</dt><dd>not recorded", ""))
 
 
 def test_a_record_is_printed_once_and_linked_to_that_of_its_start(tmp_path: Path) -> None:
