@@ -3,7 +3,7 @@
   python tools/export_checkpoint.py beit:beit_base_patch16_224_pt22k.pth --out beit.safetensors
   python tools/export_checkpoint.py runs/mae_b/backbone.safetensors --format hf --out b_hf
   python tools/export_checkpoint.py mae:mae_pretrain_vit_base.pth --format detectron2 --out b.pth
-  python tools/export_checkpoint.py runs/mae_b/backbone.safetensors --dtype float16 --out b.safetensors
+  python tools/export_checkpoint.py b.safetensors --dtype float16 --out b_half.safetensors
   python tools/export_checkpoint.py --list           (prefixes, formats, released weights)
 
 hf writes a directory for transformers. detectron2 writes a file for ViTDet's init_checkpoint.
