@@ -7,24 +7,14 @@ from typing import NamedTuple
 
 from mae_transfer.results import Result
 from mae_transfer.suite.match import data_title, setting
+from mae_transfer.suite.published import measured
 
-TARGETS = {"pixel": "pixel (w/o norm)", "norm_pixel": "pixel (w/ norm)", "pca": "PCA", "token": "dVAE token"}
+TARGETS = {target.settings["target.name"][0]: row for row, target in measured.TARGETS.items()}
 """Target of our own pretraining -> its row in tables 1d and 7."""
-BACKBONES = {
-    "vit_small/16": "ViT-S/16",
-    "vit_base/16": "ViT-B/16",
-    "vit_large/16": "ViT-L/16",
-    "vit_huge/14": "ViT-H/14",
-    "vit_huge/16": "ViT-H/14",  # ViTDet resamples its patches of 14 pixels to 16
-}
+BACKBONES = {ours: papers for papers, ours in measured.BACKBONES.items()}
+BACKBONES["vit_huge/16"] = "ViT-H/14"  # ViTDet resamples its patches of 14 pixels to 16
 TOKENS_AT_448 = 32 * 32 + 1  # of a ViT-H/14 with its class token
-FINE_GRAINED = {
-    "inat2017": "iNat 2017",
-    "inat2018": "iNat 2018",
-    "inat2019": "iNat 2019",
-    "places205": "Places205",
-    "places365": "Places365",
-}
+FINE_GRAINED = {title.replace(" ", "").lower(): title for title in measured.FINE_GRAINED}
 FOLDERS = {
     "imagenet": "ImageNet", "imagenet1k": "ImageNet", "ilsvrc": "ImageNet", "ilsvrc2012": "ImageNet",
     "coco": "COCO", "coco2017": "COCO", "ade": "ADE20K", "ade20k": "ADE20K", "adechallengedata2016": "ADE20K",

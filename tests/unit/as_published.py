@@ -21,7 +21,7 @@ FOLDERS = {
     "inat2018": "iNat 2018", "places205": "Places205",
 }  # fmt: skip
 IMAGES = {images.title: images for images in DATA_SETS}
-SIZES = {"vit_base/16": "base", "vit_large/16": "large", "vit_huge/14": "huge"}
+SIZES = {"vit_base/16": "base", "vit_large/16": "large", "vit_huge/14": "huge", "vit_huge/16": "huge"}
 
 
 @cache
@@ -116,7 +116,9 @@ def transfer(fields: dict[str, Any]) -> Record:
     if start == RANDOM:
         name = f"classify/scratch_vit_{size}"
     if task == "detect":
-        kind = f"vitdet_{size}_100ep" if "vitdet" in protocol else f"vit_{size}_li2021_100ep"
+        kind = (
+            f"vitdet_{size}_{75 if size == 'huge' else 100}ep" if "vitdet" in protocol else f"vit_{size}_li2021_100ep"
+        )
         name, schema = f"detect/mask_rcnn_{kind}", DetectConfig
     elif task == "segment":
         name, schema = f"segment/upernet_vit_{size}_160k", SegmentConfig

@@ -85,6 +85,7 @@ def finetuned(start: Weights | Made | None = None, recipe: dict[str, Any] | None
     ("coco", "box AP, ViT-L/16", 53.1,
         DETECT | {"pretrain": "MAE norm_pixel, random 75%, 800 ep", "backbone": "vit_large/16"}),
     ("vitdet", f"box AP, {B}", 51.6, DETECT | {"protocol": "mask_rcnn-vitdet"}),
+    ("vitdet", "box AP, ViT-H/14", 56.7, DETECT | {"protocol": "mask_rcnn-vitdet", "backbone": "vit_huge/16", "epochs": 75.5}),
     ("5", B, 48.1, SEGMENT),
     ("5", B, 48.1, SEGMENT | {"epochs": 100.0}),
     ("ade", f"mIoU, {B}", 48.15, SEGMENT),
