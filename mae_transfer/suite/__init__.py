@@ -1,15 +1,17 @@
-"""From a suite's config to the paper's tables. In the order in which a suite passes through them:
+"""From a suite's config to the paper's tables. The modules, in the order in which a suite uses them:
 
-schema    what a suite's config says                     records   results as the tables take them, and node.json
-grid      an ablation: rows of overrides                 names     what the paper calls what was run
-toolbox   the tools that a suite runs                    published what others published, with its source
-plan      the config as a graph of runs                  places    a result's row and column in each table
-work      the graph in a folder: what is done            layouts   the tables and figures that there are
-steps     how one run starts and ends                    tables    published | yours | difference
-job       one run in a process of its own                formats   tables as text, markdown, csv, LaTeX, HTML
-run       the plan on this machine                       figures   a chart per task, figures 5, 7 and 9
-slurm     the plan on a cluster                          pictures  curves and drawings of a report
-view      what a user sees meanwhile                     report    report.html
-preload   what runs import, once for all of them         summary   one table of everything, and what it must show
-evidence  digests of what a finished run left            origins   how each number of a report came to be
+schema    the config of a suite                          names       the paper's names for what was run
+grid      an ablation: rows of overrides                 published/  published numbers with their sources
+toolbox   the tools that a suite runs                    match       which published number is comparable
+plan      the config as a graph of runs                  layouts     the tables and figures
+work      the runs in a work dir: done or not            places      the row and column of a result in each table
+steps     how one run starts and ends                    cells       numbers of a table: mean, spread, notes
+job       one run in its own process                     comparison  tables: ours | published | difference
+run       the plan on this machine                       costs       table 2: what pretraining costs
+slurm     the plan on a cluster                          sheets      the text of a table in each format
+view      console output of a suite                      formats     terminal, markdown, csv, LaTeX, HTML
+preload   imports, once for all runs                     figures     a chart per task, figures 5, 7 and 9
+evidence  digests of what a finished run wrote           pictures    curves and drawings of a report
+records   results with their run, and node.json          origins     how each number of a report was made
+report    report.html                                    summary     one table of everything, and its expectations
 """

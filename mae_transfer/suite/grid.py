@@ -1,4 +1,4 @@
-"""An ablation: rows of overrides on one base config, at the paper's scale and at one that a laptop can do (configs/ablations)."""
+"""Ablations (configs/ablations): rows of overrides on one base config, at the paper's scale and at a laptop's."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ Overrides = dict[str, Any]  # dotted key -> value
 
 
 class Scale(Schema):
-    """What the rows are laid over."""
+    """The base config and overrides of one scale."""
 
     base: str
     """A pretraining config, relative to the grid's own file."""
     overrides: Overrides = Field(default_factory=dict)
-    """Laid over the base for every row."""
+    """Overrides of the base config, for every row."""
     rows: dict[str, Overrides] = Field(default_factory=dict)
-    """Laid over single rows, after the row's own (a decoder width that a smaller model takes instead)."""
+    """Overrides of single rows, applied after the row's own. Example: a narrower decoder for a smaller model."""
 
 
 class Grid(Schema):
     """One table or figure of the paper as a grid of pretraining runs."""
 
     title: str
-    """Which one: "table 1a"."""
+    """Its name in the paper, for example "table 1a"."""
     rows: dict[str, Overrides]
-    """The rows by the paper's names."""
+    """Overrides of each row. The keys are the paper's names of the rows."""
     paper: Scale
     """The paper's scale."""
     mini: Scale
-    """A laptop's scale, to see the whole way; its numbers do not compare with the paper's."""
+    """A laptop's scale, which runs every step. Its numbers are not comparable with the paper's."""
 
     @model_validator(mode="after")
     def _rows_exist(self) -> Self:
         unknown = sorted({*self.paper.rows, *self.mini.rows} - set(self.rows))
         if unknown:
-            raise ValueError(f"there are no rows {unknown}; the rows are {list(self.rows)}")
+            raise ValueError(f"paper.rows or mini.rows has unknown rows {unknown}; the rows are {list(self.rows)}")
         return self
 
 
@@ -48,17 +48,17 @@ class Point(NamedTuple):
     """One run of a grid."""
 
     row: str
-    config: Path  # the base
-    changes: Overrides  # laid over it
+    config: Path  # the base config
+    changes: Overrides  # overrides of it
 
     @property
     def folder(self) -> str:
-        """The row's name as a folder's."""
+        """The folder name of the row."""
         return slug(self.row)
 
 
 def slug(name: str) -> str:
-    """Return a name as a folder's; ValueError where nothing of it can be a folder's name."""
+    """Return the folder name for a name; ValueError if it has no letter or digit."""
     words = re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_.")
     if not words:
         raise ValueError(f"{name!r} cannot name a folder: give it a letter from a to z or a digit")
@@ -66,13 +66,13 @@ def slug(name: str) -> str:
 
 
 def is_grid(path: Path) -> bool:
-    """Return whether a config file is a grid: a suite has rows, too, and says what is done with them."""
+    """Return whether a config file is a grid. A suite also has rows, but has transfers as well."""
     values = read(path)
     return "rows" in values and "transfer" not in values
 
 
 def points(path: Path, scale: Literal["paper", "mini"], row: str = "all") -> list[Point]:
-    """Return the runs of the grid at `path`: one row's, or all of them; ValueError for a row that it has not."""
+    """Return the runs of the grid at `path`, for one row or for all; ValueError if there is no such row."""
     grid = validate(read(path), Grid, where=str(path))
     if row != "all" and row not in grid.rows:
         raise ValueError(f"{path} ({grid.title}) has no row {row!r}: name one of {list(grid.rows)}, or all")

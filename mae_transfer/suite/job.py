@@ -1,6 +1,7 @@
-"""One run in a process of its own: the tool's script, its output in the run's output.log, and an end when the suite's process ends.
+"""Runs one tool in its own process. Its output goes to output.log. It stops when the process of the suite ends.
 
-The process is forked from a server that has imported torch and the tasks already, so that a suite of many small runs does not import them for each.
+The process is forked from a server that has already imported torch and the tasks. A suite of many small runs pays for
+these imports only once.
 """
 
 from __future__ import annotations
@@ -24,19 +25,20 @@ from mae_transfer.disk import locked
 from mae_transfer.suite import preload
 
 LOG = "output.log"
-START = "$ "  # begins the line of the log with a start's command
-PR_SET_PDEATHSIG = 1  # of Linux's prctl
-TORCHRUN_WAITS = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # seconds for its processes to save in before it kills them; older versions take 30
+START = "$ "  # prefix of the log line that holds the command of a start
+PR_SET_PDEATHSIG = 1  # option of prctl on Linux
+# Environment variable: seconds that torchrun gives its processes to save before it kills them. Older versions use 30.
+TORCHRUN_WAITS = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 
 
 def start(
     command: Sequence[str], folder: Path, *, environment: Mapping[str, str], modules: Sequence[str], threads: int | None
 ) -> ForkServerProcess:
-    """Start a tool's command in its folder; the process ends with the tool's exit status.
+    """Start the command of a tool in its folder. The process ends with the exit status of the tool.
 
     Args:
-        modules: imported once, for all the runs of this suite; those of the first call count.
-        threads: of the CPU for this run; None: all.
+        modules: modules to import once for all runs of the suite; only those of the first call are used.
+        threads: CPU threads for this run; None: all.
     """
     folder.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("forkserver")
@@ -48,17 +50,16 @@ def start(
 
 
 def main(command: list[str], folder: Path, environment: dict[str, str], threads: int | None) -> None:
-    """Run the command in this process, or in its place where it is not a Python script's (torchrun)."""
+    """Run a Python script in this process, or any other command (torchrun) in a child process."""
     os.environ.update(environment)
-    multiprocessing.set_start_method(
-        None, force=True
-    )  # the platform's own: loader workers would start a fork server of their own, which takes long
+    # Use the platform's default: otherwise the loader workers would start another fork server, which is slow.
+    multiprocessing.set_start_method(None, force=True)
     with locked(folder / ".lock") as lock:
         redirect(folder / LOG)
         print(START + " ".join(command), flush=True)
         threading.Thread(target=end_with_parent, daemon=True).start()
         if command[0] != sys.executable or command[1] == "-m":
-            attend(command, lock)
+            run_and_exit(command, lock)
         if threads is not None:
             importlib.import_module("torch").set_num_threads(threads)
         sys.argv = command[1:]
@@ -66,11 +67,10 @@ def main(command: list[str], folder: Path, environment: dict[str, str], threads:
         runpy.run_path(command[1], run_name="__main__")
 
 
-def attend(command: list[str], lock: int) -> NoReturn:
-    """Run a command that is no Python script (torchrun), hand on the signals that this process gets, and end as it ends."""
-    with subprocess.Popen(
-        command, pass_fds=(lock,), preexec_fn=end_with_this_thread
-    ) as process:  # it holds the lock as long as it lives
+def run_and_exit(command: list[str], lock: int) -> NoReturn:
+    """Run a command such as torchrun, pass on the signals that this process gets, and exit with its exit status."""
+    # The command inherits the lock and holds it as long as it runs.
+    with subprocess.Popen(command, pass_fds=(lock,), preexec_fn=end_with_this_thread) as process:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, _: process.send_signal(number))
         code = process.wait()
@@ -81,13 +81,13 @@ def attend(command: list[str], lock: int) -> NoReturn:
 
 
 def end_with_this_thread() -> None:
-    """Let the kernel send this process a SIGTERM when the thread that started it ends, even by SIGKILL (Linux only)."""
+    """Ask the kernel to send SIGTERM to this process when its starting thread ends, even by SIGKILL (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def end_with_parent() -> None:
-    """Stop this run, as a signal would, when the suite's own process is gone, however it went."""
+    """Send SIGTERM to this run as soon as the process of the suite has ended for any reason."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])
@@ -95,7 +95,7 @@ def end_with_parent() -> None:
 
 
 def redirect(log: Path) -> None:
-    """Send this process's output, and that of what it starts, to the end of a file."""
+    """Append the output of this process and its children to a file."""
     sys.stdout.flush()
     sys.stderr.flush()
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

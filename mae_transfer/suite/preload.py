@@ -1,4 +1,7 @@
-"""Imported by the process that the runs of a suite are forked from, and by nothing else: imports what they need, once for all of them."""
+"""Imports the modules that the runs of a suite need, once for all runs.
+
+Only the process that the runs are forked from imports this module.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,17 @@ from contextlib import redirect_stderr, redirect_stdout, suppress
 
 from mae_transfer.record import software
 
-VARIABLE = "MAE_TRANSFER_PRELOAD"  # of the environment: names of modules, with spaces between
+VARIABLE = "MAE_TRANSFER_PRELOAD"  # environment variable: names of modules, separated by spaces
 
 
 def preload(names: Iterable[str]) -> None:
-    """Import modules without a word. What cannot be imported is left to the run that needs it, which says why."""
+    """Import modules without output. If an import fails, the run that needs the module reports the error."""
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in names:
             with suppress(Exception):
                 importlib.import_module(name)
-        software()  # the runs compute with the code that is imported here, whatever is committed later
+        software()  # runs use the code imported here, even if a commit follows: record its commit now
 
 
 preload(os.environ.get(VARIABLE, "").split())

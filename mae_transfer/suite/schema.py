@@ -1,4 +1,4 @@
-"""What a suite's config says: which pretrainings, what is done with each, from which seeds (configs/suites; values only)."""
+"""Schema of a suite's config (configs/suites): pretrainings, transfers and seeds."""
 
 from __future__ import annotations
 
@@ -13,67 +13,80 @@ from mae_transfer.suite.layouts import LAYOUTS
 from mae_transfer.suite.records import About
 
 OTHER_IMAGES = {"name", "split", "seed", "root", "annotations", "images", "maps"}
-"""Options of data.val that say which images; "first", say, takes some of the same."""
+"""Options of data.val that select other images. "first", for example, selects a subset of the same images."""
 
 
 class Step(Schema):
-    """One run, or one per seed."""
+    """One run, or one run per seed."""
 
     config: str
-    """A config of the tool, relative to the suite's own file."""
+    """A config of the tool, relative to the suite's file."""
     set: Overrides = Field(default={})
-    """Laid over it; a string "@name" is what the tokenizer, basis or pretraining of that name leaves."""
+    """Overrides of the config. "@name" stands for the output of the tokenizer, basis or pretraining of that name."""
     data: str | None = None
-    """Which of `roots` its images lie in; None: it needs none, or the config says."""
+    """Name of its image folder in `roots`; None: the config names the images, or none are needed."""
     hours: NonNegative | None = None
-    """Device hours of one run, for --dry-run."""
+    """Estimated device hours of one run, shown by --dry-run."""
     gib: NonNegative | None = None
-    """Disk that one run takes, for --dry-run."""
+    """Estimated disk space of one run in GiB, shown by --dry-run."""
 
 
 class Source(Step):
-    """A row of the tables: a backbone that is pretrained here, taken as released, or fresh."""
+    """A row of the tables: a backbone that is pretrained here, released or randomly initialised."""
 
     config: str | None = None  # type: ignore[assignment]
-    """A pretraining config, relative to the suite's file; None: nothing is pretrained."""
+    """A pretraining config, relative to the suite's file; None: nothing is pretrained for this row."""
     backbone: str | None = None
-    """Released weights instead, PREFIX:PATH; with neither the transfers start from `fresh`."""
+    """Released weights (PREFIX:PATH). Without `config` and `backbone`, transfers start from random weights."""
     row: str | None = None
-    """What the tables call it, where several sizes share a row ("MAE"); None: its own name."""
+    """Row of the tables, if several sizes share one ("MAE"); None: its own name."""
     fresh: Overrides = Field(default={})
-    """Laid over every transfer of this row: for a fresh encoder {"backbone.encoder": {...}}, for weights of other statistics mean and std."""
+    """Overrides of every transfer of this row.
+
+    Example: {"backbone.encoder": {...}} for random weights; mean and std for weights with other statistics.
+    """
     fresh_in: dict[str, Overrides] = Field(default={})
-    """The same for single transfers, by their names."""
+    """Overrides of single transfers of this row, by name of the transfer."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
         if self.config is not None and self.backbone is not None:
             raise ValueError(
-                f"config = {self.config!r} and backbone = {self.backbone!r}: a row is pretrained here or released, not both"
+                f"config = {self.config!r} and backbone = {self.backbone!r}: a row has only one of them; remove one"
             )
         return self
 
 
 class Preparation(Step):
-    """What some targets need before anything is pretrained."""
+    """A tokenizer or basis that a target needs before pretraining."""
 
     kind: Literal["dvae", "pca"]
-    """A tokenizer from a tokenizer config, or a basis of principal components from a pretraining config."""
+    """dvae: a tokenizer, from a tokenizer config; pca: a basis of principal components, from a pretraining config."""
 
 
 class Sweep(Schema):
-    """A grid of values for each row, tried with the first seed and judged on images held out of the training set; the best serves every seed."""
+    """A search over a grid of values, for each row.
+
+    Every combination is run with the first seed and judged on images held out of the training set. All seeds use the
+    best one.
+    """
 
     grid: dict[str, tuple[Any, ...]] = Field(min_length=1)
-    """Dotted key -> values; every combination is a run."""
+    """Values to try, by dotted key; every combination is one run."""
     set: Overrides = Field(default={})
-    """Laid over the points only: the part that is held out (data.holdout_fraction; or data.train.part and other images as data.val), fewer epochs."""
+    """Overrides of the runs of the search only: the held-out images and, for example, fewer epochs.
+
+    Hold out images with data.holdout_fraction, or with data.train.part and other images as data.val.
+    """
     hours: NonNegative | None = None
-    """Device hours of one point; None: those of the transfer."""
+    """Estimated device hours of one run of the search; None: those of the transfer."""
     metric: str = "top1"
-    """What is judged, the higher the better."""
+    """The metric that is compared; higher is better."""
     split: str = "holdout"
-    """Where it is measured; never on what is reported: "val" only where `set` makes that other images, as detection and segmentation need."""
+    """The split on which the metric is measured, never the reported images.
+
+    "val" is allowed only if `set` replaces data.val by other images, as detection and segmentation need.
+    """
 
     @model_validator(mode="after")
     def _honest(self) -> Self:
@@ -82,83 +95,83 @@ class Sweep(Schema):
         )
         if self.split == "val" and not changed & OTHER_IMAGES:
             raise ValueError(
-                "sweep.split = 'val': what is selected on the reported images would flatter them; hold a part of the training images out, "
-                "or let sweep.set say which other images data.val is"
+                "sweep.split = 'val' selects on the reported images, which biases the result: hold out part of the "
+                "training images, or replace data.val by other images in sweep.set"
             )
         return self
 
 
 class Transfer(Step):
-    """What is done with every row."""
+    """A transfer that is run for every row."""
 
     tool: Literal["cls_train", "det_train", "seg_train"]
-    """The script of tools/ that does it."""
+    """The script in tools/ that runs it."""
     rows: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """Only these rows; None: all."""
+    """Rows that it is run for; None: all."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None
-    """Only these seeds; None: the suite's."""
+    """Seeds that it is run with; None: those of the suite."""
     sweep: Sweep | None = None
-    """Choose some values per row first."""
+    """Search for some values first, for each row."""
 
 
 class Grid(Schema):
-    """The rows of an ablation (configs/ablations) as sources."""
+    """Uses the rows of an ablation (configs/ablations) as rows of the suite."""
 
     file: str
-    """The ablation, relative to the suite's file."""
+    """The file of the ablation, relative to the suite's file."""
     scale: Literal["paper", "mini"]
-    """Which of its scales."""
+    """The scale of the ablation that is run."""
     set: dict[str, Overrides] = Field(default={})
-    """Laid over single rows: {"PCA": {"target.basis": "@basis"}}."""
+    """Overrides of single rows, for example {"PCA": {"target.basis": "@basis"}}."""
     data: str | None = None
-    """As in a source."""
+    """Name of the image folder in `roots`; None: the config names the images."""
     hours: NonNegative | dict[str, NonNegative] | None = None
-    """As in a source; or by row."""
+    """Estimated device hours of one pretraining, for all rows or by row."""
     gib: NonNegative | None = None
-    """As in a source."""
+    """Estimated disk space of one pretraining in GiB."""
 
 
 class Expectation(Schema):
-    """An ordering, or a least value, that the summary of a suite must show."""
+    """An ordering or a minimum that the summary of a suite must show."""
 
     column: str
-    """A column of the summary, "fine-tune" for instance."""
+    """A column of the summary, for example "fine-tune"."""
     row: str
     """The row that is expected to be better."""
     above: str | None = None
-    """The row that it is compared with; None: `by` is the least value itself."""
+    """The row that it is compared with; None: `by` is the minimum of `row`."""
     by: NonNegative = 0.0
-    """The least difference, in points."""
+    """The minimum difference, in points."""
 
 
 class SuiteConfig(Schema):
-    """A suite."""
+    """Config of a suite: rows (pretrainings or backbones), transfers and seeds."""
 
     title: str
-    """What the report is called."""
+    """Title of the report."""
     tables: tuple[str, ...]
-    """The tables and figures that it is for, by their names in tools/tables.py."""
+    """The tables and figures that it fills, by their names in tools/tables.py."""
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
-    """Every transfer is run with each."""
+    """Every transfer is run with each of these seeds."""
     pretrain_seeds: Literal["first", "each"] = "first"
-    """One pretraining serves every seed of the transfers, or each seed has its own."""
+    """first: one pretraining for all seeds of the transfers; each: one pretraining per seed."""
     roots: dict[str, str] = Field(default={})
-    """Where data sets lie, by name; --root name=path."""
+    """Folders of the data sets, by name; --root NAME=PATH replaces one."""
     prepare: dict[str, Preparation] = Field(default={})
-    """Tokenizers and bases by name."""
+    """Tokenizers and bases, by name."""
     rows: dict[str, Source] = Field(default={})
-    """The rows of the tables by name."""
+    """The rows of the tables, by name."""
     grid: Grid | None = None
-    """More rows: those of an ablation."""
+    """An ablation whose rows are added to `rows`."""
     transfer: dict[str, Transfer] = Field(min_length=1)
-    """What is done with each row, by name."""
+    """The transfers that are run for each row, by name."""
     chance: dict[str, NonNegative] = Field(default={})
-    """What guessing scores, by column of the summary."""
+    """Score of guessing, by column of the summary."""
     expect: tuple[Expectation, ...] = ()
-    """What the summary must show; tools/reproduce.py exits with 1 where it does not."""
+    """What the summary must show. If it does not, tools/reproduce.py exits with 1."""
 
     def about(self) -> About:
-        """Return what the tables need to know of the suite."""
+        """Return what the tables need to know about the suite."""
         rows = tuple(dict.fromkeys(source.row or name for name, source in self.rows.items()))
         return About(tables=self.tables, rows=rows, chance=self.chance)
 
@@ -166,17 +179,17 @@ class SuiteConfig(Schema):
     def _names_exist(self) -> Self:
         unknown = sorted(set(self.tables) - set(LAYOUTS))
         if unknown:
-            raise ValueError(f"there are no tables {unknown}; there are {list(LAYOUTS)}")
+            raise ValueError(f"tables has unknown names {unknown}; the tables are {list(LAYOUTS)}")
         for row, source in self.rows.items():
             for title in source.fresh_in:
                 if title not in self.transfer:
                     raise ValueError(
-                        f"row {row!r} has fresh_in for {title!r}, which is none of the transfers; {nearest(title, self.transfer)}"
+                        f"row {row!r}: fresh_in has unknown transfer {title!r}; {nearest(title, self.transfer)}"
                     )
         for one in self.expect:
             for row in filter(None, (one.row, one.above)):
                 if row not in self.rows and self.grid is None:
-                    raise ValueError(f"expect names row {row!r}, which the suite has not; {nearest(row, self.rows)}")
+                    raise ValueError(f"expect: the suite has no row {row!r}; {nearest(row, self.rows)}")
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds = {self.seeds}: each once")
+            raise ValueError(f"seeds = {self.seeds}: name each seed once")
         return self

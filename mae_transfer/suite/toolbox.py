@@ -1,4 +1,4 @@
-"""The tools that a suite runs: script, config classes by task, and what a run leaves for others."""
+"""The tools that a suite runs: script, config classes by task, and the file that other runs read."""
 
 from __future__ import annotations
 
@@ -16,30 +16,31 @@ EVERY = (
     "mae_transfer.suite.grid",
     "mmengine.config",
     "torch.utils.tensorboard",
-)  # of Tool.imports, for every tool
+)  # modules that every tool imports
 
 
 class Tool(NamedTuple):
     """One way to call a script of tools/."""
 
     script: str
-    tasks: dict[str, str]  # the config's `task` -> module:class of its config; the first where the file names none
-    words: tuple[str, ...] = ()  # before the config
-    artifact: str | None = None  # the file that it leaves for other runs
-    metric: str | None = None  # what a failed run owes to the tables, on the split "val"
-    trains: bool = True  # has a training state to resume from, and results at its end
-    imports: tuple[
-        str, ...
-    ] = ()  # modules of other packages that take long to import and that its runs import after they have started
+    tasks: dict[str, str]  # `task` of a config -> module:class of its schema; without `task`, the first
+    words: tuple[str, ...] = ()  # arguments before the config
+    artifact: str | None = None  # the file that other runs read
+    metric: str | None = None  # the metric that a table shows as missing if the run fails (split "val")
+    trains: bool = True  # it can resume from a training state, and it writes results
+    imports: tuple[str, ...] = ()  # slow third-party modules that its runs import after they have started
 
     def schema(self, config: Path) -> type[Schema]:
-        """Return the class of a config; ValueError where the tool does not know its task. A task's module is imported when a suite needs it."""
+        """Return the schema of a config; ValueError if the tool does not know its task.
+
+        Only the module of that task is imported.
+        """
         module, name = self.named(config)
         schema: type[Schema] = getattr(importlib.import_module(module), name)
         return schema
 
     def named(self, config: Path) -> tuple[str, str]:
-        """Return module and name of the class of a config; ValueError where the tool does not know its task."""
+        """Return module and class name of the schema of a config; ValueError if the tool does not know its task."""
         task = read(config).get("task", next(iter(self.tasks)))
         if task not in self.tasks:
             raise ValueError(f"{config}: task = {task!r}; tools/{self.script} runs {', '.join(self.tasks)}")
@@ -47,7 +48,7 @@ class Tool(NamedTuple):
         return f"mae_transfer.tasks.{module}", name
 
     def modules(self, config: Path) -> tuple[str, ...]:
-        """Return all that a run of a config imports, ready to be imported ahead."""
+        """Return the modules that a run of a config imports, to import them ahead."""
         return (self.named(config)[0], *EVERY, *self.imports)
 
 

@@ -97,5 +97,5 @@ def test_a_mistake_is_named_and_nothing_runs(
 
 def test_values_of_a_row_that_does_not_exist_are_an_error(file: Path) -> None:
     file.write_text(GRID.replace('rows={"8 blocks"', 'rows={"7 blocks"'))
-    with pytest.raises(ValueError, match=r"there are no rows \['7 blocks'\]"):
+    with pytest.raises(ValueError, match=r"unknown rows \['7 blocks'\]"):
         points(file, "paper")
