@@ -11,9 +11,9 @@
 D will hold checkpoints/ (training states), config.py (resolved), log.jsonl, curves.png,
 tensorboard/, predictions.json (COCO's result format), detections/ (ground truth and predictions)
 and results.jsonl (box and mask AP, AP50, AP75, by size, AR). Data use COCO 2017's layout:
-train2017/, val2017/ and annotations/instances_*.json. tools/prepare_data.py downloads and checks
-them. The heads are torchvision's, or detectron2's with engine=detectron2; docs/results/detect.md
-compares the two.
+train2017/, val2017/ and annotations/instances_*.json; docs/data.md shows other names and data with
+boxes only. tools/prepare_data.py downloads COCO and checks your own data. The heads are
+torchvision's, or detectron2's with engine=detectron2; docs/results/detect.md compares the two.
 """
 
 import sys

@@ -8,7 +8,8 @@
 
 D will hold checkpoints/ (training states), backbone.safetensors (the encoder, for the transfer
 tasks), config.py (resolved), log.jsonl and tensorboard/ (curves), results.jsonl (numbers) and
-reconstructions/ (pictures). SIGTERM and Ctrl-C save and stop; --resume continues bit for bit.
+reconstructions/ (pictures). SIGTERM and Ctrl-C save and stop; --resume continues. Your own images:
+configs/pretrain/own_photos_one_gpu.py and docs/own_data.md.
 """
 
 import sys

@@ -7,9 +7,9 @@
   python tools/reproduce.py configs/suites/table7.py --work-dir runs/t7 --launcher slurm \\
       --gpus-per-node 8 --nodes 4 --slurm partition=gpu
 
-D will hold a folder per run (files of the tool, output.log, node.json) and report.html, which is
-rewritten after every run. Finished runs are not repeated unless their config, inputs or seed
-change. Ctrl-C and SIGTERM save and stop; the same command continues.
+D will hold a folder per run (files of the tool, output.log, node.json with the run's state) and
+report.html, which is rewritten after every run. Finished runs are not repeated unless their config,
+inputs or seed change. Ctrl-C and SIGTERM save and stop; the same command continues.
 """
 
 import argparse

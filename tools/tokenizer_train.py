@@ -7,7 +7,7 @@
       --set data.root=/data/tiny-imagenet
 
 dvae writes tokenizer.safetensors, pictures (original | rebuilt from codes), results and
-checkpoints; --resume continues bit for bit. pca reads a pretraining config, fits the principal
+checkpoints; --resume continues. pca reads a pretraining config, fits the principal
 components of the patches in its training crops, and writes basis.safetensors. Then pretrain with
 --set "target={'name':'token','tokenizer':'runs/tok/tokenizer.safetensors'}" or
 --set "target={'name':'pca','basis':'runs/pca/basis.safetensors'}".

@@ -1,4 +1,4 @@
-"""The MAE `zoo:shapes64_norm_pixel`: normalised pixels, generated scenes of one to four solids (synthetic data).
+"""The MAE `zoo:shapes64_norm_pixel`: normalised pixels, scenes of 1 to 4 solids (synthetic data).
 
 Command:   python tools/pretrain.py configs/zoo/shapes64_norm_pixel.py --work-dir runs/zoo_norm_pixel
 Cost:      about 8 minutes on one CPU core.

@@ -75,7 +75,7 @@ def add_run_options(parser: Parser) -> None:
     parser.how.add_argument(
         "--resume",
         action="store_true",
-        help="continue D from its newest checkpoint, bit for bit; start from scratch if D has none",
+        help="continue D from its newest checkpoint (on a CPU bit for bit); start from scratch if D has none",
     )
     parser.how.add_argument(
         "--debug", action="store_true", help="run a few steps of a tiny model on generated images, to check the config"

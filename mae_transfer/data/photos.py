@@ -26,7 +26,7 @@ class Photos:
     Args:
         root: the folder.
         split: "train" or "val". They share no image.
-        held_out: share of the images used as "val" if there is no such folder, at most MOST_HELD_OUT images.
+        held_out: share of the images used as "val" if there is no such folder, at most 2,048 images.
 
     Raises:
         ValueError: names the folder that is missing, empty or holds a single image, and the remedy.

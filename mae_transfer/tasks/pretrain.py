@@ -74,7 +74,7 @@ class PretrainConfig(ImageConfig):
     target: Spec = Spec(name="norm_pixel")
     """An entry of TARGETS with its options."""
     start: str | None = None
-    """Weights to begin from instead of the initialisation: mae-full:PATH (a released file with its decoder) or a step_*.pt of this suite."""
+    """Weights to begin from instead of the initialisation: mae-full:PATH (a released file with its decoder) or a step_*.pt of this package."""
     evaluate_images: Count = 2048
     """Images to evaluate on, spread evenly over the validation set (over the training set where there is none)."""
     pictures: Count = 8
