@@ -1,7 +1,7 @@
 """The model zoo and random weights of the same architecture through the demo's classification protocols, at 64 pixels.
 
 Command:   python tools/reproduce.py configs/suites/zoo.py --work-dir runs/zoo --jobs 2
-Cost:      about 15 minutes on two CPU cores, 2 GB.
+Cost:      about 30 minutes on two CPU cores that other work shares, 2 GB.
 Published: none. The numbers are in mae_transfer/zoo/README.md.
 """
 
