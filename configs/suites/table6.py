@@ -18,7 +18,7 @@ rows = {
     "MAE, ViT-L": dict(row="MAE", config="../pretrain/mae_vit_large_16_1600e.py", data="imagenet", hours=695.0, gib=20.0),
     "MAE, ViT-H": dict(row="MAE", config="../pretrain/mae_vit_huge_14_1600e.py", data="imagenet", hours=1651.0, gib=40.0),
 }
-sizes = {  # changes of finetune_vit_large.py, _huge.py, _huge_448.py to finetune_vit_base.py; hours relative to its
+sizes = {  # changes of finetune_vit_large.py, _huge.py, _huge_448.py to finetune_vit_base.py; hours relative to ViT-B
     "B": ({}, 1.0),
     "L": ({"epochs": 50}, 1.8),
     "H": ({"epochs": 50, "protocol.drop_path": 0.2, "run.device_batch": 32}, 4.8),

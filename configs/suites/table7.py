@@ -20,7 +20,7 @@ roots = dict(imagenet="data/imagenet", coco="data/coco", ade="data/ADEChallengeD
 targets = {
     "pixel (w/o norm)": ({"target": {"name": "pixel"}}, 1.0),
     "pixel (w/ norm)": ({}, 1.0),
-    "dVAE token": ({"target": {"name": "token", "tokenizer": "dalle:encoder.pkl"}}, 1.19),  # the tokenizer's extra time with ViT-B
+    "dVAE token": ({"target": {"name": "token", "tokenizer": "dalle:encoder.pkl"}}, 1.19),  # relative time of ViT-B with the tokenizer
 }
 sizes = {"B": ("base_16", 319.0, 10.0), "L": ("large_16", 695.0, 20.0), "H": ("huge_14", 1651.0, 40.0)}
 rows = {

@@ -59,10 +59,10 @@ class Point(NamedTuple):
 
 def slug(name: str) -> str:
     """Return the folder name for a name; ValueError if it has no letter or digit."""
-    words = re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_.")
-    if not words:
+    folder = re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_.")
+    if not folder:
         raise ValueError(f"{name!r} cannot name a folder: give it a letter from a to z or a digit")
-    return words
+    return folder
 
 
 def is_grid(path: Path) -> bool:

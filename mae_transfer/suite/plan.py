@@ -1,7 +1,7 @@
-"""A suite's config becomes a graph of runs: tokenizer -> pretraining -> transfer, each with what it needs.
+"""Turns the config of a suite into a graph of runs: tokenizer -> pretraining -> transfer.
 
-Everything that can be wrong with a suite is an error here, before anything runs: unknown rows and references, cycles, two runs of one name,
-a config that does not load.
+Mistakes in a suite are errors here, before anything runs: unknown rows and references, cycles, two runs with one name,
+configs that do not load.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mae_transfer.suite.records import Role
 from mae_transfer.suite.schema import Preparation, Source, Step, SuiteConfig, Sweep, Transfer
 from mae_transfer.suite.toolbox import TOOLBOX, Tool
 
-DEBUG_DEPTH = 4  # blocks, which the --debug of the transfers counts on
+DEBUG_DEPTH = 4  # blocks of the pretrained encoder that transfers expect with --debug
 
 
 class Node(NamedTuple):
@@ -27,15 +27,15 @@ class Node(NamedTuple):
 
     name: str  # also its folder in the work dir
     role: Role
-    row: str  # the tables' name of the pretraining
+    row: str  # name of the pretraining in the tables
     kind: str  # an entry of TOOLBOX
     config: Path
-    changes: Overrides  # dotted key -> value; "@NODE" is what that node leaves
+    changes: Overrides  # dotted key -> value; "@NODE" stands for the artifact of that node
     seed: int
-    needs: tuple[str, ...]  # the nodes whose artifacts it takes
-    points: tuple[str, ...] = ()  # the nodes of the sweep that chooses some of its values
-    sweep: Sweep | None = None  # of a point, too
-    point: tuple[tuple[str, Any], ...] = ()  # of a point: the values that it tries
+    needs: tuple[str, ...]  # the nodes whose artifacts it reads
+    points: tuple[str, ...] = ()  # the runs of the sweep that chooses some of its values
+    sweep: Sweep | None = None  # also set for the runs of the sweep
+    point: tuple[tuple[str, Any], ...] = ()  # for a run of a sweep: the values that it tries
     hours: float | None = None
     gib: float | None = None
 
@@ -44,25 +44,28 @@ class Node(NamedTuple):
         return TOOLBOX[self.kind]
 
     def load(self, changes: Mapping[str, Any], *, debug: bool = False) -> Schema:
-        """Return the run's resolved config under these changes; with `debug` as the tool's --debug does."""
-        laid, over = ({}, texts(self.kept(changes))) if debug else (changes, [])
-        return load(self.config, self.tool.schema(self.config), changes=laid, overrides=over, debug=debug)
+        """Return the resolved config of the run with these changes; `debug` applies the overlay of --debug."""
+        base, overrides = ({}, assignments(self.debug_changes(changes))) if debug else (changes, [])
+        return load(self.config, self.tool.schema(self.config), changes=base, overrides=overrides, debug=debug)
 
-    def kept(self, changes: Mapping[str, Any]) -> Overrides:
-        """Return the changes that a run with --debug keeps: its seed and what it takes from other runs; the rest would undo the overlay."""
+    def debug_changes(self, changes: Mapping[str, Any]) -> Overrides:
+        """Return the changes that apply with --debug: the seed and the files of other runs.
+
+        The other changes would undo the overlay.
+        """
         linked = {key for key, value in self.changes.items() if replaced(value, lambda _: "") != value}
         kept = {key: value for key, value in changes.items() if key == "seed" or key in linked}
         return {**kept, "model.encoder.depth": DEBUG_DEPTH} if self.kind == "pretrain" else kept
 
 
-Plan = dict[str, Node]  # in an order in which they can run
+Plan = dict[str, Node]  # by name, in an order in which they can run
 
 
 def open_plan(file: Path, *, roots: Mapping[str, str] | None = None) -> tuple[SuiteConfig, Plan]:
-    """Return the suite of a config file and its runs, every config checked.
+    """Return the suite of a config file and its runs, with every config checked.
 
     Args:
-        roots: by name, where data sets lie; laid over the file's.
+        roots: folders of data sets by name; they replace those of the file.
     Raises:
         ValueError: names the file, the run and the remedy.
     """
@@ -70,7 +73,7 @@ def open_plan(file: Path, *, roots: Mapping[str, str] | None = None) -> tuple[Su
     unknown = sorted(set(roots or {}) - set(cfg.roots))
     if unknown:
         raise ValueError(
-            f"--root {unknown[0]}=...: {file} has no such data set; it has {', '.join(cfg.roots) or 'none'}"
+            f"--root {unknown[0]}=...: {file} has no data set of that name; it has {', '.join(cfg.roots) or 'none'}"
         )
     cfg = cfg.model_copy(update={"roots": {**cfg.roots, **(roots or {})}})
     plan = ordered(expand(cfg, file.parent))
@@ -84,7 +87,8 @@ def open_plan(file: Path, *, roots: Mapping[str, str] | None = None) -> tuple[Su
                 and not getattr(resolved.data, "holdout_fraction", 0.0)
             ):
                 raise ValueError(
-                    "its sweep is judged on 'holdout', but nothing is held out: add set={'data.holdout_fraction': 0.1} to the sweep"
+                    "its sweep has split = 'holdout', but no images are held out: "
+                    "add set={'data.holdout_fraction': 0.1} to the sweep"
                 )
         except ValueError as error:
             raise ValueError(f"run {node.name!r} of {file}: {error}") from None
@@ -92,7 +96,7 @@ def open_plan(file: Path, *, roots: Mapping[str, str] | None = None) -> tuple[Su
 
 
 def expand(cfg: SuiteConfig, folder: Path) -> list[Node]:
-    """Return the nodes in the order of the file."""
+    """Return the runs of a suite in the order of its file."""
     rows = rows_of(cfg, folder)
     seeds = cfg.seeds if cfg.pretrain_seeds == "each" else cfg.seeds[:1]
     names = Names(cfg.prepare, rows, seeds)
@@ -110,51 +114,49 @@ def expand(cfg: SuiteConfig, folder: Path) -> list[Node]:
 
 
 def rows_of(cfg: SuiteConfig, folder: Path) -> dict[str, Source]:
-    """Return the rows of the file and those of its grid."""
+    """Return the rows of the suite, including those of its grid."""
     rows = dict(cfg.rows)
     if cfg.grid is not None:
         for point in points(folder / cfg.grid.file, cfg.grid.scale):
             if point.row in rows:
                 raise ValueError(
-                    f"row {point.row!r} stands in `rows` and in {cfg.grid.file}: two pretrainings of one name"
+                    f"row {point.row!r} is in `rows` and in {cfg.grid.file}: rename or remove the one in `rows`"
                 )
-            own, base = {**point.changes, **cfg.grid.set.get(point.row, {})}, os.path.relpath(point.config, folder)
+            changes, base = {**point.changes, **cfg.grid.set.get(point.row, {})}, os.path.relpath(point.config, folder)
             hours = cfg.grid.hours.get(point.row) if isinstance(cfg.grid.hours, dict) else cfg.grid.hours
-            rows[point.row] = Source(config=base, set=own, data=cfg.grid.data, hours=hours, gib=cfg.grid.gib)
+            rows[point.row] = Source(config=base, set=changes, data=cfg.grid.data, hours=hours, gib=cfg.grid.gib)
     if not rows:
         raise ValueError(
-            "the suite has no rows: name pretrainings or backbones under `rows`, or an ablation under `grid`"
+            "the suite has no rows: add pretrainings or backbones to `rows`, or name an ablation in `grid`"
         )
     return rows
 
 
 def chosen_rows(title: str, transfer: Transfer, rows: Mapping[str, Source]) -> Sequence[str]:
-    """Return the rows that a transfer takes."""
+    """Return the rows that a transfer is run for."""
     for row in transfer.rows or ():
         if row not in rows:
-            raise ValueError(
-                f"transfer {title!r} takes row {row!r}, which is none of the suite's; {nearest(row, rows)}"
-            )
+            raise ValueError(f"transfer {title!r}: the suite has no row {row!r}; {nearest(row, rows)}")
     return transfer.rows or list(rows)
 
 
 class Names:
-    """How nodes are called, and which node a reference means."""
+    """Names of nodes, and the nodes that references stand for."""
 
     def __init__(self, prepare: Mapping[str, Preparation], rows: Mapping[str, Source], seeds: Sequence[int]) -> None:
         both = sorted(set(prepare) & set(rows))
         if both:
             raise ValueError(
-                f"{both[0]!r} is the name of a preparation and of a row: a reference to it would be ambiguous"
+                f"{both[0]!r} is both a preparation and a row, so a reference to it is ambiguous: rename one"
             )
         self._seeds, self._prepare, self._rows = seeds, prepare, rows
 
     def pretraining(self, row: str, seed: int) -> str:
-        """Return the node that pretrains a row for the transfers of a seed."""
+        """Return the name of the pretraining of a row for the transfers with a seed."""
         return f"{slug(row)}/pretrain/seed{seed if seed in self._seeds else self._seeds[0]}"
 
     def node_of(self, reference: str, seed: int, *, where: str) -> str:
-        """Return the node whose artifact "@name" is."""
+        """Return the name of the node whose artifact "@name" stands for."""
         name = reference.removeprefix("@")
         if name in self._prepare:
             return f"{slug(name)}/prepare"
@@ -162,11 +164,12 @@ class Names:
             return self.pretraining(name, seed)
         pretrained = [row for row, source in self._rows.items() if source.config]
         raise ValueError(
-            f"{where}: {reference!r} refers to nothing that the suite makes; {nearest(name, [*self._prepare, *pretrained])}"
+            f"{where}: {reference!r} names no preparation and no pretrained row; "
+            f"{nearest(name, [*self._prepare, *pretrained])}"
         )
 
     def linked(self, changes: Overrides, seed: int, *, where: str) -> tuple[Overrides, tuple[str, ...]]:
-        """Return the changes with each "@name" replaced by its "@NODE", and the nodes."""
+        """Return the changes with each "@name" replaced by "@NODE", and the names of these nodes."""
         found: dict[str, None] = {}
 
         def link(reference: str) -> str:
@@ -189,7 +192,7 @@ def preparation(cfg: SuiteConfig, folder: Path, name: str, step: Preparation, na
         role,
         name,
         step.kind,
-        beside(folder, step.config),
+        config_path(folder, step.config),
         changes,
         seed,
         needs,
@@ -208,7 +211,7 @@ def pretraining(cfg: SuiteConfig, folder: Path, row: str, source: Source, seed: 
         "pretrain",
         source.row or row,
         "pretrain",
-        beside(folder, source.config),
+        config_path(folder, source.config),
         changes,
         seed,
         needs,
@@ -220,7 +223,7 @@ def pretraining(cfg: SuiteConfig, folder: Path, row: str, source: Source, seed: 
 def transfers(
     cfg: SuiteConfig, folder: Path, title: str, transfer: Transfer, row: str, source: Source, names: Names
 ) -> Iterator[Node]:
-    """Yield the nodes of one transfer of one row: the points of its sweep, then a run per seed."""
+    """Yield the nodes of one transfer of one row: the runs of its sweep, then a run per seed."""
     where = f"transfer {title!r} of row {row!r}"
     seeds, base = transfer.seeds or cfg.seeds, f"{slug(row)}/{slug(title)}"
     given = {**transfer.set, **source.fresh, **source.fresh_in.get(title, {}), **root_of(cfg, transfer, title)}
@@ -229,7 +232,7 @@ def transfers(
 
     def node(name: str, seed: int, role: Role, extra: Overrides) -> Node:
         changes, needs = names.linked({**given, **extra, "seed": seed}, seed, where=where)
-        config = beside(folder, transfer.config)
+        config = config_path(folder, transfer.config)
         return Node(
             name,
             role,
@@ -256,12 +259,12 @@ def transfers(
 
 
 def ordered(nodes: Iterable[Node]) -> Plan:
-    """Return the nodes by name in an order in which they can run; ValueError for a cycle, or two nodes of one name."""
+    """Return the nodes by name in an order in which they can run; ValueError if a cycle or a repeated name is found."""
     plan: Plan = {}
     for node in nodes:
         if node.name in plan:
             raise ValueError(
-                f"two runs are called {node.name!r} (rows {plan[node.name].row!r} and {node.row!r}): rename one"
+                f"two runs are named {node.name!r} (rows {plan[node.name].row!r} and {node.row!r}): rename one"
             )
         plan[node.name] = node
     try:
@@ -269,13 +272,18 @@ def ordered(nodes: Iterable[Node]) -> Plan:
             TopologicalSorter({node.name: (*node.needs, *node.points) for node in plan.values()}).static_order()
         )
     except CycleError as error:
-        raise ValueError(f"the runs wait for each other in a circle: {' -> '.join(reversed(error.args[1]))}") from None
+        cycle = " -> ".join(reversed(error.args[1]))
+        raise ValueError(f"runs depend on each other in a cycle, remove one '@' reference: {cycle}") from None
     levels = levels_of(plan, order)
     return {name: node for level in range(len(plan)) for name, node in plan.items() if levels[name] == level}
 
 
 def levels_of(plan: Plan, order: Iterable[str]) -> dict[str, int]:
-    """Return for each run the length of the longest chain that leads to it; `order`: the names, each behind what it needs."""
+    """Return for each run the length of the longest chain of runs that it depends on.
+
+    Args:
+        order: names of the runs, each after those that it needs.
+    """
     levels: dict[str, int] = {}
     for name in order:
         levels[name] = 1 + max((levels[need] for need in (*plan[name].needs, *plan[name].points)), default=-1)
@@ -283,7 +291,11 @@ def levels_of(plan: Plan, order: Iterable[str]) -> dict[str, int]:
 
 
 def select(plan: Plan, patterns: Sequence[str]) -> Plan:
-    """Return the runs whose name contains one of the patterns, with everything that they need; ValueError for a pattern that fits none."""
+    """Return the runs whose name contains one of the patterns, and the runs that they need.
+
+    Raises:
+        ValueError: no run's name contains a pattern.
+    """
     wanted: dict[str, None] = {}
 
     def take(name: str) -> None:
@@ -301,7 +313,7 @@ def select(plan: Plan, patterns: Sequence[str]) -> Plan:
 
 
 def replaced(value: Any, swap: Callable[[str], str]) -> Any:
-    """Return a value with every "@name" in it, however deep, replaced by what `swap` makes of it."""
+    """Return a value in which `swap` has replaced every "@name", at any depth."""
     if isinstance(value, dict):
         return {key: replaced(inner, swap) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -309,20 +321,20 @@ def replaced(value: Any, swap: Callable[[str], str]) -> Any:
     return swap(value) if isinstance(value, str) and value.startswith("@") else value
 
 
-def texts(changes: Mapping[str, Any]) -> list[str]:
-    """Return changes as a tool's --set takes them."""
+def assignments(changes: Mapping[str, Any]) -> list[str]:
+    """Return changes as the values of --set: "key=value"."""
     return [f"{key}={value!r}" for key, value in changes.items()]
 
 
-def beside(folder: Path, config: str) -> Path:
-    """Return a config's path, relative to the suite's, without the way back and forth."""
+def config_path(folder: Path, config: str) -> Path:
+    """Return the normalised path of a config that is given relative to the folder of the suite."""
     return Path(os.path.normpath(folder / config))
 
 
 def root_of(cfg: SuiteConfig, step: Step, title: str) -> Overrides:
-    """Return the change that says where the images of a step lie."""
+    """Return the change that sets the image folder of a step."""
     if step.data is None:
         return {}
     if step.data not in cfg.roots:
-        raise ValueError(f"{title!r} takes data {step.data!r}, which `roots` has not; {nearest(step.data, cfg.roots)}")
+        raise ValueError(f"{title!r}: data = {step.data!r} is not in `roots`; {nearest(step.data, cfg.roots)}")
     return {"data.root": cfg.roots[step.data]}

@@ -1,6 +1,6 @@
-"""Results as the tables take them: each with its folder and with what the suite that made it calls its pretraining.
+"""Results for the tables: each with its file and with the note of the suite that made it.
 
-A suite leaves node.json beside every results.jsonl (class Note); folders of single runs have none and are read as well.
+A suite writes node.json (class Note) beside every results.jsonl. Folders of single runs have no node.json.
 """
 
 from __future__ import annotations
@@ -24,41 +24,41 @@ State = Literal["planned", "running", "done", "failed", "skipped", "stopped"]
 
 
 class Note(BaseModel):
-    """What a suite remembers of one of its runs: the content of node.json."""
+    """The record of one run of a suite: the content of node.json."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: int = FORMAT
     suite: str
     name: str
-    role: Role  # "point": of a sweep; no table shows it
-    row: str  # the pretraining's name in the suite: the table's row
-    identity: str  # digest of the resolved config, of the inputs' identities and of the seed
-    parts: dict[str, str] = {}  # what the identity was made of, to say what changed
+    role: Role  # "point": a run of a sweep; no table shows it
+    row: str  # name of the pretraining in the suite: the row of the tables
+    identity: str  # digest of the resolved config, the seed and the identities of the inputs
+    parts: dict[str, str] = {}  # parts of the identity, to report what changed
     command: list[str]
     state: State = "planned"
     reason: str | None = None
-    chosen: str | None = None  # what a sweep chose for it, and from what
-    seconds: float = 0.0  # that it ran for, over all its starts
-    artifact: str | None = None  # sha256 of the file that it left for others, once it is done
-    results: tuple[str, ...] = ()  # digests of the lines of its results.jsonl, likewise
+    chosen: str | None = None  # values that a sweep chose for it, and the scores
+    seconds: float = 0.0  # run time, summed over all starts
+    artifact: str | None = None  # sha256 of the file that other runs read, once it is done
+    results: tuple[str, ...] = ()  # digests of the lines of its results.jsonl, once it is done
 
 
 class About(BaseModel):
-    """What the tables need to know of a suite: the content of suite.json in its work dir."""
+    """What the tables need to know about a suite: the content of suite.json in its work dir."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     tables: tuple[str, ...] = ()
-    """The tables and figures that it is for."""
+    """The tables and figures that it fills."""
     rows: tuple[str, ...] = ()
-    """The rows in its order."""
+    """The rows, in the order of the suite."""
     chance: dict[str, float] = {}
-    """What guessing scores, by column of the summary."""
+    """Score of guessing, by column of the summary."""
 
 
 class Record(NamedTuple):
-    """One result, where it stands, and what the suite says of its run."""
+    """One result, its file, and the note of its run."""
 
     result: Result
     file: Path
@@ -66,14 +66,14 @@ class Record(NamedTuple):
 
     @property
     def label(self) -> str | None:
-        """The suite's name of the pretraining."""
+        """Name of the pretraining in the suite."""
         return self.note.row if self.note else None
 
 
 def load(paths: Iterable[Path]) -> tuple[list[Record], list[str]]:
-    """Return the records under the given files and folders, and a sentence per line or note that could not be read.
+    """Return the records in the given files and folders, and a message for each unreadable line or note.
 
-    Of a run that failed and succeeded later only the success is a record.
+    If a run failed and succeeded later, only the success is returned.
 
     Raises:
         ValueError: a path does not exist, or nothing was found.
@@ -84,24 +84,24 @@ def load(paths: Iterable[Path]) -> tuple[list[Record], list[str]]:
         good, bad = results.load(file)
         note, complaints = read_note(file.parent)
         if change := edited(note, file):
-            defects.append(f"{file}: {change}; its numbers are left out: run it again, or restore the file")
+            defects.append(f"{file}: {change}; its numbers are not used: run it again, or restore the file")
             continue
-        paid = {_owed(result) for result in good if result.status == "ok"}
-        found += [Record(result, file, note) for result in good if result.status == "ok" or _owed(result) not in paid]
+        measured = {_key(result) for result in good if result.status == "ok"}
+        found += [
+            Record(result, file, note) for result in good if result.status == "ok" or _key(result) not in measured
+        ]
         defects += [*bad, *complaints]
     if not found:
         raise ValueError(
-            "\n  ".join(
-                ["no results found: a run writes results.jsonl into its work dir when it is finished", *defects]
-            )
+            "\n  ".join(["no results found: give work dirs of finished runs, which contain results.jsonl", *defects])
         )
     return [record for record in found if record.note is None or record.note.role != "point"], defects
 
 
 def about(paths: Iterable[Path]) -> About:
-    """Return what is known of the suites under the given folders, or around them.
+    """Return the suite.json of the suites in the given folders, or in their parents, as one.
 
-    Work dirs of earlier versions say nothing.
+    Work dirs of earlier versions have no suite.json.
     """
     known: list[About] = []
     for path in paths:
@@ -111,7 +111,7 @@ def about(paths: Iterable[Path]) -> About:
             try:
                 known.append(About.model_validate_json(file.read_text(encoding="utf-8")))
             except (ValidationError, UnicodeDecodeError):
-                continue  # the tables do without
+                continue  # the tables do not require it
     chances = {tuple(sorted(one.chance.items())) for one in known}
     return About(
         tables=tuple(dict.fromkeys(table for one in known for table in one.tables)),
@@ -132,21 +132,21 @@ def line_digests(numbers: Path) -> tuple[str, ...]:
 
 
 def edited(note: Note | None, numbers: Path) -> str | None:
-    """Return that lines of results.jsonl are not as the run wrote them; None if they are.
+    """Return a message if lines of results.jsonl have changed since the run wrote them, else None.
 
-    Lines that were added since do no harm.
+    Added lines do not count.
     """
     lost = set(note.results) - set(line_digests(numbers)) if note else set()
-    return f"{len(lost)} of {len(note.results)} lines are not as the run wrote them" if note and lost else None
+    return f"{len(lost)} of {len(note.results)} lines were changed or removed after the run" if note and lost else None
 
 
 def read_note(folder: Path) -> tuple[Note | None, list[str]]:
-    """Return the note of a folder, None where it has none, and what is wrong with it."""
+    """Return the note of a folder, or None, and a list of its defects."""
     path = folder / "node.json"
     if not path.is_file():
         return None, []
     if (version := _version(path)) not in (None, FORMAT):
-        return None, [f"{path} is of format {version}, this version reads {FORMAT}"]
+        return None, [f"{path} has format {version}, but this version reads format {FORMAT}"]
     try:
         return Note.model_validate_json(path.read_text(encoding="utf-8")), []
     except (ValidationError, UnicodeDecodeError) as error:
@@ -154,7 +154,7 @@ def read_note(folder: Path) -> tuple[Note | None, list[str]]:
 
 
 def of_another_version(folder: Path) -> bool:
-    """Return whether a folder's note was written by a version whose notes this one does not read."""
+    """Return whether the note of a folder has a format that this version does not read."""
     path = folder / "node.json"
     return path.is_file() and _version(path) not in (None, FORMAT)
 
@@ -165,13 +165,13 @@ def write_note(folder: Path, note: Note) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file, whole or not at all; an OSError says which one (that of a full disk does not by itself)."""
+    """Write a file completely or not at all. An OSError names the file, even if the disk is full."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
 
 
-def _owed(result: Result) -> tuple[object, ...]:
-    """What a run owes the tables: a hole that a failed start left is filled by the number of a later one."""
+def _key(result: Result) -> tuple[object, ...]:
+    """The number of a table that a result belongs to. A later success replaces a failure with the same key."""
     return result.pretrain, result.seed, result.task, result.protocol, result.dataset, result.split, result.metric
 
 

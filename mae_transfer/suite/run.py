@@ -1,6 +1,7 @@
-"""Carry a plan out on this machine: one run after the other, or several at a time on named devices.
+"""Runs a plan on this machine: one run after the other, or several at a time on named devices.
 
-A failed run marks what depends on it as skipped and the rest goes on. A signal stops the running tools, which save; starting again continues.
+If a run fails, the runs that depend on it are skipped and the others go on. A signal stops the running tools, which
+save. The same command continues.
 """
 
 from __future__ import annotations
@@ -26,50 +27,53 @@ from mae_transfer.suite.toolbox import TOOLBOX
 from mae_transfer.suite.work import Work
 
 POLL_S = 0.5
-SAVE_S = 600  # for the processes of a torchrun to save in
+SAVE_S = 600  # time that torchrun gives its processes to save
 Say = Callable[[str], None]
 
 
 class Machine(NamedTuple):
-    """How many runs at a time, and where."""
+    """The number of runs at a time, and their devices."""
 
     jobs: int = 1
-    devices: tuple[str, ...] = ()  # CUDA devices by number; each run gets one of them, where any are named
-    processes: int = 1  # of each run, under torchrun where more than one
+    devices: tuple[str, ...] = ()  # numbers of CUDA devices; each run gets one of them; empty: all runs see all
+    processes: int = 1  # per run; more than one are started by torchrun
 
     def check(self) -> None:
-        """Raise ValueError for what would run nothing, or two runs on one device."""
+        """Raise ValueError if nothing could run, or if two runs would share a device."""
         if self.jobs < 1:
-            raise ValueError(f"--jobs {self.jobs}: at least one run at a time, or nothing would ever run")
+            raise ValueError(f"--jobs {self.jobs}: must be at least 1")
         if self.processes < 1:
-            raise ValueError(f"--gpus-per-node {self.processes}: each run has at least one process")
+            raise ValueError(f"--gpus-per-node {self.processes}: must be at least 1")
         if self.devices and self.jobs > len(self.devices):
             raise ValueError(
-                f"--jobs {self.jobs} on {len(self.devices)} devices (--devices): each run has one for itself"
+                f"--jobs {self.jobs} on {len(self.devices)} devices: each run needs its own device; "
+                f"use --jobs {len(self.devices)}, or name more devices with --devices"
             )
         if self.jobs > 1 and self.processes > 1:
             raise ValueError(
-                f"--jobs {self.jobs} with --gpus-per-node {self.processes}: the runs would share the devices; take --jobs 1"
+                f"--jobs {self.jobs} with --gpus-per-node {self.processes}: the runs would share the devices; "
+                "use --jobs 1"
             )
         if self.devices and self.processes > 1:
             raise ValueError(
-                f"--gpus-per-node {self.processes} on one named device (--devices): name no devices, or start one process"
+                f"--gpus-per-node {self.processes} with --devices: a run gets only one named device; "
+                "remove --devices, or use --gpus-per-node 1"
             )
 
     @property
     def torchrun(self) -> list[str]:
-        """The words that start a run on several devices."""
+        """Arguments that start a run on several devices; empty for one process."""
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
         return [*launcher, str(self.processes)] if self.processes > 1 else []
 
     @property
     def threads(self) -> int | None:
-        """The CPU's threads for each run; None: all."""
+        """CPU threads of each run; None: all."""
         return max(1, (os.cpu_count() or 1) // self.jobs) if self.jobs > 1 else None
 
 
 class Running(NamedTuple):
-    """A run in its process."""
+    """A run and its process."""
 
     note: Note
     process: ForkServerProcess
@@ -78,12 +82,12 @@ class Running(NamedTuple):
 
 
 class Runner:
-    """Runs a plan: `states` says of each run how it ended, `running` what runs now.
+    """Runs a plan. `states` holds the final state of each ended run, `running` the runs in progress.
 
     Args:
-        say: takes a sentence whenever a run starts or ends.
-        force: repeat runs with one of these in their name, though they are done, and what takes from them.
-        refresh: called after runs have ended, to write the report of what there is.
+        say: called with a message whenever a run starts or ends.
+        force: repeat runs with one of these texts in their name, and the runs that depend on them.
+        refresh: called after runs have ended, to update the report.
     """
 
     def __init__(
@@ -101,36 +105,36 @@ class Runner:
         self.states: dict[str, State] = {}
         self.running: dict[str, Running] = {}
         self.stopping = False
-        self.modules: tuple[str, ...] = ()  # what runs import, for the process that they are forked from
+        self.modules: tuple[str, ...] = ()  # imports of all runs, for the process that they are forked from
         self._free = list(machine.devices)
 
     def run(self, *, poll: Callable[[], None] = lambda: None) -> dict[str, State]:
         """Run what is not done; return how each run ended. `poll` is called about twice a second.
 
         Raises:
-            ValueError: another suite is at work in this folder.
+            ValueError: another suite uses this work dir.
         """
         owner = f"process {os.getpid()} on {socket.gethostname()}"
         with locked(self.work.root / ".lock", owner=owner), Signals(self.stop):
             try:
-                self.go_through(poll)
-            finally:  # a full disk, say: nothing goes on unseen
+                self._run_all(poll)
+            finally:  # after an error (such as a full disk), no run continues in the background
                 self.stop()
                 for each in self.running.values():
                     each.process.join()
         return self.states
 
-    def go_through(self, poll: Callable[[], None]) -> None:
-        """Start what can start and take note of what ends, until nothing is left or the suite is stopped."""
+    def _run_all(self, poll: Callable[[], None]) -> None:
+        """Start runs and record their ends until none is left or the suite is stopped."""
         waiting = [name for name in self.work.plan if name in self.force or not self.work.status(name).done]
         self.states = {name: "done" for name in self.work.plan if name not in waiting}
         self.modules = () if self.machine.torchrun else modules_of(self.work.plan[name] for name in waiting)
-        told = len(self.states)
+        reported = len(self.states)
         while (waiting and not self.stopping) or self.running:
-            waiting = [name for name in waiting if not self.begun(self.work.plan[name])]
-            if len(self.states) > told:  # after the next runs have started, which need not wait for it
+            waiting = [name for name in waiting if not self._start_or_skip(self.work.plan[name])]
+            if len(self.states) > reported:  # the next runs have started already and do not wait for the report
                 self.report()
-                told = len(self.states)
+                reported = len(self.states)
             if self.running:
                 wait([each.process.sentinel for each in self.running.values()], timeout=POLL_S)
             for name in [name for name, each in self.running.items() if not each.process.is_alive()]:
@@ -139,13 +143,16 @@ class Runner:
         for name in waiting:
             self.states[name] = "stopped"
 
-    def begun(self, node: Node) -> bool:
-        """Start a run if its inputs are there and there is room; skip it if they never will be. Return whether it has left the queue."""
+    def _start_or_skip(self, node: Node) -> bool:
+        """Start a run if its inputs and a slot are free, or skip it if its inputs failed.
+
+        Return whether the run has left the queue.
+        """
         needs = {need: self.states[need] for need in (*node.needs, *node.points) if need in self.states}
         if self.stopping or len(needs) < len({*node.needs, *node.points}):
             return False
         if reason := obstacle(node, needs):
-            self.tell(close(self.work, self.work.note(node, []), "skipped", reason))
+            self._report_end(close(self.work, self.work.note(node, []), "skipped", reason))
             return True
         if len(self.running) >= self.machine.jobs:
             return False
@@ -156,7 +163,7 @@ class Runner:
         """Start a run."""
         note, why = prepare(self.work, node, again=node.name in self.force, torchrun=self.machine.torchrun)
         if note.state == "failed":
-            self.tell(note)
+            self._report_end(note)
             return
         device = self._free.pop(0) if self._free else None
         environment = {job.TORCHRUN_WAITS: str(SAVE_S)} | ({} if device is None else {"CUDA_VISIBLE_DEVICES": device})
@@ -168,22 +175,23 @@ class Runner:
         self.running[node.name] = Running(note, process, device, time.monotonic())
 
     def end(self, name: str) -> None:
-        """Take note of a run whose process has ended."""
+        """Record the end of a run whose process has ended."""
         ended = self.running.pop(name)
         ended.process.join()
         self._free += [] if ended.device is None else [ended.device]
         seconds = time.monotonic() - ended.since
-        self.tell(conclude(self.work, ended.note, code=ended.process.exitcode, seconds=seconds, stopping=self.stopping))
+        code = ended.process.exitcode
+        self._report_end(conclude(self.work, ended.note, code=code, seconds=seconds, stopping=self.stopping))
 
     def report(self) -> None:
-        """Write the report of what has ended so far; the suite goes on whatever becomes of it."""
+        """Write the report of the runs that have ended so far. Errors are printed and do not stop the suite."""
         try:
             self.refresh()
         except Exception as error:
-            self.say(f"the report is not up to date: {type(error).__name__}: {error}")
+            self.say(f"the report was not updated: {type(error).__name__}: {error}")
 
-    def tell(self, note: Note) -> None:
-        """Remember and say how a run ended."""
+    def _report_end(self, note: Note) -> None:
+        """Store and print how a run ended."""
         self.states[note.name] = note.state
         self.say(
             f"{note.state} {note.name}"
@@ -192,7 +200,7 @@ class Runner:
         )
 
     def stop(self) -> None:
-        """Start nothing more, and ask what runs to save and stop."""
+        """Start no further runs, and ask the running ones to save and stop."""
         self.stopping = True
         for each in self.running.values():
             if each.process.is_alive():
@@ -200,16 +208,16 @@ class Runner:
 
 
 def modules_of(nodes: Iterable[Node]) -> tuple[str, ...]:
-    """Return all that runs import."""
+    """Return the modules that runs import."""
     found: dict[str, None] = {}
     for kind, config in dict.fromkeys((node.kind, node.config) for node in nodes):
-        with suppress(ValueError):  # a config that cannot be read is the failure of its run
+        with suppress(ValueError):  # a config that cannot be read fails its run later
             found |= dict.fromkeys(TOOLBOX[kind].modules(config))
     return tuple(found)
 
 
 class Signals:
-    """Turns SIGTERM and Ctrl-C into a call. Context manager."""
+    """Context manager that calls a function on SIGTERM and Ctrl-C."""
 
     def __init__(self, call: Callable[[], None]) -> None:
         self._call = call

@@ -1,7 +1,8 @@
-"""Hand a plan to SLURM through submitit: an array of jobs per level of the plan, each level after the ones that it needs.
+"""Submits a plan to SLURM through submitit: one array of jobs per level of the plan, after the levels that it needs.
 
-A job finds its own inputs: where they failed it marks itself skipped, so that a failure leaves no job pending for ever. A preempted or timed-out job
-saves and is queued again; torchrun starts a run on the devices of its nodes. WORK_DIR/slurm/jobs.json says which job does which run.
+A job checks its own inputs. If they failed, it marks its run as skipped, so no job stays pending forever. A preempted
+or timed-out job saves and is queued again. torchrun starts a run on the devices of its nodes.
+WORK_DIR/slurm/jobs.json maps runs to jobs.
 """
 
 from __future__ import annotations
@@ -29,24 +30,24 @@ from mae_transfer.suite.work import Work
 if TYPE_CHECKING:
     import submitit
 
-PORT = 29500  # of torchrun's meeting point on the first node; a job has its nodes for itself
-GRACE_S = 300  # between the signal and the end of a job, in which a run saves
-MARGIN_S = 30  # of these, to be queued again
-TIMEOUTS = 1000  # after which a job is not queued again: a long pretraining takes many limits of time
+PORT = 29500  # of torchrun's rendezvous on the first node; jobs do not share nodes
+GRACE_S = 300  # between the signal and the end of a job; a run saves in this time
+MARGIN_S = 30  # part of the grace time, reserved to queue the job again
+TIMEOUTS = 1000  # timeouts after which a job is not queued again; a long pretraining needs many
 OPTIONS: dict[str, Any] = {"timeout_min": 60 * 72, "tasks_per_node": 1, "cpus_per_task": 10}
 
 
 class Cluster(NamedTuple):
-    """What each job asks for."""
+    """Resources of each job."""
 
     nodes: int
     gpus_per_node: int
-    options: dict[str, Any]  # of submitit
-    name: str = "slurm"  # or submitit's "local", to try it
+    options: dict[str, Any]  # parameters of submitit
+    name: str = "slurm"  # or "local": submitit on this machine, for tests
 
     @classmethod
     def parse(cls, *, nodes: int, gpus_per_node: int, options: Sequence[str]) -> Self:
-        """Return what a command line says; an option that submitit has not itself is SLURM's own ("partition")."""
+        """Return the cluster of a command line. Options that submitit does not have are SLURM's ("partition")."""
         own = ("timeout_min", "cpus_per_task", "mem_gb", "stderr_to_stdout")
         for option in options:
             if "=" not in option:
@@ -56,11 +57,12 @@ class Cluster(NamedTuple):
             for key, _, text in (option.partition("=") for option in options)
         }
         if nodes < 1 or gpus_per_node < 1:
-            raise ValueError(f"--nodes {nodes}, --gpus-per-node {gpus_per_node}: at least one of each")
+            raise ValueError(f"--nodes {nodes} --gpus-per-node {gpus_per_node}: both must be at least 1")
         cluster = cls(nodes, gpus_per_node, pairs)
         if cluster.grace <= MARGIN_S:
             raise ValueError(
-                f"--slurm: signal_delay_s={cluster.grace}: a run saves within it, and {MARGIN_S} s are kept to queue the job again; take more"
+                f"--slurm: signal_delay_s={cluster.grace} is too short to save: {MARGIN_S} s of it are needed to queue "
+                f"the job again; use {GRACE_S}, for example"
             )
         return cluster
 
@@ -71,7 +73,7 @@ class Cluster(NamedTuple):
 
 
 class Job:
-    """One run as submitit's job: called where it runs, asked to save by `checkpoint` before it is killed."""
+    """One run as a job of submitit: called on its node; `checkpoint` lets it save before the job is killed."""
 
     def __init__(self, work: Work, name: str, cluster: Cluster, *, again: bool) -> None:
         self.work, self.name, self.cluster, self.again = work, name, cluster, again
@@ -80,33 +82,32 @@ class Job:
         self._since = 0.0
 
     def __call__(self) -> str:
-        """Carry the run out; return how it ended. Of several nodes the first one keeps the records."""
+        """Run; return how the run ended. With several nodes, the first one writes the records."""
         import submitit
 
         here = submitit.JobEnvironment()
         folder, node = self.work.folder(self.name), self.work.plan[self.name]
         notes = {need: read_note(self.work.folder(need))[0] for need in (*node.needs, *node.points)}
         reason = obstacle(node, {need: note.state if note else "planned" for need, note in notes.items()})
-        words = torchrun(self.cluster, here.hostnames, here.node)
-        if not self.again and self.work.status(self.name).done:  # by another job of an earlier submission
+        launcher = torchrun(self.cluster, here.hostnames, here.node)
+        if not self.again and self.work.status(self.name).done:  # by a job of an earlier submission
             return "done"
-        if here.node > 0:  # the folder is the first node's to make
+        if here.node > 0:  # only the first node prepares the folder
             if reason:
                 return "skipped"
-            command = self.work.command(node, self.work.chosen(node)[0], torchrun=words)
+            command = self.work.command(node, self.work.chosen(node)[0], torchrun=launcher)
             return f"exit status {self._spawn(command, self.work.root / 'slurm' / f'{here.job_id}_{here.node}.log')}"
         with locked(folder / ".lock"):
             if reason:
                 return close(self.work, self.work.note(node, []), "skipped", reason).state
-            state = self._carry_out(node, words)
-            if (
-                state == "stopped"
-            ):  # by the SIGTERM of a preemption, which SLURM sends to every process; only a job that still lives is queued again
+            state = self._carry_out(node, launcher)
+            # Preemption sends SIGTERM to every process. Only a job that is still alive is queued again, so wait.
+            if state == "stopped":
                 time.sleep(self.cluster.grace)
             return state
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """Let the run save and stop, and queue the job again; called by submitit's signal handler, on the first node."""
+        """Let the run save and stop, and queue the job again. Submitit calls this at a signal, on the first node."""
         import submitit
 
         started = self._process is not None
@@ -114,12 +115,11 @@ class Job:
             save_and_stop(self._process, self.cluster.grace - MARGIN_S)
         if self._note is not None:
             close(self.work, self._note, "stopped", seconds=time.monotonic() - self._since)
-        return submitit.helpers.DelayedSubmission(
-            Job(self.work, self.name, self.cluster, again=self.again and not started)
-        )
+        repeat = self.again and not started
+        return submitit.helpers.DelayedSubmission(Job(self.work, self.name, self.cluster, again=repeat))
 
-    def _carry_out(self, node: Node, words: Sequence[str]) -> State:
-        note, _ = prepare(self.work, node, again=self.again, torchrun=words)
+    def _carry_out(self, node: Node, launcher: Sequence[str]) -> State:
+        note, _ = prepare(self.work, node, again=self.again, torchrun=launcher)
         if note.state == "failed":
             return note.state
         self._note, self._since = note, time.monotonic()
@@ -133,25 +133,25 @@ class Job:
     def _spawn(self, command: list[str], log: Path) -> int:
         import submitit
 
-        def deaf() -> None:  # SLURM sends its signal to every process of the job, which would end this one unsaved
+        def ignore_signal() -> None:  # SLURM signals every process of the job; without this, the run ends unsaved
             signal.signal(getattr(signal, f"SIG{submitit.JobEnvironment.USR_SIG}"), signal.SIG_IGN)
 
-        patient = {**os.environ, TORCHRUN_WAITS: str(self.cluster.grace)}
+        environment = {**os.environ, TORCHRUN_WAITS: str(self.cluster.grace)}
         with log.open("ab", buffering=0) as file:
             file.write(f"{START}{' '.join(command)}\n".encode())
             with subprocess.Popen(
-                command, stdout=file, stderr=subprocess.STDOUT, env=patient, preexec_fn=deaf
+                command, stdout=file, stderr=subprocess.STDOUT, env=environment, preexec_fn=ignore_signal
             ) as process:
                 self._process = process
                 return process.wait()
 
 
 def save_and_stop(process: subprocess.Popen[bytes], seconds: float) -> None:
-    """Ask a run to save and end; kill it where it takes longer, to go on from its last checkpoint.
+    """Ask a run to save and stop; kill it after `seconds`. It can then continue from its last checkpoint.
 
-    Does not call process.wait(): a signal's handler has interrupted just that call, which holds its lock.
+    This does not call process.wait(): the signal handler has interrupted that call, which holds its lock.
     """
-    with suppress(ProcessLookupError, ChildProcessError):  # it has ended
+    with suppress(ProcessLookupError, ChildProcessError):  # the run has already ended
         os.kill(process.pid, signal.SIGTERM)
         end = time.monotonic() + seconds
         while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
@@ -162,33 +162,34 @@ def save_and_stop(process: subprocess.Popen[bytes], seconds: float) -> None:
 
 
 def torchrun(cluster: Cluster, hosts: Sequence[str], rank: int) -> list[str]:
-    """Return the words that start a run's processes on one node; none where a run is one process."""
+    """Return the arguments that start the processes of a run on one node; empty if a run has one process."""
     if cluster.nodes * cluster.gpus_per_node == 1:
         return []
     shape = ["--nnodes", str(cluster.nodes), "--nproc-per-node", str(cluster.gpus_per_node)]
-    meeting = ["--node-rank", str(rank), "--master-addr", hosts[0], "--master-port", str(PORT)]
+    rendezvous = ["--node-rank", str(rank), "--master-addr", hosts[0], "--master-port", str(PORT)]
     return [
         sys.executable,
         "-m",
         "torch.distributed.run",
         *shape,
-        *(meeting if cluster.nodes > 1 else ["--standalone"]),
+        *(rendezvous if cluster.nodes > 1 else ["--standalone"]),
     ]
 
 
 def submit(
     work: Work, cluster: Cluster, *, force: Sequence[str] = (), say: Callable[[str], object] = print
 ) -> dict[str, str]:
-    """Submit what is neither done nor queued nor running; return run -> job id of what was submitted.
+    """Submit the runs that are not done, queued or running; return the job ids of the submitted runs by name.
 
     Raises:
-        ValueError: submitit is not installed, another suite is at work in this folder, or a job of an earlier submission is in the way.
+        ValueError: submitit is not installed, another suite uses this work dir, or a run that has changed or is
+            to be repeated is still queued or running.
     """
     try:
         import submitit
     except ImportError:
         raise ValueError("--launcher slurm needs submitit: pip install -e '.[slurm]'") from None
-    with locked(work.root / ".lock", owner="a suite that submits its jobs"):
+    with locked(work.root / ".lock", owner="a suite that is submitting jobs"):
         jobs = Jobs(work, cluster)
         repeated = forced(work.plan, force)
         alive, submitted = jobs.alive(repeated), dict[str, str]()
@@ -210,7 +211,7 @@ def submit(
             )
             try:
                 executor.update_parameters(**parameters(work, cluster, after=needs))
-            except (AssertionError, NameError) as error:  # submitit's words for a wrong type and an unknown name
+            except (AssertionError, NameError) as error:  # submitit raises these for a wrong type and an unknown name
                 raise ValueError(f"--slurm: {error}") from None
             each = executor.submit_array([Job(work, name, cluster, again=name in repeated) for name in names])
             submitted |= {name: job.job_id for name, job in zip(names, each, strict=True)}
@@ -219,14 +220,13 @@ def submit(
             if cluster.name == "local":
                 [job.result() for job in each]
     if alive:
-        say(
-            f"{len(alive)} runs are queued or running already: {', '.join(f'{name} ({number})' for name, number in alive.items())}"
-        )
+        running = ", ".join(f"{name} ({number})" for name, number in alive.items())
+        say(f"{len(alive)} runs are queued or running already: {running}")
     return submitted
 
 
 class Jobs:
-    """Which job does which run, over all submissions from this folder: WORK_DIR/slurm/jobs.json."""
+    """The job of each run, over all submissions from this work dir: WORK_DIR/slurm/jobs.json."""
 
     def __init__(self, work: Work, cluster: Cluster) -> None:
         self._work, self._cluster, self._file = work, cluster, work.root / "slurm" / "jobs.json"
@@ -235,7 +235,7 @@ class Jobs:
         )
 
     def alive(self, repeated: frozenset[str]) -> dict[str, str]:
-        """Return the runs of the plan that wait or run in a job; ValueError where that job would do something else than the plan says."""
+        """Return the queued and running runs of the plan; ValueError if such a run has changed or is to be repeated."""
         listed = queued() if self._known and self._cluster.name == "slurm" else frozenset()
         alive = {
             name: job["id"] for name, job in self._known.items() if job["id"] in listed and name in self._work.plan
@@ -243,8 +243,10 @@ class Jobs:
         for name, number in alive.items():
             changed = self._known[name]["identity"] != self._work.identity(name)
             if changed or name in repeated:
+                reason = "its config or an input changed" if changed else "--force"
                 raise ValueError(
-                    f"{name} is queued or running as job {number}, as it was before {'its change' if changed else '--force'}: scancel {number}"
+                    f"{name} is queued or running as job {number}, submitted before {reason}: cancel it with "
+                    f"scancel {number}"
                 )
         return alive
 
@@ -255,18 +257,19 @@ class Jobs:
 
 
 def queued() -> frozenset[str]:
-    """Return the ids of the user's jobs that wait or run ("41_0"); ValueError where SLURM does not say."""
+    """Return the ids of the user's queued and running jobs ("41_0"); ValueError if squeue fails."""
     command = ["squeue", "--noheader", "--array", "--format=%i", "--user", getpass.getuser()]
     listing = subprocess.run(command, capture_output=True, text=True)
     if listing.returncode:
         raise ValueError(
-            f"{' '.join(command)}: {listing.stderr.strip()}; nothing was submitted, since what runs already is not known"
+            f"{' '.join(command)}: {listing.stderr.strip()}; nothing was submitted, because running jobs are "
+            "not known: try again when squeue works"
         )
     return frozenset(listing.stdout.split())
 
 
 def parameters(work: Work, cluster: Cluster, *, after: Iterable[str]) -> dict[str, Any]:
-    """Return submitit's parameters of a level that starts when the jobs `after` have ended, however they did."""
+    """Return submitit's parameters of a level that starts when the jobs `after` have ended, successfully or not."""
     shape = {"nodes": cluster.nodes, "gpus_per_node": cluster.gpus_per_node, "name": work.suite.replace(" ", "-")}
     arrays = sorted({number.partition("_")[0] for number in after})
     chain = {"slurm_dependency": "afterany:" + ":".join(arrays)} if arrays and cluster.name == "slurm" else {}

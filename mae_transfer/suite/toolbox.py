@@ -24,7 +24,7 @@ class Tool(NamedTuple):
 
     script: str
     tasks: dict[str, str]  # `task` of a config -> module:class of its schema; without `task`, the first
-    words: tuple[str, ...] = ()  # arguments before the config
+    arguments: tuple[str, ...] = ()  # arguments before the config
     artifact: str | None = None  # the file that other runs read
     metric: str | None = None  # the metric that a table shows as missing if the run fails (split "val")
     trains: bool = True  # it can resume from a training state, and it writes results

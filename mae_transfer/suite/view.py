@@ -1,4 +1,4 @@
-"""What a user sees of a suite: the plan before it runs, what happens while it runs, and how it ended."""
+"""Console output of a suite: the plan, progress during the runs, and how they ended."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from mae_transfer.suite.records import read_note
 from mae_transfer.suite.run import Runner
 from mae_transfer.suite.work import Work
 
-TAIL = 2000  # bytes of a log that are looked at for its last line
+TAIL = 2000  # bytes at the end of a log that are searched for its last line
 
 
 def show_plan(work: Work, console: Console, forced: Collection[str] = ()) -> None:
-    """Print every run with what it needs, what it is expected to cost and whether it is done, and the sum of what is left."""
+    """Print every run with its inputs, estimated cost and state, and the total cost of the remaining runs."""
     grid = Table(title=f"{escape(work.suite)}: {len(work.plan)} runs", title_justify="left")
     for title in ("run", "needs", "device hours", "disk GiB", "state"):
         grid.add_column(title, overflow="fold")
@@ -44,24 +44,25 @@ def show_plan(work: Work, console: Console, forced: Collection[str] = ()) -> Non
         )
     console.print(grid)
     hours, gib = sum(node.hours or 0 for node in left), sum(node.gib or 0 for node in left)
-    silent = sum(node.hours is None for node in left)
-    unsaid = f" ({silent} runs do not say what they cost)" if silent else ""
+    unknown = sum(node.hours is None for node in left)
+    without = f" ({unknown} runs have no estimate)" if unknown else ""
     free = free_gib(work.root)
     disk = (
-        f"{gib:.4g} GiB of the {free:.4g} that are free"
+        f"{gib:.4g} GiB of {free:.4g} GiB free disk"
         if gib <= free
-        else f"{gib:.4g} GiB, but only {free:.4g} are free"
+        else f"{gib:.4g} GiB of disk, but only {free:.4g} GiB are free"
     )
-    cost = f"about {hours:.4g} device hours and {disk}{unsaid}"
+    cost = f"about {hours:.4g} device hours and {disk}{without}"
     measured = hours_left(work, done, left)
-    pace = f"; at the pace of those done {measured:.3g} h one after the other" if left and measured is not None else ""
+    pace = f"; at the measured pace {measured:.3g} h, one run at a time" if left and measured is not None else ""
     console.print(f"{len(done)} done, {len(left)} to run: {cost}{pace}", highlight=False)
 
 
 def hours_left(work: Work, done: Iterable[Node], left: Iterable[Node]) -> float | None:
-    """Return how long the rest will take one run after the other, by what the done ones took; None before one is done.
+    """Return the hours that the remaining runs will take one at a time, estimated from done runs; None if none is done.
 
-    The plan's estimates are taken to be wrong by one factor for all runs of a tool, and for a tool of which none is done by the factor of all.
+    The estimates of the plan are scaled by one factor per tool: measured over estimated hours of its done runs. A tool
+    without done runs uses the factor over all tools.
     """
     spent: defaultdict[str | None, float] = defaultdict(float)
     planned: defaultdict[str | None, float] = defaultdict(float)
@@ -76,18 +77,18 @@ def hours_left(work: Work, done: Iterable[Node], left: Iterable[Node]) -> float 
 
 
 def free_gib(folder: Path) -> float:
-    """Return how much the disk of a folder, which need not be there yet, has left."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    return shutil.disk_usage(there).free / 2**30
+    """Return the free disk space for a folder in GiB; the folder need not exist yet."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free / 2**30
 
 
 def number(value: float | None) -> str:
-    """Return an estimate, or that there is none."""
+    """Return an estimate as text, "-" if there is none."""
     return "-" if value is None else f"{value:.4g}"
 
 
 class View:
-    """The live view of a runner on a terminal; elsewhere only its sentences, one per line. Context manager."""
+    """Context manager that shows a runner live on a terminal. Other outputs get one message per line."""
 
     def __init__(self, work: Work, console: Console) -> None:
         self._work, self._console, self._start = work, console, time.monotonic()
@@ -103,13 +104,13 @@ class View:
             self._live.stop()
 
     def say(self, sentence: str) -> None:
-        """Print a sentence above the live part, with the time since the start."""
+        """Print a message above the live part, with the time since the start."""
         seconds = time.monotonic() - self._start
         stamp = f"{seconds // 3600:.0f}:{seconds // 60 % 60:02.0f}:{seconds % 60:02.0f}"
         self._console.print(f"{stamp}  {sentence}", markup=False, highlight=False, soft_wrap=True)
 
     def draw(self, runner: Runner) -> None:
-        """Show what runs now: since when, and the last line of its output (step, loss, time left)."""
+        """Show the running runs: time since their start, and the last line of output (step, loss, time left)."""
         if self._live is None:
             return
         grid = Table("run", "since", box=None)
@@ -121,22 +122,22 @@ class View:
         self._live.update(Group(grid, Text(self.progress(runner))), refresh=True)
 
     def progress(self, runner: Runner) -> str:
-        """Return how many runs have ended how, and how long the rest will take."""
+        """Return the number of runs per state, and the estimated time of the remaining ones."""
         plan, states = self._work.plan, runner.states
         ended = ", ".join(f"{count} {state}" for state, count in Counter(states.values()).items())
         left = [node for name, node in plan.items() if name not in states]
         hours = hours_left(self._work, [plan[name] for name, state in states.items() if state == "done"], left)
         guess = "" if hours is None or not left else f", about {duration(hours / runner.machine.jobs)}"
-        return f"{ended or 'nothing yet'}; {len(left)} left{guess}"
+        return f"{ended or 'none ended'}; {len(left)} left{guess}"
 
 
 def duration(hours: float) -> str:
-    """Return hours in the unit that people would take."""
+    """Return a duration as text, in minutes below two hours."""
     return f"{60 * hours:.0f} minutes" if hours < 2 else f"{hours:.0f} hours"
 
 
 def last_line(log: Path) -> str:
-    """Return the last line of a log that is not empty."""
+    """Return the last non-empty line of a log."""
     if not log.is_file():
         return ""
     with log.open("rb") as file:
@@ -146,5 +147,5 @@ def last_line(log: Path) -> str:
 
 
 def summary(states: Iterable[str]) -> str:
-    """Return how many runs ended how, in a line."""
+    """Return the number of runs per state, in one line."""
     return ", ".join(f"{count} {state}" for state, count in sorted(Counter(states).items()))

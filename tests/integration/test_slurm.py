@@ -120,10 +120,10 @@ def test_a_queued_job_that_would_do_something_else_is_named(commands: Commands, 
     commands.waiting("41_1")
     with pytest.raises(
         ValueError,
-        match=r"b/pretrain/seed0 is queued or running as job 41_1, as it was before its change: scancel 41_1",
+        match=r"b/pretrain/seed0 is queued or running as job 41_1, submitted before its config or an input changed:",
     ):
         submit(opened(tmp_path, SUITE.replace('"mask.ratio": 0.5', '"mask.ratio": 0.6')), CLUSTER)
-    with pytest.raises(ValueError, match="before --force: scancel 41_1"):
+    with pytest.raises(ValueError, match="before --force: cancel it with scancel 41_1"):
         submit(opened(tmp_path), CLUSTER, force=["b/pretrain"])
 
 

@@ -323,8 +323,8 @@ def test_a_hand_edited_line_leaves_its_file_out_and_says_so(tmp_path: Path) -> N
     found, defects = records.load([tmp_path])
     assert [one.label for one in found] == ["kept"]
     assert defects == [
-        f"{file}: 1 of 1 lines are not as the run wrote them; its numbers are left out: run it again, or restore the "
-        "file"
+        f"{file}: 1 of 1 lines were changed or removed after the run; its numbers are not used: run it again, "
+        "or restore the file"
     ]
 
 

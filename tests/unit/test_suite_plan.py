@@ -96,18 +96,18 @@ def test_a_sweep_is_a_run_per_point_before_the_runs_that_report(suite: Callable[
 
 
 @pytest.mark.parametrize(("changes", "text"), [
-    (('"@tokens"', '"@token_s"'), "refers to nothing that the suite makes; did you mean 'tokens'"),
-    (('"@tokens"', '"@released"'), "refers to nothing that the suite makes"),
-    (('rows=("pixel",)', 'rows=("pixels",)'), "takes row 'pixels', which is none of the suite's; did you mean 'pixel'"),
+    (('"@tokens"', '"@token_s"'), "names no preparation and no pretrained row; did you mean 'tokens'"),
+    (('"@tokens"', '"@released"'), "names no preparation and no pretrained row"),
+    (('rows=("pixel",)', 'rows=("pixels",)'), "the suite has no row 'pixels'; did you mean 'pixel'"),
     (('"token": dict(config', '"Pixel": dict(config'),
-        "two runs are called 'pixel/pretrain/seed0' (rows 'pixel' and 'Pixel')"),
+        "two runs are named 'pixel/pretrain/seed0' (rows 'pixel' and 'Pixel')"),
     (('"released": dict(backbone="mae:PATH")', '"tokens": dict(backbone="mae:PATH")'),
-        "'tokens' is the name of a preparation and of a row"),
+        "'tokens' is both a preparation and a row"),
     (('"@tokens"', '"@token"'),
-        "the runs wait for each other in a circle: token/pretrain/seed0 -> token/pretrain/seed0"),
+        "in a cycle, remove one '@' reference: token/pretrain/seed0 -> token/pretrain/seed0"),
     (("mini/pretrain.py\", hours", "mini/absent.py\", hours"), "absent.py' does not exist"),
     (('hours=2.0', 'set={"epoch": 3}'), "run 'pixel/pretrain/seed0' of"),
-    (('hours=2.0', 'data="imagenet"'), "takes data 'imagenet', which `roots` has not"),
+    (('hours=2.0', 'data="imagenet"'), "data = 'imagenet' is not in `roots`"),
     (('hours=2.0', 'backbone="mae:x"'), "a row has only one of them"),
     (('tables = ("1d",)', 'tables = ("1z",)'), "tables has unknown names ['1z']"),
     (("seeds = (0, 1)", "seeds = (0, 0)"), "name each seed once"),
@@ -120,7 +120,7 @@ def test_a_sweep_is_a_run_per_point_before_the_runs_that_report(suite: Callable[
       '"CONFIGS/classify/mini.py", sweep=dict(grid={"a": (1,)}, split="val", set={"data.val.first": 9}))'),
         "selects on the reported"),
     (('config="CONFIGS/classify/mini.py")', 'config="CONFIGS/classify/mini.py", sweep=dict(grid={"optim.lr": (1,)}))'),
-        "nothing is held out: add"),
+        "no images are held out: add"),
     (('"token": dict(config', '"///": dict(config'), "'///' cannot name a folder"),
     (('rows=("pixel",)', "rows=()"), "at least 1 item"),
     (("seeds=(0,)", "seeds=()"), "at least 1 item"),
@@ -168,7 +168,7 @@ def test_what_is_not_there_is_named_before_anything_runs(suite: Callable[..., Pa
 def test_a_circle_of_two_is_named(suite: Callable[..., Path]) -> None:
     target = 'set={"target": {"name": "feature", "teacher": "@token"}}'
     with pytest.raises(
-        ValueError, match=r"in a circle: .*pixel/pretrain/seed0.*token/pretrain/seed0|in a circle: .*token.*pixel"
+        ValueError, match=r"in a cycle.*: pixel/pretrain/seed0.*token/pretrain/seed0|in a cycle.*: token.*pixel"
     ):
         open_plan(
             suite(
@@ -208,7 +208,7 @@ def test_roots_are_given_by_name(suite: Callable[..., Path]) -> None:
     file = suite('title = "t"', 'title = "t"\nroots = {"own": "unset"}', "hours=2.0", 'data="own"')
     _, plan = open_plan(file, roots={"own": "/data/own"})
     assert plan["pixel/pretrain/seed0"].changes["data.root"] == "/data/own"
-    with pytest.raises(ValueError, match="has no such data set; it has own"):
+    with pytest.raises(ValueError, match="has no data set of that name; it has own"):
         open_plan(file, roots={"imagenet": "x"})
 
 
@@ -282,7 +282,9 @@ def test_a_run_that_lost_its_artifact_is_not_done_and_a_note_of_another_version_
     (here.folder(name) / "node.json").write_text('{"form')
     assert here.status(name).replaced
     (here.folder(name) / "node.json").write_text('{"format": 7}')
-    with pytest.raises(ValueError, match=r"node.json is of format 7, this version reads 1: take another --work-dir"):
+    with pytest.raises(
+        ValueError, match=r"node.json has format 7, but this version reads format 1: use another --work-dir"
+    ):
         here.status(name)
 
 

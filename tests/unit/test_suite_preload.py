@@ -120,7 +120,7 @@ def test_a_report_that_cannot_be_written_is_said_and_stops_nothing(stage: Stage)
     stage.refresh = refresh  # type: ignore[method-assign]
     assert stage.run() == dict.fromkeys(ALL, "done")
     assert (
-        sum("the report is not up to date: KeyError: 'a defect of the report'" in said for said in stage.said)
+        sum("the report was not updated: KeyError: 'a defect of the report'" in said for said in stage.said)
         == len(ALL) - 1
     )
 

@@ -23,7 +23,7 @@ from mae_transfer.suite import job, records
 from mae_transfer.suite.cells import cells
 from mae_transfer.suite.plan import open_plan
 from mae_transfer.suite.run import Machine, Runner
-from mae_transfer.suite.steps import last_words, record_hole
+from mae_transfer.suite.steps import error_line, record_missing
 from mae_transfer.suite.view import View, hours_left, show_plan
 from mae_transfer.suite.work import Work
 from tests.unit.test_tables import result
@@ -131,7 +131,7 @@ def test_everything_runs_once_and_a_second_start_repeats_nothing(stage: Stage) -
 def test_a_run_whose_results_are_gone_is_repeated(stage: Stage) -> None:
     stage.run()
     (stage.work.folder("b/finetune/seed0") / "results.jsonl").unlink()
-    assert stage.work.status("b/finetune/seed0").why == "its results are gone"
+    assert stage.work.status("b/finetune/seed0").why == "its results.jsonl is missing"
     stage.run()
     assert stage.started == ["b/finetune/seed0"]
 
@@ -146,14 +146,14 @@ def test_a_failure_skips_what_depends_on_it_and_the_rest_goes_on(stage: Stage) -
     ]
     assert states["a/finetune/seed0"] == "skipped"
     found, _ = records.load([stage.work.root])
-    holes = {one.row: one.notes for one in cells("3", found) if not one.ours}
-    assert holes == {"a": tuple(f"seed {seed} skipped: a/pretrain/seed0 failed" for seed in (0, 1))}
+    missing = {one.row: one.notes for one in cells("3", found) if not one.ours}
+    assert missing == {"a": tuple(f"seed {seed} skipped: a/pretrain/seed0 failed" for seed in (0, 1))}
     stage.fate.clear()
     assert set(stage.run().values()) == {"done"}
     assert stage.started == ["a/pretrain/seed0", "a/finetune/seed0", "a/finetune/seed1"]
 
 
-def test_the_reason_of_a_failure_is_the_tools_own_last_word(stage: Stage) -> None:
+def test_the_reason_of_a_failure_is_the_last_error_of_the_tool(stage: Stage) -> None:
     stage.fate["b/finetune/seed1"] = "fails at step 7"
     stage.run()
     note, _ = records.read_note(stage.work.folder("b/finetune/seed1"))
@@ -170,7 +170,7 @@ def test_the_reason_of_a_failure_is_the_tools_own_last_word(stage: Stage) -> Non
 ])  # fmt: skip
 def test_why_a_run_failed_is_found_in_its_output(text: str, expected: str, tmp_path: Path) -> None:
     (tmp_path / job.LOG).write_text(text)
-    assert last_words(tmp_path / job.LOG) == expected
+    assert error_line(tmp_path / job.LOG) == expected
 
 
 def test_a_config_that_is_spoilt_meanwhile_is_the_failure_of_its_run_alone(stage: Stage, tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_a_run_of_another_suite_is_not_set_aside(stage: Stage) -> None:
     stage.suite.write_text(SUITE.replace('"mask.ratio": 0.5', '"mask.ratio": 0.6'))
     stage.work = Work(open_plan(stage.suite)[1], stage.root / "d", suite="another")
     with pytest.raises(
-        ValueError, match="b/pretrain/seed0 is a run of the suite 't', of another config: take another --work-dir"
+        ValueError, match="b/pretrain/seed0 holds a run of suite 't' with another config: use another --work-dir"
     ):
         stage.run()
     assert stage.started == []
@@ -240,7 +240,7 @@ def test_several_runs_at_a_time_take_turns_on_the_named_devices(stage: Stage) ->
 
 @pytest.mark.parametrize(("machine", "text"), [
     (Machine(jobs=0), "--jobs 0"), (Machine(3, ("0", "1")), "--jobs 3 on 2 devices"),
-    (Machine(1, ("0",), processes=8), "--gpus-per-node 8 on one named device"),
+    (Machine(1, ("0",), processes=8), "--gpus-per-node 8 with --devices"),
     (Machine(2, processes=8), "--jobs 2 with --gpus-per-node 8"),
 ])  # fmt: skip
 def test_a_machine_on_which_runs_would_be_in_each_others_way_is_refused(
@@ -309,7 +309,7 @@ def test_a_sweep_that_measured_something_else_fails_its_runs_and_not_the_suite(
     stage = Stage(tmp_path, monkeypatch, text)
     states = stage.run()
     assert [states[name] for name in ALL] == ["done", "done", *["failed"] * 4]
-    assert any("no point of its sweep has top5 on the split 'holdout'" in sentence for sentence in stage.said)
+    assert any("no run of its sweep has top5 on split 'holdout'" in sentence for sentence in stage.said)
 
 
 def test_what_a_run_cost_is_counted_over_all_its_starts(stage: Stage) -> None:
@@ -363,7 +363,7 @@ def test_the_time_that_is_left_is_told_by_what_runs_of_the_same_tool_took(
     printed = io.StringIO()
     show_plan(stage.work, Console(file=printed, width=200))
     assert "3 done, 3 to run: about 1.5 device hours" in printed.getvalue()
-    assert "at the pace of those done 1 h one after the other" in printed.getvalue()
+    assert "at the measured pace 1 h, one run at a time" in printed.getvalue()
     runs = [stage.work.plan[name] for name in ALL]
     assert hours_left(stage.work, runs[:2], runs[3:]) == pytest.approx(
         0.5
@@ -375,42 +375,44 @@ SUITES = sorted((ROOT / "configs" / "suites").glob("*.py"))
 
 
 @pytest.mark.parametrize("suite", SUITES, ids=[path.stem for path in SUITES])
-def test_any_run_of_the_projects_suites_can_leave_a_hole(suite: Path, tmp_path: Path) -> None:
+def test_any_run_of_the_projects_suites_can_be_recorded_as_missing(suite: Path, tmp_path: Path) -> None:
     work = Work(open_plan(suite)[1], tmp_path, suite="t")
-    owing = [node for node in work.plan.values() if node.role == "transfer" and node.seed == 0]
-    for node in owing:
-        record_hole(node, work, "failed", "out of memory")
-        (hole,) = results.load(work.folder(node.name) / "results.jsonl")[0]
-        assert (hole.status, hole.value, hole.reason) == ("failed", None, "out of memory")
-        assert hole.scale in ("mini", "small", "paper")
+    transfers = [node for node in work.plan.values() if node.role == "transfer" and node.seed == 0]
+    for node in transfers:
+        record_missing(node, work, "failed", "out of memory")
+        (missing,) = results.load(work.folder(node.name) / "results.jsonl")[0]
+        assert (missing.status, missing.value, missing.reason) == ("failed", None, "out of memory")
+        assert missing.scale in ("mini", "small", "paper")
 
 
 @pytest.mark.parametrize(("reference", "pretrain"), [
     ("mae:a.pth", "mae"), ("random:vit_tiny_patch16_224", "none"), ("timm:a.dino", "timm:a.dino"),
     ("gone.safetensors", None),
 ])  # fmt: skip
-def test_a_hole_says_of_weights_what_their_results_would(reference: str, pretrain: str | None, stage: Stage) -> None:
+def test_a_missing_result_names_the_weights_as_a_result_would(
+    reference: str, pretrain: str | None, stage: Stage
+) -> None:
     node = stage.work.plan["a/finetune/seed0"]
-    record_hole(
+    record_missing(
         node._replace(needs=(), changes={**node.changes, "backbone.reference": reference}), stage.work, "failed", "x"
     )
     file = stage.work.folder(node.name) / "results.jsonl"
-    assert [hole.pretrain for hole in results.load(file)[0]] == [pretrain] if pretrain else not file.exists()
+    assert [missing.pretrain for missing in results.load(file)[0]] == [pretrain] if pretrain else not file.exists()
 
 
-def test_the_hole_of_a_debug_run_is_none_of_the_papers_scale(tmp_path: Path) -> None:
+def test_a_missing_result_of_a_debug_run_has_the_mini_scale(tmp_path: Path) -> None:
     plan = open_plan(ROOT / "configs" / "suites" / "table1d.py")[1]
     node = next(node for node in plan.values() if node.role == "transfer")
-    record_hole(node, Work(plan, tmp_path, suite="t", debug=True), "failed", "x")
-    assert [hole.scale for hole in results.load(tmp_path / node.name / "results.jsonl")[0]] == ["mini"]
+    record_missing(node, Work(plan, tmp_path, suite="t", debug=True), "failed", "x")
+    assert [missing.scale for missing in results.load(tmp_path / node.name / "results.jsonl")[0]] == ["mini"]
 
 
 @pytest.mark.parametrize("backbone", ["vit_base/16", "unknown"])
 @pytest.mark.parametrize("value", [None, 1.0])
-def test_a_hole_is_closed_by_a_later_number(value: float | None, backbone: str, stage: Stage) -> None:
-    hole = result(
+def test_a_missing_result_is_replaced_by_a_later_number(value: float | None, backbone: str, stage: Stage) -> None:
+    missing = result(
         "finetune", None, status="failed", reason="x", created_at="2026-01-01T00:00:00+00:00", backbone=backbone
     )
     later: list[Result] = [] if value is None else [result("finetune", value, created_at="2026-01-02T00:00:00+00:00")]
-    results.append(stage.root / "results.jsonl", [hole, *later])
+    results.append(stage.root / "results.jsonl", [missing, *later])
     assert [each.ours is None for each in cells("3", records.load([stage.root])[0])] == [value is None]

@@ -435,7 +435,7 @@ def test_damaged_lines_are_named_and_the_rest_is_used(tmp_path: Path) -> None:
     found, defects = records.load([tmp_path, tmp_path / "a"])
     assert [(record.result.value, record.note) for record in found] == [(67.0, None)]
     assert "line 2" in defects[0]
-    assert "is of format 99, this version reads 1" in defects[1]
+    assert "has format 99, but this version reads format 1" in defects[1]
     with pytest.raises(ValueError, match="absent does not exist"):
         records.load([tmp_path / "absent"])
     (tmp_path / "b").mkdir()
