@@ -1,4 +1,4 @@
-"""Where a backbone looks: attention maps of any encoder that calls torch's fused attention (this suite's and timm's do).
+"""Attention maps of any encoder that calls torch's fused attention, as those of this suite and of timm do.
 
 Legend: B images, R heads, L tokens, T leading tokens, N = h * w patches in raster order.
 """
@@ -28,7 +28,7 @@ from mae_transfer.tasks.workdir import WorkDir
 
 
 class Recorder(TorchFunctionMode):
-    """While entered, keeps the attention weights (B, R, L, L) of every call of scaled_dot_product_attention, in order."""
+    """A context that records the attention weights (B, R, L, L) of each scaled_dot_product_attention call, in order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,10 +49,12 @@ class Recorder(TorchFunctionMode):
 
 @torch.no_grad()
 def attention(backbone: torch.nn.Module, images: Tensor, grid: tuple[int, int], *, block: int = -1) -> Tensor:
-    """Return what is looked at in block `block`, (B, R, h, w), summing to 1 at most: by the class token, or by all patches where there is none.
+    """Return the attention to each patch in block `block`, (B, R, h, w), with a sum of at most 1 over a map.
+
+    It is that of the class token, or the mean over all patches if there is no class token.
 
     Raises:
-        ValueError: the backbone does not call torch's fused attention there, or attends within windows.
+        ValueError: the block does not call torch's fused attention, or attends within windows.
     """
     with Recorder() as recorder:
         backbone(images)
@@ -60,15 +62,16 @@ def attention(backbone: torch.nn.Module, images: Tensor, grid: tuple[int, int], 
     try:
         weights = recorder.weights[block]
     except IndexError:
-        made = f"{type(backbone).__name__} made {len(recorder.weights)} calls of torch's fused attention"
-        raise ValueError(f"{made}; there is no map {block}") from None
+        count = f"{type(backbone).__name__} made {len(recorder.weights)} calls of torch's fused attention"
+        raise ValueError(f"{count}, so block {block} has no attention map: give another block, or a ViT") from None
     leading = weights.shape[-1] - patches
     if weights.shape[0] != len(images) or not 0 <= leading <= 8:
         raise ValueError(
-            f"map {block} is {tuple(weights.shape)}, which is not over {patches} patches: the backbone attends within windows or pools"
+            f"the attention of block {block} has shape {tuple(weights.shape)}, which does not cover {patches} patches: "
+            "the backbone attends within windows or pools; give a block with global attention"
         )
-    looked = weights[:, :, 0, leading:] if leading else weights.mean(dim=2)
-    maps: Tensor = looked.unflatten(2, grid)
+    over_patches = weights[:, :, 0, leading:] if leading else weights.mean(dim=2)
+    maps: Tensor = over_patches.unflatten(2, grid)
     return maps
 
 
@@ -81,12 +84,12 @@ def draw_attention(
     size: int | tuple[int, int] | None = None,
     block: int = -1,
 ) -> Path:
-    """Draw image | mean over heads | each head, for up to `most` images of a folder; return the sheet's path.
+    """Draw image | mean over heads | each head, for up to `most` images of a folder; return the path of the picture.
 
     Args:
         reference: any backbone (checkpoints.load), or the work dir of a pretraining run.
-        size: pixels per side, or height and width, that the backbone sees; None: what it was made for.
-        block: whose attention, 0-based; negative from the end.
+        size: pixels per side, or height and width, of the backbone's input. None: its own size.
+        block: index of the block, 0-based; negative numbers count from the end.
     """
     folder = WorkDir(Path(reference))
     loaded = checkpoints.load(

@@ -1,4 +1,7 @@
-"""The backbone of a transfer task: from a reference, or the config's own encoder with fresh weights; and what a Result says of it."""
+"""Opens the backbone of a transfer task, and describes it for the results.
+
+A backbone comes from a reference, or it is the config's own encoder with fresh weights.
+"""
 
 from __future__ import annotations
 
@@ -26,36 +29,41 @@ COLOURS = 3  # channels of the images of every transfer task
 
 
 class BackboneConfig(Schema):
-    """Which backbone a transfer task takes."""
+    """The backbone of a transfer task."""
 
     reference: str | None = None
-    """Weights: a backbone.safetensors of this suite, or PREFIX:PATH ("mae:", "timm:", "random:ViT-B/16" ...); None: `encoder`, from scratch."""
+    """Weights: a backbone.safetensors of this suite, or PREFIX:PATH ("mae:", "timm:", "random:ViT-B/16" ...).
+    None: `encoder`, from scratch."""
     encoder: ViTConfig | None = None
-    """Architecture of a fresh encoder, where there is no reference."""
+    """Architecture of a fresh encoder. It is used if `reference` is None."""
     changes: dict[str, Any] = Field(default={})
-    """Fields of ViTConfig to have otherwise than in the weights, beside those that the task sets: {"class_token": False}."""
+    """Fields of ViTConfig that differ from the weights, besides those that the task sets: {"class_token": False}."""
 
 
 class Chosen(NamedTuple):
     """A backbone with its provenance."""
 
     model: nn.Module  # an interfaces.Backbone
-    head: dict[str, Tensor]  # a classifier's tensors that came with it (fc_norm.*, head.*); mostly none
+    head: dict[str, Tensor]  # the tensors of a classifier in the same file (fc_norm.*, head.*); usually empty
     name: str  # "vit_base/16"
-    pretrain: str  # what it learned from: "MAE norm_pixel, random 75%, 800 ep", "moco-v3", "none"
+    pretrain: str  # its pretraining: "MAE norm_pixel, random 75%, 800 ep", "moco-v3", "none"
     sha256: str | None  # of the weight file
-    statistics: Statistics = IMAGENET  # what its images are normalised with
-    normalization: str = ""  # the same in words, and where it comes from
+    statistics: Statistics = IMAGENET  # mean and standard deviation to normalise its images with
+    normalization: str = ""  # `statistics` and their origin, in words
     origin: Weights = checkpoints.RANDOM  # where the weights come from, for the record
 
 
 def statistics_of(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Statistics | None:
-    """Return the statistics that a config sets, None where it sets none; ValueError where it sets one half, or other numbers of channels."""
+    """Return the statistics that a config sets; None if it sets none.
+
+    Raises:
+        ValueError: only one of the two is set, or they have different numbers of channels.
+    """
     if mean is None and std is None:
         return None
     if mean is None or std is None or len(mean) != len(std):
         raise ValueError(
-            f"mean = {mean} and std = {std}: set both, with one value per channel, or leave both out (the backbone's own)"
+            f"mean = {mean} and std = {std}: set both with one value per channel, or neither to use the backbone's own"
         )
     return Statistics(mean, std)
 
@@ -63,53 +71,59 @@ def statistics_of(mean: tuple[float, ...] | None, std: tuple[float, ...] | None)
 def open_backbone(
     cfg: BackboneConfig, changes: Mapping[str, Any], *, statistics: Statistics | None, seed: int
 ) -> Chosen:
-    """Return the backbone, with the task's changes and then the config's own; fresh weights depend on the seed alone.
+    """Return the backbone with the changes of the task and of the config, whose own come last.
+
+    Fresh weights depend only on the seed.
 
     Args:
-        statistics: that the config sets for the images; None: those that the weights learned from.
+        statistics: set by the config for the images. None: those of the weights' pretraining.
     Raises:
-        ValueError: neither a reference nor an encoder is given, the reference cannot be loaded so, it takes no images of three channels, or
-            `statistics` contradict those that are recorded with the weights, which would quietly cost accuracy.
+        ValueError: neither a reference nor an encoder is given; the reference cannot be loaded with these changes; the
+            backbone does not take images of three channels; or `statistics` contradict those recorded with the
+            weights, which would reduce accuracy without an error.
     """
     if statistics is not None and len(statistics.mean) != COLOURS:
         raise ValueError(
-            f"{text(statistics)} have {len(statistics.mean)} values; the images of a transfer task have {COLOURS} channels"
+            f"{text(statistics)} have {len(statistics.mean)} values, but the images of a transfer task have {COLOURS} "
+            f"channels: give {COLOURS} values each"
         )
     torch.manual_seed(fold(seed, "init"))
     wanted = {**changes, **cfg.changes}
     if cfg.reference is not None:
         loaded = checkpoints.load(cfg.reference, changes=wanted)
-        _takes_colours(loaded.backbone, cfg.reference)
-        settled, said = settle(cfg.reference, loaded, statistics)
+        _check_channels(loaded.backbone, cfg.reference)
+        used, normalization = settle(cfg.reference, loaded, statistics)
         return Chosen(
             loaded.backbone,
             loaded.head,
             _name(loaded.backbone),
             pretrain_of(cfg.reference),
             loaded.sha256,
-            settled,
-            said,
+            used,
+            normalization,
             checkpoints.origin(cfg.reference, checkpoints.LAYOUTS, sha256=loaded.sha256),
         )
     if cfg.encoder is None:
         raise ValueError(
-            "no backbone: give --backbone REFERENCE (backbone.reference), or the architecture of a fresh one (backbone.encoder)"
+            "no backbone: give --backbone REFERENCE (backbone.reference), or set backbone.encoder for fresh weights"
         )
     vit = ViT(validate({**cfg.encoder.model_dump(), **wanted}, ViTConfig, where="backbone.encoder"))
-    _takes_colours(vit, "backbone.encoder")
+    _check_channels(vit, "backbone.encoder")
     return Chosen(vit, {}, _name(vit), "none", None, statistics or IMAGENET, fresh(statistics))
 
 
 def fresh(wanted: Statistics | None) -> str:
-    """Return what images are normalised with where the weights have learned from none."""
+    """Return the statistics for fresh weights, in words."""
     return f"{text(wanted or IMAGENET)} ({'set by the config' if wanted else 'those of ImageNet'}; fresh weights)"
 
 
 def settle(reference: str, loaded: checkpoints.Loaded, wanted: Statistics | None) -> tuple[Statistics, str]:
-    """Return what images are normalised with, and a sentence on it: what is recorded with the weights, what the config sets, or a default.
+    """Return the statistics to normalise images with, and their origin in words.
+
+    They are recorded with the weights, set by the config, or the default of the weights' layout.
 
     Raises:
-        ValueError: the config contradicts what is recorded.
+        ValueError: the config contradicts the recorded statistics.
     """
     own, prefix = loaded.statistics, checkpoints.split(reference, checkpoints.LAYOUTS)[0]
     if prefix == "random":
@@ -117,33 +131,34 @@ def settle(reference: str, loaded: checkpoints.Loaded, wanted: Statistics | None
     if loaded.recorded:
         if wanted is not None and not same(own, wanted):
             raise ValueError(
-                f"{reference} learned from images of {text(own)}, which is recorded with its weights, and the config sets {text(wanted)}: "
-                f"leave mean and std out, or --set 'mean={own.mean}' --set 'std={own.std}'"
+                f"{reference} was trained on images of {text(own)}, as recorded with its weights, and the config sets "
+                f"{text(wanted)}: leave mean and std out, or --set 'mean={own.mean}' --set 'std={own.std}'"
             )
         return own, f"{text(own)} (recorded with the weights)"
     default = f"the default of {prefix + ':' if prefix else 'this layout'}"
     if wanted is None or same(own, wanted):
-        return own, f"{text(own)} ({default}; the file does not say: --set mean= and std= if it learned from others)"
+        return own, f"{text(own)} ({default}; the file does not say: --set mean= and std= if others are right)"
     return wanted, f"{text(wanted)} (set by the config instead of {default}, {text(own)}; the file does not say)"
 
 
-def _takes_colours(backbone: nn.Module, where: str) -> None:
+def _check_channels(backbone: nn.Module, where: str) -> None:
     """Raise ValueError unless the backbone takes images of three channels."""
     first = next((module.in_channels for module in backbone.modules() if isinstance(module, nn.Conv2d)), COLOURS)
     channels = backbone.cfg.channels if isinstance(backbone, ViT) else first
     if channels != COLOURS:
         raise ValueError(
-            f"{where} takes images of {channels} channel(s) (encoder.channels, patch_embed.proj.weight), and the images of a transfer task have "
-            f"{COLOURS}: pretrain with model.encoder.channels=3, or convert its filters (one channel: repeat them three times, divided by three)"
+            f"{where} takes images of {channels} channel(s) (encoder.channels, patch_embed.proj.weight), but images of "
+            f"a transfer task have {COLOURS}: pretrain with model.encoder.channels=3, or convert its filters (for one "
+            "channel, repeat them three times and divide by three)"
         )
 
 
 def backbone_of(cfg: BackboneConfig, schema: type[Schema], checkpoint_file: str) -> BackboneConfig:
-    """Return the config's backbone, or, where it has no reference, that of the run whose work dir the training state lies in.
+    """Return the config's backbone if it has a reference, else that of the run that a training state belongs to.
 
-    A config's own encoder gives way: a run that was started from it with --backbone has its provenance from there.
+    The run's backbone takes precedence over an encoder in the config: the run may have been started with --backbone.
 
-    schema: of the run's config, which has a field `backbone`.
+    schema: the class of the run's config, which has a field `backbone`.
     """
     root = run_of(checkpoint_file)
     if cfg.reference is not None or root is None:
@@ -153,38 +168,48 @@ def backbone_of(cfg: BackboneConfig, schema: type[Schema], checkpoint_file: str)
 
 
 def trained_statistics(own: Statistics | None, schema: type[Schema], checkpoint_file: str) -> Statistics | None:
-    """Return what a training state is evaluated with: the statistics of the run that it lies in, else the config's `own`.
+    """Return the statistics for evaluating a training state: those of its run if it lies in a work dir, else `own`.
 
-    schema: of the run's config. ValueError where the config sets others than the run had.
+    Args:
+        own: set by the config, or None.
+        schema: the class of the run's config.
+    Raises:
+        ValueError: the config sets other statistics than the run used.
     """
     root = run_of(checkpoint_file)
     if root is None:
         return own
-    theirs: Statistics | None = load(WorkDir(root).config, schema).statistics  # type: ignore[attr-defined]
-    if own is not None and (theirs is None or not same(own, theirs)):
-        had = text(theirs) if theirs else "its backbone's own mean and std"
+    trained: Statistics | None = load(WorkDir(root).config, schema).statistics  # type: ignore[attr-defined]
+    if own is not None and (trained is None or not same(own, trained)):
+        used = text(trained) if trained else "its backbone's own mean and std"
         raise ValueError(
-            f"{checkpoint_file} was trained with {had}, and the config sets {text(own)}: leave mean and std out"
+            f"{checkpoint_file} was trained with {used}, and the config sets {text(own)}: leave mean and std out"
         )
-    return theirs
+    return trained
 
 
 def tokens_of(backbone: nn.Module, size: int | tuple[int, int]) -> int | None:
-    """Return how many tokens the backbone makes of an image of this size (one side, or height and width); None where it is no plain ViT."""
+    """Return the number of tokens of an image; None if the backbone is not a plain ViT.
+
+    size: pixels of one side, or height and width.
+    """
     return (
         prod(side // backbone.patch for side in sides(size)) + backbone.leading if isinstance(backbone, ViT) else None
     )
 
 
 def flops_of(model: nn.Module, size: int | tuple[int, int], *, backward: bool) -> int:
-    """Return the floating-point operations for one image, counted by torch (2 per multiply-add): forward, and backward as far as anything trains."""
+    """Return the floating-point operations for one image, counted by torch. A multiply-add counts as 2.
+
+    backward: add the backward pass, as far as it reaches trainable parameters.
+    """
     model.eval()
     trained = [p for p in model.parameters() if p.requires_grad]
     image = torch.zeros(1, 3, *sides(size), device=next(model.parameters()).device)
-    # the counter does not know every fused attention kernel; the plain one is matrix products
+    # the counter misses some fused attention kernels; the plain one consists of matrix products
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.set_grad_enabled(backward):
         output = model.forward(image)  # not __call__, which may be compiled
-        if backward:  # what serves training alone (a segmenter's auxiliary head) has no part in it
+        if backward:  # heads that only training uses (a segmenter's auxiliary head) are not counted
             torch.autograd.grad((output if isinstance(output, Tensor) else output[0]).sum(), trained, allow_unused=True)
     return int(counter.get_total_flops())
 
@@ -196,7 +221,7 @@ def _name(backbone: nn.Module) -> str:
 
 
 def pretrain_of(reference: str) -> str:
-    """Return what results call the pretraining of the weights that a reference means."""
+    """Return the name that results give to the pretraining of a reference."""
     prefix, rest = checkpoints.split(reference, checkpoints.LAYOUTS)
     if file := checkpoints.own_file(reference):
         return str(checkpoints.metadata(file).get("pretrain", "unknown"))

@@ -1,4 +1,4 @@
-"""Fitting the PCA basis that the target `pca` predicts in, on the training crops of a pretraining config."""
+"""Fits the PCA basis of the target `pca` to the training crops of a pretraining config."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ IMAGES_PER_BATCH = 64
 
 
 def fit(cfg: PretrainConfig, work_dir: Path, *, components: int, images: int) -> Basis:
-    """Fit the `components` strongest components of the patches of `images` training crops; write basis.safetensors, print what they explain.
+    """Fit the `components` strongest principal components of the patches of `images` training crops.
+
+    Write them to basis.safetensors and print the share of the variance that they explain.
 
     Raises:
-        ValueError: more components than a patch has values, or fewer images than a batch.
+        ValueError: there are more components than values in a patch, or fewer images than in a batch.
     """
     patch, path = cfg.model.encoder.patch, work_dir / "basis.safetensors"
     policy = cfg.data.unreadable()
     basis = fit_basis(patches(cfg, images, policy), components, patch=patch, statistics=cfg.statistics)
     save_basis(path, basis)
     if policy.files:
-        print(f"{len(policy.files)} unreadable images are left out")
+        print(f"{len(policy.files)} unreadable images were left out")
     shares = {
         count: float(basis.explained[:count].sum())
         for count in (1, 2, 4, 8, 16, 32, 64, components)
@@ -41,20 +43,24 @@ def fit(cfg: PretrainConfig, work_dir: Path, *, components: int, images: int) ->
         + ", ".join(f"{count}: {share:.1%}" for count, share in shares.items())
     )
     print(
-        f"done: {path} (target=dict(name='pca', basis='{path}')), {patch} px patches of {images} crops of {cfg.data.name}"
+        f"done: {path} (target=dict(name='pca', basis='{path}')), from patches of {patch} px of {images} crops of "
+        f"{cfg.data.name}"
     )
     return basis
 
 
 def patches(cfg: PretrainConfig, images: int, policy: Unreadable) -> Iterator[Tensor]:
-    """Yield the normalised patches (n, P) of `images` training crops, each image once before any comes again, unreadable ones left out."""
+    """Yield the normalised patches (n, P) of `images` training crops.
+
+    Every image is used once before any is used again. Unreadable images are left out.
+    """
     source, _ = open_sources(cfg.data)
     batch = min(IMAGES_PER_BATCH, images, len(source))
     crops = Crops(source=source, augmentation=training_views(cfg.data), seed=cfg.seed)
     share = Share(order=Order(images=len(source), batch=batch, seed=cfg.seed), start=0, rank=0, world=1, accumulate=1)
-    found = batches(crops, share, workers=cfg.run.workers, unreadable=policy, replaced=False)
+    feed = batches(crops, share, workers=cfg.run.workers, unreadable=policy, replaced=False)
     for taken in track(
-        itertools.islice(found, -(-images // batch)),
+        itertools.islice(feed, -(-images // batch)),
         description="patches",
         total=-(-images // batch),
         disable=not cfg.run.progress,

@@ -1,4 +1,4 @@
-"""The best state of a run, chosen on images held out of the training set (select="best"): it is kept on disk and is what is reported."""
+"""The best state of a run (select="best"). It is chosen on held-out training images, saved to disk and reported."""
 
 from __future__ import annotations
 
@@ -15,34 +15,35 @@ from mae_transfer.engine.loop import Evaluate
 from mae_transfer.engine.state import TrainState
 from mae_transfer.tasks.workdir import WorkDir
 
-HOLDOUT = "holdout/"  # before the name of a figure that is measured on the held-out images
+HOLDOUT = "holdout/"  # prefix of figures that are measured on the held-out images
 Select = Literal["last", "best"]
 
 
 class Selection(NamedTuple):
-    """How the best state is chosen, and how it is reported on."""
+    """How the best state is chosen and measured."""
 
-    metric: str  # a figure of an evaluation, on held-out images; the higher the better
-    report: Evaluate | None = None  # measures the reported images once, at the end; None: the evaluations have done so
+    metric: str  # a figure of an evaluation on held-out images; higher is better
+    report: Evaluate | None = None  # measures the reported images at the end; None: every evaluation measures them
 
 
 def check_selection(select: Select, holdout: Spec | None) -> None:
-    """Raise ValueError unless held-out images are given where something is selected on them, and only there."""
+    """Raise ValueError unless held-out images are given exactly if a state is selected on them."""
     if select == "best" and holdout is None:
         raise ValueError(
-            "select='best', but data.holdout names no images to choose on; hold a part of the training images out, e.g. "
-            "data.train.part=(0.0, 0.95) and data.holdout=dict(the same set, part=(0.95, 1.0)); never the reported images"
+            "select='best', but data.holdout names no images to select on: hold out a part of the training images, "
+            "e.g. data.train.part=(0.0, 0.95) and data.holdout=dict(the same set, part=(0.95, 1.0)), never the "
+            "reported images"
         )
     if select == "last" and holdout is not None:
         raise ValueError(
-            "data.holdout is given and nothing is selected on it: set select='best', or leave data.holdout out"
+            "data.holdout is given, but select='last' does not use it: set select='best', or leave data.holdout out"
         )
 
 
 def keeping(selection: Selection, state: TrainState, folder: WorkDir, evaluate: Evaluate) -> Evaluate:
-    """Return the evaluation that also keeps the state where its figure is the best so far; of equals the earlier one stays."""
+    """Return an evaluation that also saves the state if its figure is the best so far. A tie keeps the earlier one."""
 
-    def check_up(model: nn.Module, step: int) -> dict[str, float]:
+    def evaluate_and_keep(model: nn.Module, step: int) -> dict[str, float]:
         figures = evaluate(model, step)
         score, best = figures.get(selection.metric, math.nan), state.extra.get("best")
         if best is None or score > best["figures"].get(selection.metric, -math.inf):
@@ -51,21 +52,21 @@ def keeping(selection: Selection, state: TrainState, folder: WorkDir, evaluate: 
                 checkpoint.save_best(folder.checkpoints, without_optimizer(state))
         return figures
 
-    return check_up
+    return evaluate_and_keep
 
 
 def without_optimizer(state: TrainState) -> dict[str, Any]:
-    """Return a checkpoint's payload as far as an evaluation reads it."""
+    """Return a checkpoint's payload without the parts that an evaluation does not need."""
     return {name: part for name, part in state.state_dict().items() if name not in ("optimizer", "scaler")}
 
 
 def take_best(selection: Selection, state: TrainState, folder: WorkDir) -> str:
-    """Put the best state's weights in place of the last ones, on every rank, and measure it; return a sentence for the log.
+    """Load the weights of the best state on every rank and measure them; return a sentence for the log.
 
-    Afterwards `state.metrics` are the best state's figures.
+    `state.metrics` are the figures of the best state from then on.
 
     Raises:
-        ValueError: best.pt is missing or is not the state that was chosen.
+        ValueError: best.pt is missing or is not the selected state.
     """
     best, path = state.extra["best"], checkpoint.best(folder.checkpoints)
     if state.dist.world > 1:
@@ -73,7 +74,7 @@ def take_best(selection: Selection, state: TrainState, folder: WorkDir) -> str:
     payload = checkpoint.load(path)
     if payload["step"] != best["step"]:
         raise ValueError(
-            f"{path} is of step {payload['step']}, and the best one is of step {best['step']}: train again"
+            f"{path} is the state of step {payload['step']}, but step {best['step']} was the best: train again"
         )
     model = state.averaged
     load_strict(model, payload.get("ema", payload["model"]), where=str(path))
@@ -84,4 +85,7 @@ def take_best(selection: Selection, state: TrainState, folder: WorkDir) -> str:
             figures |= selection.report(model, best["step"])
     state.metrics = figures
     score = best["figures"].get(selection.metric, math.nan)
-    return f"the best state on the held-out images is of step {best['step']} ({selection.metric} {100 * score:.2f}%): {path}; it is reported"
+    return (
+        f"the best state on the held-out images is that of step {best['step']} "
+        f"({selection.metric} {100 * score:.2f}%); its figures are reported: {path}"
+    )

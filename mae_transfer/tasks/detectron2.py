@@ -1,6 +1,7 @@
-"""Mask R-CNN with detectron2's own heads, losses and samplers on the same pyramid, fed and read exactly as models.mask_rcnn.MaskRCNN is.
+"""Mask R-CNN with detectron2's heads, losses and samplers, with the interface of models.mask_rcnn.MaskRCNN.
 
-detectron2 is imported here, when it is asked for. Its data sampler and trainer are not used: order, augmentation and resume are this suite's.
+detectron2 is imported here, on first use. Its data sampler and trainer are not used: order, augmentation and resume are
+those of this suite.
 """
 
 from __future__ import annotations
@@ -37,36 +38,43 @@ NORMS = {None: "", "layer": "LN", "batch": "BN"}  # our names -> detectron2's
 
 
 class Detectron2RCNN(nn.Module):
-    """Pyramid -> detectron2's proposal network and RoI heads. In training mode it returns losses by name, in evaluation what it found."""
+    """Pyramid -> detectron2's proposal network and RoI heads.
+
+    It returns losses by name in training mode, and predictions in evaluation mode.
+    """
 
     def __init__(self, pyramid: AdaptedBackbone, *, strides: Sequence[float], classes: int, heads: HeadsConfig) -> None:
-        """Make the heads around a pyramid. ValueError where detectron2 is not installed, saying how to get it; or heads that it does not have."""
+        """Build the heads on a pyramid.
+
+        Raises:
+            ValueError: detectron2 is not installed (the message says how to install it), or it lacks these heads.
+        """
         super().__init__()
         if heads.norm not in NORMS:
             raise ValueError(f"heads.norm = {heads.norm!r}: with engine='detectron2' it is one of {list(NORMS)}")
-        self.d2 = _parts()
+        self.d2 = _import_parts()
         self.pyramid, self.depth = pyramid, pyramid.depth
         levels = list(pyramid.adapter.strides)
         shape = self.d2.ShapeSpec(channels=pyramid.out_channels, height=BOX_SIDE, width=BOX_SIDE)
-        self.rpn = _proposals(self.d2, pyramid.out_channels, levels, strides, heads)
-        self.roi_heads = _regions(self.d2, shape, levels[:-1], strides[:-1], classes, heads)
+        self.rpn = _proposal_network(self.d2, pyramid.out_channels, levels, strides, heads)
+        self.roi_heads = _roi_heads(self.d2, shape, levels[:-1], strides[:-1], classes, heads)
 
     def forward(
         self, images: Tensor, sizes: Sequence[tuple[int, int]], objects: Sequence[Objects] | None = None
     ) -> Any:
-        """Take and return what MaskRCNN.forward does."""
+        """Compute what MaskRCNN.forward does, with the same arguments."""
         features = {name: level.float() for name, level in self.pyramid(images).items()}
         listed = self.d2.ImageList(images, list(sizes))
         truth = None if objects is None else [self._truth(one, size) for one, size in zip(objects, sizes, strict=True)]
-        with self.d2.EventStorage():  # its losses write their statistics there
+        with self.d2.EventStorage():  # detectron2's losses write statistics to it
             proposals, losses = self.rpn(listed, features, truth)
-            found, more = self.roi_heads(listed, features, proposals, truth)
+            predictions, roi_losses = self.roi_heads(listed, features, proposals, truth)
         if self.training:
-            return {LOSSES.get(name, name): loss for name, loss in (losses | more).items()}
-        return [_found(one) for one in found]
+            return {LOSSES.get(name, name): loss for name, loss in (losses | roi_losses).items()}
+        return [_as_found(instances) for instances in predictions]
 
     def layer_of(self, name: str) -> int:
-        """Return the layer of a parameter as the backbone counts them; the heads come after."""
+        """Return the layer of a parameter, counted as in the backbone. The heads are one layer above it."""
         part, _, rest = name.partition(".")
         return self.pyramid.layer_of(rest) if part == "pyramid" else self.depth + 1
 
@@ -75,7 +83,7 @@ class Detectron2RCNN(nn.Module):
         self.pyramid.set_grad_checkpointing(enable)
 
     def compile(self) -> None:
-        """Compile the pyramid; the shapes behind it depend on what is found."""
+        """Compile the pyramid. The shapes after it depend on the predictions."""
         self.pyramid.compile()
 
     def _truth(self, objects: Objects, size: tuple[int, int]) -> Any:
@@ -86,7 +94,7 @@ class Detectron2RCNN(nn.Module):
 
 
 class _Masks:
-    """Runs of pixels in the place of detectron2's BitMasks, which hold a whole mask for each sampled region: 0.5 GB per image."""
+    """Runs of pixels instead of detectron2's BitMasks, which hold a full mask per sampled region: 0.5 GB per image."""
 
     def __init__(self, runs: Tensor, size: Size) -> None:
         self.runs, self.size = runs, size
@@ -98,16 +106,18 @@ class _Masks:
         return _Masks(self.runs[chosen], self.size)
 
     def crop_and_resize(self, boxes: Tensor, side: int) -> Tensor:
-        """Return the part of each mask within its box, (n, side, side) bool."""
+        """Return the part of each mask inside its box, (n, side, side) bool."""
         return mask_targets(self.runs, self.size, boxes, torch.arange(len(boxes), device=boxes.device), side).bool()
 
 
-def _found(instances: Any) -> Found:
+def _as_found(instances: Any) -> Found:
     masks = instances.pred_masks[:, 0] if instances.has("pred_masks") else None
     return Found(instances.pred_boxes.tensor, instances.scores, instances.pred_classes, masks)
 
 
-def _proposals(d2: SimpleNamespace, width: int, levels: list[str], strides: Sequence[float], heads: HeadsConfig) -> Any:
+def _proposal_network(
+    d2: SimpleNamespace, width: int, levels: list[str], strides: Sequence[float], heads: HeadsConfig
+) -> Any:
     anchors = d2.DefaultAnchorGenerator(
         sizes=[[side] for side in heads.anchors], aspect_ratios=list(RATIOS), strides=list(strides), offset=0.0
     )
@@ -125,15 +135,14 @@ def _proposals(d2: SimpleNamespace, width: int, levels: list[str], strides: Sequ
     )
 
 
-def _regions(
+def _roi_heads(
     d2: SimpleNamespace, shape: Any, levels: list[str], strides: Sequence[float], classes: int, heads: HeadsConfig
 ) -> Any:
     width, norm = shape.channels, NORMS[heads.norm]
 
     def pooler(side: int) -> Any:
-        powers = [
-            0.5 ** (FINEST + k) for k in range(len(strides))
-        ]  # the only scales that it takes; they choose the level
+        # ROIPooler accepts only powers of two, which choose the level; the true scales are set below
+        powers = [0.5 ** (FINEST + k) for k in range(len(strides))]
         size = CANONICAL * strides[0]
         made = d2.ROIPooler(
             output_size=side, scales=powers, sampling_ratio=0, pooler_type="ROIAlignV2", canonical_box_size=size
@@ -156,17 +165,23 @@ def _regions(
         proposal_matcher=d2.Matcher([0.5], [0, 1], allow_low_quality_matches=False),
         box_in_features=levels,
         box_pooler=pooler(BOX_SIDE),
-        box_head=d2.FastRCNNConvFCHead(shape, conv_dims=[width] * heads.box_convs, fc_dims=[heads.box_width], conv_norm=norm),
+        box_head=d2.FastRCNNConvFCHead(
+            shape, conv_dims=[width] * heads.box_convs, fc_dims=[heads.box_width], conv_norm=norm
+        ),
         box_predictor=d2.FastRCNNOutputLayers(
-            d2.ShapeSpec(channels=heads.box_width), box2box_transform=d2.Box2BoxTransform(weights=BOX_WEIGHTS), num_classes=classes,
-            test_score_thresh=heads.score_threshold, test_nms_thresh=0.5, test_topk_per_image=heads.detections,
+            d2.ShapeSpec(channels=heads.box_width),
+            box2box_transform=d2.Box2BoxTransform(weights=BOX_WEIGHTS),
+            num_classes=classes,
+            test_score_thresh=heads.score_threshold,
+            test_nms_thresh=0.5,
+            test_topk_per_image=heads.detections,
         ),
         **masks,
-    )  # fmt: skip
+    )
 
 
-def _parts() -> SimpleNamespace:
-    """Return what is used of detectron2, by name; ValueError where it is not installed."""
+def _import_parts() -> SimpleNamespace:
+    """Return the parts of detectron2 that are used here, by name; ValueError if it is not installed."""
     try:
         from detectron2 import layers, structures
         from detectron2.modeling import (
@@ -194,8 +209,9 @@ def _parts() -> SimpleNamespace:
         events,
     )
     names = (
-        "ShapeSpec", "ImageList", "Instances", "Boxes", "DefaultAnchorGenerator", "Box2BoxTransform", "Matcher", "ROIPooler", "RPN",
-        "StandardRPNHead", "StandardROIHeads", "FastRCNNConvFCHead", "FastRCNNOutputLayers", "MaskRCNNConvUpsampleHead", "EventStorage",
+        "ShapeSpec", "ImageList", "Instances", "Boxes", "DefaultAnchorGenerator", "Box2BoxTransform", "Matcher",
+        "ROIPooler", "RPN", "StandardRPNHead", "StandardROIHeads", "FastRCNNConvFCHead", "FastRCNNOutputLayers",
+        "MaskRCNNConvUpsampleHead", "EventStorage",
     )  # fmt: skip
     return SimpleNamespace(
         **{name: next(getattr(module, name) for module in modules if hasattr(module, name)) for name in names}

@@ -1,4 +1,4 @@
-"""Weighted k-NN on frozen features: what a backbone knows, without any training (DINO's protocol). Nothing is selected: every k is reported.
+"""Weighted k-NN on frozen features, without training (DINO's protocol). Every k is reported, so nothing is selected.
 
 Legend: N training images, D width, C classes.
 """
@@ -52,27 +52,27 @@ class KnnConfig(Schema):
     task: Literal["knn"] = "knn"
     """Which task the file configures."""
     scale: Literal["mini", "small", "paper"]
-    """How far the run is from the paper's: printed beside every number."""
+    """How close the run is to the paper's. It is printed beside every number."""
     data: LabelledDataConfig = LabelledDataConfig()
-    """Images: those of `train` vote, those of `val` are classified; all are cut as in evaluation."""
+    """Images: those of `train` vote, those of `val` are classified. All are cropped as in evaluation."""
     backbone: BackboneConfig = BackboneConfig()
-    """What is evaluated; --backbone sets its reference."""
+    """The backbone to evaluate. --backbone sets its reference."""
     mean: Mean | None = None
-    """Mean per channel on the scale [0, 1] that images are normalised with; None: that of the backbone's pretraining."""
+    """Mean per channel on the scale [0, 1], to normalise images. None: that of the backbone's pretraining."""
     std: Std | None = None
-    """Standard deviation per channel, likewise; set both or none."""
+    """Standard deviation per channel. Set both `mean` and `std`, or neither."""
     pool: Pool = "cls"
-    """What stands for an image, behind the final norm: the class token, or the mean of the patch tokens."""
+    """Features of an image, after the final norm: the class token ("cls"), or the mean of the patch tokens ("mean")."""
     ks: tuple[Count, ...] = Field(default=(10, 20, 100, 200), min_length=1)
-    """Numbers of neighbours, one result each."""
+    """Numbers of neighbours. Each gives a result."""
     temperature: Factor = 0.07
-    """Of the votes exp(cosine / temperature)."""
+    """Temperature of the votes, exp(cosine / temperature)."""
     precision: Precision = "bfloat16"
-    """Arithmetic of the encoder; similarities are float32."""
+    """Arithmetic of the encoder. Similarities are float32."""
     seed: Seed = 0
-    """Of fresh weights, where the backbone has no others."""
+    """Seed of fresh weights, for a backbone without a file."""
     run: RunConfig = RunConfig()
-    """How to carry it out; changes no number."""
+    """Execution options. They change no number."""
 
     @model_validator(mode="after")
     def _statistics_fit(self) -> Self:
@@ -81,20 +81,27 @@ class KnnConfig(Schema):
 
     @property
     def statistics(self) -> Statistics | None:
-        """What the config sets; None: it leaves that to the backbone."""
+        """Mean and standard deviation of the config. None: use the backbone's."""
         return statistics_of(self.mean, self.std)
 
 
 def run(cfg: KnnConfig, work_dir: Path, *, resume: bool = False) -> list[results.Result]:
-    """Classify the validation images by their nearest training images; append one Result per k and top-k to work_dir's results.jsonl (rank 0).
+    """Classify the validation images by their nearest training images.
 
-    `resume` is taken and changes nothing: there is no state to continue from. ValueError where config, data and backbone do not fit together.
+    Rank 0 appends one Result per k and top-k to results.jsonl in work_dir.
+
+    Args:
+        resume: has no effect, because there is no state to continue from.
+    Raises:
+        ValueError: config, data and backbone do not fit together.
     """
     with session(cfg.run.device) as dist, torch.no_grad():
         start = time.perf_counter()
         split, val = open_labelled(cfg.data)
         if max(cfg.ks) > len(split.train):
-            raise ValueError(f"ks = {cfg.ks}: {max(cfg.ks)} neighbours of {len(split.train)} training images; lower ks")
+            raise ValueError(
+                f"ks = {cfg.ks}: there are not {max(cfg.ks)} neighbours of {len(split.train)} training images; lower ks"
+            )
         chosen = open_backbone(cfg.backbone, {"image_size": cfg.data.size}, statistics=cfg.statistics, seed=cfg.seed)
         folder = open_work_dir(work_dir, cfg, resume=True)
         chosen.model.to(dist.device).eval()
@@ -107,8 +114,8 @@ def run(cfg: KnnConfig, work_dir: Path, *, resume: bool = False) -> list[results
             if dist.is_main:
                 write_config(folder, cfg)
             log.say(
-                f"k-NN of {chosen.name} (pretraining: {chosen.pretrain}; {cfg.scale} scale), {len(split.train)} training images vote on {len(val)}\n"
-                f"normalised with {chosen.normalization}"
+                f"k-NN of {chosen.name} (pretraining: {chosen.pretrain}; {cfg.scale} scale), {len(split.train)} "
+                f"training images, {len(val)} to classify\nnormalised with {chosen.normalization}"
             )
             tick = ticker(log)
             policies = cfg.data.unreadable(), cfg.data.unreadable()
@@ -117,10 +124,11 @@ def run(cfg: KnnConfig, work_dir: Path, *, resume: bool = False) -> list[results
             )
             if max(cfg.ks) > len(bank):
                 raise ValueError(
-                    f"ks = {cfg.ks}: {max(cfg.ks)} neighbours of {len(bank)} training images that could be read; lower ks"
+                    f"ks = {cfg.ks}: only {len(bank)} training images could be read, fewer than {max(cfg.ks)} "
+                    "neighbours; lower ks"
                 )
             figures = classify(cfg, chosen, val, bank, labels, dist, tick, policies[1])
-            left_out = round(sum(unread(policy, dist).get("unreadable", 0) for policy in policies))
+            unreadable = round(sum(unread(policy, dist).get("unreadable", 0) for policy in policies))
             log.write("eval", steps, figures)
             seconds, images = time.perf_counter() - start, len(split.train) + len(val)
             about = About("knn", "knn", cfg.data.name, {"backbone": chosen.origin})
@@ -135,33 +143,35 @@ def run(cfg: KnnConfig, work_dir: Path, *, resume: bool = False) -> list[results
             )
             if not dist.is_main:
                 return []
-            found = numbers(
-                cfg, chosen, folder, figures, dist, images=images, unreadable=left_out, seconds=seconds, record=record
+            measured = numbers(
+                cfg, chosen, folder, figures, dist, images=images, unreadable=unreadable, seconds=seconds, record=record
             )
-            written = results.append(folder.results, found)
-            log.say(
-                f"done: {', '.join(f'{name} {100 * value:.2f}%' for name, value in figures.items())}; in {folder.results}"
-            )
+            written = results.append(folder.results, measured)
+            shown = ", ".join(f"{name} {100 * value:.2f}%" for name, value in figures.items())
+            log.say(f"done: {shown}; in {folder.results}")
             return written
 
 
 def features(
     cfg: KnnConfig, chosen: Chosen, source: Source, dist: Dist, tick: Callable[[], None], policy: Unreadable
 ) -> tuple[Tensor, Tensor]:
-    """Return this rank's part of the features (N, D), float32, and labels (N,), on the device; images that cannot be read are left out."""
+    """Return this rank's part of the features (N, D), float32, and of the labels (N,), on the device.
+
+    Unreadable images are left out.
+    """
     view = evaluation_views(cfg.data, shorter_side=cfg.data.shorter_side)
-    found: list[Tensor] = []
+    pooled: list[Tensor] = []
     labels: list[Tensor] = []
     for batch in pass_over(
         source, view, dist, batch=cfg.run.evaluation_batch, workers=cfg.run.workers, unreadable=policy
     ):
         with autocast(cfg.precision, dist.device):
-            found.append(pool(chosen.model(normalize(batch.image, chosen.statistics), norm=True), cfg.pool))
+            pooled.append(pool(chosen.model(normalize(batch.image, chosen.statistics), norm=True), cfg.pool))
         labels.append(batch.label)
         tick()
-    if not found:
-        raise ValueError(f"no image of {len(source)} could be read")
-    return torch.cat(found), torch.cat(labels)
+    if not pooled:
+        raise ValueError(f"no image of {len(source)} could be read: check the files under data.root")
+    return torch.cat(pooled), torch.cat(labels)
 
 
 def classify(
@@ -174,7 +184,7 @@ def classify(
     tick: Callable[[], None],
     policy: Unreadable,
 ) -> dict[str, float]:
-    """Return the share of the validation images that is right, "knn-20_top1": every image counts once."""
+    """Return the accuracy on the validation images by "knn-20_top1" ... in [0, 1]. Every image counts once."""
     classes = len(val.classes)
     queries, truth = features(cfg, chosen, val, dist, tick, policy)
     right = hits(knn_scores(queries, bank, labels, classes=classes, ks=cfg.ks, temperature=cfg.temperature), truth)
@@ -185,7 +195,7 @@ def classify(
 
 
 def gathered(part: Tensor, dist: Dist) -> Tensor:
-    """Return the parts of all ranks, in order, on every rank."""
+    """Return the parts of all ranks, concatenated in the order of ranks, on every rank."""
     if dist.world == 1:
         return part
     counts: list[Any] = [None] * dist.world
@@ -200,12 +210,12 @@ def gathered(part: Tensor, dist: Dist) -> Tensor:
 
 
 def sweep_of(cfg: KnnConfig, source: Source, dist: Dist) -> Sweep:
-    """Return the batches of this rank."""
+    """Return the order of this rank's batches."""
     return Sweep(images=len(source), batch=cfg.run.evaluation_batch, rank=dist.rank, world=dist.world)
 
 
 def ticker(log: Logger) -> Callable[[], None]:
-    """Return what counts one more batch."""
+    """Return a function that advances the progress display by one batch."""
     counter: Iterator[int] = iter(range(1, 2**62))
     return lambda: log.tick(next(counter))
 
@@ -225,16 +235,18 @@ def numbers(
     """Return one Result per figure, in percent."""
     shared: dict[str, Any] = {
         "run": folder.root.name, "task": "classify", "dataset": cfg.data.name, "split": "val", "unit": "%",
-        "higher_is_better": True, "seed": cfg.seed, "backbone": chosen.name, "pretrain": chosen.pretrain, "checkpoint_sha256": chosen.sha256,
-        "normalization": chosen.normalization,
+        "higher_is_better": True, "seed": cfg.seed, "backbone": chosen.name, "pretrain": chosen.pretrain,
+        "checkpoint_sha256": chosen.sha256, "normalization": chosen.normalization,
         "params": sum(p.numel() for p in chosen.model.parameters()), "epochs": 0.0, "steps": 0, "images_seen": images,
-        "global_batch": cfg.run.evaluation_batch, "world_size": dist.world, "precision": cfg.precision, "matmul": "ieee", "wall_s": seconds,
-        "images_per_s": images / seconds, "peak_mem_gib": peak_memory_gib(dist.device), "device": results.device_name(dist.device),
-        "engine": "mae_transfer", "scale": cfg.scale, "config_digest": cfg.digest(), "recipe_digest": cfg.recipe_digest(),
-        "tokens_per_image": tokens_of(chosen.model, cfg.data.size), "unreadable": unreadable, "record": record,
+        "global_batch": cfg.run.evaluation_batch, "world_size": dist.world, "precision": cfg.precision,
+        "matmul": "ieee", "wall_s": seconds, "images_per_s": images / seconds,
+        "peak_mem_gib": peak_memory_gib(dist.device), "device": results.device_name(dist.device),
+        "engine": "mae_transfer", "scale": cfg.scale, "config_digest": cfg.digest(),
+        "recipe_digest": cfg.recipe_digest(), "tokens_per_image": tokens_of(chosen.model, cfg.data.size),
+        "unreadable": unreadable, "record": record,
     }  # fmt: skip
-    parted = {tuple(name.split("_")): 100 * value for name, value in figures.items()}
+    percent = {tuple(name.split("_")): 100 * value for name, value in figures.items()}
     return [
         results.Result(protocol=protocol, metric=metric, value=value, **shared)
-        for (protocol, metric), value in parted.items()
+        for (protocol, metric), value in percent.items()
     ]

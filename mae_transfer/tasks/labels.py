@@ -1,4 +1,4 @@
-"""The classes that a training state learned: a state of others, or of these in another order, is refused; its tensors would fit."""
+"""Checks that a training state learned the classes of the data, in the same order. Tensor shapes would not show it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from typing import Any
 
 
 def classes_digest(classes: tuple[str, ...]) -> str:
-    """Return what a training state is known by: how many classes, and their names in order, shortened."""
+    """Return the number of classes and a short digest of their names in order."""
     return f"{len(classes)} classes {hashlib.sha256(json.dumps(classes).encode()).hexdigest()[:12]}"
 
 
 def learned(extra: Mapping[str, Any], classes: tuple[str, ...], *, where: str) -> None:
-    """Raise ValueError where a state learned other classes, or these in another order: as many of them fit, and every figure would be wrong.
+    """Raise ValueError if a training state learned other classes than these, or these in another order.
 
-    extra: the state's, with the `names` that it learned; one without any is taken as it is.
+    The tensors of as many classes fit, but every figure would be wrong.
+
+    extra: that of the training state. Its `names` are the learned classes; without them nothing is checked.
     """
-    known = extra.get("names")
-    if known is not None and known != list(classes):
-        k, (was, now) = next((k, pair) for k, pair in enumerate(zip_longest(known, classes)) if pair[0] != pair[1])
+    names = extra.get("names")
+    if names is not None and names != list(classes):
+        k, (was, now) = next((k, pair) for k, pair in enumerate(zip_longest(names, classes)) if pair[0] != pair[1])
         raise ValueError(
-            f"{where} learned {len(known)} classes, the data have {len(classes)}; class {k} was {was!r} and is {now!r}"
+            f"{where} learned {len(names)} classes, the data have {len(classes)}; class {k} was {was!r} and is {now!r}"
+            ": use the classes that it learned"
         )

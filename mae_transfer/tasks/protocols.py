@@ -1,7 +1,8 @@
-"""The ways to classify with a pretrained backbone: fine-tune all of it, its last blocks, or a row of linear probes on it. An entry of PROTOCOLS each.
+"""Classification protocols: fine-tuning, partial fine-tuning, and linear probes on a frozen backbone.
 
-A protocol says what it changes in the backbone, builds the model, groups its parameters and takes the training step; what it makes of images is
-always a row of scores (K, B, C), K = 1 for fine-tuning, so that one evaluation serves all.
+A protocol changes the backbone, builds the model, groups its parameters and makes the training step. Its model returns
+scores (K, B, C) for K probes, with K = 1 for fine-tuning, so one evaluation serves all protocols. Each is an entry of
+PROTOCOLS.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from mae_transfer.models.heads import Classifier, Pool, ProbeRow, Tune, freeze
 
 
 class Feed(NamedTuple):
-    """What a protocol's step is made for."""
+    """What a protocol's training step depends on."""
 
     statistics: Statistics
     classes: int
@@ -34,33 +35,33 @@ class Feed(NamedTuple):
 
 
 class ClassifyProtocol(Protocol):
-    """What the task asks of a protocol."""
+    """The interface between the task and a protocol."""
 
     @property
     def title(self) -> str:
-        """What a table calls it: "finetune", "partial-4", "linear"."""
+        """Name in tables: "finetune", "partial-4", "linear"."""
         ...
 
     @property
     def row(self) -> tuple[str, ...]:
-        """The names of the K scores that its model gives."""
+        """The names of the K scores that the model returns."""
         ...
 
     @property
     def least(self) -> int:
-        """Images per forward pass that its batch norms train on at least."""
+        """The fewest images per forward pass that its batch norms can train on."""
         ...
 
     def changes(self) -> dict[str, Any]:
-        """Return the fields of the backbone's architecture that it sets."""
+        """Return the fields of the backbone's architecture that the protocol sets."""
         ...
 
     def model(self, backbone: nn.Module, classes: int) -> nn.Module:
-        """Return the model around a loaded backbone, frozen where it must be."""
+        """Return the model around a loaded backbone, with the frozen parts frozen."""
         ...
 
     def groups(self, model: nn.Module, optim: OptimConfig) -> list[Group]:
-        """Return the optimizer's groups: every trainable parameter once."""
+        """Return the optimizer's groups. They contain every trainable parameter once."""
         ...
 
     def step(self, feed: Feed) -> StepFn:
@@ -70,16 +71,17 @@ class ClassifyProtocol(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Finetune:
-    """Everything trains (MAE, A.1 and table 9).
+    """Fine-tuning: every parameter trains (MAE, A.1 and table 9).
 
     Args:
-        pool: "mean" of the patch tokens through a new norm (MAE's code), or the class token behind the backbone's ("cls").
-        head_std: of the linear layer's weights before the first step.
-        drop_path: stochastic depth of the last block.
+        pool: "mean": the mean of the patch tokens, through a new norm (MAE's code); "cls": the class token after the
+            backbone's norm.
+        head_std: standard deviation of the linear layer's initial weights.
+        drop_path: stochastic depth rate of the last block.
         mixup: alpha of mixup; 0 turns it off.
-        cutmix: alpha of cutmix; 0 turns it off. With both on, each batch flips a coin.
-        smoothing: of the labels.
-        erase: probability of erasing a rectangle of an image with noise.
+        cutmix: alpha of cutmix; 0 turns it off. If both are on, each batch picks one of them with equal probability.
+        smoothing: label smoothing.
+        erase: probability that a rectangle of an image is replaced by noise.
     """
 
     pool: Pool = "mean"
@@ -117,11 +119,15 @@ class Finetune:
         )
 
     def step(self, feed: Feed) -> StepFn:
-        """Return the step: erase, mix, compare. Mixup pairs an image with its mirror in the batch, whose size must be even."""
+        """Return the training step: random erasing, mixup, cross-entropy.
+
+        Mixup pairs image i of a micro-batch with image i from its end, so the size of the micro-batch must be even.
+        """
         mixes = self.mixup > 0 or self.cutmix > 0
         if mixes and feed.micro % 2:
             raise ValueError(
-                f"mixup and cutmix pair the images of a forward pass, which has {feed.micro}: make batch or run.device_batch even"
+                f"mixup and cutmix pair the images of a forward pass, which has {feed.micro}: make batch or "
+                "run.device_batch even"
             )
         mix = Mixup(self.mixup, self.cutmix, label_smoothing=self.smoothing, num_classes=feed.classes)
         erase = RandomErasing(self.erase, mode="pixel", device=feed.device)
@@ -139,14 +145,17 @@ class Finetune:
 
 @dataclass(frozen=True, kw_only=True)
 class Partial(Finetune):
-    """Only the last blocks train, with the settings of fine-tuning (MAE, A.1 and figure 9). What the paper leaves open is an option.
+    """Partial fine-tuning: only the last blocks train, with the settings of fine-tuning (MAE, A.1 and figure 9).
 
-    The frozen blocks leave nothing for the backward pass. Layer decay, where there is any, counts from the top as in fine-tuning.
+    Choices that the paper leaves open are options. The backward pass does not enter the frozen blocks. Layer decay
+    counts from the top, as in fine-tuning.
 
     Args:
-        tune_blocks: how many of the last blocks; "half": the MLP of the last one, with its norm; "all": every parameter, the stem's too.
-        tune_norm: whether the final norm trains too, beside the head. With pool "mean" it is new, so it does unless told otherwise.
-        frozen_drop_path: whether the frozen blocks drop paths as they would in fine-tuning; by default they compute what pretraining left.
+        tune_blocks: number of last blocks to train; "half": the MLP of the last one with its norm; "all": every
+            parameter, including the stem.
+        tune_norm: whether the final norm trains, too. By default it does: with pool "mean" it is a new layer.
+        frozen_drop_path: whether the frozen blocks use stochastic depth. By default they compute what they did after
+            pretraining.
     """
 
     tune_blocks: Tune
@@ -168,11 +177,12 @@ class Partial(Finetune):
 
 @dataclass(frozen=True, kw_only=True)
 class Linear:
-    """Linear probes behind a batch norm, on frozen features: a row of them in one run (MAE, A.1 and table 10).
+    """Linear probes after a batch norm, on frozen features; one run trains all of them (MAE, A.1 and table 10).
 
     Args:
-        rates: learning rates of the row, as factors of the config's peak rate.
-        pools: what is probed behind the encoder's final norm: "cls", the class token, or "mean", the mean of the patch tokens; each at each rate.
+        rates: learning rates of the probes, as factors of the config's peak rate.
+        pools: features after the encoder's final norm: "cls", the class token, or "mean", the mean of the patch tokens.
+            There is a probe for each pair of pool and rate.
     """
 
     rates: tuple[Rate, ...] = (1.0,)
@@ -181,7 +191,8 @@ class Linear:
     def __post_init__(self) -> None:
         if not self.rates or not self.pools or min(self.rates) <= 0 or len(set(self.rates)) < len(self.rates):
             raise ValueError(
-                f"rates {self.rates}, pools {self.pools}: give different rates above 0 and at least one pooling"
+                f"protocol.rates = {self.rates}, protocol.pools = {self.pools}: give different rates above 0 and at "
+                "least one pool"
             )
 
     @property
@@ -193,12 +204,15 @@ class Linear:
         return tuple(self.probes())
 
     def probes(self) -> dict[str, tuple[float, Pool]]:
-        """Return name -> (rate, pooling): "cls_x0p1" for a tenth of the peak rate (a dot would part the names of a parameter)."""
+        """Return (rate, pool) by probe name.
+
+        "cls_x0p1" has a tenth of the peak rate; "p" stands for the dot, which would split the name of a parameter.
+        """
         return {f"{pool}_x{rate:g}".replace(".", "p"): (rate, pool) for pool in self.pools for rate in self.rates}
 
     @property
     def least(self) -> int:
-        """Return two: the variance of one feature vector is nothing."""
+        """Return two: a batch norm cannot estimate a variance from one feature vector."""
         return 2
 
     def changes(self) -> dict[str, Any]:
@@ -208,9 +222,9 @@ class Linear:
         return ProbeRow(backbone, classes, probes={name: pool for name, (_, pool) in self.probes().items()})
 
     def groups(self, model: nn.Module, optim: OptimConfig) -> list[Group]:
-        """Return each probe's groups at its own rate."""
+        """Return the groups of each probe, with its own rate."""
         if optim.layer_decay:
-            raise ValueError(f"layer_decay = {optim.layer_decay}, but a linear probe has no layers: leave it out")
+            raise ValueError(f"optim.layer_decay = {optim.layer_decay}, but a linear probe has no layers: leave it out")
         assert isinstance(model, ProbeRow)
         return [
             {**group, "lr_scale": rate, "name": f"{name}_{group['name']}"}

@@ -1,4 +1,4 @@
-"""What a task tells the record of its run, and how the record is made and extended."""
+"""Makes and extends the record of a run, from what its task states."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from mae_transfer.record import NAMED_CLASSES, DataSet, Record, Seconds, Sitting
 
 
 class About(NamedTuple):
-    """What a task says of its run."""
+    """What a task states about its run."""
 
     task: str  # Record.task
     method: str  # Record.method
     dataset: str  # name of the data set in the config
-    inputs: Mapping[str, Weights] = {}  # the weights that it starts from, by role
-    labels: bool = True  # whether it learns from labels
-    mixes: bool = False  # whether images of one device batch are mixed (mixup, cutmix)
+    inputs: Mapping[str, Weights] = {}  # the weights that the run starts from, by role
+    labels: bool = True  # whether the run learns from labels
+    mixes: bool = False  # whether images of a device batch are mixed (mixup, cutmix)
 
 
 def data_set(name: str, source: Any, print_: Fingerprint) -> DataSet:
-    """Return what the record says of a data set, from the source and the fingerprint of the whole set."""
+    """Return the record's entry of a data set, given the source and the fingerprint of the whole set."""
     classes = tuple(source.classes)
     digest = hashlib.sha256("\n".join(classes).encode("utf-8", "surrogateescape")).hexdigest()[:16] if classes else None
     count = getattr(source, "object_count", None)
@@ -52,7 +52,7 @@ def data_set(name: str, source: Any, print_: Fingerprint) -> DataSet:
 def start_sitting(
     cfg: Any, about: About, state: TrainState, loop: LoopConfig, run: str, data: Mapping[str, DataSet]
 ) -> None:
-    """Make the record of a run, or extend that of a continued one, and put it into the state. Every rank calls it."""
+    """Make the record of a run, or extend that of a continued run, and put it into the state. Every rank calls it."""
     devices = gather(results.device_name(state.dist.device), state.dist)
     if not state.dist.is_main:
         return
@@ -64,7 +64,7 @@ def start_sitting(
         device_batch=loop.global_batch // (state.dist.world * loop.accumulate),
     )
     record = state.record
-    if record is None:  # a new run, or one of a version that kept no record
+    if record is None:  # a new run, or a run of an early version without records
         record = _record(cfg, about, run, data, epochs=cfg.epochs, batch=cfg.batch)
         record = record.model_copy(update={"depends_on_device_batch": dependence(state.model, mixes=about.mixes)})
     else:
@@ -75,7 +75,7 @@ def start_sitting(
 def evaluation_record(
     cfg: Any, about: About, sources: Mapping[str, Any], dist: Dist, *, run: str, batch: int, seconds: float
 ) -> Record | None:
-    """Return the record of an evaluation without training (rank 0, None elsewhere). Every rank calls it."""
+    """Return the record of an evaluation without training; None on ranks other than 0. Every rank calls it."""
     devices = gather(results.device_name(dist.device), dist)
     if not dist.is_main:
         return None
@@ -105,7 +105,7 @@ def name_of(work_dir: Path | None) -> str:
 
 
 def dependence(model: nn.Module, *, mixes: bool) -> tuple[str, ...]:
-    """Return what makes the numbers depend on the images per device and forward pass."""
+    """Return the reasons why the numbers depend on the images per device and forward pass."""
     model.train()
     norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
     found = ("batch norm",) if any(norm.training for norm in norms) else ()
@@ -113,7 +113,7 @@ def dependence(model: nn.Module, *, mixes: bool) -> tuple[str, ...]:
 
 
 def gather(name: str, dist: Dist) -> tuple[str, ...]:
-    """Return each rank's text, by rank."""
+    """Return the names of all ranks, in the order of ranks."""
     if dist.world == 1:
         return (name,)
     names: list[Any] = [None] * dist.world
@@ -141,5 +141,5 @@ def _record(cfg: Schema, about: About, run: str, data: Mapping[str, DataSet], *,
 
 
 def _printable(name: str) -> str:
-    """Return a class name without the halves of characters that a folder's name may hold and JSON may not."""
+    """Return a class name with lone surrogates replaced. A folder's name may contain them; JSON may not."""
     return name.encode("utf-8", "replace").decode("utf-8")

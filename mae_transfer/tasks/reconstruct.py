@@ -1,4 +1,4 @@
-"""Pictures of what a finished or running pretraining makes of any images, at any mask ratio."""
+"""Draws the reconstructions of a finished or running pretraining, for any images and mask ratios."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ def reconstruct(
     most: int = 16,
     config: Path | None = None,
 ) -> list[Path]:
-    """Draw what a pretrained model makes of images, one sheet per mask ratio; return the sheets' paths.
+    """Draw the reconstructions of a pretrained model, one picture per mask ratio; return the paths of the pictures.
 
     Args:
-        run: a run's work dir, whose newest checkpoint is drawn; or what PretrainConfig.start takes, with the config that it was trained by.
-        config: a pretraining config, for weights that come without one.
-        mask_ratios: shares of hidden patches; None: the mask that the run was trained with.
-        images: a folder of images, in any depth; None: the run's own validation images (training images where it has none).
-        most: images to draw, spread evenly over the folder.
+        run: a run's work dir, whose newest checkpoint is used; or, together with `config`, a reference that
+            PretrainConfig.start accepts.
+        config: the pretraining config of weights without a work dir.
+        mask_ratios: shares of hidden patches. None: the mask of the run.
+        images: a folder of images, in any depth. None: the run's validation images (training images if it has none).
+        most: number of images to draw, spread evenly over the folder.
     Raises:
-        ValueError: no checkpoint, no images, or a ratio that hides nothing or everything.
+        ValueError: there is no checkpoint or no image, or a ratio hides nothing or everything.
     """
     cfg = load(WorkDir(Path(run)).config if config is None else config, PretrainConfig)
     saved = None
     if config is None:
-        found = checkpoint.load_newest(WorkDir(Path(run)).checkpoints)
-        if found is None:
+        newest = checkpoint.load_newest(WorkDir(Path(run)).checkpoints)
+        if newest is None:
             raise ValueError(f"{run} has no checkpoint yet: run tools/pretrain.py with --work-dir {run} first")
-        saved = found.payload
+        saved = newest.payload
     task = Pretrain(cfg, Dist(torch.device("cpu")))
-    spec = Spec.model_validate(
-        {key: value for key, value in cfg.target.model_dump().items() if key != "cache"}
-    )  # kept tokens are of other images
+    # cached tokens belong to other images
+    spec = Spec.model_validate({key: value for key, value in cfg.target.model_dump().items() if key != "cache"})
     basis = saved["extra"].get("target") if saved else None
     task.set_target(open_target(spec, cfg.model.encoder, cfg.statistics, saved=basis))
     model = MAE(cfg.model, task.target.dim).eval()

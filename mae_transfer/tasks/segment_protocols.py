@@ -1,4 +1,7 @@
-"""The ways to segment with a pretrained backbone: UperNet, all of it training, or a linear head on a frozen trunk. An entry of PROTOCOLS each."""
+"""Segmentation protocols: UperNet, fine-tuned as a whole, and a linear head on a frozen encoder.
+
+Each is an entry of PROTOCOLS.
+"""
 
 from __future__ import annotations
 
@@ -17,48 +20,54 @@ from mae_transfer.interfaces import Backbone
 
 
 class SegmentProtocol(Protocol):
-    """What the task asks of a protocol."""
+    """The interface between the task and a protocol."""
 
     @property
     def title(self) -> str:
-        """What a table calls it: "upernet", "linear"."""
+        """Name in tables: "upernet", "linear"."""
         ...
 
     @property
     def least(self) -> int:
-        """Crops per forward pass that its batch norms train on at least."""
+        """The fewest crops per forward pass that its batch norms can train on."""
         ...
 
     def changes(self) -> dict[str, Any]:
-        """Return the fields of the backbone's architecture that it sets."""
+        """Return the fields of the backbone's architecture that the protocol sets."""
         ...
 
     def model(self, backbone: nn.Module, classes: int) -> Segmenter:
-        """Return the model around a loaded backbone, frozen where it must be; heads are initialised from torch's generator."""
+        """Return the model around a loaded backbone, with the frozen parts frozen.
+
+        Heads are initialised from torch's generator.
+        """
         ...
 
     def groups(self, model: Segmenter, optim: OptimConfig) -> list[Group]:
-        """Return the optimizer's groups: every trainable parameter once."""
+        """Return the optimizer's groups. They contain every trainable parameter once."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class UperNet:
-    """UPerHead with an auxiliary FCNHead on four maps of the encoder, everything trains (BEiT; MAE, A.4; mae_segmentation).
+    """UPerHead with an auxiliary FCNHead on four maps of the encoder (BEiT; MAE, A.4; mae_segmentation).
+
+    Every parameter trains. None keeps what the backbone has, unless stated otherwise.
 
     Args:
-        taps: the four maps, 0-based: 3, 5, 7, 11 of ViT-B, 7, 11, 15, 23 of ViT-L as published; None: after d/4, d/2, 3d/4 and d blocks, or the
-            stages of a hierarchical backbone.
-        channels: of UPerHead; None: the encoder's width, as published.
-        auxiliary: weight of the auxiliary head's loss; 0: no such head.
-        dropout: of the heads' channels before their last layer.
-        drop_path: stochastic depth of the encoder's last block.
-        relative_positions: tables that are switched on at transfer, zero-initialised; None: as the backbone has them.
-        positions: "learned" lets MAE's fixed table train; None: as the backbone has them.
-        layer_scale: begins at this value where the backbone has none; None: as the backbone has it.
-        class_token: False leaves it out of the encoder; None: as the backbone has it.
-        decays: "spared": position table, class token and bias tables have no weight decay; "published": they decay, as in the recipes of BEiT,
-            mae_segmentation and mmseg, whose list of exceptions names them without the prefix that they carry there. `optim.no_decay` overrides it.
+        taps: indices of the four maps, 0-based. Published: 3, 5, 7, 11 of ViT-B and 7, 11, 15, 23 of ViT-L. None: after
+            d/4, d/2, 3d/4 and d blocks, or the stages of a hierarchical backbone.
+        channels: width of UPerHead. None: the encoder's width, as published.
+        auxiliary: weight of the auxiliary head's loss. 0: no auxiliary head.
+        dropout: dropout of the heads' channels before their last layer.
+        drop_path: stochastic depth rate of the encoder's last block.
+        relative_positions: adds relative position tables, initialised with zeros.
+        positions: "learned" lets MAE's fixed position table train.
+        layer_scale: initial value of a layer scale if the backbone has none.
+        class_token: False removes the class token from the encoder.
+        decays: "spared": no weight decay for the position table, the class token and the bias tables. "published": they
+            decay, as in the recipes of BEiT, mae_segmentation and mmseg, whose lists of exceptions lack the prefix that
+            these parameters have there. `optim.no_decay` overrides it.
     """
 
     taps: tuple[FewOrNone, ...] | None = None
@@ -78,11 +87,11 @@ class UperNet:
 
     @property
     def least(self) -> int:
-        """Return two: the pyramid pooling's first map is one pixel."""
+        """Return two: the first map of the pyramid pooling has one pixel."""
         return 2
 
     def changes(self) -> dict[str, Any]:
-        """Return what differs from the backbone as it was pretrained; None stands for no difference."""
+        """Return the fields in which the backbone differs from the pretrained one."""
         wanted = {
             name: getattr(self, name) for name in ("relative_positions", "positions", "layer_scale", "class_token")
         }
@@ -109,10 +118,12 @@ class UperNet:
 
 @dataclass(frozen=True, kw_only=True)
 class Linear:
-    """One linear layer per pixel behind a batch norm, on the frozen encoder's maps: cheap, and nothing but the features can earn the number.
+    """A batch norm and one linear layer per pixel, on the maps of the frozen encoder.
+
+    It is cheap, and its result depends only on the features.
 
     Args:
-        taps: the maps, 0-based, side by side, the last one among them; None: the last one alone.
+        taps: indices of the maps to concatenate, 0-based, including the last one. None: the last one only.
     """
 
     taps: tuple[FewOrNone, ...] | None = None
@@ -137,7 +148,7 @@ class Linear:
 
     def groups(self, model: Segmenter, optim: OptimConfig) -> list[Group]:
         if optim.layer_decay:
-            raise ValueError(f"layer_decay = {optim.layer_decay}, but the trunk is frozen: leave it out")
+            raise ValueError(f"optim.layer_decay = {optim.layer_decay}, but the encoder is frozen: leave it out")
         return param_groups(model, weight_decay=optim.weight_decay, no_decay=spared(model, optim, default=None))
 
 

@@ -1,4 +1,4 @@
-"""One pass over a data set, for an evaluation: every image once, each rank its part, unreadable files counted."""
+"""One pass over a data set for an evaluation. Each rank reads its part; unreadable files are counted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mae_transfer.engine.interrupt import Interrupt
 from mae_transfer.engine.loop import to_device
 from mae_transfer.interfaces import Batch
 
-EVALUATION_SEED = 0  # for the random draws of an evaluation (masks): the same in every run, so that runs compare
+EVALUATION_SEED = 0  # for the random draws of an evaluation (masks); the same in every run, so runs are comparable
 
 
 def pass_over(
@@ -27,7 +27,7 @@ def pass_over(
     unreadable: Unreadable,
     masking: Masking | None = None,
 ) -> Iterator[Batch]:
-    """Yield this rank's part of a source on the device, every image once; masks depend on nothing but the image's index."""
+    """Yield this rank's part of a source on the device, every image once. Masks depend only on the image's index."""
     crops = Crops(source=source, augmentation=view, seed=EVALUATION_SEED, masking=masking)
     yield from sweep_over(crops, dist, batch=batch, workers=workers, unreadable=unreadable)
 
@@ -35,33 +35,37 @@ def pass_over(
 def sweep_over(
     samples: Samples[Any, Any], dist: Dist, *, batch: int, workers: int, unreadable: Unreadable
 ) -> Iterator[Any]:
-    """Yield this rank's part of any kind of samples on the device, every image once.
+    """Yield this rank's part of samples of any kind on the device, every image once.
 
-    Within a run that all of `dist` takes part in, a signal ends it between two batches (Stopped).
+    In a run in which all ranks of `dist` take part, a signal ends the pass between two batches (Stopped).
     """
     sweep = Sweep(images=len(samples.source), batch=batch, rank=dist.rank, world=dist.world)
     interrupt = Interrupt.active if Interrupt.active is not None and Interrupt.active.world == dist.world else None
-    common = -(-(sweep.images // dist.world) // batch)  # batches that every rank has at least
+    common = -(-(sweep.images // dist.world) // batch)  # the number of batches that every rank has
     with closing(batches(samples, sweep, workers=workers, unreadable=unreadable)) as feed:
-        for found in feed:
+        for read in feed:
             if interrupt is not None and common > 0:
                 interrupt.check()
                 common -= 1
-            yield to_device(found, dist.device)
-    while interrupt is not None and common > 0:  # a batch of unreadable files alone is not there
+            yield to_device(read, dist.device)
+    while interrupt is not None and common > 0:  # batches of unreadable files only were not yielded
         interrupt.check()
         common -= 1
 
 
 def readable(images: int, left_out: Mapping[str, float], *, of: str) -> int:
-    """Return how many of the images counted, given what `unread` gave; ValueError where none did."""
+    """Return the number of images that were read, given the result of `unread`.
+
+    Raises:
+        ValueError: no image could be read.
+    """
     seen = round(images - left_out.get("unreadable", 0))
     if not seen:
-        raise ValueError(f"no image of the {of} could be read")
+        raise ValueError(f"no image of the {of} could be read: check its files")
     return seen
 
 
 def unread(policy: Unreadable, dist: Dist) -> dict[str, float]:
-    """Return {"unreadable": how many images of an evaluation no rank could read}, empty where all could be; every rank calls it."""
+    """Return {"unreadable": number of unreadable images of all ranks}, or {} if there are none. Every rank calls it."""
     count = round(read_mean({"n": torch.tensor(len(policy.files), device=dist.device)}, dist)["n"] * dist.world)
     return {"unreadable": count} if count else {}

@@ -1,4 +1,4 @@
-"""Targets as a pretraining config names them: the task opens what a target can only refer to (a tokenizer, a teacher, a fitted basis)."""
+"""Builds the target of a pretraining config and opens the files that it refers to: tokenizer, teacher, fitted basis."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ Buffers = Mapping[str, Tensor]
 
 
 def open_tokenizer(frame: Frame, reference: str) -> Tokenizer:
-    """Return the tokenizer that a reference names (checkpoints.tokenizers)."""
+    """Return the tokenizer of a reference (checkpoints.tokenizers)."""
     return load_tokenizer(reference)
 
 
 def open_teacher(frame: Frame, reference: str) -> Teacher:
-    """Return any backbone (checkpoints.load) as a frozen teacher."""
+    """Return the backbone of a reference (checkpoints.load) as a frozen teacher."""
     loaded = checkpoints.load(reference)
     return Teacher(loaded.backbone, loaded.statistics)
 
 
 def open_basis(frame: Frame, reference: str) -> Basis:
-    """Return the basis in a file; "random:K": K orthonormal directions that mean nothing, to try a config."""
+    """Return the basis in a file, or K random orthonormal directions for "random:K", to try a config."""
     kind, count = checkpoints.split(reference, ("random",))
     if kind != "random":
         return load_basis(Path(count))
     if not count.isdigit() or not int(count):
-        raise ValueError(f"no basis {reference!r}: give a file, or random:K with a number of components K")
+        raise ValueError(f"target.basis = {reference!r}: give a file, or random:K with a number of components K")
     values = frame.patch**2 * len(frame.statistics.mean)
     rows = torch.linalg.qr(torch.randn(values, int(count))).Q.T.contiguous()
     ones = torch.ones(int(count))
@@ -51,11 +51,11 @@ OPENERS: Mapping[str, Callable[[Frame, str], object]] = {
     "teacher": open_teacher,
     "basis": open_basis,
 }
-"""By the name of a target's option: what the string in the config becomes."""
+"""Functions that open a reference, by the name of the target's option that holds it."""
 
 
 def check_target(spec: Spec) -> Spec:
-    """Raise ValueError unless spec names a target with its options."""
+    """Raise ValueError unless `spec` has the name of a target and valid options."""
     return check(TARGETS, spec, openers=OPENERS)
 
 
@@ -63,7 +63,7 @@ def open_target(spec: Spec, encoder: ViTConfig, statistics: Statistics, *, saved
     """Build the target for this encoder's images.
 
     Args:
-        saved: the target's own tensors out of a checkpoint (`buffers_of`): a basis then needs no file.
+        saved: the target's own tensors from a checkpoint (`buffers_of`). With them a basis needs no file.
     Raises:
         ValueError: a file is missing or does not fit.
     """
@@ -79,7 +79,7 @@ def open_target(spec: Spec, encoder: ViTConfig, statistics: Statistics, *, saved
 
 
 def buffers_of(target: Target) -> dict[str, Tensor]:
-    """Return what of a target a checkpoint keeps: its own tensors (a basis), not those of the tokenizer or teacher that it refers to."""
+    """Return the tensors of a target that a checkpoint stores: its own (a basis), not its tokenizer's or teacher's."""
     if not isinstance(target, nn.Module):
         return {}
     kept = target.state_dict().keys()
@@ -91,12 +91,15 @@ PREFIXES = frozenset({"dalle", *checkpoints.LAYOUTS})
 
 
 def references_of(spec: Spec) -> dict[str, str]:
-    """Return the references in a target's options, by their role."""
+    """Return the references in a target's options by role: "tokenizer", "teacher", "basis"."""
     return {name: str(spec.options[name]) for name in OPENERS if spec.options.get(name)}
 
 
 def digest_of(spec: Spec) -> str:
-    """Return the sha256s of the files that a target refers to, shortened, "" where it refers to none: another file is another run."""
-    parted = [checkpoints.split(reference, PREFIXES) for reference in references_of(spec).values()]
-    paths = [Path(rest.partition("@")[2] if prefix == "timm" else rest) for prefix, rest in parted]
+    """Return the shortened sha256 of each file that a target refers to; "" if it refers to none.
+
+    A run with another file is another run.
+    """
+    prefixes = [checkpoints.split(reference, PREFIXES) for reference in references_of(spec).values()]
+    paths = [Path(rest.partition("@")[2] if prefix == "timm" else rest) for prefix, rest in prefixes]
     return "".join(f"+{path.name}:{checkpoints.sha256(path)[:12]}" for path in paths if path.is_file())

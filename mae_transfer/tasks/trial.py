@@ -1,4 +1,4 @@
-"""A few real steps that nothing is kept of: what a run would take (--estimate), and which device batch fits ("auto")."""
+"""A few real steps, of which nothing is saved: for --estimate, and for run.device_batch="auto"."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from mae_transfer.engine.state import LoopConfig, TrainState
 if TYPE_CHECKING:
     from mae_transfer.tasks.task import Task
 
-WARM_UP = 3  # steps before the clock starts: kernels are chosen, workers filled
+WARM_UP = 3  # steps before timing starts; in them kernels are selected and workers start
 TIMED = 20  # steps that --estimate times
-TRIED = 2  # steps that tell whether a batch fits: the optimizer has its moments in the second
-USED = 0.9  # share of the device's memory that a batch may take: images of other shapes and evaluations need some more
+TRIED = 2  # steps to see whether a batch fits; the moments of the optimizer use memory from the second on
+USED = 0.9  # share of the device's memory that a batch may use; other image shapes and evaluations need some more
 GIB = 2**30
 
 
 class Trial(NamedTuple):
-    """What some steps took."""
+    """The time that some steps took."""
 
     seconds: float
-    data_wait: float  # share of them spent waiting for data
+    data_wait: float  # share of the time spent waiting for data
 
 
-class _Watch(Logger):
+class _LastValues(Logger):
     """A logger that writes nothing and keeps the last values."""
 
     def __init__(self) -> None:
@@ -48,9 +48,9 @@ class _Watch(Logger):
 def drive(task: Task[Any], state: TrainState, loop: LoopConfig, *, first: int, timed: int) -> Trial:
     """Train `first` steps, then time `timed` more. Nothing is saved, evaluated or written.
 
-    state: that of the task, or one for this rank alone; the task's rank says which part of each batch is taken.
+    state: that of the task, or a state of this rank alone. The task's rank selects the part of each batch.
     """
-    watch = _Watch()
+    last = _LastValues()
     quiet = loop.run.model_copy(
         update={"log_every": 10**9, "save_every": None, "keep_every": None, "save_minutes": None}
     )
@@ -60,35 +60,35 @@ def drive(task: Task[Any], state: TrainState, loop: LoopConfig, *, first: int, t
         for count in filter(None, (first, timed)):
             short = loop.model_copy(update={"steps": state.step + count, "evaluate_every": None, "run": quiet})
             start = perf_counter()
-            train(state, feed, task.loss, short, lr_at=task.lr_at(loop), log=watch, checkpoints=None)
+            train(state, feed, task.loss, short, lr_at=task.lr_at(loop), log=last, checkpoints=None)
             seconds = perf_counter() - start
             if state.stopped:
-                raise RuntimeError("stopped by a signal before the timed steps were done; nothing was written")
-    return Trial(seconds, watch.values.get("data_wait") or 0.0)
+                raise RuntimeError("a signal stopped the run before the timed steps were done; nothing was written")
+    return Trial(seconds, last.values.get("data_wait") or 0.0)
 
 
 def estimate(task: Task[Any], loop: LoopConfig) -> str:
-    """Return what the run would take: hours, memory, disk. The task's state is used up."""
+    """Return an estimate of the run's hours, memory and disk space. The task's state is not usable afterwards."""
     state = task.state
     device = state.dist.device
     took = drive(task, state, loop, first=WARM_UP, timed=TIMED)
     images, micro = TIMED * loop.global_batch, loop.global_batch // (state.dist.world * loop.accumulate)
     evaluations = 1 if loop.evaluate_every is None else -(-loop.steps // loop.evaluate_every)
-    payload, kept = size(state.state_dict()) / GIB, loop.run.keep_last + 1  # one more while it is written
+    payload, kept = size(state.state_dict()) / GIB, loop.run.keep_last + 1  # one more during a save
     kept += loop.steps // loop.run.keep_every if loop.run.keep_every else 0
     return (
         f"estimate from {TIMED} steps of {loop.global_batch} images, {micro} per device and forward pass: "
         f"{images / took.seconds:.1f} images/s, {took.data_wait:.0%} of the time spent waiting for data\n"
         f"  time    {duration(loop.steps * took.seconds / TIMED)} for {loop.steps} steps "
-        f"({loop.steps / loop.steps_per_epoch:g} epochs); {evaluations} evaluation(s) come on top\n"
-        f"  memory  {peak_memory_gib(device):.2f} GiB at the peak{_of(device)}\n"
+        f"({loop.steps / loop.steps_per_epoch:g} epochs), plus {evaluations} evaluation(s)\n"
+        f"  memory  {peak_memory_gib(device):.2f} GiB at the peak{_of_total(device)}\n"
         f"  disk    {payload * kept:.2f} GiB: {kept} training states of {payload:.2f} GiB\n"
         "nothing was written"
     )
 
 
 def duration(seconds: float) -> str:
-    """Return a time in the unit that is read at a glance: "42.0 seconds", "12.5 minutes", "31.4 hours"."""
+    """Return a time with its unit: "42.0 seconds", "12.5 minutes", "31.4 hours"."""
     for unit, name in ((3600.0, "hours"), (60.0, "minutes")):
         if seconds >= unit:
             return f"{seconds / unit:.1f} {name}"
@@ -104,48 +104,50 @@ def size(payload: Any) -> int:
 
 
 def largest_batch(task: Task[Any], loop: LoopConfig) -> tuple[int, str]:
-    """Return the largest device batch that fits, by halving the device's share of the batch, and a sentence for the log.
+    """Return the largest device batch that fits, and a sentence for the log.
 
-    The state is afterwards what it was. On a CPU nothing is tried: a process that runs out of memory there is killed.
+    The device's share of the batch is halved until it fits. The state is unchanged afterwards. On a CPU nothing is
+    tried, because a process that runs out of memory there is killed.
 
     Raises:
-        ValueError: the model has batch norms, which see a device batch, or not even the smallest one fits.
+        ValueError: the model has batch norms, whose statistics depend on the device batch, or the smallest device batch
+            does not fit.
     """
     state = task.state
     check_norms(state)
     share = loop.global_batch // state.dist.world
     tried: list[int] = []
     if not can_try(state.dist.device):
-        return share, f"run.device_batch = {share} (auto: the whole share; on a CPU memory is not tried)"
+        return share, f"run.device_batch = {share} (auto: the whole share, without a trial on a CPU)"
     before = on_cpu(state.state_dict())
     for micro in halves(share, multiple=task.order().crops_per_image):
         fits = _fits(task, loop.model_copy(update={"accumulate": share // micro}))
         state.load_state_dict(before)
         _free(state)
         if fits:
-            out = f"; {', '.join(map(str, tried))} did not fit" if tried else ", the whole share"
-            return micro, f"run.device_batch = {micro} (auto{out})"
+            outcome = f"; {', '.join(map(str, tried))} did not fit" if tried else ", the whole share"
+            return micro, f"run.device_batch = {micro} (auto{outcome})"
         tried.append(micro)
     raise ValueError(
-        f"run.device_batch='auto': not even {tried[-1]} image(s) per forward pass fit into the device's memory: "
-        "set run.checkpoint_activations=True, smaller images or a smaller model"
+        f"run.device_batch='auto': not even {tried[-1]} image(s) per forward pass fit into the device's memory: set "
+        "run.checkpoint_activations=True, or use smaller images or a smaller model"
     )
 
 
 def check_norms(state: TrainState) -> None:
-    """Raise ValueError where a batch norm would see the device batch: results must not depend on a machine's memory."""
+    """Raise ValueError if a batch norm trains on the device batch: results must not depend on a machine's memory."""
     state.model.train()
     names = [name for name, module in state.bare.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     modules = dict(state.bare.named_modules())
     if seen := [name for name in names if modules[name].training]:
         raise ValueError(
-            f"run.device_batch='auto': {seen[0]} is a batch norm, whose statistics are those of a device batch, so that the "
-            "result would depend on this machine's memory: set run.device_batch to a number"
+            f"run.device_batch='auto': {seen[0]} is a batch norm, so the result would depend on the device batch and "
+            "hence on this machine's memory: set run.device_batch to a number"
         )
 
 
 def halves(share: int, *, multiple: int = 1) -> Iterator[int]:
-    """Yield the share and then each time the largest divisor of it, at most half as large, that is a multiple of this."""
+    """Yield divisors of `share` that are multiples of `multiple`: the largest, then each time one of at most half."""
     size = share
     while size >= 1:
         if share % size == 0 and size % multiple == 0:
@@ -156,12 +158,12 @@ def halves(share: int, *, multiple: int = 1) -> Iterator[int]:
 
 
 def can_try(device: torch.device) -> bool:
-    """Return whether running out of memory on this device is an error that can be caught."""
+    """Return whether running out of memory on this device raises an error."""
     return device.type != "cpu"
 
 
 def on_cpu(payload: Any) -> Any:
-    """Return nested dicts and lists with copies of their tensors on the host."""
+    """Return nested dicts and lists with copies of their tensors on the CPU."""
     if isinstance(payload, Tensor):
         return payload.detach().to("cpu", copy=True)
     if isinstance(payload, Mapping):
@@ -170,7 +172,10 @@ def on_cpu(payload: Any) -> Any:
 
 
 def _fits(task: Task[Any], loop: LoopConfig) -> bool:
-    """Return whether two steps fit on every rank; each tries alone, so that none waits for one that ran out of memory."""
+    """Return whether two steps fit on every rank.
+
+    Each rank tries without the others, so no rank waits for one that ran out of memory.
+    """
     state, dist = task.state, task.dist
     alone = TrainState(
         state.bare,
@@ -184,8 +189,8 @@ def _fits(task: Task[Any], loop: LoopConfig) -> bool:
     )
     try:
         drive(task, alone, loop, first=0, timed=TRIED)
-        fits = dist.device.type != "cuda" or peak_memory_gib(dist.device) * GIB <= USED * _total(dist.device)
-    except RuntimeError as error:  # torch.OutOfMemoryError is one; mps raises a plain one
+        fits = dist.device.type != "cuda" or peak_memory_gib(dist.device) * GIB <= USED * _total_memory(dist.device)
+    except RuntimeError as error:  # torch.OutOfMemoryError on cuda, a plain RuntimeError on mps
         if "out of memory" not in str(error).lower():
             raise
         fits = False
@@ -197,7 +202,7 @@ def _fits(task: Task[Any], loop: LoopConfig) -> bool:
 
 
 def _free(state: TrainState) -> None:
-    """Give back what a trial has left on the device."""
+    """Release the memory that a trial used on the device."""
     state.optimizer.zero_grad(set_to_none=True)
     gc.collect()
     if state.dist.device.type == "cuda":
@@ -205,10 +210,10 @@ def _free(state: TrainState) -> None:
         torch.cuda.reset_peak_memory_stats(state.dist.device)
 
 
-def _total(device: torch.device) -> int:
+def _total_memory(device: torch.device) -> int:
     total: int = torch.cuda.mem_get_info(device)[1]
     return total
 
 
-def _of(device: torch.device) -> str:
-    return f" of {_total(device) / GIB:.1f} GiB" if device.type == "cuda" else ""
+def _of_total(device: torch.device) -> str:
+    return f" of {_total_memory(device) / GIB:.1f} GiB" if device.type == "cuda" else ""

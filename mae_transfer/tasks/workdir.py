@@ -1,4 +1,4 @@
-"""A run's folder: one config per folder, what lies in it where, and whether to begin or to continue."""
+"""The work dir of a run: the names of its files, and the rule that it holds a single config."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ S = TypeVar("S", bound=Schema)
 
 
 class WorkDir(NamedTuple):
-    """The names in a work dir."""
+    """The paths in a work dir."""
 
     root: Path
 
     @property
     def config(self) -> Path:
-        """The resolved config, a file that loads back to an equal one."""
+        """The resolved config. Loading it gives an equal config."""
         return self.root / "config.py"
 
     @property
@@ -29,7 +29,7 @@ class WorkDir(NamedTuple):
 
     @property
     def backbone(self) -> Path:
-        """The encoder alone, for the transfer tasks."""
+        """The encoder, for the transfer tasks."""
         return self.root / "backbone.safetensors"
 
     @property
@@ -39,39 +39,40 @@ class WorkDir(NamedTuple):
 
     @property
     def detections(self) -> Path:
-        """Validation images with their objects beside what was found."""
+        """Pictures of validation images with ground truth and predictions."""
         return self.root / "detections"
 
     @property
     def predictions(self) -> Path:
-        """All that a detector found in the validation set, in COCO's result format."""
+        """All predictions of a detector for the validation set, in COCO's result format."""
         return self.root / "predictions.json"
 
     @property
     def pictures(self) -> Path:
-        """What the model makes of a few images."""
+        """Reconstructions of a few images."""
         return self.root / "reconstructions"
 
     @property
     def segmentations(self) -> Path:
-        """Images with their class maps, true and predicted."""
+        """Pictures of images with true and predicted class maps."""
         return self.root / "segmentations"
 
 
 def open_work_dir(root: Path, cfg: S, *, resume: bool) -> WorkDir:
-    """Return the names in the folder, which may hold a run of this very config; nothing is written before everything else is checked.
+    """Return the paths in the folder, which may hold a run of the same config. Nothing is written.
 
-    A config.py without a checkpoint or a result is left by a run that did not get that far, and binds nobody.
+    A config.py without a checkpoint or a result belongs to a run that stopped early. It is ignored.
 
     Raises:
-        ValueError: the folder belongs to another config (names the values that differ), or holds a run and `resume` is off.
+        ValueError: the folder holds a run of another config (the message has the values that differ), or it holds a run
+            and `resume` is False.
     """
     folder = WorkDir(root)
     holds_run = checkpoint.newest(folder.checkpoints) is not None or folder.results.is_file()
     if holds_run and folder.config.exists():
         differences = load(folder.config, type(cfg)).differences(cfg)
         if differences:
-            remedy = f"use another --work-dir, or delete {folder.config} if the folder's run should go on with the new values"
+            remedy = f"use another --work-dir, or delete {folder.config} to continue the run with the new values"
             raise ValueError(f"{root} holds a run of another config; {remedy}:\n  " + "\n  ".join(differences))
     if not resume and checkpoint.newest(folder.checkpoints) is not None:
         raise ValueError(f"{root} already holds a run; continue it with --resume, or use another --work-dir")
@@ -85,6 +86,6 @@ def write_config(folder: WorkDir, cfg: Schema) -> None:
 
 
 def run_of(checkpoint_file: str) -> Path | None:
-    """Return the work dir that a training state (D/checkpoints/step_*.pt) lies in; None where it lies elsewhere."""
+    """Return the work dir of a training state (D/checkpoints/step_*.pt); None if it is not in a work dir."""
     root = Path(checkpoint_file).resolve().parent.parent
     return root if WorkDir(root).config.is_file() else None

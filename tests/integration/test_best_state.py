@@ -130,7 +130,7 @@ def test_the_weights_of_the_best_step_come_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"select": "last"}, "data.holdout is given and nothing is selected"),
+        ({"select": "last"}, "data.holdout is given, but select='last' does not use it"),
         ({"data": {**SETS, "size": 32, "scale": (64, 32)}}, "data.holdout names no images"),
         (
             {"data": {**SETS, "holdout": {**SHAPES, "length": 3, "seed": 1}, "size": 32, "scale": (64, 32)}},

@@ -288,7 +288,7 @@ def test_nearest_neighbours_need_no_training(base: Values, tmp_path: Path) -> No
     )
     itself = data | {"val": data["train"]}
     assert knn.run(knn_config(base, data=itself, ks=(1,)), tmp_path / "itself")[0].value == 100.0
-    with pytest.raises(ValueError, match="13 neighbours of 12 training images"):
+    with pytest.raises(ValueError, match="not 13 neighbours of 12 training images; lower ks"):
         knn.run(knn_config(base, data=data, ks=(13,)), tmp_path / "many")
 
 

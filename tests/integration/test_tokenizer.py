@@ -152,7 +152,7 @@ def test_a_basis_goes_from_crops_into_the_checkpoint_and_its_pictures(
 
 
 def test_more_components_than_values_are_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="193 components of 384 patches of 192 values"):
+    with pytest.raises(ValueError, match="193 components cannot be fitted to 384 patches of 192 values"):
         basis.fit(pretraining(), tmp_path, components=193, images=24)
 
 
@@ -196,7 +196,7 @@ def test_tokens_of_other_images_are_not_taken_and_damaged_ones_are_named(tmp_pat
 
 def test_tokens_of_random_crops_cannot_be_kept(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"data.augmentation is 'random_crop', which draws them: set data.augmentation.name=none"
+        ValueError, match=r"data.augmentation is 'random_crop', which is random: set data.augmentation.name=none"
     ):
         pretrain.Pretrain.launch(
             pretraining(target={"name": "token", "tokenizer": "random:16/4", "cache": str(tmp_path)}), tmp_path / "run"

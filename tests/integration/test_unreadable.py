@@ -134,6 +134,6 @@ def test_a_basis_is_fitted_without_the_image(
     )
     (root / "train" / "n02" / "1.png").write_bytes(b"torn")
     torn = basis.fit(cfg, tmp_path / "torn", components=4, images=12)
-    assert "1 unreadable images are left out" in capsys.readouterr().out
+    assert "1 unreadable images were left out" in capsys.readouterr().out
     (root / "train" / "n02" / "1.png").unlink()
     assert torch.allclose(torn.mean, basis.fit(cfg, tmp_path / "without", components=4, images=11).mean, atol=1e-5)

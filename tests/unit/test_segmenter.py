@@ -147,7 +147,7 @@ def test_a_linear_heads_trunk_is_frozen_and_stays_in_evaluation() -> None:
         "net.decode_head.conv_seg.weight",
         "net.decode_head.conv_seg.bias",
     }
-    with pytest.raises(ValueError, match="trunk is frozen"):
+    with pytest.raises(ValueError, match="encoder is frozen"):
         Linear().groups(model, OPTIM)
 
 
