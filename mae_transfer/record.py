@@ -1,7 +1,7 @@
 """How a number came to be: software, hardware, data, starting weights, recipe and seeds.
 
-A record is made when a run starts. Each sitting (each start of the process) adds to it. It is stored in the training state, in
-backbone.safetensors and in every result. The record of a transfer contains the record of its pretraining.
+A record is made when a run starts. Each sitting (each start of the process) adds to it. It is stored in the training
+state, in backbone.safetensors and in every result. The record of a transfer contains the record of its pretraining.
 The sentence that people read is rendered from the record and is never parsed.
 """
 
@@ -20,11 +20,11 @@ from pydantic import BaseModel, ConfigDict
 
 PACKAGES = (
     "torch", "torchvision", "timm", "numpy", "scipy", "pillow", "safetensors", "pycocotools",
-    "faster-coco-eval", "onedl-mmengine", "mmengine", "onedl-mmcv", "mmcv", "mmcv-lite", "onedl-mmsegmentation", "mmsegmentation",
-    "detectron2",
+    "faster-coco-eval", "onedl-mmengine", "mmengine", "onedl-mmcv", "mmcv", "mmcv-lite", "onedl-mmsegmentation",
+    "mmsegmentation", "detectron2",
 )  # fmt: skip
 """The packages that compute. Only the installed ones are recorded."""
-NAMED_CLASSES = 100  # a set of more classes is recorded with their digest alone
+NAMED_CLASSES = 100  # of a set with more classes, only the digest of their names is recorded
 
 
 class Part(BaseModel):
@@ -117,10 +117,10 @@ class Weights(Part):
     """A file of weights that a run starts from: its backbone, a tokenizer, a teacher, a basis."""
 
     kind: Literal["run", "released", "file", "random"]
-    """"run": a run of this suite, whose record is below; "released": verified by a published checksum or downloaded by name; "file": weights of
-    unknown origin in a known layout; "random": no weights."""
+    """"run": a run of this suite, with its record below. "released": verified by a published checksum or downloaded by
+    name. "file": weights of unknown origin in a known layout. "random": no weights."""
     name: str
-    """What people call it: "MAE norm_pixel, random 75%, 800 ep", "mae_vit_base", "vit_base_patch16_224.dino", the file's name."""
+    """Name: "MAE norm_pixel, random 75%, 800 ep", "mae_vit_base", "vit_base_patch16_224.dino", or the file's name."""
     layout: str | None = None
     """Prefix of the reference: "mae", "timm", "dino" ..."""
     sha256: str | None = None
@@ -137,12 +137,12 @@ class Record(Part):
     task: str
     """"pretrain", "classify", "detect", "segment", "tokenizer", "knn", "robustness"."""
     method: str
-    """What a table calls it: "MAE norm_pixel, random 75%, 800 ep", "finetune", "linear", "upernet" ..."""
+    """Name in tables: "MAE norm_pixel, random 75%, 800 ep", "finetune", "linear", "upernet" ..."""
     scale: Literal["mini", "small", "paper"]
     config_digest: str
-    """Of the whole config without `run`."""
+    """Digest of the whole config without `run`."""
     recipe_digest: str
-    """Of the config without its seed and its file of weights."""
+    """Digest of the config without its seed and its file of weights."""
     recipe: dict[str, Any]
     """The resolved config without `run`."""
     seed: int
@@ -153,7 +153,8 @@ class Record(Part):
     data: dict[str, DataSet] = {}
     """The data sets by part."""
     inputs: dict[str, Weights] = {}
-    """The weights that it starts from, by role: "backbone", "start", "tokenizer", "teacher", "basis"; "checkpoint" is what an evaluation is of."""
+    """The weights that the run starts from, by role: "backbone", "start", "tokenizer", "teacher", "basis".
+    "checkpoint" is the training state that an evaluation measures."""
     labels: bool = True
     """Whether this run learned from labels."""
     depends_on_device_batch: tuple[str, ...] = ()
@@ -175,12 +176,12 @@ class Record(Part):
         return self.model_copy(update={"sittings": (*before, last.model_copy(update={"seconds": seconds}))})
 
     def exported(self) -> Record:
-        """Return the record as a file of weights carries it: with seconds of training only, so that an export can be repeated exactly."""
+        """Return the record for a file of weights, with seconds of training only, so exports are exactly repeatable."""
         kept = [s.model_copy(update={"seconds": Seconds(train=s.seconds.train)}) for s in self.sittings]
         return self.model_copy(update={"sittings": tuple(kept)})
 
     def device_hours(self) -> dict[str, float]:
-        """Return the hours of training by device name; hours of different devices are never added."""
+        """Return the hours of training by device name. Hours of different devices are not added."""
         hours: dict[str, float] = {}
         for sitting in self.sittings:
             for device in sitting.devices:
@@ -235,7 +236,7 @@ def _origin(weights: Weights) -> str:
 
 @cache
 def software() -> Software:
-    """Return the code that this process runs: commit, and versions of everything that computes. Read at the first call, kept for the process."""
+    """Return the code that this process runs: commit and package versions. It is read at the first call and cached."""
     commit, dirty = _commit()
     return Software(version=_version("mae_transfer") or "unknown", commit=commit, dirty=dirty, packages=_packages())
 
@@ -246,8 +247,8 @@ def now() -> str:
 
 
 def _packages() -> dict[str, str]:
-    found: Mapping[str, str | None] = {name: _version(name) for name in PACKAGES}
-    return {"python": platform.python_version()} | {name: version for name, version in found.items() if version}
+    versions: Mapping[str, str | None] = {name: _version(name) for name in PACKAGES}
+    return {"python": platform.python_version()} | {name: version for name, version in versions.items() if version}
 
 
 def _version(name: str) -> str | None:

@@ -1,6 +1,6 @@
-"""One Result is one number of a table, with what a reader needs to trust it; results.jsonl holds one per line.
+"""A Result is one number of a table with its provenance. results.jsonl holds one Result per line.
 
-Every protocol ends here and the tables start here, so a new benchmark changes nothing elsewhere.
+Every protocol writes Results and the tables read them, so a new benchmark needs no change elsewhere.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class Result(BaseModel):
     dataset: str
     split: str
     metric: str
-    value: float | None  # None where the run failed or was skipped
+    value: float | None  # None if the run failed or was skipped
     unit: str
     higher_is_better: bool
     seed: int
     backbone: str
     pretrain: str
     checkpoint_sha256: str | None = None
-    normalization: str | None = None  # mean and standard deviation of a backbone's images, and where they are from
+    normalization: str | None = None  # mean and standard deviation of a backbone's images, and their origin
     params: int
     flops_per_image: int | None = None
     tokens_per_image: float | None = None
@@ -47,23 +47,20 @@ class Result(BaseModel):
     global_batch: int
     world_size: int
     precision: str
-    matmul: Literal["ieee", "tf32"] | None = (
-        None  # float32 on CUDA; None in files before it was recorded: convolutions tf32, matrix products ieee
-    )
+    # arithmetic of float32 on CUDA; None in early files, whose convolutions are tf32 and matrix products ieee
+    matmul: Literal["ieee", "tf32"] | None = None
     wall_s: float
     images_per_s: float
     peak_mem_gib: float | None = None
     unreadable: int = 0  # images of the evaluation that could not be read and were left out (data.on_error=skip)
-    together: int | None = None  # results that the run wrote at once: where fewer are left, some were lost
+    together: int | None = None  # number of results that the run wrote at once; if the file has fewer, some were lost
     device: str
     engine: str
     scale: Literal["mini", "small", "paper"]
     config_digest: str
-    recipe_digest: str | None = (
-        None  # of the config without its seed and its file of weights: seeds of one number share it
-    )
+    recipe_digest: str | None = None  # of the config without seed and file of weights; all seeds of a number share it
     record: Record | None = None  # how the number came to be; None in lines of an earlier version
-    commit: str | None = None  # of earlier versions, as versions: since then the record has them
+    commit: str | None = None  # like `versions`, only in lines of earlier versions; now the record has it
     versions: dict[str, str] = {}
     created_at: str = Field(default_factory=now)
     status: Literal["ok", "failed", "skipped"] = "ok"
@@ -83,12 +80,13 @@ class Result(BaseModel):
 
 
 def append(path: Path, results: Sequence[Result]) -> list[Result]:
-    """Add one line per result, all of them or none; return them as they stand there.
+    """Add one line per result, either all or none; return the results as written.
 
-    What is left of the numbers that the same training had written before is replaced, and a last line that a crash cut short is dropped.
+    Earlier lines of the same numbers from the same training are replaced. A last line that a crash left incomplete is
+    removed.
 
     Raises:
-        OSError: names the file; what stood there stands.
+        OSError: names the file, which is unchanged.
     """
     written = [result.model_copy(update={"together": len(results)}) for result in results]
     same = {_number_of(result) for result in written} - {None}
@@ -102,11 +100,11 @@ def append(path: Path, results: Sequence[Result]) -> list[Result]:
 
 
 def _number_of(result: Result | None) -> tuple[object, ...] | None:
-    """Return which number of which finished training this is; None of any other (an evaluation may be repeated)."""
+    """Return the identity of a number of a finished training; None for any other, as an evaluation may be repeated."""
     if result is None or result.epochs == 0 or result.status != "ok":
         return None
-    what = (result.task, result.protocol, result.dataset, result.split, result.metric)
-    return (result.run, result.config_digest, result.seed, result.steps, result.epochs, *what)
+    number = (result.task, result.protocol, result.dataset, result.split, result.metric)
+    return (result.run, result.config_digest, result.seed, result.steps, result.epochs, *number)
 
 
 def _read(line: bytes) -> Result | None:
@@ -117,11 +115,10 @@ def _read(line: bytes) -> Result | None:
 
 
 def load(path: Path) -> tuple[list[Result], list[str]]:
-    """Return the results of a file and one sentence per line that could not be read (with its number); the good lines are all used."""
+    """Return the results of a file, and a sentence with the line number for each line that could not be read."""
     results, defects = [], []
-    lines = (
-        path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
-    )  # splitlines would cut at U+2028, too
+    # splitlines would also split at U+2028
+    lines = path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
     for number, line in enumerate(lines if lines != [""] else [], start=1):
         try:
             results.append(Result.model_validate_json(line))
@@ -132,7 +129,7 @@ def load(path: Path) -> tuple[list[Result], list[str]]:
 
 
 def device_name(device: torch.device) -> str:
-    """Return what the device calls itself: the GPU's name, or the machine's processor with its threads."""
+    """Return the GPU's name, or the type of the device with the machine's processor and the number of threads."""
     import torch
 
     if device.type == "cuda":

@@ -1,7 +1,7 @@
 """Image classification with a pretrained backbone: fine-tuning, partial fine-tuning, linear probes, or from scratch.
 
-tasks/protocols.py has the protocols. A probe or an epoch is selected on images held out of the training set. The validation
-set is only reported on.
+tasks/protocols.py has the protocols. A probe or an epoch is selected on images held out of the training set. The
+validation set is only reported on.
 
 Legend: B batch, C classes, K the protocol's scores (probes), k of top-k.
 """
@@ -61,12 +61,12 @@ class ClassifyConfig(TransferConfig):
     data: LabelledDataConfig = LabelledDataConfig()
     """Images and their augmentation."""
     backbone: BackboneConfig = BackboneConfig()
-    """What is transferred; --backbone sets its reference."""
+    """The backbone to transfer. --backbone sets its reference."""
     protocol: Spec = Spec(name="finetune")
     """An entry of PROTOCOLS with its options."""
     select: Select = "last"
-    """Which evaluation is reported: the last one, or the one that is best on the held-out images, whose state is kept as
-    checkpoints/best.pt (evaluate_epochs says how often)."""
+    """The evaluation to report: the last one, or the best one on the held-out images. The best state is saved as
+    checkpoints/best.pt; evaluate_epochs sets how often the model is evaluated."""
 
     @field_validator("protocol")
     @classmethod
@@ -77,8 +77,8 @@ class ClassifyConfig(TransferConfig):
     def _can_select(self) -> Self:
         if (self.select == "best" or len(self.method().row) > 1) and not self.data.holdout_fraction:
             raise ValueError(
-                "data.holdout_fraction = 0, but something is to be selected (a probe of the row, or the best epoch): hold a part of the training "
-                "images out, e.g. 0.02; a selection on the reported images would flatter it"
+                "data.holdout_fraction = 0, but something is to be selected (a probe, or the best epoch): hold out a "
+                "part of the training images, e.g. 0.02; a selection on the reported images would bias the result"
             )
         return self
 
@@ -87,8 +87,9 @@ class ClassifyConfig(TransferConfig):
         mixes = max(getattr(self.method(), name, 0.0) for name in ("mixup", "cutmix")) > 0
         if self.run.device_batch == "auto" and mixes:
             raise ValueError(
-                "run.device_batch='auto': mixup and cutmix draw one weight per device batch, so that the result would "
-                "depend on this machine's memory: set run.device_batch to a number, or protocol.mixup=0 and protocol.cutmix=0"
+                "run.device_batch='auto': mixup and cutmix draw one weight per device batch, so the result would "
+                "depend on this machine's memory: set run.device_batch to a number, or protocol.mixup=0 and "
+                "protocol.cutmix=0"
             )
         return self
 
@@ -218,8 +219,9 @@ class Classify(Transfer[ClassifyConfig]):
         cfg, chosen = self.cfg, self.chosen
         splits = ", ".join(f"{len(source)} {name}" for name, source in self.splits.items())
         return (
-            f"{self.method} of {chosen.name} (pretraining: {chosen.pretrain}; {cfg.scale} scale), {self.classes} classes, "
-            f"{len(self.train_set)} training images, evaluated on {splits}\nnormalised with {chosen.normalization}"
+            f"{self.method} of {chosen.name} (pretraining: {chosen.pretrain}; {cfg.scale} scale), {self.classes} "
+            f"classes, {len(self.train_set)} training images, evaluated on {splits}\n"
+            f"normalised with {chosen.normalization}"
         )
 
     def tokens(self) -> int | None:
@@ -252,7 +254,7 @@ class Classify(Transfer[ClassifyConfig]):
         return self.choose({"0": measured})
 
     def choose(self, history: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-        """Return the figures to report, "val_top1" ...: of the evaluation and score with the best top-1 on the held-out images.
+        """Return the figures of the evaluation and score with the best top-1 on the held-out images: "val_top1" ...
 
         Ties go to the earlier step and to the first score of the row.
 

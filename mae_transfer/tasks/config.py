@@ -49,10 +49,10 @@ class TrainConfig(Schema):
     precision: Precision = "bfloat16"
     """Arithmetic of the forward pass. Weights stay float32."""
     matmul: Matmul = "ieee"
-    """Arithmetic of float32 matrix products and convolutions on CUDA: "ieee", or "tf32", which is faster and has 10 bits
-    of mantissa. It concerns float32 runs, the heads, and the evaluation of detectors. Torch's own default is tf32 for
-    convolutions and ieee for matrix products; runs of versions without this option used it. Targets, tokenizers and
-    k-NN are always ieee."""
+    """Arithmetic of float32 matrix products and convolutions on CUDA: "ieee", or "tf32", which is faster and has 10
+    bits of mantissa. It concerns float32 runs, the heads, and the evaluation of detectors. Torch's own default is tf32
+    for convolutions and ieee for matrix products; runs of versions without this option used it. Targets, tokenizers
+    and k-NN are always ieee."""
     ema_decay: Between | None = None
     """Average the weights with this decay per step. The average is evaluated, drawn and exported. None: no average."""
     evaluate_epochs: Epochs | None = None

@@ -1,4 +1,6 @@
-"""Object detection and instance segmentation with a pretrained backbone: Mask R-CNN with the heads of torchvision or detectron2.
+"""Object detection and instance segmentation with a pretrained backbone.
+
+The detector is Mask R-CNN with the heads of torchvision or detectron2.
 
 Legend: B batch, S pixels per side of the padded square, K classes, n objects of an image.
 """
@@ -61,7 +63,7 @@ DEBUG_ENCODER = {"size": None, "dim": 32, "depth": 4, "heads": 2, "patch": 16, "
 
 
 class DetectConfig(TransferConfig):
-    """A detection run; an epoch is a pass over the training images that have objects."""
+    """A detection run. An epoch is a pass over the training images that have objects."""
 
     debug: ClassVar[dict[str, Any]] = {
         "scale": "mini",
@@ -98,24 +100,25 @@ class DetectConfig(TransferConfig):
     data: ObjectDataConfig = ObjectDataConfig()
     """Images with objects, and how they are resized."""
     backbone: BackboneConfig = BackboneConfig()
-    """What is transferred; --backbone sets its reference. Its `changes` switch windows and relative positions on."""
+    """The backbone to transfer. --backbone sets its reference. Its `changes` add windows and relative positions."""
     adapter: Spec = Spec(name="simple_fpn")
-    """An entry of ADAPTERS with its options: the pyramid."""
+    """The feature pyramid: an entry of ADAPTERS with its options."""
     heads: HeadsConfig = HeadsConfig()
     """The detector's heads."""
     engine: Literal["torchvision", "detectron2"] = "torchvision"
-    """Whose heads: torchvision's, made equal to detectron2's, or detectron2's own where it is installed."""
+    """Library of the heads: "torchvision", configured to equal detectron2's, or "detectron2", if it is installed."""
     decay: Decay = "matrices"
-    """What decays beside matrices: nothing, as in BEiT and MAE; biases too, as detectron2 has it for ViTDet-B and -L; everything (ViTDet-H)."""
+    """Parameters with weight decay: matrices only, as in BEiT and MAE; also biases, as in detectron2's ViTDet-B and -L;
+    or every parameter, as in its ViTDet-H."""
     drop_path: BelowOne = 0.0
-    """Stochastic depth of the backbone's last block."""
+    """Stochastic depth rate of the backbone's last block."""
     select: Select = "last"
-    """Which state is reported on: the last one, or the one that is best on data.holdout (evaluate_epochs says how often it
-    is tried), which is kept as checkpoints/best.pt."""
+    """The state to report: the last one, or the best one on data.holdout. The best state is saved as
+    checkpoints/best.pt; evaluate_epochs sets how often states are compared."""
     protocol: str = "mask_rcnn"
-    """What tables call the recipe."""
+    """Name of the recipe in tables."""
     run: PicturesRun = PicturesRun()
-    """How to carry it out; changes no number."""
+    """Execution options. They change no number."""
 
     @field_validator("adapter")
     @classmethod
@@ -136,7 +139,10 @@ class DetectConfig(TransferConfig):
 
     @property
     def side(self) -> int | tuple[int, int]:
-        """Pixels that the backbone's tables are made for, one side or height and width: the square, or the longest sides of the training images."""
+        """Pixels that the backbone's tables are made for: one side, or height and width.
+
+        It is the square, or the longest sides of the training images.
+        """
         longest = build(SCENE_TRANSFORMS, self.data.augmentation).largest()
         return self.data.square or size_of(*(-(-side // COARSEST) * COARSEST for side in longest))
 
@@ -249,7 +255,10 @@ class Detect(Transfer[DetectConfig]):
         return None if self.holdout is None else Selection(f"{HOLDOUT}bbox/AP", self.evaluate_validation)
 
     def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
-        """Return the figures of the validation set; if the best state is kept, those of the held-out images: "holdout/bbox/AP"."""
+        """Return the figures of the validation set, or, if the best state is kept, of the held-out images.
+
+        The latter are named "holdout/bbox/AP" ...
+        """
         if self.holdout is None:
             return self.evaluate_validation(model, step)
         figures = self.figures(model, *self.holdout)
@@ -320,8 +329,8 @@ class Detect(Transfer[DetectConfig]):
         cfg, chosen = self.cfg, self.chosen
         return (
             f"{self.method} by {cfg.engine} on {chosen.name} (pretraining: {chosen.pretrain}; {cfg.scale} scale), "
-            f"{len(self.val_set.classes)} classes, {len(self.train_set)} training and {len(self.val_set)} validation images\n"
-            f"normalised with {chosen.normalization}"
+            f"{len(self.val_set.classes)} classes, {len(self.train_set)} training and {len(self.val_set)} validation "
+            f"images\nnormalised with {chosen.normalization}"
         )
 
     def tokens(self) -> int | None:
@@ -360,7 +369,11 @@ class Detect(Transfer[DetectConfig]):
 
 
 def open_sets(cfg: DetectConfig, *, train: bool = True) -> tuple[ObjectSource, ObjectSource, CocoMetric]:
-    """Return the training and the validation set and the latter's metric, empty; ValueError where one of them could not be used to the end."""
+    """Return the training set, the validation set and an empty metric of the validation set.
+
+    Raises:
+        ValueError: a set lacks what a later part of the run needs.
+    """
     if train:
         source, val = open_objects(cfg.data, masks=cfg.heads.masks)
     else:
@@ -368,11 +381,13 @@ def open_sets(cfg: DetectConfig, *, train: bool = True) -> tuple[ObjectSource, O
     for name, spec in (("train", cfg.data.train), ("val", cfg.data.val)):
         if spec.options.get("masks") and not cfg.heads.masks:
             raise ValueError(
-                f"data.{name} has masks=True and heads.masks=False: leave masks=True out, so that both sets have the same objects"
+                f"data.{name} has masks=True, but heads.masks=False: leave masks=True out, so that both sets have the "
+                "same objects"
             )
     if train and cfg.heads.masks and not source.has_masks:  # an evaluation has its ground truth from the file
         raise ValueError(
-            f"data.train = {cfg.data.train.model_dump()} has no masks: leave masks=False out, or set heads.masks=False for boxes alone"
+            f"data.train = {cfg.data.train.model_dump()} has no masks: leave masks=False out, or set heads.masks=False "
+            "to train on boxes alone"
         )
     metric = CocoMetric(val.ground_truth(), kinds=cfg.kinds, detections=cfg.heads.detections)
     return source, val, metric
@@ -388,7 +403,10 @@ def padded(batch: SceneBatch, statistics: Statistics) -> Tensor:
 
 
 def in_stored(found: Found, size: tuple[int, int], stored: tuple[int, int]) -> Detections:
-    """Return what was found in an image resized to `size` in pixels of the image as it is `stored` (height, width), masks pasted; on the CPU."""
+    """Return the predictions for an image, resized to `size`, in pixels of the `stored` image, on the CPU.
+
+    Sizes are (height, width). Masks are pasted into the stored image.
+    """
     raw = None if found.masks is None else found.masks.cpu()
     found = Found(found.boxes.cpu(), found.scores.cpu(), found.labels.cpu(), raw)
     scale = torch.tensor([stored[1] / size[1], stored[0] / size[0]]).repeat(2)

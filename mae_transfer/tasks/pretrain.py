@@ -40,7 +40,7 @@ from mae_transfer.tasks.task import Task
 
 
 class PretrainConfig(ImageConfig):
-    """A pretraining run; it is evaluated by its loss on validation images, and by pictures."""
+    """A pretraining run. It is evaluated by its loss on validation images, and by pictures."""
 
     debug: ClassVar[dict[str, Any]] = {
         "scale": "mini",
@@ -70,13 +70,14 @@ class PretrainConfig(ImageConfig):
     model: MAEConfig = MAEConfig()
     """Encoder and decoder."""
     mask: Spec = Spec(name="random")
-    """An entry of MASKERS with its options (ratio = share of hidden patches)."""
+    """An entry of MASKERS with its options. `ratio` is the share of hidden patches."""
     target: Spec = Spec(name="norm_pixel")
     """An entry of TARGETS with its options."""
     start: str | None = None
-    """Weights to begin from instead of the initialisation: mae-full:PATH (a released file with its decoder) or a step_*.pt of this package."""
+    """Weights to start from: mae-full:PATH (a released file with its decoder) or a step_*.pt of this package.
+    None: fresh weights."""
     evaluate_images: Count = 2048
-    """Images to evaluate on, spread evenly over the validation set (over the training set where there is none)."""
+    """Images to evaluate on, spread evenly over the validation set (over the training set if there is none)."""
     pictures: Count = 8
     """Images to draw."""
 
@@ -95,11 +96,13 @@ class PretrainConfig(ImageConfig):
         encoder = self.model.encoder
         if sides(encoder.image_size) != sides(self.data.size):
             raise ValueError(
-                f"model.encoder.image_size = {encoder.image_size}, but data.size = {self.data.size}: they are the same image"
+                f"model.encoder.image_size = {encoder.image_size}, but data.size = {self.data.size}: set both to the "
+                "same size"
             )
         if not encoder.channels == len(self.mean) == len(self.std):
             raise ValueError(
-                f"model.encoder.channels = {encoder.channels}, but mean has {len(self.mean)} values and std {len(self.std)}"
+                f"model.encoder.channels = {encoder.channels}, but mean has {len(self.mean)} values and std has "
+                f"{len(self.std)}: give one value per channel"
             )
         if self.optim.layer_decay:
             raise ValueError(
@@ -205,7 +208,7 @@ class Pretrain(Task[PretrainConfig]):
         return {"target": buffers_of(self.target)}
 
     def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
-        """Return the loss on the held-out images under fixed masks (float32, mean over hidden patches); draw some of them."""
+        """Return the loss on the held-out images under fixed masks (float32, mean over hidden patches); draw some."""
         dist, policy = self.dist, self.cfg.data.unreadable()
         # for a corruption that draws; the loop seeds every step anew
         torch.manual_seed(fold(EVALUATION_SEED, "evaluate", dist.rank))
@@ -278,7 +281,8 @@ class Pretrain(Task[PretrainConfig]):
     def closing_words(self, written: list[Result]) -> str:
         """Return where everything is."""
         folder = self.folder
-        return f"done: {folder.backbone} (for the transfer tasks), pictures in {folder.pictures}, numbers in {folder.results}"
+        where = f"pictures in {folder.pictures}, numbers in {folder.results}"
+        return f"done: {folder.backbone} (for the transfer tasks), {where}"
 
     def flops(self) -> int:
         """Return the floating-point operations of forward and backward of one image, counted by torch.
@@ -309,9 +313,12 @@ def mae_loss(
 
 
 def load_start(model: MAE, reference: str) -> None:
-    """Fill encoder and decoder from mae-full:PATH or a step_*.pt of this suite; ValueError with the names of whatever does not fit.
+    """Fill encoder and decoder from mae-full:PATH or a step_*.pt of this suite.
 
-    Where the images of the new run have another size, positions follow it (checkpoints.start.fill).
+    If the images of the new run have another size, the positions are adapted (checkpoints.start.fill).
+
+    Raises:
+        ValueError: names the tensors that do not fit.
     """
     prefix, path = checkpoints.split(reference, checkpoints.LAYOUTS)
     if prefix == "mae-full":

@@ -1,6 +1,4 @@
-"""A trained classifier on the variants of ImageNet's validation set: -A, -R, -Sketch and -C (MAE, appendix B and table 13).
-
-Nothing is trained.
+"""Evaluates a trained classifier on ImageNet-A, -R, -Sketch and -C (MAE, appendix B and table 13).
 
 Legend: B images, C classes of the classifier, c classes of a variant (200 of the 1000 in A and R).
 """
@@ -37,27 +35,28 @@ class RobustnessConfig(ClassifyConfig):
     task: Literal["robustness"] = "robustness"  # type: ignore[assignment]
     """Which task the file configures."""
     variants: dict[Variant, str | None]
-    """Folder of each variant; those without one are left out."""
+    """Folder of each variant. Variants without a folder are left out."""
     classes: str | None = None
-    """A text file of the classifier's class folders (wnids), a line each, in the order of its scores; None: the class folders of data.root/train."""
+    """A text file with the classifier's class folders (wnids), one per line, in the order of its scores.
+    None: the class folders of data.root/train."""
 
 
 class Part(NamedTuple):
     """One folder of images of a variant."""
 
-    corruption: str  # "" where the variant is one folder
+    corruption: str  # "" if the variant is one folder
     severity: int
     source: Source
-    columns: Tensor  # (c,) int64: the scores that its classes have
+    columns: Tensor  # (c,) int64: the indices of its classes among the classifier's scores
 
 
 class Robustness(Classify):
-    """A classifier on the variants."""
+    """An evaluation of a classifier on the variants."""
 
     name = "robustness"
     trained_by: ClassVar[type[Schema] | None] = ClassifyConfig
     variant: Variant
-    """The one that is evaluated now."""
+    """The variant that is being evaluated."""
 
     def open_data(self) -> None:
         """Open the variants' folders; the classes are those of the classifier."""
@@ -72,13 +71,13 @@ class Robustness(Classify):
             )
         if len(self.protocol.row) > 1:
             raise ValueError(
-                f"protocol {self.protocol.title!r} gives a row of {len(self.protocol.row)} scores; robustness is that of "
-                "one classifier"
+                f"protocol {self.protocol.title!r} has {len(self.protocol.row)} classifiers, but robustness is "
+                "measured for one: give a single rate and pool"
             )
         self.classes, self.splits = len(names), {}
 
     def measure_variant(self, variant: Variant, trained: Trained) -> list[Result]:
-        """Return the numbers of one variant: top-1 %, or for ImageNet-C the corruption errors and their mean, %."""
+        """Return the numbers of a variant in percent: top-1, or for ImageNet-C the corruption errors and their mean."""
         cfg, parts, start = self.cfg, self.variants[variant], time.perf_counter()
         shown = track(parts, description=variant, disable=not (cfg.run.progress and self.dist.is_main))
         counted = {
@@ -136,14 +135,14 @@ def class_names(cfg: RobustnessConfig) -> list[str]:
         path = Path(cfg.classes)
         if not path.is_file():
             raise ValueError(
-                f"classes = {cfg.classes!r} does not exist: a text file with one class folder (wnid) per line is wanted"
+                f"classes = {cfg.classes!r} does not exist: give a text file with one class folder (wnid) per line"
             )
         return path.read_text(encoding="utf-8-sig").split()
     train = Path(cfg.data.root or "") / "train"
     if cfg.data.root is None or not train.is_dir():
         raise ValueError(
-            "which class is which score? Set data.root to the ImageNet folder whose train/ has a folder per class, or classes to a text file with "
-            "the class folders (wnids) in sorted order"
+            "the order of the classes is unknown: set data.root to the ImageNet folder whose train/ has a folder per "
+            "class, or classes to a text file with the class folders (wnids) in sorted order"
         )
     return sorted(path.name for path in train.iterdir() if path.is_dir() and not path.name.startswith("."))
 
@@ -156,30 +155,32 @@ def open_variant(variant: Variant, root: Path, names: list[str]) -> list[Part]:
     missing = [str(path.relative_to(root)) for _, _, path in wanted if not path.is_dir()]
     if missing:
         raise ValueError(
-            f"{root} lacks {len(missing)} of the {len(wanted)} folders of ImageNet-C (corruption/severity): {', '.join(missing)}"
+            f"{root} lacks {len(missing)} of the {len(wanted)} folders of ImageNet-C (corruption/severity): add "
+            f"{', '.join(missing)}"
         )
     return [open_part(name, severity, path, names) for name, severity, path in wanted]
 
 
 def open_part(corruption: str, severity: int, path: Path, names: list[str]) -> Part:
-    """Open one folder; ValueError where it has a class that the classifier has not."""
+    """Open one folder; ValueError if it has a class that the classifier lacks."""
     source = Folder(root=str(path))
     unknown = sorted(set(source.classes) - set(names))
     if unknown:
         raise ValueError(
-            f"{path} has class folders that are none of the classifier's {len(names)}: {', '.join(unknown[:5])} ({len(unknown)} in all)"
+            f"{path} has class folders that are none of the classifier's {len(names)}: {', '.join(unknown[:5])} "
+            f"({len(unknown)} in all)"
         )
-    place = {name: column for column, name in enumerate(names)}
-    return Part(corruption, severity, source, torch.tensor([place[name] for name in source.classes]))
+    column_of = {name: column for column, name in enumerate(names)}
+    return Part(corruption, severity, source, torch.tensor([column_of[name] for name in source.classes]))
 
 
 @torch.no_grad()
 def accuracy(
     cfg: ClassifyConfig, model: nn.Module, statistics: Statistics, part: Part, dist: Dist
 ) -> tuple[float, int]:
-    """Return the accuracy on a folder among the folder's own classes, and how many images could not be read.
+    """Return the accuracy on a folder among the folder's own classes, and the number of unreadable images.
 
-    ImageNet-C's images are cropped already, so they are not resized before the centre crop.
+    The images of ImageNet-C are already cropped, so they are not resized before the centre crop.
     """
     view = evaluation_views(cfg.data, shorter_side=1.0 if part.corruption else cfg.data.shorter_side)
     columns, right = part.columns.to(dist.device), torch.zeros((), dtype=torch.int64, device=dist.device)

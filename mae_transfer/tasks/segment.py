@@ -1,6 +1,6 @@
-"""Semantic segmentation with a pretrained backbone: mmsegmentation's UperNet and pipeline, or a linear head, in this suite's loop.
+"""Semantic segmentation with a pretrained backbone: UperNet of mmsegmentation, or a linear head.
 
-tasks/segment_protocols.py has the heads.
+Training uses mmsegmentation's pipeline and this suite's loop. tasks/segment_protocols.py has the heads.
 
 Legend: B batch, S pixels per side of a crop, C classes, H x W pixels of an image.
 """
@@ -63,7 +63,7 @@ MULTI_SCALE: dict[str, Any] = {
 
 
 class SegmentConfig(TransferConfig):
-    """A segmentation run; an epoch is a pass over the training images, a crop of each."""
+    """A segmentation run. An epoch is a pass over the training images with one crop of each."""
 
     debug: ClassVar[dict[str, Any]] = {
         "scale": "mini",
@@ -89,16 +89,16 @@ class SegmentConfig(TransferConfig):
     data: MapDataConfig = MapDataConfig()
     """Images with class maps, and their augmentation."""
     backbone: BackboneConfig = BackboneConfig()
-    """What is transferred; --backbone sets its reference."""
+    """The backbone to transfer. --backbone sets its reference."""
     protocol: Spec = Spec(name="upernet")
     """An entry of PROTOCOLS with its options."""
     inference: InferenceConfig = InferenceConfig()
     """How images are segmented in evaluation."""
     select: Select = "last"
-    """Which state is reported on: the last one, or the one that is best on data.holdout (evaluate_epochs says how often it
-    is tried), which is kept as checkpoints/best.pt."""
+    """The state to report: the last one, or the best one on data.holdout. The best state is saved as
+    checkpoints/best.pt; evaluate_epochs sets how often states are compared."""
     run: PicturesRun = PicturesRun()
-    """How to carry it out; changes no number."""
+    """Execution options. They change no number."""
 
     @field_validator("protocol")
     @classmethod
@@ -111,7 +111,8 @@ class SegmentConfig(TransferConfig):
         stride = self.inference.stride
         if self.inference.mode == "slide" and stride is not None and any(map(gt, sides(stride), sides(self.data.size))):
             raise ValueError(
-                f"inference.stride={stride}, data.size={self.data.size}: windows further apart than their side leave pixels unseen"
+                f"inference.stride={stride} is larger than data.size={self.data.size}, so windows would miss pixels: "
+                "set a stride of at most data.size"
             )
         return self
 
@@ -241,7 +242,7 @@ class Segment(Transfer[SegmentConfig]):
         return None if self.holdout is None else Selection(f"{HOLDOUT}mIoU", self.evaluate_validation)
 
     def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
-        """Return the figures of the validation set; if the best state is kept, those of the held-out images: "holdout/mIoU"."""
+        """Return the figures of the validation set, or "holdout/mIoU" ... of held-out images if the best state is kept."""
         if self.holdout is None:
             return self.evaluate_validation(model, step)
         figures = self.figures(model, self.holdout)
@@ -301,8 +302,8 @@ class Segment(Transfer[SegmentConfig]):
         chosen = self.chosen
         return (
             f"{self.method} on {chosen.name} (pretraining: {chosen.pretrain}; {self.cfg.scale} scale), "
-            f"{len(self.val_set.classes)} classes, {len(self.train_set)} training and {len(self.val_set)} validation images\n"
-            f"normalised with {chosen.normalization}"
+            f"{len(self.val_set.classes)} classes, {len(self.train_set)} training and {len(self.val_set)} validation "
+            f"images\nnormalised with {chosen.normalization}"
         )
 
     def tokens(self) -> int | None:

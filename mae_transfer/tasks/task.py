@@ -1,7 +1,7 @@
 """The life of a training run, from its config to its results. Each task is a subclass that says what is its own.
 
-`launch` opens the data and the weights, then `fit` does the rest: checks, the work dir, model and optimizer, resuming, the
-record, the training loop with its evaluations, and the results.
+`launch` opens the data and the weights, then `fit` does the rest: checks, the work dir, model and optimizer, resuming,
+the record, the training loop with its evaluations, and the results.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ class Task(ABC, Generic[C]):
         )
 
     def feed(self, loop: LoopConfig, *, start: int = 0, dist: Dist | None = None) -> Generator[Any, None, None]:
-        """Yield this rank's micro-batches from step `start` on, without end. `dist`: the rank, if not this process's."""
+        """Yield this rank's micro-batches from step `start` on, endlessly. `dist`: the rank, if not this process's."""
         dist = dist or self.dist
         share = Share(order=self.order(), start=start, rank=dist.rank, world=dist.world, accumulate=loop.accumulate)
         return batches(
@@ -320,7 +320,7 @@ class Task(ABC, Generic[C]):
                 )
             if state.step and not before:
                 message[1] = [
-                    "the training state is of a version that noted nothing of the data: it is taken that they are the same"
+                    "the training state was saved by a version that did not record the data: they are assumed unchanged"
                 ]
             state.extra["data"] = {part: found.saved() for part, found in now.items()}
         if state.dist.world > 1:
@@ -351,7 +351,7 @@ class Task(ABC, Generic[C]):
     def finished(self) -> list[Result]:
         """Return the results that this run has written after its last step; none if some of them were lost.
 
-        A disk that was full or a damaged line loses results. Evaluations of the run's states have 0 epochs and do not count.
+        A full disk or a damaged line loses results. Evaluations of the run's states have 0 epochs and do not count.
         """
         if not self.folder.results.is_file():
             return []
@@ -363,7 +363,7 @@ class Task(ABC, Generic[C]):
         return own if complete else []
 
     def exported_again(self, done: list[Result]) -> list[Result]:
-        """Write the artifact of a finished run again if it is missing or damaged; return the results, with its digest."""
+        """Write the artifact of a finished run again if it is missing or damaged; return results with its digest."""
         print(f"{self.folder.root} is finished: its {len(done)} results are in {self.folder.results}", flush=True)
         if self.artifact is None:
             return done
@@ -387,8 +387,8 @@ class Task(ABC, Generic[C]):
         micro = cfg.batch // (dist.world * loop.accumulate)
         peak = peak_lr(cfg.optim, global_batch=cfg.batch)
         return (
-            f"{loop.steps} steps of {cfg.batch} crops = {dist.world} x {loop.accumulate} x {micro}; peak lr {peak:.2e}; "
-            f"{cfg.precision} on {results.device_name(dist.device)}{hint}"
+            f"{loop.steps} steps of {cfg.batch} crops = {dist.world} x {loop.accumulate} x {micro}; peak lr {peak:.2e}"
+            f"; {cfg.precision} on {results.device_name(dist.device)}{hint}"
         )
 
     def shared(self) -> dict[str, Any]:

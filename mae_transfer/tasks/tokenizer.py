@@ -39,29 +39,29 @@ TOKENIZER = "tokenizer.safetensors"
 
 
 class Anneal(Schema):
-    """A value that moves along half a cosine and then stays."""
+    """A value that follows half a cosine from `start` to `end` and then stays."""
 
     start: Weight
     """Value at step 0."""
     end: Weight
     """Value from `epochs` on."""
     epochs: Epochs | ShareOfRun
-    """How long it moves: epochs, fractions count, or a share of the run ("60%"), which follows `epochs`."""
+    """Length of the change: epochs, which may be a fraction, or a share of the run ("60%")."""
 
     def at(self, step: int, *, steps_per_epoch: int, steps: int) -> float:
-        """Return the value at a 0-based step of a run of `steps`; ValueError where the run ends before the value does."""
+        """Return the value at a 0-based step of a run of `steps`; ValueError if the run ends before the change does."""
         length = in_steps(self.epochs, steps_per_epoch, steps=steps)
         if length > steps:
             raise ValueError(
-                f"epochs={self.epochs} of tau or kl is {length:g} steps, but the run has {steps}: shorten it, give a share of "
-                'the run (tau.epochs="60%"), or train longer'
+                f"epochs={self.epochs} of tau or kl is {length:g} steps, but the run has {steps}: shorten it, give a "
+                'share of the run (tau.epochs="60%"), or train longer'
             )
         progress = min(step / length, 1.0) if length else 1.0
         return self.end + (self.start - self.end) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 class TokenizerConfig(ImageConfig):
-    """A run of the discrete VAE; it is evaluated by what hard codes rebuild of validation images."""
+    """A run of the discrete VAE. It is evaluated by the reconstruction of validation images from hard codes."""
 
     debug: ClassVar[dict[str, Any]] = {
         "scale": "mini",
@@ -82,19 +82,20 @@ class TokenizerConfig(ImageConfig):
     }
 
     data: DataConfig = DataConfig()
-    """Images and their augmentation; `size` is what the autoencoder is trained at, any multiple of its stride serves later."""
+    """Images and their augmentation. `size` is the size in training; later any multiple of the stride can be used."""
     model: DVAEConfig = DVAEConfig()
     """Codebook and network."""
     tau: Anneal = Anneal(start=1.0, end=1 / 16, epochs=60.0)
     """Temperature of the Gumbel-softmax."""
     kl: Anneal = Anneal(start=0.0, end=6.6, epochs=2.0)
-    """Weight of the KL to the uniform distribution over codes, summed over cells, against the reconstruction, summed over pixels."""
+    """Weight of the KL divergence to the uniform distribution over codes. The KL is summed over cells, the
+    reconstruction loss over pixels."""
     evaluate_images: Count = 2048
-    """Images to evaluate on, spread evenly over the validation set (over the training set where there is none)."""
+    """Images to evaluate on, spread evenly over the validation set (over the training set if there is none)."""
     pictures: Count = 8
     """Images to draw."""
     least_use: Probability = 0.1
-    """Share of the codebook in use below which the run warns that it has collapsed."""
+    """Share of the codebook in use below which the run warns of a collapsed codebook."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -104,10 +105,11 @@ class TokenizerConfig(ImageConfig):
             )
         if self.optim.layer_decay:
             raise ValueError(
-                f"optim.layer_decay = {self.optim.layer_decay}: the autoencoder has one rate for all layers; leave it out"
+                f"optim.layer_decay = {self.optim.layer_decay}: the autoencoder has one rate for all layers; leave it "
+                "out"
             )
         if len(self.mean) != 3:
-            raise ValueError(f"the autoencoder takes 3 channels, mean has {len(self.mean)} values")
+            raise ValueError(f"mean has {len(self.mean)} values, but the autoencoder takes 3 channels: give 3 values")
         return self
 
     def method(self) -> str:
@@ -180,7 +182,7 @@ class Tokenizer(Task[TokenizerConfig]):
         return loss, {"reconstruction": rebuilt.detach(), "kl": kl.detach(), **usage(output.logits.detach())}
 
     def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
-        """Return the squared error in [0, 1] of what hard codes rebuild, and how much of the codebook is used; draw images."""
+        """Return the squared error of images in [0, 1] rebuilt from hard codes, and the codebook's use; draw some."""
         assert isinstance(model, DVAE)
         cfg, dist, policy = self.cfg, self.dist, self.cfg.data.unreadable()
         tokenizer = DVAETokenizer(cfg.model, model.encoder, model.decoder).to(dist.device)
@@ -198,8 +200,8 @@ class Tokenizer(Task[TokenizerConfig]):
             raise ValueError(f"no image of the {self.split} set could be read")
         if mean["codes_used"] < cfg.least_use:
             log.warning(
-                "only %.1f%% of the %d codes are in use: the codebook has collapsed; raise kl.end, or let tau fall later "
-                "(tau.epochs)",
+                "only %.1f%% of the %d codes are in use: the codebook has collapsed; raise kl.end, or let tau fall "
+                "later (tau.epochs)",
                 100 * mean["codes_used"],
                 cfg.model.codes,
             )
@@ -268,15 +270,22 @@ class Tokenizer(Task[TokenizerConfig]):
         """Return where everything is, and the numbers."""
         path = self.folder.root / TOKENIZER
         numbers = ", ".join(f"{result.metric} {result.value:.4g}" for result in written)
-        return f"done: {path} (target=dict(name='token', tokenizer='{path}')), pictures in {self.folder.pictures}; {numbers}"
+        use = f"target=dict(name='token', tokenizer='{path}')"
+        return f"done: {path} ({use}), pictures in {self.folder.pictures}; {numbers}"
 
 
 def usage(logits: Tensor) -> dict[str, Tensor]:
-    """Return the share of the codebook that a batch's likeliest codes use, and the perplexity of their distribution, for logits (B, P, h, w)."""
+    """Return the share of codes that occur among a batch's likeliest codes, and the perplexity of their distribution.
+
+    logits: (B, P, h, w).
+    """
     return spread(torch.bincount(logits.argmax(dim=1).flatten(), minlength=logits.shape[1]))
 
 
 def spread(counts: Tensor) -> dict[str, Tensor]:
-    """Return the share of codes that occur and the perplexity of counts (P,): P where all occur as often, 1 where only one does."""
+    """Return the share of codes that occur, and the perplexity of their counts (P,).
+
+    The perplexity is P if all codes are equally frequent, and 1 if only one occurs.
+    """
     shares = counts / counts.sum().clamp(min=1)
     return {"codes_used": (counts > 0).float().mean(), "code_perplexity": torch.special.entr(shares).sum().exp()}

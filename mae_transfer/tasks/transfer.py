@@ -69,7 +69,10 @@ class Transfer(Task[C]):
         self.open()
 
     def measure(self, model: nn.Module, folder: WorkDir | None) -> dict[str, float]:
-        """Return all figures of the evaluation sets, those of single classes too. `folder`: where predictions are saved."""
+        """Return all figures of the evaluation sets, including those of single classes.
+
+        folder: where predictions are saved.
+        """
         return self.evaluate(model, 0)
 
     def reduce(self, measured: Mapping[str, float]) -> Mapping[str, float]:
@@ -96,8 +99,8 @@ class Transfer(Task[C]):
         """Return what is trained on what."""
         chosen, images = self.chosen, len(self.sources["train"])
         return (
-            f"{self.method} of {chosen.name} (pretraining: {chosen.pretrain}; {self.cfg.scale} scale), {images} training "
-            f"images\nnormalised with {chosen.normalization}"
+            f"{self.method} of {chosen.name} (pretraining: {chosen.pretrain}; {self.cfg.scale} scale), {images} "
+            f"training images\nnormalised with {chosen.normalization}"
         )
 
     @classmethod

@@ -82,7 +82,7 @@ def test_a_state_that_notes_nothing_of_the_data_goes_on_with_a_word(
     torch.save(payload, path)
     WorkDir(tmp_path / "run").results.unlink()
     assert pretrain.Pretrain.launch(cfg, tmp_path / "run", resume=True)
-    assert "of a version that noted nothing of the data" in capsys.readouterr().out
+    assert "by a version that did not record the data" in capsys.readouterr().out
 
 
 def dvae() -> TokenizerConfig:

@@ -279,7 +279,7 @@ def test_a_truncated_image_stops_the_run_or_is_counted(
     ({"target": {"name": "norm_pixel", "epsilon": 1.0}}, "did you mean 'eps'"),
     ({"schedule": {"warmup_epochs": 6.0}}, "warmup_epochs=6"),
     ({"mean": (0.5,)}, "with one value per channel"),
-    ({"data.size": 20}, "they are the same image"),
+    ({"data.size": 20}, "set both to the same size"),
     ({"model.encoder.patch": 5}, "multiples of patch = 5"),
     ({"run.device_batch": 3}, "run.device_batch"),
 ])  # fmt: skip

@@ -137,7 +137,7 @@ def test_what_is_missing_or_unknown_is_named_at_once(values: Values, tmp_path: P
         robustness.evaluate(config(values, {"imagenet-c": str(tmp_path / "c")}), state(tmp_path), None)
     with pytest.raises(ValueError, match="no variant has a folder"):
         robustness.evaluate(config(values, {"imagenet-c": None}), state(tmp_path), None)  # type: ignore[dict-item]
-    with pytest.raises(ValueError, match="which class is which score"):
+    with pytest.raises(ValueError, match="the order of the classes is unknown"):
         robustness.evaluate(
             config(values, {"imagenet-r": "x"}, data=values["data"] | {"root": None}), state(tmp_path), None
         )

@@ -242,7 +242,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_samples(
         ({"protocol": {"name": "linear"}}, "trunk is frozen"),
         ({"protocol": {"name": "upernet", "taps": (1, 2, 3, 9)}}, "give maps 0..3"),
         ({"backbone": {}}, "no backbone"),
-        ({"inference": {"stride": 33}}, "leave pixels unseen"),
+        ({"inference": {"stride": 33}}, "windows would miss pixels"),
         (
             {
                 "backbone": {"reference": "random:vit_tiny_patch16_224"},
