@@ -242,7 +242,7 @@ class Segment(Transfer[SegmentConfig]):
         return None if self.holdout is None else Selection(f"{HOLDOUT}mIoU", self.evaluate_validation)
 
     def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
-        """Return the figures of the validation set, or "holdout/mIoU" ... of held-out images if the best state is kept."""
+        """Return the figures of the validation set, or of held-out images ("holdout/mIoU") to keep the best state."""
         if self.holdout is None:
             return self.evaluate_validation(model, step)
         figures = self.figures(model, self.holdout)
