@@ -239,7 +239,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_samples(
     ("changes", "message"),
     [
         ({"run": {**RUN, "device_batch": 1}}, "forward pass: 1, but the heads' batch norms need 2"),
-        ({"protocol": {"name": "linear"}}, "trunk is frozen"),
+        ({"protocol": {"name": "linear"}}, "encoder is frozen"),
         ({"protocol": {"name": "upernet", "taps": (1, 2, 3, 9)}}, "give maps 0..3"),
         ({"backbone": {}}, "no backbone"),
         ({"inference": {"stride": 33}}, "windows would miss pixels"),
