@@ -298,6 +298,14 @@ def _signed(value: float, decimals: int) -> str:
     return f"{value:+.{decimals}f}" if round(value, decimals) else f"{0:.{decimals}f}"
 
 
+def deviation_text(sd: float, unit: str) -> str:
+    """Return a standard deviation: percent with one decimal, other units with two significant digits and no exponent."""
+    if unit == "%" and sd >= 0.05:
+        return f"{sd:.1f}"
+    digits = 1 if unit == "%" else 2
+    return f"{sd:.0f}" if sd >= 10 else f"{sd:.{digits}g}"
+
+
 def cell_text(cell: Cell) -> str:
     """Return "83.7±0.2 (83.6, +0.1)": mean, standard deviation if there are several runs, published, difference."""
     ours, known = cell.ours, cell.published
@@ -305,7 +313,7 @@ def cell_text(cell: Cell) -> str:
         return known.text if known and cell.result is None else "-"
     text = mean_text(ours.mean, cell.unit)
     if ours.sd is not None and (cell.unit == "%" or ours.sd):
-        text += f"±{ours.sd:.2g}" if cell.unit != "%" else f"±{ours.sd:.1f}" if ours.sd >= 0.05 else f"±{ours.sd:.1g}"
+        text += f"±{deviation_text(ours.sd, cell.unit)}"
     if known is None or cell.difference is None:
         return text
     return f"{text} ({known.text}, {mean_text(cell.difference, cell.unit, sign='+')})"

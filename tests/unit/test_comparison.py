@@ -203,6 +203,14 @@ def test_a_cell_says_mean_deviation_published_number_and_difference(
     assert cell_text(cell._replace(published=known)) == text
 
 
+@pytest.mark.parametrize(("sd", "unit", "text"), [
+    (0.26, "%", "0.3"), (12.34, "%", "12.3"), (0.012, "%", "0.01"), (0.0, "%", "0"),
+    (200.0, "images/s", "200"), (4.1, "images/s", "4.1"), (0.072, "h", "0.072"), (0.0291, "x", "0.029"),
+])  # fmt: skip
+def test_a_deviation_has_no_exponent(sd: float, unit: str, text: str) -> None:
+    assert comparison.deviation_text(sd, unit) == text
+
+
 def test_spread_has_no_deviation_for_one_run() -> None:
     assert spread([60.0, 62.0, 64.0]) == (62.0, 2.0, 60.0, 64.0, 3)
     assert spread([60.0]).sd is None
