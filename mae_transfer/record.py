@@ -216,7 +216,8 @@ class Record(Part):
         """Return the record in words."""
         parts = [f"{self.task}: {self.method}, seed {self.seed}"]
         if "train" in self.data and self.epochs:
-            parts.append(f"{self.epochs:g} epochs of {self.data['train'].text()}, batch {self.batch}")
+            epochs = f"{self.epochs:g} epoch{'s' if self.epochs != 1 else ''}"
+            parts.append(f"{epochs} of {self.data['train'].text()}, batch {self.batch}")
         if "val" in self.data:
             parts.append(f"evaluated on {self.data['val'].text()}")
         parts += [f"{role}: {_origin(weights)}" for role, weights in self.inputs.items()]

@@ -7,6 +7,7 @@ after the command line is parsed, so `--help` is fast.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import logging
 import operator
@@ -58,6 +59,12 @@ __all__ = [
     "transfer",
 ]
 
+UNWRITABLE = {
+    errno.EACCES: ": you may not write or read there; use another folder (--work-dir), or change its permissions",
+    errno.EROFS: ": use another folder (--work-dir)",
+    errno.ENOTDIR: ": a part of this path is a file; use another folder (--work-dir)",
+}
+"""Error number -> what a user can do."""
 S = TypeVar("S", bound="Schema")
 T = TypeVar("T")
 Run = Callable[..., object]
@@ -267,6 +274,8 @@ def guarded(action: Callable[[], object]) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("MAE_TRANSFER_TRACEBACK"):
             raise
-        print(f"{type(error).__name__}: {error}\n(MAE_TRANSFER_TRACEBACK=1 shows the traceback)", file=sys.stderr)
+        remedy = UNWRITABLE.get(error.errno or 0, "") if isinstance(error, OSError) else ""
+        text = f"{type(error).__name__}: {error}{remedy}"
+        print(f"{text}\n(MAE_TRANSFER_TRACEBACK=1 shows the traceback)", file=sys.stderr)
         return 1
     return 0

@@ -1,7 +1,9 @@
 """mae_transfer/cli: --list from docstrings, --show with the documentation of every value, and command-line errors."""
 
 import ast
+import errno
 import inspect
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, get_args
@@ -196,3 +198,19 @@ def test_a_run_without_work_dir_is_refused_before_anything_is_imported(capsys: p
     with pytest.raises(SystemExit):
         cli.train("nowhere:Schema", "nowhere:run", description="", argv=["config.py"])
     assert "--work-dir is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [(errno.EACCES, "change its permissions"), (errno.EROFS, "use another folder"), (errno.ENOTDIR, "is a file")],
+)
+def test_a_folder_that_cannot_be_written_is_named_with_a_remedy(
+    number: int, remedy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise OSError(number, os.strerror(number), "/data/run")
+
+    assert cli.guarded(fail) == 1
+    said = capsys.readouterr().err.splitlines()[0]
+    assert "'/data/run': " in said
+    assert remedy in said
