@@ -1,4 +1,4 @@
-"""`python -m mae_transfer COMMAND`: the same as `mae-transfer COMMAND`, and what torchrun starts (`torchrun -m mae_transfer ...`)."""
+"""`python -m mae_transfer COMMAND` is `mae-transfer COMMAND`. torchrun uses it: `torchrun -m mae_transfer COMMAND`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Where the files that come with the package are: configs/ and tools/, in a checkout beside it, in a wheel inside it."""
+"""The folders that come with the package, configs/ and tools/: beside it in a checkout, inside it in a wheel."""
 
 from __future__ import annotations
 

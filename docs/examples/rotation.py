@@ -44,7 +44,7 @@ class RotationConfig(TransferConfig):
     data: DataConfig = DataConfig()
     """Images and their augmentation; labels are not used."""
     backbone: BackboneConfig = BackboneConfig()
-    """What is transferred; --backbone sets its reference."""
+    """The backbone; --backbone sets its reference."""
     tune_blocks: Tune = 0
     """How many of the last blocks train with the classifier: a number, "half" of the last one, or "all"."""
 
@@ -81,7 +81,7 @@ class Rotation(Transfer[RotationConfig]):
         return Classifier(self.chosen.model, TURNS)
 
     def turned(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return images (B, 3, S, S) in all orientations, (4 B, 3, S, S), and the number of quarter turns, (4 B,) int64."""
+        """Return images (B, 3, S, S) in all orientations, (4 B, 3, S, S), and their quarter turns, (4 B,) int64."""
         images = normalize(images, self.chosen.statistics)
         turns = torch.arange(TURNS, device=images.device).repeat_interleave(len(images))
         return torch.cat([images.rot90(k, dims=(2, 3)) for k in range(TURNS)]), turns

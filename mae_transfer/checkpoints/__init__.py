@@ -120,7 +120,7 @@ def export_mae(path: Path, model: MAE, *, about: Mapping[str, Any]) -> None:
 
 
 def own_file(reference: str | Path) -> Path | None:
-    """Return the file of a reference to weights of this suite, a bare path or zoo:NAME; None for any other reference."""
+    """Return the file of a reference to own weights, a bare path or zoo:NAME; None for any other reference."""
     prefix, rest = split(reference, LAYOUTS)
     if prefix == "zoo":
         return zoo.weight_path(rest)

@@ -184,7 +184,8 @@ def transfer(
     parser.what.add_argument(
         "--backbone",
         metavar="REF",
-        help="weights to transfer: a backbone.safetensors, or PREFIX:PATH (mae:, timm:, released: ...; see docs/backbones.md)",
+        help="weights to transfer: a backbone.safetensors, or PREFIX:PATH (mae:, timm:, released: ...; see "
+        "docs/backbones.md)",
     )
     parser.what.add_argument(
         "--eval", action="store_true", help="evaluate --checkpoint without training; --work-dir is then optional"

@@ -86,7 +86,7 @@ def add_run_options(parser: Parser) -> None:
 
 
 def tool_of(prog: str) -> tuple[str, str]:
-    """Return the tool's script without .py, and its command, from "tokenizer_train.py dvae" or "mae-transfer tokenizer dvae"."""
+    """Return script without .py, and command, of "tokenizer_train.py dvae" or "mae-transfer tokenizer dvae"."""
     from mae_transfer.cli.main import COMMANDS, PROGRAM
 
     first, *rest = prog.split()

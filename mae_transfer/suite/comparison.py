@@ -299,7 +299,7 @@ def _signed(value: float, decimals: int) -> str:
 
 
 def deviation_text(sd: float, unit: str) -> str:
-    """Return a standard deviation: percent with one decimal, other units with two significant digits and no exponent."""
+    """Return a standard deviation: percent with one decimal, other units with two digits and no exponent."""
     if unit == "%" and sd >= 0.05:
         return f"{sd:.1f}"
     digits = 1 if unit == "%" else 2

@@ -1,4 +1,4 @@
-"""What a finished run left, as its note remembers it: digests of its artifact and of its results. Damage is noticed before anything uses them."""
+"""Digests of the artifact and the results of a finished run, kept in its note to notice damage before they are used."""
 
 from __future__ import annotations
 

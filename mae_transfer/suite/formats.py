@@ -28,7 +28,8 @@ GAP = 2  # spaces between columns
 STYLES = {"": "", "best": "bold", "grey": "dim"}
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}",
     "±": r"$\pm$",
 }  # fmt: skip
 CSS = "td,th{text-align:left;padding:.2em .8em}.grey{color:#767676}thead th{border-bottom:1px solid}"
@@ -179,7 +180,7 @@ def latex(sheets: Sequence[Sheet]) -> str:
 
 
 def _pages(sheet: Sheet) -> Iterator[tuple[str, list[Sheet], tuple[str, ...]]]:
-    """Yield title, parts and notes of the LaTeX tables of a sheet, each short enough for a page; the last has the notes."""
+    """Yield title, parts and notes of a sheet's LaTeX tables, each at most a page; the last one has the notes."""
     blocks: list[list[tuple[Text, ...]]] = [[]]
     lines = 0
     for row in sheet.rows:

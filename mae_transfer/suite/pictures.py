@@ -170,7 +170,7 @@ def _rounded(attribute: str) -> str:
 
 
 def drawings(runs: Mapping[Path, Note], *, each: int = 2) -> Iterator[tuple[str, str, list[Picture]]]:
-    """Yield title, caption and drawings by kind: the newest reconstructions, and the first images of detections and segmentations.
+    """Yield title, caption and drawings: the newest reconstructions, the first detections and segmentations.
 
     Of runs that differ in their seed only the first is shown.
     """

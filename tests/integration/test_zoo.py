@@ -71,7 +71,10 @@ def test_a_file_that_is_not_the_released_one_is_refused(copied: Path) -> None:
 
 
 def test_an_unknown_name_proposes_the_nearest_and_lists_all() -> None:
-    near = r"no model 'shapes64_norm_pixels' in the zoo; it has \(nearest name first\): shapes64_norm_pixel, shapes64_pixel"
+    near = (
+        r"no model 'shapes64_norm_pixels' in the zoo; it has \(nearest name first\): "
+        "shapes64_norm_pixel, shapes64_pixel"
+    )
     with pytest.raises(ValueError, match=near):
         load_backbone("zoo:shapes64_norm_pixels")
     assert "no model 'vit' in the zoo" in str(defect_of("backbone.reference", "zoo:vit"))
