@@ -24,6 +24,7 @@ PACKAGES = (
     "mmsegmentation", "detectron2",
 )  # fmt: skip
 """The packages that compute. Only the installed ones are recorded."""
+UNKNOWN = "unknown"  # version and device of a sitting that an earlier version did not record
 NAMED_CLASSES = 100  # of a set with more classes, only the digest of their names is recorded
 
 
@@ -159,6 +160,8 @@ class Record(Part):
     """Whether this run learned from labels."""
     depends_on_device_batch: tuple[str, ...] = ()
     """What makes the numbers depend on images per device: "batch norm", "mixup"; empty if nothing does."""
+    earlier_configs: tuple[str, ...] = ()
+    """Digests of the configs that the run had before it was resumed with another one."""
     sittings: tuple[Sitting, ...] = ()
 
     @property
@@ -174,6 +177,11 @@ class Record(Part):
         for sitting in before:
             seconds = seconds.since(sitting.seconds)
         return self.model_copy(update={"sittings": (*before, last.model_copy(update={"seconds": seconds}))})
+
+    @property
+    def complete(self) -> bool:
+        """Whether every sitting was recorded; a run that an earlier version began has one that was not."""
+        return all(UNKNOWN not in sitting.devices for sitting in self.sittings)
 
     def exported(self) -> Record:
         """Return the record for a file of weights, with seconds of training only, so exports are exactly repeatable."""
@@ -239,7 +247,7 @@ def _origin(weights: Weights) -> str:
 def software() -> Software:
     """Return the code that this process runs: commit and package versions. It is read at the first call and cached."""
     commit, dirty = _commit()
-    return Software(version=_version("mae_transfer") or "unknown", commit=commit, dirty=dirty, packages=_packages())
+    return Software(version=_version("mae_transfer") or UNKNOWN, commit=commit, dirty=dirty, packages=_packages())
 
 
 def now() -> str:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mae_transfer.arithmetic import Matmul, float32_products
+from mae_transfer.record import software
 from mae_transfer.seeding import seed_all
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
@@ -75,6 +76,7 @@ def session(device: DeviceName = "auto", *, matmul: Matmul = "ieee") -> Iterator
         int(os.environ.get(key, default)) for key, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
     )
     where = pick_device(device, local_rank=local)
+    software()  # the record of a run names the code of its start, even if a commit follows while the data are opened
     if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         raise ValueError(
             f"srun started {os.environ['SLURM_STEP_NUM_TASKS']} processes that are not connected but share one work "

@@ -141,7 +141,7 @@ class TrainState:
             "step": self.step,
             "images_seen": self.images_seen,
             "seconds": self.seconds.model_dump(),
-            "record": self.record.model_dump_json() if self.record is not None else None,
+            "record": self.record.timed(self.seconds).model_dump_json() if self.record is not None else None,
             "digest": self.digest,
             "extra": self.extra,
         }

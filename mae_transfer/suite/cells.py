@@ -163,14 +163,27 @@ def _same(result: Result) -> tuple[object, ...]:
     """Return what two results must share to be seeds of one number."""
     if result.record is None:
         return recipe(result), result.recipe_digest
-    return recipe(result), *((one.recipe_digest, _per_device(one)) for one in result.record.lineage())
+    state = result.steps if "checkpoint" in result.record.inputs else None
+    return recipe(result), state, *(_made_with(one) for one in result.record.lineage())
+
+
+def _made_with(one: provenance.Record) -> tuple[object, ...]:
+    """Return what two runs share that differ in their seed alone: recipe, data, weights without a record."""
+    data = sorted((part, data.images, data.fingerprint) for part, data in one.data.items())
+    weights = sorted(
+        (role, w.kind, w.name, w.sha256 or "")
+        for role, w in one.inputs.items()
+        if w.record is None and w.kind != "random"
+    )
+    return one.recipe_digest, tuple(data), tuple(weights), _per_device(one)
 
 
 def _per_device(one: provenance.Record) -> tuple[tuple[int, int], ...]:
     """Return images per device and number of devices of each sitting, if the numbers depend on them."""
     if not one.depends_on_device_batch:
         return ()
-    return tuple(dict.fromkeys((sitting.device_batch, len(sitting.devices)) for sitting in one.sittings))
+    trained = [sitting for sitting in one.sittings if sitting.seconds.train > 0]
+    return tuple(dict.fromkeys((sitting.device_batch, len(sitting.devices)) for sitting in trained))
 
 
 def _cell(group: Sequence[Place]) -> Cell:
@@ -204,10 +217,12 @@ def seed_of(result: Result) -> int:
 
 
 def pretraining(result: Result) -> str | None:
-    """Return what tells one pretraining from another: the digest of its weights, or its name; None: random weights."""
+    """Return what tells one pretraining from another: recipe and seed, digest, or name; None: random weights."""
     inputs = result.record.inputs if result.record else {}
     weights = inputs.get("backbone") or inputs.get("checkpoint")
     if weights is not None:
+        if weights.record is not None:  # a file that was written again is no other pretraining
+            return f"{weights.record.recipe_digest}, seed {weights.record.seed}"
         return None if weights.kind == "random" else weights.sha256 or weights.name
     if result.pretrain == "none":
         return None
@@ -265,11 +280,21 @@ def _aspects(place: Place) -> dict[str, str]:
         "backbone": result.backbone,
         "protocol": result.protocol,
         "length": f"{result.epochs:g} epochs x {result.global_batch}",
+        "state": f"state of step {result.steps}",
     }
     for number, one in enumerate(result.record.lineage() if result.record else ()):
         stage = "" if number == 0 else f"{one.task}: "
         values = {key: value for key, value in flatten(one.recipe).items() if key.rpartition(".")[2] not in OF_A_RUN}
         about |= {f"{stage}{key}": f"{stage}{key} = {value}" for key, value in values.items()}
+        about |= {
+            f"{stage}{part}": f"{stage}{part} images: {data.text()}, fingerprint {data.fingerprint}"
+            for part, data in one.data.items()
+        }
+        about |= {
+            f"{stage}{role}": f"{stage}{role}: {weights.name} ({(weights.sha256 or 'no file')[:12]})"
+            for role, weights in one.inputs.items()
+            if weights.record is None
+        }
         sizes = ", then ".join(f"{images} on {_plural(devices, 'device')}" for images, devices in _per_device(one))
         if sizes:
             why = " and ".join(one.depends_on_device_batch)

@@ -21,6 +21,8 @@ from mae_transfer.suite.records import Record
 
 EARLIER = "recorded by an earlier version"
 TOLERANCE = 0.01  # of a length: steps are counted in whole epochs
+EVALUATION = ("data.size", "data.shorter_side", "data.view", "data.scale", "data.square", "inference")
+"""Keys of a recipe that an evaluation depends on."""
 NOT_TRAINED_ON = ("train", "holdout")  # parts of the data that a number is not evaluated on
 
 
@@ -55,6 +57,12 @@ def misses(number: Published, record: Record) -> Iterator[str]:
         return
     if made.scale != "paper":
         yield f"scale {made.scale}"
+    if record.result.unreadable:
+        yield f"{record.result.unreadable:,} images could not be read"
+    if not all(one.complete for one in made.lineage()):
+        yield "begun by an earlier version"
+    if any(one.earlier_configs for one in made.lineage()):
+        yield "its config was changed during the run"
     if measured.task == "pretrain":
         if measured.start.own:
             yield from _pretrained(measured.start.own, made)
@@ -106,7 +114,9 @@ def _evaluated(measured: Measured, made: Made) -> Iterator[str]:
 def _evaluated_on(images: Images, made: Made) -> Iterator[str]:
     sets = [data for part, data in made.data.items() if part not in NOT_TRAINED_ON]
     count, classes = sum(data.images for data in sets), max((data.classes for data in sets), default=0)
-    if (count, classes) != (images.val, images.classes):
+    if part := next((data for data in sets if data.images != data.whole), None):
+        yield f"evaluated on {_said(part)}"
+    elif (count, classes) != (images.val, images.classes):
         said = f"{_counted(sets[0].name, count, classes)}" if sets else "unknown images"
         yield f"evaluated on {said}, not on {images.text}"
 
@@ -129,11 +139,22 @@ def _trained(measured: Measured, record: Record, made: Made) -> Iterator[str]:
     yield from _data("trained on", measured.data, training, labelled=True)
     yield from _started(measured.start, training)
     yield from _length(training, measured.epochs, "fine-tuned" if training.method == "finetune" else "trained")
-    seen = record.result.images_seen / (training.epochs * training.data["train"].images) if _finished(training) else 1
+    crops = setting(training.recipe, "data.crops_per_image") or 1
+    images = training.epochs * training.data["train"].images * crops if _finished(training) else 0
+    seen = record.result.images_seen / images if images else 1
     if checkpoint is not None and seen < 1 - TOLERANCE:
         yield f"evaluates a training state after {seen:.0%} of its run"
     yield from _batch(training, measured.batch, "trained")
     yield from _settings(training, measured.settings, "")
+    if training is not made:
+        yield from _evaluated_otherwise(made, training)
+
+
+def _evaluated_otherwise(made: Made, training: Made) -> Iterator[str]:
+    """Yield the options of an evaluation that differ from those of the training."""
+    for key in EVALUATION:
+        if (found := setting(made.recipe, key)) != (wanted := setting(training.recipe, key)):
+            yield f"evaluated with {key} = {found}, trained with {wanted}"
 
 
 def _finished(training: Made) -> bool:

@@ -115,7 +115,8 @@ class Classify(Transfer[ClassifyConfig]):
     def __init__(self, cfg: ClassifyConfig, dist: Dist) -> None:
         super().__init__(cfg, dist)
         self.protocol: ClassifyProtocol = cfg.method()
-        self.mixes_images = max(getattr(self.protocol, name, 0.0) for name in ("mixup", "cutmix")) > 0
+        if max(getattr(self.protocol, name, 0.0) for name in ("mixup", "cutmix")) > 0:
+            self.depends_on_device_batch = ("mixup",)
         self.step: StepFn | None = None
 
     @property

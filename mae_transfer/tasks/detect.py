@@ -175,6 +175,8 @@ class Detect(Transfer[DetectConfig]):
         """Open the data and the backbone, build the detector, and look at every image."""
         cfg = self.cfg
         self.train_set, self.val_set, self.metric = open_sets(cfg)
+        # a mean over the positive boxes of a micro-batch, in torchvision and detectron2
+        self.depends_on_device_batch = ("mask loss",) if cfg.heads.masks else ()
         self.sources = {"train": self.train_set, "val": self.val_set}
         if cfg.data.holdout is not None:
             held = open_one(cfg.data.holdout, cfg.data.root, masks=cfg.heads.masks)

@@ -35,7 +35,15 @@ from mae_transfer.targets import TARGETS
 from mae_transfer.tasks.codes import with_codes
 from mae_transfer.tasks.config import ImageConfig
 from mae_transfer.tasks.sweep import EVALUATION_SEED, unread
-from mae_transfer.tasks.targets import PREFIXES, buffers_of, check_target, digest_of, open_target, references_of
+from mae_transfer.tasks.targets import (
+    PREFIXES,
+    buffers_of,
+    check_target,
+    digest_of,
+    digest_of_file,
+    open_target,
+    references_of,
+)
 from mae_transfer.tasks.task import Task
 
 
@@ -152,7 +160,7 @@ class Pretrain(Task[PretrainConfig]):
         self.sources = {self.split: self.held_out, "train": self.train_set}
         references = {"start": cfg.start, **references_of(cfg.target)}
         self.inputs = {
-            role: checkpoints.origin(reference, PREFIXES, sha256=None)
+            role: checkpoints.origin(reference, PREFIXES, sha256=digest_of_file(reference))
             for role, reference in references.items()
             if reference is not None
         }
@@ -254,7 +262,7 @@ class Pretrain(Task[PretrainConfig]):
             "pretrain": self.method,
             "images_seen": state.images_seen,
             "scale": cfg.scale,
-            checkpoints.RECORD: self.exported_record(),
+            **self.exported_record(),
         }
         checkpoints.export_backbone(self.folder.backbone, model.encoder, about=about)
 

@@ -15,7 +15,18 @@ from mae_transfer.config import Schema
 from mae_transfer.data.fingerprint import Fingerprint, fingerprint
 from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.state import LoopConfig, TrainState
-from mae_transfer.record import NAMED_CLASSES, DataSet, Record, Seconds, Sitting, Weights, now, software
+from mae_transfer.record import (
+    NAMED_CLASSES,
+    UNKNOWN,
+    DataSet,
+    Record,
+    Seconds,
+    Sitting,
+    Software,
+    Weights,
+    now,
+    software,
+)
 
 
 class About(NamedTuple):
@@ -26,7 +37,7 @@ class About(NamedTuple):
     dataset: str  # name of the data set in the config
     inputs: Mapping[str, Weights] = {}  # the weights that the run starts from, by role
     labels: bool = True  # whether the run learns from labels
-    mixes: bool = False  # whether images of a device batch are mixed (mixup, cutmix)
+    depends: tuple[str, ...] = ()  # Record.depends_on_device_batch, beside batch norm
 
 
 def data_set(name: str, source: Any, print_: Fingerprint) -> DataSet:
@@ -63,13 +74,27 @@ def start_sitting(
         devices=devices,
         device_batch=loop.global_batch // (state.dist.world * loop.accumulate),
     )
-    record = state.record
-    if record is None:  # a new run, or a run of an early version without records
-        record = _record(cfg, about, run, data, epochs=cfg.epochs, batch=cfg.batch)
-        record = record.model_copy(update={"depends_on_device_batch": dependence(state.model, mixes=about.mixes)})
-    else:
-        record = record.timed(state.seconds)
-    state.record = record.model_copy(update={"sittings": (*record.sittings, sitting)})
+    record = _record(cfg, about, run, data, epochs=cfg.epochs, batch=cfg.batch)
+    record = record.model_copy(update={"depends_on_device_batch": dependence(state.model, about.depends)})
+    before = state.record
+    earlier: tuple[str, ...] = ()
+    if before is not None:
+        record = record.model_copy(update={"sittings": before.timed(state.seconds).sittings})
+        earlier = before.earlier_configs
+        if before.config_digest != record.config_digest:
+            earlier = (*earlier, before.config_digest)
+    elif state.step:
+        record = record.model_copy(update={"sittings": (_unrecorded(state.seconds),)})
+    sittings = (*record.sittings, sitting)
+    state.record = record.model_copy(update={"sittings": sittings, "earlier_configs": earlier})
+
+
+def _unrecorded(seconds: Seconds) -> Sitting:
+    """Return the part of a run that an earlier version began and did not record."""
+    unknown = Software(version=UNKNOWN, commit=None, dirty=False, packages={})
+    return Sitting(
+        started_at=UNKNOWN, first_step=0, software=unknown, devices=(UNKNOWN,), device_batch=0, seconds=seconds
+    )
 
 
 def evaluation_record(
@@ -77,9 +102,13 @@ def evaluation_record(
 ) -> Record | None:
     """Return the record of an evaluation without training; None on ranks other than 0. Every rank calls it."""
     devices = gather(results.device_name(dist.device), dist)
+    data = {}
+    if dist.is_main:
+        data = {part: data_set(about.dataset, source, fingerprint(source)) for part, source in sources.items()}
+    if dist.world > 1:  # the fingerprints of millions of files take longer than a device waits
+        torch.distributed.barrier(group=dist.side)
     if not dist.is_main:
         return None
-    data = {part: data_set(about.dataset, source, fingerprint(source)) for part, source in sources.items()}
     sitting = Sitting(
         started_at=now(),
         first_step=0,
@@ -104,12 +133,12 @@ def name_of(work_dir: Path | None) -> str:
     return work_dir.name if work_dir else "eval"
 
 
-def dependence(model: nn.Module, *, mixes: bool) -> tuple[str, ...]:
+def dependence(model: nn.Module, own: tuple[str, ...]) -> tuple[str, ...]:
     """Return the reasons why the numbers depend on the images per device and forward pass."""
     model.train()
     norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
     found = ("batch norm",) if any(norm.training for norm in norms) else ()
-    return (*found, "mixup") if mixes else found
+    return (*found, *own)
 
 
 def gather(name: str, dist: Dist) -> tuple[str, ...]:

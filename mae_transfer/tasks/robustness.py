@@ -22,6 +22,7 @@ from mae_transfer.engine.state import autocast
 from mae_transfer.metrics.corruption import ALEXNET_ERROR, SEVERITIES, corruption_errors, mean_corruption_error
 from mae_transfer.results import Result
 from mae_transfer.tasks.classify import Classify, ClassifyConfig
+from mae_transfer.tasks.provenance import About
 from mae_transfer.tasks.sweep import EVALUATION_SEED, readable, sweep_over, unread
 from mae_transfer.tasks.transfer import Trained
 from mae_transfer.tasks.workdir import WorkDir
@@ -76,7 +77,11 @@ class Robustness(Classify):
             )
         self.classes, self.splits = len(names), {}
 
-    def measure_variant(self, variant: Variant, trained: Trained) -> list[Result]:
+    def about(self) -> About:
+        """Return what the record says of the evaluation of a variant."""
+        return super().about()._replace(dataset=self.variant)
+
+    def measure_variant(self, variant: Variant, trained: Trained, work_dir: Path | None) -> list[Result]:
         """Return the numbers of a variant in percent: top-1, or for ImageNet-C the corruption errors and their mean."""
         cfg, parts, start = self.cfg, self.variants[variant], time.perf_counter()
         shown = track(parts, description=variant, disable=not (cfg.run.progress and self.dist.is_main))
@@ -91,10 +96,11 @@ class Robustness(Classify):
             figures |= {f"CE_{name}": value for name, value in corruption_errors(errors).items()}
         else:
             figures = {"top1": right["", 0]}
+        self.variant = variant
         self.sources = {
             f"{part.corruption}_{part.severity}" if part.corruption else "val": part.source for part in parts
         }
-        shared = self.evaluation(trained, None, seconds=time.perf_counter() - start)
+        shared = self.evaluation(trained, work_dir, seconds=time.perf_counter() - start)
         own = {
             "run": self.chosen.name,
             "dataset": variant,
@@ -120,7 +126,7 @@ def evaluate(cfg: RobustnessConfig, reference: str, work_dir: Path | None) -> li
         task = Robustness(Robustness.as_trained(cfg, reference), dist)
         trained = task.load_trained(reference)
         trained.model.to(dist.device).eval()
-        written = [number for variant in task.variants for number in task.measure_variant(variant, trained)]
+        written = [number for variant in task.variants for number in task.measure_variant(variant, trained, work_dir)]
         if dist.is_main:
             for number in written:
                 print(f"{number.dataset}: {number.metric} {number.value:.2f}{number.unit}", flush=True)

@@ -100,6 +100,17 @@ def digest_of(spec: Spec) -> str:
 
     A run with another file is another run.
     """
-    prefixes = [checkpoints.split(reference, PREFIXES) for reference in references_of(spec).values()]
-    paths = [Path(rest.partition("@")[2] if prefix == "timm" else rest) for prefix, rest in prefixes]
+    paths = [file_of(reference) for reference in references_of(spec).values()]
     return "".join(f"+{path.name}:{checkpoints.sha256(path)[:12]}" for path in paths if path.is_file())
+
+
+def file_of(reference: str) -> Path:
+    """Return the path of the file that a reference names."""
+    prefix, rest = checkpoints.split(reference, PREFIXES)
+    return Path(rest.partition("@")[2] if prefix == "timm" else rest)
+
+
+def digest_of_file(reference: str) -> str | None:
+    """Return the sha256 of the file that a reference names; None if there is no such file."""
+    path = file_of(reference)
+    return checkpoints.sha256(path) if path.is_file() else None

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mae_transfer import results
-from mae_transfer.checkpoints import sha256
+from mae_transfer.checkpoints import RECORD, sha256
 from mae_transfer.config import load
 from mae_transfer.data import Order, Samples, Share, Unreadable, batches
 from mae_transfer.data.fingerprint import Fingerprint, change, fingerprint
@@ -52,8 +52,8 @@ class Task(ABC, Generic[C]):
     """Name of the task in records and results."""
     uses_labels: ClassVar[bool] = True
     """Whether training uses labels of the images."""
-    mixes_images: bool = False
-    """Whether training mixes the images of a device batch (mixup, cutmix)."""
+    depends_on_device_batch: tuple[str, ...] = ()
+    """What makes the numbers depend on images per device, beside batch norm: "mixup", "mask loss"."""
     artifact: ClassVar[str | None] = None
     """Name of the file that a finished run leaves for others. `export` writes it."""
 
@@ -341,12 +341,16 @@ class Task(ABC, Generic[C]):
 
     def about(self) -> About:
         """Return what the record says of the run beside config and data."""
-        return About(self.name, self.method, self.cfg.data.name, self.inputs, self.uses_labels, self.mixes_images)
+        return About(
+            self.name, self.method, self.cfg.data.name, self.inputs, self.uses_labels, self.depends_on_device_batch
+        )
 
     def exported_record(self) -> dict[str, Any]:
-        """Return the record as the artifact carries it."""
-        assert self.state.record is not None
-        return self.state.record.timed(self.state.seconds).exported().model_dump(mode="json")
+        """Return the record as the artifact carries it; empty for a run of a version without records."""
+        record = self.state.record
+        if record is None:
+            return {}
+        return {RECORD: record.timed(self.state.seconds).exported().model_dump(mode="json")}
 
     def finished(self) -> list[Result]:
         """Return the results that this run has written after its last step; none if some of them were lost.

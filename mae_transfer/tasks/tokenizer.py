@@ -236,7 +236,7 @@ class Tokenizer(Task[TokenizerConfig]):
             "recipe": self.cfg.model_dump(mode="json", exclude={"run"}),
             "digest": self.cfg.digest(),
             "scale": self.cfg.scale,
-            checkpoints.RECORD: self.exported_record(),
+            **self.exported_record(),
         }
         export_tokenizer(self.folder.root / TOKENIZER, model, about=about)
 

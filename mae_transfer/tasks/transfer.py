@@ -168,7 +168,10 @@ class Transfer(Task[C]):
         Steps and images seen are those of the training state, so that an early state cannot pass for a finished run.
         """
         sources = {part: source for part, source in self.sources.items() if part != "train"}
-        about = self.about()._replace(inputs={**self.inputs, "checkpoint": trained.weights})
+        inputs = {**self.inputs, "checkpoint": trained.weights}
+        if trained.weights.record is not None:  # the state was trained from these, whatever the config names
+            inputs |= {role: w for role, w in trained.weights.record.inputs.items() if role == "backbone"}
+        about = self.about()._replace(inputs=inputs)
         record = evaluation_record(
             self.cfg, about, sources, self.dist, run=name_of(work_dir), batch=self.cfg.batch, seconds=seconds
         )

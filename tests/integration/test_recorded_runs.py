@@ -201,8 +201,40 @@ def test_a_state_of_an_earlier_version_is_continued(tmp_path: Path) -> None:
     pretrain.Pretrain.launch(cfg, tmp_path / "r", resume=True)
     found = of(tmp_path / "r")
 
-    assert found.sittings[0].first_step == 5
-    assert found.train_seconds > 100.0
+    assert [(sitting.devices, sitting.first_step) for sitting in found.sittings[:1]] == [(("unknown",), 0)]
+    assert found.sittings[0].seconds.train == 100.0
+    assert (found.sittings[1].first_step, found.complete) == (5, False)
+
+
+def test_a_finished_run_of_an_earlier_version_writes_its_backbone_again(tmp_path: Path) -> None:
+    import torch
+
+    pretrain.Pretrain.launch(config(), tmp_path / "r")
+    path = tmp_path / "r" / "checkpoints" / "step_00000010.pt"
+    old = payload(tmp_path / "r")
+    old["wall_s"] = 100.0
+    del old["seconds"], old["record"]
+    torch.save(old, path)
+    WorkDir(tmp_path / "r").backbone.unlink()
+    pretrain.Pretrain.launch(config(), tmp_path / "r", resume=True)
+
+    assert "record" not in checkpoints.metadata(WorkDir(tmp_path / "r").backbone)
+
+
+def test_a_run_that_is_resumed_with_another_config_says_so(tmp_path: Path) -> None:
+    pretrain.Pretrain.launch(config(epochs=2.0), tmp_path / "r")
+    (tmp_path / "r" / "config.py").unlink()
+    pretrain.Pretrain.launch(config(epochs=3.0), tmp_path / "r", resume=True)
+    found = of(tmp_path / "r")
+
+    assert (found.epochs, found.config_digest) == (3.0, config(epochs=3.0).digest())
+    assert found.earlier_configs == (config(epochs=2.0).digest(),)
+
+
+def test_a_state_holds_the_seconds_up_to_its_step(pretrained: WorkDir) -> None:
+    held = Record.model_validate_json(payload(pretrained.root)["record"])
+
+    assert held.train_seconds == pytest.approx(of(pretrained.root).train_seconds)
 
 
 def test_a_backbone_can_be_written_again_to_the_last_byte(tmp_path: Path) -> None:

@@ -95,6 +95,43 @@ def test_the_same_seed_of_two_pretrainings_is_two_runs_and_of_one_pretraining_on
     assert cell.notes == ("seed 0 ran more than once, the newest counts (before: 60.00)",)
 
 
+def of_data(fingerprint: str, images: int = 100) -> dict[str, object]:
+    one = {"name": "photos", "kind": "Folder", "images": images, "whole": 100, "fingerprint": fingerprint}
+    return {"data": {"train": one}}
+
+
+@pytest.mark.parametrize(("one", "two"), [
+    (of_data("a" * 16), of_data("b" * 16)),
+    (of_data("a" * 16), of_data("a" * 16, images=50)),
+    ({"pretraining": of_data("a" * 16)}, {"pretraining": of_data("b" * 16)}),
+])  # fmt: skip
+def test_runs_on_other_data_are_other_numbers_even_if_the_folders_have_one_name(
+    one: dict[str, object], two: dict[str, object]
+) -> None:
+    assert [len(cell.runs) for cell in own(transfer(60.0, 0, **one), transfer(62.0, 1, **two))] == [1, 1]  # type: ignore[arg-type]
+    assert [len(cell.runs) for cell in own(transfer(60.0, 0, **one), transfer(62.0, 1, **one))] == [2]  # type: ignore[arg-type]
+
+
+def test_two_files_of_unknown_origin_are_two_numbers() -> None:
+    def of(file: str, seed: int) -> Result:
+        weights = Weights(kind="file", name=file, layout="mae", sha256=file)
+        run = made("classify", seed=seed, inputs={"backbone": weights})
+        about = {"scale": "mini", "dataset": "shapes", "recipe_digest": "d", "record": run, "seed": seed}
+        return result("finetune", 60.0 + seed, pretrain="mae", **about)
+
+    assert [len(cell.runs) for cell in own(of("a.pth", 0), of("b.pth", 1))] == [1, 1]
+    assert [len(cell.runs) for cell in own(of("a.pth", 0), of("a.pth", 1))] == [2]
+
+
+def test_a_pretraining_whose_file_was_written_again_counts_once() -> None:
+    again = transfer(62.0, 1)
+    assert again.record is not None
+    weights = again.record.inputs["backbone"].model_copy(update={"sha256": "exported again"})
+    run = again.record.model_copy(update={"inputs": {"backbone": weights}})
+    (cell,) = own(transfer(60.0, 0), again.model_copy(update={"record": run}))
+    assert cell.counts == "1 pretraining, 2 transfers"
+
+
 def test_evaluations_of_training_states_are_told_apart_by_the_seeds_of_their_trainings() -> None:
     def evaluated(value: float, seed: int) -> Result:
         trained = transfer(80.0, seed).record

@@ -192,6 +192,10 @@ RANDOM_START = Weights(kind="random", name="none")
     (finetuned(recipe={"data.size": 384}), "data.size = 384, not 224"),
     (finetuned(recipe={"data.label_fraction": 0.1}), "data.label_fraction = 0.1, not 1.0"),
     (finetuned(scale="mini"), "scale mini"),
+    (finetuned(earlier_configs=("0",)), "its config was changed during the run"),
+    (finetuned(pretraining(earlier_configs=("0",))), "its config was changed during the run"),
+    (finetuned(sittings=(sitting().model_copy(update={"devices": ("unknown",)}), sitting())),
+        "begun by an earlier version"),
 ])  # fmt: skip
 def test_each_field_that_differs_is_the_reason(made: Made, reason: str) -> None:
     assert why_not(NUMBERS["3", "MAE", B], result(made)) == reason
@@ -240,6 +244,26 @@ def test_results_of_an_earlier_version_are_in_the_tables_and_beside_no_number() 
     old = Record(Result.model_validate(FIELDS), Path("results.jsonl"))
     assert (place("3", old).why_not, place("3", old).published) == (EARLIER, None)
     assert [name for name, layout in LAYOUTS.items() if list(layout.places([old]))] == ["summary", "3", "survey"]
+
+
+def test_unreadable_images_are_a_reason() -> None:
+    assert why_not(NUMBERS["3", "MAE", B], result(unreadable=3)) == "3 images could not be read"
+
+
+def test_a_part_of_a_set_is_another_set_even_if_the_counts_agree() -> None:
+    part = sets("imagenet") | {"val": data_set("imagenet", 50_000, 1000).model_copy(update={"whole": 1_281_167})}
+    reason = "evaluated on 50,000 of 1,281,167 images of 'imagenet'"
+    assert why_not(NUMBERS["3", "MAE", B], result(finetuned(data=part))) == reason
+
+
+def test_an_evaluation_with_other_options_than_the_training_is_another_number() -> None:
+    trained = finetuned()
+    state = Weights(kind="run", name="finetune", sha256="s", record=trained)
+    inputs = {"backbone": trained.inputs["backbone"], "checkpoint": state}
+    for recipe, reason in (({}, None), ({"data.shorter_side": 1.0}, "evaluated with data.shorter_side = 1.0")):
+        evaluated = finetuned(recipe=recipe, epochs=0.0, inputs=inputs, data={"val": sets("imagenet")["val"]})
+        found = why_not(NUMBERS["3", "MAE", B], result(evaluated))
+        assert found is None if reason is None else str(found).startswith(reason)
 
 
 @pytest.mark.parametrize(("share", "reason"), [(1.0, None), (0.5, "evaluates a training state after 50% of its run")])
