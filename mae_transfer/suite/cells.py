@@ -114,7 +114,8 @@ class Cell(NamedTuple):
 def spread(values: Sequence[float]) -> Spread:
     """Return mean and spread of at least one value."""
     sd = statistics.stdev(values) if len(values) > 1 else None
-    return Spread(statistics.fmean(values), sd, min(values), max(values), len(values))
+    mean = statistics.mean(values)  # exact, so that it is never outside the range of equal values, as fmean's may be
+    return Spread(mean, sd, min(values), max(values), len(values))
 
 
 def cells(table: str, found: Sequence[Record]) -> list[Cell]:

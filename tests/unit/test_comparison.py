@@ -248,6 +248,12 @@ def test_a_deviation_has_no_exponent(sd: float, unit: str, text: str) -> None:
     assert comparison.deviation_text(sd, unit) == text
 
 
+@pytest.mark.parametrize("value", [15.2, 12.5, 0.1, 63.7])
+def test_the_mean_of_equal_values_is_their_value(value: float) -> None:
+    found = spread([value] * 3)
+    assert (found.mean, found.low, found.high) == (value, value, value)
+
+
 def test_spread_has_no_deviation_for_one_run() -> None:
     assert spread([60.0, 62.0, 64.0]) == (62.0, 2.0, 60.0, 64.0, 3)
     assert spread([60.0]).sd is None
