@@ -19,7 +19,7 @@ from mae_transfer.disk import whole
 from mae_transfer.draw.segmentations import palette
 from mae_transfer.interfaces import Objects
 
-THRESHOLD = 0.3  # minimum score of objects that are drawn
+THRESHOLD = 0.3  # minimum score of objects that are drawn; if there are none, the best one is drawn
 MIX = 0.45  # opacity of masks
 SHARP = 1024  # pixels of a panel's longer side; larger images are drawn with every second, third ... pixel
 MOST = 40  # objects drawn per image, best first
@@ -35,7 +35,7 @@ class Shown(NamedTuple):
 
 
 def save_detections(path: Path, shown: Shown, classes: Sequence[str]) -> None:
-    """Write a PNG: annotated objects (crowd regions dashed) beside detections with a score of at least THRESHOLD."""
+    """Write a PNG: annotated objects (crowd regions dashed) beside detections (see `drawn`), with their scores."""
     height, width = shown.image.shape[-2:]
     figure = Figure(figsize=(14, 7 * height / width + 0.4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -45,14 +45,26 @@ def save_detections(path: Path, shown: Shown, classes: Sequence[str]) -> None:
         for label, crowd in zip(truth.labels.tolist(), truth.crowd.tolist(), strict=True)
     ]
     _panel(left, shown.image, truth, names, f"{shown.name}: {len(names)} objects", len(classes))
-    kept = [k for k in found.scores.argsort(descending=True).tolist() if found.scores[k] >= THRESHOLD][:MOST]
+    kept, title = drawn(found.scores)
     masks = None if found.masks is None else from_counts([found.masks[k]["counts"] for k in kept], (height, width))
     best = found._replace(boxes=found.boxes[kept], labels=found.labels[kept], masks=masks)
     names = [f"{classes[int(found.labels[k])]} {float(found.scores[k]):.2f}" for k in kept]
-    _panel(right, shown.image, best, names, f"found: {len(kept)} with a score of at least {THRESHOLD}", len(classes))
+    _panel(right, shown.image, best, names, title, len(classes))
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as temporary:
         figure.savefig(temporary, dpi=90, format="png")
+
+
+def drawn(scores: Tensor) -> tuple[list[int], str]:
+    """Return the detections to draw, best first, and a title. scores: (n,).
+
+    A detector that has trained for a short time may be sure of nothing. Its best guess is drawn then.
+    """
+    order: list[int] = scores.argsort(descending=True).tolist()
+    kept = [k for k in order if scores[k] >= THRESHOLD][:MOST]
+    if kept or not order:
+        return kept, f"found: {len(kept)} with a score of at least {THRESHOLD}"
+    return order[:1], f"found: none with a score of at least {THRESHOLD}; the best one is shown"
 
 
 def _panel(axes: Any, image: Tensor, objects: Any, names: Sequence[str], title: str, classes: int) -> None:
@@ -70,10 +82,10 @@ def _panel(axes: Any, image: Tensor, objects: Any, names: Sequence[str], title: 
         style = "--" if name.endswith("(crowd)") else "-"
         axes.add_patch(
             Rectangle(
-                (x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1.5, linestyle=style
+                (x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=2, linestyle=style
             )
         )
         label = {"facecolor": colour, "alpha": 0.8, "pad": 1, "edgecolor": "none"}
-        axes.text(x0, y0, name, fontsize=7, color="black", verticalalignment="bottom", bbox=label, clip_on=True)
-    axes.set_title(title, fontsize=9)
+        axes.text(x0, y0, name, fontsize=10, color="black", verticalalignment="bottom", bbox=label, clip_on=True)
+    axes.set_title(title, fontsize=14)
     axes.set_axis_off()

@@ -29,7 +29,7 @@ FOLDERS = {
         "From left to right: the image, its visible patches, the prediction, the prediction with the visible patches. "
         "Predictions of normalised pixels are shown with the mean and variance of the image's own hidden patches.",
     ),
-    "detections": ("Detections", "Left: the annotated objects. Right: what was found."),
+    "detections": ("Detections", "Left: the annotated objects. Right: detections, or the best guess if none is sure."),
     "segmentations": ("Segmentations", "From left to right: the image, the annotation, the prediction."),
 }
 """Folder of a run -> title and caption of its pictures."""

@@ -26,7 +26,25 @@ class PicturesRun(RunConfig):
     """Validation images to draw with ground truth and predictions (--visualize)."""
 
 
-class TrainConfig(Schema):
+class NormalisedConfig(Schema):
+    """Base of the configs with `mean` and `std` of the images."""
+
+    if TYPE_CHECKING:
+        mean: Mean | None
+        std: Std | None
+
+    @model_validator(mode="after")
+    def _statistics_fit(self) -> Self:
+        statistics_of(self.mean, self.std)
+        return self
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """Mean and standard deviation of the config. None: use the backbone's."""
+        return statistics_of(self.mean, self.std)
+
+
+class TrainConfig(NormalisedConfig):
     """Options of every training run."""
 
     if TYPE_CHECKING:
@@ -61,16 +79,6 @@ class TrainConfig(Schema):
     """Seed of every random draw."""
     run: RunConfig = RunConfig()
     """Execution options. They change no number."""
-
-    @model_validator(mode="after")
-    def _statistics_fit(self) -> Self:
-        statistics_of(self.mean, self.std)
-        return self
-
-    @property
-    def statistics(self) -> Statistics | None:
-        """Mean and standard deviation of the config. None: use the backbone's."""
-        return statistics_of(self.mean, self.std)
 
 
 class ImageConfig(TrainConfig):

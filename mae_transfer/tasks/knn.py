@@ -9,17 +9,16 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.distributed as td
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from mae_transfer import results
 from mae_transfer.bounds import Count, Factor, Seed
-from mae_transfer.config import Schema
-from mae_transfer.core.normalize import Mean, Statistics, Std, normalize
+from mae_transfer.core.normalize import Mean, Std, normalize
 from mae_transfer.data import LabelledDataConfig, Source, Sweep, Unreadable, evaluation_views, open_labelled
 from mae_transfer.engine.dist import Dist, peak_memory_gib, read_mean, session
 from mae_transfer.engine.log import Logger
@@ -28,15 +27,16 @@ from mae_transfer.metrics.accuracy import hits, top_ks
 from mae_transfer.metrics.knn import knn_scores
 from mae_transfer.models.heads import Pool, pool
 from mae_transfer.record import Record
-from mae_transfer.tasks.backbones import BackboneConfig, Chosen, open_backbone, statistics_of, tokens_of
+from mae_transfer.tasks.backbones import BackboneConfig, Chosen, open_backbone, tokens_of
 from mae_transfer.tasks.classify import DEBUG_ENCODER
+from mae_transfer.tasks.config import NormalisedConfig
 from mae_transfer.tasks.provenance import About, evaluation_record
 from mae_transfer.tasks.sweep import pass_over, unread
 from mae_transfer.tasks.task import sole_user
 from mae_transfer.tasks.workdir import WorkDir, open_work_dir, write_config
 
 
-class KnnConfig(Schema):
+class KnnConfig(NormalisedConfig):
     """A k-NN evaluation."""
 
     debug: ClassVar[dict[str, Any]] = {
@@ -73,16 +73,6 @@ class KnnConfig(Schema):
     """Seed of fresh weights, for a backbone without a file."""
     run: RunConfig = RunConfig()
     """Execution options. They change no number."""
-
-    @model_validator(mode="after")
-    def _statistics_fit(self) -> Self:
-        statistics_of(self.mean, self.std)
-        return self
-
-    @property
-    def statistics(self) -> Statistics | None:
-        """Mean and standard deviation of the config. None: use the backbone's."""
-        return statistics_of(self.mean, self.std)
 
 
 def run(cfg: KnnConfig, work_dir: Path, *, resume: bool = False) -> list[results.Result]:

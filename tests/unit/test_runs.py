@@ -18,7 +18,7 @@ from mae_transfer.core.paste import pasted
 from mae_transfer.core.runs import dense, extents, filled, from_counts, from_mask, from_masks, taken, to_counts
 from mae_transfer.data import ShapesObjects, outlines
 from mae_transfer.data.objects import LargeScaleJitter, Scene, SceneTransform, ShortestEdge, mirrored
-from mae_transfer.draw.detections import Shown, save_detections
+from mae_transfer.draw.detections import Shown, drawn, save_detections
 from mae_transfer.interfaces import Objects
 from mae_transfer.metrics.coco import Detections
 from mae_transfer.seeding import seeded
@@ -207,3 +207,12 @@ def test_a_thousand_objects_of_a_large_image_are_trained_on_and_evaluated_within
         "evaluation of an image",
     ]
     assert max(record["peak_gib"] for record in records) < 3
+
+
+@pytest.mark.parametrize(("scores", "kept", "title"), [
+    ([0.1, 0.9, 0.4], [1, 2], "found: 2 with a score of at least 0.3"),
+    ([0.1, 0.2], [1], "found: none with a score of at least 0.3; the best one is shown"),
+    ([], [], "found: 0 with a score of at least 0.3"),
+])  # fmt: skip
+def test_the_best_detection_is_drawn_if_none_is_sure(scores: list[float], kept: list[int], title: str) -> None:
+    assert drawn(torch.tensor(scores)) == (kept, title)
