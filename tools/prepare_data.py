@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from mae_transfer import cli
 
 if TYPE_CHECKING:
-    from mae_transfer.data.defects import Defect
+    from mae_transfer.data.reports import Defect
 
 PUBLIC = ("coco", "ade20k")
 WRITERS = {"coco": "mae_transfer.data.dense_shapes:write_coco", "ade": "mae_transfer.data.dense_shapes:write_ade"}

@@ -22,7 +22,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mae_transfer.core.finite import non_finite
 from mae_transfer.disk import whole
 
 Tensors = Mapping[str, Tensor]
@@ -195,9 +194,16 @@ def load_strict(
 
 def check_finite(tensors: Tensors, *, where: str | Path) -> None:
     """Raise ValueError if a tensor holds NaN or infinity; the message names the tensors."""
-    if broken := non_finite(tensors):
+    broken = [f"{name} ({_count_broken(tensor)})" for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
         cause = "its training diverged or the file is damaged; use another"
         raise ValueError(f"{where} holds values that are not finite, in {shortened(broken)}: {cause}")
+
+
+def _count_broken(tensor: Tensor) -> str:
+    """Return the numbers of NaN and infinite values, "3 NaN, 1 infinite of 768"."""
+    counts = {"NaN": int(tensor.isnan().sum()), "infinite": int(tensor.isinf().sum())}
+    return f"{', '.join(f'{count} {kind}' for kind, count in counts.items() if count)} of {tensor.numel()}"
 
 
 def shortened(names: Collection[str]) -> str:

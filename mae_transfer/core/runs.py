@@ -12,16 +12,17 @@ is (height, width).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mae_transfer.core.coco_outlines import run_lengths
-
 Size = tuple[int, int]
+LONGEST = 7  # characters of one number in a compressed run-length code
 MOST_PIXELS = 2**31 - 1  # of an image, so that pixel numbers fit int32
 
 
@@ -153,3 +154,87 @@ def _ranges(counts: np.ndarray) -> np.ndarray:
     ends = np.cumsum(counts)
     numbers: np.ndarray = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
     return numbers
+
+
+def pasted(masks: Tensor, boxes: Tensor, size: Size, *, threshold: float = 0.5) -> Tensor:
+    """Return the masks of the image as runs of pixels, (n, R).
+
+    A mask is sampled bilinearly at each pixel's centre, with 0 outside, and compared with the threshold. This is
+    detectron2's rule. torchvision rounds the boxes first, which costs small objects up to a tenth of their IoU. To save
+    memory, masks are drawn one at a time and only within their boxes.
+
+    Args:
+        masks: (n, M, M) in [0, 1], on the CPU like the boxes.
+        boxes: (n, 4) x0, y0, x1, y1 in pixels of the image.
+        size: H, W.
+        threshold: minimum value of an object's pixels.
+    """
+    return stacked(
+        [
+            from_mask(drawn, size, top=top, left=left)
+            for drawn, top, left in _draw_in_boxes(masks, boxes, size, threshold)
+        ],
+        size,
+    )
+
+
+def _draw_in_boxes(masks: Tensor, boxes: Tensor, size: Size, threshold: float) -> Iterator[tuple[np.ndarray, int, int]]:
+    """Yield each mask within its box, (h, w) bool, with its first row and column in the image."""
+    for mask, (x0, y0, x1, y1) in zip(masks.float(), boxes.tolist(), strict=True):
+        left, u = _centres(x0, x1, size[1])
+        top, v = _centres(y0, y1, size[0])
+        drawn = np.zeros((len(v), len(u)), dtype=bool)
+        if drawn.size:
+            grid = torch.stack([u.expand(len(v), -1), v[:, None].expand(-1, len(u))], dim=-1)
+            drawn = (F.grid_sample(mask[None, None], grid[None], align_corners=False)[0, 0] >= threshold).numpy()
+        yield drawn, top, left
+
+
+def _centres(low: float, high: float, length: int) -> tuple[int, Tensor]:
+    """Return the first pixel that a box can touch on an axis, and the pixel centres relative to the box (-1 to 1)."""
+    first, last = max(0, math.floor(low) - 1), min(length, math.ceil(high) + 1)
+    centres = torch.arange(first, max(first, last), dtype=torch.float32) + 0.5
+    return first, (centres - low) / max(high - low, 1e-9) * 2 - 1
+
+
+def run_lengths(codes: Sequence[str | list[Any]]) -> list[np.ndarray | None]:
+    """Return the runs of each `counts` (compressed text or a list), int64; None if invalid. Sums are not checked."""
+    runs: list[np.ndarray | None] = [None] * len(codes)
+    for k, code in enumerate(codes):
+        if isinstance(code, list) and set(map(type, code)) == {int} and all(0 <= value < 2**32 for value in code):
+            runs[k] = np.array(code, dtype=np.int64)
+    texts = {k: code for k, code in enumerate(codes) if isinstance(code, str) and _is_complete(code)}
+    for k, values in zip(texts, _decompress(list(texts.values())), strict=True):
+        runs[k] = values
+    return runs
+
+
+def _is_complete(code: str) -> bool:
+    """Return whether a text has only characters of a compressed code and does not end within a number."""
+    return code != "" and code.isascii() and min(code) >= "0" and max(code) <= "o" and not (ord(code[-1]) - 48) & 32
+
+
+def _decompress(texts: list[str]) -> list[np.ndarray | None]:
+    """Return the runs of each compressed code, as pycocotools' rleFrString does; None for a number that is too long.
+
+    A character holds 5 bits of a number. From the fourth number on, it is the difference to the number two before it.
+    """
+    if not texts:
+        return []
+    data = np.frombuffer("".join(texts).encode(), dtype=np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero((data & 32) == 0)  # last character of each number
+    lengths = np.diff(ends, prepend=-1)
+    starts = ends - lengths + 1
+    digit = np.minimum(np.arange(len(data)) - np.repeat(starts, lengths), LONGEST)
+    negative = np.where(data[ends] & 16, 1 << 5 * np.minimum(lengths, LONGEST), 0)
+    values = np.add.reduceat((data & 31) << 5 * digit, starts) - negative
+    owner = np.searchsorted(np.cumsum([len(text) for text in texts]), ends, side="right")
+    first = np.searchsorted(owner, np.arange(len(texts)))
+    rank = np.arange(len(owner)) - first[owner]
+    series = 3 * owner + np.where(rank == 0, 0, 1 + rank % 2)  # numbers of one series are summed up
+    order = np.argsort(series, kind="stable")
+    sums, begins = np.cumsum(values[order]), np.searchsorted(series[order], series[order])
+    counts = np.empty_like(values)
+    counts[order] = sums - sums[begins] + values[order][begins]
+    broken = np.bincount(owner, lengths > LONGEST) > 0
+    return [None if bad else one for one, bad in zip(np.split(counts, first[1:]), broken, strict=True)]

@@ -16,11 +16,10 @@ from torch import Tensor
 
 from mae_transfer.bounds import Count, Probability, Whole
 from mae_transfer.data.decode import decode_file
-from mae_transfer.data.defects import Defect, Defects
 from mae_transfer.data.labelled import part_of
 from mae_transfer.data.listing import Ignored, image_suffixes, is_image
 from mae_transfer.data.map_values import MAP_SUFFIXES, coding_of, read_map
-from mae_transfer.data.notes import report_on_main
+from mae_transfer.data.reports import Defect, Defects, report_on_main
 from mae_transfer.interfaces import IGNORED
 
 CLASSES_FILE = "classes.txt"  # one name per line; written by the user, or with the generated shapes

@@ -18,13 +18,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mae_transfer.core.defects import EXAMPLES, Defect, Defects
 from mae_transfer.data.ade import Ade, MapSource, class_names, folders, pairs_in
 from mae_transfer.data.coco_check import READERS
 from mae_transfer.data.decode import UnreadableImage, decode_file
-from mae_transfer.data.defects import watched
 from mae_transfer.data.map_values import VALUES, VOID, BrokenMap, Coding, coding_of, read_map
-from mae_transfer.data.notes import collected, report
+from mae_transfer.data.reports import EXAMPLES, Defect, Defects, collected, report, watched
 from mae_transfer.disk import write_text
 from mae_transfer.download import cache_folder
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mae_transfer.data.ade_check import check_ade
 from mae_transfer.data.coco_check import check_coco
-from mae_transfer.data.defects import Defect
+from mae_transfer.data.reports import Defect
 
 
 def check_any(

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from mae_transfer.data.ade_check import check_ade
 from mae_transfer.data.coco_check import check_coco
-from mae_transfer.data.defects import Defect
+from mae_transfer.data.reports import Defect
 from mae_transfer.download import fetch, unpack
 
 

@@ -21,12 +21,11 @@ import torch
 from torch import Tensor
 
 from mae_transfer.bounds import Count, Probability
-from mae_transfer.core.coco_rules import Examined, Json, examine
-from mae_transfer.core.defects import refused
 from mae_transfer.data import outlines
+from mae_transfer.data.coco_rules import Examined, Json, examine
 from mae_transfer.data.decode import UnreadableImage, decode_file
 from mae_transfer.data.labelled import part_of
-from mae_transfer.data.notes import report_on_main
+from mae_transfer.data.reports import refused, report_on_main
 from mae_transfer.interfaces import Objects
 
 

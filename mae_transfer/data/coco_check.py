@@ -1,4 +1,4 @@
-"""Find all defects of a COCO-format data set: of its json, by the rules of core/coco_rules.py, and of its images.
+"""Find all defects of a COCO-format data set: of its json, by the rules of data/coco_rules.py, and of its images.
 
 Legend: H x W pixels of an image.
 """
@@ -9,12 +9,10 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mae_transfer.core.coco_rules import examine
-from mae_transfer.core.defects import refused
 from mae_transfer.data.coco import Coco, ObjectSource, load_json, locate
+from mae_transfer.data.coco_rules import examine
 from mae_transfer.data.decode import size_of
-from mae_transfer.data.defects import Defect, Defects, watched
-from mae_transfer.data.notes import report
+from mae_transfer.data.reports import Defect, Defects, refused, report, watched
 
 READERS = 8  # files opened at a time
 

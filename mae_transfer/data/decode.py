@@ -2,7 +2,7 @@
 
 The EXIF orientation is applied. Transparent pixels are blended with white, 16-bit grey keeps its upper 8 bits, and an
 animation gives its first frame. An image with broken metadata (EXIF, colour profile, texts) is still decoded, and a
-note (data/notes.py) names the file.
+note (data/reports.py) names the file.
 
 Legend: H x W pixels of the upright image.
 """
@@ -24,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from mae_transfer.data.metadata import without_metadata
-from mae_transfer.data.notes import PROCESS, library_messages, note
+from mae_transfer.data.reports import PROCESS, library_messages, note
 
 T = TypeVar("T")
 ORIENTATION = 0x0112  # EXIF tag; its values 5 to 8 swap height and width

@@ -18,11 +18,11 @@ from rich.progress import track
 from torch import Tensor
 
 from mae_transfer.bounds import Count, Few, Pixels, Seed
-from mae_transfer.core.coco_rules import Json
 from mae_transfer.core.runs import dense, from_mask, stacked
 from mae_transfer.data import outlines
 from mae_transfer.data.ade import CLASSES_FILE, Mapped
 from mae_transfer.data.coco import Annotated
+from mae_transfer.data.coco_rules import Json
 from mae_transfer.data.shapes import Kinds, Scene, Shapes
 from mae_transfer.interfaces import Objects
 from mae_transfer.seeding import fold

@@ -14,7 +14,7 @@ import numpy as np
 
 from mae_transfer.data.decode import decode_file
 from mae_transfer.data.listing import Ignored, is_image
-from mae_transfer.data.notes import report_on_main
+from mae_transfer.data.reports import report_on_main
 from mae_transfer.data.source import UNLABELLED, Sample
 
 

@@ -29,8 +29,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data._utils import signal_handling
 
 from mae_transfer.data.decode import UnreadableImage
-from mae_transfer.data.notes import collected, report_counted
 from mae_transfer.data.order import Key, Share, Sweep
+from mae_transfer.data.reports import collected, report_counted
 from mae_transfer.data.source import Sample, Source
 from mae_transfer.data.transforms import Augmentation
 from mae_transfer.interfaces import Batch, Mask, MaskSampler

@@ -10,7 +10,7 @@ import numpy as np
 from mae_transfer.bounds import Between
 from mae_transfer.data.folder import Folder
 from mae_transfer.data.labelled import part_of
-from mae_transfer.data.notes import report_on_main
+from mae_transfer.data.reports import report_on_main
 from mae_transfer.data.source import Sample
 
 MOST_HELD_OUT = 2048  # images; more would not make the evaluation loss noticeably more precise

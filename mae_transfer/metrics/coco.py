@@ -23,8 +23,8 @@ import torch
 import torch.distributed as td
 from torch import Tensor
 
-from mae_transfer.core.coco_rules import examine
-from mae_transfer.core.defects import refused
+from mae_transfer.data.coco_rules import examine
+from mae_transfer.data.reports import refused
 from mae_transfer.disk import whole
 
 Kind = Literal["bbox", "segm"]
@@ -48,7 +48,7 @@ class CocoMetric:
     """Collects the predictions of a split and evaluates them.
 
     Args:
-        ground_truth: the annotations in COCO's json format, checked by the rules of core/coco_rules.py. Missing `area`
+        ground_truth: the annotations in COCO's json format, checked by the rules of data/coco_rules.py. Missing `area`
             and `iscrowd` are filled in. The area comes from the outline if masks are evaluated, else from the box.
         kinds: "bbox" for boxes, "segm" for masks.
         backend: "auto" uses faster-coco-eval if it is installed.

@@ -23,8 +23,8 @@ from mae_transfer.adapters.levels import NORMS
 from mae_transfer.bounds import BelowOne
 from mae_transfer.config import Spec, build, check
 from mae_transfer.core.normalize import Statistics, normalize
-from mae_transfer.core.paste import pasted
 from mae_transfer.core.patches import sides, size_of
+from mae_transfer.core.runs import pasted
 from mae_transfer.data import (
     SCENE_TRANSFORMS,
     ObjectDataConfig,

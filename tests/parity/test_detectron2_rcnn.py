@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from mae_transfer.adapters import AdaptedBackbone, SimpleFPN, maps_of
 from mae_transfer.adapters.levels import NORMS
 from mae_transfer.core.normalize import normalize
-from mae_transfer.core.paste import pasted
-from mae_transfer.core.runs import dense, from_masks
+from mae_transfer.core.runs import dense, from_masks, pasted
 from mae_transfer.data import Key, SceneBatch, Scenes, ShapesObjects
 from mae_transfer.data.objects import LargeScaleJitter
 from mae_transfer.interfaces import Objects

@@ -15,15 +15,13 @@ CASTS = {"float", "int", "bool"}
 ALLOWED = {
     ("adapters/mmseg_transforms.py", "_factor"),  # of sizes
     ("adapters/mmseg_transforms.py", "_to_bgr"),  # of images, in the loader's workers
-    ("core/paste.py", "_draw_in_boxes"),  # of boxes, in an evaluation
+    ("core/runs.py", "_draw_in_boxes"),  # of boxes, in an evaluation
     ("core/runs.py", "from_masks"),  # of generated masks, in the loader's workers
     ("core/runs.py", "taken"),  # the same
     ("core/runs.py", "to_counts"),  # of masks, in an evaluation
     ("engine/checkpoint.py", "_steps"),  # of a file name
     ("engine/dist.py", "read_mean"),  # the one place that logs and saves read through
     ("engine/dist.py", "session"),  # of environment variables
-    ("core/finite.py", "_counts"),  # of weights that are read, before the first step
-    ("core/finite.py", "non_finite"),  # the same
     ("core/normalize.py", "checked"),  # of statistics that are read
     ("engine/interrupt.py", "poll"),  # of flags that live on the CPU: gloo agrees on them aside of the device
     ("engine/state.py", "resume"),  # of a checkpoint, before the first step

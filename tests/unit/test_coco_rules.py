@@ -1,4 +1,4 @@
-"""core/coco_rules.py and core/coco_outlines.py: defects that stop a run, defects with a policy, run-length codes."""
+"""data/coco_rules.py: defects that stop a run, defects with a policy, run-length codes."""
 
 import copy
 from typing import Any
@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from pycocotools.mask import decode, encode, toBbox
 
-from mae_transfer.core.coco_outlines import run_lengths
-from mae_transfer.core.coco_rules import Json, examine
+from mae_transfer.core.runs import run_lengths
 from mae_transfer.data import ShapesObjects
+from mae_transfer.data.coco_rules import Json, examine
 
 SQUARE = [[110, 50, 150, 50, 150, 90, 110, 90]]
 BOX = [110, 50, 40, 40]
@@ -48,8 +48,8 @@ def test_run_lengths_are_those_of_pycocotools() -> None:
 
 
 def test_the_extent_of_a_run_length_code_is_that_of_pycocotools() -> None:
-    from mae_transfer.core.coco_outlines import outlined
-    from mae_transfer.core.defects import Defects
+    from mae_transfer.data.coco_rules import outlined
+    from mae_transfer.data.reports import Defects
 
     masks = [mask for mask in random_masks(300) if mask.any()]
     objects = [{"id": k, "segmentation": code(mask)} for k, mask in enumerate(masks)]

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from mae_transfer.data.decode import UnreadableImage, decode, decode_file, size_of
-from mae_transfer.data.notes import collected
+from mae_transfer.data.reports import collected
 
 HEIGHT, WIDTH = 24, 36
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mae_transfer.data import Crops, Folder, RandomCrop, Sweep, Unreadable, UnreadableImage, batches
-from mae_transfer.data.notes import report
+from mae_transfer.data.reports import report
 from mae_transfer.interfaces import ViewSpec
 
 

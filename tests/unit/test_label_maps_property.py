@@ -17,7 +17,7 @@ from PIL import Image
 from mae_transfer.config import validate
 from mae_transfer.data import MapDataConfig, open_maps
 from mae_transfer.data.ade_check import check_ade, check_sets
-from mae_transfer.data.defects import Defect
+from mae_transfer.data.reports import Defect
 
 SIZE = (6, 9)
 NAMES = ("sky", "road", "car")

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from mae_transfer.adapters import AdaptedBackbone, SimpleFPN, TapFPN, maps_of
 from mae_transfer.adapters.levels import NORMS
-from mae_transfer.core.paste import pasted
-from mae_transfer.core.runs import dense, from_masks
+from mae_transfer.core.runs import dense, from_masks, pasted
 from mae_transfer.engine.optim import Layers, param_groups
 from mae_transfer.interfaces import Objects
 from mae_transfer.models.mask_rcnn import HeadsConfig, MaskRCNN, box_losses, mask_targets

@@ -14,8 +14,7 @@ from PIL import Image
 from pycocotools import mask as theirs
 from torchvision.ops import masks_to_boxes
 
-from mae_transfer.core.paste import pasted
-from mae_transfer.core.runs import dense, extents, filled, from_counts, from_mask, from_masks, taken, to_counts
+from mae_transfer.core.runs import dense, extents, filled, from_counts, from_mask, from_masks, pasted, taken, to_counts
 from mae_transfer.data import ShapesObjects, outlines
 from mae_transfer.data.objects import LargeScaleJitter, Scene, SceneTransform, ShortestEdge, mirrored
 from mae_transfer.draw.detections import Shown, drawn, save_detections

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from mae_transfer.core.coco_outlines import outlined
-from mae_transfer.core.defects import Defect, Defects
+from mae_transfer.core.runs import run_lengths
+from mae_transfer.data.reports import Defect, Defects
 
 Json = dict[str, Any]
 IDS = 2**53  # all json readers represent smaller whole numbers exactly
@@ -29,6 +29,10 @@ TOUCHES = 1.0  # pixels of distance between a box and its outline that rounding 
 # A box is taken for x0, y0, x1, y1 if its IoU with the outline is at least the first value when read in this way, and
 # below the second when read as x, y, width, height.
 CORNERS = (0.9, 0.5)
+PAIRS = "polygon of [x, y] pairs"
+FLAT = "write each polygon as one list [x0, y0, x1, y1, ...]"
+AGAIN = "encode the mask again, for instance with pycocotools.mask.encode"
+CHUNK = 4096  # objects whose coordinates are checked together
 LEFT_OUT, CLIPPED, COMPUTED = "left out", "clipped to the image", "computed from outline or box"
 WHOLE = "write whole numbers of at least 0, not text or fractions"
 TYPES: Mapping[str, tuple[Collection[type], str]] = {
@@ -284,3 +288,155 @@ def _note(
     for k in np.flatnonzero(where).tolist():
         shown = objects[k]["bbox"] if boxes is None else boxes[k].tolist()
         found.add(kind, f"object {objects[k]['id']} (box {str(shown)[:60]})", remedy=remedy, policy=policy)
+
+
+def outlined(objects: list[Json], sizes: np.ndarray, found: Defects) -> tuple[np.ndarray, list[Json], np.ndarray]:
+    """Check the outlines of objects and note their defects.
+
+    Returns:
+        which objects have a valid outline, (A,) bool; these objects, without invalid polygons; the extents x0, y0, x1,
+        y1 of their outlines.
+    """
+    kept, extents = np.zeros(len(objects), dtype=bool), np.zeros((len(objects), 4))
+    outlines: list[Any] = [one.get("segmentation") for one in objects]
+    for start in range(0, len(objects), CHUNK):
+        part = range(start, min(start + CHUNK, len(objects)))
+        for k in part:
+            if outlines[k] is None or outlines[k] == []:
+                found.add("no outline", _name(objects[k]), policy=LEFT_OUT)
+            elif type(outlines[k]) not in (list, dict):
+                found.add("outline that is neither polygons nor a run-length code", _name(objects[k]), remedy=FLAT)
+        polygons = [k for k in part if type(outlines[k]) is list and outlines[k]]
+        codes = [k for k in part if type(outlines[k]) is dict]
+        for these, those in (
+            _polygons(polygons, objects, outlines, sizes, found),
+            _codes(codes, objects, outlines, sizes, found),
+        ):
+            kept[these], extents[these] = True, those
+    outlined_objects = [
+        one if one["segmentation"] is outline else {**one, "segmentation": outline}
+        for one, outline, good in zip(objects, outlines, kept.tolist(), strict=True)
+        if good
+    ]
+    return kept, outlined_objects, extents[kept]
+
+
+def _polygons(
+    indices: list[int], objects: Sequence[Json], outlines: list[Any], sizes: np.ndarray, found: Defects
+) -> tuple[list[int], np.ndarray]:
+    """Return the indices of objects with valid polygons, and their extents. Invalid polygons leave `outlines`."""
+    values = _coordinates([outlines[k] for k in indices])
+    if values is None:
+        indices = [k for k in indices if _cleaned(k, objects, outlines, found)]
+        values = _coordinates([outlines[k] for k in indices])
+        assert values is not None
+    if not indices:
+        return [], np.zeros((0, 4))
+    lengths = np.array([len(polygon) // 2 for k in indices for polygon in outlines[k]])
+    counts = np.array([len(outlines[k]) for k in indices])
+    starts, owners = np.cumsum(lengths) - lengths, np.cumsum(counts) - counts
+    low, high = (each.reduceat(each.reduceat(values, starts), owners) for each in (np.minimum, np.maximum))
+    sides = sizes[indices][:, ::-1]
+    reach = sides.max(axis=1, keepdims=True)
+    outside = ((low < -reach) | (high > 2 * reach) | (low >= sides) | (high <= 0)).any(axis=1)
+    flat = ~outside & (low == high).any(axis=1)
+    for k in np.flatnonzero(outside).tolist():
+        extent = [*low[k].tolist(), *high[k].tolist()]
+        remedy = "check that its coordinates are pixels of this image"
+        found.add("polygon outside its image", f"{_name(objects[indices[k]])} (x0, y0, x1, y1 {extent})", remedy=remedy)
+    found.add_all(
+        "polygon without area", [_name(objects[indices[k]]) for k in np.flatnonzero(flat).tolist()], policy=LEFT_OUT
+    )
+    good = ~outside & ~flat
+    return [indices[k] for k in np.flatnonzero(good).tolist()], np.concatenate([low, high], axis=1)[good]
+
+
+def _coordinates(outlines: Sequence[list[Any]]) -> np.ndarray | None:
+    """Return the points (n, 2) of all polygons; None if a polygon is invalid."""
+    polygons = list(chain.from_iterable(outlines))
+    if not set(map(type, polygons)) <= {list} or any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
+        return None
+    if not set(map(type, chain.from_iterable(polygons))) <= {int, float}:
+        return None
+    try:
+        values = np.fromiter(chain.from_iterable(polygons), dtype=np.float64, count=sum(map(len, polygons)))
+    except OverflowError:  # a whole number that no float can hold
+        return None
+    return values.reshape(-1, 2) if (np.abs(values) <= LARGEST).all() else None
+
+
+def _cleaned(k: int, objects: Sequence[Json], outlines: list[Any], found: Defects) -> bool:
+    """Remove the invalid polygons of outline k, as detectron2 does. Return whether the outline is still valid."""
+    outline, where = outlines[k], _name(objects[k])
+    if any(type(polygon) is not list for polygon in outline):
+        found.add("polygon that is not a list of numbers", where, remedy=FLAT)
+    elif any(type(value) is list for polygon in outline for value in polygon) or (
+        len(outline) > 2 and {len(polygon) for polygon in outline} == {2}
+    ):
+        found.add(PAIRS, where, remedy=FLAT)
+    elif not all(
+        type(value) in (int, float) and -LARGEST <= value <= LARGEST for polygon in outline for value in polygon
+    ):
+        found.add(
+            "polygon with a coordinate that is not a finite number",
+            where,
+            remedy="correct the number, or remove the object",
+        )
+    else:
+        outlines[k] = [polygon for polygon in outline if len(polygon) >= 6 and len(polygon) % 2 == 0]
+        if len(outlines[k]) < len(outline):
+            found.add("polygon with fewer than three points or an odd number of coordinates", where, policy=LEFT_OUT)
+        if not outlines[k]:
+            found.add("no valid outline", where, policy=LEFT_OUT)
+        return bool(outlines[k])
+    return False
+
+
+def _codes(
+    indices: list[int], objects: Sequence[Json], outlines: list[Any], sizes: np.ndarray, found: Defects
+) -> tuple[list[int], np.ndarray]:
+    """Return the indices of objects with valid run-length codes, and their extents."""
+    readable = []
+    for k in indices:
+        code, where = outlines[k], _name(objects[k])
+        if not {"size", "counts"} <= code.keys():
+            found.add("run-length code without size or counts", where, remedy=AGAIN)
+        elif (
+            type(code["size"]) is not list or set(map(type, code["size"])) != {int} or code["size"] != sizes[k].tolist()
+        ):
+            found.add(
+                "run-length code whose size differs from the image",
+                f"{where} ({str(code['size'])[:30]}, image {sizes[k].tolist()})",
+                remedy=AGAIN,
+            )
+        elif type(code["counts"]) not in (str, list):
+            found.add("broken run-length code", where, remedy=AGAIN)
+        else:
+            readable.append(k)
+    runs = run_lengths([outlines[k]["counts"] for k in readable])
+    good: list[int] = []
+    for k, counts in zip(readable, runs, strict=True):
+        if counts is None or counts.sum() != sizes[k].prod() or (counts[:1] < 0).any() or (counts[1:] < 1).any():
+            found.add("broken run-length code", _name(objects[k]), remedy=AGAIN)
+        elif not counts[1::2].sum():
+            found.add("run-length code without a pixel", _name(objects[k]), policy=LEFT_OUT)
+        else:
+            good.append(k)
+    by_index = dict(zip(readable, runs, strict=True))
+    extents = [_extent(by_index[k], int(sizes[k, 0])) for k in good]
+    return good, np.array(extents, dtype=np.float64).reshape(-1, 4)
+
+
+def _extent(counts: np.ndarray | None, height: int) -> tuple[int, int, int, int]:
+    """Return x0, y0, x1, y1 of the pixels of a run-length code. Runs go down the columns."""
+    assert counts is not None
+    ends = np.cumsum(counts)
+    first, last = ends[:-1:2], ends[1::2] - 1  # pixels of each run of ones
+    # a run over two columns contains the last row of one and the first row of the next
+    crosses = (first // height != last // height).any()
+    rows = (0, height - 1) if crosses else (int((first % height).min()), int((last % height).max()))
+    return int(first[0]) // height, rows[0], int(last[-1]) // height + 1, rows[1] + 1
+
+
+def _name(one: Json) -> str:
+    return f"object {one['id']}"
