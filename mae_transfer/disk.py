@@ -1,18 +1,14 @@
-"""Atomic writes of files, and locks that end with the process that holds them."""
+"""Atomic writes of files."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
-import logging
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-LOG = logging.getLogger(__name__)
 REMEDIES = {
     errno.ENOSPC: "free some space, then start again",
     errno.EDQUOT: "the quota is used up: free some space, then start again",
@@ -21,8 +17,6 @@ REMEDIES = {
     errno.EACCES: "make its folder writable, or name another one",
     errno.EROFS: "its file system is read-only: name another folder",
 }
-PATIENCE_S = 2.0  # seconds to wait for a lock: the processes of a killed run hold it until they end
-UNLOCKABLE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)
 
 
 @contextmanager
@@ -77,46 +71,6 @@ def named(error: OSError, path: Path) -> OSError:
         error.errno,
         f"{path} was not written ({reason}): {REMEDIES.get(error.errno or 0, 'fix the cause, then start again')}",
     )
-
-
-@contextmanager
-def locked(path: Path, *, owner: str | None = None) -> Iterator[int]:
-    """Hold a lock file and yield its descriptor; the lock ends with the process.
-
-    If another process holds the lock, wait for it; with `owner`, raise a ValueError that names the holder. On a file
-    system without locks, warn and continue without a lock.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
-        if not _acquired(file.fileno(), wait=owner is None, path=path):
-            file.seek(0)
-            raise ValueError(
-                f"{path.parent} is in use by {file.read() or 'another process'}: "
-                "wait for it to end, stop it, or use another --work-dir"
-            )
-        if owner:
-            file.truncate(0)
-            file.write(owner)
-            file.flush()
-        yield file.fileno()
-
-
-def _acquired(descriptor: int, *, wait: bool, path: Path) -> bool:
-    end = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            if time.monotonic() > end:
-                return False
-            time.sleep(0.05)
-        except OSError as error:
-            if error.errno not in UNLOCKABLE:
-                raise
-            LOG.warning("%s cannot be locked (%s): make sure that no other run uses its folder", path, error.strerror)
-            return True
-        else:
-            return True
 
 
 def _synced(path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.progress import track, wrap_file
 
-from mae_transfer.disk import locked
+from mae_transfer.locks import locked
 
 CHUNK = 1 << 20  # bytes per read
 TIMEOUT = 30.0  # seconds without a response

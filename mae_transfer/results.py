@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mae_transfer import disk
+from mae_transfer.locks import locked
 from mae_transfer.record import Record, now
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def append(path: Path, results: Sequence[Result]) -> list[Result]:
     written = [result.model_copy(update={"together": len(results)}) for result in results]
     same = {_number_of(result) for result in written} - {None}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with disk.locked(path.with_name(".results.lock")):
+    with locked(path.with_name(".results.lock")):
         before = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         kept = [line for line in before if line.endswith(b"\n") and not (same and _number_of(_read(line)) in same)]
         with disk.whole(path) as temporary:

@@ -21,7 +21,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import NoReturn
 
-from mae_transfer.disk import locked
+from mae_transfer.locks import locked
 from mae_transfer.suite import preload
 
 LOG = "output.log"
@@ -67,10 +67,12 @@ def main(command: list[str], folder: Path, environment: dict[str, str], threads:
         runpy.run_path(command[1], run_name="__main__")
 
 
-def run_and_exit(command: list[str], lock: int) -> NoReturn:
+def run_and_exit(command: list[str], lock: int | None) -> NoReturn:
     """Run a command such as torchrun, pass on the signals that this process gets, and exit with its exit status."""
-    # The command inherits the lock and holds it as long as it runs.
-    with subprocess.Popen(command, pass_fds=(lock,), preexec_fn=end_with_this_thread) as process:
+    # The command inherits the lock, if it is a descriptor, and holds it as long as it runs.
+    with subprocess.Popen(
+        command, pass_fds=() if lock is None else (lock,), preexec_fn=end_with_this_thread
+    ) as process:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, _: process.send_signal(number))
         code = process.wait()

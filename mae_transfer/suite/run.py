@@ -18,7 +18,7 @@ from multiprocessing.context import ForkServerProcess
 from types import FrameType
 from typing import Any, NamedTuple
 
-from mae_transfer.disk import locked
+from mae_transfer.locks import locked
 from mae_transfer.suite import job
 from mae_transfer.suite.plan import Node
 from mae_transfer.suite.records import Note, State

@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from mae_transfer.disk import locked
+from mae_transfer.locks import locked
 from mae_transfer.suite.job import LOG, START, TORCHRUN_WAITS
 from mae_transfer.suite.plan import Node, levels_of
 from mae_transfer.suite.records import Note, State, read_note, write_whole

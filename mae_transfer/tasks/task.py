@@ -23,7 +23,6 @@ from mae_transfer.checkpoints import RECORD, sha256
 from mae_transfer.config import load
 from mae_transfer.data import Order, Samples, Share, Unreadable, batches
 from mae_transfer.data.fingerprint import Fingerprint, change, fingerprint
-from mae_transfer.disk import locked
 from mae_transfer.draw.curves import save_curves
 from mae_transfer.engine.dist import Dist, assemble, peak_memory_gib, session
 from mae_transfer.engine.log import Logger
@@ -32,6 +31,7 @@ from mae_transfer.engine.optim import Group, build_optimizer, param_groups, peak
 from mae_transfer.engine.schedule import lr_at
 from mae_transfer.engine.state import LoopConfig, TrainState, micro_steps
 from mae_transfer.engine.state import resume as resume_state
+from mae_transfer.locks import locked
 from mae_transfer.models.attention import CPU_HAS_AMX
 from mae_transfer.record import Weights
 from mae_transfer.results import Result

@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 from pretrain_runs import ROOT, config, run_options, values
 
-from mae_transfer import disk, results
+from mae_transfer import locks, results
 from mae_transfer.checkpoints import sha256
 from mae_transfer.config import validate
 from mae_transfer.results import Result
@@ -137,9 +137,9 @@ def test_a_run_is_finished_only_with_all_of_its_numbers(lost: str, tmp_path: Pat
 def test_a_second_run_in_one_work_dir_is_refused_and_names_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(disk, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(locks, "PATIENCE_S", 0.0)
     with (
-        disk.locked(tmp_path / "run" / ".run.lock", owner="process 7 on node1"),
+        locks.locked(tmp_path / "run" / ".run.lock", owner="process 7 on node1"),
         pytest.raises(
             ValueError,
             match=r"run is in use by process 7 on node1: wait for it to end, stop it, or use another --work-dir",

@@ -16,7 +16,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from mae_transfer import disk, results
+from mae_transfer import locks, results
 from mae_transfer.checkpoints.files import write
 from mae_transfer.results import Result
 from mae_transfer.suite import job, records
@@ -270,7 +270,7 @@ def test_a_signal_stops_what_runs_and_starts_nothing_more(stage: Stage) -> None:
 
 def test_a_second_suite_in_the_same_folder_is_refused_and_told_who_is_there(stage: Stage) -> None:
     with (
-        disk.locked(stage.work.root / ".lock", owner="process 7 on node1"),
+        locks.locked(stage.work.root / ".lock", owner="process 7 on node1"),
         pytest.raises(ValueError, match="in use by process 7 on node1"),
     ):
         stage.run()

@@ -1,0 +1,185 @@
+"""Locks on folders that end with the process that holds them, also on file systems without flock.
+
+`locked` uses flock. Where the file system has none (Lustre without the mount option `flock`, some network mounts), it
+creates a file atomically, writes the owner into it and renews it every few seconds. A lock that is not renewed any more
+is taken over. Renewals are compared with each other, never with a clock, so nodes may disagree about the time.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+VARIABLE = "MAE_TRANSFER_LOCKS"
+"""Environment variable. "files": do not use flock, because it works within one node only (Lustre's `localflock`)."""
+PATIENCE_S = 2.0  # seconds to wait for a lock: the processes of a killed run hold it until they end
+POLL_S = 0.05
+RENEW_S = 10.0  # seconds between two renewals of a lock file
+STALE_S = 90.0  # seconds without a renewal after which the owner of a lock file counts as dead
+NO_FLOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
+LOG = logging.getLogger(__name__)
+
+
+@contextmanager
+def locked(path: Path, *, owner: str | None = None) -> Iterator[int | None]:
+    """Hold a lock; it ends with the process. Yield its descriptor, which a child may inherit; None: a lock file.
+
+    If another process holds the lock, wait for it; with `owner`, raise a ValueError that names the holder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            if os.environ.get(VARIABLE) == "files":
+                raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+            free = _flocked(file.fileno(), wait=owner is None)
+        except OSError as error:
+            if error.errno not in NO_FLOCK:
+                raise
+            with _lock_file(path.with_name(f"{path.name}.held"), owner):
+                yield None
+            return
+        if not free:
+            file.seek(0)
+            raise _in_use(path, file.read())
+        if owner:
+            file.truncate(0)
+            file.write(owner)
+            file.flush()
+        yield file.fileno()
+
+
+def _in_use(path: Path, holder: str) -> ValueError:
+    return ValueError(
+        f"{path.parent} is in use by {holder or 'another process'}: wait for it to end, stop it, or use another "
+        "--work-dir"
+    )
+
+
+def _flocked(descriptor: int, *, wait: bool) -> bool:
+    """Return whether the lock was acquired; with `wait`, it always is."""
+    end = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            if time.monotonic() > end:
+                return False
+            time.sleep(POLL_S)
+        else:
+            return True
+
+
+class Claim(NamedTuple):
+    """The content of a lock file."""
+
+    token: str  # unique to this holder
+    host: str
+    process: int
+    owner: str
+
+    def abandoned(self) -> bool:
+        """Return whether the holder was a process of this machine that has ended."""
+        if self.host != socket.gethostname():
+            return False
+        try:
+            os.kill(self.process, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+        return False
+
+
+@contextmanager
+def _lock_file(path: Path, owner: str | None) -> Iterator[None]:
+    mine = Claim(uuid.uuid4().hex, socket.gethostname(), os.getpid(), owner or f"process {os.getpid()}")
+    seen, since = None, time.monotonic()
+    while not _create(path, mine):
+        held, renewed = _read(path)
+        if (held, renewed) != seen:
+            if owner and seen is not None and seen[0] == held:
+                raise _in_use(path, held.owner if held else "")
+            seen, since = (held, renewed), time.monotonic()
+        if held is not None and (held.abandoned() or time.monotonic() - since > STALE_S):
+            _remove_stale(path, held)
+        time.sleep(POLL_S)
+    ended = threading.Event()
+    threading.Thread(target=_renew, args=(path, mine, ended), daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if _read(path)[0] == mine:
+            path.unlink(missing_ok=True)
+
+
+def _create(path: Path, claim: Claim) -> bool:
+    """Create a lock file with its content in one step; return False if there is one."""
+    draft = path.with_name(f"{path.name}.{claim.token}")
+    draft.write_text("\n".join(map(str, claim)), encoding="utf-8")
+    try:
+        os.link(draft, path)  # fails if the file exists, on every POSIX file system
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        return _create_without_links(path, draft)
+    finally:
+        draft.unlink(missing_ok=True)
+    return True
+
+
+def _create_without_links(path: Path, draft: Path) -> bool:
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(draft.read_text(encoding="utf-8"))
+    except FileExistsError:
+        return False
+    return True
+
+
+def _read(path: Path) -> tuple[Claim | None, int]:
+    """Return the claim in a lock file and the time of its last renewal; None if it is gone or being written."""
+    try:
+        with path.open(encoding="utf-8") as file:  # opening makes a network file system ask for the present times
+            token, host, process, owner = file.read().split("\n", 3)
+            return Claim(token, host, int(process), owner), os.fstat(file.fileno()).st_mtime_ns
+    except (FileNotFoundError, ValueError):
+        return None, 0
+
+
+def _remove_stale(path: Path, held: Claim) -> None:
+    """Remove the lock file of a dead holder. Of several processes that try, one does."""
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    with suppress(FileNotFoundError):
+        path.rename(aside)
+        if _read(aside)[0] == held:
+            LOG.warning("%s: %s does not answer any more; its lock is taken over", path.parent, held.owner)
+        else:  # another process has just taken it over: give it back
+            with suppress(FileExistsError):
+                os.link(aside, path)
+        aside.unlink()
+
+
+def _renew(path: Path, mine: Claim, ended: threading.Event) -> None:
+    while not ended.wait(RENEW_S):
+        if ended.is_set():
+            return
+        if _read(path)[0] != mine:
+            LOG.error("%s was taken over by another process, so this one stops", path.parent)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        with suppress(OSError):
+            os.utime(path)
