@@ -74,7 +74,7 @@ setup(
     packages=find_packages(
         include=["mae_transfer", "mae_transfer.*"], exclude=["mae_transfer.bench", "mae_transfer.bench.*"]
     ),
-    package_data={"mae_transfer": ["py.typed", "zoo/*"], "mae_transfer.suite": ["*.j2"]},
+    package_data={"mae_transfer": ["py.typed", "zoo/*"], "mae_transfer.suite.report": ["*.j2"]},
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",

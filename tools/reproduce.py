@@ -97,15 +97,15 @@ def main() -> int:
 
 
 def reproduce(args: argparse.Namespace) -> None:
-    from mae_transfer.suite import view
-    from mae_transfer.suite.formats import screen
-    from mae_transfer.suite.plan import open_plan, select
-    from mae_transfer.suite.records import write_about
-    from mae_transfer.suite.report import publish, refresh
-    from mae_transfer.suite.run import Machine, Runner
+    from mae_transfer.suite.graph.plan import open_plan, select
+    from mae_transfer.suite.local import view
+    from mae_transfer.suite.local.run import Machine, Runner
+    from mae_transfer.suite.report.page import publish, refresh
     from mae_transfer.suite.slurm import Cluster, submit
-    from mae_transfer.suite.steps import forced
-    from mae_transfer.suite.work import Work
+    from mae_transfer.suite.store.records import write_about
+    from mae_transfer.suite.store.steps import forced
+    from mae_transfer.suite.store.work import Work
+    from mae_transfer.suite.tables.formats import screen
 
     if idle := [name for name in OTHERS[args.launcher] if getattr(args, name) not in (None, "", [], 1)]:
         raise ValueError(f"--{idle[0]} has no effect with --launcher {args.launcher}: remove it")

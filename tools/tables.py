@@ -53,15 +53,16 @@ def main() -> int:
 
 
 def list_tables() -> None:
-    from mae_transfer.suite.layouts import LAYOUTS
+    from mae_transfer.suite.tables.layouts import LAYOUTS
 
     print("\n".join(f"{name:10}{layout.title}\n{'':10}  needs: {layout.needs}" for name, layout in LAYOUTS.items()))
 
 
 def show(args: argparse.Namespace) -> None:
     from mae_transfer.config import nearest
-    from mae_transfer.suite import comparison, figures, formats, records, sheets
-    from mae_transfer.suite.layouts import LAYOUTS
+    from mae_transfer.suite.store import records
+    from mae_transfer.suite.tables import comparison, figures, formats, sheets
+    from mae_transfer.suite.tables.layouts import LAYOUTS
 
     names = args.table or []
     if unknown := set(names) - {*LAYOUTS, "all"}:

@@ -138,7 +138,7 @@ def pretrain(schema: type[S] | str, run: Run | str, *, description: str, argv: S
 
 def _pretrain(schema: type[S] | str, run: Run | str, args: argparse.Namespace) -> None:
     from mae_transfer.config import load
-    from mae_transfer.suite import grid
+    from mae_transfer.suite.graph import grid
 
     if not grid.is_grid(args.config):
         if args.row or args.mini:

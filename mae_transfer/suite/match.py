@@ -1,4 +1,4 @@
-"""Which published number a result may stand beside, and why not.
+"""Which published number a result may stand beside, and why not; what the papers call what was run.
 
 A published number says what it was measured with (published/measured.py). The record of a result is compared with it
 field by field: data, starting weights and their pretraining, backbone, length, batch, settings. Names of rows and of
@@ -8,22 +8,41 @@ folders are never compared.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from mae_transfer.core.masks import MASKERS
 from mae_transfer.record import DataSet, Weights
 from mae_transfer.record import Record as Made
+from mae_transfer.results import Result
 from mae_transfer.suite.published.entry import Published
+from mae_transfer.suite.published.measured import BACKBONES as PAPER_BACKBONES
 from mae_transfer.suite.published.measured import DATA_SETS, Elsewhere, Images, Measured, Pretraining, Settings, Start
-from mae_transfer.suite.records import Record
+from mae_transfer.suite.published.measured import FINE_GRAINED as FINE_GRAINED_SETS
+from mae_transfer.suite.published.measured import TARGETS as TARGET_ROWS
+from mae_transfer.suite.store.records import Record
 
 EARLIER = "recorded by an earlier version"
 TOLERANCE = 0.01  # of a length: steps are counted in whole epochs
 EVALUATION = ("data.size", "data.shorter_side", "data.view", "data.scale", "data.square", "inference")
 """Keys of a recipe that an evaluation depends on."""
 NOT_TRAINED_ON = ("train", "holdout")  # parts of the data that a number is not evaluated on
+
+TARGETS = {target.settings["target.name"][0]: row for row, target in TARGET_ROWS.items()}
+"""Target of our own pretraining -> its row in tables 1d and 7."""
+BACKBONES = {ours: papers for papers, ours in PAPER_BACKBONES.items()}
+BACKBONES["vit_huge/16"] = "ViT-H/14"  # ViTDet resamples its patches of 14 pixels to 16
+TOKENS_AT_448 = 32 * 32 + 1  # of a ViT-H/14 with its class token
+FINE_GRAINED = {title.replace(" ", "").lower(): title for title in FINE_GRAINED_SETS}
+FOLDERS = {
+    "imagenet": "ImageNet", "imagenet1k": "ImageNet", "ilsvrc": "ImageNet", "ilsvrc2012": "ImageNet",
+    "coco": "COCO", "coco2017": "COCO", "ade": "ADE20K", "ade20k": "ADE20K", "adechallengedata2016": "ADE20K",
+    **FINE_GRAINED,
+}  # fmt: skip
+"""Usual folder names, for the titles of results that have no record. Nothing is compared by them."""
+SCRATCH = "none (scratch)"
 
 
 def why_not(number: Published, record: Record) -> str | None:
@@ -280,3 +299,49 @@ def _default(part: str, name: str, option: str) -> Any:
         return None
     found = inspect.signature(builder).parameters.get(option) if builder else None
     return None if found is None or found.default is inspect.Parameter.empty else found.default
+
+
+class PretrainingFacts(NamedTuple):
+    """What the record says of a pretraining by this suite."""
+
+    target: str
+    mask: str
+    hidden: str
+    """Share of hidden patches: "75%"."""
+    epochs: str
+
+
+def pretraining(result: Result) -> PretrainingFacts | None:
+    """Return what a pretraining of this suite did, from its own result or a transfer's.
+
+    It is None for other weights and for results without a record.
+    """
+    made = result.record
+    if made is not None and result.task != "pretrain":
+        made = made.pretraining()
+    target = setting(made.recipe, "target.name") if made else None
+    if made is None or target is None:
+        return None
+    mask, ratio = setting(made.recipe, "mask.name"), setting(made.recipe, "mask.ratio")
+    return PretrainingFacts(str(target), str(mask), f"{0.75 if ratio is None else ratio:.0%}", f"{made.epochs:g}")
+
+
+def backbone(result: Result) -> str:
+    """Return the paper's name of the backbone, or its own."""
+    name = BACKBONES.get(result.backbone, result.backbone)
+    return f"{name} at 448" if result.tokens_per_image == TOKENS_AT_448 and name == "ViT-H/14" else name
+
+
+def dataset(name: str) -> str:
+    """Return the paper's name of a data set by the usual names of its folder, or its own."""
+    return FOLDERS.get(re.sub(r"[^a-z0-9]", "", name.lower()), name)
+
+
+def data_of(result: Result) -> str:
+    """Return the paper's name of the data set that a result was evaluated on, by its counts; else its own.
+
+    Without a record the name of the folder counts.
+    """
+    if result.record is None:
+        return dataset(result.dataset)
+    return data_title(result.record) or result.dataset

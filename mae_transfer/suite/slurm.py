@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from mae_transfer.locks import locked
-from mae_transfer.suite.job import LOG, START, TORCHRUN_WAITS
-from mae_transfer.suite.plan import Node, levels_of
-from mae_transfer.suite.records import Note, State, read_note, write_whole
-from mae_transfer.suite.steps import close, conclude, forced, obstacle, prepare
-from mae_transfer.suite.work import Work
+from mae_transfer.suite.graph.plan import Node, levels_of
+from mae_transfer.suite.local.job import TORCHRUN_WAITS
+from mae_transfer.suite.store.records import LOG, START, Note, State, read_note, write_whole
+from mae_transfer.suite.store.steps import close, conclude, forced, obstacle, prepare
+from mae_transfer.suite.store.work import Work
 
 if TYPE_CHECKING:
     import submitit

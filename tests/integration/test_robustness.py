@@ -19,8 +19,8 @@ from mae_transfer.core.normalize import normalize
 from mae_transfer.engine.dist import Dist
 from mae_transfer.metrics.corruption import ALEXNET_ERROR, SEVERITIES, corruption_errors, mean_corruption_error
 from mae_transfer.models.vit import ViT, ViTConfig
-from mae_transfer.suite import records
-from mae_transfer.suite.cells import cells
+from mae_transfer.suite.store import records
+from mae_transfer.suite.tables.cells import cells
 from mae_transfer.tasks import classify, robustness
 from mae_transfer.tasks.robustness import RobustnessConfig
 

@@ -16,10 +16,10 @@ from submitit.core.utils import DelayedSubmission, JobPaths
 
 from mae_transfer import results
 from mae_transfer.checkpoints.files import write
-from mae_transfer.suite.plan import open_plan
-from mae_transfer.suite.records import Note, read_note
+from mae_transfer.suite.graph.plan import open_plan
 from mae_transfer.suite.slurm import MARGIN_S, TIMEOUTS, Cluster, Job, submit, torchrun
-from mae_transfer.suite.work import Work
+from mae_transfer.suite.store.records import Note, read_note
+from mae_transfer.suite.store.work import Work
 from tests.unit.test_suite_run import ALL, SUITE
 from tests.unit.test_tables import result
 

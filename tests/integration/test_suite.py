@@ -15,11 +15,11 @@ import pytest
 from rich.console import Console
 
 from mae_transfer import results
-from mae_transfer.suite import records
-from mae_transfer.suite.plan import open_plan
+from mae_transfer.suite.graph.plan import open_plan
+from mae_transfer.suite.local.view import show_plan
 from mae_transfer.suite.slurm import Cluster, submit
-from mae_transfer.suite.view import show_plan
-from mae_transfer.suite.work import Work
+from mae_transfer.suite.store import records
+from mae_transfer.suite.store.work import Work
 
 ROOT = Path(__file__).parents[2]
 SIZE = 32

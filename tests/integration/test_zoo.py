@@ -12,7 +12,7 @@ import torch
 
 from mae_transfer import checkpoints, load_backbone, results
 from mae_transfer.checkpoints import zoo
-from mae_transfer.suite.work import defect_of
+from mae_transfer.suite.store.work import defect_of
 from mae_transfer.tasks.backbones import pretrain_of
 
 ROOT = Path(__file__).parents[2]

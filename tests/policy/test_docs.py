@@ -19,10 +19,10 @@ from mae_transfer.checkpoints import LAYOUTS
 from mae_transfer.checkpoints.fit import MAY_CHANGE
 from mae_transfer.config import load, read
 from mae_transfer.data import DATASETS, MAP_SETS, OBJECT_SETS
-from mae_transfer.suite.grid import is_grid, points
+from mae_transfer.suite.graph.grid import is_grid, points
+from mae_transfer.suite.graph.schema import SuiteConfig
+from mae_transfer.suite.graph.toolbox import TOOLBOX
 from mae_transfer.suite.published import PUBLISHED
-from mae_transfer.suite.schema import SuiteConfig
-from mae_transfer.suite.toolbox import TOOLBOX
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))

@@ -65,7 +65,7 @@ ONLY_IN = {
     "faster_coco_eval": ("mae_transfer/metrics/coco.py",),
     "tensorboard": ("mae_transfer/engine/log.py",),
     "submitit": ("mae_transfer/suite/slurm.py",),
-    "jinja2": ("mae_transfer/suite/report.py",),
+    "jinja2": ("mae_transfer/suite/report/",),
     "lightly": ("mae_transfer/bench/",),
     "transformers": ("mae_transfer/bench/",),
     "mmseg": ("mae_transfer/adapters/mmseg", "mae_transfer/bench/"),

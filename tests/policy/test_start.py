@@ -18,7 +18,7 @@ from mae_transfer import checkpoints
 from mae_transfer.bench import options
 from mae_transfer.data.archives import DATA_SETS
 from mae_transfer.models.vit import SIZES
-from mae_transfer.suite import formats
+from mae_transfer.suite.tables import formats
 
 ROOT = Path(__file__).parents[2]
 TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py"))

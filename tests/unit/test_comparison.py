@@ -12,12 +12,13 @@ from mae_transfer import results
 from mae_transfer.record import Record as Made
 from mae_transfer.record import Seconds, Sitting, Software, Weights
 from mae_transfer.results import Result
-from mae_transfer.suite import comparison, formats, records, sheets
-from mae_transfer.suite.cells import Cell, cells, spread
-from mae_transfer.suite.comparison import Table, build, cell_text, difference_text
 from mae_transfer.suite.published import Published
 from mae_transfer.suite.published.measured import Elsewhere
-from mae_transfer.suite.records import About, Note, Record
+from mae_transfer.suite.store import records
+from mae_transfer.suite.store.records import About, Note, Record
+from mae_transfer.suite.tables import comparison, formats, sheets
+from mae_transfer.suite.tables.cells import Cell, cells, spread
+from mae_transfer.suite.tables.comparison import Table, build, cell_text, difference_text
 from tests.unit.test_tables import recorded, result
 
 SOFTWARE = Software(version="1", commit="abc", dirty=False, packages={})

@@ -6,7 +6,7 @@ import pytest
 
 from mae_transfer import cli
 from mae_transfer.config import Schema
-from mae_transfer.suite.grid import points
+from mae_transfer.suite.graph.grid import points
 
 GRID = """
 title = "table 9"

@@ -11,13 +11,13 @@ import pytest
 from mae_transfer.record import Record as Made
 from mae_transfer.record import Weights
 from mae_transfer.results import Result
-from mae_transfer.suite.layouts import LAYOUTS
 from mae_transfer.suite.match import EARLIER, why_not
-from mae_transfer.suite.places import Place
 from mae_transfer.suite.published import PUBLISHED
 from mae_transfer.suite.published.entry import Published, block
 from mae_transfer.suite.published.measured import Elsewhere, Measured
-from mae_transfer.suite.records import Note, Record
+from mae_transfer.suite.store.records import Note, Record
+from mae_transfer.suite.tables.layouts import LAYOUTS
+from mae_transfer.suite.tables.places import Place
 from tests.unit import as_published
 from tests.unit.as_published import RANDOM, data_set, pretraining, run, sets, sitting
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mae_transfer.data.places import apart
-from mae_transfer.suite.plan import open_plan
+from mae_transfer.suite.graph.plan import open_plan
 
 ROOT = Path(__file__).parents[2]
 ROWS = ["own MAE", "released MAE", "DINO", "supervised", "random"]

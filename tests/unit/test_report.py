@@ -1,4 +1,4 @@
-"""suite/report.py: one valid page that needs nothing else, in which every number says how it came to be."""
+"""suite/report: one valid page that needs nothing else, in which every number says how it came to be."""
 
 import re
 from collections.abc import Iterator
@@ -13,14 +13,17 @@ from PIL import Image
 
 from mae_transfer import results
 from mae_transfer.record import DataSet, Record, Seconds, Sitting, Software, Weights
-from mae_transfer.suite import figures, origins, pictures, records, report, summary
-from mae_transfer.suite.cells import Cell
-from mae_transfer.suite.comparison import Row, Table
-from mae_transfer.suite.grid import slug
+from mae_transfer.suite.graph.grid import slug
+from mae_transfer.suite.graph.schema import Expectation, Source, SuiteConfig, Transfer
 from mae_transfer.suite.published import Published
 from mae_transfer.suite.published.measured import Elsewhere
-from mae_transfer.suite.records import Note
-from mae_transfer.suite.schema import Expectation, Source, SuiteConfig, Transfer
+from mae_transfer.suite.report import origins, pictures
+from mae_transfer.suite.report import page as report
+from mae_transfer.suite.store import records
+from mae_transfer.suite.store.records import Note
+from mae_transfer.suite.tables import figures, summary
+from mae_transfer.suite.tables.cells import Cell
+from mae_transfer.suite.tables.comparison import Row, Table
 from tests.unit import test_tables
 
 VOID = {"meta", "img", "link", "br", "hr", "input"}

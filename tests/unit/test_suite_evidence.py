@@ -6,8 +6,8 @@ import pytest
 from rich.console import Console
 
 from mae_transfer import results
-from mae_transfer.suite import records
-from mae_transfer.suite.view import show_plan
+from mae_transfer.suite.local.view import show_plan
+from mae_transfer.suite.store import records
 from tests.unit.test_suite_run import Stage, stage
 from tests.unit.test_tables import result
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from mae_transfer.suite.grid import slug
-from mae_transfer.suite.plan import open_plan, replaced, select
-from mae_transfer.suite.records import write_note
-from mae_transfer.suite.work import Work
+from mae_transfer.suite.graph.grid import slug
+from mae_transfer.suite.graph.plan import open_plan, replaced, select
+from mae_transfer.suite.store.records import write_note
+from mae_transfer.suite.store.work import Work
 
 ROOT = Path(__file__).parents[2]
 SUITE = """

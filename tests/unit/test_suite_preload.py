@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from mae_transfer.suite import preload
-from mae_transfer.suite.plan import open_plan
-from mae_transfer.suite.run import Machine, modules_of
-from mae_transfer.suite.toolbox import TOOLBOX
+from mae_transfer.suite.graph.plan import open_plan
+from mae_transfer.suite.graph.toolbox import TOOLBOX
+from mae_transfer.suite.local import preload
+from mae_transfer.suite.local.run import Machine, modules_of
 from tests.unit.test_suite_run import ALL, Stage
 
 ROOT = Path(__file__).parents[2]
@@ -129,7 +129,7 @@ def test_runs_record_the_commit_of_the_code_that_was_imported_ahead() -> None:
     program = """
 from mae_transfer import record
 record._commit = lambda: ("imported", False)
-import mae_transfer.suite.preload
+import mae_transfer.suite.local.preload
 record._commit = lambda: ("later", False)
 print(record.software().commit)
 """

@@ -19,13 +19,14 @@ from rich.console import Console
 from mae_transfer import locks, results
 from mae_transfer.checkpoints.files import write
 from mae_transfer.results import Result
-from mae_transfer.suite import job, records
-from mae_transfer.suite.cells import cells
-from mae_transfer.suite.plan import open_plan
-from mae_transfer.suite.run import Machine, Runner
-from mae_transfer.suite.steps import error_line, record_missing
-from mae_transfer.suite.view import View, hours_left, show_plan
-from mae_transfer.suite.work import Work
+from mae_transfer.suite.graph.plan import open_plan
+from mae_transfer.suite.local import job
+from mae_transfer.suite.local.run import Machine, Runner
+from mae_transfer.suite.local.view import View, hours_left, show_plan
+from mae_transfer.suite.store import records
+from mae_transfer.suite.store.steps import error_line, record_missing
+from mae_transfer.suite.store.work import Work
+from mae_transfer.suite.tables.cells import cells
 from tests.unit.test_tables import result
 
 ROOT = Path(__file__).parents[2]
@@ -95,7 +96,7 @@ class Stage:
         return process
 
     def log(self, folder: Path, text: str) -> None:
-        (folder / job.LOG).write_text(text + "\n(MAE_TRANSFER_TRACEBACK=1 shows where)\n")
+        (folder / records.LOG).write_text(text + "\n(MAE_TRANSFER_TRACEBACK=1 shows where)\n")
 
     def leave(self, name: str, value: float) -> None:
         node = self.work.plan[name]
@@ -169,8 +170,8 @@ def test_the_reason_of_a_failure_is_the_last_error_of_the_tool(stage: Stage) -> 
     ("$ tool\nOSError: disk\n$ tool\nKilled\n\n", "Killed"), ("costs 5 $ a day", "costs 5 $ a day"), ("", ""),
 ])  # fmt: skip
 def test_why_a_run_failed_is_found_in_its_output(text: str, expected: str, tmp_path: Path) -> None:
-    (tmp_path / job.LOG).write_text(text)
-    assert error_line(tmp_path / job.LOG) == expected
+    (tmp_path / records.LOG).write_text(text)
+    assert error_line(tmp_path / records.LOG) == expected
 
 
 def test_a_config_that_is_spoilt_meanwhile_is_the_failure_of_its_run_alone(stage: Stage, tmp_path: Path) -> None:
@@ -336,7 +337,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_and_nothing_goes_on_unseen(
             raise OSError(28, "No space left on device")
         note(folder, content)
 
-    monkeypatch.setattr("mae_transfer.suite.steps.write_note", full)
+    monkeypatch.setattr("mae_transfer.suite.store.steps.write_note", full)
     with pytest.raises(OSError, match="No space left"):
         stage.run(machine=Machine(jobs=2))
     assert not any(each.process.is_alive() for each in stage.runner.running.values())

@@ -9,9 +9,9 @@ from rich.console import Console
 from test_tables import recorded, result
 
 from mae_transfer.config import validate
-from mae_transfer.suite import summary
-from mae_transfer.suite.records import Record
-from mae_transfer.suite.schema import SuiteConfig
+from mae_transfer.suite.graph.schema import SuiteConfig
+from mae_transfer.suite.store.records import Record
+from mae_transfer.suite.tables import summary
 
 ROWS = {"pixels": {"config": "p.py"}, "random weights": {"fresh": {"a": 1}}}
 

@@ -13,10 +13,10 @@ import pytest
 from rich.console import Console
 
 from mae_transfer import results
-from mae_transfer.suite import comparison, figures, formats, sheets
-from mae_transfer.suite.formats import FORMATS, Sheet, Text
-from mae_transfer.suite.layouts import LAYOUTS
-from mae_transfer.suite.records import Record
+from mae_transfer.suite.store.records import Record
+from mae_transfer.suite.tables import comparison, figures, formats, sheets
+from mae_transfer.suite.tables.formats import FORMATS, Sheet, Text
+from mae_transfer.suite.tables.layouts import LAYOUTS
 from tests.unit.test_tables import recorded, result
 
 HOSTILE = r"a | b_c & 50% <{\~^$#}>"

@@ -8,11 +8,12 @@ from mae_transfer import results
 from mae_transfer.config import load
 from mae_transfer.record import Seconds, Sitting, Software
 from mae_transfer.results import Result
-from mae_transfer.suite import comparison, records
-from mae_transfer.suite.cells import Cell, cells
-from mae_transfer.suite.comparison import build, cell_text, difference_text
-from mae_transfer.suite.layouts import LAYOUTS
-from mae_transfer.suite.records import Note, Record
+from mae_transfer.suite.store import records
+from mae_transfer.suite.store.records import Note, Record
+from mae_transfer.suite.tables import comparison
+from mae_transfer.suite.tables.cells import Cell, cells
+from mae_transfer.suite.tables.comparison import build, cell_text, difference_text
+from mae_transfer.suite.tables.layouts import LAYOUTS
 from mae_transfer.tasks.detect import DetectConfig
 from tests.unit import as_published
 

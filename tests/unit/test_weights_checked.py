@@ -21,7 +21,7 @@ from mae_transfer.core.positions import sincos_2d
 from mae_transfer.models.dvae import DVAE, DVAEConfig
 from mae_transfer.models.mae import MAE, DecoderConfig, MAEConfig
 from mae_transfer.models.vit import ViT, ViTConfig
-from mae_transfer.suite.work import defect_of
+from mae_transfer.suite.store.work import defect_of
 from mae_transfer.tasks.pretrain import load_start
 from mae_transfer.tasks.targets import open_basis
 

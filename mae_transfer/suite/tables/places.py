@@ -10,10 +10,19 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from mae_transfer.suite.match import EARLIER, nearest
-from mae_transfer.suite.names import FINE_GRAINED, SCRATCH, TARGETS, Pretraining, backbone, data_of, pretraining
+from mae_transfer.suite.match import (
+    EARLIER,
+    FINE_GRAINED,
+    SCRATCH,
+    TARGETS,
+    PretrainingFacts,
+    backbone,
+    data_of,
+    nearest,
+    pretraining,
+)
 from mae_transfer.suite.published import PUBLISHED, Published
-from mae_transfer.suite.records import Record
+from mae_transfer.suite.store.records import Record
 
 PROTOCOLS = {"finetune": "fine-tuning", "linear": "linear"}
 AP = {"bbox/AP": "box AP", "segm/AP": "mask AP"}
@@ -228,7 +237,7 @@ def pixels_and_tokens(records: Sequence[Record]) -> Iterator[Place]:
             yield at(record, row, ", ".join(parts if usual else [*parts, result.protocol]))
 
 
-def of_targets(records: Sequence[Record]) -> list[tuple[Record, str, Pretraining]]:
+def of_targets(records: Sequence[Record]) -> list[tuple[Record, str, PretrainingFacts]]:
     """Return the fine-tuned and probed pretrainings of this suite, each with its protocol and what its record says."""
     found = ((record, PROTOCOLS[p], pretraining(record.result)) for record, p, _ in classified(records, *PROTOCOLS))
     return [(record, protocol, about) for record, protocol, about in found if about]

@@ -19,12 +19,12 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from mae_transfer.locks import locked
-from mae_transfer.suite import job
-from mae_transfer.suite.plan import Node
-from mae_transfer.suite.records import Note, State
-from mae_transfer.suite.steps import close, conclude, forced, obstacle, prepare
-from mae_transfer.suite.toolbox import TOOLBOX
-from mae_transfer.suite.work import Work
+from mae_transfer.suite.graph.plan import Node
+from mae_transfer.suite.graph.toolbox import TOOLBOX
+from mae_transfer.suite.local import job
+from mae_transfer.suite.store.records import Note, State
+from mae_transfer.suite.store.steps import close, conclude, forced, obstacle, prepare
+from mae_transfer.suite.store.work import Work
 
 POLL_S = 0.5
 SAVE_S = 600  # time that torchrun gives its processes to save

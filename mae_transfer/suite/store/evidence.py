@@ -8,7 +8,7 @@ from pathlib import Path
 from mae_transfer import results
 from mae_transfer.checkpoints import sha256
 from mae_transfer.checkpoints.files import read
-from mae_transfer.suite.records import Note, edited, line_digests
+from mae_transfer.suite.store.records import Note, edited, line_digests
 
 
 def remembered(note: Note, artifact: Path | None, numbers: Path) -> Note:

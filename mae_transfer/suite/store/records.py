@@ -19,6 +19,8 @@ from mae_transfer.results import Result
 
 FORMAT = 1
 ABOUT = "suite.json"
+LOG = "output.log"  # of a run: what it prints
+START = "$ "  # prefix of the log line that holds the command of a start
 Role = Literal["tokenizer", "basis", "pretrain", "transfer", "point"]
 State = Literal["planned", "running", "done", "failed", "skipped", "stopped"]
 

@@ -14,11 +14,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from mae_transfer.suite.job import LOG
-from mae_transfer.suite.plan import Node
-from mae_transfer.suite.records import read_note
-from mae_transfer.suite.run import Runner
-from mae_transfer.suite.work import Work
+from mae_transfer.suite.graph.plan import Node
+from mae_transfer.suite.local.run import Runner
+from mae_transfer.suite.store.records import LOG, read_note
+from mae_transfer.suite.store.work import Work
 
 TAIL = 2000  # bytes at the end of a log that are searched for its last line
 

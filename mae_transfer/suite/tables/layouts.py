@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mae_transfer.suite import costs, places
-from mae_transfer.suite.places import Layout, by_backbone, by_suffix, labelled
+from mae_transfer.suite.tables import costs, places
+from mae_transfer.suite.tables.places import Layout, by_backbone, by_suffix, labelled
 
 DEFAULT = ("MAE", "pixel (w/ norm)")
 ABLATION = "a suite with configs/ablations/table{}.py's rows: fine-tuning and linear probing of each"

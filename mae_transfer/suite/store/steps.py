@@ -13,11 +13,10 @@ from typing import Any, Literal
 
 from mae_transfer import results
 from mae_transfer.config import nearest
-from mae_transfer.suite import evidence
-from mae_transfer.suite.job import LOG, START
-from mae_transfer.suite.plan import Node, Plan
-from mae_transfer.suite.records import Note, State, read_note, write_note
-from mae_transfer.suite.work import Work
+from mae_transfer.suite.graph.plan import Node, Plan
+from mae_transfer.suite.store import evidence
+from mae_transfer.suite.store.records import LOG, START, Note, State, read_note, write_note
+from mae_transfer.suite.store.work import Work
 from mae_transfer.tasks.backbones import pretrain_of
 
 WORDS = {"planned": "was never started", "running": "was interrupted"}  # states of runs that did not report their end

@@ -13,12 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mae_transfer.suite.cells import Cell, cells, published
-from mae_transfer.suite.layouts import LAYOUTS
-from mae_transfer.suite.names import pretraining
-from mae_transfer.suite.pictures import INK, LONGEST, plain, shortened
-from mae_transfer.suite.places import ROWS
-from mae_transfer.suite.records import Record
+from mae_transfer.suite.match import pretraining
+from mae_transfer.suite.report.pictures import INK, LONGEST, plain, shortened
+from mae_transfer.suite.store.records import Record
+from mae_transfer.suite.tables.cells import Cell, cells, published
+from mae_transfer.suite.tables.layouts import LAYOUTS
+from mae_transfer.suite.tables.places import ROWS
 
 FIGURES = ("figure 5", "figure 7", "figure 9")
 WIDEST = 40  # characters that stand side by side below an axis

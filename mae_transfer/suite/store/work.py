@@ -19,10 +19,10 @@ from mae_transfer.checkpoints import LAYOUTS, sha256, zoo
 from mae_transfer.checkpoints.references import split
 from mae_transfer.config import Schema, flatten, load, nearest
 from mae_transfer.home import at_home
-from mae_transfer.suite import evidence
-from mae_transfer.suite.plan import Node, Plan, assignments, replaced
-from mae_transfer.suite.records import Note, of_another_version, read_note
-from mae_transfer.suite.toolbox import TOOLS
+from mae_transfer.suite.graph.plan import Node, Plan, assignments, replaced
+from mae_transfer.suite.graph.toolbox import TOOLS
+from mae_transfer.suite.store import evidence
+from mae_transfer.suite.store.records import Note, of_another_version, read_note
 
 NO_FILE = ("timm", "random", "released", "zoo")  # prefixes of weights that are made, downloaded or part of the package
 PREFIXES = {*LAYOUTS, "dalle"}  # prefixes of references

@@ -15,10 +15,10 @@ from typing import NamedTuple
 from mae_transfer import record as provenance
 from mae_transfer.config import flatten
 from mae_transfer.results import Result
-from mae_transfer.suite.layouts import LAYOUTS
-from mae_transfer.suite.places import Place
 from mae_transfer.suite.published import PUBLISHED, Published
-from mae_transfer.suite.records import Record
+from mae_transfer.suite.store.records import Record
+from mae_transfer.suite.tables.layouts import LAYOUTS
+from mae_transfer.suite.tables.places import Place
 
 GENERAL = ("row", "pretraining", "backbone", "protocol", "length")  # what a note names before config keys
 DIGEST = "config"

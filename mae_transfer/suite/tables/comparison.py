@@ -10,13 +10,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from mae_transfer.suite.cells import Cell, Run, Spread, cells, published, spread, told_apart
-from mae_transfer.suite.layouts import LAYOUTS
-from mae_transfer.suite.names import FINE_GRAINED, TARGETS, data_of
-from mae_transfer.suite.places import ALONE, COLUMNS, ROWS
+from mae_transfer.suite.match import FINE_GRAINED, TARGETS, data_of
 from mae_transfer.suite.published import Published
 from mae_transfer.suite.published.measured import IMAGENET, Elsewhere
-from mae_transfer.suite.records import About, Record
+from mae_transfer.suite.store.records import About, Record
+from mae_transfer.suite.tables.cells import Cell, Run, Spread, cells, published, spread, told_apart
+from mae_transfer.suite.tables.layouts import LAYOUTS
+from mae_transfer.suite.tables.places import ALONE, COLUMNS, ROWS
 
 Show = Literal["all", "beside", "none"]  # of the published numbers
 PAPERS = {

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mae_transfer.config import Schema, load, nearest, read, validate
-from mae_transfer.suite.grid import Overrides, points, slug
-from mae_transfer.suite.records import Role
-from mae_transfer.suite.schema import Preparation, Source, Step, SuiteConfig, Sweep, Transfer
-from mae_transfer.suite.toolbox import TOOLBOX, Tool
+from mae_transfer.suite.graph.grid import Overrides, points, slug
+from mae_transfer.suite.graph.schema import Preparation, Source, Step, SuiteConfig, Sweep, Transfer
+from mae_transfer.suite.graph.toolbox import TOOLBOX, Tool
+from mae_transfer.suite.store.records import Role
 
 DEBUG_DEPTH = 4  # blocks of the pretrained encoder that transfers expect with --debug
 

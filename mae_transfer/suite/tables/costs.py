@@ -9,9 +9,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 
-from mae_transfer.suite.names import backbone
-from mae_transfer.suite.places import ALONE, ROWS, Place, at, classified, pretrainings
-from mae_transfer.suite.records import Record
+from mae_transfer.suite.match import backbone
+from mae_transfer.suite.store.records import Record
+from mae_transfer.suite.tables.places import ALONE, ROWS, Place, at, classified, pretrainings
 
 
 def costs(records: Sequence[Record]) -> Iterator[Place]:

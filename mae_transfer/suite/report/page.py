@@ -18,18 +18,20 @@ from jinja2 import Environment, StrictUndefined, Template
 from rich.console import Console
 
 from mae_transfer.results import Result
-from mae_transfer.suite import comparison, figures, pictures, records, sheets, summary
-from mae_transfer.suite.cells import Cell
-from mae_transfer.suite.comparison import Table, full_name
-from mae_transfer.suite.grid import slug
-from mae_transfer.suite.layouts import LAYOUTS
-from mae_transfer.suite.origins import Origins, earlier, hours_by_device
-from mae_transfer.suite.records import Note, Record, read_note, write_whole
-from mae_transfer.suite.schema import SuiteConfig
-from mae_transfer.suite.summary import Summary, Verdict
-from mae_transfer.suite.work import Work
+from mae_transfer.suite.graph.grid import slug
+from mae_transfer.suite.graph.schema import SuiteConfig
+from mae_transfer.suite.report import pictures
+from mae_transfer.suite.report.origins import Origins, earlier, hours_by_device
+from mae_transfer.suite.store import records
+from mae_transfer.suite.store.records import Note, Record, read_note, write_whole
+from mae_transfer.suite.store.work import Work
+from mae_transfer.suite.tables import comparison, figures, sheets, summary
+from mae_transfer.suite.tables.cells import Cell
+from mae_transfer.suite.tables.comparison import Table, full_name
+from mae_transfer.suite.tables.layouts import LAYOUTS
+from mae_transfer.suite.tables.summary import Summary, Verdict
 
-TEMPLATE = Path(__file__).with_name("report.html.j2")
+TEMPLATE = Path(__file__).with_name("page.html.j2")
 PAPER = "This suite ran at the paper's scale."
 SMALLER = (
     "Nothing here reproduces the paper: these runs are of scale {}. "

@@ -8,9 +8,9 @@ from pydantic import Field, model_validator
 
 from mae_transfer.bounds import NonNegative, Seed
 from mae_transfer.config import Schema, nearest
-from mae_transfer.suite.grid import Overrides
-from mae_transfer.suite.layouts import LAYOUTS
-from mae_transfer.suite.records import About
+from mae_transfer.suite.graph.grid import Overrides
+from mae_transfer.suite.store.records import About
+from mae_transfer.suite.tables.layouts import LAYOUTS
 
 OTHER_IMAGES = {"name", "split", "seed", "root", "annotations", "images", "maps"}
 """Options of data.val that select other images. "first", for example, selects a subset of the same images."""

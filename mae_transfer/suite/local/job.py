@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from mae_transfer.locks import locked
-from mae_transfer.suite import preload
+from mae_transfer.suite.local import preload
+from mae_transfer.suite.store.records import LOG, START
 
-LOG = "output.log"
-START = "$ "  # prefix of the log line that holds the command of a start
 PR_SET_PDEATHSIG = 1  # option of prctl on Linux
 # Environment variable: seconds that torchrun gives its processes to save before it kills them. Older versions use 30.
 TORCHRUN_WAITS = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"

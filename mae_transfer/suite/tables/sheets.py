@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from mae_transfer.suite.cells import Cell, Spread
-from mae_transfer.suite.comparison import Row, Table, cell_text, difference_text
-from mae_transfer.suite.formats import Line, Sheet, Text
+from mae_transfer.suite.tables.cells import Cell, Spread
+from mae_transfer.suite.tables.comparison import Row, Table, cell_text, difference_text
+from mae_transfer.suite.tables.formats import Line, Sheet, Text
 
 ROW_TITLES = {"summary": "pretraining", "2": "pretraining", "figure 5": "protocol", "figure 7": "protocol"}
 

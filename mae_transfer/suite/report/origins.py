@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 from mae_transfer.config import flatten
 from mae_transfer.record import DataSet, Record, Sitting, Weights
 from mae_transfer.results import Result
-from mae_transfer.suite import records
-from mae_transfer.suite.records import Note
+from mae_transfer.suite.store import records
+from mae_transfer.suite.store.records import Note
 
 EARLIER = "Recorded by an earlier version, which kept no record of data, start weights and software."
 FAILED = "No number and no record: the run failed."

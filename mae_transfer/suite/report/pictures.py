@@ -20,8 +20,8 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mae_transfer.suite.grid import slug
-from mae_transfer.suite.records import Note
+from mae_transfer.suite.graph.grid import slug
+from mae_transfer.suite.store.records import Note
 
 FOLDERS = {
     "reconstructions": (

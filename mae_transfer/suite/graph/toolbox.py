@@ -13,7 +13,7 @@ TOOLS = shipped.folder("tools")
 
 EVERY = (
     "mae_transfer.cli",
-    "mae_transfer.suite.grid",
+    "mae_transfer.suite.graph.grid",
     "mmengine.config",
     "torch.utils.tensorboard",
 )  # modules that every tool imports

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from mae_transfer.suite import comparison, formats, sheets
-from mae_transfer.suite.comparison import Table, cell_text, full_name
-from mae_transfer.suite.records import Record
-from mae_transfer.suite.schema import Expectation, SuiteConfig
+from mae_transfer.suite.graph.schema import Expectation, SuiteConfig
+from mae_transfer.suite.store.records import Record
+from mae_transfer.suite.tables import comparison, formats, sheets
+from mae_transfer.suite.tables.comparison import Table, cell_text, full_name
 
 
 class Cell(NamedTuple):
