@@ -1,4 +1,4 @@
-"""suite/cells.py and suite/comparison.py: pooling of seeds, counts, and tables computed by hand."""
+"""suite/tables/cells.py and suite/tables/comparison.py: pooling of seeds, counts, and tables computed by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""suite/grid.py: the rows of an ablation as runs, and mistakes that are named before anything starts."""
+"""suite/graph/grid.py: the rows of an ablation as runs, and mistakes that are named before anything starts."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""suite/run.py with fake runs: the order of runs, failures, repeated runs, and the resulting tables."""
+"""suite/local/run.py with fake runs: the order of runs, failures, repeated runs, and the resulting tables."""
 
 import io
 import multiprocessing

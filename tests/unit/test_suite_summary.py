@@ -1,4 +1,4 @@
-"""suite/summary.py: pretrainings by tasks from hand-made results, and whether the suite's expectations hold."""
+"""suite/tables/summary.py: pretrainings by tasks from hand-made results, and whether the suite's expectations hold."""
 
 from __future__ import annotations
 
