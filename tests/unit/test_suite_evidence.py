@@ -1,4 +1,4 @@
-"""suite/store/evidence.py: what a done run left is still what it wrote, or it is written again before anything takes it."""
+"""store/evidence.py: what a done run left is still what it wrote, or it is written again before anything takes it."""
 
 import io
 

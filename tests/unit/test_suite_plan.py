@@ -1,4 +1,4 @@
-"""suite/graph/plan.py and suite/store/work.py: the graph of runs, errors in configs before the first run, changes of runs."""
+"""graph/plan.py and store/work.py: the graph of runs, errors in configs before the first run, changes of runs."""
 
 from collections.abc import Callable
 from pathlib import Path
