@@ -110,7 +110,7 @@ def public(args: argparse.Namespace) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    check_any = cli.named("mae_transfer.data.any_check:check_any")
+    check_any = cli.named("mae_transfer.data.checks:check_any")
     files = {name: getattr(args, name) for name in ("annotations", "images", "image_suffix", "map_suffix")}
     coding = {
         "classes": args.classes,

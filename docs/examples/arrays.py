@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from mae_transfer.data.decode import UnreadableImage
-from mae_transfer.data.source import UNLABELLED, Sample
+from mae_transfer.data.sources import UNLABELLED, Sample
 
 
 class Arrays:

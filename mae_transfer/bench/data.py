@@ -23,10 +23,9 @@ from torch import Tensor
 from torchvision import transforms as classic
 
 from mae_transfer.data.decode import decode
-from mae_transfer.data.folder import Folder
-from mae_transfer.data.loader import Crops
-from mae_transfer.data.order import Key
-from mae_transfer.data.source import UNLABELLED, Sample
+from mae_transfer.data.folders import Folder
+from mae_transfer.data.loader import Crops, Key
+from mae_transfer.data.sources import UNLABELLED, Sample
 from mae_transfer.data.transforms import RandomCrop
 from mae_transfer.interfaces import ViewSpec
 from mae_transfer.seeding import fold, seeded

@@ -21,7 +21,7 @@ from mae_transfer.bench.work import Mode, Work
 from mae_transfer.core.normalize import IMAGENET
 from mae_transfer.core.runs import dense, from_masks, taken
 from mae_transfer.data import SceneBatch
-from mae_transfer.data.outlines import code
+from mae_transfer.data.coco import encode_runs
 from mae_transfer.interfaces import Objects
 from mae_transfer.metrics.coco import Backend, CocoMetric, Detections, Kind
 from mae_transfer.models.mask_rcnn import HeadsConfig, MaskRCNN
@@ -213,12 +213,12 @@ def evaluators_input(images: int, *, side: int = 256, detections: int = 100) -> 
         for box, label, area, runs in zip(scene.boxes.tolist(), scene.labels.tolist(), areas, scene.masks, strict=True):
             extent = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
             entry = {"image_id": image, "category_id": label + 1, "bbox": extent, "area": area, "iscrowd": 0}
-            entries.append({"id": len(entries) + 1, **entry, "segmentation": code(runs, size)})
+            entries.append({"id": len(entries) + 1, **entry, "segmentation": encode_runs(runs, size)})
         others = [_ellipses(work, generator) for _ in range(detections // OBJECTS)]
         noise = torch.randn(scene.boxes.shape, generator=generator) * 4
         moved = scene._replace(boxes=scene.boxes + noise, masks=taken(scene.masks, size, np.arange(side), shifted))
         boxes, labels = (torch.cat([getattr(one, part) for one in (moved, *others)]) for part in ("boxes", "labels"))
-        masks = [code(runs, size) for one in (moved, *others) if one.masks is not None for runs in one.masks]
+        masks = [encode_runs(runs, size) for one in (moved, *others) if one.masks is not None for runs in one.masks]
         found.append(Detections(boxes, torch.rand(len(boxes), generator=generator), labels, masks))
     listed = [{"id": k, "height": side, "width": side, "file_name": f"{k}.jpg"} for k in range(1, images + 1)]
     return {

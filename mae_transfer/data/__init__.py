@@ -16,9 +16,19 @@ from mae_transfer.data.ade import Ade, Mapped, MapSource
 from mae_transfer.data.coco import Annotated, Coco, ObjectSource
 from mae_transfer.data.decode import UnreadableImage
 from mae_transfer.data.dense_shapes import ShapesMaps, ShapesObjects
-from mae_transfer.data.folder import Folder
-from mae_transfer.data.labelled import Split, Subset, split, whole
-from mae_transfer.data.loader import Crops, Delivery, Masking, Samples, Unreadable, batches
+from mae_transfer.data.folders import Folder, Photos
+from mae_transfer.data.loader import (
+    Crops,
+    Delivery,
+    EvalKeys,
+    Key,
+    Masking,
+    Order,
+    Samples,
+    TrainKeys,
+    Unreadable,
+    batches,
+)
 from mae_transfer.data.maps import (
     MAP_SETS,
     MapBatch,
@@ -39,12 +49,9 @@ from mae_transfer.data.objects import (
     open_one,
     scenes,
 )
-from mae_transfer.data.order import Key, Order, Share, Sweep
-from mae_transfer.data.photos import Photos
 from mae_transfer.data.places import Places, opened, rooted, same_classes
-from mae_transfer.data.rows import WithRows
 from mae_transfer.data.shapes import Shapes
-from mae_transfer.data.source import Sample, Source, Spread
+from mae_transfer.data.sources import PrecomputedLabels, Sample, Source, Split, Subset, check_labels, pick_evenly, split
 from mae_transfer.data.transforms import (
     SHORTER_SIDE,
     Augmentation,
@@ -70,6 +77,7 @@ __all__ = [
     "Crops",
     "DataConfig",
     "Delivery",
+    "EvalKeys",
     "Folder",
     "Key",
     "LabelledDataConfig",
@@ -84,6 +92,7 @@ __all__ = [
     "ObjectSource",
     "Order",
     "Photos",
+    "PrecomputedLabels",
     "Sample",
     "Samples",
     "Scales",
@@ -92,15 +101,12 @@ __all__ = [
     "Shapes",
     "ShapesMaps",
     "ShapesObjects",
-    "Share",
     "Source",
     "Split",
-    "Spread",
     "Subset",
-    "Sweep",
+    "TrainKeys",
     "Unreadable",
     "UnreadableImage",
-    "WithRows",
     "batches",
     "evaluation_views",
     "open_labelled",
@@ -110,6 +116,7 @@ __all__ = [
     "open_one",
     "open_source",
     "open_sources",
+    "pick_evenly",
     "same_classes",
     "scenes",
     "split",
@@ -179,7 +186,7 @@ def open_labelled(cfg: LabelledDataConfig) -> tuple[Split, Source]:
         )
     if val.classes and train.classes:
         same_classes(train.classes, val.classes)
-    return split(train, label_fraction=cfg.label_fraction, holdout_fraction=cfg.holdout_fraction), whole(
+    return split(train, label_fraction=cfg.label_fraction, holdout_fraction=cfg.holdout_fraction), check_labels(
         val, of="validation"
     )
 

@@ -1,10 +1,12 @@
 """Images with class maps in ADE20K's layout: images/SPLIT/*.jpg beside annotations/SPLIT/*.png.
 
-Legend: H x W pixels, C classes. A map holds one class per pixel, or IGNORED for pixels without a class.
+Legend: H x W pixels, C classes. A map holds one class per pixel. A stored value is a whole number from 0 to 65535. A
+label is a class 0..C-1, or IGNORED for pixels without a class.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,18 +14,24 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from mae_transfer.bounds import Count, Probability, Whole
-from mae_transfer.data.decode import decode_file
-from mae_transfer.data.labelled import part_of
-from mae_transfer.data.listing import Ignored, image_suffixes, is_image
-from mae_transfer.data.map_values import MAP_SUFFIXES, coding_of, read_map
+from mae_transfer.data.decode import UnreadableImage, decode_file, load, opened_image, orientation, read_file, upright
+from mae_transfer.data.folders import IgnoredFiles, image_suffixes, list_images
 from mae_transfer.data.reports import Defect, Defects, report_on_main
+from mae_transfer.data.sources import select_part
 from mae_transfer.interfaces import IGNORED
 
 CLASSES_FILE = "classes.txt"  # one name per line; written by the user, or with the generated shapes
 OFFICIAL_FILE = "objectInfo150.txt"  # from ADE20K's archive: a table whose last column is the name, "door, double door"
+MAP_SUFFIXES = (b".png", b".tif", b".tiff", b".bmp", b".gif")
+FORMATS = ("PNG", "TIFF", "BMP", "GIF")
+VALUES = 1 << 16  # number of 16-bit values
+VOID = (IGNORED, VALUES - 1)  # the largest 8-bit and 16-bit values mean "no class"
+BEYOND = -1  # label of a value that has no meaning
+BITS, INTERPRETATION = 258, 262  # tags of a TIFF: bits per sample, photometric interpretation (0: white is zero)
 
 
 class Mapped(NamedTuple):
@@ -71,7 +79,7 @@ class Ade:
 
     Raises:
         ValueError: names a missing or empty folder, images without a map, files that differ only in their suffix, or
-            the error in the list of classes. Broken files are found by data/ade_check.py before a run starts, and
+            the error in the list of classes. Broken files are found by data/checks.py before a run starts, and
             reported by `read`.
     """
 
@@ -102,7 +110,7 @@ class Ade:
             )
         if first is not None and first < 1:
             raise ValueError(f"first={first}: set it to at least 1 image, or to None for all images")
-        chosen = [pairs[index] for index in part_of(len(pairs), part)[:first]]
+        chosen = [pairs[index] for index in select_part(len(pairs), part)[:first]]
         # (n, 2) names of image and map, in one block of memory: workers would copy a list of strings
         self._names = np.array(chosen, dtype=np.bytes_).reshape(-1, 2)
 
@@ -205,24 +213,13 @@ def pairs_in(
 def _names(folder: Path, suffix: str | None, suffixes: tuple[bytes, ...]) -> dict[str, list[bytes]]:
     """Return the relative paths of all files below a folder, by path without suffix. Hidden files are left out."""
     taken = (os.fsencode(suffix.removeprefix("*").lower()),) if suffix is not None else suffixes
-    ignored, found = Ignored(), dict[str, list[bytes]]()
-    for name in _files(os.fsencode(folder), b"", taken, ignored):
+    ignored, found = IgnoredFiles(), dict[str, list[bytes]]()
+    for path in list_images(os.fsencode(folder), ignored, taken):
+        name = os.path.relpath(path, os.fsencode(folder))
         stem = name[: -len(taken[0])] if suffix is not None else name.rpartition(b".")[0]
         found.setdefault(os.fsdecode(stem), []).append(name)
     if ignored and suffix is None:
         report_on_main(f"{folder}: ignored {ignored}")
-    return found
-
-
-def _files(folder: bytes, below: bytes, suffixes: tuple[bytes, ...], ignored: Ignored) -> list[bytes]:
-    with os.scandir(folder) as entries:
-        seen = sorted((entry for entry in entries if not entry.name.startswith(b".")), key=lambda entry: entry.name)
-    found: list[bytes] = []
-    for entry in seen:
-        if entry.is_dir():
-            found += _files(entry.path, below + entry.name + b"/", suffixes, ignored)
-        elif is_image(entry, ignored, suffixes):
-            found.append(below + entry.name)
     return found
 
 
@@ -235,3 +232,130 @@ def _ending(stem: str, map_names: Mapping[str, list[bytes]]) -> str | None:
     """Return the ending that a map's name adds to the image's, "_mask.png"; None if no map starts with that name."""
     names = (os.fsdecode(found[0]) for found in map_names.values())
     return next((name.removeprefix(stem) for name in sorted(names) if name.startswith(stem)), None)
+
+
+class BrokenMap(UnreadableImage):
+    """A map that cannot be used. It has the kind of defect (as the check lists it), the details and the remedy."""
+
+    def __init__(self, path: Path, kind: str, seen: str = "", remedy: str = "") -> None:
+        super().__init__(f"{path}: {kind}{f' ({seen})' if seen else ''}{f'; {remedy}' if remedy else ''}")
+        self.kind, self.seen, self.remedy = kind, seen, remedy
+
+
+class Coding(NamedTuple):
+    """The meaning of the values in a set's maps."""
+
+    classes: int
+    reduce_zero_label: bool = True  # 0 is void and 1 the first class; False: 0 is the first class
+    values: tuple[int, ...] | None = None  # the value of each class, if they are not consecutive: (0, 255)
+
+    def labels(self, stored: np.ndarray, path: Path) -> np.ndarray:
+        """Return the labels (H, W) uint8 of stored values (H, W). BrokenMap if a value has no meaning."""
+        found = np.take(_table(self), stored)
+        if found.size and found.min() == BEYOND:
+            value = int(stored[found == BEYOND].max())
+            raise BrokenMap(path, self.beyond, f"value {value}", self.remedy)
+        labels: np.ndarray = found.astype(np.uint8)
+        return labels
+
+    def present(self, values: np.ndarray) -> np.ndarray:
+        """Return which classes occur in stored values, (C,) bool."""
+        labels = np.take(_table(self), values)
+        return np.isin(np.arange(self.classes), labels)
+
+    def value(self, label: int) -> int:
+        """Return the stored value of a class."""
+        return self.values[label] if self.values is not None else label + self.reduce_zero_label
+
+    @property
+    def beyond(self) -> str:
+        """The kind of defect for a value without a meaning."""
+        if self.values is not None:
+            return f"value that is not among values={self.values}"
+        return f"value beyond the {self.classes} classes"
+
+    @property
+    def remedy(self) -> str:
+        if self.values is not None:
+            return "list the value of each class in `values`, or write the maps again"
+        first = "0 is void and 1 the first class" if self.reduce_zero_label else "0 is the first class"
+        remedy = "list all classes, or give the value of each (values=(0, 255) for masks)"
+        return f"{first} (reduce_zero_label={self.reduce_zero_label}): {remedy}"
+
+
+@functools.cache
+def _table(coding: Coding) -> np.ndarray:
+    """Return the label of every value, (65536,) int16: a class, IGNORED or BEYOND."""
+    table = np.full(VALUES, BEYOND, dtype=np.int16)
+    table[list(VOID)] = IGNORED
+    if coding.values is None and coding.reduce_zero_label:
+        table[0] = IGNORED
+    for label in range(coding.classes):
+        if coding.values is not None or coding.value(label) not in VOID:
+            table[coding.value(label)] = label
+    return table
+
+
+def coding_of(classes: int, *, reduce_zero_label: bool, values: tuple[int, ...] | None) -> Coding:
+    """Return the coding of a set. ValueError if `values` does not give each class its own value."""
+    if values is not None:
+        if len(values) != classes or len(set(values)) != classes:
+            raise ValueError(
+                f"values={values}: give each of the {classes} classes its own value, in the order of `classes`"
+            )
+        if min(values) < 0 or max(values) >= VALUES:
+            raise ValueError(f"values={values}: give values from 0 to {VALUES - 1}")
+    return Coding(classes, reduce_zero_label, values)
+
+
+def read_map(path: Path, *, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Return the stored values of an upright map, (H, W) uint8 or int32.
+
+    Args:
+        size: height and width of its upright image; None: unknown.
+
+    Raises:
+        BrokenMap: the file does not hold one whole number per pixel, or its size differs from the image's.
+        OSError: the file is missing.
+    """
+    try:
+        stored = opened_image(read_file(path), functools.partial(_stored, path=path), where=str(path))
+    except BrokenMap:
+        raise
+    except UnreadableImage as error:
+        raise BrokenMap(path, "unreadable map", str(error).removeprefix(f"{path}: ")) from error
+    if size is not None and stored.shape != size:
+        raise BrokenMap(
+            path,
+            "map whose size differs from its image",
+            f"{stored.shape[1]} x {stored.shape[0]}, image {size[1]} x {size[0]}",
+        )
+    return stored.numpy()
+
+
+def _stored(image: Image.Image, data: bytes, warned: list[str], *, path: Path) -> Tensor:
+    if image.format not in FORMATS or image.info.get("compression") == "jpeg":
+        remedy = "save it in a lossless format such as PNG"
+        raise BrokenMap(path, f"map in another format than {', '.join(FORMATS)}", f"{image.format}", remedy)
+    if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
+        remedy = "save it with one whole number per pixel, the class"
+        raise BrokenMap(path, "map with colours instead of classes", f"mode {image.mode}", remedy)
+    bits, inverted = _bits(image, data), hasattr(image, "tag_v2") and image.tag_v2.get(INTERPRETATION) == 0
+    load(image, warned)
+    values = np.array(image).astype(np.uint8 if image.mode in ("1", "L", "P") else np.int32)
+    if image.mode == "1":
+        values = 1 - values if inverted else values
+    elif image.mode == "L":  # PIL scales fewer bits to 0..255, and inverts images in which white is zero
+        values = (255 - values if inverted else values) // (255 // ((1 << bits) - 1))
+    if values.size and (values.min() < 0 or values.max() >= VALUES):
+        raise BrokenMap(path, "value outside 0 to 65535", f"value {values.min() if values.min() < 0 else values.max()}")
+    return upright(torch.from_numpy(values), orientation(image, warned))
+
+
+def _bits(image: Image.Image, data: bytes) -> int:
+    """Return the number of bits of a grey value."""
+    if image.format == "PNG":
+        return data[24]  # in IHDR, the first chunk
+    if hasattr(image, "tag_v2"):
+        return int(image.tag_v2.get(BITS, (1,))[0])
+    return 8

@@ -11,8 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from mae_transfer.data.ade_check import check_ade
-from mae_transfer.data.coco_check import check_coco
+from mae_transfer.data.checks import check_ade, check_coco
 from mae_transfer.data.reports import Defect
 from mae_transfer.download import fetch, unpack
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from mae_transfer.bounds import Count, Probability
-from mae_transfer.data import outlines
+from mae_transfer.core.runs import Size, from_counts, to_counts
 from mae_transfer.data.coco_rules import Examined, Json, examine
 from mae_transfer.data.decode import UnreadableImage, decode_file
-from mae_transfer.data.labelled import part_of
 from mae_transfer.data.reports import refused, report_on_main
+from mae_transfer.data.sources import select_part
 from mae_transfer.interfaces import Objects
 
 
@@ -146,7 +146,7 @@ class Coco:
         """Return the annotated objects of image `index`, without reading the image."""
         span, masks = self._span(index), None
         if self._outlines is not None:
-            masks = outlines.runs(self.outlines(index), self.size(index))
+            masks = decode_outlines(self.outlines(index), self.size(index))
         boxes, labels, crowd = (
             torch.from_numpy(values[span].copy()) for values in (self._boxes, self._labels, self._crowd)
         )
@@ -178,7 +178,7 @@ class Coco:
         self, found: Examined, *, masks: bool, skip_empty: bool, first: int | None, part: tuple[float, float]
     ) -> None:
         images = sorted(found.images, key=lambda image: image["id"])
-        images = [images[index] for index in part_of(len(images), part)]
+        images = [images[index] for index in select_part(len(images), part)]
         if skip_empty:
             shown = {one["image_id"] for one in found.objects if not one.get("iscrowd", 0)}
             images = [image for image in images if image["id"] in shown]
@@ -236,6 +236,29 @@ def load_json(path: Path) -> Json:
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in lists):
         raise ValueError(f"{path} is not in COCO's format: it must contain the lists {', '.join(lists)}")
     return content
+
+
+def decode_outlines(outlines: Sequence[Any], size: Size) -> Tensor:
+    """Return the masks of valid outlines as runs of pixels, (n, R) int32."""
+    return from_counts([_counts(outline, size) for outline in outlines], size)
+
+
+def encode_runs(runs: Tensor, size: Size) -> dict[str, Any]:
+    """Return the runs of one object (R,) as a compressed run-length code for json."""
+    from pycocotools import mask
+
+    encoded = mask.frPyObjects({"size": list(size), "counts": to_counts(runs, size)}, *size)
+    return {"size": list(encoded["size"]), "counts": encoded["counts"].decode()}
+
+
+def _counts(outline: Any, size: Size) -> str | list[int]:
+    """Return the counts of an outline as one run-length code."""
+    from pycocotools import mask
+
+    if isinstance(outline, list):  # pycocotools reads four numbers as a box, so shorter polygons are invalid
+        return str(mask.merge(mask.frPyObjects(outline, *size))["counts"], "ascii")
+    counts: str | list[int] = outline["counts"]
+    return counts
 
 
 class _Packed:

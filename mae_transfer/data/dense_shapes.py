@@ -19,11 +19,10 @@ from torch import Tensor
 
 from mae_transfer.bounds import Count, Few, Pixels, Seed
 from mae_transfer.core.runs import dense, from_mask, stacked
-from mae_transfer.data import outlines
 from mae_transfer.data.ade import CLASSES_FILE, Mapped
-from mae_transfer.data.coco import Annotated
+from mae_transfer.data.coco import Annotated, encode_runs
 from mae_transfer.data.coco_rules import Json
-from mae_transfer.data.shapes import Kinds, Scene, Shapes
+from mae_transfer.data.shapes import GeneratedScene, Kinds, Shapes
 from mae_transfer.interfaces import Objects
 from mae_transfer.seeding import fold
 
@@ -172,11 +171,11 @@ def _write_images(source: ShapesObjects, folder: Path) -> Iterator[Objects]:
         yield scene.objects
 
 
-def _image(scene: Scene) -> Tensor:
+def _image(scene: GeneratedScene) -> Tensor:
     return torch.from_numpy(scene.image).permute(2, 0, 1)
 
 
-def _objects(scene: Scene) -> Objects:
+def _objects(scene: GeneratedScene) -> Objects:
     """Return the objects with at least SMALLEST visible pixels."""
     numbers = np.arange(1, len(scene.kinds) + 1)
     seen = (scene.instances[None] == numbers[:, None, None]).sum(axis=(1, 2)) >= SMALLEST
@@ -198,7 +197,7 @@ def _entries(objects: Objects, image_id: int, size: tuple[int, int]) -> Iterator
             "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
             "area": area,
             "iscrowd": 0,
-            "segmentation": outlines.code(runs, size),
+            "segmentation": encode_runs(runs, size),
         }
 
 

@@ -1,6 +1,10 @@
 """The resumable loader: torch's DataLoader over an order that can start at any step.
 
-Every sample is seeded by its key, so the batches do not depend on the number of workers.
+The order of samples is a pure function of (seed, step). It needs no stored state, and resume is exact. A key (epoch,
+image, repeat) identifies a sample. Each epoch permutes its images, each image gives `crops_per_image` neighbouring
+crops, and each global batch is a consecutive slice of the crops. Rank r takes the r-th part of the slice, and its
+micro-steps take consecutive parts of that. So order, crops and masks do not depend on the world size or on gradient
+accumulation. Every sample is seeded by its key, so the batches do not depend on the number of workers.
 
 Legend: B samples of a micro-batch, N patches of the grid, V visible patches, S pixels per side of a view.
 """
@@ -16,7 +20,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import groupby
 from multiprocessing.connection import wait
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -29,9 +33,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data._utils import signal_handling
 
 from mae_transfer.data.decode import UnreadableImage
-from mae_transfer.data.order import Key, Share, Sweep
 from mae_transfer.data.reports import collected, report_counted
-from mae_transfer.data.source import Sample, Source
+from mae_transfer.data.sources import Sample, Source
 from mae_transfer.data.transforms import Augmentation
 from mae_transfer.interfaces import Batch, Mask, MaskSampler
 from mae_transfer.seeding import fold, seeded
@@ -47,6 +50,106 @@ MORE_SHARED_MEMORY = (
     "run.workers=0"
 )
 GRACE_S = 2.0  # seconds for a worker to finish before it is killed
+
+
+class Key(NamedTuple):
+    """One crop of one image. It seeds the random draws of the crop."""
+
+    epoch: int
+    image: int
+    repeat: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """The endless sequence of global batches. The last crops of an epoch are dropped if they do not fill a batch.
+
+    Raises:
+        ValueError: an epoch has fewer crops than one batch.
+    """
+
+    images: int
+    batch: int  # crops of one optimizer step, over all ranks and micro-steps
+    seed: int
+    crops_per_image: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.crops_per_image < 1:
+            raise ValueError(f"batch {self.batch}, crops_per_image {self.crops_per_image}: both must be at least 1")
+        if self.steps_per_epoch < 1:
+            crops = f"{self.images} images x {self.crops_per_image} crops"
+            raise ValueError(
+                f"the data set is smaller than one batch: {crops} < batch = {self.batch}; lower batch or add images"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps per pass over the images."""
+        return self.images * self.crops_per_image // self.batch
+
+    def keys(self, step: int) -> list[Key]:
+        """Return the keys of global batch `step` (0-based, counted from the start of training)."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        crops = np.arange(within * self.batch, (within + 1) * self.batch)
+        images = _permutation(self.images, self.seed, epoch)[crops // self.crops_per_image]
+        return [
+            Key(epoch, *pair) for pair in zip(images.tolist(), (crops % self.crops_per_image).tolist(), strict=True)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainKeys:
+    """The endless sequence of one rank's micro-batches from step `start`, as lists of keys for the loader's workers."""
+
+    order: Order
+    start: int = 0
+    rank: int = 0
+    world: int = 1
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        parts = self.world * self.accumulate
+        if self.order.batch % (parts * self.order.crops_per_image):
+            crops = self.order.crops_per_image
+            raise ValueError(
+                f"batch = {self.order.batch} cannot be split evenly over {self.world} processes x {self.accumulate} "
+                f"micro-steps x {crops} crops per image; make it a multiple of {parts * crops}"
+            )
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        size = self.order.batch // (self.world * self.accumulate)
+        step = self.start
+        while True:
+            keys = self.order.keys(step)
+            for micro in range(self.accumulate):
+                first = (self.rank * self.accumulate + micro) * size
+                yield keys[first : first + size]
+            step += 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalKeys:
+    """Every image exactly once, in order. Ranks take consecutive shares, and the last batch may be smaller."""
+
+    images: int
+    batch: int  # images of one process
+    rank: int = 0
+    world: int = 1
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for start in self._starts():
+            yield [Key(0, image, 0) for image in range(start, min(start + self.batch, self._starts().stop))]
+
+    def __len__(self) -> int:
+        return len(self._starts())
+
+    def _starts(self) -> range:
+        return range(self.images * self.rank // self.world, self.images * (self.rank + 1) // self.world, self.batch)
+
+
+@lru_cache(maxsize=2)
+def _permutation(images: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng(fold(seed, "order", epoch)).permutation(images)
 
 
 class Masking(NamedTuple):
@@ -189,14 +292,14 @@ class Unreadable:
 
 def batches(
     samples: Samples[Any, Any],
-    keys: Share | Sweep,
+    keys: TrainKeys | EvalKeys,
     *,
     workers: int = 0,
     pin: bool = False,
     unreadable: Unreadable | None = None,
     replaced: bool | None = None,
 ) -> Generator[Any, None, None]:
-    """Yield the batches of `keys`: endlessly for a Share, one pass for a Sweep.
+    """Yield the batches of `keys`: endlessly for TrainKeys, one pass for EvalKeys.
 
     The batches are bitwise the same for any number of workers.
 
@@ -204,15 +307,14 @@ def batches(
         workers: number of processes that decode. 0: decode in this process.
         pin: page-lock the batches, for a CUDA device.
         unreadable: the policy for unreadable files, and their record. None: the first one stops the run.
-        replaced: whether to replace an unreadable image by another one. None: True for a Share (training), False for a
-            Sweep.
+        replaced: whether to replace an unreadable image by another one. None: True for TrainKeys, False for EvalKeys.
 
     Raises:
         UnreadableImage: names the file that the policy does not accept.
         RuntimeError: a worker died.
     """
     policy = unreadable or Unreadable()
-    samples = replace(samples, replaced=isinstance(keys, Share) if replaced is None else replaced)
+    samples = replace(samples, replaced=isinstance(keys, TrainKeys) if replaced is None else replaced)
     loader = DataLoader(
         samples,
         batch_size=None,

@@ -1,4 +1,6 @@
-"""Notes on unusual files that are used anyway. A note names its file, travels with the batch, and is reported once.
+"""What a run or a check says about files: notes on unusual files that are used anyway, and defects by their kind.
+
+A note names its file, travels with the batch, and is reported once.
 
 The libraries that decode images issue Python warnings or write to standard error, without the file's name.
 `library_messages` captures both.
@@ -171,10 +173,14 @@ class Defects:
         return sorted(found, key=lambda defect: bool(defect.policy))
 
 
-def refused(defects: Sequence[Defect], *, where: object) -> None:
+def stopping(defects: Iterable[Defect]) -> list[Defect]:
+    """Return the defects that no run accepts."""
+    return [defect for defect in defects if not defect.policy]
+
+
+def refused(defects: Iterable[Defect], *, where: object) -> None:
     """Raise ValueError with the first defect that no run accepts, if any."""
-    wrong = [defect for defect in defects if not defect.policy]
-    if wrong:
+    if wrong := stopping(defects):
         others = f"; {len(wrong) - 1} more kinds of defect" if len(wrong) > 1 else ""
         raise ValueError(f"{where}: {wrong[0]}{others} (tools/prepare_data.py check lists every defect)")
 

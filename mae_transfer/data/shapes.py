@@ -4,30 +4,116 @@ Lighting, textures and the symmetry of the solids make hidden parts predictable 
 and instance masks, so it also serves detection and segmentation.
 
 Legend: S pixels per side, n objects of a scene in painting order, h x w pixels of a window, x to the right and y down
-in [0, 1] of the image, u and v the same in an object's own frame, where it fits the unit circle (data/solids.py).
+in [0, 1] of the image, u and v the same in an object's own frame, where it fits the unit circle.
 """
 
 from __future__ import annotations
 
 import colorsys
+import contextlib
 import hashlib
+import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
 from pydantic import Field
 
 from mae_transfer.bounds import Count, Few, Pixels, Seed
-from mae_transfer.data import solids
-from mae_transfer.data.rendered import Rendered
-from mae_transfer.data.solids import SOLIDS, Array, Solid
-from mae_transfer.data.source import Sample
+from mae_transfer.data.sources import Sample
+from mae_transfer.download import cache_folder
 from mae_transfer.seeding import fold
 
+Array = np.ndarray
+Solid = Callable[[Array, Array], Array]
+"""A signed distance field over u and v: negative inside, zero on the edge. The distance is exact or nearly exact
+inside. Beyond a sharp tip it is smaller than the Euclidean distance."""
+BLOCK = 256  # scenes per file of the cache
+LARGEST = 2**28  # bytes; larger sets are not cached
 
-class Scene(NamedTuple):
+
+def _circle(u: Array, v: Array) -> Array:
+    return np.asarray(np.hypot(u, v) - 0.9)
+
+
+def _box(u: Array, v: Array, half_u: float, half_v: float) -> Array:
+    du, dv = np.abs(u) - half_u, np.abs(v) - half_v
+    return np.asarray(np.hypot(np.maximum(du, 0), np.maximum(dv, 0)) + np.minimum(np.maximum(du, dv), 0))
+
+
+def _square(u: Array, v: Array) -> Array:
+    return np.asarray(_box(u, v, 0.66, 0.66) - 0.05)
+
+
+def _cross(u: Array, v: Array) -> Array:
+    return np.asarray(np.minimum(_box(u, v, 0.9, 0.28), _box(u, v, 0.28, 0.9)) - 0.03)
+
+
+def _capsule(u: Array, v: Array) -> Array:
+    return np.asarray(np.hypot(np.maximum(np.abs(u) - 0.6, 0), v) - 0.36)
+
+
+def _ring(u: Array, v: Array) -> Array:
+    return np.asarray(np.abs(np.hypot(u, v) - 0.66) - 0.26)
+
+
+def _crescent(u: Array, v: Array) -> Array:
+    return np.asarray(np.maximum(np.hypot(u, v) - 0.92, 0.68 - np.hypot(u - 0.5, v)))
+
+
+def _flower(u: Array, v: Array) -> Array:
+    return np.asarray(np.hypot(u, v) - (0.7 + 0.22 * np.cos(6 * np.arctan2(v, u))))
+
+
+def _polar(u: Array, v: Array, points: int) -> tuple[Array, Array]:
+    """Fold the plane into one of 2 * points equal wedges, with a corner pointing up. Return the folded coordinates."""
+    wedge = 2 * np.pi / points
+    angle = np.abs((np.arctan2(v, u) + np.pi / 2 + wedge / 2) % wedge - wedge / 2)
+    radius = np.hypot(u, v)
+    return radius * np.cos(angle), radius * np.sin(angle)
+
+
+def _edge_distance(u: Array, v: Array, points: int, inner: float) -> Array:
+    """Return the distance to a star with tips at radius 0.95 and inner corners at radius `inner`.
+
+    With `inner` = 0.95 * cos(pi / points) the star is a regular polygon.
+    """
+    p, q = _polar(u, v, points)
+    tip, notch = np.array([0.95, 0.0]), inner * np.array([np.cos(np.pi / points), np.sin(np.pi / points)])
+    normal = np.array([notch[1], tip[0] - notch[0]]) / np.hypot(notch[1], tip[0] - notch[0])
+    return np.asarray((p - np.float32(tip[0])) * np.float32(normal[0]) + q * np.float32(normal[1]))
+
+
+def _triangle(u: Array, v: Array) -> Array:
+    return _edge_distance(u, v, 3, 0.95 * np.cos(np.pi / 3))
+
+
+def _hexagon(u: Array, v: Array) -> Array:
+    return _edge_distance(u, v, 6, 0.95 * np.cos(np.pi / 6))
+
+
+def _star(u: Array, v: Array) -> Array:
+    return _edge_distance(u, v, 5, 0.45)
+
+
+SOLIDS: dict[str, Solid] = {
+    "circle": _circle,
+    "square": _square,
+    "triangle": _triangle,
+    "hexagon": _hexagon,
+    "star": _star,
+    "ring": _ring,
+    "cross": _cross,
+    "capsule": _capsule,
+    "crescent": _crescent,
+    "flower": _flower,
+}
+
+
+class GeneratedScene(NamedTuple):
     """One generated image with its annotations."""
 
     image: Array  # (S, S, 3) uint8 RGB
@@ -61,7 +147,7 @@ Kinds = Annotated[int, Field(ge=2, le=len(SOLIDS))]
 
 
 class Shapes:
-    """Generated scenes, each a pure function of (seed, index, size). They are drawn once and cached (data/rendered.py).
+    """Generated scenes, each a pure function of (seed, index, size). They are drawn once and cached.
 
     Args:
         size: pixels per side.
@@ -91,7 +177,7 @@ class Shapes:
         self.classes = tuple(SOLIDS)[:kinds]
         fields = [("image", "u1", (size, size, 3)), ("instances", "u1", (size, size)), ("kinds", "i1", (MOST_OBJECTS,))]
         key = (_renderer(), size, length, seed, objects, kinds)
-        self._rendered = Rendered(key, np.dtype(fields), length, self._record)
+        self._rendered = RenderCache(key, np.dtype(fields), length, self._record)
 
     def __len__(self) -> int:
         return self.length
@@ -109,10 +195,10 @@ class Shapes:
         """Return the name of scene `index`, for messages."""
         return f"shapes(seed={self.seed}, size={self.size})[{index}]"
 
-    def scene(self, index: int) -> Scene:
+    def scene(self, index: int) -> GeneratedScene:
         """Return scene `index` with its masks."""
         image, instances, kinds = self._rendered[index]
-        return Scene(image.copy(), instances.copy(), kinds[kinds >= 0].astype(np.int64))
+        return GeneratedScene(image.copy(), instances.copy(), kinds[kinds >= 0].astype(np.int64))
 
     def _record(self, index: int) -> tuple[Array, Array, Array]:
         """Return scene `index` as the fields of a record, with its kinds padded with -1."""
@@ -120,7 +206,7 @@ class Shapes:
         kinds = np.pad(scene.kinds, (0, MOST_OBJECTS - len(scene.kinds)), constant_values=-1)
         return scene.image, scene.instances, kinds.astype(np.int8)
 
-    def draw(self, index: int) -> Scene:
+    def draw(self, index: int) -> GeneratedScene:
         """Draw scene `index`: one large object near the middle, smaller ones around, above or below it."""
         rng = np.random.default_rng(fold(self.seed, "shapes", index))
         count = int(rng.integers(self.objects[0], self.objects[1] + 1))
@@ -131,13 +217,13 @@ class Shapes:
             centre = rng.uniform(0.38, 0.62, 2) if k == main else rng.uniform(0.08, 0.92, 2)
             radius = rng.uniform(0.24, 0.36) if k == main else rng.uniform(0.10, 0.19)
             canvas.add(list(SOLIDS.values())[kinds[k]], k + 1, centre, radius, rng)
-        return Scene(canvas.finish(), canvas.instances, kinds)
+        return GeneratedScene(canvas.finish(), canvas.instances, kinds)
 
 
 @cache
 def _renderer() -> str:
     """Return a digest of the drawing code, so that the cache is not reused across versions."""
-    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in (__file__, solids.__file__))).hexdigest()
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
 
 
 class _Canvas:
@@ -251,3 +337,57 @@ def _texture(x: Array, y: Array, rng: np.random.Generator) -> Array:
 
 def _edge(wave: Array) -> Array:
     return np.asarray(np.clip(0.5 + 2 * wave, 0, 1))
+
+
+class RenderCache:
+    """The scenes of a set as records. The first access to a scene renders its block.
+
+    Args:
+        key: identifies the set. Its repr must contain everything that the scenes depend on.
+        record: data type of one scene.
+        length: number of scenes. A set of more than LARGEST bytes is rendered scene by scene and not cached.
+        draw: index -> scene, as a tuple of the record's fields.
+    """
+
+    def __init__(self, key: object, record: np.dtype[Any], length: int, draw: Callable[[int], tuple[Any, ...]]) -> None:
+        self._name = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+        self._record, self._length, self._draw = record, length, draw
+        self._blocks: dict[int, np.ndarray] = {}
+
+    def __getitem__(self, index: int) -> Any:
+        """Return the record of scene `index`."""
+        if self._record.itemsize * self._length > LARGEST:
+            return np.array(self._draw(index), self._record)[()]
+        number = index // BLOCK
+        if number not in self._blocks:
+            self._blocks[number] = self._block(number)
+        return self._blocks[number][index - number * BLOCK]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the mapped blocks. Each worker maps them itself."""
+        return {**self.__dict__, "_blocks": {}}
+
+    def _block(self, number: int) -> np.ndarray:
+        scenes = range(number * BLOCK, min((number + 1) * BLOCK, self._length))
+        path = cache_folder() / "shapes" / self._name / f"{number:05d}.npy"
+        with contextlib.suppress(OSError, ValueError, EOFError):  # missing or damaged
+            found: np.ndarray = np.load(path, mmap_mode="r")
+            if found.dtype == self._record and len(found) == len(scenes):
+                return found
+        drawn = np.array([self._draw(index) for index in scenes], self._record)
+        with contextlib.suppress(OSError):  # not writable, or full: keep the block in this process's memory
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write(path, drawn)
+        return drawn
+
+
+def _write(path: Path, drawn: np.ndarray) -> None:
+    """Write the array under a temporary name, then rename it, so that no process reads a partial file."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        temporary = Path(file.name)
+        try:
+            np.save(file, drawn)
+        except OSError:
+            temporary.unlink()
+            raise
+    temporary.replace(path)

@@ -18,7 +18,7 @@ from mae_transfer import checkpoints
 from mae_transfer.config import Spec
 from mae_transfer.core.normalize import normalize
 from mae_transfer.core.patches import grid_of, sides
-from mae_transfer.data import DataConfig, Spread, Unreadable, evaluation_views, open_source
+from mae_transfer.data import DataConfig, Unreadable, evaluation_views, open_source, pick_evenly
 from mae_transfer.draw.attention import attention_rows
 from mae_transfer.draw.reconstructions import save_sheet
 from mae_transfer.engine.dist import Dist
@@ -102,7 +102,7 @@ def draw_attention(
     view = evaluation_views(DataConfig(size=shown))
     rows = []
     for batch in pass_over(
-        Spread(source, most), view, Dist(torch.device("cpu")), batch=16, workers=0, unreadable=Unreadable(limit=0)
+        pick_evenly(source, most), view, Dist(torch.device("cpu")), batch=16, workers=0, unreadable=Unreadable(limit=0)
     ):
         maps = attention(backbone, normalize(batch.image, loaded.statistics), grid, block=block)
         rows.append(attention_rows(batch.image, maps))

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from mae_transfer.data import DataConfig, Source, WithRows, evaluation_views
-from mae_transfer.data.fingerprint import fingerprint
+from mae_transfer.data import DataConfig, PrecomputedLabels, Source, evaluation_views
+from mae_transfer.data.sources import fingerprint
 from mae_transfer.disk import whole
 from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.state import RunConfig
@@ -45,7 +45,7 @@ def with_codes(source: Source, target: Target, data: DataConfig, run: RunConfig,
             _write_ids(path[0], source, target, data, run, dist.device)
     if dist.world > 1:
         torch.distributed.broadcast_object_list(path, group=dist.side, group_src=0)
-    return WithRows(source, path[0])
+    return PrecomputedLabels(source, path[0])
 
 
 def _write_ids(

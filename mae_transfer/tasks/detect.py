@@ -37,8 +37,8 @@ from mae_transfer.data import (
     same_classes,
     scenes,
 )
-from mae_transfer.data.coco_check import check_images
-from mae_transfer.data.outlines import code
+from mae_transfer.data.checks import check_images
+from mae_transfer.data.coco import encode_runs
 from mae_transfer.draw.detections import Shown, save_detections
 from mae_transfer.engine.dist import on_main
 from mae_transfer.engine.loop import Step
@@ -417,7 +417,7 @@ def in_stored(found: Found, size: tuple[int, int], stored: tuple[int, int]) -> D
     masks = (
         None
         if found.masks is None
-        else [code(runs, stored) for runs in pasted(found.masks[there], boxes[there], stored)]
+        else [encode_runs(runs, stored) for runs in pasted(found.masks[there], boxes[there], stored)]
     )
     return Detections(boxes[there], found.scores[there], found.labels[there], masks)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from mae_transfer import results
 from mae_transfer.bounds import Count, Factor, Seed
 from mae_transfer.core.normalize import Mean, Std, normalize
-from mae_transfer.data import LabelledDataConfig, Source, Sweep, Unreadable, evaluation_views, open_labelled
+from mae_transfer.data import EvalKeys, LabelledDataConfig, Source, Unreadable, evaluation_views, open_labelled
 from mae_transfer.engine.dist import Dist, peak_memory_gib, read_mean, session
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.state import Precision, RunConfig, autocast
@@ -199,9 +199,9 @@ def gathered(part: Tensor, dist: Dist) -> Tensor:
     return torch.cat(parts)
 
 
-def sweep_of(cfg: KnnConfig, source: Source, dist: Dist) -> Sweep:
+def sweep_of(cfg: KnnConfig, source: Source, dist: Dist) -> EvalKeys:
     """Return the order of this rank's batches."""
-    return Sweep(images=len(source), batch=cfg.run.evaluation_batch, rank=dist.rank, world=dist.world)
+    return EvalKeys(images=len(source), batch=cfg.run.evaluation_batch, rank=dist.rank, world=dist.world)
 
 
 def ticker(log: Logger) -> Callable[[], None]:

@@ -21,7 +21,16 @@ from mae_transfer.config import Spec, build, check
 from mae_transfer.core.masks import MASKERS
 from mae_transfer.core.normalize import Statistics, normalize
 from mae_transfer.core.patches import sides
-from mae_transfer.data import Crops, DataConfig, Masking, Source, Spread, evaluation_views, open_sources, training_views
+from mae_transfer.data import (
+    Crops,
+    DataConfig,
+    Masking,
+    Source,
+    evaluation_views,
+    open_sources,
+    pick_evenly,
+    training_views,
+)
 from mae_transfer.draw.reconstructions import panels, save_sheet
 from mae_transfer.engine import checkpoint
 from mae_transfer.engine.dist import read_mean
@@ -173,7 +182,7 @@ class Pretrain(Task[PretrainConfig]):
 
     def set_held_out(self, source: Source, split: str, *, most: int) -> None:
         """Evaluate on and draw up to `most` images of a source, spread evenly over it."""
-        self.held_out, self.split = Spread(source, most), split
+        self.held_out, self.split = pick_evenly(source, most), split
 
     def set_mask(self, mask: Spec) -> None:
         """Use this mask sampler."""
@@ -186,7 +195,7 @@ class Pretrain(Task[PretrainConfig]):
 
     def held_out_samples(self, most: int | None = None) -> Crops:
         """Return the held-out images, or up to `most` of them, with masks that are the same in every run."""
-        source = self.held_out if most is None else Spread(self.held_out, most)
+        source = self.held_out if most is None else pick_evenly(self.held_out, most)
         views = evaluation_views(self.cfg.data, self.target.views)
         return Crops(source=source, augmentation=views, seed=EVALUATION_SEED, masking=self.masking)
 

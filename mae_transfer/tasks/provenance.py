@@ -12,7 +12,7 @@ from torch import nn
 
 from mae_transfer import results
 from mae_transfer.config import Schema
-from mae_transfer.data.fingerprint import Fingerprint, fingerprint
+from mae_transfer.data.sources import Fingerprint, fingerprint
 from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.state import LoopConfig, TrainState
 from mae_transfer.record import (

@@ -35,7 +35,7 @@ from mae_transfer.data import (
     open_maps,
     same_classes,
 )
-from mae_transfer.data.ade_check import check_sets
+from mae_transfer.data.checks import check_maps
 from mae_transfer.data.maps import inside
 from mae_transfer.draw.segmentations import Picture, save_picture
 from mae_transfer.engine.dist import Dist, bare, on_main
@@ -160,7 +160,7 @@ class Segment(Transfer[SegmentConfig]):
     def examine(self) -> None:
         """Look at the maps of all sets on the first rank; ValueError names what an evaluation could not use."""
         sets: dict[str, Any] = {SET_NAMES[part]: source for part, source in self.sources.items()}
-        on_main(self.dist, partial(check_sets, sets, skip=self.cfg.data.unreadable().limit))
+        on_main(self.dist, partial(check_maps, sets, skip=self.cfg.data.unreadable().limit))
 
     def open_weights(self) -> None:
         """Open the backbone; ValueError if it does not fit the protocol."""

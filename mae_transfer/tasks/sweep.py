@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mae_transfer.data import Augmentation, Crops, Masking, Samples, Source, Sweep, Unreadable, batches
+from mae_transfer.data import Augmentation, Crops, EvalKeys, Masking, Samples, Source, Unreadable, batches
 from mae_transfer.engine.dist import Dist, read_mean
 from mae_transfer.engine.interrupt import Interrupt
 from mae_transfer.engine.loop import to_device
@@ -39,7 +39,7 @@ def sweep_over(
 
     In a run in which all ranks of `dist` take part, a signal ends the pass between two batches (Stopped).
     """
-    sweep = Sweep(images=len(samples.source), batch=batch, rank=dist.rank, world=dist.world)
+    sweep = EvalKeys(images=len(samples.source), batch=batch, rank=dist.rank, world=dist.world)
     interrupt = Interrupt.active if Interrupt.active is not None and Interrupt.active.world == dist.world else None
     common = -(-(sweep.images // dist.world) // batch)  # the number of batches that every rank has
     with closing(batches(samples, sweep, workers=workers, unreadable=unreadable)) as feed:

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from mae_transfer import results
 from mae_transfer.checkpoints import RECORD, sha256
 from mae_transfer.config import load
-from mae_transfer.data import Order, Samples, Share, Unreadable, batches
-from mae_transfer.data.fingerprint import Fingerprint, change, fingerprint
+from mae_transfer.data import Order, Samples, TrainKeys, Unreadable, batches
+from mae_transfer.data.sources import Fingerprint, change, fingerprint
 from mae_transfer.draw.curves import save_curves
 from mae_transfer.engine.dist import Dist, assemble, peak_memory_gib, session
 from mae_transfer.engine.log import Logger
@@ -239,7 +239,7 @@ class Task(ABC, Generic[C]):
     def feed(self, loop: LoopConfig, *, start: int = 0, dist: Dist | None = None) -> Generator[Any, None, None]:
         """Yield this rank's micro-batches from step `start` on, endlessly. `dist`: the rank, if not this process's."""
         dist = dist or self.dist
-        share = Share(order=self.order(), start=start, rank=dist.rank, world=dist.world, accumulate=loop.accumulate)
+        share = TrainKeys(order=self.order(), start=start, rank=dist.rank, world=dist.world, accumulate=loop.accumulate)
         return batches(
             self.training_samples(),
             share,

@@ -19,7 +19,7 @@ from mae_transfer.bounds import Count, Epochs, Probability, ShareOfRun, Weight
 from mae_transfer.checkpoints.tokenizers import export_tokenizer
 from mae_transfer.config import Schema
 from mae_transfer.core.patches import sides
-from mae_transfer.data import Crops, DataConfig, Source, Spread, evaluation_views, open_sources, training_views
+from mae_transfer.data import Crops, DataConfig, Source, evaluation_views, open_sources, pick_evenly, training_views
 from mae_transfer.draw.reconstructions import save_sheet
 from mae_transfer.engine.dist import read_mean
 from mae_transfer.engine.loop import Step
@@ -140,7 +140,7 @@ class Tokenizer(Task[TokenizerConfig]):
     def open(self) -> None:
         """Open the data."""
         self.train_set, val_set = open_sources(self.cfg.data)
-        self.held_out = Spread(self.train_set if val_set is None else val_set, self.cfg.evaluate_images)
+        self.held_out = pick_evenly(self.train_set if val_set is None else val_set, self.cfg.evaluate_images)
         self.split = "train" if val_set is None else "val"
         self.sources = {self.split: self.held_out, "train": self.train_set}
 
@@ -150,7 +150,7 @@ class Tokenizer(Task[TokenizerConfig]):
 
     def held_out_samples(self, most: int | None = None) -> Crops:
         """Return the held-out images, or up to `most` of them."""
-        source = self.held_out if most is None else Spread(self.held_out, most)
+        source = self.held_out if most is None else pick_evenly(self.held_out, most)
         return Crops(source=source, augmentation=evaluation_views(self.cfg.data), seed=EVALUATION_SEED)
 
     def model(self) -> nn.Module:

@@ -12,7 +12,7 @@ import torch
 
 from mae_transfer.core.runs import taken
 from mae_transfer.data import ShapesMaps, ShapesObjects
-from mae_transfer.data.outlines import code
+from mae_transfer.data.coco import encode_runs
 from mae_transfer.engine.dist import session
 from mae_transfer.metrics.coco import CocoMetric, Detections
 from mae_transfer.metrics.iou import IouMetric
@@ -29,7 +29,7 @@ def moved(index: int) -> Detections:
     assert masks is not None
     step = int(rng.integers(0, 4))
     size = height, width = scenes.size(index)
-    codes = [code(runs, size) for runs in taken(masks, size, np.arange(height), np.roll(np.arange(width), step))]
+    codes = [encode_runs(runs, size) for runs in taken(masks, size, np.arange(height), np.roll(np.arange(width), step))]
     return Detections(boxes + step, torch.from_numpy(rng.random(len(labels))), labels, codes)
 
 

@@ -22,8 +22,8 @@ from PIL import Image
 
 from mae_transfer.core.runs import from_masks
 from mae_transfer.data import scenes
-from mae_transfer.data.coco_check import check_coco, check_images
-from mae_transfer.data.outlines import code
+from mae_transfer.data.checks import check_coco, check_images
+from mae_transfer.data.coco import encode_runs
 from mae_transfer.metrics.coco import CocoMetric, Detections
 from mae_transfer.tasks import detect
 
@@ -33,7 +33,7 @@ GIB = 2**30
 
 def ellipse() -> dict[str, Any]:
     y, x = np.mgrid[:40, :60]
-    return code(from_masks(torch.from_numpy(((x - 20) / 9) ** 2 + ((y - 20) / 12) ** 2 < 1)[None])[0], (40, 60))
+    return encode_runs(from_masks(torch.from_numpy(((x - 20) / 9) ** 2 + ((y - 20) / 12) ** 2 < 1)[None])[0], (40, 60))
 
 
 SQUARE = [[10, 10, 30, 10, 30, 30.5, 10, 30]]
@@ -213,7 +213,7 @@ def measured(metric: CocoMetric, val: Any, listed: list[Any], backend: Any) -> d
     judge = metric.empty()
     judge.backend = backend
     for index, (image_id, (boxes, labels, _, masks)) in enumerate(zip(val.image_ids.tolist(), listed, strict=True)):
-        codes = None if masks is None else [code(runs, val.size(index)) for runs in masks]
+        codes = None if masks is None else [encode_runs(runs, val.size(index)) for runs in masks]
         judge.update([image_id], [Detections(boxes + 1.0, torch.linspace(0.9, 0.1, len(labels)), labels, codes)])
     return judge.compute(per_class=True)
 

@@ -1,4 +1,4 @@
-"""data/ade.py and data/ade_check.py: class maps, their values and every defect of a data set in ADE20K's layout."""
+"""data/ade.py and data/checks.py: class maps, their values and every defect of a data set in ADE20K's layout."""
 
 import os
 import pickle
@@ -15,9 +15,8 @@ from PIL import Image
 
 from mae_transfer.config import Spec, build
 from mae_transfer.data import MAP_SETS, Ade, UnreadableImage
-from mae_transfer.data.ade import class_names
-from mae_transfer.data.ade_check import check_ade, check_sets
-from mae_transfer.data.map_values import Coding, read_map
+from mae_transfer.data.ade import Coding, class_names, read_map
+from mae_transfer.data.checks import check_ade, check_maps
 
 CAMVID = (
     "Sky",
@@ -363,15 +362,15 @@ def test_a_valid_set_is_cached_until_a_file_changes(
     monkeypatch.setenv("MAE_TRANSFER_CACHE", str(tmp_path_factory.mktemp("own")))
     read: list[Path] = []
     monkeypatch.setattr(
-        "mae_transfer.data.ade_check.read_map", lambda path, **given: read.append(path) or read_map(path, **given)
+        "mae_transfer.data.checks.read_map", lambda path, **given: read.append(path) or read_map(path, **given)
     )
     for _ in range(2):
-        check_sets({"training": Ade(root=str(root))})
+        check_maps({"training": Ade(root=str(root))})
         assert len(read) == 2
     torn = root / "annotations" / "training" / "a.png"
     torn.write_bytes(torn.read_bytes()[:40])
     for _ in range(2):
         with pytest.raises(ValueError, match=r"1 x unreadable map: a\.png"):
-            check_sets({"training": Ade(root=str(root))})
-    check_sets({"training": Ade(root=str(root))}, skip=1)
+            check_maps({"training": Ade(root=str(root))})
+    check_maps({"training": Ade(root=str(root))}, skip=1)
     assert len(read) == 8, "what is broken is looked at each time"

@@ -1,4 +1,4 @@
-"""data/coco.py and data/coco_check.py: annotations equal pycocotools', and all defects are reported at once."""
+"""data/coco.py and data/checks.py: annotations equal pycocotools', and all defects are reported at once."""
 
 import copy
 import json
@@ -16,7 +16,7 @@ from PIL import Image
 from mae_transfer.config import Spec, build
 from mae_transfer.core.runs import dense
 from mae_transfer.data import OBJECT_SETS, Coco, UnreadableImage
-from mae_transfer.data.coco_check import check_coco
+from mae_transfer.data.checks import check_coco
 from mae_transfer.metrics.coco import CocoMetric
 
 EVERYWHERE = {"size": [40, 60], "counts": [0, 2400]}

@@ -14,7 +14,7 @@ import torch
 
 from mae_transfer.core.runs import from_masks, taken
 from mae_transfer.data import Coco, ShapesObjects
-from mae_transfer.data.outlines import code
+from mae_transfer.data.coco import encode_runs
 from mae_transfer.metrics.coco import FIGURES, CocoMetric, Detections
 
 
@@ -33,7 +33,7 @@ def guesses(source: Any, index: int, *, noise: float = 3.0) -> Detections:
         taken(objects.masks[k, None], size, np.arange(height), columns)[0]
         for k, columns in zip(kept, shifts, strict=True)
     ]
-    masks = [code(runs, size) for runs in moved]
+    masks = [encode_runs(runs, size) for runs in moved]
     return Detections(boxes, torch.from_numpy(rng.random(len(kept))).float(), labels, masks)
 
 
@@ -95,7 +95,7 @@ def test_the_ground_truth_scores_1_and_no_predictions_score_0(backend: Any) -> N
     perfect, nothing = (CocoMetric(source.ground_truth(), backend=backend) for _ in range(2))
     for index, image_id in enumerate(source.image_ids.tolist()):
         boxes, labels, _, masks = source.objects(index)
-        codes = [code(runs, source.size(index)) for runs in masks]
+        codes = [encode_runs(runs, source.size(index)) for runs in masks]
         perfect.update([image_id], [Detections(boxes, torch.ones(len(labels)), labels, codes)])
         nothing.update([image_id], [Detections(boxes[:0], torch.ones(0), labels[:0], [])])
     figures, none = perfect.compute(), nothing.compute()
@@ -216,7 +216,7 @@ def dots(number: int) -> tuple[dict[str, Any], Detections]:
         boxes,
         torch.linspace(0.9, 0.1, number),
         torch.zeros(number, dtype=torch.long),
-        [code(one, (160, 160)) for one in from_masks(masks)],
+        [encode_runs(one, (160, 160)) for one in from_masks(masks)],
     )
 
 
@@ -252,7 +252,7 @@ def test_a_missing_area_is_computed_from_the_mask_if_masks_are_evaluated(backend
             metric = CocoMetric(truth, backend=backend, kinds=("bbox", "segm") if masks else ("bbox",))
             y, x = np.mgrid[:160, :160]
             mask = torch.from_numpy((x >= 10) & (y >= 10) & (x + y < 60))[None]
-            codes = [code(one, (160, 160)) for one in from_masks(mask)]
+            codes = [encode_runs(one, (160, 160)) for one in from_masks(mask)]
             metric.update(
                 [1],
                 [

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mae_transfer.data import Crops, Folder, RandomCrop, Sweep, Unreadable, UnreadableImage, batches
+from mae_transfer.data import Crops, EvalKeys, Folder, RandomCrop, Unreadable, UnreadableImage, batches
 from mae_transfer.data.reports import report
 from mae_transfer.interfaces import ViewSpec
 
@@ -154,7 +154,7 @@ def test_odd_files_are_reported_from_the_workers_once_each(
     source, policy = Folder(root=str(tmp_path), labelled=False), Unreadable()
     crops = Crops(source=source, seed=0, augmentation=RandomCrop((ViewSpec(8, "bicubic"),)))
     for _ in range(2):
-        sweep = Sweep(images=20, batch=4, rank=0, world=1)
+        sweep = EvalKeys(images=20, batch=4, rank=0, world=1)
         assert sum(len(batch.image) for batch in batches(crops, sweep, workers=workers, unreadable=policy)) == 20
     assert len(policy.odd) == 20
     assert not policy.files

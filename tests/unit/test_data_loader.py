@@ -18,19 +18,19 @@ from torch import Tensor
 
 from mae_transfer.data import (
     Crops,
+    EvalKeys,
     Folder,
     Masking,
     Order,
     RandomCrop,
     Sample,
     Shapes,
-    Share,
     Source,
-    Spread,
-    Sweep,
+    TrainKeys,
     Unreadable,
     UnreadableImage,
     batches,
+    pick_evenly,
 )
 from mae_transfer.interfaces import Batch, ViewSpec
 
@@ -99,7 +99,7 @@ def equal(a: list[Tensor], b: list[Tensor]) -> bool:
 
 
 def test_a_batch_has_the_promised_shapes() -> None:
-    (batch,) = take(batches(crops(), Share(order=order())), 1)
+    (batch,) = take(batches(crops(), TrainKeys(order=order())), 1)
     assert batch.mask is not None
     assert [(tuple(t.shape), t.dtype) for t in tensors(batch)] == [
         ((8, 3, 16, 16), torch.uint8),
@@ -115,34 +115,34 @@ def test_a_batch_has_the_promised_shapes() -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_do_not_change_a_bit(workers: int) -> None:
-    alone, helped = (take(batches(crops(), Share(order=order()), workers=n), 5) for n in (0, workers))
+    alone, helped = (take(batches(crops(), TrainKeys(order=order()), workers=n), 5) for n in (0, workers))
     assert equal(joined(alone), joined(helped))
 
 
 def test_a_later_start_with_other_workers_continues_bit_for_bit() -> None:
-    whole = take(batches(crops(), Share(order=order(), accumulate=2)), 10)
-    rest = take(batches(crops(), Share(order=order(), accumulate=2, start=3), workers=2), 4)
+    whole = take(batches(crops(), TrainKeys(order=order(), accumulate=2)), 10)
+    rest = take(batches(crops(), TrainKeys(order=order(), accumulate=2, start=3), workers=2), 4)
     assert equal(joined(whole[6:]), joined(rest))
 
 
 @pytest.mark.parametrize("crops_per_image", [1, 2])
 def test_two_ranks_and_two_micro_steps_see_what_one_process_sees(crops_per_image: int) -> None:
     o = order(crops_per_image)
-    whole = joined(take(batches(crops(), Share(order=o)), 2))
-    micro = joined(take(batches(crops(), Share(order=o, accumulate=2)), 4))
-    ranks = [take(batches(crops(), Share(order=o, rank=rank, world=2)), 2) for rank in range(2)]
+    whole = joined(take(batches(crops(), TrainKeys(order=o)), 2))
+    micro = joined(take(batches(crops(), TrainKeys(order=o, accumulate=2)), 4))
+    ranks = [take(batches(crops(), TrainKeys(order=o, rank=rank, world=2)), 2) for rank in range(2)]
     assert equal(whole, micro)
     assert equal(whole, joined([ranks[0][0], ranks[1][0], ranks[0][1], ranks[1][1]]))
 
 
 def test_repeated_crops_share_the_image_and_differ() -> None:
-    (batch,) = take(batches(crops(), Share(order=order(4))), 1)
+    (batch,) = take(batches(crops(), TrainKeys(order=order(4))), 1)
     assert batch.index[:4].unique().numel() == 1
     assert len({tuple(image.flatten().tolist()) for image in batch.image}) == 8
 
 
 def test_epochs_crop_the_same_image_differently() -> None:
-    first, later = (joined(take(batches(crops(), Share(order=order(), start=2 * epoch)), 2)) for epoch in (0, 1))
+    first, later = (joined(take(batches(crops(), TrainKeys(order=order(), start=2 * epoch)), 2)) for epoch in (0, 1))
     for image in set(first[5].tolist()) & set(later[5].tolist()):
         assert not torch.equal(first[0][first[5] == image], later[0][later[5] == image])
 
@@ -152,22 +152,22 @@ def test_loading_leaves_the_global_generators_alone() -> None:
     expected = torch.rand(3), np.random.rand(3)
     torch.manual_seed(3), np.random.seed(3)
     for workers in (0, 1):
-        take(batches(crops(), Share(order=order()), workers=workers), 2)
+        take(batches(crops(), TrainKeys(order=order()), workers=workers), 2)
     assert torch.equal(torch.rand(3), expected[0])
     assert np.array_equal(np.random.rand(3), expected[1])
 
 
 def test_evaluation_ends_after_one_pass_with_a_smaller_last_batch() -> None:
-    whole = list(batches(crops(), Sweep(images=20, batch=8)))
+    whole = list(batches(crops(), EvalKeys(images=20, batch=8)))
     assert [len(batch.image) for batch in whole] == [8, 8, 4]
-    ranks = [list(batches(crops(), Sweep(images=20, batch=8, rank=rank, world=3), workers=1)) for rank in range(3)]
+    ranks = [list(batches(crops(), EvalKeys(images=20, batch=8, rank=rank, world=3), workers=1)) for rank in range(3)]
     assert equal(joined(whole), joined([batch for rank in ranks for batch in rank]))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_raise_names_the_file(workers: int) -> None:
     bad = order().keys(1)[3].image
-    loader = batches(crops(Broken(frozenset({bad}))), Share(order=order()), workers=workers)
+    loader = batches(crops(Broken(frozenset({bad}))), TrainKeys(order=order()), workers=workers)
     assert len(take(loader, 1)) == 1
     with pytest.raises(UnreadableImage, match=rf"^img{bad}\.jpg: cut off"):
         next(loader)
@@ -177,21 +177,22 @@ def test_raise_names_the_file(workers: int) -> None:
 def test_skip_replaces_reports_each_file_once_and_stays_exact(workers: int, caplog: pytest.LogCaptureFixture) -> None:
     source, record = Broken(frozenset({1, 2, 3})), Unreadable(limit=3)
     with caplog.at_level(logging.WARNING):
-        seen = take(batches(crops(source), Share(order=order()), workers=workers, unreadable=record), 12)
+        seen = take(batches(crops(source), TrainKeys(order=order()), workers=workers, unreadable=record), 12)
     assert sorted(record.files) == [1, 2, 3]
     assert sorted(message.split(": ")[1] for message in caplog.messages) == ["img1.jpg", "img2.jpg", "img3.jpg"]
     assert all("skipped: img" in message for message in caplog.messages)
     assert not set(joined(seen)[5].tolist()) & {1, 2, 3}
     again = take(
-        batches(crops(source), Share(order=order(), start=5), workers=2 - workers, unreadable=Unreadable(limit=3)), 2
+        batches(crops(source), TrainKeys(order=order(), start=5), workers=2 - workers, unreadable=Unreadable(limit=3)),
+        2,
     )
     assert equal(joined(seen[5:7]), joined(again))
 
 
 def test_skip_keeps_the_crops_of_readable_images() -> None:
-    whole = joined(take(batches(crops(Broken(frozenset())), Share(order=order())), 2))
+    whole = joined(take(batches(crops(Broken(frozenset())), TrainKeys(order=order())), 2))
     holed = joined(
-        take(batches(crops(Broken(frozenset({4}))), Share(order=order()), unreadable=Unreadable(limit=1)), 2)
+        take(batches(crops(Broken(frozenset({4}))), TrainKeys(order=order()), unreadable=Unreadable(limit=1)), 2)
     )
     kept = whole[5] != 4
     assert equal([t[kept] for t in whole], [t[kept] for t in holed])
@@ -199,16 +200,22 @@ def test_skip_keeps_the_crops_of_readable_images() -> None:
 
 def test_skip_stops_above_its_limit() -> None:
     with pytest.raises(UnreadableImage, match="unreadable file number 3, max_unreadable = 2"):
-        take(batches(crops(Broken(frozenset({1, 2, 3}))), Share(order=order()), unreadable=Unreadable(limit=2)), 12)
+        take(
+            batches(crops(Broken(frozenset({1, 2, 3}))), TrainKeys(order=order()), unreadable=Unreadable(limit=2)),
+            12,
+        )
 
 
 def test_a_data_set_without_a_readable_file_ends_in_an_error() -> None:
     with pytest.raises(UnreadableImage, match="files in a row are unreadable"):
-        take(batches(crops(Broken(frozenset(range(20)))), Share(order=order()), unreadable=Unreadable(limit=100)), 1)
+        take(
+            batches(crops(Broken(frozenset(range(20)))), TrainKeys(order=order()), unreadable=Unreadable(limit=100)),
+            1,
+        )
 
 
 def test_a_killed_worker_is_one_clear_error() -> None:
-    loader = batches(crops(), Share(order=order()), workers=1)
+    loader = batches(crops(), TrainKeys(order=order()), workers=1)
     next(loader)
     (worker,) = multiprocessing.active_children()
     assert worker.pid is not None
@@ -218,7 +225,7 @@ def test_a_killed_worker_is_one_clear_error() -> None:
 
 
 def test_workers_leave_sigterm_to_the_main_process() -> None:
-    loader = batches(crops(), Share(order=order()), workers=1)
+    loader = batches(crops(), TrainKeys(order=order()), workers=1)
     next(loader)
     (worker,) = multiprocessing.active_children()
     assert worker.pid is not None
@@ -240,7 +247,7 @@ def test_a_file_that_vanished_is_unreadable_too(tmp_path: Path) -> None:
         Image.new("RGB", (20, 20), (index, 0, 0)).save(tmp_path / f"{index}.png")
     folder = Folder(root=str(tmp_path), labelled=False)
     (tmp_path / "3.png").unlink()
-    share = Share(order=Order(images=8, batch=8, seed=0))
+    share = TrainKeys(order=Order(images=8, batch=8, seed=0))
     with pytest.raises(UnreadableImage, match=r"3\.png"):
         take(batches(crops(folder), share), 1)
     record = Unreadable(limit=1)
@@ -254,6 +261,6 @@ def test_a_file_that_vanished_is_unreadable_too(tmp_path: Path) -> None:
 )
 def test_a_spread_covers_the_source_evenly(count: int, images: list[int]) -> None:
     source = Broken(frozenset())
-    spread = Spread(source, count)
+    spread = pick_evenly(source, count)
     assert [spread.where(i) for i in range(len(spread))] == [source.where(i) for i in images]
     assert torch.equal(spread.read(0).image, source.read(0).image)

@@ -1,17 +1,17 @@
-"""Order, Share and Sweep: the samples of each step and rank."""
+"""Order, TrainKeys and EvalKeys: the samples of each step and rank."""
 
 from itertools import islice
 
 import pytest
 
-from mae_transfer.data import Key, Order, Share, Sweep
+from mae_transfer.data import EvalKeys, Key, Order, TrainKeys
 
 
 def order(**options: int) -> Order:
     return Order(**{"images": 20, "batch": 8, "seed": 0, **options})
 
 
-def first(share: Share, count: int) -> list[list[Key]]:
+def first(share: TrainKeys, count: int) -> list[list[Key]]:
     return list(islice(share, count))
 
 
@@ -38,12 +38,12 @@ def test_repeats_are_neighbours_and_lengthen_the_epoch() -> None:
 
 
 def test_the_order_can_start_at_any_step() -> None:
-    assert first(Share(order=order(), start=3), 4) == first(Share(order=order()), 7)[3:]
+    assert first(TrainKeys(order=order(), start=3), 4) == first(TrainKeys(order=order()), 7)[3:]
 
 
 @pytest.mark.parametrize(("world", "accumulate"), [(1, 2), (2, 1), (2, 2), (4, 2), (8, 1)])
 def test_ranks_and_micro_steps_share_the_same_global_batches(world: int, accumulate: int) -> None:
-    shares = [Share(order=order(), rank=rank, world=world, accumulate=accumulate) for rank in range(world)]
+    shares = [TrainKeys(order=order(), rank=rank, world=world, accumulate=accumulate) for rank in range(world)]
     for step in range(5):
         parts = [first(share, accumulate * (step + 1))[accumulate * step :] for share in shares]
         assert [key for micros in parts for micro in micros for key in micro] == order().keys(step)
@@ -57,15 +57,15 @@ def test_a_data_set_smaller_than_the_batch_is_an_error_with_the_numbers() -> Non
 
 def test_a_batch_that_cannot_be_split_is_an_error_with_the_numbers() -> None:
     with pytest.raises(ValueError, match=r"batch = 8 cannot be split.*3 processes.*multiple of 3"):
-        Share(order=order(), world=3)
+        TrainKeys(order=order(), world=3)
     with pytest.raises(ValueError, match=r"4 crops per image.*multiple of 16"):
-        Share(order=order(crops_per_image=4), world=4)
+        TrainKeys(order=order(crops_per_image=4), world=4)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
 @pytest.mark.parametrize("images", [1, 5, 20])
 def test_evaluation_sees_every_image_once_whatever_the_ranks(world: int, images: int) -> None:
-    sweeps = [Sweep(images=images, batch=3, rank=rank, world=world) for rank in range(world)]
+    sweeps = [EvalKeys(images=images, batch=3, rank=rank, world=world) for rank in range(world)]
     assert [key.image for sweep in sweeps for keys in sweep for key in keys] == list(range(images))
     assert [len(sweep) for sweep in sweeps] == [len(list(sweep)) for sweep in sweeps]
     assert all(0 < len(keys) <= 3 for sweep in sweeps for keys in sweep)

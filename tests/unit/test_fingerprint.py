@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mae_transfer.data import Ade, Coco, Folder, Shapes, ShapesMaps, ShapesObjects, Spread, Subset
-from mae_transfer.data.fingerprint import change, fingerprint
+from mae_transfer.data import Ade, Coco, Folder, Shapes, ShapesMaps, ShapesObjects, Subset, pick_evenly
+from mae_transfer.data.sources import change, fingerprint
 
 
 def images(folder: Path, count: int = 3) -> Path:
@@ -43,7 +43,7 @@ def test_a_moved_set_and_a_subset_have_the_same_fingerprint(tmp_path: Path) -> N
     shutil.move(tmp_path / "a", tmp_path / "deeper" / "b")
     moved = flat(tmp_path / "deeper" / "b")
     assert (first.kind, first.samples, first.files) == ("Folder", 3, 3)
-    for source in (moved, Spread(moved, 2), Subset(moved, [0])):
+    for source in (moved, pick_evenly(moved, 2), Subset(moved, [0])):
         assert fingerprint(source).digest == first.digest
         assert change(first.saved(), fingerprint(source)) is None
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from mae_transfer.config import validate
 from mae_transfer.data import MapDataConfig, open_maps
-from mae_transfer.data.ade_check import check_ade, check_sets
+from mae_transfer.data.checks import check_ade, check_maps
 from mae_transfer.data.reports import Defect
 
 SIZE = (6, 9)
@@ -164,7 +164,7 @@ def said_by_run(root: Path, options: dict[str, Any]) -> str | None:
     }
     try:
         train, val = open_maps(validate({"root": str(root), **specs}, MapDataConfig, where="test"))
-        check_sets({"training": train, "validation": val})
+        check_maps({"training": train, "validation": val})
     except ValueError as error:
         return str(error)
     for source in (train, val):

@@ -16,12 +16,12 @@ from torch import Tensor
 from mae_transfer.data import (
     CentreCrop,
     Crops,
+    EvalKeys,
     Order,
     Sample,
     Shapes,
-    Share,
     Source,
-    Sweep,
+    TrainKeys,
     Unreadable,
     UnreadableImage,
     batches,
@@ -64,21 +64,23 @@ def test_evaluation_leaves_out_unreadable_images_and_counts_none_twice(workers: 
     policy = Unreadable(limit=10)
     seen = [
         batch.index
-        for batch in batches(crops(Odd(frozenset(bad))), Sweep(images=20, batch=4), workers=workers, unreadable=policy)
+        for batch in batches(
+            crops(Odd(frozenset(bad))), EvalKeys(images=20, batch=4), workers=workers, unreadable=policy
+        )
     ]
     assert torch.cat(seen).tolist() == [index for index in range(20) if index not in bad]
     assert set(policy.files) == bad
 
 
 def test_fitting_leaves_out_unreadable_images() -> None:
-    share = Share(order=Order(images=20, batch=20, seed=0))
+    share = TrainKeys(order=Order(images=20, batch=20, seed=0))
     batch = next(batches(crops(Odd(frozenset({3, 9}))), share, unreadable=Unreadable(limit=10), replaced=False))
     assert sorted(batch.index.tolist()) == [index for index in range(20) if index not in {3, 9}]
 
 
 def test_a_busy_worker_ends_with_its_loader(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mae_transfer.data.loader.GRACE_S", 0.2)
-    feed = batches(crops(Odd(slow=True)), Sweep(images=20, batch=4), workers=2)
+    feed = batches(crops(Odd(slow=True)), EvalKeys(images=20, batch=4), workers=2)
     next(feed)
     workers = multiprocessing.active_children()
     assert len(workers) == 2
@@ -94,18 +96,18 @@ def test_shared_memory_that_is_full_is_an_error_with_the_remedy(monkeypatch: pyt
 
     monkeypatch.setattr(Tensor, "share_memory_", full)  # the workers are forks
     with pytest.raises(OSError, match=r"no shared memory for its batch .*No space left.*--shm-size.*run\.workers=0"):
-        next(batches(crops(Shapes(size=24, length=20)), Sweep(images=20, batch=4), workers=1))
+        next(batches(crops(Shapes(size=24, length=20)), EvalKeys(images=20, batch=4), workers=1))
 
 
 def test_a_process_ends_even_if_an_error_keeps_its_loader_alive() -> None:
     script = """
 import sys
-from mae_transfer.data import CentreCrop, Crops, Order, Shapes, Share, batches
+from mae_transfer.data import CentreCrop, Crops, Order, Shapes, TrainKeys, batches
 from mae_transfer.interfaces import ViewSpec
 
 def run():
     crops = Crops(source=Shapes(size=24, length=20), augmentation=CentreCrop((ViewSpec(16, "bicubic"),)), seed=0)
-    feed = batches(crops, Share(order=Order(images=20, batch=4, seed=0)), workers=1)
+    feed = batches(crops, TrainKeys(order=Order(images=20, batch=4, seed=0)), workers=1)
     next(feed)
     try:
         raise OSError(28, "full")

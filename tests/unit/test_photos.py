@@ -10,7 +10,7 @@ from PIL import Image
 
 from mae_transfer.config import load
 from mae_transfer.data import open_sources
-from mae_transfer.data.photos import Photos
+from mae_transfer.data.folders import Photos
 from mae_transfer.tasks.pretrain import PretrainConfig
 
 CONFIG = Path(__file__).parents[2] / "configs/pretrain/own_photos_one_gpu.py"

@@ -1,4 +1,4 @@
-"""data/archives.py, data/any_check.py, data/dense_shapes.py and tools/prepare_data.py, with a local download server."""
+"""data/archives.py, data/checks.py, data/dense_shapes.py and tools/prepare_data.py, with a local download server."""
 
 import hashlib
 import io
@@ -19,9 +19,8 @@ import pytest
 
 from mae_transfer.core.runs import dense
 from mae_transfer.data import Ade, Coco, ShapesMaps, ShapesObjects, archives
-from mae_transfer.data.any_check import check_any
 from mae_transfer.data.archives import DATA_SETS, Archive
-from mae_transfer.data.coco_check import check_coco
+from mae_transfer.data.checks import check_any, check_coco
 from mae_transfer.data.dense_shapes import write_ade, write_coco
 from mae_transfer.download import unpack
 from mae_transfer.seeding import fold

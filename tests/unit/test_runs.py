@@ -15,7 +15,8 @@ from pycocotools import mask as theirs
 from torchvision.ops import masks_to_boxes
 
 from mae_transfer.core.runs import dense, extents, filled, from_counts, from_mask, from_masks, pasted, taken, to_counts
-from mae_transfer.data import ShapesObjects, outlines
+from mae_transfer.data import ShapesObjects
+from mae_transfer.data.coco import decode_outlines, encode_runs
 from mae_transfer.data.objects import LargeScaleJitter, Scene, SceneTransform, ShortestEdge, mirrored
 from mae_transfer.draw.detections import Shown, drawn, save_detections
 from mae_transfer.interfaces import Objects
@@ -61,16 +62,16 @@ def test_masks_codes_and_runs_are_equivalent() -> None:
     runs, codes = from_masks(masks), coded(masks)
     assert torch.equal(dense(runs, SIZE), masks)
     assert filled(runs).tolist() == masks.flatten(1).any(1).tolist()
-    assert [outlines.code(one, SIZE) for one in runs] == [
+    assert [encode_runs(one, SIZE) for one in runs] == [
         {"size": list(SIZE), "counts": code["counts"].decode()} for code in codes
     ]
-    assert torch.equal(outlines.runs([outlines.code(one, SIZE) for one in runs], SIZE), runs)
-    assert torch.equal(outlines.runs([{"size": SIZE, "counts": to_counts(one, SIZE)} for one in runs], SIZE), runs)
+    assert torch.equal(decode_outlines([encode_runs(one, SIZE) for one in runs], SIZE), runs)
+    assert torch.equal(decode_outlines([{"size": SIZE, "counts": to_counts(one, SIZE)} for one in runs], SIZE), runs)
     there = filled(runs)
     assert torch.equal(extents(runs, SIZE)[there], masks_to_boxes(masks[there]) + torch.tensor([0.0, 0, 1, 1]))
     assert not extents(runs, SIZE)[~there].any()
     assert dense(runs[:0], SIZE).shape == (0, *SIZE)
-    assert extents(outlines.runs([], SIZE), SIZE).shape == (0, 4)
+    assert extents(decode_outlines([], SIZE), SIZE).shape == (0, 4)
 
 
 def test_counts_with_empty_runs_are_their_pixels() -> None:
@@ -100,7 +101,7 @@ def test_polygons_equal_pycocotools() -> None:
     size = (60, 90)
     drawn = polygons(np.random.default_rng(0), 30, size, 25)
     expected = [theirs.decode(theirs.merge(theirs.frPyObjects(one, *size))) for one in drawn]
-    assert torch.equal(dense(outlines.runs(drawn, size), size), torch.from_numpy(np.stack(expected)))
+    assert torch.equal(dense(decode_outlines(drawn, size), size), torch.from_numpy(np.stack(expected)))
 
 
 @pytest.mark.parametrize(
@@ -161,7 +162,7 @@ def test_twenty_objects_of_a_large_image_take_little_memory() -> None:
     drawn = polygons(np.random.default_rng(0), 20, size, 300)
     boxes, image = torch.tensor([[0.0, 0, 5000, 4000]]).repeat(20, 1), torch.zeros(3, *size, dtype=torch.uint8)
     tracemalloc.start()
-    runs = outlines.runs(drawn, size)
+    runs = decode_outlines(drawn, size)
     scene = mirrored(Scene(image, Objects(boxes, torch.arange(20), torch.zeros(20, dtype=torch.bool), runs)))
     masks = pasted(torch.ones(20, 28, 28), boxes / 50, size)
     peak = tracemalloc.get_traced_memory()[1]
@@ -173,10 +174,10 @@ def test_twenty_objects_of_a_large_image_take_little_memory() -> None:
 def test_a_picture_of_a_large_image_is_drawn_within_its_own_resolution(tmp_path: Path) -> None:
     """At full resolution the canvas alone takes 288 MB, and matplotlib several times that."""
     size = (3000, 4000)
-    drawn = outlines.runs(polygons(np.random.default_rng(0), 3, size, 300), size)
+    drawn = decode_outlines(polygons(np.random.default_rng(0), 3, size, 300), size)
     boxes = extents(drawn, size)
     objects = Objects(boxes, torch.zeros(3, dtype=torch.long), torch.zeros(3, dtype=torch.bool), drawn)
-    found = Detections(boxes, torch.ones(3), objects.labels, [outlines.code(runs, size) for runs in drawn])
+    found = Detections(boxes, torch.ones(3), objects.labels, [encode_runs(runs, size) for runs in drawn])
     tracemalloc.start()
     save_detections(tmp_path / "0.png", Shown(torch.zeros(3, *size, dtype=torch.uint8), objects, found, "0"), ("star",))
     peak = tracemalloc.get_traced_memory()[1]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mae_transfer.data import Shapes
-from mae_transfer.data.solids import SOLIDS
+from mae_transfer.data.shapes import SOLIDS
 
 
 def test_a_scene_is_a_function_of_seed_and_index() -> None:

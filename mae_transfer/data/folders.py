@@ -1,0 +1,191 @@
+"""Folders of image files: ImageNet's layout root/split/class/*.jpg, or any folder of unlabelled images.
+
+File names are stored in one block of bytes. Loader workers would copy a million Python strings, because reference
+counts write to shared memory pages.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path, PurePath
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from mae_transfer.bounds import Between
+from mae_transfer.data.decode import decode_file
+from mae_transfer.data.reports import report_on_main
+from mae_transfer.data.sources import UNLABELLED, Sample, Subset, select_part
+
+NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # formats that PIL recognises but cannot decode by itself
+MOST_HELD_OUT = 2048  # images; more would not make the evaluation loss noticeably more precise
+
+
+class Folder:
+    """Image files in a fixed order: sorted by class, then by path. Images are decoded when read and not cached.
+
+    Args:
+        root: folder of the data set.
+        split: subfolder to read ("train", "val"). None: root itself.
+        labelled: True: the subfolders are the classes, numbered in sorted order, each searched at any depth. False: use
+            every image at any depth, without labels.
+
+    Raises:
+        ValueError: names the folder that is missing or empty, and the remedy.
+    """
+
+    def __init__(self, *, root: str, split: str | None = None, labelled: bool = True) -> None:
+        self.folder = _split_folder(Path(root).expanduser(), split)
+        ignored = IgnoredFiles()
+        self.classes = tuple(_class_names(self.folder, ignored)) if labelled else ()
+        groups = []
+        for name in self.classes or ("",):
+            within = IgnoredFiles()
+            groups.append(list(list_images(os.fsencode(self.folder / name), within)))
+            if not groups[-1]:
+                others = f", only {within}" if within else ""
+                raise ValueError(f"{self.folder / name} contains no decodable image{others}: add images or remove it")
+            ignored.update(within)
+        if ignored:
+            report_on_main(f"{self.folder}: ignored {ignored}")
+        names = [name for group in groups for name in group]
+        self._names = b"".join(names)
+        self._ends = np.cumsum([len(name) for name in names])
+        self._labels = np.repeat(np.arange(len(groups)) if labelled else UNLABELLED, [len(group) for group in groups])
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def read(self, index: int) -> Sample:
+        """Return image `index`, (3, H, W) uint8, with its label. UnreadableImage names a broken file."""
+        return Sample(decode_file(self.where(index)), int(self._labels[index]))
+
+    def labels(self) -> np.ndarray:
+        """Return the label of every image, (N,) int64."""
+        return self._labels
+
+    def where(self, index: int) -> str:
+        """Return the path of image `index`."""
+        start = self._ends[index - 1] if index else 0
+        return os.fsdecode(self._names[start : self._ends[index]])
+
+
+class Photos(Subset):
+    """The training or validation part of a folder of unlabelled images.
+
+    If root/train/ and root/val/ exist, they are the two parts. Otherwise all images at any depth are used, of
+    root/train/ or of root (class folders, one flat folder, nested folders): a small fixed part is "val", the rest
+    "train".
+
+    Args:
+        root: the folder.
+        split: "train" or "val". They share no image.
+        held_out: share of the images used as "val" if there is no such folder, at most 2,048 images.
+
+    Raises:
+        ValueError: names the folder that is missing, empty or holds a single image, and the remedy.
+    """
+
+    def __init__(self, *, root: str, split: Literal["train", "val"] = "train", held_out: Between = 0.02) -> None:
+        has_train, has_val = ((Path(root).expanduser() / name).is_dir() for name in ("train", "val"))
+        if has_train and has_val:
+            folder = Folder(root=root, split=split, labelled=False)
+            super().__init__(folder, range(len(folder)))
+            return
+        folder = Folder(root=root, split="train" if has_train else None, labelled=False)
+        count = len(folder)
+        if count < 2:
+            raise ValueError(
+                f"{folder.folder} contains one image: pretraining needs at least one to train and one to evaluate"
+            )
+        held = min(max(1, round(held_out * count)), MOST_HELD_OUT, count - 1)
+        border = 1 - held / count
+        super().__init__(folder, select_part(count, (0.0, border) if split == "train" else (border, 1.0)))
+        report_on_main(
+            f"{folder.folder}: no validation folder, so {held} of {count} images are held out for evaluation"
+        )
+
+
+class IgnoredFiles:
+    """The unused files of a folder: the number of each kind, and one example of each."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
+
+    def add(self, name: bytes, why: str = "") -> None:
+        """Count a file by its suffix and by the reason for ignoring it."""
+        kind = " ".join(filter(None, (PurePath(os.fsdecode(name)).suffix.lower() or "no suffix", why)))
+        self.counts[kind] += 1
+        self.examples.setdefault(kind, os.fsdecode(name))
+
+    def update(self, other: IgnoredFiles) -> None:
+        """Add the counts of another folder."""
+        self.counts.update(other.counts)
+        self.examples = {**other.examples, **self.examples}
+
+    def __bool__(self) -> bool:
+        return bool(self.counts)
+
+    def __str__(self) -> str:
+        kinds = [f"{count} x {kind}, {self.examples[kind]}" for kind, count in self.counts.most_common(5)]
+        more = len(self.counts) - len(kinds)
+        return f"{self.counts.total()} files ({'; '.join(kinds)}{f'; and {more} kinds more' if more else ''})"
+
+
+def list_images(folder: bytes, ignored: IgnoredFiles, suffixes: tuple[bytes, ...] = ()) -> Iterator[bytes]:
+    """Yield the sorted paths of the image files below a folder, by their suffix.
+
+    Links are followed. Hidden files, such as the ._ files of macOS, are left out. Pipes and devices are ignored,
+    because reading them may block forever. Dead links are reported when they are read.
+
+    Args:
+        ignored: counts the other files.
+        suffixes: lower-case suffixes to accept; empty: all that the decoder reads.
+    """
+    with os.scandir(folder) as entries:
+        found = sorted((entry for entry in entries if not entry.name.startswith(b".")), key=lambda entry: entry.name)
+    for entry in found:
+        if entry.is_dir():
+            yield from list_images(entry.path, ignored, suffixes)
+        elif not entry.name.lower().endswith(suffixes or image_suffixes()):
+            ignored.add(entry.name)
+        elif not entry.is_file() and not entry.is_symlink():
+            ignored.add(entry.name, "that is not a regular file")
+        else:
+            yield entry.path
+
+
+@functools.cache
+def image_suffixes() -> tuple[bytes, ...]:
+    """Return the lower-case suffixes of the formats that the installed PIL decodes."""
+    formats = Image.registered_extensions().items()
+    return tuple(sorted(suffix.encode() for suffix, name in formats if name in Image.OPEN and name not in NO_PIXELS))
+
+
+def _split_folder(root: Path, split: str | None) -> Path:
+    if not root.is_dir():
+        raise ValueError(f"data root {str(root)!r} is not a folder; set data.root to the folder with the images")
+    folder = root / split if split else root
+    if not folder.is_dir():
+        found = ", ".join(sorted(entry.name for entry in os.scandir(root) if entry.is_dir())) or "none"
+        raise ValueError(
+            f"{str(root)!r} has no split {split!r}; its subfolders: {found} (split=None reads the folder itself)"
+        )
+    return folder
+
+
+def _class_names(folder: Path, ignored: IgnoredFiles) -> list[str]:
+    with os.scandir(folder) as entries:
+        seen = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    names = [entry.name for entry in seen if entry.is_dir()]
+    if not names:
+        raise ValueError(f"{str(folder)!r} has no class folders; for a folder of unlabelled images set labelled=False")
+    for entry in seen:
+        if not entry.is_dir():
+            ignored.add(os.fsencode(entry.name), "outside class folders")
+    return names

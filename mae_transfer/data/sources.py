@@ -1,0 +1,290 @@
+"""What a data set of images is: a length and a sample per index; subsets of it, and its fingerprint.
+
+Shares of the labels and hold-outs are drawn per class with a fixed seed that does not depend on the run's seed. So runs
+are compared on the same images, and the 1 % subset is part of the 10 % subset.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mae_transfer.seeding import fold
+
+UNLABELLED = -1
+LIST_SEED = 0
+THREADS = 16  # that read file sizes in parallel, because network file systems are slow
+CHUNK = 4096  # files per task of a thread
+SHOWN = 3  # names in a message
+
+
+class Sample(NamedTuple):
+    """One stored image, before any augmentation."""
+
+    image: Tensor  # (3, H, W) uint8 RGB
+    label: int | np.ndarray  # index into `classes`, or UNLABELLED; or a precomputed array (PrecomputedLabels)
+
+
+class Source(Protocol):
+    """A data set. Loader workers receive a pickled copy, so it should be small."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names by label; empty if the images are unlabelled."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> Sample:
+        """Return sample `index`. UnreadableImage names a file that cannot be decoded."""
+        ...
+
+    def where(self, index: int) -> str:
+        """Return the path of sample `index`, for messages."""
+        ...
+
+
+@runtime_checkable
+class Labelled(Source, Protocol):
+    """A data set that can list its labels, so that it can be split by class."""
+
+    def labels(self) -> np.ndarray:
+        """Return the label of every sample, (N,) int64, without decoding images if possible."""
+        ...
+
+
+class Subset:
+    """The samples `indices` of a source, in this order."""
+
+    def __init__(self, source: Source, indices: Sequence[int] | np.ndarray) -> None:
+        self.source, self.classes = source, source.classes
+        self.indices = np.asarray(indices, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, index: int) -> Sample:
+        """Return sample `index` of the subset."""
+        return self.source.read(self.indices[index].item())
+
+    def where(self, index: int) -> str:
+        """Return the source's name of sample `index`, for messages."""
+        return self.source.where(self.indices[index].item())
+
+
+class LabelledSubset(Subset):
+    """A subset whose labels are checked when they are read."""
+
+    def read(self, index: int) -> Sample:
+        """Return sample `index` of the subset. ValueError if its label is not one of the classes."""
+        sample = super().read(index)
+        if not 0 <= sample.label < len(self.classes):
+            raise ValueError(
+                f"{self.where(index)} has label {sample.label}, but the {len(self.classes)} classes are "
+                f"0..{len(self.classes) - 1}: correct its label"
+            )
+        return sample
+
+
+class PrecomputedLabels:
+    """The images of a source with the rows of a .npy file as labels (tokens). Each process memory-maps the file."""
+
+    def __init__(self, source: Source, path: Path) -> None:
+        self.source, self.classes, self.path = source, source.classes, path
+        try:
+            rows = len(np.load(path, mmap_mode="r"))
+        except (ValueError, OSError, EOFError) as error:
+            raise ValueError(f"{path} is damaged ({error}): delete it, then it is computed again") from None
+        if rows != len(source):
+            raise ValueError(f"{path} has {rows} rows for {len(source)} images: delete it, then it is computed again")
+        self.rows: np.ndarray | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "rows": None}  # pickling would copy the array; each worker maps the file itself
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, index: int) -> Sample:
+        """Return sample `index` with its row, int64."""
+        if self.rows is None:
+            self.rows = np.load(self.path, mmap_mode="r")
+        return Sample(self.source.read(index).image, self.rows[index].astype(np.int64))
+
+    def where(self, index: int) -> str:
+        """Return the source's name of sample `index`, for messages."""
+        return self.source.where(index)
+
+
+class Split(NamedTuple):
+    """A labelled training set and its hold-out."""
+
+    train: Source
+    held_out: Source | None  # for selection; None: nothing is held out
+
+
+def pick_evenly(source: Source, count: int) -> Subset:
+    """Return `count` samples spread evenly over a source, because folders are sorted by class; all if it has fewer."""
+    count = min(count, len(source))
+    return Subset(source, [i * len(source) // count for i in range(count)])
+
+
+def check_labels(source: Source, *, of: str) -> LabelledSubset:
+    """Return all samples of a source, with labels checked when read. ValueError if it has no classes."""
+    if not source.classes:
+        raise ValueError(f"the {of} set has no classes: classification needs one folder per class (labelled=True)")
+    return LabelledSubset(source, range(len(source)))
+
+
+def split(source: Source, *, label_fraction: float = 1.0, holdout_fraction: float = 0.0) -> Split:
+    """Keep `label_fraction` of each class, and hold out `holdout_fraction` of the kept images.
+
+    Each class contributes at least one image to both, but a class with a single image uses it for training.
+
+    Raises:
+        ValueError: the source has no classes, cannot list its labels, or is too small for a hold-out.
+    """
+    all_samples = check_labels(source, of="training")
+    if label_fraction == 1.0 and holdout_fraction == 0.0:
+        return Split(all_samples, None)
+    if not isinstance(source, Labelled):
+        raise ValueError(
+            f"{type(source).__name__} cannot list its labels: set data.label_fraction=1 and data.holdout_fraction=0"
+        )
+    labels = source.labels()
+    train: list[np.ndarray] = []
+    held_out: list[np.ndarray] = []
+    for label in range(len(source.classes)):
+        members = np.flatnonzero(labels == label)
+        if not len(members):
+            continue  # a generated source may contain no image of a class
+        kept = _share(label_fraction, len(members))
+        members = np.random.default_rng(fold(LIST_SEED, "labels", label)).permutation(members)[:kept]
+        held = min(_share(holdout_fraction, len(members)), len(members) - 1) if holdout_fraction else 0
+        held_out.append(members[:held])
+        train.append(members[held:])
+    if not holdout_fraction:
+        return Split(LabelledSubset(source, np.concatenate(train)), None)
+    if not sum(map(len, held_out)):
+        raise ValueError(
+            f"no image can be held out (holdout_fraction={holdout_fraction:g}), because label_fraction="
+            f"{label_fraction:g} keeps one image per class: raise data.label_fraction, or set data.holdout_fraction=0"
+        )
+    return Split(*(LabelledSubset(source, np.concatenate(indices)) for indices in (train, held_out)))
+
+
+def select_part(count: int, part: tuple[float, float]) -> list[int]:
+    """Return the sorted indices of the images between two fractions of a fixed random order of `count` images.
+
+    (0.0, 0.9) and (0.9, 1.0) share no image and together contain all: a training set and a hold-out.
+
+    Raises:
+        ValueError: `part` is not two ascending fractions from 0 to 1.
+    """
+    start, end = part
+    if not 0 <= start < end <= 1:
+        raise ValueError(f"part={part}: give two fractions from 0 to 1, the lower one first")
+    order = np.random.default_rng(fold(LIST_SEED, "part")).permutation(count)
+    return sorted(order[round(start * count) : round(end * count)].tolist())
+
+
+def _share(fraction: float, count: int) -> int:
+    """Return this fraction of a count, rounded, but at least one if there are any."""
+    return min(count, max(1, round(fraction * count)))
+
+
+class Fingerprint(NamedTuple):
+    """The state of a data set when a run began."""
+
+    kind: str  # of the source: "Folder", "Coco", "Shapes"
+    samples: int
+    files: int  # 0 for a generated set
+    bytes: int  # of all files
+    digest: str  # 16 hex digits over file names, file sizes, annotations and class names
+    listing: Tensor  # uint8, compressed: a line "name<tab>size" per file, to report what changed
+
+    def saved(self) -> dict[str, Any]:
+        """Return the fields as plain values and a tensor, for the training state."""
+        return self._asdict()
+
+
+def fingerprint(source: Any) -> Fingerprint:
+    """Return the fingerprint of a source of any kind; a subset has the fingerprint of its whole source.
+
+    Names are relative to the folder that all files share, so moving the whole set does not change its fingerprint.
+    """
+    while hasattr(source, "source"):
+        source = source.source
+    samples = len(source)
+    lines: list[str] = []
+    total = 0
+    if os.path.isabs(first := source.where(0)) or os.path.exists(first):  # noqa: PTH110, PTH117 - Path is slow for millions
+        groups = [[source.where(index) for index in range(samples)]]
+        if hasattr(source, "map_of"):
+            groups.append([str(source.map_of(index)) for index in range(samples)])
+        for paths in groups:
+            sizes = _sizes(paths)
+            total += sum(sizes)
+            lines += [f"{name}\t{size}" for name, size in zip(_relative(paths), sizes, strict=True)]
+    files = len(lines)
+    if hasattr(source, "json"):
+        lines.append(f"{source.json.name}\t{hashlib.sha256(source.json.read_bytes()).hexdigest()}")
+    text = "\n".join(sorted(lines)).encode("utf-8", "surrogateescape")
+    about = f"{type(source).__name__} {samples} {list(source.classes)}\n".encode()
+    packed = torch.frombuffer(bytearray(zlib.compress(text, 1)), dtype=torch.uint8)
+    return Fingerprint(
+        type(source).__name__, samples, files, total, hashlib.sha256(about + text).hexdigest()[:16], packed
+    )
+
+
+def change(before: Mapping[str, Any], now: Fingerprint) -> str | None:
+    """Describe how a data set differs from a `saved` fingerprint; None if it does not."""
+    if before["digest"] == now.digest:
+        return None
+    old, new = _parse_listing(before["listing"]), _parse_listing(now.listing)
+    parts = {
+        "removed": old.keys() - new.keys(),
+        "added": new.keys() - old.keys(),
+        "changed": {name for name in old.keys() & new.keys() if old[name] != new[name]},
+    }
+    words = [
+        f"{len(names)} {what} ({', '.join(sorted(names)[:SHOWN])}{', ...' * (len(names) > SHOWN)})"
+        for what, names in parts.items()
+        if names
+    ]
+    counts = f"{before['files']} files of {before['bytes']} bytes then, {now.files} of {now.bytes} now"
+    return f"{counts}: {'; '.join(words) or 'the files are the same, the classes or the kind of data set differ'}"
+
+
+def _sizes(paths: Sequence[str]) -> list[int]:
+    """Return the sizes in bytes; -1 for a missing file."""
+    chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [size for part in pool.map(lambda chunk: [_size(path) for path in chunk], chunks) for size in part]
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size  # noqa: PTH116 - Path is slow for millions of files
+    except OSError:
+        return -1
+
+
+def _relative(paths: Sequence[str]) -> Iterable[str]:
+    shared = os.path.commonpath([os.path.dirname(path) for path in (min(paths), max(paths))])  # noqa: PTH120
+    return (path[len(shared) :].lstrip(os.sep) for path in paths)
+
+
+def _parse_listing(listing: Tensor) -> dict[str, str]:
+    text = zlib.decompress(listing.numpy().tobytes()).decode("utf-8", "surrogateescape")
+    pairs = (line.rpartition("\t") for line in text.split("\n") if line)
+    return {name: size for name, _, size in pairs}
