@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Literal, cast
 
 import torch
@@ -63,7 +64,9 @@ def pick_device(name: DeviceName, *, local_rank: int = 0) -> torch.device:
 
 
 @contextmanager
-def session(device: DeviceName = "auto", *, matmul: Matmul = "ieee") -> Iterator[Dist]:
+def session(
+    device: DeviceName = "auto", *, matmul: Matmul = "ieee", timeout_minutes: float | None = None
+) -> Iterator[Dist]:
     """Join the processes that torchrun started (nccl on cuda, gloo elsewhere), and leave the group on exit.
 
     Without torchrun the session is one process.
@@ -71,6 +74,7 @@ def session(device: DeviceName = "auto", *, matmul: Matmul = "ieee") -> Iterator
     Args:
         device: the device to use; see `pick_device`.
         matmul: how cuda computes float32 products and convolutions during the session.
+        timeout_minutes: how long a process waits for the others before it gives up; None: torch's default.
     """
     rank, world, local = (
         int(os.environ.get(key, default)) for key, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
@@ -89,10 +93,14 @@ def session(device: DeviceName = "auto", *, matmul: Matmul = "ieee") -> Iterator
         with float32_products(matmul):
             yield Dist(where)
         return
-    td.init_process_group("nccl" if where.type == "cuda" else "gloo", device_id=where if where.type == "cuda" else None)
+    patience = None if timeout_minutes is None else timedelta(minutes=timeout_minutes)
+    cuda = where.type == "cuda"
+    td.init_process_group("nccl" if cuda else "gloo", timeout=patience, device_id=where if cuda else None)
     try:
         with float32_products(matmul):
-            yield Dist(where, rank, world, local, side=cast(td.ProcessGroup, td.new_group(backend="gloo")))
+            yield Dist(
+                where, rank, world, local, side=cast(td.ProcessGroup, td.new_group(backend="gloo", timeout=patience))
+            )
     finally:
         td.destroy_process_group()
 

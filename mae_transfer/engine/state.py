@@ -33,6 +33,9 @@ class RunConfig(Schema):
     recorded in the work dir's config.py."""
     evaluation_batch: Count = 64
     """Images per device and forward pass in an evaluation."""
+    timeout_minutes: Positive | None = None
+    """How long a process waits for the others before it stops with an error. None: torch's default, 10 minutes between
+    GPUs (NCCL) and 30 elsewhere (gloo). Raise it if one process lists a large data set on a slow disk meanwhile."""
     workers: FewOrNone = 2
     """Data-loading processes per device; 0 loads in the training process."""
     compile: bool = False

@@ -85,7 +85,7 @@ def run(cfg: KnnConfig, work_dir: Path, *, resume: bool = False) -> list[results
     Raises:
         ValueError: config, data and backbone do not fit together.
     """
-    with session(cfg.run.device) as dist, torch.no_grad():
+    with session(cfg.run.device, timeout_minutes=cfg.run.timeout_minutes) as dist, torch.no_grad():
         start = time.perf_counter()
         split, val = open_labelled(cfg.data)
         if max(cfg.ks) > len(split.train):

@@ -122,7 +122,7 @@ def evaluate(cfg: RobustnessConfig, reference: str, work_dir: Path | None) -> li
     Raises:
         ValueError: no variant has a folder; a corruption, a severity or a class is missing or unknown (all are named).
     """
-    with session(cfg.run.device, matmul=cfg.matmul) as dist:
+    with session(cfg.run.device, matmul=cfg.matmul, timeout_minutes=cfg.run.timeout_minutes) as dist:
         task = Robustness(Robustness.as_trained(cfg, reference), dist)
         trained = task.load_trained(reference)
         trained.model.to(dist.device).eval()

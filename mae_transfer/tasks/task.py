@@ -150,7 +150,7 @@ class Task(ABC, Generic[C]):
             ValueError: config, data, weights and work dir do not fit together; before training starts.
             NonFiniteLoss: names the step and its samples.
         """
-        with session(cfg.run.device, matmul=cfg.matmul) as dist:
+        with session(cfg.run.device, matmul=cfg.matmul, timeout_minutes=cfg.run.timeout_minutes) as dist:
             task = cls(cfg, dist)
             task.open()
             return task.fit(work_dir, resume=resume)

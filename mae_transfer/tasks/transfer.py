@@ -114,7 +114,7 @@ class Transfer(Task[C]):
         Raises:
             ValueError: the state does not fit the config's model, or it learned other classes.
         """
-        with session(cfg.run.device, matmul=cfg.matmul) as dist:
+        with session(cfg.run.device, matmul=cfg.matmul, timeout_minutes=cfg.run.timeout_minutes) as dist:
             start = time.perf_counter()
             task = cls(cls.as_trained(cfg, reference), dist)
             trained = task.load_trained(reference)

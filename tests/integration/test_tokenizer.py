@@ -2,6 +2,10 @@
 
 import json
 import logging
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,7 @@ from mae_transfer.checkpoints.tokenizers import load_tokenizer
 from mae_transfer.config import validate
 from mae_transfer.core.normalize import IMAGENET
 from mae_transfer.engine import checkpoint
-from mae_transfer.tasks import basis, pretrain, tokenizer
+from mae_transfer.tasks import basis, codes, pretrain, tokenizer
 from mae_transfer.tasks.pretrain import PretrainConfig
 from mae_transfer.tasks.reconstruct import reconstruct
 from mae_transfer.tasks.tokenizer import Anneal, TokenizerConfig
@@ -169,9 +173,9 @@ def test_kept_tokens_give_the_same_run_and_are_computed_once(tmp_path: Path, mon
     a, b = payload(tmp_path / "plain"), payload(tmp_path / "kept")
     assert all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])
     assert len(list((tmp_path / "codes").glob("tokens_*.npy"))) == 2  # training and validation images
-    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "codes").iterdir()}
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "codes").glob("*.npy")}
     pretrain.Pretrain.launch(kept, tmp_path / "again")
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "codes").iterdir()} == written
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "codes").glob("*.npy")} == written
 
 
 def test_tokens_of_other_images_are_not_taken_and_damaged_ones_are_named(tmp_path: Path) -> None:
@@ -186,12 +190,82 @@ def test_tokens_of_other_images_are_not_taken_and_damaged_ones_are_named(tmp_pat
             pixels = np.random.default_rng([index, len(image)]).integers(0, 256, (32, 32, 3), dtype=np.uint8)
             Image.fromarray(pixels if image == "first" else pixels // 2).save(tmp_path / "images" / f"{index}.png")
         pretrain.Pretrain.launch(cfg, tmp_path / image)
-    kept = sorted((tmp_path / "codes").iterdir())
+    kept = sorted((tmp_path / "codes").glob("*.npy"))
     assert len(kept) == 4
     for file in kept:
         file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"tokens_\w+\.npy is damaged .*delete it, then it is computed again"):
         pretrain.Pretrain.launch(cfg, tmp_path / "third")
+
+
+def kept_tokens(folder: Path) -> dict[str, np.ndarray]:
+    return {file.name: np.load(file) for file in folder.glob("tokens_*.npy")}
+
+
+@pytest.fixture
+def keeping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pretrain.PretrainConfig:
+    """A pretraining of 37 images that keeps its tokens in parts of 8 images."""
+    monkeypatch.setattr(codes, "IMAGES_PER_PART", 8)
+    tokenizer.Tokenizer.launch(config(), tmp_path / "tok")
+    reference = str(tmp_path / "tok" / "tokenizer.safetensors")
+    spec = {"name": "token", "tokenizer": reference, "cache": str(tmp_path / "codes")}
+    train = {"name": "shapes", "length": 37, "size": 32}
+    data = SHAPES | {"size": 32, "augmentation": {"name": "none"}, "train": train}
+    return pretraining(target=spec, data=data)
+
+
+def test_an_interrupted_computation_of_tokens_continues_with_the_missing_parts(
+    keeping: pretrain.PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretrain.Pretrain.launch(keeping, tmp_path / "undisturbed")
+    expected = kept_tokens(tmp_path / "codes")
+    for file in (tmp_path / "codes").iterdir():
+        file.unlink()
+    passes, sizes = codes.pass_over, []
+
+    def third_part_fails(source: Any, view: Any, dist: Any, **options: Any) -> Any:
+        sizes.append(dist.rank)
+        if len(sizes) == 3:
+            raise KeyboardInterrupt
+        return passes(source, view, dist, **options)
+
+    monkeypatch.setattr(codes, "pass_over", third_part_fails)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.Pretrain.launch(keeping, tmp_path / "interrupted")
+    assert len(list((tmp_path / "codes").glob(".*.part*.npy"))) == 2
+    pretrain.Pretrain.launch(keeping, tmp_path / "continued")
+    assert sizes[:6] == [0, 1, 2, 2, 3, 4]  # the first two parts were not computed again
+    found = kept_tokens(tmp_path / "codes")
+    assert found.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name])
+    assert not list((tmp_path / "codes").glob(".*.part*.npy"))
+
+
+def test_two_processes_compute_a_half_of_the_tokens_each_and_find_those_of_one(
+    keeping: pretrain.PretrainConfig, tmp_path: Path
+) -> None:
+    pretrain.Pretrain.launch(keeping, tmp_path / "one")
+    expected = kept_tokens(tmp_path / "codes")
+    (tmp_path / "config.py").write_text(keeping.source())
+    script = tmp_path / "two.py"
+    script.write_text(
+        "import sys\nfrom pathlib import Path\nfrom mae_transfer.config import load\n"
+        "from mae_transfer.tasks import codes, pretrain\ncodes.IMAGES_PER_PART = 8\ncompute = codes._compute\n"
+        "def counted(parts, *rest):\n    print('computes', len(parts), flush=True)\n    compute(parts, *rest)\n"
+        "codes._compute = counted\n"
+        "cfg = load(sys.argv[1], pretrain.PretrainConfig, overrides=sys.argv[3:])\n"
+        "pretrain.Pretrain.launch(cfg, Path(sys.argv[2]))\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    command += [str(tmp_path / "config.py"), str(tmp_path / "two"), f"target.cache={tmp_path / 'of_two'}"]
+    command += ["run.timeout_minutes=5.0"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert sorted(re.findall(r"computes (\d)", done.stdout))[-2:] == ["2", "3"]  # of five parts
+    found = kept_tokens(tmp_path / "of_two")
+    assert sorted(map(bytes, found.values())) == sorted(map(bytes, expected.values()))
 
 
 def test_tokens_of_random_crops_cannot_be_kept(tmp_path: Path) -> None:

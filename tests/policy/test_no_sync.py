@@ -41,7 +41,7 @@ ALLOWED = {
     ("models/vit.py", "layer_of"),  # of a parameter's name
     ("tasks/backbones.py", "flops_of"),  # of a counter, after the run
     ("tasks/basis.py", "fit"),  # of a basis, which is fitted before anything trains
-    ("tasks/codes.py", "_write_ids"),  # of token ids, before the first step
+    ("tasks/codes.py", "_compute"),  # of token ids, before the first step
     ("tasks/detect.py", "in_stored"),  # of what is found, in an evaluation
     ("tasks/detect.py", "figures"),  # of ids, in an evaluation
     ("tasks/detect.py", "pictures"),  # after the run
