@@ -7,9 +7,9 @@ from collections import defaultdict
 
 TWICE = {
     "About", "Block", "Bridge", "Cell", "DataSet", "Entry", "Found",
-    "Grid", "Linear", "Loaded", "Part", "Picture", "Pretraining", "Record",
-    "Row", "Runner", "Source", "Step",
-    "Task", "Tokenizer", "Transfer", "View", "Weights", "Work",
+    "Linear", "Loaded", "Part", "Picture", "Pretraining", "Record",
+    "Row", "Runner", "Step",
+    "Task", "Tokenizer", "View", "Weights", "Work",
 }  # fmt: skip
 """Names of earlier versions that still stand twice. Renaming removes a name from here; none is added."""
 

@@ -14,7 +14,7 @@ from PIL import Image
 from mae_transfer import results
 from mae_transfer.record import DataSet, Record, Seconds, Sitting, Software, Weights
 from mae_transfer.suite.graph.grid import slug
-from mae_transfer.suite.graph.schema import Expectation, Source, SuiteConfig, Transfer
+from mae_transfer.suite.graph.schema import Expectation, SuiteConfig, SuiteRow, SuiteTransfer
 from mae_transfer.suite.published import Published
 from mae_transfer.suite.published.measured import Elsewhere
 from mae_transfer.suite.report import origins, pictures
@@ -70,7 +70,11 @@ def result(protocol: str, value: float | None, **changes: object) -> results.Res
 
 
 def suite(*, tables: tuple[str, ...] = ("1d", "3", "5"), **fields: object) -> SuiteConfig:
-    about = {"title": "a & b", "tables": tables, "transfer": {"finetune": Transfer(tool="cls_train", config="c.py")}}
+    about = {
+        "title": "a & b",
+        "tables": tables,
+        "transfer": {"finetune": SuiteTransfer(tool="cls_train", config="c.py")},
+    }
     return SuiteConfig.model_validate(about | fields)
 
 
@@ -308,7 +312,7 @@ def test_expectations_are_judged_on_the_page(tmp_path: Path) -> None:
 
 def test_the_report_of_a_suite_that_has_only_pretrained_says_what_is_to_come(tmp_path: Path) -> None:
     expect = (Expectation(column="fine-tune", row="mae", by=50.0),)
-    cfg = suite(rows={"mae": Source(config="p.py")}, expect=expect)
+    cfg = suite(rows={"mae": SuiteRow(config="p.py")}, expect=expect)
     plan = dict.fromkeys(("mae/pretrain/seed0", "mae/finetune/seed0"))
     work: Any = SimpleNamespace(root=tmp_path, debug=False, plan=plan, folder=lambda name: tmp_path / name)
     report.refresh(cfg, work)

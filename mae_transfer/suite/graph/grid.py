@@ -24,7 +24,7 @@ class Scale(Schema):
     """Overrides of single rows, applied after the row's own. Example: a narrower decoder for a smaller model."""
 
 
-class Grid(Schema):
+class Ablation(Schema):
     """One table or figure of the paper as a grid of pretraining runs."""
 
     title: str
@@ -44,7 +44,7 @@ class Grid(Schema):
         return self
 
 
-class Point(NamedTuple):
+class AblationRun(NamedTuple):
     """One run of a grid."""
 
     row: str
@@ -71,12 +71,14 @@ def is_grid(path: Path) -> bool:
     return "rows" in values and "transfer" not in values
 
 
-def points(path: Path, scale: Literal["paper", "mini"], row: str = "all") -> list[Point]:
+def points(path: Path, scale: Literal["paper", "mini"], row: str = "all") -> list[AblationRun]:
     """Return the runs of the grid at `path`, for one row or for all; ValueError if there is no such row."""
-    grid = validate(read(path), Grid, where=str(path))
+    grid = validate(read(path), Ablation, where=str(path))
     if row != "all" and row not in grid.rows:
         raise ValueError(f"{path} ({grid.title}) has no row {row!r}: name one of {list(grid.rows)}, or all")
     chosen: Scale = getattr(grid, scale)
     names = list(grid.rows) if row == "all" else [row]
     base = path.parent / chosen.base
-    return [Point(name, base, {**chosen.overrides, **grid.rows[name], **chosen.rows.get(name, {})}) for name in names]
+    return [
+        AblationRun(name, base, {**chosen.overrides, **grid.rows[name], **chosen.rows.get(name, {})}) for name in names
+    ]

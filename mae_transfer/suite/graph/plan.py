@@ -15,7 +15,15 @@ from typing import Any, NamedTuple
 
 from mae_transfer.config import Schema, load, nearest, read, validate
 from mae_transfer.suite.graph.grid import Overrides, points, slug
-from mae_transfer.suite.graph.schema import Preparation, Source, Step, SuiteConfig, Sweep, Transfer
+from mae_transfer.suite.graph.schema import (
+    Preparation,
+    Resources,
+    Search,
+    SuiteConfig,
+    SuiteRow,
+    SuiteStep,
+    SuiteTransfer,
+)
 from mae_transfer.suite.graph.toolbox import TOOLBOX, Tool
 from mae_transfer.suite.store.records import Role
 
@@ -34,9 +42,11 @@ class Node(NamedTuple):
     seed: int
     needs: tuple[str, ...]  # the nodes whose artifacts it reads
     points: tuple[str, ...] = ()  # the runs of the sweep that chooses some of its values
-    sweep: Sweep | None = None  # also set for the runs of the sweep
+    sweep: Search | None = None  # also set for the runs of the sweep
     point: tuple[tuple[str, Any], ...] = ()  # for a run of a sweep: the values that it tries
-    hours: float | None = None
+    resources: Resources = Resources()
+    hours: float | None = None  # estimated device hours on `device`
+    device: str = ""
     gib: float | None = None
 
     @property
@@ -113,7 +123,7 @@ def expand(cfg: SuiteConfig, folder: Path) -> list[Node]:
     return nodes
 
 
-def rows_of(cfg: SuiteConfig, folder: Path) -> dict[str, Source]:
+def rows_of(cfg: SuiteConfig, folder: Path) -> dict[str, SuiteRow]:
     """Return the rows of the suite, including those of its grid."""
     rows = dict(cfg.rows)
     if cfg.grid is not None:
@@ -124,7 +134,10 @@ def rows_of(cfg: SuiteConfig, folder: Path) -> dict[str, Source]:
                 )
             changes, base = {**point.changes, **cfg.grid.set.get(point.row, {})}, os.path.relpath(point.config, folder)
             hours = cfg.grid.hours.get(point.row) if isinstance(cfg.grid.hours, dict) else cfg.grid.hours
-            rows[point.row] = Source(config=base, set=changes, data=cfg.grid.data, hours=hours, gib=cfg.grid.gib)
+            limits = cfg.grid.model_dump(include=set(Resources.model_fields))
+            rows[point.row] = SuiteRow(
+                config=base, set=changes, data=cfg.grid.data, hours=hours, gib=cfg.grid.gib, **limits
+            )
     if not rows:
         raise ValueError(
             "the suite has no rows: add pretrainings or backbones to `rows`, or name an ablation in `grid`"
@@ -132,7 +145,7 @@ def rows_of(cfg: SuiteConfig, folder: Path) -> dict[str, Source]:
     return rows
 
 
-def chosen_rows(title: str, transfer: Transfer, rows: Mapping[str, Source]) -> Sequence[str]:
+def chosen_rows(title: str, transfer: SuiteTransfer, rows: Mapping[str, SuiteRow]) -> Sequence[str]:
     """Return the rows that a transfer is run for."""
     for row in transfer.rows or ():
         if row not in rows:
@@ -143,7 +156,7 @@ def chosen_rows(title: str, transfer: Transfer, rows: Mapping[str, Source]) -> S
 class Names:
     """Names of nodes, and the nodes that references stand for."""
 
-    def __init__(self, prepare: Mapping[str, Preparation], rows: Mapping[str, Source], seeds: Sequence[int]) -> None:
+    def __init__(self, prepare: Mapping[str, Preparation], rows: Mapping[str, SuiteRow], seeds: Sequence[int]) -> None:
         both = sorted(set(prepare) & set(rows))
         if both:
             raise ValueError(
@@ -196,12 +209,11 @@ def preparation(cfg: SuiteConfig, folder: Path, name: str, step: Preparation, na
         changes,
         seed,
         needs,
-        hours=step.hours,
-        gib=step.gib,
+        **estimates(cfg, step),
     )
 
 
-def pretraining(cfg: SuiteConfig, folder: Path, row: str, source: Source, seed: int, names: Names) -> Node:
+def pretraining(cfg: SuiteConfig, folder: Path, row: str, source: SuiteRow, seed: int, names: Names) -> Node:
     """Return the node of a pretraining."""
     changes, needs = names.linked({**source.set, **root_of(cfg, source, row), "seed": seed}, seed, where=f"row {row!r}")
     assert source.config is not None
@@ -215,13 +227,12 @@ def pretraining(cfg: SuiteConfig, folder: Path, row: str, source: Source, seed: 
         changes,
         seed,
         needs,
-        hours=source.hours,
-        gib=source.gib,
+        **estimates(cfg, source),
     )
 
 
 def transfers(
-    cfg: SuiteConfig, folder: Path, title: str, transfer: Transfer, row: str, source: Source, names: Names
+    cfg: SuiteConfig, folder: Path, title: str, transfer: SuiteTransfer, row: str, source: SuiteRow, names: Names
 ) -> Iterator[Node]:
     """Yield the nodes of one transfer of one row: the runs of its sweep, then a run per seed."""
     where = f"transfer {title!r} of row {row!r}"
@@ -242,8 +253,7 @@ def transfers(
             changes,
             seed,
             needs,
-            hours=transfer.hours,
-            gib=transfer.gib,
+            **estimates(cfg, transfer),
         )
 
     points: list[str] = []
@@ -256,6 +266,11 @@ def transfers(
             yield tried._replace(point=tuple(point.items()), sweep=transfer.sweep, hours=hours)
     for seed in seeds:
         yield node(f"{base}/seed{seed}", seed, "transfer", {})._replace(points=tuple(points), sweep=transfer.sweep)
+
+
+def estimates(cfg: SuiteConfig, step: SuiteStep) -> dict[str, Any]:
+    """Return what a node takes from its step: resources and estimated cost."""
+    return {"resources": step, "hours": step.hours, "device": step.device or cfg.device, "gib": step.gib}
 
 
 def ordered(nodes: Iterable[Node]) -> Plan:
@@ -331,7 +346,7 @@ def config_path(folder: Path, config: str) -> Path:
     return Path(os.path.normpath(folder / config))
 
 
-def root_of(cfg: SuiteConfig, step: Step, title: str) -> Overrides:
+def root_of(cfg: SuiteConfig, step: SuiteStep, title: str) -> Overrides:
     """Return the change that sets the image folder of a step."""
     if step.data is None:
         return {}

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mae_transfer.bounds import NonNegative, Seed
+from mae_transfer.bounds import Count, NonNegative, Positive, Seed
 from mae_transfer.config import Schema, nearest
 from mae_transfer.suite.graph.grid import Overrides
 from mae_transfer.suite.store.records import About
@@ -16,11 +16,24 @@ OTHER_IMAGES = {"name", "split", "seed", "root", "annotations", "images", "maps"
 """Options of data.val that select other images. "first", for example, selects a subset of the same images."""
 
 
-class Step(Schema):
+class Resources(Schema):
+    """What one run needs. The shape that is asked for on the command line is the upper bound."""
+
+    gpus: Count | None = None
+    """Most GPUs per node; None: as many as are asked for, one for a run that does not train."""
+    nodes: Count | None = None
+    """Most nodes; None: as many as are asked for, one for a run that does not train."""
+    cpus: Count | None = None
+    """CPU cores per GPU; None: one per loader worker and two more."""
+    memory: Positive | None = None
+    """Main memory per GPU in GiB; None: 8, and 2 more per loader worker."""
+    device: str | None = None
+    """The device that `hours` are of; None: that of the suite."""
+
+
+class SuiteStep(Resources):
     """One run, or one run per seed."""
 
-    config: str
-    """A config of the tool, relative to the suite's file."""
     set: Overrides = Field(default={})
     """Overrides of the config. "@name" stands for the output of the tokenizer, basis or pretraining of that name."""
     data: str | None = None
@@ -31,10 +44,10 @@ class Step(Schema):
     """Estimated disk space of one run in GiB, shown by --dry-run."""
 
 
-class Source(Step):
+class SuiteRow(SuiteStep):
     """A row of the tables: a backbone that is pretrained here, released or randomly initialised."""
 
-    config: str | None = None  # type: ignore[assignment]
+    config: str | None = None
     """A pretraining config, relative to the suite's file; None: nothing is pretrained for this row."""
     backbone: str | None = None
     """Released weights (PREFIX:PATH). Without `config` and `backbone`, transfers start from random weights."""
@@ -57,14 +70,16 @@ class Source(Step):
         return self
 
 
-class Preparation(Step):
+class Preparation(SuiteStep):
     """A tokenizer or basis that a target needs before pretraining."""
 
+    config: str
+    """A tokenizer or pretraining config, relative to the suite's file."""
     kind: Literal["dvae", "pca"]
     """dvae: a tokenizer, from a tokenizer config; pca: a basis of principal components, from a pretraining config."""
 
 
-class Sweep(Schema):
+class Search(Schema):
     """A search over a grid of values, for each row.
 
     Every combination is run with the first seed and judged on images held out of the training set. All seeds use the
@@ -101,20 +116,22 @@ class Sweep(Schema):
         return self
 
 
-class Transfer(Step):
+class SuiteTransfer(SuiteStep):
     """A transfer that is run for every row."""
 
+    config: str
+    """A config of the tool, relative to the suite's file."""
     tool: Literal["cls_train", "det_train", "seg_train"]
     """The script in tools/ that runs it."""
     rows: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Rows that it is run for; None: all."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None
     """Seeds that it is run with; None: those of the suite."""
-    sweep: Sweep | None = None
+    sweep: Search | None = None
     """Search for some values first, for each row."""
 
 
-class Grid(Schema):
+class SuiteAblation(Resources):
     """Uses the rows of an ablation (configs/ablations) as rows of the suite."""
 
     file: str
@@ -155,15 +172,17 @@ class SuiteConfig(Schema):
     """Every transfer is run with each of these seeds."""
     pretrain_seeds: Literal["first", "each"] = "first"
     """first: one pretraining for all seeds of the transfers; each: one pretraining per seed."""
+    device: str = "GPU at 100 TFLOP/s"
+    """The device that the estimated hours are of. Hours of different devices are never added."""
     roots: dict[str, str] = Field(default={})
     """Folders of the data sets, by name; --root NAME=PATH replaces one."""
     prepare: dict[str, Preparation] = Field(default={})
     """Tokenizers and bases, by name."""
-    rows: dict[str, Source] = Field(default={})
+    rows: dict[str, SuiteRow] = Field(default={})
     """The rows of the tables, by name."""
-    grid: Grid | None = None
+    grid: SuiteAblation | None = None
     """An ablation whose rows are added to `rows`."""
-    transfer: dict[str, Transfer] = Field(min_length=1)
+    transfer: dict[str, SuiteTransfer] = Field(min_length=1)
     """The transfers that are run for each row, by name."""
     chance: dict[str, NonNegative] = Field(default={})
     """Score of guessing, by column of the summary."""
