@@ -1,4 +1,4 @@
-"""The shared types of the suite: data and interfaces between loader, model, target and adapter.
+"""The vocabulary: the data that pass between loader, model, target and adapter, and the base classes of modules.
 
 Legend: B batch, C image channels, H x W pixels, N = h * w patches of a grid in raster order, V visible patches, M
 selected patches, D encoder width, P target size per patch, K taps, n objects of one image. Polarity of boolean masks,
@@ -7,11 +7,15 @@ stated at each function that takes or returns one: True = hidden.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+from mae_transfer.arithmetic import exact
 
 Interpolation = Literal["bicubic", "bilinear", "lanczos"]
 IGNORED = 255  # value of a class map for pixels without a class; loss and metrics ignore them (as in mmseg)
@@ -66,7 +70,13 @@ class Features(NamedTuple):
     cls: Tensor | None  # (B, D) class token or pooled vector; None if the encoder has none
 
 
-@runtime_checkable
+class Maps(NamedTuple):
+    """Channels and strides of a backbone's maps, shallow to deep."""
+
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]  # pixels per cell; all equal for a plain ViT
+
+
 class MaskSampler(Protocol):
     """Draws one mask per sample, in a worker of the loader."""
 
@@ -79,77 +89,123 @@ class MaskSampler(Protocol):
         ...
 
 
-@runtime_checkable
-class Target(Protocol):
+class Target(nn.Module, ABC):
     """The prediction target of the decoder.
 
-    It is an nn.Module of the task, not a part of the MAE, so it is not in DDP, EMA, optimizer or export.
+    A call computes it without gradients, outside autocast and in IEEE arithmetic, so it is the same in training,
+    evaluation and a cache, at any precision of the model. It is a module of the task, not a part of the MAE, so it is
+    not in DDP, EMA, optimizer or export.
     """
 
     dim: int  # P: width of the decoder's last layer (8192 for dVAE tokens)
-    views: tuple[ViewSpec, ...]  # additional views that it needs
+    views: tuple[ViewSpec, ...] = ()  # additional views that it needs
 
     def __call__(self, batch: Batch, ids: Tensor) -> Tensor:
-        """Return the targets of patches `ids` (B, M), without gradient and outside autocast (targets.FrozenTarget)."""
-        ...
+        """Return the targets of patches `ids` (B, M)."""
+        with torch.no_grad(), exact(ids.device):
+            target: Tensor = super().__call__(batch, ids)
+        return target
 
+    @abstractmethod
+    def forward(self, batch: Batch, ids: Tensor) -> Tensor:
+        """Compute the targets of patches `ids` (B, M)."""
+
+    @abstractmethod
     def loss(self, pred: Tensor, target: Tensor) -> Tensor:
         """Return the loss of each patch, (B, M), in float32 or wider, for pred (B, M, P)."""
-        ...
 
     def metrics(self, pred: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Return 0-d device tensors by name (token accuracy ...). The loop calls it at log steps only."""
-        ...
+        return {}
 
+    @abstractmethod
     def decode(self, pred: Tensor, batch: Batch, ids: Tensor) -> Tensor:
         """Return images (B, 3, H, W) in [0, 1] with the prediction at patches `ids` and grey elsewhere."""
-        ...
 
 
-@runtime_checkable
-class Tokenizer(Protocol):
+class Tokenizer(nn.Module, ABC):
     """Converts an image view to a grid of codes and codes to an image, as a dVAE does."""
 
     codes: int
     stride: int  # pixels of the view per cell
+    __call__: Callable[..., Tensor]
 
-    def __call__(self, view: Tensor) -> Tensor:
+    @abstractmethod
+    def forward(self, view: Tensor) -> Tensor:
         """Return the code of each cell, (B, h, w) int64, for a view (B, 3, h * stride, w * stride) uint8."""
-        ...
 
+    @abstractmethod
     def decode(self, codes: Tensor) -> Tensor:
         """Return the images (B, 3, h * stride, w * stride) in [0, 1] of codes (B, h, w)."""
-        ...
 
 
-@runtime_checkable
-class Backbone(Protocol):
-    """Any encoder of the suite; an nn.Module. Features come from `forward`, so compile, DDP and checkpointing apply."""
+class Backbone(nn.Module, ABC):
+    """Any encoder. Features come from `forward`, so compile, DDP and checkpointing apply."""
 
-    dim: int
-    depth: int
-    patch: int
+    dim: int  # D: channels of the last map
+    depth: int  # layers, for layer-wise decay of the learning rate
+    patch: int  # stride of the first map in pixels
+    cls_dim: int | None = None  # width of Features.cls; None: D
+    __call__: Callable[..., Features]
 
-    def __call__(self, images: Tensor, *, taps: Sequence[int] = (), norm: bool = False) -> Features:
-        """Return the maps after the blocks `taps` (0-based) of normalised images (B, C, H, W).
+    @abstractmethod
+    def forward(self, images: Tensor, *, taps: Sequence[int] = (), norm: bool = False) -> Features:
+        """Return the maps `taps` (0-based; empty: the last one) of normalised images (B, C, H, W).
 
         norm: apply the final norm to them.
         """
-        ...
+
+    def name(self) -> str:
+        """Return the name used in tables."""
+        return type(self).__name__
+
+    def maps(self) -> Maps:
+        """Return the maps that `taps` index: one per block, as in a plain ViT."""
+        return Maps((self.dim,) * self.depth, (self.patch,) * self.depth)
 
     def layer_of(self, name: str) -> int:
         """Return the layer of a parameter: 0 stem, 1..depth blocks, depth + 1 after them; ValueError if unknown."""
-        ...
+        raise ValueError(f"{self.name()} does not say the layer of {name!r}: train all of it without layer decay")
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the parameters of two or more dimensions without weight decay."""
+        return set()
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute blocks in the backward pass instead of keeping their activations; ValueError if unsupported."""
+        raise ValueError(f"{self.name()} cannot recompute its activations: set run.checkpoint_activations=False")
 
 
-@runtime_checkable
-class Adapter(Protocol):
-    """Converts Features to a pyramid; an nn.Module. Scale factors are stride / patch."""
+class Adapter(nn.Module, ABC):
+    """Converts Features to a pyramid. Scale factors are stride / patch."""
 
     taps: tuple[int, ...]  # indices of the backbone's maps that it uses
     strides: dict[str, float]  # {"p2": 4, "p3": 8, "p4": 16, "p5": 32}; a patch of 14 px, scaled x4, has 3.5
     channels: int
+    __call__: Callable[..., dict[str, Tensor]]
 
-    def __call__(self, features: Features) -> dict[str, Tensor]:
+    @abstractmethod
+    def forward(self, features: Features) -> dict[str, Tensor]:
         """Return name -> (B, channels, H / stride, W / stride)."""
-        ...
+
+
+class Model(nn.Module, ABC):
+    """A model around a backbone: a classifier, a detector, a segmenter."""
+
+    @property
+    @abstractmethod
+    def encoder(self) -> Backbone:
+        """The backbone inside."""
+
+    def layer_of(self, name: str) -> int:
+        """Return the layer of a parameter: the backbone's ids; adapter and heads come after. ValueError if unknown."""
+        prefix = next(f"{path}." for path, module in self.named_modules() if module is self.encoder)
+        if name.startswith(prefix):
+            return self.encoder.layer_of(name.removeprefix(prefix))
+        if name not in dict(self.named_parameters()):
+            raise ValueError(f"{name!r} is not a parameter of this {type(self).__name__}")
+        return self.encoder.depth + 1
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the backbone's blocks in the backward pass; ValueError if the backbone does not support it."""
+        self.encoder.set_grad_checkpointing(enable)

@@ -3,21 +3,21 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mae_transfer.adapters.levels import LEVELS, Maps
+from mae_transfer.adapters.levels import LEVELS
 from mae_transfer.bounds import Width
-from mae_transfer.interfaces import Features
+from mae_transfer.interfaces import Adapter, Features, Maps
 
 
-class Resized(nn.Module):
+class Resized(Adapter):
     """p2..p5 from one map of a plain backbone by bilinear resizing; scale is not learned."""
 
     def __init__(self, maps: Maps, *, channels: Width = 256) -> None:
         super().__init__()
         if len(set(maps.strides)) > 1:
             raise ValueError(f"resized needs a plain backbone, this one has strides {maps.strides}; choose tap_fpn")
-        self.taps: tuple[int, ...] = (len(maps.strides) - 1,)
+        self.taps = (len(maps.strides) - 1,)
         self.channels = channels
-        self.strides: dict[str, float] = dict(LEVELS)
+        self.strides = dict(LEVELS)
         self.scales = [maps.strides[-1] / stride for stride in LEVELS.values()]
         self.project = nn.ModuleList(nn.Conv2d(maps.channels[-1], channels, kernel_size=1) for _ in LEVELS)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mae_transfer.adapters.adapted import AdaptedBackbone
-from mae_transfer.adapters.levels import Maps, maps_of
 from mae_transfer.adapters.simple_fpn import SimpleFPN
 from mae_transfer.adapters.tap_fpn import TapFPN
 from mae_transfer.interfaces import Adapter
@@ -15,4 +14,4 @@ ADAPTERS: dict[str, Callable[..., Adapter]] = {
     "simple_fpn": SimpleFPN,
 }
 
-__all__ = ["ADAPTERS", "AdaptedBackbone", "Maps", "SimpleFPN", "TapFPN", "maps_of"]
+__all__ = ["ADAPTERS", "AdaptedBackbone", "SimpleFPN", "TapFPN"]

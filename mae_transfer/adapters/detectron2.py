@@ -30,7 +30,7 @@ def to_detectron2(pyramid: AdaptedBackbone, *, square: int = 0) -> Any:
     except ImportError as error:
         raise ValueError(ABSENT) from error
     shapes = {
-        name: ShapeSpec(channels=pyramid.out_channels, stride=stride)
+        name: ShapeSpec(channels=pyramid.adapter.channels, stride=stride)
         for name, stride in pyramid.adapter.strides.items()
     }
 

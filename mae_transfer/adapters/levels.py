@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import log2
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from timm.layers.norm import LayerNorm2d
 from torch import nn
 
-from mae_transfer.interfaces import Backbone
+from mae_transfer.interfaces import Maps
 
 LEVELS: dict[str, int] = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}  # name -> stride in pixels
 UP_TO_DOWN = (2, 1, 0, -1)  # doublings of one map for the four levels, for any patch size
@@ -25,24 +25,6 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "layer": lambda channels: LayerNorm2d(channels, eps=1e-6),  # over channels; GroupNorm(1) also pools over the image
     "batch": nn.BatchNorm2d,
 }
-
-
-class Maps(NamedTuple):
-    """Channels and strides of a backbone's maps, shallow to deep."""
-
-    channels: tuple[int, ...]
-    strides: tuple[int, ...]  # pixels per cell; all equal for a plain ViT
-
-
-def maps_of(backbone: Backbone) -> Maps:
-    """Return the maps that `taps` index.
-
-    They are those that the backbone declares (`channels`, `strides`), or one map per block, as in a plain ViT.
-    """
-    channels, strides = getattr(backbone, "channels", None), getattr(backbone, "strides", None)
-    if channels is None or strides is None:
-        return Maps((backbone.dim,) * backbone.depth, (backbone.patch,) * backbone.depth)
-    return Maps(tuple(channels), tuple(strides))
 
 
 def doublings(stride: int, wanted: int) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mae_transfer.adapters.adapted import AdaptedBackbone
 from mae_transfer.arithmetic import in_full
-from mae_transfer.interfaces import IGNORED
+from mae_transfer.interfaces import IGNORED, Backbone, Model
 
 FCN_CHANNELS = 256  # channels of the auxiliary head (BEiT, mae_segmentation)
 HeadConfig = dict[str, Any]  # config of an entry of mmseg's MODELS
@@ -116,7 +116,7 @@ def encoder_decoder(pyramid: AdaptedBackbone, decode: HeadConfig, auxiliary: Hea
     return net
 
 
-class Segmenter(nn.Module):
+class Segmenter(Model):
     """mmseg's EncoderDecoder for the suite's loop: `forward` returns logits, `losses` computes the losses.
 
     mmseg's own `loss` computes an accuracy with boolean masks at every step, which waits for the device. Here
@@ -140,9 +140,7 @@ class Segmenter(nn.Module):
         return pyramid
 
     @property
-    def encoder(self) -> nn.Module:
-        """The backbone without its adapter."""
-        assert isinstance(self.pyramid.backbone, nn.Module)
+    def encoder(self) -> Backbone:
         return self.pyramid.backbone
 
     def heads(self) -> list[Any]:
@@ -169,22 +167,6 @@ class Segmenter(nn.Module):
         if self.frozen:
             self.encoder.eval()
         return self
-
-    def layer_of(self, name: str) -> int:
-        """Return the layer of a parameter: the backbone's ids; adapter and heads come after.
-
-        ValueError for an unknown name.
-        """
-        part = name.removeprefix("net.")
-        if part.startswith("backbone.pyramid."):
-            return self.pyramid.layer_of(part.removeprefix("backbone.pyramid."))
-        if part.startswith(("decode_head.", "auxiliary_head.")):
-            return self.pyramid.backbone.depth + 1
-        raise ValueError(f"{name!r} is not a parameter of this segmenter")
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the encoder's blocks in the backward pass; ValueError if the encoder does not support it."""
-        self.pyramid.set_grad_checkpointing(enable)
 
 
 def upscale(logits: Tensor, labels: Tensor) -> Tensor:

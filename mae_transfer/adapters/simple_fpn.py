@@ -8,12 +8,12 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mae_transfer.adapters.levels import LEVELS, Maps, Norm, doublings, normalize, rescale
+from mae_transfer.adapters.levels import LEVELS, Norm, doublings, normalize, rescale
 from mae_transfer.bounds import Width
-from mae_transfer.interfaces import Features
+from mae_transfer.interfaces import Adapter, Features, Maps
 
 
-class SimpleFPN(nn.Module):
+class SimpleFPN(Adapter):
     """Levels from one map: x4 (ConvT - norm - GELU - ConvT), x2 (ConvT), x1 and x0.5 (max-pool) for a patch of 16.
 
     Each ConvT halves D. A 1x1 and a 3x3 convolution to C channels follow.
@@ -35,9 +35,9 @@ class SimpleFPN(nn.Module):
             raise ValueError(
                 f"simple_fpn needs a plain backbone, but this one has maps of strides {maps.strides}; use tap_fpn"
             )
-        self.taps: tuple[int, ...] = (len(maps.strides) - 1,)
+        self.taps = (len(maps.strides) - 1,)
         self.channels, self.p6 = channels, p6
-        self.strides: dict[str, float] = {**LEVELS, **({"p6": 64} if p6 else {})}
+        self.strides = {**LEVELS, **({"p6": 64} if p6 else {})}
         times = [doublings(maps.strides[-1], stride) for stride in LEVELS.values()]
         self.levels = nn.ModuleList(_level(maps.channels[-1], k, channels, norm) for k in times)
 

@@ -10,12 +10,12 @@ from typing import Literal
 from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
-from mae_transfer.adapters.levels import LEVELS, NORMS, UP_TO_DOWN, Maps, Norm, chosen, doublings, rescale
+from mae_transfer.adapters.levels import LEVELS, NORMS, UP_TO_DOWN, Norm, chosen, doublings, rescale
 from mae_transfer.bounds import FewOrNone, Width
-from mae_transfer.interfaces import Features
+from mae_transfer.interfaces import Adapter, Features, Maps
 
 
-class TapFPN(nn.Module):
+class TapFPN(Adapter):
     """Four maps, each scaled to its level, and optionally an FPN.
 
     With a patch of 16, the maps of a plain ViT are scaled x4 (ConvT - norm - GELU - ConvT), x2 (ConvT), x1 (no layer)
@@ -58,9 +58,7 @@ class TapFPN(nn.Module):
         plain = len(set(strides)) == 1
         if scales == "relative":
             times = UP_TO_DOWN if plain else (0,) * len(LEVELS)
-            self.strides: dict[str, float] = {
-                name: stride / 2**k for name, stride, k in zip(LEVELS, strides, times, strict=True)
-            }
+            self.strides = {name: stride / 2**k for name, stride, k in zip(LEVELS, strides, times, strict=True)}
         else:
             times = tuple(doublings(stride, wanted) for stride, wanted in zip(strides, LEVELS.values(), strict=True))
             self.strides = dict(LEVELS)

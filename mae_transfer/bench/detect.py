@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mae_transfer.adapters import AdaptedBackbone, SimpleFPN, maps_of
+from mae_transfer.adapters import AdaptedBackbone, SimpleFPN
 from mae_transfer.adapters.levels import NORMS
 from mae_transfer.bench.harness import Build, Entry, compared, race
 from mae_transfer.bench.work import Mode, Work
@@ -50,14 +50,21 @@ class _Step(nn.Module):
             "relative_positions": "decomposed", "antialias": False, "drop_path": 0.1,
         })  # fmt: skip
         vit = ViT(cfg)
-        adapter, heads = SimpleFPN(maps_of(vit)), HeadsConfig()
+        adapter, heads = SimpleFPN(vit.maps()), HeadsConfig()
         strides = list(adapter.strides.values())
         pyramid = AdaptedBackbone(vit, adapter)
         self.model: nn.Module
         if engine == "detectron2":
             self.model = Detectron2RCNN(pyramid, strides=strides, classes=CLASSES, heads=heads)
         else:
-            self.model = MaskRCNN(pyramid, strides=strides, classes=CLASSES, heads=heads, norm=NORMS["layer"])
+            self.model = MaskRCNN(
+                pyramid,
+                channels=adapter.channels,
+                strides=strides,
+                classes=CLASSES,
+                heads=heads,
+                norm=NORMS["layer"],
+            )
 
     def compile(self, *_: Any, **__: Any) -> None:
         """Compile the pyramid, as the task does."""

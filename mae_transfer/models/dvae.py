@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mae_transfer.arithmetic import exact
 from mae_transfer.bounds import Few, Width
 from mae_transfer.config import Schema
+from mae_transfer.interfaces import Tokenizer
 
 Codes = Annotated[int, Field(ge=1, le=2**20)]
 Groups = Annotated[int, Field(ge=1, le=8)]  # a stride of 128
@@ -186,8 +187,8 @@ def kl_to_uniform(logits: Tensor) -> Tensor:
     return (log_q.exp() * log_q).sum(dim=1).mean() + math.log(logits.shape[1])
 
 
-class DVAETokenizer(nn.Module):
-    """An autoencoder as a Tokenizer (interfaces.py): the most likely code of each cell, and images from codes.
+class DVAETokenizer(Tokenizer):
+    """An autoencoder as a tokenizer: the most likely code of each cell, and images from codes.
 
     The results do not depend on autocast. Without a decoder (DALL-E also released the encoder separately) each code is
     drawn in an arbitrary colour.

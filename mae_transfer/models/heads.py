@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mae_transfer.bounds import FewOrNone
-from mae_transfer.interfaces import Backbone, Features
+from mae_transfer.interfaces import Backbone, Features, Model
 from mae_transfer.models.vit import NORM_EPS
 
 Pool = Literal["mean", "cls"]
@@ -33,7 +33,7 @@ def pool(features: Features, how: Pool) -> Tensor:
     return features.cls.to(at_least)
 
 
-def freeze(backbone: nn.Module, tune: Tune, *, norm: bool = True) -> None:
+def freeze(backbone: Backbone, tune: Tune, *, norm: bool = True) -> None:
     """Freeze all but the last `tune` blocks.
 
     Args:
@@ -42,15 +42,17 @@ def freeze(backbone: nn.Module, tune: Tune, *, norm: bool = True) -> None:
     Raises:
         ValueError: the backbone has fewer blocks, or its last block has no parameters of an MLP half.
     """
-    assert isinstance(backbone, Backbone)
+    if tune == "all":
+        backbone.requires_grad_(True)
+        return
     depth = backbone.depth
     if isinstance(tune, int) and not 0 <= tune <= depth:
         raise ValueError(f"tune_blocks = {tune}, but the backbone has {depth} blocks: set 0..{depth}, 'half' or 'all'")
     for name, parameter in backbone.named_parameters():
         layer = backbone.layer_of(name)
-        last = layer > depth - (1 if tune == "half" else tune) if tune != "all" else True
+        last = layer > depth - (1 if tune == "half" else tune)
         within = layer <= depth and last and (tune != "half" or any(part in f".{name}" for part in HALF))
-        parameter.requires_grad_(tune == "all" or within or (layer == depth + 1 and norm and "norm" in name.split(".")))
+        parameter.requires_grad_(within or (layer == depth + 1 and norm and "norm" in name.split(".")))
     if tune == "half" and not any(
         p.requires_grad for name, p in backbone.named_parameters() if backbone.layer_of(name) == depth
     ):
@@ -60,27 +62,24 @@ def freeze(backbone: nn.Module, tune: Tune, *, norm: bool = True) -> None:
         )
 
 
-def check_pools(backbone: nn.Module, pools: Iterable[Pool]) -> None:
+def check_pools(backbone: Backbone, pools: Iterable[Pool]) -> None:
     """Raise ValueError if a pooled vector has another width than the last map, which sets the width of heads."""
-    width = getattr(backbone, "cls_dim", backbone.dim)
-    if "cls" in pools and width != backbone.dim:
-        name = type(getattr(backbone, "model", backbone)).__name__
+    if "cls" in pools and backbone.cls_dim not in (None, backbone.dim):
         raise ValueError(
-            f"{name} passes {width} values to its classifier, but its last map has {backbone.dim} channels: "
-            "set pool to 'mean'"
+            f"{backbone.name()} passes {backbone.cls_dim} values to its classifier, but its last map has "
+            f"{backbone.dim} channels: set pool to 'mean'"
         )
 
 
-class Classifier(nn.Module):
+class Classifier(Model):
     """Backbone, pooling, norm and linear layer. Frozen parts run in eval mode and save nothing for backward."""
 
     def __init__(
-        self, backbone: nn.Module, classes: int, *, how: Pool = "mean", head_std: float = 2e-5, frozen_eval: bool = True
+        self, backbone: Backbone, classes: int, *, how: Pool = "mean", head_std: float = 2e-5, frozen_eval: bool = True
     ) -> None:
         """Create the classifier around a loaded backbone, after `freeze`.
 
         Args:
-            backbone: a Backbone.
             classes: C.
             how: "mean": mean of the patch tokens, then a new norm instead of the backbone's; "cls": the class token
                 after the backbone's norm.
@@ -88,7 +87,6 @@ class Classifier(nn.Module):
             frozen_eval: True: frozen parts run without drop path; False: they use drop path like the trained parts.
         """
         super().__init__()
-        assert isinstance(backbone, Backbone)
         self.how: Pool = how
         self.frozen_eval = frozen_eval
         self.backbone = backbone
@@ -115,24 +113,9 @@ class Classifier(nn.Module):
             still(self.backbone)
         return self
 
-    def layer_of(self, name: str) -> int:
-        """Return the layer of a parameter: the backbone's ids; norm and head come after the blocks."""
-        part, _, rest = name.partition(".")
-        if part == "backbone":
-            return self.encoder.layer_of(rest)
-        if part not in ("fc_norm", "head"):
-            raise ValueError(f"{name!r} is not a parameter of this classifier")
-        return self.encoder.depth + 1
-
     @property
     def encoder(self) -> Backbone:
-        """The backbone, typed as a Backbone."""
-        assert isinstance(self.backbone, Backbone)
         return self.backbone
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the backbone's blocks in the backward pass."""
-        checkpointing(self.backbone, enable)
 
 
 class ProbeRow(nn.Module):
@@ -143,11 +126,10 @@ class ProbeRow(nn.Module):
     summed losses gives each probe the gradient of its own loss.
     """
 
-    def __init__(self, backbone: nn.Module, classes: int, *, probes: Mapping[str, Pool]) -> None:
+    def __init__(self, backbone: Backbone, classes: int, *, probes: Mapping[str, Pool]) -> None:
         """Create the probes, name -> pooling; all start from the same weights."""
         super().__init__()
-        assert isinstance(backbone, Backbone)
-        self.backbone: nn.Module = backbone
+        self.backbone = backbone
         backbone.requires_grad_(False)
         self.pools: tuple[Pool, ...] = tuple(dict.fromkeys(probes.values()))
         self.pool_of = [self.pools.index(how) for how in probes.values()]
@@ -186,13 +168,3 @@ def still(module: nn.Module) -> None:
         parameters = list(part.parameters())
         if parameters and not any(p.requires_grad for p in parameters):
             part.eval()
-
-
-def checkpointing(backbone: nn.Module, enable: bool) -> None:
-    """Switch a backbone's activation checkpointing on or off; ValueError if it does not support it."""
-    switch = getattr(backbone, "set_grad_checkpointing", None)
-    if switch is None:
-        raise ValueError(
-            f"{type(backbone).__name__} cannot recompute its activations: set run.checkpoint_activations=False"
-        )
-    switch(enable)

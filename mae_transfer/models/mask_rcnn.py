@@ -28,7 +28,7 @@ from mae_transfer.arithmetic import in_full
 from mae_transfer.bounds import BelowOne, Count, Few, FewOrNone, MostDetections, Pixels, Width
 from mae_transfer.config import Schema
 from mae_transfer.core.runs import Size, dense
-from mae_transfer.interfaces import Found, Objects
+from mae_transfer.interfaces import Backbone, Found, Model, Objects
 
 Targets = list[dict[str, Tensor]]
 
@@ -74,13 +74,28 @@ CANONICAL = 56  # a region of 56 times p2's stride is pooled from p4 (FPN, 1612.
 DRAWN = 16  # number of an image's masks that are drawn at once: 80 MB at 1024 x 1024
 
 
-class MaskRCNN(nn.Module):
+class Detector(Model):
+    """A pyramid with the heads of a detector."""
+
+    pyramid: Model  # images -> name -> map
+
+    @property
+    def encoder(self) -> Backbone:
+        return self.pyramid.encoder
+
+    def compile(self) -> None:
+        """Compile the pyramid only; later shapes depend on the detections."""
+        self.pyramid.compile()
+
+
+class MaskRCNN(Detector):
     """Pyramid -> proposals -> boxes, classes and masks. Returns losses by name in training mode, else detections."""
 
     def __init__(
         self,
-        pyramid: nn.Module,
+        pyramid: Model,
         *,
+        channels: int,
         strides: Sequence[float],
         classes: int,
         heads: HeadsConfig,
@@ -89,8 +104,8 @@ class MaskRCNN(nn.Module):
         """Create the heads of a pyramid.
 
         Args:
-            pyramid: images (B, 3, H, W) -> name -> (B, C, H / stride, W / stride), finest first, with `out_channels`,
-                `depth` and `layer_of`.
+            pyramid: images (B, 3, H, W) -> name -> (B, C, H / stride, W / stride), finest first.
+            channels: C.
             strides: of its levels, pixels, each twice the previous one (3.5, 7 ... for a patch of 14). Regions are
                 pooled from all levels except the last.
             classes: K.
@@ -104,16 +119,15 @@ class MaskRCNN(nn.Module):
                 "set one size per level (is p6=True missing?)"
             )
         self.pyramid = pyramid
-        width: int = pyramid.out_channels  # type: ignore[assignment]
         self.rpn = _Proposals(
             _Anchors(tuple((side,) for side in heads.anchors), (RATIOS,) * len(strides), strides=strides),
-            RPNHead(width, len(RATIOS), conv_depth=heads.rpn_convs),
+            RPNHead(channels, len(RATIOS), conv_depth=heads.rpn_convs),
             fg_iou_thresh=0.7, bg_iou_thresh=0.3, batch_size_per_image=heads.rpn_batch, positive_fraction=0.5,
             pre_nms_top_n=dict(zip(("training", "testing"), heads.pre_nms_topk, strict=True)),
             post_nms_top_n=dict(zip(("training", "testing"), heads.post_nms_topk, strict=True)), nms_thresh=0.7,
         )  # fmt: skip
         self.rpn.min_size = torch.finfo(torch.float32).tiny  # drops only empty proposals
-        self.roi_heads = _Regions(width, strides[:-1], classes, heads, norm)
+        self.roi_heads = _Regions(channels, strides[:-1], classes, heads, norm)
         for last in (self.rpn.head.cls_logits, self.rpn.head.bbox_pred, *self.roi_heads.last_layers()):
             in_full(last)
 
@@ -133,22 +147,6 @@ class MaskRCNN(nn.Module):
         proposals, losses = self.rpn(ImageList(images, list(sizes)), features, targets)
         found, more = self.roi_heads(features, proposals, list(sizes), targets)
         return losses | more if self.training else found
-
-    def layer_of(self, name: str) -> int:
-        """Return the layer of a parameter: the backbone's ids; the heads come after."""
-        part, _, rest = name.partition(".")
-        pyramid: Any = self.pyramid
-        layer: int = pyramid.layer_of(rest) if part == "pyramid" else pyramid.depth + 1
-        return layer
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the backbone's activations in the backward pass."""
-        pyramid: Any = self.pyramid
-        pyramid.set_grad_checkpointing(enable)
-
-    def compile(self) -> None:
-        """Compile the pyramid only; later shapes depend on the detections."""
-        self.pyramid.compile()
 
 
 def _target(objects: Objects) -> dict[str, Tensor]:

@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mae_transfer.interfaces import Features
+from mae_transfer.interfaces import Backbone, Features, Maps
 
 
-class TimmBackbone(nn.Module):
-    """A timm model as an interfaces.Backbone.
+class TimmBackbone(Backbone):
+    """A timm model.
 
     Taps index the maps of timm's `forward_intermediates`: blocks of a ViT, stages of other models. `depth` is the
     number of layers for layer-wise decay: timm's coarse groups (blocks of a ViT, stages of other models). `channels`
@@ -37,7 +37,7 @@ class TimmBackbone(nn.Module):
             ValueError: timm has no feature maps or no layer groups for this model.
         """
         super().__init__()
-        name = type(model).__name__
+        self.model, name = model, type(model).__name__
         if not (hasattr(model, "forward_intermediates") and hasattr(model, "group_matcher")):
             raise ValueError(f"timm's {name} has no intermediate maps (forward_intermediates); choose a model that has")
         info: list[dict[str, Any]] = list(model.feature_info)
@@ -47,7 +47,7 @@ class TimmBackbone(nn.Module):
             model.prune_intermediate_layers([len(info) - 1], prune_norm=True, prune_head=True)
             if isinstance(getattr(getattr(model, "head", None), "norm", None), nn.Module):
                 model.head.norm = nn.Identity()  # the final norm of ConvNeXt; timm before 1.0.31 does not remove it
-        self.model, self.class_token, self.final_norm = model, class_token, final_norm
+        self.class_token, self.final_norm = class_token, final_norm
         call = model.forward_intermediates
         self.prefixed = "return_prefix_tokens" in inspect.signature(call).parameters and bool(
             getattr(model, "num_prefix_tokens", 1)
@@ -96,17 +96,21 @@ class TimmBackbone(nn.Module):
         """Return the input of the model's classifier, (B, cls_dim); ValueError if its shape differs."""
         vector: Tensor = self.model.forward_head(final, pre_logits=True)
         if vector.shape[1:] != (self.cls_dim,):
-            name, shape = type(self.model).__name__, tuple(vector.shape[1:])
             raise ValueError(
-                f"timm's {name} returns {shape} but its classifier takes {self.cls_dim} values: pool the maps instead "
-                "(pool='mean' and --set \"backbone.changes={'class_token': False}\")"
+                f"timm's {self.name()} returns {tuple(vector.shape[1:])} but its classifier takes {self.cls_dim} "
+                "values: pool the maps instead (pool='mean' and --set \"backbone.changes={'class_token': False}\")"
             )
         return vector
 
+    def name(self) -> str:
+        return type(self.model).__name__
+
+    def maps(self) -> Maps:
+        return Maps(self.channels, self.strides)
+
     def layer_of(self, name: str) -> int:
-        """Return 0 for the stem, 1..depth for blocks or stages, depth + 1 after them; ValueError if unknown."""
         if name not in dict(self.named_parameters()):
-            raise ValueError(f"{name!r} is not a parameter of this {type(self.model).__name__}")
+            raise ValueError(f"{name!r} is not a parameter of this {self.name()}")
         return self.layers.get(name, self.depth + 1)
 
     def no_weight_decay(self) -> set[str]:
@@ -119,7 +123,6 @@ class TimmBackbone(nn.Module):
         }
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute blocks in the backward pass instead of keeping their activations."""
         self.model.set_grad_checkpointing(enable)
 
 

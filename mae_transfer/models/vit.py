@@ -25,7 +25,7 @@ from mae_transfer.bounds import BelowOne, Epsilon, Factor, Few, FewOrNone, Pixel
 from mae_transfer.config import Schema
 from mae_transfer.core.patches import grid_of, patchify, sides, take
 from mae_transfer.core.positions import resample, sincos_2d
-from mae_transfer.interfaces import Features
+from mae_transfer.interfaces import Backbone, Features
 from mae_transfer.models.attention import Attention, QkvBias, RelativePositionBias
 from mae_transfer.models.initialize import Init, initialize
 
@@ -228,8 +228,8 @@ def run(
     return output
 
 
-class ViT(nn.Module):
-    """A Backbone (interfaces.py) that can also embed and encode a subset of the patches, as MAE needs."""
+class ViT(Backbone):
+    """An encoder that can also embed and encode a subset of the patches, as MAE needs."""
 
     def __init__(self, cfg: ViTConfig) -> None:
         super().__init__()
@@ -266,14 +266,9 @@ class ViT(nn.Module):
         initialize(self, cfg.init)
 
     def forward(self, images: Tensor, *, taps: Sequence[int] = (), norm: bool = False) -> Features:
-        """Return the maps after the blocks `taps` and the class token of normalised images (B, C, H, W).
+        """Return the maps after the blocks `taps` and the class token, both through the final norm if `norm`.
 
-        Args:
-            images: (B, C, H, W).
-            taps: 0-based blocks; empty: the last one.
-            norm: apply the final LayerNorm to maps and class token.
-        Raises:
-            ValueError: a tap is not a block, or the patch does not divide the image.
+        ValueError: a tap is not a block, or the patch does not divide the image.
         """
         taps = taps or (self.depth - 1,)
         if not all(0 <= tap < self.depth for tap in taps) or list(taps) != sorted(set(taps)):
@@ -331,8 +326,10 @@ class ViT(nn.Module):
         return tuple(outputs)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping its activations."""
         self.checkpointing = enable
+
+    def name(self) -> str:
+        return self.cfg.name()
 
     def layer_of(self, name: str) -> int:
         """Return 0 for the stem, 1..depth for the blocks, depth + 1 after them (shared bias tables too, as in BEiT)."""

@@ -1,6 +1,6 @@
 """Prediction targets of the decoder.
 
-To add a target, write a FrozenTarget in a new file, one line in TARGETS, a config and a test. models/mae.py stays as
+To add a target, write a Target in a new file, one line in TARGETS, a config and a test. models/mae.py stays as
 it is.
 """
 
@@ -11,7 +11,6 @@ from collections.abc import Callable
 from mae_transfer.interfaces import Target
 from mae_transfer.targets.feature import Feature, Teacher
 from mae_transfer.targets.frame import Frame
-from mae_transfer.targets.frozen import FrozenTarget
 from mae_transfer.targets.hog import HOG
 from mae_transfer.targets.mean_colour import MeanColour
 from mae_transfer.targets.pca import PCA
@@ -34,7 +33,6 @@ __all__ = [
     "TARGETS",
     "Feature",
     "Frame",
-    "FrozenTarget",
     "MeanColour",
     "NormPixel",
     "Pixel",

@@ -9,14 +9,13 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mae_transfer.bounds import Sides
 from mae_transfer.core.normalize import Statistics, normalize
 from mae_transfer.core.patches import put, sides, size_of, take, unpatchify
-from mae_transfer.interfaces import Backbone, Batch, ViewSpec
+from mae_transfer.interfaces import Backbone, Batch, Target, ViewSpec
 from mae_transfer.targets.frame import Frame
-from mae_transfer.targets.frozen import FrozenTarget
 from mae_transfer.targets.pixel import GREY
 
 
@@ -27,7 +26,7 @@ class Teacher(NamedTuple):
     statistics: Statistics
 
 
-class Feature(FrozenTarget):
+class Feature(Target):
     """The last feature map of a frozen teacher after its final norm, one feature per patch.
 
     If the map's grid differs from the encoder's (a patch of 14 px, a stride of 32), it is resized to the encoder's
@@ -69,8 +68,7 @@ class Feature(FrozenTarget):
             )
         self.patch, self.grid, self.statistics = frame.patch, frame.grid, teacher.statistics
         self.scale, self.distance = scale, loss
-        self.views: tuple[ViewSpec, ...] = () if size is None else (ViewSpec(size, "bicubic"),)
-        assert isinstance(teacher.backbone, nn.Module)
+        self.views = () if size is None else (ViewSpec(size, "bicubic"),)
         self.teacher = teacher.backbone.requires_grad_(False).eval()
         self.dim = teacher.backbone.dim
 

@@ -16,13 +16,12 @@ from torch import Tensor
 
 from mae_transfer.bounds import Few, Pixels
 from mae_transfer.core.patches import patchify, put, take, unpatchify
-from mae_transfer.interfaces import Batch, ViewSpec
+from mae_transfer.interfaces import Batch, Target
 from mae_transfer.targets.frame import Frame
-from mae_transfer.targets.frozen import FrozenTarget
 from mae_transfer.targets.pixel import GREY
 
 
-class HOG(FrozenTarget):
+class HOG(Target):
     """Histograms of gradient orientations per cell and channel, weighted by magnitude and scaled to length 1.
 
     Gradients come from Sobel filters with a mirrored border. Orientations modulo 180 degrees are sorted into equal bins
@@ -35,7 +34,6 @@ class HOG(FrozenTarget):
         loss: mean squared ("l2") or mean absolute ("l1") error.
     """
 
-    views: tuple[ViewSpec, ...] = ()
     glyphs: Tensor  # (O, c, c): a line along the edge direction of each bin
 
     def __init__(self, frame: Frame, *, bins: Few = 9, cell: Pixels = 8, loss: Literal["l2", "l1"] = "l2") -> None:
@@ -58,9 +56,6 @@ class HOG(FrozenTarget):
     def loss(self, pred: Tensor, target: Tensor) -> Tensor:
         """Return the mean squared (or absolute) error of each patch, (B, M)."""
         return self.distance(pred.to(target.dtype), target, reduction="none").mean(dim=2)
-
-    def metrics(self, pred: Tensor, target: Tensor) -> dict[str, Tensor]:
-        return {}
 
     def decode(self, pred: Tensor, batch: Batch, ids: Tensor) -> Tensor:
         """Return images (B, C, H, W) in [0, 1]: lines along the edge directions in predicted patches, grey elsewhere.

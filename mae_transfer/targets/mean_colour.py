@@ -12,16 +12,15 @@ from pydantic import Field
 from torch import Tensor
 
 from mae_transfer.core.patches import patchify, put, take, unpatchify
-from mae_transfer.interfaces import Batch, ViewSpec
+from mae_transfer.interfaces import Batch, Target
 from mae_transfer.targets.classes import class_metrics, cross_entropy
 from mae_transfer.targets.frame import Frame
-from mae_transfer.targets.frozen import FrozenTarget
 from mae_transfer.targets.pixel import GREY
 
 Bits = Annotated[int, Field(ge=1, le=8)]
 
 
-class MeanColour(FrozenTarget):
+class MeanColour(Target):
     """The class of the mean colour, with `2 ** bits` equal levels per channel and cross-entropy as the loss.
 
     3 bits of RGB give 512 classes.
@@ -30,7 +29,6 @@ class MeanColour(FrozenTarget):
         bits: bits per channel.
     """
 
-    views: tuple[ViewSpec, ...] = ()
     weights: Tensor  # (C,) int64: factors that combine the channels' levels to a class
 
     def __init__(self, frame: Frame, *, bits: Bits = 3) -> None:

@@ -15,21 +15,18 @@ from torch import Tensor
 from mae_transfer.bounds import Epsilon
 from mae_transfer.core.normalize import denormalize, normalize
 from mae_transfer.core.patches import grid_of, patchify, put, take, unpatchify
-from mae_transfer.interfaces import Batch, ViewSpec
+from mae_transfer.interfaces import Batch, Target
 from mae_transfer.targets.frame import Frame
-from mae_transfer.targets.frozen import FrozenTarget
 
 GREY = 0.5  # value of patches without a prediction in pictures
 
 
-class Pixel(FrozenTarget):
+class Pixel(Target):
     """The pixels of a patch, normalised by the data set's statistics (MAE, table 1d "pixel (w/o norm)").
 
     Args:
         loss: mean squared ("l2") or mean absolute ("l1") error.
     """
-
-    views: tuple[ViewSpec, ...] = ()
 
     def __init__(self, frame: Frame, *, loss: Literal["l2", "l1"] = "l2") -> None:
         super().__init__()
@@ -46,9 +43,6 @@ class Pixel(FrozenTarget):
     def loss(self, pred: Tensor, target: Tensor) -> Tensor:
         """Return the mean squared (or absolute) error of each patch, (B, M)."""
         return self.distance(pred.to(target.dtype), target, reduction="none").mean(dim=2)
-
-    def metrics(self, pred: Tensor, target: Tensor) -> dict[str, Tensor]:
-        return {}
 
     def decode(self, pred: Tensor, batch: Batch, ids: Tensor) -> Tensor:
         """Return images (B, C, H, W) in [0, 1]: predicted patches, grey elsewhere."""

@@ -10,14 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mae_transfer.core.patches import patchify, put, size_of, take, unpatchify
-from mae_transfer.interfaces import Batch, Interpolation, Tokenizer, ViewSpec
+from mae_transfer.interfaces import Batch, Interpolation, Target, Tokenizer, ViewSpec
 from mae_transfer.targets.classes import class_metrics, cross_entropy
 from mae_transfer.targets.frame import Frame
-from mae_transfer.targets.frozen import FrozenTarget
 from mae_transfer.targets.pixel import GREY
 
 
-class Token(FrozenTarget):
+class Token(Target):
     """The code of each patch, with cross-entropy as the loss.
 
     The tokenizer has its own view: the encoder's crop, resized with Lanczos so that the grid of codes equals the
@@ -38,7 +37,7 @@ class Token(FrozenTarget):
         self.patch, self.grid, self.cache = frame.patch, frame.grid, cache
         self.tokenizer, self.dim = tokenizer, tokenizer.codes
         self.view = ViewSpec(size_of(*(side * tokenizer.stride for side in frame.grid)), interpolation)
-        self.views: tuple[ViewSpec, ...] = () if cache else (self.view,)
+        self.views = () if cache else (self.view,)
 
     def forward(self, batch: Batch, ids: Tensor) -> Tensor:
         """Return the codes (B, M) int64 of patches `ids` (B, M)."""

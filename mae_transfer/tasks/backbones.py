@@ -20,6 +20,7 @@ from mae_transfer.checkpoints.statistics import same, text
 from mae_transfer.config import Schema, load, validate
 from mae_transfer.core.normalize import IMAGENET, Statistics
 from mae_transfer.core.patches import sides
+from mae_transfer.interfaces import Backbone
 from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.record import Weights
 from mae_transfer.seeding import fold
@@ -43,7 +44,7 @@ class BackboneConfig(Schema):
 class Chosen(NamedTuple):
     """A backbone with its provenance."""
 
-    model: nn.Module  # an interfaces.Backbone
+    model: Backbone
     head: dict[str, Tensor]  # the tensors of a classifier in the same file (fc_norm.*, head.*); usually empty
     name: str  # "vit_base/16"
     pretrain: str  # its pretraining: "MAE norm_pixel, random 75%, 800 ep", "moco-v3", "none"
@@ -96,7 +97,7 @@ def open_backbone(
         return Chosen(
             loaded.backbone,
             loaded.head,
-            _name(loaded.backbone),
+            loaded.backbone.name(),
             pretrain_of(cfg.reference),
             loaded.sha256,
             used,
@@ -109,7 +110,7 @@ def open_backbone(
         )
     vit = ViT(validate({**cfg.encoder.model_dump(), **wanted}, ViTConfig, where="backbone.encoder"))
     _check_channels(vit, "backbone.encoder")
-    return Chosen(vit, {}, _name(vit), "none", None, statistics or IMAGENET, fresh(statistics))
+    return Chosen(vit, {}, vit.name(), "none", None, statistics or IMAGENET, fresh(statistics))
 
 
 def fresh(wanted: Statistics | None) -> str:
@@ -141,7 +142,7 @@ def settle(reference: str, loaded: checkpoints.Loaded, wanted: Statistics | None
     return wanted, f"{text(wanted)} (set by the config instead of {default}, {text(own)}; the file does not say)"
 
 
-def _check_channels(backbone: nn.Module, where: str) -> None:
+def _check_channels(backbone: Backbone, where: str) -> None:
     """Raise ValueError unless the backbone takes images of three channels."""
     first = next((module.in_channels for module in backbone.modules() if isinstance(module, nn.Conv2d)), COLOURS)
     channels = backbone.cfg.channels if isinstance(backbone, ViT) else first
@@ -188,7 +189,7 @@ def trained_statistics(own: Statistics | None, schema: type[Schema], checkpoint_
     return trained
 
 
-def tokens_of(backbone: nn.Module, size: int | tuple[int, int]) -> int | None:
+def tokens_of(backbone: Backbone, size: int | tuple[int, int]) -> int | None:
     """Return the number of tokens of an image; None if the backbone is not a plain ViT.
 
     size: pixels of one side, or height and width.
@@ -212,12 +213,6 @@ def flops_of(model: nn.Module, size: int | tuple[int, int], *, backward: bool) -
         if backward:  # heads that only training uses (a segmenter's auxiliary head) are not counted
             torch.autograd.grad((output if isinstance(output, Tensor) else output[0]).sum(), trained, allow_unused=True)
     return int(counter.get_total_flops())
-
-
-def _name(backbone: nn.Module) -> str:
-    if isinstance(backbone, ViT):
-        return backbone.cfg.name()
-    return type(getattr(backbone, "model", backbone)).__name__
 
 
 def pretrain_of(reference: str) -> str:

@@ -18,7 +18,7 @@ from pydantic import field_validator, model_validator
 from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image
 
-from mae_transfer.adapters import ADAPTERS, AdaptedBackbone, maps_of
+from mae_transfer.adapters import ADAPTERS, AdaptedBackbone
 from mae_transfer.adapters.levels import NORMS
 from mae_transfer.bounds import BelowOne
 from mae_transfer.config import Spec, build, check
@@ -203,8 +203,8 @@ class Detect(Transfer[DetectConfig]):
         changes = {"image_size": cfg.side, "class_token": False, "final_norm": False, "drop_path": cfg.drop_path}
         self.chosen = open_backbone(cfg.backbone, changes, statistics=cfg.statistics, seed=cfg.seed)
         self.inputs = {"backbone": self.chosen.origin}
-        adapter = build(ADAPTERS, cfg.adapter, maps_of(self.chosen.model))  # type: ignore[arg-type]
-        pyramid = AdaptedBackbone(self.chosen.model, adapter)  # type: ignore[arg-type]
+        adapter = build(ADAPTERS, cfg.adapter, self.chosen.model.maps())
+        pyramid = AdaptedBackbone(self.chosen.model, adapter)
         self.divisor, strides = pyramid.size_divisor, list(adapter.strides.values())
         if cfg.data.square is not None and any(side % self.divisor for side in sides(cfg.data.square)):
             raise ValueError(
@@ -214,7 +214,9 @@ class Detect(Transfer[DetectConfig]):
             self.detector = Detectron2RCNN(pyramid, strides=strides, classes=classes, heads=cfg.heads)
         else:
             norm = NORMS[cfg.heads.norm] if cfg.heads.norm else None
-            self.detector = MaskRCNN(pyramid, strides=strides, classes=classes, heads=cfg.heads, norm=norm)
+            self.detector = MaskRCNN(
+                pyramid, channels=adapter.channels, strides=strides, classes=classes, heads=cfg.heads, norm=norm
+            )
 
     def training_samples(self) -> Scenes:
         """Return augmented scenes."""
@@ -229,7 +231,7 @@ class Detect(Transfer[DetectConfig]):
         cfg = self.cfg
         detector: Any = model
         decay = cfg.optim.layer_decay
-        layers = Layers(detector.layer_of, detector.pyramid.depth, decay) if decay else None
+        layers = Layers(detector.layer_of, detector.encoder.depth, decay) if decay else None
         no_decay = spared(detector, cfg.optim, default=None)
         return param_groups(
             detector, weight_decay=cfg.optim.weight_decay, layers=layers, no_decay=no_decay, decay=cfg.decay

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mae_transfer.adapters.adapted import AdaptedBackbone
 from mae_transfer.adapters.detectron2 import ABSENT
@@ -24,6 +24,7 @@ from mae_transfer.models.mask_rcnn import (
     FINEST,
     MASK_SIDE,
     RATIOS,
+    Detector,
     HeadsConfig,
     mask_targets,
 )
@@ -37,7 +38,7 @@ LOSSES = {
 NORMS = {None: "", "layer": "LN", "batch": "BN"}  # our names -> detectron2's
 
 
-class Detectron2RCNN(nn.Module):
+class Detectron2RCNN(Detector):
     """Pyramid -> detectron2's proposal network and RoI heads.
 
     It returns losses by name in training mode, and predictions in evaluation mode.
@@ -53,10 +54,11 @@ class Detectron2RCNN(nn.Module):
         if heads.norm not in NORMS:
             raise ValueError(f"heads.norm = {heads.norm!r}: with engine='detectron2' it is one of {list(NORMS)}")
         self.d2 = _import_parts()
-        self.pyramid, self.depth = pyramid, pyramid.depth
+        self.pyramid = pyramid
         levels = list(pyramid.adapter.strides)
-        shape = self.d2.ShapeSpec(channels=pyramid.out_channels, height=BOX_SIDE, width=BOX_SIDE)
-        self.rpn = _proposal_network(self.d2, pyramid.out_channels, levels, strides, heads)
+        channels = pyramid.adapter.channels
+        shape = self.d2.ShapeSpec(channels=channels, height=BOX_SIDE, width=BOX_SIDE)
+        self.rpn = _proposal_network(self.d2, channels, levels, strides, heads)
         self.roi_heads = _roi_heads(self.d2, shape, levels[:-1], strides[:-1], classes, heads)
 
     def forward(
@@ -72,19 +74,6 @@ class Detectron2RCNN(nn.Module):
         if self.training:
             return {LOSSES.get(name, name): loss for name, loss in (losses | roi_losses).items()}
         return [_as_found(instances) for instances in predictions]
-
-    def layer_of(self, name: str) -> int:
-        """Return the layer of a parameter, counted as in the backbone. The heads are one layer above it."""
-        part, _, rest = name.partition(".")
-        return self.pyramid.layer_of(rest) if part == "pyramid" else self.depth + 1
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the backbone's activations in the backward pass."""
-        self.pyramid.set_grad_checkpointing(enable)
-
-    def compile(self) -> None:
-        """Compile the pyramid. The shapes after it depend on the predictions."""
-        self.pyramid.compile()
 
     def _truth(self, objects: Objects, size: tuple[int, int]) -> Any:
         instances = self.d2.Instances(size, gt_boxes=self.d2.Boxes(objects.boxes), gt_classes=objects.labels)

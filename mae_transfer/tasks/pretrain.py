@@ -176,9 +176,7 @@ class Pretrain(Task[PretrainConfig]):
 
     def set_target(self, target: Target) -> None:
         """Use this target, on the run's device."""
-        self.target = target
-        if isinstance(target, nn.Module):
-            target.to(self.dist.device)
+        self.target = target.to(self.dist.device)
 
     def set_held_out(self, source: Source, split: str, *, most: int) -> None:
         """Evaluate on and draw up to `most` images of a source, spread evenly over it."""

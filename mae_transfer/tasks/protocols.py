@@ -21,7 +21,7 @@ from mae_transfer.bounds import BelowOne, NonNegative, Probability, Rate, Weight
 from mae_transfer.core.normalize import Statistics, normalize
 from mae_transfer.engine.loop import Step, StepFn
 from mae_transfer.engine.optim import Group, Layers, OptimConfig, param_groups, spared
-from mae_transfer.interfaces import Batch
+from mae_transfer.interfaces import Backbone, Batch
 from mae_transfer.models.heads import Classifier, Pool, ProbeRow, Tune, freeze
 
 
@@ -56,7 +56,7 @@ class ClassifyProtocol(Protocol):
         """Return the fields of the backbone's architecture that the protocol sets."""
         ...
 
-    def model(self, backbone: nn.Module, classes: int) -> nn.Module:
+    def model(self, backbone: Backbone, classes: int) -> nn.Module:
         """Return the model around a loaded backbone, with the frozen parts frozen."""
         ...
 
@@ -107,7 +107,7 @@ class Finetune:
     def changes(self) -> dict[str, Any]:
         return {"drop_path": self.drop_path, "final_norm": self.pool == "cls"}
 
-    def model(self, backbone: nn.Module, classes: int) -> nn.Module:
+    def model(self, backbone: Backbone, classes: int) -> nn.Module:
         freeze(backbone, "all")
         return Classifier(backbone, classes, how=self.pool, head_std=self.head_std)
 
@@ -166,7 +166,7 @@ class Partial(Finetune):
     def title(self) -> str:
         return f"partial-{self.tune_blocks}"
 
-    def model(self, backbone: nn.Module, classes: int) -> nn.Module:
+    def model(self, backbone: Backbone, classes: int) -> nn.Module:
         freeze(backbone, self.tune_blocks, norm=self.tune_norm)
         model = Classifier(
             backbone, classes, how=self.pool, head_std=self.head_std, frozen_eval=not self.frozen_drop_path
@@ -218,7 +218,7 @@ class Linear:
     def changes(self) -> dict[str, Any]:
         return {}
 
-    def model(self, backbone: nn.Module, classes: int) -> nn.Module:
+    def model(self, backbone: Backbone, classes: int) -> nn.Module:
         return ProbeRow(backbone, classes, probes={name: pool for name, (_, pool) in self.probes().items()})
 
     def groups(self, model: nn.Module, optim: OptimConfig) -> list[Group]:

@@ -9,9 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from torch import nn
-
-from mae_transfer.adapters import AdaptedBackbone, TapFPN, maps_of
+from mae_transfer.adapters import AdaptedBackbone, TapFPN
 from mae_transfer.adapters.mmseg import Segmenter, encoder_decoder, fcn_head, linear_head, uper_head
 from mae_transfer.adapters.normed_taps import NormedTaps
 from mae_transfer.bounds import BelowOne, Factor, FewOrNone, Weight, Width
@@ -36,7 +34,7 @@ class SegmentProtocol(Protocol):
         """Return the fields of the backbone's architecture that the protocol sets."""
         ...
 
-    def model(self, backbone: nn.Module, classes: int) -> Segmenter:
+    def model(self, backbone: Backbone, classes: int) -> Segmenter:
         """Return the model around a loaded backbone, with the frozen parts frozen.
 
         Heads are initialised from torch's generator.
@@ -101,9 +99,8 @@ class UperNet:
             **{name: value for name, value in wanted.items() if value is not None},
         }
 
-    def model(self, backbone: nn.Module, classes: int) -> Segmenter:
-        assert isinstance(backbone, Backbone)
-        adapter = TapFPN(maps_of(backbone), taps=self.taps, norm="batch", fpn=None, scales="relative")
+    def model(self, backbone: Backbone, classes: int) -> Segmenter:
+        adapter = TapFPN(backbone.maps(), taps=self.taps, norm="batch", fpn=None, scales="relative")
         decode = uper_head(adapter.widths, classes, channels=self.channels or backbone.dim, dropout=self.dropout)
         auxiliary = (
             fcn_head(adapter.widths, classes, weight=self.auxiliary, dropout=self.dropout) if self.auxiliary else None
@@ -111,7 +108,7 @@ class UperNet:
         return Segmenter(encoder_decoder(AdaptedBackbone(backbone, adapter), decode, auxiliary))
 
     def groups(self, model: Segmenter, optim: OptimConfig) -> list[Group]:
-        layers = Layers(model.layer_of, model.pyramid.backbone.depth, optim.layer_decay) if optim.layer_decay else None
+        layers = Layers(model.layer_of, model.encoder.depth, optim.layer_decay) if optim.layer_decay else None
         no_decay = spared(model, optim, default=() if self.decays == "published" else None)
         return param_groups(model, weight_decay=optim.weight_decay, layers=layers, no_decay=no_decay)
 
@@ -139,9 +136,8 @@ class Linear:
     def changes(self) -> dict[str, Any]:
         return {"final_norm": False}
 
-    def model(self, backbone: nn.Module, classes: int) -> Segmenter:
-        assert isinstance(backbone, Backbone)
-        adapter = NormedTaps(maps_of(backbone), taps=self.taps)
+    def model(self, backbone: Backbone, classes: int) -> Segmenter:
+        adapter = NormedTaps(backbone.maps(), taps=self.taps)
         return Segmenter(
             encoder_decoder(AdaptedBackbone(backbone, adapter), linear_head(adapter.widths, classes)), frozen=True
         )

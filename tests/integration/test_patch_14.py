@@ -8,10 +8,10 @@ from detect_runs import config, values
 from torch import Tensor, nn
 from torchvision.ops import box_area
 
-from mae_transfer.adapters import AdaptedBackbone, TapFPN, maps_of
+from mae_transfer.adapters import AdaptedBackbone, TapFPN
 from mae_transfer.adapters.levels import NORMS
 from mae_transfer.engine.dist import Dist
-from mae_transfer.interfaces import Features, Objects
+from mae_transfer.interfaces import Backbone, Features, Objects
 from mae_transfer.models.mask_rcnn import HeadsConfig, MaskRCNN
 from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.tasks.detect import Detect
@@ -20,7 +20,7 @@ ENGINES = ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron
 GRID, WIDTH, CLASSES = (24, 16), 16, 3  # patches of an image
 
 
-class Maps(nn.Module):
+class SameMaps(Backbone):
     """A backbone of some patch that gives the same maps whatever it sees."""
 
     def __init__(self, patch: int) -> None:
@@ -35,14 +35,16 @@ class Maps(nn.Module):
 
 def detector(patch: int, engine: str) -> Any:
     torch.manual_seed(1)
-    backbone: Any = Maps(patch)
-    adapter = TapFPN(maps_of(backbone), fpn=WIDTH, norm="layer", p6=True, scales="relative")
+    backbone = SameMaps(patch)
+    adapter = TapFPN(backbone.maps(), fpn=WIDTH, norm="layer", p6=True, scales="relative")
     anchors = tuple(side * patch // 16 for side in (32, 64, 128, 256, 512))
     heads = HeadsConfig(norm="layer", box_convs=1, box_width=16, mask_convs=1, anchors=anchors, score_threshold=0.0)
     pyramid, strides = AdaptedBackbone(backbone, adapter), list(adapter.strides.values())
     assert strides == [side * patch / 16 for side in (4, 8, 16, 32, 64)]
     if engine == "torchvision":
-        model: nn.Module = MaskRCNN(pyramid, strides=strides, classes=CLASSES, heads=heads, norm=NORMS["layer"])
+        model: nn.Module = MaskRCNN(
+            pyramid, channels=WIDTH, strides=strides, classes=CLASSES, heads=heads, norm=NORMS["layer"]
+        )
     else:
         from mae_transfer.tasks.detectron2 import Detectron2RCNN
 
@@ -149,7 +151,5 @@ def test_the_bridge_states_the_strides_that_the_pyramid_has() -> None:
     vit = ViT(
         ViTConfig(size=None, dim=32, depth=4, heads=2, patch=14, image_size=56, class_token=False, final_norm=False)
     )
-    shapes = to_detectron2(
-        AdaptedBackbone(vit, TapFPN(maps_of(vit), fpn=32, p6=True, scales="relative"))
-    ).output_shape()
+    shapes = to_detectron2(AdaptedBackbone(vit, TapFPN(vit.maps(), fpn=32, p6=True, scales="relative"))).output_shape()
     assert {name: shape.stride for name, shape in shapes.items()} == {"p2": 3.5, "p3": 7, "p4": 14, "p5": 28, "p6": 56}

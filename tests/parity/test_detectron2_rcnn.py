@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mae_transfer.adapters import AdaptedBackbone, SimpleFPN, maps_of
+from mae_transfer.adapters import AdaptedBackbone, SimpleFPN
 from mae_transfer.adapters.levels import NORMS
 from mae_transfer.core.normalize import normalize
 from mae_transfer.core.runs import dense, from_masks, pasted
@@ -32,7 +32,7 @@ def pyramid() -> AdaptedBackbone:
     vit = ViT(
         ViTConfig(size=None, dim=64, depth=4, heads=2, patch=16, image_size=96, class_token=False, final_norm=False)
     )
-    return AdaptedBackbone(vit, SimpleFPN(maps_of(vit), channels=WIDTH))
+    return AdaptedBackbone(vit, SimpleFPN(vit.maps(), channels=WIDTH))
 
 
 def pair(norm: str | None, *, threshold: float = 0.0) -> tuple[MaskRCNN, Detectron2RCNN]:
@@ -40,7 +40,9 @@ def pair(norm: str | None, *, threshold: float = 0.0) -> tuple[MaskRCNN, Detectr
     heads = HeadsConfig(norm=norm, box_width=64, roi_batch=64, score_threshold=threshold, post_nms_topk=(200, 100))
     shared = pyramid()
     strides = list(shared.adapter.strides.values())
-    ours = MaskRCNN(shared, strides=strides, classes=CLASSES, heads=heads, norm=NORMS[norm] if norm else None)
+    ours = MaskRCNN(
+        shared, channels=WIDTH, strides=strides, classes=CLASSES, heads=heads, norm=NORMS[norm] if norm else None
+    )
     theirs = Detectron2RCNN(shared, strides=strides, classes=CLASSES, heads=heads)
     torch.manual_seed(1)
     for name, parameter in [*ours.rpn.named_parameters(), *ours.roi_heads.named_parameters()]:

@@ -1,4 +1,4 @@
-"""Import rules: tools -> suite -> tasks -> the middle -> {targets, core, seeding} -> interfaces.
+"""Import rules: tools -> suite -> tasks -> the middle -> {targets, core, seeding} -> interfaces -> arithmetic.
 
 Each external library is imported in its own modules only.
 """
@@ -30,7 +30,7 @@ TASKS = MIDDLE | BASE | {"targets"}
 
 MAY_IMPORT = {
     "__init__": {"checkpoints"},  # load_backbone, when it is asked for
-    "interfaces": set(),
+    "interfaces": {"arithmetic"},
     "home": set(),
     "bounds": set(),
     "seeding": set(),

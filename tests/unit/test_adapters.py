@@ -11,10 +11,10 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
-from mae_transfer.adapters import ADAPTERS, AdaptedBackbone, Maps, SimpleFPN, TapFPN, maps_of
+from mae_transfer.adapters import ADAPTERS, AdaptedBackbone, SimpleFPN, TapFPN
 from mae_transfer.adapters.detectron2 import ABSENT, to_detectron2
 from mae_transfer.config import Spec, build
-from mae_transfer.interfaces import Adapter, Features
+from mae_transfer.interfaces import Adapter, Features, Maps
 from mae_transfer.models.timm_backbone import TimmBackbone
 from mae_transfer.models.vit import ViT, ViTConfig
 
@@ -136,7 +136,7 @@ def test_the_simple_pyramid_is_its_formula(grid: tuple[int, int]) -> None:
 @pytest.mark.parametrize("patch", [4, 8, 16, 32])
 def test_strides_are_4_to_32_whatever_the_patch(patch: int, name: str) -> None:
     vit = dense_vit(patch=patch)
-    adapter = build(ADAPTERS, Spec(name=name, norm="layer"), maps_of(vit))
+    adapter = build(ADAPTERS, Spec(name=name, norm="layer"), vit.maps())
     assert isinstance(adapter, Adapter)
     pyramid = AdaptedBackbone(vit, adapter)(torch.randn(1, 3, 64, 128))
     assert {name: tuple(x.shape[2:]) for name, x in pyramid.items()} == {
@@ -147,7 +147,7 @@ def test_strides_are_4_to_32_whatever_the_patch(patch: int, name: str) -> None:
 
 def test_a_patch_of_14_is_scaled_relative_to_it_or_refused() -> None:
     vit = dense_vit(patch=14, image_size=56)
-    maps = maps_of(vit)
+    maps = vit.maps()
     for build_adapter in (TapFPN, SimpleFPN):
         with pytest.raises(ValueError, match="'patch': 16.*scales='relative'"):
             build_adapter(maps)
@@ -164,7 +164,7 @@ def test_a_hierarchical_backbone_goes_to_the_fpn_as_it_is(name: str, options: di
         {"img_size": 64, "embed_dim": 12, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)} if "swin" in name else {}
     )
     backbone = TimmBackbone(timm.create_model(name, num_classes=0, **timm_options), final_norm=False).eval()
-    adapter = TapFPN(maps_of(backbone), fpn=16, **options)
+    adapter = TapFPN(backbone.maps(), fpn=16, **options)
     assert not list(adapter.scale.parameters())
     pyramid = AdaptedBackbone(backbone, adapter)(torch.randn(1, 3, 64, 64))
     assert {n: tuple(x.shape[1:]) for n, x in pyramid.items()} == {
@@ -174,7 +174,7 @@ def test_a_hierarchical_backbone_goes_to_the_fpn_as_it_is(name: str, options: di
         "p5": (16, 2, 2),
     }
     with pytest.raises(ValueError, match="use tap_fpn"):
-        SimpleFPN(maps_of(backbone))
+        SimpleFPN(backbone.maps())
 
 
 @pytest.mark.parametrize(("spec", "depth"), [
@@ -189,7 +189,7 @@ def test_every_trainable_parameter_of_a_dense_model_has_a_gradient(
     spec: Spec, depth: int, options: dict[str, Any]
 ) -> None:
     vit = dense_vit(depth=depth, **options)
-    model = AdaptedBackbone(vit, build(ADAPTERS, spec, maps_of(vit)))
+    model = AdaptedBackbone(vit, build(ADAPTERS, spec, vit.maps()))
     randomize(model)
     pyramid = model(torch.randn(2, 3, 96, 64))
     sum(x.square().mean() for x in pyramid.values()).backward()
@@ -216,18 +216,17 @@ def test_taps_that_make_no_pyramid_are_named(options: dict[str, Any], match: str
 
 def test_layers_and_weight_decay_follow_the_backbone() -> None:
     vit = dense_vit(positions="learned")
-    model = AdaptedBackbone(vit, SimpleFPN(maps_of(vit), channels=8))
+    model = AdaptedBackbone(vit, SimpleFPN(vit.maps(), channels=8))
     layers = {name: model.layer_of(name) for name, _ in model.named_parameters()}
     assert set(layers.values()) == {0, 1, 2, 3, 4, 5}
     assert layers["adapter.levels.0.0.weight"] == 5
-    assert model.no_weight_decay() == {"backbone.pos_embed"}
     with pytest.raises(ValueError, match=r"'head.weight'"):
         model.layer_of("head.weight")
 
 
 def test_torchvision_s_mask_r_cnn_trains_on_it() -> None:
     vit = dense_vit(patch=8)
-    pyramid = AdaptedBackbone(vit, SimpleFPN(maps_of(vit), p6=True))
+    pyramid = AdaptedBackbone(vit, SimpleFPN(vit.maps(), p6=True))
     anchors = AnchorGenerator(tuple((size,) for size in (8, 16, 32, 64, 128)), ((1.0,),) * 5)
     boxes, masks = (
         MultiScaleRoIAlign(["p2", "p3", "p4", "p5"], output_size=size, sampling_ratio=0) for size in (7, 14)
@@ -249,5 +248,5 @@ def test_without_detectron2_the_error_says_how_to_get_it(monkeypatch: pytest.Mon
     monkeypatch.setitem(__import__("sys").modules, "detectron2.layers", None)
     vit = dense_vit()
     with pytest.raises(ValueError, match="no-build-isolation") as error:
-        to_detectron2(AdaptedBackbone(vit, TapFPN(maps_of(vit))))
+        to_detectron2(AdaptedBackbone(vit, TapFPN(vit.maps())))
     assert str(error.value) == ABSENT

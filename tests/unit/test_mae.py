@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mae_transfer.core.normalize import IMAGENET, normalize
 from mae_transfer.core.patches import patchify, take
@@ -35,10 +35,10 @@ def batch(views: tuple[ViewSpec, ...] = ()) -> Batch:
     return Batch(images, rendered, Mask(order[:, :4], order[:, 4:]), None, torch.arange(3))
 
 
-class ToyTokens(nn.Module):
+class ToyTokens(Target):
     """A token target as a dVAE's: the class of a patch is the eighth of grey that its mean falls into."""
 
-    dim, views = 8, ()
+    dim = 8
 
     def forward(self, batch: Batch, ids: Tensor) -> Tensor:
         return take(patchify(batch.image, 4), ids).float().mean(dim=2).div(32).long()

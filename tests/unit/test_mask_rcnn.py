@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mae_transfer.adapters import AdaptedBackbone, SimpleFPN, TapFPN, maps_of
+from mae_transfer.adapters import AdaptedBackbone, SimpleFPN, TapFPN
 from mae_transfer.adapters.levels import NORMS
 from mae_transfer.core.runs import dense, from_masks, pasted
 from mae_transfer.engine.optim import Layers, param_groups
@@ -31,13 +31,10 @@ def detector(heads: HeadsConfig = SMALL, *, fpn_norm: str | None = None, classes
         positions="learned",
     )
     vit = ViT(cfg)
-    adapter = (
-        TapFPN(maps_of(vit), fpn=16, fpn_norm=fpn_norm, p6=True) if fpn_norm else SimpleFPN(maps_of(vit), channels=16)
-    )
+    adapter = TapFPN(vit.maps(), fpn=16, fpn_norm=fpn_norm, p6=True) if fpn_norm else SimpleFPN(vit.maps(), channels=16)
     norm = NORMS[heads.norm] if heads.norm else None
-    return MaskRCNN(
-        AdaptedBackbone(vit, adapter), strides=list(adapter.strides.values()), classes=classes, heads=heads, norm=norm
-    )
+    pyramid, strides = AdaptedBackbone(vit, adapter), list(adapter.strides.values())
+    return MaskRCNN(pyramid, channels=16, strides=strides, classes=classes, heads=heads, norm=norm)
 
 
 def objects(n: int = 2) -> Objects:
@@ -173,7 +170,7 @@ def test_without_masks_it_is_a_detector_of_boxes() -> None:
 
 def test_layer_decay_reaches_every_block_and_leaves_the_heads_alone() -> None:
     model = detector()
-    groups = param_groups(model, weight_decay=0.1, layers=Layers(model.layer_of, model.pyramid.depth, 0.7))
+    groups = param_groups(model, weight_decay=0.1, layers=Layers(model.layer_of, model.encoder.depth, 0.7))
     scales = {id(p): (group["lr_scale"], group["weight_decay"]) for group in groups for p in group["params"]}
     named = dict(model.named_parameters())
     for name, scale in (

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mae_transfer import checkpoints
-from mae_transfer.adapters import AdaptedBackbone, TapFPN, maps_of
+from mae_transfer.adapters import AdaptedBackbone, TapFPN
 from mae_transfer.adapters.mmseg import Segmenter, accuracy, quiet
 from mae_transfer.adapters.mmseg_transforms import Rescale, TrainingCrop
 from mae_transfer.data import Key
@@ -164,7 +164,7 @@ def test_a_hierarchical_backbone_segments_and_trains_throughout(reference: str) 
     ).sum().backward()
     assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
     scales = {group["lr_scale"] for group in UperNet().groups(model, OPTIM)}
-    assert scales == {0.5**layer for layer in range(model.pyramid.depth + 2)}
+    assert scales == {0.5**layer for layer in range(model.encoder.depth + 2)}
 
 
 def test_a_patch_of_fourteen_pixels_is_scaled_relative_to_it() -> None:
@@ -321,7 +321,7 @@ def test_importing_and_building_says_nothing(capfd: pytest.CaptureFixture[str]) 
 
 def test_the_bridge_runs_a_pyramid_without_heads() -> None:
     encoder = vit()
-    pyramid = AdaptedBackbone(encoder, TapFPN(maps_of(encoder), norm="batch", fpn=None, scales="relative"))
+    pyramid = AdaptedBackbone(encoder, TapFPN(encoder.maps(), norm="batch", fpn=None, scales="relative"))
     assert {name: tuple(level.shape[2:]) for name, level in pyramid(torch.randn(1, 3, 32, 32)).items()} == {
         "p2": (16, 16),
         "p3": (8, 8),
