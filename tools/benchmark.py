@@ -13,14 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 from mae_transfer import cli
 from mae_transfer.bench import options
-from mae_transfer.bench.work import Work
 
-if TYPE_CHECKING:
-    from mae_transfer.bench.report import Records
+Records = list[dict[str, Any]]
 
 
 class Benchmark(NamedTuple):
@@ -31,33 +29,40 @@ class Benchmark(NamedTuple):
     run: Callable[[argparse.Namespace], Records]
 
 
-def bench(name: str) -> Callable[..., Records]:
-    """Import and return a function of mae_transfer.bench ("detect:run")."""
+def bench(name: str) -> Any:
+    """Import and return an object of mae_transfer.bench ("targets:run")."""
     return cli.named(f"mae_transfer.bench.{name}")
 
 
-def work_of(args: argparse.Namespace) -> Work:
+def work_of(args: argparse.Namespace) -> options.Workload:
     device = cli.named("mae_transfer.engine.dist:pick_device")(args.device)
-    return Work(
+    return options.Workload(
         args.size, args.patch, args.image, args.batch, vars(args).get("mask_ratio", 0.0), args.dtype, str(device)
     )
 
 
-def steps(name: str) -> Callable[[argparse.Namespace], Records]:
-    return lambda args: bench(name)(work_of(args), modes=args.modes, rounds=args.rounds, steps=args.steps)
+def compare(name: str) -> Callable[[argparse.Namespace], Records]:
+    """Return the race of the contestants of a module of mae_transfer.bench."""
+    return lambda args: bench("harness:compare")(
+        bench(f"{name}:COMPARISON"), work_of(args), modes=args.modes, rounds=args.rounds, steps=args.steps
+    )
 
 
 BENCHMARKS = {
-    "pretrain": Benchmark("MAE pretraining steps", options.pretrain, steps("pretrain:run")),
-    "targets": Benchmark("pretraining steps of each target", options.pretrain, steps("targets:run")),
-    "classify": Benchmark("classification steps of each protocol", options.step, steps("classify:run")),
-    "segment": Benchmark("UperNet steps", options.step, steps("segment:run")),
+    "pretrain": Benchmark("MAE pretraining steps", options.pretrain, compare("pretrain")),
+    "targets": Benchmark(
+        "pretraining steps of each target",
+        options.pretrain,
+        lambda args: bench("targets:run")(work_of(args), modes=args.modes, rounds=args.rounds, steps=args.steps),
+    ),
+    "classify": Benchmark("classification steps of each protocol", options.step, compare("classify")),
+    "segment": Benchmark("UperNet steps", options.step, compare("segment")),
     "slide": Benchmark(
         "sliding-window inference",
         options.slide,
         lambda args: bench("segment:slide")(work_of(args), rounds=args.rounds),
     ),
-    "detect": Benchmark("Mask R-CNN steps", options.step, steps("detect:run")),
+    "detect": Benchmark("Mask R-CNN steps", options.step, compare("detect")),
     "coco": Benchmark(
         "COCO evaluators", options.coco, lambda args: bench("detect:evaluators")(images=args.images, rounds=args.rounds)
     ),
@@ -90,7 +95,7 @@ def report(args: argparse.Namespace, records: Records) -> None:
     from rich.console import Console
 
     from mae_transfer import results
-    from mae_transfer.bench.report import table
+    from mae_transfer.bench.harness import table
     from mae_transfer.engine.dist import pick_device
     from mae_transfer.record import software
 

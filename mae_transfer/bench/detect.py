@@ -5,8 +5,8 @@ Legend: B batch, S pixels per side, K classes, n objects of an image.
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from mae_transfer.adapters import AdaptedBackbone, SimpleFPN
 from mae_transfer.adapters.levels import NORMS
-from mae_transfer.bench.harness import Build, Entry, compared, race
-from mae_transfer.bench.work import Mode, Work
+from mae_transfer.bench.harness import Comparison, Contestant
+from mae_transfer.bench.options import Workload
 from mae_transfer.core.normalize import IMAGENET
 from mae_transfer.core.runs import dense, from_masks, taken
 from mae_transfer.data import SceneBatch
@@ -39,116 +39,83 @@ KINDS: tuple[Kind, ...] = ("bbox", "segm")
 GLOBAL = {12: (2, 5, 8, 11), 24: (5, 11, 17, 23), 32: (7, 15, 23, 31)}  # depth -> global blocks
 
 
-class _Step(nn.Module):
-    """The loss of a loader's batch."""
-
-    def __init__(self, work: Work, *, engine: str) -> None:
-        super().__init__()
-        cfg = ViTConfig.model_validate({
-            "size": work.size, "patch": work.patch, "image_size": work.image, "class_token": False,
-            "final_norm": False, "positions": "learned", "windows": 14, "global_blocks": GLOBAL[SIZES[work.size][1]],
-            "relative_positions": "decomposed", "antialias": False, "drop_path": 0.1,
-        })  # fmt: skip
-        vit = ViT(cfg)
-        adapter, heads = SimpleFPN(vit.maps()), HeadsConfig()
-        strides = list(adapter.strides.values())
-        pyramid = AdaptedBackbone(vit, adapter)
-        self.model: nn.Module
-        if engine == "detectron2":
-            self.model = Detectron2RCNN(pyramid, strides=strides, classes=CLASSES, heads=heads)
-        else:
-            self.model = MaskRCNN(
-                pyramid,
-                channels=adapter.channels,
-                strides=strides,
-                classes=CLASSES,
-                heads=heads,
-                norm=NORMS["layer"],
-            )
-
-    def compile(self, *_: Any, **__: Any) -> None:
-        """Compile the pyramid, as the task does."""
-        self.model.compile()
-
-    def forward(self, batch: SceneBatch) -> Tensor:
-        losses = self.model(padded(batch, IMAGENET), batch.sizes, batch.objects)
-        return torch.stack(list(losses.values())).sum()
-
-
-class _ViTDet(nn.Module):
-    """The same loss with detectron2 only, assembled as in its configs/common/models/mask_rcnn_vitdet.py."""
-
-    def __init__(self, work: Work) -> None:
-        super().__init__()
-        from detectron2.modeling import GeneralizedRCNN, SimpleFeaturePyramid
-        from detectron2.modeling import ViT as ViTDet
-        from detectron2.modeling.backbone.fpn import LastLevelMaxPool
-
-        dim, depth, heads = SIZES[work.size]
-        windowed = [i for i in range(depth) if i not in GLOBAL[depth]]
-        net = ViTDet(
-            img_size=work.image, patch_size=work.patch, embed_dim=dim, depth=depth, num_heads=heads,
-            drop_path_rate=0.1, window_size=14, mlp_ratio=4, qkv_bias=True,
-            norm_layer=partial(nn.LayerNorm, eps=1e-6), window_block_indexes=windowed, residual_block_indexes=[],
-            use_rel_pos=True, out_feature="last_feat", pretrain_img_size=work.image, pretrain_use_cls_token=False,
-        )  # fmt: skip
-        scales = (4.0, 2.0, 1.0, 0.5)
-        pyramid = SimpleFeaturePyramid(
-            net, "last_feat", 256, scales, top_block=LastLevelMaxPool(), norm="LN", square_pad=work.image
+def build_ours(engine: str, work: Workload) -> Contestant:
+    """Build our step with the heads of torchvision or detectron2. Only the model is compiled, as in the task."""
+    cfg = ViTConfig.model_validate({
+        "size": work.size, "patch": work.patch, "image_size": work.image, "class_token": False,
+        "final_norm": False, "positions": "learned", "windows": 14, "global_blocks": GLOBAL[SIZES[work.size][1]],
+        "relative_positions": "decomposed", "antialias": False, "drop_path": 0.1,
+    })  # fmt: skip
+    vit = ViT(cfg)
+    adapter, heads = SimpleFPN(vit.maps()), HeadsConfig()
+    strides, pyramid = list(adapter.strides.values()), AdaptedBackbone(vit, adapter)
+    model: nn.Module
+    if engine == "detectron2":
+        model = Detectron2RCNN(pyramid, strides=strides, classes=CLASSES, heads=heads)
+    else:
+        model = MaskRCNN(
+            pyramid, channels=adapter.channels, strides=strides, classes=CLASSES, heads=heads, norm=NORMS["layer"]
         )
-        model = _Step(work, engine="detectron2").model  # its heads are detectron2's
-        mean, std = ([255 * value for value in values] for values in IMAGENET)
-        self.model = GeneralizedRCNN(
-            backbone=pyramid,
-            proposal_generator=model.rpn,
-            roi_heads=model.roi_heads,
-            pixel_mean=mean,
-            pixel_std=std,
-            input_format="RGB",
-        )
-
-    def compile(self, *_: Any, **__: Any) -> None:
-        """Compile the pyramid, as in our step."""
-        self.model.backbone.compile()
-
-    def forward(self, given: list[dict[str, Any]]) -> Tensor:
-        from detectron2.utils.events import EventStorage
-
-        with EventStorage():
-            losses = self.model(given)
-        return torch.stack(list(losses.values())).sum()
-
-
-def ours(engine: str, work: Work) -> Entry:
-    """Build our step."""
-    images, objects = _data(work)
+    images, objects = _draw_batch(work)
     batch = SceneBatch(images, ((work.image, work.image),) * work.batch, tuple(objects), torch.arange(work.batch))
-    return Entry(_Step(work, engine=engine), (batch,))
+
+    def loss() -> Tensor:
+        return torch.stack(list(model(padded(batch, IMAGENET), batch.sizes, batch.objects).values())).sum()
+
+    return Contestant(model, loss)
 
 
-def vitdet(work: Work) -> Entry:
-    """Build detectron2's step, on the output format of its mapper."""
+def build_vitdet(work: Workload) -> Contestant:
+    """Build the same step with detectron2 only, assembled as in its configs/common/models/mask_rcnn_vitdet.py.
+
+    Its input has the format of detectron2's mapper.
+    """
+    from detectron2.modeling import GeneralizedRCNN, SimpleFeaturePyramid
+    from detectron2.modeling import ViT as ViTDet
+    from detectron2.modeling.backbone.fpn import LastLevelMaxPool
     from detectron2.structures import BitMasks, Boxes, Instances
+    from detectron2.utils.events import EventStorage
 
-    given = []
-    for image, one in zip(*_data(work), strict=True):
+    dim, depth, heads = SIZES[work.size]
+    windowed = [i for i in range(depth) if i not in GLOBAL[depth]]
+    net = ViTDet(
+        img_size=work.image, patch_size=work.patch, embed_dim=dim, depth=depth, num_heads=heads,
+        drop_path_rate=0.1, window_size=14, mlp_ratio=4, qkv_bias=True,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6), window_block_indexes=windowed, residual_block_indexes=[],
+        use_rel_pos=True, out_feature="last_feat", pretrain_img_size=work.image, pretrain_use_cls_token=False,
+    )  # fmt: skip
+    scales = (4.0, 2.0, 1.0, 0.5)
+    pyramid = SimpleFeaturePyramid(
+        net, "last_feat", 256, scales, top_block=LastLevelMaxPool(), norm="LN", square_pad=work.image
+    )
+    detector = build_ours("detectron2", work).model  # its heads are detectron2's
+    mean, std = ([255 * value for value in values] for values in IMAGENET)
+    model = GeneralizedRCNN(
+        backbone=pyramid, proposal_generator=detector.rpn, roi_heads=detector.roi_heads, pixel_mean=mean,
+        pixel_std=std, input_format="RGB",
+    )  # fmt: skip
+    given, size = [], (work.image, work.image)
+    for image, one in zip(*_draw_batch(work), strict=True):
         assert one.masks is not None
-        size = (work.image, work.image)
-        instances = Instances(
-            size, gt_boxes=Boxes(one.boxes), gt_classes=one.labels, gt_masks=BitMasks(dense(one.masks, size).bool())
-        )
+        masks = BitMasks(dense(one.masks, size).bool())
+        instances = Instances(size, gt_boxes=Boxes(one.boxes), gt_classes=one.labels, gt_masks=masks)
         given.append({"image": image, "instances": instances, "height": work.image, "width": work.image})
-    return Entry(_ViTDet(work), (given,))
+
+    def loss() -> Tensor:
+        with EventStorage():
+            return torch.stack(list(model(given).values())).sum()
+
+    return Contestant(model, loss, compiled=pyramid)
 
 
-def _data(work: Work) -> tuple[Tensor, list[Objects]]:
+def _draw_batch(work: Workload) -> tuple[Tensor, list[Objects]]:
     """Return images (B, 3, S, S) uint8 of noise, and elliptic objects for each."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (work.batch, 3, work.image, work.image), dtype=torch.uint8, generator=generator)
-    return images.to(work.device), [_ellipses(work, generator) for _ in range(work.batch)]
+    return images.to(work.device), [_draw_ellipses(work, generator) for _ in range(work.batch)]
 
 
-def _ellipses(work: Work, generator: torch.Generator) -> Objects:
+def _draw_ellipses(work: Workload, generator: torch.Generator) -> Objects:
     side = work.image
     extent = torch.rand(OBJECTS, 2, generator=generator) * side / 2 + side / 16
     corner = torch.rand(OBJECTS, 2, generator=generator) * (side - extent)
@@ -163,15 +130,11 @@ def _ellipses(work: Work, generator: torch.Generator) -> Objects:
     return Objects(*(value.to(work.device) for value in values))
 
 
-CONTESTANTS: dict[str, Build] = {OURS: partial(ours, "torchvision"), HEADS: partial(ours, "detectron2"), PEER: vitdet}
-
-
-def run(
-    work: Work, *, modes: Sequence[Mode], rounds: int, steps: int, contestants: Mapping[str, Build] = CONTESTANTS
-) -> list[dict[str, Any]]:
-    """Time the contestants and return one record per contestant and mode, for a table or JSON."""
-    rows = race(contestants, modes, work, rounds=rounds, steps=steps)
-    return [compared(row, rows, work, to=PEER, called="ratio_to_detectron2") for row in rows]
+COMPARISON = Comparison(
+    {OURS: partial(build_ours, "torchvision"), HEADS: partial(build_ours, "detectron2"), PEER: build_vitdet},
+    "ratio_to_detectron2",
+    PEER,
+)
 
 
 def evaluators(*, images: int, rounds: int) -> list[dict[str, Any]]:
@@ -180,48 +143,44 @@ def evaluators(*, images: int, rounds: int) -> list[dict[str, Any]]:
     `largest_difference` shows whether their figures are equal.
     """
     truth, found = evaluators_input(images)
-    seconds: dict[tuple[Kind, Backend], list[float]] = {}
+    seconds: dict[tuple[Kind, Backend], list[float]] = {(kind, name): [] for kind in KINDS for name in BACKENDS}
     figures: dict[tuple[Kind, Backend], dict[str, float]] = {}
     for _ in range(rounds):
-        for kind in KINDS:
-            for backend in BACKENDS:
-                metric = CocoMetric(truth, kinds=(kind,), backend=backend)
-                metric.update(range(1, images + 1), found)
-                start = time.perf_counter()
-                figures[kind, backend] = metric.compute()
-                seconds.setdefault((kind, backend), []).append(time.perf_counter() - start)
-    records = []
-    for (kind, backend), times in seconds.items():
-        slow = seconds[kind, "pycocotools"]
-        gap = max(abs(value - figures[kind, "pycocotools"][name]) for name, value in figures[kind, backend].items())
-        ratio = float(np.median(slow) / np.median(times))
-        records.append(
-            {
-                "name": backend,
-                "kind": kind,
-                "seconds": float(np.median(times)),
-                "ratio_to_pycocotools": ratio,
-                "largest_difference": gap,
-            }
-        )
-    return records
+        for kind, backend in seconds:
+            metric = CocoMetric(truth, kinds=(kind,), backend=backend)
+            metric.update(range(1, images + 1), found)
+            start = time.perf_counter()
+            figures[kind, backend] = metric.compute()
+            seconds[kind, backend].append(time.perf_counter() - start)
+    return [
+        {
+            "name": backend,
+            "kind": kind,
+            "seconds": statistics.median(times),
+            "ratio_to_pycocotools": statistics.median(seconds[kind, "pycocotools"]) / statistics.median(times),
+            "largest_difference": max(
+                abs(value - figures[kind, "pycocotools"][name]) for name, value in figures[kind, backend].items()
+            ),
+        }
+        for (kind, backend), times in seconds.items()
+    ]
 
 
 def evaluators_input(images: int, *, side: int = 256, detections: int = 100) -> tuple[dict[str, Any], list[Detections]]:
     """Return a ground truth of ellipses; the detections of each image are these, slightly shifted, and random ones."""
     size, shifted = (side, side), np.roll(np.arange(side), 3)
-    generator, work = torch.Generator().manual_seed(0), Work(image=side)
+    generator, work = torch.Generator().manual_seed(0), Workload(image=side)
     entries: list[dict[str, Any]] = []
     found: list[Detections] = []
     for image in range(1, images + 1):
-        scene = _ellipses(work, generator)
+        scene = _draw_ellipses(work, generator)
         assert scene.masks is not None
         areas = dense(scene.masks, size).sum(dim=(1, 2)).tolist()
         for box, label, area, runs in zip(scene.boxes.tolist(), scene.labels.tolist(), areas, scene.masks, strict=True):
             extent = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
             entry = {"image_id": image, "category_id": label + 1, "bbox": extent, "area": area, "iscrowd": 0}
             entries.append({"id": len(entries) + 1, **entry, "segmentation": encode_runs(runs, size)})
-        others = [_ellipses(work, generator) for _ in range(detections // OBJECTS)]
+        others = [_draw_ellipses(work, generator) for _ in range(detections // OBJECTS)]
         noise = torch.randn(scene.boxes.shape, generator=generator) * 4
         moved = scene._replace(boxes=scene.boxes + noise, masks=taken(scene.masks, size, np.arange(side), shifted))
         boxes, labels = (torch.cat([getattr(one, part) for one in (moved, *others)]) for part in ("boxes", "labels"))

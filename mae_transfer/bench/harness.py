@@ -16,24 +16,34 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import torch
+from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mae_transfer.bench.work import Mode, Work
+from mae_transfer.bench.options import Mode, Workload
 from mae_transfer.engine.dist import peak_memory_gib
 from mae_transfer.engine.state import autocast
 
 
-class Entry(NamedTuple):
-    """A built contestant: loss = module(*inputs)."""
+class Contestant(NamedTuple):
+    """What is timed: steps that train `model` on `loss()`."""
 
-    module: nn.Module
-    inputs: tuple[Any, ...]
+    model: nn.Module
+    loss: Callable[[], Tensor]
+    compiled: nn.Module | None = None  # the part that is compiled; None: the whole model
 
 
-Build = Callable[[Work], Entry]
+Build = Callable[[Workload], Contestant]
 """A module-level function (the process starts from its name); it raises ImportError if its library is not installed."""
+
+
+class Comparison(NamedTuple):
+    """The contestants of a benchmark by name, and the one that the others are compared with."""
+
+    contestants: Mapping[str, Build]
+    ratio: str  # key of the ratio of images/s in a record
+    to: str | None = None  # None: the faster of the peers, which are all but the first
 
 
 class Measures(NamedTuple):
@@ -46,7 +56,7 @@ class Measures(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Row:
+class Timing:
     """One contestant in one mode: images/s of every round, or the reason of its failure."""
 
     name: str
@@ -57,8 +67,8 @@ class Row:
 
 
 def race(
-    contestants: Mapping[str, Build], modes: Sequence[Mode], work: Work, *, rounds: int, steps: int, warmup: int = 2
-) -> list[Row]:
+    contestants: Mapping[str, Build], modes: Sequence[Mode], work: Workload, *, rounds: int, steps: int, warmup: int = 2
+) -> list[Timing]:
     """Time `rounds` turns of `steps` training steps of each contestant in each mode; the processes alternate."""
     lanes = {(name, mode): _start(build, work, mode) for name, build in contestants.items() for mode in modes}
     speeds: dict[tuple[str, Mode], list[float]] = {key: [] for key in lanes}
@@ -80,32 +90,83 @@ def race(
     finally:
         for pipe in lanes.values():
             pipe.close()  # ends the process
-    return [Row(*key, tuple(speeds[key]), measures.get(key), None if key in measures else ready[key]) for key in lanes]
+    return [
+        Timing(*key, tuple(speeds[key]), measures.get(key), None if key in measures else ready[key]) for key in lanes
+    ]
 
 
-def compared(row: Row, rows: Sequence[Row], work: Work, *, to: str, called: str) -> dict[str, Any]:
-    """Return the figures of one row.
+def compare(
+    comparison: Comparison, work: Workload, *, modes: Sequence[Mode], rounds: int, steps: int
+) -> list[dict[str, Any]]:
+    """Time the contestants and return one record per contestant and mode, for a table or JSON."""
+    rows = race(comparison.contestants, modes, work, rounds=rounds, steps=steps)
+    return [describe(row, rows, work, comparison) for row in rows]
 
-    The entry named `called` is the median over rounds of the ratio of its images/s to those of the contestant `to` in
-    the same mode and round.
+
+def describe(row: Timing, rows: Sequence[Timing], work: Workload, comparison: Comparison) -> dict[str, Any]:
+    """Return the figures of one row. A ratio is a median over rounds of the ratio of images/s in the same round.
+
+    It compares with the contestant `to` in the same mode, or with the faster peer in each mode.
     """
     if row.measures is None:
         return {"name": row.name, "mode": row.mode, "failure": row.failure}
-    peer = next((other for other in rows if (other.name, other.mode) == (to, row.mode) and other.measures), None)
-    ratios = [own / other for own, other in zip(row.images_per_s, peer.images_per_s, strict=True)] if peer else []
+    finished = [other for other in rows if other.measures]
+    if comparison.to is None:
+        ours = next(iter(comparison.contestants))
+        peers = {other.mode: other for other in sorted(finished, key=_speed) if other.name != ours}
+        ratio: Any = {mode: _ratio(row, peers[mode]) for mode in ("eager", "compiled") if mode in peers}
+    else:
+        peer = next((other for other in finished if (other.name, other.mode) == (comparison.to, row.mode)), None)
+        ratio = _ratio(row, peer) if peer else None
+    flops_per_image = row.measures.flops / work.batch
+    peak = max(other.measures.matmul_flops_per_s for other in finished if other.measures)
     return {
         "name": row.name,
         "mode": row.mode,
-        "images_per_s": statistics.median(row.images_per_s),
+        "images_per_s": _speed(row),
         "images_per_s_range": [min(row.images_per_s), max(row.images_per_s)],
         "images_per_s_rounds": list(row.images_per_s),
-        called: statistics.median(ratios) if ratios else None,
+        comparison.ratio: ratio,
         "peak_memory_gib": row.measures.peak_gib,
-        "gflops_per_image": row.measures.flops / work.batch / 1e9,
+        "gflops_per_image": flops_per_image / 1e9,
+        "share_of_matmul_peak": _speed(row) * flops_per_image / peak,
+        "matmul_peak_gflops_per_s": peak / 1e9,
+        "loss": row.measures.loss,
     }
 
 
-def _start(build: Build, work: Work, mode: Mode) -> Connection:
+def table(records: Sequence[Mapping[str, Any]], *, title: str) -> Table:
+    """Return the records as a table with one column per key; lists become ranges."""
+    columns = list(dict.fromkeys(key for record in records for key in record if not key.endswith("_rounds")))
+    view = Table(*(column.replace("_", " ") for column in columns), title=title)
+    for record in records:
+        view.add_row(*(_show(record.get(column)) for column in columns))
+    return view
+
+
+def random_images(work: Workload) -> Tensor:
+    """Return a batch of noise, (B, 3, S, S) uint8."""
+    return torch.randint(256, (work.batch, 3, work.image, work.image), dtype=torch.uint8, device=work.device)
+
+
+def _show(value: Any) -> str:
+    """Return a value as the text of a cell."""
+    if isinstance(value, dict):
+        return "  ".join(f"{key} {_show(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return "..".join(map(_show, value))
+    return f"{value:.3g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def _speed(row: Timing) -> float:
+    return statistics.median(row.images_per_s)
+
+
+def _ratio(row: Timing, peer: Timing) -> float:
+    return statistics.median(own / other for own, other in zip(row.images_per_s, peer.images_per_s, strict=True))
+
+
+def _start(build: Build, work: Workload, mode: Mode) -> Connection:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     context.Process(target=_live, args=(theirs, build, work, mode), daemon=True).start()
@@ -121,7 +182,7 @@ def _ask(pipe: Connection, request: Any) -> Any:
         return "the process died (out of memory?)"
 
 
-def _live(pipe: Connection, build: Build, work: Work, mode: Mode) -> None:
+def _live(pipe: Connection, build: Build, work: Workload, mode: Mode) -> None:
     """Run one contestant until the pipe is closed.
 
     A number is a request for the seconds of that many steps; "measure" is a request for Measures.
@@ -129,9 +190,9 @@ def _live(pipe: Connection, build: Build, work: Work, mode: Mode) -> None:
     torch.manual_seed(0)
     try:
         request = pipe.recv()  # contestants build one after the other, because compilation uses every core
-        runner = Runner(build(work), work, compiled=mode == "compiled")
+        trainer = Trainer(build(work), work, compiled=mode == "compiled")
         while True:
-            pipe.send(runner.measure() if request == "measure" else runner.seconds(request))
+            pipe.send(trainer.measure() if request == "measure" else trainer.seconds(request))
             request = pipe.recv()
     except EOFError:
         return
@@ -142,31 +203,31 @@ def _live(pipe: Connection, build: Build, work: Work, mode: Mode) -> None:
         raise
 
 
-class Runner:
+class Trainer:
     """The training step, the same for all contestants."""
 
-    def __init__(self, entry: Entry, work: Work, *, compiled: bool) -> None:
-        self.work, self.inputs, self.loss = work, entry.inputs, torch.zeros(())
-        self.module = entry.module.to(work.device).train()
+    def __init__(self, contestant: Contestant, work: Workload, *, compiled: bool) -> None:
+        self.work, self.contestant, self.last = work, contestant, torch.zeros(())
+        model = contestant.model.to(work.device).train()
         if compiled:
-            self.module.compile()
-        trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+            (contestant.compiled or model).compile()
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1.5e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
 
-    def seconds(self, steps: int) -> float:
-        """Return the wall time of `steps` training steps."""
+    def seconds(self, steps: int, loss: Callable[[], Tensor] | None = None) -> float:
+        """Return the wall time of `steps` training steps. loss: another one than the contestant's."""
         with stopwatch(self.work.device) as elapsed:
             for _ in range(steps):
-                self.loss = self.forward_backward(self.module)
+                self.last = self.backward(loss or self.contestant.loss)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
         return elapsed[0]
 
-    def forward_backward(self, forward: Callable[..., Tensor]) -> Tensor:
+    def backward(self, loss: Callable[[], Tensor]) -> Tensor:
         with autocast(self.work.dtype, torch.device(self.work.device)):
-            loss = forward(*self.inputs)
-        torch.autograd.backward(loss)
-        return loss.detach()
+            value = loss()
+        torch.autograd.backward(value)
+        return value.detach()
 
     def measure(self) -> Measures:
         peak = peak_memory_gib(torch.device(self.work.device))  # first, because counting uses more memory than a step
@@ -176,8 +237,8 @@ class Runner:
             sdpa_kernel(SDPBackend.MATH),
             FlopCounterMode(display=False) as counter,
         ):
-            self.forward_backward(self.module)
-        return Measures(peak, counter.get_total_flops(), _matmul_peak(self.work), float(self.loss))
+            self.backward(self.contestant.loss)
+        return Measures(peak, counter.get_total_flops(), _matmul_peak(self.work), float(self.last))
 
 
 @contextmanager
@@ -191,10 +252,11 @@ def stopwatch(device: str) -> Iterator[list[float]]:
     elapsed.append(time.perf_counter() - start)
 
 
-def _matmul_peak(work: Work, *, tries: int = 5) -> float:
+def _matmul_peak(work: Workload, *, tries: int = 5) -> float:
     """Return the FLOP/s of the fastest of several large square matmuls."""
     side = 2048 if torch.device(work.device).type == "cpu" else 8192
-    a, b = (torch.randn(side, side, device=work.device, dtype=work.torch_dtype) for _ in range(2))
+    dtype = torch.bfloat16 if work.dtype == "bfloat16" else torch.float32
+    a, b = (torch.randn(side, side, device=work.device, dtype=dtype) for _ in range(2))
     times = []
     for _ in range(tries + 1):
         with stopwatch(work.device) as elapsed:

@@ -62,13 +62,8 @@ def _timed(name: str, work: Callable[[int], object], args: argparse.Namespace) -
         work(k)
         seconds.append(time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / UNIT / 2**10  # of the process so far, with libraries
-    return {
-        "name": name,
-        "objects": args.objects,
-        "size": f"{args.width} x {args.height}",
-        "seconds": min(seconds),
-        "peak_gib": peak,
-    }
+    size = f"{args.width} x {args.height}"
+    return {"name": name, "objects": args.objects, "size": size, "seconds": min(seconds), "peak_gib": peak}
 
 
 def _polygon(rng: np.random.Generator, size: tuple[int, int], radius: float) -> np.ndarray:

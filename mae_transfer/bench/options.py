@@ -1,47 +1,62 @@
-"""The command-line options of each benchmark. This module imports no torch, so --help is fast."""
+"""The settings of a benchmark and the command-line options of each. This module imports no torch, so --help is fast."""
 
 from __future__ import annotations
 
-from mae_transfer import cli
-from mae_transfer.bench.work import Work
+import argparse
+from dataclasses import dataclass
+from typing import Literal
 
+from mae_transfer import cli
+
+Mode = Literal["eager", "compiled"]
 SIZES = ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge")  # the names of models.vit.SIZES
 
 
-def work(parser: cli.Parser, *, image: int = Work.image, batch: int = Work.batch, of: str = "images per step") -> None:
+@dataclass(frozen=True)
+class Workload:
+    """Model, batch and precision of one step."""
+
+    size: str = "vit_base"  # key of models.vit.SIZES
+    patch: int = 16
+    image: int = 224  # pixels per side
+    batch: int = 16
+    mask_ratio: float = 0.75
+    dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast over float32 parameters
+    device: str = "cpu"
+
+
+def work(
+    parser: cli.Parser, *, image: int = Workload.image, batch: int = Workload.batch, of: str = "images per step"
+) -> None:
     """Add the options for model, image and batch size, precision and device."""
-    what, how = parser.what, parser.how
-    what.add_argument("--size", default=Work.size, choices=SIZES, help="encoder (default: %(default)s)")
-    what.add_argument(
-        "--patch", type=int, default=Work.patch, metavar="P", help="pixels per side of a patch (default: %(default)s)"
-    )
-    what.add_argument(
-        "--image", type=int, default=image, metavar="P", help="pixels per side of an image (default: %(default)s)"
-    )
-    what.add_argument("--batch", type=int, default=batch, metavar="N", help=f"{of} (default: %(default)s)")
+    parser.what.add_argument("--size", default=Workload.size, choices=SIZES, help="encoder (default: %(default)s)")
+    number(parser.what, "patch", Workload.patch, "pixels per side of a patch", unit="P")
+    number(parser.what, "image", image, "pixels per side of an image", unit="P")
+    number(parser.what, "batch", batch, of)
     precision = "bfloat16: autocast over float32 parameters (default: %(default)s)"
-    how.add_argument("--dtype", default=Work.dtype, choices=("float32", "bfloat16"), help=precision)
+    parser.how.add_argument("--dtype", default=Workload.dtype, choices=("float32", "bfloat16"), help=precision)
     rounds(parser, 5)
-    how.add_argument(
-        "--device",
-        default="auto",
-        choices=("auto", "cpu", "cuda", "mps"),
-        help="auto (default): cuda, else mps, else cpu",
-    )
+    devices, how = ("auto", "cpu", "cuda", "mps"), "auto (default): cuda, else mps, else cpu"
+    parser.how.add_argument("--device", default="auto", choices=devices, help=how)
 
 
-def rounds(parser: cli.Parser, default: int) -> None:
-    """Add the number of turns of each contestant."""
-    parser.how.add_argument(
-        "--rounds", type=int, default=default, metavar="N", help="turns of each contestant (default: %(default)s)"
-    )
+def number(group: argparse._ArgumentGroup, name: str, default: float, text: str, *, unit: str = "N") -> None:
+    """Add an option that takes a number of the type of its default."""
+    what = f"{text} (default: %(default)s)"
+    group.add_argument(f"--{name}", type=type(default), default=default, metavar=unit, help=what)
+
+
+def rounds(parser: cli.Parser, default: int, text: str = "turns of each contestant") -> None:
+    """Add the number of rounds."""
+    number(parser.how, "rounds", default, text)
 
 
 def step(parser: cli.Parser) -> None:
     """Add the options of a training step."""
     work(parser)
+    modes = ("eager", "compiled")
     parser.how.add_argument(
-        "--modes", nargs="+", default=["eager"], choices=("eager", "compiled"), help="modes to run in (default: eager)"
+        "--modes", nargs="+", default=["eager"], choices=modes, help="modes to run in (default: eager)"
     )
     parser.how.add_argument(
         "--steps", type=int, default=2, metavar="N", help="steps per turn (default: %(default)s); 20 or more on a GPU"
@@ -51,8 +66,7 @@ def step(parser: cli.Parser) -> None:
 def pretrain(parser: cli.Parser) -> None:
     """Add the options of a pretraining step."""
     step(parser)
-    ratio = "share of hidden patches (default: %(default)s)"
-    parser.what.add_argument("--mask-ratio", type=float, default=Work.mask_ratio, metavar="R", help=ratio)
+    number(parser.what, "mask-ratio", Workload.mask_ratio, "share of hidden patches", unit="R")
 
 
 def slide(parser: cli.Parser) -> None:
@@ -63,41 +77,19 @@ def slide(parser: cli.Parser) -> None:
 def data(parser: cli.Parser) -> None:
     """Add the options of the input pipelines."""
     parser.what.add_argument("folder", type=cli.path, metavar="FOLDER", help="folder of JPEGs, nested or not")
-    parser.how.add_argument(
-        "--seconds", type=float, default=60.0, metavar="S", help="total time of all pipelines (default: %(default)s)"
-    )
+    number(parser.how, "seconds", 60.0, "total time of all pipelines", unit="S")
 
 
 def coco(parser: cli.Parser) -> None:
     """Add the options of the detection evaluators."""
-    images = "images, each with about 100 predictions (default: %(default)s)"
-    parser.what.add_argument("--images", type=int, default=500, metavar="N", help=images)
+    number(parser.what, "images", 500, "images, each with about 100 predictions")
     rounds(parser, 3)
 
 
 def masks(parser: cli.Parser) -> None:
     """Add the options of the masks of many objects."""
-    what = parser.what
-    what.add_argument(
-        "--objects",
-        type=int,
-        default=1000,
-        metavar="N",
-        help="annotated objects, and as many predictions (default: %(default)s)",
-    )
-    what.add_argument(
-        "--height", type=int, default=4000, metavar="P", help="height of the image, pixels (default: %(default)s)"
-    )
-    what.add_argument(
-        "--width", type=int, default=5000, metavar="P", help="width of the image, pixels (default: %(default)s)"
-    )
-    what.add_argument(
-        "--radius",
-        type=float,
-        default=100.0,
-        metavar="P",
-        help="mean radius of an object, pixels (default: %(default)s)",
-    )
-    parser.how.add_argument(
-        "--rounds", type=int, default=3, metavar="N", help="rounds; the fastest counts (default: %(default)s)"
-    )
+    number(parser.what, "objects", 1000, "annotated objects, and as many predictions")
+    number(parser.what, "height", 4000, "height of the image, pixels", unit="P")
+    number(parser.what, "width", 5000, "width of the image, pixels", unit="P")
+    number(parser.what, "radius", 100.0, "mean radius of an object, pixels", unit="P")
+    rounds(parser, 3, "rounds; the fastest counts")

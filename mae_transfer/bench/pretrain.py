@@ -1,106 +1,114 @@
-"""The benchmark `pretrain`: our training step and those of the masked autoencoders in other libraries."""
+"""The benchmark `pretrain`: our training step and those of the masked autoencoders in other libraries.
+
+The peers are built as in their documentation, with our sizes and normalised pixels.
+"""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
+import warnings
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mae_transfer.bench.harness import Build, Entry, Row, race
-from mae_transfer.bench.peers import lightly_mae, transformers_mae
-from mae_transfer.bench.work import Mode, Work
+from mae_transfer.bench.harness import Comparison, Contestant, random_images
+from mae_transfer.bench.options import Workload
 from mae_transfer.core.masks import Random
 from mae_transfer.core.normalize import IMAGENET, normalize
 from mae_transfer.interfaces import Batch, Mask
-from mae_transfer.models.mae import MAE, MAEConfig
-from mae_transfer.models.vit import ViTConfig
+from mae_transfer.models.mae import MAE, DecoderConfig, MAEConfig
+from mae_transfer.models.vit import NORM_EPS, SIZES, ViTConfig
 from mae_transfer.seeding import fold
 from mae_transfer.targets import Frame, NormPixel
 
-OURS = "mae_transfer"
+DECODER = DecoderConfig()
 
 
-class _Step(nn.Module):
-    """The loss of a loader's batch: uint8 images with masks."""
+def build_ours(work: Workload) -> Contestant:
+    """Build our step on a loader's batch: uint8 images with masks. The target is not compiled, as in the task."""
+    encoder = ViTConfig.model_validate({"size": work.size, "patch": work.patch, "image_size": work.image})
+    target = NormPixel(Frame(work.patch, encoder.grid(), IMAGENET)).to(work.device)
+    mae, mask = MAE(MAEConfig(encoder=encoder), target.dim), draw_masks(work, encoder.grid())
+    batch = Batch(random_images(work), (), mask, None, torch.arange(work.batch))
 
-    def __init__(self, work: Work) -> None:
-        super().__init__()
-        encoder = ViTConfig.model_validate({"size": work.size, "patch": work.patch, "image_size": work.image})
-        self.target = NormPixel(Frame(work.patch, encoder.grid(), IMAGENET))
-        self.mae = MAE(MAEConfig(encoder=encoder), self.target.dim)
+    def loss() -> Tensor:
+        truth = target(batch, mask.ids_masked)
+        return target.loss(mae(normalize(batch.image), mask), truth).mean()
 
-    def compile(self, *_: Any, **__: Any) -> None:
-        """Compile the model but not the target, as the task does."""
-        self.mae.compile()
-
-    def forward(self, batch: Batch, mask: Mask) -> Tensor:
-        truth = self.target(batch, mask.ids_masked)
-        return self.target.loss(self.mae(normalize(batch.image), mask), truth).mean()
+    return Contestant(mae, loss)
 
 
-def ours(work: Work) -> Entry:
-    """Build this project's step."""
-    step = _Step(work)
-    sampler, grid = Random(ratio=work.mask_ratio), step.mae.encoder.grid
+def draw_masks(work: Workload, grid: tuple[int, int]) -> Mask:
+    """Return random masks as the loader draws them."""
+    sampler = Random(ratio=work.mask_ratio)
     orders = np.stack([sampler(grid, np.random.default_rng(fold(0, "sample", index))) for index in range(work.batch)])
-    mask = Mask(
-        *(
-            ids.contiguous().to(work.device)
-            for ids in torch.from_numpy(orders).tensor_split([sampler.visible(grid)], dim=1)
+    parts = torch.from_numpy(orders).tensor_split([sampler.visible(grid)], dim=1)
+    return Mask(*(ids.contiguous().to(work.device) for ids in parts))
+
+
+def build_transformers(work: Workload) -> Contestant:
+    """Build ViTMAEForPreTraining from a config, with the library's default attention."""
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    dim, depth, heads = SIZES[work.size]
+    config = ViTMAEConfig(
+        hidden_size=dim, num_hidden_layers=depth, num_attention_heads=heads, intermediate_size=4 * dim,
+        layer_norm_eps=NORM_EPS,
+        decoder_hidden_size=DECODER.dim, decoder_num_hidden_layers=DECODER.depth,
+        decoder_num_attention_heads=DECODER.heads, decoder_intermediate_size=4 * DECODER.dim,
+        image_size=work.image, patch_size=work.patch, mask_ratio=work.mask_ratio, norm_pix_loss=True,
+    )  # fmt: skip
+    model, images = ViTMAEForPreTraining(config), _normalised_images(work)
+    return Contestant(model, lambda: model(images).loss)
+
+
+def build_lightly(work: Workload) -> Contestant:
+    """Build lightly's MAE on a timm encoder, as in its documentation."""
+    model, images = _LightlyMAE(work), _normalised_images(work)
+    return Contestant(model, lambda: model(images))
+
+
+def _normalised_images(work: Workload) -> Tensor:
+    return torch.randn(work.batch, 3, work.image, work.image, device=work.device)
+
+
+class _LightlyMAE(nn.Module):
+    """The model of lightly's MAE example (docs.lightly.ai, examples/mae), built from its modules and utilities."""
+
+    def __init__(self, work: Workload) -> None:
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecation warnings of lightly's dependencies
+            from lightly.models import utils
+            from lightly.models.modules import MaskedVisionTransformerDecoderTIMM, MaskedVisionTransformerTIMM
+        from timm.models.vision_transformer import VisionTransformer
+
+        dim, depth, heads = SIZES[work.size]
+        vit = VisionTransformer(
+            work.image, work.patch, embed_dim=dim, depth=depth, num_heads=heads, num_classes=0, global_pool="token"
         )
-    )
-    images = torch.randint(256, (work.batch, 3, work.image, work.image), dtype=torch.uint8, device=work.device)
-    return Entry(step, (Batch(images, (), mask, None, torch.arange(work.batch)), mask))
+        self.utils, self.ratio, self.patch = utils, work.mask_ratio, work.patch
+        self.encoder = MaskedVisionTransformerTIMM(vit)
+        self.embed = nn.Linear(dim, DECODER.dim)
+        self.decoder = MaskedVisionTransformerDecoderTIMM(
+            vit.patch_embed.num_patches, DECODER.dim, DECODER.depth, DECODER.heads
+        )
+        self.predict = nn.Linear(DECODER.dim, 3 * work.patch**2)
+
+    def forward(self, image: Tensor) -> Tensor:
+        utils = self.utils
+        size = len(image), self.encoder.sequence_length
+        keep, hidden = utils.random_token_mask(size, mask_ratio=self.ratio, device=image.device)
+        tokens = self.embed(self.encoder.encode(image, idx_keep=keep))
+        full = utils.repeat_token(self.decoder.mask_token, size)
+        full = utils.set_at_index(full, keep, tokens.type_as(full))
+        decoded = self.decoder.decode(self.decoder.add_pos_embed(full))
+        prediction = self.predict(utils.get_at_index(decoded, hidden))
+        target = utils.get_at_index(utils.patchify(image, self.patch), hidden - 1)  # -1: without the class token
+        return nn.functional.mse_loss(prediction, utils.normalize_mean_var(target))
 
 
-CONTESTANTS: dict[str, Build] = {OURS: ours, "transformers": transformers_mae, "lightly + timm": lightly_mae}
-
-
-def run(
-    work: Work, *, modes: Sequence[Mode], rounds: int, steps: int, contestants: Mapping[str, Build] = CONTESTANTS
-) -> list[dict[str, Any]]:
-    """Time the contestants and return one record per contestant and mode, for a table or JSON."""
-    rows = race(contestants, modes, work, rounds=rounds, steps=steps)
-    peak = max((row.measures.matmul_flops_per_s for row in rows if row.measures), default=0.0)
-    return [record(row, rows, work, peak) for row in rows]
-
-
-def record(row: Row, rows: Sequence[Row], work: Work, peak: float) -> dict[str, Any]:
-    """Return the figures of one row.
-
-    The ratios are medians over rounds of this row's images/s to those of the faster peer in the same round.
-    """
-    if row.measures is None:
-        return {"name": row.name, "mode": row.mode, "failure": row.failure}
-    speed = statistics.median(row.images_per_s)
-    flops_per_image = row.measures.flops / work.batch
-    return {
-        "name": row.name,
-        "mode": row.mode,
-        "images_per_s": speed,
-        "images_per_s_range": [min(row.images_per_s), max(row.images_per_s)],
-        "images_per_s_rounds": list(row.images_per_s),
-        "ratio_to_faster_peer": {
-            mode: ratio(row, peer) for mode in ("eager", "compiled") if (peer := faster_peer(rows, mode))
-        },
-        "peak_memory_gib": row.measures.peak_gib,
-        "gflops_per_image": flops_per_image / 1e9,
-        "share_of_matmul_peak": speed * flops_per_image / peak,
-        "matmul_peak_gflops_per_s": peak / 1e9,
-        "loss": row.measures.loss,
-    }
-
-
-def faster_peer(rows: Sequence[Row], mode: str) -> Row | None:
-    """Return the fastest row of a mode that is not ours; None if no peer ran."""
-    peers = [row for row in rows if row.mode == mode and row.name != OURS and row.measures]
-    return max(peers, key=lambda row: statistics.median(row.images_per_s), default=None)
-
-
-def ratio(row: Row, peer: Row) -> float:
-    """Return the median over rounds of the ratio of images/s."""
-    return statistics.median(own / other for own, other in zip(row.images_per_s, peer.images_per_s, strict=True))
+COMPARISON = Comparison(
+    {"mae_transfer": build_ours, "transformers": build_transformers, "lightly + timm": build_lightly},
+    "ratio_to_faster_peer",
+)

@@ -6,16 +6,16 @@ Legend: B batch, S pixels per side of a crop.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mae_transfer.adapters.mmseg import HeadConfig, fcn_head, quiet, uper_head
-from mae_transfer.bench.harness import Build, Entry, compared, race, stopwatch
-from mae_transfer.bench.work import Mode, Work
+from mae_transfer.adapters.mmseg import HeadConfig, Segmenter, fcn_head, quiet, uper_head
+from mae_transfer.bench.harness import Comparison, Contestant, random_images, stopwatch
+from mae_transfer.bench.options import Workload
 from mae_transfer.core.normalize import IMAGENET, normalize
 from mae_transfer.data import MapBatch
 from mae_transfer.data.maps import inside
@@ -31,53 +31,62 @@ ONE_BY_ONE = "mmseg.slide_inference"
 TAPS = {12: (3, 5, 7, 11), 24: (7, 11, 15, 23), 32: (7, 15, 23, 31)}  # depth -> taps
 
 
-class _Step(nn.Module):
-    """The loss of a loader's batch."""
+def build_ours(work: Workload) -> Contestant:
+    """Build our step."""
+    model = _build_upernet(work)
+    images, labels = _draw_batch(work)
+    batch = MapBatch(
+        images, labels, torch.full((work.batch, 2), work.image, device=work.device), torch.arange(work.batch)
+    )
 
-    def __init__(self, work: Work) -> None:
-        super().__init__()
-        protocol = UperNet(
-            taps=TAPS[SIZES[work.size][1]], relative_positions="per_block", positions="learned", layer_scale=1.0
-        )
-        encoder = {"size": work.size, "patch": work.patch, "image_size": work.image, **protocol.changes()}
-        self.model = protocol.model(ViT(ViTConfig.model_validate(encoder)), CLASSES)
+    def loss() -> Tensor:
+        given = normalize(batch.image, IMAGENET) * inside(batch.extent, batch.image.shape[-1])
+        return torch.stack([*model.losses(model(given), batch.labels).values()]).sum()
 
-    def compile(self, *_: Any, **__: Any) -> None:
-        """Compile the model, as the task does."""
-        self.model.compile()
-
-    def forward(self, batch: MapBatch) -> Tensor:
-        images = normalize(batch.image, IMAGENET) * inside(batch.extent, batch.image.shape[-1])
-        return torch.stack([*self.model.losses(self.model(images), batch.labels).values()]).sum()
+    return Contestant(model, loss)
 
 
-class _MmsegStep(nn.Module):
-    """The same loss with mmseg: its preprocessor, MAE backbone and heads, `loss` (with accuracy) and `parse_losses`."""
+def build_mmseg(work: Workload) -> Contestant:
+    """Build the same step with mmseg: its preprocessor, MAE backbone and heads, `loss` (with accuracy), `parse_losses`.
 
-    def __init__(self, work: Work) -> None:
-        super().__init__()
-        dim, depth, heads = SIZES[work.size]
-        widths = [dim] * 4
-        backbone = {
-            "type": "MAE", "img_size": work.image, "patch_size": work.patch, "embed_dims": dim, "num_layers": depth,
-            "num_heads": heads, "out_indices": TAPS[depth], "drop_path_rate": 0.1, "init_values": 1.0,
-        }  # fmt: skip
-        neck = {"type": "Feature2Pyramid", "embed_dim": dim, "rescales": [4, 2, 1, 0.5], "norm_cfg": {"type": "BN"}}
-        self.model = _mmseg_model(
-            work, backbone, neck, uper_head(widths, CLASSES, channels=dim), fcn_head(widths, CLASSES)
-        )
+    Its input has the format of mmseg's collate function.
+    """
+    dim, depth, heads = SIZES[work.size]
+    widths = [dim] * 4
+    backbone = {
+        "type": "MAE", "img_size": work.image, "patch_size": work.patch, "embed_dims": dim, "num_layers": depth,
+        "num_heads": heads, "out_indices": TAPS[depth], "drop_path_rate": 0.1, "init_values": 1.0,
+    }  # fmt: skip
+    neck = {"type": "Feature2Pyramid", "embed_dim": dim, "rescales": [4, 2, 1, 0.5], "norm_cfg": {"type": "BN"}}
+    model = _build_mmseg_model(
+        work, backbone, neck, uper_head(widths, CLASSES, channels=dim), fcn_head(widths, CLASSES)
+    )
+    images, labels = _draw_batch(work)
+    with quiet():
+        from mmengine.structures import PixelData
+        from mmseg.structures import SegDataSample
 
-    def compile(self, *_: Any, **__: Any) -> None:
-        """Compile the model, as in our step."""
-        self.model.compile()
+    samples = [SegDataSample(gt_sem_seg=PixelData(data=one[None].long())) for one in labels]
 
-    def forward(self, data: dict[str, Any]) -> Tensor:
-        prepared = self.model.data_preprocessor(data, training=True)
-        loss: Tensor = self.model.parse_losses(self.model(**prepared, mode="loss"))[0]
-        return loss
+    def loss() -> Tensor:
+        prepared = model.data_preprocessor({"inputs": list(images), "data_samples": samples}, training=True)
+        value: Tensor = model.parse_losses(model(**prepared, mode="loss"))[0]
+        return value
+
+    return Contestant(model, loss)
 
 
-def _mmseg_model(work: Work, backbone: HeadConfig, neck: HeadConfig, decode: HeadConfig, auxiliary: HeadConfig) -> Any:
+def _build_upernet(work: Workload) -> Segmenter:
+    protocol = UperNet(
+        taps=TAPS[SIZES[work.size][1]], relative_positions="per_block", positions="learned", layer_scale=1.0
+    )
+    encoder = {"size": work.size, "patch": work.patch, "image_size": work.image, **protocol.changes()}
+    return protocol.model(ViT(ViTConfig.model_validate(encoder)), CLASSES)
+
+
+def _build_mmseg_model(
+    work: Workload, backbone: HeadConfig, neck: HeadConfig, decode: HeadConfig, auxiliary: HeadConfig
+) -> Any:
     with quiet():
         import mmseg.models  # noqa: F401  # fills the registry
         from mmseg.models.data_preprocessor import SegDataPreProcessor
@@ -88,60 +97,28 @@ def _mmseg_model(work: Work, backbone: HeadConfig, neck: HeadConfig, decode: Hea
             mean=mean, std=std, size=(work.image, work.image), bgr_to_rgb=True, pad_val=0, seg_pad_val=255
         )
         return EncoderDecoder(
-            backbone,
-            decode,
-            neck=neck,
-            auxiliary_head=auxiliary,
-            train_cfg={},
-            test_cfg={},
+            backbone, decode, neck=neck, auxiliary_head=auxiliary, train_cfg={}, test_cfg={},
             data_preprocessor=preprocessor,
-        )
+        )  # fmt: skip
 
 
-def ours(work: Work) -> Entry:
-    """Build our step."""
-    images, labels = _data(work)
-    extent = torch.full((work.batch, 2), work.image, device=work.device)
-    return Entry(_Step(work), (MapBatch(images, labels, extent, torch.arange(work.batch)),))
-
-
-def mmsegs(work: Work) -> Entry:
-    """Build mmseg's step, on the output format of its collate function."""
-    images, labels = _data(work)
-    with quiet():
-        from mmengine.structures import PixelData
-        from mmseg.structures import SegDataSample
-
-    samples = [SegDataSample(gt_sem_seg=PixelData(data=one[None].long())) for one in labels]
-    return Entry(_MmsegStep(work), ({"inputs": list(images), "data_samples": samples},))
-
-
-def _data(work: Work) -> tuple[Tensor, Tensor]:
+def _draw_batch(work: Workload) -> tuple[Tensor, Tensor]:
     """Return images (B, 3, S, S) and labels (B, S, S), both uint8."""
-    images = torch.randint(256, (work.batch, 3, work.image, work.image), dtype=torch.uint8, device=work.device)
     labels = torch.randint(CLASSES, (work.batch, work.image, work.image), device=work.device).to(torch.uint8)
-    return images, labels
+    return random_images(work), labels
 
 
-CONTESTANTS: dict[str, Build] = {OURS: ours, PEER: mmsegs}
+COMPARISON = Comparison({OURS: build_ours, PEER: build_mmseg}, "ratio_to_mmseg", PEER)
 
 
-def run(
-    work: Work, *, modes: Sequence[Mode], rounds: int, steps: int, contestants: Mapping[str, Build] = CONTESTANTS
-) -> list[dict[str, Any]]:
-    """Time the contestants and return one record per contestant and mode, for a table or JSON."""
-    rows = race(contestants, modes, work, rounds=rounds, steps=steps)
-    return [compared(row, rows, work, to=PEER, called="ratio_to_mmseg") for row in rows]
-
-
-def slide(work: Work, *, rounds: int) -> list[dict[str, Any]]:
+def slide(work: Workload, *, rounds: int) -> list[dict[str, Any]]:
     """Time sliding-window inference on one model: in batches of `work.batch`, one by one, and with mmseg's loop.
 
     The variants alternate. The images have a ratio of 4:3; their height is that of a window (`work.image`), then that
     of the largest published scale. `largest_difference` compares the logits with mmseg's.
     """
     torch.manual_seed(0)
-    model = _Step(work).model.to(work.device).eval()
+    model = _build_upernet(work).to(work.device).eval()
     stride = work.image * 2 // 3
     with quiet():
         from mmengine.config import ConfigDict
@@ -160,7 +137,7 @@ def slide(work: Work, *, rounds: int) -> list[dict[str, Any]]:
 
 
 def _timed(
-    variants: Mapping[tuple[str, int], Callable[[], Tensor]], work: Work, *, rounds: int, image: str
+    variants: Mapping[tuple[str, int], Callable[[], Tensor]], work: Workload, *, rounds: int, image: str
 ) -> list[dict[str, Any]]:
     """Return a record per variant: (name, windows per pass) -> function that returns logits.
 

@@ -24,7 +24,7 @@ class Archive(NamedTuple):
     checksum: str | None = None  # "md5:...", if one is published
 
 
-class DataSet(NamedTuple):
+class PublicDataSet(NamedTuple):
     """One public data set."""
 
     archives: tuple[Archive, ...]
@@ -36,7 +36,7 @@ class DataSet(NamedTuple):
 
 _COCO = "http://images.cocodataset.org"
 DATA_SETS = {
-    "coco": DataSet(
+    "coco": PublicDataSet(
         (
             Archive(f"{_COCO}/annotations/annotations_trainval2017.zip", ("annotations/instances_",)),
             Archive(f"{_COCO}/zips/val2017.zip"),
@@ -48,7 +48,7 @@ DATA_SETS = {
         "COCO 2017 (26 GB with its archives): annotations under CC BY 4.0. COCO does not own the images, "
         "which are under Flickr's terms of use. Terms: https://cocodataset.org/#termsofuse",
     ),
-    "ade20k": DataSet(
+    "ade20k": PublicDataSet(
         (Archive("http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"),),
         "ADEChallengeData2016",
         ("training", "validation"),
@@ -59,7 +59,7 @@ DATA_SETS = {
 }
 
 
-def prepare(data_set: DataSet, root: Path) -> Path:
+def prepare(data_set: PublicDataSet, root: Path) -> Path:
     """Download and unpack a data set into `root`, resuming a partial download; return the folder for data.root."""
     for archive in data_set.archives:
         unpack(fetch(archive.url, root, checksum=archive.checksum), root, prefixes=archive.prefixes)

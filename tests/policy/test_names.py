@@ -6,10 +6,10 @@ import ast
 from collections import defaultdict
 
 TWICE = {
-    "About", "Block", "Bridge", "Cell", "DataSet", "Entry", "Found",
+    "About", "Block", "Bridge", "Cell", "Found",
     "Linear", "Loaded", "Part", "Picture", "Pretraining", "Record",
-    "Row", "Runner", "Step",
-    "Task", "Tokenizer", "View", "Weights", "Work",
+    "Step",
+    "Task", "Tokenizer", "View", "Weights",
 }  # fmt: skip
 """Names of earlier versions that still stand twice. Renaming removes a name from here; none is added."""
 

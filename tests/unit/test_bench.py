@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from mae_transfer.bench import pretrain
-from mae_transfer.bench.harness import Entry, Measures, Row, race
-from mae_transfer.bench.work import Work
+from mae_transfer.bench.harness import Contestant, Measures, Timing, describe, race
+from mae_transfer.bench.options import Workload
 
-WORK = Work(size="vit_tiny", image=32, batch=2)
+WORK = Workload(size="vit_tiny", image=32, batch=2)
 
 
 class Toy(nn.Module):
@@ -24,15 +24,16 @@ class Toy(nn.Module):
         return self.linear(x).square().mean()
 
 
-def toy(work: Work) -> Entry:
-    return Entry(Toy(), (torch.ones(work.batch, 8),))
+def toy(work: Workload) -> Contestant:
+    model, inputs = Toy(), torch.ones(work.batch, 8)
+    return Contestant(model, lambda: model(inputs))
 
 
-def absent(work: Work) -> Entry:
+def absent(work: Workload) -> Contestant:
     raise ImportError("no such library", name="peerless")
 
 
-def dying(work: Work) -> Entry:
+def dying(work: Workload) -> Contestant:
     os._exit(9)
 
 
@@ -50,7 +51,7 @@ def test_a_race_reports_every_contestant_and_says_why_one_did_not_run():
     assert "died" in (rows["dying"].failure or "")
 
 
-def dying_later(work: Work) -> Entry:
+def dying_later(work: Workload) -> Contestant:
     class Mortal(Toy):
         steps = 0
 
@@ -60,7 +61,8 @@ def dying_later(work: Work) -> Entry:
                 raise RuntimeError("out of memory")
             return super().forward(x)
 
-    return Entry(Mortal(), toy(work).inputs)
+    model, inputs = Mortal(), torch.ones(work.batch, 8)
+    return Contestant(model, lambda: model(inputs))
 
 
 def test_a_contestant_that_dies_in_the_race_leaves_the_others_their_result():
@@ -70,14 +72,14 @@ def test_a_contestant_that_dies_in_the_race_leaves_the_others_their_result():
     assert rows["mortal"].measures is None
 
 
-def row(name: str, mode: str, *speeds: float) -> Row:
-    return Row(name, mode, speeds, Measures(1.0, 100, 1000.0, 0.5))  # type: ignore[arg-type]
+def row(name: str, mode: str, *speeds: float) -> Timing:
+    return Timing(name, mode, speeds, Measures(1.0, 100, 1000.0, 0.5))  # type: ignore[arg-type]
 
 
 def test_ratios_are_medians_over_rounds_to_the_faster_peer_of_each_mode():
-    mine = row(pretrain.OURS, "eager", 4, 6, 8)
+    mine = row(next(iter(pretrain.COMPARISON.contestants)), "eager", 4, 6, 8)
     rows = [mine, row("slow", "eager", 1, 1, 1), row("fast", "eager", 2, 2, 8), row("fast", "compiled", 8, 8, 8)]
-    record = pretrain.record(mine, rows, WORK, 1000.0)
+    record = describe(mine, rows, WORK, pretrain.COMPARISON)
     assert record["ratio_to_faster_peer"] == {"eager": 2.0, "compiled": 0.75}
     assert record["images_per_s"] == 6
     assert record["images_per_s_range"] == [4, 8]
@@ -85,8 +87,8 @@ def test_ratios_are_medians_over_rounds_to_the_faster_peer_of_each_mode():
 
 
 def test_our_own_step_trains_the_model_of_the_task():
-    step, (batch, mask) = pretrain.ours(WORK)
-    loss = step(batch, mask)
+    step, compute_loss, _ = pretrain.build_ours(WORK)
+    loss = compute_loss()
     loss.backward()
     assert loss.isfinite()
     assert all(p.grad is not None for p in step.parameters() if p.requires_grad)

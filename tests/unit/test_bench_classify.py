@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 
 from mae_transfer.bench import classify
-from mae_transfer.bench.work import Work
+from mae_transfer.bench.options import Workload
 
-WORK = Work(size="vit_tiny", image=32, batch=2)
+WORK = Workload(size="vit_tiny", image=32, batch=2)
 
 
-@pytest.mark.parametrize("name", classify.CONTESTANTS)
+@pytest.mark.parametrize("name", classify.COMPARISON.contestants)
 def test_every_contestant_trains_its_share(name: str) -> None:
-    module, inputs = classify.CONTESTANTS[name](WORK)
-    loss = module.train()(*inputs)
+    module, compute_loss, _ = classify.COMPARISON.contestants[name](WORK)
+    module.train()
+    loss = compute_loss()
     loss.backward()
     assert loss.isfinite()
     share = sum(p.numel() for p in module.parameters() if p.grad is not None) / sum(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from mae_transfer.bench import detect
-from mae_transfer.bench.harness import Measures, Row, compared
-from mae_transfer.bench.work import Work
+from mae_transfer.bench.harness import Comparison, Measures, Timing, describe
+from mae_transfer.bench.options import Workload
 
-WORK = Work(size="vit_tiny", image=64, batch=1)
+WORK = Workload(size="vit_tiny", image=64, batch=1)
 
 
 @pytest.mark.parametrize(
@@ -23,8 +23,9 @@ WORK = Work(size="vit_tiny", image=64, batch=1)
 def test_every_contestant_trains(name: str, request: pytest.FixtureRequest) -> None:
     if name != detect.OURS:
         request.getfixturevalue("detectron2")
-    module, inputs = detect.CONTESTANTS[name](WORK)
-    loss = module.train()(*inputs)
+    module, compute_loss, _ = detect.COMPARISON.contestants[name](WORK)
+    module.train()
+    loss = compute_loss()
     loss.backward()
     assert loss.isfinite()
     assert (
@@ -41,13 +42,14 @@ def test_both_evaluators_give_the_same_figures() -> None:
 
 
 def test_the_ratio_is_the_median_over_rounds_to_the_peer_in_the_same_mode() -> None:
+    comparison = Comparison({}, "ratio", "peer")
     measures = Measures(1.0, 10, 100.0, 0.5)
     rows = [
-        Row("peer", "eager", (2.0, 2.0, 4.0), measures), Row("peer", "compiled", (9.0, 9.0, 9.0), measures),
-        Row("ours", "eager", (4.0, 6.0, 8.0), measures), Row("absent", "eager", failure="not installed"),
+        Timing("peer", "eager", (2.0, 2.0, 4.0), measures), Timing("peer", "compiled", (9.0, 9.0, 9.0), measures),
+        Timing("ours", "eager", (4.0, 6.0, 8.0), measures), Timing("absent", "eager", failure="not installed"),
     ]  # fmt: skip
-    assert compared(rows[2], rows, WORK, to="peer", called="ratio")["ratio"] == 2.0
-    assert compared(rows[3], rows, WORK, to="peer", called="ratio") == {
+    assert describe(rows[2], rows, WORK, comparison)["ratio"] == 2.0
+    assert describe(rows[3], rows, WORK, comparison) == {
         "name": "absent",
         "mode": "eager",
         "failure": "not installed",

@@ -3,13 +3,13 @@
 import torch
 
 from mae_transfer.bench import targets
-from mae_transfer.bench.work import Work
+from mae_transfer.bench.options import Workload
 
 
 def test_every_target_takes_its_turn_and_is_compared_within_its_round() -> None:
     records = {
         row["target"]: row
-        for row in targets.run(Work(size="vit_tiny", image=32, batch=2), modes=["eager"], rounds=1, steps=1)
+        for row in targets.run(Workload(size="vit_tiny", image=32, batch=2), modes=["eager"], rounds=1, steps=1)
     }
     assert list(records) == list(targets.TARGETS)
     assert records["pixel"]["time_over_pixel"] == 1.0
