@@ -15,13 +15,23 @@ import hashlib
 import inspect
 import json
 import pprint
+import re
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    ValidationError,
+    create_model,
+    model_serializer,
+    model_validator,
+)
 
 from mae_transfer.home import at_home
 
@@ -63,6 +73,34 @@ class Schema(BaseModel):
         ours, theirs = (flatten(_normalised(cfg.model_dump(exclude={"run"}))) for cfg in (self, other))
         keys = [key for key in ours | theirs if ours.get(key, "absent") != theirs.get(key, "absent")]
         return [f"{key}: {ours.get(key, 'absent')!r} != {theirs.get(key, 'absent')!r}" for key in keys]
+
+
+class Part(Schema):
+    """A part of a config that is chosen by its name: dict(name="block", ratio=0.6).
+
+    Each choice is a subclass that narrows the name (`name: Literal["block"] = "block"`), and a field takes a union of
+    them: `mask: Annotated[Random | Block, Field(discriminator="name")] = Random()`. A part is saved as it was given:
+    its name and the options that were set.
+    """
+
+    name: str
+    _given: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _keep(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        part = handler(values)
+        if isinstance(values, Mapping):
+            part._given = {"name": part.name, **values}
+        return part
+
+    @model_serializer
+    def _as_given(self) -> dict[str, Any]:
+        return dict(self._given)
+
+    def but(self, options: Mapping[str, Any]) -> Self:
+        """Return the part with these options."""
+        return validate({**self._given, **options}, type(self), where=self.name)
 
 
 class Spec(Schema):
@@ -230,14 +268,19 @@ def _explain(defect: dict[str, Any], schema: type[Schema], values: Mapping[str, 
 
     The line has two parts; several errors of one key differ in the second part only.
     """
-    *parents, leaf = defect["loc"] or ("",)
-    whole = ".".join(map(str, defect["loc"]))
-    if defect["type"] == "extra_forbidden":
-        return f"unknown key {whole!r}; ", nearest(str(leaf), _fields_at(schema, parents))
-    if defect["type"] == "missing":
-        return f"key {whole!r} ", "is required and missing"
-    key = _key(defect["loc"], values)
-    if defect["type"] == "value_error":
+    kind, place = defect["type"], defect["loc"]
+    key = _key(place, values)
+    if kind == "extra_forbidden":
+        return f"unknown key {key!r}; ", nearest(str(place[-1]), _fields_at(schema, place[:-1]))
+    if kind in ("missing", "union_tag_not_found"):
+        absent = ".".join(filter(None, (_key(place[:-1], values), place[-1]) if kind == "missing" else (key, "name")))
+        return f"key {absent!r} ", "is required and missing"
+    if kind == "union_tag_invalid":
+        tag, known = defect["ctx"]["tag"], re.findall("'(.*?)'", defect["ctx"]["expected_tags"])
+        return f"{key}: ", f"unknown name {tag!r}; {nearest(tag, known)}"
+    if kind == "model_attributes_type":
+        return f"{key} = {defect['input']!r}: ", "write it as dict(name=...)"
+    if kind == "value_error":
         return f"{key}: " if key else "", str(defect["ctx"]["error"])
     return f"{key} = {defect['input']!r}: ", defect["msg"]
 
@@ -258,7 +301,7 @@ def _key(location: Sequence[str | int], values: Any) -> str:
 
 
 def _fields_at(schema: type[Schema], path: Sequence[Any]) -> list[str]:
-    """Return the field names of the schema nested at `path`; `X | None`, unions and dicts of schemas are followed."""
+    """Return the field names of the schema nested at `path`; unions and dicts of schemas are followed."""
     found: list[Any] = [schema]
     for part in path:
         found = [inner for annotation in found for inner in _below(annotation, part)]
@@ -266,14 +309,27 @@ def _fields_at(schema: type[Schema], path: Sequence[Any]) -> list[str]:
 
 
 def _below(annotation: Any, part: Any) -> list[Any]:
-    """Return the types that a value of the annotated type may have at its field or key `part`."""
+    """Return the types that a value of the annotated type may have at its field or key `part`, or as that choice."""
+    fields = getattr(annotation, "model_fields", {})
     if get_origin(annotation) is dict:
-        inner = get_args(annotation)[1]
-    elif part in getattr(annotation, "model_fields", ()):
-        inner = annotation.model_fields[part].annotation
-    else:
-        return []
-    return list(get_args(inner)) if get_origin(inner) in (Union, types.UnionType) else [inner]
+        return alternatives(get_args(annotation)[1])
+    if part in fields:
+        return alternatives(fields[part].annotation)
+    return [annotation] if "name" in fields and fields["name"].default == part else []
+
+
+def alternatives(annotation: Any) -> list[Any]:
+    """Return the types that an annotation allows, without their constraints."""
+    if get_origin(annotation) is Annotated:
+        return alternatives(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [one for inner in get_args(annotation) for one in alternatives(inner)]
+    return [annotation]
+
+
+def members(union: Any) -> dict[str, type[Any]]:
+    """Return the choices of a union of parts by their name."""
+    return {part.model_fields["name"].default: part for part in alternatives(union) if part is not types.NoneType}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

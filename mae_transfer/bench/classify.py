@@ -13,7 +13,7 @@ from mae_transfer.core.normalize import IMAGENET, normalize
 from mae_transfer.engine.loop import Step
 from mae_transfer.interfaces import Batch
 from mae_transfer.models.vit import ViT, ViTConfig
-from mae_transfer.tasks.protocols import ClassifyProtocol, Feed, Finetune, Linear, Partial
+from mae_transfer.tasks.protocols import ClassifyProtocol, Feed, Finetune, LinearProbe, Partial
 
 CLASSES = 1000
 FINETUNE = "fine-tune"
@@ -62,8 +62,8 @@ COMPARISON = Comparison(
         FINETUNE: partial(build_protocol, Finetune()),
         "4 blocks": partial(build_protocol, Partial(tune_blocks=4)),
         "1 block": partial(build_protocol, Partial(tune_blocks=1)),
-        "1 probe": partial(build_protocol, Linear()),
-        "10 probes": partial(build_protocol, Linear(rates=RATES)),
+        "1 probe": partial(build_protocol, LinearProbe()),
+        "10 probes": partial(build_protocol, LinearProbe(rates=RATES)),
         PEER: build_timm,
     },
     "ratio_to_finetune",

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from mae_transfer.cli.parser import COLUMNS
-from mae_transfer.config import Schema, Spec
+from mae_transfer.config import Part, Schema, Spec, members
 
 WORDS = textwrap.TextWrapper(width=COLUMNS, initial_indent="    ", subsequent_indent="    ")
 
@@ -23,11 +24,15 @@ def shown(cfg: Schema, *, title: str) -> str:
     return "\n".join([f"# {title}", *_fields(cfg, "", printed)])
 
 
-def _fields(cfg: BaseModel, prefix: str, printed: set[str]) -> Iterator[str]:
+def _fields(cfg: BaseModel, prefix: str, printed: set[str], *, leave_out: str = "") -> Iterator[str]:
     for name, field in type(cfg).model_fields.items():
+        if name == leave_out:
+            continue
         key, value = prefix + name, getattr(cfg, name)
         about = " ".join((field.description or "").split())
-        if isinstance(value, Spec):
+        if isinstance(value, Part):
+            yield from _part(cfg, field, key, value, about, printed)
+        elif isinstance(value, Spec):
             yield from _spec(cfg, name, key, value, about, printed)
         elif isinstance(value, BaseModel):
             yield from _entry(f"{key}:", about, printed)
@@ -39,6 +44,16 @@ def _fields(cfg: BaseModel, prefix: str, printed: set[str]) -> Iterator[str]:
                 yield from _fields(one, f"{key}[{part!r}].", printed)
         else:
             yield from _entry(_assigned(key, value), about, printed)
+
+
+def _part(cfg: BaseModel, field: FieldInfo, key: str, part: Part, about: str, printed: set[str]) -> Iterator[str]:
+    """Yield the name of a part and each of its options."""
+    summary = (inspect.getdoc(type(part)) or "").partition("\n\n")[0]
+    about = f"{about} One of {', '.join(members(field.annotation))}. {part.name}: {' '.join(summary.split())}"
+    yield from _entry(_assigned(f"{key}.name", part.name), about, printed)
+    # A data set without a root has that of its group (data.root).
+    root = {"root": getattr(cfg, "root", None)} if getattr(part, "root", "") is None else {}
+    yield from _fields(part.model_copy(update=root), f"{key}.", printed, leave_out="name")
 
 
 def _spec(cfg: BaseModel, name: str, key: str, spec: Spec, about: str, printed: set[str]) -> Iterator[str]:

@@ -7,32 +7,27 @@ Legend: N patches of an (h, w) grid in raster order, V visible patches.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from abc import abstractmethod
 from math import log
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from mae_transfer.bounds import Between, Count, Few
-from mae_transfer.interfaces import MaskSampler
+from mae_transfer.config import Part
 
 BEIT_MIN_BLOCK = 16  # patches; BEiT run_beit_pretraining.py, 14 x 14 patches
 BEIT_MIN_ASPECT = 0.3
 BEIT_TRIES = 10
 
 
-class _Sampler(ABC):
-    """Base class of samplers that draw the mask on a grid of cells of unit x unit patches.
+class _Sampler(Part):
+    """Base class of samplers that draw the mask on a grid of cells of unit x unit patches."""
 
-    Args:
-        unit: patches per side of a cell, which is hidden or visible as a whole. SimMIM uses 2: 32-px cells of 16-px
-            patches.
+    unit: Few = 1
+    """Patches per side of a cell, which is hidden or visible as a whole. SimMIM uses 2: 32-px cells of 16-px patches.
     """
-
-    def __init__(self, *, unit: Few = 1) -> None:
-        if unit < 1:
-            raise ValueError(f"unit = {unit}: give at least 1 patch per side of a cell")
-        self.unit = unit
 
     def cells(self, grid: tuple[int, int]) -> tuple[int, int]:
         """Return the (h, w) grid of cells. ValueError if the unit does not divide the patch grid."""
@@ -68,17 +63,10 @@ class _Sampler(ABC):
 
 
 class _RatioSampler(_Sampler):
-    """A sampler that hides a share of the cells. It keeps int(cells * (1 - ratio)) of them, as MAE does.
+    """A sampler that hides a share of the cells. It keeps int(cells * (1 - ratio)) of them, as MAE does."""
 
-    Args:
-        ratio: share of hidden cells.
-    """
-
-    def __init__(self, *, ratio: Between = 0.75, unit: Few = 1) -> None:
-        super().__init__(unit=unit)
-        if not 0 < ratio < 1:
-            raise ValueError(f"ratio = {ratio}: give a share of hidden patches between 0 and 1")
-        self.ratio = ratio
+    ratio: Between = 0.75
+    """Share of hidden cells."""
 
     def visible_cells(self, cells: tuple[int, int]) -> int:
         return int(cells[0] * cells[1] * (1 - self.ratio))
@@ -86,6 +74,8 @@ class _RatioSampler(_Sampler):
 
 class Random(_RatioSampler):
     """Uniform sampling without replacement (MAE, section 3)."""
+
+    name: Literal["random"] = "random"
 
     def hide(self, cells: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
         hidden = np.ones(cells[0] * cells[1], dtype=bool)
@@ -99,14 +89,13 @@ class Block(_RatioSampler):
     Rectangles have at least `min_block` cells and an aspect ratio in [0.3, 1/0.3]. BEiT's loop stops when ten tries in
     a row add nothing. For 75 of 14 x 14 patches this happens in a third of the draws, which then lack 1.6 patches on
     average. The missing patches are hidden at random; they are 0.7 % of all hidden patches.
-
-    Args:
-        min_block: minimum number of cells of a rectangle.
     """
 
-    def __init__(self, *, ratio: Between = 0.5, unit: Few = 1, min_block: Count = BEIT_MIN_BLOCK) -> None:
-        super().__init__(ratio=ratio, unit=unit)
-        self.min_block = min_block
+    name: Literal["block"] = "block"
+    ratio: Between = 0.5
+    """Share of hidden cells."""
+    min_block: Count = BEIT_MIN_BLOCK
+    """Minimum number of cells of a rectangle."""
 
     def hide(self, cells: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
         count = cells[0] * cells[1] - self.visible_cells(cells)
@@ -145,6 +134,8 @@ class Block(_RatioSampler):
 class Grid(_Sampler):
     """Keeps the top left cell of each 2 x 2 block (MAE, table 1f). The mask is always the same."""
 
+    name: Literal["grid"] = "grid"
+
     def visible_cells(self, cells: tuple[int, int]) -> int:
         return -(-cells[0] // 2) * -(-cells[1] // 2)
 
@@ -154,4 +145,4 @@ class Grid(_Sampler):
         return hidden
 
 
-MASKERS: dict[str, Callable[..., MaskSampler]] = {"random": Random, "block": Block, "grid": Grid}
+AnyMask = Annotated[Random | Block | Grid, Field(discriminator="name")]

@@ -5,16 +5,17 @@ Layer ids: 0 is the stem, 1..depth are the blocks, depth + 1 is the rest (norm, 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import torch
-from pydantic import field_validator, model_validator
+from pydantic import Field, model_validator
 from timm.optim.lars import Lars
 from torch import nn
 
 from mae_transfer.bounds import BelowOne, Epsilon, Portion, Positive, Rate, Weight
-from mae_transfer.config import Schema, Spec, build, check
+from mae_transfer.config import Part, Schema
 
 Group = dict[str, Any]
 Decay = Literal["matrices", "biases", "all"]  # which parameters have weight decay
@@ -29,60 +30,71 @@ class Layers(NamedTuple):
     decay: float
 
 
-def adamw(
-    groups: Sequence[Group], lr: float, *, betas: tuple[BelowOne, BelowOne] = (0.9, 0.999), eps: Epsilon = 1e-8
-) -> torch.optim.Optimizer:
-    """Return AdamW over `groups`; fused if the devices of all parameters support it.
+class _Optimizer(Part):
+    """An optimizer and its constants."""
 
-    Args:
-        betas: decay rates of the averages of the gradient and of its square.
-        eps: added to the denominator.
-    """
-    fused = all(p.device.type in FUSED_DEVICES for group in groups for p in group["params"])
-    return torch.optim.AdamW(list(groups), lr=lr, betas=betas, eps=eps, fused=fused)
+    @abstractmethod
+    def build(self, groups: Sequence[Group], lr: float) -> torch.optim.Optimizer:
+        """Return the optimizer over groups of `param_groups`, whose parameters are on their device."""
 
 
-def sgd(groups: Sequence[Group], lr: float, *, momentum: BelowOne = 0.9) -> torch.optim.Optimizer:
-    """Return SGD with momentum over `groups`; its weight decay is an l2 penalty.
+class AdamW(_Optimizer):
+    """AdamW, fused if the devices of all parameters support it."""
 
-    Args:
-        momentum: decay rate of the average of the gradient.
-    """
-    return torch.optim.SGD(list(groups), lr=lr, momentum=momentum)
+    name: Literal["adamw"] = "adamw"
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
+    """Decay rates of the averages of the gradient and of its square."""
+    eps: Epsilon = 1e-8
+    """Added to the denominator."""
+
+    def build(self, groups: Sequence[Group], lr: float) -> torch.optim.Optimizer:
+        fused = all(p.device.type in FUSED_DEVICES for group in groups for p in group["params"])
+        return torch.optim.AdamW(list(groups), lr=lr, betas=self.betas, eps=self.eps, fused=fused)
 
 
-def lars(
-    groups: Sequence[Group], lr: float, *, momentum: BelowOne = 0.9, trust: Portion = 1e-3
-) -> torch.optim.Optimizer:
-    """Return LARS over `groups` (You et al.; MAE, table 10).
+class SGD(_Optimizer):
+    """SGD with momentum; its weight decay is an l2 penalty."""
+
+    name: Literal["sgd"] = "sgd"
+    momentum: BelowOne = 0.9
+    """Decay rate of the average of the gradient."""
+
+    def build(self, groups: Sequence[Group], lr: float) -> torch.optim.Optimizer:
+        return torch.optim.SGD(list(groups), lr=lr, momentum=self.momentum)
+
+
+class LARS(_Optimizer):
+    """LARS (You et al.; MAE, table 10).
 
     Matrices train at trust * |weight| / |gradient| times the rate, vectors at the rate. timm adapts the rate of a group
     with weight decay or with `always_adapt`, so each group is split into matrices and vectors.
-
-    Args:
-        momentum: decay rate of the average of the update.
-        trust: learning rate of a matrix, relative to |weight| / |gradient|.
     """
-    split: list[Group] = []
-    for group in groups:
-        for adapt in (True, False):
-            params = [p for p in group["params"] if (p.ndim > 1) == adapt]
-            decay = group["weight_decay"] if adapt else 0.0  # timm would also adapt the rate of vectors with decay
-            split += [{**group, "params": params, "always_adapt": adapt, "weight_decay": decay}] if params else []
-    optimizer: torch.optim.Optimizer = Lars(split, lr=lr, momentum=momentum, trust_coeff=trust)
-    return optimizer
+
+    name: Literal["lars"] = "lars"
+    momentum: BelowOne = 0.9
+    """Decay rate of the average of the update."""
+    trust: Portion = 1e-3
+    """Learning rate of a matrix, relative to |weight| / |gradient|."""
+
+    def build(self, groups: Sequence[Group], lr: float) -> torch.optim.Optimizer:
+        split: list[Group] = []
+        for group in groups:
+            for adapt in (True, False):
+                params = [p for p in group["params"] if (p.ndim > 1) == adapt]
+                decay = group["weight_decay"] if adapt else 0.0  # timm would also adapt the rate of vectors with decay
+                split += [{**group, "params": params, "always_adapt": adapt, "weight_decay": decay}] if params else []
+        optimizer: torch.optim.Optimizer = Lars(split, lr=lr, momentum=self.momentum, trust_coeff=self.trust)
+        return optimizer
 
 
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": adamw, "sgd": sgd, "lars": lars}
+AnyOptimizer = Annotated[AdamW | SGD | LARS, Field(discriminator="name")]
 
 
 class OptimConfig(Schema):
     """The optimizer, its learning rate and weight decay."""
 
-    choices: ClassVar = {"algorithm": OPTIMIZERS}
-
-    algorithm: Spec = Spec(name="adamw")
-    """An entry of OPTIMIZERS with its options: dict(name="adamw", betas=(0.9, 0.95))."""
+    algorithm: AnyOptimizer = AdamW()
+    """The optimizer with its options: dict(name="adamw", betas=(0.9, 0.95))."""
     blr: Rate | None = None
     """Base learning rate: the peak rate is blr * global batch / 256. Set this or `lr`."""
     lr: Rate | None = None
@@ -97,11 +109,6 @@ class OptimConfig(Schema):
     (position table, class token, bias tables)."""
     clip_norm: Positive | None = None
     """Largest total gradient norm, l2; None: no clipping."""
-
-    @field_validator("algorithm")
-    @classmethod
-    def _known(cls, algorithm: Spec) -> Spec:
-        return check(OPTIMIZERS, algorithm)
 
     @model_validator(mode="after")
     def _one_rate(self) -> Self:
@@ -135,11 +142,6 @@ def spared(model: nn.Module, cfg: OptimConfig, *, default: Collection[str] | Non
             f"optim.no_decay names {', '.join(missing)}, which {type(model).__name__} does not have: remove the name"
         )
     return {name for matched in found.values() for name in matched}
-
-
-def build_optimizer(cfg: OptimConfig, groups: Sequence[Group], *, lr: float) -> torch.optim.Optimizer:
-    """Return the optimizer of `cfg.algorithm` over groups of `param_groups`, whose parameters are on their device."""
-    return build(OPTIMIZERS, cfg.algorithm, groups, lr)
 
 
 def param_groups(

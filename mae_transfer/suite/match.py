@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
-from mae_transfer.core.masks import MASKERS
+from mae_transfer.config import members
+from mae_transfer.core.masks import AnyMask
 from mae_transfer.record import DataSet, Weights
 from mae_transfer.record import Record as Made
 from mae_transfer.results import Result
@@ -290,11 +291,12 @@ def _path(key: str) -> tuple[tuple[str, ...], str]:
 @cache
 def _default(part: str, name: str, option: str) -> Any:
     if part == "mask":
-        builder: Any = MASKERS.get(name)
-    elif part == "data.augmentation":
+        mask = members(AnyMask).get(name)
+        return mask.model_fields[option].default if mask and option in mask.model_fields else None
+    if part == "data.augmentation":
         from mae_transfer.data import AUGMENTATIONS  # imports torch, which a table rarely needs
 
-        builder = AUGMENTATIONS.get(name)
+        builder: Any = AUGMENTATIONS.get(name)
     else:
         return None
     found = inspect.signature(builder).parameters.get(option) if builder else None

@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import field_validator, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from mae_transfer.checkpoints.files import load_strict
-from mae_transfer.config import Spec, build, check
 from mae_transfer.core.normalize import normalize
 from mae_transfer.data import Crops, LabelledDataConfig, Source, evaluation_views, open_labelled, training_views
 from mae_transfer.engine.dist import Dist, read_mean
@@ -29,7 +28,7 @@ from mae_transfer.results import Result
 from mae_transfer.tasks.backbones import BackboneConfig, flops_of, open_backbone, tokens_of
 from mae_transfer.tasks.best import Select, Selection
 from mae_transfer.tasks.labels import classes_digest
-from mae_transfer.tasks.protocols import PROTOCOLS, ClassifyProtocol, Feed
+from mae_transfer.tasks.protocols import AnyProtocol, ClassifyProtocol, Feed, Finetune
 from mae_transfer.tasks.sweep import EVALUATION_SEED, readable, unread
 from mae_transfer.tasks.transfer import Trained, Transfer, TransferConfig, is_state
 from mae_transfer.tasks.workdir import WorkDir
@@ -54,28 +53,21 @@ class ClassifyConfig(TransferConfig):
         "run": {"device": "cpu", "workers": 0, "log_every": 1, "save_minutes": None},
     }
 
-    choices: ClassVar = {"protocol": PROTOCOLS}
-
     task: Literal["classify"] = "classify"
     """Which task the file configures."""
     data: LabelledDataConfig = LabelledDataConfig()
     """Images and their augmentation."""
     backbone: BackboneConfig = BackboneConfig()
     """The backbone to transfer. --backbone sets its reference."""
-    protocol: Spec = Spec(name="finetune")
-    """An entry of PROTOCOLS with its options."""
+    protocol: AnyProtocol = Finetune()
+    """What is trained on the backbone, and how."""
     select: Select = "last"
     """The evaluation to report: the last one, or the best one on the held-out images. The best state is saved as
     checkpoints/best.pt; evaluate_epochs sets how often the model is evaluated."""
 
-    @field_validator("protocol")
-    @classmethod
-    def _protocol_exists(cls, protocol: Spec) -> Spec:
-        return check(PROTOCOLS, protocol)
-
     @model_validator(mode="after")
     def _can_select(self) -> Self:
-        if (self.select == "best" or len(self.method().row) > 1) and not self.data.holdout_fraction:
+        if (self.select == "best" or len(self.protocol.row) > 1) and not self.data.holdout_fraction:
             raise ValueError(
                 "data.holdout_fraction = 0, but something is to be selected (a probe, or the best epoch): hold out a "
                 "part of the training images, e.g. 0.02; a selection on the reported images would bias the result"
@@ -84,8 +76,7 @@ class ClassifyConfig(TransferConfig):
 
     @model_validator(mode="after")
     def _device_batch_changes_nothing(self) -> Self:
-        mixes = max(getattr(self.method(), name, 0.0) for name in ("mixup", "cutmix")) > 0
-        if self.run.device_batch == "auto" and mixes:
+        if self.run.device_batch == "auto" and self.protocol.mixes:
             raise ValueError(
                 "run.device_batch='auto': mixup and cutmix draw one weight per device batch, so the result would "
                 "depend on this machine's memory: set run.device_batch to a number, or protocol.mixup=0 and "
@@ -93,14 +84,10 @@ class ClassifyConfig(TransferConfig):
             )
         return self
 
-    def method(self) -> ClassifyProtocol:
-        """Return the protocol."""
-        return build(PROTOCOLS, self.protocol)
-
     def title(self) -> str:
         """Return what a table calls the protocol: "finetune", "partial-4", "linear", "linear-1%-labels"."""
         share = "" if self.data.label_fraction == 1 else f"-{100 * self.data.label_fraction:g}%-labels"
-        return self.method().title + share
+        return self.protocol.title + share
 
 
 class Classify(Transfer[ClassifyConfig]):
@@ -114,8 +101,8 @@ class Classify(Transfer[ClassifyConfig]):
 
     def __init__(self, cfg: ClassifyConfig, dist: Dist) -> None:
         super().__init__(cfg, dist)
-        self.protocol: ClassifyProtocol = cfg.method()
-        if max(getattr(self.protocol, name, 0.0) for name in ("mixup", "cutmix")) > 0:
+        self.protocol: ClassifyProtocol = cfg.protocol
+        if self.protocol.mixes:
             self.depends_on_device_batch = ("mixup",)
         self.step: StepFn | None = None
 

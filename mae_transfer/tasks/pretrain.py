@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mae_transfer import checkpoints
 from mae_transfer.bounds import Count
-from mae_transfer.config import Spec, build, check
-from mae_transfer.core.masks import MASKERS
+from mae_transfer.config import Spec
+from mae_transfer.core.masks import AnyMask, Random
 from mae_transfer.core.normalize import Statistics, normalize
 from mae_transfer.core.patches import sides
 from mae_transfer.data import (
@@ -80,14 +80,14 @@ class PretrainConfig(ImageConfig):
         "run": {"device": "cpu", "workers": 0, "log_every": 1, "save_minutes": None},
     }
 
-    choices: ClassVar = {"mask": MASKERS, "target": TARGETS}
+    choices: ClassVar = {"target": TARGETS}
 
     data: DataConfig = DataConfig()
     """Images and their augmentation."""
     model: MAEConfig = MAEConfig()
     """Encoder and decoder."""
-    mask: Spec = Spec(name="random")
-    """An entry of MASKERS with its options. `ratio` is the share of hidden patches."""
+    mask: AnyMask = Random()
+    """Which patches are hidden. `ratio` is their share."""
     target: Spec = Spec(name="norm_pixel")
     """An entry of TARGETS with its options."""
     start: str | None = None
@@ -97,11 +97,6 @@ class PretrainConfig(ImageConfig):
     """Images to evaluate on, spread evenly over the validation set (over the training set if there is none)."""
     pictures: Count = 8
     """Images to draw."""
-
-    @field_validator("mask")
-    @classmethod
-    def _mask_exists(cls, mask: Spec) -> Spec:
-        return check(MASKERS, mask)
 
     @field_validator("target")
     @classmethod
@@ -125,13 +120,13 @@ class PretrainConfig(ImageConfig):
             raise ValueError(
                 f"optim.layer_decay = {self.optim.layer_decay}: pretraining has one rate for all layers; leave it out"
             )
-        build(MASKERS, self.mask).visible(encoder.grid())
+        self.mask.visible(encoder.grid())
         return self
 
     def method(self) -> str:
         """Return what a table calls this pretraining: "MAE norm_pixel, random 75%, 800 ep"."""
         grid = self.model.encoder.grid()
-        hidden = 1 - build(MASKERS, self.mask).visible(grid) / (grid[0] * grid[1])
+        hidden = 1 - self.mask.visible(grid) / (grid[0] * grid[1])
         return f"MAE {self.target.name}, {self.mask.name} {hidden:.0%}, {self.epochs:g} ep"
 
 
@@ -182,9 +177,9 @@ class Pretrain(Task[PretrainConfig]):
         """Evaluate on and draw up to `most` images of a source, spread evenly over it."""
         self.held_out, self.split = pick_evenly(source, most), split
 
-    def set_mask(self, mask: Spec) -> None:
+    def set_mask(self, mask: AnyMask) -> None:
         """Use this mask sampler."""
-        self.masking = Masking(build(MASKERS, mask), self.cfg.model.encoder.grid())
+        self.masking = Masking(mask, self.cfg.model.encoder.grid())
 
     def training_samples(self) -> Crops:
         """Return augmented crops with their masks."""

@@ -1,23 +1,23 @@
 """Classification protocols: fine-tuning, partial fine-tuning, and linear probes on a frozen backbone.
 
 A protocol changes the backbone, builds the model, groups its parameters and makes the training step. Its model returns
-scores (K, B, C) for K probes, with K = 1 for fine-tuning, so one evaluation serves all protocols. Each is an entry of
-PROTOCOLS.
+scores (K, B, C) for K probes, with K = 1 for fine-tuning, so one evaluation serves all protocols.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from abc import abstractmethod
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 
 from mae_transfer.bounds import BelowOne, NonNegative, Probability, Rate, Weight
+from mae_transfer.config import Part
 from mae_transfer.core.normalize import Statistics, normalize
 from mae_transfer.engine.loop import Step, StepFn
 from mae_transfer.engine.optim import Group, Layers, OptimConfig, param_groups, spared
@@ -34,82 +34,71 @@ class Feed(NamedTuple):
     device: torch.device
 
 
-class ClassifyProtocol(Protocol):
+class ClassifyProtocol(Part):
     """The interface between the task and a protocol."""
 
     @property
     def title(self) -> str:
         """Name in tables: "finetune", "partial-4", "linear"."""
-        ...
+        return self.name
 
     @property
     def row(self) -> tuple[str, ...]:
         """The names of the K scores that the model returns."""
-        ...
-
-    @property
-    def least(self) -> int:
-        """The fewest images per forward pass that its batch norms can train on."""
-        ...
-
-    def changes(self) -> dict[str, Any]:
-        """Return the fields of the backbone's architecture that the protocol sets."""
-        ...
-
-    def model(self, backbone: Backbone, classes: int) -> nn.Module:
-        """Return the model around a loaded backbone, with the frozen parts frozen."""
-        ...
-
-    def groups(self, model: nn.Module, optim: OptimConfig) -> list[Group]:
-        """Return the optimizer's groups. They contain every trainable parameter once."""
-        ...
-
-    def step(self, feed: Feed) -> StepFn:
-        """Return the training step."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finetune:
-    """Fine-tuning: every parameter trains (MAE, A.1 and table 9).
-
-    Args:
-        pool: "mean": the mean of the patch tokens, through a new norm (MAE's code); "cls": the class token after the
-            backbone's norm.
-        head_std: standard deviation of the linear layer's initial weights.
-        drop_path: stochastic depth rate of the last block.
-        mixup: alpha of mixup; 0 turns it off.
-        cutmix: alpha of cutmix; 0 turns it off. If both are on, each batch picks one of them with equal probability.
-        smoothing: label smoothing.
-        erase: probability that a rectangle of an image is replaced by noise.
-    """
-
-    pool: Pool = "mean"
-    head_std: NonNegative = 2e-5
-    drop_path: BelowOne = 0.1
-    mixup: Weight = 0.8
-    cutmix: Weight = 1.0
-    smoothing: BelowOne = 0.1
-    erase: Probability = 0.0
-
-    @property
-    def title(self) -> str:
-        return "finetune"
-
-    @property
-    def row(self) -> tuple[str, ...]:
         return ("",)
 
     @property
     def least(self) -> int:
+        """The fewest images per forward pass that its batch norms can train on."""
         return 1
+
+    @property
+    def mixes(self) -> bool:
+        """Whether training mixes the images of a forward pass."""
+        return False
+
+    def changes(self) -> dict[str, Any]:
+        """Return the fields of the backbone's architecture that the protocol sets."""
+        return {}
+
+    @abstractmethod
+    def model(self, backbone: Backbone, classes: int) -> nn.Module:
+        """Return the model around a loaded backbone, with the frozen parts frozen."""
+
+    @abstractmethod
+    def groups(self, model: nn.Module, optim: OptimConfig) -> list[Group]:
+        """Return the optimizer's groups. They contain every trainable parameter once."""
+
+    @abstractmethod
+    def step(self, feed: Feed) -> StepFn:
+        """Return the training step."""
+
+
+class _Tuned(ClassifyProtocol):
+    """A linear layer on a backbone that trains."""
+
+    pool: Pool = "mean"
+    """Features of an image: "mean", the mean of the patch tokens, through a new norm (MAE's code); "cls", the class
+    token after the backbone's norm."""
+    head_std: NonNegative = 2e-5
+    """Standard deviation of the linear layer's initial weights."""
+    drop_path: BelowOne = 0.1
+    """Stochastic depth rate of the last block."""
+    mixup: Weight = 0.8
+    """Alpha of mixup; 0 turns it off."""
+    cutmix: Weight = 1.0
+    """Alpha of cutmix; 0 turns it off. If both are on, each batch picks one of them with equal probability."""
+    smoothing: BelowOne = 0.1
+    """Label smoothing."""
+    erase: Probability = 0.0
+    """Probability that a rectangle of an image is replaced by noise."""
+
+    @property
+    def mixes(self) -> bool:
+        return self.mixup > 0 or self.cutmix > 0
 
     def changes(self) -> dict[str, Any]:
         return {"drop_path": self.drop_path, "final_norm": self.pool == "cls"}
-
-    def model(self, backbone: Backbone, classes: int) -> nn.Module:
-        freeze(backbone, "all")
-        return Classifier(backbone, classes, how=self.pool, head_std=self.head_std)
 
     def groups(self, model: nn.Module, optim: OptimConfig) -> list[Group]:
         assert isinstance(model, Classifier)
@@ -123,7 +112,7 @@ class Finetune:
 
         Mixup pairs image i of a micro-batch with image i from its end, so the size of the micro-batch must be even.
         """
-        mixes = self.mixup > 0 or self.cutmix > 0
+        mixes = self.mixes
         if mixes and feed.micro % 2:
             raise ValueError(
                 f"mixup and cutmix pair the images of a forward pass, which has {feed.micro}: make batch or "
@@ -143,24 +132,31 @@ class Finetune:
         return step
 
 
-@dataclass(frozen=True, kw_only=True)
-class Partial(Finetune):
+class Finetune(_Tuned):
+    """Fine-tuning: every parameter trains (MAE, A.1 and table 9)."""
+
+    name: Literal["finetune"] = "finetune"
+
+    def model(self, backbone: Backbone, classes: int) -> nn.Module:
+        freeze(backbone, "all")
+        return Classifier(backbone, classes, how=self.pool, head_std=self.head_std)
+
+
+class Partial(_Tuned):
     """Partial fine-tuning: only the last blocks train, with the settings of fine-tuning (MAE, A.1 and figure 9).
 
     Choices that the paper leaves open are options. The backward pass does not enter the frozen blocks. Layer decay
     counts from the top, as in fine-tuning.
-
-    Args:
-        tune_blocks: number of last blocks to train; "half": the MLP of the last one with its norm; "all": every
-            parameter, including the stem.
-        tune_norm: whether the final norm trains, too. By default it does: with pool "mean" it is a new layer.
-        frozen_drop_path: whether the frozen blocks use stochastic depth. By default they compute what they did after
-            pretraining.
     """
 
+    name: Literal["partial"] = "partial"
     tune_blocks: Tune
+    """Number of last blocks to train. "half": the MLP of the last one with its norm. "all": every parameter, including
+    the stem."""
     tune_norm: bool = True
+    """Whether the final norm trains, too. By default it does: with pool "mean" it is a new layer."""
     frozen_drop_path: bool = False
+    """Whether the frozen blocks use stochastic depth. By default they compute what they did after pretraining."""
 
     @property
     def title(self) -> str:
@@ -175,29 +171,21 @@ class Partial(Finetune):
         return model
 
 
-@dataclass(frozen=True, kw_only=True)
-class Linear:
-    """Linear probes after a batch norm, on frozen features; one run trains all of them (MAE, A.1 and table 10).
+class LinearProbe(ClassifyProtocol):
+    """Linear probes after a batch norm, on frozen features; one run trains all of them (MAE, A.1 and table 10)."""
 
-    Args:
-        rates: learning rates of the probes, as factors of the config's peak rate.
-        pools: features after the encoder's final norm: "cls", the class token, or "mean", the mean of the patch tokens.
-            There is a probe for each pair of pool and rate.
-    """
-
+    name: Literal["linear"] = "linear"
     rates: tuple[Rate, ...] = (1.0,)
+    """Learning rates of the probes, as factors of the config's peak rate."""
     pools: tuple[Pool, ...] = ("cls",)
+    """Features after the encoder's final norm: "cls", the class token, or "mean", the mean of the patch tokens. There
+    is a probe for each pair of pool and rate."""
 
-    def __post_init__(self) -> None:
-        if not self.rates or not self.pools or min(self.rates) <= 0 or len(set(self.rates)) < len(self.rates):
-            raise ValueError(
-                f"protocol.rates = {self.rates}, protocol.pools = {self.pools}: give different rates above 0 and at "
-                "least one pool"
-            )
-
-    @property
-    def title(self) -> str:
-        return "linear"
+    @model_validator(mode="after")
+    def _probes_differ(self) -> Self:
+        if not self.rates or not self.pools or len(set(self.rates)) < len(self.rates):
+            raise ValueError(f"rates = {self.rates}, pools = {self.pools}: give different rates and at least one pool")
+        return self
 
     @property
     def row(self) -> tuple[str, ...]:
@@ -214,9 +202,6 @@ class Linear:
     def least(self) -> int:
         """Return two: a batch norm cannot estimate a variance from one feature vector."""
         return 2
-
-    def changes(self) -> dict[str, Any]:
-        return {}
 
     def model(self, backbone: Backbone, classes: int) -> nn.Module:
         return ProbeRow(backbone, classes, probes={name: pool for name, (_, pool) in self.probes().items()})
@@ -251,4 +236,4 @@ def row_losses(scores: Tensor, labels: Tensor) -> Tensor:
     return each.view(k, b).mean(dim=1)
 
 
-PROTOCOLS: Mapping[str, Callable[..., ClassifyProtocol]] = {"finetune": Finetune, "partial": Partial, "linear": Linear}
+AnyProtocol = Annotated[Finetune | Partial | LinearProbe, Field(discriminator="name")]

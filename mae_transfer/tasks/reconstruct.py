@@ -63,12 +63,10 @@ def reconstruct(
         else Spec.model_validate({"name": "folder", "root": str(images), "labelled": False})
     )
     task.set_held_out(open_source(shown, cfg.data.root), "images", most=most)
-    masks = {f"ratio_{ratio:g}": {**cfg.mask.model_dump(), "ratio": ratio} for ratio in mask_ratios or ()} or {
-        cfg.mask.name: cfg.mask.model_dump()
-    }
+    masks = {f"ratio_{ratio:g}": cfg.mask.but({"ratio": ratio}) for ratio in mask_ratios or ()}
     sheets = {}
-    for name, mask in masks.items():
-        task.set_mask(Spec.model_validate(mask))
+    for name, mask in (masks or {cfg.mask.name: cfg.mask}).items():
+        task.set_mask(mask)
         sheets[out / f"{name}.png"] = task.picture_rows(model, most=most)
     for path, drawn in sheets.items():
         save_sheet(path, drawn)

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import field_validator, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from mae_transfer.adapters.mmseg import Segmenter, accuracy
 from mae_transfer.adapters.mmseg_transforms import Rescale, TrainingCrop
-from mae_transfer.config import Spec, build, check, load
+from mae_transfer.config import load
 from mae_transfer.core.normalize import Statistics, normalize
 from mae_transfer.core.patches import sides, size_of
 from mae_transfer.data import (
@@ -49,7 +49,7 @@ from mae_transfer.tasks.best import HOLDOUT, Select, Selection, check_selection
 from mae_transfer.tasks.config import PicturesRun
 from mae_transfer.tasks.labels import classes_digest, learned
 from mae_transfer.tasks.segment_inference import PUBLISHED_SCALES, InferenceConfig, Windows, probabilities
-from mae_transfer.tasks.segment_protocols import PROTOCOLS, SegmentProtocol
+from mae_transfer.tasks.segment_protocols import AnySegmentProtocol, SegmentProtocol, UperNet
 from mae_transfer.tasks.sweep import EVALUATION_SEED, unread
 from mae_transfer.tasks.transfer import SET_NAMES, Transfer, TransferConfig
 from mae_transfer.tasks.workdir import WorkDir, run_of
@@ -82,16 +82,14 @@ class SegmentConfig(TransferConfig):
         "run": {"device": "cpu", "workers": 0, "log_every": 1, "save_minutes": None, "pictures": 1},
     }
 
-    choices: ClassVar = {"protocol": PROTOCOLS}
-
     task: Literal["segment"] = "segment"
     """Which task the file configures."""
     data: MapDataConfig = MapDataConfig()
     """Images with class maps, and their augmentation."""
     backbone: BackboneConfig = BackboneConfig()
     """The backbone to transfer. --backbone sets its reference."""
-    protocol: Spec = Spec(name="upernet")
-    """An entry of PROTOCOLS with its options."""
+    protocol: AnySegmentProtocol = UperNet()
+    """What is trained on the backbone, and how."""
     inference: InferenceConfig = InferenceConfig()
     """How images are segmented in evaluation."""
     select: Select = "last"
@@ -99,11 +97,6 @@ class SegmentConfig(TransferConfig):
     checkpoints/best.pt; evaluate_epochs sets how often states are compared."""
     run: PicturesRun = PicturesRun()
     """Execution options. They change no number."""
-
-    @field_validator("protocol")
-    @classmethod
-    def _protocol_exists(cls, protocol: Spec) -> Spec:
-        return check(PROTOCOLS, protocol)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -115,10 +108,6 @@ class SegmentConfig(TransferConfig):
                 "set a stride of at most data.size"
             )
         return self
-
-    def method(self) -> SegmentProtocol:
-        """Return the protocol."""
-        return build(PROTOCOLS, self.protocol)
 
 
 class Segment(Transfer[SegmentConfig]):
@@ -132,7 +121,7 @@ class Segment(Transfer[SegmentConfig]):
 
     def __init__(self, cfg: SegmentConfig, dist: Dist) -> None:
         super().__init__(cfg, dist)
-        self.protocol: SegmentProtocol = cfg.method()
+        self.protocol: SegmentProtocol = cfg.protocol
 
     @property
     def method(self) -> str:

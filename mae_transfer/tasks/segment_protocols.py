@@ -1,87 +1,80 @@
-"""Segmentation protocols: UperNet, fine-tuned as a whole, and a linear head on a frozen encoder.
-
-Each is an entry of PROTOCOLS.
-"""
+"""Segmentation protocols: UperNet, fine-tuned as a whole, and a linear head on a frozen encoder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from abc import abstractmethod
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from mae_transfer.adapters import AdaptedBackbone, TapFPN
 from mae_transfer.adapters.mmseg import Segmenter, encoder_decoder, fcn_head, linear_head, uper_head
 from mae_transfer.adapters.normed_taps import NormedTaps
 from mae_transfer.bounds import BelowOne, Factor, FewOrNone, Weight, Width
+from mae_transfer.config import Part
 from mae_transfer.engine.optim import Group, Layers, OptimConfig, param_groups, spared
 from mae_transfer.interfaces import Backbone
 
 
-class SegmentProtocol(Protocol):
+class SegmentProtocol(Part):
     """The interface between the task and a protocol."""
 
     @property
     def title(self) -> str:
         """Name in tables: "upernet", "linear"."""
-        ...
+        return self.name
 
     @property
     def least(self) -> int:
         """The fewest crops per forward pass that its batch norms can train on."""
-        ...
+        return 1
 
+    @abstractmethod
     def changes(self) -> dict[str, Any]:
         """Return the fields of the backbone's architecture that the protocol sets."""
-        ...
 
+    @abstractmethod
     def model(self, backbone: Backbone, classes: int) -> Segmenter:
         """Return the model around a loaded backbone, with the frozen parts frozen.
 
         Heads are initialised from torch's generator.
         """
-        ...
 
+    @abstractmethod
     def groups(self, model: Segmenter, optim: OptimConfig) -> list[Group]:
         """Return the optimizer's groups. They contain every trainable parameter once."""
-        ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class UperNet:
+class UperNet(SegmentProtocol):
     """UPerHead with an auxiliary FCNHead on four maps of the encoder (BEiT; MAE, A.4; mae_segmentation).
 
     Every parameter trains. None keeps what the backbone has, unless stated otherwise.
-
-    Args:
-        taps: indices of the four maps, 0-based. Published: 3, 5, 7, 11 of ViT-B and 7, 11, 15, 23 of ViT-L. None: after
-            d/4, d/2, 3d/4 and d blocks, or the stages of a hierarchical backbone.
-        channels: width of UPerHead. None: the encoder's width, as published.
-        auxiliary: weight of the auxiliary head's loss. 0: no auxiliary head.
-        dropout: dropout of the heads' channels before their last layer.
-        drop_path: stochastic depth rate of the encoder's last block.
-        relative_positions: adds relative position tables, initialised with zeros.
-        positions: "learned" lets MAE's fixed position table train.
-        layer_scale: initial value of a layer scale if the backbone has none.
-        class_token: False removes the class token from the encoder.
-        decays: "spared": no weight decay for the position table, the class token and the bias tables. "published": they
-            decay, as in the recipes of BEiT, mae_segmentation and mmseg, whose lists of exceptions lack the prefix that
-            these parameters have there. `optim.no_decay` overrides it.
     """
 
+    name: Literal["upernet"] = "upernet"
     taps: tuple[FewOrNone, ...] | None = None
+    """Indices of the four maps, 0-based. Published: 3, 5, 7, 11 of ViT-B and 7, 11, 15, 23 of ViT-L. None: after d/4,
+    d/2, 3d/4 and d blocks, or the stages of a hierarchical backbone."""
     channels: Width | None = None
+    """Width of UPerHead. None: the encoder's width, as published."""
     auxiliary: Weight = 0.4
+    """Weight of the auxiliary head's loss. 0: no auxiliary head."""
     dropout: BelowOne = 0.1
+    """Dropout of the heads' channels before their last layer."""
     drop_path: BelowOne = 0.1
+    """Stochastic depth rate of the encoder's last block."""
     relative_positions: Literal["shared", "per_block"] | None = None
+    """Adds relative position tables, initialised with zeros."""
     positions: Literal["learned"] | None = None
+    """Whether MAE's fixed position table trains: "learned"."""
     layer_scale: Factor | None = None
+    """Initial value of a layer scale if the backbone has none."""
     class_token: Literal[False] | None = None
+    """False removes the class token from the encoder."""
     decays: Literal["spared", "published"] = "spared"
-
-    @property
-    def title(self) -> str:
-        return "upernet"
+    """Weight decay of the position table, the class token and the bias tables. "spared": they have none. "published":
+    they decay, as in the recipes of BEiT, mae_segmentation and mmseg, whose lists of exceptions lack the prefix that
+    these parameters have there. `optim.no_decay` overrides it."""
 
     @property
     def least(self) -> int:
@@ -113,25 +106,15 @@ class UperNet:
         return param_groups(model, weight_decay=optim.weight_decay, layers=layers, no_decay=no_decay)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Linear:
+class SegmentProbe(SegmentProtocol):
     """A batch norm and one linear layer per pixel, on the maps of the frozen encoder.
 
     It is cheap, and its result depends only on the features.
-
-    Args:
-        taps: indices of the maps to concatenate, 0-based, including the last one. None: the last one only.
     """
 
+    name: Literal["linear"] = "linear"
     taps: tuple[FewOrNone, ...] | None = None
-
-    @property
-    def title(self) -> str:
-        return "linear"
-
-    @property
-    def least(self) -> int:
-        return 1
+    """Indices of the maps to concatenate, 0-based, including the last one. None: the last one only."""
 
     def changes(self) -> dict[str, Any]:
         return {"final_norm": False}
@@ -148,4 +131,4 @@ class Linear:
         return param_groups(model, weight_decay=optim.weight_decay, no_decay=spared(model, optim, default=None))
 
 
-PROTOCOLS: Mapping[str, Callable[..., SegmentProtocol]] = {"upernet": UperNet, "linear": Linear}
+AnySegmentProtocol = Annotated[UperNet | SegmentProbe, Field(discriminator="name")]

@@ -27,7 +27,7 @@ from mae_transfer.draw.curves import save_curves
 from mae_transfer.engine.dist import Dist, assemble, peak_memory_gib, session
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.loop import Evaluate, Step, train
-from mae_transfer.engine.optim import Group, build_optimizer, param_groups, peak_lr
+from mae_transfer.engine.optim import Group, param_groups, peak_lr
 from mae_transfer.engine.schedule import lr_at
 from mae_transfer.engine.state import LoopConfig, TrainState, micro_steps
 from mae_transfer.engine.state import resume as resume_state
@@ -269,7 +269,7 @@ class Task(ABC, Generic[C]):
         assembled = assemble(
             model, dist=self.dist, compile=cfg.run.compile, checkpoint_activations=cfg.run.checkpoint_activations
         )
-        optimizer = build_optimizer(cfg.optim, self.groups(model), lr=peak_lr(cfg.optim, global_batch=cfg.batch))
+        optimizer = cfg.optim.algorithm.build(self.groups(model), peak_lr(cfg.optim, global_batch=cfg.batch))
         return TrainState.create(assembled, optimizer, loop, dist=self.dist, digest=self.digest(), extra=self.extra())
 
     def estimate(self, loop: LoopConfig) -> list[Result]:

@@ -143,7 +143,7 @@ def test_the_probe_is_selected_on_what_is_held_out_and_reported_on_val(base: Val
     figures = {
         f"{split}_top1_{name}": i / 10
         for split, start in (("holdout", 0), ("val", 5))
-        for i, name in enumerate(cfg.method().row, start)
+        for i, name in enumerate(cfg.protocol.row, start)
     }
     figures["holdout_top1_cls_x3"] = 0.9
     assert opened(cfg).choose({"6": figures}) == {"holdout_top1": 0.9, "val_top1": figures["val_top1_cls_x3"]}

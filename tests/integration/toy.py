@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mae_transfer.engine.dist import Dist, assemble, bare, session
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.loop import Step, StepFn, train
-from mae_transfer.engine.optim import OptimConfig, build_optimizer, param_groups
+from mae_transfer.engine.optim import AdamW, param_groups
 from mae_transfer.engine.schedule import Schedule, lr_at
 from mae_transfer.engine.state import LoopConfig, RunConfig, TrainState, micro_steps, resume
 
@@ -87,7 +87,7 @@ def new_state(
 ) -> TrainState:
     model = assemble(Toy() if model is None else model, dist=dist, compile=cfg.run.compile)
     groups = param_groups(bare(model), weight_decay=0.05)
-    optimizer = torch.optim.SGD(groups, lr=0.1) if sgd else build_optimizer(OptimConfig(lr=0.01), groups, lr=0.01)
+    optimizer = torch.optim.SGD(groups, lr=0.1) if sgd else AdamW().build(groups, lr=0.01)
     return TrainState.create(model, optimizer, cfg, dist=dist, digest=digest, extra={"note": "kept"})
 
 

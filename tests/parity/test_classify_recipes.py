@@ -8,13 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mae_transfer.config import Spec
 from mae_transfer.core.normalize import IMAGENET, normalize
 from mae_transfer.engine.loop import Step
-from mae_transfer.engine.optim import Group, OptimConfig, build_optimizer, param_groups
+from mae_transfer.engine.optim import LARS, Group, OptimConfig, param_groups
 from mae_transfer.interfaces import Batch
 from mae_transfer.models.vit import ViT, ViTConfig
-from mae_transfer.tasks.protocols import Feed, Finetune, Linear, Partial
+from mae_transfer.tasks.protocols import Feed, Finetune, LinearProbe, Partial
 
 BLOCK = {
     "norm1.weight": 0.0, "norm1.bias": 0.0, "attn.qkv.weight": 0.05, "attn.qkv.bias": 0.0, "attn.proj.weight": 0.05,
@@ -84,8 +83,8 @@ def test_lars_equals_the_formula_and_leaves_vectors_unadapted() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(6, 4).double()
     nn.init.normal_(layer.bias)
-    cfg = OptimConfig(algorithm=Spec(name="lars", momentum=0.9, trust=0.001), lr=2.0, weight_decay=0.0)
-    optimizer = build_optimizer(cfg, param_groups(layer, weight_decay=0.0), lr=2.0)
+    cfg = OptimConfig(algorithm=LARS(momentum=0.9, trust=0.001), lr=2.0, weight_decay=0.0)
+    optimizer = cfg.algorithm.build(param_groups(layer, weight_decay=0.0), lr=2.0)
     weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
     moments = [torch.zeros_like(weight), torch.zeros_like(bias)]
     for _ in range(4):
@@ -141,12 +140,12 @@ def test_without_mixing_the_labels_are_smoothed() -> None:
     )
 
 
-def train_probes(protocol: Linear, vit: ViT, batches: list[Batch]) -> dict[str, torch.Tensor]:
+def train_probes(protocol: LinearProbe, vit: ViT, batches: list[Batch]) -> dict[str, torch.Tensor]:
     """Return the parameters and buffers of the probes after a few steps of LARS."""
     torch.manual_seed(3)
     model = protocol.model(vit, 5).train()
-    cfg = OptimConfig(algorithm=Spec(name="lars"), lr=1.0, weight_decay=0.0)
-    optimizer = build_optimizer(cfg, protocol.groups(model, cfg), lr=1.0)
+    cfg = OptimConfig(algorithm=LARS(), lr=1.0, weight_decay=0.0)
+    optimizer = cfg.algorithm.build(protocol.groups(model, cfg), lr=1.0)
     step = protocol.step(Feed(IMAGENET, 5, 8, torch.device("cpu")))
     for i, batch in enumerate(batches):
         for group in optimizer.param_groups:
@@ -170,10 +169,10 @@ def test_a_row_of_probes_equals_separate_runs() -> None:
         )
         for _ in range(10)
     ]
-    together = train_probes(Linear(rates=(0.1, 3.0, 30.0), pools=("cls", "mean")), vit, batches)
+    together = train_probes(LinearProbe(rates=(0.1, 3.0, 30.0), pools=("cls", "mean")), vit, batches)
     for place, how in enumerate(("cls", "mean")):
         for rate in (0.1, 3.0, 30.0):
-            alone = train_probes(Linear(rates=(rate,), pools=(how,)), vit, batches)
+            alone = train_probes(LinearProbe(rates=(rate,), pools=(how,)), vit, batches)
             for name, value in alone.items():
                 torch.testing.assert_close(
                     together[name.replace("norms.0", f"norms.{place}")], value, rtol=1e-6, atol=1e-6

@@ -10,8 +10,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from mae_transfer.config import build, load
-from mae_transfer.core.masks import MASKERS
+from mae_transfer.config import load
 from mae_transfer.core.normalize import IMAGENET
 from mae_transfer.data import training_views
 from mae_transfer.engine.optim import param_groups, peak_lr, spared
@@ -188,8 +187,7 @@ def test_the_configs_begin_and_decay_as_their_sources(name: str, init: str, spar
 def test_maskfeat_hides_78_of_196_patches_by_blocks_of_15_and_ends_where_it_began() -> None:
     """SlowFast: round(0.4 * 196) patches, blocks of at least a fifth of them; rates per 256 images, 8 shards of 256."""
     cfg = load(CONFIGS / "pretrain" / "maskfeat_vit_base.py", PretrainConfig)
-    sampler = build(MASKERS, cfg.mask)
-    assert (196 - sampler.visible((14, 14)), cfg.mask.options["min_block"]) == (78, 15)
+    assert (196 - cfg.mask.visible((14, 14)), cfg.mask.min_block) == (78, 15)
     rates = [
         lr_at(step, schedule=cfg.schedule, peak=peak_lr(cfg.optim, global_batch=2048), steps=300, steps_per_epoch=1)
         for step in (0, 30, 300)

@@ -24,10 +24,9 @@ from mae_transfer.models.dvae import DVAE
 from mae_transfer.models.mae import MAE, DecoderConfig, MAEConfig
 from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.targets import TARGETS
-from mae_transfer.tasks import segment_protocols
-from mae_transfer.tasks.protocols import Feed, Finetune, Linear, Partial
+from mae_transfer.tasks.protocols import Feed, Finetune, LinearProbe, Partial
 from mae_transfer.tasks.segment import segmenter_loss
-from mae_transfer.tasks.segment_protocols import UperNet
+from mae_transfer.tasks.segment_protocols import SegmentProbe, UperNet
 from mae_transfer.tasks.targets import open_target
 from mae_transfer.tasks.tokenizer import Tokenizer, TokenizerConfig
 
@@ -103,7 +102,12 @@ def test_a_step_of_the_tokenizer_never_waits():
 
 @pytest.mark.parametrize(
     "protocol",
-    [Finetune(erase=0.9, drop_path=0.5), Finetune(mixup=0, cutmix=0), Partial(tune_blocks=1), Linear(rates=(0.1, 1.0))],
+    [
+        Finetune(erase=0.9, drop_path=0.5),
+        Finetune(mixup=0, cutmix=0),
+        Partial(tune_blocks=1),
+        LinearProbe(rates=(0.1, 1.0)),
+    ],
 )
 def test_a_step_of_classification_never_waits(protocol):
     encoder = ViTConfig(size=None, dim=24, depth=2, heads=2, patch=8, image_size=16, **protocol.changes())
@@ -116,7 +120,7 @@ def test_a_step_of_classification_never_waits(protocol):
     assert not waiting.seen
 
 
-@pytest.mark.parametrize("protocol", [UperNet(channels=8, relative_positions="per_block"), segment_protocols.Linear()])
+@pytest.mark.parametrize("protocol", [UperNet(channels=8, relative_positions="per_block"), SegmentProbe()])
 def test_a_step_of_segmentation_never_waits(protocol):
     encoder = ViTConfig(size=None, dim=24, depth=4, heads=2, patch=8, image_size=32, **protocol.changes())
     model = protocol.model(ViT(encoder), 5).train()

@@ -18,19 +18,14 @@ from pydantic.fields import FieldInfo
 import mae_transfer
 from mae_transfer import cli
 from mae_transfer.adapters import ADAPTERS
-from mae_transfer.config import Schema, Spec, check
-from mae_transfer.core.masks import MASKERS
+from mae_transfer.config import Part, Schema, Spec, check, validate
 from mae_transfer.data import AUGMENTATIONS, DATASETS, MAP_SETS, OBJECT_SETS, SCENE_TRANSFORMS
-from mae_transfer.engine.optim import OPTIMIZERS
 from mae_transfer.targets import TARGETS
-from mae_transfer.tasks import protocols, segment_protocols
 
 TABLES: dict[str, Mapping[str, Callable[..., Any]]] = {
-    "ADAPTERS": ADAPTERS, "MASKERS": MASKERS, "AUGMENTATIONS": AUGMENTATIONS, "DATASETS": DATASETS,
+    "ADAPTERS": ADAPTERS, "AUGMENTATIONS": AUGMENTATIONS, "DATASETS": DATASETS,
     "MAP_SETS": MAP_SETS, "OBJECT_SETS": OBJECT_SETS,
-    "SCENE_TRANSFORMS": SCENE_TRANSFORMS, "OPTIMIZERS": OPTIMIZERS, "TARGETS": TARGETS,
-    "PROTOCOLS": protocols.PROTOCOLS,
-    "segment.PROTOCOLS": segment_protocols.PROTOCOLS,
+    "SCENE_TRANSFORMS": SCENE_TRANSFORMS, "TARGETS": TARGETS,
 }  # fmt: skip
 ENTRIES = {f"{table}[{name!r}]": factory for table, entries in TABLES.items() for name, factory in entries.items()}
 LEAST, MOST = (annotated_types.Ge, annotated_types.Gt), (annotated_types.Le, annotated_types.Lt)
@@ -93,6 +88,19 @@ def test_an_option_that_makes_no_sense_is_refused_by_its_name(entry: str) -> Non
                         Spec.model_validate({"name": "x", option: bad}),
                         openers=("teacher", "tokenizer", "basis"),
                     )
+
+
+PARTS = [schema for schema in schemas() if issubclass(schema, Part) and not schema.model_fields["name"].is_required()]
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)
+def test_an_option_of_a_part_that_makes_no_sense_is_refused_by_its_name(part: type[Part]) -> None:
+    hints = get_type_hints(part)
+    for option in part.model_fields:
+        if {int, float} & set(flat(hints[option])):
+            for bad in (math.nan, math.inf, -math.inf, -1, 1e300, 10**30, "seven", (math.nan, math.nan), (1e300, -1)):
+                with pytest.raises(ValueError, match=rf"{option}(\.\d)? = "):
+                    validate({"name": part.model_fields["name"].default, option: bad}, part, where="test")
 
 
 def flat(annotation: Any) -> list[Any]:

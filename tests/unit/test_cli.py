@@ -6,14 +6,14 @@ import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import pytest
 from pydantic import Field
 
 from mae_transfer import cli
 from mae_transfer.cli import listing, showing
-from mae_transfer.config import Schema, Spec
+from mae_transfer.config import Part, Schema, Spec
 from mae_transfer.tasks import classify, detect, knn, pretrain, robustness, segment, tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -31,30 +31,29 @@ SCHEMAS = (
 )
 
 
-class Base:
-    """A part.
+class Base(Part):
+    """A part."""
 
-    Args:
-        ratio: share of cells,
-            in words.
+    name: Literal["base"] = "base"
+    ratio: float = 0.5
+    """Share of cells,
+    in words."""
+
+
+class Derived(Part):
+    """Another part.
+
+    It has more.
     """
 
-    def __init__(self, *, ratio: float = 0.5) -> None:
-        self.ratio = ratio
-
-
-class Derived(Base):
-    """Another part. It has more.
-
-    Args:
-        low, high: bounds.
-
-    Raises:
-        ValueError: never.
-    """
-
-    def __init__(self, frame: int, *, ratio: float = 0.7, low: int = 1, high: int = 2) -> None:
-        super().__init__(ratio=ratio)
+    name: Literal["derived"] = "derived"
+    ratio: float = 0.7
+    """Share of cells, in words."""
+    low: int = 1
+    """Lower bound."""
+    high: int = 2
+    """Upper bound."""
+    root: str | None = None
 
 
 class Inner(Schema):
@@ -67,27 +66,29 @@ class Inner(Schema):
 class Example(Schema):
     """A config."""
 
-    choices: ClassVar = {"part": {"base": Base, "derived": Derived}}
-
-    part: Spec = Spec(name="base")
+    part: Annotated[Base | Derived, Field(discriminator="name")] = Base()
     """An entry."""
     inner: Inner = Inner()
     """The group."""
     rows: dict[str, Inner] = Field(default={"a": Inner(width=4)})
     """Several."""
+    root: str | None = None
+    """The folder of the parts."""
 
 
 def test_show_prints_every_value_with_its_documentation_by_the_key_that_set_takes() -> None:
-    text = showing.shown(Example(part=Spec.model_validate({"name": "derived", "high": 9})), title="x.py")
+    text = showing.shown(Example(part=Derived(high=9), root="/data"), title="x.py")
     assert text.splitlines() == [
         "# x.py",
         "part.name = 'derived'",
-        "    An entry. One of base, derived. derived: Another part. It has more.",
+        "    An entry. One of base, derived. derived: Another part.",
         "part.ratio = 0.7",
         "    Share of cells, in words.",
         "part.low = 1",
-        "    Bounds.",
+        "    Lower bound.",
         "part.high = 9",
+        "    Upper bound.",
+        "part.root = '/data'",
         "inner:",
         "    The group.",
         "inner.width = 3",
@@ -96,6 +97,8 @@ def test_show_prints_every_value_with_its_documentation_by_the_key_that_set_take
         "    Several.",
         "rows['a']:",
         "rows['a'].width = 4",
+        "root = '/data'",
+        "    The folder of the parts.",
     ]
 
 

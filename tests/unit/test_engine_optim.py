@@ -11,8 +11,8 @@ import torch
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
-from mae_transfer.config import Spec
-from mae_transfer.engine.optim import Layers, OptimConfig, build_optimizer, param_groups, peak_lr
+from mae_transfer.config import validate
+from mae_transfer.engine.optim import AdamW, Layers, OptimConfig, param_groups, peak_lr
 
 DEPTH = 3
 
@@ -106,22 +106,22 @@ def test_both_rates_or_none_is_an_error(rates: dict[str, float]) -> None:
 
 
 def test_the_algorithm_takes_its_own_options_and_no_others() -> None:
-    cfg = OptimConfig(algorithm=Spec(name="adamw", betas=(0.9, 0.95)), blr=1e-3)
-    optimizer = build_optimizer(cfg, param_groups(nn.Linear(2, 2), weight_decay=0.05), lr=0.1)
+    cfg = validate({"algorithm": {"name": "adamw", "betas": (0.9, 0.95)}, "blr": 1e-3}, OptimConfig, where="test")
+    optimizer = cfg.algorithm.build(param_groups(nn.Linear(2, 2), weight_decay=0.05), lr=0.1)
     assert [(g["betas"], g["fused"], g["weight_decay"]) for g in optimizer.param_groups] == [
         ((0.9, 0.95), True, 0.05),
         ((0.9, 0.95), True, 0.0),
     ]
     with pytest.raises(ValueError, match="did you mean 'betas'"):
-        OptimConfig(algorithm=Spec(name="adamw", beta=(0.9, 0.95)), blr=1e-3)
+        validate({"algorithm": {"name": "adamw", "beta": (0.9, 0.95)}, "blr": 1e-3}, OptimConfig, where="test")
     with pytest.raises(ValueError, match="did you mean 'adamw'"):
-        OptimConfig(algorithm=Spec(name="adam"), blr=1e-3)
+        validate({"algorithm": {"name": "adam"}, "blr": 1e-3}, OptimConfig, where="test")
 
 
 def test_fused_adamw_equals_the_written_formula() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(4, 3, bias=False).double()
-    optimizer = build_optimizer(OptimConfig(lr=0.1), param_groups(layer, weight_decay=0.05), lr=0.1)
+    optimizer = AdamW().build(param_groups(layer, weight_decay=0.05), lr=0.1)
     weight, m, v = (
         layer.weight.detach().clone(),
         torch.zeros(3, 4, dtype=torch.float64),

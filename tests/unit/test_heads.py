@@ -10,14 +10,14 @@ from torch import Tensor
 from mae_transfer.core.normalize import IMAGENET
 from mae_transfer.models.heads import Classifier, ProbeRow, Tune, freeze
 from mae_transfer.models.vit import ViT, ViTConfig
-from mae_transfer.tasks.protocols import ClassifyProtocol, Feed, Finetune, Linear, Partial
+from mae_transfer.tasks.protocols import ClassifyProtocol, Feed, Finetune, LinearProbe, Partial
 
 DEPTH = 4
 PROTOCOLS: list[ClassifyProtocol] = [
     Finetune(), Finetune(pool="cls"), *(Partial(tune_blocks=k) for k in (0, "half", 1, 2, DEPTH, "all")),
     Partial(tune_blocks=2, pool="cls"), Partial(tune_blocks=1, tune_norm=False),
     Partial(tune_blocks=1, pool="cls", tune_norm=False),
-    Linear(rates=(0.1, 1.0), pools=("cls", "mean")),
+    LinearProbe(rates=(0.1, 1.0), pools=("cls", "mean")),
 ]  # fmt: skip
 
 
@@ -129,7 +129,7 @@ def test_no_name_of_a_classifier_is_taken_for_another_layer() -> None:
 
 
 def test_probes_need_different_rates_and_fine_tuning_an_even_batch() -> None:
-    with pytest.raises(ValueError, match="different rates above 0"):
-        Linear(rates=(1.0, 1.0))
+    with pytest.raises(ValueError, match="different rates"):
+        LinearProbe(rates=(1.0, 1.0))
     with pytest.raises(ValueError, match="pair the images of a forward pass, which has 3"):
         Finetune().step(Feed(IMAGENET, 5, 3, torch.device("cpu")))

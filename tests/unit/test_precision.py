@@ -17,7 +17,7 @@ from mae_transfer.models.heads import pool
 from mae_transfer.models.mae import MAE, MAEConfig
 from mae_transfer.models.vit import Block, ViT, ViTConfig
 from mae_transfer.tasks import pretrain, segment_protocols
-from mae_transfer.tasks.protocols import ClassifyProtocol, Finetune, Linear, Partial
+from mae_transfer.tasks.protocols import ClassifyProtocol, Finetune, LinearProbe, Partial
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = {"size": None, "dim": 16, "depth": 2, "heads": 2, "patch": 8, "image_size": 32}
@@ -93,9 +93,9 @@ def finer(scores: Tensor) -> bool:
 
 
 @pytest.mark.parametrize("how", ["mean", "cls"])
-@pytest.mark.parametrize("kind", [Finetune, Partial, Linear])
+@pytest.mark.parametrize("kind", [Finetune, Partial, LinearProbe])
 def test_classification_scores_are_float32(kind: type, how: str) -> None:
-    options = {Finetune: {"pool": how}, Partial: {"pool": how, "tune_blocks": 1}, Linear: {"pools": (how,)}}[kind]
+    options = {Finetune: {"pool": how}, Partial: {"pool": how, "tune_blocks": 1}, LinearProbe: {"pools": (how,)}}[kind]
     protocol: ClassifyProtocol = kind(**options)
     model = protocol.model(
         ViT(ViTConfig.model_validate(SMALL | {"positions": "none"} | protocol.changes())), 50
@@ -124,7 +124,7 @@ def test_few_of_many_images_have_two_best_classes() -> None:
 
 
 @pytest.mark.parametrize(
-    "protocol", [segment_protocols.UperNet(channels=16), segment_protocols.Linear()], ids=lambda p: p.title
+    "protocol", [segment_protocols.UperNet(channels=16), segment_protocols.SegmentProbe()], ids=lambda p: p.title
 )
 def test_segmentation_scores_are_float32(protocol: segment_protocols.SegmentProtocol) -> None:
     encoder = ViT(ViTConfig.model_validate(SMALL | {"depth": 4, "positions": "none"} | protocol.changes()))

@@ -23,7 +23,7 @@ from mae_transfer.interfaces import IGNORED
 from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.seeding import seeded
 from mae_transfer.tasks.segment_inference import Windows, logits, starts
-from mae_transfer.tasks.segment_protocols import Linear, UperNet
+from mae_transfer.tasks.segment_protocols import SegmentProbe, UperNet
 
 DEPTH, CLASSES = 4, 5
 
@@ -77,7 +77,7 @@ def test_a_red_image_reaches_the_encoder_as_red() -> None:
 
 
 def test_every_trainable_parameter_has_a_gradient_after_one_step() -> None:
-    for model in (upernet(), Linear().model(vit(), CLASSES)):
+    for model in (upernet(), SegmentProbe().model(vit(), CLASSES)):
         out = model.train()(torch.randn(2, 3, 32, 32))
         torch.stack(
             [*model.losses(out, torch.randint(0, CLASSES, (2, 32, 32), dtype=torch.uint8)).values()]
@@ -136,7 +136,7 @@ def test_as_published_position_table_class_token_and_bias_tables_decay() -> None
 
 
 def test_a_linear_heads_trunk_is_frozen_and_stays_in_evaluation() -> None:
-    model = Linear(taps=(1, 3)).model(vit(drop_path=0.5), CLASSES)
+    model = SegmentProbe(taps=(1, 3)).model(vit(drop_path=0.5), CLASSES)
     model.train()
     assert not model.encoder.training
     assert model.net.decode_head.training
@@ -148,7 +148,7 @@ def test_a_linear_heads_trunk_is_frozen_and_stays_in_evaluation() -> None:
         "net.decode_head.conv_seg.bias",
     }
     with pytest.raises(ValueError, match="encoder is frozen"):
-        Linear().groups(model, OPTIM)
+        SegmentProbe().groups(model, OPTIM)
 
 
 @pytest.mark.parametrize(

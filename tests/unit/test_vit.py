@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 
-from mae_transfer.core.masks import MASKERS
+from mae_transfer.core.masks import Random
 from mae_transfer.interfaces import Backbone, Mask
 from mae_transfer.models.attention import attend
 from mae_transfer.models.vit import ViT, ViTConfig
@@ -94,7 +94,7 @@ def test_encoding_all_patches_in_any_order_is_encoding_the_image(options: dict[s
 
 def test_visible_tokens_do_not_depend_on_hidden_pixels() -> None:
     vit = tiny().eval()
-    order = torch.from_numpy(MASKERS["random"]()((4, 6), __import__("numpy").random.default_rng(0)))[None]
+    order = torch.from_numpy(Random()((4, 6), __import__("numpy").random.default_rng(0)))[None]
     mask = Mask(order[:, :6], order[:, 6:])
     images = torch.randn(1, 3, 16, 24)
     changed = images.clone()

@@ -156,7 +156,7 @@ def protocol(cfg: Any) -> str:
         return f"knn-{cfg.ks[0]}"
     if hasattr(cfg, "title"):
         return str(cfg.title())
-    return cfg.protocol if isinstance(cfg.protocol, str) else str(cfg.method().title)
+    return cfg.protocol if isinstance(cfg.protocol, str) else str(cfg.protocol.title)
 
 
 def origin(node: Node, work: Work) -> tuple[str, str]:
