@@ -13,7 +13,7 @@ import torch
 from mae_transfer.core.masks import Random
 from mae_transfer.core.normalize import IMAGENET
 from mae_transfer.engine.loop import Step
-from mae_transfer.engine.optim import OptimConfig, build_optimizer, param_groups
+from mae_transfer.engine.optim import AdamW, param_groups
 from mae_transfer.engine.schedule import Schedule, lr_at
 from mae_transfer.interfaces import Batch, Mask
 from mae_transfer.models.mae import MAE, DecoderConfig, MAEConfig
@@ -41,7 +41,7 @@ def losses() -> list[float]:
     encoder = ViTConfig(size=None, dim=32, depth=3, heads=4, patch=8, image_size=32, drop_path=0.1)
     target = NormPixel(Frame(8, (4, 4), IMAGENET))
     model = MAE(MAEConfig(encoder=encoder, decoder=DecoderConfig(depth=2, dim=24, heads=4)), target.dim)
-    optimizer = build_optimizer(OptimConfig(lr=3e-3), param_groups(model, weight_decay=0.05, no_decay=()), lr=3e-3)
+    optimizer = AdamW().build(param_groups(model, weight_decay=0.05, no_decay=()), lr=3e-3)
     seen = []
     for number in range(STEPS):
         torch.manual_seed(number)

@@ -14,7 +14,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from mae_transfer.config import Schema, assign, load, validate
+from mae_transfer.config import Part, Schema, Spec, assign, load, validate
 from mae_transfer.tasks import classify, detect, knn, pretrain, segment, task, tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -35,16 +35,24 @@ class BegunError(Exception):
     """The first step."""
 
 
-def numeric(schema: type[Schema], prefix: str = "") -> Iterator[str]:
-    """Yield the dotted keys of the fields that hold numbers."""
-    for name, annotation in get_type_hints(schema).items():
-        if name in schema.model_fields:
-            parts = flat(annotation)
-            for part in parts:
-                if isinstance(part, type) and issubclass(part, Schema):
-                    yield from numeric(part, f"{prefix}{name}.")
-            if {int, float} & set(parts):
+def numeric(cfg: Schema, prefix: str = "", *, parts: bool = True) -> Iterator[str]:
+    """Yield the dotted keys of the fields that hold numbers; parts: also those of parts that are chosen by name."""
+    for name, annotation in get_type_hints(type(cfg)).items():
+        if name in type(cfg).model_fields:
+            value = getattr(cfg, name)
+            if isinstance(value, Schema):
+                if parts or not isinstance(value, Part):
+                    yield from numeric(value, f"{prefix}{name}.", parts=parts)
+            elif {int, float} & set(flat(annotation)):
                 yield prefix + name
+
+
+def values_of(cfg: Schema) -> dict[str, Any]:
+    """Return the values of a config, with the options that its parts leave out."""
+    values = {name: getattr(cfg, name) for name in type(cfg).model_fields}
+    if isinstance(cfg, Spec):
+        return cfg.model_dump()
+    return {name: values_of(value) if isinstance(value, Schema) else value for name, value in values.items()}
 
 
 def flat(annotation: Any) -> list[Any]:
@@ -66,16 +74,16 @@ def _copy(values: dict[str, Any]) -> dict[str, Any]:
     return {key: _copy(value) if isinstance(value, dict) else value for key, value in values.items()}
 
 
-def base_of(tool: str) -> dict[str, Any]:
-    return load(ROOT / "configs" / f"{tool}.py", TOOLS[tool][0], debug=True).model_dump()
+def base_of(tool: str) -> Schema:
+    return load(ROOT / "configs" / f"{tool}.py", TOOLS[tool][0], debug=True)
 
 
 @pytest.mark.parametrize("tool", TOOLS)
 def test_what_is_no_number_or_beyond_all_sense_is_refused_by_its_key(tool: str) -> None:
     base, schema = base_of(tool), TOOLS[tool][0]
-    for key in numeric(schema):
+    for key in numeric(base):
         for bad in NEVER:
-            for values in changed(base, key, bad):
+            for values in changed(values_of(base), key, bad):
                 with pytest.raises(ValueError) as error:
                     validate(values, schema, where=tool)
                 assert key in str(error.value), f"{key} = {bad!r}: {error.value}"
@@ -90,7 +98,12 @@ def test_nothing_and_less_are_refused_by_their_key_or_begin(
 
     monkeypatch.setattr(task, "train", train)
     base, (schema, run) = base_of(tool), TOOLS[tool]
-    cases = [(key, bad, values) for key in numeric(schema) for bad in SOMETIMES for values in changed(base, key, bad)]
+    cases = [
+        (key, bad, values)
+        for key in numeric(base, parts=False)
+        for bad in SOMETIMES
+        for values in changed(base.model_dump(), key, bad)
+    ]
     for number, (key, bad, values) in enumerate(cases):
         folder = tmp_path / f"{number}"
         with pytest.raises((BegunError, ValueError)) if tool != "classify/knn" else suppress(ValueError) as found:
