@@ -26,12 +26,12 @@ from mae_transfer import cli
 TASKS = "mae_transfer.tasks"
 
 if __name__ == "__main__":
-    classify, knn, robustness = (f"{TASKS}.{name}" for name in ("classify", "knn", "robustness"))
+    classify, robustness = (f"{TASKS}.{name}" for name in ("classify", "robustness"))
     tasks = {
         "classify": cli.Task(
             f"{classify}:ClassifyConfig", f"{classify}:Classify.launch", f"{classify}:Classify.evaluate_checkpoint"
         ),
-        "knn": cli.Task(f"{knn}:KnnConfig", f"{knn}:run"),
-        "robustness": cli.Task(f"{robustness}:RobustnessConfig", None, f"{robustness}:evaluate"),
+        "knn": cli.Task(f"{TASKS}.knn:KnnConfig", f"{TASKS}.evaluation:Evaluation.launch"),
+        "robustness": cli.Task(f"{robustness}:RobustnessConfig", None, f"{robustness}:Robustness.evaluate_checkpoint"),
     }
     sys.exit(cli.transfer(tasks, description=__doc__))

@@ -100,11 +100,11 @@ def export(
 
     from mae_transfer import checkpoints
     from mae_transfer.core.normalize import checked
-    from mae_transfer.tasks.backbones import pretrain_of, settle
+    from mae_transfer.tasks.backbones import choose_statistics, pretrain_of
 
     loaded = checkpoints.load(reference, changes=changes)
     given = checked(*own, where="--mean and --std") if own else None
-    known, source = settle(reference, loaded, given)
+    known, source = choose_statistics(reference, loaded, given)
     about = checkpoints.training_metadata(reference)
     about |= {"reference": Path(reference).name, "source_sha256": loaded.sha256, "pretrain": pretrain_of(reference)}
     about |= checkpoints.statistics.entry(checkpoints.statistics.Said(known, loaded.recorded or given is not None))

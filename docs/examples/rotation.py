@@ -16,8 +16,7 @@ from mae_transfer.engine.loop import Step
 from mae_transfer.engine.state import autocast
 from mae_transfer.interfaces import Batch
 from mae_transfer.models.heads import Classifier, Tune, freeze
-from mae_transfer.tasks.backbones import BackboneConfig, open_backbone
-from mae_transfer.tasks.classify import DEBUG_ENCODER
+from mae_transfer.tasks.backbones import DEBUG_ENCODER, BackboneConfig, open_backbone
 from mae_transfer.tasks.sweep import EVALUATION_SEED, readable, unread
 from mae_transfer.tasks.transfer import Transfer, TransferConfig
 
@@ -68,8 +67,8 @@ class Rotation(Transfer[RotationConfig]):
             raise ValueError("data.val is not set: rotation evaluates on images that it does not train on")
         self.sources = {"train": self.train_set, "val": self.val_set}
         changes = {"image_size": cfg.data.size, "final_norm": False}
-        self.chosen = open_backbone(cfg.backbone, changes, statistics=cfg.statistics, seed=cfg.seed)
-        self.inputs = {"backbone": self.chosen.origin}
+        self.backbone = open_backbone(cfg.backbone, changes, statistics=cfg.statistics, seed=cfg.seed)
+        self.inputs = {"backbone": self.backbone.origin}
 
     def training_samples(self) -> Crops:
         """Return random crops."""
@@ -77,12 +76,12 @@ class Rotation(Transfer[RotationConfig]):
 
     def model(self) -> nn.Module:
         """Return the classifier with as many trained blocks as the config says."""
-        freeze(self.chosen.model, self.cfg.tune_blocks)
-        return Classifier(self.chosen.model, TURNS)
+        freeze(self.backbone.model, self.cfg.tune_blocks)
+        return Classifier(self.backbone.model, TURNS)
 
     def turned(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return images (B, 3, S, S) in all orientations, (4 B, 3, S, S), and their quarter turns, (4 B,) int64."""
-        images = normalize(images, self.chosen.statistics)
+        images = normalize(images, self.backbone.statistics)
         turns = torch.arange(TURNS, device=images.device).repeat_interleave(len(images))
         return torch.cat([images.rot90(k, dims=(2, 3)) for k in range(TURNS)]), turns
 

@@ -17,15 +17,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mae_transfer import checkpoints
 from mae_transfer.checkpoints.statistics import same, text
-from mae_transfer.config import Schema, load, validate
+from mae_transfer.config import Schema, validate
 from mae_transfer.core.normalize import IMAGENET, Statistics
 from mae_transfer.core.patches import sides
 from mae_transfer.interfaces import Backbone
 from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.record import Weights
 from mae_transfer.seeding import fold
-from mae_transfer.tasks.workdir import WorkDir, run_of
 
+DEBUG_ENCODER = {"size": None, "dim": 32, "depth": 4, "heads": 2, "patch": 8, "image_size": 32}
 COLOURS = 3  # channels of the images of every transfer task
 
 
@@ -41,7 +41,7 @@ class BackboneConfig(Schema):
     """Fields of ViTConfig that differ from the weights, besides those that the task sets: {"class_token": False}."""
 
 
-class Chosen(NamedTuple):
+class LoadedBackbone(NamedTuple):
     """A backbone with its provenance."""
 
     model: Backbone
@@ -52,26 +52,25 @@ class Chosen(NamedTuple):
     statistics: Statistics = IMAGENET  # mean and standard deviation to normalise its images with
     normalization: str = ""  # `statistics` and their origin, in words
     origin: Weights = checkpoints.RANDOM  # where the weights come from, for the record
+    image_size: int | tuple[int, int] | None = None  # pixels of its images: one side, or height and width
 
-
-def statistics_of(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Statistics | None:
-    """Return the statistics that a config sets; None if it sets none.
-
-    Raises:
-        ValueError: only one of the two is set, or they have different numbers of channels.
-    """
-    if mean is None and std is None:
-        return None
-    if mean is None or std is None or len(mean) != len(std):
-        raise ValueError(
-            f"mean = {mean} and std = {std}: set both with one value per channel, or neither to use the backbone's own"
-        )
-    return Statistics(mean, std)
+    def described(self) -> dict[str, Any]:
+        """Return the fields of a Result that all tasks with a backbone share."""
+        return {
+            "split": "val",
+            "unit": "%",
+            "higher_is_better": True,
+            "backbone": self.name,
+            "pretrain": self.pretrain,
+            "checkpoint_sha256": self.sha256,
+            "normalization": self.normalization,
+            "tokens_per_image": tokens_of(self.model, self.image_size) if self.image_size else None,
+        }
 
 
 def open_backbone(
     cfg: BackboneConfig, changes: Mapping[str, Any], *, statistics: Statistics | None, seed: int
-) -> Chosen:
+) -> LoadedBackbone:
     """Return the backbone with the changes of the task and of the config, whose own come last.
 
     Fresh weights depend only on the seed.
@@ -89,12 +88,13 @@ def open_backbone(
             f"channels: give {COLOURS} values each"
         )
     torch.manual_seed(fold(seed, "init"))
+    size = changes.get("image_size")
     wanted = {**changes, **cfg.changes}
     if cfg.reference is not None:
         loaded = checkpoints.load(cfg.reference, changes=wanted)
         _check_channels(loaded.backbone, cfg.reference)
-        used, normalization = settle(cfg.reference, loaded, statistics)
-        return Chosen(
+        used, normalization = choose_statistics(cfg.reference, loaded, statistics)
+        return LoadedBackbone(
             loaded.backbone,
             loaded.head,
             loaded.backbone.name(),
@@ -103,6 +103,7 @@ def open_backbone(
             used,
             normalization,
             checkpoints.origin(cfg.reference, checkpoints.LAYOUTS, sha256=loaded.sha256),
+            size,
         )
     if cfg.encoder is None:
         raise ValueError(
@@ -110,7 +111,7 @@ def open_backbone(
         )
     vit = ViT(validate({**cfg.encoder.model_dump(), **wanted}, ViTConfig, where="backbone.encoder"))
     _check_channels(vit, "backbone.encoder")
-    return Chosen(vit, {}, vit.name(), "none", None, statistics or IMAGENET, fresh(statistics))
+    return LoadedBackbone(vit, {}, vit.name(), "none", None, statistics or IMAGENET, fresh(statistics), image_size=size)
 
 
 def fresh(wanted: Statistics | None) -> str:
@@ -118,7 +119,7 @@ def fresh(wanted: Statistics | None) -> str:
     return f"{text(wanted or IMAGENET)} ({'set by the config' if wanted else 'those of ImageNet'}; fresh weights)"
 
 
-def settle(reference: str, loaded: checkpoints.Loaded, wanted: Statistics | None) -> tuple[Statistics, str]:
+def choose_statistics(reference: str, loaded: checkpoints.Loaded, wanted: Statistics | None) -> tuple[Statistics, str]:
     """Return the statistics to normalise images with, and their origin in words.
 
     They are recorded with the weights, set by the config, or the default of the weights' layout.
@@ -152,41 +153,6 @@ def _check_channels(backbone: Backbone, where: str) -> None:
             f"a transfer task have {COLOURS}: pretrain with model.encoder.channels=3, or convert its filters (for one "
             "channel, repeat them three times and divide by three)"
         )
-
-
-def backbone_of(cfg: BackboneConfig, schema: type[Schema], checkpoint_file: str) -> BackboneConfig:
-    """Return the config's backbone if it has a reference, else that of the run that a training state belongs to.
-
-    The run's backbone takes precedence over an encoder in the config: the run may have been started with --backbone.
-
-    schema: the class of the run's config, which has a field `backbone`.
-    """
-    root = run_of(checkpoint_file)
-    if cfg.reference is not None or root is None:
-        return cfg
-    found: BackboneConfig = load(WorkDir(root).config, schema).backbone  # type: ignore[attr-defined]
-    return found
-
-
-def trained_statistics(own: Statistics | None, schema: type[Schema], checkpoint_file: str) -> Statistics | None:
-    """Return the statistics for evaluating a training state: those of its run if it lies in a work dir, else `own`.
-
-    Args:
-        own: set by the config, or None.
-        schema: the class of the run's config.
-    Raises:
-        ValueError: the config sets other statistics than the run used.
-    """
-    root = run_of(checkpoint_file)
-    if root is None:
-        return own
-    trained: Statistics | None = load(WorkDir(root).config, schema).statistics  # type: ignore[attr-defined]
-    if own is not None and (trained is None or not same(own, trained)):
-        used = text(trained) if trained else "its backbone's own mean and std"
-        raise ValueError(
-            f"{checkpoint_file} was trained with {used}, and the config sets {text(own)}: leave mean and std out"
-        )
-    return trained
 
 
 def tokens_of(backbone: Backbone, size: int | tuple[int, int]) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -15,7 +15,6 @@ from mae_transfer.engine.loop import Evaluate
 from mae_transfer.engine.state import TrainState
 from mae_transfer.tasks.workdir import WorkDir
 
-HOLDOUT = "holdout/"  # prefix of figures that are measured on the held-out images
 Select = Literal["last", "best"]
 
 
@@ -40,7 +39,7 @@ def check_selection(select: Select, holdout: Spec | None) -> None:
         )
 
 
-def keeping(selection: Selection, state: TrainState, folder: WorkDir, evaluate: Evaluate) -> Evaluate:
+def keeping_best(selection: Selection, state: TrainState, folder: WorkDir, evaluate: Evaluate) -> Evaluate:
     """Return an evaluation that also saves the state if its figure is the best so far. A tie keeps the earlier one."""
 
     def evaluate_and_keep(model: nn.Module, step: int) -> dict[str, float]:
@@ -49,18 +48,15 @@ def keeping(selection: Selection, state: TrainState, folder: WorkDir, evaluate: 
         if best is None or score > best["figures"].get(selection.metric, -math.inf):
             state.extra["best"] = {"step": step, "figures": figures}
             if state.dist.is_main:
-                checkpoint.save_best(folder.checkpoints, without_optimizer(state))
+                unneeded = ("optimizer", "scaler")  # by an evaluation
+                kept = {name: part for name, part in state.state_dict().items() if name not in unneeded}
+                checkpoint.save_best(folder.checkpoints, kept)
         return figures
 
     return evaluate_and_keep
 
 
-def without_optimizer(state: TrainState) -> dict[str, Any]:
-    """Return a checkpoint's payload without the parts that an evaluation does not need."""
-    return {name: part for name, part in state.state_dict().items() if name not in ("optimizer", "scaler")}
-
-
-def take_best(selection: Selection, state: TrainState, folder: WorkDir) -> str:
+def restore_best(selection: Selection, state: TrainState, folder: WorkDir) -> str:
     """Load the weights of the best state on every rank and measure them; return a sentence for the log.
 
     `state.metrics` are the figures of the best state from then on.

@@ -25,7 +25,7 @@ from mae_transfer.engine.state import LoopConfig, autocast
 from mae_transfer.interfaces import Batch
 from mae_transfer.metrics.accuracy import hits, top_ks
 from mae_transfer.results import Result
-from mae_transfer.tasks.backbones import BackboneConfig, flops_of, open_backbone, tokens_of
+from mae_transfer.tasks.backbones import DEBUG_ENCODER, BackboneConfig, open_backbone
 from mae_transfer.tasks.best import Select, Selection
 from mae_transfer.tasks.labels import classes_digest
 from mae_transfer.tasks.protocols import AnyProtocol, ClassifyProtocol, Feed, Finetune
@@ -33,11 +33,9 @@ from mae_transfer.tasks.sweep import EVALUATION_SEED, readable, unread
 from mae_transfer.tasks.transfer import Trained, Transfer, TransferConfig, is_state
 from mae_transfer.tasks.workdir import WorkDir
 
-DEBUG_ENCODER = {"size": None, "dim": 32, "depth": 4, "heads": 2, "patch": 8, "image_size": 32}
 
-
-class ClassifyConfig(TransferConfig):
-    """A classification run."""
+class ClassifierConfig(TransferConfig):
+    """A classifier: its data, backbone and protocol."""
 
     debug: ClassVar[dict[str, Any]] = {
         "scale": "mini",
@@ -53,8 +51,6 @@ class ClassifyConfig(TransferConfig):
         "run": {"device": "cpu", "workers": 0, "log_every": 1, "save_minutes": None},
     }
 
-    task: Literal["classify"] = "classify"
-    """Which task the file configures."""
     data: LabelledDataConfig = LabelledDataConfig()
     """Images and their augmentation."""
     backbone: BackboneConfig = BackboneConfig()
@@ -90,7 +86,14 @@ class ClassifyConfig(TransferConfig):
         return self.protocol.title + share
 
 
-class Classify(Transfer[ClassifyConfig]):
+class ClassifyConfig(ClassifierConfig):
+    """A classification run."""
+
+    task: Literal["classify"] = "classify"
+    """Which task the file configures."""
+
+
+class Classify(Transfer[ClassifierConfig]):
     """A classification run."""
 
     name = "classify"
@@ -99,7 +102,7 @@ class Classify(Transfer[ClassifyConfig]):
     """The sets to evaluate: "val", and "holdout" if images are held out of the training set."""
     classes: int
 
-    def __init__(self, cfg: ClassifyConfig, dist: Dist) -> None:
+    def __init__(self, cfg: ClassifierConfig, dist: Dist) -> None:
         super().__init__(cfg, dist)
         self.protocol: ClassifyProtocol = cfg.protocol
         if self.protocol.mixes:
@@ -127,8 +130,8 @@ class Classify(Transfer[ClassifyConfig]):
         """Open the backbone with the changes that the protocol asks for."""
         cfg = self.cfg
         changes = {"image_size": cfg.data.size, **self.protocol.changes()}
-        self.chosen = open_backbone(cfg.backbone, changes, statistics=cfg.statistics, seed=cfg.seed)
-        self.inputs = {"backbone": self.chosen.origin}
+        self.backbone = open_backbone(cfg.backbone, changes, statistics=cfg.statistics, seed=cfg.seed)
+        self.inputs = {"backbone": self.backbone.origin}
 
     def training_samples(self) -> Crops:
         """Return random crops of the training set."""
@@ -136,7 +139,7 @@ class Classify(Transfer[ClassifyConfig]):
 
     def model(self) -> nn.Module:
         """Return the protocol's model around the backbone."""
-        return self.protocol.model(self.chosen.model, self.classes)
+        return self.protocol.model(self.backbone.model, self.classes)
 
     def groups(self, model: nn.Module) -> list[Group]:
         """Return the protocol's parameter groups."""
@@ -150,7 +153,7 @@ class Classify(Transfer[ClassifyConfig]):
                 f"images per device and forward pass: {micro}, but the probes' batch norms need {least}: raise "
                 "run.device_batch, or batch"
             )
-        self.step = self.protocol.step(Feed(self.chosen.statistics, self.classes, micro, self.dist.device))
+        self.step = self.protocol.step(Feed(self.backbone.statistics, self.classes, micro, self.dist.device))
 
     def loss(self, model: nn.Module, batch: Batch, at: Step) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the protocol's loss."""
@@ -188,7 +191,7 @@ class Classify(Transfer[ClassifyConfig]):
             policy = cfg.data.unreadable()
             for batch in self.sweep(Crops(source=source, augmentation=view, seed=EVALUATION_SEED), policy):
                 with autocast(cfg.precision, self.dist.device):
-                    scores = model(normalize(batch.image, self.chosen.statistics))
+                    scores = model(normalize(batch.image, self.backbone.statistics))
                 right += hits(scores.view(len(row), *scores.shape[-2:]), batch.label)
             keys = {key(name, k, probe): right[i, j] for i, k in enumerate(ks) for j, probe in enumerate(row)}
             left_out = unread(policy, self.dist)
@@ -203,42 +206,33 @@ class Classify(Transfer[ClassifyConfig]):
         return self.choose(history if self.cfg.select == "best" else {last: history[last]})
 
     def title(self) -> str:
-        """Return what is trained on what."""
-        cfg, chosen = self.cfg, self.chosen
+        cfg, backbone = self.cfg, self.backbone
         splits = ", ".join(f"{len(source)} {name}" for name, source in self.splits.items())
         return (
-            f"{self.method} of {chosen.name} (pretraining: {chosen.pretrain}; {cfg.scale} scale), {self.classes} "
+            f"{self.method} of {backbone.name} (pretraining: {backbone.pretrain}; {cfg.scale} scale), {self.classes} "
             f"classes, {len(self.train_set)} training images, evaluated on {splits}\n"
-            f"normalised with {chosen.normalization}"
+            f"normalised with {backbone.normalization}"
         )
 
-    def tokens(self) -> int | None:
-        """Return the tokens that the backbone makes of an image."""
-        return tokens_of(self.chosen.model, self.cfg.data.size)
-
-    def flops(self, model: nn.Module, *, backward: bool) -> int:
-        """Return the floating-point operations for one image."""
-        return flops_of(model, self.cfg.data.size, backward=backward)
-
-    def results(self, figures: Mapping[str, float], shared: Mapping[str, Any]) -> list[Result]:
-        """Return one Result per figure, in percent."""
-        parted = {tuple(name.split("_")): value for name, value in figures.items()}
+    def results(self, figures: Mapping[str, float], shared: dict[str, Any]) -> list[Result]:
+        """Return one Result per figure ("val_top1"), in percent."""
+        parted = [(*name.partition("_")[::2], value) for name, value in figures.items()]
         return [
             Result.model_validate(
-                {
-                    **shared,
+                shared
+                | {
                     "split": split,
                     "metric": metric,
                     "value": 100 * value,
-                    "unreadable": parted.get((split, "unreadable"), 0),
+                    "higher_is_better": metric.startswith("top"),
+                    "unreadable": figures.get(f"{split}_unreadable", 0),
                 }
             )
-            for (split, metric), value in parted.items()
+            for split, metric, value in parted
             if metric != "unreadable"
         ]
 
     def reduce(self, measured: Mapping[str, float]) -> dict[str, float]:
-        """Return the figures of the score that is best on the held-out images."""
         return self.choose({"0": measured})
 
     def choose(self, history: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -268,13 +262,16 @@ class Classify(Transfer[ClassifyConfig]):
             update={"backbone": self.cfg.backbone.model_copy(update={"reference": reference})}
         )
         self.open_for_evaluation()
-        head = self.chosen.head
+        head = self.backbone.head
         if not head:
-            raise ValueError(f"{reference} holds no classifier: give a step_*.pt of this suite, or mae-finetuned:PATH")
+            raise ValueError(
+                f"{reference} holds no classifier: give a step_*.pt of this package, or mae-finetuned:PATH"
+            )
         model, self.inputs = self.model(), {}
-        tensors = {f"backbone.{name}": tensor for name, tensor in self.chosen.model.state_dict().items()} | head
+        tensors = {f"backbone.{name}": tensor for name, tensor in self.backbone.model.state_dict().items()} | head
         load_strict(model, tensors, where=reference)
-        return Trained(model, self.chosen.sha256, self.chosen.origin)
+        self.sources = {part: source for part, source in self.sources.items() if part != "train"}
+        return Trained(model, self.backbone.origin)
 
 
 def key(split: str, k: int, probe: str) -> str:

@@ -1,4 +1,4 @@
-"""The part of the configs that all training tasks share."""
+"""The parts of configs that several tasks share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from mae_transfer.core.normalize import IMAGENET, Mean, Statistics, Std
 from mae_transfer.engine.optim import OptimConfig
 from mae_transfer.engine.schedule import Schedule
 from mae_transfer.engine.state import Precision, RunConfig
-from mae_transfer.tasks.backbones import statistics_of
 
 if TYPE_CHECKING:
     from mae_transfer.data.places import Places
@@ -26,46 +25,51 @@ class PicturesRun(RunConfig):
     """Validation images to draw with ground truth and predictions (--visualize)."""
 
 
-class NormalisedConfig(Schema):
-    """Base of the configs with `mean` and `std` of the images."""
-
-    if TYPE_CHECKING:
-        mean: Mean | None
-        std: Std | None
-
-    @model_validator(mode="after")
-    def _statistics_fit(self) -> Self:
-        statistics_of(self.mean, self.std)
-        return self
-
-    @property
-    def statistics(self) -> Statistics | None:
-        """Mean and standard deviation of the config. None: use the backbone's."""
-        return statistics_of(self.mean, self.std)
-
-
-class TrainConfig(NormalisedConfig):
-    """Options of every training run."""
+class RunnableConfig(Schema):
+    """Options of every run, training or evaluation."""
 
     if TYPE_CHECKING:
         data: Places  # each task has its own kind
 
     scale: Literal["mini", "small", "paper"]
     """How close the run is to the paper's. It is printed beside every number."""
-    epochs: Epochs
-    """Passes over the training images. Each pass gives `data.crops_per_image` crops per image."""
-    batch: Count
-    """Crops per optimizer step, over all devices and micro-steps."""
     mean: Mean | None = None
     """Mean per channel on the scale [0, 1], to normalise images. None: that of the backbone's pretraining."""
     std: Std | None = None
     """Standard deviation per channel. Set both `mean` and `std`, or neither."""
+    precision: Precision = "bfloat16"
+    """Arithmetic of the forward pass. Weights stay float32, and so do k-NN similarities."""
+    seed: Seed = 0
+    """Seed of every random draw."""
+    run: RunConfig = RunConfig()
+    """Execution options. They change no number."""
+
+    @model_validator(mode="after")
+    def _statistics_fit(self) -> Self:
+        if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
+            raise ValueError(
+                f"mean = {self.mean} and std = {self.std}: set both with one value per channel, or neither to use the "
+                "backbone's own"
+            )
+        return self
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """Mean and standard deviation of the config. None: use the backbone's."""
+        return None if self.mean is None or self.std is None else Statistics(self.mean, self.std)
+
+
+class TrainConfig(RunnableConfig):
+    """Options of every training run."""
+
+    epochs: Epochs
+    """Passes over the training images. Each pass gives `data.crops_per_image` crops per image."""
+    batch: Count
+    """Crops per optimizer step, over all devices and micro-steps."""
     optim: OptimConfig
     """Optimizer."""
     schedule: Schedule = Schedule()
     """Learning rate over the run."""
-    precision: Precision = "bfloat16"
-    """Arithmetic of the forward pass. Weights stay float32."""
     matmul: Matmul = "ieee"
     """Arithmetic of float32 matrix products and convolutions on CUDA: "ieee", or "tf32", which is faster and has 10
     bits of mantissa. It concerns float32 runs, the heads, and the evaluation of detectors. Torch's own default is tf32
@@ -75,10 +79,6 @@ class TrainConfig(NormalisedConfig):
     """Average the weights with this decay per step. The average is evaluated, drawn and exported. None: no average."""
     evaluate_epochs: Epochs | None = None
     """Epochs between two evaluations. None: evaluate at the end only."""
-    seed: Seed = 0
-    """Seed of every random draw."""
-    run: RunConfig = RunConfig()
-    """Execution options. They change no number."""
 
 
 class ImageConfig(TrainConfig):

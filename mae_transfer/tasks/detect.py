@@ -48,11 +48,12 @@ from mae_transfer.interfaces import Found
 from mae_transfer.metrics.coco import CocoMetric, Detections, Kind
 from mae_transfer.models.mask_rcnn import HeadsConfig, MaskRCNN
 from mae_transfer.results import Result
-from mae_transfer.tasks.backbones import BackboneConfig, open_backbone, tokens_of
-from mae_transfer.tasks.best import HOLDOUT, Select, Selection, check_selection
+from mae_transfer.tasks.backbones import BackboneConfig, open_backbone
+from mae_transfer.tasks.best import Select, Selection, check_selection
 from mae_transfer.tasks.config import PicturesRun
 from mae_transfer.tasks.detectron2 import Detectron2RCNN
 from mae_transfer.tasks.labels import classes_digest, learned
+from mae_transfer.tasks.run import HOLDOUT
 from mae_transfer.tasks.sweep import EVALUATION_SEED, unread
 from mae_transfer.tasks.transfer import SET_NAMES, Transfer, TransferConfig
 from mae_transfer.tasks.workdir import WorkDir
@@ -168,7 +169,6 @@ class Detect(Transfer[DetectConfig]):
 
     @property
     def evaluated_in(self) -> Precision:
-        """The precision of an evaluation."""
         return EVALUATED_IN
 
     def open(self) -> None:
@@ -201,10 +201,10 @@ class Detect(Transfer[DetectConfig]):
         """Open the backbone and build the detector on it."""
         cfg, classes = self.cfg, len(self.val_set.classes)
         changes = {"image_size": cfg.side, "class_token": False, "final_norm": False, "drop_path": cfg.drop_path}
-        self.chosen = open_backbone(cfg.backbone, changes, statistics=cfg.statistics, seed=cfg.seed)
-        self.inputs = {"backbone": self.chosen.origin}
-        adapter = build(ADAPTERS, cfg.adapter, self.chosen.model.maps())
-        pyramid = AdaptedBackbone(self.chosen.model, adapter)
+        self.backbone = open_backbone(cfg.backbone, changes, statistics=cfg.statistics, seed=cfg.seed)
+        self.inputs = {"backbone": self.backbone.origin}
+        adapter = build(ADAPTERS, cfg.adapter, self.backbone.model.maps())
+        pyramid = AdaptedBackbone(self.backbone.model, adapter)
         self.divisor, strides = pyramid.size_divisor, list(adapter.strides.values())
         if cfg.data.square is not None and any(side % self.divisor for side in sides(cfg.data.square)):
             raise ValueError(
@@ -239,7 +239,7 @@ class Detect(Transfer[DetectConfig]):
 
     def loss(self, model: nn.Module, batch: SceneBatch, at: Step) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the sum of the detector's losses."""
-        losses: dict[str, Tensor] = model(padded(batch, self.chosen.statistics), batch.sizes, batch.objects)
+        losses: dict[str, Tensor] = model(padded(batch, self.backbone.statistics), batch.sizes, batch.objects)
         return torch.stack(list(losses.values())).sum(), losses if at.logs else {}
 
     def digest(self) -> str:
@@ -311,7 +311,7 @@ class Detect(Transfer[DetectConfig]):
         samples = scenes(source, self.cfg.data, seed=EVALUATION_SEED, divisor=self.divisor, training=False)
         for seen in self.sweep(samples, policy, batch=batch, alone=alone):
             with autocast(EVALUATED_IN, self.dist.device):
-                found: Sequence[Found] = model(padded(seen, self.chosen.statistics), seen.sizes)
+                found: Sequence[Found] = model(padded(seen, self.backbone.statistics), seen.sizes)
             stored = [source.size(i) for i in seen.index.tolist()]
             yield seen, [in_stored(one, size, into) for one, size, into in zip(found, seen.sizes, stored, strict=True)]
 
@@ -330,42 +330,23 @@ class Detect(Transfer[DetectConfig]):
 
     def title(self) -> str:
         """Return what is trained on what."""
-        cfg, chosen = self.cfg, self.chosen
+        cfg, backbone = self.cfg, self.backbone
         return (
-            f"{self.method} by {cfg.engine} on {chosen.name} (pretraining: {chosen.pretrain}; {cfg.scale} scale), "
+            f"{self.method} by {cfg.engine} on {backbone.name} (pretraining: {backbone.pretrain}; {cfg.scale} scale), "
             f"{len(self.val_set.classes)} classes, {len(self.train_set)} training and {len(self.val_set)} validation "
-            f"images\nnormalised with {chosen.normalization}"
+            f"images\nnormalised with {backbone.normalization}"
         )
 
-    def tokens(self) -> int | None:
-        """Return the tokens that the backbone makes of an image."""
-        return tokens_of(self.chosen.model, self.cfg.side)
+    def described(self) -> dict[str, Any]:
+        return super().described() | {"engine": self.cfg.engine}
 
-    def results(self, figures: Mapping[str, float], shared: Mapping[str, Any]) -> list[Result]:
-        """Return one Result per figure that is defined, in percent; single classes are left out."""
-        defined = {
-            name: value
-            for name, value in figures.items()
-            if "[" not in name and "unreadable" not in name and not math.isnan(value)
-        }
-        own = {"engine": self.cfg.engine, "unreadable": figures.get("unreadable", 0)}
-        return [
-            Result.model_validate(
-                {
-                    **shared,
-                    **own,
-                    "split": "holdout" if name.startswith(HOLDOUT) else "val",
-                    "metric": name.removeprefix(HOLDOUT),
-                    "value": 100 * value,
-                }
-            )
-            for name, value in defined.items()
-        ]
+    def flops(self, model: nn.Module, *, backward: bool) -> None:
+        """Return None: the shapes after the proposals depend on the image."""
 
     def report(self, figures: Mapping[str, float], written: list[Result]) -> str:
         """Return the main numbers in one line, then a line per class."""
         classes = per_class(self.val_set.classes, figures, self.cfg.kinds)
-        return f"{self.chosen.name}, {self.method}: {summary(written)}\n{classes}"
+        return f"{self.backbone.name}, {self.method}: {summary(written)}\n{classes}"
 
     def closing_words(self, written: list[Result]) -> str:
         """Return the main numbers, and where everything is."""

@@ -232,7 +232,7 @@ class Pretrain(Task[PretrainConfig]):
         if not mean["patches"]:
             raise ValueError(f"no image of the {self.split} set could be read")
         if dist.is_main:
-            sheet = self.folder.pictures / f"step_{step:08d}.png"
+            sheet = self.folder.reconstructions / f"step_{step:08d}.png"
             save_sheet(sheet, self.picture_rows(model, most=self.cfg.pictures))
         return {f"{self.split}_loss": mean["loss"] / mean["patches"], **unread(policy, dist)}
 
@@ -256,19 +256,12 @@ class Pretrain(Task[PretrainConfig]):
 
     def export(self) -> None:
         """Write the encoder alone."""
-        cfg, state, model = self.cfg, self.state, self.state.averaged
+        state, model = self.state, self.state.averaged
         assert isinstance(model, MAE)
-        about = {
-            "recipe": cfg.model_dump(mode="json", exclude={"run"}),
-            "digest": cfg.digest(),
-            "pretrain": self.method,
-            "images_seen": state.images_seen,
-            "scale": cfg.scale,
-            **self.exported_record(),
-        }
+        about = {**self.about(), "pretrain": self.method, "images_seen": state.images_seen}
         checkpoints.export_backbone(self.folder.backbone, model.encoder, about=about)
 
-    def results(self, figures: Mapping[str, float], shared: Mapping[str, Any]) -> list[Result]:
+    def results(self, figures: Mapping[str, float], shared: dict[str, Any]) -> list[Result]:
         """Return one Result per figure. Its tokens are those that the encoder processes."""
         encoder, (h, w) = self.cfg.model.encoder, self.masking.grid
         patches = h * w if self.cfg.model.corrupt else self.masking.sampler.visible((h, w))
@@ -291,7 +284,7 @@ class Pretrain(Task[PretrainConfig]):
     def closing_words(self, written: list[Result]) -> str:
         """Return where everything is."""
         folder = self.folder
-        where = f"pictures in {folder.pictures}, numbers in {folder.results}"
+        where = f"pictures in {folder.reconstructions}, numbers in {folder.results}"
         return f"done: {folder.backbone} (for the transfer tasks), {where}"
 
     def flops(self) -> int:

@@ -44,17 +44,17 @@ from mae_transfer.engine.optim import Group
 from mae_transfer.engine.state import LoopConfig, autocast
 from mae_transfer.metrics.iou import IouMetric
 from mae_transfer.results import Result
-from mae_transfer.tasks.backbones import BackboneConfig, flops_of, open_backbone, tokens_of
-from mae_transfer.tasks.best import HOLDOUT, Select, Selection, check_selection
+from mae_transfer.tasks.backbones import DEBUG_ENCODER, BackboneConfig, open_backbone
+from mae_transfer.tasks.best import Select, Selection, check_selection
 from mae_transfer.tasks.config import PicturesRun
 from mae_transfer.tasks.labels import classes_digest, learned
+from mae_transfer.tasks.run import HOLDOUT
 from mae_transfer.tasks.segment_inference import PUBLISHED_SCALES, InferenceConfig, Windows, probabilities
 from mae_transfer.tasks.segment_protocols import AnySegmentProtocol, SegmentProtocol, UperNet
 from mae_transfer.tasks.sweep import EVALUATION_SEED, unread
 from mae_transfer.tasks.transfer import SET_NAMES, Transfer, TransferConfig
 from mae_transfer.tasks.workdir import WorkDir, run_of
 
-DEBUG_ENCODER = {"size": None, "dim": 32, "depth": 4, "heads": 2, "patch": 8, "image_size": 32}
 NUMBERS = ("mIoU", "mAcc", "aAcc")
 MULTI_SCALE: dict[str, Any] = {
     "inference.scales": PUBLISHED_SCALES,
@@ -155,11 +155,13 @@ class Segment(Transfer[SegmentConfig]):
         """Open the backbone; ValueError if it does not fit the protocol."""
         cfg = self.cfg
         changes = {"image_size": cfg.data.size, **self.protocol.changes()}
-        self.chosen = open_backbone(cfg.backbone, changes, statistics=cfg.statistics, seed=cfg.seed)
-        self.inputs = {"backbone": self.chosen.origin}
-        fixed = any(getattr(module, "strict_img_size", False) for module in self.chosen.model.modules())
+        self.backbone = open_backbone(cfg.backbone, changes, statistics=cfg.statistics, seed=cfg.seed)
+        self.inputs = {"backbone": self.backbone.origin}
+        fixed = any(getattr(module, "strict_img_size", False) for module in self.backbone.model.modules())
         if cfg.inference.mode == "whole" and fixed:  # timm's ViT, Swin
-            raise ValueError(f"{self.chosen.name} takes images of {cfg.data.size} pixels only: inference.mode='slide'")
+            raise ValueError(
+                f"{self.backbone.name} takes images of {cfg.data.size} pixels only: inference.mode='slide'"
+            )
 
     @classmethod
     def as_trained(cls, cfg: SegmentConfig, reference: str) -> SegmentConfig:
@@ -203,7 +205,7 @@ class Segment(Transfer[SegmentConfig]):
 
     def model(self) -> nn.Module:
         """Return the protocol's model around the backbone."""
-        return self.protocol.model(self.chosen.model, len(self.val_set.classes))
+        return self.protocol.model(self.backbone.model, len(self.val_set.classes))
 
     def groups(self, model: nn.Module) -> list[Group]:
         """Return the protocol's parameter groups."""
@@ -212,7 +214,7 @@ class Segment(Transfer[SegmentConfig]):
 
     def loss(self, model: nn.Module, batch: MapBatch, at: Step) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the sum of the heads' weighted losses."""
-        return segmenter_loss(model, batch, at, statistics=self.chosen.statistics)
+        return segmenter_loss(model, batch, at, statistics=self.backbone.statistics)
 
     def digest(self) -> str:
         """Return the digest of the classes."""
@@ -251,7 +253,7 @@ class Segment(Transfer[SegmentConfig]):
         """Return the figures of a set over all ranks, per class too; ValueError if no pixel of it has a class."""
         metric, policy = IouMetric(source.classes, device=self.dist.device), self.cfg.data.unreadable()
         for batch in self.views(source, policy):
-            metric.update(predict(self.cfg, bare(model), batch, self.chosen.statistics), batch.labels)
+            metric.update(predict(self.cfg, bare(model), batch, self.backbone.statistics), batch.labels)
         figures = metric.compute(per_class=True)
         if math.isnan(figures["mIoU"]):
             raise ValueError(
@@ -269,7 +271,7 @@ class Segment(Transfer[SegmentConfig]):
 
     def pictures(self, model: nn.Module, folder: WorkDir) -> None:
         """Draw the first validation images with ground truth and prediction, one PNG each."""
-        count, statistics = self.cfg.run.pictures, self.chosen.statistics
+        count, statistics = self.cfg.run.pictures, self.backbone.statistics
         if not count:
             return
         with torch.no_grad():
@@ -288,37 +290,22 @@ class Segment(Transfer[SegmentConfig]):
 
     def title(self) -> str:
         """Return what is trained on what."""
-        chosen = self.chosen
+        backbone = self.backbone
         return (
-            f"{self.method} on {chosen.name} (pretraining: {chosen.pretrain}; {self.cfg.scale} scale), "
+            f"{self.method} on {backbone.name} (pretraining: {backbone.pretrain}; {self.cfg.scale} scale), "
             f"{len(self.val_set.classes)} classes, {len(self.train_set)} training and {len(self.val_set)} validation "
-            f"images\nnormalised with {chosen.normalization}"
+            f"images\nnormalised with {backbone.normalization}"
         )
 
-    def tokens(self) -> int | None:
-        """Return the tokens that the backbone makes of a crop."""
-        return tokens_of(self.chosen.model, self.cfg.data.size)
-
-    def flops(self, model: nn.Module, *, backward: bool) -> int:
-        """Return the floating-point operations for one crop."""
-        return flops_of(model, self.cfg.data.size, backward=backward)
-
-    def results(self, figures: Mapping[str, float], shared: Mapping[str, Any]) -> list[Result]:
+    def results(self, figures: Mapping[str, float], shared: dict[str, Any]) -> list[Result]:
         """Return mIoU, mAcc and aAcc, in percent; "mIoU/ms" if several scales or mirror images were averaged."""
         suffix = "/ms" if len(self.cfg.inference.scales) > 1 or self.cfg.inference.flip else ""
-        own = {"unreadable": figures.get("unreadable", 0)}
-        return [
-            Result.model_validate(
-                {**shared, **own, "split": split, "metric": name + suffix, "value": 100 * figures[prefix + name]}
-            )
-            for split, prefix in (("val", ""), ("holdout", HOLDOUT))
-            for name in NUMBERS
-            if prefix + name in figures
-        ]
+        renamed = {name + suffix if name.endswith(NUMBERS) else name: value for name, value in figures.items()}
+        return super().results(renamed, shared)
 
     def report(self, figures: Mapping[str, float], written: list[Result]) -> str:
         """Return the main numbers in one line, then a line per class."""
-        return f"{self.chosen.name}, {self.method}: {summary(written)}\n{per_class(self.val_set.classes, figures)}"
+        return f"{self.backbone.name}, {self.method}: {summary(written)}\n{per_class(self.val_set.classes, figures)}"
 
     def closing_words(self, written: list[Result]) -> str:
         """Return a line per class, the main numbers, and where everything is."""

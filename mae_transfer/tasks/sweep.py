@@ -7,6 +7,7 @@ from contextlib import closing
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mae_transfer.data import Augmentation, Crops, EvalKeys, Masking, Samples, Source, Unreadable, batches
 from mae_transfer.engine.dist import Dist, read_mean
@@ -69,3 +70,27 @@ def unread(policy: Unreadable, dist: Dist) -> dict[str, float]:
     """Return {"unreadable": number of unreadable images of all ranks}, or {} if there are none. Every rank calls it."""
     count = round(read_mean({"n": torch.tensor(len(policy.files), device=dist.device)}, dist)["n"] * dist.world)
     return {"unreadable": count} if count else {}
+
+
+def mean_of_sums(sums: Mapping[str, Tensor], images: int, dist: Dist) -> dict[str, float]:
+    """Return the means over the images of all ranks, given the sums over the `images` of this rank.
+
+    Every rank calls it.
+    """
+    means = read_mean({**sums, "images": torch.tensor(images, device=dist.device)}, dist)
+    return {name: means[name] / means["images"] for name in sums}
+
+
+def gather(part: Tensor, dist: Dist) -> Tensor:
+    """Return the parts of all ranks, concatenated in the order of ranks, on every rank."""
+    if dist.world == 1:
+        return part
+    counts: list[Any] = [None] * dist.world
+    torch.distributed.all_gather_object(counts, len(part), group=dist.side)
+    parts = [
+        part.contiguous() if rank == dist.rank else part.new_empty((count, *part.shape[1:]))
+        for rank, count in enumerate(counts)
+    ]
+    for rank, buffer in enumerate(parts):
+        torch.distributed.broadcast(buffer, rank)
+    return torch.cat(parts)

@@ -6,14 +6,12 @@ the record, the training loop with its evaluations, and the results.
 
 from __future__ import annotations
 
-import os
-import socket
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Mapping, Sized
-from contextlib import AbstractContextManager, closing, nullcontext
+from abc import abstractmethod
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,65 +19,42 @@ from torch import Tensor, nn
 from mae_transfer import results
 from mae_transfer.checkpoints import RECORD, sha256
 from mae_transfer.config import load
-from mae_transfer.data import Order, Samples, TrainKeys, Unreadable, batches
+from mae_transfer.data import Order, Samples, TrainKeys, batches
 from mae_transfer.data.sources import Fingerprint, change, fingerprint
-from mae_transfer.draw.curves import save_curves
-from mae_transfer.engine.dist import Dist, assemble, peak_memory_gib, session
+from mae_transfer.engine.dist import assemble
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.loop import Evaluate, Step, train
 from mae_transfer.engine.optim import Group, param_groups, peak_lr
 from mae_transfer.engine.schedule import lr_at
 from mae_transfer.engine.state import LoopConfig, TrainState, micro_steps
 from mae_transfer.engine.state import resume as resume_state
-from mae_transfer.locks import locked
 from mae_transfer.models.attention import CPU_HAS_AMX
-from mae_transfer.record import Weights
+from mae_transfer.record import UNKNOWN, Sitting, Software
 from mae_transfer.results import Result
-from mae_transfer.tasks import trial
-from mae_transfer.tasks.best import Selection, keeping, take_best
+from mae_transfer.tasks.best import Selection, keeping_best, restore_best
 from mae_transfer.tasks.config import TrainConfig
-from mae_transfer.tasks.provenance import About, data_set, start_sitting
-from mae_transfer.tasks.sweep import sweep_over
-from mae_transfer.tasks.workdir import WorkDir, open_work_dir, write_config
+from mae_transfer.tasks.run import RecordedRun
+from mae_transfer.tasks.workdir import WorkDir, open_work_dir, sole_user, write_config
 
 C = TypeVar("C", bound=TrainConfig)
 
 
-class Task(ABC, Generic[C]):
+class Task(RecordedRun[C]):
     """One training run."""
 
-    name: ClassVar[str]
-    """Name of the task in records and results."""
-    uses_labels: ClassVar[bool] = True
-    """Whether training uses labels of the images."""
     depends_on_device_batch: tuple[str, ...] = ()
     """What makes the numbers depend on images per device, beside batch norm: "mixup", "mask loss"."""
     artifact: ClassVar[str | None] = None
     """Name of the file that a finished run leaves for others. `export` writes it."""
 
-    sources: Mapping[str, Sized]
-    """Data sets by part ("train", "val"). A resumed run must find the same files."""
-    inputs: Mapping[str, Weights]
-    """The weights that the run starts from, by role."""
+    train_set: Any
+    """The data set to train on; from `open` on."""
     state: TrainState
     """Model, optimizer and progress; from `fit` on."""
     folder: WorkDir
     """The work dir; from `fit` on."""
 
-    def __init__(self, cfg: C, dist: Dist) -> None:
-        self.cfg, self.dist = cfg, dist
-        self.sources, self.inputs = {}, {}
-
     # What each task says of itself.
-
-    @property
-    @abstractmethod
-    def method(self) -> str:
-        """What a table calls the run: "MAE norm_pixel, random 75%, 800 ep", "finetune", "upernet"."""
-
-    @abstractmethod
-    def open(self) -> None:
-        """Open the data sets and weights; set `sources` and `inputs`. ValueError if they do not fit together."""
 
     @abstractmethod
     def training_samples(self) -> Samples[Any, Any]:
@@ -96,14 +71,6 @@ class Task(ABC, Generic[C]):
     @abstractmethod
     def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
         """Return the figures of an evaluation. Every rank calls it."""
-
-    @abstractmethod
-    def results(self, figures: Mapping[str, float], shared: Mapping[str, Any]) -> list[Result]:
-        """Return one Result per figure. `shared`: the fields that all numbers of the run have in common."""
-
-    @abstractmethod
-    def title(self) -> str:
-        """Return the first lines of the log: what is trained on what."""
 
     # What a task may change.
 
@@ -150,7 +117,7 @@ class Task(ABC, Generic[C]):
             ValueError: config, data, weights and work dir do not fit together; before training starts.
             NonFiniteLoss: names the step and its samples.
         """
-        with session(cfg.run.device, matmul=cfg.matmul, timeout_minutes=cfg.run.timeout_minutes) as dist:
+        with cls.session(cfg) as dist:
             task = cls(cfg, dist)
             task.open()
             return task.fit(work_dir, resume=resume)
@@ -176,53 +143,62 @@ class Task(ABC, Generic[C]):
         if state.step == loop.steps and (done := self.finished()):
             return self.exported_again(done) if main else done
         if cfg.run.device_batch == "auto":
-            loop, found = self.settle(loop, self.folder if resume else None)
+            loop, found = self.choose_device_batch(loop, self.folder if resume else None)
             notices.append(found)
         self.prepare(loop)
-        self.start_sitting(loop)
-        cfg, selection = self.cfg, self.selection()
-        check_up: Evaluate = self.evaluate
+        self.start_record(loop)
+        cfg, run, selection = self.cfg, self.cfg.run, self.selection()
+        evaluate: Evaluate = self.evaluate
         if selection is not None:
-            check_up = keeping(selection, state, self.folder, check_up)
+            evaluate = keeping_best(selection, state, self.folder, evaluate)
         with Logger(
-            work_dir, steps=loop.steps, resumed_at=state.step, main=main, progress=cfg.run.progress, wandb=cfg.run.wandb
+            work_dir, steps=loop.steps, resumed_at=state.step, main=main, progress=run.progress, wandb=run.wandb
         ) as log:
             if main:
                 write_config(self.folder, cfg)
             for notice in [*notices, self.title(), self.plan(loop)]:
                 log.say(notice)
             with closing(self.feed(loop, start=state.step)) as feed:
-                train(
-                    state,
-                    feed,
-                    self.loss,
-                    loop,
-                    lr_at=self.lr_at(loop),
-                    log=log,
-                    checkpoints=self.folder.checkpoints,
-                    evaluate=check_up,
-                )
+                rate, saved = self.lr_at(loop), self.folder.checkpoints
+                train(state, feed, self.loss, loop, lr_at=rate, log=log, checkpoints=saved, evaluate=evaluate)
             if selection is not None and not state.stopped:
-                log.say(take_best(selection, state, self.folder))
+                log.say(restore_best(selection, state, self.folder))
             if state.stopped or not main:
                 return []
-            save_curves(self.folder.root / "log.jsonl", self.folder.root / "curves.png")
             return self.finish(log)
 
     def finish(self, log: Logger) -> list[Result]:
-        """Write artifact, pictures and results (rank 0). With the results a run is finished."""
+        """Write curves, artifact, pictures and results (rank 0). With the results a run is finished."""
+        from mae_transfer.draw.curves import save_curves
+
+        save_curves(self.folder.root / "log.jsonl", self.folder.root / "curves.png")
         if self.artifact is not None:
             self.export()
         model = self.state.averaged
         model.eval()
         self.pictures(model, self.folder)
-        written = results.append(self.folder.results, self.results(self.final_figures(), self.shared()))
+        written = results.append(self.folder.results, self.results(self.final_figures(), self.shared_now()))
         log.say(self.closing_words(written))
         return written
 
     def loop(self) -> LoopConfig:
         """Return how long and how precisely to train, in the engine's terms."""
-        return loop_config(self.cfg, self.order(), self.dist)
+        cfg, per_epoch, wanted = self.cfg, self.order().steps_per_epoch, self.cfg.run.device_batch
+        # "auto" begins with the whole share
+        micro = wanted if isinstance(wanted, int) else None
+        _, accumulate = micro_steps(cfg.batch, device_batch=micro, world=self.dist.world)
+        return LoopConfig(
+            steps=max(1, round(cfg.epochs * per_epoch)),
+            steps_per_epoch=per_epoch,
+            global_batch=cfg.batch,
+            accumulate=accumulate,
+            precision=cfg.precision,
+            clip_norm=cfg.optim.clip_norm,
+            ema_decay=cfg.ema_decay,
+            seed=cfg.seed,
+            evaluate_every=max(1, round(cfg.evaluate_epochs * per_epoch)) if cfg.evaluate_epochs else None,
+            run=cfg.run,
+        )
 
     def order(self) -> Order:
         """Return the order of the training images."""
@@ -236,31 +212,12 @@ class Task(ABC, Generic[C]):
             lr_at, schedule=self.cfg.schedule, peak=peak, steps=loop.steps, steps_per_epoch=loop.steps_per_epoch
         )
 
-    def feed(self, loop: LoopConfig, *, start: int = 0, dist: Dist | None = None) -> Generator[Any, None, None]:
-        """Yield this rank's micro-batches from step `start` on, endlessly. `dist`: the rank, if not this process's."""
-        dist = dist or self.dist
+    def feed(self, loop: LoopConfig, *, start: int = 0) -> Generator[Any, None, None]:
+        """Yield this rank's micro-batches from step `start` on, endlessly."""
+        dist = self.dist
         share = TrainKeys(order=self.order(), start=start, rank=dist.rank, world=dist.world, accumulate=loop.accumulate)
-        return batches(
-            self.training_samples(),
-            share,
-            workers=self.cfg.run.workers,
-            pin=dist.device.type == "cuda",
-            unreadable=self.cfg.data.unreadable(),
-        )
-
-    def sweep(
-        self, samples: Samples[Any, Any], policy: Unreadable, *, batch: int | None = None, alone: bool = False
-    ) -> Iterator[Any]:
-        """Yield this rank's part of an evaluation set on the device, every image once.
-
-        Args:
-            batch: images per batch; None: run.evaluation_batch.
-            alone: only this rank makes the pass, and takes all images.
-        """
-        run = self.cfg.run
-        dist = Dist(self.dist.device) if alone else self.dist
-        size = run.evaluation_batch if batch is None else batch
-        return sweep_over(samples, dist, batch=size, workers=run.workers, unreadable=policy)
+        samples, pin, policy = self.training_samples(), dist.device.type == "cuda", self.cfg.data.unreadable()
+        return batches(samples, share, workers=self.cfg.run.workers, pin=pin, unreadable=policy)
 
     def build_state(self, loop: LoopConfig) -> TrainState:
         """Return model and optimizer before the first step."""
@@ -274,17 +231,19 @@ class Task(ABC, Generic[C]):
 
     def estimate(self, loop: LoopConfig) -> list[Result]:
         """Time some steps and print what the run would take; return no results."""
+        from mae_transfer.tasks import trial
+
         self.state = self.build_state(loop)
         lines = [self.title()]
         if self.cfg.run.device_batch == "auto":
-            loop, found = self.settle(loop, None)
+            loop, found = self.choose_device_batch(loop, None)
             lines.append(found)
         lines += [self.plan(loop), trial.estimate(self, loop)]
         if self.dist.is_main:
             print("\n".join(lines), flush=True)
         return []
 
-    def settle(self, loop: LoopConfig, folder: WorkDir | None) -> tuple[LoopConfig, str]:
+    def choose_device_batch(self, loop: LoopConfig, folder: WorkDir | None) -> tuple[LoopConfig, str]:
         """Replace run.device_batch="auto" by a number; return the loop with it, and a sentence for the log.
 
         folder: work dir of a resumed run, which keeps the number that it began with.
@@ -293,6 +252,8 @@ class Task(ABC, Generic[C]):
         if isinstance(recorded, int):
             micro, found = recorded, f"run.device_batch = {recorded} (auto; as when the run began)"
         else:
+            from mae_transfer.tasks import trial
+
             micro, found = trial.largest_batch(self, loop)
         self.cfg = self.cfg.model_copy(update={"run": self.cfg.run.model_copy(update={"device_batch": micro})})
         return self.loop(), found
@@ -329,28 +290,42 @@ class Task(ABC, Generic[C]):
             raise ValueError(message[0])
         return list(message[1])
 
-    def start_sitting(self, loop: LoopConfig) -> None:
-        """Make or extend the record of the run."""
-        prints = self.state.extra.get("data", {})
-        data = {
-            part: data_set(self.cfg.data.name, source, Fingerprint(**prints[part]))
-            for part, source in self.sources.items()
-            if part in prints
-        }
-        start_sitting(self.cfg, self.about(), self.state, loop, self.folder.root.name, data)
-
-    def about(self) -> About:
-        """Return what the record says of the run beside config and data."""
-        return About(
-            self.name, self.method, self.cfg.data.name, self.inputs, self.uses_labels, self.depends_on_device_batch
+    def start_record(self, loop: LoopConfig) -> None:
+        """Make the record of the run, or extend that of a continued run, and put it into the state."""
+        state, micro = self.state, loop.global_batch // (self.dist.world * loop.accumulate)
+        sitting = self.sitting(first_step=state.step, device_batch=micro)
+        if not self.dist.is_main:
+            return
+        prints = {part: Fingerprint(**print_) for part, print_ in state.extra["data"].items()}
+        record = self.record(self.folder.root.name, prints, epochs=self.cfg.epochs, batch=self.cfg.batch)
+        before = state.record
+        sittings: tuple[Sitting, ...] = (sitting,)
+        earlier: tuple[str, ...] = ()
+        if before is not None:
+            sittings = (*before.timed(state.seconds).sittings, sitting)
+            changed = before.config_digest != record.config_digest
+            earlier = (*before.earlier_configs, *([before.config_digest] if changed else []))
+        elif state.step:  # an earlier version began the run and did not record it
+            unknown = Software(version=UNKNOWN, commit=None, dirty=False, packages={})
+            begun = sitting.model_copy(
+                update={
+                    "started_at": UNKNOWN, "first_step": 0, "software": unknown, "devices": (UNKNOWN,),
+                    "device_batch": 0, "seconds": state.seconds,
+                }
+            )  # fmt: skip
+            sittings = (begun, sitting)
+        depends = (*(["batch norm"] if trained_norms(state.model) else []), *self.depends_on_device_batch)
+        state.record = record.model_copy(
+            update={"sittings": sittings, "earlier_configs": earlier, "depends_on_device_batch": depends}
         )
 
-    def exported_record(self) -> dict[str, Any]:
-        """Return the record as the artifact carries it; empty for a run of a version without records."""
-        record = self.state.record
+    def about(self) -> dict[str, Any]:
+        """Return what the artifact says of its run; without the record for a run of a version that had none."""
+        cfg, record = self.cfg, self.state.record
+        about = {"recipe": cfg.model_dump(mode="json", exclude={"run"}), "digest": cfg.digest(), "scale": cfg.scale}
         if record is None:
-            return {}
-        return {RECORD: record.timed(self.state.seconds).exported().model_dump(mode="json")}
+            return about
+        return about | {RECORD: record.timed(self.state.seconds).exported().model_dump(mode="json")}
 
     def finished(self) -> list[Result]:
         """Return the results that this run has written after its last step; none if some of them were lost.
@@ -395,69 +370,23 @@ class Task(ABC, Generic[C]):
             f"; {cfg.precision} on {results.device_name(dist.device)}{hint}"
         )
 
-    def shared(self) -> dict[str, Any]:
+    def shared_now(self) -> dict[str, Any]:
         """Return the fields of a Result that all numbers of the finished run have in common."""
-        state, cfg = self.state, self.cfg
+        state = self.state
         assert state.record is not None
-        return self.described() | {
-            "run": self.folder.root.name,
-            "params": sum(p.numel() for p in state.bare.parameters()),
-            "epochs": cfg.epochs,
-            "steps": state.step,
-            "images_seen": state.images_seen,
-            "precision": cfg.precision,
-            "wall_s": state.wall_s,
-            "images_per_s": state.images_seen / state.seconds.train,
-            "peak_mem_gib": peak_memory_gib(self.dist.device),
-            "unreadable": state.metrics.get("unreadable", 0),
-            "record": state.record.timed(state.seconds),
-        }
-
-    def described(self) -> dict[str, Any]:
-        """Return the fields of a Result that come from config and machine."""
-        cfg = self.cfg
-        return {
-            "task": self.name,
-            "protocol": self.method,
-            "dataset": cfg.data.name,
-            "seed": cfg.seed,
-            "global_batch": cfg.batch,
-            "world_size": self.dist.world,
-            "matmul": cfg.matmul,
-            "device": results.device_name(self.dist.device),
-            "engine": "mae_transfer",
-            "scale": cfg.scale,
-            "config_digest": cfg.digest(),
-            "recipe_digest": cfg.recipe_digest(),
-        }
+        record, seconds = state.record.timed(state.seconds), state.seconds
+        speed, unreadable = state.images_seen / seconds.train, state.metrics.get("unreadable", 0)
+        fields = self.shared(
+            record, state.bare, steps=state.step, images_seen=state.images_seen, seconds=seconds, images_per_s=speed
+        )
+        return fields | {"unreadable": unreadable}
 
 
-def loop_config(cfg: TrainConfig, order: Order, dist: Dist) -> LoopConfig:
-    """Return how long and how precisely to train, in the engine's terms."""
-    steps_per_epoch = order.steps_per_epoch
-    wanted = (
-        cfg.run.device_batch if isinstance(cfg.run.device_batch, int) else None
-    )  # "auto" begins with the whole share
-    _, accumulate = micro_steps(cfg.batch, device_batch=wanted, world=dist.world)
-    return LoopConfig(
-        steps=max(1, round(cfg.epochs * steps_per_epoch)),
-        steps_per_epoch=steps_per_epoch,
-        global_batch=cfg.batch,
-        accumulate=accumulate,
-        precision=cfg.precision,
-        clip_norm=cfg.optim.clip_norm,
-        ema_decay=cfg.ema_decay,
-        seed=cfg.seed,
-        evaluate_every=max(1, round(cfg.evaluate_epochs * steps_per_epoch)) if cfg.evaluate_epochs else None,
-        run=cfg.run,
-    )
-
-
-def sole_user(work_dir: Path, dist: Dist) -> AbstractContextManager[int | None]:
-    """Return a lock of the work dir (rank 0); ValueError names the process that holds it."""
-    if not dist.is_main:
-        return nullcontext()
-    return locked(work_dir / ".run.lock", owner=f"process {os.getpid()} on {socket.gethostname()}")
+def trained_norms(model: nn.Module) -> list[str]:
+    """Return the names of the batch norms whose statistics depend on the training batch. The model is set to train."""
+    model.train()
+    norms = nn.modules.batchnorm._BatchNorm
+    return [name for name, module in model.named_modules() if isinstance(module, norms) and module.training]
 
 
 def summary(written: list[Result]) -> str:

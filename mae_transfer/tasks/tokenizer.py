@@ -206,7 +206,7 @@ class Tokenizer(Task[TokenizerConfig]):
                 cfg.model.codes,
             )
         if dist.is_main:
-            save_sheet(self.folder.pictures / f"step_{step:08d}.png", self.picture_rows(tokenizer))
+            save_sheet(self.folder.reconstructions / f"step_{step:08d}.png", self.picture_rows(tokenizer))
         figures = {
             "mse": mean["error"] / mean["images"],
             "codes_used": mean["codes_used"],
@@ -232,15 +232,9 @@ class Tokenizer(Task[TokenizerConfig]):
         """Write the tokenizer alone."""
         model = self.state.averaged
         assert isinstance(model, DVAE)
-        about = {
-            "recipe": self.cfg.model_dump(mode="json", exclude={"run"}),
-            "digest": self.cfg.digest(),
-            "scale": self.cfg.scale,
-            **self.exported_record(),
-        }
-        export_tokenizer(self.folder.root / TOKENIZER, model, about=about)
+        export_tokenizer(self.folder.root / TOKENIZER, model, about=self.about())
 
-    def results(self, figures: Mapping[str, float], shared: Mapping[str, Any]) -> list[Result]:
+    def results(self, figures: Mapping[str, float], shared: dict[str, Any]) -> list[Result]:
         """Return one Result per figure."""
         units = {"mse": "squared error in [0, 1]", "codes_used": "share", "code_perplexity": "codes"}
         own = {
@@ -271,7 +265,7 @@ class Tokenizer(Task[TokenizerConfig]):
         path = self.folder.root / TOKENIZER
         numbers = ", ".join(f"{result.metric} {result.value:.4g}" for result in written)
         use = f"target=dict(name='token', tokenizer='{path}')"
-        return f"done: {path} ({use}), pictures in {self.folder.pictures}; {numbers}"
+        return f"done: {path} ({use}), pictures in {self.folder.reconstructions}; {numbers}"
 
 
 def usage(logits: Tensor) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Tasks that start from a backbone: what their results say of it, and how a trained state is evaluated alone."""
+"""Tasks that start from a backbone: what their results say of it, and how trained weights are evaluated alone."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from torch import nn
 
 from mae_transfer import checkpoints, results
 from mae_transfer.checkpoints.files import load_strict
-from mae_transfer.config import Schema
+from mae_transfer.checkpoints.statistics import same, text
+from mae_transfer.config import load
 from mae_transfer.engine import checkpoint
-from mae_transfer.engine.dist import session
 from mae_transfer.engine.state import Precision
-from mae_transfer.record import Weights
+from mae_transfer.record import Record, Weights
 from mae_transfer.results import Result
-from mae_transfer.tasks.backbones import BackboneConfig, Chosen, backbone_of, trained_statistics
+from mae_transfer.tasks.backbones import BackboneConfig, LoadedBackbone, flops_of
 from mae_transfer.tasks.config import TrainConfig
-from mae_transfer.tasks.provenance import evaluation_record, name_of, of_checkpoint
 from mae_transfer.tasks.task import Task, summary
 from mae_transfer.tasks.workdir import WorkDir, run_of
 
@@ -41,7 +40,6 @@ class Trained(NamedTuple):
     """A model to evaluate, with its origin."""
 
     model: nn.Module
-    sha256: str | None  # of the file of weights
     weights: Weights  # its origin, for the record
     steps: int = 0  # optimizer steps of the training state; 0 for released weights
     images_seen: int = 0
@@ -50,9 +48,9 @@ class Trained(NamedTuple):
 class Transfer(Task[C]):
     """A task that starts from a backbone."""
 
-    trained_by: ClassVar[type[Schema] | None] = None
+    trained_by: ClassVar[type[TransferConfig] | None] = None
     """Class of the config of the runs whose states are evaluated; None: that of this task's config."""
-    chosen: Chosen
+    backbone: LoadedBackbone
     """The backbone, from `open` on."""
 
     @property
@@ -60,13 +58,15 @@ class Transfer(Task[C]):
         """The precision of an evaluation."""
         return self.cfg.precision
 
-    def tokens(self) -> int | None:
-        """Return the tokens that the backbone makes of an image; None if they are not known."""
-        return None
-
     def open_for_evaluation(self) -> None:
         """Open the data and the backbone as far as an evaluation needs them."""
         self.open()
+
+    def examine(self) -> None:
+        """Look at the data; ValueError names what an evaluation could not use."""
+
+    def check_classes(self, extra: Mapping[str, Any], where: str) -> None:
+        """Raise ValueError if a training state learned other classes than those of the data."""
 
     def measure(self, model: nn.Module, folder: WorkDir | None) -> dict[str, float]:
         """Return all figures of the evaluation sets, including those of single classes.
@@ -81,27 +81,25 @@ class Transfer(Task[C]):
 
     def flops(self, model: nn.Module, *, backward: bool) -> int | None:
         """Return the floating-point operations for one image; None if they are not counted."""
-        return None
-
-    def results(self, figures: Mapping[str, float], shared: Mapping[str, Any]) -> list[Result]:
-        """Return one Result per figure of the validation set, in percent."""
-        return [
-            Result.model_validate({**shared, "metric": metric, "value": 100 * value})
-            for metric, value in figures.items()
-            if metric != "unreadable"
-        ]
+        size = self.backbone.image_size
+        return flops_of(model, size, backward=backward) if size else None
 
     def report(self, figures: Mapping[str, float], written: list[Result]) -> str:
         """Return the text that an evaluation prints."""
-        return f"{self.chosen.name}, {self.method}: {summary(written)}"
+        return f"{self.backbone.name}, {self.method}: {summary(written)}"
 
     def title(self) -> str:
-        """Return what is trained on what."""
-        chosen, images = self.chosen, len(self.sources["train"])
+        backbone, images = self.backbone, len(self.sources["train"])
         return (
-            f"{self.method} of {chosen.name} (pretraining: {chosen.pretrain}; {self.cfg.scale} scale), {images} "
-            f"training images\nnormalised with {chosen.normalization}"
+            f"{self.method} of {backbone.name} (pretraining: {backbone.pretrain}; {self.cfg.scale} scale), {images} "
+            f"training images\nnormalised with {backbone.normalization}"
         )
+
+    def described(self) -> dict[str, Any]:
+        return self.backbone.described()
+
+    def shared_now(self) -> dict[str, Any]:
+        return super().shared_now() | {"flops_per_image": self.flops(self.state.bare, backward=True)}
 
     @classmethod
     def evaluate_checkpoint(cls, cfg: C, reference: str, work_dir: Path | None) -> list[Result]:
@@ -114,35 +112,42 @@ class Transfer(Task[C]):
         Raises:
             ValueError: the state does not fit the config's model, or it learned other classes.
         """
-        with session(cfg.run.device, matmul=cfg.matmul, timeout_minutes=cfg.run.timeout_minutes) as dist:
+        with cls.session(cfg) as dist, torch.no_grad():
             start = time.perf_counter()
             task = cls(cls.as_trained(cfg, reference), dist)
             trained = task.load_trained(reference)
-            model = trained.model.to(dist.device).eval()
-            folder = WorkDir(work_dir) if work_dir else None
-            with torch.no_grad():
-                figures = task.measure(model, folder)
-            shared = task.evaluation(trained, work_dir, seconds=time.perf_counter() - start)
-            shared |= {"config_digest": cfg.digest(), "recipe_digest": cfg.recipe_digest()}
-            written = task.results(task.reduce(figures), shared)
+            trained.model.to(dist.device).eval()
+            identity = {"config_digest": cfg.digest(), "recipe_digest": cfg.recipe_digest()}
+            written = [one.model_copy(update=identity) for one in task.measure_trained(trained, work_dir, start=start)]
             if dist.is_main:
-                print(task.report(figures, written), flush=True)
-                if folder is not None:
-                    written = results.append(folder.results, written)
+                if work_dir is not None:
+                    written = results.append(WorkDir(work_dir).results, written)
                 if (root := work_dir or run_of(reference)) is not None:
-                    task.pictures(model, WorkDir(root))
+                    task.pictures(trained.model, WorkDir(root))
             return written
 
     @classmethod
     def as_trained(cls, cfg: C, reference: str) -> C:
-        """Return the config with the backbone and the statistics of the run that a training state belongs to."""
-        if not is_state(reference):
+        """Return the config with backbone and statistics of the run that a training state belongs to.
+
+        A backbone.reference of the config takes precedence over the run's. The run's backbone takes precedence over an
+        encoder in the config: the run may have been started with --backbone.
+
+        Raises:
+            ValueError: the config sets other statistics than the run used.
+        """
+        root = run_of(reference) if is_state(reference) else None
+        if root is None:
             return cfg
-        schema = cls.trained_by or type(cfg)
-        backbone = backbone_of(cfg.backbone, schema, reference)
-        statistics = trained_statistics(cfg.statistics, schema, reference)
-        mean, std = statistics if statistics is not None else (None, None)
-        return cfg.model_copy(update={"backbone": backbone, "mean": mean, "std": std})
+        trained = load(WorkDir(root).config, cls.trained_by or type(cfg))
+        own, used = cfg.statistics, trained.statistics
+        if own is not None and (used is None or not same(own, used)):
+            raise ValueError(
+                f"{reference} was trained with {text(used) if used else 'the mean and std of its backbone'}, and "
+                f"the config sets {text(own)}: leave mean and std out"
+            )
+        backbone = trained.backbone if cfg.backbone.reference is None else cfg.backbone
+        return cfg.model_copy(update={"backbone": backbone, "mean": trained.mean, "std": trained.std})
 
     def load_trained(self, reference: str) -> Trained:
         """Open what an evaluation needs and return the model with the weights of a training state."""
@@ -152,63 +157,44 @@ class Transfer(Task[C]):
         self.examine()
         model = self.model()
         load_strict(model, payload.get("ema", payload["model"]), where=reference)
-        digest = checkpoints.sha256(Path(reference))
-        origin = of_checkpoint(reference, payload, digest)
-        return Trained(model, digest, origin, payload["step"], payload["images_seen"])
+        record = Record.model_validate_json(payload["record"]) if payload.get("record") else None
+        self.sources = {part: source for part, source in self.sources.items() if part != "train"}
+        if record is not None:  # the state was trained from its backbone, whatever the config names
+            self.inputs = {**self.inputs, **{role: w for role, w in record.inputs.items() if role == "backbone"}}
+        weights = Weights(
+            kind="run",
+            name=record.method if record else Path(reference).name,
+            sha256=checkpoints.sha256(Path(reference)),
+            record=record,
+        )
+        return Trained(model, weights, payload["step"], payload["images_seen"])
 
-    def examine(self) -> None:
-        """Look at the data; ValueError names what an evaluation could not use."""
-
-    def check_classes(self, extra: Mapping[str, Any], where: str) -> None:
-        """Raise ValueError if a training state learned other classes than those of the data."""
-
-    def evaluation(self, trained: Trained, work_dir: Path | None, *, seconds: float) -> dict[str, Any]:
-        """Return the fields that all numbers of an evaluation have in common. Every rank calls it.
+    def measure_trained(self, trained: Trained, work_dir: Path | None, *, start: float) -> list[Result]:
+        """Measure and print the numbers; return the results (rank 0). Every rank calls it.
 
         Steps and images seen are those of the training state, so that an early state cannot pass for a finished run.
+
+        start: reading of the clock when the evaluation began.
         """
-        sources = {part: source for part, source in self.sources.items() if part != "train"}
-        inputs = {**self.inputs, "checkpoint": trained.weights}
-        if trained.weights.record is not None:  # the state was trained from these, whatever the config names
-            inputs |= {role: w for role, w in trained.weights.record.inputs.items() if role == "backbone"}
-        about = self.about()._replace(inputs=inputs)
-        record = evaluation_record(
-            self.cfg, about, sources, self.dist, run=name_of(work_dir), batch=self.cfg.batch, seconds=seconds
+        cfg, model = self.cfg, trained.model
+        figures = self.measure(model, WorkDir(work_dir) if work_dir else None)
+        self.inputs = {**self.inputs, "checkpoint": trained.weights}
+        name, seconds = work_dir.name if work_dir else "eval", time.perf_counter() - start
+        shared = self.evaluated(
+            model, name, seconds, batch=cfg.batch, steps=trained.steps, images_seen=trained.images_seen
         )
-        images = sum(map(len, sources.values()))
-        return self.described() | {
-            "run": name_of(work_dir),
-            "params": sum(p.numel() for p in trained.model.parameters()),
-            "epochs": 0.0,
-            "steps": trained.steps,
-            "images_seen": trained.images_seen,
+        if not self.dist.is_main:
+            return []
+        shared |= {
             "precision": self.evaluated_in,
-            "wall_s": seconds,
-            "images_per_s": images / seconds,
-            "checkpoint_sha256": trained.sha256,
-            "flops_per_image": self.flops(trained.model, backward=False),
-            "record": record,
+            "checkpoint_sha256": trained.weights.sha256,
+            "flops_per_image": self.flops(model, backward=False),
         }
-
-    def shared(self) -> dict[str, Any]:
-        """Return the fields that all numbers of the finished run have in common."""
-        return super().shared() | {"flops_per_image": self.flops(self.state.bare, backward=True)}
-
-    def described(self) -> dict[str, Any]:
-        """Return the fields of a Result that come from config, machine and backbone."""
-        chosen = self.chosen
-        return super().described() | {
-            "split": "val",
-            "unit": "%",
-            "higher_is_better": True,
-            "backbone": chosen.name,
-            "pretrain": chosen.pretrain,
-            "checkpoint_sha256": chosen.sha256,
-            "normalization": chosen.normalization,
-            "tokens_per_image": self.tokens(),
-        }
+        written = self.results(self.reduce(figures), shared)
+        print(self.report(figures, written), flush=True)
+        return written
 
 
 def is_state(reference: str) -> bool:
-    """Return whether a reference is a training state of this suite."""
+    """Return whether a reference is a training state of this package."""
     return reference.endswith(".pt") and Path(reference).is_file()

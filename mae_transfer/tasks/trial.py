@@ -7,18 +7,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mae_transfer.engine.dist import Dist, peak_memory_gib
 from mae_transfer.engine.log import Kind, Logger
 from mae_transfer.engine.loop import train
 from mae_transfer.engine.state import LoopConfig, TrainState
-
-if TYPE_CHECKING:
-    from mae_transfer.tasks.task import Task
+from mae_transfer.tasks.task import Task, trained_norms
 
 WARM_UP = 3  # steps before timing starts; in them kernels are selected and workers start
 TIMED = 20  # steps that --estimate times
@@ -136,10 +134,7 @@ def largest_batch(task: Task[Any], loop: LoopConfig) -> tuple[int, str]:
 
 def check_norms(state: TrainState) -> None:
     """Raise ValueError if a batch norm trains on the device batch: results must not depend on a machine's memory."""
-    state.model.train()
-    names = [name for name, module in state.bare.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    modules = dict(state.bare.named_modules())
-    if seen := [name for name in names if modules[name].training]:
+    if seen := trained_norms(state.bare):
         raise ValueError(
             f"run.device_batch='auto': {seen[0]} is a batch norm, so the result would depend on the device batch and "
             "hence on this machine's memory: set run.device_batch to a number"

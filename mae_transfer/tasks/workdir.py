@@ -1,64 +1,35 @@
-"""The work dir of a run: the names of its files, and the rule that it holds a single config."""
+"""The work dir of a run: the names of its files, and the rules that it holds one config and one process uses it."""
 
 from __future__ import annotations
 
+import os
+import socket
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import NamedTuple, TypeVar
 
 from mae_transfer.config import Schema, load
 from mae_transfer.disk import write_text
 from mae_transfer.engine import checkpoint
+from mae_transfer.engine.dist import Dist
+from mae_transfer.locks import locked
 
-S = TypeVar("S", bound=Schema)
 
-
-class WorkDir(NamedTuple):
+class WorkDir:
     """The paths in a work dir."""
 
-    root: Path
-
-    @property
-    def config(self) -> Path:
-        """The resolved config. Loading it gives an equal config."""
-        return self.root / "config.py"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The training states, step_*.pt."""
-        return self.root / "checkpoints"
-
-    @property
-    def backbone(self) -> Path:
-        """The encoder, for the transfer tasks."""
-        return self.root / "backbone.safetensors"
-
-    @property
-    def results(self) -> Path:
-        """The numbers of the run."""
-        return self.root / "results.jsonl"
-
-    @property
-    def detections(self) -> Path:
-        """Pictures of validation images with ground truth and predictions."""
-        return self.root / "detections"
-
-    @property
-    def predictions(self) -> Path:
-        """All predictions of a detector for the validation set, in COCO's result format."""
-        return self.root / "predictions.json"
-
-    @property
-    def pictures(self) -> Path:
-        """Reconstructions of a few images."""
-        return self.root / "reconstructions"
-
-    @property
-    def segmentations(self) -> Path:
-        """Pictures of images with true and predicted class maps."""
-        return self.root / "segmentations"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / "config.py"  # the resolved config; loading it gives an equal config
+        self.checkpoints = root / "checkpoints"  # the training states, step_*.pt
+        self.backbone = root / "backbone.safetensors"  # the encoder, for the transfer tasks
+        self.results = root / "results.jsonl"  # the numbers of the run
+        self.predictions = root / "predictions.json"  # of a detector for the validation set, in COCO's result format
+        self.reconstructions = root / "reconstructions"  # pictures of a few images
+        self.detections = root / "detections"  # pictures of validation images with objects and predictions
+        self.segmentations = root / "segmentations"  # pictures of images with true and predicted class maps
 
 
-def open_work_dir(root: Path, cfg: S, *, resume: bool) -> WorkDir:
+def open_work_dir(root: Path, cfg: Schema, *, resume: bool) -> WorkDir:
     """Return the paths in the folder, which may hold a run of the same config. Nothing is written.
 
     A config.py without a checkpoint or a result belongs to a run that stopped early. It is ignored.
@@ -89,3 +60,10 @@ def run_of(checkpoint_file: str) -> Path | None:
     """Return the work dir of a training state (D/checkpoints/step_*.pt); None if it is not in a work dir."""
     root = Path(checkpoint_file).resolve().parent.parent
     return root if WorkDir(root).config.is_file() else None
+
+
+def sole_user(work_dir: Path, dist: Dist) -> AbstractContextManager[int | None]:
+    """Return a lock of the work dir (rank 0); ValueError names the process that holds it."""
+    if not dist.is_main:
+        return nullcontext()
+    return locked(work_dir / ".run.lock", owner=f"process {os.getpid()} on {socket.gethostname()}")

@@ -16,6 +16,7 @@ import pytest
 
 from mae_transfer.config import Part, Schema, Spec, assign, load, validate
 from mae_transfer.tasks import classify, detect, knn, pretrain, segment, task, tokenizer
+from mae_transfer.tasks.evaluation import Evaluation
 
 ROOT = Path(__file__).parents[2]
 TOOLS: dict[str, tuple[type[Schema], Any]] = {
@@ -23,7 +24,7 @@ TOOLS: dict[str, tuple[type[Schema], Any]] = {
     "tokenizer/dalle_8192": (tokenizer.TokenizerConfig, tokenizer.Tokenizer.launch),
     "classify/finetune_vit_base": (classify.ClassifyConfig, classify.Classify.launch),
     "classify/linear_probe": (classify.ClassifyConfig, classify.Classify.launch),
-    "classify/knn": (knn.KnnConfig, knn.run),
+    "classify/knn": (knn.KnnConfig, Evaluation.launch),
     "segment/upernet_vit_base_160k": (segment.SegmentConfig, segment.Segment.launch),
     "detect/mask_rcnn_vitdet_base_100ep": (detect.DetectConfig, detect.Detect.launch),
 }

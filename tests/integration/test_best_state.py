@@ -114,14 +114,14 @@ def test_the_weights_of_the_best_step_come_back(tmp_path: Path) -> None:
     scores = iter([0.1, 0.5, 0.5, math.nan, 0.2])
     selection = best.Selection("holdout/x", lambda model, step: {"x": float(step)})
     folder = WorkDir(tmp_path)
-    check_up = best.keeping(selection, state, folder, lambda model, step: {"holdout/x": next(scores)})
+    evaluate = best.keeping_best(selection, state, folder, lambda model, step: {"holdout/x": next(scores)})
     for step in range(1, 6):
         state.step = step
         with torch.no_grad():
             for parameter in state.bare.parameters():
                 parameter.fill_(float(step))
-        check_up(state.averaged, step)
-    said = best.take_best(selection, state, folder)
+        evaluate(state.averaged, step)
+    said = best.restore_best(selection, state, folder)
     assert "step 2 (holdout/x 50.00%)" in said
     assert {value for tensor in state.averaged.parameters() for value in tensor.flatten().tolist()} == {2.0}
     assert state.metrics == {"holdout/x": 0.5, "x": 2.0}

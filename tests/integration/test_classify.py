@@ -17,8 +17,9 @@ from mae_transfer import checkpoints, cli, results
 from mae_transfer.config import load, validate
 from mae_transfer.engine.dist import Dist
 from mae_transfer.models.vit import ViT, ViTConfig
-from mae_transfer.tasks import classify, knn
+from mae_transfer.tasks import classify
 from mae_transfer.tasks.classify import ClassifyConfig
+from mae_transfer.tasks.evaluation import Evaluation
 from mae_transfer.tasks.knn import KnnConfig
 
 ROOT = Path(__file__).parent.parent.parent
@@ -280,16 +281,16 @@ def knn_config(base: Values, **changes: Any) -> KnnConfig:
 
 def test_nearest_neighbours_need_no_training(base: Values, tmp_path: Path) -> None:
     data = base["data"] | {"holdout_fraction": 0.0}
-    written = knn.run(knn_config(base, data=data), tmp_path / "run")
+    written = Evaluation.launch(knn_config(base, data=data), tmp_path / "run")
     assert [(r.protocol, r.metric, r.split) for r in written] == [("knn-1", "top1", "val"), ("knn-5", "top1", "val")]
-    ordered = knn.run(knn_config(base, data=data, ks=(2, 10)), tmp_path / "ordered")
+    ordered = Evaluation.launch(knn_config(base, data=data, ks=(2, 10)), tmp_path / "ordered")
     assert [r.protocol for r in ordered if r.metric == "top1"] == ["knn-2", "knn-10"], (
         "the order of the config, which the tables keep"
     )
     itself = data | {"val": data["train"]}
-    assert knn.run(knn_config(base, data=itself, ks=(1,)), tmp_path / "itself")[0].value == 100.0
+    assert Evaluation.launch(knn_config(base, data=itself, ks=(1,)), tmp_path / "itself")[0].value == 100.0
     with pytest.raises(ValueError, match="not 13 neighbours of 12 training images; lower ks"):
-        knn.run(knn_config(base, data=data, ks=(13,)), tmp_path / "many")
+        Evaluation.launch(knn_config(base, data=data, ks=(13,)), tmp_path / "many")
 
 
 def torchrun(cfg: ClassifyConfig | KnnConfig, folder: Path) -> None:
@@ -318,7 +319,7 @@ def test_two_processes_count_every_image_once(base: Values, tmp_path: Path) -> N
     losses = [[row["loss"] for row in log(tmp_path / name, "train").values()] for name in ("one", "two")]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     near = knn_config(base)
-    knn.run(near, tmp_path / "knn_one")
+    Evaluation.launch(near, tmp_path / "knn_one")
     torchrun(near, tmp_path / "knn_two")
     one, two = (results.load(tmp_path / name / "results.jsonl")[0] for name in ("knn_one", "knn_two"))
     assert [(r.protocol, r.value) for r in two] == [(r.protocol, pytest.approx(r.value)) for r in one]
@@ -327,7 +328,7 @@ def test_two_processes_count_every_image_once(base: Values, tmp_path: Path) -> N
 def tool(*words: str) -> int:
     tasks = {
         "classify": cli.Task(ClassifyConfig, classify.Classify.launch, classify.Classify.evaluate_checkpoint),
-        "knn": cli.Task(KnnConfig, knn.run),
+        "knn": cli.Task(KnnConfig, Evaluation.launch),
     }
     return cli.transfer(tasks, description="", argv=words)
 

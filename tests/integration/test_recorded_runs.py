@@ -12,8 +12,9 @@ import pytest
 from mae_transfer import checkpoints, record, results
 from mae_transfer.config import validate
 from mae_transfer.record import Record
-from mae_transfer.tasks import classify, knn, pretrain
+from mae_transfer.tasks import classify, pretrain
 from mae_transfer.tasks.classify import ClassifyConfig
+from mae_transfer.tasks.evaluation import Evaluation
 from mae_transfer.tasks.knn import KnnConfig
 from mae_transfer.tasks.workdir import WorkDir
 from tests.integration.pretrain_runs import config, payload, run_options, stop_at
@@ -98,7 +99,7 @@ def test_an_evaluated_state_has_the_record_of_its_training(pretrained: WorkDir, 
 
 def test_neighbours_record_both_sets(pretrained: WorkDir, tmp_path: Path) -> None:
     values = transfer(str(pretrained.backbone)).model_dump(include={"scale", "data", "backbone", "precision", "run"})
-    knn.run(validate({**values, "ks": (1,)}, KnnConfig, where="test"), tmp_path / "knn")
+    Evaluation.launch(validate({**values, "ks": (1,)}, KnnConfig, where="test"), tmp_path / "knn")
     found = of(tmp_path / "knn")
 
     assert {part: data.images for part, data in found.data.items()} == {"train": 16, "val": 4}
@@ -146,7 +147,7 @@ def test_each_sitting_is_recorded_and_the_seconds_add_up(tmp_path: Path, monkeyp
         with pytest.raises(KeyboardInterrupt):
             pretrain.Pretrain.launch(cfg, tmp_path / "r")
     later = record.software().model_copy(update={"commit": "later"})
-    monkeypatch.setattr("mae_transfer.tasks.provenance.software", lambda: later)
+    monkeypatch.setattr("mae_transfer.tasks.run.software", lambda: later)
     pretrain.Pretrain.launch(cfg, tmp_path / "r", resume=True)
     found = of(tmp_path / "r")
 

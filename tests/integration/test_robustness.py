@@ -70,7 +70,7 @@ def config(values: Values, variants: dict[str, str], **changes: Any) -> Robustne
 
 def test_scores_are_compared_among_the_variants_own_classes_only(values: Values, tmp_path: Path) -> None:
     images(tmp_path / "a", ["n01", "n03"], 12, seed=1)
-    written = robustness.evaluate(
+    written = robustness.Robustness.evaluate_checkpoint(
         config(values, {"imagenet-a": str(tmp_path / "a")}), state(tmp_path), tmp_path / "out"
     )
     cfg = validate(
@@ -101,17 +101,19 @@ def test_mce_is_the_hand_calculation(values: Values, tmp_path: Path, monkeypatch
     for seed, (name, severity) in enumerate((name, severity) for name in ALEXNET_ERROR for severity in SEVERITIES):
         images(tmp_path / "c" / name / str(severity), ["n00", "n04"], 1, seed=seed)
     errors: dict[str, list[float]] = {}
-    measured = robustness.accuracy
+    measured = robustness.Robustness.accuracy
 
-    def record(cfg: Any, model: Any, statistics: Any, part: robustness.Part, dist: Any) -> tuple[float, int]:
-        share, left_out = measured(cfg, model, statistics, part, dist)
+    def record(task: robustness.Robustness, model: Any, part: robustness.Part) -> tuple[float, int]:
+        share, left_out = measured(task, model, part)
         errors.setdefault(part.corruption, []).append(1 - share)
         return share, left_out
 
-    monkeypatch.setattr(robustness, "accuracy", record)
+    monkeypatch.setattr(robustness.Robustness, "accuracy", record)
     found = {
         r.metric: r
-        for r in robustness.evaluate(config(values, {"imagenet-c": str(tmp_path / "c")}), state(tmp_path), None)
+        for r in robustness.Robustness.evaluate_checkpoint(
+            config(values, {"imagenet-c": str(tmp_path / "c")}), state(tmp_path), None
+        )
     }
     ces = [sum(errors[name]) / 5 / alexnet for name, alexnet in ALEXNET_ERROR.items()]
     assert found["mCE"].value == pytest.approx(100 * sum(ces) / 15)
@@ -131,14 +133,18 @@ def test_alexnet_itself_has_an_mce_of_one_and_a_perfect_classifier_none() -> Non
 def test_what_is_missing_or_unknown_is_named_at_once(values: Values, tmp_path: Path) -> None:
     images(tmp_path / "r", ["n01", "n77", "n88"], 1)
     with pytest.raises(ValueError, match=r"class folders that are none of the classifier's 5: n77, n88 \(2 in all\)"):
-        robustness.evaluate(config(values, {"imagenet-r": str(tmp_path / "r")}), state(tmp_path), None)
+        robustness.Robustness.evaluate_checkpoint(
+            config(values, {"imagenet-r": str(tmp_path / "r")}), state(tmp_path), None
+        )
     images(tmp_path / "c" / "fog" / "1", ["n00"], 1)
     with pytest.raises(ValueError, match=r"lacks 74 of the 75 folders of ImageNet-C .*gaussian_noise/1, .*fog/2"):
-        robustness.evaluate(config(values, {"imagenet-c": str(tmp_path / "c")}), state(tmp_path), None)
+        robustness.Robustness.evaluate_checkpoint(
+            config(values, {"imagenet-c": str(tmp_path / "c")}), state(tmp_path), None
+        )
     with pytest.raises(ValueError, match="no variant has a folder"):
-        robustness.evaluate(config(values, {"imagenet-c": None}), state(tmp_path), None)  # type: ignore[dict-item]
+        robustness.Robustness.evaluate_checkpoint(config(values, {"imagenet-c": None}), state(tmp_path), None)  # type: ignore[dict-item]
     with pytest.raises(ValueError, match="the order of the classes is unknown"):
-        robustness.evaluate(
+        robustness.Robustness.evaluate_checkpoint(
             config(values, {"imagenet-r": "x"}, data=values["data"] | {"root": None}), state(tmp_path), None
         )
 
@@ -147,7 +153,7 @@ def test_the_classes_may_come_from_a_file(values: Values, tmp_path: Path) -> Non
     images(tmp_path / "sketch", NAMES, 2, seed=5)
     (tmp_path / "classes.txt").write_text("\n".join(NAMES) + "\n", encoding="utf-8-sig")  # as some editors write it
     by_folder, by_file = (
-        robustness.evaluate(
+        robustness.Robustness.evaluate_checkpoint(
             config(values, {"imagenet-sketch": str(tmp_path / "sketch")}, **changes), state(tmp_path), None
         )[0].value
         for changes in ({}, {"classes": str(tmp_path / "classes.txt"), "data": values["data"] | {"root": None}})
@@ -165,7 +171,7 @@ def test_the_tool_evaluates_and_the_table_shows_it(
             f"{key} = {value!r}" for key, value in (values | {"variants": {"imagenet-a": str(tmp_path / "a")}}).items()
         )
     )
-    tasks = {"robustness": cli.Task(RobustnessConfig, None, robustness.evaluate)}
+    tasks = {"robustness": cli.Task(RobustnessConfig, None, robustness.Robustness.evaluate_checkpoint)}
     command = [str(file), "--eval", "--checkpoint", state(tmp_path), "--work-dir", str(tmp_path / "out")]
     assert cli.transfer(tasks, description="", argv=command) == 0
     assert "imagenet-a: top1 " in capsys.readouterr().out

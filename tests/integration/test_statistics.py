@@ -15,9 +15,10 @@ from mae_transfer import checkpoints, results
 from mae_transfer.config import load, validate
 from mae_transfer.core.normalize import IMAGENET, Statistics
 from mae_transfer.models.vit import ViT, ViTConfig
-from mae_transfer.tasks import classify, knn
-from mae_transfer.tasks.backbones import BackboneConfig, open_backbone, trained_statistics
+from mae_transfer.tasks import classify
+from mae_transfer.tasks.backbones import BackboneConfig, open_backbone
 from mae_transfer.tasks.classify import ClassifyConfig
+from mae_transfer.tasks.evaluation import Evaluation
 from mae_transfer.tasks.knn import KnnConfig
 
 HALF = Statistics((0.5,) * 3, (0.5,) * 3)
@@ -183,7 +184,7 @@ def test_an_override_stands_in_the_log_the_result_and_the_work_dir(
     torch.save({"model": small.state_dict()}, tmp_path / "m.pth")
     backbone = {"reference": f"mae:{tmp_path / 'm.pth'}", "changes": {"heads": 4}}
     cfg = validate(cfg.model_dump() | {"backbone": backbone, "precision": "float32"}, KnnConfig, where="test")
-    written = knn.run(cfg, tmp_path / "own")
+    written = Evaluation.launch(cfg, tmp_path / "own")
     assert "set by the config instead of the default of mae:" in str(written[0].normalization)
     assert "set by the config instead of the default of mae:" in (
         capsys.readouterr().out + (tmp_path / "own" / "log.jsonl").read_text()
@@ -191,7 +192,7 @@ def test_an_override_stands_in_the_log_the_result_and_the_work_dir(
     assert load(tmp_path / "own" / "config.py", KnnConfig).statistics == OWN
     assert results.load(tmp_path / "own" / "results.jsonl")[0][0].normalization == written[0].normalization
     plain_cfg = validate(cfg.model_dump() | {"mean": None, "std": None}, KnnConfig, where="test")
-    assert "the file does not say" in str(knn.run(plain_cfg, tmp_path / "default")[0].normalization)
+    assert "the file does not say" in str(Evaluation.launch(plain_cfg, tmp_path / "default")[0].normalization)
     assert load(tmp_path / "default" / "config.py", KnnConfig).statistics is None
 
 
@@ -200,11 +201,11 @@ def test_a_training_state_is_evaluated_with_its_own_run_s_statistics(tmp_path: P
     classify.Classify.launch(cfg, tmp_path / "run")
     state = str(next((tmp_path / "run" / "checkpoints").glob("*.pt")))
     silent = validate(cfg.model_dump() | {"mean": None, "std": None}, ClassifyConfig, where="test")
-    assert trained_statistics(None, ClassifyConfig, state) == OWN
+    assert classify.Classify.as_trained(silent, state).statistics == OWN
     first = classify.Classify.evaluate_checkpoint(cfg, state, None)[0]
     assert classify.Classify.evaluate_checkpoint(silent, state, None)[0].normalization == first.normalization
     with pytest.raises(ValueError, match=r"was trained with mean \(0\.1, 0\.2, 0\.3\).*leave mean and std out"):
-        trained_statistics(HALF, ClassifyConfig, state)
+        classify.Classify.as_trained(cfg.model_copy(update={"mean": HALF.mean, "std": HALF.std}), state)
 
 
 @pytest.mark.parametrize("channels", [1, 4])

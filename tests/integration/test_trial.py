@@ -16,6 +16,7 @@ from mae_transfer.config import load
 from mae_transfer.engine.loop import Step
 from mae_transfer.tasks import classify, detect, knn, pretrain, segment, tokenizer, trial
 from mae_transfer.tasks.classify import ClassifyConfig
+from mae_transfer.tasks.evaluation import Evaluation
 from mae_transfer.tasks.pretrain import PretrainConfig
 from mae_transfer.tasks.tokenizer import TokenizerConfig
 
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 TASKS = {
     "classify": cli.Task(classify.ClassifyConfig, classify.Classify.launch, classify.Classify.evaluate_checkpoint),
-    "knn": cli.Task(knn.KnnConfig, knn.run),
+    "knn": cli.Task(knn.KnnConfig, Evaluation.launch),
 }
 TOOLS: dict[str, Callable[[list[str]], int]] = {
     "pretrain/own_photos_one_gpu": lambda argv: cli.pretrain(

@@ -16,6 +16,7 @@ from mae_transfer.config import validate
 from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.results import Result
 from mae_transfer.tasks import basis, classify, knn, pretrain, robustness, tokenizer
+from mae_transfer.tasks.evaluation import Evaluation
 
 Values = dict[str, Any]
 ENCODER = {"size": None, "dim": 16, "depth": 2, "heads": 2, "patch": 4, "image_size": 16}
@@ -58,7 +59,7 @@ def of_classes(base: Values, root: Path, folder: Path) -> list[Result]:
 
 def of_neighbours(base: Values, root: Path, folder: Path) -> list[Result]:
     values = base | {"task": "knn", "scale": "mini", "ks": (1, 5), "precision": "float32", "run": RUN}
-    return knn.run(validate(values, knn.KnnConfig, where="test"), folder)
+    return Evaluation.launch(validate(values, knn.KnnConfig, where="test"), folder)
 
 
 def of_pretraining(base: Values, root: Path, folder: Path) -> list[Result]:
@@ -79,7 +80,9 @@ def of_variants(base: Values, root: Path, folder: Path) -> list[Result]:
     classify.Classify.launch(validate(TRAINING | whole, classify.ClassifyConfig, where="test"), folder / "ft")
     (state,) = (folder / "ft" / "checkpoints").iterdir()
     values = TRAINING | base | {"task": "robustness", "variants": {"imagenet-r": str(root / "val")}}
-    return robustness.evaluate(validate(values, robustness.RobustnessConfig, where="test"), str(state), None)
+    return robustness.Robustness.evaluate_checkpoint(
+        validate(values, robustness.RobustnessConfig, where="test"), str(state), None
+    )
 
 
 TASKS: dict[str, Callable[[Values, Path, Path], list[Result]]] = {

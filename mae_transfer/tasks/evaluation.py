@@ -1,0 +1,201 @@
+"""Evaluations without training: an evaluator judges the features of a frozen backbone.
+
+An evaluator is an object with one method. A training run can call one on its own backbone with `extract`.
+
+Legend: N images, D width.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import count
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from mae_transfer import results
+from mae_transfer.core.normalize import Statistics, normalize
+from mae_transfer.data import Crops, EvalKeys, LabelledDataConfig, evaluation_views, open_labelled
+from mae_transfer.engine.dist import Dist
+from mae_transfer.engine.log import Logger
+from mae_transfer.engine.state import Precision, autocast
+from mae_transfer.interfaces import Backbone, Batch
+from mae_transfer.models.heads import Pool, pool
+from mae_transfer.results import Result
+from mae_transfer.tasks.backbones import DEBUG_ENCODER, BackboneConfig, LoadedBackbone, open_backbone
+from mae_transfer.tasks.config import RunnableConfig
+from mae_transfer.tasks.run import RecordedRun
+from mae_transfer.tasks.sweep import EVALUATION_SEED, gather, unread
+from mae_transfer.tasks.workdir import open_work_dir, sole_user, write_config
+
+
+class LabelledFeatures(NamedTuple):
+    """The features of labelled images."""
+
+    features: Tensor  # (N, D) float32, on the device
+    labels: Tensor  # (N,) int64
+
+
+class Evaluator(Protocol):
+    """Judges features."""
+
+    def __call__(self, train: LabelledFeatures, val: LabelledFeatures, *, classes: int, dist: Dist) -> dict[str, float]:
+        """Return figures in [0, 1] by "PROTOCOL_METRIC": "knn-20_top1". Every rank calls it.
+
+        Args:
+            train: features of all training images.
+            val: features of this rank's part of the validation images (see accuracy.mean_of_counts).
+            classes: number of classes; labels are below it.
+        """
+        ...
+
+
+class EvaluationConfig(RunnableConfig):
+    """An evaluation of a frozen backbone. Each evaluator adds its own options."""
+
+    debug: ClassVar[dict[str, Any]] = {
+        "scale": "mini",
+        "data.train": {"name": "shapes", "length": 6, "size": 32},
+        "data.val": {"name": "shapes", "length": 2, "size": 32, "seed": 1},
+        "data.size": 32,
+        "backbone": {"encoder": DEBUG_ENCODER},
+        "run": {"device": "cpu", "workers": 0, "log_every": 1, "save_minutes": None},
+    }
+
+    task: str
+    """Which task the file configures."""
+    data: LabelledDataConfig = LabelledDataConfig()
+    """Images: those of `val` are judged with the help of those of `train`. All are cropped as in evaluation."""
+    backbone: BackboneConfig = BackboneConfig()
+    """The backbone to evaluate. --backbone sets its reference."""
+    pool: Pool = "cls"
+    """Features of an image, after the final norm: the class token ("cls"), or the mean of the patch tokens ("mean")."""
+
+    @abstractmethod
+    def evaluator(self, images: int) -> Evaluator:
+        """Return the evaluator; ValueError if it cannot work with this number of training images."""
+
+
+class Evaluation(RecordedRun[EvaluationConfig]):
+    """An evaluation of a frozen backbone by the evaluator of its config."""
+
+    backbone: LoadedBackbone
+    """The backbone, from `open` on."""
+
+    def __init__(self, cfg: EvaluationConfig, dist: Dist) -> None:
+        super().__init__(cfg, dist)
+        self.name = cfg.task
+
+    @property
+    def method(self) -> str:
+        return self.cfg.task
+
+    def open(self) -> None:
+        cfg = self.cfg
+        split, val = open_labelled(cfg.data)
+        self.sources = {"train": split.train, "val": val}
+        self.evaluator = cfg.evaluator(len(split.train))
+        changes = {"image_size": cfg.data.size}
+        self.backbone = open_backbone(cfg.backbone, changes, statistics=cfg.statistics, seed=cfg.seed)
+        self.inputs = {"backbone": self.backbone.origin}
+
+    def title(self) -> str:
+        backbone, images, judged = self.backbone, len(self.sources["train"]), len(self.sources["val"])
+        return (
+            f"{self.method} of {backbone.name} (pretraining: {backbone.pretrain}; {self.cfg.scale} scale), {images} "
+            f"training images, {judged} to classify\nnormalised with {backbone.normalization}"
+        )
+
+    def described(self) -> dict[str, Any]:
+        return {**self.backbone.described(), "task": "classify"}
+
+    @classmethod
+    def launch(cls, cfg: EvaluationConfig, work_dir: Path, *, resume: bool = False) -> list[Result]:
+        """Evaluate and append the results to those in `work_dir`; return them (rank 0).
+
+        Args:
+            resume: has no effect, because there is no state to continue from.
+        Raises:
+            ValueError: config, data and backbone do not fit together.
+        """
+        with cls.session(cfg) as dist, torch.no_grad():
+            run = cls(cfg, dist)
+            run.open()
+            return run.run(work_dir)
+
+    def run(self, work_dir: Path) -> list[Result]:
+        """Evaluate and write the results."""
+        cfg, dist, start = self.cfg, self.dist, time.perf_counter()
+        folder = open_work_dir(work_dir, cfg, resume=True)
+        model = self.backbone.model.to(dist.device).eval()
+        size, sets = cfg.run.evaluation_batch, self.sources.values()
+        steps = sum(len(EvalKeys(images=len(one), batch=size, rank=dist.rank, world=dist.world)) for one in sets)
+        with (
+            sole_user(work_dir, dist),
+            Logger(work_dir, steps=steps, main=dist.is_main, progress=cfg.run.progress, wandb=cfg.run.wandb) as log,
+        ):
+            if dist.is_main:
+                write_config(folder, cfg)
+            log.say(self.title())
+            figures, unreadable = self.evaluate(log)
+            log.write("eval", steps, figures)
+            seconds = time.perf_counter() - start
+            shared = self.evaluated(model, work_dir.name, seconds, batch=size)
+            if not dist.is_main:
+                return []
+            written = results.append(folder.results, self.results(figures, shared | {"unreadable": unreadable}))
+            shown = ", ".join(f"{name} {100 * value:.2f}%" for name, value in figures.items())
+            log.say(f"done: {shown}; in {folder.results}")
+            return written
+
+    def evaluate(self, log: Logger) -> tuple[dict[str, float], int]:
+        """Return the evaluator's figures, and the number of unreadable images."""
+        cfg, dist, ticks, policies = self.cfg, self.dist, count(1), []
+
+        def ticking(batches: Iterable[Batch]) -> Iterator[Batch]:
+            for batch in batches:
+                yield batch
+                log.tick(next(ticks))
+
+        view, sets = evaluation_views(cfg.data, shorter_side=cfg.data.shorter_side), []
+        for source in self.sources.values():
+            policies.append(cfg.data.unreadable())
+            samples = Crops(source=source, augmentation=view, seed=EVALUATION_SEED)
+            batches = ticking(self.sweep(samples, policies[-1]))
+            sets.append(extract(self.backbone.model, batches, self.backbone.statistics, cfg.pool, cfg.precision))
+        train, val = sets
+        train = LabelledFeatures(*(gather(part, dist) for part in train))
+        figures = self.evaluator(train, val, classes=len(self.sources["val"].classes), dist=dist)
+        return figures, round(sum(unread(policy, dist).get("unreadable", 0) for policy in policies))
+
+    def results(self, figures: Mapping[str, float], shared: dict[str, Any]) -> list[Result]:
+        return [
+            Result.model_validate(shared | {"protocol": protocol, "metric": metric, "value": 100 * value})
+            for (protocol, _, metric), value in ((name.rpartition("_"), value) for name, value in figures.items())
+        ]
+
+
+def extract(
+    backbone: Backbone, batches: Iterable[Batch], statistics: Statistics, how: Pool, precision: Precision
+) -> LabelledFeatures:
+    """Return features and labels of this rank's images. Unreadable images are left out.
+
+    Args:
+        batches: of one pass over the images, on the device (RecordedRun.sweep).
+        how: the class token, or the mean of the patch tokens.
+    Raises:
+        ValueError: there is no batch.
+    """
+    features: list[Tensor] = []
+    labels: list[Tensor] = []
+    for batch in batches:
+        with autocast(precision, batch.image.device):
+            features.append(pool(backbone(normalize(batch.image, statistics), norm=True), how))
+        labels.append(batch.label)
+    if not features:
+        raise ValueError("no image of a set could be read: check the files under data.root")
+    return LabelledFeatures(torch.cat(features), torch.cat(labels))
