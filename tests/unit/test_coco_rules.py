@@ -48,12 +48,12 @@ def test_run_lengths_are_those_of_pycocotools() -> None:
 
 
 def test_the_extent_of_a_run_length_code_is_that_of_pycocotools() -> None:
-    from mae_transfer.data.coco_rules import outlined
+    from mae_transfer.data.coco_rules import check_outlines
     from mae_transfer.data.reports import Defects
 
     masks = [mask for mask in random_masks(300) if mask.any()]
     objects = [{"id": k, "segmentation": code(mask)} for k, mask in enumerate(masks)]
-    _, _, extents = outlined(objects, np.array([[13, 17]] * len(masks)), Defects())
+    _, _, extents = check_outlines(objects, np.array([[13, 17]] * len(masks)), Defects())
     expected = np.array([toBbox(one["segmentation"]) for one in objects])
     np.testing.assert_array_equal(extents, np.concatenate([expected[:, :2], expected[:, :2] + expected[:, 2:]], axis=1))
 
@@ -125,7 +125,7 @@ def test_damaged_run_length_codes_are_detected_without_pycocotools() -> None:
         ({"bbox": [10, 150, 40, 40]}, "1 x box that does not touch its outline: object 1"),
         (
             {"bbox": [110, 50, 150, 90]},
-            "1 x box written as x0, y0, x1, y1: object 1 (box [110.0, 50.0, 150.0, 90.0]); write [x, y, width, height]",
+            "1 x box written as x0, y0, x1, y1: object 1 (box [110, 50, 150, 90]); write [x, y, width, height]",
         ),
         ({"iscrowd": "0"}, "1 x iscrowd that is neither 0 nor 1: object 1 ('0'); write the number 0 or 1"),
         ({"iscrowd": None}, "1 x iscrowd that is neither 0 nor 1: object 1"),
@@ -181,10 +181,10 @@ def test_a_box_over_the_edge_is_clipped_and_an_area_of_zero_computed() -> None:
 def test_corner_boxes_without_outlines_are_detected_by_boxes_outside_their_image() -> None:
     corners = [[10, 10, 60, 90], [200, 20, 310, 100], [150, 100, 200, 235]]
     (line,) = said(content(*({"bbox": box} for box in corners)), masks=False)
-    assert line.startswith("2 x box written as x0, y0, x1, y1: object 1 (box [200.0, 20.0, 310.0, 100.0]), object 2")
+    assert line.startswith("2 x box written as x0, y0, x1, y1: object 1 (box [200, 20, 310, 100]), object 2")
     beside = [{"bbox": box} for box in (*corners[:2], [200, 100, 30, 20])]  # one that is no pair of corners
     assert said(content(*beside), masks=False) == [
-        "1 x box that exceeds its image (clipped to the image): object 1 (box [200.0, 20.0, 310.0, 100.0])"
+        "1 x box that exceeds its image (clipped to the image): object 1 (box [200, 20, 310, 100])"
     ]
 
 
