@@ -9,7 +9,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "mae_transfer" / "__init__.py").read_text(encoding="utf-8"))[1]
-SHIPPED = ("configs", "tools")  # beside the package in a checkout, inside it in a wheel (mae_transfer/shipped.py)
+SHIPPED = ("configs", "tools")  # beside the package in a checkout, inside it in a wheel (disk.package_folder)
 
 REFERENCE = "transformers>=5.12"  # parity tests and benchmarks compare with its ViTMAE, under the names of 5.x
 FASTER_COCO = "faster-coco-eval>=1.8"  # same numbers as pycocotools, several times faster; used if installed

@@ -33,7 +33,7 @@ from pydantic import (
     model_validator,
 )
 
-from mae_transfer.home import at_home
+from mae_transfer.disk import at_home
 
 S = TypeVar("S", bound="Schema")
 T = TypeVar("T")

@@ -1,14 +1,17 @@
-"""Atomic writes of files."""
+"""Files: where they are (home, cache, package), and atomic writes."""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+PACKAGE = Path(__file__).parent
+HOME = re.compile(r"((?:[\w-]+:)?)(~[\w.-]*(?:/.*)?)")  # ~/data, ~ann/data, mae:~/mae.pth
 REMEDIES = {
     errno.ENOSPC: "free some space, then start again",
     errno.EDQUOT: "the quota is used up: free some space, then start again",
@@ -17,6 +20,45 @@ REMEDIES = {
     errno.EACCES: "make its folder writable, or name another one",
     errno.EROFS: "its file system is read-only: name another folder",
 }
+
+
+def at_home(path: str) -> str:
+    """Return a path or a reference PREFIX:PATH with ~ or ~user replaced by the home folder.
+
+    Shells do not expand ~ after an = or in quotes. As in a shell, ~user does not change if there is no such user.
+    """
+    found = HOME.fullmatch(path)
+    return f"{found[1]}{os.path.expanduser(found[2])}" if found else path  # noqa: PTH111
+
+
+def cache_folder() -> Path:
+    """Return the cache folder: $MAE_TRANSFER_CACHE, or mae_transfer in $XDG_CACHE_HOME or ~/.cache.
+
+    Its files can be created or downloaded again.
+    """
+    if own := os.environ.get("MAE_TRANSFER_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mae_transfer"
+
+
+def package_folder(name: str) -> Path:
+    """Return a folder that comes with the package: "configs" or "tools"."""
+    inside = PACKAGE / name
+    return inside if inside.is_dir() else PACKAGE.parent / name
+
+
+def find_config(text: str) -> Path:
+    """Return a config file: a path that exists, or one of this package's configs by name.
+
+    "detect/mini", "detect/mini.py" and "configs/detect/mini.py" name the same one, from any folder.
+    """
+    given = Path(text)
+    if given.exists():
+        return given
+    name = given.with_suffix(".py") if given.suffix != ".py" else given
+    parts = name.parts[1:] if name.parts[:1] == ("configs",) else name.parts
+    known = package_folder("configs").joinpath(*parts)
+    return known if not given.is_absolute() and known.is_file() else given
 
 
 @contextmanager

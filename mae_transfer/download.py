@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import urllib.error
 import urllib.parse
@@ -18,16 +17,6 @@ from mae_transfer.locks import locked
 
 CHUNK = 1 << 20  # bytes per read
 TIMEOUT = 30.0  # seconds without a response
-
-
-def cache_folder() -> Path:
-    """Return the cache folder: $MAE_TRANSFER_CACHE, or mae_transfer in $XDG_CACHE_HOME or ~/.cache.
-
-    Its files can be created or downloaded again.
-    """
-    if own := os.environ.get("MAE_TRANSFER_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mae_transfer"
 
 
 def fetch(url: str, folder: Path, *, checksum: str | None = None) -> Path:

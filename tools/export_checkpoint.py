@@ -107,7 +107,7 @@ def export(
     known, source = choose_statistics(reference, loaded, given)
     about = checkpoints.training_metadata(reference)
     about |= {"reference": Path(reference).name, "source_sha256": loaded.sha256, "pretrain": pretrain_of(reference)}
-    about |= checkpoints.statistics.entry(checkpoints.statistics.Said(known, loaded.recorded or given is not None))
+    about |= checkpoints.RecordedStatistics(known, loaded.recorded or given is not None).entry()
     checkpoints.to_dtype(loaded.backbone, getattr(torch, dtype), where=reference)
     checkpoints.FORMATS[name](out, loaded.backbone, about)
     params = sum(parameter.numel() for parameter in loaded.backbone.parameters())
@@ -127,9 +127,9 @@ def export(
 def list_all() -> None:
     from mae_transfer import checkpoints
 
-    print("prefixes:", ", ".join(f"{prefix}:" for prefix in checkpoints.LAYOUTS if prefix), "(docs/backbones.md)")
+    print("prefixes:", ", ".join(f"{prefix}:" for prefix in checkpoints.PREFIXES if prefix), "(docs/backbones.md)")
     print("formats:", ", ".join(checkpoints.FORMATS))
-    for model in checkpoints.zoo.names():
+    for model in checkpoints.zoo_names():
         print(f"zoo:{model:31} Apache-2.0     part of this package (mae_transfer/zoo/README.md)")
     list_licences()
 

@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
-from mae_transfer.checkpoints.files import read
-from mae_transfer.checkpoints.layouts import Found, found
-from mae_transfer.checkpoints.names import core, unwrap
+from mae_transfer.checkpoints.layouts import EncoderWeights, as_encoder, read_tensors
 
 
-def lightly(path: Path) -> Found:
+def lightly(path: Path) -> EncoderWeights:
     """The encoder. timm's classifier was never trained, so it is dropped with the decoder."""
-    tensors = core(unwrap(read(path), "state_dict", where=path), where=path)
     drop = ("decoder.", "mask_token", "backbone.mask_token", "head.")
-    return found(tensors, drop=drop, positions="fixed", heads={192: 3, 384: 6}, where=path)
+    tensors = read_tensors(path, "state_dict")
+    return as_encoder(tensors, drop=drop, positions="fixed", heads={192: 3, 384: 6}, where=path)

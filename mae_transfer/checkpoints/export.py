@@ -1,4 +1,4 @@
-"""Export of encoders: this suite's own format, timm (and BEiT's release), transformers and detectron2's ViTDet."""
+"""Export of encoders: this package's own format, timm (and BEiT's release), transformers and detectron2's ViTDet."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae_transfer.checkpoints.files import write
-from mae_transfer.checkpoints.hf import processor, to_hf
-from mae_transfer.checkpoints.names import rename
-from mae_transfer.checkpoints.statistics import KEY as STATISTICS
+from mae_transfer.checkpoints.files import STATISTICS, write
+from mae_transfer.checkpoints.fit import released_name
 from mae_transfer.disk import whole, write_text
+from mae_transfer.models.mae import MAE
 from mae_transfer.models.timm_backbone import TimmBackbone
 from mae_transfer.models.vit import ViT
 
@@ -30,6 +29,11 @@ def export_backbone(path: Path, vit: ViT, *, about: Mapping[str, Any]) -> None:
     The metadata hold its architecture and `about`.
     """
     write(path, vit.state_dict(), {"format": FORMAT, "architecture": vit.cfg.model_dump(mode="json"), **about})
+
+
+def export_mae(path: Path, model: MAE, *, about: Mapping[str, Any]) -> None:
+    """Write encoder and decoder as .safetensors under MAE's released names."""
+    write(path, {released_name(name): tensor for name, tensor in model.state_dict().items()}, about)
 
 
 def export_ours(path: Path, backbone: ViT | TimmBackbone, about: Mapping[str, Any]) -> None:
@@ -78,7 +82,8 @@ def timm_names(backbone: ViT | TimmBackbone) -> dict[str, Tensor]:
         raise ValueError(f"timm has no model with {options}: export with --format ours")
     shared = cfg.relative_positions == "shared"
     table = "rel_pos_bias.relative_position_bias_table" if shared else r"blocks.\1.attn.relative_position_bias_table"
-    return rename(tensors, ((r"^rel_pos_bias\.(\d+)\.table$", table), (r"\.ls([12])\.gamma$", r".gamma_\1")))
+    renamed = ((re.sub(r"^rel_pos_bias\.(\d+)\.table$", table, name), tensor) for name, tensor in tensors.items())
+    return {re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name): tensor for name, tensor in renamed}
 
 
 def export_hf(path: Path, backbone: ViT | TimmBackbone, about: Mapping[str, Any]) -> None:
@@ -86,6 +91,8 @@ def export_hf(path: Path, backbone: ViT | TimmBackbone, about: Mapping[str, Any]
 
     It holds config.json, model.safetensors and, if the statistics are known, preprocessor_config.json.
     """
+    from mae_transfer.checkpoints.hf import processor, to_hf
+
     config, tensors = to_hf(_plain(backbone, "hf"))
     path.mkdir(parents=True, exist_ok=True)
     write(path / "model.safetensors", tensors, _metadata(about), framework="pt")
@@ -138,7 +145,7 @@ def detectron2_names(vit: ViT) -> dict[str, Tensor]:
 def _plain(backbone: ViT | TimmBackbone, name: str) -> ViT:
     if not isinstance(backbone, ViT):
         raise ValueError(
-            f"format {name!r} cannot hold timm's {type(backbone.model).__name__}, only this suite's encoder: "
+            f"format {name!r} cannot hold timm's {type(backbone.model).__name__}, only this package's encoder: "
             "use --format timm"
         )
     return backbone

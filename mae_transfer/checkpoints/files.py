@@ -1,4 +1,4 @@
-"""Weight files: reads that run no code, atomic writes, strict loading into a model."""
+"""Weight files: references to them, reads that run no code, atomic writes, strict loading into a model."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,18 +22,41 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mae_transfer.disk import whole
+from mae_transfer.core.normalize import Statistics, checked
+from mae_transfer.disk import at_home, whole
 
 Tensors = Mapping[str, Tensor]
 ABOUT = "mae_transfer"  # key of our entry in the metadata of a .safetensors file
 DIGEST = "content_sha256"  # key of the sha256 of the tensors and the rest of the metadata
+STATISTICS = "statistics"  # key of the image statistics in our entry
+HUB = ("model.safetensors", "pytorch_model.bin")  # weights in a folder of transformers or of timm on the hub
 SHOWN = 8  # names that an error message lists
 AGAIN = "download, copy or export it again"
+STEM = "patch_embed.proj.weight"  # every ViT and Swin has it; its position shows the wrapper and the prefix
+WRAPPERS = 3  # depth of nested dicts that are searched
 
 DAMAGED = (
     OSError, RuntimeError, EOFError, SafetensorError, zipfile.BadZipFile, zlib.error, ValueError, TypeError, KeyError,
     IndexError, AttributeError, MemoryError, OverflowError, AssertionError,
 )  # fmt: skip
+
+
+def split(reference: str | Path, prefixes: Collection[str]) -> tuple[str, str]:
+    """Return prefix and path of a reference PREFIX:PATH; the prefix of a bare path is "".
+
+    Only a known prefix counts, so a path may contain colons. A leading ~ becomes the home folder.
+
+    Raises:
+        ValueError: the text before the colon is not a prefix, and the reference is not a file either.
+    """
+    text = str(reference)
+    prefix, colon, rest = text.partition(":")
+    if colon and prefix and prefix in prefixes:
+        return prefix, at_home(rest)
+    if colon and not (os.sep in prefix or Path(at_home(text)).exists()):
+        known = ", ".join(f"{name}:" for name in prefixes if name)
+        raise ValueError(f"no layout {prefix!r} in {text!r}; use one of {known} or a bare path")
+    return "", at_home(text)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -99,6 +122,46 @@ def _refusal(path: Path, error: str) -> str:
     )
 
 
+def unwrap(
+    content: Mapping[str, Any], *keys: str, where: Path, stem: str | Collection[str] = STEM
+) -> dict[str, Tensor]:
+    """Return the tensors of a file without the dicts around them.
+
+    Args:
+        keys: the keys under which the layout stores its tensors; they take precedence. Otherwise the only dict with a
+            tensor named `stem` is taken: the file itself, or a dict within it under any key.
+        stem: end of the name of a tensor that every file of the layout has; of several, one is enough.
+    Raises:
+        ValueError: no dict holds such a tensor, or several do; the message lists the expected keys and the file's keys.
+    """
+    stems = (stem,) if isinstance(stem, str) else tuple(stem)
+    models = {path: tensors for path, tensors in _dicts(content) if any(name.endswith(stems) for name in tensors)}
+    for key in keys:
+        if inner := [path for path in models if path.split("/")[-1] == key]:
+            return models[min(inner, key=len)]
+    if "" in models or len(models) == 1:
+        return models.get("") or next(iter(models.values()))
+    if models:
+        raise ValueError(
+            f"{where} holds several models, under {', '.join(models)}; save the intended one in its own file"
+        )
+    names = [name for _, tensors in _dicts(content) for name in tensors]
+    wanted = f"{' or '.join(map(repr, keys))} entry with" if keys else "tensor named"
+    raise ValueError(
+        f"{where} has no {wanted} ...{' or ...'.join(stems)}: its keys are {shortened(list(content)) or 'none'}, "
+        f"its names {shortened(names) or 'none'}; name the file's layout"
+    )
+
+
+def _dicts(content: Mapping[str, Any], path: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield (path of keys, tensors) of a dict and of the dicts within it."""
+    yield path, {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    if depth < WRAPPERS:
+        for key, value in content.items():
+            if isinstance(value, dict):
+                yield from _dicts(value, f"{path}/{key}" if path else str(key), depth + 1)
+
+
 def metadata(path: Path) -> dict[str, Any]:
     """Return the metadata that `write` stored in a .safetensors file; empty if another program wrote the file."""
     try:
@@ -110,9 +173,20 @@ def metadata(path: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(about, dict):
         raise ValueError(
-            f"{path} has metadata that this suite did not write (a {type(about).__name__} under {ABOUT!r}); {AGAIN}"
+            f"{path} has metadata that this package did not write (a {type(about).__name__} under {ABOUT!r}); {AGAIN}"
         )
     return about
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; ValueError if the file holds none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is missing or not JSON ({type(error).__name__}); write it again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a JSON object; write it again")
+    return content
 
 
 def write(path: Path, tensors: Tensors, about: Mapping[str, Any], *, framework: str | None = None) -> None:
@@ -149,13 +223,55 @@ def content_digest(tensors: Tensors, about: Mapping[str, Any]) -> str:
 
 
 def _verify(path: Path, tensors: Tensors) -> None:
-    """Raise ValueError if a file of this suite does not match its digest; files without a digest pass."""
+    """Raise ValueError if a file of this package does not match its digest; files without a digest pass."""
     about = metadata(path)
     if DIGEST in about and about[DIGEST] != content_digest(tensors, about):
         raise ValueError(
             f"{path} is damaged: its tensors or metadata have changed (their sha256 differs from the recorded one); "
             f"{AGAIN}"
         )
+
+
+class RecordedStatistics(NamedTuple):
+    """Image statistics, and whether they are recorded for these weights or are the default of their layout."""
+
+    statistics: Statistics
+    recorded: bool
+
+    def entry(self) -> dict[str, Any]:
+        """Return the metadata entry of an export."""
+        mean, std = map(list, self.statistics)
+        return {STATISTICS: {"mean": mean, "std": std, "recorded": self.recorded}}
+
+
+def read_statistics(path: Path) -> RecordedStatistics | None:
+    """Return the recorded statistics of a weight file, or None.
+
+    Sources: the metadata of an export or a pretraining of this package, or timm's config.json beside a file of the hub.
+
+    Raises:
+        ValueError: the record does not hold valid image statistics.
+    """
+    about = metadata(path) if path.suffix == ".safetensors" else {}
+    for key in (STATISTICS, "recipe"):
+        part = about.get(key)
+        if isinstance(part, Mapping) and part.get("mean") is not None:
+            return RecordedStatistics(
+                _statistics(part, where=f"metadata ({key}) of {path}"), part.get("recorded") is not False
+            )
+    beside = path.parent / "config.json"
+    if path.name in HUB and beside.is_file():
+        part = read_json(beside).get("pretrained_cfg")
+        if isinstance(part, Mapping) and part.get("mean") is not None:
+            return RecordedStatistics(_statistics(part, where=f"pretrained_cfg in {beside}"), True)
+    return None
+
+
+def _statistics(part: Mapping[str, Any], *, where: str) -> Statistics:
+    mean, std = part.get("mean"), part.get("std")
+    if not (isinstance(mean, list) and isinstance(std, list)):
+        raise ValueError(f"{where}: mean {mean!r} and std {std!r} must be lists of numbers")
+    return checked(mean, std, where=where)
 
 
 def load_strict(
@@ -214,14 +330,13 @@ def shortened(names: Collection[str]) -> str:
 
 def weight_file(path: Path) -> Path:
     """Return the weight file: the path itself, or the weights in a directory of transformers' layout."""
-    names = ("model.safetensors", "pytorch_model.bin")
     if not path.is_dir():
         return path
-    for name in names:
+    for name in HUB:
         if (path / name).is_file():
             return path / name
     raise ValueError(
-        f"directory {str(path)!r} holds neither {' nor '.join(names)} (sharded files are not supported: save one file)"
+        f"directory {str(path)!r} holds neither {' nor '.join(HUB)} (sharded files are not supported: save one file)"
     )
 
 

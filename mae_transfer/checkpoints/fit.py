@@ -1,22 +1,33 @@
-"""Loads the tensors of a layout into an encoder with other options than the file's.
+"""Loads tensors into an encoder, or a whole MAE, with other options than the file's.
 
-The encoder may have another image size, no class token, no final norm, or other tables of relative positions.
+The image size may differ. An encoder may have no class token, no final norm, or other tables of relative positions.
 
 Legend: D width, R heads, T leading tokens (0 or 1 class token), N patches.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mae_transfer.checkpoints.files import check_finite, load_strict
-from mae_transfer.checkpoints.layouts import Found
+from mae_transfer.checkpoints.files import check_finite, load_strict, read, unwrap
 from mae_transfer.config import validate
-from mae_transfer.core.positions import relative_rows, resample, resample_axis, resample_filters, resample_relative
+from mae_transfer.core.normalize import IMAGENET, Statistics
+from mae_transfer.core.positions import (
+    fixed_grid,
+    relative_rows,
+    resample,
+    resample_axis,
+    resample_filters,
+    resample_relative,
+    sincos_2d,
+)
+from mae_transfer.models.mae import MAE
 from mae_transfer.models.vit import ViT, ViTConfig
 
 MAY_CHANGE = (
@@ -29,8 +40,23 @@ GIVE_HEADS = (
 )
 
 
-def fit(found: Found, changes: Mapping[str, Any], *, where: str) -> ViT:
-    """Return the encoder of found.architecture with `changes` (fields of ViTConfig), filled with the tensors found.
+class EncoderWeights(NamedTuple):
+    """The content of a file under this package's names."""
+
+    architecture: ViTConfig  # `heads` is None if neither the file nor the layout determines it
+    tensors: dict[str, Tensor]  # of the encoder
+    head: dict[str, Tensor]  # of the classifier: fc_norm.* and head.*; empty if the file has none
+    statistics: Statistics = IMAGENET  # normalisation of the images in the layout's releases
+    recorded: Statistics | None = None  # normalisation that the file records
+    counts: tuple[int, ...] = ()  # published numbers of heads for this width, if `heads` is None
+
+    def build(self, changes: Mapping[str, Any], *, where: str) -> ViT:
+        """Call `fit`."""
+        return fit(self, changes, where=where)
+
+
+def fit(weights: EncoderWeights, changes: Mapping[str, Any], *, where: str) -> ViT:
+    """Return the encoder of these weights with `changes` (fields of ViTConfig).
 
     The changes act on the tensors as follows:
     image_size: absolute positions are resampled bicubically with antialiasing (timm's resampling), relative tables
@@ -44,19 +70,19 @@ def fit(found: Found, changes: Mapping[str, Any], *, where: str) -> ViT:
     Raises:
         ValueError: a change is impossible, or a tensor is unexpected or missing.
     """
-    check_dimensions(found.tensors, where=where)
-    if found.counts and not changes.get("heads"):
-        width, counts = found.tensors["patch_embed.proj.weight"].shape[0], " or ".join(map(str, found.counts))
+    _check_dimensions(weights.tensors, where=where)
+    if weights.counts and not changes.get("heads"):
+        width, counts = weights.tensors["patch_embed.proj.weight"].shape[0], " or ".join(map(str, weights.counts))
         raise ValueError(
             f"{where}: encoders of width {width} are published with {counts} heads, and the file does not store the "
             f"number; {GIVE_HEADS}"
         )
-    check_finite(found.head, where=where)
-    old, new = found.architecture, changed(found.architecture, changes, where=where)
+    check_finite(weights.head, where=where)
+    old, new = weights.architecture, change(weights.architecture, changes, where=where)
     vit = ViT(new)
     tensors = {  # half precision is widened before anything is resampled
         name: tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-        for name, tensor in found.tensors.items()
+        for name, tensor in weights.tensors.items()
     }
     absent: list[str] = []
     if old.final_norm and not new.final_norm:
@@ -76,14 +102,14 @@ def fit(found: Found, changes: Mapping[str, Any], *, where: str) -> ViT:
         rows = {name: len(parameter) for name, parameter in vit.named_parameters()}
         tensors |= {name: resample_axis(table, rows.get(name, len(table))) for name, table in tables.items()}
     elif new.relative_positions != "none":
-        tensors |= bias_tables(tables, old, new)
+        tensors |= _bias_tables(tables, old, new)
     if old.layer_scale is None:
         absent += [name for name in vit.state_dict() if ".ls" in name]
     load_strict(vit, tensors, absent=absent, where=where)
     return vit
 
 
-def check_dimensions(tensors: Mapping[str, Tensor], *, where: str) -> None:
+def _check_dimensions(tensors: Mapping[str, Tensor], *, where: str) -> None:
     """Raise ValueError unless the tensors that `fit` resamples have the right number of dimensions."""
     if "patch_embed.proj.weight" not in tensors:
         raise ValueError(f"{where} has no patch_embed.proj.weight: give a file that holds a full encoder")
@@ -95,7 +121,7 @@ def check_dimensions(tensors: Mapping[str, Tensor], *, where: str) -> None:
             )
 
 
-def changed(old: ViTConfig, changes: Mapping[str, Any], *, where: str) -> ViTConfig:
+def change(old: ViTConfig, changes: Mapping[str, Any], *, where: str) -> ViTConfig:
     """Return the architecture with the changes.
 
     Raises:
@@ -132,7 +158,7 @@ def changed(old: ViTConfig, changes: Mapping[str, Any], *, where: str) -> ViTCon
     return new
 
 
-def bias_tables(tables: Mapping[str, Tensor], old: ViTConfig, new: ViTConfig) -> dict[str, Tensor]:
+def _bias_tables(tables: Mapping[str, Tensor], old: ViTConfig, new: ViTConfig) -> dict[str, Tensor]:
     """Return the new encoder's tables of relative-position biases, (rows, R).
 
     Each is the old table of the first block that reads it, resampled to the new grid.
@@ -149,3 +175,66 @@ def bias_tables(tables: Mapping[str, Tensor], old: ViTConfig, new: ViTConfig) ->
             fitted[name(after)] = resample_relative(table, grids[0], grids[1], leading=int(new.class_token))
     unread = set(tables) - {name(before) for before in read}
     return fitted | {extra: tables[extra] for extra in unread}
+
+
+def released_name(name: str) -> str:
+    """Return the name in MAE's release of a parameter of models.mae.MAE.
+
+    For example "decoder.blocks.0.norm1.weight" -> "decoder_blocks.0.norm1.weight".
+    """
+    if name == "decoder.mask_token":
+        return "mask_token"
+    part, _, rest = name.partition(".")
+    if part not in ("encoder", "decoder"):
+        raise ValueError(f"MAE's released layout cannot hold {name!r} (it has no mask token in the encoder)")
+    return rest if part == "encoder" else f"decoder_{rest}"
+
+
+def load_mae(model: MAE, path: Path) -> None:
+    """Load a released `*_full.pth` (MAE with its decoder), to continue pretraining or to draw reconstructions."""
+    tensors = unwrap(read(path), "model", where=path)
+    names = {released_name(name): name for name in model.state_dict()}
+    fill(model, {names.get(name, name): tensor for name, tensor in tensors.items()}, where=str(path))
+
+
+def fill(model: MAE, tensors: Mapping[str, Tensor], *, where: str) -> None:
+    """Load tensors strictly into a model whose image size may differ from that of the tensors.
+
+    The positions of encoder and decoder are adapted: a fixed sin-cos table is computed again, any other table is
+    resampled bicubically, and so are tables of relative positions. ValueError if anything else does not fit.
+    """
+    fitted = dict(tensors)
+    for name, wanted in model.state_dict().items():
+        stored = tensors.get(name)
+        if stored is None or stored.ndim != wanted.ndim:
+            continue
+        if name in ("encoder.pos_embed", "decoder.pos_embed") and stored.shape[2] == wanted.shape[2]:
+            fitted[name] = _positions(stored, model, where=f"{name} in {where}")
+        elif stored.shape == wanted.shape:
+            continue
+        elif name.startswith("encoder.rel_pos_bias.") and stored.shape[1] == wanted.shape[1]:
+            leading = model.encoder.leading
+            side = (math.isqrt(max(0, len(stored) - 3 * leading)) + 1) // 2
+            if (2 * side - 1) ** 2 + 3 * leading != len(stored):
+                raise ValueError(
+                    f"{name} in {where} has {len(stored)} rows, which is no square grid: use the image size of the file"
+                )
+            fitted[name] = resample_relative(stored, (side, side), model.encoder.grid, leading=leading)
+    load_strict(model, fitted, where=where)
+
+
+def _positions(stored: Tensor, model: MAE, *, where: str) -> Tensor:
+    """Return a table (1, T + N, D) for the model's grid.
+
+    The number of rows does not determine the shape of a grid, but the values of a fixed table do.
+    """
+    leading, dim, grid = model.encoder.leading, stored.shape[2], model.encoder.grid
+    patches = max(0, stored.shape[1] - leading)
+    if fixed_grid(stored, leading=leading) not in (None, grid):
+        return sincos_2d(dim, grid, leading=leading).to(stored.dtype)
+    if patches == grid[0] * grid[1]:
+        return stored
+    side = math.isqrt(patches)
+    if side < 1 or side**2 != patches:
+        raise ValueError(f"{where} has {stored.shape[1]} rows, which is no square grid: use the image size of the file")
+    return resample(stored, (side, side), grid, leading=leading)

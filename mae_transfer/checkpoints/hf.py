@@ -1,7 +1,7 @@
 """Import and export of transformers' layout (ViT, ViTMAE, BEiT, DINOv2): weights with a config.json beside them.
 
-One table of names per model type serves both directions. These files hold query, key and value separately; this suite
-joins them.
+One table of names per model type serves both directions. These files hold query, key and value separately; this
+package joins them.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
-from mae_transfer.checkpoints.files import named, read, weight_file
-from mae_transfer.checkpoints.layouts import HALF, Found
-from mae_transfer.checkpoints.names import core, join_qkv, unwrap
-from mae_transfer.checkpoints.statistics import read_json
+from mae_transfer.checkpoints.files import named, read, read_json, unwrap, weight_file
+from mae_transfer.checkpoints.fit import EncoderWeights
+from mae_transfer.checkpoints.layouts import HALF, join_qkv, strip_prefix
 from mae_transfer.config import validate
 from mae_transfer.core.normalize import IMAGENET, Statistics, checked
 from mae_transfer.models.vit import ViT, ViTConfig
@@ -29,7 +28,7 @@ VIT_BLOCK = {
     "norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.output.dense",
     "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense",
 }  # fmt: skip
-BLOCKS: dict[str, dict[str, str]] = {  # model type -> {this suite's name within a block: transformers' name}
+BLOCKS: dict[str, dict[str, str]] = {  # model type -> {this package's name within a block: transformers' name}
     "vit": VIT_BLOCK,
     "vit_mae": VIT_BLOCK,
     "beit": VIT_BLOCK | {"ls1.gamma": "lambda_1", "ls2.gamma": "lambda_2"},
@@ -43,7 +42,7 @@ DROP = ("embeddings.mask_token", "pooler.dense.", "decoder.", "lm_head.")
 HEADS = {"classifier.": "head.", "pooler.layernorm.": "fc_norm."}
 
 
-def hf(path: Path) -> Found:
+def hf(path: Path) -> EncoderWeights:
     """Read a directory of `save_pretrained`, or a weight file with config.json beside it."""
     file = weight_file(path)
     stem = "embeddings.patch_embeddings.projection.weight"
@@ -53,7 +52,7 @@ def hf(path: Path) -> Found:
         name.endswith("layernorm.weight") and name != "layernorm.weight" and "layer." not in name for name in tensors
     ):  # BEiT for masked image modelling has a second norm outside the encoder
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("layernorm.")}
-    tensors = core(tensors, where=file, stem=stem)
+    tensors = strip_prefix(tensors, where=file, stem=stem)
     tensors = {
         name: tensor
         for name, tensor in tensors.items()
@@ -70,11 +69,11 @@ def hf(path: Path) -> Found:
     renamed = join_qkv(renamed, f"{ATTENTION}.query", f"{ATTENTION}.key", f"{ATTENTION}.value")
     renamed = {name.replace("encoder.layer.", "blocks."): tensor for name, tensor in renamed.items()}
     default = HALF if kind in ("vit", "beit") else IMAGENET
-    return Found(architecture, renamed, head, default, _processor(file.parent / "preprocessor_config.json"))
+    return EncoderWeights(architecture, renamed, head, default, _processor(file.parent / "preprocessor_config.json"))
 
 
 def names(cfg: ViTConfig, model_type: str) -> dict[str, str]:
-    """Return a dict of this suite's names -> transformers' names, without query, key and value.
+    """Return a dict of this package's names -> transformers' names, without query, key and value.
 
     A name without its last part stands for weight and bias.
     """
@@ -175,7 +174,7 @@ def _hf_config(vit: ViT, kind: str) -> dict[str, Any]:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    """Return config.json; ValueError if this suite's encoder cannot hold the model that it describes."""
+    """Return config.json; ValueError if this package's encoder cannot hold the model that it describes."""
     config = read_json(path)
     if config.get("model_type") not in list(BLOCKS):  # a list, because the value may be unhashable
         raise ValueError(f"{path} describes a {config.get('model_type')!r}; supported are {', '.join(BLOCKS)}")

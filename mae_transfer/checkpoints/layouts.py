@@ -1,23 +1,23 @@
 """Released layouts of plain ViTs. The user names the layout; it is never guessed from keys.
 
-This suite's encoder uses the names of MAE's release, which are timm's. Most layouts therefore need no renaming and
-differ only in the tensors to drop and the number of heads. Wrappers and prefixes are found by pattern (names.unwrap,
-names.core). Each function turns a file into a `Found`; `fit.fit` then loads it strictly into an encoder.
+This package's encoder uses the names of MAE's release, which are timm's. Most layouts therefore need no renaming and
+differ only in the tensors to drop and the number of heads. `read_tensors` finds wrappers and prefixes by pattern. Each
+layout is a function from a file to EncoderWeights, which `fit` then loads strictly.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mae_transfer.checkpoints.files import Tensors, named, read, shortened
-from mae_transfer.checkpoints.names import STEM, core, join_qkv, rename, unwrap
+from mae_transfer.checkpoints.files import STEM, Tensors, metadata, named, read, shortened, unwrap, weight_file
+from mae_transfer.checkpoints.fit import EncoderWeights
 from mae_transfer.config import validate
 from mae_transfer.core.normalize import IMAGENET, Statistics, checked
 from mae_transfer.core.positions import fixed_grid, sincos_2d
@@ -28,34 +28,43 @@ HALF = Statistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 PUBLISHED_HEADS = {192: (3, 12), 384: (6, 12)}  # 192: DeiT and MAE-Lite; 384: DeiT, DINO, iBOT, DINOv2 and MoCo v3
 MAE_DECODER = ("mask_token", "decoder_embed.", "decoder_pos_embed", "decoder_blocks.", "decoder_norm.", "decoder_pred.")
 
+SIGNS: tuple[tuple[tuple[str, ...], Callable[[set[str], set[str]], bool]], ...] = (
+    (("moco-v3",), lambda top, names: _starts(names, "module.base_encoder.")),
+    (("augreg",), lambda top, names: _starts(names, "Transformer/")),
+    (("mmpretrain",), lambda top, names: "backbone.layers.0.ln1.weight" in names),
+    (("moby",), lambda top, names: _starts(names, "encoder_k.")),
+    (("esvit",), lambda top, names: "teacher" in top and any("layers.0.blocks.0." in name for name in names)),
+    (("simmim",), lambda top, names: "encoder.mask_token" in names),
+    (("hf",), lambda top, names: any(name.endswith("embeddings.cls_token") for name in names)),
+    (("ibot",), lambda top, names: any(name.endswith("masked_embed") for name in names)),
+    (("dino", "ibot"), lambda top, names: "teacher" in top),
+    (("beit",), lambda top, names: "blocks.0.attn.q_bias" in names),
+    (("dinov2",), lambda top, names: "blocks.0.ls1.gamma" in names),
+    (("mae-full",), lambda top, names: "decoder_embed.weight" in names),
+    (("mae-finetuned",), lambda top, names: "fc_norm.weight" in names),
+    (("deit", "mae-finetuned"), lambda top, names: "head.weight" in names),
+    (("mae", "deit"), lambda top, names: "model" in top and "blocks.0.attn.qkv.weight" in names),
+    (("dino", "deit", "mae"), lambda top, names: "blocks.0.attn.qkv.weight" in names),
+)
+"""(layouts, test of the file's keys and of the names of its tensors), for error messages; the first match counts."""
 
-class Found(NamedTuple):
-    """The content of a file in this suite's terms."""
 
-    architecture: ViTConfig  # `heads` is None if neither the file nor the layout determines it
-    tensors: dict[str, Tensor]  # of the encoder, under this suite's names
-    head: dict[str, Tensor]  # of the classifier: fc_norm.* and head.*; empty if the file has none
-    statistics: Statistics = IMAGENET  # normalisation of the images in the layout's releases
-    recorded: Statistics | None = None  # normalisation that the file records
-    counts: tuple[int, ...] = ()  # published numbers of heads for this width, if `heads` is None
-
-
-def mae(path: Path) -> Found:
+def mae(path: Path) -> EncoderWeights:
     """Read mae_pretrain_*.pth, or detectron2's mirror of them."""
-    return found(_encoder(path, "model"), positions="fixed", where=path)
+    return as_encoder(read_tensors(path, "model"), positions="fixed", where=path)
 
 
-def mae_full(path: Path) -> Found:
+def mae_full(path: Path) -> EncoderWeights:
     """Read the encoder of *_full.pth or mae_visualize_*.pth, which also hold the decoder (`load_mae` reads both)."""
-    return found(_encoder(path, "model"), drop=MAE_DECODER, positions="fixed", where=path)
+    return as_encoder(read_tensors(path, "model"), drop=MAE_DECODER, positions="fixed", where=path)
 
 
-def mae_finetuned(path: Path) -> Found:
+def mae_finetuned(path: Path) -> EncoderWeights:
     """Read mae_finetuned_*.pth. Mean-pooled models have fc_norm and no norm; positions were trained."""
-    return found(_encoder(path, "model"), classifier=True, where=path)
+    return as_encoder(read_tensors(path, "model"), classifier=True, where=path)
 
 
-def moco_v3(path: Path) -> Found:
+def moco_v3(path: Path) -> EncoderWeights:
     """Read MoCo v3: the base encoder without its projector.
 
     ViT-S has 12 heads. The sin-cos table (rows first) is loaded as stored.
@@ -66,38 +75,38 @@ def moco_v3(path: Path) -> Found:
             f"{path} has a convolutional stem ({stem} ...), which this encoder does not support; "
             "use the ViT with a patch embedding"
         )
-    tensors = core(tensors, "base_encoder", where=path)
+    tensors = strip_prefix(tensors, "base_encoder", where=path)
     tensors = {
         name: tensor
         for name, tensor in tensors.items()
         if not re.match(r"(module\.)?(momentum_encoder|predictor)\.", name)
     }
-    return found(tensors, drop=("head.",), positions="fixed", heads={384: 12}, where=path)
+    return as_encoder(tensors, drop=("head.",), positions="fixed", heads={384: 12}, where=path)
 
 
-def dino(path: Path) -> Found:
+def dino(path: Path) -> EncoderWeights:
     """Read DINO: a flat backbone, or the teacher of a full checkpoint; its head is a projector and is dropped.
 
     DINO's code resamples positions without antialiasing and with an offset of 0.1, so at other image sizes its features
     differ slightly from these.
     """
-    return found(_encoder(path, "teacher"), drop=HEAD, heads={192: 3, 384: 6}, where=path)
+    return as_encoder(read_tensors(path, "teacher"), drop=HEAD, heads={192: 3, 384: 6}, where=path)
 
 
-def ibot(path: Path) -> Found:
+def ibot(path: Path) -> EncoderWeights:
     """Read iBOT: an extracted backbone under "state_dict", or the teacher of a full checkpoint."""
-    return found(
-        _encoder(path, "state_dict", "teacher"), drop=(*HEAD, "masked_embed"), heads={192: 3, 384: 6}, where=path
+    return as_encoder(
+        read_tensors(path, "state_dict", "teacher"), drop=(*HEAD, "masked_embed"), heads={192: 3, 384: 6}, where=path
     )
 
 
-def deit(path: Path) -> Found:
+def deit(path: Path) -> EncoderWeights:
     """Read DeiT, DeiT III or a supervised ViT of timm. A distilled model is refused because it has a second token.
 
     MoCo v3's conversion to DeiT's names keeps its sin-cos table. A ViT-S with such a table may have 12 heads instead of
     DeiT's 6, so the user must pass the number.
     """
-    tensors = rename(_encoder(path, "model"), ((r"^(blocks\.\d+)\.gamma_([12])$", r"\1.ls\2.gamma"),))
+    tensors = rename(read_tensors(path, "model"), ((r"^(blocks\.\d+)\.gamma_([12])$", r"\1.ls\2.gamma"),))
     if "dist_token" in tensors:
         name = "timm:deit_base_distilled_patch16_224@FILE"
         raise ValueError(
@@ -105,15 +114,15 @@ def deit(path: Path) -> Found:
             f"load it through timm, e.g. {name}"
         )
     heads = {} if _is_sincos(tensors.get("pos_embed")) else {192: 3, 384: 6}
-    return found(tensors, drop=("pre_logits.",), classifier=True, heads=heads, where=path)
+    return as_encoder(tensors, drop=("pre_logits.",), classifier=True, heads=heads, where=path)
 
 
-def dinov2(path: Path) -> Found:
+def dinov2(path: Path) -> EncoderWeights:
     """Read DINOv2 without registers and with a plain MLP (S, B, L).
 
     Positions are made for 518 px. Chunked block names (blocks.0.3.) are flattened.
     """
-    tensors = _encoder(path, "teacher")
+    tensors = read_tensors(path, "teacher")
     if any(re.match(r"blocks\.\d+\.\d+\.", name) for name in tensors):
         tensors = rename(tensors, ((r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),))
     for name, what in (
@@ -126,29 +135,25 @@ def dinov2(path: Path) -> Found:
                 f"{path} has {what} ({name}), which this encoder does not support; "
                 "load it through timm, e.g. timm:vit_small_patch14_reg4_dinov2"
             )
-    return found(tensors, drop=("mask_token", "dino_head.", "ibot_head."), heads={384: 6}, where=path)
+    return as_encoder(tensors, drop=("mask_token", "dino_head.", "ibot_head."), heads={384: 6}, where=path)
 
 
-def beit(path: Path) -> Found:
+def beit(path: Path) -> EncoderWeights:
     """Read BEiT, self-supervised (one shared table) or fine-tuned (a table per block).
 
     The key has no bias; LayerScale is gamma_1 and gamma_2. The releases, trained on ImageNet-22k, normalise images with
     0.5 and 0.5. A file of BEiT's training script records its own choice under "args".
     """
     content = read(path)
-    tensors = _beit_names(core(unwrap(content, "model", "module", where=path), where=path))
+    tensors = rename_beit(strip_prefix(unwrap(content, "model", "module", where=path), where=path))
     flag = getattr(content.get("args"), "imagenet_default_mean_and_std", None)
     recorded = None if flag is None else IMAGENET if flag else HALF
-    result = found(tensors, drop=("lm_head.", "mask_token"), classifier=True, where=path)
+    result = as_encoder(tensors, drop=("lm_head.", "mask_token"), classifier=True, where=path)
     return result._replace(statistics=HALF, recorded=recorded)
 
 
-def simmim(tensors: Tensors, *, where: Path) -> Found:
-    """Convert SimMIM's ViT, pretrained (one shared table) or fine-tuned: BEiT's names, ImageNet's statistics."""
-    return found(_beit_names(tensors), drop=("decoder.", "mask_token"), classifier=True, where=where)
-
-
-def _beit_names(tensors: Tensors) -> dict[str, Tensor]:
+def rename_beit(tensors: Tensors) -> dict[str, Tensor]:
+    """Return BEiT's tensors under this package's names, without the tables of indices."""
     rules = (
         (r"^rel_pos_bias\.relative_position_bias_table$", "rel_pos_bias.0.table"),
         (r"^blocks\.(\d+)\.attn\.relative_position_bias_table$", r"rel_pos_bias.\1.table"),
@@ -159,13 +164,13 @@ def _beit_names(tensors: Tensors) -> dict[str, Tensor]:
     )
 
 
-def mmpretrain(path: Path) -> Found:
+def mmpretrain(path: Path) -> EncoderWeights:
     """Read a ViT of mmpretrain or mmselfsup (MAE, MoCo v3 ...).
 
     The names differ from ours. Sin-cos tables (rows first) are loaded as stored.
     """
     stem = "patch_embed.projection.weight"
-    tensors = core(unwrap(read(path), "state_dict", where=path, stem=stem), "backbone", where=path, stem=stem)
+    tensors = strip_prefix(unwrap(read(path), "state_dict", where=path, stem=stem), "backbone", where=path, stem=stem)
     recorded = _preprocessor(tensors, where=path)
     rules = (
         (r"^patch_embed\.projection\.", "patch_embed.proj."),
@@ -178,7 +183,7 @@ def mmpretrain(path: Path) -> Found:
         (r"^head\.(?:fc|layers\.head)\.", "head."),
     )
     drop = ("neck.", "data_preprocessor.", "target_generator.", "momentum_encoder.")
-    return found(rename(tensors, rules), drop=drop, classifier=True, where=path)._replace(recorded=recorded)
+    return as_encoder(rename(tensors, rules), drop=drop, classifier=True, where=path)._replace(recorded=recorded)
 
 
 def _preprocessor(tensors: Tensors, *, where: Path) -> Statistics | None:
@@ -190,7 +195,7 @@ def _preprocessor(tensors: Tensors, *, where: Path) -> Statistics | None:
     return checked(mean, std, where=f"data_preprocessor in {where}")
 
 
-def augreg(path: Path) -> Found:
+def augreg(path: Path) -> EncoderWeights:
     """Read Google's .npz files (AugReg and the original ViTs).
 
     They have flax names and transposed kernels, and their shapes give the number of heads. Images are normalised with
@@ -219,12 +224,12 @@ def augreg(path: Path) -> Found:
     heads = {query.shape[0]: query.shape[1]}
     tensors = {name: _from_flax(name, tensor) for name, tensor in tensors.items()}
     joined = join_qkv(tensors, "attn.query", "attn.key", "attn.value")
-    return found(joined, drop=("pre_logits.",), classifier=True, heads=heads, where=path)._replace(statistics=HALF)
+    return as_encoder(joined, drop=("pre_logits.",), classifier=True, heads=heads, where=path)._replace(statistics=HALF)
 
 
-def _encoder(path: Path, *keys: str) -> dict[str, Tensor]:
-    """Return the encoder's tensors without wrapper and prefix; of a student and a teacher, the teacher's."""
-    return core(unwrap(read(path), *keys, where=path), "teacher", where=path)
+def read_tensors(path: Path, *keys: str) -> dict[str, Tensor]:
+    """Return the tensors of a file without wrapper (`unwrap`) and prefix; of a student and a teacher, the teacher's."""
+    return strip_prefix(unwrap(read(path), *keys, where=path), "teacher", where=path)
 
 
 def _from_flax(name: str, tensor: Tensor) -> Tensor:
@@ -240,7 +245,7 @@ def _from_flax(name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def found(
+def as_encoder(
     tensors: Tensors,
     *,
     drop: Collection[str] = (),
@@ -248,8 +253,8 @@ def found(
     positions: str = "learned",
     heads: Mapping[int, int] | None = None,
     where: Path,
-) -> Found:
-    """Split tensors under this suite's names into encoder and head, without `drop`.
+) -> EncoderWeights:
+    """Split tensors under this package's names into encoder and head, without `drop`.
 
     A position table without a row for the class token (DeiT III) gets a row of zeros, which is equivalent.
 
@@ -265,12 +270,14 @@ def found(
         and math.isqrt(table.shape[1]) ** 2 == table.shape[1] > 1
     ):
         kept["pos_embed"] = torch.cat([torch.zeros_like(table[:, :1]), table], dim=1)
-    cfg = architecture(kept, pooled="fc_norm.weight" in head, positions=positions, heads=heads or {}, where=where)
+    cfg = _architecture(kept, pooled="fc_norm.weight" in head, positions=positions, heads=heads or {}, where=where)
     counts = () if cfg.heads else PUBLISHED_HEADS.get(kept[STEM].shape[0], ())
-    return Found(cfg, kept, head, counts=counts)
+    return EncoderWeights(cfg, kept, head, counts=counts)
 
 
-def architecture(tensors: Tensors, *, pooled: bool, positions: str, heads: Mapping[int, int], where: Path) -> ViTConfig:
+def _architecture(
+    tensors: Tensors, *, pooled: bool, positions: str, heads: Mapping[int, int], where: Path
+) -> ViTConfig:
     """Return the architecture, derived from shapes and names.
 
     The number of heads follows from a table of relative positions; otherwise it is the layout's, or None.
@@ -282,7 +289,7 @@ def architecture(tensors: Tensors, *, pooled: bool, positions: str, heads: Mappi
     ranks = {STEM: 4, "blocks.0.mlp.fc1.weight": 2, table: 3 if table == "pos_embed" else 2}
     if lost := [name for name in ranks if name not in tensors]:
         raise ValueError(
-            f"{where} has no {' and no '.join(lost)}; its names (in this suite's terms) are "
+            f"{where} has no {' and no '.join(lost)}; its names (in this package's terms) are "
             f"{shortened(sorted(tensors))}"
         )
     if flat := [
@@ -349,3 +356,119 @@ def _is_sincos(table: Tensor | None) -> bool:
         return False
     ours = sincos_2d(dim, (side, side))
     return any(torch.allclose(table.float(), turned, atol=1e-4) for turned in (ours, ours.roll(dim // 2, dims=2)))
+
+
+def rename(tensors: Tensors, rules: Collection[tuple[str, str]]) -> dict[str, Tensor]:
+    """Return the tensors with the regular expressions of `rules` replaced in their names, in order.
+
+    Raises:
+        ValueError: two tensors would get the same name.
+    """
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        new = name
+        for pattern, replacement in rules:
+            new = re.sub(pattern, replacement, new)
+        if new in renamed:
+            raise ValueError(f"two tensors would be named {new}, one of them {name}: name the file's layout")
+        renamed[new] = tensor
+    return renamed
+
+
+def join_qkv(tensors: Tensors, query: str, key: str, value: str) -> dict[str, Tensor]:
+    """Return the tensors with query, key and value of each block joined into attn.qkv.
+
+    If the key has no bias, the other two biases become q_bias and v_bias.
+    """
+    joined = dict(tensors)
+    for name in [name for name in tensors if f".{query}." in name]:
+        stem, _, kind = name.partition(f".{query}.")
+        parts = {part: joined.pop(f"{stem}.{part}.{kind}", None) for part in (query, key, value)}
+        if parts[key] is None and kind == "bias" and parts[value] is not None:
+            joined[f"{stem}.attn.q_bias"], joined[f"{stem}.attn.v_bias"] = parts[query], parts[value]  # type: ignore[assignment]
+        elif any(part is None for part in parts.values()):
+            lost = ", ".join(part for part, tensor in parts.items() if tensor is None)
+            raise ValueError(f"{stem} has {name} but no {lost} ({kind}): the file is incomplete, save it again")
+        else:
+            found = [part for part in parts.values() if part is not None]
+            if len({part.shape[1:] for part in found}) > 1 or not found[0].ndim:
+                shapes = [tuple(part.shape) for part in found]
+                raise ValueError(
+                    f"{name}: query, key and value of {stem} have shapes {shapes}, which cannot be joined: "
+                    "save the file again"
+                )
+            joined[f"{stem}.attn.qkv.{kind}"] = torch.cat(found)
+    return joined
+
+
+def strip_prefix(tensors: Tensors, *prefer: str, where: Path, stem: str = STEM) -> dict[str, Tensor]:
+    """Return the tensors without the common prefix of the encoder's names ("module.backbone.", "encoder." ...).
+
+    Tensors outside the encoder lose only the part of the prefix that all names share. If several encoders have a
+    `stem`, the one whose prefix contains a word of `prefer` is taken, and the tensors of the others are dropped.
+
+    Raises:
+        ValueError: no tensor is named `stem`, or several encoders have one and none is preferred.
+    """
+    prefixes = [name.removesuffix(stem) for name in tensors if name == stem or name.endswith(f".{stem}")]
+    if not prefixes:
+        raise ValueError(
+            f"{where} has no tensor named ...{stem}; its names are {shortened(list(tensors)) or 'none'}: "
+            "name the file's layout"
+        )
+    preferred = next(
+        (found for word in prefer if (found := [prefix for prefix in prefixes if word in prefix.split(".")])), prefixes
+    )
+    if preferred is prefixes and len(prefixes) > 1:
+        raise ValueError(
+            f"{where} holds several encoders, under {', '.join(map(repr, prefixes))}; "
+            "save the intended one in its own file"
+        )
+    own = min(preferred, key=len)
+    others = tuple(prefix for prefix in prefixes if prefix not in ("", own))
+    kept = {name: tensor for name, tensor in tensors.items() if name.startswith(own) or not name.startswith(others)}
+    return _without(kept, own)
+
+
+def _without(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
+    """Return the tensors without a prefix; other tensors lose the part of it that every name has."""
+    words, shared = prefix.split(".")[:-1], ""
+    for word in words:
+        if not all(name.startswith(f"{shared}{word}.") for name in tensors):
+            break
+        shared += f"{word}."
+    stripped = {
+        name.removeprefix(prefix if name.startswith(prefix) else shared): tensor for name, tensor in tensors.items()
+    }
+    if len(stripped) < len(tensors):
+        both = next(name for name in tensors if prefix + name in tensors)
+        raise ValueError(
+            f"names with and without the prefix {prefix!r} collide, e.g. {both}: save the encoder in its own file"
+        )
+    return stripped
+
+
+def looks_like(path: Path) -> tuple[str, ...]:
+    """Return the prefixes of the layouts that a file looks like; "" is this package's own.
+
+    For error messages only: loading always follows the reference. The result is empty if no test matches or the file
+    cannot be read.
+    """
+    try:
+        file = weight_file(path)
+        if file.suffix == ".safetensors" and metadata(file).get("format"):
+            return ("",)
+        content = read(file)
+    except ValueError:
+        return ()
+    inner: dict[str, Any] = next(
+        (content[key] for key in ("model", "state_dict", "teacher") if isinstance(content.get(key), dict)), content
+    )
+    names = {str(name) for name in inner}
+    prefixes = {stem.removesuffix(STEM) for stem in names if stem.endswith(f".{STEM}")}
+    names |= {name.removeprefix(prefix) for prefix in prefixes for name in names}  # as strip_prefix does
+    return next((prefixes for prefixes, sign in SIGNS if sign(set(content), names)), ())
+
+
+def _starts(names: set[str], prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in names)

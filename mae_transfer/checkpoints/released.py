@@ -1,4 +1,6 @@
-"""Released weights by name: URL, layout, licence, and the published checksum if there is one.
+"""Weights by name, released (downloaded once) or of the zoo (part of this package), and the origin of any weights.
+
+RELEASED holds URL, layout, licence, and the published checksum if there is one.
 
 Sources: README, FINETUNE.md, CONFIG.md, MODEL_CARD.md and demo of facebookresearch/{mae, moco-v3, dino, dinov2, deit}
 and microsoft/unilm (beit). MAE publishes the first digits of the md5. DeiT's file names hold the first digits of the
@@ -8,14 +10,26 @@ sha256. The others publish no checksum.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import logging
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from mae_transfer.checkpoints.files import metadata, read, sha256, split
+from mae_transfer.disk import cache_folder
+from mae_transfer.record import Record, Weights
 
 NON_COMMERCIAL = "CC-BY-NC 4.0"
+ZOO = Path(__file__).parents[1] / "zoo"  # small backbones that this project trained
+SUMS = "SHA256SUMS"  # in ZOO: a line per weight file, as sha256sum writes it
+RECORD = "record"  # key in the metadata of a file that this package wrote
+RANDOM = Weights(kind="random", name="none")
 LOG = logging.getLogger(__name__)
 
 
-class Weights(NamedTuple):
+class ReleasedFile(NamedTuple):
     """One released file."""
 
     layout: str  # prefix of checkpoints.LAYOUTS
@@ -24,7 +38,7 @@ class Weights(NamedTuple):
     checksum: str | None  # algorithm and published digits, e.g. "md5:8cad7c" or "sha256:a1311bcf"
 
 
-def weights(name: str) -> Weights:
+def find_released(name: str) -> ReleasedFile:
     """Return the entry of a name; warn if its licence is non-commercial.
 
     Raises:
@@ -39,19 +53,30 @@ def weights(name: str) -> Weights:
     return RELEASED[name]
 
 
-def _fair(layout: str, path: str, licence: str, checksum: str | None = None) -> Weights:
-    return Weights(layout, f"https://dl.fbaipublicfiles.com/{path}", licence, checksum)
+def download(entry: ReleasedFile, *, folder: Path | None = None) -> Path:
+    """Return the file of an entry; download it into `folder`, by default the cache, unless it is there.
+
+    Raises:
+        ValueError: the checksum is wrong, or the URL cannot be fetched.
+    """
+    from mae_transfer.download import fetch
+
+    return fetch(entry.url, folder or cache_folder(), checksum=entry.checksum)
 
 
-def _deit(file: str) -> Weights:
+def _fair(layout: str, path: str, licence: str, checksum: str | None = None) -> ReleasedFile:
+    return ReleasedFile(layout, f"https://dl.fbaipublicfiles.com/{path}", licence, checksum)
+
+
+def _deit(file: str) -> ReleasedFile:
     return _fair("deit", f"deit/{file}.pth", "Apache-2.0", f"sha256:{file.rpartition('-')[2]}")
 
 
-def _beit(file: str) -> Weights:
-    return Weights("beit", f"https://unilm.blob.core.windows.net/beit/{file}.pth", "MIT", None)
+def _beit(file: str) -> ReleasedFile:
+    return ReleasedFile("beit", f"https://unilm.blob.core.windows.net/beit/{file}.pth", "MIT", None)
 
 
-RELEASED: dict[str, Weights] = {
+RELEASED: dict[str, ReleasedFile] = {
     "mae_vit_base": _fair("mae", "mae/pretrain/mae_pretrain_vit_base.pth", NON_COMMERCIAL, "md5:8cad7c"),
     "mae_vit_large": _fair("mae", "mae/pretrain/mae_pretrain_vit_large.pth", NON_COMMERCIAL, "md5:b8b06e"),
     "mae_vit_huge": _fair("mae", "mae/pretrain/mae_pretrain_vit_huge.pth", NON_COMMERCIAL, "md5:9bdbb0"),
@@ -83,3 +108,95 @@ RELEASED: dict[str, Weights] = {
     "beit_base_ft22k": _beit("beit_base_patch16_224_pt22k_ft22k"),
     "beit_large_ft22k": _beit("beit_large_patch16_224_pt22k_ft22k"),
 }
+
+
+def zoo_names() -> list[str]:
+    """Return the names of the zoo's models, sorted."""
+    return sorted(_sums())
+
+
+def zoo_file(name: str) -> Path:
+    """Return the weight file of a model of the zoo.
+
+    Raises:
+        ValueError: no model has this name, or its file is missing or not the one that was released.
+    """
+    sums = _sums()
+    if name not in sums:
+        nearest = difflib.get_close_matches(name, sorted(sums), n=len(sums), cutoff=0.0)
+        raise ValueError(f"no model {name!r} in the zoo; it has (nearest name first): {', '.join(nearest)}")
+    path = ZOO / f"{name}.safetensors"
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; install mae_transfer again")
+    if sha256(path) != sums[name]:
+        raise ValueError(
+            f"{path} is not the released file: its sha256 is not that in {SUMS}; install mae_transfer again"
+        )
+    return path
+
+
+def _sums() -> dict[str, str]:
+    """Return the sha256 of each model's file by the model's name."""
+    try:
+        lines = (ZOO / SUMS).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ValueError(f"{ZOO / SUMS} cannot be read ({error.strerror}); install mae_transfer again") from None
+    pairs = (line.split() for line in lines if line.strip())
+    return {file.removesuffix(".safetensors"): digest for digest, file in pairs}
+
+
+def origin(reference: str, layouts: Any, *, sha256: str | None) -> Weights:
+    """Return the origin of the weights of a reference.
+
+    A file in the layout of a release is "released" only if its checksum is the published one; its name is no proof.
+
+    Args:
+        reference: as in `checkpoints.load`.
+        layouts: the known prefixes.
+        sha256: digest of the file; None if there is none.
+    """
+    prefix, rest = split(reference, layouts)
+    name, _, path = rest.partition("@") if prefix == "timm" else (rest, "", rest)
+    if prefix == "random":
+        return RANDOM
+    if prefix == "released" or (prefix == "timm" and not path):
+        return Weights(
+            kind="released", name=name, layout=RELEASED[name].layout if prefix == "released" else prefix, sha256=sha256
+        )
+    if prefix in ("", "zoo"):
+        return _made_here(zoo_file(rest) if prefix else Path(path), sha256=sha256)
+    known = _published(Path(path), prefix, sha256)
+    return Weights(kind="released" if known else "file", name=known or Path(path).name, layout=prefix, sha256=sha256)
+
+
+def _made_here(path: Path, *, sha256: str | None) -> Weights:
+    """Return the origin of a file that this package wrote; files of earlier versions have no record."""
+    about = read(path) if path.suffix == ".pt" else metadata(path)  # a training state holds its record as JSON
+    found = about.get(RECORD)
+    try:
+        parse = Record.model_validate_json if isinstance(found, str) else Record.model_validate
+        record = parse(found) if found else None
+    except ValidationError:  # a later version wrote the record
+        record = None
+    name = record.method if record else str(about.get("pretrain", path.name))
+    return Weights(kind="run", name=name, sha256=sha256, record=record)
+
+
+def _published(path: Path, layout: str, sha256: str | None) -> str | None:
+    """Return the name of the release whose published checksum the file has."""
+    candidates = {
+        name: entry.checksum
+        for name, entry in RELEASED.items()
+        if entry.layout == layout and entry.checksum is not None
+    }
+    if not candidates or not path.is_file():
+        return None
+    digests = {"sha256": sha256 or ""}
+    if any(checksum.startswith("md5:") for checksum in candidates.values()):
+        with path.open("rb") as file:
+            digests["md5"] = hashlib.file_digest(file, "md5").hexdigest()
+    for name, checksum in candidates.items():
+        algorithm, _, digits = checksum.partition(":")
+        if digests.get(algorithm, "").startswith(digits):
+            return name
+    return None

@@ -1,48 +1,73 @@
-"""Layouts that load into a timm model: `timm:NAME`, and the Swin encoders of MoBY, EsViT and SimMIM."""
+"""timm models: `timm:NAME`, and the Swin encoders of MoBY, EsViT and SimMIM.
+
+timm's plain ViTs convert to this package's encoder, which has windows and relative positions for dense tasks.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
-from torch import Tensor
+from timm.layers.mlp import Mlp
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
 
-from mae_transfer.checkpoints.files import SHOWN, Tensors, check_finite, named, read, shortened
-from mae_transfer.checkpoints.names import STEM, core, unwrap
-from mae_transfer.core.normalize import Statistics
+from mae_transfer.checkpoints.files import SHOWN, STEM, Tensors, check_finite, named, read, shortened, unwrap
+from mae_transfer.checkpoints.fit import EncoderWeights, fit
+from mae_transfer.checkpoints.layouts import as_encoder, rename_beit, strip_prefix
+from mae_transfer.core.normalize import IMAGENET, Statistics
 from mae_transfer.models.timm_backbone import TimmBackbone
+from mae_transfer.models.vit import ViT
 
 MOBY_DROP = ("encoder_k.", "projector.", "projector_k.", "predictor.", "queue1", "queue2", "queue_ptr")
 MAY_CHANGE = ("image_size", "drop_path", "class_token", "final_norm")
 
 
-def timm_model(name: str, file: Path | None, changes: Mapping[str, Any]) -> TimmBackbone:
-    """Return a timm model with timm's own weights, or with those of a local file under timm's names."""
-    if file is None:
-        return wrap(name, changes, pretrained=True)
-    return wrap(name, changes, tensors=_flat(read(file), where=file), where=str(file))
+class TimmWeights(NamedTuple):
+    """The content of a file that a timm model can load."""
+
+    name: str  # of the timm model
+    tensors: dict[str, Tensor]
+    options: dict[str, Any]  # further arguments of timm.create_model
+    head: dict[str, Tensor] = {}  # noqa: RUF012 - never filled: timm's models keep no classifier
+    statistics: Statistics = IMAGENET  # normalisation of the images in the layout's releases
+    recorded: Statistics | None = None  # normalisation that the file records
+
+    def build(self, changes: Mapping[str, Any], *, where: str) -> TimmBackbone:
+        """Call `wrap`."""
+        return wrap(self.name, changes, tensors=self.tensors, options=self.options, where=where)
 
 
-def _flat(content: Mapping[str, Any], *, where: Path) -> dict[str, Tensor]:
+def load_timm(
+    name: str, file: Path | None, changes: Mapping[str, Any], *, where: str
+) -> tuple[ViT | TimmBackbone, Statistics]:
+    """Return a timm model with timm's own weights, or with those of a file under timm's names, and its statistics.
+
+    If only this package's encoder supports the changes, a plain ViT is converted to it.
+    """
+    converts = any(key not in MAY_CHANGE for key in changes)
+    tensors = _read_flat(file) if file else None
+    model = wrap(name, {} if converts else changes, tensors=tensors, pretrained=not file, where=str(file or ""))
+    recorded = model.model.pretrained_cfg
+    statistics = Statistics(tuple(recorded["mean"]), tuple(recorded["std"]))
+    return fit(_as_plain_vit(model.model, where=where), changes, where=where) if converts else model, statistics
+
+
+def _read_flat(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a timm model's file, without the prefixes of DDP and compile.
 
     They are under one of the usual keys or at the top level.
     """
-    inner = next(
-        (
-            content[key]
-            for key in ("model", "state_dict", "model_state_dict", "module")
-            if isinstance(content.get(key), dict)
-        ),
-        content,
-    )
+    content = read(path)
+    keys = ("model", "state_dict", "model_state_dict", "module")
+    inner = next((content[key] for key in keys if isinstance(content.get(key), dict)), content)
     tensors = {name: value for name, value in inner.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ValueError(
-            f"{where} holds no tensors; its keys are {shortened(list(content)) or 'none'}: save the model's state dict"
+            f"{path} holds no tensors; its keys are {shortened(list(content)) or 'none'}: save the model's state dict"
         )
     for prefix in ("module.", "_orig_mod.", "model."):
         if all(name.startswith(prefix) for name in tensors):
@@ -50,37 +75,37 @@ def _flat(content: Mapping[str, Any], *, where: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def moby(path: Path, changes: Mapping[str, Any]) -> TimmBackbone:
+def moby(path: Path) -> TimmWeights:
     """Read MoBY's Swin: the online encoder, not the momentum one (encoder_k)."""
     tensors = unwrap(read(path), "model", where=path)
     kept = {name: tensor for name, tensor in tensors.items() if not named(name.removeprefix("module."), MOBY_DROP)}
-    return swin(core(kept, "encoder", where=path), changes, where=path)
+    return _as_swin(strip_prefix(kept, "encoder", where=path), where=path)
 
 
-def esvit(path: Path, changes: Mapping[str, Any]) -> TimmBackbone:
+def esvit(path: Path) -> TimmWeights:
     """Read EsViT's Swin: the teacher without its two projectors."""
-    tensors = core(unwrap(read(path), "teacher", "state_dict", where=path), "teacher", where=path)
-    return swin(
-        {name: tensor for name, tensor in tensors.items() if not named(name, ("head.", "head_dense."))},
-        changes,
-        where=path,
-    )
+    tensors = strip_prefix(unwrap(read(path), "teacher", "state_dict", where=path), "teacher", where=path)
+    return _as_swin(tensors, drop=("head.", "head_dense."), where=path)
 
 
-def simmim_swin(tensors: Tensors, changes: Mapping[str, Any], *, where: Path) -> TimmBackbone:
-    """Convert SimMIM's Swin, without its decoder and mask token."""
-    return swin(
-        {name: tensor for name, tensor in tensors.items() if not named(name, ("decoder.", "mask_token"))},
-        changes,
-        where=where,
-    )
+def simmim(path: Path) -> EncoderWeights | TimmWeights:
+    """Read SimMIM's Swin without its decoder, or its ViT, pretrained (one shared table) or fine-tuned.
+
+    The ViT has BEiT's names and ImageNet's statistics.
+    """
+    tensors = strip_prefix(unwrap(read(path), "model", where=path), where=path)
+    drop = ("decoder.", "mask_token")
+    if any(name.startswith("layers.") for name in tensors):
+        return _as_swin(tensors, drop=drop, where=path)
+    return as_encoder(rename_beit(tensors), drop=drop, classifier=True, where=path)
 
 
-def swin(tensors: Tensors, changes: Mapping[str, Any], *, where: Path) -> TimmBackbone:
-    """Return the Swin that the tensors describe.
+def _as_swin(tensors: Tensors, *, drop: Collection[str] = (), where: Path) -> TimmWeights:
+    """Return the Swin that the tensors describe, without `drop`.
 
     Their shapes determine width, depths, heads and window. The last stage is one window at the native image size.
     """
+    tensors = {name: tensor for name, tensor in tensors.items() if not named(name, drop)}
     pattern = re.compile(r"layers\.(\d+)\.blocks\.(\d+)\.attn\.relative_position_bias_table")
     tables = {(int(match[1]), int(match[2])): tensors[name] for name in tensors if (match := pattern.fullmatch(name))}
     stages = [
@@ -111,7 +136,7 @@ def swin(tensors: Tensors, changes: Mapping[str, Any], *, where: Path) -> TimmBa
         "num_heads": tuple(heads for _, heads in shapes), "window_size": window,
         "img_size": window * patch * 2 ** (len(stages) - 1), "in_chans": channels,
     }  # fmt: skip
-    return wrap("swin_tiny_patch4_window7_224", changes, tensors=tensors, options=options, where=str(where))
+    return TimmWeights("swin_tiny_patch4_window7_224", tensors, options)
 
 
 def wrap(
@@ -164,12 +189,6 @@ def _classes(tensors: Tensors, classifier: str | Sequence[str]) -> int:
     return next((len(tensors[f"{name}.weight"]) for name in [*names, "head"] if f"{name}.weight" in tensors), 0)
 
 
-def statistics(backbone: TimmBackbone) -> Statistics:
-    """Return the image statistics that timm records for this model's weights."""
-    cfg = backbone.model.pretrained_cfg
-    return Statistics(tuple(cfg["mean"]), tuple(cfg["std"]))
-
-
 def _known(name: str) -> Any:
     cfg = timm.get_pretrained_cfg(name, allow_unregistered=False) if timm.is_model(name) else None
     if cfg is None:
@@ -198,3 +217,44 @@ def _create(
         reason = "\n".join(str(error).splitlines()[:SHOWN]) or type(error).__name__
         source = f" from {where}" if where else ""
         raise ValueError(f"timm:{name} cannot be created{source}: {reason}") from None
+
+
+def _as_plain_vit(model: Any, *, where: str) -> EncoderWeights:
+    """Return the weights of a timm model without its classifier; the names are the same.
+
+    Raises:
+        ValueError: the model is not a plain ViT; the message gives the reason.
+    """
+    if reason := _not_plain(model):
+        raise ValueError(
+            f"{where} cannot have windows or relative positions: {reason}. Only timm's plain ViTs convert to this "
+            f"package's encoder; any other model can only change {', '.join(MAY_CHANGE)}"
+        )
+    tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    width, attention = model.embed_dim, model.blocks[0].attn
+    weights = as_encoder(tensors, classifier=True, heads={width: attention.num_heads}, where=Path(where))
+    architecture = weights.architecture.model_copy(update={"norm_eps": model.blocks[0].norm1.eps})
+    return weights._replace(architecture=architecture, head={})
+
+
+def _not_plain(model: Any) -> str:
+    """Return why this suite's encoder cannot hold the model; "" if it can.
+
+    Only properties that do not show in the tensors are checked.
+    """
+    if type(model) is not VisionTransformer:
+        return f"it is a {type(model).__name__}"
+    if model.reg_token is not None:
+        return "it has register tokens"
+    if not isinstance(model.norm_pre, nn.Identity):
+        return "it has a norm before its blocks"
+    block = model.blocks[0]
+    if type(block) is not Block:
+        return f"its blocks are {type(block).__name__}"
+    if type(block.mlp) is not Mlp:
+        return f"its blocks have a {type(block.mlp).__name__}"
+    if not isinstance(block.mlp.act, nn.GELU) or block.mlp.act.approximate != "none":
+        return f"its activation is {type(block.mlp.act).__name__}, not the exact GELU"
+    if not isinstance(block.norm1, nn.LayerNorm) or not isinstance(block.attn.q_norm, nn.Identity):
+        return "its norms are not plain layer norms"
+    return ""

@@ -1,4 +1,7 @@
-"""Files of tokenizers: this suite's own, and DALL-E's released autoencoder, read without running code of its pickle."""
+"""Files that targets need: PCA bases and tokenizers, this package's own and DALL-E's released autoencoder.
+
+DALL-E's pickle is read without running its code.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,25 @@ import torch
 from torch import Tensor
 from torch.serialization import SourceChangeWarning
 
-from mae_transfer.checkpoints.files import AGAIN, DAMAGED, load_strict, metadata, read, shortened, write
-from mae_transfer.checkpoints.references import split
+from mae_transfer.checkpoints.files import (
+    AGAIN,
+    DAMAGED,
+    check_finite,
+    load_strict,
+    metadata,
+    read,
+    shortened,
+    split,
+    write,
+)
 from mae_transfer.config import validate
+from mae_transfer.core.normalize import checked
+from mae_transfer.core.pca import Basis
 from mae_transfer.models.dvae import DVAE, DVAEConfig, DVAETokenizer, decoder, encoder
 
 FORMAT = "mae_transfer.tokenizer/1"
+BASIS = "mae_transfer.basis/1"
+BASIS_TENSORS = ("mean", "components", "variance", "explained")
 KNOWN = "give a tokenizer.safetensors, dalle:PATH with DALL-E's encoder, or random:CODES/STRIDE (e.g. random:8192/8)"
 
 
@@ -32,7 +48,7 @@ def load_tokenizer(reference: str) -> DVAETokenizer:
     """Return the tokenizer of a reference, frozen.
 
     Args:
-        reference: the path of a tokenizer.safetensors of this suite; dalle:PATH, DALL-E's released encoder.pkl or its
+        reference: the path of a tokenizer.safetensors of this package; dalle:PATH, DALL-E's released encoder.pkl or its
             plain state dict, optionally with decoder.pkl beside it; random:CODES/STRIDE, initialised from torch's
             current seed.
     Raises:
@@ -58,7 +74,7 @@ def _own(path: Path) -> DVAETokenizer:
     about = metadata(path)
     if about.get("format") != FORMAT:
         raise ValueError(
-            f"{path} is not a tokenizer of this suite (format {about.get('format')!r}, not {FORMAT!r}); "
+            f"{path} is not a tokenizer of this package (format {about.get('format')!r}, not {FORMAT!r}); "
             "train one with tools/tokenizer_train.py"
         )
     if not isinstance(about.get("architecture"), dict):
@@ -195,3 +211,39 @@ def _walk(module: Any, prefix: str = "", *, where: Path) -> list[tuple[str, Tens
         for name, child in module.__dict__.get("_modules", {}).items()
         for found in _walk(child, f"{prefix}{name}.", where=where)
     ]
+
+
+def save_basis(path: Path, basis: Basis) -> None:
+    """Write a basis as .safetensors; the metadata hold the patch size and the statistics that it was fitted with."""
+    about = {"format": BASIS, "patch": basis.patch, "mean": basis.statistics.mean, "std": basis.statistics.std}
+    write(path, {name: getattr(basis, name) for name in BASIS_TENSORS}, about)
+
+
+def load_basis(path: Path) -> Basis:
+    """Read a file of `save_basis`; ValueError if it is missing, damaged or of another kind."""
+    if not path.is_file():
+        raise ValueError(
+            f"the basis {str(path)!r} does not exist: fit one with tools/tokenizer_train.py pca CONFIG "
+            f"--work-dir {path.parent}"
+        )
+    about = metadata(path)
+    if about.get("format") != BASIS:
+        raise ValueError(
+            f"{path} is not a PCA basis of this package (format {about.get('format')!r}, not {BASIS!r}); "
+            "fit one with tools/tokenizer_train.py pca"
+        )
+    tensors, patch, mean, std = read(path), *(about.get(key) for key in ("patch", "mean", "std"))
+    complete = tensors.keys() == set(BASIS_TENSORS)
+    if not (complete and isinstance(mean, list) and isinstance(std, list) and isinstance(patch, int)):
+        raise ValueError(
+            f"{path} lacks a part of a PCA basis ({', '.join(BASIS_TENSORS)}, patch, mean and std); fit it again"
+        )
+    statistics = checked(mean, std, where=f"metadata of {path}")
+    values = patch**2 * len(mean)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    rows = shapes["variance"]
+    wanted = {"mean": (values,), "components": (*rows, values), "variance": rows, "explained": rows}
+    if shapes != wanted or len(rows) != 1:
+        raise ValueError(f"{path} has tensors of shapes {shapes}, which do not fit patches of {patch} px; fit it again")
+    check_finite(tensors, where=path)
+    return Basis(**tensors, patch=patch, statistics=statistics)

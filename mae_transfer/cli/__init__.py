@@ -31,7 +31,7 @@ from mae_transfer.cli.parser import (
     size,
     training_parser,
 )
-from mae_transfer.home import at_home
+from mae_transfer.disk import at_home
 
 if TYPE_CHECKING:
     from mae_transfer.config import Schema

@@ -8,10 +8,10 @@ import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
-from mae_transfer import shipped
 from mae_transfer.cli.parser import COLUMNS
+from mae_transfer.disk import package_folder
 
-CONFIGS = shipped.folder("configs")
+CONFIGS = package_folder("configs")
 
 
 class Entry(NamedTuple):

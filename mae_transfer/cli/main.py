@@ -6,7 +6,8 @@ import runpy
 import sys
 from collections.abc import Sequence
 
-from mae_transfer import __version__, shipped
+from mae_transfer import __version__
+from mae_transfer.disk import package_folder
 
 PROGRAM = "mae-transfer"
 COMMANDS = {
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] not in COMMANDS:
         print(f"{PROGRAM}: no command {words[0]!r}\n\n{usage()}", file=sys.stderr)
         return 2
-    script = shipped.folder("tools") / COMMANDS[words[0]][0]
+    script = package_folder("tools") / COMMANDS[words[0]][0]
     sys.argv = [f"{PROGRAM} {words[0]}", *words[1:]]
     try:
         runpy.run_path(str(script), run_name="__main__")
@@ -69,5 +70,5 @@ def usage() -> str:
 
 def configs() -> list[str]:
     """Return the names of the configs, as commands take them."""
-    root = shipped.folder("configs")
+    root = package_folder("configs")
     return [file.relative_to(root).with_suffix("").as_posix() for file in sorted(root.rglob("*.py"))]

@@ -8,8 +8,7 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from mae_transfer import shipped
-from mae_transfer.home import at_home
+from mae_transfer.disk import at_home, find_config
 
 COLUMNS = 100  # largest width of a help text
 LIST = "list the configs of this tool with purpose and cost, and exit"
@@ -97,7 +96,7 @@ def tool_of(prog: str) -> tuple[str, str]:
 
 def config_file(text: str) -> str:
     """Return the path of a config: a file, or a config of this package by its name ("detect/mini")."""
-    return str(shipped.config(at_home(text)))
+    return str(find_config(at_home(text)))
 
 
 def config_path(text: str) -> Path:

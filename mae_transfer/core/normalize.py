@@ -14,12 +14,24 @@ from torch import Tensor
 
 from mae_transfer.bounds import Deviation, Probability
 
+TOLERANCE = 5e-3  # largest difference of two roundings of the same value
+
 
 class Statistics(NamedTuple):
     """Mean and standard deviation of a data set, one value per channel, for pixels in [0, 1]."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def matches(self, other: Statistics) -> bool:
+        """Return whether two statistics are equal up to rounding."""
+        pairs = zip(self.mean + self.std, other.mean + other.std, strict=False)
+        return len(self.mean) == len(other.mean) and all(abs(a - b) <= TOLERANCE for a, b in pairs)
+
+    def text(self) -> str:
+        """Return the statistics as text for a sentence."""
+        mean, std = (tuple(round(value, 5) for value in part) for part in self)
+        return f"mean {mean} and std {std}"
 
 
 def checked(mean: Iterable[float], std: Iterable[float], *, where: str) -> Statistics:

@@ -39,8 +39,7 @@ from mae_transfer.data.coco import Coco, ObjectSource, load_json, locate
 from mae_transfer.data.coco_rules import examine
 from mae_transfer.data.decode import UnreadableImage, decode_file, size_of
 from mae_transfer.data.reports import EXAMPLES, Defect, Defects, collected, refused, report, stopping, watched
-from mae_transfer.disk import write_text
-from mae_transfer.download import cache_folder
+from mae_transfer.disk import cache_folder, write_text
 
 READERS = 8  # files opened at a time; threads hide the latency of network file systems
 ABSENT = "class without a pixel in any map"

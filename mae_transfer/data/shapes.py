@@ -24,7 +24,7 @@ from pydantic import Field
 
 from mae_transfer.bounds import Count, Few, Pixels, Seed
 from mae_transfer.data.sources import Sample
-from mae_transfer.download import cache_folder
+from mae_transfer.disk import cache_folder
 from mae_transfer.seeding import fold
 
 Array = np.ndarray

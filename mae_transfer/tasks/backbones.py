@@ -16,7 +16,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mae_transfer import checkpoints
-from mae_transfer.checkpoints.statistics import same, text
 from mae_transfer.config import Schema, validate
 from mae_transfer.core.normalize import IMAGENET, Statistics
 from mae_transfer.core.patches import sides
@@ -84,7 +83,7 @@ def open_backbone(
     """
     if statistics is not None and len(statistics.mean) != COLOURS:
         raise ValueError(
-            f"{text(statistics)} have {len(statistics.mean)} values, but the images of a transfer task have {COLOURS} "
+            f"{statistics.text()} have {len(statistics.mean)} values, but the images of a transfer task have {COLOURS} "
             f"channels: give {COLOURS} values each"
         )
     torch.manual_seed(fold(seed, "init"))
@@ -102,7 +101,7 @@ def open_backbone(
             loaded.sha256,
             used,
             normalization,
-            checkpoints.origin(cfg.reference, checkpoints.LAYOUTS, sha256=loaded.sha256),
+            checkpoints.origin(cfg.reference, checkpoints.PREFIXES, sha256=loaded.sha256),
             size,
         )
     if cfg.encoder is None:
@@ -116,10 +115,12 @@ def open_backbone(
 
 def fresh(wanted: Statistics | None) -> str:
     """Return the statistics for fresh weights, in words."""
-    return f"{text(wanted or IMAGENET)} ({'set by the config' if wanted else 'those of ImageNet'}; fresh weights)"
+    return f"{(wanted or IMAGENET).text()} ({'set by the config' if wanted else 'those of ImageNet'}; fresh weights)"
 
 
-def choose_statistics(reference: str, loaded: checkpoints.Loaded, wanted: Statistics | None) -> tuple[Statistics, str]:
+def choose_statistics(
+    reference: str, loaded: checkpoints.LoadedBackbone, wanted: Statistics | None
+) -> tuple[Statistics, str]:
     """Return the statistics to normalise images with, and their origin in words.
 
     They are recorded with the weights, set by the config, or the default of the weights' layout.
@@ -127,20 +128,20 @@ def choose_statistics(reference: str, loaded: checkpoints.Loaded, wanted: Statis
     Raises:
         ValueError: the config contradicts the recorded statistics.
     """
-    own, prefix = loaded.statistics, checkpoints.split(reference, checkpoints.LAYOUTS)[0]
+    own, prefix = loaded.statistics, checkpoints.split(reference, checkpoints.PREFIXES)[0]
     if prefix == "random":
         return wanted or own, fresh(wanted)
     if loaded.recorded:
-        if wanted is not None and not same(own, wanted):
+        if wanted is not None and not own.matches(wanted):
             raise ValueError(
-                f"{reference} was trained on images of {text(own)}, as recorded with its weights, and the config sets "
-                f"{text(wanted)}: leave mean and std out, or --set 'mean={own.mean}' --set 'std={own.std}'"
+                f"{reference} was trained on images of {own.text()}, as recorded with its weights, and the config sets "
+                f"{wanted.text()}: leave mean and std out, or --set 'mean={own.mean}' --set 'std={own.std}'"
             )
-        return own, f"{text(own)} (recorded with the weights)"
+        return own, f"{own.text()} (recorded with the weights)"
     default = f"the default of {prefix + ':' if prefix else 'this layout'}"
-    if wanted is None or same(own, wanted):
-        return own, f"{text(own)} ({default}; the file does not say: --set mean= and std= if others are right)"
-    return wanted, f"{text(wanted)} (set by the config instead of {default}, {text(own)}; the file does not say)"
+    if wanted is None or own.matches(wanted):
+        return own, f"{own.text()} ({default}; the file does not say: --set mean= and std= if others are right)"
+    return wanted, f"{wanted.text()} (set by the config instead of {default}, {own.text()}; the file does not say)"
 
 
 def _check_channels(backbone: Backbone, where: str) -> None:
@@ -183,7 +184,7 @@ def flops_of(model: nn.Module, size: int | tuple[int, int], *, backward: bool) -
 
 def pretrain_of(reference: str) -> str:
     """Return the name that results give to the pretraining of a reference."""
-    prefix, rest = checkpoints.split(reference, checkpoints.LAYOUTS)
+    prefix, rest = checkpoints.split(reference, checkpoints.PREFIXES)
     if file := checkpoints.own_file(reference):
         return str(checkpoints.metadata(file).get("pretrain", "unknown"))
     return {"random": "none", "timm": reference, "released": rest}.get(prefix, prefix)

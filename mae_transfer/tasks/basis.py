@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.progress import track
 from torch import Tensor
 
-from mae_transfer.checkpoints.basis import save_basis
+from mae_transfer.checkpoints.tokenizers import save_basis
 from mae_transfer.core.normalize import normalize
 from mae_transfer.core.patches import patchify
 from mae_transfer.core.pca import Basis, fit_basis

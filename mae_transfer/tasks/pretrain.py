@@ -318,12 +318,12 @@ def mae_loss(
 def load_start(model: MAE, reference: str) -> None:
     """Fill encoder and decoder from mae-full:PATH or a step_*.pt of this suite.
 
-    If the images of the new run have another size, the positions are adapted (checkpoints.start.fill).
+    If the images of the new run have another size, the positions are adapted (checkpoints.fill).
 
     Raises:
         ValueError: names the tensors that do not fit.
     """
-    prefix, path = checkpoints.split(reference, checkpoints.LAYOUTS)
+    prefix, path = checkpoints.split(reference, checkpoints.PREFIXES)
     if prefix == "mae-full":
         checkpoints.load_mae(model, Path(path))
     elif not prefix and path.endswith(".pt"):

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 
 from mae_transfer import checkpoints
-from mae_transfer.checkpoints.basis import load_basis
-from mae_transfer.checkpoints.tokenizers import load_tokenizer
 from mae_transfer.config import Spec, build, check
 from mae_transfer.core.normalize import Statistics
 from mae_transfer.core.pca import Basis
@@ -24,6 +22,8 @@ Buffers = Mapping[str, Tensor]
 
 def open_tokenizer(frame: Frame, reference: str) -> Tokenizer:
     """Return the tokenizer of a reference (checkpoints.tokenizers)."""
+    from mae_transfer.checkpoints.tokenizers import load_tokenizer
+
     return load_tokenizer(reference)
 
 
@@ -35,6 +35,8 @@ def open_teacher(frame: Frame, reference: str) -> Teacher:
 
 def open_basis(frame: Frame, reference: str) -> Basis:
     """Return the basis in a file, or K random orthonormal directions for "random:K", to try a config."""
+    from mae_transfer.checkpoints.tokenizers import load_basis
+
     kind, count = checkpoints.split(reference, ("random",))
     if kind != "random":
         return load_basis(Path(count))
@@ -83,7 +85,7 @@ def buffers_of(target: Target) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in target.named_buffers(recurse=False) if name in kept}
 
 
-PREFIXES = frozenset({"dalle", *checkpoints.LAYOUTS})
+PREFIXES = frozenset({"dalle", *checkpoints.PREFIXES})
 """Prefixes of the references in a target's options."""
 
 

@@ -12,7 +12,6 @@ from torch import nn
 
 from mae_transfer import checkpoints, results
 from mae_transfer.checkpoints.files import load_strict
-from mae_transfer.checkpoints.statistics import same, text
 from mae_transfer.config import load
 from mae_transfer.engine import checkpoint
 from mae_transfer.engine.state import Precision
@@ -141,10 +140,10 @@ class Transfer(Task[C]):
             return cfg
         trained = load(WorkDir(root).config, cls.trained_by or type(cfg))
         own, used = cfg.statistics, trained.statistics
-        if own is not None and (used is None or not same(own, used)):
+        if own is not None and (used is None or not own.matches(used)):
             raise ValueError(
-                f"{reference} was trained with {text(used) if used else 'the mean and std of its backbone'}, and "
-                f"the config sets {text(own)}: leave mean and std out"
+                f"{reference} was trained with {used.text() if used else 'the mean and std of its backbone'}, and "
+                f"the config sets {own.text()}: leave mean and std out"
             )
         backbone = trained.backbone if cfg.backbone.reference is None else cfg.backbone
         return cfg.model_copy(update={"backbone": backbone, "mean": trained.mean, "std": trained.std})

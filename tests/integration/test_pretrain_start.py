@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from pretrain_runs import config, losses, stop_at
 
-from mae_transfer.checkpoints.names import released_name
+from mae_transfer.checkpoints.fit import released_name
 from mae_transfer.config import Spec
 from mae_transfer.core.normalize import IMAGENET
 from mae_transfer.engine.dist import Dist

@@ -108,10 +108,10 @@ def test_neighbours_record_both_sets(pretrained: WorkDir, tmp_path: Path) -> Non
 
 
 def test_fresh_weights_and_files_of_unknown_origin_say_so(tmp_path: Path) -> None:
-    assert checkpoints.origin("random:ViT-B/16", checkpoints.LAYOUTS, sha256=None).kind == "random"
+    assert checkpoints.origin("random:ViT-B/16", checkpoints.PREFIXES, sha256=None).kind == "random"
     mine = tmp_path / "mae_pretrain_vit_base.pth"  # a name proves nothing
     mine.write_bytes(b"mine")
-    found = checkpoints.origin(f"mae:{mine}", checkpoints.LAYOUTS, sha256="0" * 64)
+    found = checkpoints.origin(f"mae:{mine}", checkpoints.PREFIXES, sha256="0" * 64)
 
     assert (found.kind, found.name, found.layout) == ("file", mine.name, "mae")
 
@@ -122,7 +122,7 @@ def test_a_release_is_known_by_its_published_checksum(tmp_path: Path, monkeypatc
     file.write_bytes(b"weights")
     digits = hashlib.md5(b"weights").hexdigest()[:6]
     monkeypatch.setitem(checkpoints.RELEASED, "mae_vit_base", entry._replace(checksum=f"md5:{digits}"))
-    found = checkpoints.origin(f"mae:{file}", checkpoints.LAYOUTS, sha256=None)
+    found = checkpoints.origin(f"mae:{file}", checkpoints.PREFIXES, sha256=None)
 
     assert (found.kind, found.name) == ("released", "mae_vit_base")
 

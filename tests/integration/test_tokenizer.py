@@ -16,8 +16,7 @@ from PIL import Image
 
 from mae_transfer import results
 from mae_transfer.checkpoints import read
-from mae_transfer.checkpoints.basis import load_basis
-from mae_transfer.checkpoints.tokenizers import load_tokenizer
+from mae_transfer.checkpoints.tokenizers import load_basis, load_tokenizer
 from mae_transfer.config import validate
 from mae_transfer.core.normalize import IMAGENET
 from mae_transfer.engine import checkpoint

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mae_transfer.checkpoints import zoo
+from mae_transfer.checkpoints import released
 from mae_transfer.cli.main import COMMANDS, configs
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +57,7 @@ def test_the_wheel_has_configs_commands_and_types_and_no_benchmarks(installed: P
 
 def test_the_wheel_has_the_model_zoo(installed: Path) -> None:
     shipped = {path.name for path in (installed / "mae_transfer" / "zoo").iterdir()}
-    assert shipped >= {"README.md", zoo.SUMS, *(f"{name}.safetensors" for name in zoo.names())}
+    assert shipped >= {"README.md", released.SUMS, *(f"{name}.safetensors" for name in released.zoo_names())}
 
 
 def test_the_first_step_of_the_demo_runs_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mae_transfer import checkpoints, load_backbone, results
-from mae_transfer.checkpoints import zoo
+from mae_transfer.checkpoints import released
 from mae_transfer.suite.store.work import defect_of
 from mae_transfer.tasks.backbones import pretrain_of
 
@@ -22,17 +22,17 @@ LARGEST = 5_000_000  # bytes of a weight file
 @pytest.fixture
 def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the zoo that may be damaged."""
-    shutil.copytree(zoo.FOLDER, tmp_path / "zoo")
-    monkeypatch.setattr(zoo, "FOLDER", tmp_path / "zoo")
+    shutil.copytree(released.ZOO, tmp_path / "zoo")
+    monkeypatch.setattr(released, "ZOO", tmp_path / "zoo")
     return tmp_path / "zoo"
 
 
 def test_the_list_of_checksums_names_every_weight_file_and_no_other() -> None:
-    assert zoo.names() == sorted(path.stem for path in zoo.FOLDER.glob("*.safetensors"))
-    assert zoo.names()
+    assert released.zoo_names() == sorted(path.stem for path in released.ZOO.glob("*.safetensors"))
+    assert released.zoo_names()
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize("name", released.zoo_names())
 def test_a_model_loads_as_float32_from_any_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     encoder = load_backbone(f"zoo:{name}")
@@ -42,9 +42,9 @@ def test_a_model_loads_as_float32_from_any_folder(name: str, tmp_path: Path, mon
     assert pretrain_of(f"zoo:{name}").startswith(f"MAE {name.removeprefix('shapes64_')}, random 75%")
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize("name", released.zoo_names())
 def test_a_model_is_small_and_comes_with_its_recipe_and_log(name: str) -> None:
-    file = zoo.weight_path(name)
+    file = released.zoo_file(name)
     assert file.stat().st_size <= LARGEST
     stored = checkpoints.read(file)
     assert {tensor.dtype for key, tensor in stored.items() if key != "pos_embed"} == {torch.float16}
@@ -52,14 +52,14 @@ def test_a_model_is_small_and_comes_with_its_recipe_and_log(name: str) -> None:
     assert about["recipe"]["target"]["name"] == name.removeprefix("shapes64_")
     assert about["images_seen"] == 96_000
     assert about["record"]["task"] == "pretrain"
-    assert "val_loss" in (zoo.FOLDER / f"{name}.jsonl").read_text(encoding="utf-8")
-    card = (zoo.FOLDER / "README.md").read_text(encoding="utf-8")
+    assert "val_loss" in (released.ZOO / f"{name}.jsonl").read_text(encoding="utf-8")
+    card = (released.ZOO / "README.md").read_text(encoding="utf-8")
     assert f"## {name}" in card
     assert f"configs/zoo/{name}.py" in card
 
 
 def test_a_file_that_is_not_the_released_one_is_refused(copied: Path) -> None:
-    file = copied / f"{zoo.names()[0]}.safetensors"
+    file = copied / f"{released.zoo_names()[0]}.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
@@ -78,12 +78,12 @@ def test_an_unknown_name_proposes_the_nearest_and_lists_all() -> None:
     with pytest.raises(ValueError, match=near):
         load_backbone("zoo:shapes64_norm_pixels")
     assert "no model 'vit' in the zoo" in str(defect_of("backbone.reference", "zoo:vit"))
-    assert defect_of("backbone.reference", f"zoo:{zoo.names()[0]}") is None
+    assert defect_of("backbone.reference", f"zoo:{released.zoo_names()[0]}") is None
 
 
 def test_an_export_keeps_the_recipe(tmp_path: Path) -> None:
-    about = checkpoints.training_metadata(f"zoo:{zoo.names()[0]}")
-    encoder = load_backbone(f"zoo:{zoo.names()[0]}", changes={"image_size": 96})
+    about = checkpoints.training_metadata(f"zoo:{released.zoo_names()[0]}")
+    encoder = load_backbone(f"zoo:{released.zoo_names()[0]}", changes={"image_size": 96})
     checkpoints.export_backbone(tmp_path / "b.safetensors", encoder, about=about)
     assert checkpoints.training_metadata(tmp_path / "b.safetensors") == about
     assert about["recipe"]["data"]["size"] == 64
@@ -92,7 +92,7 @@ def test_an_export_keeps_the_recipe(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("task", ["cls_train/classify/mini_knn", "cls_train/classify/mini", "det_train/detect/mini"])
 def test_a_transfer_takes_a_model_by_name(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    name = zoo.names()[0]
+    name = released.zoo_names()[0]
     tool, _, config = task.partition("/")
     words = ["configs/" + config + ".py", "--backbone", f"zoo:{name}", "--debug", "--work-dir", str(tmp_path / "run")]
     monkeypatch.chdir(ROOT)
@@ -104,4 +104,4 @@ def test_a_transfer_takes_a_model_by_name(task: str, tmp_path: Path, monkeypatch
     assert found.pretrain == pretrain_of(f"zoo:{name}")
     assert found.record is not None
     assert found.record.inputs["backbone"].record.recipe == checkpoints.training_metadata(f"zoo:{name}")["recipe"]
-    assert found.checkpoint_sha256 == checkpoints.sha256(zoo.weight_path(name))
+    assert found.checkpoint_sha256 == checkpoints.sha256(released.zoo_file(name))

@@ -88,7 +88,8 @@ def test_a_refusal_says_what_was_looked_for_and_what_is_there(tmp_path: Path) ->
         checkpoints.load(f"mae:{save(tmp_path / 'x.pth', {'weights': noise('stem.0.weight')})}")
     state = {name: tensor for name, tensor in vit().state_dict().items() if "fc1" not in name}
     with pytest.raises(
-        ValueError, match=r"has no blocks\.0\.mlp\.fc1\.weight; its names \(in this suite's terms\) are blocks\.0\.attn"
+        ValueError,
+        match=r"has no blocks\.0\.mlp\.fc1\.weight; its names \(in this package's terms\) are blocks\.0\.attn",
     ):
         checkpoints.load(f"mae:{save(tmp_path / 'y.pth', {'model': state})}")
     state = vit().state_dict() | {"pos_embed": torch.zeros(1, 12, DIM)}

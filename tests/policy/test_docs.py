@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
-from mae_transfer.checkpoints import LAYOUTS
+from mae_transfer.checkpoints import PREFIXES
 from mae_transfer.checkpoints.fit import MAY_CHANGE
 from mae_transfer.config import load, read
 from mae_transfer.data import DATASETS, MAP_SETS, OBJECT_SETS
@@ -171,7 +171,7 @@ def test_the_pages_have_commands_for_every_training_tool():
 
 def test_the_page_on_backbones_names_every_layout_and_every_change():
     text = text_of(ROOT / "docs" / "backbones.md")
-    assert not [prefix for prefix in LAYOUTS if prefix and f"`{prefix}:" not in text]
+    assert not [prefix for prefix in PREFIXES if prefix and f"`{prefix}:" not in text]
     assert not [field for field in MAY_CHANGE if f"`{field}`" not in text]
 
 

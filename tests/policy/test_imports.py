@@ -13,7 +13,6 @@ from collections.abc import Iterator
 
 BASE = {
     "interfaces",
-    "home",
     "bounds",
     "seeding",
     "arithmetic",
@@ -23,7 +22,6 @@ BASE = {
     "locks",
     "download",
     "record",
-    "shipped",
 }
 MIDDLE = {"adapters", "models", "checkpoints", "data", "engine", "metrics", "draw", "results", "config"}
 TASKS = MIDDLE | BASE | {"targets"}
@@ -31,21 +29,19 @@ TASKS = MIDDLE | BASE | {"targets"}
 MAY_IMPORT = {
     "__init__": {"checkpoints"},  # load_backbone, when it is asked for
     "interfaces": {"arithmetic"},
-    "home": set(),
     "bounds": set(),
     "seeding": set(),
     "arithmetic": set(),
     "core": {"interfaces", "bounds", "config", "seeding"},
     "targets": {"interfaces", "bounds", "config", "seeding", "arithmetic", "core"},
-    "config": {"home"},
+    "config": {"disk"},
     "disk": set(),
     "locks": set(),
-    "shipped": set(),
     "__main__": {"cli"},
     "download": {"locks"},
     "record": set(),
     "results": {"config", "disk", "locks", "record"},
-    "cli": {"home", "bounds", "config", "shipped", "suite"},  # what the tools share: above the suite
+    "cli": {"disk", "bounds", "config", "suite"},  # what the tools share: above the suite
     "adapters": BASE,
     "models": BASE,
     "checkpoints": BASE | {"models"},

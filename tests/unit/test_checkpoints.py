@@ -127,7 +127,7 @@ def test_references_that_fit_no_layout_say_what_is_known(tmp_path: Path) -> None
     with pytest.raises(ValueError, match="holds a Tensor"):
         checkpoints.load_backbone(f"mae:{tmp_path / 'tensor.pth'}")
     checkpoints.export_mae(tmp_path / "full.safetensors", mae(), about={})
-    with pytest.raises(ValueError, match="not a backbone written by this suite"):
+    with pytest.raises(ValueError, match="not a backbone written by this package"):
         checkpoints.load_backbone(tmp_path / "full.safetensors")
 
 

@@ -12,9 +12,8 @@ import pytest
 import torch
 
 from mae_transfer import checkpoints
-from mae_transfer.checkpoints.download import fetch
-from mae_transfer.checkpoints.released import RELEASED, Weights, weights
-from mae_transfer.download import cache_folder
+from mae_transfer.checkpoints.released import RELEASED, ReleasedFile, download, find_released
+from mae_transfer.disk import cache_folder
 from mae_transfer.models.vit import ViT, ViTConfig
 
 BODY = bytes(range(256)) * 4000
@@ -64,8 +63,8 @@ def server() -> Iterator[Server]:
         thread.join()
 
 
-def entry(server: Server, *, name: str = "w.pth", checksum: str | None = None) -> Weights:
-    return Weights("mae", f"http://127.0.0.1:{server.server_port}/some/{name}?download=1", "MIT", checksum)
+def entry(server: Server, *, name: str = "w.pth", checksum: str | None = None) -> ReleasedFile:
+    return ReleasedFile("mae", f"http://127.0.0.1:{server.server_port}/some/{name}?download=1", "MIT", checksum)
 
 
 def files(folder: Path) -> list[str]:
@@ -74,8 +73,8 @@ def files(folder: Path) -> list[str]:
 
 def test_a_file_is_fetched_once_and_checked(server: Server, tmp_path: Path) -> None:
     known = entry(server, checksum=f"sha256:{hashlib.sha256(BODY).hexdigest()[:8]}")
-    assert fetch(known, folder=tmp_path).read_bytes() == BODY
-    assert fetch(known, folder=tmp_path) == tmp_path / "w.pth"
+    assert download(known, folder=tmp_path).read_bytes() == BODY
+    assert download(known, folder=tmp_path) == tmp_path / "w.pth"
     assert server.ranges == [None]
     assert files(tmp_path) == ["w.pth"]
 
@@ -86,29 +85,30 @@ def test_a_broken_download_goes_on_where_it_stopped_or_begins_anew(
 ) -> None:
     server.cut = 300_000
     with pytest.raises(ValueError, match=r"could not be downloaded .*300000 bytes are kept, run the command again"):
-        fetch(entry(server), folder=tmp_path)
+        download(entry(server), folder=tmp_path)
     assert files(tmp_path) == ["w.pth.part"]
     server.cut, server.resumes = None, resumes
-    assert fetch(entry(server), folder=tmp_path).read_bytes() == BODY
+    assert download(entry(server), folder=tmp_path).read_bytes() == BODY
     assert server.ranges == [None, "bytes=300000-"]
 
 
 def test_a_part_that_is_already_whole_is_taken(server: Server, tmp_path: Path) -> None:
     (tmp_path / "w.pth.part").write_bytes(BODY)
     assert (
-        fetch(entry(server, checksum=f"md5:{hashlib.md5(BODY).hexdigest()[:6]}"), folder=tmp_path).read_bytes() == BODY
+        download(entry(server, checksum=f"md5:{hashlib.md5(BODY).hexdigest()[:6]}"), folder=tmp_path).read_bytes()
+        == BODY
     )
 
 
 def test_a_wrong_checksum_leaves_no_file(server: Server, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="md5 begins .*published is 000000"):
-        fetch(entry(server, checksum="md5:000000"), folder=tmp_path)
+        download(entry(server, checksum="md5:000000"), folder=tmp_path)
     assert files(tmp_path) == []
 
 
 def test_an_address_that_does_not_answer_is_named(server: Server, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"absent.pth.* could not be downloaded .*404"):
-        fetch(entry(server, name="absent.pth"), folder=tmp_path)
+        download(entry(server, name="absent.pth"), folder=tmp_path)
 
 
 def test_the_cache_is_where_the_user_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,4 +142,4 @@ def test_every_entry_names_a_layout_and_a_checksum_as_published() -> None:
         assert released.checksum is None or re.fullmatch(r"(md5|sha256):[0-9a-f]{6,64}", released.checksum), name
     assert len({released.url for released in RELEASED.values()}) == len(RELEASED)
     with pytest.raises(ValueError, match="did you mean mae_vit_base"):
-        weights("mae_vit_bse")
+        find_released("mae_vit_bse")

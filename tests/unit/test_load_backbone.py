@@ -16,7 +16,7 @@ from mae_transfer import checkpoints
 from mae_transfer.checkpoints import LAYOUTS
 from mae_transfer.models.vit import ViT, ViTConfig
 
-FILES = [name for name in LAYOUTS if name not in ("", "timm", "random", "released", "zoo")]
+FILES = [name for name in LAYOUTS if name]
 
 
 def encoder(**options: Any) -> ViT:

@@ -12,9 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from mae_transfer import checkpoints
-from mae_transfer.checkpoints.basis import load_basis, save_basis
 from mae_transfer.checkpoints.files import DIGEST, read
-from mae_transfer.checkpoints.tokenizers import export_tokenizer, load_tokenizer
+from mae_transfer.checkpoints.tokenizers import export_tokenizer, load_basis, load_tokenizer, save_basis
 from mae_transfer.core.normalize import IMAGENET
 from mae_transfer.core.pca import Basis
 from mae_transfer.core.positions import sincos_2d

@@ -6,10 +6,10 @@ import importlib
 from pathlib import Path
 from typing import NamedTuple
 
-from mae_transfer import shipped
 from mae_transfer.config import Schema, read
+from mae_transfer.disk import package_folder
 
-TOOLS = shipped.folder("tools")
+TOOLS = package_folder("tools")
 
 EVERY = (
     "mae_transfer.cli",

@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mae_transfer import results
-from mae_transfer.checkpoints import LAYOUTS, sha256, zoo
-from mae_transfer.checkpoints.references import split
+from mae_transfer.checkpoints import PREFIXES as WEIGHTS
+from mae_transfer.checkpoints import sha256, split, zoo_file
 from mae_transfer.config import Schema, flatten, load, nearest
-from mae_transfer.home import at_home
+from mae_transfer.disk import at_home
 from mae_transfer.suite.graph.plan import Node, Plan, assignments, replaced
 from mae_transfer.suite.graph.toolbox import TOOLS
 from mae_transfer.suite.store import evidence
 from mae_transfer.suite.store.records import Note, of_another_version, read_note
 
 NO_FILE = ("timm", "random", "released", "zoo")  # prefixes of weights that are made, downloaded or part of the package
-PREFIXES = {*LAYOUTS, "dalle"}  # prefixes of references
+PREFIXES = {*WEIGHTS, "dalle"}  # prefixes of references
 
 
 class Status(NamedTuple):
@@ -234,12 +234,12 @@ def defect_of(key: str, value: str) -> str | None:
     try:
         prefix, rest = split(value, PREFIXES)
         if prefix == "zoo":
-            zoo.weight_path(rest)
+            zoo_file(rest)
     except ValueError as error:
         prefix = value.partition(":")[0]
         if prefix == "zoo":
             return str(error)
-        return f"no layout {prefix!r}; {nearest(prefix, LAYOUTS)}" if weights else f"{value} does not exist"
+        return f"no layout {prefix!r}; {nearest(prefix, WEIGHTS)}" if weights else f"{value} does not exist"
     if prefix in NO_FILE or not (weights or (key.startswith("target.") and (prefix or Path(value).suffix))):
         return None
     path = Path(rest)
@@ -252,6 +252,6 @@ def files_of(node: Node) -> Iterator[tuple[str, Path]]:
         if isinstance(value, str) and not value.startswith("@"):
             prefix = value.partition(":")[0]
             rest = value.removeprefix(f"{prefix}:") if prefix in PREFIXES else value
-            path = zoo.weight_path(rest) if prefix == "zoo" else Path(at_home(rest))
+            path = zoo_file(rest) if prefix == "zoo" else Path(at_home(rest))
             if path.is_file():
                 yield key, path
