@@ -137,15 +137,15 @@ def pretrain(schema: type[S] | str, run: Run | str, *, description: str, argv: S
 
 
 def _pretrain(schema: type[S] | str, run: Run | str, args: argparse.Namespace) -> None:
+    from mae_transfer import ablations
     from mae_transfer.config import load
-    from mae_transfer.suite.graph import grid
 
-    if not grid.is_grid(args.config):
+    if not ablations.is_grid(args.config):
         if args.row or args.mini:
             raise ValueError(f"{args.config} is one run, not an ablation: remove --row and --mini")
         _train(schema, run, args)
         return
-    points = grid.points(Path(args.config), "mini" if args.mini else "paper", args.row or "")
+    points = ablations.points(Path(args.config), "mini" if args.mini else "paper", args.row or "")
     runs = [
         (point, load(point.config, named(schema), changes=point.changes, overrides=_overrides(args), debug=args.debug))
         for point in points

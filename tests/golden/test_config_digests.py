@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from mae_transfer.ablations import points
 from mae_transfer.config import Schema, load, read
-from mae_transfer.suite.graph.grid import points
 from mae_transfer.suite.graph.plan import open_plan
 from mae_transfer.tasks.classify import ClassifyConfig
 from mae_transfer.tasks.detect import DetectConfig

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from mae_transfer.ablations import is_grid, points
 from mae_transfer.config import load, read
-from mae_transfer.suite.graph.grid import is_grid, points
 from mae_transfer.suite.graph.plan import open_plan
 from mae_transfer.tasks.pretrain import PretrainConfig
 from mae_transfer.tasks.robustness import RobustnessConfig

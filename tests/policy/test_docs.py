@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 import pytest
 
+from mae_transfer.ablations import is_grid, points
 from mae_transfer.checkpoints import PREFIXES
 from mae_transfer.checkpoints.fit import MAY_CHANGE
 from mae_transfer.config import load, read
 from mae_transfer.data import DATASETS, MAP_SETS, OBJECT_SETS
-from mae_transfer.suite.graph.grid import is_grid, points
 from mae_transfer.suite.graph.schema import SuiteConfig
 from mae_transfer.suite.graph.toolbox import TOOLBOX
 from mae_transfer.suite.published import PUBLISHED

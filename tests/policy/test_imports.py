@@ -37,11 +37,12 @@ MAY_IMPORT = {
     "config": {"disk"},
     "disk": set(),
     "locks": set(),
+    "ablations": {"config"},
     "__main__": {"cli"},
     "download": {"locks"},
     "record": set(),
     "results": {"config", "disk", "locks", "record"},
-    "cli": {"disk", "bounds", "config", "suite"},  # what the tools share: above the suite
+    "cli": {"disk", "bounds", "config", "ablations"},  # what the tools share: above the suite
     "adapters": BASE,
     "models": BASE,
     "checkpoints": BASE | {"models"},
@@ -50,7 +51,7 @@ MAY_IMPORT = {
     "metrics": BASE | {"data"},  # the rules of COCO
     "draw": BASE,
     "tasks": TASKS,
-    "suite": TASKS | {"tasks"},
+    "suite": TASKS | {"tasks", "ablations"},
     "bench": TASKS | {"tasks", "suite", "cli"},
 }
 

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from mae_transfer import results
+from mae_transfer.ablations import slug
 from mae_transfer.record import DataSet, Record, Seconds, Sitting, Software, Weights
-from mae_transfer.suite.graph.grid import slug
 from mae_transfer.suite.graph.schema import Expectation, SuiteConfig, SuiteRow, SuiteTransfer
 from mae_transfer.suite.published import Published
 from mae_transfer.suite.published.measured import Elsewhere

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mae_transfer.suite.graph.grid import slug
+from mae_transfer.ablations import slug
 from mae_transfer.suite.graph.plan import open_plan, replaced, select
 from mae_transfer.suite.store.records import write_note
 from mae_transfer.suite.store.work import Work

@@ -1,1 +1,1 @@
-"""Which run needs which: the config of a suite, ablations, the tools and the plan."""
+"""Which run needs which: the config of a suite, the tools and the plan."""

@@ -13,8 +13,8 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mae_transfer.ablations import Overrides, points, slug
 from mae_transfer.config import Schema, load, nearest, read, validate
-from mae_transfer.suite.graph.grid import Overrides, points, slug
 from mae_transfer.suite.graph.schema import (
     Preparation,
     Resources,

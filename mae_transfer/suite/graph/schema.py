@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from mae_transfer.ablations import Overrides
 from mae_transfer.bounds import Count, NonNegative, Positive, Seed
 from mae_transfer.config import Schema, nearest
-from mae_transfer.suite.graph.grid import Overrides
 from mae_transfer.suite.store.records import About
 from mae_transfer.suite.tables.layouts import LAYOUTS
 

@@ -13,7 +13,7 @@ TOOLS = package_folder("tools")
 
 EVERY = (
     "mae_transfer.cli",
-    "mae_transfer.suite.graph.grid",
+    "mae_transfer.ablations",
     "mmengine.config",
     "torch.utils.tensorboard",
 )  # modules that every tool imports

@@ -17,8 +17,8 @@ import matplotlib as mpl
 from jinja2 import Environment, StrictUndefined, Template
 from rich.console import Console
 
+from mae_transfer.ablations import slug
 from mae_transfer.results import Result
-from mae_transfer.suite.graph.grid import slug
 from mae_transfer.suite.graph.schema import SuiteConfig
 from mae_transfer.suite.report import pictures
 from mae_transfer.suite.report.origins import Origins, earlier, hours_by_device

@@ -20,7 +20,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mae_transfer.suite.graph.grid import slug
+from mae_transfer.ablations import slug
 from mae_transfer.suite.store.records import Note
 
 FOLDERS = {

@@ -1,12 +1,12 @@
-"""suite/graph/grid.py: the rows of an ablation as runs, and mistakes that are named before anything starts."""
+"""ablations.py: the rows of an ablation as runs, and mistakes that are named before anything starts."""
 
 from pathlib import Path
 
 import pytest
 
 from mae_transfer import cli
+from mae_transfer.ablations import points
 from mae_transfer.config import Schema
-from mae_transfer.suite.graph.grid import points
 
 GRID = """
 title = "table 9"
