@@ -28,13 +28,13 @@ UNKNOWN = "unknown"  # version and device of a sitting that an earlier version d
 NAMED_CLASSES = 100  # of a set with more classes, only the digest of their names is recorded
 
 
-class Part(BaseModel):
+class _Frozen(BaseModel):
     """A part of a record: frozen and strict."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Software(Part):
+class Software(_Frozen):
     """The code that a process runs. It is read once, when the process starts."""
 
     version: str
@@ -52,7 +52,7 @@ class Software(Part):
         return f"{self.commit}{'+' if self.dirty else ''}" if self.commit else self.version
 
 
-class Seconds(Part):
+class Seconds(_Frozen):
     """Where the time of a run went."""
 
     train: float = 0.0
@@ -66,7 +66,7 @@ class Seconds(Part):
         )
 
 
-class Sitting(Part):
+class Sitting(_Frozen):
     """One start of the process of a run, up to its end or to the next start."""
 
     started_at: str
@@ -82,7 +82,7 @@ class Sitting(Part):
     """What this sitting contributed to the state that the record belongs to."""
 
 
-class DataSet(Part):
+class DataSet(_Frozen):
     """The images of one part of a run ("train", "val")."""
 
     name: str
@@ -114,7 +114,7 @@ class DataSet(Part):
         return f"'{self.name}' ({used}, {f'{self.classes:,} classes' if self.classes else 'no labels'})"
 
 
-class Weights(Part):
+class Weights(_Frozen):
     """A file of weights that a run starts from: its backbone, a tokenizer, a teacher, a basis."""
 
     kind: Literal["run", "released", "file", "random"]
@@ -130,7 +130,7 @@ class Weights(Part):
     """Record of the run that made it."""
 
 
-class Record(Part):
+class Record(_Frozen):
     """How a number came to be."""
 
     run: str

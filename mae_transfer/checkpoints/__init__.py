@@ -9,7 +9,7 @@ from mae_transfer.checkpoints.fit import fill, load_mae
 from mae_transfer.checkpoints.load import (
     LAYOUTS,
     PREFIXES,
-    LoadedBackbone,
+    LoadedWeights,
     load,
     load_backbone,
     own_file,
@@ -25,7 +25,7 @@ __all__ = [
     "RANDOM",
     "RECORD",
     "RELEASED",
-    "LoadedBackbone",
+    "LoadedWeights",
     "RecordedStatistics",
     "export_backbone",
     "export_mae",

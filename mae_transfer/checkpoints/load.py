@@ -55,7 +55,7 @@ LAYOUTS = {
 PREFIXES = (*LAYOUTS, "timm", "random", "released", "zoo")
 
 
-class LoadedBackbone(NamedTuple):
+class LoadedWeights(NamedTuple):
     """A backbone and the rest of its file."""
 
     backbone: ViT | TimmBackbone  # in eval mode
@@ -73,7 +73,7 @@ def load_backbone(reference: str | Path, *, changes: Mapping[str, Any] = NO_CHAN
     return load(reference, changes=changes).backbone
 
 
-def load(reference: str | Path, *, changes: Mapping[str, Any] = NO_CHANGES) -> LoadedBackbone:
+def load(reference: str | Path, *, changes: Mapping[str, Any] = NO_CHANGES) -> LoadedWeights:
     """Return the backbone of a reference, its classifier and its statistics.
 
     Args:
@@ -125,14 +125,14 @@ def read_backbone(path: Path) -> EncoderWeights:
     return EncoderWeights(validate(fields, ViTConfig, where=f"architecture in {path}"), read(path), {})
 
 
-def _load(prefix: str, rest: str, changes: Mapping[str, Any]) -> LoadedBackbone:
+def _load(prefix: str, rest: str, changes: Mapping[str, Any]) -> LoadedWeights:
     if prefix == "zoo":
         return _load("", str(zoo_file(rest)), changes)
     if prefix == "released":  # the statistics of every release in the table are known
         entry = find_released(rest)
         return _load(entry.layout, str(download(entry)), changes)._replace(recorded=True)
     if prefix == "random":
-        return LoadedBackbone(_random(rest, changes), {}, None)
+        return LoadedWeights(_random(rest, changes), {}, None)
     if prefix == "timm":
         from mae_transfer.checkpoints.timm_models import load_timm
 
@@ -140,7 +140,7 @@ def _load(prefix: str, rest: str, changes: Mapping[str, Any]) -> LoadedBackbone:
         file = Path(at_home(path)) if at else None
         backbone, statistics = load_timm(name, file, changes, where=f"timm:{rest}")
         default = RecordedStatistics(statistics, file is None)
-        return _with_statistics(backbone, {}, default, file) if file else LoadedBackbone(backbone, {}, None, *default)
+        return _with_statistics(backbone, {}, default, file) if file else LoadedWeights(backbone, {}, None, *default)
     module, _, function = LAYOUTS[prefix].partition(".")
     reader: Callable[[Path], EncoderWeights | TimmWeights]
     reader = getattr(importlib.import_module(f"mae_transfer.checkpoints.{module}"), function)
@@ -167,7 +167,7 @@ def _random(name: str, changes: Mapping[str, Any]) -> ViT | TimmBackbone:
 
 def _with_statistics(
     backbone: ViT | TimmBackbone, head: dict[str, Tensor], default: RecordedStatistics, file: Path
-) -> LoadedBackbone:
+) -> LoadedWeights:
     """Return the backbone with its file's sha256 and statistics; recorded ones take precedence over a default.
 
     Raises:
@@ -182,7 +182,7 @@ def _with_statistics(
                 f"{stored.statistics.text()}; correct one"
             )
         known = default
-    return LoadedBackbone(backbone, head, digest, *known)
+    return LoadedWeights(backbone, head, digest, *known)
 
 
 def _explain(error: ValueError, reference: str, prefix: str, rest: str) -> ValueError:

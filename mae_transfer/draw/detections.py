@@ -25,7 +25,7 @@ SHARP = 1024  # pixels of a panel's longer side; larger images are drawn with ev
 MOST = 40  # objects drawn per image, best first
 
 
-class Shown(NamedTuple):
+class DetectionPicture(NamedTuple):
     """One image with its annotated and its detected objects, in pixels of the image."""
 
     image: Tensor  # (3, H, W) uint8 RGB
@@ -34,7 +34,7 @@ class Shown(NamedTuple):
     name: str
 
 
-def save_detections(path: Path, shown: Shown, classes: Sequence[str]) -> None:
+def save_detections(path: Path, shown: DetectionPicture, classes: Sequence[str]) -> None:
     """Write a PNG: annotated objects (crowd regions dashed) beside detections (see `drawn`), with their scores."""
     height, width = shown.image.shape[-2:]
     figure = Figure(figsize=(14, 7 * height / width + 0.4), layout="constrained")

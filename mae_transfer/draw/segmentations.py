@@ -25,7 +25,7 @@ MOST_NAMES = 24  # in a legend: the classes with the most pixels
 LONGEST = 20  # characters of a name in a legend
 
 
-class Picture(NamedTuple):
+class SegmentationPicture(NamedTuple):
     """One image with its true and its predicted map, on the host."""
 
     image: Tensor  # (3, H, W) uint8 RGB
@@ -59,7 +59,7 @@ def short(name: str) -> str:
     return first if len(first) <= LONGEST else first[: LONGEST - 1] + "…"
 
 
-def save_picture(path: Path, shown: Picture, classes: Sequence[str]) -> None:
+def save_segmentation(path: Path, shown: SegmentationPicture, classes: Sequence[str]) -> None:
     """Write a PNG of an image, its truth and its prediction. The legend names the classes with the most pixels."""
     image = shown.image.permute(1, 2, 0).numpy()
     maps = [labels.numpy() for labels in (shown.truth, shown.predicted)]

@@ -119,7 +119,7 @@ def fresh(wanted: Statistics | None) -> str:
 
 
 def choose_statistics(
-    reference: str, loaded: checkpoints.LoadedBackbone, wanted: Statistics | None
+    reference: str, loaded: checkpoints.LoadedWeights, wanted: Statistics | None
 ) -> tuple[Statistics, str]:
     """Return the statistics to normalise images with, and their origin in words.
 

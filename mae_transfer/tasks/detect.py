@@ -39,7 +39,7 @@ from mae_transfer.data import (
 )
 from mae_transfer.data.checks import check_images
 from mae_transfer.data.coco import encode_runs
-from mae_transfer.draw.detections import Shown, save_detections
+from mae_transfer.draw.detections import DetectionPicture, save_detections
 from mae_transfer.engine.dist import on_main
 from mae_transfer.engine.loop import Step
 from mae_transfer.engine.optim import Decay, Group, Layers, param_groups, spared
@@ -325,7 +325,9 @@ class Detect(Transfer[DetectConfig]):
             for number, (batch, detections) in zip(range(count), found, strict=False):
                 index = int(batch.index[0])
                 there = self.val_set.read(index)
-                shown = Shown(there.image, there.objects, detections[0], Path(self.val_set.where(index)).name)
+                shown = DetectionPicture(
+                    there.image, there.objects, detections[0], Path(self.val_set.where(index)).name
+                )
                 save_detections(folder.detections / f"{number:04d}.png", shown, self.val_set.classes)
 
     def title(self) -> str:

@@ -37,7 +37,7 @@ from mae_transfer.data import (
 )
 from mae_transfer.data.checks import check_maps
 from mae_transfer.data.maps import inside
-from mae_transfer.draw.segmentations import Picture, save_picture
+from mae_transfer.draw.segmentations import SegmentationPicture, save_segmentation
 from mae_transfer.engine.dist import Dist, bare, on_main
 from mae_transfer.engine.loop import Step
 from mae_transfer.engine.optim import Group
@@ -279,8 +279,8 @@ class Segment(Transfer[SegmentConfig]):
             for number, batch in zip(range(count), views, strict=False):
                 predicted = predict(self.cfg, bare(model), batch, statistics)
                 image, truth, found = (part[0].cpu() for part in (batch.original, batch.labels, predicted))
-                shown = Picture(image, truth, found, Path(self.val_set.where(int(batch.index[0]))).name)
-                save_picture(folder.segmentations / f"{number:04d}.png", shown, self.val_set.classes)
+                shown = SegmentationPicture(image, truth, found, Path(self.val_set.where(int(batch.index[0]))).name)
+                save_segmentation(folder.segmentations / f"{number:04d}.png", shown, self.val_set.classes)
 
     def final_figures(self) -> dict[str, float]:
         """Return the figures of the last evaluation or of the best state, per class too."""

@@ -5,12 +5,7 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 
-TWICE = {
-    "About", "Block", "Bridge", "Cell", "Found",
-    "Linear", "Loaded", "Part", "Picture", "Pretraining", "Record",
-    "Step",
-    "Task", "Tokenizer", "View", "Weights",
-}  # fmt: skip
+TWICE = {"Block", "Bridge", "Cell", "Part", "Record", "Task", "Tokenizer", "View"}
 """Names of earlier versions that still stand twice. Renaming removes a name from here; none is added."""
 
 

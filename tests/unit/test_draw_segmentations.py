@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mae_transfer.draw.segmentations import MOST_NAMES, Picture, painted, palette, save_picture, short
+from mae_transfer.draw.segmentations import MOST_NAMES, SegmentationPicture, painted, palette, save_segmentation, short
 from mae_transfer.interfaces import IGNORED
 
 
@@ -46,8 +46,10 @@ def test_a_legend_of_long_names_stays_within_the_picture(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(Figure, "savefig", writing)
     names = [f"windowpane number {k}, window, pane, and so on" for k in range(150)]
-    save_picture(
-        tmp_path / "0.png", Picture(torch.zeros(3, 80, 120, dtype=torch.uint8), labels, labels, "a.jpg"), names
+    save_segmentation(
+        tmp_path / "0.png",
+        SegmentationPicture(torch.zeros(3, 80, 120, dtype=torch.uint8), labels, labels, "a.jpg"),
+        names,
     )
     ((legend, picture),) = legends
     assert legend.x0 >= picture.x0
@@ -57,9 +59,9 @@ def test_a_legend_of_long_names_stays_within_the_picture(tmp_path: Path, monkeyp
 
 def test_a_map_without_classes_can_be_drawn(tmp_path: Path) -> None:
     void = torch.full((8, 9), IGNORED, dtype=torch.uint8)
-    save_picture(
+    save_segmentation(
         tmp_path / "deep" / "0.png",
-        Picture(torch.zeros(3, 8, 9, dtype=torch.uint8), void, void * 0, "a.jpg"),
+        SegmentationPicture(torch.zeros(3, 8, 9, dtype=torch.uint8), void, void * 0, "a.jpg"),
         ("x", "y"),
     )
     assert (tmp_path / "deep" / "0.png").is_file()

@@ -18,7 +18,7 @@ from mae_transfer.core.runs import dense, extents, filled, from_counts, from_mas
 from mae_transfer.data import ShapesObjects
 from mae_transfer.data.coco import decode_outlines, encode_runs
 from mae_transfer.data.objects import LargeScaleJitter, Scene, SceneTransform, ShortestEdge, mirrored
-from mae_transfer.draw.detections import Shown, drawn, save_detections
+from mae_transfer.draw.detections import DetectionPicture, drawn, save_detections
 from mae_transfer.interfaces import Objects
 from mae_transfer.metrics.coco import Detections
 from mae_transfer.seeding import seeded
@@ -179,7 +179,9 @@ def test_a_picture_of_a_large_image_is_drawn_within_its_own_resolution(tmp_path:
     objects = Objects(boxes, torch.zeros(3, dtype=torch.long), torch.zeros(3, dtype=torch.bool), drawn)
     found = Detections(boxes, torch.ones(3), objects.labels, [encode_runs(runs, size) for runs in drawn])
     tracemalloc.start()
-    save_detections(tmp_path / "0.png", Shown(torch.zeros(3, *size, dtype=torch.uint8), objects, found, "0"), ("star",))
+    save_detections(
+        tmp_path / "0.png", DetectionPicture(torch.zeros(3, *size, dtype=torch.uint8), objects, found, "0"), ("star",)
+    )
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 250e6
