@@ -144,31 +144,23 @@ class CocoMetric:
                 f"{len(missing)} not predicted {missing[:3]}, {len(strange)} unknown {strange[:3]}"
             )
         entries = [entry for image_id in sorted(found) for entry in found[image_id] or ()]
-        metric = self._without({image_id for image_id, listed in found.items() if listed is None})
+        left_out = {image_id for image_id, listed in found.items() if listed is None}
+        truth = {
+            **self.truth,
+            "images": [image for image in self.truth["images"] if image["id"] not in left_out],
+            "annotations": [one for one in self.truth["annotations"] if one["image_id"] not in left_out],
+        }
         if save is not None:
             _write(save, entries)
-        figures: dict[str, float] = {}
-        for kind in self.kinds:
-            figures |= {
-                f"{kind}/{name}": value for name, value in metric._figures(kind, entries, per_class=per_class).items()
-            }
-        return figures
+        return {
+            f"{kind}/{name}": value
+            for kind in self.kinds
+            for name, value in self._figures(truth, kind, entries, per_class=per_class).items()
+        }
 
-    def _without(self, left_out: set[int]) -> CocoMetric:
-        """Return a metric of the same ground truth without some of its images."""
-        if not left_out:
-            return self
-        rest = copy.copy(self)
-        images = [image for image in self.truth["images"] if image["id"] not in left_out]
-        objects = [one for one in self.truth["annotations"] if one["image_id"] not in left_out]
-        rest.truth = {**self.truth, "images": images, "annotations": objects}
-        return rest
-
-    def _figures(self, kind: Kind, entries: Sequence[Entry], *, per_class: bool) -> dict[str, float]:
+    def _figures(self, truth: Entry, kind: Kind, entries: Sequence[Entry], *, per_class: bool) -> dict[str, float]:
         with contextlib.redirect_stdout(io.StringIO()):  # both libraries print their progress
-            evaluator = (_pycocotools if self.backend == "pycocotools" else _faster)(
-                self.truth, _results(self.truth, entries, kind), kind
-            )
+            evaluator = _open_evaluator(self.backend, truth, _described(truth, entries, kind), kind)
             evaluator.params.maxDets = [1, 10, self.detections]
             evaluator.evaluate()
             evaluator.accumulate()
@@ -176,9 +168,9 @@ class CocoMetric:
         figures = _summary(precision, recall, self.detections)
         if per_class:
             # IoU thresholds, recalls, classes; for all areas and the most detections
-            precision = precision[:, :, :, 0, -1]
+            of_classes = precision[:, :, :, 0, -1].mean(axis=(0, 1))
             names = [f"AP[{category['name']}]" for category in self.categories]
-            figures |= dict(zip(names, _minus_one_to_nan(precision.mean(axis=(0, 1))), strict=True))
+            figures |= dict(zip(names, _minus_one_to_nan(of_classes), strict=True))
         return figures
 
 
@@ -198,17 +190,8 @@ def _summary(precision: np.ndarray, recall: np.ndarray, detections: int) -> dict
         detections: largest number of detections per image.
     """
     all_, small, medium, large = (precision[..., area, -1] for area in range(4))
-    parts = [
-        all_,
-        all_[0],
-        all_[5],
-        small,
-        medium,
-        large,
-        recall[..., 0, 0],
-        recall[..., 0, 1],
-        *(recall[..., area, -1] for area in range(4)),
-    ]
+    precisions = (all_, all_[0], all_[5], small, medium, large)
+    parts = [*precisions, recall[..., 0, 0], recall[..., 0, 1], *(recall[..., area, -1] for area in range(4))]
     names = [f"AR{detections}" if name == "AR100" else name for name in FIGURES]
     return {
         name: float(part[part > -1].mean()) if (part > -1).any() else float("nan")
@@ -225,13 +208,11 @@ def _cocoeval_ground_truth(truth: Mapping[str, Any], kinds: Sequence[Kind]) -> E
     objects = []
     for k, one in enumerate(found.objects, start=1):
         kept = {key: one[key] for key in ("image_id", "category_id", "bbox", *(("segmentation",) if masks else ()))}
-        area = (
-            one["area"]
-            if "area" in one
-            else _pixels(one["segmentation"], sizes[one["image_id"]])
-            if masks
-            else one["bbox"][2] * one["bbox"][3]
-        )
+        area = one.get("area")
+        if area is None and masks:
+            area = _pixels(one["segmentation"], sizes[one["image_id"]])
+        elif area is None:
+            area = one["bbox"][2] * one["bbox"][3]
         objects.append({"id": k, **kept, "area": area, "iscrowd": int(one.get("iscrowd", 0))})
     images = [{key: image[key] for key in ("id", "file_name", "height", "width")} for image in found.images]
     return {"info": {}, "images": images, "categories": found.categories, "annotations": objects}
@@ -276,39 +257,36 @@ def _entries(image_id: int, found: Detections, categories: Sequence[int], *, mas
     return entries
 
 
-def _results(truth: Entry, entries: Sequence[Entry], kind: Kind) -> Entry:
+def _described(truth: Entry, entries: Sequence[Entry], kind: Kind) -> Entry:
     """Return predictions in the form that COCOeval reads. The area is that of box or mask, by kind (COCO.loadRes)."""
-    found = [{**entry, "id": k, "iscrowd": 0, "area": _area(entry, kind)} for k, entry in enumerate(entries, start=1)]
+    from pycocotools import mask
+
+    # one by one, because pycocotools 2.0.11 fails for the areas of a list of more than 255 codes
+    found = [
+        {
+            **entry,
+            "id": k,
+            "iscrowd": 0,
+            "area": mask.area(entry["segmentation"]) if kind == "segm" else entry["bbox"][2] * entry["bbox"][3],
+        }
+        for k, entry in enumerate(entries, start=1)
+    ]
     return {**truth, "annotations": found}
 
 
-def _area(entry: Entry, kind: Kind) -> Any:
-    """Return the area of one object in pixels. pycocotools 2.0.11 fails for lists of more than 255 objects here."""
-    from pycocotools import mask
-
-    return mask.area(entry["segmentation"]) if kind == "segm" else entry["bbox"][2] * entry["bbox"][3]
-
-
-def _pycocotools(truth: Entry, found: Entry, kind: Kind) -> Any:
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
+def _open_evaluator(backend: Backend, truth: Entry, found: Entry, kind: Kind) -> Any:
+    """Return the library's COCOeval of predictions. It gets copies, because pycocotools modifies the annotations."""
+    if backend == "pycocotools":
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    else:
+        from faster_coco_eval import COCO
+        from faster_coco_eval import COCOeval_faster as COCOeval
     sets = COCO(), COCO()
     for one, content in zip(sets, (truth, found), strict=True):
-        # copies, because pycocotools modifies the annotations
         one.dataset = {**content, "annotations": [dict(entry) for entry in content["annotations"]]}
         one.createIndex()
     return COCOeval(*sets, iouType=kind)
-
-
-def _faster(truth: Entry, found: Entry, kind: Kind) -> Any:
-    from faster_coco_eval import COCO, COCOeval_faster
-
-    sets = [
-        COCO({**content, "annotations": [dict(entry) for entry in content["annotations"]]})
-        for content in (truth, found)
-    ]
-    return COCOeval_faster(*sets, iouType=kind)
 
 
 def _backend(wanted: Backend) -> Backend:
