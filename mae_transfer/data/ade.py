@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from mae_transfer.bounds import Count, Probability, Whole
-from mae_transfer.data.decode import UnreadableImage, decode_file, load, opened_image, orientation, read_file, upright
+from mae_transfer.data.decode import UnreadableImage, decode_file, load, open_image, orientation, read_file, upright
 from mae_transfer.data.folders import IgnoredFiles, image_suffixes, list_images
 from mae_transfer.data.reports import Defect, Defects, report_on_main
 from mae_transfer.data.sources import select_part
@@ -319,7 +319,7 @@ def read_map(path: Path, *, size: tuple[int, int] | None = None) -> np.ndarray:
         OSError: the file is missing.
     """
     try:
-        stored = opened_image(read_file(path), functools.partial(_stored, path=path), where=str(path))
+        stored = open_image(read_file(path), functools.partial(_stored, path=path), where=str(path))
     except BrokenMap:
         raise
     except UnreadableImage as error:

@@ -18,7 +18,7 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -62,10 +62,10 @@ def decode(data: bytes, *, where: str) -> Tensor:
     Raises:
         UnreadableImage: names the file and its defect.
     """
-    return opened_image(data, _rgb_tensor, where=where)
+    return open_image(data, _rgb_tensor, where=where)
 
 
-def opened_image(data: bytes, read: Callable[[Image.Image, bytes, list[str]], T], *, where: str) -> T:
+def open_image(data: bytes, read: Callable[[Image.Image, bytes, list[str]], T], *, where: str) -> T:
     """Open an image and return the result of `read`. If it fails, try again without the metadata and note the file.
 
     Args:
@@ -84,14 +84,15 @@ def opened_image(data: bytes, read: Callable[[Image.Image, bytes, list[str]], T]
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableImage(f"{where}: {error}; shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS") from error
     except Exception as error:  # PIL raises OSError, SyntaxError, struct.error, KeyError and more on broken files
-        retried = next(_without_metadata(data, read), None)
-        if retried is None:
+        for stripped in without_metadata(data):
+            with suppress(Exception):
+                found, warned = _read(stripped, read, []), ["its metadata are broken"]
+                break
+        else:
             unknown = isinstance(error, UnidentifiedImageError)
             what = "are not in a known image format" if unknown else f"cannot be decoded: {error}"
             raise UnreadableImage(f"{where}: its {len(data)} bytes {what}") from error
-        found, warned = retried[0], ["its metadata are broken"]
-    if warned:
-        note(f"{where}: {'; '.join(dict.fromkeys(warned))} (its pixels are used)")
+    _note_warnings(where, warned)
     return found
 
 
@@ -102,12 +103,9 @@ def _read(data: bytes, read: Callable[[Image.Image, bytes, list[str]], T], warne
         return read(image, data, warned)
 
 
-def _without_metadata(data: bytes, read: Callable[[Image.Image, bytes, list[str]], T]) -> Iterator[tuple[T]]:
-    for stripped in without_metadata(data):
-        try:
-            yield (_read(stripped, read, []),)
-        except Exception:  # PIL raises many types on broken files
-            continue
+def _note_warnings(where: object, warned: list[str]) -> None:
+    if warned:
+        note(f"{where}: {'; '.join(dict.fromkeys(warned))} (its pixels are used)")
 
 
 def read_file(path: str | Path) -> bytes:
@@ -143,11 +141,10 @@ def size_of(path: Path) -> tuple[int, int] | str:
         return "missing image"
     except Exception:  # PIL raises many types on broken files; try again without the metadata
         try:
-            return opened_image(read_file(path), lambda image, _, warned: _upright_size(image, warned), where=str(path))
+            return open_image(read_file(path), lambda image, _, warned: _upright_size(image, warned), where=str(path))
         except (UnreadableImage, OSError):
             return "unreadable image"
-    if warned:
-        note(f"{path}: {'; '.join(dict.fromkeys(warned))} (its pixels are used)")
+    _note_warnings(path, warned)
     return size
 
 
@@ -230,12 +227,10 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def _find_fast_jpeg() -> Callable[[Tensor], Tensor] | None:
     """Return the fastest exact JPEG decoder that is installed. torchcodec's will replace the one of torchvision."""
-    try:
+    with suppress(ImportError):
         from torchvision.io import ImageReadMode, decode_jpeg
 
         return lambda data: decode_jpeg(data, mode=ImageReadMode.RGB, apply_exif_orientation=False)
-    except ImportError:
-        pass
     try:
         # imported by name, so that type checks do not depend on whether it is installed
         decode_jpeg = importlib.import_module("torchcodec.decoders").decode_jpeg
