@@ -16,8 +16,7 @@ from mae_transfer.suite.published import PUBLISHED
 from mae_transfer.suite.published.entry import Published, block
 from mae_transfer.suite.published.measured import Elsewhere, Measured
 from mae_transfer.suite.store.records import Note, Record
-from mae_transfer.suite.tables.layouts import LAYOUTS
-from mae_transfer.suite.tables.places import Place
+from mae_transfer.suite.tables.layouts import LAYOUTS, Place
 from tests.unit import as_published
 from tests.unit.as_published import RANDOM, data_set, pretraining, run, sets, sitting
 

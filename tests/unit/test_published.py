@@ -4,8 +4,7 @@ import pytest
 
 from mae_transfer.suite.published import PUBLISHED
 from mae_transfer.suite.published.survey import SEEN
-from mae_transfer.suite.tables.layouts import LAYOUTS
-from mae_transfer.suite.tables.places import ROWS
+from mae_transfer.suite.tables.layouts import LAYOUTS, ROWS
 
 NUMBERS = {(p.table, p.row, p.column): p for p in PUBLISHED}
 

@@ -21,7 +21,7 @@ from mae_transfer.suite.report import origins, pictures
 from mae_transfer.suite.report import page as report
 from mae_transfer.suite.store import records
 from mae_transfer.suite.store.records import Note
-from mae_transfer.suite.tables import figures, summary
+from mae_transfer.suite.tables import figures, sheets, summary
 from mae_transfer.suite.tables.cells import Cell
 from mae_transfer.suite.tables.comparison import Row, Table
 from tests.unit import test_tables
@@ -191,10 +191,11 @@ def test_published_numbers_are_marked_in_the_chart_of_the_runs_that_they_stand_b
     assert report.published_beside([table]) == {id(one.result): [83.6]}
     (chart,) = report.charts(overview, [table], {"mae": "C0"})
     assert "published" in chart.element
-    (view,) = report.views([table], origins.Origins([one], {}, tmp_path))
-    ((name, (number,)),) = view.rows
+    (sheet,) = sheets.sheets([table])
+    ((name, number),) = sheet.rows
     assert (name.text, number.text) == ("MAE", "83.5 (83.6, -0.1)")
-    assert [(part.label, part.text) for part in number.parts] == [("seed 0", "83.50")]
+    links = report.links_of(number.cell, origins.Origins([one], {}, tmp_path))
+    assert [(link.label, link.text) for link in links] == [("seed 0", "83.50")]
     (alone,) = report.charts(overview, [], {"mae": "C0"})
     assert "published" not in alone.element
 

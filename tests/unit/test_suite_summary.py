@@ -12,6 +12,7 @@ from mae_transfer.config import validate
 from mae_transfer.suite.graph.schema import SuiteConfig
 from mae_transfer.suite.store.records import Record
 from mae_transfer.suite.tables import summary
+from mae_transfer.suite.tables.comparison import cell_text
 
 ROWS = {"pixels": {"config": "p.py"}, "random weights": {"fresh": {"a": 1}}}
 
@@ -44,7 +45,7 @@ def test_the_table_has_a_row_per_pretraining_and_a_column_per_task() -> None:
     found = summary.summarise(suite(chance={"k-NN": 10.0, "mIoU": 7.0}), measured())
     assert found.columns == ("fine-tune", "k-NN", "box AP")
     assert list(found.rows) == ["pixels", "random weights"]
-    assert found.rows["pixels"]["fine-tune"].text == "65.0±7.1"
+    assert cell_text(found.rows["pixels"]["fine-tune"]) == "65.0±7.1"
     assert found.chance == {"k-NN": 10.0}
     assert found.baseline == "random weights"
 

@@ -21,7 +21,6 @@ from mae_transfer.suite.graph.schema import (
     Search,
     SuiteConfig,
     SuiteRow,
-    SuiteStep,
     SuiteTransfer,
 )
 from mae_transfer.suite.graph.toolbox import TOOLBOX, Tool
@@ -86,7 +85,7 @@ def open_plan(file: Path, *, roots: Mapping[str, str] | None = None) -> tuple[Su
             f"--root {unknown[0]}=...: {file} has no data set of that name; it has {', '.join(cfg.roots) or 'none'}"
         )
     cfg = cfg.model_copy(update={"roots": {**cfg.roots, **(roots or {})}})
-    plan = ordered(expand(cfg, file.parent))
+    plan = ordered(Expansion(cfg, file.parent).nodes())
     for node in plan.values():
         try:
             resolved: Any = node.load(node.changes)
@@ -103,24 +102,6 @@ def open_plan(file: Path, *, roots: Mapping[str, str] | None = None) -> tuple[Su
         except ValueError as error:
             raise ValueError(f"run {node.name!r} of {file}: {error}") from None
     return cfg, plan
-
-
-def expand(cfg: SuiteConfig, folder: Path) -> list[Node]:
-    """Return the runs of a suite in the order of its file."""
-    rows = rows_of(cfg, folder)
-    seeds = cfg.seeds if cfg.pretrain_seeds == "each" else cfg.seeds[:1]
-    names = Names(cfg.prepare, rows, seeds)
-    nodes = [preparation(cfg, folder, name, step, names) for name, step in cfg.prepare.items()]
-    nodes += [
-        pretraining(cfg, folder, row, source, seed, names)
-        for row, source in rows.items()
-        if source.config
-        for seed in seeds
-    ]
-    for title, transfer in cfg.transfer.items():
-        for row in chosen_rows(title, transfer, rows):
-            nodes += transfers(cfg, folder, title, transfer, row, rows[row], names)
-    return nodes
 
 
 def rows_of(cfg: SuiteConfig, folder: Path) -> dict[str, SuiteRow]:
@@ -145,132 +126,105 @@ def rows_of(cfg: SuiteConfig, folder: Path) -> dict[str, SuiteRow]:
     return rows
 
 
-def chosen_rows(title: str, transfer: SuiteTransfer, rows: Mapping[str, SuiteRow]) -> Sequence[str]:
-    """Return the rows that a transfer is run for."""
-    for row in transfer.rows or ():
-        if row not in rows:
-            raise ValueError(f"transfer {title!r}: the suite has no row {row!r}; {nearest(row, rows)}")
-    return transfer.rows or list(rows)
+class Expansion:
+    """The runs of a suite in the order of its file, and the runs that references stand for."""
 
-
-class Names:
-    """Names of nodes, and the nodes that references stand for."""
-
-    def __init__(self, prepare: Mapping[str, Preparation], rows: Mapping[str, SuiteRow], seeds: Sequence[int]) -> None:
-        both = sorted(set(prepare) & set(rows))
-        if both:
+    def __init__(self, cfg: SuiteConfig, folder: Path) -> None:
+        self.cfg, self.folder, self.rows = cfg, folder, rows_of(cfg, folder)
+        self.seeds = cfg.seeds if cfg.pretrain_seeds == "each" else cfg.seeds[:1]  # of the pretrainings
+        if both := sorted(set(cfg.prepare) & set(self.rows)):
             raise ValueError(
                 f"{both[0]!r} is both a preparation and a row, so a reference to it is ambiguous: rename one"
             )
-        self._seeds, self._prepare, self._rows = seeds, prepare, rows
 
-    def pretraining(self, row: str, seed: int) -> str:
-        """Return the name of the pretraining of a row for the transfers with a seed."""
-        return f"{slug(row)}/pretrain/seed{seed if seed in self._seeds else self._seeds[0]}"
+    def nodes(self) -> Iterator[Node]:
+        """Yield the runs."""
+        first = self.cfg.seeds[0]
+        for name, step in self.cfg.prepare.items():
+            role: Role = "tokenizer" if step.kind == "dvae" else "basis"
+            extra = {"seed": first} if step.kind == "dvae" else {}
+            where = f"preparation {name!r}"
+            yield self._node(f"{slug(name)}/prepare", role, name, step.kind, step, step.set, extra, first, where)
+        for row, source in self.rows.items():
+            for seed in self.seeds if source.config else ():
+                name, title, where = self.pretraining(row, seed), source.row or row, f"row {row!r}"
+                extra = {"seed": seed}
+                yield self._node(name, "pretrain", title, "pretrain", source, source.set, extra, seed, where)
+        for title, transfer in self.cfg.transfer.items():
+            for row in transfer.rows or self.rows:
+                if row not in self.rows:
+                    raise ValueError(f"transfer {title!r}: the suite has no row {row!r}; {nearest(row, self.rows)}")
+                yield from self._transfers(title, transfer, row, self.rows[row])
 
-    def node_of(self, reference: str, seed: int, *, where: str) -> str:
-        """Return the name of the node whose artifact "@name" stands for."""
-        name = reference.removeprefix("@")
-        if name in self._prepare:
-            return f"{slug(name)}/prepare"
-        if name in self._rows and self._rows[name].config:
-            return self.pretraining(name, seed)
-        pretrained = [row for row, source in self._rows.items() if source.config]
-        raise ValueError(
-            f"{where}: {reference!r} names no preparation and no pretrained row; "
-            f"{nearest(name, [*self._prepare, *pretrained])}"
-        )
+    def _transfers(self, title: str, transfer: SuiteTransfer, row: str, source: SuiteRow) -> Iterator[Node]:
+        """Yield the runs of one transfer of one row: those of its search, then one per seed."""
+        where, base, search = f"transfer {title!r} of row {row!r}", f"{slug(row)}/{slug(title)}", transfer.sweep
+        seeds, points = transfer.seeds or self.cfg.seeds, list[str]()
+        given = {**transfer.set, **source.fresh, **source.fresh_in.get(title, {})}
+        start = {"backbone.reference": source.backbone or f"@{row}"} if source.config or source.backbone else {}
 
-    def linked(self, changes: Overrides, seed: int, *, where: str) -> tuple[Overrides, tuple[str, ...]]:
-        """Return the changes with each "@name" replaced by "@NODE", and the names of these nodes."""
-        found: dict[str, None] = {}
+        def node(name: str, seed: int, role: Role, extra: Overrides) -> Node:
+            extra, title = {**start, **extra, "seed": seed}, source.row or row
+            return self._node(name, role, title, transfer.tool, transfer, given, extra, seed, where)
+
+        for number, values in enumerate(itertools.product(*search.grid.values()) if search else ()):
+            assert search is not None
+            point = dict(zip(search.grid, values, strict=True))
+            points.append(f"{base}/point{number}")
+            hours = transfer.hours if search.hours is None else search.hours
+            tried = node(points[-1], seeds[0], "point", {**search.set, **point})
+            yield tried._replace(point=tuple(point.items()), sweep=search, hours=hours)
+        for seed in seeds:
+            yield node(f"{base}/seed{seed}", seed, "transfer", {})._replace(points=tuple(points), sweep=search)
+
+    def _node(
+        self,
+        name: str,
+        role: Role,
+        row: str,
+        kind: str,
+        step: Preparation | SuiteRow | SuiteTransfer,
+        changes: Overrides,
+        extra: Overrides,
+        seed: int,
+        where: str,
+    ) -> Node:
+        """Return a run: its changes, its image folder and what comes after both, with the references resolved."""
+        root = {}
+        if step.data is not None:
+            if step.data not in self.cfg.roots:
+                raise ValueError(
+                    f"{where}: data = {step.data!r} is not in `roots`; {nearest(step.data, self.cfg.roots)}"
+                )
+            root = {"data.root": self.cfg.roots[step.data]}
+        needs: dict[str, None] = {}
 
         def link(reference: str) -> str:
             node = self.node_of(reference, seed, where=where)
-            found[node] = None
+            needs[node] = None
             return "@" + node
 
-        return replaced(changes, link), tuple(found)
+        changes = replaced({**changes, **root, **extra}, link)
+        config = Path(os.path.normpath(self.folder / str(step.config)))
+        cost = (step, step.hours, step.device or self.cfg.device, step.gib)
+        return Node(name, role, row, kind, config, changes, seed, tuple(needs), (), None, (), *cost)
 
+    def pretraining(self, row: str, seed: int) -> str:
+        """Return the name of the pretraining of a row for the transfers with a seed."""
+        return f"{slug(row)}/pretrain/seed{seed if seed in self.seeds else self.seeds[0]}"
 
-def preparation(cfg: SuiteConfig, folder: Path, name: str, step: Preparation, names: Names) -> Node:
-    """Return the node of a tokenizer or a basis."""
-    seed = cfg.seeds[0]
-    changes, needs = names.linked({**step.set, **root_of(cfg, step, name)}, seed, where=f"preparation {name!r}")
-    role: Role = "tokenizer" if step.kind == "dvae" else "basis"
-    if step.kind == "dvae":
-        changes["seed"] = seed
-    return Node(
-        f"{slug(name)}/prepare",
-        role,
-        name,
-        step.kind,
-        config_path(folder, step.config),
-        changes,
-        seed,
-        needs,
-        **estimates(cfg, step),
-    )
-
-
-def pretraining(cfg: SuiteConfig, folder: Path, row: str, source: SuiteRow, seed: int, names: Names) -> Node:
-    """Return the node of a pretraining."""
-    changes, needs = names.linked({**source.set, **root_of(cfg, source, row), "seed": seed}, seed, where=f"row {row!r}")
-    assert source.config is not None
-    name = names.pretraining(row, seed)
-    return Node(
-        name,
-        "pretrain",
-        source.row or row,
-        "pretrain",
-        config_path(folder, source.config),
-        changes,
-        seed,
-        needs,
-        **estimates(cfg, source),
-    )
-
-
-def transfers(
-    cfg: SuiteConfig, folder: Path, title: str, transfer: SuiteTransfer, row: str, source: SuiteRow, names: Names
-) -> Iterator[Node]:
-    """Yield the nodes of one transfer of one row: the runs of its sweep, then a run per seed."""
-    where = f"transfer {title!r} of row {row!r}"
-    seeds, base = transfer.seeds or cfg.seeds, f"{slug(row)}/{slug(title)}"
-    given = {**transfer.set, **source.fresh, **source.fresh_in.get(title, {}), **root_of(cfg, transfer, title)}
-    if source.config or source.backbone:
-        given["backbone.reference"] = source.backbone or f"@{row}"
-
-    def node(name: str, seed: int, role: Role, extra: Overrides) -> Node:
-        changes, needs = names.linked({**given, **extra, "seed": seed}, seed, where=where)
-        config = config_path(folder, transfer.config)
-        return Node(
-            name,
-            role,
-            source.row or row,
-            transfer.tool,
-            config,
-            changes,
-            seed,
-            needs,
-            **estimates(cfg, transfer),
+    def node_of(self, reference: str, seed: int, *, where: str) -> str:
+        """Return the name of the run whose artifact "@name" stands for."""
+        name = reference.removeprefix("@")
+        if name in self.cfg.prepare:
+            return f"{slug(name)}/prepare"
+        pretrained = [row for row, source in self.rows.items() if source.config]
+        if name in pretrained:
+            return self.pretraining(name, seed)
+        raise ValueError(
+            f"{where}: {reference!r} names no preparation and no pretrained row; "
+            f"{nearest(name, [*self.cfg.prepare, *pretrained])}"
         )
-
-    points: list[str] = []
-    if transfer.sweep is not None:
-        for number, values in enumerate(itertools.product(*transfer.sweep.grid.values())):
-            point = dict(zip(transfer.sweep.grid, values, strict=True))
-            points.append(f"{base}/point{number}")
-            hours = transfer.hours if transfer.sweep.hours is None else transfer.sweep.hours
-            tried = node(points[-1], seeds[0], "point", {**transfer.sweep.set, **point})
-            yield tried._replace(point=tuple(point.items()), sweep=transfer.sweep, hours=hours)
-    for seed in seeds:
-        yield node(f"{base}/seed{seed}", seed, "transfer", {})._replace(points=tuple(points), sweep=transfer.sweep)
-
-
-def estimates(cfg: SuiteConfig, step: SuiteStep) -> dict[str, Any]:
-    """Return what a node takes from its step: resources and estimated cost."""
-    return {"resources": step, "hours": step.hours, "device": step.device or cfg.device, "gib": step.gib}
 
 
 def ordered(nodes: Iterable[Node]) -> Plan:
@@ -339,17 +293,3 @@ def replaced(value: Any, swap: Callable[[str], str]) -> Any:
 def assignments(changes: Mapping[str, Any]) -> list[str]:
     """Return changes as the values of --set: "key=value"."""
     return [f"{key}={value!r}" for key, value in changes.items()]
-
-
-def config_path(folder: Path, config: str) -> Path:
-    """Return the normalised path of a config that is given relative to the folder of the suite."""
-    return Path(os.path.normpath(folder / config))
-
-
-def root_of(cfg: SuiteConfig, step: SuiteStep, title: str) -> Overrides:
-    """Return the change that sets the image folder of a step."""
-    if step.data is None:
-        return {}
-    if step.data not in cfg.roots:
-        raise ValueError(f"{title!r}: data = {step.data!r} is not in `roots`; {nearest(step.data, cfg.roots)}")
-    return {"data.root": cfg.roots[step.data]}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from datetime import UTC, datetime
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,36 +49,12 @@ COSTS = (
 BASELINE_COLOUR = "#8a8a8a"  # of random weights
 
 
-class Part(NamedTuple):
+class RunLink(NamedTuple):
     """One value behind a number."""
 
     label: str
     text: str
     anchor: str  # of the entry that says how it came to be
-
-
-class Number(NamedTuple):
-    """A cell of a table."""
-
-    text: str
-    style: str = ""
-    """"best", "grey" or nothing."""
-    more: str = ""
-    """What is shown when it is pointed at."""
-    parts: Sequence[Part] = ()
-
-
-class View(NamedTuple):
-    """A table of the page."""
-
-    anchor: str
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[tuple[Number, Sequence[Number]]]
-    """Name and cells."""
-    notes: Sequence[str]
-    paired: bool
-    """Whether it holds differences of the table before it."""
 
 
 def publish(cfg: SuiteConfig, work: Work, console: Console, *, known: Collection[str]) -> list[str]:
@@ -168,11 +144,12 @@ def write(
         "warning": warning({record.result.scale for record in found}),
         "about": list(about(cfg, found, runs, left)),
         "defects": defects,
-        "summary": list(views(overview.tables, origins)),
+        "summary": sheets.sheets(overview.tables),
         "sentences": summary.sentences(overview),
         "judged": judged,
         "charts": list(charts(overview, some, colours)),
-        "tables": list(views(some, origins)),
+        "tables": sheets.sheets(some),
+        "links": partial(links_of, origins=origins),
         "same": same,
         "figures": paper_figures(found),
         "curves": list(pictures.curves(runs, colours)),
@@ -189,6 +166,7 @@ def write(
 @cache
 def _template() -> Template:
     rules = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    rules.filters["slug"] = slug
     return rules.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
@@ -242,31 +220,18 @@ def data_lines(found: Sequence[Record]) -> list[str]:
     return [f"{text}: {use} {', '.join(tasks)}" for (text, use), tasks in uses.items()]
 
 
-def views(some: Iterable[Table], origins: Origins) -> Iterator[View]:
-    """Yield the tables, each followed by its paired differences if there are any; each number knows its runs."""
-    for table in some:
-        first, *others = sheets.sheets([table])
-        rows = []
-        for row, (name, *texts) in zip(table.rows, first.rows, strict=True):
-            known = [row.cells.get(column) for column in table.columns]
-            parts = [parts_of(cell, origins) if cell else [] for cell in known]
-            rows.append((Number(*name), [Number(*text, some) for text, some in zip(texts, parts, strict=True)]))
-        yield View(slug(first.title), first.title, first.head, rows, first.notes, paired=False)
-        for sheet in others:
-            plain = [(Number(*name), [Number(*text) for text in texts]) for name, *texts in sheet.rows]
-            yield View(slug(sheet.title), sheet.title, sheet.head, plain, sheet.notes, paired=True)
-
-
-def parts_of(cell: Cell, origins: Origins) -> list[Part]:
+def links_of(cell: Cell | None, origins: Origins) -> list[RunLink]:
     """Return the values behind a number, each with the entry that says how it came to be."""
-    seeds = Counter(run.seed for run in cell.runs)
+    runs = cell.runs if cell else ()
+    unit = cell.unit if cell else ""
+    seeds = Counter(run.seed for run in runs)
     return [
-        Part(
+        RunLink(
             f"seed {run.seed}" if seeds[run.seed] == 1 else f"seed {run.seed}, pretraining seed {run.pretraining_seed}",
-            f"{run.value:.2f}" if cell.unit == "%" else f"{run.value:.4g}",
+            f"{run.value:.2f}" if unit == "%" else f"{run.value:.4g}",
             origins.anchor(run.record),
         )
-        for run in cell.runs
+        for run in runs
     ]
 
 
@@ -316,24 +281,11 @@ def paper_figures(found: Sequence[Record]) -> list[pictures.Picture]:
         ]
 
 
-class RunRow(NamedTuple):
-    """A run in the list of runs."""
+def run_list(runs: Mapping[Path, Note], found: Sequence[Record], origins: Origins) -> dict[str, list[Any]]:
+    """Return the runs with what each cost: columns, rows (anchor, note, cost) and notes.
 
-    anchor: str
-    note: Note
-    cost: list[str]
-
-
-class RunList(NamedTuple):
-    """The runs with what each cost."""
-
-    columns: list[str]
-    rows: list[RunRow]
-    notes: list[str]
-
-
-def run_list(runs: Mapping[Path, Note], found: Sequence[Record], origins: Origins) -> RunList:
-    """Return the runs with their cost, without columns that no run has; a device that all runs share is a note."""
+    A column that no run has is left out. A device that all runs share is a note.
+    """
     first: dict[Path, Result] = {}
     for one in found:
         first.setdefault(one.file.parent, one.result)
@@ -346,10 +298,10 @@ def run_list(runs: Mapping[Path, Note], found: Sequence[Record], origins: Origin
     columns = [name for name in COSTS if any(figure[name] != "-" for figure in costs)]
     columns = [name for name in columns if name != "device" or len(devices) > 1]
     rows = [
-        RunRow(origins.of_folder(folder), note, [figure[name] for name in columns])
+        (origins.of_folder(folder), note, [figure[name] for name in columns])
         for (folder, note), figure in zip(runs.items(), costs, strict=True)
     ]
-    return RunList(columns, rows, notes)
+    return {"columns": columns, "rows": rows, "notes": notes}
 
 
 def cost(note: Note, result: Result | None) -> dict[str, str]:

@@ -17,8 +17,7 @@ from mae_transfer.config import flatten
 from mae_transfer.results import Result
 from mae_transfer.suite.published import PUBLISHED, Published
 from mae_transfer.suite.store.records import Record
-from mae_transfer.suite.tables.layouts import LAYOUTS
-from mae_transfer.suite.tables.places import Place
+from mae_transfer.suite.tables.layouts import LAYOUTS, Place
 
 GENERAL = ("row", "pretraining", "backbone", "protocol", "length")  # what a note names before config keys
 DIGEST = "config"

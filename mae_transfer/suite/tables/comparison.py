@@ -15,8 +15,7 @@ from mae_transfer.suite.published import Published
 from mae_transfer.suite.published.measured import IMAGENET, Elsewhere
 from mae_transfer.suite.store.records import About, Record
 from mae_transfer.suite.tables.cells import Cell, Run, Spread, cells, published, spread, told_apart
-from mae_transfer.suite.tables.layouts import LAYOUTS
-from mae_transfer.suite.tables.places import ALONE, COLUMNS, ROWS
+from mae_transfer.suite.tables.layouts import ALONE, COLUMNS, LAYOUTS, ROWS
 
 Show = Literal["all", "beside", "none"]  # of the published numbers
 PAPERS = {

@@ -17,8 +17,7 @@ from mae_transfer.suite.match import pretraining
 from mae_transfer.suite.report.pictures import INK, LONGEST, plain, shortened
 from mae_transfer.suite.store.records import Record
 from mae_transfer.suite.tables.cells import Cell, cells, published
-from mae_transfer.suite.tables.layouts import LAYOUTS
-from mae_transfer.suite.tables.places import ROWS
+from mae_transfer.suite.tables.layouts import LAYOUTS, ROWS
 
 FIGURES = ("figure 5", "figure 7", "figure 9")
 WIDEST = 40  # characters that stand side by side below an axis

@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text as Styled
 
+from mae_transfer.suite.tables.cells import Cell
+
 Line = Mapping[str, str]  # of a csv file, by column
 FORMULA = ("=", "+", "-", "@")  # what a formula may begin with
 UNLIMITED = 1000  # characters per line, into a pipe or a file
@@ -42,6 +44,8 @@ class Text(NamedTuple):
     style: Literal["", "best", "grey"] = ""
     more: str = ""
     """What a page shows when the cell is pointed at."""
+    cell: Cell | None = None
+    """The number of ours that it prints."""
 
 
 class Sheet(NamedTuple):
@@ -51,6 +55,8 @@ class Sheet(NamedTuple):
     head: tuple[str, ...]
     rows: tuple[tuple[Text, ...], ...]
     notes: tuple[str, ...] = ()
+    paired: bool = False
+    """Whether it holds differences of the table before it."""
 
 
 def screen() -> Console:

@@ -54,7 +54,7 @@ def _text(table: Table, row: Row, column: str, marks: _Marks) -> Text:
         return Text(cell_text(cell), "grey", cell.published.source if cell.published else "")
     mixed = len({one.counts for one in row.cells.values() if one.ours}) > 1
     text = f"{cell_text(cell)} ({cell.counts})" if mixed and cell.ours else cell_text(cell)
-    return Text(text + marks.of(cell.notes), "best" if table.is_best(cell) else "", _more(cell))
+    return Text(text + marks.of(cell.notes), "best" if table.is_best(cell) else "", _more(cell), cell)
 
 
 def _more(cell: Cell) -> str:
@@ -102,7 +102,9 @@ def _differences(table: Table) -> Iterator[Sheet]:
     note = "mean [lowest..highest] over the seeds that both rows have: " + "; ".join(
         ", ".join(map(str, some)) for some in seeds
     )
-    yield Sheet(f"{table.title}: difference to {base}, seed by seed", ("row", *columns), tuple(texts), (note,))
+    yield Sheet(
+        f"{table.title}: difference to {base}, seed by seed", ("row", *columns), tuple(texts), (note,), paired=True
+    )
 
 
 def lines(tables: Iterable[Table]) -> list[Line]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from rich.console import Console
@@ -10,18 +10,12 @@ from rich.console import Console
 from mae_transfer.suite.graph.schema import Expectation, SuiteConfig
 from mae_transfer.suite.store.records import Record
 from mae_transfer.suite.tables import comparison, formats, sheets
-from mae_transfer.suite.tables.comparison import Table, cell_text, full_name
-
-
-class Cell(NamedTuple):
-    """One number of the summary."""
-
-    mean: float
-    text: str  # with its standard deviation, if there are several runs
+from mae_transfer.suite.tables.cells import Cell
+from mae_transfer.suite.tables.comparison import Table, full_name
 
 
 class Summary(NamedTuple):
-    """Numbers by row and column, the rows in the suite's order."""
+    """Our numbers by row and column, the rows in the suite's order."""
 
     tables: tuple[Table, ...]  # one per scale
     columns: tuple[str, ...]
@@ -29,9 +23,10 @@ class Summary(NamedTuple):
     chance: dict[str, float]  # what guessing scores, by column
     baseline: str | None  # the row of random weights
 
-    def best(self, column: str) -> float:
-        """Return the highest number of a column."""
-        return max(cells[column].mean for cells in self.rows.values() if column in cells)
+    def mean(self, row: str | None, column: str) -> float | None:
+        """Return a number, None if there is none."""
+        cell = self.rows.get(row or "", {}).get(column)
+        return cell.ours.mean if cell and cell.ours else None
 
 
 class Verdict(NamedTuple):
@@ -47,62 +42,50 @@ def summarise(cfg: SuiteConfig, found: Sequence[Record]) -> Summary:
     tables = comparison.build(["summary"], found, about=about)
     columns = tuple(dict.fromkeys(column for table in tables for column in table.columns))
     rows: dict[str, dict[str, Cell]] = {}
-    fresh = []
     for row in (row for table in tables for row in table.own):
-        name = full_name(row) if row.name in rows else row.name
         numbers = {column: cell for column, cell in row.cells.items() if cell.ours}
-        rows[name] = {column: Cell(one.ours.mean, cell_text(one)) for column, one in numbers.items() if one.ours}
-        fresh += [name] if any(run.pretraining is None for cell in numbers.values() for run in cell.runs) else []
+        if numbers:
+            rows[full_name(row) if row.name in rows else row.name] = numbers
+    fresh = [n for n, cells in rows.items() if any(run.pretraining is None for c in cells.values() for run in c.runs)]
     chance = {column: value for column, value in about.chance.items() if column in columns}
-    return Summary(tuple(tables), columns, {n: c for n, c in rows.items() if c}, chance, next(iter(fresh), None))
+    return Summary(tuple(tables), columns, rows, chance, next(iter(fresh), None))
 
 
 def show(summary: Summary, judged: Sequence[Verdict], console: Console) -> None:
     """Print the table, a sentence per row, and whether each expectation holds."""
     for sheet in sheets.sheets(summary.tables):
         formats.draw(sheet, console)
-    for sentence in sentences(summary):
+    outcomes = [f"{'as expected' if one.holds else 'NOT AS EXPECTED'}  {one.sentence}" for one in judged]
+    for sentence in [*sentences(summary), *outcomes]:
         console.print(sentence, markup=False, highlight=False)
-    for verdict in judged:
-        console.print(
-            f"{'as expected' if verdict.holds else 'NOT AS EXPECTED'}  {verdict.sentence}",
-            markup=False,
-            highlight=False,
-        )
 
 
 def sentences(summary: Summary) -> list[str]:
     """Return what each row means: its differences to random weights."""
-    base = summary.rows.get(summary.baseline or "", {})
     found = []
     for row, cells in summary.rows.items():
-        gains = {column: cell.mean - base[column].mean for column, cell in cells.items() if column in base}
+        pairs = {column: (summary.mean(row, column), summary.mean(summary.baseline, column)) for column in cells}
+        gains = {column: ours - base for column, (ours, base) in pairs.items() if ours is not None and base is not None}
         if row == summary.baseline:
             found.append(f"{row}: no pretraining. The other rows are compared with this one.")
         elif gains:
-            ahead = sum(gain > 0 for gain in gains.values())
             most = max(gains, key=lambda column: gains[column])
             found.append(
-                f"{row}: better than {summary.baseline} in {ahead} of {len(gains)} columns; "
-                f"largest difference {gains[most]:+.1f} points ({most})."
+                f"{row}: better than {summary.baseline} in {sum(gain > 0 for gain in gains.values())} of {len(gains)} "
+                f"columns; largest difference {gains[most]:+.1f} points ({most})."
             )
     return found
 
 
 def verdicts(summary: Summary, expected: Sequence[Expectation]) -> list[Verdict]:
     """Return for each expectation whether the numbers agree; one whose numbers are missing does not hold."""
-    return [_verdict(summary.rows, one) for one in expected]
+    return [_verdict(summary, one) for one in expected]
 
 
-def _verdict(rows: Mapping[str, Mapping[str, Cell]], one: Expectation) -> Verdict:
-    cell = rows.get(one.row, {}).get(one.column)
-    if cell is None:
-        return Verdict(False, f"{one.column}: {one.row} has no number")
-    if one.above is None:
-        return Verdict(cell.mean >= one.by, f"{one.column}: {one.row} {cell.mean:.1f}, expected at least {one.by:g}")
-    other = rows.get(one.above, {}).get(one.column)
-    if other is None:
-        return Verdict(False, f"{one.column}: {one.above} has no number")
-    difference = cell.mean - other.mean
-    text = f"{one.column}: {one.row} {cell.mean:.1f}, {one.above} {other.mean:.1f}, expected at least {one.by:g} above"
-    return Verdict(difference >= one.by, text)
+def _verdict(summary: Summary, one: Expectation) -> Verdict:
+    ours, base = summary.mean(one.row, one.column), summary.mean(one.above, one.column) if one.above else 0.0
+    if ours is None or base is None:
+        return Verdict(False, f"{one.column}: {one.row if ours is None else one.above} has no number")
+    other, above = (f" {one.above} {base:.1f},", " above") if one.above else ("", "")
+    sentence = f"{one.column}: {one.row} {ours:.1f},{other} expected at least {one.by:g}{above}"
+    return Verdict(ours - base >= one.by, sentence)
