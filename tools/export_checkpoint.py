@@ -99,11 +99,11 @@ def export(
     import torch
 
     from mae_transfer import checkpoints
-    from mae_transfer.core.normalize import checked
+    from mae_transfer.core.normalize import check_statistics
     from mae_transfer.tasks.backbones import choose_statistics, pretrain_of
 
     loaded = checkpoints.load(reference, changes=changes)
-    given = checked(*own, where="--mean and --std") if own else None
+    given = check_statistics(*own, where="--mean and --std") if own else None
     known, source = choose_statistics(reference, loaded, given)
     about = checkpoints.training_metadata(reference)
     about |= {"reference": Path(reference).name, "source_sha256": loaded.sha256, "pretrain": pretrain_of(reference)}

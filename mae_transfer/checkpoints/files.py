@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mae_transfer.core.normalize import Statistics, checked
+from mae_transfer.core.normalize import Statistics, check_statistics
 from mae_transfer.disk import at_home, whole
 
 Tensors = Mapping[str, Tensor]
@@ -271,7 +271,7 @@ def _statistics(part: Mapping[str, Any], *, where: str) -> Statistics:
     mean, std = part.get("mean"), part.get("std")
     if not (isinstance(mean, list) and isinstance(std, list)):
         raise ValueError(f"{where}: mean {mean!r} and std {std!r} must be lists of numbers")
-    return checked(mean, std, where=where)
+    return check_statistics(mean, std, where=where)
 
 
 def load_strict(

@@ -17,7 +17,7 @@ from mae_transfer.checkpoints.files import named, read, read_json, unwrap, weigh
 from mae_transfer.checkpoints.fit import EncoderWeights
 from mae_transfer.checkpoints.layouts import HALF, join_qkv, strip_prefix
 from mae_transfer.config import validate
-from mae_transfer.core.normalize import IMAGENET, Statistics, checked
+from mae_transfer.core.normalize import IMAGENET, Statistics, check_statistics
 from mae_transfer.models.vit import ViT, ViTConfig
 
 STEM = {
@@ -216,9 +216,9 @@ def _processor(path: Path) -> Statistics | None:
     if not isinstance(factor, int | float) or not factor > 0:
         raise ValueError(f"{path} has rescale_factor={factor!r}; it must be above 0")
     if abs(factor * 255 - 1) < 1e-3:
-        return checked(mean, std, where=str(path))
+        return check_statistics(mean, std, where=str(path))
     try:
-        return checked(
+        return check_statistics(
             [value / factor / 255 for value in mean], [value / factor / 255 for value in std], where=str(path)
         )
     except TypeError:

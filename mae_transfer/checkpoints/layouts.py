@@ -19,7 +19,7 @@ from torch import Tensor
 from mae_transfer.checkpoints.files import STEM, Tensors, metadata, named, read, shortened, unwrap, weight_file
 from mae_transfer.checkpoints.fit import EncoderWeights
 from mae_transfer.config import validate
-from mae_transfer.core.normalize import IMAGENET, Statistics, checked
+from mae_transfer.core.normalize import IMAGENET, Statistics, check_statistics
 from mae_transfer.core.positions import fixed_grid, sincos_2d
 from mae_transfer.models.vit import SIZES, ViTConfig
 
@@ -192,7 +192,7 @@ def _preprocessor(tensors: Tensors, *, where: Path) -> Statistics | None:
     if any(values is None for values in stored):
         return None
     mean, std = (tuple(float(value) / 255 for value in values.flatten()) for values in stored if values is not None)
-    return checked(mean, std, where=f"data_preprocessor in {where}")
+    return check_statistics(mean, std, where=f"data_preprocessor in {where}")
 
 
 def augreg(path: Path) -> EncoderWeights:

@@ -29,7 +29,7 @@ from mae_transfer.checkpoints.files import (
     write,
 )
 from mae_transfer.config import validate
-from mae_transfer.core.normalize import checked
+from mae_transfer.core.normalize import check_statistics
 from mae_transfer.core.pca import Basis
 from mae_transfer.models.dvae import DVAE, DVAEConfig, DVAETokenizer, decoder, encoder
 
@@ -238,7 +238,7 @@ def load_basis(path: Path) -> Basis:
         raise ValueError(
             f"{path} lacks a part of a PCA basis ({', '.join(BASIS_TENSORS)}, patch, mean and std); fit it again"
         )
-    statistics = checked(mean, std, where=f"metadata of {path}")
+    statistics = check_statistics(mean, std, where=f"metadata of {path}")
     values = patch**2 * len(mean)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     rows = shapes["variance"]

@@ -34,7 +34,7 @@ class Statistics(NamedTuple):
         return f"mean {mean} and std {std}"
 
 
-def checked(mean: Iterable[float], std: Iterable[float], *, where: str) -> Statistics:
+def check_statistics(mean: Iterable[float], std: Iterable[float], *, where: str) -> Statistics:
     """Return the statistics after checking that they are possible for pixels in [0, 1].
 
     Raises:

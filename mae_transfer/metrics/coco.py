@@ -66,10 +66,10 @@ class CocoMetric:
         backend: Backend = "auto",
         detections: int = COUNTED,
     ) -> None:
-        self.truth, self.kinds = _cocoeval_ground_truth(ground_truth, kinds), tuple(kinds)
+        self.truth, self.kinds = _format_truth(ground_truth, kinds), tuple(kinds)
         self.detections = max(COUNTED, detections)
         self.categories = sorted(self.truth["categories"], key=lambda category: category["id"])
-        self.backend = _backend(backend)
+        self.backend = _choose_backend(backend)
         self._sizes = {image["id"]: (image["height"], image["width"]) for image in self.truth["images"]}
         self._found: dict[int, list[Entry] | None] = {}  # None: left out
 
@@ -88,8 +88,8 @@ class CocoMetric:
         ids = map(index, image_ids)  # json cannot write numpy integers
         for image_id, found in zip(ids, predictions, strict=True):
             if image_id not in self._found:
-                _checked(image_id, found, self._sizes.get(image_id), masks="segm" in self.kinds)
-                self._found[image_id] = _entries(
+                _check_detections(image_id, found, self._sizes.get(image_id), masks="segm" in self.kinds)
+                self._found[image_id] = _format_entries(
                     image_id, found, [category["id"] for category in self.categories], masks="segm" in self.kinds
                 )
 
@@ -160,12 +160,12 @@ class CocoMetric:
 
     def _figures(self, truth: Entry, kind: Kind, entries: Sequence[Entry], *, per_class: bool) -> dict[str, float]:
         with contextlib.redirect_stdout(io.StringIO()):  # both libraries print their progress
-            evaluator = _open_evaluator(self.backend, truth, _described(truth, entries, kind), kind)
+            evaluator = _open_evaluator(self.backend, truth, _format_results(truth, entries, kind), kind)
             evaluator.params.maxDets = [1, 10, self.detections]
             evaluator.evaluate()
             evaluator.accumulate()
         precision, recall = (np.asarray(evaluator.eval[key]) for key in ("precision", "recall"))
-        figures = _summary(precision, recall, self.detections)
+        figures = _summarise(precision, recall, self.detections)
         if per_class:
             # IoU thresholds, recalls, classes; for all areas and the most detections
             of_classes = precision[:, :, :, 0, -1].mean(axis=(0, 1))
@@ -180,7 +180,7 @@ def _minus_one_to_nan(values: np.ndarray) -> list[float]:
     return defined
 
 
-def _summary(precision: np.ndarray, recall: np.ndarray, detections: int) -> dict[str, float]:
+def _summarise(precision: np.ndarray, recall: np.ndarray, detections: int) -> dict[str, float]:
     """Return COCO's metrics as `summarize` does, for any number of detections.
 
     Args:
@@ -199,7 +199,7 @@ def _summary(precision: np.ndarray, recall: np.ndarray, detections: int) -> dict
     }
 
 
-def _cocoeval_ground_truth(truth: Mapping[str, Any], kinds: Sequence[Kind]) -> Entry:
+def _format_truth(truth: Mapping[str, Any], kinds: Sequence[Kind]) -> Entry:
     """Return the ground truth in COCOeval's form. Ids start at 1, because COCOeval uses 0 for "no match"."""
     masks = "segm" in kinds
     found = examine(truth, masks=masks)
@@ -210,7 +210,7 @@ def _cocoeval_ground_truth(truth: Mapping[str, Any], kinds: Sequence[Kind]) -> E
         kept = {key: one[key] for key in ("image_id", "category_id", "bbox", *(("segmentation",) if masks else ()))}
         area = one.get("area")
         if area is None and masks:
-            area = _pixels(one["segmentation"], sizes[one["image_id"]])
+            area = _count_pixels(one["segmentation"], sizes[one["image_id"]])
         elif area is None:
             area = one["bbox"][2] * one["bbox"][3]
         objects.append({"id": k, **kept, "area": area, "iscrowd": int(one.get("iscrowd", 0))})
@@ -218,7 +218,7 @@ def _cocoeval_ground_truth(truth: Mapping[str, Any], kinds: Sequence[Kind]) -> E
     return {"info": {}, "images": images, "categories": found.categories, "annotations": objects}
 
 
-def _pixels(outline: Any, size: tuple[int, int]) -> int:
+def _count_pixels(outline: Any, size: tuple[int, int]) -> int:
     """Return the area of an outline's mask in an image of `size` (H, W)."""
     from pycocotools import mask
 
@@ -227,7 +227,7 @@ def _pixels(outline: Any, size: tuple[int, int]) -> int:
     return int(mask.area(mask.merge(code) if isinstance(code, list) else code))
 
 
-def _checked(image_id: int, found: Detections, size: tuple[int, int] | None, *, masks: bool) -> None:
+def _check_detections(image_id: int, found: Detections, size: tuple[int, int] | None, *, masks: bool) -> None:
     """Raise ValueError for predictions that COCOeval would silently evaluate wrongly; size: the ground truth's H, W."""
     if masks and found.masks is None:
         raise ValueError(f"image {image_id}: predictions have no masks; evaluate boxes only, with kinds=('bbox',)")
@@ -241,7 +241,7 @@ def _checked(image_id: int, found: Detections, size: tuple[int, int] | None, *, 
         raise ValueError(f"image {image_id}: predicted boxes or scores are not finite")
 
 
-def _entries(image_id: int, found: Detections, categories: Sequence[int], *, masks: bool) -> list[Entry]:
+def _format_entries(image_id: int, found: Detections, categories: Sequence[int], *, masks: bool) -> list[Entry]:
     """Return the predictions of one image in COCO's result format."""
     boxes, scores, labels = (
         values.detach().cpu() for values in (found.boxes.double(), found.scores.double(), found.labels)
@@ -257,7 +257,7 @@ def _entries(image_id: int, found: Detections, categories: Sequence[int], *, mas
     return entries
 
 
-def _described(truth: Entry, entries: Sequence[Entry], kind: Kind) -> Entry:
+def _format_results(truth: Entry, entries: Sequence[Entry], kind: Kind) -> Entry:
     """Return predictions in the form that COCOeval reads. The area is that of box or mask, by kind (COCO.loadRes)."""
     from pycocotools import mask
 
@@ -289,7 +289,7 @@ def _open_evaluator(backend: Backend, truth: Entry, found: Entry, kind: Kind) ->
     return COCOeval(*sets, iouType=kind)
 
 
-def _backend(wanted: Backend) -> Backend:
+def _choose_backend(wanted: Backend) -> Backend:
     installed = importlib.util.find_spec("faster_coco_eval") is not None
     if wanted == "faster-coco-eval" and not installed:
         raise ValueError(

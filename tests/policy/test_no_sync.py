@@ -22,15 +22,15 @@ ALLOWED = {
     ("engine/checkpoint.py", "_steps"),  # of a file name
     ("engine/dist.py", "read_mean"),  # the one place that logs and saves read through
     ("engine/dist.py", "session"),  # of environment variables
-    ("core/normalize.py", "checked"),  # of statistics that are read
+    ("core/normalize.py", "check_statistics"),  # of statistics that are read
     ("engine/interrupt.py", "poll"),  # of flags that live on the CPU: gloo agrees on them aside of the device
     ("engine/state.py", "resume"),  # of a checkpoint, before the first step
     ("engine/window.py", "_raise_if"),  # of a run that stops
-    ("metrics/coco.py", "_cocoeval_ground_truth"),  # of annotations
+    ("metrics/coco.py", "_format_truth"),  # of annotations
     ("metrics/coco.py", "_minus_one_to_nan"),  # of figures, after an evaluation
-    ("metrics/coco.py", "_entries"),  # of predictions
-    ("metrics/coco.py", "_pixels"),  # of annotations
-    ("metrics/coco.py", "_summary"),  # of figures, after an evaluation
+    ("metrics/coco.py", "_format_entries"),  # of predictions
+    ("metrics/coco.py", "_count_pixels"),  # of annotations
+    ("metrics/coco.py", "_summarise"),  # of figures, after an evaluation
     ("metrics/iou.py", "_figures"),  # of counts, after an evaluation
     ("metrics/iou.py", "compute"),  # the same
     ("metrics/knn.py", "knn_scores"),  # of how many features are broken, in an evaluation
