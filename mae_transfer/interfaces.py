@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -21,7 +22,33 @@ Interpolation = Literal["bicubic", "bilinear", "lanczos"]
 IGNORED = 255  # value of a class map for pixels without a class; loss and metrics ignore them (as in mmseg)
 
 
-class Mask(NamedTuple):
+@dataclass(frozen=True)
+class Tensors:
+    """Base class of batches and of their parts: tensors that move together. A subclass is a frozen dataclass."""
+
+    def apply(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """Return a copy with `change` applied to every tensor, also in nested parts and tuples."""
+        return replace(self, **{field.name: _applied(getattr(self, field.name), change) for field in fields(self)})
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> Self:
+        """Return a copy with every tensor on the device."""
+        return self.apply(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """Return a copy in pinned memory. torch's loader calls it."""
+        return self.apply(Tensor.pin_memory)
+
+
+def _applied(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple):
+        return tuple(_applied(part, change) for part in value)
+    return value.apply(change) if isinstance(value, Tensors) else value
+
+
+@dataclass(frozen=True)
+class Mask(Tensors):
     """Visible and hidden patches. V is the same in every row, so all later shapes are static."""
 
     ids_keep: Tensor  # (B, V) int64, raster indices of the visible patches
@@ -35,17 +62,19 @@ class ViewSpec(NamedTuple):
     interpolation: Interpolation
 
 
-class Batch(NamedTuple):
+@dataclass(frozen=True)
+class Batch(Tensors):
     """A batch of the loader, in pinned memory. The loop moves it to the device and reads only `index`."""
 
     image: Tensor  # (B, C, H, W) uint8; core.normalize (or a tokenizer's own map) normalises it on the device
     views: tuple[Tensor, ...]  # (B, C, size, size) uint8 each, one per ViewSpec of the target
     mask: Mask | None
     label: Any  # (B,) int64 for classification, else defined by the task
-    index: Tensor  # type: ignore[assignment]  # (B,) int64, sample ids for error messages (shadows tuple.index, unused)
+    index: Tensor  # (B,) int64, sample ids for error messages
 
 
-class Objects(NamedTuple):
+@dataclass(frozen=True)
+class Objects(Tensors):
     """The annotated objects of one image."""
 
     boxes: Tensor  # (n, 4) float32 x0, y0, x1, y1 in pixels, as annotated: not clipped, may be empty
@@ -54,7 +83,8 @@ class Objects(NamedTuple):
     masks: Tensor | None  # (n, R) int32, masks as runs of pixels (core.runs); None if not requested
 
 
-class Found(NamedTuple):
+@dataclass(frozen=True)
+class Found(Tensors):
     """The detections of one image, best first, in pixels of the input image without padding."""
 
     boxes: Tensor  # (n, 4) float32 x0, y0, x1, y1
@@ -63,7 +93,8 @@ class Found(NamedTuple):
     masks: Tensor | None  # (n, M, M) float32 in [0, 1]: the object within its box; None: a detector of boxes only
 
 
-class Features(NamedTuple):
+@dataclass(frozen=True)
+class Features(Tensors):
     """The outputs of a backbone."""
 
     maps: tuple[Tensor, ...]  # K maps (B, D_k, h_k, w_k), shallow to deep; equal sizes in a plain ViT

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -126,8 +127,8 @@ def _draw_ellipses(work: Workload, generator: torch.Generator) -> Objects:
         (y[None] - centre[:, 1, None, None]) / axes[:, 1, None, None]
     ) ** 2
     labels = torch.randint(CLASSES, (OBJECTS,), generator=generator)
-    values = (boxes, labels, torch.zeros(OBJECTS, dtype=torch.bool), from_masks(masks <= 1))
-    return Objects(*(value.to(work.device) for value in values))
+    objects = Objects(boxes, labels, torch.zeros(OBJECTS, dtype=torch.bool), from_masks(masks <= 1))
+    return objects.to(torch.device(work.device))
 
 
 COMPARISON = Comparison(
@@ -182,7 +183,7 @@ def evaluators_input(images: int, *, side: int = 256, detections: int = 100) -> 
             entries.append({"id": len(entries) + 1, **entry, "segmentation": encode_runs(runs, size)})
         others = [_draw_ellipses(work, generator) for _ in range(detections // OBJECTS)]
         noise = torch.randn(scene.boxes.shape, generator=generator) * 4
-        moved = scene._replace(boxes=scene.boxes + noise, masks=taken(scene.masks, size, np.arange(side), shifted))
+        moved = replace(scene, boxes=scene.boxes + noise, masks=taken(scene.masks, size, np.arange(side), shifted))
         boxes, labels = (torch.cat([getattr(one, part) for one in (moved, *others)]) for part in ("boxes", "labels"))
         masks = [encode_runs(runs, size) for one in (moved, *others) if one.masks is not None for runs in one.masks]
         found.append(Detections(boxes, torch.rand(len(boxes), generator=generator), labels, masks))

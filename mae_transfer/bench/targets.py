@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -77,7 +78,7 @@ def run(work: Workload, *, modes: Sequence[Mode], rounds: int, steps: int) -> li
 
     def loss(name: str) -> Tensor:
         mae.decoder.pred = heads[name]
-        truth = targets[name](batch._replace(views=views[name]), mask.ids_masked)
+        truth = targets[name](replace(batch, views=views[name]), mask.ids_masked)
         return targets[name].loss(mae(normalize(batch.image), mask), truth).mean()
 
     model = nn.ModuleList([mae, *heads.values()])

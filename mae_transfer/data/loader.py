@@ -28,7 +28,6 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data._utils import signal_handling
 
@@ -162,7 +161,7 @@ class Masking(NamedTuple):
 class Delivery(NamedTuple):
     """The output of a worker: a batch, and messages about its files."""
 
-    batch: Any  # a NamedTuple with an `index`; None: no file could be read
+    batch: Any  # Tensors with an `index`; None: no file could be read
     unreadable: dict[int, str]  # index -> message
     notes: tuple[str, ...] = ()  # about unusual files that are used
     failure: str = ""  # why the worker cannot send the batch
@@ -192,7 +191,7 @@ class Samples(Dataset[Delivery], Generic[S, D], ABC):
 
     @abstractmethod
     def collate(self, drawn: list[D], images: Tensor) -> Any:
-        """Return the batch, a NamedTuple whose `index` is `images`, (B,) int64: the images that were read."""
+        """Return the batch: Tensors whose `index` is `images`, (B,) int64, the images that were read."""
 
     def __getitem__(self, keys: list[Key]) -> Delivery:
         with collected() as notes:
@@ -377,9 +376,8 @@ def _to_shared_memory(delivery: Any) -> Any:
     if get_worker_info() is None:
         return delivery
     try:
-        for leaf in tree_leaves(delivery.batch):
-            if isinstance(leaf, Tensor):
-                leaf.share_memory_()
+        if delivery.batch is not None:
+            delivery.batch.apply(Tensor.share_memory_)
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         failure = f"a loader worker has no shared memory for its batch ({reason}): {MORE_SHARED_MEMORY}"

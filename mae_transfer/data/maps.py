@@ -9,8 +9,8 @@ Legend: B batch, S x T pixels (height and width) of a crop, H x W pixels of an i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Self
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -25,27 +25,29 @@ from mae_transfer.data.ade import Ade, Mapped, MapSource
 from mae_transfer.data.dense_shapes import ShapesMaps
 from mae_transfer.data.loader import Samples
 from mae_transfer.data.places import Places, apart, opened, rooted, same_classes
-from mae_transfer.interfaces import IGNORED
+from mae_transfer.interfaces import IGNORED, Tensors
 
 MAP_SETS: Mapping[str, Callable[..., MapSource]] = {"ade": Ade, "shapes": ShapesMaps}
 
 
-class MapBatch(NamedTuple):
+@dataclass(frozen=True)
+class MapBatch(Tensors):
     """Training crops with their maps, padded at the right and bottom."""
 
     image: Tensor  # (B, 3, S, T) uint8 RGB, not normalised; 0 outside the crop
     labels: Tensor  # (B, S, T) uint8: class, or IGNORED in void and outside the crop
     extent: Tensor  # (B, 2) int64: height and width of the crop; S and T if the image is large enough
-    index: Tensor  # type: ignore[assignment]  # (B,) int64, ids of the samples (shadows tuple.index, unused here)
+    index: Tensor  # (B,) int64, ids of the samples
 
 
-class Scales(NamedTuple):
+@dataclass(frozen=True)
+class Scales(Tensors):
     """One image resized to each evaluation scale, and its stored map."""
 
     images: tuple[Tensor, ...]  # (1, 3, h, w) uint8 RGB each
     original: Tensor  # (1, 3, H, W) uint8 RGB
     labels: Tensor  # (1, H, W) uint8
-    index: Tensor  # type: ignore[assignment]  # (1,) int64
+    index: Tensor  # (1,) int64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +93,7 @@ class MapViews(Samples[Mapped, Scales]):
     def collate(self, drawn: list[Scales], images: Tensor) -> Scales:
         """Return the one image."""
         (only,) = drawn
-        return only._replace(index=images)
+        return replace(only, index=images)
 
 
 def inside(extent: Tensor, size: int | tuple[int, int]) -> Tensor:

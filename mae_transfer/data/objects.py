@@ -10,7 +10,7 @@ Legend: H x W pixels, n objects of an image, B images of a batch. A size is (hei
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import gt
 from typing import ClassVar, NamedTuple, Protocol, Self
 
@@ -30,7 +30,7 @@ from mae_transfer.data.dense_shapes import ShapesObjects
 from mae_transfer.data.loader import Samples
 from mae_transfer.data.places import Places, apart, opened, rooted, same_classes
 from mae_transfer.data.transforms import resize
-from mae_transfer.interfaces import Objects
+from mae_transfer.interfaces import Objects, Tensors
 
 EMPTY = 1e-5  # pixels: objects whose box is not wider and higher than this are removed, as in detectron2
 
@@ -42,13 +42,14 @@ class Scene(NamedTuple):
     objects: Objects  # in pixels of `image`
 
 
-class SceneBatch(NamedTuple):
+@dataclass(frozen=True)
+class SceneBatch(Tensors):
     """The input of a detector's training step."""
 
     image: Tensor  # (B, 3, H, W) uint8; padded with zeros at the right and bottom
     sizes: tuple[Size, ...]  # of each image without padding; on the host
     objects: tuple[Objects, ...]  # of each image; masks have the size of the image without padding
-    index: Tensor  # type: ignore[assignment]  # (B,) int64, indices of the images in the source
+    index: Tensor  # (B,) int64, indices of the images in the source
 
 
 class SceneTransform(Protocol):
@@ -141,13 +142,13 @@ OBJECT_SETS: Mapping[str, Callable[..., ObjectSource]] = {"coco": Coco, "shapes"
 
 def mirrored(scene: Scene) -> Scene:
     """Return the scene flipped horizontally."""
-    boxes, _, _, masks = scene.objects
+    boxes, masks = scene.objects.boxes, scene.objects.masks
     height, width = scene.image.shape[-2:]
     flipped = boxes.clone()
     flipped[:, [0, 2]] = width - boxes[:, [2, 0]]
     if masks is not None:
         masks = taken(masks, (height, width), np.arange(height), np.arange(width)[::-1])
-    return Scene(scene.image.flip(-1), scene.objects._replace(boxes=flipped, masks=masks))
+    return Scene(scene.image.flip(-1), replace(scene.objects, boxes=flipped, masks=masks))
 
 
 def resized(scene: Scene, size: Size, *, window: tuple[int, int, int, int] | None = None) -> Scene:
@@ -162,12 +163,12 @@ def resized(scene: Scene, size: Size, *, window: tuple[int, int, int, int] | Non
         ((torch.arange(first, first + count) + 0.5) * (was / now)).long().clamp_(max=was - 1)
         for first, count, was, now in zip((top, left), (height, width), scene.image.shape[-2:], size, strict=True)
     )
-    boxes, labels, crowd, masks = scene.objects
+    masks = scene.objects.masks
     if masks is not None:
         masks = taken(masks, (scene.image.shape[-2], scene.image.shape[-1]), rows.numpy(), columns.numpy())
     scale = torch.tensor([size[1] / scene.image.shape[-1], size[0] / scene.image.shape[-2]]).repeat(2)
-    boxes = boxes * scale - torch.tensor([left, top, left, top])
-    return Scene(image, present(Objects(boxes, labels, crowd, masks), (height, width)))
+    boxes = scene.objects.boxes * scale - torch.tensor([left, top, left, top])
+    return Scene(image, present(replace(scene.objects, boxes=boxes, masks=masks), (height, width)))
 
 
 def present(objects: Objects, size: Size) -> Objects:
@@ -181,8 +182,7 @@ def present(objects: Objects, size: Size) -> Objects:
         kept &= filled(objects.masks)
         cut = kept & (boxes != objects.boxes).any(dim=1)
         boxes[cut] = extents(objects.masks[cut], size)
-    masks = None if objects.masks is None else objects.masks[kept]
-    return Objects(boxes[kept], objects.labels[kept], objects.crowd[kept], masks)
+    return replace(objects, boxes=boxes).apply(lambda part: part[kept])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,10 +198,7 @@ class Scenes(Samples[Annotated, Scene]):
     def draw(self, sample: Annotated, rng: np.random.Generator) -> Scene:
         """Return the scene transformed."""
         wanted = ~sample.objects.crowd if self.training else torch.zeros_like(sample.objects.crowd)
-        boxes, labels, crowd, masks = sample.objects
-        kept = None if masks is None else masks[wanted]
-        objects = Objects(boxes[wanted], labels[wanted], crowd[wanted], kept)
-        return self.transform(Scene(sample.image, objects))
+        return self.transform(Scene(sample.image, sample.objects.apply(lambda part: part[wanted])))
 
     def collate(self, drawn: list[Scene], images: Tensor) -> SceneBatch:
         """Return the scenes as a batch, padded with zeros at the right and bottom."""

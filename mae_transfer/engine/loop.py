@@ -8,7 +8,7 @@ the same random numbers as an uninterrupted one.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,21 +89,6 @@ def train(
             else f"stopped at step {state.step}, nothing saved"
         )
     return state
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """Return the batch with every tensor on the device.
-
-    Tuples, NamedTuples, lists and dicts are walked; any other object that has a `.to` method is moved with it.
-    """
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, Mapping):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, tuple | list):
-        moved = [to_device(value, device) for value in batch]
-        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
-    return batch.to(device) if hasattr(batch, "to") else batch
 
 
 @dataclass
@@ -216,7 +201,7 @@ class _Run:
         if batch is None:
             raise ValueError(f"the batches ended at step {number} of {self.cfg.steps}: the loader must be endless")
         self.window.remember(number, batch)
-        return to_device(batch, self.state.dist.device)
+        return batch.to(self.state.dist.device, non_blocking=True)
 
     def _write(self, number: int, metrics: dict[str, Tensor]) -> None:
         read = self.window.read(metrics, global_batch=self.cfg.global_batch)

@@ -394,8 +394,7 @@ def in_stored(found: Found, size: tuple[int, int], stored: tuple[int, int]) -> D
 
     Sizes are (height, width). Masks are pasted into the stored image.
     """
-    raw = None if found.masks is None else found.masks.cpu()
-    found = Found(found.boxes.cpu(), found.scores.cpu(), found.labels.cpu(), raw)
+    found = found.to(torch.device("cpu"))
     scale = torch.tensor([stored[1] / size[1], stored[0] / size[0]]).repeat(2)
     boxes = clip_boxes_to_image(found.boxes * scale, stored)
     there = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)

@@ -12,7 +12,6 @@ from torch import Tensor
 from mae_transfer.data import Augmentation, Crops, EvalKeys, Masking, Samples, Source, Unreadable, batches
 from mae_transfer.engine.dist import Dist, read_mean
 from mae_transfer.engine.interrupt import Interrupt
-from mae_transfer.engine.loop import to_device
 from mae_transfer.interfaces import Batch
 
 EVALUATION_SEED = 0  # for the random draws of an evaluation (masks); the same in every run, so runs are comparable
@@ -48,7 +47,7 @@ def sweep_over(
             if interrupt is not None and common > 0:
                 interrupt.check()
                 common -= 1
-            yield to_device(read, dist.device)
+            yield read.to(dist.device, non_blocking=True)
     while interrupt is not None and common > 0:  # batches of unreadable files only were not yielded
         interrupt.check()
         common -= 1

@@ -25,12 +25,16 @@ scenes, maps = ShapesObjects(size=64, length=IMAGES), ShapesMaps(size=64, length
 def moved(index: int) -> Detections:
     """The truth, moved by a few pixels, with scores of their own."""
     rng = np.random.default_rng(index)
-    boxes, labels, _, masks = scenes.objects(index)
-    assert masks is not None
+    objects = scenes.objects(index)
+    assert objects.masks is not None
     step = int(rng.integers(0, 4))
     size = height, width = scenes.size(index)
-    codes = [encode_runs(runs, size) for runs in taken(masks, size, np.arange(height), np.roll(np.arange(width), step))]
-    return Detections(boxes + step, torch.from_numpy(rng.random(len(labels))), labels, codes)
+    codes = [
+        encode_runs(runs, size)
+        for runs in taken(objects.masks, size, np.arange(height), np.roll(np.arange(width), step))
+    ]
+    scores = torch.from_numpy(rng.random(len(objects.labels)))
+    return Detections(objects.boxes + step, scores, objects.labels, codes)
 
 
 with session("cpu") as dist:

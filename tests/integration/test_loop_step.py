@@ -17,7 +17,7 @@ from toy import BATCH, QUIET, Toy, ToyBatch, batches, config, equal, go, new_sta
 
 from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.log import Logger
-from mae_transfer.engine.loop import Step, to_device, train
+from mae_transfer.engine.loop import Step, train
 from mae_transfer.engine.state import TrainState, micro_steps
 from mae_transfer.seeding import fold
 
@@ -83,7 +83,7 @@ def test_no_synchronisation_on_cuda_in_a_step_that_does_not_log(tmp_path: Path, 
         run=QUIET.model_copy(update={"save_every": None}),
     )
     state = new_state(cfg, dist)
-    pinned = [to_pinned(batch) for batch in first(batches(0, accumulate=2), 16)]
+    pinned = [batch.pin_memory() for batch in first(batches(0, accumulate=2), 16)]
 
     def step_fn(model: nn.Module, batch: ToyBatch, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         torch.cuda.set_sync_debug_mode("default" if step.logs or step.number == 0 else "error")
@@ -98,15 +98,6 @@ def test_no_synchronisation_on_cuda_in_a_step_that_does_not_log(tmp_path: Path, 
 
 def first(feed: Iterator[ToyBatch], count: int) -> list[ToyBatch]:
     return [next(feed) for _ in range(count)]
-
-
-def to_pinned(batch: ToyBatch) -> ToyBatch:
-    return ToyBatch(
-        batch.image.pin_memory(),
-        (batch.views[0].pin_memory(),),
-        {"y": batch.label["y"].pin_memory()},
-        batch.index.pin_memory(),
-    )
 
 
 @pytest.mark.parametrize("accumulate", [2, 4])
@@ -233,14 +224,6 @@ def test_a_fresh_run_does_not_mix_with_the_checkpoints_of_an_earlier_one(tmp_pat
             log=log,
             checkpoints=tmp_path / "checkpoints",
         )
-
-
-def test_every_tensor_of_a_nested_batch_is_moved_and_the_rest_is_left_alone() -> None:
-    batch = ToyBatch(torch.ones(1), (torch.ones(2),), {"y": torch.ones(3), "names": ["a", None, 4]}, torch.arange(1))
-    moved = to_device(batch, torch.device("meta"))
-    assert isinstance(moved, ToyBatch)
-    assert {t.device.type for t in (moved.image, moved.views[0], moved.label["y"], moved.index)} == {"meta"}
-    assert moved.label["names"] == ["a", None, 4]
 
 
 def test_a_float16_step_that_overflows_is_skipped_and_training_goes_on(tmp_path: Path) -> None:

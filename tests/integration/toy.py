@@ -11,8 +11,9 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,15 +24,17 @@ from mae_transfer.engine.loop import Step, StepFn, train
 from mae_transfer.engine.optim import AdamW, param_groups
 from mae_transfer.engine.schedule import Schedule, lr_at
 from mae_transfer.engine.state import LoopConfig, RunConfig, TrainState, micro_steps, resume
+from mae_transfer.interfaces import Tensors
 
 BATCH, SCHEDULED = 8, 10
 QUIET = RunConfig(device="cpu", log_every=4, save_every=5, progress=False)
 
 
-class ToyBatch(NamedTuple):
+@dataclass(frozen=True)
+class ToyBatch(Tensors):
     image: Tensor
     views: tuple[Tensor, ...]
-    label: dict[str, Tensor]
+    label: Tensor
     index: Tensor
 
 
@@ -64,16 +67,16 @@ def batches(
         for m in range(accumulate):
             first = step * batch + rank * share + m * micro
             image = torch.stack([sample(index) for index in range(first, first + micro)])
-            yield ToyBatch(image, (image[:, :2],), {"y": image[:, 2:4].tanh()}, torch.arange(first, first + micro))
+            yield ToyBatch(image, (image[:, :2],), image[:, 2:4].tanh(), torch.arange(first, first + micro))
         step += 1
 
 
 def toy_step(model: nn.Module, batch: ToyBatch, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
     pred = model(batch.image.to(next(model.parameters()).dtype))
     loss = (
-        (pred.float() - batch.label["y"].float()).square().mean()
+        (pred.float() - batch.label.float()).square().mean()
         if pred.dtype != torch.float64
-        else (pred - batch.label["y"]).square().mean()
+        else (pred - batch.label).square().mean()
     )
     return loss, ({"spread": pred.detach().float().std()} if step.logs else {})
 

@@ -1,6 +1,7 @@
 """The torchvision engine equals detectron2's proposal network and heads with copied weights, if detectron2 is there."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,6 @@ from mae_transfer.core.normalize import normalize
 from mae_transfer.core.runs import dense, from_masks, pasted
 from mae_transfer.data import Key, SceneBatch, Scenes, ShapesObjects
 from mae_transfer.data.objects import LargeScaleJitter
-from mae_transfer.interfaces import Objects
 from mae_transfer.models.mask_rcnn import HeadsConfig, MaskRCNN, box_losses, mask_targets
 from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.tasks.detectron2 import Detectron2RCNN
@@ -98,8 +98,8 @@ def test_losses_equal_detectron2_s(norm: str | None, without: tuple[int, ...]) -
     """without: images whose objects are taken away."""
     ours, theirs = pair(norm)
     scenes, losses = batch(), []
-    kept = [Objects(*(part[:0] if i in without else part for part in one)) for i, one in enumerate(scenes.objects)]  # type: ignore[index]
-    scenes = scenes._replace(objects=tuple(kept))
+    kept = [one.apply(lambda part: part[:0]) if i in without else one for i, one in enumerate(scenes.objects)]
+    scenes = replace(scenes, objects=tuple(kept))
     for model in (ours, theirs):
         model.train()
         torch.manual_seed(3)  # both draw their samples in the same order

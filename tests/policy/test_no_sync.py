@@ -42,7 +42,6 @@ ALLOWED = {
     ("tasks/backbones.py", "flops_of"),  # of a counter, after the run
     ("tasks/basis.py", "fit"),  # of a basis, which is fitted before anything trains
     ("tasks/codes.py", "_compute"),  # of token ids, before the first step
-    ("tasks/detect.py", "in_stored"),  # of what is found, in an evaluation
     ("tasks/detect.py", "figures"),  # of ids, in an evaluation
     ("tasks/detect.py", "pictures"),  # after the run
     ("tasks/detect.py", "predictions"),  # of ids, in an evaluation

@@ -94,8 +94,9 @@ def test_the_ground_truth_scores_1_and_no_predictions_score_0(backend: Any) -> N
     source = ShapesObjects(size=64, length=6)
     perfect, nothing = (CocoMetric(source.ground_truth(), backend=backend) for _ in range(2))
     for index, image_id in enumerate(source.image_ids.tolist()):
-        boxes, labels, _, masks = source.objects(index)
-        codes = [encode_runs(runs, source.size(index)) for runs in masks]
+        objects = source.objects(index)
+        boxes, labels = objects.boxes, objects.labels
+        codes = [encode_runs(runs, source.size(index)) for runs in objects.masks]
         perfect.update([image_id], [Detections(boxes, torch.ones(len(labels)), labels, codes)])
         nothing.update([image_id], [Detections(boxes[:0], torch.ones(0), labels[:0], [])])
     figures, none = perfect.compute(), nothing.compute()
@@ -111,7 +112,7 @@ def test_detections_in_an_image_without_objects_are_false_positives() -> None:
     source = ShapesObjects(size=64, length=2)
     truth = source.ground_truth()
     truth["annotations"] = [one for one in truth["annotations"] if one["image_id"] == 1]
-    boxes, labels, _, _ = source.objects(0)
+    boxes, labels = source.objects(0).boxes, source.objects(0).labels
 
     def ap(*, invented: bool) -> float:
         metric = CocoMetric(truth, kinds=("bbox",))

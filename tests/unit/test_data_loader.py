@@ -87,7 +87,7 @@ def take(iterator: Iterator[Batch], count: int) -> list[Batch]:
 def tensors(batch: Batch | None) -> list[Tensor]:
     assert batch is not None
     assert batch.mask is not None
-    return [batch.image, *batch.views, *batch.mask, batch.label, batch.index]
+    return [batch.image, *batch.views, batch.mask.ids_keep, batch.mask.ids_masked, batch.label, batch.index]
 
 
 def joined(parts: list[Batch]) -> list[Tensor]:

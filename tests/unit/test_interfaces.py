@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from mae_transfer.adapters import AdaptedBackbone, TapFPN
 from mae_transfer.engine.dist import Dist, assemble
 from mae_transfer.engine.optim import param_groups
-from mae_transfer.interfaces import Adapter, Backbone, Features, Maps, Target, Tokenizer
+from mae_transfer.interfaces import Adapter, Backbone, Features, Maps, Mask, Objects, Target, Tensors, Tokenizer
 from mae_transfer.models.heads import Classifier, ProbeRow, freeze
+from mae_transfer.models.mae import MAE, MAEConfig
+from mae_transfer.models.vit import ViTConfig
 
 CPU = Dist(torch.device("cpu"))
 
@@ -57,3 +61,41 @@ def test_what_a_backbone_does_not_support_is_one_error_with_its_remedy() -> None
 def test_a_module_without_its_methods_is_refused_when_it_is_made(base: type[nn.Module]) -> None:
     with pytest.raises(TypeError, match=r"abstract.*forward"):
         base()
+
+
+@dataclass(frozen=True)
+class Nested(Tensors):
+    label: Tensor
+    objects: tuple[Objects, ...]
+    sizes: tuple[tuple[int, int], ...]
+    mask: Mask | None
+
+
+def nested() -> Nested:
+    objects = Objects(torch.ones(2, 4), torch.arange(2), torch.zeros(2, dtype=torch.bool), None)
+    return Nested(torch.arange(3), (objects, objects), ((5, 6), (7, 8)), Mask(torch.zeros(1, 2), torch.ones(1, 2)))
+
+
+def test_every_tensor_of_a_nested_batch_is_moved_and_the_rest_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = nested()
+    moved = batch.to(torch.device("meta"))
+    leaves: list[Tensor] = []
+    moved.apply(lambda tensor: leaves.append(tensor) or tensor)  # type: ignore[func-returns-value]
+    assert [leaf.device.type for leaf in leaves] == ["meta"] * 9
+    assert moved.sizes == batch.sizes
+    assert moved.objects[0].masks is None
+    assert batch.label.device.type == "cpu"
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor + 1)
+    pinned = pin_memory((batch, {}))[0]  # as torch's loader pins what a worker delivers
+    assert torch.equal(pinned.label, batch.label + 1)
+    assert torch.equal(pinned.mask.ids_keep, batch.mask.ids_keep + 1)
+
+
+def test_a_compiled_model_takes_and_returns_them_in_one_graph() -> None:
+    backbone, images = Filters(), torch.randn(2, 3, 32, 48)
+    compiled = torch.compile(backbone, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(images, taps=(3,)).maps[0], backbone(images).maps[0])
+    mae = MAE(MAEConfig(encoder=ViTConfig(size=None, dim=32, depth=2, heads=2, patch=16, image_size=32)), 5)
+    mask = Mask(torch.tensor([[0, 3]]), torch.tensor([[1, 2]]))
+    whole = torch.compile(mae, fullgraph=True, backend="eager")
+    torch.testing.assert_close(whole(images[:1, :, :, :32], mask), mae(images[:1, :, :, :32], mask))

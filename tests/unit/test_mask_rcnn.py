@@ -1,6 +1,7 @@
 """Mask R-CNN's own pieces against written-out formulas, empty batches and images, and its parameters' layers."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -164,7 +165,7 @@ def test_scores_and_offsets_are_computed_in_float32_under_autocast() -> None:
 
 def test_without_masks_it_is_a_detector_of_boxes() -> None:
     model = detector(SMALL.model_copy(update={"masks": False, "score_threshold": 0.0}))
-    assert "loss_mask" not in losses(model, objects()._replace(masks=None))
+    assert "loss_mask" not in losses(model, replace(objects(), masks=None))
     assert model.eval()(torch.randn(1, 3, 64, 64), [(64, 64)])[0].masks is None
 
 

@@ -1,5 +1,7 @@
 """Input of detectors: jitter, resizing, flips, padding, and removed objects."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -149,7 +151,7 @@ def test_only_boxes_cut_by_the_border_become_the_box_of_the_visible_mask() -> No
         present(both, (20, 20)).boxes, torch.tensor([[1.6, 3.7, 7.2, 9.1], [2.0, 4.0, 7.0, 9.0]])
     )
     torch.testing.assert_close(
-        present(both._replace(masks=None), (20, 20)).boxes[1], torch.tensor([0.0, 3.7, 7.2, 9.1])
+        present(replace(both, masks=None), (20, 20)).boxes[1], torch.tensor([0.0, 3.7, 7.2, 9.1])
     )
 
 

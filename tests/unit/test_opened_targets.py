@@ -1,6 +1,7 @@
 """targets/token.py and feature.py: requirements on tokenizer and teacher, and errors."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -84,7 +85,7 @@ def test_cached_tokens_come_with_the_image_and_need_no_view() -> None:
     target = Token(FRAME, tokenizer=Grey(), cache="codes")
     assert target.views == ()
     codes = torch.randint(0, 8, (2, 16))
-    assert torch.equal(target(batch()._replace(label=codes), IDS), codes.gather(1, IDS))
+    assert torch.equal(target(replace(batch(), label=codes), IDS), codes.gather(1, IDS))
 
 
 def test_a_tokenizer_that_does_not_fit_the_grid_is_an_error_that_names_both() -> None:

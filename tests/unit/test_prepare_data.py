@@ -186,12 +186,12 @@ def test_written_sets_equal_the_scenes(tmp_path: Path) -> None:
 def test_objects_of_a_scene_are_visible_and_their_boxes_tight() -> None:
     scenes = ShapesObjects(size=32, length=40, objects=(4, 6))
     for index in range(40):
-        boxes, labels, crowd, masks = scenes.objects(index)
-        assert masks is not None
-        masks = dense(masks, (32, 32))
+        objects = scenes.objects(index)
+        assert objects.masks is not None
+        masks = dense(objects.masks, (32, 32))
         assert (masks.sum(dim=(1, 2)) >= 4).all()
-        assert len(boxes) == len(labels) == len(crowd) == len(masks)
-        for (x0, y0, x1, y1), mask in zip(boxes.long().tolist(), masks, strict=True):
+        assert len(objects.boxes) == len(objects.labels) == len(objects.crowd) == len(masks)
+        for (x0, y0, x1, y1), mask in zip(objects.boxes.long().tolist(), masks, strict=True):
             assert mask[y0:y1, x0:x1].sum() == mask.sum()
     truth = json.loads(json.dumps(scenes.ground_truth()))
     assert len({one["id"] for one in truth["annotations"]}) == len(truth["annotations"]) > 80
