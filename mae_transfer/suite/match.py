@@ -15,15 +15,14 @@ from typing import Any, NamedTuple
 
 from mae_transfer.config import members
 from mae_transfer.core.masks import AnyMask
-from mae_transfer.record import DataSet, Weights
-from mae_transfer.record import Record as Made
+from mae_transfer.record import DataSet, Record, Weights
 from mae_transfer.results import Result
 from mae_transfer.suite.published.entry import Published
 from mae_transfer.suite.published.measured import BACKBONES as PAPER_BACKBONES
 from mae_transfer.suite.published.measured import DATA_SETS, Elsewhere, Images, Measured, Pretraining, Settings, Start
 from mae_transfer.suite.published.measured import FINE_GRAINED as FINE_GRAINED_SETS
 from mae_transfer.suite.published.measured import TARGETS as TARGET_ROWS
-from mae_transfer.suite.store.records import Record
+from mae_transfer.suite.store.records import Measurement
 
 EARLIER = "recorded by an earlier version"
 TOLERANCE = 0.01  # of a length: steps are counted in whole epochs
@@ -46,12 +45,12 @@ FOLDERS = {
 SCRATCH = "none (scratch)"
 
 
-def why_not(number: Published, record: Record) -> str | None:
+def why_not(number: Published, record: Measurement) -> str | None:
     """Return why a result does not stand beside a published number, the most important reason; None: it does."""
     return next(misses(number, record), None)
 
 
-def nearest(numbers: Sequence[Published], record: Record) -> tuple[Published, str | None] | None:
+def nearest(numbers: Sequence[Published], record: Measurement) -> tuple[Published, str | None] | None:
     """Return the number that a result stands beside, or comes nearest to, with the reason.
 
     It is None if there are no numbers or the result has no record. The nearest number starts from the same weights, if
@@ -66,7 +65,7 @@ def nearest(numbers: Sequence[Published], record: Record) -> tuple[Published, st
     return number, why_not(number, record)
 
 
-def misses(number: Published, record: Record) -> Iterator[str]:
+def misses(number: Published, record: Measurement) -> Iterator[str]:
     """Yield every reason why a result does not stand beside a published number, the most important first."""
     measured, made = number.measured, record.result.record
     if made is None:
@@ -93,12 +92,12 @@ def misses(number: Published, record: Record) -> Iterator[str]:
         yield f"backbone {record.result.backbone}, not {measured.backbone}"
 
 
-def data_title(made: Made) -> str | None:
+def data_title(made: Record) -> str | None:
     """Return what the papers call the data set that a run was evaluated on, by its counts; None: it is none of them."""
     return next((images.title for images in DATA_SETS if not list(_evaluated_on(images, made))), None)
 
 
-def _rank(number: Published, record: Record) -> tuple[int, int]:
+def _rank(number: Published, record: Measurement) -> tuple[int, int]:
     """Return how far a number is from what a result did: by starting weights, then by the number of differences."""
     measured, made = number.measured, record.result.record
     assert made is not None
@@ -121,17 +120,17 @@ def _another_kind(start: Start, weights: Weights | None) -> bool:
     return not start.released
 
 
-def _training(made: Made) -> Made | None:
+def _training(made: Record) -> Record | None:
     """Return the record of the training that a number is of, None if it is unknown."""
     checkpoint = made.inputs.get("checkpoint")
     return made if checkpoint is None else checkpoint.record
 
 
-def _evaluated(measured: Measured, made: Made) -> Iterator[str]:
+def _evaluated(measured: Measured, made: Record) -> Iterator[str]:
     yield from _evaluated_on(measured.evaluated or measured.data, made)
 
 
-def _evaluated_on(images: Images, made: Made) -> Iterator[str]:
+def _evaluated_on(images: Images, made: Record) -> Iterator[str]:
     sets = [data for part, data in made.data.items() if part not in NOT_TRAINED_ON]
     count, classes = sum(data.images for data in sets), max((data.classes for data in sets), default=0)
     if part := next((data for data in sets if data.images != data.whole), None):
@@ -141,7 +140,7 @@ def _evaluated_on(images: Images, made: Made) -> Iterator[str]:
         yield f"evaluated on {said}, not on {images.text}"
 
 
-def _trained(measured: Measured, record: Record, made: Made) -> Iterator[str]:
+def _trained(measured: Measured, record: Measurement, made: Record) -> Iterator[str]:
     checkpoint = made.inputs.get("checkpoint")
     if checkpoint is not None and checkpoint.kind == "released":
         if checkpoint.name not in measured.classifiers:
@@ -170,19 +169,19 @@ def _trained(measured: Measured, record: Record, made: Made) -> Iterator[str]:
         yield from _evaluated_otherwise(made, training)
 
 
-def _evaluated_otherwise(made: Made, training: Made) -> Iterator[str]:
+def _evaluated_otherwise(made: Record, training: Record) -> Iterator[str]:
     """Yield the options of an evaluation that differ from those of the training."""
     for key in EVALUATION:
         if (found := setting(made.recipe, key)) != (wanted := setting(training.recipe, key)):
             yield f"evaluated with {key} = {found}, trained with {wanted}"
 
 
-def _finished(training: Made) -> bool:
+def _finished(training: Record) -> bool:
     """Whether the images of a whole run can be computed from its record."""
     return bool(training.epochs) and "train" in training.data and training.data["train"].images > 0
 
 
-def _started(start: Start, training: Made) -> Iterator[str]:
+def _started(start: Start, training: Record) -> Iterator[str]:
     """Yield why a transfer starts from other weights."""
     weights = training.inputs.get("backbone")
     if weights is None:
@@ -207,7 +206,7 @@ def _unknown(weights: Weights) -> str:
     return f"{weights.name}, whose record is missing" if weights.kind == "run" else f"{weights.name} of unknown origin"
 
 
-def _pretrained(own: Pretraining, made: Made) -> Iterator[str]:
+def _pretrained(own: Pretraining, made: Record) -> Iterator[str]:
     """Yield why a pretraining is another one."""
     yield from _data("pretrained on", own.data, made, labelled=False)
     if made.scale != "paper":
@@ -225,7 +224,7 @@ def _pretrained(own: Pretraining, made: Made) -> Iterator[str]:
         yield f"pretrained with the tokenizer {tokenizer.name if tokenizer else None}, not {own.tokenizer}"
 
 
-def _data(doing: str, images: Images, made: Made, *, labelled: bool) -> Iterator[str]:
+def _data(doing: str, images: Images, made: Record, *, labelled: bool) -> Iterator[str]:
     """Yield why the training images are others. Pretraining may read labelled images as images alone."""
     data = made.data.get("train")
     if data is None:
@@ -246,18 +245,18 @@ def _counted(name: str, images: int, classes: int) -> str:
     return f"'{name}', {images:,} images" + (f" of {classes:,} classes" if classes else "")
 
 
-def _length(made: Made, wanted: Sequence[float], doing: str) -> Iterator[str]:
+def _length(made: Record, wanted: Sequence[float], doing: str) -> Iterator[str]:
     if not any(abs(made.epochs - epochs) <= TOLERANCE * epochs for epochs in wanted):
         length = f"{made.epochs:g} epoch{'' if made.epochs == 1 else 's'}"
         yield f"{doing} for {length}, not {' or '.join(f'{epochs:g}' for epochs in wanted)}"
 
 
-def _batch(made: Made, wanted: int | None, doing: str) -> Iterator[str]:
+def _batch(made: Record, wanted: int | None, doing: str) -> Iterator[str]:
     if wanted is not None and made.batch != wanted:
         yield f"{doing} with batch {made.batch}, not {wanted}"
 
 
-def _settings(made: Made, settings: Settings, before: str) -> Iterator[str]:
+def _settings(made: Record, settings: Settings, before: str) -> Iterator[str]:
     for key, wanted in settings.items():
         found = setting(made.recipe, key)
         if found not in wanted:

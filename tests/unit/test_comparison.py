@@ -9,13 +9,12 @@ import pytest
 from rich.console import Console
 
 from mae_transfer import results
-from mae_transfer.record import Record as Made
-from mae_transfer.record import Seconds, Sitting, Software, Weights
+from mae_transfer.record import Record, Seconds, Sitting, Software, Weights
 from mae_transfer.results import Result
 from mae_transfer.suite.published import Published
 from mae_transfer.suite.published.measured import Elsewhere
 from mae_transfer.suite.store import records
-from mae_transfer.suite.store.records import About, Note, Record
+from mae_transfer.suite.store.records import About, Measurement, Note
 from mae_transfer.suite.tables import comparison, formats, sheets
 from mae_transfer.suite.tables.cells import Cell, cells, spread
 from mae_transfer.suite.tables.comparison import Table, build, cell_text, difference_text
@@ -33,13 +32,13 @@ def sitting(device_batch: int = 32, devices: tuple[str, ...] = ("H100",), train:
     )  # fmt: skip
 
 
-def made(task: str, **changes: object) -> Made:
+def made(task: str, **changes: object) -> Record:
     fields = {
         "run": "r", "task": task, "method": "m", "scale": "mini", "config_digest": "c", "recipe_digest": "d",
         "recipe": {}, "seed": 0,
         "epochs": 10.0, "batch": 64, "sittings": (sitting(),),
     }  # fmt: skip
-    return Made.model_validate(fields | changes)
+    return Record.model_validate(fields | changes)
 
 
 def transfer(
@@ -260,10 +259,10 @@ def test_spread_has_no_deviation_for_one_run() -> None:
     assert spread([60.0]).sd is None
 
 
-def suite() -> list[Record]:
+def suite() -> list[Measurement]:
     """Three pretrainings of two kinds with one transfer each, and random weights; linear probing of the first kind."""
     kinds = {"pixels": (60.0, 61.0, 65.0), "tokens": (61.0, 62.0, 64.0), "random weights": (30.0, 31.0, 32.0)}
-    found: list[Record] = []
+    found: list[Measurement] = []
     for row, values in kinds.items():
         fresh = row == "random weights"
         runs = [transfer(value, seed, weights=f"w{seed}", fresh=fresh) for seed, value in enumerate(values)]
@@ -311,7 +310,7 @@ def test_pairs_of_several_pretrainings_match_both_seeds_and_against_random_weigh
 @pytest.mark.parametrize(("higher", "best"), [(True, ["a"]), (False, ["b"])])
 def test_the_best_of_a_column_follows_the_direction_of_the_metric(higher: bool, best: list[str]) -> None:
     found = [
-        Record(transfer(value).model_copy(update={"higher_is_better": higher}), Path("r"), note.note)
+        Measurement(transfer(value).model_copy(update={"higher_is_better": higher}), Path("r"), note.note)
         for value, note in ((60.0, recorded(transfer(1.0), row="a")[0]), (50.0, recorded(transfer(1.0), row="b")[0]))
     ]
     (table,) = build(["summary"], found)
@@ -325,7 +324,7 @@ def test_a_column_with_one_number_has_no_best_and_equal_prints_are_both_best() -
     assert all(table.is_best(row.cells["fine-tune"]) for row in table.rows)
 
 
-def detected(dataset: str, scale: str) -> list[Record]:
+def detected(dataset: str, scale: str) -> list[Measurement]:
     return recorded(
         result("mask_rcnn-li2021", 40.0, task="detect", metric="bbox/AP", dataset=dataset, scale=scale), row="mine"
     )
@@ -398,13 +397,13 @@ def test_a_suite_says_its_tables_rows_and_chance_to_the_tables(tmp_path: Path) -
     assert records.about([tmp_path / "d"]) == About()
 
 
-def mini() -> list[Record]:
+def mini() -> list[Measurement]:
     """What the mini suite leaves: six numbers of three rows, and the cost of two pretrainings on this CPU."""
     tasks = {
         "finetune": {}, "linear": {}, "knn-20": {}, "box": {"task": "detect", "metric": "bbox/AP"},
         "mask": {"task": "detect", "metric": "segm/AP"}, "upernet": {"task": "segment", "metric": "mIoU"},
     }  # fmt: skip
-    found: list[Record] = []
+    found: list[Measurement] = []
     for row in ("pixel (w/ norm)", "pixel (w/o norm)", "random weights"):
         for protocol, about in tasks.items():
             one = transfer(61.7, protocol=protocol, fresh=row == "random weights")

@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 
-from mae_transfer.record import Record as Made
-from mae_transfer.record import Weights
+from mae_transfer.record import Record, Weights
 from mae_transfer.results import Result
 from mae_transfer.suite.match import EARLIER, why_not
 from mae_transfer.suite.published import PUBLISHED
 from mae_transfer.suite.published.entry import Published, block
 from mae_transfer.suite.published.measured import Elsewhere, Measured
-from mae_transfer.suite.store.records import Note, Record
+from mae_transfer.suite.store.records import Measurement, Note
 from mae_transfer.suite.tables.layouts import LAYOUTS, Place
 from tests.unit import as_published
 from tests.unit.as_published import RANDOM, data_set, pretraining, run, sets, sitting
@@ -38,23 +37,23 @@ LARGE = {"backbone": "vit_large/16", "epochs": 50.0}
 PIXEL = LARGE | {"pretrain": "MAE pixel, random 75%, 800 ep"}
 
 
-def result(made: Made | None = None, row: str | None = None, **changes: Any) -> Record:
+def result(made: Record | None = None, row: str | None = None, **changes: Any) -> Measurement:
     """A result with the record of a run that did what was published, or with the given one."""
     fields = FIELDS | changes
     found = Result.model_validate(fields | {"record": made or as_published.transfer(fields)})
     note = Note(suite="s", name="n", role="transfer", row=row, identity="", command=[]) if row else None
-    return Record(found, Path("results.jsonl"), note)
+    return Measurement(found, Path("results.jsonl"), note)
 
 
-def place(table: str, record: Record) -> Place:
+def place(table: str, record: Measurement) -> Place:
     (found,) = LAYOUTS[table].places([record])
     return found
 
 
-def finetuned(start: Weights | Made | None = None, recipe: dict[str, Any] | None = None, **changes: Any) -> Made:
+def finetuned(start: Weights | Record | None = None, recipe: dict[str, Any] | None = None, **changes: Any) -> Record:
     """The record of MAE's fine-tuning of ViT-B with some fields changed."""
     start = start or pretraining()
-    weights = run(start) if isinstance(start, Made) else start
+    weights = run(start) if isinstance(start, Record) else start
     cfg = as_published.config("classify/finetune_vit_base", as_published.ClassifyConfig)
     given = {"data": sets("imagenet"), "inputs": {"backbone": weights}}
     return as_published.record(cfg, "classify", "finetune", recipe=recipe or {}, **given | changes)
@@ -120,7 +119,7 @@ def test_a_run_of_the_shipped_config_stands_beside_its_number(
 def test_an_ablation_is_known_by_its_record_whatever_its_row_is_called(
     table: str, row: str, recipe: dict[str, Any]
 ) -> None:
-    def ablated(recipe: dict[str, Any], name: str) -> Record:
+    def ablated(recipe: dict[str, Any], name: str) -> Measurement:
         own = pretraining("large", 800, recipe={"target": {"name": "pixel"}} | recipe)
         made = as_published.transfer(FIELDS | LARGE).model_copy(update={"inputs": {"backbone": run(own)}})
         return result(made, row=name, **LARGE)
@@ -196,7 +195,7 @@ RANDOM_START = Weights(kind="random", name="none")
     (finetuned(sittings=(sitting().model_copy(update={"devices": ("unknown",)}), sitting())),
         "begun by an earlier version"),
 ])  # fmt: skip
-def test_each_field_that_differs_is_the_reason(made: Made, reason: str) -> None:
+def test_each_field_that_differs_is_the_reason(made: Record, reason: str) -> None:
     assert why_not(NUMBERS["3", "MAE", B], result(made)) == reason
     assert place("3", result(made)).why_not is not None
 
@@ -214,7 +213,7 @@ def test_each_field_that_differs_is_the_reason(made: Made, reason: str) -> None:
     finetuned(Weights(kind="released", name="mae_vit_base", layout="mae")),
     finetuned(epochs=100.4),
 ])  # fmt: skip
-def test_what_the_papers_do_not_fix_is_no_reason(made: Made) -> None:
+def test_what_the_papers_do_not_fix_is_no_reason(made: Record) -> None:
     assert why_not(NUMBERS["3", "MAE", B], result(made)) is None
 
 
@@ -240,7 +239,7 @@ def test_a_row_that_is_called_as_the_papers_stands_beside_nothing_by_its_name() 
 
 
 def test_results_of_an_earlier_version_are_in_the_tables_and_beside_no_number() -> None:
-    old = Record(Result.model_validate(FIELDS), Path("results.jsonl"))
+    old = Measurement(Result.model_validate(FIELDS), Path("results.jsonl"))
     assert (place("3", old).why_not, place("3", old).published) == (EARLIER, None)
     assert [name for name, layout in LAYOUTS.items() if list(layout.places([old]))] == ["summary", "3", "survey"]
 

@@ -10,7 +10,7 @@ from test_tables import recorded, result
 
 from mae_transfer.config import validate
 from mae_transfer.suite.graph.schema import SuiteConfig
-from mae_transfer.suite.store.records import Record
+from mae_transfer.suite.store.records import Measurement
 from mae_transfer.suite.tables import summary
 from mae_transfer.suite.tables.comparison import cell_text
 
@@ -28,7 +28,7 @@ def suite(**changes: object) -> SuiteConfig:
     return validate(values, SuiteConfig, where="s.py")
 
 
-def measured() -> list[Record]:
+def measured() -> list[Measurement]:
     small = {"scale": "mini", "dataset": "shapes"}
     ap = {"task": "detect", "metric": "bbox/AP", **small}
     pixels = [

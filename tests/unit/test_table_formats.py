@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from mae_transfer import results
-from mae_transfer.suite.store.records import Record
+from mae_transfer.suite.store.records import Measurement
 from mae_transfer.suite.tables import comparison, figures, formats, sheets
 from mae_transfer.suite.tables.formats import FORMATS, Sheet, Text
 from mae_transfer.suite.tables.layouts import LAYOUTS
@@ -38,7 +38,7 @@ WIDE = Sheet(
 )
 
 
-def printed(form: str, found: list[Record] = FOUND, show: comparison.Show = "beside") -> str:
+def printed(form: str, found: list[Measurement] = FOUND, show: comparison.Show = "beside") -> str:
     return FORMATS[form](sheets.sheets(comparison.build(["3"], found, show=show)))
 
 

@@ -9,7 +9,7 @@ from mae_transfer.config import load
 from mae_transfer.record import Seconds, Sitting, Software
 from mae_transfer.results import Result
 from mae_transfer.suite.store import records
-from mae_transfer.suite.store.records import Note, Record
+from mae_transfer.suite.store.records import Measurement, Note
 from mae_transfer.suite.tables import comparison
 from mae_transfer.suite.tables.cells import Cell, cells
 from mae_transfer.suite.tables.comparison import build, cell_text, difference_text
@@ -36,16 +36,16 @@ def result(protocol: str, value: float | None, **changes: object) -> Result:
     return Result.model_validate({"record": as_published.transfer(fields)} | fields)
 
 
-def recorded(*found: Result, row: str | None = None) -> list[Record]:
+def recorded(*found: Result, row: str | None = None) -> list[Measurement]:
     note = Note(suite="s", name="n", role="transfer", row=row, identity="", command=[]) if row else None
-    return [Record(each, Path("results.jsonl"), note) for each in found]
+    return [Measurement(each, Path("results.jsonl"), note) for each in found]
 
 
-def own(table: str, found: list[Record]) -> list[Cell]:
+def own(table: str, found: list[Measurement]) -> list[Cell]:
     return [cell for cell in cells(table, found) if cell.ours]
 
 
-def cell(table: str, found: list[Record], row: str, column: str) -> Cell:
+def cell(table: str, found: list[Measurement], row: str, column: str) -> Cell:
     (one,) = (each for each in cells(table, found) if (each.row, each.column) == (row, column))
     return one
 
@@ -301,7 +301,7 @@ COST = {
 }
 
 
-def cost(row: str, sittings: tuple[Sitting, ...] | None, **changes: object) -> list[Record]:
+def cost(row: str, sittings: tuple[Sitting, ...] | None, **changes: object) -> list[Measurement]:
     made = as_published.pretraining("large", 800, sittings=sittings) if sittings else None
     return recorded(result("MAE", 0.5, **(COST | {"record": made} | changes)), row=row)
 
@@ -312,7 +312,7 @@ def sitting(seconds: float, *devices: str) -> Sitting:
     return Sitting(started_at="2026", first_step=0, software=code, devices=devices, device_batch=8, seconds=spent)
 
 
-def texts(table: str, found: list[Record]) -> dict[tuple[str, str], str]:
+def texts(table: str, found: list[Measurement]) -> dict[tuple[str, str], str]:
     return {(each.row, each.column): cell_text(each) for each in own(table, found)}
 
 

@@ -57,7 +57,7 @@ class Recipe(NamedTuple):
 class Origins:
     """The entries of a report."""
 
-    def __init__(self, found: Sequence[records.Record], runs: Mapping[Path, Note], root: Path) -> None:
+    def __init__(self, found: Sequence[records.Measurement], runs: Mapping[Path, Note], root: Path) -> None:
         """Make the entries.
 
         Args:
@@ -67,7 +67,7 @@ class Origins:
         """
         self._root = root.resolve()
         self._recipes: dict[str, Recipe] = {}
-        self._results: dict[str, list[records.Record]] = {}
+        self._results: dict[str, list[records.Measurement]] = {}
         for one in found:
             self._results.setdefault(self.anchor(one), []).append(one)
         self._folders: dict[Path, str] = {}
@@ -82,7 +82,7 @@ class Origins:
         """The recipes of all entries, each once."""
         return list(self._recipes.values())
 
-    def anchor(self, one: records.Record) -> str:
+    def anchor(self, one: records.Measurement) -> str:
         """Return the id of the entry of a result."""
         return _anchor(one.result.record) if one.result.record else self._earlier(one)
 
@@ -90,7 +90,7 @@ class Origins:
         """Return the id of the first entry of a run; that of its note if it has no results."""
         return self._folders.get(folder.resolve()) or self._unfinished(folder)
 
-    def _earlier(self, one: records.Record) -> str:
+    def _earlier(self, one: records.Measurement) -> str:
         result = one.result
         parts = (self._where(one.file), result.run, result.config_digest, result.seed, result.checkpoint_sha256)
         return f"record-{_digest(repr(parts))}"
@@ -103,7 +103,7 @@ class Origins:
         path = path.resolve()
         return str(path.relative_to(self._root) if path.is_relative_to(self._root) else path)
 
-    def _origin(self, anchor: str, results: Sequence[records.Record]) -> Origin:
+    def _origin(self, anchor: str, results: Sequence[records.Measurement]) -> Origin:
         first, record = results[0], results[0].result.record
         folder = first.file.parent
         recipe: str | None
@@ -138,7 +138,7 @@ class Origins:
                 command = shlex.join(note.command)
                 yield Origin(self._unfinished(folder), note.name, "No results.", facts, [], command, recipe)
 
-    def _inputs(self, found: Sequence[records.Record]) -> Iterator[Origin]:
+    def _inputs(self, found: Sequence[records.Measurement]) -> Iterator[Origin]:
         """Yield an entry for each run that made an input and has no result here."""
         made: dict[str, Record] = {}
         for one in found:
@@ -288,7 +288,7 @@ def read_text(path: Path) -> str:
         return ""
 
 
-def hours_by_device(found: Iterable[records.Record]) -> dict[str, float]:
+def hours_by_device(found: Iterable[records.Measurement]) -> dict[str, float]:
     """Return the hours of training of all recorded runs by device; hours of different devices are never added."""
     hours: dict[str, float] = {}
     seen = {_anchor(one.result.record): one.result.record for one in found if one.result.record}

@@ -23,7 +23,7 @@ from mae_transfer.suite.graph.schema import SuiteConfig
 from mae_transfer.suite.report import pictures
 from mae_transfer.suite.report.origins import Origins, earlier, hours_by_device
 from mae_transfer.suite.store import records
-from mae_transfer.suite.store.records import Note, Record, read_note, write_whole
+from mae_transfer.suite.store.records import Measurement, Note, read_note, write_whole
 from mae_transfer.suite.store.work import Work
 from mae_transfer.suite.tables import comparison, figures, sheets, summary
 from mae_transfer.suite.tables.cells import Cell
@@ -114,7 +114,7 @@ def still_to_run(work: Work) -> int:
 def write(
     path: Path,
     cfg: SuiteConfig,
-    found: Sequence[Record],
+    found: Sequence[Measurement],
     defects: Sequence[str],
     *,
     judged: Sequence[Verdict] = (),
@@ -185,7 +185,7 @@ def notes_of(root: Path) -> dict[Path, Note]:
 
 
 def about(
-    cfg: SuiteConfig, found: Sequence[Record], runs: Mapping[Path, Note], left: int
+    cfg: SuiteConfig, found: Sequence[Measurement], runs: Mapping[Path, Note], left: int
 ) -> Iterator[tuple[str, Sequence[str]]]:
     """Yield what was run: title and lines."""
     started = [note.row for note in runs.values() if note.role in ("pretrain", "transfer")]
@@ -207,7 +207,7 @@ def about(
         yield "all runs", [f"{wall:.3g} h, start-up, evaluation and saving included"]
 
 
-def data_lines(found: Sequence[Record]) -> list[str]:
+def data_lines(found: Sequence[Measurement]) -> list[str]:
     """Return the data sets with what they were used for; of results of an earlier version only the name is known."""
     uses: dict[tuple[str, str], dict[str, None]] = {}
     for one in sorted(found, key=lambda one: one.result.created_at):
@@ -271,7 +271,7 @@ def published_beside(some: Iterable[Table]) -> dict[int, list[float]]:
     return marks
 
 
-def paper_figures(found: Sequence[Record]) -> list[pictures.Picture]:
+def paper_figures(found: Sequence[Measurement]) -> list[pictures.Picture]:
     """Return the paper's figures that have results."""
     with mpl.rc_context(pictures.STYLE):
         return [
@@ -281,7 +281,7 @@ def paper_figures(found: Sequence[Record]) -> list[pictures.Picture]:
         ]
 
 
-def run_list(runs: Mapping[Path, Note], found: Sequence[Record], origins: Origins) -> dict[str, list[Any]]:
+def run_list(runs: Mapping[Path, Note], found: Sequence[Measurement], origins: Origins) -> dict[str, list[Any]]:
     """Return the runs with what each cost: columns, rows (anchor, note, cost) and notes.
 
     A column that no run has is left out. A device that all runs share is a note.

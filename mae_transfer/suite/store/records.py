@@ -59,7 +59,7 @@ class About(BaseModel):
     """Score of guessing, by column of the summary."""
 
 
-class Record(NamedTuple):
+class Measurement(NamedTuple):
     """One result, its file, and the note of its run."""
 
     result: Result
@@ -72,7 +72,7 @@ class Record(NamedTuple):
         return self.note.row if self.note else None
 
 
-def load(paths: Iterable[Path]) -> tuple[list[Record], list[str]]:
+def load(paths: Iterable[Path]) -> tuple[list[Measurement], list[str]]:
     """Return the records in the given files and folders, and a message for each unreadable line or note.
 
     If a run failed and succeeded later, only the success is returned.
@@ -80,7 +80,7 @@ def load(paths: Iterable[Path]) -> tuple[list[Record], list[str]]:
     Raises:
         ValueError: a path does not exist, or nothing was found.
     """
-    found: list[Record] = []
+    found: list[Measurement] = []
     defects: list[str] = []
     for file in dict.fromkeys(file.resolve() for path in paths for file in _files(path)):
         good, bad = results.load(file)
@@ -90,7 +90,7 @@ def load(paths: Iterable[Path]) -> tuple[list[Record], list[str]]:
             continue
         measured = {_key(result) for result in good if result.status == "ok"}
         found += [
-            Record(result, file, note) for result in good if result.status == "ok" or _key(result) not in measured
+            Measurement(result, file, note) for result in good if result.status == "ok" or _key(result) not in measured
         ]
         defects += [*bad, *complaints]
     if not found:

@@ -12,11 +12,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from mae_transfer import record as provenance
 from mae_transfer.config import flatten
+from mae_transfer.record import Record
 from mae_transfer.results import Result
 from mae_transfer.suite.published import PUBLISHED, Published
-from mae_transfer.suite.store.records import Record
+from mae_transfer.suite.store.records import Measurement
 from mae_transfer.suite.tables.layouts import LAYOUTS, Place
 
 GENERAL = ("row", "pretraining", "backbone", "protocol", "length")  # what a note names before config keys
@@ -45,7 +45,7 @@ class Run(NamedTuple):
     """Digest of the weights that it started from; None: random weights."""
     pretraining_seed: int | None
     """Seed of the run that pretrained them; None if it is unknown or there is none."""
-    record: Record
+    record: Measurement
 
 
 class Cell(NamedTuple):
@@ -117,7 +117,7 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(mean, sd, min(values), max(values), len(values))
 
 
-def cells(table: str, found: Sequence[Record]) -> list[Cell]:
+def cells(table: str, found: Sequence[Measurement]) -> list[Cell]:
     """Return what was run for a table, in the order in which it was found. A row and column may have several cells."""
     alike: dict[tuple[object, ...], list[Place]] = defaultdict(list)
     for place in LAYOUTS[table].places(found):
@@ -167,7 +167,7 @@ def _same(result: Result) -> tuple[object, ...]:
     return recipe(result), state, *(_made_with(one) for one in result.record.lineage())
 
 
-def _made_with(one: provenance.Record) -> tuple[object, ...]:
+def _made_with(one: Record) -> tuple[object, ...]:
     """Return what two runs share that differ in their seed alone: recipe, data, weights without a record."""
     data = sorted((part, data.images, data.fingerprint) for part, data in one.data.items())
     weights = sorted(
@@ -178,7 +178,7 @@ def _made_with(one: provenance.Record) -> tuple[object, ...]:
     return one.recipe_digest, tuple(data), tuple(weights), _per_device(one)
 
 
-def _per_device(one: provenance.Record) -> tuple[tuple[int, int], ...]:
+def _per_device(one: Record) -> tuple[tuple[int, int], ...]:
     """Return images per device and number of devices of each sitting, if the numbers depend on them."""
     if not one.depends_on_device_batch:
         return ()

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from mae_transfer.suite.match import FINE_GRAINED, TARGETS, data_of
 from mae_transfer.suite.published import Published
 from mae_transfer.suite.published.measured import IMAGENET, Elsewhere
-from mae_transfer.suite.store.records import About, Record
+from mae_transfer.suite.store.records import About, Measurement
 from mae_transfer.suite.tables.cells import Cell, Run, Spread, cells, published, spread, told_apart
 from mae_transfer.suite.tables.layouts import ALONE, COLUMNS, LAYOUTS, ROWS
 
@@ -83,7 +83,7 @@ class Table(NamedTuple):
         return mean_text(cell.ours.mean, "%") == mean_text(choose(one.ours.mean for one in numbers if one.ours), "%")
 
 
-def usable(found: Sequence[Record]) -> tuple[list[Record], list[str]]:
+def usable(found: Sequence[Measurement]) -> tuple[list[Measurement], list[str]]:
     """Return the records whose numbers are in percent, and a sentence for each that is in another unit."""
     wrong = {
         id(place.record): place.record
@@ -98,7 +98,7 @@ def usable(found: Sequence[Record]) -> tuple[list[Record], list[str]]:
 
 
 def worth_printing(
-    found: Sequence[Record], *, show: Show = "beside", about: About = NO_SUITE
+    found: Sequence[Measurement], *, show: Show = "beside", about: About = NO_SUITE
 ) -> tuple[list[Table], list[str]]:
     """Return the summary and the tables that say more than it does, and the names of those that do not.
 
@@ -125,7 +125,7 @@ def _runs(table: Table) -> list[Run]:
 
 
 def build(
-    names: Iterable[str], found: Sequence[Record], *, show: Show = "beside", about: About = NO_SUITE
+    names: Iterable[str], found: Sequence[Measurement], *, show: Show = "beside", about: About = NO_SUITE
 ) -> list[Table]:
     """Return some tables: one per scale and, where the columns do not name the data, per data set.
 
@@ -137,7 +137,7 @@ def build(
     return [table for name in names for table in _tables(name, found, show, about)]
 
 
-def _tables(name: str, found: Sequence[Record], show: Show, about: About) -> Iterator[Table]:
+def _tables(name: str, found: Sequence[Measurement], show: Show, about: About) -> Iterator[Table]:
     groups: dict[tuple[bool, str, str], list[Cell]] = defaultdict(list)
     for cell in cells(name, found):
         data = "" if name in MANY_SETS else cell.dataset

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 
 from mae_transfer.suite.match import pretraining
 from mae_transfer.suite.report.pictures import INK, LONGEST, plain, shortened
-from mae_transfer.suite.store.records import Record
+from mae_transfer.suite.store.records import Measurement
 from mae_transfer.suite.tables.cells import Cell, cells, published
 from mae_transfer.suite.tables.layouts import LAYOUTS, ROWS
 
@@ -85,7 +85,7 @@ def _legend(rows: Sequence[Bar]) -> list[tuple[Line2D, str]]:
     return found
 
 
-def draw(name: str, found: Sequence[Record]) -> Figure | None:
+def draw(name: str, found: Sequence[Measurement]) -> Figure | None:
     """Return a figure; None where there are no results for it.
 
     Yours and the published curve share an axis only at the paper's scale.
@@ -154,7 +154,7 @@ def position(column: str) -> tuple[float, str]:
     return (float(number[0]) if number else {"half": 0.5, "all": 1e9}.get(column, 1e8), column)
 
 
-def save(found: Sequence[Record], folder: Path) -> list[Path]:
+def save(found: Sequence[Measurement], folder: Path) -> list[Path]:
     """Draw every figure that has results into the folder, as svg; return the files."""
     drawn = {name: figure for name in FIGURES if (figure := draw(name, found))}
     if drawn:

@@ -24,7 +24,7 @@ from mae_transfer.suite.match import (
     pretraining,
 )
 from mae_transfer.suite.published import PUBLISHED, Published
-from mae_transfer.suite.store.records import Record
+from mae_transfer.suite.store.records import Measurement
 
 PROTOCOLS = {"finetune": "fine-tuning", "linear": "linear"}
 AP = {"bbox/AP": "box AP", "segm/AP": "mask AP"}
@@ -43,7 +43,7 @@ ALONE = "no published number"
 class Place(NamedTuple):
     """A number of a record at its row and column."""
 
-    record: Record
+    record: Measurement
     row: str
     column: str
     why_not: str | None  # why it does not stand beside the published number; None: it does
@@ -52,10 +52,10 @@ class Place(NamedTuple):
     published: Published | None = None  # the number that it stands beside, or comes nearest to if `why_not` is given
 
 
-Hit = tuple[Record, str, str]
+Hit = tuple[Measurement, str, str]
 """A record with the first word and the rest of its protocol ("partial", "4"), or with its metric ("box AP", "")."""
-Choice = Callable[[Sequence[Record]], Iterable[Hit]]
-Spots = Callable[[Sequence[Record]], Iterable[Place]]
+Choice = Callable[[Sequence[Measurement]], Iterable[Hit]]
+Spots = Callable[[Sequence[Measurement]], Iterable[Place]]
 
 
 class Layout(NamedTuple):
@@ -68,7 +68,7 @@ class Layout(NamedTuple):
     baseline: tuple[str, ...] = ()  # rows that others are compared with, the first that is there
     table: str = ""
 
-    def places(self, records: Sequence[Record]) -> Iterator[Place]:
+    def places(self, records: Sequence[Measurement]) -> Iterator[Place]:
         """Yield the places of the records, each with its published number."""
         for place in self.spots(records):
             numbers = [number for number in KNOWN.get((self.table, place.column), []) if number.unit == place.unit]
@@ -79,12 +79,12 @@ class Layout(NamedTuple):
                 yield place._replace(why_not=EARLIER) if earlier else place
 
 
-def at(record: Record, row: str, column: str) -> Place:
+def at(record: Measurement, row: str, column: str) -> Place:
     """Return the place of a record's own number."""
     return Place(record, row, column, ALONE, record.result.value)
 
 
-def row_of(record: Record) -> str:
+def row_of(record: Measurement) -> str:
     """Return the suite's name of the pretraining; else the run's own."""
     pretrain = record.result.pretrain
     return record.label or (SCRATCH if pretrain == "none" else pretrain)
@@ -93,7 +93,7 @@ def row_of(record: Record) -> str:
 def top1(*protocols: str) -> Choice:
     """Return what yields the top-1 accuracies of some protocols on the reported split."""
 
-    def choose(records: Sequence[Record]) -> Iterator[Hit]:
+    def choose(records: Sequence[Measurement]) -> Iterator[Hit]:
         for record in records:
             result = record.result
             first, _, rest = result.protocol.partition("-")
@@ -113,43 +113,43 @@ def dense(task: str, metrics: dict[str, str]) -> Choice:
     )
 
 
-def listed(choice: Choice, column: Callable[[Record, str, str], str | None]) -> Spots:
+def listed(choice: Choice, column: Callable[[Measurement, str, str], str | None]) -> Spots:
     """Return the places of a table of pretrainings; records without a column are left out."""
     return lambda records: (
         at(hit[0], row_of(hit[0]), title) for hit in choice(records) if (title := column(*hit)) is not None
     )
 
 
-def of_backbone(record: Record, *_: str) -> str | None:
+def of_backbone(record: Measurement, *_: str) -> str | None:
     """Tables 3 and 12."""
     return None if data_of(record.result) in FINE_GRAINED.values() else backbone(record.result)
 
 
-def of_data(record: Record, *_: str) -> str | None:
+def of_data(record: Measurement, *_: str) -> str | None:
     """Table 6."""
     name = data_of(record.result)
     return f"{name}, {backbone(record.result)}" if name in FINE_GRAINED.values() else None
 
 
-def of_suffix(record: Record, _: str, suffix: str) -> str:
+def of_suffix(record: Measurement, _: str, suffix: str) -> str:
     """Return what follows the protocol's name: blocks of "partial-4", k of "knn-20"."""
     whole = suffix == "all" and backbone(record.result) == "ViT-L/16"  # of its 24 blocks
     return "24" if whole else suffix
 
 
-def of_metric(record: Record, metric: str, _: str = "", *, protocol: str = "") -> str | None:
+def of_metric(record: Measurement, metric: str, _: str = "", *, protocol: str = "") -> str | None:
     """Tables of detection and segmentation by metric and backbone, of protocols with this text in their name."""
     return f"{metric}, {backbone(record.result)}" if protocol in record.result.protocol else None
 
 
-def of_schedule(record: Record, metric: str, _: str) -> str | None:
+def of_schedule(record: Measurement, metric: str, _: str) -> str | None:
     """Runs of Li et al.'s protocol on COCO that did what one of the published schedules and variants did."""
     column = str(of_metric(record, metric))
     found = nearest(KNOWN.get(("coco", column), []), record)
     return column if found and found[1] is None else None
 
 
-def of_segmenter(record: Record, *_: str) -> str:
+def of_segmenter(record: Measurement, *_: str) -> str:
     """Table 5."""
     protocol = record.result.protocol
     return backbone(record.result) + ("" if protocol == "upernet" else f", {protocol}")
@@ -158,7 +158,7 @@ def of_segmenter(record: Record, *_: str) -> str:
 def labelled(table: str) -> Spots:
     """Return the places of an ablation: runs that a suite calls as the table does, and runs that did what a row did."""
 
-    def spots(records: Sequence[Record]) -> Iterator[Place]:
+    def spots(records: Sequence[Measurement]) -> Iterator[Place]:
         found = [(record, PROTOCOLS[protocol]) for record, protocol, _ in top1(*PROTOCOLS)(records)]
         alike = [nearest(KNOWN.get((table, protocol), []), record) for record, protocol in found]
         matched = [near[0].row if near and near[1] is None else None for near in alike]
@@ -170,7 +170,7 @@ def labelled(table: str) -> Spots:
     return spots
 
 
-def mask_tokens(records: Sequence[Record]) -> Iterator[Place]:
+def mask_tokens(records: Sequence[Measurement]) -> Iterator[Place]:
     """Table 1c, with the FLOPs of pretraining relative to those without mask tokens in the encoder."""
     yield from labelled("1c")(records)
     flops = [(record, record.result.flops_per_image) for record in pretrainings(records) if record.label in ROWS["1c"]]
@@ -180,14 +180,14 @@ def mask_tokens(records: Sequence[Record]) -> Iterator[Place]:
             yield at(record, str(record.label), "relative FLOPs")._replace(value=number / base[-1], unit="x")
 
 
-def targets(records: Sequence[Record]) -> Iterator[Place]:
+def targets(records: Sequence[Measurement]) -> Iterator[Place]:
     """Table 1d."""
     for record, protocol, _ in top1(*PROTOCOLS)(records):
         if row := target_row(record, "1d"):
             yield at(record, row, PROTOCOLS[protocol])
 
 
-def target_row(record: Record, table: str) -> str | None:
+def target_row(record: Measurement, table: str) -> str | None:
     """Return the row of a table of targets; None for other weights. Without a record the suite's name counts."""
     found = pretraining(record.result)
     if record.result.record is None:
@@ -195,14 +195,14 @@ def target_row(record: Record, table: str) -> str | None:
     return record.label or TARGETS.get(found.target) if found else None
 
 
-def robustness(records: Sequence[Record]) -> Iterator[Place]:
+def robustness(records: Sequence[Measurement]) -> Iterator[Place]:
     """Table 13."""
     for record in records:
         if record.result.task == "robustness" and record.result.metric in ("top1", "mCE"):
             yield at(record, row_of(record), f"{record.result.dataset}, {backbone(record.result)}")
 
 
-def pixels_and_tokens(records: Sequence[Record]) -> Iterator[Place]:
+def pixels_and_tokens(records: Sequence[Measurement]) -> Iterator[Place]:
     """Table 7: what the targets transfer to, and random initialisation beside them."""
     found = [(record, "top-1", "finetune") for record, _, _ in top1("finetune")(records)]
     found += [(record, metric, "li2021") for record, metric, _ in dense("detect", {"bbox/AP": "box AP"})(records)]
@@ -232,7 +232,7 @@ def varied(
         kinds: the masks that count; empty: all.
     """
 
-    def spots(records: Sequence[Record]) -> Iterator[Place]:
+    def spots(records: Sequence[Measurement]) -> Iterator[Place]:
         known = ((record, PROTOCOLS[p], pretraining(record.result)) for record, p, _ in top1(*PROTOCOLS)(records))
         found = [(record, p, facts) for record, p, facts in known if facts and (not kinds or facts.mask in kinds)]
         if len({varies(facts) for _, _, facts in found}) > 1:
@@ -243,18 +243,18 @@ def varied(
     return spots
 
 
-def pretrainings(records: Sequence[Record]) -> list[Record]:
+def pretrainings(records: Sequence[Measurement]) -> list[Measurement]:
     """Return the records of pretraining runs, one of each."""
     found = [record for record in records if record.result.task == "pretrain" and record.result.status == "ok"]
     return [record for record in found if record.result.metric in ("val_loss", "train_loss")]
 
 
-def overview(records: Sequence[Record]) -> Iterator[Place]:
+def overview(records: Sequence[Measurement]) -> Iterator[Place]:
     """Pretrainings by tasks: the main number of each transfer.
 
     A column's title also says what differs within the suite: protocol, backbone, data.
     """
-    found: list[tuple[Record, str, tuple[str, ...]]] = []
+    found: list[tuple[Measurement, str, tuple[str, ...]]] = []
     titles = {"finetune": "fine-tune", "partial": "partial", "linear": "linear", "knn": "k-NN"}
     for record, protocol, rest in top1(*titles)(records):
         found.append((record, titles[protocol], (f"{'k = ' if protocol == 'knn' else ''}{rest}", *_where(record))))
@@ -268,18 +268,18 @@ def overview(records: Sequence[Record]) -> Iterator[Place]:
         yield at(record, row_of(record), ", ".join(filter(None, (title, *varying))))
 
 
-def _where(record: Record) -> tuple[str, str]:
+def _where(record: Measurement) -> tuple[str, str]:
     return backbone(record.result), data_of(record.result)
 
 
-def survey(records: Sequence[Record]) -> Iterator[Place]:
+def survey(records: Sequence[Measurement]) -> Iterator[Place]:
     """Methods side by side, each at its backbone."""
     for record, protocol, suffix in top1(*PROTOCOLS, "knn")(records):
         row = f"{row_of(record)}, {backbone(record.result)}"
         yield at(record, row, PROTOCOLS.get(protocol, f"k-NN, k = {suffix}"))
 
 
-def costs(records: Sequence[Record]) -> Iterator[Place]:
+def costs(records: Sequence[Measurement]) -> Iterator[Place]:
     """Table 2: hours, speed and work of each pretraining, and its fine-tuning if its row has a name of the paper's.
 
     A column of hours or of images per second names its device, so that figures of different devices never mix.
@@ -304,14 +304,14 @@ def costs(records: Sequence[Record]) -> Iterator[Place]:
         yield Place(record, row, "GFLOPs per image", ALONE, flops / 1e9 if flops else None, "GFLOPs")
 
 
-def _cost_row(record: Record, runs: Sequence[Record]) -> str:
+def _cost_row(record: Measurement, runs: Sequence[Measurement]) -> str:
     """Return the name of a pretraining, with its backbone if they differ."""
     name = record.label or record.result.pretrain
     several = len({one.result.backbone for one in runs}) > 1
     return f"{name}, {backbone(record.result)}" if several and name not in ROWS["2"] else name
 
 
-def _slowest(runs: Sequence[Record]) -> dict[tuple[object, ...], tuple[float, str]]:
+def _slowest(runs: Sequence[Measurement]) -> dict[tuple[object, ...], tuple[float, str]]:
     """Return the mean hours and the row of the slowest pretraining, by what hours depend on besides the method."""
     spent: dict[tuple[object, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in runs:
@@ -319,7 +319,7 @@ def _slowest(runs: Sequence[Record]) -> dict[tuple[object, ...], tuple[float, st
     return {work: max((fmean(some), row) for row, some in rows.items()) for work, rows in spent.items()}
 
 
-def hours(record: Record) -> dict[str, float]:
+def hours(record: Measurement) -> dict[str, float]:
     """Return the hours of training by device, summed over equal devices.
 
     Results of an earlier version also count evaluation, and say so.
@@ -330,7 +330,7 @@ def hours(record: Record) -> dict[str, float]:
     return {f"{result.device}, includes evaluation": result.wall_s * result.world_size / 3600}
 
 
-def _devices(record: Record) -> str:
+def _devices(record: Measurement) -> str:
     """Return what a run trained on: "8 x NVIDIA H100"; sittings on other devices are named one after the other."""
     made = record.result.record
     sets = dict.fromkeys(tuple(sorted(sitting.devices)) for sitting in made.sittings) if made else {}
@@ -340,7 +340,7 @@ def _devices(record: Record) -> str:
     )
 
 
-def _work(record: Record) -> tuple[object, ...]:
+def _work(record: Measurement) -> tuple[object, ...]:
     """Return what two runs must share for their hours to compare."""
     result = record.result
     return result.backbone, result.dataset, result.images_seen, tuple(hours(record)), result.world_size

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from rich.console import Console
 
 from mae_transfer.suite.graph.schema import Expectation, SuiteConfig
-from mae_transfer.suite.store.records import Record
+from mae_transfer.suite.store.records import Measurement
 from mae_transfer.suite.tables import comparison, formats, sheets
 from mae_transfer.suite.tables.cells import Cell
 from mae_transfer.suite.tables.comparison import Table, full_name
@@ -36,7 +36,7 @@ class Verdict(NamedTuple):
     sentence: str
 
 
-def summarise(cfg: SuiteConfig, found: Sequence[Record]) -> Summary:
+def summarise(cfg: SuiteConfig, found: Sequence[Measurement]) -> Summary:
     """Return the summary of a suite's results."""
     about = cfg.about()
     tables = comparison.build(["summary"], found, about=about)
