@@ -337,13 +337,13 @@ def test_the_report_of_a_suite_that_has_only_pretrained_says_what_is_to_come(tmp
 
 def test_a_chart_has_the_mean_the_range_published_numbers_and_chance() -> None:
     rows = [figures.Bar("<a>", 60.0, 58.0, 62.0, 3, "C0", (63.5,)), figures.Bar("b", 20.0, 20.0, 20.0, 1, "C1")]
-    text = pictures.svg(figures.bars(rows, unit="%", chance=10.0), prefix="x")
+    text = figures.svg(figures.bars(rows, unit="%", chance=10.0), prefix="x")
     for shown in ("&lt;a&gt;", "60.0", "lowest to highest of 3 runs", "published", "chance 10"):
         assert shown in text, shown
     axes = figures.bars(rows, unit="%", chance=10.0).axes[0]
     assert [bar.get_width() for bar in axes.patches] == [60.0, 20.0]
     assert axes.get_xlim()[1] > 63.5
-    bare = pictures.svg(figures.bars(rows[1:], unit="%", chance=None), prefix="x")
+    bare = figures.svg(figures.bars(rows[1:], unit="%", chance=None), prefix="x")
     assert not re.search("chance|published|lowest", bare)
 
 
@@ -410,4 +410,4 @@ def test_the_papers_figures_take_the_colour_of_the_pages_text(tmp_path: Path) ->
     texts = re.findall(r"<text [^>]*>", page[page.index('id="figures"') :])
     assert len(texts) >= 5
     assert all("fill: currentColor" in text for text in texts)
-    assert pictures.INK not in page
+    assert figures.INK not in page

@@ -256,9 +256,9 @@ def charts(overview: Summary, some: Iterable[Table], colours: Mapping[str, str])
 @lru_cache(maxsize=256)
 def _chart(title: str, rows: tuple[figures.Bar, ...], chance: float | None) -> pictures.Picture:
     """Draw a bar chart; one that has not changed since the last report is not drawn again."""
-    with mpl.rc_context(pictures.STYLE):
+    with mpl.rc_context(figures.STYLE):
         figure = figures.bars(rows, unit="%", chance=chance)
-        return pictures.Picture(title, pictures.svg(figure, prefix=slug(f"chart {title}")))
+        return pictures.Picture(title, figures.svg(figure, prefix=slug(f"chart {title}")))
 
 
 def published_beside(some: Iterable[Table]) -> dict[int, list[float]]:
@@ -273,9 +273,9 @@ def published_beside(some: Iterable[Table]) -> dict[int, list[float]]:
 
 def paper_figures(found: Sequence[Measurement]) -> list[pictures.Picture]:
     """Return the paper's figures that have results."""
-    with mpl.rc_context(pictures.STYLE):
+    with mpl.rc_context(figures.STYLE):
         return [
-            pictures.Picture(LAYOUTS[name].title, pictures.svg(figure, prefix=slug(name)))
+            pictures.Picture(LAYOUTS[name].title, figures.svg(figure, prefix=slug(name)))
             for name in figures.FIGURES
             if (figure := figures.draw(name, found))
         ]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -22,6 +21,7 @@ from PIL import Image
 
 from mae_transfer.ablations import slug
 from mae_transfer.suite.store.records import Note
+from mae_transfer.suite.tables.figures import STYLE, plain, svg
 
 FOLDERS = {
     "reconstructions": (
@@ -33,14 +33,7 @@ FOLDERS = {
     "segmentations": ("Segmentations", "From left to right: the image, the annotation, the prediction."),
 }
 """Folder of a run -> title and caption of its pictures."""
-LONGEST = 52  # characters of a label in a chart
 WIDTH = 900  # pixels of a drawing in the report
-INK = "#7a7a7a"  # of text and axes; in a page it becomes the colour of the page's text
-STYLE: Any = {
-    "svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 9, "text.color": INK, "axes.labelcolor": INK,
-    "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False,
-    "axes.spines.right": False, "legend.frameon": False,
-}  # fmt: skip
 
 
 class Picture(NamedTuple):
@@ -114,16 +107,6 @@ def logged(path: Path) -> dict[str, tuple[list[int], list[float]]]:
     return series
 
 
-def plain(label: str) -> str:
-    """Return a label that matplotlib prints as it is: "$" begins no formula, "_" does not hide it from the legend."""
-    return ("\u200b" if label.startswith("_") else "") + shortened(label).replace("$", r"\$")
-
-
-def shortened(label: str) -> str:
-    """Return a label that a chart has room for."""
-    return label if len(label) <= LONGEST else label[: LONGEST - 1] + "…"
-
-
 def plot(lines: Sequence[Curve], quantity: str, colours: Mapping[str, str]) -> Figure:
     """Return a plot of some curves over steps, in the colour of their row, which its seeds share."""
     counts = Counter(line.label for line in lines)
@@ -146,27 +129,6 @@ def plot(lines: Sequence[Curve], quantity: str, colours: Mapping[str, str]) -> F
         axes.grid(alpha=0.25)
         axes.legend(fontsize=8)
     return figure
-
-
-def svg(figure: Figure, *, prefix: str) -> str:
-    """Return a figure as an <svg> element that scales with the page and takes its text colour.
-
-    Args:
-        prefix: keeps its ids apart from those of other figures.
-    """
-    text = io.StringIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # no element that HTML has not
-    with mpl.rc_context(STYLE):
-        figure.savefig(text, format="svg", transparent=True, metadata=nothing)
-    whole = text.getvalue()
-    whole = whole[whole.index("<svg") :].replace(INK, "currentColor")
-    whole = re.sub(r' (d|x|y|transform|points)="[^"]+"', lambda attribute: _rounded(attribute[0]), whole)
-    return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", whole)
-
-
-def _rounded(attribute: str) -> str:
-    """Return coordinates with two decimals, which is a fraction of a pixel."""
-    return re.sub(r"(\.\d\d)\d+", r"\1", attribute)
 
 
 def drawings(runs: Mapping[Path, Note], *, each: int = 2) -> Iterator[tuple[str, str, list[Picture]]]:

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import io
 import re
 import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mae_transfer.suite.match import pretraining
-from mae_transfer.suite.report.pictures import INK, LONGEST, plain, shortened
 from mae_transfer.suite.store.records import Measurement
 from mae_transfer.suite.tables.cells import Cell, cells, published
 from mae_transfer.suite.tables.layouts import LAYOUTS, ROWS
 
 FIGURES = ("figure 5", "figure 7", "figure 9")
 WIDEST = 40  # characters that stand side by side below an axis
+LONGEST = 52  # characters of a label in a chart
+INK = "#7a7a7a"  # of text and axes; in a page it becomes the colour of the page's text
+STYLE: Any = {
+    "svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 9, "text.color": INK, "axes.labelcolor": INK,
+    "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False,
+    "axes.spines.right": False, "legend.frameon": False,
+}  # fmt: skip
 
 
 class Bar(NamedTuple):
@@ -163,3 +171,34 @@ def save(found: Sequence[Measurement], folder: Path) -> list[Path]:
     for path, figure in files.items():
         figure.savefig(path)
     return list(files)
+
+
+def plain(label: str) -> str:
+    """Return a label that matplotlib prints as it is: "$" begins no formula, "_" does not hide it from the legend."""
+    return ("\u200b" if label.startswith("_") else "") + shortened(label).replace("$", r"\$")
+
+
+def shortened(label: str) -> str:
+    """Return a label that a chart has room for."""
+    return label if len(label) <= LONGEST else label[: LONGEST - 1] + "…"
+
+
+def svg(figure: Figure, *, prefix: str) -> str:
+    """Return a figure as an <svg> element that scales with the page and takes its text colour.
+
+    Args:
+        prefix: keeps its ids apart from those of other figures.
+    """
+    text = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # no element that HTML has not
+    with mpl.rc_context(STYLE):
+        figure.savefig(text, format="svg", transparent=True, metadata=nothing)
+    whole = text.getvalue()
+    whole = whole[whole.index("<svg") :].replace(INK, "currentColor")
+    whole = re.sub(r' (d|x|y|transform|points)="[^"]+"', lambda attribute: _rounded(attribute[0]), whole)
+    return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", whole)
+
+
+def _rounded(attribute: str) -> str:
+    """Return coordinates with two decimals, which is a fraction of a pixel."""
+    return re.sub(r"(\.\d\d)\d+", r"\1", attribute)
