@@ -21,8 +21,8 @@ from mae_transfer.bench.harness import Comparison, Contestant
 from mae_transfer.bench.options import Workload
 from mae_transfer.core.normalize import IMAGENET
 from mae_transfer.core.runs import dense, from_masks, taken
-from mae_transfer.data import SceneBatch
 from mae_transfer.data.coco import encode_runs
+from mae_transfer.data.objects import SceneBatch
 from mae_transfer.interfaces import Objects
 from mae_transfer.metrics.coco import Backend, CocoMetric, Detections, Kind
 from mae_transfer.models.mask_rcnn import HeadsConfig, MaskRCNN

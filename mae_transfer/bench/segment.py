@@ -17,8 +17,7 @@ from mae_transfer.adapters.mmseg import HeadConfig, Segmenter, fcn_head, quiet, 
 from mae_transfer.bench.harness import Comparison, Contestant, random_images, stopwatch
 from mae_transfer.bench.options import Workload
 from mae_transfer.core.normalize import IMAGENET, normalize
-from mae_transfer.data import MapBatch
-from mae_transfer.data.maps import inside
+from mae_transfer.data.maps import MapBatch, inside
 from mae_transfer.engine.state import autocast
 from mae_transfer.models.vit import SIZES, ViT, ViTConfig
 from mae_transfer.tasks.segment_inference import PUBLISHED_SCALES, Windows, logits

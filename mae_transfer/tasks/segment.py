@@ -23,20 +23,10 @@ from mae_transfer.adapters.mmseg_transforms import Rescale, TrainingCrop
 from mae_transfer.config import load
 from mae_transfer.core.normalize import Statistics, normalize
 from mae_transfer.core.patches import sides, size_of
-from mae_transfer.data import (
-    MapBatch,
-    MapCrops,
-    MapDataConfig,
-    MapSource,
-    MapViews,
-    Scales,
-    Unreadable,
-    open_map_set,
-    open_maps,
-    same_classes,
-)
+from mae_transfer.data import Unreadable, same_classes
+from mae_transfer.data.ade import MapSource
 from mae_transfer.data.checks import check_maps
-from mae_transfer.data.maps import inside
+from mae_transfer.data.maps import MapBatch, MapCrops, MapDataConfig, MapViews, Scales, inside, open_map_set, open_maps
 from mae_transfer.draw.segmentations import SegmentationPicture, save_segmentation
 from mae_transfer.engine.dist import Dist, bare, on_main
 from mae_transfer.engine.loop import Step

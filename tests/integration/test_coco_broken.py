@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mae_transfer.core.runs import from_masks
-from mae_transfer.data import scenes
 from mae_transfer.data.checks import check_coco, check_images
 from mae_transfer.data.coco import encode_runs
+from mae_transfer.data.objects import scenes
 from mae_transfer.metrics.coco import CocoMetric, Detections
 from mae_transfer.tasks import detect
 

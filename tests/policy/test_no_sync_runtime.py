@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mae_transfer.config import Spec
 from mae_transfer.core.normalize import IMAGENET, normalize
-from mae_transfer.data import MapBatch
+from mae_transfer.data.maps import MapBatch
 from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.loop import Step
 from mae_transfer.engine.state import LoopConfig

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mae_transfer.config import validate
-from mae_transfer.data import MapDataConfig, open_maps
 from mae_transfer.data.checks import check_ade, check_maps
+from mae_transfer.data.maps import MapDataConfig, open_maps
 from mae_transfer.data.reports import Defect
 
 SIZE = (6, 9)
