@@ -1,7 +1,7 @@
 """The only training loop. It knows no model, no data set and no task: it receives callables.
 
 No other code calls backward, clips, steps, averages weights or saves. A step that does not log never waits for the
-device: its loss stays there (see Window). The seed of a micro-step depends on its position only, so a resumed run draws
+device: its loss stays there (see Meter). The seed of a micro-step depends on its position only, so a resumed run draws
 the same random numbers as an uninterrupted one.
 """
 
@@ -21,9 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 from mae_transfer.engine import checkpoint
 from mae_transfer.engine.dist import average_statistics, peak_memory_gib, seed_step
 from mae_transfer.engine.interrupt import Interrupt, Stopped
-from mae_transfer.engine.log import Logger
+from mae_transfer.engine.log import Logger, Meter
 from mae_transfer.engine.state import LoopConfig, TrainState, autocast
-from mae_transfer.engine.window import Window
 from mae_transfer.seeding import fold
 
 
@@ -67,8 +66,8 @@ def train(
     """
     if checkpoints is not None and state.step == 0 and (earlier := checkpoint.newest(checkpoints)) is not None:
         raise ValueError(f"{earlier} is of an earlier run: continue it with --resume, or use another work dir")
-    window = Window(state.dist, lr_at=lr_at, last_good=lambda: checkpoint.newest(checkpoints) if checkpoints else None)
-    run = _Run(state, iter(batches), step_fn, cfg, lr_at, log, checkpoints, evaluate, window, saved=state.step)
+    meter = Meter(state.dist, lr_at=lr_at, last_good=lambda: checkpoint.newest(checkpoints) if checkpoints else None)
+    run = _Run(state, iter(batches), step_fn, cfg, lr_at, log, checkpoints, evaluate, meter, saved=state.step)
     state.model.train()
     state.stopped = False
     with Interrupt(state.dist, save_minutes=cfg.run.save_minutes) as interrupt:
@@ -103,7 +102,7 @@ class _Run:
     log: Logger
     folder: Path | None
     evaluate: Evaluate | None
-    window: Window
+    meter: Meter
     saved: int  # step of the last checkpoint
     start: float = field(default_factory=lambda: time.perf_counter())
 
@@ -126,8 +125,8 @@ class _Run:
         """Check that the state is finite, then write a checkpoint; at most one per step."""
         if self.saved == self.state.step:
             return
-        with self.window.paused():
-            self.window.verify(self.state.tensors(), after=self.state.step)
+        with self.meter.paused():
+            self.meter.verify(self.state.tensors(), after=self.state.step)
             self._average_statistics()
             self._lap("train")
             if self.folder is not None and self.state.dist.is_main:
@@ -149,7 +148,7 @@ class _Run:
         self.save()
         self._average_statistics()
         try:
-            with self.window.paused(), _evaluating(self.state.averaged) as model, torch.no_grad():
+            with self.meter.paused(), _evaluating(self.state.averaged) as model, torch.no_grad():
                 self.state.metrics = self.evaluate(model, self.state.step)
         except Stopped:
             self.state.stopped = True
@@ -177,7 +176,7 @@ class _Run:
                 self.state.scaler.scale(loss / self.cfg.accumulate).backward()
             losses.append(loss.detach())
             rows.append(metrics)
-        self.window.add(number, torch.stack(losses).mean())
+        self.meter.add(number, torch.stack(losses).mean())
         return {name: torch.stack([row[name].detach() for row in rows]).mean() for name in rows[0]} if logs else {}
 
     def _update(self, lr: float) -> dict[str, Tensor]:
@@ -196,17 +195,17 @@ class _Run:
         return norm
 
     def _next(self, number: int) -> Any:
-        with self.window.waiting():
+        with self.meter.waiting():
             batch = next(self.feed, None)
         if batch is None:
             raise ValueError(f"the batches ended at step {number} of {self.cfg.steps}: the loader must be endless")
-        self.window.remember(number, batch)
+        self.meter.remember(number, batch)
         return batch.to(self.state.dist.device, non_blocking=True)
 
     def _write(self, number: int, metrics: dict[str, Tensor]) -> None:
-        read = self.window.read(metrics, global_batch=self.cfg.global_batch)
+        read = self.meter.read(metrics, global_batch=self.cfg.global_batch)
         if self.state.scaler.is_enabled():
-            read["loss_scale"] = self.window.check_scale(self.state.scaler.get_scale(), number)
+            read["loss_scale"] = self.meter.check_scale(self.state.scaler.get_scale(), number)
         self._lap("train")
         position = {
             "epoch": self.state.step / self.cfg.steps_per_epoch,

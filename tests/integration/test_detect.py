@@ -21,7 +21,7 @@ from mae_transfer import results
 from mae_transfer.core.normalize import IMAGENET
 from mae_transfer.data.objects import SceneBatch
 from mae_transfer.engine.dist import Dist
-from mae_transfer.engine.window import NonFiniteLoss
+from mae_transfer.engine.log import NonFiniteLoss
 from mae_transfer.tasks import detect
 from mae_transfer.tasks.detect import DetectConfig
 

@@ -19,8 +19,8 @@ from toy import BATCH, QUIET, Toy, ToyBatch, config, equal, go, new_state, rows,
 
 from mae_transfer.engine import checkpoint, interrupt
 from mae_transfer.engine.dist import Dist
+from mae_transfer.engine.log import NonFiniteLoss
 from mae_transfer.engine.loop import Step
-from mae_transfer.engine.window import NonFiniteLoss
 
 CPU = Dist(torch.device("cpu"))
 SCRIPT = Path(__file__).with_name("toy.py")

@@ -20,7 +20,7 @@ from pretrain_runs import ROOT, Values, assert_equal, config, log, losses, paylo
 from mae_transfer import checkpoints, results
 from mae_transfer.config import load, validate
 from mae_transfer.data import UnreadableImage
-from mae_transfer.engine.window import NonFiniteLoss
+from mae_transfer.engine.log import NonFiniteLoss
 from mae_transfer.tasks import pretrain
 from mae_transfer.tasks.pretrain import PretrainConfig
 from mae_transfer.tasks.reconstruct import reconstruct

@@ -19,7 +19,7 @@ from mae_transfer import checkpoints, results
 from mae_transfer.config import load, validate
 from mae_transfer.core.normalize import IMAGENET
 from mae_transfer.data.dense_shapes import write_ade
-from mae_transfer.engine.window import NonFiniteLoss
+from mae_transfer.engine.log import NonFiniteLoss
 from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.tasks import segment
 from mae_transfer.tasks.segment import SegmentConfig

@@ -25,7 +25,7 @@ ALLOWED = {
     ("core/normalize.py", "check_statistics"),  # of statistics that are read
     ("engine/interrupt.py", "poll"),  # of flags that live on the CPU: gloo agrees on them aside of the device
     ("engine/state.py", "resume"),  # of a checkpoint, before the first step
-    ("engine/window.py", "_raise_if"),  # of a run that stops
+    ("engine/log.py", "_raise_if"),  # of a run that stops
     ("metrics/coco.py", "_format_truth"),  # of annotations
     ("metrics/coco.py", "_minus_one_to_nan"),  # of figures, after an evaluation
     ("metrics/coco.py", "_format_entries"),  # of predictions

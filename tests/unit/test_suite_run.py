@@ -163,8 +163,8 @@ def test_the_reason_of_a_failure_is_the_last_error_of_the_tool(stage: Stage) -> 
 
 
 @pytest.mark.parametrize(("text", "expected"), [
-    ("Traceback:\n  x\nmae_transfer.engine.window.NonFiniteLoss: step 7\n",
-        "mae_transfer.engine.window.NonFiniteLoss: step 7"),
+    ("Traceback:\n  x\nmae_transfer.engine.log.NonFiniteLoss: step 7\n",
+        "mae_transfer.engine.log.NonFiniteLoss: step 7"),
     ("[rank1]: OSError: disk\nW1 torchrun\ntorch.distributed.elastic.multiprocessing.errors.ChildFailedError:\n=====\n",
         "OSError: disk"),
     ("$ tool\nOSError: disk\n$ tool\nKilled\n\n", "Killed"), ("costs 5 $ a day", "costs 5 $ a day"), ("", ""),
