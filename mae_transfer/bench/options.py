@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass
 from typing import Literal
 
-from mae_transfer import cli
+from mae_transfer.cli.parser import Parser, path
 
 Mode = Literal["eager", "compiled"]
 SIZES = ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge")  # the names of models.vit.SIZES
@@ -26,7 +26,7 @@ class Workload:
 
 
 def work(
-    parser: cli.Parser, *, image: int = Workload.image, batch: int = Workload.batch, of: str = "images per step"
+    parser: Parser, *, image: int = Workload.image, batch: int = Workload.batch, of: str = "images per step"
 ) -> None:
     """Add the options for model, image and batch size, precision and device."""
     parser.what.add_argument("--size", default=Workload.size, choices=SIZES, help="encoder (default: %(default)s)")
@@ -46,12 +46,12 @@ def number(group: argparse._ArgumentGroup, name: str, default: float, text: str,
     group.add_argument(f"--{name}", type=type(default), default=default, metavar=unit, help=what)
 
 
-def rounds(parser: cli.Parser, default: int, text: str = "turns of each contestant") -> None:
+def rounds(parser: Parser, default: int, text: str = "turns of each contestant") -> None:
     """Add the number of rounds."""
     number(parser.how, "rounds", default, text)
 
 
-def step(parser: cli.Parser) -> None:
+def step(parser: Parser) -> None:
     """Add the options of a training step."""
     work(parser)
     modes = ("eager", "compiled")
@@ -63,30 +63,30 @@ def step(parser: cli.Parser) -> None:
     )
 
 
-def pretrain(parser: cli.Parser) -> None:
+def pretrain(parser: Parser) -> None:
     """Add the options of a pretraining step."""
     step(parser)
     number(parser.what, "mask-ratio", Workload.mask_ratio, "share of hidden patches", unit="R")
 
 
-def slide(parser: cli.Parser) -> None:
+def slide(parser: Parser) -> None:
     """Add the options of sliding-window inference."""
     work(parser, image=512, batch=8, of="windows per pass")
 
 
-def data(parser: cli.Parser) -> None:
+def data(parser: Parser) -> None:
     """Add the options of the input pipelines."""
-    parser.what.add_argument("folder", type=cli.path, metavar="FOLDER", help="folder of JPEGs, nested or not")
+    parser.what.add_argument("folder", type=path, metavar="FOLDER", help="folder of JPEGs, nested or not")
     number(parser.how, "seconds", 60.0, "total time of all pipelines", unit="S")
 
 
-def coco(parser: cli.Parser) -> None:
+def coco(parser: Parser) -> None:
     """Add the options of the detection evaluators."""
     number(parser.what, "images", 500, "images, each with about 100 predictions")
     rounds(parser, 3)
 
 
-def masks(parser: cli.Parser) -> None:
+def masks(parser: Parser) -> None:
     """Add the options of the masks of many objects."""
     number(parser.what, "objects", 1000, "annotated objects, and as many predictions")
     number(parser.what, "height", 4000, "height of the image, pixels", unit="P")

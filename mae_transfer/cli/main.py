@@ -1,71 +1,121 @@
-"""The command `mae-transfer`: one command per script of tools/."""
+"""The command `mae-transfer`, whose commands tools/*.py call too. A user's mistake gives one line, not a traceback.
+
+A command is a module: its docstring is the help text, `add_options(parser)` adds its options, and `run(args)` does it.
+--help is fast, so what is heavy is imported in `run`.
+"""
 
 from __future__ import annotations
 
+import argparse
+import errno
+import importlib
+import logging
+import os
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from mae_transfer import __version__
+from mae_transfer.cli.parser import Parser
 from mae_transfer.disk import package_folder
 
 PROGRAM = "mae-transfer"
-COMMANDS = {
-    "pretrain": ("pretrain.py", "pretrain a masked autoencoder"),
-    "tokenizer": ("tokenizer_train.py", "train a discrete VAE, or fit the PCA basis"),
-    "classify": ("cls_train.py", "fine-tuning, partial fine-tuning, linear probes, k-NN, robustness"),
-    "detect": ("det_train.py", "Mask R-CNN on COCO-format data"),
-    "segment": ("seg_train.py", "UperNet or a linear head"),
-    "suite": ("reproduce.py", "run pretrainings, transfers and seeds as one plan"),
-    "tables": ("tables.py", "print the paper's tables with your numbers"),
-    "data": ("prepare_data.py", "download, check or generate data sets"),
-    "export": ("export_checkpoint.py", "write a backbone in another format"),
-    "visualize": ("visualize.py", "draw reconstructions or attention"),
-    "benchmark": ("benchmark.py", "time training steps and input (checkout only)"),
+UNWRITABLE = {
+    errno.EACCES: ": you may not write or read there; use another folder (--work-dir), or change its permissions",
+    errno.EROFS: ": use another folder (--work-dir)",
+    errno.ENOTDIR: ": a part of this path is a file; use another folder (--work-dir)",
 }
-"""Command -> its script, and what it does."""
+"""Error number -> what a user can do."""
+
+
+class Command(NamedTuple):
+    """A command of the program."""
+
+    script: str  # its file in tools/, without .py
+    purpose: str
+    package: str = "mae_transfer.cli"  # where the module of its name is
+
+
+COMMANDS = {
+    "pretrain": Command("pretrain", "pretrain a masked autoencoder"),
+    "tokenizer": Command("tokenizer_train", "train a discrete VAE, or fit the PCA basis"),
+    "classify": Command("cls_train", "fine-tuning, partial fine-tuning, linear probes, k-NN, robustness"),
+    "detect": Command("det_train", "Mask R-CNN on COCO-format data"),
+    "segment": Command("seg_train", "UperNet or a linear head"),
+    "suite": Command("reproduce", "run pretrainings, transfers and seeds as one plan"),
+    "tables": Command("tables", "print the paper's tables with your numbers"),
+    "data": Command("prepare_data", "download, check or generate data sets"),
+    "export": Command("export_checkpoint", "write a backbone in another format"),
+    "visualize": Command("visualize", "draw reconstructions or attention"),
+    "benchmark": Command("benchmark", "time training steps and input (checkout only)", "mae_transfer.bench"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; return the exit status."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help"):
-        print(usage())
-        return 0
-    if words[0] == "--version":
-        print(f"{PROGRAM} {__version__}")
-        return 0
-    if words[0] == "configs":
-        print("\n".join(configs()))
-        return 0
-    if words[0] not in COMMANDS:
-        print(f"{PROGRAM}: no command {words[0]!r}\n\n{usage()}", file=sys.stderr)
+    """Run the command that the command line names; return the exit status."""
+    first, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if first in COMMANDS:
+        return call(first, words, prog=f"{PROGRAM} {first}")
+    if first not in ("-h", "--help", "--version", "configs"):
+        print(f"{PROGRAM}: no command {first!r}\n\n{usage()}", file=sys.stderr)
         return 2
-    script = package_folder("tools") / COMMANDS[words[0]][0]
-    sys.argv = [f"{PROGRAM} {words[0]}", *words[1:]]
+    print({"--version": f"{PROGRAM} {__version__}", "configs": "\n".join(configs())}.get(first) or usage())
+    return 0
+
+
+def call(name: str, words: Sequence[str] | None = None, *, prog: str | None = None) -> int:
+    """Run a command; return the exit status.
+
+    Args:
+        words: what follows the command; None: those of the command line.
+        prog: how the user called it; None: by a script.
+    """
+    if name == "suite":
+        sys.argv = [prog or sys.argv[0], *(words or ())]
+        try:
+            runpy.run_path(str(package_folder("tools") / "reproduce.py"), run_name="__main__")
+        except SystemExit as end:
+            if isinstance(end.code, str):
+                print(end.code, file=sys.stderr)
+                return 1
+            return end.code or 0
+    module = importlib.import_module(f"{COMMANDS[name].package}.{name}")
+    parser = Parser(prog, module.__doc__)
+    module.add_options(parser)
+    args = parser.parse_args(words)
     try:
-        runpy.run_path(str(script), run_name="__main__")
-    except SystemExit as end:
-        if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
-            return 1
-        return end.code or 0
+        return guarded(lambda: module.run(args))
+    except argparse.ArgumentError as error:
+        parser.error(str(error))
+
+
+def guarded(action: Callable[[], object]) -> int:
+    """Call the action and return 0; for an error that a user can fix, print one line and return 1.
+
+    Other errors are bugs and keep their traceback.
+    """
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        action()
+    except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("MAE_TRANSFER_TRACEBACK"):
+            raise
+        remedy = UNWRITABLE.get(error.errno or 0, "") if isinstance(error, OSError) else ""
+        text = f"{type(error).__name__}: {error}{remedy}"
+        print(f"{text}\n(MAE_TRANSFER_TRACEBACK=1 shows the traceback)", file=sys.stderr)
+        return 1
     return 0
 
 
 def usage() -> str:
     """Return the help text."""
-    lines = [f"  {name:11}{purpose}" for name, (_, purpose) in COMMANDS.items()]
-    return "\n".join(
-        [
-            f"usage: {PROGRAM} COMMAND ...",
-            "",
-            *lines,
-            f"  {'configs':11}list the names of the configs",
-            "",
-            f"`{PROGRAM} COMMAND --help` explains a command, `{PROGRAM} COMMAND --list` its configs.",
-        ]
-    )
+    purposes = {name: command.purpose for name, command in COMMANDS.items()} | {
+        "configs": "list the names of the configs"
+    }
+    lines = [f"  {name:11}{purpose}" for name, purpose in purposes.items()]
+    end = f"`{PROGRAM} COMMAND --help` explains a command, `{PROGRAM} COMMAND --list` its configs."
+    return "\n".join([f"usage: {PROGRAM} COMMAND ...", "", *lines, "", end])
 
 
 def configs() -> list[str]:

@@ -47,41 +47,18 @@ class ListConfigs(argparse.Action):
         parser.exit()
 
 
-def training_parser(
-    description: str, *, prog: str | None = None, config: str = "a config file, or a name of `mae-transfer configs`"
-) -> Parser:
-    """Return a parser with the options that all training tools share.
-
-    Args:
-        description: text of --help.
-        prog: name of the program with its command ("tokenizer_train.py dvae"); None: name of the script.
-        config: help text of CONFIG.
-    """
-    parser = Parser(prog, description)
-    parser.what.add_argument("config", type=config_file, metavar="CONFIG", help=config)
-    parser.what.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE",
-        help="change a value of the config, e.g. --set data.root=/data/imagenet; may be repeated",
-    )  # fmt: skip
-    parser.where.add_argument("--work-dir", type=path, metavar="D", help="folder for everything that the run writes")
+def add_config_information(parser: Parser) -> None:
+    """Add --list and --show."""
     parser.information.add_argument("--list", action=ListConfigs, nargs=0, help=LIST)
     parser.information.add_argument("--show", action="store_true", help=SHOW)
-    return parser
 
 
-def add_run_options(parser: Parser) -> None:
-    """Add the options of tools that train step by step."""
-    parser.how.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue D from its newest checkpoint (on a CPU bit for bit); start from scratch if D has none",
-    )
-    parser.how.add_argument(
-        "--debug", action="store_true", help="run a few steps of a tiny model on generated images, to check the config"
-    )
-    parser.information.add_argument(
-        "--estimate", action="store_true", help="time 20 steps, print hours, memory and disk of the run, and exit"
-    )
+def check_work_dir(args: argparse.Namespace) -> None:
+    """Raise ArgumentError if a command that writes files has no --work-dir."""
+    if args.work_dir is None and vars(args).get("estimate"):
+        args.work_dir = Path()  # nothing is written
+    if args.work_dir is None and not args.show and not vars(args).get("eval"):
+        raise argparse.ArgumentError(None, "--work-dir is missing: pass --work-dir D, the folder for the run's files")
 
 
 def tool_of(prog: str) -> tuple[str, str]:
@@ -90,7 +67,7 @@ def tool_of(prog: str) -> tuple[str, str]:
 
     first, *rest = prog.split()
     if first == PROGRAM:
-        first, *rest = COMMANDS[rest[0]][0], *rest[1:]
+        return COMMANDS[rest[0]].script, " ".join(rest[1:])
     return Path(first).stem, " ".join(rest)
 
 

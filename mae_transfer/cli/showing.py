@@ -12,10 +12,16 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from mae_transfer.cli.parser import COLUMNS
+from mae_transfer.cli.parser import COLUMNS, end_with_pipe
 from mae_transfer.config import Part, Schema, Spec, members
 
 WORDS = textwrap.TextWrapper(width=COLUMNS, initial_indent="    ", subsequent_indent="    ")
+
+
+def show(cfg: Schema, *, title: str) -> None:
+    """Print a config with the documentation of each value."""
+    end_with_pipe()
+    print(shown(cfg, title=title))
 
 
 def shown(cfg: Schema, *, title: str) -> str:

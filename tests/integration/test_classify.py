@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from mae_transfer import checkpoints, cli, results
+from mae_transfer import checkpoints, results
+from mae_transfer.cli.main import main
 from mae_transfer.config import load, validate
 from mae_transfer.engine.dist import Dist
 from mae_transfer.models.vit import ViT, ViTConfig
@@ -326,11 +327,7 @@ def test_two_processes_count_every_image_once(base: Values, tmp_path: Path) -> N
 
 
 def tool(*words: str) -> int:
-    tasks = {
-        "classify": cli.Task(ClassifyConfig, classify.Classify.launch, classify.Classify.evaluate_checkpoint),
-        "knn": cli.Task(KnnConfig, Evaluation.launch),
-    }
-    return cli.transfer(tasks, description="", argv=words)
+    return main(["classify", *words])
 
 
 def test_the_tool_takes_the_backbone_and_evaluates_checkpoints(

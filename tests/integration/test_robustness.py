@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mae_transfer import checkpoints, cli, results
+from mae_transfer import checkpoints, results
+from mae_transfer.cli.main import main
 from mae_transfer.config import validate
 from mae_transfer.core.normalize import normalize
 from mae_transfer.engine.dist import Dist
@@ -171,11 +172,10 @@ def test_the_tool_evaluates_and_the_table_shows_it(
             f"{key} = {value!r}" for key, value in (values | {"variants": {"imagenet-a": str(tmp_path / "a")}}).items()
         )
     )
-    tasks = {"robustness": cli.Task(RobustnessConfig, None, robustness.Robustness.evaluate_checkpoint)}
     command = [str(file), "--eval", "--checkpoint", state(tmp_path), "--work-dir", str(tmp_path / "out")]
-    assert cli.transfer(tasks, description="", argv=command) == 0
+    assert main(["classify", *command]) == 0
     assert "imagenet-a: top1 " in capsys.readouterr().out
     rows = [one for one in cells("13", records.load([tmp_path / "out"])[0]) if one.ours]
     assert [(row.column.split(",")[0], row.scale) for row in rows] == [("imagenet-a", "mini")]
-    assert cli.transfer(tasks, description="", argv=[str(file), "--work-dir", str(tmp_path / "out")]) == 1
+    assert main(["classify", str(file), "--work-dir", str(tmp_path / "out")]) == 1
     assert "trains nothing: pass --eval" in capsys.readouterr().err

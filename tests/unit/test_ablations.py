@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from mae_transfer import cli
 from mae_transfer.ablations import points
+from mae_transfer.cli.main import main
 from mae_transfer.config import Schema
+from mae_transfer.tasks import pretrain
 
 GRID = """
 title = "table 9"
@@ -20,6 +21,20 @@ class Example(Schema):
     depth: int = 4
     target: str = "norm"
     width: int = 1
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> dict[str, Example]:
+    """The work dirs of the runs that were started, with their configs. Target "stop" is a run that was stopped."""
+    found: dict[str, Example] = {}
+
+    def launch(cfg: Example, work_dir: Path, *, resume: bool) -> list[str]:
+        found[str(work_dir)] = cfg
+        return ["a result"] if cfg.target != "stop" else []
+
+    monkeypatch.setattr(pretrain, "PretrainConfig", Example)
+    monkeypatch.setattr(pretrain.Pretrain, "launch", launch)
+    return found
 
 
 @pytest.fixture
@@ -44,40 +59,24 @@ def test_rows_are_laid_over_the_base_of_their_scale_and_own_values_of_a_scale_ov
         {"runs/1_block": Example(depth=1, width=3), "runs/8_blocks": Example(depth=2, width=3)}),
 ])  # fmt: skip
 def test_one_row_goes_into_the_work_dir_and_all_of_them_into_folders_of_it(
-    file: Path, options: list[str], expected: dict[str, Example]
+    file: Path, options: list[str], expected: dict[str, Example], ran: dict[str, Example]
 ) -> None:
-    ran = {}
-
-    def run(cfg: Example, work_dir: Path, *, resume: bool) -> list[str]:
-        ran[str(work_dir)] = cfg
-        return ["a result"]
-
-    assert cli.pretrain(Example, run, description="", argv=[str(file), "--work-dir", "runs", *options]) == 0
+    assert main(["pretrain", str(file), "--work-dir", "runs", *options]) == 0
     assert ran == expected
 
 
-def test_a_row_that_was_stopped_is_the_last_one(file: Path) -> None:
-    ran = []
-
-    def run(cfg: Example, work_dir: Path, *, resume: bool) -> list[str]:
-        ran.append(work_dir.name)
-        return []
-
-    assert cli.pretrain(Example, run, description="", argv=[str(file), "--work-dir", "runs", "--row", "all"]) == 0
-    assert ran == ["1_block"]
+def test_a_row_that_was_stopped_is_the_last_one(file: Path, ran: dict[str, Example]) -> None:
+    assert main(["pretrain", str(file), "--work-dir", "runs", "--row", "all", "--set", "target=stop"]) == 0
+    assert list(ran) == ["runs/1_block"]
 
 
 def test_all_rows_under_torchrun_are_refused(
-    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ran: dict[str, Example]
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert (
-        cli.pretrain(
-            Example, lambda *_, **__: [1], description="", argv=[str(file), "--work-dir", "runs", "--row", "all"]
-        )
-        == 1
-    )
+    assert main(["pretrain", str(file), "--work-dir", "runs", "--row", "all"]) == 1
     assert "does not work with torchrun: start each row by its name" in capsys.readouterr().err
+    assert not ran
 
 
 @pytest.mark.parametrize(("options", "text"), [
@@ -86,13 +85,11 @@ def test_all_rows_under_torchrun_are_refused(
     (["--row", "all", "--set", "widht=1"], "did you mean 'width'"),
 ])  # fmt: skip
 def test_a_mistake_is_named_and_nothing_runs(
-    file: Path, options: list[str], text: str, capsys: pytest.CaptureFixture[str]
+    file: Path, options: list[str], text: str, capsys: pytest.CaptureFixture[str], ran: dict[str, Example]
 ) -> None:
-    def run(cfg: Example, work_dir: Path, *, resume: bool) -> None:
-        raise AssertionError("ran")
-
-    assert cli.pretrain(Example, run, description="", argv=[str(file), "--work-dir", "runs", *options]) == 1
+    assert main(["pretrain", str(file), "--work-dir", "runs", *options]) == 1
     assert text in capsys.readouterr().err
+    assert not ran
 
 
 def test_values_of_a_row_that_does_not_exist_are_an_error(file: Path) -> None:

@@ -16,8 +16,8 @@ import pytest
 from pydantic.fields import FieldInfo
 
 import mae_transfer
-from mae_transfer import cli
 from mae_transfer.adapters import ADAPTERS
+from mae_transfer.cli.parser import count
 from mae_transfer.config import Part, Schema, Spec, check, validate
 from mae_transfer.data import AUGMENTATIONS, DATASETS, MAP_SETS, OBJECT_SETS, SCENE_TRANSFORMS
 from mae_transfer.targets import TARGETS
@@ -109,6 +109,6 @@ def flat(annotation: Any) -> list[Any]:
 
 @pytest.mark.parametrize("text", ["0", "-3", "1.5", "nan", "1e300", "1" + 30 * "0", ""])
 def test_a_flag_that_counts_takes_a_whole_number_of_one_or_more(text: str) -> None:
-    assert cli.count("12") == 12
+    assert count("12") == 12
     with pytest.raises(argparse.ArgumentTypeError, match="give a whole number of 1 or more"):
-        cli.count(text)
+        count(text)

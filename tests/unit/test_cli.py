@@ -11,18 +11,19 @@ from typing import Annotated, Any, Literal, get_args
 import pytest
 from pydantic import Field
 
-from mae_transfer import cli
 from mae_transfer.cli import listing, showing
+from mae_transfer.cli.main import guarded, main
 from mae_transfer.config import Part, Schema, Spec
 from mae_transfer.tasks import classify, detect, knn, pretrain, robustness, segment, tokenizer
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = {
     "pretrain": (pretrain.PretrainConfig, "configs/pretrain/mae_small_64px.py"),
-    "cls_train": (classify.ClassifyConfig, "configs/classify/linear_probe.py"),
-    "det_train": (detect.DetectConfig, "configs/detect/mask_rcnn_vitdet_base_100ep.py"),
-    "seg_train": (segment.SegmentConfig, "configs/segment/camvid.py"),
+    "classify": (classify.ClassifyConfig, "configs/classify/linear_probe.py"),
+    "detect": (detect.DetectConfig, "configs/detect/mask_rcnn_vitdet_base_100ep.py"),
+    "segment": (segment.SegmentConfig, "configs/segment/camvid.py"),
 }
+SCRIPTS = ("pretrain", "cls_train", "det_train", "seg_train", "tokenizer_train", "reproduce")
 SCHEMAS = (
     *(schema for schema, _ in CONFIGS.values()),
     knn.KnnConfig,
@@ -107,20 +108,7 @@ def test_show_needs_no_work_dir_and_prints_what_set_and_debug_change(
     tool: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
-    schema, config = CONFIGS[tool]
-
-    def run(*_: object, **__: object) -> list[int]:
-        raise AssertionError("ran")
-
-    words = [config, "--show", "--set", "seed=7", "--set", "optim.weight_decay=0.125"]
-    task = cli.Task(schema, run)
-    name = schema.model_fields["task"].default if "task" in schema.model_fields else ""
-    status = (
-        cli.pretrain(schema, run, description="", argv=words)
-        if tool == "pretrain"
-        else cli.transfer({name: task}, description="", argv=words)
-    )
-    assert status == 0
+    assert main([tool, CONFIGS[tool][1], "--show", "--set", "seed=7", "--set", "optim.weight_decay=0.125"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "seed = 7" in lines
     assert lines[lines.index("optim.weight_decay = 0.125") + 1].startswith("    Decoupled weight decay")
@@ -131,8 +119,7 @@ def test_show_of_an_ablation_prints_the_row(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    words = ["configs/ablations/table1f.py", "--row", "grid 75%", "--mini", "--show"]
-    assert cli.pretrain(pretrain.PretrainConfig, "nowhere:run", description="", argv=words) == 0
+    assert main(["pretrain", "configs/ablations/table1f.py", "--row", "grid 75%", "--mini", "--show"]) == 0
     assert "mask.name = 'grid'" in capsys.readouterr().out.splitlines()
 
 
@@ -188,7 +175,7 @@ def test_list_reads_docstrings_and_runs_nothing(tmp_path: Path, monkeypatch: pyt
 
 
 def test_every_config_is_listed_by_one_tool() -> None:
-    found = [entry.path for tool in (*CONFIGS, "tokenizer_train", "reproduce") for entry in listing.entries(tool)]
+    found = [entry.path for tool in SCRIPTS for entry in listing.entries(tool)]
     configs = [
         path
         for path in (ROOT / "configs").rglob("*.py")
@@ -197,9 +184,12 @@ def test_every_config_is_listed_by_one_tool() -> None:
     assert sorted(Path(path).resolve() for path in found) == sorted(configs)
 
 
-def test_a_run_without_work_dir_is_refused_before_anything_is_imported(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", [*CONFIGS, "tokenizer dvae", "tokenizer pca"])
+def test_a_run_without_work_dir_is_refused_before_its_config_is_read(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
-        cli.train("nowhere:Schema", "nowhere:run", description="", argv=["config.py"])
+        main([*command.split(), "no_such_config.py"])
     assert "--work-dir is missing" in capsys.readouterr().err
 
 
@@ -213,7 +203,7 @@ def test_a_folder_that_cannot_be_written_is_named_with_a_remedy(
     def fail() -> None:
         raise OSError(number, os.strerror(number), "/data/run")
 
-    assert cli.guarded(fail) == 1
+    assert guarded(fail) == 1
     said = capsys.readouterr().err.splitlines()[0]
     assert "'/data/run': " in said
     assert remedy in said

@@ -12,7 +12,8 @@ from mae_transfer.disk import package_folder
 TOOLS = package_folder("tools")
 
 EVERY = (
-    "mae_transfer.cli",
+    "mae_transfer.cli.showing",
+    "mae_transfer.cli.training",
     "mae_transfer.ablations",
     "mmengine.config",
     "torch.utils.tensorboard",

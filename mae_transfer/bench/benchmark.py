@@ -1,0 +1,109 @@
+"""Measure the speed of this project and its peers on this machine.
+
+  python tools/benchmark.py pretrain
+  python tools/benchmark.py detect --device cuda --modes eager compiled --steps 20
+  python tools/benchmark.py data /data/imagenet/val --seconds 60
+
+Each contestant runs in its own process, and they alternate. --help after a command shows its
+options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pkgutil import resolve_name
+from typing import Any, NamedTuple
+
+from mae_transfer.bench import options
+from mae_transfer.cli.parser import Parser, path
+
+Records = list[dict[str, Any]]
+
+
+class Benchmark(NamedTuple):
+    """A command: its help text, its options, and the function that returns the records."""
+
+    help: str
+    add_options: Callable[[Parser], None]
+    run: Callable[[argparse.Namespace], Records]
+
+
+def bench(name: str) -> Any:
+    """Import and return an object of mae_transfer.bench ("targets:run")."""
+    return resolve_name(f"mae_transfer.bench.{name}")
+
+
+def work_of(args: argparse.Namespace) -> options.Workload:
+    """Return the model, the batch and the device of the options."""
+    device = resolve_name("mae_transfer.engine.dist:pick_device")(args.device)
+    return options.Workload(
+        args.size, args.patch, args.image, args.batch, vars(args).get("mask_ratio", 0.0), args.dtype, str(device)
+    )
+
+
+def compare(name: str) -> Callable[[argparse.Namespace], Records]:
+    """Return the race of the contestants of a module of mae_transfer.bench."""
+    return lambda args: bench("harness:compare")(
+        bench(f"{name}:COMPARISON"), work_of(args), modes=args.modes, rounds=args.rounds, steps=args.steps
+    )
+
+
+BENCHMARKS = {
+    "pretrain": Benchmark("MAE pretraining steps", options.pretrain, compare("pretrain")),
+    "targets": Benchmark(
+        "pretraining steps of each target",
+        options.pretrain,
+        lambda args: bench("targets:run")(work_of(args), modes=args.modes, rounds=args.rounds, steps=args.steps),
+    ),
+    "classify": Benchmark("classification steps of each protocol", options.step, compare("classify")),
+    "segment": Benchmark("UperNet steps", options.step, compare("segment")),
+    "slide": Benchmark(
+        "sliding-window inference",
+        options.slide,
+        lambda args: bench("segment:slide")(work_of(args), rounds=args.rounds),
+    ),
+    "detect": Benchmark("Mask R-CNN steps", options.step, compare("detect")),
+    "coco": Benchmark(
+        "COCO evaluators", options.coco, lambda args: bench("detect:evaluators")(images=args.images, rounds=args.rounds)
+    ),
+    "masks": Benchmark(
+        "memory and time of the masks of many objects", options.masks, lambda args: bench("masks:run")(args)
+    ),
+    "data": Benchmark(
+        "input pipelines", options.data, lambda args: bench("data:run")(args.folder, seconds=args.seconds)
+    ),
+}
+
+
+def add_options(parser: Parser) -> None:
+    """Add the commands and their options."""
+    commands = parser.add_subparsers(dest="benchmark", required=True, metavar="COMMAND", title="Commands")
+    records = "also write the records to a file, with software versions and device"
+    for name, benchmark in BENCHMARKS.items():
+        command = commands.add_parser(name, help=benchmark.help, description=f"Measure {benchmark.help}.")
+        benchmark.add_options(command)
+        command.where.add_argument("--json", type=path, metavar="FILE", help=records)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run a benchmark and print its table."""
+    from rich.console import Console
+
+    from mae_transfer import results
+    from mae_transfer.bench.harness import table
+    from mae_transfer.engine.dist import pick_device
+    from mae_transfer.record import software
+
+    records = BENCHMARKS[args.benchmark].run(args)
+    title = " ".join(f"{key}={value}" for key, value in vars(args).items() if key != "json")
+    Console().print(table(records, title=title))
+    if args.json:
+        about = {
+            "options": {key: str(value) for key, value in vars(args).items()},
+            "software": software().model_dump(),
+            "device": results.device_name(pick_device(vars(args).get("device", "cpu"))),
+            "records": records,
+        }
+        args.json.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
