@@ -48,7 +48,7 @@ def test_the_wheel_has_configs_commands_and_types_and_no_benchmarks(installed: P
 
     assert (package / "py.typed").is_file()
     assert len(list((package / "configs").rglob("*.py"))) == len(configs())
-    assert {f"{command.script}.py" for command in COMMANDS.values()} <= {path.name for path in (package / "tools").iterdir()}
+    assert {command.script for command in COMMANDS.values()} <= {path.stem for path in (package / "tools").iterdir()}
     assert not (package / "bench").exists()
     assert (
         "mae-transfer = mae_transfer.cli.main:main" in next(installed.glob("*.dist-info/entry_points.txt")).read_text()
