@@ -32,17 +32,22 @@ LOG = logging.getLogger(__name__)
 
 
 @contextmanager
-def locked(path: Path, *, owner: str | None = None) -> Iterator[int | None]:
+def locked(path: Path, *, owner: str | None = None, patience: float | None = None) -> Iterator[int | None]:
     """Hold a lock; it ends with the process. Yield its descriptor, which a child may inherit; None: a lock file.
 
     If another process holds the lock, wait for it; with `owner`, raise a ValueError that names the holder.
+
+    Args:
+        owner: who wants the lock, for the error of others.
+        patience: seconds to wait for the end of another owner; None: PATIENCE_S.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
         try:
             if os.environ.get(VARIABLE) == "files":
                 raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-            free = _flocked(file.fileno(), wait=owner is None)
+            limit = PATIENCE_S if patience is None else patience
+            free = _flocked(file.fileno(), patience=float("inf") if owner is None else limit)
         except OSError as error:
             if error.errno not in NO_FLOCK:
                 raise
@@ -66,14 +71,14 @@ def _in_use(path: Path, holder: str) -> ValueError:
     )
 
 
-def _flocked(descriptor: int, *, wait: bool) -> bool:
-    """Return whether the lock was acquired; with `wait`, it always is."""
-    end = time.monotonic() + PATIENCE_S
+def _flocked(descriptor: int, *, patience: float) -> bool:
+    """Return whether the lock was acquired within `patience` seconds."""
+    end = time.monotonic() + patience
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if patience < float("inf") else 0))
         except BlockingIOError:
-            if time.monotonic() > end:
+            if time.monotonic() >= end:
                 return False
             time.sleep(POLL_S)
         else:

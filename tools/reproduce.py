@@ -12,10 +12,16 @@ report.html, which is rewritten after every run. Finished runs are not repeated 
 inputs or seed change. Ctrl-C and SIGTERM save and stop; the same command continues.
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from mae_transfer import cli
+
+if TYPE_CHECKING:
+    from mae_transfer.suite.store.work import Work
 
 OTHERS = {"local": ("nodes", "slurm"), "slurm": ("jobs", "devices")}  # launcher -> options of the other launcher
 
@@ -47,6 +53,12 @@ def parser() -> cli.Parser:
     )
     found.where.add_argument(
         "--work-dir", type=cli.path, metavar="D", help="folder for everything that the suite writes"
+    )
+    found.where.add_argument(
+        "--store",
+        type=cli.path,
+        metavar="DIR",
+        help="folder of finished runs that suites share: equal runs are used, not repeated",
     )
     how.add_argument(
         "--debug",
@@ -102,7 +114,9 @@ def reproduce(args: argparse.Namespace) -> None:
     from mae_transfer.suite.local.run import Machine, Runner
     from mae_transfer.suite.report.page import publish, refresh
     from mae_transfer.suite.slurm import Cluster, submit
+    from mae_transfer.suite.store.data import DataSets
     from mae_transfer.suite.store.records import write_about
+    from mae_transfer.suite.store.shared import RunStore
     from mae_transfer.suite.store.steps import forced
     from mae_transfer.suite.store.work import Work
     from mae_transfer.suite.tables.formats import screen
@@ -112,11 +126,14 @@ def reproduce(args: argparse.Namespace) -> None:
     pairs = [text.partition("=") for text in args.root]
     if not all(path for _, _, path in pairs):
         raise ValueError(f"--root {args.root}: write name=path, for instance --root imagenet=/data/imagenet")
-    cfg, plan = open_plan(args.suite, roots={name: cli.at_home(path) for name, _, path in pairs})
+    given = {name: cli.at_home(path) for name, _, path in pairs}
+    remembered = DataSets(args.work_dir).roots if args.work_dir else {}
+    cfg, plan = open_plan(args.suite, roots=given, remembered=remembered)
     if args.show:
         cli.show(cfg, title=str(args.suite))
         return
-    console, work = screen(), Work(select(plan, args.only), args.work_dir, suite=cfg.title, debug=args.debug)
+    console, store = screen(), RunStore(args.store) if args.store else None
+    work = Work(select(plan, args.only), args.work_dir, suite=cfg.title, debug=args.debug, store=store)
     devices = tuple(filter(None, args.devices.split(",")))
     machine = Machine(args.jobs if args.jobs is not None else len(devices) or 1, devices, args.gpus_per_node)
     cluster = Cluster.parse(nodes=args.nodes, gpus_per_node=args.gpus_per_node, options=args.slurm)
@@ -132,8 +149,10 @@ def reproduce(args: argparse.Namespace) -> None:
     if args.dry_run:
         return
     write_about(work.root, cfg.about())
+    work.data.remember(given)
+    replace = agreed_to_replace(work, forced(work.plan, args.force))
     if args.launcher == "slurm":
-        if submit(work, cluster, force=args.force, say=console.print):
+        if submit(work, cluster, force=args.force, replace=replace, say=console.print):
             console.print(
                 "After they end, run the same command: it submits missing runs and writes tables and report.html."
             )
@@ -141,13 +160,32 @@ def reproduce(args: argparse.Namespace) -> None:
             publish(cfg, work, console, known=plan)
     else:
         with view.View(work, console) as shown:
-            runner = Runner(work, machine, say=shown.say, force=args.force, refresh=lambda: refresh(cfg, work))
+            runner = Runner(
+                work,
+                machine,
+                say=shown.say,
+                force=args.force,
+                replace=replace,
+                refresh=lambda: refresh(cfg, work),
+            )
             states = runner.run(poll=lambda: shown.draw(runner))
         wrong = publish(cfg, work, console, known=plan)
         if set(states.values()) - {"done"}:
             sys.exit(f"{view.summary(states.values())}; run the same command again for the missing runs")
         if wrong:
             sys.exit("not as expected: " + "; ".join(wrong))
+
+
+def agreed_to_replace(work: Work, force: frozenset[str]) -> bool:
+    """Ask whether finished runs that have changed may be set aside and repeated; without a terminal nobody agrees."""
+    from mae_transfer.suite.store.steps import replaced_runs
+
+    changed = replaced_runs(work, force)
+    if not changed or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return False
+    print(f"{len(changed)} finished runs are not those of the suite any more:")
+    print("".join(f"  {name}: {why}\n" for name, why in changed.items()))
+    return input("Type yes to set them aside (in .replaced) and repeat them: ").strip() == "yes"
 
 
 if __name__ == "__main__":

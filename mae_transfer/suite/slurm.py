@@ -24,7 +24,7 @@ from mae_transfer.locks import locked
 from mae_transfer.suite.graph.plan import Node, levels_of
 from mae_transfer.suite.local.job import TORCHRUN_WAITS
 from mae_transfer.suite.store.records import LOG, START, Note, State, read_note, write_whole
-from mae_transfer.suite.store.steps import close, conclude, forced, obstacle, prepare
+from mae_transfer.suite.store.steps import close, conclude, forced, keep_finished, obstacle, prepare
 from mae_transfer.suite.store.work import Work
 
 if TYPE_CHECKING:
@@ -177,13 +177,18 @@ def torchrun(cluster: Cluster, hosts: Sequence[str], rank: int) -> list[str]:
 
 
 def submit(
-    work: Work, cluster: Cluster, *, force: Sequence[str] = (), say: Callable[[str], object] = print
+    work: Work,
+    cluster: Cluster,
+    *,
+    force: Sequence[str] = (),
+    replace: bool = False,
+    say: Callable[[str], object] = print,
 ) -> dict[str, str]:
     """Submit the runs that are not done, queued or running; return the job ids of the submitted runs by name.
 
     Raises:
-        ValueError: submitit is not installed, another suite uses this work dir, or a run that has changed or is
-            to be repeated is still queued or running.
+        ValueError: submitit is not installed, another suite uses this work dir, finished runs have changed (without
+            `replace`), or a run that has changed or is to be repeated is still queued or running.
     """
     try:
         import submitit
@@ -192,6 +197,8 @@ def submit(
     with locked(work.root / ".lock", owner="a suite that is submitting jobs"):
         jobs = Jobs(work, cluster)
         repeated = forced(work.plan, force)
+        if not replace:
+            keep_finished(work, repeated)
         alive, submitted = jobs.alive(repeated), dict[str, str]()
         levels = levels_of(work.plan, work.plan)
         for level in sorted(set(levels.values())):

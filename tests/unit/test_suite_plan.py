@@ -249,7 +249,7 @@ def test_what_is_done_stays_done_until_its_config_or_an_input_changes(
     after = work(suite('CONFIGS/mini/tokenizer.py"', 'CONFIGS/mini/tokenizer.py", set={"epochs": 9}'), tmp_path / "d")
     changed = [name for name in after.plan if not after.status(name).done]
     assert changed == ["tokens/prepare", "token/pretrain/seed0", "token/finetune/seed0", "token/finetune/seed1"]
-    assert "input tokens/prepare" in after.status("token/pretrain/seed0").why
+    assert "input target.tokenizer (tokens/prepare): " in after.status("token/pretrain/seed0").why
 
 
 def test_a_change_of_config_is_named_by_its_key(suite: Callable[..., Path], tmp_path: Path) -> None:

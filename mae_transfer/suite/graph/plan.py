@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mae_transfer.ablations import Overrides, points, slug
-from mae_transfer.config import Schema, load, nearest, read, validate
+from mae_transfer.config import Schema, flatten, load, nearest, read, validate
 from mae_transfer.suite.graph.schema import (
     Preparation,
     Resources,
@@ -57,6 +57,11 @@ class Node(NamedTuple):
         base, overrides = ({}, assignments(self.debug_changes(changes))) if debug else (changes, [])
         return load(self.config, self.tool.schema(self.config), changes=base, overrides=overrides, debug=debug)
 
+    def inputs(self) -> list[tuple[str, str]]:
+        """Return (dotted key, name of the node) for each value of the config that is another run's file."""
+        values = [(key, each) for key, value in flatten(self.changes).items() for each in _each(value)]
+        return [(key, value[1:]) for key, value in values if isinstance(value, str) and value.startswith("@")]
+
     def debug_changes(self, changes: Mapping[str, Any]) -> Overrides:
         """Return the changes that apply with --debug: the seed and the files of other runs.
 
@@ -70,11 +75,14 @@ class Node(NamedTuple):
 Plan = dict[str, Node]  # by name, in an order in which they can run
 
 
-def open_plan(file: Path, *, roots: Mapping[str, str] | None = None) -> tuple[SuiteConfig, Plan]:
+def open_plan(
+    file: Path, *, roots: Mapping[str, str] | None = None, remembered: Mapping[str, str] | None = None
+) -> tuple[SuiteConfig, Plan]:
     """Return the suite of a config file and its runs, with every config checked.
 
     Args:
         roots: folders of data sets by name; they replace those of the file.
+        remembered: the same from earlier commands, for the names that `roots` lacks.
     Raises:
         ValueError: names the file, the run and the remedy.
     """
@@ -84,7 +92,8 @@ def open_plan(file: Path, *, roots: Mapping[str, str] | None = None) -> tuple[Su
         raise ValueError(
             f"--root {unknown[0]}=...: {file} has no data set of that name; it has {', '.join(cfg.roots) or 'none'}"
         )
-    cfg = cfg.model_copy(update={"roots": {**cfg.roots, **(roots or {})}})
+    earlier = {name: path for name, path in (remembered or {}).items() if name in cfg.roots}
+    cfg = cfg.model_copy(update={"roots": {**cfg.roots, **earlier, **(roots or {})}})
     plan = ordered(Expansion(cfg, file.parent).nodes())
     for node in plan.values():
         try:
@@ -288,6 +297,10 @@ def replaced(value: Any, swap: Callable[[str], str]) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(replaced(inner, swap) for inner in value)
     return swap(value) if isinstance(value, str) and value.startswith("@") else value
+
+
+def _each(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else (value,)
 
 
 def assignments(changes: Mapping[str, Any]) -> list[str]:

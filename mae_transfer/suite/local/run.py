@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from types import FrameType
@@ -22,8 +22,8 @@ from mae_transfer.locks import locked
 from mae_transfer.suite.graph.plan import Node
 from mae_transfer.suite.graph.toolbox import TOOLBOX
 from mae_transfer.suite.local import job
-from mae_transfer.suite.store.records import Note, State
-from mae_transfer.suite.store.steps import close, conclude, forced, obstacle, prepare
+from mae_transfer.suite.store.records import Note, State, read_note
+from mae_transfer.suite.store.steps import close, conclude, forced, keep_finished, obstacle, prepare, publish, reuse
 from mae_transfer.suite.store.work import Work
 
 POLL_S = 0.5
@@ -79,6 +79,7 @@ class Running(NamedTuple):
     process: ForkServerProcess
     device: str | None
     since: float
+    claim: ExitStack  # of its identity in the store
 
 
 class Runner:
@@ -87,6 +88,7 @@ class Runner:
     Args:
         say: called with a message whenever a run starts or ends.
         force: repeat runs with one of these texts in their name, and the runs that depend on them.
+        replace: also repeat finished runs that have changed; otherwise they are an error.
         refresh: called after runs have ended, to update the report.
     """
 
@@ -97,25 +99,29 @@ class Runner:
         *,
         say: Say,
         force: Sequence[str] = (),
+        replace: bool = False,
         refresh: Callable[[], None] = lambda: None,
     ) -> None:
         machine.check()
-        self.refresh = refresh
+        self.refresh, self.replace = refresh, replace
         self.work, self.machine, self.say, self.force = work, machine, say, forced(work.plan, force)
         self.states: dict[str, State] = {}
         self.running: dict[str, Running] = {}
         self.stopping = False
         self.modules: tuple[str, ...] = ()  # imports of all runs, for the process that they are forked from
         self._free = list(machine.devices)
+        self._told: set[str] = set()  # the runs whose waiting was reported
 
     def run(self, *, poll: Callable[[], None] = lambda: None) -> dict[str, State]:
         """Run what is not done; return how each run ended. `poll` is called about twice a second.
 
         Raises:
-            ValueError: another suite uses this work dir.
+            ValueError: another suite uses this work dir, or finished runs have changed.
         """
         owner = f"process {os.getpid()} on {socket.gethostname()}"
         with locked(self.work.root / ".lock", owner=owner), Signals(self.stop):
+            if not self.replace:
+                keep_finished(self.work, self.force)
             try:
                 self._run_all(poll)
             finally:  # after an error (such as a full disk), no run continues in the background
@@ -128,6 +134,10 @@ class Runner:
         """Start runs and record their ends until none is left or the suite is stopped."""
         waiting = [name for name in self.work.plan if name in self.force or not self.work.status(name).done]
         self.states = {name: "done" for name in self.work.plan if name not in waiting}
+        for name in self.states if self.work.store else ():
+            note, _ = read_note(self.work.folder(name))
+            if note and (problem := publish(self.work, note)):
+                self.say(problem)
         self.modules = () if self.machine.torchrun else modules_of(self.work.plan[name] for name in waiting)
         reported = len(self.states)
         while (waiting and not self.stopping) or self.running:
@@ -137,6 +147,8 @@ class Runner:
                 reported = len(self.states)
             if self.running:
                 wait([each.process.sentinel for each in self.running.values()], timeout=POLL_S)
+            elif waiting:  # for runs of another suite
+                time.sleep(POLL_S)
             for name in [name for name, each in self.running.items() if not each.process.is_alive()]:
                 self.end(name)
             poll()
@@ -154,17 +166,33 @@ class Runner:
         if reason := obstacle(node, needs):
             self._report_end(close(self.work, self.work.note(node, []), "skipped", reason))
             return True
+        if node.name not in self.force and (note := reuse(self.work, node)):
+            self._report_end(note)
+            return True
         if len(self.running) >= self.machine.jobs:
             return False
-        self.start(node)
-        return True
+        return self.start(node)
 
-    def start(self, node: Node) -> None:
-        """Start a run."""
+    def start(self, node: Node) -> bool:
+        """Start a run. Return False if another suite makes it just now."""
+        claim = ExitStack()
+        if self.work.store is not None:
+            try:
+                claim.enter_context(self.work.store.claim(self.work.identity(node.name), f"suite {self.work.suite!r}"))
+            except ValueError:
+                if node.name not in self._told:
+                    self.say(f"wait for {node.name}: another suite runs it for the store")
+                    self._told.add(node.name)
+                return False
+            if node.name not in self.force and (note := reuse(self.work, node)):  # finished since the last look
+                claim.close()
+                self._report_end(note)
+                return True
         note, why = prepare(self.work, node, again=node.name in self.force, torchrun=self.machine.torchrun)
         if note.state == "failed":
+            claim.close()
             self._report_end(note)
-            return
+            return True
         device = self._free.pop(0) if self._free else None
         environment = {job.TORCHRUN_WAITS: str(SAVE_S)} | ({} if device is None else {"CUDA_VISIBLE_DEVICES": device})
         self.say(f"start {node.name} ({why})")
@@ -172,7 +200,8 @@ class Runner:
         process = job.start(
             note.command, folder, environment=environment, modules=self.modules, threads=self.machine.threads
         )
-        self.running[node.name] = Running(note, process, device, time.monotonic())
+        self.running[node.name] = Running(note, process, device, time.monotonic(), claim)
+        return True
 
     def end(self, name: str) -> None:
         """Record the end of a run whose process has ended."""
@@ -181,7 +210,9 @@ class Runner:
         self._free += [] if ended.device is None else [ended.device]
         seconds = time.monotonic() - ended.since
         code = ended.process.exitcode
-        self._report_end(conclude(self.work, ended.note, code=code, seconds=seconds, stopping=self.stopping))
+        with ended.claim:
+            note = conclude(self.work, ended.note, code=code, seconds=seconds, stopping=self.stopping)
+        self._report_end(note)
 
     def report(self) -> None:
         """Write the report of the runs that have ended so far. Errors are printed and do not stop the suite."""

@@ -49,6 +49,40 @@ def obstacle(node: Node, states: Mapping[str, State]) -> str | None:
     return f"{failed[0]} {WORDS.get(states[failed[0]], states[failed[0]])}" if failed else None
 
 
+def replaced_runs(work: Work, force: frozenset[str]) -> dict[str, str]:
+    """Return the finished runs that have changed and are not forced, each with what has changed."""
+    statuses = {name: work.status(name) for name in work.plan if name not in force}
+    return {name: status.why for name, status in statuses.items() if status.replaced and status.finished}
+
+
+def keep_finished(work: Work, force: frozenset[str]) -> None:
+    """Raise ValueError if finished runs have changed: repeating them needs --force or the user's consent."""
+    if changed := replaced_runs(work, force):
+        lines = "".join(f"\n  {name}: {why}" for name, why in changed.items())
+        raise ValueError(
+            f"{len(changed)} finished runs are not those of the suite any more; nothing was started:{lines}\n"
+            f"restore the config or the data, use another --work-dir, or repeat them with --force {next(iter(changed))}"
+        )
+
+
+def reuse(work: Work, node: Node) -> Note | None:
+    """Take a run from the store; return its note. None: there is no store, or it does not have the run."""
+    identity, folder = work.identity(node.name), work.folder(node.name)
+    artifact = node.tool.artifact
+    if work.store is None or (stored := work.store.find(identity, artifact)) is None:
+        return None
+    status = work.status(node.name)
+    if status.replaced and folder.exists():
+        set_aside(folder, work.root)
+    work.store.use(identity, folder, artifact)
+    kept = {"state": stored.state, "chosen": stored.chosen, "seconds": stored.seconds, "artifact": stored.artifact}
+    note = work.note(node, stored.command).model_copy(
+        update={**kept, "results": stored.results, "reason": f"from the store: run by suite {stored.suite!r}"}
+    )
+    write_note(folder, note)
+    return note
+
+
 def prepare(work: Work, node: Node, *, again: bool = False, torchrun: Sequence[str] = ()) -> tuple[Note, str]:
     """Prepare the folder and write the note of a run; return the note with its command, and the reason to run it.
 
@@ -92,11 +126,24 @@ def conclude(work: Work, note: Note, *, code: int | None, seconds: float, stoppi
     if finished and artifact and (defect := evidence.unreadable(artifact)):
         return close(work, note, "failed", defect, seconds=seconds)
     if finished:
-        return close(work, evidence.remembered(note, artifact, work.numbers(note.name)), "done", seconds=seconds)
+        whole = evidence.remembered(note, artifact, work.numbers(note.name))
+        return close(work, whole, "done", publish(work, whole, seconds), seconds=seconds)
     reason = error_line(work.folder(note.name) / LOG)
     if stopping or code in STOP_CODES or STOPPED_BY_SIGNAL.search(reason):
         return close(work, note, "stopped", seconds=seconds)
     return close(work, note, "failed", reason or f"exit status {code}", seconds=seconds)
+
+
+def publish(work: Work, note: Note, seconds: float = 0.0) -> str | None:
+    """Add a finished run to the store, if there is one; return why it could not be added."""
+    if work.store is None:
+        return None
+    done = note.model_copy(update={"state": "done", "seconds": note.seconds + seconds})
+    try:
+        work.store.publish(done, work.folder(note.name), work.plan[note.name].tool.artifact)
+    except OSError as error:
+        return str(error)
+    return None
 
 
 def close(work: Work, note: Note, state: State, reason: str | None = None, *, seconds: float = 0.0) -> Note:

@@ -1,8 +1,9 @@
 """The runs of a suite in its work dir: identity, state, changes and command of each run.
 
 WORK_DIR/<row>/<transfer>/seed<n>/ holds one run: the files of the tool, node.json (records.Note) and output.log.
-The identity of a run is a digest of its resolved config, its seed and the identities of its inputs. A run is repeated
-only if its identity has changed.
+The identity of a run is a digest of its resolved config, its seed, the fingerprints of its images and the identities of
+its inputs. It contains no name and no folder, so runs of several suites have equal identities if they are the same. A
+run is repeated only if its identity has changed.
 """
 
 from __future__ import annotations
@@ -17,15 +18,19 @@ from typing import Any, NamedTuple
 from mae_transfer import results
 from mae_transfer.checkpoints import PREFIXES as WEIGHTS
 from mae_transfer.checkpoints import sha256, split, zoo_file
-from mae_transfer.config import Schema, flatten, load, nearest
+from mae_transfer.config import Schema, flatten, load, nearest, read
 from mae_transfer.disk import at_home
 from mae_transfer.suite.graph.plan import Node, Plan, assignments, replaced
 from mae_transfer.suite.graph.toolbox import TOOLS
 from mae_transfer.suite.store import evidence
+from mae_transfer.suite.store.data import DataSets
 from mae_transfer.suite.store.records import Note, of_another_version, read_note
+from mae_transfer.suite.store.shared import RunStore
 
 NO_FILE = ("timm", "random", "released", "zoo")  # prefixes of weights that are made, downloaded or part of the package
 PREFIXES = {*WEIGHTS, "dalle"}  # prefixes of references
+IDENTITY_FORMAT = "2"
+"""Earlier versions wrote identities without a format (Work.earlier_identity)."""
 
 
 class Status(NamedTuple):
@@ -34,6 +39,7 @@ class Status(NamedTuple):
     done: bool
     why: str  # "new", "done", "changed: ...", "failed: ...", "stopped" (saved), "interrupted" (perhaps not saved)
     replaced: bool = False  # the folder holds a run with another identity
+    finished: bool = False  # that run is finished
     damaged: bool = False  # its results.jsonl is damaged
 
 
@@ -42,11 +48,16 @@ class Work:
 
     Args:
         debug: run every tool with --debug.
+        store: finished runs that suites share.
     """
 
-    def __init__(self, plan: Plan, root: Path, *, suite: str, debug: bool = False) -> None:
-        self.plan, self.root, self.suite, self.debug = plan, root, suite, debug
+    def __init__(
+        self, plan: Plan, root: Path, *, suite: str, debug: bool = False, store: RunStore | None = None
+    ) -> None:
+        self.plan, self.root, self.suite, self.debug, self.store = plan, root, suite, debug, store
+        self.data = DataSets(root)
         self._parts: dict[str, dict[str, str]] = {}
+        self._identities: dict[str, str] = {}
 
     def folder(self, name: str) -> Path:
         """Return the work dir of a run."""
@@ -56,17 +67,71 @@ class Work:
         """Return the parts of the identity of a run."""
         if name not in self._parts:
             node = self.plan[name]
-            inputs = {f"input {need}": self.identity(need) for need in (*node.needs, *node.points)}
+            inputs = {f"input {key}": self.identity(need) for key, need in node.inputs()}
+            points = {f"point {number}": self.identity(point) for number, point in enumerate(node.points)}
             files = {f"file {key}": sha256(path) for key, path in files_of(node)}
-            kind = node.kind + (", debug" if self.debug else "")
-            digest = node.load(node.changes, debug=self.debug).digest()
+            same = replaced(node.changes, lambda _: "@input")
+            folder = {"data.root": "data"} if "data.root" in same else {}
+            cfg: Any = node.load({**same, **folder}, debug=self.debug)
             selection = {"sweep": f"{node.sweep.metric} on {node.sweep.split}"} if node.sweep and node.points else {}
-            self._parts[name] = {"tool": kind, "config": digest, "seed": str(node.seed), **selection, **inputs, **files}
+            self._parts[name] = {
+                "format": IDENTITY_FORMAT,
+                "tool": node.kind + (", debug" if self.debug else ""),
+                "config": cfg.digest(),
+                "seed": str(node.seed),
+                **selection,
+                **inputs,
+                **points,
+                **files,
+                **self.data_parts(node),
+            }
         return self._parts[name]
+
+    def data_parts(self, node: Node) -> dict[str, str]:
+        """Return the fingerprints of a run's images; none for generated ones, "unknown" if they are not here."""
+        cfg: Any = node.load(node.changes, debug=self.debug)
+        prints = self.data.fingerprints(cfg.data)
+        return {"images": "unknown"} if prints is None else {f"images {part}": found for part, found in prints.items()}
 
     def identity(self, name: str) -> str:
         """Return 16 hex digits that change if anything changes that affects the numbers of the run."""
-        return hashlib.sha256(json.dumps(self.parts(name), sort_keys=True).encode()).hexdigest()[:16]
+        if name not in self._identities:
+            note, _ = read_note(self.folder(name))
+            same = note is not None and self.is_same(name, note)
+            self._identities[name] = note.identity if note and same else _digest(self.parts(name))
+        return self._identities[name]
+
+    def is_same(self, name: str, note: Note) -> bool:
+        """Return whether a note belongs to the run of the plan. Images that are not on this machine count as equal."""
+        if "format" not in note.parts:
+            return note.identity in {self.earlier_identity(name), self.earlier_identity(name, folder=self.folder(name))}
+        return not self.changed_parts(name, note)
+
+    def changed_parts(self, name: str, note: Note) -> list[str]:
+        """Return the names of the parts of the identity in which a run of the plan differs from a note."""
+        ours, theirs = self.parts(name), note.parts
+        unknown = "images" in ours or "images" in theirs
+        keys = [key for key in ours | theirs if not (unknown and key.partition(" ")[0] == "images")]
+        return [key for key in keys if ours.get(key) != theirs.get(key)]
+
+    def earlier_identity(self, name: str, *, folder: Path | None = None) -> str:
+        """Return the identity as versions wrote it that named inputs and the folder of the images.
+
+        Args:
+            folder: work dir of a run; the name of its images' folder is read from its config.
+        """
+        node = self.plan[name]
+        changes = dict(node.changes)
+        if folder is not None and "data.root" in changes and (folder / "config.py").is_file():
+            changes["data.root"] = flatten(read(folder / "config.py")).get("data.root", changes["data.root"])
+        inputs = {
+            f"input {need}": self.earlier_identity(need, folder=folder and self.folder(need))
+            for need in (*node.needs, *node.points)
+        }
+        files = {f"file {key}": sha256(path) for key, path in files_of(node)}
+        selection = {"sweep": f"{node.sweep.metric} on {node.sweep.split}"} if node.sweep and node.points else {}
+        kind, digest = node.kind + (", debug" if self.debug else ""), node.load(changes, debug=self.debug).digest()
+        return _digest({"tool": kind, "config": digest, "seed": str(node.seed), **selection, **inputs, **files})
 
     def changes(self, node: Node, chosen: Mapping[str, Any]) -> dict[str, Any]:
         """Return the changes of a node, with the paths of its inputs and the values that its sweep chose."""
@@ -127,13 +192,13 @@ class Work:
             raise ValueError(f"{defects[0]}: use another --work-dir, or the version that wrote it")
         if note is None:
             return Status(False, defects[0] if defects else "new", replaced=bool(defects))
-        if note.identity != self.identity(name):
+        if not self.is_same(name, note):
             if note.suite != self.suite:
                 raise ValueError(
                     f"{self.folder(name)} holds a run of suite {note.suite!r} with another config: "
                     "use another --work-dir"
                 )
-            return Status(False, f"changed: {self.change(name, note)}", replaced=True)
+            return Status(False, f"changed: {self.change(name, note)}", replaced=True, finished=note.state == "done")
         if note.state == "done":
             return self.status_of_done(name, note)
         why = {"running": "interrupted", "failed": f"failed: {note.reason}", "skipped": f"skipped: {note.reason}"}
@@ -152,10 +217,14 @@ class Work:
 
     def change(self, name: str, note: Note) -> str:
         """Return the differences between the run in the folder and the run of the plan, as text."""
-        ours, theirs = self.parts(name), note.parts
-        keys = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
+        if "format" not in note.parts:
+            return "; ".join(self.config_change(name))
+        ours, theirs, keys = self.parts(name), note.parts, self.changed_parts(name, note)
+        named = {f"input {key}": f"input {key} ({need})" for key, need in self.plan[name].inputs()}
         texts = [
-            f"{key}: {theirs.get(key, 'absent')} is now {ours.get(key, 'absent')}" for key in keys if key != "config"
+            f"{named.get(key, key)}: {theirs.get(key, 'absent')} is now {ours.get(key, 'absent')}"
+            for key in keys
+            if key != "config"
         ]
         return "; ".join([*texts, *(self.config_change(name) if "config" in keys else [])])
 
@@ -224,6 +293,10 @@ class Work:
         wanted = (node.sweep.split, node.sweep.metric)
         values = [r.value for r in results.load(file)[0] if (r.split, r.metric) == wanted and r.status == "ok"]
         return values[-1] if values else None
+
+
+def _digest(parts: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def defect_of(key: str, value: str) -> str | None:

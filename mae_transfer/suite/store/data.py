@@ -1,0 +1,109 @@
+"""Fingerprints of the data sets of a suite's runs, and the folders that its user named, kept in WORK_DIR/data.json.
+
+The identity of a run holds the fingerprints of its images, not the folder. A fingerprint of ImageNet takes a minute or
+more to compute, so it is kept until a file or folder in the two upper levels of the data set changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mae_transfer.data import DataConfig, open_source
+from mae_transfer.data.maps import MapDataConfig, open_map_set
+from mae_transfer.data.objects import ObjectDataConfig, open_one
+from mae_transfer.data.sources import fingerprint
+from mae_transfer.suite.store.records import write_whole
+
+FILE = "data.json"
+PARTS = ("train", "val", "holdout")
+
+
+class Known(BaseModel):
+    """The content of data.json."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    roots: dict[str, str] = {}
+    """Folders of data sets by the suite's names, as --root gave them last."""
+    fingerprints: dict[str, tuple[str, dict[str, str]]] = {}
+    """Digest of a data config -> state of its folder, and fingerprint of each part."""
+
+
+class DataSets:
+    """What is known of a suite's data sets in its work dir."""
+
+    def __init__(self, work_dir: Path) -> None:
+        self._file = work_dir / FILE
+        self._known = Known()
+        if self._file.is_file():
+            with suppress(ValidationError, UnicodeDecodeError):  # everything in it can be given or computed again
+                self._known = Known.model_validate_json(self._file.read_text(encoding="utf-8"))
+
+    @property
+    def roots(self) -> dict[str, str]:
+        """The folders of the data sets by name, as earlier commands gave them."""
+        return self._known.roots
+
+    def remember(self, roots: Mapping[str, str]) -> None:
+        """Keep the folders for later commands on this work dir."""
+        self._write(roots={**self._known.roots, **{name: str(Path(path).absolute()) for name, path in roots.items()}})
+
+    def fingerprints(self, data: Any) -> dict[str, str] | None:
+        """Return the fingerprint of each part of a data config; none for generated images.
+
+        Return None if the folder is not on this machine or cannot be read.
+        """
+        if data.root is None:
+            return {}
+        root = Path(data.root)
+        if not root.is_dir():
+            return None
+        key = hashlib.sha256(f"{root.resolve()} {data.model_dump_json(exclude={'root'})}".encode()).hexdigest()[:16]
+        state = _state(root)
+        kept = self._known.fingerprints.get(key)
+        if kept is not None and kept[0] == state:
+            return kept[1]
+        try:
+            found = {part: fingerprint(source).digest for part, source in _sources(data).items()}
+        except (ValueError, OSError):
+            return None  # the run itself will report what is wrong
+        self._write(fingerprints={**self._known.fingerprints, key: (state, found)})
+        return found
+
+    def _write(self, **changes: Any) -> None:
+        self._known = self._known.model_copy(update=changes)
+        write_whole(self._file, json.dumps(self._known.model_dump(), indent=1) + "\n")
+
+
+def _sources(data: Any) -> dict[str, Any]:
+    """Return the data sets of a data config by part."""
+    specs = {part: spec for part in PARTS if (spec := getattr(data, part, None)) is not None}
+    if isinstance(data, DataConfig):
+        return {part: open_source(spec, data.root) for part, spec in specs.items()}
+    if isinstance(data, MapDataConfig):
+        return {part: open_map_set(spec, data.root) for part, spec in specs.items()}
+    assert isinstance(data, ObjectDataConfig)
+    return {part: open_one(spec, data.root, masks=True) for part, spec in specs.items()}
+
+
+def _state(root: Path) -> str:
+    """Return a digest of names and times in the two upper levels of a folder. It changes if files are added."""
+    lines = []
+    for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
+        about = entry.stat()
+        lines.append(f"{entry.name} {about.st_mtime_ns} {about.st_size}")
+        if entry.is_dir():
+            lines += sorted(
+                f"{entry.name}/{inner.name} {inner.stat().st_mtime_ns}"
+                for inner in os.scandir(entry.path)
+                if inner.is_dir() or inner.name.endswith(".json")
+            )
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
