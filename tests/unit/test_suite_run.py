@@ -110,10 +110,12 @@ class Stage:
     def refresh(self) -> None:
         """Stands in for the report."""
 
-    def run(self, *, machine: Machine = ALONE, force: tuple[str, ...] = ()) -> dict[str, str]:
+    def run(self, *, machine: Machine = ALONE, force: tuple[str, ...] = (), replace: bool = False) -> dict[str, str]:
         self.started.clear()
         self.said: list[str] = []
-        self.runner = Runner(self.work, machine, say=self.said.append, force=force, refresh=self.refresh)
+        self.runner = Runner(
+            self.work, machine, say=self.said.append, force=force, replace=replace, refresh=self.refresh
+        )
         return dict(self.runner.run())
 
 
@@ -194,7 +196,7 @@ def test_a_changed_run_and_what_took_from_it_are_repeated_and_the_old_ones_are_i
     stage.suite.write_text(SUITE.replace('"mask.ratio": 0.5', '"mask.ratio": 0.6'))
     stage.work = stage.opened()
     stage.fate |= {"b/finetune/seed0": "90", "b/finetune/seed1": "90"}
-    assert set(stage.run().values()) == {"done"}
+    assert set(stage.run(replace=True).values()) == {"done"}
     assert stage.started == ["b/pretrain/seed0", "b/finetune/seed0", "b/finetune/seed1"]
     assert any("start b/pretrain/seed0 (changed: " in sentence for sentence in stage.said)
     found, _ = records.load([stage.work.root])
