@@ -54,7 +54,8 @@ class DataSets:
 
     def remember(self, roots: Mapping[str, str]) -> None:
         """Keep the folders for later commands on this work dir."""
-        self._write(roots={**self._known.roots, **{name: str(Path(path).absolute()) for name, path in roots.items()}})
+        named = {name: str(Path(path).absolute()) for name, path in roots.items()}
+        self._write({"roots": {**self._known.roots, **named}})
 
     def fingerprints(self, data: Any) -> dict[str, str] | None:
         """Return the fingerprint of each part of a data config; none for generated images.
@@ -75,10 +76,10 @@ class DataSets:
             found = {part: fingerprint(source).digest for part, source in _sources(data).items()}
         except (ValueError, OSError):
             return None  # the run itself will report what is wrong
-        self._write(fingerprints={**self._known.fingerprints, key: (state, found)})
+        self._write({"fingerprints": {**self._known.fingerprints, key: (state, found)}})
         return found
 
-    def _write(self, **changes: Any) -> None:
+    def _write(self, changes: Mapping[str, Any]) -> None:
         self._known = self._known.model_copy(update=changes)
         write_whole(self._file, json.dumps(self._known.model_dump(), indent=1) + "\n")
 
