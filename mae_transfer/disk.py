@@ -62,7 +62,7 @@ def find_config(text: str) -> Path:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; after the block, flush the file written there and move it to `path`.
 
     If the block fails, the temporary file is removed.
@@ -82,17 +82,17 @@ def whole(path: Path) -> Iterator[Path]:
         # torch's zip writer turns an OSError of the file into a RuntimeError.
         cause = error.__context__ if isinstance(error, RuntimeError) else error
         if isinstance(cause, OSError):
-            raise named(cause, path) from error
+            raise explain_failure(cause, path) from error
         raise
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, as UTF-8."""
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def extend(file: IO[bytes], data: bytes, path: Path) -> None:
+def append_bytes(file: IO[bytes], data: bytes, path: Path) -> None:
     """Append all of the data to an unbuffered file, or nothing; OSError names the file."""
     start = file.seek(0, os.SEEK_END)
     try:
@@ -103,10 +103,10 @@ def extend(file: IO[bytes], data: bytes, path: Path) -> None:
     except OSError as error:
         with suppress(OSError):
             file.truncate(start)
-        raise named(error, path) from error
+        raise explain_failure(error, path) from error
 
 
-def named(error: OSError, path: Path) -> OSError:
+def explain_failure(error: OSError, path: Path) -> OSError:
     """Return an error of a write with the name of the file and the remedy added."""
     reason = error.strerror or str(error)
     return OSError(

@@ -95,7 +95,7 @@ def append(path: Path, results: Sequence[Result]) -> list[Result]:
     with locked(path.with_name(".results.lock")):
         before = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         kept = [line for line in before if line.endswith(b"\n") and not (same and _number_of(_read(line)) in same)]
-        with disk.whole(path) as temporary:
+        with disk.atomic_write(path) as temporary:
             temporary.write_bytes(b"".join([*kept, *(result.model_dump_json().encode() + b"\n" for result in written)]))
     return written
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mae_transfer.checkpoints.files import STATISTICS, write
 from mae_transfer.checkpoints.fit import released_name
-from mae_transfer.disk import whole, write_text
+from mae_transfer.disk import atomic_write, write_text
 from mae_transfer.models.mae import MAE
 from mae_transfer.models.timm_backbone import TimmBackbone
 from mae_transfer.models.vit import ViT
@@ -67,10 +67,10 @@ def export_timm(path: Path, backbone: ViT | TimmBackbone, about: Mapping[str, An
     These are the names of VisionTransformer; of Beit (the same as BEiT's release) for an encoder with relative-position
     tables; or those of the timm model itself.
     """
-    write(path, timm_names(backbone), _metadata(about))
+    write(path, to_timm(backbone), _metadata(about))
 
 
-def timm_names(backbone: ViT | TimmBackbone) -> dict[str, Tensor]:
+def to_timm(backbone: ViT | TimmBackbone) -> dict[str, Tensor]:
     """Return the tensors under timm's names; ValueError if timm has no class for this encoder."""
     if isinstance(backbone, TimmBackbone):
         return dict(backbone.model.state_dict())
@@ -91,14 +91,14 @@ def export_hf(path: Path, backbone: ViT | TimmBackbone, about: Mapping[str, Any]
 
     It holds config.json, model.safetensors and, if the statistics are known, preprocessor_config.json.
     """
-    from mae_transfer.checkpoints.hf import processor, to_hf
+    from mae_transfer.checkpoints.hf import describe_processor, to_hf
 
     config, tensors = to_hf(_plain(backbone, "hf"))
     path.mkdir(parents=True, exist_ok=True)
     write(path / "model.safetensors", tensors, _metadata(about), framework="pt")
     files = {"config.json": config}
     if STATISTICS in about:
-        files["preprocessor_config.json"] = processor(about[STATISTICS], side=config["image_size"])
+        files["preprocessor_config.json"] = describe_processor(about[STATISTICS], side=config["image_size"])
     for name, content in files.items():
         write_text(path / name, json.dumps(content, indent=2) + "\n")
 
@@ -110,15 +110,15 @@ def export_detectron2(path: Path, backbone: ViT | TimmBackbone, about: Mapping[s
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
-        "model": detectron2_names(_plain(backbone, "detectron2")),
+        "model": to_vitdet(_plain(backbone, "detectron2")),
         "__author__": "mae_transfer",
         "source": json.dumps(about),
     }
-    with whole(path) as temporary, temporary.open("wb") as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         torch.save(content, file)
 
 
-def detectron2_names(vit: ViT) -> dict[str, Tensor]:
+def to_vitdet(vit: ViT) -> dict[str, Tensor]:
     """Return the tensors of projects/ViTDet's backbone.net.
 
     pos_embed keeps the row of the class token, because `pretrain_use_cls_token` of ViTDet expects it.

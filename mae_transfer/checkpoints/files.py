@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mae_transfer.core.normalize import Statistics, check_statistics
-from mae_transfer.disk import at_home, whole
+from mae_transfer.disk import at_home, atomic_write
 
 Tensors = Mapping[str, Tensor]
 ABOUT = "mae_transfer"  # key of our entry in the metadata of a .safetensors file
@@ -148,8 +148,8 @@ def unwrap(
     names = [name for _, tensors in _dicts(content) for name in tensors]
     wanted = f"{' or '.join(map(repr, keys))} entry with" if keys else "tensor named"
     raise ValueError(
-        f"{where} has no {wanted} ...{' or ...'.join(stems)}: its keys are {shortened(list(content)) or 'none'}, "
-        f"its names {shortened(names) or 'none'}; name the file's layout"
+        f"{where} has no {wanted} ...{' or ...'.join(stems)}: its keys are {shorten(list(content)) or 'none'}, "
+        f"its names {shorten(names) or 'none'}; name the file's layout"
     )
 
 
@@ -202,7 +202,7 @@ def write(path: Path, tensors: Tensors, about: Mapping[str, Any], *, framework: 
     about = {**about, DIGEST: content_digest(stored, about)}
     text = {ABOUT: json.dumps(about, sort_keys=True)}  # one entry, because the order of several is not fixed
     text |= {"format": framework} if framework else {}
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         try:
             save_file(stored, temporary, metadata=text)
         except SafetensorError as error:  # Rust's message: "... Os { code: 28, kind: StorageFull, message: ..."
@@ -287,8 +287,8 @@ def load_strict(
         ValueError: a tensor is unused, a parameter is missing, a shape or type does not fit, or a value is not finite.
     """
     wanted = module.state_dict()
-    unused = [name for name in tensors if name not in wanted and not named(name, drop)]
-    missing = [name for name in wanted if name not in tensors and not named(name, absent)]
+    unused = [name for name in tensors if name not in wanted and not matches(name, drop)]
+    missing = [name for name in wanted if name not in tensors and not matches(name, absent)]
     misfit = [
         f"{name}: {tuple(tensors[name].shape)} does not fit {tuple(wanted[name].shape)}"
         for name in wanted
@@ -299,7 +299,7 @@ def load_strict(
         for name in wanted
         if name in tensors and tensors[name].is_floating_point() != wanted[name].is_floating_point()
     ]
-    defects = [f"not used: {shortened(unused)}"] * bool(unused) + [f"missing: {shortened(missing)}"] * bool(missing)
+    defects = [f"not used: {shorten(unused)}"] * bool(unused) + [f"missing: {shorten(missing)}"] * bool(missing)
     defects += [*misfit[:SHOWN], *mistyped[:SHOWN]]
     if defects:
         raise ValueError(f"{where} does not fit this {type(module).__name__}:\n  " + "\n  ".join(defects))
@@ -313,7 +313,7 @@ def check_finite(tensors: Tensors, *, where: str | Path) -> None:
     broken = [f"{name} ({_count_broken(tensor)})" for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:
         cause = "its training diverged or the file is damaged; use another"
-        raise ValueError(f"{where} holds values that are not finite, in {shortened(broken)}: {cause}")
+        raise ValueError(f"{where} holds values that are not finite, in {shorten(broken)}: {cause}")
 
 
 def _count_broken(tensor: Tensor) -> str:
@@ -322,7 +322,7 @@ def _count_broken(tensor: Tensor) -> str:
     return f"{', '.join(f'{count} {kind}' for kind, count in counts.items() if count)} of {tensor.numel()}"
 
 
-def shortened(names: Collection[str]) -> str:
+def shorten(names: Collection[str]) -> str:
     """Return the first names as text, and their total number if there are more."""
     first = list(names)[:SHOWN]
     return ", ".join(first) + (f" ... ({len(names)} in all)" if len(names) > len(first) else "")
@@ -346,6 +346,6 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def named(name: str, names: Collection[str]) -> bool:
+def matches(name: str, names: Collection[str]) -> bool:
     """Return whether a name is in `names`; an entry that ends in "." matches as a prefix."""
     return any(name == known or (known.endswith(".") and name.startswith(known)) for known in names)

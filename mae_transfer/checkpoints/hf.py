@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mae_transfer.checkpoints.files import named, read, read_json, unwrap, weight_file
+from mae_transfer.checkpoints.files import matches, read, read_json, unwrap, weight_file
 from mae_transfer.checkpoints.fit import EncoderWeights
 from mae_transfer.checkpoints.layouts import HALF, join_qkv, strip_prefix
 from mae_transfer.config import validate
@@ -56,7 +56,7 @@ def hf(path: Path) -> EncoderWeights:
     tensors = {
         name: tensor
         for name, tensor in tensors.items()
-        if not (named(name, DROP) or name.endswith("relative_position_index"))
+        if not (matches(name, DROP) or name.endswith("relative_position_index"))
     }
     head = {
         new + name.removeprefix(old): tensors.pop(name)
@@ -65,14 +65,14 @@ def hf(path: Path) -> EncoderWeights:
         if name.startswith(old)
     }
     architecture = _architecture(config, final_norm="layernorm.weight" in tensors or kind != "beit", where=file)
-    renamed = translate(tensors, {theirs: ours for ours, theirs in names(architecture, kind).items()})
+    renamed = translate(tensors, {theirs: ours for ours, theirs in name_table(architecture, kind).items()})
     renamed = join_qkv(renamed, f"{ATTENTION}.query", f"{ATTENTION}.key", f"{ATTENTION}.value")
     renamed = {name.replace("encoder.layer.", "blocks."): tensor for name, tensor in renamed.items()}
     default = HALF if kind in ("vit", "beit") else IMAGENET
     return EncoderWeights(architecture, renamed, head, default, _processor(file.parent / "preprocessor_config.json"))
 
 
-def names(cfg: ViTConfig, model_type: str) -> dict[str, str]:
+def name_table(cfg: ViTConfig, model_type: str) -> dict[str, str]:
     """Return a dict of this package's names -> transformers' names, without query, key and value.
 
     A name without its last part stands for weight and bias.
@@ -117,13 +117,13 @@ def to_hf(vit: ViT) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(
             f"transformers has no model with this architecture: {cfg.model_dump_json(exclude_defaults=True)}"
         )
-    renamed = translate(_split_qkv(vit.state_dict()), names(cfg, kind))
+    renamed = translate(_split_qkv(vit.state_dict()), name_table(cfg, kind))
     return _hf_config(vit, kind), {
         name.replace("blocks.", "encoder.layer."): tensor.contiguous() for name, tensor in renamed.items()
     }
 
 
-def processor(statistics: Mapping[str, Any], *, side: int) -> dict[str, Any]:
+def describe_processor(statistics: Mapping[str, Any], *, side: int) -> dict[str, Any]:
     """Return the content of preprocessor_config.json: images are resized to a square and normalised as in training."""
     return {
         "image_processor_type": "ViTImageProcessor", "do_resize": True, "size": {"height": side, "width": side},

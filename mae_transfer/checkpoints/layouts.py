@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae_transfer.checkpoints.files import STEM, Tensors, metadata, named, read, shortened, unwrap, weight_file
+from mae_transfer.checkpoints.files import STEM, Tensors, matches, metadata, read, shorten, unwrap, weight_file
 from mae_transfer.checkpoints.fit import EncoderWeights
 from mae_transfer.config import validate
 from mae_transfer.core.normalize import IMAGENET, Statistics, check_statistics
@@ -220,7 +220,7 @@ def augreg(path: Path) -> EncoderWeights:
     query = tensors.get("blocks.0.attn.query.weight")
     if query is None or query.ndim != 3:
         wanted = "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel of three dimensions"
-        raise ValueError(f"{path} has no {wanted}; its names are {shortened(list(flax)) or 'none'}")
+        raise ValueError(f"{path} has no {wanted}; its names are {shorten(list(flax)) or 'none'}")
     heads = {query.shape[0]: query.shape[1]}
     tensors = {name: _from_flax(name, tensor) for name, tensor in tensors.items()}
     joined = join_qkv(tensors, "attn.query", "attn.key", "attn.value")
@@ -260,8 +260,8 @@ def as_encoder(
 
     classifier: the layout can have a classifier; its tensors are returned. heads: width -> number of heads.
     """
-    kept = {name: tensor for name, tensor in tensors.items() if not named(name, drop)}
-    head = {name: kept.pop(name) for name in list(kept) if classifier and named(name, HEAD)}
+    kept = {name: tensor for name, tensor in tensors.items() if not matches(name, drop)}
+    head = {name: kept.pop(name) for name in list(kept) if classifier and matches(name, HEAD)}
     table = kept.get("pos_embed")
     if (
         table is not None
@@ -290,7 +290,7 @@ def _architecture(
     if lost := [name for name in ranks if name not in tensors]:
         raise ValueError(
             f"{where} has no {' and no '.join(lost)}; its names (in this package's terms) are "
-            f"{shortened(sorted(tensors))}"
+            f"{shorten(sorted(tensors))}"
         )
     if flat := [
         f"{name} {tuple(tensors[name].shape)}"
@@ -413,7 +413,7 @@ def strip_prefix(tensors: Tensors, *prefer: str, where: Path, stem: str = STEM) 
     prefixes = [name.removesuffix(stem) for name in tensors if name == stem or name.endswith(f".{stem}")]
     if not prefixes:
         raise ValueError(
-            f"{where} has no tensor named ...{stem}; its names are {shortened(list(tensors)) or 'none'}: "
+            f"{where} has no tensor named ...{stem}; its names are {shorten(list(tensors)) or 'none'}: "
             "name the file's layout"
         )
     preferred = next(

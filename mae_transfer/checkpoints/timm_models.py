@@ -15,7 +15,7 @@ from timm.layers.mlp import Mlp
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from mae_transfer.checkpoints.files import SHOWN, STEM, Tensors, check_finite, named, read, shortened, unwrap
+from mae_transfer.checkpoints.files import SHOWN, STEM, Tensors, check_finite, matches, read, shorten, unwrap
 from mae_transfer.checkpoints.fit import EncoderWeights, fit
 from mae_transfer.checkpoints.layouts import as_encoder, rename_beit, strip_prefix
 from mae_transfer.core.normalize import IMAGENET, Statistics
@@ -67,7 +67,7 @@ def _read_flat(path: Path) -> dict[str, Tensor]:
     tensors = {name: value for name, value in inner.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ValueError(
-            f"{path} holds no tensors; its keys are {shortened(list(content)) or 'none'}: save the model's state dict"
+            f"{path} holds no tensors; its keys are {shorten(list(content)) or 'none'}: save the model's state dict"
         )
     for prefix in ("module.", "_orig_mod.", "model."):
         if all(name.startswith(prefix) for name in tensors):
@@ -78,7 +78,7 @@ def _read_flat(path: Path) -> dict[str, Tensor]:
 def moby(path: Path) -> TimmWeights:
     """Read MoBY's Swin: the online encoder, not the momentum one (encoder_k)."""
     tensors = unwrap(read(path), "model", where=path)
-    kept = {name: tensor for name, tensor in tensors.items() if not named(name.removeprefix("module."), MOBY_DROP)}
+    kept = {name: tensor for name, tensor in tensors.items() if not matches(name.removeprefix("module."), MOBY_DROP)}
     return _as_swin(strip_prefix(kept, "encoder", where=path), where=path)
 
 
@@ -105,7 +105,7 @@ def _as_swin(tensors: Tensors, *, drop: Collection[str] = (), where: Path) -> Ti
 
     Their shapes determine width, depths, heads and window. The last stage is one window at the native image size.
     """
-    tensors = {name: tensor for name, tensor in tensors.items() if not named(name, drop)}
+    tensors = {name: tensor for name, tensor in tensors.items() if not matches(name, drop)}
     pattern = re.compile(r"layers\.(\d+)\.blocks\.(\d+)\.attn\.relative_position_bias_table")
     tables = {(int(match[1]), int(match[2])): tensors[name] for name in tensors if (match := pattern.fullmatch(name))}
     stages = [
@@ -120,7 +120,7 @@ def _as_swin(tensors: Tensors, *, drop: Collection[str] = (), where: Path) -> Ti
         or min(stages) < 1
         or any((stage, 0) not in tables for stage in range(len(stages)))
     ):
-        names = f"its names are {shortened(sorted(tensors))}"
+        names = f"its names are {shorten(sorted(tensors))}"
         wanted = f"{STEM}, layers.N.blocks.N.attn.relative_position_bias_table"
         raise ValueError(f"{where} holds no Swin encoder ({wanted}); {names}: name the file's layout")
     shapes = [tuple(tables[stage, 0].shape) for stage in range(len(stages))]

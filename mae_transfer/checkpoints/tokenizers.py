@@ -24,7 +24,7 @@ from mae_transfer.checkpoints.files import (
     load_strict,
     metadata,
     read,
-    shortened,
+    shorten,
     split,
     write,
 )
@@ -111,7 +111,7 @@ def _stem(tensors: Mapping[str, Tensor], name: str, *, part: str = "encoder", wh
     if name not in tensors or tensors[name].ndim != 4:
         raise ValueError(
             f"{where} holds no {part} of DALL-E: it has no {name} of 4 dimensions; its names are "
-            f"{shortened(sorted(tensors)) or 'none'}"
+            f"{shorten(sorted(tensors)) or 'none'}"
         )
     return tensors[name]
 

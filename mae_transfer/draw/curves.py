@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from mae_transfer.disk import whole
+from mae_transfer.disk import atomic_write
 
 
 def save_curves(log: Path, path: Path) -> None:
@@ -29,7 +29,7 @@ def save_curves(log: Path, path: Path) -> None:
     rates.set_xlabel("epoch")
     for axes in (losses, rates):
         axes.spines[["top", "right"]].set_visible(False)
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
 
 

@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from mae_transfer.core.runs import dense, from_counts, taken
-from mae_transfer.disk import whole
+from mae_transfer.disk import atomic_write
 from mae_transfer.draw.segmentations import palette
 from mae_transfer.interfaces import Objects
 
@@ -35,7 +35,7 @@ class DetectionPicture(NamedTuple):
 
 
 def save_detections(path: Path, shown: DetectionPicture, classes: Sequence[str]) -> None:
-    """Write a PNG: annotated objects (crowd regions dashed) beside detections (see `drawn`), with their scores."""
+    """Write a PNG: annotated objects (crowd regions dashed) beside `choose_detections`, with their scores."""
     height, width = shown.image.shape[-2:]
     figure = Figure(figsize=(14, 7 * height / width + 0.4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -45,17 +45,17 @@ def save_detections(path: Path, shown: DetectionPicture, classes: Sequence[str])
         for label, crowd in zip(truth.labels.tolist(), truth.crowd.tolist(), strict=True)
     ]
     _panel(left, shown.image, truth, names, f"{shown.name}: {len(names)} objects", len(classes))
-    kept, title = drawn(found.scores)
+    kept, title = choose_detections(found.scores)
     masks = None if found.masks is None else from_counts([found.masks[k]["counts"] for k in kept], (height, width))
     best = found._replace(boxes=found.boxes[kept], labels=found.labels[kept], masks=masks)
     names = [f"{classes[int(found.labels[k])]} {float(found.scores[k]):.2f}" for k in kept]
     _panel(right, shown.image, best, names, title, len(classes))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=90, format="png")
 
 
-def drawn(scores: Tensor) -> tuple[list[int], str]:
+def choose_detections(scores: Tensor) -> tuple[list[int], str]:
     """Return the detections to draw, best first, and a title. scores: (n,).
 
     A detector that has trained for a short time may be sure of nothing. Its best guess is drawn then.

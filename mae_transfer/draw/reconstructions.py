@@ -13,14 +13,14 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from mae_transfer.core.patches import grid_of, patchify, put, unpatchify
-from mae_transfer.disk import whole
+from mae_transfer.disk import atomic_write
 from mae_transfer.interfaces import Mask
 
 GREY = 0.5
 GAP = 4  # pixels between the panels of a sheet
 
 
-def panels(images: Tensor, reconstruction: Tensor, mask: Mask) -> Tensor:
+def draw_panels(images: Tensor, reconstruction: Tensor, mask: Mask) -> Tensor:
     """Return the four panels of each image, (B, 4, 3, H, W) in [0, 1].
 
     Args:
@@ -60,5 +60,5 @@ def save_sheet(path: Path, rows: Tensor, *, enlarge_to: int = 128) -> None:
     sheet = make_grid(panels.cpu().float(), nrow=k, padding=GAP, pad_value=1.0)
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.fromarray((sheet * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy())
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         picture.save(temporary, format="PNG")

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from mae_transfer.disk import whole
+from mae_transfer.disk import atomic_write
 from mae_transfer.interfaces import IGNORED
 
 MIX = 0.6  # opacity of a class's colour
@@ -45,7 +45,7 @@ def palette(classes: int) -> np.ndarray:
     return np.concatenate([first[order], np.array(hues).reshape(-1, 3)])[:classes]
 
 
-def painted(image: np.ndarray, labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
+def paint(image: np.ndarray, labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
     """Return the image (H, W, 3) uint8 with its map drawn over it, (H, W, 3) in [0, 1]. Ignored pixels are black."""
     known = np.minimum(labels, len(colours))
     over = np.concatenate([colours, np.zeros((1, 3))])[known]
@@ -69,7 +69,7 @@ def save_segmentation(path: Path, shown: SegmentationPicture, classes: Sequence[
     panels = figure.subplots(1, 3)
     for axes, drawn, title in zip(
         panels,
-        (image, *(painted(image, labels, colours) for labels in maps)),
+        (image, *(paint(image, labels, colours) for labels in maps)),
         (shown.name, "truth", "prediction"),
         strict=True,
     ):
@@ -81,5 +81,5 @@ def save_segmentation(path: Path, shown: SegmentationPicture, classes: Sequence[
     patches = [Patch(color=tuple(colours[k]), label=short(classes[k])) for k in present]
     figure.legend(handles=patches, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=100, format="png")

@@ -62,10 +62,10 @@ def _put(path: Path, payload: Mapping[str, Any]) -> None:
     try:
         folder.mkdir(exist_ok=True)
         remove_leftovers(folder)
-        with disk.whole(path) as temporary, temporary.open("wb") as file:
+        with disk.atomic_write(path) as temporary, temporary.open("wb") as file:
             torch.save(dict(payload), file)
     except OSError as error:
-        why = error if error.filename is None else disk.named(error, path)
+        why = error if error.filename is None else disk.explain_failure(error, path)
         raise OSError(why.errno, f"checkpoint {why.strerror} (older ones are intact: continue with --resume)") from None
 
 

@@ -152,7 +152,7 @@ def assemble(model: nn.Module, *, dist: Dist, compile: bool = False, checkpoint_
     """Prepare a built and loaded model for training.
 
     The order matters: move to the device, SyncBN (for batch norms), activation checkpointing, module.compile(), DDP.
-    Parameter names do not change (see `bare`). Each rank keeps its own buffers: DDP does not broadcast them.
+    Parameter names do not change (see `unwrap_model`). Each rank keeps its own buffers: DDP does not broadcast them.
 
     Raises:
         ValueError: checkpoint_activations is set but the model has no `set_grad_checkpointing(bool)`.
@@ -205,7 +205,7 @@ def average_statistics(model: nn.Module, dist: Dist) -> None:
         distribute_bn(model, dist.world, reduce=True)
 
 
-def bare(model: nn.Module) -> nn.Module:
+def unwrap_model(model: nn.Module) -> nn.Module:
     """Return the module inside DDP; its parameter names are those of the checkpoints."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 

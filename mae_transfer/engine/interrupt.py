@@ -17,7 +17,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ECHO = 1.0  # seconds; a repeat within them counts as the same signal: batch systems and torchrun both send it, twice
 
 
-class Wish(NamedTuple):
+class Request(NamedTuple):
     """Actions after this step, agreed by all ranks."""
 
     stop: bool
@@ -66,16 +66,16 @@ class Interrupt:
         if self._sent is not None and error is None:
             self._sent[1].wait()
 
-    def poll(self) -> Wish:
+    def poll(self) -> Request:
         """Return what to do after this step. Every rank calls it once per step and gets the same result."""
-        local = Wish(self._stop, self._clock())
+        local = Request(self._stop, self._clock())
         if self._dist.world == 1:
             return local
-        agreed = Wish(False, False)
+        agreed = Request(False, False)
         if self._sent is not None:
             flags, work = self._sent
             work.wait()
-            agreed = Wish(*map(bool, flags.tolist()))
+            agreed = Request(*map(bool, flags.tolist()))
         flags = torch.tensor([local.stop, local.save], dtype=torch.uint8)
         self._sent = flags, td.all_reduce(flags, td.ReduceOp.MAX, group=self._dist.side, async_op=True)
         return agreed

@@ -205,13 +205,13 @@ class Logger:
         finite = {name: value if value is None or math.isfinite(value) else None for name, value in values.items()}
         assert self._file is not None
         assert self._board is not None
-        disk.extend(self._file, (json.dumps({"kind": kind, "step": step, **finite}) + "\n").encode(), self._path)
+        disk.append_bytes(self._file, (json.dumps({"kind": kind, "step": step, **finite}) + "\n").encode(), self._path)
         curves = {f"{kind}/{name}": value for name, value in finite.items() if value is not None}
         try:
             for name, value in curves.items():
                 self._board.add_scalar(name, value, step)
         except OSError as error:  # an earlier failure of its writer thread
-            raise disk.named(error, self._path.parent / "tensorboard") from error
+            raise disk.explain_failure(error, self._path.parent / "tensorboard") from error
         if self._wandb is not None:
             self._wandb.log(curves, step=step)
         self._show(kind, step, finite)

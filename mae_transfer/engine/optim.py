@@ -125,7 +125,7 @@ def peak_lr(cfg: OptimConfig, *, global_batch: int) -> float:
     return cfg.blr * global_batch / 256
 
 
-def spared(model: nn.Module, cfg: OptimConfig, *, default: Collection[str] | None) -> Collection[str] | None:
+def select_exempt(model: nn.Module, cfg: OptimConfig, *, default: Collection[str] | None) -> Collection[str] | None:
     """Return the full names of the parameters that `cfg.no_decay` selects, or the default if it is None.
 
     The result is the `no_decay` argument of `param_groups`.

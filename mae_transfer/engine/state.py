@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mae_transfer.bounds import Between, Count, FewOrNone, Positive, Seed, Whole
 from mae_transfer.config import Schema
 from mae_transfer.engine import checkpoint
-from mae_transfer.engine.dist import DeviceName, Dist, bare
+from mae_transfer.engine.dist import DeviceName, Dist, unwrap_model
 from mae_transfer.record import Record, Seconds
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -116,13 +116,13 @@ class TrainState:
     ) -> TrainState:
         """Return the state before step 0, from an assembled model and an optimizer over its parameters."""
         scaler = torch.amp.GradScaler(dist.device.type, enabled=cfg.precision == "float16")
-        ema = ModelEmaV3(bare(model), decay=cfg.ema_decay) if cfg.ema_decay is not None else None
+        ema = ModelEmaV3(unwrap_model(model), decay=cfg.ema_decay) if cfg.ema_decay is not None else None
         return cls(model, optimizer, scaler, ema, dist, digest, dict(extra or {}))
 
     @property
     def bare(self) -> nn.Module:
         """The unwrapped model; its parameter names are those of the checkpoints."""
-        return bare(self.model)
+        return unwrap_model(self.model)
 
     @property
     def wall_s(self) -> float:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from mae_transfer.data.coco_rules import examine
 from mae_transfer.data.reports import refused
-from mae_transfer.disk import whole
+from mae_transfer.disk import atomic_write
 
 Kind = Literal["bbox", "segm"]
 Backend = Literal["auto", "pycocotools", "faster-coco-eval"]
@@ -301,5 +301,5 @@ def _choose_backend(wanted: Backend) -> Backend:
 def _write(path: Path, entries: Sequence[Entry]) -> None:
     """Write the predictions under a temporary name, then rename the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         json.dump(list(entries), file)

@@ -17,7 +17,7 @@ from rich.progress import Progress
 
 from mae_transfer.data import DataConfig, EvalKeys, PrecomputedLabels, Source, evaluation_views
 from mae_transfer.data.sources import fingerprint
-from mae_transfer.disk import whole
+from mae_transfer.disk import atomic_write
 from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.state import RunConfig
 from mae_transfer.interfaces import Target
@@ -109,7 +109,7 @@ def _compute(
                     target.tokenizer(batch.views[0]).flatten(1).cpu().numpy()
                 )
                 bar.advance(task)
-            with whole(part.path) as temporary, temporary.open("wb") as file:
+            with atomic_write(part.path) as temporary, temporary.open("wb") as file:
                 np.save(file, codes)
 
 
@@ -126,7 +126,7 @@ def _join(path: Path, parts: Sequence[Part], target: Token) -> None:
         except (ValueError, OSError, EOFError) as error:
             raise ValueError(f"{part.path} is damaged ({error}): delete it, then it is computed again") from None
     shape = (sum(map(len, found)), target.grid[0] * target.grid[1])
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         joined = np.lib.format.open_memmap(temporary, mode="w+", dtype=_dtype(target), shape=shape)
         np.concatenate(found, out=joined)
         joined.flush()

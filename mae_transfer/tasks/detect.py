@@ -42,7 +42,7 @@ from mae_transfer.data.coco import encode_runs
 from mae_transfer.draw.detections import DetectionPicture, save_detections
 from mae_transfer.engine.dist import on_main
 from mae_transfer.engine.loop import Step
-from mae_transfer.engine.optim import Decay, Group, Layers, param_groups, spared
+from mae_transfer.engine.optim import Decay, Group, Layers, param_groups, select_exempt
 from mae_transfer.engine.state import Precision, autocast
 from mae_transfer.interfaces import Found
 from mae_transfer.metrics.coco import CocoMetric, Detections, Kind
@@ -232,7 +232,7 @@ class Detect(Transfer[DetectConfig]):
         detector: Any = model
         decay = cfg.optim.layer_decay
         layers = Layers(detector.layer_of, detector.encoder.depth, decay) if decay else None
-        no_decay = spared(detector, cfg.optim, default=None)
+        no_decay = select_exempt(detector, cfg.optim, default=None)
         return param_groups(
             detector, weight_decay=cfg.optim.weight_decay, layers=layers, no_decay=no_decay, decay=cfg.decay
         )

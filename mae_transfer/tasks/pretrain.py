@@ -31,11 +31,11 @@ from mae_transfer.data import (
     pick_evenly,
     training_views,
 )
-from mae_transfer.draw.reconstructions import panels, save_sheet
+from mae_transfer.draw.reconstructions import draw_panels, save_sheet
 from mae_transfer.engine import checkpoint
 from mae_transfer.engine.dist import read_mean
 from mae_transfer.engine.loop import Step
-from mae_transfer.engine.optim import Group, param_groups, spared
+from mae_transfer.engine.optim import Group, param_groups, select_exempt
 from mae_transfer.interfaces import Batch, Mask, Target
 from mae_transfer.models.mae import MAE, MAEConfig
 from mae_transfer.results import Result
@@ -203,7 +203,7 @@ class Pretrain(Task[PretrainConfig]):
     def groups(self, model: nn.Module) -> list[Group]:
         """Return the parameter groups. By default vectors and biases have no weight decay (MAE, table 8)."""
         optim = self.cfg.optim
-        return param_groups(model, weight_decay=optim.weight_decay, no_decay=spared(model, optim, default=()))
+        return param_groups(model, weight_decay=optim.weight_decay, no_decay=select_exempt(model, optim, default=()))
 
     def loss(self, model: nn.Module, batch: Batch, at: Step) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean loss over the hidden patches."""
@@ -244,7 +244,7 @@ class Pretrain(Task[PretrainConfig]):
             assert batch.mask is not None
             prediction = model(normalize(batch.image, self.cfg.statistics), batch.mask)
             decoded = self.target.decode(prediction, batch, batch.mask.ids_masked)
-            rows.append(panels(batch.image, decoded, batch.mask))
+            rows.append(draw_panels(batch.image, decoded, batch.mask))
         return torch.cat(rows) if rows else torch.zeros(0, 4, 3, 1, 1)
 
     def title(self) -> str:

@@ -20,7 +20,7 @@ from mae_transfer.bounds import BelowOne, NonNegative, Probability, Rate, Weight
 from mae_transfer.config import Part
 from mae_transfer.core.normalize import Statistics, normalize
 from mae_transfer.engine.loop import Step, StepFn
-from mae_transfer.engine.optim import Group, Layers, OptimConfig, param_groups, spared
+from mae_transfer.engine.optim import Group, Layers, OptimConfig, param_groups, select_exempt
 from mae_transfer.interfaces import Backbone, Batch
 from mae_transfer.models.heads import Classifier, Pool, ProbeRow, Tune, freeze
 
@@ -104,7 +104,7 @@ class _Tuned(ClassifyProtocol):
         assert isinstance(model, Classifier)
         layers = Layers(model.layer_of, model.encoder.depth, optim.layer_decay) if optim.layer_decay else None
         return param_groups(
-            model, weight_decay=optim.weight_decay, layers=layers, no_decay=spared(model, optim, default=None)
+            model, weight_decay=optim.weight_decay, layers=layers, no_decay=select_exempt(model, optim, default=None)
         )
 
     def step(self, feed: Feed) -> StepFn:
@@ -217,7 +217,7 @@ class LinearProbe(ClassifyProtocol):
             for group in param_groups(
                 model.probes[name],
                 weight_decay=optim.weight_decay,
-                no_decay=spared(model.probes[name], optim, default=None),
+                no_decay=select_exempt(model.probes[name], optim, default=None),
             )
         ]
 

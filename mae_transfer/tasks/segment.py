@@ -28,7 +28,7 @@ from mae_transfer.data.ade import MapSource
 from mae_transfer.data.checks import check_maps
 from mae_transfer.data.maps import MapBatch, MapCrops, MapDataConfig, MapViews, Scales, inside, open_map_set, open_maps
 from mae_transfer.draw.segmentations import SegmentationPicture, save_segmentation
-from mae_transfer.engine.dist import Dist, bare, on_main
+from mae_transfer.engine.dist import Dist, on_main, unwrap_model
 from mae_transfer.engine.loop import Step
 from mae_transfer.engine.optim import Group
 from mae_transfer.engine.state import LoopConfig, autocast
@@ -243,7 +243,7 @@ class Segment(Transfer[SegmentConfig]):
         """Return the figures of a set over all ranks, per class too; ValueError if no pixel of it has a class."""
         metric, policy = IouMetric(source.classes, device=self.dist.device), self.cfg.data.unreadable()
         for batch in self.views(source, policy):
-            metric.update(predict(self.cfg, bare(model), batch, self.backbone.statistics), batch.labels)
+            metric.update(predict(self.cfg, unwrap_model(model), batch, self.backbone.statistics), batch.labels)
         figures = metric.compute(per_class=True)
         if math.isnan(figures["mIoU"]):
             raise ValueError(
@@ -267,7 +267,7 @@ class Segment(Transfer[SegmentConfig]):
         with torch.no_grad():
             views = self.views(self.val_set, self.cfg.data.unreadable(), alone=True)
             for number, batch in zip(range(count), views, strict=False):
-                predicted = predict(self.cfg, bare(model), batch, statistics)
+                predicted = predict(self.cfg, unwrap_model(model), batch, statistics)
                 image, truth, found = (part[0].cpu() for part in (batch.original, batch.labels, predicted))
                 shown = SegmentationPicture(image, truth, found, Path(self.val_set.where(int(batch.index[0]))).name)
                 save_segmentation(folder.segmentations / f"{number:04d}.png", shown, self.val_set.classes)
@@ -307,7 +307,7 @@ def segmenter_loss(
     model: nn.Module, batch: MapBatch, at: Step, *, statistics: Statistics
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the sum of the heads' weighted losses; at log steps also the decode head's accuracy."""
-    segmenter = bare(model)
+    segmenter = unwrap_model(model)
     assert isinstance(segmenter, Segmenter)
     # the margin of a small image is zero after normalisation, as in mmseg
     height, width = batch.image.shape[-2:]

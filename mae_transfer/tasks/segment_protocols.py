@@ -12,7 +12,7 @@ from mae_transfer.adapters.mmseg import Segmenter, encoder_decoder, fcn_head, li
 from mae_transfer.adapters.normed_taps import NormedTaps
 from mae_transfer.bounds import BelowOne, Factor, FewOrNone, Weight, Width
 from mae_transfer.config import Part
-from mae_transfer.engine.optim import Group, Layers, OptimConfig, param_groups, spared
+from mae_transfer.engine.optim import Group, Layers, OptimConfig, param_groups, select_exempt
 from mae_transfer.interfaces import Backbone
 
 
@@ -102,7 +102,7 @@ class UperNet(SegmentProtocol):
 
     def groups(self, model: Segmenter, optim: OptimConfig) -> list[Group]:
         layers = Layers(model.layer_of, model.encoder.depth, optim.layer_decay) if optim.layer_decay else None
-        no_decay = spared(model, optim, default=() if self.decays == "published" else None)
+        no_decay = select_exempt(model, optim, default=() if self.decays == "published" else None)
         return param_groups(model, weight_decay=optim.weight_decay, layers=layers, no_decay=no_decay)
 
 
@@ -128,7 +128,7 @@ class SegmentProbe(SegmentProtocol):
     def groups(self, model: Segmenter, optim: OptimConfig) -> list[Group]:
         if optim.layer_decay:
             raise ValueError(f"optim.layer_decay = {optim.layer_decay}, but the encoder is frozen: leave it out")
-        return param_groups(model, weight_decay=optim.weight_decay, no_decay=spared(model, optim, default=None))
+        return param_groups(model, weight_decay=optim.weight_decay, no_decay=select_exempt(model, optim, default=None))
 
 
 AnySegmentProtocol = Annotated[UperNet | SegmentProbe, Field(discriminator="name")]

@@ -23,7 +23,7 @@ from mae_transfer.data import Crops, DataConfig, Source, evaluation_views, open_
 from mae_transfer.draw.reconstructions import save_sheet
 from mae_transfer.engine.dist import read_mean
 from mae_transfer.engine.loop import Step
-from mae_transfer.engine.optim import Group, param_groups, spared
+from mae_transfer.engine.optim import Group, param_groups, select_exempt
 from mae_transfer.engine.schedule import in_steps
 from mae_transfer.engine.state import LoopConfig
 from mae_transfer.interfaces import Batch
@@ -161,7 +161,7 @@ class Tokenizer(Task[TokenizerConfig]):
     def groups(self, model: nn.Module) -> list[Group]:
         """Return the parameter groups. By default vectors and biases have no weight decay."""
         optim = self.cfg.optim
-        return param_groups(model, weight_decay=optim.weight_decay, no_decay=spared(model, optim, default=()))
+        return param_groups(model, weight_decay=optim.weight_decay, no_decay=select_exempt(model, optim, default=()))
 
     def prepare(self, loop: LoopConfig) -> None:
         """Note the length of the run; ValueError if temperature or KL weight move for longer than it lasts."""

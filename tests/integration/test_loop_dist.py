@@ -21,12 +21,12 @@ from mae_transfer.engine.dist import (
     Dist,
     SyncBatchNorm,
     assemble,
-    bare,
     peak_memory_gib,
     pick_device,
     read_mean,
     session,
     synchronized,
+    unwrap_model,
 )
 
 SCRIPT = Path(__file__).with_name("toy.py")
@@ -129,7 +129,7 @@ def test_assembling_keeps_the_names_and_switches_what_is_asked_for() -> None:
     model = Model(nn.Linear(2, 2), nn.BatchNorm1d(2))
     names = list(model.state_dict())
     ready = assemble(model, dist=CPU, compile=True, checkpoint_activations=True)
-    assert bare(ready) is model
+    assert unwrap_model(ready) is model
     assert model.checkpointing
     assert list(ready.state_dict()) == names
     with pytest.raises(ValueError, match=r"Linear has no set_grad_checkpointing"):

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mae_transfer.engine.dist import Dist, assemble, bare, session
+from mae_transfer.engine.dist import Dist, assemble, session, unwrap_model
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.loop import Step, StepFn, train
 from mae_transfer.engine.optim import AdamW, param_groups
@@ -89,7 +89,7 @@ def new_state(
     cfg: LoopConfig, dist: Dist, *, sgd: bool = False, model: nn.Module | None = None, digest: str = "d"
 ) -> TrainState:
     model = assemble(Toy() if model is None else model, dist=dist, compile=cfg.run.compile)
-    groups = param_groups(bare(model), weight_decay=0.05)
+    groups = param_groups(unwrap_model(model), weight_decay=0.05)
     optimizer = torch.optim.SGD(groups, lr=0.1) if sgd else AdamW().build(groups, lr=0.01)
     return TrainState.create(model, optimizer, cfg, dist=dist, digest=digest, extra={"note": "kept"})
 

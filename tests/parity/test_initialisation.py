@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mae_transfer.config import load
 from mae_transfer.core.normalize import IMAGENET
 from mae_transfer.data import training_views
-from mae_transfer.engine.optim import param_groups, peak_lr, spared
+from mae_transfer.engine.optim import param_groups, peak_lr, select_exempt
 from mae_transfer.engine.schedule import lr_at
 from mae_transfer.interfaces import ViewSpec
 from mae_transfer.models.initialize import rescale_by_depth
@@ -174,7 +174,7 @@ def test_the_configs_begin_and_decay_as_their_sources(name: str, init: str, spar
     assert cfg.model.encoder.init == init
     small = cfg.model.encoder.model_dump() | {"size": None, "dim": 32, "depth": 2, "heads": 2}
     model = MAE(cfg.model.model_copy(update={"encoder": ViTConfig.model_validate(small)}), 8)
-    no_decay = spared(model, cfg.optim, default=())
+    no_decay = select_exempt(model, cfg.optim, default=())
     kept = {
         id(p)
         for group in param_groups(model, weight_decay=0.05, no_decay=no_decay)
@@ -215,12 +215,12 @@ def test_what_is_spared_is_there() -> None:
         PretrainConfig,
         overrides=["optim.no_decay=('rel_pos_bias','mask_token')"],
     )
-    assert spared(mae("beit", relative_positions="shared"), cfg.optim, default=()) == {
+    assert select_exempt(mae("beit", relative_positions="shared"), cfg.optim, default=()) == {
         "encoder.rel_pos_bias.0.table",
         "mask_token",
     }
     with pytest.raises(ValueError, match=r"optim\.no_decay names rel_pos_bias, which MAE does not have"):
-        spared(mae("beit"), cfg.optim, default=())
+        select_exempt(mae("beit"), cfg.optim, default=())
 
 
 def test_detectors_from_scratch_begin_as_in_mimdet() -> None:

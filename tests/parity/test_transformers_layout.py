@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from mae_transfer import checkpoints
-from mae_transfer.checkpoints.export import FORMATS, detectron2_names, timm_names
+from mae_transfer.checkpoints.export import FORMATS, to_timm, to_vitdet
 from mae_transfer.models import vit
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 48, "patch_size": 16}
@@ -199,17 +199,17 @@ def test_detectron2_gets_vitdet_s_names_and_they_come_back(tmp_path: Path) -> No
 @pytest.mark.parametrize("options", [{"layer_scale": 0.1}, {"relative_positions": "shared"}, {"positions": "none"}])
 def test_what_detectron2_would_drop_in_silence_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="cannot hold this encoder"):
-        detectron2_names(encoder(**options))
+        to_vitdet(encoder(**options))
 
 
 def test_a_timm_model_goes_out_in_timm_s_names_only(tmp_path: Path) -> None:
     backbone = checkpoints.load_backbone("random:convnext_atto")
-    assert timm_names(backbone).keys() == timm.create_model("convnext_atto", num_classes=0).state_dict().keys()
+    assert to_timm(backbone).keys() == timm.create_model("convnext_atto", num_classes=0).state_dict().keys()
     for name in ("ours", "hf", "detectron2"):
         with pytest.raises(ValueError, match="use --format timm"):
             FORMATS[name](tmp_path / "x", backbone, {})
     with pytest.raises(ValueError, match="timm has no model"):
-        timm_names(encoder(relative_positions="shared"))
+        to_timm(encoder(relative_positions="shared"))
     with pytest.raises(ValueError, match="transformers has no model"):
         FORMATS["hf"](tmp_path / "x", encoder(class_token=False), {})
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from mae_transfer.adapters import AdaptedBackbone, SimpleFPN, TapFPN
 from mae_transfer.adapters.detectron2 import to_detectron2
-from mae_transfer.checkpoints.export import detectron2_names
+from mae_transfer.checkpoints.export import to_vitdet
 from mae_transfer.models.vit import ViT, ViTConfig
 
 pytestmark = [pytest.mark.detectron2, pytest.mark.filterwarnings("ignore")]  # detectron2's own imports warn
@@ -44,7 +44,7 @@ def test_the_encoder_equals_detectron2_s(image: tuple[int, int], relative: bool,
     ours = encoder(PRETRAINED, relative=relative)
     randomize(ours)
     theirs.load_state_dict(
-        {name.removeprefix("backbone.net."): tensor for name, tensor in detectron2_names(ours).items()}
+        {name.removeprefix("backbone.net."): tensor for name, tensor in to_vitdet(ours).items()}
     )  # strict
     images = torch.randn(2, 3, *image)
     torch.testing.assert_close(ours(images).maps[0], theirs(images)["last_feat"], rtol=1e-5, atol=1e-5)

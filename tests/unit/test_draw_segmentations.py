@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mae_transfer.draw.segmentations import MOST_NAMES, SegmentationPicture, painted, palette, save_segmentation, short
+from mae_transfer.draw.segmentations import MOST_NAMES, SegmentationPicture, paint, palette, save_segmentation, short
 from mae_transfer.interfaces import IGNORED
 
 
@@ -24,7 +24,7 @@ def test_no_two_classes_share_a_colour(classes: int) -> None:
 
 def test_ignored_pixels_are_black_and_others_show_the_image_through_their_colour() -> None:
     image, labels = np.full((1, 3, 3), 255), np.array([[0, 1, IGNORED]])
-    found = painted(image, labels, np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]))
+    found = paint(image, labels, np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]))
     np.testing.assert_allclose(found, [[[1.0, 0.4, 0.4], [0.4, 0.4, 0.4], [0.0, 0.0, 0.0]]])
 
 

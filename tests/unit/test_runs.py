@@ -18,7 +18,7 @@ from mae_transfer.core.runs import dense, extents, filled, from_counts, from_mas
 from mae_transfer.data import ShapesObjects
 from mae_transfer.data.coco import decode_outlines, encode_runs
 from mae_transfer.data.objects import LargeScaleJitter, Scene, SceneTransform, ShortestEdge, mirrored
-from mae_transfer.draw.detections import DetectionPicture, drawn, save_detections
+from mae_transfer.draw.detections import DetectionPicture, choose_detections, save_detections
 from mae_transfer.interfaces import Objects
 from mae_transfer.metrics.coco import Detections
 from mae_transfer.seeding import seeded
@@ -217,4 +217,4 @@ def test_a_thousand_objects_of_a_large_image_are_trained_on_and_evaluated_within
     ([], [], "found: 0 with a score of at least 0.3"),
 ])  # fmt: skip
 def test_the_best_detection_is_drawn_if_none_is_sure(scores: list[float], kept: list[int], title: str) -> None:
-    assert drawn(torch.tensor(scores)) == (kept, title)
+    assert choose_detections(torch.tensor(scores)) == (kept, title)
