@@ -1,12 +1,24 @@
 """Images of any number of channels: a folder of .npy arrays (C, H, W) uint8, unlabelled."""
 
-from pathlib import Path
+from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
 import torch
 
 from mae_transfer.data.decode import UnreadableImage
+from mae_transfer.data.places import FolderSetConfig
 from mae_transfer.data.sources import UNLABELLED, Sample
+
+
+class ArraysConfig(FolderSetConfig):
+    """A folder of .npy files."""
+
+    name: Literal["arrays"] = "arrays"
+
+    def open(self) -> Arrays:
+        return Arrays(self)
 
 
 class Arrays:
@@ -14,10 +26,10 @@ class Arrays:
 
     classes: tuple[str, ...] = ()
 
-    def __init__(self, *, root: str) -> None:
-        self.files = [str(path) for path in sorted(Path(root).glob("*.npy"))]
+    def __init__(self, cfg: ArraysConfig) -> None:
+        self.files = [str(path) for path in sorted(cfg.home.glob("*.npy"))]
         if not self.files:
-            raise ValueError(f"{root!r} holds no .npy file; set data.root to the folder that holds the arrays")
+            raise ValueError(f"{cfg.root!r} holds no .npy file; set data.root to the folder that holds the arrays")
 
     def __len__(self) -> int:
         return len(self.files)

@@ -23,7 +23,7 @@ from torch import Tensor
 from torchvision import transforms as classic
 
 from mae_transfer.data.decode import decode
-from mae_transfer.data.folders import Folder
+from mae_transfer.data.folders import FolderConfig
 from mae_transfer.data.loader import Crops, Key
 from mae_transfer.data.sources import UNLABELLED, Sample
 from mae_transfer.data.transforms import RandomCrop
@@ -54,7 +54,7 @@ def run(
         ratio to the classic pipeline (median over rounds) and pixel_difference (mean absolute difference from the
         classic crops in grey levels; None if not measured).
     """
-    source = Folder(root=str(folder), labelled=False)
+    source = FolderConfig(root=str(folder), labelled=False).open()
     files = [Path(source.where(index)).read_bytes() for index in range(min(images, len(source)))]
     contestants: dict[str, Pipeline] = {
         "classic: PIL, v1 transforms, float": _Classic(size),
@@ -108,7 +108,7 @@ class _Ours:
     """The loader's worker code, including seeding; repeats > 1: the same number of crops from fewer files."""
 
     def __init__(self, size: int, repeats: int = 1) -> None:
-        self.augmentation, self.repeats = RandomCrop([ViewSpec(size, "bicubic")]), repeats
+        self.augmentation, self.repeats = RandomCrop().build([ViewSpec(size, "bicubic")]), repeats
 
     def __call__(self, files: Files, turn: int) -> Tensor:
         crops = Crops(source=_Bytes(files), augmentation=self.augmentation, seed=0)

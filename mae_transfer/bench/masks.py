@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mae_transfer.data import Coco, Key, Scenes
-from mae_transfer.data.objects import SCENE_TRANSFORMS
+from mae_transfer.config import members
+from mae_transfer.data import Coco, CocoConfig, Key, Scenes
+from mae_transfer.data.objects import AnySceneTransform
 from mae_transfer.interfaces import Found
 from mae_transfer.metrics.coco import CocoMetric
 from mae_transfer.tasks.detect import in_stored
@@ -39,8 +40,8 @@ def run(args: argparse.Namespace) -> list[Json]:
     with tempfile.TemporaryDirectory() as folder:
         source = _written(Path(folder), polygons, size)
         records = []
-        for name, make in SCENE_TRANSFORMS.items():
-            samples = Scenes(source=source, seed=0, transform=make(), square=None, divisor=32, training=True)
+        for name, transform in members(AnySceneTransform).items():
+            samples = Scenes(source=source, seed=0, transform=transform(), square=None, divisor=32, training=True)
             records.append(_timed(f"training sample, {name}", partial(_sample, samples), args))
         found, metric = _found(polygons), CocoMetric(source.ground_truth())
         return [
@@ -90,7 +91,7 @@ def _written(root: Path, polygons: list[np.ndarray], size: tuple[int, int]) -> C
     image = {"id": 1, "file_name": "1.jpg", "height": size[0], "width": size[1]}
     content = {"images": [image], "categories": [{"id": 1, "name": "star"}], "annotations": objects}
     (root / "annotations" / "instances_train2017.json").write_text(json.dumps(content), encoding="utf-8")
-    return Coco(root=str(root))
+    return CocoConfig(root=str(root)).open()
 
 
 def _found(polygons: list[np.ndarray]) -> Found:

@@ -1,22 +1,21 @@
 """Data sets, augmentations and the resumable loader.
 
-To add a data set or an augmentation, write one file and add one line to DATASETS or AUGMENTATIONS.
+To add a data set or an augmentation, write one file and add its config to AnyImages or AnyAugmentation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, Self
+from collections.abc import Sequence
+from typing import Annotated, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from mae_transfer.bounds import BelowOne, Few, Portion, Sides
-from mae_transfer.config import Spec, build, check
-from mae_transfer.data.ade import Ade, Mapped, MapSource
-from mae_transfer.data.coco import Annotated, Coco, ObjectSource
+from mae_transfer.data.ade import Ade, AdeConfig, Mapped, MapSource
+from mae_transfer.data.coco import AnnotatedImage, Coco, CocoConfig, ObjectSource
 from mae_transfer.data.decode import UnreadableImage
-from mae_transfer.data.dense_shapes import ShapesMaps, ShapesObjects
-from mae_transfer.data.folders import Folder, Photos
+from mae_transfer.data.dense_shapes import ShapesMaps, ShapesMapsConfig, ShapesObjects, ShapesObjectsConfig
+from mae_transfer.data.folders import Folder, FolderConfig, Photos, PhotosConfig
 from mae_transfer.data.loader import (
     Crops,
     Delivery,
@@ -30,7 +29,7 @@ from mae_transfer.data.loader import (
     batches,
 )
 from mae_transfer.data.maps import (
-    MAP_SETS,
+    AnyMaps,
     MapBatch,
     MapCrops,
     MapDataConfig,
@@ -40,8 +39,8 @@ from mae_transfer.data.maps import (
     open_maps,
 )
 from mae_transfer.data.objects import (
-    OBJECT_SETS,
-    SCENE_TRANSFORMS,
+    AnyObjects,
+    AnySceneTransform,
     ObjectDataConfig,
     SceneBatch,
     Scenes,
@@ -49,11 +48,13 @@ from mae_transfer.data.objects import (
     open_one,
     scenes,
 )
-from mae_transfer.data.places import Places, opened, rooted, same_classes
-from mae_transfer.data.shapes import Shapes
+from mae_transfer.data.places import FolderSetConfig, Places, SetConfig, check_filled, same_classes
+from mae_transfer.data.shapes import Shapes, ShapesConfig
 from mae_transfer.data.sources import PrecomputedLabels, Sample, Source, Split, Subset, check_labels, pick_evenly, split
 from mae_transfer.data.transforms import (
     SHORTER_SIDE,
+    AnyAugmentation,
+    Augment,
     Augmentation,
     ByolCrop,
     CentreCrop,
@@ -65,20 +66,28 @@ from mae_transfer.data.transforms import (
 from mae_transfer.interfaces import ViewSpec
 
 __all__ = [
-    "AUGMENTATIONS",
-    "DATASETS",
-    "MAP_SETS",
-    "OBJECT_SETS",
-    "SCENE_TRANSFORMS",
     "Ade",
-    "Annotated",
+    "AdeConfig",
+    "AnnotatedImage",
+    "AnyAugmentation",
+    "AnyImages",
+    "AnyMaps",
+    "AnyObjects",
+    "AnySceneTransform",
+    "Augment",
     "Augmentation",
+    "ByolCrop",
+    "CentreCrop",
     "Coco",
+    "CocoConfig",
     "Crops",
     "DataConfig",
     "Delivery",
     "EvalKeys",
+    "FixedCrop",
     "Folder",
+    "FolderConfig",
+    "FolderSetConfig",
     "Key",
     "LabelledDataConfig",
     "MapBatch",
@@ -92,15 +101,22 @@ __all__ = [
     "ObjectSource",
     "Order",
     "Photos",
+    "PhotosConfig",
     "PrecomputedLabels",
+    "RandAugmentCrop",
+    "RandomCrop",
     "Sample",
     "Samples",
     "Scales",
     "SceneBatch",
     "Scenes",
+    "SetConfig",
     "Shapes",
+    "ShapesConfig",
     "ShapesMaps",
+    "ShapesMapsConfig",
     "ShapesObjects",
+    "ShapesObjectsConfig",
     "Source",
     "Split",
     "Subset",
@@ -123,38 +139,27 @@ __all__ = [
     "training_views",
 ]
 
-DATASETS: Mapping[str, Callable[..., Source]] = {"folder": Folder, "photos": Photos, "shapes": Shapes}
-AUGMENTATIONS: Mapping[str, Callable[..., Augmentation]] = {
-    "none": CentreCrop,
-    "fixed_crop": FixedCrop,
-    "random_crop": RandomCrop,
-    "byol_crop": ByolCrop,
-    "rand_augment": RandAugmentCrop,
-}
+AnyImages = Annotated[FolderConfig | PhotosConfig | ShapesConfig, Field(discriminator="name")]
 
 
 class DataConfig(Places):
     """Which images to use, and how to crop them."""
 
-    choices: ClassVar = {"train": DATASETS, "val": DATASETS, "augmentation": AUGMENTATIONS}
-
-    train: Spec = Spec.model_validate({"name": "folder", "split": "train"})
-    """An entry of DATASETS with its options."""
-    val: Spec | None = None
+    train: AnyImages = FolderConfig(split="train")
+    """The training set."""
+    val: AnyImages | None = None
     """The same for validation. None: no validation set."""
     size: Sides = 224
     """Input size of the encoder: pixels per side, or (height, width). Training resizes random crops of any aspect
     ratio to it, as torchvision does. Evaluation keeps the aspect ratio: it resizes the image until it covers this size,
     then crops the centre, as timm does."""
-    augmentation: Spec = Spec(name="random_crop")
-    """An entry of AUGMENTATIONS with its options."""
+    augmentation: AnyAugmentation = RandomCrop()
+    """How training images are cropped and changed."""
     crops_per_image: Few = 1
     """Crops per decoded image. They are neighbours in one batch, and an epoch grows by this factor."""
 
     @model_validator(mode="after")
-    def _entries_exist(self) -> Self:
-        for spec in filter(None, (self.train, self.val)):
-            check(DATASETS, rooted(DATASETS, spec, self.root or "unset"))
+    def _usable(self) -> Self:
         training_views(self)  # reports incompatible options when the config is loaded
         return self
 
@@ -191,9 +196,9 @@ def open_labelled(cfg: LabelledDataConfig) -> tuple[Split, Source]:
     )
 
 
-def open_source(spec: Spec, root: str | None) -> Source:
-    """Return the data set of a spec. `root` (data.root) is the default for a data set that takes a root."""
-    return opened(DATASETS, spec, root)
+def open_source(part: AnyImages, root: str | None) -> Source:
+    """Return a data set. `root` (data.root) is the default for one that takes a root. ValueError if it is empty."""
+    return check_filled(part.completed({"root": root}).open(), part)
 
 
 def open_sources(cfg: DataConfig) -> tuple[Source, Source | None]:
@@ -201,13 +206,11 @@ def open_sources(cfg: DataConfig) -> tuple[Source, Source | None]:
     return open_source(cfg.train, cfg.root), open_source(cfg.val, cfg.root) if cfg.val else None
 
 
-def training_views(cfg: DataConfig, extra: Sequence[ViewSpec] = ()) -> Augmentation:
+def training_views(cfg: DataConfig, extra: Sequence[ViewSpec] = ()) -> Augment:
     """Return the training augmentation: the encoder's view, then the `extra` views that a target needs."""
-    return build(AUGMENTATIONS, cfg.augmentation, (ViewSpec(cfg.size, "bicubic"), *extra))
+    return cfg.augmentation.build((ViewSpec(cfg.size, "bicubic"), *extra))
 
 
-def evaluation_views(
-    cfg: DataConfig, extra: Sequence[ViewSpec] = (), *, shorter_side: float = SHORTER_SIDE
-) -> Augmentation:
+def evaluation_views(cfg: DataConfig, extra: Sequence[ViewSpec] = (), *, shorter_side: float = SHORTER_SIDE) -> Augment:
     """Return the evaluation views: resize to just cover `shorter_side` times the size, then crop the centre."""
-    return CentreCrop((ViewSpec(cfg.size, "bicubic"), *extra), shorter_side=shorter_side)
+    return CentreCrop(shorter_side=shorter_side).build((ViewSpec(cfg.size, "bicubic"), *extra))

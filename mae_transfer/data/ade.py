@@ -10,7 +10,7 @@ import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from mae_transfer.bounds import Count, Probability, Whole
 from mae_transfer.data.decode import UnreadableImage, decode_file, load, open_image, orientation, read_file, upright
 from mae_transfer.data.folders import IgnoredFiles, image_suffixes, list_images
+from mae_transfer.data.places import FolderSetConfig
 from mae_transfer.data.reports import Defect, Defects, report_on_main
 from mae_transfer.data.sources import select_part
 from mae_transfer.interfaces import IGNORED
@@ -57,60 +58,60 @@ class MapSource(Protocol):
         ...
 
 
+class AdeConfig(FolderSetConfig):
+    """Images with class maps: images/SPLIT/*.jpg beside annotations/SPLIT/*.png."""
+
+    name: Literal["ade"] = "ade"
+    split: str = "training"
+    """Subfolder of images/ and annotations/: "training" or "validation"."""
+    classes: Sequence[str] | None = None
+    """Class names in the order of the maps' values. None: read them from classes.txt or objectInfo150.txt (ADE20K's own
+    list of 150) in `root`."""
+    reduce_zero_label: bool = True
+    """True: 0 is void (ignored) and 1 is the first class, as in ADE20K and in CamVid as this project lays it out.
+    False: 0 is the first class."""
+    values: Sequence[Whole] | None = None
+    """Stored value of each class, if they are not consecutive: (0, 255) for masks. They replace reduce_zero_label."""
+    image_suffix: str | None = None
+    """Ending of image names ("_leftImg8bit.png"). The part before it pairs images and maps. None: every suffix that the
+    decoder reads."""
+    map_suffix: str | None = None
+    """The same for maps ("_mask.png"). None: .png, .tif, .tiff, .bmp or .gif."""
+    allow_absent: bool = False
+    """Accept classes without a pixel in any map of this set and leave them out of the means."""
+    first: Count | None = None
+    """Use only this many images, in the order of their names."""
+    part: tuple[Probability, Probability] = (0.0, 1.0)
+    """Use only the images between two fractions of a fixed random order, for instance (0.0, 0.9) for training and
+    (0.9, 1.0) for the hold-out."""
+
+    def open(self) -> Ade:
+        return Ade(self)
+
+
 class Ade:
-    """Images with class maps, sorted by name, in folders of any depth.
+    """Images with class maps, sorted by name, in folders of any depth."""
 
-    Args:
-        root: folder of the data set, with images/ and annotations/.
-        split: subfolder of both: "training" or "validation".
-        classes: class names in the order of the maps' values. None: read them from classes.txt or objectInfo150.txt
-            (ADE20K's own list of 150) in `root`.
-        reduce_zero_label: True: 0 is void (ignored) and 1 is the first class, as in ADE20K and in CamVid as this
-            project lays it out. False: 0 is the first class.
-        values: stored value of each class, if they are not consecutive: (0, 255) for masks. reduce_zero_label is then
-            ignored.
-        image_suffix: ending of image names ("_leftImg8bit.png"); the part before it pairs images and maps. None: every
-            suffix that the decoder reads.
-        map_suffix: the same for maps ("_mask.png"). None: .png, .tif, .tiff, .bmp or .gif.
-        allow_absent: accept classes without a pixel in any map of this set and leave them out of the means.
-        first: use only this many images, in the order of their names.
-        part: use only the images between two fractions of a fixed random order, for instance (0.0, 0.9) for training
-            and (0.9, 1.0) for the hold-out.
+    def __init__(self, cfg: AdeConfig) -> None:
+        """List the files.
 
-    Raises:
-        ValueError: names a missing or empty folder, images without a map, files that differ only in their suffix, or
-            the error in the list of classes. Broken files are found by data/checks.py before a run starts, and
-            reported by `read`.
-    """
+        Broken ones are found by data/checks.py before a run starts, and reported by `read`.
 
-    def __init__(
-        self,
-        *,
-        root: str,
-        split: str = "training",
-        classes: Sequence[str] | None = None,
-        reduce_zero_label: bool = True,
-        values: Sequence[Whole] | None = None,
-        image_suffix: str | None = None,
-        map_suffix: str | None = None,
-        allow_absent: bool = False,
-        first: Count | None = None,
-        part: tuple[Probability, Probability] = (0.0, 1.0),
-    ) -> None:
-        self.classes = class_names(Path(root).expanduser(), classes)
-        self.coding = coding_of(
-            len(self.classes), reduce_zero_label=reduce_zero_label, values=None if values is None else tuple(values)
-        )
-        self.allow_absent = allow_absent
-        self.images, self.maps = folders(root, split)
-        pairs, found = pairs_in(self.images, self.maps, image_suffix=image_suffix, map_suffix=map_suffix)
+        Raises:
+            ValueError: names a missing or empty folder, images without a map, files that differ only in their suffix,
+                or the error in the list of classes.
+        """
+        self.classes = class_names(cfg.home, cfg.classes)
+        values = None if cfg.values is None else tuple(cfg.values)
+        self.coding = coding_of(len(self.classes), reduce_zero_label=cfg.reduce_zero_label, values=values)
+        self.allow_absent = cfg.allow_absent
+        self.images, self.maps = folders(cfg.home, cfg.split)
+        pairs, found = pairs_in(self.images, self.maps, image_suffix=cfg.image_suffix, map_suffix=cfg.map_suffix)
         if defects := [str(defect) for defect in found if not defect.policy]:
             raise ValueError(
                 f"{self.images}, {self.maps}: {'; '.join(defects)} (tools/prepare_data.py check lists every defect)"
             )
-        if first is not None and first < 1:
-            raise ValueError(f"first={first}: set it to at least 1 image, or to None for all images")
-        chosen = [pairs[index] for index in select_part(len(pairs), part)[:first]]
+        chosen = [pairs[index] for index in select_part(len(pairs), cfg.part)[: cfg.first]]
         # (n, 2) names of image and map, in one block of memory: workers would copy a list of strings
         self._names = np.array(chosen, dtype=np.bytes_).reshape(-1, 2)
 
@@ -175,7 +176,7 @@ def _read_lines(path: Path) -> list[str]:
     return text.splitlines()
 
 
-def folders(root: str, split: str) -> tuple[Path, Path]:
+def folders(root: str | Path, split: str) -> tuple[Path, Path]:
     """Return the folders of images and maps of a split. ValueError if one is missing."""
     home = Path(root).expanduser()
     found = home / "images" / split, home / "annotations" / split

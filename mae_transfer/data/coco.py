@@ -14,7 +14,7 @@ import json
 import pickle
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -24,12 +24,13 @@ from mae_transfer.bounds import Count, Probability
 from mae_transfer.core.runs import Size, from_counts, to_counts
 from mae_transfer.data.coco_rules import Examined, Json, examine
 from mae_transfer.data.decode import UnreadableImage, decode_file
+from mae_transfer.data.places import FolderSetConfig
 from mae_transfer.data.reports import refused, report_on_main
 from mae_transfer.data.sources import select_part
 from mae_transfer.interfaces import Objects
 
 
-class Annotated(NamedTuple):
+class AnnotatedImage(NamedTuple):
     """One stored image, before any augmentation."""
 
     image: Tensor  # (3, H, W) uint8 RGB
@@ -51,7 +52,7 @@ class ObjectSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, index: int) -> Annotated:
+    def read(self, index: int) -> AnnotatedImage:
         """Return image `index` with its objects. UnreadableImage names a file that cannot be used."""
         ...
 
@@ -72,47 +73,44 @@ class ObjectSource(Protocol):
         ...
 
 
+class CocoConfig(FolderSetConfig):
+    """A set of images with objects."""
+
+    name: Literal["coco"] = "coco"
+    split: str = "train2017"
+    """Name of the image folder root/split and of the json root/annotations/instances_split.json, as in COCO 2017."""
+    annotations: str | None = None
+    """Path of another json, relative to root."""
+    images: str | None = None
+    """Another folder of images, relative to root. File names in the json may contain subfolders."""
+    masks: bool = True
+    """True: decode the masks; objects without a valid outline are left out, counted and reported. False: use boxes."""
+    skip_empty: bool = False
+    """Leave out images without objects other than crowd regions, as detectron2 does in training."""
+    first: Count | None = None
+    """Use only this many images, in the order of their ids."""
+    part: tuple[Probability, Probability] = (0.0, 1.0)
+    """Use only the images between two fractions of a fixed random order, for instance (0.0, 0.9) for training and
+    (0.9, 1.0) for the hold-out."""
+
+    def open(self) -> Coco:
+        return Coco(self)
+
+
 class Coco:
-    """A set of images with objects, in the order of their ids.
+    """A set of images with objects, in the order of their ids."""
 
-    Args:
-        root: folder of the data set.
-        split: name of the image folder root/split and of the json root/annotations/instances_split.json, as in COCO
-            2017.
-        annotations: path of another json, relative to root.
-        images: another folder of images, relative to root. File names in the json may contain subfolders.
-        masks: True: decode the masks; objects without a valid outline are left out, counted and reported. False: use
-            boxes only.
-        skip_empty: leave out images without objects other than crowd regions, as detectron2 does in training.
-        first: use only this many images, in the order of their ids.
-        part: use only the images between two fractions of a fixed random order, for instance (0.0, 0.9) for training
-            and (0.9, 1.0) for the hold-out.
-
-    Raises:
-        ValueError: names the missing or broken file, or the contradiction in it.
-    """
-
-    def __init__(
-        self,
-        *,
-        root: str,
-        split: str = "train2017",
-        annotations: str | None = None,
-        images: str | None = None,
-        masks: bool = True,
-        skip_empty: bool = False,
-        first: Count | None = None,
-        part: tuple[Probability, Probability] = (0.0, 1.0),
-    ) -> None:
-        self.json, self.folder = locate(root, split, annotations, images)
-        found = examine(load_json(self.json), masks=masks)
+    def __init__(self, cfg: CocoConfig) -> None:
+        """Read the json. ValueError names the missing or broken file, or the contradiction in it."""
+        self.json, self.folder = locate(cfg.home, cfg.split, cfg.annotations, cfg.images)
+        found = examine(load_json(self.json), masks=cfg.masks)
         refused(found.defects, where=self.json)
         for defect in found.defects:
             report_on_main(f"{self.json}: {defect}")
         categories = sorted(found.categories, key=lambda category: category["id"])
         self.classes = tuple(category["name"] for category in categories)
         self.category_ids = np.array([category["id"] for category in categories], dtype=np.int64)
-        self._fill(found, masks=masks, skip_empty=skip_empty, first=first, part=part)
+        self._fill(found, cfg)
         if not len(self) or self._crowd.all():
             raise ValueError(
                 f"{self.json}: none of its {len(self)} selected images has an object other than crowd regions; check "
@@ -130,7 +128,7 @@ class Coco:
     def has_masks(self) -> bool:
         return self._outlines is not None
 
-    def read(self, index: int) -> Annotated:
+    def read(self, index: int) -> AnnotatedImage:
         """Return image `index` with its objects. UnreadableImage names a broken file, or one whose size differs."""
         path = self.where(index)
         image = decode_file(path)
@@ -140,7 +138,7 @@ class Coco:
                 f"{path} has {image.shape[2]} x {image.shape[1]} pixels, but {self.json.name} states "
                 f"{width} x {height}: correct one of them"
             )
-        return Annotated(image, self.objects(index), int(self.image_ids[index]))
+        return AnnotatedImage(image, self.objects(index), int(self.image_ids[index]))
 
     def objects(self, index: int) -> Objects:
         """Return the annotated objects of image `index`, without reading the image."""
@@ -174,15 +172,13 @@ class Coco:
         objects = [one for one in found.objects if one["image_id"] in kept]
         return {"images": images, "categories": found.categories, "annotations": objects}
 
-    def _fill(
-        self, found: Examined, *, masks: bool, skip_empty: bool, first: int | None, part: tuple[float, float]
-    ) -> None:
+    def _fill(self, found: Examined, cfg: CocoConfig) -> None:
         images = sorted(found.images, key=lambda image: image["id"])
-        images = [images[index] for index in select_part(len(images), part)]
-        if skip_empty:
+        images = [images[index] for index in select_part(len(images), cfg.part)]
+        if cfg.skip_empty:
             shown = {one["image_id"] for one in found.objects if not one.get("iscrowd", 0)}
             images = [image for image in images if image["id"] in shown]
-        images = images[:first]
+        images = images[: cfg.first]
         kept = {image["id"] for image in images}
         objects = [one for one in found.objects if one["image_id"] in kept]
         self.image_ids = np.array([image["id"] for image in images], dtype=np.int64)
@@ -192,7 +188,7 @@ class Coco:
         order = np.argsort(owners, kind="stable")
         # image i has the objects starts[i]:starts[i + 1]
         self._starts = np.searchsorted(owners[order], np.arange(len(images) + 1))
-        self._describe([objects[k] for k in order.tolist()], masks=masks)
+        self._describe([objects[k] for k in order.tolist()], masks=cfg.masks)
 
     def _describe(self, objects: list[Json], *, masks: bool) -> None:
         self._labels = np.searchsorted(
@@ -209,7 +205,9 @@ class Coco:
         return slice(int(self._starts[index]), int(self._starts[index + 1]))
 
 
-def locate(root: str, split: str, annotations: str | None = None, images: str | None = None) -> tuple[Path, Path]:
+def locate(
+    root: str | Path, split: str, annotations: str | None = None, images: str | None = None
+) -> tuple[Path, Path]:
     """Return the json and the image folder of a split. ValueError if one is missing."""
     file = Path(root) / (annotations or f"annotations/instances_{split}.json")
     folder = Path(root) / (images or split)

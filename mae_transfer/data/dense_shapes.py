@@ -17,12 +17,12 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
-from mae_transfer.bounds import Count, Few, Pixels, Seed
+from mae_transfer.bounds import Count, Pixels
 from mae_transfer.core.runs import dense, from_mask, stacked
 from mae_transfer.data.ade import CLASSES_FILE, Mapped
-from mae_transfer.data.coco import Annotated, encode_runs
+from mae_transfer.data.coco import AnnotatedImage, encode_runs
 from mae_transfer.data.coco_rules import Json
-from mae_transfer.data.shapes import GeneratedScene, Kinds, Shapes
+from mae_transfer.data.shapes import GeneratedScene, ScenesConfig, Shapes
 from mae_transfer.interfaces import Objects
 from mae_transfer.seeding import fold
 
@@ -30,39 +30,44 @@ SMALLEST = 4  # visible pixels of an object; smaller ones are left out
 QUALITY = 95  # of the JPEGs
 
 
+class _DenseScenesConfig(ScenesConfig):
+    size: Pixels = 128
+    """Pixels per side."""
+    length: Count = 2000
+    """Number of scenes."""
+
+
+class ShapesObjectsConfig(_DenseScenesConfig):
+    """Generated scenes with the boxes and masks of visible objects."""
+
+    def open(self) -> ShapesObjects:
+        return ShapesObjects(self)
+
+
+class ShapesMapsConfig(_DenseScenesConfig):
+    """Generated scenes with their class maps: 0 is the ground, 1 + k is the solid of class k."""
+
+    def open(self) -> ShapesMaps:
+        return ShapesMaps(self)
+
+
 class ShapesObjects:
-    """Generated scenes with the boxes and masks of visible objects. The interface is that of data.coco.Coco.
+    """Generated scenes with the boxes and masks of visible objects. The interface is that of data.coco.Coco."""
 
-    Args:
-        size: pixels per side.
-        length: number of scenes.
-        seed: seed of the whole set. Use another seed for a validation split.
-        objects: minimum and maximum number of objects in a scene.
-        kinds: number of classes: the first `kinds` of SOLIDS.
-    """
-
-    def __init__(
-        self,
-        *,
-        size: Pixels = 128,
-        length: Count = 2000,
-        seed: Seed = 0,
-        objects: tuple[Few, Few] = (2, 4),
-        kinds: Kinds = 10,
-    ) -> None:
-        self.shapes = Shapes(size=size, length=length, seed=seed, objects=objects, kinds=kinds)
+    def __init__(self, cfg: ScenesConfig) -> None:
+        self.shapes = Shapes(cfg)
         self.classes = self.shapes.classes
         self.category_ids = np.arange(1, len(self.classes) + 1)
-        self.image_ids = np.arange(1, length + 1)
+        self.image_ids = np.arange(1, cfg.length + 1)
         self.has_masks = True
 
     def __len__(self) -> int:
         return len(self.shapes)
 
-    def read(self, index: int) -> Annotated:
+    def read(self, index: int) -> AnnotatedImage:
         """Return scene `index` with its objects."""
         scene = self.shapes.scene(index)
-        return Annotated(_image(scene), _objects(scene), index + 1)
+        return AnnotatedImage(_image(scene), _objects(scene), index + 1)
 
     def objects(self, index: int) -> Objects:
         """Return the visible objects of scene `index`."""
@@ -99,26 +104,10 @@ class ShapesObjects:
 
 
 class ShapesMaps:
-    """Generated scenes with their class maps: 0 is the ground, 1 + k is the solid of class k.
+    """Generated scenes with their class maps: 0 is the ground, 1 + k is the solid of class k."""
 
-    Args:
-        size: pixels per side.
-        length: number of scenes.
-        seed: seed of the whole set. Use another seed for a validation split.
-        objects: minimum and maximum number of objects in a scene.
-        kinds: number of classes: the first `kinds` of SOLIDS.
-    """
-
-    def __init__(
-        self,
-        *,
-        size: Pixels = 128,
-        length: Count = 2000,
-        seed: Seed = 0,
-        objects: tuple[Few, Few] = (2, 4),
-        kinds: Kinds = 10,
-    ) -> None:
-        self.shapes = Shapes(size=size, length=length, seed=seed, objects=objects, kinds=kinds)
+    def __init__(self, cfg: ScenesConfig) -> None:
+        self.shapes = Shapes(cfg)
         self.classes = ("ground", *self.shapes.classes)
 
     def __len__(self) -> int:
@@ -140,7 +129,7 @@ def write_coco(root: Path, *, train: int, val: int, size: int, seed: int = 0) ->
     The same arguments give the same files.
     """
     for split, length in (("train2017", train), ("val2017", val)):
-        source = ShapesObjects(size=size, length=length, seed=fold(seed, split))
+        source = ShapesObjectsConfig(size=size, length=length, seed=fold(seed, split)).open()
         _write_text(
             root / "annotations" / f"instances_{split}.json",
             json.dumps(source.described(_write_images(source, root / split))),
@@ -153,7 +142,7 @@ def write_ade(root: Path, *, train: int, val: int, size: int, seed: int = 0) -> 
     In the maps 1 is the ground. 0 is not used.
     """
     for split, length in (("training", train), ("validation", val)):
-        source = ShapesMaps(size=size, length=length, seed=fold(seed, split))
+        source = ShapesMapsConfig(size=size, length=length, seed=fold(seed, split)).open()
         _write_text(root / CLASSES_FILE, "\n".join(source.classes) + "\n")
         for index in track(range(length), description=split):
             sample, name = source.read(index), _file(index + 1)

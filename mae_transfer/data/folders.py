@@ -18,6 +18,7 @@ from PIL import Image
 
 from mae_transfer.bounds import Between
 from mae_transfer.data.decode import decode_file
+from mae_transfer.data.places import FolderSetConfig
 from mae_transfer.data.reports import report_on_main
 from mae_transfer.data.sources import UNLABELLED, Sample, Subset, select_part
 
@@ -25,23 +26,28 @@ NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # formats that PIL r
 MOST_HELD_OUT = 2048  # images; more would not make the evaluation loss noticeably more precise
 
 
+class FolderConfig(FolderSetConfig):
+    """A folder of image files."""
+
+    name: Literal["folder"] = "folder"
+    split: str | None = None
+    """Subfolder to read ("train", "val"). None: root itself."""
+    labelled: bool = True
+    """True: the subfolders are the classes, numbered in sorted order, each searched at any depth. False: use every
+    image at any depth, without labels."""
+
+    def open(self) -> Folder:
+        return Folder(self)
+
+
 class Folder:
-    """Image files in a fixed order: sorted by class, then by path. Images are decoded when read and not cached.
+    """Image files in a fixed order: sorted by class, then by path. Images are decoded when read and not cached."""
 
-    Args:
-        root: folder of the data set.
-        split: subfolder to read ("train", "val"). None: root itself.
-        labelled: True: the subfolders are the classes, numbered in sorted order, each searched at any depth. False: use
-            every image at any depth, without labels.
-
-    Raises:
-        ValueError: names the folder that is missing or empty, and the remedy.
-    """
-
-    def __init__(self, *, root: str, split: str | None = None, labelled: bool = True) -> None:
-        self.folder = _split_folder(Path(root).expanduser(), split)
+    def __init__(self, cfg: FolderConfig) -> None:
+        """List the files. ValueError names the folder that is missing or empty, and the remedy."""
+        self.folder = _split_folder(cfg.home, cfg.split)
         ignored = IgnoredFiles()
-        self.classes = tuple(_class_names(self.folder, ignored)) if labelled else ()
+        self.classes = tuple(_class_names(self.folder, ignored)) if cfg.labelled else ()
         groups = []
         for name in self.classes or ("",):
             within = IgnoredFiles()
@@ -55,7 +61,9 @@ class Folder:
         names = [name for group in groups for name in group]
         self._names = b"".join(names)
         self._ends = np.cumsum([len(name) for name in names])
-        self._labels = np.repeat(np.arange(len(groups)) if labelled else UNLABELLED, [len(group) for group in groups])
+        self._labels = np.repeat(
+            np.arange(len(groups)) if cfg.labelled else UNLABELLED, [len(group) for group in groups]
+        )
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -74,37 +82,43 @@ class Folder:
         return os.fsdecode(self._names[start : self._ends[index]])
 
 
-class Photos(Subset):
+class PhotosConfig(FolderSetConfig):
     """The training or validation part of a folder of unlabelled images.
 
     If root/train/ and root/val/ exist, they are the two parts. Otherwise all images at any depth are used, of
     root/train/ or of root (class folders, one flat folder, nested folders): a small fixed part is "val", the rest
     "train".
-
-    Args:
-        root: the folder.
-        split: "train" or "val". They share no image.
-        held_out: share of the images used as "val" if there is no such folder, at most 2,048 images.
-
-    Raises:
-        ValueError: names the folder that is missing, empty or holds a single image, and the remedy.
     """
 
-    def __init__(self, *, root: str, split: Literal["train", "val"] = "train", held_out: Between = 0.02) -> None:
-        has_train, has_val = ((Path(root).expanduser() / name).is_dir() for name in ("train", "val"))
+    name: Literal["photos"] = "photos"
+    split: Literal["train", "val"] = "train"
+    """The part: "train" or "val". They share no image."""
+    held_out: Between = 0.02
+    """Share of the images used as "val" if there is no such folder, at most 2,048 images."""
+
+    def open(self) -> Photos:
+        return Photos(self)
+
+
+class Photos(Subset):
+    """The training or validation part of a folder of unlabelled images."""
+
+    def __init__(self, cfg: PhotosConfig) -> None:
+        """List the files. ValueError names the folder that is missing, empty or holds one image, and the remedy."""
+        has_train, has_val = ((cfg.home / name).is_dir() for name in ("train", "val"))
         if has_train and has_val:
-            folder = Folder(root=root, split=split, labelled=False)
+            folder = FolderConfig(root=cfg.root, split=cfg.split, labelled=False).open()
             super().__init__(folder, range(len(folder)))
             return
-        folder = Folder(root=root, split="train" if has_train else None, labelled=False)
+        folder = FolderConfig(root=cfg.root, split="train" if has_train else None, labelled=False).open()
         count = len(folder)
         if count < 2:
             raise ValueError(
                 f"{folder.folder} contains one image: pretraining needs at least one to train and one to evaluate"
             )
-        held = min(max(1, round(held_out * count)), MOST_HELD_OUT, count - 1)
+        held = min(max(1, round(cfg.held_out * count)), MOST_HELD_OUT, count - 1)
         border = 1 - held / count
-        super().__init__(folder, select_part(count, (0.0, border) if split == "train" else (border, 1.0)))
+        super().__init__(folder, select_part(count, (0.0, border) if cfg.split == "train" else (border, 1.0)))
         report_on_main(
             f"{folder.folder}: no validation folder, so {held} of {count} images are held out for evaluation"
         )

@@ -34,7 +34,7 @@ from torch.utils.data._utils import signal_handling
 from mae_transfer.data.decode import UnreadableImage
 from mae_transfer.data.reports import collected, report_counted
 from mae_transfer.data.sources import Sample, Source
-from mae_transfer.data.transforms import Augmentation
+from mae_transfer.data.transforms import Augment
 from mae_transfer.interfaces import Batch, Mask, MaskSampler
 from mae_transfer.seeding import fold, seeded
 
@@ -238,7 +238,7 @@ class Crops(Samples[Sample, Crop]):
     """Images cropped by an augmentation, with masks for pretraining, as a Batch."""
 
     source: Source
-    augmentation: Augmentation
+    augmentation: Augment
     masking: Masking | None = None
 
     def draw(self, sample: Sample, rng: np.random.Generator) -> Crop:

@@ -8,26 +8,25 @@ Legend: B batch, S x T pixels (height and width) of a crop, H x W pixels of an i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Annotated, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from mae_transfer.bounds import Factor, Pixels, Portion, Probability, Sides
-from mae_transfer.config import Spec, check
 from mae_transfer.core.patches import sides
-from mae_transfer.data.ade import Ade, Mapped, MapSource
-from mae_transfer.data.dense_shapes import ShapesMaps
+from mae_transfer.data.ade import AdeConfig, Mapped, MapSource
+from mae_transfer.data.dense_shapes import ShapesMapsConfig
 from mae_transfer.data.loader import Samples
-from mae_transfer.data.places import Places, apart, opened, rooted, same_classes
+from mae_transfer.data.places import Places, apart, check_filled, same_classes
 from mae_transfer.interfaces import IGNORED, Tensors
 
-MAP_SETS: Mapping[str, Callable[..., MapSource]] = {"ade": Ade, "shapes": ShapesMaps}
+AnyMaps = Annotated[AdeConfig | ShapesMapsConfig, Field(discriminator="name")]
 
 
 @dataclass(frozen=True)
@@ -106,13 +105,11 @@ def inside(extent: Tensor, size: int | tuple[int, int]) -> Tensor:
 class MapDataConfig(Places):
     """Which images with class maps to use, and how to crop them."""
 
-    choices: ClassVar = {"train": MAP_SETS, "val": MAP_SETS, "holdout": MAP_SETS}
-
-    train: Spec = Spec.model_validate({"name": "ade", "split": "training"})
-    """An entry of MAP_SETS with its options."""
-    val: Spec = Spec.model_validate({"name": "ade", "split": "validation"})
+    train: AnyMaps = AdeConfig(split="training")
+    """The training set."""
+    val: AnyMaps = AdeConfig(split="validation")
     """The same for validation."""
-    holdout: Spec | None = None
+    holdout: AnyMaps | None = None
     """The same for the images on which select="best" chooses the state: a part of the training set, or another set."""
     size: Sides = 512
     """Size of training crops and of sliding windows: pixels per side, or (height, width)."""
@@ -132,8 +129,6 @@ class MapDataConfig(Places):
     @model_validator(mode="after")
     def _usable(self) -> Self:
         apart(self.holdout, {"train": self.train, "val": self.val})
-        for spec in filter(None, (self.train, self.val, self.holdout)):
-            check(MAP_SETS, rooted(MAP_SETS, spec, self.root or "unset"))
         if self.scale[0] < self.scale[1] or self.ratios[0] > self.ratios[1]:
             raise ValueError(
                 f"scale {self.scale}, ratios {self.ratios}: give the longer side before the shorter one, and the "
@@ -144,11 +139,11 @@ class MapDataConfig(Places):
 
 def open_maps(cfg: MapDataConfig) -> tuple[MapSource, MapSource]:
     """Return the training and the validation set. ValueError if one is empty or their classes differ."""
-    train, val = (open_map_set(spec, cfg.root) for spec in (cfg.train, cfg.val))
+    train, val = (open_map_set(part, cfg.root) for part in (cfg.train, cfg.val))
     same_classes(train.classes, val.classes)
     return train, val
 
 
-def open_map_set(spec: Spec, root: str | None) -> MapSource:
+def open_map_set(part: AnyMaps, root: str | None) -> MapSource:
     """Return one set. `root` is its default folder. ValueError if it is empty."""
-    return opened(MAP_SETS, spec, root)
+    return check_filled(part.completed({"root": root}).open(), part)

@@ -9,26 +9,26 @@ Legend: H x W pixels, n objects of an image, B images of a batch. A size is (hei
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from abc import abstractmethod
 from dataclasses import dataclass, replace
 from operator import gt
-from typing import ClassVar, NamedTuple, Protocol, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 from torchvision.transforms.v2.functional import pad
 
 from mae_transfer.bounds import Few, Pixels, Probability, Sides, Zoom
-from mae_transfer.config import Spec, build, check
+from mae_transfer.config import Part
 from mae_transfer.core.patches import sides, size_of
 from mae_transfer.core.runs import Size, extents, filled, taken
-from mae_transfer.data.coco import Annotated, Coco, ObjectSource
-from mae_transfer.data.dense_shapes import ShapesObjects
+from mae_transfer.data.coco import AnnotatedImage, CocoConfig, ObjectSource
+from mae_transfer.data.dense_shapes import ShapesObjectsConfig
 from mae_transfer.data.loader import Samples
-from mae_transfer.data.places import Places, apart, opened, rooted, same_classes
+from mae_transfer.data.places import Places, apart, check_filled, same_classes
 from mae_transfer.data.transforms import resize
 from mae_transfer.interfaces import Objects, Tensors
 
@@ -52,41 +52,45 @@ class SceneBatch(Tensors):
     index: Tensor  # (B,) int64, indices of the images in the source
 
 
-class SceneTransform(Protocol):
+class SceneTransform(Part):
     """Transforms an image together with its objects."""
 
+    flip: Probability = 0.5
+    """Probability of a horizontal flip; 0 in evaluation."""
+
+    @abstractmethod
     def __call__(self, scene: Scene) -> Scene: ...
 
+    @abstractmethod
     def largest(self) -> Size:
         """Return the largest possible height and width of the output, to check the padded size before training."""
-        ...
 
 
-class LargeScaleJitter:
+class LargeScaleJitter(SceneTransform):
     """Flip, resize by a random scale, and take a random crop of fixed size (LSJ in ViTDet, Li et al.).
 
     Smaller images are padded when the batch is formed.
-
-    Args:
-        size: pixels per side of the crop, or its height and width.
-        scale: range of the random scale. The image is resized to fit into `scale` times the crop's size, with its
-            aspect ratio kept; (1, 1): into the crop's size.
-        flip: probability of a horizontal flip.
     """
 
-    def __init__(self, *, size: Sides = 1024, scale: tuple[Zoom, Zoom] = (0.1, 2.0), flip: Probability = 0.5) -> None:
-        if min(sides(size)) < 1 or not 0 < scale[0] <= scale[1]:
-            raise ValueError(
-                f"size {size}, scale {scale}: give a size of at least 1 pixel, and 0 < smallest <= largest scale"
-            )
-        self.size, self.scale, self.flip = sides(size), scale, flip
+    name: Literal["large_scale_jitter"] = "large_scale_jitter"
+    size: Sides = 1024
+    """Pixels per side of the crop, or its height and width."""
+    scale: tuple[Zoom, Zoom] = (0.1, 2.0)
+    """Range of the random scale. The image is resized to fit into `scale` times the crop's size, with its aspect ratio
+    kept; (1, 1): into the crop's size."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale = {self.scale}: give the smallest scale first")
+        return self
 
     def __call__(self, scene: Scene) -> Scene:
         if torch.rand(()) < self.flip:
             scene = mirrored(scene)
         drawn = float(torch.empty(()).uniform_(*self.scale))
         height, width = scene.image.shape[-2:]
-        high, wide = self.size
+        high, wide = sides(self.size)
         ratio = min(high * drawn / height, wide * drawn / width)
         scaled = max(1, round(height * ratio)), max(1, round(width * ratio))
         offset = float(torch.rand(()))  # one random number for both sides, as in detectron2
@@ -94,32 +98,29 @@ class LargeScaleJitter:
         return resized(scene, scaled, window=(top, left, min(high, scaled[0]), min(wide, scaled[1])))
 
     def largest(self) -> Size:
-        return self.size
+        return sides(self.size)
 
 
-class ShortestEdge:
+class ShortestEdge(SceneTransform):
     """Flip, then resize the shorter side to a random length and limit the longer side: the classic recipe.
 
     With one length and without flip it is the view for evaluation.
-
-    Args:
-        lengths: lengths of the shorter side in pixels. One of them is drawn per image.
-        longest: maximum length of the longer side in pixels.
-        flip: probability of a horizontal flip; 0 in evaluation.
     """
 
-    def __init__(
-        self,
-        *,
-        lengths: tuple[Pixels, ...] = (640, 672, 704, 736, 768, 800),
-        longest: Pixels = 1333,
-        flip: Probability = 0.5,
-    ) -> None:
-        if not lengths or min(lengths) < 1 or longest < max(lengths):
+    name: Literal["shortest_edge"] = "shortest_edge"
+    lengths: tuple[Pixels, ...] = (640, 672, 704, 736, 768, 800)
+    """Lengths of the shorter side in pixels. One of them is drawn per image."""
+    longest: Pixels = 1333
+    """Maximum length of the longer side in pixels."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.lengths or self.longest < max(self.lengths):
             raise ValueError(
-                f"lengths {lengths}, longest {longest}: give at least one length, and none above `longest`"
+                f"lengths = {self.lengths}, longest = {self.longest}: give at least one length, and none above "
+                "`longest`"
             )
-        self.lengths, self.longest, self.flip = tuple(lengths), longest, flip
+        return self
 
     def __call__(self, scene: Scene) -> Scene:
         if self.flip and torch.rand(()) < self.flip:
@@ -133,11 +134,8 @@ class ShortestEdge:
         return self.longest, self.longest
 
 
-SCENE_TRANSFORMS: Mapping[str, Callable[..., SceneTransform]] = {
-    "large_scale_jitter": LargeScaleJitter,
-    "shortest_edge": ShortestEdge,
-}
-OBJECT_SETS: Mapping[str, Callable[..., ObjectSource]] = {"coco": Coco, "shapes": ShapesObjects}
+AnySceneTransform = Annotated[LargeScaleJitter | ShortestEdge, Field(discriminator="name")]
+AnyObjects = Annotated[CocoConfig | ShapesObjectsConfig, Field(discriminator="name")]
 
 
 def mirrored(scene: Scene) -> Scene:
@@ -186,7 +184,7 @@ def present(objects: Objects, size: Size) -> Objects:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scenes(Samples[Annotated, Scene]):
+class Scenes(Samples[AnnotatedImage, Scene]):
     """Scenes transformed and padded to one size: a SceneBatch."""
 
     source: ObjectSource
@@ -195,7 +193,7 @@ class Scenes(Samples[Annotated, Scene]):
     divisor: int  # of the padded sides, if `square` is None
     training: bool  # True: leave out crowd regions. False: leave out all objects; evaluation reads its own ground truth
 
-    def draw(self, sample: Annotated, rng: np.random.Generator) -> Scene:
+    def draw(self, sample: AnnotatedImage, rng: np.random.Generator) -> Scene:
         """Return the scene transformed."""
         wanted = ~sample.objects.crowd if self.training else torch.zeros_like(sample.objects.crowd)
         return self.transform(Scene(sample.image, sample.objects.apply(lambda part: part[wanted])))
@@ -213,23 +211,15 @@ class Scenes(Samples[Annotated, Scene]):
 class ObjectDataConfig(Places):
     """Which images with objects to use, and how to resize them."""
 
-    choices: ClassVar = {
-        "train": OBJECT_SETS,
-        "val": OBJECT_SETS,
-        "holdout": OBJECT_SETS,
-        "augmentation": SCENE_TRANSFORMS,
-        "view": SCENE_TRANSFORMS,
-    }
-
-    train: Spec = Spec.model_validate({"name": "coco", "split": "train2017", "skip_empty": True})
-    """An entry of OBJECT_SETS with its options."""
-    val: Spec = Spec.model_validate({"name": "coco", "split": "val2017"})
+    train: AnyObjects = CocoConfig(split="train2017", skip_empty=True)
+    """The training set."""
+    val: AnyObjects = CocoConfig(split="val2017")
     """The same for validation."""
-    holdout: Spec | None = None
+    holdout: AnyObjects | None = None
     """The same for the images on which select="best" chooses the state: a part of the training set, or another set."""
-    augmentation: Spec = Spec(name="large_scale_jitter")
-    """An entry of SCENE_TRANSFORMS with its options, for training."""
-    view: Spec = Spec.model_validate({"name": "shortest_edge", "lengths": (1024,), "longest": 1024, "flip": 0.0})
+    augmentation: AnySceneTransform = LargeScaleJitter()
+    """How training images are transformed."""
+    view: AnySceneTransform = ShortestEdge(lengths=(1024,), longest=1024, flip=0.0)
     """The same for evaluation."""
     square: Sides | None = 1024
     """Padded image size in training and evaluation: pixels per side, or (height, width). Smaller sizes cost up to 1 AP.
@@ -239,16 +229,14 @@ class ObjectDataConfig(Places):
     """Crops per decoded image. They are neighbours in one batch, and an epoch grows by this factor."""
 
     @model_validator(mode="after")
-    def _entries_exist(self) -> Self:
-        for spec in filter(None, (self.train, self.val, self.holdout)):
-            check(OBJECT_SETS, rooted(OBJECT_SETS, spec, self.root or "unset"))
+    def _usable(self) -> Self:
         apart(self.holdout, {"train": self.train, "val": self.val})
-        for spec in (self.augmentation, self.view):
-            high, wide = build(SCENE_TRANSFORMS, check(SCENE_TRANSFORMS, spec)).largest()
+        for transform in (self.augmentation, self.view):
+            high, wide = transform.largest()
             if self.square is not None and any(map(gt, (high, wide), sides(self.square))):
                 raise ValueError(
-                    f"{spec.name} gives images of up to {size_of(high, wide)} pixels, but data.square = {self.square}: "
-                    "raise data.square or lower the size"
+                    f"{transform.name} gives images of up to {size_of(high, wide)} pixels, but data.square = "
+                    f"{self.square}: raise data.square or lower the size"
                 )
         return self
 
@@ -256,19 +244,19 @@ class ObjectDataConfig(Places):
 def open_objects(cfg: ObjectDataConfig, *, masks: bool) -> tuple[ObjectSource, ObjectSource]:
     """Return the training and the validation set. ValueError if one is empty or their classes differ.
 
-    masks: whether to decode outlines, unless the spec sets it.
+    masks: whether to decode outlines, unless the config of the set says it.
     """
-    train, val = (open_one(spec, cfg.root, masks=masks) for spec in (cfg.train, cfg.val))
+    train, val = (open_one(part, cfg.root, masks=masks) for part in (cfg.train, cfg.val))
     same_classes(train.classes, val.classes)
     return train, val
 
 
-def open_one(spec: Spec, root: str | None, *, masks: bool) -> ObjectSource:
+def open_one(part: AnyObjects, root: str | None, *, masks: bool) -> ObjectSource:
     """Return one set. ValueError if it is empty."""
-    return opened(OBJECT_SETS, spec, root, {"masks": masks})
+    return check_filled(part.completed({"root": root, "masks": masks}).open(), part)
 
 
 def scenes(source: ObjectSource, cfg: ObjectDataConfig, *, seed: int, divisor: int, training: bool) -> Scenes:
     """Return the samples of a set, transformed as the config sets for training or evaluation."""
-    transform = build(SCENE_TRANSFORMS, cfg.augmentation if training else cfg.view)
+    transform = cfg.augmentation if training else cfg.view
     return Scenes(source=source, seed=seed, transform=transform, square=cfg.square, divisor=divisor, training=training)

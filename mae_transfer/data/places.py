@@ -2,25 +2,51 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sized
+from abc import abstractmethod
+from collections.abc import Mapping, Sized
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from mae_transfer.bounds import Whole
-from mae_transfer.config import Schema, Spec, build
+from mae_transfer.config import Part, Schema
 from mae_transfer.data.loader import Unreadable
 
 T = TypeVar("T", bound=Sized)
 VIEWED = {"part", "first", "length", "skip_empty", "masks"}  # options that select from a set and do not identify it
 
 
+class SetConfig(Part):
+    """A data set of a config."""
+
+    @abstractmethod
+    def open(self) -> Sized:
+        """Return the data set. ValueError names what is missing or broken."""
+
+    def completed(self, options: Mapping[str, Any]) -> Self:
+        """Return the set with those of the options that it takes and does not set."""
+        missing = type(self).model_fields.keys() - self.model_fields_set
+        return self.but({name: value for name, value in options.items() if name in missing})
+
+
+class FolderSetConfig(SetConfig):
+    """A data set in a folder."""
+
+    root: str | None = None
+    """Folder of the data set. None: `data.root`."""
+
+    @property
+    def home(self) -> Path:
+        """The folder. ValueError if none is set."""
+        if self.root is None:
+            raise ValueError(f"the data set {self.name!r} needs a folder: set data.root")
+        return Path(self.root).expanduser()
+
+
 class Places(Schema):
     """The folder of the images, and the policy for unreadable files."""
 
     if TYPE_CHECKING:
-        train: Spec  # each kind of data has its own default
+        train: SetConfig  # each kind of data has its own default
 
     root: str | None = None
     """Folder of the data set. It is the default `root` of the data sets below."""
@@ -40,45 +66,20 @@ class Places(Schema):
         return Unreadable(limit=self.max_unreadable if self.on_error == "skip" else 0)
 
 
-def opened(
-    table: Mapping[str, Callable[..., T]],
-    spec: Spec,
-    root: str | None,
-    defaults: Mapping[str, Any] = MappingProxyType({}),
-) -> T:
-    """Return the data set of a spec. `root` (data.root) and `defaults` fill in options that the spec does not set.
-
-    Raises:
-        ValueError: the data set is empty, or needs a root and has none.
-    """
-    complete = rooted(table, spec, root, defaults)
-    if "root" in complete.options and complete.options["root"] is None:
-        raise ValueError(f"the data set {spec.name!r} needs a folder: set data.root")
-    source = build(table, complete)
+def check_filled(source: T, part: SetConfig) -> T:
+    """Return the opened data set of a config; ValueError if it is empty."""
     if not len(source):
-        raise ValueError(f"the data set {spec.name!r} is empty; check its options: {spec.options}")
+        raise ValueError(f"the data set {part.name!r} is empty; check its options: {part.model_dump()}")
     return source
 
 
-def rooted(
-    table: Mapping[str, Callable[..., T]],
-    spec: Spec,
-    root: str | None,
-    defaults: Mapping[str, Any] = MappingProxyType({}),
-) -> Spec:
-    """Return the spec with `root` and `defaults` filled in, for options that its data set takes and it does not set."""
-    takes = inspect.signature(table[spec.name]).parameters if spec.name in table else {}
-    filled = {name: value for name, value in {"root": root, **defaults}.items() if name in takes}
-    return Spec.model_validate({**filled, **spec.model_dump()})
-
-
-def apart(holdout: Spec | None, others: Mapping[str, Spec]) -> None:
+def apart(holdout: SetConfig | None, others: Mapping[str, SetConfig]) -> None:
     """Raise ValueError if the hold-out shares images with another set. `others`: sets by their key in the config."""
     if holdout is None:
         return
     for key, other in others.items():
-        one, two = ({k: v for k, v in spec.model_dump().items() if k not in VIEWED} for spec in (holdout, other))
-        (start, end), (low, high) = (spec.options.get("part", (0.0, 1.0)) for spec in (holdout, other))
+        one, two = ({k: v for k, v in part.model_dump().items() if k not in VIEWED} for part in (holdout, other))
+        (start, end), (low, high) = (getattr(part, "part", (0.0, 1.0)) for part in (holdout, other))
         if one == two and max(start, low) < min(end, high):
             raise ValueError(
                 f"data.holdout shares images with data.{key}: use parts that do not overlap, for instance "

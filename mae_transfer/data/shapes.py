@@ -16,13 +16,14 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mae_transfer.bounds import Count, Few, Pixels, Seed
+from mae_transfer.data.places import SetConfig
 from mae_transfer.data.sources import Sample
 from mae_transfer.disk import cache_folder
 from mae_transfer.seeding import fold
@@ -146,33 +147,43 @@ Kinds = Annotated[int, Field(ge=2, le=len(SOLIDS))]
 """Number of kinds of solids."""
 
 
-class Shapes:
-    """Generated scenes, each a pure function of (seed, index, size). They are drawn once and cached.
+class ScenesConfig(SetConfig):
+    """Generated scenes, each a pure function of (seed, index, size). They are drawn once and cached."""
 
-    Args:
-        size: pixels per side.
-        length: number of scenes.
-        seed: seed of the whole set. Use another seed for a validation split.
-        objects: minimum and maximum number of objects in a scene.
-        kinds: number of classes: the first `kinds` of SOLIDS.
-    """
+    name: Literal["shapes"] = "shapes"
+    size: Pixels = 64
+    """Pixels per side."""
+    length: Count = 10_000
+    """Number of scenes."""
+    seed: Seed = 0
+    """Seed of the whole set. Use another seed for a validation split."""
+    objects: tuple[Few, Few] = (2, 4)
+    """Minimum and maximum number of objects in a scene."""
+    kinds: Kinds = 10
+    """Number of classes: the first of SOLIDS."""
 
-    def __init__(
-        self,
-        *,
-        size: Pixels = 64,
-        length: Count = 10_000,
-        seed: Seed = 0,
-        objects: tuple[Few, Few] = (2, 4),
-        kinds: Kinds = 10,
-    ) -> None:
-        if size < 8 or length < 1 or not 1 <= objects[0] <= objects[1] <= MOST_OBJECTS:
+    @model_validator(mode="after")
+    def _drawable(self) -> Self:
+        if self.size < 8 or not self.objects[0] <= self.objects[1] <= MOST_OBJECTS:
             raise ValueError(
-                f"shapes of size {size}, length {length}, objects {objects}: give size >= 8, length >= 1 and "
-                f"1 <= minimum <= maximum <= {MOST_OBJECTS} objects"
+                f"size = {self.size}, objects = {self.objects}: give size >= 8 and 1 <= minimum <= maximum <= "
+                f"{MOST_OBJECTS} objects"
             )
-        if not 2 <= kinds <= len(SOLIDS):
-            raise ValueError(f"shapes of {kinds} kinds: give 2 to {len(SOLIDS)}")
+        return self
+
+
+class ShapesConfig(ScenesConfig):
+    """Generated scenes with the class of their largest object."""
+
+    def open(self) -> Shapes:
+        return Shapes(self)
+
+
+class Shapes:
+    """Generated scenes with the class of their largest object."""
+
+    def __init__(self, cfg: ScenesConfig) -> None:
+        size, length, seed, objects, kinds = cfg.size, cfg.length, cfg.seed, cfg.objects, cfg.kinds
         self.size, self.length, self.seed, self.objects = size, length, seed, objects
         self.classes = tuple(SOLIDS)[:kinds]
         fields = [("image", "u1", (size, size, 3)), ("instances", "u1", (size, size)), ("kinds", "i1", (MOST_OBJECTS,))]

@@ -13,19 +13,23 @@ from __future__ import annotations
 import math
 import random
 import re
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Protocol
+from functools import cache, partial
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
 from PIL import Image
-from timm.data.auto_augment import posterize, rand_augment_transform
+from pydantic import Field, model_validator
+from timm.data.auto_augment import RandAugment, posterize, rand_augment_transform
 from torch import Tensor
 from torchvision.transforms import ColorJitter, RandomResizedCrop
 from torchvision.transforms import InterpolationMode as Mode
 from torchvision.transforms.v2 import functional as F
 
 from mae_transfer.bounds import Factor, Portion, Probability, real
+from mae_transfer.config import Part
 from mae_transfer.core.normalize import IMAGENET
 from mae_transfer.core.patches import sides
 from mae_transfer.interfaces import Interpolation, ViewSpec
@@ -39,36 +43,38 @@ POLICY = re.compile(r"rand(-(m\d+|n\d+|p(0?\.\d+|[01])|mstd\d+(\.\d+)?|mmax\d+|i
 SHORTER_SIDE = 256 / 224  # evaluation resizes to 256 and crops 224 (MAE, A.1)
 
 
-class Augmentation(Protocol):
-    """Turns an image (3, H, W) uint8 into views, (3, S, T) uint8 each. The first view is the encoder's."""
-
-    def __call__(self, image: Tensor) -> tuple[Tensor, ...]: ...
+Augment = Callable[[Tensor], tuple[Tensor, ...]]
+"""Turns an image (3, H, W) uint8 into views, (3, S, T) uint8 each. The first view is the encoder's."""
 
 
-class CentreCrop:
+class Augmentation(Part):
+    """How an image becomes views, which all show the same crop."""
+
+    def build(self, views: Sequence[ViewSpec]) -> Augment:
+        """Return the augmentation for views of these sizes and filters, the encoder's first."""
+        return partial(self.render, views=tuple(views))
+
+    @abstractmethod
+    def render(self, image: Tensor, *, views: tuple[ViewSpec, ...]) -> tuple[Tensor, ...]:
+        """Return the views of an image."""
+
+
+class CentreCrop(Augmentation):
     """Resize the image with its aspect ratio kept until it just covers a frame, then crop the centre.
 
     This is the evaluation view, and 'none' in table 1e. For square views it resizes the shorter side; for others it is
     timm's rule (ResizeKeepRatio, CenterCrop). Nothing is random.
-
-    Args:
-        views: size and filter of each view, the encoder's first.
-        shorter_side: size of the frame / size of the view. 1.0 crops as little as possible, the usual choice above
-            224 px.
     """
 
-    def __init__(self, views: Sequence[ViewSpec], *, shorter_side: Enlarged = SHORTER_SIDE) -> None:
-        if shorter_side < 1:
-            raise ValueError(
-                f"shorter_side = {shorter_side}: the crop would be larger than the image; give 1.0 or more"
-            )
-        self.views, self.shorter_side = tuple(views), shorter_side
+    name: Literal["none"] = "none"
+    shorter_side: Enlarged = SHORTER_SIDE
+    """Size of the frame / size of the view. 1.0 crops as little as possible, the usual choice above 224 px."""
 
-    def __call__(self, image: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self._render(image, view) for view in self.views)
-
-    def _render(self, image: Tensor, view: ViewSpec) -> Tensor:
+    def render(self, image: Tensor, *, views: tuple[ViewSpec, ...]) -> tuple[Tensor, ...]:
         image = _limit_length(image)
+        return tuple(self._cropped(image, view) for view in views)
+
+    def _cropped(self, image: Tensor, view: ViewSpec) -> Tensor:
         height, width = image.shape[-2:]
         size = sides(view.size)
         high, wide = (round(side * self.shorter_side) for side in size)
@@ -85,96 +91,74 @@ def _limit_length(image: Tensor) -> Tensor:
     return middle
 
 
-class RandomCrop:
-    """Crop a random share of the image, resize it to the view, flip at random: 'crop, rand size' in MAE, table 1e.
-
-    Args:
-        views: size and filter of each view, the encoder's first.
-        scale: range of the crop's share of the image area.
-        aspect: range of the crop's width / height.
-        flip: probability of a horizontal flip.
-        jitter: strength of brightness, contrast and saturation jitter. The paper's '+ color jit' gives no value; BEiT
-            uses 0.4.
-        interpolation: of the encoder's view. SimMIM uses bilinear, MAE and BEiT use bicubic.
-    """
-
-    def __init__(
-        self,
-        views: Sequence[ViewSpec],
-        *,
-        scale: tuple[Portion, Portion] = (0.2, 1.0),
-        aspect: tuple[Factor, Factor] = (3 / 4, 4 / 3),
-        flip: Probability = 0.5,
-        jitter: Probability = 0.0,
-        interpolation: Interpolation = "bicubic",
-    ) -> None:
-        self.scale, self.aspect = _crop_range(scale, aspect)
-        self.views = (views[0]._replace(interpolation=interpolation), *views[1:])
-        self.flip, self.jitter = flip, _strength(jitter)
-
-    def __call__(self, image: Tensor) -> tuple[Tensor, ...]:
-        box = RandomResizedCrop.get_params(image, self.scale, self.aspect)
-        return render(image, box, self.views, flip=_chance(self.flip), jitter=draw_jitter(self.jitter))
-
-
-class FixedCrop:
+class FixedCrop(Augmentation):
     """Crop a box of fixed size and of the view's aspect ratio at a random position, flip at random.
 
     This is 'crop, fixed size' in MAE, table 1e, which does not give the size.
-
-    Args:
-        views: size and filter of each view, the encoder's first.
-        shorter_side: side of the largest possible box / side of the crop; 256/224 as in evaluation.
-        flip: probability of a horizontal flip.
-        jitter: strength of brightness, contrast and saturation jitter.
     """
 
-    def __init__(
-        self,
-        views: Sequence[ViewSpec],
-        *,
-        shorter_side: Enlarged = SHORTER_SIDE,
-        flip: Probability = 0.5,
-        jitter: Probability = 0.0,
-    ) -> None:
-        if shorter_side < 1:
-            raise ValueError(
-                f"shorter_side = {shorter_side}: the crop would be larger than the image; give 1.0 or more"
-            )
-        self.views, self.shorter_side, self.flip, self.jitter = tuple(views), shorter_side, flip, _strength(jitter)
+    name: Literal["fixed_crop"] = "fixed_crop"
+    shorter_side: Enlarged = SHORTER_SIDE
+    """Side of the largest possible box / side of the crop; 256/224 as in evaluation."""
+    flip: Probability = 0.5
+    """Probability of a horizontal flip."""
+    jitter: Probability = 0.0
+    """Strength of brightness, contrast and saturation jitter."""
 
-    def __call__(self, image: Tensor) -> tuple[Tensor, ...]:
+    def render(self, image: Tensor, *, views: tuple[ViewSpec, ...]) -> tuple[Tensor, ...]:
         height, width = image.shape[-2:]
-        high, wide = sides(self.views[0].size)
+        high, wide = sides(views[0].size)
         scale = min(height / high, width / wide) / self.shorter_side
         h, w = (max(1, round(side * scale)) for side in (high, wide))
         top, left = (int(torch.randint(0, length - side + 1, ())) for length, side in ((height, h), (width, w)))
-        return render(image, (top, left, h, w), self.views, flip=_chance(self.flip), jitter=draw_jitter(self.jitter))
+        return render(image, (top, left, h, w), views, flip=_chance(self.flip), jitter=draw_jitter(self.jitter))
 
 
-class ByolCrop:
+class _ShareCrop(Augmentation):
+    """A crop of a random share of the image."""
+
+    scale: tuple[Portion, Portion] = (0.08, 1.0)
+    """Range of the crop's share of the image area."""
+    aspect: tuple[Factor, Factor] = (3 / 4, 4 / 3)
+    """Range of the crop's width / height."""
+    flip: Probability = 0.5
+    """Probability of a horizontal flip."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.scale[0] > self.scale[1] or self.aspect[0] > self.aspect[1]:
+            raise ValueError(f"scale = {self.scale}, aspect = {self.aspect}: give the smallest value of each first")
+        return self
+
+
+class RandomCrop(_ShareCrop):
+    """Crop a random share of the image, resize it to the view, flip at random: 'crop, rand size' in MAE, table 1e."""
+
+    name: Literal["random_crop"] = "random_crop"
+    scale: tuple[Portion, Portion] = (0.2, 1.0)
+    """Range of the crop's share of the image area."""
+    jitter: Probability = 0.0
+    """Strength of brightness, contrast and saturation jitter. The paper's '+ color jit' gives no value; BEiT uses 0.4.
+    """
+    interpolation: Interpolation = "bicubic"
+    """Filter of the encoder's view. SimMIM uses bilinear, MAE and BEiT use bicubic."""
+
+    def render(self, image: Tensor, *, views: tuple[ViewSpec, ...]) -> tuple[Tensor, ...]:
+        views = (views[0]._replace(interpolation=self.interpolation), *views[1:])
+        box = RandomResizedCrop.get_params(image, list(self.scale), list(self.aspect))
+        return render(image, box, views, flip=_chance(self.flip), jitter=draw_jitter(self.jitter))
+
+
+class ByolCrop(_ShareCrop):
     """Crop a random share of the image as BYOL does, flip at random: linear probing (MAE, table 10).
 
-    The box is drawn once, and a side that does not fit is shortened. Torchvision's crop draws again until the box fits.
-
-    Args:
-        views: size and filter of each view, the encoder's first.
-        scale: range of the crop's share of the image area.
-        aspect: range of the crop's width / height, drawn log-uniformly.
-        flip: probability of a horizontal flip.
+    The box is drawn once, with a log-uniform aspect; a side that does not fit is shortened. Torchvision's crop draws
+    again until the box fits.
     """
 
-    def __init__(
-        self,
-        views: Sequence[ViewSpec],
-        *,
-        scale: tuple[Portion, Portion] = (0.08, 1.0),
-        aspect: tuple[Factor, Factor] = (3 / 4, 4 / 3),
-        flip: Probability = 0.5,
-    ) -> None:
-        self.views, self.scale, self.aspect, self.flip = tuple(views), *_crop_range(scale, aspect), flip
+    name: Literal["byol_crop"] = "byol_crop"
 
-    def __call__(self, image: Tensor) -> tuple[Tensor, ...]:
+    def render(self, image: Tensor, *, views: tuple[ViewSpec, ...]) -> tuple[Tensor, ...]:
         height, width = image.shape[-2:]
         area = height * width * random.uniform(*self.scale)
         ratio = math.exp(random.uniform(*map(math.log, self.aspect)))
@@ -183,61 +167,62 @@ class ByolCrop:
             for side, wanted in ((height, math.sqrt(area / ratio)), (width, math.sqrt(area * ratio)))
         )
         box = random.randint(0, height - h), random.randint(0, width - w), h, w
-        return render(image, box, self.views, flip=_chance(self.flip))
+        return render(image, box, views, flip=_chance(self.flip))
 
 
-class RandAugmentCrop:
-    """Crop, flip, then RandAugment as timm draws it (fine-tuning: MAE, table 9).
+class RandAugmentCrop(_ShareCrop):
+    """Crop, flip, then RandAugment as timm draws it (fine-tuning: MAE, table 9). It renders one view, the encoder's."""
 
-    Args:
-        views: exactly one view, the encoder's. RandAugment cannot repeat its operations for a second view.
-        policy: timm's RandAugment policy: magnitude, its standard deviation, and operations whose strength increases
-            with the magnitude.
-        mean: fill colour, per channel in [0, 1], of pixels that a rotation or translation uncovers.
-        scale: range of the crop's share of the image area.
-        aspect: range of the crop's width / height.
-        flip: probability of a horizontal flip.
-    """
+    name: Literal["rand_augment"] = "rand_augment"
+    policy: str = "rand-m9-mstd0.5-inc1"
+    """Timm's RandAugment policy: magnitude, its standard deviation, and operations whose strength increases with the
+    magnitude."""
+    mean: tuple[Probability, ...] = IMAGENET.mean
+    """Fill colour, per channel in [0, 1], of pixels that a rotation or translation uncovers."""
 
-    def __init__(
-        self,
-        views: Sequence[ViewSpec],
-        *,
-        policy: str = "rand-m9-mstd0.5-inc1",
-        mean: tuple[Probability, ...] = IMAGENET.mean,
-        scale: tuple[Portion, Portion] = (0.08, 1.0),
-        aspect: tuple[Factor, Factor] = (3 / 4, 4 / 3),
-        flip: Probability = 0.5,
-    ) -> None:
+    @model_validator(mode="after")
+    def _known_policy(self) -> Self:
+        if not POLICY.fullmatch(self.policy):
+            raise ValueError(
+                f"policy = {self.policy!r}: write it as in timm, 'rand-m9-mstd0.5-inc1', with parts m, n, p, mstd, "
+                "mmax, inc or t"
+            )
+        return self
+
+    def build(self, views: Sequence[ViewSpec]) -> Augment:
         if len(views) != 1:
             raise ValueError(
                 f"rand_augment renders one view, got {len(views)}: use another augmentation for this target "
                 "(random_crop)"
             )
-        if not POLICY.fullmatch(policy):
-            raise ValueError(
-                f"policy = {policy!r}: write it as in timm, 'rand-m9-mstd0.5-inc1', with parts m, n, p, mstd, mmax, "
-                "inc or t"
-            )
-        self.crop = RandomCrop(views, scale=scale, aspect=aspect, flip=flip)
-        fill = tuple(min(255, round(255 * value)) for value in mean)
-        self.augment = rand_augment_transform(
-            policy,
-            {
-                "translate_const": int(min(sides(views[0].size)) * 0.45),
-                "img_mean": fill,
-                "interpolation": Image.Resampling.BICUBIC,
-            },
-        )
-        for operation in self.augment.ops:
-            if operation.aug_fn is posterize:
-                operation.aug_fn = _posterize
+        return super().build(views)
 
-    def __call__(self, image: Tensor) -> tuple[Tensor, ...]:
-        picture = Image.fromarray(self.crop(image)[0].permute(1, 2, 0).numpy())
-        return (torch.from_numpy(np.array(self.augment(picture))).permute(2, 0, 1).contiguous(),)
+    def render(self, image: Tensor, *, views: tuple[ViewSpec, ...]) -> tuple[Tensor, ...]:
+        box = RandomResizedCrop.get_params(image, list(self.scale), list(self.aspect))
+        (crop,) = render(image, box, views, flip=_chance(self.flip))
+        augment = _rand_augment(self.policy, self.mean, min(sides(views[0].size)))
+        picture = augment(Image.fromarray(crop.permute(1, 2, 0).numpy()))
+        return (torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous(),)
 
 
+@cache
+def _rand_augment(policy: str, mean: tuple[float, ...], side: int) -> RandAugment:
+    """Return timm's RandAugment for images whose shorter side has this many pixels."""
+    settings = {
+        "translate_const": int(side * 0.45),
+        "img_mean": tuple(min(255, round(255 * value)) for value in mean),
+        "interpolation": Image.Resampling.BICUBIC,
+    }
+    augment: RandAugment = rand_augment_transform(policy, settings)
+    for operation in augment.ops:
+        if operation.aug_fn is posterize:
+            operation.aug_fn = _posterize
+    return augment
+
+
+AnyAugmentation = Annotated[
+    CentreCrop | FixedCrop | RandomCrop | ByolCrop | RandAugmentCrop, Field(discriminator="name")
+]
 Jitter = Sequence[tuple[Callable[[Tensor, float], Tensor], float]]
 
 
@@ -283,18 +268,6 @@ def draw_jitter(strength: float) -> Jitter:
     order, *factors, _ = ColorJitter.get_params(span, span, span, None)
     adjusts = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation)
     return [(adjusts[int(i)], float(factors[int(i)])) for i in order if i < len(adjusts)]
-
-
-def _crop_range(scale: tuple[float, float], aspect: tuple[float, float]) -> tuple[list[float], list[float]]:
-    if not 0 < scale[0] <= scale[1] <= 1 or not 0 < aspect[0] <= aspect[1]:
-        raise ValueError(f"scale {scale}, aspect {aspect}: give 0 < smallest <= largest, and a scale of at most 1")
-    return list(scale), list(aspect)
-
-
-def _strength(jitter: float) -> float:
-    if not 0 <= jitter <= 1:
-        raise ValueError(f"jitter = {jitter}: give a strength from 0 (none) to 1")
-    return jitter
 
 
 def _chance(probability: float) -> bool:

@@ -7,7 +7,6 @@ folders are never compared.
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -290,16 +289,15 @@ def _path(key: str) -> tuple[tuple[str, ...], str]:
 @cache
 def _default(part: str, name: str, option: str) -> Any:
     if part == "mask":
-        mask = members(AnyMask).get(name)
-        return mask.model_fields[option].default if mask and option in mask.model_fields else None
-    if part == "data.augmentation":
-        from mae_transfer.data import AUGMENTATIONS  # imports torch, which a table rarely needs
+        union: Any = AnyMask
+    elif part == "data.augmentation":
+        from mae_transfer.data import AnyAugmentation  # imports torch, which a table rarely needs
 
-        builder: Any = AUGMENTATIONS.get(name)
+        union = AnyAugmentation
     else:
         return None
-    found = inspect.signature(builder).parameters.get(option) if builder else None
-    return None if found is None or found.default is inspect.Parameter.empty else found.default
+    found = members(union).get(name)
+    return found.model_fields[option].default if found and option in found.model_fields else None
 
 
 class PretrainingFacts(NamedTuple):

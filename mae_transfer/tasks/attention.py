@@ -15,10 +15,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from mae_transfer import checkpoints
-from mae_transfer.config import Spec
 from mae_transfer.core.normalize import normalize
 from mae_transfer.core.patches import grid_of, sides
-from mae_transfer.data import DataConfig, Unreadable, evaluation_views, open_source, pick_evenly
+from mae_transfer.data import DataConfig, FolderConfig, Unreadable, evaluation_views, open_source, pick_evenly
 from mae_transfer.draw.attention import attention_rows
 from mae_transfer.draw.reconstructions import save_sheet
 from mae_transfer.engine.dist import Dist
@@ -98,7 +97,7 @@ def draw_attention(
     backbone = loaded.backbone
     shown = size or (backbone.cfg.image_size if isinstance(backbone, ViT) else 224)
     grid = grid_of(sides(shown), backbone.patch)
-    source = open_source(Spec.model_validate({"name": "folder", "root": str(images), "labelled": False}), None)
+    source = open_source(FolderConfig(root=str(images), labelled=False), None)
     view = evaluation_views(DataConfig(size=shown))
     rows = []
     for batch in pass_over(

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mae_transfer.checkpoints.files import load_strict
-from mae_transfer.config import Spec
+from mae_transfer.data import SetConfig
 from mae_transfer.engine import checkpoint
 from mae_transfer.engine.loop import Evaluate
 from mae_transfer.engine.state import TrainState
@@ -25,7 +25,7 @@ class Selection(NamedTuple):
     report: Evaluate | None = None  # measures the reported images at the end; None: every evaluation measures them
 
 
-def check_selection(select: Select, holdout: Spec | None) -> None:
+def check_selection(select: Select, holdout: SetConfig | None) -> None:
     """Raise ValueError unless held-out images are given exactly if a state is selected on them."""
     if select == "best" and holdout is None:
         raise ValueError(

@@ -26,7 +26,6 @@ from mae_transfer.core.normalize import Statistics, normalize
 from mae_transfer.core.patches import sides, size_of
 from mae_transfer.core.runs import pasted
 from mae_transfer.data import (
-    SCENE_TRANSFORMS,
     ObjectDataConfig,
     ObjectSource,
     SceneBatch,
@@ -144,7 +143,7 @@ class DetectConfig(TransferConfig):
 
         It is the square, or the longest sides of the training images.
         """
-        longest = build(SCENE_TRANSFORMS, self.data.augmentation).largest()
+        longest = self.data.augmentation.largest()
         return self.data.square or size_of(*(-(-side // COARSEST) * COARSEST for side in longest))
 
 
@@ -365,8 +364,8 @@ def open_sets(cfg: DetectConfig, *, train: bool = True) -> tuple[ObjectSource, O
         source, val = open_objects(cfg.data, masks=cfg.heads.masks)
     else:
         source = val = open_one(cfg.data.val, cfg.data.root, masks=cfg.heads.masks)
-    for name, spec in (("train", cfg.data.train), ("val", cfg.data.val)):
-        if spec.options.get("masks") and not cfg.heads.masks:
+    for name, part in (("train", cfg.data.train), ("val", cfg.data.val)):
+        if part.model_dump().get("masks") and not cfg.heads.masks:
             raise ValueError(
                 f"data.{name} has masks=True, but heads.masks=False: leave masks=True out, so that both sets have the "
                 "same objects"

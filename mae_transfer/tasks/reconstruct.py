@@ -9,7 +9,7 @@ import torch
 
 from mae_transfer.checkpoints.files import load_strict
 from mae_transfer.config import Spec, load
-from mae_transfer.data import open_source
+from mae_transfer.data import FolderConfig, open_source
 from mae_transfer.draw.reconstructions import save_sheet
 from mae_transfer.engine import checkpoint
 from mae_transfer.engine.dist import Dist
@@ -57,11 +57,7 @@ def reconstruct(
         load_start(model, str(run))
     else:
         load_strict(model, saved.get("ema", saved["model"]), where=f"the newest checkpoint of {run}")
-    shown = (
-        cfg.data.val or cfg.data.train
-        if images is None
-        else Spec.model_validate({"name": "folder", "root": str(images), "labelled": False})
-    )
+    shown = cfg.data.val or cfg.data.train if images is None else FolderConfig(root=str(images), labelled=False)
     task.set_held_out(open_source(shown, cfg.data.root), "images", most=most)
     masks = {f"ratio_{ratio:g}": cfg.mask.but({"ratio": ratio}) for ratio in mask_ratios or ()}
     sheets = {}

@@ -15,7 +15,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from mae_transfer.core.normalize import normalize
-from mae_transfer.data import Crops, Folder, Source, evaluation_views
+from mae_transfer.data import Crops, FolderConfig, Source, evaluation_views
 from mae_transfer.engine.dist import read_mean
 from mae_transfer.engine.state import autocast
 from mae_transfer.metrics.corruption import ALEXNET_ERROR, SEVERITIES, corruption_errors, mean_corruption_error
@@ -162,7 +162,7 @@ def open_variant(variant: Variant, root: Path, names: list[str]) -> list[Part]:
 
 def open_part(corruption: str, severity: int, path: Path, names: list[str]) -> Part:
     """Open one folder; ValueError if it has a class that the classifier lacks."""
-    source = Folder(root=str(path))
+    source = FolderConfig(root=str(path)).open()
     unknown = sorted(set(source.classes) - set(names))
     if unknown:
         raise ValueError(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae_transfer.data import Augmentation, Crops, EvalKeys, Masking, Samples, Source, Unreadable, batches
+from mae_transfer.data import Augment, Crops, EvalKeys, Masking, Samples, Source, Unreadable, batches
 from mae_transfer.engine.dist import Dist, read_mean
 from mae_transfer.engine.interrupt import Interrupt
 from mae_transfer.interfaces import Batch
@@ -19,7 +19,7 @@ EVALUATION_SEED = 0  # for the random draws of an evaluation (masks); the same i
 
 def pass_over(
     source: Source,
-    view: Augmentation,
+    view: Augment,
     dist: Dist,
     *,
     batch: int,

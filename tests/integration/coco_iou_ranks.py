@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from mae_transfer.core.runs import taken
-from mae_transfer.data import ShapesMaps, ShapesObjects
+from mae_transfer.data import ShapesMapsConfig, ShapesObjectsConfig
 from mae_transfer.data.coco import encode_runs
 from mae_transfer.engine.dist import session
 from mae_transfer.metrics.coco import CocoMetric, Detections
@@ -19,7 +19,7 @@ from mae_transfer.metrics.iou import IouMetric
 
 IMAGES = 7
 
-scenes, maps = ShapesObjects(size=64, length=IMAGES), ShapesMaps(size=64, length=IMAGES)
+scenes, maps = ShapesObjectsConfig(size=64, length=IMAGES).open(), ShapesMapsConfig(size=64, length=IMAGES).open()
 
 
 def moved(index: int) -> Detections:

@@ -12,7 +12,7 @@ from mae_transfer.adapters import AdaptedBackbone, SimpleFPN
 from mae_transfer.adapters.levels import NORMS
 from mae_transfer.core.normalize import normalize
 from mae_transfer.core.runs import dense, from_masks, pasted
-from mae_transfer.data import Key, SceneBatch, Scenes, ShapesObjects
+from mae_transfer.data import Key, SceneBatch, Scenes, ShapesObjectsConfig
 from mae_transfer.data.objects import LargeScaleJitter
 from mae_transfer.models.mask_rcnn import HeadsConfig, MaskRCNN, box_losses, mask_targets
 from mae_transfer.models.vit import ViT, ViTConfig
@@ -85,7 +85,12 @@ def reordered(name: str, value: Tensor) -> Tensor:
 def batch(size: int = 96) -> SceneBatch:
     transform = LargeScaleJitter(size=size)
     scenes = Scenes(
-        source=ShapesObjects(size=96, length=8), seed=0, transform=transform, square=size, divisor=32, training=True
+        source=ShapesObjectsConfig(size=96, length=8).open(),
+        seed=0,
+        transform=transform,
+        square=size,
+        divisor=32,
+        training=True,
     )
     found: SceneBatch = scenes[[Key(0, i, 0) for i in range(4)]].batch
     return found

@@ -18,8 +18,8 @@ import pytest
 from mae_transfer.ablations import is_grid, points
 from mae_transfer.checkpoints import PREFIXES
 from mae_transfer.checkpoints.fit import MAY_CHANGE
-from mae_transfer.config import load, read
-from mae_transfer.data import DATASETS, MAP_SETS, OBJECT_SETS
+from mae_transfer.config import load, members, read
+from mae_transfer.data import AnyImages, AnyMaps, AnyObjects
 from mae_transfer.suite.graph.schema import SuiteConfig
 from mae_transfer.suite.graph.toolbox import TOOLBOX
 from mae_transfer.suite.published import PUBLISHED
@@ -177,7 +177,7 @@ def test_the_page_on_backbones_names_every_layout_and_every_change():
 
 def test_the_page_on_data_names_every_data_set():
     table = text_of(ROOT / "docs" / "data.md").split("##")[0]
-    assert all(f"`{entry}`" in table for entry in (*DATASETS, *OBJECT_SETS, *MAP_SETS))
+    assert all(f"`{entry}`" in table for union in (AnyImages, AnyObjects, AnyMaps) for entry in members(union))
 
 
 def test_readme_links_to_every_guide():

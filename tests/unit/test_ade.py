@@ -13,8 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mae_transfer.config import Spec, build
-from mae_transfer.data import MAP_SETS, Ade, UnreadableImage
+from mae_transfer.data import AdeConfig, UnreadableImage
 from mae_transfer.data.ade import Coding, class_names, read_map
 from mae_transfer.data.checks import check_ade, check_maps
 
@@ -51,7 +50,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_a_void_zero_is_ignored_and_one_becomes_the_first_class(root: Path) -> None:
-    ade = Ade(root=str(root))
+    ade = AdeConfig(root=str(root)).open()
     assert ade.classes == ("sky", "road", "car")
     assert [os.path.basename(ade.where(index)) for index in range(len(ade))] == ["a.jpg", "b.jpg"]  # noqa: PTH119
     assert ade.read(1).labels.tolist() == [[255, 0, 1], [1, 2, 255]]
@@ -61,8 +60,7 @@ def test_a_void_zero_is_ignored_and_one_becomes_the_first_class(root: Path) -> N
 
 
 def test_a_zero_that_is_a_class_stays(root: Path) -> None:
-    spec = Spec.model_validate({"name": "ade", "root": str(root), "classes": list("abcd"), "reduce_zero_label": False})
-    ade = build(MAP_SETS, spec)
+    ade = AdeConfig(root=str(root), classes=list("abcd"), reduce_zero_label=False).open()
     assert ade.classes == ("a", "b", "c", "d")
     assert ade.read(1).labels.tolist() == VALUES.tolist()
 
@@ -81,7 +79,7 @@ def test_a_palette_map_is_read_by_index(root: Path) -> None:
     drawn = Image.fromarray(VALUES)
     drawn.putpalette([k for value in range(256) for k in (255 - value, 7, value)])
     drawn.save(root / "annotations" / "training" / "b.png")
-    assert Ade(root=str(root)).read(1).labels.tolist() == [[255, 0, 1], [1, 2, 255]]
+    assert AdeConfig(root=str(root)).open().read(1).labels.tolist() == [[255, 0, 1], [1, 2, 255]]
 
 
 def test_class_names_of_the_official_archive(tmp_path: Path) -> None:
@@ -94,13 +92,13 @@ def test_class_names_of_the_official_archive(tmp_path: Path) -> None:
 
 def test_missing_parts_are_named(root: Path) -> None:
     with pytest.raises(ValueError, match=r"no folder .*images/validation.*data.root"):
-        Ade(root=str(root), split="validation")
+        AdeConfig(root=str(root), split="validation").open()
     (root / "annotations" / "training" / "a.png").unlink()
     with pytest.raises(ValueError, match=r"annotations/training: 1 x image without a map: a.jpg"):
-        Ade(root=str(root))
+        AdeConfig(root=str(root)).open()
     (root / "classes.txt").unlink()
     with pytest.raises(ValueError, match=r"no class list: set `classes`"):
-        Ade(root=str(root))
+        AdeConfig(root=str(root)).open()
     for count in (0, 1, 256):
         with pytest.raises(ValueError, match=f"{count} classes"):
             class_names(root, [str(k) for k in range(count)])
@@ -111,7 +109,7 @@ def test_missing_parts_are_named(root: Path) -> None:
 def test_a_map_is_found_whatever_the_case_of_its_suffix(root: Path) -> None:
     maps = root / "annotations" / "training"
     (maps / "a.png").rename(maps / "a.PNG")
-    assert Ade(root=str(root)).read(0).labels.tolist() == [[1, 2, 255], [255, 0, 1]]
+    assert AdeConfig(root=str(root)).open().read(0).labels.tolist() == [[1, 2, 255], [255, 0, 1]]
 
 
 @pytest.mark.parametrize("twin", ["images/training/b.png", "annotations/training/b.PNG"])
@@ -119,19 +117,19 @@ def test_files_that_differ_only_in_their_suffix_are_refused(root: Path, twin: st
     """The pair used to depend on the order in which the file system lists files."""
     Image.fromarray(VALUES).save(root / twin)
     with pytest.raises(ValueError, match=r"1 x files that differ only in their suffix: b\..*, b\..*"):
-        Ade(root=str(root))
+        AdeConfig(root=str(root)).open()
 
 
 @pytest.mark.parametrize("first", [0, -1])
 def test_first_must_be_at_least_one(root: Path, first: int) -> None:
-    assert len(Ade(root=str(root), first=1)) == 1
-    with pytest.raises(ValueError, match=f"first={first}"):
-        Ade(root=str(root), first=first)
+    assert len(AdeConfig(root=str(root), first=1).open()) == 1
+    with pytest.raises(ValueError, match=f"(?s)first.*input_value={first}"):
+        AdeConfig(root=str(root), first=first).open()
 
 
 def test_two_parts_are_disjoint_and_complete(root: Path) -> None:
-    whole = Ade(root=str(root))
-    parts = [Ade(root=str(root), part=part) for part in ((0.0, 0.5), (0.5, 1.0))]
+    whole = AdeConfig(root=str(root)).open()
+    parts = [AdeConfig(root=str(root), part=part).open() for part in ((0.0, 0.5), (0.5, 1.0))]
     names = [[part.where(index) for index in range(len(part))] for part in parts]
     assert sorted(names[0] + names[1]) == [whole.where(index) for index in range(len(whole))]
     assert names[0]
@@ -139,11 +137,11 @@ def test_two_parts_are_disjoint_and_complete(root: Path) -> None:
 
 
 def test_reading_a_broken_pair_names_the_file_and_its_defect(root: Path) -> None:
-    ade, drawn = Ade(root=str(root)), root / "annotations" / "training" / "a.png"
+    ade, drawn = AdeConfig(root=str(root)).open(), root / "annotations" / "training" / "a.png"
     with pytest.raises(
         UnreadableImage, match=r"a.png: value beyond the 2 classes \(value 3\); 0 is void .*reduce_zero_label=True"
     ):
-        Ade(root=str(root), classes=["x", "y"]).read(0)
+        AdeConfig(root=str(root), classes=["x", "y"]).open().read(0)
     for change, message in (
         (Image.fromarray(VALUES).convert("RGB"), r"map with colours instead of classes \(mode RGB\)"),
         (Image.fromarray(VALUES.T.copy()), r"map whose size differs from its image \(2 x 3, image 3 x 2\)"),
@@ -160,7 +158,7 @@ def test_reading_a_broken_pair_names_the_file_and_its_defect(root: Path) -> None
 def test_the_real_labels_have_no_defect_and_eleven_classes(real_data: Callable[[str], Path]) -> None:
     root = str(real_data("camvid"))
     assert check_ade(root, split="validation", classes=CAMVID) == []
-    ade = Ade(root=root, split="validation", classes=CAMVID)
+    ade = AdeConfig(root=root, split="validation", classes=CAMVID).open()
     assert len(ade) == 101
     seen = torch.cat([ade.read(index).labels.unique() for index in range(0, len(ade), 10)]).unique()
     assert seen.tolist() == [*range(11), 255]
@@ -295,14 +293,14 @@ def test_masks_of_0_and_255_need_their_values(tmp_path: Path) -> None:
     )
     assert [one.policy for one in check_ade(str(tmp_path), allow_absent=True, **options)] == ["left out of the means"]
     assert not check_ade(str(tmp_path), values=(0, 255), **options)
-    assert Ade(root=str(tmp_path), values=(0, 255), **options).read(0).labels.tolist() == [[0, 1], [1, 0]]
+    assert AdeConfig(root=str(tmp_path), values=(0, 255), **options).open().read(0).labels.tolist() == [[0, 1], [1, 0]]
     for values, message in (
         ((0,), "its own value"),
         ((3, 3), "its own value"),
         ((0, 65536), "from 0 to 65535"),
     ):
         with pytest.raises(ValueError, match=message):
-            Ade(root=str(tmp_path), values=values, **options)
+            AdeConfig(root=str(tmp_path), values=values, **options).open()
         assert message in check_ade(str(tmp_path), values=values, **options)[0].examples[0]
 
 
@@ -322,11 +320,11 @@ def test_nested_folders_and_a_map_suffix_are_supported(tmp_path: Path) -> None:
         (images / "x.jpg").rename(images / "x_photo.jpg")
         (maps / "x.png").rename(maps / "x_mask.png")
         (maps / "x_color.png").write_bytes(b"of no interest")
-    options = {"root": str(tmp_path), "classes": "abc"}
+    options = {"root": str(tmp_path), "classes": tuple("abc")}
     with pytest.raises(ValueError, match=r"2 x image without a map: aachen/x_photo.jpg, bonn/x_photo.jpg"):
-        Ade(**options)
+        AdeConfig(**options).open()
     for map_suffix in ("_mask.png", "*_mask.png"):
-        ade = Ade(**options, image_suffix="_photo.jpg", map_suffix=map_suffix)
+        ade = AdeConfig(**options, image_suffix="_photo.jpg", map_suffix=map_suffix).open()
         assert [Path(ade.where(k)).parent.name for k in range(2)] == ["aachen", "bonn"]
         assert ade.read(1).labels.tolist() == [[1, 2, 255], [255, 0, 1]]
         assert not check_ade(image_suffix="_photo.jpg", map_suffix=map_suffix, **options)
@@ -337,7 +335,7 @@ def test_a_missing_suffix_is_proposed(root: Path) -> None:
     for name in "ab":
         (maps / f"{name}.png").rename(maps / f"{name}_mask.png")
     with pytest.raises(ValueError, match=r"if map names end in '_mask\.png', set map_suffix='_mask\.png'"):
-        Ade(root=str(root))
+        AdeConfig(root=str(root)).open()
 
 
 def test_class_lists_with_a_byte_order_mark_are_read(root: Path) -> None:
@@ -352,7 +350,7 @@ def test_class_lists_with_a_byte_order_mark_are_read(root: Path) -> None:
 def test_a_pipe_among_the_maps_is_refused(root: Path) -> None:
     os.mkfifo(root / "annotations" / "training" / "c.png")
     os.mkfifo(root / "images" / "training" / "c.jpg")
-    assert len(Ade(root=str(root))) == 2
+    assert len(AdeConfig(root=str(root)).open()) == 2
     assert not check_ade(str(root))
 
 
@@ -365,12 +363,12 @@ def test_a_valid_set_is_cached_until_a_file_changes(
         "mae_transfer.data.checks.read_map", lambda path, **given: read.append(path) or read_map(path, **given)
     )
     for _ in range(2):
-        check_maps({"training": Ade(root=str(root))})
+        check_maps({"training": AdeConfig(root=str(root)).open()})
         assert len(read) == 2
     torn = root / "annotations" / "training" / "a.png"
     torn.write_bytes(torn.read_bytes()[:40])
     for _ in range(2):
         with pytest.raises(ValueError, match=r"1 x unreadable map: a\.png"):
-            check_maps({"training": Ade(root=str(root))})
-    check_maps({"training": Ade(root=str(root))}, skip=1)
+            check_maps({"training": AdeConfig(root=str(root)).open()})
+    check_maps({"training": AdeConfig(root=str(root)).open()}, skip=1)
     assert len(read) == 8, "what is broken is looked at each time"

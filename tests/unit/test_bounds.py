@@ -19,13 +19,11 @@ import mae_transfer
 from mae_transfer.adapters import ADAPTERS
 from mae_transfer.cli.parser import count
 from mae_transfer.config import Part, Schema, Spec, check, validate
-from mae_transfer.data import AUGMENTATIONS, DATASETS, MAP_SETS, OBJECT_SETS, SCENE_TRANSFORMS
 from mae_transfer.targets import TARGETS
 
 TABLES: dict[str, Mapping[str, Callable[..., Any]]] = {
-    "ADAPTERS": ADAPTERS, "AUGMENTATIONS": AUGMENTATIONS, "DATASETS": DATASETS,
-    "MAP_SETS": MAP_SETS, "OBJECT_SETS": OBJECT_SETS,
-    "SCENE_TRANSFORMS": SCENE_TRANSFORMS, "TARGETS": TARGETS,
+    "ADAPTERS": ADAPTERS,
+    "TARGETS": TARGETS,
 }  # fmt: skip
 ENTRIES = {f"{table}[{name!r}]": factory for table, entries in TABLES.items() for name, factory in entries.items()}
 LEAST, MOST = (annotated_types.Ge, annotated_types.Gt), (annotated_types.Le, annotated_types.Lt)

@@ -13,9 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mae_transfer.config import Spec, build
 from mae_transfer.core.runs import dense
-from mae_transfer.data import OBJECT_SETS, Coco, UnreadableImage
+from mae_transfer.data import CocoConfig, UnreadableImage
 from mae_transfer.data.checks import check_coco
 from mae_transfer.metrics.coco import CocoMetric
 
@@ -60,7 +59,7 @@ def written(tmp_path: Path) -> Callable[..., Path]:
 def test_images_come_by_id_and_labels_by_rank_of_the_category_id(
     written: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    coco = Coco(root=str(written()))
+    coco = CocoConfig(root=str(written())).open()
     assert coco.classes == ("cat", "dog")
     assert coco.category_ids.tolist() == [2, 7]
     assert coco.image_ids.tolist() == [4, 9, 30]
@@ -87,11 +86,11 @@ def test_an_invalid_polygon_is_dropped_and_an_object_without_any_is_counted(
     """pycocotools reads a polygon of two points as a box x, y, width, height."""
     root = written(lambda content: content["annotations"][0].update(segmentation=[[1, 2, 3, 4], [1, 2, 3, 4, 5]]))
     with caplog.at_level(logging.WARNING):
-        coco = Coco(root=str(root))
+        coco = CocoConfig(root=str(root)).open()
     assert "1 x no valid outline (left out): object 1" in caplog.text
     assert coco.outlines(1) == [[[1, 2, 4, 2, 4, 6]]]
     assert coco.objects(1).labels.tolist() == [0]
-    boxes = Coco(root=str(root), masks=False)
+    boxes = CocoConfig(root=str(root), masks=False).open()
     assert boxes.objects(1).labels.tolist() == [1, 0]
     assert boxes.objects(1).masks is None
     with pytest.raises(ValueError, match="masks=True"):
@@ -99,7 +98,7 @@ def test_an_invalid_polygon_is_dropped_and_an_object_without_any_is_counted(
 
 
 def test_training_leaves_out_images_with_only_crowd_regions(written: Callable[..., Path]) -> None:
-    coco = Coco(root=str(written()), skip_empty=True)
+    coco = CocoConfig(root=str(written()), skip_empty=True).open()
     assert coco.image_ids.tolist() == [9]
     assert coco.objects(0).labels.tolist() == [1, 0]
     truth = coco.ground_truth()
@@ -109,26 +108,26 @@ def test_training_leaves_out_images_with_only_crowd_regions(written: Callable[..
 
 def test_two_parts_are_disjoint_and_each_has_its_own_ground_truth(written: Callable[..., Path]) -> None:
     root = str(written(lambda content: content["annotations"].extend(boxed(k, k) for k in (4, 30))))
-    parts = [Coco(root=root, part=part) for part in ((0.0, 0.5), (0.5, 1.0))]
-    assert sorted(np.concatenate([part.image_ids for part in parts]).tolist()) == Coco(root=root).image_ids.tolist()
+    parts = [CocoConfig(root=root, part=part).open() for part in ((0.0, 0.5), (0.5, 1.0))]
+    assert (
+        sorted(np.concatenate([part.image_ids for part in parts]).tolist())
+        == CocoConfig(root=root).open().image_ids.tolist()
+    )
     for part in parts:
         assert [image["id"] for image in part.ground_truth()["images"]] == part.image_ids.tolist()
 
 
 @pytest.mark.parametrize("part", [(0.5, 0.5), (0.0, 1.1), (-0.1, 1.0), (0.9, 0.1)])
 def test_invalid_parts_are_refused(part: tuple[float, float], written: Callable[..., Path]) -> None:
-    with pytest.raises(ValueError, match="part="):
-        Coco(root=str(written()), part=part)
+    with pytest.raises(ValueError, match="part"):
+        CocoConfig(root=str(written()), part=part).open()
 
 
 def test_any_json_and_folder_can_be_used_and_a_pickled_copy_reads_the_same(written: Callable[..., Path]) -> None:
     root = written()
     (root / "annotations" / "instances_train2017.json").rename(root / "mine.json")
     (root / "train2017").rename(root / "photos")
-    coco = build(
-        OBJECT_SETS,
-        Spec.model_validate({"name": "coco", "root": str(root), "annotations": "mine.json", "images": "photos"}),
-    )
+    coco = CocoConfig(root=str(root), annotations="mine.json", images="photos").open()
     again = pickle.loads(pickle.dumps(coco))
     assert torch.equal(again.read(1).image, coco.read(1).image)
     assert again.where(1) == str(root / "photos" / "9.png")
@@ -160,7 +159,7 @@ def test_a_json_that_contradicts_itself_is_refused(
     written: Callable[..., Path], change: Callable[[Any], Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        Coco(root=str(written(change)), skip_empty=True)
+        CocoConfig(root=str(written(change)), skip_empty=True).open()
 
 
 def test_missing_files_are_named(written: Callable[..., Path]) -> None:
@@ -168,17 +167,17 @@ def test_missing_files_are_named(written: Callable[..., Path]) -> None:
     with pytest.raises(
         ValueError, match=r"no annotations .*val2017.json'; its folder contains: instances_train2017.json"
     ):
-        Coco(root=str(root), split="val2017")
+        CocoConfig(root=str(root), split="val2017").open()
     with pytest.raises(ValueError, match=r"no image folder .*photos"):
-        Coco(root=str(root), images="photos")
+        CocoConfig(root=str(root), images="photos").open()
     (root / "annotations" / "instances_train2017.json").write_text('{"images": [')
     with pytest.raises(ValueError, match="broken json"):
-        Coco(root=str(root))
+        CocoConfig(root=str(root)).open()
 
 
 def test_reading_a_broken_or_mis_sized_image_names_the_file(written: Callable[..., Path]) -> None:
     root = written()
-    coco = Coco(root=str(root))
+    coco = CocoConfig(root=str(root)).open()
     Image.new("RGB", (30, 40)).save(root / "train2017" / "9.png")
     with pytest.raises(UnreadableImage, match=r"9.png has 30 x 40 pixels, but .* states 60 x 40"):
         coco.read(1)
@@ -191,7 +190,7 @@ def test_reading_a_broken_or_mis_sized_image_names_the_file(written: Callable[..
 def test_real_annotations_are_read_as_pycocotools_reads_them(real_data: Callable[[str], Path]) -> None:
     from pycocotools.coco import COCO
 
-    coco = Coco(root=str(real_data("coco")), split="val2017")
+    coco = CocoConfig(root=str(real_data("coco")), split="val2017").open()
     theirs = COCO(str(coco.json))
     assert len(coco.classes) == 80
     for index, image_id in enumerate(coco.image_ids.tolist()):
@@ -304,7 +303,7 @@ def test_a_part_of_a_set_is_checked_like_the_whole_set(written: Callable[..., Pa
         ):
             one.update(other)
 
-    part = Coco(root=str(written(change)), masks=False, first=1)
+    part = CocoConfig(root=str(written(change)), masks=False, first=1).open()
     assert part.objects(0).boxes.tolist() == [[10, 10, 60, 40]]
     assert [one["bbox"] for one in CocoMetric(part.ground_truth(), kinds=("bbox",)).truth["annotations"]] == [
         [10, 10, 50, 30]

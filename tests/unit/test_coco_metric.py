@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mae_transfer.core.runs import from_masks, taken
-from mae_transfer.data import Coco, ShapesObjects
+from mae_transfer.data import CocoConfig, ShapesObjectsConfig
 from mae_transfer.data.coco import encode_runs
 from mae_transfer.metrics.coco import FIGURES, CocoMetric, Detections
 
@@ -65,7 +65,7 @@ def reference(truth: Path, results: Path, kind: str) -> tuple[np.ndarray, dict[i
 
 @pytest.mark.data
 def test_all_figures_equal_pycocotools_from_the_saved_results(real_data: Callable[[str], Path], tmp_path: Path) -> None:
-    coco = Coco(root=str(real_data("coco")), split="val2017")
+    coco = CocoConfig(root=str(real_data("coco")), split="val2017").open()
     figures = filled(coco).compute(save=tmp_path / "predictions" / "results.json", per_class=True)
     assert [path.name for path in (tmp_path / "predictions").iterdir()] == ["results.json"]
     for kind in ("bbox", "segm"):
@@ -81,7 +81,7 @@ def test_all_figures_equal_pycocotools_from_the_saved_results(real_data: Callabl
 
 @pytest.mark.data
 def test_faster_coco_eval_gives_the_same_figures(real_data: Callable[[str], Path]) -> None:
-    coco = Coco(root=str(real_data("coco")), split="val2017")
+    coco = CocoConfig(root=str(real_data("coco")), split="val2017").open()
     slow, fast = (
         filled(coco, backend=backend).compute(per_class=True) for backend in ("pycocotools", "faster-coco-eval")
     )
@@ -91,7 +91,7 @@ def test_faster_coco_eval_gives_the_same_figures(real_data: Callable[[str], Path
 
 @pytest.mark.parametrize("backend", ["pycocotools", "faster-coco-eval"])
 def test_the_ground_truth_scores_1_and_no_predictions_score_0(backend: Any) -> None:
-    source = ShapesObjects(size=64, length=6)
+    source = ShapesObjectsConfig(size=64, length=6).open()
     perfect, nothing = (CocoMetric(source.ground_truth(), backend=backend) for _ in range(2))
     for index, image_id in enumerate(source.image_ids.tolist()):
         objects = source.objects(index)
@@ -109,7 +109,7 @@ def test_the_ground_truth_scores_1_and_no_predictions_score_0(backend: Any) -> N
 
 
 def test_detections_in_an_image_without_objects_are_false_positives() -> None:
-    source = ShapesObjects(size=64, length=2)
+    source = ShapesObjectsConfig(size=64, length=2).open()
     truth = source.ground_truth()
     truth["annotations"] = [one for one in truth["annotations"] if one["image_id"] == 1]
     boxes, labels = source.objects(0).boxes, source.objects(0).labels
@@ -126,7 +126,7 @@ def test_detections_in_an_image_without_objects_are_false_positives() -> None:
 
 
 def test_an_image_that_a_sampler_repeats_counts_once() -> None:
-    source = ShapesObjects(size=64, length=4)
+    source = ShapesObjectsConfig(size=64, length=4).open()
     metric = filled(source)
     once = metric.compute()
     metric.update([1, 2], [guesses(source, 3), guesses(source, 3)])
@@ -134,7 +134,7 @@ def test_an_image_that_a_sampler_repeats_counts_once() -> None:
 
 
 def test_missing_and_unknown_images_are_refused() -> None:
-    source = ShapesObjects(size=32, length=3)
+    source = ShapesObjectsConfig(size=32, length=3).open()
     metric = CocoMetric(source.ground_truth())
     metric.update([1, 9], [guesses(source, 0), guesses(source, 1)])
     with pytest.raises(ValueError, match=r"2 images, 3 in the ground truth: 2 not predicted \[2, 3\], 1 unknown \[9\]"):
@@ -143,7 +143,7 @@ def test_missing_and_unknown_images_are_refused() -> None:
 
 def test_ids_with_gaps_and_missing_optional_keys_are_accepted() -> None:
     """COCOeval reads an object id of 0 as "no match", and requires area, iscrowd and info."""
-    source = ShapesObjects(size=64, length=3)
+    source = ShapesObjectsConfig(size=64, length=3).open()
     truth = source.ground_truth()
     expected = filled(source, kinds=("bbox",)).compute()
     del truth["info"]
@@ -180,7 +180,7 @@ def test_invalid_predictions_are_refused(change: dict[str, Any], message: str) -
         torch.zeros(1, dtype=torch.long),
         [{"size": [32, 32], "counts": "0PP1"}],
     )
-    metric = CocoMetric(ShapesObjects(size=32, length=1).ground_truth())
+    metric = CocoMetric(ShapesObjectsConfig(size=32, length=1).open().ground_truth())
     with pytest.raises(ValueError, match=message):
         metric.update([1], [good._replace(**change)])
     metric.update(np.array([1]), [good])
@@ -188,7 +188,7 @@ def test_invalid_predictions_are_refused(change: dict[str, Any], message: str) -
 
 def test_a_missing_backend_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    truth = ShapesObjects(size=32, length=1).ground_truth()
+    truth = ShapesObjectsConfig(size=32, length=1).open().ground_truth()
     assert CocoMetric(truth).backend == "pycocotools"
     with pytest.raises(ValueError, match="not installed: pip install"):
         CocoMetric(truth, backend="faster-coco-eval")

@@ -8,7 +8,7 @@ import pytest
 from pycocotools.mask import decode, encode, toBbox
 
 from mae_transfer.core.runs import run_lengths
-from mae_transfer.data import ShapesObjects
+from mae_transfer.data import ShapesObjectsConfig
 from mae_transfer.data.coco_rules import Json, examine
 
 SQUARE = [[110, 50, 150, 50, 150, 90, 110, 90]]
@@ -241,4 +241,4 @@ def test_a_set_without_usable_objects_is_refused(change: Any, message: str) -> N
 
 
 def test_generated_scenes_have_no_defect() -> None:
-    assert said(ShapesObjects(size=48, length=30, objects=(4, 8)).ground_truth()) == []
+    assert said(ShapesObjectsConfig(size=48, length=30, objects=(4, 8)).open().ground_truth()) == []

@@ -182,4 +182,4 @@ def test_a_tilde_is_the_home_folder_in_every_string_of_a_config(monkeypatch: pyt
     cfg = validate(
         {"root": "~/a", "train": {"name": "ade", "root": "~/b", "classes": ("~/c", "d")}}, MapDataConfig, where="test"
     )
-    assert (cfg.root, cfg.train.options["root"]) == ("/users/me/a", "/users/me/b")
+    assert (cfg.root, cfg.train.root) == ("/users/me/a", "/users/me/b")

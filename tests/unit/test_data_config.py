@@ -12,6 +12,7 @@ from mae_transfer.data import (
     Folder,
     LabelledDataConfig,
     Shapes,
+    ShapesConfig,
     evaluation_views,
     open_labelled,
     open_sources,
@@ -76,7 +77,7 @@ def test_misspelt_keys_propose_the_nearest(values: dict[str, Any], message: str)
 
 def test_views_have_the_configured_size_and_what_the_target_adds() -> None:
     cfg = config(size=32, augmentation={"name": "random_crop", "scale": (0.5, 1.0), "jitter": 0.4})
-    image = Shapes(size=40).read(0).image
+    image = ShapesConfig(size=40).open().read(0).image
     for augmentation in (
         training_views(cfg, [ViewSpec(16, "lanczos")]),
         evaluation_views(cfg, [ViewSpec(16, "lanczos")]),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mae_transfer.data import Crops, EvalKeys, Folder, RandomCrop, Unreadable, UnreadableImage, batches
+from mae_transfer.data import Crops, EvalKeys, FolderConfig, RandomCrop, Unreadable, UnreadableImage, batches
 from mae_transfer.data.reports import report
 from mae_transfer.interfaces import ViewSpec
 
@@ -27,7 +27,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_classes_and_files_are_sorted_and_labelled(root: Path) -> None:
-    folder = Folder(root=str(root), split="train")
+    folder = FolderConfig(root=str(root), split="train").open()
     assert folder.classes == ("ant", "cat", "dog")
     assert [Path(folder.where(i)).name for i in range(len(folder))] == ["x.png", "a.JPEG", "b.jpg", "é.png"]
     assert [folder.read(i).label for i in range(len(folder))] == [0, 1, 1, 2]
@@ -35,7 +35,7 @@ def test_classes_and_files_are_sorted_and_labelled(root: Path) -> None:
 
 
 def test_unlabelled_images_are_found_at_any_depth(root: Path) -> None:
-    folder = Folder(root=str(root), labelled=False)
+    folder = FolderConfig(root=str(root), labelled=False).open()
     assert len(folder) == 5
     assert folder.classes == ()
     assert {folder.read(i).label for i in range(5)} == {-1}
@@ -44,47 +44,47 @@ def test_unlabelled_images_are_found_at_any_depth(root: Path) -> None:
 def test_links_are_followed(root: Path, tmp_path: Path) -> None:
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked/train").symlink_to(root / "train")
-    assert len(Folder(root=str(tmp_path / "linked"), split="train")) == 4
+    assert len(FolderConfig(root=str(tmp_path / "linked"), split="train").open()) == 4
 
 
 def test_a_missing_root_names_it_and_the_key(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere.*data\.root"):
-        Folder(root=str(tmp_path / "nowhere"))
+        FolderConfig(root=str(tmp_path / "nowhere")).open()
 
 
 def test_a_missing_split_lists_the_existing_ones(root: Path) -> None:
     with pytest.raises(ValueError, match=r"no split 'test'.*train, val"):
-        Folder(root=str(root), split="test")
+        FolderConfig(root=str(root), split="test").open()
 
 
 def test_an_empty_class_is_named(root: Path) -> None:
     (root / "train/emu").mkdir()
     with pytest.raises(ValueError, match=r"train/emu contains no decodable image"):
-        Folder(root=str(root), split="train")
+        FolderConfig(root=str(root), split="train").open()
 
 
 def test_an_empty_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="contains no decodable image"):
-        Folder(root=str(tmp_path), labelled=False)
+        FolderConfig(root=str(tmp_path), labelled=False).open()
 
 
 def test_a_flat_folder_read_as_classes_names_the_option(root: Path) -> None:
     with pytest.raises(ValueError, match="labelled=False"):
-        Folder(root=str(root / "val/cat"))
+        FolderConfig(root=str(root / "val/cat")).open()
 
 
 def test_a_broken_file_is_named(root: Path) -> None:
     (root / "val/cat/0.jpg").write_bytes(b"\xff\xd8\xff broken")
     with pytest.raises(UnreadableImage, match=r"val/cat/0\.jpg"):
-        Folder(root=str(root), split="val").read(0)
+        FolderConfig(root=str(root), split="val").open().read(0)
 
 
 def test_its_pickle_is_small(root: Path) -> None:
-    folder = Folder(root=str(root), split="train")
+    folder = FolderConfig(root=str(root), split="train").open()
     before = len(pickle.dumps(folder))
     for i in range(100):
         shutil.copy(root / "train/cat/b.jpg", root / f"train/cat/copy{i}.jpg")
-    more = Folder(root=str(root), split="train")
+    more = FolderConfig(root=str(root), split="train").open()
     path_length = len(more.where(5))
     assert len(pickle.dumps(more)) - before < 100 * (path_length + 20)
     assert pickle.loads(pickle.dumps(more)).where(60) == more.where(60)
@@ -93,8 +93,8 @@ def test_its_pickle_is_small(root: Path) -> None:
 @pytest.mark.parametrize("suffix", ["jfif", "jpe", "JPE", "tga", "jpx", "pnm"])
 def test_every_suffix_that_the_decoder_reads_is_found(tmp_path: Path, suffix: str) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / f"a.{suffix}")
-    assert len(Folder(root=str(tmp_path), labelled=False)) == 1
-    assert Folder(root=str(tmp_path), labelled=False).read(0).image.shape == (3, 4, 4)
+    assert len(FolderConfig(root=str(tmp_path), labelled=False).open()) == 1
+    assert FolderConfig(root=str(tmp_path), labelled=False).open().read(0).image.shape == (3, 4, 4)
 
 
 def test_ignored_files_are_counted_and_reported_once(
@@ -105,11 +105,11 @@ def test_ignored_files_are_counted_and_reported_once(
         (root / name).write_bytes(b"?")
     os.mkfifo(root / "train/cat/pipe.jpg")
     monkeypatch.setenv("RANK", "1")
-    Folder(root=str(root), split="train")
+    FolderConfig(root=str(root), split="train").open()
     assert not caplog.records, "only the first rank reports"
     monkeypatch.setenv("RANK", "0")
     for _ in range(2):
-        assert len(Folder(root=str(root), split="train")) == 4
+        assert len(FolderConfig(root=str(root), split="train").open()) == 4
     (message,) = caplog.messages
     assert message == (
         f"{root / 'train'}: ignored 5 files (2 x .heic, 1.heic; 1 x .jpg outside class folders, stray.jpg; "
@@ -122,14 +122,14 @@ def test_a_folder_without_images_is_refused_with_its_other_files(tmp_path: Path)
     with pytest.raises(
         ValueError, match=r"contains no decodable image, only 1 files \(1 x \.heic, a\.heic\): add images"
     ):
-        Folder(root=str(tmp_path), labelled=False)
+        FolderConfig(root=str(tmp_path), labelled=False).open()
 
 
 def test_folders_named_like_images_are_read_and_dead_links_are_reported(tmp_path: Path) -> None:
     (tmp_path / "set.jpg").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "set.jpg" / "a.png")
     (tmp_path / "dead.jpg").symlink_to(tmp_path / "nowhere.jpg")
-    folder = Folder(root=str(tmp_path), labelled=False)
+    folder = FolderConfig(root=str(tmp_path), labelled=False).open()
     assert [Path(folder.where(k)).name for k in range(len(folder))] == ["dead.jpg", "a.png"]
     with pytest.raises(FileNotFoundError, match=r"dead\.jpg"):
         folder.read(0)
@@ -139,7 +139,7 @@ def test_a_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "photos/a.png")
-    assert len(Folder(root="~/photos", labelled=False)) == 1
+    assert len(FolderConfig(root="~/photos", labelled=False).open()) == 1
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -151,8 +151,8 @@ def test_odd_files_are_reported_from_the_workers_once_each(
     for number in range(20):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{number:02d}.png", exif=b"\0\x08\0\x02\x01\x12\0\x03")
     caplog.set_level(logging.WARNING)
-    source, policy = Folder(root=str(tmp_path), labelled=False), Unreadable()
-    crops = Crops(source=source, seed=0, augmentation=RandomCrop((ViewSpec(8, "bicubic"),)))
+    source, policy = FolderConfig(root=str(tmp_path), labelled=False).open(), Unreadable()
+    crops = Crops(source=source, seed=0, augmentation=RandomCrop().build((ViewSpec(8, "bicubic"),)))
     for _ in range(2):
         sweep = EvalKeys(images=20, batch=4, rank=0, world=1)
         assert sum(len(batch.image) for batch in batches(crops, sweep, workers=workers, unreadable=policy)) == 20

@@ -19,12 +19,13 @@ from torch import Tensor
 from mae_transfer.data import (
     Crops,
     EvalKeys,
-    Folder,
+    FolderConfig,
     Masking,
     Order,
     RandomCrop,
     Sample,
     Shapes,
+    ShapesConfig,
     Source,
     TrainKeys,
     Unreadable,
@@ -52,7 +53,7 @@ class Broken:
     """Shapes of which some cannot be read."""
 
     bad: frozenset[int]
-    shapes: Shapes = field(default_factory=lambda: Shapes(size=24, length=20))
+    shapes: Shapes = field(default_factory=lambda: ShapesConfig(size=24, length=20).open())
     classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -69,8 +70,8 @@ class Broken:
 
 def crops(source: Source | None = None) -> Crops:
     return Crops(
-        source=source or Shapes(size=24, length=20),
-        augmentation=RandomCrop(VIEWS, jitter=0.4),
+        source=source or ShapesConfig(size=24, length=20).open(),
+        augmentation=RandomCrop(jitter=0.4).build(VIEWS),
         seed=0,
         masking=Masking(HalfMask(), (2, 2)),
     )
@@ -245,7 +246,7 @@ def test_crops_travel_to_a_freshly_started_worker() -> None:
 def test_a_file_that_vanished_is_unreadable_too(tmp_path: Path) -> None:
     for index in range(8):
         Image.new("RGB", (20, 20), (index, 0, 0)).save(tmp_path / f"{index}.png")
-    folder = Folder(root=str(tmp_path), labelled=False)
+    folder = FolderConfig(root=str(tmp_path), labelled=False).open()
     (tmp_path / "3.png").unlink()
     share = TrainKeys(order=Order(images=8, batch=8, seed=0))
     with pytest.raises(UnreadableImage, match=r"3\.png"):

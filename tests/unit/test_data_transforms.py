@@ -12,12 +12,14 @@ from torchvision import transforms as v1
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from mae_transfer.data import AUGMENTATIONS, CentreCrop, FixedCrop, RandomCrop, transforms
+from mae_transfer.config import members
+from mae_transfer.data import AnyAugmentation, CentreCrop, FixedCrop, RandomCrop, transforms
 from mae_transfer.data.transforms import ByolCrop, RandAugmentCrop, render, resize
 from mae_transfer.interfaces import ViewSpec
 from mae_transfer.seeding import seeded
 
 MAIN = ViewSpec(32, "bicubic")
+AUGMENTATIONS = members(AnyAugmentation)
 
 
 def smooth(height: int = 75, width: int = 100) -> torch.Tensor:
@@ -37,12 +39,12 @@ def test_evaluation_equals_resize_256_and_centre_crop_224(size: tuple[int, int])
     expected = v2.Compose(
         [v2.Resize(256, interpolation=v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(224)]
     )(image)
-    assert torch.equal(CentreCrop([ViewSpec(224, "bicubic")])(image)[0], expected)
+    assert torch.equal(CentreCrop().build([ViewSpec(224, "bicubic")])(image)[0], expected)
 
 
 def test_random_crop_draws_the_crops_of_torchvision_and_looks_like_pil() -> None:
     image, picture = smooth(), Image.fromarray(smooth().permute(1, 2, 0).numpy())
-    ours = RandomCrop([MAIN])
+    ours = RandomCrop().build([MAIN])
     classic = v1.Compose(
         [
             v1.RandomResizedCrop(32, (0.2, 1.0), interpolation=v1.InterpolationMode.BICUBIC),
@@ -59,16 +61,18 @@ def test_random_crop_draws_the_crops_of_torchvision_and_looks_like_pil() -> None
 
 def test_half_of_the_crops_are_flipped() -> None:
     image = torch.arange(64, dtype=torch.uint8).expand(3, 64, 64).contiguous()  # brightness grows to the right
-    crops = [FixedCrop([MAIN])(image)[0] for _ in range(200)]
+    crops = [FixedCrop().build([MAIN])(image)[0] for _ in range(200)]
     assert 70 < sum(bool(crop[0, 0, 0] > crop[0, 0, -1]) for crop in crops) < 130
-    assert all(crop[0, 0, 0] < crop[0, 0, -1] for crop in (FixedCrop([MAIN], flip=0.0)(image)[0] for _ in range(20)))
+    assert all(
+        crop[0, 0, 0] < crop[0, 0, -1] for crop in (FixedCrop(flip=0.0).build([MAIN])(image)[0] for _ in range(20))
+    )
 
 
 def test_a_fixed_crop_has_a_fixed_size_and_a_random_place() -> None:
     image = torch.arange(128, dtype=torch.uint8).expand(3, 128, 128).contiguous()
     spans = [
         (int(c[0, 0, 0]), int(c[0, 0, -1]) - int(c[0, 0, 0]))
-        for c in (FixedCrop([MAIN], flip=0.0)(image)[0] for _ in range(50))
+        for c in (FixedCrop(flip=0.0).build([MAIN])(image)[0] for _ in range(50))
     ]
     assert len({start for start, _ in spans}) > 8
     assert max(span for _, span in spans) - min(span for _, span in spans) <= 2
@@ -79,7 +83,7 @@ def test_a_fixed_crop_has_a_fixed_size_and_a_random_place() -> None:
 def test_every_view_shows_the_same_crop(name: str) -> None:
     views = (ViewSpec(56, "bicubic"), ViewSpec(112, "bicubic"), ViewSpec(28, "lanczos"), ViewSpec(56, "bilinear"))
     options = {} if name in ("none", "byol_crop") else {"jitter": 0.4}
-    augment = AUGMENTATIONS[name](views, **options)
+    augment = AUGMENTATIONS[name](**options).build(views)
     for _ in range(10):
         first, *others = augment(smooth())
         for view, other in zip(views[1:], others, strict=True):
@@ -96,16 +100,16 @@ def test_lanczos_equals_pil() -> None:
 
 def test_jitter_changes_colours_within_its_strength() -> None:
     image = torch.full((3, 40, 40), 100, dtype=torch.uint8)
-    means = torch.tensor([float(RandomCrop([MAIN], jitter=0.4)(image)[0].float().mean()) for _ in range(100)])
+    means = torch.tensor([float(RandomCrop(jitter=0.4).build([MAIN])(image)[0].float().mean()) for _ in range(100)])
     assert means.std() > 10
     assert means.min() >= 59
     assert means.max() <= 141
-    assert distance(RandomCrop([MAIN])(image)[0], torch.tensor(100)) == 0
+    assert distance(RandomCrop().build([MAIN])(image)[0], torch.tensor(100)) == 0
 
 
 def test_no_augmentation_draws_nothing() -> None:
     state = torch.get_rng_state()
-    CentreCrop([MAIN])(smooth())
+    CentreCrop().build([MAIN])(smooth())
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -114,14 +118,14 @@ def test_no_augmentation_draws_nothing() -> None:
 def test_tiny_and_thin_images_work(name: str, size: tuple[int, int]) -> None:
     image = torch.full((3, *size), 9, dtype=torch.uint8)
     options = {"policy": "rand-m0-n0"} if name == "rand_augment" else {}
-    (view,) = AUGMENTATIONS[name]([MAIN], **options)(image)
+    (view,) = AUGMENTATIONS[name](**options).build([MAIN])(image)
     assert torch.equal(view, torch.full((3, 32, 32), 9, dtype=torch.uint8))
 
 
 def test_byols_crop_keeps_to_area_and_aspect_and_is_cut_to_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
     boxes = []
     monkeypatch.setattr(transforms, "render", lambda image, box, views, flip: boxes.append(box))
-    augment = transforms.ByolCrop([MAIN])
+    augment = ByolCrop().build([MAIN])
     random.seed(0)
     for _ in range(500):
         augment(torch.zeros(3, 200, 200, dtype=torch.uint8))
@@ -138,12 +142,12 @@ def test_byols_crop_keeps_to_area_and_aspect_and_is_cut_to_the_image(monkeypatch
 
 def test_rand_augment_equals_timm_on_the_same_crop() -> None:
     image, changed = smooth(), 0
-    augment = transforms.RandAugmentCrop([MAIN])
+    augment = RandAugmentCrop().build([MAIN])
     for seed in range(5):
         with seeded(seed):
             (view,) = augment(image)
         with seeded(seed):
-            (crop,) = RandomCrop([MAIN], scale=(0.08, 1.0))(image)
+            (crop,) = RandomCrop(scale=(0.08, 1.0)).build([MAIN])(image)
             options = {
                 "translate_const": int(32 * 0.45),
                 "img_mean": (124, 116, 104),
@@ -175,7 +179,7 @@ def test_a_whole_box_at_its_own_size_is_the_image() -> None:
 )
 def test_impossible_options_are_refused(name: str, options: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
-        AUGMENTATIONS[name]([MAIN], **options)
+        AUGMENTATIONS[name](**options).build([MAIN])
 
 
 def test_a_thin_image_is_cropped_before_resizing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +189,7 @@ def test_a_thin_image_is_cropped_before_resizing(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(
         transforms, "resize", lambda image, size, filter: sizes.append(size) or resize(image, size, filter)
     )
-    view = AUGMENTATIONS["none"]([MAIN])(thin)[0]
+    view = CentreCrop().build([MAIN])(thin)[0]
     assert max(sizes[0]) <= 33 * 37
     bright = view.float().mean(dim=(0, 1)).argmax().item()
     assert abs(bright - 15.5) < 20  # one pixel of the source is as wide as the view: the bright one is in the middle
@@ -198,7 +202,7 @@ def test_a_thin_image_is_cropped_before_resizing(monkeypatch: pytest.MonkeyPatch
 def test_the_evaluation_view_equals_timm_for_any_shape(stored: tuple[int, int], size: int | tuple[int, int]) -> None:
     """timm's transforms_imagenet_eval: ResizeKeepRatio to cover the frame, then CenterCrop; one pixel of rounding."""
     image = smooth(*stored)
-    ours = CentreCrop([ViewSpec(size, "bicubic")], shorter_side=1.25)(image)[0]
+    ours = CentreCrop(shorter_side=1.25).build([ViewSpec(size, "bicubic")])(image)[0]
     high, wide = (size, size) if isinstance(size, int) else size
     steps = transforms_imagenet_eval((high, wide), crop_pct=0.8, interpolation="bicubic", normalize=False).transforms
     theirs = image_of(image)
@@ -216,18 +220,18 @@ def image_of(image: torch.Tensor) -> Image.Image:
 def test_every_augmentation_renders_views_that_are_not_square_and_show_the_same() -> None:
     views = (ViewSpec((32, 64), "bicubic"), ViewSpec((16, 32), "bicubic"))
     for make in (CentreCrop, FixedCrop, RandomCrop, ByolCrop):
-        first, second = make(views)(smooth(90, 120))
+        first, second = make().build(views)(smooth(90, 120))
         assert (first.shape, second.shape) == ((3, 32, 64), (3, 16, 32))
         halved = torch.nn.functional.avg_pool2d(first.float(), 2)
         assert distance(halved, second) < 6
-    assert RandAugmentCrop(views[:1])(smooth(90, 120))[0].shape == (3, 32, 64)
+    assert RandAugmentCrop().build(views[:1])(smooth(90, 120))[0].shape == (3, 32, 64)
 
 
 def test_a_fixed_crop_has_the_shape_of_its_view() -> None:
     image = torch.zeros(3, 100, 300, dtype=torch.uint8)
     image[1] = torch.arange(300, dtype=torch.uint8) // 2
     image[2] = torch.arange(100, dtype=torch.uint8)[:, None]
-    crop = FixedCrop([ViewSpec((40, 80), "bicubic")], shorter_side=1.25, flip=0.0)(image)[0].float()
+    crop = FixedCrop(shorter_side=1.25, flip=0.0).build([ViewSpec((40, 80), "bicubic")])(image)[0].float()
     assert crop[2, -1].mean() - crop[2, 0].mean() == pytest.approx(
         78, abs=2
     )  # 80 of the 100 rows: the largest box is 100 x 200

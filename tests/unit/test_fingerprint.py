@@ -9,7 +9,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mae_transfer.data import Ade, Coco, Folder, Shapes, ShapesMaps, ShapesObjects, Subset, pick_evenly
+from mae_transfer.data import (
+    AdeConfig,
+    Coco,
+    CocoConfig,
+    Folder,
+    FolderConfig,
+    ShapesConfig,
+    ShapesMapsConfig,
+    ShapesObjectsConfig,
+    Subset,
+    pick_evenly,
+)
 from mae_transfer.data.sources import change, fingerprint
 
 
@@ -23,7 +34,7 @@ def images(folder: Path, count: int = 3) -> Path:
 
 
 def flat(root: Path) -> Folder:
-    return Folder(root=str(root), labelled=False)
+    return FolderConfig(root=str(root), labelled=False).open()
 
 
 def coco(root: Path, name: str = "cat") -> Coco:
@@ -35,7 +46,7 @@ def coco(root: Path, name: str = "cat") -> Coco:
     }
     (root / "annotations").mkdir(exist_ok=True)
     (root / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
-    return Coco(root=str(root), masks=False)
+    return CocoConfig(root=str(root), masks=False).open()
 
 
 def test_a_moved_set_and_a_subset_have_the_same_fingerprint(tmp_path: Path) -> None:
@@ -73,17 +84,23 @@ def test_a_map_of_another_size_and_a_class_of_another_name_are_noticed(tmp_path:
     (tmp_path / "annotations" / "training").mkdir(parents=True)
     for index in range(3):
         Image.new("L", (8, 8), 1).save(tmp_path / "annotations" / "training" / f"{index}.png")
-    before = fingerprint(Ade(root=str(tmp_path), classes=("sky", "sea")))
+    before = fingerprint(AdeConfig(root=str(tmp_path), classes=("sky", "sea")).open())
     assert before.files == 6
-    assert change(before.saved(), fingerprint(Ade(root=str(tmp_path), classes=("sea", "sky")))) is not None
+    assert change(before.saved(), fingerprint(AdeConfig(root=str(tmp_path), classes=("sea", "sky")).open())) is not None
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) % 2).save(
         tmp_path / "annotations" / "training" / "1.png"
     )
-    assert "1 changed" in str(change(before.saved(), fingerprint(Ade(root=str(tmp_path), classes=("sky", "sea")))))
+    assert "1 changed" in str(
+        change(before.saved(), fingerprint(AdeConfig(root=str(tmp_path), classes=("sky", "sea")).open()))
+    )
 
 
 def test_a_generated_set_has_no_files() -> None:
-    for source in (Shapes(size=16, length=4), ShapesObjects(size=32, length=4), ShapesMaps(size=32, length=4)):
+    for source in (
+        ShapesConfig(size=16, length=4).open(),
+        ShapesObjectsConfig(size=32, length=4).open(),
+        ShapesMapsConfig(size=32, length=4).open(),
+    ):
         found = fingerprint(source)
         assert (found.kind, found.samples, found.files, found.bytes) == (type(source).__name__, 4, 0, 0)
         assert change(found.saved(), fingerprint(source)) is None

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mae_transfer.data import Ade
+from mae_transfer.data import AdeConfig
 from mae_transfer.metrics.iou import IouMetric
 
 CAMVID = (
@@ -80,7 +80,7 @@ def test_random_maps_with_ignored_regions_and_absent_classes() -> None:
 
 @pytest.mark.data
 def test_real_labels_against_the_labels_of_the_image_before(real_data: Callable[[str], Path]) -> None:
-    camvid = Ade(root=str(real_data("camvid")), split="validation", classes=CAMVID)
+    camvid = AdeConfig(root=str(real_data("camvid")), split="validation", classes=CAMVID).open()
     truth = [camvid.read(index).labels.numpy() for index in range(12)]
     pairs = [(np.where(before == 255, 3, before), after) for before, after in pairwise(truth)]
     compared(pairs, CAMVID)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mae_transfer.data import Folder, LabelledDataConfig, Sample, Subset, open_labelled, split
+from mae_transfer.data import FolderConfig, LabelledDataConfig, Sample, Subset, open_labelled, split
 from mae_transfer.metrics.accuracy import hits, top_ks
 
 
@@ -99,7 +99,7 @@ def test_unlabelled_or_missing_sets_are_refused(image_folder: Path) -> None:
 
 
 def test_a_folder_lists_its_labels_without_reading_an_image(image_folder: Path) -> None:
-    assert Folder(root=str(image_folder), split="train").labels().tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert FolderConfig(root=str(image_folder), split="train").open().labels().tolist() == [0] * 4 + [1] * 4 + [2] * 4
 
 
 def test_hits_count_the_best_and_the_best_five_of_every_row() -> None:

@@ -20,6 +20,7 @@ from mae_transfer.data import (
     Order,
     Sample,
     Shapes,
+    ShapesConfig,
     Source,
     TrainKeys,
     Unreadable,
@@ -37,7 +38,7 @@ class Odd:
 
     bad: frozenset[int] = frozenset()
     slow: bool = False
-    shapes: Shapes = field(default_factory=lambda: Shapes(size=24, length=20))
+    shapes: Shapes = field(default_factory=lambda: ShapesConfig(size=24, length=20).open())
     classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -55,7 +56,7 @@ class Odd:
 
 
 def crops(source: Source) -> Crops:
-    return Crops(source=source, augmentation=CentreCrop((ViewSpec(16, "bicubic"),)), seed=0)
+    return Crops(source=source, augmentation=CentreCrop().build((ViewSpec(16, "bicubic"),)), seed=0)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -96,17 +97,18 @@ def test_shared_memory_that_is_full_is_an_error_with_the_remedy(monkeypatch: pyt
 
     monkeypatch.setattr(Tensor, "share_memory_", full)  # the workers are forks
     with pytest.raises(OSError, match=r"no shared memory for its batch .*No space left.*--shm-size.*run\.workers=0"):
-        next(batches(crops(Shapes(size=24, length=20)), EvalKeys(images=20, batch=4), workers=1))
+        next(batches(crops(ShapesConfig(size=24, length=20).open()), EvalKeys(images=20, batch=4), workers=1))
 
 
 def test_a_process_ends_even_if_an_error_keeps_its_loader_alive() -> None:
     script = """
 import sys
-from mae_transfer.data import CentreCrop, Crops, Order, Shapes, TrainKeys, batches
+from mae_transfer.data import CentreCrop, Crops, Order, ShapesConfig, TrainKeys, batches
 from mae_transfer.interfaces import ViewSpec
 
 def run():
-    crops = Crops(source=Shapes(size=24, length=20), augmentation=CentreCrop((ViewSpec(16, "bicubic"),)), seed=0)
+    crop = CentreCrop().build((ViewSpec(16, "bicubic"),))
+    crops = Crops(source=ShapesConfig(size=24, length=20).open(), augmentation=crop, seed=0)
     feed = batches(crops, TrainKeys(order=Order(images=20, batch=4, seed=0)), workers=1)
     next(feed)
     try:

@@ -7,8 +7,15 @@ import torch
 
 from mae_transfer.config import validate
 from mae_transfer.core.runs import dense, extents, from_masks
-from mae_transfer.data import Key, ObjectDataConfig, ObjectSource, SceneBatch, Scenes, ShapesObjects
-from mae_transfer.data.coco import Annotated
+from mae_transfer.data import (
+    Key,
+    ObjectDataConfig,
+    ObjectSource,
+    SceneBatch,
+    Scenes,
+    ShapesObjectsConfig,
+)
+from mae_transfer.data.coco import AnnotatedImage
 from mae_transfer.data.objects import LargeScaleJitter, Scene, SceneTransform, ShortestEdge, mirrored, present, resized
 from mae_transfer.interfaces import Objects
 from mae_transfer.seeding import seeded
@@ -115,8 +122,8 @@ class Two:
     def __len__(self) -> int:
         return 2
 
-    def read(self, index: int) -> Annotated:
-        return Annotated(*(scene(60, 100), scene(90, 95))[index], index + 1)
+    def read(self, index: int) -> AnnotatedImage:
+        return AnnotatedImage(*(scene(60, 100), scene(90, 95))[index], index + 1)
 
 
 def batch(transform: SceneTransform, *, square: int | None, training: bool) -> SceneBatch:
@@ -157,7 +164,7 @@ def test_only_boxes_cut_by_the_border_become_the_box_of_the_visible_mask() -> No
 
 def test_generated_scenes_keep_every_mask_within_its_box() -> None:
     samples = Scenes(
-        source=ShapesObjects(size=96, length=20),
+        source=ShapesObjectsConfig(size=96, length=20).open(),
         seed=0,
         transform=LargeScaleJitter(size=96),
         square=96,

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mae_transfer.config import load
 from mae_transfer.data import open_sources
-from mae_transfer.data.folders import Photos
+from mae_transfer.data.folders import Photos, PhotosConfig
 from mae_transfer.tasks.pretrain import PretrainConfig
 
 CONFIG = Path(__file__).parents[2] / "configs/pretrain/own_photos_one_gpu.py"
@@ -34,17 +34,20 @@ def paths(photos: Photos) -> list[str]:
 @pytest.mark.parametrize("names", [CLASSES, FLAT, NESTED, [f"train/{name}" for name in CLASSES]])
 def test_without_a_validation_folder_a_fixed_part_is_held_out(tmp_path: Path, names: list[str]) -> None:
     root = str(fill(tmp_path, names))
-    train, val = Photos(root=root, split="train", held_out=0.1), Photos(root=root, split="val", held_out=0.1)
+    train, val = (
+        PhotosConfig(root=root, split="train", held_out=0.1).open(),
+        PhotosConfig(root=root, split="val", held_out=0.1).open(),
+    )
     assert (len(train), len(val)) == (54, 6)
     assert sorted(paths(train) + paths(val)) == sorted(str(tmp_path / name) for name in names)
-    assert paths(val) == paths(Photos(root=root, split="val", held_out=0.1))
+    assert paths(val) == paths(PhotosConfig(root=root, split="val", held_out=0.1).open())
     assert train.read(0).label == -1
 
 
 def test_a_split_is_read_as_it_is(tmp_path: Path) -> None:
     root = str(fill(tmp_path, SPLIT))
     for split in ("train", "val"):
-        assert paths(Photos(root=root, split=split)) == [
+        assert paths(PhotosConfig(root=root, split=split).open()) == [
             str(tmp_path / name) for name in SPLIT if name.startswith(split)
         ]  # type: ignore[arg-type]
 
@@ -53,20 +56,22 @@ def test_a_split_is_read_as_it_is(tmp_path: Path) -> None:
 def test_a_few_images_give_two_non_empty_parts(tmp_path: Path, count: int) -> None:
     root = str(fill(tmp_path, FLAT[:count]))
     parts = [
-        len(Photos(root=root, split=split, held_out=share)) for share in (0.02, 0.99) for split in ("train", "val")
+        len(PhotosConfig(root=root, split=split, held_out=share).open())
+        for share in (0.02, 0.99)
+        for split in ("train", "val")
     ]  # type: ignore[arg-type]
     assert parts == [count - 1, 1, 1, count - 1]
 
 
 def test_folders_that_cannot_be_split_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"contains one image"):
-        Photos(root=str(fill(tmp_path, FLAT[:1])))
+        PhotosConfig(root=str(fill(tmp_path, FLAT[:1]))).open()
     with pytest.raises(ValueError, match=r"data\.root"):
-        Photos(root=str(tmp_path / "nowhere"))
+        PhotosConfig(root=str(tmp_path / "nowhere")).open()
 
 
 def test_it_can_be_sent_to_workers(tmp_path: Path) -> None:
-    photos = Photos(root=str(fill(tmp_path, FLAT)))
+    photos = PhotosConfig(root=str(fill(tmp_path, FLAT))).open()
     assert paths(pickle.loads(pickle.dumps(photos))) == paths(photos)
 
 

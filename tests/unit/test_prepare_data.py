@@ -18,7 +18,13 @@ import numpy as np
 import pytest
 
 from mae_transfer.core.runs import dense
-from mae_transfer.data import Ade, Coco, ShapesMaps, ShapesObjects, archives
+from mae_transfer.data import (
+    AdeConfig,
+    CocoConfig,
+    ShapesMapsConfig,
+    ShapesObjectsConfig,
+    archives,
+)
 from mae_transfer.data.archives import DATA_SETS, Archive
 from mae_transfer.data.checks import check_any, check_coco
 from mae_transfer.data.dense_shapes import write_ade, write_coco
@@ -101,7 +107,7 @@ def test_a_data_set_is_fetched_continued_unpacked_and_checked(
     assert f"train2017: no defect\nval2017: no defect\nready: --set data.root={root}" in said
     assert Handler.sent == sum(path.stat().st_size for path in folder.iterdir()) - 1000
     assert not (root / "annotations" / "captions_train2017.json").exists()
-    assert Coco(root=str(root)).read(2).objects.masks is not None
+    assert CocoConfig(root=str(root)).open().read(2).objects.masks is not None
     sent, torn = Handler.sent, root / "train2017" / "000000000002.jpg"
     torn.write_bytes(torn.read_bytes()[:100])
     assert tool("coco", "--root", root)[0] == 0
@@ -168,8 +174,8 @@ def test_written_shapes_have_no_defect_and_are_the_same_each_time(
 
 def test_written_sets_equal_the_scenes(tmp_path: Path) -> None:
     write_coco(tmp_path / "coco", **SMALL)
-    written = Coco(root=str(tmp_path / "coco"))
-    scenes = ShapesObjects(size=48, length=3, seed=fold(0, "train2017"))
+    written = CocoConfig(root=str(tmp_path / "coco")).open()
+    scenes = ShapesObjectsConfig(size=48, length=3, seed=fold(0, "train2017")).open()
     assert written.classes == scenes.classes
     assert written.image_ids.tolist() == scenes.image_ids.tolist()
     for index in range(3):
@@ -178,13 +184,16 @@ def test_written_sets_equal_the_scenes(tmp_path: Path) -> None:
             assert np.array_equal(getattr(ours.objects, name), getattr(theirs.objects, name)), name
         assert (ours.image.float() - theirs.image.float()).abs().mean() < 8, "JPEG loses a little"
     write_ade(tmp_path / "ade", **SMALL)
-    maps, drawn = Ade(root=str(tmp_path / "ade")), ShapesMaps(size=48, length=3, seed=fold(0, "training"))
+    maps, drawn = (
+        AdeConfig(root=str(tmp_path / "ade")).open(),
+        ShapesMapsConfig(size=48, length=3, seed=fold(0, "training")).open(),
+    )
     assert maps.classes == drawn.classes
     assert all(np.array_equal(maps.read(index).labels, drawn.read(index).labels) for index in range(3))
 
 
 def test_objects_of_a_scene_are_visible_and_their_boxes_tight() -> None:
-    scenes = ShapesObjects(size=32, length=40, objects=(4, 6))
+    scenes = ShapesObjectsConfig(size=32, length=40, objects=(4, 6)).open()
     for index in range(40):
         objects = scenes.objects(index)
         assert objects.masks is not None

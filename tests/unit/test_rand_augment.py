@@ -8,12 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-from mae_transfer.data import AUGMENTATIONS
+from mae_transfer.config import members
+from mae_transfer.core.normalize import IMAGENET
+from mae_transfer.data import AnyAugmentation, transforms
 from mae_transfer.data.transforms import RandAugmentCrop
 from mae_transfer.interfaces import ViewSpec
 from mae_transfer.seeding import seeded
 
 SIZE = 32
+AUGMENTATIONS = members(AnyAugmentation)
 POLICIES = [
     "rand-m9-mstd0.5-inc1",
     "rand-m9-mstd0.5",
@@ -58,7 +61,7 @@ def picture() -> Image.Image:
 
 def operations(policy: str, *, level: float) -> list[Any]:
     """Return the operations of a policy, each sure to be applied, at one level."""
-    found = RandAugmentCrop([ViewSpec(SIZE, "bicubic")], policy=policy).augment.ops
+    found = transforms._rand_augment(policy, IMAGENET.mean, SIZE).ops
     for operation in found:
         operation.prob, operation.magnitude, operation.magnitude_std, operation.magnitude_max = 1.0, level, 0, 30
     return found
@@ -98,7 +101,7 @@ def test_a_picture_of_one_bit_equals_pillow() -> None:
 
 def crops(name: str, options: dict[str, str], *, count: int) -> None:
     """Cut `count` crops, each from its own seed, of an image."""
-    augmentation = AUGMENTATIONS[name]([ViewSpec(16, "bicubic")], **options)
+    augmentation = AUGMENTATIONS[name](**options).build([ViewSpec(16, "bicubic")])
     image = torch.from_numpy(np.array(picture())).permute(2, 0, 1)
     for seed in range(count):
         with seeded(seed):
@@ -129,4 +132,4 @@ def test_20000_crops_of_every_named_augmentation(name: str, options: dict[str, s
 )
 def test_a_policy_that_timm_would_misread_is_refused(policy: str) -> None:
     with pytest.raises(ValueError, match="rand-m9-mstd0.5-inc1"):
-        RandAugmentCrop([ViewSpec(SIZE, "bicubic")], policy=policy)
+        RandAugmentCrop(policy=policy).build([ViewSpec(SIZE, "bicubic")])

@@ -15,7 +15,7 @@ from pycocotools import mask as theirs
 from torchvision.ops import masks_to_boxes
 
 from mae_transfer.core.runs import dense, extents, filled, from_counts, from_mask, from_masks, pasted, taken, to_counts
-from mae_transfer.data import ShapesObjects
+from mae_transfer.data import ShapesObjectsConfig
 from mae_transfer.data.coco import decode_outlines, encode_runs
 from mae_transfer.data.objects import LargeScaleJitter, Scene, SceneTransform, ShortestEdge, mirrored
 from mae_transfer.draw.detections import DetectionPicture, choose_detections, save_detections
@@ -137,7 +137,7 @@ def test_masks_of_a_training_sample_equal_rasterised_masks(transform: SceneTrans
 
 
 def test_generated_scenes_have_the_masks_of_their_solids() -> None:
-    source = ShapesObjects(size=48, length=3)
+    source = ShapesObjectsConfig(size=48, length=3).open()
     for index in range(3):
         scene, objects = source.shapes.scene(index), source.objects(index)
         found = dense(objects.masks, (48, 48))

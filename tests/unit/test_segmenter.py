@@ -16,7 +16,7 @@ from mae_transfer.adapters.mmseg import Segmenter, accuracy, quiet
 from mae_transfer.adapters.mmseg_transforms import Rescale, TrainingCrop
 from mae_transfer.data import Key
 from mae_transfer.data.ade import Mapped
-from mae_transfer.data.dense_shapes import ShapesMaps
+from mae_transfer.data.dense_shapes import ShapesMapsConfig
 from mae_transfer.data.maps import MapCrops, MapDataConfig, inside
 from mae_transfer.engine.optim import OptimConfig
 from mae_transfer.interfaces import IGNORED
@@ -265,7 +265,7 @@ def test_crops_are_padded_with_ignored_pixels_and_know_their_extent() -> None:
 
 def test_crops_depend_on_their_key_alone() -> None:
     transform = TrainingCrop(scale=(128, 48), ratios=(0.5, 2.0), size=32, largest_share=0.75)
-    crops = MapCrops(source=ShapesMaps(size=48, length=6), seed=3, transform=transform, size=32)
+    crops = MapCrops(source=ShapesMapsConfig(size=48, length=6).open(), seed=3, transform=transform, size=32)
     together = crops[[Key(0, 1, 0), Key(0, 4, 0)]].batch
     np.random.seed(5)  # whatever was drawn before
     alone = crops[[Key(0, 4, 0)]].batch
@@ -278,7 +278,7 @@ def test_transforms_travel_to_workers_that_are_not_forked() -> None:
     transform = TrainingCrop(scale=(128, 48), ratios=(0.5, 2.0), size=32, largest_share=0.75, flip=0.25, distort=False)
     again = pickle.loads(pickle.dumps(transform))
     assert again.options == transform.options
-    image, labels = ShapesMaps(size=48, length=2).read(0)
+    image, labels = ShapesMapsConfig(size=48, length=2).open().read(0)
     with seeded(0):
         expected = transform(image, labels)
     with seeded(0):
