@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from mae_transfer.checkpoints.files import load_strict
-from mae_transfer.data import SetConfig
 from mae_transfer.engine import checkpoint
 from mae_transfer.engine.loop import Evaluate
 from mae_transfer.engine.state import TrainState
@@ -23,20 +22,6 @@ class Selection(NamedTuple):
 
     metric: str  # a figure of an evaluation on held-out images; higher is better
     report: Evaluate | None = None  # measures the reported images at the end; None: every evaluation measures them
-
-
-def check_selection(select: Select, holdout: SetConfig | None) -> None:
-    """Raise ValueError unless held-out images are given exactly if a state is selected on them."""
-    if select == "best" and holdout is None:
-        raise ValueError(
-            "select='best', but data.holdout names no images to select on: hold out a part of the training images, "
-            "e.g. data.train.part=(0.0, 0.95) and data.holdout=dict(the same set, part=(0.95, 1.0)), never the "
-            "reported images"
-        )
-    if select == "last" and holdout is not None:
-        raise ValueError(
-            "data.holdout is given, but select='last' does not use it: set select='best', or leave data.holdout out"
-        )
 
 
 def keeping_best(selection: Selection, state: TrainState, folder: WorkDir, evaluate: Evaluate) -> Evaluate:

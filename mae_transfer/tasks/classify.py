@@ -27,10 +27,10 @@ from mae_transfer.metrics.accuracy import hits, top_ks
 from mae_transfer.results import Result
 from mae_transfer.tasks.backbones import DEBUG_ENCODER, BackboneConfig, open_backbone
 from mae_transfer.tasks.best import Select, Selection
-from mae_transfer.tasks.labels import classes_digest
+from mae_transfer.tasks.config import TrainConfig
 from mae_transfer.tasks.protocols import AnyProtocol, ClassifyProtocol, Feed, Finetune
 from mae_transfer.tasks.sweep import EVALUATION_SEED, readable, unread
-from mae_transfer.tasks.transfer import Trained, Transfer, TransferConfig, is_state
+from mae_transfer.tasks.transfer import Trained, Transfer, TransferConfig, classes_digest, is_state
 from mae_transfer.tasks.workdir import WorkDir
 
 
@@ -38,17 +38,13 @@ class ClassifierConfig(TransferConfig):
     """A classifier: its data, backbone and protocol."""
 
     debug: ClassVar[dict[str, Any]] = {
-        "scale": "mini",
-        "epochs": 1,
-        "batch": 4,
+        **TrainConfig.debug,
         "data.train": {"name": "shapes", "length": 19, "size": 32},
         "data.val": {"name": "shapes", "length": 4, "size": 32, "seed": 1},
         "data.size": 32,
         "data.label_fraction": 1.0,
         "data.holdout_fraction": 0.5,
         "backbone": {"encoder": DEBUG_ENCODER},
-        "schedule.warmup_epochs": 0.5,
-        "run": {"device": "cpu", "workers": 0, "log_every": 1, "save_minutes": None},
     }
 
     data: LabelledDataConfig = LabelledDataConfig()
@@ -111,11 +107,9 @@ class Classify(Transfer[ClassifierConfig]):
 
     @property
     def method(self) -> str:
-        """The protocol, with the share of labels: "finetune", "partial-4", "linear", "linear-1%-labels"."""
         return self.cfg.title()
 
     def open(self) -> None:
-        """Open the data, then the backbone."""
         self.open_data()
         self.open_weights()
 
@@ -134,38 +128,28 @@ class Classify(Transfer[ClassifierConfig]):
         self.inputs = {"backbone": self.backbone.origin}
 
     def training_samples(self) -> Crops:
-        """Return random crops of the training set."""
         return Crops(source=self.train_set, augmentation=training_views(self.cfg.data), seed=self.cfg.seed)
 
     def model(self) -> nn.Module:
-        """Return the protocol's model around the backbone."""
         return self.protocol.model(self.backbone.model, self.classes)
 
     def groups(self, model: nn.Module) -> list[Group]:
-        """Return the protocol's parameter groups."""
         return self.protocol.groups(model, self.cfg.optim)
 
     def prepare(self, loop: LoopConfig) -> None:
         """Make the protocol's training step for this micro-batch."""
-        micro, least = self.cfg.batch // (self.dist.world * loop.accumulate), self.protocol.least
-        if micro < least and not self.dist.sync_bn:
-            raise ValueError(
-                f"images per device and forward pass: {micro}, but the probes' batch norms need {least}: raise "
-                "run.device_batch, or batch"
-            )
+        self.check_micro_batch(loop, self.protocol.least, of="probes")
+        micro = self.micro_batch(loop)
         self.step = self.protocol.step(Feed(self.backbone.statistics, self.classes, micro, self.dist.device))
 
     def loss(self, model: nn.Module, batch: Batch, at: Step) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the protocol's loss."""
         assert self.step is not None, "prepare() makes the step"
         return self.step(model, batch, at)
 
     def digest(self) -> str:
-        """Return the digest of the classes."""
         return classes_digest(self.splits["val"].classes)
 
     def extra(self) -> dict[str, Any]:
-        """Return the figures of all evaluations so far."""
         return {"history": {}}
 
     def selection(self) -> Selection | None:
@@ -201,7 +185,6 @@ class Classify(Transfer[ClassifierConfig]):
         return figures
 
     def final_figures(self) -> dict[str, float]:
-        """Return the figures of the last evaluation, or of the best one on the held-out images."""
         history, last = self.state.extra["history"], str(self.state.step)
         return self.choose(history if self.cfg.select == "best" else {last: history[last]})
 

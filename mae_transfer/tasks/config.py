@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
 from mae_transfer.arithmetic import Matmul
-from mae_transfer.bounds import Between, Count, Epochs, Seed, Whole
+from mae_transfer.bounds import Between, Count, Epochs, Seed
 from mae_transfer.config import Schema
-from mae_transfer.core.normalize import IMAGENET, Mean, Statistics, Std
+from mae_transfer.core.normalize import Mean, Statistics, Std
 from mae_transfer.engine.optim import OptimConfig
 from mae_transfer.engine.schedule import Schedule
 from mae_transfer.engine.state import Precision, RunConfig
 
 if TYPE_CHECKING:
     from mae_transfer.data.places import Places
-
-
-class PicturesRun(RunConfig):
-    """Execution options of a run that ends with pictures."""
-
-    pictures: Whole = 8
-    """Validation images to draw with ground truth and predictions (--visualize)."""
 
 
 class RunnableConfig(Schema):
@@ -62,6 +55,14 @@ class RunnableConfig(Schema):
 class TrainConfig(RunnableConfig):
     """Options of every training run."""
 
+    debug: ClassVar[dict[str, Any]] = {
+        "scale": "mini",
+        "epochs": 1,
+        "batch": 4,
+        "schedule.warmup_epochs": 0.5,
+        "run": {"device": "cpu", "workers": 0, "log_every": 1, "save_minutes": None},
+    }
+
     epochs: Epochs
     """Passes over the training images. Each pass gives `data.crops_per_image` crops per image."""
     batch: Count
@@ -79,16 +80,3 @@ class TrainConfig(RunnableConfig):
     """Average the weights with this decay per step. The average is evaluated, drawn and exported. None: no average."""
     evaluate_epochs: Epochs | None = None
     """Epochs between two evaluations. None: evaluate at the end only."""
-
-
-class ImageConfig(TrainConfig):
-    """Options of a run that starts from images alone, without a backbone whose statistics it could use."""
-
-    mean: Mean = IMAGENET.mean
-    """Mean per channel on the scale [0, 1], to normalise images."""
-    std: Std = IMAGENET.std
-    """Standard deviation per channel."""
-
-    @property
-    def statistics(self) -> Statistics:
-        return Statistics(self.mean, self.std)

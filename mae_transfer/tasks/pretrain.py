@@ -6,7 +6,6 @@ Legend: B batch, N patches, V visible, M = N - V hidden, P target size per patch
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -16,33 +15,25 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mae_transfer import checkpoints
-from mae_transfer.bounds import Count
 from mae_transfer.config import Spec
 from mae_transfer.core.masks import AnyMask, Random
 from mae_transfer.core.normalize import Statistics, normalize
 from mae_transfer.core.patches import sides
 from mae_transfer.data import (
-    Crops,
     DataConfig,
     Masking,
     Source,
-    evaluation_views,
-    open_sources,
-    pick_evenly,
-    training_views,
 )
-from mae_transfer.draw.reconstructions import draw_panels, save_sheet
 from mae_transfer.engine import checkpoint
 from mae_transfer.engine.dist import read_mean
 from mae_transfer.engine.loop import Step
-from mae_transfer.engine.optim import Group, param_groups, select_exempt
 from mae_transfer.interfaces import Batch, Mask, Target
 from mae_transfer.models.mae import MAE, MAEConfig
 from mae_transfer.results import Result
 from mae_transfer.seeding import fold
 from mae_transfer.targets import TARGETS
-from mae_transfer.tasks.codes import with_codes
-from mae_transfer.tasks.config import ImageConfig
+from mae_transfer.tasks.config import TrainConfig
+from mae_transfer.tasks.images import ImageConfig, ImageTask, sheet
 from mae_transfer.tasks.sweep import EVALUATION_SEED, unread
 from mae_transfer.tasks.targets import (
     PREFIXES,
@@ -53,16 +44,13 @@ from mae_transfer.tasks.targets import (
     open_target,
     references_of,
 )
-from mae_transfer.tasks.task import Task
 
 
 class PretrainConfig(ImageConfig):
     """A pretraining run. It is evaluated by its loss on validation images, and by pictures."""
 
     debug: ClassVar[dict[str, Any]] = {
-        "scale": "mini",
-        "epochs": 1,
-        "batch": 4,
+        **TrainConfig.debug,
         "data.train": {"name": "shapes", "length": 8},
         "data.val": {"name": "shapes", "length": 2, "seed": 1},
         "data.crops_per_image": 1,
@@ -72,12 +60,10 @@ class PretrainConfig(ImageConfig):
         "model.encoder.heads": 2,
         "model.decoder.dim": 16,
         "model.decoder.heads": 2,
-        "schedule.warmup_epochs": 0.5,
         "schedule.milestones": (),
         "target.tokenizer?": "random:16/8",
         "target.teacher?": "random:ViT-Ti/16",
         "target.basis?": "random:8",
-        "run": {"device": "cpu", "workers": 0, "log_every": 1, "save_minutes": None},
     }
 
     choices: ClassVar = {"target": TARGETS}
@@ -93,10 +79,7 @@ class PretrainConfig(ImageConfig):
     start: str | None = None
     """Weights to start from: mae-full:PATH (a released file with its decoder) or a step_*.pt of this package.
     None: fresh weights."""
-    evaluate_images: Count = 2048
-    """Images to evaluate on, spread evenly over the validation set (over the training set if there is none)."""
-    pictures: Count = 8
-    """Images to draw."""
+    trains = "pretraining"
 
     @field_validator("target")
     @classmethod
@@ -116,10 +99,6 @@ class PretrainConfig(ImageConfig):
                 f"model.encoder.channels = {encoder.channels}, but mean has {len(self.mean)} values and std has "
                 f"{len(self.std)}: give one value per channel"
             )
-        if self.optim.layer_decay:
-            raise ValueError(
-                f"optim.layer_decay = {self.optim.layer_decay}: pretraining has one rate for all layers; leave it out"
-            )
         self.mask.visible(encoder.grid())
         return self
 
@@ -130,38 +109,23 @@ class PretrainConfig(ImageConfig):
         return f"MAE {self.target.name}, {self.mask.name} {hidden:.0%}, {self.epochs:g} ep"
 
 
-class Pretrain(Task[PretrainConfig]):
+class Pretrain(ImageTask[PretrainConfig]):
     """A pretraining run."""
 
     name = "pretrain"
-    uses_labels = False
     artifact = "backbone.safetensors"
-
     target: Target
     masking: Masking
-    train_set: Source
-    held_out: Source
-    """The images to evaluate on and to draw."""
-    split: str
-    """Where they come from: "val", or "train" if there is no validation set."""
 
     @property
     def method(self) -> str:
-        """What a table calls it: "MAE norm_pixel, random 75%, 800 ep"."""
         return self.cfg.method()
 
     def open(self) -> None:
-        """Open the data, build the target and the mask sampler."""
         cfg = self.cfg
-        train_set, val_set = open_sources(cfg.data)
-        held_out = train_set if val_set is None else val_set
         self.set_target(open_target(cfg.target, cfg.model.encoder, cfg.statistics))
-        prepared = partial(with_codes, target=self.target, data=cfg.data, run=cfg.run, dist=self.dist)
-        self.train_set = prepared(train_set, key="train" + digest_of(cfg.target))
-        shown = prepared(held_out, key="held out" + digest_of(cfg.target))
-        self.set_held_out(shown, "train" if val_set is None else "val", most=cfg.evaluate_images)
+        super().open()
         self.set_mask(cfg.mask)
-        self.sources = {self.split: self.held_out, "train": self.train_set}
         references = {"start": cfg.start, **references_of(cfg.target)}
         self.inputs = {
             role: checkpoints.origin(reference, PREFIXES, sha256=digest_of_file(reference))
@@ -169,52 +133,36 @@ class Pretrain(Task[PretrainConfig]):
             if reference is not None
         }
 
+    def prepared(self, source: Source, purpose: str) -> Source:
+        if getattr(self.target, "cache", None) is None:
+            return source
+        from mae_transfer.tasks.codes import with_codes
+
+        cfg, key = self.cfg, purpose + digest_of(self.cfg.target)
+        return with_codes(source, self.target, cfg.data, cfg.run, self.dist, key=key)
+
     def set_target(self, target: Target) -> None:
         """Use this target, on the run's device."""
-        self.target = target.to(self.dist.device)
-
-    def set_held_out(self, source: Source, split: str, *, most: int) -> None:
-        """Evaluate on and draw up to `most` images of a source, spread evenly over it."""
-        self.held_out, self.split = pick_evenly(source, most), split
+        self.target, self.views = target.to(self.dist.device), target.views
 
     def set_mask(self, mask: AnyMask) -> None:
         """Use this mask sampler."""
         self.masking = Masking(mask, self.cfg.model.encoder.grid())
 
-    def training_samples(self) -> Crops:
-        """Return augmented crops with their masks."""
-        views = training_views(self.cfg.data, self.target.views)
-        return Crops(source=self.train_set, augmentation=views, seed=self.cfg.seed, masking=self.masking)
-
-    def held_out_samples(self, most: int | None = None) -> Crops:
-        """Return the held-out images, or up to `most` of them, with masks that are the same in every run."""
-        source = self.held_out if most is None else pick_evenly(self.held_out, most)
-        views = evaluation_views(self.cfg.data, self.target.views)
-        return Crops(source=source, augmentation=views, seed=EVALUATION_SEED, masking=self.masking)
-
     def model(self) -> nn.Module:
-        """Return encoder and decoder, initialised or with the starting weights."""
         torch.manual_seed(fold(self.cfg.seed, "init"))
         model = MAE(self.cfg.model, self.target.dim)
         if self.cfg.start is not None:
             load_start(model, self.cfg.start)
         return model
 
-    def groups(self, model: nn.Module) -> list[Group]:
-        """Return the parameter groups. By default vectors and biases have no weight decay (MAE, table 8)."""
-        optim = self.cfg.optim
-        return param_groups(model, weight_decay=optim.weight_decay, no_decay=select_exempt(model, optim, default=()))
-
     def loss(self, model: nn.Module, batch: Batch, at: Step) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the mean loss over the hidden patches."""
         return mae_loss(model, batch, at, target=self.target, statistics=self.cfg.statistics)
 
     def digest(self) -> str:
-        """Return the digest of the files that the target refers to."""
         return digest_of(self.cfg.target)
 
     def extra(self) -> dict[str, Any]:
-        """Return the target's own tensors: a basis."""
         return {"target": buffers_of(self.target)}
 
     def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
@@ -232,27 +180,21 @@ class Pretrain(Task[PretrainConfig]):
         if not mean["patches"]:
             raise ValueError(f"no image of the {self.split} set could be read")
         if dist.is_main:
-            sheet = self.folder.reconstructions / f"step_{step:08d}.png"
-            save_sheet(sheet, self.picture_rows(model, most=self.cfg.pictures))
+            self.save_pictures(step, self.picture_rows(model, most=self.cfg.pictures))
         return {f"{self.split}_loss": mean["loss"] / mean["patches"], **unread(policy, dist)}
 
     @torch.no_grad()
     def picture_rows(self, model: nn.Module, *, most: int) -> Tensor:
         """Return the panels (B, 4, 3, H, W) of the reconstructions of up to `most` held-out images."""
+        from mae_transfer.draw.reconstructions import draw_panels
+
         rows = []
         for batch in self.sweep(self.held_out_samples(most), self.cfg.data.unreadable(), alone=True):
             assert batch.mask is not None
             prediction = model(normalize(batch.image, self.cfg.statistics), batch.mask)
             decoded = self.target.decode(prediction, batch, batch.mask.ids_masked)
             rows.append(draw_panels(batch.image, decoded, batch.mask))
-        return torch.cat(rows) if rows else torch.zeros(0, 4, 3, 1, 1)
-
-    def title(self) -> str:
-        """Return what is trained on what."""
-        return (
-            f"{self.method} ({self.cfg.scale} scale), {len(self.train_set)} training images, evaluated on "
-            f"{len(self.held_out)} of the {self.split} split"
-        )
+        return sheet(rows)
 
     def export(self) -> None:
         """Write the encoder alone."""
@@ -282,7 +224,6 @@ class Pretrain(Task[PretrainConfig]):
         ]
 
     def closing_words(self, written: list[Result]) -> str:
-        """Return where everything is."""
         folder = self.folder
         where = f"pictures in {folder.reconstructions}, numbers in {folder.results}"
         return f"done: {folder.backbone} (for the transfer tasks), {where}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from functools import partial
 from operator import gt
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -23,26 +22,23 @@ from mae_transfer.adapters.mmseg_transforms import Rescale, TrainingCrop
 from mae_transfer.config import load
 from mae_transfer.core.normalize import Statistics, normalize
 from mae_transfer.core.patches import sides, size_of
-from mae_transfer.data import Unreadable, same_classes
+from mae_transfer.data import Unreadable
 from mae_transfer.data.ade import MapSource
 from mae_transfer.data.checks import check_maps
-from mae_transfer.data.maps import MapBatch, MapCrops, MapDataConfig, MapViews, Scales, inside, open_map_set, open_maps
-from mae_transfer.draw.segmentations import SegmentationPicture, save_segmentation
-from mae_transfer.engine.dist import Dist, on_main, unwrap_model
+from mae_transfer.data.maps import MapBatch, MapCrops, MapDataConfig, MapViews, Scales, inside, open_map_set
+from mae_transfer.engine.dist import Dist, unwrap_model
 from mae_transfer.engine.loop import Step
 from mae_transfer.engine.optim import Group
 from mae_transfer.engine.state import LoopConfig, autocast
 from mae_transfer.metrics.iou import IouMetric
 from mae_transfer.results import Result
 from mae_transfer.tasks.backbones import DEBUG_ENCODER, BackboneConfig, open_backbone
-from mae_transfer.tasks.best import Select, Selection, check_selection
-from mae_transfer.tasks.config import PicturesRun
-from mae_transfer.tasks.labels import classes_digest, learned
+from mae_transfer.tasks.config import TrainConfig
+from mae_transfer.tasks.dense import SET_NAMES, Dense, DenseConfig, main_figures, percent
 from mae_transfer.tasks.run import HOLDOUT
 from mae_transfer.tasks.segment_inference import PUBLISHED_SCALES, InferenceConfig, Windows, probabilities
 from mae_transfer.tasks.segment_protocols import AnySegmentProtocol, SegmentProtocol, UperNet
 from mae_transfer.tasks.sweep import EVALUATION_SEED, unread
-from mae_transfer.tasks.transfer import SET_NAMES, Transfer, TransferConfig
 from mae_transfer.tasks.workdir import WorkDir, run_of
 
 NUMBERS = ("mIoU", "mAcc", "aAcc")
@@ -52,13 +48,11 @@ MULTI_SCALE: dict[str, Any] = {
 }  # what --multi-scale stands for
 
 
-class SegmentConfig(TransferConfig):
+class SegmentConfig(DenseConfig):
     """A segmentation run. An epoch is a pass over the training images with one crop of each."""
 
     debug: ClassVar[dict[str, Any]] = {
-        "scale": "mini",
-        "epochs": 1,
-        "batch": 4,
+        **TrainConfig.debug,
         "data.train": {"name": "shapes", "length": 8, "size": 48},
         "data.val": {"name": "shapes", "length": 2, "size": 48, "seed": 1},
         "data.size": 32,
@@ -68,8 +62,7 @@ class SegmentConfig(TransferConfig):
         "protocol.taps?": None,
         "protocol.channels?": None,
         "inference.stride?": None,
-        "schedule.warmup_epochs": 0.5,
-        "run": {"device": "cpu", "workers": 0, "log_every": 1, "save_minutes": None, "pictures": 1},
+        "run": {**TrainConfig.debug["run"], "pictures": 1},
     }
 
     task: Literal["segment"] = "segment"
@@ -82,15 +75,9 @@ class SegmentConfig(TransferConfig):
     """What is trained on the backbone, and how."""
     inference: InferenceConfig = InferenceConfig()
     """How images are segmented in evaluation."""
-    select: Select = "last"
-    """The state to report: the last one, or the best one on data.holdout. The best state is saved as
-    checkpoints/best.pt; evaluate_epochs sets how often states are compared."""
-    run: PicturesRun = PicturesRun()
-    """Execution options. They change no number."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        check_selection(self.select, self.data.holdout)
         stride = self.inference.stride
         if self.inference.mode == "slide" and stride is not None and any(map(gt, sides(stride), sides(self.data.size))):
             raise ValueError(
@@ -100,14 +87,11 @@ class SegmentConfig(TransferConfig):
         return self
 
 
-class Segment(Transfer[SegmentConfig]):
+class Segment(Dense[SegmentConfig]):
     """A segmentation run."""
 
     name = "segment"
-    train_set: MapSource
-    val_set: MapSource
-    holdout: MapSource | None = None
-    """To select the best state on."""
+    select_on = "mIoU"
 
     def __init__(self, cfg: SegmentConfig, dist: Dist) -> None:
         super().__init__(cfg, dist)
@@ -115,34 +99,15 @@ class Segment(Transfer[SegmentConfig]):
 
     @property
     def method(self) -> str:
-        """The protocol."""
         return self.protocol.title
 
-    def open(self) -> None:
-        """Open the backbone and the data, and look at every map."""
-        data = self.cfg.data
-        self.open_weights()
-        self.train_set, self.val_set = open_maps(data)
-        self.sources = {"train": self.train_set, "val": self.val_set}
-        if data.holdout is not None:
-            self.holdout = open_map_set(data.holdout, data.root)
-            same_classes(self.train_set.classes, self.holdout.classes)
-            self.sources = {**self.sources, "holdout": self.holdout}
-        self.examine()
+    def open_set(self, part: str) -> MapSource:
+        return open_map_set(getattr(self.cfg.data, part), self.cfg.data.root)
 
-    def open_for_evaluation(self) -> None:
-        """Open backbone and validation set."""
-        self.open_weights()
-        self.val_set = open_map_set(self.cfg.data.val, self.cfg.data.root)
-        self.sources = {"val": self.val_set}
-
-    def examine(self) -> None:
-        """Look at the maps of all sets on the first rank; ValueError names what an evaluation could not use."""
-        sets: dict[str, Any] = {SET_NAMES[part]: source for part, source in self.sources.items()}
-        on_main(self.dist, partial(check_maps, sets, skip=self.cfg.data.unreadable().limit))
+    def check_files(self, sets: dict[str, Any], *, skip: int) -> None:
+        check_maps(sets, skip=skip)
 
     def open_weights(self) -> None:
-        """Open the backbone; ValueError if it does not fit the protocol."""
         cfg = self.cfg
         changes = {"image_size": cfg.data.size, **self.protocol.changes()}
         self.backbone = open_backbone(cfg.backbone, changes, statistics=cfg.statistics, seed=cfg.seed)
@@ -172,7 +137,6 @@ class Segment(Transfer[SegmentConfig]):
         return super().as_trained(cfg, reference)
 
     def training_samples(self) -> MapCrops:
-        """Return random crops."""
         data = self.cfg.data
         transform = TrainingCrop(
             scale=data.scale,
@@ -185,70 +149,34 @@ class Segment(Transfer[SegmentConfig]):
         return MapCrops(source=self.train_set, seed=self.cfg.seed, transform=transform, size=data.size)
 
     def prepare(self, loop: LoopConfig) -> None:
-        """Raise ValueError if a micro-batch is too small for the heads' batch norms."""
-        micro, least = self.cfg.batch // (self.dist.world * loop.accumulate), self.protocol.least
-        if micro < least and not self.dist.sync_bn:
-            raise ValueError(
-                f"crops per device and forward pass: {micro}, but the heads' batch norms need {least}: raise "
-                "run.device_batch, or batch"
-            )
+        self.check_micro_batch(loop, self.protocol.least, of="heads")
 
-    def model(self) -> nn.Module:
-        """Return the protocol's model around the backbone."""
+    def model(self) -> Segmenter:
         return self.protocol.model(self.backbone.model, len(self.val_set.classes))
 
-    def groups(self, model: nn.Module) -> list[Group]:
-        """Return the protocol's parameter groups."""
-        assert isinstance(model, Segmenter)
+    def groups(self, model: Any) -> list[Group]:
         return self.protocol.groups(model, self.cfg.optim)
 
     def loss(self, model: nn.Module, batch: MapBatch, at: Step) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the sum of the heads' weighted losses."""
         return segmenter_loss(model, batch, at, statistics=self.backbone.statistics)
 
-    def digest(self) -> str:
-        """Return the digest of the classes."""
-        return classes_digest(self.train_set.classes)
-
-    def extra(self) -> dict[str, Any]:
-        """Return the names of the classes."""
-        return {"names": list(self.train_set.classes)}
-
-    def check_classes(self, extra: Mapping[str, Any], where: str) -> None:
-        """Raise ValueError if a training state learned other classes."""
-        learned(extra, self.val_set.classes, where=where)
-
-    def selection(self) -> Selection | None:
-        """Select the state with the best mIoU on the held-out images."""
-        return None if self.holdout is None else Selection(f"{HOLDOUT}mIoU", self.evaluate_validation)
-
-    def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
-        """Return the figures of the validation set, or of held-out images ("holdout/mIoU") to keep the best state."""
-        if self.holdout is None:
-            return self.evaluate_validation(model, step)
-        figures = self.figures(model, self.holdout)
-        return {HOLDOUT + name: figures[name] for name in NUMBERS}
-
     def evaluate_validation(self, model: nn.Module, step: int) -> dict[str, float]:
-        """Return mIoU, mAcc and aAcc of the validation set in [0, 1]; the state keeps the figures of the classes."""
-        figures = self.figures(model, self.val_set)
-        self.state.extra["classes"] = figures
-        return {name: figures[name] for name in (*NUMBERS, "unreadable") if name in figures}
+        """Return mIoU, mAcc and aAcc of the validation set; the state keeps the figures of the classes."""
+        self.state.extra["classes"] = self.figures(model, "val")
+        return main_figures(self.state.extra["classes"])
 
-    def measure(self, model: nn.Module, folder: WorkDir | None) -> dict[str, float]:
-        """Return all figures of the validation set, those of single classes too."""
-        return self.figures(model, self.val_set)
-
-    def figures(self, model: nn.Module, source: MapSource) -> dict[str, float]:
-        """Return the figures of a set over all ranks, per class too; ValueError if no pixel of it has a class."""
-        metric, policy = IouMetric(source.classes, device=self.dist.device), self.cfg.data.unreadable()
-        for batch in self.views(source, policy):
-            metric.update(predict(self.cfg, unwrap_model(model), batch, self.backbone.statistics), batch.labels)
+    def figures(self, model: nn.Module, part: str, folder: WorkDir | None = None) -> dict[str, float]:
+        """Return mIoU, mAcc and aAcc of a part, and IoU[name] and Acc[name]; ValueError if no pixel has a class."""
+        metric = IouMetric(self.sources[part].classes, device=self.dist.device)
+        policy = self.cfg.data.unreadable()
+        segmenter: Any = unwrap_model(model)
+        for batch in self.views(self.sources[part], policy):
+            metric.update(predict(self.cfg, segmenter, batch, self.backbone.statistics), batch.labels)
         figures = metric.compute(per_class=True)
         if math.isnan(figures["mIoU"]):
             raise ValueError(
-                "no pixel of the validation set has a class: its maps are void everywhere (tools/prepare_data.py check "
-                "names them)"
+                f"no pixel of the {SET_NAMES[part]} set has a class: its maps are void everywhere "
+                "(tools/prepare_data.py check names them)"
             )
         return figures | unread(policy, self.dist)
 
@@ -259,33 +187,22 @@ class Segment(Transfer[SegmentConfig]):
         samples = MapViews(source=source, seed=EVALUATION_SEED, transform=transform)
         return self.sweep(samples, policy, batch=1, alone=alone)
 
-    def pictures(self, model: nn.Module, folder: WorkDir) -> None:
-        """Draw the first validation images with ground truth and prediction, one PNG each."""
-        count, statistics = self.cfg.run.pictures, self.backbone.statistics
-        if not count:
-            return
-        with torch.no_grad():
-            views = self.views(self.val_set, self.cfg.data.unreadable(), alone=True)
-            for number, batch in zip(range(count), views, strict=False):
-                predicted = predict(self.cfg, unwrap_model(model), batch, statistics)
-                image, truth, found = (part[0].cpu() for part in (batch.original, batch.labels, predicted))
-                shown = SegmentationPicture(image, truth, found, Path(self.val_set.where(int(batch.index[0]))).name)
-                save_segmentation(folder.segmentations / f"{number:04d}.png", shown, self.val_set.classes)
+    def draw(self, model: nn.Module, folder: WorkDir) -> Iterator[Path]:
+        from mae_transfer.draw.segmentations import SegmentationPicture, save_segmentation
+
+        segmenter: Any = unwrap_model(model)
+        for number, batch in enumerate(self.views(self.val_set, self.cfg.data.unreadable(), alone=True)):
+            predicted = predict(self.cfg, segmenter, batch, self.backbone.statistics)
+            image, truth, found = (part[0].cpu() for part in (batch.original, batch.labels, predicted))
+            shown = SegmentationPicture(image, truth, found, Path(self.val_set.where(int(batch.index[0]))).name)
+            path = folder.segmentations / f"{number:04d}.png"
+            save_segmentation(path, shown, self.val_set.classes)
+            yield path
 
     def final_figures(self) -> dict[str, float]:
-        """Return the figures of the last evaluation or of the best state, per class too."""
         held = {name: value for name, value in self.state.metrics.items() if name.startswith(HOLDOUT)}
         figures: dict[str, float] = self.state.extra["classes"]
         return figures | held
-
-    def title(self) -> str:
-        """Return what is trained on what."""
-        backbone = self.backbone
-        return (
-            f"{self.method} on {backbone.name} (pretraining: {backbone.pretrain}; {self.cfg.scale} scale), "
-            f"{len(self.val_set.classes)} classes, {len(self.train_set)} training and {len(self.val_set)} validation "
-            f"images\nnormalised with {backbone.normalization}"
-        )
 
     def results(self, figures: Mapping[str, float], shared: dict[str, Any]) -> list[Result]:
         """Return mIoU, mAcc and aAcc, in percent; "mIoU/ms" if several scales or mirror images were averaged."""
@@ -293,22 +210,26 @@ class Segment(Transfer[SegmentConfig]):
         renamed = {name + suffix if name.endswith(NUMBERS) else name: value for name, value in figures.items()}
         return super().results(renamed, shared)
 
-    def report(self, figures: Mapping[str, float], written: list[Result]) -> str:
-        """Return the main numbers in one line, then a line per class."""
-        return f"{self.backbone.name}, {self.method}: {summary(written)}\n{per_class(self.val_set.classes, figures)}"
+    def per_class(self, figures: Mapping[str, float]) -> str:
+        """Return a line per class with IoU and accuracy in percent, "-" where it neither occurs nor is found."""
+        return "\n".join(
+            f"  IoU {percent(figures[f'IoU[{name}]'])}  Acc {percent(figures[f'Acc[{name}]'])}  {name}"
+            for name in self.val_set.classes
+        )
+
+    def summary(self, written: list[Result]) -> str:
+        return ", ".join(f"{r.metric} {r.value:.2f}%" for r in written if r.split == "val")
 
     def closing_words(self, written: list[Result]) -> str:
-        """Return a line per class, the main numbers, and where everything is."""
-        classes, folder = per_class(self.val_set.classes, self.final_figures()), self.folder
-        return f"{classes}\ndone: {summary(written)}; in {folder.results}, pictures in {folder.segmentations}"
+        classes = self.per_class(self.final_figures())
+        return f"{classes}\n{super().closing_words(written)}, pictures in {self.folder.segmentations}"
 
 
 def segmenter_loss(
     model: nn.Module, batch: MapBatch, at: Step, *, statistics: Statistics
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the sum of the heads' weighted losses; at log steps also the decode head's accuracy."""
-    segmenter = unwrap_model(model)
-    assert isinstance(segmenter, Segmenter)
+    segmenter: Any = unwrap_model(model)
     # the margin of a small image is zero after normalisation, as in mmseg
     height, width = batch.image.shape[-2:]
     images = normalize(batch.image, statistics) * inside(batch.extent, (height, width))
@@ -319,9 +240,8 @@ def segmenter_loss(
     return total, {**named, "accuracy": accuracy(logits[0].detach(), batch.labels)} if at.logs else {}
 
 
-def predict(cfg: SegmentConfig, model: nn.Module, batch: Scales, statistics: Statistics) -> Tensor:
+def predict(cfg: SegmentConfig, model: Segmenter, batch: Scales, statistics: Statistics) -> Tensor:
     """Return the class of each pixel of an image, (1, H, W)."""
-    assert isinstance(model, Segmenter)
     inference, size = cfg.inference, cfg.data.size
     slide = inference.mode == "slide"
     stride = inference.stride or size_of(*(side * 2 // 3 for side in sides(size)))
@@ -330,17 +250,3 @@ def predict(cfg: SegmentConfig, model: nn.Module, batch: Scales, statistics: Sta
         normalized = [normalize(image, statistics) for image in batch.images]
         height, width = batch.labels.shape[-2:]
         return probabilities(model, normalized, (height, width), how, flip=inference.flip).argmax(dim=1)
-
-
-def per_class(classes: tuple[str, ...], figures: Mapping[str, float]) -> str:
-    """Return a line per class with IoU and accuracy in percent, "-" where it neither occurs nor is found."""
-    shown = [
-        [f"{100 * figures[f'{what}[{name}]']:6.2f}".replace("   nan", "     -") for what in ("IoU", "Acc")]
-        for name in classes
-    ]
-    return "\n".join(f"  IoU {iou}  Acc {acc}  {name}" for (iou, acc), name in zip(shown, classes, strict=True))
-
-
-def summary(written: list[Result]) -> str:
-    """Return the numbers in one line."""
-    return ", ".join(f"{r.metric} {r.value:.2f}%" for r in written if r.split == "val")

@@ -103,9 +103,13 @@ class Task(RecordedRun[C]):
         """Return the figures to report when training is done: those of the last evaluation, or of the best state."""
         return self.state.metrics
 
+    def summary(self, written: list[Result]) -> str:
+        """Return the main numbers in one line."""
+        return ", ".join(f"{r.split} {r.metric} {r.value:.2f}%" for r in written)
+
     def closing_words(self, written: list[Result]) -> str:
         """Return the last lines of the log."""
-        return f"done: {summary(written)}; in {self.folder.results}"
+        return f"done: {self.summary(written)}; in {self.folder.results}"
 
     # What is common.
 
@@ -212,6 +216,10 @@ class Task(RecordedRun[C]):
             lr_at, schedule=self.cfg.schedule, peak=peak, steps=loop.steps, steps_per_epoch=loop.steps_per_epoch
         )
 
+    def micro_batch(self, loop: LoopConfig) -> int:
+        """Return the images per device and forward pass."""
+        return loop.global_batch // (self.dist.world * loop.accumulate)
+
     def feed(self, loop: LoopConfig, *, start: int = 0) -> Generator[Any, None, None]:
         """Yield this rank's micro-batches from step `start` on, endlessly."""
         dist = self.dist
@@ -292,7 +300,7 @@ class Task(RecordedRun[C]):
 
     def start_record(self, loop: LoopConfig) -> None:
         """Make the record of the run, or extend that of a continued run, and put it into the state."""
-        state, micro = self.state, loop.global_batch // (self.dist.world * loop.accumulate)
+        state, micro = self.state, self.micro_batch(loop)
         sitting = self.sitting(first_step=state.step, device_batch=micro)
         if not self.dist.is_main:
             return
@@ -363,8 +371,7 @@ class Task(RecordedRun[C]):
         cfg, dist = self.cfg, self.dist
         slow = cfg.precision == "bfloat16" and dist.device.type == "cpu" and not CPU_HAS_AMX
         hint = " (which has no matrix units for it: --set precision=float32 is faster here)" if slow else ""
-        micro = cfg.batch // (dist.world * loop.accumulate)
-        peak = peak_lr(cfg.optim, global_batch=cfg.batch)
+        micro, peak = self.micro_batch(loop), peak_lr(cfg.optim, global_batch=cfg.batch)
         return (
             f"{loop.steps} steps of {cfg.batch} crops = {dist.world} x {loop.accumulate} x {micro}; peak lr {peak:.2e}"
             f"; {cfg.precision} on {results.device_name(dist.device)}{hint}"
@@ -387,8 +394,3 @@ def trained_norms(model: nn.Module) -> list[str]:
     model.train()
     norms = nn.modules.batchnorm._BatchNorm
     return [name for name, module in model.named_modules() if isinstance(module, norms) and module.training]
-
-
-def summary(written: list[Result]) -> str:
-    """Return the numbers in one line."""
-    return ", ".join(f"{r.split} {r.metric} {r.value:.2f}%" for r in written)

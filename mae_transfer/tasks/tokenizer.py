@@ -15,24 +15,22 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from mae_transfer import checkpoints
-from mae_transfer.bounds import Count, Epochs, Probability, ShareOfRun, Weight
+from mae_transfer.bounds import Epochs, Probability, ShareOfRun, Weight
 from mae_transfer.checkpoints.tokenizers import export_tokenizer
 from mae_transfer.config import Schema
 from mae_transfer.core.patches import sides
-from mae_transfer.data import Crops, DataConfig, Source, evaluation_views, open_sources, pick_evenly, training_views
-from mae_transfer.draw.reconstructions import save_sheet
+from mae_transfer.data import DataConfig
 from mae_transfer.engine.dist import read_mean
 from mae_transfer.engine.loop import Step
-from mae_transfer.engine.optim import Group, param_groups, select_exempt
 from mae_transfer.engine.schedule import in_steps
 from mae_transfer.engine.state import LoopConfig
 from mae_transfer.interfaces import Batch
 from mae_transfer.models.dvae import DVAE, DVAEConfig, DVAETokenizer, kl_to_uniform, map_pixels, reconstruction_loss
 from mae_transfer.results import Result
 from mae_transfer.seeding import fold
-from mae_transfer.tasks.config import ImageConfig
-from mae_transfer.tasks.sweep import EVALUATION_SEED, unread
-from mae_transfer.tasks.task import Task
+from mae_transfer.tasks.config import TrainConfig
+from mae_transfer.tasks.images import ImageConfig, ImageTask, sheet
+from mae_transfer.tasks.sweep import unread
 
 log = logging.getLogger(__name__)
 TOKENIZER = "tokenizer.safetensors"
@@ -64,9 +62,7 @@ class TokenizerConfig(ImageConfig):
     """A run of the discrete VAE. It is evaluated by the reconstruction of validation images from hard codes."""
 
     debug: ClassVar[dict[str, Any]] = {
-        "scale": "mini",
-        "epochs": 1,
-        "batch": 4,
+        **TrainConfig.debug,
         "data.train": {"name": "shapes", "length": 8},
         "data.val": {"name": "shapes", "length": 2, "seed": 1},
         "data.size": 32,
@@ -77,8 +73,6 @@ class TokenizerConfig(ImageConfig):
         "model.blocks": 1,
         "tau.epochs": 1,
         "kl.epochs": 1,
-        "schedule.warmup_epochs": 0.5,
-        "run": {"device": "cpu", "workers": 0, "log_every": 1, "save_minutes": None},
     }
 
     data: DataConfig = DataConfig()
@@ -90,10 +84,7 @@ class TokenizerConfig(ImageConfig):
     kl: Anneal = Anneal(start=0.0, end=6.6, epochs=2.0)
     """Weight of the KL divergence to the uniform distribution over codes. The KL is summed over cells, the
     reconstruction loss over pixels."""
-    evaluate_images: Count = 2048
-    """Images to evaluate on, spread evenly over the validation set (over the training set if there is none)."""
-    pictures: Count = 8
-    """Images to draw."""
+    trains = "the autoencoder"
     least_use: Probability = 0.1
     """Share of the codebook in use below which the run warns of a collapsed codebook."""
 
@@ -102,11 +93,6 @@ class TokenizerConfig(ImageConfig):
         if any(side % self.model.stride for side in sides(self.data.size)):
             raise ValueError(
                 f"data.size = {self.data.size} is not a multiple of the tokenizer's stride {self.model.stride}"
-            )
-        if self.optim.layer_decay:
-            raise ValueError(
-                f"optim.layer_decay = {self.optim.layer_decay}: the autoencoder has one rate for all layers; leave it "
-                "out"
             )
         if len(self.mean) != 3:
             raise ValueError(f"mean has {len(self.mean)} values, but the autoencoder takes 3 channels: give 3 values")
@@ -117,51 +103,21 @@ class TokenizerConfig(ImageConfig):
         return f"dVAE {self.model.codes}/{self.model.stride}, {self.epochs:g} ep"
 
 
-class Tokenizer(Task[TokenizerConfig]):
+class Tokenizer(ImageTask[TokenizerConfig]):
     """A tokenizer run."""
 
     name = "tokenizer"
-    uses_labels = False
     artifact = TOKENIZER
-
-    train_set: Source
-    held_out: Source
-    """The images to evaluate on and to draw."""
-    split: str
-    """Where they come from: "val", or "train" if there is no validation set."""
     length: dict[str, int]
     """Steps of an epoch and of the run, for the moving values."""
 
     @property
     def method(self) -> str:
-        """What a table calls it: "dVAE 512/8, 20 ep"."""
         return self.cfg.method()
 
-    def open(self) -> None:
-        """Open the data."""
-        self.train_set, val_set = open_sources(self.cfg.data)
-        self.held_out = pick_evenly(self.train_set if val_set is None else val_set, self.cfg.evaluate_images)
-        self.split = "train" if val_set is None else "val"
-        self.sources = {self.split: self.held_out, "train": self.train_set}
-
-    def training_samples(self) -> Crops:
-        """Return augmented crops."""
-        return Crops(source=self.train_set, augmentation=training_views(self.cfg.data), seed=self.cfg.seed)
-
-    def held_out_samples(self, most: int | None = None) -> Crops:
-        """Return the held-out images, or up to `most` of them."""
-        source = self.held_out if most is None else pick_evenly(self.held_out, most)
-        return Crops(source=source, augmentation=evaluation_views(self.cfg.data), seed=EVALUATION_SEED)
-
     def model(self) -> nn.Module:
-        """Return the autoencoder, initialised."""
         torch.manual_seed(fold(self.cfg.seed, "init"))
         return DVAE(self.cfg.model)
-
-    def groups(self, model: nn.Module) -> list[Group]:
-        """Return the parameter groups. By default vectors and biases have no weight decay."""
-        optim = self.cfg.optim
-        return param_groups(model, weight_decay=optim.weight_decay, no_decay=select_exempt(model, optim, default=()))
 
     def prepare(self, loop: LoopConfig) -> None:
         """Note the length of the run; ValueError if temperature or KL weight move for longer than it lasts."""
@@ -206,7 +162,7 @@ class Tokenizer(Task[TokenizerConfig]):
                 cfg.model.codes,
             )
         if dist.is_main:
-            save_sheet(self.folder.reconstructions / f"step_{step:08d}.png", self.picture_rows(tokenizer))
+            self.save_pictures(step, self.picture_rows(tokenizer))
         figures = {
             "mse": mean["error"] / mean["images"],
             "codes_used": mean["codes_used"],
@@ -219,23 +175,14 @@ class Tokenizer(Task[TokenizerConfig]):
         """Return the panels (B, 2, 3, S, S), original | rebuilt from codes, of a few held-out images."""
         seen = self.sweep(self.held_out_samples(self.cfg.pictures), self.cfg.data.unreadable(), alone=True)
         pairs = [torch.stack([batch.image / 255, tokenizer.decode(tokenizer(batch.image))], dim=1) for batch in seen]
-        return torch.cat(pairs) if pairs else torch.zeros(0, 2, 3, 1, 1)
-
-    def title(self) -> str:
-        """Return what is trained on what."""
-        return (
-            f"{self.method} ({self.cfg.scale} scale), {len(self.train_set)} training images, evaluated on "
-            f"{len(self.held_out)} of the {self.split} split"
-        )
+        return sheet(pairs)
 
     def export(self) -> None:
-        """Write the tokenizer alone."""
         model = self.state.averaged
         assert isinstance(model, DVAE)
         export_tokenizer(self.folder.root / TOKENIZER, model, about=self.about())
 
     def results(self, figures: Mapping[str, float], shared: dict[str, Any]) -> list[Result]:
-        """Return one Result per figure."""
         units = {"mse": "squared error in [0, 1]", "codes_used": "share", "code_perplexity": "codes"}
         own = {
             "split": self.split,
@@ -261,7 +208,6 @@ class Tokenizer(Task[TokenizerConfig]):
         ]
 
     def closing_words(self, written: list[Result]) -> str:
-        """Return where everything is, and the numbers."""
         path = self.folder.root / TOKENIZER
         numbers = ", ".join(f"{result.metric} {result.value:.4g}" for result in written)
         use = f"target=dict(name='token', tokenizer='{path}')"

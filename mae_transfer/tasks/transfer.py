@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,12 +16,12 @@ from mae_transfer import checkpoints, results
 from mae_transfer.checkpoints.files import load_strict
 from mae_transfer.config import load
 from mae_transfer.engine import checkpoint
-from mae_transfer.engine.state import Precision
+from mae_transfer.engine.state import LoopConfig, Precision
 from mae_transfer.record import Record, Weights
 from mae_transfer.results import Result
 from mae_transfer.tasks.backbones import BackboneConfig, LoadedBackbone, flops_of
 from mae_transfer.tasks.config import TrainConfig
-from mae_transfer.tasks.task import Task, summary
+from mae_transfer.tasks.task import Task
 from mae_transfer.tasks.workdir import WorkDir, run_of
 
 
@@ -31,8 +33,6 @@ class TransferConfig(TrainConfig):
 
 
 C = TypeVar("C", bound=TransferConfig)
-SET_NAMES = {"train": "training", "val": "validation", "holdout": "holdout"}
-"""Parts of a data set in messages."""
 
 
 class Trained(NamedTuple):
@@ -67,6 +67,15 @@ class Transfer(Task[C]):
     def check_classes(self, extra: Mapping[str, Any], where: str) -> None:
         """Raise ValueError if a training state learned other classes than those of the data."""
 
+    def check_micro_batch(self, loop: LoopConfig, least: int, *, of: str) -> None:
+        """Raise ValueError if a forward pass has fewer images than the batch norms `of` some layers need."""
+        micro = self.micro_batch(loop)
+        if micro < least and not self.dist.sync_bn:
+            raise ValueError(
+                f"images per device and forward pass: {micro}, but the {of}' batch norms need {least}: raise "
+                "run.device_batch, or batch"
+            )
+
     def measure(self, model: nn.Module, folder: WorkDir | None) -> dict[str, float]:
         """Return all figures of the evaluation sets, including those of single classes.
 
@@ -85,7 +94,7 @@ class Transfer(Task[C]):
 
     def report(self, figures: Mapping[str, float], written: list[Result]) -> str:
         """Return the text that an evaluation prints."""
-        return f"{self.backbone.name}, {self.method}: {summary(written)}"
+        return f"{self.backbone.name}, {self.method}: {self.summary(written)}"
 
     def title(self) -> str:
         backbone, images = self.backbone, len(self.sources["train"])
@@ -192,6 +201,11 @@ class Transfer(Task[C]):
         written = self.results(self.reduce(figures), shared)
         print(self.report(figures, written), flush=True)
         return written
+
+
+def classes_digest(classes: tuple[str, ...]) -> str:
+    """Return the number of classes and a short digest of their names in order."""
+    return f"{len(classes)} classes {hashlib.sha256(json.dumps(classes).encode()).hexdigest()[:12]}"
 
 
 def is_state(reference: str) -> bool:

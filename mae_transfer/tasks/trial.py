@@ -70,7 +70,7 @@ def estimate(task: Task[Any], loop: LoopConfig) -> str:
     state = task.state
     device = state.dist.device
     took = drive(task, state, loop, first=WARM_UP, timed=TIMED)
-    images, micro = TIMED * loop.global_batch, loop.global_batch // (state.dist.world * loop.accumulate)
+    images, micro = TIMED * loop.global_batch, task.micro_batch(loop)
     evaluations = 1 if loop.evaluate_every is None else -(-loop.steps // loop.evaluate_every)
     payload, kept = size(state.state_dict()) / GIB, loop.run.keep_last + 1  # one more during a save
     kept += loop.steps // loop.run.keep_every if loop.run.keep_every else 0

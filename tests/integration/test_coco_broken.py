@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mae_transfer.core.runs import from_masks
-from mae_transfer.data.checks import check_coco, check_images
+from mae_transfer.data.checks import check_coco
 from mae_transfer.data.coco import encode_runs
 from mae_transfer.data.objects import scenes
+from mae_transfer.engine.dist import Dist
 from mae_transfer.metrics.coco import CocoMetric, Detections
 from mae_transfer.tasks import detect
 
@@ -183,8 +184,9 @@ def judge(root: Path, changes: tuple[list[Any], list[Any]], *, masks: bool) -> N
         heads={"masks": masks},
     )  # fmt: skip
     try:
-        source, val, metric = detect.open_sets(cfg)
-        check_images({"training": source, "validation": val})
+        task = detect.Detect(cfg, Dist(torch.device("cpu")))
+        task.open_sets("train", "val")
+        task.examine()
     except ValueError as error:
         said = str(error)
         assert "\n" not in said, "one line"
@@ -197,6 +199,7 @@ def judge(root: Path, changes: tuple[list[Any], list[Any]], *, masks: bool) -> N
             )
         return
     assert not named, named[0]
+    source, val, metric = task.train_set, task.val_set, task.metrics["val"]
     samples = scenes(source, cfg.data, seed=0, divisor=32, training=True)
     for index in range(len(source)):
         drawn = samples.draw(source.read(index), np.random.default_rng(0))

@@ -15,6 +15,7 @@ from mae_transfer.data import UnreadableImage
 from mae_transfer.data.dense_shapes import write_coco
 from mae_transfer.engine.dist import Dist
 from mae_transfer.tasks import detect
+from mae_transfer.tasks.workdir import WorkDir
 
 
 @pytest.fixture
@@ -198,7 +199,7 @@ def test_an_image_without_objects_and_one_of_a_single_pixel_are_evaluated(coco: 
     task = opened(cfg)
     task.detector.eval()
     with torch.no_grad():
-        figures = task.figures(task.detector, task.val_set, task.metric, save=tmp_path / "predictions.json")
+        figures = task.figures(task.detector, "val", WorkDir(tmp_path))
     assert not math.isnan(figures["bbox/AP"])  # every image must have been predicted
 
 
@@ -239,7 +240,9 @@ def test_what_training_leaves_out_evaluation_leaves_out_too(coco: Path, caplog: 
     for split in ("train2017", "val2017"):
         edit(coco / "annotations" / f"instances_{split}.json", spoil)
     cfg = config(data=coco_data(coco))
-    source, val, metric = detect.open_sets(cfg)
+    task = detect.Detect(cfg, Dist(torch.device("cpu")))
+    task.open_sets("train", "val")
+    source, val, metric = task.train_set, task.val_set, task.metrics["val"]
     for split in ("train2017", "val2017"):
         for line in (
             "no valid outline (left out): object 1",

@@ -43,11 +43,11 @@ ALLOWED = {
     ("tasks/basis.py", "fit"),  # of a basis, which is fitted before anything trains
     ("tasks/codes.py", "_compute"),  # of token ids, before the first step
     ("tasks/detect.py", "figures"),  # of ids, in an evaluation
-    ("tasks/detect.py", "pictures"),  # after the run
+    ("tasks/detect.py", "draw"),  # after the run
     ("tasks/detect.py", "predictions"),  # of ids, in an evaluation
     ("tasks/pretrain.py", "flops"),  # of a counter, after the run
     ("tasks/pretrain.py", "results"),  # of the config, after the run
-    ("tasks/segment.py", "pictures"),  # after the run
+    ("tasks/segment.py", "draw"),  # after the run
     ("tasks/targets.py", "open_basis"),  # of a reference
     ("tasks/trial.py", "_fits"),  # of a flag on the CPU, between the trials before a run
     ("tasks/trial.py", "on_cpu"),  # of the state, before a run
