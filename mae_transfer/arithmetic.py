@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,10 @@ def exact(device: torch.device) -> Iterator[None]:
 class FullLinear(nn.Linear):
     """A linear layer that ignores autocast and computes in the type of its weights: for scores and box offsets."""
 
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        self.weight, self.bias = layer.weight, layer.bias
+
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             return super().forward(x.to(self.weight.dtype))
@@ -46,12 +50,19 @@ class FullLinear(nn.Linear):
 class FullConv2d(nn.Conv2d):
     """A convolution that ignores autocast and computes in the type of its weights."""
 
+    def __init__(self, layer: nn.Conv2d) -> None:
+        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+        options: dict[str, Any] = {name: getattr(layer, name) for name in names}
+        super().__init__(**options, bias=layer.bias is not None, padding_mode=layer.padding_mode, device="meta")
+        self.weight, self.bias = layer.weight, layer.bias
+
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             return super().forward(x.to(self.weight.dtype))
 
 
-def in_full(layer: nn.Module) -> None:
-    """Turn the last layer of a library's head into a FullLinear or FullConv2d, in place."""
-    full: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: FullLinear, nn.Conv2d: FullConv2d}
-    layer.__class__ = full[type(layer)]
+def in_full(model: nn.Module, *names: str) -> None:
+    """Replace layers of a library's heads by a FullLinear or FullConv2d with the same parameters."""
+    for name in names:
+        layer: Any = model.get_submodule(name)
+        model.set_submodule(name, FullLinear(layer) if isinstance(layer, nn.Linear) else FullConv2d(layer))

@@ -112,7 +112,7 @@ def encoder_decoder(pyramid: AdaptedBackbone, decode: HeadConfig, auxiliary: Hea
         )
         for head in filter(None, (net.decode_head, getattr(net, "auxiliary_head", None))):
             head.init_weights()
-            in_full(head.conv_seg)
+            in_full(head, "conv_seg")
     return net
 
 

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as td
 from timm.utils.distributed import distribute_bn
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from mae_transfer.arithmetic import Matmul, float32_products
@@ -160,7 +161,7 @@ def assemble(model: nn.Module, *, dist: Dist, compile: bool = False, checkpoint_
     model = model.to(dist.device)
     if dist.sync_bn:
         model = synchronized(model)
-    elif dist.world > 1 and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+    elif dist.world > 1 and any(isinstance(module, BatchNorm) for module in model.modules()):
         _LOG.warning(
             "SyncBN needs several cuda processes; on %s x %d each process computes its own batch statistics",
             dist.device.type,
@@ -180,11 +181,18 @@ def assemble(model: nn.Module, *, dist: Dist, compile: bool = False, checkpoint_
 
 
 class SyncBatchNorm(nn.SyncBatchNorm):
-    """SyncBatchNorm that accepts an empty batch on some ranks under autocast.
+    """A batch norm that synchronises its statistics, and accepts an empty batch on some ranks under autocast.
 
     torch sends the zeros of an empty batch in the input's type, but the sums of the other ranks are always float32. An
     empty input is therefore cast to float32. Other inputs are not cast, so the backward pass saves them as they are.
     """
+
+    def __init__(self, norm: BatchNorm) -> None:
+        """Take over the parameters, statistics and mode of a batch norm."""
+        super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        for name, tensor in (*norm.named_parameters(), *norm.named_buffers()):
+            setattr(self, name, tensor)
+        self.train(norm.training)
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input if input.numel() else input.float()).to(input.dtype)
@@ -192,11 +200,11 @@ class SyncBatchNorm(nn.SyncBatchNorm):
 
 def synchronized(model: nn.Module) -> nn.Module:
     """Return the model with its batch norms synchronised over all ranks; parameter names and values do not change."""
-    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    for module in converted.modules():
-        if type(module) is nn.SyncBatchNorm:
-            module.__class__ = SyncBatchNorm
-    return converted
+    if isinstance(model, BatchNorm):
+        return SyncBatchNorm(model)
+    for name, part in model.named_children():
+        setattr(model, name, synchronized(part))
+    return model
 
 
 def average_statistics(model: nn.Module, dist: Dist) -> None:

@@ -128,8 +128,8 @@ class MaskRCNN(Detector):
         )  # fmt: skip
         self.rpn.min_size = torch.finfo(torch.float32).tiny  # drops only empty proposals
         self.roi_heads = _Regions(channels, strides[:-1], classes, heads, norm)
-        for last in (self.rpn.head.cls_logits, self.rpn.head.bbox_pred, *self.roi_heads.last_layers()):
-            in_full(last)
+        in_full(self.rpn.head, "cls_logits", "bbox_pred")
+        in_full(self.roi_heads, *self.roi_heads.last_layers())
 
     def forward(
         self, images: Tensor, sizes: Sequence[tuple[int, int]], objects: Sequence[Objects] | None = None
@@ -245,10 +245,10 @@ class _Regions(RoIHeads):
     def has_mask(self) -> bool:
         return self.mask_head is not None
 
-    def last_layers(self) -> list[nn.Module]:
-        """Return the layers that output scores, box offsets and mask logits."""
-        masks = [self.mask_predictor.mask_fcn_logits] if self.has_mask() else []
-        return [self.box_predictor.cls_score, self.box_predictor.bbox_pred, *masks]
+    def last_layers(self) -> list[str]:
+        """Return the names of the layers that output scores, box offsets and mask logits."""
+        masks = ["mask_predictor.mask_fcn_logits"] if self.has_mask() else []
+        return ["box_predictor.cls_score", "box_predictor.bbox_pred", *masks]
 
     def forward(
         self,

@@ -144,13 +144,16 @@ def test_pooling_is_float32_whatever_the_backbone_gives(half: torch.dtype) -> No
 
 
 def test_a_layer_in_full_is_the_layer_and_keeps_its_names() -> None:
-    for layer, x in ((nn.Linear(4, 3), torch.randn(2, 4)), (nn.Conv2d(4, 3, 1), torch.randn(2, 4, 5, 5))):
-        names, plain = list(layer.state_dict()), layer(x)
-        in_full(layer)
-        assert isinstance(layer, FullLinear | FullConv2d)
+    conv = nn.Conv2d(4, 6, 3, stride=2, padding=1, dilation=2, groups=2, bias=False)
+    for layer, x in ((nn.Linear(4, 3), torch.randn(2, 4)), (conv, torch.randn(2, 4, 5, 5))):
+        model = nn.Sequential(nn.Identity(), nn.Sequential(layer))
+        before, plain, drawn = dict(model.named_parameters()), model(x), torch.get_rng_state()
+        in_full(model, "1.0")
+        assert torch.equal(torch.get_rng_state(), drawn)
+        assert isinstance(model.get_submodule("1.0"), FullLinear | FullConv2d)
         with torch.autocast("cpu", torch.bfloat16):
-            assert torch.equal(layer(x), plain)
-        assert list(layer.state_dict()) == names
+            assert torch.equal(model(x), plain)
+        assert {name: id(p) for name, p in model.named_parameters()} == {name: id(p) for name, p in before.items()}
     assert nn.Linear(2, 2).double()(torch.ones(1, 2).double()).dtype == torch.float64
 
 
