@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+GREY = 0.5  # value of patches without a prediction in pictures
+
 
 def sides(size: int | tuple[int, int]) -> tuple[int, int]:
     """Return height and width of a size in a config: the side of a square, or both."""
@@ -59,3 +61,9 @@ def take(tokens: Tensor, ids: Tensor) -> Tensor:
 def put(values: Tensor, ids: Tensor, into: Tensor) -> Tensor:
     """Return a copy of `into` (B, N, D) with its tokens `ids` (B, M) replaced by `values` (B, M, D)."""
     return into.scatter(1, ids[:, :, None].expand(-1, -1, into.shape[2]), values.to(into.dtype))
+
+
+def paint(patches: Tensor, ids: Tensor, grid: tuple[int, int], *, channels: int = 3) -> Tensor:
+    """Return images (B, C, H, W) with `patches` (B, M, p * p * C) at `ids` (B, M) of the grid and grey elsewhere."""
+    blank = patches.new_full((len(patches), grid[0] * grid[1], patches.shape[2]), GREY)
+    return unpatchify(put(patches, ids, into=blank), grid, channels=channels)

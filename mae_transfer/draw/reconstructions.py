@@ -12,11 +12,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from mae_transfer.core.patches import grid_of, patchify, put, unpatchify
+from mae_transfer.core.patches import GREY, grid_of, patchify, put, take, unpatchify
 from mae_transfer.disk import atomic_write
 from mae_transfer.interfaces import Mask
 
-GREY = 0.5
 GAP = 4  # pixels between the panels of a sheet
 
 
@@ -33,10 +32,9 @@ def draw_panels(images: Tensor, reconstruction: Tensor, mask: Mask) -> Tensor:
     patch = round((images.shape[2] * images.shape[3] / (mask.ids_keep.shape[1] + mask.ids_masked.shape[1])) ** 0.5)
     grid = grid_of((images.shape[2], images.shape[3]), patch)
     patches = patchify(original, patch)
-    grey = torch.full_like(patches, GREY)
-    index = mask.ids_masked[:, :, None].expand(-1, -1, patches.shape[2])
-    masked = put(grey.gather(1, index), mask.ids_masked, into=patches)
-    pasted = put(patchify(reconstruction, patch).gather(1, index), mask.ids_masked, into=patches)
+    hidden = mask.ids_masked
+    masked = put(torch.full_like(take(patches, hidden), GREY), hidden, into=patches)
+    pasted = put(take(patchify(reconstruction, patch), hidden), hidden, into=patches)
     shown = [original, *(unpatchify(values, grid, channels=images.shape[1]) for values in (masked, pasted))]
     return torch.stack([shown[0], shown[1], reconstruction, shown[2]], dim=1)
 

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from mae_transfer.bounds import Sides
 from mae_transfer.core.normalize import Statistics, normalize
-from mae_transfer.core.patches import put, sides, size_of, take, unpatchify
+from mae_transfer.core.patches import paint, sides, size_of, take
 from mae_transfer.interfaces import Backbone, Batch, Target, ViewSpec
 from mae_transfer.targets.frame import Frame
-from mae_transfer.targets.pixel import GREY
 
 
 class Teacher(NamedTuple):
@@ -114,10 +113,5 @@ class Feature(Target):
         axes = torch.linalg.svd(truth - mean, full_matrices=False).Vh[:3]
         axes = axes * axes.gather(1, axes.abs().argmax(dim=1, keepdim=True)).sign()
         low, high = ((truth - mean) @ axes.T).aminmax(dim=0)
-        colours = (
-            (((pred.float() - mean) @ axes.T - low) / (high - low).clamp(min=1e-6))
-            .clamp(0, 1)
-            .repeat(1, 1, self.patch**2)
-        )
-        blank = torch.full((len(pred), self.grid[0] * self.grid[1], colours.shape[2]), GREY, device=pred.device)
-        return unpatchify(put(colours, ids, into=blank), self.grid)
+        colours = (((pred.float() - mean) @ axes.T - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+        return paint(colours.repeat(1, 1, self.patch**2), ids, self.grid)

@@ -15,10 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mae_transfer.bounds import Few, Pixels
-from mae_transfer.core.patches import patchify, put, take, unpatchify
+from mae_transfer.core.patches import paint, patchify, put, take, unpatchify
 from mae_transfer.interfaces import Batch, Target
 from mae_transfer.targets.frame import Frame
-from mae_transfer.targets.pixel import GREY
 
 
 class HOG(Target):
@@ -69,8 +68,7 @@ class HOG(Target):
         for weight, glyph in zip(maps.view(b, self.channels, self.bins, h, w).unbind(2), self.glyphs, strict=True):
             lines = torch.maximum(lines, torch.einsum("bchw,ij->bchiwj", weight, glyph))
         drawn = patchify(lines.reshape(b, self.channels, h * self.cell, w * self.cell).clamp(0, 1), self.patch)
-        shown = put(take(drawn, ids), ids, into=torch.full_like(drawn, GREY))
-        return unpatchify(shown, self.grid, channels=self.channels)
+        return paint(take(drawn, ids), ids, self.grid, channels=self.channels)
 
 
 def histograms(images: Tensor, *, bins: int, cell: int) -> Tensor:

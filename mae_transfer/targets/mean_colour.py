@@ -11,16 +11,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mae_transfer.core.patches import patchify, put, take, unpatchify
-from mae_transfer.interfaces import Batch, Target
-from mae_transfer.targets.classes import class_metrics, cross_entropy
+from mae_transfer.core.patches import paint, patchify, take
+from mae_transfer.interfaces import Batch
+from mae_transfer.targets.classes import ClassTarget
 from mae_transfer.targets.frame import Frame
-from mae_transfer.targets.pixel import GREY
 
 Bits = Annotated[int, Field(ge=1, le=8)]
 
 
-class MeanColour(Target):
+class MeanColour(ClassTarget):
     """The class of the mean colour, with `2 ** bits` equal levels per channel and cross-entropy as the loss.
 
     3 bits of RGB give 512 classes.
@@ -45,17 +44,8 @@ class MeanColour(Target):
         classes: Tensor = ((mean * (self.levels / 256)).long() * self.weights).sum(dim=2)
         return classes
 
-    def loss(self, pred: Tensor, target: Tensor) -> Tensor:
-        """Return the cross-entropy of each patch, (B, M)."""
-        return cross_entropy(pred, target)
-
-    def metrics(self, pred: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Return accuracy, perplexity and the share of the classes that the targets use."""
-        return class_metrics(pred, target)
-
     def decode(self, pred: Tensor, batch: Batch, ids: Tensor) -> Tensor:
         """Return images (B, C, H, W) in [0, 1]: predicted patches in the colour of their class, grey elsewhere."""
         levels = pred.argmax(dim=2, keepdim=True) // self.weights % self.levels
         colours = ((levels + 0.5) / self.levels).repeat(1, 1, self.patch**2)
-        blank = torch.full((len(pred), self.grid[0] * self.grid[1], colours.shape[2]), GREY, device=pred.device)
-        return unpatchify(put(colours, ids, into=blank), self.grid, channels=self.channels)
+        return paint(colours, ids, self.grid, channels=self.channels)

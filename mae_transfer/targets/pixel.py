@@ -14,11 +14,9 @@ from torch import Tensor
 
 from mae_transfer.bounds import Epsilon
 from mae_transfer.core.normalize import denormalize, normalize
-from mae_transfer.core.patches import grid_of, patchify, put, take, unpatchify
+from mae_transfer.core.patches import grid_of, paint, patchify, take
 from mae_transfer.interfaces import Batch, Target
 from mae_transfer.targets.frame import Frame
-
-GREY = 0.5  # value of patches without a prediction in pictures
 
 
 class Pixel(Target):
@@ -49,8 +47,7 @@ class Pixel(Target):
         grid = grid_of((batch.image.shape[2], batch.image.shape[3]), self.patch)
         values = self._channels_last(self.denorm(pred.to(torch.get_default_dtype()), batch, ids))
         patches = denormalize(values, self.statistics, channels=3).flatten(2)
-        blank = patches.new_full((len(pred), grid[0] * grid[1], patches.shape[2]), GREY)
-        return unpatchify(put(patches, ids, into=blank), grid, channels=self.channels).clamp(0, 1)
+        return paint(patches, ids, grid, channels=self.channels).clamp(0, 1)
 
     def _channels_last(self, patches: Tensor) -> Tensor:
         """Return patches (B, M, P) as (B, M, p * p, C)."""

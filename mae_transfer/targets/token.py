@@ -9,14 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mae_transfer.core.patches import patchify, put, size_of, take, unpatchify
-from mae_transfer.interfaces import Batch, Interpolation, Target, Tokenizer, ViewSpec
-from mae_transfer.targets.classes import class_metrics, cross_entropy
+from mae_transfer.core.patches import paint, patchify, size_of, take
+from mae_transfer.interfaces import Batch, Interpolation, Tokenizer, ViewSpec
+from mae_transfer.targets.classes import ClassTarget
 from mae_transfer.targets.frame import Frame
-from mae_transfer.targets.pixel import GREY
 
 
-class Token(Target):
+class Token(ClassTarget):
     """The code of each patch, with cross-entropy as the loss.
 
     The tokenizer has its own view: the encoder's crop, resized with Lanczos so that the grid of codes equals the
@@ -58,14 +57,6 @@ class Token(Target):
             )
         return codes.flatten(1)
 
-    def loss(self, pred: Tensor, target: Tensor) -> Tensor:
-        """Return the cross-entropy of each patch, (B, M)."""
-        return cross_entropy(pred, target)
-
-    def metrics(self, pred: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Return accuracy, perplexity and the share of the codebook that the targets use."""
-        return class_metrics(pred, target)
-
     @torch.no_grad()
     def decode(self, pred: Tensor, batch: Batch, ids: Tensor) -> Tensor:
         """Return images (B, 3, H, W) in [0, 1]: predicted patches as the tokenizer decodes them, grey elsewhere.
@@ -76,4 +67,4 @@ class Token(Target):
         size = (self.grid[0] * self.patch, self.grid[1] * self.patch)
         drawn = F.interpolate(self.tokenizer.decode(codes), size=size, mode="bilinear", antialias=True)
         patches = patchify(drawn.clamp(0, 1), self.patch)
-        return unpatchify(put(take(patches, ids), ids, into=torch.full_like(patches, GREY)), self.grid)
+        return paint(take(patches, ids), ids, self.grid)
