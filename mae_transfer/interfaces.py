@@ -154,7 +154,7 @@ class Target(nn.Module, ABC):
         """Return images (B, 3, H, W) in [0, 1] with the prediction at patches `ids` and grey elsewhere."""
 
 
-class Tokenizer(nn.Module, ABC):
+class ImageTokenizer(nn.Module, ABC):
     """Converts an image view to a grid of codes and codes to an image, as a dVAE does."""
 
     codes: int

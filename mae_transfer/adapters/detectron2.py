@@ -34,7 +34,7 @@ def to_detectron2(pyramid: AdaptedBackbone, *, square: int = 0) -> Any:
         for name, stride in pyramid.adapter.strides.items()
     }
 
-    class Bridge(Backbone):
+    class Detectron2Backbone(Backbone):
         """Adapter class; it is defined here because its base class needs the optional import."""
 
         def __init__(self) -> None:
@@ -56,4 +56,4 @@ def to_detectron2(pyramid: AdaptedBackbone, *, square: int = 0) -> Any:
         def output_shape(self) -> dict[str, Any]:
             return dict(shapes)
 
-    return Bridge()
+    return Detectron2Backbone()

@@ -78,7 +78,7 @@ def _shared(classes: int, *, dropout: float, weight: float) -> HeadConfig:
     }  # fmt: skip
 
 
-class Bridge(nn.Module):
+class MmsegBackbone(nn.Module):
     """An AdaptedBackbone with mmseg's interface: it returns a tuple of maps.
 
     It has no `init_weights`, because mmseg would call it and overwrite the loaded weights.
@@ -104,7 +104,7 @@ def encoder_decoder(pyramid: AdaptedBackbone, decode: HeadConfig, auxiliary: Hea
         from mmseg.models.segmentors import EncoderDecoder
 
         net = EncoderDecoder(
-            backbone={"type": lambda: Bridge(pyramid)},
+            backbone={"type": lambda: MmsegBackbone(pyramid)},
             decode_head=decode,
             auxiliary_head=auxiliary,
             train_cfg={},

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mae_transfer.arithmetic import exact
 from mae_transfer.bounds import Few, Width
 from mae_transfer.config import Schema
-from mae_transfer.interfaces import Tokenizer
+from mae_transfer.interfaces import ImageTokenizer
 
 Codes = Annotated[int, Field(ge=1, le=2**20)]
 Groups = Annotated[int, Field(ge=1, le=8)]  # a stride of 128
@@ -59,7 +59,7 @@ def unmap_pixels(values: Tensor) -> Tensor:
     return ((values - EPS) / (1 - 2 * EPS)).clamp(0, 1)
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """A residual block of four convolutions; the residual is scaled by 1 / layers ** 2."""
 
     def __init__(self, inputs: int, outputs: int, kernels: tuple[int, int, int, int], *, layers: int) -> None:
@@ -101,7 +101,7 @@ def _groups(
         parts = OrderedDict(
             (
                 f"block_{i + 1}",
-                Block(widths[g] if i == 0 else widths[g + 1], widths[g + 1], kernels, layers=count * blocks),
+                ResidualBlock(widths[g] if i == 0 else widths[g + 1], widths[g + 1], kernels, layers=count * blocks),
             )
             for i in range(blocks)
         )
@@ -187,7 +187,7 @@ def kl_to_uniform(logits: Tensor) -> Tensor:
     return (log_q.exp() * log_q).sum(dim=1).mean() + math.log(logits.shape[1])
 
 
-class DVAETokenizer(Tokenizer):
+class DVAETokenizer(ImageTokenizer):
     """An autoencoder as a tokenizer: the most likely code of each cell, and images from codes.
 
     The results do not depend on autocast. Without a decoder (DALL-E also released the encoder separately) each code is

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mae_transfer.core.patches import paint, patchify, size_of, take
-from mae_transfer.interfaces import Batch, Interpolation, Tokenizer, ViewSpec
+from mae_transfer.interfaces import Batch, ImageTokenizer, Interpolation, ViewSpec
 from mae_transfer.targets.classes import ClassTarget
 from mae_transfer.targets.frame import Frame
 
@@ -30,7 +30,12 @@ class Token(ClassTarget):
     """
 
     def __init__(
-        self, frame: Frame, *, tokenizer: Tokenizer, interpolation: Interpolation = "lanczos", cache: str | None = None
+        self,
+        frame: Frame,
+        *,
+        tokenizer: ImageTokenizer,
+        interpolation: Interpolation = "lanczos",
+        cache: str | None = None,
     ) -> None:
         super().__init__()
         self.patch, self.grid, self.cache = frame.patch, frame.grid, cache

@@ -13,14 +13,14 @@ from mae_transfer import checkpoints
 from mae_transfer.config import Spec, build, check
 from mae_transfer.core.normalize import Statistics
 from mae_transfer.core.pca import Basis
-from mae_transfer.interfaces import Target, Tokenizer
+from mae_transfer.interfaces import ImageTokenizer, Target
 from mae_transfer.models.vit import ViTConfig
 from mae_transfer.targets import TARGETS, Frame, Teacher
 
 Buffers = Mapping[str, Tensor]
 
 
-def open_tokenizer(frame: Frame, reference: str) -> Tokenizer:
+def open_tokenizer(frame: Frame, reference: str) -> ImageTokenizer:
     """Return the tokenizer of a reference (checkpoints.tokenizers)."""
     from mae_transfer.checkpoints.tokenizers import load_tokenizer
 

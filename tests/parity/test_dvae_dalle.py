@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mae_transfer.checkpoints.tokenizers import export_tokenizer, load_tokenizer
-from mae_transfer.interfaces import Tokenizer
+from mae_transfer.interfaces import ImageTokenizer
 from mae_transfer.models.dvae import DVAE, DVAEConfig, kl_to_uniform, map_pixels, reconstruction_loss, unmap_pixels
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -41,7 +41,7 @@ def test_codes_logits_and_images_are_those_of_the_package(folder: Path, legacy: 
         torch.save(part, folder / f"{name}.pkl", _use_new_zipfile_serialization=not legacy)
     theirs, back = (torch.load(folder / f"{name}.pkl", weights_only=False) for name in ("encoder", "decoder"))
     ours = load_tokenizer(f"dalle:{folder / 'encoder.pkl'}")
-    assert isinstance(ours, Tokenizer)
+    assert isinstance(ours, ImageTokenizer)
     assert (ours.codes, ours.stride) == (512, 8)
     view = torch.randint(0, 256, (2, 3, 32, 48), dtype=torch.uint8)
     mapped = dall_e.map_pixels(view.float() / 255)

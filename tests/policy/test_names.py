@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 
-TWICE = {"Block", "Bridge", "Part", "Task", "Tokenizer"}
+TWICE = {"Block", "Part", "Task"}
 """Names of earlier versions that still stand twice. Renaming removes a name from here; none is added."""
 
 

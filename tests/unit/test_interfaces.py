@@ -13,7 +13,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from mae_transfer.adapters import AdaptedBackbone, TapFPN
 from mae_transfer.engine.dist import Dist, assemble
 from mae_transfer.engine.optim import param_groups
-from mae_transfer.interfaces import Adapter, Backbone, Features, Maps, Mask, Objects, Target, Tensors, Tokenizer
+from mae_transfer.interfaces import Adapter, Backbone, Features, ImageTokenizer, Maps, Mask, Objects, Target, Tensors
 from mae_transfer.models.heads import Classifier, ProbeRow, freeze
 from mae_transfer.models.mae import MAE, MAEConfig
 from mae_transfer.models.vit import ViTConfig
@@ -57,7 +57,7 @@ def test_what_a_backbone_does_not_support_is_one_error_with_its_remedy() -> None
         assemble(Classifier(Filters(), 5), dist=CPU, checkpoint_activations=True)
 
 
-@pytest.mark.parametrize("base", [Adapter, Backbone, Target, Tokenizer])
+@pytest.mark.parametrize("base", [Adapter, Backbone, Target, ImageTokenizer])
 def test_a_module_without_its_methods_is_refused_when_it_is_made(base: type[nn.Module]) -> None:
     with pytest.raises(TypeError, match=r"abstract.*forward"):
         base()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mae_transfer.core.normalize import IMAGENET, Statistics, normalize
 from mae_transfer.core.patches import patchify, take
-from mae_transfer.interfaces import Batch, Target, Tokenizer, ViewSpec
+from mae_transfer.interfaces import Batch, ImageTokenizer, Target, ViewSpec
 from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.targets import Feature, Frame, Teacher, Token
 
@@ -19,7 +19,7 @@ HALF = Statistics((0.5,) * 3, (0.25,) * 3)
 IDS = torch.tensor([[0, 7, 15, 2], [5, 4, 1, 3]])
 
 
-class Grey(Tokenizer):
+class Grey(ImageTokenizer):
     """A tokenizer with 8 grey levels and cells of 2 x 2 pixels."""
 
     codes, stride = 8, 2
