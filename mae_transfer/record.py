@@ -271,14 +271,10 @@ def _commit() -> tuple[str | None, bool]:
     root = Path(__file__).parent.parent
     if not (root / ".git").exists():
         return None, False
-    git = ["git", "-C", str(root)]
+    describe = ["git", "-C", str(root), "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
     try:
-        revision = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=10)
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, timeout=10
-        )
+        answer = subprocess.run(describe, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):  # no git, or a file system that hangs
         return None, False
-    if revision.returncode != 0:
-        return None, False
-    return revision.stdout.strip(), bool(changed.stdout)
+    revision = answer.stdout.strip()
+    return revision.removesuffix("+") or None, revision.endswith("+")

@@ -346,6 +346,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def without(tensors: Tensors, names: Collection[str]) -> dict[str, Tensor]:
+    """Return the tensors that are not in `names` (see `matches`)."""
+    return {name: tensor for name, tensor in tensors.items() if not matches(name, names)}
+
+
 def matches(name: str, names: Collection[str]) -> bool:
     """Return whether a name is in `names`; an entry that ends in "." matches as a prefix."""
     return any(name == known or (known.endswith(".") and name.startswith(known)) for known in names)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mae_transfer.checkpoints.files import check_finite, load_strict, read, unwrap
+from mae_transfer.checkpoints.files import Tensors, check_finite, load_strict, read, unwrap, without
 from mae_transfer.config import validate
 from mae_transfer.core.normalize import IMAGENET, Statistics
 from mae_transfer.core.positions import (
@@ -51,66 +51,73 @@ class EncoderWeights(NamedTuple):
     counts: tuple[int, ...] = ()  # published numbers of heads for this width, if `heads` is None
 
     def build(self, changes: Mapping[str, Any], *, where: str) -> ViT:
-        """Call `fit`."""
-        return fit(self, changes, where=where)
+        """Return the encoder of these weights with `changes` (fields of ViTConfig).
+
+        The changes act on the tensors as follows:
+        image_size: absolute positions are resampled bicubically with antialiasing (timm's resampling), relative tables
+            bicubically; the rows of the class token are kept.
+        patch: filters are resampled bicubically (14 -> 16).
+        class_token or final_norm False: their tensors, and the class token's positions, are left out.
+        relative_positions: a shared table is copied to each block, or to windows and global blocks, and resampled to
+            their grids. Tables that the file lacks start at zero.
+        layer_scale: the start value if the file has no LayerScale; otherwise the file's values are used.
+
+        Raises:
+            ValueError: a change is impossible, or a tensor is unexpected or missing.
+        """
+        _check_dimensions(self.tensors, where=where)
+        if self.counts and not changes.get("heads"):
+            width, counts = self.tensors["patch_embed.proj.weight"].shape[0], " or ".join(map(str, self.counts))
+            raise ValueError(
+                f"{where}: encoders of width {width} are published with {counts} heads, and the file does not store "
+                f"the number; {GIVE_HEADS}"
+            )
+        check_finite(self.head, where=where)
+        old, new = self.architecture, change(self.architecture, changes, where=where)
+        vit = ViT(new)
+        tensors = {  # half precision is widened before anything is resampled
+            name: tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+            for name, tensor in self.tensors.items()
+        }
+        absent: list[str] = []
+        if old.final_norm and not new.final_norm:
+            tensors = without(tensors, ("norm.",))
+        if old.class_token and not new.class_token:
+            tensors.pop("cls_token", None)
+        if "pos_embed" in tensors:
+            table = resample(
+                tensors["pos_embed"], old.grid(), new.grid(), leading=int(old.class_token), antialias=new.antialias
+            )
+            tensors["pos_embed"] = table[:, int(old.class_token) - int(new.class_token) :]
+        tensors["patch_embed.proj.weight"] = resample_filters(tensors["patch_embed.proj.weight"], new.patch)
+        tables = {name: tensors.pop(name) for name in list(tensors) if "rel_pos" in name}
+        if old.relative_positions == "none":
+            absent = [name for name in vit.state_dict() if "rel_pos" in name]
+        elif old.relative_positions == "decomposed":
+            rows = {name: len(parameter) for name, parameter in vit.named_parameters()}
+            tensors |= {name: resample_axis(table, rows.get(name, len(table))) for name, table in tables.items()}
+        elif new.relative_positions != "none":
+            tensors |= _bias_tables(tables, old, new)
+        if old.layer_scale is None:
+            absent += [name for name in vit.state_dict() if ".ls" in name]
+        load_strict(vit, tensors, absent=absent, where=where)
+        return vit
 
 
-def fit(weights: EncoderWeights, changes: Mapping[str, Any], *, where: str) -> ViT:
-    """Return the encoder of these weights with `changes` (fields of ViTConfig).
-
-    The changes act on the tensors as follows:
-    image_size: absolute positions are resampled bicubically with antialiasing (timm's resampling), relative tables
-        bicubically; the rows of the class token are kept.
-    patch: filters are resampled bicubically (14 -> 16).
-    class_token or final_norm False: their tensors, and the class token's positions, are left out.
-    relative_positions: a shared table is copied to each block, or to windows and global blocks, and resampled to their
-        grids. Tables that the file lacks start at zero.
-    layer_scale: the start value if the file has no LayerScale; otherwise the file's values are used.
-
-    Raises:
-        ValueError: a change is impossible, or a tensor is unexpected or missing.
-    """
-    _check_dimensions(weights.tensors, where=where)
-    if weights.counts and not changes.get("heads"):
-        width, counts = weights.tensors["patch_embed.proj.weight"].shape[0], " or ".join(map(str, weights.counts))
-        raise ValueError(
-            f"{where}: encoders of width {width} are published with {counts} heads, and the file does not store the "
-            f"number; {GIVE_HEADS}"
-        )
-    check_finite(weights.head, where=where)
-    old, new = weights.architecture, change(weights.architecture, changes, where=where)
-    vit = ViT(new)
-    tensors = {  # half precision is widened before anything is resampled
-        name: tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-        for name, tensor in weights.tensors.items()
-    }
-    absent: list[str] = []
-    if old.final_norm and not new.final_norm:
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("norm.")}
-    if old.class_token and not new.class_token:
-        tensors.pop("cls_token", None)
-    if "pos_embed" in tensors:
-        table = resample(
-            tensors["pos_embed"], old.grid(), new.grid(), leading=int(old.class_token), antialias=new.antialias
-        )
-        tensors["pos_embed"] = table[:, int(old.class_token) - int(new.class_token) :]
-    tensors["patch_embed.proj.weight"] = resample_filters(tensors["patch_embed.proj.weight"], new.patch)
-    tables = {name: tensors.pop(name) for name in list(tensors) if "rel_pos" in name}
-    if old.relative_positions == "none":
-        absent = [name for name in vit.state_dict() if "rel_pos" in name]
-    elif old.relative_positions == "decomposed":
-        rows = {name: len(parameter) for name, parameter in vit.named_parameters()}
-        tensors |= {name: resample_axis(table, rows.get(name, len(table))) for name, table in tables.items()}
-    elif new.relative_positions != "none":
-        tensors |= _bias_tables(tables, old, new)
-    if old.layer_scale is None:
-        absent += [name for name in vit.state_dict() if ".ls" in name]
-    load_strict(vit, tensors, absent=absent, where=where)
-    return vit
+def grid_side(patches: int) -> int | None:
+    """Return the side of a square grid; None if no square grid has so many patches."""
+    side = math.isqrt(max(0, patches))
+    return side if side and side**2 == patches else None
 
 
-def _check_dimensions(tensors: Mapping[str, Tensor], *, where: str) -> None:
-    """Raise ValueError unless the tensors that `fit` resamples have the right number of dimensions."""
+def table_side(rows: int, *, leading: int) -> int | None:
+    """Return the side of the square grid of a table of relative positions; None if the rows fit no square grid."""
+    offsets = grid_side(rows - 3 * leading)
+    return (offsets + 1) // 2 if offsets and offsets % 2 else None
+
+
+def _check_dimensions(tensors: Tensors, *, where: str) -> None:
+    """Raise ValueError unless the tensors that `build` resamples have the right number of dimensions."""
     if "patch_embed.proj.weight" not in tensors:
         raise ValueError(f"{where} has no patch_embed.proj.weight: give a file that holds a full encoder")
     for name, tensor in tensors.items():
@@ -158,7 +165,7 @@ def change(old: ViTConfig, changes: Mapping[str, Any], *, where: str) -> ViTConf
     return new
 
 
-def _bias_tables(tables: Mapping[str, Tensor], old: ViTConfig, new: ViTConfig) -> dict[str, Tensor]:
+def _bias_tables(tables: Tensors, old: ViTConfig, new: ViTConfig) -> dict[str, Tensor]:
     """Return the new encoder's tables of relative-position biases, (rows, R).
 
     Each is the old table of the first block that reads it, resampled to the new grid.
@@ -197,7 +204,7 @@ def load_mae(model: MAE, path: Path) -> None:
     fill(model, {names.get(name, name): tensor for name, tensor in tensors.items()}, where=str(path))
 
 
-def fill(model: MAE, tensors: Mapping[str, Tensor], *, where: str) -> None:
+def fill(model: MAE, tensors: Tensors, *, where: str) -> None:
     """Load tensors strictly into a model whose image size may differ from that of the tensors.
 
     The positions of encoder and decoder are adapted: a fixed sin-cos table is computed again, any other table is
@@ -214,8 +221,8 @@ def fill(model: MAE, tensors: Mapping[str, Tensor], *, where: str) -> None:
             continue
         elif name.startswith("encoder.rel_pos_bias.") and stored.shape[1] == wanted.shape[1]:
             leading = model.encoder.leading
-            side = (math.isqrt(max(0, len(stored) - 3 * leading)) + 1) // 2
-            if (2 * side - 1) ** 2 + 3 * leading != len(stored):
+            side = table_side(len(stored), leading=leading)
+            if side is None:
                 raise ValueError(
                     f"{name} in {where} has {len(stored)} rows, which is no square grid: use the image size of the file"
                 )
@@ -229,12 +236,12 @@ def _positions(stored: Tensor, model: MAE, *, where: str) -> Tensor:
     The number of rows does not determine the shape of a grid, but the values of a fixed table do.
     """
     leading, dim, grid = model.encoder.leading, stored.shape[2], model.encoder.grid
-    patches = max(0, stored.shape[1] - leading)
+    patches = stored.shape[1] - leading
     if fixed_grid(stored, leading=leading) not in (None, grid):
         return sincos_2d(dim, grid, leading=leading).to(stored.dtype)
     if patches == grid[0] * grid[1]:
         return stored
-    side = math.isqrt(patches)
-    if side < 1 or side**2 != patches:
+    side = grid_side(patches)
+    if side is None:
         raise ValueError(f"{where} has {stored.shape[1]} rows, which is no square grid: use the image size of the file")
     return resample(stored, (side, side), grid, leading=leading)

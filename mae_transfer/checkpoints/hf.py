@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mae_transfer.checkpoints.files import matches, read, read_json, unwrap, weight_file
+from mae_transfer.checkpoints.files import read, read_json, unwrap, weight_file, without
 from mae_transfer.checkpoints.fit import EncoderWeights
 from mae_transfer.checkpoints.layouts import HALF, join_qkv, strip_prefix
 from mae_transfer.config import validate
@@ -48,16 +48,11 @@ def hf(path: Path) -> EncoderWeights:
     stem = "embeddings.patch_embeddings.projection.weight"
     content, config = read(file), _config(file.parent / "config.json")
     tensors, kind = unwrap(content, where=file, stem=stem), config["model_type"]
-    if any(
-        name.endswith("layernorm.weight") and name != "layernorm.weight" and "layer." not in name for name in tensors
-    ):  # BEiT for masked image modelling has a second norm outside the encoder
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("layernorm.")}
-    tensors = strip_prefix(tensors, where=file, stem=stem)
-    tensors = {
-        name: tensor
-        for name, tensor in tensors.items()
-        if not (matches(name, DROP) or name.endswith("relative_position_index"))
-    }
+    norms = [name for name in tensors if name.endswith("layernorm.weight") and "layer." not in name]
+    if set(norms) - {"layernorm.weight"}:  # BEiT for masked image modelling has a second norm outside the encoder
+        tensors = without(tensors, ("layernorm.",))
+    tensors = without(strip_prefix(tensors, where=file, stem=stem), DROP)
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("relative_position_index")}
     head = {
         new + name.removeprefix(old): tensors.pop(name)
         for old, new in HEADS.items()

@@ -2,12 +2,11 @@
 
 This package's encoder uses the names of MAE's release, which are timm's. Most layouts therefore need no renaming and
 differ only in the tensors to drop and the number of heads. `read_tensors` finds wrappers and prefixes by pattern. Each
-layout is a function from a file to EncoderWeights, which `fit` then loads strictly.
+layout is a function from a file to EncoderWeights, whose `build` loads them strictly into an encoder.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -16,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae_transfer.checkpoints.files import STEM, Tensors, matches, metadata, read, shorten, unwrap, weight_file
-from mae_transfer.checkpoints.fit import EncoderWeights
+from mae_transfer.checkpoints.files import STEM, Tensors, matches, metadata, read, shorten, unwrap, weight_file, without
+from mae_transfer.checkpoints.fit import EncoderWeights, grid_side, table_side
 from mae_transfer.config import validate
 from mae_transfer.core.normalize import IMAGENET, Statistics, check_statistics
 from mae_transfer.core.positions import fixed_grid, sincos_2d
@@ -76,12 +75,8 @@ def moco_v3(path: Path) -> EncoderWeights:
             "use the ViT with a patch embedding"
         )
     tensors = strip_prefix(tensors, "base_encoder", where=path)
-    tensors = {
-        name: tensor
-        for name, tensor in tensors.items()
-        if not re.match(r"(module\.)?(momentum_encoder|predictor)\.", name)
-    }
-    return as_encoder(tensors, drop=("head.",), positions="fixed", heads={384: 12}, where=path)
+    drop = ("head.", "momentum_encoder.", "predictor.", "module.momentum_encoder.", "module.predictor.")
+    return as_encoder(tensors, drop=drop, positions="fixed", heads={384: 12}, where=path)
 
 
 def dino(path: Path) -> EncoderWeights:
@@ -260,15 +255,10 @@ def as_encoder(
 
     classifier: the layout can have a classifier; its tensors are returned. heads: width -> number of heads.
     """
-    kept = {name: tensor for name, tensor in tensors.items() if not matches(name, drop)}
+    kept = without(tensors, drop)
     head = {name: kept.pop(name) for name in list(kept) if classifier and matches(name, HEAD)}
     table = kept.get("pos_embed")
-    if (
-        table is not None
-        and table.ndim == 3
-        and "cls_token" in kept
-        and math.isqrt(table.shape[1]) ** 2 == table.shape[1] > 1
-    ):
+    if table is not None and table.ndim == 3 and "cls_token" in kept and (grid_side(table.shape[1]) or 0) > 1:
         kept["pos_embed"] = torch.cat([torch.zeros_like(table[:, :1]), table], dim=1)
     cfg = _architecture(kept, pooled="fc_norm.weight" in head, positions=positions, heads=heads or {}, where=where)
     counts = () if cfg.heads else PUBLISHED_HEADS.get(kept[STEM].shape[0], ())
@@ -337,11 +327,8 @@ def _side(tensors: Tensors) -> int | None:
     """Return the side of the square grid of the positions; None if the number of rows fits no square grid."""
     leading = int("cls_token" in tensors)
     if "pos_embed" in tensors:
-        side = math.isqrt(max(0, tensors["pos_embed"].shape[1] - leading))
-        return side if side > 0 and side**2 + leading == tensors["pos_embed"].shape[1] else None
-    offsets = tensors["rel_pos_bias.0.table"].shape[0] - 3 * leading
-    side = (math.isqrt(max(0, offsets)) + 1) // 2
-    return side if side > 0 and (2 * side - 1) ** 2 == offsets else None
+        return grid_side(tensors["pos_embed"].shape[1] - leading)
+    return table_side(tensors["rel_pos_bias.0.table"].shape[0], leading=leading)
 
 
 def _is_sincos(table: Tensor | None) -> bool:
@@ -351,8 +338,8 @@ def _is_sincos(table: Tensor | None) -> bool:
     """
     if table is None or table.ndim != 3 or table.shape[2] % 4:
         return False
-    side, dim = math.isqrt(max(0, table.shape[1] - 1)), table.shape[2]
-    if side < 1 or side**2 + 1 != table.shape[1]:
+    side, dim = grid_side(table.shape[1] - 1), table.shape[2]
+    if side is None:
         return False
     ours = sincos_2d(dim, (side, side))
     return any(torch.allclose(table.float(), turned, atol=1e-4) for turned in (ours, ours.roll(dim // 2, dims=2)))

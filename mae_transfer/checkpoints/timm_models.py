@@ -15,8 +15,8 @@ from timm.layers.mlp import Mlp
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from mae_transfer.checkpoints.files import SHOWN, STEM, Tensors, check_finite, matches, read, shorten, unwrap
-from mae_transfer.checkpoints.fit import EncoderWeights, fit
+from mae_transfer.checkpoints.files import SHOWN, STEM, Tensors, check_finite, matches, read, shorten, unwrap, without
+from mae_transfer.checkpoints.fit import EncoderWeights
 from mae_transfer.checkpoints.layouts import as_encoder, rename_beit, strip_prefix
 from mae_transfer.core.normalize import IMAGENET, Statistics
 from mae_transfer.models.timm_backbone import TimmBackbone
@@ -53,7 +53,7 @@ def load_timm(
     model = wrap(name, {} if converts else changes, tensors=tensors, pretrained=not file, where=str(file or ""))
     recorded = model.model.pretrained_cfg
     statistics = Statistics(tuple(recorded["mean"]), tuple(recorded["std"]))
-    return fit(_as_plain_vit(model.model, where=where), changes, where=where) if converts else model, statistics
+    return _as_plain_vit(model.model, where=where).build(changes, where=where) if converts else model, statistics
 
 
 def _read_flat(path: Path) -> dict[str, Tensor]:
@@ -105,7 +105,7 @@ def _as_swin(tensors: Tensors, *, drop: Collection[str] = (), where: Path) -> Ti
 
     Their shapes determine width, depths, heads and window. The last stage is one window at the native image size.
     """
-    tensors = {name: tensor for name, tensor in tensors.items() if not matches(name, drop)}
+    tensors = without(tensors, drop)
     pattern = re.compile(r"layers\.(\d+)\.blocks\.(\d+)\.attn\.relative_position_bias_table")
     tables = {(int(match[1]), int(match[2])): tensors[name] for name in tensors if (match := pattern.fullmatch(name))}
     stages = [
@@ -205,13 +205,12 @@ def _create(
     try:
         return timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=dict(overlay), **arguments)
     except (
-        RuntimeError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        IndexError,
-        AssertionError,
         ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        AssertionError,
+        RuntimeError,
         ZeroDivisionError,
     ) as error:
         reason = "\n".join(str(error).splitlines()[:SHOWN]) or type(error).__name__
