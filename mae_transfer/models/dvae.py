@@ -98,13 +98,9 @@ def _groups(
     groups: OrderedDict[str, nn.Module] = OrderedDict()
     count = len(widths) - 1
     for g in range(count):
-        parts = OrderedDict(
-            (
-                f"block_{i + 1}",
-                ResidualBlock(widths[g] if i == 0 else widths[g + 1], widths[g + 1], kernels, layers=count * blocks),
-            )
-            for i in range(blocks)
-        )
+        inputs = [widths[g], *[widths[g + 1]] * (blocks - 1)]
+        made = (ResidualBlock(width, widths[g + 1], kernels, layers=count * blocks) for width in inputs)
+        parts = OrderedDict((f"block_{i}", block) for i, block in enumerate(made, start=1))
         groups[f"group_{g + 1}"] = nn.Sequential(parts | (OrderedDict([between]) if g < count - 1 else OrderedDict()))
     return groups
 
@@ -215,12 +211,7 @@ class DVAETokenizer(ImageTokenizer):
     def decode(self, codes: Tensor) -> Tensor:
         """Return the images (B, 3, S, S) in [0, 1] of codes (B, h, w)."""
         if self.decoder is None:
-            return (
-                self.palette[codes]
-                .permute(0, 3, 1, 2)
-                .repeat_interleave(self.stride, 2)
-                .repeat_interleave(self.stride, 3)
-            )
+            return F.interpolate(self.palette[codes].permute(0, 3, 1, 2), scale_factor=self.stride)
         chosen = F.one_hot(codes, self.codes).permute(0, 3, 1, 2)
         with exact(codes.device):
             return unmap_pixels(self.decoder(chosen.to(self.palette.dtype)).float()[:, :3].sigmoid())

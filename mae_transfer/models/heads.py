@@ -80,7 +80,6 @@ class Classifier(Model):
         """Create the classifier around a loaded backbone, after `freeze`.
 
         Args:
-            classes: C.
             how: "mean": mean of the patch tokens, then a new norm instead of the backbone's; "cls": the class token
                 after the backbone's norm.
             head_std: standard deviation of the linear layer's initial weights (MAE's fine-tuning: 2e-5).
@@ -110,7 +109,10 @@ class Classifier(Model):
         """Set the mode; modules whose parameters are all frozen stay in eval mode."""
         super().train(mode)
         if mode and self.frozen_eval:
-            still(self.backbone)
+            for part in self.backbone.modules():
+                parameters = list(part.parameters())
+                if parameters and not any(p.requires_grad for p in parameters):
+                    part.eval()
         return self
 
     @property
@@ -151,20 +153,11 @@ class ProbeRow(nn.Module):
             features = self.backbone(images, norm=True)
         with torch.autocast(images.device.type, enabled=False):
             pooled = [norm(pool(features, how)) for norm, how in zip(self.norms, self.pools, strict=True)]
-            return torch.stack(
-                [probe(pooled[index]) for probe, index in zip(self.probes.values(), self.pool_of, strict=True)]
-            )
+            probes = zip(self.probes.values(), self.pool_of, strict=True)
+            return torch.stack([probe(pooled[index]) for probe, index in probes])
 
     def train(self, mode: bool = True) -> ProbeRow:
         """Set the mode of the probes; the encoder stays in eval mode."""
         super().train(mode)
         self.backbone.eval()
         return self
-
-
-def still(module: nn.Module) -> None:
-    """Put each submodule whose parameters are all frozen in eval mode."""
-    for part in module.modules():
-        parameters = list(part.parameters())
-        if parameters and not any(p.requires_grad for p in parameters):
-            part.eval()

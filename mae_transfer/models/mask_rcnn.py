@@ -182,11 +182,7 @@ class _Proposals(RegionProposalNetwork):
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
         positive, negative = (indices(torch.cat(masks)) for masks in self.fg_bg_sampler(labels))
-        sampled, truth, targets = (
-            torch.cat([positive, negative]),
-            torch.cat(labels),
-            torch.cat(list(regression_targets)),
-        )
+        sampled, truth, targets = torch.cat([positive, negative]), torch.cat(labels), torch.cat(regression_targets)
         count = self.fg_bg_sampler.batch_size_per_image * len(labels)
         objects = F.binary_cross_entropy_with_logits(objectness.flatten()[sampled], truth[sampled], reduction="sum")
         boxes = F.l1_loss(pred_bbox_deltas[positive], targets[positive], reduction="sum")
@@ -225,11 +221,10 @@ class _Regions(RoIHeads):
         heads: HeadsConfig,
         norm: Callable[[int], nn.Module] | None,
     ) -> None:
+        shape, convs = (width, BOX_SIDE, BOX_SIDE), [width] * heads.box_convs
         super().__init__(
             None,
-            FastRCNNConvFCHead(
-                (width, BOX_SIDE, BOX_SIDE), [width] * heads.box_convs, [heads.box_width], norm_layer=norm
-            ),
+            FastRCNNConvFCHead(shape, convs, [heads.box_width], norm_layer=norm),
             FastRCNNPredictor(heads.box_width, classes + 1),
             fg_iou_thresh=0.5, bg_iou_thresh=0.5, batch_size_per_image=heads.roi_batch, positive_fraction=0.25,
             bbox_reg_weights=BOX_WEIGHTS, score_thresh=heads.score_threshold, nms_thresh=0.5,
@@ -264,13 +259,9 @@ class _Regions(RoIHeads):
         boxes, scores, labels = self.postprocess_detections(logits, deltas, proposals, image_shapes)
         masks: Any = [None] * len(boxes)
         if self.has_mask():
-            masks = (
-                self._masks(levels, boxes, torch.cat(labels)).sigmoid().split_with_sizes([len(box) for box in boxes])
-            )
-        return [
-            Found(box, score, label - 1, mask)
-            for box, score, label, mask in zip(boxes, scores, labels, masks, strict=True)
-        ], {}
+            masks = self._masks(levels, boxes, torch.cat(labels)).sigmoid().split([len(box) for box in boxes])
+        each = zip(boxes, scores, labels, masks, strict=True)
+        return [Found(box, score, label - 1, mask) for box, score, label, mask in each], {}
 
     def _boxes(self, levels: list[Tensor], proposals: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Return class logits (R, K + 1) and box offsets (R, (K + 1) * 4)."""
@@ -292,9 +283,8 @@ class _Regions(RoIHeads):
         if self.has_mask():
             positive = [indices(label > 0) for label in labels]
             boxes = [box[k] for box, k in zip(proposals, positive, strict=True)]
-            scores = self._masks(
-                levels, boxes, torch.cat([label[k] for label, k in zip(labels, positive, strict=True)])
-            )
+            classes = torch.cat([label[k] for label, k in zip(labels, positive, strict=True)])
+            scores = self._masks(levels, boxes, classes)
             side = scores.shape[-1]
             truth = [
                 mask_targets(target["masks"], size, box, owner[k], side)
@@ -340,10 +330,8 @@ def mask_targets(runs: Tensor, size: Size, boxes: Tensor, matched: Tensor, side:
     """
     if len(runs) > DRAWN:
         each = torch.arange(DRAWN, device=runs.device)
-        parts = [
-            (runs[some], box) for some, box in zip(torch.split(matched, DRAWN), torch.split(boxes, DRAWN), strict=True)
-        ]
-        return torch.cat([mask_targets(own, size, box, each[: len(own)], side) for own, box in parts])
+        parts = zip(matched.split(DRAWN), boxes.split(DRAWN), strict=True)
+        return torch.cat([mask_targets(runs[some], size, box, each[: len(some)], side) for some, box in parts])
     masks = dense(runs, size)[:, None].to(boxes.dtype, memory_format=torch.contiguous_format)
     regions = torch.cat([matched[:, None].to(boxes), boxes], dim=1)
     cut: Tensor = roi_align(masks, regions, side, sampling_ratio=0, aligned=True)[:, 0]

@@ -137,9 +137,7 @@ class ViTConfig(Schema):
     def shape(self) -> tuple[int, int, int]:
         """Return width, depth and heads; ValueError if one is missing, or `global_blocks` is out of range."""
         named = SIZES[self.size] if self.size else (0, 0, 0)
-        dim, depth, heads = (
-            own or default for own, default in zip((self.dim, self.depth, self.heads), named, strict=True)
-        )
+        dim, depth, heads = self.dim or named[0], self.depth or named[1], self.heads or named[2]
         if min(dim, depth, heads) < 1:
             raise ValueError(f"dim {dim}, depth {depth}, heads {heads}: set a size ({', '.join(SIZES)}) or all three")
         if not all(0 <= block < depth for block in self.global_blocks):
@@ -168,12 +166,10 @@ class PatchEmbed(nn.Module):
 
         They have the type of the weights, float32, also under autocast, because they start the residual stream.
         """
-        patches = patchify(images, self.proj.kernel_size[0])
+        patches, weight = patchify(images, self.proj.kernel_size[0]), self.proj.weight
         if ids is not None:
             patches = take(patches, ids)
-        return F.linear(patches, self.proj.weight.permute(0, 2, 3, 1).flatten(1), self.proj.bias).to(
-            self.proj.weight.dtype
-        )
+        return F.linear(patches, weight.permute(0, 2, 3, 1).flatten(1), self.proj.bias).to(weight.dtype)
 
 
 class Block(nn.Module):
@@ -221,10 +217,9 @@ def run(
     recompute: bool,
 ) -> Tensor:
     """Return block(x, bias, last=last, grid=grid); recompute: compute the activations again in the backward pass."""
-    if not (recompute and torch.is_grad_enabled()):
-        output: Tensor = block(x, bias, last=last, grid=grid)
-    else:
-        output = checkpoint(block, x, bias, last=last, grid=grid, use_reentrant=False)
+    again = recompute and torch.is_grad_enabled()
+    call = partial(checkpoint, block, use_reentrant=False) if again else block
+    output: Tensor = call(x, bias, last=last, grid=grid)
     return output
 
 
@@ -248,20 +243,14 @@ class ViT(Backbone):
         table = partial(RelativePositionBias, self.grid, heads, leading=self.leading)
         self.rel_pos_bias = nn.ModuleList(table(window=window) for window in kinds)
         rates = [cfg.drop_path * i / max(1, self.depth - 1) for i in range(self.depth)]
-        block = partial(
-            Block,
-            self.dim,
-            heads,
-            mlp_ratio=cfg.mlp_ratio,
-            qkv_bias=cfg.qkv_bias,
-            norm_eps=cfg.norm_eps,
-            layer_scale=cfg.layer_scale,
-        )
         decomposed = self.grid if cfg.relative_positions == "decomposed" else None
         self.blocks = nn.ModuleList(
-            block(window=window, decomposed=decomposed, drop_path=rate)
+            Block(
+                self.dim, heads, mlp_ratio=cfg.mlp_ratio, qkv_bias=cfg.qkv_bias, window=window, decomposed=decomposed,
+                norm_eps=cfg.norm_eps, layer_scale=cfg.layer_scale, drop_path=rate,
+            )
             for window, rate in zip(windows, rates, strict=True)
-        )
+        )  # fmt: skip
         self.norm = nn.LayerNorm(self.dim, eps=cfg.norm_eps) if cfg.final_norm else None
         initialize(self, cfg.init)
 
