@@ -151,6 +151,7 @@ def reproduce(args: argparse.Namespace) -> None:
     write_about(work.root, cfg.about())
     work.data.remember(given)
     replace = agreed_to_replace(work, forced(work.plan, args.force))
+    work.prefetch(console.print)
     if args.launcher == "slurm":
         if submit(work, cluster, force=args.force, replace=replace, say=console.print):
             console.print(

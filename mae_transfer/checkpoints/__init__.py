@@ -15,10 +15,11 @@ from mae_transfer.checkpoints.load import (
     own_file,
     training_metadata,
 )
-from mae_transfer.checkpoints.released import RANDOM, RECORD, RELEASED, origin, zoo_file, zoo_names
+from mae_transfer.checkpoints.released import RANDOM, RECORD, RELEASED, downloaded, origin, zoo_file, zoo_names
 
 __all__ = [
     "FORMAT", "FORMATS", "LAYOUTS", "PREFIXES", "RANDOM", "RECORD", "RELEASED", "LoadedWeights", "RecordedStatistics",
+    "downloaded",
     "export_backbone", "export_mae", "fill", "load", "load_backbone", "load_mae", "load_strict", "metadata", "origin",
     "own_file", "read", "sha256", "split", "to_dtype", "training_metadata", "zoo_file", "zoo_names",
 ]  # fmt: skip

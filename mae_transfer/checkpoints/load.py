@@ -130,6 +130,8 @@ def _load(prefix: str, rest: str, changes: Mapping[str, Any]) -> LoadedWeights:
         return _load("", str(zoo_file(rest)), changes)
     if prefix == "released":  # the statistics of every release in the table are known
         entry = find_released(rest)
+        if entry.layout not in LAYOUTS:
+            raise ValueError(f"released:{rest} is a tokenizer, not a backbone: name it in target.tokenizer")
         return _load(entry.layout, str(download(entry)), changes)._replace(recorded=True)
     if prefix == "random":
         return LoadedWeights(_random(rest, changes), {}, None)

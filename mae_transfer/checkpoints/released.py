@@ -64,6 +64,15 @@ def download(entry: ReleasedFile, *, folder: Path | None = None) -> Path:
     return fetch(entry.url, folder or cache_folder(), checksum=entry.checksum)
 
 
+def downloaded(reference: str) -> str:
+    """Return released:NAME as LAYOUT:PATH of its file, downloaded if need be; any other reference as it is."""
+    prefix, _, name = reference.partition(":")
+    if prefix != "released":
+        return reference
+    entry = find_released(name)
+    return f"{entry.layout}:{download(entry)}"
+
+
 def _fair(layout: str, path: str, licence: str, checksum: str | None = None) -> ReleasedFile:
     return ReleasedFile(layout, f"https://dl.fbaipublicfiles.com/{path}", licence, checksum)
 
@@ -89,7 +98,12 @@ RELEASED: dict[str, ReleasedFile] = {
     "mae_vit_huge_finetuned": _fair(
         "mae-finetuned", "mae/finetune/mae_finetuned_vit_huge.pth", NON_COMMERCIAL, "md5:2541f2"
     ),
+    "mae_vit_base_full": _fair("mae-full", "mae/pretrain/mae_pretrain_vit_base_full.pth", NON_COMMERCIAL),
+    "mae_vit_large_full": _fair("mae-full", "mae/pretrain/mae_pretrain_vit_large_full.pth", NON_COMMERCIAL),
+    "mae_vit_huge_full": _fair("mae-full", "mae/pretrain/mae_pretrain_vit_huge_full.pth", NON_COMMERCIAL),
+    "mae_vit_base_visualize": _fair("mae-full", "mae/visualize/mae_visualize_vit_base.pth", NON_COMMERCIAL),
     "mae_vit_large_visualize": _fair("mae-full", "mae/visualize/mae_visualize_vit_large.pth", NON_COMMERCIAL),
+    "mae_vit_huge_visualize": _fair("mae-full", "mae/visualize/mae_visualize_vit_huge.pth", NON_COMMERCIAL),
     "moco_v3_vit_small": _fair("moco-v3", "moco-v3/vit-s-300ep/vit-s-300ep.pth.tar", NON_COMMERCIAL),
     "moco_v3_vit_base": _fair("moco-v3", "moco-v3/vit-b-300ep/vit-b-300ep.pth.tar", NON_COMMERCIAL),
     "dino_vit_small_16": _fair("dino", "dino/dino_deitsmall16_pretrain/dino_deitsmall16_pretrain.pth", "Apache-2.0"),
@@ -107,6 +121,7 @@ RELEASED: dict[str, ReleasedFile] = {
     "beit_large": _beit("beit_large_patch16_224_pt22k"),
     "beit_base_ft22k": _beit("beit_base_patch16_224_pt22k_ft22k"),
     "beit_large_ft22k": _beit("beit_large_patch16_224_pt22k_ft22k"),
+    "dalle_encoder": ReleasedFile("dalle", "https://cdn.openai.com/dall-e/encoder.pkl", "Modified MIT", None),
 }
 
 

@@ -28,6 +28,7 @@ from mae_transfer.checkpoints.files import (
     split,
     write,
 )
+from mae_transfer.checkpoints.released import downloaded
 from mae_transfer.config import validate
 from mae_transfer.core.normalize import check_statistics
 from mae_transfer.core.pca import Basis
@@ -36,7 +37,10 @@ from mae_transfer.models.dvae import DVAE, DVAEConfig, DVAETokenizer, decoder, e
 FORMAT = "mae_transfer.tokenizer/1"
 BASIS = "mae_transfer.basis/1"
 BASIS_TENSORS = ("mean", "components", "variance", "explained")
-KNOWN = "give a tokenizer.safetensors, dalle:PATH with DALL-E's encoder, or random:CODES/STRIDE (e.g. random:8192/8)"
+KNOWN = (
+    "give a tokenizer.safetensors, released:dalle_encoder, dalle:PATH with DALL-E's encoder, or random:CODES/STRIDE "
+    "(e.g. random:8192/8)"
+)
 
 
 def export_tokenizer(path: Path, dvae: DVAE, *, about: Mapping[str, Any]) -> None:
@@ -49,13 +53,14 @@ def load_tokenizer(reference: str) -> DVAETokenizer:
 
     Args:
         reference: the path of a tokenizer.safetensors of this package; dalle:PATH, DALL-E's released encoder.pkl or its
-            plain state dict, optionally with decoder.pkl beside it; random:CODES/STRIDE, initialised from torch's
-            current seed.
+            plain state dict, optionally with decoder.pkl beside it; released:dalle_encoder, the same file, downloaded
+            once; random:CODES/STRIDE, initialised from torch's current seed.
     Raises:
         ValueError: unknown prefix; a file that is missing, damaged, of another layout, or would run code.
     """
+    named = downloaded(reference)
     try:
-        prefix, rest = split(reference, ("dalle", "random"))
+        prefix, rest = split(named, ("dalle", "random"))
     except ValueError:
         raise ValueError(f"no tokenizer {reference!r}: {KNOWN}") from None
     opened = _own(Path(rest)) if not prefix else _dalle(Path(rest)) if prefix == "dalle" else _random(rest)

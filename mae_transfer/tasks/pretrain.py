@@ -77,8 +77,8 @@ class PretrainConfig(ImageConfig):
     target: Spec = Spec(name="norm_pixel")
     """An entry of TARGETS with its options."""
     start: str | None = None
-    """Weights to start from: mae-full:PATH (a released file with its decoder) or a step_*.pt of this package.
-    None: fresh weights."""
+    """Weights to start from: released:mae_vit_base_full or mae-full:PATH (a released file with its decoder), or a
+    step_*.pt of this package. None: fresh weights."""
     trains = "pretraining"
 
     @field_validator("target")
@@ -257,14 +257,14 @@ def mae_loss(
 
 
 def load_start(model: MAE, reference: str) -> None:
-    """Fill encoder and decoder from mae-full:PATH or a step_*.pt of this suite.
+    """Fill encoder and decoder from mae-full:PATH, a release of that layout, or a step_*.pt of this package.
 
     If the images of the new run have another size, the positions are adapted (checkpoints.fill).
 
     Raises:
         ValueError: names the tensors that do not fit.
     """
-    prefix, path = checkpoints.split(reference, checkpoints.PREFIXES)
+    prefix, path = checkpoints.split(checkpoints.downloaded(reference), checkpoints.PREFIXES)
     if prefix == "mae-full":
         checkpoints.load_mae(model, Path(path))
     elif not prefix and path.endswith(".pt"):
@@ -272,5 +272,6 @@ def load_start(model: MAE, reference: str) -> None:
         checkpoints.fill(model, payload.get("ema", payload["model"]), where=path)
     else:
         raise ValueError(
-            f"start = {reference!r}: give mae-full:PATH, a released MAE with its decoder, or a step_*.pt of this suite"
+            f"start = {reference!r}: give a released MAE with its decoder (released:mae_vit_base_full, mae-full:PATH) "
+            "or a step_*.pt of this package"
         )

@@ -141,7 +141,7 @@ def test_what_is_no_tokenizer_is_an_error_that_says_so(tmp_path: Path, folder: P
         f"dalle:{tmp_path / 'other.pth'}": "holds no encoder of DALL-E",
         f"dalle:{tmp_path / 'absent.pkl'}": "does not exist",
         str(tmp_path / "absent.safetensors"): "absent.safetensors is missing",
-        "vqgan:x": "no tokenizer 'vqgan:x': give a tokenizer.safetensors, dalle:PATH",
+        "vqgan:x": "no tokenizer 'vqgan:x': give a tokenizer.safetensors, released:dalle_encoder, dalle:PATH",
         "random:512/7": "random:CODES/STRIDE",
     }.items():
         with pytest.raises(ValueError, match=text):

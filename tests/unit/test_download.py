@@ -13,8 +13,14 @@ import torch
 
 from mae_transfer import checkpoints
 from mae_transfer.checkpoints.released import RELEASED, ReleasedFile, download, find_released
+from mae_transfer.checkpoints.tokenizers import load_tokenizer
 from mae_transfer.disk import cache_folder
+from mae_transfer.models.dvae import DVAEConfig, encoder
 from mae_transfer.models.vit import ViT, ViTConfig
+from mae_transfer.suite.graph.plan import open_plan
+from mae_transfer.suite.store.work import Work
+
+ROOT = Path(__file__).parents[2]
 
 BODY = bytes(range(256)) * 4000
 
@@ -135,9 +141,43 @@ def test_released_weights_load_by_name_and_say_their_licence(
     assert "CC-BY-NC 4.0: not for commercial use" in caplog.text
 
 
+def test_a_released_tokenizer_is_read_from_the_cache_and_is_no_backbone(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = DVAEConfig(codes=16, groups=4, blocks=1, width=8, decoder_input=8)
+    torch.save(encoder(cfg).state_dict(), tmp_path / "x.pth")
+    server.body = (tmp_path / "x.pth").read_bytes()
+    monkeypatch.setenv("MAE_TRANSFER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(RELEASED, "small_dalle", entry(server, name="encoder.pth")._replace(layout="dalle"))
+    assert load_tokenizer("released:small_dalle").codes == 16
+    assert load_tokenizer("released:small_dalle").codes == 16
+    assert len(server.ranges) == 1
+    with pytest.raises(ValueError, match=r"released:small_dalle is a tokenizer, not a backbone"):
+        checkpoints.load("released:small_dalle")
+
+
+def test_a_suite_downloads_its_weights_before_it_starts_or_submits_a_run(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAE_TRANSFER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(RELEASED, "tiny", entry(server))
+    (tmp_path / "suite.py").write_text(
+        'title = "t"\ntables = ("3",)\nrows = {"a": dict(backbone="released:tiny")}\n'
+        f'transfer = {{"ft": dict(tool="cls_train", config="{ROOT}/configs/classify/mini.py")}}\n'
+    )
+    work = Work(open_plan(tmp_path / "suite.py")[1], tmp_path / "d", suite="t")
+    said: list[str] = []
+    work.prefetch(said.append)
+    assert said == ["weights: released:tiny"]
+    assert (tmp_path / "cache" / "w.pth").read_bytes() == BODY
+    monkeypatch.setitem(RELEASED, "tiny", entry(server, name="absent.pth"))
+    with pytest.raises(ValueError, match=r"nothing was started, released:tiny is missing \(for a/ft/seed0\).*404"):
+        work.prefetch(said.append)
+
+
 def test_every_entry_names_a_layout_and_a_checksum_as_published() -> None:
     for name, released in RELEASED.items():
-        assert released.layout in checkpoints.LAYOUTS, name
+        assert released.layout in (*checkpoints.LAYOUTS, "dalle"), name
         assert released.url.startswith("https://"), name
         assert released.checksum is None or re.fullmatch(r"(md5|sha256):[0-9a-f]{6,64}", released.checksum), name
     assert len({released.url for released in RELEASED.values()}) == len(RELEASED)

@@ -11,13 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mae_transfer import results
 from mae_transfer.checkpoints import PREFIXES as WEIGHTS
-from mae_transfer.checkpoints import sha256, split, zoo_file
+from mae_transfer.checkpoints import downloaded, sha256, split, zoo_file
+from mae_transfer.checkpoints import load as load_weights
 from mae_transfer.config import Schema, flatten, load, nearest, read
 from mae_transfer.disk import at_home
 from mae_transfer.suite.graph.plan import Node, Plan, assignments, replaced
@@ -28,6 +29,7 @@ from mae_transfer.suite.store.records import Note, of_another_version, read_note
 from mae_transfer.suite.store.shared import RunStore
 
 NO_FILE = ("timm", "random", "released", "zoo")  # prefixes of weights that are made, downloaded or part of the package
+FETCHED = ("released", "timm")  # prefixes of weights that are downloaded
 PREFIXES = {*WEIGHTS, "dalle"}  # prefixes of references
 IDENTITY_FORMAT = "2"
 """Earlier versions wrote identities without a format (Work.earlier_identity)."""
@@ -259,6 +261,27 @@ class Work:
                     if isinstance(value, str) and not value.startswith("@") and (defect := defect_of(key, value)):
                         found.setdefault(f"{key} = {value!r}: {defect}", node.name)
         return [f"{defect} (for {name})" for defect, name in found.items()]
+
+    def prefetch(self, say: Callable[[str], object]) -> None:
+        """Download the weights that runs need by name, because compute nodes often have no internet.
+
+        Raises:
+            ValueError: names the weights that cannot be downloaded, and a run that needs them.
+        """
+        wanted: dict[str, str] = {}
+        for node in self.plan.values():
+            if not self.debug and not self.status(node.name).done:
+                wanted |= {
+                    value: node.name
+                    for value in flatten(node.changes).values()
+                    if isinstance(value, str) and value.partition(":")[0] in FETCHED and "@" not in value
+                }
+        for reference, name in wanted.items():
+            say(f"weights: {reference}")
+            try:
+                downloaded(reference) if reference.startswith("released:") else load_weights(reference)
+            except (ValueError, OSError) as error:
+                raise ValueError(f"nothing was started, {reference} is missing (for {name}): {error}") from None
 
     def finished(self, node: Node, cfg: Schema) -> bool:
         """Return whether a run that ended has finished. A stopped run also exits with status 0."""
