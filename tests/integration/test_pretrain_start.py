@@ -69,7 +69,7 @@ def test_released_weights_with_a_decoder_are_continued_and_drawn(tmp_path: Path)
         for index, start in enumerate(starts)
     ]
     assert sheets[0][0].read_bytes() == sheets[1][0].read_bytes()
-    with pytest.raises(ValueError, match=r"give mae-full:PATH.*or a step_\*.pt"):
+    with pytest.raises(ValueError, match=r"give a released MAE with its decoder .*or a step_\*.pt"):
         pretrain.load_start(model, "mae:x.pth")
     torch.save({"model": {k: v for k, v in released.items() if "decoder" not in k}}, tmp_path / "mae.pth")
     with pytest.raises(ValueError, match="missing: decoder"):
