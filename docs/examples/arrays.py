@@ -8,8 +8,7 @@ import numpy as np
 import torch
 
 from mae_transfer.data.decode import UnreadableImage
-from mae_transfer.data.places import FolderSetConfig
-from mae_transfer.data.sources import UNLABELLED, Sample
+from mae_transfer.data.sources import UNLABELLED, FolderSetConfig, Sample
 
 
 class ArraysConfig(FolderSetConfig):

@@ -20,7 +20,7 @@ from mae_transfer.adapters.levels import NORMS
 from mae_transfer.bench.harness import Comparison, Contestant
 from mae_transfer.bench.options import Workload
 from mae_transfer.core.normalize import IMAGENET
-from mae_transfer.core.runs import dense, from_masks, taken
+from mae_transfer.core.runs import from_masks, rasterize, select_pixels
 from mae_transfer.data.coco import encode_runs
 from mae_transfer.data.objects import SceneBatch
 from mae_transfer.interfaces import Objects
@@ -98,7 +98,7 @@ def build_vitdet(work: Workload) -> Contestant:
     given, size = [], (work.image, work.image)
     for image, one in zip(*_draw_batch(work), strict=True):
         assert one.masks is not None
-        masks = BitMasks(dense(one.masks, size).bool())
+        masks = BitMasks(rasterize(one.masks, size).bool())
         instances = Instances(size, gt_boxes=Boxes(one.boxes), gt_classes=one.labels, gt_masks=masks)
         given.append({"image": image, "instances": instances, "height": work.image, "width": work.image})
 
@@ -176,17 +176,19 @@ def evaluators_input(images: int, *, side: int = 256, detections: int = 100) -> 
     for image in range(1, images + 1):
         scene = _draw_ellipses(work, generator)
         assert scene.masks is not None
-        areas = dense(scene.masks, size).sum(dim=(1, 2)).tolist()
+        areas = rasterize(scene.masks, size).sum(dim=(1, 2)).tolist()
         for box, label, area, runs in zip(scene.boxes.tolist(), scene.labels.tolist(), areas, scene.masks, strict=True):
             extent = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
             entry = {"image_id": image, "category_id": label + 1, "bbox": extent, "area": area, "iscrowd": 0}
             entries.append({"id": len(entries) + 1, **entry, "segmentation": encode_runs(runs, size)})
         others = [_draw_ellipses(work, generator) for _ in range(detections // OBJECTS)]
         noise = torch.randn(scene.boxes.shape, generator=generator) * 4
-        moved = replace(scene, boxes=scene.boxes + noise, masks=taken(scene.masks, size, np.arange(side), shifted))
+        moved = replace(
+            scene, boxes=scene.boxes + noise, masks=select_pixels(scene.masks, size, np.arange(side), shifted)
+        )
         boxes, labels = (torch.cat([getattr(one, part) for one in (moved, *others)]) for part in ("boxes", "labels"))
-        masks = [encode_runs(runs, size) for one in (moved, *others) if one.masks is not None for runs in one.masks]
-        found.append(Detections(boxes, torch.rand(len(boxes), generator=generator), labels, masks))
+        codes = [encode_runs(runs, size) for one in (moved, *others) if one.masks is not None for runs in one.masks]
+        found.append(Detections(boxes, torch.rand(len(boxes), generator=generator), labels, codes))
     listed = [{"id": k, "height": side, "width": side, "file_name": f"{k}.jpg"} for k in range(1, images + 1)]
     return {
         "images": listed,

@@ -21,8 +21,9 @@ import torch
 from PIL import Image
 
 from mae_transfer.config import members
-from mae_transfer.data import Coco, CocoConfig, Key, Scenes
-from mae_transfer.data.objects import AnySceneTransform
+from mae_transfer.data import Key
+from mae_transfer.data.coco import Coco, CocoConfig
+from mae_transfer.data.objects import AnySceneTransform, Scenes
 from mae_transfer.interfaces import Found
 from mae_transfer.metrics.coco import CocoMetric
 from mae_transfer.tasks.detect import in_stored

@@ -26,7 +26,7 @@ LONGEST = 7  # characters of one number in a compressed run-length code
 MOST_PIXELS = 2**31 - 1  # of an image, so that pixel numbers fit int32
 
 
-def stacked(each: Sequence[np.ndarray], size: Size) -> Tensor:
+def stack_runs(each: Sequence[np.ndarray], size: Size) -> Tensor:
     """Stack the runs of single objects, (R_k,) with R_k even, to (n, R) int32. ValueError for too large an image."""
     if size[0] * size[1] > MOST_PIXELS:
         raise ValueError(f"an image of {size[1]} x {size[0]} pixels has more than {MOST_PIXELS}: cut it into tiles")
@@ -48,7 +48,7 @@ def from_mask(mask: np.ndarray, size: Size, *, top: int = 0, left: int = 0) -> n
 def from_masks(masks: Tensor) -> Tensor:
     """Return the runs of masks (n, H, W), non-zero = object."""
     size = (masks.shape[1], masks.shape[2])
-    return stacked([from_mask(mask.numpy(), size) for mask in masks.cpu()], size)
+    return stack_runs([from_mask(mask.numpy(), size) for mask in masks.cpu()], size)
 
 
 def from_counts(codes: Sequence[str | list[int]], size: Size) -> Tensor:
@@ -65,7 +65,7 @@ def from_counts(codes: Sequence[str | list[int]], size: Size) -> Tensor:
                 f"a broken run-length code of an image of {size[1]} x {size[0]} pixels: write its outline again"
             )
         each.append(_merge(np.cumsum(counts)[: len(counts) // 2 * 2]))  # an odd number of counts ends with background
-    return stacked(each, size)
+    return stack_runs(each, size)
 
 
 def to_counts(runs: Tensor, size: Size) -> list[int]:
@@ -76,7 +76,7 @@ def to_counts(runs: Tensor, size: Size) -> list[int]:
     return [*counts, rest] if rest else counts
 
 
-def taken(runs: Tensor, size: Size, rows: np.ndarray, columns: np.ndarray) -> Tensor:
+def select_pixels(runs: Tensor, size: Size, rows: np.ndarray, columns: np.ndarray) -> Tensor:
     """Return the runs of masks[:, rows][:, :, columns] without rasterising masks.
 
     This covers nearest-neighbour resizing, cropping and flipping.
@@ -86,7 +86,7 @@ def taken(runs: Tensor, size: Size, rows: np.ndarray, columns: np.ndarray) -> Te
         rows: (h,) old row of each new row, in ascending order (repeats allowed).
         columns: (w,) old column of each new column, in any order.
     """
-    return stacked(
+    return stack_runs(
         [_select(_merge(one), size[0], rows, columns) for one in runs.numpy().astype(np.int64)],
         (len(rows), len(columns)),
     )
@@ -103,15 +103,15 @@ def extents(runs: Tensor, size: Size) -> Tensor:
     right = torch.where(present, last // height + 1, 0).amax(1)
     top = torch.where(present, (first % height) * ~crosses, height).amin(1)
     bottom = torch.where(present, torch.where(crosses, height, last % height + 1), 0).amax(1)
-    return torch.stack([left, top, right, bottom], dim=1).float() * filled(runs)[:, None]
+    return torch.stack([left, top, right, bottom], dim=1).float() * has_pixels(runs)[:, None]
 
 
-def filled(runs: Tensor) -> Tensor:
+def has_pixels(runs: Tensor) -> Tensor:
     """Return whether each object has a pixel, (n,) bool."""
     return (runs[:, 0::2] < runs[:, 1::2]).any(dim=1)
 
 
-def dense(runs: Tensor, size: Size) -> Tensor:
+def rasterize(runs: Tensor, size: Size) -> Tensor:
     """Return the masks (n, H, W) uint8, 1 = object, on the device of the runs, without host synchronisation."""
     height, width = size
     flips = torch.zeros(len(runs), height * width + 1, dtype=torch.uint8, device=runs.device)
@@ -156,7 +156,7 @@ def _ranges(counts: np.ndarray) -> np.ndarray:
     return numbers
 
 
-def pasted(masks: Tensor, boxes: Tensor, size: Size, *, threshold: float = 0.5) -> Tensor:
+def paste_masks(masks: Tensor, boxes: Tensor, size: Size, *, threshold: float = 0.5) -> Tensor:
     """Return the masks of the image as runs of pixels, (n, R).
 
     A mask is sampled bilinearly at each pixel's centre, with 0 outside, and compared with the threshold. This is
@@ -169,7 +169,7 @@ def pasted(masks: Tensor, boxes: Tensor, size: Size, *, threshold: float = 0.5) 
         size: H, W.
         threshold: minimum value of an object's pixels.
     """
-    return stacked(
+    return stack_runs(
         [
             from_mask(drawn, size, top=top, left=left)
             for drawn, top, left in _draw_in_boxes(masks, boxes, size, threshold)

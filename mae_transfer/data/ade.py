@@ -20,9 +20,8 @@ from torch import Tensor
 from mae_transfer.bounds import Count, Probability, Whole
 from mae_transfer.data.decode import UnreadableImage, decode_file, load, open_image, orientation, read_file, upright
 from mae_transfer.data.folders import IgnoredFiles, image_suffixes, list_images
-from mae_transfer.data.places import FolderSetConfig
 from mae_transfer.data.reports import Defect, Defects, report_on_main
-from mae_transfer.data.sources import select_part
+from mae_transfer.data.sources import FolderSetConfig, select_part
 from mae_transfer.interfaces import IGNORED
 
 CLASSES_FILE = "classes.txt"  # one name per line; written by the user, or with the generated shapes
@@ -35,7 +34,7 @@ BEYOND = -1  # label of a value that has no meaning
 BITS, INTERPRETATION = 258, 262  # tags of a TIFF: bits per sample, photometric interpretation (0: white is zero)
 
 
-class Mapped(NamedTuple):
+class MappedImage(NamedTuple):
     """One stored image, before any augmentation."""
 
     image: Tensor  # (3, H, W) uint8 RGB
@@ -49,7 +48,7 @@ class MapSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, index: int) -> Mapped:
+    def read(self, index: int) -> MappedImage:
         """Return image `index` with its map. UnreadableImage names a file that cannot be used."""
         ...
 
@@ -118,11 +117,11 @@ class Ade:
     def __len__(self) -> int:
         return len(self._names)
 
-    def read(self, index: int) -> Mapped:
+    def read(self, index: int) -> MappedImage:
         """Return image `index` with its map. UnreadableImage names a broken file, or one of invalid size or values."""
         image, path = decode_file(self.where(index)), self.map_of(index)
         stored = read_map(path, size=(image.shape[1], image.shape[2]))
-        return Mapped(image, torch.from_numpy(self.coding.labels(stored, path)))
+        return MappedImage(image, torch.from_numpy(self.coding.labels(stored, path)))
 
     def where(self, index: int) -> str:
         """Return the path of image `index`."""

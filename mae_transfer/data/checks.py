@@ -38,7 +38,7 @@ from mae_transfer.data.ade import (
 from mae_transfer.data.coco import Coco, ObjectSource, load_json, locate
 from mae_transfer.data.coco_rules import examine
 from mae_transfer.data.decode import UnreadableImage, decode_file, size_of
-from mae_transfer.data.reports import EXAMPLES, Defect, Defects, collected, refused, report, stopping, watched
+from mae_transfer.data.reports import EXAMPLES, Defect, Defects, collect_notes, refuse, report, stopping, track_progress
 from mae_transfer.disk import cache_folder, write_text
 
 READERS = 8  # files opened at a time; threads hide the latency of network file systems
@@ -137,7 +137,7 @@ def check_images(sets: Mapping[str, ObjectSource], *, skip: int = 0) -> None:
         if isinstance(source, Coco):
             defects = _check_sizes([(Path(source.where(index)), source.size(index)) for index in range(len(source))])
             if sum(defect.number for defect in defects) > skip:
-                refused(defects, where=f"the {what} set, {source.folder}")
+                refuse(defects, where=f"the {what} set, {source.folder}")
             for defect in defects:
                 report(f"the {what} set, {source.folder}: {defect}")
 
@@ -146,7 +146,7 @@ def _check_sizes(images: Sequence[tuple[Path, tuple[int, int]]]) -> list[Defect]
     """Return the defects of images with given sizes (H, W)."""
     found = Defects()
     with ThreadPoolExecutor(READERS) as readers:
-        sizes = watched(readers.map(size_of, [path for path, _ in images]), what="images", total=len(images))
+        sizes = track_progress(readers.map(size_of, [path for path, _ in images]), what="images", total=len(images))
         for (path, stated), size in zip(images, sizes, strict=True):
             if isinstance(size, str):
                 found.add(size, path.name)
@@ -212,7 +212,7 @@ def _check_pairs(
     found, values = Defects(), np.zeros(VALUES, dtype=bool)
     with ThreadPoolExecutor(READERS) as readers:
         results = readers.map(lambda pair: _check_pair(images, maps, *map(os.fsdecode, pair), coding=coding), pairs)
-        for noted, occurring in watched(results, what=f"checking {what}", total=len(pairs)):
+        for noted, occurring in track_progress(results, what=f"checking {what}", total=len(pairs)):
             for kind, where, remedy, policy in noted:
                 found.add(kind, where, remedy=remedy, policy=policy)
             values[occurring] = True
@@ -226,7 +226,7 @@ def _check_pair(images: Path, maps: Path, image: str, label_map: str, *, coding:
     """Return the defects of one pair, and the distinct values of its map."""
     noted: Noted = []
     size, values = None, np.zeros(0, dtype=np.int64)
-    with collected() as notes:
+    with collect_notes() as notes:
         try:
             pixels = decode_file(images / image)
             size = (pixels.shape[1], pixels.shape[2])

@@ -24,9 +24,8 @@ from mae_transfer.bounds import Count, Probability
 from mae_transfer.core.runs import Size, from_counts, to_counts
 from mae_transfer.data.coco_rules import Examined, Json, examine
 from mae_transfer.data.decode import UnreadableImage, decode_file
-from mae_transfer.data.places import FolderSetConfig
-from mae_transfer.data.reports import refused, report_on_main
-from mae_transfer.data.sources import select_part
+from mae_transfer.data.reports import refuse, report_on_main
+from mae_transfer.data.sources import FolderSetConfig, select_part
 from mae_transfer.interfaces import Objects
 
 
@@ -104,7 +103,7 @@ class Coco:
         """Read the json. ValueError names the missing or broken file, or the contradiction in it."""
         self.json, self.folder = locate(cfg.home, cfg.split, cfg.annotations, cfg.images)
         found = examine(load_json(self.json), masks=cfg.masks)
-        refused(found.defects, where=self.json)
+        refuse(found.defects, where=self.json)
         for defect in found.defects:
             report_on_main(f"{self.json}: {defect}")
         categories = sorted(found.categories, key=lambda category: category["id"])

@@ -18,8 +18,8 @@ from rich.progress import track
 from torch import Tensor
 
 from mae_transfer.bounds import Count, Pixels
-from mae_transfer.core.runs import dense, from_mask, stacked
-from mae_transfer.data.ade import CLASSES_FILE, Mapped
+from mae_transfer.core.runs import from_mask, rasterize, stack_runs
+from mae_transfer.data.ade import CLASSES_FILE, MappedImage
 from mae_transfer.data.coco import AnnotatedImage, encode_runs
 from mae_transfer.data.coco_rules import Json
 from mae_transfer.data.shapes import GeneratedScene, ScenesConfig, Shapes
@@ -113,10 +113,10 @@ class ShapesMaps:
     def __len__(self) -> int:
         return len(self.shapes)
 
-    def read(self, index: int) -> Mapped:
+    def read(self, index: int) -> MappedImage:
         """Return scene `index` with its class map."""
         scene = self.shapes.scene(index)
-        return Mapped(_image(scene), torch.from_numpy(scene.classes))
+        return MappedImage(_image(scene), torch.from_numpy(scene.classes))
 
     def where(self, index: int) -> str:
         """Return the name of scene `index`, for messages."""
@@ -170,13 +170,13 @@ def _objects(scene: GeneratedScene) -> Objects:
     seen = (scene.instances[None] == numbers[:, None, None]).sum(axis=(1, 2)) >= SMALLEST
     runs = [from_mask(scene.instances == number, scene.instances.shape) for number in numbers[seen]]
     boxes, labels = torch.from_numpy(scene.boxes[seen]).float(), torch.from_numpy(scene.kinds[seen])
-    return Objects(boxes, labels, torch.zeros(len(labels), dtype=torch.bool), stacked(runs, scene.instances.shape))
+    return Objects(boxes, labels, torch.zeros(len(labels), dtype=torch.bool), stack_runs(runs, scene.instances.shape))
 
 
 def _entries(objects: Objects, image_id: int, size: tuple[int, int]) -> Iterator[Json]:
     """Yield the objects of an image in COCO's json format, without ids."""
     assert objects.masks is not None
-    areas = dense(objects.masks, size).sum(dim=(1, 2)).tolist()
+    areas = rasterize(objects.masks, size).sum(dim=(1, 2)).tolist()
     for box, label, area, runs in zip(
         objects.boxes.tolist(), objects.labels.tolist(), areas, objects.masks, strict=True
     ):

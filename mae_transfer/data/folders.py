@@ -18,9 +18,8 @@ from PIL import Image
 
 from mae_transfer.bounds import Between
 from mae_transfer.data.decode import decode_file
-from mae_transfer.data.places import FolderSetConfig
 from mae_transfer.data.reports import report_on_main
-from mae_transfer.data.sources import UNLABELLED, Sample, Subset, select_part
+from mae_transfer.data.sources import UNLABELLED, FolderSetConfig, Sample, Subset, select_part
 
 NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # formats that PIL recognises but cannot decode by itself
 MOST_HELD_OUT = 2048  # images; more would not make the evaluation loss noticeably more precise

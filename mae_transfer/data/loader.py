@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data._utils import signal_handling
 
 from mae_transfer.data.decode import UnreadableImage
-from mae_transfer.data.reports import collected, report_counted
+from mae_transfer.data.reports import collect_notes, report_counted
 from mae_transfer.data.sources import Sample, Source
 from mae_transfer.data.transforms import Augment
 from mae_transfer.interfaces import Batch, Mask, MaskSampler
@@ -194,7 +194,7 @@ class Samples(Dataset[Delivery], Generic[S, D], ABC):
         """Return the batch: Tensors whose `index` is `images`, (B,) int64, the images that were read."""
 
     def __getitem__(self, keys: list[Key]) -> Delivery:
-        with collected() as notes:
+        with collect_notes() as notes:
             delivery = self._delivery(keys)
         return delivery._replace(notes=tuple(notes))
 

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from mae_transfer.bounds import Factor, Pixels, Portion, Probability, Sides
 from mae_transfer.core.patches import sides
-from mae_transfer.data.ade import AdeConfig, Mapped, MapSource
+from mae_transfer.data.ade import AdeConfig, MappedImage, MapSource
+from mae_transfer.data.config import BaseDataConfig, check_holdout, check_not_empty, check_same_classes
 from mae_transfer.data.dense_shapes import ShapesMapsConfig
 from mae_transfer.data.loader import Samples
-from mae_transfer.data.places import Places, apart, check_filled, same_classes
 from mae_transfer.interfaces import IGNORED, Tensors
 
 AnyMaps = Annotated[AdeConfig | ShapesMapsConfig, Field(discriminator="name")]
@@ -50,18 +50,18 @@ class Scales(Tensors):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MapCrops(Samples[Mapped, Mapped]):
+class MapCrops(Samples[MappedImage, MappedImage]):
     """Training crops of at most `size` pixels (one side, or height and width), drawn by `transform`."""
 
     source: MapSource
     transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # image (3, H, W), labels (H, W) -> the same, cropped
     size: int | tuple[int, int]
 
-    def draw(self, sample: Mapped, rng: np.random.Generator) -> Mapped:
+    def draw(self, sample: MappedImage, rng: np.random.Generator) -> MappedImage:
         """Return the crop. The transform draws from the global generators, which are seeded by the sample's key."""
-        return Mapped(*self.transform(sample.image, sample.labels))
+        return MappedImage(*self.transform(sample.image, sample.labels))
 
-    def collate(self, drawn: list[Mapped], images: Tensor) -> MapBatch:
+    def collate(self, drawn: list[MappedImage], images: Tensor) -> MapBatch:
         """Return the crops as a MapBatch."""
         extent = torch.tensor([crop.labels.shape for crop in drawn])
         high, wide = sides(self.size)
@@ -74,13 +74,13 @@ class MapCrops(Samples[Mapped, Mapped]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MapViews(Samples[Mapped, Scales]):
+class MapViews(Samples[MappedImage, Scales]):
     """Single images for evaluation, each in the sizes that `transform` returns."""
 
     source: MapSource
     transform: Callable[[Tensor], tuple[Tensor, ...]]
 
-    def draw(self, sample: Mapped, rng: np.random.Generator) -> Scales:
+    def draw(self, sample: MappedImage, rng: np.random.Generator) -> Scales:
         """Return the image's views. Nothing is random."""
         return Scales(
             tuple(view[None] for view in self.transform(sample.image)),
@@ -102,7 +102,7 @@ def inside(extent: Tensor, size: int | tuple[int, int]) -> Tensor:
     return (rows[:, :, None] & columns[:, None, :])[:, None]
 
 
-class MapDataConfig(Places):
+class MapDataConfig(BaseDataConfig):
     """Which images with class maps to use, and how to crop them."""
 
     train: AnyMaps = AdeConfig(split="training")
@@ -128,7 +128,7 @@ class MapDataConfig(Places):
 
     @model_validator(mode="after")
     def _usable(self) -> Self:
-        apart(self.holdout, {"train": self.train, "val": self.val})
+        check_holdout(self.holdout, {"train": self.train, "val": self.val})
         if self.scale[0] < self.scale[1] or self.ratios[0] > self.ratios[1]:
             raise ValueError(
                 f"scale {self.scale}, ratios {self.ratios}: give the longer side before the shorter one, and the "
@@ -137,13 +137,13 @@ class MapDataConfig(Places):
         return self
 
 
-def open_maps(cfg: MapDataConfig) -> tuple[MapSource, MapSource]:
+def open_map_sets(cfg: MapDataConfig) -> tuple[MapSource, MapSource]:
     """Return the training and the validation set. ValueError if one is empty or their classes differ."""
     train, val = (open_map_set(part, cfg.root) for part in (cfg.train, cfg.val))
-    same_classes(train.classes, val.classes)
+    check_same_classes(train.classes, val.classes)
     return train, val
 
 
 def open_map_set(part: AnyMaps, root: str | None) -> MapSource:
     """Return one set. `root` is its default folder. ValueError if it is empty."""
-    return check_filled(part.completed({"root": root}).open(), part)
+    return check_not_empty(part.completed({"root": root}).open(), part)

@@ -24,11 +24,11 @@ from torchvision.transforms.v2.functional import pad
 from mae_transfer.bounds import Few, Pixels, Probability, Sides, Zoom
 from mae_transfer.config import Part
 from mae_transfer.core.patches import sides, size_of
-from mae_transfer.core.runs import Size, extents, filled, taken
+from mae_transfer.core.runs import Size, extents, has_pixels, select_pixels
 from mae_transfer.data.coco import AnnotatedImage, CocoConfig, ObjectSource
+from mae_transfer.data.config import BaseDataConfig, check_holdout, check_not_empty, check_same_classes
 from mae_transfer.data.dense_shapes import ShapesObjectsConfig
 from mae_transfer.data.loader import Samples
-from mae_transfer.data.places import Places, apart, check_filled, same_classes
 from mae_transfer.data.transforms import resize
 from mae_transfer.interfaces import Objects, Tensors
 
@@ -87,7 +87,7 @@ class LargeScaleJitter(SceneTransform):
 
     def __call__(self, scene: Scene) -> Scene:
         if torch.rand(()) < self.flip:
-            scene = mirrored(scene)
+            scene = mirror(scene)
         drawn = float(torch.empty(()).uniform_(*self.scale))
         height, width = scene.image.shape[-2:]
         high, wide = sides(self.size)
@@ -95,7 +95,7 @@ class LargeScaleJitter(SceneTransform):
         scaled = max(1, round(height * ratio)), max(1, round(width * ratio))
         offset = float(torch.rand(()))  # one random number for both sides, as in detectron2
         top, left = round(offset * max(0, scaled[0] - high)), round(offset * max(0, scaled[1] - wide))
-        return resized(scene, scaled, window=(top, left, min(high, scaled[0]), min(wide, scaled[1])))
+        return resize_scene(scene, scaled, window=(top, left, min(high, scaled[0]), min(wide, scaled[1])))
 
     def largest(self) -> Size:
         return sides(self.size)
@@ -124,11 +124,11 @@ class ShortestEdge(SceneTransform):
 
     def __call__(self, scene: Scene) -> Scene:
         if self.flip and torch.rand(()) < self.flip:
-            scene = mirrored(scene)
+            scene = mirror(scene)
         length = self.lengths[int(torch.randint(len(self.lengths), ()))] if len(self.lengths) > 1 else self.lengths[0]
         height, width = scene.image.shape[-2:]
         ratio = min(length / min(height, width), self.longest / max(height, width))
-        return resized(scene, (max(1, int(height * ratio + 0.5)), max(1, int(width * ratio + 0.5))))
+        return resize_scene(scene, (max(1, int(height * ratio + 0.5)), max(1, int(width * ratio + 0.5))))
 
     def largest(self) -> Size:
         return self.longest, self.longest
@@ -138,18 +138,18 @@ AnySceneTransform = Annotated[LargeScaleJitter | ShortestEdge, Field(discriminat
 AnyObjects = Annotated[CocoConfig | ShapesObjectsConfig, Field(discriminator="name")]
 
 
-def mirrored(scene: Scene) -> Scene:
+def mirror(scene: Scene) -> Scene:
     """Return the scene flipped horizontally."""
     boxes, masks = scene.objects.boxes, scene.objects.masks
     height, width = scene.image.shape[-2:]
     flipped = boxes.clone()
     flipped[:, [0, 2]] = width - boxes[:, [2, 0]]
     if masks is not None:
-        masks = taken(masks, (height, width), np.arange(height), np.arange(width)[::-1])
+        masks = select_pixels(masks, (height, width), np.arange(height), np.arange(width)[::-1])
     return Scene(scene.image.flip(-1), replace(scene.objects, boxes=flipped, masks=masks))
 
 
-def resized(scene: Scene, size: Size, *, window: tuple[int, int, int, int] | None = None) -> Scene:
+def resize_scene(scene: Scene, size: Size, *, window: tuple[int, int, int, int] | None = None) -> Scene:
     """Resize a scene (bilinear and antialiased; masks: nearest), then crop `window` (top, left, height, width).
 
     Boxes are shifted and clipped. Objects outside the window are removed.
@@ -163,13 +163,13 @@ def resized(scene: Scene, size: Size, *, window: tuple[int, int, int, int] | Non
     )
     masks = scene.objects.masks
     if masks is not None:
-        masks = taken(masks, (scene.image.shape[-2], scene.image.shape[-1]), rows.numpy(), columns.numpy())
+        masks = select_pixels(masks, (scene.image.shape[-2], scene.image.shape[-1]), rows.numpy(), columns.numpy())
     scale = torch.tensor([size[1] / scene.image.shape[-1], size[0] / scene.image.shape[-2]]).repeat(2)
     boxes = scene.objects.boxes * scale - torch.tensor([left, top, left, top])
-    return Scene(image, present(replace(scene.objects, boxes=boxes, masks=masks), (height, width)))
+    return Scene(image, clip_objects(replace(scene.objects, boxes=boxes, masks=masks), (height, width)))
 
 
-def present(objects: Objects, size: Size) -> Objects:
+def clip_objects(objects: Objects, size: Size) -> Objects:
     """Clip objects to an image of this size, and remove those that are outside.
 
     If the border cuts an object, its box becomes the box of the visible mask; without masks, the box is clipped.
@@ -177,7 +177,7 @@ def present(objects: Objects, size: Size) -> Objects:
     boxes = clip_boxes_to_image(objects.boxes, size)
     kept = ((boxes[:, 2:] - boxes[:, :2]) > EMPTY).all(dim=1)
     if objects.masks is not None:
-        kept &= filled(objects.masks)
+        kept &= has_pixels(objects.masks)
         cut = kept & (boxes != objects.boxes).any(dim=1)
         boxes[cut] = extents(objects.masks[cut], size)
     return replace(objects, boxes=boxes).apply(lambda part: part[kept])
@@ -208,7 +208,7 @@ class Scenes(Samples[AnnotatedImage, Scene]):
         return SceneBatch(padded, sizes, tuple(scene.objects for scene in drawn), images)
 
 
-class ObjectDataConfig(Places):
+class ObjectDataConfig(BaseDataConfig):
     """Which images with objects to use, and how to resize them."""
 
     train: AnyObjects = CocoConfig(split="train2017", skip_empty=True)
@@ -230,7 +230,7 @@ class ObjectDataConfig(Places):
 
     @model_validator(mode="after")
     def _usable(self) -> Self:
-        apart(self.holdout, {"train": self.train, "val": self.val})
+        check_holdout(self.holdout, {"train": self.train, "val": self.val})
         for transform in (self.augmentation, self.view):
             high, wide = transform.largest()
             if self.square is not None and any(map(gt, (high, wide), sides(self.square))):
@@ -241,22 +241,22 @@ class ObjectDataConfig(Places):
         return self
 
 
-def open_objects(cfg: ObjectDataConfig, *, masks: bool) -> tuple[ObjectSource, ObjectSource]:
+def open_object_sets(cfg: ObjectDataConfig, *, masks: bool) -> tuple[ObjectSource, ObjectSource]:
     """Return the training and the validation set. ValueError if one is empty or their classes differ.
 
     masks: whether to decode outlines, unless the config of the set says it.
     """
-    train, val = (open_one(part, cfg.root, masks=masks) for part in (cfg.train, cfg.val))
-    same_classes(train.classes, val.classes)
+    train, val = (open_object_set(part, cfg.root, masks=masks) for part in (cfg.train, cfg.val))
+    check_same_classes(train.classes, val.classes)
     return train, val
 
 
-def open_one(part: AnyObjects, root: str | None, *, masks: bool) -> ObjectSource:
+def open_object_set(part: AnyObjects, root: str | None, *, masks: bool) -> ObjectSource:
     """Return one set. ValueError if it is empty."""
-    return check_filled(part.completed({"root": root, "masks": masks}).open(), part)
+    return check_not_empty(part.completed({"root": root, "masks": masks}).open(), part)
 
 
-def scenes(source: ObjectSource, cfg: ObjectDataConfig, *, seed: int, divisor: int, training: bool) -> Scenes:
+def build_samples(source: ObjectSource, cfg: ObjectDataConfig, *, seed: int, divisor: int, training: bool) -> Scenes:
     """Return the samples of a set, transformed as the config sets for training or evaluation."""
     transform = cfg.augmentation if training else cfg.view
     return Scenes(source=source, seed=seed, transform=transform, square=cfg.square, divisor=divisor, training=training)

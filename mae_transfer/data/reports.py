@@ -28,7 +28,7 @@ from rich.progress import track
 
 log = logging.getLogger(__name__)
 _collector: ContextVar[list[str] | None] = ContextVar("collector", default=None)
-_uncollected = itertools.count(1)  # numbers the notes outside any `collected` block
+_uncollected = itertools.count(1)  # numbers the notes outside any `collect_notes` block
 T = TypeVar("T")
 EXAMPLES = 5  # of a kind of defect, in a message
 NAMED = 10  # notes that a run reports in full
@@ -37,7 +37,7 @@ NOT_WRITABLE = "The given buffer is not writable"  # torch's warning about bytes
 
 
 def note(message: str) -> None:
-    """Append a note to the innermost `collected` list, or report it at once if there is none."""
+    """Append a note to the innermost `collect_notes` list, or report it at once if there is none."""
     collector = _collector.get()
     if collector is None:
         report_counted(next(_uncollected), message)
@@ -46,7 +46,7 @@ def note(message: str) -> None:
 
 
 @contextmanager
-def collected() -> Iterator[list[str]]:
+def collect_notes() -> Iterator[list[str]]:
     """Collect the notes of a block."""
     notes: list[str] = []
     token = _collector.set(notes)
@@ -178,13 +178,13 @@ def stopping(defects: Iterable[Defect]) -> list[Defect]:
     return [defect for defect in defects if not defect.policy]
 
 
-def refused(defects: Iterable[Defect], *, where: object) -> None:
+def refuse(defects: Iterable[Defect], *, where: object) -> None:
     """Raise ValueError with the first defect that no run accepts, if any."""
     if wrong := stopping(defects):
         others = f"; {len(wrong) - 1} more kinds of defect" if len(wrong) > 1 else ""
         raise ValueError(f"{where}: {wrong[0]}{others} (tools/prepare_data.py check lists every defect)")
 
 
-def watched(items: Iterable[T], *, what: str, total: int) -> Iterable[T]:
+def track_progress(items: Iterable[T], *, what: str, total: int) -> Iterable[T]:
     """Iterate over items with a progress bar. The bar is shown only in a terminal."""
     return track(items, description=what, total=total, transient=True, disable=not sys.stdout.isatty())

@@ -23,8 +23,7 @@ import torch
 from pydantic import Field, model_validator
 
 from mae_transfer.bounds import Count, Few, Pixels, Seed
-from mae_transfer.data.places import SetConfig
-from mae_transfer.data.sources import Sample
+from mae_transfer.data.sources import Sample, SetConfig
 from mae_transfer.disk import cache_folder
 from mae_transfer.seeding import fold
 

@@ -1,4 +1,4 @@
-"""What a data set of images is: a length and a sample per index; subsets of it, and its fingerprint.
+"""What a data set is: its config, a length and a sample per index; subsets of it, and its fingerprint.
 
 Shares of the labels and hold-outs are drawn per class with a fixed seed that does not depend on the run's seed. So runs
 are compared on the same images, and the 1 % subset is part of the 10 % subset.
@@ -9,15 +9,17 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mae_transfer.config import Part
 from mae_transfer.seeding import fold
 
 UNLABELLED = -1
@@ -60,6 +62,33 @@ class Labelled(Source, Protocol):
     def labels(self) -> np.ndarray:
         """Return the label of every sample, (N,) int64, without decoding images if possible."""
         ...
+
+
+class SetConfig(Part):
+    """A data set of a config."""
+
+    @abstractmethod
+    def open(self) -> Sized:
+        """Return the data set. ValueError names what is missing or broken."""
+
+    def completed(self, options: Mapping[str, Any]) -> Self:
+        """Return the set with those of the options that it takes and does not set."""
+        missing = type(self).model_fields.keys() - self.model_fields_set
+        return self.but({name: value for name, value in options.items() if name in missing})
+
+
+class FolderSetConfig(SetConfig):
+    """A data set in a folder."""
+
+    root: str | None = None
+    """Folder of the data set. None: `data.root`."""
+
+    @property
+    def home(self) -> Path:
+        """The folder. ValueError if none is set."""
+        if self.root is None:
+            raise ValueError(f"the data set {self.name!r} needs a folder: set data.root")
+        return Path(self.root).expanduser()
 
 
 class Subset:
@@ -246,7 +275,7 @@ def fingerprint(source: Any) -> Fingerprint:
     )
 
 
-def change(before: Mapping[str, Any], now: Fingerprint) -> str | None:
+def compare_fingerprints(before: Mapping[str, Any], now: Fingerprint) -> str | None:
     """Describe how a data set differs from a `saved` fingerprint; None if it does not."""
     if before["digest"] == now.digest:
         return None

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from mae_transfer.core.runs import dense, from_counts, taken
+from mae_transfer.core.runs import from_counts, rasterize, select_pixels
 from mae_transfer.disk import atomic_write
 from mae_transfer.draw.segmentations import palette
 from mae_transfer.interfaces import Objects
@@ -73,9 +73,9 @@ def _panel(axes: Any, image: Tensor, objects: Any, names: Sequence[str], title: 
     rows, columns = (np.arange(0, length, max(1, max(height, width) // SHARP)) for length in (height, width))
     canvas = image[:, rows][:, :, columns].permute(1, 2, 0).numpy() / 255
     if objects.masks is not None:
-        small = taken(objects.masks, (height, width), rows, columns)
+        small = select_pixels(objects.masks, (height, width), rows, columns)
         for runs, colour in zip(small, colours, strict=True):
-            mask = dense(runs[None], (len(rows), len(columns)))[0].numpy() != 0
+            mask = rasterize(runs[None], (len(rows), len(columns)))[0].numpy() != 0
             canvas[mask] = (1 - MIX) * canvas[mask] + MIX * colour
     axes.imshow(np.clip(canvas, 0, 1), interpolation="nearest", extent=(-0.5, width - 0.5, height - 0.5, -0.5))
     for (x0, y0, x1, y1), colour, name in zip(objects.boxes.tolist(), colours, names, strict=True):

@@ -24,7 +24,7 @@ import torch.distributed as td
 from torch import Tensor
 
 from mae_transfer.data.coco_rules import examine
-from mae_transfer.data.reports import refused
+from mae_transfer.data.reports import refuse
 from mae_transfer.disk import atomic_write
 
 Kind = Literal["bbox", "segm"]
@@ -203,7 +203,7 @@ def _format_truth(truth: Mapping[str, Any], kinds: Sequence[Kind]) -> Entry:
     """Return the ground truth in COCOeval's form. Ids start at 1, because COCOeval uses 0 for "no match"."""
     masks = "segm" in kinds
     found = examine(truth, masks=masks)
-    refused(found.defects, where="the ground truth")
+    refuse(found.defects, where="the ground truth")
     sizes = {image["id"]: (image["height"], image["width"]) for image in found.images}
     objects = []
     for k, one in enumerate(found.objects, start=1):

@@ -27,7 +27,7 @@ from torchvision.ops.poolers import LevelMapper
 from mae_transfer.arithmetic import in_full
 from mae_transfer.bounds import BelowOne, Count, Few, FewOrNone, MostDetections, Pixels, Width
 from mae_transfer.config import Schema
-from mae_transfer.core.runs import Size, dense
+from mae_transfer.core.runs import Size, rasterize
 from mae_transfer.interfaces import Backbone, Found, Model, Objects
 
 Targets = list[dict[str, Tensor]]
@@ -332,7 +332,7 @@ def mask_targets(runs: Tensor, size: Size, boxes: Tensor, matched: Tensor, side:
         each = torch.arange(DRAWN, device=runs.device)
         parts = zip(matched.split(DRAWN), boxes.split(DRAWN), strict=True)
         return torch.cat([mask_targets(runs[some], size, box, each[: len(some)], side) for some, box in parts])
-    masks = dense(runs, size)[:, None].to(boxes.dtype, memory_format=torch.contiguous_format)
+    masks = rasterize(runs, size)[:, None].to(boxes.dtype, memory_format=torch.contiguous_format)
     regions = torch.cat([matched[:, None].to(boxes), boxes], dim=1)
     cut: Tensor = roi_align(masks, regions, side, sampling_ratio=0, aligned=True)[:, 0]
     return (cut >= 0.5).to(boxes)

@@ -15,14 +15,14 @@ from mae_transfer.engine.schedule import Schedule
 from mae_transfer.engine.state import Precision, RunConfig
 
 if TYPE_CHECKING:
-    from mae_transfer.data.places import Places
+    from mae_transfer.data.config import BaseDataConfig
 
 
 class RunnableConfig(Schema):
     """Options of every run, training or evaluation."""
 
     if TYPE_CHECKING:
-        data: Places  # each task has its own kind
+        data: BaseDataConfig  # each task has its own kind
 
     scale: Literal["mini", "small", "paper"]
     """How close the run is to the paper's. It is printed beside every number."""

@@ -15,7 +15,9 @@ from pydantic import model_validator
 from torch import nn
 
 from mae_transfer.bounds import Whole
-from mae_transfer.data import MapDataConfig, ObjectDataConfig, same_classes
+from mae_transfer.data.config import check_same_classes
+from mae_transfer.data.maps import MapDataConfig
+from mae_transfer.data.objects import ObjectDataConfig
 from mae_transfer.engine.dist import on_main
 from mae_transfer.engine.state import RunConfig
 from mae_transfer.results import Result
@@ -113,7 +115,7 @@ class Dense(Transfer[C]):
         self.sources = {part: self.open_set(part) for part in parts}
         self.train_set, self.val_set = self.sources.get("train"), self.sources["val"]
         for part in parts[1:]:
-            same_classes(self.sources[parts[0]].classes, self.sources[part].classes)
+            check_same_classes(self.sources[parts[0]].classes, self.sources[part].classes)
 
     def examine(self) -> None:
         sets = {SET_NAMES[part]: source for part, source in self.sources.items()}

@@ -23,18 +23,11 @@ from mae_transfer.bounds import BelowOne
 from mae_transfer.config import Spec, build, check
 from mae_transfer.core.normalize import Statistics, normalize
 from mae_transfer.core.patches import sides, size_of
-from mae_transfer.core.runs import pasted
-from mae_transfer.data import (
-    ObjectDataConfig,
-    ObjectSource,
-    SceneBatch,
-    Scenes,
-    Unreadable,
-    open_one,
-    scenes,
-)
+from mae_transfer.core.runs import paste_masks
+from mae_transfer.data import Unreadable
 from mae_transfer.data.checks import check_images
-from mae_transfer.data.coco import encode_runs
+from mae_transfer.data.coco import ObjectSource, encode_runs
+from mae_transfer.data.objects import ObjectDataConfig, SceneBatch, Scenes, build_samples, open_object_set
 from mae_transfer.engine.loop import Step
 from mae_transfer.engine.optim import Decay, Group, Layers, param_groups, select_exempt
 from mae_transfer.engine.state import Precision, autocast
@@ -157,7 +150,7 @@ class Detect(Dense[DetectConfig]):
                 f"data.{part} has masks=True, but heads.masks=False: leave masks=True out, so that all sets have the "
                 "same objects"
             )
-        source = open_one(config, data.root, masks=masks)
+        source = open_object_set(config, data.root, masks=masks)
         if part == "train" and masks and not source.has_masks:  # an evaluation has its ground truth from the file
             raise ValueError(
                 f"data.train = {config.model_dump()} has no masks: leave masks=False out, or set heads.masks=False to "
@@ -202,7 +195,7 @@ class Detect(Dense[DetectConfig]):
             )
 
     def training_samples(self) -> Scenes:
-        return scenes(self.train_set, self.cfg.data, seed=self.cfg.seed, divisor=self.divisor, training=True)
+        return build_samples(self.train_set, self.cfg.data, seed=self.cfg.seed, divisor=self.divisor, training=True)
 
     def model(self) -> nn.Module:
         return self.detector
@@ -243,7 +236,7 @@ class Detect(Dense[DetectConfig]):
         alone: bool = False,
     ) -> Iterator[tuple[SceneBatch, list[Detections]]]:
         """Yield this rank's part of a set with what the model finds in it, in pixels of the stored images."""
-        samples = scenes(source, self.cfg.data, seed=EVALUATION_SEED, divisor=self.divisor, training=False)
+        samples = build_samples(source, self.cfg.data, seed=EVALUATION_SEED, divisor=self.divisor, training=False)
         for seen in self.sweep(samples, policy, batch=batch, alone=alone):
             with autocast(EVALUATED_IN, self.dist.device):
                 found: Sequence[Found] = model(padded(seen, self.backbone.statistics), seen.sizes)
@@ -307,6 +300,6 @@ def in_stored(found: Found, size: tuple[int, int], stored: tuple[int, int]) -> D
     masks = (
         None
         if found.masks is None
-        else [encode_runs(runs, stored) for runs in pasted(found.masks[there], boxes[there], stored)]
+        else [encode_runs(runs, stored) for runs in paste_masks(found.masks[there], boxes[there], stored)]
     )
     return Detections(boxes[there], found.scores[there], found.labels[there], masks)

@@ -20,7 +20,7 @@ from mae_transfer import results
 from mae_transfer.checkpoints import RECORD, sha256
 from mae_transfer.config import load
 from mae_transfer.data import Order, Samples, TrainKeys, batches
-from mae_transfer.data.sources import Fingerprint, change, fingerprint
+from mae_transfer.data.sources import Fingerprint, compare_fingerprints, fingerprint
 from mae_transfer.engine.dist import assemble
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.loop import Evaluate, Step, train
@@ -280,7 +280,7 @@ class Task(RecordedRun[C]):
             changes = [
                 f"{part}: {what}"
                 for part, found in now.items()
-                if part in before and (what := change(before[part], found))
+                if part in before and (what := compare_fingerprints(before[part], found))
             ]
             if changes:
                 message[0] = (

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mae_transfer.core.runs import taken
-from mae_transfer.data import ShapesMapsConfig, ShapesObjectsConfig
+from mae_transfer.core.runs import select_pixels
 from mae_transfer.data.coco import encode_runs
+from mae_transfer.data.dense_shapes import ShapesMapsConfig, ShapesObjectsConfig
 from mae_transfer.engine.dist import session
 from mae_transfer.metrics.coco import CocoMetric, Detections
 from mae_transfer.metrics.iou import IouMetric
@@ -31,7 +31,7 @@ def moved(index: int) -> Detections:
     size = height, width = scenes.size(index)
     codes = [
         encode_runs(runs, size)
-        for runs in taken(objects.masks, size, np.arange(height), np.roll(np.arange(width), step))
+        for runs in select_pixels(objects.masks, size, np.arange(height), np.roll(np.arange(width), step))
     ]
     scores = torch.from_numpy(rng.random(len(objects.labels)))
     return Detections(objects.boxes + step, scores, objects.labels, codes)

@@ -23,7 +23,7 @@ from PIL import Image
 from mae_transfer.core.runs import from_masks
 from mae_transfer.data.checks import check_coco
 from mae_transfer.data.coco import encode_runs
-from mae_transfer.data.objects import scenes
+from mae_transfer.data.objects import build_samples
 from mae_transfer.engine.dist import Dist
 from mae_transfer.metrics.coco import CocoMetric, Detections
 from mae_transfer.tasks import detect
@@ -200,7 +200,7 @@ def judge(root: Path, changes: tuple[list[Any], list[Any]], *, masks: bool) -> N
         return
     assert not named, named[0]
     source, val, metric = task.train_set, task.val_set, task.metrics["val"]
-    samples = scenes(source, cfg.data, seed=0, divisor=32, training=True)
+    samples = build_samples(source, cfg.data, seed=0, divisor=32, training=True)
     for index in range(len(source)):
         drawn = samples.draw(source.read(index), np.random.default_rng(0))
         assert drawn.objects.boxes.isfinite().all()

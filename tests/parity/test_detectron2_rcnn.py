@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from mae_transfer.adapters import AdaptedBackbone, SimpleFPN
 from mae_transfer.adapters.levels import NORMS
 from mae_transfer.core.normalize import normalize
-from mae_transfer.core.runs import dense, from_masks, pasted
-from mae_transfer.data import Key, SceneBatch, Scenes, ShapesObjectsConfig
-from mae_transfer.data.objects import LargeScaleJitter
+from mae_transfer.core.runs import from_masks, paste_masks, rasterize
+from mae_transfer.data import Key
+from mae_transfer.data.dense_shapes import ShapesObjectsConfig
+from mae_transfer.data.objects import LargeScaleJitter, SceneBatch, Scenes
 from mae_transfer.models.mask_rcnn import HeadsConfig, MaskRCNN, box_losses, mask_targets
 from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.tasks.detectron2 import Detectron2RCNN
@@ -136,7 +137,7 @@ def test_pasting_and_mask_targets_equal_detectron2_s() -> None:
     corner, extent = torch.rand(20, 2) * 60 - 5, torch.rand(20, 2) * 50 + 1
     boxes, soft = torch.cat([corner, corner + extent], dim=1), torch.rand(20, 28, 28)
     size = (64, 80)
-    assert torch.equal(dense(pasted(soft, boxes, size), size).bool(), paste_masks_in_image(soft, boxes, size))
+    assert torch.equal(rasterize(paste_masks(soft, boxes, size), size).bool(), paste_masks_in_image(soft, boxes, size))
     masks = torch.rand(20, *size) > 0.3
     theirs = BitMasks(masks).crop_and_resize(boxes, 28)
     assert torch.equal(mask_targets(from_masks(masks), size, boxes, torch.arange(20), 28).bool(), theirs)

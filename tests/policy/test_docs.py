@@ -19,7 +19,9 @@ from mae_transfer.ablations import is_grid, points
 from mae_transfer.checkpoints import PREFIXES
 from mae_transfer.checkpoints.fit import MAY_CHANGE
 from mae_transfer.config import load, members, read
-from mae_transfer.data import AnyImages, AnyMaps, AnyObjects
+from mae_transfer.data import AnyImages
+from mae_transfer.data.maps import AnyMaps
+from mae_transfer.data.objects import AnyObjects
 from mae_transfer.suite.graph.schema import SuiteConfig
 from mae_transfer.suite.graph.toolbox import TOOLBOX
 from mae_transfer.suite.published import PUBLISHED

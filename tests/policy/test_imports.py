@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 
@@ -129,6 +130,17 @@ def test_imports_within_the_package_go_one_way(package):
         and parts[1] not in MAY_IMPORT[source.part] | ({"suite"} if source.path in COMMANDS_OF_THE_SUITE else set())
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_a_pretraining_imports_no_code_of_detection_or_segmentation():
+    """Nine modules of data and six of core are what it needs."""
+    script = "import sys, mae_transfer.tasks.pretrain; print(*(name for name in sys.modules if 'mae_transfer' in name))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded = set(run.stdout.split())
+    assert not loaded & {f"mae_transfer.data.{name}" for name in ("ade", "coco", "checks", "maps", "objects")}
+    counts = {part: sum(name.startswith(f"mae_transfer.{part}") for name in loaded) for part in ("data", "core")}
+    assert counts["data"] <= 9
+    assert counts["core"] <= 6
 
 
 def test_nobody_reaches_into_another_folders_private_names(package, tools):

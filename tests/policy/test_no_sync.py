@@ -17,7 +17,7 @@ ALLOWED = {
     ("adapters/mmseg_transforms.py", "_to_bgr"),  # of images, in the loader's workers
     ("core/runs.py", "_draw_in_boxes"),  # of boxes, in an evaluation
     ("core/runs.py", "from_masks"),  # of generated masks, in the loader's workers
-    ("core/runs.py", "taken"),  # the same
+    ("core/runs.py", "select_pixels"),  # the same
     ("core/runs.py", "to_counts"),  # of masks, in an evaluation
     ("engine/checkpoint.py", "_steps"),  # of a file name
     ("engine/dist.py", "read_mean"),  # the one place that logs and saves read through

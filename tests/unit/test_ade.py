@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mae_transfer.data import AdeConfig, UnreadableImage
-from mae_transfer.data.ade import Coding, class_names, read_map
+from mae_transfer.data import UnreadableImage
+from mae_transfer.data.ade import AdeConfig, Coding, class_names, read_map
 from mae_transfer.data.checks import check_ade, check_maps
 
 CAMVID = (

@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from mae_transfer.core.runs import dense
-from mae_transfer.data import CocoConfig, UnreadableImage
+from mae_transfer.core.runs import rasterize
+from mae_transfer.data import UnreadableImage
 from mae_transfer.data.checks import check_coco
+from mae_transfer.data.coco import CocoConfig
 from mae_transfer.metrics.coco import CocoMetric
 
 EVERYWHERE = {"size": [40, 60], "counts": [0, 2400]}
@@ -68,7 +69,7 @@ def test_images_come_by_id_and_labels_by_rank_of_the_category_id(
     assert first.image[:, 0, 0].tolist() == [255, 0, 0]
     assert first.objects.crowd.tolist() == [True]
     assert first.objects.masks is not None
-    assert dense(first.objects.masks, (40, 60)).all()
+    assert rasterize(first.objects.masks, (40, 60)).all()
     assert len(first.objects.masks) == 1
     assert second.objects.labels.tolist() == [1, 0]
     assert second.objects.boxes.tolist() == [[10, 10, 30, 30], [1, 2, 4, 6]]
@@ -201,7 +202,7 @@ def test_real_annotations_are_read_as_pycocotools_reads_them(real_data: Callable
         corners = np.array([entry["bbox"] for entry in entries]).reshape(-1, 4)
         corners[:, 2:] += corners[:, :2]
         np.testing.assert_allclose(objects.boxes.numpy(), corners, rtol=1e-6)
-        masks = dense(objects.masks, coco.size(index)).numpy()
+        masks = rasterize(objects.masks, coco.size(index)).numpy()
         assert all((theirs.annToMask(entry) == mask).all() for entry, mask in zip(entries, masks, strict=True))
     assert coco.read(0).image.shape[1:] == coco.size(0)
 

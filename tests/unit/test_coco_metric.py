@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from mae_transfer.core.runs import from_masks, taken
-from mae_transfer.data import CocoConfig, ShapesObjectsConfig
-from mae_transfer.data.coco import encode_runs
+from mae_transfer.core.runs import from_masks, select_pixels
+from mae_transfer.data.coco import CocoConfig, encode_runs
+from mae_transfer.data.dense_shapes import ShapesObjectsConfig
 from mae_transfer.metrics.coco import FIGURES, CocoMetric, Detections
 
 
@@ -30,7 +30,7 @@ def guesses(source: Any, index: int, *, noise: float = 3.0) -> Detections:
     size = height, width = source.size(index)
     shifts = [np.roll(np.arange(width), rng.integers(-3, 4)) for _ in kept]
     moved = [
-        taken(objects.masks[k, None], size, np.arange(height), columns)[0]
+        select_pixels(objects.masks[k, None], size, np.arange(height), columns)[0]
         for k, columns in zip(kept, shifts, strict=True)
     ]
     masks = [encode_runs(runs, size) for runs in moved]

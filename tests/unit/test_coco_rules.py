@@ -8,8 +8,8 @@ import pytest
 from pycocotools.mask import decode, encode, toBbox
 
 from mae_transfer.core.runs import run_lengths
-from mae_transfer.data import ShapesObjectsConfig
 from mae_transfer.data.coco_rules import Json, examine
+from mae_transfer.data.dense_shapes import ShapesObjectsConfig
 
 SQUARE = [[110, 50, 150, 50, 150, 90, 110, 90]]
 BOX = [110, 50, 40, 40]

@@ -10,7 +10,7 @@ import pytest
 from pydantic import PositiveInt
 
 from mae_transfer.config import Schema, Spec, assign, build, check, load, validate
-from mae_transfer.data import MapDataConfig
+from mae_transfer.data.maps import MapDataConfig
 from mae_transfer.disk import at_home
 from mae_transfer.tasks.detect import DetectConfig
 

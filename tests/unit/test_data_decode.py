@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from mae_transfer.data.decode import UnreadableImage, decode, decode_file, size_of
-from mae_transfer.data.reports import collected
+from mae_transfer.data.reports import collect_notes
 
 HEIGHT, WIDTH = 24, 36
 
@@ -170,7 +170,7 @@ def with_metadata(kind: str, turned: int = 1) -> bytes:
 def test_the_png_of_the_issue_is_used_and_noted() -> None:
     sound = encoded(picture(), "PNG")
     data = encoded(picture(), "PNG", exif=ISSUE)
-    with collected() as notes:
+    with collect_notes() as notes:
         image = decode(data, where="a.png")
     assert torch.equal(image, decode(sound, where="sound.png"))
     (message,) = notes
@@ -188,7 +188,7 @@ def test_broken_exif_leaves_the_pixels_unchanged(kind: str) -> None:
         broken = data[: at + 8] + b"\xff" * 4 + data[at + 12 :]
     else:
         broken = data[: start + 4] + b"\xff" * 6 + data[start + 10 :]
-    with collected() as notes:
+    with collect_notes() as notes:
         assert torch.equal(decode(broken, where="broken"), sound)
     assert len(notes) == 1 or kind == "JPEG", "PIL reads a JPEG's broken EXIF as none"
 
@@ -219,7 +219,7 @@ def test_noise_in_any_metadata_leaves_the_pixels_as_they_are(kind: str) -> None:
 def test_a_broken_text_does_not_cost_the_orientation() -> None:
     data = bytearray(with_metadata("PNG", turned=6))
     data[data.index(b"hello" * 20)] ^= 1  # the chunk's checksum is wrong now
-    with collected() as notes:
+    with collect_notes() as notes:
         assert decode(bytes(data), where="a.png").shape == (3, WIDTH, HEIGHT)
     assert notes == ["a.png: its metadata are broken (its pixels are used)"]
 
@@ -251,7 +251,7 @@ def test_trailing_garbage_is_ignored(kind: str) -> None:
 def test_messages_of_libjpeg_and_libtiff_get_the_file_name(capfd: pytest.CaptureFixture[str]) -> None:
     """The messages went to standard error without the file's name."""
     data = encoded(picture(), "JPEG")
-    with collected() as notes:
+    with collect_notes() as notes:
         decode(data[:-30] + data[-2:], where="some/odd.jpg")
         lzw = bytearray(encoded(picture(), "TIFF", compression="tiff_lzw"))
         lzw[60:64] = b"\xff\xff\xff\xff"

@@ -9,19 +9,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mae_transfer.data import (
-    AdeConfig,
-    Coco,
-    CocoConfig,
-    Folder,
-    FolderConfig,
-    ShapesConfig,
-    ShapesMapsConfig,
-    ShapesObjectsConfig,
-    Subset,
-    pick_evenly,
-)
-from mae_transfer.data.sources import change, fingerprint
+from mae_transfer.data import Folder, FolderConfig, ShapesConfig, Subset, pick_evenly
+from mae_transfer.data.ade import AdeConfig
+from mae_transfer.data.coco import Coco, CocoConfig
+from mae_transfer.data.dense_shapes import ShapesMapsConfig, ShapesObjectsConfig
+from mae_transfer.data.sources import compare_fingerprints, fingerprint
 
 
 def images(folder: Path, count: int = 3) -> Path:
@@ -56,7 +48,7 @@ def test_a_moved_set_and_a_subset_have_the_same_fingerprint(tmp_path: Path) -> N
     assert (first.kind, first.samples, first.files) == ("Folder", 3, 3)
     for source in (moved, pick_evenly(moved, 2), Subset(moved, [0])):
         assert fingerprint(source).digest == first.digest
-        assert change(first.saved(), fingerprint(source)) is None
+        assert compare_fingerprints(first.saved(), fingerprint(source)) is None
 
 
 def test_changed_files_are_counted_and_named(tmp_path: Path) -> None:
@@ -65,7 +57,7 @@ def test_changed_files_are_counted_and_named(tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes() + b"more")
     for index in range(3, 8):
         shutil.copy(tmp_path / "2.png", tmp_path / f"{index}.png")
-    said = change(before.saved(), fingerprint(flat(tmp_path)))
+    said = compare_fingerprints(before.saved(), fingerprint(flat(tmp_path)))
     assert said is not None
     assert f"3 files of {before.bytes} bytes then, 7 of " in said
     assert "1 removed (0.png); 5 added (3.png, 4.png, 5.png, ...); 1 changed (1.png)" in said
@@ -73,7 +65,7 @@ def test_changed_files_are_counted_and_named(tmp_path: Path) -> None:
 
 def test_annotations_count_with_their_content(tmp_path: Path) -> None:
     before = fingerprint(coco(tmp_path, "cat"))
-    said = change(before.saved(), fingerprint(coco(tmp_path, "dog")))
+    said = compare_fingerprints(before.saved(), fingerprint(coco(tmp_path, "dog")))
     assert said is not None
     assert "1 changed (instances_train2017.json)" in said
     assert before.files == 3
@@ -86,12 +78,15 @@ def test_a_map_of_another_size_and_a_class_of_another_name_are_noticed(tmp_path:
         Image.new("L", (8, 8), 1).save(tmp_path / "annotations" / "training" / f"{index}.png")
     before = fingerprint(AdeConfig(root=str(tmp_path), classes=("sky", "sea")).open())
     assert before.files == 6
-    assert change(before.saved(), fingerprint(AdeConfig(root=str(tmp_path), classes=("sea", "sky")).open())) is not None
+    assert (
+        compare_fingerprints(before.saved(), fingerprint(AdeConfig(root=str(tmp_path), classes=("sea", "sky")).open()))
+        is not None
+    )
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) % 2).save(
         tmp_path / "annotations" / "training" / "1.png"
     )
     assert "1 changed" in str(
-        change(before.saved(), fingerprint(AdeConfig(root=str(tmp_path), classes=("sky", "sea")).open()))
+        compare_fingerprints(before.saved(), fingerprint(AdeConfig(root=str(tmp_path), classes=("sky", "sea")).open()))
     )
 
 
@@ -103,4 +98,4 @@ def test_a_generated_set_has_no_files() -> None:
     ):
         found = fingerprint(source)
         assert (found.kind, found.samples, found.files, found.bytes) == (type(source).__name__, 4, 0, 0)
-        assert change(found.saved(), fingerprint(source)) is None
+        assert compare_fingerprints(found.saved(), fingerprint(source)) is None

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mae_transfer.data import AdeConfig
+from mae_transfer.data.ade import AdeConfig
 from mae_transfer.metrics.iou import IouMetric
 
 CAMVID = (

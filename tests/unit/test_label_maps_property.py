@@ -16,7 +16,7 @@ from PIL import Image
 
 from mae_transfer.config import validate
 from mae_transfer.data.checks import check_ade, check_maps
-from mae_transfer.data.maps import MapDataConfig, open_maps
+from mae_transfer.data.maps import MapDataConfig, open_map_sets
 from mae_transfer.data.reports import Defect
 
 SIZE = (6, 9)
@@ -163,7 +163,7 @@ def said_by_run(root: Path, options: dict[str, Any]) -> str | None:
         for name, split in (("train", "training"), ("val", "validation"))
     }
     try:
-        train, val = open_maps(validate({"root": str(root), **specs}, MapDataConfig, where="test"))
+        train, val = open_map_sets(validate({"root": str(root), **specs}, MapDataConfig, where="test"))
         check_maps({"training": train, "validation": val})
     except ValueError as error:
         return str(error)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mae_transfer.adapters import AdaptedBackbone, SimpleFPN, TapFPN
 from mae_transfer.adapters.levels import NORMS
-from mae_transfer.core.runs import dense, from_masks, pasted
+from mae_transfer.core.runs import from_masks, paste_masks, rasterize
 from mae_transfer.engine.optim import Layers, param_groups
 from mae_transfer.interfaces import Objects
 from mae_transfer.models.mask_rcnn import HeadsConfig, MaskRCNN, box_losses, mask_targets
@@ -117,14 +117,14 @@ def test_mask_targets_do_not_depend_on_how_many_masks_are_drawn_at_a_time(monkey
 
 def test_pasted_masks_fill_their_boxes_and_nothing_else() -> None:
     boxes = torch.tensor([[2.0, 3, 10, 9], [-4, -4, 6, 6], [50, 50, 60, 60], [3, 3, 3, 3]])
-    masks = dense(pasted(torch.ones(4, 28, 28), boxes, (20, 30)), (20, 30))
+    masks = rasterize(paste_masks(torch.ones(4, 28, 28), boxes, (20, 30)), (20, 30))
     assert masks.shape == (4, 20, 30)
     assert masks[0].nonzero().amin(0).tolist() == [3, 2]
     assert masks[0].nonzero().amax(0).tolist() == [8, 9]
     assert masks[0].sum() == 48
     assert masks[1].sum() == 36
     assert masks[2:].sum() == 0
-    assert dense(pasted(torch.ones(0, 28, 28), torch.zeros(0, 4), (20, 30)), (20, 30)).shape == (0, 20, 30)
+    assert rasterize(paste_masks(torch.ones(0, 28, 28), torch.zeros(0, 4), (20, 30)), (20, 30)).shape == (0, 20, 30)
 
 
 @pytest.mark.parametrize("norm", [None, "layer", "batch"])

@@ -6,17 +6,22 @@ import pytest
 import torch
 
 from mae_transfer.config import validate
-from mae_transfer.core.runs import dense, extents, from_masks
-from mae_transfer.data import (
-    Key,
+from mae_transfer.core.runs import extents, from_masks, rasterize
+from mae_transfer.data import Key
+from mae_transfer.data.coco import AnnotatedImage, ObjectSource
+from mae_transfer.data.dense_shapes import ShapesObjectsConfig
+from mae_transfer.data.objects import (
+    LargeScaleJitter,
     ObjectDataConfig,
-    ObjectSource,
+    Scene,
     SceneBatch,
     Scenes,
-    ShapesObjectsConfig,
+    SceneTransform,
+    ShortestEdge,
+    clip_objects,
+    mirror,
+    resize_scene,
 )
-from mae_transfer.data.coco import AnnotatedImage
-from mae_transfer.data.objects import LargeScaleJitter, Scene, SceneTransform, ShortestEdge, mirrored, present, resized
 from mae_transfer.interfaces import Objects
 from mae_transfer.seeding import seeded
 
@@ -32,19 +37,19 @@ def scene(height: int = 60, width: int = 100) -> Scene:
 
 def drawn(of: Scene) -> torch.Tensor:
     """Return its masks (n, H, W)."""
-    return dense(of.objects.masks, of.image.shape[1:])
+    return rasterize(of.objects.masks, of.image.shape[1:])
 
 
 def test_a_mirrored_scene_is_mirrored_in_image_boxes_and_masks() -> None:
-    flipped = mirrored(scene())
+    flipped = mirror(scene())
     assert flipped.objects.boxes.tolist() == [[60, 20, 90, 50], [10, 5, 50, 25]]
     assert torch.equal(drawn(flipped)[0], (flipped.image[0] > 0).to(torch.uint8))
-    assert torch.equal(mirrored(flipped).image, scene().image)
+    assert torch.equal(mirror(flipped).image, scene().image)
 
 
 @pytest.mark.parametrize("size", [(120, 200), (30, 50), (61, 97)])
 def test_boxes_masks_and_image_stay_together_when_resized(size: tuple[int, int]) -> None:
-    small = resized(scene(), size)
+    small = resize_scene(scene(), size)
     assert small.image.shape == (3, *size)
     scale = torch.tensor([size[1] / 100, size[0] / 60]).repeat(2)
     torch.testing.assert_close(small.objects.boxes, scene().objects.boxes * scale)
@@ -56,7 +61,7 @@ def test_boxes_masks_and_image_stay_together_when_resized(size: tuple[int, int])
 
 
 def test_a_window_equals_cropping_after_resizing() -> None:
-    whole, part = resized(scene(), (120, 200)), resized(scene(), (120, 200), window=(30, 10, 64, 80))
+    whole, part = resize_scene(scene(), (120, 200)), resize_scene(scene(), (120, 200), window=(30, 10, 64, 80))
     assert torch.equal(part.image, whole.image[:, 30:94, 10:90])
     assert torch.equal(drawn(part), drawn(whole)[:1, 30:94, 10:90])  # the second object lies outside
     assert part.objects.boxes.tolist() == [[10.0, 10.0, 70.0, 64.0]]  # of the mask that is left
@@ -67,7 +72,7 @@ def test_objects_without_area_or_pixels_are_removed() -> None:
     boxes = torch.tensor([[0.0, 0, 10, 10], [5, 5, 5, 9], [90, 0, 99, 9], [0, 0, 4, 4]])
     masks = torch.ones(4, 20, 20, dtype=torch.uint8)
     masks[3] = 0
-    left = present(Objects(boxes, torch.arange(4), torch.zeros(4, dtype=torch.bool), from_masks(masks)), (20, 20))
+    left = clip_objects(Objects(boxes, torch.arange(4), torch.zeros(4, dtype=torch.bool), from_masks(masks)), (20, 20))
     assert left.labels.tolist() == [0]
     nothing = Objects(
         torch.zeros(0, 4),
@@ -75,7 +80,7 @@ def test_objects_without_area_or_pixels_are_removed() -> None:
         torch.zeros(0, dtype=torch.bool),
         from_masks(torch.zeros(0, 20, 20)),
     )
-    assert len(present(nothing, (20, 20)).boxes) == 0
+    assert len(clip_objects(nothing, (20, 20)).boxes) == 0
 
 
 def test_large_scale_jitter_draws_scales_flips_and_offsets() -> None:
@@ -155,10 +160,10 @@ def test_only_boxes_cut_by_the_border_become_the_box_of_the_visible_mask() -> No
     boxes = torch.tensor([[1.6, 3.7, 7.2, 9.1], [-3.0, 3.7, 7.2, 9.1]])
     both = Objects(boxes, torch.tensor([0, 1]), torch.zeros(2, dtype=torch.bool), from_masks(masks))
     torch.testing.assert_close(
-        present(both, (20, 20)).boxes, torch.tensor([[1.6, 3.7, 7.2, 9.1], [2.0, 4.0, 7.0, 9.0]])
+        clip_objects(both, (20, 20)).boxes, torch.tensor([[1.6, 3.7, 7.2, 9.1], [2.0, 4.0, 7.0, 9.0]])
     )
     torch.testing.assert_close(
-        present(replace(both, masks=None), (20, 20)).boxes[1], torch.tensor([0.0, 3.7, 7.2, 9.1])
+        clip_objects(replace(both, masks=None), (20, 20)).boxes[1], torch.tensor([0.0, 3.7, 7.2, 9.1])
     )
 
 
@@ -173,7 +178,7 @@ def test_generated_scenes_keep_every_mask_within_its_box() -> None:
     )
     found = samples[[Key(0, i, 0) for i in range(20)]].batch
     for objects, size in zip(found.objects, found.sizes, strict=True):
-        for (x0, y0, x1, y1), mask in zip(objects.boxes.tolist(), dense(objects.masks, size), strict=True):
+        for (x0, y0, x1, y1), mask in zip(objects.boxes.tolist(), rasterize(objects.masks, size), strict=True):
             assert mask[max(0, int(y0) - 1) : int(y1) + 2, max(0, int(x0) - 1) : int(x1) + 2].sum() == mask.sum() > 0
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mae_transfer.data.places import apart
+from mae_transfer.data.config import check_holdout
 from mae_transfer.suite.graph.plan import open_plan
 
 ROOT = Path(__file__).parents[2]
@@ -40,4 +40,4 @@ def test_what_is_chosen_is_chosen_on_held_out_images(task: str) -> None:
                 assert node.sweep is not None
                 assert node.sweep.split == "holdout"
             else:
-                apart(tried.data.val, {"train": tried.data.train, "val": reported.data.val})
+                check_holdout(tried.data.val, {"train": tried.data.train, "val": reported.data.val})

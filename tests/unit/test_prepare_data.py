@@ -17,17 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mae_transfer.core.runs import dense
-from mae_transfer.data import (
-    AdeConfig,
-    CocoConfig,
-    ShapesMapsConfig,
-    ShapesObjectsConfig,
-    archives,
-)
+from mae_transfer.core.runs import rasterize
+from mae_transfer.data import archives
+from mae_transfer.data.ade import AdeConfig
 from mae_transfer.data.archives import DATA_SETS, Archive
 from mae_transfer.data.checks import check_any, check_coco
-from mae_transfer.data.dense_shapes import write_ade, write_coco
+from mae_transfer.data.coco import CocoConfig
+from mae_transfer.data.dense_shapes import ShapesMapsConfig, ShapesObjectsConfig, write_ade, write_coco
 from mae_transfer.download import unpack
 from mae_transfer.seeding import fold
 
@@ -197,7 +193,7 @@ def test_objects_of_a_scene_are_visible_and_their_boxes_tight() -> None:
     for index in range(40):
         objects = scenes.objects(index)
         assert objects.masks is not None
-        masks = dense(objects.masks, (32, 32))
+        masks = rasterize(objects.masks, (32, 32))
         assert (masks.sum(dim=(1, 2)) >= 4).all()
         assert len(objects.boxes) == len(objects.labels) == len(objects.crowd) == len(masks)
         for (x0, y0, x1, y1), mask in zip(objects.boxes.long().tolist(), masks, strict=True):

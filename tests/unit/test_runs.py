@@ -14,10 +14,20 @@ from PIL import Image
 from pycocotools import mask as theirs
 from torchvision.ops import masks_to_boxes
 
-from mae_transfer.core.runs import dense, extents, filled, from_counts, from_mask, from_masks, pasted, taken, to_counts
-from mae_transfer.data import ShapesObjectsConfig
+from mae_transfer.core.runs import (
+    extents,
+    from_counts,
+    from_mask,
+    from_masks,
+    has_pixels,
+    paste_masks,
+    rasterize,
+    select_pixels,
+    to_counts,
+)
 from mae_transfer.data.coco import decode_outlines, encode_runs
-from mae_transfer.data.objects import LargeScaleJitter, Scene, SceneTransform, ShortestEdge, mirrored
+from mae_transfer.data.dense_shapes import ShapesObjectsConfig
+from mae_transfer.data.objects import LargeScaleJitter, Scene, SceneTransform, ShortestEdge, mirror
 from mae_transfer.draw.detections import DetectionPicture, choose_detections, save_detections
 from mae_transfer.interfaces import Objects
 from mae_transfer.metrics.coco import Detections
@@ -60,24 +70,24 @@ def polygons(rng: np.random.Generator, count: int, size: tuple[int, int], radius
 def test_masks_codes_and_runs_are_equivalent() -> None:
     masks = blobs(np.random.default_rng(0))
     runs, codes = from_masks(masks), coded(masks)
-    assert torch.equal(dense(runs, SIZE), masks)
-    assert filled(runs).tolist() == masks.flatten(1).any(1).tolist()
+    assert torch.equal(rasterize(runs, SIZE), masks)
+    assert has_pixels(runs).tolist() == masks.flatten(1).any(1).tolist()
     assert [encode_runs(one, SIZE) for one in runs] == [
         {"size": list(SIZE), "counts": code["counts"].decode()} for code in codes
     ]
     assert torch.equal(decode_outlines([encode_runs(one, SIZE) for one in runs], SIZE), runs)
     assert torch.equal(decode_outlines([{"size": SIZE, "counts": to_counts(one, SIZE)} for one in runs], SIZE), runs)
-    there = filled(runs)
+    there = has_pixels(runs)
     assert torch.equal(extents(runs, SIZE)[there], masks_to_boxes(masks[there]) + torch.tensor([0.0, 0, 1, 1]))
     assert not extents(runs, SIZE)[~there].any()
-    assert dense(runs[:0], SIZE).shape == (0, *SIZE)
+    assert rasterize(runs[:0], SIZE).shape == (0, *SIZE)
     assert extents(decode_outlines([], SIZE), SIZE).shape == (0, 4)
 
 
 def test_counts_with_empty_runs_are_their_pixels() -> None:
     runs = from_counts([[3, 0, 2, 4, 0, 5, 7]], (5, 8))
     assert runs.tolist() == [[5, 14]]
-    assert torch.equal(dense(runs, (5, 8))[0].T.flatten().nonzero()[:, 0], torch.arange(5, 14))
+    assert torch.equal(rasterize(runs, (5, 8))[0].T.flatten().nonzero()[:, 0], torch.arange(5, 14))
 
 
 @pytest.mark.parametrize("counts", [[30, 30], [-1, 5], [], "PP", "0~"])
@@ -92,8 +102,8 @@ def test_rows_and_columns_are_those_of_the_drawn_mask(seed: int) -> None:
     masks = blobs(rng)
     rows = np.sort(rng.integers(0, SIZE[0], rng.integers(1, 80)))
     for columns in (rng.integers(0, SIZE[1], rng.integers(1, 90)), np.arange(SIZE[1])[::-1], np.arange(20, 30)):
-        part = taken(from_masks(masks), SIZE, rows, columns)
-        assert torch.equal(dense(part, (len(rows), len(columns))), masks[:, rows][:, :, columns.copy()])
+        part = select_pixels(from_masks(masks), SIZE, rows, columns)
+        assert torch.equal(rasterize(part, (len(rows), len(columns))), masks[:, rows][:, :, columns.copy()])
         assert torch.equal(part, from_masks(masks[:, rows][:, :, columns.copy()])), "runs are as few as can be"
 
 
@@ -101,7 +111,7 @@ def test_polygons_equal_pycocotools() -> None:
     size = (60, 90)
     drawn = polygons(np.random.default_rng(0), 30, size, 25)
     expected = [theirs.decode(theirs.merge(theirs.frPyObjects(one, *size))) for one in drawn]
-    assert torch.equal(dense(decode_outlines(drawn, size), size), torch.from_numpy(np.stack(expected)))
+    assert torch.equal(rasterize(decode_outlines(drawn, size), size), torch.from_numpy(np.stack(expected)))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +135,10 @@ def test_masks_of_a_training_sample_equal_rasterised_masks(transform: SceneTrans
     for seed in range(12):
         objects = Objects(boxes, torch.arange(len(masks)), torch.zeros(len(masks), dtype=torch.bool), runs)
         with seeded(seed), pytest.MonkeyPatch.context() as patch:
-            patch.setattr("mae_transfer.data.objects.taken", lambda *given: seen.append(given[2:]) or taken(*given))  # type: ignore[func-returns-value]
+            patch.setattr(
+                "mae_transfer.data.objects.select_pixels",
+                lambda *given: seen.append(given[2:]) or select_pixels(*given),
+            )  # type: ignore[func-returns-value]
             out = transform(Scene(numbered, objects))
         full = masks
         for rows, columns in seen:
@@ -133,14 +146,14 @@ def test_masks_of_a_training_sample_equal_rasterised_masks(transform: SceneTrans
         seen.clear()
         kept = full.flatten(1).any(1).bool()
         assert out.objects.labels.tolist() == torch.arange(len(masks))[kept].tolist()
-        assert torch.equal(dense(out.objects.masks, out.image.shape[1:]), full[kept])
+        assert torch.equal(rasterize(out.objects.masks, out.image.shape[1:]), full[kept])
 
 
 def test_generated_scenes_have_the_masks_of_their_solids() -> None:
     source = ShapesObjectsConfig(size=48, length=3).open()
     for index in range(3):
         scene, objects = source.shapes.scene(index), source.objects(index)
-        found = dense(objects.masks, (48, 48))
+        found = rasterize(objects.masks, (48, 48))
         for k in range(len(found)):
             numbers = np.unique(scene.instances[found[k].numpy() != 0])
             assert len(numbers) == 1
@@ -163,8 +176,8 @@ def test_twenty_objects_of_a_large_image_take_little_memory() -> None:
     boxes, image = torch.tensor([[0.0, 0, 5000, 4000]]).repeat(20, 1), torch.zeros(3, *size, dtype=torch.uint8)
     tracemalloc.start()
     runs = decode_outlines(drawn, size)
-    scene = mirrored(Scene(image, Objects(boxes, torch.arange(20), torch.zeros(20, dtype=torch.bool), runs)))
-    masks = pasted(torch.ones(20, 28, 28), boxes / 50, size)
+    scene = mirror(Scene(image, Objects(boxes, torch.arange(20), torch.zeros(20, dtype=torch.bool), runs)))
+    masks = paste_masks(torch.ones(20, 28, 28), boxes / 50, size)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 20e6
@@ -191,7 +204,7 @@ def test_a_picture_of_a_large_image_is_drawn_within_its_own_resolution(tmp_path:
     ) > 20  # on both panels, about as much of the image as the stars are
     shares = [half.mean() for half in np.array_split(coloured, 2, axis=1)]
     assert shares[0] == pytest.approx(shares[1], abs=0.01)
-    assert shares[0] == pytest.approx(float(dense(drawn, size).any(0).float().mean()), rel=0.5)
+    assert shares[0] == pytest.approx(float(rasterize(drawn, size).any(0).float().mean()), rel=0.5)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from mae_transfer.adapters import AdaptedBackbone, TapFPN
 from mae_transfer.adapters.mmseg import Segmenter, accuracy, quiet
 from mae_transfer.adapters.mmseg_transforms import Rescale, TrainingCrop
 from mae_transfer.data import Key
-from mae_transfer.data.ade import Mapped
+from mae_transfer.data.ade import MappedImage
 from mae_transfer.data.dense_shapes import ShapesMapsConfig
 from mae_transfer.data.maps import MapCrops, MapDataConfig, inside
 from mae_transfer.engine.optim import OptimConfig
@@ -248,8 +248,8 @@ def test_crops_are_padded_with_ignored_pixels_and_know_their_extent() -> None:
         def __len__(self) -> int:
             return 1
 
-        def read(self, index: int) -> Mapped:
-            return Mapped(torch.full((3, 20, 28), 9, dtype=torch.uint8), torch.zeros(20, 28, dtype=torch.uint8))
+        def read(self, index: int) -> MappedImage:
+            return MappedImage(torch.full((3, 20, 28), 9, dtype=torch.uint8), torch.zeros(20, 28, dtype=torch.uint8))
 
         def where(self, index: int) -> str:
             return "small"

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mae_transfer.data import DataConfig, open_source
 from mae_transfer.data.maps import MapDataConfig, open_map_set
-from mae_transfer.data.objects import ObjectDataConfig, open_one
+from mae_transfer.data.objects import ObjectDataConfig, open_object_set
 from mae_transfer.data.sources import fingerprint
 from mae_transfer.suite.store.records import write_whole
 
@@ -92,7 +92,7 @@ def _sources(data: Any) -> dict[str, Any]:
     if isinstance(data, MapDataConfig):
         return {part: open_map_set(spec, data.root) for part, spec in specs.items()}
     assert isinstance(data, ObjectDataConfig)
-    return {part: open_one(spec, data.root, masks=True) for part, spec in specs.items()}
+    return {part: open_object_set(spec, data.root, masks=True) for part, spec in specs.items()}
 
 
 def _state(root: Path) -> str:
