@@ -77,10 +77,10 @@ def run(args: argparse.Namespace) -> None:
     elif args.command == "check":
         from mae_transfer.data.checks import check_any
 
-        files = {name: getattr(args, name) for name in ("annotations", "images", "image_suffix", "map_suffix")}
-        maps = {name: getattr(args, name) for name in ("classes", "values", "allow_absent")}
-        maps["reduce_zero_label"] = not args.keep_zero_label
-        report(check_any(args.root, splits=args.split, masks=not args.boxes, **files, **maps))
+        same = ("annotations", "images", "image_suffix", "map_suffix", "classes", "values", "allow_absent")
+        options = {name: getattr(args, name) for name in same}
+        options |= {"masks": not args.boxes, "reduce_zero_label": not args.keep_zero_label}
+        report(check_any(args.root, splits=args.split, options=options))
     else:
         from mae_transfer.data.dense_shapes import write_ade, write_coco
 
@@ -95,7 +95,7 @@ def public(args: argparse.Namespace) -> None:
     data_set = DATA_SETS[args.command]
     print(data_set.terms)
     folder = args.root / data_set.folder if args.check else prepare(data_set, args.root)
-    defects = {split: data_set.check(str(folder), split=split) for split in data_set.splits}
+    defects = {split: data_set.check(str(folder), split) for split in data_set.splits}
     if args.check:
         report(defects)
     else:  # the archives are verified, so remaining defects are in the published data: COCO has boxes without area

@@ -100,12 +100,9 @@ class Ade:
             ValueError: names a missing or empty folder, images without a map, files that differ only in their suffix,
                 or the error in the list of classes.
         """
-        self.classes = class_names(cfg.home, cfg.classes)
-        values = None if cfg.values is None else tuple(cfg.values)
-        self.coding = coding_of(len(self.classes), reduce_zero_label=cfg.reduce_zero_label, values=values)
+        self.classes, self.coding, self.images, self.maps = find_layout(cfg)
         self.allow_absent = cfg.allow_absent
-        self.images, self.maps = folders(cfg.home, cfg.split)
-        pairs, found = pairs_in(self.images, self.maps, image_suffix=cfg.image_suffix, map_suffix=cfg.map_suffix)
+        pairs, found = find_pairs(cfg, self.images, self.maps)
         if defects := [str(defect) for defect in found if not defect.policy]:
             raise ValueError(
                 f"{self.images}, {self.maps}: {'; '.join(defects)} (tools/prepare_data.py check lists every defect)"
@@ -175,24 +172,38 @@ def _read_lines(path: Path) -> list[str]:
     return text.splitlines()
 
 
-def folders(root: str | Path, split: str) -> tuple[Path, Path]:
-    """Return the folders of images and maps of a split. ValueError if one is missing."""
-    home = Path(root).expanduser()
-    found = home / "images" / split, home / "annotations" / split
-    for folder in found:
-        if not folder.is_dir():
+def find_layout(cfg: AdeConfig) -> tuple[tuple[str, ...], Coding, Path, Path]:
+    """Return the class names, the meaning of stored values, and the folders of images and maps.
+
+    Raises:
+        ValueError: a folder or the list of classes is missing, or the values do not fit the classes.
+    """
+    classes = class_names(cfg.home, cfg.classes)
+    if cfg.values is not None:
+        values = tuple(cfg.values)
+        if len(values) != len(classes) or len(set(values)) != len(classes):
             raise ValueError(
-                f"no folder {str(folder)!r}; set data.root to a folder in ADE20K's layout, with images/{split} and "
-                f"annotations/{split}"
+                f"values={values}: give each of the {len(classes)} classes its own value, in the order of `classes`"
             )
-    return found
+        if max(values) >= VALUES:
+            raise ValueError(f"values={values}: give values from 0 to {VALUES - 1}")
+    coding = Coding(len(classes), cfg.reduce_zero_label, None if cfg.values is None else values)
+    images, maps = (cfg.home / folder / cfg.split for folder in ("images", "annotations"))
+    for found in (images, maps):
+        if not found.is_dir():
+            raise ValueError(
+                f"no folder {str(found)!r}; set data.root to a folder in ADE20K's layout, with images/{cfg.split} and "
+                f"annotations/{cfg.split}"
+            )
+    return classes, coding, images, maps
 
 
-def pairs_in(
-    images: Path, maps: Path, *, image_suffix: str | None = None, map_suffix: str | None = None
-) -> tuple[list[tuple[bytes, bytes]], list[Defect]]:
+def find_pairs(cfg: AdeConfig, images: Path, maps: Path) -> tuple[list[tuple[bytes, bytes]], list[Defect]]:
     """Return the sorted pairs of image and map names, and the defects of the other files. Unused files are reported."""
-    image_names, map_names = _names(images, image_suffix, image_suffixes()), _names(maps, map_suffix, MAP_SUFFIXES)
+    image_names, map_names = (
+        _names(images, cfg.image_suffix, image_suffixes()),
+        _names(maps, cfg.map_suffix, MAP_SUFFIXES),
+    )
     found = Defects()
     unpaired = sorted(image_names.keys() - map_names.keys())
     ending = _ending(unpaired[0], map_names) if unpaired else None
@@ -294,18 +305,6 @@ def _table(coding: Coding) -> np.ndarray:
         if coding.values is not None or coding.value(label) not in VOID:
             table[coding.value(label)] = label
     return table
-
-
-def coding_of(classes: int, *, reduce_zero_label: bool, values: tuple[int, ...] | None) -> Coding:
-    """Return the coding of a set. ValueError if `values` does not give each class its own value."""
-    if values is not None:
-        if len(values) != classes or len(set(values)) != classes:
-            raise ValueError(
-                f"values={values}: give each of the {classes} classes its own value, in the order of `classes`"
-            )
-        if min(values) < 0 or max(values) >= VALUES:
-            raise ValueError(f"values={values}: give values from 0 to {VALUES - 1}")
-    return Coding(classes, reduce_zero_label, values)
 
 
 def read_map(path: Path, *, size: tuple[int, int] | None = None) -> np.ndarray:

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from mae_transfer.data.ade import AdeConfig
 from mae_transfer.data.checks import check_ade, check_coco
+from mae_transfer.data.coco import CocoConfig
 from mae_transfer.data.reports import Defect
 from mae_transfer.download import fetch, unpack
 
@@ -30,7 +32,7 @@ class PublicDataSet(NamedTuple):
     archives: tuple[Archive, ...]
     folder: str  # data.root of the configs, relative to the root
     splits: tuple[str, ...]
-    check: Callable[..., list[Defect]]  # (root, split=...)
+    check: Callable[[str, str], list[Defect]]  # of a root and a split
     terms: str
 
 
@@ -44,7 +46,7 @@ DATA_SETS = {
         ),
         "",
         ("train2017", "val2017"),
-        check_coco,
+        lambda root, split: check_coco(CocoConfig(root=root, split=split)),
         "COCO 2017 (26 GB with its archives): annotations under CC BY 4.0. COCO does not own the images, "
         "which are under Flickr's terms of use. Terms: https://cocodataset.org/#termsofuse",
     ),
@@ -52,7 +54,7 @@ DATA_SETS = {
         (Archive("http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"),),
         "ADEChallengeData2016",
         ("training", "validation"),
-        check_ade,
+        lambda root, split: check_ade(AdeConfig(root=root, split=split)),
         "ADE20K, scene parsing benchmark (2 GB with its archive): images for non-commercial research and education "
         "only. Terms: https://groups.csail.mit.edu/vision/datasets/ADE20K/terms/",
     ),

@@ -16,31 +16,31 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from mae_transfer.config import validate
 from mae_transfer.data.ade import (
     VALUES,
     VOID,
     Ade,
+    AdeConfig,
     BrokenMap,
     Coding,
     MapSource,
-    class_names,
-    coding_of,
-    folders,
-    pairs_in,
+    find_layout,
+    find_pairs,
     read_map,
-)
-from mae_transfer.data.coco import Coco, ObjectSource, load_json, locate
+)  # fmt: skip
+from mae_transfer.data.coco import Coco, CocoConfig, ObjectSource, load_json, locate
 from mae_transfer.data.coco_rules import examine
 from mae_transfer.data.decode import UnreadableImage, decode_file, size_of
 from mae_transfer.data.reports import EXAMPLES, Defect, Defects, collect_notes, refuse, report, stopping, track_progress
 from mae_transfer.disk import cache_folder, write_text
 
+S = TypeVar("S", CocoConfig, AdeConfig)
 READERS = 8  # files opened at a time; threads hide the latency of network file systems
 ABSENT = "class without a pixel in any map"
 FORMAT = 1  # version of the cached result; increase it when the check finds more than before
@@ -55,70 +55,45 @@ class MapFindings(NamedTuple):
     values: list[int]  # sorted values that occur in any map
 
 
-def check_any(
-    root: Path,
-    *,
-    splits: Sequence[str] = (),
-    annotations: str | None = None,
-    images: str | None = None,
-    masks: bool = True,
-    classes: Sequence[str] | None = None,
-    reduce_zero_label: bool = True,
-    values: Sequence[int] | None = None,
-    image_suffix: str | None = None,
-    map_suffix: str | None = None,
-    allow_absent: bool = False,
-) -> dict[str, list[Defect]]:
-    """Return the defects by split, or by json file if `annotations` names one. The layout is detected from the files.
+def check_any(root: Path, *, splits: Sequence[str] = (), options: Mapping[str, Any]) -> dict[str, list[Defect]]:
+    """Return the defects by split, or by json file if the options name one. The layout is detected from the files.
 
     Args:
-        splits: the splits to check; empty: all that exist. The other options are those of check_coco and check_ade.
+        splits: the splits to check; empty: all that exist.
+        options: of CocoConfig and AdeConfig. Those of the other layout are ignored.
 
     Raises:
         ValueError: the folder has neither layout.
     """
-    if annotations:
-        return {annotations: check_coco(str(root), annotations=annotations, images=images, masks=masks)}
     jsons = [path.stem.removeprefix("instances_") for path in sorted(root.glob("annotations/instances_*.json"))]
+    if named := options.get("annotations"):
+        return {named: check_coco(_configure(CocoConfig, root, options))}
     if jsons:
-        return {split: check_coco(str(root), split=split, images=images, masks=masks) for split in splits or jsons}
+        coco = _configure(CocoConfig, root, options)
+        return {split: check_coco(coco.model_copy(update={"split": split})) for split in splits or jsons}
     maps = [path.name for path in sorted(root.glob("annotations/*")) if path.is_dir()]
     if maps:
-        check = partial(
-            check_ade,
-            str(root),
-            classes=classes,
-            reduce_zero_label=reduce_zero_label,
-            values=values,
-            image_suffix=image_suffix,
-            map_suffix=map_suffix,
-            allow_absent=allow_absent,
-        )
-        return {split: check(split=split) for split in splits or maps}
+        ade = _configure(AdeConfig, root, options)
+        return {split: check_ade(ade.model_copy(update={"split": split})) for split in splits or maps}
     raise ValueError(
         f"{str(root)!r} has neither annotations/instances_*.json (COCO) nor annotations/SPLIT/ (ADE20K): name the json "
         "(--annotations)"
     )
 
 
-def check_coco(
-    root: str,
-    *,
-    split: str = "train2017",
-    annotations: str | None = None,
-    images: str | None = None,
-    masks: bool = True,
-) -> list[Defect]:
-    """Return every defect of a split, or an empty list. The arguments are those of data.coco.Coco.
+def _configure(schema: type[S], root: Path, options: Mapping[str, Any]) -> S:
+    known = {name: value for name, value in options.items() if name in schema.model_fields}
+    return validate({"root": str(root), **known}, schema, where="options of the check")
 
-    Use masks=False for a set that is used for boxes only.
-    """
+
+def check_coco(cfg: CocoConfig) -> list[Defect]:
+    """Return every defect of a split, or an empty list. Use masks=False for a set that is used for boxes only."""
     try:
-        file, folder = locate(root, split, annotations, images)
+        file, folder = locate(cfg)
         content = load_json(file)
     except ValueError as error:
         return [Defect("unusable data set", 1, (str(error),))]
-    found = examine(content, masks=masks)
+    found = examine(content, masks=cfg.masks)
     listed = [(folder / image["file_name"], (image["height"], image["width"])) for image in found.images]
     return [*found.defects, *_check_sizes(listed)]
 
@@ -156,30 +131,16 @@ def _check_sizes(images: Sequence[tuple[Path, tuple[int, int]]]) -> list[Defect]
     return found.collected()
 
 
-def check_ade(
-    root: str,
-    *,
-    split: str = "training",
-    classes: Sequence[str] | None = None,
-    reduce_zero_label: bool = True,
-    values: Sequence[int] | None = None,
-    image_suffix: str | None = None,
-    map_suffix: str | None = None,
-    allow_absent: bool = False,
-) -> list[Defect]:
-    """Return every defect of a split, or an empty list. The arguments are those of data.ade.Ade."""
+def check_ade(cfg: AdeConfig) -> list[Defect]:
+    """Return every defect of a split, or an empty list."""
     try:
-        names = class_names(Path(root).expanduser(), classes)
-        coding = coding_of(
-            len(names), reduce_zero_label=reduce_zero_label, values=None if values is None else tuple(values)
-        )
-        images, maps = folders(root, split)
+        names, coding, images, maps = find_layout(cfg)
     except ValueError as error:
         return [Defect("unusable data set", 1, (str(error),))]
-    pairs, defects = pairs_in(images, maps, image_suffix=image_suffix, map_suffix=map_suffix)
-    found = _check_pairs(images, maps, pairs, coding, what=split)
+    pairs, defects = find_pairs(cfg, images, maps)
+    found = _check_pairs(images, maps, pairs, coding, what=cfg.split)
     broken = stopping(found.defects)
-    return [*defects, *broken, *_absent(found, coding, names, allow=allow_absent), *found.defects[len(broken) :]]
+    return [*defects, *broken, *_absent(found, coding, names, allow=cfg.allow_absent), *found.defects[len(broken) :]]
 
 
 def check_maps(sets: Mapping[str, MapSource], *, skip: int = 0) -> None:

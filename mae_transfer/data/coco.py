@@ -101,7 +101,7 @@ class Coco:
 
     def __init__(self, cfg: CocoConfig) -> None:
         """Read the json. ValueError names the missing or broken file, or the contradiction in it."""
-        self.json, self.folder = locate(cfg.home, cfg.split, cfg.annotations, cfg.images)
+        self.json, self.folder = locate(cfg)
         found = examine(load_json(self.json), masks=cfg.masks)
         refuse(found.defects, where=self.json)
         for defect in found.defects:
@@ -204,12 +204,10 @@ class Coco:
         return slice(int(self._starts[index]), int(self._starts[index + 1]))
 
 
-def locate(
-    root: str | Path, split: str, annotations: str | None = None, images: str | None = None
-) -> tuple[Path, Path]:
+def locate(cfg: CocoConfig) -> tuple[Path, Path]:
     """Return the json and the image folder of a split. ValueError if one is missing."""
-    file = Path(root) / (annotations or f"annotations/instances_{split}.json")
-    folder = Path(root) / (images or split)
+    file = cfg.home / (cfg.annotations or f"annotations/instances_{cfg.split}.json")
+    folder = cfg.home / (cfg.images or cfg.split)
     if not file.is_file():
         found = sorted(path.name for path in file.parent.glob("*.json")) if file.parent.is_dir() else []
         raise ValueError(

@@ -22,7 +22,7 @@ from PIL import Image
 
 from mae_transfer.core.runs import from_masks
 from mae_transfer.data.checks import check_coco
-from mae_transfer.data.coco import encode_runs
+from mae_transfer.data.coco import CocoConfig, encode_runs
 from mae_transfer.data.objects import build_samples
 from mae_transfer.engine.dist import Dist
 from mae_transfer.metrics.coco import CocoMetric, Detections
@@ -172,7 +172,10 @@ def judge(root: Path, changes: tuple[list[Any], list[Any]], *, masks: bool) -> N
             one(content)
         (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
     named = [
-        defect for split in SPLITS for defect in check_coco(str(root), split=split, masks=masks) if not defect.policy
+        defect
+        for split in SPLITS
+        for defect in check_coco(CocoConfig(root=str(root), split=split, masks=masks))
+        if not defect.policy
     ]
     cfg = config(
         data={
@@ -224,7 +227,7 @@ def measured(metric: CocoMetric, val: Any, listed: list[Any], backend: Any) -> d
 def test_what_is_sound_passes(root: Path) -> None:
     for masks in (True, False):
         judge(root, ([], []), masks=masks)
-        assert check_coco(str(root), masks=masks) == []
+        assert check_coco(CocoConfig(root=str(root), masks=masks)) == []
 
 
 @settings(max_examples=120, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))

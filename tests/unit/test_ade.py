@@ -157,8 +157,8 @@ def test_reading_a_broken_pair_names_the_file_and_its_defect(root: Path) -> None
 @pytest.mark.data
 def test_the_real_labels_have_no_defect_and_eleven_classes(real_data: Callable[[str], Path]) -> None:
     root = str(real_data("camvid"))
-    assert check_ade(root, split="validation", classes=CAMVID) == []
-    ade = AdeConfig(root=root, split="validation", classes=CAMVID).open()
+    assert check_ade(AdeConfig(root=str(root), split="validation", classes=CAMVID)) == []
+    ade = AdeConfig(root=str(root), split="validation", classes=CAMVID).open()
     assert len(ade) == 101
     seen = torch.cat([ade.read(index).labels.unique() for index in range(0, len(ade), 10)]).unique()
     assert seen.tolist() == [*range(11), 255]
@@ -180,7 +180,7 @@ def test_every_defect_is_found_at_once(root: Path) -> None:
     Image.new("RGB", VALUES.shape[::-1]).save(images / "b.png")
     assert {
         defect.kind: (defect.number, tuple(re.sub(r" \(its .*", "", one) for one in defect.examples))
-        for defect in check_ade(str(root))
+        for defect in check_ade(AdeConfig(root=str(root)))
     } == {
         "image without a map": (1, ("lone.jpg",)),
         "map without an image": (1, ("other.png",)),
@@ -197,11 +197,11 @@ def test_every_defect_is_found_at_once(root: Path) -> None:
 def test_no_class_is_reported_absent_if_no_map_can_be_read(root: Path) -> None:
     for drawn in (root / "annotations" / "training").iterdir():
         Image.open(drawn).convert("RGB").save(drawn)
-    assert [defect.kind for defect in check_ade(str(root))] == ["map with colours instead of classes"]
+    assert [defect.kind for defect in check_ade(AdeConfig(root=str(root)))] == ["map with colours instead of classes"]
 
 
 def test_an_unusable_folder_is_reported_as_a_defect(root: Path) -> None:
-    (defect,) = check_ade(str(root), split="validation")
+    (defect,) = check_ade(AdeConfig(root=str(root), split="validation"))
     assert defect.kind == "unusable data set"
     assert "images/validation" in defect.examples[0]
 
@@ -285,14 +285,16 @@ def test_a_lossy_map_is_refused(tmp_path: Path) -> None:
 def test_masks_of_0_and_255_need_their_values(tmp_path: Path) -> None:
     save(tmp_path, "a", np.array([[0, 255], [255, 0]], dtype=np.uint8))
     options = {"classes": ("ground", "crack"), "reduce_zero_label": False}
-    (defect,) = check_ade(str(tmp_path), **options)
+    (defect,) = check_ade(AdeConfig(root=str(tmp_path), **options))
     assert str(defect) == (
         "1 x class without a pixel in any map: 'crack' (value 1); the maps contain the values 0, 255 (void); "
         "if 255 is a class here, give the value of each class: values=(0, 255); "
         "allow_absent=True accepts this (check: --allow-absent)"
     )
-    assert [one.policy for one in check_ade(str(tmp_path), allow_absent=True, **options)] == ["left out of the means"]
-    assert not check_ade(str(tmp_path), values=(0, 255), **options)
+    assert [one.policy for one in check_ade(AdeConfig(root=str(tmp_path), allow_absent=True, **options))] == [
+        "left out of the means"
+    ]
+    assert not check_ade(AdeConfig(root=str(tmp_path), values=(0, 255), **options))
     assert AdeConfig(root=str(tmp_path), values=(0, 255), **options).open().read(0).labels.tolist() == [[0, 1], [1, 0]]
     for values, message in (
         ((0,), "its own value"),
@@ -301,12 +303,12 @@ def test_masks_of_0_and_255_need_their_values(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             AdeConfig(root=str(tmp_path), values=values, **options).open()
-        assert message in check_ade(str(tmp_path), values=values, **options)[0].examples[0]
+        assert message in check_ade(AdeConfig(root=str(tmp_path), values=values, **options))[0].examples[0]
 
 
 def test_a_set_without_a_labelled_pixel_is_refused(tmp_path: Path) -> None:
     save(tmp_path, "a", VALUES * 0)
-    found = check_ade(str(tmp_path), classes=("a", "b"), allow_absent=True)
+    found = check_ade(AdeConfig(root=str(tmp_path), classes=("a", "b"), allow_absent=True))
     assert [(one.kind, bool(one.policy)) for one in found] == [
         ("map set in which no pixel has a class", False),
         ("empty map: no pixel has a class", True),
@@ -327,7 +329,7 @@ def test_nested_folders_and_a_map_suffix_are_supported(tmp_path: Path) -> None:
         ade = AdeConfig(**options, image_suffix="_photo.jpg", map_suffix=map_suffix).open()
         assert [Path(ade.where(k)).parent.name for k in range(2)] == ["aachen", "bonn"]
         assert ade.read(1).labels.tolist() == [[1, 2, 255], [255, 0, 1]]
-        assert not check_ade(image_suffix="_photo.jpg", map_suffix=map_suffix, **options)
+        assert not check_ade(AdeConfig(image_suffix="_photo.jpg", map_suffix=map_suffix, **options))
 
 
 def test_a_missing_suffix_is_proposed(root: Path) -> None:
@@ -351,7 +353,7 @@ def test_a_pipe_among_the_maps_is_refused(root: Path) -> None:
     os.mkfifo(root / "annotations" / "training" / "c.png")
     os.mkfifo(root / "images" / "training" / "c.jpg")
     assert len(AdeConfig(root=str(root)).open()) == 2
-    assert not check_ade(str(root))
+    assert not check_ade(AdeConfig(root=str(root)))
 
 
 def test_a_valid_set_is_cached_until_a_file_changes(

@@ -109,10 +109,10 @@ def test_training_leaves_out_images_with_only_crowd_regions(written: Callable[..
 
 def test_two_parts_are_disjoint_and_each_has_its_own_ground_truth(written: Callable[..., Path]) -> None:
     root = str(written(lambda content: content["annotations"].extend(boxed(k, k) for k in (4, 30))))
-    parts = [CocoConfig(root=root, part=part).open() for part in ((0.0, 0.5), (0.5, 1.0))]
+    parts = [CocoConfig(root=str(root), part=part).open() for part in ((0.0, 0.5), (0.5, 1.0))]
     assert (
         sorted(np.concatenate([part.image_ids for part in parts]).tolist())
-        == CocoConfig(root=root).open().image_ids.tolist()
+        == CocoConfig(root=str(root)).open().image_ids.tolist()
     )
     for part in parts:
         assert [image["id"] for image in part.ground_truth()["images"]] == part.image_ids.tolist()
@@ -210,7 +210,7 @@ def test_real_annotations_are_read_as_pycocotools_reads_them(real_data: Callable
 @pytest.mark.data
 @pytest.mark.parametrize("split", ["train2017", "val2017"])
 def test_real_data_has_no_defect(real_data: Callable[[str], Path], split: str) -> None:
-    assert check_coco(str(real_data("coco")), split=split) == []
+    assert check_coco(CocoConfig(root=str(real_data("coco")), split=split)) == []
 
 
 def break_everything(content: dict[str, Any]) -> None:
@@ -243,7 +243,10 @@ def test_every_defect_is_found_at_once(written: Callable[..., Path]) -> None:
     root = written(break_everything)
     Image.new("RGB", (30, 40)).save(root / "train2017" / "4.png")
     (root / "train2017" / "30.png").write_bytes(b"no image")
-    found = {defect.kind: (defect.number, defect.examples[0], defect.policy) for defect in check_coco(str(root))}
+    found = {
+        defect.kind: (defect.number, defect.examples[0], defect.policy)
+        for defect in check_coco(CocoConfig(root=str(root)))
+    }
     assert found == {
         "image without height, width": (1, "image 31", ""),
         "image without file_name, height, width": (1, "image 32", ""),
@@ -282,15 +285,15 @@ def test_an_unusable_file_is_reported_as_a_defect(written: Callable[..., Path]) 
     root = written()
     (root / "annotations" / "instances_train2017.json").write_text("[]")
     for split, message in (("train2017", "not in COCO's format"), ("val2017", "no annotations")):
-        (defect,) = check_coco(str(root), split=split)
+        (defect,) = check_coco(CocoConfig(root=str(root), split=split))
         assert defect.kind == "unusable data set"
         assert message in defect.examples[0]
 
 
 def test_a_set_without_outlines_is_valid_with_boxes_only(written: Callable[..., Path]) -> None:
     root = str(written(lambda content: [one.pop("segmentation") for one in content["annotations"]]))
-    assert check_coco(root, masks=False) == []
-    assert "check: --boxes" in str(check_coco(root)[0])
+    assert check_coco(CocoConfig(root=str(root), masks=False)) == []
+    assert "check: --boxes" in str(check_coco(CocoConfig(root=str(root)))[0])
 
 
 def test_a_part_of_a_set_is_checked_like_the_whole_set(written: Callable[..., Path]) -> None:

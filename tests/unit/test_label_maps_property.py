@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mae_transfer.config import validate
+from mae_transfer.data.ade import AdeConfig
 from mae_transfer.data.checks import check_ade, check_maps
 from mae_transfer.data.maps import MapDataConfig, open_map_sets
 from mae_transfer.data.reports import Defect
@@ -151,7 +152,7 @@ def found_by_check(root: Path, options: dict[str, Any]) -> list[Defect]:
     return [
         one
         for split in ("training", "validation")
-        for one in check_ade(str(root), split=split, **options)
+        for one in check_ade(AdeConfig(root=str(root), split=split, **options))
         if not one.policy
     ]
 

@@ -18,10 +18,9 @@ import numpy as np
 import pytest
 
 from mae_transfer.core.runs import rasterize
-from mae_transfer.data import archives
 from mae_transfer.data.ade import AdeConfig
 from mae_transfer.data.archives import DATA_SETS, Archive
-from mae_transfer.data.checks import check_any, check_coco
+from mae_transfer.data.checks import check_any
 from mae_transfer.data.coco import CocoConfig
 from mae_transfer.data.dense_shapes import ShapesMapsConfig, ShapesObjectsConfig, write_ade, write_coco
 from mae_transfer.download import unpack
@@ -212,13 +211,12 @@ def test_any_json_and_any_class_list_can_be_checked(tmp_path: Path, tool: Callab
     status, said = tool("check", "--root", tmp_path / "ade", "--split", "validation", "--classes", "a", "b")
     assert status == 1
     assert "2 x value beyond the 2 classes" in said
-    kept = check_any(
-        tmp_path / "ade", classes=["void", *map(str, range(11))], reduce_zero_label=False, allow_absent=True
-    )
+    options = {"classes": ["void", *map(str, range(11))], "reduce_zero_label": False, "allow_absent": True}
+    kept = check_any(tmp_path / "ade", options=options)
     assert not [defect for found in kept.values() for defect in found if not defect.policy]
     assert kept["validation"][0].examples[0] == "'void' (value 0)"
     with pytest.raises(ValueError, match="has neither"):
-        check_any(tmp_path)
+        check_any(tmp_path, options={})
 
 
 def test_defects_with_a_policy_are_shown_and_do_not_fail_the_check(
@@ -245,4 +243,7 @@ def test_every_public_archive_is_named_with_its_terms() -> None:
     for name, data_set in DATA_SETS.items():
         assert "Terms: https://" in data_set.terms, name
         assert all(archive.url.endswith(".zip") for archive in data_set.archives)
-    assert archives.DATA_SETS["coco"].check is check_coco
+    for name in ("coco", "ade20k"):
+        (defect,) = DATA_SETS[name].check("nowhere", DATA_SETS[name].splits[0])
+        assert defect.kind == "unusable data set"
+        assert "nowhere" in str(defect)
