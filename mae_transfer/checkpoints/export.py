@@ -36,11 +36,6 @@ def export_mae(path: Path, model: MAE, *, about: Mapping[str, Any]) -> None:
     write(path, {released_name(name): tensor for name, tensor in model.state_dict().items()}, about)
 
 
-def export_ours(path: Path, backbone: ViT | TimmBackbone, about: Mapping[str, Any]) -> None:
-    """Call `export_backbone`; ValueError for a timm model."""
-    export_backbone(path, _plain(backbone, "ours"), about=about)
-
-
 def to_dtype(backbone: ViT | TimmBackbone, dtype: torch.dtype, *, where: str) -> None:
     """Convert the trained parameters in place. Fixed tables and running statistics keep their type.
 
@@ -152,7 +147,7 @@ def _plain(backbone: ViT | TimmBackbone, name: str) -> ViT:
 
 
 FORMATS: dict[str, Export] = {
-    "ours": export_ours,
+    "ours": lambda path, backbone, about: export_backbone(path, _plain(backbone, "ours"), about=about),
     "timm": export_timm,
     "hf": export_hf,
     "detectron2": export_detectron2,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from rich.console import Console
@@ -22,9 +22,6 @@ from torch import Tensor
 
 from mae_transfer import disk
 from mae_transfer.engine.dist import Dist, read_mean
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 Kind = Literal["train", "eval"]
 REFRESH_S = 0.25
@@ -179,32 +176,25 @@ class Logger:
         self._main, self._steps, self._step, self._start_step = main, steps, resumed_at, resumed_at
         self._start = self._drawn = time.monotonic()
         self._path = folder / "log.jsonl"
-        self._file: IO[bytes] | None = None
-        self._board: SummaryWriter | None = None
-        self._wandb: Any = None
         self._bar: Progress | None = None
         self._progress = progress and main
-        if main:
-            self._open(folder, progress=progress, wandb=wandb)
-
-    def _open(self, folder: Path, *, progress: bool, wandb: bool) -> None:
+        if not main:
+            return
         from torch.utils.tensorboard import SummaryWriter  # the import takes a second
 
-        self._wandb = _wandb_run(folder, resumed=self._step > 0) if wandb else None
+        self._wandb = _wandb_run(folder, resumed=resumed_at > 0) if wandb else None
         folder.mkdir(parents=True, exist_ok=True)
-        _truncate(self._path, self._step)
+        _truncate(self._path, resumed_at)
         self._file = self._path.open("ab", buffering=0)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=self._step + 1)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_at + 1)
         console = Console()
-        self._bar = _bar(console, self._steps, self._step) if progress and console.is_terminal else None
+        self._bar = _bar(console, steps, resumed_at) if progress and console.is_terminal else None
 
     def write(self, kind: Kind, step: int, values: Mapping[str, float | None]) -> None:
         """Record the values after `step` completed steps; values that are not finite become null."""
         if not self._main:
             return
         finite = {name: value if value is None or math.isfinite(value) else None for name, value in values.items()}
-        assert self._file is not None
-        assert self._board is not None
         disk.append_bytes(self._file, (json.dumps({"kind": kind, "step": step, **finite}) + "\n").encode(), self._path)
         curves = {f"{kind}/{name}": value for name, value in finite.items() if value is not None}
         try:
@@ -233,15 +223,16 @@ class Logger:
 
     def close(self) -> None:
         """Flush and close everything; a second call does nothing."""
+        if not self._main:
+            return
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=self._step)
             self._bar.stop()
-        for sink in (self._file, self._board):
-            if sink is not None:
-                sink.close()
+        self._file.close()
+        self._board.close()
         if self._wandb is not None:
             self._wandb.finish()
-        self._main, self._bar, self._file, self._board, self._wandb = False, None, None, None, None
+        self._main, self._bar = False, None
 
     def __enter__(self) -> Self:
         return self

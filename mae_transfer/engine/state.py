@@ -180,17 +180,10 @@ class TrainState:
 
     def tensors(self) -> list[Tensor]:
         """Return every floating-point tensor that a checkpoint would hold."""
-        modules = [
-            self.bare.state_dict(),
-            self.ema.module.state_dict() if self.ema is not None else {},
-            *self.optimizer.state.values(),
-        ]
-        return [
-            value
-            for part in modules
-            for value in part.values()
-            if isinstance(value, Tensor) and value.is_floating_point()
-        ]
+        averaged = self.ema.module.state_dict() if self.ema is not None else {}
+        parts = [self.bare.state_dict(), averaged, *self.optimizer.state.values()]
+        values = [value for part in parts for value in part.values()]
+        return [value for value in values if isinstance(value, Tensor) and value.is_floating_point()]
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 
-TWICE = {"Block", "Part", "Task"}
+TWICE = {"Block", "Part"}
 """Names of earlier versions that still stand twice. Renaming removes a name from here; none is added."""
 
 
