@@ -15,6 +15,7 @@ EVERY = (
     "mae_transfer.cli.showing",
     "mae_transfer.cli.training",
     "mae_transfer.ablations",
+    "mae_transfer.draw.curves",
     "mmengine.config",
     "torch.utils.tensorboard",
 )  # modules that every tool imports
