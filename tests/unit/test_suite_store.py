@@ -18,7 +18,7 @@ from mae_transfer.suite.store.data import DataSets
 from mae_transfer.suite.store.records import load, read_note
 from mae_transfer.suite.store.shared import RunStore
 from mae_transfer.suite.store.work import Work
-from tests.unit.test_suite_run import ALL, ALONE, SUITE, Stage
+from tests.unit.test_suite_run import ALL, ALONE, ROOT, SUITE, Stage
 
 OTHER = SUITE.replace('title = "t"', 'title = "other"').replace('"a":', '"the first":').replace('"b":', '"the second":')
 
@@ -280,3 +280,18 @@ def test_steps_without_a_store_publish_nothing(tmp_path: Path, monkeypatch: pyte
     assert note is not None
     assert steps.publish(stage.work, note) is None
     assert steps.reuse(stage.work, stage.work.plan["a/pretrain/seed0"]) is None
+
+
+def test_one_suite_has_every_run_of_tables_3_to_7_and_half_of_their_pretraining(tmp_path: Path) -> None:
+    """The paper's suite and the tables one by one share identities, so a store serves both."""
+    suites = ROOT / "configs" / "suites"
+    paper = Work(open_plan(suites / "paper.py")[1], tmp_path / "paper", suite="paper")
+    known = {paper.identity(name) for name in paper.plan}
+    alone = 0.0
+    for table in ("table3", "table4", "table5", "table6", "table7"):
+        work = Work(open_plan(suites / f"{table}.py")[1], tmp_path / table, suite=table)
+        first = [name for name, node in work.plan.items() if node.seed == 0]
+        assert not [name for name in first if work.identity(name) not in known], table
+        alone += sum(work.plan[name].hours or 0 for name in first if work.plan[name].role == "pretrain")
+    shared = sum(node.hours or 0 for node in paper.plan.values() if node.role == "pretrain")
+    assert (round(shared), round(alone)) == (8056, 15414)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from mae_transfer import results
 from mae_transfer.checkpoints import PREFIXES as WEIGHTS
-from mae_transfer.checkpoints import downloaded, sha256, split, zoo_file
+from mae_transfer.checkpoints import RELEASED, downloaded, sha256, split, zoo_file
 from mae_transfer.checkpoints import load as load_weights
 from mae_transfer.config import Schema, flatten, load, nearest, read
 from mae_transfer.disk import at_home
@@ -339,7 +339,8 @@ def defect_of(key: str, value: str) -> str | None:
     if prefix in NO_FILE or not (weights or (key.startswith("target.") and (prefix or Path(value).suffix))):
         return None
     path = Path(rest)
-    return None if path.exists() else f"{path} does not exist"
+    source = f"; download it from {RELEASED['dalle_encoder'].url}" if prefix == "dalle" else ""
+    return None if path.exists() else f"{path} does not exist{source}"
 
 
 def files_of(node: Node) -> Iterator[tuple[str, Path]]:
