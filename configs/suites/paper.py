@@ -11,7 +11,7 @@ Published: MAE, ViT-B: 83.6 top-1 (table 3), 50.3 box AP (4), 48.1 mIoU (5), 70.
            (12); raw pixels 83.3, tokens 83.6 (7).
 """
 
-title = "tables 3 to 7"
+title = "paper"
 tables = ("3", "4", "5", "6", "7", "12", "survey", "ade")
 sets = dict(inat2017=17.0, inat2018=13.0, inat2019=8.0, places205=71.0, places365=52.0)  # hours of fine-tuning ViT-B
 roots = dict(imagenet="data/imagenet", coco="data/coco", ade="data/ADEChallengeData2016", **{name: f"data/{name}" for name in sets})
