@@ -14,6 +14,7 @@ from mae_transfer import checkpoints
 from mae_transfer.adapters import AdaptedBackbone, TapFPN
 from mae_transfer.adapters.mmseg import Segmenter, accuracy, quiet
 from mae_transfer.adapters.mmseg_transforms import Rescale, TrainingCrop
+from mae_transfer.config import validate
 from mae_transfer.data import Key
 from mae_transfer.data.ade import MappedImage
 from mae_transfer.data.dense_shapes import ShapesMapsConfig
@@ -303,7 +304,7 @@ def test_views_of_several_scales_are_no_smaller_than_the_window() -> None:
 )
 def test_bad_data_options_are_named(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        MapDataConfig.model_validate(values)
+        validate(values, MapDataConfig, where="data")
 
 
 def test_taps_that_the_encoder_has_not_are_named() -> None:
