@@ -118,8 +118,8 @@ class Weights(_Frozen):
     """A file of weights that a run starts from: its backbone, a tokenizer, a teacher, a basis."""
 
     kind: Literal["run", "released", "file", "random"]
-    """"run": a run of this suite, with its record below. "released": verified by a published checksum or downloaded by
-    name. "file": weights of unknown origin in a known layout. "random": no weights."""
+    """"run": a run of this package, with its record below. "released": verified by a published checksum or downloaded
+    by name. "file": weights of unknown origin in a known layout. "random": no weights."""
     name: str
     """Name: "MAE norm_pixel, random 75%, 800 ep", "mae_vit_base", "vit_base_patch16_224.dino", or the file's name."""
     layout: str | None = None

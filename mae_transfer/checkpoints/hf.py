@@ -175,7 +175,7 @@ def _config(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} describes a {config.get('model_type')!r}; supported are {', '.join(BLOCKS)}")
     for key, value in {"hidden_act": "gelu", "use_swiglu_ffn": False, "qkv_bias": True}.items():
         if config.get(key, value) != value:
-            raise ValueError(f"{path} has {key}={config[key]!r}; this suite's encoder supports {value!r} only")
+            raise ValueError(f"{path} has {key}={config[key]!r}; this package's encoder supports {value!r} only")
     dinov2 = config["model_type"] == "dinov2"
     config = {
         "num_channels": 3,

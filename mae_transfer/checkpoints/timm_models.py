@@ -237,7 +237,7 @@ def _as_plain_vit(model: Any, *, where: str) -> EncoderWeights:
 
 
 def _not_plain(model: Any) -> str:
-    """Return why this suite's encoder cannot hold the model; "" if it can.
+    """Return why this package's encoder cannot hold the model; "" if it can.
 
     Only properties that do not show in the tensors are checked.
     """

@@ -71,10 +71,8 @@ class Meter:
         self._start += time.perf_counter() - start
 
     def remember(self, step: int, batch: Any) -> None:
-        """Keep the sample ids of a host batch that has a tensor `index` (attribute or key)."""
-        ids = batch.get("index") if isinstance(batch, Mapping) else getattr(batch, "index", None)
-        if isinstance(ids, Tensor):
-            self._ids.append((step, ids))
+        """Keep the sample ids of a host batch, its `index`."""
+        self._ids.append((step, batch.index))
 
     def add(self, step: int, loss: Tensor) -> None:
         """Add the loss of a finished step (0-d, on the device), without reading it."""
