@@ -57,11 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     first, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if first in COMMANDS:
         return call(first, words, prog=f"{PROGRAM} {first}")
-    if first not in ("-h", "--help", "--version", "configs"):
-        print(f"{PROGRAM}: no command {first!r}\n\n{usage()}", file=sys.stderr)
-        return 2
-    print({"--version": f"{PROGRAM} {__version__}", "configs": "\n".join(configs())}.get(first) or usage())
-    return 0
+    said = {"-h": usage, "--help": usage, "--version": lambda: f"{PROGRAM} {__version__}", "configs": configs}
+    if first in said:
+        print(said[first]())
+        return 0
+    print(f"{PROGRAM}: no command {first!r}\n\n{usage()}", file=sys.stderr)
+    return 2
 
 
 def call(name: str, words: Sequence[str] | None = None, *, prog: str | None = None) -> int:
@@ -110,15 +111,13 @@ def guarded(action: Callable[[], object]) -> int:
 
 def usage() -> str:
     """Return the help text."""
-    purposes = {name: command.purpose for name, command in COMMANDS.items()} | {
-        "configs": "list the names of the configs"
-    }
-    lines = [f"  {name:11}{purpose}" for name, purpose in purposes.items()]
+    lines = [f"  {name:11}{command.purpose}" for name, command in COMMANDS.items()]
+    lines += [f"  {'configs':11}list the names of the configs"]
     end = f"`{PROGRAM} COMMAND --help` explains a command, `{PROGRAM} COMMAND --list` its configs."
     return "\n".join([f"usage: {PROGRAM} COMMAND ...", "", *lines, "", end])
 
 
-def configs() -> list[str]:
+def configs() -> str:
     """Return the names of the configs, as commands take them."""
     root = package_folder("configs")
-    return [file.relative_to(root).with_suffix("").as_posix() for file in sorted(root.rglob("*.py"))]
+    return "\n".join(file.relative_to(root).with_suffix("").as_posix() for file in sorted(root.rglob("*.py")))

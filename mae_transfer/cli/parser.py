@@ -71,14 +71,9 @@ def tool_of(prog: str) -> tuple[str, str]:
     return Path(first).stem, " ".join(rest)
 
 
-def config_file(text: str) -> str:
-    """Return the path of a config: a file, or a config of this package by its name ("detect/mini")."""
-    return str(find_config(at_home(text)))
-
-
 def config_path(text: str) -> Path:
-    """Return the same as a Path."""
-    return Path(config_file(text))
+    """Return the path of a config: a file, or a config of this package by its name ("detect/mini")."""
+    return find_config(at_home(text))
 
 
 def end_with_pipe() -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mae_transfer.cli.parser import Parser, check_work_dir
@@ -49,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     ]  # every row is checked before the first one starts
     for point, cfg in zip(points, configs, strict=True):
         if args.show:
-            show(cfg, title=f"{args.config}, row {point.row!r}" if point.row else args.config)
+            show(cfg, title=f"{args.config}, row {point.row!r}" if point.row else str(args.config))
             continue
         folder = args.work_dir / point.folder if args.row == "all" else args.work_dir
         if not Pretrain.launch(cfg, folder, resume=args.resume) and not args.estimate:
@@ -63,8 +62,8 @@ def rows(args: argparse.Namespace) -> list[AblationRun]:
     if not is_grid(args.config):
         if args.row or args.mini:
             raise ValueError(f"{args.config} is one run, not an ablation: remove --row and --mini")
-        return [AblationRun("", Path(args.config), {})]
-    found = points(Path(args.config), "mini" if args.mini else "paper", args.row or "")
+        return [AblationRun("", args.config, {})]
+    found = points(args.config, "mini" if args.mini else "paper", args.row or "")
     if len(found) > 1 and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError(
             "--row all runs all rows in one process and does not work with torchrun: start each row by its name"

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     else:
         cfg = load(args.config, TokenizerConfig, overrides=overrides(args), debug=args.debug)
     if args.show:
-        show(cfg, title=args.config)
+        show(cfg, title=str(args.config))
     elif isinstance(cfg, PretrainConfig):
         basis.fit(cfg, args.work_dir, components=args.components, images=args.images)
     else:

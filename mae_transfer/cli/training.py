@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
-from mae_transfer.cli.parser import Parser, add_config_information, check_work_dir, config_file, path
+from mae_transfer.cli.parser import Parser, add_config_information, check_work_dir, config_path, path
 from mae_transfer.disk import at_home
 
 CONFIG = "a config file, or a name of `mae-transfer configs`"
@@ -24,7 +24,7 @@ class TaskEntry(NamedTuple):
 def add_config_options(parser: Parser, config: str = CONFIG) -> None:
     """Add CONFIG with this help text, --set, --work-dir, --list and --show."""
     change = "change a value of the config, e.g. --set data.root=/data/imagenet; may be repeated"
-    parser.what.add_argument("config", type=config_file, metavar="CONFIG", help=config)
+    parser.what.add_argument("config", type=config_path, metavar="CONFIG", help=config)
     parser.what.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=change)
     parser.where.add_argument("--work-dir", type=path, metavar="D", help="folder for everything that the run writes")
     add_config_information(parser)
@@ -86,12 +86,10 @@ def transfer(
     schema, run, evaluate = parts
     drawn = {} if vars(args).get("visualize") is None else {"run.pictures": args.visualize}
     backbone = [] if args.backbone is None else [f"backbone.reference={args.backbone!r}"]
-    cfg: Schema = load(
-        args.config, schema, changes={**(changes or {}), **drawn}, overrides=[*backbone, *overrides(args)],
-        debug=args.debug,
-    )  # fmt: skip
+    given = {**(changes or {}), **drawn}
+    cfg: Schema = load(args.config, schema, changes=given, overrides=[*backbone, *overrides(args)], debug=args.debug)
     if args.show:
-        show(cfg, title=args.config)
+        show(cfg, title=str(args.config))
     elif args.estimate and (args.eval or evaluate is None):
         raise ValueError(f"--estimate times training, but this run of task {name!r} trains nothing: remove it")
     elif args.eval:
