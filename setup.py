@@ -19,7 +19,6 @@ SEGMENT = [  # the maintained distributions of `mmseg`, `mmcv` and `mmengine`; t
     "opencv-python>=4.10",  # mmcv resizes with it
     "onedl-mmengine~=0.10.12",
 ]
-SLURM = "submitit>=1.5"
 JPEG = "torchcodec>=0.17"  # JPEG decoder for versions of torchvision without one
 DEV = [
     "DALL-E>=0.1",  # reference of the autoencoder's tests
@@ -31,7 +30,6 @@ DEV = [
     "pytest-timeout>=2.4",
     "scikit-learn>=1.5",  # reference of the k-nearest-neighbour tests
     JPEG,
-    SLURM,  # tests use its local executor
     "ruff~=0.17.5",  # other minor versions have another format and other rules
     REFERENCE,
     *SEGMENT,
@@ -96,7 +94,7 @@ setup(
         "bench": [REFERENCE, "lightly>=1.6"],
         "segment": SEGMENT,
         "jpeg": [JPEG],
-        "slurm": [SLURM],
+        "slurm": [],  # earlier versions needed submitit
         "wandb": ["wandb>=0.17"],
     },
 )

@@ -143,7 +143,7 @@ def load(
         key, equals, text = override.partition("=")
         if not equals:
             raise ValueError(f"--set {override!r}: write it as key=value, for instance --set data.root=/data/imagenet")
-        assign(values, key.strip(), _literal(text))
+        assign(values, key.strip(), literal(text))
     return validate(values, schema, where=str(path))
 
 
@@ -256,7 +256,8 @@ def _normalised(values: dict[str, Any]) -> dict[str, Any]:
     return {key: _normalised(value) if isinstance(value, dict) else value for key, value in same.items()}
 
 
-def _literal(text: str) -> Any:
+def literal(text: str) -> Any:
+    """Return the Python literal that a text spells, or the text itself."""
     try:
         return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError):

@@ -6,6 +6,7 @@
   python tools/reproduce.py configs/suites/table7.py --work-dir runs/t7 --gpus-per-node 8
   python tools/reproduce.py configs/suites/table7.py --work-dir runs/t7 --launcher slurm \\
       --gpus-per-node 8 --nodes 4 --slurm partition=gpu
+  python tools/reproduce.py configs/suites/table7.py --work-dir runs/t7 --watch        (states, from any terminal)
 
 D will hold a folder per run (files of the tool, output.log, node.json with the run's state) and
 report.html, which is rewritten after every run. Finished runs are not repeated unless their config,
@@ -16,6 +17,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mae_transfer import cli
@@ -23,7 +26,11 @@ from mae_transfer import cli
 if TYPE_CHECKING:
     from mae_transfer.suite.store.work import Work
 
-OTHERS = {"local": ("nodes", "slurm"), "slurm": ("jobs", "devices")}  # launcher -> options of the other launcher
+OTHERS = {  # launcher -> options of other launchers
+    "local": ("nodes", "slurm", "cluster"),
+    "slurm": ("jobs", "devices"),
+    "jobfile": ("jobs", "devices"),
+}
 
 
 def parser() -> cli.Parser:
@@ -67,9 +74,9 @@ def parser() -> cli.Parser:
     )
     how.add_argument(
         "--launcher",
-        choices=("local", "slurm"),
+        choices=("local", "slurm", "jobfile"),
         default="local",
-        help="local (default): this machine; slurm: a cluster, by submitit",
+        help="local (default): this machine; slurm: a cluster; jobfile: write a script per run for any scheduler",
     )
     how.add_argument(
         "--jobs", type=cli.count, metavar="N", help="local: runs at a time (default: one per named device, else 1)"
@@ -87,16 +94,30 @@ def parser() -> cli.Parser:
         metavar="N",
         help="processes per run and node, by torchrun (default: 1)",
     )
-    how.add_argument("--nodes", type=cli.count, default=1, metavar="N", help="slurm: nodes per run (default: 1)")
+    how.add_argument(
+        "--nodes", type=cli.count, default=1, metavar="N", help="slurm, jobfile: nodes per run (default: 1)"
+    )
+    how.add_argument(
+        "--cluster",
+        type=cli.path,
+        metavar="FILE",
+        help="slurm, jobfile: the cluster's file (default: cluster.toml in D or in ~/.config/mae_transfer)",
+    )
     how.add_argument(
         "--slurm",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="slurm: a parameter, e.g. partition=gpu, timeout_min=720",
+        help="slurm, jobfile: a value of cluster.toml, e.g. partition=gpu, max_hours=12",
     )
+    how.add_argument("--run", metavar="NAME:IDENTITY", help="used by scripts of jobs: do this run on this node")
+    how.add_argument("--grace", type=cli.count, default=300, metavar="S", help="used by scripts: seconds to save")
+    how.add_argument("--limit", type=cli.count, metavar="MINUTES", help="used by scripts: time limit of the job")
     found.information.add_argument(
         "--dry-run", action="store_true", help="print the plan (runs, cost, state), and exit"
+    )
+    found.information.add_argument(
+        "--watch", action="store_true", help="show the state and last output of every run until all have ended"
     )
     found.information.add_argument("--list", action=cli.ListConfigs, nargs=0, help=cli.LIST)
     found.information.add_argument("--show", action="store_true", help=cli.SHOW)
@@ -110,10 +131,14 @@ def main() -> int:
 
 def reproduce(args: argparse.Namespace) -> None:
     from mae_transfer.suite.graph.plan import open_plan, select
+    from mae_transfer.suite.graph.shape import Shape, shapes_of
     from mae_transfer.suite.local import view
     from mae_transfer.suite.local.run import Machine, Runner
     from mae_transfer.suite.report.page import publish, refresh
-    from mae_transfer.suite.slurm import Cluster, submit
+    from mae_transfer.suite.slurm.cluster import open_cluster
+    from mae_transfer.suite.slurm.job import do
+    from mae_transfer.suite.slurm.script import write_jobs
+    from mae_transfer.suite.slurm.submit import queue_of, submit
     from mae_transfer.suite.store.data import DataSets
     from mae_transfer.suite.store.records import write_about
     from mae_transfer.suite.store.shared import RunStore
@@ -134,14 +159,20 @@ def reproduce(args: argparse.Namespace) -> None:
         return
     console, store = screen(), RunStore(args.store) if args.store else None
     work = Work(select(plan, args.only), args.work_dir, suite=cfg.title, debug=args.debug, store=store)
+    shapes, _ = shapes_of(work.plan, Shape(args.nodes, args.gpus_per_node), debug=args.debug)
+    if args.run:
+        sys.exit(do(cfg, work, args.run, shapes, grace=args.grace, limit=args.limit))
+    if args.watch:
+        view.watch(work, console, queue=queue_of(work.root))
+        return
     devices = tuple(filter(None, args.devices.split(",")))
     machine = Machine(args.jobs if args.jobs is not None else len(devices) or 1, devices, args.gpus_per_node)
-    cluster = Cluster.parse(nodes=args.nodes, gpus_per_node=args.gpus_per_node, options=args.slurm)
+    cluster = open_cluster(args.cluster, args.work_dir, pairs=args.slurm)
     machine.check()
     absent = work.absent()
     if args.dry_run:
         view.show_plan(work, console, forced(work.plan, args.force))
-    if args.dry_run or args.launcher == "slurm":  # a file may be visible on the nodes of the cluster only
+    if args.dry_run or args.launcher != "local":  # a file may be visible on the nodes of the cluster only
         for defect in absent:
             console.print(f"not found on this machine: {defect}", markup=False, highlight=False, soft_wrap=True)
     elif absent:
@@ -153,12 +184,13 @@ def reproduce(args: argparse.Namespace) -> None:
     replace = agreed_to_replace(work, forced(work.plan, args.force))
     work.prefetch(console.print)
     if args.launcher == "slurm":
-        if submit(work, cluster, force=args.force, replace=replace, say=console.print):
-            console.print(
-                "After they end, run the same command: it submits missing runs and writes tables and report.html."
-            )
-        else:
-            publish(cfg, work, console, known=plan)
+        submit(work, cluster, shapes, job_command(args), force=args.force, replace=replace, say=console.print)
+        console.print(
+            "Each job updates report.html. --watch shows the states; the same command submits what is missing."
+        )
+        publish(cfg, work, console, known=plan)
+    elif args.launcher == "jobfile":
+        console.print(f"Scripts: {write_jobs(work, shapes, cluster, job_command(args))} lists them with their needs.")
     else:
         with view.View(work, console) as shown:
             runner = Runner(
@@ -170,11 +202,26 @@ def reproduce(args: argparse.Namespace) -> None:
                 refresh=lambda: refresh(cfg, work),
             )
             states = runner.run(poll=lambda: shown.draw(runner))
-        wrong = publish(cfg, work, console, known=plan)
-        if set(states.values()) - {"done"}:
-            sys.exit(f"{view.summary(states.values())}; run the same command again for the missing runs")
-        if wrong:
-            sys.exit("not as expected: " + "; ".join(wrong))
+        end(states.values(), publish(cfg, work, console, known=plan))
+
+
+def end(states: Collection[str], wrong: Sequence[str]) -> None:
+    """Exit with an error if a run is missing or an expectation does not hold."""
+    from mae_transfer.suite.local import view
+
+    if set(states) - {"done"}:
+        sys.exit(f"{view.summary(states)}; run the same command again for the missing runs")
+    if wrong:
+        sys.exit("not as expected: " + "; ".join(wrong))
+
+
+def job_command(args: argparse.Namespace) -> list[str]:
+    """Return the command of a job, without the run that it does."""
+    shape = ["--nodes", str(args.nodes), "--gpus-per-node", str(args.gpus_per_node)]
+    roots = [f"--root={root}" for root in args.root]
+    where = [str(args.suite.resolve()), "--work-dir", str(args.work_dir.resolve())]
+    options = [*(["--debug"] if args.debug else []), *(["--store", str(args.store.resolve())] if args.store else [])]
+    return [str(Path(__file__).resolve()), *where, *roots, *options, "--launcher", args.launcher, *shape]
 
 
 def agreed_to_replace(work: Work, force: frozenset[str]) -> bool:

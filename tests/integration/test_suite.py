@@ -17,7 +17,6 @@ from rich.console import Console
 from mae_transfer import results
 from mae_transfer.suite.graph.plan import open_plan
 from mae_transfer.suite.local.view import show_plan
-from mae_transfer.suite.slurm import Cluster, submit
 from mae_transfer.suite.store import records
 from mae_transfer.suite.store.work import Work
 
@@ -125,18 +124,6 @@ def test_killed_at_random_moments_it_ends_with_the_same_values(
 ) -> None:
     disturbed(suite, tmp_path / "d", kills, seed=kills)
     assert values(tmp_path / "d") == values(undisturbed)
-
-
-def test_the_slurm_path_runs_every_level_and_marks_what_cannot_run(
-    suite: Path, tmp_path: Path, undisturbed: Path
-) -> None:
-    work = Work(open_plan(suite)[1], tmp_path / "d", suite="tiny")
-    said: list[str] = []
-    ids = submit(work, Cluster(1, 1, {"timeout_min": 5}, name="local"), say=said.append)
-    assert list(ids) == list(work.plan)
-    assert len(said) == 2
-    assert values(tmp_path / "d") == values(undisturbed)
-    assert submit(work, Cluster(1, 1, {}, name="local"), say=said.append) == {}
 
 
 def test_a_damaged_line_does_not_stop_the_tables(undisturbed: Path, tmp_path: Path) -> None:

@@ -67,7 +67,6 @@ ONLY_IN = {
     "wandb": ("mae_transfer/engine/log.py",),
     "faster_coco_eval": ("mae_transfer/metrics/coco.py",),
     "tensorboard": ("mae_transfer/engine/log.py",),
-    "submitit": ("mae_transfer/suite/slurm.py",),
     "jinja2": ("mae_transfer/suite/report/",),
     "lightly": ("mae_transfer/bench/",),
     "transformers": ("mae_transfer/bench/",),
@@ -87,7 +86,6 @@ OPTIONAL = {
     "detectron2",
     "simplejpeg",
     "torchcodec",
-    "submitit",
 }
 NOT_ON_PYPI = {"detectron2"}
 LOADED = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from rich.console import Console, Group
@@ -16,7 +16,8 @@ from rich.text import Text
 
 from mae_transfer.suite.graph.plan import Node
 from mae_transfer.suite.local.run import Runner
-from mae_transfer.suite.store.records import LOG, read_note
+from mae_transfer.suite.slurm.submit import Queued
+from mae_transfer.suite.store.records import LOG, Note, read_note
 from mae_transfer.suite.store.work import Work
 
 TAIL = 2000  # bytes at the end of a log that are searched for its last line
@@ -128,6 +129,49 @@ class View:
         hours = hours_left(self._work, [plan[name] for name, state in states.items() if state == "done"], left)
         guess = "" if hours is None or not left else f", about {duration(hours / runner.machine.jobs)}"
         return f"{ended or 'none ended'}; {len(left)} left{guess}"
+
+
+def watch(
+    work: Work, console: Console, *, queue: Callable[[], Mapping[str, Queued]] | None = None, every_s: float = 10.0
+) -> None:
+    """Show the state and the last output of every run until all have ended; once, if the output is no terminal.
+
+    Args:
+        queue: returns the queued and running jobs of a cluster, by run; None: the runs are on this machine.
+    """
+    with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
+        while True:
+            jobs = queue() if queue else {}
+            notes = {name: read_note(work.folder(name))[0] for name in work.plan}
+            states: dict[str, str] = {name: note.state if note else "planned" for name, note in notes.items()}
+            if queue:
+                lost = [name for name, state in states.items() if state == "running" and name not in jobs]
+                states |= dict.fromkeys(lost, "interrupted") | {name: job.words for name, job in jobs.items()}
+            live.update(table_of(work, states, notes, jobs, console.height), refresh=True)
+            if not console.is_terminal or not (jobs or "running" in states.values()):
+                return
+            time.sleep(every_s)
+
+
+def table_of(
+    work: Work, states: Mapping[str, str], notes: Mapping[str, Note | None], jobs: Mapping[str, Queued], height: int
+) -> Group:
+    """Return the table of the runs that are not done, those that run first, and the number of runs per state."""
+    grid = Table("run", "state", "job", "hours", box=None)
+    grid.add_column("last line of its output", no_wrap=True)
+    order = ("running", "interrupted", "failed", "skipped", "stopped")
+    left = sorted(
+        (name for name, state in states.items() if state != "done"),
+        key=lambda name: next((place for place, word in enumerate(order) if states[name].startswith(word)), len(order)),
+    )
+    for name in left[: max(5, height - 4)]:
+        note = notes[name]
+        tail = (note.reason if note and note.state in ("failed", "skipped") else None) or last_line(
+            work.folder(name) / LOG
+        )
+        spent, job = f"{note.seconds / 3600:.1f}" if note else "", jobs[name].number if name in jobs else ""
+        grid.add_row(escape(name), states[name], job, spent, escape(tail))
+    return Group(grid, Text(summary(state.partition(" ")[0] for state in states.values())))
 
 
 def duration(hours: float) -> str:

@@ -1,0 +1,78 @@
+"""Fixtures: a simulated cluster, and an interpreter whose programs start at once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster import simulated
+from tests.cluster.forked import interpreter
+
+PATIENCE_S = 600
+
+
+class Simulation:
+    """A running simulated cluster."""
+
+    def __init__(self, root: Path, **settings: Any) -> None:
+        self.root, self.programs = root, simulated.install(root, **settings)
+        self.controller = subprocess.Popen([sys.executable, simulated.__file__, str(root), "controller"])
+
+    def state(self) -> AbstractContextManager[list[dict[str, Any]]]:
+        """Return what yields all jobs and keeps changes."""
+        return simulated.State(self.root).jobs()
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Return all jobs."""
+        with self.state() as jobs:
+            return jobs
+
+    def wait(self, until: Callable[[list[dict[str, Any]]], bool] | None = None) -> list[dict[str, Any]]:
+        """Wait until all jobs have ended, or for a condition; return the jobs."""
+        end = time.monotonic() + PATIENCE_S
+        while time.monotonic() < end:
+            jobs = self.jobs()
+            if (until or (lambda jobs: all(job["state"] in simulated.ENDED for job in jobs)))(jobs):
+                return jobs
+            assert self.controller.poll() is None
+            time.sleep(0.1)
+        raise AssertionError(f"jobs did not end: {[(job['name'], job['state'], job['reason']) for job in self.jobs()]}")
+
+    def run(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Call a command of the cluster."""
+        return subprocess.run([self.programs / name, *arguments], capture_output=True, text=True, cwd=self.root)
+
+    def stop(self) -> None:
+        (self.root / "stop").touch()
+        self.controller.wait()
+
+
+@pytest.fixture
+def simulation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Simulation]]:
+    """simulation(partitions=..., seed=...) -> a cluster whose commands are on PATH."""
+    running: list[Simulation] = []
+
+    def start(**settings: Any) -> Simulation:
+        running.append(Simulation(tmp_path / f"cluster{len(running)}", **settings))
+        monkeypatch.setenv("PATH", f"{running[-1].programs}:{os.environ['PATH']}")
+        return running[-1]
+
+    yield start
+    for each in running:
+        each.stop()
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An interpreter that has imported what suites and their tools need."""
+    modules = ("mae_transfer.suite.slurm.job", "mae_transfer.tasks.classify", "mae_transfer.tasks.pretrain")
+    with interpreter(tmp_path_factory.mktemp("python"), *modules, "mae_transfer.tasks.knn", "mae_transfer.cli") as path:
+        yield path
