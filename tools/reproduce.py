@@ -159,9 +159,9 @@ def reproduce(args: argparse.Namespace) -> None:
         return
     console, store = screen(), RunStore(args.store) if args.store else None
     work = Work(select(plan, args.only), args.work_dir, suite=cfg.title, debug=args.debug, store=store)
-    shapes, _ = shapes_of(work.plan, Shape(args.nodes, args.gpus_per_node), debug=args.debug)
+    asked = Shape(args.nodes, args.gpus_per_node)
     if args.run:
-        sys.exit(do(cfg, work, args.run, shapes, grace=args.grace, limit=args.limit))
+        sys.exit(do(cfg, work, args.run, asked, force=args.force, grace=args.grace, limit=args.limit))
     if args.watch:
         view.watch(work, console, queue=queue_of(work.root))
         return
@@ -182,6 +182,9 @@ def reproduce(args: argparse.Namespace) -> None:
     write_about(work.root, cfg.about())
     work.data.remember(given)
     replace = agreed_to_replace(work, forced(work.plan, args.force))
+    shapes, defects = shapes_of(work.plan, asked, debug=args.debug)
+    if args.launcher != "local" and defects:
+        raise ValueError("nothing was submitted: " + "; ".join(defects))
     work.prefetch(console.print)
     if args.launcher == "slurm":
         submit(work, cluster, shapes, job_command(args), force=args.force, replace=replace, say=console.print)
@@ -218,10 +221,10 @@ def end(states: Collection[str], wrong: Sequence[str]) -> None:
 def job_command(args: argparse.Namespace) -> list[str]:
     """Return the command of a job, without the run that it does."""
     shape = ["--nodes", str(args.nodes), "--gpus-per-node", str(args.gpus_per_node)]
-    roots = [f"--root={root}" for root in args.root]
+    texts = [f"--{name}={text}" for name in ("root", "force") for text in getattr(args, name)]
     where = [str(args.suite.resolve()), "--work-dir", str(args.work_dir.resolve())]
     options = [*(["--debug"] if args.debug else []), *(["--store", str(args.store.resolve())] if args.store else [])]
-    return [str(Path(__file__).resolve()), *where, *roots, *options, "--launcher", args.launcher, *shape]
+    return [str(Path(__file__).resolve()), *where, *texts, *options, "--launcher", args.launcher, *shape]
 
 
 def agreed_to_replace(work: Work, force: frozenset[str]) -> bool:

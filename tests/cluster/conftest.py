@@ -15,6 +15,7 @@ import pytest
 
 from tests.cluster import simulated
 from tests.cluster.forked import interpreter
+from tests.integration.test_suite import ROOT, SUITE
 
 PATIENCE_S = 600
 
@@ -55,6 +56,26 @@ class Simulation:
         self.controller.wait()
 
 
+class Bench:
+    """A suite and the interpreter that runs it."""
+
+    def __init__(self, folder: Path, python: Path) -> None:
+        self.folder, self.python = folder, python
+        self.suite = folder / "suite.py"
+        self.suite.write_text(SUITE)
+        (folder / "cluster.toml").write_text(f'gpu_option = ""\ngrace_seconds = 60\npython = "{python}"\n')
+
+    def reproduce(self, work_dir: Path, *options: str) -> str:
+        """Run tools/reproduce.py; return its output."""
+        command = [self.python, ROOT / "tools" / "reproduce.py", self.suite, "--work-dir", work_dir, *options]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def submit(self, work_dir: Path, *options: str) -> str:
+        return self.reproduce(work_dir, "--launcher", "slurm", "--cluster", f"{self.folder}/cluster.toml", *options)
+
+
 @pytest.fixture
 def simulation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Simulation]]:
     """simulation(partitions=..., seed=...) -> a cluster whose commands are on PATH."""
@@ -76,3 +97,10 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     modules = ("mae_transfer.suite.slurm.job", "mae_transfer.tasks.classify", "mae_transfer.tasks.pretrain")
     with interpreter(tmp_path_factory.mktemp("python"), *modules, "mae_transfer.tasks.knn", "mae_transfer.cli") as path:
         yield path
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, python: Path) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    Bench(folder, python).reproduce(folder / "d")
+    return folder / "d"

@@ -21,11 +21,11 @@ from typing import NamedTuple
 from mae_transfer.locks import locked
 from mae_transfer.suite.graph.plan import Node
 from mae_transfer.suite.graph.schema import SuiteConfig
-from mae_transfer.suite.graph.shape import Shape
+from mae_transfer.suite.graph.shape import Shape, shape_of
 from mae_transfer.suite.local.job import TORCHRUN_WAITS
 from mae_transfer.suite.report.page import refresh
 from mae_transfer.suite.store.records import LOG, START, Note, read_note
-from mae_transfer.suite.store.steps import close, conclude, obstacle, prepare, reuse
+from mae_transfer.suite.store.steps import close, conclude, forced, obstacle, prepare, reuse
 from mae_transfer.suite.store.work import Work
 
 PREEMPTED = 128 + signal.SIGTERM  # exit status of a job that saved after SLURM's SIGTERM
@@ -81,11 +81,22 @@ class Notice:
         self.number = self.number or number
 
 
-def do(cfg: SuiteConfig, work: Work, run: str, shapes: Mapping[str, Shape], *, grace: int, limit: int | None) -> int:
+def do(
+    cfg: SuiteConfig,
+    work: Work,
+    run: str,
+    asked: Shape,
+    *,
+    force: Sequence[str],
+    grace: int,
+    limit: int | None,
+) -> int:
     """Do one run of a suite on this node, and update the report; return the exit status of the job.
 
     Args:
         run: NAME:IDENTITY of the run when it was submitted.
+        asked: the most nodes and GPUs per node that a run may have.
+        force: do not take runs with one of these texts in their name from the store.
         grace: seconds between SLURM's signal and the time limit.
         limit: time limit in minutes; None: there is none.
     Raises:
@@ -94,7 +105,9 @@ def do(cfg: SuiteConfig, work: Work, run: str, shapes: Mapping[str, Shape], *, g
     name, _, identity = run.rpartition(":")
     if name not in work.plan or work.identity(name) != identity:
         raise ValueError(f"{name} has changed after it was submitted: repeat the command that submitted it")
-    job = Job(work, work.plan[name], shapes[name], place=Place.here(), grace=grace, limit=limit)
+    node = work.plan[name]
+    job = Job(work, node, shape_of(node, asked, debug=work.debug), place=Place.here(), grace=grace, limit=limit)
+    job.forced = name in forced(work.plan, force)
 
     def update() -> None:
         try:
@@ -118,7 +131,7 @@ class Job:
         self, work: Work, node: Node, shape: Shape, *, place: Place, grace: int, limit: int | None = None
     ) -> None:
         self.work, self.node, self.shape, self.place = work, node, shape, place
-        self.grace, self.limit = grace, limit
+        self.grace, self.limit, self.forced = grace, limit, False
         self.notice, self.since = Notice(), time.monotonic()
 
     def run(self, update: Callable[[], None] = lambda: None) -> int:
@@ -151,7 +164,7 @@ class Job:
             return before
         if reason := self._obstacle():
             return close(self.work, self.work.note(self.node, []), "skipped", reason)
-        if stored := reuse(self.work, self.node):
+        if not self.forced and (stored := reuse(self.work, self.node)):
             return stored
         note, _ = prepare(self.work, self.node, torchrun=self.place.torchrun(self.shape))
         if note.state == "failed":
