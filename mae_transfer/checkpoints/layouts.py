@@ -371,8 +371,9 @@ def join_qkv(tensors: Tensors, query: str, key: str, value: str) -> dict[str, Te
     for name in [name for name in tensors if f".{query}." in name]:
         stem, _, kind = name.partition(f".{query}.")
         parts = {part: joined.pop(f"{stem}.{part}.{kind}", None) for part in (query, key, value)}
-        if parts[key] is None and kind == "bias" and parts[value] is not None:
-            joined[f"{stem}.attn.q_bias"], joined[f"{stem}.attn.v_bias"] = parts[query], parts[value]  # type: ignore[assignment]
+        first, last = parts[query], parts[value]
+        if parts[key] is None and kind == "bias" and first is not None and last is not None:
+            joined[f"{stem}.attn.q_bias"], joined[f"{stem}.attn.v_bias"] = first, last
         elif any(part is None for part in parts.values()):
             lost = ", ".join(part for part, tensor in parts.items() if tensor is None)
             raise ValueError(f"{stem} has {name} but no {lost} ({kind}): the file is incomplete, save it again")

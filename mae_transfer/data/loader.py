@@ -408,7 +408,7 @@ def _end_workers(feed: Any) -> None:
     if not workers or feed._shutdown:
         return
     if feed._worker_pids_set:  # torch's SIGCHLD handler would raise for a killed worker
-        signal_handling._remove_worker_pids(id(feed))  # type: ignore[attr-defined]
+        signal_handling._remove_worker_pids(id(feed))  # type: ignore[attr-defined]  # it has no public name
         feed._worker_pids_set = False
     killing = threading.Timer(GRACE_S, lambda: [worker.kill() for worker in workers if worker.is_alive()])
     killing.daemon = True

@@ -56,7 +56,7 @@ def train(
     `state.stopped` is True if a signal ended the training early; the state was saved then.
 
     Args:
-        batches: micro-batches, `cfg.accumulate` per step, starting with the first one of step `state.step`.
+        batches: micro-batches (Tensors with an `index`), `cfg.accumulate` per step, from step `state.step` on.
         lr_at: 0-based step -> learning rate; each group multiplies it by its "lr_scale".
         checkpoints: folder of the training states; None saves none.
         evaluate: called every `cfg.evaluate_every` steps and at the end; `state.metrics` keeps the last results.
