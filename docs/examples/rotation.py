@@ -3,7 +3,7 @@
 Legend: B batch, S pixels per side.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 from mae_transfer.core.normalize import normalize
 from mae_transfer.data import Crops, DataConfig, evaluation_views, open_sources, training_views
-from mae_transfer.engine.dist import read_mean
 from mae_transfer.engine.loop import Step
 from mae_transfer.engine.state import autocast
 from mae_transfer.interfaces import Batch
 from mae_transfer.models.heads import Classifier, Tune, freeze
-from mae_transfer.tasks.backbones import DEBUG_ENCODER, BackboneConfig, open_backbone
-from mae_transfer.tasks.sweep import EVALUATION_SEED, readable, unread
+from mae_transfer.tasks.backbones import BackboneConfig
+from mae_transfer.tasks.sweep import EVALUATION_SEED, mean_of_sums, unread
 from mae_transfer.tasks.transfer import Transfer, TransferConfig
 
 TURNS = 4  # of 90 degrees
@@ -25,18 +24,6 @@ TURNS = 4  # of 90 degrees
 
 class RotationConfig(TransferConfig):
     """A rotation run."""
-
-    debug: ClassVar[dict[str, Any]] = {
-        "scale": "mini",
-        "epochs": 1,
-        "batch": 4,
-        "data.train": {"name": "shapes", "length": 8, "size": 32},
-        "data.val": {"name": "shapes", "length": 2, "size": 32, "seed": 1},
-        "data.size": 32,
-        "backbone": {"encoder": DEBUG_ENCODER},
-        "schedule.warmup_epochs": 0.5,
-        "run": {"device": "cpu", "workers": 0, "log_every": 1, "save_minutes": None},
-    }
 
     task: Literal["rotation"] = "rotation"
     """Which task the file configures."""
@@ -56,26 +43,19 @@ class Rotation(Transfer[RotationConfig]):
 
     @property
     def method(self) -> str:
-        """What a table calls it."""
         return f"rotation-{self.cfg.tune_blocks}"
 
     def open(self) -> None:
-        """Open the data and the backbone."""
-        cfg = self.cfg
-        self.train_set, self.val_set = open_sources(cfg.data)
+        self.train_set, self.val_set = open_sources(self.cfg.data)
         if self.val_set is None:
             raise ValueError("data.val is not set: rotation evaluates on images that it does not train on")
         self.sources = {"train": self.train_set, "val": self.val_set}
-        changes = {"image_size": cfg.data.size, "final_norm": False}
-        self.backbone = open_backbone(cfg.backbone, changes, statistics=cfg.statistics, seed=cfg.seed)
-        self.inputs = {"backbone": self.backbone.origin}
+        self.load_backbone({"image_size": self.cfg.data.size, "final_norm": False})
 
     def training_samples(self) -> Crops:
-        """Return random crops."""
         return Crops(source=self.train_set, augmentation=training_views(self.cfg.data), seed=self.cfg.seed)
 
     def model(self) -> nn.Module:
-        """Return the classifier with as many trained blocks as the config says."""
         freeze(self.backbone.model, self.cfg.tune_blocks)
         return Classifier(self.backbone.model, TURNS)
 
@@ -86,18 +66,15 @@ class Rotation(Transfer[RotationConfig]):
         return torch.cat([images.rot90(k, dims=(2, 3)) for k in range(TURNS)]), turns
 
     def loss(self, model: nn.Module, batch: Batch, at: Step) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the cross entropy."""
         images, turns = self.turned(batch.image)
         return F.cross_entropy(model(images).float(), turns), {}
 
     def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
-        """Return the share of orientations that is recognised."""
-        policy, right = self.cfg.data.unreadable(), torch.zeros((), device=self.dist.device)
+        policy, seen, right = self.cfg.data.unreadable(), 0, torch.zeros((), device=self.dist.device)
         samples = Crops(source=self.val_set, augmentation=evaluation_views(self.cfg.data), seed=EVALUATION_SEED)
         for batch in self.sweep(samples, policy):
             images, turns = self.turned(batch.image)
             with autocast(self.cfg.precision, self.dist.device):
                 right += (model(images).argmax(dim=1) == turns).sum()
-        left_out = unread(policy, self.dist)
-        seen = TURNS * readable(len(self.val_set), left_out, of="validation set")
-        return {"top1": read_mean({"right": right}, self.dist)["right"] * self.dist.world / seen, **left_out}
+            seen += len(turns)
+        return mean_of_sums({"top1": right}, seen, self.dist) | unread(policy, self.dist)

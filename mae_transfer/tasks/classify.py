@@ -25,9 +25,8 @@ from mae_transfer.engine.state import LoopConfig, autocast
 from mae_transfer.interfaces import Batch
 from mae_transfer.metrics.accuracy import hits, top_ks
 from mae_transfer.results import Result
-from mae_transfer.tasks.backbones import DEBUG_ENCODER, BackboneConfig, open_backbone
+from mae_transfer.tasks.backbones import BackboneConfig
 from mae_transfer.tasks.best import Select, Selection
-from mae_transfer.tasks.config import TrainConfig
 from mae_transfer.tasks.protocols import AnyProtocol, ClassifyProtocol, Feed, Finetune
 from mae_transfer.tasks.sweep import EVALUATION_SEED, readable, unread
 from mae_transfer.tasks.transfer import Trained, Transfer, TransferConfig, classes_digest, is_state
@@ -38,13 +37,11 @@ class ClassifierConfig(TransferConfig):
     """A classifier: its data, backbone and protocol."""
 
     debug: ClassVar[dict[str, Any]] = {
-        **TrainConfig.debug,
+        **TransferConfig.debug,
         "data.train": {"name": "shapes", "length": 19, "size": 32},
         "data.val": {"name": "shapes", "length": 4, "size": 32, "seed": 1},
-        "data.size": 32,
         "data.label_fraction": 1.0,
         "data.holdout_fraction": 0.5,
-        "backbone": {"encoder": DEBUG_ENCODER},
     }
 
     data: LabelledDataConfig = LabelledDataConfig()
@@ -122,10 +119,7 @@ class Classify(Transfer[ClassifierConfig]):
 
     def open_weights(self) -> None:
         """Open the backbone with the changes that the protocol asks for."""
-        cfg = self.cfg
-        changes = {"image_size": cfg.data.size, **self.protocol.changes()}
-        self.backbone = open_backbone(cfg.backbone, changes, statistics=cfg.statistics, seed=cfg.seed)
-        self.inputs = {"backbone": self.backbone.origin}
+        self.load_backbone({"image_size": self.cfg.data.size, **self.protocol.changes()})
 
     def training_samples(self) -> Crops:
         return Crops(source=self.train_set, augmentation=training_views(self.cfg.data), seed=self.cfg.seed)

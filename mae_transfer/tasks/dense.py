@@ -16,8 +16,6 @@ from torch import nn
 
 from mae_transfer.bounds import Whole
 from mae_transfer.data.config import check_same_classes
-from mae_transfer.data.maps import MapDataConfig
-from mae_transfer.data.objects import ObjectDataConfig
 from mae_transfer.engine.dist import on_main
 from mae_transfer.engine.state import RunConfig
 from mae_transfer.results import Result
@@ -25,6 +23,10 @@ from mae_transfer.tasks.best import Select, Selection
 from mae_transfer.tasks.run import HOLDOUT
 from mae_transfer.tasks.transfer import Transfer, TransferConfig, classes_digest
 from mae_transfer.tasks.workdir import WorkDir
+
+if TYPE_CHECKING:
+    from mae_transfer.data.maps import MapDataConfig
+    from mae_transfer.data.objects import ObjectDataConfig
 
 SET_NAMES = {"train": "training", "val": "validation", "holdout": "holdout"}  # parts of a data set in messages
 

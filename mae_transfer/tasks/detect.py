@@ -35,7 +35,7 @@ from mae_transfer.interfaces import Found
 from mae_transfer.metrics.coco import CocoMetric, Detections, Kind
 from mae_transfer.models.mask_rcnn import Detector, HeadsConfig, MaskRCNN
 from mae_transfer.results import Result
-from mae_transfer.tasks.backbones import BackboneConfig, open_backbone
+from mae_transfer.tasks.backbones import BackboneConfig
 from mae_transfer.tasks.config import TrainConfig
 from mae_transfer.tasks.dense import Dense, DenseConfig, percent
 from mae_transfer.tasks.sweep import EVALUATION_SEED, unread
@@ -172,9 +172,9 @@ class Detect(Dense[DetectConfig]):
 
     def open_weights(self) -> None:
         cfg, classes = self.cfg, len(self.val_set.classes)
-        changes = {"image_size": cfg.side, "class_token": False, "final_norm": False, "drop_path": cfg.drop_path}
-        self.backbone = open_backbone(cfg.backbone, changes, statistics=cfg.statistics, seed=cfg.seed)
-        self.inputs = {"backbone": self.backbone.origin}
+        self.load_backbone(
+            {"image_size": cfg.side, "class_token": False, "final_norm": False, "drop_path": cfg.drop_path}
+        )
         # a mean over the positive boxes of a micro-batch, in torchvision and detectron2
         self.depends_on_device_batch = ("mask loss",) if cfg.heads.masks else ()
         adapter = build(ADAPTERS, cfg.adapter, self.backbone.model.maps())

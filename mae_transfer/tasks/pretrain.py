@@ -196,11 +196,9 @@ class Pretrain(ImageTask[PretrainConfig]):
             rows.append(draw_panels(batch.image, decoded, batch.mask))
         return sheet(rows)
 
-    def export(self) -> None:
+    def export(self, model: MAE) -> None:
         """Write the encoder alone."""
-        state, model = self.state, self.state.averaged
-        assert isinstance(model, MAE)
-        about = {**self.about(), "pretrain": self.method, "images_seen": state.images_seen}
+        about = {**self.about(), "pretrain": self.method, "images_seen": self.state.images_seen}
         checkpoints.export_backbone(self.folder.backbone, model.encoder, about=about)
 
     def results(self, figures: Mapping[str, float], shared: dict[str, Any]) -> list[Result]:

@@ -66,7 +66,7 @@ class ClassifyProtocol(Part):
         """Return the model around a loaded backbone, with the frozen parts frozen."""
 
     @abstractmethod
-    def groups(self, model: nn.Module, optim: OptimConfig) -> list[Group]:
+    def groups(self, model: Any, optim: OptimConfig) -> list[Group]:
         """Return the optimizer's groups. They contain every trainable parameter once."""
 
     @abstractmethod
@@ -100,8 +100,7 @@ class _Tuned(ClassifyProtocol):
     def changes(self) -> dict[str, Any]:
         return {"drop_path": self.drop_path, "final_norm": self.pool == "cls"}
 
-    def groups(self, model: nn.Module, optim: OptimConfig) -> list[Group]:
-        assert isinstance(model, Classifier)
+    def groups(self, model: Classifier, optim: OptimConfig) -> list[Group]:
         layers = Layers(model.layer_of, model.encoder.depth, optim.layer_decay) if optim.layer_decay else None
         return param_groups(
             model, weight_decay=optim.weight_decay, layers=layers, no_decay=select_exempt(model, optim, default=None)
@@ -206,11 +205,10 @@ class LinearProbe(ClassifyProtocol):
     def model(self, backbone: Backbone, classes: int) -> nn.Module:
         return ProbeRow(backbone, classes, probes={name: pool for name, (_, pool) in self.probes().items()})
 
-    def groups(self, model: nn.Module, optim: OptimConfig) -> list[Group]:
+    def groups(self, model: ProbeRow, optim: OptimConfig) -> list[Group]:
         """Return the groups of each probe, with its own rate."""
         if optim.layer_decay:
             raise ValueError(f"optim.layer_decay = {optim.layer_decay}, but a linear probe has no layers: leave it out")
-        assert isinstance(model, ProbeRow)
         return [
             {**group, "lr_scale": rate, "name": f"{name}_{group['name']}"}
             for name, (rate, _) in self.probes().items()

@@ -32,7 +32,7 @@ from mae_transfer.engine.optim import Group
 from mae_transfer.engine.state import LoopConfig, autocast
 from mae_transfer.metrics.iou import IouMetric
 from mae_transfer.results import Result
-from mae_transfer.tasks.backbones import DEBUG_ENCODER, BackboneConfig, open_backbone
+from mae_transfer.tasks.backbones import DEBUG_ENCODER, BackboneConfig
 from mae_transfer.tasks.config import TrainConfig
 from mae_transfer.tasks.dense import SET_NAMES, Dense, DenseConfig, main_figures, percent
 from mae_transfer.tasks.run import HOLDOUT
@@ -109,9 +109,7 @@ class Segment(Dense[SegmentConfig]):
 
     def open_weights(self) -> None:
         cfg = self.cfg
-        changes = {"image_size": cfg.data.size, **self.protocol.changes()}
-        self.backbone = open_backbone(cfg.backbone, changes, statistics=cfg.statistics, seed=cfg.seed)
-        self.inputs = {"backbone": self.backbone.origin}
+        self.load_backbone({"image_size": cfg.data.size, **self.protocol.changes()})
         fixed = any(getattr(module, "strict_img_size", False) for module in self.backbone.model.modules())
         if cfg.inference.mode == "whole" and fixed:  # timm's ViT, Swin
             raise ValueError(

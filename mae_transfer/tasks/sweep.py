@@ -74,9 +74,11 @@ def unread(policy: Unreadable, dist: Dist) -> dict[str, float]:
 def mean_of_sums(sums: Mapping[str, Tensor], images: int, dist: Dist) -> dict[str, float]:
     """Return the means over the images of all ranks, given the sums over the `images` of this rank.
 
-    Every rank calls it.
+    Every rank calls it. ValueError if no rank has an image.
     """
     means = read_mean({**sums, "images": torch.tensor(images, device=dist.device)}, dist)
+    if not means["images"]:
+        raise ValueError("no image of an evaluation set could be read: check its files")
     return {name: means[name] / means["images"] for name in sums}
 
 

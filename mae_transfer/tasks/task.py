@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +31,12 @@ from mae_transfer.engine.state import resume as resume_state
 from mae_transfer.models.attention import CPU_HAS_AMX
 from mae_transfer.record import UNKNOWN, Sitting, Software
 from mae_transfer.results import Result
-from mae_transfer.tasks.best import Selection, keeping_best, restore_best
 from mae_transfer.tasks.config import TrainConfig
 from mae_transfer.tasks.run import RecordedRun
 from mae_transfer.tasks.workdir import WorkDir, open_work_dir, sole_user, write_config
+
+if TYPE_CHECKING:
+    from mae_transfer.tasks.best import Selection
 
 C = TypeVar("C", bound=TrainConfig)
 
@@ -69,12 +71,12 @@ class Task(RecordedRun[C]):
         """Return the loss of a micro-batch and further 0-d metrics. The loop does the rest of a step."""
 
     @abstractmethod
-    def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
-        """Return the figures of an evaluation. Every rank calls it."""
+    def evaluate(self, model: Any, step: int) -> dict[str, float]:
+        """Return the figures of an evaluation of the unwrapped model. Every rank calls it."""
 
     # What a task may change.
 
-    def groups(self, model: nn.Module) -> list[Group]:
+    def groups(self, model: Any) -> list[Group]:
         """Return the optimizer's parameter groups."""
         return param_groups(model, weight_decay=self.cfg.optim.weight_decay)
 
@@ -96,8 +98,8 @@ class Task(RecordedRun[C]):
     def pictures(self, model: nn.Module, folder: WorkDir) -> None:
         """Draw what the final model makes of some images."""
 
-    def export(self) -> None:
-        """Write the artifact into the work dir."""
+    def export(self, model: Any) -> None:
+        """Write the artifact of the final model into the work dir."""
 
     def final_figures(self) -> Mapping[str, float]:
         """Return the figures to report when training is done: those of the last evaluation, or of the best state."""
@@ -154,6 +156,8 @@ class Task(RecordedRun[C]):
         cfg, run, selection = self.cfg, self.cfg.run, self.selection()
         evaluate: Evaluate = self.evaluate
         if selection is not None:
+            from mae_transfer.tasks.best import keeping_best, restore_best
+
             evaluate = keeping_best(selection, state, self.folder, evaluate)
         with Logger(
             work_dir, steps=loop.steps, resumed_at=state.step, main=main, progress=run.progress, wandb=run.wandb
@@ -176,9 +180,9 @@ class Task(RecordedRun[C]):
         from mae_transfer.draw.curves import save_curves
 
         save_curves(self.folder.root / "log.jsonl", self.folder.root / "curves.png")
-        if self.artifact is not None:
-            self.export()
         model = self.state.averaged
+        if self.artifact is not None:
+            self.export(model)
         model.eval()
         self.pictures(model, self.folder)
         written = results.append(self.folder.results, self.results(self.final_figures(), self.shared_now()))
@@ -359,7 +363,7 @@ class Task(RecordedRun[C]):
             return done
         problem = "is damaged" if path.is_file() else "is missing"
         print(f"{path} {problem}: it is written again from the training state", flush=True)
-        self.export()
+        self.export(self.state.averaged)
         digest = sha256(path)
         if digest == done[0].checkpoint_sha256:
             return done

@@ -137,9 +137,8 @@ class Tokenizer(ImageTask[TokenizerConfig]):
             return loss, {}
         return loss, {"reconstruction": rebuilt.detach(), "kl": kl.detach(), **usage(output.logits.detach())}
 
-    def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
+    def evaluate(self, model: DVAE, step: int) -> dict[str, float]:
         """Return the squared error of images in [0, 1] rebuilt from hard codes, and the codebook's use; draw some."""
-        assert isinstance(model, DVAE)
         cfg, dist, policy = self.cfg, self.dist, self.cfg.data.unreadable()
         tokenizer = DVAETokenizer(cfg.model, model.encoder, model.decoder).to(dist.device)
         counts = torch.zeros(cfg.model.codes, dtype=torch.int64, device=dist.device)
@@ -177,9 +176,7 @@ class Tokenizer(ImageTask[TokenizerConfig]):
         pairs = [torch.stack([batch.image / 255, tokenizer.decode(tokenizer(batch.image))], dim=1) for batch in seen]
         return sheet(pairs)
 
-    def export(self) -> None:
-        model = self.state.averaged
-        assert isinstance(model, DVAE)
+    def export(self, model: DVAE) -> None:
         export_tokenizer(self.folder.root / TOKENIZER, model, about=self.about())
 
     def results(self, figures: Mapping[str, float], shared: dict[str, Any]) -> list[Result]:

@@ -19,7 +19,7 @@ from mae_transfer.engine import checkpoint
 from mae_transfer.engine.state import LoopConfig, Precision
 from mae_transfer.record import Record, Weights
 from mae_transfer.results import Result
-from mae_transfer.tasks.backbones import BackboneConfig, LoadedBackbone, flops_of
+from mae_transfer.tasks.backbones import DEBUG_ENCODER, BackboneConfig, LoadedBackbone, flops_of, open_backbone
 from mae_transfer.tasks.config import TrainConfig
 from mae_transfer.tasks.task import Task
 from mae_transfer.tasks.workdir import WorkDir, run_of
@@ -27,6 +27,14 @@ from mae_transfer.tasks.workdir import WorkDir, run_of
 
 class TransferConfig(TrainConfig):
     """Options of every task that starts from a backbone."""
+
+    debug: ClassVar[dict[str, Any]] = {
+        **TrainConfig.debug,
+        "data.train": {"name": "shapes", "length": 8, "size": 32},
+        "data.val": {"name": "shapes", "length": 2, "size": 32, "seed": 1},
+        "data.size": 32,
+        "backbone": {"encoder": DEBUG_ENCODER},
+    }
 
     if TYPE_CHECKING:
         backbone: BackboneConfig  # each task documents its own
@@ -56,6 +64,12 @@ class Transfer(Task[C]):
     def evaluated_in(self) -> Precision:
         """The precision of an evaluation."""
         return self.cfg.precision
+
+    def load_backbone(self, changes: Mapping[str, Any]) -> None:
+        """Open the backbone with these changes of its architecture, "image_size" among them."""
+        cfg = self.cfg
+        self.backbone = open_backbone(cfg.backbone, changes, statistics=cfg.statistics, seed=cfg.seed)
+        self.inputs = {"backbone": self.backbone.origin}
 
     def open_for_evaluation(self) -> None:
         """Open the data and the backbone as far as an evaluation needs them."""
