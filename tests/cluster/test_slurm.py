@@ -25,7 +25,7 @@ from mae_transfer.suite.graph.shape import Shape
 from mae_transfer.suite.local.view import watch
 from mae_transfer.suite.slurm import submit as submission
 from mae_transfer.suite.slurm.cluster import ClusterConfig, longest_minutes, minutes, open_cluster, time_limit
-from mae_transfer.suite.slurm.job import PREEMPTED, STOPPED, Job, Place
+from mae_transfer.suite.slurm.job import PREEMPTED, STOPPED, Job, NodeRank
 from mae_transfer.suite.slurm.script import Array, sbatch_options, write_jobs
 from mae_transfer.suite.slurm.submit import queue, submit
 from mae_transfer.suite.store.records import Note, read_note, write_note
@@ -329,7 +329,7 @@ def here(tmp_path: Path) -> Iterator[Here]:
 
 
 def job(work: Work, name: str = FIRST, *, rank: int = 0, gpus: int = 1, limit: int = 60, grace: int = 60) -> Job:
-    place = Place(rank, "localhost", "29500", "7")
+    place = NodeRank(rank, "localhost", "29500", "7")
     return Job(work, work.plan[name], Shape(1, gpus), place=place, grace=grace, limit=limit)
 
 
@@ -413,14 +413,14 @@ def test_nodes_beyond_the_first_do_nothing_for_a_tool_that_does_not_train(here: 
 
 
 def test_all_nodes_of_a_run_meet_on_the_first() -> None:
-    words = Place(1, "n1", "24242", None).torchrun(Shape(2, 8))
+    words = NodeRank(1, "n1", "24242", None).torchrun(Shape(2, 8))
     assert words[1:] == [
         "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "8", "--node-rank", "1", "--master-addr",
         "n1", "--master-port", "24242",
     ]  # fmt: skip
-    assert Place(0, "n1", "24242", None).torchrun(Shape(1, 8))[-1] == "--standalone"
-    assert Place(0, "n1", "24242", None).torchrun(Shape()) == []
-    assert Place.here({"SLURM_NODEID": "3", "MASTER_ADDR": "n1", "MASTER_PORT": "1", "SLURM_JOB_ID": "9"}) == (
+    assert NodeRank(0, "n1", "24242", None).torchrun(Shape(1, 8))[-1] == "--standalone"
+    assert NodeRank(0, "n1", "24242", None).torchrun(Shape()) == []
+    assert NodeRank.here({"SLURM_NODEID": "3", "MASTER_ADDR": "n1", "MASTER_PORT": "1", "SLURM_JOB_ID": "9"}) == (
         3, "n1", "1", "9",
     )  # fmt: skip
-    assert Place.here({}) == (0, "localhost", "29500", None)
+    assert NodeRank.here({}) == (0, "localhost", "29500", None)

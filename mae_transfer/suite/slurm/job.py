@@ -34,7 +34,7 @@ POLL_S = 0.2
 FRUITLESS = 0.5  # share of the time limit after which a job that was told to stop must have saved something
 
 
-class Place(NamedTuple):
+class NodeRank(NamedTuple):
     """Where a job runs: the variables of SLURM, or those that the user sets on each node for another scheduler."""
 
     rank: int  # of the node
@@ -43,7 +43,7 @@ class Place(NamedTuple):
     job: str | None  # SLURM's number
 
     @classmethod
-    def here(cls, environment: Mapping[str, str] = os.environ) -> Place:
+    def here(cls, environment: Mapping[str, str] = os.environ) -> NodeRank:
         rank = environment.get("NODE_RANK", environment.get("SLURM_NODEID", "0"))
         address, port = environment.get("MASTER_ADDR", "localhost"), environment.get("MASTER_PORT", "29500")
         return cls(int(rank), address, port, environment.get("SLURM_JOB_ID"))
@@ -106,7 +106,7 @@ def do(
     if name not in work.plan or work.identity(name) != identity:
         raise ValueError(f"{name} has changed after it was submitted: repeat the command that submitted it")
     node = work.plan[name]
-    job = Job(work, node, shape_of(node, asked, debug=work.debug), place=Place.here(), grace=grace, limit=limit)
+    job = Job(work, node, shape_of(node, asked, debug=work.debug), place=NodeRank.here(), grace=grace, limit=limit)
     job.forced = name in forced(work.plan, force)
 
     def update() -> None:
@@ -128,7 +128,7 @@ class Job:
     """
 
     def __init__(
-        self, work: Work, node: Node, shape: Shape, *, place: Place, grace: int, limit: int | None = None
+        self, work: Work, node: Node, shape: Shape, *, place: NodeRank, grace: int, limit: int | None = None
     ) -> None:
         self.work, self.node, self.shape, self.place = work, node, shape, place
         self.grace, self.limit, self.forced = grace, limit, False
