@@ -218,9 +218,10 @@ def measured(metric: CocoMetric, val: Any, listed: list[Any], backend: Any) -> d
     """Return the figures of predictions that are near the truth."""
     judge = metric.empty()
     judge.backend = backend
-    for index, (image_id, (boxes, labels, _, masks)) in enumerate(zip(val.image_ids.tolist(), listed, strict=True)):
-        codes = None if masks is None else [encode_runs(runs, val.size(index)) for runs in masks]
-        judge.update([image_id], [Detections(boxes + 1.0, torch.linspace(0.9, 0.1, len(labels)), labels, codes)])
+    for index, (image_id, one) in enumerate(zip(val.image_ids.tolist(), listed, strict=True)):
+        codes = None if one.masks is None else [encode_runs(runs, val.size(index)) for runs in one.masks]
+        scores = torch.linspace(0.9, 0.1, len(one.labels))
+        judge.update([image_id], [Detections(one.boxes + 1.0, scores, one.labels, codes)])
     return judge.compute(per_class=True)
 
 
