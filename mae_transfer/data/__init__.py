@@ -18,7 +18,6 @@ from mae_transfer.data.decode import UnreadableImage
 from mae_transfer.data.folders import Folder, FolderConfig, Photos, PhotosConfig
 from mae_transfer.data.loader import (
     Crops,
-    Delivery,
     EvalKeys,
     Key,
     Masking,
@@ -26,6 +25,7 @@ from mae_transfer.data.loader import (
     Samples,
     TrainKeys,
     Unreadable,
+    WorkerOutput,
     batches,
 )
 from mae_transfer.data.shapes import Shapes, ShapesConfig
@@ -62,7 +62,6 @@ __all__ = [
     "CentreCrop",
     "Crops",
     "DataConfig",
-    "Delivery",
     "EvalKeys",
     "FixedCrop",
     "Folder",
@@ -88,6 +87,7 @@ __all__ = [
     "TrainKeys",
     "Unreadable",
     "UnreadableImage",
+    "WorkerOutput",
     "batches",
     "check_labels",
     "evaluation_views",

@@ -158,7 +158,7 @@ class Masking(NamedTuple):
     grid: tuple[int, int]
 
 
-class Delivery(NamedTuple):
+class WorkerOutput(NamedTuple):
     """The output of a worker: a batch, and messages about its files."""
 
     batch: Any  # Tensors with an `index`; None: no file could be read
@@ -176,7 +176,7 @@ class Readable(Protocol[S_co]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Samples(Dataset[Delivery], Generic[S, D], ABC):
+class Samples(Dataset[WorkerOutput], Generic[S, D], ABC):
     """Turns the keys of one micro-batch into a batch, in a loader worker. Subclasses define `draw` and `collate`."""
 
     source: Readable[S]
@@ -193,26 +193,26 @@ class Samples(Dataset[Delivery], Generic[S, D], ABC):
     def collate(self, drawn: list[D], images: Tensor) -> Any:
         """Return the batch: Tensors whose `index` is `images`, (B,) int64, the images that were read."""
 
-    def __getitem__(self, keys: list[Key]) -> Delivery:
+    def __getitem__(self, keys: list[Key]) -> WorkerOutput:
         with collect_notes() as notes:
-            delivery = self._delivery(keys)
-        return delivery._replace(notes=tuple(notes))
+            output = self._load(keys)
+        return output._replace(notes=tuple(notes))
 
-    def _delivery(self, keys: list[Key]) -> Delivery:
+    def _load(self, keys: list[Key]) -> WorkerOutput:
         unreadable: dict[int, str] = {}
         drawn: list[D] = []
         images: list[int] = []
         for (epoch, image), crops in groupby(keys, key=lambda key: (key.epoch, key.image)):
             found = self._read(epoch, image, unreadable)
             if found is None and self.replaced:
-                return Delivery(None, unreadable)
+                return WorkerOutput(None, unreadable)
             if found is None:
                 continue
             for key in crops:
                 with seeded(fold(self.seed, "sample", *key)) as rng:
                     drawn.append(self.draw(found[0], rng))
                 images.append(found[1])
-        return Delivery(self.collate(drawn, torch.tensor(images)) if drawn else None, unreadable)
+        return WorkerOutput(self.collate(drawn, torch.tensor(images)) if drawn else None, unreadable)
 
     def _read(self, epoch: int, image: int, unreadable: dict[int, str]) -> tuple[S, int] | None:
         """Return an image and its index; None if unreadable. With `replaced`, a pure function chooses another image."""
@@ -269,13 +269,13 @@ class Unreadable:
     files: dict[int, str] = field(default_factory=dict)  # index -> message, since this process started
     odd: set[str] = field(default_factory=set)  # notes on files that are used, since this process started
 
-    def note(self, delivery: Delivery) -> None:
-        """Count and report the new files in a delivery. UnreadableImage above the limit."""
-        for message in delivery.notes:
+    def note(self, output: WorkerOutput) -> None:
+        """Count and report the new files in a output. UnreadableImage above the limit."""
+        for message in output.notes:
             if message not in self.odd:
                 self.odd.add(message)
                 report_counted(len(self.odd), message)
-        for index, message in delivery.unreadable.items():
+        for index, message in output.unreadable.items():
             if index in self.files:
                 continue
             self.files[index] = message
@@ -328,13 +328,13 @@ def batches(
     # an exception can keep this generator alive until the process ends
     at_exit = atexit.register(partial(_end_workers, feed))
     try:
-        for delivery in _checked_deliveries(feed):
-            policy.note(delivery)
-            if delivery.batch is not None:
-                yield delivery.batch
+        for output in _check_outputs(feed):
+            policy.note(output)
+            if output.batch is not None:
+                yield output.batch
             elif samples.replaced:
                 raise UnreadableImage(
-                    f"{REPLACEMENTS} files in a row are unreadable, the last: {list(delivery.unreadable.values())[-1]}"
+                    f"{REPLACEMENTS} files in a row are unreadable, the last: {list(output.unreadable.values())[-1]}"
                 )
     finally:
         atexit.unregister(at_exit)
@@ -354,12 +354,12 @@ def _start_workers(loader: DataLoader[Any]) -> Iterator[Any]:
         ) from error
 
 
-def _checked_deliveries(feed: Iterator[Delivery]) -> Iterator[Delivery]:
+def _check_outputs(feed: Iterator[WorkerOutput]) -> Iterator[WorkerOutput]:
     try:
-        for delivery in feed:
-            if delivery.failure:
-                raise OSError(delivery.failure)
-            yield delivery
+        for output in feed:
+            if output.failure:
+                raise OSError(output.failure)
+            yield output
     except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:  # workers send memory over a socket
         words = (str(error).splitlines() or [type(error).__name__])[0]
         # torch's message for a dead worker; the message of an error inside a worker starts with "Caught"
@@ -368,21 +368,21 @@ def _checked_deliveries(feed: Iterator[Delivery]) -> Iterator[Delivery]:
         raise RuntimeError(f"a loader worker died ({words}); if memory ran out, lower run.workers") from error
 
 
-def _to_shared_memory(delivery: Any) -> Any:
+def _to_shared_memory(output: Any) -> Any:
     """Move a worker's batch into shared memory and report a failure.
 
     Otherwise the failure would occur in a thread of the worker, and the main process would wait forever.
     """
     if get_worker_info() is None:
-        return delivery
+        return output
     try:
-        if delivery.batch is not None:
-            delivery.batch.apply(Tensor.share_memory_)
+        if output.batch is not None:
+            output.batch.apply(Tensor.share_memory_)
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         failure = f"a loader worker has no shared memory for its batch ({reason}): {MORE_SHARED_MEMORY}"
-        return Delivery(None, {}, failure=failure)
-    return delivery
+        return WorkerOutput(None, {}, failure=failure)
+    return output
 
 
 def _init_worker(_: int) -> None:

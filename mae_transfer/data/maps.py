@@ -40,7 +40,7 @@ class MapBatch(Tensors):
 
 
 @dataclass(frozen=True)
-class Scales(Tensors):
+class ScaledViews(Tensors):
     """One image resized to each evaluation scale, and its stored map."""
 
     images: tuple[Tensor, ...]  # (1, 3, h, w) uint8 RGB each
@@ -74,22 +74,22 @@ class MapCrops(Samples[MappedImage, MappedImage]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MapViews(Samples[MappedImage, Scales]):
+class MapViews(Samples[MappedImage, ScaledViews]):
     """Single images for evaluation, each in the sizes that `transform` returns."""
 
     source: MapSource
     transform: Callable[[Tensor], tuple[Tensor, ...]]
 
-    def draw(self, sample: MappedImage, rng: np.random.Generator) -> Scales:
+    def draw(self, sample: MappedImage, rng: np.random.Generator) -> ScaledViews:
         """Return the image's views. Nothing is random."""
-        return Scales(
+        return ScaledViews(
             tuple(view[None] for view in self.transform(sample.image)),
             sample.image[None],
             sample.labels[None],
             torch.empty(0),
         )
 
-    def collate(self, drawn: list[Scales], images: Tensor) -> Scales:
+    def collate(self, drawn: list[ScaledViews], images: Tensor) -> ScaledViews:
         """Return the one image."""
         (only,) = drawn
         return replace(only, index=images)

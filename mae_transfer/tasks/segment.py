@@ -25,7 +25,7 @@ from mae_transfer.core.patches import sides, size_of
 from mae_transfer.data import Unreadable
 from mae_transfer.data.ade import MapSource
 from mae_transfer.data.checks import check_maps
-from mae_transfer.data.maps import MapBatch, MapCrops, MapDataConfig, MapViews, Scales, inside, open_map_set
+from mae_transfer.data.maps import MapBatch, MapCrops, MapDataConfig, MapViews, ScaledViews, inside, open_map_set
 from mae_transfer.engine.dist import Dist, unwrap_model
 from mae_transfer.engine.loop import Step
 from mae_transfer.engine.optim import Group
@@ -178,7 +178,7 @@ class Segment(Dense[SegmentConfig]):
             )
         return figures | unread(policy, self.dist)
 
-    def views(self, source: MapSource, policy: Unreadable, *, alone: bool = False) -> Iterator[Scales]:
+    def views(self, source: MapSource, policy: Unreadable, *, alone: bool = False) -> Iterator[ScaledViews]:
         """Yield this rank's part of a set on the device, image by image."""
         cfg, several = self.cfg, len(self.cfg.inference.scales) > 1
         transform = Rescale(scale=cfg.data.scale, ratios=cfg.inference.scales, least=cfg.data.size if several else 0)
@@ -238,7 +238,7 @@ def segmenter_loss(
     return total, {**named, "accuracy": accuracy(logits[0].detach(), batch.labels)} if at.logs else {}
 
 
-def predict(cfg: SegmentConfig, model: Segmenter, batch: Scales, statistics: Statistics) -> Tensor:
+def predict(cfg: SegmentConfig, model: Segmenter, batch: ScaledViews, statistics: Statistics) -> Tensor:
     """Return the class of each pixel of an image, (1, H, W)."""
     inference, size = cfg.inference, cfg.data.size
     slide = inference.mode == "slide"
