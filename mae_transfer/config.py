@@ -10,17 +10,15 @@ from __future__ import annotations
 import ast
 import copy
 import difflib
-import functools
 import hashlib
-import inspect
 import json
 import pprint
 import re
 import types
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -28,7 +26,6 @@ from pydantic import (
     ModelWrapValidatorHandler,
     PrivateAttr,
     ValidationError,
-    create_model,
     model_serializer,
     model_validator,
 )
@@ -36,8 +33,6 @@ from pydantic import (
 from mae_transfer.disk import at_home
 
 S = TypeVar("S", bound="Schema")
-T = TypeVar("T")
-Openers = Mapping[str, Callable[[str], Any]]
 NEUTRAL = {"on_error": "raise", "max_unreadable": 100}
 """Keys that do not change the digest (handling of unreadable files), with the values used for it: their defaults."""
 
@@ -50,8 +45,6 @@ class Schema(BaseModel):
     )
     debug: ClassVar[Mapping[str, Any]] = {}
     """Dotted overrides of `--debug`: two steps, on CPU, in seconds. "key?" applies only if the file sets that key."""
-    choices: ClassVar[Mapping[str, Mapping[str, Callable[..., Any]]]] = {}
-    """Name of a Spec field -> table of its entries. `--show` uses it to document the options of the entry."""
 
     def digest(self) -> str:
         """Return the first 16 hex digits of the sha256 of all values except `run` and the folders of data."""
@@ -101,17 +94,6 @@ class Part(Schema):
     def but(self, options: Mapping[str, Any]) -> Self:
         """Return the part with these options."""
         return validate({**self._given, **options}, type(self), where=self.name)
-
-
-class Spec(Schema):
-    """An entry of a table (TARGETS, MASKERS ...) with its constructor's options: dict(name="norm_pixel", eps=1e-6)."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-    name: str
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
 
 
 def load(
@@ -185,41 +167,6 @@ def _at_home(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(map(_at_home, value))
     return at_home(value) if isinstance(value, str) else value
-
-
-def build(
-    table: Mapping[str, Callable[..., T]], spec: Spec, /, *given: Any, openers: Openers = MappingProxyType({})
-) -> T:
-    """Call the table's entry `spec.name`: the task passes positional arguments, the config keyword-only ones.
-
-    openers: parameter -> function that opens its reference: `tokenizer="runs/dvae/tokenizer.safetensors"` becomes a
-        tokenizer.
-    """
-    check(table, spec, openers=openers)
-    opened = {name: openers[name](value) if name in openers else value for name, value in spec.options.items()}
-    return table[spec.name](*given, **opened)
-
-
-def check(table: Mapping[str, Callable[..., Any]], spec: Spec, *, openers: Collection[str] = ()) -> Spec:
-    """Raise ValueError unless spec names an entry of the table and its options have the names and types of the entry.
-
-    openers: options that are references, which are strings in the config.
-    """
-    if spec.name not in table:
-        raise ValueError(f"unknown name {spec.name!r}; {nearest(spec.name, table)}")
-    validate(spec.options, _options_of(table[spec.name], frozenset(openers)), where=f"options of {spec.name!r}")
-    return spec
-
-
-@functools.cache  # creating a schema takes milliseconds, and a suite checks hundreds of configs
-def _options_of(factory: Callable[..., Any], openers: frozenset[str]) -> type[Schema]:
-    """Return the keyword-only parameters of a table's entry as a schema."""
-    hints = get_type_hints(
-        factory.__init__ if inspect.isclass(factory) else factory, include_extras=True
-    ) | dict.fromkeys(openers, str)
-    options = [p for p in inspect.signature(factory).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    fields: dict[str, Any] = {p.name: (hints[p.name], ... if p.default is p.empty else p.default) for p in options}
-    return create_model("Options", __base__=Schema, **fields)
 
 
 def assign(values: dict[str, Any], key: str, value: Any) -> None:

@@ -1,17 +1,19 @@
-"""Adapters turn a backbone's Features into a pyramid. A new adapter is a file, a line here, a config and a test."""
+"""Adapters turn a backbone's Features into a pyramid.
+
+To add an adapter, write it with its config in a new file, then add the config to AnyAdapter, a config file and a test.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Annotated
+
+from pydantic import Field
 
 from mae_transfer.adapters.adapted import AdaptedBackbone
-from mae_transfer.adapters.simple_fpn import SimpleFPN
-from mae_transfer.adapters.tap_fpn import TapFPN
-from mae_transfer.interfaces import Adapter
+from mae_transfer.adapters.levels import AdapterConfig
+from mae_transfer.adapters.simple_fpn import SimpleFPN, SimpleFPNConfig
+from mae_transfer.adapters.tap_fpn import TapFPN, TapFPNConfig
 
-ADAPTERS: dict[str, Callable[..., Adapter]] = {
-    "tap_fpn": TapFPN,
-    "simple_fpn": SimpleFPN,
-}
+AnyAdapter = Annotated[TapFPNConfig | SimpleFPNConfig, Field(discriminator="name")]
 
-__all__ = ["ADAPTERS", "AdaptedBackbone", "SimpleFPN", "TapFPN"]
+__all__ = ["AdaptedBackbone", "AdapterConfig", "AnyAdapter", "SimpleFPN", "SimpleFPNConfig", "TapFPN", "TapFPNConfig"]

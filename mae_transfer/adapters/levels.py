@@ -5,6 +5,7 @@ Legend: D channels of a map. A doubling is a factor of 2 in height and width; a 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from math import log2
 from typing import Literal
@@ -12,7 +13,8 @@ from typing import Literal
 from timm.layers.norm import LayerNorm2d
 from torch import nn
 
-from mae_transfer.interfaces import Maps
+from mae_transfer.config import Part
+from mae_transfer.interfaces import Adapter, Maps
 
 LEVELS: dict[str, int] = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}  # name -> stride in pixels
 UP_TO_DOWN = (2, 1, 0, -1)  # doublings of one map for the four levels, for any patch size
@@ -25,6 +27,14 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "layer": lambda channels: LayerNorm2d(channels, eps=1e-6),  # over channels; GroupNorm(1) also pools over the image
     "batch": nn.BatchNorm2d,
 }
+
+
+class AdapterConfig(Part):
+    """An adapter of a config."""
+
+    @abstractmethod
+    def build(self, maps: Maps) -> Adapter:
+        """Return the adapter for these maps of a backbone. ValueError if they do not fit."""
 
 
 def doublings(stride: int, wanted: int) -> int:

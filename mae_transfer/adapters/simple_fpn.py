@@ -5,32 +5,45 @@ Legend: B batch, D channels of the map, C channels of the pyramid, H x W pixels.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mae_transfer.adapters.levels import LEVELS, Norm, doublings, normalize, rescale
+from mae_transfer.adapters.levels import LEVELS, AdapterConfig, Norm, doublings, normalize, rescale
 from mae_transfer.bounds import Width
 from mae_transfer.interfaces import Adapter, Features, Maps
 
 
-class SimpleFPN(Adapter):
+class SimpleFPNConfig(AdapterConfig):
     """Levels from one map: x4 (ConvT - norm - GELU - ConvT), x2 (ConvT), x1 and x0.5 (max-pool) for a patch of 16.
 
     Each ConvT halves D. A 1x1 and a 3x3 convolution to C channels follow.
     """
 
-    def __init__(self, maps: Maps, *, channels: Width = 256, norm: Norm = "layer", p6: bool = True) -> None:
-        """Create the layers.
+    name: Literal["simple_fpn"] = "simple_fpn"
+    channels: Width = 256
+    """Channels C of the pyramid."""
+    norm: Norm = "layer"
+    """Norm of all layers (ViTDet: channel-wise LayerNorm). The 1x1 and 3x3 convolutions have no bias."""
+    p6: bool = True
+    """Whether the pyramid ends with a subsampled p5, for a detector's largest anchors."""
 
-        Args:
-            maps: the backbone's maps.
-            channels: C.
-            norm: norm of all layers (ViTDet: channel-wise LayerNorm); the 1x1 and 3x3 convolutions have no bias.
-            p6: whether the pyramid ends with a subsampled p5, for a detector's largest anchors.
+    def build(self, maps: Maps) -> SimpleFPN:
+        return SimpleFPN(maps, self)
+
+
+class SimpleFPN(Adapter):
+    """The adapter of SimpleFPNConfig."""
+
+    def __init__(self, maps: Maps, cfg: SimpleFPNConfig) -> None:
+        """Create the layers for a backbone's maps.
+
         Raises:
             ValueError: a hierarchical backbone, or a patch that cannot be scaled to strides 4..32 by factors of 2.
         """
         super().__init__()
+        channels, norm, p6 = cfg.channels, cfg.norm, cfg.p6
         if len(set(maps.strides)) > 1:
             raise ValueError(
                 f"simple_fpn needs a plain backbone, but this one has maps of strides {maps.strides}; use tap_fpn"

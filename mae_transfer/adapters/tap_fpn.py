@@ -10,53 +10,57 @@ from typing import Literal
 from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
-from mae_transfer.adapters.levels import LEVELS, NORMS, UP_TO_DOWN, Norm, chosen, doublings, rescale
+from mae_transfer.adapters.levels import LEVELS, NORMS, UP_TO_DOWN, AdapterConfig, Norm, chosen, doublings, rescale
 from mae_transfer.bounds import FewOrNone, Width
 from mae_transfer.interfaces import Adapter, Features, Maps
 
 
-class TapFPN(Adapter):
+class TapFPNConfig(AdapterConfig):
     """Four maps, each scaled to its level, and optionally an FPN.
 
     With a patch of 16, the maps of a plain ViT are scaled x4 (ConvT - norm - GELU - ConvT), x2 (ConvT), x1 (no layer)
     and x0.5 (max-pool); their widths do not change. Maps of a hierarchical backbone already have these strides.
     """
 
-    def __init__(
-        self,
-        maps: Maps,
-        *,
-        taps: tuple[FewOrNone, ...] | None = None,
-        norm: Norm = "group",
-        fpn: Width | None = 256,
-        fpn_norm: Norm | None = None,
-        p6: bool = False,
-        scales: Literal["stride", "relative"] = "stride",
-    ) -> None:
-        """Create the layers.
+    name: Literal["tap_fpn"] = "tap_fpn"
+    taps: tuple[FewOrNone, ...] | None = None
+    """The four maps to use, 0-based. None: those after d/4, d/2, 3d/4 and d blocks, or the stages of strides 4..32.
+    UperNet uses 3, 5, 7, 11 of ViT-B and 7, 11, 15, 23 of ViT-L."""
+    norm: Norm = "group"
+    """Norm between the transposed convolutions (MIMDet: GroupNorm of 32; UperNet: "batch")."""
+    fpn: Width | None = 256
+    """Channels C of the FPN. None: no FPN, the maps keep their channels (UperNet)."""
+    fpn_norm: Norm | None = None
+    """Norm after each convolution of the FPN (Li et al.: "batch"). None: no norm, but biases."""
+    p6: bool = False
+    """Whether the FPN ends with a subsampled p5, for a detector's largest anchors."""
+    scales: Literal["stride", "relative"] = "stride"
+    """Scales of the maps. "stride": p2..p5 have strides 4..32 for any patch. "relative": x4, x2, x1, x0.5 for any
+    patch, also 14."""
 
-        Args:
-            maps: the backbone's maps.
-            taps: the four maps to use, 0-based; None: those after d/4, d/2, 3d/4 and d blocks, or the stages of strides
-                4..32. UperNet uses 3, 5, 7, 11 of ViT-B and 7, 11, 15, 23 of ViT-L.
-            norm: norm between the transposed convolutions (MIMDet: GroupNorm of 32; UperNet: "batch").
-            fpn: channels C of the FPN; None: no FPN, the maps keep their channels (UperNet).
-            fpn_norm: norm after each convolution of the FPN (Li et al.: "batch"); None: no norm, but biases.
-            p6: whether the FPN ends with a subsampled p5, for a detector's largest anchors.
-            scales: "stride": p2..p5 have strides 4..32 for any patch; "relative": x4, x2, x1, x0.5 for any patch, also
-                14.
+    def build(self, maps: Maps) -> TapFPN:
+        return TapFPN(maps, self)
+
+
+class TapFPN(Adapter):
+    """The adapter of TapFPNConfig."""
+
+    def __init__(self, maps: Maps, cfg: TapFPNConfig) -> None:
+        """Create the layers for a backbone's maps.
+
         Raises:
             ValueError: not four maps, not in order, or they cannot be scaled to their strides; p6 without FPN.
         """
         super().__init__()
+        norm, fpn, fpn_norm, p6 = cfg.norm, cfg.fpn, cfg.fpn_norm, cfg.p6
         if p6 and fpn is None:
             raise ValueError("p6=True subsamples the p5 of an FPN, but fpn=None; set the FPN's channels (fpn=256)")
-        self.taps = chosen(taps if taps is not None else default_taps(maps), maps)
+        self.taps = chosen(cfg.taps if cfg.taps is not None else default_taps(maps), maps)
         if len(self.taps) != len(LEVELS):
             raise ValueError(f"taps {self.taps}: a pyramid of p2..p5 needs {len(LEVELS)} maps; give {len(LEVELS)} taps")
         strides = [maps.strides[tap] for tap in self.taps]
         plain = len(set(strides)) == 1
-        if scales == "relative":
+        if cfg.scales == "relative":
             times = UP_TO_DOWN if plain else (0,) * len(LEVELS)
             self.strides = {name: stride / 2**k for name, stride, k in zip(LEVELS, strides, times, strict=True)}
         else:

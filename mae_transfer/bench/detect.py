@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mae_transfer.adapters import AdaptedBackbone, SimpleFPN
+from mae_transfer.adapters import AdaptedBackbone, SimpleFPNConfig
 from mae_transfer.adapters.levels import NORMS
 from mae_transfer.bench.harness import Comparison, Contestant
 from mae_transfer.bench.options import Workload
@@ -48,7 +48,7 @@ def build_ours(engine: str, work: Workload) -> Contestant:
         "relative_positions": "decomposed", "antialias": False, "drop_path": 0.1,
     })  # fmt: skip
     vit = ViT(cfg)
-    adapter, heads = SimpleFPN(vit.maps()), HeadsConfig()
+    adapter, heads = SimpleFPNConfig().build(vit.maps()), HeadsConfig()
     strides, pyramid = list(adapter.strides.values()), AdaptedBackbone(vit, adapter)
     model: nn.Module
     if engine == "detectron2":

@@ -19,7 +19,7 @@ from mae_transfer.interfaces import Batch, Mask
 from mae_transfer.models.mae import MAE, DecoderConfig, MAEConfig
 from mae_transfer.models.vit import NORM_EPS, SIZES, ViTConfig
 from mae_transfer.seeding import fold
-from mae_transfer.targets import Frame, NormPixel
+from mae_transfer.targets import Frame, NormPixelConfig
 
 DECODER = DecoderConfig()
 
@@ -27,7 +27,7 @@ DECODER = DecoderConfig()
 def build_ours(work: Workload) -> Contestant:
     """Build our step on a loader's batch: uint8 images with masks. The target is not compiled, as in the task."""
     encoder = ViTConfig.model_validate({"size": work.size, "patch": work.patch, "image_size": work.image})
-    target = NormPixel(Frame(work.patch, encoder.grid(), IMAGENET)).to(work.device)
+    target = NormPixelConfig().build(Frame(work.patch, encoder.grid(), IMAGENET)).to(work.device)
     mae, mask = MAE(MAEConfig(encoder=encoder), target.dim), draw_masks(work, encoder.grid())
     batch = Batch(random_images(work), (), mask, None, torch.arange(work.batch))
 

@@ -25,7 +25,7 @@ from mae_transfer.interfaces import Batch, Target
 from mae_transfer.models.dvae import DVAEConfig, DVAETokenizer, encoder
 from mae_transfer.models.mae import MAE, MAEConfig
 from mae_transfer.models.vit import ViTConfig
-from mae_transfer.targets import HOG, PCA, Frame, NormPixel, Pixel, Token
+from mae_transfer.targets import PCA, Frame, HOGConfig, NormPixelConfig, PCAConfig, PixelConfig, Token, TokenConfig
 
 BASELINE = "pixel"
 COMPONENTS = 96  # MAE, section 4.1
@@ -34,21 +34,24 @@ SMALL = DVAEConfig(codes=8192, groups=4, blocks=1, width=64)  # a smaller dVAE t
 
 def _token(cfg: DVAEConfig, *, cache: str | None = None) -> Callable[[Frame], Target]:
     return lambda frame: Token(
-        frame, tokenizer=DVAETokenizer(cfg, encoder(cfg), None).requires_grad_(False), cache=cache
+        frame,
+        DVAETokenizer(cfg, encoder(cfg), None).requires_grad_(False),
+        TokenConfig(tokenizer="given", cache=cache),
     )
 
 
 def _pca(frame: Frame) -> Target:
     values = frame.patch**2 * 3
     rows, ones = torch.linalg.qr(torch.randn(values, COMPONENTS)).Q.T.contiguous(), torch.ones(COMPONENTS)
-    return PCA(frame, basis=Basis(torch.zeros(values), rows, ones, ones / values, frame.patch, frame.statistics))
+    basis = Basis(torch.zeros(values), rows, ones, ones / values, frame.patch, frame.statistics)
+    return PCA(frame, basis, PCAConfig(basis="given"))
 
 
 TARGETS: dict[str, Callable[[Frame], Target]] = {
-    BASELINE: lambda frame: Pixel(frame),
-    "norm_pixel": lambda frame: NormPixel(frame),
+    BASELINE: PixelConfig().build,
+    "norm_pixel": NormPixelConfig().build,
     "pca": _pca,
-    "hog": lambda frame: HOG(frame),
+    "hog": HOGConfig().build,
     "token, DALL-E's encoder": _token(DVAEConfig()),
     "token, a small dVAE": _token(SMALL),
     "token, kept ids": _token(SMALL, cache="kept"),

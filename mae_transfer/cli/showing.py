@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import inspect
 import pprint
-import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from mae_transfer.cli.parser import COLUMNS, end_with_pipe
-from mae_transfer.config import Part, Schema, Spec, members
+from mae_transfer.config import Part, Schema, members
 
 WORDS = textwrap.TextWrapper(width=COLUMNS, initial_indent="    ", subsequent_indent="    ")
 
@@ -38,8 +36,6 @@ def _fields(cfg: BaseModel, prefix: str, printed: set[str], *, leave_out: str = 
         about = " ".join((field.description or "").split())
         if isinstance(value, Part):
             yield from _part(cfg, field, key, value, about, printed)
-        elif isinstance(value, Spec):
-            yield from _spec(cfg, name, key, value, about, printed)
         elif isinstance(value, BaseModel):
             yield from _entry(f"{key}:", about, printed)
             yield from _fields(value, f"{key}.", printed)
@@ -62,28 +58,6 @@ def _part(cfg: BaseModel, field: FieldInfo, key: str, part: Part, about: str, pr
     yield from _fields(part.model_copy(update=root), f"{key}.", printed, leave_out="name")
 
 
-def _spec(cfg: BaseModel, name: str, key: str, spec: Spec, about: str, printed: set[str]) -> Iterator[str]:
-    """Yield the name of a table's entry and each of its options."""
-    assert isinstance(cfg, Schema)
-    table = cfg.choices[name]
-    entry = table[spec.name]
-    summary = (inspect.getdoc(entry) or "").partition("\n\n")[0]
-    yield from _entry(
-        _assigned(f"{key}.name", spec.name),
-        f"{about} One of {', '.join(table)}. {spec.name}: {' '.join(summary.split())}",
-        printed,
-    )
-    documented = arguments(entry)
-    for option in options(entry):
-        # A required option such as `root` is filled from the config's field of the same name (data.root).
-        default = getattr(cfg, option.name, None) if option.default is option.empty else option.default
-        yield from _entry(
-            _assigned(f"{key}.{option.name}", spec.options.get(option.name, default)),
-            documented.get(option.name, ""),
-            printed,
-        )
-
-
 def _entry(line: str, about: str, printed: set[str]) -> Iterator[str]:
     yield line
     if about and about not in printed:
@@ -98,25 +72,3 @@ def _assigned(key: str, value: object) -> str:
     return f"{key} =\n" + textwrap.indent(
         pprint.pformat(value, width=COLUMNS - 4, compact=True, sort_dicts=False), "    "
     )
-
-
-def options(entry: Callable[..., Any]) -> list[inspect.Parameter]:
-    """Return the parameters of a table's entry that a config can set: the keyword-only ones."""
-    return [one for one in inspect.signature(entry).parameters.values() if one.kind is one.KEYWORD_ONLY]
-
-
-def arguments(entry: Callable[..., Any]) -> dict[str, str]:
-    """Return argument -> text from the docstring of a function, or of a class and its bases."""
-    owners = (
-        [part for one in reversed(entry.__mro__) for part in (one, vars(one).get("__init__", one))]
-        if inspect.isclass(entry)
-        else [entry]
-    )
-    found: dict[str, str] = {}
-    for owner in owners:
-        section = re.search(r"^Args:\n((?: .*\n?|\n)+)", inspect.cleandoc(owner.__doc__ or ""), re.MULTILINE)
-        for names, text in re.findall(
-            r"^    (\w+(?:, \w+)*): (.+(?:\n {8}.*)*)", section[1] if section else "", re.MULTILINE
-        ):
-            found |= dict.fromkeys(names.split(", "), " ".join(text.split()))
-    return found

@@ -1,41 +1,46 @@
 """Prediction targets of the decoder.
 
-To add a target, write a Target in a new file, one line in TARGETS, a config and a test. models/mae.py stays as
-it is.
+To add a target, write a Target and its config in a new file, then add the config to AnyTarget, a config file and a
+test. models/mae.py stays as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Annotated
 
-from mae_transfer.interfaces import Target
-from mae_transfer.targets.feature import Feature, Teacher
-from mae_transfer.targets.frame import Frame
-from mae_transfer.targets.hog import HOG
-from mae_transfer.targets.mean_colour import MeanColour
-from mae_transfer.targets.pca import PCA
-from mae_transfer.targets.pixel import NormPixel, Pixel
-from mae_transfer.targets.token import Token
+from pydantic import Field
 
-TARGETS: dict[str, Callable[..., Target]] = {
-    "pixel": Pixel,
-    "norm_pixel": NormPixel,
-    "pca": PCA,
-    "token": Token,
-    "hog": HOG,
-    "feature": Feature,
-    "mean_colour": MeanColour,
-}
+from mae_transfer.targets.feature import Feature, FeatureConfig
+from mae_transfer.targets.frame import Files, Frame, TargetConfig, Teacher
+from mae_transfer.targets.hog import HOG, HOGConfig
+from mae_transfer.targets.mean_colour import MeanColour, MeanColourConfig
+from mae_transfer.targets.pca import PCA, PCAConfig
+from mae_transfer.targets.pixel import NormPixel, NormPixelConfig, Pixel, PixelConfig
+from mae_transfer.targets.token import Token, TokenConfig
+
+AnyTarget = Annotated[
+    PixelConfig | NormPixelConfig | PCAConfig | TokenConfig | HOGConfig | FeatureConfig | MeanColourConfig,
+    Field(discriminator="name"),
+]
 
 __all__ = [
     "HOG",
     "PCA",
-    "TARGETS",
+    "AnyTarget",
     "Feature",
+    "FeatureConfig",
+    "Files",
     "Frame",
+    "HOGConfig",
     "MeanColour",
+    "MeanColourConfig",
     "NormPixel",
+    "NormPixelConfig",
+    "PCAConfig",
     "Pixel",
+    "PixelConfig",
+    "TargetConfig",
     "Teacher",
     "Token",
+    "TokenConfig",
 ]

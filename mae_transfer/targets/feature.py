@@ -5,50 +5,48 @@ Legend: B batch, N = h * w patches, M requested patches, P = D width of the teac
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mae_transfer.bounds import Sides
-from mae_transfer.core.normalize import Statistics, normalize
+from mae_transfer.core.normalize import normalize
 from mae_transfer.core.patches import paint, sides, size_of, take
-from mae_transfer.interfaces import Backbone, Batch, Target, ViewSpec
-from mae_transfer.targets.frame import Frame
+from mae_transfer.interfaces import Batch, Target, ViewSpec
+from mae_transfer.targets.frame import Files, Frame, TargetConfig, Teacher
 
 
-class Teacher(NamedTuple):
-    """A frozen backbone, and the normalisation of its images."""
-
-    backbone: Backbone
-    statistics: Statistics
-
-
-class Feature(Target):
+class FeatureConfig(TargetConfig):
     """The last feature map of a frozen teacher after its final norm, one feature per patch.
 
     If the map's grid differs from the encoder's (a patch of 14 px, a stride of 32), it is resized to the encoder's
     grid, bilinear and antialiased.
-
-    Args:
-        teacher: a backbone, as in --backbone.
-        loss: "smooth_l1" between the values, or "cosine": 1 - cosine similarity.
-        scale: "layer" normalises each feature to mean 0 and variance 1 (data2vec), "unit" to length 1, "none" keeps it.
-        size: image size of the teacher's own view: pixels per side, or (height, width), with the aspect ratio of the
-            encoder's image. None: the teacher uses the encoder's image.
     """
 
-    def __init__(
-        self,
-        frame: Frame,
-        *,
-        teacher: Teacher,
-        loss: Literal["smooth_l1", "cosine"] = "smooth_l1",
-        scale: Literal["layer", "unit", "none"] = "layer",
-        size: Sides | None = None,
-    ) -> None:
+    name: Literal["feature"] = "feature"
+    teacher: str
+    """The teacher: a backbone, as in --backbone."""
+    loss: Literal["smooth_l1", "cosine"] = "smooth_l1"
+    """Distance: "smooth_l1" between the values, or "cosine": 1 - cosine similarity."""
+    scale: Literal["layer", "unit", "none"] = "layer"
+    """Scale of each feature: "layer" normalises it to mean 0 and variance 1 (data2vec), "unit" to length 1, "none"
+    keeps it."""
+    size: Sides | None = None
+    """Image size of the teacher's own view: pixels per side, or (height, width), with the aspect ratio of the encoder's
+    image. None: the teacher uses the encoder's image."""
+
+    def build(self, frame: Frame, files: Files) -> Feature:
+        return Feature(frame, files.teacher(self.teacher), self)
+
+
+class Feature(Target):
+    """The target of FeatureConfig."""
+
+    def __init__(self, frame: Frame, teacher: Teacher, cfg: FeatureConfig) -> None:
         super().__init__()
+        size = cfg.size
         height, width = (side * frame.patch for side in frame.grid)
         if len(teacher.statistics.mean) != len(frame.statistics.mean):
             raise ValueError(
@@ -66,7 +64,7 @@ class Feature(Target):
                 "teacher sees the same part of the image"
             )
         self.patch, self.grid, self.statistics = frame.patch, frame.grid, teacher.statistics
-        self.scale, self.distance = scale, loss
+        self.scale, self.distance = cfg.scale, cfg.loss
         self.views = () if size is None else (ViewSpec(size, "bicubic"),)
         self.teacher = teacher.backbone.requires_grad_(False).eval()
         self.dim = teacher.backbone.dim

@@ -18,25 +18,35 @@ from mae_transfer.bounds import Few, Pixels
 from mae_transfer.core.patches import paint, patchify, put, take, unpatchify
 from mae_transfer.interfaces import Batch, Target
 from mae_transfer.targets.frame import Frame
+from mae_transfer.targets.pixel import PixelLossConfig
 
 
-class HOG(Target):
+class HOGConfig(PixelLossConfig):
     """Histograms of gradient orientations per cell and channel, weighted by magnitude and scaled to length 1.
 
     Gradients come from Sobel filters with a mirrored border. Orientations modulo 180 degrees are sorted into equal bins
     without interpolation. Histograms do not change when a channel is shifted or scaled, so they are computed from the
     uint8 image.
-
-    Args:
-        bins: orientations per histogram.
-        cell: pixels per side of a cell; must divide the patch.
-        loss: mean squared ("l2") or mean absolute ("l1") error.
     """
+
+    name: Literal["hog"] = "hog"
+    bins: Few = 9
+    """Orientations per histogram."""
+    cell: Pixels = 8
+    """Pixels per side of a cell; must divide the patch."""
+
+    def build(self, frame: Frame, files: object = None) -> HOG:
+        return HOG(frame, self)
+
+
+class HOG(Target):
+    """The target of HOGConfig."""
 
     glyphs: Tensor  # (O, c, c): a line along the edge direction of each bin
 
-    def __init__(self, frame: Frame, *, bins: Few = 9, cell: Pixels = 8, loss: Literal["l2", "l1"] = "l2") -> None:
+    def __init__(self, frame: Frame, cfg: HOGConfig) -> None:
         super().__init__()
+        bins, cell = cfg.bins, cfg.cell
         if frame.patch % cell:
             raise ValueError(
                 f"cells of {cell} px do not divide patches of {frame.patch} px: set target.cell to a divisor of "
@@ -45,7 +55,7 @@ class HOG(Target):
         self.patch, self.grid, self.bins, self.cell = frame.patch, frame.grid, bins, cell
         self.channels = len(frame.statistics.mean)
         self.dim = self.channels * bins * (frame.patch // cell) ** 2
-        self.distance: Callable[..., Tensor] = {"l2": F.mse_loss, "l1": F.l1_loss}[loss]
+        self.distance: Callable[..., Tensor] = {"l2": F.mse_loss, "l1": F.l1_loss}[cfg.loss]
         self.register_buffer("glyphs", _glyphs(bins, cell), persistent=False)
 
     def forward(self, batch: Batch, ids: Tensor) -> Tensor:

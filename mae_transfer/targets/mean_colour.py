@@ -5,7 +5,7 @@ Legend: B batch, C channels, M requested patches, P = 8^C classes.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -14,26 +14,29 @@ from torch import Tensor
 from mae_transfer.core.patches import paint, patchify, take
 from mae_transfer.interfaces import Batch
 from mae_transfer.targets.classes import ClassTarget
-from mae_transfer.targets.frame import Frame
+from mae_transfer.targets.frame import Frame, TargetConfig
 
-Bits = Annotated[int, Field(ge=1, le=8)]
+
+class MeanColourConfig(TargetConfig):
+    """The class of the mean colour, with `2 ** bits` equal levels per channel and cross-entropy as the loss."""
+
+    name: Literal["mean_colour"] = "mean_colour"
+    bits: Annotated[int, Field(ge=1, le=8)] = 3
+    """Bits per channel. 3 bits of RGB give 512 classes."""
+
+    def build(self, frame: Frame, files: object = None) -> MeanColour:
+        return MeanColour(frame, self)
 
 
 class MeanColour(ClassTarget):
-    """The class of the mean colour, with `2 ** bits` equal levels per channel and cross-entropy as the loss.
-
-    3 bits of RGB give 512 classes.
-
-    Args:
-        bits: bits per channel.
-    """
+    """The target of MeanColourConfig."""
 
     weights: Tensor  # (C,) int64: factors that combine the channels' levels to a class
 
-    def __init__(self, frame: Frame, *, bits: Bits = 3) -> None:
+    def __init__(self, frame: Frame, cfg: MeanColourConfig) -> None:
         super().__init__()
         channels = len(frame.statistics.mean)
-        self.patch, self.grid, self.channels, self.levels = frame.patch, frame.grid, channels, 2**bits
+        self.patch, self.grid, self.channels, self.levels = frame.patch, frame.grid, channels, 2**cfg.bits
         self.dim = self.levels**channels
         self.register_buffer("weights", self.levels ** torch.arange(channels - 1, -1, -1), persistent=False)
 

@@ -13,35 +13,44 @@ from torch import Tensor
 
 from mae_transfer.core.pca import Basis
 from mae_transfer.interfaces import Batch
-from mae_transfer.targets.frame import Frame
-from mae_transfer.targets.pixel import Pixel
+from mae_transfer.targets.frame import Files, Frame
+from mae_transfer.targets.pixel import Pixel, PixelLossConfig
 
 
-class PCA(Pixel):
+class PCAConfig(PixelLossConfig):
     """The K coefficients of a patch's normalised pixels in a fixed basis, fitted by tools/tokenizer_train.py pca.
 
     The paper does not say whether coefficients are whitened. By default they are not, so the loss is the squared error
-    of the pixels within the span of the basis. `whiten` gives every component the same weight.
-
-    Args:
-        basis: a basis.safetensors, or random:K.
-        whiten: whether to divide each coefficient by its standard deviation.
+    of the pixels within the span of the basis.
     """
+
+    name: Literal["pca"] = "pca"
+    basis: str
+    """The basis: a basis.safetensors, or random:K."""
+    whiten: bool = False
+    """Whether to divide each coefficient by its standard deviation, which gives every component the same weight."""
+
+    def build(self, frame: Frame, files: Files) -> PCA:
+        return PCA(frame, files.basis(self.basis), self)
+
+
+class PCA(Pixel):
+    """The target of PCAConfig."""
 
     weight: Tensor  # (K, P): maps pixels to coefficients
     bias: Tensor  # (K,)
     components: Tensor  # (K, P): maps coefficients to pixels
     mean: Tensor  # (P,)
 
-    def __init__(self, frame: Frame, *, basis: Basis, loss: Literal["l2", "l1"] = "l2", whiten: bool = False) -> None:
-        super().__init__(frame, loss=loss)
+    def __init__(self, frame: Frame, basis: Basis, cfg: PCAConfig) -> None:
+        super().__init__(frame, cfg)
         if (basis.patch, basis.statistics) != (frame.patch, frame.statistics):
             raise ValueError(
                 f"the basis was fitted to patches of {basis.patch} px normalised by {basis.statistics}, but the "
                 f"encoder has {frame.patch} px and {frame.statistics}: fit one with tools/tokenizer_train.py pca and "
                 "this config"
             )
-        scale = basis.variance.clamp(min=1e-12).rsqrt() if whiten else torch.ones_like(basis.variance)
+        scale = basis.variance.clamp(min=1e-12).rsqrt() if cfg.whiten else torch.ones_like(basis.variance)
         self.register_buffer("weight", basis.components * scale[:, None])
         self.register_buffer("bias", -(basis.components * scale[:, None]) @ basis.mean)
         self.register_buffer("components", basis.components / scale[:, None])

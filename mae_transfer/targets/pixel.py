@@ -16,22 +16,45 @@ from mae_transfer.bounds import Epsilon
 from mae_transfer.core.normalize import denormalize, normalize
 from mae_transfer.core.patches import grid_of, paint, patchify, take
 from mae_transfer.interfaces import Batch, Target
-from mae_transfer.targets.frame import Frame
+from mae_transfer.targets.frame import Frame, TargetConfig
+
+
+class PixelLossConfig(TargetConfig):
+    """A target whose loss is the error of a patch's values."""
+
+    loss: Literal["l2", "l1"] = "l2"
+    """Mean squared ("l2") or mean absolute ("l1") error."""
+
+
+class PixelConfig(PixelLossConfig):
+    """The pixels of a patch, normalised by the data set's statistics (MAE, table 1d "pixel (w/o norm)")."""
+
+    name: Literal["pixel"] = "pixel"
+
+    def build(self, frame: Frame, files: object = None) -> Pixel:
+        return Pixel(frame, self)
+
+
+class NormPixelConfig(PixelLossConfig):
+    """The pixels of a patch, normalised by their mean and unbiased variance (MAE, table 1d "pixel (w/ norm)")."""
+
+    name: Literal["norm_pixel"] = "norm_pixel"
+    eps: Epsilon = 1e-6
+    """Added to the variance of a patch."""
+
+    def build(self, frame: Frame, files: object = None) -> NormPixel:
+        return NormPixel(frame, self)
 
 
 class Pixel(Target):
-    """The pixels of a patch, normalised by the data set's statistics (MAE, table 1d "pixel (w/o norm)").
+    """The target of PixelConfig."""
 
-    Args:
-        loss: mean squared ("l2") or mean absolute ("l1") error.
-    """
-
-    def __init__(self, frame: Frame, *, loss: Literal["l2", "l1"] = "l2") -> None:
+    def __init__(self, frame: Frame, cfg: PixelLossConfig) -> None:
         super().__init__()
         self.patch, self.statistics = frame.patch, frame.statistics
         self.channels = len(frame.statistics.mean)
         self.dim = frame.patch**2 * self.channels
-        self.distance: Callable[..., Tensor] = {"l2": F.mse_loss, "l1": F.l1_loss}[loss]
+        self.distance: Callable[..., Tensor] = {"l2": F.mse_loss, "l1": F.l1_loss}[cfg.loss]
 
     def forward(self, batch: Batch, ids: Tensor) -> Tensor:
         """Return the normalised pixels (B, M, P) float of patches `ids` (B, M)."""
@@ -59,15 +82,11 @@ class Pixel(Target):
 
 
 class NormPixel(Pixel):
-    """The pixels of a patch, normalised by their mean and unbiased variance (MAE, table 1d "pixel (w/ norm)").
+    """The target of NormPixelConfig."""
 
-    Args:
-        eps: added to the variance of a patch.
-    """
-
-    def __init__(self, frame: Frame, *, loss: Literal["l2", "l1"] = "l2", eps: Epsilon = 1e-6) -> None:
-        super().__init__(frame, loss=loss)
-        self.eps = eps
+    def __init__(self, frame: Frame, cfg: NormPixelConfig) -> None:
+        super().__init__(frame, cfg)
+        self.eps = cfg.eps
 
     def forward(self, batch: Batch, ids: Tensor) -> Tensor:
         """Return (x - mean) / sqrt(var + eps), (B, M, P), with mean and variance over a patch's P values x."""

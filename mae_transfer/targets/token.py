@@ -5,6 +5,8 @@ Legend: B batch, N = h * w patches, M requested patches, P codes.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,36 +14,39 @@ from torch import Tensor
 from mae_transfer.core.patches import paint, patchify, size_of, take
 from mae_transfer.interfaces import Batch, ImageTokenizer, Interpolation, ViewSpec
 from mae_transfer.targets.classes import ClassTarget
-from mae_transfer.targets.frame import Frame
+from mae_transfer.targets.frame import Files, Frame, TargetConfig
 
 
-class Token(ClassTarget):
+class TokenConfig(TargetConfig):
     """The code of each patch, with cross-entropy as the loss.
 
     The tokenizer has its own view: the encoder's crop, resized with Lanczos so that the grid of codes equals the
     encoder's grid of patches (BEiT: 112 px at stride 8 for 14 x 14 patches). MAE does not specify the view of its
     tokenizer; this project uses BEiT's.
-
-    Args:
-        tokenizer: a tokenizer.safetensors, or a reference to weights of another layout (dalle:PATH).
-        interpolation: filter that resizes the tokenizer's view.
-        cache: a folder for the codes, for crops that are always the same. The loader then provides the codes
-            (Batch.label, (B, N) int64).
     """
 
-    def __init__(
-        self,
-        frame: Frame,
-        *,
-        tokenizer: ImageTokenizer,
-        interpolation: Interpolation = "lanczos",
-        cache: str | None = None,
-    ) -> None:
+    name: Literal["token"] = "token"
+    tokenizer: str
+    """The tokenizer: a tokenizer.safetensors, or a reference to weights of another layout (dalle:PATH)."""
+    interpolation: Interpolation = "lanczos"
+    """Filter that resizes the tokenizer's view."""
+    cache: str | None = None
+    """A folder for the codes, for crops that are always the same. The loader then provides the codes (Batch.label,
+    (B, N) int64)."""
+
+    def build(self, frame: Frame, files: Files) -> Token:
+        return Token(frame, files.tokenizer(self.tokenizer), self)
+
+
+class Token(ClassTarget):
+    """The target of TokenConfig."""
+
+    def __init__(self, frame: Frame, tokenizer: ImageTokenizer, cfg: TokenConfig) -> None:
         super().__init__()
-        self.patch, self.grid, self.cache = frame.patch, frame.grid, cache
+        self.patch, self.grid, self.cache = frame.patch, frame.grid, cfg.cache
         self.tokenizer, self.dim = tokenizer, tokenizer.codes
-        self.view = ViewSpec(size_of(*(side * tokenizer.stride for side in frame.grid)), interpolation)
-        self.views = () if cache else (self.view,)
+        self.view = ViewSpec(size_of(*(side * tokenizer.stride for side in frame.grid)), cfg.interpolation)
+        self.views = () if cfg.cache else (self.view,)
 
     def forward(self, batch: Batch, ids: Tensor) -> Tensor:
         """Return the codes (B, M) int64 of patches `ids` (B, M)."""

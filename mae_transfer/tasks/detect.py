@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import field_validator, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image
 
-from mae_transfer.adapters import ADAPTERS, AdaptedBackbone
+from mae_transfer.adapters import AdaptedBackbone, AnyAdapter, SimpleFPNConfig
 from mae_transfer.adapters.levels import NORMS
 from mae_transfer.bounds import BelowOne
-from mae_transfer.config import Spec, build, check
 from mae_transfer.core.normalize import Statistics, normalize
 from mae_transfer.core.patches import sides, size_of
 from mae_transfer.core.runs import paste_masks
@@ -74,16 +73,14 @@ class DetectConfig(DenseConfig):
         "run": {**TrainConfig.debug["run"], "pictures": 1},
     }
 
-    choices: ClassVar = {"adapter": ADAPTERS}
-
     task: Literal["detect"] = "detect"
     """Which task the file configures."""
     data: ObjectDataConfig = ObjectDataConfig()
     """Images with objects, and how they are resized."""
     backbone: BackboneConfig = BackboneConfig()
     """The backbone to transfer. --backbone sets its reference. Its `changes` add windows and relative positions."""
-    adapter: Spec = Spec(name="simple_fpn")
-    """The feature pyramid: an entry of ADAPTERS with its options."""
+    adapter: AnyAdapter = SimpleFPNConfig()
+    """The feature pyramid."""
     heads: HeadsConfig = HeadsConfig()
     """The detector's heads."""
     engine: Literal["torchvision", "detectron2"] = "torchvision"
@@ -95,11 +92,6 @@ class DetectConfig(DenseConfig):
     """Stochastic depth rate of the backbone's last block."""
     protocol: str = "mask_rcnn"
     """Name of the recipe in tables."""
-
-    @field_validator("adapter")
-    @classmethod
-    def _adapter_exists(cls, adapter: Spec) -> Spec:
-        return check(ADAPTERS, adapter)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -177,7 +169,7 @@ class Detect(Dense[DetectConfig]):
         )
         # a mean over the positive boxes of a micro-batch, in torchvision and detectron2
         self.depends_on_device_batch = ("mask loss",) if cfg.heads.masks else ()
-        adapter = build(ADAPTERS, cfg.adapter, self.backbone.model.maps())
+        adapter = cfg.adapter.build(self.backbone.model.maps())
         pyramid = AdaptedBackbone(self.backbone.model, adapter)
         self.divisor, strides = pyramid.size_divisor, list(adapter.strides.values())
         if cfg.data.square is not None and any(side % self.divisor for side in sides(cfg.data.square)):

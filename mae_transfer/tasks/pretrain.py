@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import field_validator, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mae_transfer import checkpoints
-from mae_transfer.config import Spec
 from mae_transfer.core.masks import AnyMask, Random
 from mae_transfer.core.normalize import Statistics, normalize
 from mae_transfer.core.patches import sides
@@ -31,14 +30,13 @@ from mae_transfer.interfaces import Batch, Mask, Target
 from mae_transfer.models.mae import MAE, MAEConfig
 from mae_transfer.results import Result
 from mae_transfer.seeding import fold
-from mae_transfer.targets import TARGETS
+from mae_transfer.targets import AnyTarget, NormPixelConfig
 from mae_transfer.tasks.config import TrainConfig
 from mae_transfer.tasks.images import ImageConfig, ImageTask, sheet
 from mae_transfer.tasks.sweep import EVALUATION_SEED, unread
 from mae_transfer.tasks.targets import (
     PREFIXES,
     buffers_of,
-    check_target,
     digest_of,
     digest_of_file,
     open_target,
@@ -66,25 +64,18 @@ class PretrainConfig(ImageConfig):
         "target.basis?": "random:8",
     }
 
-    choices: ClassVar = {"target": TARGETS}
-
     data: DataConfig = DataConfig()
     """Images and their augmentation."""
     model: MAEConfig = MAEConfig()
     """Encoder and decoder."""
     mask: AnyMask = Random()
     """Which patches are hidden. `ratio` is their share."""
-    target: Spec = Spec(name="norm_pixel")
-    """An entry of TARGETS with its options."""
+    target: AnyTarget = NormPixelConfig()
+    """What the decoder predicts."""
     start: str | None = None
     """Weights to start from: released:mae_vit_base_full or mae-full:PATH (a released file with its decoder), or a
     step_*.pt of this package. None: fresh weights."""
     trains = "pretraining"
-
-    @field_validator("target")
-    @classmethod
-    def _target_exists(cls, target: Spec) -> Spec:
-        return check_target(target)
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 
 from mae_transfer.checkpoints.files import load_strict
-from mae_transfer.config import Spec, load
+from mae_transfer.config import load
 from mae_transfer.data import FolderConfig, open_source
 from mae_transfer.draw.reconstructions import save_sheet
 from mae_transfer.engine import checkpoint
 from mae_transfer.engine.dist import Dist
 from mae_transfer.models.mae import MAE
+from mae_transfer.targets import TokenConfig
 from mae_transfer.tasks.pretrain import Pretrain, PretrainConfig, load_start
 from mae_transfer.tasks.targets import open_target
 from mae_transfer.tasks.workdir import WorkDir
@@ -49,9 +50,9 @@ def reconstruct(
         saved = newest.payload
     task = Pretrain(cfg, Dist(torch.device("cpu")))
     # cached tokens belong to other images
-    spec = Spec.model_validate({key: value for key, value in cfg.target.model_dump().items() if key != "cache"})
+    target = cfg.target.but({"cache": None}) if isinstance(cfg.target, TokenConfig) else cfg.target
     basis = saved["extra"].get("target") if saved else None
-    task.set_target(open_target(spec, cfg.model.encoder, cfg.statistics, saved=basis))
+    task.set_target(open_target(target, cfg.model.encoder, cfg.statistics, saved=basis))
     model = MAE(cfg.model, task.target.dim).eval()
     if saved is None:
         load_start(model, str(run))

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from mae_transfer.adapters import AdaptedBackbone, TapFPN
+from mae_transfer.adapters import AdaptedBackbone, TapFPNConfig
 from mae_transfer.adapters.mmseg import Segmenter, encoder_decoder, fcn_head, linear_head, uper_head
 from mae_transfer.adapters.normed_taps import NormedTaps
 from mae_transfer.bounds import BelowOne, Factor, FewOrNone, Weight, Width
@@ -93,7 +93,7 @@ class UperNet(SegmentProtocol):
         }
 
     def model(self, backbone: Backbone, classes: int) -> Segmenter:
-        adapter = TapFPN(backbone.maps(), taps=self.taps, norm="batch", fpn=None, scales="relative")
+        adapter = TapFPNConfig(taps=self.taps, norm="batch", fpn=None, scales="relative").build(backbone.maps())
         decode = uper_head(adapter.widths, classes, channels=self.channels or backbone.dim, dropout=self.dropout)
         auxiliary = (
             fcn_head(adapter.widths, classes, weight=self.auxiliary, dropout=self.dropout) if self.auxiliary else None

@@ -2,66 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mae_transfer import checkpoints
-from mae_transfer.config import Spec, build, check
 from mae_transfer.core.normalize import Statistics
 from mae_transfer.core.pca import Basis
 from mae_transfer.interfaces import ImageTokenizer, Target
 from mae_transfer.models.vit import ViTConfig
-from mae_transfer.targets import TARGETS, Frame, Teacher
+from mae_transfer.targets import AnyTarget, Frame, Teacher
 
 Buffers = Mapping[str, Tensor]
 
 
-def open_tokenizer(frame: Frame, reference: str) -> ImageTokenizer:
-    """Return the tokenizer of a reference (checkpoints.tokenizers)."""
-    from mae_transfer.checkpoints.tokenizers import load_tokenizer
+class TargetFiles(NamedTuple):
+    """Opens the references of a target."""
 
-    return load_tokenizer(reference)
+    frame: Frame
+    saved: Buffers | None = None  # the target's own tensors from a checkpoint; with them a basis needs no file
 
+    def tokenizer(self, reference: str) -> ImageTokenizer:
+        """Return the tokenizer of a reference (checkpoints.tokenizers)."""
+        from mae_transfer.checkpoints.tokenizers import load_tokenizer
 
-def open_teacher(frame: Frame, reference: str) -> Teacher:
-    """Return the backbone of a reference (checkpoints.load) as a frozen teacher."""
-    loaded = checkpoints.load(reference)
-    return Teacher(loaded.backbone, loaded.statistics)
+        return load_tokenizer(reference)
 
+    def teacher(self, reference: str) -> Teacher:
+        """Return the backbone of a reference (checkpoints.load) as a frozen teacher."""
+        loaded = checkpoints.load(reference)
+        return Teacher(loaded.backbone, loaded.statistics)
 
-def open_basis(frame: Frame, reference: str) -> Basis:
-    """Return the basis in a file, or K random orthonormal directions for "random:K", to try a config."""
-    from mae_transfer.checkpoints.tokenizers import load_basis
+    def basis(self, reference: str) -> Basis:
+        """Return the basis in a file, or K random orthonormal directions for "random:K", to try a config."""
+        from mae_transfer.checkpoints.tokenizers import load_basis
 
-    kind, count = checkpoints.split(reference, ("random",))
-    if kind != "random":
-        return load_basis(Path(count))
-    if not count.isdigit() or not int(count):
-        raise ValueError(f"target.basis = {reference!r}: give a file, or random:K with a number of components K")
-    values = frame.patch**2 * len(frame.statistics.mean)
-    rows = torch.linalg.qr(torch.randn(values, int(count))).Q.T.contiguous()
-    ones = torch.ones(int(count))
-    return Basis(torch.zeros(values), rows, ones, ones / values, frame.patch, frame.statistics)
-
-
-OPENERS: Mapping[str, Callable[[Frame, str], object]] = {
-    "tokenizer": open_tokenizer,
-    "teacher": open_teacher,
-    "basis": open_basis,
-}
-"""Functions that open a reference, by the name of the target's option that holds it."""
+        if self.saved:
+            reference = f"random:{len(self.saved['components'])}"
+        kind, count = checkpoints.split(reference, ("random",))
+        if kind != "random":
+            return load_basis(Path(count))
+        if not count.isdigit() or not int(count):
+            raise ValueError(f"target.basis = {reference!r}: give a file, or random:K with a number of components K")
+        patch, statistics = self.frame.patch, self.frame.statistics
+        values, ones = patch**2 * len(statistics.mean), torch.ones(int(count))
+        rows = torch.linalg.qr(torch.randn(values, int(count))).Q.T.contiguous()
+        return Basis(torch.zeros(values), rows, ones, ones / values, patch, statistics)
 
 
-def check_target(spec: Spec) -> Spec:
-    """Raise ValueError unless `spec` has the name of a target and valid options."""
-    return check(TARGETS, spec, openers=OPENERS)
-
-
-def open_target(spec: Spec, encoder: ViTConfig, statistics: Statistics, *, saved: Buffers | None = None) -> Target:
+def open_target(cfg: AnyTarget, encoder: ViTConfig, statistics: Statistics, *, saved: Buffers | None = None) -> Target:
     """Build the target for this encoder's images.
 
     Args:
@@ -70,10 +62,7 @@ def open_target(spec: Spec, encoder: ViTConfig, statistics: Statistics, *, saved
         ValueError: a file is missing or does not fit.
     """
     frame = Frame(encoder.patch, encoder.grid(), statistics)
-    openers: dict[str, Callable[[str], object]] = {name: partial(opener, frame) for name, opener in OPENERS.items()}
-    if saved and "basis" in spec.options:
-        openers["basis"] = lambda _: open_basis(frame, f"random:{len(saved['components'])}")
-    target = build(TARGETS, spec, frame, openers=openers)
+    target = cfg.build(frame, TargetFiles(frame, saved))
     if saved:
         target.load_state_dict({**target.state_dict(), **saved})
     return target
@@ -89,17 +78,17 @@ PREFIXES = frozenset({"dalle", *checkpoints.PREFIXES})
 """Prefixes of the references in a target's options."""
 
 
-def references_of(spec: Spec) -> dict[str, str]:
+def references_of(cfg: AnyTarget) -> dict[str, str]:
     """Return the references in a target's options by role: "tokenizer", "teacher", "basis"."""
-    return {name: str(spec.options[name]) for name in OPENERS if spec.options.get(name)}
+    return {role: getattr(cfg, role) for role in ("tokenizer", "teacher", "basis") if hasattr(cfg, role)}
 
 
-def digest_of(spec: Spec) -> str:
+def digest_of(cfg: AnyTarget) -> str:
     """Return the shortened sha256 of each file that a target refers to; "" if it refers to none.
 
     A run with another file is another run.
     """
-    paths = [file_of(reference) for reference in references_of(spec).values()]
+    paths = [file_of(reference) for reference in references_of(cfg).values()]
     return "".join(f"+{path.name}:{checkpoints.sha256(path)[:12]}" for path in paths if path.is_file())
 
 

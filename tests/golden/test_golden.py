@@ -18,7 +18,7 @@ from mae_transfer.engine.schedule import Schedule, lr_at
 from mae_transfer.interfaces import Batch, Mask
 from mae_transfer.models.mae import MAE, DecoderConfig, MAEConfig
 from mae_transfer.models.vit import ViTConfig
-from mae_transfer.targets import Frame, NormPixel
+from mae_transfer.targets import Frame, NormPixelConfig
 from mae_transfer.tasks.pretrain import mae_loss
 
 GOLDEN = Path(__file__).with_name("mae_losses.json")
@@ -39,7 +39,7 @@ def batch(step: int) -> Batch:
 def losses() -> list[float]:
     torch.manual_seed(0)
     encoder = ViTConfig(size=None, dim=32, depth=3, heads=4, patch=8, image_size=32, drop_path=0.1)
-    target = NormPixel(Frame(8, (4, 4), IMAGENET))
+    target = NormPixelConfig().build(Frame(8, (4, 4), IMAGENET))
     model = MAE(MAEConfig(encoder=encoder, decoder=DecoderConfig(depth=2, dim=24, heads=4)), target.dim)
     optimizer = AdamW().build(param_groups(model, weight_decay=0.05, no_decay=()), lr=3e-3)
     seen = []

@@ -16,7 +16,7 @@ from mae_transfer.engine.loop import Step
 from mae_transfer.interfaces import Batch, Mask
 from mae_transfer.models.mae import MAE, DecoderConfig, MAEConfig
 from mae_transfer.models.vit import ViTConfig
-from mae_transfer.targets import Frame, NormPixel
+from mae_transfer.targets import Frame, NormPixelConfig
 from mae_transfer.tasks.pretrain import mae_loss
 
 GLOBAL_BATCH = 8
@@ -36,7 +36,7 @@ def main(out: str) -> None:
     with session("cpu") as dist:
         torch.manual_seed(0)
         encoder = ViTConfig(size=None, dim=32, depth=2, heads=4, patch=4, image_size=16)
-        target = NormPixel(Frame(4, (4, 4), IMAGENET))
+        target = NormPixelConfig().build(Frame(4, (4, 4), IMAGENET))
         bare = MAE(MAEConfig(encoder=encoder, decoder=DecoderConfig(depth=1, dim=16, heads=4)), target.dim)
         model = assemble(bare, dist=dist)
         optimizer = torch.optim.SGD([p for p in bare.parameters() if p.requires_grad], lr=0.1, momentum=0.9)

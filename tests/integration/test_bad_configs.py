@@ -14,7 +14,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from mae_transfer.config import Part, Schema, Spec, assign, load, validate
+from mae_transfer.config import Part, Schema, assign, load, validate
 from mae_transfer.tasks import classify, detect, knn, pretrain, segment, task, tokenizer
 from mae_transfer.tasks.evaluation import Evaluation
 
@@ -51,8 +51,6 @@ def numeric(cfg: Schema, prefix: str = "", *, parts: bool = True) -> Iterator[st
 def values_of(cfg: Schema) -> dict[str, Any]:
     """Return the values of a config, with the options that its parts leave out."""
     values = {name: getattr(cfg, name) for name in type(cfg).model_fields}
-    if isinstance(cfg, Spec):
-        return cfg.model_dump()
     return {name: values_of(value) if isinstance(value, Schema) else value for name, value in values.items()}
 
 

@@ -8,7 +8,7 @@ from detect_runs import config, values
 from torch import Tensor, nn
 from torchvision.ops import box_area
 
-from mae_transfer.adapters import AdaptedBackbone, TapFPN
+from mae_transfer.adapters import AdaptedBackbone, TapFPNConfig
 from mae_transfer.adapters.levels import NORMS
 from mae_transfer.engine.dist import Dist
 from mae_transfer.interfaces import Backbone, Features, Objects
@@ -36,7 +36,7 @@ class SameMaps(Backbone):
 def detector(patch: int, engine: str) -> Any:
     torch.manual_seed(1)
     backbone = SameMaps(patch)
-    adapter = TapFPN(backbone.maps(), fpn=WIDTH, norm="layer", p6=True, scales="relative")
+    adapter = TapFPNConfig(fpn=WIDTH, norm="layer", p6=True, scales="relative").build(backbone.maps())
     anchors = tuple(side * patch // 16 for side in (32, 64, 128, 256, 512))
     heads = HeadsConfig(norm="layer", box_convs=1, box_width=16, mask_convs=1, anchors=anchors, score_threshold=0.0)
     pyramid, strides = AdaptedBackbone(backbone, adapter), list(adapter.strides.values())
@@ -151,5 +151,7 @@ def test_the_bridge_states_the_strides_that_the_pyramid_has() -> None:
     vit = ViT(
         ViTConfig(size=None, dim=32, depth=4, heads=2, patch=14, image_size=56, class_token=False, final_norm=False)
     )
-    shapes = to_detectron2(AdaptedBackbone(vit, TapFPN(vit.maps(), fpn=32, p6=True, scales="relative"))).output_shape()
+    shapes = to_detectron2(
+        AdaptedBackbone(vit, TapFPNConfig(fpn=32, p6=True, scales="relative").build(vit.maps()))
+    ).output_shape()
     assert {name: shape.stride for name, shape in shapes.items()} == {"p2": 3.5, "p3": 7, "p4": 14, "p5": 28, "p6": 56}

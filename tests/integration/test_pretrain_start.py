@@ -10,10 +10,10 @@ from PIL import Image
 from pretrain_runs import config, losses, stop_at
 
 from mae_transfer.checkpoints.fit import released_name
-from mae_transfer.config import Spec
 from mae_transfer.core.normalize import IMAGENET
 from mae_transfer.engine.dist import Dist
 from mae_transfer.models.mae import MAE
+from mae_transfer.targets import TokenConfig
 from mae_transfer.tasks import pretrain
 from mae_transfer.tasks.reconstruct import reconstruct
 
@@ -77,7 +77,7 @@ def test_released_weights_with_a_decoder_are_continued_and_drawn(tmp_path: Path)
 
 
 def test_the_record_names_the_tokenizer_of_dall_e(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens = Spec.model_validate({"name": "token", "tokenizer": "random:16/4"})
+    tokens = TokenConfig(tokenizer="random:16/4")
     opened = pretrain.open_target(tokens, config().model.encoder, IMAGENET)
     monkeypatch.setattr(pretrain, "open_target", lambda *_: opened)
     found = pretrain.Pretrain.launch(

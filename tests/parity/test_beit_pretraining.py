@@ -11,7 +11,7 @@ from mae_transfer.core.patches import unpatchify
 from mae_transfer.interfaces import Batch, Mask
 from mae_transfer.models.mae import MAE, DecoderConfig, MAEConfig
 from mae_transfer.models.vit import ViTConfig
-from mae_transfer.targets import Frame, Pixel
+from mae_transfer.targets import Frame, PixelConfig
 
 CODES, DIM, DEPTH, HEADS = 11, 32, 3, 4
 SIZE, PATCH = 32, 8
@@ -91,7 +91,7 @@ def test_simmims_loss_is_the_mean_absolute_error_of_the_hidden_pixels() -> None:
     model = MAE(MAEConfig(encoder=encoder, decoder=DecoderConfig(depth=0), corrupt="mask_token"), 3 * PATCH**2).eval()
     images = torch.randint(0, 256, (3, 3, SIZE, SIZE), dtype=torch.uint8)
     mask = masks(9)
-    target = Pixel(Frame(PATCH, (4, 4), IMAGENET), loss="l1")
+    target = PixelConfig(loss="l1").build(Frame(PATCH, (4, 4), IMAGENET))
     prediction = model(normalize(images), mask)
     loss = target.loss(prediction, target(Batch(images, (), mask, None, torch.arange(3)), mask.ids_masked)).mean()
     full = torch.zeros(3, 16, 3 * PATCH**2).scatter(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mae_transfer.adapters import AdaptedBackbone, SimpleFPN
+from mae_transfer.adapters import AdaptedBackbone, SimpleFPNConfig
 from mae_transfer.adapters.levels import NORMS
 from mae_transfer.core.normalize import normalize
 from mae_transfer.core.runs import from_masks, paste_masks, rasterize
@@ -33,7 +33,7 @@ def pyramid() -> AdaptedBackbone:
     vit = ViT(
         ViTConfig(size=None, dim=64, depth=4, heads=2, patch=16, image_size=96, class_token=False, final_norm=False)
     )
-    return AdaptedBackbone(vit, SimpleFPN(vit.maps(), channels=WIDTH))
+    return AdaptedBackbone(vit, SimpleFPNConfig(channels=WIDTH).build(vit.maps()))
 
 
 def pair(norm: str | None, *, threshold: float = 0.0) -> tuple[MaskRCNN, Detectron2RCNN]:

@@ -14,7 +14,7 @@ from mae_transfer.core.positions import sincos_2d
 from mae_transfer.interfaces import Batch, Mask
 from mae_transfer.models.mae import MAE, DecoderConfig, MAEConfig
 from mae_transfer.models.vit import ViTConfig
-from mae_transfer.targets import Frame, NormPixel, Pixel
+from mae_transfer.targets import Frame, NormPixelConfig, PixelConfig
 
 DIM, DEPTH, HEADS, DECODER_DIM, DECODER_DEPTH, DECODER_HEADS = 48, 3, 4, 32, 2, 4
 
@@ -97,7 +97,8 @@ def test_loss_predictions_and_gradients_are_equal(
     default_dtype(dtype)
     torch.manual_seed(0)
     other = theirs(size, patch, norm).to(dtype).train()
-    target = (NormPixel if norm else Pixel)(Frame(patch, (size[0] // patch, size[1] // patch), IMAGENET))
+    frame = Frame(patch, (size[0] // patch, size[1] // patch), IMAGENET)
+    target = (NormPixelConfig if norm else PixelConfig)().build(frame)
     encoder = ViTConfig(size=None, dim=DIM, depth=DEPTH, heads=HEADS, patch=patch, image_size=size)
     ours = MAE(
         MAEConfig(encoder=encoder, decoder=DecoderConfig(depth=DECODER_DEPTH, dim=DECODER_DIM, heads=DECODER_HEADS)),

@@ -12,7 +12,7 @@ from mae_transfer.core.normalize import IMAGENET, normalize
 from mae_transfer.core.patches import patchify, take
 from mae_transfer.core.pca import Basis, fit_basis
 from mae_transfer.interfaces import Batch
-from mae_transfer.targets import HOG, PCA, Frame, MeanColour
+from mae_transfer.targets import PCA, Frame, HOGConfig, MeanColourConfig, PCAConfig
 from mae_transfer.targets.hog import gradients, histograms
 
 
@@ -44,13 +44,13 @@ def test_pca_is_scikit_learns() -> None:
     np.testing.assert_allclose(found.components.numpy() * signs, expected.components_, atol=2e-4)
 
     ids = torch.tensor([[0, 7, 23], [5, 5, 1]])
-    target = PCA(Frame(4, (4, 6), IMAGENET), basis=found)
+    target = PCA(Frame(4, (4, 6), IMAGENET), found, PCAConfig(basis="given"))
     coefficients = target(batch(data[:2]), ids)
     mine = np.stack(
         [[expected.transform(values.reshape(40, 24, 48)[b, n][None])[0] for n in row] for b, row in enumerate(ids)]
     )
     np.testing.assert_allclose(coefficients.numpy() * signs[:, 0], mine, atol=2e-4)
-    whitened = PCA(Frame(4, (4, 6), IMAGENET), basis=found, whiten=True)(batch(data[:2]), ids)
+    whitened = PCA(Frame(4, (4, 6), IMAGENET), found, PCAConfig(basis="given", whiten=True))(batch(data[:2]), ids)
     np.testing.assert_allclose(whitened * found.variance.sqrt(), coefficients, atol=1e-4)
 
 
@@ -58,9 +58,9 @@ def test_pca_is_scikit_learns() -> None:
 def test_all_components_draw_the_image_and_few_draw_scikit_learns_reconstruction(whiten: bool) -> None:
     data, ids = images(40, 16, 24), torch.arange(24)[None].repeat(40, 1)
     frame = Frame(4, (4, 6), IMAGENET)
-    whole = PCA(frame, basis=basis(data, 4, 48), whiten=whiten)
+    whole = PCA(frame, basis(data, 4, 48), PCAConfig(basis="given", whiten=whiten))
     torch.testing.assert_close(whole.decode(whole(batch(data), ids), batch(data), ids), data / 255, atol=2e-4, rtol=0)
-    few = PCA(frame, basis=basis(data, 4, 5), whiten=whiten)
+    few = PCA(frame, basis(data, 4, 5), PCAConfig(basis="given", whiten=whiten))
     values = patchify(normalize(data), 4).flatten(0, 1).numpy()
     expected = decomposition.PCA(n_components=5, svd_solver="full").fit(values)
     rebuilt = expected.inverse_transform(expected.transform(values)).reshape(40, 24, 48)
@@ -70,7 +70,7 @@ def test_all_components_draw_the_image_and_few_draw_scikit_learns_reconstruction
 def test_a_basis_of_another_patch_or_too_few_patches_is_an_error_with_the_remedy() -> None:
     found = basis(images(4, 16, 16), 4, 3)
     with pytest.raises(ValueError, match=r"patches of 4 px .* encoder has 8 px .*tools/tokenizer_train.py pca"):
-        PCA(Frame(8, (2, 2), IMAGENET), basis=found)
+        PCA(Frame(8, (2, 2), IMAGENET), found, PCAConfig(basis="given"))
     with pytest.raises(ValueError, match="60 components cannot be fitted to 4 patches of 48 values"):
         fit_basis([torch.zeros(4, 48)], 60, patch=4, statistics=IMAGENET)
 
@@ -106,7 +106,7 @@ def test_hog_equals_a_loop_over_pixels(bins: int, cell: int) -> None:
 def test_maskfeats_loss_is_the_mean_squared_error_of_the_hidden_patches_histograms() -> None:
     """MaskFeat (arXiv 2112.09133, section 3): l2 between predicted and true HOG, over masked patches only."""
     data, ids = images(2, 16, 16), torch.tensor([[3, 0], [1, 2]])
-    target = HOG(Frame(8, (2, 2), IMAGENET), cell=4)
+    target = HOGConfig(cell=4).build(Frame(8, (2, 2), IMAGENET))
     prediction = torch.randn(2, 2, target.dim)
     loss = target.loss(prediction, target(batch(data), ids)).mean()
     total, count = 0.0, 0
@@ -131,7 +131,7 @@ def test_hogs_gradients_are_the_sobel_filters_of_torch() -> None:
 def test_hog_gathers_the_cells_of_its_patches_and_draws_edges_along_themselves() -> None:
     stripes = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
     stripes[..., 4::8] = 255  # vertical lines: gradients along x, edges along y
-    target, ids = HOG(Frame(8, (2, 2), IMAGENET), cell=4), torch.tensor([[3, 0]])
+    target, ids = HOGConfig(cell=4).build(Frame(8, (2, 2), IMAGENET)), torch.tensor([[3, 0]])
     values = target(batch(stripes), ids)
     assert values.shape == (1, 2, target.dim)
     cells = histograms(stripes, bins=9, cell=4)
@@ -142,7 +142,7 @@ def test_hog_gathers_the_cells_of_its_patches_and_draws_edges_along_themselves()
     cell = drawn[0, 0, 8:12, 8:12]
     assert cell[:, 1:3].sum() > 3 * cell[:, [0, 3]].sum()  # bright along the middle columns, top to bottom
     with pytest.raises(ValueError, match="cells of 8 px do not divide patches of 12 px"):
-        HOG(Frame(12, (2, 2), IMAGENET))
+        HOGConfig().build(Frame(12, (2, 2), IMAGENET))
 
 
 def test_a_flat_image_has_finite_histograms() -> None:
@@ -151,7 +151,7 @@ def test_a_flat_image_has_finite_histograms() -> None:
 
 def test_mean_colour_is_the_class_of_a_loop_over_patches() -> None:
     data, ids = images(3, 16, 16), torch.tensor([[0, 5, 15], [3, 2, 1], [9, 9, 8]])
-    target = MeanColour(Frame(4, (4, 4), IMAGENET))
+    target = MeanColourConfig().build(Frame(4, (4, 4), IMAGENET))
     assert target.dim == 512
     found = target(batch(data), ids)
     for b in range(3):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mae_transfer.adapters import AdaptedBackbone, SimpleFPN, TapFPN
+from mae_transfer.adapters import AdaptedBackbone, SimpleFPNConfig, TapFPNConfig
 from mae_transfer.adapters.detectron2 import to_detectron2
 from mae_transfer.checkpoints.export import to_vitdet
 from mae_transfer.models.vit import ViT, ViTConfig
@@ -77,7 +77,7 @@ def test_encoder_and_simple_pyramid_through_the_bridge_equal_detectron2_s(
     ).eval()  # fmt: skip
     randomize(theirs)
     vit = ViT(encoder(64, relative=True).cfg.model_copy(update={"patch": 16}))
-    ours = to_detectron2(AdaptedBackbone(vit, SimpleFPN(vit.maps(), channels=8)), square=64).eval()
+    ours = to_detectron2(AdaptedBackbone(vit, SimpleFPNConfig(channels=8).build(vit.maps())), square=64).eval()
     vit.load_state_dict(net.state_dict())
     for level in range(4):
         mine, their = ours.pyramid.adapter.levels[level], theirs.stages[level]
@@ -98,11 +98,11 @@ def test_encoder_and_simple_pyramid_through_the_bridge_equal_detectron2_s(
 @torch.no_grad()
 def test_the_fpn_equals_detectron2_s(detectron2: ModuleType) -> None:
     vit = ViT(encoder(64, relative=False).cfg.model_copy(update={"patch": 16}))
-    adapter = TapFPN(vit.maps(), norm="layer", fpn=8, fpn_norm="layer").eval()
+    adapter = TapFPNConfig(norm="layer", fpn=8, fpn_norm="layer").build(vit.maps()).eval()
     randomize(vit)
     randomize(adapter)
     bottom = to_detectron2(
-        AdaptedBackbone(vit, TapFPN(vit.maps(), norm="layer", fpn=None))
+        AdaptedBackbone(vit, TapFPNConfig(norm="layer", fpn=None).build(vit.maps()))
     ).eval()  # the scaled taps alone
     bottom.pyramid.adapter.scale.load_state_dict(adapter.scale.state_dict())
     theirs = detectron2.backbone.FPN(bottom, ["p2", "p3", "p4", "p5"], 8, norm="LN").eval()

@@ -48,7 +48,7 @@ ALLOWED = {
     ("tasks/pretrain.py", "flops"),  # of a counter, after the run
     ("tasks/pretrain.py", "results"),  # of the config, after the run
     ("tasks/segment.py", "draw"),  # after the run
-    ("tasks/targets.py", "open_basis"),  # of a reference
+    ("tasks/targets.py", "basis"),  # of a reference
     ("tasks/trial.py", "_fits"),  # of a flag on the CPU, between the trials before a run
     ("tasks/trial.py", "on_cpu"),  # of the state, before a run
 }

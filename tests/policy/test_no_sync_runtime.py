@@ -5,14 +5,13 @@ torch's dispatcher reports such reads.
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mae_transfer.config import Spec
+from mae_transfer.config import members
 from mae_transfer.core.normalize import IMAGENET, normalize
 from mae_transfer.data.maps import MapBatch
 from mae_transfer.engine.dist import Dist
@@ -23,7 +22,7 @@ from mae_transfer.metrics.accuracy import hits
 from mae_transfer.models.dvae import DVAE
 from mae_transfer.models.mae import MAE, DecoderConfig, MAEConfig
 from mae_transfer.models.vit import ViT, ViTConfig
-from mae_transfer.targets import TARGETS
+from mae_transfer.targets import AnyTarget
 from mae_transfer.tasks.protocols import Feed, Finetune, LinearProbe, Partial
 from mae_transfer.tasks.segment import segmenter_loss
 from mae_transfer.tasks.segment_protocols import SegmentProbe, UperNet
@@ -58,13 +57,12 @@ class Waiting(TorchDispatchMode):
 REFERENCES = {"basis": "random:4", "tokenizer": "random:16/4", "teacher": "random:ViT-Ti/8"}
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("part", members(AnyTarget).values(), ids=lambda part: part.__name__)
 @pytest.mark.parametrize("corrupt", [None, "mask_token", "bert"])
-def test_a_step_of_the_mae_never_waits(name, corrupt):
+def test_a_step_of_the_mae_never_waits(part, corrupt):
     encoder = ViTConfig(size=None, dim=24, depth=2, heads=2, patch=8, image_size=32, drop_path=0.5)
-    takes = inspect.signature(TARGETS[name]).parameters
-    spec = Spec.model_validate({"name": name, **{key: value for key, value in REFERENCES.items() if key in takes}})
-    target = open_target(spec, encoder, IMAGENET)
+    cfg = part(**{key: value for key, value in REFERENCES.items() if key in part.model_fields})
+    target = open_target(cfg, encoder, IMAGENET)
     model = MAE(
         MAEConfig(encoder=encoder, decoder=DecoderConfig(depth=1, dim=16, heads=2), corrupt=corrupt), target.dim
     )

@@ -11,9 +11,15 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
-from mae_transfer.adapters import ADAPTERS, AdaptedBackbone, SimpleFPN, TapFPN
+from mae_transfer.adapters import (
+    AdaptedBackbone,
+    AdapterConfig,
+    AnyAdapter,
+    SimpleFPNConfig,
+    TapFPNConfig,
+)
 from mae_transfer.adapters.detectron2 import ABSENT, to_detectron2
-from mae_transfer.config import Spec, build
+from mae_transfer.config import members
 from mae_transfer.interfaces import Adapter, Features, Maps
 from mae_transfer.models.timm_backbone import TimmBackbone
 from mae_transfer.models.vit import ViT, ViTConfig
@@ -75,7 +81,7 @@ def randomize(module: nn.Module) -> None:
 @pytest.mark.parametrize("grid", [(4, 4), (3, 5)])
 @torch.no_grad()
 def test_the_taps_are_scaled_by_the_published_layers(grid: tuple[int, int], norm: str, groups: int | None) -> None:
-    adapter = TapFPN(PLAIN, norm=norm, fpn=None)
+    adapter = TapFPNConfig(norm=norm, fpn=None).build(PLAIN)
     randomize(adapter)
     given = features(*(grid,) * 4)
     a, b, c, d = given.maps
@@ -90,7 +96,7 @@ def test_the_taps_are_scaled_by_the_published_layers(grid: tuple[int, int], norm
 @pytest.mark.parametrize("grid", [(4, 4), (3, 5)])
 @torch.no_grad()
 def test_the_fpn_adds_the_coarser_map_to_each_lateral_one(grid: tuple[int, int]) -> None:
-    adapter = TapFPN(PLAIN, fpn=8, fpn_norm="layer", p6=True)
+    adapter = TapFPNConfig(fpn=8, fpn_norm="layer", p6=True).build(PLAIN)
     randomize(adapter)
     given = features(*(grid,) * 4)
     scaled = [scale(x) for scale, x in zip(adapter.scale, given.maps, strict=True)]
@@ -116,7 +122,7 @@ def test_the_fpn_adds_the_coarser_map_to_each_lateral_one(grid: tuple[int, int])
 @pytest.mark.parametrize("grid", [(4, 4), (3, 5)])
 @torch.no_grad()
 def test_the_simple_pyramid_is_its_formula(grid: tuple[int, int]) -> None:
-    adapter = SimpleFPN(PLAIN, channels=8)
+    adapter = SimpleFPNConfig(channels=8).build(PLAIN)
     randomize(adapter)
     given = Features((torch.randn(2, DIM, *grid),), None)
     x, scaled = given.maps[0], []
@@ -136,7 +142,7 @@ def test_the_simple_pyramid_is_its_formula(grid: tuple[int, int]) -> None:
 @pytest.mark.parametrize("patch", [4, 8, 16, 32])
 def test_strides_are_4_to_32_whatever_the_patch(patch: int, name: str) -> None:
     vit = dense_vit(patch=patch)
-    adapter = build(ADAPTERS, Spec(name=name, norm="layer"), vit.maps())
+    adapter = members(AnyAdapter)[name](norm="layer").build(vit.maps())
     assert isinstance(adapter, Adapter)
     pyramid = AdaptedBackbone(vit, adapter)(torch.randn(1, 3, 64, 128))
     assert {name: tuple(x.shape[2:]) for name, x in pyramid.items()} == {
@@ -148,10 +154,10 @@ def test_strides_are_4_to_32_whatever_the_patch(patch: int, name: str) -> None:
 def test_a_patch_of_14_is_scaled_relative_to_it_or_refused() -> None:
     vit = dense_vit(patch=14, image_size=56)
     maps = vit.maps()
-    for build_adapter in (TapFPN, SimpleFPN):
+    for cfg in (TapFPNConfig(), SimpleFPNConfig()):
         with pytest.raises(ValueError, match="'patch': 16.*scales='relative'"):
-            build_adapter(maps)
-    adapter = TapFPN(maps, scales="relative", fpn=None)
+            cfg.build(maps)
+    adapter = TapFPNConfig(scales="relative", fpn=None).build(maps)
     pyramid = AdaptedBackbone(vit, adapter)(torch.randn(1, 3, 56, 84))
     assert [tuple(x.shape[1:]) for x in pyramid.values()] == [(DIM, 16, 24), (DIM, 8, 12), (DIM, 4, 6), (DIM, 2, 3)]
     assert adapter.strides == {"p2": 3.5, "p3": 7, "p4": 14, "p5": 28}
@@ -164,7 +170,7 @@ def test_a_hierarchical_backbone_goes_to_the_fpn_as_it_is(name: str, options: di
         {"img_size": 64, "embed_dim": 12, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)} if "swin" in name else {}
     )
     backbone = TimmBackbone(timm.create_model(name, num_classes=0, **timm_options), final_norm=False).eval()
-    adapter = TapFPN(backbone.maps(), fpn=16, **options)
+    adapter = TapFPNConfig(fpn=16, **options).build(backbone.maps())
     assert not list(adapter.scale.parameters())
     pyramid = AdaptedBackbone(backbone, adapter)(torch.randn(1, 3, 64, 64))
     assert {n: tuple(x.shape[1:]) for n, x in pyramid.items()} == {
@@ -174,22 +180,22 @@ def test_a_hierarchical_backbone_goes_to_the_fpn_as_it_is(name: str, options: di
         "p5": (16, 2, 2),
     }
     with pytest.raises(ValueError, match="use tap_fpn"):
-        SimpleFPN(backbone.maps())
+        SimpleFPNConfig().build(backbone.maps())
 
 
-@pytest.mark.parametrize(("spec", "depth"), [
-    (Spec(name="tap_fpn", fpn=16), 4), (Spec(name="tap_fpn", fpn=16, p6=True, fpn_norm="layer"), 6),
-    (Spec(name="simple_fpn", channels=16), 3),
-    (Spec(name="tap_fpn", taps=(0, 1, 3, 4), norm="batch", fpn=None), 5),
+@pytest.mark.parametrize(("cfg", "depth"), [
+    (TapFPNConfig(fpn=16), 4), (TapFPNConfig(fpn=16, p6=True, fpn_norm="layer"), 6),
+    (SimpleFPNConfig(channels=16), 3),
+    (TapFPNConfig(taps=(0, 1, 3, 4), norm="batch", fpn=None), 5),
 ])  # fmt: skip
 @pytest.mark.parametrize(
     "options", [{}, {"windows": 3, "global_blocks": (1,), "relative_positions": "decomposed", "positions": "learned"}]
 )
 def test_every_trainable_parameter_of_a_dense_model_has_a_gradient(
-    spec: Spec, depth: int, options: dict[str, Any]
+    cfg: AdapterConfig, depth: int, options: dict[str, Any]
 ) -> None:
     vit = dense_vit(depth=depth, **options)
-    model = AdaptedBackbone(vit, build(ADAPTERS, spec, vit.maps()))
+    model = AdaptedBackbone(vit, cfg.build(vit.maps()))
     randomize(model)
     pyramid = model(torch.randn(2, 3, 96, 64))
     sum(x.square().mean() for x in pyramid.values()).backward()
@@ -197,9 +203,9 @@ def test_every_trainable_parameter_of_a_dense_model_has_a_gradient(
 
 
 def test_the_default_taps_are_the_quarters_of_the_depth() -> None:
-    assert TapFPN(Maps((DIM,) * 12, (16,) * 12)).taps == (2, 5, 8, 11)
-    assert TapFPN(Maps((DIM,) * 24, (16,) * 24)).taps == (5, 11, 17, 23)
-    assert TapFPN(Maps((DIM,) * 12, (16,) * 12), taps=(3, 5, 7, 11)).taps == (3, 5, 7, 11)
+    assert TapFPNConfig().build(Maps((DIM,) * 12, (16,) * 12)).taps == (2, 5, 8, 11)
+    assert TapFPNConfig().build(Maps((DIM,) * 24, (16,) * 24)).taps == (5, 11, 17, 23)
+    assert TapFPNConfig(taps=(3, 5, 7, 11)).build(Maps((DIM,) * 12, (16,) * 12)).taps == (3, 5, 7, 11)
 
 
 @pytest.mark.parametrize(("options", "match"), [
@@ -209,14 +215,14 @@ def test_the_default_taps_are_the_quarters_of_the_depth() -> None:
 ])  # fmt: skip
 def test_taps_that_make_no_pyramid_are_named(options: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        TapFPN(PLAIN, **options)
+        TapFPNConfig(**options).build(PLAIN)
     with pytest.raises(ValueError, match="48 channels"):
-        TapFPN(Maps((48,) * 4, (16,) * 4))
+        TapFPNConfig().build(Maps((48,) * 4, (16,) * 4))
 
 
 def test_layers_and_weight_decay_follow_the_backbone() -> None:
     vit = dense_vit(positions="learned")
-    model = AdaptedBackbone(vit, SimpleFPN(vit.maps(), channels=8))
+    model = AdaptedBackbone(vit, SimpleFPNConfig(channels=8).build(vit.maps()))
     layers = {name: model.layer_of(name) for name, _ in model.named_parameters()}
     assert set(layers.values()) == {0, 1, 2, 3, 4, 5}
     assert layers["adapter.levels.0.0.weight"] == 5
@@ -226,7 +232,7 @@ def test_layers_and_weight_decay_follow_the_backbone() -> None:
 
 def test_torchvision_s_mask_r_cnn_trains_on_it() -> None:
     vit = dense_vit(patch=8)
-    pyramid = AdaptedBackbone(vit, SimpleFPN(vit.maps(), p6=True))
+    pyramid = AdaptedBackbone(vit, SimpleFPNConfig(p6=True).build(vit.maps()))
     anchors = AnchorGenerator(tuple((size,) for size in (8, 16, 32, 64, 128)), ((1.0,),) * 5)
     boxes, masks = (
         MultiScaleRoIAlign(["p2", "p3", "p4", "p5"], output_size=size, sampling_ratio=0) for size in (7, 14)
@@ -248,5 +254,5 @@ def test_without_detectron2_the_error_says_how_to_get_it(monkeypatch: pytest.Mon
     monkeypatch.setitem(__import__("sys").modules, "detectron2.layers", None)
     vit = dense_vit()
     with pytest.raises(ValueError, match="no-build-isolation") as error:
-        to_detectron2(AdaptedBackbone(vit, TapFPN(vit.maps())))
+        to_detectron2(AdaptedBackbone(vit, TapFPNConfig().build(vit.maps())))
     assert str(error.value) == ABSENT

@@ -2,18 +2,16 @@
 
 import ast
 import errno
-import inspect
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal
 
 import pytest
 from pydantic import Field
 
 from mae_transfer.cli import listing, showing
 from mae_transfer.cli.main import guarded, main
-from mae_transfer.config import Part, Schema, Spec
+from mae_transfer.config import Part, Schema
 from mae_transfer.tasks import classify, detect, knn, pretrain, robustness, segment, tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -121,41 +119,6 @@ def test_show_of_an_ablation_prints_the_row(
     monkeypatch.chdir(ROOT)
     assert main(["pretrain", "configs/ablations/table1f.py", "--row", "grid 75%", "--mini", "--show"]) == 0
     assert "mask.name = 'grid'" in capsys.readouterr().out.splitlines()
-
-
-def schemas(schema: type[Schema]) -> set[type[Schema]]:
-    """Return a schema and those of its fields."""
-    inner = [
-        found for field in schema.model_fields.values() for found in (field.annotation, *get_args(field.annotation))
-    ]
-    return {schema}.union(
-        *(
-            schemas(one)
-            for one in inner
-            if inspect.isclass(one) and issubclass(one, Schema) and not issubclass(one, Spec)
-        )
-    )
-
-
-def test_every_option_of_every_part_that_is_chosen_by_name_is_documented() -> None:
-    found = set().union(*map(schemas, SCHEMAS))
-    fields = [
-        (one, name, field)
-        for one in found
-        for name, field in one.model_fields.items()
-        if Spec in (field.annotation, *get_args(field.annotation))
-    ]
-    silent = [f"{one.__name__}.{name}" for one, name, _ in fields if name not in one.choices]
-    assert not silent, "name the table of each of these fields in the `choices` of its schema"
-    entries: dict[str, Callable[..., Any]] = {
-        f"{one.__name__}.{name} {key}": entry for one, name, _ in fields for key, entry in one.choices[name].items()
-    }
-    assert not [
-        f"{title}: {option.name}"
-        for title, entry in entries.items()
-        for option in showing.options(entry)
-        if option.name not in showing.arguments(entry)
-    ]
 
 
 def test_list_reads_docstrings_and_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

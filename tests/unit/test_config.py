@@ -1,15 +1,16 @@
 """config.py: strict loading, overrides, and errors that name the key and the remedy."""
 
 import os
+import pickle
 import pwd
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
-from pydantic import PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
-from mae_transfer.config import Schema, Spec, assign, build, check, load, validate
+from mae_transfer.config import Part, Schema, assign, load, members, validate
 from mae_transfer.data.maps import MapDataConfig
 from mae_transfer.disk import at_home
 from mae_transfer.tasks.detect import DetectConfig
@@ -24,18 +25,33 @@ class Run(Schema):
     workers: int = 2
 
 
+class PixelPart(Part):
+    name: Literal["pixel"] = "pixel"
+
+
+class NormPixelPart(Part):
+    name: Literal["norm_pixel"] = "norm_pixel"
+    eps: PositiveFloat = 1e-6
+    shift: float = 0.0
+
+
+class TokenPart(Part):
+    name: Literal["token"] = "token"
+    tokenizer: str
+
+
+AnyPart = Annotated[PixelPart | NormPixelPart | TokenPart, Field(discriminator="name")]
+
+
 class Example(Schema):
     debug: ClassVar[Mapping[str, Any]] = {"steps": 2, "run.workers": 0, "target.tokenizer?": "random"}
     steps: PositiveInt
     root: str | None = None
     optim: Optim = Optim()
     head: Optim | None = None
-    target: Spec = Spec(name="pixel")
+    target: AnyPart = PixelPart()
+    other: AnyPart | None = None
     run: Run = Run()
-
-
-def scale(factor: int, *, power: int = 1, base: float = 2.0) -> float:
-    return factor * base**power
 
 
 def write(folder: Path, text: str, name: str = "cfg.py") -> Path:
@@ -93,9 +109,9 @@ def test_a_missing_file_and_a_malformed_override_are_named(tmp_path: Path) -> No
 
 def test_debug_replaces_some_values_only_where_the_file_has_them(tmp_path: Path) -> None:
     path = write(tmp_path, "steps = 9\ntarget = dict(name='token', tokenizer='/ckpt/encoder.pkl')")
-    assert load(path, Example, debug=True).target.options == {"tokenizer": "random"}
-    assert load(path, Example).target.options == {"tokenizer": "/ckpt/encoder.pkl"}
-    assert load(write(tmp_path, "steps = 9"), Example, debug=True).target.options == {}
+    assert load(path, Example, debug=True).target == TokenPart(tokenizer="random")
+    assert load(path, Example).target == TokenPart(tokenizer="/ckpt/encoder.pkl")
+    assert load(write(tmp_path, "steps = 9"), Example, debug=True).target == PixelPart()
 
 
 def test_what_is_laid_over_a_group_of_debug_or_of_a_row_is_gone_with_the_next_load(tmp_path: Path) -> None:
@@ -109,21 +125,8 @@ def test_what_is_laid_over_a_group_of_debug_or_of_a_row_is_gone_with_the_next_lo
     assert (again.optim.lr, again.head and again.head.lr) == (0.5, 0.3)
 
 
-def test_what_an_entry_takes_opened_is_a_reference_in_the_config() -> None:
-    def token(patch: int, *, tokenizer: list[int], power: int = 1) -> tuple[int, list[int], int]:
-        return patch, tokenizer, power
-
-    openers = {"tokenizer": lambda reference: [len(reference)], "teacher": lambda reference: 1 / 0}
-    spec = Spec.model_validate({"name": "token", "tokenizer": "abc", "power": 2})
-    assert build({"token": token}, spec, 4, openers=openers) == (4, [3], 2)
-    with pytest.raises(ValueError, match="tokenizer = 3: Input should be a valid string"):
-        check({"token": token}, Spec.model_validate({"name": "token", "tokenizer": 3}), openers=openers)
-    with pytest.raises(ValueError, match="key 'tokenizer' is required"):
-        check({"token": token}, Spec(name="token"), openers=openers)
-
-
 def test_the_resolved_source_loads_back_to_an_equal_config(tmp_path: Path) -> None:
-    cfg = Example(steps=3, head=Optim(), target=Spec.model_validate({"name": "norm_pixel", "eps": 1e-5}))
+    cfg = Example(steps=3, head=Optim(), target=NormPixelPart(eps=1e-5))
     assert load(write(tmp_path, cfg.source("header")), Example) == cfg
 
 
@@ -134,7 +137,7 @@ def test_the_digest_sees_every_value_but_how_it_is_run() -> None:
         Example(steps=4),
         Example(steps=3, root="a"),
         Example(steps=3, optim=Optim(lr=0.2)),
-        Example(steps=3, target=Spec(name="x")),
+        Example(steps=3, target=NormPixelPart()),
     ]
     assert len({cfg.digest(), *(other.digest() for other in others)}) == 5
     assert cfg.differences(Example(steps=3, optim=Optim(lr=0.2), run=Run(workers=9))) == ["optim.lr: 0.1 != 0.2"]
@@ -150,17 +153,39 @@ def test_seeds_of_one_recipe_share_its_digest_whatever_weights_they_start_from()
     assert len({recipe(), recipe(batch=8), recipe(backbone={"changes": {"positions": "learned"}})}) == 3
 
 
-def test_entries_of_a_dict_are_built_with_given_and_configured_arguments() -> None:
-    table = {"scale": scale}
-    assert build(table, Spec.model_validate({"name": "scale", "power": 3}), 5) == 40
-    for spec, match in [
-        ({"name": "scales"}, "did you mean 'scale'"),
-        ({"name": "scale", "powr": 3}, "unknown key 'powr'; did you mean 'power'"),
-        ({"name": "scale", "power": "3"}, "power = '3'"),
-        ({"name": "scale", "factor": 3}, "unknown key 'factor'"),
-    ]:
-        with pytest.raises(ValueError, match=match):
-            check(table, Spec.model_validate(spec))
+@pytest.mark.parametrize(("target", "match"), [
+    ({"name": "norm_pixle"}, "target: unknown name 'norm_pixle'; did you mean 'norm_pixel'?"),
+    ({"name": "norm_pixel", "epz": 1.0}, "unknown key 'target.epz'; did you mean 'eps'?"),
+    ({"name": "norm_pixel", "eps": "3"}, "target.eps = '3': Input should be a valid number"),
+    ({"name": "norm_pixel", "eps": -1}, "target.eps = -1: Input should be greater than 0"),
+    ({"name": "token"}, "key 'target.tokenizer' is required and missing"),
+    ({"eps": 1.0}, "key 'target.name' is required and missing"),
+    ("pixel", r"target = 'pixel': write it as dict\(name=...\)"),
+])  # fmt: skip
+def test_a_mistake_in_a_part_names_its_key_and_the_remedy(target: object, match: str) -> None:
+    for field in ("target", "other"):
+        with pytest.raises(ValueError, match=match.replace("target", field)) as error:
+            validate({"steps": 3, field: target}, Example, where="test")
+        assert str(error.value).count("test: ") == 1
+
+
+def test_a_part_is_saved_as_it_was_given() -> None:
+    given = {"name": "norm_pixel", "eps": 1}
+    cfg = validate({"steps": 3, "target": given}, Example, where="test")
+    assert isinstance(cfg.target, NormPixelPart)
+    assert isinstance(cfg.target.eps, float)
+    assert cfg.model_dump()["target"] == given
+    assert type(cfg.model_dump(mode="json")["target"]["eps"]) is int, "the digest of an earlier version"
+    assert NormPixelPart().model_dump() == {"name": "norm_pixel"}
+    changed = pickle.loads(pickle.dumps(cfg.target)).but({"shift": 0.5})
+    assert changed.model_dump() == {**given, "shift": 0.5}
+    with pytest.raises(ValueError, match="norm_pixel: unknown key 'shfit'; did you mean 'shift'"):
+        cfg.target.but({"shfit": 0.5})
+
+
+def test_the_choices_of_a_field_are_known_by_name() -> None:
+    for field in Example.model_fields["target"], Example.model_fields["other"]:
+        assert members(field.annotation) == {"pixel": PixelPart, "norm_pixel": NormPixelPart, "token": TokenPart}
 
 
 def test_assign_makes_the_levels_that_are_missing() -> None:

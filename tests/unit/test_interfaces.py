@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from mae_transfer.adapters import AdaptedBackbone, TapFPN
+from mae_transfer.adapters import AdaptedBackbone, TapFPNConfig
 from mae_transfer.engine.dist import Dist, assemble
 from mae_transfer.engine.optim import param_groups
 from mae_transfer.interfaces import Adapter, Backbone, Features, ImageTokenizer, Maps, Mask, Objects, Target, Tensors
@@ -44,7 +44,7 @@ def test_a_backbone_that_only_computes_maps_serves_probes_fine_tuning_and_pyrami
     assert all(p.grad is not None for p in classifier.parameters())
     assert len(param_groups(classifier, weight_decay=0.1)) == 2
     assert backbone.maps() == Maps((32,) * 4, (16,) * 4)
-    pyramid = AdaptedBackbone(backbone, TapFPN(backbone.maps(), fpn=8))(images)
+    pyramid = AdaptedBackbone(backbone, TapFPNConfig(fpn=8).build(backbone.maps()))(images)
     assert {name: tuple(level.shape[2:]) for name, level in pyramid.items()} == {
         "p2": (8, 12), "p3": (4, 6), "p4": (2, 3), "p5": (1, 1)
     }  # fmt: skip

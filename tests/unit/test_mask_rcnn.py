@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mae_transfer.adapters import AdaptedBackbone, SimpleFPN, TapFPN
+from mae_transfer.adapters import AdaptedBackbone, SimpleFPNConfig, TapFPNConfig
 from mae_transfer.adapters.levels import NORMS
 from mae_transfer.core.runs import from_masks, paste_masks, rasterize
 from mae_transfer.engine.optim import Layers, param_groups
@@ -32,7 +32,11 @@ def detector(heads: HeadsConfig = SMALL, *, fpn_norm: str | None = None, classes
         positions="learned",
     )
     vit = ViT(cfg)
-    adapter = TapFPN(vit.maps(), fpn=16, fpn_norm=fpn_norm, p6=True) if fpn_norm else SimpleFPN(vit.maps(), channels=16)
+    adapter = (
+        TapFPNConfig(fpn=16, fpn_norm=fpn_norm, p6=True).build(vit.maps())
+        if fpn_norm
+        else SimpleFPNConfig(channels=16).build(vit.maps())
+    )
     norm = NORMS[heads.norm] if heads.norm else None
     pyramid, strides = AdaptedBackbone(vit, adapter), list(adapter.strides.values())
     return MaskRCNN(pyramid, channels=16, strides=strides, classes=classes, heads=heads, norm=norm)

@@ -12,7 +12,7 @@ from mae_transfer.core.normalize import IMAGENET, Statistics, normalize
 from mae_transfer.core.patches import patchify, take
 from mae_transfer.interfaces import Batch, ImageTokenizer, Target, ViewSpec
 from mae_transfer.models.vit import ViT, ViTConfig
-from mae_transfer.targets import Feature, Frame, Teacher, Token
+from mae_transfer.targets import Feature, FeatureConfig, Frame, Teacher, Token, TokenConfig
 
 FRAME = Frame(4, (4, 4), IMAGENET)
 HALF = Statistics((0.5,) * 3, (0.25,) * 3)
@@ -43,7 +43,7 @@ def vit(patch: int = 4) -> ViT:
 
 
 def test_tokens_are_those_of_the_tokenizers_own_view() -> None:
-    target, data = Token(FRAME, tokenizer=Grey()), batch()
+    target, data = Token(FRAME, Grey(), TokenConfig(tokenizer="given")), batch()
     assert isinstance(target, Target)
     assert target.views == (ViewSpec(8, "lanczos"),)  # 4 x 4 patches at stride 2
     codes = target(data, IDS)
@@ -62,7 +62,7 @@ def test_tokens_are_those_of_the_tokenizers_own_view() -> None:
 
 
 def test_token_metrics_are_accuracy_perplexity_and_the_share_of_codes_in_use() -> None:
-    target = Token(FRAME, tokenizer=Grey())
+    target = Token(FRAME, Grey(), TokenConfig(tokenizer="given"))
     truth = torch.tensor([[1, 1, 2, 5]])
     scores = F.one_hot(torch.tensor([[1, 2, 2, 5]]), 8).float() * 50
     found = target.metrics(scores, truth)
@@ -72,7 +72,7 @@ def test_token_metrics_are_accuracy_perplexity_and_the_share_of_codes_in_use() -
 
 
 def test_predicted_tokens_are_decoded_among_true_ones_and_only_they_are_shown() -> None:
-    target, data = Token(FRAME, tokenizer=Grey()), batch()
+    target, data = Token(FRAME, Grey(), TokenConfig(tokenizer="given")), batch()
     codes = target(data, IDS)
     drawn = target.decode(F.one_hot(codes, 8).float(), data, IDS)
     assert drawn.shape == (2, 3, 16, 16)
@@ -82,7 +82,7 @@ def test_predicted_tokens_are_decoded_among_true_ones_and_only_they_are_shown() 
 
 
 def test_cached_tokens_come_with_the_image_and_need_no_view() -> None:
-    target = Token(FRAME, tokenizer=Grey(), cache="codes")
+    target = Token(FRAME, Grey(), TokenConfig(tokenizer="given", cache="codes"))
     assert target.views == ()
     codes = torch.randint(0, 8, (2, 16))
     assert torch.equal(target(replace(batch(), label=codes), IDS), codes.gather(1, IDS))
@@ -90,14 +90,14 @@ def test_cached_tokens_come_with_the_image_and_need_no_view() -> None:
 
 def test_a_tokenizer_that_does_not_fit_the_grid_is_an_error_that_names_both() -> None:
     with pytest.raises(ValueError, match=r"gives 5 x 5 codes for a view of 8 px, but the encoder has 4 x 4 patches"):
-        Token(FRAME, tokenizer=Grey())(batch(view=10), IDS)
+        Token(FRAME, Grey(), TokenConfig(tokenizer="given"))(batch(view=10), IDS)
 
 
 def test_tokens_and_features_of_images_that_are_not_square() -> None:
     torch.manual_seed(0)
     frame, images = Frame(4, (4, 6), IMAGENET), torch.randint(0, 256, (2, 3, 16, 24), dtype=torch.uint8)
     view, ids = torch.randint(0, 256, (2, 3, 8, 12), dtype=torch.uint8), torch.tensor([[0, 7, 23], [6, 5, 22]])
-    target = Token(frame, tokenizer=Grey())
+    target = Token(frame, Grey(), TokenConfig(tokenizer="given"))
     assert target.views == (ViewSpec((8, 12), "lanczos"),)
     codes = target(Batch(images, (view,), None, None, torch.arange(2)), ids)
     assert codes[0, 1] == int(
@@ -105,21 +105,21 @@ def test_tokens_and_features_of_images_that_are_not_square() -> None:
     )  # patch 7 of a 4 x 6 grid: second row, second column
     assert codes[1, 2] == int(view[1, :, 6:8, 8:10].float().mean() // 32)
     teacher = vit()
-    own = Feature(frame, teacher=Teacher(teacher, HALF), size=(32, 48))
+    own = Feature(frame, Teacher(teacher, HALF), FeatureConfig(teacher="given", size=(32, 48)))
     assert own.views == (ViewSpec((32, 48), "bicubic"),)
-    features = Feature(frame, teacher=Teacher(teacher, HALF), scale="none")(
+    features = Feature(frame, Teacher(teacher, HALF), FeatureConfig(teacher="given", scale="none"))(
         Batch(images, (), None, None, torch.arange(2)), ids
     )
     expected = teacher(normalize(images, HALF), norm=True).maps[-1]
     torch.testing.assert_close(features[0, 1], expected[0, :, 1, 1])
     with pytest.raises(ValueError, match=r"target.size = 32 must have the aspect ratio of the encoder's 16 x 24 px"):
-        Feature(frame, teacher=Teacher(teacher, HALF), size=32)
+        Feature(frame, Teacher(teacher, HALF), FeatureConfig(teacher="given", size=32))
 
 
 @pytest.mark.parametrize("scale", ["layer", "unit", "none"])
 def test_features_are_the_teachers_last_map_after_its_norm_with_its_own_statistics(scale: str) -> None:
     teacher, data = vit(), batch()
-    target = Feature(FRAME, teacher=Teacher(teacher, HALF), scale=scale)
+    target = Feature(FRAME, Teacher(teacher, HALF), FeatureConfig(teacher="given", scale=scale))
     assert isinstance(target, Target)
     assert target.dim == 16
     expected = teacher(normalize(data.image, HALF), norm=True).maps[-1].flatten(2).transpose(1, 2)
@@ -137,7 +137,7 @@ def test_features_are_the_teachers_last_map_after_its_norm_with_its_own_statisti
 
 @pytest.mark.parametrize("loss", ["smooth_l1", "cosine"])
 def test_feature_losses_equal_a_loop_over_patches(loss: str) -> None:
-    target = Feature(FRAME, teacher=Teacher(vit(), HALF), loss=loss)
+    target = Feature(FRAME, Teacher(vit(), HALF), FeatureConfig(teacher="given", loss=loss))
     truth, pred = target(batch(), IDS), torch.randn(2, 4, 16, dtype=torch.bfloat16)
     found = target.loss(pred, truth)
     for b in range(2):
@@ -153,19 +153,21 @@ def test_feature_losses_equal_a_loop_over_patches(loss: str) -> None:
 
 
 def test_a_teachers_other_grid_is_resized_and_one_that_does_not_divide_needs_a_view() -> None:
-    coarse = Feature(FRAME, teacher=Teacher(vit(patch=8), HALF))
+    coarse = Feature(FRAME, Teacher(vit(patch=8), HALF), FeatureConfig(teacher="given"))
     assert coarse(batch(), IDS).shape == (2, 4, 16)
     with pytest.raises(ValueError, match=r"patches of 5 px do not divide the encoder's 16 x 16 px.*target.size = 20"):
         Feature(
-            FRAME, teacher=Teacher(ViT(ViTConfig(size=None, dim=16, depth=1, heads=2, patch=5, image_size=20)), HALF)
+            FRAME,
+            Teacher(ViT(ViTConfig(size=None, dim=16, depth=1, heads=2, patch=5, image_size=20)), HALF),
+            FeatureConfig(teacher="given"),
         )
-    own = Feature(FRAME, teacher=Teacher(vit(), HALF), size=32)
+    own = Feature(FRAME, Teacher(vit(), HALF), FeatureConfig(teacher="given", size=32))
     assert own.views == (ViewSpec(32, "bicubic"),)
     assert own(batch(view=32), IDS).shape == (2, 4, 16)
 
 
 def test_a_teacher_stays_in_evaluation_mode_and_true_features_draw_in_three_colours() -> None:
-    target, data = Feature(FRAME, teacher=Teacher(vit(), HALF)), batch()
+    target, data = Feature(FRAME, Teacher(vit(), HALF), FeatureConfig(teacher="given")), batch()
     target.train()
     assert not target.teacher.training
     everywhere = torch.arange(16).expand(2, -1)

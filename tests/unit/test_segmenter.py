@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mae_transfer import checkpoints
-from mae_transfer.adapters import AdaptedBackbone, TapFPN
+from mae_transfer.adapters import AdaptedBackbone, TapFPNConfig
 from mae_transfer.adapters.mmseg import Segmenter, accuracy, quiet
 from mae_transfer.adapters.mmseg_transforms import Rescale, TrainingCrop
 from mae_transfer.config import validate
@@ -322,7 +322,7 @@ def test_importing_and_building_says_nothing(capfd: pytest.CaptureFixture[str]) 
 
 def test_the_bridge_runs_a_pyramid_without_heads() -> None:
     encoder = vit()
-    pyramid = AdaptedBackbone(encoder, TapFPN(encoder.maps(), norm="batch", fpn=None, scales="relative"))
+    pyramid = AdaptedBackbone(encoder, TapFPNConfig(norm="batch", fpn=None, scales="relative").build(encoder.maps()))
     assert {name: tuple(level.shape[2:]) for name, level in pyramid(torch.randn(1, 3, 32, 32)).items()} == {
         "p2": (16, 16),
         "p3": (8, 8),

@@ -1,19 +1,18 @@
 """targets/: the contract of interfaces.Target for every target."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor, nn
 
 from mae_transfer.arithmetic import float32_products
+from mae_transfer.config import members
 from mae_transfer.core.normalize import IMAGENET
 from mae_transfer.core.patches import patchify, take
 from mae_transfer.core.pca import Basis
 from mae_transfer.interfaces import Batch, Target
 from mae_transfer.models.dvae import DVAEConfig, DVAETokenizer, decoder, encoder, map_pixels
 from mae_transfer.models.vit import ViT, ViTConfig
-from mae_transfer.targets import TARGETS, Frame, Teacher, Token
+from mae_transfer.targets import AnyTarget, Frame, Teacher, Token
 
 FRAME = Frame(8, (4, 4), IMAGENET)
 IDS, OTHERS = torch.tensor([[0, 7, 15, 2], [5, 4, 1, 3]]), torch.tensor([[1, 3, 4], [0, 2, 15]])
@@ -45,16 +44,28 @@ def teacher() -> Teacher:
     return Teacher(ViT(ViTConfig(size=None, dim=16, depth=1, heads=2, patch=8, image_size=32)), IMAGENET)
 
 
-OPTIONS: dict[str, Callable[[], dict[str, object]]] = {
-    "pca": lambda: {"basis": basis()},
-    "token": lambda: {"tokenizer": Linear()},
-    "feature": lambda: {"teacher": teacher()},
-}
+class Given:
+    """What the references of a target stand for."""
+
+    def basis(self, reference: str) -> Basis:
+        return basis()
+
+    def tokenizer(self, reference: str) -> Linear:
+        return Linear()
+
+    def teacher(self, reference: str) -> Teacher:
+        return teacher()
+
+
+TARGETS = members(AnyTarget)
 
 
 def build(name: str) -> tuple[Target, Batch]:
     torch.manual_seed(0)
-    target = TARGETS[name](FRAME, **OPTIONS.get(name, dict)())
+    cfg = TARGETS[name](
+        **{role: "given" for role in ("basis", "tokenizer", "teacher") if role in TARGETS[name].model_fields}
+    )
+    target = cfg.build(FRAME, Given())
     views = tuple(torch.randint(0, 256, (2, 3, view.size, view.size), dtype=torch.uint8) for view in target.views)
     return target, Batch(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), views, None, None, torch.arange(2))
 

@@ -6,7 +6,8 @@ import torch
 from mae_transfer.core.normalize import IMAGENET, normalize
 from mae_transfer.core.patches import patchify, take
 from mae_transfer.interfaces import Batch
-from mae_transfer.targets import Frame, NormPixel, Pixel
+from mae_transfer.targets import Frame, NormPixelConfig, PixelConfig
+from mae_transfer.targets.pixel import PixelLossConfig
 
 
 def batch() -> tuple[Batch, torch.Tensor]:
@@ -19,7 +20,7 @@ def batch() -> tuple[Batch, torch.Tensor]:
 @pytest.mark.parametrize("loss", ["l2", "l1"])
 def test_target_and_loss_equal_a_loop_over_patches(norm: bool, loss: str) -> None:
     data, ids = batch()
-    target = (NormPixel if norm else Pixel)(Frame(4, (2, 3), IMAGENET), loss=loss)
+    target = (NormPixelConfig if norm else PixelConfig)(loss=loss).build(Frame(4, (2, 3), IMAGENET))
     pred = torch.randn(2, 3, 48, dtype=torch.bfloat16)
     values = target(data, ids)
     got = target.loss(pred, values)
@@ -36,10 +37,10 @@ def test_target_and_loss_equal_a_loop_over_patches(norm: bool, loss: str) -> Non
     assert got.dtype == torch.float32
 
 
-@pytest.mark.parametrize("kind", [Pixel, NormPixel])
-def test_decoding_the_truth_draws_the_image_and_grey_elsewhere(kind: type[Pixel]) -> None:
+@pytest.mark.parametrize("cfg", [PixelConfig(), NormPixelConfig()], ids=lambda cfg: cfg.name)
+def test_decoding_the_truth_draws_the_image_and_grey_elsewhere(cfg: PixelLossConfig) -> None:
     data, ids = batch()
-    target = kind(Frame(4, (2, 3), IMAGENET))
+    target = cfg.build(Frame(4, (2, 3), IMAGENET))
     drawn = patchify(target.decode(target(data, ids), data, ids), 4)
     torch.testing.assert_close(take(drawn, ids), take(patchify(data.image, 4), ids) / 255, atol=2e-5, rtol=0)
     others = torch.tensor([[1, 2, 4], [0, 3, 5]])
@@ -49,6 +50,6 @@ def test_decoding_the_truth_draws_the_image_and_grey_elsewhere(kind: type[Pixel]
 def test_a_flat_patch_has_a_finite_target() -> None:
     data = Batch(torch.full((1, 3, 4, 4), 9, dtype=torch.uint8), (), None, None, torch.arange(1))
     grey = IMAGENET._replace(mean=(0.5,) * 3, std=(0.5,) * 3)
-    values = NormPixel(Frame(4, (1, 1), grey))(data, torch.zeros(1, 1, dtype=torch.int64))
+    values = NormPixelConfig().build(Frame(4, (1, 1), grey))(data, torch.zeros(1, 1, dtype=torch.int64))
     assert values.isfinite().all()
     assert values.abs().max() < 1e-3

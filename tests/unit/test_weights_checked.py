@@ -22,7 +22,7 @@ from mae_transfer.models.mae import MAE, DecoderConfig, MAEConfig
 from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.suite.store.work import defect_of
 from mae_transfer.tasks.pretrain import load_start
-from mae_transfer.tasks.targets import open_basis
+from mae_transfer.tasks.targets import TargetFiles
 
 SMALL = ViTConfig(size=None, dim=32, depth=2, heads=4, image_size=32)
 NAN, INF = float("nan"), float("inf")
@@ -188,7 +188,7 @@ def test_paths_may_hold_colons_and_begin_with_the_home_folder(
     assert checkpoints.load(f"timm:test_vit@{root}/timm.pth").sha256
     load_start(model, f"mae-full:{root}/full.safetensors")
     load_start(model, f"{root}/step_00000001.pt")
-    assert open_basis(None, f"{root}/basis.safetensors").patch == 2  # type: ignore[arg-type]
+    assert TargetFiles(None).basis(f"{root}/basis.safetensors").patch == 2  # type: ignore[arg-type]
     assert load_tokenizer(f"{root}/t.safetensors")
     monkeypatch.chdir(place.parent)
     if folder != "~":
