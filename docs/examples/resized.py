@@ -1,22 +1,37 @@
 """The last map resized to each level, then a 1x1 convolution. Legend: B batch, C channels of the pyramid."""
 
+from __future__ import annotations
+
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mae_transfer.adapters.levels import LEVELS
+from mae_transfer.adapters.levels import LEVELS, AdapterConfig
 from mae_transfer.bounds import Width
 from mae_transfer.interfaces import Adapter, Features, Maps
 
 
-class Resized(Adapter):
+class ResizedConfig(AdapterConfig):
     """p2..p5 from one map of a plain backbone by bilinear resizing; scale is not learned."""
 
-    def __init__(self, maps: Maps, *, channels: Width = 256) -> None:
+    name: Literal["resized"] = "resized"
+    channels: Width = 256
+    """Channels of the pyramid."""
+
+    def build(self, maps: Maps) -> Resized:
+        return Resized(maps, self)
+
+
+class Resized(Adapter):
+    """The adapter of ResizedConfig."""
+
+    def __init__(self, maps: Maps, cfg: ResizedConfig) -> None:
         super().__init__()
         if len(set(maps.strides)) > 1:
             raise ValueError(f"resized needs a plain backbone, this one has strides {maps.strides}; choose tap_fpn")
         self.taps = (len(maps.strides) - 1,)
-        self.channels = channels
+        self.channels = channels = cfg.channels
         self.strides = dict(LEVELS)
         self.scales = [maps.strides[-1] / stride for stride in LEVELS.values()]
         self.project = nn.ModuleList(nn.Conv2d(maps.channels[-1], channels, kernel_size=1) for _ in LEVELS)
