@@ -117,7 +117,7 @@ def encoder_decoder(pyramid: AdaptedBackbone, decode: HeadConfig, auxiliary: Hea
 
 
 class Segmenter(Model):
-    """mmseg's EncoderDecoder for the suite's loop: `forward` returns logits, `losses` computes the losses.
+    """mmseg's EncoderDecoder for this package's loop: `forward` returns logits, `losses` computes the losses.
 
     mmseg's own `loss` computes an accuracy with boolean masks at every step, which waits for the device. Here
     `accuracy` is computed at log steps only.
