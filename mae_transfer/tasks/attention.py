@@ -1,4 +1,4 @@
-"""Attention maps of any encoder that calls torch's fused attention, as those of this suite and of timm do.
+"""Attention maps of any encoder that calls torch's fused attention, as those of this package and of timm do.
 
 Legend: B images, R heads, L tokens, T leading tokens, N = h * w patches in raster order.
 """

@@ -32,7 +32,7 @@ class BackboneConfig(Schema):
     """The backbone of a transfer task."""
 
     reference: str | None = None
-    """Weights: a backbone.safetensors of this suite, or PREFIX:PATH ("mae:", "timm:", "random:ViT-B/16" ...).
+    """Weights: a backbone.safetensors of this package, or PREFIX:PATH ("mae:", "timm:", "random:ViT-B/16" ...).
     None: `encoder`, from scratch."""
     encoder: ViTConfig | None = None
     """Architecture of a fresh encoder. It is used if `reference` is None."""

@@ -1,7 +1,7 @@
 """Mask R-CNN with detectron2's heads, losses and samplers, with the interface of models.mask_rcnn.MaskRCNN.
 
 detectron2 is imported here, on first use. Its data sampler and trainer are not used: order, augmentation and resume are
-those of this suite.
+those of this package.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Semantic segmentation with a pretrained backbone: UperNet of mmsegmentation, or a linear head.
 
-Training uses mmsegmentation's pipeline and this suite's loop. tasks/segment_protocols.py has the heads.
+Training uses mmsegmentation's pipeline and this package's loop. tasks/segment_protocols.py has the heads.
 
 Legend: B batch, S pixels per side of a crop, C classes, H x W pixels of an image.
 """
