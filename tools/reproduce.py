@@ -85,17 +85,17 @@ def parser() -> cli.Parser:
         "--devices",
         default="",
         metavar="0,1",
-        help="local: GPU numbers; each run gets one of them (default: all runs see all GPUs)",
+        help="local: GPU numbers, of which each run gets its own (default: several runs share the visible GPUs evenly)",
     )
     how.add_argument(
         "--gpus-per-node",
         type=cli.count,
         default=1,
         metavar="N",
-        help="processes per run and node, by torchrun (default: 1)",
+        help="most processes per run and node (default: 1); a run takes as many as its batch can be split over",
     )
     how.add_argument(
-        "--nodes", type=cli.count, default=1, metavar="N", help="slurm, jobfile: nodes per run (default: 1)"
+        "--nodes", type=cli.count, default=1, metavar="N", help="slurm, jobfile: most nodes per run (default: 1)"
     )
     how.add_argument(
         "--cluster",
@@ -165,13 +165,16 @@ def reproduce(args: argparse.Namespace) -> None:
     if args.watch:
         view.watch(work, console, queue=queue_of(work.root))
         return
-    devices = tuple(filter(None, args.devices.split(",")))
-    machine = Machine(args.jobs if args.jobs is not None else len(devices) or 1, devices, args.gpus_per_node)
+    machine = Machine.parse(jobs=args.jobs, devices=args.devices, processes=args.gpus_per_node)
+    shapes, misfits = shapes_of(work.plan, asked, debug=args.debug)
     cluster = open_cluster(args.cluster, args.work_dir, pairs=args.slurm)
     machine.check()
     absent = work.absent()
     if args.dry_run:
-        view.show_plan(work, console, forced(work.plan, args.force))
+        jobs = machine.jobs if args.launcher == "local" else None
+        view.show_plan(work, console, shapes, misfits=misfits, forced=forced(work.plan, args.force), jobs=jobs)
+    elif misfits:
+        raise ValueError("nothing was started: " + "; ".join(misfits))
     if args.dry_run or args.launcher != "local":  # a file may be visible on the nodes of the cluster only
         for defect in absent:
             console.print(f"not found on this machine: {defect}", markup=False, highlight=False, soft_wrap=True)
@@ -182,9 +185,6 @@ def reproduce(args: argparse.Namespace) -> None:
     write_about(work.root, cfg.about())
     work.data.remember(given)
     replace = agreed_to_replace(work, forced(work.plan, args.force))
-    shapes, defects = shapes_of(work.plan, asked, debug=args.debug)
-    if args.launcher != "local" and defects:
-        raise ValueError("nothing was submitted: " + "; ".join(defects))
     work.prefetch(console.print)
     if args.launcher == "slurm":
         submit(work, cluster, shapes, job_command(args), force=args.force, replace=replace, say=console.print)
@@ -200,6 +200,7 @@ def reproduce(args: argparse.Namespace) -> None:
                 work,
                 machine,
                 say=shown.say,
+                shapes=shapes,
                 force=args.force,
                 replace=replace,
                 refresh=lambda: refresh(cfg, work),

@@ -6,6 +6,7 @@ Published: none for generated scenes. Own numbers, settings and what was tried: 
 """
 
 title = "mini"
+device = "2 CPU cores"
 tables = ("1d", "3", "4", "5", "12", "knn", "2")
 rows = {
     "pixel (w/ norm)": dict(config="../mini/pretrain.py", hours=0.03),

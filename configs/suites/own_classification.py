@@ -14,6 +14,7 @@ Published: none.
 """
 
 title = "own_classification"
+device = "GPU at 40 TFLOP/s"
 tables = ("summary",)
 seeds = (0, 1, 2)
 roots = dict(photos="data/photos", labelled="data/labelled")

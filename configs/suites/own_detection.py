@@ -13,6 +13,7 @@ Published: none.
 """
 
 title = "own_detection"
+device = "GPU at 40 TFLOP/s"
 tables = ("summary",)
 seeds = (0, 1, 2)
 roots = dict(photos="data/photos", coco="data/coco")

@@ -14,6 +14,7 @@ Published: none.
 """
 
 title = "own_segmentation"
+device = "GPU at 40 TFLOP/s"
 tables = ("summary",)
 seeds = (0, 1, 2)
 roots = dict(photos="data/photos", maps="data/maps")
@@ -30,6 +31,7 @@ transfer = {
         config="../segment/upernet_vit_base_one_gpu.py",
         data="maps",
         set={"epochs": 10.0, "evaluate_epochs": None, "run.keep_last": 1},
+        device="RTX 3090",
         hours=8.3,
         gib=1.5,
         sweep=dict(

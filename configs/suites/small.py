@@ -11,6 +11,7 @@ Published: none at this scale. It is a small version of MAE's tables 1d, 3, 4, 5
 """
 
 title = "small"
+device = "CPU core"
 tables = ("1d", "3", "4", "5", "7", "12", "knn", "figure 9", "2")
 seeds = (0, 1, 2)
 roots = dict(tiny="data/tiny-imagenet", camvid="data/camvid")

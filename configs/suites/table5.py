@@ -22,8 +22,8 @@ rows = {
 transfer = {
     "ade B": dict(
         tool="seg_train", config="../segment/upernet_vit_base_160k.py", rows=("MAE, ViT-B", "MoCo v3, ViT-B", "DeiT, ViT-B"), data="ade",
-        hours=212.0, gib=5.0,
+        device="RTX 3090", hours=212.0, gib=5.0,
     ),
-    "ade BEiT": dict(tool="seg_train", config="../segment/upernet_beit_base_160k.py", rows=("BEiT, ViT-B",), data="ade", hours=212.0, gib=5.0),
-    "ade L": dict(tool="seg_train", config="../segment/upernet_vit_large_160k.py", rows=("MAE, ViT-L",), data="ade", hours=550.0, gib=10.0),
+    "ade BEiT": dict(tool="seg_train", config="../segment/upernet_beit_base_160k.py", rows=("BEiT, ViT-B",), data="ade", device="RTX 3090", hours=212.0, gib=5.0),
+    "ade L": dict(tool="seg_train", config="../segment/upernet_vit_large_160k.py", rows=("MAE, ViT-L",), data="ade", device="RTX 3090", hours=550.0, gib=10.0),
 }

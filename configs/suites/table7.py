@@ -37,7 +37,7 @@ transfer = {
     "finetune H": dict(tool="cls_train", config="../classify/finetune_vit_huge.py", rows=of["H"], data="imagenet", hours=178.0, gib=20.0),
     "coco B": dict(tool="det_train", config="../detect/mask_rcnn_vit_base_li2021_100ep.py", rows=of["B"], data="coco", hours=118.0, gib=5.0),
     "coco L": dict(tool="det_train", config="../detect/mask_rcnn_vit_large_li2021_100ep.py", rows=of["L"], data="coco", hours=285.0, gib=10.0),
-    "ade B": dict(tool="seg_train", config="../segment/upernet_vit_base_160k.py", rows=of["B"], data="ade", hours=212.0, gib=5.0),
-    "ade L": dict(tool="seg_train", config="../segment/upernet_vit_large_160k.py", rows=of["L"], data="ade", hours=550.0, gib=10.0),
+    "ade B": dict(tool="seg_train", config="../segment/upernet_vit_base_160k.py", rows=of["B"], data="ade", device="RTX 3090", hours=212.0, gib=5.0),
+    "ade L": dict(tool="seg_train", config="../segment/upernet_vit_large_160k.py", rows=of["L"], data="ade", device="RTX 3090", hours=550.0, gib=10.0),
 }
 del targets, sizes, of

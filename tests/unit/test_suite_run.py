@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from multiprocessing.context import ForkProcess
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from mae_transfer import locks, results
 from mae_transfer.checkpoints.files import write
 from mae_transfer.results import Result
 from mae_transfer.suite.graph.plan import open_plan
+from mae_transfer.suite.graph.shape import Shape
 from mae_transfer.suite.local import job
 from mae_transfer.suite.local.run import Machine, Runner
 from mae_transfer.suite.local.view import View, hours_left, show_plan
@@ -110,11 +112,18 @@ class Stage:
     def refresh(self) -> None:
         """Stands in for the report."""
 
-    def run(self, *, machine: Machine = ALONE, force: tuple[str, ...] = (), replace: bool = False) -> dict[str, str]:
+    def run(
+        self,
+        *,
+        machine: Machine = ALONE,
+        shapes: Mapping[str, Shape] = MappingProxyType({}),
+        force: tuple[str, ...] = (),
+        replace: bool = False,
+    ) -> dict[str, str]:
         self.started.clear()
         self.said: list[str] = []
         self.runner = Runner(
-            self.work, machine, say=self.said.append, force=force, replace=replace, refresh=self.refresh
+            self.work, machine, say=self.said.append, shapes=shapes, force=force, replace=replace, refresh=self.refresh
         )
         return dict(self.runner.run())
 
@@ -241,10 +250,41 @@ def test_several_runs_at_a_time_take_turns_on_the_named_devices(stage: Stage) ->
     assert stage.most <= 2
 
 
+def test_several_runs_share_the_visible_devices_evenly(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    machine = Machine.parse(jobs=3, devices="", processes=1)
+    assert machine.devices == ("2", "5")
+    stage.run(machine=machine)
+    assert [stage.devices[name] for name in ALL[:2]] == ["2", "5"]
+
+
+def test_one_run_at_a_time_sees_all_devices(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    stage.run(machine=Machine.parse(jobs=None, devices="", processes=1))
+    assert set(stage.devices.values()) == {""}
+
+
+def test_a_run_gets_as_many_devices_as_its_shape_has(stage: Stage) -> None:
+    machine = Machine.parse(jobs=None, devices="0,1,2,3", processes=2)
+    assert machine.jobs == 2
+    stage.run(machine=machine, shapes={ALL[2]: Shape(1, 1)})
+    assert {len(stage.devices[name].split(",")) for name in ALL[:2] + ALL[3:]} == {2}
+    assert len(stage.devices[ALL[2]].split(",")) == 1
+
+
+def test_threads_follow_the_cores_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))
+    assert Machine(jobs=2).threads == 3
+    assert Machine(jobs=1).threads is None
+
+
 @pytest.mark.parametrize(("machine", "text"), [
-    (Machine(jobs=0), "--jobs 0"), (Machine(3, ("0", "1")), "--jobs 3 on 2 devices"),
-    (Machine(1, ("0",), processes=8), "--gpus-per-node 8 with --devices"),
-    (Machine(2, processes=8), "--jobs 2 with --gpus-per-node 8"),
+    (Machine(jobs=0), "--jobs 0"), (Machine(processes=0), "--gpus-per-node 0"),
+    (Machine(3, ("0", "1")), "--jobs 3 with --gpus-per-node 1 on 2 devices: .* use --jobs 2"),
+    (Machine(1, ("0",), processes=8), "--gpus-per-node 8 with --devices 0: .* use --gpus-per-node 1"),
+    (Machine(2, processes=8), "--jobs 2 with --gpus-per-node 8 on 0 devices: .* use --jobs 1"),
+    (Machine(2, ("0", "1", "2"), 2, named=False), "--jobs 2 with --gpus-per-node 2 on 3 devices: .* use --jobs 1"),
 ])  # fmt: skip
 def test_a_machine_on_which_runs_would_be_in_each_others_way_is_refused(
     machine: Machine, text: str, stage: Stage
@@ -365,7 +405,8 @@ def test_the_time_that_is_left_is_told_by_what_runs_of_the_same_tool_took(
     assert View(stage.work, Console(file=io.StringIO())).progress(stage.runner) == "3 done; 3 left, about 60 minutes"
     printed = io.StringIO()
     show_plan(stage.work, Console(file=printed, width=200))
-    assert "3 done, 3 to run: about 1.5 device hours" in printed.getvalue()
+    assert "3 done, 3 to run: 0 GiB" in printed.getvalue()
+    assert "GPU at 100 TFLOP/s: about 1.5 device hours\n" in printed.getvalue()
     assert "at the measured pace 1 h, one run at a time" in printed.getvalue()
     runs = [stage.work.plan[name] for name in ALL]
     assert hours_left(stage.work, runs[:2], runs[3:]) == pytest.approx(

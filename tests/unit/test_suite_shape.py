@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
-from mae_transfer.suite.graph.plan import Node, open_plan
-from mae_transfer.suite.graph.schema import Resources
-from mae_transfer.suite.graph.shape import Shape, shape_of, shapes_of
+from mae_transfer.config import read, validate
+from mae_transfer.suite.graph.plan import Expansion, Node, open_plan
+from mae_transfer.suite.graph.schema import Resources, SuiteConfig
+from mae_transfer.suite.graph.shape import Shape, configs_of, shape_of, shapes_of, wall_hours
+from mae_transfer.suite.local.view import show_plan
+from mae_transfer.suite.store.work import Work
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,3 +91,80 @@ def test_the_flagship_command_fits(table7: dict[str, Node]) -> None:
     assert not errors
     assert {shapes[name].processes for name in table7 if "ade" in name} == {8}
     assert {shapes[name].processes for name in table7 if "ade" not in name} == {32}
+
+
+def test_the_plan_prints_shapes_wall_time_and_device_hours_of_each_device(
+    table7: dict[str, Node], tmp_path: Path
+) -> None:
+    some = {name: run for name, run in table7.items() if name.startswith("pixel_w_norm_vit_b/") and "coco" not in name}
+    shapes, _ = shapes_of(some, Shape(4, 8))
+    text = io.StringIO()
+    work = Work(some, tmp_path, suite="table 7")
+    show_plan(work, Console(file=text, width=200), shapes, misfits=["run 'x': batch"], jobs=None)
+    printed = text.getvalue()
+    assert "4 x 8" in printed
+    assert "1 x 8" in printed
+    pretraining, finetuning, segmentation = 319.0, 37.0, 212.0
+    hours, wall = pretraining + 3 * finetuning, (pretraining + finetuning) / 32
+    expected = (
+        f"GPU at 100 TFLOP/s: about {hours:.4g} device hours, {wall:.4g} h of wall time in the shapes above, all at"
+    )
+    assert expected in printed
+    expected = f"RTX 3090: about {3 * segmentation:.4g} device hours, {segmentation / 8:.4g} h of wall time"
+    assert expected in printed
+    assert "does not fit: run 'x': batch" in printed
+
+
+def test_wall_time_counts_what_waits_and_what_runs_side_by_side() -> None:
+    first = node("pretrain", "mini/pretrain")._replace(name="a", hours=4.0)
+    second, third = (first._replace(name=name, hours=2.0, needs=("a",)) for name in "bc")
+    plan = {each.name: each for each in (first, second, third)}
+    shapes = {"a": Shape(1, 2, hours=2.0), "b": Shape(hours=2.0), "c": Shape(hours=2.0)}
+    assert wall_hours(plan, shapes, set(plan), jobs=1) == 6.0
+    assert wall_hours(plan, shapes, set(plan), jobs=2) == wall_hours(plan, shapes, set(plan), jobs=None) == 4.0
+    assert wall_hours(plan, shapes, {"b", "c"}, jobs=None) == 2.0
+
+
+SUITES = sorted((ROOT / "configs" / "suites").glob("*.py"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *SUITES, ROOT / "tools" / "reproduce.py"]
+ONLY_SLOW = pytest.mark.slow
+
+
+def documented_shapes() -> set[Shape]:
+    """Return the shapes of every command of the documentation."""
+    found = {Shape()}
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for command in re.findall(r"reproduce\.py[^\n`]*(?:\n[ ]{11,}[^\n`]*)*", text):
+            options = {name: int(number) for name, number in re.findall(r"--(nodes|gpus-per-node) (\d+)", command)}
+            found.add(Shape(options.get("nodes", 1), options.get("gpus-per-node", 1)))
+    return found
+
+
+def test_the_shapes_of_the_documentation_are_found() -> None:
+    assert {Shape(1, 1), Shape(1, 8), Shape(4, 8)} <= documented_shapes()
+
+
+@pytest.mark.parametrize(
+    "suite",
+    [
+        pytest.param(suite, marks=() if suite.stem in ("mini", "own_detection", "table5") else ONLY_SLOW, id=suite.stem)
+        for suite in SUITES
+    ],
+)
+def test_every_run_of_every_suite_fits_into_every_shape_of_the_documentation(suite: Path) -> None:
+    cfg = validate(read(suite), SuiteConfig, where=str(suite))
+    unlike: dict[str, Node] = {}
+    for run in Expansion(cfg, suite.parent).nodes():
+        changes: dict[str, Any] = {
+            key: value for key, value in run.changes.items() if key not in ("seed", "data.root", "backbone.reference")
+        }
+        unlike.setdefault(f"{run.kind} {run.config} {changes} {bool(run.points)}", run)
+    for run in unlike.values():
+        configs = list(configs_of(run))
+        for asked in documented_shapes():
+            shape = shape_of(run, asked, configs=configs)
+            assert shape.nodes <= asked.nodes
+            assert shape.gpus <= asked.gpus
+            if run.kind != "pca" and getattr(configs[0], "batch", 0) >= 1024:
+                assert shape.processes == asked.processes, "the paper's large batches use the whole shape"

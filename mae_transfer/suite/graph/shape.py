@@ -6,8 +6,9 @@ unless its step says otherwise. Everything is checked before the first run start
 
 from __future__ import annotations
 
+import heapq
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mae_transfer.engine.state import micro_steps
@@ -51,7 +52,25 @@ def shapes_of(plan: Plan, asked: Shape, *, debug: bool = False) -> tuple[dict[st
     return shapes, errors
 
 
-def shape_of(node: Node, asked: Shape, *, debug: bool = False) -> Shape:
+def wall_hours(plan: Plan, shapes: Mapping[str, Shape], names: Collection[str], *, jobs: int | None) -> float:
+    """Return the estimated hours until some runs of a plan have ended, if no other run takes time.
+
+    Args:
+        jobs: runs at a time; None: each run starts as soon as those that it needs have ended.
+    """
+    ends: dict[str, float] = {}
+    free = [0.0] * (jobs or 0)
+    for name, node in plan.items():
+        ready = max((ends.get(need, 0.0) for need in (*node.needs, *node.points)), default=0.0)
+        if name in names and jobs:
+            ready = max(ready, heapq.heappop(free))
+        ends[name] = ready + ((shapes[name].hours or 0.0) if name in names and name in shapes else 0.0)
+        if name in names and jobs:
+            heapq.heappush(free, ends[name])
+    return max(ends.values(), default=0.0)
+
+
+def shape_of(node: Node, asked: Shape, *, debug: bool = False, configs: Sequence[Any] = ()) -> Shape:
     """Return the shape of a run: the largest within `asked` and its step's limits that its batch can be split over.
 
     Several nodes are used as a whole or not at all.
@@ -59,10 +78,11 @@ def shape_of(node: Node, asked: Shape, *, debug: bool = False) -> Shape:
     Args:
         asked: the most nodes, GPUs per node, cores and memory per node; `hours` is not read.
         debug: the run is started with --debug.
+        configs: its `configs_of`, if they are at hand.
     Raises:
         ValueError: the batch cannot even be used by one process.
     """
-    limits, configs = node.resources, list(configs_of(node, debug=debug))
+    limits, configs = node.resources, configs or list(configs_of(node, debug=debug))
     alone = 1 if not all(hasattr(cfg, "batch") for cfg in configs) or not node.tool.trains else None
     gpus = min(asked.gpus, limits.gpus or alone or asked.gpus)
     nodes = min(asked.nodes, limits.nodes or alone or asked.nodes)
@@ -84,7 +104,7 @@ def shape_of(node: Node, asked: Shape, *, debug: bool = False) -> Shape:
     )
 
 
-def configs_of(node: Node, *, debug: bool) -> Iterator[Any]:
+def configs_of(node: Node, *, debug: bool = False) -> Iterator[Any]:
     """Yield the resolved configs that a run may have: one, or one for each combination that its sweep may choose."""
     grid: Mapping[str, tuple[Any, ...]] = node.sweep.grid if node.sweep and node.points else {}
     for values in itertools.product(*grid.values()):

@@ -11,15 +11,17 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
-from types import FrameType
-from typing import Any, NamedTuple
+from types import FrameType, MappingProxyType
+from typing import Any, NamedTuple, Self
 
 from mae_transfer.locks import locked
 from mae_transfer.suite.graph.plan import Node
+from mae_transfer.suite.graph.shape import Shape
 from mae_transfer.suite.graph.toolbox import TOOLBOX
 from mae_transfer.suite.local import job
 from mae_transfer.suite.store.records import Note, State, read_note
@@ -35,41 +37,59 @@ class Machine(NamedTuple):
     """The number of runs at a time, and their devices."""
 
     jobs: int = 1
-    devices: tuple[str, ...] = ()  # numbers of CUDA devices; each run gets one of them; empty: all runs see all
-    processes: int = 1  # per run; more than one are started by torchrun
+    devices: tuple[str, ...] = ()  # CUDA devices to choose from; empty: each run sees all
+    processes: int = 1  # the most per run; more than one are started by torchrun
+    named: bool = True  # the devices were named, so that no two runs share one
+
+    @classmethod
+    def parse(cls, *, jobs: int | None, devices: str, processes: int) -> Self:
+        """Return the machine of a command line. Several runs without named devices share the visible ones evenly."""
+        named = tuple(filter(None, devices.split(",")))
+        jobs = max(1, len(named) // max(1, processes)) if jobs is None else jobs
+        return cls(jobs, named or (visible_devices() if jobs > 1 else ()), processes, bool(named))
 
     def check(self) -> None:
-        """Raise ValueError if nothing could run, or if two runs would share a device."""
+        """Raise ValueError if nothing could run, or if two runs would share a device that was named for one."""
         if self.jobs < 1:
             raise ValueError(f"--jobs {self.jobs}: must be at least 1")
         if self.processes < 1:
             raise ValueError(f"--gpus-per-node {self.processes}: must be at least 1")
-        if self.devices and self.jobs > len(self.devices):
+        most = len(self.devices) // self.processes
+        if self.devices and self.named and most < 1:
             raise ValueError(
-                f"--jobs {self.jobs} on {len(self.devices)} devices: each run needs its own device; "
-                f"use --jobs {len(self.devices)}, or name more devices with --devices"
+                f"--gpus-per-node {self.processes} with --devices {','.join(self.devices)}: name more devices, or use "
+                f"--gpus-per-node {len(self.devices)}"
             )
-        if self.jobs > 1 and self.processes > 1:
+        if self.jobs > most and (self.devices and self.named if self.processes == 1 else self.jobs > 1):
             raise ValueError(
-                f"--jobs {self.jobs} with --gpus-per-node {self.processes}: the runs would share the devices; "
-                "use --jobs 1"
+                f"--jobs {self.jobs} with --gpus-per-node {self.processes} on {len(self.devices)} devices: the runs "
+                f"would share devices; use --jobs {max(1, most)}, or name more devices with --devices"
             )
-        if self.devices and self.processes > 1:
-            raise ValueError(
-                f"--gpus-per-node {self.processes} with --devices: a run gets only one named device; "
-                "remove --devices, or use --gpus-per-node 1"
-            )
-
-    @property
-    def torchrun(self) -> list[str]:
-        """Arguments that start a run on several devices; empty for one process."""
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-        return [*launcher, str(self.processes)] if self.processes > 1 else []
 
     @property
     def threads(self) -> int | None:
-        """CPU threads of each run; None: all."""
-        return max(1, (os.cpu_count() or 1) // self.jobs) if self.jobs > 1 else None
+        """CPU threads of each run; None: all that this process may use."""
+        return max(1, cores() // self.jobs) if self.jobs > 1 else None
+
+
+def torchrun(gpus: int) -> list[str]:
+    """Return the arguments that start a run on several devices of this machine; empty for one process."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    return [*launcher, str(gpus)] if gpus > 1 else []
+
+
+def cores() -> int:
+    """Return how many CPU cores this process may use, which is fewer than the machine has in a job or a container."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def visible_devices() -> tuple[str, ...]:
+    """Return the CUDA devices that this process sees, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    named = tuple(filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")))
+    count = torch.cuda.device_count()
+    return named[:count] or tuple(map(str, range(count)))
 
 
 class Running(NamedTuple):
@@ -77,7 +97,7 @@ class Running(NamedTuple):
 
     note: Note
     process: ForkServerProcess
-    device: str | None
+    devices: tuple[str, ...]  # empty: it sees all
     since: float
     claim: ExitStack  # of its identity in the store
 
@@ -86,6 +106,7 @@ class Runner:
     """Runs a plan. `states` holds the final state of each ended run, `running` the runs in progress.
 
     Args:
+        shapes: the number of GPUs of each run; runs that are left out get `machine.processes`.
         say: called with a message whenever a run starts or ends.
         force: repeat runs with one of these texts in their name, and the runs that depend on them.
         replace: also repeat finished runs that have changed; otherwise they are an error.
@@ -98,18 +119,18 @@ class Runner:
         machine: Machine,
         *,
         say: Say,
+        shapes: Mapping[str, Shape] = MappingProxyType({}),
         force: Sequence[str] = (),
         replace: bool = False,
         refresh: Callable[[], None] = lambda: None,
     ) -> None:
         machine.check()
-        self.refresh, self.replace = refresh, replace
+        self.refresh, self.shapes, self.replace = refresh, shapes, replace
         self.work, self.machine, self.say, self.force = work, machine, say, forced(work.plan, force)
         self.states: dict[str, State] = {}
         self.running: dict[str, Running] = {}
         self.stopping = False
         self.modules: tuple[str, ...] = ()  # imports of all runs, for the process that they are forked from
-        self._free = list(machine.devices)
         self._told: set[str] = set()  # the runs whose waiting was reported
 
     def run(self, *, poll: Callable[[], None] = lambda: None) -> dict[str, State]:
@@ -138,7 +159,7 @@ class Runner:
             note, _ = read_note(self.work.folder(name))
             if note and (problem := publish(self.work, note)):
                 self.say(problem)
-        self.modules = () if self.machine.torchrun else modules_of(self.work.plan[name] for name in waiting)
+        self.modules = modules_of(self.work.plan[name] for name in waiting if self._gpus(name) == 1)
         reported = len(self.states)
         while (waiting and not self.stopping) or self.running:
             waiting = [name for name in waiting if not self._start_or_skip(self.work.plan[name])]
@@ -188,26 +209,35 @@ class Runner:
                 claim.close()
                 self._report_end(note)
                 return True
-        note, why = prepare(self.work, node, again=node.name in self.force, torchrun=self.machine.torchrun)
+        gpus = self._gpus(node.name)
+        note, why = prepare(self.work, node, again=node.name in self.force, torchrun=torchrun(gpus))
         if note.state == "failed":
             claim.close()
             self._report_end(note)
             return True
-        device = self._free.pop(0) if self._free else None
-        environment = {job.TORCHRUN_WAITS: str(SAVE_S)} | ({} if device is None else {"CUDA_VISIBLE_DEVICES": device})
+        devices = self._least_used(gpus)
+        environment = {job.TORCHRUN_WAITS: str(SAVE_S)}
+        environment |= {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {}
         self.say(f"start {node.name} ({why})")
         folder = self.work.folder(node.name)
         process = job.start(
             note.command, folder, environment=environment, modules=self.modules, threads=self.machine.threads
         )
-        self.running[node.name] = Running(note, process, device, time.monotonic(), claim)
+        self.running[node.name] = Running(note, process, devices, time.monotonic(), claim)
         return True
+
+    def _gpus(self, name: str) -> int:
+        return self.shapes[name].gpus if name in self.shapes else self.machine.processes
+
+    def _least_used(self, count: int) -> tuple[str, ...]:
+        """Return the devices with the fewest runs."""
+        used = Counter(device for each in self.running.values() for device in each.devices)
+        return tuple(sorted(self.machine.devices, key=lambda device: used[device])[:count])
 
     def end(self, name: str) -> None:
         """Record the end of a run whose process has ended."""
         ended = self.running.pop(name)
         ended.process.join()
-        self._free += [] if ended.device is None else [ended.device]
         seconds = time.monotonic() - ended.since
         code = ended.process.exitcode
         with ended.claim:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -15,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mae_transfer.suite.graph.plan import Node
+from mae_transfer.suite.graph.shape import Shape, wall_hours
 from mae_transfer.suite.local.run import Runner
 from mae_transfer.suite.slurm.submit import Queued
 from mae_transfer.suite.store.records import LOG, Note, read_note
@@ -23,39 +25,61 @@ from mae_transfer.suite.store.work import Work
 TAIL = 2000  # bytes at the end of a log that are searched for its last line
 
 
-def show_plan(work: Work, console: Console, forced: Collection[str] = ()) -> None:
-    """Print every run with its inputs, estimated cost and state, and the total cost of the remaining runs."""
+def show_plan(
+    work: Work,
+    console: Console,
+    shapes: Mapping[str, Shape] = MappingProxyType({}),
+    *,
+    misfits: Iterable[str] = (),
+    forced: Collection[str] = (),
+    jobs: int | None = 1,
+) -> None:
+    """Print every run with its inputs, shape, estimated cost and state, and the total cost of the remaining runs.
+
+    Args:
+        misfits: why runs fit into no shape.
+        jobs: runs at a time; None: as many as can run.
+    """
     grid = Table(title=f"{escape(work.suite)}: {len(work.plan)} runs", title_justify="left")
-    for title in ("run", "needs", "device hours", "disk GiB", "state"):
+    for title in ("run", "needs", "nodes x GPUs", "device hours", "disk GiB", "state"):
         grid.add_column(title, overflow="fold")
     left: list[Node] = []
     done: list[Node] = []
-    for node in work.plan.values():
-        status = work.status(node.name)
-        again = node.name in forced
-        (done if status.done and not again else left).append(node)
+    for name, node in work.plan.items():
+        status = work.status(name)
+        (done if status.done and name not in forced else left).append(node)
         needs = ", ".join([*node.needs, *([f"{len(node.points)} points of a sweep"] if node.points else [])])
-        grid.add_row(
-            escape(node.name),
-            escape(needs),
-            number(node.hours),
-            number(node.gib),
-            "forced" if again else escape(status.why),
-        )
+        state = "forced" if name in forced else escape(status.why)
+        shape = str(shapes[name]) if name in shapes else "-"
+        grid.add_row(escape(name), escape(needs), shape, number(node.hours), number(node.gib), state)
     console.print(grid)
-    hours, gib = sum(node.hours or 0 for node in left), sum(node.gib or 0 for node in left)
     unknown = sum(node.hours is None for node in left)
     without = f" ({unknown} runs have no estimate)" if unknown else ""
-    free = free_gib(work.root)
-    disk = (
-        f"{gib:.4g} GiB of {free:.4g} GiB free disk"
-        if gib <= free
-        else f"{gib:.4g} GiB of disk, but only {free:.4g} GiB are free"
-    )
-    cost = f"about {hours:.4g} device hours and {disk}{without}"
+    gib, free = sum(node.gib or 0 for node in left), free_gib(work.root)
+    disk = f"{gib:.4g} GiB of {free:.4g} GiB free disk"
+    if gib > free:
+        disk = f"{gib:.4g} GiB of disk, but only {free:.4g} GiB are free"
     measured = hours_left(work, done, left)
     pace = f"; at the measured pace {measured:.3g} h, one run at a time" if left and measured is not None else ""
-    console.print(f"{len(done)} done, {len(left)} to run: {cost}{pace}", highlight=False)
+    lines = [f"{len(done)} done, {len(left)} to run: {disk}{without}{pace}", *costs(work, left, shapes, jobs)]
+    lines += [f"does not fit: {misfit}" for misfit in misfits]
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def costs(work: Work, left: Iterable[Node], shapes: Mapping[str, Shape], jobs: int | None) -> Iterator[str]:
+    """Yield the device hours and the wall time of some runs by device; hours of different devices are never added."""
+    runs: defaultdict[str, list[Node]] = defaultdict(list)
+    for node in left:
+        if node.hours:
+            runs[node.device].append(node)
+    order = {None: "all at once", 1: "one after the other"}.get(jobs, f"{jobs} at a time")
+    for device, some in runs.items():
+        text = f"{device}: about {sum(node.hours or 0 for node in some):.4g} device hours"
+        if all(node.name in shapes for node in some):
+            wall = wall_hours(work.plan, shapes, {node.name for node in some}, jobs=jobs)
+            text += f", {wall:.4g} h of wall time in the shapes above, {order}"
+        yield text
 
 
 def hours_left(work: Work, done: Iterable[Node], left: Iterable[Node]) -> float | None:
