@@ -15,7 +15,7 @@ from mae_transfer.suite.published import PUBLISHED
 from mae_transfer.suite.published.entry import Published, block
 from mae_transfer.suite.published.measured import Elsewhere, Measured
 from mae_transfer.suite.store.records import Measurement, Note
-from mae_transfer.suite.tables.layouts import LAYOUTS, Place
+from mae_transfer.suite.tables.layouts import LAYOUTS, Spot
 from tests.unit import as_published
 from tests.unit.as_published import RANDOM, data_set, pretraining, run, sets, sitting
 
@@ -45,7 +45,7 @@ def result(made: Record | None = None, row: str | None = None, **changes: Any) -
     return Measurement(found, Path("results.jsonl"), note)
 
 
-def place(table: str, record: Measurement) -> Place:
+def place(table: str, record: Measurement) -> Spot:
     (found,) = LAYOUTS[table].places([record])
     return found
 

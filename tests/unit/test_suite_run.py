@@ -122,9 +122,8 @@ class Stage:
     ) -> dict[str, str]:
         self.started.clear()
         self.said: list[str] = []
-        self.runner = Runner(
-            self.work, machine, say=self.said.append, shapes=shapes, force=force, replace=replace, refresh=self.refresh
-        )
+        options = {"shapes": shapes, "force": force, "replace": replace}
+        self.runner = Runner(self.work, machine, say=self.said.append, refresh=self.refresh, **options)
         return dict(self.runner.run())
 
 

@@ -17,7 +17,7 @@ from mae_transfer.record import Record
 from mae_transfer.results import Result
 from mae_transfer.suite.published import PUBLISHED, Published
 from mae_transfer.suite.store.records import Measurement
-from mae_transfer.suite.tables.layouts import LAYOUTS, Place
+from mae_transfer.suite.tables.layouts import LAYOUTS, Spot
 
 GENERAL = ("row", "pretraining", "backbone", "protocol", "length")  # what a note names before config keys
 DIGEST = "config"
@@ -119,7 +119,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 def cells(table: str, found: Sequence[Measurement]) -> list[Cell]:
     """Return what was run for a table, in the order in which it was found. A row and column may have several cells."""
-    alike: dict[tuple[object, ...], list[Place]] = defaultdict(list)
+    alike: dict[tuple[object, ...], list[Spot]] = defaultdict(list)
     for place in LAYOUTS[table].places(found):
         result = place.record.result
         alike[place.row, place.column, place.unit, place.record.label, result.scale, result.dataset].append(place)
@@ -139,12 +139,12 @@ def recipe(result: Result) -> str:
     return f"{result.pretrain}; {result.backbone}; {result.protocol}, {length}"
 
 
-def _groups(places: Sequence[Place]) -> list[list[Place]]:
+def _groups(places: Sequence[Spot]) -> list[list[Spot]]:
     """Return the places of one row and column as groups of one number.
 
     A failed run has no record: it joins a group of its recipe, or the first.
     """
-    groups: dict[tuple[object, ...], list[Place]] = defaultdict(list)
+    groups: dict[tuple[object, ...], list[Spot]] = defaultdict(list)
     for place in places:
         if place.record.result.status == "ok":
             groups[place.why_not, *_same(place.record.result)].append(place)
@@ -186,7 +186,7 @@ def _per_device(one: Record) -> tuple[tuple[int, int], ...]:
     return tuple(dict.fromkeys((sitting.device_batch, len(sitting.devices)) for sitting in trained))
 
 
-def _cell(group: Sequence[Place]) -> Cell:
+def _cell(group: Sequence[Spot]) -> Cell:
     """Return the cell of the results of one number.
 
     Of several results of one pretraining and seed the newest counts.
@@ -203,7 +203,7 @@ def _cell(group: Sequence[Place]) -> Cell:
     return Cell(place.row, place.column, place.unit, tuple(runs), *about)
 
 
-def _run(place: Place) -> Run:
+def _run(place: Spot) -> Run:
     result = place.record.result
     before = result.record.pretraining() if result.record else None
     assert place.value is not None
@@ -241,7 +241,7 @@ def _identity(result: Result) -> tuple[object, ...]:
     return pretraining(result), result.checkpoint_sha256 if _evaluated(result) else None, seed_of(result)
 
 
-def _holes(ordered: Sequence[Place], good: Sequence[Place]) -> list[str]:
+def _holes(ordered: Sequence[Spot], good: Sequence[Spot]) -> list[str]:
     """Return a note per seed whose last run has no number."""
     last: dict[int, Result] = {}
     for place in ordered:
@@ -255,7 +255,7 @@ def _holes(ordered: Sequence[Place], good: Sequence[Place]) -> list[str]:
     ]
 
 
-def _repeats(good: Sequence[Place], newest: Mapping[tuple[object, ...], Place]) -> list[str]:
+def _repeats(good: Sequence[Spot], newest: Mapping[tuple[object, ...], Spot]) -> list[str]:
     """Return a note per seed that has several numbers."""
     notes = []
     for identity, counted in newest.items():
@@ -272,7 +272,7 @@ def _revisions(runs: Sequence[Run]) -> list[str]:
     return [f"of commits {', '.join(commits)}"] if len(commits) > 1 else []
 
 
-def _aspects(place: Place) -> dict[str, str]:
+def _aspects(place: Spot) -> dict[str, str]:
     result = place.record.result
     about = {
         "row": place.record.label or "",

@@ -40,7 +40,7 @@ for _number in PUBLISHED:
 ALONE = "no published number"
 
 
-class Place(NamedTuple):
+class Spot(NamedTuple):
     """A number of a record at its row and column."""
 
     record: Measurement
@@ -55,7 +55,7 @@ class Place(NamedTuple):
 Hit = tuple[Measurement, str, str]
 """A record with the first word and the rest of its protocol ("partial", "4"), or with its metric ("box AP", "")."""
 Choice = Callable[[Sequence[Measurement]], Iterable[Hit]]
-Spots = Callable[[Sequence[Measurement]], Iterable[Place]]
+Spots = Callable[[Sequence[Measurement]], Iterable[Spot]]
 
 
 class Layout(NamedTuple):
@@ -68,7 +68,7 @@ class Layout(NamedTuple):
     baseline: tuple[str, ...] = ()  # rows that others are compared with, the first that is there
     table: str = ""
 
-    def places(self, records: Sequence[Measurement]) -> Iterator[Place]:
+    def places(self, records: Sequence[Measurement]) -> Iterator[Spot]:
         """Yield the places of the records, each with its published number."""
         for place in self.spots(records):
             numbers = [number for number in KNOWN.get((self.table, place.column), []) if number.unit == place.unit]
@@ -79,9 +79,9 @@ class Layout(NamedTuple):
                 yield place._replace(why_not=EARLIER) if earlier else place
 
 
-def at(record: Measurement, row: str, column: str) -> Place:
+def at(record: Measurement, row: str, column: str) -> Spot:
     """Return the place of a record's own number."""
-    return Place(record, row, column, ALONE, record.result.value)
+    return Spot(record, row, column, ALONE, record.result.value)
 
 
 def row_of(record: Measurement) -> str:
@@ -158,7 +158,7 @@ def of_segmenter(record: Measurement, *_: str) -> str:
 def labelled(table: str) -> Spots:
     """Return the places of an ablation: runs that a suite calls as the table does, and runs that did what a row did."""
 
-    def spots(records: Sequence[Measurement]) -> Iterator[Place]:
+    def spots(records: Sequence[Measurement]) -> Iterator[Spot]:
         found = [(record, PROTOCOLS[protocol]) for record, protocol, _ in top1(*PROTOCOLS)(records)]
         alike = [nearest(KNOWN.get((table, protocol), []), record) for record, protocol in found]
         matched = [near[0].row if near and near[1] is None else None for near in alike]
@@ -170,7 +170,7 @@ def labelled(table: str) -> Spots:
     return spots
 
 
-def mask_tokens(records: Sequence[Measurement]) -> Iterator[Place]:
+def mask_tokens(records: Sequence[Measurement]) -> Iterator[Spot]:
     """Table 1c, with the FLOPs of pretraining relative to those without mask tokens in the encoder."""
     yield from labelled("1c")(records)
     flops = [(record, record.result.flops_per_image) for record in pretrainings(records) if record.label in ROWS["1c"]]
@@ -180,7 +180,7 @@ def mask_tokens(records: Sequence[Measurement]) -> Iterator[Place]:
             yield at(record, str(record.label), "relative FLOPs")._replace(value=number / base[-1], unit="x")
 
 
-def targets(records: Sequence[Measurement]) -> Iterator[Place]:
+def targets(records: Sequence[Measurement]) -> Iterator[Spot]:
     """Table 1d."""
     for record, protocol, _ in top1(*PROTOCOLS)(records):
         if row := target_row(record, "1d"):
@@ -195,14 +195,14 @@ def target_row(record: Measurement, table: str) -> str | None:
     return record.label or TARGETS.get(found.target) if found else None
 
 
-def robustness(records: Sequence[Measurement]) -> Iterator[Place]:
+def robustness(records: Sequence[Measurement]) -> Iterator[Spot]:
     """Table 13."""
     for record in records:
         if record.result.task == "robustness" and record.result.metric in ("top1", "mCE"):
             yield at(record, row_of(record), f"{record.result.dataset}, {backbone(record.result)}")
 
 
-def pixels_and_tokens(records: Sequence[Measurement]) -> Iterator[Place]:
+def pixels_and_tokens(records: Sequence[Measurement]) -> Iterator[Spot]:
     """Table 7: what the targets transfer to, and random initialisation beside them."""
     found = [(record, "top-1", "finetune") for record, _, _ in top1("finetune")(records)]
     found += [(record, metric, "li2021") for record, metric, _ in dense("detect", {"bbox/AP": "box AP"})(records)]
@@ -232,7 +232,7 @@ def varied(
         kinds: the masks that count; empty: all.
     """
 
-    def spots(records: Sequence[Measurement]) -> Iterator[Place]:
+    def spots(records: Sequence[Measurement]) -> Iterator[Spot]:
         known = ((record, PROTOCOLS[p], pretraining(record.result)) for record, p, _ in top1(*PROTOCOLS)(records))
         found = [(record, p, facts) for record, p, facts in known if facts and (not kinds or facts.mask in kinds)]
         if len({varies(facts) for _, _, facts in found}) > 1:
@@ -249,7 +249,7 @@ def pretrainings(records: Sequence[Measurement]) -> list[Measurement]:
     return [record for record in found if record.result.metric in ("val_loss", "train_loss")]
 
 
-def overview(records: Sequence[Measurement]) -> Iterator[Place]:
+def overview(records: Sequence[Measurement]) -> Iterator[Spot]:
     """Pretrainings by tasks: the main number of each transfer.
 
     A column's title also says what differs within the suite: protocol, backbone, data.
@@ -272,14 +272,14 @@ def _where(record: Measurement) -> tuple[str, str]:
     return backbone(record.result), data_of(record.result)
 
 
-def survey(records: Sequence[Measurement]) -> Iterator[Place]:
+def survey(records: Sequence[Measurement]) -> Iterator[Spot]:
     """Methods side by side, each at its backbone."""
     for record, protocol, suffix in top1(*PROTOCOLS, "knn")(records):
         row = f"{row_of(record)}, {backbone(record.result)}"
         yield at(record, row, PROTOCOLS.get(protocol, f"k-NN, k = {suffix}"))
 
 
-def costs(records: Sequence[Measurement]) -> Iterator[Place]:
+def costs(records: Sequence[Measurement]) -> Iterator[Spot]:
     """Table 2: hours, speed and work of each pretraining, and its fine-tuning if its row has a name of the paper's.
 
     A column of hours or of images per second names its device, so that figures of different devices never mix.
@@ -293,15 +293,15 @@ def costs(records: Sequence[Measurement]) -> Iterator[Place]:
         result, row, spent = record.result, _cost_row(record, runs), hours(record)
         made, flops = result.record, result.flops_per_image
         for device, some in spent.items():
-            yield Place(record, row, f"hours on {device}", ALONE, some, "h")
+            yield Spot(record, row, f"hours on {device}", ALONE, some, "h")
         if made and made.train_seconds:  # the time of an earlier version includes evaluation
             speed = result.images_seen / made.train_seconds
-            yield Place(record, row, f"images/s on {_devices(record)}", ALONE, speed, "images/s")
+            yield Spot(record, row, f"images/s on {_devices(record)}", ALONE, speed, "images/s")
         most, name = slowest.get(_work(record), (0.0, row))
         if name != row and len(spent) == 1 and (own := next(iter(spent.values()))):
-            yield Place(record, row, "speed-up over the slowest", ALONE, most / own, "x")
-        yield Place(record, row, "tokens per image", ALONE, result.tokens_per_image, "tokens")
-        yield Place(record, row, "GFLOPs per image", ALONE, flops / 1e9 if flops else None, "GFLOPs")
+            yield Spot(record, row, "speed-up over the slowest", ALONE, most / own, "x")
+        yield Spot(record, row, "tokens per image", ALONE, result.tokens_per_image, "tokens")
+        yield Spot(record, row, "GFLOPs per image", ALONE, flops / 1e9 if flops else None, "GFLOPs")
 
 
 def _cost_row(record: Measurement, runs: Sequence[Measurement]) -> str:
