@@ -224,6 +224,8 @@ class Runner:
             note.command, folder, environment=environment, modules=self.modules, threads=self.machine.threads
         )
         self.running[node.name] = Running(note, process, devices, time.monotonic(), claim)
+        if self.stopping:  # the signal came while the process started
+            self.stop()
         return True
 
     def _gpus(self, name: str) -> int:
