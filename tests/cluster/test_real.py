@@ -119,21 +119,24 @@ def bench(folder: Path, python: Path, *lines: str) -> Bench:
     return found
 
 
-def test_a_suite_runs_and_survives_preemption(slurm: Path, python: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_suite_runs_and_survives_preemption(slurm: Path, python: Path, tmp_path: Path) -> None:
     here, work_dir = bench(tmp_path, python, 'partition = "low"', 'sbatch = {mem = "0"}'), tmp_path / "d"
+    here.suite.write_text(here.suite.read_text().replace('"epochs": 4,', '"epochs": 400,'))
     here.submit(work_dir)
     jobs = queue(work_dir)
     assert len(jobs) == 4
     assert "submitted" not in here.submit(work_dir)
-    wait_until(lambda: list(work_dir.rglob("node.json")), seconds=300)
+    log = work_dir / "pixels" / "pretrain" / "seed0" / "log.jsonl"
+    wait_until(lambda: log.exists() and log.stat().st_size > 0, seconds=300)
     urgent = tmp_path / "urgent.sh"
     urgent.write_text("#!/bin/bash\n#SBATCH --partition=high --exclusive --output=/dev/null\nsleep 1\n")
     called("sbatch", str(urgent))
-    first = jobs["pixels/pretrain/seed0"].number
     wait_until(lambda: not queue(work_dir), seconds=1200)
+    first = jobs["pixels/pretrain/seed0"].number
     assert "Restarts=0" not in called("scontrol", "show", "job", first)
-    assert values(work_dir) == values(undisturbed)
     assert (work_dir / "report.html").is_file()
+    here.reproduce(tmp_path / "local")
+    assert values(work_dir) == values(tmp_path / "local")
 
 
 def test_the_demo_suite_runs_in_jobs_that_are_shorter_than_its_runs(slurm: Path, python: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from mae_transfer import results
 from mae_transfer.checkpoints.files import write
 from mae_transfer.locks import locked
 from mae_transfer.suite.graph.plan import open_plan
-from mae_transfer.suite.graph.shape import Shape
+from mae_transfer.suite.graph.shape import Shape, shape_of
 from mae_transfer.suite.local.view import watch
 from mae_transfer.suite.slurm import submit as submission
 from mae_transfer.suite.slurm.cluster import ClusterConfig, longest_minutes, minutes, open_cluster, time_limit
@@ -31,7 +31,7 @@ from mae_transfer.suite.slurm.submit import queue, submit
 from mae_transfer.suite.store.records import Note, read_note, write_note
 from mae_transfer.suite.store.work import Work
 from tests.cluster import simulated
-from tests.unit.test_suite_run import ALL, SUITE
+from tests.unit.test_suite_run import ALL, ROOT, SUITE
 from tests.unit.test_tables import result
 
 CLUSTER = ClusterConfig(partition="gpu", account="vision", cpus_per_gpu=10)
@@ -407,9 +407,15 @@ def test_a_second_job_of_a_run_waits_for_the_first(here: Here) -> None:
     assert not (here.folder(FIRST) / "started").exists()
 
 
-def test_nodes_beyond_the_first_do_nothing_for_a_tool_that_does_not_train(here: Here) -> None:
-    assert job(here, rank=1, gpus=8).run() == 0
-    assert not here.folder(FIRST).exists()
+def test_nodes_beyond_the_first_do_nothing_for_a_tool_that_does_not_train(tmp_path: Path) -> None:
+    prepare = f'prepare = {{"basis": dict(kind="pca", config="{ROOT}/configs/mini/pretrain.py")}}'
+    work = opened(tmp_path, SUITE + prepare)
+    node = work.plan["basis/prepare"]
+    shape = shape_of(node, Shape(4, 8))
+    assert (shape.nodes, shape.gpus) == (1, 1)
+    second = Job(work, node, shape, place=Place(1, "localhost", "29500", "7"), grace=60)
+    assert second.run() == 0
+    assert not work.folder(node.name).exists()
 
 
 def test_all_nodes_of_a_run_meet_on_the_first() -> None:
