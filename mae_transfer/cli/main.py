@@ -11,7 +11,6 @@ import errno
 import importlib
 import logging
 import os
-import runpy
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -72,15 +71,6 @@ def call(name: str, words: Sequence[str] | None = None, *, prog: str | None = No
         words: what follows the command; None: those of the command line.
         prog: how the user called it; None: by a script.
     """
-    if name == "suite":
-        sys.argv = [prog or sys.argv[0], *(words or ())]
-        try:
-            runpy.run_path(str(package_folder("tools") / "reproduce.py"), run_name="__main__")
-        except SystemExit as end:
-            if isinstance(end.code, str):
-                print(end.code, file=sys.stderr)
-                return 1
-            return end.code or 0
     module = importlib.import_module(f"{COMMANDS[name].package}.{name}")
     parser = Parser(prog, module.__doc__)
     module.add_options(parser)
