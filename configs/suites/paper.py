@@ -64,10 +64,10 @@ transfer = {
     "coco scratch B": dict(tool="det_train", config="../detect/mask_rcnn_vit_base_li2021_scratch_200ep.py", rows=("scratch",), data="coco", hours=236.0, gib=5.0),
     "coco scratch L": dict(tool="det_train", config="../detect/mask_rcnn_vit_large_li2021_scratch_400ep.py", rows=("scratch",), data="coco", hours=1140.0, gib=10.0),
     "ade B": dict(
-        tool="seg_train", config="../segment/upernet_vit_base_160k.py", rows=(*of["B"], "MoCo v3, ViT-B", "DeiT, ViT-B"), data="ade", hours=212.0, gib=5.0,
+        tool="seg_train", config="../segment/upernet_vit_base_160k.py", rows=(*of["B"], "MoCo v3, ViT-B", "DeiT, ViT-B"), data="ade", device="RTX 3090", hours=212.0, gib=5.0,
     ),
-    "ade BEiT": dict(tool="seg_train", config="../segment/upernet_beit_base_160k.py", rows=("BEiT, ViT-B",), data="ade", hours=212.0, gib=5.0),
-    "ade L": dict(tool="seg_train", config="../segment/upernet_vit_large_160k.py", rows=of["L"], data="ade", hours=550.0, gib=10.0),
+    "ade BEiT": dict(tool="seg_train", config="../segment/upernet_beit_base_160k.py", rows=("BEiT, ViT-B",), data="ade", device="RTX 3090", hours=212.0, gib=5.0),
+    "ade L": dict(tool="seg_train", config="../segment/upernet_vit_large_160k.py", rows=of["L"], data="ade", device="RTX 3090", hours=550.0, gib=10.0),
 } | {
     f"{name} {size}": dict(
         tool="cls_train", config=f"../classify/finetune_{name}.py", set=changes, rows=(f"MAE, ViT-{size[0]}",), data=name, hours=round(hours * share, 1), gib=10.0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -104,15 +105,30 @@ def test_the_plan_prints_shapes_wall_time_and_device_hours_of_each_device(
     printed = text.getvalue()
     assert "4 x 8" in printed
     assert "1 x 8" in printed
-    pretraining, finetuning, segmentation = 319.0, 37.0, 212.0
-    hours, wall = pretraining + 3 * finetuning, (pretraining + finetuning) / 32
-    expected = (
-        f"GPU at 100 TFLOP/s: about {hours:.4g} device hours, {wall:.4g} h of wall time in the shapes above, all at"
-    )
-    assert expected in printed
-    expected = f"RTX 3090: about {3 * segmentation:.4g} device hours, {segmentation / 8:.4g} h of wall time"
-    assert expected in printed
+    # hours of a device: 319 of pretraining and 3 x 37 of fine-tuning on 32 GPUs, 3 x 212 of segmentation on 8
+    waits = "h of wall time in the shapes above, if no job waits for devices"
+    assert f"GPU at 100 TFLOP/s: about 430 device hours, {(319 + 37) / 32:.3g} {waits}" in printed
+    assert f"RTX 3090: about 636 device hours, {212 / 8:.3g} {waits}" in printed
     assert "does not fit: run 'x': batch" in printed
+
+
+def test_nothing_starts_where_a_run_fits_into_no_shape(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "suite.py").write_text(f'''title = "t"
+tables = ("3",)
+rows = {{"a": dict(config="{ROOT}/configs/mini/pretrain.py", set={{"batch": 48, "run.device_batch": 36}}, hours=1.0)}}
+transfer = {{"knn": dict(tool="cls_train", config="{ROOT}/configs/classify/mini_knn.py", hours=0.5)}}
+''')
+    reproduce = runpy.run_path(str(ROOT / "tools" / "reproduce.py"))["main"]
+    command = ["reproduce.py", str(tmp_path / "suite.py"), "--work-dir", str(tmp_path / "d")]
+    monkeypatch.setattr("sys.argv", command)
+    assert reproduce() == 1
+    assert "nothing was started: run 'a/pretrain/seed0': batch = 48" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", [*command, "--dry-run"])
+    assert reproduce() == 0
+    assert "does not fit: run 'a/pretrain/seed0': batch = 48" in capsys.readouterr().out
+    assert not (tmp_path / "d").exists()
 
 
 def test_wall_time_counts_what_waits_and_what_runs_side_by_side() -> None:

@@ -73,12 +73,12 @@ def costs(work: Work, left: Iterable[Node], shapes: Mapping[str, Shape], jobs: i
     for node in left:
         if node.hours:
             runs[node.device].append(node)
-    order = {None: "all at once", 1: "one after the other"}.get(jobs, f"{jobs} at a time")
+    order = {None: "if no job waits for devices", 1: "one run at a time"}.get(jobs, f"{jobs} runs at a time")
     for device, some in runs.items():
-        text = f"{device}: about {sum(node.hours or 0 for node in some):.4g} device hours"
+        text = f"{device}: about {amount(sum(node.hours or 0 for node in some))} device hours"
         if all(node.name in shapes for node in some):
             wall = wall_hours(work.plan, shapes, {node.name for node in some}, jobs=jobs)
-            text += f", {wall:.4g} h of wall time in the shapes above, {order}"
+            text += f", {amount(wall)} h of wall time in the shapes above, {order}"
         yield text
 
 
@@ -104,6 +104,11 @@ def free_gib(folder: Path) -> float:
     """Return the free disk space for a folder in GiB; the folder need not exist yet."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(existing).free / 2**30
+
+
+def amount(value: float) -> str:
+    """Return hours as text: "14,210", "57.2"."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def number(value: float | None) -> str:
