@@ -413,7 +413,7 @@ def test_nodes_beyond_the_first_do_nothing_for_a_tool_that_does_not_train(tmp_pa
     node = work.plan["basis/prepare"]
     shape = shape_of(node, Shape(4, 8))
     assert (shape.nodes, shape.gpus) == (1, 1)
-    second = Job(work, node, shape, place=Place(1, "localhost", "29500", "7"), grace=60)
+    second = Job(work, node, shape, place=NodeRank(1, "localhost", "29500", "7"), grace=60)
     assert second.run() == 0
     assert not work.folder(node.name).exists()
 
