@@ -6,6 +6,7 @@ holds commands. docs/examples holds the longer files.
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -35,6 +36,7 @@ EXAMPLES = {  # longer files of docs/examples, and where the pages put them
     "rotation.py": "tasks",
 }
 SECONDS = 600
+SCREEN = 60  # lines
 DRIVER = """
 import json, runpy, sys, pytest
 for words in json.loads(sys.argv[1]):
@@ -146,6 +148,18 @@ def bands(copy: Path) -> list[str]:
     )
     sets = [word for value in small for word in ("--set", value)]
     return ["tools/pretrain.py", "configs/pretrain/five_bands_64px.py", "--work-dir", "runs/bands", *sets]
+
+
+def test_every_example_fits_on_a_screen():
+    """Imports are not counted: nobody writes them by hand."""
+    texts = {block.file: block.text for block in blocks(ADDING) if block.language == "python"}
+    texts |= {file: (ROOT / "docs" / "examples" / file).read_text(encoding="utf-8") for file in EXAMPLES}
+    long = {}
+    for file, text in texts.items():
+        imports = [node.end_lineno for node in ast.parse(text).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        lines = len(text.splitlines()) - max(imports, default=0)
+        long |= {file: lines} if lines > SCREEN else {}
+    assert not long, f"more than {SCREEN} lines: {long}"
 
 
 def test_every_test_that_the_page_writes_is_run_by_it():
