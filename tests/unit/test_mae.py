@@ -12,7 +12,8 @@ from mae_transfer.core.patches import patchify, take
 from mae_transfer.interfaces import Batch, Mask, Target, ViewSpec
 from mae_transfer.models.mae import CORRUPTIONS, MAE, DecoderConfig, MAEConfig
 from mae_transfer.models.vit import ViTConfig
-from mae_transfer.targets import Frame, NormPixel, Pixel
+from mae_transfer.targets.frame import Frame
+from mae_transfer.targets.pixel import NormPixelConfig, PixelConfig
 
 ENCODER = ViTConfig(size=None, dim=32, depth=2, heads=4, patch=4, image_size=16)
 
@@ -63,7 +64,12 @@ class ToySecondView(ToyTokens):
 
 
 @pytest.mark.parametrize(
-    "target", [ToyTokens(), ToySecondView(), *(make(Frame(4, (4, 4), IMAGENET)) for make in (Pixel, NormPixel))]
+    "target",
+    [
+        ToyTokens(),
+        ToySecondView(),
+        *(cfg().build(Frame(4, (4, 4), IMAGENET)) for cfg in (PixelConfig, NormPixelConfig)),
+    ],
 )
 @pytest.mark.parametrize(
     "options", [{}, {"corrupt": "mask_token"}, {"corrupt": "mask_token", "depth": 0}, {"corrupt": "bert", "depth": 0}]
