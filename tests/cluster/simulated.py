@@ -249,6 +249,13 @@ def scontrol(state: State, arguments: list[str]) -> int:
                 return refuse("Requested operation is presently disabled for job " + arguments[1])
             end_soon(job, "PENDING", state.settings.kill_wait_s)
         return 0
+    if arguments[0] == "update":
+        values = dict(word.split("=") for word in arguments[1:])
+        with state.jobs() as jobs:
+            job = next(job for job in jobs if matches(job, values["JobId"]))
+            seconds = float(values["StartTime"].removeprefix("now+")) * state.settings.minute_s / 60
+            job["begin"] = time.monotonic() + seconds
+        return 0
     return refuse(f"scontrol: the simulated cluster does not know {' '.join(arguments)}")
 
 
@@ -344,7 +351,7 @@ class Controller:
 
     def consider(self, job: dict[str, Any], jobs: list[dict[str, Any]]) -> None:
         """Start a job if its dependencies are satisfied and enough nodes are free."""
-        job["reason"] = dependency(job, jobs)
+        job["reason"] = "BeginTime" if job.get("begin", 0) > time.monotonic() else dependency(job, jobs)
         if job["reason"] != "None":
             return
         running = [other for other in jobs if other["state"] == "RUNNING"]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from mae_transfer.suite.store.records import read_note
 from tests.cluster.conftest import Bench, Simulation
 from tests.integration.test_suite import values
 
@@ -26,3 +28,18 @@ def test_preempted_killed_and_out_of_time_it_ends_with_the_same_values(
     assert {job["state"] for job in jobs} == {"COMPLETED"}
     assert values(tmp_path / "d") == values(undisturbed)
     assert "submitted" not in bench.submit(tmp_path / "d")
+
+
+@pytest.mark.parametrize("seed", [pytest.param(seed, marks=pytest.mark.slow, id=f"seed{seed}") for seed in SEEDS])
+def test_two_suites_with_one_store_do_each_run_once(
+    seed: int, simulation: Start, python: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    cluster, bench = simulation(seed=seed, minute_s=0.2, partitions={"gpu": None}), Bench(tmp_path, python)
+    folders = [tmp_path / "d0", tmp_path / "d1"]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda folder: bench.submit(folder, f"--store={tmp_path / 'store'}"), folders))
+    assert {job["state"] for job in cluster.wait()} == {"COMPLETED"}
+    for folder in folders:
+        assert values(folder) == values(undisturbed)
+    taken = [note for file in tmp_path.glob("d?/**/node.json") if (note := read_note(file.parent)[0]) and note.reason]
+    assert len(taken) == len({note.name for note in taken}) == 4, "one suite does a run, the other takes it"

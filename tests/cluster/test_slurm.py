@@ -25,7 +25,7 @@ from mae_transfer.suite.graph.shape import Shape, shape_of
 from mae_transfer.suite.local.view import watch
 from mae_transfer.suite.slurm import submit as submission
 from mae_transfer.suite.slurm.cluster import ClusterConfig, longest_minutes, minutes, open_cluster, time_limit
-from mae_transfer.suite.slurm.job import PREEMPTED, STOPPED, Job, NodeRank
+from mae_transfer.suite.slurm.job import BUSY, PREEMPTED, STOPPED, Job, NodeRank
 from mae_transfer.suite.slurm.script import Array, sbatch_options, write_jobs
 from mae_transfer.suite.slurm.submit import queue, submit
 from mae_transfer.suite.store.records import Note, read_note, write_note
@@ -399,11 +399,9 @@ def test_a_job_whose_inputs_failed_marks_itself_skipped(here: Here) -> None:
     assert note_of(here, "a/finetune/seed0").reason == "a/pretrain/seed0 was never started"
 
 
-def test_a_second_job_of_a_run_waits_for_the_first(here: Here) -> None:
-    second = job(here)
+def test_a_second_job_of_a_run_looks_again_later_and_holds_no_gpus_until_then(here: Here) -> None:
     with locked(here.folder(FIRST) / ".lock", owner="another job"):
-        threading.Timer(0.5, setattr, (second.notice, "number", signal.SIGUSR2)).start()
-        assert second.run() == STOPPED
+        assert job(here).run() == BUSY
     assert not (here.folder(FIRST) / "started").exists()
 
 

@@ -30,6 +30,7 @@ from mae_transfer.suite.store.work import Work
 
 PREEMPTED = 128 + signal.SIGTERM  # exit status of a job that saved after SLURM's SIGTERM
 STOPPED = 75  # exit status of a job whose run saved and can go on (EX_TEMPFAIL of sysexits.h)
+BUSY = 73  # exit status of a job whose run is being done by another job or by another suite for the store
 POLL_S = 0.2
 FRUITLESS = 0.5  # share of the time limit after which a job that was told to stop must have saved something
 
@@ -142,20 +143,18 @@ class Job:
             return 0
         if self.place.rank > 0:
             return self._help(folder)
-        while not self.notice.given():
-            with ExitStack() as held:
-                try:
-                    lock = held.enter_context(locked(folder / ".lock", owner=self.place.owner))
-                    if self.work.store:
-                        held.enter_context(self.work.store.claim(self.work.identity(self.node.name), self.place.owner))
-                except ValueError:  # a job of another submission or of another suite has it
-                    time.sleep(POLL_S)
-                    continue
-                state = self._carry_out(folder, lock).state
-            if not self.notice.given():  # else the time left is for others
-                update()
-            return self._status(state)
-        return self._status("stopped")
+        with ExitStack() as held:
+            try:
+                lock = held.enter_context(locked(folder / ".lock", owner=self.place.owner))
+                if self.work.store:
+                    held.enter_context(self.work.store.claim(self.work.identity(self.node.name), self.place.owner))
+            except ValueError as error:
+                print(error)
+                return BUSY
+            state = self._carry_out(folder, lock).state
+        if not self.notice.given():  # else the time left is for others
+            update()
+        return self._status(state)
 
     def _carry_out(self, folder: Path, lock: int | None) -> Note:
         """Run on the first node, which writes the records."""

@@ -18,17 +18,21 @@ from typing import NamedTuple
 from mae_transfer.suite.graph.plan import Node
 from mae_transfer.suite.graph.shape import Shape
 from mae_transfer.suite.slurm.cluster import ClusterConfig
-from mae_transfer.suite.slurm.job import PREEMPTED, STOPPED
+from mae_transfer.suite.slurm.job import BUSY, PREEMPTED, STOPPED
 from mae_transfer.suite.store.records import write_whole
 from mae_transfer.suite.store.work import Work
 
 FIRST_PORT, PORTS = 20000, 10000  # of torchrun's rendezvous: below the ports that systems give to outgoing connections
 RUN = re.compile(r"^ {4}(\S+):(\w+)$", re.MULTILINE)
+AGAIN_S = 600  # until a job looks again whether its run is free
 END = f"""\
 status=$?
+job="${{{{SLURM_ARRAY_JOB_ID}}}}_$SLURM_ARRAY_TASK_ID"
 case $status in
     # It has saved before the time limit, or the warning came before it had started: queue it again.
-    {STOPPED} | {128 + signal.SIGUSR2}) scontrol requeue "${{{{SLURM_ARRAY_JOB_ID}}}}_$SLURM_ARRAY_TASK_ID" ;;
+    {STOPPED} | {128 + signal.SIGUSR2}) scontrol requeue "$job" ;;
+    # Another job or suite does this run: look again later.
+    {BUSY}) scontrol requeue "$job"; scontrol update JobId="$job" StartTime=now+{AGAIN_S} ;;
     # It is being preempted. SLURM queues it again only if it is alive when its time is up.
     {PREEMPTED}) sleep {{grace}} ;;
 esac
@@ -121,7 +125,9 @@ def jobfile(node: Node, shape: Shape, cluster: ClusterConfig, command: Sequence[
     needs = ", ".join((*node.needs, *node.points)) or "nothing"
     lines = ["#!/bin/bash", f"# Run: {node.name}", f"# Needs: {needs}"]
     lines += [f"# Resources: {shape}"]
-    lines += ["# Exit status: 0 done; 1 failed; 75 stopped after it saved: start it again."]
+    lines += [
+        f"# Exit status: 0 done; 1 failed; {STOPPED} saved and stopped, {BUSY} being done elsewhere: start it again"
+    ]
     if shape.nodes > 1:
         lines += ["# Start it on every node, with NODE_RANK, MASTER_ADDR and MASTER_PORT set."]
         lines += [": ${NODE_RANK:?} ${MASTER_ADDR:?}", "export MASTER_PORT=${MASTER_PORT:-29500}"]
