@@ -1,4 +1,4 @@
-"""Classify images with a pretrained backbone: fine-tuning, partial fine-tuning, linear probing, k-NN.
+"""Classify images with a pretrained backbone: fine-tuning, partial fine-tuning, linear probing, k-NN, ridge.
 
   python tools/cls_train.py configs/classify/finetune_vit_base.py --work-dir runs/ft \\
       --backbone runs/mae_b/backbone.safetensors --set data.root=/data/imagenet
@@ -30,6 +30,8 @@ TASKS = {
         "classify:ClassifyConfig", "classify:Classify.launch", "classify:Classify.evaluate_checkpoint"
     ),
     "knn": TaskEntry("knn:KnnConfig", "evaluation:Evaluation.launch"),
+    "ridge": TaskEntry("ridge:RidgeConfig", "evaluation:Evaluation.launch"),
+    "statistics": TaskEntry("statistics:StatisticsConfig", "evaluation:Evaluation.launch"),
     "robustness": TaskEntry("robustness:RobustnessConfig", None, "robustness:Robustness.evaluate_checkpoint"),
 }
 add_options = add_transfer_options

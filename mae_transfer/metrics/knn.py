@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mae_transfer.metrics.features import check_finite
+
 CHUNK = 2**27  # similarities computed at a time: half a GiB of float32
 
 
@@ -37,12 +39,8 @@ def knn_scores(
             f"ks {tuple(ks)}, temperature {temperature}: give 1 <= k <= {len(bank)} (features in the bank) and a "
             "temperature above 0"
         )
-    for name, features in (("query", queries), ("bank", bank)):
-        if broken := (~torch.linalg.vector_norm(features, dim=1).isfinite()).sum().item():
-            raise ValueError(
-                f"{broken} of {len(features)} {name} features contain NaN or infinity: check the backbone's weights, "
-                "or set precision=float32"
-            )
+    check_finite(queries, of="query")
+    check_finite(bank, of="bank")
     bank, most = F.normalize(bank, dim=1), max(ks)
     parts: list[Tensor] = []
     for chunk in torch.split(F.normalize(queries, dim=1), max(1, CHUNK // len(bank))):

@@ -7,6 +7,7 @@ Legend: N images, D width.
 
 from __future__ import annotations
 
+import math
 import time
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,9 +29,11 @@ from mae_transfer.models.heads import Pool, pool
 from mae_transfer.results import Result
 from mae_transfer.tasks.backbones import DEBUG_ENCODER, BackboneConfig, LoadedBackbone, open_backbone
 from mae_transfer.tasks.config import RunnableConfig
-from mae_transfer.tasks.run import RecordedRun
+from mae_transfer.tasks.run import HOLDOUT, RecordedRun
 from mae_transfer.tasks.sweep import EVALUATION_SEED, gather, unread
 from mae_transfer.tasks.workdir import open_work_dir, sole_user, write_config
+
+CHOSEN = "chosen/"  # prefix of constants that an evaluator has selected: they are logged, but are no results
 
 
 class LabelledFeatures(NamedTuple):
@@ -45,6 +48,8 @@ class Evaluator(Protocol):
 
     def __call__(self, train: LabelledFeatures, val: LabelledFeatures, *, classes: int, dist: Dist) -> dict[str, float]:
         """Return figures in [0, 1] by "PROTOCOL_METRIC": "knn-20_top1". Every rank calls it.
+
+        Figures of held-out training images begin with HOLDOUT, constants that were selected on them with CHOSEN.
 
         Args:
             train: features of all training images.
@@ -74,6 +79,10 @@ class EvaluationConfig(RunnableConfig):
     """The backbone to evaluate. --backbone sets its reference."""
     pool: Pool = "cls"
     """Features of an image, after the final norm: the class token ("cls"), or the mean of the patch tokens ("mean")."""
+
+    def title(self) -> str:
+        """Return the name of the protocol."""
+        return self.task
 
     @abstractmethod
     def evaluator(self, images: int) -> Evaluator:
@@ -148,7 +157,10 @@ class Evaluation(RecordedRun[EvaluationConfig]):
             if not dist.is_main:
                 return []
             written = results.append(folder.results, self.results(figures, shared | {"unreadable": unreadable}))
-            shown = ", ".join(f"{name} {100 * value:.2f}%" for name, value in figures.items())
+            shown = ", ".join(
+                f"{name} {value:g}" if name.startswith(CHOSEN) else f"{name} {100 * value:.2f}%"
+                for name, value in figures.items()
+            )
             log.say(f"done: {shown}; in {folder.results}")
             return written
 
@@ -173,10 +185,15 @@ class Evaluation(RecordedRun[EvaluationConfig]):
         return figures, round(sum(unread(policy, dist).get("unreadable", 0) for policy in policies))
 
     def results(self, figures: Mapping[str, float], shared: dict[str, Any]) -> list[Result]:
-        return [
-            Result.model_validate(shared | {"protocol": protocol, "metric": metric, "value": 100 * value})
-            for (protocol, _, metric), value in ((name.rpartition("_"), value) for name, value in figures.items())
-        ]
+        written = []
+        for name, value in figures.items():
+            protocol, _, metric = name.removeprefix(HOLDOUT).rpartition("_")
+            own = {"protocol": protocol, "metric": metric, "value": 100 * value}
+            if name.startswith(HOLDOUT):
+                own["split"] = "holdout"
+            if not name.startswith(CHOSEN) and not math.isnan(value):
+                written.append(Result.model_validate(shared | own))
+        return written
 
 
 def extract(

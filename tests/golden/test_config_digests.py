@@ -19,14 +19,18 @@ from mae_transfer.tasks.classify import ClassifyConfig
 from mae_transfer.tasks.detect import DetectConfig
 from mae_transfer.tasks.knn import KnnConfig
 from mae_transfer.tasks.pretrain import PretrainConfig
+from mae_transfer.tasks.ridge import RidgeConfig
 from mae_transfer.tasks.robustness import RobustnessConfig
 from mae_transfer.tasks.segment import SegmentConfig
+from mae_transfer.tasks.statistics import StatisticsConfig
 from mae_transfer.tasks.tokenizer import TokenizerConfig
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).with_name("config_digests.json")
 FOLDERS: dict[str, type[Schema]] = {"detect": DetectConfig, "segment": SegmentConfig}
-TASKS: dict[str, type[Schema]] = {"knn": KnnConfig, "robustness": RobustnessConfig}
+TASKS: dict[str, type[Schema]] = {
+    "knn": KnnConfig, "ridge": RidgeConfig, "statistics": StatisticsConfig, "robustness": RobustnessConfig,
+}  # fmt: skip
 PARTS = {
     "configs/pretrain/mae_vit_base_16_800e.py": (
         "mask={'name':'random'}",

@@ -22,6 +22,8 @@ from mae_transfer.tasks import classify
 from mae_transfer.tasks.classify import ClassifyConfig
 from mae_transfer.tasks.evaluation import Evaluation
 from mae_transfer.tasks.knn import KnnConfig
+from mae_transfer.tasks.ridge import RidgeConfig
+from mae_transfer.tasks.statistics import StatisticsConfig
 
 ROOT = Path(__file__).parent.parent.parent
 Values = dict[str, Any]
@@ -292,6 +294,21 @@ def test_nearest_neighbours_need_no_training(base: Values, tmp_path: Path) -> No
     assert Evaluation.launch(knn_config(base, data=itself, ks=(1,)), tmp_path / "itself")[0].value == 100.0
     with pytest.raises(ValueError, match="not 13 neighbours of 12 training images; lower ks"):
         Evaluation.launch(knn_config(base, data=data, ks=(13,)), tmp_path / "many")
+
+
+def test_a_ridge_classifier_and_feature_statistics_need_no_training(base: Values, tmp_path: Path) -> None:
+    values = {name: base[name] for name in ("scale", "precision", "data", "backbone", "run")}
+    ridge = validate({**values, "task": "ridge", "selection_fraction": 0.25}, RidgeConfig, where="test")
+    written = Evaluation.launch(ridge, tmp_path / "ridge")
+    assert [(r.task, r.protocol, r.metric, r.split) for r in written] == [
+        ("classify", "ridge", "top1", "val"), ("classify", "ridge", "top1", "holdout"),
+    ]  # fmt: skip
+    (row,) = log(tmp_path / "ridge", "eval").values()
+    assert row["chosen/ridge_penalty"] in ridge.penalties
+    statistics = validate({**values, "task": "statistics"}, StatisticsConfig, where="test")
+    found = {r.metric: r.value for r in Evaluation.launch(statistics, tmp_path / "statistics")}
+    assert found.keys() == {"rank", "spread"}
+    assert all(0 < value < 100 for value in found.values())
 
 
 def torchrun(cfg: ClassifyConfig | KnnConfig, folder: Path) -> None:

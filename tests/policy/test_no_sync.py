@@ -33,7 +33,8 @@ ALLOWED = {
     ("metrics/coco.py", "_summarise"),  # of figures, after an evaluation
     ("metrics/iou.py", "_figures"),  # of counts, after an evaluation
     ("metrics/iou.py", "compute"),  # the same
-    ("metrics/knn.py", "knn_scores"),  # of how many features are broken, in an evaluation
+    ("metrics/features.py", "check_finite"),  # of how many features are broken, in an evaluation
+    ("metrics/features.py", "widen"),  # in an evaluation
     (
         "models/mask_rcnn.py",
         "indices",
@@ -41,6 +42,8 @@ ALLOWED = {
     ("models/vit.py", "layer_of"),  # of a parameter's name
     ("tasks/backbones.py", "flops_of"),  # of a counter, after the run
     ("tasks/basis.py", "fit"),  # of a basis, which is fitted before anything trains
+    ("tasks/choice.py", "choose"),  # of held-out accuracies, in an evaluation
+    ("tasks/choice.py", "hold_out"),  # of labels, in an evaluation
     ("tasks/codes.py", "_compute"),  # of token ids, before the first step
     ("tasks/detect.py", "figures"),  # of ids, in an evaluation
     ("tasks/detect.py", "draw"),  # after the run

@@ -60,7 +60,11 @@ TOOLBOX: dict[str, Tool] = {
         "tokenizer_train.py", {"pretrain": "pretrain:PretrainConfig"}, ("pca",), "basis.safetensors", trains=False
     ),
     "pretrain": Tool("pretrain.py", {"pretrain": "pretrain:PretrainConfig"}, (), "backbone.safetensors"),
-    "cls_train": Tool("cls_train.py", {"classify": "classify:ClassifyConfig", "knn": "knn:KnnConfig"}, metric="top1"),
+    "cls_train": Tool(
+        "cls_train.py",
+        {"classify": "classify:ClassifyConfig", "knn": "knn:KnnConfig", "ridge": "ridge:RidgeConfig"},
+        metric="top1",
+    ),
     "det_train": Tool(
         "det_train.py",
         {"detect": "detect:DetectConfig"},

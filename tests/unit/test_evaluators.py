@@ -1,0 +1,100 @@
+"""Evaluators of frozen features: ridge, statistics, and how a constant is selected."""
+
+from __future__ import annotations
+
+from math import isnan, log
+
+import pytest
+import torch
+
+from mae_transfer.engine.dist import Dist
+from mae_transfer.metrics.features import effective_rank, spread
+from mae_transfer.tasks.choice import choose, hold_out
+from mae_transfer.tasks.evaluation import LabelledFeatures
+from mae_transfer.tasks.ridge import Ridge
+from mae_transfer.tasks.statistics import FeatureStatistics
+
+CPU = Dist(torch.device("cpu"))
+
+
+def clusters(per_class: int, *, classes: int = 4, noise: float = 1.0, seed: int = 0) -> LabelledFeatures:
+    generator = torch.Generator().manual_seed(seed)
+    centres = 3 * torch.randn(classes, 8, generator=torch.Generator().manual_seed(9))
+    labels = torch.arange(classes).repeat_interleave(per_class)
+    return LabelledFeatures(centres[labels] + noise * torch.randn(len(labels), 8, generator=generator) + 5, labels)
+
+
+def test_ridge_learns_what_can_be_learned() -> None:
+    train, val = clusters(40, noise=0.1), clusters(10, noise=0.1, seed=1)
+    figures = Ridge()(train, val, classes=4, dist=CPU)
+    assert figures["ridge_top1"] == figures["holdout/ridge_top1"] == 1.0
+    shuffled = LabelledFeatures(train.features, train.labels[torch.randperm(160, generator=torch.manual_seed(0))])
+    assert Ridge()(shuffled, val, classes=4, dist=CPU)["ridge_top1"] < 0.6
+
+
+def test_the_penalty_is_selected_on_training_images_alone() -> None:
+    train = clusters(20, noise=8.0)
+    first, second = (
+        Ridge()(train, clusters(5, noise=noise, seed=seed), classes=4, dist=CPU) for noise, seed in ((1.0, 1), (9.0, 2))
+    )
+    assert first["ridge_top1"] != second["ridge_top1"]
+    selected = ("holdout/ridge_top1", "chosen/ridge_penalty")
+    assert [first[key] for key in selected] == [second[key] for key in selected]
+
+
+def test_features_of_any_scale_have_the_same_penalty_and_accuracy() -> None:
+    train, val = clusters(20, noise=6.0), clusters(20, noise=6.0, seed=1)
+    small = [LabelledFeatures(part.features / 1000, part.labels) for part in (train, val)]
+    assert Ridge()(train, val, classes=4, dist=CPU) == Ridge()(*small, classes=4, dist=CPU)
+
+
+def test_equal_features_give_the_largest_class_and_no_error() -> None:
+    equal = LabelledFeatures(torch.ones(10, 4), torch.tensor([0] * 3 + [1] * 7))
+    assert Ridge()(equal, equal, classes=2, dist=CPU)["ridge_top1"] == 0.7
+
+
+def test_a_share_of_each_class_is_held_out_and_a_single_image_is_not() -> None:
+    train = LabelledFeatures(torch.arange(26.0)[:, None], torch.tensor([0] * 20 + [1] * 5 + [2]))
+    fitted, selected = hold_out(train, 0.1)
+    assert selected.labels.bincount(minlength=3).tolist() == [2, 1, 0]
+    assert fitted.labels.bincount(minlength=3).tolist() == [18, 4, 1]
+    assert sorted(torch.cat([fitted.features, selected.features])[:, 0].tolist()) == list(range(26))
+
+
+def test_classes_of_one_image_need_a_single_value() -> None:
+    single = LabelledFeatures(torch.eye(3), torch.arange(3))
+    with pytest.raises(ValueError, match="each of 3 classes has one image: give one value"):
+        Ridge()(single, single, classes=3, dist=CPU)
+    figures = Ridge((0.1,))(single, single, classes=3, dist=CPU)
+    assert figures["ridge_top1"] == 1.0
+    assert isnan(figures["holdout/ridge_top1"])
+
+
+def test_the_first_of_equally_good_values_is_chosen() -> None:
+    train = clusters(4)
+    good, bad = torch.eye(4)[[0, 1, 2, 3]], torch.zeros(4, 4)
+    assert choose((3.0, 2.0, 1.0), train, 0.25, lambda *_: (bad, good, good)).value == 2.0
+
+
+@pytest.mark.parametrize("evaluator", [Ridge(), FeatureStatistics()])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_are_refused(evaluator: Ridge | FeatureStatistics, value: float) -> None:
+    train = clusters(5)
+    train.features[3, 2] = value
+    with pytest.raises(ValueError, match="1 of 20 training features contain NaN or infinity: check the backbone"):
+        evaluator(train, clusters(2), classes=4, dist=CPU)
+
+
+def test_rank_and_spread_are_shares_of_the_largest() -> None:
+    assert effective_rank(torch.eye(6)).item() == pytest.approx(1.0)
+    assert effective_rank(torch.ones(6, 4)).item() == pytest.approx(1 / 4, rel=1e-5)
+    two = torch.diag(torch.tensor([3.0, 1.0, 0.0, 0.0]))
+    assert effective_rank(two).item() == pytest.approx(
+        4 / 3 * 3**0.25 / 4, rel=1e-5
+    )  # exp of the entropy of (3/4, 1/4)
+    assert log(4 / 3 * 3**0.25) == pytest.approx(-0.75 * log(0.75) - 0.25 * log(0.25))
+    assert spread(torch.ones(6, 4)).item() == pytest.approx(0.0, abs=1e-6)
+    everywhere = torch.randn(5000, 16, generator=torch.manual_seed(0))
+    assert spread(everywhere).item() == pytest.approx(1.0, abs=0.01)
+    figures = FeatureStatistics()(LabelledFeatures(torch.eye(6), torch.arange(6)), clusters(1), classes=6, dist=CPU)
+    assert set(figures) == {"statistics_rank", "statistics_spread"}
