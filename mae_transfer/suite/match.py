@@ -158,26 +158,16 @@ def _trained(measured: Measured, record: Measurement, made: Record) -> Iterator[
     yield from _started(measured.start, training)
     yield from _length(training, measured.epochs, "fine-tuned" if training.method == "finetune" else "trained")
     crops = setting(training.recipe, "data.crops_per_image") or 1
-    images = training.epochs * training.data["train"].images * crops if _finished(training) else 0
+    images = training.epochs * training.data["train"].images * crops if "train" in training.data else 0
     seen = record.result.images_seen / images if images else 1
     if checkpoint is not None and seen < 1 - TOLERANCE:
         yield f"evaluates a training state after {seen:.0%} of its run"
     yield from _batch(training, measured.batch, "trained")
     yield from _settings(training, measured.settings, "")
     if training is not made:
-        yield from _evaluated_otherwise(made, training)
-
-
-def _evaluated_otherwise(made: Record, training: Record) -> Iterator[str]:
-    """Yield the options of an evaluation that differ from those of the training."""
-    for key in EVALUATION:
-        if (found := setting(made.recipe, key)) != (wanted := setting(training.recipe, key)):
-            yield f"evaluated with {key} = {found}, trained with {wanted}"
-
-
-def _finished(training: Record) -> bool:
-    """Whether the images of a whole run can be computed from its record."""
-    return bool(training.epochs) and "train" in training.data and training.data["train"].images > 0
+        for key in EVALUATION:
+            if (found := setting(made.recipe, key)) != (wanted := setting(training.recipe, key)):
+                yield f"evaluated with {key} = {found}, trained with {wanted}"
 
 
 def _started(start: Start, training: Record) -> Iterator[str]:
@@ -267,7 +257,7 @@ def setting(recipe: Mapping[str, Any], key: str) -> Any:
 
     An option of a mask or an augmentation that the recipe leaves out has its default.
     """
-    folders, last = _path(key)
+    *folders, last = key.split(".")
     at: Any = recipe
     for folder in folders:
         at = at.get(folder) if isinstance(at, dict) else None
@@ -278,12 +268,6 @@ def setting(recipe: Mapping[str, Any], key: str) -> Any:
         sides = tuple(value)
         return sides[0] if last == "size" and len(set(sides)) == 1 else sides
     return value
-
-
-@cache
-def _path(key: str) -> tuple[tuple[str, ...], str]:
-    *folders, last = key.split(".")
-    return tuple(folders), last
 
 
 @cache

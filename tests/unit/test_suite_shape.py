@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import re
-import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from mae_transfer.cli.main import call
 from mae_transfer.config import read, validate
 from mae_transfer.suite.graph.plan import Expansion, Node, open_plan
 from mae_transfer.suite.graph.schema import Resources, SuiteConfig
@@ -112,21 +112,16 @@ def test_the_plan_prints_shapes_wall_time_and_device_hours_of_each_device(
     assert "does not fit: run 'x': batch" in printed
 
 
-def test_nothing_starts_where_a_run_fits_into_no_shape(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_starts_where_a_run_fits_into_no_shape(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "suite.py").write_text(f'''title = "t"
 tables = ("3",)
 rows = {{"a": dict(config="{ROOT}/configs/mini/pretrain.py", set={{"batch": 48, "run.device_batch": 36}}, hours=1.0)}}
 transfer = {{"knn": dict(tool="cls_train", config="{ROOT}/configs/classify/mini_knn.py", hours=0.5)}}
 ''')
-    reproduce = runpy.run_path(str(ROOT / "tools" / "reproduce.py"))["main"]
-    command = ["reproduce.py", str(tmp_path / "suite.py"), "--work-dir", str(tmp_path / "d")]
-    monkeypatch.setattr("sys.argv", command)
-    assert reproduce() == 1
+    command = [str(tmp_path / "suite.py"), "--work-dir", str(tmp_path / "d")]
+    assert call("suite", command) == 1
     assert "nothing was started: run 'a/pretrain/seed0': batch = 48" in capsys.readouterr().err
-    monkeypatch.setattr("sys.argv", [*command, "--dry-run"])
-    assert reproduce() == 0
+    assert call("suite", [*command, "--dry-run"]) == 0
     assert "does not fit: run 'a/pretrain/seed0': batch = 48" in capsys.readouterr().out
     assert not (tmp_path / "d").exists()
 
@@ -142,7 +137,7 @@ def test_wall_time_counts_what_waits_and_what_runs_side_by_side() -> None:
 
 
 SUITES = sorted((ROOT / "configs" / "suites").glob("*.py"))
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *SUITES, ROOT / "tools" / "reproduce.py"]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *SUITES, ROOT / "mae_transfer" / "cli" / "suite.py"]
 ONLY_SLOW = pytest.mark.slow
 
 

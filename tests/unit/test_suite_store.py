@@ -4,6 +4,7 @@ import errno
 import json
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,7 @@ def test_two_suites_at_once_make_each_run_once(tmp_path: Path, monkeypatch: pyte
     from mae_transfer.suite.local import run as local
 
     monkeypatch.setattr(local, "POLL_S", 0.02)
-    monkeypatch.setattr(local.Signals, "__enter__", lambda self: None)  # signals belong to the main thread
-    monkeypatch.setattr(local.Signals, "__exit__", lambda self, *_: None)
+    monkeypatch.setattr(local, "on_signals", lambda _: nullcontext())  # signals belong to the main thread
     by_root = {stage.work.root: start(stage) for stage in stages}
 
     def dispatch(command: list[str], folder: Path, **options: Any) -> Any:

@@ -12,12 +12,12 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
-from types import FrameType, MappingProxyType
-from typing import Any, NamedTuple, Self
+from types import MappingProxyType
+from typing import NamedTuple, Self
 
 from mae_transfer.locks import locked
 from mae_transfer.suite.graph.plan import Node
@@ -140,7 +140,7 @@ class Runner:
             ValueError: another suite uses this work dir, or finished runs have changed.
         """
         owner = f"process {os.getpid()} on {socket.gethostname()}"
-        with locked(self.work.root / ".lock", owner=owner), Signals(self.stop):
+        with locked(self.work.root / ".lock", owner=owner), on_signals(self.stop):
             if not self.replace:
                 keep_finished(self.work, self.force)
             try:
@@ -279,19 +279,12 @@ def modules_of(nodes: Iterable[Node]) -> tuple[str, ...]:
     return tuple(found)
 
 
-class Signals:
-    """Context manager that calls a function on SIGTERM and Ctrl-C."""
-
-    def __init__(self, call: Callable[[], None]) -> None:
-        self._call = call
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        self._previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
+@contextmanager
+def on_signals(call: Callable[[], None]) -> Iterator[None]:
+    """Call a function on SIGTERM and Ctrl-C."""
+    before = {number: signal.signal(number, lambda *_: call()) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._call()

@@ -93,22 +93,12 @@ def refresh(cfg: SuiteConfig, work: Work) -> None:
         found, damaged = records.load([work.root])
         found, wrong = comparison.usable(found)
         overview = summary.summarise(cfg, found)
-        ready = (
-            [] if work.debug else [one for one in cfg.expect if has_numbers(overview, one.column, one.row, one.above)]
-        )
-        judged = summary.verdicts(overview, ready)
-        write(work.root / "report.html", cfg, found, [*damaged, *wrong], judged=judged, left=still_to_run(work))
-
-
-def has_numbers(overview: Summary, column: str, *rows: str | None) -> bool:
-    """Return whether these rows have a number in a column."""
-    return all(column in overview.rows.get(row, {}) for row in rows if row)
-
-
-def still_to_run(work: Work) -> int:
-    """Return how many runs of the plan have not ended."""
-    notes = (read_note(work.folder(name))[0] for name in work.plan)
-    return sum(note is None or note.state in ("planned", "running") for note in notes)
+        numbers = {(row, column) for row, cells in overview.rows.items() for column in cells}
+        ready = [one for one in cfg.expect if {(row, one.column) for row in (one.row, one.above) if row} <= numbers]
+        judged = summary.verdicts(overview, [] if work.debug else ready)
+        notes = [read_note(work.folder(name))[0] for name in work.plan]
+        left = sum(note is None or note.state in ("planned", "running") for note in notes)
+        write(work.root / "report.html", cfg, found, [*damaged, *wrong], judged=judged, left=left)
 
 
 def write(
@@ -130,7 +120,8 @@ def write(
         judged: whether the numbers are as the suite expects.
         left: number of runs that have not ended.
     """
-    runs = notes_of(path.parent)
+    folders = sorted(file.parent for file in path.parent.rglob("node.json") if ".replaced" not in file.parts)
+    runs = {folder: note for folder in folders if (note := read_note(folder)[0]) is not None}
     origins = Origins(found, runs, path.parent)
     overview = summary.summarise(cfg, found)
     some, same = comparison.worth_printing(found, about=cfg.about())
@@ -176,12 +167,6 @@ def warning(scales: Set[str]) -> str:
     if not smaller:
         return PAPER
     return (MIXED if "paper" in scales else SMALLER).format(smaller)
-
-
-def notes_of(root: Path) -> dict[Path, Note]:
-    """Return the runs of a suite's folder."""
-    folders = sorted(path.parent for path in root.rglob("node.json") if ".replaced" not in path.parts)
-    return {folder: note for folder in folders if (note := read_note(folder)[0]) is not None}
 
 
 def about(

@@ -198,7 +198,9 @@ def _cell(group: Sequence[Spot]) -> Cell:
     place = good[0] if good else ordered[0]
     known = place.published
     beside, near = (known, None) if place.why_not is None else (None, known)
-    notes = (*_holes(ordered, good), *_repeats(good, newest), *_revisions(runs))
+    commits = sorted({one for run in runs for one in run.record.result.revisions or ("unknown",)})
+    several = [f"of commits {', '.join(commits)}"] if len(commits) > 1 else []
+    notes = (*_holes(ordered, good), *_repeats(good, newest), *several)
     about = (place.record.result, beside, place.why_not, near, notes, _aspects(place))
     return Cell(place.row, place.column, place.unit, tuple(runs), *about)
 
@@ -265,11 +267,6 @@ def _repeats(good: Sequence[Spot], newest: Mapping[tuple[object, ...], Spot]) ->
             seed = seed_of(counted.record.result)
             notes.append(f"seed {seed} ran more than once, the newest counts (before: {', '.join(before)})")
     return notes
-
-
-def _revisions(runs: Sequence[Run]) -> list[str]:
-    commits = sorted({one for run in runs for one in run.record.result.revisions or ("unknown",)})
-    return [f"of commits {', '.join(commits)}"] if len(commits) > 1 else []
 
 
 def _aspects(place: Spot) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from mae_transfer.suite.tables.cells import Cell, Spread
+from mae_transfer.suite.tables.cells import Spread
 from mae_transfer.suite.tables.comparison import Row, Table, cell_text, difference_text
 from mae_transfer.suite.tables.formats import Line, Sheet, Text
 
@@ -20,7 +20,10 @@ def _sheet(table: Table) -> Sheet:
     marks = _Marks()
     first = "case" if table.name.startswith("1") and table.name != "12" and table.name != "13" else "method"
     first = ROW_TITLES.get(table.name, first)
-    rows = [(_name(row, marks), *(_text(table, row, column, marks) for column in table.columns)) for row in table.rows]
+    rows = []
+    for row in table.rows:
+        name = Text(row.name + marks.of([row.detail] if row.detail else []), "" if row.kind == "ours" else "grey")
+        rows.append((name, *(_text(table, row, column, marks) for column in table.columns)))
     return Sheet(table.title, (first, *table.columns), tuple(rows), (*_counts(table), *_reasons(table), *marks.notes))
 
 
@@ -41,11 +44,6 @@ class _Marks:
         return [f"[{number}] {note}" for note, number in self._known.items()]
 
 
-def _name(row: Row, marks: _Marks) -> Text:
-    text = row.name + marks.of([row.detail] if row.detail else [])
-    return Text(text, "" if row.kind == "ours" else "grey")
-
-
 def _text(table: Table, row: Row, column: str, marks: _Marks) -> Text:
     cell = row.cells.get(column)
     if cell is None:
@@ -54,13 +52,9 @@ def _text(table: Table, row: Row, column: str, marks: _Marks) -> Text:
         return Text(cell_text(cell), "grey", cell.published.source if cell.published else "")
     mixed = len({one.counts for one in row.cells.values() if one.ours}) > 1
     text = f"{cell_text(cell)} ({cell.counts})" if mixed and cell.ours else cell_text(cell)
-    return Text(text + marks.of(cell.notes), "best" if table.is_best(cell) else "", _more(cell), cell)
-
-
-def _more(cell: Cell) -> str:
-    """Return what a page shows of a number when it is pointed at."""
-    ours = [f"{cell.ours.low:.2f}..{cell.ours.high:.2f}, {cell.counts}"] if cell.ours else []
-    return "; ".join([*ours, cell.recipe])
+    runs = [f"{cell.ours.low:.2f}..{cell.ours.high:.2f}, {cell.counts}"] if cell.ours else []
+    more = "; ".join([*runs, cell.recipe])
+    return Text(text + marks.of(cell.notes), "best" if table.is_best(cell) else "", more, cell)
 
 
 def _counts(table: Table) -> Iterator[str]:
