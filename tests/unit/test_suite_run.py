@@ -264,6 +264,14 @@ def test_one_run_at_a_time_sees_all_devices(stage: Stage, monkeypatch: pytest.Mo
     assert set(stage.devices.values()) == {""}
 
 
+def test_more_processes_than_this_machine_has_devices_are_refused(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    with pytest.raises(ValueError, match="--gpus-per-node 8: this machine shows 4 CUDA devices; use --gpus-per-node 4"):
+        Runner(stage.work, Machine(processes=8), say=print)
+
+
 def test_a_run_gets_as_many_devices_as_its_shape_has(stage: Stage) -> None:
     machine = Machine.parse(jobs=None, devices="0,1,2,3", processes=2)
     assert machine.jobs == 2

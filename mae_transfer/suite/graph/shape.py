@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from mae_transfer.engine.state import micro_steps
 from mae_transfer.suite.graph.plan import Node, Plan
+from mae_transfer.tasks.config import TrainConfig
 
 CORES = 2  # CPU cores of a process, beside its loader's workers
 GIB, GIB_OF_A_WORKER = 8.0, 2.0  # main memory of a process and of one of its loader's workers
@@ -83,7 +84,8 @@ def shape_of(node: Node, asked: Shape, *, debug: bool = False, configs: Sequence
         ValueError: the batch cannot even be used by one process.
     """
     limits, configs = node.resources, configs or list(configs_of(node, debug=debug))
-    alone = 1 if not all(hasattr(cfg, "batch") for cfg in configs) or not node.tool.trains else None
+    trains = node.tool.trains and all(isinstance(cfg, TrainConfig) for cfg in configs)
+    alone = None if trains else 1
     gpus = min(asked.gpus, limits.gpus or alone or asked.gpus)
     nodes = min(asked.nodes, limits.nodes or alone or asked.nodes)
     several = [(some, gpus) for some in range(nodes, 1, -1)]
@@ -116,19 +118,18 @@ def split_defect(cfg: Any, processes: int) -> str | None:
 
     The rules are those of the loop, of the order of the images, of mixup, and of batch norms without SyncBN.
     """
-    if not hasattr(cfg, "batch"):
+    if not isinstance(cfg, TrainConfig):
         return None
     wanted = cfg.run.device_batch if isinstance(cfg.run.device_batch, int) else None
     try:
         micro, _ = micro_steps(cfg.batch, device_batch=wanted, world=processes)
     except ValueError as error:
         return str(error)
-    crops = getattr(cfg.data, "crops_per_image", 1)
-    method = cfg.method() if hasattr(cfg, "method") else cfg.protocol if hasattr(cfg, "protocol") else None
+    crops, protocol = getattr(cfg.data, "crops_per_image", 1), getattr(cfg, "protocol", None)
     if micro % crops:
         return f"{micro} crops per forward pass are not a multiple of data.crops_per_image = {crops}: change batch"
-    if micro % 2 and (getattr(method, "mixup", 0) or getattr(method, "cutmix", 0)):
+    if micro % 2 and (getattr(protocol, "mixup", 0) or getattr(protocol, "cutmix", 0)):
         return f"mixup and cutmix pair the images of a forward pass, which has {micro}: make batch even"
-    if micro < (least := getattr(method, "least", 1)):
+    if micro < (least := getattr(protocol, "least", 1)):
         return f"{micro} images per forward pass, but its batch norms need {least}: raise batch"
     return None

@@ -125,6 +125,11 @@ class Runner:
         refresh: Callable[[], None] = lambda: None,
     ) -> None:
         machine.check()
+        if not machine.devices and 0 < (seen := len(visible_devices())) < machine.processes:
+            raise ValueError(
+                f"--gpus-per-node {machine.processes}: this machine shows {seen} CUDA devices; "
+                f"use --gpus-per-node {seen}"
+            )
         self.refresh, self.shapes, self.replace = refresh, shapes, replace
         self.work, self.machine, self.say, self.force = work, machine, say, forced(work.plan, force)
         self.states: dict[str, State] = {}
