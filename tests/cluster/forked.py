@@ -100,7 +100,10 @@ def attend(caller: socket.socket) -> None:
     fds = array.array("i", data[0][2])
     text = b""
     while not text.endswith(b"\n"):
-        text += caller.recv(1 << 20)
+        part = caller.recv(1 << 20)
+        if not part:  # the caller was killed
+            os._exit(1)
+        text += part
     child = os.fork()
     if child == 0:
         caller.close()
