@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -113,15 +114,16 @@ def wait_until(condition: Callable[[], object], *, seconds: float) -> None:
         time.sleep(0.5)
 
 
-def bench(folder: Path, python: Path, *lines: str) -> Bench:
-    found = Bench(folder, python)
-    (folder / "cluster.toml").write_text("\n".join(['gpu_option = ""', f'python = "{python}"', *lines]))
+def bench(folder: Path, *lines: str) -> Bench:
+    """Return a suite that runs in processes of the usual kind: SLURM must find those of a job by their parents."""
+    found = Bench(folder, Path(sys.executable))
+    (folder / "cluster.toml").write_text("\n".join(['gpu_option = ""', 'sbatch = {mem = "0"}', *lines]))
     return found
 
 
-def test_a_suite_runs_and_survives_preemption(slurm: Path, python: Path, tmp_path: Path) -> None:
-    here, work_dir = bench(tmp_path, python, 'partition = "low"', 'sbatch = {mem = "0"}'), tmp_path / "d"
-    here.suite.write_text(here.suite.read_text().replace('"epochs": 4,', '"epochs": 400,'))
+def test_a_suite_runs_and_survives_preemption(slurm: Path, tmp_path: Path) -> None:
+    here, work_dir = bench(tmp_path, 'partition = "low"'), tmp_path / "d"
+    here.suite.write_text(here.suite.read_text().replace('"epochs": 4,', '"epochs": 80,'))
     here.submit(work_dir)
     jobs = queue(work_dir)
     assert len(jobs) == 4
@@ -139,8 +141,8 @@ def test_a_suite_runs_and_survives_preemption(slurm: Path, python: Path, tmp_pat
     assert values(work_dir) == values(tmp_path / "local")
 
 
-def test_the_demo_suite_runs_in_jobs_that_are_shorter_than_its_runs(slurm: Path, python: Path, tmp_path: Path) -> None:
-    here = bench(tmp_path, python, 'partition = "short"', "grace_seconds = 90", 'sbatch = {mem = "0"}')
+def test_the_demo_suite_runs_in_jobs_that_are_shorter_than_its_runs(slurm: Path, tmp_path: Path) -> None:
+    here = bench(tmp_path, 'partition = "short"', "grace_seconds = 90")
     here.suite = ROOT / "configs" / "suites" / "mini.py"
     here.submit(tmp_path / "d")
     wait_until(lambda: not queue(tmp_path / "d"), seconds=3600)
