@@ -1,8 +1,8 @@
 """A Python interpreter for tests whose programs start at once: they are forked from a server that has imported torch.
 
 `interpreter(FOLDER)` starts the server and yields the path of the interpreter. A program of it has the environment, the
-folder, the output and the ignored signals of its caller. It gets the signals that the caller's process gets, and it is
-killed when that process is.
+folder, the output and the ignored signals of its caller, and the clock of its node (SIMULATED_SKEW, in seconds). It
+gets the signals that the caller's process gets, and it is killed when that process is.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -97,17 +98,22 @@ def attend(caller: socket.socket) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     fds = array.array("i", (0, 0, 0))
     _, data, _, _ = caller.recvmsg(1, socket.CMSG_SPACE(fds.itemsize * 3))
+    if not data:  # the caller was killed
+        os._exit(1)
     fds = array.array("i", data[0][2])
     text = b""
-    while not text.endswith(b"\n"):
+    while b"\n" not in text:
         part = caller.recv(1 << 20)
         if not part:  # the caller was killed
             os._exit(1)
         text += part
+    request, _, early = text.partition(b"\n")
     child = os.fork()
     if child == 0:
         caller.close()
-        execute(json.loads(text), list(fds))
+        execute(json.loads(request), list(fds))
+    for number in early:  # signals that came before the program
+        os.kill(child, number)
     for fd in fds:
         os.close(fd)
     while True:
@@ -135,6 +141,9 @@ def execute(request: dict[str, Any], fds: list[int]) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
+    if skew := float(os.environ.get("SIMULATED_SKEW", 0)):
+        clock = time.time
+        time.time = lambda: clock() + skew
     words = [word for word in request["words"] if word != "-u"]
     code: object = 0
     try:

@@ -59,6 +59,7 @@ class Settings:
     minute_s: float = 60.0  # real seconds of a minute of a time limit
     kill_wait_s: float = 2.0  # between SIGTERM and SIGKILL
     grace_s: float = 2.0  # the same for a preempted job
+    skew_s: float = 0.0  # the clock of each node is ahead of that of the node before by this (forked.py)
     seed: int | None = None  # of the faults; None: none happen
     faults: int = 3  # at most, for each job
     window_s: float = 3.0  # a fault happens this long after a start at the latest
@@ -379,6 +380,7 @@ class Controller:
         }  # fmt: skip
         job["starts"].append(now)
         environment = json.loads((spool / f"{job['array']}.json").read_text()) | variables(job)
+        environment["SIMULATED_SKEW"] = str(self.settings.skew_s * self.settings.nodes.index(job["nodes"][0]))
         script = subprocess.Popen(
             ["/bin/bash", str(spool / f"{job['array']}.sh")],
             env=environment, cwd=job["folder"], start_new_session=True, stdin=subprocess.DEVNULL,

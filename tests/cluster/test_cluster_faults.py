@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,10 +24,11 @@ SEEDS = range(20)
 def test_preempted_killed_and_out_of_time_it_ends_with_the_same_values(
     seed: int, simulation: Start, python: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    cluster, bench = simulation(seed=seed), Bench(tmp_path, python)
+    cluster, bench = simulation(seed=seed, skew_s=3600.0), Bench(tmp_path, python)
     bench.submit(tmp_path / "d")
     jobs = cluster.wait()
     assert {job["state"] for job in jobs} == {"COMPLETED"}
+    assert (tmp_path / "d" / "report.html").is_file()
     assert values(tmp_path / "d") == values(undisturbed)
     assert "submitted" not in bench.submit(tmp_path / "d")
 
@@ -43,3 +46,11 @@ def test_two_suites_with_one_store_do_each_run_once(
         assert values(folder) == values(undisturbed)
     taken = [note for file in tmp_path.glob("d?/**/node.json") if (note := read_note(file.parent)[0]) and note.reason]
     assert len(taken) == len({note.name for note in taken}) == 4, "one suite does a run, the other takes it"
+
+
+def test_job_files_run_in_their_order_end_with_the_same_values(python: Path, undisturbed: Path, tmp_path: Path) -> None:
+    bench, work_dir = Bench(tmp_path, python), tmp_path / "d"
+    bench.reproduce(work_dir, "--launcher", "jobfile", "--cluster", f"{tmp_path}/cluster.toml")
+    for job in json.loads((work_dir / "jobs" / "jobs.json").read_text()):
+        subprocess.run(["bash", work_dir / "jobs" / job["script"]], check=True)
+    assert values(work_dir) == values(undisturbed)
