@@ -329,14 +329,15 @@ def end_soon(job: dict[str, Any], then: str, seconds: float, *, steps: bool = Tr
 
 
 class Controller:
-    """Starts, signals, ends and requeues the jobs until STATE/stop exists."""
+    """Starts, signals, ends and requeues the jobs until STATE/stop exists or its parent ends."""
 
     def __init__(self, state: State) -> None:
         self.state, self.settings = state, state.settings
         self.scripts: dict[int, subprocess.Popen[bytes]] = {}
 
     def run(self) -> int:
-        while not (self.state.root / "stop").exists():
+        parent = os.getppid()
+        while not (self.state.root / "stop").exists() and os.getppid() == parent:
             with self.state.jobs() as jobs:
                 for job in jobs:
                     if job["state"] == "PENDING":
