@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -125,17 +126,15 @@ def test_a_suite_runs_and_survives_preemption(slurm: Path, tmp_path: Path) -> No
     here, work_dir = bench(tmp_path, 'partition = "low"'), tmp_path / "d"
     here.suite.write_text(here.suite.read_text().replace('"epochs": 4,', '"epochs": 80,'))
     here.submit(work_dir)
-    jobs = queue(work_dir)
-    assert len(jobs) == 4
+    assert len(queue(work_dir)) == 4
     assert "submitted" not in here.submit(work_dir)
     log = work_dir / "pixels" / "pretrain" / "seed0" / "log.jsonl"
     wait_until(lambda: log.exists() and log.stat().st_size > 0, seconds=300)
     urgent = tmp_path / "urgent.sh"
     urgent.write_text("#!/bin/bash\n#SBATCH --partition=high --exclusive --output=/dev/null\nsleep 1\n")
     called("sbatch", str(urgent))
-    wait_until(lambda: not queue(work_dir), seconds=1200)
-    first = jobs["pixels/pretrain/seed0"].number
-    assert "Restarts=0" not in called("scontrol", "show", "job", first)
+    wait_until(lambda: not queue(work_dir), seconds=2400)
+    assert re.search(r"Restarts=[1-9]", called("scontrol", "show", "job")), "no job was preempted"
     assert (work_dir / "report.html").is_file()
     here.reproduce(tmp_path / "local")
     assert values(work_dir) == values(tmp_path / "local")
