@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mae_transfer.config import Schema, read
 from mae_transfer.disk import package_folder
@@ -43,7 +44,7 @@ class Tool(NamedTuple):
 
     def named(self, config: Path) -> tuple[str, str]:
         """Return module and class name of the schema of a config; ValueError if the tool does not know its task."""
-        task = read(config).get("task", next(iter(self.tasks)))
+        task = _task(config, config.stat().st_mtime_ns if config.is_file() else 0) or next(iter(self.tasks))
         if task not in self.tasks:
             raise ValueError(f"{config}: task = {task!r}; tools/{self.script} runs {', '.join(self.tasks)}")
         module, _, name = self.tasks[task].partition(":")
@@ -52,6 +53,12 @@ class Tool(NamedTuple):
     def modules(self, config: Path) -> tuple[str, ...]:
         """Return the modules that a run of a config imports, to import them ahead."""
         return (self.named(config)[0], *EVERY, *self.imports)
+
+
+@cache
+def _task(config: Path, mtime_ns: int) -> Any:
+    """Return the `task` of a config; a plan has many runs of one config, and reading it takes time."""
+    return read(config).get("task")
 
 
 TOOLBOX: dict[str, Tool] = {
