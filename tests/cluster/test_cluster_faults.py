@@ -54,3 +54,13 @@ def test_job_files_run_in_their_order_end_with_the_same_values(python: Path, und
     for job in json.loads((work_dir / "jobs" / "jobs.json").read_text()):
         subprocess.run(["bash", work_dir / "jobs" / job["script"]], check=True)
     assert values(work_dir) == values(undisturbed)
+
+
+@pytest.mark.slow
+def test_two_jobs_on_the_same_two_nodes_do_not_meet_each_other(simulation: Start, python: Path, tmp_path: Path) -> None:
+    cluster, bench, work_dir = simulation(), Bench(tmp_path, python), tmp_path / "d"
+    bench.submit(work_dir, "--nodes", "2")
+    assert {job["state"] for job in cluster.wait()} == {"COMPLETED"}
+    notes = {file.parent: read_note(file.parent)[0] for file in work_dir.rglob("node.json")}
+    assert {note.state for note in notes.values() if note} == {"done"}
+    assert [folder.parts[-3:-1] for folder in notes if not (folder / "output.1.log").exists()] == [("pixels", "knn")]

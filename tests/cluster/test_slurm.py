@@ -151,6 +151,12 @@ def test_the_file_of_the_cluster_is_also_found_at_home(slurm: simulated.State, t
     assert open_cluster(home, tmp_path).partition == "long"
 
 
+def test_the_file_of_the_documentation_is_valid(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "multi_node.md").read_text(encoding="utf-8")
+    (tmp_path / "cluster.toml").write_text(page.partition("```toml\n")[2].partition("```")[0])
+    assert open_cluster(None, tmp_path).gpu_option == "gres=gpu:{gpus}"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
