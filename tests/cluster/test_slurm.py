@@ -247,6 +247,15 @@ def test_a_queued_job_that_would_do_something_else_is_named(slurm: simulated.Sta
         submitted(opened(tmp_path), force=["b/pretrain"])
 
 
+def test_what_is_asked_for_is_the_same_with_and_without_the_images_at_hand(tmp_path: Path, image_folder: Path) -> None:
+    folders = '"data.train": {"name": "folder", "split": "train"}, "data.val": {"name": "folder", "split": "val"}'
+    text = SUITE.replace('mini/pretrain.py"),', f'mini/pretrain.py", data="own", set={{{folders}}}),')
+    here = opened(tmp_path, f'{text}roots = {{"own": "{image_folder}"}}\n')
+    there = opened(tmp_path, f'{text}roots = {{"own": "{tmp_path}/not_here"}}\n')
+    assert here.identity(FIRST) != there.identity(FIRST)
+    assert here.request(FIRST) == there.request(FIRST) != here.request(SECOND)
+
+
 def test_a_forced_run_is_set_aside_when_it_is_submitted(slurm: simulated.State, tmp_path: Path) -> None:
     work = opened(tmp_path)
     write_note(work.folder(FIRST), work.note(work.plan[FIRST], []).model_copy(update={"state": "stopped"}))
@@ -293,7 +302,7 @@ def test_job_files_list_every_run_with_its_needs(tmp_path: Path) -> None:
     }  # fmt: skip
     text = (manifest.parent / listed[FIRST]["script"]).read_text()
     assert "# Needs: nothing" in text
-    assert f"--run {FIRST}:{work.identity(FIRST)}" in text
+    assert f"--run {FIRST}:{work.request(FIRST)}" in text
     alone = subprocess.run(["bash", manifest.parent / listed[FIRST]["script"]], capture_output=True, text=True, env={})
     assert "NODE_RANK" in alone.stderr
 

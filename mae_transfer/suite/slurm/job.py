@@ -95,7 +95,7 @@ def do(
     """Do one run of a suite on this node, and update the report; return the exit status of the job.
 
     Args:
-        run: NAME:IDENTITY of the run when it was submitted.
+        run: NAME:REQUEST, the run as the suite's file described it when it was submitted (Work.request).
         asked: the most nodes and GPUs per node that a run may have.
         force: do not take runs with one of these texts in their name from the store.
         grace: seconds between SLURM's signal and the time limit.
@@ -103,8 +103,8 @@ def do(
     Raises:
         ValueError: there is no such run, or it has changed since then.
     """
-    name, _, identity = run.rpartition(":")
-    if name not in work.plan or work.identity(name) != identity:
+    name, _, request = run.rpartition(":")
+    if name not in work.plan or work.request(name) != request:
         raise ValueError(f"{name} has changed after it was submitted: repeat the command that submitted it")
     node = work.plan[name]
     job = Job(work, node, shape_of(node, asked, debug=work.debug), place=NodeRank.here(), grace=grace, limit=limit)
@@ -185,7 +185,7 @@ class Job:
         command = self.work.command(self.node, chosen, torchrun=self.place.torchrun(self.shape))
         folder.mkdir(parents=True, exist_ok=True)
         code = self._spawn(command, folder / f"output.{self.place.rank}.log", None)
-        return 0 if self.notice.given() else min(code, 1)
+        return 0 if self.notice.given() else int(code != 0)
 
     def _obstacle(self) -> str | None:
         """Return why the run cannot start."""

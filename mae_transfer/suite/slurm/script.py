@@ -43,7 +43,7 @@ exit $status
 class Array(NamedTuple):
     """Runs that are submitted together: they need the same resources and wait for the same jobs."""
 
-    runs: Mapping[str, str]  # name -> identity
+    runs: Mapping[str, str]  # name -> Work.request
     shape: Shape
     minutes: int  # time limit
     after: Sequence[str]  # ids of jobs
@@ -90,7 +90,7 @@ def slurm_script(array: Array, cluster: ClusterConfig, command: Sequence[str], *
     lines += [
         f"#SBATCH --{key}" + ("" if value is True else f"={shlex.quote(str(value))}") for key, value in options.items()
     ]
-    lines += ["runs=(", *(f"    {name}:{identity}" for name, identity in array.runs.items()), ")"]
+    lines += ["runs=(", *(f"    {name}:{request}" for name, request in array.runs.items()), ")"]
     lines += ['export MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"']
     lines += [f"export MASTER_PORT=$(({FIRST_PORT} + SLURM_JOB_ID % {PORTS}))"]
     lines += [f"module load {' '.join(map(shlex.quote, cluster.modules))}"] if cluster.modules else []
@@ -103,7 +103,7 @@ def slurm_script(array: Array, cluster: ClusterConfig, command: Sequence[str], *
 
 
 def runs_of(script: Path) -> dict[int, tuple[str, str]]:
-    """Return name and identity of each run of a script, by its place in the array."""
+    """Return name and request of each run of a script, by its place in the array."""
     return dict(enumerate(RUN.findall(script.read_text(encoding="utf-8"))))
 
 
@@ -113,14 +113,14 @@ def write_jobs(work: Work, shapes: Mapping[str, Shape], cluster: ClusterConfig, 
     for name, node in work.plan.items():
         if not work.status(name).done:
             file = folder / f"{name.replace('/', '.')}.sh"
-            write_whole(file, jobfile(node, shapes[name], cluster, command, work.identity(name)))
+            write_whole(file, jobfile(node, shapes[name], cluster, command, work.request(name)))
             needs = [need for need in (*node.needs, *node.points) if not work.status(need).done]
             listed.append({"run": name, "script": file.name, "needs": needs, **shapes[name]._asdict()})
     write_whole(folder / "jobs.json", json.dumps(listed, indent=1) + "\n")
     return folder / "jobs.json"
 
 
-def jobfile(node: Node, shape: Shape, cluster: ClusterConfig, command: Sequence[str], identity: str) -> str:
+def jobfile(node: Node, shape: Shape, cluster: ClusterConfig, command: Sequence[str], request: str) -> str:
     """Return the script of one run for any scheduler."""
     needs = ", ".join((*node.needs, *node.points)) or "nothing"
     lines = ["#!/bin/bash", f"# Run: {node.name}", f"# Needs: {needs}"]
@@ -133,7 +133,7 @@ def jobfile(node: Node, shape: Shape, cluster: ClusterConfig, command: Sequence[
         lines += [": ${NODE_RANK:?} ${MASTER_ADDR:?}", "export MASTER_PORT=${MASTER_PORT:-29500}"]
     lines += [f"export {key}={shlex.quote(value)}" for key, value in cluster.environment.items()]
     lines += cluster.setup
-    words = [*starting(cluster, command), "--run", f"{node.name}:{identity}"]
+    words = [*starting(cluster, command), "--run", f"{node.name}:{request}"]
     return "\n".join([*lines, f"exec {shlex.join(words)}", ""])
 
 

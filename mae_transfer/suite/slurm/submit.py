@@ -29,7 +29,7 @@ class Queued(NamedTuple):
     number: str  # "41_0"
     state: str  # SLURM's: PENDING, RUNNING ...
     reason: str  # why it is pending
-    identity: str  # of the run when it was submitted
+    request: str  # what the suite's file said about the run when it was submitted
 
     @property
     def words(self) -> str:
@@ -45,8 +45,8 @@ def queue(root: Path) -> dict[str, Queued]:
         number, state, reason, command = line.split("|", 3)
         script = Path(command)
         if script.parent == scripts(root) and script.is_file():
-            name, identity = runs_of(script)[int(number.partition("_")[2])]
-            found[name] = Queued(number, state, reason, identity)
+            name, request = runs_of(script)[int(number.partition("_")[2])]
+            found[name] = Queued(number, state, reason, request)
     return found
 
 
@@ -82,7 +82,7 @@ def submit(
         if not replace:
             keep_finished(work, repeated)
         for name, job in alive.items():
-            changed = name in work.plan and job.identity != work.identity(name)
+            changed = name in work.plan and job.request != work.request(name)
             if changed or name in repeated:
                 reason = "its config or an input changed" if changed else "--force"
                 raise ValueError(
@@ -130,7 +130,7 @@ def arrays(
         node, shape = work.plan[name], shapes[name]
         after = tuple(sorted({known[need] for need in (*node.needs, *node.points) if need in known}))
         minutes = time_limit(shape.hours, cluster, longest)
-        groups.setdefault((shape._replace(hours=None), minutes, after), {})[name] = work.identity(name)
+        groups.setdefault((shape._replace(hours=None), minutes, after), {})[name] = work.request(name)
     return [Array(runs, shape, minutes, after) for (shape, minutes, after), runs in groups.items()]
 
 

@@ -103,6 +103,16 @@ class Work:
             self._identities[name] = note.identity if note and same else _digest(self.parts(name))
         return self._identities[name]
 
+    def request(self, name: str) -> str:
+        """Return 16 hex digits of what the suite's file says about a run, with or without its images at hand.
+
+        A login node and the nodes of a cluster agree on it even if they do not see the same folders.
+        """
+        elsewhere = ("images", "file", "input", "point")
+        kept = {key: value for key, value in self.parts(name).items() if key.partition(" ")[0] not in elsewhere}
+        node = self.plan[name]
+        return _digest({**kept, **{need: self.request(need) for need in (*node.needs, *node.points)}})
+
     def is_same(self, name: str, note: Note) -> bool:
         """Return whether a note belongs to the run of the plan. Images that are not on this machine count as equal."""
         if "format" not in note.parts:
