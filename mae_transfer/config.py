@@ -221,7 +221,8 @@ def _explain(defect: dict[str, Any], schema: type[Schema], values: Mapping[str, 
     if kind == "extra_forbidden":
         return f"unknown key {key!r}; ", nearest(str(place[-1]), _fields_at(schema, place[:-1]))
     if kind in ("missing", "union_tag_not_found"):
-        absent = ".".join(filter(None, (_key(place[:-1], values), place[-1]) if kind == "missing" else (key, "name")))
+        parts = (_key(place[:-1], values), str(place[-1])) if kind == "missing" else (key, "name")
+        absent = ".".join(filter(None, parts))
         return f"key {absent!r} ", "is required and missing"
     if kind == "union_tag_invalid":
         tag, known = defect["ctx"]["tag"], re.findall("'(.*?)'", defect["ctx"]["expected_tags"])

@@ -182,16 +182,7 @@ def _check_boxes(
 
     Boxes that exceed their image are clipped.
     """
-    boxes = np.full((len(objects), 4), np.nan)
-    if (
-        set(map(len, given := [one["bbox"] for one in objects])) <= {4}
-        and (values := _numbers(chain(*given))) is not None
-    ):
-        boxes = values.reshape(-1, 4)
-    else:
-        for k, box in enumerate(given):
-            if len(box) == 4 and (values := _numbers(box)) is not None:
-                boxes[k] = values
+    boxes = _read_boxes([one["bbox"] for one in objects])
     wrong = np.isnan(boxes).any(axis=1)
     _note(found, wrong, objects, "box that is not four finite numbers", remedy=BOX)
     objects, boxes = _select(~wrong, objects, boxes)

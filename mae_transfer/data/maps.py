@@ -21,7 +21,7 @@ from torch import Tensor
 from mae_transfer.bounds import Factor, Pixels, Portion, Probability, Sides
 from mae_transfer.core.patches import sides
 from mae_transfer.data.ade import AdeConfig, MappedImage, MapSource
-from mae_transfer.data.config import BaseDataConfig, check_holdout, check_not_empty, check_same_classes
+from mae_transfer.data.config import BaseDataConfig, check_holdout, check_not_empty
 from mae_transfer.data.dense_shapes import ShapesMapsConfig
 from mae_transfer.data.loader import Samples
 from mae_transfer.interfaces import IGNORED, Tensors
@@ -135,13 +135,6 @@ class MapDataConfig(BaseDataConfig):
                 "smallest factor first"
             )
         return self
-
-
-def open_map_sets(cfg: MapDataConfig) -> tuple[MapSource, MapSource]:
-    """Return the training and the validation set. ValueError if one is empty or their classes differ."""
-    train, val = (open_map_set(part, cfg.root) for part in (cfg.train, cfg.val))
-    check_same_classes(train.classes, val.classes)
-    return train, val
 
 
 def open_map_set(part: AnyMaps, root: str | None) -> MapSource:

@@ -26,7 +26,7 @@ from mae_transfer.config import Part
 from mae_transfer.core.patches import sides, size_of
 from mae_transfer.core.runs import Size, extents, has_pixels, select_pixels
 from mae_transfer.data.coco import AnnotatedImage, CocoConfig, ObjectSource
-from mae_transfer.data.config import BaseDataConfig, check_holdout, check_not_empty, check_same_classes
+from mae_transfer.data.config import BaseDataConfig, check_holdout, check_not_empty
 from mae_transfer.data.dense_shapes import ShapesObjectsConfig
 from mae_transfer.data.loader import Samples
 from mae_transfer.data.transforms import resize
@@ -239,16 +239,6 @@ class ObjectDataConfig(BaseDataConfig):
                     f"{self.square}: raise data.square or lower the size"
                 )
         return self
-
-
-def open_object_sets(cfg: ObjectDataConfig, *, masks: bool) -> tuple[ObjectSource, ObjectSource]:
-    """Return the training and the validation set. ValueError if one is empty or their classes differ.
-
-    masks: whether to decode outlines, unless the config of the set says it.
-    """
-    train, val = (open_object_set(part, cfg.root, masks=masks) for part in (cfg.train, cfg.val))
-    check_same_classes(train.classes, val.classes)
-    return train, val
 
 
 def open_object_set(part: AnyObjects, root: str | None, *, masks: bool) -> ObjectSource:

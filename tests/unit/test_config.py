@@ -81,6 +81,7 @@ def test_base_file_overrides_and_debug_are_laid_over_each_other_in_this_order(tm
     ("steps = 1\nhead = dict(beta=(0.1, 0.2))", "unknown key 'head.beta'; did you mean 'betas'"),
     ("stepz = 1", "did you mean 'steps'"),
     ("root = 'a'", "key 'steps' is required and missing"),
+    ("steps = 1\nhead = dict(betas=(0.1,))", "key 'head.betas.1' is required and missing"),
     ("steps = '3'", "steps = '3': Input should be a valid integer"),
     ("steps = 0", "steps = 0: Input should be greater than 0"),
     ("steps = (", "cannot be read"),

@@ -17,7 +17,8 @@ from PIL import Image
 from mae_transfer.config import validate
 from mae_transfer.data.ade import AdeConfig
 from mae_transfer.data.checks import check_ade, check_maps
-from mae_transfer.data.maps import MapDataConfig, open_map_sets
+from mae_transfer.data.config import check_same_classes
+from mae_transfer.data.maps import MapDataConfig, open_map_set
 from mae_transfer.data.reports import Defect
 
 SIZE = (6, 9)
@@ -164,7 +165,9 @@ def said_by_run(root: Path, options: dict[str, Any]) -> str | None:
         for name, split in (("train", "training"), ("val", "validation"))
     }
     try:
-        train, val = open_map_sets(validate({"root": str(root), **specs}, MapDataConfig, where="test"))
+        data = validate({"root": str(root), **specs}, MapDataConfig, where="test")
+        train, val = (open_map_set(part, data.root) for part in (data.train, data.val))
+        check_same_classes(train.classes, val.classes)
         check_maps({"training": train, "validation": val})
     except ValueError as error:
         return str(error)
