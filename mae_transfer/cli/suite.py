@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mae_transfer.cli.parser import Parser, add_config_information, check_work_dir, config_path, count, path
@@ -98,7 +99,7 @@ def run(args: argparse.Namespace) -> None:
     pairs = [text.partition("=") for text in args.root]
     if not all(path for _, _, path in pairs):
         raise ValueError(f"--root {args.root}: write name=path, for instance --root imagenet=/data/imagenet")
-    given = {name: at_home(path) for name, _, path in pairs}
+    given = {name: str(Path(at_home(path)).absolute()) for name, _, path in pairs}
     remembered = DataSets(args.work_dir).roots if args.work_dir else {}
     cfg, plan = open_plan(args.suite, roots=given, remembered=remembered)
     if args.show:
@@ -140,7 +141,8 @@ def run(args: argparse.Namespace) -> None:
         )
         publish(cfg, work, console, known=plan)
     elif args.launcher == "jobfile":
-        console.print(f"Scripts: {write_jobs(work, shapes, cluster, job_command(args))} lists them with their needs.")
+        listed = write_jobs(work, shapes, cluster, job_command(args), force=args.force, replace=replace)
+        console.print(f"Scripts: {listed} lists them with their needs.")
     else:
         with view.View(work, console) as shown:
             runner = Runner(

@@ -32,6 +32,7 @@ from mae_transfer.suite.store.records import Note, read_note, write_note
 from mae_transfer.suite.store.work import Work
 from tests.cluster import simulated
 from tests.unit.test_suite_run import ALL, ROOT, SUITE
+from tests.unit.test_suite_store import pictures, with_images
 from tests.unit.test_tables import result
 
 CLUSTER = ClusterConfig(partition="gpu", account="vision", cpus_per_gpu=10)
@@ -305,6 +306,62 @@ def test_job_files_list_every_run_with_its_needs(tmp_path: Path) -> None:
     assert f"--run {FIRST}:{work.request(FIRST)}" in text
     alone = subprocess.run(["bash", manifest.parent / listed[FIRST]["script"]], capture_output=True, text=True, env={})
     assert "NODE_RANK" in alone.stderr
+
+
+def finish(work: Work, name: str) -> None:
+    """Leave what a finished run leaves, as far as the suite looks at it."""
+    for folder in (name, "b/pretrain/seed0"):
+        node = work.plan[folder]
+        if artifact := work.artifact(folder):
+            write(artifact, {"weight": torch.ones(2)}, {})
+        results.append(work.folder(folder) / "results.jsonl", [result("finetune", 80.0, pretrain=node.row)])
+        write_note(work.folder(folder), work.note(node, []).model_copy(update={"state": "done"}))
+
+
+def test_job_files_repeat_a_finished_run_only_with_force(tmp_path: Path) -> None:
+    """A former bug: the script of a changed run set the finished one aside."""
+    finish(opened(tmp_path), FIRST)
+    changed = opened(tmp_path, SUITE.replace('"mask.ratio": 0.5', '"mask.ratio": 0.6'))
+    with pytest.raises(ValueError, match=r"1 finished runs are not those of the suite any more.*\n  b/pretrain/seed0"):
+        write_jobs(changed, dict.fromkeys(changed.plan, SHAPE), CLUSTER, COMMAND)
+    assert (changed.folder(SECOND) / "node.json").is_file()
+    manifest = write_jobs(changed, dict.fromkeys(changed.plan, SHAPE), CLUSTER, COMMAND, force=("b/pretrain",))
+    assert FIRST not in {each["run"] for each in json.loads(manifest.read_text())}
+    assert (manifest.parent / "b.pretrain.seed0.sh").is_file()
+    assert (changed.root / ".replaced" / "b" / "pretrain").is_dir()
+    assert not changed.folder(SECOND).exists()
+
+
+def test_a_job_file_starts_where_it_was_written_and_loads_the_modules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    work = opened(tmp_path)
+    cluster = CLUSTER.model_copy(update={"modules": ("cuda/12.4",)})
+    manifest = write_jobs(work, dict.fromkeys(work.plan, Shape()), cluster, COMMAND)
+    lines = (manifest.parent / "a.pretrain.seed0.sh").read_text().splitlines()
+    assert f"cd {tmp_path}" in lines
+    assert "module load cuda/12.4" in lines
+
+
+def test_images_that_only_the_nodes_see_do_not_make_a_submitted_run_another_one(tmp_path: Path) -> None:
+    """A former bug: the job found the images, so its identity differed from the submitted one."""
+    images = tmp_path / "images"
+    text = with_images(str(images))
+    login = opened(tmp_path, text)
+    requests = {name: login.request(name) for name in login.plan}
+    pictures(images)
+    node = opened(tmp_path, text)
+    assert {name: node.request(name) for name in node.plan} == requests
+    assert node.identity(SECOND) != login.identity(SECOND)
+    changed = opened(tmp_path, text.replace('"mask.ratio": 0.5', '"mask.ratio": 0.7'))
+    assert changed.request(SECOND) != requests[SECOND]
+
+
+def test_a_job_whose_inputs_are_missing_says_so(here: Here, capfd: pytest.CaptureFixture[str]) -> None:
+    node = here.plan["a/finetune/seed0"]
+    assert Job(here, node, Shape(), place=NodeRank(0, "", "", None), grace=300).run() == 1
+    assert "skipped a/finetune/seed0: a/pretrain/seed0 was never started" in capfd.readouterr().err
 
 
 TOOL = """

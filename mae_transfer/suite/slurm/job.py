@@ -151,10 +151,12 @@ class Job:
             except ValueError as error:
                 print(error)
                 return BUSY
-            state = self._carry_out(folder, lock).state
+            note = self._carry_out(folder, lock)
+        if note.reason and note.state != "done":
+            print(f"{note.state} {note.name}: {note.reason}", file=sys.stderr)
         if not self.notice.given():  # else the time left is for others
             update()
-        return self._status(state)
+        return self._status(note.state)
 
     def _carry_out(self, folder: Path, lock: int | None) -> Note:
         """Run on the first node, which writes the records."""

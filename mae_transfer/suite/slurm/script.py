@@ -20,6 +20,7 @@ from mae_transfer.suite.graph.shape import Shape
 from mae_transfer.suite.slurm.cluster import ClusterConfig
 from mae_transfer.suite.slurm.job import BUSY, PREEMPTED, STOPPED
 from mae_transfer.suite.store.records import write_whole
+from mae_transfer.suite.store.steps import forced, make_room
 from mae_transfer.suite.store.work import Work
 
 FIRST_PORT, PORTS = 20000, 10000  # of torchrun's rendezvous: below the ports that systems give to outgoing connections
@@ -93,9 +94,7 @@ def slurm_script(array: Array, cluster: ClusterConfig, command: Sequence[str], *
     lines += ["runs=(", *(f"    {name}:{request}" for name, request in array.runs.items()), ")"]
     lines += ['export MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"']
     lines += [f"export MASTER_PORT=$(({FIRST_PORT} + SLURM_JOB_ID % {PORTS}))"]
-    lines += [f"module load {' '.join(map(shlex.quote, cluster.modules))}"] if cluster.modules else []
-    lines += [f"export {key}={shlex.quote(value)}" for key, value in cluster.environment.items()]
-    lines += cluster.setup
+    lines += environment(cluster)
     cpus = [f"--cpus-per-task={options['cpus-per-task']}"] if "cpus-per-task" in options else []
     words = ["srun", "--ntasks-per-node=1", *cpus, *cluster.srun, *starting(cluster, command)]
     lines += [f'{shlex.join(words)} --limit {array.minutes} --run "${{runs[$SLURM_ARRAY_TASK_ID]}}"']
@@ -107,15 +106,27 @@ def runs_of(script: Path) -> dict[int, tuple[str, str]]:
     return dict(enumerate(RUN.findall(script.read_text(encoding="utf-8"))))
 
 
-def write_jobs(work: Work, shapes: Mapping[str, Shape], cluster: ClusterConfig, command: Sequence[str]) -> Path:
-    """Write one script per run that is not done, and jobs.json, which lists them; return its path."""
+def write_jobs(
+    work: Work,
+    shapes: Mapping[str, Shape],
+    cluster: ClusterConfig,
+    command: Sequence[str],
+    *,
+    force: Sequence[str] = (),
+    replace: bool = False,
+) -> Path:
+    """Write one script per run that is not done or is to be repeated, and jobs.json, which lists them; return its path.
+
+    Raises:
+        ValueError: finished runs have changed (without `replace`).
+    """
     folder, listed = work.root / "jobs", []
-    for name, node in work.plan.items():
-        if not work.status(name).done:
-            file = folder / f"{name.replace('/', '.')}.sh"
-            write_whole(file, jobfile(node, shapes[name], cluster, command, work.request(name)))
-            needs = [need for need in (*node.needs, *node.points) if not work.status(need).done]
-            listed.append({"run": name, "script": file.name, "needs": needs, **shapes[name]._asdict()})
+    waiting = make_room(work, forced(work.plan, force), replace=replace)
+    for name in waiting:
+        file = folder / f"{name.replace('/', '.')}.sh"
+        write_whole(file, jobfile(work.plan[name], shapes[name], cluster, command, work.request(name)))
+        needs = [need for need in (*work.plan[name].needs, *work.plan[name].points) if need in waiting]
+        listed.append({"run": name, "script": file.name, "needs": needs, **shapes[name]._asdict()})
     write_whole(folder / "jobs.json", json.dumps(listed, indent=1) + "\n")
     return folder / "jobs.json"
 
@@ -131,10 +142,16 @@ def jobfile(node: Node, shape: Shape, cluster: ClusterConfig, command: Sequence[
     if shape.nodes > 1:
         lines += ["# Start it on every node, with NODE_RANK, MASTER_ADDR and MASTER_PORT set."]
         lines += [": ${NODE_RANK:?} ${MASTER_ADDR:?}", "export MASTER_PORT=${MASTER_PORT:-29500}"]
-    lines += [f"export {key}={shlex.quote(value)}" for key, value in cluster.environment.items()]
-    lines += cluster.setup
+    lines += [f"cd {shlex.quote(str(Path.cwd()))}", *environment(cluster)]  # for relative paths in the suite
     words = [*starting(cluster, command), "--run", f"{node.name}:{request}"]
     return "\n".join([*lines, f"exec {shlex.join(words)}", ""])
+
+
+def environment(cluster: ClusterConfig) -> list[str]:
+    """Return the lines that prepare a node."""
+    modules = [f"module load {' '.join(map(shlex.quote, cluster.modules))}"] if cluster.modules else []
+    exports = [f"export {key}={shlex.quote(value)}" for key, value in cluster.environment.items()]
+    return [*modules, *exports, *cluster.setup]
 
 
 def starting(cluster: ClusterConfig, command: Sequence[str]) -> list[str]:

@@ -19,7 +19,7 @@ from mae_transfer.suite.graph.shape import Shape
 from mae_transfer.suite.slurm.cluster import ClusterConfig, asked, longest_minutes, require_commands, time_limit
 from mae_transfer.suite.slurm.script import Array, runs_of, slurm_script
 from mae_transfer.suite.store.records import write_whole
-from mae_transfer.suite.store.steps import forced, keep_finished, set_aside
+from mae_transfer.suite.store.steps import forced, make_room
 from mae_transfer.suite.store.work import Work
 
 
@@ -79,8 +79,6 @@ def submit(
     require_commands()
     with locked(work.root / ".lock", owner="a suite that is submitting jobs"):
         longest, repeated, alive = longest_minutes(cluster), forced(work.plan, force), queue(work.root)
-        if not replace:
-            keep_finished(work, repeated)
         for name, job in alive.items():
             changed = name in work.plan and job.request != work.request(name)
             if changed or name in repeated:
@@ -90,10 +88,7 @@ def submit(
                     f"scancel {job.number}"
                 )
         known, submitted = {name: job.number for name, job in alive.items()}, dict[str, str]()
-        waiting = [name for name in work.plan if name not in alive and (name in repeated or not work.status(name).done)]
-        for name in waiting:
-            if work.folder(name).exists() and (name in repeated or work.status(name).replaced):
-                set_aside(work.folder(name), work.root)
+        waiting = make_room(work, repeated, replace=replace, busy=alive)
         levels = levels_of(work.plan, work.plan)
         for level in sorted(set(levels.values())):
             for array in arrays(

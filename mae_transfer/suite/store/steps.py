@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,6 +63,25 @@ def keep_finished(work: Work, force: frozenset[str]) -> None:
             f"{len(changed)} finished runs are not those of the suite any more; nothing was started:{lines}\n"
             f"restore the config or the data, use another --work-dir, or repeat them with --force {next(iter(changed))}"
         )
+
+
+def make_room(work: Work, force: frozenset[str], *, replace: bool, busy: Collection[str] = ()) -> list[str]:
+    """Return the runs to submit, in the order of the plan; set aside what is in the folders of those to be repeated.
+
+    Args:
+        force: runs to repeat.
+        replace: also repeat finished runs that have changed.
+        busy: runs that are queued or running.
+    Raises:
+        ValueError: finished runs have changed (without `replace`).
+    """
+    if not replace:
+        keep_finished(work, force)
+    waiting = [name for name in work.plan if name not in busy and (name in force or not work.status(name).done)]
+    for name in waiting:
+        if work.folder(name).exists() and (name in force or work.status(name).replaced):
+            set_aside(work.folder(name), work.root)
+    return waiting
 
 
 def reuse(work: Work, node: Node) -> Note | None:
