@@ -4,6 +4,7 @@ import errno
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -295,3 +296,30 @@ def test_one_suite_has_every_run_of_tables_3_to_7_and_half_of_their_pretraining(
         alone += sum(work.plan[name].hours or 0 for name in first if work.plan[name].role == "pretrain")
     shared = sum(node.hours or 0 for node in paper.plan.values() if node.role == "pretrain")
     assert (round(shared), round(alone)) == (8056, 15414)
+
+
+def test_several_suites_make_a_store_and_write_what_they_know_at_once(tmp_path: Path) -> None:
+    def begin(number: int) -> None:
+        RunStore(tmp_path / "store")
+        DataSets(tmp_path / "w").remember({f"set{number}": f"/data/{number}"})
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(begin, range(12)))  # an error of a thread is raised here
+    assert set(DataSets(tmp_path / "w").roots) == {f"set{number}" for number in range(12)}
+
+
+def test_an_entry_that_is_removed_while_it_is_taken_is_run_again_and_leaves_nothing_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Shared(tmp_path / "1", monkeypatch, tmp_path / "store").run()
+    second, copies = Shared(tmp_path / "2", monkeypatch, tmp_path / "store", OTHER), shared._copy
+
+    def removed(source: Path, target: Path, *, link: bool) -> None:
+        if target.is_relative_to(second.root) and "pretrain" in str(target):
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(source))
+        copies(source, target, link=link)
+
+    monkeypatch.setattr(shared, "_copy", removed)
+    assert set(second.run().values()) == {"done"}
+    assert second.started == ["the_first/pretrain/seed0", "the_second/pretrain/seed0"]
+    assert not list(second.root.rglob("*.taken"))

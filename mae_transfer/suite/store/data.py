@@ -20,6 +20,7 @@ from mae_transfer.data import DataConfig, open_source
 from mae_transfer.data.maps import MapDataConfig, open_map_set
 from mae_transfer.data.objects import ObjectDataConfig, open_object_set
 from mae_transfer.data.sources import fingerprint
+from mae_transfer.locks import locked
 from mae_transfer.suite.store.records import write_whole
 
 FILE = "data.json"
@@ -42,10 +43,13 @@ class DataSets:
 
     def __init__(self, work_dir: Path) -> None:
         self._file = work_dir / FILE
-        self._known = Known()
+        self._known = self._read()
+
+    def _read(self) -> Known:
         if self._file.is_file():
             with suppress(ValidationError, UnicodeDecodeError):  # everything in it can be given or computed again
-                self._known = Known.model_validate_json(self._file.read_text(encoding="utf-8"))
+                return Known.model_validate_json(self._file.read_text(encoding="utf-8"))
+        return Known()
 
     @property
     def roots(self) -> dict[str, str]:
@@ -55,7 +59,7 @@ class DataSets:
     def remember(self, roots: Mapping[str, str]) -> None:
         """Keep the folders for later commands on this work dir."""
         named = {name: str(Path(path).absolute()) for name, path in roots.items()}
-        self._write({"roots": {**self._known.roots, **named}})
+        self._write(Known(roots=named))
 
     def fingerprints(self, data: Any) -> dict[str, str] | None:
         """Return the fingerprint of each part of a data config; none for generated images.
@@ -76,12 +80,16 @@ class DataSets:
             found = {part: fingerprint(source).digest for part, source in _sources(data).items()}
         except (ValueError, OSError):
             return None  # the run itself will report what is wrong
-        self._write({"fingerprints": {**self._known.fingerprints, key: (state, found)}})
+        self._write(Known(fingerprints={key: (state, found)}))
         return found
 
-    def _write(self, changes: Mapping[str, Any]) -> None:
-        self._known = self._known.model_copy(update=changes)
-        write_whole(self._file, json.dumps(self._known.model_dump(), indent=1) + "\n")
+    def _write(self, new: Known) -> None:
+        with locked(self._file.with_name(".data.lock")):  # the jobs of a suite write it, too
+            kept = self._read()
+            self._known = Known(
+                roots={**kept.roots, **new.roots}, fingerprints={**kept.fingerprints, **new.fingerprints}
+            )
+            write_whole(self._file, json.dumps(self._known.model_dump(), indent=1) + "\n")
 
 
 def _sources(data: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from mae_transfer.suite.store.records import Note, read_note, write_note, write_
 
 FORMAT = 1
 ABOUT = "store.json"
+CLAIMS = ".claims"
 NOT_SHARED = ("checkpoints", "node.json", ".*", "*.damaged")
 """Files of a run that stay in its work dir: training states, its note, locks."""
 
@@ -34,6 +35,15 @@ class RunStore:
     def __init__(self, root: Path) -> None:
         self.root = root
         about = root / ABOUT
+        if not about.exists():
+            own = {CLAIMS, ABOUT, f".{ABOUT}.tmp"}  # another suite may be making it
+            if root.exists() and any(path.name not in own for path in root.iterdir()):
+                raise ValueError(
+                    f"--store {root}: the folder is not empty and not a store; name a new or an empty folder"
+                )
+            with locked(root / CLAIMS / "store"):  # of several suites that start at once, one makes it
+                if not about.exists():
+                    write_whole(about, json.dumps({"format": FORMAT}) + "\n")
         if about.is_file():
             try:
                 version = json.loads(about.read_text(encoding="utf-8"))["format"]
@@ -44,10 +54,6 @@ class RunStore:
                     f"{about} has format {version}, but this version uses format {FORMAT}: name another --store, or "
                     "use the version that wrote it"
                 )
-        elif root.exists() and any(root.iterdir()):
-            raise ValueError(f"--store {root}: the folder is not empty and not a store; name a new or an empty folder")
-        else:
-            write_whole(about, json.dumps({"format": FORMAT}) + "\n")
 
     def find(self, identity: str, artifact: str | None) -> Note | None:
         """Return the note of a stored run that is complete and undamaged; None if there is none.
@@ -66,15 +72,21 @@ class RunStore:
         return None if damaged else note
 
     def use(self, identity: str, folder: Path, artifact: str | None) -> None:
-        """Put the files of a stored run into a run's folder. Large files are linked where the file system can."""
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(
-            self.root / identity,
-            folder,
-            ignore=shutil.ignore_patterns(*NOT_SHARED),
-            copy_function=lambda source, target: _copy(Path(source), Path(target), link=Path(source).name == artifact),
-            dirs_exist_ok=True,
-        )
+        """Put the files of a stored run into a run's folder. Large files are linked where the file system can.
+
+        Raises:
+            OSError: the entry was removed meanwhile, or the disk is full; the folder is as before.
+        """
+        draft = folder.with_name(f".{folder.name}.taken")
+        shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
+        try:
+            _copy_run(self.root / identity, draft, artifact)
+            for file in sorted(path for path in draft.rglob("*") if path.is_file()):
+                target = folder / file.relative_to(draft)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                file.replace(target)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
 
     def publish(self, note: Note, folder: Path, artifact: str | None) -> None:
         """Add a finished run. Whoever publishes an identity second changes nothing.
@@ -82,18 +94,16 @@ class RunStore:
         Raises:
             OSError: the disk is full; the store is as before.
         """
-        if self.find(note.identity, artifact) is not None:
-            return
+        with locked(self.root / CLAIMS / f"{note.identity}.adding"):
+            if self.find(note.identity, artifact) is None:
+                self._add(note, folder, artifact)
+
+    def _add(self, note: Note, folder: Path, artifact: str | None) -> None:
         target, draft = self.root / note.identity, self.root / f".publishing-{note.identity}-{uuid.uuid4().hex[:8]}"
-        for left in self.root.glob(f".publishing-{note.identity}-*"):  # of a process that was killed; we hold the claim
+        for left in self.root.glob(f".publishing-{note.identity}-*"):  # of a process that was killed
             shutil.rmtree(left, ignore_errors=True)
         try:
-            shutil.copytree(
-                folder,
-                draft,
-                ignore=shutil.ignore_patterns(*NOT_SHARED),
-                copy_function=lambda source, to: _copy(Path(source), Path(to), link=Path(source).name == artifact),
-            )
+            _copy_run(folder, draft, artifact)
             write_note(draft, note)
             if target.exists():  # a damaged entry
                 target.rename(self.root / f".damaged-{note.identity}-{uuid.uuid4().hex[:8]}")
@@ -106,7 +116,16 @@ class RunStore:
 
     def claim(self, identity: str, owner: str) -> AbstractContextManager[object]:
         """Return a lock that the maker of a run holds; entering it raises ValueError while another suite makes it."""
-        return locked(self.root / ".claims" / identity, owner=owner, patience=0.0)
+        return locked(self.root / CLAIMS / identity, owner=owner, patience=0.0)
+
+
+def _copy_run(source: Path, target: Path, artifact: str | None) -> None:
+    shutil.copytree(
+        source,
+        target,
+        ignore=shutil.ignore_patterns(*NOT_SHARED),
+        copy_function=lambda one, other: _copy(Path(one), Path(other), link=Path(one).name == artifact),
+    )
 
 
 def _copy(source: Path, target: Path, *, link: bool) -> None:

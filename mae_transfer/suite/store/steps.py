@@ -5,6 +5,7 @@ A failed or skipped run leaves a Result without a number, so that tables show th
 
 from __future__ import annotations
 
+import logging
 import re
 import signal
 from collections.abc import Collection, Mapping, Sequence
@@ -20,6 +21,7 @@ from mae_transfer.suite.store.work import Work
 from mae_transfer.tasks.backbones import pretrain_of
 
 WORDS = {"planned": "was never started", "running": "was interrupted"}  # states of runs that did not report their end
+LOGGER = logging.getLogger(__name__)
 STOP_CODES = (0, -signal.SIGTERM, -signal.SIGINT)  # exit statuses of a run that was stopped
 # Last line of a torchrun that got a signal and whose workers saved. Its exit status is 1.
 STOPPED_BY_SIGNAL = re.compile(r"SignalException: .* got signal: (2|15)$")
@@ -93,7 +95,11 @@ def reuse(work: Work, node: Node) -> Note | None:
     status = work.status(node.name)
     if status.replaced and folder.exists():
         set_aside(folder, work.root)
-    work.store.use(identity, folder, artifact)
+    try:
+        work.store.use(identity, folder, artifact)
+    except OSError as error:  # it was removed just now, or the disk is full
+        LOGGER.warning("%s is not taken from the store: %s", node.name, error)
+        return None
     kept = {"state": stored.state, "chosen": stored.chosen, "seconds": stored.seconds, "artifact": stored.artifact}
     note = work.note(node, stored.command).model_copy(
         update={**kept, "results": stored.results, "reason": f"from the store: run by suite {stored.suite!r}"}
