@@ -29,6 +29,8 @@ RENEW_S = 10.0  # seconds between two renewals of a lock file
 STALE_S = 90.0  # seconds without a renewal after which the owner of a lock file counts as dead
 NO_FLOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
 LOG = logging.getLogger(__name__)
+_SEEN: dict[Path, tuple[tuple[Claim | None, int], float]] = {}
+"""Content and renewal of lock files that were not free, and when they were first seen so."""
 
 
 @contextmanager
@@ -39,7 +41,8 @@ def locked(path: Path, *, owner: str | None = None, patience: float | None = Non
 
     Args:
         owner: who wants the lock, for the error of others.
-        patience: seconds to wait for the end of another owner; None: PATIENCE_S.
+        patience: seconds to wait for the end of another owner; None: PATIENCE_S, and for a lock file as long as it
+            takes to tell whether its owner is dead.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
@@ -51,7 +54,7 @@ def locked(path: Path, *, owner: str | None = None, patience: float | None = Non
         except OSError as error:
             if error.errno not in NO_FLOCK:
                 raise
-            with _lock_file(path.with_name(f"{path.name}.held"), owner):
+            with _lock_file(path.with_name(f"{path.name}.held"), owner, patience):
                 yield None
             return
         if not free:
@@ -95,7 +98,7 @@ class Claim(NamedTuple):
 
     def abandoned(self) -> bool:
         """Return whether the holder was a process of this machine that has ended."""
-        if self.host != socket.gethostname():
+        if self.host != _host():
             return False
         try:
             os.kill(self.process, 0)
@@ -106,19 +109,34 @@ class Claim(NamedTuple):
         return False
 
 
+def _host() -> str:
+    """Return where process numbers have this meaning: containers of one machine may share its name."""
+    try:
+        return f"{socket.gethostname()} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return socket.gethostname()
+
+
 @contextmanager
-def _lock_file(path: Path, owner: str | None) -> Iterator[None]:
-    mine = Claim(uuid.uuid4().hex, socket.gethostname(), os.getpid(), owner or f"process {os.getpid()}")
-    seen, since = None, time.monotonic()
+def _lock_file(path: Path, owner: str | None, patience: float | None) -> Iterator[None]:
+    mine = Claim(uuid.uuid4().hex, _host(), os.getpid(), owner or f"process {os.getpid()}")
+    begin = time.monotonic()
+    end = begin + (float("inf") if patience is None else patience)
     while not _create(path, mine):
         held, renewed = _read(path)
+        seen, since = _SEEN.get(path, (None, 0.0))
         if (held, renewed) != seen:
-            if owner and seen is not None and seen[0] == held:
-                raise _in_use(path, held.owner if held else "")
-            seen, since = (held, renewed), time.monotonic()
-        if held is not None and (held.abandoned() or time.monotonic() - since > STALE_S):
+            if owner and held and seen and seen[0] == held and since >= begin:  # it is renewed
+                raise _in_use(path, held.owner)
+            since = time.monotonic()
+            _SEEN[path] = (held, renewed), since
+        if (held and held.abandoned()) or (renewed and time.monotonic() - since > STALE_S):
             _remove_stale(path, held)
-        time.sleep(POLL_S)
+        elif owner and time.monotonic() >= end:
+            raise _in_use(path, held.owner if held else "")
+        else:
+            time.sleep(POLL_S)
+    _SEEN.pop(path, None)
     ended = threading.Event()
     threading.Thread(target=_renew, args=(path, mine, ended), daemon=True).start()
     try:
@@ -156,22 +174,29 @@ def _create_without_links(path: Path, draft: Path) -> bool:
 
 
 def _read(path: Path) -> tuple[Claim | None, int]:
-    """Return the claim in a lock file and the time of its last renewal; None if it is gone or being written."""
+    """Return the claim in a lock file, None if it is being written or damaged, and its renewal, 0 if it is gone."""
     try:
         with path.open(encoding="utf-8") as file:  # opening makes a network file system ask for the present times
-            token, host, process, owner = file.read().split("\n", 3)
-            return Claim(token, host, int(process), owner), os.fstat(file.fileno()).st_mtime_ns
-    except (FileNotFoundError, ValueError):
+            renewed = os.fstat(file.fileno()).st_mtime_ns
+            try:
+                token, host, process, owner = file.read().split("\n", 3)
+                return Claim(token, host, int(process), owner), renewed
+            except ValueError:
+                return None, renewed
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ESTALE):  # stale: removed on another node
+            raise
         return None, 0
 
 
-def _remove_stale(path: Path, held: Claim) -> None:
+def _remove_stale(path: Path, held: Claim | None) -> None:
     """Remove the lock file of a dead holder. Of several processes that try, one does."""
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     with suppress(FileNotFoundError):
         path.rename(aside)
         if _read(aside)[0] == held:
-            LOG.warning("%s: %s does not answer any more; its lock is taken over", path.parent, held.owner)
+            owner = held.owner if held else "another process"
+            LOG.warning("%s: %s does not answer any more; its lock is taken over", path.parent, owner)
         else:  # another process has just taken it over: give it back
             with suppress(FileExistsError):
                 os.link(aside, path)
@@ -180,11 +205,12 @@ def _remove_stale(path: Path, held: Claim) -> None:
 
 def _renew(path: Path, mine: Claim, ended: threading.Event) -> None:
     while not ended.wait(RENEW_S):
-        if ended.is_set():
-            return
-        if _read(path)[0] != mine:
-            LOG.error("%s was taken over by another process, so this one stops", path.parent)
-            os.kill(os.getpid(), signal.SIGTERM)
-            return
-        with suppress(OSError):
+        with suppress(OSError):  # the file system may answer again at the next renewal
+            taken = _read(path)[0] != mine
+            if ended.is_set():
+                return
+            if taken:
+                LOG.error("%s was taken over by another process, so this one stops", path.parent)
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
             os.utime(path)

@@ -144,3 +144,45 @@ def test_another_error_of_the_file_system_is_not_hidden(tmp_path: Path, monkeypa
     monkeypatch.setattr(fcntl, "flock", broken)
     with pytest.raises(OSError, match="Input/output error"), locks.locked(tmp_path / ".lock"):
         pass
+
+
+def test_a_wait_without_patience_ends_at_once_and_still_notices_a_dead_holder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A suite looks at the claims of others twice a second; it must not wait for a renewal each time."""
+    monkeypatch.setenv(locks.VARIABLE, "files")
+    monkeypatch.setattr(locks, "STALE_S", 0.5)
+    held = tmp_path / ".lock.held"
+    held.write_text("token\nnode9\n1\nthe other suite")
+    refused, end = 0, time.monotonic() + 30
+    while time.monotonic() < end:
+        try:
+            with locks.locked(tmp_path / ".lock", owner="me", patience=0.0):
+                break
+        except ValueError as error:
+            assert "in use by the other suite" in str(error)  # noqa: PT017
+            refused += 1
+            time.sleep(0.02)
+    assert refused > 1
+    assert time.monotonic() < end
+    assert not held.exists()
+
+
+def test_a_lock_file_without_content_does_not_block_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its writer was killed, or the disk was full."""
+    monkeypatch.setenv(locks.VARIABLE, "files")
+    monkeypatch.setattr(locks, "STALE_S", 0.2)
+    (tmp_path / ".lock.held").touch()
+    with locks.locked(tmp_path / ".lock"):
+        assert (tmp_path / ".lock.held").read_text()
+
+
+def test_a_process_number_of_another_container_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers may share the name of their machine."""
+    monkeypatch.setenv(locks.VARIABLE, "files")
+    (tmp_path / ".lock.held").write_text(f"token\n{socket.gethostname()} pid:[1]\n{2**22 - 1}\nthe other container")
+    with (
+        pytest.raises(ValueError, match="the other container"),
+        locks.locked(tmp_path / ".lock", owner="me", patience=0.0),
+    ):
+        pass
