@@ -6,8 +6,11 @@ Every crop must always be the same.
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
+import socket
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +28,8 @@ from mae_transfer.locks import locked
 from mae_transfer.targets import Token
 from mae_transfer.tasks.sweep import pass_over
 
+LOG = logging.getLogger(__name__)
+PATIENCE_S = 60.0
 IMAGES_PER_PART = 16384
 """Images of one part of a cache that is being computed; an interruption loses at most one part per process."""
 
@@ -52,7 +57,10 @@ def with_codes(source: Source, target: Target, data: DataConfig, run: RunConfig,
         found[0] = Path(target.cache) / f"tokens_{hashlib.sha256(about.encode()).hexdigest()[:16]}.npy"
     path = _agreed(found, dist)[0]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with locked(path.with_name(f".{path.stem}.lock")) if dist.is_main else nullcontext():  # another run may compute it
+    with ExitStack() as held:
+        lock = path.with_name(f".{path.stem}.lock")
+        while not _agreed([dist.is_main and _acquired(held, lock)], dist)[0]:  # other ranks wait a minute at a time
+            pass
         parts = _parts(path, len(source))
         missing = [not path.exists(), [part for part in parts if not part.path.exists()]]
         needed, missing = _agreed(missing, dist)  # of the first rank: a network file system shows files late
@@ -70,6 +78,16 @@ def _agreed(values: list[Any], dist: Dist) -> list[Any]:
     if dist.world > 1:
         torch.distributed.broadcast_object_list(values, group=dist.side, group_src=0)
     return values
+
+
+def _acquired(held: ExitStack, lock: Path) -> bool:
+    """Return whether this run may compute the ids; False: after a minute another run still does."""
+    try:
+        held.enter_context(locked(lock, owner=f"process {os.getpid()} on {socket.gethostname()}", patience=PATIENCE_S))
+    except ValueError:
+        LOG.info("waiting for the token ids in %s: another run computes them", lock.parent)
+        return False
+    return True
 
 
 def _wait(dist: Dist) -> None:
