@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from mae_transfer.checkpoints.tokenizers import load_basis, load_tokenizer
 from mae_transfer.config import validate
 from mae_transfer.core.normalize import IMAGENET
 from mae_transfer.engine import checkpoint
+from mae_transfer.locks import locked
 from mae_transfer.tasks import basis, codes, pretrain, tokenizer
 from mae_transfer.tasks.pretrain import PretrainConfig
 from mae_transfer.tasks.reconstruct import reconstruct
@@ -274,3 +276,14 @@ def test_tokens_of_random_crops_cannot_be_kept(tmp_path: Path) -> None:
         pretrain.Pretrain.launch(
             pretraining(target={"name": "token", "tokenizer": "random:16/4", "cache": str(tmp_path)}), tmp_path / "run"
         )
+
+
+def test_who_waits_for_the_tokens_of_another_run_looks_again_so_that_other_ranks_do_not_time_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codes, "PATIENCE_S", 0.01)
+    lock = tmp_path / ".tokens.lock"
+    with ExitStack() as mine:
+        with locked(lock):
+            assert not codes._acquired(mine, lock)
+        assert codes._acquired(mine, lock)
