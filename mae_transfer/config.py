@@ -2,7 +2,8 @@
 
 Order: Python file (mmengine, one level of `_base_`) -> debug overlay -> `--set` overrides -> Schema. An unknown key is
 an error that proposes the nearest known one. Options of execution only (workers, logging, device ...) are under `run`.
-The digest leaves `run` out, so two runs with the same digest compute the same numbers.
+A pretraining is watched by its `monitor`, which does not influence it. The digest leaves both out (SILENT), so two runs
+with the same digest compute the same numbers.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from pydantic import (
 from mae_transfer.disk import at_home
 
 S = TypeVar("S", bound="Schema")
+SILENT = {"run", "monitor"}
+"""Top-level keys that do not change what a run computes. Digests, records and comparisons of configs leave them out."""
 NEUTRAL = {"on_error": "raise", "max_unreadable": 100}
 """Keys that do not change the digest (handling of unreadable files), with the values used for it: their defaults."""
 
@@ -47,12 +50,17 @@ class Schema(BaseModel):
     """Dotted overrides of `--debug`: two steps, on CPU, in seconds. "key?" applies only if the file sets that key."""
 
     def digest(self) -> str:
-        """Return the first 16 hex digits of the sha256 of all values except `run` and the folders of data."""
-        return _digest(self.model_dump(mode="json", exclude={"run"}))
+        """Return the first 16 hex digits of the sha256 of all values except SILENT and the folders of data."""
+        return _digest(self.recipe())
 
     def recipe_digest(self) -> str:
         """Return the digest without seed and weight file; runs that differ in nothing else share it."""
-        return _digest(self.model_dump(mode="json", exclude={"run": True, "seed": True, "backbone": {"reference"}}))
+        silent = dict.fromkeys(SILENT, True)
+        return _digest(self.model_dump(mode="json", exclude={**silent, "seed": True, "backbone": {"reference"}}))
+
+    def recipe(self) -> dict[str, Any]:
+        """Return the values that determine what a run computes, as JSON."""
+        return self.model_dump(mode="json", exclude=SILENT)
 
     def source(self, header: str = "") -> str:
         """Return the resolved config as the text of a config file; it loads to an equal config."""
@@ -62,8 +70,8 @@ class Schema(BaseModel):
         return f'"""{header}"""\n' + "\n".join(lines) + "\n"
 
     def differences(self, other: Self) -> list[str]:
-        """Return 'key: ours != theirs' for every value that differs, except `run` and the folders of data."""
-        ours, theirs = (flatten(_normalised(cfg.model_dump(exclude={"run"}))) for cfg in (self, other))
+        """Return 'key: ours != theirs' for every value that differs, except SILENT and the folders of data."""
+        ours, theirs = (flatten(_normalised(cfg.model_dump(exclude=SILENT))) for cfg in (self, other))
         keys = [key for key in ours | theirs if ours.get(key, "absent") != theirs.get(key, "absent")]
         return [f"{key}: {ours.get(key, 'absent')!r} != {theirs.get(key, 'absent')!r}" for key in keys]
 
@@ -173,7 +181,9 @@ def assign(values: dict[str, Any], key: str, value: Any) -> None:
     """Set values["a"]["b"] for the key "a.b"; missing levels are created."""
     *parents, leaf = key.split(".")
     for depth, parent in enumerate(parents, start=1):
-        values = values.setdefault(parent, {})
+        if values.get(parent) is None:
+            values[parent] = {}
+        values = values[parent]
         if not isinstance(values, dict):
             raise ValueError(f"key {key!r}: {'.'.join(parents[:depth])!r} is a value, not a group of keys")
     values[leaf] = value

@@ -1,4 +1,4 @@
-"""Plot the training and evaluation losses and the learning rate of a run from its log.jsonl."""
+"""Plot losses, learning rate and monitored figures of a run from its log.jsonl."""
 
 from __future__ import annotations
 
@@ -14,20 +14,31 @@ from mae_transfer.disk import atomic_write
 def save_curves(log: Path, path: Path) -> None:
     """Write a PNG with all logged losses and learning rates over epochs. Do nothing without training steps."""
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    train, held_out = ([row for row in rows if row["kind"] == kind] for kind in ("train", "eval"))
+    train, held_out, monitored = ([row for row in rows if row["kind"] == kind] for kind in ("train", "eval", "monitor"))
     if not train:
         return
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    more = bool(monitored)
+    figure = Figure(figsize=(7, 7.5 if more else 5), layout="constrained")
+    losses, *others, rates = figure.subplots(2 + more, 1, sharex=True, height_ratios=(3, *([2.5] * more), 1))
     losses.plot(*_curve(train, "loss"), color="C0", linewidth=1, label="training loss")
     for number, name in enumerate(sorted({key for row in held_out for key in row if key.endswith("loss")}), start=1):
         losses.plot(*_curve(held_out, name), color=f"C{number}", marker="o", markersize=3, label=name.replace("_", " "))
     losses.set_ylabel("loss")
     losses.legend(frameon=False)
+    shown = {key for row in monitored for key in row if "_" in key and not key.endswith("top5") and "/" not in key}
+    for axes in others:
+        for number, name in enumerate(sorted(shown)):
+            epochs, shares = _curve(monitored, name)
+            label = name.replace("_", " ")
+            axes.plot(
+                epochs, [100 * share for share in shares], color=f"C{number}", marker="o", markersize=3, label=label
+            )
+        axes.set_ylabel("monitor, %")
+        axes.legend(frameon=False)
     rates.plot(*_curve(train, "lr"), color="C7", linewidth=1)
     rates.set_ylabel("learning rate")
     rates.set_xlabel("epoch")
-    for axes in (losses, rates):
+    for axes in (losses, *others, rates):
         axes.spines[["top", "right"]].set_visible(False)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")

@@ -23,7 +23,7 @@ from torch import Tensor
 from mae_transfer import disk
 from mae_transfer.engine.dist import Dist, read_mean
 
-Kind = Literal["train", "eval"]
+Kind = Literal["train", "eval", "monitor"]
 REFRESH_S = 0.25
 LEAST_SCALE = 2.0**-14  # float16 gradients that overflow even at this loss scale are NaN or infinite, not just large
 SHOWN = {

@@ -50,6 +50,7 @@ def train(
     log: Logger,
     checkpoints: Path | None,
     evaluate: Evaluate | None = None,
+    monitor: Evaluate | None = None,
 ) -> TrainState:
     """Train from `state.step` to `cfg.steps` and return the same state.
 
@@ -60,6 +61,7 @@ def train(
         lr_at: 0-based step -> learning rate; each group multiplies it by its "lr_scale".
         checkpoints: folder of the training states; None saves none.
         evaluate: called every `cfg.evaluate_every` steps and at the end; `state.metrics` keeps the last results.
+        monitor: called every `cfg.monitor_every` steps, if set, and at the end; its figures are only logged.
     Raises:
         NonFiniteLoss: names the step, its lr and its samples; the checkpoints on disk stay intact.
         ValueError: the batches end before the steps do, or a new run finds the checkpoints of an earlier one.
@@ -67,7 +69,7 @@ def train(
     if checkpoints is not None and state.step == 0 and (earlier := checkpoint.newest(checkpoints)) is not None:
         raise ValueError(f"{earlier} is of an earlier run: continue it with --resume, or use another work dir")
     meter = Meter(state.dist, lr_at=lr_at, last_good=lambda: checkpoint.newest(checkpoints) if checkpoints else None)
-    run = _Run(state, iter(batches), step_fn, cfg, lr_at, log, checkpoints, evaluate, meter, saved=state.step)
+    run = _Run(state, iter(batches), step_fn, cfg, lr_at, log, checkpoints, evaluate, monitor, meter, saved=state.step)
     state.model.train()
     state.stopped = False
     with Interrupt(state.dist, save_minutes=cfg.run.save_minutes) as interrupt:
@@ -102,6 +104,7 @@ class _Run:
     log: Logger
     folder: Path | None
     evaluate: Evaluate | None
+    monitor: Evaluate | None
     meter: Meter
     saved: int  # step of the last checkpoint
     start: float = field(default_factory=lambda: time.perf_counter())
@@ -142,22 +145,28 @@ class _Run:
         self.saved = self.state.step
 
     def evaluate_if_due(self) -> None:
-        """Save, then evaluate. A signal stops the evaluation between two batches; the resumed run repeats it."""
-        if self.evaluate is None or not self.due(self.cfg.evaluate_every):
-            return
+        """Save, then evaluate and monitor. A signal stops both between two batches; the resumed run repeats them."""
+        cfg, state = self.cfg, self.state
+        if self.evaluate is not None and self.due(cfg.evaluate_every):
+            state.metrics = self._judge("eval", self.evaluate) or state.metrics
+        if self.monitor is not None and cfg.monitor_every and self.due(cfg.monitor_every) and not state.stopped:
+            self._judge("monitor", self.monitor)
+
+    def _judge(self, kind: Literal["eval", "monitor"], evaluate: Evaluate) -> dict[str, float]:
+        """Save, evaluate and log; return the figures, none if a signal stopped the evaluation."""
+        state = self.state
         self.save()
         self._average_statistics()
         try:
-            with self.meter.paused(), _evaluating(self.state.averaged) as model, torch.no_grad():
-                self.state.metrics = self.evaluate(model, self.state.step)
+            with self.meter.paused(), _evaluating(state.averaged) as model, torch.no_grad():
+                figures = evaluate(model, state.step)
         except Stopped:
-            self.state.stopped = True
-            return
+            state.stopped = True
+            return {}
         finally:
             self._lap("evaluate")
-        self.log.write(
-            "eval", self.state.step, {"epoch": self.state.step / self.cfg.steps_per_epoch, **self.state.metrics}
-        )
+        self.log.write(kind, state.step, {"epoch": state.step / self.cfg.steps_per_epoch, **figures})
+        return figures
 
     def _average_statistics(self) -> None:
         for model in [self.state.bare] if self.state.ema is None else [self.state.bare, self.state.averaged]:

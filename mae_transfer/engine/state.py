@@ -81,6 +81,8 @@ class LoopConfig(Schema):
     """Seeds every random draw of the training step."""
     evaluate_every: Count | None = None
     """Steps between two evaluations; None: only at the end."""
+    monitor_every: Count | None = None
+    """Steps between two measurements of the monitor; None: none."""
     run: RunConfig = RunConfig()
     """Options of the execution."""
 

@@ -26,6 +26,7 @@ from mae_transfer.data import (
 from mae_transfer.engine import checkpoint
 from mae_transfer.engine.dist import read_mean
 from mae_transfer.engine.loop import Step
+from mae_transfer.engine.state import LoopConfig
 from mae_transfer.interfaces import Batch, Mask, Target
 from mae_transfer.models.mae import MAE, MAEConfig
 from mae_transfer.results import Result
@@ -33,6 +34,7 @@ from mae_transfer.seeding import fold
 from mae_transfer.targets import AnyTarget, NormPixelConfig
 from mae_transfer.tasks.config import TrainConfig
 from mae_transfer.tasks.images import ImageConfig, ImageTask, sheet
+from mae_transfer.tasks.monitor import Monitor, MonitorConfig
 from mae_transfer.tasks.sweep import EVALUATION_SEED, unread
 from mae_transfer.tasks.targets import (
     PREFIXES,
@@ -75,6 +77,8 @@ class PretrainConfig(ImageConfig):
     start: str | None = None
     """Weights to start from: released:mae_vit_base_full or mae-full:PATH (a released file with its decoder), or a
     step_*.pt of this package. None: fresh weights."""
+    monitor: MonitorConfig | None = None
+    """What to measure of the features meanwhile. It changes no number of the run. None: nothing."""
     trains = "pretraining"
 
     @model_validator(mode="after")
@@ -91,6 +95,8 @@ class PretrainConfig(ImageConfig):
                 f"{len(self.std)}: give one value per channel"
             )
         self.mask.visible(encoder.grid())
+        if self.monitor is not None and self.monitor.pool == "cls" and not encoder.class_token:
+            raise ValueError("monitor.pool = 'cls', but the encoder has no class token: set monitor.pool=mean")
         return self
 
     def method(self) -> str:
@@ -107,6 +113,8 @@ class Pretrain(ImageTask[PretrainConfig]):
     artifact = "backbone.safetensors"
     target: Target
     masking: Masking
+    watch: Monitor | None = None
+    """What measures the features meanwhile; from `open` on."""
 
     @property
     def method(self) -> str:
@@ -123,6 +131,24 @@ class Pretrain(ImageTask[PretrainConfig]):
             for role, reference in references.items()
             if reference is not None
         }
+        if cfg.monitor is not None:
+            self.watch = Monitor(
+                cfg.monitor, size=cfg.data.size, statistics=cfg.statistics, precision=cfg.precision, run=cfg.run,
+                dist=self.dist,
+            )  # fmt: skip
+
+    def prepare(self, loop: LoopConfig) -> None:
+        if self.watch is not None and not self.cfg.run.estimate:
+            self.watch.read()
+
+    def loop(self) -> LoopConfig:
+        loop, cfg = super().loop(), self.cfg.monitor
+        every = None if cfg is None else max(1, round(cfg.every_epochs * loop.steps_per_epoch))
+        return loop.model_copy(update={"monitor_every": every})
+
+    def monitor(self, model: MAE, step: int) -> dict[str, float]:
+        assert self.watch is not None
+        return self.watch(model.encoder)
 
     def prepared(self, source: Source, purpose: str) -> Source:
         if getattr(self.target, "cache", None) is None:

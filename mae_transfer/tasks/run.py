@@ -134,7 +134,7 @@ class RecordedRun(ABC, Generic[C]):
             scale=cfg.scale,
             config_digest=cfg.digest(),
             recipe_digest=cfg.recipe_digest(),
-            recipe=cfg.model_dump(mode="json", exclude={"run"}),
+            recipe=cfg.recipe(),
             seed=cfg.seed,
             epochs=epochs,
             batch=batch,

@@ -87,6 +87,10 @@ class Task(RecordedRun[C]):
         """Return how the best state is selected. None: the last state is reported."""
         return None
 
+    def monitor(self, model: Any, step: int) -> dict[str, float]:
+        """Return figures to log every `monitor_every` steps of the loop, if that is set. Every rank calls it."""
+        return {}
+
     def digest(self) -> str:
         """Return a digest of the files that the run refers to. A checkpoint with another digest is refused."""
         return ""
@@ -168,7 +172,10 @@ class Task(RecordedRun[C]):
                 log.say(notice)
             with closing(self.feed(loop, start=state.step)) as feed:
                 rate, saved = self.lr_at(loop), self.folder.checkpoints
-                train(state, feed, self.loss, loop, lr_at=rate, log=log, checkpoints=saved, evaluate=evaluate)
+                train(
+                    state, feed, self.loss, loop, lr_at=rate, log=log, checkpoints=saved, evaluate=evaluate,
+                    monitor=self.monitor,
+                )  # fmt: skip
             if selection is not None and not state.stopped:
                 log.say(restore_best(selection, state, self.folder))
             if state.stopped or not main:
@@ -334,7 +341,7 @@ class Task(RecordedRun[C]):
     def about(self) -> dict[str, Any]:
         """Return what the artifact says of its run; without the record for a run of a version that had none."""
         cfg, record = self.cfg, self.state.record
-        about = {"recipe": cfg.model_dump(mode="json", exclude={"run"}), "digest": cfg.digest(), "scale": cfg.scale}
+        about = {"recipe": cfg.recipe(), "digest": cfg.digest(), "scale": cfg.scale}
         if record is None:
             return about
         return about | {RECORD: record.timed(self.state.seconds).exported().model_dump(mode="json")}
