@@ -1,4 +1,5 @@
-"""Classify images with a pretrained backbone: fine-tuning, partial fine-tuning, linear probing, k-NN, ridge.
+"""Classify images with a pretrained backbone: fine-tuning, partial fine-tuning, linear probing, k-NN, ridge,
+logistic regression.
 
   python tools/cls_train.py configs/classify/finetune_vit_base.py --work-dir runs/ft \\
       --backbone runs/mae_b/backbone.safetensors --set data.root=/data/imagenet
@@ -31,6 +32,7 @@ TASKS = {
     ),
     "knn": TaskEntry("knn:KnnConfig", "evaluation:Evaluation.launch"),
     "ridge": TaskEntry("ridge:RidgeConfig", "evaluation:Evaluation.launch"),
+    "logreg": TaskEntry("logreg:LogRegConfig", "evaluation:Evaluation.launch"),
     "statistics": TaskEntry("statistics:StatisticsConfig", "evaluation:Evaluation.launch"),
     "robustness": TaskEntry("robustness:RobustnessConfig", None, "robustness:Robustness.evaluate_checkpoint"),
 }

@@ -18,6 +18,7 @@ from mae_transfer.suite.graph.plan import open_plan
 from mae_transfer.tasks.classify import ClassifyConfig
 from mae_transfer.tasks.detect import DetectConfig
 from mae_transfer.tasks.knn import KnnConfig
+from mae_transfer.tasks.logreg import LogRegConfig
 from mae_transfer.tasks.pretrain import PretrainConfig
 from mae_transfer.tasks.ridge import RidgeConfig
 from mae_transfer.tasks.robustness import RobustnessConfig
@@ -29,7 +30,8 @@ ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).with_name("config_digests.json")
 FOLDERS: dict[str, type[Schema]] = {"detect": DetectConfig, "segment": SegmentConfig}
 TASKS: dict[str, type[Schema]] = {
-    "knn": KnnConfig, "ridge": RidgeConfig, "statistics": StatisticsConfig, "robustness": RobustnessConfig,
+    "knn": KnnConfig, "ridge": RidgeConfig, "logreg": LogRegConfig, "statistics": StatisticsConfig,
+    "robustness": RobustnessConfig,
 }  # fmt: skip
 PARTS = {
     "configs/pretrain/mae_vit_base_16_800e.py": (

@@ -22,6 +22,7 @@ from mae_transfer.tasks import classify
 from mae_transfer.tasks.classify import ClassifyConfig
 from mae_transfer.tasks.evaluation import Evaluation
 from mae_transfer.tasks.knn import KnnConfig
+from mae_transfer.tasks.logreg import LogRegConfig
 from mae_transfer.tasks.ridge import RidgeConfig
 from mae_transfer.tasks.statistics import StatisticsConfig
 
@@ -296,7 +297,7 @@ def test_nearest_neighbours_need_no_training(base: Values, tmp_path: Path) -> No
         Evaluation.launch(knn_config(base, data=data, ks=(13,)), tmp_path / "many")
 
 
-def test_a_ridge_classifier_and_feature_statistics_need_no_training(base: Values, tmp_path: Path) -> None:
+def test_ridge_logistic_regression_and_statistics_of_features_need_no_training(base: Values, tmp_path: Path) -> None:
     values = {name: base[name] for name in ("scale", "precision", "data", "backbone", "run")}
     ridge = validate({**values, "task": "ridge", "selection_fraction": 0.25}, RidgeConfig, where="test")
     written = Evaluation.launch(ridge, tmp_path / "ridge")
@@ -309,6 +310,13 @@ def test_a_ridge_classifier_and_feature_statistics_need_no_training(base: Values
     found = {r.metric: r.value for r in Evaluation.launch(statistics, tmp_path / "statistics")}
     assert found.keys() == {"rank", "spread"}
     assert all(0 < value < 100 for value in found.values())
+    few = {**values, "task": "logreg", "selection_fraction": 0.25, "shots": (1, 2), "draws": 2}
+    written = Evaluation.launch(validate(few, LogRegConfig, where="test"), tmp_path / "logreg")
+    assert [(r.protocol, r.metric, r.split) for r in written] == [
+        ("logreg", "top1", "val"),
+        *[(f"logreg-{k}shot", metric, "val") for k in (1, 2) for metric in ("top1", "top1-min", "top1-max")],
+        ("logreg", "top1", "holdout"),
+    ]
 
 
 def torchrun(cfg: ClassifyConfig | KnnConfig, folder: Path) -> None:

@@ -35,6 +35,7 @@ ALLOWED = {
     ("metrics/iou.py", "compute"),  # the same
     ("metrics/features.py", "check_finite"),  # of how many features are broken, in an evaluation
     ("metrics/features.py", "widen"),  # in an evaluation
+    ("metrics/logreg.py", "fit_logreg"),  # of how far it has converged, in an evaluation
     (
         "models/mask_rcnn.py",
         "indices",
@@ -48,6 +49,7 @@ ALLOWED = {
     ("tasks/detect.py", "figures"),  # of ids, in an evaluation
     ("tasks/detect.py", "draw"),  # after the run
     ("tasks/detect.py", "predictions"),  # of ids, in an evaluation
+    ("tasks/logreg.py", "draw_shots"),  # of labels, in an evaluation
     ("tasks/pretrain.py", "flops"),  # of a counter, after the run
     ("tasks/pretrain.py", "results"),  # of the config, after the run
     ("tasks/segment.py", "draw"),  # after the run

@@ -10,7 +10,8 @@ import torch
 from mae_transfer.engine.dist import Dist
 from mae_transfer.metrics.features import effective_rank, spread
 from mae_transfer.tasks.choice import choose, hold_out
-from mae_transfer.tasks.evaluation import LabelledFeatures
+from mae_transfer.tasks.evaluation import Evaluator, LabelledFeatures
+from mae_transfer.tasks.logreg import LogisticRegression, draw_shots
 from mae_transfer.tasks.ridge import Ridge
 from mae_transfer.tasks.statistics import FeatureStatistics
 
@@ -76,9 +77,42 @@ def test_the_first_of_equally_good_values_is_chosen() -> None:
     assert choose((3.0, 2.0, 1.0), train, 0.25, lambda *_: (bad, good, good)).value == 2.0
 
 
-@pytest.mark.parametrize("evaluator", [Ridge(), FeatureStatistics()])
+def test_logistic_regression_selects_c_on_training_images_and_learns() -> None:
+    train, val = clusters(30, noise=3.0), clusters(30, noise=3.0, seed=1)
+    figures = LogisticRegression(cs=(1e-3, 1.0), shots=(1, 5), draws=3)(train, val, classes=4, dist=CPU)
+    assert figures["logreg_top1"] > 0.7
+    assert figures["chosen/logreg_c"] in (1e-3, 1.0)
+    for shots in (1, 5):
+        mean, least, most = (figures[f"logreg-{shots}shot_top1{end}"] for end in ("", "-min", "-max"))
+        assert least <= mean <= most
+    assert figures["logreg-1shot_top1-min"] < figures["logreg-1shot_top1-max"]
+    assert figures["logreg-1shot_top1"] < figures["logreg-5shot_top1"] < figures["logreg_top1"]
+    other = LogisticRegression(cs=(1e-3, 1.0))(train, clusters(9, noise=9.0, seed=2), classes=4, dist=CPU)
+    assert [other[key] for key in ("holdout/logreg_top1", "chosen/logreg_c")] == [
+        figures[key] for key in ("holdout/logreg_top1", "chosen/logreg_c")
+    ]
+
+
+def test_logistic_regression_does_not_depend_on_scale_and_offset() -> None:
+    train, val = clusters(20, noise=6.0), clusters(20, noise=6.0, seed=1)
+    moved = [LabelledFeatures(part.features * 64 + 32, part.labels) for part in (train, val)]
+    plain, other = (LogisticRegression(cs=(1e-2, 1.0))(*sets, classes=4, dist=CPU) for sets in ((train, val), moved))
+    assert other == pytest.approx(plain, abs=0.02)
+
+
+def test_draws_of_few_images_are_fixed_balanced_and_differ() -> None:
+    labels = torch.tensor([0, 1, 1, 0, 1, 0, 3, 3])
+    draws = [draw_shots(labels, 2, draw) for draw in range(4)]
+    assert all(labels[one].tolist() == [0, 0, 1, 1, 3, 3] for one in draws)
+    assert len({tuple(one.tolist()) for one in draws}) > 1
+    assert torch.equal(draws[1], draw_shots(labels, 2, 1))
+    with pytest.raises(ValueError, match=r"shots = 3: class 3 has 2 readable training image\(s\); lower shots"):
+        draw_shots(labels, 3, 0)
+
+
+@pytest.mark.parametrize("evaluator", [Ridge(), FeatureStatistics(), LogisticRegression()])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_features_that_are_not_finite_are_refused(evaluator: Ridge | FeatureStatistics, value: float) -> None:
+def test_features_that_are_not_finite_are_refused(evaluator: Evaluator, value: float) -> None:
     train = clusters(5)
     train.features[3, 2] = value
     with pytest.raises(ValueError, match="1 of 20 training features contain NaN or infinity: check the backbone"):

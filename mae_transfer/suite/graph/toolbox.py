@@ -69,7 +69,12 @@ TOOLBOX: dict[str, Tool] = {
     "pretrain": Tool("pretrain.py", {"pretrain": "pretrain:PretrainConfig"}, (), "backbone.safetensors"),
     "cls_train": Tool(
         "cls_train.py",
-        {"classify": "classify:ClassifyConfig", "knn": "knn:KnnConfig", "ridge": "ridge:RidgeConfig"},
+        {
+            "classify": "classify:ClassifyConfig",
+            "knn": "knn:KnnConfig",
+            "ridge": "ridge:RidgeConfig",
+            "logreg": "logreg:LogRegConfig",
+        },
         metric="top1",
     ),
     "det_train": Tool(

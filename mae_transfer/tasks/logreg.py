@@ -1,0 +1,118 @@
+"""Logistic regression on frozen features: its penalty is selected on held-out training images; few-shot accuracy.
+
+Legend: N images, D width, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from mae_transfer.bounds import Between, Count, Few, Positive
+from mae_transfer.engine.dist import Dist
+from mae_transfer.metrics.accuracy import hits, top_ks
+from mae_transfer.metrics.features import check_finite
+from mae_transfer.metrics.logreg import LogReg, fit_logreg
+from mae_transfer.seeding import fold
+from mae_transfer.tasks.choice import choose
+from mae_transfer.tasks.evaluation import CHOSEN, EvaluationConfig, LabelledFeatures
+from mae_transfer.tasks.run import HOLDOUT
+from mae_transfer.tasks.sweep import mean_of_sums
+
+CS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
+
+
+class LogRegConfig(EvaluationConfig):
+    """An evaluation by logistic regression."""
+
+    debug: ClassVar[dict[str, Any]] = {**EvaluationConfig.debug, "cs": (1.0,), "shots": ()}
+
+    task: Literal["logreg"] = "logreg"
+    """Which task the file configures."""
+    cs: tuple[Positive, ...] = Field(default=CS, min_length=1)
+    """Values of scikit-learn's C to choose from: weights of the summed cross-entropy against half the squared weights.
+    They hold for features of mean 0 and mean variance 1, to which all are shifted and scaled. The first of equally good
+    ones is chosen: sort them from small to large."""
+    selection_fraction: Between = 0.1
+    """Share of each class's training images to choose C on. The classifier is then fitted to all images."""
+    shots: tuple[Count, ...] = ()
+    """Numbers of training images per class of the few-shot accuracies."""
+    draws: Few = 5
+    """Random draws of the images for each number of shots. The results are their mean and their range."""
+    shots_c: Positive = 1.0
+    """C of the few-shot classifiers. It is not selected, because they have no images to select on."""
+
+    def evaluator(self, images: int) -> LogisticRegression:
+        return LogisticRegression(self.cs, self.selection_fraction, self.shots, self.draws, self.shots_c)
+
+
+@dataclass(frozen=True)
+class LogisticRegression:
+    """Classifies by multinomial logistic regression."""
+
+    cs: tuple[float, ...] = CS
+    selection_fraction: float = 0.1
+    shots: tuple[int, ...] = ()
+    draws: int = 5
+    shots_c: float = 1.0
+
+    def __call__(self, train: LabelledFeatures, val: LabelledFeatures, *, classes: int, dist: Dist) -> dict[str, float]:
+        """Return "logreg_top1", and "logreg-5shot_top1" with "-min" and "-max" over draws; and what was selected."""
+        check_finite(train.features, of="training")
+        check_finite(val.features, of="validation")
+        drawn = {shots: [draw_shots(train.labels, shots, draw) for draw in range(self.draws)] for shots in self.shots}
+        mean = train.features.mean(dim=0)
+        scale = (train.features - mean).square().mean().sqrt().clamp(min=torch.finfo(mean.dtype).tiny)
+        train, val = (LabelledFeatures((one.features - mean) / scale, one.labels) for one in (train, val))
+
+        def path(fitted: LabelledFeatures, cs: Iterable[float]) -> list[LogReg]:
+            models: list[LogReg] = []
+            for c in cs:
+                start = models[-1] if models else None
+                models.append(fit_logreg(fitted.features, fitted.labels, classes=classes, c=c, start=start))
+            return models
+
+        def scores(fitted: LabelledFeatures, features: Tensor, cs: Sequence[float]) -> list[Tensor]:
+            return [model(features) for model in path(fitted, cs)]
+
+        choice = choose(self.cs, train, self.selection_fraction, scores)
+        right = hits(path(train, [choice.value])[0](val.features), val.labels)
+        counts = {f"logreg_top{top}": right[index] for index, top in enumerate(top_ks(classes))}
+        for shots, draws in drawn.items():
+            for draw, images in enumerate(draws):
+                few = LabelledFeatures(train.features[images], train.labels[images])
+                counts[f"{shots} {draw}"] = hits(path(few, [self.shots_c])[0](val.features), val.labels)[0]
+        found = mean_of_sums(counts, len(val.labels), dist)
+        for shots in self.shots:
+            values = [found.pop(f"{shots} {draw}") for draw in range(self.draws)]
+            name = f"logreg-{shots}shot_top1"
+            found |= {name: fmean(values), f"{name}-min": min(values), f"{name}-max": max(values)}
+        return found | {f"{HOLDOUT}logreg_top1": choice.accuracy, f"{CHOSEN}logreg_c": choice.value}
+
+
+def draw_shots(labels: Tensor, shots: int, draw: int) -> Tensor:
+    """Return the indices of `shots` images of each class; a pure function of the number of the draw.
+
+    Raises:
+        ValueError: a class has fewer images.
+    """
+    known = labels.numpy(force=True)
+    counts = np.bincount(known)
+    present = np.flatnonzero(counts)
+    if fewest := [label for label in present if counts[label] < shots]:
+        raise ValueError(
+            f"shots = {shots}: class {fewest[0]} has {counts[fewest[0]]} readable training image(s); lower shots "
+            "or add images"
+        )
+    picked = [
+        np.random.default_rng(fold(0, "shots", draw, int(label))).permutation(np.flatnonzero(known == label))[:shots]
+        for label in present
+    ]
+    return torch.from_numpy(np.concatenate(picked)).to(labels.device)
