@@ -27,7 +27,7 @@ class Tensors:
     """Base class of batches and of their parts: tensors that move together. A subclass is a frozen dataclass."""
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """Return a copy with `change` applied to every tensor, also in nested parts and tuples."""
+        """Return a copy with `change` applied to every tensor, also in nested parts, tuples, lists and dicts."""
         return replace(self, **{field.name: _applied(getattr(self, field.name), change) for field in fields(self)})
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> Self:
@@ -42,9 +42,14 @@ class Tensors:
 def _applied(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
         return change(value)
-    if isinstance(value, tuple):
-        return tuple(_applied(part, change) for part in value)
-    return value.apply(change) if isinstance(value, Tensors) else value
+    if isinstance(value, Tensors):
+        return value.apply(change)
+    if isinstance(value, dict):
+        return {key: _applied(part, change) for key, part in value.items()}
+    if isinstance(value, tuple | list):
+        parts = [_applied(part, change) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return value
 
 
 @dataclass(frozen=True)

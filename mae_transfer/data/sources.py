@@ -72,8 +72,9 @@ class SetConfig(Part):
         """Return the data set. ValueError names what is missing or broken."""
 
     def completed(self, options: Mapping[str, Any]) -> Self:
-        """Return the set with those of the options that it takes and does not set."""
-        missing = type(self).model_fields.keys() - self.model_fields_set
+        """Return the set with those of the options that it takes and does not set, or sets to None."""
+        given = {name for name in self.model_fields_set if getattr(self, name) is not None}
+        missing = type(self).model_fields.keys() - given
         return self.but({name: value for name, value in options.items() if name in missing})
 
 

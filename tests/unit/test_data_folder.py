@@ -161,3 +161,8 @@ def test_odd_files_are_reported_from_the_workers_once_each(
     named = [message for message in caplog.messages if message.endswith("(its pixels are used)")]
     assert len(named) == len(set(named)) == 11
     assert sum(message.startswith("16 unusual files are used anyway") for message in caplog.messages) == 1
+
+
+def test_a_root_of_none_is_that_of_the_group() -> None:
+    assert FolderConfig(root=None).completed({"root": "/data/x"}).root == "/data/x"
+    assert FolderConfig(root="/mine").completed({"root": "/data/x"}).root == "/mine"

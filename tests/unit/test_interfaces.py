@@ -13,7 +13,18 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from mae_transfer.adapters import AdaptedBackbone, TapFPNConfig
 from mae_transfer.engine.dist import Dist, assemble
 from mae_transfer.engine.optim import param_groups
-from mae_transfer.interfaces import Adapter, Backbone, Features, ImageTokenizer, Maps, Mask, Objects, Target, Tensors
+from mae_transfer.interfaces import (
+    Adapter,
+    Backbone,
+    Batch,
+    Features,
+    ImageTokenizer,
+    Maps,
+    Mask,
+    Objects,
+    Target,
+    Tensors,
+)
 from mae_transfer.models.heads import Classifier, ProbeRow, freeze
 from mae_transfer.models.mae import MAE, MAEConfig
 from mae_transfer.models.vit import ViTConfig
@@ -89,6 +100,15 @@ def test_every_tensor_of_a_nested_batch_is_moved_and_the_rest_is_left_alone(monk
     pinned = pin_memory((batch, {}))[0]  # as torch's loader pins what a worker delivers
     assert torch.equal(pinned.label, batch.label + 1)
     assert torch.equal(pinned.mask.ids_keep, batch.mask.ids_keep + 1)
+
+
+def test_the_label_of_a_batch_may_be_of_any_nested_type() -> None:
+    label = {"maps": [torch.zeros(1)], "size": Maps((8,), (16,)), "names": ["cat"]}
+    moved = Batch(torch.zeros(1), (), None, label, torch.arange(1)).to(torch.device("meta")).label
+    assert moved["maps"][0].device.type == "meta"
+    assert moved["size"] == label["size"]
+    assert isinstance(moved["size"], Maps)
+    assert moved["names"] == ["cat"]
 
 
 def test_a_compiled_model_takes_and_returns_them_in_one_graph() -> None:
