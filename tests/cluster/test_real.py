@@ -118,7 +118,9 @@ def wait_until(condition: Callable[[], object], *, seconds: float) -> None:
 def bench(folder: Path, *lines: str) -> Bench:
     """Return a suite that runs in processes of the usual kind: SLURM must find those of a job by their parents."""
     found = Bench(folder, Path(sys.executable))
-    (folder / "cluster.toml").write_text("\n".join(['gpu_option = ""', 'sbatch = {mem = "0"}', *lines]))
+    (folder / "cluster.toml").write_text(
+        "\n".join(['gpu_option = ""', "cpus_per_gpu = 1", 'sbatch = {mem = "0"}', *lines])
+    )
     return found
 
 
