@@ -36,12 +36,12 @@ def beit(rng: random.Random) -> tuple[np.ndarray, tuple[int, int]]:
 class Recording(Block):
     """Keeps the first block of the draw."""
 
-    first: tuple[int, int] | None = None
+    _first: tuple[int, int] | None = None
 
     def _add_block(self, hidden: np.ndarray, most: int, rng: np.random.Generator) -> bool:
         added = super()._add_block(hidden, most, rng)
-        if added and self.first is None:
-            self.first = (int(hidden.any(axis=1).sum()), int(hidden.any(axis=0).sum()))
+        if added and self._first is None:
+            self._first = (int(hidden.any(axis=1).sum()), int(hidden.any(axis=0).sum()))
         return added
 
 
@@ -50,10 +50,10 @@ def draws() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """By author: hidden counts (10,000,) and the log aspect ratios of the first blocks (10,000,)."""
     sampler, ours, theirs = Recording(ratio=0.382), [], []
     for seed in range(DRAWS):
-        sampler.first = None
+        sampler._first = None
         mask = sampler.blocks((SIDE, SIDE), COUNT, np.random.default_rng(seed))
-        assert sampler.first is not None
-        ours.append((mask.sum(), math.log(sampler.first[0] / sampler.first[1])))
+        assert sampler._first is not None
+        ours.append((mask.sum(), math.log(sampler._first[0] / sampler._first[1])))
         other, (h, w) = beit(random.Random(seed))
         theirs.append((other.sum(), math.log(h / w)))
     return {name: (np.array(rows)[:, 0], np.array(rows)[:, 1]) for name, rows in (("ours", ours), ("theirs", theirs))}

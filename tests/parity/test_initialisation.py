@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mae_transfer.config import load
 from mae_transfer.core.normalize import IMAGENET
-from mae_transfer.data import training_views
+from mae_transfer.data import DataConfig, training_views
 from mae_transfer.engine.optim import param_groups, peak_lr, select_exempt
 from mae_transfer.engine.schedule import lr_at
 from mae_transfer.interfaces import ViewSpec
@@ -195,14 +195,25 @@ def test_maskfeat_hides_78_of_196_patches_by_blocks_of_15_and_ends_where_it_bega
     assert rates == pytest.approx([8e-6, 1.6e-3, 8e-6])
 
 
+def views_of(data: DataConfig, image: torch.Tensor, extra: Sequence[ViewSpec] = ()) -> tuple[torch.Tensor, ...]:
+    """Return the views of an image by the training augmentation, with a fixed seed."""
+    torch.manual_seed(0)
+    return training_views(data, extra)(image)
+
+
 def test_beit_and_simmim_see_images_as_their_commands_do() -> None:
     beit, simmim = (load(CONFIGS / "pretrain" / f"{name}_vit_base.py", PretrainConfig) for name in ("beit", "simmim"))
     assert beit.statistics == simmim.statistics == IMAGENET
-    assert [view.interpolation for view in training_views(simmim.data).views] == ["bilinear"]
-    assert [view.interpolation for view in training_views(beit.data, [ViewSpec(112, "lanczos")]).views] == [
-        "bicubic",
-        "lanczos",
-    ]
+    image = torch.randint(0, 256, (3, 300, 260), dtype=torch.uint8)
+    (bilinear,), (bicubic, lanczos) = (
+        views_of(simmim.data, image),
+        views_of(beit.data, image, [ViewSpec(112, "lanczos")]),
+    )
+    assert (bilinear.shape[-1], bicubic.shape[-1], lanczos.shape[-1]) == (224, 224, 112)
+    as_mae = simmim.data.model_copy(
+        update={"augmentation": simmim.data.augmentation.model_copy(update={"interpolation": "bicubic"})}
+    )
+    assert not torch.equal(bilinear, views_of(as_mae, image)[0])
     first = lr_at(
         0, schedule=simmim.schedule, peak=peak_lr(simmim.optim, global_batch=512), steps=800, steps_per_epoch=1
     )

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from mae_transfer.bounds import Count, Positive
+from mae_transfer.bounds import Count, Positive, Whole
 from mae_transfer.config import Schema, literal, nearest, validate
 
 FILE = "cluster.toml"
@@ -56,7 +56,7 @@ class ClusterConfig(Schema):
     """Words before the command on a node: ("apptainer", "exec", "--nv", "mae.sif")."""
     python: str | None = None
     """The interpreter of a job, if it is not the one that submits: "python" inside a container."""
-    sbatch: dict[str, str | int | bool] = Field(default={})
+    sbatch: dict[str, str | Whole | bool] = Field(default={})
     """Further options of sbatch; they replace those of this package: {"exclude": "node7", "exclusive": true}."""
     srun: tuple[str, ...] = ()
     """Further options of srun: ("--cpu-bind=none",)."""
