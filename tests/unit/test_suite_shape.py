@@ -159,7 +159,7 @@ def test_the_shapes_of_the_documentation_are_found() -> None:
 @pytest.mark.parametrize(
     "suite",
     [
-        pytest.param(suite, marks=() if suite.stem in ("mini", "own_detection", "table5") else ONLY_SLOW, id=suite.stem)
+        pytest.param(suite, marks=() if suite.stem in ("mini", "paper", "table7") else ONLY_SLOW, id=suite.stem)
         for suite in SUITES
     ],
 )
