@@ -323,3 +323,17 @@ def test_an_entry_that_is_removed_while_it_is_taken_is_run_again_and_leaves_noth
     assert set(second.run().values()) == {"done"}
     assert second.started == ["the_first/pretrain/seed0", "the_second/pretrain/seed0"]
     assert not list(second.root.rglob("*.taken"))
+
+
+def test_the_reason_of_a_full_store_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Shared(tmp_path / "1", monkeypatch, tmp_path / "store")
+
+    def full(source: Path, target: Path, *, link: bool) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(source), None, str(target))
+
+    monkeypatch.setattr(shared, "_copy", full)
+    assert set(first.run().values()) == {"done"}
+    told = next(text for text in first.said if "not added" in text)
+    assert told.endswith(
+        f"the store {tmp_path / 'store'}: [Errno 28] No space left on device; the same command adds it later"
+    )

@@ -111,8 +111,12 @@ class RunStore:
         except (OSError, shutil.Error) as error:
             shutil.rmtree(draft, ignore_errors=True)
             if self.find(note.identity, artifact) is None:
-                reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-                raise OSError(f"{folder} was not added to the store {self.root}: {reason}") from error
+                several = error.args[0] if isinstance(error, shutil.Error) else ""
+                first = several[0][2].partition(": ")[0] if isinstance(several, list) else str(error)
+                reason = (error.strerror if isinstance(error, OSError) else None) or first
+                raise OSError(
+                    f"{folder} was not added to the store {self.root}: {reason}; the same command adds it later"
+                ) from error
 
     def claim(self, identity: str, owner: str) -> AbstractContextManager[object]:
         """Return a lock that the maker of a run holds; entering it raises ValueError while another suite makes it."""
