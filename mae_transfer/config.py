@@ -99,9 +99,9 @@ class Part(Schema):
     def _as_given(self) -> dict[str, Any]:
         return dict(self._given)
 
-    def but(self, options: Mapping[str, Any]) -> Self:
-        """Return the part with these options."""
-        return validate({**self._given, **options}, type(self), where=self.name)
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return the part with these options, validated and saved like given ones."""
+        return validate({**self._given, **(update or {})}, type(self), where=self.name)
 
 
 def load(
@@ -229,7 +229,9 @@ def _explain(defect: dict[str, Any], schema: type[Schema], values: Mapping[str, 
     kind, place = defect["type"], defect["loc"]
     key = _key(place, values)
     if kind == "extra_forbidden":
-        return f"unknown key {key!r}; ", nearest(str(place[-1]), _fields_at(schema, place[:-1]))
+        parent = _value_at(values, key.split(".")[:-1])
+        choice = f" of {parent['name']!r}" if isinstance(parent, Mapping) and "name" in parent else ""
+        return f"unknown key {key!r}{choice}; ", nearest(str(place[-1]), _fields_at(schema, place[:-1]))
     if kind in ("missing", "union_tag_not_found"):
         parts = (_key(place[:-1], values), str(place[-1])) if kind == "missing" else (key, "name")
         absent = ".".join(filter(None, parts))
@@ -257,6 +259,13 @@ def _key(location: Sequence[str | int], values: Any) -> str:
             parts.append(str(part))
             values = values[part]
     return ".".join(parts)
+
+
+def _value_at(values: Any, path: Sequence[str]) -> Any:
+    """Return the value at a dotted path; None if there is none."""
+    for part in path:
+        values = values.get(part) if isinstance(values, Mapping) else None
+    return values
 
 
 def _fields_at(schema: type[Schema], path: Sequence[Any]) -> list[str]:

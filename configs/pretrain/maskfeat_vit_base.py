@@ -6,7 +6,7 @@ histograms of oriented gradients; a linear head. It follows SlowFast's configs/m
 Command:   torchrun --nproc-per-node 8 tools/pretrain.py configs/pretrain/maskfeat_vit_base.py \
            --work-dir runs/maskfeat_b --set data.root=/data/imagenet
 Cost:      300 epochs are 384 million images; the encoder processes every patch, 4 times as many as MAE's.
-Published: none in this suite's tables.
+Published: none in this package's tables.
 """
 
 scale = "paper"

@@ -8,7 +8,7 @@ initialised as in the paper's repository (google-research/vision_transformer).
 Command:   torchrun --nproc-per-node 8 tools/pretrain.py configs/pretrain/mpp_vit_base.py --work-dir runs/mpp_b \
            --set data.root=/data/imagenet
 Cost:      300 epochs are 384 million images; the encoder processes every patch, 4 times as many as MAE's.
-Published: none in this suite's tables.
+Published: none in this package's tables.
 """
 
 scale = "paper"

@@ -6,7 +6,7 @@ positions; raw pixels with an l1 loss; a linear head. It follows configs/vit_bas
 Command:   torchrun --nproc-per-node 8 tools/pretrain.py configs/pretrain/simmim_vit_base.py --work-dir runs/simmim_b \
            --set data.root=/data/imagenet
 Cost:      800 epochs are 1.02 billion images; the encoder processes every patch, 4 times as many as MAE's.
-Published: none in this suite's tables.
+Published: none in this package's tables.
 """
 
 scale = "paper"

@@ -1,4 +1,4 @@
-"""Convert a backbone from any supported layout to this suite's format or that of another library.
+"""Convert a backbone from any supported layout to this package's format or that of another library.
 
   python tools/export_checkpoint.py beit:beit_base_patch16_224_pt22k.pth --out beit.safetensors
   python tools/export_checkpoint.py runs/mae_b/backbone.safetensors --format hf --out b_hf

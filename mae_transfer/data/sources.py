@@ -75,7 +75,7 @@ class SetConfig(Part):
         """Return the set with those of the options that it takes and does not set, or sets to None."""
         given = {name for name in self.model_fields_set if getattr(self, name) is not None}
         missing = type(self).model_fields.keys() - given
-        return self.but({name: value for name, value in options.items() if name in missing})
+        return self.model_copy(update={name: value for name, value in options.items() if name in missing})
 
 
 class FolderSetConfig(SetConfig):

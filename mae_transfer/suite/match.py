@@ -285,7 +285,7 @@ def _default(part: str, name: str, option: str) -> Any:
 
 
 class PretrainingFacts(NamedTuple):
-    """What the record says of a pretraining by this suite."""
+    """What the record says of a pretraining by this package."""
 
     target: str
     mask: str
@@ -295,7 +295,7 @@ class PretrainingFacts(NamedTuple):
 
 
 def pretraining(result: Result) -> PretrainingFacts | None:
-    """Return what a pretraining of this suite did, from its own result or a transfer's.
+    """Return what a pretraining of this package did, from its own result or a transfer's.
 
     It is None for other weights and for results without a record.
     """

@@ -114,8 +114,9 @@ class Evaluation(RecordedRun[EvaluationConfig]):
 
     def title(self) -> str:
         backbone, images, judged = self.backbone, len(self.sources["train"]), len(self.sources["val"])
+        method = {"knn": "k-NN"}.get(self.method, self.method)
         return (
-            f"{self.method} of {backbone.name} (pretraining: {backbone.pretrain}; {self.cfg.scale} scale), {images} "
+            f"{method} of {backbone.name} (pretraining: {backbone.pretrain}; {self.cfg.scale} scale), {images} "
             f"training images, {judged} to classify\nnormalised with {backbone.normalization}"
         )
 

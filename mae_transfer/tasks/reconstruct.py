@@ -50,7 +50,7 @@ def reconstruct(
         saved = newest.payload
     task = Pretrain(cfg, Dist(torch.device("cpu")))
     # cached tokens belong to other images
-    target = cfg.target.but({"cache": None}) if isinstance(cfg.target, TokenConfig) else cfg.target
+    target = cfg.target.model_copy(update={"cache": None}) if isinstance(cfg.target, TokenConfig) else cfg.target
     basis = saved["extra"].get("target") if saved else None
     task.set_target(open_target(target, cfg.model.encoder, cfg.statistics, saved=basis))
     model = MAE(cfg.model, task.target.dim).eval()
@@ -60,7 +60,7 @@ def reconstruct(
         load_strict(model, saved.get("ema", saved["model"]), where=f"the newest checkpoint of {run}")
     shown = cfg.data.val or cfg.data.train if images is None else FolderConfig(root=str(images), labelled=False)
     task.set_held_out(open_source(shown, cfg.data.root), "images", most=most)
-    masks = {f"ratio_{ratio:g}": cfg.mask.but({"ratio": ratio}) for ratio in mask_ratios or ()}
+    masks = {f"ratio_{ratio:g}": cfg.mask.model_copy(update={"ratio": ratio}) for ratio in mask_ratios or ()}
     sheets = {}
     for name, mask in (masks or {cfg.mask.name: cfg.mask}).items():
         task.set_mask(mask)

@@ -70,7 +70,7 @@ def record(cfg: Any, task: str, method: str, **changes: Any) -> Record:
 
 
 def pretraining(size: str = "base", epochs: int = 1600, **changes: Any) -> Record:
-    """The paper's MAE by this suite."""
+    """The paper's MAE by this package."""
     name = f"pretrain/mae_vit_{size}_{14 if size == 'huge' else 16}_{'1600e' if epochs == 1600 else '800e'}"
     method = changes.pop("method", f"MAE norm_pixel, random 75%, {epochs} ep")
     given = {"data": {"train": data_set("imagenet", 1_281_167)}, "labels": False, "epochs": float(epochs)}

@@ -124,7 +124,7 @@ CONTENTS: dict[str, Callable[[], State]] = {
         ("decoder.mask_token", "mask_token"), ("decoder.", "decoder_")),
 }  # fmt: skip
 TOKENIZER = DVAEConfig(codes=4, groups=2, blocks=1, width=8, decoder_input=8)
-SAFE = ("", "hf", "tokenizer", "basis", "start")  # written as .safetensors by this suite
+SAFE = ("", "hf", "tokenizer", "basis", "start")  # written as .safetensors by this package
 LOAD: dict[str, Callable[[Path], Any]] = {
     "tokenizer": lambda path: load_tokenizer(str(path)), "dalle": lambda path: load_tokenizer(f"dalle:{path}"),
     "basis": load_basis,
@@ -147,7 +147,7 @@ def content(layout: str) -> State:
 
 @functools.cache
 def written(layout: str) -> dict[str, bytes]:
-    """Return the files that this suite writes of a layout."""
+    """Return the files that this package writes of a layout."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
         if layout == "tokenizer":
@@ -244,7 +244,7 @@ def break_bytes(rng: random.Random, data: bytes) -> bytes:
 
 def spoil(rng: random.Random, layout: str, folder: Path) -> Path:
     """Write a broken file of a layout; return its path."""
-    if layout in SAFE and rng.random() < 0.5:  # what this suite wrote, bytes changed
+    if layout in SAFE and rng.random() < 0.5:  # what this package wrote, bytes changed
         files = dict(written(layout))
         hurt = rng.choice(sorted(files))
         files[hurt] = break_bytes(rng, files[hurt])

@@ -1,5 +1,6 @@
 """config.py: strict loading, overrides, and errors that name the key and the remedy."""
 
+import math
 import os
 import pickle
 import pwd
@@ -13,6 +14,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from mae_transfer.config import Part, Schema, assign, load, members, validate
 from mae_transfer.data.maps import MapDataConfig
 from mae_transfer.disk import at_home
+from mae_transfer.targets import NormPixelConfig
 from mae_transfer.tasks.detect import DetectConfig
 
 
@@ -156,7 +158,7 @@ def test_seeds_of_one_recipe_share_its_digest_whatever_weights_they_start_from()
 
 @pytest.mark.parametrize(("target", "match"), [
     ({"name": "norm_pixle"}, "target: unknown name 'norm_pixle'; did you mean 'norm_pixel'?"),
-    ({"name": "norm_pixel", "epz": 1.0}, "unknown key 'target.epz'; did you mean 'eps'?"),
+    ({"name": "norm_pixel", "epz": 1.0}, "unknown key 'target.epz' of 'norm_pixel'; did you mean 'eps'?"),
     ({"name": "norm_pixel", "eps": "3"}, "target.eps = '3': Input should be a valid number"),
     ({"name": "norm_pixel", "eps": -1}, "target.eps = -1: Input should be greater than 0"),
     ({"name": "token"}, "key 'target.tokenizer' is required and missing"),
@@ -170,6 +172,15 @@ def test_a_mistake_in_a_part_names_its_key_and_the_remedy(target: object, match:
         assert str(error.value).count("test: ") == 1
 
 
+def test_a_copy_of_a_part_with_other_options_is_saved_with_them() -> None:
+    """A former defect: the copy was saved, and digested, with the options of the original."""
+    target = NormPixelConfig(eps=1e-5)
+    assert target.model_copy(update={"eps": 1e-3}).model_dump() == {"name": "norm_pixel", "eps": 1e-3}
+    assert target.model_copy().model_dump() == target.model_dump()
+    with pytest.raises(ValueError, match="eps"):
+        target.model_copy(update={"eps": math.nan})
+
+
 def test_a_part_is_saved_as_it_was_given() -> None:
     given = {"name": "norm_pixel", "eps": 1}
     cfg = validate({"steps": 3, "target": given}, Example, where="test")
@@ -178,10 +189,10 @@ def test_a_part_is_saved_as_it_was_given() -> None:
     assert cfg.model_dump()["target"] == given
     assert type(cfg.model_dump(mode="json")["target"]["eps"]) is int, "the digest of an earlier version"
     assert NormPixelPart().model_dump() == {"name": "norm_pixel"}
-    changed = pickle.loads(pickle.dumps(cfg.target)).but({"shift": 0.5})
+    changed = pickle.loads(pickle.dumps(cfg.target)).model_copy(update={"shift": 0.5})
     assert changed.model_dump() == {**given, "shift": 0.5}
     with pytest.raises(ValueError, match="norm_pixel: unknown key 'shfit'; did you mean 'shift'"):
-        cfg.target.but({"shfit": 0.5})
+        cfg.target.model_copy(update={"shfit": 0.5})
 
 
 def test_the_choices_of_a_field_are_known_by_name() -> None:

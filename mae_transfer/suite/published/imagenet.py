@@ -45,7 +45,7 @@ IGPT = "iGPT, Chen et al., ICML 2020"
 NO_RELEASE = "weights that were not released"
 DEIT = "DeiT's recipe of fine-tuning"
 TPUS = Elsewhere("128 TPU-v3 cores")
-OTHER = "an architecture or data that this suite does not have"
+OTHER = "an architecture or data that this package does not have"
 
 DEPTHS = {
     f"{depth} block{'s' * (depth > 1)}": MAE_800.but({"model.decoder.depth": depth}) for depth in (1, 2, 4, 8, 12)

@@ -56,7 +56,7 @@ DATA_SETS = (IMAGENET, COCO, ADE20K, *FINE_GRAINED.values(), *VARIANTS.values())
 
 @dataclass(frozen=True)
 class Pretraining:
-    """What a run of this suite must have pretrained with."""
+    """What a run of this package must have pretrained with."""
 
     epochs: float = 1600
     batch: int = 4096
@@ -78,7 +78,7 @@ class Start:
     """The weights that a transfer starts from. Any of these counts."""
 
     own: Pretraining | None = None
-    """A pretraining of this suite."""
+    """A pretraining of this package."""
     released: tuple[str, ...] = ()
     """Released weights by name: keys of checkpoints.RELEASED and names of timm models."""
     random: bool = False
@@ -87,7 +87,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a number was measured with, where this suite can do the same."""
+    """What a number was measured with, where this package can do the same."""
 
     task: str
     """"classify", "detect", "segment", "robustness"; "pretrain" for a number of the pretraining itself."""
@@ -109,7 +109,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """What a number was measured with that this suite does not do: no run stands beside it."""
+    """What a number was measured with that this package does not do: no run stands beside it."""
 
     what: str
     """The reason, behind "was measured with"."""

@@ -212,7 +212,7 @@ def data_text(data: DataSet, *, names: bool = True) -> str:
 
 def weights_text(weights: Weights) -> str:
     """Return start weights with their origin and digest."""
-    kinds = {"run": "a run of this suite", "released": "released", "file": "a file of unknown origin", "random": ""}
+    kinds = {"run": "a run of this package", "released": "released", "file": "a file of unknown origin", "random": ""}
     digest = f"sha256 {weights.sha256}" if weights.sha256 else ""
     name = "random weights" if weights.kind == "random" else weights.name
     return ", ".join(filter(None, (name, kinds[weights.kind], weights.layout, digest)))
