@@ -5,6 +5,7 @@ Legend: N features, D width, C classes.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -16,15 +17,15 @@ HISTORY = 10  # pairs of L-BFGS
 
 
 class LogReg(NamedTuple):
-    """A linear classifier."""
+    """A linear classifier, in float64."""
 
     weight: Tensor  # (C, D)
     bias: Tensor  # (C,)
-    gradient: float  # largest component of the gradient of the objective divided by c * N, which tends to 0
+    gradient: float = math.inf  # largest component of the gradient of the objective divided by c * N, which tends to 0
 
     def __call__(self, features: Tensor) -> Tensor:
         """Return the logits (n, C) of features (n, D)."""
-        return F.linear(features.to(self.weight), self.weight, self.bias)
+        return F.linear(features, self.weight.to(features), self.bias.to(features))
 
 
 def fit_logreg(
@@ -34,12 +35,13 @@ def fit_logreg(
     classes: int,
     c: float,
     start: LogReg | None = None,
-    tolerance: float = 1e-6,
+    tolerance: float = 1e-5,
     most_steps: int = MOST_STEPS,
 ) -> LogReg:
     """Minimise |W|^2 / 2 + c * (sum of the cross-entropies), as scikit-learn's LogisticRegression does.
 
-    The arithmetic is that of the features: float64 for exact coefficients, float32 for speed.
+    Products with the features have their precision: float64 for exact coefficients, float32 for speed. All else is
+    float64, because sums in float32 would end the search too early.
 
     Args:
         features: (N, D), finite.
@@ -50,13 +52,13 @@ def fit_logreg(
             allows no progress.
         most_steps: stop after this many steps of L-BFGS.
     """
-    scale = 1.0 / (c * len(features))
+    scale, wide = 1.0 / (c * len(features)), torch.float32 if features.device.type == "mps" else torch.float64
     weight, bias = (
-        (features.new_zeros(classes, features.shape[1]), features.new_zeros(classes))
+        (features.new_zeros(classes, features.shape[1], dtype=wide), features.new_zeros(classes, dtype=wide))
         if start is None
         else (start.weight.clone(), start.bias.clone())
     )
-    parameters, least = [weight.requires_grad_(), bias.requires_grad_()], torch.finfo(features.dtype).eps / 10
+    parameters, least = [weight.requires_grad_(), bias.requires_grad_()], torch.finfo(wide).eps / 10
     optimizer = torch.optim.LBFGS(
         parameters, max_iter=most_steps, tolerance_grad=tolerance, tolerance_change=least,
         history_size=HISTORY, line_search_fn="strong_wolfe",
@@ -64,7 +66,8 @@ def fit_logreg(
 
     def objective() -> Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(F.linear(features, weight, bias), labels) + scale / 2 * weight.square().sum()
+        logits = LogReg(weight, bias)(features).to(wide)
+        loss = F.cross_entropy(logits, labels) + scale / 2 * weight.square().sum()
         loss.backward()
         return loss
 

@@ -26,12 +26,14 @@ def test_coefficients_equal_scikit_learns(c: float, classes: int) -> None:
     assert found.gradient <= 1e-6
 
 
-def test_float32_and_a_warm_start_reach_the_same_minimum() -> None:
+@pytest.mark.parametrize("c", [1e-4, 1e-2, 1.0])
+def test_float32_and_a_warm_start_reach_the_same_minimum(c: float) -> None:
     torch.manual_seed(0)
     labels = torch.arange(200) % 4
     features = torch.randn(4, 8)[labels] + torch.randn(200, 8)
-    exact = fit_logreg(features.double(), labels, classes=4, c=1.0, tolerance=1e-9)
-    cold = fit_logreg(features, labels, classes=4, c=1.0)
-    warm = fit_logreg(features, labels, classes=4, c=1.0, start=fit_logreg(features, labels, classes=4, c=0.1))
+    exact = fit_logreg(features.double(), labels, classes=4, c=c, tolerance=1e-9)
+    cold = fit_logreg(features, labels, classes=4, c=c)
+    warm = fit_logreg(features, labels, classes=4, c=c, start=fit_logreg(features, labels, classes=4, c=c / 10))
     for other in (cold, warm):
-        np.testing.assert_allclose(other.weight, exact.weight, atol=1e-3)
+        assert other.gradient <= 1e-4  # float32 values of the loss allow no more
+        np.testing.assert_allclose(other.weight, exact.weight, atol=1e-2 * exact.weight.abs().max().item())
