@@ -101,7 +101,7 @@ class Part(Schema):
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return the part with these options, validated and saved like given ones."""
-        return validate({**self._given, **(update or {})}, type(self), where=self.name)
+        return validate({**self._given, **(update or {})}, type(self), where="options of a part")
 
 
 def load(

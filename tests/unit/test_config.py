@@ -191,7 +191,7 @@ def test_a_part_is_saved_as_it_was_given() -> None:
     assert NormPixelPart().model_dump() == {"name": "norm_pixel"}
     changed = pickle.loads(pickle.dumps(cfg.target)).model_copy(update={"shift": 0.5})
     assert changed.model_dump() == {**given, "shift": 0.5}
-    with pytest.raises(ValueError, match="norm_pixel: unknown key 'shfit'; did you mean 'shift'"):
+    with pytest.raises(ValueError, match="unknown key 'shfit' of 'norm_pixel'; did you mean 'shift'"):
         cfg.target.model_copy(update={"shfit": 0.5})
 
 
