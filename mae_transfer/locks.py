@@ -67,6 +67,15 @@ def locked(path: Path, *, owner: str | None = None, patience: float | None = Non
         yield file.fileno()
 
 
+def is_held(path: Path) -> bool:
+    """Return whether another process holds a lock."""
+    try:
+        with locked(path, owner="a process that looks at the states of runs", patience=0.0):
+            return False
+    except ValueError:
+        return True
+
+
 def _in_use(path: Path, holder: str) -> ValueError:
     return ValueError(
         f"{path.parent} is in use by {holder or 'another process'}: wait for it to end, stop it, or use another "
@@ -106,7 +115,18 @@ class Claim(NamedTuple):
             return True
         except PermissionError:
             return False
+        return _is_zombie(self.process)
+
+
+def _is_zombie(process: int) -> bool:
+    """Return whether a process has ended but still has a number, as orphans in containers without an init have."""
+    try:
+        state = (
+            Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
+        )
+    except (OSError, IndexError):  # no /proc, or it has just gone
         return False
+    return state in "ZX"
 
 
 def _host() -> str:

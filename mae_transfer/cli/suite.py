@@ -94,18 +94,15 @@ def run(args: argparse.Namespace) -> None:
     from mae_transfer.suite.store.work import Work
     from mae_transfer.suite.tables.formats import screen
 
-    if idle := [name for name in OTHERS[args.launcher] if getattr(args, name) not in (None, "", [], 1)]:
-        raise ValueError(f"--{idle[0]} has no effect with --launcher {args.launcher}: remove it")
-    pairs = [text.partition("=") for text in args.root]
-    if not all(path for _, _, path in pairs):
-        raise ValueError(f"--root {args.root}: write name=path, for instance --root imagenet=/data/imagenet")
-    given = {name: str(Path(at_home(path)).absolute()) for name, _, path in pairs}
+    given = given_roots(args)
     remembered = DataSets(args.work_dir).roots if args.work_dir else {}
     cfg, plan = open_plan(args.suite, roots=given, remembered=remembered)
     if args.show:
         show(cfg, title=str(args.suite))
         return
     console, store = screen(), RunStore(args.store) if args.store else None
+    for name in sorted((remembered.keys() & cfg.roots.keys()) - given.keys()):
+        console.print(f"{name} = {cfg.roots[name]}, as given before; --root {name}=PATH replaces it", highlight=False)
     work = Work(select(plan, args.only), args.work_dir, suite=cfg.title, debug=args.debug, store=store)
     asked = Shape(args.nodes, args.gpus_per_node)
     if args.run:
@@ -156,6 +153,16 @@ def run(args: argparse.Namespace) -> None:
             )
             states = runner.run(poll=lambda: shown.draw(runner))
         end(states.values(), publish(cfg, work, console, known=plan))
+
+
+def given_roots(args: argparse.Namespace) -> dict[str, str]:
+    """Return the folders of --root by name. ValueError if one is not NAME=PATH, or an option has no effect."""
+    if idle := [name for name in OTHERS[args.launcher] if getattr(args, name) not in (None, "", [], 1)]:
+        raise ValueError(f"--{idle[0]} has no effect with --launcher {args.launcher}: remove it")
+    pairs = [text.partition("=") for text in args.root]
+    if not all(path for _, _, path in pairs):
+        raise ValueError(f"--root {args.root}: write name=path, for instance --root imagenet=/data/imagenet")
+    return {name: str(Path(at_home(path)).absolute()) for name, _, path in pairs}
 
 
 def end(states: Collection[str], wrong: Sequence[str]) -> None:

@@ -186,3 +186,20 @@ def test_a_process_number_of_another_container_tells_nothing(tmp_path: Path, mon
         locks.locked(tmp_path / ".lock", owner="me", patience=0.0),
     ):
         pass
+
+
+def test_a_process_that_ended_but_was_not_collected_holds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A former defect: in a container without an init, a killed run held its lock for as long as a living one."""
+    monkeypatch.setenv(locks.VARIABLE, "files")
+    path = tmp_path / ".lock"
+    holder = subprocess.Popen(script(HOLD, path, "files"), stdout=subprocess.PIPE, text=True)
+    assert holder.stdout
+    assert holder.stdout.readline() == "held\n"
+    assert locks.is_held(path)
+    holder.kill()
+    time.sleep(0.2)  # it is a zombie: nobody has waited for it
+    assert not locks.is_held(path)
+    holder.stdout.close()
+    holder.wait()

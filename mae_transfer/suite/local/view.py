@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from mae_transfer.locks import is_held
 from mae_transfer.suite.graph.plan import Node
 from mae_transfer.suite.graph.shape import Shape, wall_hours
 from mae_transfer.suite.local.run import Runner
@@ -173,9 +174,9 @@ def watch(
             jobs = queue() if queue else {}
             notes = {name: read_note(work.folder(name))[0] for name in work.plan}
             states: dict[str, str] = {name: note.state if note else "planned" for name, note in notes.items()}
-            if queue:
-                lost = [name for name, state in states.items() if state == "running" and name not in jobs]
-                states |= dict.fromkeys(lost, "interrupted") | {name: job.words for name, job in jobs.items()}
+            running = [name for name, state in states.items() if state == "running" and name not in jobs]
+            lost = running if queue else [name for name in running if not is_held(work.folder(name) / ".lock")]
+            states |= dict.fromkeys(lost, "interrupted") | {name: job.words for name, job in jobs.items()}
             live.update(table_of(work, states, notes, jobs, console.height), refresh=True)
             if not console.is_terminal or not (jobs or "running" in states.values()):
                 return
