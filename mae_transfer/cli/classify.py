@@ -1,5 +1,5 @@
-"""Classify images with a pretrained backbone: fine-tuning, partial fine-tuning, linear probing, k-NN, ridge,
-logistic regression.
+"""Classify images with a pretrained backbone: fine-tuning, partial fine-tuning, linear probing,
+k-NN, ridge and logistic regression, statistics of features.
 
   python tools/cls_train.py configs/classify/finetune_vit_base.py --work-dir runs/ft \\
       --backbone runs/mae_b/backbone.safetensors --set data.root=/data/imagenet
