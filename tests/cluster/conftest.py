@@ -36,9 +36,11 @@ class Simulation:
         with self.state() as jobs:
             return jobs
 
-    def wait(self, until: Callable[[list[dict[str, Any]]], bool] | None = None) -> list[dict[str, Any]]:
+    def wait(
+        self, until: Callable[[list[dict[str, Any]]], bool] | None = None, *, seconds: float = PATIENCE_S
+    ) -> list[dict[str, Any]]:
         """Wait until all jobs have ended, or for a condition; return the jobs."""
-        end = time.monotonic() + PATIENCE_S
+        end = time.monotonic() + seconds
         while time.monotonic() < end:
             jobs = self.jobs()
             if (until or (lambda jobs: all(job["state"] in simulated.ENDED for job in jobs)))(jobs):

@@ -12,7 +12,7 @@ import pytest
 
 from mae_transfer.suite.store.records import read_note
 from tests.cluster.conftest import Bench, Simulation
-from tests.integration.test_suite import values
+from tests.integration.test_suite import ROOT, values
 
 Start = Callable[..., Simulation]
 SEEDS = range(20)
@@ -64,3 +64,13 @@ def test_two_jobs_on_the_same_two_nodes_do_not_meet_each_other(simulation: Start
     notes = {file.parent: read_note(file.parent)[0] for file in work_dir.rglob("node.json")}
     assert {note.state for note in notes.values() if note} == {"done"}
     assert [folder.parts[-3:-1] for folder in notes if not (folder / "output.1.log").exists()] == [("pixels", "knn")]
+
+
+@pytest.mark.slow
+def test_the_demo_suite_survives_faults(simulation: Start, python: Path, tmp_path: Path) -> None:
+    cluster, bench = simulation(seed=0, window_s=60.0), Bench(tmp_path, python)
+    bench.suite = ROOT / "configs" / "suites" / "mini.py"
+    bench.submit(tmp_path / "d")
+    assert {job["state"] for job in cluster.wait(seconds=3600)} == {"COMPLETED"}
+    bench.reproduce(tmp_path / "local")
+    assert values(tmp_path / "d") == values(tmp_path / "local")
