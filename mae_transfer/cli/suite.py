@@ -45,6 +45,7 @@ def add_options(parser: Parser) -> None:
     launcher = "local (default): this machine; slurm: a cluster; jobfile: write a script per run for any scheduler"
     jobs = "local: runs at a time (default: one per named device, else 1)"
     devices = "local: GPU numbers, of which each run gets its own (default: several runs share the visible GPUs evenly)"
+    device = "device of every run (default: as its config says); cpu runs several processes without GPUs"
     gpus = "most processes per run and node (default: 1); a run takes as many as its batch can be split over"
     nodes = "slurm, jobfile: most nodes per run (default: 1)"
     cluster = "slurm, jobfile: the cluster's file (default: cluster.toml in D or in ~/.config/mae_transfer)"
@@ -62,6 +63,7 @@ def add_options(parser: Parser) -> None:
     how.add_argument("--launcher", choices=OTHERS, default="local", help=launcher)
     how.add_argument("--jobs", type=count, metavar="N", help=jobs)
     how.add_argument("--devices", default="", metavar="0,1", help=devices)
+    how.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), help=device)
     how.add_argument("--gpus-per-node", type=count, default=1, metavar="N", help=gpus)
     how.add_argument("--nodes", type=count, default=1, metavar="N", help=nodes)
     how.add_argument("--cluster", type=path, metavar="FILE", help=cluster)
@@ -103,14 +105,17 @@ def run(args: argparse.Namespace) -> None:
     console, store = screen(), RunStore(args.store) if args.store else None
     for name in sorted((remembered.keys() & cfg.roots.keys()) - given.keys()):
         console.print(f"{name} = {cfg.roots[name]}, as given before; --root {name}=PATH replaces it", highlight=False)
-    work = Work(select(plan, args.only), args.work_dir, suite=cfg.title, debug=args.debug, store=store)
+    work = Work(
+        select(plan, args.only), args.work_dir, suite=cfg.title, debug=args.debug, store=store, device=args.device
+    )
     asked = Shape(args.nodes, args.gpus_per_node)
     if args.run:
         sys.exit(do(cfg, work, args.run, asked, force=args.force, grace=args.grace, limit=args.limit))
     if args.watch:
         view.watch(work, console, queue=queue_of(work.root))
         return
-    machine = Machine.parse(jobs=args.jobs, devices=args.devices, processes=args.gpus_per_node)
+    cuda = args.device in (None, "auto", "cuda")
+    machine = Machine.parse(jobs=args.jobs, devices=args.devices, processes=args.gpus_per_node, cuda=cuda)
     shapes, misfits = shapes_of(work.plan, asked, debug=args.debug)
     cluster = open_cluster(args.cluster, args.work_dir, pairs=args.slurm)
     machine.check()
@@ -182,6 +187,7 @@ def job_command(args: argparse.Namespace) -> list[str]:
     texts = [f"--{name}={text}" for name in ("root", "force") for text in getattr(args, name)]
     where = [str(args.suite.resolve()), "--work-dir", str(args.work_dir.resolve())]
     options = [*(["--debug"] if args.debug else []), *(["--store", str(args.store.resolve())] if args.store else [])]
+    options += ["--device", args.device] if args.device else []
     return [script, *where, *texts, *options, "--launcher", args.launcher, *shape]
 
 

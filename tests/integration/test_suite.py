@@ -150,3 +150,23 @@ def test_a_damaged_backbone_is_exported_again_and_nothing_else_is_repeated(
     ]
     assert backbone.read_bytes() == content
     assert values(copy) == values(undisturbed)
+
+
+@pytest.mark.slow
+def test_two_processes_per_run_end_with_the_numbers_of_one(tmp_path: Path) -> None:
+    """gloo on this machine. Each rank draws its own drop path and mixup, so the fine-tuning has none."""
+    calm = '"protocol": {"name": "finetune", "drop_path": 0.0, "mixup": 0.0, "cutmix": 0.0}'
+    (tmp_path / "suite.py").write_text(SUITE.replace('"epochs": 3}', f'"epochs": 3, {calm}}}'))
+    values = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        options = ("--device", "cpu", "--gpus-per-node", str(processes))
+        assert start(tmp_path / "suite.py", folder, *options).wait(timeout=600) == 0
+        found, defects = records.load([folder])
+        assert not defects
+        values.append({(each.file.parent.relative_to(folder), each.result.metric): each.result for each in found})
+    one, two = values
+    assert one.keys() == two.keys()
+    assert {result.world_size for result in two.values()} == {1, 2}, "k-NN takes one process, training two"
+    for key, result in one.items():
+        assert two[key].value == pytest.approx(result.value, rel=1e-3), key

@@ -42,11 +42,14 @@ class Machine(NamedTuple):
     named: bool = True  # the devices were named, so that no two runs share one
 
     @classmethod
-    def parse(cls, *, jobs: int | None, devices: str, processes: int) -> Self:
-        """Return the machine of a command line. Several runs without named devices share the visible ones evenly."""
+    def parse(cls, *, jobs: int | None, devices: str, processes: int, cuda: bool = True) -> Self:
+        """Return the machine of a command line. Several runs without named devices share the visible ones evenly.
+
+        cuda: whether the runs may use CUDA devices.
+        """
         named = tuple(filter(None, devices.split(",")))
         jobs = max(1, len(named) // max(1, processes)) if jobs is None else jobs
-        return cls(jobs, named or (visible_devices() if jobs > 1 else ()), processes, bool(named))
+        return cls(jobs, named or (visible_devices() if jobs > 1 and cuda else ()), processes, bool(named))
 
     def check(self) -> None:
         """Raise ValueError if nothing could run, or if two runs would share a device that was named for one."""
@@ -125,7 +128,11 @@ class Runner:
         refresh: Callable[[], None] = lambda: None,
     ) -> None:
         machine.check()
-        if not machine.devices and 0 < (seen := len(visible_devices())) < machine.processes:
+        if (
+            work.device in (None, "auto", "cuda")
+            and not machine.devices
+            and 0 < (seen := len(visible_devices())) < machine.processes
+        ):
             raise ValueError(
                 f"--gpus-per-node {machine.processes}: this machine shows {seen} CUDA devices; "
                 f"use --gpus-per-node {seen}"

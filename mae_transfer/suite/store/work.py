@@ -51,12 +51,21 @@ class Work:
     Args:
         debug: run every tool with --debug.
         store: finished runs that suites share.
+        device: device of every run; None: as its config says.
     """
 
     def __init__(
-        self, plan: Plan, root: Path, *, suite: str, debug: bool = False, store: RunStore | None = None
+        self,
+        plan: Plan,
+        root: Path,
+        *,
+        suite: str,
+        debug: bool = False,
+        store: RunStore | None = None,
+        device: str | None = None,
     ) -> None:
         self.plan, self.root, self.suite, self.debug, self.store = plan, root, suite, debug, store
+        self.device = device
         self.data = DataSets(root)
         self._parts: dict[str, dict[str, str]] = {}
         self._identities: dict[str, str] = {}
@@ -172,6 +181,7 @@ class Work:
             overlay = {key: value for key, value in tool.schema(node.config).debug.items() if not key.endswith("?")}
             arguments += [word for text in assignments(overlay) for word in ("--set", text)]
         kept = node.debug_changes(changes) if self.debug else changes
+        kept = kept | ({"run.device": self.device} if self.device else {})
         launcher = list(torchrun) if torchrun and tool.trains else [sys.executable]
         return [
             *launcher,
