@@ -9,8 +9,9 @@
   python tools/reproduce.py configs/suites/table7.py --work-dir runs/t7 --watch       (shows states)
 
 D will hold a folder per run (files of the tool, output.log, node.json with the run's state) and
-report.html, which is rewritten after every run. Finished runs are not repeated unless their config,
-inputs or seed change. Ctrl-C and SIGTERM save and stop; the same command continues.
+report.html, which is rewritten after every run. Finished runs are kept: if their config, images or
+inputs have changed, they are repeated only with --force or a typed yes. Ctrl-C and SIGTERM save and
+stop; the same command continues.
 """
 
 from __future__ import annotations
