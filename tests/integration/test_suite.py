@@ -161,7 +161,7 @@ def test_two_processes_per_run_end_with_the_numbers_of_one(tmp_path: Path) -> No
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         options = ("--device", "cpu", "--gpus-per-node", str(processes))
-        assert start(tmp_path / "suite.py", folder, *options).wait(timeout=600) == 0
+        finished(tmp_path / "suite.py", folder, *options)
         found, defects = records.load([folder])
         assert not defects
         values.append({(each.file.parent.relative_to(folder), each.result.metric): each.result for each in found})
