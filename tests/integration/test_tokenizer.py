@@ -253,7 +253,8 @@ def test_two_processes_compute_a_half_of_the_tokens_each_and_find_those_of_one(
     script.write_text(
         "import sys\nfrom pathlib import Path\nfrom mae_transfer.config import load\n"
         "from mae_transfer.tasks import codes, pretrain\ncodes.IMAGES_PER_PART = 8\ncompute = codes._compute\n"
-        "def counted(parts, *rest):\n    print('computes', len(parts), flush=True)\n    compute(parts, *rest)\n"
+        "def counted(parts, *rest):\n    sys.stdout.write(f'computes {len(parts)}\\n')\n    sys.stdout.flush()\n"
+        "    compute(parts, *rest)\n"
         "codes._compute = counted\n"
         "cfg = load(sys.argv[1], pretrain.PretrainConfig, overrides=sys.argv[3:])\n"
         "pretrain.Pretrain.launch(cfg, Path(sys.argv[2]))\n"
