@@ -1,8 +1,8 @@
 """The vocabulary: the data that pass between loader, model, target and adapter, and the base classes of modules.
 
 Legend: B batch, C image channels, H x W pixels, N = h * w patches of a grid in raster order, V visible patches, M
-selected patches, D encoder width, P target size per patch, K taps, n objects of one image. Polarity of boolean masks,
-stated at each function that takes or returns one: True = hidden.
+selected patches, D encoder width, P target size per patch, K taps, n objects of one image, G wide and L narrow views.
+Polarity of boolean masks, stated at each function that takes or returns one: True = hidden.
 """
 
 from __future__ import annotations
@@ -75,6 +75,29 @@ class Batch(Tensors):
     views: tuple[Tensor, ...]  # (B, C, size, size) uint8 each, one per ViewSpec of the target
     mask: Mask | None
     label: Any  # (B,) int64 for classification, else defined by the task
+    index: Tensor  # (B,) int64, sample ids for error messages
+
+
+@dataclass(frozen=True)
+class Hidden(Tensors):
+    """The patches of the wide views that the student does not see (iBOT, section 3.2).
+
+    The shapes are static: M is the most that a mask may hide. The ids of one view are distinct, so scattering to them
+    writes no place twice.
+    """
+
+    ids: Tensor  # (G, B, M) int64, raster indices: the hidden patches first, then visible ones
+    weight: Tensor  # (G, B, M) float32: 1 / number of hidden patches of the view; 0 where the patch is visible
+
+
+@dataclass(frozen=True)
+class Views(Tensors):
+    """Several renderings of each image, each with a crop, a flip and colours of its own, for joint embedding."""
+
+    wide: Tensor  # (G, B, C, S, T) uint8, the views that teacher and student see
+    narrow: Tensor | None  # (L, B, C, s, t) uint8, the views that only the student sees
+    hidden: Hidden | None  # of the wide views; None: nothing is hidden
+    label: Any  # (B,) int64
     index: Tensor  # (B,) int64, sample ids for error messages
 
 
