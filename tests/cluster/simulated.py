@@ -55,6 +55,7 @@ class Settings:
     gib: int = 512
     partitions: dict[str, float | None] = field(default_factory=lambda: {"gpu": 1440.0})  # maximum minutes of a job
     accounts: tuple[str, ...] = ("vision",)
+    array_size: int = 1001  # MaxArraySize
     slots: int = 2  # jobs at a time on a node
     minute_s: float = 60.0  # real seconds of a minute of a time limit
     kill_wait_s: float = 2.0  # between SIGTERM and SIGKILL
@@ -153,6 +154,9 @@ def reason_to_refuse(settings: Settings, options: dict[str, str]) -> str | None:
         return f"invalid partition specified: {partition}\nsbatch: error: {failed}Invalid partition name specified"
     if options.get("account", settings.accounts[0]) not in settings.accounts:
         return failed + "Invalid account or account/partition combination specified"
+    last = options.get("array", "0").partition("%")[0].rpartition("-")[2]
+    if int(last.rpartition(",")[2]) >= settings.array_size:
+        return failed + "Invalid job array specification"
     most, asked = settings.partitions[partition], minutes(options.get("time", "0"))
     if most is not None and asked > most:
         return failed + "Requested time limit is invalid (missing or exceeds some limit)"
@@ -241,6 +245,9 @@ def scontrol(state: State, arguments: list[str]) -> int:
     if arguments[:2] == ["show", "hostnames"]:
         prefix, _, spans = arguments[2].rstrip("]").partition("[")
         print("\n".join(f"{prefix}{n}" for s in spans.split(",") for n in spread(s)) if spans else prefix)
+        return 0
+    if arguments == ["show", "config"]:
+        print(f"Configuration data\nMaxArraySize            = {state.settings.array_size}\nMaxJobCount  = 10000")
         return 0
     if arguments[0] == "requeue":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it may be a process of the job itself

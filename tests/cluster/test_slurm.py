@@ -84,6 +84,18 @@ def test_a_run_waits_for_the_runs_that_it_needs_and_for_no_other(slurm: simulate
     assert "#SBATCH --array=0-1" in script(work, 1)
 
 
+def test_an_array_is_split_where_the_cluster_takes_no_larger_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = simulated.install(tmp_path / "cluster", array_size=1)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    work = opened(tmp_path)
+    ids, said = submitted(work)
+    assert list(ids) == list(ALL)
+    assert len(set(ids.values())) == said.count("submitted 1 runs") == len(ALL)
+    assert "#SBATCH --array=0-0" in script(work, 2)
+
+
 def test_jobs_ask_for_what_their_runs_need(slurm: simulated.State, tmp_path: Path) -> None:
     work = opened(tmp_path)
     submitted(work)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import subprocess
 import tomllib
@@ -20,6 +21,7 @@ FILE = "cluster.toml"
 COMMANDS = ("sbatch", "squeue", "sinfo", "scontrol", "srun")
 MARGIN = 1.5  # of the time limit over the estimate
 START_MINUTES = 30  # of the time limit, for imports, a cold file system and the report
+ARRAY_SIZE = 1001  # SLURM's own default of MaxArraySize
 LONGEST_HOURS = 72.0  # time limit of a run without an estimate in a partition without a maximum
 
 
@@ -157,6 +159,12 @@ def longest_minutes(cluster: ClusterConfig) -> float:
             f"(partition {chosen}): lower it, or use another partition"
         )
     return most
+
+
+def largest_array() -> int:
+    """Return the most jobs of one array that the cluster accepts."""
+    found = re.search(r"MaxArraySize\s*=\s*(\d+)", asked("scontrol", "show", "config"))
+    return max(1, int(found[1])) if found else ARRAY_SIZE
 
 
 def minutes(text: str) -> float:

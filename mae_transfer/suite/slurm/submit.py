@@ -16,7 +16,14 @@ from typing import NamedTuple
 from mae_transfer.locks import locked
 from mae_transfer.suite.graph.plan import levels_of
 from mae_transfer.suite.graph.shape import Shape
-from mae_transfer.suite.slurm.cluster import ClusterConfig, asked, longest_minutes, require_commands, time_limit
+from mae_transfer.suite.slurm.cluster import (
+    ClusterConfig,
+    asked,
+    largest_array,
+    longest_minutes,
+    require_commands,
+    time_limit,
+)
 from mae_transfer.suite.slurm.script import Array, runs_of, slurm_script
 from mae_transfer.suite.store.records import write_whole
 from mae_transfer.suite.store.steps import forced, make_room
@@ -78,7 +85,8 @@ def submit(
     """
     require_commands()
     with locked(work.root / ".lock", owner="a suite that is submitting jobs"):
-        longest, repeated, alive = longest_minutes(cluster), forced(work.plan, force), queue(work.root)
+        longest, most = longest_minutes(cluster), largest_array()
+        repeated, alive = forced(work.plan, force), queue(work.root)
         for name, job in alive.items():
             changed = name in work.plan and job.request != work.request(name)
             if changed or name in repeated:
@@ -91,9 +99,8 @@ def submit(
         waiting = make_room(work, repeated, replace=replace, busy=alive)
         levels = levels_of(work.plan, work.plan)
         for level in sorted(set(levels.values())):
-            for array in arrays(
-                work, [name for name in waiting if levels[name] == level], known, shapes, cluster, longest
-            ):
+            names = [name for name in waiting if levels[name] == level]
+            for array in arrays(work, names, known, shapes, cluster, longest, most):
                 number = sbatch(work, array, cluster, command)
                 ids = {name: f"{number}_{place}" for place, name in enumerate(array.runs)}
                 known, submitted = known | ids, submitted | ids
@@ -113,12 +120,14 @@ def arrays(
     shapes: Mapping[str, Shape],
     cluster: ClusterConfig,
     longest: float,
+    most: int,
 ) -> list[Array]:
     """Return the runs of one level as arrays.
 
     Args:
         known: the jobs of other runs.
         longest: the longest time limit in minutes.
+        most: runs of one array.
     """
     groups: dict[tuple[Shape, int, tuple[str, ...]], dict[str, str]] = {}
     for name in names:
@@ -126,7 +135,11 @@ def arrays(
         after = tuple(sorted({known[need] for need in (*node.needs, *node.points) if need in known}))
         minutes = time_limit(shape.hours, cluster, longest)
         groups.setdefault((shape._replace(hours=None), minutes, after), {})[name] = work.request(name)
-    return [Array(runs, shape, minutes, after) for (shape, minutes, after), runs in groups.items()]
+    return [
+        Array(dict(list(runs.items())[first : first + most]), shape, minutes, after)
+        for (shape, minutes, after), runs in groups.items()
+        for first in range(0, len(runs), most)
+    ]
 
 
 def sbatch(work: Work, array: Array, cluster: ClusterConfig, command: Sequence[str]) -> str:
