@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ from mae_transfer.tasks.backbones import DEBUG_ENCODER, BackboneConfig, LoadedBa
 from mae_transfer.tasks.config import RunnableConfig
 from mae_transfer.tasks.run import HOLDOUT, RecordedRun
 from mae_transfer.tasks.sweep import EVALUATION_SEED, gather, unread
-from mae_transfer.tasks.workdir import open_work_dir, sole_user, write_config
+from mae_transfer.tasks.workdir import WorkDir, open_work_dir, sole_user, write_config
 
 CHOSEN = "chosen/"  # prefix of constants that an evaluator has selected: they are logged, but are no results
 
@@ -59,8 +59,24 @@ class Evaluator(Protocol):
         ...
 
 
-class EvaluationConfig(RunnableConfig):
-    """An evaluation of a frozen backbone. Each evaluator adds its own options."""
+class FrozenConfig(RunnableConfig):
+    """Options of every evaluation of a frozen backbone."""
+
+    family: ClassVar[str] = "classify"
+    """The task that its results belong to."""
+
+    task: str
+    """Which task the file configures."""
+    backbone: BackboneConfig = BackboneConfig()
+    """The backbone to evaluate. --backbone sets its reference."""
+
+    def title(self) -> str:
+        """Return the name of the protocol."""
+        return self.task
+
+
+class EvaluationConfig(FrozenConfig):
+    """An evaluation on labelled images. Each evaluator adds its own options."""
 
     debug: ClassVar[dict[str, Any]] = {
         "scale": "mini",
@@ -71,44 +87,45 @@ class EvaluationConfig(RunnableConfig):
         "run": {"device": "cpu", "workers": 0, "log_every": 1, "save_minutes": None},
     }
 
-    task: str
-    """Which task the file configures."""
     data: LabelledDataConfig = LabelledDataConfig()
     """Images: those of `val` are judged with the help of those of `train`. All are cropped as in evaluation."""
-    backbone: BackboneConfig = BackboneConfig()
-    """The backbone to evaluate. --backbone sets its reference."""
     pool: Pool = "cls"
     """Features of an image, after the final norm: the class token ("cls"), or the mean of the patch tokens ("mean")."""
-
-    def title(self) -> str:
-        """Return the name of the protocol."""
-        return self.task
 
     @abstractmethod
     def evaluator(self, images: int) -> Evaluator:
         """Return the evaluator; ValueError if it cannot work with this number of training images."""
 
 
-class Evaluation(RecordedRun[EvaluationConfig]):
-    """An evaluation of a frozen backbone by the evaluator of its config."""
+C = TypeVar("C", bound=FrozenConfig)
+
+
+class FrozenRun(RecordedRun[C]):
+    """An evaluation of a frozen backbone."""
 
     backbone: LoadedBackbone
     """The backbone, from `open` on."""
 
-    def __init__(self, cfg: EvaluationConfig, dist: Dist) -> None:
+    def __init__(self, cfg: C, dist: Dist) -> None:
         super().__init__(cfg, dist)
         self.name = cfg.task
+        self.batch = cfg.run.evaluation_batch  # images per forward pass
 
     @property
     def method(self) -> str:
         return self.cfg.task
 
-    def open(self) -> None:
+    @abstractmethod
+    def evaluate(self, log: Logger) -> tuple[dict[str, float], int]:
+        """Return the figures, and the number of unreadable images. Every rank calls it."""
+
+    def pictures(self, folder: WorkDir) -> None:
+        """Draw pictures (rank 0)."""
+
+    def load_backbone(self, size: int | tuple[int, int]) -> None:
+        """Open the backbone for images of this size."""
         cfg = self.cfg
-        split, val = open_labelled(cfg.data)
-        self.sources = {"train": split.train, "val": val}
-        self.evaluator = cfg.evaluator(len(split.train))
-        changes = {"image_size": cfg.data.size}
+        changes = {"image_size": size}
         self.backbone = open_backbone(cfg.backbone, changes, statistics=cfg.statistics, seed=cfg.seed)
         self.inputs = {"backbone": self.backbone.origin}
 
@@ -117,14 +134,14 @@ class Evaluation(RecordedRun[EvaluationConfig]):
         method = {"knn": "k-NN"}.get(self.method, self.method)
         return (
             f"{method} of {backbone.name} (pretraining: {backbone.pretrain}; {self.cfg.scale} scale), {images} "
-            f"training images, {judged} to classify\nnormalised with {backbone.normalization}"
+            f"training images, {judged} to {self.cfg.family}\nnormalised with {backbone.normalization}"
         )
 
     def described(self) -> dict[str, Any]:
-        return {**self.backbone.described(), "task": "classify"}
+        return {**self.backbone.described(), "task": self.cfg.family}
 
     @classmethod
-    def launch(cls, cfg: EvaluationConfig, work_dir: Path, *, resume: bool = False) -> list[Result]:
+    def launch(cls, cfg: C, work_dir: Path, *, resume: bool = False) -> list[Result]:
         """Evaluate and append the results to those in `work_dir`; return them (rank 0).
 
         Args:
@@ -142,8 +159,11 @@ class Evaluation(RecordedRun[EvaluationConfig]):
         cfg, dist, start = self.cfg, self.dist, time.perf_counter()
         folder = open_work_dir(work_dir, cfg, resume=True)
         model = self.backbone.model.to(dist.device).eval()
-        size, sets = cfg.run.evaluation_batch, self.sources.values()
-        steps = sum(len(EvalKeys(images=len(one), batch=size, rank=dist.rank, world=dist.world)) for one in sets)
+        keys = [
+            EvalKeys(images=len(one), batch=self.batch, rank=dist.rank, world=dist.world)
+            for one in self.sources.values()
+        ]
+        steps = sum(map(len, keys))
         with (
             sole_user(work_dir, dist),
             Logger(work_dir, steps=steps, main=dist.is_main, progress=cfg.run.progress, wandb=cfg.run.wandb) as log,
@@ -154,7 +174,7 @@ class Evaluation(RecordedRun[EvaluationConfig]):
             figures, unreadable = self.evaluate(log)
             log.write("eval", steps, figures)
             seconds = time.perf_counter() - start
-            shared = self.evaluated(model, work_dir.name, seconds, batch=size)
+            shared = self.evaluated(model, work_dir.name, seconds, batch=self.batch)
             if not dist.is_main:
                 return []
             written = results.append(folder.results, self.results(figures, shared | {"unreadable": unreadable}))
@@ -162,11 +182,22 @@ class Evaluation(RecordedRun[EvaluationConfig]):
                 f"{name} {value:g}" if name.startswith(CHOSEN) else f"{name} {100 * value:.2f}%"
                 for name, value in figures.items()
             )
+            self.pictures(folder)
             log.say(f"done: {shown}; in {folder.results}")
             return written
 
+
+class Evaluation(FrozenRun[EvaluationConfig]):
+    """An evaluation on labelled images by the evaluator of its config."""
+
+    def open(self) -> None:
+        cfg = self.cfg
+        split, val = open_labelled(cfg.data)
+        self.sources = {"train": split.train, "val": val}
+        self.evaluator = cfg.evaluator(len(split.train))
+        self.load_backbone(cfg.data.size)
+
     def evaluate(self, log: Logger) -> tuple[dict[str, float], int]:
-        """Return the evaluator's figures, and the number of unreadable images."""
         cfg, dist, ticks, policies = self.cfg, self.dist, count(1), []
 
         def ticking(batches: Iterable[Batch]) -> Iterator[Batch]:

@@ -19,7 +19,6 @@ from mae_transfer.suite.store import evidence
 from mae_transfer.suite.store.records import LOG, START, Note, State, read_note, write_note
 from mae_transfer.suite.store.work import Work
 from mae_transfer.tasks.backbones import pretrain_of
-from mae_transfer.tasks.evaluation import EvaluationConfig
 
 WORDS = {"planned": "was never started", "running": "was interrupted"}  # states of runs that did not report their end
 LOGGER = logging.getLogger(__name__)
@@ -213,7 +212,7 @@ def record_missing(node: Node, work: Work, state: Literal["failed", "skipped"], 
     except (ValueError, OSError):  # the config became invalid or weights were removed: the cell is not known
         return
     missing = results.Result(
-        run=node.name, task="classify" if isinstance(cfg, EvaluationConfig) else cfg.task, protocol=protocol(cfg),
+        run=node.name, task=getattr(cfg, "family", cfg.task), protocol=protocol(cfg),
         dataset=cfg.data.name, split="val", metric=node.tool.metric, value=None, unit="%", higher_is_better=True,
         seed=node.seed, backbone=backbone, pretrain=pretrain, params=0, epochs=getattr(cfg, "epochs", 0.0), steps=0,
         images_seen=0, global_batch=getattr(cfg, "batch", cfg.run.evaluation_batch), world_size=0,
