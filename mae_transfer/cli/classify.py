@@ -24,21 +24,12 @@ from __future__ import annotations
 
 import argparse
 
-from mae_transfer.cli.training import TaskEntry, add_transfer_options, transfer
+from mae_transfer.cli.training import add_transfer_options, transfer
+from mae_transfer.tasks.entries import CLASSIFY
 
-TASKS = {
-    "classify": TaskEntry(
-        "classify:ClassifyConfig", "classify:Classify.launch", "classify:Classify.evaluate_checkpoint"
-    ),
-    "knn": TaskEntry("knn:KnnConfig", "evaluation:Evaluation.launch"),
-    "ridge": TaskEntry("ridge:RidgeConfig", "evaluation:Evaluation.launch"),
-    "logreg": TaskEntry("logreg:LogRegConfig", "evaluation:Evaluation.launch"),
-    "statistics": TaskEntry("statistics:StatisticsConfig", "evaluation:Evaluation.launch"),
-    "robustness": TaskEntry("robustness:RobustnessConfig", None, "robustness:Robustness.evaluate_checkpoint"),
-}
 add_options = add_transfer_options
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the task that the config names."""
-    transfer(args, TASKS)
+    transfer(args, CLASSIFY)

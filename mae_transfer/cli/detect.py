@@ -21,9 +21,8 @@ from __future__ import annotations
 import argparse
 
 from mae_transfer.cli.parser import Parser
-from mae_transfer.cli.training import TaskEntry, add_pictures, add_transfer_options, transfer
-
-TASKS = {"detect": TaskEntry("detect:DetectConfig", "detect:Detect.launch", "detect:Detect.evaluate_checkpoint")}
+from mae_transfer.cli.training import add_pictures, add_transfer_options, transfer
+from mae_transfer.tasks.entries import DETECT
 
 
 def add_options(parser: Parser) -> None:
@@ -34,4 +33,4 @@ def add_options(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train a detector, or evaluate one."""
-    transfer(args, TASKS)
+    transfer(args, DETECT)

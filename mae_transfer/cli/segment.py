@@ -20,9 +20,8 @@ from __future__ import annotations
 import argparse
 
 from mae_transfer.cli.parser import Parser
-from mae_transfer.cli.training import TaskEntry, add_pictures, add_transfer_options, transfer
-
-TASKS = {"segment": TaskEntry("segment:SegmentConfig", "segment:Segment.launch", "segment:Segment.evaluate_checkpoint")}
+from mae_transfer.cli.training import add_pictures, add_transfer_options, transfer
+from mae_transfer.tasks.entries import SEGMENT
 
 
 def add_options(parser: Parser) -> None:
@@ -36,8 +35,8 @@ def add_options(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Train a segmenter, or evaluate one."""
     if not args.multi_scale:
-        transfer(args, TASKS)
+        transfer(args, SEGMENT)
         return
     from mae_transfer.tasks.segment import MULTI_SCALE
 
-    transfer(args, TASKS, changes=MULTI_SCALE)
+    transfer(args, SEGMENT, changes=MULTI_SCALE)

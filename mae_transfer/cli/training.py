@@ -5,20 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pkgutil import resolve_name
-from typing import Any, NamedTuple
+from typing import Any
 
 from mae_transfer.cli.parser import Parser, add_config_information, check_work_dir, config_path, path
 from mae_transfer.disk import at_home
+from mae_transfer.tasks.entries import TaskEntry
 
 CONFIG = "a config file, or a name of `mae-transfer configs`"
-
-
-class TaskEntry(NamedTuple):
-    """A task that a config can name. Each part is "module:attribute" in mae_transfer.tasks."""
-
-    schema: str
-    run: str | None  # (cfg, work_dir, resume=...); None: it only evaluates
-    evaluate: str | None = None  # (cfg, checkpoint, work_dir or None); None: it has no training state
 
 
 def add_config_options(parser: Parser, config: str = CONFIG) -> None:

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mae_transfer.ablations import slug
+from mae_transfer.config import read
 from mae_transfer.suite.graph.plan import open_plan, replaced, select
 from mae_transfer.suite.store.records import write_note
 from mae_transfer.suite.store.work import Work
+from mae_transfer.tasks.entries import CLASSIFY, SEGMENT
 
 ROOT = Path(__file__).parents[2]
 SUITE = """
@@ -55,6 +58,18 @@ def test_a_suite_is_a_graph_of_runs_in_an_order_in_which_they_can_run(suite: Cal
     }  # fmt: skip
     order = list(plan)
     assert all(order.index(need) < order.index(name) for name in plan for need in needs[name])
+
+
+@pytest.mark.parametrize("kind", ["cls_train", "seg_train"])
+def test_a_suite_runs_every_task_that_starts_from_a_backbone(kind: str, suite: Callable[..., Path]) -> None:
+    folder, tasks = {"cls_train": ("classify", CLASSIFY), "seg_train": ("segment", SEGMENT)}[kind]
+    configs = {read(path).get("task", folder): path for path in (ROOT / "configs" / folder).glob("*.py")}
+    wanted = [name for name, task in tasks.items() if task.run]
+    lines = [f'"a {name}": dict(tool="{kind}", config="{configs[name]}", rows=("pixel",)),' for name in wanted]
+    _, plan = open_plan(suite("transfer = {\n", "\n".join(["transfer = {", *lines, ""])))
+    for name in wanted:
+        cfg: Any = plan[f"pixel/{slug('a ' + name)}/seed0"]
+        assert cfg.load(cfg.changes).task == name
 
 
 def test_each_seed_may_have_its_own_pretraining(suite: Callable[..., Path]) -> None:

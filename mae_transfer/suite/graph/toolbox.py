@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mae_transfer.config import Schema, read
 from mae_transfer.disk import package_folder
+from mae_transfer.tasks.entries import CLASSIFY, DETECT, SEGMENT, TaskEntry
 
 TOOLS = package_folder("tools")
 
@@ -61,32 +63,22 @@ def _task(config: Path, mtime_ns: int) -> Any:
     return read(config).get("task")
 
 
+def runnable(tasks: Mapping[str, TaskEntry]) -> dict[str, str]:
+    """Return the schemas of the tasks that start from a backbone, not from a training state."""
+    return {name: entry.schema for name, entry in tasks.items() if entry.run}
+
+
 TOOLBOX: dict[str, Tool] = {
     "dvae": Tool("tokenizer_train.py", {"tokenizer": "tokenizer:TokenizerConfig"}, ("dvae",), "tokenizer.safetensors"),
     "pca": Tool(
         "tokenizer_train.py", {"pretrain": "pretrain:PretrainConfig"}, ("pca",), "basis.safetensors", trains=False
     ),
     "pretrain": Tool("pretrain.py", {"pretrain": "pretrain:PretrainConfig"}, (), "backbone.safetensors"),
-    "cls_train": Tool(
-        "cls_train.py",
-        {
-            "classify": "classify:ClassifyConfig",
-            "knn": "knn:KnnConfig",
-            "ridge": "ridge:RidgeConfig",
-            "logreg": "logreg:LogRegConfig",
-        },
-        metric="top1",
-    ),
+    "cls_train": Tool("cls_train.py", runnable(CLASSIFY), metric="top1"),
     "det_train": Tool(
-        "det_train.py",
-        {"detect": "detect:DetectConfig"},
-        metric="bbox/AP",
-        imports=("pycocotools.cocoeval", "faster_coco_eval"),
+        "det_train.py", runnable(DETECT), metric="bbox/AP", imports=("pycocotools.cocoeval", "faster_coco_eval")
     ),
     "seg_train": Tool(
-        "seg_train.py",
-        {"segment": "segment:SegmentConfig"},
-        metric="mIoU",
-        imports=("mmseg.models", "mmseg.datasets.transforms"),
+        "seg_train.py", runnable(SEGMENT), metric="mIoU", imports=("mmseg.models", "mmseg.datasets.transforms")
     ),
 }
