@@ -22,6 +22,8 @@ from mae_transfer.engine import checkpoint
 from mae_transfer.engine.dist import average_statistics, peak_memory_gib, seed_step
 from mae_transfer.engine.interrupt import Interrupt, Stopped
 from mae_transfer.engine.log import Logger, Meter
+from mae_transfer.engine.optim import clip_gradients
+from mae_transfer.engine.schedule import Rates
 from mae_transfer.engine.state import LoopConfig, TrainState, autocast
 from mae_transfer.seeding import fold
 
@@ -32,12 +34,13 @@ class Step(NamedTuple):
     number: int  # 0-based optimizer step
     micro: int  # 0-based micro-step within it
     logs: bool  # whether the metrics of this step are logged; compute expensive ones only then
+    average: nn.Module | None = None  # the model with averaged weights, in eval mode: a teacher
 
 
 StepFn = Callable[[nn.Module, Any, Step], tuple[Tensor, dict[str, Tensor]]]
 """(assembled model, batch on the device, step) -> loss (0-d, mean over the micro-batch), {name: 0-d device tensor}."""
 Evaluate = Callable[[nn.Module, int], dict[str, float]]
-"""(model in eval mode, with averaged weights if there are any; completed steps) -> results. Called on every rank."""
+"""(model in eval mode, TrainState.evaluated; completed steps) -> results. Called on every rank."""
 
 
 def train(
@@ -46,7 +49,7 @@ def train(
     step_fn: StepFn,
     cfg: LoopConfig,
     *,
-    lr_at: Callable[[int], float],
+    rates_at: Callable[[int], Rates],
     log: Logger,
     checkpoints: Path | None,
     evaluate: Evaluate | None = None,
@@ -58,7 +61,8 @@ def train(
 
     Args:
         batches: micro-batches (Tensors with an `index`), `cfg.accumulate` per step, from step `state.step` on.
-        lr_at: 0-based step -> learning rate; each group multiplies it by its "lr_scale".
+        rates_at: 0-based step -> learning rate, which each group multiplies by its "lr_scale"; weight decay of the
+            groups that have some; decay of the averaged weights.
         checkpoints: folder of the training states; None saves none.
         evaluate: called every `cfg.evaluate_every` steps and at the end; `state.metrics` keeps the last results.
         monitor: called every `cfg.monitor_every` steps, if set, and at the end; its figures are only logged.
@@ -68,8 +72,14 @@ def train(
     """
     if checkpoints is not None and state.step == 0 and (earlier := checkpoint.newest(checkpoints)) is not None:
         raise ValueError(f"{earlier} is of an earlier run: continue it with --resume, or use another work dir")
-    meter = Meter(state.dist, lr_at=lr_at, last_good=lambda: checkpoint.newest(checkpoints) if checkpoints else None)
-    run = _Run(state, iter(batches), step_fn, cfg, lr_at, log, checkpoints, evaluate, monitor, meter, saved=state.step)
+    meter = Meter(
+        state.dist,
+        lr_at=lambda step: rates_at(step).lr,
+        last_good=lambda: checkpoint.newest(checkpoints) if checkpoints else None,
+    )
+    run = _Run(
+        state, iter(batches), step_fn, cfg, rates_at, log, checkpoints, evaluate, monitor, meter, saved=state.step
+    )
     state.model.train()
     state.stopped = False
     with Interrupt(state.dist, save_minutes=cfg.run.save_minutes) as interrupt:
@@ -100,7 +110,7 @@ class _Run:
     feed: Iterator[Any]
     step_fn: StepFn
     cfg: LoopConfig
-    lr_at: Callable[[int], float]
+    rates_at: Callable[[int], Rates]
     log: Logger
     folder: Path | None
     evaluate: Evaluate | None
@@ -118,7 +128,7 @@ class _Run:
         state, number = self.state, self.state.step
         state.step += 1
         logs = self.due(self.cfg.run.log_every)
-        metrics = self._backward(number, logs=logs) | self._update(self.lr_at(number))
+        metrics = self._backward(number, logs=logs) | self._update(self.rates_at(number))
         state.images_seen += self.cfg.global_batch
         self.log.tick(state.step)
         if logs:
@@ -158,7 +168,7 @@ class _Run:
         self.save()
         self._average_statistics()
         try:
-            with self.meter.paused(), _evaluating(state.averaged) as model, torch.no_grad():
+            with self.meter.paused(), _evaluating(state.evaluated) as model, torch.no_grad():
                 figures = evaluate(model, state.step)
         except Stopped:
             state.stopped = True
@@ -169,8 +179,9 @@ class _Run:
         return figures
 
     def _average_statistics(self) -> None:
-        for model in [self.state.bare] if self.state.ema is None else [self.state.bare, self.state.averaged]:
-            average_statistics(model, self.state.dist)
+        for model in (self.state.bare, self.state.averaged):
+            if model is not None:
+                average_statistics(model, self.state.dist)
 
     def _backward(self, number: int, *, logs: bool) -> dict[str, Tensor]:
         """Accumulate the gradient of one step; return its metrics, averaged over the micro-batches."""
@@ -178,28 +189,32 @@ class _Run:
         rows: list[dict[str, Tensor]] = []
         for micro in range(self.cfg.accumulate):
             seed_step(fold(self.cfg.seed, "step", number, micro, self.state.dist.rank), self.state.dist.device)
-            batch = self._next(number)
+            batch, at = self._next(number), Step(number, micro, logs, self.state.averaged)
             with _no_sync(self.state.model, micro + 1 < self.cfg.accumulate):
                 with autocast(self.cfg.precision, self.state.dist.device):
-                    loss, metrics = self.step_fn(self.state.model, batch, Step(number, micro, logs))
+                    loss, metrics = self.step_fn(self.state.model, batch, at)
                 self.state.scaler.scale(loss / self.cfg.accumulate).backward()
             losses.append(loss.detach())
             rows.append(metrics)
         self.meter.add(number, torch.stack(losses).mean())
         return {name: torch.stack([row[name].detach() for row in rows]).mean() for name in rows[0]} if logs else {}
 
-    def _update(self, lr: float) -> dict[str, Tensor]:
+    def _update(self, rates: Rates) -> dict[str, Tensor]:
         """Clip, step, zero the gradient and update the average; return the gradient norm if clipping is on."""
         optimizer, scaler, norm = self.state.optimizer, self.state.scaler, {}
         for group in optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
+            group["lr"] = rates.lr * group.get("lr_scale", 1.0)
+            if rates.weight_decay is not None and group["weight_decay"]:
+                group["weight_decay"] = rates.weight_decay
         if self.cfg.clip_norm is not None:
             scaler.unscale_(optimizer)
-            norm = {"grad_norm": nn.utils.clip_grad_norm_(self.state.model.parameters(), self.cfg.clip_norm)}
+            norm = {"grad_norm": clip_gradients(self.state.model.parameters(), self.cfg.clip_norm)}
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
         if self.state.ema is not None:
+            if rates.ema_decay is not None:
+                self.state.ema.decay = rates.ema_decay
             self.state.ema.update(self.state.bare)
         return norm
 
@@ -218,7 +233,7 @@ class _Run:
         self._lap("train")
         position = {
             "epoch": self.state.step / self.cfg.steps_per_epoch,
-            "lr": self.lr_at(number),
+            "lr": self.rates_at(number).lr,
             "peak_mem_gib": peak_memory_gib(self.state.dist.device),
         }
         self.log.write("train", self.state.step, position | read)

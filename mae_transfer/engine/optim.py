@@ -6,19 +6,21 @@ Layer ids: 0 is the stem, 1..depth are the blocks, depth + 1 is the rest (norm, 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
 from timm.optim.lars import Lars
-from torch import nn
+from torch import Tensor, nn
 
 from mae_transfer.bounds import BelowOne, Epsilon, Portion, Positive, Rate, Weight
 from mae_transfer.config import Part, Schema
+from mae_transfer.engine.schedule import Anneal
 
 Group = dict[str, Any]
 Decay = Literal["matrices", "biases", "all"]  # which parameters have weight decay
+NoDecay = Literal["pos_embed", "cls_token", "mask_token", "rel_pos_bias", "relative_position_bias_table"]
 FUSED_DEVICES = {"cpu", "cuda", "mps"}  # torch >= 2.6
 
 
@@ -90,6 +92,13 @@ class LARS(_Optimizer):
 AnyOptimizer = Annotated[AdamW | SGD | LARS, Field(discriminator="name")]
 
 
+class EachTensor(Schema):
+    """Clipping of every tensor on its own (DINO, utils.clip_gradients)."""
+
+    each: Positive
+    """Largest gradient norm of one tensor, l2."""
+
+
 class OptimConfig(Schema):
     """The optimizer, its learning rate and weight decay."""
 
@@ -99,22 +108,33 @@ class OptimConfig(Schema):
     """Base learning rate: the peak rate is blr * global batch / 256. Set this or `lr`."""
     lr: Rate | None = None
     """Absolute peak learning rate for any batch size. Set this or `blr`."""
-    weight_decay: Weight = 0.05
-    """Decoupled weight decay of matrices. Vectors, biases and the parameters that the model exempts have none."""
+    weight_decay: Weight | Anneal = 0.05
+    """Decoupled weight decay of matrices. Vectors, biases and the parameters that the model exempts have none. A change
+    over the run: dict(start=0.04, end=0.4, epochs="100%") (DINO)."""
     layer_decay: Portion | None = None
     """Factor of the learning rate from each layer to the one below it; None: one rate for all layers."""
-    no_decay: tuple[Literal["pos_embed", "cls_token", "mask_token", "rel_pos_bias"], ...] | None = None
+    no_decay: tuple[NoDecay, ...] | None = None
     """Parameters without weight decay, besides vectors and biases: position table, class token, mask token, tables of
-    relative-position biases. None: no others in pretraining (MAE); at transfer, those that the backbone declares
-    (position table, class token, bias tables)."""
-    clip_norm: Positive | None = None
-    """Largest total gradient norm, l2; None: no clipping."""
+    relative-position biases ("relative_position_bias_table" in timm's models). None: no others in pretraining (MAE);
+    at transfer, those that the backbone declares (position table, class token, bias tables)."""
+    clip_norm: Positive | EachTensor | None = None
+    """Largest total gradient norm, l2; or dict(each=3.0): the largest norm of each tensor. None: no clipping."""
 
     @model_validator(mode="after")
     def _one_rate(self) -> Self:
         if (self.blr is None) == (self.lr is None):
             raise ValueError(f"blr={self.blr} and lr={self.lr}: set exactly one of them")
+        if isinstance(self.weight_decay, Anneal) and not self.weight_decay.start:
+            raise ValueError("weight_decay.start = 0: start above 0 (1e-6), so that it is known what decays")
         return self
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], clip: float | EachTensor) -> Tensor:
+    """Clip the gradients in place; return their total norm before, 0-d."""
+    if not isinstance(clip, EachTensor):
+        return nn.utils.clip_grad_norm_(parameters, clip)
+    norms = [nn.utils.clip_grad_norm_(p, clip.each) for p in parameters if p.grad is not None]
+    return nn.utils.get_total_norm(norms)
 
 
 def peak_lr(cfg: OptimConfig, *, global_batch: int) -> float:
@@ -147,7 +167,7 @@ def select_exempt(model: nn.Module, cfg: OptimConfig, *, default: Collection[str
 def param_groups(
     model: nn.Module,
     *,
-    weight_decay: float,
+    weight_decay: float | Anneal,
     layers: Layers | None = None,
     no_decay: Collection[str] | None = None,
     decay: Decay = "matrices",
@@ -168,6 +188,7 @@ def param_groups(
     Raises:
         ValueError: no parameter is trainable, a name of `no_decay` is unknown, or a layer has no parameter.
     """
+    first = weight_decay.start if isinstance(weight_decay, Anneal) else weight_decay
     exempt = _declared(model) if no_decay is None else _checked(model, no_decay)
     ids = _layer_ids(model, layers) if layers else None
     matrices = {name for name, parameter in model.named_parameters() if parameter.ndim > 1}
@@ -178,7 +199,7 @@ def param_groups(
             key = (f"layer_{ids[name]:02d}_" if ids else "") + ("decay" if decays else "no_decay")
             scale = layers.decay ** (layers.depth + 1 - ids[name]) if layers and ids else 1.0
             group = groups.setdefault(
-                key, {"params": [], "weight_decay": weight_decay if decays else 0.0, "lr_scale": scale, "name": key}
+                key, {"params": [], "weight_decay": first if decays else 0.0, "lr_scale": scale, "name": key}
             )
             group["params"].append(parameter)
     if not groups:

@@ -1,10 +1,13 @@
-"""The learning rate as a pure function of the step: linear warm-up, then a curve or milestones. It has no state."""
+"""Values that move during a run, as pure functions of the step. They have no state.
+
+The learning rate has a linear warm-up, then a curve or milestones. Other values follow half a cosine.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from mae_transfer.bounds import Epochs, Factor, NonNegative, Probability, ShareOfRun, Weight
 from mae_transfer.config import Schema
@@ -34,6 +37,41 @@ class Schedule(Schema):
     """Rate at the start of the warm-up, as a share of the peak."""
     min_lr: Weight = 0.0
     """Learning rate at the end of the run (absolute, before the layer's lr_scale)."""
+
+
+class Anneal(Schema):
+    """A value that follows half a cosine from `start` to `end` and then stays."""
+
+    start: Weight
+    """Value at step 0."""
+    end: Weight
+    """Value from `epochs` on."""
+    epochs: Epochs | ShareOfRun
+    """Length of the change: epochs, which may be a fraction, or a share of the run ("60%")."""
+
+    def at(self, step: int, *, steps_per_epoch: int, steps: int) -> float:
+        """Return the value at a 0-based step of a run of `steps`; ValueError if the run ends before the change does."""
+        length = in_steps(self.epochs, steps_per_epoch, steps=steps)
+        if length > steps:
+            raise ValueError(
+                f"epochs={_shown(self.epochs)} of an annealed value is {length:g} steps, but the run has {steps}: "
+                'shorten it, give a share of the run (epochs="60%"), or train longer'
+            )
+        progress = min(step / length, 1.0) if length else 1.0
+        return self.end + (self.start - self.end) * CURVES["cosine"](progress)
+
+
+class Rates(NamedTuple):
+    """What an optimizer step uses. None: the value does not move."""
+
+    lr: float
+    weight_decay: float | None = None
+    ema_decay: float | None = None
+
+
+def moving(value: float | Anneal | None, step: int, *, steps: int, steps_per_epoch: int) -> float | None:
+    """Return the value of an Anneal at a 0-based step; None if the value does not move."""
+    return value.at(step, steps=steps, steps_per_epoch=steps_per_epoch) if isinstance(value, Anneal) else None
 
 
 def lr_at(step: int, *, schedule: Schedule, peak: float, steps: int, steps_per_epoch: int) -> float:

@@ -16,6 +16,8 @@ from mae_transfer.bounds import Between, Count, FewOrNone, Positive, Seed, Whole
 from mae_transfer.config import Schema
 from mae_transfer.engine import checkpoint
 from mae_transfer.engine.dist import DeviceName, Dist, unwrap_model
+from mae_transfer.engine.optim import EachTensor
+from mae_transfer.engine.schedule import Anneal
 from mae_transfer.record import Record, Seconds
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -73,10 +75,12 @@ class LoopConfig(Schema):
     """Micro-steps per optimizer step on each device (see `micro_steps`)."""
     precision: Precision = "float32"
     """Autocast type of the forward pass. float16 scales the loss (GradScaler); float32 keeps the model's own type."""
-    clip_norm: Positive | None = None
-    """Largest total gradient norm, l2; None: no clipping."""
-    ema_decay: Between | None = None
-    """Decay per step of the averaged weights, which are evaluated instead of the trained ones; None: no average."""
+    clip_norm: Positive | EachTensor | None = None
+    """Largest gradient norm, l2, of all tensors or of each one; None: no clipping."""
+    ema_decay: Between | Anneal | None = None
+    """Decay per step of the averaged weights; None: no average."""
+    evaluated: Literal["average", "trained"] = "average"
+    """The weights to evaluate and export, if there is an average."""
     seed: Seed = 0
     """Seeds every random draw of the training step."""
     evaluate_every: Count | None = None
@@ -96,6 +100,8 @@ class TrainState:
     scaler: torch.amp.GradScaler
     ema: ModelEmaV3 | None
     dist: Dist
+    held: nn.Module | None = None  # of the task: what it keeps besides the model, such as a queue
+    evaluates: Literal["average", "trained"] = "average"
     digest: str = ""  # of the files that the run refers to; a checkpoint with another digest is refused
     extra: dict[str, Any] = field(default_factory=dict)  # of the task; plain types and tensors
     step: int = 0  # completed optimizer steps
@@ -113,13 +119,15 @@ class TrainState:
         cfg: LoopConfig,
         *,
         dist: Dist,
+        held: nn.Module | None = None,
         digest: str = "",
         extra: dict[str, Any] | None = None,
     ) -> TrainState:
         """Return the state before step 0, from an assembled model and an optimizer over its parameters."""
         scaler = torch.amp.GradScaler(dist.device.type, enabled=cfg.precision == "float16")
-        ema = ModelEmaV3(unwrap_model(model), decay=cfg.ema_decay) if cfg.ema_decay is not None else None
-        return cls(model, optimizer, scaler, ema, dist, digest, dict(extra or {}))
+        decay = cfg.ema_decay.start if isinstance(cfg.ema_decay, Anneal) else cfg.ema_decay
+        ema = ModelEmaV3(unwrap_model(model), decay=decay) if decay is not None else None
+        return cls(model, optimizer, scaler, ema, dist, held, cfg.evaluated, digest, dict(extra or {}))
 
     @property
     def bare(self) -> nn.Module:
@@ -132,16 +140,19 @@ class TrainState:
         return self.seconds.train + self.seconds.evaluate + self.seconds.save
 
     @property
-    def averaged(self) -> nn.Module:
-        """The model to evaluate and export: the one with averaged weights if there is one."""
-        module: nn.Module = self.bare if self.ema is None else self.ema.module
-        return module
+    def averaged(self) -> nn.Module | None:
+        """The model with averaged weights, if there is one. It is in eval mode."""
+        return None if self.ema is None else self.ema.module
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model to evaluate and export: the one with averaged weights, if there is one and it is wanted."""
+        return self.bare if self.averaged is None or self.evaluates == "trained" else self.averaged
 
     def state_dict(self) -> dict[str, Any]:
         """Return the checkpoint's payload: plain types and tensors only."""
-        parts: dict[str, Any] = {"model": self.bare, "optimizer": self.optimizer, "scaler": self.scaler} | (
-            {"ema": self.ema.module} if self.ema is not None else {}
-        )
+        parts: dict[str, Any] = {"model": self.bare, "optimizer": self.optimizer, "scaler": self.scaler}
+        parts |= {name: part for name, part in {"ema": self.averaged, "held": self.held}.items() if part is not None}
         numbers = {
             "step": self.step,
             "images_seen": self.images_seen,
@@ -164,6 +175,8 @@ class TrainState:
             raise ValueError(f"the checkpoint has {stored} weights but this run expects {expected}: change ema_decay")
         try:
             self.bare.load_state_dict(payload["model"])
+            if self.held is not None:
+                self.held.load_state_dict(payload.get("held", {}))
         except RuntimeError as error:
             text = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
             raise ValueError(
@@ -182,8 +195,8 @@ class TrainState:
 
     def tensors(self) -> list[Tensor]:
         """Return every floating-point tensor that a checkpoint would hold."""
-        averaged = self.ema.module.state_dict() if self.ema is not None else {}
-        parts = [self.bare.state_dict(), averaged, *self.optimizer.state.values()]
+        modules = [module.state_dict() for module in (self.bare, self.averaged, self.held) if module is not None]
+        parts = [*modules, *self.optimizer.state.values()]
         values = [value for part in parts for value in part.values()]
         return [value for value in values if isinstance(value, Tensor) and value.is_floating_point()]
 

@@ -57,7 +57,7 @@ def restore_best(selection: Selection, state: TrainState, folder: WorkDir) -> st
         raise ValueError(
             f"{path} is the state of step {payload['step']}, but step {best['step']} was the best: train again"
         )
-    model = state.averaged
+    model = state.evaluated
     load_strict(model, payload.get("ema", payload["model"]), where=str(path))
     figures = dict(best["figures"])
     if selection.report is not None:

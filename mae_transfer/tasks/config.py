@@ -11,7 +11,7 @@ from mae_transfer.bounds import Between, Count, Epochs, Seed
 from mae_transfer.config import Schema
 from mae_transfer.core.normalize import Mean, Statistics, Std
 from mae_transfer.engine.optim import OptimConfig
-from mae_transfer.engine.schedule import Schedule
+from mae_transfer.engine.schedule import Anneal, Schedule
 from mae_transfer.engine.state import Precision, RunConfig
 
 if TYPE_CHECKING:
@@ -76,7 +76,14 @@ class TrainConfig(RunnableConfig):
     bits of mantissa. It concerns float32 runs, the heads, and the evaluation of detectors. Torch's own default is tf32
     for convolutions and ieee for matrix products; runs of versions without this option used it. Targets, tokenizers
     and k-NN are always ieee."""
-    ema_decay: Between | None = None
-    """Average the weights with this decay per step. The average is evaluated, drawn and exported. None: no average."""
+    ema_decay: Between | Anneal | None = None
+    """Average the weights with this decay per step, which may change over the run: dict(start=0.996, end=1.0,
+    epochs="100%"). The average is evaluated, drawn and exported. None: no average."""
     evaluate_epochs: Epochs | None = None
     """Epochs between two evaluations. None: evaluate at the end only."""
+
+    @model_validator(mode="after")
+    def _decay_fits(self) -> Self:
+        if isinstance(self.ema_decay, Anneal) and max(self.ema_decay.start, self.ema_decay.end) > 1:
+            raise ValueError(f"ema_decay: {self.ema_decay.start:g} to {self.ema_decay.end:g}: give shares, at most 1.0")
+        return self

@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -25,7 +24,7 @@ from mae_transfer.engine.dist import assemble
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.loop import Evaluate, Step, train
 from mae_transfer.engine.optim import Group, param_groups, peak_lr
-from mae_transfer.engine.schedule import lr_at
+from mae_transfer.engine.schedule import Rates, lr_at, moving
 from mae_transfer.engine.state import LoopConfig, TrainState, micro_steps
 from mae_transfer.engine.state import resume as resume_state
 from mae_transfer.models.attention import CPU_HAS_AMX
@@ -95,6 +94,10 @@ class Task(RecordedRun[C]):
         """Return a digest of the files that the run refers to. A checkpoint with another digest is refused."""
         return ""
 
+    def held(self) -> nn.Module | None:
+        """Build what the run keeps in its training state besides the model: a queue, a centre."""
+        return None
+
     def extra(self) -> dict[str, Any]:
         """Return what the task keeps in its checkpoints, plain types and tensors."""
         return {}
@@ -135,7 +138,7 @@ class Task(RecordedRun[C]):
     def fit(self, work_dir: Path, *, resume: bool) -> list[Result]:
         """Train, evaluate and finish. A bad config stops it before anything is written."""
         loop = self.loop()
-        self.lr_at(loop)(0)  # a warm-up longer than the run is an error now, not later
+        self.rates_at(loop)(0)  # a warm-up longer than the run is an error now, not later
         self.prepare(loop)
         self.feed(loop).close()  # the batch can be split
         if self.cfg.run.estimate:
@@ -171,9 +174,9 @@ class Task(RecordedRun[C]):
             for notice in [*notices, self.title(), self.plan(loop)]:
                 log.say(notice)
             with closing(self.feed(loop, start=state.step)) as feed:
-                rate, saved = self.lr_at(loop), self.folder.checkpoints
+                rates, saved = self.rates_at(loop), self.folder.checkpoints
                 train(
-                    state, feed, self.loss, loop, lr_at=rate, log=log, checkpoints=saved, evaluate=evaluate,
+                    state, feed, self.loss, loop, rates_at=rates, log=log, checkpoints=saved, evaluate=evaluate,
                     monitor=self.monitor,
                 )  # fmt: skip
             if selection is not None and not state.stopped:
@@ -187,7 +190,7 @@ class Task(RecordedRun[C]):
         from mae_transfer.draw.curves import save_curves
 
         save_curves(self.folder.root / "log.jsonl", self.folder.root / "curves.png")
-        model = self.state.averaged
+        model = self.state.evaluated
         if self.artifact is not None:
             self.export(model)
         model.eval()
@@ -220,11 +223,14 @@ class Task(RecordedRun[C]):
         cfg, crops = self.cfg, getattr(self.cfg.data, "crops_per_image", 1)
         return Order(images=len(self.sources["train"]), batch=cfg.batch, seed=cfg.seed, crops_per_image=crops)
 
-    def lr_at(self, loop: LoopConfig) -> Callable[[int], float]:
-        """Return the learning rate as a function of the 0-based step."""
-        peak = peak_lr(self.cfg.optim, global_batch=self.cfg.batch)
-        return partial(
-            lr_at, schedule=self.cfg.schedule, peak=peak, steps=loop.steps, steps_per_epoch=loop.steps_per_epoch
+    def rates_at(self, loop: LoopConfig) -> Callable[[int], Rates]:
+        """Return learning rate, weight decay and decay of the average as a function of the 0-based step."""
+        cfg, length = self.cfg, {"steps": loop.steps, "steps_per_epoch": loop.steps_per_epoch}
+        peak = peak_lr(cfg.optim, global_batch=cfg.batch)
+        return lambda step: Rates(
+            lr_at(step, schedule=cfg.schedule, peak=peak, **length),
+            moving(cfg.optim.weight_decay, step, **length),
+            moving(cfg.ema_decay, step, **length),
         )
 
     def micro_batch(self, loop: LoopConfig) -> int:
@@ -246,7 +252,9 @@ class Task(RecordedRun[C]):
             model, dist=self.dist, compile=cfg.run.compile, checkpoint_activations=cfg.run.checkpoint_activations
         )
         optimizer = cfg.optim.algorithm.build(self.groups(model), peak_lr(cfg.optim, global_batch=cfg.batch))
-        return TrainState.create(assembled, optimizer, loop, dist=self.dist, digest=self.digest(), extra=self.extra())
+        return TrainState.create(
+            assembled, optimizer, loop, dist=self.dist, held=self.held(), digest=self.digest(), extra=self.extra()
+        )
 
     def estimate(self, loop: LoopConfig) -> list[Result]:
         """Time some steps and print what the run would take; return no results."""
@@ -370,7 +378,7 @@ class Task(RecordedRun[C]):
             return done
         problem = "is damaged" if path.is_file() else "is missing"
         print(f"{path} {problem}: it is written again from the training state", flush=True)
-        self.export(self.state.averaged)
+        self.export(self.state.evaluated)
         digest = sha256(path)
         if digest == done[0].checkpoint_sha256:
             return done

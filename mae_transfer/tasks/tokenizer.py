@@ -15,14 +15,13 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from mae_transfer import checkpoints
-from mae_transfer.bounds import Epochs, Probability, ShareOfRun, Weight
+from mae_transfer.bounds import Probability
 from mae_transfer.checkpoints.tokenizers import export_tokenizer
-from mae_transfer.config import Schema
 from mae_transfer.core.patches import sides
 from mae_transfer.data import DataConfig
 from mae_transfer.engine.dist import read_mean
 from mae_transfer.engine.loop import Step
-from mae_transfer.engine.schedule import in_steps
+from mae_transfer.engine.schedule import Anneal
 from mae_transfer.engine.state import LoopConfig
 from mae_transfer.interfaces import Batch
 from mae_transfer.models.dvae import DVAE, DVAEConfig, DVAETokenizer, kl_to_uniform, map_pixels, reconstruction_loss
@@ -34,28 +33,6 @@ from mae_transfer.tasks.sweep import unread
 
 log = logging.getLogger(__name__)
 TOKENIZER = "tokenizer.safetensors"
-
-
-class Anneal(Schema):
-    """A value that follows half a cosine from `start` to `end` and then stays."""
-
-    start: Weight
-    """Value at step 0."""
-    end: Weight
-    """Value from `epochs` on."""
-    epochs: Epochs | ShareOfRun
-    """Length of the change: epochs, which may be a fraction, or a share of the run ("60%")."""
-
-    def at(self, step: int, *, steps_per_epoch: int, steps: int) -> float:
-        """Return the value at a 0-based step of a run of `steps`; ValueError if the run ends before the change does."""
-        length = in_steps(self.epochs, steps_per_epoch, steps=steps)
-        if length > steps:
-            raise ValueError(
-                f"epochs={self.epochs} of tau or kl is {length:g} steps, but the run has {steps}: shorten it, give a "
-                'share of the run (tau.epochs="60%"), or train longer'
-            )
-        progress = min(step / length, 1.0) if length else 1.0
-        return self.end + (self.start - self.end) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 class TokenizerConfig(ImageConfig):

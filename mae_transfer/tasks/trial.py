@@ -58,7 +58,7 @@ def drive(task: Task[Any], state: TrainState, loop: LoopConfig, *, first: int, t
         for count in filter(None, (first, timed)):
             short = loop.model_copy(update={"steps": state.step + count, "evaluate_every": None, "run": quiet})
             start = perf_counter()
-            train(state, feed, task.loss, short, lr_at=task.lr_at(loop), log=last, checkpoints=None)
+            train(state, feed, task.loss, short, rates_at=task.rates_at(loop), log=last, checkpoints=None)
             seconds = perf_counter() - start
             if state.stopped:
                 raise RuntimeError("a signal stopped the run before the timed steps were done; nothing was written")
@@ -178,6 +178,8 @@ def _fits(task: Task[Any], loop: LoopConfig) -> bool:
         state.scaler,
         state.ema,
         Dist(dist.device),
+        state.held,
+        state.evaluates,
         state.digest,
         state.extra,
         step=state.step,

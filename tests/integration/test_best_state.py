@@ -120,10 +120,10 @@ def test_the_weights_of_the_best_step_come_back(tmp_path: Path) -> None:
         with torch.no_grad():
             for parameter in state.bare.parameters():
                 parameter.fill_(float(step))
-        evaluate(state.averaged, step)
+        evaluate(state.evaluated, step)
     said = best.restore_best(selection, state, folder)
     assert "step 2 (holdout/x 50.00%)" in said
-    assert {value for tensor in state.averaged.parameters() for value in tensor.flatten().tolist()} == {2.0}
+    assert {value for tensor in state.evaluated.parameters() for value in tensor.flatten().tolist()} == {2.0}
     assert state.metrics == {"holdout/x": 0.5, "x": 2.0}
 
 

@@ -31,7 +31,7 @@ def test_ten_steps_equal_five_and_five_bit_for_bit(tmp_path: Path, options: dict
     torch.manual_seed(999)
     parts = go(tmp_path / "halves", cfg, new_state(cfg, CPU))
     assert equal(weights(whole), weights(parts))
-    assert equal(whole.averaged.state_dict(), parts.averaged.state_dict())
+    assert equal(whole.evaluated.state_dict(), parts.evaluated.state_dict())
     saved = [checkpoint.load_newest(tmp_path / name / "checkpoints").payload for name in ("whole", "halves")]
     for key in ("optimizer", "scaler", "step", "images_seen", "extra", "digest"):
         assert same(saved[0][key], saved[1][key]), key

@@ -18,6 +18,7 @@ from toy import BATCH, QUIET, Toy, ToyBatch, batches, config, equal, go, new_sta
 from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.loop import Step, train
+from mae_transfer.engine.schedule import Rates
 from mae_transfer.engine.state import TrainState, micro_steps
 from mae_transfer.seeding import fold
 
@@ -91,7 +92,10 @@ def test_no_synchronisation_on_cuda_in_a_step_that_does_not_log(tmp_path: Path, 
 
     try:
         with Logger(tmp_path, steps=8, progress=False) as log:
-            assert train(state, pinned, step_fn, cfg, lr_at=lambda step: 0.01, log=log, checkpoints=None).step == 8
+            assert (
+                train(state, pinned, step_fn, cfg, rates_at=lambda step: Rates(0.01), log=log, checkpoints=None).step
+                == 8
+            )
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -135,7 +139,7 @@ def test_each_group_trains_at_its_own_share_of_the_rate(tmp_path: Path) -> None:
     state = new_state(cfg, CPU, sgd=True)
     state.optimizer.param_groups[0]["lr_scale"] = 0.25
     with Logger(tmp_path, steps=1, progress=False) as log:
-        train(state, batches(0), toy_step, cfg, lr_at=lambda step: 0.8, log=log, checkpoints=None)
+        train(state, batches(0), toy_step, cfg, rates_at=lambda step: Rates(0.8), log=log, checkpoints=None)
     assert [group["lr"] for group in state.optimizer.param_groups] == [0.2, 0.8]
 
 
@@ -205,7 +209,13 @@ def test_batches_that_end_too_soon_are_an_error(tmp_path: Path) -> None:
     cfg = config(steps=10)
     with Logger(tmp_path, steps=10, progress=False) as log, pytest.raises(ValueError, match="ended at step 3 of 10"):
         train(
-            new_state(cfg, CPU), first(batches(0), 3), toy_step, cfg, lr_at=lambda step: 0.1, log=log, checkpoints=None
+            new_state(cfg, CPU),
+            first(batches(0), 3),
+            toy_step,
+            cfg,
+            rates_at=lambda step: Rates(0.1),
+            log=log,
+            checkpoints=None,
         )
 
 
@@ -220,7 +230,7 @@ def test_a_fresh_run_does_not_mix_with_the_checkpoints_of_an_earlier_one(tmp_pat
             batches(0),
             toy_step,
             config(),
-            lr_at=lambda step: 0.1,
+            rates_at=lambda step: Rates(0.1),
             log=log,
             checkpoints=tmp_path / "checkpoints",
         )

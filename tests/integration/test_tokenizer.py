@@ -21,11 +21,12 @@ from mae_transfer.checkpoints.tokenizers import load_basis, load_tokenizer
 from mae_transfer.config import validate
 from mae_transfer.core.normalize import IMAGENET
 from mae_transfer.engine import checkpoint
+from mae_transfer.engine.schedule import Anneal
 from mae_transfer.locks import locked
 from mae_transfer.tasks import basis, codes, pretrain, tokenizer
 from mae_transfer.tasks.pretrain import PretrainConfig
 from mae_transfer.tasks.reconstruct import reconstruct
-from mae_transfer.tasks.tokenizer import Anneal, TokenizerConfig
+from mae_transfer.tasks.tokenizer import TokenizerConfig
 
 SHAPES = {
     "train": {"name": "shapes", "length": 24, "size": 32},
@@ -78,7 +79,7 @@ def test_half_a_cosine_and_then_constant() -> None:
 
 
 def test_a_temperature_that_the_run_is_too_short_for_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"epochs=60.0 of tau or kl is .* steps, but the run has .*tau.epochs="):
+    with pytest.raises(ValueError, match=r"epochs=60 of an annealed value is .* steps, but the run has .*epochs="):
         tokenizer.Tokenizer.launch(config(tau={"start": 1.0, "end": 0.1, "epochs": 60.0}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -22,7 +22,7 @@ from mae_transfer.engine.dist import Dist, assemble, session, unwrap_model
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.loop import Step, StepFn, train
 from mae_transfer.engine.optim import AdamW, param_groups
-from mae_transfer.engine.schedule import Schedule, lr_at
+from mae_transfer.engine.schedule import Rates, Schedule, lr_at
 from mae_transfer.engine.state import LoopConfig, RunConfig, TrainState, micro_steps, resume
 from mae_transfer.interfaces import Tensors
 
@@ -110,7 +110,14 @@ def go(
     feed = batches(state.step, accumulate=cfg.accumulate, rank=dist.rank, world=dist.world)
     with Logger(folder, steps=cfg.steps, resumed_at=state.step, main=dist.is_main, progress=cfg.run.progress) as log:
         return train(
-            state, feed, step_fn, cfg, lr_at=rate, log=log, checkpoints=folder / "checkpoints", evaluate=evaluate
+            state,
+            feed,
+            step_fn,
+            cfg,
+            rates_at=lambda step: Rates(rate(step)),
+            log=log,
+            checkpoints=folder / "checkpoints",
+            evaluate=evaluate,
         )
 
 
