@@ -51,7 +51,13 @@ VARIANTS = {  # counts as in configs/classify/robustness.py
     "imagenet-r": Images("ImageNet-R", (), 30_000, 200),
     "imagenet-sketch": Images("ImageNet-Sketch", (), 50_889, 1000),
 }
-DATA_SETS = (IMAGENET, COCO, ADE20K, *FINE_GRAINED.values(), *VARIANTS.values())
+JUDGED_BY_CLASS = {  # as Kornblith et al., arXiv 1805.08974, table 1, judge them: by the mean accuracy per class
+    "Flowers": Images("Flowers", (2_040,), 6_149, 102, "Oxford 102 Flowers"),
+    "Pets": Images("Pets", (3_680,), 3_669, 37, "Oxford-IIIT Pets"),
+    "Aircraft": Images("Aircraft", (6_667,), 3_333, 100, "FGVC Aircraft"),
+    "Caltech-101": Images("Caltech-101", (3_060,), 6_084, 102),
+}
+DATA_SETS = (IMAGENET, COCO, ADE20K, *FINE_GRAINED.values(), *VARIANTS.values(), *JUDGED_BY_CLASS.values())
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ The recipes differ (epochs, crops, data): a survey of what was published, not a 
 from __future__ import annotations
 
 from mae_transfer.suite.published.entry import MAE, Published, block
+from mae_transfer.suite.published.frozen import DINO_README, PROBED, PROBES
 from mae_transfer.suite.published.imagenet import BEIT_TABLE_9, IGPT, at_size
 from mae_transfer.suite.published.measured import BACKBONES, DINO, MOCO, Elsewhere, Measured, Start, mae, probed
 
@@ -15,14 +16,12 @@ FOUR_BLOCKS = "linear, four blocks"  # a probe on the features of the last four 
 EFFICIENT = "efficient probe"
 SEEN = "share of patches that the encoder sees, at least"
 BEIT_FILES = Start(released=("beit_base", "beit_large", "beit_base_ft22k", "beit_large_ft22k"))
-DINO_README = "README of facebookresearch/dino"
 MOCO_README = "README of facebookresearch/moco-v3"
 MOCO_PAPER = "MoCo v3, arXiv 2104.02057"
 MMPRETRAIN = "mmpretrain, README of configs/mae"
 MOBY = "MoBY, arXiv 2105.04553, abstract (300 epochs; its first README said 72.5 for DeiT-S)"
 BEIT = "README of microsoft/unilm's beit"
 BEIT_PAPER = "BEiT, arXiv 2106.08254 (pretrained on ImageNet-1K, fine-tuned at 384 px)"
-PROBES = "README of billpsomas/efficient-probing (frozen weights)"
 
 
 def own(method: str, start: Start | None = None) -> Elsewhere:
@@ -109,10 +108,10 @@ METHODS: tuple[Published, ...] = (
         "MAE, ViT-H/14 at 448": (None, 87.8),
     }, of_mae),
     *block("survey", PROBES, (KNN, LINEAR, EFFICIENT), {
-        "MAE, ViT-B/16, frozen": (35.6, 67.8, 75.5), "MAE, ViT-L/16, frozen": (48.1, 76.0, 79.5),
-        "SimMIM, ViT-B/16, frozen": (8.6, 47.1, 64.9),
-        "MaskFeat, ViT-B/16, frozen": (15.9, 62.2, 71.8), "iBOT, ViT-B/16, frozen": (73.6, 78.7, 79.0),
-        "DINO, ViT-B/16, frozen": (71.6, 77.2, 77.4), "MoCo v3, ViT-B/16, frozen": (66.8, 75.7, 76.5),
+        f"{row}, frozen": PROBED[row] for row in (
+            "MAE, ViT-B/16", "MAE, ViT-L/16", "SimMIM, ViT-B/16", "MaskFeat, ViT-B/16", "iBOT, ViT-B/16",
+            "DINO, ViT-B/16", "MoCo v3, ViT-B/16",
+        )
     }, own("efficient-probing")),
 )  # fmt: skip
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from typing import Literal, NamedTuple
 
 from mae_transfer.suite.match import FINE_GRAINED, TARGETS, data_of
@@ -15,7 +16,8 @@ from mae_transfer.suite.published import Published
 from mae_transfer.suite.published.measured import IMAGENET, Elsewhere
 from mae_transfer.suite.store.records import About, Measurement
 from mae_transfer.suite.tables.cells import Cell, Run, Spread, cells, published, spread, told_apart
-from mae_transfer.suite.tables.layouts import ALONE, COLUMNS, LAYOUTS, ROWS
+from mae_transfer.suite.tables.layouts import ALONE, COLUMNS, FROZEN, LAYOUTS, ROWS
+from mae_transfer.suite.tables.ranks import RANK, average_ranks
 
 Show = Literal["all", "beside", "none"]  # of the published numbers
 PAPERS = {
@@ -28,8 +30,14 @@ PAPERS = {
     "imagenet-r",
     "imagenet-sketch",
 }
-MANY_SETS = ("6", "7", "13", "summary")  # tables whose columns name the data
-SUMMARY_ORDER = ("fine-tune", "partial", "linear", "k-NN", "box AP", "mask AP", "mIoU")
+MANY_SETS = ("6", "7", "13", "summary", "frozen")  # tables whose columns name the data
+SUMMARY_ORDER = (
+    "fine-tune", "partial", "linear", "efficient", "cross", "k-NN", "ridge", "logreg", "box AP", "mask AP", "mIoU"
+)  # fmt: skip
+FROZEN_ORDER = [title for protocols in FROZEN.values() for title in protocols.values()]
+FIXED_K = "k-NN: k = 20, fixed beforehand"
+FEWEST_RANKED = 2  # rows, and columns
+JUDGED = ("%", "rank")  # units of which a number may be the best
 NO_SUITE = About()
 FEWEST = 2  # seeds that a paired difference needs
 
@@ -65,6 +73,8 @@ class Table(NamedTuple):
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     differences: tuple[Difference, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What a reader must know of the whole table."""
 
     @property
     def own(self) -> list[Row]:
@@ -76,11 +86,12 @@ class Table(NamedTuple):
 
         A column with one number has no best, nor has one of hours or tokens.
         """
-        numbers = [one for row in self.own if (one := row.cells.get(cell.column)) and one.ours and one.unit == "%"]
-        if len(numbers) < 2 or not cell.ours or cell.unit != "%":
+        numbers = [one for row in self.own if (one := row.cells.get(cell.column)) and one.ours and one.unit in JUDGED]
+        if len(numbers) < 2 or not cell.ours or cell.unit not in JUDGED:
             return False
         choose = max if all(one.result and one.result.higher_is_better for one in numbers) else min
-        return mean_text(cell.ours.mean, "%") == mean_text(choose(one.ours.mean for one in numbers if one.ours), "%")
+        best = choose(one.ours.mean for one in numbers if one.ours)
+        return mean_text(cell.ours.mean, cell.unit) == mean_text(best, cell.unit)
 
 
 def usable(found: Sequence[Measurement]) -> tuple[list[Measurement], list[str]]:
@@ -141,7 +152,7 @@ def _tables(name: str, found: Sequence[Measurement], show: Show, about: About) -
     groups: dict[tuple[bool, str, str], list[Cell]] = defaultdict(list)
     for cell in cells(name, found):
         data = "" if name in MANY_SETS else cell.dataset
-        groups[_of_the_paper(cell) and name != "summary", cell.scale, data].append(cell)
+        groups[_of_the_paper(name, cell), cell.scale, data].append(cell)
     if show == "all" and not any(key[0] for key in groups) and published(name):
         groups[True, "paper", ""] = []
     for (paper, scale, _), some in sorted(groups.items(), key=lambda item: not item[0][0]):
@@ -150,13 +161,21 @@ def _tables(name: str, found: Sequence[Measurement], show: Show, about: About) -
         title = _title(name, {cell.dataset: None for cell in some}, "" if paper else scale)
         columns = _columns(name, [*own, *alone])
         rows = (*_rows(name, own, about.rows), *_published_rows(alone, suffix=", published" if own else ""))
+        differences, notes = tuple(_differences(name, rows, columns)), tuple[str, ...]()
         if name == "summary":
             rows = (*rows, *_chance(about, columns))
-        yield Table(name, title, LAYOUTS[name].column_title, columns, rows, tuple(_differences(name, rows, columns)))
+        if name == "frozen":
+            rows, columns, notes = _frozen(rows, columns)
+        yield Table(name, title, LAYOUTS[name].column_title, columns, rows, differences, notes)
 
 
-def _of_the_paper(cell: Cell) -> bool:
-    """Return whether a cell was run at the paper's scale on data of the paper, by its record."""
+def _of_the_paper(name: str, cell: Cell) -> bool:
+    """Return whether a cell was run at the paper's scale on data of the paper, by its record.
+
+    The summary is of no paper. The table of frozen features has all data of a scale.
+    """
+    if name in ("summary", "frozen"):
+        return name == "frozen" and cell.scale == "paper"
     made = cell.result.record if cell.result else None
     if cell.result is None or made is None or cell.scale != "paper":
         return False
@@ -184,6 +203,10 @@ def _columns(name: str, some: Sequence[Cell]) -> tuple[str, ...]:
     used = dict.fromkeys(cell.column for cell in some)
     if name == "summary":
         return tuple(sorted(used, key=lambda column: SUMMARY_ORDER.index(column.partition(",")[0])))
+    if name == "frozen":
+        data = [*dict.fromkeys(column.partition(", ")[2] for column in (*COLUMNS[name], *used))]
+        place = {f"{title}, {one}": number for number, (one, title) in enumerate(product(data, FROZEN_ORDER))}
+        return tuple(sorted(used, key=lambda column: place[column]))
     return tuple([column for column in COLUMNS[name] if column in used] + [c for c in used if c not in COLUMNS[name]])
 
 
@@ -224,6 +247,31 @@ def _published_rows(alone: Sequence[Cell], suffix: str) -> list[Row]:
     for cell in alone:
         rows[cell.row].setdefault(cell.column, cell)
     return [Row(name + suffix, row, "published") for name, row in rows.items()]
+
+
+def _frozen(rows: Sequence[Row], columns: Sequence[str]) -> tuple[tuple[Row, ...], tuple[str, ...], tuple[str, ...]]:
+    """Return the table of frozen features with the average ranks of its rows, and notes.
+
+    Rows without a number are not ranked. Columns in which another row has no number do not count.
+    """
+    notes = [FIXED_K] if any(column.startswith("k-NN, ") for column in columns) else []
+    ranked = [row for row in rows if row.kind == "ours" and any(cell.ours for cell in row.cells.values())]
+    shared = [one for one in columns if all(one in row.cells and row.cells[one].ours for row in ranked)]
+    if len(ranked) >= FEWEST_RANKED and len(shared) >= FEWEST_RANKED:
+        ranks = average_ranks([row.cells for row in ranked], shared)
+        cells = {id(row): Cell(row.name, RANK, "rank", some) for row, some in zip(ranked, ranks, strict=True) if some}
+        rows = [row._replace(cells={**row.cells, RANK: cells[id(row)]}) if id(row) in cells else row for row in rows]
+        columns = (*columns, RANK) if cells else columns
+        left = [column for column in columns if column not in (*shared, RANK)]
+        without = f", without {'; '.join(left)}: a number is missing" if left else ""
+        notes += [
+            f"average rank: over the {len(shared)} columns in which every row has a number{without}; the numbers of a "
+            "seed are ranked among each other, and equal numbers share the mean of their ranks"
+        ]
+    sources = {row.name: cell.published.source for row in rows for cell in row.cells.values() if cell.published}
+    for source in dict.fromkeys(sources.values()):
+        notes.append(f"{', '.join(name for name, one in sources.items() if one == source)}: {source}")
+    return tuple(rows), tuple(columns), tuple(notes)
 
 
 def _chance(about: About, columns: Sequence[str]) -> list[Row]:
@@ -285,9 +333,11 @@ def paired(one: Sequence[Run], other: Sequence[Run]) -> dict[tuple[int | None, i
 
 
 def mean_text(value: float, unit: str, sign: str = "") -> str:
-    """Return a number as a cell prints it: percentages with one decimal, others with three digits or whole."""
+    """Return a number as a cell prints it: percentages with one decimal, ranks with two, others with three digits."""
     if unit == "%":
         return _signed(value, 1) if sign else f"{value:.1f}"
+    if unit == "rank":
+        return f"{value:.2f}"
     text = f"{value:{sign}.0f}" if abs(value) >= 100 else f"{value:{sign}.3g}"
     return f"{text}x" if unit == "x" else text
 

@@ -24,12 +24,21 @@ from mae_transfer.suite.match import (
     pretraining,
 )
 from mae_transfer.suite.published import PUBLISHED, Published
+from mae_transfer.suite.published.measured import JUDGED_BY_CLASS
 from mae_transfer.suite.store.records import Measurement
 
 PROTOCOLS = {"finetune": "fine-tuning", "linear": "linear"}
 AP = {"bbox/AP": "box AP", "segm/AP": "mask AP"}
 IOU = {"mIoU": "mIoU", "mAcc": "mAcc", "aAcc": "aAcc"}
 DENSE = (("detect", AP), ("segment", {"mIoU": "mIoU"}))
+FROZEN = {
+    "classify": {
+        "knn-20": "k-NN", "linear": "linear", "efficient": "efficient", "cross": "cross", "ridge": "ridge",
+        "logreg": "logreg",
+    },
+    "segment": {"frozen-knn": "frozen-knn", "frozen-logreg": "frozen-logreg"},
+}  # fmt: skip
+"""Protocols of frozen features by task, with their names in columns. Of k-NN one k counts, fixed beforehand."""
 ROWS: dict[str, dict[str, None]] = defaultdict(dict)  # of each table, in the paper's order
 COLUMNS: dict[str, dict[str, None]] = defaultdict(dict)
 KNOWN: dict[tuple[str, str], list[Published]] = defaultdict(list)  # the numbers of a table's column
@@ -38,6 +47,7 @@ for _number in PUBLISHED:
     COLUMNS[_number.table][_number.column] = None
     KNOWN[_number.table, _number.column].append(_number)
 ALONE = "no published number"
+MEAN_PER_CLASS = "mean-per-class"
 
 
 class Spot(NamedTuple):
@@ -256,8 +266,10 @@ def overview(records: Sequence[Measurement]) -> Iterator[Spot]:
     """
     found: list[tuple[Measurement, str, tuple[str, ...]]] = []
     titles = {"finetune": "fine-tune", "partial": "partial", "linear": "linear", "knn": "k-NN"}
+    titles |= {name: name for name in ("efficient", "cross", "ridge", "logreg")}
     for record, protocol, rest in top1(*titles)(records):
-        found.append((record, titles[protocol], (f"{'k = ' if protocol == 'knn' else ''}{rest}", *_where(record))))
+        if not rest.endswith("shot"):
+            found.append((record, titles[protocol], (f"{'k = ' if protocol == 'knn' else ''}{rest}", *_where(record))))
     for task, metrics in DENSE:
         found += [
             (one, metric, (one.result.protocol, *_where(one))) for one, metric, _ in dense(task, metrics)(records)
@@ -270,6 +282,23 @@ def overview(records: Sequence[Measurement]) -> Iterator[Spot]:
 
 def _where(record: Measurement) -> tuple[str, str]:
     return backbone(record.result), data_of(record.result)
+
+
+def frozen(records: Sequence[Measurement]) -> Iterator[Spot]:
+    """Frozen features: protocols by data. A single column says no more than the table of its protocol."""
+    known = {record.result.dataset: data_of(record.result) for record in records if record.result.status == "ok"}
+    spots: list[Spot] = []
+    for record in records:
+        result = record.result
+        failed = result.status != "ok"
+        protocol = "knn-20" if failed and result.protocol.startswith("knn-") else result.protocol
+        data = known.get(result.dataset, data_of(result))
+        custom = MEAN_PER_CLASS if data in JUDGED_BY_CLASS else "top1"
+        metric = "mIoU" if result.task == "segment" else custom
+        title = FROZEN.get(result.task, {}).get(protocol)
+        if title and result.split == "val" and (failed or result.metric == metric):
+            spots.append(at(record, row_of(record), f"{title}, {data}"))
+    return iter(spots if len({spot.column for spot in spots}) > 1 else ())
 
 
 def survey(records: Sequence[Measurement]) -> Iterator[Spot]:
@@ -402,6 +431,10 @@ _LAYOUTS: dict[str, Layout] = {
     "knn": Layout(
         "k-nearest neighbours, top-1 % (no table of the paper)", "k", "cls_train.py with a k-NN config",
         listed(top1("knn"), of_suffix), MAE,
+    ),
+    "frozen": Layout(
+        "Frozen features, % (no table of the paper)", "protocol, data",
+        "at least two of k-NN, probes, ridge, logistic regression and frozen dense protocols", frozen,
     ),
     "figure 5": Layout(
         "Figure 5: mask ratio, top-1 %", "hidden", OF_RATIOS,

@@ -8,7 +8,13 @@ from mae_transfer.suite.tables.cells import Spread
 from mae_transfer.suite.tables.comparison import Row, Table, cell_text, difference_text
 from mae_transfer.suite.tables.formats import Line, Sheet, Text
 
-ROW_TITLES = {"summary": "pretraining", "2": "pretraining", "figure 5": "protocol", "figure 7": "protocol"}
+ROW_TITLES = {
+    "summary": "pretraining",
+    "frozen": "backbone",
+    "2": "pretraining",
+    "figure 5": "protocol",
+    "figure 7": "protocol",
+}
 
 
 def sheets(tables: Iterable[Table]) -> list[Sheet]:
@@ -24,7 +30,8 @@ def _sheet(table: Table) -> Sheet:
     for row in table.rows:
         name = Text(row.name + marks.of([row.detail] if row.detail else []), "" if row.kind == "ours" else "grey")
         rows.append((name, *(_text(table, row, column, marks) for column in table.columns)))
-    return Sheet(table.title, (first, *table.columns), tuple(rows), (*_counts(table), *_reasons(table), *marks.notes))
+    notes = (*_counts(table), *_reasons(table), *table.notes, *marks.notes)
+    return Sheet(table.title, (first, *table.columns), tuple(rows), notes)
 
 
 class _Marks:
@@ -53,7 +60,7 @@ def _text(table: Table, row: Row, column: str, marks: _Marks) -> Text:
     mixed = len({one.counts for one in row.cells.values() if one.ours}) > 1
     text = f"{cell_text(cell)} ({cell.counts})" if mixed and cell.ours else cell_text(cell)
     runs = [f"{cell.ours.low:.2f}..{cell.ours.high:.2f}, {cell.counts}"] if cell.ours else []
-    more = "; ".join([*runs, cell.recipe])
+    more = "; ".join(filter(None, [*runs, cell.recipe]))
     return Text(text + marks.of(cell.notes), "best" if table.is_best(cell) else "", more, cell)
 
 
