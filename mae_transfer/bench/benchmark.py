@@ -3,6 +3,7 @@
   python tools/benchmark.py pretrain
   python tools/benchmark.py detect --device cuda --modes eager compiled --steps 20
   python tools/benchmark.py data /data/imagenet/val --seconds 60
+  python tools/benchmark.py data /data/imagenet/val --multi-crop
 
 Each contestant runs in its own process, and they alternate. --help after a command shows its
 options.
@@ -72,7 +73,9 @@ BENCHMARKS = {
         "memory and time of the masks of many objects", options.masks, lambda args: bench("masks:run")(args)
     ),
     "data": Benchmark(
-        "input pipelines", options.data, lambda args: bench("data:run")(args.folder, seconds=args.seconds)
+        "input pipelines",
+        options.data,
+        lambda args: bench("data:run")(args.folder, seconds=args.seconds, multi_crop=args.multi_crop),
     ),
 }
 

@@ -1,5 +1,7 @@
 """The benchmark `data`: images per second on one core of our input pipeline and a classic PIL + torchvision pipeline.
 
+With `multi_crop`, an image becomes 12 views instead of one crop: DINO's 2 of 224 px and 10 of 96 px, with its colours.
+
 Both start from the bytes of JPEG files in memory and end with a batch for the device: ours in uint8 (normalised on the
 device), the classic one in normalised float32. They alternate, round by round, in one process pinned to one core. Times
 are processor time, so other programs have little effect. The same seeds give the same crops.
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 from torchvision import transforms as classic
 
+from mae_transfer.data.crops import MultiCrop, MultiCrops
 from mae_transfer.data.decode import decode
 from mae_transfer.data.folders import FolderConfig
 from mae_transfer.data.loader import Crops, Key
@@ -31,14 +35,23 @@ from mae_transfer.interfaces import ViewSpec
 from mae_transfer.seeding import fold, seeded
 
 BATCH = 16
+CLASSIC, OURS = "classic: PIL, v1 transforms, float", "ours"
+VIEWS = MultiCrop(narrow=10, wide_scale=(0.25, 1.0), narrow_scale=(0.05, 0.25))  # the released DINO models
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 
 Files = Sequence[bytes]
-Pipeline = Callable[[Files, int], Tensor]  # files, round -> (B, 3, S, S)
+Pipeline = Callable[[Files, int], Tensor]  # files, round -> (B, 3, S, S), with several views the first of them
 
 
 def run(
-    folder: str | Path, *, seconds: float = 60.0, size: int = 224, rounds: int = 15, images: int = 200, repeats: int = 4
+    folder: str | Path,
+    *,
+    seconds: float = 60.0,
+    size: int = 224,
+    rounds: int = 15,
+    images: int = 200,
+    repeats: int = 4,
+    multi_crop: bool = False,
 ) -> list[dict[str, Any]]:
     """Time the pipelines on up to `images` files of a folder, searched at any depth.
 
@@ -49,6 +62,7 @@ def run(
         rounds: turns of each contestant; medians and ranges are over rounds.
         images: most files to read.
         repeats: crops per decoded image of the contestant with repeated crops.
+        multi_crop: make 12 views of each image instead of one crop of `size` pixels.
     Returns:
         One dict per contestant: name, counted (False: other work, listed for comparison), images_per_s, low, high,
         ratio to the classic pipeline (median over rounds) and pixel_difference (mean absolute difference from the
@@ -56,13 +70,7 @@ def run(
     """
     source = FolderConfig(root=str(folder), labelled=False).open()
     files = [Path(source.where(index)).read_bytes() for index in range(min(images, len(source)))]
-    contestants: dict[str, Pipeline] = {
-        "classic: PIL, v1 transforms, float": _Classic(size),
-        "ours": _Ours(size),
-        "PIL, v1 transforms, uint8": _Classic(size, normalise=False),
-        "PIL draft decoding (approximate)": _Classic(size, draft=True),
-        f"ours, {repeats} crops per image": _Ours(size, repeats),
-    }
+    contestants = _several_views() if multi_crop else _one_crop(size, repeats)
     with _one_core():
         share = seconds / (rounds * len(contestants))
         speeds: dict[str, list[float]] = {name: [] for name in contestants}
@@ -70,11 +78,28 @@ def run(
             for name, pipeline in contestants.items():
                 speeds[name].append(_speed(pipeline, files, turn, share))
     reference, *_ = speeds.values()
-    differences = {"ours": pixel_difference(files, size)}
+    differences = {} if multi_crop else {"ours": pixel_difference(files, size)}
     return [
-        _row(name, values, reference, name in ("ours", next(iter(speeds))), differences.get(name))
-        for name, values in speeds.items()
+        _row(name, values, reference, name in (CLASSIC, OURS), differences.get(name)) for name, values in speeds.items()
     ]
+
+
+def _one_crop(size: int, repeats: int) -> dict[str, Pipeline]:
+    return {
+        CLASSIC: _Classic(size),
+        OURS: _Ours(size),
+        "PIL, v1 transforms, uint8": _Classic(size, normalise=False),
+        "PIL draft decoding (approximate)": _Classic(size, draft=True),
+        f"ours, {repeats} crops per image": _Ours(size, repeats),
+    }
+
+
+def _several_views() -> dict[str, Pipeline]:
+    return {
+        CLASSIC: _ClassicViews(),
+        OURS: _our_views,
+        "PIL, v1 transforms, uint8": _ClassicViews(normalise=False),
+    }
 
 
 def pixel_difference(files: Files, size: int) -> float:
@@ -138,6 +163,46 @@ class _Classic:
                 image.draft("RGB", self.draft)
             crop: Tensor = self.transform((ImageOps.exif_transpose(image) if self.upright else image).convert("RGB"))
         return crop
+
+
+def _our_views(files: Files, turn: int) -> Tensor:
+    """Return the first wide view of each image, after the loader's worker has made all views."""
+    samples = MultiCrops(source=_Bytes(files), crops=VIEWS, size=224, seed=0)
+    views: Tensor = samples[[Key(turn, index, 0) for index in range(len(files))]].batch.wide
+    return views[0]
+
+
+class _ClassicViews:
+    """The views of main_dino.py (DINO) with PIL and torchvision v1, as one batch per view."""
+
+    def __init__(self, *, normalise: bool = True) -> None:
+        self.ending = [classic.ToTensor(), classic.Normalize(MEAN, STD)] if normalise else [classic.PILToTensor()]
+        sides, scales = (224, VIEWS.narrow_size), (VIEWS.wide_scale, VIEWS.narrow_scale)
+        kinds = (0, 1, *[2] * VIEWS.narrow)
+        self.transforms = [self._view(sides[kind == 2], scales[kind == 2], kind) for kind in kinds]
+
+    def _view(self, size: Any, scale: tuple[float, float], kind: int) -> Any:
+        crop = classic.RandomResizedCrop(size, scale, interpolation=classic.InterpolationMode.BICUBIC)
+        jitter = classic.RandomApply([classic.ColorJitter(*VIEWS.jitter)], VIEWS.jitter_share)
+        blur = classic.RandomApply([classic.Lambda(_pil_blur)], VIEWS.blur[kind])
+        solarise = classic.RandomSolarize(128, VIEWS.solarise[kind])
+        colours = [classic.RandomHorizontalFlip(), jitter, classic.RandomGrayscale(VIEWS.grey), blur, solarise]
+        return classic.Compose([crop, *colours, *self.ending])
+
+    def __call__(self, files: Files, turn: int) -> Tensor:
+        images = [self._views(file, fold(0, "sample", turn, index, 0)) for index, file in enumerate(files)]
+        first, *_ = [torch.stack(views) for views in zip(*images, strict=True)]
+        return first
+
+    def _views(self, file: bytes, seed: int) -> list[Tensor]:
+        torch.default_generator.manual_seed(seed)
+        with Image.open(io.BytesIO(file)) as image:
+            pixels = image.convert("RGB")
+        return [transform(pixels) for transform in self.transforms]
+
+
+def _pil_blur(image: Image.Image) -> Image.Image:
+    return image.filter(ImageFilter.GaussianBlur(random.uniform(*VIEWS.sigma)))
 
 
 def _speed(pipeline: Pipeline, files: Files, turn: int, seconds: float) -> float:

@@ -77,6 +77,8 @@ def slide(parser: Parser) -> None:
 def data(parser: Parser) -> None:
     """Add the options of the input pipelines."""
     parser.what.add_argument("folder", type=path, metavar="FOLDER", help="folder of JPEGs, nested or not")
+    views = "time DINO's 12 views per image (2 of 224 px, 10 of 96 px) instead of one crop"
+    parser.what.add_argument("--multi-crop", action="store_true", help=views)
     number(parser.how, "seconds", 60.0, "total time of all pipelines", unit="S")
 
 

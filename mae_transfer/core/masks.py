@@ -1,21 +1,22 @@
 """Mask samplers. A sampler returns a permutation of the patches, of which the first V are visible.
 
-V depends only on the grid, so that every mask of a batch has the same shape. In boolean masks, True = hidden.
+V depends only on the grid, so that every mask of a batch has the same shape. A ViewMask hides a number of patches that
+varies, and returns weights instead. In boolean masks, True = hidden.
 
-Legend: N patches of an (h, w) grid in raster order, V visible patches.
+Legend: N patches of an (h, w) grid in raster order, V visible patches, M the most patches that a ViewMask hides.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from math import log
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from mae_transfer.bounds import Between, Count, Few
-from mae_transfer.config import Part
+from mae_transfer.bounds import BelowOne, Between, Count, Few, Portion
+from mae_transfer.config import Part, Schema
 
 BEIT_MIN_BLOCK = 16  # patches; BEiT run_beit_pretraining.py, 14 x 14 patches
 BEIT_MIN_ASPECT = 0.3
@@ -146,3 +147,54 @@ class Grid(_Sampler):
 
 
 AnyMask = Annotated[Random | Block | Grid, Field(discriminator="name")]
+
+
+class ViewMask(Schema):
+    """What a student does not see of a wide view (iBOT, section 3.2, and loader.py of its code).
+
+    Each view has a mask with probability `share`. The number of hidden patches is drawn per view, so that views differ.
+    """
+
+    name: Literal["block", "random"] = "block"
+    """"block": rectangles as in BEiT, which may hide fewer patches than drawn. "random": uniform sampling."""
+    ratio: Between = 0.3
+    """Mean share of hidden patches in a view with a mask."""
+    spread: BelowOne = 0.2
+    """The share is uniform between `ratio` - `spread` and `ratio` + `spread`."""
+    share: Portion = 0.5
+    """Probability that a view has a mask."""
+
+    @model_validator(mode="after")
+    def _a_share(self) -> Self:
+        if not self.spread <= self.ratio <= 1 - self.spread:
+            raise ValueError(
+                f"ratio = {self.ratio}, spread = {self.spread}: the share of hidden patches would leave [0, 1]; lower "
+                "the spread"
+            )
+        return self
+
+    def most(self, grid: tuple[int, int]) -> int:
+        """Return M, the most patches that a mask hides on this (h, w) grid. ValueError if it is 0."""
+        count = int(grid[0] * grid[1] * (self.ratio + self.spread))
+        if not count:
+            raise ValueError(f"mask.ratio = {self.ratio} hides no patch of a {grid[0]}x{grid[1]} grid: raise it")
+        return count
+
+    def __call__(self, grid: tuple[int, int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Return M patch indices, (M,) int64, the hidden ones first, and their weights, (M,) float32.
+
+        The weight is 1 / number of hidden patches, and 0 where the patch is visible.
+        """
+        hidden = self.hide(grid, rng).ravel()
+        ids = np.argsort(~hidden, kind="stable")[: self.most(grid)]
+        return ids, (hidden[ids] / max(1, hidden.sum())).astype(np.float32)
+
+    def hide(self, grid: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+        """Return which patches are hidden, (h, w) bool."""
+        patches = grid[0] * grid[1]
+        if rng.random() >= self.share:
+            return np.zeros(grid, dtype=bool)
+        count = int(patches * rng.uniform(self.ratio - self.spread, self.ratio + self.spread))
+        if self.name == "block":
+            return Block(min_block=max(1, (min(grid) // 3) ** 2)).blocks(grid, count, rng)
+        return (rng.permutation(patches) < count).reshape(grid)

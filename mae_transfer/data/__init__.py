@@ -1,12 +1,14 @@
 """Images: data sets, augmentations and the resumable loader.
 
-What detection and segmentation add is imported from its modules: coco, objects, ade, maps, dense_shapes.
+What joint embedding, detection and segmentation add is imported from its modules: crops, coco, objects, ade, maps,
+dense_shapes.
 """
 
 from mae_transfer.data.config import (
     AnyImages,
     BaseDataConfig,
     DataConfig,
+    ImagesConfig,
     LabelledDataConfig,
     evaluation_views,
     open_labelled,
@@ -67,6 +69,7 @@ __all__ = [
     "Folder",
     "FolderConfig",
     "FolderSetConfig",
+    "ImagesConfig",
     "Key",
     "LabelledDataConfig",
     "Masking",

@@ -50,8 +50,8 @@ class BaseDataConfig(Schema):
         return Unreadable(limit=self.max_unreadable if self.on_error == "skip" else 0)
 
 
-class DataConfig(BaseDataConfig):
-    """Which images to use, and how to crop them."""
+class ImagesConfig(BaseDataConfig):
+    """Which images to use, and their size."""
 
     train: AnyImages = FolderConfig(split="train")
     """The training set."""
@@ -61,6 +61,11 @@ class DataConfig(BaseDataConfig):
     """Input size of the encoder: pixels per side, or (height, width). Training resizes random crops of any aspect
     ratio to it, as torchvision does. Evaluation keeps the aspect ratio: it resizes the image until it covers this size,
     then crops the centre, as timm does."""
+
+
+class DataConfig(ImagesConfig):
+    """Which images to use, and how to crop them."""
+
     augmentation: AnyAugmentation = RandomCrop()
     """How training images are cropped and changed."""
     crops_per_image: Few = 1
@@ -109,7 +114,7 @@ def open_source(part: AnyImages, root: str | None) -> Source:
     return check_not_empty(part.completed({"root": root}).open(), part)
 
 
-def open_sources(cfg: DataConfig) -> tuple[Source, Source | None]:
+def open_sources(cfg: ImagesConfig) -> tuple[Source, Source | None]:
     """Return the training and the validation set."""
     return open_source(cfg.train, cfg.root), open_source(cfg.val, cfg.root) if cfg.val else None
 
@@ -119,7 +124,9 @@ def training_views(cfg: DataConfig, extra: Sequence[ViewSpec] = ()) -> Augment:
     return cfg.augmentation.build((ViewSpec(cfg.size, "bicubic"), *extra))
 
 
-def evaluation_views(cfg: DataConfig, extra: Sequence[ViewSpec] = (), *, shorter_side: float = SHORTER_SIDE) -> Augment:
+def evaluation_views(
+    cfg: ImagesConfig, extra: Sequence[ViewSpec] = (), *, shorter_side: float = SHORTER_SIDE
+) -> Augment:
     """Return the evaluation views: resize to just cover `shorter_side` times the size, then crop the centre."""
     return CentreCrop(shorter_side=shorter_side).build((ViewSpec(cfg.size, "bicubic"), *extra))
 

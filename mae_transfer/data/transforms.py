@@ -32,6 +32,7 @@ from mae_transfer.bounds import Factor, Portion, Probability, real
 from mae_transfer.config import Part
 from mae_transfer.core.normalize import IMAGENET
 from mae_transfer.core.patches import sides
+from mae_transfer.data.colours import shift_hue
 from mae_transfer.interfaces import Interpolation, ViewSpec
 
 Box = tuple[int, int, int, int]
@@ -111,7 +112,7 @@ class FixedCrop(Augmentation):
         scale = min(height / high, width / wide) / self.shorter_side
         h, w = (max(1, round(side * scale)) for side in (high, wide))
         top, left = (int(torch.randint(0, length - side + 1, ())) for length, side in ((height, h), (width, w)))
-        return render(image, (top, left, h, w), views, flip=_chance(self.flip), jitter=draw_jitter(self.jitter))
+        return render(image, (top, left, h, w), views, flip=_chance(self.flip), jitter=draw_jitter(*3 * (self.jitter,)))
 
 
 class _ShareCrop(Augmentation):
@@ -146,7 +147,7 @@ class RandomCrop(_ShareCrop):
     def render(self, image: Tensor, *, views: tuple[ViewSpec, ...]) -> tuple[Tensor, ...]:
         views = (views[0]._replace(interpolation=self.interpolation), *views[1:])
         box = RandomResizedCrop.get_params(image, list(self.scale), list(self.aspect))
-        return render(image, box, views, flip=_chance(self.flip), jitter=draw_jitter(self.jitter))
+        return render(image, box, views, flip=_chance(self.flip), jitter=draw_jitter(*3 * (self.jitter,)))
 
 
 class ByolCrop(_ShareCrop):
@@ -260,14 +261,18 @@ def resize(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
     return resized
 
 
-def draw_jitter(strength: float) -> Jitter:
-    """Return the operations of one colour jitter in random order, factors from [1 - strength, 1 + strength]."""
-    if strength == 0:
+def draw_jitter(brightness: float, contrast: float, saturation: float, hue: float = 0.0) -> Jitter:
+    """Return the operations of one colour jitter in random order.
+
+    The factors are from [1 - strength, 1 + strength], the shift of the hue from [-hue, hue] turns. A shift needs images
+    in [0, 1]; the other operations also take uint8.
+    """
+    if not any((brightness, contrast, saturation, hue)):
         return ()
-    span = [1 - strength, 1 + strength]
-    order, *factors, _ = ColorJitter.get_params(span, span, span, None)
-    adjusts = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation)
-    return [(adjusts[int(i)], float(factors[int(i)])) for i in order if i < len(adjusts)]
+    spans = ([1 - strength, 1 + strength] for strength in (brightness, contrast, saturation))
+    order, *factors = ColorJitter.get_params(*spans, [-hue, hue] if hue else None)
+    adjusts = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, shift_hue)
+    return [(adjusts[i], factor) for i in order.tolist() if (factor := factors[i]) is not None]
 
 
 def _chance(probability: float) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import torch
 from pydantic import model_validator
@@ -13,7 +13,9 @@ from mae_transfer.core.normalize import IMAGENET, Mean, Statistics, Std
 from mae_transfer.data import (
     Crops,
     DataConfig,
+    ImagesConfig,
     Masking,
+    Samples,
     Source,
     evaluation_views,
     open_sources,
@@ -31,7 +33,7 @@ class ImageConfig(TrainConfig):
     """Options of a run that starts from images alone, without a backbone whose statistics it could use."""
 
     if TYPE_CHECKING:
-        data: DataConfig
+        data: ImagesConfig
 
     mean: Mean = IMAGENET.mean
     """Mean per channel on the scale [0, 1], to normalise images."""
@@ -89,7 +91,8 @@ class ImageTask(Task[C]):
         """Evaluate on and draw up to `most` images of a source, spread evenly over it."""
         self.held_out, self.split = pick_evenly(source, most), split
 
-    def training_samples(self) -> Crops:
+    def training_samples(self) -> Samples[Any, Any]:
+        assert isinstance(self.cfg.data, DataConfig)  # a task with views has its own samples
         views = training_views(self.cfg.data, self.views)
         return Crops(source=self.train_set, augmentation=views, seed=self.cfg.seed, masking=self.masking)
 

@@ -32,5 +32,11 @@ def test_every_contestant_gets_a_row_and_the_machine_is_left_as_it_was(folder: P
     assert torch.get_num_threads() == threads
 
 
+def test_views_are_timed_beside_the_classic_ones(folder: Path) -> None:
+    rows = run(folder, seconds=0.01, rounds=1, multi_crop=True)
+    assert [row["name"] for row in rows if row["counted"]] == ["classic: PIL, v1 transforms, float", "ours"]
+    assert len(rows) == 3
+
+
 def test_our_crops_are_the_classic_ones_to_a_tenth_of_a_grey_level(folder: Path) -> None:
     assert pixel_difference([path.read_bytes() for path in sorted(folder.iterdir())], 32) < 0.1

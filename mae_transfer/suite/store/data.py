@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mae_transfer.data import DataConfig, open_source
+from mae_transfer.data import ImagesConfig, open_source
 from mae_transfer.data.maps import MapDataConfig, open_map_set
 from mae_transfer.data.objects import ObjectDataConfig, open_object_set
 from mae_transfer.data.sources import fingerprint
@@ -95,7 +95,7 @@ class DataSets:
 def _sources(data: Any) -> dict[str, Any]:
     """Return the data sets of a data config by part."""
     specs = {part: spec for part in PARTS if (spec := getattr(data, part, None)) is not None}
-    if isinstance(data, DataConfig):
+    if isinstance(data, ImagesConfig):
         return {part: open_source(spec, data.root) for part, spec in specs.items()}
     if isinstance(data, MapDataConfig):
         return {part: open_map_set(spec, data.root) for part, spec in specs.items()}

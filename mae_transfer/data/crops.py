@@ -1,0 +1,174 @@
+"""Views for joint embedding: wide and narrow crops of each image, with flips and colours of their own.
+
+Each view of an image has draws of its own, which follow those of the views before it. The loader seeds them by the
+image's key, so a view is a pure function of seed, epoch, image and the number of the view.
+
+Legend: B images, G wide and L narrow views, S x T and s x t pixels of a wide and a narrow view, M as in Hidden.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple, Self
+
+import numpy as np
+import torch
+from pydantic import model_validator
+from torch import Tensor
+from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms.v2 import functional as F
+
+from mae_transfer.bounds import Factor, Few, FewOrNone, Portion, Probability, Sides, real
+from mae_transfer.config import Schema
+from mae_transfer.core.masks import ViewMask
+from mae_transfer.data.colours import blur
+from mae_transfer.data.config import ImagesConfig
+from mae_transfer.data.loader import Samples
+from mae_transfer.data.sources import Sample, Source
+from mae_transfer.data.transforms import Box, Jitter, draw_jitter, render
+from mae_transfer.interfaces import Hidden, Views, ViewSpec
+
+Strength = Probability
+HueShift = Annotated[float, real(least=0.0, most=0.5)]
+Sigma = Annotated[float, real(above=0.0, most=64.0)]
+PerView = tuple[Probability, Probability, Probability]
+
+
+class Look(NamedTuple):
+    """Where one view is cropped, and how its colours change, in this order (DINO, main_dino.py)."""
+
+    box: Box
+    flip: bool
+    jitter: Jitter
+    grey: bool
+    sigma: float  # standard deviation of the blur in pixels; 0: no blur
+    solarise: bool
+
+    def render(self, image: Tensor, size: Sides) -> Tensor:
+        """Return the view, (3, S, T) uint8, of an image (3, H, W) uint8. Colours are rounded once, at the end."""
+        (crop,) = render(image, self.box, [ViewSpec(size, "bicubic")], flip=self.flip)
+        view = crop / 255
+        for adjust, factor in self.jitter:
+            view = adjust(view, factor)
+        if self.grey:
+            view = F.rgb_to_grayscale(view, num_output_channels=3)
+        if self.sigma:
+            view = blur(view, self.sigma)
+        if self.solarise:
+            view = torch.minimum(view, 1 - view)  # inverts values of at least 1/2
+        return (view * 255).round_().to(torch.uint8)
+
+
+class MultiCrop(Schema):
+    """Wide views that teacher and student see, and narrow views for the student alone.
+
+    The crops are those of DINO (section 3.1). The colours are those of BYOL (table 6), which DINO, iBOT, MoCo v3, MoBY
+    and EsViT share: one wide view is always blurred and never solarised, the other the reverse.
+    """
+
+    wide: Few = 2
+    """Number of wide views. Their size is that of the encoder's input."""
+    narrow: FewOrNone = 8
+    """Number of narrow views; 0: none, as in MoCo v3."""
+    narrow_size: Sides = 96
+    """Size of a narrow view: pixels per side, or (height, width). A multiple of the patch."""
+    wide_scale: tuple[Portion, Portion] = (0.4, 1.0)
+    """Range of a wide crop's share of the image area."""
+    narrow_scale: tuple[Portion, Portion] = (0.05, 0.4)
+    """Range of a narrow crop's share of the image area."""
+    aspect: tuple[Factor, Factor] = (3 / 4, 4 / 3)
+    """Range of a crop's width / height."""
+    flip: Probability = 0.5
+    """Probability of a horizontal flip."""
+    jitter: tuple[Strength, Strength, Strength, HueShift] = (0.4, 0.4, 0.2, 0.1)
+    """Strength of brightness, contrast and saturation jitter, and the greatest shift of the hue in turns."""
+    jitter_share: Probability = 0.8
+    """Probability of the jitter."""
+    grey: Probability = 0.2
+    """Probability that a view loses its colours."""
+    blur: PerView = (1.0, 0.1, 0.5)
+    """Probability of a Gaussian blur: of the first wide view, of other wide views, and of narrow views."""
+    sigma: tuple[Sigma, Sigma] = (0.1, 2.0)
+    """Range of the blur's standard deviation, in pixels of the view."""
+    solarise: PerView = (0.0, 0.2, 0.0)
+    """Probability that values above one half are inverted, for the same views."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        for key in ("wide_scale", "narrow_scale", "aspect", "sigma"):
+            least, most = getattr(self, key)
+            if least > most:
+                raise ValueError(f"{key} = {(least, most)}: give the smaller value first")
+        return self
+
+    def draw(self, image: Tensor, view: int) -> Look:
+        """Draw the look of a view of an image (..., H, W); the wide views come first."""
+        kind = min(view, 1) if view < self.wide else 2
+        scale = self.narrow_scale if kind == 2 else self.wide_scale
+        return Look(
+            RandomResizedCrop.get_params(image, list(scale), list(self.aspect)),
+            random.random() < self.flip,
+            draw_jitter(*self.jitter) if random.random() < self.jitter_share else (),
+            random.random() < self.grey,
+            random.uniform(*self.sigma) if random.random() < self.blur[kind] else 0.0,
+            random.random() < self.solarise[kind],
+        )
+
+
+class ViewsConfig(ImagesConfig):
+    """Which images to use, and how each becomes several views. `size` is that of a wide view."""
+
+    views: MultiCrop = MultiCrop()
+    """How training images become views."""
+
+
+class DrawnViews(NamedTuple):
+    """The views of one image."""
+
+    wide: Tensor  # (G, 3, S, T) uint8
+    narrow: Tensor | None  # (L, 3, s, t) uint8
+    hidden: list[
+        tuple[np.ndarray, np.ndarray]
+    ]  # ids and weights of each wide view, (M,) each; empty: nothing is hidden
+    label: int | np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiCrops(Samples[Sample, DrawnViews]):
+    """Images as wide and narrow views, with what is hidden of the wide ones, as Views."""
+
+    source: Source
+    crops: MultiCrop
+    size: Sides  # of a wide view
+    mask: ViewMask | None = None
+    grid: tuple[int, int] = (0, 0)  # patches of a wide view, for the mask
+
+    def draw(self, sample: Sample, rng: np.random.Generator) -> DrawnViews:
+        """Return the views of one image. Masks are drawn apart from crops and colours."""
+        cfg = self.crops
+        views = [
+            cfg.draw(sample.image, view).render(sample.image, self.size if view < cfg.wide else cfg.narrow_size)
+            for view in range(cfg.wide + cfg.narrow)
+        ]
+        wide, narrow = torch.stack(views[: cfg.wide]), torch.stack(views[cfg.wide :]) if cfg.narrow else None
+        hidden = [self.mask(self.grid, rng) for _ in range(cfg.wide)] if self.mask else []
+        return DrawnViews(wide, narrow, hidden, sample.label)
+
+    def collate(self, drawn: list[DrawnViews], images: Tensor) -> Views:
+        """Return the views of the images as one batch, view by view."""
+        narrow = [one.narrow for one in drawn if one.narrow is not None]
+        return Views(
+            wide=torch.stack([one.wide for one in drawn], dim=1),
+            narrow=torch.stack(narrow, dim=1) if narrow else None,
+            hidden=self._hidden(drawn) if self.mask else None,
+            label=torch.from_numpy(np.stack([one.label for one in drawn])),
+            index=images,
+        )
+
+    def _hidden(self, drawn: list[DrawnViews]) -> Hidden:
+        ids, weight = (
+            torch.from_numpy(np.stack([[view[part] for view in one.hidden] for one in drawn], axis=1))
+            for part in range(2)
+        )
+        return Hidden(ids, weight)
