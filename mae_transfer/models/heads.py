@@ -1,25 +1,28 @@
-"""Classification heads: one for full or partial fine-tuning, and a set of linear probes on a frozen encoder.
+"""Classification heads: one for full or partial fine-tuning, and a row of probes on a frozen encoder.
 
-Legend: B batch, D width of the backbone's last map, C classes, K probes.
+Legend: B batch, D width of the backbone's last map, N tokens, C classes, K probes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from copy import deepcopy
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mae_transfer.bounds import FewOrNone
 from mae_transfer.interfaces import Backbone, Features, Model
+from mae_transfer.models.attentive import PROBE_EPS, CrossHead, EfficientHead
 from mae_transfer.models.vit import NORM_EPS
 
 Pool = Literal["mean", "cls"]
+Tokens = Literal["patches", "all"]
+Head = Literal["linear", "efficient", "cross"]
 Tune = FewOrNone | Literal["half", "all"]
 
-PROBE_EPS = 1e-6  # epsilon of the probe's batch norm (MAE, table 10)
-PROBE_STD = 0.01  # standard deviation of a probe's initial weights
+PROBE_STD = 0.01  # standard deviation of a linear probe's initial weights
 HALF = (".norm2.", ".mlp.", ".ls2.")  # parts of the parameter names in the MLP half of a block
 
 
@@ -31,6 +34,17 @@ def pool(features: Features, how: Pool) -> Tensor:
     if features.cls is None:
         raise ValueError("this backbone has no class token: set pool to 'mean'")
     return features.cls.to(at_least)
+
+
+def tokens(features: Features, which: Tokens) -> Tensor:
+    """Return the patch tokens of the last map, (B, N, D), in float32 or wider; "all": after the class token."""
+    patches = features.maps[-1].flatten(2).transpose(1, 2)
+    patches = patches.to(torch.promote_types(patches.dtype, torch.float32))
+    if which == "patches":
+        return patches
+    if features.cls is None:
+        raise ValueError("this backbone has no class token: set protocol.tokens to ('patches',)")
+    return torch.cat([features.cls[:, None].to(patches), patches], dim=1)
 
 
 def freeze(backbone: Backbone, tune: Tune, *, norm: bool = True) -> None:
@@ -120,29 +134,52 @@ class Classifier(Model):
         return self.backbone
 
 
-class ProbeRow(nn.Module):
-    """K linear probes on one frozen encoder, whose features are computed once for all of them.
+class Probe(NamedTuple):
+    """A probe of a row."""
 
-    MAE, table 10; it also does the sweeps of BEiT and MoCo in one run. Each probe is a linear layer after a batch norm
-    without parameters. Probes with the same pooling share this norm. The probes are independent: the gradient of the
-    summed losses gives each probe the gradient of its own loss.
+    head: Head
+    source: Pool | Tokens  # what it reads: a pooled vector (linear) or tokens (attentive)
+
+
+class ProbeRow(nn.Module):
+    """K probes on one frozen encoder, whose features are computed once for all of them.
+
+    MAE, table 10; it also does the sweeps of BEiT and MoCo in one run. A linear probe is a linear layer after a batch
+    norm without parameters. Linear probes with the same pooling share this norm. models/attentive.py has the other
+    heads. The probes are independent: the gradient of the summed losses gives each probe the gradient of its own loss.
     """
 
-    def __init__(self, backbone: Backbone, classes: int, *, probes: Mapping[str, Pool]) -> None:
-        """Create the probes, name -> pooling; all start from the same weights."""
+    def __init__(
+        self,
+        backbone: Backbone,
+        classes: int,
+        *,
+        probes: Mapping[str, Probe],
+        queries: int = 32,
+        head_width: int = 64,
+    ) -> None:
+        """Create the probes by name. All with the same head start from the same weights.
+
+        Args:
+            queries: of head "efficient".
+            head_width: channels per attention head of head "cross".
+        Raises:
+            ValueError: `queries` or `head_width` does not divide the backbone's width.
+        """
         super().__init__()
         self.backbone = backbone
         backbone.requires_grad_(False)
-        self.pools: tuple[Pool, ...] = tuple(dict.fromkeys(probes.values()))
-        self.pool_of = [self.pools.index(how) for how in probes.values()]
-        check_pools(backbone, self.pools)
+        self.sources = [probe.source for probe in probes.values()]
+        sources = dict.fromkeys(self.sources)
+        self.pools: list[Pool] = [one for one in sources if one == "mean" or one == "cls"]
+        self.tokens: list[Tokens] = [one for one in sources if one == "patches" or one == "all"]
+        check_pools(backbone, [*self.pools, "cls"] if "all" in self.tokens else self.pools)
         self.norms = nn.ModuleList(nn.BatchNorm1d(backbone.dim, affine=False, eps=PROBE_EPS) for _ in self.pools)
-        start = torch.randn(classes, backbone.dim) * PROBE_STD
-        heads = {name: nn.Linear(backbone.dim, classes) for name in probes}
-        for head in heads.values():
-            head.weight.data.copy_(start)
-            nn.init.zeros_(head.bias)
-        self.probes = nn.ModuleDict(heads)
+        starts: dict[Head, nn.Module] = {}
+        for head in {probe.head for probe in probes.values()}:
+            with torch.random.fork_rng(devices=()):  # no head's start depends on the other heads
+                starts[head] = first_head(head, backbone.dim, classes, queries=queries, head_width=head_width)
+        self.probes = nn.ModuleDict({name: deepcopy(starts[probe.head]) for name, probe in probes.items()})
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (K, B, C) of normalised images (B, 3, H, W).
@@ -152,12 +189,24 @@ class ProbeRow(nn.Module):
         with torch.no_grad():
             features = self.backbone(images, norm=True)
         with torch.autocast(images.device.type, enabled=False):
-            pooled = [norm(pool(features, how)) for norm, how in zip(self.norms, self.pools, strict=True)]
-            probes = zip(self.probes.values(), self.pool_of, strict=True)
-            return torch.stack([probe(pooled[index]) for probe, index in probes])
+            pooled = {how: norm(pool(features, how)) for norm, how in zip(self.norms, self.pools, strict=True)}
+            read = pooled | {which: tokens(features, which) for which in self.tokens}
+            return torch.stack([p(read[source]) for p, source in zip(self.probes.values(), self.sources, strict=True)])
 
     def train(self, mode: bool = True) -> ProbeRow:
         """Set the mode of the probes; the encoder stays in eval mode."""
         super().train(mode)
         self.backbone.eval()
         return self
+
+
+def first_head(head: Head, dim: int, classes: int, *, queries: int, head_width: int) -> nn.Module:
+    """Return a head with initial weights; the arguments are those of ProbeRow."""
+    if head == "efficient":
+        return EfficientHead(dim, classes, queries=queries)
+    if head == "cross":
+        return CrossHead(dim, classes, head_width=head_width)
+    start, linear = torch.randn(classes, dim) * PROBE_STD, nn.Linear(dim, classes)
+    linear.weight.data.copy_(start)
+    nn.init.zeros_(linear.bias)
+    return linear

@@ -1,4 +1,4 @@
-"""Image classification with a pretrained backbone: fine-tuning, partial fine-tuning, linear probes, or from scratch.
+"""Image classification with a pretrained backbone: fine-tuning, partial fine-tuning, probes, or from scratch.
 
 tasks/protocols.py has the protocols. A probe or an epoch is selected on images held out of the training set. The
 validation set is only reported on.
@@ -42,6 +42,8 @@ class ClassifierConfig(TransferConfig):
         "data.val": {"name": "shapes", "length": 4, "size": 32, "seed": 1},
         "data.label_fraction": 1.0,
         "data.holdout_fraction": 0.5,
+        "protocol.queries?": 8,
+        "protocol.head_width?": 8,
     }
 
     data: LabelledDataConfig = LabelledDataConfig()
@@ -56,10 +58,17 @@ class ClassifierConfig(TransferConfig):
 
     @model_validator(mode="after")
     def _can_select(self) -> Self:
-        if (self.select == "best" or len(self.protocol.row) > 1) and not self.data.holdout_fraction:
+        kinds = self.protocol.kinds
+        selects = self.select == "best" or max(map(len, kinds.values())) > 1
+        if selects and not self.data.holdout_fraction:
             raise ValueError(
                 "data.holdout_fraction = 0, but something is to be selected (a probe, or the best epoch): hold out a "
                 "part of the training images, e.g. 0.02; a selection on the reported images would bias the result"
+            )
+        if self.select == "best" and len(kinds) > 1:
+            raise ValueError(
+                f"select = 'best' with protocol.heads = {tuple(kinds)}: their best epochs differ, and a run keeps one "
+                "best state; set select='last', or give one head"
             )
         return self
 
@@ -74,9 +83,17 @@ class ClassifierConfig(TransferConfig):
         return self
 
     def title(self) -> str:
-        """Return what a table calls the protocol: "finetune", "partial-4", "linear", "linear-1%-labels"."""
+        """Return the name of the method: "finetune", "partial-4", "linear, efficient", "linear-1%-labels"."""
+        return self.named(self.protocol.title)
+
+    def titles(self) -> tuple[str, ...]:
+        """Return what a table calls the protocols of the results: "linear" and "efficient" of a row of both."""
+        return tuple(map(self.named, self.protocol.kinds))
+
+    def named(self, title: str) -> str:
+        """Return the title with the share of labels."""
         share = "" if self.data.label_fraction == 1 else f"-{100 * self.data.label_fraction:g}%-labels"
-        return self.protocol.title + share
+        return title + share
 
 
 class ClassifyConfig(ClassifierConfig):
@@ -151,7 +168,7 @@ class Classify(Transfer[ClassifierConfig]):
         return Selection("holdout_top1") if self.cfg.select == "best" else None
 
     def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
-        """Measure every split and keep the figures; return those of the score that is best on the held-out images."""
+        """Measure every split and keep the figures; return those of the scores that are best on the held-out images."""
         measured = self.measure(model, None)
         self.state.extra["history"][str(step)] = measured
         return self.choose({str(step): measured})
@@ -192,22 +209,27 @@ class Classify(Transfer[ClassifierConfig]):
         )
 
     def results(self, figures: Mapping[str, float], shared: dict[str, Any]) -> list[Result]:
-        """Return one Result per figure ("val_top1"), in percent."""
-        parted = [(*name.partition("_")[::2], value) for name, value in figures.items()]
-        return [
-            Result.model_validate(
-                shared
-                | {
-                    "split": split,
-                    "metric": metric,
-                    "value": 100 * value,
-                    "higher_is_better": metric.startswith("top"),
-                    "unreadable": figures.get(f"{split}_unreadable", 0),
-                }
-            )
-            for split, metric, value in parted
-            if metric != "unreadable"
-        ]
+        """Return one Result per figure ("val_top1", or "efficient/val_top1" of several kinds), in percent."""
+        written = []
+        for name, value in figures.items():
+            kind, _, rest = name.rpartition("/")
+            split, _, metric = rest.partition("_")
+            own = {
+                "split": split,
+                "metric": metric,
+                "value": 100 * value,
+                "higher_is_better": metric.startswith("top"),
+                "unreadable": figures.get(f"{split}_unreadable", 0),
+            }
+            if kind:
+                own["protocol"] = self.cfg.named(kind)
+            if metric != "unreadable":
+                written.append(Result.model_validate(shared | own))
+        return written
+
+    def summary(self, written: list[Result]) -> str:
+        several = len(self.protocol.kinds) > 1
+        return ", ".join(f"{f'{r.protocol} ' if several else ''}{r.split} {r.metric} {r.value:.2f}%" for r in written)
 
     def reduce(self, measured: Mapping[str, float]) -> dict[str, float]:
         return self.choose({"0": measured})
@@ -215,20 +237,25 @@ class Classify(Transfer[ClassifierConfig]):
     def choose(self, history: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
         """Return the figures of the evaluation and score with the best top-1 on the held-out images: "val_top1" ...
 
-        Ties go to the earlier step and to the first score of the row.
+        If the scores are of several kinds, each kind is selected on its own, and its name comes first:
+        "efficient/val_top1". Ties go to the earlier step and to the first score of the row.
 
         history: step -> figures that were measured there.
         """
-        candidates = [(step, probe) for step in sorted(history, key=int) for probe in self.protocol.row]
-        step, probe = candidates[0]
-        if len(candidates) > 1:
-            assert "holdout" in self.splits, "nothing may be selected on the reported images"
-            step, probe = max(candidates, key=lambda c: history[c[0]][key("holdout", 1, c[1])])
-        figures = {
-            key(split, k, ""): history[step][key(split, k, probe)]
-            for split in self.splits
-            for k in top_ks(self.classes)
-        }
+        kinds = self.protocol.kinds
+        figures: dict[str, float] = {}
+        for kind, probes in kinds.items():
+            candidates = [(step, probe) for step in sorted(history, key=int) for probe in probes]
+            step, probe = candidates[0]
+            if len(candidates) > 1:
+                assert "holdout" in self.splits, "nothing may be selected on the reported images"
+                step, probe = max(candidates, key=lambda c: history[c[0]][key("holdout", 1, c[1])])
+            prefix = f"{kind}/" if len(kinds) > 1 else ""
+            figures |= {
+                prefix + key(split, k, ""): history[step][key(split, k, probe)]
+                for split in self.splits
+                for k in top_ks(self.classes)
+            }
         return figures | {name: count for name, count in history[step].items() if name.endswith("_unreadable")}
 
     def load_trained(self, reference: str) -> Trained:

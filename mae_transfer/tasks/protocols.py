@@ -1,4 +1,4 @@
-"""Classification protocols: fine-tuning, partial fine-tuning, and linear probes on a frozen backbone.
+"""Classification protocols: fine-tuning, partial fine-tuning, and probes on a frozen backbone.
 
 A protocol changes the backbone, builds the model, groups its parameters and makes the training step. Its model returns
 scores (K, B, C) for K probes, with K = 1 for fine-tuning, so one evaluation serves all protocols.
@@ -16,13 +16,13 @@ from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 
-from mae_transfer.bounds import BelowOne, NonNegative, Probability, Rate, Weight
+from mae_transfer.bounds import BelowOne, Few, NonNegative, Probability, Rate, Weight
 from mae_transfer.config import Part
 from mae_transfer.core.normalize import Statistics, normalize
 from mae_transfer.engine.loop import Step, StepFn
 from mae_transfer.engine.optim import Group, Layers, OptimConfig, param_groups, select_exempt
 from mae_transfer.interfaces import Backbone, Batch
-from mae_transfer.models.heads import Classifier, Pool, ProbeRow, Tune, freeze
+from mae_transfer.models.heads import Classifier, Head, Pool, Probe, ProbeRow, Tokens, Tune, freeze
 
 
 class Feed(NamedTuple):
@@ -43,9 +43,14 @@ class ClassifyProtocol(Part):
         return self.name
 
     @property
+    def kinds(self) -> dict[str, tuple[str, ...]]:
+        """The names of the K scores that the model returns, by the title that the best of them is reported as."""
+        return {self.title: ("",)}
+
+    @property
     def row(self) -> tuple[str, ...]:
-        """The names of the K scores that the model returns."""
-        return ("",)
+        """The names of the K scores in order."""
+        return tuple(name for names in self.kinds.values() for name in names)
 
     @property
     def least(self) -> int:
@@ -171,31 +176,58 @@ class Partial(_Tuned):
 
 
 class LinearProbe(ClassifyProtocol):
-    """Linear probes after a batch norm, on frozen features; one run trains all of them (MAE, A.1 and table 10)."""
+    """Probes on frozen features; one run trains all of them (MAE, A.1 and table 10).
+
+    The best probe of each head is reported under the name of the head.
+    """
 
     name: Literal["linear"] = "linear"
     rates: tuple[Rate, ...] = (1.0,)
     """Learning rates of the probes, as factors of the config's peak rate."""
     pools: tuple[Pool, ...] = ("cls",)
-    """Features after the encoder's final norm: "cls", the class token, or "mean", the mean of the patch tokens. There
-    is a probe for each pair of pool and rate."""
+    """What linear probes read after the encoder's final norm: "cls", the class token, or "mean", the mean of the patch
+    tokens. There is a linear probe for each pair of pool and rate."""
+    heads: tuple[Head, ...] = ("linear",)
+    """Kinds of probes: "linear", after a batch norm; "efficient", the attentive probe of Psomas et al. (2506.10178);
+    "cross", that of CAPI (2502.08769)."""
+    tokens: tuple[Tokens, ...] = ("patches",)
+    """What attentive probes read after the encoder's final norm: "patches", or "all", the class token and the patches.
+    There is a probe for each head, tokens and rate."""
+    queries: Few = 32
+    """Number of queries of head "efficient". It divides the width of the backbone."""
+    head_width: Few = 64
+    """Channels per attention head of head "cross". It divides the width of the backbone."""
 
     @model_validator(mode="after")
     def _probes_differ(self) -> Self:
-        if not self.rates or not self.pools or len(set(self.rates)) < len(self.rates):
-            raise ValueError(f"rates = {self.rates}, pools = {self.pools}: give different rates and at least one pool")
+        given = {"rates": self.rates, "pools": self.pools, "heads": self.heads, "tokens": self.tokens}
+        for name, values in given.items():
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name} = {values}: give different {name}, at least one")
         return self
 
     @property
-    def row(self) -> tuple[str, ...]:
-        return tuple(self.probes())
+    def title(self) -> str:
+        return ", ".join(self.heads)
 
-    def probes(self) -> dict[str, tuple[float, Pool]]:
-        """Return (rate, pool) by probe name.
+    @property
+    def kinds(self) -> dict[str, tuple[str, ...]]:
+        probes = self.probes().items()
+        return {head: tuple(name for name, (_, probe) in probes if probe.head == head) for head in self.heads}
 
-        "cls_x0p1" has a tenth of the peak rate; "p" stands for the dot, which would split the name of a parameter.
+    def probes(self) -> dict[str, tuple[float, Probe]]:
+        """Return the rate and the probe by name.
+
+        "cls_x0p1" is linear with a tenth of the peak rate, "cross_patches_x1" is attentive. "p" stands for the dot,
+        which would split the name of a parameter.
         """
-        return {f"{pool}_x{rate:g}".replace(".", "p"): (rate, pool) for pool in self.pools for rate in self.rates}
+        found = {}
+        for head in self.heads:
+            for source in self.pools if head == "linear" else self.tokens:
+                for rate in self.rates:
+                    name = f"{source}_x{rate:g}" if head == "linear" else f"{head}_{source}_x{rate:g}"
+                    found[name.replace(".", "p")] = (rate, Probe(head, source))
+        return found
 
     @property
     def least(self) -> int:
@@ -203,12 +235,13 @@ class LinearProbe(ClassifyProtocol):
         return 2
 
     def model(self, backbone: Backbone, classes: int) -> nn.Module:
-        return ProbeRow(backbone, classes, probes={name: pool for name, (_, pool) in self.probes().items()})
+        probes = {name: probe for name, (_, probe) in self.probes().items()}
+        return ProbeRow(backbone, classes, probes=probes, queries=self.queries, head_width=self.head_width)
 
     def groups(self, model: ProbeRow, optim: OptimConfig) -> list[Group]:
         """Return the groups of each probe, with its own rate."""
         if optim.layer_decay:
-            raise ValueError(f"optim.layer_decay = {optim.layer_decay}, but a linear probe has no layers: leave it out")
+            raise ValueError(f"optim.layer_decay = {optim.layer_decay}, but a probe has no layers: leave it out")
         return [
             {**group, "lr_scale": rate, "name": f"{name}_{group['name']}"}
             for name, (rate, _) in self.probes().items()

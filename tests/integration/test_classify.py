@@ -34,6 +34,8 @@ LINEAR = {
     "protocol": {"name": "linear", "rates": (0.3, 3.0), "pools": ("cls", "mean")},
     "optim": {"algorithm": {"name": "lars"}, "lr": 1.0, "weight_decay": 0.0},
 }
+HEADS = {"heads": ("linear", "efficient", "cross"), "queries": 4, "head_width": 8}
+ATTENTIVE = LINEAR | {"protocol": LINEAR["protocol"] | HEADS}
 
 
 @pytest.fixture
@@ -108,7 +110,9 @@ def test_a_run_leaves_numbers_that_say_where_they_come_from(base: Values, backbo
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"protocol": {"name": "partial", "tune_blocks": 1}}, LINEAR], ids=["finetune", "partial", "linear"]
+    "changes",
+    [{}, {"protocol": {"name": "partial", "tune_blocks": 1}}, LINEAR, ATTENTIVE],
+    ids=["finetune", "partial", "linear", "attentive"],
 )
 def test_a_stopped_and_resumed_run_is_the_unbroken_one_bit_for_bit(
     base: Values, changes: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -153,6 +157,48 @@ def test_the_probe_is_selected_on_what_is_held_out_and_reported_on_val(base: Val
     figures["holdout_top1_cls_x3"] = 0.9
     assert opened(cfg).choose({"6": figures}) == {"holdout_top1": 0.9, "val_top1": figures["val_top1_cls_x3"]}
     assert {r.protocol for r in written} == {"linear"}
+
+
+def test_each_kind_of_head_is_selected_and_reported_on_its_own(base: Values, tmp_path: Path, capsys: Any) -> None:
+    cfg = config(base, **ATTENTIVE)
+    written = classify.Classify.launch(cfg, tmp_path / "run")
+    kinds = ("linear", "efficient", "cross")
+    assert [(r.protocol, r.split, r.metric) for r in written] == [
+        (kind, split, "top1") for kind in kinds for split in ("holdout", "val")
+    ]
+    assert log(tmp_path / "run", "eval")[6].keys() >= {
+        f"{kind}/{split}_top1" for kind in kinds for split in ("holdout", "val")
+    }
+    row = (
+        "cls_x0p3", "cls_x3", "mean_x0p3", "mean_x3",
+        "efficient_patches_x0p3", "efficient_patches_x3", "cross_patches_x0p3", "cross_patches_x3",
+    )  # fmt: skip
+    assert cfg.protocol.row == row
+    figures = {f"holdout_top1_{name}": place / 10 for place, name in enumerate(row)}
+    figures["holdout_top1_efficient_patches_x0p3"] = 0.9
+    figures |= {f"val_top1_{name}": place / 100 for place, name in enumerate(row)}
+    chosen = opened(cfg).choose({"6": figures | {"val_unreadable": 0.0}})
+    assert chosen == {
+        "linear/holdout_top1": 0.3, "linear/val_top1": 0.03,
+        "efficient/holdout_top1": 0.9, "efficient/val_top1": 0.04,
+        "cross/holdout_top1": 0.7, "cross/val_top1": 0.07,
+        "val_unreadable": 0.0,
+    }  # fmt: skip
+    state = tmp_path / "run" / "checkpoints" / "step_00000006.pt"
+    again = classify.Classify.evaluate_checkpoint(cfg, str(state), None)
+    assert [(r.protocol, r.split, r.value) for r in again] == [(r.protocol, r.split, r.value) for r in written]
+    assert f"efficient val top1 {written[3].value:.2f}%, cross holdout" in capsys.readouterr().out
+    few = config(base, data=base["data"] | {"label_fraction": 0.5}, **ATTENTIVE)
+    assert few.titles() == ("linear-50%-labels", "efficient-50%-labels", "cross-50%-labels")
+    alone = config(base, **LINEAR | {"protocol": {"name": "linear", "heads": ("efficient",), "queries": 4}})
+    assert [r.protocol for r in classify.Classify.launch(alone, tmp_path / "alone")] == ["efficient", "efficient"]
+
+
+def test_a_row_of_several_kinds_has_no_best_epoch(base: Values) -> None:
+    with pytest.raises(ValueError, match="their best epochs differ, and a run keeps one best state; set select='last'"):
+        config(base, select="best", **ATTENTIVE)
+    one_each = ATTENTIVE | {"protocol": {"name": "linear", **HEADS}}
+    config(base, data=base["data"] | {"holdout_fraction": 0.0}, **one_each)  # nothing is to be selected
 
 
 def test_the_best_epoch_is_the_best_on_what_is_held_out(base: Values) -> None:
@@ -349,6 +395,19 @@ def test_two_processes_count_every_image_once(base: Values, tmp_path: Path) -> N
     torchrun(near, tmp_path / "knn_two")
     one, two = (results.load(tmp_path / name / "results.jsonl")[0] for name in ("knn_one", "knn_two"))
     assert [(r.protocol, r.value) for r in two] == [(r.protocol, pytest.approx(r.value)) for r in one]
+
+
+@pytest.mark.slow
+def test_attentive_probes_of_two_processes_are_those_of_one(base: Values, tmp_path: Path) -> None:
+    """Of the head without a batch norm, whose statistics are those of a process on a CPU."""
+    protocol = {"name": "linear", "rates": (0.3, 3.0), "heads": ("cross",), "head_width": 8}
+    cfg = config(base, **LINEAR | {"protocol": protocol}, run=RUN | {"device_batch": None})
+    classify.Classify.launch(cfg, tmp_path / "one")
+    torchrun(cfg, tmp_path / "two")
+    one, two = (results.load(tmp_path / name / "results.jsonl")[0] for name in ("one", "two"))
+    assert [(r.protocol, r.split, r.value) for r in two] == [("cross", r.split, pytest.approx(r.value)) for r in one]
+    losses = [[row["loss"] for row in log(tmp_path / name, "train").values()] for name in ("one", "two")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 def tool(*words: str) -> int:

@@ -169,13 +169,19 @@ def test_a_row_of_probes_equals_separate_runs() -> None:
         )
         for _ in range(10)
     ]
-    together = train_probes(LinearProbe(rates=(0.1, 3.0, 30.0), pools=("cls", "mean")), vit, batches)
-    for place, how in enumerate(("cls", "mean")):
-        for rate in (0.1, 3.0, 30.0):
-            alone = train_probes(LinearProbe(rates=(rate,), pools=(how,)), vit, batches)
-            for name, value in alone.items():
-                torch.testing.assert_close(
-                    together[name.replace("norms.0", f"norms.{place}")], value, rtol=1e-6, atol=1e-6
-                )
+    sources = {"linear": ("cls", "mean"), "efficient": ("patches", "all"), "cross": ("all", "patches")}
+    options = {"queries": 4, "head_width": 8}
+    rates = (0.1, 3.0, 30.0)
+    row = LinearProbe(rates=rates, pools=("cls", "mean"), heads=tuple(sources), tokens=("patches", "all"), **options)
+    together = train_probes(row, vit, batches)
+    for head, of_head in sources.items():
+        for place, source in enumerate(of_head):
+            for rate in rates if head == "linear" else (3.0,):
+                read = {"pools" if head == "linear" else "tokens": (source,)}
+                alone = train_probes(LinearProbe(rates=(rate,), heads=(head,), **read, **options), vit, batches)
+                for name, value in alone.items():
+                    torch.testing.assert_close(
+                        together[name.replace("norms.0", f"norms.{place}")], value, rtol=1e-6, atol=1e-6
+                    )
     moved = [together[f"probes.cls_x{rate}.weight"] for rate in ("0p1", "3", "30")]
     assert (moved[2] - moved[0]).abs().max() > 1e-3  # the rates make a difference at all

@@ -105,6 +105,7 @@ def test_a_step_of_the_tokenizer_never_waits():
         Finetune(mixup=0, cutmix=0),
         Partial(tune_blocks=1),
         LinearProbe(rates=(0.1, 1.0)),
+        LinearProbe(heads=("efficient", "cross"), tokens=("patches", "all"), queries=4, head_width=8),
     ],
 )
 def test_a_step_of_classification_never_waits(protocol):

@@ -8,7 +8,7 @@ from timm.layers.drop import DropPath
 from torch import Tensor
 
 from mae_transfer.core.normalize import IMAGENET
-from mae_transfer.models.heads import Classifier, ProbeRow, Tune, freeze
+from mae_transfer.models.heads import Classifier, Probe, ProbeRow, Tune, freeze
 from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.tasks.protocols import ClassifyProtocol, Feed, Finetune, LinearProbe, Partial
 
@@ -18,10 +18,11 @@ PROTOCOLS: list[ClassifyProtocol] = [
     Partial(tune_blocks=2, pool="cls"), Partial(tune_blocks=1, tune_norm=False),
     Partial(tune_blocks=1, pool="cls", tune_norm=False),
     LinearProbe(rates=(0.1, 1.0), pools=("cls", "mean")),
+    LinearProbe(heads=("efficient", "linear", "cross"), tokens=("patches", "all"), queries=4, head_width=8),
 ]  # fmt: skip
 
 
-def vit(protocol: ClassifyProtocol | None = None, relative: str = "none") -> ViT:
+def vit(protocol: ClassifyProtocol | None = None, relative: str = "none", *, class_token: bool = True) -> ViT:
     torch.manual_seed(0)
     changes = protocol.changes() if protocol else {}
     fields = {
@@ -32,6 +33,7 @@ def vit(protocol: ClassifyProtocol | None = None, relative: str = "none") -> ViT
         "patch": 8,
         "image_size": 16,
         "relative_positions": relative,
+        "class_token": class_token,
     }
     return ViT(ViTConfig.model_validate(fields | changes))
 
@@ -100,7 +102,7 @@ def test_pooling_is_the_mean_of_the_patches_behind_a_new_norm_or_the_class_token
 
 def test_a_probe_is_linear_on_batch_normalised_features_of_the_frozen_encoder() -> None:
     backbone = vit()
-    row = ProbeRow(backbone, 5, probes={"a": "cls", "b": "mean"}).train()
+    row = ProbeRow(backbone, 5, probes={"a": Probe("linear", "cls"), "b": Probe("linear", "mean")}).train()
     features = backbone(image(), norm=True)
     assert not backbone.training
     for scores, probe, pooled in zip(
@@ -109,6 +111,22 @@ def test_a_probe_is_linear_on_batch_normalised_features_of_the_frozen_encoder() 
         centred = (pooled - pooled.mean(0)) / (pooled.var(0, unbiased=False) + 1e-6).sqrt()
         torch.testing.assert_close(scores, probe(centred), rtol=1e-4, atol=1e-5)
     assert torch.equal(row.probes["a"].weight, row.probes["b"].weight)
+
+
+def test_what_attentive_heads_need_of_a_backbone_is_said() -> None:
+    for options, message in (
+        ({"queries": 3}, "protocol.queries = 3 does not divide the width 16 of the backbone's last map: set a divisor"),
+        ({"head_width": 64}, "protocol.head_width = 64 does not divide the width 16"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            LinearProbe(heads=("efficient", "cross"), **{"queries": 4, "head_width": 8, **options}).model(vit(), 5)
+    headless = vit(Finetune(), class_token=False)
+    probe = LinearProbe(heads=("efficient",), tokens=("all",), queries=4)
+    with pytest.raises(ValueError, match="no class token: set protocol.tokens to"):
+        probe.model(headless, 5)(image())
+    assert LinearProbe(heads=("efficient",), queries=4).model(headless, 5)(image()).shape == (1, 6, 5)
+    with pytest.raises(ValueError, match="one patch, so an attentive probe has nothing to choose from"):
+        LinearProbe(heads=("cross",), head_width=8).model(vit(), 5)(torch.randn(6, 3, 8, 8))
 
 
 @pytest.mark.parametrize("tune", [-1, DEPTH + 1])

@@ -25,7 +25,7 @@ from mae_transfer.interfaces import (
     Target,
     Tensors,
 )
-from mae_transfer.models.heads import Classifier, ProbeRow, freeze
+from mae_transfer.models.heads import Classifier, Probe, ProbeRow, freeze
 from mae_transfer.models.mae import MAE, MAEConfig
 from mae_transfer.models.vit import ViTConfig
 
@@ -49,7 +49,11 @@ class Filters(Backbone):
 def test_a_backbone_that_only_computes_maps_serves_probes_fine_tuning_and_pyramids() -> None:
     images, backbone = torch.randn(2, 3, 32, 48), Filters()
     freeze(backbone, "all")
-    assert ProbeRow(Filters(), 5, probes={"a": "cls", "b": "mean"})(images).shape == (2, 2, 5)
+    assert ProbeRow(Filters(), 5, probes={"a": Probe("linear", "cls"), "b": Probe("linear", "mean")})(images).shape == (
+        2,
+        2,
+        5,
+    )
     classifier = assemble(Classifier(backbone, 5), dist=CPU)
     classifier(images).sum().backward()
     assert all(p.grad is not None for p in classifier.parameters())

@@ -13,7 +13,7 @@ from mae_transfer.arithmetic import FullConv2d, FullLinear, Matmul, float32_prod
 from mae_transfer.config import load
 from mae_transfer.engine.dist import session
 from mae_transfer.interfaces import Features, Mask
-from mae_transfer.models.heads import pool
+from mae_transfer.models.heads import Head, pool
 from mae_transfer.models.mae import MAE, MAEConfig
 from mae_transfer.models.vit import Block, ViT, ViTConfig
 from mae_transfer.tasks import pretrain, segment_protocols
@@ -90,6 +90,14 @@ def test_a_model_in_half_precision_keeps_its_type() -> None:
 def finer(scores: Tensor) -> bool:
     """Whether scores are float32 and not bfloat16's values."""
     return scores.dtype == torch.float32 and bool((scores.bfloat16().float() != scores).float().mean() > 0.9)
+
+
+@pytest.mark.parametrize("head", ["efficient", "cross"])
+def test_attentive_scores_are_float32(head: Head) -> None:
+    protocol = LinearProbe(heads=(head,), tokens=("all",), queries=4, head_width=8)
+    model = protocol.model(ViT(ViTConfig.model_validate(SMALL)), 50).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert finer(model(torch.randn(8, 3, 32, 32)))
 
 
 @pytest.mark.parametrize("how", ["mean", "cls"])

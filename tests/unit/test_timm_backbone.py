@@ -8,7 +8,7 @@ import torch
 
 from mae_transfer.checkpoints import load_backbone
 from mae_transfer.interfaces import Backbone
-from mae_transfer.models.heads import Classifier, ProbeRow
+from mae_transfer.models.heads import Classifier, Probe, ProbeRow
 from mae_transfer.models.timm_backbone import TimmBackbone
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -169,7 +169,7 @@ def test_the_head_of_another_width_than_the_last_map_is_refused_before_it_is_bui
     with pytest.raises(ValueError, match=r"LCNet|MobileNetV3 passes 1280 values to its classifier.*set pool to 'mean'"):
         Classifier(backbone, 5, how="cls")
     with pytest.raises(ValueError, match="set pool to 'mean'"):
-        ProbeRow(backbone, 5, probes={"a": "mean", "b": "cls"})
+        ProbeRow(backbone, 5, probes={"a": Probe("linear", "mean"), "b": Probe("linear", "cls")})
     assert Classifier(backbone, 5, how="mean")(torch.randn(2, 3, 64, 64)).shape == (2, 5)
 
 

@@ -212,23 +212,26 @@ def record_missing(node: Node, work: Work, state: Literal["failed", "skipped"], 
     except (ValueError, OSError):  # the config became invalid or weights were removed: the cell is not known
         return
     missing = results.Result(
-        run=node.name, task=getattr(cfg, "family", cfg.task), protocol=protocol(cfg),
+        run=node.name, task=getattr(cfg, "family", cfg.task), protocol="",
         dataset=cfg.data.name, split="val", metric=node.tool.metric, value=None, unit="%", higher_is_better=True,
         seed=node.seed, backbone=backbone, pretrain=pretrain, params=0, epochs=getattr(cfg, "epochs", 0.0), steps=0,
         images_seen=0, global_batch=getattr(cfg, "batch", cfg.run.evaluation_batch), world_size=0,
         precision=cfg.precision, wall_s=0.0, images_per_s=0.0, device="none", engine="mae_transfer", scale=cfg.scale,
         config_digest="", status=state, reason=reason,
     )  # fmt: skip
-    results.append(work.folder(node.name) / "results.jsonl", [missing])
+    of_each = [missing.model_copy(update={"protocol": title}) for title in protocols(cfg)]
+    results.append(work.folder(node.name) / "results.jsonl", of_each)
 
 
-def protocol(cfg: Any) -> str:
-    """Return the name of the protocol that the results of the run would have."""
+def protocols(cfg: Any) -> tuple[str, ...]:
+    """Return the names of the protocols that the results of the run would have."""
     if cfg.task == "knn":
-        return f"knn-{cfg.ks[0]}"
+        return (f"knn-{cfg.ks[0]}",)
+    if hasattr(cfg, "titles"):
+        return tuple(cfg.titles())
     if hasattr(cfg, "title"):
-        return str(cfg.title())
-    return cfg.protocol if isinstance(cfg.protocol, str) else str(cfg.protocol.title)
+        return (str(cfg.title()),)
+    return (cfg.protocol if isinstance(cfg.protocol, str) else str(cfg.protocol.title),)
 
 
 def origin(node: Node, work: Work) -> tuple[str, str]:
