@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-PROBE_EPS = 1e-6  # epsilon of a probe's batch norm (MAE, table 10)
+from mae_transfer.models.heads import PROBE_EPS
+
 STD = 0.02  # standard deviation of the initial queries in both methods, and of CAPI's weights
 
 

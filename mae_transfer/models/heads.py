@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from mae_transfer.bounds import FewOrNone
 from mae_transfer.interfaces import Backbone, Features, Model
-from mae_transfer.models.attentive import PROBE_EPS, CrossHead, EfficientHead
 from mae_transfer.models.vit import NORM_EPS
 
 Pool = Literal["mean", "cls"]
@@ -22,6 +21,7 @@ Tokens = Literal["patches", "all"]
 Head = Literal["linear", "efficient", "cross"]
 Tune = FewOrNone | Literal["half", "all"]
 
+PROBE_EPS = 1e-6  # epsilon of a probe's batch norm (MAE, table 10)
 PROBE_STD = 0.01  # standard deviation of a linear probe's initial weights
 HALF = (".norm2.", ".mlp.", ".ls2.")  # parts of the parameter names in the MLP half of a block
 
@@ -203,8 +203,12 @@ class ProbeRow(nn.Module):
 def first_head(head: Head, dim: int, classes: int, *, queries: int, head_width: int) -> nn.Module:
     """Return a head with initial weights; the arguments are those of ProbeRow."""
     if head == "efficient":
+        from mae_transfer.models.attentive import EfficientHead
+
         return EfficientHead(dim, classes, queries=queries)
     if head == "cross":
+        from mae_transfer.models.attentive import CrossHead
+
         return CrossHead(dim, classes, head_width=head_width)
     start, linear = torch.randn(classes, dim) * PROBE_STD, nn.Linear(dim, classes)
     linear.weight.data.copy_(start)
