@@ -182,6 +182,65 @@ class Target(nn.Module, ABC):
         """Return images (B, 3, H, W) in [0, 1] with the prediction at patches `ids` and grey elsewhere."""
 
 
+@dataclass(frozen=True)
+class Embedded(Tensors):
+    """What a model of joint embedding makes of views, wide ones first. K is the width of its heads.
+
+    Patches and tokens are there if the objective compares patches: those of the wide views, or of all views.
+    """
+
+    features: Tensor  # (G, B, D) of the encoder, wide views
+    image: Tensor  # (V, B, K) of all V views that were given
+    patches: tuple[Tensor, ...] = ()  # (B, M, K) of each view, at the hidden patches or at all
+    tokens: tuple[Tensor, ...] = ()  # (B, M, D) of each view, the encoder's features of the same patches
+    patch_mean: Tensor | None = None  # (K,) mean over all patches of all views; of a teacher
+
+
+class World(NamedTuple):
+    """The processes of a run, as an objective sees them. The defaults are those of one process."""
+
+    rank: int = 0
+    gather: Callable[[Tensor], Tensor] = lambda tensor: tensor  # (n, ...) -> (world * n, ...) in the order of ranks
+    mean: Callable[[Tensor], Tensor] = lambda tensor: tensor  # over the ranks
+
+
+class Heads(NamedTuple):
+    """The heads that an objective needs behind an encoder of width D."""
+
+    image: nn.Module  # (V, B, D) -> (V, B, K)
+    patches: nn.Module | None = None  # the same for patches, (B, M, D) -> (B, M, K); may be the same module
+    predictor: nn.Module | None = None  # of the student, (V, B, K) -> (V, B, K)
+
+
+class Objective(nn.Module, ABC):
+    """How the embedding of a student must agree with its teacher's.
+
+    It is computed outside autocast and in IEEE arithmetic. It is a module of the task and in the training state, but
+    not in DDP, the average, the optimizer or the export.
+    """
+
+    def __call__(self, student: Embedded, teacher: Embedded, hidden: Hidden | None, epoch: float) -> Tensor:
+        """Return the loss of a micro-batch, 0-d, and remember what `settle` needs.
+
+        epoch: completed epochs, with their fraction.
+        """
+        with exact(student.image.device):
+            loss: Tensor = super().__call__(student, teacher, hidden, epoch)
+        return loss
+
+    @abstractmethod
+    def forward(self, student: Embedded, teacher: Embedded, hidden: Hidden | None, epoch: float) -> Tensor:
+        """Compute the loss."""
+
+    @abstractmethod
+    def settle(self) -> None:
+        """Move centre or queue by the micro-batches since the last call: once per optimizer step. Every rank calls."""
+
+    @abstractmethod
+    def metrics(self, student: Embedded, teacher: Embedded, epoch: float) -> dict[str, Tensor]:
+        """Return 0-d device tensors by name. They are computed at log steps only."""
+
+
 class ImageTokenizer(nn.Module, ABC):
     """Converts an image view to a grid of codes and codes to an image, as a dVAE does."""
 

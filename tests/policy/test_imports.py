@@ -1,4 +1,4 @@
-"""Import rules: tools -> suite -> tasks -> the middle -> {targets, core, seeding} -> interfaces -> arithmetic.
+"""Import rules: tools, suite, tasks, the middle, {targets, objectives, core, seeding}, interfaces, arithmetic.
 
 Each external library is imported in its own modules only.
 """
@@ -27,7 +27,7 @@ BASE = {
     "record",
 }
 MIDDLE = {"adapters", "models", "checkpoints", "data", "engine", "metrics", "draw", "results", "config"}
-TASKS = MIDDLE | BASE | {"targets"}
+TASKS = MIDDLE | BASE | {"targets", "objectives"}
 
 MAY_IMPORT = {
     "__init__": {"checkpoints"},  # load_backbone, when it is asked for
@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "arithmetic": set(),
     "core": {"interfaces", "bounds", "config", "seeding"},
     "targets": {"interfaces", "bounds", "config", "seeding", "arithmetic", "core"},
+    "objectives": {"interfaces", "bounds", "config", "core"},
     "config": {"disk"},
     "disk": set(),
     "locks": set(),

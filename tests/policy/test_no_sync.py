@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Protocol
 
-STEP_FOLDERS = {"core", "targets", "models", "adapters", "metrics", "engine", "tasks"}
+STEP_FOLDERS = {"core", "targets", "objectives", "models", "adapters", "metrics", "engine", "tasks"}
 METHODS = {"item", "cpu", "tolist", "numpy", "nonzero", "synchronize", "masked_select"}
 CASTS = {"float", "int", "bool"}
 

@@ -1,0 +1,121 @@
+"""The model of joint embedding: an encoder and the heads of an objective. Student and teacher are two copies of it.
+
+Legend: G wide and L narrow views, V = G + L of both, B batch, N patches of a view, M hidden or selected patches, D
+encoder width, K width of the heads.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mae_transfer.core.patches import grid_of, put, take
+from mae_transfer.interfaces import Backbone, Embedded, Heads, Hidden
+from mae_transfer.models.initialize import STD
+from mae_transfer.models.vit import ViT
+
+
+class Joint(nn.Module):
+    """An encoder with heads. The student calls it, the teacher calls `teach`."""
+
+    def __init__(
+        self, encoder: Backbone, heads: Heads, *, patches: Literal["masked", "matched"] | None, freeze_stem: bool
+    ) -> None:
+        """Put heads behind an encoder.
+
+        Args:
+            patches: which patches the heads embed: those that are hidden from the student, or those of all views.
+            freeze_stem: keep the patch projection as it is (MoCo v3, section 4).
+        Raises:
+            ValueError: the encoder is not a ViT, and patches are hidden or the stem is frozen.
+        """
+        super().__init__()
+        if not isinstance(encoder, ViT) and (freeze_stem or patches == "masked"):
+            what = "freeze_stem = True" if freeze_stem else "objective.patches = 'masked'"
+            raise ValueError(f"{what}, but {encoder.name()} has no mask token and no patch projection: use a ViT")
+        self.encoder, self.patches = encoder, patches
+        self.head, self.predictor = heads.image, heads.predictor
+        self.patch_head = None if heads.patches is heads.image else heads.patches  # None: shared
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.dim)) if patches == "masked" else None
+        if self.mask_token is not None:
+            nn.init.normal_(self.mask_token, std=STD)
+        if isinstance(encoder, ViT) and freeze_stem:
+            encoder.patch_embed.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Joint:
+        """Set the mode, but keep the heads in training mode: a SyncBN of a teacher would not synchronise otherwise."""
+        super().train(mode)
+        for head in (self.head, self.predictor, self.patch_head):
+            if head is not None:
+                head.train()
+        return self
+
+    def forward(
+        self, wide: Tensor, narrow: Tensor | None = None, hidden: Hidden | None = None, live: float = 1.0
+    ) -> Embedded:
+        """Return the student's embedding of normalised views (G, B, C, S, T) and (L, B, C, s, t).
+
+        Args:
+            hidden: the patches of the wide views that the student does not see.
+            live: 0.0 freezes the last layer of the heads.
+        """
+        groups = [self.encode(wide, hidden)] + ([] if narrow is None else [self.encode(narrow)])
+        image = self.head(torch.cat([features for features, _ in groups]), live)
+        image = image if self.predictor is None else self.predictor(image)
+        features = groups[0][0].detach()
+        if self.patches is None:
+            return Embedded(features, image)
+        seen = [view for _, views in groups[: None if self.patches == "matched" else 1] for view in views]
+        tokens = self._selected(seen, hidden)
+        return Embedded(features, image, tuple(self._patch_head(part, live) for part in tokens), tokens)
+
+    @torch.no_grad()
+    def teach(self, wide: Tensor, hidden: Hidden | None = None) -> Embedded:
+        """Return the teacher's embedding of normalised wide views. It sees all patches."""
+        features, patches = self.encode(wide)
+        image = self.head(features)
+        if self.patches is None:
+            return Embedded(features, image)
+        head = self._patch_head
+        embedded = head.embed(patches.flatten(0, 1))
+        with torch.autocast(wide.device.type, enabled=False):  # prototypes are linear: the mean of their similarities
+            mean = head.compare(embedded.to(head.prototypes.dtype).mean(dim=(0, 1)))
+        parts = self._selected(list(embedded.unflatten(0, patches.shape[:2])), hidden)
+        return Embedded(features, image, tuple(map(head.compare, parts)), self._selected(list(patches), hidden), mean)
+
+    def encode(self, views: Tensor, hidden: Hidden | None = None) -> tuple[Tensor, Tensor]:
+        """Return the features of images (V, B, D) and of their patches (V, B, N, D), after the final norm."""
+        count, encoder, images = len(views), self.encoder, views.flatten(0, 1)
+        if hidden is None:
+            found = encoder(images, norm=True)
+            patches = found.maps[-1].flatten(2).transpose(1, 2)
+            image = patches.mean(dim=1) if found.cls is None else found.cls
+        else:
+            assert isinstance(encoder, ViT)
+            assert self.mask_token is not None
+            grid = grid_of((images.shape[2], images.shape[3]), encoder.patch)
+            ids, weight = hidden.ids.flatten(0, 1), hidden.weight.flatten(0, 1)
+            embedded = encoder.patch_embed(images)
+            own = take(embedded, ids)
+            seen = torch.where(weight[:, :, None] > 0, self.mask_token.to(own.dtype), own)
+            tokens = encoder.encode(encoder.place(put(seen, ids, into=embedded), grid), grid)[-1]
+            patches = tokens[:, encoder.leading :]
+            image = tokens[:, 0] if encoder.leading else patches.mean(dim=1)
+        return image.unflatten(0, (count, -1)), patches.unflatten(0, (count, -1))
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the encoder's blocks in the backward pass instead of keeping their activations."""
+        self.encoder.set_grad_checkpointing(enable)
+
+    @property
+    def _patch_head(self) -> Any:  # PrototypeHead
+        return self.head if self.patch_head is None else self.patch_head
+
+    def _selected(self, views: list[Tensor], hidden: Hidden | None) -> tuple[Tensor, ...]:
+        """Return of each view (B, N, D) the patches that are compared: the M ids of `hidden`, or all."""
+        if self.patches != "masked":
+            return tuple(views)
+        assert hidden is not None
+        return tuple(take(view, ids) for view, ids in zip(views, hidden.ids, strict=True))

@@ -1,0 +1,54 @@
+"""What the config of an objective says: its heads, its weights to export, and the batches that it can use."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mae_transfer.config import Part
+from mae_transfer.interfaces import Heads, Objective, World
+
+Patches = Literal["masked", "matched"]
+
+
+class ObjectiveConfig(Part):
+    """An objective of joint embedding, by its name."""
+
+    exported: Literal["average", "trained"]
+    """The encoder that is evaluated and exported: the teacher ("average") or the student ("trained")."""
+
+    @property
+    @abstractmethod
+    def system(self) -> str:
+        """The published system whose objective this is, for tables: "DINO"."""
+
+    @property
+    def compares(self) -> Patches | None:
+        """Which patches the objective compares. None: none."""
+        return None
+
+    @abstractmethod
+    def heads(self, dim: int) -> Heads:
+        """Create the heads behind an encoder of width D = `dim`."""
+
+    @abstractmethod
+    def build(self, world: World) -> Objective:
+        """Create the objective."""
+
+    def is_live(self, epoch: float) -> bool:
+        """Return whether the last layer of the heads trains at this time."""
+        return True
+
+    def check(self, *, batch: int, narrow: int) -> None:
+        """Raise ValueError if the objective cannot use this global batch or this number of narrow views."""
+
+    def check_accumulation(self, micro_steps: int) -> None:
+        """Raise ValueError if the objective cannot accumulate gradients over this many micro-steps."""
+
+
+def widened(x: Tensor) -> Tensor:
+    """Return a tensor in float32, or in float64 if it is that."""
+    return x if x.dtype == torch.float64 else x.float()

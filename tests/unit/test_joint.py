@@ -1,0 +1,151 @@
+"""The model of joint embedding and its heads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.utils.model_ema import ModelEmaV3
+from torch import nn
+
+from mae_transfer.config import validate
+from mae_transfer.core.patches import patchify, take
+from mae_transfer.interfaces import Hidden
+from mae_transfer.models.joint import Joint
+from mae_transfer.models.vit import ViT, ViTConfig
+from mae_transfer.objectives import ContrastConfig, DistillConfig
+from mae_transfer.objectives.heads import ProjectionHead, PrototypeHead
+
+B, K = 3, 12
+ENCODER = ViTConfig(size=None, dim=16, depth=2, heads=2, patch=4, image_size=16, antialias=False, drop_path=0.5)
+
+
+def joint(*, freeze_stem: bool = False, **options: Any) -> Joint:
+    torch.manual_seed(0)
+    cfg = validate({"hidden": 8, "bottleneck": 6, "out": K, **options}, DistillConfig, where="test")
+    return Joint(ViT(ENCODER), cfg.heads(16), patches=cfg.compares, freeze_stem=freeze_stem)
+
+
+def wide() -> torch.Tensor:
+    return torch.randn(2, B, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def narrow() -> torch.Tensor:
+    return torch.randn(3, B, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+
+
+def hidden() -> Hidden:
+    ids = torch.stack([torch.randperm(16, generator=torch.Generator().manual_seed(i))[:5] for i in range(2 * B)])
+    counts = torch.tensor([0, 1, 5, 2, 0, 3])
+    return Hidden(ids.view(2, B, 5), ((torch.arange(5) < counts[:, None]) / counts.clamp(min=1)[:, None]).view(2, B, 5))
+
+
+def test_each_view_is_embedded_as_if_alone() -> None:
+    model = joint().eval()
+    found = model(wide(), narrow())
+    assert found.image.shape == (5, B, K)
+    for number, view in enumerate([*wide(), *narrow()]):
+        torch.testing.assert_close(found.image[number], model.head(model.encoder(view, norm=True).cls))
+    torch.testing.assert_close(model.teach(wide()).image, found.image[:2])
+
+
+def test_hidden_patches_are_the_mask_token_before_positions() -> None:
+    """iBOT: the student does not depend on the pixels of hidden patches; places of weight 0 stay visible."""
+    model, masks = joint(patches="masked").eval(), hidden()
+    found = model(wide(), narrow(), masks)
+    assert [part.shape for part in found.patches] == [(B, 5, K)] * 2
+    changed = wide()
+    pixels = patchify(changed.flatten(0, 1), 4).view(2, B, 16, -1)
+    for g, b, m in (masks.weight > 0).nonzero().tolist():
+        place = int(masks.ids[g, b, m])
+        top, left = place // 4 * 4, place % 4 * 4
+        changed[g, b, :, top : top + 4, left : left + 4] += 1.0
+    assert not torch.equal(patchify(changed.flatten(0, 1), 4).view(2, B, 16, -1), pixels)
+    again = model(changed, narrow(), masks)
+    torch.testing.assert_close(again.image[:2], found.image[:2])
+    plain = model(wide(), narrow(), Hidden(masks.ids, torch.zeros_like(masks.weight)))
+    torch.testing.assert_close(plain.image, joint().eval()(wide(), narrow()).image)
+    assert not torch.allclose(plain.image[0, 1], found.image[0, 1])
+
+
+def test_the_teacher_embeds_the_hidden_places_of_the_whole_image_and_the_mean_of_all() -> None:
+    model, masks = joint(patches="masked").eval(), hidden()
+    found = model.teach(wide(), masks)
+    whole = [model.encoder(view, norm=True).maps[-1].flatten(2).transpose(1, 2) for view in wide()]
+    for patches, ids, output in zip(whole, masks.ids, found.patches, strict=True):
+        torch.testing.assert_close(output, take(model.head(patches), ids))
+    torch.testing.assert_close(found.patch_mean, model.head(torch.stack(whole)).mean(dim=(0, 1, 2)))
+
+
+def test_matched_patches_are_all_of_all_views_with_a_head_of_their_own() -> None:
+    model = joint(patches="matched", shared=False).eval()
+    found = model(wide(), narrow())
+    assert [part.shape[1] for part in found.patches] == [16, 16, 4, 4, 4]
+    torch.testing.assert_close(found.patches[3], model.patch_head(found.tokens[3]))
+    assert not torch.allclose(found.patches[3], model.head(found.tokens[3]))
+
+
+def test_a_shared_head_is_registered_once() -> None:
+    assert not [name for name in joint(patches="masked").state_dict() if name.startswith("patch_head")]
+
+
+def test_prototypes_are_pytorchs_weight_norm() -> None:
+    """nn.utils.parametrizations.weight_norm of a linear layer with g = 1, as in DINOHead."""
+    head = PrototypeHead(4, hidden=8, bottleneck=6, out=K, layers=3, fixed_norm=True)
+    linear = nn.utils.parametrizations.weight_norm(nn.Linear(6, K, bias=False))
+    linear.parametrizations.weight.original0.data.fill_(1)
+    linear.parametrizations.weight.original1.data.copy_(head.prototypes.data)
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(head(x), linear(F.normalize(head.mlp(x), dim=-1)))
+
+
+def test_frozen_prototypes_get_a_gradient_of_exactly_zero() -> None:
+    head = PrototypeHead(4, hidden=8, bottleneck=6, out=K, layers=3, fixed_norm=False)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=0.1, weight_decay=0.1)
+    before = F.normalize(head.prototypes.detach(), dim=1)
+    for live in (0.0, 1.0):
+        head(torch.randn(5, 4), live).square().sum().backward()
+        assert bool((head.prototypes.grad == 0).all()) is (live == 0.0)
+        assert bool((head.length.grad == 0).all()) is (live == 0.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        same = torch.allclose(F.normalize(head.prototypes.detach(), dim=1), before)
+        assert same is (live == 0.0)  # weight decay changes the length of a prototype, not its direction
+
+
+def test_a_projection_has_the_statistics_of_one_view_in_both_modes() -> None:
+    cfg = ContrastConfig(out=6, hidden=8)
+    heads = cfg.heads(16)
+    x = torch.randn(2, 5, 16)
+    x[1] = x[1] * 3 + 7
+    for head in (heads.image, heads.image.eval()):
+        out = head(x)
+        torch.testing.assert_close(out.mean(dim=1), torch.zeros(2, 6), atol=1e-5, rtol=0)
+        torch.testing.assert_close(head(x[1:])[0], out[1])
+    assert [name for name, _ in heads.image.named_parameters()] == [
+        "mlp.0.weight", "mlp.1.weight", "mlp.1.bias", "mlp.3.weight", "mlp.4.weight", "mlp.4.bias", "mlp.6.weight",
+    ]  # fmt: skip
+    moby = ContrastConfig(out=6, hidden=8, projector_layers=2, bias=True, last_norm=False, queue=8).heads(16)
+    assert [type(layer).__name__ for layer in moby.image.mlp] == ["Linear", "BatchNorm1d", "ReLU", "Linear"]
+    assert isinstance(moby.predictor, ProjectionHead)
+
+
+def test_the_teachers_heads_train_while_its_encoder_evaluates() -> None:
+    cfg = ContrastConfig(out=6, hidden=8)
+    model = Joint(ViT(ENCODER), cfg.heads(16), patches=None, freeze_stem=True)
+    teacher = ModelEmaV3(model).module
+    assert not teacher.encoder.blocks[1].drop_path.training
+    assert all(module.training for module in teacher.head.modules())
+    torch.testing.assert_close(teacher.teach(wide()).image, teacher.teach(wide()).image)
+    assert not model.encoder.patch_embed.proj.weight.requires_grad
+
+
+@pytest.mark.parametrize(("patches", "freeze_stem"), [("masked", False), (None, True)])
+def test_a_swin_has_no_mask_token_and_no_patch_projection(patches: Any, freeze_stem: bool) -> None:
+    from mae_transfer.checkpoints.timm_models import wrap
+
+    swin = wrap("swin_tiny_patch4_window7_224", {"image_size": 32})
+    with pytest.raises(ValueError, match="SwinTransformer has no mask token and no patch projection: use a ViT"):
+        Joint(swin, DistillConfig(out=K).heads(swin.dim), patches=patches, freeze_stem=freeze_stem)
