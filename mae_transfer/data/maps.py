@@ -137,6 +137,18 @@ class MapDataConfig(BaseDataConfig):
         return self
 
 
+class ResizedMapsConfig(BaseDataConfig):
+    """Which images with class maps to use, and to what size to resize them."""
+
+    train: AnyMaps = AdeConfig(split="training")
+    """The training set."""
+    val: AnyMaps = AdeConfig(split="validation")
+    """The same for validation."""
+    size: Sides = 512
+    """Size that every image is resized to, whatever its aspect ratio: pixels per side, or (height, width). A multiple
+    of the backbone's patch."""
+
+
 def open_map_set(part: AnyMaps, root: str | None) -> MapSource:
     """Return one set. `root` is its default folder. ValueError if it is empty."""
     return check_not_empty(part.completed({"root": root}).open(), part)

@@ -27,6 +27,8 @@ CLASSIFY = {
 DETECT = {"detect": TaskEntry("detect:DetectConfig", "detect:Detect.launch", "detect:Detect.evaluate_checkpoint")}
 """Of tools/det_train.py."""
 SEGMENT = {
-    "segment": TaskEntry("segment:SegmentConfig", "segment:Segment.launch", "segment:Segment.evaluate_checkpoint")
+    "segment": TaskEntry("segment:SegmentConfig", "segment:Segment.launch", "segment:Segment.evaluate_checkpoint"),
+    "frozen-knn": TaskEntry("frozen_segment:FrozenKnnConfig", "frozen_segment:FrozenSegment.launch"),
+    "frozen-logreg": TaskEntry("frozen_segment:FrozenLogRegConfig", "frozen_segment:FrozenSegment.launch"),
 }
 """Of tools/seg_train.py."""

@@ -8,7 +8,7 @@ Legend: B batch, S pixels per side of a crop, C classes, H x W pixels of an imag
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from operator import gt
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -170,13 +170,7 @@ class Segment(Dense[SegmentConfig]):
         segmenter: Any = unwrap_model(model)
         for batch in self.views(self.sources[part], policy):
             metric.update(predict(self.cfg, segmenter, batch, self.backbone.statistics), batch.labels)
-        figures = metric.compute(per_class=True)
-        if math.isnan(figures["mIoU"]):
-            raise ValueError(
-                f"no pixel of the {SET_NAMES[part]} set has a class: its maps are void everywhere "
-                "(tools/prepare_data.py check names them)"
-            )
-        return figures | unread(policy, self.dist)
+        return compute_iou(metric, of=SET_NAMES[part]) | unread(policy, self.dist)
 
     def views(self, source: MapSource, policy: Unreadable, *, alone: bool = False) -> Iterator[ScaledViews]:
         """Yield this rank's part of a set on the device, image by image."""
@@ -186,15 +180,11 @@ class Segment(Dense[SegmentConfig]):
         return self.sweep(samples, policy, batch=1, alone=alone)
 
     def draw(self, model: nn.Module, folder: WorkDir) -> Iterator[Path]:
-        from mae_transfer.draw.segmentations import SegmentationPicture, save_segmentation
-
         segmenter: Any = unwrap_model(model)
         for number, batch in enumerate(self.views(self.val_set, self.cfg.data.unreadable(), alone=True)):
             predicted = predict(self.cfg, segmenter, batch, self.backbone.statistics)
-            image, truth, found = (part[0].cpu() for part in (batch.original, batch.labels, predicted))
-            shown = SegmentationPicture(image, truth, found, Path(self.val_set.where(int(batch.index[0]))).name)
             path = folder.segmentations / f"{number:04d}.png"
-            save_segmentation(path, shown, self.val_set.classes)
+            draw_segmentation(path, self.val_set, batch, predicted)
             yield path
 
     def final_figures(self) -> dict[str, float]:
@@ -209,11 +199,7 @@ class Segment(Dense[SegmentConfig]):
         return super().results(renamed, shared)
 
     def per_class(self, figures: Mapping[str, float]) -> str:
-        """Return a line per class with IoU and accuracy in percent, "-" where it neither occurs nor is found."""
-        return "\n".join(
-            f"  IoU {percent(figures[f'IoU[{name}]'])}  Acc {percent(figures[f'Acc[{name}]'])}  {name}"
-            for name in self.val_set.classes
-        )
+        return class_lines(figures, self.val_set.classes)
 
     def summary(self, written: list[Result]) -> str:
         return ", ".join(f"{r.metric} {r.value:.2f}%" for r in written if r.split == "val")
@@ -221,6 +207,33 @@ class Segment(Dense[SegmentConfig]):
     def closing_words(self, written: list[Result]) -> str:
         classes = self.per_class(self.final_figures())
         return f"{classes}\n{super().closing_words(written)}, pictures in {self.folder.segmentations}"
+
+
+def compute_iou(metric: IouMetric, *, of: str) -> dict[str, float]:
+    """Return mIoU, mAcc and aAcc, and IoU[name] and Acc[name]; ValueError if no pixel of the set has a class."""
+    figures = metric.compute(per_class=True)
+    if math.isnan(figures["mIoU"]):
+        raise ValueError(
+            f"no pixel of the {of} set has a class: its maps are void everywhere (tools/prepare_data.py check names "
+            "them)"
+        )
+    return figures
+
+
+def class_lines(figures: Mapping[str, float], classes: Sequence[str]) -> str:
+    """Return a line per class with IoU and accuracy in percent, "-" where it neither occurs nor is found."""
+    return "\n".join(
+        f"  IoU {percent(figures[f'IoU[{name}]'])}  Acc {percent(figures[f'Acc[{name}]'])}  {name}" for name in classes
+    )
+
+
+def draw_segmentation(path: Path, source: MapSource, batch: ScaledViews, predicted: Tensor) -> None:
+    """Draw an image of a set with its true map and the predicted one, (1, H, W)."""
+    from mae_transfer.draw.segmentations import SegmentationPicture, save_segmentation
+
+    image, truth, found = (part[0].cpu() for part in (batch.original, batch.labels, predicted))
+    name = Path(source.where(int(batch.index[0]))).name
+    save_segmentation(path, SegmentationPicture(image, truth, found, name), source.classes)
 
 
 def segmenter_loss(

@@ -1,0 +1,19 @@
+"""Votes of similar training patches on frozen features, CamVid at half resolution.
+
+Command:   python tools/seg_train.py configs/segment/camvid_knn.py --backbone zoo:shapes64_norm_pixel \
+           --work-dir runs/camvid_knn --set data.root=/data/camvid
+           (without --backbone: an encoder of random weights)
+Cost:      TODO
+Published: none at this scale.
+"""
+
+_base_ = "frozen_knn.py"
+
+scale = "small"
+CLASSES = ("Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist")
+data = dict(train=dict(classes=CLASSES), val=dict(classes=CLASSES), size=(184, 240))
+del CLASSES
+backbone = dict(encoder=dict(size=None, dim=192, depth=6, heads=3, patch=8, image_size=96))
+bank = 100_000
+precision = "float32"
+run = dict(workers=1)
