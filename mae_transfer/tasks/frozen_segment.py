@@ -204,6 +204,8 @@ class FrozenSegment(FrozenRun[FrozenSegmentConfig]):
             drawn = draw_patches(labels, self.share, seed=fold(self.cfg.seed, "patches", image))
             found.append(Patches(features[drawn], labels[drawn], torch.full_like(drawn, image)))
             tick()
+        if not found:
+            raise ValueError("no training image could be read: check the files under data.root")
         bank = Patches(*(gather(torch.cat(parts), self.dist) for parts in zip(*found, strict=True)))
         if not len(bank.labels):
             raise ValueError(
