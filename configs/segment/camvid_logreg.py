@@ -14,6 +14,6 @@ CLASSES = ("Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", 
 data = dict(train=dict(classes=CLASSES), val=dict(classes=CLASSES), size=(184, 240))
 del CLASSES
 backbone = dict(encoder=dict(size=None, dim=192, depth=6, heads=3, patch=8, image_size=96))
-bank = 100_000
+bank = 50_000
 precision = "float32"
 run = dict(workers=1)

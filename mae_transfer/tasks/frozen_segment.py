@@ -49,7 +49,7 @@ from mae_transfer.tasks.segment_inference import resized
 from mae_transfer.tasks.sweep import EVALUATION_SEED, gather, unread
 from mae_transfer.tasks.workdir import WorkDir
 
-CS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+CS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 Scores = Callable[[Tensor], Tensor]
 """Turns standardised features (n, D) into scores for each value, (V, n, C)."""
 
@@ -68,8 +68,8 @@ class FrozenSegmentConfig(FrozenConfig):
     family: ClassVar[str] = "segment"
     debug: ClassVar[dict[str, Any]] = {
         **EvaluationConfig.debug,
-        "data.train": {"name": "shapes", "length": 6, "size": 48},
-        "data.val": {"name": "shapes", "length": 2, "size": 48, "seed": 1},
+        "data.train": {"name": "shapes", "length": 1, "size": 48},
+        "data.val": {"name": "shapes", "length": 1, "size": 48, "seed": 1},
         "run": {**EvaluationConfig.debug["run"], "pictures": 1},
     }
 
@@ -96,7 +96,7 @@ class FrozenSegmentConfig(FrozenConfig):
 class FrozenKnnConfig(FrozenSegmentConfig):
     """Segmentation by weighted votes of the most similar training patches."""
 
-    debug: ClassVar[dict[str, Any]] = {**FrozenSegmentConfig.debug, "ks": (1, 3)}
+    debug: ClassVar[dict[str, Any]] = {**FrozenSegmentConfig.debug, "ks": (1,)}
 
     task: Literal["frozen-knn"] = "frozen-knn"
     """Which task the file configures."""

@@ -17,6 +17,7 @@ from mae_transfer.config import Schema, load, read
 from mae_transfer.suite.graph.plan import open_plan
 from mae_transfer.tasks.classify import ClassifyConfig
 from mae_transfer.tasks.detect import DetectConfig
+from mae_transfer.tasks.frozen_segment import FrozenKnnConfig, FrozenLogRegConfig
 from mae_transfer.tasks.knn import KnnConfig
 from mae_transfer.tasks.logreg import LogRegConfig
 from mae_transfer.tasks.pretrain import PretrainConfig
@@ -28,10 +29,10 @@ from mae_transfer.tasks.tokenizer import TokenizerConfig
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).with_name("config_digests.json")
-FOLDERS: dict[str, type[Schema]] = {"detect": DetectConfig, "segment": SegmentConfig}
+FOLDERS: dict[str, type[Schema]] = {"classify": ClassifyConfig, "detect": DetectConfig, "segment": SegmentConfig}
 TASKS: dict[str, type[Schema]] = {
     "knn": KnnConfig, "ridge": RidgeConfig, "logreg": LogRegConfig, "statistics": StatisticsConfig,
-    "robustness": RobustnessConfig,
+    "robustness": RobustnessConfig, "frozen-knn": FrozenKnnConfig, "frozen-logreg": FrozenLogRegConfig,
 }  # fmt: skip
 PARTS = {
     "configs/pretrain/mae_vit_base_16_800e.py": (
@@ -128,9 +129,9 @@ SUITES = ("mini", "mini_seeds", "figure9_search", "own_classification", "table3"
 
 def schema_of(config: str) -> type[Schema]:
     """Return the schema of a config in configs/."""
-    if config.startswith("configs/classify/"):
-        return TASKS.get(str(read(ROOT / config).get("task")), ClassifyConfig)
-    return TokenizerConfig if "tokenizer" in config else FOLDERS.get(Path(config).parent.name, PretrainConfig)
+    if "tokenizer" in config:
+        return TokenizerConfig
+    return TASKS.get(str(read(ROOT / config).get("task"))) or FOLDERS.get(Path(config).parent.name, PretrainConfig)
 
 
 def digests(cfg: Schema) -> list[str]:
