@@ -110,7 +110,7 @@ class FrozenKnnConfig(FrozenSegmentConfig):
         return "k", self.ks
 
     def fit(self, bank: Patches, values: Sequence[float], classes: int) -> Scores:
-        ks = [int(value) for value in values]
+        ks = [round(value) for value in values]
         if max(ks) > len(bank.labels):
             raise ValueError(
                 f"ks = {self.ks}: only {len(bank.labels)} training patches can vote, fewer than {max(ks)} neighbours; "

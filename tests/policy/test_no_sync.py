@@ -49,10 +49,12 @@ ALLOWED = {
     ("tasks/detect.py", "figures"),  # of ids, in an evaluation
     ("tasks/detect.py", "draw"),  # after the run
     ("tasks/detect.py", "predictions"),  # of ids, in an evaluation
+    ("tasks/frozen_segment.py", "collect"),  # of ids, in an evaluation
+    ("tasks/frozen_segment.py", "draw_patches"),  # of labels, in an evaluation
     ("tasks/logreg.py", "draw_shots"),  # of labels, in an evaluation
     ("tasks/pretrain.py", "flops"),  # of a counter, after the run
     ("tasks/pretrain.py", "results"),  # of the config, after the run
-    ("tasks/segment.py", "draw"),  # after the run
+    ("tasks/segment.py", "draw_segmentation"),  # after the run
     ("tasks/targets.py", "basis"),  # of a reference
     ("tasks/trial.py", "_fits"),  # of a flag on the CPU, between the trials before a run
     ("tasks/trial.py", "on_cpu"),  # of the state, before a run
