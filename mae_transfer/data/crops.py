@@ -22,11 +22,10 @@ from torchvision.transforms.v2 import functional as F
 from mae_transfer.bounds import Factor, Few, FewOrNone, Portion, Probability, Sides, real
 from mae_transfer.config import Schema
 from mae_transfer.core.masks import ViewMask
-from mae_transfer.data.colours import blur
 from mae_transfer.data.config import ImagesConfig
 from mae_transfer.data.loader import Samples
 from mae_transfer.data.sources import Sample, Source
-from mae_transfer.data.transforms import Box, Jitter, draw_jitter, render
+from mae_transfer.data.transforms import Box, Jitter, blur, draw_jitter, render
 from mae_transfer.interfaces import Hidden, Views, ViewSpec
 
 Strength = Probability

@@ -17,8 +17,8 @@ from torchvision.transforms.v2 import functional as F
 from mae_transfer.config import validate
 from mae_transfer.core.masks import ViewMask
 from mae_transfer.data import FolderConfig, Key, Order, TrainKeys, batches
-from mae_transfer.data.colours import blur, shift_hue
 from mae_transfer.data.crops import Look, MultiCrop, MultiCrops
+from mae_transfer.data.transforms import blur, shift_hue
 from mae_transfer.interfaces import Hidden, Views
 from mae_transfer.seeding import seeded
 
