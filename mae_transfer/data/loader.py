@@ -134,10 +134,12 @@ class EvalKeys:
     batch: int  # images of one process
     rank: int = 0
     world: int = 1
+    first: int = 0  # index of the first image
 
     def __iter__(self) -> Iterator[list[Key]]:
         for start in self._starts():
-            yield [Key(0, image, 0) for image in range(start, min(start + self.batch, self._starts().stop))]
+            images = range(start, min(start + self.batch, self._starts().stop))
+            yield [Key(0, self.first + image, 0) for image in images]
 
     def __len__(self) -> int:
         return len(self._starts())

@@ -130,12 +130,6 @@ class PrecomputedLabels:
 
     def __init__(self, source: Source, path: Path) -> None:
         self.source, self.classes, self.path = source, source.classes, path
-        try:
-            rows = len(np.load(path, mmap_mode="r"))
-        except (ValueError, OSError, EOFError) as error:
-            raise ValueError(f"{path} is damaged ({error}): delete it, then it is computed again") from None
-        if rows != len(source):
-            raise ValueError(f"{path} has {rows} rows for {len(source)} images: delete it, then it is computed again")
         self.rows: np.ndarray | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -252,8 +246,7 @@ def fingerprint(source: Any) -> Fingerprint:
 
     Names are relative to the folder that all files share, so moving the whole set does not change its fingerprint.
     """
-    while hasattr(source, "source"):
-        source = source.source
+    source, _ = whole_of(source)
     samples = len(source)
     lines: list[str] = []
     total = 0
@@ -274,6 +267,15 @@ def fingerprint(source: Any) -> Fingerprint:
     return Fingerprint(
         type(source).__name__, samples, files, total, hashlib.sha256(about + text).hexdigest()[:16], packed
     )
+
+
+def whole_of(source: Any) -> tuple[Any, np.ndarray]:
+    """Return the source that a source selects from, and the indices of its images there, (N,) int64."""
+    indices = np.arange(len(source))
+    while hasattr(source, "source"):
+        indices = source.indices[indices] if hasattr(source, "indices") else indices
+        source = source.source
+    return source, indices
 
 
 def compare_fingerprints(before: Mapping[str, Any], now: Fingerprint) -> str | None:

@@ -21,6 +21,7 @@ Tokens = Literal["patches", "all"]
 Head = Literal["linear", "efficient", "cross"]
 Tune = FewOrNone | Literal["half", "all"]
 
+NO_CLASS_TOKEN = "this backbone has no class token: set pool to 'mean'"
 PROBE_EPS = 1e-6  # epsilon of a probe's batch norm (MAE, table 10)
 PROBE_STD = 0.01  # standard deviation of a linear probe's initial weights
 HALF = (".norm2.", ".mlp.", ".ls2.")  # parts of the parameter names in the MLP half of a block
@@ -32,7 +33,7 @@ def pool(features: Features, how: Pool) -> Tensor:
     if how == "mean":
         return features.maps[-1].mean(dim=(2, 3), dtype=at_least)
     if features.cls is None:
-        raise ValueError("this backbone has no class token: set pool to 'mean'")
+        raise ValueError(NO_CLASS_TOKEN)
     return features.cls.to(at_least)
 
 

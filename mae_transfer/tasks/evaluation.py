@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
@@ -20,19 +20,21 @@ from torch import Tensor
 
 from mae_transfer import results
 from mae_transfer.core.normalize import Statistics, normalize
-from mae_transfer.data import Crops, EvalKeys, LabelledDataConfig, evaluation_views, open_labelled
+from mae_transfer.data import Crops, EvalKeys, LabelledDataConfig, Unreadable, evaluation_views, open_labelled
 from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.state import Precision, autocast
 from mae_transfer.interfaces import Backbone, Batch
-from mae_transfer.models.heads import Pool, pool
+from mae_transfer.models.heads import NO_CLASS_TOKEN, Pool, pool
 from mae_transfer.results import Result
 from mae_transfer.tasks.backbones import DEBUG_ENCODER, BackboneConfig, LoadedBackbone, open_backbone
 from mae_transfer.tasks.config import RunnableConfig
+from mae_transfer.tasks.features import UNREAD, FrozenPass, pooled_features, share
 from mae_transfer.tasks.run import HOLDOUT, RecordedRun
 from mae_transfer.tasks.sweep import EVALUATION_SEED, gather, unread
 from mae_transfer.tasks.workdir import WorkDir, open_work_dir, sole_user, write_config
 
+NO_IMAGE = "no image of a set could be read: check the files under data.root"
 CHOSEN = "chosen/"  # prefix of constants that an evaluator has selected: they are logged, but are no results
 
 
@@ -206,15 +208,37 @@ class Evaluation(FrozenRun[EvaluationConfig]):
                 log.tick(next(ticks))
 
         view, sets = evaluation_views(cfg.data, shorter_side=cfg.data.shorter_side), []
-        for source in self.sources.values():
+        for part, source in self.sources.items():
             policies.append(cfg.data.unreadable())
             samples = Crops(source=source, augmentation=view, seed=EVALUATION_SEED)
+            if cfg.run.features is not None:
+                sets.append(self.kept(part, samples, policies[-1], tick=lambda: log.tick(next(ticks))))
+                continue
             batches = ticking(self.sweep(samples, policies[-1]))
-            sets.append(extract(self.backbone.model, batches, self.backbone.statistics, cfg.pool, cfg.precision))
-        train, val = sets
-        train = LabelledFeatures(*(gather(part, dist) for part in train))
-        figures = self.evaluator(train, val, classes=len(self.sources["val"].classes), dist=dist)
+            one = extract(self.backbone.model, batches, self.backbone.statistics, cfg.pool, cfg.precision)
+            sets.append(LabelledFeatures(*(gather(tensor, dist) for tensor in one)) if part == "train" else one)
+        figures = self.evaluator(*sets, classes=len(self.sources["val"].classes), dist=dist)
         return figures, round(sum(unread(policy, dist).get("unreadable", 0) for policy in policies))
+
+    def kept(self, part: str, samples: Crops, policy: Unreadable, *, tick: Callable[[], None]) -> LabelledFeatures:
+        """Return the features of a set from the folder run.features, where they are kept for other runs."""
+        cfg, data = self.cfg, self.cfg.data
+        images = data.train if part == "train" or data.val is None else data.val
+        view = f"resized to cover {data.shorter_side:g} times that (bicubic), centre crop"
+        one = FrozenPass(
+            self.backbone.model, self.backbone.statistics, samples, images, data.size, view, cfg.precision, cfg.run,
+            self.dist,
+        )  # fmt: skip
+        rows = pooled_features(one, unreadable=policy, tick=tick)
+        if part == "val":
+            rows = rows[slice(*share(len(rows), self.dist))]
+        if cfg.pool not in (rows.dtype.names or ()):
+            raise ValueError(NO_CLASS_TOKEN)
+        read = rows["label"] != UNREAD
+        if not read.any():
+            raise ValueError(NO_IMAGE)
+        found = (rows[cfg.pool][read], rows["label"][read].astype("int64"))
+        return LabelledFeatures(*(torch.from_numpy(array).to(self.dist.device) for array in found))
 
     def results(self, figures: Mapping[str, float], shared: dict[str, Any]) -> list[Result]:
         written = []
@@ -246,5 +270,5 @@ def extract(
             features.append(pool(backbone(normalize(batch.image, statistics), norm=True), how))
         labels.append(batch.label)
     if not features:
-        raise ValueError("no image of a set could be read: check the files under data.root")
+        raise ValueError(NO_IMAGE)
     return LabelledFeatures(torch.cat(features), torch.cat(labels))

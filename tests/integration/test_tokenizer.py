@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,7 @@ from mae_transfer.config import validate
 from mae_transfer.core.normalize import IMAGENET
 from mae_transfer.engine import checkpoint
 from mae_transfer.engine.schedule import Anneal
-from mae_transfer.locks import locked
-from mae_transfer.tasks import basis, codes, pretrain, tokenizer
+from mae_transfer.tasks import basis, cached, pretrain, tokenizer
 from mae_transfer.tasks.pretrain import PretrainConfig
 from mae_transfer.tasks.reconstruct import reconstruct
 from mae_transfer.tasks.tokenizer import TokenizerConfig
@@ -207,13 +205,13 @@ def kept_tokens(folder: Path) -> dict[str, np.ndarray]:
 @pytest.fixture
 def keeping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pretrain.PretrainConfig:
     """A pretraining of 37 images that keeps its tokens in parts of 8 images."""
-    monkeypatch.setattr(codes, "IMAGES_PER_PART", 8)
+    monkeypatch.setattr(cached, "IMAGES_PER_PART", 8)
     tokenizer.Tokenizer.launch(config(), tmp_path / "tok")
     reference = str(tmp_path / "tok" / "tokenizer.safetensors")
     spec = {"name": "token", "tokenizer": reference, "cache": str(tmp_path / "codes")}
     train = {"name": "shapes", "length": 37, "size": 32}
     data = SHAPES | {"size": 32, "augmentation": {"name": "none"}, "train": train}
-    return pretraining(target=spec, data=data)
+    return pretraining(target=spec, data=data, run=RUN | {"evaluation_batch": 8})
 
 
 def test_an_interrupted_computation_of_tokens_continues_with_the_missing_parts(
@@ -223,25 +221,28 @@ def test_an_interrupted_computation_of_tokens_continues_with_the_missing_parts(
     expected = kept_tokens(tmp_path / "codes")
     for file in (tmp_path / "codes").iterdir():
         file.unlink()
-    passes, sizes = codes.pass_over, []
+    compute, parts = cached._compute, []
 
-    def third_part_fails(source: Any, view: Any, dist: Any, **options: Any) -> Any:
-        sizes.append(dist.rank)
-        if len(sizes) == 3:
-            raise KeyboardInterrupt
-        return passes(source, view, dist, **options)
+    def third_part_fails(missing: Any, rows: Any) -> None:
+        def counted(images: range) -> Any:
+            parts.append(images.start)
+            if len(parts) == 3:
+                raise KeyboardInterrupt
+            return rows(images)
 
-    monkeypatch.setattr(codes, "pass_over", third_part_fails)
+        compute(missing, counted)
+
+    monkeypatch.setattr(cached, "_compute", third_part_fails)
     with pytest.raises(KeyboardInterrupt):
         pretrain.Pretrain.launch(keeping, tmp_path / "interrupted")
-    assert len(list((tmp_path / "codes").glob(".*.part*.npy"))) == 2
+    assert len(list((tmp_path / "codes").glob(".*.npy"))) == 2
     pretrain.Pretrain.launch(keeping, tmp_path / "continued")
-    assert sizes[:6] == [0, 1, 2, 2, 3, 4]  # the first two parts were not computed again
+    assert parts[:6] == [0, 8, 16, 16, 24, 32]  # the first two parts were not computed again
     found = kept_tokens(tmp_path / "codes")
     assert found.keys() == expected.keys()
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name])
-    assert not list((tmp_path / "codes").glob(".*.part*.npy"))
+    assert not list((tmp_path / "codes").glob(".*.npy"))
 
 
 def test_two_processes_compute_a_half_of_the_tokens_each_and_find_those_of_one(
@@ -253,10 +254,10 @@ def test_two_processes_compute_a_half_of_the_tokens_each_and_find_those_of_one(
     script = tmp_path / "two.py"
     script.write_text(
         "import sys\nfrom pathlib import Path\nfrom mae_transfer.config import load\n"
-        "from mae_transfer.tasks import codes, pretrain\ncodes.IMAGES_PER_PART = 8\ncompute = codes._compute\n"
+        "from mae_transfer.tasks import cached, pretrain\ncached.IMAGES_PER_PART = 8\ncompute = cached._compute\n"
         "def counted(parts, *rest):\n    sys.stdout.write(f'computes {len(parts)}\\n')\n    sys.stdout.flush()\n"
         "    compute(parts, *rest)\n"
-        "codes._compute = counted\n"
+        "cached._compute = counted\n"
         "cfg = load(sys.argv[1], pretrain.PretrainConfig, overrides=sys.argv[3:])\n"
         "pretrain.Pretrain.launch(cfg, Path(sys.argv[2]))\n"
     )
@@ -278,14 +279,3 @@ def test_tokens_of_random_crops_cannot_be_kept(tmp_path: Path) -> None:
         pretrain.Pretrain.launch(
             pretraining(target={"name": "token", "tokenizer": "random:16/4", "cache": str(tmp_path)}), tmp_path / "run"
         )
-
-
-def test_who_waits_for_the_tokens_of_another_run_looks_again_so_that_other_ranks_do_not_time_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(codes, "PATIENCE_S", 0.01)
-    lock = tmp_path / ".tokens.lock"
-    with ExitStack() as mine:
-        with locked(lock):
-            assert not codes._acquired(mine, lock)
-        assert codes._acquired(mine, lock)

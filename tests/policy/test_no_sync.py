@@ -45,7 +45,7 @@ ALLOWED = {
     ("tasks/basis.py", "fit"),  # of a basis, which is fitted before anything trains
     ("tasks/choice.py", "choose"),  # of held-out accuracies, in an evaluation
     ("tasks/choice.py", "hold_out"),  # of labels, in an evaluation
-    ("tasks/codes.py", "_compute"),  # of token ids, before the first step
+    ("tasks/codes.py", "with_codes"),  # of token ids, before the first step
     ("tasks/detect.py", "figures"),  # of ids, in an evaluation
     ("tasks/detect.py", "draw"),  # after the run
     ("tasks/detect.py", "predictions"),  # of ids, in an evaluation

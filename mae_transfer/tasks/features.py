@@ -1,0 +1,211 @@
+"""Features of a frozen backbone for a whole data set, computed once and shared by evaluations (run.features).
+
+A file is named by what its features depend on: weights, images, view, normalisation, precision, layer. Other weights or
+images therefore use another file, and files/names of images do not matter.
+
+Legend: N images, D width, L patches of an image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mae_transfer.config import Schema
+from mae_transfer.core.normalize import Statistics, normalize
+from mae_transfer.core.patches import sides
+from mae_transfer.data import EvalKeys, Samples, SetConfig, Unreadable, UnreadableImage, batches
+from mae_transfer.data.sources import fingerprint, whole_of
+from mae_transfer.engine.dist import Dist
+from mae_transfer.engine.state import Precision, RunConfig, autocast
+from mae_transfer.interfaces import Backbone, Features
+from mae_transfer.models.heads import pool
+from mae_transfer.tasks.cached import agree, compute_once
+
+FORMAT = "1"
+UNREAD = -1  # label of an image that could not be read
+
+
+class FrozenPass(NamedTuple):
+    """One pass of a frozen backbone over a data set: everything that its features depend on, and who computes them."""
+
+    backbone: Backbone  # on the device, in eval mode
+    statistics: Statistics  # to normalise the images with
+    samples: Samples[Any, Any]  # batches with `image` (B, 3, H, W) uint8 and `index`
+    images: SetConfig  # the data set of the samples
+    size: int | tuple[int, int]  # pixels of an image
+    view: str  # how an image becomes a view of this size, in words
+    precision: Precision
+    run: RunConfig  # run.features names the folder
+    dist: Dist
+
+
+def pooled_features(
+    one: FrozenPass, *, unreadable: Unreadable, tick: Callable[[], object] = lambda: None
+) -> np.ndarray:
+    """Return one row per image, (N,), memory-mapped. Every rank calls it and gets all rows.
+
+    Fields: "cls" (D,) float32, the class token if there is one, and "mean" (D,) float32, the mean of the patch tokens,
+    both of the last block after the final norm; "label" int32, UNREAD for an image that could not be read.
+
+    Args:
+        unreadable: the policy for unreadable files. It records those among this rank's consecutive share of images.
+        tick: called after each batch that is computed.
+    Raises:
+        ValueError: the file of the features is damaged or belongs to other features.
+        OSError: it cannot be written.
+    """
+
+    def read(features: Features) -> dict[str, Tensor]:
+        found = {"mean": pool(features, "mean")}
+        return found if features.cls is None else {"cls": pool(features, "cls"), **found}
+
+    what = "class token and mean of the patch tokens, last block, final norm"
+    return _kept(one, "features", what, (), read, unreadable, tick)
+
+
+def patch_features(
+    one: FrozenPass,
+    *,
+    tap: int,
+    norm: bool = True,
+    store: Literal["float16", "float32"] = "float16",
+    unreadable: Unreadable,
+    tick: Callable[[], object] = lambda: None,
+) -> np.ndarray:
+    """Return one row per image, (N,), memory-mapped: the maps of a layer. Every rank calls it and gets all rows.
+
+    Fields: "patches" (L, D) of type `store`, in raster order; "label" int32, UNREAD for an image that could not be read
+    and 0 for one whose label is not a class. `rows["patches"][i]` is one contiguous (L, D) array.
+
+    They take N * L * D * 2 bytes (float16) on disk, and twice this while they are computed.
+
+    Args:
+        tap: 0-based index of the backbone's map.
+        norm: apply the final norm.
+        store: type of the stored values.
+        unreadable, tick: as in `pooled_features`.
+    Raises:
+        ValueError: as `pooled_features`, or the values are too large for float16.
+        OSError: as `pooled_features`.
+    """
+
+    def read(features: Features) -> dict[str, Tensor]:
+        maps = features.maps[-1].flatten(2).transpose(1, 2)
+        stored = maps.to(getattr(torch, store))
+        if store == "float16" and bool((stored.isinf() & maps.isfinite()).any()):
+            raise ValueError(f"values of map {tap} exceed float16 (65504): store them as float32")
+        return {"patches": stored}
+
+    what = f"patch tokens, map {tap}, {'final norm' if norm else 'no norm'}, {store}"
+    return _kept(one, "patches", what, (tap,), read, unreadable, tick, norm=norm)
+
+
+def _kept(
+    one: FrozenPass,
+    kind: str,
+    what: str,
+    taps: tuple[int, ...],
+    read: Callable[[Features], dict[str, Tensor]],
+    unreadable: Unreadable,
+    tick: Callable[[], object],
+    *,
+    norm: bool = True,
+) -> np.ndarray:
+    assert one.run.features is not None
+    folder, samples, device, size = (
+        Path(one.run.features).expanduser(),
+        one.samples,
+        one.dist.device,
+        one.run.evaluation_batch,
+    )
+    policy = Unreadable(limit=unreadable.limit)
+
+    @torch.no_grad()
+    def forward(images: Tensor) -> dict[str, np.ndarray]:
+        with autocast(one.precision, device):
+            features = one.backbone(normalize(images.to(device), one.statistics), taps=taps, norm=norm)
+            return {name: value.numpy(force=True) for name, value in read(features).items()}
+
+    def compute(images: range) -> np.ndarray:
+        rows = np.zeros(len(images), row)
+        rows["label"] = UNREAD
+        keys = EvalKeys(images=len(images), batch=size, first=images.start)
+        for batch in batches(samples, keys, workers=one.run.workers, unreadable=policy):
+            at = batch.index.numpy() - images.start
+            for name, values in forward(batch.image).items():
+                rows[name][at] = values
+            rows["label"][at] = batch.label.numpy() if batch.label.ndim == 1 else 0
+            tick()
+        return rows
+
+    about = agree(lambda: _about(one, what), one.dist)
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    path, length = folder / f"{kind}_{digest}.npy", len(samples.source)
+    example = forward(torch.zeros(1, 3, *sides(one.size), dtype=torch.uint8))
+    fields = [(name, value.dtype, value.shape[1:]) for name, value in example.items()]
+    row = np.dtype([*fields, ("label", np.int32)])
+    compute_once(path, compute, one.dist, images=length, row=row, batch=size, about=about)
+    rows: np.ndarray = np.load(path, mmap_mode="r")
+    _note_unread(rows, path, one, unreadable)
+    return rows
+
+
+def _note_unread(rows: np.ndarray, path: Path, one: FrozenPass, policy: Unreadable) -> None:
+    """Record the unreadable images of this rank's share. UnreadableImage names one if the policy does not accept it."""
+    start, stop = share(len(rows), one.dist)
+    for index in start + np.flatnonzero(rows["label"][start:stop] == UNREAD):
+        where = one.samples.source.where(index.item())  # type: ignore[attr-defined]
+        policy.files[index.item()] = f"{where} could not be read"
+        if len(policy.files) > policy.limit:
+            raise UnreadableImage(
+                f"{where} could not be read when {path} was computed: repair it and delete that file, or set "
+                f"data.on_error='skip' and data.max_unreadable above {policy.limit}"
+            )
+
+
+def share(images: int, dist: Dist) -> tuple[int, int]:
+    """Return where the consecutive share of a rank starts and ends."""
+    return images * dist.rank // dist.world, images * (dist.rank + 1) // dist.world
+
+
+def _about(one: FrozenPass, what: str) -> dict[str, str]:
+    """Return what the features depend on, in words."""
+    _, indices = whole_of(one.samples.source)
+    print_ = fingerprint(one.samples.source)
+    chosen = hashlib.sha256(indices.astype("<i8").tobytes()).hexdigest()[:16]
+    return {
+        "format": FORMAT,
+        "features": what,
+        "backbone": one.backbone.name(),
+        "weights": digest_of_module(one.backbone),
+        "set": one.images.model_dump_json(exclude={"root"}),
+        "images": f"{len(indices)} of {print_.samples}, fingerprint {print_.digest}, selection {chosen}",
+        "view": f"{sides(one.size)} px, {one.view}",
+        "normalisation": f"mean {one.statistics.mean}, std {one.statistics.std}",
+        "precision": one.precision,
+    }
+
+
+def digest_of_module(module: nn.Module) -> str:
+    """Return the sha256 of a module: its tensors, and the types and plain attributes of its parts."""
+    found = hashlib.sha256()
+    for name, part in module.named_modules():
+        plain = {
+            key: repr(value) for key, value in vars(part).items() if isinstance(value, PLAIN) and key != "training"
+        }
+        found.update(f"{name} {type(part).__qualname__} {sorted(plain.items())}\n".encode())
+    for name, tensor in module.state_dict().items():
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+PLAIN = (bool, int, float, str, tuple, Schema)

@@ -1,0 +1,254 @@
+"""Features that are kept (run.features): the same numbers, one pass per data set and backbone, unreadable images."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mae_transfer import results
+from mae_transfer.config import validate
+from mae_transfer.data import Crops, UnreadableImage, evaluation_views
+from mae_transfer.engine.dist import Dist
+from mae_transfer.engine.state import RunConfig
+from mae_transfer.models.vit import ViT, ViTConfig
+from mae_transfer.tasks import cached, features
+from mae_transfer.tasks.evaluation import Evaluation, EvaluationConfig
+from mae_transfer.tasks.features import FrozenPass, digest_of_module, patch_features
+from mae_transfer.tasks.knn import KnnConfig
+from mae_transfer.tasks.logreg import LogRegConfig
+from mae_transfer.tasks.ridge import RidgeConfig
+from mae_transfer.tasks.statistics import StatisticsConfig
+
+CPU = Dist(torch.device("cpu"))
+ROOT = Path(__file__).parents[2]
+ENCODER = {"size": None, "dim": 32, "depth": 2, "heads": 2, "patch": 8, "image_size": 32}
+TASKS: dict[str, tuple[type[EvaluationConfig], dict[str, Any]]] = {
+    "knn": (KnnConfig, {"ks": (1, 3), "pool": "cls"}),
+    "ridge": (RidgeConfig, {"penalties": (1.0, 0.1), "selection_fraction": 0.25, "pool": "mean"}),
+    "logreg": (LogRegConfig, {"cs": (1.0,), "pool": "mean"}),
+    "statistics": (StatisticsConfig, {"pool": "cls"}),
+}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> dict[str, Any]:
+    """Folders of 2 classes: 14 images for training, 6 for validation."""
+    for part, images in (("train", 7), ("val", 3)):
+        for label in range(2):
+            folder = tmp_path / "data" / part / f"class{label}"
+            folder.mkdir(parents=True)
+            for index in range(images):
+                generator = np.random.default_rng([len(part), label, index])
+                pixels = generator.integers(0, 128 + 100 * label, (40, 48, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    sets = {part: {"name": "folder", "split": part} for part in ("train", "val")}
+    return {"root": str(tmp_path / "data"), "size": 32, **sets}
+
+
+def config(data: dict[str, Any], task: str = "knn", *, folder: Path | None = None, **changes: Any) -> Any:
+    schema, options = TASKS[task]
+    run = {"device": "cpu", "workers": 0, "evaluation_batch": 4, "progress": False}
+    values = {
+        "task": task, "scale": "mini", "precision": "float32", "data": data, "backbone": {"encoder": ENCODER},
+        "run": run | {"features": str(folder) if folder else None},
+    }  # fmt: skip
+    return validate(values | options | changes, schema, where="test")
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of images that `features` computed, one entry per part; parts have four images."""
+    monkeypatch.setattr(cached, "IMAGES_PER_PART", 4)
+    found: list[int] = []
+    compute = cached._compute
+
+    def counted(parts: Any, rows: Any) -> None:
+        found.extend(len(part.images) for part in parts)
+        compute(parts, rows)
+
+    monkeypatch.setattr(cached, "_compute", counted)
+    return found
+
+
+def figures(cfg: Any, folder: Path) -> dict[str, float]:
+    return {f"{r.split} {r.protocol} {r.metric}": r.value for r in Evaluation.launch(cfg, folder)}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_results_are_the_same_with_and_without_and_every_set_is_read_once(
+    data: dict[str, Any], tmp_path: Path, passes: list[int], precision: str
+) -> None:
+    kept = tmp_path / "kept"
+    for task in TASKS:
+        plain = config(data, task, precision=precision)
+        cfg = config(data, task, precision=precision, folder=kept)
+        assert cfg.digest() == plain.digest()
+        assert figures(cfg, tmp_path / task) == figures(plain, tmp_path / f"{task}_plain")
+    assert passes == [4, 4, 4, 2, 4, 2]  # of 14 and 6 images, for four evaluations with two pools
+    assert len(list(kept.glob("features_*.npy"))) == 2
+
+
+def test_kept_features_are_those_of_a_pass_bit_for_bit(
+    data: dict[str, Any], tmp_path: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def record(self: Any, images: int) -> Any:
+        return lambda *sets, **_: seen.append(sets) or {}
+
+    monkeypatch.setattr(KnnConfig, "evaluator", record)
+    for pool in ("cls", "mean"):
+        for folder in (None, tmp_path / "kept", tmp_path / "kept"):
+            Evaluation.launch(config(data, folder=folder, pool=pool), tmp_path / pool)
+        plain, *others = seen[-3:]
+        for other in others:
+            for ours, theirs in zip(plain, other, strict=True):
+                assert torch.equal(ours.features, theirs.features)
+                assert torch.equal(ours.labels, theirs.labels)
+                assert ours.features.dtype == theirs.features.dtype
+
+
+def test_other_weights_views_images_and_precisions_use_other_files(
+    data: dict[str, Any], tmp_path: Path, passes: list[int]
+) -> None:
+    kept = tmp_path / "kept"
+
+    def files(**changes: Any) -> int:
+        cfg = config(changes.pop("data", data), folder=kept, **changes)
+        Evaluation.launch(cfg, tmp_path / cfg.digest() / str(len(passes)))
+        return len(list(kept.glob("features_*.npy")))
+
+    assert files() == 2
+    assert files(ks=(2,), pool="mean") == 2
+    assert files(seed=1) == 4
+    assert files(precision="bfloat16") == 6
+    assert files(data=data | {"shorter_side": 1.0}) == 8
+    assert files(mean=(0.4, 0.4, 0.4), std=(0.2, 0.2, 0.2)) == 10
+    assert files(backbone={"encoder": ENCODER | {"heads": 4}}) == 12
+    assert files(data=data | {"label_fraction": 0.5}) == 13  # of the training set only
+    Path(shutil.move(data["root"], tmp_path / "moved"))
+    moved = data | {"root": str(tmp_path / "moved")}
+    assert files(data=moved) == 13
+    (tmp_path / "moved" / "val" / "class0" / "0.png").unlink()
+    assert files(data=moved) == 14
+
+
+def test_unreadable_images_count_as_before(data: dict[str, Any], tmp_path: Path, passes: list[int]) -> None:
+    for name in ("train/class0/3.png", "val/class1/0.png"):
+        (Path(data["root"]) / name).write_bytes(b"no image")
+    kept, skipping = tmp_path / "kept", data | {"on_error": "skip"}
+    plain = Evaluation.launch(config(skipping), tmp_path / "plain")
+    for name in ("first", "second"):
+        found = Evaluation.launch(config(skipping, folder=kept), tmp_path / name)
+        assert [(r.protocol, r.value, r.unreadable) for r in found] == [(r.protocol, r.value, 2) for r in plain]
+    with pytest.raises(
+        UnreadableImage, match=r"3\.png could not be read when .*features_\w+\.npy was computed: repair"
+    ):
+        Evaluation.launch(config(data, folder=kept), tmp_path / "third")
+    for image in (Path(data["root"]) / "val").glob("*/*.png"):
+        image.write_bytes(b"no image at all")
+    with pytest.raises(ValueError, match="no image of a set could be read"):
+        Evaluation.launch(config(skipping, folder=kept), tmp_path / "fourth")
+
+
+def test_a_backbone_without_class_token_keeps_the_mean(data: dict[str, Any], tmp_path: Path) -> None:
+    bare = {"encoder": ENCODER | {"class_token": False}}
+    with pytest.raises(ValueError, match="no class token: set pool to 'mean'"):
+        Evaluation.launch(config(data, backbone=bare, folder=tmp_path / "kept"), tmp_path / "cls")
+    assert figures(config(data, backbone=bare, folder=tmp_path / "kept", pool="mean"), tmp_path / "a") == figures(
+        config(data, backbone=bare, pool="mean"), tmp_path / "b"
+    )
+
+
+def test_two_processes_write_their_shares(data: dict[str, Any], tmp_path: Path) -> None:
+    cfgs = [config(data, folder=tmp_path / name) for name in ("one", "two")]
+    Evaluation.launch(cfgs[0], tmp_path / "run_one")
+    (tmp_path / "cfg.py").write_text(cfgs[1].source())
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, str(ROOT / "tools" / "cls_train.py"), str(tmp_path / "cfg.py")]
+    done = subprocess.run(
+        [*command, "--work-dir", str(tmp_path / "run_two")], capture_output=True, text=True, timeout=600,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    one, two = ({file.name: file.read_bytes() for file in (tmp_path / name).glob("*.npy")} for name in ("one", "two"))
+    assert one == two
+    values = [
+        [(r.protocol, r.value) for r in results.load(tmp_path / f"run_{n}" / "results.jsonl")[0]]
+        for n in ("one", "two")
+    ]
+    assert values[0] == values[1]
+
+
+def frozen_pass(data: dict[str, Any], folder: Path) -> FrozenPass:
+    cfg = config(data)
+    run = Evaluation(cfg, CPU)
+    run.open()
+    samples = Crops(source=run.sources["val"], augmentation=evaluation_views(cfg.data), seed=0)
+    one = run.backbone
+    options = RunConfig.model_validate(cfg.run.model_dump() | {"features": str(folder)})
+    return FrozenPass(
+        one.model.eval(), one.statistics, samples, cfg.data.val, 32, "covered", "float32", options, CPU
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("store", ["float16", "float32"])
+def test_patch_tokens_of_a_layer(data: dict[str, Any], tmp_path: Path, store: Any) -> None:
+    one = frozen_pass(data, tmp_path)
+    policy = config(data).data.unreadable()
+    rows = patch_features(one, tap=0, norm=False, store=store, unreadable=policy)
+    again = patch_features(one, tap=0, norm=False, store=store, unreadable=policy)
+    assert rows["patches"].shape == (6, 16, 32)
+    assert rows["patches"].dtype == again["patches"].dtype == store
+    assert rows["label"].tolist() == [0, 0, 0, 1, 1, 1]
+    batch = [one.samples.draw(one.samples.source.read(index), np.random.default_rng(0)) for index in range(6)]
+    images = torch.stack([crop.views[0] for crop in batch])
+    with torch.no_grad():
+        maps = one.backbone(features.normalize(images, one.statistics), taps=(0,), norm=False).maps[0]
+    expected = maps.permute(0, 2, 3, 1).flatten(1, 2)
+    np.testing.assert_allclose(rows["patches"], expected.numpy(), rtol=1e-3 if store == "float16" else 1e-5, atol=1e-5)
+    np.testing.assert_array_equal(again["patches"], rows["patches"])
+
+
+def test_values_too_large_for_float16_are_refused(data: dict[str, Any], tmp_path: Path) -> None:
+    one = frozen_pass(data, tmp_path)
+    with torch.no_grad():
+        for parameter in one.backbone.parameters():
+            parameter.mul_(1e5)
+    with pytest.raises(ValueError, match="values of map 1 exceed float16 .65504.: store them as float32"):
+        patch_features(one, tap=1, norm=False, store="float16", unreadable=config(data).data.unreadable())
+
+
+def test_the_digest_of_a_backbone_covers_tensors_and_architecture() -> None:
+    def digest(**changes: Any) -> str:
+        torch.manual_seed(0)
+        return digest_of_module(ViT(ViTConfig.model_validate(ENCODER | changes)))
+
+    assert digest() == digest()
+    assert len({digest(), digest(heads=4), digest(norm_eps=1e-5), digest(final_norm=False)}) == 4
+    vit = ViT(ViTConfig.model_validate(ENCODER))
+    before = digest_of_module(vit.train())
+    assert digest_of_module(vit.eval()) == before
+    with torch.no_grad():
+        vit.blocks[1].mlp.fc1.bias[3] += 1e-6
+    assert digest_of_module(vit) != before
+
+
+def test_the_note_says_what_the_features_depend_on(data: dict[str, Any], tmp_path: Path) -> None:
+    Evaluation.launch(config(data, folder=tmp_path / "kept"), tmp_path / "run")
+    notes = [json.loads(file.read_text())["about"] for file in (tmp_path / "kept").glob("*.json")]
+    assert sorted(note["images"].partition(",")[0] for note in notes) == ["14 of 14", "6 of 6"]
+    assert {note["view"] for note in notes} == {
+        "(32, 32) px, resized to cover 1.14286 times that (bicubic), centre crop"
+    }
+    assert {note["precision"] for note in notes} == {"float32"}
