@@ -45,10 +45,13 @@ ALLOWED = {
     ("tasks/basis.py", "fit"),  # of a basis, which is fitted before anything trains
     ("tasks/choice.py", "choose"),  # of held-out accuracies, in an evaluation
     ("tasks/choice.py", "hold_out"),  # of labels, in an evaluation
-    ("tasks/codes.py", "with_codes"),  # of token ids, before the first step
     ("tasks/detect.py", "figures"),  # of ids, in an evaluation
     ("tasks/detect.py", "draw"),  # after the run
     ("tasks/detect.py", "predictions"),  # of ids, in an evaluation
+    ("tasks/features.py", "_kept"),  # of features that are written to disk
+    ("tasks/features.py", "_note_unread"),  # of indices of numpy
+    ("tasks/features.py", "digest_of_module"),  # of weights, before the first step
+    ("tasks/features.py", "patch_features"),  # of features that are written to disk
     ("tasks/frozen_segment.py", "collect"),  # of ids, in an evaluation
     ("tasks/frozen_segment.py", "draw_patches"),  # of labels, in an evaluation
     ("tasks/logreg.py", "draw_shots"),  # of labels, in an evaluation
