@@ -25,7 +25,8 @@ def save_curves(log: Path, path: Path) -> None:
         losses.plot(*_curve(held_out, name), color=f"C{number}", marker="o", markersize=3, label=name.replace("_", " "))
     losses.set_ylabel("loss")
     losses.legend(frameon=False)
-    shown = {key for row in monitored for key in row if "_" in key and not key.endswith("top5") and "/" not in key}
+    unseen = ("top5", "mean-per-class")
+    shown = {key for row in monitored for key in row if "_" in key and not key.endswith(unseen) and "/" not in key}
     for axes in others:
         for number, name in enumerate(sorted(shown)):
             epochs, shares = _curve(monitored, name)

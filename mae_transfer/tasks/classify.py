@@ -3,7 +3,7 @@
 tasks/protocols.py has the protocols. A probe or an epoch is selected on images held out of the training set. The
 validation set is only reported on.
 
-Legend: B batch, C classes, K the protocol's scores (probes), k of top-k.
+Legend: B batch, C classes, K the protocol's scores (probes).
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from torch import Tensor, nn
 from mae_transfer.checkpoints.files import load_strict
 from mae_transfer.core.normalize import normalize
 from mae_transfer.data import Crops, LabelledDataConfig, Source, evaluation_views, open_labelled, training_views
-from mae_transfer.engine.dist import Dist, read_mean
+from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.loop import Step, StepFn
 from mae_transfer.engine.optim import Group
 from mae_transfer.engine.state import LoopConfig, autocast
 from mae_transfer.interfaces import Batch
-from mae_transfer.metrics.accuracy import hits, top_ks
+from mae_transfer.metrics.accuracy import MEAN_PER_CLASS, accuracies, hits_by_class, top_ks
 from mae_transfer.results import Result
 from mae_transfer.tasks.backbones import BackboneConfig
 from mae_transfer.tasks.best import Select, Selection
 from mae_transfer.tasks.protocols import AnyProtocol, ClassifyProtocol, Feed, Finetune
-from mae_transfer.tasks.sweep import EVALUATION_SEED, readable, unread
+from mae_transfer.tasks.sweep import EVALUATION_SEED, readable, sum_of_ranks, unread
 from mae_transfer.tasks.transfer import Trained, Transfer, TransferConfig, classes_digest, is_state
 from mae_transfer.tasks.workdir import WorkDir
 
@@ -178,20 +178,21 @@ class Classify(Transfer[ClassifierConfig]):
 
         Every image counts once. Unreadable ones are left out and counted as "val_unreadable".
         """
-        cfg, row, ks = self.cfg, self.protocol.row, top_ks(self.classes)
+        cfg, row = self.cfg, self.protocol.row
         figures: dict[str, float] = {}
         view = evaluation_views(cfg.data, shorter_side=cfg.data.shorter_side)
         for name, source in self.splits.items():
-            right = torch.zeros(len(ks), len(row), dtype=torch.int64, device=self.dist.device)
+            counts = torch.zeros(1 + len(top_ks(self.classes)), len(row), self.classes, dtype=torch.int64)
+            counts = counts.to(self.dist.device)
             policy = cfg.data.unreadable()
             for batch in self.sweep(Crops(source=source, augmentation=view, seed=EVALUATION_SEED), policy):
                 with autocast(cfg.precision, self.dist.device):
                     scores = model(normalize(batch.image, self.backbone.statistics))
-                right += hits(scores.view(len(row), *scores.shape[-2:]), batch.label)
-            keys = {key(name, k, probe): right[i, j] for i, k in enumerate(ks) for j, probe in enumerate(row)}
+                counts += hits_by_class(scores.view(len(row), *scores.shape[-2:]), batch.label)
             left_out = unread(policy, self.dist)
-            seen = readable(len(source), left_out, of=f"{name} set")
-            figures |= {label: value * self.dist.world / seen for label, value in read_mean(keys, self.dist).items()}
+            readable(len(source), left_out, of=f"{name} set")
+            for metric, values in accuracies(sum_of_ranks(counts, self.dist)).items():
+                figures |= {key(name, metric, probe): value for probe, value in zip(row, values, strict=True)}
             figures |= {f"{name}_{what}": count for what, count in left_out.items()}
         return figures
 
@@ -218,7 +219,7 @@ class Classify(Transfer[ClassifierConfig]):
                 "split": split,
                 "metric": metric,
                 "value": 100 * value,
-                "higher_is_better": metric.startswith("top"),
+                "higher_is_better": metric.startswith("top") or metric == MEAN_PER_CLASS,
                 "unreadable": figures.get(f"{split}_unreadable", 0),
             }
             if kind:
@@ -249,12 +250,13 @@ class Classify(Transfer[ClassifierConfig]):
             step, probe = candidates[0]
             if len(candidates) > 1:
                 assert "holdout" in self.splits, "nothing may be selected on the reported images"
-                step, probe = max(candidates, key=lambda c: history[c[0]][key("holdout", 1, c[1])])
+                step, probe = max(candidates, key=lambda c: history[c[0]][key("holdout", "top1", c[1])])
             prefix = f"{kind}/" if len(kinds) > 1 else ""
             figures |= {
-                prefix + key(split, k, ""): history[step][key(split, k, probe)]
+                prefix + key(split, metric, ""): history[step][key(split, metric, probe)]
                 for split in self.splits
-                for k in top_ks(self.classes)
+                for metric in (*(f"top{k}" for k in top_ks(self.classes)), MEAN_PER_CLASS)
+                if key(split, metric, probe) in history[step]  # earlier versions measured no mean per class
             }
         return figures | {name: count for name, count in history[step].items() if name.endswith("_unreadable")}
 
@@ -278,6 +280,6 @@ class Classify(Transfer[ClassifierConfig]):
         return Trained(model, self.backbone.origin)
 
 
-def key(split: str, k: int, probe: str) -> str:
+def key(split: str, metric: str, probe: str) -> str:
     """Return the name of a figure."""
-    return f"{split}_top{k}" + (f"_{probe}" if probe else "")
+    return f"{split}_{metric}" + (f"_{probe}" if probe else "")

@@ -55,7 +55,7 @@ class Evaluator(Protocol):
 
         Args:
             train: features of all training images.
-            val: features of this rank's part of the validation images (see accuracy.mean_of_counts).
+            val: features of this rank's part of the validation images (see sweep.sum_of_ranks).
             classes: number of classes; labels are below it.
         """
         ...

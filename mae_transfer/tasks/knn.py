@@ -9,10 +9,10 @@ from pydantic import Field
 
 from mae_transfer.bounds import Count, Factor
 from mae_transfer.engine.dist import Dist
-from mae_transfer.metrics.accuracy import hits, top_ks
+from mae_transfer.metrics.accuracy import accuracies, hits_by_class
 from mae_transfer.metrics.knn import knn_scores
 from mae_transfer.tasks.evaluation import EvaluationConfig, LabelledFeatures
-from mae_transfer.tasks.sweep import mean_of_sums
+from mae_transfer.tasks.sweep import sum_of_ranks
 
 
 class KnnConfig(EvaluationConfig):
@@ -52,7 +52,5 @@ class KNN:
         scores = knn_scores(
             val.features, train.features, train.labels, classes=classes, ks=self.ks, temperature=self.temperature
         )
-        right = hits(scores, val.labels)
-        tops = enumerate(top_ks(classes))
-        counts = {f"knn-{k}_top{top}": right[i, j] for i, top in tops for j, k in enumerate(self.ks)}
-        return mean_of_sums(counts, len(val.labels), dist)
+        found = accuracies(sum_of_ranks(hits_by_class(scores, val.labels), dist))
+        return {f"knn-{k}_{name}": row[i] for name, row in found.items() for i, k in enumerate(self.ks)}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from statistics import fmean
 from typing import Any, ClassVar, Literal
 
@@ -17,14 +18,14 @@ from torch import Tensor
 
 from mae_transfer.bounds import Between, Count, Few, Positive
 from mae_transfer.engine.dist import Dist
-from mae_transfer.metrics.accuracy import hits, top_ks
+from mae_transfer.metrics.accuracy import MEAN_PER_CLASS, accuracies, hits_by_class
 from mae_transfer.metrics.features import check_finite
 from mae_transfer.metrics.logreg import LogReg, fit_logreg
 from mae_transfer.seeding import fold
 from mae_transfer.tasks.choice import choose
 from mae_transfer.tasks.evaluation import CHOSEN, EvaluationConfig, LabelledFeatures
 from mae_transfer.tasks.run import HOLDOUT
-from mae_transfer.tasks.sweep import mean_of_sums
+from mae_transfer.tasks.sweep import sum_of_ranks
 
 CS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
 
@@ -64,7 +65,7 @@ class LogisticRegression:
     shots_c: float = 1.0
 
     def __call__(self, train: LabelledFeatures, val: LabelledFeatures, *, classes: int, dist: Dist) -> dict[str, float]:
-        """Return "logreg_top1", and "logreg-5shot_top1" with "-min" and "-max" over draws; and what was selected."""
+        """Return "logreg_top1" ..., "logreg-5shot_top1" ... with "-min" and "-max" over draws; and the selected C."""
         check_finite(train.features, of="training")
         check_finite(val.features, of="validation")
         drawn = {shots: [draw_shots(train.labels, shots, draw) for draw in range(self.draws)] for shots in self.shots}
@@ -83,18 +84,18 @@ class LogisticRegression:
             return [model(features) for model in path(fitted, cs)]
 
         choice = choose(self.cs, train, self.selection_fraction, scores)
-        right = hits(path(train, [choice.value])[0](val.features), val.labels)
-        counts = {f"logreg_top{top}": right[index] for index, top in enumerate(top_ks(classes))}
-        for shots, draws in drawn.items():
-            for draw, images in enumerate(draws):
-                few = LabelledFeatures(train.features[images], train.labels[images])
-                counts[f"{shots} {draw}"] = hits(path(few, [self.shots_c])[0](val.features), val.labels)[0]
-        found = mean_of_sums(counts, len(val.labels), dist)
-        for shots in self.shots:
-            values = [found.pop(f"{shots} {draw}") for draw in range(self.draws)]
-            name = f"logreg-{shots}shot_top1"
-            found |= {name: fmean(values), f"{name}-min": min(values), f"{name}-max": max(values)}
-        return found | {f"{HOLDOUT}logreg_top1": choice.accuracy, f"{CHOSEN}logreg_c": choice.value}
+        fits = [(train, choice.value)]
+        for images in chain.from_iterable(drawn.values()):
+            fits.append((LabelledFeatures(train.features[images], train.labels[images]), self.shots_c))
+        counts = [hits_by_class(path(fitted, [c])[0](val.features), val.labels) for fitted, c in fits]
+        found = accuracies(sum_of_ranks(torch.stack(counts, dim=1), dist))
+        figures = {f"logreg_{name}": values[0] for name, values in found.items()}
+        for number, shots in enumerate(self.shots):
+            of_draws = slice(1 + number * self.draws, 1 + (number + 1) * self.draws)
+            for metric in ("top1", MEAN_PER_CLASS):
+                values, name = found[metric][of_draws], f"logreg-{shots}shot_{metric}"
+                figures |= {name: fmean(values), f"{name}-min": min(values), f"{name}-max": max(values)}
+        return figures | {f"{HOLDOUT}logreg_top1": choice.accuracy, f"{CHOSEN}logreg_c": choice.value}
 
 
 def draw_shots(labels: Tensor, shots: int, draw: int) -> Tensor:

@@ -6,18 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from mae_transfer.bounds import Between, Positive
 from mae_transfer.engine.dist import Dist
-from mae_transfer.metrics.accuracy import hits, top_ks
+from mae_transfer.metrics.accuracy import accuracies, hits_by_class
 from mae_transfer.metrics.features import check_finite, widen
 from mae_transfer.metrics.ridge import fit_ridge
 from mae_transfer.tasks.choice import choose
 from mae_transfer.tasks.evaluation import CHOSEN, EvaluationConfig, LabelledFeatures
 from mae_transfer.tasks.run import HOLDOUT
-from mae_transfer.tasks.sweep import mean_of_sums
+from mae_transfer.tasks.sweep import sum_of_ranks
 
 PENALTIES = (1e1, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 
@@ -56,7 +57,7 @@ class Ridge:
             return [(wide @ weight + bias).to(features) for weight, bias in map(path.solve, penalties)]
 
         choice = choose(self.penalties, train, self.selection_fraction, scores)
-        right = hits(scores(train, val.features, (choice.value,))[0], val.labels)
-        counts = {f"ridge_top{top}": right[index] for index, top in enumerate(top_ks(classes))}
-        found = mean_of_sums(counts, len(val.labels), dist)
-        return found | {f"{HOLDOUT}ridge_top1": choice.accuracy, f"{CHOSEN}ridge_penalty": choice.value}
+        final = torch.stack(scores(train, val.features, (choice.value,)))
+        found = accuracies(sum_of_ranks(hits_by_class(final, val.labels), dist))
+        figures = {f"ridge_{name}": value for name, (value,) in found.items()}
+        return figures | {f"{HOLDOUT}ridge_top1": choice.accuracy, f"{CHOSEN}ridge_penalty": choice.value}

@@ -71,6 +71,14 @@ def unread(policy: Unreadable, dist: Dist) -> dict[str, float]:
     return {"unreadable": count} if count else {}
 
 
+def sum_of_ranks(part: Tensor, dist: Dist) -> Tensor:
+    """Return the sum of the parts of all ranks. Every rank calls it."""
+    total = part.clone()
+    if dist.world > 1:
+        torch.distributed.all_reduce(total)
+    return total
+
+
 def mean_of_sums(sums: Mapping[str, Tensor], images: int, dist: Dist) -> dict[str, float]:
     """Return the means over the images of all ranks, given the sums over the `images` of this rank.
 

@@ -95,10 +95,10 @@ def test_a_run_leaves_numbers_that_say_where_they_come_from(base: Values, backbo
     assert load(tmp_path / "run" / "config.py", ClassifyConfig) == cfg
     assert results.load(tmp_path / "run" / "results.jsonl") == (written, [])
     assert [(r.split, r.metric, r.protocol, r.unit) for r in written] == [
-        ("holdout", "top1", "finetune", "%"),
-        ("val", "top1", "finetune", "%"),
+        (split, metric, "finetune", "%") for split in ("holdout", "val") for metric in ("top1", "mean-per-class")
     ]
-    val = written[1]
+    assert all(one.higher_is_better for one in written)
+    val = written[2]
     assert (val.backbone, val.pretrain, val.checkpoint_sha256) == (
         "vit-16x2/4",
         "MAE for a test",
@@ -164,7 +164,7 @@ def test_each_kind_of_head_is_selected_and_reported_on_its_own(base: Values, tmp
     written = classify.Classify.launch(cfg, tmp_path / "run")
     kinds = ("linear", "efficient", "cross")
     assert [(r.protocol, r.split, r.metric) for r in written] == [
-        (kind, split, "top1") for kind in kinds for split in ("holdout", "val")
+        (kind, split, metric) for kind in kinds for split in ("holdout", "val") for metric in ("top1", "mean-per-class")
     ]
     assert log(tmp_path / "run", "eval")[6].keys() >= {
         f"{kind}/{split}_top1" for kind in kinds for split in ("holdout", "val")
@@ -187,11 +187,11 @@ def test_each_kind_of_head_is_selected_and_reported_on_its_own(base: Values, tmp
     state = tmp_path / "run" / "checkpoints" / "step_00000006.pt"
     again = classify.Classify.evaluate_checkpoint(cfg, str(state), None)
     assert [(r.protocol, r.split, r.value) for r in again] == [(r.protocol, r.split, r.value) for r in written]
-    assert f"efficient val top1 {written[3].value:.2f}%, cross holdout" in capsys.readouterr().out
+    assert f"efficient val top1 {written[6].value:.2f}%, efficient val mean-per-class" in capsys.readouterr().out
     few = config(base, data=base["data"] | {"label_fraction": 0.5}, **ATTENTIVE)
     assert few.titles() == ("linear-50%-labels", "efficient-50%-labels", "cross-50%-labels")
     alone = config(base, **LINEAR | {"protocol": {"name": "linear", "heads": ("efficient",), "queries": 4}})
-    assert [r.protocol for r in classify.Classify.launch(alone, tmp_path / "alone")] == ["efficient", "efficient"]
+    assert [r.protocol for r in classify.Classify.launch(alone, tmp_path / "alone")] == ["efficient"] * 4
 
 
 def test_a_row_of_several_kinds_has_no_best_epoch(base: Values) -> None:
@@ -251,7 +251,7 @@ def released(path: Path, classes: int) -> Path:
 def test_a_released_fine_tuned_file_is_evaluated_with_its_own_head(base: Values, tmp_path: Path) -> None:
     path = released(tmp_path / "mae_finetuned.pth", classes=3)
     cfg = config(base, backbone={"changes": {"heads": 3}}, data=base["data"] | {"holdout_fraction": 0.0})
-    (found,) = classify.Classify.evaluate_checkpoint(cfg, f"mae-finetuned:{path}", None)
+    found, _ = classify.Classify.evaluate_checkpoint(cfg, f"mae-finetuned:{path}", None)
     assert (found.epochs, found.steps, found.images_seen) == (0, 0, 0)
     assert (found.split, found.metric, found.backbone, found.checkpoint_sha256) == (
         "val",
@@ -332,7 +332,9 @@ def knn_config(base: Values, **changes: Any) -> KnnConfig:
 def test_nearest_neighbours_need_no_training(base: Values, tmp_path: Path) -> None:
     data = base["data"] | {"holdout_fraction": 0.0}
     written = Evaluation.launch(knn_config(base, data=data), tmp_path / "run")
-    assert [(r.protocol, r.metric, r.split) for r in written] == [("knn-1", "top1", "val"), ("knn-5", "top1", "val")]
+    assert [(r.protocol, r.metric, r.split) for r in written] == [
+        (protocol, metric, "val") for metric in ("top1", "mean-per-class") for protocol in ("knn-1", "knn-5")
+    ]
     ordered = Evaluation.launch(knn_config(base, data=data, ks=(2, 10)), tmp_path / "ordered")
     assert [r.protocol for r in ordered if r.metric == "top1"] == ["knn-2", "knn-10"], (
         "the order of the config, which the tables keep"
@@ -348,7 +350,8 @@ def test_ridge_logistic_regression_and_statistics_of_features_need_no_training(b
     ridge = validate({**values, "task": "ridge", "selection_fraction": 0.25}, RidgeConfig, where="test")
     written = Evaluation.launch(ridge, tmp_path / "ridge")
     assert [(r.task, r.protocol, r.metric, r.split) for r in written] == [
-        ("classify", "ridge", "top1", "val"), ("classify", "ridge", "top1", "holdout"),
+        ("classify", "ridge", "top1", "val"), ("classify", "ridge", "mean-per-class", "val"),
+        ("classify", "ridge", "top1", "holdout"),
     ]  # fmt: skip
     (row,) = log(tmp_path / "ridge", "eval").values()
     assert row["chosen/ridge_penalty"] in ridge.penalties
@@ -360,7 +363,13 @@ def test_ridge_logistic_regression_and_statistics_of_features_need_no_training(b
     written = Evaluation.launch(validate(few, LogRegConfig, where="test"), tmp_path / "logreg")
     assert [(r.protocol, r.metric, r.split) for r in written] == [
         ("logreg", "top1", "val"),
-        *[(f"logreg-{k}shot", metric, "val") for k in (1, 2) for metric in ("top1", "top1-min", "top1-max")],
+        ("logreg", "mean-per-class", "val"),
+        *[
+            (f"logreg-{k}shot", metric + end, "val")
+            for k in (1, 2)
+            for metric in ("top1", "mean-per-class")
+            for end in ("", "-min", "-max")
+        ],
         ("logreg", "top1", "holdout"),
     ]
 

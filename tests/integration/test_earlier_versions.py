@@ -133,7 +133,7 @@ def test_a_backbone_transfers(earlier: Path) -> None:
     command = ["classify", "knn.py", "--backbone", "runs/done/backbone.safetensors", "--work-dir", "runs/new"]
     assert main(command) == 0
     metrics = {result.metric for result in results.load(earlier / "runs/new/results.jsonl")[0]}
-    assert metrics == {"top1", "top5"}
+    assert metrics == {"top1", "top5", "mean-per-class"}
 
 
 @pytest.mark.parametrize(("version", "run"), RUNS)

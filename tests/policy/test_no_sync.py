@@ -27,6 +27,7 @@ ALLOWED = {
     ("engine/state.py", "resume"),  # of a checkpoint, before the first step
     ("engine/log.py", "_raise_if"),  # of a run that stops
     ("metrics/coco.py", "_format_truth"),  # of annotations
+    ("metrics/accuracy.py", "accuracies"),  # of counts, after an evaluation
     ("metrics/coco.py", "_minus_one_to_nan"),  # of figures, after an evaluation
     ("metrics/coco.py", "_format_entries"),  # of predictions
     ("metrics/coco.py", "_count_pixels"),  # of annotations
