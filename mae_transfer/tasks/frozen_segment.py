@@ -12,7 +12,7 @@ H x W pixels of a stored map.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import count, islice
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -217,11 +217,7 @@ class FrozenSegment(FrozenRun[FrozenSegmentConfig]):
     def evaluate(self, log: Logger) -> tuple[dict[str, float], int]:
         cfg, val, policies = self.cfg, self.sources["val"], [self.cfg.data.unreadable() for _ in range(2)]
         steps = count(1)
-
-        def tick() -> None:
-            log.tick(next(steps))
-
-        bank = self.collect(policies[0], tick)
+        bank = self.collect(policies[0], lambda: log.tick(next(steps)))
         std, self.mean = torch.std_mean(bank.features, dim=0, correction=0)
         self.scale = std.clamp(min=1e-6 * std.max().clamp(min=torch.finfo(std.dtype).tiny))  # constant channels
         bank.features.sub_(self.mean).div_(self.scale)
@@ -231,7 +227,7 @@ class FrozenSegment(FrozenRun[FrozenSegmentConfig]):
         for batch, features in self.maps("val", policies[1]):
             check_finite(features, of="validation patch")
             metric.update(self.predict(features, batch), batch.labels)
-            tick()
+            log.tick(next(steps))
         figures = compute_iou(metric, of=SET_NAMES["val"])
         log.say(class_lines(figures, val.classes))
         unreadable = sum(unread(policy, self.dist).get("unreadable", 0) for policy in policies)
@@ -250,7 +246,7 @@ class FrozenSegment(FrozenRun[FrozenSegmentConfig]):
             predicted = self.predict(features, batch)
             draw_segmentation(folder.segmentations / f"{number:04d}.png", val, batch, predicted)
 
-    def results(self, figures: Any, shared: dict[str, Any]) -> list[Result]:
+    def results(self, figures: Mapping[str, float], shared: dict[str, Any]) -> list[Result]:
         return super().results({name: value for name, value in figures.items() if not name.startswith(CHOSEN)}, shared)
 
 
