@@ -119,13 +119,7 @@ def _kept(
     *,
     norm: bool = True,
 ) -> np.ndarray:
-    assert one.run.features is not None
-    folder, samples, device, size = (
-        Path(one.run.features).expanduser(),
-        one.samples,
-        one.dist.device,
-        one.run.evaluation_batch,
-    )
+    samples, device, size = one.samples, one.dist.device, one.run.evaluation_batch
     policy = Unreadable(limit=unreadable.limit)
 
     @torch.no_grad()
@@ -146,13 +140,38 @@ def _kept(
             tick()
         return rows
 
-    about = agree(lambda: _about(one, what), one.dist)
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-    path, length = folder / f"{kind}_{digest}.npy", len(samples.source)
     example = forward(torch.zeros(1, 3, *sides(one.size), dtype=torch.uint8))
     fields = [(name, value.dtype, value.shape[1:]) for name, value in example.items()]
     row = np.dtype([*fields, ("label", np.int32)])
-    compute_once(path, compute, one.dist, images=length, row=row, batch=size, about=about)
+    return kept_rows(one, kind, what, row, compute, unreadable, batch=size)
+
+
+def kept_rows(
+    one: FrozenPass,
+    kind: str,
+    what: str,
+    row: np.dtype[Any],
+    compute: Callable[[range], np.ndarray],
+    unreadable: Unreadable,
+    *,
+    batch: int,
+) -> np.ndarray:
+    """Return one row per image, (N,), memory-mapped from the folder run.features. Every rank calls it.
+
+    Args:
+        kind: beginning of the file's name.
+        what: what a row depends on beside the pass, in words.
+        row: type of a row. Its field "label" is UNREAD for an image that could not be read.
+        compute: (range of images) -> their rows. Parts begin at multiples of `batch`.
+        unreadable: as in `pooled_features`.
+    Raises:
+        ValueError, OSError: as `pooled_features`.
+    """
+    assert one.run.features is not None
+    about = agree(lambda: _about(one, what), one.dist)
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    path, length = Path(one.run.features).expanduser() / f"{kind}_{digest}.npy", len(one.samples.source)
+    compute_once(path, compute, one.dist, images=length, row=row, batch=batch, about=about)
     rows: np.ndarray = np.load(path, mmap_mode="r")
     _note_unread(rows, path, one, unreadable)
     return rows

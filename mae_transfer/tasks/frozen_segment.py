@@ -12,7 +12,7 @@ H x W pixels of a stored map.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import count, islice
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -26,7 +26,7 @@ from torch import Tensor
 from mae_transfer.bounds import Between, Count, Factor, Positive
 from mae_transfer.core.normalize import normalize
 from mae_transfer.core.patches import grid_of, sides
-from mae_transfer.data import Unreadable
+from mae_transfer.data import EvalKeys, Unreadable, batches
 from mae_transfer.data.checks import check_maps
 from mae_transfer.data.config import check_same_classes
 from mae_transfer.data.maps import MapViews, ResizedMapsConfig, ScaledViews, open_map_set
@@ -42,7 +42,8 @@ from mae_transfer.metrics.logreg import LogReg, fit_logreg
 from mae_transfer.results import Result
 from mae_transfer.seeding import fold
 from mae_transfer.tasks.dense import SET_NAMES, PicturesRun, main_figures
-from mae_transfer.tasks.evaluation import CHOSEN, EvaluationConfig, FrozenConfig, FrozenRun
+from mae_transfer.tasks.evaluation import CHOSEN, NO_IMAGE, EvaluationConfig, FrozenConfig, FrozenRun
+from mae_transfer.tasks.features import UNREAD, FrozenPass, kept_rows
 from mae_transfer.tasks.run import HOLDOUT
 from mae_transfer.tasks.segment import class_lines, compute_iou, draw_segmentation
 from mae_transfer.tasks.segment_inference import resized
@@ -175,20 +176,29 @@ class FrozenSegment(FrozenRun[FrozenSegmentConfig]):
         sets = {SET_NAMES[part]: source for part, source in self.sources.items()}
         on_main(self.dist, partial(check_maps, sets, skip=cfg.data.unreadable().limit))
 
-    def maps(self, part: str, policy: Unreadable, *, alone: bool = False) -> Iterator[tuple[ScaledViews, Tensor]]:
-        """Yield this rank's images of a part with their features, (P, D) float32."""
-        cfg, model = self.cfg, self.backbone.model
-        view = partial(resized_view, size=sides(cfg.data.size))
-        samples = MapViews(source=self.sources[part], seed=EVALUATION_SEED, transform=view)
-        for batch in self.sweep(samples, policy, batch=1, alone=alone):
-            with autocast(cfg.precision, self.dist.device):
-                found = model(normalize(batch.images[0], self.backbone.statistics), norm=True).maps[-1]
-            if found.shape[2:] != self.grid:
-                raise ValueError(
-                    f"{self.backbone.name} gives features of shape {tuple(found.shape)} for {cfg.data.size} pixels, "
-                    f"but a grid of {self.grid[0]}x{self.grid[1]} patches is needed: use another backbone"
-                )
-            yield batch, found[0].flatten(1).T.float()
+    def views(self, part: str) -> MapViews:
+        """Return the images of a part, resized."""
+        view = partial(resized_view, size=sides(self.cfg.data.size))
+        return MapViews(source=self.sources[part], seed=EVALUATION_SEED, transform=view)
+
+    def features(self, batch: ScaledViews) -> Tensor:
+        """Return the features of an image, (P, D) float32."""
+        with autocast(self.cfg.precision, self.dist.device):
+            found = self.backbone.model(normalize(batch.images[0], self.backbone.statistics), norm=True).maps[-1]
+        if found.shape[2:] != self.grid:
+            raise ValueError(
+                f"{self.backbone.name} gives features of shape {tuple(found.shape)} for {self.cfg.data.size} pixels, "
+                f"but a grid of {self.grid[0]}x{self.grid[1]} patches is needed: use another backbone"
+            )
+        return found[0].flatten(1).T.float()
+
+    def draw(self, batch: ScaledViews) -> Patches:
+        """Return patches with a class of a training image."""
+        cfg, classes = self.cfg, len(self.sources["train"].classes)
+        labels = patch_labels(batch.labels, self.grid, sides(cfg.data.size), classes=classes)
+        image = int(batch.index[0])
+        drawn = draw_patches(labels, self.share, seed=fold(cfg.seed, "patches", image))
+        return Patches(self.features(batch)[drawn], labels[drawn], torch.full_like(drawn, image))
 
     def collect(self, policy: Unreadable, tick: Callable[[], None]) -> Patches:
         """Return the bank: patches of all training images, in their order, on every rank.
@@ -196,23 +206,57 @@ class FrozenSegment(FrozenRun[FrozenSegmentConfig]):
         Raises:
             ValueError: no patch has a class, or a feature is not finite.
         """
-        found: list[Patches] = []
-        classes = len(self.sources["train"].classes)
-        for batch, features in self.maps("train", policy):
-            labels = patch_labels(batch.labels, self.grid, sides(self.cfg.data.size), classes=classes)
-            image = int(batch.index[0])
-            drawn = draw_patches(labels, self.share, seed=fold(self.cfg.seed, "patches", image))
-            found.append(Patches(features[drawn], labels[drawn], torch.full_like(drawn, image)))
-            tick()
-        if not found:
-            raise ValueError("no training image could be read: check the files under data.root")
-        bank = Patches(*(gather(torch.cat(parts), self.dist) for parts in zip(*found, strict=True)))
+        bank = self.kept(policy, tick) if self.cfg.run.features is not None else self.drawn(policy, tick)
         if not len(bank.labels):
             raise ValueError(
                 "most pixels of every training patch have no class (tools/prepare_data.py check examines the maps)"
             )
         check_finite(bank.features, of="training patch")
         return bank
+
+    def drawn(self, policy: Unreadable, tick: Callable[[], None]) -> Patches:
+        """Return the bank from one pass over the training images."""
+        found: list[Patches] = []
+        for batch in self.sweep(self.views("train"), policy, batch=1):
+            found.append(self.draw(batch))
+            tick()
+        if not found:
+            raise ValueError(NO_IMAGE)
+        return Patches(*(gather(torch.cat(parts), self.dist) for parts in zip(*found, strict=True)))
+
+    def kept(self, policy: Unreadable, tick: Callable[[], None]) -> Patches:
+        """Return the bank from the folder run.features, where it is kept for other runs."""
+        cfg, device, samples = self.cfg, self.dist.device, self.views("train")
+        width = self.backbone.model.maps().channels[-1]
+        row = np.dtype([
+            ("features", np.float32, (self.share, width)), ("labels", np.int64, (self.share,)), ("label", np.int32),
+        ])  # fmt: skip
+
+        def compute(images: range) -> np.ndarray:
+            rows = np.zeros(len(images), row)
+            rows["labels"], rows["label"] = IGNORED, UNREAD
+            keys = EvalKeys(images=len(images), batch=1, first=images.start)
+            accepted = Unreadable(limit=policy.limit)
+            for batch in batches(samples, keys, workers=cfg.run.workers, unreadable=accepted):
+                found = self.draw(batch.to(device))
+                one, drawn = rows[int(batch.index[0]) - images.start], len(found.labels)
+                one["features"][:drawn], one["labels"][:drawn] = found.features.cpu(), found.labels.cpu()
+                one["label"] = 0
+                tick()
+            return rows
+
+        what = (
+            f"{self.share} patches per image with one of {len(samples.source.classes)} classes, drawn with seed "
+            f"{cfg.seed}, last map, final norm"
+        )
+        one = FrozenPass(
+            self.backbone.model, self.backbone.statistics, samples, cfg.data.train, cfg.data.size, "resized (bicubic)",
+            cfg.precision, cfg.run, self.dist,
+        )  # fmt: skip
+        rows = kept_rows(one, "patches", what, row, compute, policy, batch=1)
+        images, at = np.nonzero(rows["labels"] != IGNORED)
+        found = (rows["features"][images, at], rows["labels"][images, at], images)
+        return Patches(*(torch.from_numpy(array).to(device) for array in found))
 
     def evaluate(self, log: Logger) -> tuple[dict[str, float], int]:
         cfg, val, policies = self.cfg, self.sources["val"], [self.cfg.data.unreadable() for _ in range(2)]
@@ -224,7 +268,8 @@ class FrozenSegment(FrozenRun[FrozenSegmentConfig]):
         value, held_out = choose_value(cfg, bank, val.classes)
         self.scores = cfg.fit(bank, [value], len(val.classes))
         metric = IouMetric(val.classes, device=self.dist.device)
-        for batch, features in self.maps("val", policies[1]):
+        for batch in self.sweep(self.views("val"), policies[1], batch=1):
+            features = self.features(batch)
             check_finite(features, of="validation patch")
             metric.update(self.predict(features, batch), batch.labels)
             log.tick(next(steps))
@@ -241,10 +286,10 @@ class FrozenSegment(FrozenRun[FrozenSegmentConfig]):
         return resized(scores.T.reshape(1, -1, *self.grid), (height, width)).argmax(dim=1)
 
     def pictures(self, folder: WorkDir) -> None:
-        val, cases = self.sources["val"], self.maps("val", self.cfg.data.unreadable(), alone=True)
-        for number, (batch, features) in enumerate(islice(cases, self.cfg.run.pictures)):
-            predicted = self.predict(features, batch)
-            draw_segmentation(folder.segmentations / f"{number:04d}.png", val, batch, predicted)
+        cases = self.sweep(self.views("val"), self.cfg.data.unreadable(), batch=1, alone=True)
+        for number, batch in enumerate(islice(cases, self.cfg.run.pictures)):
+            predicted = self.predict(self.features(batch), batch)
+            draw_segmentation(folder.segmentations / f"{number:04d}.png", self.sources["val"], batch, predicted)
 
     def results(self, figures: Mapping[str, float], shared: dict[str, Any]) -> list[Result]:
         return super().results({name: value for name, value in figures.items() if not name.startswith(CHOSEN)}, shared)

@@ -53,7 +53,8 @@ ALLOWED = {
     ("tasks/features.py", "_note_unread"),  # of indices of numpy
     ("tasks/features.py", "digest_of_module"),  # of weights, before the first step
     ("tasks/features.py", "patch_features"),  # of features that are written to disk
-    ("tasks/frozen_segment.py", "collect"),  # of ids, in an evaluation
+    ("tasks/frozen_segment.py", "kept"),  # of what is kept on disk, in an evaluation
+    ("tasks/frozen_segment.py", "draw"),  # of ids, in an evaluation
     ("tasks/frozen_segment.py", "draw_patches"),  # of labels, in an evaluation
     ("tasks/logreg.py", "draw_shots"),  # of labels, in an evaluation
     ("tasks/pretrain.py", "flops"),  # of a counter, after the run

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from pretrain_runs import ROOT
 
 from mae_transfer import results
@@ -42,6 +43,27 @@ def test_a_run_leaves_numbers_and_pictures(tmp_path: Path) -> None:
     assert results.load(tmp_path / "run" / "results.jsonl") == (written, [])
     assert len(list((tmp_path / "run" / "segmentations").glob("*.png"))) == 2
     assert [r.record.data["train"].images for r in written if r.record] == [7] * 4
+
+
+def test_protocols_of_a_backbone_share_one_pass_over_the_training_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed, draw = [], FrozenSegment.draw
+    monkeypatch.setattr(FrozenSegment, "draw", lambda self, batch: passed.append(int(batch.index)) or draw(self, batch))
+    plain = config(tmp_path / "scenes", FrozenKnnConfig, ks=(1, 5))
+    broken = sorted((tmp_path / "scenes" / "annotations" / "training").iterdir())[2]
+    Image.new("L", (40, 40)).save(broken)  # void everywhere
+    run = {"run": plain.run.model_dump() | {"features": str(tmp_path / "kept"), "pictures": 0}}
+    expected = [r.value for r in FrozenSegment.launch(plain, tmp_path / "plain")]
+    cfg = validate(plain.model_dump() | run, FrozenKnnConfig, where="test")
+    assert [r.value for r in FrozenSegment.launch(cfg, tmp_path / "first")] == expected
+    assert passed == [*range(7), *range(7)]
+    again = validate(plain.model_dump(exclude={"task", "ks", "temperature"}) | run, FrozenLogRegConfig, where="test")
+    assert FrozenSegment.launch(again, tmp_path / "second")
+    assert len(passed) == 14
+    other = validate(again.model_dump() | {"seed": 1}, FrozenLogRegConfig, where="test")
+    assert FrozenSegment.launch(other, tmp_path / "third")
+    assert len(passed) == 21
 
 
 def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
