@@ -1,6 +1,7 @@
 """Download, check and write data sets.
 
   python tools/prepare_data.py coco --root /data/coco     (download, unpack, check; can be repeated)
+  python tools/prepare_data.py pets --root /data/pets --download     (folders train/ and val/)
   python tools/prepare_data.py check --root /data/mine --annotations labels.json --images photos
   python tools/prepare_data.py shapes --root data/shapes --format coco --train 2000 --val 500
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from mae_transfer.data.reports import Defect
 
 PUBLIC = ("coco", "ade20k")
+LABELLED = (
+    "aircraft", "caltech101", "cars", "cifar10", "cifar100", "dtd", "eurosat", "flowers102", "food101", "pets",
+    "sun397",
+)  # fmt: skip
 
 
 def add_options(parser: Parser) -> None:
@@ -34,6 +39,12 @@ def add_options(parser: Parser) -> None:
     for name in PUBLIC:
         command = add(name, f"download, unpack and check {name}; print its terms of use")
         command.how.add_argument("--check", action="store_true", help="download nothing; check the existing files")
+    for name in LABELLED:
+        command = add(name, f"lay {name} out as folders train/<class> and val/<class>")
+        source = "folder with torchvision's files of the set (default: ROOT/source)"
+        command.where.add_argument("--source", type=path, metavar="DIR", help=source)
+        download = "download the files with torchvision, which checks them; read the terms of use first"
+        command.how.add_argument("--download", action="store_true", help=download)
     add_check_options(add("check", "list all defects of a data set in COCO's or ADE20K's layout"))
     command = add("shapes", "write generated scenes in COCO's or ADE20K's layout")
     command.what.add_argument("--format", choices=("coco", "ade"), default="coco", help="layout (default: coco)")
@@ -71,9 +82,15 @@ def add_check_options(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Download and check a public data set, check any, or write generated scenes."""
+    """Download and check a public data set, lay one out as folders, check any, or write generated scenes."""
     if args.command in PUBLIC:
         public(args)
+    elif args.command in LABELLED:
+        from mae_transfer.data.image_sets import lay_out
+
+        source = args.source or args.root / "source"
+        print(lay_out(args.command, source=source, root=args.root, download=args.download), end="")
+        print(f"ready: --set data.root={args.root}   (the files in {source} are no longer needed)")
     elif args.command == "check":
         from mae_transfer.data.checks import check_any
 

@@ -16,6 +16,7 @@ import pytest
 
 from mae_transfer import checkpoints
 from mae_transfer.bench import options
+from mae_transfer.cli.data import LABELLED
 from mae_transfer.data.archives import DATA_SETS
 from mae_transfer.models.vit import SIZES
 from mae_transfer.suite.tables import formats
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py"))
 COMMANDS = {
     "benchmark": ("pretrain", "targets", "classify", "segment", "slide", "detect", "coco", "masks", "data"),
-    "prepare_data": ("coco", "ade20k", "check", "shapes"),
+    "prepare_data": ("coco", "ade20k", *LABELLED, "check", "shapes"),
     "tokenizer_train": ("dvae", "pca"),
 }
 HELPS = [(tool, *command) for tool in TOOLS for command in [(), *((word,) for word in COMMANDS.get(tool, ()))]]
