@@ -14,13 +14,14 @@ from torch import Tensor
 from mae_transfer.checkpoints.files import STATISTICS, write
 from mae_transfer.checkpoints.fit import released_name
 from mae_transfer.disk import atomic_write, write_text
+from mae_transfer.interfaces import Backbone
 from mae_transfer.models.mae import MAE
 from mae_transfer.models.timm_backbone import TimmBackbone
 from mae_transfer.models.vit import ViT
 
 FORMAT = "mae_transfer.backbone/1"
 
-Export = Callable[[Path, ViT | TimmBackbone, Mapping[str, Any]], None]
+Export = Callable[[Path, Backbone, Mapping[str, Any]], None]
 
 
 def export_backbone(path: Path, vit: ViT, *, about: Mapping[str, Any]) -> None:
@@ -36,7 +37,7 @@ def export_mae(path: Path, model: MAE, *, about: Mapping[str, Any]) -> None:
     write(path, {released_name(name): tensor for name, tensor in model.state_dict().items()}, about)
 
 
-def to_dtype(backbone: ViT | TimmBackbone, dtype: torch.dtype, *, where: str) -> None:
+def to_dtype(backbone: Backbone, dtype: torch.dtype, *, where: str) -> None:
     """Convert the trained parameters in place. Fixed tables and running statistics keep their type.
 
     Raises:
@@ -56,7 +57,7 @@ def _metadata(about: Mapping[str, Any]) -> dict[str, Any]:
     return {"source": rest} | ({STATISTICS: about[STATISTICS]} if STATISTICS in about else {})
 
 
-def export_timm(path: Path, backbone: ViT | TimmBackbone, about: Mapping[str, Any]) -> None:
+def export_timm(path: Path, backbone: Backbone, about: Mapping[str, Any]) -> None:
     """Write .safetensors under timm's names.
 
     These are the names of VisionTransformer; of Beit (the same as BEiT's release) for an encoder with relative-position
@@ -65,11 +66,12 @@ def export_timm(path: Path, backbone: ViT | TimmBackbone, about: Mapping[str, An
     write(path, to_timm(backbone), _metadata(about))
 
 
-def to_timm(backbone: ViT | TimmBackbone) -> dict[str, Tensor]:
+def to_timm(backbone: Backbone) -> dict[str, Tensor]:
     """Return the tensors under timm's names; ValueError if timm has no class for this encoder."""
     if isinstance(backbone, TimmBackbone):
         return dict(backbone.model.state_dict())
-    cfg, tensors = backbone.cfg, backbone.state_dict()
+    vit = _plain(backbone, "timm")
+    cfg, tensors = vit.cfg, vit.state_dict()
     if cfg.relative_positions == "none" and cfg.qkv_bias != "qv" and not cfg.windows:
         return dict(tensors)
     if cfg.qkv_bias != "qv" or cfg.windows:
@@ -81,7 +83,7 @@ def to_timm(backbone: ViT | TimmBackbone) -> dict[str, Tensor]:
     return {re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name): tensor for name, tensor in renamed}
 
 
-def export_hf(path: Path, backbone: ViT | TimmBackbone, about: Mapping[str, Any]) -> None:
+def export_hf(path: Path, backbone: Backbone, about: Mapping[str, Any]) -> None:
     """Write a directory for transformers' `AutoModel.from_pretrained`.
 
     It holds config.json, model.safetensors and, if the statistics are known, preprocessor_config.json.
@@ -98,7 +100,7 @@ def export_hf(path: Path, backbone: ViT | TimmBackbone, about: Mapping[str, Any]
         write_text(path / name, json.dumps(content, indent=2) + "\n")
 
 
-def export_detectron2(path: Path, backbone: ViT | TimmBackbone, about: Mapping[str, Any]) -> None:
+def export_detectron2(path: Path, backbone: Backbone, about: Mapping[str, Any]) -> None:
     """Write a file for `train.init_checkpoint` of detectron2's ViTDet.
 
     The class token and the final norm are left out because ViTDet has neither.
@@ -137,12 +139,14 @@ def to_vitdet(vit: ViT) -> dict[str, Tensor]:
     }
 
 
-def _plain(backbone: ViT | TimmBackbone, name: str) -> ViT:
-    if not isinstance(backbone, ViT):
+def _plain(backbone: Backbone, name: str) -> ViT:
+    if isinstance(backbone, TimmBackbone):
         raise ValueError(
             f"format {name!r} cannot hold timm's {type(backbone.model).__name__}, only this package's encoder: "
             "use --format timm"
         )
+    if not isinstance(backbone, ViT):
+        raise ValueError(f"format {name!r} cannot hold {backbone.name()}, only this package's encoder: keep its file")
     return backbone
 
 

@@ -1,5 +1,7 @@
 """Import and export of transformers' layout (ViT, ViTMAE, BEiT, DINOv2): weights with a config.json beside them.
 
+An ImageGPT is read by image_gpt.py.
+
 One table of names per model type serves both directions. These files hold query, key and value separately; this
 package joins them.
 """
@@ -9,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -19,6 +21,9 @@ from mae_transfer.checkpoints.layouts import HALF, join_qkv, strip_prefix
 from mae_transfer.config import validate
 from mae_transfer.core.normalize import IMAGENET, Statistics, check_statistics
 from mae_transfer.models.vit import ViT, ViTConfig
+
+if TYPE_CHECKING:
+    from mae_transfer.checkpoints.image_gpt import ImageGPTWeights
 
 STEM = {
     "cls_token": "embeddings.cls_token", "pos_embed": "embeddings.position_embeddings",
@@ -42,11 +47,16 @@ DROP = ("embeddings.mask_token", "pooler.dense.", "decoder.", "lm_head.")
 HEADS = {"classifier.": "head.", "pooler.layernorm.": "fc_norm."}
 
 
-def hf(path: Path) -> EncoderWeights:
+def hf(path: Path) -> EncoderWeights | ImageGPTWeights:
     """Read a directory of `save_pretrained`, or a weight file with config.json beside it."""
     file = weight_file(path)
+    stated = read_json(file.parent / "config.json")
+    if stated.get("model_type") == "imagegpt":
+        from mae_transfer.checkpoints.image_gpt import image_gpt
+
+        return image_gpt(file, stated)
     stem = "embeddings.patch_embeddings.projection.weight"
-    content, config = read(file), _config(file.parent / "config.json")
+    content, config = read(file), _config(stated, file.parent / "config.json")
     tensors, kind = unwrap(content, where=file, stem=stem), config["model_type"]
     norms = [name for name in tensors if name.endswith("layernorm.weight") and "layer." not in name]
     if set(norms) - {"layernorm.weight"}:  # BEiT for masked image modelling has a second norm outside the encoder
@@ -168,11 +178,12 @@ def _hf_config(vit: ViT, kind: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _config(path: Path) -> dict[str, Any]:
-    """Return config.json; ValueError if this package's encoder cannot hold the model that it describes."""
-    config = read_json(path)
+def _config(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return config.json with defaults; ValueError if this package's encoder cannot hold the model it describes."""
     if config.get("model_type") not in list(BLOCKS):  # a list, because the value may be unhashable
-        raise ValueError(f"{path} describes a {config.get('model_type')!r}; supported are {', '.join(BLOCKS)}")
+        raise ValueError(
+            f"{path} describes a {config.get('model_type')!r}; supported are {', '.join(BLOCKS)}, imagegpt"
+        )
     for key, value in {"hidden_act": "gelu", "use_swiglu_ffn": False, "qkv_bias": True}.items():
         if config.get(key, value) != value:
             raise ValueError(f"{path} has {key}={config[key]!r}; this package's encoder supports {value!r} only")

@@ -26,10 +26,11 @@ from mae_transfer.checkpoints.released import download, find_released, zoo_file
 from mae_transfer.config import validate
 from mae_transfer.core.normalize import IMAGENET, Statistics
 from mae_transfer.disk import at_home
-from mae_transfer.models.timm_backbone import TimmBackbone
+from mae_transfer.interfaces import Backbone
 from mae_transfer.models.vit import SIZES, ViT, ViTConfig
 
 if TYPE_CHECKING:
+    from mae_transfer.checkpoints.image_gpt import ImageGPTWeights
     from mae_transfer.checkpoints.timm_models import TimmWeights
 
 NO_CHANGES: Mapping[str, Any] = MappingProxyType({})
@@ -58,14 +59,14 @@ PREFIXES = (*LAYOUTS, "timm", "random", "released", "zoo")
 class LoadedWeights(NamedTuple):
     """A backbone and the rest of its file."""
 
-    backbone: ViT | TimmBackbone  # in eval mode
+    backbone: Backbone  # in eval mode
     head: dict[str, Tensor]  # tensors of the classifier, fc_norm.* and head.*; empty if the file has none
     sha256: str | None  # of the file; None if there is no file (random:) or timm fetched it
     statistics: Statistics = IMAGENET  # normalisation of the images; 0.5 for BEiT's and AugReg's releases
     recorded: bool = False  # True: the statistics are recorded in the file; False: they are the layout's default
 
 
-def load_backbone(reference: str | Path, *, changes: Mapping[str, Any] = NO_CHANGES) -> ViT | TimmBackbone:
+def load_backbone(reference: str | Path, *, changes: Mapping[str, Any] = NO_CHANGES) -> Backbone:
     """Return the encoder of a reference, with its weights, in eval mode.
 
     `load` also returns its classifier and the file's sha256.
@@ -144,14 +145,14 @@ def _load(prefix: str, rest: str, changes: Mapping[str, Any]) -> LoadedWeights:
         default = RecordedStatistics(statistics, file is None)
         return _with_statistics(backbone, {}, default, file) if file else LoadedWeights(backbone, {}, None, *default)
     module, _, function = LAYOUTS[prefix].partition(".")
-    reader: Callable[[Path], EncoderWeights | TimmWeights]
+    reader: Callable[[Path], EncoderWeights | TimmWeights | ImageGPTWeights]
     reader = getattr(importlib.import_module(f"mae_transfer.checkpoints.{module}"), function)
     weights = reader(Path(rest))
     default = RecordedStatistics(weights.recorded or weights.statistics, weights.recorded is not None)
     return _with_statistics(weights.build(changes, where=rest), weights.head, default, weight_file(Path(rest)))
 
 
-def _random(name: str, changes: Mapping[str, Any]) -> ViT | TimmBackbone:
+def _random(name: str, changes: Mapping[str, Any]) -> Backbone:
     """Return ViT-{Ti,S,B,L,H}/PATCH with MAE's initialisation, or a timm model with timm's."""
     if not name.startswith("ViT-"):
         from mae_transfer.checkpoints.timm_models import wrap
@@ -168,7 +169,7 @@ def _random(name: str, changes: Mapping[str, Any]) -> ViT | TimmBackbone:
 
 
 def _with_statistics(
-    backbone: ViT | TimmBackbone, head: dict[str, Tensor], default: RecordedStatistics, file: Path
+    backbone: Backbone, head: dict[str, Tensor], default: RecordedStatistics, file: Path
 ) -> LoadedWeights:
     """Return the backbone with its file's sha256 and statistics; recorded ones take precedence over a default.
 

@@ -41,6 +41,7 @@ ALLOWED = {
         "models/mask_rcnn.py",
         "indices",
     ),  # of what is positive: the heads' shapes depend on it, as in every detector of this kind
+    ("models/image_gpt.py", "layer_of"),  # of a parameter's name
     ("models/vit.py", "layer_of"),  # of a parameter's name
     ("tasks/backbones.py", "flops_of"),  # of a counter, after the run
     ("tasks/basis.py", "fit"),  # of a basis, which is fitted before anything trains
