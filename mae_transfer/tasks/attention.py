@@ -5,14 +5,10 @@ Legend: B images, R heads, L tokens, T leading tokens, N = h * w patches in rast
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from mae_transfer import checkpoints
 from mae_transfer.core.normalize import normalize
@@ -21,29 +17,10 @@ from mae_transfer.data import DataConfig, FolderConfig, Unreadable, evaluation_v
 from mae_transfer.draw.attention import attention_rows
 from mae_transfer.draw.reconstructions import save_sheet
 from mae_transfer.engine.dist import Dist
+from mae_transfer.metrics.attention import MOST_LEADING, Recorder
 from mae_transfer.models.vit import ViT
 from mae_transfer.tasks.sweep import pass_over
 from mae_transfer.tasks.workdir import WorkDir
-
-
-class Recorder(TorchFunctionMode):
-    """A context that records the attention weights (B, R, L, L) of each scaled_dot_product_attention call, in order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weights: list[Tensor] = []
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        options = dict(kwargs or {})
-        if func is F.scaled_dot_product_attention:
-            query, key = args[:2]
-            scale = options.get("scale") or query.shape[-1] ** -0.5
-            logits = query @ key.transpose(-2, -1) * scale
-            bias = options.get("attn_mask")
-            self.weights.append((logits if bias is None else logits + bias).softmax(dim=-1))
-        return func(*args, **options)
 
 
 @torch.no_grad()
@@ -64,7 +41,7 @@ def attention(backbone: torch.nn.Module, images: Tensor, grid: tuple[int, int], 
         count = f"{type(backbone).__name__} made {len(recorder.weights)} calls of torch's fused attention"
         raise ValueError(f"{count}, so block {block} has no attention map: give another block, or a ViT") from None
     leading = weights.shape[-1] - patches
-    if weights.shape[0] != len(images) or not 0 <= leading <= 8:
+    if weights.shape[0] != len(images) or not 0 <= leading <= MOST_LEADING:
         raise ValueError(
             f"the attention of block {block} has shape {tuple(weights.shape)}, which does not cover {patches} patches: "
             "the backbone attends within windows or pools; give a block with global attention"

@@ -20,7 +20,7 @@ CLASSIFY = {
     "knn": TaskEntry("knn:KnnConfig", "evaluation:Evaluation.launch"),
     "ridge": TaskEntry("ridge:RidgeConfig", "evaluation:Evaluation.launch"),
     "logreg": TaskEntry("logreg:LogRegConfig", "evaluation:Evaluation.launch"),
-    "statistics": TaskEntry("statistics:StatisticsConfig", "evaluation:Evaluation.launch"),
+    "statistics": TaskEntry("statistics:StatisticsConfig", "statistics:StatisticsRun.launch"),
     "robustness": TaskEntry("robustness:RobustnessConfig", None, "robustness:Robustness.evaluate_checkpoint"),
 }
 """Of tools/cls_train.py. A config without `task` has the first one, here and below."""

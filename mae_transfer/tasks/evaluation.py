@@ -21,7 +21,7 @@ from torch import Tensor
 from mae_transfer import results
 from mae_transfer.core.normalize import Statistics, normalize
 from mae_transfer.data import Crops, EvalKeys, LabelledDataConfig, Unreadable, evaluation_views, open_labelled
-from mae_transfer.engine.dist import Dist
+from mae_transfer.engine.dist import Dist, read_mean
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.state import Precision, autocast
 from mae_transfer.interfaces import Backbone, Batch
@@ -35,6 +35,7 @@ from mae_transfer.tasks.sweep import EVALUATION_SEED, gather, unread
 from mae_transfer.tasks.workdir import WorkDir, open_work_dir, sole_user, write_config
 
 NO_IMAGE = "no image of a set could be read: check the files under data.root"
+AT_ONCE = 32  # images per forward pass that records attention, whose weights are held in memory
 CHOSEN = "chosen/"  # prefix of constants that an evaluator has selected: they are logged, but are no results
 
 
@@ -272,3 +273,24 @@ def extract(
     if not features:
         raise ValueError(NO_IMAGE)
     return LabelledFeatures(torch.cat(features), torch.cat(labels))
+
+
+def attention_figures(
+    backbone: Backbone, images: Iterable[Tensor], statistics: Statistics, dist: Dist
+) -> dict[str, float]:
+    """Return the mean entropy of the last block's attention; nothing if it is not among all patches.
+
+    It is computed in float32. Every rank calls it.
+
+    Args:
+        images: batches (B, 3, H, W) uint8 of this rank, on the device.
+    """
+    from mae_transfer.metrics.attention import attention_entropy
+
+    found = [
+        attention_entropy(backbone, normalize(part, statistics)) for batch in images for part in batch.split(AT_ONCE)
+    ]
+    entropies = torch.cat([torch.zeros(0, device=dist.device), *(one for one in found if one is not None)])
+    count = torch.tensor(len(entropies), device=dist.device)
+    mean = read_mean({"entropy": entropies.sum(), "images": count}, dist)
+    return {"statistics_attention": mean["entropy"] / mean["images"]} if mean["images"] else {}

@@ -1,4 +1,4 @@
-"""Figures of the frozen backbone while it is pretrained: k-NN, a ridge classifier, statistics of its features.
+"""Figures of the frozen backbone while it is pretrained: k-NN, a ridge classifier, statistics.
 
 The loss does not say whether features are useful. A monitor does, on labelled images that the pretraining never uses.
 It changes no number of the pretraining: it draws nothing, and the config's digest leaves it out.
@@ -71,7 +71,7 @@ class MonitorConfig(Schema):
         default=("knn", "ridge", "statistics"), min_length=1
     )
     """What to measure: accuracy of k-NN, accuracy of a ridge classifier whose penalty is selected on held-out training
-    images, and statistics of the features (effective rank, spread)."""
+    images, and statistics (effective rank and spread of the features, entropy of the attention)."""
     ks: tuple[Count, ...] = Field(default=(5, 20), min_length=1)
     """Numbers of neighbours of k-NN. Each gives a figure."""
     pool: Pool = "mean"
@@ -154,7 +154,16 @@ class Monitor:
         if share:
             report_on_main(f"monitor: {share:.1%} of the features contain NaN or infinity, so nothing else is measured")
             return {"broken_features": share}
-        return self._judge(train, val)
+        return self._judge(train, val) | (self._attention(backbone) if "statistics" in self.cfg.evaluators else {})
+
+    def _attention(self, backbone: Backbone) -> dict[str, float]:
+        """Return the entropy of the attention on validation images, which is the same for any number of processes."""
+        from mae_transfer.tasks.evaluation import attention_figures
+        from mae_transfer.tasks.statistics import ATTENTION_IMAGES
+
+        every = -(-len(self.sources["val"]) // ATTENTION_IMAGES)
+        images = (batch.image[batch.index % every == 0].to(self.dist.device) for batch in self.kept["val"])
+        return attention_figures(backbone, images, self.statistics, self.dist)
 
     def _judge(self, train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor]) -> dict[str, float]:
         """Return the figures of all evaluators, given this rank's parts of features and labels."""

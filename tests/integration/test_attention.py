@@ -1,5 +1,6 @@
 """tools/visualize.py --attention: the weights of any backbone's attention, drawn beside its images."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,12 @@ import torch
 from PIL import Image
 
 from mae_transfer import checkpoints
+from mae_transfer.core.normalize import IMAGENET
+from mae_transfer.engine.dist import Dist
+from mae_transfer.metrics.attention import Recorder, attention_entropy
 from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.tasks.attention import attention, draw_attention
+from mae_transfer.tasks.evaluation import attention_figures
 
 
 @torch.no_grad()
@@ -39,6 +44,42 @@ def test_a_backbone_without_global_attention_is_an_error_that_says_so() -> None:
     swin = checkpoints.load_backbone("random:swin_tiny_patch4_window7_224")
     with pytest.raises(ValueError, match="made 0 calls|attends within windows or pools"):
         attention(swin, torch.randn(1, 3, 224, 224), (56, 56))
+
+
+@torch.no_grad()
+def test_the_entropy_is_that_of_the_last_blocks_attention_among_patches() -> None:
+    torch.manual_seed(0)
+    vit = ViT(ViTConfig(size=None, dim=16, depth=2, heads=2, patch=4, image_size=(8, 12))).eval()
+    vit.blocks[1].attn.qkv.weight.mul_(4)  # attention that is far from uniform
+    images = torch.randn(3, 3, 8, 12)
+    with Recorder() as recorder:
+        vit(images)
+    among = recorder.weights[1][:, :, 1:, 1:]
+    among = among / among.sum(dim=-1, keepdim=True)
+    expected = -torch.xlogy(among, among).sum(dim=-1).mean(dim=(1, 2)) / math.log(6)
+    found = attention_entropy(vit, images)
+    assert found is not None
+    torch.testing.assert_close(found, expected)
+    assert (found < 0.9).all()
+    vit.blocks[1].attn.qkv.weight.mul_(100)  # nothing but the class token, for some patches
+    assert (attention_entropy(vit, images) >= 0).all()
+    vit.blocks[1].attn.qkv.weight.zero_()  # equal logits
+    uniform = attention_entropy(vit, images)
+    assert uniform is not None
+    torch.testing.assert_close(uniform, torch.ones(3))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"])
+def test_the_entropy_is_absent_without_attention_among_all_patches(name: str) -> None:
+    backbone = checkpoints.load_backbone(f"random:{name}", changes={"image_size": 224})
+    images = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
+    figures = attention_figures(backbone, [images], IMAGENET, Dist(torch.device("cpu")))
+    assert figures.keys() == ({"statistics_attention"} if name.startswith("vit") else set())
+
+
+def test_one_patch_has_no_entropy() -> None:
+    vit = ViT(ViTConfig(size=None, dim=16, depth=1, heads=2, patch=4, image_size=4)).eval()
+    assert attention_entropy(vit, torch.randn(2, 3, 4, 4)) is None
 
 
 def test_a_sheet_holds_image_mean_and_heads(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from mae_transfer.tasks.evaluation import Evaluation
 from mae_transfer.tasks.knn import KnnConfig
 from mae_transfer.tasks.logreg import LogRegConfig
 from mae_transfer.tasks.ridge import RidgeConfig
-from mae_transfer.tasks.statistics import StatisticsConfig
+from mae_transfer.tasks.statistics import StatisticsConfig, StatisticsRun
 
 ROOT = Path(__file__).parent.parent.parent
 Values = dict[str, Any]
@@ -356,8 +356,8 @@ def test_ridge_logistic_regression_and_statistics_of_features_need_no_training(b
     (row,) = log(tmp_path / "ridge", "eval").values()
     assert row["chosen/ridge_penalty"] in ridge.penalties
     statistics = validate({**values, "task": "statistics"}, StatisticsConfig, where="test")
-    found = {r.metric: r.value for r in Evaluation.launch(statistics, tmp_path / "statistics")}
-    assert found.keys() == {"rank", "spread"}
+    found = {r.metric: r.value for r in StatisticsRun.launch(statistics, tmp_path / "statistics")}
+    assert found.keys() == {"rank", "spread", "attention"}
     assert all(0 < value < 100 for value in found.values())
     few = {**values, "task": "logreg", "selection_fraction": 0.25, "shots": (1, 2), "draws": 2}
     written = Evaluation.launch(validate(few, LogRegConfig, where="test"), tmp_path / "logreg")

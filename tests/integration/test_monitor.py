@@ -49,6 +49,7 @@ def test_a_monitor_measures_on_its_schedule_and_changes_no_bit_of_the_training(
     first, last = figures(tmp_path / "with")
     assert (first["step"], last["step"], first["epoch"]) == (6, 10, 3.0)
     names = {"knn-1_top1", "knn-3_top1", "ridge_top1", "statistics_rank", "statistics_spread"}
+    names |= {"statistics_attention"}
     assert names < first.keys() == last.keys()
     assert all(0 <= last[name] <= 1 for name in names)
     assert (tmp_path / "with" / "curves.png").stat().st_size > (tmp_path / "without" / "curves.png").stat().st_size

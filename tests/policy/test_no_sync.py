@@ -58,6 +58,7 @@ ALLOWED = {
     ("tasks/frozen_segment.py", "draw"),  # of ids, in an evaluation
     ("tasks/frozen_segment.py", "draw_patches"),  # of labels, in an evaluation
     ("tasks/logreg.py", "draw_shots"),  # of labels, in an evaluation
+    ("tasks/monitor.py", "_attention"),  # of images on the host, in an evaluation
     ("tasks/pretrain.py", "flops"),  # of a counter, after the run
     ("tasks/pretrain.py", "results"),  # of the config, after the run
     ("tasks/segment.py", "draw_segmentation"),  # after the run
