@@ -24,6 +24,9 @@ class RunnableConfig(Schema):
     if TYPE_CHECKING:
         data: BaseDataConfig  # each task has its own kind
 
+    keeps_features: ClassVar[bool] = False
+    """Whether the run uses features that `run.features` keeps."""
+
     scale: Literal["mini", "small", "paper"]
     """How close the run is to the paper's. It is printed beside every number."""
     mean: Mean | None = None

@@ -81,6 +81,7 @@ class FrozenConfig(RunnableConfig):
 class EvaluationConfig(FrozenConfig):
     """An evaluation on labelled images. Each evaluator adds its own options."""
 
+    keeps_features: ClassVar[bool] = True
     debug: ClassVar[dict[str, Any]] = {
         "scale": "mini",
         "data.train": {"name": "shapes", "length": 6, "size": 32},

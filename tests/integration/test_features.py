@@ -16,11 +16,15 @@ import torch
 from PIL import Image
 
 from mae_transfer import results
+from mae_transfer.cli.main import main
 from mae_transfer.config import validate
 from mae_transfer.data import Crops, UnreadableImage, evaluation_views
 from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.state import RunConfig
 from mae_transfer.models.vit import ViT, ViTConfig
+from mae_transfer.suite.graph.plan import open_plan
+from mae_transfer.suite.store.shared import RunStore
+from mae_transfer.suite.store.work import Work
 from mae_transfer.tasks import cached, features
 from mae_transfer.tasks.evaluation import Evaluation, EvaluationConfig
 from mae_transfer.tasks.features import FrozenPass, digest_of_module, patch_features
@@ -252,3 +256,23 @@ def test_the_note_says_what_the_features_depend_on(data: dict[str, Any], tmp_pat
         "(32, 32) px, resized to cover 1.14286 times that (bicubic), centre crop"
     }
     assert {note["precision"] for note in notes} == {"float32"}
+
+
+def test_a_suite_computes_the_features_of_a_backbone_once(
+    data: dict[str, Any], tmp_path: Path, passes: list[int]
+) -> None:
+    for task in ("knn", "ridge", "logreg"):
+        (tmp_path / f"{task}.py").write_text(config(data, task).source())
+    transfer = {task: {"tool": "cls_train", "config": f"{task}.py"} for task in ("knn", "ridge", "logreg")}
+    rows = {name: {"fresh": {"backbone.encoder": ENCODER | {"depth": depth}}} for name, depth in (("A", 2), ("B", 1))}
+    suite = {"title": "frozen", "tables": ("summary",), "transfer": transfer, "rows": rows}
+    (tmp_path / "suite.py").write_text("\n".join(f"{key} = {value!r}" for key, value in suite.items()))
+    plan = open_plan(tmp_path / "suite.py")[1]
+    work = Work(plan, tmp_path / "d", suite="frozen")
+    for node in plan.values():
+        words = work.command(node, {})
+        assert main(["classify", *words[2:]]) == 0
+    assert passes == 2 * [4, 4, 4, 2, 4, 2]  # of 14 and 6 images: one pass per set and backbone, for three protocols
+    assert len(list((tmp_path / "d" / ".features").glob("*.npy"))) == 4
+    shared = Work(plan, tmp_path / "e", suite="frozen", store=RunStore(tmp_path / "store"))
+    assert f"run.features={str(tmp_path / 'store' / '.features')!r}" in shared.command(node, {})

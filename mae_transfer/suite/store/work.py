@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mae_transfer import results
+from mae_transfer.ablations import Overrides
 from mae_transfer.checkpoints import PREFIXES as WEIGHTS
 from mae_transfer.checkpoints import RELEASED, downloaded, sha256, split, zoo_file
 from mae_transfer.checkpoints import load as load_weights
@@ -31,6 +32,8 @@ from mae_transfer.suite.store.shared import RunStore
 NO_FILE = ("timm", "random", "released", "zoo")  # prefixes of weights that are made, downloaded or part of the package
 FETCHED = ("released", "timm")  # prefixes of weights that are downloaded
 PREFIXES = {*WEIGHTS, "dalle"}  # prefixes of references
+FEATURES = ".features"
+"""Folder of a work dir or a store with features of frozen backbones."""
 IDENTITY_FORMAT = "2"
 """Earlier versions wrote identities without a format (Work.earlier_identity)."""
 
@@ -181,7 +184,7 @@ class Work:
             overlay = {key: value for key, value in tool.schema(node.config).debug.items() if not key.endswith("?")}
             arguments += [word for text in assignments(overlay) for word in ("--set", text)]
         kept = node.debug_changes(changes) if self.debug else changes
-        kept = kept | ({"run.device": self.device} if self.device else {})
+        kept = kept | ({"run.device": self.device} if self.device else {}) | self.shared_features(node)
         launcher = list(torchrun) if torchrun and tool.trains else [sys.executable]
         return [
             *launcher,
@@ -189,6 +192,15 @@ class Work:
             *arguments,
             *(word for text in assignments(kept) for word in ("--set", text)),
         ]
+
+    def shared_features(self, node: Node) -> Overrides:
+        """Return the option that lets runs share the features of frozen backbones; none for other runs.
+
+        A suite keeps them in its work dir, suites with a store in the store.
+        """
+        schema = node.tool.schema(node.config)
+        root = self.store.root if self.store else self.root
+        return {"run.features": str(root / FEATURES)} if getattr(schema, "keeps_features", False) else {}
 
     def note(self, node: Node, command: list[str]) -> Note:
         """Return the note of a run that is about to start."""
