@@ -127,6 +127,7 @@ class Features(Tensors):
 
     maps: tuple[Tensor, ...]  # K maps (B, D_k, h_k, w_k), shallow to deep; equal sizes in a plain ViT
     cls: Tensor | None  # (B, D) class token or pooled vector; None if the encoder has none
+    cls_tokens: tuple[Tensor, ...] = ()  # (B, D) class token of each map; empty if blocks have none
 
 
 class Maps(NamedTuple):

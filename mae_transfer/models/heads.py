@@ -5,11 +5,13 @@ Legend: B batch, D width of the backbone's last map, N tokens, C classes, K prob
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, get_args
 
 import torch
+from pydantic import AfterValidator
 from torch import Tensor, nn
 
 from mae_transfer.bounds import FewOrNone
@@ -17,6 +19,7 @@ from mae_transfer.interfaces import Backbone, Features, Model
 from mae_transfer.models.vit import NORM_EPS
 
 Pool = Literal["mean", "cls"]
+POOLS = re.compile(r"mean|cls(?:-([2-9]|[1-9]\d))?(\+mean)?")
 Tokens = Literal["patches", "all"]
 Head = Literal["linear", "efficient", "cross"]
 Tune = FewOrNone | Literal["half", "all"]
@@ -27,14 +30,64 @@ PROBE_STD = 0.01  # standard deviation of a linear probe's initial weights
 HALF = (".norm2.", ".mlp.", ".ls2.")  # parts of the parameter names in the MLP half of a block
 
 
-def pool(features: Features, how: Pool) -> Tensor:
-    """Return one vector per image, (B, D), in float32 or wider: the mean over the last map, or the class token."""
+class Pooled(NamedTuple):
+    """The parts of a FrozenPool."""
+
+    blocks: int  # number of last blocks whose class tokens it has
+    mean: bool  # whether it has the mean of the patch tokens
+
+    @classmethod
+    def of(cls, how: str) -> Pooled:
+        """Return the parts; ValueError if it is none."""
+        if not (found := POOLS.fullmatch(how)):
+            raise ValueError(f"{how!r} is no pool: give 'cls', 'mean', 'cls+mean', 'cls-4' or 'cls-4+mean'")
+        return cls(0, True) if how == "mean" else cls(int(found[1] or 1), bool(found[2]))
+
+
+def check_pool(how: str) -> str:
+    """Return a FrozenPool; ValueError if it is none."""
+    Pooled.of(how)
+    return how
+
+
+FrozenPool = Annotated[str, AfterValidator(check_pool)]
+"""Pool, or several vectors of a frozen backbone: "cls-4" is the class tokens of the last 4 blocks, "cls+mean" and
+"cls-4+mean" add the mean of the patch tokens."""
+
+
+def pool(features: Features, how: FrozenPool) -> Tensor:
+    """Return one vector per image, (B, E), in float32 or wider: class tokens, shallow to deep, then the mean of a map.
+
+    The class tokens of several blocks, concatenated, are those of DINO's evaluation (eval_linear.py, n_last_blocks). It
+    interleaves class token and mean, which makes no difference to a linear classifier.
+
+    Args:
+        features: with the maps `taps_of`.
+    """
     at_least = torch.promote_types(features.maps[-1].dtype, torch.float32)
-    if how == "mean":
-        return features.maps[-1].mean(dim=(2, 3), dtype=at_least)
-    if features.cls is None:
-        raise ValueError(NO_CLASS_TOKEN)
-    return features.cls.to(at_least)
+    blocks, mean = Pooled.of(how)
+    parts = [token.to(at_least) for token in class_tokens(features, blocks)]
+    parts += [features.maps[-1].mean(dim=(2, 3), dtype=at_least)] if mean else []
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def class_tokens(features: Features, blocks: int) -> tuple[Tensor, ...]:
+    """Return the class tokens (B, D) of the last blocks; ValueError if the backbone has none."""
+    found = features.cls_tokens[-blocks:] if blocks > 1 else (features.cls,) * blocks
+    tokens = tuple(token for token in found if token is not None)
+    if len(tokens) < blocks:
+        raise ValueError(
+            NO_CLASS_TOKEN if features.cls is None else "blocks of this backbone have no class token: set pool to 'cls'"
+        )
+    return tokens
+
+
+def taps_of(backbone: Backbone, pools: Iterable[FrozenPool]) -> tuple[int, ...]:
+    """Return the maps that the pools need; empty: the last one. ValueError if the backbone has fewer."""
+    most, count = max((Pooled.of(how).blocks for how in pools), default=1), len(backbone.maps().channels)
+    if most > count:
+        raise ValueError(f"pool 'cls-{most}': {backbone.name()} has {count} blocks; lower the number")
+    return tuple(range(count - most, count)) if most > 1 else ()
 
 
 def tokens(features: Features, which: Tokens) -> Tensor:
@@ -77,9 +130,9 @@ def freeze(backbone: Backbone, tune: Tune, *, norm: bool = True) -> None:
         )
 
 
-def check_pools(backbone: Backbone, pools: Iterable[Pool]) -> None:
+def check_pools(backbone: Backbone, pools: Iterable[FrozenPool]) -> None:
     """Raise ValueError if a pooled vector has another width than the last map, which sets the width of heads."""
-    if "cls" in pools and backbone.cls_dim not in (None, backbone.dim):
+    if any(Pooled.of(how).blocks for how in pools) and backbone.cls_dim not in (None, backbone.dim):
         raise ValueError(
             f"{backbone.name()} passes {backbone.cls_dim} values to its classifier, but its last map has "
             f"{backbone.dim} channels: set pool to 'mean'"
@@ -139,7 +192,7 @@ class Probe(NamedTuple):
     """A probe of a row."""
 
     head: Head
-    source: Pool | Tokens  # what it reads: a pooled vector (linear) or tokens (attentive)
+    source: FrozenPool | Tokens  # what it reads: a pooled vector (linear) or tokens (attentive)
 
 
 class ProbeRow(nn.Module):
@@ -159,7 +212,7 @@ class ProbeRow(nn.Module):
         queries: int = 32,
         head_width: int = 64,
     ) -> None:
-        """Create the probes by name. All with the same head start from the same weights.
+        """Create the probes by name. All with the same head and input width start from the same weights.
 
         Args:
             queries: of head "efficient".
@@ -171,16 +224,18 @@ class ProbeRow(nn.Module):
         self.backbone = backbone
         backbone.requires_grad_(False)
         self.sources = [probe.source for probe in probes.values()]
-        sources = dict.fromkeys(self.sources)
-        self.pools: list[Pool] = [one for one in sources if one == "mean" or one == "cls"]
-        self.tokens: list[Tokens] = [one for one in sources if one == "patches" or one == "all"]
+        self.tokens: list[Tokens] = [which for which in get_args(Tokens) if which in self.sources]
+        self.pools = [one for one in dict.fromkeys(self.sources) if one not in self.tokens]
+        self.taps = taps_of(backbone, self.pools)
         check_pools(backbone, [*self.pools, "cls"] if "all" in self.tokens else self.pools)
-        self.norms = nn.ModuleList(nn.BatchNorm1d(backbone.dim, affine=False, eps=PROBE_EPS) for _ in self.pools)
-        starts: dict[Head, nn.Module] = {}
-        for head in {probe.head for probe in probes.values()}:
+        widths = {how: sum(Pooled.of(how)) * backbone.dim for how in self.pools}
+        self.norms = nn.ModuleList(nn.BatchNorm1d(widths[how], affine=False, eps=PROBE_EPS) for how in self.pools)
+        kinds = {name: (probe.head, widths.get(probe.source, backbone.dim)) for name, probe in probes.items()}
+        starts: dict[tuple[Head, int], nn.Module] = {}
+        for head, width in set(kinds.values()):
             with torch.random.fork_rng(devices=()):  # no head's start depends on the other heads
-                starts[head] = first_head(head, backbone.dim, classes, queries=queries, head_width=head_width)
-        self.probes = nn.ModuleDict({name: deepcopy(starts[probe.head]) for name, probe in probes.items()})
+                starts[head, width] = first_head(head, width, classes, queries=queries, head_width=head_width)
+        self.probes = nn.ModuleDict({name: deepcopy(starts[kind]) for name, kind in kinds.items()})
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (K, B, C) of normalised images (B, 3, H, W).
@@ -188,7 +243,7 @@ class ProbeRow(nn.Module):
         They are float32: the heads cost little, and learning rates are compared by them.
         """
         with torch.no_grad():
-            features = self.backbone(images, norm=True)
+            features = self.backbone(images, taps=self.taps, norm=True)
         with torch.autocast(images.device.type, enabled=False):
             pooled = {how: norm(pool(features, how)) for norm, how in zip(self.norms, self.pools, strict=True)}
             read = pooled | {which: tokens(features, which) for which in self.tokens}

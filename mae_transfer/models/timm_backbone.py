@@ -87,10 +87,10 @@ class TimmBackbone(Backbone):
         maps = tuple(output[0] if isinstance(output, tuple) else output for output in outputs)
         if not self.class_token:
             return Features(maps, None)
-        if whole:
-            return Features(maps, self._read_by_head(final))
-        token = outputs[-1][1] if isinstance(outputs[-1], tuple) else None
-        return Features(maps, maps[-1].mean((2, 3)) if token is None or not token.shape[1] else token[:, 0])
+        prefixes = [output[1] for output in outputs if isinstance(output, tuple) and output[1].shape[1]]
+        tokens = tuple(prefix[:, 0] for prefix in prefixes)
+        cls = self._read_by_head(final) if whole else tokens[-1] if tokens else maps[-1].mean((2, 3))
+        return Features(maps, cls, (*tokens[:-1], cls) if tokens else ())
 
     def _read_by_head(self, final: Any) -> Tensor:
         """Return the input of the model's classifier, (B, cls_dim); ValueError if its shape differs."""

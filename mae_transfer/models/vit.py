@@ -268,7 +268,8 @@ class ViT(Backbone):
         tokens = self.place(self.patch_embed(images), grid)
         outputs = self.encode(tokens, grid, taps=taps, norm=norm)
         maps = tuple(x[:, self.leading :].transpose(1, 2).reshape(len(x), self.dim, h, w) for x in outputs)
-        return Features(maps, outputs[-1][:, 0] if self.leading else None)
+        cls_tokens = tuple(x[:, 0] for x in outputs) if self.leading else ()
+        return Features(maps, cls_tokens[-1] if cls_tokens else None, cls_tokens)
 
     def place(self, tokens: Tensor, grid: tuple[int, int], ids: Tensor | None = None) -> Tensor:
         """Return (B, L, D): the class token, if there is one, and the embeddings of patches `ids`, with positions.

@@ -25,11 +25,11 @@ from mae_transfer.engine.dist import Dist, read_mean
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.state import Precision, autocast
 from mae_transfer.interfaces import Backbone, Batch
-from mae_transfer.models.heads import NO_CLASS_TOKEN, Pool, pool
+from mae_transfer.models.heads import FrozenPool, pool, taps_of
 from mae_transfer.results import Result
 from mae_transfer.tasks.backbones import DEBUG_ENCODER, BackboneConfig, LoadedBackbone, open_backbone
 from mae_transfer.tasks.config import RunnableConfig
-from mae_transfer.tasks.features import UNREAD, FrozenPass, pooled_features, share
+from mae_transfer.tasks.features import UNREAD, FrozenPass, pooled_features, select, share
 from mae_transfer.tasks.run import HOLDOUT, RecordedRun
 from mae_transfer.tasks.sweep import EVALUATION_SEED, gather, unread
 from mae_transfer.tasks.workdir import WorkDir, open_work_dir, sole_user, write_config
@@ -93,8 +93,9 @@ class EvaluationConfig(FrozenConfig):
 
     data: LabelledDataConfig = LabelledDataConfig()
     """Images: those of `val` are judged with the help of those of `train`. All are cropped as in evaluation."""
-    pool: Pool = "cls"
-    """Features of an image, after the final norm: the class token ("cls"), or the mean of the patch tokens ("mean")."""
+    pool: FrozenPool = "cls"
+    """Features of an image, after the final norm: the class token ("cls"), the mean of the patch tokens ("mean"), the
+    class tokens of the last 4 blocks ("cls-4"), or both kinds ("cls+mean", "cls-4+mean")."""
 
     @abstractmethod
     def evaluator(self, images: int) -> Evaluator:
@@ -231,15 +232,13 @@ class Evaluation(FrozenRun[EvaluationConfig]):
             self.backbone.model, self.backbone.statistics, samples, images, data.size, view, cfg.precision, cfg.run,
             self.dist,
         )  # fmt: skip
-        rows = pooled_features(one, unreadable=policy, tick=tick)
+        rows = pooled_features(one, cfg.pool, unreadable=policy, tick=tick)
         if part == "val":
             rows = rows[slice(*share(len(rows), self.dist))]
-        if cfg.pool not in (rows.dtype.names or ()):
-            raise ValueError(NO_CLASS_TOKEN)
         read = rows["label"] != UNREAD
         if not read.any():
             raise ValueError(NO_IMAGE)
-        found = (rows[cfg.pool][read], rows["label"][read].astype("int64"))
+        found = (select(rows, cfg.pool, read), rows["label"][read].astype("int64"))
         return LabelledFeatures(*(torch.from_numpy(array).to(self.dist.device) for array in found))
 
     def results(self, figures: Mapping[str, float], shared: dict[str, Any]) -> list[Result]:
@@ -255,21 +254,21 @@ class Evaluation(FrozenRun[EvaluationConfig]):
 
 
 def extract(
-    backbone: Backbone, batches: Iterable[Batch], statistics: Statistics, how: Pool, precision: Precision
+    backbone: Backbone, batches: Iterable[Batch], statistics: Statistics, how: FrozenPool, precision: Precision
 ) -> LabelledFeatures:
     """Return features and labels of this rank's images. Unreadable images are left out.
 
     Args:
         batches: of one pass over the images, on the device (RecordedRun.sweep).
-        how: the class token, or the mean of the patch tokens.
     Raises:
         ValueError: there is no batch.
     """
     features: list[Tensor] = []
     labels: list[Tensor] = []
+    taps = taps_of(backbone, (how,))
     for batch in batches:
         with autocast(precision, batch.image.device):
-            features.append(pool(backbone(normalize(batch.image, statistics), norm=True), how))
+            features.append(pool(backbone(normalize(batch.image, statistics), taps=taps, norm=True), how))
         labels.append(batch.label)
     if not features:
         raise ValueError(NO_IMAGE)

@@ -26,7 +26,7 @@ from mae_transfer.data.sources import fingerprint, whole_of
 from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.state import Precision, RunConfig, autocast
 from mae_transfer.interfaces import Backbone, Features
-from mae_transfer.models.heads import pool
+from mae_transfer.models.heads import NO_CLASS_TOKEN, FrozenPool, Pooled, pool, taps_of
 from mae_transfer.tasks.cached import agree, compute_once
 
 FORMAT = "1"
@@ -48,12 +48,13 @@ class FrozenPass(NamedTuple):
 
 
 def pooled_features(
-    one: FrozenPass, *, unreadable: Unreadable, tick: Callable[[], object] = lambda: None
+    one: FrozenPass, how: FrozenPool, *, unreadable: Unreadable, tick: Callable[[], object] = lambda: None
 ) -> np.ndarray:
     """Return one row per image, (N,), memory-mapped. Every rank calls it and gets all rows.
 
-    Fields: "cls" (D,) float32, the class token if there is one, and "mean" (D,) float32, the mean of the patch tokens,
-    both of the last block after the final norm; "label" int32, UNREAD for an image that could not be read.
+    Fields: "cls" float32, the class tokens that `how` needs, at least that of the last block, if there is one; "mean"
+    (D,) float32, the mean of the patch tokens; "label" int32, UNREAD for an image that could not be read. `select`
+    returns what `how` names. All pools with the same number of blocks share one pass.
 
     Args:
         unreadable: the policy for unreadable files. It records those among this rank's consecutive share of images.
@@ -62,13 +63,32 @@ def pooled_features(
         ValueError: the file of the features is damaged or belongs to other features.
         OSError: it cannot be written.
     """
+    blocks = max(1, Pooled.of(how).blocks)
 
     def read(features: Features) -> dict[str, Tensor]:
         found = {"mean": pool(features, "mean")}
-        return found if features.cls is None else {"cls": pool(features, "cls"), **found}
+        return (
+            found
+            if features.cls is None
+            else {"cls": pool(features, f"cls-{blocks}" if blocks > 1 else "cls"), **found}
+        )
 
-    what = "class token and mean of the patch tokens, last block, final norm"
-    return _kept(one, "features", what, (), read, unreadable, tick)
+    what = f"class tokens of the last {blocks} block(s) and mean of the patch tokens, final norm"
+    return _kept(one, "features", what, taps_of(one.backbone, (how,)), read, unreadable, tick)
+
+
+def select(rows: np.ndarray, how: FrozenPool, images: np.ndarray) -> np.ndarray:
+    """Return what `how` names of some images, (n, E) float32. ValueError if there is no class token.
+
+    Args:
+        rows: of `pooled_features`.
+        images: (N,) bool.
+    """
+    blocks, mean = Pooled.of(how)
+    names = ["cls"] * (blocks > 0) + ["mean"] * mean
+    if not {*names} <= {*(rows.dtype.names or ())}:
+        raise ValueError(NO_CLASS_TOKEN)
+    return np.concatenate([rows[name][images] for name in names], axis=1)
 
 
 def patch_features(

@@ -22,7 +22,7 @@ from mae_transfer.core.normalize import Statistics, normalize
 from mae_transfer.engine.loop import Step, StepFn
 from mae_transfer.engine.optim import Group, Layers, OptimConfig, param_groups, select_exempt
 from mae_transfer.interfaces import Backbone, Batch
-from mae_transfer.models.heads import Classifier, Head, Pool, Probe, ProbeRow, Tokens, Tune, freeze
+from mae_transfer.models.heads import Classifier, FrozenPool, Head, Pool, Probe, ProbeRow, Tokens, Tune, freeze
 
 
 class Feed(NamedTuple):
@@ -184,9 +184,10 @@ class LinearProbe(ClassifyProtocol):
     name: Literal["linear"] = "linear"
     rates: tuple[Rate, ...] = (1.0,)
     """Learning rates of the probes, as factors of the config's peak rate."""
-    pools: tuple[Pool, ...] = ("cls",)
-    """What linear probes read after the encoder's final norm: "cls", the class token, or "mean", the mean of the patch
-    tokens. There is a linear probe for each pair of pool and rate."""
+    pools: tuple[FrozenPool, ...] = ("cls",)
+    """What linear probes read after the encoder's final norm: "cls", the class token, "mean", the mean of the patch
+    tokens, "cls-4", the class tokens of the last 4 blocks, "cls+mean" or "cls-4+mean". There is a linear probe for each
+    pair of pool and rate."""
     heads: tuple[Head, ...] = ("linear",)
     """Kinds of probes: "linear", after a batch norm; "efficient", the attentive probe of Psomas et al. (2506.10178);
     "cross", that of CAPI (2502.08769)."""

@@ -111,7 +111,7 @@ def test_kept_features_are_those_of_a_pass_bit_for_bit(
         return lambda *sets, **_: seen.append(sets) or {}
 
     monkeypatch.setattr(KnnConfig, "evaluator", record)
-    for pool in ("cls", "mean"):
+    for pool in ("cls", "mean", "cls+mean", "cls-2", "cls-2+mean"):
         for folder in (None, tmp_path / "kept", tmp_path / "kept"):
             Evaluation.launch(config(data, folder=folder, pool=pool), tmp_path / pool)
         plain, *others = seen[-3:]
@@ -120,6 +120,7 @@ def test_kept_features_are_those_of_a_pass_bit_for_bit(
                 assert torch.equal(ours.features, theirs.features)
                 assert torch.equal(ours.labels, theirs.labels)
                 assert ours.features.dtype == theirs.features.dtype
+    assert len(passes) == 2 * 6  # one block, two blocks
 
 
 def test_other_weights_views_images_and_precisions_use_other_files(
