@@ -36,7 +36,7 @@ from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.state import Precision, RunConfig
 from mae_transfer.interfaces import Backbone, Batch
 from mae_transfer.models.heads import Pool
-from mae_transfer.tasks.sweep import EVALUATION_SEED, gather, mean_of_sums, sweep_over
+from mae_transfer.tasks.sweep import EVALUATION_SEED, gather, interruptible, mean_of_sums, sweep_over
 
 PARTS = ("train", "val")
 
@@ -144,10 +144,8 @@ class Monitor:
         from mae_transfer.metrics.features import count_broken
         from mae_transfer.tasks.evaluation import extract
 
-        device, pool = self.dist.device, self.cfg.pool
         train, val = (
-            extract(backbone, (batch.to(device) for batch in self.kept[part]), self.statistics, pool, self.precision)
-            for part in PARTS
+            extract(backbone, self.batches(part), self.statistics, self.cfg.pool, self.precision) for part in PARTS
         )
         broken = count_broken(torch.cat([train.features, val.features]))
         share = mean_of_sums({"share": broken}, len(train.labels) + len(val.labels), self.dist)["share"]
@@ -164,6 +162,12 @@ class Monitor:
         every = -(-len(self.sources["val"]) // ATTENTION_IMAGES)
         images = (batch.image[batch.index % every == 0].to(self.dist.device) for batch in self.kept["val"])
         return attention_figures(backbone, images, self.statistics, self.dist)
+
+    def batches(self, part: str) -> Iterator[Batch]:
+        """Yield this rank's decoded images of a part, on the device. A signal ends the pass (Stopped)."""
+        kept, images = self.kept[part], len(self.sources[part])
+        for batch in interruptible(kept, self.dist, images=images, batch=self.run.evaluation_batch):
+            yield batch.to(self.dist.device)
 
     def _judge(self, train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor]) -> dict[str, float]:
         """Return the figures of all evaluators, given this rank's parts of features and labels."""

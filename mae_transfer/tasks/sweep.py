@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from mae_transfer.engine.dist import Dist, read_mean
 from mae_transfer.engine.interrupt import Interrupt
 from mae_transfer.interfaces import Batch
 
+B = TypeVar("B")
 EVALUATION_SEED = 0  # for the random draws of an evaluation (masks); the same in every run, so runs are comparable
 
 
@@ -35,19 +36,30 @@ def pass_over(
 def sweep_over(
     samples: Samples[Any, Any], dist: Dist, *, batch: int, workers: int, unreadable: Unreadable
 ) -> Iterator[Any]:
-    """Yield this rank's part of samples of any kind on the device, every image once.
+    """Yield this rank's part of samples of any kind on the device, every image once (see `interruptible`)."""
+    images = len(samples.source)
+    sweep = EvalKeys(images=images, batch=batch, rank=dist.rank, world=dist.world)
+    with closing(batches(samples, sweep, workers=workers, unreadable=unreadable)) as feed:
+        for read in interruptible(feed, dist, images=images, batch=batch):
+            yield read.to(dist.device, non_blocking=True)
+
+
+def interruptible(feed: Iterable[B], dist: Dist, *, images: int, batch: int) -> Iterator[B]:
+    """Yield this rank's batches of a pass.
 
     In a run in which all ranks of `dist` take part, a signal ends the pass between two batches (Stopped).
+
+    Args:
+        images: of all ranks.
+        batch: images per batch.
     """
-    sweep = EvalKeys(images=len(samples.source), batch=batch, rank=dist.rank, world=dist.world)
     interrupt = Interrupt.active if Interrupt.active is not None and Interrupt.active.world == dist.world else None
-    common = -(-(sweep.images // dist.world) // batch)  # the number of batches that every rank has
-    with closing(batches(samples, sweep, workers=workers, unreadable=unreadable)) as feed:
-        for read in feed:
-            if interrupt is not None and common > 0:
-                interrupt.check()
-                common -= 1
-            yield read.to(dist.device, non_blocking=True)
+    common = -(-(images // dist.world) // batch)  # the number of batches that every rank has
+    for read in feed:
+        if interrupt is not None and common > 0:
+            interrupt.check()
+            common -= 1
+        yield read
     while interrupt is not None and common > 0:  # batches of unreadable files only were not yielded
         interrupt.check()
         common -= 1

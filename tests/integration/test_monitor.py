@@ -97,6 +97,29 @@ def test_a_signal_during_a_measurement_stops_the_run_and_the_resumed_one_repeats
     assert [row["step"] for row in figures(tmp_path / "run")] == [6, 10]
 
 
+def test_a_signal_ends_a_measurement_between_two_batches(
+    watched: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    batches = monitor.Monitor.batches
+
+    def stopping(self: Any, part: str) -> Any:
+        for batch in batches(self, part):
+            seen.append(part)
+            yield batch
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    cfg = config(**watched, **run_options(evaluation_batch=4))
+    with monkeypatch.context() as patched:
+        patched.setattr(monitor.Monitor, "batches", stopping)
+        assert pretrain.Pretrain.launch(cfg, tmp_path / "run") == []
+    assert seen == ["train"]  # one of three batches
+    assert figures(tmp_path / "run") == []
+    pretrain.Pretrain.launch(cfg, tmp_path / "run", resume=True)
+    pretrain.Pretrain.launch(cfg, tmp_path / "whole")
+    assert figures(tmp_path / "run") == figures(tmp_path / "whole")
+
+
 @pytest.mark.slow
 def test_two_processes_measure_what_one_does(watched: Values, tmp_path: Path) -> None:
     """Dropout and EMA are off, so both train alike up to rounding; 11 of 12 validation images are not halved evenly."""
