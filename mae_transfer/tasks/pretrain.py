@@ -138,7 +138,7 @@ class Pretrain(ImageTask[PretrainConfig]):
             )  # fmt: skip
 
     def prepare(self, loop: LoopConfig) -> None:
-        if self.watch is not None and not self.cfg.run.estimate:
+        if self.watch is not None:
             self.watch.read()
 
     def loop(self) -> LoopConfig:

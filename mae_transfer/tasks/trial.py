@@ -30,6 +30,7 @@ class Trial(NamedTuple):
 
     seconds: float
     data_wait: float  # share of the time spent waiting for data
+    monitor: float  # seconds of a measurement of the monitor; 0 if there is none
 
 
 class _LastValues(Logger):
@@ -44,7 +45,7 @@ class _LastValues(Logger):
 
 
 def drive(task: Task[Any], state: TrainState, loop: LoopConfig, *, first: int, timed: int) -> Trial:
-    """Train `first` steps, then time `timed` more. Nothing is saved, evaluated or written.
+    """Train `first` steps and measure once with the monitor, then time `timed` more. Nothing is saved or written.
 
     state: that of the task, or a state of this rank alone. The task's rank selects the part of each batch.
     """
@@ -55,14 +56,17 @@ def drive(task: Task[Any], state: TrainState, loop: LoopConfig, *, first: int, t
     task.prepare(loop)
     seconds = 0.0
     with closing(task.feed(loop, start=state.step)) as feed:
-        for count in filter(None, (first, timed)):
+        for count, monitor in ((first, task.monitor), (timed, None)):
+            if not count:
+                continue
             short = loop.model_copy(update={"steps": state.step + count, "evaluate_every": None, "run": quiet})
             start = perf_counter()
-            train(state, feed, task.loss, short, rates_at=task.rates_at(loop), log=last, checkpoints=None)
+            rates = task.rates_at(loop)
+            train(state, feed, task.loss, short, rates_at=rates, log=last, checkpoints=None, monitor=monitor)
             seconds = perf_counter() - start
             if state.stopped:
                 raise RuntimeError("a signal stopped the run before the timed steps were done; nothing was written")
-    return Trial(seconds, last.values.get("data_wait") or 0.0)
+    return Trial(seconds, last.values.get("data_wait") or 0.0, state.seconds.evaluate)
 
 
 def estimate(task: Task[Any], loop: LoopConfig) -> str:
@@ -72,13 +76,15 @@ def estimate(task: Task[Any], loop: LoopConfig) -> str:
     took = drive(task, state, loop, first=WARM_UP, timed=TIMED)
     images, micro = TIMED * loop.global_batch, task.micro_batch(loop)
     evaluations = 1 if loop.evaluate_every is None else -(-loop.steps // loop.evaluate_every)
+    measured = 0 if loop.monitor_every is None else -(-loop.steps // loop.monitor_every)
+    monitored = f" and {measured} measurement(s) of the monitor, {duration(took.monitor)} each" if measured else ""
     payload, kept = size(state.state_dict()) / GIB, loop.run.keep_last + 1  # one more during a save
     kept += loop.steps // loop.run.keep_every if loop.run.keep_every else 0
     return (
         f"estimate from {TIMED} steps of {loop.global_batch} images, {micro} per device and forward pass: "
         f"{images / took.seconds:.1f} images/s, {took.data_wait:.0%} of the time spent waiting for data\n"
         f"  time    {duration(loop.steps * took.seconds / TIMED)} for {loop.steps} steps "
-        f"({loop.steps / loop.steps_per_epoch:g} epochs), plus {evaluations} evaluation(s)\n"
+        f"({loop.steps / loop.steps_per_epoch:g} epochs), plus {evaluations} evaluation(s){monitored}\n"
         f"  memory  {peak_memory_gib(device):.2f} GiB at the peak{_of_total(device)}\n"
         f"  disk    {payload * kept:.2f} GiB: {kept} training states of {payload:.2f} GiB\n"
         "nothing was written"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -118,6 +119,15 @@ def test_a_signal_ends_a_measurement_between_two_batches(
     pretrain.Pretrain.launch(cfg, tmp_path / "run", resume=True)
     pretrain.Pretrain.launch(cfg, tmp_path / "whole")
     assert figures(tmp_path / "run") == figures(tmp_path / "whole")
+
+
+def test_an_estimate_counts_the_measurements(
+    watched: Values, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"run": run_options()["run"] | {"estimate": True}}
+    assert pretrain.Pretrain.launch(config(**watched, **options), tmp_path / "run") == []
+    assert re.search(r"and 2 measurement\(s\) of the monitor, [\d.]+ seconds each\n", capsys.readouterr().out)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
