@@ -37,6 +37,7 @@ ALLOWED = {
     ("metrics/features.py", "check_finite"),  # of how many features are broken, in an evaluation
     ("metrics/features.py", "widen"),  # in an evaluation
     ("metrics/logreg.py", "fit_logreg"),  # of how far it has converged, in an evaluation
+    ("models/heads.py", "of"),  # of a name
     (
         "models/mask_rcnn.py",
         "indices",
