@@ -71,7 +71,7 @@ class ImageGPTWeights(NamedTuple):
         later = tuple(f"blocks.{number}." for number in range(depth, blocks))
         kept = {name: tensor for name, tensor in self.tensors.items() if not name.startswith((*later, "norm."))}
         last = "norm.weight" if depth == blocks else f"blocks.{depth}.norm1.weight"
-        return kept | ({"norm.weight": self.tensors[last]} if final_norm else {})
+        return kept | ({"norm.weight": self.tensors[last]} if final_norm and last in self.tensors else {})
 
 
 def image_gpt(file: Path, config: Mapping[str, Any]) -> ImageGPTWeights:
@@ -87,9 +87,13 @@ def image_gpt(file: Path, config: Mapping[str, Any]) -> ImageGPTWeights:
     masks = (".attn.bias", ".attn.masked_bias")  # the causal mask, stored by earlier versions of transformers
     kept = {name: tensor for name, tensor in tensors.items() if name != "lm_head.weight" and not name.endswith(masks)}
     named = {name: _linear(name, tensor) for name, tensor in rename(kept, RULES).items()}
-    wanted = ("pos_embed", "token_embed.weight", "blocks.0.mlp.fc1.weight", "blocks.0.norm1.weight", "norm.weight")
-    if lost := [name for name in wanted if name not in named]:
-        raise ValueError(f"{file} has no {', '.join(lost)} (in this package's terms): save the whole model again")
+    ranks = {"pos_embed": 3, "token_embed.weight": 2, "blocks.0.mlp.fc1.weight": 2, "norm.weight": 1}
+    if wrong := [name for name, rank in ranks.items() if name not in named or named[name].ndim != rank]:
+        raise ValueError(
+            f"{file} has no {', '.join(wrong)} (in this package's terms) of the right rank: save the whole model again"
+        )
+    if (dim := named["norm.weight"].shape[0]) % heads:
+        raise ValueError(f"{file.parent}/config.json has n_head={heads}, which does not divide the width {dim}")
     clusters = _clusters(file.parent / "preprocessor_config.json", len(named["token_embed.weight"]) - 1)
     return ImageGPTWeights(clusters, heads, named)
 
@@ -99,7 +103,7 @@ def _linear(name: str, tensor: Tensor) -> Tensor:
     if name == "pos_embed":
         return tensor[None]
     linear = name.endswith(".weight") and (".attn." in name or ".mlp." in name)
-    return tensor.T.contiguous() if linear else tensor
+    return tensor.T.contiguous() if linear and tensor.ndim == 2 else tensor
 
 
 def _clusters(path: Path, count: int) -> Tensor:

@@ -1,5 +1,7 @@
 """Released layouts of plain ViTs. The user names the layout; it is never guessed from keys.
 
+Layouts that also hold other models (iBOT, DINOv2, MoBY, SimMIM) are read by timm_models.py.
+
 This package's encoder uses the names of MAE's release, which are timm's. Most layouts therefore need no renaming and
 differ only in the tensors to drop and the number of heads. `read_tensors` finds wrappers and prefixes by pattern. Each
 layout is a function from a file to EncoderWeights, whose `build` loads them strictly into an encoder.
@@ -88,13 +90,6 @@ def dino(path: Path) -> EncoderWeights:
     return as_encoder(read_tensors(path, "teacher"), drop=HEAD, heads={192: 3, 384: 6}, where=path)
 
 
-def ibot(path: Path) -> EncoderWeights:
-    """Read iBOT: an extracted backbone under "state_dict", or the teacher of a full checkpoint."""
-    return as_encoder(
-        read_tensors(path, "state_dict", "teacher"), drop=(*HEAD, "masked_embed"), heads={192: 3, 384: 6}, where=path
-    )
-
-
 def deit(path: Path) -> EncoderWeights:
     """Read DeiT, DeiT III or a supervised ViT of timm. A distilled model is refused because it has a second token.
 
@@ -110,27 +105,6 @@ def deit(path: Path) -> EncoderWeights:
         )
     heads = {} if _is_sincos(tensors.get("pos_embed")) else {192: 3, 384: 6}
     return as_encoder(tensors, drop=("pre_logits.",), classifier=True, heads=heads, where=path)
-
-
-def dinov2(path: Path) -> EncoderWeights:
-    """Read DINOv2 without registers and with a plain MLP (S, B, L).
-
-    Positions are made for 518 px. Chunked block names (blocks.0.3.) are flattened.
-    """
-    tensors = read_tensors(path, "teacher")
-    if any(re.match(r"blocks\.\d+\.\d+\.", name) for name in tensors):
-        tensors = rename(tensors, ((r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),))
-    for name, what in (
-        ("register_tokens", "register tokens"),
-        ("blocks.0.mlp.w12.weight", "a SwiGLU MLP"),
-        ("storage_tokens", "DINOv3's tokens"),
-    ):
-        if name in tensors:
-            raise ValueError(
-                f"{path} has {what} ({name}), which this encoder does not support; "
-                "load it through timm, e.g. timm:vit_small_patch14_reg4_dinov2"
-            )
-    return as_encoder(tensors, drop=("mask_token", "dino_head.", "ibot_head."), heads={384: 6}, where=path)
 
 
 def beit(path: Path) -> EncoderWeights:

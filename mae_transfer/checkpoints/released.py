@@ -2,9 +2,10 @@
 
 RELEASED holds URL, layout, licence, and the published checksum if there is one.
 
-Sources: README, FINETUNE.md, CONFIG.md, MODEL_CARD.md and demo of facebookresearch/{mae, moco-v3, dino, dinov2, deit}
-and microsoft/unilm (beit). MAE publishes the first digits of the md5. DeiT's file names hold the first digits of the
-sha256. The others publish no checksum.
+Sources: README, FINETUNE.md, CONFIG.md, MODEL_CARD.md and demo of facebookresearch/{mae, moco-v3, dino, dinov2, deit},
+microsoft/unilm (beit), bytedance/ibot and SwinTransformer/Transformer-SSL (MoBY, whose README swaps two links: the file
+names are right). MAE publishes the first digits of the md5. DeiT's file names hold the first digits of the sha256. The
+others publish no checksum. EsViT is left out: its links need the access token in its README.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class ReleasedFile(NamedTuple):
     url: str
     licence: str  # as its repository states it
     checksum: str | None  # algorithm and published digits, e.g. "md5:8cad7c" or "sha256:a1311bcf"
+    folder: str = ""  # of the cache, for releases that give all their files one name
 
 
 def find_released(name: str) -> ReleasedFile:
@@ -61,7 +63,7 @@ def download(entry: ReleasedFile, *, folder: Path | None = None) -> Path:
     """
     from mae_transfer.download import fetch
 
-    return fetch(entry.url, folder or cache_folder(), checksum=entry.checksum)
+    return fetch(entry.url, (folder or cache_folder()) / entry.folder, checksum=entry.checksum)
 
 
 def downloaded(reference: str) -> str:
@@ -83,6 +85,20 @@ def _deit(file: str) -> ReleasedFile:
 
 def _beit(file: str) -> ReleasedFile:
     return ReleasedFile("beit", f"https://unilm.blob.core.windows.net/beit/{file}.pth", "MIT", None)
+
+
+def _ibot(model: str, kept: str = "teacher") -> ReleasedFile:
+    base = "https://lf3-nlp-opensource.bytetos.com/obj/nlp-opensource/archive/2022/ibot"
+    return ReleasedFile("ibot", f"{base}/{model}/checkpoint_{kept}.pth", "Apache-2.0", None, f"ibot_{model}")
+
+
+def _moby(model: str) -> ReleasedFile:
+    base = "https://github.com/SwinTransformer/storage/releases/download/v1.0.3"
+    return ReleasedFile("moby", f"{base}/moby_{model}_300ep_pretrained.pth", "MIT", None)
+
+
+def _dinov2(letter: str, registers: str = "") -> ReleasedFile:
+    return _fair("dinov2", f"dinov2/dinov2_vit{letter}14/dinov2_vit{letter}14{registers}_pretrain.pth", "Apache-2.0")
 
 
 RELEASED: dict[str, ReleasedFile] = {
@@ -110,9 +126,25 @@ RELEASED: dict[str, ReleasedFile] = {
     "dino_vit_small_8": _fair("dino", "dino/dino_deitsmall8_pretrain/dino_deitsmall8_pretrain.pth", "Apache-2.0"),
     "dino_vit_base_16": _fair("dino", "dino/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth", "Apache-2.0"),
     "dino_vit_base_8": _fair("dino", "dino/dino_vitbase8_pretrain/dino_vitbase8_pretrain.pth", "Apache-2.0"),
-    "dinov2_vit_small": _fair("dinov2", "dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth", "Apache-2.0"),
-    "dinov2_vit_base": _fair("dinov2", "dinov2/dinov2_vitb14/dinov2_vitb14_pretrain.pth", "Apache-2.0"),
-    "dinov2_vit_large": _fair("dinov2", "dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth", "Apache-2.0"),
+    "dinov2_vit_small": _dinov2("s"),
+    "dinov2_vit_base": _dinov2("b"),
+    "dinov2_vit_large": _dinov2("l"),
+    "dinov2_vit_giant": _dinov2("g"),
+    "dinov2_vit_small_registers": _dinov2("s", "_reg4"),
+    "dinov2_vit_base_registers": _dinov2("b", "_reg4"),
+    "dinov2_vit_large_registers": _dinov2("l", "_reg4"),
+    "dinov2_vit_giant_registers": _dinov2("g", "_reg4"),
+    "ibot_vit_small": _ibot("vits_16"),
+    "ibot_vit_base": _ibot("vitb_16"),
+    "ibot_vit_base_random": _ibot("vitb_16_rand_mask"),
+    "ibot_vit_large": _ibot("vitl_16"),
+    "ibot_vit_large_random": _ibot("vitl_16_rand_mask"),
+    "ibot_vit_base_22k": _ibot("vitb_16_pt22k", "student"),
+    "ibot_vit_large_22k": _ibot("vitl_16_pt22k", "student"),
+    "ibot_swin_tiny_7": _ibot("swint_7"),
+    "ibot_swin_tiny_14": _ibot("swint_14"),
+    "moby_swin_tiny": _moby("swin_t"),
+    "moby_deit_small": _moby("deit_small"),
     "deit_tiny": _deit("deit_tiny_patch16_224-a1311bcf"),
     "deit_small": _deit("deit_small_patch16_224-cd65a155"),
     "deit_base": _deit("deit_base_patch16_224-b5f2ef4d"),

@@ -1,23 +1,26 @@
-"""timm models: `timm:NAME`, and the Swin encoders of MoBY, EsViT and SimMIM.
+"""timm models: `timm:NAME`, and the releases of MoBY, EsViT, SimMIM, iBOT and DINOv2.
 
+Their Swins, and DINOv2 with registers or SwiGLU MLPs, load through timm; their plain ViTs are this package's encoder.
 timm's plain ViTs convert to this package's encoder, which has windows and relative positions for dense tasks.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
+import torch
 from timm.layers.mlp import Mlp
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from mae_transfer.checkpoints.files import SHOWN, STEM, Tensors, check_finite, matches, read, shorten, unwrap, without
 from mae_transfer.checkpoints.fit import EncoderWeights
-from mae_transfer.checkpoints.layouts import as_encoder, rename_beit, strip_prefix
+from mae_transfer.checkpoints.layouts import HEAD, as_encoder, read_tensors, rename, rename_beit, strip_prefix
 from mae_transfer.core.normalize import IMAGENET, Statistics
 from mae_transfer.models.timm_backbone import TimmBackbone
 from mae_transfer.models.vit import ViT
@@ -75,17 +78,45 @@ def _read_flat(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def moby(path: Path) -> TimmWeights:
-    """Read MoBY's Swin: the online encoder, not the momentum one (encoder_k)."""
+def moby(path: Path) -> EncoderWeights | TimmWeights:
+    """Read MoBY's Swin or DeiT-S: the online encoder, not the momentum one (encoder_k)."""
     tensors = unwrap(read(path), "model", where=path)
     kept = {name: tensor for name, tensor in tensors.items() if not matches(name.removeprefix("module."), MOBY_DROP)}
-    return _as_swin(strip_prefix(kept, "encoder", where=path), where=path)
+    kept = strip_prefix(kept, "encoder", where=path)
+    return as_encoder(kept, heads={384: 6}, where=path) if _is_vit(kept) else _as_swin(kept, where=path)
 
 
 def esvit(path: Path) -> TimmWeights:
     """Read EsViT's Swin: the teacher without its two projectors."""
     tensors = strip_prefix(unwrap(read(path), "teacher", "state_dict", where=path), "teacher", where=path)
     return _as_swin(tensors, drop=("head.", "head_dense."), where=path)
+
+
+def ibot(path: Path) -> EncoderWeights | TimmWeights:
+    """Read iBOT's ViT or Swin: an extracted backbone under "state_dict", or the teacher of a full checkpoint."""
+    tensors, drop = read_tensors(path, "state_dict", "teacher"), (*HEAD, "masked_embed")
+    if not _is_vit(tensors):
+        return _as_swin(tensors, drop=drop, where=path)
+    return as_encoder(tensors, drop=drop, heads={192: 3, 384: 6}, where=path)
+
+
+def dinov2(path: Path) -> EncoderWeights | TimmWeights:
+    """Read DINOv2. Models with registers, and g with its SwiGLU MLP, load through timm.
+
+    Positions are made for 518 px. Chunked block names (blocks.0.3.) are flattened.
+    """
+    tensors = read_tensors(path, "teacher")
+    if any(re.match(r"blocks\.\d+\.\d+\.", name) for name in tensors):
+        tensors = rename(tensors, ((r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),))
+    if "storage_tokens" in tensors:
+        raise ValueError(
+            f"{path} has DINOv3's tokens (storage_tokens), which this layout does not support; load it through timm, "
+            "e.g. timm:vit_small_patch16_dinov3"
+        )
+    tensors = without(tensors, ("dino_head.", "ibot_head."))
+    if "register_tokens" in tensors or "blocks.0.mlp.w12.weight" in tensors:
+        return _as_timm_dinov2(tensors, where=path)
+    return as_encoder(tensors, drop=("mask_token",), heads={384: 6}, where=path)
 
 
 def simmim(path: Path) -> EncoderWeights | TimmWeights:
@@ -95,9 +126,37 @@ def simmim(path: Path) -> EncoderWeights | TimmWeights:
     """
     tensors = strip_prefix(unwrap(read(path), "model", where=path), where=path)
     drop = ("decoder.", "mask_token")
-    if any(name.startswith("layers.") for name in tensors):
+    if not _is_vit(tensors):
         return _as_swin(tensors, drop=drop, where=path)
     return as_encoder(rename_beit(tensors), drop=drop, classifier=True, where=path)
+
+
+def _is_vit(tensors: Tensors) -> bool:
+    """Return whether the names are those of a plain ViT, not of a hierarchical model."""
+    return not any(name.startswith("layers.") for name in tensors)
+
+
+def _as_timm_dinov2(tensors: Tensors, *, where: Path) -> TimmWeights:
+    """Return the model of timm that DINOv2's tensors describe. Each of its heads has 64 channels."""
+    swiglu = "blocks.0.mlp.w12.weight" in tensors
+    wide = f"blocks.0.mlp.{'w12' if swiglu else 'fc1'}.weight"
+    ranks = {STEM: 4, wide: 2, "pos_embed": 3, "cls_token": 3}
+    ranks |= {"register_tokens": 3} if "register_tokens" in tensors else {}
+    found = {name: tensors[name] for name in ranks if name in tensors and tensors[name].numel()}
+    if wrong := [name for name, rank in ranks.items() if name not in found or found[name].ndim != rank]:
+        raise ValueError(f"{where} lacks {', '.join(wrong)}, or their shapes are not a ViT's: name the file's layout")
+    dim, channels, patch, _ = tensors[STEM].shape
+    depth = 1 + max(int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name)))
+    side = math.isqrt(tensors["pos_embed"].shape[1] - 1)
+    options = {
+        "embed_dim": dim, "depth": depth, "num_heads": max(1, dim // 64), "patch_size": patch, "in_chans": channels,
+        "mlp_ratio": (len(tensors[wide]) + 0.5) / dim, "img_size": side * patch,
+    }  # fmt: skip
+    if "register_tokens" in tensors:
+        options["reg_tokens"] = tensors["register_tokens"].shape[1]
+    name = f"vit_{'giant' if swiglu else 'small'}_patch14_{'reg4_' if 'reg_tokens' in options else ''}dinov2"
+    # timm recognises the layout by its mask token
+    return TimmWeights(name, {"mask_token": torch.zeros(1, dim), **tensors}, options)
 
 
 def _as_swin(tensors: Tensors, *, drop: Collection[str] = (), where: Path) -> TimmWeights:
@@ -129,12 +188,12 @@ def _as_swin(tensors: Tensors, *, drop: Collection[str] = (), where: Path) -> Ti
             f"{where} has tables of relative positions of shapes {shapes}, which are not those of a Swin: "
             "name the file's layout"
         )
-    window = (round(shapes[0][0] ** 0.5) + 1) // 2
+    window, last = ((round(rows**0.5) + 1) // 2 for rows in (shapes[0][0], shapes[-1][0]))
     dim, channels, patch, _ = stem.shape
     options = {
         "embed_dim": dim, "patch_size": patch, "depths": tuple(stages),
         "num_heads": tuple(heads for _, heads in shapes), "window_size": window,
-        "img_size": window * patch * 2 ** (len(stages) - 1), "in_chans": channels,
+        "img_size": last * patch * 2 ** (len(stages) - 1), "in_chans": channels,
     }  # fmt: skip
     return TimmWeights("swin_tiny_patch4_window7_224", tensors, options)
 

@@ -135,6 +135,7 @@ def test_changes_that_it_cannot_make_are_refused(folder: Path, changes: dict[str
         ("preprocessor_config.json", {"clusters": [[0, 0, 0]]}, "no `clusters` of 16 colours"),
         ("config.json", {"model_type": "imagegpt", "activation_function": "gelu"}, "activation_function"),
         ("config.json", {"model_type": "imagegpt"}, "n_head"),
+        ("config.json", {"model_type": "imagegpt", "n_head": 5}, "does not divide the width 32"),
     ],
 )
 def test_wrong_files_beside_the_weights_are_refused(
@@ -143,6 +144,15 @@ def test_wrong_files_beside_the_weights_are_refused(
     (folder / file).write_text(json.dumps(values))
     with pytest.raises(ValueError, match=message):
         checkpoints.load(f"hf:{folder}")
+
+
+def test_a_file_without_a_norm_is_refused(folder: Path, oracle: Any) -> None:
+    (folder / "model.safetensors").unlink()
+    for lost in ("ln_f", "h.1.ln_1"):
+        tensors = {name: tensor for name, tensor in oracle.state_dict().items() if f".{lost}." not in name}
+        torch.save(tensors, folder / "pytorch_model.bin")
+        with pytest.raises(ValueError, match=r"norm\.weight"):
+            checkpoints.load(f"hf:{folder}", changes={"depth": 1})
 
 
 def test_images_of_another_size_are_refused(folder: Path) -> None:

@@ -390,6 +390,36 @@ def test_swin_encoders_of_moby_and_esvit_give_timm_s_features(layout: str, tmp_p
         torch.testing.assert_close(a, b, **CLOSE)
 
 
+@torch.no_grad()
+def test_the_deit_of_moby_is_a_plain_vit_with_six_heads(tmp_path: Path) -> None:
+    theirs = vit(embed_dim=384, num_heads=6, depth=1)
+    other = prefixed(vit(embed_dim=384, num_heads=6, depth=1).state_dict(), "encoder_k.")
+    state = prefixed(theirs.state_dict(), "encoder.") | other | noise("queue1", "predictor.linear_out.bias")
+    ours = checkpoints.load_backbone(f"moby:{save(tmp_path / 'x.pth', {'model': state})}")
+    assert ours.cfg.heads == 6
+    images = torch.randn(2, 3, SIZE, SIZE)
+    compare(ours, theirs.forward_features(images), images)
+
+
+@pytest.mark.parametrize("layout", ["ibot", "esvit"])
+@pytest.mark.parametrize("window", [2, 4])
+@torch.no_grad()
+def test_swins_of_ibot_and_esvit_keep_the_smaller_window_of_their_last_stage(
+    layout: str, window: int, tmp_path: Path
+) -> None:
+    """Of three stages of 8, 4 and 2 cells, the last holds a window of 2 cells at most."""
+    options = {"embed_dim": 16, "depths": (1, 2, 1), "num_heads": (2, 4, 4), "window_size": window, "num_classes": 0}
+    theirs = randomize(timm.create_model("swin_tiny_patch4_window7_224", img_size=32, **options))
+    state = original_swin(theirs.state_dict())
+    content = {
+        "ibot": {"state_dict": state | noise("masked_embed")},
+        "esvit": {"teacher": prefixed(state, "module.backbone.") | noise("module.head.mlp.0.bias")},
+    }
+    ours = checkpoints.load_backbone(f"{layout}:{save(tmp_path / 'x.pth', content[layout])}")
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(ours(images, norm=True).cls, theirs(images), **CLOSE)
+
+
 def timm_file(tmp_path: Path, name: str, **options: Any) -> Any:
     theirs = randomize(timm.create_model(name, **options))
     save(tmp_path / "x.pth", theirs.state_dict())

@@ -1,12 +1,14 @@
 """The hf layout against transformers: files that it writes and reads; exports with timm's and detectron2's names."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     AutoModel,
@@ -15,6 +17,8 @@ from transformers import (
     BeitModel,
     Dinov2Config,
     Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
     ViTConfig,
     ViTForImageClassification,
     ViTMAEConfig,
@@ -271,3 +275,40 @@ def test_an_encoder_of_images_that_are_not_square_goes_out_and_comes_back(tmp_pa
     ):
         with pytest.raises(ValueError, match="transformers has no model with this architecture"):
             FORMATS["hf"](tmp_path, vit.ViT(vit.ViTConfig.model_validate(shape | options)), {})
+
+
+def as_dinov2(tensors: dict[str, torch.Tensor], chunk: str) -> dict[str, torch.Tensor]:
+    """Tensors of transformers' file under the names of DINOv2's releases."""
+    rules = (
+        (r"^embeddings\.patch_embeddings\.projection", "patch_embed.proj"),
+        (r"^embeddings\.position_embeddings", "pos_embed"), (r"^embeddings\.", ""), (r"^layernorm\.", "norm."),
+        (r"^encoder\.layer\.", f"blocks.{chunk}"), (r"attention\.output\.dense", "attn.proj"),
+        (r"layer_scale([12])\.lambda1", r"ls\1.gamma"), (r"weights_in", "w12"), (r"weights_out", "w3"),
+    )  # fmt: skip
+    named = {}
+    for name, tensor in tensors.items():
+        for old, new in rules:
+            name = re.sub(old, new, name)
+        named[name] = tensor
+    queries = [name for name in named if ".attention.attention.query." in name]
+    for query in queries:
+        parts = [named.pop(query.replace("query", part)) for part in ("query", "key", "value")]
+        named[query.replace("attention.attention.query", "attn.qkv")] = torch.cat(parts)
+    return named
+
+
+@pytest.mark.parametrize("swiglu", [False, True])
+@pytest.mark.parametrize("chunk", ["", "0."])
+@torch.no_grad()
+def test_dinov2_with_registers_loads_through_timm(swiglu: bool, chunk: str, tmp_path: Path) -> None:
+    shape = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 70, "patch_size": 14}
+    theirs = randomize(Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**shape, use_swiglu_ffn=swiglu)))
+    theirs.save_pretrained(tmp_path)
+    torch.save(as_dinov2(load_file(tmp_path / "model.safetensors"), chunk), tmp_path / "x.pth")
+    backbone = checkpoints.load_backbone(f"dinov2:{tmp_path / 'x.pth'}")
+    images = torch.randn(2, 3, 70, 70)
+    features, expected = backbone(images, norm=True), tokens(theirs, images)
+    scale = max(1.0, float(expected.abs().max()))
+    torch.testing.assert_close(features.cls / scale, expected[:, 0] / scale, **CLOSE)
+    patches = features.maps[0].flatten(2).transpose(1, 2)
+    torch.testing.assert_close(patches / scale, expected[:, 5:] / scale, **CLOSE)

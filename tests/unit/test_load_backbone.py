@@ -161,7 +161,7 @@ def test_a_bare_path_and_a_prefix_are_told_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("prefix", "name", "match"), [
     ("moco-v3", "module.base_encoder.patch_embed.proj.0.weight", "convolutional stem"),
     ("deit", "dist_token", "timm:deit_base_distilled"),
-    ("dinov2", "register_tokens", "reg4_dinov2"), ("dinov2", "blocks.0.mlp.w12.weight", "SwiGLU"),
+    ("dinov2", "storage_tokens", "vit_small_patch16_dinov3"), ("dinov2", "register_tokens", "lacks .*mlp.fc1.weight"),
 ])  # fmt: skip
 def test_what_the_encoder_has_not_is_refused_with_the_way_round(
     prefix: str, name: str, match: str, tmp_path: Path
