@@ -50,7 +50,7 @@ from mae_transfer.tasks.segment_inference import resized
 from mae_transfer.tasks.sweep import EVALUATION_SEED, gather, unread
 from mae_transfer.tasks.workdir import WorkDir
 
-CS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+CS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1)
 Scores = Callable[[Tensor], Tensor]
 """Turns standardised features (n, D) into scores for each value, (V, n, C)."""
 
