@@ -3,7 +3,7 @@
 Command:   python tools/seg_train.py configs/segment/camvid_knn.py --backbone zoo:shapes64_norm_pixel \
            --work-dir runs/camvid_knn --set data.root=/data/camvid
            (without --backbone: an encoder of random weights)
-Cost:      minutes on a CPU core: one forward pass over 468 images of 184 x 240 pixels.
+Cost:      27 s of a CPU core for half of the images and 20,000 patches (--set bank=20000).
 Published: none at this scale.
 """
 
