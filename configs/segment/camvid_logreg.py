@@ -3,7 +3,7 @@
 Command:   python tools/seg_train.py configs/segment/camvid_logreg.py --backbone zoo:shapes64_norm_pixel \
            --work-dir runs/camvid_logreg --set data.root=/data/camvid
            (without --backbone: an encoder of random weights)
-Cost:      COSTLR
+Cost:      about 70 s of a CPU core for half of the images and 20,000 patches (--set bank=20000).
 Published: none at this scale.
 """
 

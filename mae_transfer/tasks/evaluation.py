@@ -65,6 +65,7 @@ class Evaluator(Protocol):
 class FrozenConfig(RunnableConfig):
     """Options of every evaluation of a frozen backbone."""
 
+    keeps_features: ClassVar[bool] = True
     family: ClassVar[str] = "classify"
     """The task that its results belong to."""
 
@@ -81,7 +82,6 @@ class FrozenConfig(RunnableConfig):
 class EvaluationConfig(FrozenConfig):
     """An evaluation on labelled images. Each evaluator adds its own options."""
 
-    keeps_features: ClassVar[bool] = True
     debug: ClassVar[dict[str, Any]] = {
         "scale": "mini",
         "data.train": {"name": "shapes", "length": 6, "size": 32},

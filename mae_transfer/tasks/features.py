@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from mae_transfer.data import EvalKeys, Samples, SetConfig, Unreadable, Unreadab
 from mae_transfer.data.sources import fingerprint, whole_of
 from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.state import Precision, RunConfig, autocast
-from mae_transfer.interfaces import Backbone, Features
+from mae_transfer.interfaces import Backbone
 from mae_transfer.models.heads import NO_CLASS_TOKEN, FrozenPool, Pooled, pool, taps_of
 from mae_transfer.tasks.cached import agree, compute_once
 
@@ -63,18 +63,36 @@ def pooled_features(
         ValueError: the file of the features is damaged or belongs to other features.
         OSError: it cannot be written.
     """
-    blocks = max(1, Pooled.of(how).blocks)
+    samples, device, size = one.samples, one.dist.device, one.run.evaluation_batch
+    blocks, taps = max(1, Pooled.of(how).blocks), taps_of(one.backbone, (how,))
+    policy = Unreadable(limit=unreadable.limit)
 
-    def read(features: Features) -> dict[str, Tensor]:
-        found = {"mean": pool(features, "mean")}
-        return (
-            found
-            if features.cls is None
-            else {"cls": pool(features, f"cls-{blocks}" if blocks > 1 else "cls"), **found}
-        )
+    @torch.no_grad()
+    def forward(images: Tensor) -> dict[str, np.ndarray]:
+        with autocast(one.precision, device):
+            features = one.backbone(normalize(images.to(device), one.statistics), taps=taps, norm=True)
+            found = {"mean": pool(features, "mean")}
+            if features.cls is not None:
+                found = {"cls": pool(features, f"cls-{blocks}" if blocks > 1 else "cls"), **found}
+            return {name: value.numpy(force=True) for name, value in found.items()}
 
+    def compute(images: range) -> np.ndarray:
+        rows = np.zeros(len(images), row)
+        rows["label"] = UNREAD
+        keys = EvalKeys(images=len(images), batch=size, first=images.start)
+        for batch in batches(samples, keys, workers=one.run.workers, unreadable=policy):
+            at = batch.index.numpy() - images.start
+            for name, values in forward(batch.image).items():
+                rows[name][at] = values
+            rows["label"][at] = batch.label.numpy()
+            tick()
+        return rows
+
+    example = forward(torch.zeros(1, 3, *sides(one.size), dtype=torch.uint8))
+    fields = [(name, value.dtype, value.shape[1:]) for name, value in example.items()]
+    row = np.dtype([*fields, ("label", np.int32)])
     what = f"class tokens of the last {blocks} block(s) and mean of the patch tokens, final norm"
-    return _kept(one, "features", what, taps_of(one.backbone, (how,)), read, unreadable, tick)
+    return kept_rows(one, "features", what, row, compute, unreadable, batch=size)
 
 
 def select(rows: np.ndarray, how: FrozenPool, images: np.ndarray) -> np.ndarray:
@@ -89,81 +107,6 @@ def select(rows: np.ndarray, how: FrozenPool, images: np.ndarray) -> np.ndarray:
     if not {*names} <= {*(rows.dtype.names or ())}:
         raise ValueError(NO_CLASS_TOKEN)
     return np.concatenate([rows[name][images] for name in names], axis=1)
-
-
-def patch_features(
-    one: FrozenPass,
-    *,
-    tap: int,
-    norm: bool = True,
-    store: Literal["float16", "float32"] = "float16",
-    unreadable: Unreadable,
-    tick: Callable[[], object] = lambda: None,
-) -> np.ndarray:
-    """Return one row per image, (N,), memory-mapped: the maps of a layer. Every rank calls it and gets all rows.
-
-    Fields: "patches" (L, D) of type `store`, in raster order; "label" int32, UNREAD for an image that could not be read
-    and 0 for one whose label is not a class. `rows["patches"][i]` is one contiguous (L, D) array.
-
-    They take N * L * D * 2 bytes (float16) on disk, and twice this while they are computed.
-
-    Args:
-        tap: 0-based index of the backbone's map.
-        norm: apply the final norm.
-        store: type of the stored values.
-        unreadable, tick: as in `pooled_features`.
-    Raises:
-        ValueError: as `pooled_features`, or the values are too large for float16.
-        OSError: as `pooled_features`.
-    """
-
-    def read(features: Features) -> dict[str, Tensor]:
-        maps = features.maps[-1].flatten(2).transpose(1, 2)
-        stored = maps.to(getattr(torch, store))
-        if store == "float16" and bool((stored.isinf() & maps.isfinite()).any()):
-            raise ValueError(f"values of map {tap} exceed float16 (65504): store them as float32")
-        return {"patches": stored}
-
-    what = f"patch tokens, map {tap}, {'final norm' if norm else 'no norm'}, {store}"
-    return _kept(one, "patches", what, (tap,), read, unreadable, tick, norm=norm)
-
-
-def _kept(
-    one: FrozenPass,
-    kind: str,
-    what: str,
-    taps: tuple[int, ...],
-    read: Callable[[Features], dict[str, Tensor]],
-    unreadable: Unreadable,
-    tick: Callable[[], object],
-    *,
-    norm: bool = True,
-) -> np.ndarray:
-    samples, device, size = one.samples, one.dist.device, one.run.evaluation_batch
-    policy = Unreadable(limit=unreadable.limit)
-
-    @torch.no_grad()
-    def forward(images: Tensor) -> dict[str, np.ndarray]:
-        with autocast(one.precision, device):
-            features = one.backbone(normalize(images.to(device), one.statistics), taps=taps, norm=norm)
-            return {name: value.numpy(force=True) for name, value in read(features).items()}
-
-    def compute(images: range) -> np.ndarray:
-        rows = np.zeros(len(images), row)
-        rows["label"] = UNREAD
-        keys = EvalKeys(images=len(images), batch=size, first=images.start)
-        for batch in batches(samples, keys, workers=one.run.workers, unreadable=policy):
-            at = batch.index.numpy() - images.start
-            for name, values in forward(batch.image).items():
-                rows[name][at] = values
-            rows["label"][at] = batch.label.numpy() if batch.label.ndim == 1 else 0
-            tick()
-        return rows
-
-    example = forward(torch.zeros(1, 3, *sides(one.size), dtype=torch.uint8))
-    fields = [(name, value.dtype, value.shape[1:]) for name, value in example.items()]
-    row = np.dtype([*fields, ("label", np.int32)])
-    return kept_rows(one, kind, what, row, compute, unreadable, batch=size)
 
 
 def kept_rows(

@@ -18,16 +18,15 @@ from PIL import Image
 from mae_transfer import results
 from mae_transfer.cli.main import main
 from mae_transfer.config import validate
-from mae_transfer.data import Crops, UnreadableImage, evaluation_views
+from mae_transfer.data import UnreadableImage
 from mae_transfer.engine.dist import Dist
-from mae_transfer.engine.state import RunConfig
 from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.suite.graph.plan import open_plan
 from mae_transfer.suite.store.shared import RunStore
 from mae_transfer.suite.store.work import Work
-from mae_transfer.tasks import cached, features
+from mae_transfer.tasks import cached
 from mae_transfer.tasks.evaluation import Evaluation, EvaluationConfig
-from mae_transfer.tasks.features import FrozenPass, digest_of_module, patch_features
+from mae_transfer.tasks.features import digest_of_module
 from mae_transfer.tasks.knn import KnnConfig
 from mae_transfer.tasks.logreg import LogRegConfig
 from mae_transfer.tasks.ridge import RidgeConfig
@@ -193,45 +192,6 @@ def test_two_processes_write_their_shares(data: dict[str, Any], tmp_path: Path) 
         for n in ("one", "two")
     ]
     assert values[0] == values[1]
-
-
-def frozen_pass(data: dict[str, Any], folder: Path) -> FrozenPass:
-    cfg = config(data)
-    run = Evaluation(cfg, CPU)
-    run.open()
-    samples = Crops(source=run.sources["val"], augmentation=evaluation_views(cfg.data), seed=0)
-    one = run.backbone
-    options = RunConfig.model_validate(cfg.run.model_dump() | {"features": str(folder)})
-    return FrozenPass(
-        one.model.eval(), one.statistics, samples, cfg.data.val, 32, "covered", "float32", options, CPU
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("store", ["float16", "float32"])
-def test_patch_tokens_of_a_layer(data: dict[str, Any], tmp_path: Path, store: Any) -> None:
-    one = frozen_pass(data, tmp_path)
-    policy = config(data).data.unreadable()
-    rows = patch_features(one, tap=0, norm=False, store=store, unreadable=policy)
-    again = patch_features(one, tap=0, norm=False, store=store, unreadable=policy)
-    assert rows["patches"].shape == (6, 16, 32)
-    assert rows["patches"].dtype == again["patches"].dtype == store
-    assert rows["label"].tolist() == [0, 0, 0, 1, 1, 1]
-    batch = [one.samples.draw(one.samples.source.read(index), np.random.default_rng(0)) for index in range(6)]
-    images = torch.stack([crop.views[0] for crop in batch])
-    with torch.no_grad():
-        maps = one.backbone(features.normalize(images, one.statistics), taps=(0,), norm=False).maps[0]
-    expected = maps.permute(0, 2, 3, 1).flatten(1, 2)
-    np.testing.assert_allclose(rows["patches"], expected.numpy(), rtol=1e-3 if store == "float16" else 1e-5, atol=1e-5)
-    np.testing.assert_array_equal(again["patches"], rows["patches"])
-
-
-def test_values_too_large_for_float16_are_refused(data: dict[str, Any], tmp_path: Path) -> None:
-    one = frozen_pass(data, tmp_path)
-    with torch.no_grad():
-        for parameter in one.backbone.parameters():
-            parameter.mul_(1e5)
-    with pytest.raises(ValueError, match="values of map 1 exceed float16 .65504.: store them as float32"):
-        patch_features(one, tap=1, norm=False, store="float16", unreadable=config(data).data.unreadable())
 
 
 def test_the_digest_of_a_backbone_covers_tensors_and_architecture() -> None:

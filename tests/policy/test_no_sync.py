@@ -51,10 +51,9 @@ ALLOWED = {
     ("tasks/detect.py", "figures"),  # of ids, in an evaluation
     ("tasks/detect.py", "draw"),  # after the run
     ("tasks/detect.py", "predictions"),  # of ids, in an evaluation
-    ("tasks/features.py", "_kept"),  # of features that are written to disk
+    ("tasks/features.py", "pooled_features"),  # of features that are written to disk
     ("tasks/features.py", "_note_unread"),  # of indices of numpy
     ("tasks/features.py", "digest_of_module"),  # of weights, before the first step
-    ("tasks/features.py", "patch_features"),  # of features that are written to disk
     ("tasks/frozen_segment.py", "kept"),  # of what is kept on disk, in an evaluation
     ("tasks/frozen_segment.py", "draw"),  # of ids, in an evaluation
     ("tasks/frozen_segment.py", "draw_patches"),  # of labels, in an evaluation
