@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mae_transfer.data.image_sets import MEAN_PER_CLASS, SETS
 from mae_transfer.results import Result
 from mae_transfer.suite.published.measured import JUDGED_BY_CLASS
 from mae_transfer.suite.store.records import About, Measurement
@@ -71,6 +72,11 @@ def test_sets_that_are_judged_by_class_have_their_mean_accuracy_per_class() -> N
     found = row("a", *both("knn-20", 80.0, 79.0), *both("logreg", 90.0, 88.0), lost, *others)
     assert texts(frozen(found)) == {"a": ["79.0", "- [1]", "88.0", "50.0"]}
     assert frozen(found).columns == ("k-NN, Pets", "ridge, Pets", "logreg, Pets", "linear, tiny")
+
+
+def test_the_sets_that_are_judged_by_class_are_those_that_prepare_data_lays_out_so() -> None:
+    prepared = {(one.train, one.val, one.classes) for one in SETS.values() if one.metric == MEAN_PER_CLASS}
+    assert {(*one.train, one.val, one.classes) for one in JUDGED_BY_CLASS.values()} == prepared
 
 
 def three() -> list[Measurement]:
