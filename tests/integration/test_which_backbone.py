@@ -46,7 +46,7 @@ def small_suite(folder: Path) -> Path:
         transfer["data"] = None
         transfer["set"] = {**transfer["set"], **SMALL, **(PROBES if name == "probes" else {})}
         if "rows" in transfer:
-            transfer["rows"] = [row for row in suite["rows"] if (row == "random") == ("random" in name)]
+            transfer["rows"] = tuple(row for row in suite["rows"] if (row == "random") == ("random" in name))
     file = folder / "suite.py"
     file.write_text("".join(f"{key} = {value!r}\n" for key, value in suite.items()))
     return file
