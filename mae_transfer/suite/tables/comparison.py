@@ -204,7 +204,8 @@ def _columns(name: str, some: Sequence[Cell]) -> tuple[str, ...]:
     if name == "summary":
         return tuple(sorted(used, key=lambda column: SUMMARY_ORDER.index(column.partition(",")[0])))
     if name == "frozen":
-        data = [*dict.fromkeys(column.partition(", ")[2] for column in (*COLUMNS[name], *used))]
+        classes_first = sorted((*COLUMNS[name], *used), key=lambda column: column.startswith("frozen-"))
+        data = dict.fromkeys(column.partition(", ")[2] for column in classes_first)
         place = {f"{title}, {one}": number for number, (one, title) in enumerate(product(data, FROZEN_ORDER))}
         return tuple(sorted(used, key=lambda column: place[column]))
     return tuple([column for column in COLUMNS[name] if column in used] + [c for c in used if c not in COLUMNS[name]])
