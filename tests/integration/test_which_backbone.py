@@ -72,4 +72,4 @@ def test_small_backbones_are_ranked_and_what_failed_is_missing(tmp_path: Path) -
     (sheet, *_) = sheets.sheets([table])
     assert any("there are not 20 neighbours of 12 training images; lower ks" in note for note in sheet.notes)
     assert any(note.startswith("average rank: over the 4 columns") for note in sheet.notes)
-    assert "Frozen features" in run.stdout
+    assert "Frozen features" in (tmp_path / "d" / "report.html").read_text()
