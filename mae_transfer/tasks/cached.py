@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from mae_transfer.disk import atomic_write, write_text
+from mae_transfer.disk import atomic_write, explain_failure, write_text
 from mae_transfer.engine.dist import Dist, on_main
 from mae_transfer.locks import locked
 
@@ -54,7 +54,10 @@ def compute_once(
         ValueError: the file or a part is damaged, or it holds rows of something else.
         OSError: it cannot be written. Nothing incomplete is at `path`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explain_failure(error, path) from None
     with ExitStack() as held:
         lock = path.with_name(f".{path.stem}.lock")
         while not agree(lambda: _acquired(held, lock), dist):  # other ranks wait a minute at a time

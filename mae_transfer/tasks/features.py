@@ -1,7 +1,7 @@
 """Features of a frozen backbone for a whole data set, computed once and shared by evaluations (run.features).
 
 A file is named by what its features depend on: weights, images, view, normalisation, precision, layer. Other weights or
-images therefore use another file, and files/names of images do not matter.
+images therefore use another file. Names of folders and of weight files do not matter.
 
 Legend: N images, D width, L patches of an image.
 """
@@ -30,6 +30,7 @@ from mae_transfer.models.heads import NO_CLASS_TOKEN, FrozenPool, Pooled, pool, 
 from mae_transfer.tasks.cached import agree, compute_once
 
 FORMAT = "1"
+PLAIN = (bool, int, float, str, tuple, Schema)  # types of a module's attributes that describe its architecture
 UNREAD = -1  # label of an image that could not be read
 
 
@@ -188,6 +189,3 @@ def digest_of_module(module: nn.Module) -> str:
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
-
-
-PLAIN = (bool, int, float, str, tuple, Schema)

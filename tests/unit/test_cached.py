@@ -142,6 +142,12 @@ def test_a_full_disk_leaves_nothing_half_written(file: Path) -> None:
     computed(file)
 
 
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"features\.npy was not written \(Not a directory\)"):
+        computed(tmp_path / "file" / "kept" / "features.npy")
+
+
 def test_who_waits_for_another_run_looks_again_so_that_other_ranks_do_not_time_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
