@@ -29,7 +29,6 @@ from mae_transfer.models.heads import FrozenPool, pool, taps_of
 from mae_transfer.results import Result
 from mae_transfer.tasks.backbones import DEBUG_ENCODER, BackboneConfig, LoadedBackbone, open_backbone
 from mae_transfer.tasks.config import RunnableConfig
-from mae_transfer.tasks.features import UNREAD, FrozenPass, pooled_features, select, share
 from mae_transfer.tasks.run import HOLDOUT, RecordedRun
 from mae_transfer.tasks.sweep import EVALUATION_SEED, gather, unread
 from mae_transfer.tasks.workdir import WorkDir, open_work_dir, sole_user, write_config
@@ -225,6 +224,8 @@ class Evaluation(FrozenRun[EvaluationConfig]):
 
     def kept(self, part: str, samples: Crops, policy: Unreadable, *, tick: Callable[[], None]) -> LabelledFeatures:
         """Return the features of a set from the folder run.features, where they are kept for other runs."""
+        from mae_transfer.tasks.features import UNREAD, FrozenPass, pooled_features, select, share  # few runs need it
+
         cfg, data = self.cfg, self.cfg.data
         images = data.train if part == "train" or data.val is None else data.val
         view = f"resized to cover {data.shorter_side:g} times that (bicubic), centre crop"
