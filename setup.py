@@ -12,6 +12,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "mae_transfer" / "__init__.
 SHIPPED = ("configs", "tools")  # beside the package in a checkout, inside it in a wheel (disk.package_folder)
 
 REFERENCE = "transformers>=5.12"  # parity tests and benchmarks compare with its ViTMAE, under the names of 5.x
+SKLEARN = "scikit-learn>=1.5"  # reference of k-NN, ridge and logistic regression
 FASTER_COCO = "faster-coco-eval>=1.8"  # same numbers as pycocotools, several times faster; used if installed
 SEGMENT = [  # the maintained distributions of `mmseg`, `mmcv` and `mmengine`; they do not require one another
     "onedl-mmsegmentation~=1.4.2",
@@ -28,7 +29,7 @@ DEV = [
     "mypy>=2.4",
     "pytest>=9.2",
     "pytest-timeout>=2.4",
-    "scikit-learn>=1.5",  # reference of the k-nearest-neighbour tests
+    SKLEARN,
     JPEG,
     "ruff~=0.17.5",  # other minor versions have another format and other rules
     REFERENCE,
@@ -91,7 +92,7 @@ setup(
     extras_require={
         "dev": DEV,
         "fast": [FASTER_COCO],
-        "bench": [REFERENCE, "lightly>=1.6"],
+        "bench": [REFERENCE, SKLEARN, "lightly>=1.6"],
         "segment": SEGMENT,
         "jpeg": [JPEG],
         "slurm": [],  # earlier versions needed submitit

@@ -72,6 +72,7 @@ BENCHMARKS = {
     "masks": Benchmark(
         "memory and time of the masks of many objects", options.masks, lambda args: bench("masks:run")(args)
     ),
+    "logreg": Benchmark("logistic regression of features", options.logreg, lambda args: bench("logreg:run")(args)),
     "data": Benchmark(
         "input pipelines",
         options.data,

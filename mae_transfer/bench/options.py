@@ -88,6 +88,14 @@ def coco(parser: Parser) -> None:
     rounds(parser, 3)
 
 
+def logreg(parser: Parser) -> None:
+    """Add the options of logistic regression."""
+    number(parser.what, "images", 100_000, "training images")
+    number(parser.what, "width", 768, "width of a feature")
+    number(parser.what, "classes", 100, "classes")
+    rounds(parser, 3)
+
+
 def masks(parser: Parser) -> None:
     """Add the options of the masks of many objects."""
     number(parser.what, "objects", 1000, "annotated objects, and as many predictions")

@@ -38,7 +38,7 @@ from mae_transfer.interfaces import IGNORED
 from mae_transfer.metrics.features import check_finite
 from mae_transfer.metrics.iou import IouMetric
 from mae_transfer.metrics.knn import knn_scores
-from mae_transfer.metrics.logreg import LogReg, fit_logreg
+from mae_transfer.metrics.logreg import fit_path
 from mae_transfer.results import Result
 from mae_transfer.seeding import fold
 from mae_transfer.tasks.dense import SET_NAMES, PicturesRun, main_figures
@@ -143,10 +143,7 @@ class FrozenLogRegConfig(FrozenSegmentConfig):
         return "c", self.cs
 
     def fit(self, bank: Patches, values: Sequence[float], classes: int) -> Scores:
-        models: list[LogReg] = []
-        for c in values:
-            start = models[-1] if models else None
-            models.append(fit_logreg(bank.features, bank.labels, classes=classes, c=c, start=start))
+        models = fit_path(bank.features, bank.labels, classes=classes, cs=values)
         return lambda features: torch.stack([model(features) for model in models])
 
 

@@ -5,7 +5,7 @@ Legend: N images, D width, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from statistics import fmean
@@ -20,7 +20,7 @@ from mae_transfer.bounds import Between, Count, Few, Positive
 from mae_transfer.engine.dist import Dist
 from mae_transfer.metrics.accuracy import MEAN_PER_CLASS, accuracies, hits_by_class
 from mae_transfer.metrics.features import check_finite
-from mae_transfer.metrics.logreg import LogReg, fit_logreg
+from mae_transfer.metrics.logreg import fit_path
 from mae_transfer.seeding import fold
 from mae_transfer.tasks.choice import choose
 from mae_transfer.tasks.evaluation import CHOSEN, EvaluationConfig, LabelledFeatures
@@ -73,21 +73,15 @@ class LogisticRegression:
         scale = (train.features - mean).square().mean().sqrt().clamp(min=torch.finfo(mean.dtype).tiny)
         train, val = (LabelledFeatures((one.features - mean) / scale, one.labels) for one in (train, val))
 
-        def path(fitted: LabelledFeatures, cs: Iterable[float]) -> list[LogReg]:
-            models: list[LogReg] = []
-            for c in cs:
-                start = models[-1] if models else None
-                models.append(fit_logreg(fitted.features, fitted.labels, classes=classes, c=c, start=start))
-            return models
-
         def scores(fitted: LabelledFeatures, features: Tensor, cs: Sequence[float]) -> list[Tensor]:
-            return [model(features) for model in path(fitted, cs)]
+            models = fit_path(fitted.features, fitted.labels, classes=classes, cs=cs)
+            return [model(features) for model in models]
 
         choice = choose(self.cs, train, self.selection_fraction, scores)
         fits = [(train, choice.value)]
         for images in chain.from_iterable(drawn.values()):
             fits.append((LabelledFeatures(train.features[images], train.labels[images]), self.shots_c))
-        counts = [hits_by_class(path(fitted, [c])[0](val.features), val.labels) for fitted, c in fits]
+        counts = [hits_by_class(scores(fitted, val.features, [c])[0], val.labels) for fitted, c in fits]
         found = accuracies(sum_of_ranks(torch.stack(counts, dim=1), dist))
         figures = {f"logreg_{name}": values[0] for name, values in found.items()}
         for number, shots in enumerate(self.shots):
