@@ -8,7 +8,7 @@ Polarity of boolean masks, stated at each function that takes or returns one: Tr
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple, Protocol, Self
 
@@ -217,11 +217,17 @@ class Objective(nn.Module, ABC):
     """How the embedding of a student must agree with its teacher's.
 
     It is computed outside autocast and in IEEE arithmetic. It is a module of the task and in the training state, but
-    not in DDP, the average, the optimizer or the export.
+    not in DDP, the average, the optimizer or the export. What it keeps moves once per optimizer step, whatever the
+    number of micro-steps.
     """
 
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self.world = world
+        self.pending: list[Tensor] = []  # what `move` needs of each micro-batch since the last step
+
     def __call__(self, student: Embedded, teacher: Embedded, hidden: Hidden | None, epoch: float) -> Tensor:
-        """Return the loss of a micro-batch, 0-d, and remember what `settle` needs.
+        """Return the loss of a micro-batch, 0-d, and add to `pending`.
 
         epoch: completed epochs, with their fraction.
         """
@@ -233,13 +239,24 @@ class Objective(nn.Module, ABC):
     def forward(self, student: Embedded, teacher: Embedded, hidden: Hidden | None, epoch: float) -> Tensor:
         """Compute the loss."""
 
-    @abstractmethod
+    @torch.no_grad()
     def settle(self) -> None:
-        """Move centre or queue by the micro-batches since the last call: once per optimizer step. Every rank calls."""
+        """Move what is kept by the pending micro-batches. Every rank calls it once per optimizer step."""
+        if self.pending:
+            self.move(self.pending)
+            self.pending.clear()
+
+    @abstractmethod
+    def move(self, pending: list[Tensor]) -> None:
+        """Move the centre or the queue."""
 
     @abstractmethod
     def metrics(self, student: Embedded, teacher: Embedded, epoch: float) -> dict[str, Tensor]:
         """Return 0-d device tensors by name. They are computed at log steps only."""
+
+    def collapse(self, figures: Mapping[str, float]) -> str:
+        """Return how the embedding has collapsed, judged by the metrics of a log line; "" if it has not."""
+        return ""
 
 
 class ImageTokenizer(nn.Module, ABC):

@@ -24,12 +24,16 @@ FORMAT = "mae_transfer.backbone/1"
 Export = Callable[[Path, Backbone, Mapping[str, Any]], None]
 
 
-def export_backbone(path: Path, vit: ViT, *, about: Mapping[str, Any]) -> None:
-    """Write an encoder as .safetensors under MAE's released names; `load_backbone(path)` reads it back.
+def export_backbone(path: Path, backbone: ViT | TimmBackbone, *, about: Mapping[str, Any]) -> None:
+    """Write an encoder as .safetensors; `load_backbone(path)` reads it back.
 
-    The metadata hold its architecture and `about`.
+    The names are those of MAE's release, or of timm's model. The metadata hold its architecture and `about`.
     """
-    write(path, vit.state_dict(), {"format": FORMAT, "architecture": vit.cfg.model_dump(mode="json"), **about})
+    if isinstance(backbone, ViT):
+        tensors, architecture = backbone.state_dict(), backbone.cfg.model_dump(mode="json")
+    else:
+        tensors, architecture = backbone.model.state_dict(), backbone.described()
+    write(path, tensors, {"format": FORMAT, "architecture": architecture, **about})
 
 
 def export_mae(path: Path, model: MAE, *, about: Mapping[str, Any]) -> None:

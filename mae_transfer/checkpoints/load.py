@@ -111,7 +111,7 @@ def training_metadata(reference: str | Path) -> dict[str, Any]:
     return {key: value for key, value in about.items() if key not in ("format", "architecture", DIGEST)}
 
 
-def read_backbone(path: Path) -> EncoderWeights:
+def read_backbone(path: Path) -> EncoderWeights | TimmWeights:
     """Read a file of `export_backbone`; its metadata hold the architecture."""
     about = metadata(path)
     if about.get("format") != FORMAT:
@@ -122,6 +122,11 @@ def read_backbone(path: Path) -> EncoderWeights:
     architecture = about.get("architecture")
     if not isinstance(architecture, dict):
         raise ValueError(f"{path} is damaged: its metadata have no architecture; export it again")
+    if "timm" in architecture:
+        from mae_transfer.checkpoints.timm_models import TimmWeights
+
+        size = architecture["image_size"]
+        return TimmWeights(architecture["timm"], read(path), {"img_size": tuple(size)} if size else {})
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in architecture.items()}
     return EncoderWeights(validate(fields, ViTConfig, where=f"architecture in {path}"), read(path), {})
 

@@ -37,7 +37,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "pretrain": Command("pretrain", "pretrain a masked autoencoder"),
+    "pretrain": Command("pretrain", "pretrain a masked autoencoder, or by joint embedding"),
     "tokenizer": Command("tokenizer_train", "train a discrete VAE, or fit the PCA basis"),
     "classify": Command("cls_train", "fine-tuning, partial fine-tuning, linear probes, k-NN, robustness"),
     "detect": Command("det_train", "Mask R-CNN on COCO-format data"),

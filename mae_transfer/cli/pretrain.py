@@ -1,9 +1,11 @@
-"""Pretrain a masked autoencoder.
+"""Pretrain a backbone: a masked autoencoder, or by joint embedding (DINO, iBOT, MoCo v3, MoBY, EsViT).
 
   python tools/pretrain.py configs/mini/pretrain.py --work-dir runs/mini          (minutes, CPU)
   python tools/pretrain.py configs/pretrain/mae_vit_base_16_1600e.py --work-dir runs/mae_b \\
       --set data.root=/data/imagenet
   torchrun --nproc-per-node 8 tools/pretrain.py CONFIG --work-dir D --resume     (8 GPUs, continued)
+  python tools/pretrain.py configs/pretrain/dino_vit_small.py --work-dir runs/dino_s \\
+      --set data.root=/data/imagenet
   python tools/pretrain.py configs/ablations/table1a.py --row all --mini --work-dir runs/table1a
 
 D will hold checkpoints/ (training states), backbone.safetensors (the encoder, for the transfer
@@ -19,7 +21,7 @@ import os
 from typing import TYPE_CHECKING
 
 from mae_transfer.cli.parser import Parser, check_work_dir
-from mae_transfer.cli.training import CONFIG, add_config_options, add_run_options, overrides
+from mae_transfer.cli.training import CONFIG, add_config_options, add_run_options, overrides, task_of
 
 if TYPE_CHECKING:
     from mae_transfer.ablations import AblationRun
@@ -39,19 +41,20 @@ def run(args: argparse.Namespace) -> None:
     check_work_dir(args)
     from mae_transfer.cli.showing import show
     from mae_transfer.config import load
-    from mae_transfer.tasks.pretrain import Pretrain, PretrainConfig
+    from mae_transfer.tasks.entries import PRETRAIN
 
     points = rows(args)
+    tasks = [task_of(point.config, PRETRAIN)[1] for point in points]
     configs = [
-        load(point.config, PretrainConfig, changes=point.changes, overrides=overrides(args), debug=args.debug)
-        for point in points
+        load(point.config, schema, changes=point.changes, overrides=overrides(args), debug=args.debug)
+        for point, (schema, *_) in zip(points, tasks, strict=True)
     ]  # every row is checked before the first one starts
-    for point, cfg in zip(points, configs, strict=True):
+    for point, cfg, (_, launch, _) in zip(points, configs, tasks, strict=True):
         if args.show:
             show(cfg, title=f"{args.config}, row {point.row!r}" if point.row else str(args.config))
             continue
         folder = args.work_dir / point.folder if args.row == "all" else args.work_dir
-        if not Pretrain.launch(cfg, folder, resume=args.resume) and not args.estimate:
+        if not launch(cfg, folder, resume=args.resume) and not args.estimate:
             break  # a signal stopped the run; its state is saved
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
@@ -57,6 +58,16 @@ def overrides(args: argparse.Namespace) -> list[str]:
     return [*(["run.estimate=True"] if args.estimate else []), *args.set]
 
 
+def task_of(config: Path, tasks: Mapping[str, TaskEntry]) -> tuple[str, list[Any]]:
+    """Return the name of the task of a config file and the imported parts of its entry; the default is the first."""
+    from mae_transfer.config import read
+
+    name = read(config).get("task", next(iter(tasks)))
+    if name not in tasks:
+        raise ValueError(f"{config}: unknown task {name!r}; this tool runs {', '.join(tasks)}")
+    return name, [part and resolve_name(f"mae_transfer.tasks.{part}") for part in tasks[name]]
+
+
 def transfer(
     args: argparse.Namespace, tasks: Mapping[str, TaskEntry], *, changes: Mapping[str, Any] | None = None
 ) -> None:
@@ -70,13 +81,9 @@ def transfer(
         raise argparse.ArgumentError(None, "--eval and --checkpoint go together")
     check_work_dir(args)
     from mae_transfer.cli.showing import show
-    from mae_transfer.config import Schema, load, read
+    from mae_transfer.config import Schema, load
 
-    name = read(args.config).get("task", next(iter(tasks)))
-    if name not in tasks:
-        raise ValueError(f"{args.config}: unknown task {name!r}; this tool runs {', '.join(tasks)}")
-    parts: list[Any] = [part and resolve_name(f"mae_transfer.tasks.{part}") for part in tasks[name]]
-    schema, run, evaluate = parts
+    name, (schema, run, evaluate) = task_of(args.config, tasks)
     drawn = {} if vars(args).get("visualize") is None else {"run.pictures": args.visualize}
     backbone = [] if args.backbone is None else [f"backbone.reference={args.backbone!r}"]
     given = {**(changes or {}), **drawn}

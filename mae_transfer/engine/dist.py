@@ -149,6 +149,24 @@ def read_mean(values: Mapping[str, Tensor], dist: Dist) -> dict[str, float]:
     return dict(zip(names, (stacked / dist.world).tolist(), strict=True))
 
 
+def gather_equal(part: Tensor, dist: Dist) -> Tensor:
+    """Return the parts of all ranks, which have equal shapes, concatenated in the order of ranks. No gradient."""
+    if dist.world == 1:
+        return part
+    parts = [torch.empty_like(part) for _ in range(dist.world)]
+    td.all_gather(parts, part.detach().contiguous())
+    return torch.cat(parts)
+
+
+def mean_over_ranks(tensor: Tensor, dist: Dist) -> Tensor:
+    """Return the mean of a tensor over the ranks, on the device. No gradient."""
+    if dist.world == 1:
+        return tensor
+    total = tensor.detach().clone()
+    td.all_reduce(total)
+    return total / dist.world
+
+
 def assemble(model: nn.Module, *, dist: Dist, compile: bool = False, checkpoint_activations: bool = False) -> nn.Module:
     """Prepare a built and loaded model for training.
 

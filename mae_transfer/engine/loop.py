@@ -8,7 +8,7 @@ the same random numbers as an uninterrupted one.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +42,9 @@ StepFn = Callable[[nn.Module, Any, Step], tuple[Tensor, dict[str, Tensor]]]
 Evaluate = Callable[[nn.Module, int], dict[str, float]]
 """(model in eval mode, TrainState.evaluated; completed steps) -> results. Called on every rank."""
 
+Inspect = Callable[[int, Mapping[str, float]], None]
+"""(completed steps, figures, the same on every rank). Called on every rank."""
+
 
 def train(
     state: TrainState,
@@ -54,6 +57,7 @@ def train(
     checkpoints: Path | None,
     evaluate: Evaluate | None = None,
     monitor: Evaluate | None = None,
+    inspect: Inspect | None = None,
 ) -> TrainState:
     """Train from `state.step` to `cfg.steps` and return the same state.
 
@@ -66,6 +70,7 @@ def train(
         checkpoints: folder of the training states; None saves none.
         evaluate: called every `cfg.evaluate_every` steps and at the end; `state.metrics` keeps the last results.
         monitor: called every `cfg.monitor_every` steps, if set, and at the end; its figures are only logged.
+        inspect: called with the figures of each log line of the training.
     Raises:
         NonFiniteLoss: names the step, its lr and its samples; the checkpoints on disk stay intact.
         ValueError: the batches end before the steps do, or a new run finds the checkpoints of an earlier one.
@@ -78,7 +83,18 @@ def train(
         last_good=lambda: checkpoint.newest(checkpoints) if checkpoints else None,
     )
     run = _Run(
-        state, iter(batches), step_fn, cfg, rates_at, log, checkpoints, evaluate, monitor, meter, saved=state.step
+        state,
+        iter(batches),
+        step_fn,
+        cfg,
+        rates_at,
+        log,
+        checkpoints,
+        evaluate,
+        monitor,
+        inspect,
+        meter,
+        saved=state.step,
     )
     state.model.train()
     state.stopped = False
@@ -115,6 +131,7 @@ class _Run:
     folder: Path | None
     evaluate: Evaluate | None
     monitor: Evaluate | None
+    inspect: Inspect | None
     meter: Meter
     saved: int  # step of the last checkpoint
     start: float = field(default_factory=lambda: time.perf_counter())
@@ -237,6 +254,8 @@ class _Run:
             "peak_mem_gib": peak_memory_gib(self.state.dist.device),
         }
         self.log.write("train", self.state.step, position | read)
+        if self.inspect is not None:
+            self.inspect(self.state.step, read)
 
     def _lap(self, kind: Literal["train", "evaluate", "save"]) -> None:
         """Count the time since the last call as that of one kind of work."""

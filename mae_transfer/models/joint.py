@@ -11,10 +11,27 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mae_transfer.config import Schema
 from mae_transfer.core.patches import grid_of, put, take
 from mae_transfer.interfaces import Backbone, Embedded, Heads, Hidden
 from mae_transfer.models.initialize import STD
-from mae_transfer.models.vit import ViT
+from mae_transfer.models.vit import ViT, ViTConfig
+
+
+class JointModelConfig(Schema):
+    """The encoder. The objective says which heads are behind it."""
+
+    encoder: ViTConfig = ViTConfig()
+    """The backbone; transfer keeps it."""
+    timm: str | None = None
+    """A model of timm as the backbone instead, with fresh weights: "swin_tiny_patch4_window7_224". Of `encoder`, it has
+    image size and drop path."""
+    freeze_stem: bool = False
+    """Whether the patch projection keeps its random weights (MoCo v3, section 4)."""
+
+    def name(self) -> str:
+        """Return the name of the encoder in tables."""
+        return self.encoder.name() if self.timm is None else self.timm
 
 
 class Joint(nn.Module):

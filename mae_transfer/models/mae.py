@@ -54,6 +54,10 @@ class MAEConfig(Schema):
     "bert": that token in 80 % of cases, another patch in 10 %, the patch itself in 10 % (masked patch prediction of the
     ViT paper)."""
 
+    def name(self) -> str:
+        """Return the name of the encoder in tables."""
+        return self.encoder.name()
+
 
 def mask_token(tokens: Tensor, mask: Mask, token: Tensor) -> Tensor:
     """Replace the embedding of every hidden patch by the mask token."""

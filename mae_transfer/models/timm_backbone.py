@@ -92,6 +92,13 @@ class TimmBackbone(Backbone):
         cls = self._read_by_head(final) if whole else tokens[-1] if tokens else maps[-1].mean((2, 3))
         return Features(maps, cls, (*tokens[:-1], cls) if tokens else ())
 
+    def accept_any_size(self) -> None:
+        """Accept images of other sizes than the model's own, as narrow views are (timm's strict_img_size=False)."""
+        for module in self.model.modules():
+            for name, value in (("strict_img_size", False), ("dynamic_mask", True)):
+                if hasattr(module, name):
+                    setattr(module, name, value)
+
     def _read_by_head(self, final: Any) -> Tensor:
         """Return the input of the model's classifier, (B, cls_dim); ValueError if its shape differs."""
         vector: Tensor = self.model.forward_head(final, pre_logits=True)
@@ -104,6 +111,11 @@ class TimmBackbone(Backbone):
 
     def name(self) -> str:
         return type(self.model).__name__
+
+    def described(self) -> dict[str, Any]:
+        """Return timm's name of the model and its image size, which a file needs to create it again."""
+        size = getattr(getattr(self.model, "patch_embed", None), "img_size", None)
+        return {"timm": self.model.pretrained_cfg["architecture"], "image_size": size and list(size)}
 
     def maps(self) -> Maps:
         return Maps(self.channels, self.strides)

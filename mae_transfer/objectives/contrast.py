@@ -60,7 +60,10 @@ class ContrastConfig(ObjectiveConfig):
     def build(self, world: World) -> Contrast:
         return Contrast(self, world)
 
-    def check(self, *, batch: int, narrow: int) -> None:
+    def check(self, *, batch: int, wide: int, narrow: int) -> None:
+        super().check(batch=batch, wide=wide, narrow=narrow)
+        if wide > 2:
+            raise ValueError(f"data.views.wide = {wide}: objective 'contrast' compares two wide views; set it to 2")
         if narrow:
             raise ValueError(f"data.views.narrow = {narrow}: objective 'contrast' compares two wide views; set it to 0")
         if self.queue and self.queue < batch:
@@ -68,10 +71,13 @@ class ContrastConfig(ObjectiveConfig):
                 f"objective.queue = {self.queue} is smaller than batch = {batch}: a step would replace all of it; set "
                 f"a queue of at least {batch}"
             )
-        if batch < 2:
-            raise ValueError("batch = 1: objective 'contrast' needs other images to compare with; raise batch")
 
-    def check_accumulation(self, micro_steps: int) -> None:
+    def check_split(self, *, images: int, micro_steps: int) -> None:
+        if images < 2:
+            raise ValueError(
+                "objective 'contrast' has batch norms, and this run would have one image per forward pass: raise batch "
+                "or run.device_batch, or use fewer processes"
+            )
         if micro_steps > 1 and not self.queue:
             raise ValueError(
                 f"objective 'contrast' compares the images of one forward pass, and this run would split its batch "
@@ -83,23 +89,23 @@ class ContrastConfig(ObjectiveConfig):
 class Contrast(Objective):
     """The objective of ContrastConfig. With a queue, it keeps the keys of earlier batches, newest first."""
 
-    queue: Tensor  # (2, Q, K), of unit length
+    queue: Tensor  # (2, Q, K), of unit length; None without a queue
 
     def __init__(self, cfg: ContrastConfig, world: World) -> None:
-        super().__init__()
-        self.cfg, self.world = cfg, world
-        self.register_buffer("queue", F.normalize(torch.randn(2, cfg.queue, cfg.out), dim=2))
-        self._keys: list[Tensor] = []  # (2, B, K) per micro-batch
+        super().__init__(world)
+        self.cfg = cfg
+        first = F.normalize(torch.randn(2, cfg.queue, cfg.out), dim=2)
+        self.register_buffer("queue", first if cfg.queue else None)
 
     def forward(self, student: Embedded, teacher: Embedded, hidden: Hidden | None, epoch: float) -> Tensor:
         cfg, queries, keys = self.cfg, unit(student.image), unit(teacher.image)
         if cfg.queue:
             positive = (queries * keys.flip(0)).sum(dim=2, keepdim=True)
-            # a copy, because `settle` changes the queue before the backward pass
+            # flip copies, so that the queue can move before the backward pass
             negative = queries @ self.queue.flip(0).to(queries.dtype).transpose(1, 2)
             logits = torch.cat([positive, negative], dim=2)
             true = torch.zeros(queries.shape[1], dtype=torch.int64, device=queries.device)
-            self._keys.append(keys)
+            self.pending.append(keys)
         else:
             everyones = self.world.gather(keys.transpose(0, 1).contiguous()).transpose(0, 1)  # (2, W * B, K)
             logits = queries @ everyones.flip(0).transpose(1, 2)
@@ -107,13 +113,9 @@ class Contrast(Objective):
         loss = F.cross_entropy(logits.flatten(0, 1) / cfg.temperature, true.repeat(2)) * 2  # the sum of both ways
         return loss * 2 * cfg.temperature if cfg.scaled else loss
 
-    @torch.no_grad()
-    def settle(self) -> None:
-        if not self.cfg.queue:
-            return
-        keys = self.world.gather(torch.cat(self._keys, dim=1).transpose(0, 1).contiguous()).transpose(0, 1)
+    def move(self, pending: list[Tensor]) -> None:
+        keys = self.world.gather(torch.cat(pending, dim=1).transpose(0, 1).contiguous()).transpose(0, 1)
         self.queue.copy_(torch.cat([keys.to(self.queue.dtype), self.queue], dim=1)[:, : self.cfg.queue])
-        self._keys.clear()
 
     def metrics(self, student: Embedded, teacher: Embedded, epoch: float) -> dict[str, Tensor]:
         """Return the share of queries whose key is the nearest of this process's keys."""

@@ -9,6 +9,7 @@ Legend: V views, the first G of them wide, B batch, K prototypes, M patches, D w
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal, Self
 
 import torch
@@ -24,6 +25,8 @@ from mae_transfer.objectives.objective import ObjectiveConfig, Patches, widened
 
 WEIGHTS: dict[Patches | None, tuple[float, float]] = {None: (1.0, 0.0), "masked": (1.0, 1.0), "matched": (0.5, 0.5)}
 """Weights of the losses of images and of patches (iBOT: --lambda1, --lambda2; EsViT: DDINOLoss)."""
+EQUAL_SHARES, ONE_PROTOTYPE = 0.995, 0.02
+"""Entropies of the teacher above and of its mean below which it has collapsed, as shares of log K."""
 SYSTEMS: dict[Patches | None, str] = {None: "DINO", "masked": "iBOT", "matched": "EsViT"}
 
 
@@ -110,10 +113,9 @@ class Distill(Objective):
     centres: Tensor  # (1 or 2, K): of images, and of patches
 
     def __init__(self, cfg: DistillConfig, world: World) -> None:
-        super().__init__()
-        self.cfg, self.world = cfg, world
+        super().__init__(world)
+        self.cfg = cfg
         self.register_buffer("centres", torch.zeros(1 if cfg.patches is None else 2, cfg.out))
-        self._means: list[Tensor] = []  # of the teacher's outputs, as `centres`, one per micro-batch
 
     def forward(self, student: Embedded, teacher: Embedded, hidden: Hidden | None, epoch: float) -> Tensor:
         cfg, means = self.cfg, [widened(teacher.image).mean(dim=(0, 1))]
@@ -128,14 +130,12 @@ class Distill(Objective):
                 loss = loss + on_patches * self._of_masked(student, truth, hidden)
             else:
                 loss = loss + on_patches * self._of_matched(student, teacher, truth)
-        self._means.append(torch.stack(means))
+        self.pending.append(torch.stack(means))
         return loss
 
-    @torch.no_grad()
-    def settle(self) -> None:
-        mean = self.world.mean(torch.stack(self._means).mean(dim=0))
+    def move(self, pending: list[Tensor]) -> None:
+        mean = self.world.mean(torch.stack(pending).mean(dim=0))
         self.centres.lerp_(mean.to(self.centres.dtype), 1 - self.cfg.centre_momentum)
-        self._means.clear()
 
     def metrics(self, student: Embedded, teacher: Embedded, epoch: float) -> dict[str, Tensor]:
         """Return entropy of the teacher and of its mean, both as shares of log K, the entropy of equal shares.
@@ -146,6 +146,13 @@ class Distill(Objective):
         entropy = torch.special.entr(truth).sum(dim=-1).mean() / most
         mean = torch.special.entr(truth.mean(dim=(0, 1))).sum() / most
         return {"teacher_entropy": entropy, "teacher_mean_entropy": mean}
+
+    def collapse(self, figures: Mapping[str, float]) -> str:
+        if figures["teacher_entropy"] > EQUAL_SHARES:
+            return "the teacher gives all prototypes equal shares; lower objective.teacher_temperature"
+        if figures["teacher_mean_entropy"] < ONE_PROTOTYPE:
+            return "the teacher gives all images one prototype; raise objective.teacher_temperature, or the batch"
+        return ""
 
     def sharpened(self, output: Tensor, kind: int, epoch: float) -> Tensor:
         """Return the teacher's probabilities (..., K); kind: 0 images, 1 patches."""

@@ -42,11 +42,16 @@ class ObjectiveConfig(Part):
         """Return whether the last layer of the heads trains at this time."""
         return True
 
-    def check(self, *, batch: int, narrow: int) -> None:
-        """Raise ValueError if the objective cannot use this global batch or this number of narrow views."""
+    def check(self, *, batch: int, wide: int, narrow: int) -> None:
+        """Raise ValueError if the objective cannot use this global batch or these numbers of views."""
+        if wide < 2:
+            raise ValueError(
+                f"data.views.wide = {wide}: the student compares its view with the teacher's of another one; set it to "
+                "2"
+            )
 
-    def check_accumulation(self, micro_steps: int) -> None:
-        """Raise ValueError if the objective cannot accumulate gradients over this many micro-steps."""
+    def check_split(self, *, images: int, micro_steps: int) -> None:
+        """Raise ValueError if the objective cannot use so many images per forward pass, or micro-steps per step."""
 
 
 def widened(x: Tensor) -> Tensor:

@@ -13,6 +13,11 @@ class TaskEntry(NamedTuple):
     evaluate: str | None = None  # (cfg, checkpoint, work_dir or None); None: it has no training state
 
 
+PRETRAIN = {
+    "pretrain": TaskEntry("pretrain:PretrainConfig", "pretrain:Pretrain.launch"),
+    "joint": TaskEntry("joint:JointConfig", "joint:JointEmbedding.launch"),
+}
+"""Of tools/pretrain.py. A config without `task` has the first one, here and below."""
 CLASSIFY = {
     "classify": TaskEntry(
         "classify:ClassifyConfig", "classify:Classify.launch", "classify:Classify.evaluate_checkpoint"
@@ -23,7 +28,7 @@ CLASSIFY = {
     "statistics": TaskEntry("statistics:StatisticsConfig", "statistics:StatisticsRun.launch"),
     "robustness": TaskEntry("robustness:RobustnessConfig", None, "robustness:Robustness.evaluate_checkpoint"),
 }
-"""Of tools/cls_train.py. A config without `task` has the first one, here and below."""
+"""Of tools/cls_train.py."""
 DETECT = {"detect": TaskEntry("detect:DetectConfig", "detect:Detect.launch", "detect:Detect.evaluate_checkpoint")}
 """Of tools/det_train.py."""
 SEGMENT = {

@@ -17,7 +17,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from mae_transfer import checkpoints
 from mae_transfer.core.masks import AnyMask, Random
 from mae_transfer.core.normalize import Statistics, normalize
-from mae_transfer.core.patches import sides
 from mae_transfer.data import (
     DataConfig,
     Masking,
@@ -26,15 +25,14 @@ from mae_transfer.data import (
 from mae_transfer.engine import checkpoint
 from mae_transfer.engine.dist import read_mean
 from mae_transfer.engine.loop import Step
-from mae_transfer.engine.state import LoopConfig
 from mae_transfer.interfaces import Batch, Mask, Target
 from mae_transfer.models.mae import MAE, MAEConfig
 from mae_transfer.results import Result
 from mae_transfer.seeding import fold
 from mae_transfer.targets import AnyTarget, NormPixelConfig
 from mae_transfer.tasks.config import TrainConfig
-from mae_transfer.tasks.images import ImageConfig, ImageTask, sheet
-from mae_transfer.tasks.monitor import Monitor, MonitorConfig
+from mae_transfer.tasks.encoders import EncoderConfig, EncoderTask
+from mae_transfer.tasks.images import sheet
 from mae_transfer.tasks.sweep import EVALUATION_SEED, unread
 from mae_transfer.tasks.targets import (
     PREFIXES,
@@ -46,7 +44,7 @@ from mae_transfer.tasks.targets import (
 )
 
 
-class PretrainConfig(ImageConfig):
+class PretrainConfig(EncoderConfig):
     """A pretraining run. It is evaluated by its loss on validation images, and by pictures."""
 
     debug: ClassVar[dict[str, Any]] = {
@@ -77,26 +75,10 @@ class PretrainConfig(ImageConfig):
     start: str | None = None
     """Weights to start from: released:mae_vit_base_full or mae-full:PATH (a released file with its decoder), or a
     step_*.pt of this package. None: fresh weights."""
-    monitor: MonitorConfig | None = None
-    """What to measure of the features meanwhile. It changes no number of the run. None: nothing."""
-    trains = "pretraining"
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> Self:
-        encoder = self.model.encoder
-        if sides(encoder.image_size) != sides(self.data.size):
-            raise ValueError(
-                f"model.encoder.image_size = {encoder.image_size}, but data.size = {self.data.size}: set both to the "
-                "same size"
-            )
-        if not encoder.channels == len(self.mean) == len(self.std):
-            raise ValueError(
-                f"model.encoder.channels = {encoder.channels}, but mean has {len(self.mean)} values and std has "
-                f"{len(self.std)}: give one value per channel"
-            )
-        self.mask.visible(encoder.grid())
-        if self.monitor is not None and self.monitor.pool == "cls" and not encoder.class_token:
-            raise ValueError("monitor.pool = 'cls', but the encoder has no class token: set monitor.pool=mean")
+    def _mask_fits(self) -> Self:
+        self.mask.visible(self.model.encoder.grid())
         return self
 
     def method(self) -> str:
@@ -106,19 +88,11 @@ class PretrainConfig(ImageConfig):
         return f"MAE {self.target.name}, {self.mask.name} {hidden:.0%}, {self.epochs:g} ep"
 
 
-class Pretrain(ImageTask[PretrainConfig]):
+class Pretrain(EncoderTask[PretrainConfig]):
     """A pretraining run."""
 
-    name = "pretrain"
-    artifact = "backbone.safetensors"
     target: Target
     masking: Masking
-    watch: Monitor | None = None
-    """What measures the features meanwhile; from `open` on."""
-
-    @property
-    def method(self) -> str:
-        return self.cfg.method()
 
     def open(self) -> None:
         cfg = self.cfg
@@ -131,24 +105,6 @@ class Pretrain(ImageTask[PretrainConfig]):
             for role, reference in references.items()
             if reference is not None
         }
-        if cfg.monitor is not None:
-            self.watch = Monitor(
-                cfg.monitor, size=cfg.data.size, statistics=cfg.statistics, precision=cfg.precision, run=cfg.run,
-                dist=self.dist,
-            )  # fmt: skip
-
-    def prepare(self, loop: LoopConfig) -> None:
-        if self.watch is not None:
-            self.watch.read()
-
-    def loop(self) -> LoopConfig:
-        loop, cfg = super().loop(), self.cfg.monitor
-        every = None if cfg is None else max(1, round(cfg.every_epochs * loop.steps_per_epoch))
-        return loop.model_copy(update={"monitor_every": every})
-
-    def monitor(self, model: MAE, step: int) -> dict[str, float]:
-        assert self.watch is not None
-        return self.watch(model.encoder)
 
     def prepared(self, source: Source, purpose: str) -> Source:
         if getattr(self.target, "cache", None) is None:
@@ -213,11 +169,6 @@ class Pretrain(ImageTask[PretrainConfig]):
             rows.append(draw_panels(batch.image, decoded, batch.mask))
         return sheet(rows)
 
-    def export(self, model: MAE) -> None:
-        """Write the encoder alone."""
-        about = {**self.about(), "pretrain": self.method, "images_seen": self.state.images_seen}
-        checkpoints.export_backbone(self.folder.backbone, model.encoder, about=about)
-
     def results(self, figures: Mapping[str, float], shared: dict[str, Any]) -> list[Result]:
         """Return one Result per figure. Its tokens are those that the encoder processes."""
         encoder, (h, w) = self.cfg.model.encoder, self.masking.grid
@@ -237,11 +188,6 @@ class Pretrain(ImageTask[PretrainConfig]):
             for metric, value in figures.items()
             if metric != "unreadable"
         ]
-
-    def closing_words(self, written: list[Result]) -> str:
-        folder = self.folder
-        where = f"pictures in {folder.reconstructions}, numbers in {folder.results}"
-        return f"done: {folder.backbone} (for the transfer tasks), {where}"
 
     def flops(self) -> int:
         """Return the floating-point operations of forward and backward of one image, counted by torch.

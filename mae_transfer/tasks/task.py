@@ -90,6 +90,9 @@ class Task(RecordedRun[C]):
         """Return figures to log every `monitor_every` steps of the loop, if that is set. Every rank calls it."""
         return {}
 
+    def inspect(self, step: int, figures: Mapping[str, float]) -> None:
+        """Look at the figures of a log line: the place for a warning. Every rank calls it."""
+
     def digest(self) -> str:
         """Return a digest of the files that the run refers to. A checkpoint with another digest is refused."""
         return ""
@@ -177,7 +180,7 @@ class Task(RecordedRun[C]):
                 rates, saved = self.rates_at(loop), self.folder.checkpoints
                 train(
                     state, feed, self.loss, loop, rates_at=rates, log=log, checkpoints=saved, evaluate=evaluate,
-                    monitor=self.monitor,
+                    monitor=self.monitor, inspect=self.inspect,
                 )  # fmt: skip
             if selection is not None and not state.stopped:
                 log.say(restore_best(selection, state, self.folder))

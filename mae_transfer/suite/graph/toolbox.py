@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from mae_transfer.config import Schema, read
 from mae_transfer.disk import package_folder
-from mae_transfer.tasks.entries import CLASSIFY, DETECT, SEGMENT, TaskEntry
+from mae_transfer.tasks.entries import CLASSIFY, DETECT, PRETRAIN, SEGMENT, TaskEntry
 
 TOOLS = package_folder("tools")
 
@@ -64,7 +64,7 @@ def _task(config: Path, mtime_ns: int) -> Any:
 
 
 def runnable(tasks: Mapping[str, TaskEntry]) -> dict[str, str]:
-    """Return the schemas of the tasks that start from a backbone, not from a training state."""
+    """Return the schemas of the tasks that do not start from a training state."""
     return {name: entry.schema for name, entry in tasks.items() if entry.run}
 
 
@@ -73,7 +73,7 @@ TOOLBOX: dict[str, Tool] = {
     "pca": Tool(
         "tokenizer_train.py", {"pretrain": "pretrain:PretrainConfig"}, ("pca",), "basis.safetensors", trains=False
     ),
-    "pretrain": Tool("pretrain.py", {"pretrain": "pretrain:PretrainConfig"}, (), "backbone.safetensors"),
+    "pretrain": Tool("pretrain.py", runnable(PRETRAIN), (), "backbone.safetensors"),
     "cls_train": Tool("cls_train.py", runnable(CLASSIFY), metric="top1"),
     "det_train": Tool(
         "det_train.py", runnable(DETECT), metric="bbox/AP", imports=("pycocotools.cocoeval", "faster_coco_eval")

@@ -239,7 +239,7 @@ def origin(node: Node, work: Work) -> tuple[str, str]:
     sources = [work.plan[need] for need in node.needs if work.plan[need].role == "pretrain"]
     if sources:
         pretraining: Any = sources[0].load(sources[0].changes, debug=work.debug)
-        return pretraining.method(), pretraining.model.encoder.name()
+        return pretraining.method(), pretraining.model.name()
     cfg: Any = node.load(node.changes, debug=work.debug)
     if cfg.backbone.reference:
         return pretrain_of(cfg.backbone.reference), "unknown"

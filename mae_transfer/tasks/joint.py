@@ -1,0 +1,236 @@
+"""Pretraining by joint embedding: a student agrees with a teacher, its own average, about views of an image.
+
+DINO, iBOT, MoCo v3, MoBY and EsViT are configurations of two objectives (objectives/). The loop keeps the average.
+
+Legend: G wide and L narrow views, B batch, D width of the encoder.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from mae_transfer import checkpoints
+from mae_transfer.bounds import Count, Probability
+from mae_transfer.checkpoints.timm_models import wrap
+from mae_transfer.core.masks import ViewMask
+from mae_transfer.core.normalize import normalize
+from mae_transfer.core.patches import grid_of, sides
+from mae_transfer.data import pick_evenly
+from mae_transfer.data.crops import MultiCrops, ViewsConfig
+from mae_transfer.engine.dist import gather_equal, mean_over_ranks
+from mae_transfer.engine.loop import Step
+from mae_transfer.engine.state import LoopConfig
+from mae_transfer.interfaces import Backbone, Objective, Views, World
+from mae_transfer.models.joint import Joint, JointModelConfig
+from mae_transfer.models.vit import ViT
+from mae_transfer.objectives import AnyObjective, DistillConfig
+from mae_transfer.results import Result
+from mae_transfer.seeding import fold
+from mae_transfer.tasks.config import TrainConfig
+from mae_transfer.tasks.encoders import EncoderConfig, EncoderTask
+from mae_transfer.tasks.images import sheet
+from mae_transfer.tasks.sweep import EVALUATION_SEED, mean_of_sums, readable, unread
+from mae_transfer.tasks.workdir import WorkDir
+
+log = logging.getLogger(__name__)
+SPREAD = "feature_spread"
+
+
+class JointConfig(EncoderConfig):
+    """A pretraining by joint embedding. It is evaluated by the spread of its features on validation images."""
+
+    debug: ClassVar[dict[str, Any]] = {
+        **TrainConfig.debug,
+        "data.train": {"name": "shapes", "length": 8},
+        "data.val": {"name": "shapes", "length": 2, "seed": 1},
+        "data.size": 32,
+        "data.views.narrow_size": 16,
+        "model.encoder.size": None,
+        "model.encoder.dim": 32,
+        "model.encoder.depth": 2,
+        "model.encoder.heads": 2,
+        "model.encoder.image_size": 32,
+        "objective.out": 32,
+        "objective.hidden": 16,
+        "objective.warmup_epochs?": 1,
+        "objective.queue?": 8,
+        "schedule.milestones": (),
+    }
+
+    task: Literal["joint"] = "joint"
+    """Name of this task."""
+    data: ViewsConfig = ViewsConfig()
+    """Images, and how each becomes several views."""
+    model: JointModelConfig = JointModelConfig()
+    """The encoder."""
+    objective: AnyObjective = DistillConfig()
+    """How the student must agree with the teacher: "distill" (DINO, iBOT, EsViT) or "contrast" (MoCo v3, MoBY)."""
+    mask: ViewMask | None = None
+    """Which patches of the wide views are hidden from the student, for objective.patches = "masked" (iBOT)."""
+    alarm_spread: Probability = 0.05
+    """Spread of the features below which the run warns of a collapse: 0 if all images have the same features, at most
+    1."""
+    alarm_steps: Count = 2000
+    """How many steps a collapse must last before the run warns."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        views, masked = self.data.views, self.objective.compares == "masked"
+        if self.ema_decay is None:
+            raise ValueError(
+                "ema_decay is not set, but the average is the teacher: set it, for instance to "
+                "dict(start=0.996, end=1.0, epochs='100%')"
+            )
+        if masked and self.mask is None:
+            raise ValueError("objective.patches = 'masked', but nothing is hidden: set mask, for instance to dict()")
+        if not masked and self.mask is not None:
+            raise ValueError("mask is set, but only objective.patches = 'masked' uses it: set that, or remove mask")
+        self.objective.check(batch=self.batch, wide=views.wide, narrow=views.narrow)
+        if self.model.timm is None and views.narrow:
+            grid_of(sides(views.narrow_size), self.model.encoder.patch)
+        return self
+
+    def method(self) -> str:
+        """Return what a table calls this pretraining: "DINO, 2 + 8 views, 100 ep"."""
+        narrow = f" + {self.data.views.narrow}" if self.data.views.narrow else ""
+        return f"{self.objective.system}, {self.data.views.wide}{narrow} views, {self.epochs:g} ep"
+
+
+class JointEmbedding(EncoderTask[JointConfig]):
+    """A pretraining by joint embedding."""
+
+    joint: Joint
+    """The student before the first step; from `open` on."""
+    objective: Objective
+    accumulate: int
+    per_epoch: int
+    """Steps of an epoch."""
+    healthy: int | None = None
+    """The last logged step without a collapse, or the first of this process."""
+
+    def open(self) -> None:
+        super().open()
+        cfg = self.cfg
+        torch.manual_seed(fold(cfg.seed, "init"))
+        encoder: Backbone = ViT(cfg.model.encoder)
+        if cfg.model.timm is not None:
+            changes = {"image_size": cfg.data.size, "drop_path": cfg.model.encoder.drop_path}
+            encoder = wrap(cfg.model.timm, changes, where="model.timm")
+            encoder.accept_any_size()
+        heads = cfg.objective.heads(encoder.dim)
+        self.joint = Joint(encoder, heads, patches=cfg.objective.compares, freeze_stem=cfg.model.freeze_stem)
+
+    def prepare(self, loop: LoopConfig) -> None:
+        super().prepare(loop)
+        self.cfg.objective.check_split(images=self.micro_batch(loop), micro_steps=loop.accumulate)
+        if self.cfg.run.device_batch == "auto" and self.dist.world > 1:
+            raise ValueError(
+                "run.device_batch = 'auto' tries each process alone, but the objective needs all of them: set a number"
+            )
+        self.accumulate, self.per_epoch = loop.accumulate, loop.steps_per_epoch
+
+    def loop(self) -> LoopConfig:
+        return super().loop().model_copy(update={"evaluated": self.cfg.objective.exported})
+
+    def training_samples(self) -> MultiCrops:
+        return self.samples(self.train_set, self.cfg.seed)
+
+    def samples(self, source: Any, seed: int) -> MultiCrops:
+        """Return views of the images of a source."""
+        cfg = self.cfg
+        grid = self.joint.encoder.grid if isinstance(self.joint.encoder, ViT) else (0, 0)
+        return MultiCrops(source=source, crops=cfg.data.views, size=cfg.data.size, seed=seed, mask=cfg.mask, grid=grid)
+
+    def model(self) -> nn.Module:
+        return self.joint
+
+    def held(self) -> nn.Module:
+        torch.manual_seed(fold(self.cfg.seed, "objective"))
+        gather, mean = partial(gather_equal, dist=self.dist), partial(mean_over_ranks, dist=self.dist)
+        self.objective = self.cfg.objective.build(World(self.dist.rank, gather, mean)).to(self.dist.device)
+        return self.objective
+
+    def loss(self, model: nn.Module, batch: Views, at: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        assert isinstance(at.average, Joint)
+        epoch, statistics = at.number / self.per_epoch, self.cfg.statistics
+        live = 1.0 if self.cfg.objective.is_live(epoch) else 0.0
+        wide = normalize(batch.wide, statistics, channels=2)
+        narrow = None if batch.narrow is None else normalize(batch.narrow, statistics, channels=2)
+        teacher = at.average.teach(wide, batch.hidden)
+        student = model(wide, narrow, batch.hidden, live)
+        if at.micro == 0:
+            self.objective.pending.clear()  # of a step that failed
+        loss = self.objective(student, teacher, batch.hidden, epoch)
+        with torch.no_grad():
+            metrics = self.objective.metrics(student, teacher, epoch) if at.logs else {}
+            if at.logs and len(batch.index) > 1:
+                metrics[SPREAD] = spread(F.normalize(student.features[0].float(), dim=1).mean(dim=0))
+        if at.micro + 1 == self.accumulate:
+            self.objective.settle()
+        return loss, metrics
+
+    def inspect(self, step: int, figures: Mapping[str, float]) -> None:
+        """Warn of a collapse that has lasted for `alarm_steps`."""
+        how = self.objective.collapse(figures)
+        if figures.get(SPREAD, 1.0) < self.cfg.alarm_spread:
+            how = how or "all images have nearly the same features; lower optim.blr, or raise the batch"
+        if not how or self.healthy is None:
+            self.healthy = step
+        elif self.dist.is_main and step - self.healthy >= self.cfg.alarm_steps:
+            log.warning("collapse at step %d, for %d steps: %s", step, step - self.healthy, how)
+            self.healthy = step
+
+    def evaluate(self, model: Joint, step: int) -> dict[str, float]:
+        """Return the spread of the features of held-out images, over all of them."""
+        policy, device = self.cfg.data.unreadable(), self.dist.device
+        total = torch.zeros(model.encoder.dim, device=device)
+        for batch in self.sweep(self.held_out_samples(), policy):
+            features, _ = model.encode(normalize(batch.image, self.cfg.statistics)[None])
+            total += F.normalize(features[0].float(), dim=1).sum(dim=0)
+        left_out = unread(policy, self.dist)
+        images = readable(len(self.held_out), left_out, of=f"{self.split} set")
+        mean = mean_over_ranks(total, self.dist) * self.dist.world / images
+        return {f"{self.split}_{SPREAD}": mean_of_sums({"s": spread(mean)}, 1, self.dist)["s"], **left_out}
+
+    def pictures(self, model: nn.Module, folder: WorkDir) -> None:
+        """Draw the views of some held-out images, narrow ones enlarged, with hidden patches in grey."""
+        from mae_transfer.draw.views import draw_views
+
+        samples = self.samples(pick_evenly(self.held_out, self.cfg.pictures), EVALUATION_SEED)
+        batches = self.sweep(samples, self.cfg.data.unreadable(), alone=True)
+        self.save_pictures(self.state.step, sheet([draw_views(batch, self.joint.encoder.patch) for batch in batches]))
+
+    def results(self, figures: Mapping[str, float], shared: dict[str, Any]) -> list[Result]:
+        """Return one Result per figure."""
+        own = {
+            "split": self.split,
+            "unit": "from 0, all features equal, to 1",
+            "higher_is_better": True,
+            "backbone": self.joint.encoder.name(),
+            "pretrain": self.method,
+            "checkpoint_sha256": checkpoints.sha256(self.folder.backbone),
+        }
+        return [
+            Result.model_validate({**shared, **own, "metric": metric, "value": value})
+            for metric, value in figures.items()
+            if metric != "unreadable"
+        ]
+
+    def summary(self, written: list[Result]) -> str:
+        return ", ".join(f"{result.metric} {result.value:.3f}" for result in written)
+
+
+def spread(mean: Tensor) -> Tensor:
+    """Return the standard deviation of unit vectors, all dimensions together, given their mean (D,).
+
+    It is 0 if they are equal, and 1 if their mean is 0.
+    """
+    return (1 - mean.square().sum()).clamp(min=0).sqrt()
