@@ -18,6 +18,7 @@ from mae_transfer.suite.graph.plan import open_plan
 from mae_transfer.tasks.classify import ClassifyConfig
 from mae_transfer.tasks.detect import DetectConfig
 from mae_transfer.tasks.frozen_segment import FrozenKnnConfig, FrozenLogRegConfig
+from mae_transfer.tasks.joint import JointConfig
 from mae_transfer.tasks.knn import KnnConfig
 from mae_transfer.tasks.logreg import LogRegConfig
 from mae_transfer.tasks.pretrain import PretrainConfig
@@ -33,6 +34,7 @@ FOLDERS: dict[str, type[Schema]] = {"classify": ClassifyConfig, "detect": Detect
 TASKS: dict[str, type[Schema]] = {
     "knn": KnnConfig, "ridge": RidgeConfig, "logreg": LogRegConfig, "statistics": StatisticsConfig,
     "robustness": RobustnessConfig, "frozen-knn": FrozenKnnConfig, "frozen-logreg": FrozenLogRegConfig,
+    "joint": JointConfig,
 }  # fmt: skip
 PARTS = {
     "configs/pretrain/mae_vit_base_16_800e.py": (

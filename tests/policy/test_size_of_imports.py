@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 MOST = {
-    "pretrain": 66,
+    "pretrain": 67,
+    "joint": 76,
     "tokenizer": 55,
     "classify": 58,
     "knn": 56,

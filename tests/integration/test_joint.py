@@ -1,0 +1,269 @@
+"""Pretraining by joint embedding, end to end: five systems, resume, accumulation, processes, export, bad input."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from joint_runs import HEAD, MLP, SYSTEMS, Values, config, values
+from pretrain_runs import ROOT, assert_equal, log, losses, payload
+
+from mae_transfer import checkpoints, results
+from mae_transfer.engine.dist import Dist
+from mae_transfer.models.joint import Joint
+from mae_transfer.tasks.joint import JointEmbedding
+
+CPU = Dist(torch.device("cpu"))
+
+
+def changed(system: str, path: str, **options: Any) -> dict[str, Values]:
+    """Return {path: its values with these options}, for `config`."""
+    return {path: values(system)[path] | options}
+
+
+QUICK = ("ibot", "moby")
+"""Systems whose runs are among the fast tests: with masks and a centre of patches, with a queue."""
+EACH = [pytest.param(system, marks=() if system in QUICK else pytest.mark.slow) for system in SYSTEMS]
+
+
+@pytest.mark.parametrize("system", EACH)
+def test_ten_steps_are_five_and_five_resumed_bit_for_bit(
+    system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With accumulation, centre or queue, moving rates, drop path and masks; workers 0 -> 1."""
+    JointEmbedding.launch(config(system), tmp_path / "whole")
+    loss = JointEmbedding.loss
+
+    def stopping(self: Any, model: Any, batch: Any, at: Any) -> Any:
+        if at.number == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(self, model, batch, at)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(JointEmbedding, "loss", stopping)
+        assert JointEmbedding.launch(config(system), tmp_path / "halves") == []
+    JointEmbedding.launch(config(system, **changed(system, "run", workers=1)), tmp_path / "halves", resume=True)
+    assert_equal(payload(tmp_path / "whole"), payload(tmp_path / "halves"))
+    assert losses(tmp_path / "whole") == losses(tmp_path / "halves")
+    held = payload(tmp_path / "whole")["held"]
+    assert held.keys() == {"dino": {"centres"}, "moby": {"queue"}, "moco_v3": set()}.get(system, {"centres"})
+    assert not [
+        name for name, value in held.items() if torch.equal(value, payload(tmp_path / "halves", 5)["held"][name])
+    ]
+
+
+@pytest.mark.parametrize("system", EACH)
+def test_a_run_writes_its_numbers_its_views_and_its_encoder(system: str, tmp_path: Path) -> None:
+    written = JointEmbedding.launch(config(system, evaluate_epochs=2.0), tmp_path)
+    assert [(r.task, r.metric, r.backbone) for r in written] == [("pretrain", "val_feature_spread", "vit-16x2/4")]
+    assert results.load(tmp_path / "results.jsonl")[0] == written
+    name = {"dino": "DINO", "ibot": "iBOT", "esvit": "EsViT", "moco_v3": "MoCo v3", "moby": "MoBY"}[system]
+    method = f"{name}, 2{'' if system in ('moco_v3', 'moby') else ' + 2'} views, 5 ep"
+    assert written[0].pretrain == written[0].record.method == method
+    assert list((tmp_path / "reconstructions").iterdir())
+    rows = [row for row in log(tmp_path) if row["kind"] == "train"]
+    names = {"accuracy"} if system in ("moco_v3", "moby") else {"teacher_entropy", "teacher_mean_entropy"}
+    assert names | {"feature_spread"} <= rows[0].keys()
+    exported = checkpoints.load_backbone(tmp_path / "backbone.safetensors").state_dict()
+    part = "model" if system in ("moco_v3", "moby") else "ema"  # the trained encoder, as released, or the teacher
+    assert_equal(dict(exported), {name: payload(tmp_path)[part][f"encoder.{name}"] for name in exported})
+    assert checkpoints.metadata(tmp_path / "backbone.safetensors")["pretrain"] == method
+
+
+@pytest.mark.parametrize("system", [case for case in EACH if case.values[0] not in ("moco_v3", "moby")])
+def test_accumulation_changes_neither_centre_nor_teacher_nor_gradient(system: str, tmp_path: Path) -> None:
+    """1 x 8 images against 4 x 2, in float64. SGD of the first step's gradient shows it in the weights."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = values(system)["model"] | {"encoder": values(system)["model"]["encoder"] | {"drop_path": 0.0}}
+        optim = values(system)["optim"] | {"algorithm": {"name": "sgd"}, "lr": 0.1}
+        for size in (8, 2):
+            cfg = config(system, model=model, optim=optim, **changed(system, "run", device_batch=size))
+            JointEmbedding.launch(cfg, tmp_path / str(size))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    whole, parts = (payload(tmp_path / size) for size in ("8", "2"))
+    for part in ("held", "ema", "model"):
+        torch.testing.assert_close(whole[part], parts[part], rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(losses(tmp_path / "8"), losses(tmp_path / "2"), rtol=1e-7, atol=0)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    model = values("ibot")["model"] | {"encoder": values("ibot")["model"]["encoder"] | {"drop_path": 0.0}}
+    cfg = config("ibot", model=model, **changed("ibot", "run", device_batch=None))
+    JointEmbedding.launch(cfg, tmp_path / "one")
+    (tmp_path / "config_of_test.py").write_text(cfg.source())
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        str(ROOT / "tools" / "pretrain.py"), str(tmp_path / "config_of_test.py"), "--work-dir", str(tmp_path / "two"),
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    a, b = (losses(tmp_path / name) for name in ("one", "two"))
+    assert list(a.values()) == pytest.approx(list(b.values()), rel=1e-4)
+    one, two = (payload(tmp_path / name) for name in ("one", "two"))
+    torch.testing.assert_close(one["held"], two["held"], rtol=1e-3, atol=1e-5)
+    spreads = [results.load(tmp_path / name / "results.jsonl")[0][0].value for name in ("one", "two")]
+    assert spreads[0] == pytest.approx(spreads[1], rel=1e-4)  # 3 images over 2 processes
+
+
+@pytest.mark.slow
+def test_prototypes_and_the_stem_stay_frozen_while_they_should(tmp_path: Path) -> None:
+    def stay(system: str, name: str, **changes: Any) -> list[bool]:
+        """Return whether a tensor is the same at steps 2 and 4 as at step 1."""
+        folder = tmp_path / f"{system}_{name}"
+        run = values(system)["run"] | {"save_every": 1, "keep_last": 10}
+        JointEmbedding.launch(config(system, run=run, epochs=2.0, **changes), folder)
+        found = [torch.nn.functional.normalize(payload(folder, step)["model"][name], dim=1) for step in (1, 2, 4)]
+        return [torch.allclose(found[0], later, atol=1e-6) for later in found[1:]]
+
+    assert stay("dino", "head.prototypes", **changed("dino", "objective", warmup_epochs=2)) == [True, False]
+    assert stay("moco_v3", "encoder.patch_embed.proj.weight") == [True, True]
+    assert stay("moby", "encoder.patch_embed.proj.weight") == [False, False]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:torch.searchsorted")  # of timm, which resamples tables
+def test_a_swin_is_trained_and_loads_into_transfers(tmp_path: Path) -> None:
+    """EsViT's encoder: narrow views are smaller than the model's images."""
+    swin = {"timm": "swin_tiny_patch4_window7_224", "encoder": {"image_size": 32, "drop_path": 0.1}}
+    data = values("esvit")["data"] | {"size": 32, "views": {"narrow": 1, "narrow_size": 16}}
+    cfg = config("esvit", model=swin, data=data, epochs=0.5, batch=4, schedule={})
+    written = JointEmbedding.launch(cfg, tmp_path)
+    assert written[0].backbone == "SwinTransformer"
+    loaded = checkpoints.load(tmp_path / "backbone.safetensors", changes={"image_size": 64, "final_norm": False})
+    images = torch.zeros(1, 3, 64, 64)
+    assert [part.shape[1] for part in loaded.backbone(images, taps=(0, 1, 2, 3)).maps] == [96, 192, 384, 768]
+    teacher = payload(tmp_path, 2)["ema"]
+    same = checkpoints.load_backbone(tmp_path / "backbone.safetensors").model.state_dict()
+    assert_equal(dict(same), {name: teacher[f"encoder.model.{name}"] for name in same})
+
+
+@pytest.mark.slow
+def test_a_monitor_measures_the_exported_encoder(image_folder: Path, tmp_path: Path) -> None:
+    watched = {"data": {"root": str(image_folder)}, "every_epochs": 3.0, "ks": (1, 3), "pool": "cls"}
+    JointEmbedding.launch(config("dino", monitor=watched), tmp_path / "with")
+    JointEmbedding.launch(config("dino"), tmp_path / "without")
+    figures = [row for row in log(tmp_path / "with") if row["kind"] == "monitor"]
+    assert [row["step"] for row in figures] == [6, 10]
+    assert any("knn" in name for name in figures[0])
+    assert losses(tmp_path / "with") == losses(tmp_path / "without")
+
+
+def test_an_alarm_names_a_collapse_that_lasts(caplog: pytest.LogCaptureFixture) -> None:
+    task = JointEmbedding(config("dino", alarm_steps=100), CPU)
+    task.held()
+    fine = {"feature_spread": 0.6, "teacher_entropy": 0.7, "teacher_mean_entropy": 0.9}
+    with caplog.at_level(logging.WARNING):
+        for step in range(0, 300, 20):
+            task.inspect(step, fine)
+        assert not caplog.records
+        for step in range(300, 400, 20):
+            task.inspect(step, fine | {"feature_spread": 0.01})
+        assert [r.getMessage() for r in caplog.records] == [
+            "collapse at step 380, for 100 steps: all images have nearly the same features; lower optim.blr, or raise "
+            "the batch"
+        ]
+        for change in ({"teacher_entropy": 0.999}, {"teacher_mean_entropy": 0.001}):
+            task.healthy = 0
+            task.inspect(100, fine | change)
+    assert ["equal shares" in r.getMessage() or "one prototype" in r.getMessage() for r in caplog.records] == [
+        False, True, True,
+    ]  # fmt: skip
+
+
+BAD: dict[str, tuple[str, Values, str]] = {
+    "a queue smaller than the batch": (
+        "moby", {"objective": MLP | {"queue": 4}}, "objective.queue = 4 is smaller than batch = 8",
+    ),
+    "one wide view": ("dino", {"data": {"views": {"wide": 1}, "size": 16}}, "data.views.wide = 1: .* set it to 2"),
+    "three wide views of a contrast": (
+        "moby", {"data": {"views": {"wide": 3, "narrow": 0}, "size": 16}}, "compares two wide views; set it to 2",
+    ),
+    "narrow views of a contrast": (
+        "moby", {"data": {"views": {"narrow": 2, "narrow_size": 8}, "size": 16}}, "data.views.narrow = 2: .* to 0",
+    ),
+    "a mask without patches": ("dino", {"mask": {}}, "mask is set, but only objective.patches = 'masked' uses it"),
+    "patches without a mask": ("dino", {"objective": HEAD | {"patches": "masked"}}, "nothing is hidden: set mask"),
+    "no teacher": ("dino", {"ema_decay": None}, "ema_decay is not set, but the average is the teacher"),
+    "a narrow view that patches do not fit": (
+        "dino", {"data": {"views": {"narrow_size": 10}, "size": 16}}, "10x10 px cannot be cut into patches",
+    ),
+    "a decay above 1": (
+        "dino", {"ema_decay": {"start": 0.9, "end": 1.5, "epochs": 1.0}}, "give shares, at most 1.0",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_config_is_refused(case: str) -> None:
+    system, change, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        config(system, **change)
+
+
+def test_what_a_run_cannot_do_is_refused_before_it_starts(tmp_path: Path) -> None:
+    split = config("moco_v3", **changed("moco_v3", "run", device_batch=4))
+    with pytest.raises(ValueError, match=r"split its batch into 2 micro-steps: .* from a queue \(objective.queue=4096"):
+        JointEmbedding.launch(split, tmp_path)
+    single = config("moby", **changed("moby", "run", device_batch=1))
+    with pytest.raises(ValueError, match="batch norms, and this run would have one image per forward pass"):
+        JointEmbedding.launch(single, tmp_path)
+    swin = {"timm": "swin_tiny_patch4_window7_224", "encoder": {"image_size": 32}}
+    data = values("ibot")["data"] | {"size": 32, "views": {"narrow": 0}}
+    with pytest.raises(ValueError, match="objective.patches = 'masked', but SwinTransformer has no mask token"):
+        JointEmbedding.launch(config("ibot", model=swin, data=data), tmp_path)
+    with pytest.raises(ValueError, match="the data set is smaller than one batch"):
+        JointEmbedding.launch(config("dino", batch=64), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_tool_estimates_and_shows(tmp_path: Path) -> None:
+    (tmp_path / "config_of_test.py").write_text(config("ibot").source())
+    command = [sys.executable, str(ROOT / "tools" / "pretrain.py"), str(tmp_path / "config_of_test.py")]
+    for option, expected in (("--show", "objective.patches = 'masked'"), ("--estimate", "images/s, ")):
+        done = subprocess.run([*command, option], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert expected in done.stdout
+
+
+GOLDEN = ROOT / "tests" / "golden" / "joint_losses.json"
+
+
+def golden_losses(system: str, folder: Path) -> list[float]:
+    """Return the losses of the run in float64 on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    try:
+        JointEmbedding.launch(config(system), folder)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_num_threads(threads)
+    return list(losses(folder).values())
+
+
+@pytest.mark.skipif(torch.__version__ < (2, 11), reason="torch 2.6 draws other numbers from the same seed")
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_losses_are_the_committed_ones(system: str, tmp_path: Path) -> None:
+    assert golden_losses(system, tmp_path) == pytest.approx(json.loads(GOLDEN.read_text())[system], rel=1e-6)
+
+
+def test_a_joint_model_is_what_the_config_says() -> None:
+    task = JointEmbedding(config("ibot"), CPU)
+    task.open()
+    assert isinstance(task.joint, Joint)
+    assert task.joint.mask_token is not None
+    assert task.joint.patch_head is None
