@@ -8,7 +8,7 @@ Cost:      that of dino_small_64px.py, and the head for the patches.
 Published: none at this scale.
 """
 
-_base_ = ["./dino_small_64px.py"]
+_base_ = "./dino_small_64px.py"
 
 objective = dict(patches="masked")
 mask = dict(name="block", ratio=0.3, spread=0.2, share=0.5)

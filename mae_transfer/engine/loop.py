@@ -225,7 +225,8 @@ class _Run:
                 group["weight_decay"] = rates.weight_decay
         if self.cfg.clip_norm is not None:
             scaler.unscale_(optimizer)
-            norm = {"grad_norm": clip_gradients(self.state.model.parameters(), self.cfg.clip_norm)}
+            parameters, each = self.state.model.parameters(), self.cfg.clip_each
+            norm = {"grad_norm": clip_gradients(parameters, self.cfg.clip_norm, each=each)}
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)

@@ -129,11 +129,11 @@ class OptimConfig(Schema):
         return self
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], clip: float | EachTensor) -> Tensor:
-    """Clip the gradients in place; return their total norm before, 0-d."""
-    if not isinstance(clip, EachTensor):
-        return nn.utils.clip_grad_norm_(parameters, clip)
-    norms = [nn.utils.clip_grad_norm_(p, clip.each) for p in parameters if p.grad is not None]
+def clip_gradients(parameters: Iterable[nn.Parameter], most: float, *, each: bool) -> Tensor:
+    """Clip the norm of all gradients, or of each tensor, to `most`, in place; return the total norm before, 0-d."""
+    if not each:
+        return nn.utils.clip_grad_norm_(parameters, most)
+    norms = [nn.utils.clip_grad_norm_(p, most) for p in parameters if p.grad is not None]
     return nn.utils.get_total_norm(norms)
 
 

@@ -16,8 +16,6 @@ from mae_transfer.bounds import Between, Count, FewOrNone, Positive, Seed, Whole
 from mae_transfer.config import Schema
 from mae_transfer.engine import checkpoint
 from mae_transfer.engine.dist import DeviceName, Dist, unwrap_model
-from mae_transfer.engine.optim import EachTensor
-from mae_transfer.engine.schedule import Anneal
 from mae_transfer.record import Record, Seconds
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -78,10 +76,12 @@ class LoopConfig(Schema):
     """Micro-steps per optimizer step on each device (see `micro_steps`)."""
     precision: Precision = "float32"
     """Autocast type of the forward pass. float16 scales the loss (GradScaler); float32 keeps the model's own type."""
-    clip_norm: Positive | EachTensor | None = None
-    """Largest gradient norm, l2, of all tensors or of each one; None: no clipping."""
-    ema_decay: Between | Anneal | None = None
-    """Decay per step of the averaged weights; None: no average."""
+    clip_norm: Positive | None = None
+    """Largest total gradient norm, l2; None: no clipping."""
+    clip_each: bool = False
+    """Whether `clip_norm` bounds the norm of each tensor instead of the total."""
+    ema_decay: Between | None = None
+    """Decay per step of the averaged weights, at first if it moves (Rates); None: no average."""
     evaluated: Literal["average", "trained"] = "average"
     """The weights to evaluate and export, if there is an average."""
     seed: Seed = 0
@@ -128,8 +128,7 @@ class TrainState:
     ) -> TrainState:
         """Return the state before step 0, from an assembled model and an optimizer over its parameters."""
         scaler = torch.amp.GradScaler(dist.device.type, enabled=cfg.precision == "float16")
-        decay = cfg.ema_decay.start if isinstance(cfg.ema_decay, Anneal) else cfg.ema_decay
-        ema = ModelEmaV3(unwrap_model(model), decay=decay) if decay is not None else None
+        ema = ModelEmaV3(unwrap_model(model), decay=cfg.ema_decay) if cfg.ema_decay is not None else None
         return cls(model, optimizer, scaler, ema, dist, held, cfg.evaluated, digest, dict(extra or {}))
 
     @property

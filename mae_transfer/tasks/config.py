@@ -87,6 +87,9 @@ class TrainConfig(RunnableConfig):
 
     @model_validator(mode="after")
     def _decay_fits(self) -> Self:
-        if isinstance(self.ema_decay, Anneal) and max(self.ema_decay.start, self.ema_decay.end) > 1:
-            raise ValueError(f"ema_decay: {self.ema_decay.start:g} to {self.ema_decay.end:g}: give shares, at most 1.0")
+        decay = self.ema_decay
+        if isinstance(decay, Anneal) and not (0 < decay.start < 1 and decay.end <= 1):
+            raise ValueError(
+                f"ema_decay: {decay.start:g} to {decay.end:g}: start between 0 and 1, and end at 1.0 or below"
+            )
         return self

@@ -23,8 +23,8 @@ from mae_transfer.data.sources import Fingerprint, compare_fingerprints, fingerp
 from mae_transfer.engine.dist import assemble
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.loop import Evaluate, Step, train
-from mae_transfer.engine.optim import Group, param_groups, peak_lr
-from mae_transfer.engine.schedule import Rates, lr_at, moving
+from mae_transfer.engine.optim import EachTensor, Group, param_groups, peak_lr
+from mae_transfer.engine.schedule import Anneal, Rates, lr_at, moving
 from mae_transfer.engine.state import LoopConfig, TrainState, micro_steps
 from mae_transfer.engine.state import resume as resume_state
 from mae_transfer.models.attention import CPU_HAS_AMX
@@ -205,6 +205,7 @@ class Task(RecordedRun[C]):
     def loop(self) -> LoopConfig:
         """Return how long and how precisely to train, in the engine's terms."""
         cfg, per_epoch, wanted = self.cfg, self.order().steps_per_epoch, self.cfg.run.device_batch
+        clip, decay = cfg.optim.clip_norm, cfg.ema_decay
         # "auto" begins with the whole share
         micro = wanted if isinstance(wanted, int) else None
         _, accumulate = micro_steps(cfg.batch, device_batch=micro, world=self.dist.world)
@@ -214,8 +215,9 @@ class Task(RecordedRun[C]):
             global_batch=cfg.batch,
             accumulate=accumulate,
             precision=cfg.precision,
-            clip_norm=cfg.optim.clip_norm,
-            ema_decay=cfg.ema_decay,
+            clip_norm=clip.each if isinstance(clip, EachTensor) else clip,
+            clip_each=isinstance(clip, EachTensor),
+            ema_decay=decay.start if isinstance(decay, Anneal) else decay,
             seed=cfg.seed,
             evaluate_every=max(1, round(cfg.evaluate_epochs * per_epoch)) if cfg.evaluate_epochs else None,
             run=cfg.run,

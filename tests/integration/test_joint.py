@@ -201,7 +201,7 @@ BAD: dict[str, tuple[str, Values, str]] = {
         "dino", {"data": {"views": {"narrow_size": 10}, "size": 16}}, "10x10 px cannot be cut into patches",
     ),
     "a decay above 1": (
-        "dino", {"ema_decay": {"start": 0.9, "end": 1.5, "epochs": 1.0}}, "give shares, at most 1.0",
+        "dino", {"ema_decay": {"start": 0.9, "end": 1.5, "epochs": 1.0}}, "end at 1.0 or below",
     ),
 }  # fmt: skip
 

@@ -13,7 +13,7 @@ from toy import Toy, ToyBatch, batches, config, equal, toy_step, weights
 from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.loop import Step, train
-from mae_transfer.engine.optim import EachTensor, OptimConfig, param_groups
+from mae_transfer.engine.optim import OptimConfig, param_groups
 from mae_transfer.engine.schedule import Anneal, Rates, moving
 from mae_transfer.engine.state import LoopConfig, TrainState, resume
 
@@ -61,7 +61,7 @@ def run(folder: Path, cfg: LoopConfig) -> tuple[TrainState, list[Tensor]]:
 
 
 def options(steps: int = STEPS) -> LoopConfig:
-    return config(steps=steps, ema_decay=MOMENTUM, clip_norm=EachTensor(each=0.05))
+    return config(steps=steps, ema_decay=MOMENTUM.start, clip_norm=0.05, clip_each=True)
 
 
 def test_teacher_weight_decay_and_clipping_follow_their_formulas(tmp_path: Path) -> None:

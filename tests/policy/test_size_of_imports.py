@@ -8,7 +8,7 @@ import sys
 
 MOST = {
     "pretrain": 67,
-    "joint": 76,
+    "joint": 67,
     "tokenizer": 55,
     "classify": 58,
     "knn": 56,
