@@ -134,7 +134,7 @@ def test_prototypes_and_the_stem_stay_frozen_while_they_should(tmp_path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:torch.searchsorted")  # of timm, which resamples tables
+@pytest.mark.filterwarnings("ignore::UserWarning:timm")  # timm resamples tables
 def test_a_swin_is_trained_and_loads_into_transfers(tmp_path: Path) -> None:
     """EsViT's encoder: narrow views are smaller than the model's images."""
     swin = {"timm": "swin_tiny_patch4_window7_224", "encoder": {"image_size": 32, "drop_path": 0.1}}
