@@ -102,13 +102,18 @@ def inside(extent: Tensor, size: int | tuple[int, int]) -> Tensor:
     return (rows[:, :, None] & columns[:, None, :])[:, None]
 
 
-class MapDataConfig(BaseDataConfig):
-    """Which images with class maps to use, and how to crop them."""
+class MapsConfig(BaseDataConfig):
+    """Which images with class maps to use."""
 
     train: AnyMaps = AdeConfig(split="training")
     """The training set."""
     val: AnyMaps = AdeConfig(split="validation")
     """The same for validation."""
+
+
+class MapDataConfig(MapsConfig):
+    """How to crop images with class maps."""
+
     holdout: AnyMaps | None = None
     """The same for the images on which select="best" chooses the state: a part of the training set, or another set."""
     size: Sides = 512
@@ -137,13 +142,9 @@ class MapDataConfig(BaseDataConfig):
         return self
 
 
-class ResizedMapsConfig(BaseDataConfig):
-    """Which images with class maps to use, and to what size to resize them."""
+class ResizedMapsConfig(MapsConfig):
+    """To what size to resize images with class maps."""
 
-    train: AnyMaps = AdeConfig(split="training")
-    """The training set."""
-    val: AnyMaps = AdeConfig(split="validation")
-    """The same for validation."""
     size: Sides = 512
     """Size that every image is resized to, whatever its aspect ratio: pixels per side, or (height, width). A multiple
     of the backbone's patch."""

@@ -1,6 +1,7 @@
 """suite/store: finished runs that suites share, roots that are remembered, and finished runs that stay."""
 
 import errno
+import importlib
 import json
 import threading
 import time
@@ -255,6 +256,19 @@ def test_fingerprints_are_computed_once_per_state_of_the_folder(
     time.sleep(0.01)
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(images / "train" / "class0" / "new.png")
     assert DataSets(tmp_path / "d").fingerprints(cfg) != first
+
+
+def test_the_data_of_every_task_that_a_suite_runs_are_of_a_kind_that_it_can_open() -> None:
+    from mae_transfer.data import ImagesConfig
+    from mae_transfer.data.maps import MapsConfig
+    from mae_transfer.data.objects import ObjectDataConfig
+    from mae_transfer.suite.graph.toolbox import TOOLBOX
+
+    for tool in TOOLBOX.values():
+        for schema in tool.tasks.values():
+            module, _, name = schema.partition(":")
+            cls = getattr(importlib.import_module(f"mae_transfer.tasks.{module}"), name)
+            assert issubclass(cls.model_fields["data"].annotation, ImagesConfig | MapsConfig | ObjectDataConfig), name
 
 
 def test_a_note_of_an_earlier_version_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

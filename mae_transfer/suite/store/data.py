@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mae_transfer.data import ImagesConfig, open_source
-from mae_transfer.data.maps import MapDataConfig, open_map_set
+from mae_transfer.data.maps import MapsConfig, open_map_set
 from mae_transfer.data.objects import ObjectDataConfig, open_object_set
 from mae_transfer.data.sources import fingerprint
 from mae_transfer.locks import locked
@@ -97,7 +97,7 @@ def _sources(data: Any) -> dict[str, Any]:
     specs = {part: spec for part in PARTS if (spec := getattr(data, part, None)) is not None}
     if isinstance(data, ImagesConfig):
         return {part: open_source(spec, data.root) for part, spec in specs.items()}
-    if isinstance(data, MapDataConfig):
+    if isinstance(data, MapsConfig):
         return {part: open_map_set(spec, data.root) for part, spec in specs.items()}
     assert isinstance(data, ObjectDataConfig)
     return {part: open_object_set(spec, data.root, masks=True) for part, spec in specs.items()}
