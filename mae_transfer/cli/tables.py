@@ -74,7 +74,11 @@ def run(args: argparse.Namespace) -> None:
     else:
         tables, same = comparison.worth_printing(found, show=args.published, about=about)
     if args.why:
-        print("\n".join(comparison.misses(tables)) or "every result has its published number beside it")
+        beside = any(
+            cell.ours and cell.published for table in tables for row in table.own for cell in row.cells.values()
+        )
+        nothing = "every result has its published number beside it" if beside else "no published number is comparable"
+        print("\n".join(comparison.misses(tables)) or nothing)
     elif not tables:
         print("these results belong to no table: see --list", file=sys.stderr)
     elif args.format == "csv":

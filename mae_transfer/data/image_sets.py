@@ -52,8 +52,11 @@ class ImageSet(NamedTuple):
     def remedy(self) -> str:
         """Return what to do about missing or damaged files."""
         if self.at_hand:
-            return f"torchvision cannot download it; place it as torchvision.datasets.{self.source} documents"
-        return "remove its files and use --download, or name the folder of torchvision's data sets with --source"
+            return "torchvision cannot download it; docs/data.md lists the files and where they belong"
+        return (
+            "add the missing files, or remove its folder and use --download; --source names the folder of "
+            "torchvision's data sets"
+        )
 
 
 def _split(*train: str) -> Any:

@@ -199,9 +199,14 @@ def split(source: Source, *, label_fraction: float = 1.0, holdout_fraction: floa
     if not holdout_fraction:
         return Split(LabelledSubset(source, np.concatenate(train)), None)
     if not sum(map(len, held_out)):
+        cause, remedy = (
+            ("each class has one image", "add images")
+            if label_fraction == 1
+            else (f"label_fraction={label_fraction:g} keeps one image per class", "raise data.label_fraction")
+        )
         raise ValueError(
-            f"no image can be held out (holdout_fraction={holdout_fraction:g}), because label_fraction="
-            f"{label_fraction:g} keeps one image per class: raise data.label_fraction, or set data.holdout_fraction=0"
+            f"no image can be held out (holdout_fraction={holdout_fraction:g}), because {cause}: {remedy}, or set "
+            "data.holdout_fraction=0"
         )
     return Split(*(LabelledSubset(source, np.concatenate(indices)) for indices in (train, held_out)))
 

@@ -25,8 +25,7 @@ def save_curves(log: Path, path: Path) -> None:
         losses.plot(*_curve(held_out, name), color=f"C{number}", marker="o", markersize=3, label=name.replace("_", " "))
     losses.set_ylabel("loss")
     losses.legend(frameon=False)
-    unseen = ("top5", "mean-per-class")
-    shown = {key for row in monitored for key in row if "_" in key and not key.endswith(unseen) and "/" not in key}
+    shown = {key for row in monitored for key in row if is_shown(key)}
     for axes in others:
         for number, name in enumerate(sorted(shown)):
             epochs, shares = _curve(monitored, name)
@@ -43,6 +42,11 @@ def save_curves(log: Path, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
+
+
+def is_shown(figure: str) -> bool:
+    """Return whether a picture shows a figure of the monitor: no second metric, and nothing that was selected."""
+    return "_" in figure and "/" not in figure and not figure.endswith(("top5", "mean-per-class"))
 
 
 def _curve(rows: list[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:

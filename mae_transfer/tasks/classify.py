@@ -197,8 +197,12 @@ class Classify(Transfer[ClassifierConfig]):
         return figures
 
     def final_figures(self) -> dict[str, float]:
+        return self.choose(self.final_history())
+
+    def final_history(self) -> Mapping[str, Mapping[str, float]]:
+        """Return the evaluations among which the reported one is selected: all, or the last."""
         history, last = self.state.extra["history"], str(self.state.step)
-        return self.choose(history if self.cfg.select == "best" else {last: history[last]})
+        return history if self.cfg.select == "best" else {last: history[last]}
 
     def title(self) -> str:
         cfg, backbone = self.cfg, self.backbone
@@ -232,6 +236,14 @@ class Classify(Transfer[ClassifierConfig]):
         several = len(self.protocol.kinds) > 1
         return ", ".join(f"{f'{r.protocol} ' if several else ''}{r.split} {r.metric} {r.value:.2f}%" for r in written)
 
+    def closing_words(self, written: list[Result]) -> str:
+        """Say which probes the held-out images selected, before the figures."""
+        found = self.selected(self.final_history()) if len(self.protocol.row) > 1 else {}
+        chosen = [
+            f"selected {probe} of {len(self.protocol.kinds[kind])} {kind} probes" for kind, (_, probe) in found.items()
+        ]
+        return "\n".join([*chosen, super().closing_words(written)])
+
     def reduce(self, measured: Mapping[str, float]) -> dict[str, float]:
         return self.choose({"0": measured})
 
@@ -243,15 +255,10 @@ class Classify(Transfer[ClassifierConfig]):
 
         history: step -> figures that were measured there.
         """
-        kinds = self.protocol.kinds
         figures: dict[str, float] = {}
-        for kind, probes in kinds.items():
-            candidates = [(step, probe) for step in sorted(history, key=int) for probe in probes]
-            step, probe = candidates[0]
-            if len(candidates) > 1:
-                assert "holdout" in self.splits, "nothing may be selected on the reported images"
-                step, probe = max(candidates, key=lambda c: history[c[0]][key("holdout", "top1", c[1])])
-            prefix = f"{kind}/" if len(kinds) > 1 else ""
+        selected = self.selected(history)
+        for kind, (step, probe) in selected.items():
+            prefix = f"{kind}/" if len(selected) > 1 else ""
             figures |= {
                 prefix + key(split, metric, ""): history[step][key(split, metric, probe)]
                 for split in self.splits
@@ -259,6 +266,17 @@ class Classify(Transfer[ClassifierConfig]):
                 if key(split, metric, probe) in history[step]  # earlier versions measured no mean per class
             }
         return figures | {name: count for name, count in history[step].items() if name.endswith("_unreadable")}
+
+    def selected(self, history: Mapping[str, Mapping[str, float]]) -> dict[str, tuple[str, str]]:
+        """Return the step and the score of each kind that are best on the held-out images; see `choose`."""
+        found = {}
+        for kind, probes in self.protocol.kinds.items():
+            candidates = [(step, probe) for step in sorted(history, key=int) for probe in probes]
+            found[kind] = candidates[0]
+            if len(candidates) > 1:
+                assert "holdout" in self.splits, "nothing may be selected on the reported images"
+                found[kind] = max(candidates, key=lambda c: history[c[0]][key("holdout", "top1", c[1])])
+        return found
 
     def load_trained(self, reference: str) -> Trained:
         """Return the classifier that a reference names: a training state, or a released one with its head."""

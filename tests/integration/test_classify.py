@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -187,7 +188,10 @@ def test_each_kind_of_head_is_selected_and_reported_on_its_own(base: Values, tmp
     state = tmp_path / "run" / "checkpoints" / "step_00000006.pt"
     again = classify.Classify.evaluate_checkpoint(cfg, str(state), None)
     assert [(r.protocol, r.split, r.value) for r in again] == [(r.protocol, r.split, r.value) for r in written]
-    assert f"efficient val top1 {written[6].value:.2f}%, efficient val mean-per-class" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"efficient val top1 {written[6].value:.2f}%, efficient val mean-per-class" in said
+    assert re.search(r"selected (cls|mean)_x(0p3|3) of 4 linear probes", said)
+    assert re.search(r"selected cross_patches_x(0p3|3) of 2 cross probes", said)
     few = config(base, data=base["data"] | {"label_fraction": 0.5}, **ATTENTIVE)
     assert few.titles() == ("linear-50%-labels", "efficient-50%-labels", "cross-50%-labels")
     alone = config(base, **LINEAR | {"protocol": {"name": "linear", "heads": ("efficient",), "queries": 4}})

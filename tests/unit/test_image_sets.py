@@ -226,7 +226,7 @@ def refused(name: str, root: Path, capsys: pytest.CaptureFixture[str]) -> str:
 def test_missing_and_half_sets_are_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "source"
     assert re.search(
-        r"pets in .* cannot be opened \(Dataset not found\.\): remove .* --download", refused("pets", tmp_path, capsys)
+        r"pets in .* cannot be opened \(Dataset not found\.\): add .* --download", refused("pets", tmp_path, capsys)
     )
     assert "torchvision cannot download it" in refused("cars", tmp_path, capsys)
     dtd(source)

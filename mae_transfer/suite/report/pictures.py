@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from mae_transfer.ablations import slug
+from mae_transfer.draw.curves import is_shown
 from mae_transfer.suite.store.records import Note
 from mae_transfer.suite.tables.figures import STYLE, plain, svg
 
@@ -98,8 +99,10 @@ def logged(path: Path) -> dict[str, tuple[list[int], list[float]]]:
             continue
         if not isinstance(row, dict) or not isinstance(row.get("step"), int):
             continue
-        training = row.get("kind") == "train"
+        training, monitored = (row.get("kind") == kind for kind in ("train", "monitor"))
         for name in ["loss"] if training else [name for name in row if name not in ("kind", "step", "epoch")]:
+            if monitored and not is_shown(name):
+                continue
             if isinstance(row.get(name), float):
                 steps, values = series["training loss" if training else name]
                 steps.append(row["step"])

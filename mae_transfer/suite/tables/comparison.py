@@ -35,7 +35,7 @@ SUMMARY_ORDER = (
     "fine-tune", "partial", "linear", "efficient", "cross", "k-NN", "ridge", "logreg", "box AP", "mask AP", "mIoU"
 )  # fmt: skip
 FROZEN_ORDER = [title for protocols in FROZEN.values() for title in protocols.values()]
-FIXED_K = "k-NN: k = 20, fixed beforehand"
+FIXED_K = "k-NN of own runs: k = 20, fixed beforehand"
 FEWEST_RANKED = 2  # rows, and columns
 JUDGED = ("%", "rank")  # units of which a number may be the best
 NO_SUITE = About()
