@@ -6,9 +6,10 @@ encoder width, K width of the heads.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from mae_transfer.config import Schema
@@ -24,10 +25,20 @@ class JointModelConfig(Schema):
     encoder: ViTConfig = ViTConfig()
     """The backbone; transfer keeps it."""
     timm: str | None = None
-    """A model of timm as the backbone instead, with fresh weights: "swin_tiny_patch4_window7_224". Of `encoder`, it has
-    image size and drop path."""
+    """A model of timm as the backbone instead, with fresh weights: "swin_tiny_patch4_window7_224". Of `encoder`, only
+    image_size and drop_path may be set then."""
     freeze_stem: bool = False
     """Whether the patch projection keeps its random weights (MoCo v3, section 4)."""
+
+    @model_validator(mode="after")
+    def _timm_has_its_own_encoder(self) -> Self:
+        usual = ViTConfig()
+        for key, value in self.encoder if self.timm else ():
+            if key not in ("image_size", "drop_path") and value != getattr(usual, key):
+                raise ValueError(
+                    f"model.encoder.{key} = {value!r} has no effect on model.timm = {self.timm!r}: remove one of them"
+                )
+        return self
 
     def name(self) -> str:
         """Return the name of the encoder in tables."""

@@ -20,7 +20,9 @@ class PrototypeHead(nn.Module):
     def __init__(self, dim: int, *, hidden: int, bottleneck: int, out: int, layers: int, fixed_norm: bool) -> None:
         """Create the head.
 
-        fixed_norm: prototypes keep unit length (norm_last_layer); else each has a trained length, 1 at first.
+        fixed_norm: prototypes keep unit length (norm_last_layer); else each has a trained length, 1 at first, with
+            weight decay, as weight_g in DINO. It also decays while prototypes are frozen, by about 0.5 % in an epoch of
+            warm-up; DINO's does not.
         """
         super().__init__()
         modules: list[nn.Module] = []

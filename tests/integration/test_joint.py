@@ -200,6 +200,10 @@ BAD: dict[str, tuple[str, Values, str]] = {
     "a narrow view that patches do not fit": (
         "dino", {"data": {"views": {"narrow_size": 10}, "size": 16}}, "10x10 px cannot be cut into patches",
     ),
+    "a ViT's field beside a model of timm": (
+        "dino", {"model": {"timm": "swin_tiny_patch4_window7_224", "encoder": {"image_size": 16, "patch": 4}}},
+        r"model\.encoder\.patch = 4 has no effect on model\.timm = 'swin_tiny_patch4_window7_224'",
+    ),
     "a decay above 1": (
         "dino", {"ema_decay": {"start": 0.9, "end": 1.5, "epochs": 1.0}}, "end at 1.0 or below",
     ),

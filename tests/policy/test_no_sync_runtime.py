@@ -1,18 +1,20 @@
-"""The MAE with every target and all classifiers read no tensor's value and no data-dependent shape in a step.
+"""The steps of pretraining and of all classifiers read no tensor's value and no data-dependent shape.
 
 torch's dispatcher reports such reads.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mae_transfer.config import members
+from mae_transfer.config import members, validate
 from mae_transfer.core.normalize import IMAGENET, normalize
+from mae_transfer.data.loader import Key
 from mae_transfer.data.maps import MapBatch
 from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.loop import Step
@@ -23,6 +25,7 @@ from mae_transfer.models.dvae import DVAE
 from mae_transfer.models.mae import MAE, DecoderConfig, MAEConfig
 from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.targets import AnyTarget
+from mae_transfer.tasks.joint import JointConfig, JointEmbedding
 from mae_transfer.tasks.protocols import Feed, Finetune, LinearProbe, Partial
 from mae_transfer.tasks.segment import segmenter_loss
 from mae_transfer.tasks.segment_protocols import SegmentProbe, UperNet
@@ -81,6 +84,38 @@ def test_a_step_of_the_mae_never_waits(part, corrupt):
         target.metrics(prediction.detach(), truth)
         target.loss(prediction, truth).mean().backward()
     assert not waiting.seen
+
+
+DISTILL = {"name": "distill", "out": 12, "hidden": 8, "bottleneck": 4}
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "dino": {"objective": DISTILL},
+    "ibot": {"objective": DISTILL | {"patches": "masked"}, "mask": {}},
+    "esvit": {"objective": DISTILL | {"patches": "matched", "shared": False}},
+    "moco_v3": {"objective": {"name": "contrast", "out": 4, "hidden": 8}},
+    "moby": {"objective": {"name": "contrast", "out": 4, "hidden": 8, "queue": 6}},
+}
+
+
+@pytest.mark.parametrize("system", OBJECTIVES)
+def test_a_step_of_joint_embedding_never_waits(system):
+    """With the teacher, the figures of a log line, and the move of centre or queue."""
+    cfg = validate({
+        "scale": "mini", "epochs": 1.0, "batch": 4, "optim": {"lr": 1e-3}, "ema_decay": 0.9, "run": {"device": "cpu"},
+        "data": {"train": {"name": "shapes", "size": 16, "length": 4}, "val": {"name": "shapes", "size": 16},
+            "size": 16, "views": {"narrow": 0 if OBJECTIVES[system]["objective"]["name"] == "contrast" else 1, "narrow_size": 8}},
+        "model": {"encoder": {"size": None, "dim": 16, "depth": 2, "heads": 2, "patch": 4, "image_size": 16}},
+        **OBJECTIVES[system],
+    }, JointConfig, where="test")  # fmt: skip
+    task = JointEmbedding(cfg, Dist(torch.device("cpu")))
+    task.open()
+    task.prepare(LoopConfig(steps=1, steps_per_epoch=1, global_batch=4))
+    task.held()
+    batch = task.training_samples()[[Key(0, image, 0) for image in range(4)]].batch
+    teacher = copy.deepcopy(task.joint).eval()
+    with Waiting() as waiting:
+        task.loss(task.joint, batch, Step(0, 0, True, teacher))[0].backward()
+    assert not waiting.seen
+    assert not task.objective.pending
 
 
 def test_a_step_of_the_tokenizer_never_waits():

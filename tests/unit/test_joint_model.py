@@ -12,6 +12,7 @@ from torch import nn
 
 from mae_transfer.config import validate
 from mae_transfer.core.patches import patchify, take
+from mae_transfer.engine.optim import param_groups
 from mae_transfer.interfaces import Hidden
 from mae_transfer.models.joint import Joint
 from mae_transfer.models.vit import ViT, ViTConfig
@@ -113,6 +114,17 @@ def test_frozen_prototypes_get_a_gradient_of_exactly_zero() -> None:
         optimizer.zero_grad()
         same = torch.allclose(F.normalize(head.prototypes.detach(), dim=1), before)
         assert same is (live == 0.0)  # weight decay changes the length of a prototype, not its direction
+
+
+def test_lengths_and_directions_of_prototypes_decay_as_in_dino() -> None:
+    """DINO's get_params_groups spares biases and parameters of one dimension; weight_g is (K, 1), weight_v (K, D)."""
+    head = PrototypeHead(4, hidden=8, bottleneck=6, out=K, layers=3, fixed_norm=False)
+    decays = {
+        id(p) for g in param_groups(head, weight_decay=0.1, no_decay=()) if g["weight_decay"] for p in g["params"]
+    }
+    assert {name for name, p in head.named_parameters() if id(p) in decays} == {
+        "prototypes", "length", "mlp.0.weight", "mlp.2.weight", "mlp.4.weight",
+    }  # fmt: skip
 
 
 def test_a_projection_has_the_statistics_of_one_view_in_both_modes() -> None:
