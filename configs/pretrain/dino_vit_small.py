@@ -1,8 +1,7 @@
 """DINO, ViT-S/16, 800 epochs of ImageNet-1K (Caron et al., arXiv 2104.14294): the released model.
 
 The 100-epoch defaults of main_dino.py are other values: batch 512, 8 narrow views, clip_norm=dict(each=3.0),
-prototypes of fixed length, a constant teacher temperature of 0.04. Weights start as MAE's, not from a truncated normal
-distribution as in the release (models/initialize.py).
+prototypes of fixed length, a constant teacher temperature of 0.04.
 
 Command:   torchrun --nproc-per-node 8 tools/pretrain.py configs/pretrain/dino_vit_small.py --work-dir runs/dino_s \
            --set data.root=/data/imagenet
@@ -20,7 +19,9 @@ data = dict(
     size=224,
     views=dict(narrow=10, wide_scale=(0.25, 1.0), narrow_scale=(0.05, 0.25)),
 )
-model = dict(encoder=dict(size="vit_small", patch=16, image_size=224, positions="learned", antialias=False, drop_path=0.1))
+model = dict(
+    encoder=dict(size="vit_small", patch=16, image_size=224, positions="learned", antialias=False, drop_path=0.1, init="dino")
+)
 objective = dict(name="distill", out=65536, fixed_norm=False, warmup_temperature=0.04, teacher_temperature=0.07, warmup_epochs=30)
 optim = dict(algorithm=dict(name="adamw"), blr=5e-4, weight_decay=dict(start=0.04, end=0.4, epochs="100%"), clip_norm=None)
 schedule = dict(warmup_epochs=10, min_lr=1e-6)

@@ -1,8 +1,5 @@
 """iBOT, ViT-B/16, 400 epochs of ImageNet-1K (Zhou et al., arXiv 2111.07832): the released model.
 
-Weights start as MAE's, not from a truncated normal distribution
-as in the release (models/initialize.py).
-
 Command:   torchrun --nproc-per-node 8 tools/pretrain.py configs/pretrain/ibot_vit_base.py --work-dir runs/ibot_b \
            --set data.root=/data/imagenet
 Cost:      400 epochs are 512 million images of 12 views.
@@ -19,7 +16,9 @@ data = dict(
     size=224,
     views=dict(narrow=10, wide_scale=(0.32, 1.0), narrow_scale=(0.05, 0.32)),
 )
-model = dict(encoder=dict(size="vit_base", patch=16, image_size=224, positions="learned", antialias=False, drop_path=0.1))
+model = dict(
+    encoder=dict(size="vit_base", patch=16, image_size=224, positions="learned", antialias=False, drop_path=0.1, init="dino")
+)
 objective = dict(name="distill", out=8192, patches="masked", freeze_epochs=3, warmup_temperature=0.04, teacher_temperature=0.07, warmup_epochs=50)
 mask = dict(name="block", ratio=0.3, spread=0.2, share=0.5)
 optim = dict(algorithm=dict(name="adamw"), blr=7.5e-4, weight_decay=dict(start=0.04, end=0.4, epochs="100%"), clip_norm=dict(each=0.3))

@@ -1,7 +1,6 @@
 """MoCo v3, ViT-B/16, 300 epochs of ImageNet-1K (Chen et al., arXiv 2104.02057).
 
-The negatives are the whole batch, so it is not split into micro-steps. Batch norms are synchronised over GPUs. The
-class token starts at zero, the paper's at 1e-6; patch filters have another random start (init "vit").
+The negatives are the whole batch, so it is not split into micro-steps. Batch norms are synchronised over GPUs.
 
 Command:   torchrun --nproc-per-node 8 tools/pretrain.py configs/pretrain/moco_v3_vit_base.py --work-dir runs/moco_b \
            --set data.root=/data/imagenet
@@ -19,7 +18,7 @@ data = dict(
     size=224,
     views=dict(narrow=0, wide_scale=(0.08, 1.0)),
 )
-model = dict(encoder=dict(size="vit_base", patch=16, image_size=224, init="vit"), freeze_stem=True)
+model = dict(encoder=dict(size="vit_base", patch=16, image_size=224, init="moco-v3"), freeze_stem=True)
 objective = dict(name="contrast", temperature=0.2)
 optim = dict(algorithm=dict(name="adamw"), blr=1.5e-4, weight_decay=0.1)
 schedule = dict(warmup_epochs=40)

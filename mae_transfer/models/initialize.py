@@ -9,17 +9,22 @@ beit      TN, rescaled       TN             TN                 TN               
 simmim    TN, rescaled       TN             TN                 TN                 0           0
 maskfeat  N                  N              N                  N                  uniform     0.02
 vit       X (q, k, v apart)  LeCun normal   0, N               N                  0           0
+dino      N                  uniform        N, 0               N                  uniform     0
+moco-v3   X (q, k, v apart)  X              1e-6, N            sin-cos            0           0
 
-Rescaled: attn.proj and mlp.fc2 of block l, 1-based, are divided by sqrt(2 l). Uniform: torch's default for the bias of
-a convolution, within 1/sqrt(p * p * C). The prediction layer has torch's uniform weights and bias (simmim), a bias of 0
+1e-6: normal with this standard deviation. DINO's mask token is iBOT's (models/joint.py).
+Rescaled: attn.proj and mlp.fc2 of block l, 1-based, are divided by sqrt(2 l). Uniform: torch's default for a
+convolution, within 1/sqrt(p * p * C). The prediction layer has torch's uniform weights and bias (simmim), a bias of 0
 (maskfeat), or weights of 0 (vit). Norms start at weight 1 and bias 0, except that the norms in maskfeat's blocks have a
 bias of 0.02. The biases of vit's MLPs are normal with standard deviation 1e-6. LayerScale and the tables of relative
 positions are constants.
 
 Sources: facebookresearch/mae models_mae.py (by RECIPES 1 (a)); microsoft/unilm beit/modeling_pretrain.py;
 microsoft/SimMIM models/simmim.py; facebookresearch/SlowFast slowfast/models/video_model_builder.py and head_helper.py,
-whose MaskFeat does not rescale; google-research/vision_transformer vit_jax/models_vit.py. MIMDet's
-models/benchmarking.py initialises Li et al.'s detectors as BEiT does.
+whose MaskFeat does not rescale; google-research/vision_transformer vit_jax/models_vit.py; facebookresearch/dino
+vision_transformer.py and bytedance/ibot models/vision_transformer.py, which cut at 100 standard deviations; timm's
+init_weights_vit_moco, and section 4 of MoCo v3. MIMDet's models/benchmarking.py initialises Li et al.'s detectors as
+BEiT does.
 """
 
 from __future__ import annotations
@@ -30,7 +35,7 @@ import torch
 from timm.layers.weight_init import lecun_normal_
 from torch import Tensor, nn
 
-Init = Literal["mae", "beit", "simmim", "maskfeat", "vit"]
+Init = Literal["mae", "beit", "simmim", "maskfeat", "vit", "dino", "moco-v3"]
 
 STD = 0.02
 
@@ -46,7 +51,7 @@ def initialize(module: nn.Module, init: Init) -> None:
             nn.init.constant_(layer.bias, STD)
         for leaf in ("cls_token", "mask_token", "pos_embed"):
             token = layer._parameters.get(leaf)
-            if token is not None and token.requires_grad and not (init == "mae" and leaf == "pos_embed"):
+            if token is not None and token.requires_grad and not (init in ("mae", "moco-v3") and leaf == "pos_embed"):
                 _token(leaf, token, init)
     if init in ("beit", "simmim"):
         rescale_by_depth(module)
@@ -63,22 +68,24 @@ def rescale_by_depth(module: nn.Module) -> None:
 
 def _weights(name: str, layer: nn.Linear | nn.Conv2d, init: Init) -> None:
     matrix = layer.weight.view(len(layer.weight), -1)
+    if init == "dino" and isinstance(layer, nn.Conv2d):
+        return
     if init in ("beit", "simmim"):
         nn.init.trunc_normal_(matrix, std=STD, a=-STD, b=STD)
-    elif init == "maskfeat":
+    elif init in ("maskfeat", "dino"):
         nn.init.normal_(matrix, std=STD)
     elif init == "vit" and isinstance(layer, nn.Conv2d):
         lecun_normal_(layer.weight)
     elif init == "vit" and _predicts(name):
         nn.init.zeros_(matrix)
     else:
-        for part in matrix.chunk(3) if init == "vit" and name.endswith("attn.qkv") else (matrix,):
+        for part in matrix.chunk(3) if init in ("vit", "moco-v3") and name.endswith("attn.qkv") else (matrix,):
             nn.init.xavier_uniform_(part)
 
 
 def _bias(name: str, layer: nn.Linear | nn.Conv2d, init: Init) -> None:
-    """Initialise the bias; the patch convolution of mae and maskfeat keeps torch's default."""
-    if layer.bias is None or (isinstance(layer, nn.Conv2d) and init in ("mae", "maskfeat")):
+    """Initialise the bias; the patch convolution of mae, maskfeat and dino keeps torch's default."""
+    if layer.bias is None or (isinstance(layer, nn.Conv2d) and init in ("mae", "maskfeat", "dino")):
         return
     if init == "vit" and ".mlp." in name:
         nn.init.normal_(layer.bias, std=1e-6)
@@ -91,6 +98,8 @@ def _token(leaf: str, token: Tensor, init: Init) -> None:
         nn.init.trunc_normal_(token, std=STD, a=-STD, b=STD)
     elif init == "vit" and leaf == "cls_token":
         nn.init.zeros_(token)
+    elif init == "moco-v3" and leaf == "cls_token":
+        nn.init.normal_(token, std=1e-6)
     else:
         nn.init.normal_(token, std=STD)
 

@@ -67,7 +67,7 @@ class Joint(nn.Module):
         self.head, self.predictor = heads.image, heads.predictor
         self.patch_head = None if heads.patches is heads.image else heads.patches  # None: shared
         self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.dim)) if patches == "masked" else None
-        if self.mask_token is not None:
+        if isinstance(encoder, ViT) and self.mask_token is not None and encoder.cfg.init != "dino":
             nn.init.normal_(self.mask_token, std=STD)
         if isinstance(encoder, ViT) and freeze_stem:
             encoder.patch_embed.requires_grad_(False)

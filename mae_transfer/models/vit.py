@@ -98,7 +98,8 @@ class ViTConfig(Schema):
     drop_path: BelowOne = 0.0
     """Rate of stochastic depth in the last block; it grows linearly from 0 in the first."""
     init: Init = "mae"
-    """Initialisation: as in the code of MAE, BEiT, SimMIM, MaskFeat or ViT (see the table in models/initialize.py)."""
+    """Initialisation: as in the code of MAE, BEiT, SimMIM, MaskFeat, ViT, DINO or MoCo v3 (see the table in
+    models/initialize.py)."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

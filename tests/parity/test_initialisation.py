@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from timm.models.vision_transformer import init_weights_vit_moco
 from torch import Tensor, nn
 
 from mae_transfer.config import load
@@ -20,6 +21,7 @@ from mae_transfer.models.initialize import rescale_by_depth
 from mae_transfer.models.mae import MAE, DecoderConfig, MAEConfig
 from mae_transfer.models.vit import ViTConfig
 from mae_transfer.tasks.detect import DetectConfig
+from mae_transfer.tasks.joint import JointConfig
 from mae_transfer.tasks.pretrain import PretrainConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -153,6 +155,41 @@ def test_the_vit_papers_code_draws_query_key_and_value_apart_and_predicts_nothin
     assert weight.abs().max() <= 2.28 * 192**-0.5  # cut at two standard deviations, then rescaled
     assert not model.encoder.cls_token.any()
     assert is_normal(model.encoder.pos_embed, 0.02)
+
+
+def test_dino_draws_normals_and_leaves_the_patch_projection_to_torch() -> None:
+    model = mae("dino").encoder
+    for layer in linears(model).values():
+        assert is_normal(layer.weight, 0.02)
+        assert not layer.bias.any()
+    proj = model.patch_embed.proj
+    assert is_uniform(proj.weight, 192**-0.5)
+    assert is_uniform(proj.bias, 192**-0.5)
+    assert all(is_normal(token, 0.02) for token in (model.cls_token, model.pos_embed))
+
+
+def test_moco_v3_draws_query_key_and_value_apart_and_almost_no_class_token() -> None:
+    """As timm's init_weights_vit_moco; class token and patch projection are MoCo v3's own."""
+    model = mae("moco-v3", positions="fixed").encoder
+    for name, layer in linears(model).items():
+        parts = layer.weight.chunk(3) if name.endswith("qkv") else (layer.weight,)
+        theirs = nn.Linear(layer.in_features, layer.out_features)
+        init_weights_vit_moco(theirs, name)
+        assert all(is_uniform(part, xavier(part)) for part in parts)
+        assert theirs.weight.abs().max().item() == pytest.approx(layer.weight.abs().max().item(), rel=1e-2)
+        assert not layer.bias.any()
+    proj = model.patch_embed.proj
+    assert is_uniform(proj.weight, (6 / (192 + 128)) ** 0.5)
+    assert not proj.bias.any()
+    assert is_normal(model.cls_token, 1e-6)
+
+
+@pytest.mark.parametrize("name", ["dino_vit_small", "ibot_vit_base", "moco_v3_vit_small", "moco_v3_vit_base"])
+def test_joint_embedding_at_the_papers_scale_begins_as_its_source(name: str) -> None:
+    encoder = load(CONFIGS / "pretrain" / f"{name}.py", JointConfig).model.encoder
+    assert encoder.init == ("moco-v3" if name.startswith("moco") else "dino")
+    assert encoder.positions == ("fixed" if name.startswith("moco") else "learned")
+    assert encoder.shape()[2] == 12 if name.startswith("moco") or name.endswith("base") else 6
 
 
 @pytest.mark.parametrize("options", [{"layer_scale": 0.1}, {"relative_positions": "shared"}])

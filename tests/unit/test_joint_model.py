@@ -71,6 +71,14 @@ def test_hidden_patches_are_the_mask_token_before_positions() -> None:
     assert not torch.allclose(plain.image[0, 1], found.image[0, 1])
 
 
+def test_ibots_mask_token_is_zero_at_first() -> None:
+    encoder = ENCODER.model_copy(update={"init": "dino"})
+    token = Joint(ViT(encoder), DistillConfig(out=K).heads(16), patches="masked", freeze_stem=False).mask_token
+    assert token is not None
+    assert not token.any()
+    assert joint(patches="masked").mask_token.any()  # type: ignore[union-attr]
+
+
 def test_the_teacher_embeds_the_hidden_places_of_the_whole_image_and_the_mean_of_all() -> None:
     model, masks = joint(patches="masked").eval(), hidden()
     found = model.teach(wide(), masks)
