@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.distributed as td
@@ -24,6 +24,7 @@ from mae_transfer.arithmetic import Matmul, float32_products
 from mae_transfer.record import software
 from mae_transfer.seeding import seed_all
 
+T = TypeVar("T")
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 _LOG = logging.getLogger(__name__)
 
@@ -106,20 +107,43 @@ def session(
         td.destroy_process_group()
 
 
+def agree(find: Callable[[], T], dist: Dist) -> T:
+    """Return what the function returns on the first rank; if it raises ValueError or OSError, every rank does."""
+    if dist.world == 1:
+        return find()
+    outcome: list[Any] = _outcome(find) if dist.is_main else [None, None]
+    td.broadcast_object_list(outcome, group=dist.side, group_src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    found: T = outcome[0]
+    return found
+
+
 def on_main(dist: Dist, action: Callable[[], None]) -> None:
-    """Call the action on the first rank while the others wait; if it raises ValueError, every rank does."""
-    outcome: list[str | None] = [None]
-    if dist.is_main:
-        try:
-            action()
-        except ValueError as error:
-            if dist.world == 1:
-                raise
-            outcome = [str(error)]
-    if dist.world > 1:
-        td.broadcast_object_list(outcome, group=dist.side, group_src=0)
-    if outcome[0] is not None:
-        raise ValueError(outcome[0])
+    """Call the action on the first rank while the others wait (see `agree`)."""
+    agree(action, dist)
+
+
+def on_all(dist: Dist, action: Callable[[], None]) -> None:
+    """Call the action on every rank; if it raises ValueError or OSError on one, every rank raises the first error."""
+    if dist.world == 1:
+        action()
+        return
+    errors: list[Any] = [None] * dist.world
+    td.all_gather_object(errors, _outcome(action)[1], group=dist.side)
+    for error in errors:
+        if error is not None:
+            raise error
+
+
+def _outcome(find: Callable[[], object]) -> list[Any]:
+    """Return the result and None, or None and the error, as one that can be sent to other ranks."""
+    try:
+        return [find(), None]
+    except ValueError as error:
+        return [None, ValueError(str(error))]
+    except OSError as error:
+        return [None, OSError(*error.args)]
 
 
 def seed_step(seed: int, device: torch.device) -> None:

@@ -14,16 +14,15 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from mae_transfer.disk import atomic_write, explain_failure, write_text
-from mae_transfer.engine.dist import Dist, on_main
+from mae_transfer.engine.dist import Dist, agree, on_main
 from mae_transfer.locks import locked
 
-T = TypeVar("T")
 LOG = logging.getLogger(__name__)
 PATIENCE_S = 60.0
 IMAGES_PER_PART = 16384
@@ -54,40 +53,28 @@ def compute_once(
         ValueError: the file or a part is damaged, or it holds rows of something else.
         OSError: it cannot be written. Nothing incomplete is at `path`.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise explain_failure(error, path) from None
     with ExitStack() as held:
-        lock = path.with_name(f".{path.stem}.lock")
-        while not agree(lambda: _acquired(held, lock), dist):  # other ranks wait a minute at a time
-            pass
+        while not agree(lambda: path.name in _names(path.parent) or _acquired(held, path), dist):
+            pass  # a minute has passed, or other ranks would give up
         parts = _parts(path, images, row, batch=batch, ranks=dist.world)
         missing = agree(lambda: _missing(path, parts), dist)  # a network file system shows files late to other ranks
         if missing is not None:
             _compute([parts[number] for number in missing[dist.rank :: dist.world]], compute)
             _wait(dist)
-            if dist.is_main:
-                _join(path, parts, row, about)
+            on_main(dist, lambda: _join(path, parts, row, about))
     on_main(dist, lambda: _check(path, images, row, about))
 
 
-def agree(find: Callable[[], T], dist: Dist) -> T:
-    """Return what the function returns on the first rank."""
-    values: list[Any] = [find() if dist.is_main else None]
-    if dist.world > 1:
-        torch.distributed.broadcast_object_list(values, group=dist.side, group_src=0)
-    found: T = values[0]
-    return found
-
-
-def _acquired(held: ExitStack, lock: Path) -> bool:
+def _acquired(held: ExitStack, path: Path) -> bool:
     """Return whether this run may compute the rows; False: after a minute another run still does."""
+    lock = path.with_name(f".{path.stem}.lock")
     try:
         held.enter_context(locked(lock, owner=f"process {os.getpid()} on {socket.gethostname()}", patience=PATIENCE_S))
     except ValueError:
-        LOG.info("waiting for %s: another run computes it", lock.with_name(f"{lock.stem[1:]}.npy"))
+        LOG.info("waiting for %s: another run computes it", path)
         return False
+    except OSError as error:
+        raise explain_failure(error, path) from None
     return True
 
 
@@ -111,12 +98,20 @@ def _parts(path: Path, images: int, row: np.dtype[Any], *, batch: int, ranks: in
 
 
 def _missing(path: Path, parts: Sequence[Part]) -> list[int] | None:
-    """Return the numbers of the parts to compute; None if the whole file exists.
-
-    A listing, unlike a look at a name, does not make a network file system remember that the file is absent.
-    """
-    names = {file.name for file in path.parent.iterdir()}
+    """Return the numbers of the parts to compute; None if the whole file exists."""
+    names = _names(path.parent)
     return None if path.name in names else [n for n, part in enumerate(parts) if part.path.name not in names]
+
+
+def _names(folder: Path) -> set[str]:
+    """Return the names of the files in a folder; none if it cannot be read.
+
+    A listing, unlike a look at a name, does not make a network file system remember that a file is absent.
+    """
+    try:
+        return {file.name for file in folder.iterdir()}
+    except OSError:
+        return set()
 
 
 def _compute(parts: Sequence[Part], compute: Callable[[range], np.ndarray]) -> None:
@@ -135,8 +130,9 @@ def _join(path: Path, parts: Sequence[Part], row: np.dtype[Any], about: Mapping[
         if about is not None:
             note = {"about": dict(about), "checksum": _checksum(temporary)}
             write_text(_note(path), json.dumps(note, indent=1) + "\n")
-    for file in path.parent.glob(f".{path.stem}.*.npy"):
-        file.unlink()
+    for pattern in (f".{path.stem}.*.npy", f"..{path.stem}.*.tmp"):  # also what killed runs left
+        for file in path.parent.glob(pattern):
+            file.unlink()
 
 
 def _save(path: Path, parts: Sequence[np.ndarray]) -> None:

@@ -14,11 +14,11 @@ from rich.progress import Progress
 
 from mae_transfer.data import Crops, DataConfig, EvalKeys, PrecomputedLabels, Source, batches, evaluation_views
 from mae_transfer.data.sources import fingerprint
-from mae_transfer.engine.dist import Dist
+from mae_transfer.engine.dist import Dist, agree
 from mae_transfer.engine.state import RunConfig
 from mae_transfer.interfaces import Target
 from mae_transfer.targets import Token
-from mae_transfer.tasks.cached import agree, compute_once
+from mae_transfer.tasks.cached import compute_once
 from mae_transfer.tasks.sweep import EVALUATION_SEED
 
 

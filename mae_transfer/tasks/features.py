@@ -23,11 +23,11 @@ from mae_transfer.core.normalize import Statistics, normalize
 from mae_transfer.core.patches import sides
 from mae_transfer.data import EvalKeys, Samples, SetConfig, Unreadable, UnreadableImage, batches
 from mae_transfer.data.sources import fingerprint, whole_of
-from mae_transfer.engine.dist import Dist
+from mae_transfer.engine.dist import Dist, agree
 from mae_transfer.engine.state import Precision, RunConfig, autocast
 from mae_transfer.interfaces import Backbone
 from mae_transfer.models.heads import NO_CLASS_TOKEN, FrozenPool, Pooled, pool, taps_of
-from mae_transfer.tasks.cached import agree, compute_once
+from mae_transfer.tasks.cached import compute_once
 
 FORMAT = "1"
 PLAIN = (bool, int, float, str, tuple, Schema)  # types of a module's attributes that describe its architecture

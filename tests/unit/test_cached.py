@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import resource
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,5 +157,30 @@ def test_who_waits_for_another_run_looks_again_so_that_other_ranks_do_not_time_o
     lock = tmp_path / ".tokens.lock"
     with ExitStack() as mine:
         with locked(lock):
-            assert not cached._acquired(mine, lock)
-        assert cached._acquired(mine, lock)
+            assert not cached._acquired(mine, tmp_path / "tokens.npy")
+        assert cached._acquired(mine, tmp_path / "tokens.npy")
+
+
+def refused(*_: Any, **__: Any) -> Any:
+    raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_a_complete_file_needs_no_right_to_write(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed(file)
+    with locked(file.with_name(".features.lock")):
+        computed(file)
+    monkeypatch.setattr(cached, "locked", refused)
+    computed(file)
+    file.unlink()
+    with pytest.raises(OSError, match=re.escape(f"{file} was not written (Permission denied): ")):
+        computed(file)
+
+
+def test_what_killed_runs_left_is_removed(file: Path) -> None:
+    file.parent.mkdir()
+    for left in ("..features.0-6.npy.tmp", ".features.0-6.npy", ".features.npy.tmp"):
+        (file.parent / left).write_bytes(b"half")
+    (file.parent / "..other.0-6.npy.tmp").write_bytes(b"half")
+    computed(file)
+    names = {path.name for path in file.parent.iterdir()}
+    assert names == {".features.lock", "features.json", "features.npy", "..other.0-6.npy.tmp"}
