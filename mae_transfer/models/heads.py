@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
+from dataclasses import replace
 from typing import Annotated, Literal, NamedTuple, get_args
 
 import torch
@@ -24,7 +25,7 @@ Tokens = Literal["patches", "all"]
 Head = Literal["linear", "efficient", "cross"]
 Tune = FewOrNone | Literal["half", "all"]
 
-NO_CLASS_TOKEN = "this backbone has no class token: set pool to 'mean'"
+NO_CLASS_TOKEN = "this backbone has no class token: set pool to 'mean' (of probes: protocol.pools)"
 PROBE_EPS = 1e-6  # epsilon of a probe's batch norm (MAE, table 10)
 PROBE_STD = 0.01  # standard deviation of a linear probe's initial weights
 HALF = (".norm2.", ".mlp.", ".ls2.")  # parts of the parameter names in the MLP half of a block
@@ -73,11 +74,14 @@ def pool(features: Features, how: FrozenPool) -> Tensor:
 
 def class_tokens(features: Features, blocks: int) -> tuple[Tensor, ...]:
     """Return the class tokens (B, D) of the last blocks; ValueError if the backbone has none."""
-    found = features.cls_tokens[-blocks:] if blocks > 1 else (features.cls,) * blocks
+    own = features.cls_tokens if blocks > 1 or features.cls_tokens else (features.cls,)  # else a pooled vector
+    found = own[-blocks:] if blocks else ()
     tokens = tuple(token for token in found if token is not None)
     if len(tokens) < blocks:
         raise ValueError(
-            NO_CLASS_TOKEN if features.cls is None else "blocks of this backbone have no class token: set pool to 'cls'"
+            NO_CLASS_TOKEN
+            if features.cls is None
+            else "blocks of this backbone have no class token: set pool to 'cls' (of probes: protocol.pools)"
         )
     return tokens
 
@@ -98,7 +102,7 @@ def tokens(features: Features, which: Tokens) -> Tensor:
         return patches
     if features.cls is None:
         raise ValueError("this backbone has no class token: set protocol.tokens to ('patches',)")
-    return torch.cat([features.cls[:, None].to(patches), patches], dim=1)
+    return torch.cat([class_tokens(features, 1)[0][:, None].to(patches), patches], dim=1)
 
 
 def freeze(backbone: Backbone, tune: Tune, *, norm: bool = True) -> None:
@@ -135,7 +139,7 @@ def check_pools(backbone: Backbone, pools: Iterable[FrozenPool]) -> None:
     if any(Pooled.of(how).blocks for how in pools) and backbone.cls_dim not in (None, backbone.dim):
         raise ValueError(
             f"{backbone.name()} passes {backbone.cls_dim} values to its classifier, but its last map has "
-            f"{backbone.dim} channels: set pool to 'mean'"
+            f"{backbone.dim} channels: set pool to 'mean' (of probes: protocol.pools)"
         )
 
 
@@ -169,6 +173,7 @@ class Classifier(Model):
         They are float32, because 1 in 200 images has two equal best classes in bfloat16.
         """
         features = self.backbone(images, norm=self.how == "cls")
+        features = replace(features, cls_tokens=())  # "cls" is what timm's own classifier reads
         with torch.autocast(images.device.type, enabled=False):
             logits: Tensor = self.head(self.fc_norm(pool(features, self.how)))
         return logits

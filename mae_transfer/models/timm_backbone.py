@@ -52,6 +52,8 @@ class TimmBackbone(Backbone):
         self.prefixed = "return_prefix_tokens" in inspect.signature(call).parameters and bool(
             getattr(model, "num_prefix_tokens", 1)
         )
+        self.prefix_is_class = getattr(model, "cls_token", self.prefixed) is not None  # else registers only
+        self.own_pool = getattr(model, "global_pool", "token") != "token"  # the head reads no class token
         self.normalizes = "assert not norm" not in inspect.getsource(call)  # Hiera has its final norm in the head only
         try:
             self.layers = _layers(model)
@@ -70,7 +72,7 @@ class TimmBackbone(Backbone):
             taps: indices of maps; empty: the last one.
             norm: True: apply the final norm to the maps to which timm applies it (ViTs: all; Swin: the last), and
                 return the input of timm's classifier as class token. False: return the class token of the last tapped
-                map, or the mean of that map.
+                map, or the mean of that map. `cls_tokens` are class tokens, even if the classifier reads a mean.
         Raises:
             ValueError: the model has no such tap.
         """
@@ -88,9 +90,10 @@ class TimmBackbone(Backbone):
         if not self.class_token:
             return Features(maps, None)
         prefixes = [output[1] for output in outputs if isinstance(output, tuple) and output[1].shape[1]]
+        prefixes = prefixes if self.prefix_is_class else []
         tokens = tuple(prefix[:, 0] for prefix in prefixes)
         cls = self._read_by_head(final) if whole else tokens[-1] if tokens else maps[-1].mean((2, 3))
-        return Features(maps, cls, (*tokens[:-1], cls) if tokens else ())
+        return Features(maps, cls, tokens if self.own_pool or not tokens else (*tokens[:-1], cls))
 
     def accept_any_size(self) -> None:
         """Accept images of other sizes than the model's own, as narrow views are (timm's strict_img_size=False)."""

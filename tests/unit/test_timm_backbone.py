@@ -8,7 +8,7 @@ import torch
 
 from mae_transfer.checkpoints import load_backbone
 from mae_transfer.interfaces import Backbone
-from mae_transfer.models.heads import Classifier, Probe, ProbeRow
+from mae_transfer.models.heads import Classifier, Probe, ProbeRow, pool, tokens
 from mae_transfer.models.timm_backbone import TimmBackbone
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -189,3 +189,38 @@ def test_a_vector_that_the_classifier_would_not_take_is_refused() -> None:
         match=r"timm's VisionTransformer returns \(32,\) but its classifier takes 31 values: pool the maps",
     ):
         backbone(torch.randn(1, 3, 32, 32), norm=True)
+
+
+AVERAGED: dict[str, dict[str, Any]] = {
+    "beit_base_patch16_224": {"img_size": 32, "embed_dim": 32, "depth": 3, "num_heads": 2},
+    "eva02_tiny_patch14_224": {"img_size": 28, "embed_dim": 32, "depth": 3, "num_heads": 2},
+    "vit_small_patch16_dinov3": {"img_size": 32, "embed_dim": 32, "depth": 3, "num_heads": 2},
+}
+
+
+@pytest.mark.parametrize("name", AVERAGED)
+@torch.no_grad()
+def test_the_class_token_is_read_even_if_the_model_s_own_head_reads_a_mean(name: str) -> None:
+    torch.manual_seed(0)
+    backbone = TimmBackbone(timm.create_model(name, num_classes=0, **AVERAGED[name])).eval()
+    side = AVERAGED[name]["img_size"]
+    images = torch.randn(2, 3, side, side)
+    outputs = backbone.model.forward_intermediates(
+        images, indices=[1, 2], norm=backbone.normalizes, return_prefix_tokens=True, intermediates_only=True
+    )
+    expected = [prefix[:, 0] for _, prefix in outputs]
+    features = backbone(images, taps=(1, 2), norm=True)
+    torch.testing.assert_close(pool(features, "cls"), expected[1])
+    torch.testing.assert_close(pool(features, "cls-2"), torch.cat(expected, dim=1))
+    torch.testing.assert_close(tokens(features, "all")[:, 0], expected[1])
+    classifier = Classifier(backbone, 3, how="cls").eval()
+    torch.testing.assert_close(classifier(images), classifier.head(features.cls))
+    assert not torch.allclose(features.cls, expected[1])
+
+
+@torch.no_grad()
+def test_a_register_is_no_class_token() -> None:
+    options = {"img_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 0}
+    backbone = TimmBackbone(timm.create_model("vit_medium_patch16_reg4_gap_256", **options)).eval()
+    with pytest.raises(ValueError, match=r"have no class token: set pool to 'cls' \(of probes: protocol.pools\)"):
+        pool(backbone(torch.randn(1, 3, 32, 32), taps=(0, 1), norm=True), "cls-2")
