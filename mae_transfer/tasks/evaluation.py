@@ -198,6 +198,8 @@ class Evaluation(FrozenRun[EvaluationConfig]):
         cfg = self.cfg
         split, val = open_labelled(cfg.data)
         self.sources = {"train": split.train, "val": val}
+        if (fewest := min(map(len, self.sources.values()))) < self.dist.world:
+            raise ValueError(f"a set has {fewest} images for {self.dist.world} processes: start fewer processes")
         self.evaluator = cfg.evaluator(len(split.train))
         self.load_backbone(cfg.data.size)
 
@@ -234,11 +236,11 @@ class Evaluation(FrozenRun[EvaluationConfig]):
             self.dist,
         )  # fmt: skip
         rows = pooled_features(one, cfg.pool, unreadable=policy, tick=tick)
+        if not (rows["label"] != UNREAD).any():
+            raise ValueError(NO_IMAGE)
         if part == "val":
             rows = rows[slice(*share(len(rows), self.dist))]
         read = rows["label"] != UNREAD
-        if not read.any():
-            raise ValueError(NO_IMAGE)
         found = (select(rows, cfg.pool, read), rows["label"][read].astype("int64"))
         return LabelledFeatures(*(torch.from_numpy(array).to(self.dist.device) for array in found))
 

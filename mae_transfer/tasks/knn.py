@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from mae_transfer.bounds import Count, Factor
-from mae_transfer.engine.dist import Dist
+from mae_transfer.engine.dist import Dist, on_all
 from mae_transfer.metrics.accuracy import accuracies, hits_by_class
+from mae_transfer.metrics.features import check_finite
 from mae_transfer.metrics.knn import knn_scores
 from mae_transfer.tasks.evaluation import EvaluationConfig, LabelledFeatures
 from mae_transfer.tasks.sweep import sum_of_ranks
@@ -49,6 +50,7 @@ class KNN:
                 f"ks = {self.ks}: only {len(train.labels)} training images could be read, fewer than {max(self.ks)} "
                 "neighbours; lower ks"
             )
+        on_all(dist, lambda: check_finite(val.features, of="query"))
         scores = knn_scores(
             val.features, train.features, train.labels, classes=classes, ks=self.ks, temperature=self.temperature
         )

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mae_transfer.bounds import Between, Count, Few, Positive
-from mae_transfer.engine.dist import Dist
+from mae_transfer.engine.dist import Dist, on_all
 from mae_transfer.metrics.accuracy import MEAN_PER_CLASS, accuracies, hits_by_class
 from mae_transfer.metrics.features import check_finite
 from mae_transfer.metrics.logreg import fit_path
@@ -67,7 +67,7 @@ class LogisticRegression:
     def __call__(self, train: LabelledFeatures, val: LabelledFeatures, *, classes: int, dist: Dist) -> dict[str, float]:
         """Return "logreg_top1" ..., "logreg-5shot_top1" ... with "-min" and "-max" over draws; and the selected C."""
         check_finite(train.features, of="training")
-        check_finite(val.features, of="validation")
+        on_all(dist, lambda: check_finite(val.features, of="validation"))
         drawn = {shots: [draw_shots(train.labels, shots, draw) for draw in range(self.draws)] for shots in self.shots}
         mean = train.features.mean(dim=0)
         scale = (train.features - mean).square().mean().sqrt().clamp(min=torch.finfo(mean.dtype).tiny)

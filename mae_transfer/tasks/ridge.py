@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mae_transfer.bounds import Between, Positive
-from mae_transfer.engine.dist import Dist
+from mae_transfer.engine.dist import Dist, on_all
 from mae_transfer.metrics.accuracy import accuracies, hits_by_class
 from mae_transfer.metrics.features import check_finite, widen
 from mae_transfer.metrics.ridge import fit_ridge
@@ -50,7 +50,7 @@ class Ridge:
     def __call__(self, train: LabelledFeatures, val: LabelledFeatures, *, classes: int, dist: Dist) -> dict[str, float]:
         """Return the accuracy by "ridge_top1" ..., with that of the held-out images and the chosen penalty."""
         check_finite(train.features, of="training")
-        check_finite(val.features, of="validation")
+        on_all(dist, lambda: check_finite(val.features, of="validation"))
 
         def scores(fitted: LabelledFeatures, features: Tensor, penalties: Sequence[float]) -> list[Tensor]:
             path, wide = fit_ridge(fitted.features, fitted.labels, classes=classes), widen(features)
