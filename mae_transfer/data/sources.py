@@ -260,7 +260,7 @@ def fingerprint(source: Any) -> Fingerprint:
         if hasattr(source, "map_of"):
             groups.append([str(source.map_of(index)) for index in range(samples)])
         for paths in groups:
-            sizes = _sizes(paths)
+            sizes = _of_files(paths, "st_size")
             total += sum(sizes)
             lines += [f"{name}\t{size}" for name, size in zip(_relative(paths), sizes, strict=True)]
     files = len(lines)
@@ -272,6 +272,15 @@ def fingerprint(source: Any) -> Fingerprint:
     return Fingerprint(
         type(source).__name__, samples, files, total, hashlib.sha256(about + text).hexdigest()[:16], packed
     )
+
+
+def digest_of_times(source: Any) -> str:
+    """Return 16 hex digits over the modification times of a source's image files; of none if they are generated."""
+    source, _ = whole_of(source)
+    times: list[int] = []
+    if os.path.isabs(first := source.where(0)) or os.path.exists(first):  # noqa: PTH110, PTH117 - as in `fingerprint`
+        times = _of_files([source.where(index) for index in range(len(source))], "st_mtime_ns")
+    return hashlib.sha256(np.array(times, "<i8").tobytes()).hexdigest()[:16]
 
 
 def whole_of(source: Any) -> tuple[Any, np.ndarray]:
@@ -302,16 +311,18 @@ def compare_fingerprints(before: Mapping[str, Any], now: Fingerprint) -> str | N
     return f"{counts}: {'; '.join(words) or 'the files are the same, the classes or the kind of data set differ'}"
 
 
-def _sizes(paths: Sequence[str]) -> list[int]:
-    """Return the sizes in bytes; -1 for a missing file."""
+def _of_files(paths: Sequence[str], what: str) -> list[int]:
+    """Return a field of the status of each file; -1 for a missing file."""
     chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
     with ThreadPoolExecutor(THREADS) as pool:
-        return [size for part in pool.map(lambda chunk: [_size(path) for path in chunk], chunks) for size in part]
+        return [
+            one for part in pool.map(lambda chunk: [_of_file(path, what) for path in chunk], chunks) for one in part
+        ]
 
 
-def _size(path: str) -> int:
+def _of_file(path: str, what: str) -> int:
     try:
-        return os.stat(path).st_size  # noqa: PTH116 - Path is slow for millions of files
+        return int(getattr(os.stat(path), what))  # noqa: PTH116 - Path is slow for millions of files
     except OSError:
         return -1
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,15 +24,18 @@ from mae_transfer.config import Schema
 from mae_transfer.core.normalize import Statistics, normalize
 from mae_transfer.core.patches import sides
 from mae_transfer.data import EvalKeys, Samples, SetConfig, Unreadable, UnreadableImage, batches
-from mae_transfer.data.sources import fingerprint, whole_of
-from mae_transfer.engine.dist import Dist, agree
+from mae_transfer.data.sources import digest_of_times, fingerprint, whole_of
+from mae_transfer.engine.dist import Dist, agree, on_all
 from mae_transfer.engine.state import Precision, RunConfig, autocast
 from mae_transfer.interfaces import Backbone
 from mae_transfer.models.heads import NO_CLASS_TOKEN, FrozenPool, Pooled, pool, taps_of
+from mae_transfer.record import software
 from mae_transfer.tasks.cached import compute_once
 
-FORMAT = "1"
-PLAIN = (bool, int, float, str, tuple, Schema)  # types of a module's attributes that describe its architecture
+LOG = logging.getLogger(__name__)
+FORMAT = "2"
+PLAIN = (bool, int, float, str, Schema)
+OWN = {*vars(nn.Module()), "pretrained_cfg", "default_cfg"}  # no architecture: torch's own, and where weights come from
 UNREAD = -1  # label of an image that could not be read
 
 
@@ -137,14 +142,23 @@ def kept_rows(
     path, length = Path(one.run.features).expanduser() / f"{kind}_{digest}.npy", len(one.samples.source)
     compute_once(path, compute, one.dist, images=length, row=row, batch=batch, about=about)
     rows: np.ndarray = np.load(path, mmap_mode="r")
-    _note_unread(rows, path, one, unreadable)
+    on_all(one.dist, lambda: _note_unread(rows, path, one, unreadable))
     return rows
 
 
 def _note_unread(rows: np.ndarray, path: Path, one: FrozenPass, policy: Unreadable) -> None:
-    """Record the unreadable images of this rank's share. UnreadableImage names one if the policy does not accept it."""
+    """Warn of unreadable images, and record those of this rank's share.
+
+    Raises:
+        UnreadableImage: names one that the policy does not accept.
+    """
+    unread = np.flatnonzero(rows["label"] == UNREAD)
+    if len(unread) and one.dist.is_main:
+        first = one.samples.source.where(unread[0].item())  # type: ignore[attr-defined]
+        message = "%d images could not be read when %s was computed, first %s; delete %s to read them again"
+        LOG.warning(message, len(unread), path, first, path)
     start, stop = share(len(rows), one.dist)
-    for index in start + np.flatnonzero(rows["label"][start:stop] == UNREAD):
+    for index in unread[(unread >= start) & (unread < stop)]:
         where = one.samples.source.where(index.item())  # type: ignore[attr-defined]
         policy.files[index.item()] = f"{where} could not be read"
         if len(policy.files) > policy.limit:
@@ -162,15 +176,17 @@ def share(images: int, dist: Dist) -> tuple[int, int]:
 def _about(one: FrozenPass, what: str) -> dict[str, str]:
     """Return what the features depend on, in words."""
     _, indices = whole_of(one.samples.source)
-    print_ = fingerprint(one.samples.source)
+    made, print_ = software(), fingerprint(one.samples.source)
     chosen = hashlib.sha256(indices.astype("<i8").tobytes()).hexdigest()[:16]
     return {
         "format": FORMAT,
+        "versions": f"mae_transfer {made.version}, timm {made.packages.get('timm')}",
         "features": what,
         "backbone": one.backbone.name(),
         "weights": digest_of_module(one.backbone),
         "set": one.images.model_dump_json(exclude={"root"}),
-        "images": f"{len(indices)} of {print_.samples}, fingerprint {print_.digest}, selection {chosen}",
+        "images": f"{len(indices)} of {print_.samples}, fingerprint {print_.digest}, selection {chosen}, "
+        f"modification times {digest_of_times(one.samples.source)}",
         "view": f"{sides(one.size)} px, {one.view}",
         "normalisation": f"mean {one.statistics.mean}, std {one.statistics.std}",
         "precision": one.precision,
@@ -178,14 +194,25 @@ def _about(one: FrozenPass, what: str) -> dict[str, str]:
 
 
 def digest_of_module(module: nn.Module) -> str:
-    """Return the sha256 of a module: its tensors, and the types and plain attributes of its parts."""
+    """Return the sha256 of a module: its tensors, and the types and attributes of its parts."""
     found = hashlib.sha256()
     for name, part in module.named_modules():
-        plain = {
-            key: repr(value) for key, value in vars(part).items() if isinstance(value, PLAIN) and key != "training"
-        }
-        found.update(f"{name} {type(part).__qualname__} {sorted(plain.items())}\n".encode())
-    for name, tensor in module.state_dict().items():
+        known = {key: _described(value) for key, value in vars(part).items() if key not in OWN}
+        found.update(f"{name} {type(part).__qualname__} {sorted(known.items())}\n".encode())
+    for name, tensor in (module.state_dict() | dict(module.named_buffers())).items():  # also buffers that are not saved
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
+
+
+def _described(value: object) -> str:
+    """Return an attribute in words that are the same in every process: no addresses of objects."""
+    if isinstance(value, PLAIN):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return f"{type(value).__name__} {[_described(one) for one in value]}"
+    if isinstance(value, dict):
+        return f"dict {[(_described(key), _described(one)) for key, one in value.items()]}"
+    if isinstance(value, partial):
+        return f"partial {_described(value.func)} {_described(value.args)} {_described(value.keywords)}"
+    return str(getattr(value, "__qualname__", type(value).__qualname__))

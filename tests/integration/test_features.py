@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,9 +147,13 @@ def test_other_weights_views_images_and_precisions_use_other_files(
     assert files(data=moved) == 13
     (tmp_path / "moved" / "val" / "class0" / "0.png").unlink()
     assert files(data=moved) == 14
+    os.utime(tmp_path / "moved" / "val" / "class0" / "1.png", (0, 0))  # other contents of the same size
+    assert files(data=moved) == 15
 
 
-def test_unreadable_images_count_as_before(data: dict[str, Any], tmp_path: Path, passes: list[int]) -> None:
+def test_unreadable_images_count_as_before(
+    data: dict[str, Any], tmp_path: Path, passes: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
     for name in ("train/class0/3.png", "val/class1/0.png"):
         (Path(data["root"]) / name).write_bytes(b"no image")
     kept, skipping = tmp_path / "kept", data | {"on_error": "skip"}
@@ -155,6 +161,8 @@ def test_unreadable_images_count_as_before(data: dict[str, Any], tmp_path: Path,
     for name in ("first", "second"):
         found = Evaluation.launch(config(skipping, folder=kept), tmp_path / name)
         assert [(r.protocol, r.value, r.unreadable) for r in found] == [(r.protocol, r.value, 2) for r in plain]
+        assert re.search(r"1 images could not be read .*3\.png; delete \S+\.npy to read them again", caplog.text)
+        caplog.clear()
     with pytest.raises(
         UnreadableImage, match=r"3\.png could not be read when .*features_\w+\.npy was computed: repair"
     ):
@@ -207,6 +215,22 @@ def test_the_digest_of_a_backbone_covers_tensors_and_architecture() -> None:
     with torch.no_grad():
         vit.blocks[1].mlp.fc1.bias[3] += 1e-6
     assert digest_of_module(vit) != before
+
+
+def test_the_digest_covers_what_no_state_dict_holds() -> None:
+    def digest(**attributes: Any) -> str:
+        part = torch.nn.Linear(2, 2)
+        part.load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)})
+        part.register_buffer("scale", attributes.pop("scale", torch.ones(1)), persistent=False)
+        vars(part).update(attributes)
+        return digest_of_module(part)
+
+    kinds: list[dict[str, Any]] = [
+        {}, {"scale": torch.zeros(1)}, {"a": [1]}, {"a": [2]}, {"a": {"b": 1}}, {"a": {"b": 2}}, {"a": torch.relu},
+        {"a": torch.tanh}, {"a": partial(torch.relu, inplace=True)},
+    ]  # fmt: skip
+    assert len({digest(**kind) for kind in kinds}) == len(kinds)
+    assert digest(a=object()) == digest(a=object())
 
 
 def test_the_note_says_what_the_features_depend_on(data: dict[str, Any], tmp_path: Path) -> None:
