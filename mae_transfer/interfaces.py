@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mae_transfer.arithmetic import exact
 
 Interpolation = Literal["bicubic", "bilinear", "lanczos"]
+MEAN_PER_CLASS = "mean-per-class"  # metric: the mean over classes of the accuracy on a class's images
 IGNORED = 255  # value of a class map for pixels without a class; loss and metrics ignore them (as in mmseg)
 
 

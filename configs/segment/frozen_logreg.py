@@ -2,7 +2,7 @@
 
 Command:   python tools/seg_train.py configs/segment/frozen_logreg.py --backbone timm:vit_base_patch16_224.dino \
            --work-dir runs/seg_logreg --set data.root=/data/ADEChallengeData2016
-Cost:      one forward pass over 22,210 images, then 7 fits of L-BFGS on 500,000 patches.
+Cost:      one forward pass over 22,210 images, then 9 fits of L-BFGS on 500,000 patches.
 Published: none at this size.
 """
 

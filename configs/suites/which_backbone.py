@@ -9,9 +9,13 @@ The probes draw crops and initial weights, so they have three seeds. k-NN and lo
 released weights they have one run and no range, of random weights three. `average rank` is over all columns, with its
 range over the seeds.
 
-own: train/<class>/ and val/<class>/. With fewer than 20 training images, k-NN has no number. All weights are fetched
-before the first run. SimMIM and iBOT come as files: add rows such as "iBOT": dict(backbone="ibot:FILE") to a copy of
-this file.
+What a probe reads is selected, too: the class token or the mean of the patch tokens, and for attentive probes the patch
+tokens with or without the class token. k-NN and logistic regression read the class token, which masked pretraining
+(MAE) does not train directly: compare such a row by its probes, or add transfers with "pool": "mean" to a copy.
+
+own: train/<class>/ and val/<class>/. With fewer than 20 training images, k-NN has no number; with fewer than about 75,
+of which a tenth is held out, the probes have none (batch = 64). All weights are fetched before the first run. SimMIM
+and iBOT come as files: add rows such as "iBOT": dict(backbone="ibot:FILE") to a copy of this file.
 
 Command:   python tools/reproduce.py configs/suites/which_backbone.py --work-dir runs/which --root own=/data/own
 Cost:      about 5 h for 10,000 images, at 40 TFLOP/s sustained (an estimate from FLOPs); 20 GB of disk.
@@ -49,10 +53,12 @@ transfer = {
         data="own",
         set={
             "epochs": 50.0,
-            "batch": 256,
+            "batch": 64,
+            "protocol.pools": ("cls", "mean"),
+            "protocol.tokens": ("patches", "all"),
             "schedule.warmup_epochs": "10%",
             "data.holdout_fraction": 0.1,
-            "run.device_batch": 128,
+            "run.device_batch": 64,
             "run.keep_last": 1,
         },
         hours=0.15,

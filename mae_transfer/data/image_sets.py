@@ -18,11 +18,11 @@ from PIL import Image
 from torchvision import datasets
 
 from mae_transfer import disk
+from mae_transfer.interfaces import MEAN_PER_CLASS
 from mae_transfer.seeding import fold
 
 PARTS = ("train", "val")
 RECORD = "split.txt"  # beside train/ and val/
-MEAN_PER_CLASS = "mean-per-class"
 Member = tuple[Path | np.ndarray, str]  # an image file, or its pixels (H, W, 3) uint8; its class
 
 

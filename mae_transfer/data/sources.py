@@ -162,6 +162,13 @@ def pick_evenly(source: Source, count: int) -> Subset:
     return Subset(source, [i * len(source) // count for i in range(count)])
 
 
+def listed_labels(source: Source) -> np.ndarray | None:
+    """Return the labels of a subset without reading it, (N,) int64; None if its source cannot list them."""
+    if isinstance(source, Subset) and isinstance(source.source, Labelled):
+        return source.source.labels()[source.indices]
+    return None
+
+
 def check_labels(source: Source, *, of: str) -> LabelledSubset:
     """Return all samples of a source, with labels checked when read. ValueError if it has no classes."""
     if not source.classes:

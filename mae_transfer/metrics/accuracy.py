@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from mae_transfer.data.reports import report_on_main
+from mae_transfer.interfaces import MEAN_PER_CLASS
 
 TOP = (1, 5)
-MEAN_PER_CLASS = "mean-per-class"
-"""Name of the mean over classes of the accuracy on a class's images."""
 
 
 def top_ks(classes: int) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mae_transfer.data.reports import report_on_main
 from mae_transfer.metrics.features import gram, widen
 
 MOST_STEPS = 1000
@@ -113,6 +114,11 @@ def fit_logreg(
     if start is not None:
         point = torch.cat([start.weight @ turn / shrink, (start.bias + start.weight @ mean)[:, None] * share], dim=1)
     point, largest = _minimise(objective, point, tolerance, most_steps, rounding=torch.finfo(features.dtype).eps)
+    if largest > tolerance:
+        report_on_main(
+            f"logistic regression with C = {c:g} ended before its minimum (gradient {largest:.1e}, tolerance "
+            f"{tolerance:g}): leave C this large out of cs"
+        )
     return model(point)._replace(gradient=largest)
 
 

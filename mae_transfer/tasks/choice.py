@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mae_transfer.engine.dist import Dist, agree
 from mae_transfer.metrics.accuracy import hits
 from mae_transfer.seeding import fold
 from mae_transfer.tasks.evaluation import LabelledFeatures
@@ -56,8 +57,11 @@ def choose(
     train: LabelledFeatures,
     share: float,
     scores: Callable[[LabelledFeatures, Tensor, Sequence[float]], Sequence[Tensor]],
+    dist: Dist,
 ) -> Choice:
-    """Return the value with the most correct held-out images; the first of equal ones.
+    """Return the value with the most correct held-out images, and the first of equal ones, as the first rank finds it.
+
+    Sums on a GPU differ in their last digits, so ranks could choose different values. Every rank calls it.
 
     Args:
         share: of each class's images, to select on.
@@ -68,4 +72,4 @@ def choose(
     fitted, selected = hold_out(train, share)
     right = [hits(one, selected.labels)[0].item() for one in scores(fitted, selected.features, values)]
     best = max(range(len(values)), key=lambda index: right[index])
-    return Choice(values[best], right[best] / len(selected.labels))
+    return agree(lambda: Choice(values[best], right[best] / len(selected.labels)), dist)

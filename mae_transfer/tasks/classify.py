@@ -22,8 +22,8 @@ from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.loop import Step, StepFn
 from mae_transfer.engine.optim import Group
 from mae_transfer.engine.state import LoopConfig, autocast
-from mae_transfer.interfaces import Batch
-from mae_transfer.metrics.accuracy import MEAN_PER_CLASS, accuracies, hits_by_class, top_ks
+from mae_transfer.interfaces import MEAN_PER_CLASS, Batch
+from mae_transfer.metrics.accuracy import accuracies, hits_by_class, top_ks
 from mae_transfer.results import Result
 from mae_transfer.tasks.backbones import BackboneConfig
 from mae_transfer.tasks.best import Select, Selection

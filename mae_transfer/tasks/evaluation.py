@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mae_transfer import results
 from mae_transfer.core.normalize import Statistics, normalize
-from mae_transfer.data import Crops, EvalKeys, LabelledDataConfig, Unreadable, evaluation_views, open_labelled
+from mae_transfer.data import Crops, EvalKeys, LabelledDataConfig, Source, Unreadable, evaluation_views, open_labelled
 from mae_transfer.engine.dist import Dist, read_mean
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.state import Precision, autocast
@@ -97,8 +97,8 @@ class EvaluationConfig(FrozenConfig):
     class tokens of the last 4 blocks ("cls-4"), or both kinds ("cls+mean", "cls-4+mean")."""
 
     @abstractmethod
-    def evaluator(self, images: int) -> Evaluator:
-        """Return the evaluator; ValueError if it cannot work with this number of training images."""
+    def evaluator(self, train: Source) -> Evaluator:
+        """Return the evaluator; ValueError if it cannot work with these training images."""
 
 
 C = TypeVar("C", bound=FrozenConfig)
@@ -200,7 +200,7 @@ class Evaluation(FrozenRun[EvaluationConfig]):
         self.sources = {"train": split.train, "val": val}
         if (fewest := min(map(len, self.sources.values()))) < self.dist.world:
             raise ValueError(f"a set has {fewest} images for {self.dist.world} processes: start fewer processes")
-        self.evaluator = cfg.evaluator(len(split.train))
+        self.evaluator = cfg.evaluator(split.train)
         self.load_backbone(cfg.data.size)
 
     def evaluate(self, log: Logger) -> tuple[dict[str, float], int]:

@@ -11,6 +11,7 @@ H x W pixels of a stored map.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -31,7 +32,7 @@ from mae_transfer.data.checks import check_maps
 from mae_transfer.data.config import check_same_classes
 from mae_transfer.data.maps import MapViews, ResizedMapsConfig, ScaledViews, open_map_set
 from mae_transfer.data.transforms import resize
-from mae_transfer.engine.dist import Dist, on_main
+from mae_transfer.engine.dist import Dist, agree, on_main
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.state import autocast
 from mae_transfer.interfaces import IGNORED
@@ -50,7 +51,7 @@ from mae_transfer.tasks.segment_inference import resized
 from mae_transfer.tasks.sweep import EVALUATION_SEED, gather, unread
 from mae_transfer.tasks.workdir import WorkDir
 
-CS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1)
+CS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
 Scores = Callable[[Tensor], Tensor]
 """Turns standardised features (n, D) into scores for each value, (V, n, C)."""
 
@@ -163,13 +164,13 @@ class FrozenSegment(FrozenRun[FrozenSegmentConfig]):
         self.sources = {part: open_map_set(getattr(cfg.data, part), cfg.data.root) for part in ("train", "val")}
         train, val = self.sources.values()
         check_same_classes(train.classes, val.classes)
-        self.share = cfg.bank // len(train)
-        if not self.share:
+        if cfg.bank < len(train):
             raise ValueError(
                 f"bank = {cfg.bank} is less than a patch of each of {len(train)} training images: raise it"
             )
         self.load_backbone(cfg.data.size)
         self.grid = grid_of(sides(cfg.data.size), self.backbone.model.maps().strides[-1])
+        self.per_image = min(cfg.bank // len(train), math.prod(self.grid))  # patches to draw
         sets = {SET_NAMES[part]: source for part, source in self.sources.items()}
         on_main(self.dist, partial(check_maps, sets, skip=cfg.data.unreadable().limit))
 
@@ -194,7 +195,7 @@ class FrozenSegment(FrozenRun[FrozenSegmentConfig]):
         cfg, classes = self.cfg, len(self.sources["train"].classes)
         labels = patch_labels(batch.labels, self.grid, sides(cfg.data.size), classes=classes)
         image = int(batch.index[0])
-        drawn = draw_patches(labels, self.share, seed=fold(cfg.seed, "patches", image))
+        drawn = draw_patches(labels, self.per_image, seed=fold(cfg.seed, "patches", image))
         return Patches(self.features(batch)[drawn], labels[drawn], torch.full_like(drawn, image))
 
     def collect(self, policy: Unreadable, tick: Callable[[], None]) -> Patches:
@@ -225,8 +226,9 @@ class FrozenSegment(FrozenRun[FrozenSegmentConfig]):
         """Return the bank from the folder run.features, where it is kept for other runs."""
         cfg, device, samples = self.cfg, self.dist.device, self.views("train")
         width = self.backbone.model.maps().channels[-1]
+        most = self.per_image
         row = np.dtype([
-            ("features", np.float32, (self.share, width)), ("labels", np.int64, (self.share,)), ("label", np.int32),
+            ("features", np.float32, (most, width)), ("labels", np.int64, (most,)), ("label", np.int32),
         ])  # fmt: skip
 
         def compute(images: range) -> np.ndarray:
@@ -243,7 +245,7 @@ class FrozenSegment(FrozenRun[FrozenSegmentConfig]):
             return rows
 
         what = (
-            f"{self.share} patches per image with one of {len(samples.source.classes)} classes, drawn with seed "
+            f"{most} patches per image with one of {len(samples.source.classes)} classes, drawn with seed "
             f"{cfg.seed}, last map, final norm"
         )
         one = FrozenPass(
@@ -262,7 +264,8 @@ class FrozenSegment(FrozenRun[FrozenSegmentConfig]):
         std, self.mean = torch.std_mean(bank.features, dim=0, correction=0)
         self.scale = std.clamp(min=1e-6 * std.max().clamp(min=torch.finfo(std.dtype).tiny))  # constant channels
         bank.features.sub_(self.mean).div_(self.scale)
-        value, held_out = choose_value(cfg, bank, val.classes)
+        found = choose_value(cfg, bank, val.classes)
+        value, held_out = agree(lambda: found, self.dist)
         self.scores = cfg.fit(bank, [value], len(val.classes))
         metric = IouMetric(val.classes, device=self.dist.device)
         for batch in self.sweep(self.views("val"), policies[1], batch=1):

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from mae_transfer.bounds import Count, Factor
+from mae_transfer.data import Source
 from mae_transfer.engine.dist import Dist, on_all
 from mae_transfer.metrics.accuracy import accuracies, hits_by_class
 from mae_transfer.metrics.features import check_finite
@@ -28,7 +29,8 @@ class KnnConfig(EvaluationConfig):
     temperature: Factor = 0.07
     """Temperature of the votes, exp(cosine / temperature)."""
 
-    def evaluator(self, images: int) -> KNN:
+    def evaluator(self, train: Source) -> KNN:
+        images = len(train)
         if max(self.ks) > images:
             raise ValueError(
                 f"ks = {self.ks}: there are not {max(self.ks)} neighbours of {images} training images; lower ks"

@@ -17,8 +17,11 @@ from pydantic import Field
 from torch import Tensor
 
 from mae_transfer.bounds import Between, Count, Few, Positive
+from mae_transfer.data import Source
+from mae_transfer.data.sources import listed_labels
 from mae_transfer.engine.dist import Dist, on_all
-from mae_transfer.metrics.accuracy import MEAN_PER_CLASS, accuracies, hits_by_class
+from mae_transfer.interfaces import MEAN_PER_CLASS
+from mae_transfer.metrics.accuracy import accuracies, hits_by_class
 from mae_transfer.metrics.features import check_finite
 from mae_transfer.metrics.logreg import fit_path
 from mae_transfer.seeding import fold
@@ -50,8 +53,13 @@ class LogRegConfig(EvaluationConfig):
     shots_c: Positive = 1.0
     """C of the few-shot classifiers. It is not selected, because they have no images to select on."""
 
-    def evaluator(self, images: int) -> LogisticRegression:
-        return LogisticRegression(self.cs, self.selection_fraction, self.shots, self.draws, self.shots_c)
+    def evaluator(self, train: Source) -> LogisticRegression:
+        labels = listed_labels(train) if self.shots else None
+        if labels is not None:
+            check_shots(labels, max(self.shots), train.classes)
+        return LogisticRegression(
+            self.cs, self.selection_fraction, self.shots, self.draws, self.shots_c, tuple(train.classes)
+        )
 
 
 @dataclass(frozen=True)
@@ -63,12 +71,17 @@ class LogisticRegression:
     shots: tuple[int, ...] = ()
     draws: int = 5
     shots_c: float = 1.0
+    names: tuple[str, ...] = ()
+    """The classes, for messages."""
 
     def __call__(self, train: LabelledFeatures, val: LabelledFeatures, *, classes: int, dist: Dist) -> dict[str, float]:
         """Return "logreg_top1" ..., "logreg-5shot_top1" ... with "-min" and "-max" over draws; and the selected C."""
         check_finite(train.features, of="training")
         on_all(dist, lambda: check_finite(val.features, of="validation"))
-        drawn = {shots: [draw_shots(train.labels, shots, draw) for draw in range(self.draws)] for shots in self.shots}
+        drawn = {
+            shots: [draw_shots(train.labels, shots, draw, self.names) for draw in range(self.draws)]
+            for shots in self.shots
+        }
         mean = train.features.mean(dim=0)
         scale = (train.features - mean).square().mean().sqrt().clamp(min=torch.finfo(mean.dtype).tiny)
         train, val = (LabelledFeatures((one.features - mean) / scale, one.labels) for one in (train, val))
@@ -77,7 +90,7 @@ class LogisticRegression:
             models = fit_path(fitted.features, fitted.labels, classes=classes, cs=cs)
             return [model(features) for model in models]
 
-        choice = choose(self.cs, train, self.selection_fraction, scores)
+        choice = choose(self.cs, train, self.selection_fraction, scores, dist)
         fits = [(train, choice.value)]
         for images in chain.from_iterable(drawn.values()):
             fits.append((LabelledFeatures(train.features[images], train.labels[images]), self.shots_c))
@@ -92,22 +105,27 @@ class LogisticRegression:
         return figures | {f"{HOLDOUT}logreg_top1": choice.accuracy, f"{CHOSEN}logreg_c": choice.value}
 
 
-def draw_shots(labels: Tensor, shots: int, draw: int) -> Tensor:
+def check_shots(labels: np.ndarray, shots: int, names: Sequence[str]) -> None:
+    """Raise ValueError if a class has images, but fewer than `shots`."""
+    counts = np.bincount(labels)
+    for label, count in enumerate(counts):
+        if 0 < count < shots:
+            raise ValueError(
+                f"shots = {shots}: class {names[label] if names else label} has {count} readable training image(s); "
+                "lower shots or add images"
+            )
+
+
+def draw_shots(labels: Tensor, shots: int, draw: int, names: Sequence[str] = ()) -> Tensor:
     """Return the indices of `shots` images of each class; a pure function of the number of the draw.
 
     Raises:
         ValueError: a class has fewer images.
     """
     known = labels.numpy(force=True)
-    counts = np.bincount(known)
-    present = np.flatnonzero(counts)
-    if fewest := [label for label in present if counts[label] < shots]:
-        raise ValueError(
-            f"shots = {shots}: class {fewest[0]} has {counts[fewest[0]]} readable training image(s); lower shots "
-            "or add images"
-        )
+    check_shots(known, shots, names)
     picked = [
         np.random.default_rng(fold(0, "shots", draw, int(label))).permutation(np.flatnonzero(known == label))[:shots]
-        for label in present
+        for label in np.unique(known)
     ]
     return torch.from_numpy(np.concatenate(picked)).to(labels.device)

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mae_transfer.bounds import Between, Positive
+from mae_transfer.data import Source
 from mae_transfer.engine.dist import Dist, on_all
 from mae_transfer.metrics.accuracy import accuracies, hits_by_class
 from mae_transfer.metrics.features import check_finite, widen
@@ -36,7 +37,7 @@ class RidgeConfig(EvaluationConfig):
     selection_fraction: Between = 0.1
     """Share of each class's training images to choose the penalty on. The classifier is then fitted to all images."""
 
-    def evaluator(self, images: int) -> Ridge:
+    def evaluator(self, train: Source) -> Ridge:
         return Ridge(self.penalties, self.selection_fraction)
 
 
@@ -56,7 +57,7 @@ class Ridge:
             path, wide = fit_ridge(fitted.features, fitted.labels, classes=classes), widen(features)
             return [(wide @ weight + bias).to(features) for weight, bias in map(path.solve, penalties)]
 
-        choice = choose(self.penalties, train, self.selection_fraction, scores)
+        choice = choose(self.penalties, train, self.selection_fraction, scores, dist)
         final = torch.stack(scores(train, val.features, (choice.value,)))
         found = accuracies(sum_of_ranks(hits_by_class(final, val.labels), dist))
         figures = {f"ridge_{name}": value for name, (value,) in found.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mae_transfer.data import Crops, evaluation_views, pick_evenly
+from mae_transfer.data import Crops, Source, evaluation_views, pick_evenly
 from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.log import Logger
 from mae_transfer.metrics.features import check_finite, effective_rank, spread
@@ -21,7 +21,7 @@ class StatisticsConfig(EvaluationConfig):
     task: Literal["statistics"] = "statistics"
     """Which task the file configures."""
 
-    def evaluator(self, images: int) -> FeatureStatistics:
+    def evaluator(self, train: Source) -> FeatureStatistics:
         return FeatureStatistics()
 
 

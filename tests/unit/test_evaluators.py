@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from math import isnan, log
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 
+from mae_transfer.data.sources import LabelledSubset
 from mae_transfer.engine.dist import Dist
 from mae_transfer.metrics.features import effective_rank, spread
-from mae_transfer.tasks.choice import choose, hold_out
+from mae_transfer.metrics.logreg import fit_logreg
+from mae_transfer.tasks import choice
+from mae_transfer.tasks.choice import Choice, choose, hold_out
 from mae_transfer.tasks.evaluation import Evaluator, LabelledFeatures
-from mae_transfer.tasks.logreg import LogisticRegression, draw_shots
+from mae_transfer.tasks.logreg import LogisticRegression, LogRegConfig, draw_shots
 from mae_transfer.tasks.ridge import Ridge
 from mae_transfer.tasks.statistics import FeatureStatistics
 
@@ -74,7 +79,7 @@ def test_classes_of_one_image_need_a_single_value() -> None:
 def test_the_first_of_equally_good_values_is_chosen() -> None:
     train = clusters(4)
     good, bad = torch.eye(4)[[0, 1, 2, 3]], torch.zeros(4, 4)
-    assert choose((3.0, 2.0, 1.0), train, 0.25, lambda *_: (bad, good, good)).value == 2.0
+    assert choose((3.0, 2.0, 1.0), train, 0.25, lambda *_: (bad, good, good), CPU).value == 2.0
 
 
 def test_logistic_regression_selects_c_on_training_images_and_learns() -> None:
@@ -106,8 +111,49 @@ def test_draws_of_few_images_are_fixed_balanced_and_differ() -> None:
     assert all(labels[one].tolist() == [0, 0, 1, 1, 3, 3] for one in draws)
     assert len({tuple(one.tolist()) for one in draws}) > 1
     assert torch.equal(draws[1], draw_shots(labels, 2, 1))
-    with pytest.raises(ValueError, match=r"shots = 3: class 3 has 2 readable training image\(s\); lower shots"):
-        draw_shots(labels, 3, 0)
+
+
+def test_a_class_with_too_few_images_for_the_shots_is_named_before_any_image_is_read() -> None:
+    class Unread:
+        classes = ("cat", "cow", "dog", "elk")
+
+        def __len__(self) -> int:
+            return 8
+
+        def labels(self) -> np.ndarray:
+            return np.array([0, 1, 1, 0, 1, 0, 3, 3])
+
+        def read(self, index: int) -> Any:
+            raise AssertionError("labels are listed without images")
+
+        where = read
+
+    cfg, train = LogRegConfig(scale="mini", shots=(2, 3)), LabelledSubset(cast(Any, Unread()), range(8))
+    with pytest.raises(ValueError, match=r"shots = 3: class elk has 2 readable training image\(s\); lower shots"):
+        cfg.evaluator(train)
+    few = LabelledFeatures(torch.randn(3, 2), torch.tensor([0, 1, 1]))
+    with pytest.raises(ValueError, match="shots = 2: class cat has 1 readable"):
+        LogisticRegression(shots=(2,), names=("cat", "cow"))(few, few, classes=2, dist=CPU)
+
+
+def test_the_first_rank_s_choice_is_that_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another rank finds the last value best, as rounding of a GPU could make it do."""
+    monkeypatch.setattr(choice, "agree", lambda find, dist: Choice(0.1, 0.5))
+    right = torch.eye(2)[[0, 1] * 4]
+    train = LabelledFeatures(torch.randn(8, 2), torch.tensor([0, 1] * 4))
+    found = choose((0.1, 1.0), train, 0.5, lambda _, features, values: [-right[: len(features)]] * 2, CPU)
+    assert found == Choice(0.1, 0.5)
+
+
+def test_logistic_regression_that_ends_early_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    train = clusters(20, noise=6.0)
+    with caplog.at_level("WARNING"):
+        fit_logreg(train.features, train.labels, classes=4, c=0.5)
+        assert not caplog.messages
+        fit_logreg(train.features, train.labels, classes=4, c=0.5, most_steps=1)
+    (message,) = caplog.messages
+    assert message.startswith("logistic regression with C = 0.5 ended before its minimum (gradient ")
+    assert message.endswith("leave C this large out of cs")
 
 
 @pytest.mark.parametrize("evaluator", [Ridge(), FeatureStatistics(), LogisticRegression()])

@@ -219,6 +219,11 @@ def test_the_bank_has_as_many_patches_of_every_image(build: Build) -> None:
     assert len(bank.features) == len(bank.labels) == 28
 
 
+def test_an_image_has_no_more_patches_than_its_grid(build: Build) -> None:
+    """A row of kept features has room for as many patches as are drawn: 500,000 of one image would not fit."""
+    assert build(FrozenKnnConfig, Drawn(cells(1)), Drawn(cells(1)), bank=500_000).per_image == 20
+
+
 def test_a_constant_is_selected_on_whole_images(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[set[int], set[int]]] = []
     generator = torch.Generator().manual_seed(0)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from mae_transfer.data.image_sets import MEAN_PER_CLASS, SETS
+from mae_transfer.data.image_sets import SETS
+from mae_transfer.interfaces import MEAN_PER_CLASS
 from mae_transfer.results import Result
 from mae_transfer.suite.published.measured import JUDGED_BY_CLASS
+from mae_transfer.suite.store import steps
 from mae_transfer.suite.store.records import About, Measurement
 from mae_transfer.suite.tables import comparison, formats, sheets
+from mae_transfer.suite.tables.cells import Cell, Run
 from mae_transfer.suite.tables.comparison import Table, build
-from mae_transfer.suite.tables.ranks import RANK
+from mae_transfer.suite.tables.ranks import RANK, average_ranks
+from mae_transfer.tasks.knn import KnnConfig
 from tests.unit import as_published
 from tests.unit.test_tables import recorded, result
 
@@ -48,7 +52,7 @@ def test_columns_are_protocols_by_data_and_other_results_are_left_out() -> None:
     assert table.columns == (*tiny, "frozen-knn, camvid", "frozen-logreg, camvid")
     assert texts(table) == {"a": ["20.0", "25.0", "26.0", "27.0", "24.0", "30.0", "32.0", "33.0"]}
     assert table.title == "Frozen features, % (no table of the paper), on 'camvid' and 'tiny', small scale"
-    assert "k-NN: k = 20, fixed beforehand" in table.notes
+    assert "k-NN of own runs: k = 20, fixed beforehand" in table.notes
 
 
 def test_one_column_says_no_more_than_its_own_table() -> None:
@@ -108,7 +112,7 @@ def test_ranks_are_averaged_over_the_columns_that_every_row_has_and_over_seeds()
 def test_a_row_whose_runs_failed_is_missing_and_changes_no_rank() -> None:
     failed = {"status": "failed", "reason": "no memory"}
     alone = frozen(three())
-    found = three() + row("d", small("knn-10", None, **failed), small("linear", None, **failed))
+    found = three() + row("d", small("knn-20", None, **failed), small("linear", None, **failed))
     table = frozen(found)
     assert texts(table)["d"] == ["- [1]", "- [1]", "-", "-"]
     assert [one.cells[RANK].runs for one in table.rows[:3]] == [one.cells[RANK].runs for one in alone.rows]
@@ -119,6 +123,89 @@ def test_the_row_of_a_suite_comes_in_its_order_and_one_column_is_no_ranking() ->
     table = frozen(found, about=About(rows=("c", "b", "a")))
     assert [one.name for one in table.rows] == ["c", "b", "a"]
     assert RANK not in table.columns, "only k-NN has a number in every row"
+
+
+def ranked(*found: list[Measurement]) -> tuple[dict[str, list[tuple[int, float]]], str]:
+    """Return the average ranks by seed, and the note on them."""
+    table = frozen([one for some in found for one in some])
+    (note,) = [note for note in table.notes if note.startswith(RANK)]
+    return {one.name: [(run.seed, run.value) for run in one.cells[RANK].runs] for one in table.rows}, note
+
+
+def seeds_of(protocol: str, **values: float) -> list[Result]:
+    """Return a result per seed: s0=10.0."""
+    return [small(protocol, value, seed=int(name[1:])) for name, value in values.items()]
+
+
+def test_a_single_run_counts_for_every_seed_only_if_its_protocol_draws_nothing() -> None:
+    fixed = {"a": small("knn-20", 30.0), "b": small("knn-20", 20.0)}
+    full = row("b", fixed["b"], *seeds_of("linear", s0=30.0, s1=50.0, s2=30.0))
+    ranks, note = ranked(row("a", fixed["a"], *seeds_of("linear", s0=40.0, s1=40.0, s2=40.0)), full)
+    assert ranks == {"a": [(0, 1.0), (1, 1.5), (2, 1.0)], "b": [(0, 2.0), (1, 1.5), (2, 2.0)]}
+    assert "without" not in note
+    ranks, note = ranked(row("a", fixed["a"], *seeds_of("linear", s0=40.0)), full)
+    assert ranks == {"a": [(0, 1.0)], "b": [(0, 2.0)]}
+    assert note.endswith("; without seed 1, which a lacks; without seed 2, which a lacks")
+    ranks, note = ranked(row("a", fixed["a"], *seeds_of("linear", s0=40.0, s1=40.0)), full)
+    assert ranks == {"a": [(0, 1.0), (1, 1.5)], "b": [(0, 2.0), (1, 1.5)]}
+    assert note.endswith("their ranks; without seed 2, which a lacks")
+
+
+def test_random_weights_and_pretrainings_of_a_seed_count_for_that_seed_alone() -> None:
+    full = row("b", *seeds_of("knn-20", s0=20.0, s1=20.0), *seeds_of("ridge", s0=30.0, s1=30.0))
+    fresh = [one.model_copy(update={"pretrain": "none", "record": None})
+             for one in (small("knn-20", 1.0), small("ridge", 2.0))]  # fmt: skip
+    ranks, note = ranked(row("random", *fresh), full)
+    assert [len(some) for some in ranks.values()] == [1, 1]
+    assert note.endswith("; without seed 1, which random lacks")
+    own = row("a", small("knn-20", 30.0), small("ridge", 40.0))
+    for given, seeds in ((None, [0, 1]), (0, [0])):
+        cells = [
+            ("a", {str(n): Cell("a", str(n), "%", (Run(9.0, 0, "x", given, one),)) for n, one in enumerate(own)}),
+            ("b", {str(n): Cell("b", str(n), "%", tuple(Run(8.0, s, f"y{s}", s, own[n]) for s in (0, 1)))
+                   for n in (0, 1)}),
+        ]  # fmt: skip
+        assert [run.seed for run in average_ranks(cells, ("0", "1"))[0][0]] == seeds
+
+
+def test_a_note_says_why_there_is_no_rank() -> None:
+    def without(*found: list[Measurement]) -> list[str]:
+        table = frozen([one for some in found for one in some])
+        assert RANK not in table.columns
+        return [note for note in table.notes if note.startswith(RANK)]
+
+    a = row("a", *seeds_of("efficient", s0=40.0), *seeds_of("linear", s0=40.0))
+    b = row("b", *seeds_of("efficient", s1=30.0), *seeds_of("linear", s1=30.0))
+    assert without(a, b) == [
+        "average rank: none, no seed has a number in every row and column; without seed 0, which b lacks; without seed "
+        "1, which a lacks"
+    ]
+    assert without(a, row("b", small("linear", 30.0))) == [
+        "average rank: none, fewer than 2 columns have a number in every row; a number is missing in efficient, tiny"
+    ]
+    assert without(a) == [], "one row has no rank"
+
+
+def test_a_note_names_the_pool_of_columns_that_read_one_vector() -> None:
+    def reads(one: Result, pool: str) -> Result:
+        assert one.record is not None
+        recipe = {**one.record.recipe, "pool": pool}
+        return one.model_copy(update={"record": one.record.model_copy(update={"recipe": recipe})})
+
+    found = row("a", reads(small("knn-20", 1.0), "cls"), reads(small("ridge", 1.0), "mean"), small("linear", 1.0),
+                reads(small("logreg", 1.0), "cls"))  # fmt: skip
+    notes = [note for note in frozen(found).notes if note.startswith("pool")]
+    assert notes == ["pool 'cls': k-NN, tiny; logreg, tiny", "pool 'mean': ridge, tiny"]
+
+
+def test_a_failed_knn_is_missing_where_its_own_k_stands() -> None:
+    lost = {"status": "failed", "reason": "no memory"}
+    found = row("a", small("linear", 40.0), small("ridge", 30.0), small("knn-5", None, **lost))
+    assert frozen(found).columns == ("linear, tiny", "ridge, tiny")
+    cfg = KnnConfig(scale="mini", ks=(5, 20))
+    assert steps.protocols(cfg) == ("knn-5", "knn-20")
+    found += row("a", *(small(protocol, None, **lost) for protocol in steps.protocols(cfg)))
+    assert texts(frozen(found)) == {"a": ["- [1]", "40.0", "30.0"]}
 
 
 @pytest.mark.parametrize("name", [*formats.FORMATS, "csv"])

@@ -22,7 +22,7 @@ from mae_transfer.cli.data import LABELLED
 from mae_transfer.cli.main import main
 from mae_transfer.data.folders import FolderConfig
 from mae_transfer.data.image_sets import SETS, lay_out
-from mae_transfer.metrics.accuracy import MEAN_PER_CLASS
+from mae_transfer.interfaces import MEAN_PER_CLASS
 
 
 def jpeg(path: Path) -> str:

@@ -75,6 +75,8 @@ def test_what_draws_has_three_seeds_and_what_is_selected_is_selected_on_held_out
         if cfg.task == "classify":
             assert cfg.data.holdout_fraction > 0
             assert set(cfg.protocol.kinds) == {"linear", "efficient", "cross"}
+            assert (set(cfg.protocol.pools), set(cfg.protocol.tokens)) == ({"cls", "mean"}, {"patches", "all"})
+            assert cfg.batch <= 64, "a set of 75 images has a batch"
         if cfg.task == "knn":
             assert cfg.ks == (20,)
     drawn = {0, 1, 2}

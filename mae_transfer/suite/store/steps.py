@@ -226,7 +226,7 @@ def record_missing(node: Node, work: Work, state: Literal["failed", "skipped"], 
 def protocols(cfg: Any) -> tuple[str, ...]:
     """Return the names of the protocols that the results of the run would have."""
     if cfg.task == "knn":
-        return (f"knn-{cfg.ks[0]}",)
+        return tuple(f"knn-{k}" for k in cfg.ks)
     if hasattr(cfg, "titles"):
         return tuple(cfg.titles())
     if hasattr(cfg, "title"):

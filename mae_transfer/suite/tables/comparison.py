@@ -36,7 +36,7 @@ SUMMARY_ORDER = (
 )  # fmt: skip
 FROZEN_ORDER = [title for protocols in FROZEN.values() for title in protocols.values()]
 FIXED_K = "k-NN of own runs: k = 20, fixed beforehand"
-FEWEST_RANKED = 2  # rows, and columns
+FEWEST_RANKED = 2  # rows
 JUDGED = ("%", "rank")  # units of which a number may be the best
 NO_SUITE = About()
 FEWEST = 2  # seeds that a paired difference needs
@@ -256,19 +256,19 @@ def _frozen(rows: Sequence[Row], columns: Sequence[str]) -> tuple[tuple[Row, ...
     Rows without a number are not ranked. Columns in which another row has no number do not count.
     """
     notes = [FIXED_K] if any(column.startswith("k-NN, ") for column in columns) else []
+    pools: dict[str, dict[str, None]] = defaultdict(dict)
+    for column, cell in ((column, row.cells.get(column)) for column in columns for row in rows):
+        recipe = cell.result.record.recipe if cell and cell.result and cell.result.record else {}
+        if pool := recipe.get("pool"):
+            pools[str(pool)][column] = None
+    notes += [f"pool {pool!r}: {'; '.join(some)}" for pool, some in pools.items()]
     ranked = [row for row in rows if row.kind == "ours" and any(cell.ours for cell in row.cells.values())]
-    shared = [one for one in columns if all(one in row.cells and row.cells[one].ours for row in ranked)]
-    if len(ranked) >= FEWEST_RANKED and len(shared) >= FEWEST_RANKED:
-        ranks = average_ranks([row.cells for row in ranked], shared)
+    if len(ranked) >= FEWEST_RANKED:
+        ranks, note = average_ranks([(full_name(row), row.cells) for row in ranked], columns)
         cells = {id(row): Cell(row.name, RANK, "rank", some) for row, some in zip(ranked, ranks, strict=True) if some}
         rows = [row._replace(cells={**row.cells, RANK: cells[id(row)]}) if id(row) in cells else row for row in rows]
         columns = (*columns, RANK) if cells else columns
-        left = [column for column in columns if column not in (*shared, RANK)]
-        without = f", without {'; '.join(left)}: a number is missing" if left else ""
-        notes += [
-            f"average rank: over the {len(shared)} columns in which every row has a number{without}; the numbers of a "
-            "seed are ranked among each other, and equal numbers share the mean of their ranks"
-        ]
+        notes.append(note)
     sources = {row.name: cell.published.source for row in rows for cell in row.cells.values() if cell.published}
     for source in dict.fromkeys(sources.values()):
         notes.append(f"{', '.join(name for name, one in sources.items() if one == source)}: {source}")

@@ -290,9 +290,8 @@ def frozen(records: Sequence[Measurement]) -> Iterator[Spot]:
     for record in records:
         result = record.result
         failed = result.status != "ok"
-        protocol = "knn-20" if failed and result.protocol.startswith("knn-") else result.protocol
         data = known.get(result.dataset, data_of(result))
-        title = FROZEN.get(result.task, {}).get(protocol)
+        title = FROZEN.get(result.task, {}).get(result.protocol)
         if title and result.split == "val" and (failed or result.metric == _custom(result.task, data)):
             spots.append(at(record, row_of(record), f"{title}, {data}"))
     return iter(spots if len({spot.column for spot in spots}) > 1 else ())
@@ -302,7 +301,7 @@ def _custom(task: str, data: str) -> str:
     """Return the metric that a data set is reported with by custom."""
     if task == "segment" or data not in JUDGED_BY_CLASS:
         return "mIoU" if task == "segment" else "top1"
-    from mae_transfer.metrics.accuracy import MEAN_PER_CLASS  # imports torch, which a table rarely needs
+    from mae_transfer.interfaces import MEAN_PER_CLASS  # imports torch, which a table rarely needs
 
     return MEAN_PER_CLASS
 
