@@ -250,6 +250,14 @@ def test_a_number_of_another_recipe_is_nearest_and_not_beside(pretrain: str) -> 
     ]
 
 
+def test_each_objective_of_our_own_pretraining_has_its_own_row_of_the_survey() -> None:
+    """The run's method is the row; a name of the suite replaces it."""
+    methods = [f"{name}, 2 views, 300 ep" for name in ("DINO", "iBOT", "MoCo v3", "MoBY", "EsViT")]
+    made = [result("finetune", 80.0).model_copy(update={"pretrain": method}) for method in methods]
+    assert [one.row for one in own("survey", recorded(*made))] == [f"{method}, ViT-B/16" for method in methods]
+    assert [one.row for one in own("survey", recorded(made[0], row="DINO"))] == ["DINO, ViT-B/16"]
+
+
 @pytest.mark.parametrize(("share", "expected"), [(1.0, "+0.00"), (0.5, "-")])
 def test_an_evaluated_training_state_stands_beside_the_published_number_where_its_run_was_whole(
     share: float, expected: str
