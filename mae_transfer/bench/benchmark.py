@@ -53,6 +53,7 @@ def compare(name: str) -> Callable[[argparse.Namespace], Records]:
 
 BENCHMARKS = {
     "pretrain": Benchmark("MAE pretraining steps", options.pretrain, compare("pretrain")),
+    "joint": Benchmark("DINO pretraining steps, of 2 wide and 8 narrow views", options.step, compare("joint")),
     "targets": Benchmark(
         "pretraining steps of each target",
         options.pretrain,

@@ -81,6 +81,15 @@ class JointConfig(EncoderConfig):
     alarm_steps: Count = 2000
     """How many steps a collapse must last before the run warns."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _starts_afresh(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "start" in values:
+            raise ValueError(
+                "start: task 'joint' starts from fresh weights; remove it, or continue an interrupted run with --resume"
+            )
+        return values
+
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         views, masked = self.data.views, self.objective.compares == "masked"

@@ -204,6 +204,7 @@ BAD: dict[str, tuple[str, Values, str]] = {
         "dino", {"model": {"timm": "swin_tiny_patch4_window7_224", "encoder": {"image_size": 16, "patch": 4}}},
         r"model\.encoder\.patch = 4 has no effect on model\.timm = 'swin_tiny_patch4_window7_224'",
     ),
+    "weights to start from": ("dino", {"start": "a.pt"}, "start: task 'joint' starts from fresh weights; remove it"),
     "a decay above 1": (
         "dino", {"ema_decay": {"start": 0.9, "end": 1.5, "epochs": 1.0}}, "end at 1.0 or below",
     ),

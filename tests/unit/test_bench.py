@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mae_transfer.bench import pretrain
+from mae_transfer.bench import joint, pretrain
 from mae_transfer.bench.harness import Contestant, Measures, Timing, describe, race
 from mae_transfer.bench.options import Workload
 
@@ -86,9 +86,17 @@ def test_ratios_are_medians_over_rounds_to_the_faster_peer_of_each_mode():
     assert record["share_of_matmul_peak"] == pytest.approx(6 * (100 / 2) / 1000)
 
 
-def test_our_own_step_trains_the_model_of_the_task():
-    step, compute_loss, _ = pretrain.build_ours(WORK)
+@pytest.mark.parametrize("build", [pretrain.build_ours, joint.build_ours])
+def test_our_own_step_trains_the_model_of_the_task(build):
+    step, compute_loss, _ = build(WORK)
     loss = compute_loss()
     loss.backward()
     assert loss.isfinite()
     assert all(p.grad is not None for p in step.parameters() if p.requires_grad)
+
+
+def test_lightlys_dino_starts_at_our_loss():
+    """Near log K, whatever the random weights."""
+    pytest.importorskip("lightly")
+    losses = [build(WORK).loss().item() for build in joint.COMPARISON.contestants.values()]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
