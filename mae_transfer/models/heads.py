@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
-from dataclasses import replace
 from typing import Annotated, Literal, NamedTuple, get_args
 
 import torch
@@ -173,7 +172,7 @@ class Classifier(Model):
         They are float32, because 1 in 200 images has two equal best classes in bfloat16.
         """
         features = self.backbone(images, norm=self.how == "cls")
-        features = replace(features, cls_tokens=())  # "cls" is what timm's own classifier reads
+        features = Features(features.maps, features.cls)  # its "cls" is what timm's own classifier reads
         with torch.autocast(images.device.type, enabled=False):
             logits: Tensor = self.head(self.fc_norm(pool(features, self.how)))
         return logits
