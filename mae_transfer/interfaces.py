@@ -131,6 +131,15 @@ class Features(Tensors):
     cls_tokens: tuple[Tensor, ...] = ()  # (B, D) class token of each map; empty if blocks have none
 
 
+@dataclass(frozen=True)
+class FeatureBatch(Tensors):
+    """A batch of features that were computed before (tasks/features.py), in place of images."""
+
+    features: Features
+    label: Tensor  # (B,) int64
+    index: Tensor  # (B,) int64, sample ids for error messages
+
+
 class Maps(NamedTuple):
     """Channels and strides of a backbone's maps, shallow to deep."""
 

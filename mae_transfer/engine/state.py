@@ -54,7 +54,7 @@ class RunConfig(Schema):
     """Also keep each checkpoint whose step is a multiple of this; None: no others."""
     features: str | None = None
     """Folder in which evaluations of frozen backbones keep features, so that several of them share one pass over a data
-    set. None: keep nothing."""
+    set. Linear probes without augmentation use it, too. None: keep nothing."""
     progress: bool = True
     """Show a progress bar on a terminal; elsewhere print a line per log step."""
     wandb: bool = False

@@ -241,14 +241,17 @@ class ProbeRow(nn.Module):
                 starts[head, width] = first_head(head, width, classes, queries=queries, head_width=head_width)
         self.probes = nn.ModuleDict({name: deepcopy(starts[kind]) for name, kind in kinds.items()})
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the logits (K, B, C) of normalised images (B, 3, H, W).
+    def forward(self, images: Tensor | Features) -> Tensor:
+        """Return the logits (K, B, C) of normalised images (B, 3, H, W), or of the encoder's features of them.
 
         They are float32: the heads cost little, and learning rates are compared by them.
         """
-        with torch.no_grad():
-            features = self.backbone(images, taps=self.taps, norm=True)
-        with torch.autocast(images.device.type, enabled=False):
+        if isinstance(images, Features):
+            features = images
+        else:
+            with torch.no_grad():
+                features = self.backbone(images, taps=self.taps, norm=True)
+        with torch.autocast(features.maps[-1].device.type, enabled=False):
             pooled = {how: norm(pool(features, how)) for norm, how in zip(self.norms, self.pools, strict=True)}
             read = pooled | {which: tokens(features, which) for which in self.tokens}
             return torch.stack([p(read[source]) for p, source in zip(self.probes.values(), self.sources, strict=True)])

@@ -16,18 +16,29 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from mae_transfer.checkpoints.files import load_strict
-from mae_transfer.core.normalize import normalize
-from mae_transfer.data import Crops, LabelledDataConfig, Source, evaluation_views, open_labelled, training_views
+from mae_transfer.data import (
+    CentreCrop,
+    Crops,
+    LabelledDataConfig,
+    Samples,
+    Source,
+    Subset,
+    evaluation_views,
+    open_labelled,
+    split,
+    training_views,
+)
 from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.loop import Step, StepFn
 from mae_transfer.engine.optim import Group
 from mae_transfer.engine.state import LoopConfig, autocast
-from mae_transfer.interfaces import MEAN_PER_CLASS, Batch
+from mae_transfer.interfaces import MEAN_PER_CLASS, Batch, FeatureBatch
 from mae_transfer.metrics.accuracy import accuracies, hits_by_class, top_ks
+from mae_transfer.models.heads import Pooled
 from mae_transfer.results import Result
 from mae_transfer.tasks.backbones import BackboneConfig
 from mae_transfer.tasks.best import Select, Selection
-from mae_transfer.tasks.protocols import AnyProtocol, ClassifyProtocol, Feed, Finetune
+from mae_transfer.tasks.protocols import AnyProtocol, ClassifyProtocol, Feed, Finetune, inputs
 from mae_transfer.tasks.sweep import EVALUATION_SEED, readable, sum_of_ranks, unread
 from mae_transfer.tasks.transfer import Trained, Transfer, TransferConfig, classes_digest, is_state
 from mae_transfer.tasks.workdir import WorkDir
@@ -36,6 +47,7 @@ from mae_transfer.tasks.workdir import WorkDir
 class ClassifierConfig(TransferConfig):
     """A classifier: its data, backbone and protocol."""
 
+    keeps_features: ClassVar[bool] = True
     debug: ClassVar[dict[str, Any]] = {
         **TransferConfig.debug,
         "data.train": {"name": "shapes", "length": 19, "size": 32},
@@ -138,8 +150,45 @@ class Classify(Transfer[ClassifierConfig]):
         """Open the backbone with the changes that the protocol asks for."""
         self.load_backbone({"image_size": self.cfg.data.size, **self.protocol.changes()})
 
-    def training_samples(self) -> Crops:
-        return Crops(source=self.train_set, augmentation=training_views(self.cfg.data), seed=self.cfg.seed)
+    def training_samples(self) -> Samples[Any, Any]:
+        cfg = self.cfg
+        if self.keeps and isinstance(cfg.data.augmentation, CentreCrop):
+            return self.kept("train", self.train_set, cfg.data.augmentation.shorter_side, seed=cfg.seed)
+        return Crops(source=self.train_set, augmentation=training_views(cfg.data), seed=cfg.seed)
+
+    def evaluation_samples(self, name: str) -> Samples[Any, Any]:
+        """Return the images of a split, or the features that are kept of them."""
+        data, source = self.cfg.data, self.splits[name]
+        if self.keeps:
+            part = "val" if name == "val" else "train"
+            return self.kept(part, source, data.shorter_side, seed=EVALUATION_SEED)
+        view = evaluation_views(data, shorter_side=data.shorter_side)
+        return Crops(source=source, augmentation=view, seed=EVALUATION_SEED)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the run reads features from the folder run.features: they are all it needs, and no image changes."""
+        run, still = self.cfg.run, isinstance(self.cfg.data.augmentation, CentreCrop)
+        return run.features is not None and not run.estimate and still and self.protocol.reads != ()
+
+    def kept(self, part: str, source: Source, shorter_side: float, *, seed: int) -> Samples[Any, Any]:
+        """Return the features of images from the folder run.features. Every rank calls it.
+
+        Held-out images are in the file of all training images, which other evaluations share.
+
+        part: "train" or "val", the set that the images belong to.
+        """
+        from mae_transfer.tasks import features  # few runs need it
+
+        cfg, data, whole = self.cfg, self.cfg.data, source
+        if part == "train" and data.holdout_fraction:
+            assert isinstance(source, Subset), "a split selects"
+            whole = split(source.source, label_fraction=data.label_fraction).train
+        self.backbone.model.to(self.dist.device).eval()
+        one = features.labelled_pass(cfg, data, self.backbone, whole, part, self.dist, shorter_side=shorter_side)
+        blocks, how = max((max(1, Pooled.of(how).blocks), how) for how in self.protocol.reads)
+        rows = features.pooled_features(one, how, unreadable=data.unreadable())
+        return features.KeptFeatures(source=features.KeptRows(rows, source, whole), blocks=blocks, seed=seed)
 
     def model(self) -> nn.Module:
         return self.protocol.model(self.backbone.model, self.classes)
@@ -153,7 +202,7 @@ class Classify(Transfer[ClassifierConfig]):
         micro = self.micro_batch(loop)
         self.step = self.protocol.step(Feed(self.backbone.statistics, self.classes, micro, self.dist.device))
 
-    def loss(self, model: nn.Module, batch: Batch, at: Step) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, model: nn.Module, batch: Batch | FeatureBatch, at: Step) -> tuple[Tensor, dict[str, Tensor]]:
         assert self.step is not None, "prepare() makes the step"
         return self.step(model, batch, at)
 
@@ -180,14 +229,13 @@ class Classify(Transfer[ClassifierConfig]):
         """
         cfg, row = self.cfg, self.protocol.row
         figures: dict[str, float] = {}
-        view = evaluation_views(cfg.data, shorter_side=cfg.data.shorter_side)
         for name, source in self.splits.items():
             counts = torch.zeros(1 + len(top_ks(self.classes)), len(row), self.classes, dtype=torch.int64)
             counts = counts.to(self.dist.device)
             policy = cfg.data.unreadable()
-            for batch in self.sweep(Crops(source=source, augmentation=view, seed=EVALUATION_SEED), policy):
+            for batch in self.sweep(self.evaluation_samples(name), policy):
                 with autocast(cfg.precision, self.dist.device):
-                    scores = model(normalize(batch.image, self.backbone.statistics))
+                    scores = model(inputs(batch, self.backbone.statistics))
                 counts += hits_by_class(scores.view(len(row), *scores.shape[-2:]), batch.label)
             left_out = unread(policy, self.dist)
             readable(len(source), left_out, of=f"{name} set")

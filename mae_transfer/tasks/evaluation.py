@@ -214,27 +214,28 @@ class Evaluation(FrozenRun[EvaluationConfig]):
         view, sets = evaluation_views(cfg.data, shorter_side=cfg.data.shorter_side), []
         for part, source in self.sources.items():
             policies.append(cfg.data.unreadable())
-            samples = Crops(source=source, augmentation=view, seed=EVALUATION_SEED)
             if cfg.run.features is not None:
-                sets.append(self.kept(part, samples, policies[-1], tick=lambda: log.tick(next(ticks))))
+                sets.append(self.kept(part, source, policies[-1], tick=lambda: log.tick(next(ticks))))
                 continue
+            samples = Crops(source=source, augmentation=view, seed=EVALUATION_SEED)
             batches = ticking(self.sweep(samples, policies[-1]))
             one = extract(self.backbone.model, batches, self.backbone.statistics, cfg.pool, cfg.precision)
             sets.append(LabelledFeatures(*(gather(tensor, dist) for tensor in one)) if part == "train" else one)
         figures = self.evaluator(*sets, classes=len(self.sources["val"].classes), dist=dist)
         return figures, round(sum(unread(policy, dist).get("unreadable", 0) for policy in policies))
 
-    def kept(self, part: str, samples: Crops, policy: Unreadable, *, tick: Callable[[], None]) -> LabelledFeatures:
+    def kept(self, part: str, source: Source, policy: Unreadable, *, tick: Callable[[], None]) -> LabelledFeatures:
         """Return the features of a set from the folder run.features, where they are kept for other runs."""
-        from mae_transfer.tasks.features import UNREAD, FrozenPass, pooled_features, select, share  # few runs need it
+        from mae_transfer.tasks.features import (  # few runs need it
+            UNREAD,
+            labelled_pass,
+            pooled_features,
+            select,
+            share,
+        )
 
         cfg, data = self.cfg, self.cfg.data
-        images = data.train if part == "train" or data.val is None else data.val
-        view = f"resized to cover {data.shorter_side:g} times that (bicubic), centre crop"
-        one = FrozenPass(
-            self.backbone.model, self.backbone.statistics, samples, images, data.size, view, cfg.precision, cfg.run,
-            self.dist,
-        )  # fmt: skip
+        one = labelled_pass(cfg, data, self.backbone, source, part, self.dist, shorter_side=data.shorter_side)
         rows = pooled_features(one, cfg.pool, unreadable=policy, tick=tick)
         if not (rows["label"] != UNREAD).any():
             raise ValueError(NO_IMAGE)

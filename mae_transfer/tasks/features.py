@@ -1,4 +1,4 @@
-"""Features of a frozen backbone for a whole data set, computed once and shared by evaluations (run.features).
+"""Features of a frozen backbone for a whole data set, computed once and shared by evaluations and linear probes.
 
 A file is named by what its features depend on: weights, images, view, normalisation, precision, layer. Other weights or
 images therefore use another file. Names of folders and of weight files do not matter.
@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,14 +24,28 @@ from torch import Tensor, nn
 from mae_transfer.config import Schema
 from mae_transfer.core.normalize import Statistics, normalize
 from mae_transfer.core.patches import sides
-from mae_transfer.data import EvalKeys, Samples, SetConfig, Unreadable, UnreadableImage, batches
+from mae_transfer.data import (
+    Crops,
+    EvalKeys,
+    LabelledDataConfig,
+    Samples,
+    SetConfig,
+    Source,
+    Unreadable,
+    UnreadableImage,
+    batches,
+    evaluation_views,
+)
 from mae_transfer.data.sources import digest_of_times, fingerprint, whole_of
 from mae_transfer.engine.dist import Dist, agree, on_all
 from mae_transfer.engine.state import Precision, RunConfig, autocast
-from mae_transfer.interfaces import Backbone
+from mae_transfer.interfaces import Backbone, FeatureBatch, Features
 from mae_transfer.models.heads import NO_CLASS_TOKEN, FrozenPool, Pooled, pool, taps_of
 from mae_transfer.record import software
+from mae_transfer.tasks.backbones import LoadedBackbone
 from mae_transfer.tasks.cached import compute_once
+from mae_transfer.tasks.config import RunnableConfig
+from mae_transfer.tasks.sweep import EVALUATION_SEED
 
 LOG = logging.getLogger(__name__)
 FORMAT = "2"
@@ -51,6 +66,20 @@ class FrozenPass(NamedTuple):
     precision: Precision
     run: RunConfig  # run.features names the folder
     dist: Dist
+
+
+def labelled_pass(
+    cfg: RunnableConfig, data: LabelledDataConfig, backbone: LoadedBackbone, source: Source, part: str, dist: Dist,
+    *, shorter_side: float,
+) -> FrozenPass:  # fmt: skip
+    """Return the pass over labelled images of a part, "train" or "val", that are cropped as in evaluation."""
+    images = data.train if part == "train" or data.val is None else data.val
+    views = evaluation_views(data, shorter_side=shorter_side)
+    samples = Crops(source=source, augmentation=views, seed=EVALUATION_SEED)
+    view = f"resized to cover {shorter_side:g} times that (bicubic), centre crop"
+    return FrozenPass(
+        backbone.model, backbone.statistics, samples, images, data.size, view, cfg.precision, cfg.run, dist
+    )
 
 
 def pooled_features(
@@ -113,6 +142,58 @@ def select(rows: np.ndarray, how: FrozenPool, images: np.ndarray) -> np.ndarray:
     if not {*names} <= {*(rows.dtype.names or ())}:
         raise ValueError(NO_CLASS_TOKEN)
     return np.concatenate([rows[name][images] for name in names], axis=1)
+
+
+class KeptRows:
+    """The rows of a source's images, of those of a larger set. Each process maps the file into its memory."""
+
+    def __init__(self, rows: np.ndarray, source: Source, whole: Source) -> None:
+        """Select the rows.
+
+        Args:
+            rows: (N,) of `pooled_features`, of the images of `whole`.
+            source: images of `whole`.
+        """
+        (_, wanted), (_, found) = whole_of(source), whole_of(whole)
+        order = np.argsort(found)
+        self.at, self.images = order[np.searchsorted(found, wanted, sorter=order)], source
+        self.rows: np.ndarray | None = rows
+        self.path = rows.filename  # type: ignore[attr-defined]  # of a memory-mapped array
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "rows": None}  # pickling would copy the array; each worker maps the file itself
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+    def read(self, index: int) -> np.void:
+        """Return the row of an image. UnreadableImage if it could not be read."""
+        if self.rows is None:
+            self.rows = np.load(self.path, mmap_mode="r")
+        row: np.void = self.rows[self.at[index]]
+        if row["label"] == UNREAD:
+            raise UnreadableImage(f"{self.images.where(index)} could not be read when {self.path} was computed")
+        return row
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptFeatures(Samples[np.void, np.void]):
+    """Rows of kept features, as Features from which `pool` takes what they were computed for."""
+
+    source: KeptRows
+    blocks: int  # number of last blocks whose class tokens they have
+
+    def draw(self, sample: np.void, rng: np.random.Generator) -> np.void:
+        """Return the row: nothing is drawn."""
+        return sample
+
+    def collate(self, drawn: list[np.void], images: Tensor) -> FeatureBatch:
+        """Return the rows as a batch. The map of an image is the mean of its patch tokens, (D, 1, 1)."""
+        rows = np.stack(drawn)
+        fields = {name: torch.from_numpy(np.ascontiguousarray(rows[name])) for name in rows.dtype.names or ()}
+        tokens = fields["cls"].chunk(self.blocks, dim=1) if "cls" in fields else ()
+        features = Features((fields["mean"][:, :, None, None],), tokens[-1] if tokens else None, tokens)
+        return FeatureBatch(features, fields["label"].long(), images)
 
 
 def kept_rows(

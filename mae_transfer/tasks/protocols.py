@@ -21,7 +21,7 @@ from mae_transfer.config import Part
 from mae_transfer.core.normalize import Statistics, normalize
 from mae_transfer.engine.loop import Step, StepFn
 from mae_transfer.engine.optim import Group, Layers, OptimConfig, param_groups, select_exempt
-from mae_transfer.interfaces import Backbone, Batch
+from mae_transfer.interfaces import Backbone, Batch, FeatureBatch, Features
 from mae_transfer.models.heads import Classifier, FrozenPool, Head, Pool, Probe, ProbeRow, Tokens, Tune, freeze
 
 
@@ -61,6 +61,11 @@ class ClassifyProtocol(Part):
     def mixes(self) -> bool:
         """Whether training mixes the images of a forward pass."""
         return False
+
+    @property
+    def reads(self) -> tuple[FrozenPool, ...]:
+        """The pools of a frozen backbone if the protocol reads nothing else of an image; otherwise none."""
+        return ()
 
     def changes(self) -> dict[str, Any]:
         """Return the fields of the backbone's architecture that the protocol sets."""
@@ -216,6 +221,10 @@ class LinearProbe(ClassifyProtocol):
         probes = self.probes().items()
         return {head: tuple(name for name, (_, probe) in probes if probe.head == head) for head in self.heads}
 
+    @property
+    def reads(self) -> tuple[FrozenPool, ...]:
+        return self.pools if self.heads == ("linear",) else ()
+
     def probes(self) -> dict[str, tuple[float, Probe]]:
         """Return the rate and the probe by name.
 
@@ -254,11 +263,16 @@ class LinearProbe(ClassifyProtocol):
         ]
 
     def step(self, feed: Feed) -> StepFn:
-        def step(model: nn.Module, batch: Batch, at: Step) -> tuple[Tensor, dict[str, Tensor]]:
-            losses = row_losses(model(normalize(batch.image, feed.statistics)), batch.label)
+        def step(model: nn.Module, batch: Batch | FeatureBatch, at: Step) -> tuple[Tensor, dict[str, Tensor]]:
+            losses = row_losses(model(inputs(batch, feed.statistics)), batch.label)
             return losses.sum(), {"best_probe_loss": losses.detach().min()} if at.logs else {}
 
         return step
+
+
+def inputs(batch: Batch | FeatureBatch, statistics: Statistics) -> Tensor | Features:
+    """Return what a model takes: normalised images, or features that were computed before."""
+    return batch.features if isinstance(batch, FeatureBatch) else normalize(batch.image, statistics)
 
 
 def row_losses(scores: Tensor, labels: Tensor) -> Tensor:

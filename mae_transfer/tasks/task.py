@@ -143,7 +143,7 @@ class Task(RecordedRun[C]):
         loop = self.loop()
         self.rates_at(loop)(0)  # a warm-up longer than the run is an error now, not later
         self.prepare(loop)
-        self.feed(loop).close()  # the batch can be split
+        self.keys(loop)  # the batch can be split
         if self.cfg.run.estimate:
             return self.estimate(loop)
         open_work_dir(work_dir, self.cfg, resume=resume)
@@ -242,12 +242,16 @@ class Task(RecordedRun[C]):
         """Return the images per device and forward pass."""
         return loop.global_batch // (self.dist.world * loop.accumulate)
 
-    def feed(self, loop: LoopConfig, *, start: int = 0) -> Generator[Any, None, None]:
-        """Yield this rank's micro-batches from step `start` on, endlessly."""
+    def keys(self, loop: LoopConfig, *, start: int = 0) -> TrainKeys:
+        """Return this rank's micro-batches from step `start` on; ValueError if the batch cannot be split."""
         dist = self.dist
-        share = TrainKeys(order=self.order(), start=start, rank=dist.rank, world=dist.world, accumulate=loop.accumulate)
-        samples, pin, policy = self.training_samples(), dist.device.type == "cuda", self.cfg.data.unreadable()
-        return batches(samples, share, workers=self.cfg.run.workers, pin=pin, unreadable=policy)
+        return TrainKeys(order=self.order(), start=start, rank=dist.rank, world=dist.world, accumulate=loop.accumulate)
+
+    def feed(self, loop: LoopConfig, *, start: int = 0) -> Generator[Any, None, None]:
+        """Yield this rank's micro-batches from step `start` on, endlessly. Every rank calls it."""
+        keys = self.keys(loop, start=start)
+        samples, pin, policy = self.training_samples(), self.dist.device.type == "cuda", self.cfg.data.unreadable()
+        return batches(samples, keys, workers=self.cfg.run.workers, pin=pin, unreadable=policy)
 
     def build_state(self, loop: LoopConfig) -> TrainState:
         """Return model and optimizer before the first step."""

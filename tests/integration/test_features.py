@@ -20,13 +20,14 @@ from PIL import Image
 from mae_transfer import results
 from mae_transfer.cli.main import main
 from mae_transfer.config import validate
-from mae_transfer.data import UnreadableImage
+from mae_transfer.data import Folder, UnreadableImage
 from mae_transfer.engine.dist import Dist
 from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.suite.graph.plan import open_plan
 from mae_transfer.suite.store.shared import RunStore
 from mae_transfer.suite.store.work import Work
 from mae_transfer.tasks import cached
+from mae_transfer.tasks.classify import Classify, ClassifyConfig
 from mae_transfer.tasks.evaluation import Evaluation, EvaluationConfig
 from mae_transfer.tasks.features import digest_of_module
 from mae_transfer.tasks.knn import KnnConfig
@@ -248,7 +249,8 @@ def test_a_suite_computes_the_features_of_a_backbone_once(
 ) -> None:
     for task in ("knn", "ridge", "logreg"):
         (tmp_path / f"{task}.py").write_text(config(data, task).source())
-    transfer = {task: {"tool": "cls_train", "config": f"{task}.py"} for task in ("knn", "ridge", "logreg")}
+    (tmp_path / "probe.py").write_text(probe(data, protocol=PROBE["protocol"] | {"pools": ("cls", "mean")}).source())
+    transfer = {task: {"tool": "cls_train", "config": f"{task}.py"} for task in ("knn", "ridge", "logreg", "probe")}
     rows = {name: {"fresh": {"backbone.encoder": ENCODER | {"depth": depth}}} for name, depth in (("A", 2), ("B", 1))}
     suite = {"title": "frozen", "tables": ("summary",), "transfer": transfer, "rows": rows}
     (tmp_path / "suite.py").write_text("\n".join(f"{key} = {value!r}" for key, value in suite.items()))
@@ -257,7 +259,100 @@ def test_a_suite_computes_the_features_of_a_backbone_once(
     for node in plan.values():
         words = work.command(node, {})
         assert main(["classify", *words[2:]]) == 0
-    assert passes == 2 * [4, 4, 4, 2, 4, 2]  # of 14 and 6 images: one pass per set and backbone, for three protocols
+    assert passes == 2 * [4, 4, 4, 2, 4, 2]  # of 14 and 6 images: one pass per set and backbone, for four protocols
     assert len(list((tmp_path / "d" / ".features").glob("*.npy"))) == 4
     shared = Work(plan, tmp_path / "e", suite="frozen", store=RunStore(tmp_path / "store"))
     assert f"run.features={str(tmp_path / 'store' / '.features')!r}" in shared.command(node, {})
+
+
+PROBE = {
+    "protocol": {"name": "linear", "rates": (0.3, 3.0), "pools": ("cls", "mean", "cls-2+mean")},
+    "optim": {"algorithm": {"name": "lars"}, "lr": 1.0, "weight_decay": 0.0},
+    "schedule": {"warmup_epochs": 0.5}, "epochs": 3.0, "batch": 4,
+}  # fmt: skip
+
+
+def probe(data: dict[str, Any], *, folder: Path | None = None, **changes: Any) -> ClassifyConfig:
+    run = {"device": "cpu", "workers": 0, "evaluation_batch": 4, "progress": False, "log_every": 1}
+    values = {
+        "scale": "mini", "precision": "float32", "backbone": {"encoder": ENCODER},
+        "data": data | {"augmentation": {"name": "none"}, "holdout_fraction": 0.3},
+        "run": run | {"features": str(folder) if folder else None},
+    }  # fmt: skip
+    return validate(values | PROBE | changes, ClassifyConfig, where="test")
+
+
+def trained(cfg: ClassifyConfig, folder: Path, **how: Any) -> tuple[list[float], dict[str, float], list[int]]:
+    """Return losses, results and numbers of unreadable images of a run."""
+    found = Classify.launch(cfg, folder, **how)
+    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    values = {f"{r.split} {r.protocol} {r.metric}": r.value for r in found}
+    return [line["loss"] for line in lines if line["kind"] == "train"], values, [r.unreadable for r in found]
+
+
+def test_probes_train_from_kept_features_as_from_images(
+    data: dict[str, Any], tmp_path: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("train/class0/3.png", "train/class1/5.png", "val/class1/0.png"):
+        (Path(data["root"]) / name).write_bytes(b"no image")
+    sets = data | {"on_error": "skip", "label_fraction": 0.9}
+    kept = tmp_path / "kept"
+    plain, cfg = probe(sets), probe(sets, folder=kept)
+    assert cfg.digest() == plain.digest()
+    losses, values, unreadable = trained(plain, tmp_path / "plain")
+    assert sum(unreadable)
+    figures(config(sets, "logreg", folder=kept, pool="cls-2"), tmp_path / "logreg")
+    assert len(passes) == 5  # of 12 and 6 images
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("an image was decoded")
+
+    monkeypatch.setattr(Folder, "read", never)
+    found = trained(cfg, tmp_path / "run")
+    assert found[0] == pytest.approx(losses, rel=1e-5)
+    assert found[1] == pytest.approx(values)
+    assert found[2] == unreadable
+    assert len(passes) == 5
+    assert len(list(kept.glob("*.npy"))) == 2
+
+
+def test_a_probe_on_kept_features_resumes_bit_for_bit(data: dict[str, Any], tmp_path: Path) -> None:
+    cfg = probe(data, folder=tmp_path / "kept")
+    saving = cfg.model_copy(update={"run": cfg.run.model_copy(update={"save_every": 2, "keep_last": 3})})
+    trained(saving, tmp_path / "run")
+    states = sorted((tmp_path / "run" / "checkpoints").glob("step_*.pt"))
+    whole = torch.load(states[-1], weights_only=True)["model"]
+    for path in (states[-1], tmp_path / "run" / "results.jsonl"):
+        path.unlink()
+    trained(saving, tmp_path / "run", resume=True)
+    again = torch.load(states[-1], weights_only=True)["model"]
+    assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
+
+
+@pytest.mark.parametrize("changes", [{"augmentation": {"name": "random_crop"}}, {"heads": ("cross",)}])
+def test_moving_crops_and_tokens_are_not_kept(data: dict[str, Any], tmp_path: Path, changes: dict[str, Any]) -> None:
+    cfg = probe(data, folder=tmp_path / "kept")
+    part = "data" if "augmentation" in changes else "protocol"
+    values = cfg.model_dump()
+    task = Classify(validate(values | {part: values[part] | changes}, ClassifyConfig, where="test"), CPU)
+    assert not task.keeps
+    assert Classify(cfg, CPU).keeps
+
+
+@pytest.mark.slow
+def test_two_processes_train_from_kept_features_as_from_images(data: dict[str, Any], tmp_path: Path) -> None:
+    """A batch norm on a CPU has the statistics of its process, so two processes are compared with two."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    logs = []
+    for name, folder in (("plain", None), ("kept", tmp_path / "features")):
+        (tmp_path / f"{name}.py").write_text(probe(data, folder=folder).source())
+        command = [*launcher, str(ROOT / "tools" / "cls_train.py"), str(tmp_path / f"{name}.py")]
+        done = subprocess.run(
+            [*command, "--work-dir", str(tmp_path / name)], capture_output=True, text=True, timeout=600,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        lines = map(json.loads, (tmp_path / name / "log.jsonl").read_text().splitlines())
+        logs.append([line["loss"] for line in lines if line["kind"] == "train"])
+    assert logs[1] == pytest.approx(logs[0], rel=1e-5)
+    assert len(list((tmp_path / "features").glob("*.npy"))) == 2

@@ -54,6 +54,7 @@ ALLOWED = {
     ("tasks/detect.py", "predictions"),  # of ids, in an evaluation
     ("tasks/features.py", "pooled_features"),  # of features that are written to disk
     ("tasks/features.py", "_note_unread"),  # of indices of numpy
+    ("tasks/features.py", "read"),  # of the path of an image, in the loader
     ("tasks/features.py", "digest_of_module"),  # of weights, before the first step
     ("tasks/frozen_segment.py", "kept"),  # of what is kept on disk, in an evaluation
     ("tasks/frozen_segment.py", "draw"),  # of ids, in an evaluation
