@@ -22,10 +22,12 @@ class Choice(NamedTuple):
     accuracy: float  # on the held-out images; NaN if there was nothing to select
 
 
-def hold_out(train: LabelledFeatures, share: float) -> tuple[LabelledFeatures, LabelledFeatures]:
+def hold_out(train: LabelledFeatures, share: float, *, of: str) -> tuple[LabelledFeatures, LabelledFeatures]:
     """Return the features to fit and those to select on: `share` of each class, at least one image.
 
     A class with a single image uses it to fit. The selection is fixed.
+
+    of: the option that is to be selected, for the message.
 
     Raises:
         ValueError: every class has one image.
@@ -40,8 +42,8 @@ def hold_out(train: LabelledFeatures, share: float) -> tuple[LabelledFeatures, L
         held += np.random.default_rng(fold(0, "hold out", label)).permutation(images)[:count].tolist()
     if not held:
         raise ValueError(
-            f"no training image can be held out to select a constant, because each of {len(members)} classes has one "
-            "image: give one value instead of several, or more images"
+            f"{of}: no training image can be held out to select one, because each of {len(members)} classes has one "
+            f"image: add images, or give one value, for instance --set {of}=(1.0,)"
         )
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     chosen[held] = True
@@ -58,6 +60,8 @@ def choose(
     share: float,
     scores: Callable[[LabelledFeatures, Tensor, Sequence[float]], Sequence[Tensor]],
     dist: Dist,
+    *,
+    of: str,
 ) -> Choice:
     """Return the value with the most correct held-out images, and the first of equal ones, as the first rank finds it.
 
@@ -66,10 +70,11 @@ def choose(
     Args:
         share: of each class's images, to select on.
         scores: (images to fit, n features, values) -> scores (n, C) for each value.
+        of: the option that is selected, for messages.
     """
     if len(values) == 1:
         return Choice(values[0], float("nan"))
-    fitted, selected = hold_out(train, share)
+    fitted, selected = hold_out(train, share, of=of)
     right = [hits(one, selected.labels)[0].item() for one in scores(fitted, selected.features, values)]
     best = max(range(len(values)), key=lambda index: right[index])
     return agree(lambda: Choice(values[best], right[best] / len(selected.labels)), dist)

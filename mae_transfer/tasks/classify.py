@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
 import torch
 from pydantic import model_validator
 from torch import Tensor, nn
@@ -130,6 +131,8 @@ class Classify(Transfer[ClassifierConfig]):
         if self.protocol.mixes:
             self.depends_on_device_batch = ("mixup",)
         self.step: StepFn | None = None
+        self.opened: dict[tuple[str, float], tuple[np.ndarray, Source]] = {}
+        """Kept features that were read, and the images that they are of, by set and view."""
 
     @property
     def method(self) -> str:
@@ -181,13 +184,15 @@ class Classify(Transfer[ClassifierConfig]):
         from mae_transfer.tasks import features  # few runs need it
 
         cfg, data, whole = self.cfg, self.cfg.data, source
-        if part == "train" and data.holdout_fraction:
-            assert isinstance(source, Subset), "a split selects"
-            whole = split(source.source, label_fraction=data.label_fraction).train
-        self.backbone.model.to(self.dist.device).eval()
-        one = features.labelled_pass(cfg, data, self.backbone, whole, part, self.dist, shorter_side=shorter_side)
         blocks, how = max((max(1, Pooled.of(how).blocks), how) for how in self.protocol.reads)
-        rows = features.pooled_features(one, how, unreadable=data.unreadable())
+        if (part, shorter_side) not in self.opened:
+            if part == "train" and data.holdout_fraction:
+                assert isinstance(source, Subset), "a split selects"
+                whole = split(source.source, label_fraction=data.label_fraction).train
+            self.backbone.model.to(self.dist.device).eval()
+            one = features.labelled_pass(cfg, data, self.backbone, whole, part, self.dist, shorter_side=shorter_side)
+            self.opened[part, shorter_side] = features.pooled_features(one, how, unreadable=data.unreadable()), whole
+        rows, whole = self.opened[part, shorter_side]
         return features.KeptFeatures(source=features.KeptRows(rows, source, whole), blocks=blocks, seed=seed)
 
     def model(self) -> nn.Module:

@@ -90,7 +90,7 @@ class LogisticRegression:
             models = fit_path(fitted.features, fitted.labels, classes=classes, cs=cs)
             return [model(features) for model in models]
 
-        choice = choose(self.cs, train, self.selection_fraction, scores, dist)
+        choice = choose(self.cs, train, self.selection_fraction, scores, dist, of="cs")
         fits = [(train, choice.value)]
         for images in chain.from_iterable(drawn.values()):
             fits.append((LabelledFeatures(train.features[images], train.labels[images]), self.shots_c))

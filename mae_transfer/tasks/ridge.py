@@ -57,7 +57,7 @@ class Ridge:
             path, wide = fit_ridge(fitted.features, fitted.labels, classes=classes), widen(features)
             return [(wide @ weight + bias).to(features) for weight, bias in map(path.solve, penalties)]
 
-        choice = choose(self.penalties, train, self.selection_fraction, scores, dist)
+        choice = choose(self.penalties, train, self.selection_fraction, scores, dist, of="penalties")
         final = torch.stack(scores(train, val.features, (choice.value,)))
         found = accuracies(sum_of_ranks(hits_by_class(final, val.labels), dist))
         figures = {f"ridge_{name}": value for name, (value,) in found.items()}

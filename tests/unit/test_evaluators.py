@@ -61,7 +61,7 @@ def test_equal_features_give_the_largest_class_and_no_error() -> None:
 
 def test_a_share_of_each_class_is_held_out_and_a_single_image_is_not() -> None:
     train = LabelledFeatures(torch.arange(26.0)[:, None], torch.tensor([0] * 20 + [1] * 5 + [2]))
-    fitted, selected = hold_out(train, 0.1)
+    fitted, selected = hold_out(train, 0.1, of="cs")
     assert selected.labels.bincount(minlength=3).tolist() == [2, 1, 0]
     assert fitted.labels.bincount(minlength=3).tolist() == [18, 4, 1]
     assert sorted(torch.cat([fitted.features, selected.features])[:, 0].tolist()) == list(range(26))
@@ -69,7 +69,7 @@ def test_a_share_of_each_class_is_held_out_and_a_single_image_is_not() -> None:
 
 def test_classes_of_one_image_need_a_single_value() -> None:
     single = LabelledFeatures(torch.eye(3), torch.arange(3))
-    with pytest.raises(ValueError, match="each of 3 classes has one image: give one value"):
+    with pytest.raises(ValueError, match="each of 3 classes has one image: add images, or give one value"):
         Ridge()(single, single, classes=3, dist=CPU)
     figures = Ridge((0.1,))(single, single, classes=3, dist=CPU)
     assert figures["ridge_top1"] == 1.0
@@ -79,7 +79,7 @@ def test_classes_of_one_image_need_a_single_value() -> None:
 def test_the_first_of_equally_good_values_is_chosen() -> None:
     train = clusters(4)
     good, bad = torch.eye(4)[[0, 1, 2, 3]], torch.zeros(4, 4)
-    assert choose((3.0, 2.0, 1.0), train, 0.25, lambda *_: (bad, good, good), CPU).value == 2.0
+    assert choose((3.0, 2.0, 1.0), train, 0.25, lambda *_: (bad, good, good), CPU, of="cs").value == 2.0
 
 
 def test_logistic_regression_selects_c_on_training_images_and_learns() -> None:
@@ -141,7 +141,7 @@ def test_the_first_rank_s_choice_is_that_of_all(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(choice, "agree", lambda find, dist: Choice(0.1, 0.5))
     right = torch.eye(2)[[0, 1] * 4]
     train = LabelledFeatures(torch.randn(8, 2), torch.tensor([0, 1] * 4))
-    found = choose((0.1, 1.0), train, 0.5, lambda _, features, values: [-right[: len(features)]] * 2, CPU)
+    found = choose((0.1, 1.0), train, 0.5, lambda _, features, values: [-right[: len(features)]] * 2, CPU, of="cs")
     assert found == Choice(0.1, 0.5)
 
 
