@@ -26,7 +26,7 @@ from mae_transfer.suite.local import job
 from mae_transfer.suite.local.run import Machine, Runner
 from mae_transfer.suite.local.view import View, hours_left, show_plan
 from mae_transfer.suite.store import records
-from mae_transfer.suite.store.steps import error_line, record_missing
+from mae_transfer.suite.store.steps import error_line, protocols, record_missing
 from mae_transfer.suite.store.work import Work
 from mae_transfer.suite.tables.cells import cells
 from tests.unit.test_tables import result
@@ -431,9 +431,10 @@ def test_any_run_of_the_projects_suites_can_be_recorded_as_missing(suite: Path, 
     transfers = [node for node in work.plan.values() if node.role == "transfer" and node.seed == 0]
     for node in transfers:
         record_missing(node, work, "failed", "out of memory")
-        (missing,) = results.load(work.folder(node.name) / "results.jsonl")[0]
-        assert (missing.status, missing.value, missing.reason) == ("failed", None, "out of memory")
-        assert missing.scale in ("mini", "small", "paper")
+        missing = results.load(work.folder(node.name) / "results.jsonl")[0]
+        assert [one.protocol for one in missing] == list(protocols(node.load(node.changes, debug=False)))
+        assert {(one.status, one.value, one.reason) for one in missing} == {("failed", None, "out of memory")}
+        assert {one.scale for one in missing} <= {"mini", "small", "paper"}
 
 
 @pytest.mark.parametrize(("reference", "pretrain"), [
