@@ -15,7 +15,7 @@ def sincos_2d(dim: int, grid: tuple[int, int], *, leading: int = 1) -> Tensor:
     """Return MAE's fixed table, (1, leading + N, D). The first half of D encodes the column (x), the other the row (y).
 
     Leading tokens get zeros. MoCo v3 and mmpretrain put the row first; their table is this one with the halves swapped.
-    Source: models of the MAE release, described in RECIPES part 1 (a) and (h); frequencies 1/10000^(2i/d) of Vaswani
+    Source: util/pos_embed.py of facebookresearch/mae; frequencies 1/10000^(2i/d) of Vaswani
     et al.
     """
     if dim % 4:

@@ -19,7 +19,7 @@ convolution, within 1/sqrt(p * p * C). The prediction layer has torch's uniform 
 bias of 0.02. The biases of vit's MLPs are normal with standard deviation 1e-6. LayerScale and the tables of relative
 positions are constants.
 
-Sources: facebookresearch/mae models_mae.py (by RECIPES 1 (a)); microsoft/unilm beit/modeling_pretrain.py;
+Sources: facebookresearch/mae models_mae.py; microsoft/unilm beit/modeling_pretrain.py;
 microsoft/SimMIM models/simmim.py; facebookresearch/SlowFast slowfast/models/video_model_builder.py and head_helper.py,
 whose MaskFeat does not rescale; google-research/vision_transformer vit_jax/models_vit.py; facebookresearch/dino
 vision_transformer.py and bytedance/ibot models/vision_transformer.py, which cut at 100 standard deviations; timm's

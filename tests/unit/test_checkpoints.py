@@ -18,7 +18,7 @@ TINY = ViTConfig(size="vit_tiny", patch=16, image_size=32)
 
 
 def released(model: MAE, *, full: bool) -> dict[str, Tensor]:
-    """Return a state with the names of MAE's release, by a key map written by hand from RECIPES part 1 (h)."""
+    """Return a state with the names of MAE's release, by a key map written by hand."""
     encoder = {name: tensor.clone() for name, tensor in model.encoder.state_dict().items()}
     decoder = {"mask_token": model.decoder.mask_token.data.clone()}
     for name, tensor in model.decoder.state_dict().items():
