@@ -6,24 +6,12 @@ Cost:      400 epochs are 512 million images of 12 views.
 Published: k-NN 77.1, linear 79.5, fine-tuning 84.0 (README of bytedance/ibot).
 """
 
-task = "joint"
-scale = "paper"
+_base_ = "ibot_vit_small.py"
+
 epochs = 400
-batch = 1024
-data = dict(
-    train=dict(name="folder", split="train"),
-    val=dict(name="folder", split="val"),
-    size=224,
-    views=dict(narrow=10, wide_scale=(0.32, 1.0), narrow_scale=(0.05, 0.32)),
-)
-model = dict(
-    encoder=dict(size="vit_base", patch=16, image_size=224, positions="learned", antialias=False, drop_path=0.1, init="dino")
-)
-objective = dict(name="distill", out=8192, patches="masked", freeze_epochs=3, warmup_temperature=0.04, teacher_temperature=0.07, warmup_epochs=50)
-mask = dict(name="block", ratio=0.3, spread=0.2, share=0.5)
-optim = dict(algorithm=dict(name="adamw"), blr=7.5e-4, weight_decay=dict(start=0.04, end=0.4, epochs="100%"), clip_norm=dict(each=0.3))
-schedule = dict(warmup_epochs=10, min_lr=2e-6)
-ema_decay = dict(start=0.996, end=1.0, epochs="100%")
-precision = "bfloat16"
-evaluate_epochs = 20
-run = dict(device_batch=32, workers=10)
+data = dict(views=dict(wide_scale=(0.32, 1.0), narrow_scale=(0.05, 0.32)))
+model = dict(encoder=dict(size="vit_base"))
+objective = dict(fixed_norm=True, freeze_epochs=3, warmup_epochs=50)
+optim = dict(blr=7.5e-4, clip_norm=dict(each=0.3))
+schedule = dict(min_lr=2e-6)
+run = dict(device_batch=32)

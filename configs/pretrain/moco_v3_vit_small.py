@@ -8,21 +8,6 @@ Cost:      300 epochs are 384 million images of 2 views; 8 devices hold 512 imag
 Published: linear 73.2, fine-tuning 81.4 (README of facebookresearch/moco-v3).
 """
 
-task = "joint"
-scale = "paper"
-epochs = 300
-batch = 4096
-data = dict(
-    train=dict(name="folder", split="train"),
-    val=dict(name="folder", split="val"),
-    size=224,
-    views=dict(narrow=0, wide_scale=(0.08, 1.0)),
-)
-model = dict(encoder=dict(size="vit_small", heads=12, patch=16, image_size=224, init="moco-v3"), freeze_stem=True)
-objective = dict(name="contrast", temperature=0.2)
-optim = dict(algorithm=dict(name="adamw"), blr=1.5e-4, weight_decay=0.1)
-schedule = dict(warmup_epochs=40)
-ema_decay = dict(start=0.99, end=1.0, epochs="100%")
-precision = "bfloat16"
-evaluate_epochs = 20
-run = dict(device_batch=512, workers=10)
+_base_ = "moco_v3_vit_base.py"
+
+model = dict(encoder=dict(size="vit_small", heads=12))

@@ -54,8 +54,9 @@ def compute_once(
         OSError: it cannot be written. Nothing incomplete is at `path`.
     """
     with ExitStack() as held:
-        while not agree(lambda: path.name in _names(path.parent) or _acquired(held, path), dist):
-            pass  # a minute has passed, or other ranks would give up
+        ready = False
+        while not ready:  # a minute at a time, because other ranks would give up
+            ready = agree(lambda: path.name in _names(path.parent) or _acquired(held, path), dist)
         parts = _parts(path, images, row, batch=batch, ranks=dist.world)
         missing = agree(lambda: _missing(path, parts), dist)  # a network file system shows files late to other ranks
         if missing is not None:
