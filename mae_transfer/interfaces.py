@@ -91,6 +91,27 @@ class Hidden(Tensors):
     weight: Tensor  # (G, B, M) float32: 1 / number of hidden patches of the view; 0 where the patch is visible
 
 
+class Chosen(NamedTuple):
+    """Some of n images, and a value for each of them."""
+
+    ids: Tensor  # (m,) int64, distinct
+    values: Tensor  # (m, ...)
+
+
+@dataclass(frozen=True)
+class Looks(Tensors):
+    """Flips and colours that the device gives to n = V * B views, view by view, in this order (data/crops.py).
+
+    The four mixes are those of the jitter, and grey; before each of them the hue of some views is turned.
+    """
+
+    flip: Tensor  # (n,) bool
+    mix: Tensor  # (n, 4, 3) float32, weights of crops.mix
+    hue: tuple[Chosen, ...]  # 4 times turns (m,) float32
+    blur: Chosen  # weights (m, R) of transforms.gaussian, filled up with zeros
+    solarise: Tensor  # (n,) bool
+
+
 @dataclass(frozen=True)
 class Views(Tensors):
     """Several renderings of each image, each with a crop, a flip and colours of its own, for joint embedding."""
@@ -100,6 +121,7 @@ class Views(Tensors):
     hidden: Hidden | None  # of the wide views; None: nothing is hidden
     label: Any  # (B,) int64
     index: Tensor  # (B,) int64, sample ids for error messages
+    looks: tuple[Looks, Looks | None] | tuple[()] = ()  # of wide and narrow views, still to be applied; (): applied
 
 
 @dataclass(frozen=True)

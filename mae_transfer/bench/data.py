@@ -17,8 +17,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image, ImageFilter, ImageOps
@@ -97,7 +98,8 @@ def _one_crop(size: int, repeats: int) -> dict[str, Pipeline]:
 def _several_views() -> dict[str, Pipeline]:
     return {
         CLASSIC: _ClassicViews(),
-        OURS: _our_views,
+        OURS: partial(_our_views, augment_on="worker"),
+        "ours, flips and colours left to the device": partial(_our_views, augment_on="device"),
         "PIL, v1 transforms, uint8": _ClassicViews(normalise=False),
     }
 
@@ -165,9 +167,9 @@ class _Classic:
         return crop
 
 
-def _our_views(files: Files, turn: int) -> Tensor:
+def _our_views(files: Files, turn: int, *, augment_on: Literal["worker", "device"]) -> Tensor:
     """Return the first wide view of each image, after the loader's worker has made all views."""
-    samples = MultiCrops(source=_Bytes(files), crops=VIEWS, size=224, seed=0)
+    samples = MultiCrops(source=_Bytes(files), crops=VIEWS, size=224, seed=0, augment_on=augment_on)
     views: Tensor = samples[[Key(turn, index, 0) for index in range(len(files))]].batch.wide
     return views[0]
 

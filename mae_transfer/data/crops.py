@@ -8,9 +8,11 @@ Legend: B images, G wide and L narrow views, S x T and s x t pixels of a wide an
 
 from __future__ import annotations
 
+import math
 import random
-from dataclasses import dataclass
-from typing import Annotated, NamedTuple, Self
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -22,16 +24,19 @@ from torchvision.transforms.v2 import functional as F
 from mae_transfer.bounds import Factor, Few, FewOrNone, Portion, Probability, Sides, real
 from mae_transfer.config import Schema
 from mae_transfer.core.masks import ViewMask
+from mae_transfer.core.patches import sides
 from mae_transfer.data.config import ImagesConfig
 from mae_transfer.data.loader import Samples
 from mae_transfer.data.sources import Sample, Source
-from mae_transfer.data.transforms import Box, Jitter, blur, draw_jitter, render
-from mae_transfer.interfaces import Hidden, Views, ViewSpec
+from mae_transfer.data.transforms import Box, Jitter, blur, draw_jitter, gaussian, render, shift_hue
+from mae_transfer.interfaces import Chosen, Hidden, Looks, Views, ViewSpec
 
 Strength = Probability
 HueShift = Annotated[float, real(least=0.0, most=0.5)]
 Sigma = Annotated[float, real(above=0.0, most=64.0)]
 PerView = tuple[Probability, Probability, Probability]
+BASES = {F.adjust_brightness: (0, 0), F.adjust_contrast: (0, 1), F.adjust_saturation: (1, 0)}
+"""What a change by the factor f mixes with 1 - f: the grey image, or the mean of it; nothing is black."""
 
 
 class Look(NamedTuple):
@@ -44,16 +49,21 @@ class Look(NamedTuple):
     sigma: float  # standard deviation of the blur in pixels; 0: no blur
     solarise: bool
 
+    def crop(self, image: Tensor, size: Sides) -> Tensor:
+        """Return the view without flip and colours, (3, S, T) uint8, of an image (3, H, W) uint8."""
+        (crop,) = render(image, self.box, [ViewSpec(size, "bicubic")], flip=False)
+        return crop
+
     def render(self, image: Tensor, size: Sides) -> Tensor:
         """Return the view, (3, S, T) uint8, of an image (3, H, W) uint8. Colours are rounded once, at the end."""
-        (crop,) = render(image, self.box, [ViewSpec(size, "bicubic")], flip=self.flip)
-        view = crop / 255
+        crop = self.crop(image, size)
+        view = (crop.flip(-1) if self.flip else crop) / 255
         for adjust, factor in self.jitter:
             view = adjust(view, factor)
         if self.grey:
             view = F.rgb_to_grayscale(view, num_output_channels=3)
         if self.sigma:
-            view = blur(view, self.sigma)
+            view = blur(view, gaussian(self.sigma, min(view.shape[-2:]) - 1))
         if self.solarise:
             view = torch.minimum(view, 1 - view)  # inverts values of at least 1/2
         return (view * 255).round_().to(torch.uint8)
@@ -127,6 +137,7 @@ class DrawnViews(NamedTuple):
 
     wide: Tensor  # (G, 3, S, T) uint8
     narrow: Tensor | None  # (L, 3, s, t) uint8
+    looks: list[Look]  # of all views, if flips and colours are left to the device
     hidden: list[
         tuple[np.ndarray, np.ndarray]
     ]  # ids and weights of each wide view, (M,) each; empty: nothing is hidden
@@ -142,17 +153,19 @@ class MultiCrops(Samples[Sample, DrawnViews]):
     size: Sides  # of a wide view
     mask: ViewMask | None = None
     grid: tuple[int, int] = (0, 0)  # patches of a wide view, for the mask
+    augment_on: Literal["worker", "device"] = "worker"  # "device": the batch has looks
 
     def draw(self, sample: Sample, rng: np.random.Generator) -> DrawnViews:
         """Return the views of one image. Masks are drawn apart from crops and colours."""
-        cfg = self.crops
+        cfg, later = self.crops, self.augment_on == "device"
+        looks = [cfg.draw(sample.image, view) for view in range(cfg.wide + cfg.narrow)]
         views = [
-            cfg.draw(sample.image, view).render(sample.image, self.size if view < cfg.wide else cfg.narrow_size)
-            for view in range(cfg.wide + cfg.narrow)
+            (look.crop if later else look.render)(sample.image, self.size if view < cfg.wide else cfg.narrow_size)
+            for view, look in enumerate(looks)
         ]
         wide, narrow = torch.stack(views[: cfg.wide]), torch.stack(views[cfg.wide :]) if cfg.narrow else None
         hidden = [self.mask(self.grid, rng) for _ in range(cfg.wide)] if self.mask else []
-        return DrawnViews(wide, narrow, hidden, sample.label)
+        return DrawnViews(wide, narrow, looks if later else [], hidden, sample.label)
 
     def collate(self, drawn: list[DrawnViews], images: Tensor) -> Views:
         """Return the views of the images as one batch, view by view."""
@@ -163,6 +176,7 @@ class MultiCrops(Samples[Sample, DrawnViews]):
             hidden=self._hidden(drawn) if self.mask else None,
             label=torch.from_numpy(np.stack([one.label for one in drawn])),
             index=images,
+            looks=self._looks(drawn) if self.augment_on == "device" else (),
         )
 
     def _hidden(self, drawn: list[DrawnViews]) -> Hidden:
@@ -171,3 +185,91 @@ class MultiCrops(Samples[Sample, DrawnViews]):
             for part in range(2)
         )
         return Hidden(ids, weight)
+
+    def _looks(self, drawn: list[DrawnViews]) -> tuple[Looks, Looks | None]:
+        """Return the looks of the wide and of the narrow views, view by view."""
+        cfg = self.crops
+        views = list(zip(*(one.looks for one in drawn), strict=True))
+        wide, narrow = ([look for view in part for look in view] for part in (views[: cfg.wide], views[cfg.wide :]))
+        reach = math.ceil(3 * cfg.sigma[1])
+        return (
+            to_looks(wide, min(reach, min(sides(self.size)) - 1)),
+            to_looks(narrow, min(reach, min(sides(cfg.narrow_size)) - 1)) if narrow else None,
+        )
+
+
+def to_looks(looks: Sequence[Look], reach: int) -> Looks:
+    """Return flips and colours as tensors. reach: how many pixels to each side a blur may use."""
+    mixes = [4 * [(1.0, 0.0, 0.0)] for _ in looks]
+    turns: list[list[tuple[int, float]]] = [[] for _ in range(4)]
+    blurs = []
+    for view, (look, mix) in enumerate(zip(looks, mixes, strict=True)):
+        place = 0
+        for adjust, factor in look.jitter:
+            if adjust is shift_hue:
+                turns[place].append((view, factor))
+            else:
+                grey, mean = BASES[adjust]
+                mix[place] = factor, (1 - factor) * grey, (1 - factor) * mean
+                place += 1
+        if look.grey:
+            mix[-1] = 0.0, 1.0, 0.0
+        if look.sigma:
+            weights = gaussian(look.sigma, reach)
+            blurs.append((view, weights + [0.0] * (reach + 1 - len(weights))))
+    return Looks(
+        flip=torch.tensor([look.flip for look in looks]),
+        mix=torch.tensor(mixes, dtype=torch.float32),
+        hue=tuple(map(_chosen, turns)),
+        blur=_chosen(blurs),
+        solarise=torch.tensor([look.solarise for look in looks]),
+    )
+
+
+def _chosen(values: Sequence[tuple[int, Any]]) -> Chosen:
+    ids, rows = zip(*values, strict=True) if values else ((), ())
+    return Chosen(torch.tensor(ids, dtype=torch.int64), torch.tensor(rows, dtype=torch.float32))
+
+
+def finish_views(views: Views) -> Views:
+    """Return the views with the looks that the workers left to the device."""
+    if not views.looks:
+        return views
+    wide, narrow = views.looks
+    return replace(
+        views,
+        wide=apply_looks(views.wide, wide),
+        narrow=None if views.narrow is None or narrow is None else apply_looks(views.narrow, narrow),
+        looks=(),
+    )
+
+
+def apply_looks(views: Tensor, looks: Looks) -> Tensor:
+    """Return views (V, B, 3, S, T) uint8 with their flips and colours, which are rounded once, at the end."""
+    flip, solarise = (chosen[:, None, None, None] for chosen in (looks.flip, looks.solarise))
+    images = views.flatten(0, 1)
+    images = torch.where(flip, images.flip(-1), images) / 255
+    for hue, weights in zip(looks.hue, looks.mix.unbind(1), strict=True):
+        _change(images, hue, lambda some, turns: shift_hue(some, turns[:, None, None]))
+        mix(images, weights)
+    _change(images, looks.blur, lambda some, weights: blur(some, weights[..., None, None, None].unbind(1)))
+    images = torch.where(solarise, torch.minimum(images, 1 - images), images)
+    return (images * 255).round_().to(torch.uint8).view(views.shape)
+
+
+def _change(images: Tensor, chosen: Chosen, operation: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Replace the chosen images in place."""
+    if len(chosen.ids):
+        images.index_copy_(0, chosen.ids, operation(images.index_select(0, chosen.ids), chosen.values.to(images.dtype)))
+
+
+def mix(images: Tensor, weights: Tensor) -> Tensor:
+    """Mix images (n, 3, H, W) in [0, 1], in place, with their grey image and the mean of it, by weights (n, 3).
+
+    With f = 1 + strength, (f, 0, 0) is torchvision's brightness, (f, 0, 1 - f) its contrast and (f, 1 - f, 0) its
+    saturation; (0, 1, 0) is grey and (1, 0, 0) changes nothing.
+    """
+    own, grey, mean = weights.to(images.dtype)[..., None, None, None].unbind(1)
+    greys = F.rgb_to_grayscale(images)
+    base = greys * grey + greys.mean(dim=(-3, -2, -1), keepdim=True) * mean
+    return images.mul_(own).add_(base).clamp_(0, 1)

@@ -275,12 +275,12 @@ def draw_jitter(brightness: float, contrast: float, saturation: float, hue: floa
     return [(adjusts[i], factor) for i in order.tolist() if (factor := factors[i]) is not None]
 
 
-def shift_hue(image: Tensor, turns: float) -> Tensor:
-    """Turn the hue (HSV) of an image (3, H, W) in [0, 1] by this share of the colour circle.
+def shift_hue(image: Tensor, turns: float | Tensor) -> Tensor:
+    """Turn the hue (HSV) of images (..., 3, H, W) in [0, 1] by a share of the colour circle, (..., 1, 1) of a batch.
 
     The result equals torchvision's adjust_hue to rounding, in a third of its time.
     """
-    red, green, blue = image
+    red, green, blue = image.unbind(-3)
     top, low = torch.maximum(torch.maximum(red, green), blue), torch.minimum(torch.minimum(red, green), blue)
     chroma = top - low
     # the hue in sixths of the circle, times the chroma: counted from red (0), green (2) or blue (4)
@@ -289,28 +289,39 @@ def shift_hue(image: Tensor, turns: float) -> Tensor:
     hue.div_(chroma.clamp(min=1e-6)).add_(6 * turns)
     hue.sub_(torch.floor(hue / 6), alpha=6)
     shares = torch.empty_like(image)  # of the chroma, per channel; each is clipped to [0, 1]
-    torch.sub(hue, 3, out=shares[0]).abs_().sub_(1)
-    torch.sub(hue, 2, out=shares[1]).abs_().neg_().add_(2)
-    torch.sub(hue, 4, out=shares[2]).abs_().neg_().add_(2)
-    return shares.clamp_(0, 1).mul_(chroma).add_(low)
+    for_red, for_green, for_blue = shares.unbind(-3)
+    torch.sub(hue, 3, out=for_red).abs_().sub_(1)
+    torch.sub(hue, 2, out=for_green).abs_().neg_().add_(2)
+    torch.sub(hue, 4, out=for_blue).abs_().neg_().add_(2)
+    return shares.clamp_(0, 1).mul_(chroma.unsqueeze(-3)).add_(low.unsqueeze(-3))
 
 
-def blur(image: Tensor, sigma: float) -> Tensor:
-    """Convolve an image (3, H, W) of floats with a Gaussian of standard deviation `sigma` pixels; edges are reflected.
+def gaussian(sigma: float, reach: int) -> list[float]:
+    """Return the weights of a pixel and of its neighbours 1, 2 ... pixels away, at most `reach`, which sum to one.
 
-    The result equals torchvision's gaussian_blur with a kernel of 2 * ceil(3 * sigma) + 1 pixels to rounding, in a
-    quarter of its time. PIL approximates the Gaussian by three box filters.
+    Neighbours beyond 3 sigma have none.
     """
-    reach = min(math.ceil(3 * sigma), min(image.shape[-2:]) - 1)
-    weights = [math.exp(-0.5 * (step / sigma) ** 2) for step in range(reach + 1)]
+    weights = [math.exp(-0.5 * (step / sigma) ** 2) for step in range(min(math.ceil(3 * sigma), reach) + 1)]
     total = 2 * sum(weights) - weights[0]
-    image = pad(image[None], [reach] * 4, mode="reflect")[0]
+    return [weight / total for weight in weights]
+
+
+def blur(image: Tensor, weights: Sequence[float | Tensor]) -> Tensor:
+    """Convolve images (..., H, W) of floats with `gaussian` weights along both axes; edges are reflected.
+
+    The weights are numbers, or tensors that broadcast over a batch. The result equals torchvision's gaussian_blur with
+    a kernel of 2 * ceil(3 * sigma) + 1 pixels to rounding, in a quarter of its time. PIL approximates the Gaussian by
+    three box filters.
+    """
+    reach = len(weights) - 1
+    image = pad(image, [reach] * 4, mode="reflect")
     for axis in (-2, -1):
         length = image.shape[axis] - 2 * reach
-        blurred = image.narrow(axis, reach, length) * (weights[0] / total)
-        for step in range(1, reach + 1):
-            blurred.add_(image.narrow(axis, reach - step, length), alpha=weights[step] / total)
-            blurred.add_(image.narrow(axis, reach + step, length), alpha=weights[step] / total)
+        blurred = image.narrow(axis, reach, length) * weights[0]
+        for step, weight in enumerate(weights[1:], start=1):
+            for start in (reach - step, reach + step):
+                part = image.narrow(axis, start, length)
+                _ = blurred.addcmul_(part, weight) if isinstance(weight, Tensor) else blurred.add_(part, alpha=weight)
         image = blurred
     return image
 

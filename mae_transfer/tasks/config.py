@@ -26,6 +26,8 @@ class RunnableConfig(Schema):
 
     keeps_features: ClassVar[bool] = False
     """Whether the run uses features that `run.features` keeps."""
+    augments_on_device: ClassVar[bool] = False
+    """Whether the run may set run.augment_on = "device"."""
 
     scale: Literal["mini", "small", "paper"]
     """How close the run is to the paper's. It is printed beside every number."""
@@ -47,6 +49,12 @@ class RunnableConfig(Schema):
                 f"mean = {self.mean} and std = {self.std}: set both with one value per channel, or neither to use the "
                 "backbone's own"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _augments_where_it_can(self) -> Self:
+        if self.run.augment_on == "device" and not self.augments_on_device:
+            raise ValueError("run.augment_on = 'device': only task 'joint' has views with colours; remove it")
         return self
 
     @property

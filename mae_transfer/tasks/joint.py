@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
@@ -24,7 +25,7 @@ from mae_transfer.core.masks import ViewMask
 from mae_transfer.core.normalize import normalize
 from mae_transfer.core.patches import grid_of, sides
 from mae_transfer.data import pick_evenly
-from mae_transfer.data.crops import MultiCrops, ViewsConfig
+from mae_transfer.data.crops import MultiCrops, ViewsConfig, finish_views
 from mae_transfer.engine.dist import gather_equal, mean_over_ranks
 from mae_transfer.engine.loop import Step
 from mae_transfer.engine.state import LoopConfig
@@ -65,6 +66,7 @@ class JointConfig(EncoderConfig):
         "schedule.milestones": (),
     }
 
+    augments_on_device: ClassVar[bool] = True
     task: Literal["joint"] = "joint"
     """Name of this task."""
     data: ViewsConfig = ViewsConfig()
@@ -150,7 +152,7 @@ class JointEmbedding(EncoderTask[JointConfig]):
         return super().loop().model_copy(update={"evaluated": self.cfg.objective.exported})
 
     def training_samples(self) -> MultiCrops:
-        return self.samples(self.train_set, self.cfg.seed)
+        return replace(self.samples(self.train_set, self.cfg.seed), augment_on=self.cfg.run.augment_on)
 
     def samples(self, source: Any, seed: int) -> MultiCrops:
         """Return views of the images of a source."""
@@ -171,6 +173,7 @@ class JointEmbedding(EncoderTask[JointConfig]):
         assert isinstance(at.average, Joint)
         epoch, statistics = at.number / self.per_epoch, self.cfg.statistics
         live = 1.0 if self.cfg.objective.is_live(epoch) else 0.0
+        batch = finish_views(batch)
         wide = normalize(batch.wide, statistics, channels=2)
         narrow = None if batch.narrow is None else normalize(batch.narrow, statistics, channels=2)
         teacher = at.average.teach(wide, batch.hidden)

@@ -60,6 +60,13 @@ def test_ten_steps_are_five_and_five_resumed_bit_for_bit(
     ]
 
 
+def test_colours_on_the_device_train_as_those_of_the_workers(tmp_path: Path) -> None:
+    for where in ("worker", "device"):
+        run = values("ibot")["run"] | {"augment_on": where}
+        JointEmbedding.launch(config("ibot", run=run, epochs=2.0), tmp_path / where)
+    assert losses(tmp_path / "device") == pytest.approx(losses(tmp_path / "worker"), rel=1e-4)
+
+
 @pytest.mark.parametrize("system", EACH)
 def test_a_run_writes_its_numbers_its_views_and_its_encoder(system: str, tmp_path: Path) -> None:
     written = JointEmbedding.launch(config(system, evaluate_epochs=2.0), tmp_path)

@@ -98,10 +98,11 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("system", OBJECTIVES)
 def test_a_step_of_joint_embedding_never_waits(system):
-    """With the teacher, the figures of a log line, and the move of centre or queue."""
+    """With flips and colours, the teacher, the figures of a log line, and the move of centre or queue."""
     objective = OBJECTIVES[system]["objective"]
     cfg = validate({
-        "scale": "mini", "epochs": 1.0, "batch": 4, "optim": {"lr": 1e-3}, "ema_decay": 0.9, "run": {"device": "cpu"},
+        "scale": "mini", "epochs": 1.0, "batch": 4, "optim": {"lr": 1e-3}, "ema_decay": 0.9,
+        "run": {"device": "cpu", "augment_on": "device"},
         "data": {"train": {"name": "shapes", "size": 16, "length": 4}, "val": {"name": "shapes", "size": 16},
             "size": 16, "views": {"narrow": int(objective["name"] == "distill"), "narrow_size": 8}},
         "model": {"encoder": {"size": None, "dim": 16, "depth": 2, "heads": 2, "patch": 4, "image_size": 16}},

@@ -35,7 +35,7 @@ def test_every_contestant_gets_a_row_and_the_machine_is_left_as_it_was(folder: P
 def test_views_are_timed_beside_the_classic_ones(folder: Path) -> None:
     rows = run(folder, seconds=0.01, rounds=1, multi_crop=True)
     assert [row["name"] for row in rows if row["counted"]] == ["classic: PIL, v1 transforms, float", "ours"]
-    assert len(rows) == 3
+    assert len(rows) == 4
 
 
 def test_our_crops_are_the_classic_ones_to_a_tenth_of_a_grey_level(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from torchvision.transforms.v2 import functional as F
 from mae_transfer.config import validate
 from mae_transfer.core.masks import ViewMask
 from mae_transfer.data import FolderConfig, Key, Order, TrainKeys, batches
-from mae_transfer.data.crops import Look, MultiCrop, MultiCrops
-from mae_transfer.data.transforms import blur, shift_hue
+from mae_transfer.data.crops import Look, MultiCrop, MultiCrops, apply_looks, finish_views, to_looks
+from mae_transfer.data.transforms import blur, gaussian, shift_hue
 from mae_transfer.interfaces import Hidden, Views
 from mae_transfer.seeding import seeded
 
@@ -119,11 +120,25 @@ def test_a_shift_of_the_hue_is_torchvisions_for_every_order_of_the_channels(turn
 def test_the_blur_is_torchvisions(sigma: float) -> None:
     image = torch.rand(3, 20, 31, generator=torch.Generator().manual_seed(0))
     kernel = [2 * int(np.ceil(3 * sigma)) + 1] * 2
-    torch.testing.assert_close(blur(image, sigma), F.gaussian_blur(image, kernel, [sigma] * 2), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        blur(image, gaussian(sigma, 19)), F.gaussian_blur(image, kernel, [sigma] * 2), rtol=0, atol=1e-6
+    )
 
 
-def test_the_blur_of_an_image_smaller_than_its_kernel_keeps_the_mean_colour() -> None:
-    torch.testing.assert_close(blur(torch.full((3, 2, 1), 0.3), 2.0), torch.full((3, 2, 1), 0.3))
+def test_the_blur_of_a_view_smaller_than_its_kernel_keeps_the_mean_colour() -> None:
+    flat = torch.full((3, 9, 9), 7, dtype=torch.uint8)
+    assert torch.equal(Look((0, 0, 9, 9), False, (), False, 2.0, False).render(flat, 2), flat[:, :2, :2])
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_the_device_changes_only_the_views_that_have_an_operation_and_as_torchvision_does(name: str) -> None:
+    changes, torchvision, _ = OPERATIONS[name]
+    plain = Look(WHOLE, False, (), False, 0.0, False)
+    chosen = to_looks([plain, plain._replace(**changes), plain._replace(flip=True, **changes)], reach=6)
+    unchanged, changed, flipped = apply_looks(picture().expand(3, 1, -1, -1, -1), chosen)[:, 0]
+    assert torch.equal(unchanged, picture())
+    assert gap(changed, torchvision(picture())).max() <= 1
+    assert gap(flipped, torchvision(picture().flip(-1))).max() <= 1
 
 
 def looks(crops: MultiCrop, view: int, draws: int = DRAWS) -> list[Look]:
@@ -310,6 +325,32 @@ def test_batches_are_the_same_after_resume_in_workers_and_on_two_ranks(folder: P
         assert torch.equal(getattr(resumed, name), expected)
         assert torch.equal(torch.cat([getattr(part, name) for part in ranks], dim=1), expected)
     assert torch.equal(torch.cat([part.hidden.ids for part in ranks], dim=1), whole[2].hidden.ids)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("narrow", [0, 3])
+def test_colours_on_the_device_are_those_of_the_workers(folder: Path, workers: int, narrow: int) -> None:
+    made, keys = (
+        samples(folder, ViewMask(), narrow=narrow, jitter_share=1.0, blur=(0.5, 0.5, 0.5)),
+        TrainKeys(order=Order(images=4, batch=4, seed=3)),
+    )
+    here, there = (batches(replace(made, augment_on=where), keys, workers=workers) for where in ("worker", "device"))
+    for _ in range(5):
+        expected, left = next(here), next(there)
+        found = finish_views(left)
+        assert gap(left.wide, expected.wide).float().mean() > 5
+        assert found.looks == expected.looks == ()
+        for name in ("wide", "narrow")[: 1 + bool(narrow)]:
+            apart = gap(getattr(found, name), getattr(expected, name))
+            assert apart.max() <= 1
+            assert apart.float().mean() < 1e-3
+        assert torch.equal(found.hidden.ids, expected.hidden.ids)
+
+
+def test_a_batch_without_a_blur_and_with_every_operation_off_is_the_crops(folder: Path) -> None:
+    plain = {"jitter": (0.0, 0.0, 0.0, 0.0), "grey": 0.0, "blur": (0.0,) * 3, "solarise": (0.0,) * 3, "flip": 0.0}
+    left = views_of(replace(samples(folder, **plain), augment_on="device"), [Key(0, 0, 0)])
+    assert torch.equal(finish_views(left).wide, left.wide)
 
 
 @pytest.mark.parametrize(
