@@ -204,12 +204,11 @@ def _digest(values: dict[str, Any]) -> str:
 def _normalised(values: dict[str, Any]) -> dict[str, Any]:
     """Return nested values with each `root` reduced to the folder's name and the keys of NEUTRAL at their defaults.
 
-    The same data may be in another place on another machine.
+    The same data may be in another place on another machine, or in a pack, NAME.zip.
     """
-    same = {
-        key: Path(value).name if key == "root" and isinstance(value, str) else NEUTRAL.get(key, value)
-        for key, value in values.items()
-    }
+    same = {key: NEUTRAL.get(key, value) for key, value in values.items()}
+    if isinstance(root := same.get("root"), str):
+        same["root"] = Path(root).name.removesuffix(".zip")
     return {key: _normalised(value) if isinstance(value, dict) else value for key, value in same.items()}
 
 

@@ -1,8 +1,9 @@
-"""Download, check and write data sets.
+"""Download, check, pack and write data sets.
 
   python tools/prepare_data.py coco --root /data/coco     (download, unpack, check; can be repeated)
   python tools/prepare_data.py pets --root /data/pets --download     (folders train/ and val/)
   python tools/prepare_data.py check --root /data/mine --annotations labels.json --images photos
+  python tools/prepare_data.py pack --root /data/imagenet     (writes /data/imagenet.zip, which data.root takes)
   python tools/prepare_data.py shapes --root data/shapes --format coco --train 2000 --val 500
 
 check lists all defects of a data set. --help after a command shows its options.
@@ -31,9 +32,9 @@ def add_options(parser: Parser) -> None:
     """Add the commands and their options."""
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="Commands")
 
-    def add(name: str, text: str) -> Parser:
+    def add(name: str, text: str, root: str = "folder of the data set") -> Parser:
         command: Parser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        command.where.add_argument("--root", required=True, type=path, metavar="DIR", help="folder of the data set")
+        command.where.add_argument("--root", required=True, type=path, metavar="DIR", help=root)
         return command
 
     for name in PUBLIC:
@@ -46,6 +47,9 @@ def add_options(parser: Parser) -> None:
         download = "download the files with torchvision, which checks them; read the terms of use first"
         command.how.add_argument("--download", action="store_true", help=download)
     add_check_options(add("check", "list all defects of a data set in COCO's or ADE20K's layout"))
+    root = "folder of images at any depth; or a zip that `zip -0` made, which only gets its index"
+    command = add("pack", "pack a folder of images into one file with an index", root)
+    command.where.add_argument("--to", type=path, metavar="FILE", help="zip to write (default: ROOT.zip)")
     command = add("shapes", "write generated scenes in COCO's or ADE20K's layout")
     command.what.add_argument("--format", choices=("coco", "ade"), default="coco", help="layout (default: coco)")
     scenes = {"train": (2000, "training scenes"), "val": (500, "validation scenes"), "size": (128, "pixels per side")}
@@ -82,7 +86,7 @@ def add_check_options(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Download and check a public data set, lay one out as folders, check any, or write generated scenes."""
+    """Download and check a public data set, lay one out as folders, check or pack any, or write generated scenes."""
     if args.command in PUBLIC:
         public(args)
     elif args.command in LABELLED:
@@ -98,6 +102,13 @@ def run(args: argparse.Namespace) -> None:
         options = {name: getattr(args, name) for name in same}
         options |= {"masks": not args.boxes, "reduce_zero_label": not args.keep_zero_label}
         report(check_any(args.root, splits=args.split, options=options))
+    elif args.command == "pack":
+        from mae_transfer.data.packs import write_index, write_pack
+
+        root = args.root.absolute()
+        to = root if root.is_file() else args.to or root.with_name(f"{root.name}.zip")
+        count = write_index(to) if root.is_file() else write_pack(root, to)
+        print(f"ready: --set data.root={to}   ({count:,} images)")
     else:
         from mae_transfer.data.dense_shapes import write_ade, write_coco
 

@@ -44,7 +44,7 @@ COMMANDS = {
     "segment": Command("seg_train", "UperNet or a linear head"),
     "suite": Command("reproduce", "run pretrainings, transfers and seeds as one plan"),
     "tables": Command("tables", "print the paper's tables with your numbers"),
-    "data": Command("prepare_data", "download, lay out, check or generate data sets"),
+    "data": Command("prepare_data", "download, lay out, check, pack or generate data sets"),
     "export": Command("export_checkpoint", "write a backbone in another format"),
     "visualize": Command("visualize", "draw reconstructions or attention"),
     "benchmark": Command("benchmark", "time training steps and input (checkout only)", "mae_transfer.bench"),

@@ -33,7 +33,7 @@ class BaseDataConfig(Schema):
         train: SetConfig  # each kind of data has its own default
 
     root: str | None = None
-    """Folder of the data set. It is the default `root` of the data sets below."""
+    """Folder of the data set, or for images a pack of it. It is the default `root` of the data sets below."""
     on_error: Literal["raise", "skip"] = "raise"
     """What to do with an unreadable file. "raise": stop the run. "skip": report it, then use another image instead
     (training) or leave it out (evaluation)."""
@@ -43,7 +43,7 @@ class BaseDataConfig(Schema):
     @property
     def name(self) -> str:
         """The data set's name in tables: the name of its folder, or the kind of generated images."""
-        return Path(self.root).name if self.root else self.train.name
+        return Path(self.root).name.removesuffix(".zip") if self.root else self.train.name
 
     def unreadable(self) -> Unreadable:
         """Return the policy for unreadable files. Its `files` record those found so far."""

@@ -1,5 +1,7 @@
 """Folders of image files: ImageNet's layout root/split/class/*.jpg, or any folder of unlabelled images.
 
+The root may also be a pack of such a folder (packs.py).
+
 File names are stored in one block of bytes. Loader workers would copy a million Python strings, because reference
 counts write to shared memory pages.
 """
@@ -9,7 +11,7 @@ from __future__ import annotations
 import functools
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Literal
 
@@ -26,7 +28,7 @@ MOST_HELD_OUT = 2048  # images; more would not make the evaluation loss noticeab
 
 
 class FolderConfig(FolderSetConfig):
-    """A folder of image files."""
+    """A folder of image files, or a pack of one."""
 
     name: Literal["folder"] = "folder"
     split: str | None = None
@@ -36,6 +38,10 @@ class FolderConfig(FolderSetConfig):
     image at any depth, without labels."""
 
     def open(self) -> Folder:
+        if self.home.is_file():
+            from mae_transfer.data.packs import PackedFolder
+
+            return PackedFolder(self)
         return Folder(self)
 
 
@@ -52,8 +58,7 @@ class Folder:
             within = IgnoredFiles()
             groups.append(list(list_images(os.fsencode(self.folder / name), within)))
             if not groups[-1]:
-                others = f", only {within}" if within else ""
-                raise ValueError(f"{self.folder / name} contains no decodable image{others}: add images or remove it")
+                raise no_images(self.folder / name, within)
             ignored.update(within)
         if ignored:
             report_on_main(f"{self.folder}: ignored {ignored}")
@@ -104,7 +109,7 @@ class Photos(Subset):
 
     def __init__(self, cfg: PhotosConfig) -> None:
         """List the files. ValueError names the folder that is missing, empty or holds one image, and the remedy."""
-        has_train, has_val = ((cfg.home / name).is_dir() for name in ("train", "val"))
+        has_train, has_val = (_has_folder(cfg.home, name) for name in ("train", "val"))
         if has_train and has_val:
             folder = FolderConfig(root=cfg.root, split=cfg.split, labelled=False).open()
             super().__init__(folder, range(len(folder)))
@@ -182,14 +187,40 @@ def image_suffixes() -> tuple[bytes, ...]:
 
 def _split_folder(root: Path, split: str | None) -> Path:
     if not root.is_dir():
-        raise ValueError(f"data root {str(root)!r} is not a folder; set data.root to the folder with the images")
+        raise ValueError(
+            f"data root {str(root)!r} is not a folder; set data.root to the folder with the images, or to a pack of it"
+        )
     folder = root / split if split else root
     if not folder.is_dir():
-        found = ", ".join(sorted(entry.name for entry in os.scandir(root) if entry.is_dir())) or "none"
-        raise ValueError(
-            f"{str(root)!r} has no split {split!r}; its subfolders: {found} (split=None reads the folder itself)"
-        )
+        raise no_split(root, split, sorted(entry.name for entry in os.scandir(root) if entry.is_dir()))
     return folder
+
+
+def _has_folder(root: Path, name: str) -> bool:
+    if root.is_file():
+        from mae_transfer.data.packs import open_pack
+
+        return name in open_pack(root).folders
+    return (root / name).is_dir()
+
+
+def no_split(root: Path, split: str | None, found: Sequence[str]) -> ValueError:
+    """Return the error for a split that a root does not have; `found`: its subfolders."""
+    return ValueError(
+        f"{str(root)!r} has no split {split!r}; its subfolders: {', '.join(found) or 'none'} (split=None reads the "
+        "folder itself)"
+    )
+
+
+def no_classes(folder: Path) -> ValueError:
+    """Return the error for a folder of labelled images without class folders."""
+    return ValueError(f"{str(folder)!r} has no class folders; for a folder of unlabelled images set labelled=False")
+
+
+def no_images(folder: Path, ignored: IgnoredFiles | None = None) -> ValueError:
+    """Return the error for a folder without images; `ignored`: its other files."""
+    others = f", only {ignored}" if ignored else ""
+    return ValueError(f"{folder} contains no decodable image{others}: add images or remove it")
 
 
 def _class_names(folder: Path, ignored: IgnoredFiles) -> list[str]:
@@ -197,7 +228,7 @@ def _class_names(folder: Path, ignored: IgnoredFiles) -> list[str]:
         seen = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
     names = [entry.name for entry in seen if entry.is_dir()]
     if not names:
-        raise ValueError(f"{str(folder)!r} has no class folders; for a folder of unlabelled images set labelled=False")
+        raise no_classes(folder)
     for entry in seen:
         if not entry.is_dir():
             ignored.add(os.fsencode(entry.name), "outside class folders")

@@ -259,35 +259,45 @@ def fingerprint(source: Any) -> Fingerprint:
     Names are relative to the folder that all files share, so moving the whole set does not change its fingerprint.
     """
     source, _ = whole_of(source)
-    samples = len(source)
+    samples, kind = len(source), getattr(source, "kind", type(source).__name__)
     lines: list[str] = []
     total = 0
-    if os.path.isabs(first := source.where(0)) or os.path.exists(first):  # noqa: PTH110, PTH117 - Path is slow for millions
-        groups = [[source.where(index) for index in range(samples)]]
+    if paths := _paths(source):
+        groups = [(paths, source.file_sizes() if hasattr(source, "file_sizes") else _of_files(paths, "st_size"))]
         if hasattr(source, "map_of"):
-            groups.append([str(source.map_of(index)) for index in range(samples)])
-        for paths in groups:
-            sizes = _of_files(paths, "st_size")
+            maps = [str(source.map_of(index)) for index in range(samples)]
+            groups.append((maps, _of_files(maps, "st_size")))
+        for names, sizes in groups:
             total += sum(sizes)
-            lines += [f"{name}\t{size}" for name, size in zip(_relative(paths), sizes, strict=True)]
+            lines += [f"{name}\t{size}" for name, size in zip(_relative(names), sizes, strict=True)]
     files = len(lines)
     if hasattr(source, "json"):
         lines.append(f"{source.json.name}\t{hashlib.sha256(source.json.read_bytes()).hexdigest()}")
     text = "\n".join(sorted(lines)).encode("utf-8", "surrogateescape")
-    about = f"{type(source).__name__} {samples} {list(source.classes)}\n".encode()
+    about = f"{kind} {samples} {list(source.classes)}\n".encode()
     packed = torch.frombuffer(bytearray(zlib.compress(text, 1)), dtype=torch.uint8)
-    return Fingerprint(
-        type(source).__name__, samples, files, total, hashlib.sha256(about + text).hexdigest()[:16], packed
-    )
+    return Fingerprint(kind, samples, files, total, hashlib.sha256(about + text).hexdigest()[:16], packed)
 
 
 def digest_of_times(source: Any) -> str:
-    """Return 16 hex digits over the modification times of a source's image files; of none if they are generated."""
+    """Return 16 hex digits over the modification times of a source's image files; of none if they are generated.
+
+    A pack gives its digest, which covers the checksums of its images.
+    """
     source, _ = whole_of(source)
-    times: list[int] = []
-    if os.path.isabs(first := source.where(0)) or os.path.exists(first):  # noqa: PTH110, PTH117 - as in `fingerprint`
-        times = _of_files([source.where(index) for index in range(len(source))], "st_mtime_ns")
+    if hasattr(source, "file_digest"):
+        digest: str = source.file_digest()
+        return digest
+    times = _of_files(_paths(source), "st_mtime_ns")
     return hashlib.sha256(np.array(times, "<i8").tobytes()).hexdigest()[:16]
+
+
+def _paths(source: Any) -> list[str]:
+    """Return the path of every image; none if the images are generated."""
+    first = source.where(0)
+    if hasattr(source, "file_sizes") or os.path.isabs(first) or os.path.exists(first):  # noqa: PTH110, PTH117 - Path is slow
+        return [source.where(index) for index in range(len(source))]
+    return []
 
 
 def whole_of(source: Any) -> tuple[Any, np.ndarray]:

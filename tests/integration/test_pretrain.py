@@ -20,6 +20,7 @@ from pretrain_runs import ROOT, Values, assert_equal, config, log, losses, paylo
 from mae_transfer import checkpoints, results
 from mae_transfer.config import load, validate
 from mae_transfer.data import UnreadableImage
+from mae_transfer.data.packs import write_pack
 from mae_transfer.engine.log import NonFiniteLoss
 from mae_transfer.tasks import pretrain
 from mae_transfer.tasks.pretrain import PretrainConfig
@@ -72,6 +73,30 @@ def test_ten_steps_are_five_and_five_resumed_bit_for_bit(tmp_path: Path, monkeyp
     assert losses(tmp_path / "whole") == losses(tmp_path / "halves")
     weights = [checkpoints.read(tmp_path / name / "backbone.safetensors") for name in ("whole", "halves")]
     assert_equal(*weights)
+
+
+def test_a_run_on_a_folder_goes_on_with_its_pack_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = tmp_path / "images"
+    for index in range(18):
+        path = images / f"{index % 3}/{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(index).integers(0, 255, (20, 24, 3), np.uint8)).save(path)
+    write_pack(images, tmp_path / "images.zip")
+
+    parts = {"train": {"name": "photos", "split": "train"}, "val": {"name": "photos", "split": "val"}}
+
+    def on(root: Path, **options: Any) -> PretrainConfig:
+        return config(data={"root": str(root), "size": 16, **parts}, **run_options(**options))
+
+    (whole,) = pretrain.Pretrain.launch(on(images), tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        stop_at(patched, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        pretrain.Pretrain.launch(on(images), tmp_path / "halves")
+    (halves,) = pretrain.Pretrain.launch(on(tmp_path / "images.zip", workers=2), tmp_path / "halves", resume=True)
+    assert_equal(payload(tmp_path / "whole"), payload(tmp_path / "halves"))
+    assert losses(tmp_path / "whole") == losses(tmp_path / "halves")
+    assert whole.dataset == halves.dataset == "images"
+    assert whole.record.data == halves.record.data
 
 
 def test_accumulation_changes_no_sample_and_hardly_a_loss(tmp_path: Path) -> None:

@@ -64,12 +64,12 @@ class DataSets:
     def fingerprints(self, data: Any) -> dict[str, str] | None:
         """Return the fingerprint of each part of a data config; none for generated images.
 
-        Return None if the folder is not on this machine or cannot be read.
+        Return None if the folder or pack is not on this machine or cannot be read.
         """
         if data.root is None:
             return {}
         root = Path(data.root)
-        if not root.is_dir():
+        if not root.exists():
             return None
         key = hashlib.sha256(f"{root.resolve()} {data.model_dump_json(exclude={'root'})}".encode()).hexdigest()[:16]
         state = _state(root)
@@ -104,9 +104,14 @@ def _sources(data: Any) -> dict[str, Any]:
 
 
 def _state(root: Path) -> str:
-    """Return a digest of names and times in the two upper levels of a folder. It changes if files are added."""
+    """Return a digest of names and times in the two upper levels of a folder. It changes if files are added.
+
+    Of a pack, it is a digest of its time and size.
+    """
     lines = []
-    for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
+    if root.is_file():
+        lines.append(f"{root.stat().st_mtime_ns} {root.stat().st_size}")
+    for entry in sorted(os.scandir(root) if root.is_dir() else (), key=lambda entry: entry.name):
         about = entry.stat()
         lines.append(f"{entry.name} {about.st_mtime_ns} {about.st_size}")
         if entry.is_dir():

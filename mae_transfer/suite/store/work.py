@@ -357,7 +357,7 @@ def _digest(parts: Mapping[str, str]) -> str:
 def defect_of(key: str, value: str) -> str | None:
     """Return the defect of a value that names a folder of images, weights or a tokenizer, without opening the file."""
     if key == "data.root":
-        return None if Path(value).is_dir() else "no such folder; name it with --root NAME=PATH"
+        return None if Path(value).exists() else "no such folder or pack; name it with --root NAME=PATH"
     weights = key == "backbone.reference"
     try:
         prefix, rest = split(value, PREFIXES)

@@ -1,0 +1,320 @@
+"""Packs: a folder of images as one uncompressed zip, with an index for random access.
+
+`zip -0`, unzip and Python's zipfile write and read a pack. The zip's own directory takes 10 s or more to read for a
+million images, so the index repeats what a run needs as arrays. It lies beside the zip, as NAME.zip.index.
+
+The order is that of the folder: component by component of the path, by bytes. Layout of a zip: PKWARE's APPNOTE,
+sections 4.3.7 (header of a member) and 4.3.16 (end of the directory).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from mae_transfer.data.decode import UnreadableImage, decode
+from mae_transfer.data.folders import (
+    Folder,
+    FolderConfig,
+    IgnoredFiles,
+    image_suffixes,
+    list_images,
+    no_classes,
+    no_images,
+    no_split,
+)
+from mae_transfer.data.reports import report_on_main
+from mae_transfer.data.sources import UNLABELLED, Sample
+from mae_transfer.disk import atomic_write
+
+VERSION = 1  # of the index
+TAIL = 1 << 16  # bytes at the end of a zip that identify it: they hold the end of its directory
+HEADER = struct.Struct("<4s22xHH")  # of a member: signature, lengths of name and extra field
+SLACK = 512  # bytes read beyond a member, enough for most names and extra fields
+
+
+class Span(NamedTuple):
+    """The images below a folder of a pack, at any depth: members `start` to `stop`."""
+
+    start: int
+    stop: int
+
+
+class Pack:
+    """The images of a zip in the folder's order. Each process opens the file on its own."""
+
+    def __init__(self, path: Path) -> None:
+        """Load the index. ValueError if the file is no pack, or the index is missing, broken or not of this file."""
+        self.path = path
+        index = _load_index(path)
+        size, tail = _identity(path)
+        if size != index["size"] or tail != index["tail"].item():
+            raise ValueError(
+                f"{path} ({size} bytes) is not the pack of its index ({index['size']} bytes), so it is truncated or "
+                f"was replaced: copy it again, or, if the zip is right, {_rewrite(path)}"
+            )
+        self.digest: str = index["digest"].item()
+        self.offsets, self.sizes, self._names, self._ends = (
+            index[key] for key in ("offsets", "sizes", "names", "ends")
+        )
+        folders = _text(index["folders"]).split("\0")
+        self.folders = {name: Span(*span) for name, span in zip(folders, index["spans"].tolist(), strict=True)}
+        self._opened: tuple[int, BinaryIO] | None = None  # the process that opened the file, and the file
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None}
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def name(self, member: int) -> str:
+        """Return the path of a member within the pack."""
+        return _text(self._names[self._ends[member - 1] if member else 0 : self._ends[member]])
+
+    def subfolders(self, folder: str) -> list[str]:
+        """Return the names of the folders directly in a folder, in order; "" is the pack itself."""
+        start = f"{folder}/" if folder else ""
+        below = (name.removeprefix(start) for name in self.folders if name.startswith(start) and name != folder)
+        return [name for name in below if "/" not in name]
+
+    def read(self, member: int) -> bytes:
+        """Return the bytes of a member. UnreadableImage names one that is damaged."""
+        size = int(self.sizes[member])
+        where = f"{self.path}/{self.name(member)}"
+        try:
+            file, at = self._file().fileno(), int(self.offsets[member])
+            found = os.pread(file, size + SLACK, at)
+            signature, name, extra = HEADER.unpack_from(found.ljust(HEADER.size, b"\0"))
+            start = HEADER.size + name + extra
+            data = found[start : start + size]
+            data += os.pread(file, size - len(data), at + start + len(data)) if len(data) < size else b""
+        except OSError as error:
+            raise UnreadableImage(f"{where} cannot be read: {error.strerror}") from error
+        if signature != b"PK\x03\x04" or len(data) < size:
+            raise UnreadableImage(f"{where} is damaged: no member of {size} bytes starts at byte {at} of the pack")
+        return data
+
+    def _file(self) -> BinaryIO:
+        process = os.getpid()
+        if self._opened is None or self._opened[0] != process:
+            self._opened = process, self.path.open("rb", buffering=0)
+        return self._opened[1]
+
+
+def open_pack(path: Path) -> Pack:
+    """Return a pack. Training and validation set share one, until its zip or index changes."""
+    times = tuple(file.stat().st_mtime_ns if file.exists() else 0 for file in (path, index_of(path)))
+    return _open_pack(path, times)
+
+
+@lru_cache(maxsize=4)
+def _open_pack(path: Path, times: tuple[int, ...]) -> Pack:
+    return Pack(path)
+
+
+class PackedFolder(Folder):
+    """The images of a folder in a pack, with the order, labels and fingerprint of the folder that was packed."""
+
+    kind = "Folder"  # in fingerprints
+
+    def __init__(self, cfg: FolderConfig) -> None:
+        """Select the images. ValueError names the folder that is missing or empty, and the remedy."""
+        pack, inside = open_pack(cfg.home), (cfg.split or "").strip("/")
+        if inside not in pack.folders:
+            raise no_split(cfg.home, cfg.split, pack.subfolders(""))
+        self.folder = cfg.home / inside
+        self.classes = tuple(pack.subfolders(inside)) if cfg.labelled else ()
+        if cfg.labelled and not self.classes:
+            raise no_classes(self.folder)
+        spans = [pack.folders["/".join(filter(None, (inside, name)))] for name in self.classes or ("",)]
+        counts = [span.stop - span.start for span in spans]
+        if 0 in counts:
+            raise no_images(self.folder / (self.classes or ("",))[counts.index(0)])
+        if strays := pack.folders[inside].stop - pack.folders[inside].start - sum(counts):
+            report_on_main(f"{self.folder}: ignored {strays} images outside class folders")
+        self._pack = pack
+        self._members = np.concatenate([np.arange(*span) for span in spans])
+        self._labels = np.repeat(np.arange(len(spans)) if cfg.labelled else UNLABELLED, counts)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def read(self, index: int) -> Sample:
+        """Return image `index`, (3, H, W) uint8, with its label. UnreadableImage names a broken member."""
+        data = self._pack.read(self._members[index])
+        return Sample(decode(data, where=self.where(index)), int(self._labels[index]))
+
+    def where(self, index: int) -> str:
+        """Return the path of image `index`, as if the pack were a folder."""
+        return f"{self._pack.path}/{self._pack.name(self._members[index])}"
+
+    def file_sizes(self) -> list[int]:
+        """Return the size of every image file in bytes."""
+        sizes: list[int] = self._pack.sizes[self._members].tolist()
+        return sizes
+
+    def file_digest(self) -> str:
+        """Return 16 hex digits over names, sizes and checksums of everything in the pack."""
+        return self._pack.digest
+
+
+def write_pack(folder: Path, path: Path) -> int:
+    """Write the images below a folder to a zip with its index; return their number.
+
+    An interrupted or failed call leaves no file. Class folders without an image are kept, so that opening the pack
+    reports them as opening the folder does.
+
+    Raises:
+        ValueError: the zip exists, the folder is missing or has no image, or an image is unreadable or not named in
+            UTF-8.
+        OSError: names the file that could not be written, and the remedy.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder: name the folder with the images")
+    if path.exists():
+        raise ValueError(f"{path} already exists: remove it, or name another file with --to")
+    ignored, root = IgnoredFiles(), os.fsencode(folder)
+    names = [os.path.relpath(name, root) for name in list_images(root, ignored)]
+    if not names:
+        raise no_images(folder, ignored)
+    if ignored:
+        report_on_main(f"{folder}: ignored {ignored}")
+    members = [*(f"{name}/" for name in _folders(folder)), *(_utf8(name, folder) for name in names)]
+    with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w", strict_timestamps=False) as archive:
+        for member in members:
+            try:
+                archive.write(folder / member, member)
+            except OSError as error:
+                if error.filename is None:  # of the zip
+                    raise
+                raise ValueError(f"{folder / member} cannot be read ({error.strerror}): repair or remove it") from error
+    return write_index(path)
+
+
+def write_index(path: Path) -> int:
+    """Write the index of a zip that any tool made; return the number of images.
+
+    Raises:
+        ValueError: the file is no zip, is truncated, has no image, or a member is compressed, encrypted or duplicate.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            archive.fp.seek(archive.start_dir)  # type: ignore[union-attr]  # the file is open
+            directory = archive.fp.read()  # type: ignore[union-attr]
+    except (zipfile.BadZipFile, EOFError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a zip, or it is truncated ({error}): make or copy it again") from error
+    shown = [member for member in members if not any(part.startswith(".") for part in member.filename.split("/"))]
+    images = [one for one in shown if os.fsencode(one.filename.lower()).endswith(image_suffixes()) and not one.is_dir()]
+    images.sort(key=_order)
+    _check_members(path, images)
+    names = [image.filename.encode() for image in images]
+    folders = _spans([image.filename for image in images], [one.filename for one in shown if one.is_dir()])
+    size, tail = _identity(path)
+    arrays: dict[str, Any] = {
+        "version": VERSION,
+        "size": size,
+        "tail": tail,
+        "digest": hashlib.sha256(directory).hexdigest()[:16],
+        "names": np.frombuffer(b"".join(names), np.uint8),
+        "ends": np.cumsum([len(name) for name in names]),
+        "offsets": np.array([image.header_offset for image in images], np.int64),
+        "sizes": np.array([image.file_size for image in images], np.int64),
+        "folders": np.frombuffer("\0".join(folders).encode(), np.uint8),
+        "spans": np.array(list(folders.values()), np.int64),
+    }
+    with atomic_write(index_of(path)) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
+    return len(images)
+
+
+def index_of(path: Path) -> Path:
+    """Return the path of a pack's index."""
+    return path.with_name(f"{path.name}.index")
+
+
+def _check_members(path: Path, images: Sequence[zipfile.ZipInfo]) -> None:
+    if not images:
+        raise no_images(path)
+    for before, image in zip([None, *images], images, strict=False):
+        if image.compress_type != zipfile.ZIP_STORED or image.flag_bits & 1:
+            how = "encrypted" if image.flag_bits & 1 else "compressed"
+            raise ValueError(f"{path}: {image.filename} is {how}, but a pack stores files: make it with `zip -0 -r`")
+        if before is not None and before.filename == image.filename:
+            raise ValueError(f"{path} contains {image.filename} twice: make it again with one of them")
+
+
+def _spans(images: Sequence[str], empty: Sequence[str]) -> Mapping[str, Span]:
+    """Return where the images of every folder are, in order; `images` are sorted, and "" is the pack itself."""
+    spans = {"": Span(0, len(images))}
+    for index, image in enumerate(images):
+        for folder in _parents(image):
+            spans[folder] = Span(spans[folder].start if folder in spans else index, index + 1)
+    for name in empty:
+        for folder in (name.rstrip("/"), *_parents(name.rstrip("/"))):
+            spans.setdefault(folder, Span(0, 0))
+    return dict(sorted(spans.items(), key=lambda item: item[0].replace("/", "\0").encode()))
+
+
+def _parents(name: str) -> Iterator[str]:
+    """Yield the folders that a path lies in, the innermost first."""
+    while "/" in name:
+        name = name.rpartition("/")[0]
+        yield name
+
+
+def _order(member: zipfile.ZipInfo) -> bytes:
+    return member.filename.replace("/", "\0").encode()
+
+
+def _folders(folder: Path) -> Iterator[str]:
+    """Yield the visible folders below a folder, relative to it."""
+    for path, names, _ in os.walk(folder, followlinks=True):
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        for name in names:
+            yield _utf8(os.fsencode(os.path.relpath(Path(path) / name, folder)), folder)
+
+
+def _utf8(name: bytes, folder: Path) -> str:
+    try:
+        return name.decode()
+    except UnicodeDecodeError:
+        raise ValueError(f"{folder}: the name {name!r} is not UTF-8, which a zip needs: rename it") from None
+
+
+def _text(array: np.ndarray) -> str:
+    return array.tobytes().decode()
+
+
+def _identity(path: Path) -> tuple[int, str]:
+    """Return the size of a zip and a digest of its last bytes, which hold the end of its directory."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - TAIL))
+        return size, hashlib.sha256(file.read()).hexdigest()
+
+
+def _load_index(path: Path) -> Mapping[str, np.ndarray]:
+    index = index_of(path)
+    try:
+        with np.load(index, allow_pickle=False) as arrays:
+            found = dict(arrays)
+        if found["version"] != VERSION:
+            raise ValueError(f"version {found['version']}, not {VERSION}")
+    except FileNotFoundError:
+        raise ValueError(f"{path} has no index {index.name} beside it: {_rewrite(path)}") from None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{index} cannot be used ({error}): {_rewrite(path)}") from error
+    return found
+
+
+def _rewrite(path: Path) -> str:
+    return f"write its index with `python tools/prepare_data.py pack --root {path}`"
