@@ -27,6 +27,7 @@ from mae_transfer.seeding import seed_all
 T = TypeVar("T")
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 _LOG = logging.getLogger(__name__)
+MOST_GRAPHS = 64  # graphs of one kind of block: train and eval mode, image sizes; torch's default is 8
 
 
 @dataclass(frozen=True)
@@ -191,11 +192,15 @@ def mean_over_ranks(tensor: Tensor, dist: Dist) -> Tensor:
     return total / dist.world
 
 
-def assemble(model: nn.Module, *, dist: Dist, compile: bool = False, checkpoint_activations: bool = False) -> nn.Module:
+def assemble(
+    model: nn.Module, *, dist: Dist, compile: bool | None = False, checkpoint_activations: bool = False
+) -> nn.Module:
     """Prepare a built and loaded model for training.
 
-    The order matters: move to the device, SyncBN (for batch norms), activation checkpointing, module.compile(), DDP.
+    The order matters: move to the device, SyncBN (for batch norms), activation checkpointing, compilation, DDP.
     Parameter names do not change (see `unwrap_model`). Each rank keeps its own buffers: DDP does not broadcast them.
+
+    compile: None means on cuda only.
 
     Raises:
         ValueError: checkpoint_activations is set but the model has no `set_grad_checkpointing(bool)`.
@@ -217,9 +222,69 @@ def assemble(model: nn.Module, *, dist: Dist, compile: bool = False, checkpoint_
                 "set it to False"
             )
         switch(True)
-    if compile:
-        model.compile()
+    if compiles(compile, dist):
+        compile_blocks(model)
     return _parallel(model, dist) if dist.world > 1 else model
+
+
+def compiles(wanted: bool | None, dist: Dist) -> bool:
+    """Return whether models are compiled; by default (None) on cuda only."""
+    return dist.device.type == "cuda" if wanted is None else wanted
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Compile every member of a list named `blocks` in place, or model.compile() if there is none.
+
+    Blocks of equal structure share their graphs, so compilation takes seconds for any depth. Whatever surrounds a block
+    (activation checkpointing, DDP) is not compiled. If the compiler fails, a warning names the reason once and the
+    model runs eagerly.
+    """
+    import torch._dynamo as dynamo
+    import torch._functorch.config as functorch
+
+    dynamo.config.cache_size_limit = MOST_GRAPHS
+    if hasattr(functorch, "force_non_lazy_backward_lowering"):  # torch >= 2.8
+        functorch.force_non_lazy_backward_lowering = True  # a failure of the backward pass is seen in the forward pass
+    lists = [part for owner in model.modules() for name, part in owner.named_children() if name == "blocks"]
+    for part in [block for blocks in lists for block in blocks.children()] or [model]:
+        part.compile()
+    compiled = [part for part in model.modules() if part._compiled_call_impl is not None]
+    for part in compiled:
+        part._compiled_call_impl = _falling_back(part, compiled)
+
+
+@contextmanager
+def eagerly(model: nn.Module) -> Iterator[None]:
+    """Run compiled parts of the model eagerly in the block: for those who look at its operations or count them."""
+    compiled = {part: call for part in model.modules() if (call := part._compiled_call_impl) is not None}
+    for part in compiled:
+        part._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for part, call in compiled.items():
+            part._compiled_call_impl = call
+
+
+def _falling_back(part: nn.Module, compiled: list[nn.Module]) -> Callable[..., Any]:
+    """Return a call of the compiled part that switches all `compiled` parts to eager mode if the compiler fails."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    fast = part._compiled_call_impl
+    assert fast is not None
+
+    def call(*args: Any, **options: Any) -> Any:
+        try:
+            return fast(*args, **options)
+        except TorchDynamoException as error:
+            for other in compiled:
+                other._compiled_call_impl = None
+            cause = getattr(error, "inner_exception", error)
+            reason = f"{type(cause).__name__}: {next(iter(str(cause).splitlines()), '')}"
+            _LOG.warning("run.compile: the model runs eagerly because the compiler failed: %s", reason)
+        return part(*args, **options)
+
+    return call
 
 
 class SyncBatchNorm(nn.SyncBatchNorm):

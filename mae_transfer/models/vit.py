@@ -15,7 +15,7 @@ from typing import Literal, Self
 import torch
 import torch.nn.functional as F
 from pydantic import model_validator
-from timm.layers.drop import DropPath
+from timm.layers.drop import DropPath as TimmDropPath
 from timm.layers.layer_scale import LayerScale
 from timm.layers.mlp import Mlp
 from torch import Tensor, nn
@@ -171,6 +171,18 @@ class PatchEmbed(nn.Module):
         if ids is not None:
             patches = take(patches, ids)
         return F.linear(patches, weight.permute(0, 2, 3, 1).flatten(1), self.proj.bias).to(weight.dtype)
+
+
+class DropPath(TimmDropPath):
+    """Stochastic depth per sample. All rates share one compiled graph; timm's code gives one graph per rate."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and torch.compiler.is_compiling()):
+            out: Tensor = super().forward(x)
+            return out
+        keep = 1 - self.drop_prob
+        kept = torch.rand(len(x), *[1] * (x.dim() - 1), device=x.device) < keep
+        return x * (kept / keep).to(x.dtype)
 
 
 class Block(nn.Module):

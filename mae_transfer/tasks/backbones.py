@@ -19,6 +19,7 @@ from mae_transfer import checkpoints
 from mae_transfer.config import Schema, validate
 from mae_transfer.core.normalize import IMAGENET, Statistics
 from mae_transfer.core.patches import sides
+from mae_transfer.engine.dist import eagerly
 from mae_transfer.interfaces import Backbone
 from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.record import Weights
@@ -175,8 +176,9 @@ def flops_of(model: nn.Module, size: int | tuple[int, int], *, backward: bool) -
     trained = [p for p in model.parameters() if p.requires_grad]
     image = torch.zeros(1, 3, *sides(size), device=next(model.parameters()).device)
     # the counter misses some fused attention kernels; the plain one consists of matrix products
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.set_grad_enabled(backward):
-        output = model.forward(image)  # not __call__, which may be compiled
+    plain = sdpa_kernel(SDPBackend.MATH)
+    with FlopCounterMode(display=False) as counter, plain, eagerly(model), torch.set_grad_enabled(backward):
+        output = model(image)
         if backward:  # heads that only training uses (a segmenter's auxiliary head) are not counted
             torch.autograd.grad((output if isinstance(output, Tensor) else output[0]).sum(), trained, allow_unused=True)
     return int(counter.get_total_flops())

@@ -21,7 +21,7 @@ from torch import Tensor
 from mae_transfer import results
 from mae_transfer.core.normalize import Statistics, normalize
 from mae_transfer.data import Crops, EvalKeys, LabelledDataConfig, Source, Unreadable, evaluation_views, open_labelled
-from mae_transfer.engine.dist import Dist, read_mean
+from mae_transfer.engine.dist import Dist, eagerly, read_mean
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.state import Precision, autocast
 from mae_transfer.interfaces import Backbone, Batch
@@ -291,9 +291,12 @@ def attention_figures(
     """
     from mae_transfer.metrics.attention import attention_entropy
 
-    found = [
-        attention_entropy(backbone, normalize(part, statistics)) for batch in images for part in batch.split(AT_ONCE)
-    ]
+    with eagerly(backbone):
+        found = [
+            attention_entropy(backbone, normalize(part, statistics))
+            for batch in images
+            for part in batch.split(AT_ONCE)
+        ]
     entropies = torch.cat([torch.zeros(0, device=dist.device), *(one for one in found if one is not None)])
     count = torch.tensor(len(entropies), device=dist.device)
     mean = read_mean({"entropy": entropies.sum(), "images": count}, dist)

@@ -16,6 +16,7 @@ from mae_transfer.arithmetic import Matmul
 from mae_transfer.data import Samples, Unreadable
 from mae_transfer.data.sources import Fingerprint, fingerprint
 from mae_transfer.engine.dist import Dist, peak_memory_gib, session
+from mae_transfer.engine.state import check_precision
 from mae_transfer.record import NAMED_CLASSES, DataSet, Record, Seconds, Sitting, Weights, now, software
 from mae_transfer.results import Result, device_name
 from mae_transfer.tasks.config import RunnableConfig
@@ -38,6 +39,7 @@ class RecordedRun(ABC, Generic[C]):
     """The weights that the run starts from, by role."""
 
     def __init__(self, cfg: C, dist: Dist) -> None:
+        check_precision(cfg.precision, dist.device)
         self.cfg, self.dist = cfg, dist
         self.sources, self.inputs = {}, {}
 
