@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import model_validator
 from timm.layers.drop import DropPath as TimmDropPath
+from timm.layers.drop import drop_path
 from timm.layers.layer_scale import LayerScale
 from timm.layers.mlp import Mlp
 from torch import Tensor, nn
@@ -177,12 +178,12 @@ class DropPath(TimmDropPath):
     """Stochastic depth per sample. All rates share one compiled graph; timm's code gives one graph per rate."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and torch.compiler.is_compiling()):
-            out: Tensor = super().forward(x)
-            return out
-        keep = 1 - self.drop_prob
-        kept = torch.rand(len(x), *[1] * (x.dim() - 1), device=x.device) < keep
-        return x * (kept / keep).to(x.dtype)
+        if self.training and torch.compiler.is_compiling():
+            keep = 1 - self.drop_prob
+            kept = torch.rand(len(x), *[1] * (x.dim() - 1), device=x.device) < keep
+            return x * (kept / keep).to(x.dtype)
+        out: Tensor = drop_path(x, self.drop_prob, self.training)
+        return out
 
 
 class Block(nn.Module):
