@@ -243,14 +243,29 @@ def compile_blocks(model: nn.Module) -> None:
     import torch._functorch.config as functorch
 
     dynamo.config.cache_size_limit = MOST_GRAPHS
-    if hasattr(functorch, "force_non_lazy_backward_lowering"):  # torch >= 2.8
+    if hasattr(functorch, "force_non_lazy_backward_lowering"):  # not in torch 2.6
         functorch.force_non_lazy_backward_lowering = True  # a failure of the backward pass is seen in the forward pass
     lists = [part for owner in model.modules() for name, part in owner.named_children() if name == "blocks"]
+    backend = _falling_back(dynamo.lookup_backend("inductor"))
     for part in [block for blocks in lists for block in blocks.children()] or [model]:
-        part.compile()
-    compiled = [part for part in model.modules() if part._compiled_call_impl is not None]
-    for part in compiled:
-        part._compiled_call_impl = _falling_back(part, compiled)
+        part.compile(backend=backend)
+
+
+def _falling_back(compiler: Callable[..., Any]) -> Callable[[torch.fx.GraphModule, list[Any]], Any]:
+    """Return a compiler that leaves graphs as they are once it has failed."""
+    failed = False
+
+    def compile(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        nonlocal failed
+        try:
+            return graph.forward if failed else compiler(graph, inputs)
+        except Exception as error:
+            failed, cause = True, getattr(error, "inner_exception", error)
+            reason = f"{type(cause).__name__}: {next(iter(str(cause).splitlines()), '')}"
+            _LOG.warning("run.compile: the model runs eagerly because the compiler failed: %s", reason)
+            return graph.forward
+
+    return compile
 
 
 @contextmanager
@@ -264,27 +279,6 @@ def eagerly(model: nn.Module) -> Iterator[None]:
     finally:
         for part, call in compiled.items():
             part._compiled_call_impl = call
-
-
-def _falling_back(part: nn.Module, compiled: list[nn.Module]) -> Callable[..., Any]:
-    """Return a call of the compiled part that switches all `compiled` parts to eager mode if the compiler fails."""
-    from torch._dynamo.exc import TorchDynamoException
-
-    fast = part._compiled_call_impl
-    assert fast is not None
-
-    def call(*args: Any, **options: Any) -> Any:
-        try:
-            return fast(*args, **options)
-        except TorchDynamoException as error:
-            for other in compiled:
-                other._compiled_call_impl = None
-            cause = getattr(error, "inner_exception", error)
-            reason = f"{type(cause).__name__}: {next(iter(str(cause).splitlines()), '')}"
-            _LOG.warning("run.compile: the model runs eagerly because the compiler failed: %s", reason)
-        return part(*args, **options)
-
-    return call
 
 
 class SyncBatchNorm(nn.SyncBatchNorm):

@@ -83,9 +83,9 @@ class Detector(Model):
     def encoder(self) -> Backbone:
         return self.pyramid.encoder
 
-    def compile(self) -> None:
+    def compile(self, *, backend: Any = "inductor") -> None:
         """Compile the pyramid only; later shapes depend on the detections."""
-        self.pyramid.compile()
+        self.pyramid.compile(backend=backend)
 
 
 class MaskRCNN(Detector):

@@ -129,7 +129,7 @@ def test_a_compiled_model_resumes_from_an_uncompiled_ones_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        nn.Module, "compile", lambda module: setattr(module, "_compiled_call_impl", module._call_impl)
+        nn.Module, "compile", lambda module, **_: setattr(module, "_compiled_call_impl", module._call_impl)
     )  # the names are the point
     cfg = config(steps=5, ema_decay=0.9)
     go(tmp_path, cfg, new_state(cfg, CPU))
