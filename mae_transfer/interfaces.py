@@ -55,10 +55,16 @@ def _applied(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 @dataclass(frozen=True)
 class Mask(Tensors):
-    """Visible and hidden patches. V is the same in every row, so all later shapes are static."""
+    """Visible and hidden patches. Their numbers are the same in every row, so all later shapes are static."""
 
     ids_keep: Tensor  # (B, V) int64, raster indices of the visible patches
     ids_masked: Tensor  # (B, N - V) int64, raster indices of the hidden patches
+    ids_drawn: Tensor | None = None  # (B, M) int64, hidden patches drawn to be predicted; None: all of them
+
+    @property
+    def ids_predicted(self) -> Tensor:
+        """The hidden patches to predict, (B, M)."""
+        return self.ids_masked if self.ids_drawn is None else self.ids_drawn
 
 
 class ViewSpec(NamedTuple):

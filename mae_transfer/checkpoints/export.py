@@ -37,7 +37,9 @@ def export_backbone(path: Path, backbone: ViT | TimmBackbone, *, about: Mapping[
 
 
 def export_mae(path: Path, model: MAE, *, about: Mapping[str, Any]) -> None:
-    """Write encoder and decoder as .safetensors under MAE's released names."""
+    """Write encoder and decoder as .safetensors under MAE's released names. ValueError for CrossMAE's decoder."""
+    if model.cfg.decoder.kind != "self":
+        raise ValueError("MAE's released layout cannot hold CrossMAE's decoder: export the encoder (export_backbone)")
     write(path, {released_name(name): tensor for name, tensor in model.state_dict().items()}, about)
 
 

@@ -159,6 +159,11 @@ class Masking(NamedTuple):
     sampler: MaskSampler
     grid: tuple[int, int]
 
+    @property
+    def visible(self) -> int:
+        """V, the number of visible patches."""
+        return self.sampler.visible(self.grid)
+
 
 class WorkerOutput(NamedTuple):
     """The output of a worker: a batch, and messages about its files."""
@@ -231,7 +236,7 @@ class Crop(NamedTuple):
     """One cropped image of a batch."""
 
     views: tuple[Tensor, ...]  # (3, S, S) uint8 each
-    permutation: np.ndarray | None  # (N,) int64, visible patches first
+    permutation: np.ndarray | None  # (N,) int64, visible patches first, then those to predict
     label: int | np.ndarray
 
 
@@ -242,11 +247,14 @@ class Crops(Samples[Sample, Crop]):
     source: Source
     augmentation: Augment
     masking: Masking | None = None
+    predicted: int | None = None  # hidden patches to predict, drawn uniformly; None: all
 
     def draw(self, sample: Sample, rng: np.random.Generator) -> Crop:
         """Return the views of one crop, and its mask."""
         views = self.augmentation(sample.image)
         permutation = self.masking.sampler(self.masking.grid, rng) if self.masking else None
+        if self.masking and permutation is not None and self.predicted is not None:
+            rng.shuffle(permutation[self.masking.visible :])
         return Crop(views, permutation, sample.label)
 
     def collate(self, drawn: list[Crop], images: Tensor) -> Batch:
@@ -259,8 +267,8 @@ class Crops(Samples[Sample, Crop]):
         if self.masking is None:
             return None
         ids = torch.from_numpy(np.stack([crop.permutation for crop in drawn if crop.permutation is not None]))
-        visible = self.masking.sampler.visible(self.masking.grid)
-        return Mask(ids[:, :visible].contiguous(), ids[:, visible:].contiguous())
+        keep, masked = (part.contiguous() for part in ids.tensor_split([self.masking.visible], dim=1))
+        return Mask(keep, masked, None if self.predicted is None else masked[:, : self.predicted].contiguous())
 
 
 @dataclass(kw_only=True)

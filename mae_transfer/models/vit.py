@@ -8,7 +8,7 @@ leading tokens (0 or 1 class token), L = T + M tokens, D width, R heads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, Self
 
@@ -231,10 +231,13 @@ def run(
     recompute: bool,
 ) -> Tensor:
     """Return block(x, bias, last=last, grid=grid); recompute: compute the activations again in the backward pass."""
-    again = recompute and torch.is_grad_enabled()
-    call = partial(checkpoint, block, use_reentrant=False) if again else block
-    output: Tensor = call(x, bias, last=last, grid=grid)
+    output: Tensor = recomputed(block, recompute)(x, bias, last=last, grid=grid)
     return output
+
+
+def recomputed(block: nn.Module, recompute: bool) -> Callable[..., Tensor]:
+    """Return the block; if `recompute`, it computes its activations again in the backward pass."""
+    return partial(checkpoint, block, use_reentrant=False) if recompute and torch.is_grad_enabled() else block
 
 
 class ViT(Backbone):

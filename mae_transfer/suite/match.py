@@ -33,6 +33,8 @@ TARGETS = {target.settings["target.name"][0]: row for row, target in TARGET_ROWS
 """Target of our own pretraining -> its row in tables 1d and 7."""
 BACKBONES = {ours: papers for papers, ours in PAPER_BACKBONES.items()}
 BACKBONES["vit_huge/16"] = "ViT-H/14"  # ViTDet resamples its patches of 14 pixels to 16
+DECODER = {"kind": "self", "share": 1.0}
+"""Defaults of the options that a recipe leaves out of a decoder (models.mae.DecoderConfig, which imports torch)."""
 TOKENS_AT_448 = 32 * 32 + 1  # of a ViT-H/14 with its class token
 FINE_GRAINED = {title.replace(" ", "").lower(): title for title in FINE_GRAINED_SETS}
 FOLDERS = {
@@ -255,7 +257,7 @@ def _settings(made: Record, settings: Settings, before: str) -> Iterator[str]:
 def setting(recipe: Mapping[str, Any], key: str) -> Any:
     """Return the value of a dotted key of a recipe.
 
-    An option of a mask or an augmentation that the recipe leaves out has its default.
+    An option of a mask, an augmentation or a decoder that the recipe leaves out has its default.
     """
     *folders, last = key.split(".")
     at: Any = recipe
@@ -272,6 +274,8 @@ def setting(recipe: Mapping[str, Any], key: str) -> Any:
 
 @cache
 def _default(part: str, name: str, option: str) -> Any:
+    if part == "model.decoder":
+        return DECODER.get(option)
     if part == "mask":
         union: Any = AnyMask
     elif part == "data.augmentation":
@@ -288,9 +292,10 @@ class PretrainingFacts(NamedTuple):
     """What the record says of a pretraining by this package."""
 
     target: str
+    """"norm_pixel"; with another decoder than MAE's, "norm_pixel, cross, 33% of hidden predicted"."""
     mask: str
     hidden: str
-    """Share of hidden patches: "75%"."""
+    """Share of hidden patches, "75%", and the same words on the decoder."""
     epochs: str
 
 
@@ -306,7 +311,10 @@ def pretraining(result: Result) -> PretrainingFacts | None:
     if made is None or target is None:
         return None
     mask, ratio = setting(made.recipe, "mask.name"), setting(made.recipe, "mask.ratio")
-    return PretrainingFacts(str(target), str(mask), f"{0.75 if ratio is None else ratio:.0%}", f"{made.epochs:g}")
+    kind, share = setting(made.recipe, "model.decoder.kind"), setting(made.recipe, "model.decoder.share")
+    decoder = (", cross" if kind == "cross" else "") + (f", {share:.0%} of hidden predicted" if share != 1 else "")
+    hidden = f"{0.75 if ratio is None else ratio:.0%}"
+    return PretrainingFacts(f"{target}{decoder}", str(mask), hidden + decoder, f"{made.epochs:g}")
 
 
 def backbone(result: Result) -> str:

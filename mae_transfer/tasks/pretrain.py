@@ -6,6 +6,7 @@ Legend: B batch, N patches, V visible, M = N - V hidden, P target size per patch
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -17,11 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mae_transfer import checkpoints
 from mae_transfer.core.masks import AnyMask, Random
 from mae_transfer.core.normalize import Statistics, normalize
-from mae_transfer.data import (
-    DataConfig,
-    Masking,
-    Source,
-)
+from mae_transfer.data import Crops, DataConfig, Masking, Samples, Source
 from mae_transfer.engine import checkpoint
 from mae_transfer.engine.dist import read_mean
 from mae_transfer.engine.loop import Step
@@ -78,14 +75,24 @@ class PretrainConfig(EncoderConfig):
 
     @model_validator(mode="after")
     def _mask_fits(self) -> Self:
-        self.mask.visible(self.model.encoder.grid())
+        self.predicted()
         return self
 
+    def predicted(self) -> int | None:
+        """Return the number of patches that a training step predicts; None: all hidden ones."""
+        h, w = self.model.encoder.grid()
+        return self.model.decoder.predicted(h * w - self.mask.visible((h, w)))
+
     def method(self) -> str:
-        """Return what a table calls this pretraining: "MAE norm_pixel, random 75%, 800 ep"."""
-        grid = self.model.encoder.grid()
-        hidden = 1 - self.mask.visible(grid) / (grid[0] * grid[1])
-        return f"MAE {self.target.name}, {self.mask.name} {hidden:.0%}, {self.epochs:g} ep"
+        """Return what a table calls this pretraining: "MAE norm_pixel, random 75%, 800 ep".
+
+        "CrossMAE norm_pixel, random 75%, 25% predicted, 800 ep": both shares are of all patches.
+        """
+        h, w = grid = self.model.encoder.grid()
+        name = "CrossMAE" if self.model.decoder.kind == "cross" else "MAE"
+        hidden, predicted = 1 - self.mask.visible(grid) / (h * w), self.predicted()
+        part = f"{predicted / (h * w):.0%} predicted, " if predicted else ""
+        return f"{name} {self.target.name}, {self.mask.name} {hidden:.0%}, {part}{self.epochs:g} ep"
 
 
 class Pretrain(EncoderTask[PretrainConfig]):
@@ -122,6 +129,12 @@ class Pretrain(EncoderTask[PretrainConfig]):
         """Use this mask sampler."""
         self.masking = Masking(mask, self.cfg.model.encoder.grid())
 
+    def training_samples(self) -> Samples[Any, Any]:
+        """Return the training images; the mask of a crop says which hidden patches are predicted."""
+        samples = super().training_samples()
+        assert isinstance(samples, Crops)
+        return replace(samples, predicted=self.cfg.predicted())
+
     def model(self) -> nn.Module:
         torch.manual_seed(fold(self.cfg.seed, "init"))
         model = MAE(self.cfg.model, self.target.dim)
@@ -139,7 +152,10 @@ class Pretrain(EncoderTask[PretrainConfig]):
         return {"target": buffers_of(self.target)}
 
     def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
-        """Return the loss on the held-out images under fixed masks (float32, mean over hidden patches); draw some."""
+        """Return the loss on the held-out images under fixed masks, and draw some.
+
+        It is computed in float32 and is the mean over all hidden patches, whatever share training predicts.
+        """
         dist, policy = self.dist, self.cfg.data.unreadable()
         # for a corruption that draws; the loop seeds every step anew
         torch.manual_seed(fold(EVALUATION_SEED, "evaluate", dist.rank))
@@ -172,7 +188,7 @@ class Pretrain(EncoderTask[PretrainConfig]):
     def results(self, figures: Mapping[str, float], shared: dict[str, Any]) -> list[Result]:
         """Return one Result per figure. Its tokens are those that the encoder processes."""
         encoder, (h, w) = self.cfg.model.encoder, self.masking.grid
-        patches = h * w if self.cfg.model.corrupt else self.masking.sampler.visible((h, w))
+        patches = h * w if self.cfg.model.corrupt else self.masking.visible
         own = {
             "split": self.split,
             "unit": "loss per hidden patch",
@@ -194,24 +210,24 @@ class Pretrain(EncoderTask[PretrainConfig]):
 
         A multiply-add counts as 2. Attention is included.
         """
-        cfg = self.cfg.model
-        h, w = cfg.encoder.grid()
-        visible = self.masking.sampler.visible((h, w))
+        cfg, (h, w) = self.cfg.model, self.masking.grid
+        visible, predicted = self.masking.visible, self.cfg.predicted()
         with torch.device("meta"):
             model = MAE(cfg, self.target.dim)
             images = torch.zeros(1, cfg.encoder.channels, h * cfg.encoder.patch, w * cfg.encoder.patch)
             ids = torch.zeros(1, h * w, dtype=torch.int64)
         with FlopCounterMode(display=False) as counter:
-            model(images, Mask(ids[:, :visible], ids[:, visible:])).sum().backward()
+            drawn = None if predicted is None else ids[:, :predicted]
+            model(images, Mask(ids[:, :visible], ids[:, visible:], drawn)).sum().backward()
         return int(counter.get_total_flops())
 
 
 def mae_loss(
     model: nn.Module, batch: Batch, at: Step, *, target: Target, statistics: Statistics
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Predict the hidden patches and compare them with their targets; return the mean over the hidden patches."""
+    """Predict hidden patches and compare them with their targets; return the mean over the predicted ones."""
     assert batch.mask is not None
-    truth = target(batch, batch.mask.ids_masked)  # before the activations exist: lower peak memory
+    truth = target(batch, batch.mask.ids_predicted)  # before the activations exist: lower peak memory
     prediction = model(normalize(batch.image, statistics), batch.mask)
     metrics = target.metrics(prediction.detach(), truth) if at.logs else {}
     return target.loss(prediction, truth).mean(), metrics

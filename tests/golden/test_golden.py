@@ -21,32 +21,35 @@ from mae_transfer.models.vit import ViTConfig
 from mae_transfer.targets import Frame, NormPixelConfig
 from mae_transfer.tasks.pretrain import mae_loss
 
-GOLDEN = Path(__file__).with_name("mae_losses.json")
+DECODERS = {
+    "mae": DecoderConfig(depth=2, dim=24, heads=4),
+    "cross_mae": DecoderConfig(kind="cross", share=0.5, depth=2, dim=24, heads=4),
+}
 STEPS = 20
 
 
-def batch(step: int) -> Batch:
+def batch(step: int, predicted: int | None) -> Batch:
     rng = np.random.default_rng(step)
     waves = np.sin(
         rng.uniform(0, 0.6, (4, 3, 1, 1)) * np.arange(32)[:, None] + rng.uniform(0, 0.6, (4, 1, 1, 1)) * np.arange(32)
     )
     ids = torch.from_numpy(np.stack([Random()((4, 4), rng) for _ in range(4)]))
-    return Batch(
-        torch.from_numpy((waves * 127 + 128).astype(np.uint8)), (), Mask(ids[:, :4], ids[:, 4:]), None, torch.arange(4)
-    )
+    drawn = None if predicted is None else ids[:, -predicted:]
+    mask = Mask(ids[:, :4], ids[:, 4:], drawn)
+    return Batch(torch.from_numpy((waves * 127 + 128).astype(np.uint8)), (), mask, None, torch.arange(4))
 
 
-def losses() -> list[float]:
+def losses(decoder: DecoderConfig) -> list[float]:
     torch.manual_seed(0)
     encoder = ViTConfig(size=None, dim=32, depth=3, heads=4, patch=8, image_size=32, drop_path=0.1)
     target = NormPixelConfig().build(Frame(8, (4, 4), IMAGENET))
-    model = MAE(MAEConfig(encoder=encoder, decoder=DecoderConfig(depth=2, dim=24, heads=4)), target.dim)
+    model = MAE(MAEConfig(encoder=encoder, decoder=decoder), target.dim)
     optimizer = AdamW().build(param_groups(model, weight_decay=0.05, no_decay=()), lr=3e-3)
     seen = []
     for number in range(STEPS):
         torch.manual_seed(number)
         at = Step(number, 0, False)
-        loss, _ = mae_loss(model, batch(number), at, target=target, statistics=IMAGENET)
+        loss, _ = mae_loss(model, batch(number, decoder.predicted(12)), at, target=target, statistics=IMAGENET)
         for group in optimizer.param_groups:
             group["lr"] = lr_at(number, schedule=Schedule(warmup_epochs=1), peak=3e-3, steps=STEPS, steps_per_epoch=5)
         optimizer.zero_grad()
@@ -60,12 +63,14 @@ def losses() -> list[float]:
     torch.__version__ < (2, 11),
     reason="torch 2.6 draws other truncated normal and Bernoulli numbers from the same seed",
 )
-def test_the_first_losses_are_the_committed_ones() -> None:
+@pytest.mark.parametrize("name", DECODERS)
+def test_the_first_losses_are_the_committed_ones(name: str) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     try:
-        assert losses() == pytest.approx(json.loads(GOLDEN.read_text()), rel=1e-6)
+        golden = json.loads(Path(__file__).with_name(f"{name}_losses.json").read_text())
+        assert losses(DECODERS[name]) == pytest.approx(golden, rel=1e-6)
     finally:
         torch.set_default_dtype(torch.float32)
         torch.set_num_threads(threads)

@@ -1,4 +1,7 @@
-"""The MAE on two gloo processes and on one: loss, every reduced gradient, and parameters after five float64 steps."""
+"""MAE and CrossMAE on two gloo processes and on one.
+
+Losses, every reduced gradient, and parameters after five float64 steps.
+"""
 
 import os
 import subprocess
@@ -21,13 +24,17 @@ def steps(out: Path, *launcher: str) -> dict[str, Any]:
 
 
 def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
-    one = steps(tmp_path / "one.pt")
-    two = steps(tmp_path / "two.pt", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    torch.testing.assert_close(torch.tensor(one["losses"]), torch.tensor(two["losses"]), rtol=1e-10, atol=0)
-    assert one["gradients"].keys() == two["gradients"].keys()
-    assert len(one["gradients"]) > 40
-    for part in ("gradients", "model"):
-        for name, value in one[part].items():
-            torch.testing.assert_close(
-                two[part][name], value, rtol=1e-9, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}"
-            )
+    alone = steps(tmp_path / "one.pt")
+    ranks = steps(tmp_path / "two.pt", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    assert alone.keys() == ranks.keys() == {"self", "cross"}
+    for kind, one in alone.items():
+        two = ranks[kind]
+        torch.testing.assert_close(torch.tensor(one["losses"]), torch.tensor(two["losses"]), rtol=1e-10, atol=0)
+        assert one["gradients"].keys() == two["gradients"].keys()
+        assert len(one["gradients"]) > 40
+        for part in ("gradients", "model"):
+            for name, value in one[part].items():
+                where = f"{kind} {name}: "
+                torch.testing.assert_close(
+                    two[part][name], value, rtol=1e-9, atol=1e-12, msg=lambda text, where=where: where + text
+                )

@@ -21,6 +21,7 @@ from mae_transfer import checkpoints, results
 from mae_transfer.config import load, validate
 from mae_transfer.data import UnreadableImage
 from mae_transfer.data.packs import write_pack
+from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.log import NonFiniteLoss
 from mae_transfer.tasks import pretrain
 from mae_transfer.tasks.pretrain import PretrainConfig
@@ -60,15 +61,22 @@ def test_a_work_dir_ends_with_everything_that_the_readme_names(tmp_path: Path) -
         assert Image.open(sheet).size == (4 * (128 + 4) + 4, 2 * (128 + 4) + 4)
 
 
-def test_ten_steps_are_five_and_five_resumed_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+CROSS = {"kind": "cross", "share": 1 / 3, "depth": 2, "dim": 8, "heads": 2}
+
+
+@pytest.mark.parametrize("decoder", [values()["model"]["decoder"], CROSS], ids=["self", "cross"])
+def test_ten_steps_are_five_and_five_resumed_bit_for_bit(
+    decoder: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Accumulation 2, EMA, drop path, workers 1 -> 2; the whole run has none."""
-    pretrain.Pretrain.launch(config(), tmp_path / "whole")
+    model = values()["model"] | {"decoder": decoder}
+    pretrain.Pretrain.launch(config(model=model), tmp_path / "whole")
     with monkeypatch.context() as patched:
         stop_at(patched, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        assert pretrain.Pretrain.launch(config(**run_options(workers=1)), tmp_path / "halves") == []
+        assert pretrain.Pretrain.launch(config(model=model, **run_options(workers=1)), tmp_path / "halves") == []
     assert payload(tmp_path / "halves", 5)["step"] == 5
     assert not (tmp_path / "halves" / "backbone.safetensors").exists()
-    pretrain.Pretrain.launch(config(**run_options(workers=2)), tmp_path / "halves", resume=True)
+    pretrain.Pretrain.launch(config(model=model, **run_options(workers=2)), tmp_path / "halves", resume=True)
     assert_equal(payload(tmp_path / "whole"), payload(tmp_path / "halves"))
     assert losses(tmp_path / "whole") == losses(tmp_path / "halves")
     weights = [checkpoints.read(tmp_path / name / "backbone.safetensors") for name in ("whole", "halves")]
@@ -97,6 +105,41 @@ def test_a_run_on_a_folder_goes_on_with_its_pack_bit_for_bit(tmp_path: Path, mon
     assert losses(tmp_path / "whole") == losses(tmp_path / "halves")
     assert whole.dataset == halves.dataset == "images"
     assert whole.record.data == halves.record.data
+
+
+def test_crossmae_is_named_evaluated_on_all_patches_counted_and_exported(tmp_path: Path) -> None:
+    """12 patches are hidden; training predicts 4 of them."""
+    model = values()["model"] | {"decoder": CROSS}
+    cfg, whole = (config(model=model | {"decoder": CROSS | {"share": share}}, epochs=1.0) for share in (1 / 3, 1.0))
+    shapes = []
+
+    class Counting(pretrain.Pretrain):
+        def loss(self, model: Any, batch: Any, at: Any) -> Any:
+            shapes.append(batch.mask.ids_predicted.shape[1])
+            return super().loss(model, batch, at)
+
+        def evaluate(self, model: Any, step: int) -> dict[str, float]:
+            model.register_forward_hook(lambda _, inputs, output: shapes.append(output.shape[1]))
+            return super().evaluate(model, step)
+
+    (result,) = Counting.launch(cfg, tmp_path / "run")
+    assert shapes[:4] == [4] * 4
+    assert shapes[4:] == [12] * len(shapes[4:])
+    assert len(shapes) > 5  # the loss and the pictures
+    assert (result.metric, result.unit) == ("val_loss", "loss per hidden patch")
+    assert result.pretrain == "CrossMAE norm_pixel, random 75%, 25% predicted, 1 ep"
+    assert whole.method() == "CrossMAE norm_pixel, random 75%, 1 ep"
+    assert checkpoints.metadata(tmp_path / "run" / "backbone.safetensors")["pretrain"] == result.pretrain
+    assert checkpoints.load_backbone(tmp_path / "run" / "backbone.safetensors").depth == 2
+    flops = []
+    for one in (cfg, whole):
+        task = pretrain.Pretrain(one, Dist(torch.device("cpu")))
+        task.open()
+        flops.append(task.flops())
+    # of each of the 8 patches that only the second predicts, per multiply-add: 2 forward and 4 backward
+    per_patch = 2 * (8 * 8 * 2 + 2 * 8 * 32 + 2 * 8 * 5) + 8 * 48  # q, proj, MLP and attention of 2 blocks; prediction
+    assert flops[0] == result.flops_per_image
+    assert flops[1] - flops[0] == 6 * 8 * per_patch
 
 
 def test_accumulation_changes_no_sample_and_hardly_a_loss(tmp_path: Path) -> None:

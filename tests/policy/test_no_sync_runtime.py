@@ -61,25 +61,26 @@ REFERENCES = {"basis": "random:4", "tokenizer": "random:16/4", "teacher": "rando
 
 
 @pytest.mark.parametrize("part", members(AnyTarget).values(), ids=lambda part: part.__name__)
-@pytest.mark.parametrize("corrupt", [None, "mask_token", "bert"])
-def test_a_step_of_the_mae_never_waits(part, corrupt):
+@pytest.mark.parametrize(
+    ("corrupt", "kind"), [(None, "self"), (None, "cross"), ("mask_token", "self"), ("bert", "self")]
+)
+def test_a_step_of_the_mae_never_waits(part, corrupt, kind):
     encoder = ViTConfig(size=None, dim=24, depth=2, heads=2, patch=8, image_size=32, drop_path=0.5)
     cfg = part(**{key: value for key, value in REFERENCES.items() if key in part.model_fields})
     target = open_target(cfg, encoder, IMAGENET)
-    model = MAE(
-        MAEConfig(encoder=encoder, decoder=DecoderConfig(depth=1, dim=16, heads=2), corrupt=corrupt), target.dim
-    )
+    decoder = DecoderConfig(kind=kind, depth=1, dim=16, heads=2)
+    model = MAE(MAEConfig(encoder=encoder, decoder=decoder, corrupt=corrupt), target.dim)
     order = torch.rand(2, 16).argsort(dim=1)
     views = tuple(torch.randint(0, 256, (2, 3, view.size, view.size), dtype=torch.uint8) for view in target.views)
     batch = Batch(
         torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8),
         views,
-        Mask(order[:, :6], order[:, 6:]),
+        Mask(order[:, :6], order[:, 6:], order[:, 6:10]),
         None,
         torch.arange(2),
     )
     with Waiting() as waiting:
-        truth = target(batch, batch.mask.ids_masked)
+        truth = target(batch, batch.mask.ids_predicted)
         prediction = model(normalize(batch.image), batch.mask)
         target.metrics(prediction.detach(), truth)
         target.loss(prediction, truth).mean().backward()

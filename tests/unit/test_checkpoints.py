@@ -84,6 +84,9 @@ def test_the_decoder_comes_along_and_goes_back(tmp_path: Path) -> None:
     written = checkpoints.read(tmp_path / "full.safetensors")
     assert written.keys() == tensors.keys()
     assert all(torch.equal(written[name], tensors[name]) for name in tensors)
+    cross = MAE(MAEConfig(encoder=TINY, decoder=DecoderConfig(kind="cross", depth=1, dim=32, heads=4)), 768)
+    with pytest.raises(ValueError, match="cannot hold CrossMAE's decoder"):
+        checkpoints.export_mae(tmp_path / "cross.safetensors", cross, about={})
 
 
 def damaged(kind: str) -> dict[str, Any]:

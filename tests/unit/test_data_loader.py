@@ -6,7 +6,7 @@ import os
 import pickle
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -16,6 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mae_transfer.core.masks import AnyMask, Grid, Random
+from mae_transfer.core.masks import Block as BlockMask
 from mae_transfer.data import (
     Crops,
     EvalKeys,
@@ -33,6 +35,7 @@ from mae_transfer.data import (
     batches,
     pick_evenly,
 )
+from mae_transfer.data.loader import Key
 from mae_transfer.interfaces import Batch, ViewSpec
 
 VIEWS = (ViewSpec(16, "bicubic"), ViewSpec(8, "lanczos"))
@@ -74,6 +77,7 @@ def crops(source: Source | None = None) -> Crops:
         augmentation=RandomCrop(jitter=0.4).build(VIEWS),
         seed=0,
         masking=Masking(HalfMask(), (2, 2)),
+        predicted=1,
     )
 
 
@@ -88,7 +92,8 @@ def take(iterator: Iterator[Batch], count: int) -> list[Batch]:
 def tensors(batch: Batch | None) -> list[Tensor]:
     assert batch is not None
     assert batch.mask is not None
-    return [batch.image, *batch.views, batch.mask.ids_keep, batch.mask.ids_masked, batch.label, batch.index]
+    mask = batch.mask
+    return [batch.image, *batch.views, mask.ids_keep, mask.ids_masked, batch.label, batch.index, mask.ids_predicted]
 
 
 def joined(parts: list[Batch]) -> list[Tensor]:
@@ -109,9 +114,32 @@ def test_a_batch_has_the_promised_shapes() -> None:
         ((8, 2), torch.int64),
         ((8,), torch.int64),
         ((8,), torch.int64),
+        ((8, 1), torch.int64),
     ]
     assert torch.cat([batch.mask.ids_keep, batch.mask.ids_masked], dim=1).sort().values.tolist() == [[0, 1, 2, 3]] * 8
     assert batch.label.tolist() == [crops().source.read(int(i)).label for i in batch.index]
+
+
+@pytest.mark.parametrize("mask", [Random(), BlockMask(min_block=2), Grid()])
+def test_the_patches_to_predict_are_a_uniform_draw_of_the_hidden_ones(mask: AnyMask) -> None:
+    """Whatever the order in which a sampler names them; and the mask is the one of a run that predicts all."""
+    pixel = torch.zeros(3, 1, 1, dtype=torch.uint8)
+    share = replace(crops(), augmentation=lambda image: (pixel,), masking=Masking(mask, (4, 4)), predicted=3)
+    plain = replace(share, predicted=None)
+    keys = [Key(0, 0, repeat) for repeat in range(1200)]
+    whole, part = (made[keys].batch for made in (plain, share))
+    assert whole.mask.ids_predicted is whole.mask.ids_masked
+    assert torch.equal(whole.mask.ids_keep, part.mask.ids_keep)
+    assert torch.equal(whole.mask.ids_masked.sort().values, part.mask.ids_masked.sort().values)
+    blank, mask_of = torch.zeros(len(keys), 16), part.mask
+    hidden, drawn = (blank.scatter(1, ids, 1.0) for ids in (mask_of.ids_masked, mask_of.ids_drawn))
+    assert part.mask.ids_predicted is part.mask.ids_drawn
+    assert drawn.sum(dim=1).eq(3).all()
+    assert (drawn <= hidden).all()
+    often = hidden.sum(dim=0) > 100
+    shares = (drawn.sum(dim=0) / hidden.sum(dim=0))[often]
+    assert len(shares) >= 12
+    torch.testing.assert_close(shares, torch.full_like(shares, 3 / part.mask.ids_masked.shape[1]), rtol=0, atol=0.08)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -1,6 +1,7 @@
 """models/mae.py: the options of table 1, and that a new target changes no line of it."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,11 +19,11 @@ from mae_transfer.targets.pixel import NormPixelConfig, PixelConfig
 ENCODER = ViTConfig(size=None, dim=32, depth=2, heads=4, patch=4, image_size=16)
 
 
-def model(out: int, *, depth: int = 2, corrupt: str | None = None, **encoder: object) -> MAE:
+def model(out: int, *, depth: int = 2, corrupt: str | None = None, kind: str = "self", **encoder: object) -> MAE:
     torch.manual_seed(0)
     cfg = {
         "encoder": ENCODER.model_dump() | encoder,
-        "decoder": {"depth": depth, "dim": 16, "heads": 4},
+        "decoder": {"kind": kind, "depth": depth, "dim": 16, "heads": 4},
         "corrupt": corrupt,
     }
     return MAE(MAEConfig.model_validate(cfg), out)
@@ -72,8 +73,10 @@ class ToySecondView(ToyTokens):
     ],
 )
 @pytest.mark.parametrize(
-    "options", [{}, {"corrupt": "mask_token"}, {"corrupt": "mask_token", "depth": 0}, {"corrupt": "bert", "depth": 0}]
-)
+    "options",
+    [{}, {"kind": "cross"}, {"corrupt": "mask_token"}, {"corrupt": "mask_token", "depth": 0},
+        {"corrupt": "bert", "depth": 0}],
+)  # fmt: skip
 def test_any_target_is_learned_without_a_change_of_the_model(target: Target, options: dict[str, object]) -> None:
     assert isinstance(target, Target)
     data, mae = batch(target.views), model(target.dim, **options)
@@ -95,7 +98,8 @@ def test_any_target_is_learned_without_a_change_of_the_model(target: Target, opt
     {}, {"corrupt": "mask_token"}, {"corrupt": "mask_token", "depth": 0}, {"class_token": False},
     {"positions": "none", "relative_positions": "shared", "qkv_bias": "qv", "layer_scale": 0.1,
         "corrupt": "mask_token"},
-    {"relative_positions": "per_block", "positions": "learned"},
+    {"relative_positions": "per_block", "positions": "learned"}, {"kind": "cross"},
+    {"kind": "cross", "class_token": False, "final_norm": False},
 ])  # fmt: skip
 def test_every_trainable_parameter_gets_a_gradient(options: dict[str, object]) -> None:
     data, mae = batch(), model(5, **options)
@@ -103,7 +107,10 @@ def test_every_trainable_parameter_gets_a_gradient(options: dict[str, object]) -
     assert [name for name, p in mae.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
-@pytest.mark.parametrize("options", [{}, {"corrupt": "mask_token"}, {"corrupt": "mask_token", "depth": 0}])
+SHARED = [{}, {"kind": "cross"}, {"corrupt": "mask_token"}, {"corrupt": "mask_token", "depth": 0}]
+
+
+@pytest.mark.parametrize("options", SHARED)
 def test_predictions_do_not_see_the_hidden_pixels(options: dict[str, object]) -> None:
     data, mae = batch(), model(5, **options).eval()
     images = normalize(data.image)
@@ -141,6 +148,44 @@ def test_the_order_of_the_ids_only_orders_the_predictions() -> None:
     torch.testing.assert_close(a, b.flip(1), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("options", SHARED)
+def test_a_share_of_the_hidden_patches_gives_their_predictions_and_gradients(options: dict[str, object]) -> None:
+    data, mae = batch(), model(5, **options)
+    drawn = data.mask.ids_masked[:, 3:8]
+    prediction = mae(normalize(data.image), replace(data.mask, ids_drawn=drawn))
+    assert prediction.shape == (3, 5, 5)
+    prediction.square().mean().backward()
+    assert [name for name, p in mae.named_parameters() if p.requires_grad and p.grad is None] == []
+    if not options:  # the sequence of MAE's decoder has no other hidden patches: they could be visible nowhere
+        without = Mask(data.mask.ids_keep, drawn)
+        assert torch.equal(prediction, mae(normalize(data.image), without))
+
+
+def test_all_patches_as_a_share_are_the_default_bit_for_bit() -> None:
+    data, mae = batch(), model(5)
+    drawn = replace(data.mask, ids_drawn=data.mask.ids_masked)
+    assert torch.equal(mae(normalize(data.image), data.mask), mae(normalize(data.image), drawn))
+
+
+@pytest.mark.parametrize(("decoder", "words"), [
+    ({"kind": "cross", "depth": 0}, "kind = 'cross' needs blocks"),
+    ({"share": 0.0}, "greater than 0"),
+    ({"share": 1.5}, "less than or equal to 1"),
+    ({"kind": "other"}, "'self' or 'cross'"),
+])  # fmt: skip
+def test_a_decoder_that_cannot_be_is_refused(decoder: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        DecoderConfig.model_validate(decoder)
+
+
+def test_a_share_of_no_patch_and_hidden_patches_behind_cross_attention_are_refused() -> None:
+    assert [DecoderConfig(share=share).predicted(147) for share in (1.0, 1 / 3, 0.01)] == [None, 49, 1]
+    with pytest.raises(ValueError, match=r"share = 0.01 predicts none of 48 hidden patches: set 0.021 or more"):
+        DecoderConfig(share=0.01).predicted(48)
+    with pytest.raises(ValueError, match="corrupt = 'mask_token' encodes the hidden patches"):
+        model(5, corrupt="mask_token", kind="cross")
+
+
 def test_a_decoder_of_depth_0_without_mask_tokens_is_refused() -> None:
     with pytest.raises(ValueError, match="needs corrupt"):
         model(5, depth=0)
@@ -149,13 +194,15 @@ def test_a_decoder_of_depth_0_without_mask_tokens_is_refused() -> None:
 def test_another_image_size_than_the_table_s_works() -> None:
     images = torch.randn(1, 3, 24, 16)
     order = torch.randperm(24)[None]
-    assert model(5)(images, Mask(order[:, :6], order[:, 6:])).shape == (1, 18, 5)
+    for kind in ("self", "cross"):
+        assert model(5, kind=kind)(images, Mask(order[:, :6], order[:, 6:])).shape == (1, 18, 5)
 
 
-def test_recomputing_activations_changes_no_gradient() -> None:
+@pytest.mark.parametrize("kind", ["self", "cross"])
+def test_recomputing_activations_changes_no_gradient(kind: str) -> None:
     data, gradients = batch(), []
     for recompute in (False, True):
-        mae = model(5)
+        mae = model(5, kind=kind)
         mae.set_grad_checkpointing(recompute)
         mae(normalize(data.image), data.mask).square().mean().backward()
         gradients.append([p.grad for p in mae.parameters() if p.requires_grad])
@@ -163,4 +210,9 @@ def test_recomputing_activations_changes_no_gradient() -> None:
 
 
 def test_the_decoder_of_the_paper_is_the_default() -> None:
+    """A dump leaves out what later versions added, so that digests of older configs stay."""
     assert DecoderConfig().model_dump() == {"depth": 8, "dim": 512, "heads": 16}
+    assert (DecoderConfig().kind, DecoderConfig().share) == ("self", 1.0)
+    assert DecoderConfig(kind="cross", share=0.5).model_dump() == {
+        "kind": "cross", "share": 0.5, "depth": 8, "dim": 512, "heads": 16
+    }  # fmt: skip

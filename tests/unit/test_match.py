@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from mae_transfer.models.mae import DecoderConfig
 from mae_transfer.record import Record, Weights
 from mae_transfer.results import Result
+from mae_transfer.suite import match
 from mae_transfer.suite.match import EARLIER, why_not
 from mae_transfer.suite.published import PUBLISHED
 from mae_transfer.suite.published.entry import Published, block
@@ -160,6 +162,10 @@ RANDOM_START = Weights(kind="random", name="none")
     (finetuned(pretraining(recipe={"mask.ratio": 0.5})), "pretrained with mask.ratio = 0.5, not 0.75"),
     (finetuned(pretraining(recipe={"model.decoder.depth": 1})), "pretrained with model.decoder.depth = 1, not 8"),
     (finetuned(pretraining(recipe={"model.decoder.dim": 256})), "pretrained with model.decoder.dim = 256, not 512"),
+    (finetuned(pretraining(recipe={"model.decoder.kind": "cross"})),
+        "pretrained with model.decoder.kind = cross, not self"),
+    (finetuned(pretraining(recipe={"model.decoder.share": 1 / 3})),
+        "pretrained with model.decoder.share = 0.3333333333333333, not 1.0"),
     (finetuned(pretraining(recipe={"model.corrupt": "mask_token"})),
         "pretrained with model.corrupt = mask_token, not None"),
     (finetuned(pretraining(recipe={"model.encoder.positions": "learned"})),
@@ -198,6 +204,25 @@ RANDOM_START = Weights(kind="random", name="none")
 def test_each_field_that_differs_is_the_reason(made: Record, reason: str) -> None:
     assert why_not(NUMBERS["3", "MAE", B], result(made)) == reason
     assert place("3", result(made)).why_not is not None
+
+
+def test_crossmae_has_no_row_of_mae_in_tables_of_facts() -> None:
+    cross = finetuned(pretraining(epochs=800, recipe={"model.decoder": {"kind": "cross", "share": 1 / 3, "depth": 8}}))
+    facts = match.pretraining(result(cross).result)
+    assert facts == (
+        "norm_pixel, cross, 33% of hidden predicted",
+        "random",
+        "75%, cross, 33% of hidden predicted",
+        "800",
+    )
+    assert match.pretraining(result(finetuned()).result) == ("norm_pixel", "random", "75%", "1600")
+    assert [*LAYOUTS["1d"].places([result(cross)])] == []
+    found = LAYOUTS["figure 5"].places([result(cross), result(finetuned(pretraining(epochs=800)))])
+    assert [(spot.column, spot.why_not is None) for spot in found] == [(facts.hidden, False), ("75%", False)]
+
+
+def test_options_that_a_recipe_leaves_out_of_a_decoder_have_the_models_defaults() -> None:
+    assert {name: DecoderConfig.model_fields[name].default for name in DecoderConfig.later} == match.DECODER
 
 
 @pytest.mark.parametrize("made", [
