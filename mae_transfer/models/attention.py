@@ -22,27 +22,27 @@ QkvBias = Literal["qkv", "qv", "none"]
 CPU_HAS_AMX: bool = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """Return softmax(q k^T / sqrt(d) + bias) v, (B, R, L, d).
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *, scale: float | None = None) -> Tensor:
+    """Return softmax(scale * q k^T + bias) v, (B, R, L, d).
 
-    q, k and v are (B, R, L, d); the bias broadcasts to (B, R, L, L).
+    q, k and v are (B, R, L, d); the bias broadcasts to (B, R, L, L). scale: 1 / sqrt(d) if None.
     """
     cpu = q.device.type == "cpu"
     if cpu and q.dtype == torch.bfloat16:  # the CPU's fused kernel is slow in bf16 (docs/results/pretrain.md)
-        return _attend_in_parts(q, k, v, bias) if CPU_HAS_AMX else _attend_in_float32(q, k, v, bias)
+        return (_attend_in_parts if CPU_HAS_AMX else _attend_in_float32)(q, k, v, bias, scale)
     if cpu and bias is not None and bias.requires_grad:  # the CPU's fused kernel has no gradient for the bias
-        return _attend_in_parts(q, k, v, bias)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
+        return _attend_in_parts(q, k, v, bias, scale)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype), scale=scale)
 
 
-def _attend_in_parts(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+def _attend_in_parts(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None) -> Tensor:
     """Compute the plain formula; in bf16 its products run on the matrix units."""
-    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    logits = (q * (scale or q.shape[-1] ** -0.5)) @ k.transpose(-2, -1)
     weights: Tensor = (logits if bias is None else logits + bias).softmax(dim=-1).to(v.dtype)
     return weights @ v
 
 
-def _attend_in_float32(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+def _attend_in_float32(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None) -> Tensor:
     """Run the fused kernel in float32, the faster choice without matrix units.
 
     Tensors saved for the backward pass are stored in bf16, except the row sums.
@@ -50,13 +50,16 @@ def _attend_in_float32(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> 
     keep = saved_tensors_hooks(lambda x: x.bfloat16() if x.dim() == 4 else x, lambda x: x.float())
     with torch.autocast("cpu", enabled=False), nullcontext() if torch.compiler.is_compiling() else keep:
         out = F.scaled_dot_product_attention(
-            q.float(), k.float(), v.float(), attn_mask=None if bias is None else bias.float()
+            q.float(), k.float(), v.float(), attn_mask=None if bias is None else bias.float(), scale=scale
         )
         return out.to(v.dtype)
 
 
 class Attention(nn.Module):
     """Multi-head self-attention with windows, relative positions and a choice of biases."""
+
+    folds_positions = False
+    """Whether decomposed positions are channels instead of a bias (`fold_positions`)."""
 
     def __init__(
         self,
@@ -126,6 +129,8 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Return the concatenated outputs of the heads, (B, L or M, D)."""
         if self.rel_pos_h is not None and self.rel_pos_w is not None and grid is not None:
+            if self.folds_positions:
+                return attend_folded(q, k, v, self.rel_pos_h, self.rel_pos_w, grid).transpose(1, 2).flatten(2)
             bias = decomposed_bias(q, self.rel_pos_h, self.rel_pos_w, grid)
         return attend(q, k, v, bias).transpose(1, 2).flatten(2)
 
@@ -161,11 +166,41 @@ def decomposed_bias(q: Tensor, rows: Tensor, columns: Tensor, grid: tuple[int, i
     The tables are (2S - 1, d); one for another side is resampled linearly. Source: MViTv2 (2112.01526, section 4.1), as
     used in ViTDet (2203.16527).
     """
+    along_h, along_w = _along_axes(q, rows, columns, grid)
+    return (along_h[..., :, None] + along_w[..., None, :]).flatten(4).flatten(2, 3)
+
+
+def attend_folded(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return attend(q, k, v, decomposed_bias(...)), (B, R, N, d), without a tensor of N x N values.
+
+    The bias of a key in row y and column x is the y-th and the x-th of h + w numbers that each query has. They become
+    channels of the query; those of the key are 1 in place y and x and 0 elsewhere.
+    """
+    d, (h, w) = q.shape[-1], grid
+    along = torch.cat(_along_axes(q, rows, columns, grid), dim=-1).flatten(2, 3)
+    eyes = [torch.eye(side, dtype=k.dtype, device=k.device) for side in grid]
+    places = torch.cat([eyes[0][:, None].expand(h, w, h), eyes[1].expand(h, w, w)], dim=-1).flatten(0, 1)
+    q = torch.cat([q, along * d**0.5], dim=-1)
+    k = torch.cat([k, places.expand(*k.shape[:2], -1, -1)], dim=-1)
+    return attend(q, k, F.pad(v, (0, h + w)), None, scale=d**-0.5)[..., :d]
+
+
+def _along_axes(q: Tensor, rows: Tensor, columns: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return q . rows[row offset], (B, R, h, w, h), and q . columns[column offset], (B, R, h, w, w)."""
     h, w = grid
     q = q.reshape(*q.shape[:2], h, w, -1)
     along_h = torch.einsum("brhwc,hkc->brhwk", q, axis_offsets(rows, h).to(q.dtype))
     along_w = torch.einsum("brhwc,wkc->brhwk", q, axis_offsets(columns, w).to(q.dtype))
-    return (along_h[..., :, None] + along_w[..., None, :]).reshape(*q.shape[:2], h * w, h * w)
+    return along_h, along_w
+
+
+def fold_positions(model: nn.Module) -> None:
+    """Compute decomposed relative positions without a bias; ValueError if the model has none."""
+    layers = [layer for layer in model.modules() if isinstance(layer, Attention) and layer.rel_pos_h is not None]
+    if not layers:
+        raise ValueError("run.fold_positions = True, but no block has decomposed relative positions: remove it")
+    for layer in layers:
+        layer.folds_positions = True
 
 
 class RelativePositionBias(nn.Module):

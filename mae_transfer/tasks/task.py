@@ -27,7 +27,7 @@ from mae_transfer.engine.optim import EachTensor, Group, param_groups, peak_lr
 from mae_transfer.engine.schedule import Anneal, Rates, lr_at, moving
 from mae_transfer.engine.state import LoopConfig, TrainState, micro_steps
 from mae_transfer.engine.state import resume as resume_state
-from mae_transfer.models.attention import CPU_HAS_AMX
+from mae_transfer.models.attention import CPU_HAS_AMX, fold_positions
 from mae_transfer.record import UNKNOWN, Sitting, Software
 from mae_transfer.results import Result
 from mae_transfer.tasks.config import TrainConfig
@@ -257,6 +257,8 @@ class Task(RecordedRun[C]):
         """Return model and optimizer before the first step."""
         cfg = self.cfg
         model = self.model()
+        if cfg.run.fold_positions:
+            fold_positions(model)
         assembled = assemble(
             model, dist=self.dist, compile=cfg.run.compile, checkpoint_activations=cfg.run.checkpoint_activations
         )

@@ -22,6 +22,7 @@ from mae_transfer.core.normalize import IMAGENET
 from mae_transfer.data.objects import SceneBatch
 from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.log import NonFiniteLoss
+from mae_transfer.models import attention
 from mae_transfer.tasks import detect
 from mae_transfer.tasks.detect import DetectConfig
 
@@ -93,6 +94,13 @@ def test_a_stopped_and_resumed_run_is_the_unbroken_one_bit_for_bit(
 
 def newest_step(folder: Path) -> int:
     return max((int(path.stem.removeprefix("step_")) for path in (folder / "checkpoints").glob("step_*.pt")), default=0)
+
+
+def test_folded_positions_train_as_the_bias(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    detect.Detect.launch(config(epochs=1.0), tmp_path / "bias")
+    monkeypatch.setattr(attention, "decomposed_bias", None)  # calling it fails
+    detect.Detect.launch(config(epochs=1.0, run=RUN | {"fold_positions": True}), tmp_path / "folded")
+    assert losses(tmp_path / "folded") == pytest.approx(losses(tmp_path / "bias"), rel=1e-5)
 
 
 def test_kill_9_loses_only_the_steps_since_the_last_save(tmp_path: Path) -> None:

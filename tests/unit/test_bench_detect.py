@@ -15,13 +15,14 @@ WORK = Workload(size="vit_tiny", image=64, batch=1)
     "name",
     [
         detect.OURS,
+        detect.FOLDED,
         pytest.param(detect.HEADS, marks=pytest.mark.detectron2),
         pytest.param(detect.PEER, marks=pytest.mark.detectron2),
     ],
 )
 @pytest.mark.filterwarnings("ignore")  # detectron2's own imports warn
 def test_every_contestant_trains(name: str, request: pytest.FixtureRequest) -> None:
-    if name != detect.OURS:
+    if name in (detect.HEADS, detect.PEER):
         request.getfixturevalue("detectron2")
     module, compute_loss, _ = detect.COMPARISON.contestants[name](WORK)
     module.train()

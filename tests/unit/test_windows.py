@@ -9,7 +9,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mae_transfer import checkpoints
 from mae_transfer.core.positions import relative_bias, relative_index, relative_rows, resample_filters
-from mae_transfer.models.attention import from_windows, to_windows
+from mae_transfer.models.attention import (
+    attend,
+    attend_folded,
+    decomposed_bias,
+    fold_positions,
+    from_windows,
+    to_windows,
+)
 from mae_transfer.models.vit import ViT, ViTConfig
 
 DENSE = {
@@ -212,3 +219,53 @@ def test_a_patch_of_14_px_becomes_one_of_16(tmp_path: Path) -> None:
     ramp = resample_filters(torch.arange(14.0).expand(1, 1, 14, 14), 16)[0, 0, 8]
     expected = (torch.arange(16) + 0.5) * 14 / 16 - 0.5
     torch.testing.assert_close(ramp[3:13], expected[3:13], rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize("grid", [(5, 7), (1, 6), (8, 8)])
+def test_folded_positions_are_the_bias_in_value_and_gradient(grid: tuple[int, int]) -> None:
+    (h, w), generator = grid, torch.Generator().manual_seed(0)
+    shapes = [*3 * [(2, 3, h * w, 16)], (2 * h - 1, 16), (2 * w - 1, 16)]
+    inputs = [torch.randn(s, generator=generator, dtype=torch.float64, requires_grad=True) for s in shapes]
+    q, k, v, rows, columns = inputs
+    with_bias = attend(q, k, v, decomposed_bias(q, rows, columns, grid))
+    folded = attend_folded(q, k, v, rows, columns, grid)
+    torch.testing.assert_close(folded, with_bias, rtol=0, atol=1e-9)
+    weight = torch.randn(v.shape, generator=generator, dtype=torch.float64)
+    for one, other in zip(*(torch.autograd.grad(out, inputs, weight) for out in (folded, with_bias)), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("options", [{}, {"windows": 3, "global_blocks": (1, 3)}])
+def test_an_encoder_with_folded_positions_is_the_same(options: dict[str, Any]) -> None:
+    """Also with padded windows, and for an image of another size than the tables'."""
+    ours = dense(relative_positions="decomposed", **options).double()
+    randomize(ours)
+    images = torch.randn(2, 3, 20, 28, dtype=torch.float64)
+    expected = ours(images).maps[0]
+    expected.square().mean().backward()
+    gradients = [parameter.grad for parameter in ours.parameters()]
+    ours.zero_grad()
+    fold_positions(ours)
+    found = ours(images).maps[0]
+    found.square().mean().backward()
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    for parameter, gradient in zip(ours.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-9)
+
+
+def test_folded_positions_keep_nothing_of_the_size_of_the_bias() -> None:
+    def largest(**options: Any) -> int:
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: (sizes.append(x.numel()), x)[1], lambda x: x):
+            ours(torch.randn(1, 3, 80, 80))
+        return max(sizes)
+
+    ours, patches = dense(relative_positions="decomposed", image_size=80), 20 * 20
+    assert largest() >= patches**2 * 4
+    fold_positions(ours)
+    assert largest() < patches**2
+
+
+def test_positions_that_are_not_decomposed_cannot_be_folded() -> None:
+    with pytest.raises(ValueError, match="no block has decomposed relative positions: remove it"):
+        fold_positions(dense(relative_positions="shared"))
