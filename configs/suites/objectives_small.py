@@ -44,7 +44,7 @@ rows = {
     "iBOT": dict(
         **cost,
         config="../pretrain/ibot_small_64px.py",
-        set={**distill, "objective": {**distill["objective"], "patches": "masked"}, "epochs": 9},
+        set={**distill, "objective": {**distill["objective"], "patches": "masked"}, "epochs": 8},
     ),
     "MAE on tokens": dict(**cost, config="../pretrain/mae_small_64px.py", set={**tokens, "epochs": 45}),
     "BEiT": dict(
@@ -55,7 +55,7 @@ rows = {
             "model.decoder.depth": 0,
             "model.corrupt": "mask_token",
             "mask": dict(name="block", ratio=0.4),
-            "epochs": 35,
+            "epochs": 30,
         },
     ),
     "random init": dict(
