@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 OTHERS = {  # launcher -> options of other launchers
     "local": ("nodes", "slurm", "cluster"),
-    "slurm": ("jobs", "devices"),
-    "jobfile": ("jobs", "devices"),
+    "slurm": ("jobs", "devices", "archive"),
+    "jobfile": ("jobs", "devices", "archive"),
 }
 
 
@@ -42,6 +42,7 @@ def add_options(parser: Parser) -> None:
     only = "run only runs with TEXT in their name, and their dependencies"
     force = "repeat runs with TEXT in their name, and the runs that depend on them"
     store = "folder of finished runs that suites share: equal runs are used, not repeated"
+    archive = "local: folder of text files with the numbers of finished runs: they are not repeated, new ones are added"
     debug = "run each tool with --debug: a few steps of tiny models, to check the suite"
     launcher = "local (default): this machine; slurm: a cluster; jobfile: write a script per run for any scheduler"
     jobs = "local: runs at a time (default: one per named device, else 1)"
@@ -60,6 +61,7 @@ def add_options(parser: Parser) -> None:
     what.add_argument("--force", action="append", default=[], metavar="TEXT", help=force)
     where.add_argument("--work-dir", type=path, metavar="D", help="folder for everything that the suite writes")
     where.add_argument("--store", type=path, metavar="DIR", help=store)
+    where.add_argument("--archive", type=path, metavar="DIR", help=archive)
     how.add_argument("--debug", action="store_true", help=debug)
     how.add_argument("--launcher", choices=OTHERS, default="local", help=launcher)
     how.add_argument("--jobs", type=count, metavar="N", help=jobs)
@@ -90,10 +92,11 @@ def run(args: argparse.Namespace) -> None:
     from mae_transfer.suite.slurm.job import do
     from mae_transfer.suite.slurm.script import write_jobs
     from mae_transfer.suite.slurm.submit import queue_of, submit
+    from mae_transfer.suite.store.archive import RunArchive
     from mae_transfer.suite.store.data import DataSets
     from mae_transfer.suite.store.records import write_about
     from mae_transfer.suite.store.shared import RunStore
-    from mae_transfer.suite.store.steps import forced
+    from mae_transfer.suite.store.steps import forced, unpack
     from mae_transfer.suite.store.work import Work
     from mae_transfer.suite.tables.formats import screen
 
@@ -106,8 +109,10 @@ def run(args: argparse.Namespace) -> None:
     console, store = screen(), RunStore(args.store) if args.store else None
     for name in sorted((remembered.keys() & cfg.roots.keys()) - given.keys()):
         console.print(f"{name} = {cfg.roots[name]}, as given before; --root {name}=PATH replaces it", highlight=False)
+    archive = RunArchive(args.archive) if args.archive else None
+    chosen = select(plan, args.only)
     work = Work(
-        select(plan, args.only), args.work_dir, suite=cfg.title, debug=args.debug, store=store, device=args.device
+        chosen, args.work_dir, suite=cfg.title, debug=args.debug, store=store, archive=archive, device=args.device
     )
     asked = Shape(args.nodes, args.gpus_per_node)
     if args.run:
@@ -133,7 +138,9 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("nothing was started: " + "; ".join(absent))
     if args.dry_run:
         return
-    write_about(work.root, cfg.about())
+    for folder in filter(None, (work.root, args.archive)):
+        write_about(folder, cfg.about())
+    unpack(work)
     work.data.remember(given)
     replace = agreed_to_replace(work, forced(work.plan, args.force))
     work.prefetch(console.print)

@@ -6,7 +6,8 @@
   python tools/tables.py runs/t7 --figures figures            (figures 5, 7 and 9 as pictures)
   python tools/tables.py --list                               (all tables, and what each needs)
 
-The summary (pretrainings by tasks) comes first, then the tables with more detail. A cell is
+The claims of a suite with their verdicts come first, if it has any, then the summary (pretrainings by
+tasks) and the tables with more detail. A cell is
 "83.7±0.2 (83.6, +0.1)": your mean and standard deviation, the published number and the difference.
 Published numbers are shown only for runs with the same setting. The best number is bold.
 """
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
         return
     from mae_transfer.config import nearest
     from mae_transfer.suite.store import records
-    from mae_transfer.suite.tables import comparison, figures, formats, sheets
+    from mae_transfer.suite.tables import claims, comparison, figures, formats, sheets
     from mae_transfer.suite.tables.layouts import LAYOUTS
 
     names = args.table or []
@@ -67,6 +68,7 @@ def run(args: argparse.Namespace) -> None:
     for defect in [*damaged, *wrong]:
         print(defect, file=sys.stderr)
     about = records.about(args.runs)
+    judged = [] if names else claims.judge(found, about)
     same: list[str] = []
     if names or args.why:
         wanted = LAYOUTS if "all" in names or not names else names
@@ -79,12 +81,12 @@ def run(args: argparse.Namespace) -> None:
         )
         nothing = "every result has its published number beside it" if beside else "no published number is comparable"
         print("\n".join(comparison.misses(tables)) or nothing)
-    elif not tables:
+    elif not tables and not judged:
         print("these results belong to no table: see --list", file=sys.stderr)
     elif args.format == "csv":
-        print(formats.as_csv(sheets.lines(tables)), end="")
+        print(formats.as_csv([*claims.lines(judged), *sheets.lines(tables)]), end="")
     else:
-        print(formats.FORMATS[args.format](sheets.sheets(tables)), end="")
+        print(formats.FORMATS[args.format]([*claims.sheets(judged), *sheets.sheets(tables)]), end="")
         if same and args.format == "terminal":
             print(f"The same numbers: tables {', '.join(same)} (--table NAME).")
     if args.figures:

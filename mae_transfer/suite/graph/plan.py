@@ -95,6 +95,8 @@ def open_plan(
     earlier = {name: path for name, path in (remembered or {}).items() if name in cfg.roots}
     cfg = cfg.model_copy(update={"roots": {**cfg.roots, **earlier, **(roots or {})}})
     plan = ordered(Expansion(cfg, file.parent).nodes())
+    if cfg.order == "rows":
+        plan = by_row(plan, cfg.about().rows)
     for node in plan.values():
         try:
             resolved: Any = node.load(node.changes)
@@ -254,6 +256,22 @@ def ordered(nodes: Iterable[Node]) -> Plan:
         raise ValueError(f"runs depend on each other in a cycle, remove one '@' reference: {cycle}") from None
     levels = levels_of(plan, order)
     return {name: node for level in range(len(plan)) for name, node in plan.items() if levels[name] == level}
+
+
+def by_row(plan: Plan, rows: Sequence[str]) -> Plan:
+    """Return the runs of a plan row by row, each after those that it needs."""
+    taken: Plan = {}
+
+    def take(name: str) -> None:
+        for need in (*plan[name].needs, *plan[name].points):
+            take(need)
+        taken.setdefault(name, plan[name])
+
+    for row in rows:
+        for name, node in plan.items():
+            if node.row == row:
+                take(name)
+    return taken | plan  # preparations that no row needs come last
 
 
 def levels_of(plan: Plan, order: Iterable[str]) -> dict[str, int]:

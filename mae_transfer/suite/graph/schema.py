@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from mae_transfer.ablations import Overrides
 from mae_transfer.bounds import Count, NonNegative, Positive, Seed
 from mae_transfer.config import Schema, nearest
+from mae_transfer.suite.expect import Expectation
+from mae_transfer.suite.published import PUBLISHED
 from mae_transfer.suite.store.records import About
 from mae_transfer.suite.tables.layouts import LAYOUTS
 
@@ -148,19 +150,6 @@ class SuiteAblation(Resources):
     """Estimated disk space of one pretraining in GiB."""
 
 
-class Expectation(Schema):
-    """An ordering or a minimum that the summary of a suite must show."""
-
-    column: str
-    """A column of the summary, for example "fine-tune"."""
-    row: str
-    """The row that is expected to be better."""
-    above: str | None = None
-    """The row that it is compared with; None: `by` is the minimum of `row`."""
-    by: NonNegative = 0.0
-    """The minimum difference, in points."""
-
-
 class SuiteConfig(Schema):
     """Config of a suite: rows (pretrainings or backbones), transfers and seeds."""
 
@@ -187,12 +176,15 @@ class SuiteConfig(Schema):
     chance: dict[str, NonNegative] = Field(default={})
     """Score of guessing, by column of the summary."""
     expect: tuple[Expectation, ...] = ()
-    """What the summary must show. If it does not, tools/reproduce.py exits with 1."""
+    """What the results must show: if they do not, tools/reproduce.py exits with 1. Claims are judged and reported."""
+    order: Literal["stages", "rows"] = "stages"
+    """stages: all pretrainings run before the first transfer. rows: each of `rows` runs to its end before the next."""
 
     def about(self) -> About:
         """Return what the tables need to know about the suite."""
         rows = tuple(dict.fromkeys(source.row or name for name, source in self.rows.items()))
-        return About(tables=self.tables, rows=rows, chance=self.chance)
+        claims = tuple(one for one in self.expect if one.claim)
+        return About(tables=self.tables, rows=rows, chance=self.chance, claims=claims, seeds=self.seeds)
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
@@ -209,6 +201,11 @@ class SuiteConfig(Schema):
             for row in filter(None, (one.row, one.above)):
                 if row not in self.rows and self.grid is None:
                     raise ValueError(f"expect: the suite has no row {row!r}; {nearest(row, self.rows)}")
+            if one.table not in LAYOUTS:
+                raise ValueError(f"expect: no table {one.table!r}; {nearest(one.table, LAYOUTS)}")
+            known = {(number.table, number.row, number.column) for number in PUBLISHED}
+            if unpublished := [place for place in one.published if place not in known]:
+                raise ValueError(f"expect: no published number has (table, row, column) = {unpublished[0]}")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds = {self.seeds}: name each seed once")
         return self

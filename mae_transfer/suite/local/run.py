@@ -167,9 +167,9 @@ class Runner:
         """Start runs and record their ends until none is left or the suite is stopped."""
         waiting = [name for name in self.work.plan if name in self.force or not self.work.status(name).done]
         self.states = {name: "done" for name in self.work.plan if name not in waiting}
-        for name in self.states if self.work.store else ():
+        for name in self.states:
             note, _ = read_note(self.work.folder(name))
-            if note and (problem := publish(self.work, note)):
+            if note and not self.work.archived(name) and (problem := publish(self.work, note)):
                 self.say(problem)
         self.modules = modules_of(self.work.plan[name] for name in waiting if self._gpus(name) == 1)
         reported = len(self.states)

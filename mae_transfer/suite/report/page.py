@@ -25,7 +25,7 @@ from mae_transfer.suite.report.origins import Origins, earlier, hours_by_device
 from mae_transfer.suite.store import records
 from mae_transfer.suite.store.records import Measurement, Note, read_note, write_whole
 from mae_transfer.suite.store.work import Work
-from mae_transfer.suite.tables import comparison, figures, sheets, summary
+from mae_transfer.suite.tables import claims, comparison, figures, formats, sheets, summary
 from mae_transfer.suite.tables.cells import Cell
 from mae_transfer.suite.tables.comparison import Table, full_name
 from mae_transfer.suite.tables.layouts import LAYOUTS
@@ -80,6 +80,8 @@ def publish(cfg: SuiteConfig, work: Work, console: Console, *, known: Collection
         console.print(defect, markup=False, highlight=False)
     overview = summary.summarise(cfg, found)
     judged = summary.verdicts(overview, () if work.debug or len(work.plan) < len(known) else cfg.expect)
+    for sheet in [*claims.sheets(claims.judge(found, cfg.about()))][:1]:
+        formats.draw(sheet, console)
     summary.show(overview, judged, console)
     path = work.root / "report.html"
     write(path, cfg, found, [*damaged, *wrong], judged=judged)
@@ -135,7 +137,7 @@ def write(
         "warning": warning({record.result.scale for record in found}),
         "about": list(about(cfg, found, runs, left)),
         "defects": defects,
-        "summary": sheets.sheets(overview.tables),
+        "summary": [*claims.sheets(claims.judge(found, cfg.about())), *sheets.sheets(overview.tables)],
         "sentences": summary.sentences(overview),
         "judged": judged,
         "charts": list(charts(overview, some, colours)),

@@ -1,6 +1,7 @@
 """Results for the tables: each with its file and with the note of the suite that made it.
 
-A suite writes node.json (class Note) beside every results.jsonl. Folders of single runs have no node.json.
+A suite writes node.json (class Note) beside every results.jsonl. Folders of single runs have no node.json. An archive
+(archive.py) has one results.jsonl for all runs, and their notes in runs.jsonl.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mae_transfer import results
 from mae_transfer.disk import write_text
 from mae_transfer.results import Result
+from mae_transfer.suite.expect import Expectation
 
 FORMAT = 1
 ABOUT = "suite.json"
+RUNS = "runs.jsonl"  # of an archive
 LOG = "output.log"  # of a run: what it prints
 START = "$ "  # prefix of the log line that holds the command of a start
 Role = Literal["tokenizer", "basis", "pretrain", "transfer", "point"]
@@ -57,6 +60,10 @@ class About(BaseModel):
     """The rows, in the order of the suite."""
     chance: dict[str, float] = {}
     """Score of guessing, by column of the summary."""
+    claims: tuple[Expectation, ...] = ()
+    """The claims that it tests."""
+    seeds: tuple[int, ...] = ()
+    """The seeds that a verdict on a claim needs."""
 
 
 class Measurement(NamedTuple):
@@ -83,6 +90,11 @@ def load(paths: Iterable[Path]) -> tuple[list[Measurement], list[str]]:
     found: list[Measurement] = []
     defects: list[str] = []
     for file in dict.fromkeys(file.resolve() for path in paths for file in _files(path)):
+        if file.with_name(RUNS).is_file():
+            runs, bad = archived(file.parent)
+            found += [Measurement(result, file, note) for note, numbers in runs for result in numbers]
+            defects += bad
+            continue
         good, bad = results.load(file)
         note, complaints = read_note(file.parent)
         if change := edited(note, file):
@@ -114,11 +126,14 @@ def about(paths: Iterable[Path]) -> About:
                 known.append(About.model_validate_json(file.read_text(encoding="utf-8")))
             except (ValidationError, UnicodeDecodeError):
                 continue  # the tables do not require it
+    judged = next((one for one in known if one.claims), About())
     chances = {tuple(sorted(one.chance.items())) for one in known}
     return About(
         tables=tuple(dict.fromkeys(table for one in known for table in one.tables)),
         rows=tuple(dict.fromkeys(row for one in known for row in one.rows)),
         chance=known[0].chance if len(chances) == 1 else {},
+        claims=judged.claims,
+        seeds=judged.seeds,
     )
 
 
@@ -127,10 +142,36 @@ def write_about(root: Path, suite: About) -> None:
     write_whole(root / ABOUT, suite.model_dump_json(indent=1) + "\n")
 
 
+def archived(folder: Path) -> tuple[list[tuple[Note, list[Result]]], list[str]]:
+    """Return the runs of an archive with their results, and a message for each run that is damaged."""
+    lines = {digest_of(line): line for line in (folder / "results.jsonl").read_bytes().splitlines()}
+    runs: list[tuple[Note, list[Result]]] = []
+    defects: list[str] = []
+    for number, text in enumerate((folder / RUNS).read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            note, numbers = Note.model_validate_json(text), list[Result]()
+            for digest in note.results:
+                one = Result.model_validate_json(lines[digest])
+                whole = one.model_copy(update={"record": numbers[-1].record}) if numbers and not one.record else one
+                numbers.append(whole)
+        except KeyError:
+            defects.append(f"{folder / 'results.jsonl'}: lines of {note.name} were changed or removed")
+        except ValidationError as error:
+            defects.append(f"{folder / RUNS}, line {number} cannot be read: {error.errors()[0]['msg']}")
+        else:
+            runs.append((note, numbers))
+    return runs, defects
+
+
+def digest_of(line: bytes) -> str:
+    """Return the digest of a line of results.jsonl."""
+    return hashlib.sha256(line).hexdigest()[:16]
+
+
 def line_digests(numbers: Path) -> tuple[str, ...]:
     """Return the digest of each line of results.jsonl."""
     content = numbers.read_bytes().splitlines() if numbers.is_file() else []
-    return tuple(hashlib.sha256(line).hexdigest()[:16] for line in content if line.strip())
+    return tuple(digest_of(line) for line in content if line.strip())
 
 
 def edited(note: Note | None, numbers: Path) -> str | None:

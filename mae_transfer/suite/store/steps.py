@@ -160,15 +160,25 @@ def conclude(work: Work, note: Note, *, code: int | None, seconds: float, stoppi
 
 
 def publish(work: Work, note: Note, seconds: float = 0.0) -> str | None:
-    """Add a finished run to the store, if there is one; return why it could not be added."""
-    if work.store is None:
-        return None
+    """Add a finished run to the store and to the archive, if there are any.
+
+    Return why it could not be added, or how its numbers compare with archived ones.
+    """
     done = note.model_copy(update={"state": "done", "seconds": note.seconds + seconds})
+    folder = work.folder(note.name)
     try:
-        work.store.publish(done, work.folder(note.name), work.plan[note.name].tool.artifact)
+        if work.store is not None:
+            work.store.publish(done, folder, work.plan[note.name].tool.artifact)
+        return work.archive.add(done, folder) if work.archive is not None else None
     except OSError as error:
         return str(error)
-    return None
+
+
+def unpack(work: Work) -> None:
+    """Write the archived runs of a plan that have no folder into the work dir."""
+    for name in work.plan:
+        if work.archive is not None and work.archived(name) and read_note(work.folder(name)) == (None, []):
+            work.archive.unpack(name, work.folder(name))
 
 
 def close(work: Work, note: Note, state: State, reason: str | None = None, *, seconds: float = 0.0) -> Note:

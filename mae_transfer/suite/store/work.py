@@ -25,6 +25,7 @@ from mae_transfer.disk import at_home
 from mae_transfer.suite.graph.plan import Node, Plan, assignments, replaced
 from mae_transfer.suite.graph.toolbox import TOOLS
 from mae_transfer.suite.store import evidence
+from mae_transfer.suite.store.archive import RunArchive
 from mae_transfer.suite.store.data import DataSets
 from mae_transfer.suite.store.records import Note, of_another_version, read_note
 from mae_transfer.suite.store.shared import RunStore
@@ -54,6 +55,7 @@ class Work:
     Args:
         debug: run every tool with --debug.
         store: finished runs that suites share.
+        archive: the numbers of finished runs, without their weights.
         device: device of every run; None: as its config says.
     """
 
@@ -65,10 +67,11 @@ class Work:
         suite: str,
         debug: bool = False,
         store: RunStore | None = None,
+        archive: RunArchive | None = None,
         device: str | None = None,
     ) -> None:
         self.plan, self.root, self.suite, self.debug, self.store = plan, root, suite, debug, store
-        self.device = device
+        self.device, self.archive = device, archive
         self.data = DataSets(root)
         self._parts: dict[str, dict[str, str]] = {}
         self._identities: dict[str, str] = {}
@@ -111,9 +114,19 @@ class Work:
         """Return 16 hex digits that change if anything changes that affects the numbers of the run."""
         if name not in self._identities:
             note, _ = read_note(self.folder(name))
-            same = note is not None and self.is_same(name, note)
-            self._identities[name] = note.identity if note and same else _digest(self.parts(name))
+            note = note if note and self.is_same(name, note) else self.archived(name)
+            self._identities[name] = note.identity if note else _digest(self.parts(name))
         return self._identities[name]
+
+    def archived(self, name: str) -> Note | None:
+        """Return the note of a run in the archive; None if it is not there, or with another identity."""
+        note = self.archive.note(name) if self.archive else None
+        return note if note and self.is_same(name, note) else None
+
+    def weights_wanted(self, name: str) -> bool:
+        """Return whether a run that is not done needs the file that a run leaves for others."""
+        waiting = (other for other, node in self.plan.items() if name in node.needs and not self.status(other).done)
+        return self.artifact(name) is not None and next(waiting, None) is not None
 
     def request(self, name: str) -> str:
         """Return 16 hex digits of what the suite's file says about a run, with or without its images at hand.
@@ -221,11 +234,14 @@ class Work:
         Raises:
             ValueError: the folder was written by another suite or by another version of this package.
         """
+        if self.archived(name) and not self.weights_wanted(name):
+            return Status(True, "done: in the archive")
         note, defects = read_note(self.folder(name))
         if of_another_version(self.folder(name)):
             raise ValueError(f"{defects[0]}: use another --work-dir, or the version that wrote it")
         if note is None:
-            return Status(False, defects[0] if defects else "new", replaced=bool(defects))
+            new = "new" if self.archived(name) is None else "its weights are not in the archive"
+            return Status(False, defects[0] if defects else new, replaced=bool(defects))
         if not self.is_same(name, note):
             if note.suite != self.suite:
                 raise ValueError(

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from mae_transfer.suite.graph.schema import Expectation, SuiteConfig
+from mae_transfer.suite.expect import Expectation
+from mae_transfer.suite.graph.schema import SuiteConfig
 from mae_transfer.suite.store.records import Measurement
 from mae_transfer.suite.tables import comparison, formats, sheets
 from mae_transfer.suite.tables.cells import Cell
@@ -78,8 +79,11 @@ def sentences(summary: Summary) -> list[str]:
 
 
 def verdicts(summary: Summary, expected: Sequence[Expectation]) -> list[Verdict]:
-    """Return for each expectation whether the numbers agree; one whose numbers are missing does not hold."""
-    return [_verdict(summary, one) for one in expected]
+    """Return for each expectation that is no claim whether the numbers agree.
+
+    One whose numbers are missing does not hold.
+    """
+    return [_verdict(summary, one) for one in expected if one.claim is None]
 
 
 def _verdict(summary: Summary, one: Expectation) -> Verdict:

@@ -1,0 +1,171 @@
+"""Twelve claims of the MAE paper (arXiv 2111.06377), tested at a small scale with three seeds of pretraining.
+
+Images of 32 pixels (Tiny-ImageNet of 100 classes and 20,000 images, decoded to 32 px; CamVid; generated scenes for
+detection), a ViT of width 96 with 4 blocks and patches of 4 pixels, normalised pixels as the default target, 12 epochs.
+`expect` states each claim with the published effect and the rule of its verdict (mae_transfer/suite/expect.py). All rows
+share two rates, of pretraining (`optim.lr` in `recipe`) and of fine-tuning (in `finetune`). They are the middle of the
+grids of claims_search.py, to be replaced by its best ones on held-out training images before the first run of this file.
+The most informative rows come first, and each row runs to its end. docs/results/claims.md has the results.
+
+Command:   OMP_NUM_THREADS=1 python tools/reproduce.py configs/suites/claims_search.py --work-dir runs/claims_search \
+           --root heldout=/data/tiny-heldout          (first, see there)
+           OMP_NUM_THREADS=1 python tools/reproduce.py configs/suites/claims.py --work-dir runs/claims \\
+           --archive docs/results/claims --root tiny=/data/tiny-imagenet --root camvid=/data/camvid
+           It can be stopped at any time (Ctrl-C). Runs in the archive are not repeated, on any machine.
+Cost:      about 12 hours of one CPU core (estimated with --estimate; float32, one thread), 2 GB.
+Published: the effects in `expect`, of ViT-B and ViT-L at 224 px. No number of this scale is published.
+"""
+
+title = "claims"
+device = "CPU core"
+tables = ("12", "3", "4", "5", "2")
+seeds = (0, 1, 2)
+pretrain_seeds = "each"
+order = "rows"
+roots = dict(tiny="data/tiny-imagenet", camvid="data/camvid")
+encoder = {"size": None, "dim": 96, "depth": 4, "heads": 3, "patch": 4, "image_size": 32}
+prepare = {"tokens": dict(kind="dvae", config="../tokenizer/tokens_64px.py", data="tiny", hours=0.2)}
+recipe = {
+    "epochs": 12,
+    "batch": 64,
+    "data.size": 32,
+    "model.encoder": encoder,
+    "model.decoder": {"depth": 2, "dim": 64, "heads": 2},
+    "optim.lr": 2e-3,
+    "precision": "float32",
+    "evaluate_epochs": None,
+}
+changes = {  # of the recipe, by row: its changes and the hours of one pretraining
+    "MAE": ({}, 0.17),
+    "3 epochs": ({"epochs": 3}, 0.05),
+    "ratio 20%": ({"mask.ratio": 0.2}, 0.35),
+    "ratio 90%": ({"mask.ratio": 0.9}, 0.13),
+    "block 75%": ({"mask.name": "block"}, 0.17),
+    "grid 75%": ({"mask": {"name": "grid"}}, 0.17),
+    "1 block": ({"model.decoder.depth": 1}, 0.14),
+    "4 blocks": ({"model.decoder.depth": 4}, 0.25),
+    "encoder w/ [M]": ({"model.corrupt": "mask_token"}, 0.42),
+    "pixel (w/o norm)": ({"target": {"name": "pixel"}}, 0.17),
+    "dVAE token": ({"target": {"name": "token", "tokenizer": "@tokens"}}, 0.2),
+    "crop + color jit": ({"data.augmentation": {"name": "random_crop", "scale": (0.2, 1.0), "jitter": 0.4}}, 0.2),
+}
+rows = {
+    row: dict(config="../pretrain/mae_small_64px.py", data="tiny", set={**recipe, **change}, hours=hours, gib=0.02)
+    for row, (change, hours) in changes.items()
+}
+rows = {
+    "MAE": rows["MAE"],
+    "random init": dict(
+        fresh={"backbone.encoder": encoder},
+        fresh_in={name: {"optim.layer_decay": 1.0} for name in ("fine-tune", "detect", "segment")},
+    ),
+    **rows,
+}
+pretrained = tuple(changes)
+finetune = {
+    "epochs": 5, "batch": 64, "data.size": 32, "protocol.cutmix": 0.0, "protocol.drop_path": 0.0, "optim.lr": 1e-3,
+    "precision": "float32",
+}
+transfer = {
+    "linear": dict(
+        tool="cls_train", config="../classify/small_linear.py", data="tiny", hours=0.025, gib=0.01,
+        set={"data.size": 32, "data.augmentation": {"name": "none"}, "precision": "float32"},
+    ),
+    "fine-tune": dict(
+        tool="cls_train", config="../classify/small_finetune.py", data="tiny", set=finetune, hours=0.11, gib=0.02,
+        rows=("MAE", "random init", "3 epochs", "1 block", "4 blocks", "pixel (w/o norm)", "dVAE token"),
+    ),
+    "partial": dict(
+        tool="cls_train", config="../classify/small_partial.py", data="tiny", set={**finetune, "protocol.tune_blocks": 1},
+        rows=("MAE",), hours=0.06, gib=0.02,
+    ),
+    "detect": dict(
+        tool="det_train", config="../detect/mini.py", set={"scale": "small", "epochs": 3}, rows=("MAE", "random init"),
+        hours=0.05, gib=0.02,
+    ),
+    "segment": dict(
+        tool="seg_train", config="../segment/camvid.py", data="camvid", rows=("MAE", "random init"), hours=0.06, gib=0.02,
+        set={
+            "data.size": 64, "data.scale": (160, 120), "protocol.taps": (0, 1, 2, 3), "inference.stride": 48,
+            "evaluate_epochs": None,
+        },
+    ),
+}
+RATIO = "A high mask ratio, 75 %, is best"
+MASKS = "Random masks are better than masks of blocks and grids"
+TOKENS = "An encoder without mask tokens is better and cheaper"
+DEPTH = "A deep decoder matters for linear probing, not for fine-tuning"
+NORM = "Normalised pixels are better targets than raw pixels"
+LONGER = "Longer pretraining is better"
+expect = (
+    dict(
+        claim="Pretraining improves fine-tuning", column="fine-tune", row="MAE", above="random init",
+        published=(("3", "MAE", "ViT-B/16"), ("3", "none (scratch)", "ViT-B/16")),
+    ),
+    dict(
+        claim="Pretraining improves detection", column="box AP", row="MAE", above="random init",
+        published=(("4", "MAE", "box AP, ViT-B/16"), ("4", "none (scratch)", "box AP, ViT-B/16")),
+    ),
+    dict(  # the paper compares with supervised pretraining; random weights are weaker
+        claim="Pretraining improves segmentation (published: over supervised pretraining)", column="mIoU", row="MAE",
+        above="random init", published=(("5", "MAE", "ViT-B/16"), ("5", "supervised", "ViT-B/16")),
+    ),
+    dict(
+        claim="One tuned block closes more than half of the gap from linear probing to fine-tuning", column="partial",
+        row="MAE", against=("linear", "fine-tune"),
+        published=(("figure 9", "MAE", "1"), ("figure 9", "MAE", "0"), ("figure 9", "MAE", "24")),
+    ),
+    *(
+        dict(
+            claim=LONGER, column=column, row="MAE", above="3 epochs",
+            published=(("figure 7", paper, "800 epochs"), ("figure 7", paper, "200 epochs")),
+        )
+        for column, paper in (("linear", "linear"), ("fine-tune", "fine-tuning"))
+    ),
+    *(
+        dict(
+            claim=RATIO, column="linear", row="MAE", above=f"ratio {other}",
+            published=(("figure 5", "linear", "75%"), ("figure 5", "linear", other)),
+        )
+        for other in ("20%", "90%")
+    ),
+    *(
+        dict(
+            claim=MASKS, column="linear", row="MAE", above=other,
+            published=(("1f", "random 75%", "linear"), ("1f", other, "linear")),
+        )
+        for other in ("block 75%", "grid 75%")
+    ),
+    dict(
+        claim=DEPTH, column="linear", row="4 blocks", above="1 block",
+        published=(("1a", "8 blocks", "linear"), ("1a", "1 block", "linear")),
+    ),
+    dict(
+        claim=DEPTH, column="fine-tune", row="4 blocks", above="1 block", rule="tie",
+        published=(("1a", "8 blocks", "fine-tuning"), ("1a", "1 block", "fine-tuning")),
+    ),
+    dict(
+        claim=TOKENS, column="linear", row="MAE", above="encoder w/ [M]",
+        published=(("1c", "encoder w/o [M]", "linear"), ("1c", "encoder w/ [M]", "linear")),
+    ),
+    dict(
+        claim=TOKENS, table="2", column="GFLOPs per image", row="encoder w/ [M]", above="MAE",
+        published=(("1c", "encoder w/ [M]", "relative FLOPs"), ("1c", "encoder w/o [M]", "relative FLOPs")),
+    ),
+    *(
+        dict(
+            claim=NORM, column=column, row="MAE", above="pixel (w/o norm)",
+            published=(("1d", "pixel (w/ norm)", paper), ("1d", "pixel (w/o norm)", paper)),
+        )
+        for column, paper in (("fine-tune", "fine-tuning"), ("linear", "linear"))
+    ),
+    dict(
+        claim="Tokens are as good as normalised pixels", column="fine-tune", row="dVAE token", above="MAE", rule="tie",
+        published=(("7", "dVAE token", "ImageNet, ViT-L/16"), ("7", "pixel (w/ norm)", "ImageNet, ViT-L/16")),
+    ),
+    dict(
+        claim="Crops suffice as augmentation: colour jitter makes it worse", column="linear", row="MAE",
+        above="crop + color jit", published=(("1e", "crop, rand size", "linear"), ("1e", "crop + color jit", "linear")),
+    ),
+)
+del encoder, recipe, changes, pretrained, finetune, RATIO, MASKS, TOKENS, DEPTH, NORM, LONGER

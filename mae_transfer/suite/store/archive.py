@@ -1,0 +1,83 @@
+"""An archive of a suite's numbers: small text files that a repository can hold, and that the suite reads as done.
+
+DIR/results.jsonl holds the results of finished runs, DIR/runs.jsonl the notes of these runs, DIR/suite.json what tables
+need to know. Weights are not kept. A result without a record has that of the line before it, as the results of one run
+share their record. tools/tables.py DIR prints the tables of an archive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mae_transfer import results
+from mae_transfer.disk import write_text
+from mae_transfer.results import Result
+from mae_transfer.suite.store.records import RUNS, Note, archived, digest_of, line_digests, write_note
+
+NUMBERS = "results.jsonl"
+Numbers = dict[tuple[str, str, str], float | None]  # by protocol, split and metric
+
+
+class RunArchive:
+    """The runs in the archive of a suite, by name.
+
+    Raises:
+        ValueError: the folder's files cannot be read, or do not belong together.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.runs: dict[str, tuple[Note, list[Result]]] = {}
+        if (root / RUNS).is_file():
+            runs, defects = archived(root)
+            if defects:
+                raise ValueError(f"--archive {root}: {'; '.join(defects)}: restore the files")
+            self.runs = {note.name: (note, numbers) for note, numbers in runs}
+
+    def note(self, name: str) -> Note | None:
+        """Return the note of a run; None if the archive does not have it."""
+        return self.runs[name][0] if name in self.runs else None
+
+    def unpack(self, name: str, folder: Path) -> None:
+        """Write results and note of a run into its folder in a work dir."""
+        note, numbers = self.runs[name]
+        file = folder / NUMBERS
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(file, "".join(f"{one.model_dump_json()}\n" for one in numbers))
+        write_note(folder, note.model_copy(update={"results": line_digests(file), "reason": "from the archive"}))
+
+    def add(self, note: Note, folder: Path) -> str | None:
+        """Add a finished run. If the archive has it, keep the archived one, and return how the numbers compare."""
+        file = folder / NUMBERS
+        numbers = [one for one in results.load(file)[0] if one.status == "ok"] if file.is_file() else []
+        known = self.runs.get(note.name)
+        if known is not None and known[0].identity == note.identity:
+            return _comparison(_values(known[1]), _values(numbers))
+        digests = tuple(digest_of(line.encode()) for line in _packed(numbers))
+        self.runs[note.name] = (note.model_copy(update={"command": [], "reason": None, "results": digests}), numbers)
+        self.root.mkdir(parents=True, exist_ok=True)
+        lines = [line for _, some in self.runs.values() for line in _packed(some)]
+        write_text(self.root / NUMBERS, "".join(f"{line}\n" for line in lines))  # a note without its lines is an error
+        write_text(self.root / RUNS, "".join(f"{note.model_dump_json()}\n" for note, _ in self.runs.values()))
+        return None
+
+
+def _packed(numbers: Sequence[Result]) -> list[str]:
+    """Return results as lines; a record that is that of the result before is left out."""
+    records = [None, *(one.record for one in numbers)]
+    return [
+        (one.model_copy(update={"record": None}) if one.record == before else one).model_dump_json()
+        for one, before in zip(numbers, records, strict=False)
+    ]
+
+
+def _comparison(before: Numbers, now: Numbers) -> str:
+    changed = [
+        f"{' '.join(key)} {value} is now {now.get(key)}" for key, value in before.items() if value != now.get(key)
+    ]
+    return f"differs from the archive: {'; '.join(changed)}" if changed else "the same numbers as in the archive"
+
+
+def _values(numbers: Sequence[Result]) -> Numbers:
+    return {(one.protocol, one.split, one.metric): one.value for one in numbers}

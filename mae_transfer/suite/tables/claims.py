@@ -1,0 +1,182 @@
+"""Published claims beside our numbers: paired differences, and a verdict by the rule that the suite states."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from mae_transfer.suite.expect import Expectation, Outcome, Place, of_parts, outcome
+from mae_transfer.suite.published import PUBLISHED
+from mae_transfer.suite.store.records import About, Measurement
+from mae_transfer.suite.tables.cells import Cell, Run, Spread, spread
+from mae_transfer.suite.tables.comparison import build, full_name, mean_text, paired
+from mae_transfer.suite.tables.formats import Line, Sheet, Text
+from mae_transfer.suite.tables.layouts import LAYOUTS
+
+VALUES = {(one.table, one.row, one.column): one.value for one in PUBLISHED}
+TITLE = "Claims of the paper"
+HEAD = ("claim", "compared", "published", "ours: difference [lowest..highest]", "part", "verdict")
+RULES = (
+    "A difference is taken between runs with equal seeds of pretraining and transfer. above (>): holds if every "
+    "difference is above 0, reversed if every one is below 0, else undecided",
+    "tie (=): holds if the differences have both signs or one is 0, reversed if all have one sign",
+    "a claim holds if all its parts hold, is reversed if all are, is undecided otherwise, and is not measured while a "
+    "seed is missing",
+)
+
+
+class JudgedPart(NamedTuple):
+    """One comparison of a claim."""
+
+    asked: Expectation
+    cells: tuple[Cell | None, ...]
+    """The number of the row, then those that it is compared with; None: it was not measured."""
+    differences: dict[int, float]
+    """By seed."""
+    outcome: Outcome
+
+    @property
+    def unit(self) -> str:
+        """Unit of the numbers; "%" if nothing was measured."""
+        return next((cell.unit for cell in self.cells if cell), "%")
+
+    @property
+    def compared(self) -> str:
+        """What is compared, in words: "linear: MAE > ratio 20%"."""
+        asked = self.asked
+        row = asked.above or asked.row
+        other = f"{row}, mean of {' and '.join(asked.against)}" if asked.against else row
+        return f"{asked.column}: {asked.row} {'=' if asked.rule == 'tie' else '>'} {other}"
+
+    @property
+    def ours(self) -> Spread | None:
+        """Mean and range of the differences."""
+        return spread(list(self.differences.values())) if self.differences else None
+
+    @property
+    def published(self) -> str:
+        """The published effect with its place: "+14.6 (figure 5)"."""
+        if not self.asked.published:
+            return "-"
+        unit = next(one.unit for one in PUBLISHED if (one.table, one.row, one.column) == self.asked.published[0])
+        effect = _signed(published_effect(self.asked.published), unit)
+        tables = dict.fromkeys(table for table, _, _ in self.asked.published)
+        return f"{effect} ({', '.join(LAYOUTS[table].title.partition(':')[0] for table in tables)})"
+
+
+class JudgedClaim(NamedTuple):
+    """A published claim, and whether our numbers agree."""
+
+    words: str
+    parts: tuple[JudgedPart, ...]
+    verdict: Outcome
+
+
+def judge(found: Sequence[Measurement], about: About) -> list[JudgedClaim]:
+    """Return the claims of a suite with their verdicts."""
+    asked = dict.fromkeys(one.claim for one in about.claims if one.claim)
+    tables = {one.table: _numbers(one.table, found, about) for one in about.claims}
+    claims = []
+    for words in asked:
+        parts = tuple(_part(one, tables[one.table], about) for one in about.claims if one.claim == words)
+        claims.append(JudgedClaim(words, parts, of_parts([part.outcome for part in parts])))
+    return claims
+
+
+def published_effect(places: Sequence[Place]) -> float:
+    """Return the first published number minus the mean of the others."""
+    first, *others = (VALUES[place] for place in places)
+    return first - spread(others).mean
+
+
+def sheets(claims: Sequence[JudgedClaim]) -> Iterator[Sheet]:
+    """Yield the table of claims, and the numbers behind it by seed; nothing without claims."""
+    if not claims:
+        return
+    rows = [_texts(claim, number) for claim in claims for number in range(len(claim.parts))]
+    yield Sheet(TITLE, HEAD, tuple(rows), RULES)
+    behind = [row for claim in claims for part in claim.parts for row in _behind(part)]
+    if behind:
+        head = ("compared", "seed", "row", "compared with", "difference", "config and commit of each number")
+        yield Sheet(f"{TITLE}: numbers by seed", head, tuple(behind), ())
+
+
+def lines(claims: Sequence[JudgedClaim]) -> Iterator[Line]:
+    """Yield one line per part of a claim, for other programs."""
+    for claim in claims:
+        for part in claim.parts:
+            names = ("mean", "sd", "lowest", "highest", "runs")
+            figures = zip(names, part.ours or ("",) * len(names), strict=True)
+            yield {
+                "table": TITLE, "row": claim.words, "column": part.compared, "unit": part.unit,
+                **{name: "" if value in ("", None) else f"{value:.10g}" for name, value in figures},
+                "published": f"{published_effect(part.asked.published):.10g}" if part.asked.published else "",
+                "notes": f"part: {part.outcome}; claim: {claim.verdict}",
+            }  # fmt: skip
+
+
+def _numbers(table: str, found: Sequence[Measurement], about: About) -> dict[str, dict[str, Cell]]:
+    """Return our cells of a table by row and column. A row's name is its first."""
+    rows: dict[str, dict[str, Cell]] = {}
+    for row in (row for one in build([table], found, show="none", about=about) for row in one.own):
+        rows.setdefault(full_name(row) if row.name in rows else row.name, row.cells)
+    return rows
+
+
+def _part(asked: Expectation, rows: dict[str, dict[str, Cell]], about: About) -> JudgedPart:
+    wanted = [(asked.row, asked.column)]
+    wanted += [(asked.above or asked.row, column) for column in asked.against or (asked.column,)]
+    one, *others = cells = tuple(_measured(rows, row, column) for row, column in wanted)
+    differences: dict[int, float] = {}
+    if one and all(others):
+        found = [_by_seed(one, other) for other in others if other]
+        shared = [seed for seed in about.seeds if all(seed in some for some in found)]
+        differences = {seed: spread([some[seed] for some in found]).mean for seed in shared}
+    return JudgedPart(asked, cells, differences, outcome(asked.rule, [*differences.values()], seeds=len(about.seeds)))
+
+
+def _measured(rows: dict[str, dict[str, Cell]], row: str, column: str) -> Cell | None:
+    cell = rows.get(row, {}).get(column)
+    return cell if cell and cell.runs else None
+
+
+def _by_seed(one: Cell, other: Cell) -> dict[int, float]:
+    """Return the differences of two numbers by the seed of the transfer."""
+    pairs = paired(one.runs, other.runs)
+    return {seed: spread([value for (_, own), value in pairs.items() if own == seed]).mean for _, seed in pairs}
+
+
+def _texts(claim: JudgedClaim, number: int) -> tuple[Text, ...]:
+    part, ours = claim.parts[number], claim.parts[number].ours
+    text = "not measured yet"
+    if ours:
+        low, high = (_signed(value, part.unit) for value in (ours.low, ours.high))
+        text = f"{_signed(ours.mean, part.unit)} [{low}..{high}]"
+        text += f" ({ours.n} of the seeds)" if part.outcome == "not measured" else ""
+    first = (claim.words, claim.verdict) if number == 0 else ("", "")
+    return (
+        Text(first[0]), Text(part.compared), Text(part.published), Text(text), Text(part.outcome),
+        Text(first[1], "best" if claim.verdict in ("holds", "reversed") else ""),
+    )  # fmt: skip
+
+
+def _behind(part: JudgedPart) -> Iterator[tuple[Text, ...]]:
+    """Yield the numbers of each seed, with the config digest and the commit of each."""
+    for seed, difference in part.differences.items():
+        sides = [[run for run in cell.runs if run.seed == seed] for cell in part.cells if cell]
+        own, *others = (mean_text(spread([run.value for run in runs]).mean, part.unit) for runs in sides)
+        made = " | ".join(", ".join(_origin(run) for run in runs) for runs in sides)
+        texts = (part.compared, str(seed), own, ", ".join(others), _signed(difference, part.unit), made)
+        yield tuple(Text(text) for text in texts)
+
+
+def _origin(run: Run) -> str:
+    """Return what identifies a number: config digest, commit, and the same of its pretraining."""
+    result = run.record.result
+    before = result.record.pretraining() if result.record else None
+    text = f"{result.config_digest} {'+'.join(result.revisions)}"
+    return text + (f" from {before.config_digest} seed {before.seed}" if before else "")
+
+
+def _signed(value: float, unit: str) -> str:
+    return f"{value:+.2f}" if unit == "%" else f"{value:+.3g} {unit}"

@@ -1,0 +1,118 @@
+"""suite/expect.py and suite/tables/claims.py: verdicts by rule, and the table of claims from hand-made results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mae_transfer.config import load, validate
+from mae_transfer.suite.expect import Expectation, of_parts, outcome
+from mae_transfer.suite.graph.schema import SuiteConfig
+from mae_transfer.suite.store.records import About, Measurement
+from mae_transfer.suite.tables import claims
+from tests.unit.test_comparison import transfer
+from tests.unit.test_tables import recorded
+
+SEEDS = (0, 1, 2)
+SUITE = Path(__file__).parents[2] / "configs" / "suites" / "claims.py"
+
+
+@pytest.mark.parametrize(("rule", "differences", "verdict"), [
+    ("above", (1.0, 0.1, 2.0), "holds"),
+    ("above", (-1.0, -0.1, -2.0), "reversed"),
+    ("above", (1.0, -0.1, 2.0), "undecided"),
+    ("above", (1.0, 0.0, 2.0), "undecided"),
+    ("above", (1.0, 2.0), "not measured"),
+    ("above", (), "not measured"),
+    ("tie", (1.0, -0.1, 2.0), "holds"),
+    ("tie", (1.0, 0.0, 2.0), "holds"),
+    ("tie", (1.0, 0.1, 2.0), "reversed"),
+    ("tie", (-1.0, -0.1, -2.0), "reversed"),
+    ("tie", (1.0, -0.1), "not measured"),
+])  # fmt: skip
+def test_the_signs_of_the_differences_decide(rule: Any, differences: tuple[float, ...], verdict: str) -> None:
+    assert outcome(rule, differences, seeds=3) == verdict
+
+
+@pytest.mark.parametrize(("parts", "verdict"), [
+    (("holds", "holds"), "holds"),
+    (("reversed", "reversed"), "reversed"),
+    (("holds", "reversed"), "undecided"),
+    (("holds", "undecided"), "undecided"),
+    (("reversed", "not measured"), "not measured"),
+])  # fmt: skip
+def test_a_claim_follows_its_parts(parts: tuple[Any, ...], verdict: str) -> None:
+    assert of_parts(parts) == verdict
+
+
+def found(row: str, values: tuple[float, ...], protocol: str = "finetune", fresh: bool = False) -> list[Measurement]:
+    some = [transfer(v, seed, weights=f"w{seed}", protocol=protocol, fresh=fresh) for seed, v in enumerate(values)]
+    return recorded(*some, row=row)
+
+
+def judged(one: dict[str, Any], *numbers: list[Measurement]) -> claims.JudgedClaim:
+    about = About(claims=(Expectation(claim="c", **one),), seeds=SEEDS)
+    return claims.judge([record for some in numbers for record in some], about)[0]
+
+
+def test_differences_are_taken_seed_by_seed_also_to_random_weights() -> None:
+    asked = {"column": "fine-tune", "row": "a", "above": "b"}
+    claim = judged(asked, found("a", (60.0, 61.0, 62.0)), found("b", (59.5, 59.0, 61.9), fresh=True))
+    assert claim.verdict == "holds"
+    assert claim.parts[0].differences == pytest.approx({0: 0.5, 1: 2.0, 2: 0.1})
+
+
+def test_a_missing_seed_leaves_a_claim_unmeasured_and_shows_what_is_there() -> None:
+    claim = judged(
+        {"column": "fine-tune", "row": "a", "above": "b"}, found("a", (60.0, 61.0)), found("b", (59.0, 60.0))
+    )
+    assert claim.verdict == "not measured"
+    assert claim.parts[0].differences == {0: 1.0, 1: 1.0}
+    nothing = judged({"column": "fine-tune", "row": "a", "above": "b"}, found("a", (60.0, 61.0, 62.0)))
+    assert (nothing.verdict, nothing.parts[0].differences) == ("not measured", {})
+
+
+def test_several_columns_are_compared_by_their_mean() -> None:
+    numbers = [
+        found("a", v, p) for p, v in (("partial-1", (9.0, 9.0, 9.0)), ("linear", (1.0,) * 3), ("finetune", (11.0,) * 3))
+    ]
+    claim = judged({"column": "partial", "row": "a", "against": ("linear", "fine-tune")}, *numbers)
+    assert claim.parts[0].differences == {0: 3.0, 1: 3.0, 2: 3.0}
+
+
+def test_the_table_shows_published_effect_range_and_the_records_behind() -> None:
+    places = (("3", "MAE", "ViT-B/16"), ("3", "none (scratch)", "ViT-B/16"))
+    asked = {"column": "fine-tune", "row": "a", "above": "b", "published": places}
+    table, behind = claims.sheets([judged(asked, found("a", (60.0, 61.0, 62.0)), found("b", (59.5, 59.0, 61.9)))])
+    texts = [cell.text for cell in table.rows[0]]
+    assert texts == ["c", "fine-tune: a > b", "+1.30 (Table 3)", "+0.87 [+0.10..+2.00]", "holds", "holds"]
+    assert [cell.text for cell in behind.rows[1]][1:5] == ["1", "61.0", "59.0", "+2.00"]
+    assert "abc from c seed 1" in behind.rows[1][5].text  # commit, config digest and seed of the pretraining
+
+
+@pytest.mark.parametrize(("one", "message"), [
+    ({"column": "linear", "row": "a", "claim": "c"}, "name the row"),
+    ({"column": "linear", "row": "a", "above": "b", "claim": "c", "by": 1.0}, "no margin"),
+    ({"column": "linear", "row": "a", "above": "b", "rule": "tie"}, "need a `claim`"),
+    ({"column": "linear", "row": "a", "above": "b", "claim": "c", "published": (("3", "x", "y"),) * 2},
+     "no published number"),
+    ({"column": "linear", "row": "a", "above": "b", "claim": "c", "table": "0"}, "no table '0'"),
+])  # fmt: skip
+def test_a_claim_that_cannot_be_judged_is_refused(one: dict[str, Any], message: str) -> None:
+    suite = {
+        "title": "s", "tables": (), "rows": {"a": {}, "b": {}}, "expect": (one,),
+        "transfer": {"t": {"tool": "cls_train", "config": "c.py"}},
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        validate(suite, SuiteConfig, where="s.py")
+
+
+def test_the_suite_has_twelve_claims_of_published_effects_in_the_direction_of_their_rule() -> None:
+    cfg = load(SUITE, SuiteConfig)
+    assert len({one.claim for one in cfg.expect}) == 12
+    for one in cfg.expect:
+        effect = claims.published_effect(one.published)
+        assert abs(effect) < 0.25 if one.rule == "tie" else effect > 0, one
+    assert {claim.verdict for claim in claims.judge([], cfg.about())} == {"not measured"}

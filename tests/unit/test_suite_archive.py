@@ -1,0 +1,117 @@
+"""suite/store/archive.py: numbers of finished runs in text files, which a suite reads as done."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from mae_transfer.cli.main import main
+from mae_transfer.suite.graph.plan import open_plan
+from mae_transfer.suite.local.view import show_plan
+from mae_transfer.suite.store.archive import RunArchive
+from mae_transfer.suite.store.records import load, write_about
+from mae_transfer.suite.store.steps import unpack
+from mae_transfer.suite.store.work import Work
+from tests.unit.test_suite_run import ALL, SUITE, Stage
+
+
+class Archived(Stage):
+    """A stage whose suite uses an archive."""
+
+    archive: Path
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, archive: Path, text: str = SUITE) -> None:
+        self.archive = archive
+        super().__init__(root, monkeypatch, text)
+
+    def opened(self) -> Work:
+        cfg, plan = open_plan(self.suite)
+        work = Work(plan, self.root / "d", suite=cfg.title, archive=RunArchive(self.archive))
+        unpack(work)
+        return work
+
+
+@pytest.fixture
+def first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Archived:
+    stage = Archived(tmp_path / "1", monkeypatch, tmp_path / "archive")
+    assert stage.run() == dict.fromkeys(ALL, "done")
+    return stage
+
+
+def test_archived_runs_are_done_on_another_machine_without_their_weights(
+    first: Archived, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = Archived(tmp_path / "2", monkeypatch, first.archive)
+    assert second.run() == dict.fromkeys(ALL, "done")
+    assert second.started == []
+    values = [{(r.label, r.result.seed): r.result.value for r in load([root])[0]} for root in (first.root, second.root)]
+    assert values[0] == values[1]
+    assert len(values[0]) >= 4
+    text = "".join(path.read_text() for path in first.archive.iterdir())
+    assert str(tmp_path) not in text  # no path of the machine
+
+
+def test_a_missing_transfer_needs_its_pretraining_again_and_the_plan_says_so(
+    first: Archived, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = RunArchive(first.archive)
+    kept = {name: run for name, run in gone.runs.items() if name != "a/finetune/seed1"}
+    shutil.rmtree(first.archive)
+    again = RunArchive(first.archive)
+    for name in kept:
+        again.add(kept[name][0], first.work.folder(name))
+    second = Archived(tmp_path / "2", monkeypatch, first.archive)
+    text = io.StringIO()
+    show_plan(second.opened(), Console(file=text, width=300))
+    assert "4 done, 2 to run" in text.getvalue()
+    second.run()
+    assert second.started == ["a/pretrain/seed0", "a/finetune/seed1"]
+    assert any("a/pretrain/seed0" in one and "the same numbers as in the archive" in one for one in second.said)
+    third = Archived(tmp_path / "3", monkeypatch, first.archive)
+    assert third.run() == dict.fromkeys(ALL, "done")
+    assert third.started == []
+
+
+def test_another_config_is_not_read_from_the_archive(
+    first: Archived, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = Archived(
+        tmp_path / "2", monkeypatch, first.archive, SUITE.replace('"mask.ratio": 0.5', '"mask.ratio": 0.6')
+    )
+    second.run()
+    assert second.started == ["b/pretrain/seed0", "b/finetune/seed0", "b/finetune/seed1"]
+    newest = Archived(tmp_path / "3", monkeypatch, first.archive, second.suite.read_text())
+    assert newest.run() == dict.fromkeys(ALL, "done")
+    assert newest.started == []
+
+
+def test_other_numbers_of_a_repeated_run_are_reported_and_the_archive_stays(first: Archived) -> None:
+    before = (first.archive / "results.jsonl").read_bytes()
+    first.fate["a/finetune/seed1"] = "77"
+    first.run(force=("a/finetune/seed1",))
+    assert any("differs from the archive" in one and "is now 77" in one for one in first.said)
+    assert (first.archive / "results.jsonl").read_bytes() == before
+
+
+def test_a_changed_line_is_an_error_that_names_the_run(first: Archived) -> None:
+    file = first.archive / "results.jsonl"
+    file.write_text(file.read_text().replace('"seed":1', '"seed":5'))
+    with pytest.raises(ValueError, match=r"a/finetune/seed1.*restore"):
+        RunArchive(first.archive)
+    assert any("a/finetune/seed1" in defect for defect in load([first.archive])[1])
+
+
+def test_tables_print_the_claims_of_an_archive(first: Archived, capsys: pytest.CaptureFixture[str]) -> None:
+    claim = '\nexpect = (dict(claim="a is better", column="fine-tune", row="a", above="b"),)\n'
+    first.suite.write_text(SUITE + claim)
+    cfg, _ = open_plan(first.suite)
+    write_about(first.archive, cfg.about())
+    assert main(["tables", str(first.archive), "--format", "markdown"]) == 0
+    printed = capsys.readouterr().out
+    assert "| a is better" in printed
+    assert "a > b" in printed
+    assert "numbers by seed" in printed
