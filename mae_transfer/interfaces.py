@@ -87,14 +87,10 @@ class Batch(Tensors):
 
 @dataclass(frozen=True)
 class Hidden(Tensors):
-    """The patches of the wide views that the student does not see (iBOT, section 3.2).
+    """The patches of the wide views that the student does not see, M in all views of a batch (iBOT, section 3.2)."""
 
-    The shapes are static: M is the most that a mask may hide. The ids of one view are distinct, so scattering to them
-    writes no place twice.
-    """
-
-    ids: Tensor  # (G, B, M) int64, raster indices: the hidden patches first, then visible ones
-    weight: Tensor  # (G, B, M) float32: 1 / number of hidden patches of the view; 0 where the patch is visible
+    ids: Tensor  # (M,) int64, in rising order: places among the G * B * N patches, raster order within a view
+    weight: Tensor  # (M,) float32: 1 / number of hidden patches of the same view
 
 
 class Chosen(NamedTuple):
@@ -225,13 +221,14 @@ class Target(nn.Module, ABC):
 class Embedded(Tensors):
     """What a model of joint embedding makes of views, wide ones first. K is the width of its heads.
 
-    Patches and tokens are there if the objective compares patches: those of the wide views, or of all views.
+    Patches and tokens are there if the objective compares patches. Those that are hidden from the student are one
+    tensor for all views; without masks, each view has its own with all its N patches.
     """
 
     features: Tensor  # (G, B, D) of the encoder, wide views
     image: Tensor  # (V, B, K) of all V views that were given
-    patches: tuple[Tensor, ...] = ()  # (B, M, K) of each view, at the hidden patches or at all
-    tokens: tuple[Tensor, ...] = ()  # (B, M, D) of each view, the encoder's features of the same patches
+    patches: tuple[Tensor, ...] = ()  # one (M, K), as in Hidden, or (B, N, K) of each view
+    tokens: tuple[Tensor, ...] = ()  # one (M, D), or (B, N, D) of each view: the encoder's features of the same patches
     patch_mean: Tensor | None = None  # (K,) mean over all patches of all views; of a teacher
 
 
@@ -247,7 +244,7 @@ class Heads(NamedTuple):
     """The heads that an objective needs behind an encoder of width D."""
 
     image: nn.Module  # (V, B, D) -> (V, B, K)
-    patches: nn.Module | None = None  # the same for patches, (B, M, D) -> (B, M, K); may be the same module
+    patches: nn.Module | None = None  # the same for patches, (..., D) -> (..., K); may be the same module
     predictor: nn.Module | None = None  # of the student, (V, B, K) -> (V, B, K)
 
 

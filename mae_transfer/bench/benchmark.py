@@ -1,6 +1,7 @@
 """Measure the speed of this project and its peers on this machine.
 
   python tools/benchmark.py pretrain
+  python tools/benchmark.py joint --system ibot --size vit_small
   python tools/benchmark.py detect --device cuda --modes eager compiled --steps 20
   python tools/benchmark.py data /data/imagenet/val --seconds 60
   python tools/benchmark.py data /data/imagenet/val --multi-crop
@@ -46,14 +47,24 @@ def work_of(args: argparse.Namespace) -> options.Workload:
 
 def compare(name: str) -> Callable[[argparse.Namespace], Records]:
     """Return the race of the contestants of a module of mae_transfer.bench."""
-    return lambda args: bench("harness:compare")(
-        bench(f"{name}:COMPARISON"), work_of(args), modes=args.modes, rounds=args.rounds, steps=args.steps
+    return lambda args: race(bench(f"{name}:COMPARISON"), args)
+
+
+def race(comparison: Any, args: argparse.Namespace) -> Records:
+    """Return the race of the contestants of a Comparison."""
+    records: Records = bench("harness:compare")(
+        comparison, work_of(args), modes=args.modes, rounds=args.rounds, steps=args.steps
     )
+    return records
 
 
 BENCHMARKS = {
     "pretrain": Benchmark("MAE pretraining steps", options.pretrain, compare("pretrain")),
-    "joint": Benchmark("DINO pretraining steps, of 2 wide and 8 narrow views", options.step, compare("joint")),
+    "joint": Benchmark(
+        "pretraining steps of DINO and iBOT, of 2 wide and 8 narrow views, or MoCo v3, of 2 views",
+        options.joint,
+        lambda args: race(bench("joint:COMPARISONS")[args.system], args),
+    ),
     "targets": Benchmark(
         "pretraining steps of each target",
         options.pretrain,

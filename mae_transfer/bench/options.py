@@ -63,6 +63,14 @@ def step(parser: Parser) -> None:
     )
 
 
+def joint(parser: Parser) -> None:
+    """Add the options of a step of joint embedding."""
+    parser.what.add_argument(
+        "--system", default="dino", choices=("dino", "ibot", "moco-v3"), help="objective (default: %(default)s)"
+    )
+    step(parser)
+
+
 def pretrain(parser: Parser) -> None:
     """Add the options of a pretraining step."""
     step(parser)

@@ -173,23 +173,12 @@ class ViewMask(Schema):
             )
         return self
 
-    def most(self, grid: tuple[int, int]) -> int:
-        """Return M, the most patches that a mask hides on this (h, w) grid. ValueError if it is 0."""
-        count = int(grid[0] * grid[1] * (self.ratio + self.spread))
-        if not count:
+    def check(self, grid: tuple[int, int]) -> None:
+        """Raise ValueError if no mask can hide a patch of this (h, w) grid."""
+        if int(grid[0] * grid[1] * (self.ratio + self.spread)) < 1:
             raise ValueError(f"mask.ratio = {self.ratio} hides no patch of a {grid[0]}x{grid[1]} grid: raise it")
-        return count
 
-    def __call__(self, grid: tuple[int, int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Return M patch indices, (M,) int64, the hidden ones first, and their weights, (M,) float32.
-
-        The weight is 1 / number of hidden patches, and 0 where the patch is visible.
-        """
-        hidden = self.hide(grid, rng).ravel()
-        ids = np.argsort(~hidden, kind="stable")[: self.most(grid)]
-        return ids, (hidden[ids] / max(1, hidden.sum())).astype(np.float32)
-
-    def hide(self, grid: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    def __call__(self, grid: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
         """Return which patches are hidden, (h, w) bool."""
         patches = grid[0] * grid[1]
         if rng.random() >= self.share:

@@ -3,7 +3,8 @@
 Each view of an image has draws of its own, which follow those of the views before it. The loader seeds them by the
 image's key, so a view is a pure function of seed, epoch, image and the number of the view.
 
-Legend: B images, G wide and L narrow views, S x T and s x t pixels of a wide and a narrow view, M as in Hidden.
+Legend: B images, G wide and L narrow views, S x T and s x t pixels of a wide and a narrow view, N patches of a wide
+view.
 """
 
 from __future__ import annotations
@@ -138,9 +139,7 @@ class DrawnViews(NamedTuple):
     wide: Tensor  # (G, 3, S, T) uint8
     narrow: Tensor | None  # (L, 3, s, t) uint8
     looks: list[Look]  # of all views, if flips and colours are left to the device
-    hidden: list[
-        tuple[np.ndarray, np.ndarray]
-    ]  # ids and weights of each wide view, (M,) each; empty: nothing is hidden
+    hidden: list[np.ndarray]  # (h, w) bool of each wide view; empty: nothing is hidden
     label: int | np.ndarray
 
 
@@ -173,18 +172,11 @@ class MultiCrops(Samples[Sample, DrawnViews]):
         return Views(
             wide=torch.stack([one.wide for one in drawn], dim=1),
             narrow=torch.stack(narrow, dim=1) if narrow else None,
-            hidden=self._hidden(drawn) if self.mask else None,
+            hidden=pack_masks([one.hidden for one in drawn]) if self.mask else None,
             label=torch.from_numpy(np.stack([one.label for one in drawn])),
             index=images,
             looks=self._looks(drawn) if self.augment_on == "device" else (),
         )
-
-    def _hidden(self, drawn: list[DrawnViews]) -> Hidden:
-        ids, weight = (
-            torch.from_numpy(np.stack([[view[part] for view in one.hidden] for one in drawn], axis=1))
-            for part in range(2)
-        )
-        return Hidden(ids, weight)
 
     def _looks(self, drawn: list[DrawnViews]) -> tuple[Looks, Looks | None]:
         """Return the looks of the wide and of the narrow views, view by view."""
@@ -273,3 +265,10 @@ def mix(images: Tensor, weights: Tensor) -> Tensor:
     greys = F.rgb_to_grayscale(images)
     base = greys * grey + greys.mean(dim=(-3, -2, -1), keepdim=True) * mean
     return images.mul_(own).add_(base).clamp_(0, 1)
+
+
+def pack_masks(masks: list[list[np.ndarray]]) -> Hidden:
+    """Return the hidden patches of a batch, given the masks (h, w) of the wide views of each image."""
+    hidden = torch.from_numpy(np.stack(masks, axis=1)).flatten(2)  # (G, B, N)
+    weight = (1 / hidden.sum(dim=2, keepdim=True, dtype=torch.float32)).expand_as(hidden)[hidden]
+    return Hidden(hidden.flatten().nonzero()[:, 0], weight)

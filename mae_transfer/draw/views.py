@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mae_transfer.core.patches import GREY, patchify, put, take, unpatchify
+from mae_transfer.core.patches import GREY, patchify, unpatchify
 from mae_transfer.interfaces import Views
 
 
@@ -15,13 +15,13 @@ def draw_views(views: Views, patch: int) -> Tensor:
 
     Hidden patches are grey. Narrow views are enlarged.
     """
-    panels = list(views.wide / 255)
+    wide = views.wide / 255
+    count, _, channels, *size = wide.shape
     if views.hidden is not None:
-        grid = (panels[0].shape[2] // patch, panels[0].shape[3] // patch)
-        for number, (view, ids, weight) in enumerate(zip(panels, views.hidden.ids, views.hidden.weight, strict=True)):
-            patches = patchify(view, patch)
-            shown = torch.where(weight[:, :, None] > 0, GREY, take(patches, ids))
-            panels[number] = unpatchify(put(shown, ids, into=patches), grid, channels=view.shape[1])
+        patches = patchify(wide.flatten(0, 1), patch)
+        shown = patches.flatten(0, 1).index_fill(0, views.hidden.ids, GREY).view_as(patches)
+        wide = unpatchify(shown, (size[0] // patch, size[1] // patch), channels=channels).unflatten(0, (count, -1))
+    panels = list(wide)
     if views.narrow is not None:
-        panels += [F.interpolate(view / 255, size=panels[0].shape[2:]) for view in views.narrow]
+        panels += [F.interpolate(view / 255, size=size) for view in views.narrow]
     return torch.stack(panels, dim=1)

@@ -66,7 +66,7 @@ def train(
     Args:
         batches: micro-batches (Tensors with an `index`), `cfg.accumulate` per step, from step `state.step` on.
         rates_at: 0-based step -> learning rate, which each group multiplies by its "lr_scale"; weight decay of the
-            groups that have some; decay of the averaged weights.
+            groups that have some; decay of the averaged weights; frozen parameters.
         checkpoints: folder of the training states; None saves none.
         evaluate: called every `cfg.evaluate_every` steps and at the end; `state.metrics` keeps the last results.
         monitor: called every `cfg.monitor_every` steps, if set, and at the end; its figures are only logged.
@@ -223,6 +223,8 @@ class _Run:
             group["lr"] = rates.lr * group.get("lr_scale", 1.0)
             if rates.weight_decay is not None and group["weight_decay"]:
                 group["weight_decay"] = rates.weight_decay
+        for parameter in rates.frozen:
+            parameter.grad = None  # the optimizer skips it
         if self.cfg.clip_norm is not None:
             scaler.unscale_(optimizer)
             parameters, each = self.state.model.parameters(), self.cfg.clip_each

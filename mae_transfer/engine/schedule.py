@@ -6,11 +6,14 @@ The learning rate has a linear warm-up, then a curve or milestones. Other values
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from mae_transfer.bounds import Epochs, Factor, NonNegative, Probability, ShareOfRun, Weight
 from mae_transfer.config import Schema
+
+if TYPE_CHECKING:
+    from torch import nn
 
 CURVES: dict[str, Callable[[float], float]] = {
     "cosine": lambda t: 0.5 * (1.0 + math.cos(math.pi * t)),
@@ -67,6 +70,8 @@ class Rates(NamedTuple):
     lr: float
     weight_decay: float | None = None
     ema_decay: float | None = None
+    frozen: Collection[nn.Parameter] = ()
+    """Parameters that this step leaves as they are: neither gradient, moments nor weight decay reach them."""
 
 
 def moving(value: float | Anneal | None, step: int, *, steps: int, steps_per_epoch: int) -> float | None:

@@ -1,6 +1,6 @@
 """The model of joint embedding: an encoder and the heads of an objective. Student and teacher are two copies of it.
 
-Legend: G wide and L narrow views, V = G + L of both, B batch, N patches of a view, M hidden or selected patches, D
+Legend: G wide and L narrow views, V = G + L of both, B batch, N patches of a view, M hidden patches of all views, D
 encoder width, K width of the heads.
 """
 
@@ -13,7 +13,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from mae_transfer.config import Schema
-from mae_transfer.core.patches import grid_of, put, take
+from mae_transfer.core.patches import grid_of
 from mae_transfer.interfaces import Backbone, Embedded, Heads, Hidden
 from mae_transfer.models.initialize import STD
 from mae_transfer.models.vit import ViT, ViTConfig
@@ -80,24 +80,19 @@ class Joint(nn.Module):
                 head.train()
         return self
 
-    def forward(
-        self, wide: Tensor, narrow: Tensor | None = None, hidden: Hidden | None = None, live: float = 1.0
-    ) -> Embedded:
+    def forward(self, wide: Tensor, narrow: Tensor | None = None, hidden: Hidden | None = None) -> Embedded:
         """Return the student's embedding of normalised views (G, B, C, S, T) and (L, B, C, s, t).
 
-        Args:
-            hidden: the patches of the wide views that the student does not see.
-            live: 0.0 freezes the last layer of the heads.
+        hidden: the patches of the wide views that the student does not see.
         """
         groups = [self.encode(wide, hidden)] + ([] if narrow is None else [self.encode(narrow)])
-        image = self.head(torch.cat([features for features, _ in groups]), live)
+        image = self.head(torch.cat([features for features, _ in groups]))
         image = image if self.predictor is None else self.predictor(image)
         features = groups[0][0].detach()
         if self.patches is None:
             return Embedded(features, image)
-        seen = [view for _, views in groups[: None if self.patches == "matched" else 1] for view in views]
-        tokens = self._selected(seen, hidden)
-        return Embedded(features, image, tuple(self._patch_head(part, live) for part in tokens), tokens)
+        tokens = self._compared([patches for _, patches in groups], hidden)
+        return Embedded(features, image, tuple(map(self._patch_head, tokens)), tokens)
 
     @torch.no_grad()
     def teach(self, wide: Tensor, hidden: Hidden | None = None) -> Embedded:
@@ -107,11 +102,11 @@ class Joint(nn.Module):
         if self.patches is None:
             return Embedded(features, image)
         head = self._patch_head
-        embedded = head.embed(patches.flatten(0, 1))
+        embedded = head.embed(patches)
         with torch.autocast(wide.device.type, enabled=False):  # prototypes are linear: the mean of their similarities
-            mean = head.compare(embedded.to(head.prototypes.dtype).mean(dim=(0, 1)))
-        parts = self._selected(list(embedded.unflatten(0, patches.shape[:2])), hidden)
-        return Embedded(features, image, tuple(map(head.compare, parts)), self._selected(list(patches), hidden), mean)
+            mean = head.compare(embedded.to(head.prototypes.dtype).mean(dim=(0, 1, 2)))
+        compared, tokens = (self._compared([part], hidden) for part in (embedded, patches))
+        return Embedded(features, image, tuple(map(head.compare, compared)), tokens, mean)
 
     def encode(self, views: Tensor, hidden: Hidden | None = None) -> tuple[Tensor, Tensor]:
         """Return the features of images (V, B, D) and of their patches (V, B, N, D), after the final norm."""
@@ -124,11 +119,10 @@ class Joint(nn.Module):
             assert isinstance(encoder, ViT)
             assert self.mask_token is not None
             grid = grid_of((images.shape[2], images.shape[3]), encoder.patch)
-            ids, weight = hidden.ids.flatten(0, 1), hidden.weight.flatten(0, 1)
             embedded = encoder.patch_embed(images)
-            own = take(embedded, ids)
-            seen = torch.where(weight[:, :, None] > 0, self.mask_token.to(own.dtype), own)
-            tokens = encoder.encode(encoder.place(put(seen, ids, into=embedded), grid), grid)[-1]
+            token = self.mask_token.to(embedded.dtype).view(1, -1).expand(len(hidden.ids), -1)
+            seen = embedded.flatten(0, 1).index_copy(0, hidden.ids, token).view_as(embedded)
+            tokens = encoder.encode(encoder.place(seen, grid), grid)[-1]
             patches = tokens[:, encoder.leading :]
             image = tokens[:, 0] if encoder.leading else patches.mean(dim=1)
         return image.unflatten(0, (count, -1)), patches.unflatten(0, (count, -1))
@@ -141,9 +135,9 @@ class Joint(nn.Module):
     def _patch_head(self) -> Any:  # PrototypeHead
         return self.head if self.patch_head is None else self.patch_head
 
-    def _selected(self, views: list[Tensor], hidden: Hidden | None) -> tuple[Tensor, ...]:
-        """Return of each view (B, N, D) the patches that are compared: the M ids of `hidden`, or all."""
+    def _compared(self, groups: list[Tensor], hidden: Hidden | None) -> tuple[Tensor, ...]:
+        """Return of the patches (V, B, N, D) of wide and narrow views those to compare: the hidden ones, or all."""
         if self.patches != "masked":
-            return tuple(views)
+            return tuple(view for views in groups for view in views)
         assert hidden is not None
-        return tuple(take(view, ids) for view, ids in zip(views, hidden.ids, strict=True))
+        return (groups[0].flatten(0, 2).index_select(0, hidden.ids),)

@@ -3,7 +3,7 @@
 DINO (arXiv 2104.14294), and what iBOT (2111.07832) and EsViT (2106.09785) add for patches. The formulas are those of
 main_dino.py, main_ibot.py and main_esvit.py.
 
-Legend: V views, the first G of them wide, B batch, K prototypes, M patches, D width of the encoder.
+Legend: V views, the first G of them wide, B batch, K prototypes, M hidden patches of all views, D width of the encoder.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Distill(Objective):
             truth = [self.sharpened(patches, 1, epoch) for patches in teacher.patches]
             if cfg.patches == "masked":
                 assert hidden is not None
-                loss = loss + on_patches * self._of_masked(student, truth, hidden)
+                loss = loss + on_patches * self._of_masked(student, truth[0], hidden)
             else:
                 loss = loss + on_patches * self._of_matched(student, teacher, truth)
         self.pending.append(torch.stack(means))
@@ -175,13 +175,10 @@ class Distill(Objective):
         ]
         return torch.stack(losses).sum() / (wide * (len(student) - 1))
 
-    def _of_masked(self, student: Embedded, truth: list[Tensor], hidden: Hidden) -> Tensor:
+    def _of_masked(self, student: Embedded, truth: Tensor, hidden: Hidden) -> Tensor:
         """Return the mean over the hidden patches of each image, then over images and wide views (iBOT, eq. 2)."""
-        losses = [
-            (self._cross_entropy(patches, true) * weight).sum(dim=1).mean()
-            for patches, true, weight in zip(student.patches, truth, hidden.weight, strict=True)
-        ]
-        return torch.stack(losses).mean()
+        views, images = student.features.shape[:2]
+        return (self._cross_entropy(student.patches[0], truth) * hidden.weight).sum() / (views * images)
 
     def _of_matched(self, student: Embedded, teacher: Embedded, truth: list[Tensor]) -> Tensor:
         """Return the mean over all pairs of views, then over the student's patches (EsViT, eq. 3)."""

@@ -21,8 +21,7 @@ class PrototypeHead(nn.Module):
         """Create the head.
 
         fixed_norm: prototypes keep unit length (norm_last_layer); else each has a trained length, 1 at first, with
-            weight decay, as weight_g in DINO. It also decays while prototypes are frozen, by about 0.5 % in an epoch of
-            warm-up; DINO's does not.
+            weight decay, as weight_g in DINO.
         """
         super().__init__()
         modules: list[nn.Module] = []
@@ -35,22 +34,21 @@ class PrototypeHead(nn.Module):
         self.prototypes = nn.Parameter(torch.empty(out, bottleneck).uniform_(-(bottleneck**-0.5), bottleneck**-0.5))
         self.length = nn.Parameter(torch.ones(out, 1), requires_grad=not fixed_norm)
 
-    def forward(self, x: Tensor, live: float = 1.0) -> Tensor:
-        """Return the similarities (..., K) of x (..., D); see `compare`."""
-        return self.compare(self.embed(x), live)
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the similarities (..., K) of x (..., D)."""
+        return self.compare(self.embed(x))
 
     def embed(self, x: Tensor) -> Tensor:
         """Return the vectors of unit length, (..., bottleneck)."""
         return F.normalize(self.mlp(x), dim=-1)
 
-    def compare(self, embedded: Tensor, live: float = 1.0) -> Tensor:
-        """Return the similarities (..., K) of embedded vectors.
+    def compare(self, embedded: Tensor) -> Tensor:
+        """Return the similarities (..., K) of embedded vectors."""
+        return F.linear(embedded, F.normalize(self.prototypes, dim=1) * self.length)
 
-        live: 0.0 freezes the prototypes: their gradient is exactly zero, but they stay part of the graph, as DDP needs.
-        """
-        weight = F.normalize(self.prototypes, dim=1) * self.length
-        fixed = weight.detach()
-        return F.linear(embedded, fixed + (weight - fixed) * live)
+    def last_layer(self) -> list[nn.Parameter]:
+        """Return the parameters of the prototypes."""
+        return [self.prototypes, self.length]
 
 
 class ProjectionHead(nn.Module):
@@ -71,6 +69,6 @@ class ProjectionHead(nn.Module):
             modules += [nn.Linear(before, after, bias=bias), norm, nn.ReLU()]
         self.mlp = nn.Sequential(*modules[: -1 if last_norm else -2])
 
-    def forward(self, x: Tensor, live: float = 1.0) -> Tensor:
-        """Return (V, B, K) for x (V, B, D); nothing is frozen by `live`."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (V, B, K) for x (V, B, D)."""
         return torch.stack([self.mlp(view) for view in x])

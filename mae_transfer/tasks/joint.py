@@ -8,7 +8,7 @@ Legend: G wide and L narrow views, B batch, D width of the encoder.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal, Self
@@ -28,11 +28,13 @@ from mae_transfer.data import pick_evenly
 from mae_transfer.data.crops import MultiCrops, ViewsConfig, finish_views
 from mae_transfer.engine.dist import gather_equal, mean_over_ranks
 from mae_transfer.engine.loop import Step
+from mae_transfer.engine.schedule import Rates
 from mae_transfer.engine.state import LoopConfig
 from mae_transfer.interfaces import Backbone, Objective, Views, World
 from mae_transfer.models.joint import Joint, JointModelConfig
 from mae_transfer.models.vit import ViT
 from mae_transfer.objectives import AnyObjective, DistillConfig
+from mae_transfer.objectives.heads import PrototypeHead
 from mae_transfer.results import Result
 from mae_transfer.seeding import fold
 from mae_transfer.tasks.config import TrainConfig
@@ -148,6 +150,13 @@ class JointEmbedding(EncoderTask[JointConfig]):
             )
         self.accumulate, self.per_epoch = loop.accumulate, loop.steps_per_epoch
 
+    def rates_at(self, loop: LoopConfig) -> Callable[[int], Rates]:
+        """Return the rates as a function of the step. Prototypes are frozen at first (DINO, --freeze_last_layer)."""
+        rates, is_live = super().rates_at(loop), self.cfg.objective.is_live
+        heads = [head for head in self.joint.modules() if isinstance(head, PrototypeHead)]
+        prototypes = [parameter for head in heads for parameter in head.last_layer()]
+        return lambda step: rates(step)._replace(frozen=() if is_live(step / loop.steps_per_epoch) else prototypes)
+
     def loop(self) -> LoopConfig:
         return super().loop().model_copy(update={"evaluated": self.cfg.objective.exported})
 
@@ -172,12 +181,11 @@ class JointEmbedding(EncoderTask[JointConfig]):
     def loss(self, model: nn.Module, batch: Views, at: Step) -> tuple[Tensor, dict[str, Tensor]]:
         assert isinstance(at.average, Joint)
         epoch, statistics = at.number / self.per_epoch, self.cfg.statistics
-        live = 1.0 if self.cfg.objective.is_live(epoch) else 0.0
         batch = finish_views(batch)
         wide = normalize(batch.wide, statistics, channels=2)
         narrow = None if batch.narrow is None else normalize(batch.narrow, statistics, channels=2)
         teacher = at.average.teach(wide, batch.hidden)
-        student = model(wide, narrow, batch.hidden, live)
+        student = model(wide, narrow, batch.hidden)
         if at.micro == 0:
             self.objective.pending.clear()  # of a step that failed
         loss = self.objective(student, teacher, batch.hidden, epoch)

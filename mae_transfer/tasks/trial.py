@@ -15,6 +15,7 @@ from torch import Tensor
 from mae_transfer.engine.dist import Dist, peak_memory_gib
 from mae_transfer.engine.log import Kind, Logger
 from mae_transfer.engine.loop import train
+from mae_transfer.engine.schedule import Rates
 from mae_transfer.engine.state import LoopConfig, TrainState
 from mae_transfer.tasks.task import Task, trained_norms
 
@@ -54,15 +55,18 @@ def drive(task: Task[Any], state: TrainState, loop: LoopConfig, *, first: int, t
         update={"log_every": 10**9, "save_every": None, "keep_every": None, "save_minutes": None}
     )
     task.prepare(loop)
-    seconds = 0.0
+    rates, seconds = task.rates_at(loop), 0.0
+
+    def rates_at(step: int) -> Rates:
+        return rates(step)._replace(frozen=())  # all moments use memory, as later in the run
+
     with closing(task.feed(loop, start=state.step)) as feed:
         for count, monitor in ((first, task.monitor), (timed, None)):
             if not count:
                 continue
             short = loop.model_copy(update={"steps": state.step + count, "evaluate_every": None, "run": quiet})
             start = perf_counter()
-            rates = task.rates_at(loop)
-            train(state, feed, task.loss, short, rates_at=rates, log=last, checkpoints=None, monitor=monitor)
+            train(state, feed, task.loss, short, rates_at=rates_at, log=last, checkpoints=None, monitor=monitor)
             seconds = perf_counter() - start
             if state.stopped:
                 raise RuntimeError("a signal stopped the run before the timed steps were done; nothing was written")

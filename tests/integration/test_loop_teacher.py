@@ -85,6 +85,27 @@ def test_teacher_weight_decay_and_clipping_follow_their_formulas(tmp_path: Path)
     torch.testing.assert_close(dict(state.averaged.state_dict()), teacher)
 
 
+def test_frozen_parameters_get_neither_gradient_nor_moments_nor_weight_decay(tmp_path: Path) -> None:
+    """DINO, cancel_gradients_last_layer. They train from the first step that does not name them, as if it were 0."""
+    model, cfg = Toy(dropout=0.0, norm=False).double(), config(steps=4, clip_norm=0.05)
+    last, first = model[-1].weight, model[-1].weight.detach().clone()
+    optimizer = torch.optim.AdamW(param_groups(model, weight_decay=0.1), lr=0.1)
+    state, seen = TrainState.create(model, optimizer, cfg, dist=CPU), []
+
+    def step_fn(model: nn.Module, batch: ToyBatch, at: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        seen.append(torch.equal(last, first))
+        return toy_step(model, batch, at)
+
+    def rates(step: int) -> Rates:
+        return Rates(0.1, frozen=[last] if step < 2 else ())
+
+    with Logger(tmp_path, steps=4, progress=False) as log:
+        train(state, batches(0), step_fn, cfg, rates_at=rates, log=log, checkpoints=None)
+    assert seen == [True, True, True, False]
+    assert optimizer.state[last]["step"] == 2
+    assert optimizer.state[model[0].weight]["step"] == 4
+
+
 def test_a_resumed_run_continues_with_what_is_held(tmp_path: Path) -> None:
     whole, _ = run(tmp_path / "whole", options())
     run(tmp_path / "halves", options(4))

@@ -37,6 +37,10 @@ def probabilities(x: Tensor, temperature: float) -> Tensor:
     return powers / powers.sum()
 
 
+PLACES: tuple[tuple[int, ...], ...] = ((), (4,), (2, 7), (0, 3, 8))
+"""Hidden patches of the views in turn, of N = 9."""
+
+
 def cross_entropy(true: Tensor, student: Tensor) -> Tensor:
     """-sum p log q of two vectors, q = softmax(student / 0.1)."""
     return -(true * (student / 0.1 - (student / 0.1).exp().sum().log())).sum()
@@ -67,11 +71,18 @@ def views(dtype: torch.dtype, *, seed: int = 0, narrow: int = 3) -> tuple[Embedd
 
 
 def masks(dtype: torch.dtype) -> Hidden:
-    """Return masks of 0 to 3 of 9 patches, padded to 4 places."""
-    ids = torch.stack([torch.randperm(N, generator=torch.Generator().manual_seed(i))[:4] for i in range(2 * B)])
-    counts = torch.arange(2 * B) % 4
-    weight = (torch.arange(4) < counts[:, None]).to(dtype) / counts.clamp(min=1)[:, None]
-    return Hidden(ids.view(2, B, 4), weight.view(2, B, 4))
+    """Return the masks of two views of B images."""
+    pairs = [
+        (number * N + place, 1 / len(PLACES[number % 4])) for number in range(2 * B) for place in PLACES[number % 4]
+    ]
+    ids, weight = zip(*pairs, strict=True)
+    return Hidden(torch.tensor(ids), torch.tensor(weight, dtype=dtype))
+
+
+def at(hidden: Hidden, embedded: Embedded) -> Embedded:
+    """Return the same with the hidden patches alone."""
+    patches = torch.stack(embedded.patches[:2]).flatten(0, 2)[hidden.ids]
+    return Embedded(embedded.features, embedded.image, (patches,), (), embedded.patch_mean)
 
 
 def of_images(student: Embedded, teacher: Embedded, centre: Tensor, temperature: float) -> Tensor:
@@ -106,23 +117,15 @@ def test_ibot_adds_the_hidden_patches_of_the_same_view(dtype: torch.dtype) -> No
     centres = torch.zeros(2, K, dtype=dtype)
     for step in range(2):
         student, teacher = views(dtype, seed=100 * step)
-        at_hidden = Embedded(
-            student.features, student.image, tuple(part[:, :4] for part in student.patches[:2]), student.tokens[:2]
-        )
-        taught = Embedded(
-            teacher.features, teacher.image, tuple(part[:, :4] for part in teacher.patches), teacher.tokens,
-            teacher.patch_mean,
-        )  # fmt: skip
-        loss = objective(at_hidden, taught, hidden, 0.0)
+        loss = objective(at(hidden, student), at(hidden, teacher), hidden, 0.0)
         expected = of_images(student, teacher, centres[0], 0.04)
         for view in range(2):
             for b in range(B):
-                count = (view * B + b) % 4
                 terms = [
                     cross_entropy(
                         probabilities(teacher.patches[view][b, m] - centres[1], 0.04), student.patches[view][b, m]
                     )
-                    for m in range(count)
+                    for m in PLACES[(view * B + b) % 4]
                 ]
                 expected = expected + (torch.stack(terms).mean() if terms else 0.0) / (2 * B)
         torch.testing.assert_close(loss, expected, **tight(dtype))
@@ -217,16 +220,12 @@ def test_the_patches_of_ibot_of_lightly() -> None:
     theirs = pytest.importorskip("lightly.loss").IBOTPatchLoss(output_dim=K, teacher_temp=0.04)
     ours, hidden = distill(patches="masked"), masks(torch.float32)
     student, teacher = views(torch.float32)
-    part = [torch.stack([patches[:, :4] for patches in one.patches[:2]]) for one in (student, teacher)]
     mask = torch.zeros(2 * B, N, dtype=torch.bool)
-    mask.scatter_(1, hidden.ids.flatten(0, 1), hidden.weight.flatten(0, 1) > 0)
-    places = hidden.ids.view(-1, 4, 1).expand(-1, -1, K)
-    seen, true = (torch.zeros(2 * B, N, K).scatter(1, places, patches.flatten(0, 1)) for patches in part)
-    expected = theirs(teacher_out=true[mask], student_out=seen[mask], mask=mask.view(2 * B, 3, 3))
-    with_patches = ours(
-        Embedded(student.features, student.image, tuple(part[0]), ()),
-        Embedded(teacher.features, teacher.image, tuple(part[1]), (), teacher.patch_mean), hidden, 0.0,
-    )  # fmt: skip
+    for number in range(2 * B):
+        mask[number, list(PLACES[number % 4])] = True
+    seen, true = (torch.cat(one.patches[:2])[mask] for one in (student, teacher))
+    expected = theirs(teacher_out=true, student_out=seen, mask=mask.view(2 * B, 3, 3))
+    with_patches = ours(at(hidden, student), at(hidden, teacher), hidden, 0.0)
     without = distill()(student, teacher, None, 0.0)
     torch.testing.assert_close(with_patches - without, expected, rtol=1e-5, atol=1e-6)
 

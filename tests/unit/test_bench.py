@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -86,7 +88,10 @@ def test_ratios_are_medians_over_rounds_to_the_faster_peer_of_each_mode():
     assert record["share_of_matmul_peak"] == pytest.approx(6 * (100 / 2) / 1000)
 
 
-@pytest.mark.parametrize("build", [pretrain.build_ours, joint.build_ours])
+OURS = [pretrain.build_ours, *(partial(joint.build_ours, system=system) for system in joint.OBJECTIVES)]
+
+
+@pytest.mark.parametrize("build", OURS)
 def test_our_own_step_trains_the_model_of_the_task(build):
     step, compute_loss, _ = build(WORK)
     loss = compute_loss()
@@ -95,8 +100,10 @@ def test_our_own_step_trains_the_model_of_the_task(build):
     assert all(p.grad is not None for p in step.parameters() if p.requires_grad)
 
 
-def test_lightlys_dino_starts_at_our_loss():
-    """Near log K, whatever the random weights."""
+@pytest.mark.parametrize("system", ["dino", "ibot"])
+def test_lightlys_loss_starts_at_ours(system):
+    """Near log K, and with patches twice that, whatever the random weights."""
     pytest.importorskip("lightly")
-    losses = [build(WORK).loss().item() for build in joint.COMPARISON.contestants.values()]
+    work = replace(WORK, image=64)  # 16 patches, so that some are hidden
+    losses = [build(work).loss().item() for build in joint.COMPARISONS[system].contestants.values()]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
