@@ -32,7 +32,7 @@ from mae_transfer.models.vit import ViT, ViTConfig
 
 MAY_CHANGE = (
     "heads", "image_size", "patch", "class_token", "final_norm", "positions", "antialias", "relative_positions",
-    "windows", "global_blocks", "drop_path", "norm_eps", "layer_scale",
+    "windows", "global_blocks", "drop_path", "skip_dropped", "norm_eps", "layer_scale",
 )  # fmt: skip
 
 GIVE_HEADS = (

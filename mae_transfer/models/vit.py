@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import model_validator
+from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 from timm.layers.drop import DropPath as TimmDropPath
 from timm.layers.drop import drop_path
 from timm.layers.layer_scale import LayerScale
@@ -98,9 +98,18 @@ class ViTConfig(Schema):
     """Initial value of LayerScale; None: no LayerScale."""
     drop_path: BelowOne = 0.0
     """Rate of stochastic depth in the last block; it grows linearly from 0 in the first."""
+    skip_dropped: bool = False
+    """Whether a block computes only the samples that stochastic depth keeps, a fixed number per batch (DINOv2). It
+    rounds the rate of a block to a multiple of 1 / images per device, and draws other samples from the same seed. It
+    pays from a `drop_path` of about 0.2."""
     init: Init = "mae"
     """Initialisation: as in the code of MAE, BEiT, SimMIM, MaskFeat, ViT, DINO or MoCo v3 (see the table in
     models/initialize.py)."""
+
+    @model_serializer(mode="wrap")
+    def _with_its_digest(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what earlier versions did not have, if it is off."""
+        return {name: value for name, value in dump(self).items() if value or name != "skip_dropped"}
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -201,8 +210,10 @@ class Block(nn.Module):
         norm_eps: float = NORM_EPS,
         layer_scale: float | None = None,
         drop_path: float = 0.0,
+        skip_dropped: bool = False,
     ) -> None:
         super().__init__()
+        self.rate_skipped = drop_path if skip_dropped else 0.0
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.attn = Attention(dim, heads, qkv_bias=qkv_bias, window=window, decomposed=decomposed)
         self.ls1 = LayerScale(dim, layer_scale) if layer_scale is not None else nn.Identity()
@@ -215,10 +226,26 @@ class Block(nn.Module):
         self, x: Tensor, bias: Tensor | None = None, *, last: int | None = None, grid: tuple[int, int] | None = None
     ) -> Tensor:
         """Return (B, L, D) for x (B, L, D), or (B, M, D) for the last M = `last` tokens only; see Attention."""
+        if self.rate_skipped and self.drop_path.training:
+            return self._forward_kept(x, bias, last=last, grid=grid)
         attended = self.attn(self.norm1(x), bias, last=last, grid=grid)
         x = (x if last is None else x[:, -last:]) + self.drop_path(self.ls1(attended))
         out: Tensor = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
         return out
+
+    def _forward_kept(
+        self, x: Tensor, bias: Tensor | None, *, last: int | None, grid: tuple[int, int] | None
+    ) -> Tensor:
+        """Compute each branch for a random subset of the samples only (DINOv2, arXiv 2304.07193, section 5)."""
+        count = len(x)
+        keep = max(1, round(count * (1 - self.rate_skipped)))
+        ids, others = (torch.randperm(count, device=x.device)[:keep] for _ in range(2))
+        own = bias if bias is None or len(bias) == 1 else bias.index_select(0, ids)
+        attended = self.ls1(self.attn(self.norm1(x.index_select(0, ids)), own, last=last, grid=grid))
+        x = x if last is None else x[:, -last:]
+        x = x.index_add(0, ids, attended.to(x.dtype), alpha=count / keep)
+        changed = self.ls2(self.mlp(self.norm2(x.index_select(0, others))))
+        return x.index_add(0, others, changed.to(x.dtype), alpha=count / keep)
 
 
 def run(
@@ -265,6 +292,7 @@ class ViT(Backbone):
             Block(
                 self.dim, heads, mlp_ratio=cfg.mlp_ratio, qkv_bias=cfg.qkv_bias, window=window, decomposed=decomposed,
                 norm_eps=cfg.norm_eps, layer_scale=cfg.layer_scale, drop_path=rate,
+                skip_dropped=cfg.skip_dropped,
             )
             for window, rate in zip(windows, rates, strict=True)
         )  # fmt: skip

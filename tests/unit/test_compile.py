@@ -17,6 +17,7 @@ from mae_transfer.core.normalize import Statistics
 from mae_transfer.engine.dist import Dist, assemble, compile_blocks, compiles
 from mae_transfer.engine.state import LoopConfig, RunConfig, TrainState, check_precision
 from mae_transfer.interfaces import Mask
+from mae_transfer.models.attention import fold_positions
 from mae_transfer.models.mae import MAE, DecoderConfig, MAEConfig
 from mae_transfer.models.vit import DropPath, ViT, ViTConfig
 from mae_transfer.tasks.backbones import flops_of
@@ -81,7 +82,13 @@ def assert_compiled_equals_eager(model: nn.Module, loss: Callable[[], Tensor], k
     assert list(model.state_dict()) == names
 
 
-@pytest.mark.parametrize("make", [mae_of, *(partial(vit_of, **options) for options in VARIANTS)])
+def folded_of(kind: torch.dtype) -> tuple[nn.Module, Callable[[], Tensor]]:
+    model, loss = vit_of(kind, **VARIANTS[1])
+    fold_positions(model)
+    return model, loss
+
+
+@pytest.mark.parametrize("make", [mae_of, folded_of, *(partial(vit_of, **options) for options in VARIANTS)])
 def test_compiled_blocks_compute_what_eager_ones_do(make: Any, backend: Any) -> None:
     backend("aot_eager")
     assert_compiled_equals_eager(*make(torch.float64), torch.float64)
@@ -93,10 +100,11 @@ def test_code_of_the_real_compiler_computes_it_too(kind: torch.dtype) -> None:
     assert_compiled_equals_eager(*mae_of(kind), kind)
 
 
+@pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_all_depths_and_rates_of_drop_path_share_their_graphs(recompute: bool, backend: Any) -> None:
+def test_all_depths_and_rates_of_drop_path_share_their_graphs(recompute: bool, skip: bool, backend: Any) -> None:
     backend("eager")
-    model, loss = vit_of(torch.float32, depth=12, drop_path=0.3)
+    model, loss = vit_of(torch.float32, depth=12, drop_path=0.3, skip_dropped=skip)
     model.set_grad_checkpointing(recompute)
     compile_blocks(model)
     gradients(model.train(), loss)

@@ -50,11 +50,11 @@ def test_the_normalisation_of_the_pretraining_comes_along(tmp_path: Path) -> Non
 def test_a_dense_task_takes_the_encoder_without_class_token_and_norm(tmp_path: Path) -> None:
     vit = encoder()
     ours = checkpoints.load_backbone(
-        stored(tmp_path), changes={"class_token": False, "final_norm": False, "drop_path": 0.3}
+        stored(tmp_path), changes={"class_token": False, "final_norm": False, "drop_path": 0.3, "skip_dropped": True}
     )
     assert ours.cls_token is None
     assert ours.norm is None
-    assert ours.blocks[1].drop_path.drop_prob == pytest.approx(0.3)
+    assert ours.blocks[1].drop_path.drop_prob == ours.blocks[1].rate_skipped == pytest.approx(0.3)
     assert torch.equal(ours.pos_embed, vit.pos_embed[:, 1:])
     assert ours(torch.randn(1, 3, 64, 64)).cls is None
 

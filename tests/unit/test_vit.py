@@ -7,7 +7,7 @@ import torch
 from mae_transfer.core.masks import Random
 from mae_transfer.interfaces import Backbone, Mask
 from mae_transfer.models.attention import attend
-from mae_transfer.models.vit import ViT, ViTConfig
+from mae_transfer.models.vit import Block, ViT, ViTConfig
 
 TINY = {"size": None, "dim": 32, "depth": 3, "heads": 4, "patch": 4, "image_size": (16, 24)}
 
@@ -137,16 +137,62 @@ def test_every_parameter_has_a_layer_and_unknown_names_raise() -> None:
     assert vit.no_weight_decay() == {"pos_embed", "cls_token", "rel_pos_bias.0.table"}
 
 
-def test_recomputed_activations_give_the_same_gradients_and_drop_path_too() -> None:
+@pytest.mark.parametrize("skip", [False, True])
+def test_recomputed_activations_give_the_same_gradients_and_drop_path_too(skip: bool) -> None:
     images = torch.randn(2, 3, 16, 24)
     gradients = []
     for recompute in (False, True):
-        vit = tiny(drop_path=0.5).train()
+        vit = tiny(drop_path=0.5, skip_dropped=skip).train()
         vit.set_grad_checkpointing(recompute)
         torch.manual_seed(1)
         vit(images, norm=True).maps[0].square().mean().backward()
         gradients.append([p.grad for p in vit.parameters() if p.requires_grad])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@torch.no_grad()
+def test_blocks_that_skip_dropped_samples_keep_a_fixed_number_of_them_and_their_mean() -> None:
+    """Of one branch, the other being zero; each sample has its own bias."""
+    count, keep, draws = 8, 6, 400
+    for zero in ("mlp.fc2", "attn.proj"):
+        block = Block(16, 2, drop_path=0.3, skip_dropped=True)  # 0.3 of 8 is 2.4
+        randomize(block)
+        for parameter in block.get_submodule(zero).parameters():
+            parameter.zero_()
+        x, bias = torch.randn(count, 5, 16), torch.randn(count, 2, 5, 5)
+        whole = block.eval()(x, bias) - x
+        times = torch.zeros(count)
+        for _ in range(draws):
+            added = block.train()(x, bias) - x
+            kept = added.flatten(1).any(dim=1)
+            assert kept.sum() == keep
+            torch.testing.assert_close(added[kept], whole[kept] * count / keep)
+            times += kept
+        assert (times / draws - keep / count).abs().max() < 5 * (0.75 * 0.25 / draws) ** 0.5
+
+
+def test_the_two_branches_of_a_block_skip_different_samples() -> None:
+    torch.manual_seed(0)
+    block, x = Block(16, 2, drop_path=0.5, skip_dropped=True).train(), torch.randn(32, 5, 16)
+    unchanged = (block(x) == x).flatten(1).all(dim=1).sum()
+    assert 2 <= unchanged <= 14  # 8 of 32 are in neither half; 16 or 0 if the halves were the same or opposite
+
+
+def test_an_encoder_that_skips_is_the_usual_one_unless_it_trains_with_drop_path() -> None:
+    images = torch.randn(4, 3, 16, 24)
+    usual, skipping = tiny(drop_path=0.5), tiny(drop_path=0.5, skip_dropped=True)
+    assert torch.equal(usual.eval()(images).maps[0], skipping.eval()(images).maps[0])
+    assert torch.equal(tiny().train()(images).maps[0], tiny(skip_dropped=True).train()(images).maps[0])
+    skipping.train()(images, norm=True).maps[0].square().mean().backward()
+    assert all(p.grad is not None for p in skipping.parameters() if p.requires_grad)
+    assert "skip_dropped" not in usual.cfg.model_dump()
+    assert ViTConfig.model_validate(skipping.cfg.model_dump()) == skipping.cfg
+
+
+@pytest.mark.parametrize("last", [None, 3])
+def test_skipping_leaves_as_many_tokens_as_the_block_must_return(last: int | None) -> None:
+    block = Block(16, 2, drop_path=0.5, skip_dropped=True).train()
+    assert block(torch.randn(4, 5, 16), last=last).shape == (4, last or 5, 16)
 
 
 @pytest.mark.parametrize("bias", [False, True])
