@@ -14,6 +14,7 @@ from mae_transfer.data.config import (
     open_labelled,
     open_source,
     open_sources,
+    training_crops,
     training_views,
 )
 from mae_transfer.data.decode import UnreadableImage
@@ -99,5 +100,6 @@ __all__ = [
     "open_sources",
     "pick_evenly",
     "split",
+    "training_crops",
     "training_views",
 ]

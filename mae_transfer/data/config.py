@@ -15,9 +15,9 @@ from pydantic import Field, model_validator
 from mae_transfer.bounds import BelowOne, Few, Portion, Sides, Whole
 from mae_transfer.config import Schema
 from mae_transfer.data.folders import FolderConfig, PhotosConfig
-from mae_transfer.data.loader import Unreadable
+from mae_transfer.data.loader import Crops, Masking, Unreadable
 from mae_transfer.data.shapes import ShapesConfig
-from mae_transfer.data.sources import SetConfig, Source, Split, check_labels, split
+from mae_transfer.data.sources import SetConfig, Source, Split, check_labels, decoded_late, split
 from mae_transfer.data.transforms import SHORTER_SIDE, AnyAugmentation, Augment, CentreCrop, Enlarged, RandomCrop
 from mae_transfer.interfaces import ViewSpec
 
@@ -122,6 +122,15 @@ def open_sources(cfg: ImagesConfig) -> tuple[Source, Source | None]:
 def training_views(cfg: DataConfig, extra: Sequence[ViewSpec] = ()) -> Augment:
     """Return the training augmentation: the encoder's view, then the `extra` views that a target needs."""
     return cfg.augmentation.build((ViewSpec(cfg.size, "bicubic"), *extra))
+
+
+def training_crops(
+    cfg: DataConfig, source: Source, extra: Sequence[ViewSpec] = (), *, seed: int, masking: Masking | None = None
+) -> Crops:
+    """Return the augmented images of a source. An image of which one crop is used is decoded there only."""
+    late = cfg.augmentation.one_box and cfg.crops_per_image == 1
+    views = training_views(cfg, extra)
+    return Crops(source=decoded_late(source) if late else source, augmentation=views, seed=seed, masking=masking)
 
 
 def evaluation_views(

@@ -27,9 +27,10 @@ from mae_transfer.config import Schema
 from mae_transfer.core.masks import ViewMask
 from mae_transfer.core.patches import sides
 from mae_transfer.data.config import ImagesConfig
+from mae_transfer.data.decode import Box
 from mae_transfer.data.loader import Samples
 from mae_transfer.data.sources import Sample, Source
-from mae_transfer.data.transforms import Box, Jitter, blur, draw_jitter, gaussian, render, shift_hue
+from mae_transfer.data.transforms import Jitter, blur, draw_jitter, gaussian, render, shift_hue
 from mae_transfer.interfaces import Chosen, Hidden, Looks, Views, ViewSpec
 
 Strength = Probability

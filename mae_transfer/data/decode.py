@@ -1,5 +1,9 @@
 """Decode image files to uint8 RGB tensors: libjpeg-turbo for JPEGs, PIL for all other files.
 
+With nvImageCodec, an image of which a run needs one crop is decoded there only (`decode_late`). It skips the inverse
+transform outside the crop and all rows below it; the pixels are the same, because it decodes the neighbours that the
+interpolation of colours needs.
+
 The EXIF orientation is applied. Transparent pixels are blended with white, 16-bit grey keeps its upper 8 bits, and an
 animation gives its first frame. An image with broken metadata (EXIF, colour profile, texts) is still decoded, and a
 note (data/reports.py) names the file.
@@ -12,6 +16,7 @@ Legend: H x W pixels of the upright image.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import io
 import os
@@ -20,7 +25,7 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -30,8 +35,9 @@ from torch import Tensor
 from mae_transfer.data.reports import PROCESS, library_messages, note
 
 T = TypeVar("T")
+Box = tuple[int, int, int, int]  # top, left, height, width
 ORIENTATION = 0x0112  # EXIF tag; its values 5 to 8 swap height and width
-PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+PNG, JPEG, JPEG_END = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\xff\xd9"
 PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 # APP1..APP13, APP15 and COM. APP0 (JFIF) and APP14 (Adobe) are kept, because they define the colours.
 JPEG_METADATA = frozenset({*range(0xE1, 0xEE), 0xEF, 0xFE})
@@ -63,6 +69,40 @@ def decode(data: bytes, *, where: str) -> Tensor:
         UnreadableImage: names the file and its defect.
     """
     return open_image(data, _rgb_tensor, where=where)
+
+
+class Undecoded(Tensor):
+    """A meta tensor with the shape of an image, (3, H, W), that is decoded where it is cropped."""
+
+    file: bytes
+    origin: str  # name of the file, for errors and notes
+    turn: int  # EXIF orientation
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # as torch.nn.Parameter does
+
+    def crop(self, top: int, left: int, height: int, width: int) -> Tensor:
+        """Return the pixels of a box, (3, height, width) uint8. UnreadableImage names a file that cannot be decoded."""
+        box = _stored_box((top, left, height, width), self.shape[-2:], self.turn)
+        pixels = _decode_region(self.file, *box)
+        if pixels is not None:
+            return upright(pixels, self.turn)
+        return decode(self.file, where=self.origin)[:, top : top + height, left : left + width]
+
+
+def decode_late(data: bytes, *, where: str) -> Tensor:
+    """Return an image as Undecoded if its regions can be decoded, otherwise as `decode` does.
+
+    `decode` also gets every file with something unusual, which it names: trailing bytes, a cut end, broken metadata.
+    """
+    warned: list[str] = []
+    if _region_decoder(os.getpid()) is not None and data.endswith(JPEG_END):
+        with suppress(Exception), library_messages(warned), Image.open(io.BytesIO(data)) as image:
+            turn = orientation(image, warned)
+            size = image.size if turn >= 5 else image.size[::-1]
+            if image.format == "JPEG" and image.mode in ("RGB", "L") and not warned:
+                late = torch.empty((3, *size), dtype=torch.uint8, device="meta").as_subclass(Undecoded)
+                late.file, late.origin, late.turn = data, where, turn
+                return late
+    return decode(data, where=where)
 
 
 def open_image(data: bytes, read: Callable[[Image.Image, bytes, list[str]], T], *, where: str) -> T:
@@ -211,6 +251,57 @@ def _fast(image: Image.Image, data: bytes, warned: list[str]) -> Tensor | None:
         return None
     finally:
         PROCESS.release()
+
+
+def _decode_region(data: bytes, top: int, left: int, height: int, width: int) -> Tensor | None:
+    """Return a box of a JPEG as it is stored, (3, height, width); None if the decoder warns or is in use."""
+    if not PROCESS.acquire(blocking=False):
+        return None
+    warned: list[str] = []
+    try:
+        with library_messages(warned, stderr=True):
+            decoder = _region_decoder(os.getpid())
+            pixels = decoder(data, top, left, height, width) if decoder else None
+    except RuntimeError:
+        return None
+    finally:
+        PROCESS.release()
+    return None if pixels is None or warned else torch.from_numpy(np.asarray(pixels)).permute(2, 0, 1)
+
+
+def _stored_box(box: Box, size: tuple[int, ...], turn: int) -> Box:
+    """Return the box of the stored image that `upright` turns into a box of the upright image, of H x W pixels."""
+    top, left, height, width = box
+    if turn in (3, 4, 7, 8):
+        top = size[0] - top - height
+    if turn in (2, 3, 6, 7):
+        left = size[1] - left - width
+    return (left, top, width, height) if turn >= 5 else (top, left, height, width)
+
+
+@functools.cache
+def _region_decoder(process: int) -> Callable[..., Any] | None:
+    """Return this process's decoder of boxes of JPEGs, (height, width, 3) uint8; None if it is not installed.
+
+    `process` makes the cache per process.
+    """
+    with library_messages([], stderr=True):  # it complains about missing CUDA libraries, which it does not need
+        try:
+            codec = importlib.import_module("nvidia.nvimgcodec")
+            decoder = codec.Decoder(
+                device_id=codec.NVIMGCODEC_DEVICE_CPU_ONLY,
+                backends=[codec.Backend(codec.BackendKind.CPU_ONLY)],
+                max_num_cpu_threads=1,
+            )
+            params = codec.DecodeParams(apply_exif_orientation=False)
+        except (ImportError, AttributeError, RuntimeError, OSError):  # absent, too old, or its libraries are missing
+            return None
+
+    def decode_box(data: bytes, top: int, left: int, height: int, width: int) -> Any:
+        box = codec.Region(top, left, top + height, left + width)
+        return decoder.decode(codec.CodeStream(data).get_sub_code_stream(region=box), params=params)
+
+    return decode_box
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -8,18 +8,19 @@ counts write to shared memory pages.
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from PIL import Image
 
 from mae_transfer.bounds import Between
-from mae_transfer.data.decode import decode_file
+from mae_transfer.data.decode import decode, decode_late, read_file
 from mae_transfer.data.reports import report_on_main
 from mae_transfer.data.sources import UNLABELLED, FolderSetConfig, Sample, Subset, select_part
 
@@ -68,13 +69,24 @@ class Folder:
         self._labels = np.repeat(
             np.arange(len(groups)) if cfg.labelled else UNLABELLED, [len(group) for group in groups]
         )
+        self._decode = decode
 
     def __len__(self) -> int:
         return len(self._ends)
 
     def read(self, index: int) -> Sample:
         """Return image `index`, (3, H, W) uint8, with its label. UnreadableImage names a broken file."""
-        return Sample(decode_file(self.where(index)), int(self._labels[index]))
+        return Sample(self._decode(self.file(index), where=self.where(index)), int(self._labels[index]))
+
+    def file(self, index: int) -> bytes:
+        """Return the file of image `index`. UnreadableImage or OSError name one that cannot be read."""
+        return read_file(self.where(index))
+
+    def decoded_late(self) -> Self:
+        """Return this folder with images that are decoded where they are cropped, if the decoder is installed."""
+        late = copy.copy(self)
+        late._decode = decode_late
+        return late
 
     def labels(self) -> np.ndarray:
         """Return the label of every image, (N,) int64."""

@@ -210,26 +210,34 @@ class Samples(Dataset[WorkerOutput], Generic[S, D], ABC):
         drawn: list[D] = []
         images: list[int] = []
         for (epoch, image), crops in groupby(keys, key=lambda key: (key.epoch, key.image)):
-            found = self._read(epoch, image, unreadable)
+            found = self._drawn(epoch, image, list(crops), unreadable)
             if found is None and self.replaced:
                 return WorkerOutput(None, unreadable)
             if found is None:
                 continue
-            for key in crops:
-                with seeded(fold(self.seed, "sample", *key)) as rng:
-                    drawn.append(self.draw(found[0], rng))
-                images.append(found[1])
+            drawn += found[0]
+            images += [found[1]] * len(found[0])
         return WorkerOutput(self.collate(drawn, torch.tensor(images)) if drawn else None, unreadable)
 
-    def _read(self, epoch: int, image: int, unreadable: dict[int, str]) -> tuple[S, int] | None:
-        """Return an image and its index; None if unreadable. With `replaced`, a pure function chooses another image."""
+    def _drawn(
+        self, epoch: int, image: int, crops: list[Key], unreadable: dict[int, str]
+    ) -> tuple[list[D], int] | None:
+        """Return the crops of an image and its index; None if unreadable.
+
+        With `replaced`, a pure function chooses another image.
+        """
         for attempt in range(REPLACEMENTS if self.replaced else 1):
             other = fold(self.seed, "replace", epoch, image, attempt) % len(self.source) if attempt else image
             try:
-                return self.source.read(other), other
+                return list(self._draws(self.source.read(other), crops)), other
             except (UnreadableImage, OSError) as error:
                 unreadable[other] = str(error)
         return None
+
+    def _draws(self, sample: S, crops: list[Key]) -> Iterator[D]:
+        for key in crops:
+            with seeded(fold(self.seed, "sample", *key)) as rng:
+                yield self.draw(sample, rng)
 
 
 class Crop(NamedTuple):

@@ -32,7 +32,7 @@ from mae_transfer.data.folders import (
     no_split,
 )
 from mae_transfer.data.reports import report_on_main
-from mae_transfer.data.sources import UNLABELLED, Sample
+from mae_transfer.data.sources import UNLABELLED
 from mae_transfer.disk import atomic_write
 
 VERSION = 1  # of the index
@@ -143,14 +143,14 @@ class PackedFolder(Folder):
         self._pack = pack
         self._members = np.concatenate([np.arange(*span) for span in spans])
         self._labels = np.repeat(np.arange(len(spans)) if cfg.labelled else UNLABELLED, counts)
+        self._decode = decode
 
     def __len__(self) -> int:
         return len(self._members)
 
-    def read(self, index: int) -> Sample:
-        """Return image `index`, (3, H, W) uint8, with its label. UnreadableImage names a broken member."""
-        data = self._pack.read(self._members[index])
-        return Sample(decode(data, where=self.where(index)), int(self._labels[index]))
+    def file(self, index: int) -> bytes:
+        """Return the file of image `index`. UnreadableImage names a damaged member."""
+        return self._pack.read(self._members[index])
 
     def where(self, index: int) -> str:
         """Return the path of image `index`, as if the pack were a folder."""

@@ -6,6 +6,7 @@ are compared on the same images, and the 1 % subset is part of the 10 % subset.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import zlib
@@ -13,7 +14,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -147,6 +148,15 @@ class PrecomputedLabels:
     def where(self, index: int) -> str:
         """Return the source's name of sample `index`, for messages."""
         return self.source.where(index)
+
+
+def decoded_late(source: Source) -> Source:
+    """Return a source whose images are decoded where they are cropped (decode.Undecoded), as far as it can."""
+    if isinstance(source, Subset | PrecomputedLabels):
+        late = copy.copy(source)
+        late.source = decoded_late(source.source)
+        return late
+    return cast(Source, source.decoded_late()) if hasattr(source, "decoded_late") else source
 
 
 class Split(NamedTuple):

@@ -16,7 +16,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -33,9 +33,8 @@ from mae_transfer.bounds import Factor, Portion, Probability, real
 from mae_transfer.config import Part
 from mae_transfer.core.normalize import IMAGENET
 from mae_transfer.core.patches import sides
+from mae_transfer.data.decode import Box, Undecoded
 from mae_transfer.interfaces import Interpolation, ViewSpec
-
-Box = tuple[int, int, int, int]
 
 Enlarged = Annotated[float, real(least=1.0, most=16.0)]  # the crop must lie within the resized image
 LONGEST = 32  # times the shorter side: longer images are cropped first; a panorama is 4 times as long as high
@@ -50,6 +49,9 @@ Augment = Callable[[Tensor], tuple[Tensor, ...]]
 
 class Augmentation(Part):
     """How an image becomes views, which all show the same crop."""
+
+    one_box: ClassVar[bool] = False
+    """Whether `render` uses only the shape of the image and one box of its pixels, so that it takes Undecoded."""
 
     def build(self, views: Sequence[ViewSpec]) -> Augment:
         """Return the augmentation for views of these sizes and filters, the encoder's first."""
@@ -98,6 +100,7 @@ class FixedCrop(Augmentation):
     This is 'crop, fixed size' in MAE, table 1e, which does not give the size.
     """
 
+    one_box = True
     name: Literal["fixed_crop"] = "fixed_crop"
     shorter_side: Enlarged = SHORTER_SIDE
     """Side of the largest possible box / side of the crop; 256/224 as in evaluation."""
@@ -118,6 +121,7 @@ class FixedCrop(Augmentation):
 class _ShareCrop(Augmentation):
     """A crop of a random share of the image."""
 
+    one_box = True
     scale: tuple[Portion, Portion] = (0.08, 1.0)
     """Range of the crop's share of the image area."""
     aspect: tuple[Factor, Factor] = (3 / 4, 4 / 3)
@@ -245,7 +249,8 @@ def render(
 
     Jitter is applied before resizing, so that all views share it.
     """
-    crop = F.crop(image, *box)
+    crop = image.crop(*box) if isinstance(image, Undecoded) else F.crop(image, *box)
+    crop = crop.permute(1, 2, 0).contiguous().permute(2, 0, 1)  # resizing is faster if a pixel's colours are adjacent
     for adjust, factor in jitter:
         crop = adjust(crop, factor)
     resized = (resize(crop, sides(view.size), view.interpolation) for view in views)

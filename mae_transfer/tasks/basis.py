@@ -13,7 +13,7 @@ from mae_transfer.checkpoints.tokenizers import save_basis
 from mae_transfer.core.normalize import normalize
 from mae_transfer.core.patches import patchify
 from mae_transfer.core.pca import Basis, fit_basis
-from mae_transfer.data import Crops, Order, TrainKeys, Unreadable, batches, open_sources, training_views
+from mae_transfer.data import Order, TrainKeys, Unreadable, batches, open_sources, training_crops
 from mae_transfer.tasks.pretrain import PretrainConfig
 
 IMAGES_PER_BATCH = 64
@@ -56,7 +56,7 @@ def patches(cfg: PretrainConfig, images: int, policy: Unreadable) -> Iterator[Te
     """
     source, _ = open_sources(cfg.data)
     batch = min(IMAGES_PER_BATCH, images, len(source))
-    crops = Crops(source=source, augmentation=training_views(cfg.data), seed=cfg.seed)
+    crops = training_crops(cfg.data, source, seed=cfg.seed)
     share = TrainKeys(
         order=Order(images=len(source), batch=batch, seed=cfg.seed), start=0, rank=0, world=1, accumulate=1
     )

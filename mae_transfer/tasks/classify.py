@@ -27,7 +27,7 @@ from mae_transfer.data import (
     evaluation_views,
     open_labelled,
     split,
-    training_views,
+    training_crops,
 )
 from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.loop import Step, StepFn
@@ -157,7 +157,7 @@ class Classify(Transfer[ClassifierConfig]):
         cfg = self.cfg
         if self.keeps and isinstance(cfg.data.augmentation, CentreCrop):
             return self.kept("train", self.train_set, cfg.data.augmentation.shorter_side, seed=cfg.seed)
-        return Crops(source=self.train_set, augmentation=training_views(cfg.data), seed=cfg.seed)
+        return training_crops(cfg.data, self.train_set, seed=cfg.seed)
 
     def evaluation_samples(self, name: str) -> Samples[Any, Any]:
         """Return the images of a split, or the features that are kept of them."""

@@ -20,7 +20,7 @@ from mae_transfer.data import (
     evaluation_views,
     open_sources,
     pick_evenly,
-    training_views,
+    training_crops,
 )
 from mae_transfer.engine.optim import Group, param_groups, select_exempt
 from mae_transfer.interfaces import ViewSpec
@@ -93,8 +93,7 @@ class ImageTask(Task[C]):
 
     def training_samples(self) -> Samples[Any, Any]:
         assert isinstance(self.cfg.data, DataConfig)  # a task with views has its own samples
-        views = training_views(self.cfg.data, self.views)
-        return Crops(source=self.train_set, augmentation=views, seed=self.cfg.seed, masking=self.masking)
+        return training_crops(self.cfg.data, self.train_set, self.views, seed=self.cfg.seed, masking=self.masking)
 
     def held_out_samples(self, most: int | None = None) -> Crops:
         """Return the held-out images, or up to `most` of them, with masks that are the same in every run."""
