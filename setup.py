@@ -21,6 +21,7 @@ SEGMENT = [  # the maintained distributions of `mmseg`, `mmcv` and `mmengine`; t
     "onedl-mmengine~=0.10.12",
 ]
 JPEG = "torchcodec>=0.17"  # JPEG decoder for versions of torchvision without one
+REGIONS = "nvidia-nvimgcodec-cu12>=0.9; sys_platform != 'darwin'"  # decodes only the crop, on CPU; used if installed
 DEV = [
     "DALL-E>=0.1",  # reference of the autoencoder's tests
     "attrs>=23.2",  # DALL-E imports it but does not require it
@@ -31,6 +32,7 @@ DEV = [
     "pytest-timeout>=2.4",
     SKLEARN,
     JPEG,
+    REGIONS,
     "ruff~=0.17.5",  # other minor versions have another format and other rules
     REFERENCE,
     *SEGMENT,
@@ -95,6 +97,7 @@ setup(
         "bench": [REFERENCE, SKLEARN, "lightly>=1.6"],
         "segment": SEGMENT,
         "jpeg": [JPEG],
+        "regions": [REGIONS],
         "slurm": [],  # earlier versions needed submitit
         "wandb": ["wandb>=0.17"],
     },

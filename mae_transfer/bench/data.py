@@ -2,9 +2,10 @@
 
 With `multi_crop`, an image becomes 12 views instead of one crop: DINO's 2 of 224 px and 10 of 96 px, with its colours.
 
-Both start from the bytes of JPEG files in memory and end with a batch for the device: ours in uint8 (normalised on the
-device), the classic one in normalised float32. They alternate, round by round, in one process pinned to one core. Times
-are processor time, so other programs have little effect. The same seeds give the same crops.
+Both start from the bytes of JPEG files in memory, except the rows that name files or a pack. They end with a batch for
+the device: ours in uint8 (normalised on the device), the classic one in normalised float32. They alternate, round by
+round, in one process pinned to one core. Times are processor time, so other programs have little effect. The same seeds
+give the same crops.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import io
 import os
 import random
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -27,10 +29,11 @@ from torch import Tensor
 from torchvision import transforms as classic
 
 from mae_transfer.data.crops import MultiCrop, MultiCrops
-from mae_transfer.data.decode import decode
+from mae_transfer.data.decode import decode, decode_late
 from mae_transfer.data.folders import FolderConfig
 from mae_transfer.data.loader import Crops, Key
-from mae_transfer.data.sources import UNLABELLED, Sample
+from mae_transfer.data.packs import write_pack
+from mae_transfer.data.sources import UNLABELLED, Sample, Source, decoded_late
 from mae_transfer.data.transforms import RandomCrop
 from mae_transfer.interfaces import ViewSpec
 from mae_transfer.seeding import fold, seeded
@@ -41,7 +44,7 @@ VIEWS = MultiCrop(narrow=10, wide_scale=(0.25, 1.0), narrow_scale=(0.05, 0.25)) 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 
 Files = Sequence[bytes]
-Pipeline = Callable[[Files, int], Tensor]  # files, round -> (B, 3, S, S), with several views the first of them
+Pipeline = Callable[[range, int], Tensor]  # images, round -> (B, 3, S, S), with several views the first of them
 
 
 def run(
@@ -70,14 +73,14 @@ def run(
         classic crops in grey levels; None if not measured).
     """
     source = FolderConfig(root=str(folder), labelled=False).open()
-    files = [Path(source.where(index)).read_bytes() for index in range(min(images, len(source)))]
-    contestants = _several_views() if multi_crop else _one_crop(size, repeats)
-    with _one_core():
+    files = [source.file(index) for index in range(min(images, len(source)))]
+    with _one_core(), tempfile.TemporaryDirectory() as temporary:
+        contestants = _several_views(files) if multi_crop else _one_crop(files, size, repeats, Path(temporary))
         share = seconds / (rounds * len(contestants))
         speeds: dict[str, list[float]] = {name: [] for name in contestants}
         for turn in range(rounds):
             for name, pipeline in contestants.items():
-                speeds[name].append(_speed(pipeline, files, turn, share))
+                speeds[name].append(_speed(pipeline, len(files), turn, share))
     reference, *_ = speeds.values()
     differences = {} if multi_crop else {"ours": pixel_difference(files, size)}
     return [
@@ -85,22 +88,33 @@ def run(
     ]
 
 
-def _one_crop(size: int, repeats: int) -> dict[str, Pipeline]:
+def _one_crop(files: Files, size: int, repeats: int, folder: Path) -> dict[str, Pipeline]:
+    """Return the contestants; `folder` takes the files and their pack."""
+    (folder / "files").mkdir()
+    for index, file in enumerate(files):
+        (folder / "files" / f"{index:08}.jpg").write_bytes(file)
+    write_pack(folder / "files", folder / "files.zip")
+    stored = {
+        f"ours, from {name}": _Ours(decoded_late(FolderConfig(root=str(folder / path), labelled=False).open()), size)
+        for name, path in (("files", "files"), ("a pack", "files.zip"))
+    }
     return {
-        CLASSIC: _Classic(size),
-        OURS: _Ours(size),
-        "PIL, v1 transforms, uint8": _Classic(size, normalise=False),
-        "PIL draft decoding (approximate)": _Classic(size, draft=True),
-        f"ours, {repeats} crops per image": _Ours(size, repeats),
+        CLASSIC: _Classic(files, size),
+        OURS: _Ours(decoded_late(_Bytes(files)), size),
+        "ours, whole images decoded": _Ours(_Bytes(files), size),
+        **stored,
+        f"ours, {repeats} crops per image": _Ours(_Bytes(files), size, repeats),
+        "PIL, v1 transforms, uint8": _Classic(files, size, normalise=False),
+        "PIL draft decoding (approximate)": _Classic(files, size, draft=True),
     }
 
 
-def _several_views() -> dict[str, Pipeline]:
+def _several_views(files: Files) -> dict[str, Pipeline]:
     return {
-        CLASSIC: _ClassicViews(),
-        OURS: partial(_our_views, augment_on="worker"),
-        "ours, flips and colours left to the device": partial(_our_views, augment_on="device"),
-        "PIL, v1 transforms, uint8": _ClassicViews(normalise=False),
+        CLASSIC: _ClassicViews(files),
+        OURS: partial(_our_views, files, augment_on="worker"),
+        "ours, flips and colours left to the device": partial(_our_views, files, augment_on="device"),
+        "PIL, v1 transforms, uint8": _ClassicViews(files, normalise=False),
     }
 
 
@@ -109,8 +123,10 @@ def pixel_difference(files: Files, size: int) -> float:
 
     The classic pipeline ignores EXIF rotations; here it applies them first.
     """
-    ours, theirs = _Ours(size), _Classic(size, normalise=False, upright=True)
-    gaps = [(ours([file], 0).float() - theirs([file], 0).float()).abs().mean() for file in files]
+    ours = _Ours(decoded_late(_Bytes(files)), size)
+    theirs = _Classic(files, size, normalise=False, upright=True)
+    each = [range(index, index + 1) for index in range(len(files))]
+    gaps = [(ours(image, 0).float() - theirs(image, 0).float()).abs().mean() for image in each]
     return float(torch.stack(gaps).mean())
 
 
@@ -119,13 +135,17 @@ class _Bytes:
     """A data set of files in memory."""
 
     files: Files
+    decode: Callable[..., Tensor] = decode
     classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.files)
 
     def read(self, index: int) -> Sample:
-        return Sample(decode(self.files[index], where=self.where(index)), UNLABELLED)
+        return Sample(self.decode(self.files[index], where=self.where(index)), UNLABELLED)
+
+    def decoded_late(self) -> _Bytes:
+        return replace(self, decode=decode_late)
 
     def where(self, index: int) -> str:
         return f"file {index}"
@@ -134,29 +154,31 @@ class _Bytes:
 class _Ours:
     """The loader's worker code, including seeding; repeats > 1: the same number of crops from fewer files."""
 
-    def __init__(self, size: int, repeats: int = 1) -> None:
-        self.augmentation, self.repeats = RandomCrop().build([ViewSpec(size, "bicubic")]), repeats
+    def __init__(self, source: Source, size: int, repeats: int = 1) -> None:
+        self.crops = Crops(source=source, augmentation=RandomCrop().build([ViewSpec(size, "bicubic")]), seed=0)
+        self.repeats = repeats
 
-    def __call__(self, files: Files, turn: int) -> Tensor:
-        crops = Crops(source=_Bytes(files), augmentation=self.augmentation, seed=0)
-        delivery = crops[[Key(turn, i // self.repeats, i % self.repeats) for i in range(len(files))]]
-        images: Tensor = delivery.batch.image
-        return images
+    def __call__(self, images: range, turn: int) -> Tensor:
+        keys = [Key(turn, images.start + i // self.repeats, i % self.repeats) for i in range(len(images))]
+        crops: Tensor = self.crops[keys].batch.image
+        return crops
 
 
 class _Classic:
     """PIL, torchvision v1 and a float batch, as in most training scripts; its crops use the same seeds as ours."""
 
-    def __init__(self, size: int, *, normalise: bool = True, draft: bool = False, upright: bool = False) -> None:
+    def __init__(
+        self, files: Files, size: int, *, normalise: bool = True, draft: bool = False, upright: bool = False
+    ) -> None:
         ending = [classic.ToTensor(), classic.Normalize(MEAN, STD)] if normalise else [classic.PILToTensor()]
         crop = classic.RandomResizedCrop(size, (0.2, 1.0), interpolation=classic.InterpolationMode.BICUBIC)
         self.transform = classic.Compose([crop, classic.RandomHorizontalFlip(), *ending])
-        self.upright = upright
+        self.files, self.upright = files, upright
         # Smallest size after decoding: a crop of a quarter of the area keeps its detail.
         self.draft = (2 * size, 2 * size) if draft else None
 
-    def __call__(self, files: Files, turn: int) -> Tensor:
-        return torch.stack([self._crop(file, fold(0, "sample", turn, index, 0)) for index, file in enumerate(files)])
+    def __call__(self, images: range, turn: int) -> Tensor:
+        return torch.stack([self._crop(self.files[index], fold(0, "sample", turn, index, 0)) for index in images])
 
     def _crop(self, file: bytes, seed: int) -> Tensor:
         torch.default_generator.manual_seed(seed)
@@ -167,17 +189,18 @@ class _Classic:
         return crop
 
 
-def _our_views(files: Files, turn: int, *, augment_on: Literal["worker", "device"]) -> Tensor:
+def _our_views(files: Files, images: range, turn: int, *, augment_on: Literal["worker", "device"]) -> Tensor:
     """Return the first wide view of each image, after the loader's worker has made all views."""
     samples = MultiCrops(source=_Bytes(files), crops=VIEWS, size=224, seed=0, augment_on=augment_on)
-    views: Tensor = samples[[Key(turn, index, 0) for index in range(len(files))]].batch.wide
+    views: Tensor = samples[[Key(turn, index, 0) for index in images]].batch.wide
     return views[0]
 
 
 class _ClassicViews:
     """The views of main_dino.py (DINO) with PIL and torchvision v1, as one batch per view."""
 
-    def __init__(self, *, normalise: bool = True) -> None:
+    def __init__(self, files: Files, *, normalise: bool = True) -> None:
+        self.files = files
         self.ending = [classic.ToTensor(), classic.Normalize(MEAN, STD)] if normalise else [classic.PILToTensor()]
         sides, scales = (224, VIEWS.narrow_size), (VIEWS.wide_scale, VIEWS.narrow_scale)
         kinds = (0, 1, *[2] * VIEWS.narrow)
@@ -191,9 +214,9 @@ class _ClassicViews:
         colours = [classic.RandomHorizontalFlip(), jitter, classic.RandomGrayscale(VIEWS.grey), blur, solarise]
         return classic.Compose([crop, *colours, *self.ending])
 
-    def __call__(self, files: Files, turn: int) -> Tensor:
-        images = [self._views(file, fold(0, "sample", turn, index, 0)) for index, file in enumerate(files)]
-        first, *_ = [torch.stack(views) for views in zip(*images, strict=True)]
+    def __call__(self, images: range, turn: int) -> Tensor:
+        rows = [self._views(self.files[index], fold(0, "sample", turn, index, 0)) for index in images]
+        first, *_ = [torch.stack(views) for views in zip(*rows, strict=True)]
         return first
 
     def _views(self, file: bytes, seed: int) -> list[Tensor]:
@@ -207,12 +230,12 @@ def _pil_blur(image: Image.Image) -> Image.Image:
     return image.filter(ImageFilter.GaussianBlur(random.uniform(*VIEWS.sigma)))
 
 
-def _speed(pipeline: Pipeline, files: Files, turn: int, seconds: float) -> float:
-    """Return images per second of processor time over at least `seconds`, each call on the next batch of files."""
+def _speed(pipeline: Pipeline, count: int, turn: int, seconds: float) -> float:
+    """Return images per second of processor time over at least `seconds`, each call on the next batch of images."""
     done, start = 0, time.process_time()
     while (elapsed := time.process_time() - start) < seconds or not done:
-        first = done % max(1, len(files) - BATCH + 1)
-        done += len(pipeline(files[first : first + BATCH], turn))
+        first = done % max(1, count - BATCH + 1)
+        done += len(pipeline(range(first, min(first + BATCH, count)), turn))
     return done / elapsed
 
 

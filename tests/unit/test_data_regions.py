@@ -1,0 +1,203 @@
+"""Images that are decoded where they are cropped: the same pixels, and every odd file is decoded whole."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mae_transfer.data import (
+    DataConfig,
+    Folder,
+    FolderConfig,
+    LabelledDataConfig,
+    Order,
+    TrainKeys,
+    Unreadable,
+    UnreadableImage,
+    batches,
+    open_labelled,
+    training_crops,
+)
+from mae_transfer.data.decode import Undecoded, decode, decode_late
+from mae_transfer.data.sources import decoded_late
+
+MODULE = sys.modules["mae_transfer.data.decode"]  # the package has a function of this name
+Decoder = Callable[..., Any]
+
+
+def photo(height: int = 61, width: int = 83, seed: int = 0) -> Image.Image:
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [np.sin(x / (4 + seed)), np.sin(y / 5), np.sin((x + y) / 7)]
+    return Image.fromarray((np.stack(waves, axis=-1) * 100 + 128).astype(np.uint8))
+
+
+def jpeg(image: Image.Image | None = None, turn: int = 1, **options: Any) -> bytes:
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = turn
+    (image or photo()).save(file, "JPEG", exif=exif, **options)
+    return file.getvalue()
+
+
+def boxes_of_pil(data: bytes, top: int, left: int, height: int, width: int) -> np.ndarray:
+    """Decode a box as nvImageCodec does: of the stored image, without its orientation."""
+    boxes_of_pil.calls += 1  # type: ignore[attr-defined]
+    with Image.open(io.BytesIO(data)) as image:
+        return np.array(image.convert("RGB").crop((left, top, left + width, top + height)))
+
+
+@pytest.fixture(params=["PIL", "nvImageCodec"])
+def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decoder of boxes, or one that any machine has."""
+    if request.param == "PIL":
+        boxes_of_pil.calls = 0  # type: ignore[attr-defined]
+        monkeypatch.setattr(MODULE, "_region_decoder", lambda _: boxes_of_pil)
+    elif MODULE._region_decoder(0) is None:
+        pytest.skip("nvImageCodec is not installed")
+
+
+FILES = {
+    **{f"orientation {turn}": jpeg(turn=turn) for turn in range(1, 9)},
+    "grey": jpeg(photo().convert("L")),
+    "progressive": jpeg(progressive=True),
+    "colours of every pixel": jpeg(subsampling=0),
+    "colours of every second column": jpeg(subsampling=1),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.usefixtures("decoder")
+def test_every_box_is_that_of_the_whole_image(name: str) -> None:
+    whole, late = (one(FILES[name], where="x") for one in (decode, decode_late))
+    assert isinstance(late, Undecoded)
+    assert late.shape == whole.shape
+    assert late.is_meta
+    height, width = whole.shape[1:]
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        h, w = (int(rng.integers(1, side + 1)) for side in (height, width))
+        top, left = (int(rng.integers(0, side - length + 1)) for side, length in ((height, h), (width, w)))
+        crop = late.crop(top, left, h, w)
+        assert torch.equal(crop, whole[:, top : top + h, left : left + w])
+
+
+def test_odd_files_are_decoded_whole_and_named_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODULE, "_region_decoder", lambda _: boxes_of_pil)
+    png = io.BytesIO()
+    photo().save(png, "PNG")
+    for data in (png.getvalue(), jpeg(photo().convert("CMYK")), jpeg() + b"trailing"):
+        late = decode_late(data, where="x")
+        assert not isinstance(late, Undecoded)
+        assert torch.equal(late, decode(data, where="x"))
+    for data in (jpeg()[:-200], b"", b"\xff\xd8\xff garbage \xff\xd9"):
+        with pytest.raises(UnreadableImage, match="^x: its"):
+            decode_late(data, where="x")
+
+
+@pytest.mark.parametrize("failure", [None, RuntimeError, "warns"])
+def test_a_box_that_fails_is_cut_from_the_whole_image(monkeypatch: pytest.MonkeyPatch, failure: Any) -> None:
+    def failing(*box: Any) -> np.ndarray | None:
+        if failure is RuntimeError:
+            raise RuntimeError("decoder")
+        if failure == "warns":
+            print("Corrupt JPEG data", file=sys.__stderr__, flush=True)
+            return boxes_of_pil(*box)[::-1].copy()
+        return None
+
+    boxes_of_pil.calls = 0  # type: ignore[attr-defined]
+    monkeypatch.setattr(MODULE, "_region_decoder", lambda _: failing)
+    late = decode_late(jpeg(), where="x")
+    assert isinstance(late, Undecoded)
+    assert torch.equal(late.crop(3, 4, 20, 30), decode(jpeg(), where="x")[:, 3:23, 4:34])
+
+
+def test_without_the_decoder_images_are_decoded_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODULE, "_region_decoder", lambda _: None)
+    assert torch.equal(decode_late(jpeg(), where="x"), decode(jpeg(), where="x"))
+
+
+def test_a_library_of_another_version_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", type(sys)("nvidia.nvimgcodec"))
+    assert MODULE._region_decoder.__wrapped__(0) is None
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for index in range(12):
+        folder = tmp_path / "set" / "train" / "ab"[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{index}.jpg").write_bytes(jpeg(photo(60 + index, 80, seed=index), turn=1 + index % 8))
+    photo().save(tmp_path / "set/train/a/12.png")
+    return tmp_path / "set"
+
+
+AUGMENTATIONS: tuple[dict[str, Any], ...] = (
+    {"name": "random_crop"},
+    {"name": "random_crop", "jitter": 0.4},
+    {"name": "byol_crop"},
+    {"name": "fixed_crop"},
+    {"name": "rand_augment"},
+    {"name": "none"},
+)
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS, ids=lambda one: "-".join(map(str, one.values())))
+def test_crops_are_the_same(root: Path, monkeypatch: pytest.MonkeyPatch, augmentation: dict[str, Any]) -> None:
+    """Also through subsets and with several crops of an image, which is then decoded whole."""
+    boxes_of_pil.calls = 0  # type: ignore[attr-defined]
+    used = {}
+    for repeats in (1, 2):
+        data = {"root": str(root), "size": 24, "augmentation": augmentation, "crops_per_image": repeats}
+        cfg = LabelledDataConfig.model_validate({**data, "val": {"name": "folder", "split": "train"}})
+        train = open_labelled(cfg)[0].train
+        found = []
+        for decoder in (None, boxes_of_pil):
+            monkeypatch.setattr(MODULE, "_region_decoder", lambda _, decoder=decoder: decoder)
+            crops = training_crops(cfg, train, seed=1)
+            order = Order(images=len(train), batch=12, seed=1, crops_per_image=repeats)
+            feed = batches(crops, TrainKeys(order=order))
+            found.append(next(feed).image)
+            feed.close()
+        assert torch.equal(*found)
+        used[repeats] = boxes_of_pil.calls  # type: ignore[attr-defined]
+    assert used[1] >= 11 if augmentation["name"] != "none" else used[1] == 0
+    assert used[2] == used[1]
+
+
+def test_only_training_crops_are_decoded_late(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODULE, "_region_decoder", lambda _: boxes_of_pil)
+    folder = FolderConfig(root=str(root), split="train").open()
+    assert not isinstance(folder.read(0).image, Undecoded)
+    late = decoded_late(folder)
+    assert isinstance(late, Folder)
+    assert isinstance(late.read(0).image, Undecoded)
+    assert not isinstance(folder.read(0).image, Undecoded)
+
+
+def test_an_image_that_fails_when_it_is_cropped_is_replaced_or_named(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(data: bytes, *, where: str) -> torch.Tensor:
+        if where == folder.where(3):
+            raise UnreadableImage(f"{where}: broken below its header")
+        return decode(data, where=where)
+
+    monkeypatch.setattr(MODULE, "_region_decoder", lambda _: lambda *_: None)
+    monkeypatch.setattr(MODULE, "decode", failing)
+    cfg = DataConfig.model_validate({"root": str(root), "size": 24})
+    folder = FolderConfig(root=str(root), split="train").open()
+    keys = TrainKeys(order=Order(images=len(folder), batch=len(folder), seed=1))
+    policy = Unreadable(limit=1)
+    feed = batches(training_crops(cfg, folder, seed=1), keys, unreadable=policy)
+    assert 3 not in next(feed).index.tolist()
+    feed.close()
+    assert list(policy.files) == [3]
+    with pytest.raises(UnreadableImage, match=r"broken below its header \(data\.on_error='skip'"):
+        next(batches(training_crops(cfg, folder, seed=1), keys))
