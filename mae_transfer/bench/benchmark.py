@@ -85,6 +85,11 @@ BENCHMARKS = {
         "memory and time of the masks of many objects", options.masks, lambda args: bench("masks:run")(args)
     ),
     "logreg": Benchmark("logistic regression of features", options.logreg, lambda args: bench("logreg:run")(args)),
+    "scale": Benchmark(
+        "hours of a suite on GPUs, derived from counted operations",
+        options.scale,
+        lambda args: bench("scale:run")(args),
+    ),
     "data": Benchmark(
         "input pipelines",
         options.data,

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass
 from typing import Literal
 
-from mae_transfer.cli.parser import Parser, path
+from mae_transfer.cli.parser import Parser, config_path, path
 
 Mode = Literal["eager", "compiled"]
 SIZES = ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge")  # the names of models.vit.SIZES
@@ -111,3 +111,18 @@ def masks(parser: Parser) -> None:
     number(parser.what, "width", 5000, "width of the image, pixels", unit="P")
     number(parser.what, "radius", 100.0, "mean radius of an object, pixels", unit="P")
     rounds(parser, 3, "rounds; the fastest counts")
+
+
+def scale(parser: Parser) -> None:
+    """Add the options of the cost of a suite."""
+    parser.what.add_argument("suite", type=config_path, metavar="SUITE", help="suite file, or a name: suites/paper")
+    number(parser.how, "gpus", 8, "GPUs, in nodes of 8")
+    peak = "dense bfloat16 peak of a GPU, TFLOP/s (default: %(default)s, H100 SXM; A100: 312)"
+    parser.how.add_argument("--tflops", type=float, default=989.0, metavar="T", help=peak)
+    number(parser.how, "utilisation", 0.4, "share of the peak that a step reaches", unit="U")
+    network = "all-reduce bandwidth per GPU, GB/s (default: %(default)s, 400 Gb/s InfiniBand; NVLink of H100: 450)"
+    parser.how.add_argument("--bandwidth", type=float, default=50.0, metavar="B", help=network)
+    cores = "images/s that a CPU core prepares, measured by the benchmark `data`: also print cores per GPU"
+    parser.how.add_argument("--images-per-core", type=float, metavar="N", help=cores)
+    price = "price of a GPU hour, in any currency: also print prices"
+    parser.how.add_argument("--price", type=float, metavar="P", help=price)

@@ -24,7 +24,19 @@ from mae_transfer.suite.tables import formats
 ROOT = Path(__file__).parents[2]
 TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py"))
 COMMANDS = {
-    "benchmark": ("pretrain", "targets", "classify", "segment", "slide", "detect", "coco", "masks", "logreg", "data"),
+    "benchmark": (
+        "pretrain",
+        "targets",
+        "classify",
+        "segment",
+        "slide",
+        "detect",
+        "coco",
+        "masks",
+        "logreg",
+        "scale",
+        "data",
+    ),
     "prepare_data": ("coco", "ade20k", *LABELLED, "check", "shapes"),
     "tokenizer_train": ("dvae", "pca"),
 }
