@@ -1,8 +1,8 @@
 """Chooses the rates of claims.py: of pretraining and of fine-tuning, each once, for all rows alike.
 
 Nothing here reads the images that claims.py reports on. `heldout` is a folder of links to the training images of
-Tiny-ImageNet: nine tenths of each class in train/, the rest in val/. A linear probe judges a pretraining of three epochs
-per rate; three rates of fine-tuning start from the pretraining with the middle one.
+Tiny-ImageNet: every tenth file of each class, in sorted order, in val/, the others in train/. A linear probe judges a
+pretraining of three epochs per rate; three rates of fine-tuning start from the pretraining with the middle one.
 
 Command:   python tools/reproduce.py configs/suites/claims_search.py --work-dir runs/claims_search \
            --root heldout=/data/tiny-heldout

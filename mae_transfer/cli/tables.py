@@ -3,7 +3,7 @@
   python tools/tables.py runs/mine
   python tools/tables.py runs/t7 runs/other --table 4 --table 7 --format latex
   python tools/tables.py runs/t3 --table 3 --published all
-  python tools/tables.py runs/t7 --figures figures            (figures 5, 7 and 9 as pictures)
+  python tools/tables.py runs/t7 --figures figures            (claims and figures 5, 7, 9 as pictures)
   python tools/tables.py --list                               (all tables, and what each needs)
 
 The claims of a suite with their verdicts come first, if it has any, then the summary (pretrainings by
@@ -27,7 +27,7 @@ def add_options(parser: Parser) -> None:
     what, how, information = parser.what, parser.how, parser.information
     runs = "work dirs (searched at any depth) or results.jsonl files"
     table = "table to print, e.g. 3; may be repeated; all: every table with results; see --list"
-    figures = "also draw figures 5, 7 and 9 into this folder, if there are results"
+    figures = "also draw claims and figures 5, 7 and 9 into this folder, if there are results"
     published = "published numbers: next to yours (default), also in separate rows (all), or none"
     why = "explain why numbers have no published number next to them, and exit"
     needs = "list tables and figures with the runs that each needs, and exit"
@@ -90,5 +90,5 @@ def run(args: argparse.Namespace) -> None:
         if same and args.format == "terminal":
             print(f"The same numbers: tables {', '.join(same)} (--table NAME).")
     if args.figures:
-        drawn = figures.save(found, args.figures)
-        print("\n".join(map(str, drawn)) or "no results for figures 5, 7 and 9: see --list", file=sys.stderr)
+        drawn = [*claims.save(judged, args.figures), *figures.save(found, args.figures)]
+        print("\n".join(map(str, drawn)) or "no results for claims and figures 5, 7 and 9: see --list", file=sys.stderr)

@@ -43,6 +43,7 @@ transfer = {{
         tool="cls_train", config="{ROOT}/configs/classify/mini_knn.py", set={{**knn, "ks": (3,)}}, rows=("pixels",)
     ),
 }}
+expect = (dict(claim="Pixels are better", column="fine-tune", row="pixels", above="random init"),)
 del data, small, encoder, knn
 """
 KILLS = 2
@@ -80,7 +81,7 @@ def values(work_dir: Path) -> dict[tuple[str, str, str, str], float | None]:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("suite")
     (folder / "suite.py").write_text(SUITE)
-    output = finished(folder / "suite.py", folder / "d")
+    output = finished(folder / "suite.py", folder / "d", "--archive", str(folder / "archive"))
     assert "done random_init/finetune/seed0" in output
     assert "Summary: pretrainings by tasks" in output
     assert records.about([folder / "d"]).tables
@@ -97,6 +98,19 @@ def test_a_finished_suite_repeats_nothing_and_shows_its_tables_again(undisturbed
         Work(open_plan(undisturbed.parent / "suite.py")[1], undisturbed, suite="tiny"), Console(file=text, width=200)
     )
     assert "4 done, 0 to run" in text.getvalue()
+
+
+def test_an_archive_alone_gives_tables_claims_and_report_without_a_run(undisturbed: Path, tmp_path: Path) -> None:
+    archive = undisturbed.parent / "archive"
+    output = finished(undisturbed.parent / "suite.py", tmp_path / "d", "--archive", str(archive))
+    assert " start " not in output
+    assert "Claims of the paper" in output
+    assert "fine-tune: pixels > random init" in output
+    assert values(tmp_path / "d") == values(undisturbed)
+    assert {key[1:]: value for key, value in values(archive).items()} == {
+        k[1:]: v for k, v in values(undisturbed).items()
+    }
+    assert "Claims of the paper: numbers by seed" in (tmp_path / "d" / "report.html").read_text()
 
 
 def disturbed(suite: Path, work_dir: Path, kills: int, seed: int) -> None:

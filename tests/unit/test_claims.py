@@ -88,7 +88,7 @@ def test_the_table_shows_published_effect_range_and_the_records_behind() -> None
     table, behind = claims.sheets([judged(asked, found("a", (60.0, 61.0, 62.0)), found("b", (59.5, 59.0, 61.9)))])
     texts = [cell.text for cell in table.rows[0]]
     assert texts == ["c", "fine-tune: a > b", "+1.30 (Table 3)", "+0.87 [+0.10..+2.00]", "holds", "holds"]
-    assert [cell.text for cell in behind.rows[1]][1:5] == ["1", "61.0", "59.0", "+2.00"]
+    assert [cell.text for cell in behind.rows[1]][1:5] == ["1", "61.00", "59.00", "+2.00"]
     assert "abc from c seed 1" in behind.rows[1][5].text  # commit, config digest and seed of the pretraining
 
 
@@ -116,3 +116,24 @@ def test_the_suite_has_twelve_claims_of_published_effects_in_the_direction_of_th
         effect = claims.published_effect(one.published)
         assert abs(effect) < 0.25 if one.rule == "tie" else effect > 0, one
     assert {claim.verdict for claim in claims.judge([], cfg.about())} == {"not measured"}
+
+
+def test_a_claim_that_was_measured_is_drawn(tmp_path: Path) -> None:
+    places = (("3", "MAE", "ViT-B/16"), ("3", "none (scratch)", "ViT-B/16"))
+    asked = {"column": "fine-tune", "row": "a", "above": "b", "published": places}
+    measured = judged(asked, found("a", (60.0, 61.0, 62.0)), found("b", (59.5, 59.0, 61.9)))
+    drawn = claims.figure(measured)
+    assert drawn is not None
+    seeds, mean, published = drawn.axes[0].lines[1:]
+    assert list(seeds.get_xdata()) == pytest.approx([0.5, 2.0, 0.1])
+    assert [mean.get_xdata()[0], published.get_xdata()[0]] == pytest.approx([2.6 / 3, 1.3])
+    (file,) = claims.save([judged(asked), measured], tmp_path)
+    assert file.name == "claim_02.svg"
+    assert file.stat().st_size < 40_000
+
+
+def test_the_lines_of_a_claim_have_its_verdict_and_one_figure_per_cell() -> None:
+    asked = {"column": "fine-tune", "row": "a", "above": "b"}
+    (line,) = claims.lines([judged(asked, found("a", (60.0, 61.0, 62.0)), found("b", (59.0, 59.0, 59.0)))])
+    assert (line["mean"], line["lowest"], line["highest"], line["runs"]) == ("2", "1", "3", "3")
+    assert line["notes"] == "part: holds; claim: holds"

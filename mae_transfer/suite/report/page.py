@@ -80,8 +80,9 @@ def publish(cfg: SuiteConfig, work: Work, console: Console, *, known: Collection
         console.print(defect, markup=False, highlight=False)
     overview = summary.summarise(cfg, found)
     judged = summary.verdicts(overview, () if work.debug or len(work.plan) < len(known) else cfg.expect)
-    for sheet in [*claims.sheets(claims.judge(found, cfg.about()))][:1]:
-        formats.draw(sheet, console)
+    for sheet in claims.sheets(claims.judge(found, cfg.about())):
+        if not sheet.paired:
+            formats.draw(sheet, console)
     summary.show(overview, judged, console)
     path = work.root / "report.html"
     write(path, cfg, found, [*damaged, *wrong], judged=judged)
@@ -125,7 +126,7 @@ def write(
     folders = sorted(file.parent for file in path.parent.rglob("node.json") if ".replaced" not in file.parts)
     runs = {folder: note for folder in folders if (note := read_note(folder)[0]) is not None}
     origins = Origins(found, runs, path.parent)
-    overview = summary.summarise(cfg, found)
+    overview, claimed = summary.summarise(cfg, found), claims.judge(found, cfg.about())
     some, same = comparison.worth_printing(found, about=cfg.about())
     some = [table for table in some if table.name != "summary"]
     colours = pictures.palette(name for name in overview.rows if name != overview.baseline)
@@ -137,10 +138,10 @@ def write(
         "warning": warning({record.result.scale for record in found}),
         "about": list(about(cfg, found, runs, left)),
         "defects": defects,
-        "summary": [*claims.sheets(claims.judge(found, cfg.about())), *sheets.sheets(overview.tables)],
+        "summary": [*claims.sheets(claimed), *sheets.sheets(overview.tables)],
         "sentences": summary.sentences(overview),
         "judged": judged,
-        "charts": list(charts(overview, some, colours)),
+        "charts": [*claim_charts(claimed), *charts(overview, some, colours)],
         "tables": sheets.sheets(some),
         "links": partial(links_of, origins=origins),
         "same": same,
@@ -220,6 +221,14 @@ def links_of(cell: Cell | None, origins: Origins) -> list[RunLink]:
         )
         for run in runs
     ]
+
+
+def claim_charts(claimed: Iterable[claims.JudgedClaim]) -> Iterator[pictures.Picture]:
+    """Yield the paired differences of each claim that has any."""
+    with mpl.rc_context(figures.STYLE):
+        for claim in claimed:
+            if figure := claims.figure(claim):
+                yield pictures.Picture(f"{claim.words}: {claim.verdict}", figures.svg(figure, prefix=slug(claim.words)))
 
 
 def charts(overview: Summary, some: Iterable[Table], colours: Mapping[str, str]) -> Iterator[pictures.Picture]:

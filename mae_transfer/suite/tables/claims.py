@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
 
 from mae_transfer.suite.expect import Expectation, Outcome, Place, of_parts, outcome
 from mae_transfer.suite.published import PUBLISHED
 from mae_transfer.suite.store.records import About, Measurement
 from mae_transfer.suite.tables.cells import Cell, Run, Spread, spread
-from mae_transfer.suite.tables.comparison import build, full_name, mean_text, paired
+from mae_transfer.suite.tables.comparison import build, full_name, paired
+from mae_transfer.suite.tables.figures import STYLE, Gaps, differences, write
 from mae_transfer.suite.tables.formats import Line, Sheet, Text
 from mae_transfer.suite.tables.layouts import LAYOUTS
 
 VALUES = {(one.table, one.row, one.column): one.value for one in PUBLISHED}
+UNITS = {(one.table, one.row, one.column): one.unit for one in PUBLISHED}
 TITLE = "Claims of the paper"
 HEAD = ("claim", "compared", "published", "ours: difference [lowest..highest]", "part", "verdict")
 RULES = (
@@ -58,10 +64,15 @@ class JudgedPart(NamedTuple):
         """The published effect with its place: "+14.6 (figure 5)"."""
         if not self.asked.published:
             return "-"
-        unit = next(one.unit for one in PUBLISHED if (one.table, one.row, one.column) == self.asked.published[0])
-        effect = _signed(published_effect(self.asked.published), unit)
+        effect = signed(published_effect(self.asked.published), UNITS[self.asked.published[0]])
         tables = dict.fromkeys(table for table, _, _ in self.asked.published)
         return f"{effect} ({', '.join(LAYOUTS[table].title.partition(':')[0] for table in tables)})"
+
+    @property
+    def published_points(self) -> float | None:
+        """The published effect in points; None if there is none, or if it has another unit."""
+        places = self.asked.published
+        return published_effect(places) if places and {UNITS[place] for place in places} == {"%"} else None
 
 
 class JudgedClaim(NamedTuple):
@@ -98,7 +109,26 @@ def sheets(claims: Sequence[JudgedClaim]) -> Iterator[Sheet]:
     behind = [row for claim in claims for part in claim.parts for row in _behind(part)]
     if behind:
         head = ("compared", "seed", "row", "compared with", "difference", "config and commit of each number")
-        yield Sheet(f"{TITLE}: numbers by seed", head, tuple(behind), ())
+        yield Sheet(f"{TITLE}: numbers by seed", head, tuple(behind), paired=True)
+
+
+def figure(claim: JudgedClaim) -> Figure | None:
+    """Return the paired differences of a claim beside the published ones; None if no part was measured.
+
+    A published effect in another unit than ours is left out.
+    """
+    panels = [
+        Gaps(f"{part.compared}: {part.outcome}", tuple(part.differences.values()), part.unit, part.published_points)
+        for part in claim.parts
+    ]
+    return differences(panels) if any(panel.values for panel in panels) else None
+
+
+def save(claims: Sequence[JudgedClaim], folder: Path) -> list[Path]:
+    """Draw every claim that has results into the folder, as svg; return the files."""
+    with mpl.rc_context(STYLE):
+        drawn = {f"claim_{number:02}": figure(claim) for number, claim in enumerate(claims, start=1)}
+        return write({name: one for name, one in drawn.items() if one}, folder)
 
 
 def lines(claims: Sequence[JudgedClaim]) -> Iterator[Line]:
@@ -150,8 +180,8 @@ def _texts(claim: JudgedClaim, number: int) -> tuple[Text, ...]:
     part, ours = claim.parts[number], claim.parts[number].ours
     text = "not measured yet"
     if ours:
-        low, high = (_signed(value, part.unit) for value in (ours.low, ours.high))
-        text = f"{_signed(ours.mean, part.unit)} [{low}..{high}]"
+        low, high = (signed(value, part.unit) for value in (ours.low, ours.high))
+        text = f"{signed(ours.mean, part.unit)} [{low}..{high}]"
         text += f" ({ours.n} of the seeds)" if part.outcome == "not measured" else ""
     first = (claim.words, claim.verdict) if number == 0 else ("", "")
     return (
@@ -163,11 +193,16 @@ def _texts(claim: JudgedClaim, number: int) -> tuple[Text, ...]:
 def _behind(part: JudgedPart) -> Iterator[tuple[Text, ...]]:
     """Yield the numbers of each seed, with the config digest and the commit of each."""
     for seed, difference in part.differences.items():
-        sides = [[run for run in cell.runs if run.seed == seed] for cell in part.cells if cell]
-        own, *others = (mean_text(spread([run.value for run in runs]).mean, part.unit) for runs in sides)
-        made = " | ".join(", ".join(_origin(run) for run in runs) for runs in sides)
-        texts = (part.compared, str(seed), own, ", ".join(others), _signed(difference, part.unit), made)
-        yield tuple(Text(text) for text in texts)
+        sides = [cell._replace(runs=tuple(run for run in cell.runs if run.seed == seed)) for cell in part.cells if cell]
+        own, *others = (Text(_mean(cell), cell=cell) for cell in sides)
+        other = others[0] if len(others) == 1 else Text(", ".join(text.text for text in others))
+        made = " | ".join(", ".join(_origin(run) for run in cell.runs) for cell in sides)
+        yield Text(part.compared), Text(str(seed)), own, other, Text(signed(difference, part.unit)), Text(made)
+
+
+def _mean(cell: Cell) -> str:
+    value = spread([run.value for run in cell.runs]).mean
+    return f"{value:.2f}" if cell.unit == "%" else f"{value:.4g}"
 
 
 def _origin(run: Run) -> str:
@@ -178,5 +213,6 @@ def _origin(run: Run) -> str:
     return text + (f" from {before.config_digest} seed {before.seed}" if before else "")
 
 
-def _signed(value: float, unit: str) -> str:
+def signed(value: float, unit: str) -> str:
+    """Return a difference as text: "+0.87", "+2.3 x"."""
     return f"{value:+.2f}" if unit == "%" else f"{value:+.3g} {unit}"

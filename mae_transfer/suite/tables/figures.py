@@ -1,4 +1,4 @@
-"""A bar chart per task, and figures 5, 7 and 9: the published curve, and yours with the range over seeds."""
+"""A bar chart per task, paired differences, and figures 5, 7 and 9: the published curve and yours, over seeds."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import io
 import re
 import textwrap
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
@@ -93,6 +94,43 @@ def _legend(rows: Sequence[Bar]) -> list[tuple[Line2D, str]]:
     return found
 
 
+class Gaps(NamedTuple):
+    """Paired differences of one comparison."""
+
+    title: str
+    values: tuple[float, ...]
+    """One per seed; empty: not measured."""
+    unit: str
+    published: float | None = None
+
+
+def differences(panels: Sequence[Gaps]) -> Figure:
+    """Return a figure with a line per comparison: the difference of each seed, their mean, and the published one.
+
+    Every line has an axis of its own, which contains zero.
+    """
+    figure = Figure(figsize=(4.6, 0.95 * len(panels) + 0.3), layout="constrained")
+    for axes, panel in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
+        axes.axvline(0, linestyle="--", linewidth=1, color=INK)
+        axes.plot(panel.values, [0] * len(panel.values), "o", markersize=5, color="C0", alpha=0.7, label="seeds")
+        if panel.values:
+            axes.plot(fmean(panel.values), 0, "|", markersize=16, markeredgewidth=2, color="C0", label="mean")
+        known = () if panel.published is None else (panel.published,)
+        if known:
+            axes.plot(known, [0], "D", markersize=6, color=INK, markerfacecolor="none", label="published")
+        low, high = min(0.0, *panel.values, *known), max(0.0, *panel.values, *known)
+        edge = 0.08 * (high - low or 1.0)
+        axes.set_xlim(low - edge, high + edge)
+        axes.set_ylim(-1, 1)
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.set_title(shortened(panel.title), loc="left", fontsize=9, parse_math=False)
+        axes.set_xlabel("points" if panel.unit == "%" else panel.unit, fontsize=8)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower left", ncols=3, fontsize=8)
+    return figure
+
+
 def draw(name: str, found: Sequence[Measurement]) -> Figure | None:
     """Return a figure; None where there are no results for it.
 
@@ -164,12 +202,15 @@ def position(column: str) -> tuple[float, str]:
 
 def save(found: Sequence[Measurement], folder: Path) -> list[Path]:
     """Draw every figure that has results into the folder, as svg; return the files."""
-    drawn = {name: figure for name in FIGURES if (figure := draw(name, found))}
-    if drawn:
-        folder.mkdir(parents=True, exist_ok=True)
-    files = {folder / f"{name.replace(' ', '_')}.svg": figure for name, figure in drawn.items()}
+    return write({name.replace(" ", "_"): figure for name in FIGURES if (figure := draw(name, found))}, folder)
+
+
+def write(drawn: Mapping[str, Figure], folder: Path) -> list[Path]:
+    """Write figures by name into a folder, as svg; return the files."""
+    files = {folder / f"{name}.svg": figure for name, figure in drawn.items()}
     for path, figure in files.items():
-        figure.savefig(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, metadata={"Date": None})
     return list(files)
 
 
