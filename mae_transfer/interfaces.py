@@ -93,24 +93,17 @@ class Hidden(Tensors):
     weight: Tensor  # (M,) float32: 1 / number of hidden patches of the same view
 
 
-class Chosen(NamedTuple):
-    """Some of n images, and a value for each of them."""
-
-    ids: Tensor  # (m,) int64, distinct
-    values: Tensor  # (m, ...)
-
-
 @dataclass(frozen=True)
 class Looks(Tensors):
     """Flips and colours that the device gives to n = V * B views, view by view, in this order (data/crops.py).
 
-    The four mixes are those of the jitter, and grey; before each of them the hue of some views is turned.
+    The four mixes are those of the jitter, and grey; the hue is turned before each of them.
     """
 
     flip: Tensor  # (n,) bool
+    turns: Tensor  # (n, 4) float32, shifts of the hue; 0: none
     mix: Tensor  # (n, 4, 3) float32, weights of crops.mix
-    hue: tuple[Chosen, ...]  # 4 times turns (m,) float32
-    blur: Chosen  # weights (m, R) of transforms.gaussian, filled up with zeros
+    blur: Tensor  # (n, R) float32, weights of transforms.gaussian, filled up with zeros
     solarise: Tensor  # (n,) bool
 
 

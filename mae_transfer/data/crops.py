@@ -13,7 +13,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from mae_transfer.data.decode import Box
 from mae_transfer.data.loader import Samples
 from mae_transfer.data.sources import Sample, Source
 from mae_transfer.data.transforms import Jitter, blur, draw_jitter, gaussian, render, shift_hue
-from mae_transfer.interfaces import Chosen, Hidden, Looks, Views, ViewSpec
+from mae_transfer.interfaces import Hidden, Looks, Views, ViewSpec
 
 Strength = Probability
 HueShift = Annotated[float, real(least=0.0, most=0.5)]
@@ -193,79 +193,73 @@ class MultiCrops(Samples[Sample, DrawnViews]):
 
 def to_looks(looks: Sequence[Look], reach: int) -> Looks:
     """Return flips and colours as tensors. reach: how many pixels to each side a blur may use."""
-    mixes = [4 * [(1.0, 0.0, 0.0)] for _ in looks]
-    turns: list[list[tuple[int, float]]] = [[] for _ in range(4)]
-    blurs = []
-    for view, (look, mix) in enumerate(zip(looks, mixes, strict=True)):
+    turns = np.zeros((len(looks), 4), dtype=np.float32)
+    mix = np.tile(np.array([1, 0, 0], dtype=np.float32), (len(looks), 4, 1))
+    weights = np.tile(np.eye(1, reach + 1, dtype=np.float32), (len(looks), 1))
+    for view, look in enumerate(looks):
         place = 0
         for adjust, factor in look.jitter:
             if adjust is shift_hue:
-                turns[place].append((view, factor))
+                turns[view, place] = factor
             else:
                 grey, mean = BASES[adjust]
-                mix[place] = factor, (1 - factor) * grey, (1 - factor) * mean
+                mix[view, place] = factor, (1 - factor) * grey, (1 - factor) * mean
                 place += 1
         if look.grey:
-            mix[-1] = 0.0, 1.0, 0.0
+            mix[view, -1] = 0, 1, 0
         if look.sigma:
-            weights = gaussian(look.sigma, reach)
-            blurs.append((view, weights + [0.0] * (reach + 1 - len(weights))))
+            own = gaussian(look.sigma, reach)
+            weights[view, : len(own)] = own
     return Looks(
         flip=torch.tensor([look.flip for look in looks]),
-        mix=torch.tensor(mixes, dtype=torch.float32),
-        hue=tuple(map(_chosen, turns)),
-        blur=_chosen(blurs),
+        turns=torch.from_numpy(turns),
+        mix=torch.from_numpy(mix),
+        blur=torch.from_numpy(weights),
         solarise=torch.tensor([look.solarise for look in looks]),
     )
 
 
-def _chosen(values: Sequence[tuple[int, Any]]) -> Chosen:
-    ids, rows = zip(*values, strict=True) if values else ((), ())
-    return Chosen(torch.tensor(ids, dtype=torch.int64), torch.tensor(rows, dtype=torch.float32))
+def apply_looks(views: Tensor, looks: Looks) -> Tensor:
+    """Return views (V, B, 3, S, T) uint8 with their flips and colours, which are rounded once, at the end.
+
+    Every view goes through every operation, so shapes are static and a compiler can fuse all of it.
+    """
+    flip, turned, solarise = (
+        chosen[..., None, None, None] for chosen in (looks.flip, looks.turns != 0, looks.solarise)
+    )
+    images = views.flatten(0, 1)
+    images = torch.where(flip, images.flip(-1), images) / 255
+    turns, weights, blurs = (part.to(images.dtype)[..., None, None] for part in (looks.turns, looks.mix, looks.blur))
+    for place in range(weights.shape[1]):
+        images = torch.where(turned[:, place], shift_hue(images, turns[:, place]), images)
+        images = mix(images, weights[:, place])
+    images = blur(images, blurs.unsqueeze(-1).unbind(1))
+    images = torch.where(solarise, torch.minimum(images, 1 - images), images)
+    return (images * 255).round().to(torch.uint8).view(views.shape)
 
 
-def finish_views(views: Views) -> Views:
-    """Return the views with the looks that the workers left to the device."""
+def finish_views(views: Views, apply: Callable[[Tensor, Looks], Tensor] = apply_looks) -> Views:
+    """Return the views with the looks that the workers left to the device. apply: `apply_looks`, possibly compiled."""
     if not views.looks:
         return views
     wide, narrow = views.looks
     return replace(
         views,
-        wide=apply_looks(views.wide, wide),
-        narrow=None if views.narrow is None or narrow is None else apply_looks(views.narrow, narrow),
+        wide=apply(views.wide, wide),
+        narrow=None if views.narrow is None or narrow is None else apply(views.narrow, narrow),
         looks=(),
     )
 
 
-def apply_looks(views: Tensor, looks: Looks) -> Tensor:
-    """Return views (V, B, 3, S, T) uint8 with their flips and colours, which are rounded once, at the end."""
-    flip, solarise = (chosen[:, None, None, None] for chosen in (looks.flip, looks.solarise))
-    images = views.flatten(0, 1)
-    images = torch.where(flip, images.flip(-1), images) / 255
-    for hue, weights in zip(looks.hue, looks.mix.unbind(1), strict=True):
-        _change(images, hue, lambda some, turns: shift_hue(some, turns[:, None, None]))
-        mix(images, weights)
-    _change(images, looks.blur, lambda some, weights: blur(some, weights[..., None, None, None].unbind(1)))
-    images = torch.where(solarise, torch.minimum(images, 1 - images), images)
-    return (images * 255).round_().to(torch.uint8).view(views.shape)
-
-
-def _change(images: Tensor, chosen: Chosen, operation: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """Replace the chosen images in place."""
-    if len(chosen.ids):
-        images.index_copy_(0, chosen.ids, operation(images.index_select(0, chosen.ids), chosen.values.to(images.dtype)))
-
-
 def mix(images: Tensor, weights: Tensor) -> Tensor:
-    """Mix images (n, 3, H, W) in [0, 1], in place, with their grey image and the mean of it, by weights (n, 3).
+    """Mix images (n, 3, H, W) in [0, 1] with their grey image and the mean of it, by weights (n, 3, 1, 1).
 
     With f = 1 + strength, (f, 0, 0) is torchvision's brightness, (f, 0, 1 - f) its contrast and (f, 1 - f, 0) its
     saturation; (0, 1, 0) is grey and (1, 0, 0) changes nothing.
     """
-    own, grey, mean = weights.to(images.dtype)[..., None, None, None].unbind(1)
-    greys = F.rgb_to_grayscale(images)
-    base = greys * grey + greys.mean(dim=(-3, -2, -1), keepdim=True) * mean
-    return images.mul_(own).add_(base).clamp_(0, 1)
+    own, grey, mean = weights[:, :, None].unbind(1)
+    greys: Tensor = F.rgb_to_grayscale(images)
+    return (images * own + greys * grey + greys.mean(dim=(-3, -2, -1), keepdim=True) * mean).clamp(0, 1)
 
 
 def pack_masks(masks: list[list[np.ndarray]]) -> Hidden:

@@ -293,11 +293,12 @@ def shift_hue(image: Tensor, turns: float | Tensor) -> Tensor:
     hue = torch.where(top == red, green - blue, torch.where(top == green, from_green, from_blue))
     hue.div_(chroma.clamp(min=1e-6)).add_(6 * turns)
     hue.sub_(torch.floor(hue / 6), alpha=6)
-    shares = torch.empty_like(image)  # of the chroma, per channel; each is clipped to [0, 1]
+    # of the chroma, per channel; each is clipped to [0, 1]
+    shares = torch.stack([hue - 3, hue - 2, hue - 4], dim=-3)
     for_red, for_green, for_blue = shares.unbind(-3)
-    torch.sub(hue, 3, out=for_red).abs_().sub_(1)
-    torch.sub(hue, 2, out=for_green).abs_().neg_().add_(2)
-    torch.sub(hue, 4, out=for_blue).abs_().neg_().add_(2)
+    for_red.abs_().sub_(1)
+    for_green.abs_().neg_().add_(2)
+    for_blue.abs_().neg_().add_(2)
     return shares.clamp_(0, 1).mul_(chroma.unsqueeze(-3)).add_(low.unsqueeze(-3))
 
 

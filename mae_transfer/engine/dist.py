@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, ParamSpec, TypeVar, cast
 
 import torch
 import torch.distributed as td
@@ -25,6 +25,7 @@ from mae_transfer.record import software
 from mae_transfer.seeding import seed_all
 
 T = TypeVar("T")
+P = ParamSpec("P")
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 _LOG = logging.getLogger(__name__)
 MOST_GRAPHS = 64  # graphs of one kind of block: train and eval mode, image sizes; torch's default is 8
@@ -249,6 +250,13 @@ def compile_blocks(model: nn.Module) -> None:
     backend = _falling_back(dynamo.lookup_backend("inductor"))
     for part in [block for blocks in lists for block in blocks.children()] or [model]:
         part.compile(backend=backend)
+
+
+def compiled(function: Callable[P, T]) -> Callable[P, T]:
+    """Return the function, compiled. If the compiler fails, a warning names the reason once, and it runs eagerly."""
+    import torch._dynamo as dynamo
+
+    return torch.compile(function, backend=_falling_back(dynamo.lookup_backend("inductor")))
 
 
 def _falling_back(compiler: Callable[..., Any]) -> Callable[[torch.fx.GraphModule, list[Any]], Any]:

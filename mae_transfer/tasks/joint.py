@@ -25,12 +25,12 @@ from mae_transfer.core.masks import ViewMask
 from mae_transfer.core.normalize import normalize
 from mae_transfer.core.patches import grid_of, sides
 from mae_transfer.data import pick_evenly
-from mae_transfer.data.crops import MultiCrops, ViewsConfig, finish_views
-from mae_transfer.engine.dist import gather_equal, mean_over_ranks
+from mae_transfer.data.crops import MultiCrops, ViewsConfig, apply_looks, finish_views
+from mae_transfer.engine.dist import compiled, compiles, gather_equal, mean_over_ranks
 from mae_transfer.engine.loop import Step
 from mae_transfer.engine.schedule import Rates
 from mae_transfer.engine.state import LoopConfig
-from mae_transfer.interfaces import Backbone, Objective, Views, World
+from mae_transfer.interfaces import Backbone, Looks, Objective, Views, World
 from mae_transfer.models.joint import Joint, JointModelConfig
 from mae_transfer.models.vit import ViT
 from mae_transfer.objectives import AnyObjective, DistillConfig
@@ -126,6 +126,8 @@ class JointEmbedding(EncoderTask[JointConfig]):
     accumulate: int
     per_epoch: int
     """Steps of an epoch."""
+    apply_looks: Callable[[Tensor, Looks], Tensor]
+    """What flips and colours views on the device, possibly compiled."""
     healthy: int | None = None
     """The last logged step without a collapse, or the first of this process."""
 
@@ -149,6 +151,9 @@ class JointEmbedding(EncoderTask[JointConfig]):
                 "run.device_batch = 'auto' tries each process alone, but the objective needs all of them: set a number"
             )
         self.accumulate, self.per_epoch = loop.accumulate, loop.steps_per_epoch
+        run = self.cfg.run
+        fused = run.augment_on == "device" and compiles(run.compile, self.dist)
+        self.apply_looks = compiled(apply_looks) if fused else apply_looks
 
     def rates_at(self, loop: LoopConfig) -> Callable[[int], Rates]:
         """Return the rates as a function of the step. Prototypes are frozen at first (DINO, --freeze_last_layer)."""
@@ -181,7 +186,7 @@ class JointEmbedding(EncoderTask[JointConfig]):
     def loss(self, model: nn.Module, batch: Views, at: Step) -> tuple[Tensor, dict[str, Tensor]]:
         assert isinstance(at.average, Joint)
         epoch, statistics = at.number / self.per_epoch, self.cfg.statistics
-        batch = finish_views(batch)
+        batch = finish_views(batch, self.apply_looks)
         wide = normalize(batch.wide, statistics, channels=2)
         narrow = None if batch.narrow is None else normalize(batch.narrow, statistics, channels=2)
         teacher = at.average.teach(wide, batch.hidden)

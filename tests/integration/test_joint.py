@@ -60,11 +60,19 @@ def test_ten_steps_are_five_and_five_resumed_bit_for_bit(
     ]
 
 
-def test_colours_on_the_device_train_as_those_of_the_workers(tmp_path: Path) -> None:
-    for where in ("worker", "device"):
-        run = values("ibot")["run"] | {"augment_on": where}
-        JointEmbedding.launch(config("ibot", run=run, epochs=2.0), tmp_path / where)
-    assert losses(tmp_path / "device") == pytest.approx(losses(tmp_path / "worker"), rel=1e-4)
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own compiler reads it
+def test_colours_on_the_device_train_as_those_of_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with compiled blocks and colours."""
+    find = torch._dynamo.lookup_backend
+    monkeypatch.setattr(torch._dynamo, "lookup_backend", lambda _: find("eager"))
+    model = values("ibot")["model"]
+    still = model | {"encoder": model["encoder"] | {"drop_path": 0.0}}  # compiled, it draws other samples
+    ways = {"worker": ("worker", False), "device": ("device", False), "compiled": ("device", True)}
+    for name, (where, compiled) in ways.items():
+        run = values("ibot")["run"] | {"augment_on": where, "compile": compiled}
+        JointEmbedding.launch(config("ibot", run=run, epochs=2.0, model=still), tmp_path / name)
+    for name in ("device", "compiled"):
+        assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "worker"), rel=1e-4)
 
 
 @pytest.mark.parametrize("system", EACH)

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
+from torchvision.transforms.v2.functional import adjust_brightness, adjust_contrast
 
 from mae_transfer.core.normalize import Statistics
-from mae_transfer.engine.dist import Dist, assemble, compile_blocks, compiles
+from mae_transfer.data.crops import Look, apply_looks, to_looks
+from mae_transfer.data.transforms import shift_hue
+from mae_transfer.engine.dist import Dist, assemble, compile_blocks, compiled, compiles
 from mae_transfer.engine.state import LoopConfig, RunConfig, TrainState, check_precision
 from mae_transfer.interfaces import Mask
 from mae_transfer.models.attention import fold_positions
@@ -29,6 +32,12 @@ SMALL: dict[str, Any] = {"size": None, "dim": 16, "depth": 2, "heads": 2, "patch
 VARIANTS = [
     {"qkv_bias": "qv", "relative_positions": "shared", "layer_scale": 0.1},
     {"windows": 3, "global_blocks": (1,), "relative_positions": "decomposed", "class_token": False},
+]
+
+
+LOOKS = [
+    Look((0, 0, 9, 9), True, [(shift_hue, 0.1), (adjust_contrast, 0.6)], False, 1.5, False),
+    Look((0, 0, 9, 9), False, [(adjust_brightness, 1.3), (shift_hue, -0.05)], True, 0.0, True),
 ]
 
 
@@ -207,3 +216,19 @@ def test_a_gpu_without_bfloat16_is_named_with_the_remedy(monkeypatch: pytest.Mon
             continue
         with pytest.raises(ValueError, match=r"Tesla V100 has no bfloat16: set precision='float16' or 'float32'"):
             check_precision("bfloat16", CUDA.device)
+
+
+@pytest.mark.parametrize("kind", ["aot_eager", fails, pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_colours_are_the_eager_ones_in_one_graph_for_each_size(
+    kind: Any, backend: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend(kind)
+    apply, looks = compiled(apply_looks), to_looks(LOOKS, reach=5)
+    for side in (16, 8):
+        views = torch.randint(0, 256, (2, 1, 3, side, side), dtype=torch.uint8)
+        gap = apply(views, looks).int() - apply_looks(views, looks).int()
+        assert gap.abs().max() <= 1
+        assert gap.abs().float().mean() < 1e-2
+    assert counters["stats"]["unique_graphs"] == 2
+    assert not counters["graph_break"]
+    assert ("runs eagerly because the compiler failed" in caplog.text) == (kind is fails)
