@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mae_transfer.bench.options import Mode, Workload
 from mae_transfer.engine.dist import peak_memory_gib
+from mae_transfer.engine.profile import matmul_peak
 from mae_transfer.engine.state import autocast
 
 
@@ -230,7 +231,8 @@ class Trainer:
         return value.detach()
 
     def measure(self) -> Measures:
-        peak = peak_memory_gib(torch.device(self.work.device))  # first, because counting uses more memory than a step
+        device = torch.device(self.work.device)
+        peak = peak_memory_gib(device)  # first, because counting uses more memory than a step
         # MATH: torch cannot count the fused attention of CPUs. force_eager: the counter does not see compiled code.
         with (
             torch.compiler.set_stance("force_eager"),
@@ -238,7 +240,7 @@ class Trainer:
             FlopCounterMode(display=False) as counter,
         ):
             self.backward(self.contestant.loss)
-        return Measures(peak, counter.get_total_flops(), _matmul_peak(self.work), float(self.last))
+        return Measures(peak, counter.get_total_flops(), matmul_peak(device, self.work.dtype), float(self.last))
 
 
 @contextmanager
@@ -250,16 +252,3 @@ def stopwatch(device: str) -> Iterator[list[float]]:
     if torch.device(device).type != "cpu":
         torch.accelerator.synchronize()
     elapsed.append(time.perf_counter() - start)
-
-
-def _matmul_peak(work: Workload, *, tries: int = 5) -> float:
-    """Return the FLOP/s of the fastest of several large square matmuls."""
-    side = 2048 if torch.device(work.device).type == "cpu" else 8192
-    dtype = torch.bfloat16 if work.dtype == "bfloat16" else torch.float32
-    a, b = (torch.randn(side, side, device=work.device, dtype=dtype) for _ in range(2))
-    times = []
-    for _ in range(tries + 1):
-        with stopwatch(work.device) as elapsed:
-            a @ b
-        times += elapsed
-    return 2 * side**3 / min(times[1:])

@@ -1,6 +1,7 @@
 """Training states on disk: atomic writes, reads that run no code, and a fallback to the newest readable file.
 
-A file gets its final name only after its bytes are on the disk; older files are pruned only after that.
+A file gets its final name only after its bytes are on the disk; older files are pruned only after that. A Writer does
+this in a thread while the training goes on.
 """
 
 from __future__ import annotations
@@ -9,10 +10,14 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 import torch
+from torch import Tensor
 
 from mae_transfer import disk
 
@@ -42,9 +47,60 @@ def save(
             checkpoints stay intact.
     """
     path = folder / f"step_{step:08d}.pt"
+    remove_leftovers(folder)
     _put(path, payload)
     _prune(folder, step, keep_last=keep_last, keep_every=keep_every)
     return path
+
+
+class Writer:
+    """Writes training states in a thread while the training goes on, one at a time. The end of its context waits.
+
+    The host's memory holds a copy of the state until it is written. The OSError of a failed write (see `save`) is
+    raised by the next call.
+    """
+
+    def __init__(self, folder: Path | None, *, keep_last: int = 2, keep_every: int | None = None) -> None:
+        """Get ready to write into a folder; None: this process writes nothing."""
+        self.folder, self._keep_last, self._keep_every = folder, keep_last, keep_every
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[Path] | None = None
+
+    def save(self, step: int, payload: Mapping[str, Any]) -> None:
+        """Wait for the previous state, copy this one to the host's memory and start to write it (see `save`)."""
+        assert self.folder is not None
+        self.wait()
+        copy, keep_last, keep_every = on_host(payload), self._keep_last, self._keep_every
+        self._writing = self._thread.submit(save, self.folder, step, copy, keep_last=keep_last, keep_every=keep_every)
+
+    def check(self) -> None:
+        """Raise the error of a write that has failed, without waiting for one in progress."""
+        if self._writing is not None and self._writing.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until the last state is on the disk."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._thread, suppress(OSError) if error is not None else nullcontext():
+            self.wait()
+
+
+def on_host(payload: Any) -> Any:
+    """Return nested dicts and lists with copies of their tensors in the host's memory."""
+    if isinstance(payload, Tensor):
+        return payload.detach().to("cpu", copy=True)
+    if isinstance(payload, Mapping):
+        return {key: on_host(value) for key, value in payload.items()}
+    return type(payload)(map(on_host, payload)) if isinstance(payload, list | tuple) else payload
 
 
 def save_best(folder: Path, payload: Mapping[str, Any]) -> None:
@@ -61,7 +117,6 @@ def _put(path: Path, payload: Mapping[str, Any]) -> None:
     folder = path.parent
     try:
         folder.mkdir(exist_ok=True)
-        remove_leftovers(folder)
         with disk.atomic_write(path) as temporary, temporary.open("wb") as file:
             torch.save(dict(payload), file)
     except OSError as error:

@@ -30,6 +30,8 @@ SHOWN = {
     "loss": "loss {:.4f}",
     "lr": "lr {:.2e}",
     "images_per_s": "{:.0f} img/s",
+    "mfu": "mfu {:.0%}",
+    "peak_mem_gib": "{:.1f} GiB",
     "data_wait": "waiting for data {:.0%}",
 }
 
@@ -171,6 +173,7 @@ class Logger:
         progress: bool = True,
         wandb: bool = False,
     ) -> None:
+        self.folder = folder
         self._main, self._steps, self._step, self._start_step = main, steps, resumed_at, resumed_at
         self._start = self._drawn = time.monotonic()
         self._path = folder / "log.jsonl"

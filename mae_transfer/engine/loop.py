@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,6 +23,7 @@ from mae_transfer.engine.dist import average_statistics, peak_memory_gib, seed_s
 from mae_transfer.engine.interrupt import Interrupt, Stopped
 from mae_transfer.engine.log import Logger, Meter
 from mae_transfer.engine.optim import clip_gradients
+from mae_transfer.engine.profile import Profile, matmul_peak
 from mae_transfer.engine.schedule import Rates
 from mae_transfer.engine.state import LoopConfig, TrainState, autocast
 from mae_transfer.seeding import fold
@@ -74,14 +75,20 @@ def train(
     Raises:
         NonFiniteLoss: names the step, its lr and its samples; the checkpoints on disk stay intact.
         ValueError: the batches end before the steps do, or a new run finds the checkpoints of an earlier one.
+        OSError: a checkpoint or the log cannot be written.
     """
     if checkpoints is not None and state.step == 0 and (earlier := checkpoint.newest(checkpoints)) is not None:
         raise ValueError(f"{earlier} is of an earlier run: continue it with --resume, or use another work dir")
-    meter = Meter(
-        state.dist,
-        lr_at=lambda step: rates_at(step).lr,
-        last_good=lambda: checkpoint.newest(checkpoints) if checkpoints else None,
+    writer = checkpoint.Writer(
+        checkpoints if state.dist.is_main else None, keep_last=cfg.run.keep_last, keep_every=cfg.run.keep_every
     )
+
+    def last_good() -> Path | None:
+        with suppress(OSError):
+            writer.wait()
+        return checkpoint.newest(checkpoints) if checkpoints else None
+
+    meter = Meter(state.dist, lr_at=lambda step: rates_at(step).lr, last_good=last_good)
     run = _Run(
         state,
         iter(batches),
@@ -89,26 +96,32 @@ def train(
         cfg,
         rates_at,
         log,
-        checkpoints,
+        writer,
         evaluate,
         monitor,
         inspect,
         meter,
         saved=state.step,
+        peak=matmul_peak(state.dist.device, cfg.precision) if cfg.flops_per_image else 0.0,
     )
     state.model.train()
     state.stopped = False
-    with Interrupt(state.dist, save_minutes=cfg.run.save_minutes) as interrupt:
+    profile = Profile(cfg.run.profile, log) if state.dist.is_main else None
+    with Interrupt(state.dist, save_minutes=cfg.run.save_minutes) as interrupt, writer, profile or nullcontext():
         if state.step > 0:
             run.evaluate_if_due()  # the run may have been stopped between the save and the evaluation of this step
         while state.step < cfg.steps and not state.stopped:
+            if profile is not None:
+                profile.advance(state.step)
             run.step()
+            writer.check()
             request = interrupt.poll()
             state.stopped = request.stop and state.step < cfg.steps
             if request.save or state.stopped or run.due(cfg.run.save_every) or run.due(cfg.run.keep_every):
                 run.save()
             if not state.stopped:
                 run.evaluate_if_due()
+    run.lap("save")  # the end waited for the last state
     if state.stopped:
         log.say(
             f"saved at step {state.step} of {cfg.steps}; continue with --resume"
@@ -128,12 +141,13 @@ class _Run:
     cfg: LoopConfig
     rates_at: Callable[[int], Rates]
     log: Logger
-    folder: Path | None
+    writer: checkpoint.Writer
     evaluate: Evaluate | None
     monitor: Evaluate | None
     inspect: Inspect | None
     meter: Meter
     saved: int  # step of the last checkpoint
+    peak: float  # FLOP/s of the device in matrix products
     start: float = field(default_factory=lambda: time.perf_counter())
 
     def due(self, every: int | None) -> bool:
@@ -152,23 +166,16 @@ class _Run:
             self._write(number, metrics)
 
     def save(self) -> None:
-        """Check that the state is finite, then write a checkpoint; at most one per step."""
+        """Check that the state is finite, then start to write a checkpoint; at most one per step."""
         if self.saved == self.state.step:
             return
         with self.meter.paused():
             self.meter.verify(self.state.tensors(), after=self.state.step)
             self._average_statistics()
-            self._lap("train")
-            if self.folder is not None and self.state.dist.is_main:
-                options = self.cfg.run
-                checkpoint.save(
-                    self.folder,
-                    self.state.step,
-                    self.state.state_dict(),
-                    keep_last=options.keep_last,
-                    keep_every=options.keep_every,
-                )
-            self._lap("save")
+            self.lap("train")
+            if self.writer.folder is not None:
+                self.writer.save(self.state.step, self.state.state_dict())
+            self.lap("save")
         self.saved = self.state.step
 
     def evaluate_if_due(self) -> None:
@@ -180,9 +187,15 @@ class _Run:
             self._judge("monitor", self.monitor)
 
     def _judge(self, kind: Literal["eval", "monitor"], evaluate: Evaluate) -> dict[str, float]:
-        """Save, evaluate and log; return the figures, none if a signal stopped the evaluation."""
+        """Save, evaluate and log; return the figures, none if a signal stopped the evaluation.
+
+        The state is on the disk before its evaluation, which may write another one (the best so far).
+        """
         state = self.state
         self.save()
+        with self.meter.paused():
+            self.writer.wait()
+            self.lap("save")
         self._average_statistics()
         try:
             with self.meter.paused(), _evaluating(state.evaluated) as model, torch.no_grad():
@@ -191,7 +204,7 @@ class _Run:
             state.stopped = True
             return {}
         finally:
-            self._lap("evaluate")
+            self.lap("evaluate")
         self.log.write(kind, state.step, {"epoch": state.step / self.cfg.steps_per_epoch, **figures})
         return figures
 
@@ -250,7 +263,10 @@ class _Run:
         read = self.meter.read(metrics, global_batch=self.cfg.global_batch)
         if self.state.scaler.is_enabled():
             read["loss_scale"] = self.meter.check_scale(self.state.scaler.get_scale(), number)
-        self._lap("train")
+        self.lap("train")
+        if self.cfg.flops_per_image:
+            share = self.cfg.flops_per_image / (self.state.dist.world * self.peak)
+            read["mfu"] = read["images_per_s"] * share
         position = {
             "epoch": self.state.step / self.cfg.steps_per_epoch,
             "lr": self.rates_at(number).lr,
@@ -260,7 +276,7 @@ class _Run:
         if self.inspect is not None:
             self.inspect(self.state.step, read)
 
-    def _lap(self, kind: Literal["train", "evaluate", "save"]) -> None:
+    def lap(self, kind: Literal["train", "evaluate", "save"]) -> None:
         """Count the time since the last call as that of one kind of work."""
         now = time.perf_counter()
         before = getattr(self.state.seconds, kind)

@@ -61,6 +61,9 @@ class RunConfig(Schema):
     """Number of newest checkpoints to keep."""
     keep_every: Count | None = None
     """Also keep each checkpoint whose step is a multiple of this; None: no others."""
+    profile: Count | None = None
+    """Profile three steps after this one: work dir/profile/ gets a trace for ui.perfetto.dev and a table of the most
+    expensive operations. None: no profile."""
     features: str | None = None
     """Folder in which evaluations of frozen backbones keep features, so that several of them share one pass over a data
     set. Linear probes without augmentation use it, too. None: keep nothing."""
@@ -99,6 +102,9 @@ class LoopConfig(Schema):
     """Steps between two evaluations; None: only at the end."""
     monitor_every: Count | None = None
     """Steps between two measurements of the monitor; None: none."""
+    flops_per_image: Count | None = None
+    """Floating-point operations of a training step, per image; if set, log lines have the share of the device's
+    measured matmul peak that the run reaches ("mfu")."""
     run: RunConfig = RunConfig()
     """Options of the execution."""
 

@@ -196,7 +196,7 @@ class Pretrain(EncoderTask[PretrainConfig]):
             "backbone": encoder.name(),
             "pretrain": self.method,
             "checkpoint_sha256": checkpoints.sha256(self.folder.backbone),
-            "flops_per_image": self.flops(),
+            "flops_per_image": self.training_flops(),
             "tokens_per_image": patches + int(encoder.class_token),
         }
         return [
@@ -205,7 +205,7 @@ class Pretrain(EncoderTask[PretrainConfig]):
             if metric != "unreadable"
         ]
 
-    def flops(self) -> int:
+    def training_flops(self) -> int:
         """Return the floating-point operations of forward and backward of one image, counted by torch.
 
         A multiply-add counts as 2. Attention is included.

@@ -90,6 +90,10 @@ class Task(RecordedRun[C]):
         """Return figures to log every `monitor_every` steps of the loop, if that is set. Every rank calls it."""
         return {}
 
+    def training_flops(self) -> int | None:
+        """Return the floating-point operations of a training step, per image; None if they are not counted."""
+        return None
+
     def inspect(self, step: int, figures: Mapping[str, float]) -> None:
         """Look at the figures of a log line: the place for a warning. Every rank calls it."""
 
@@ -163,6 +167,8 @@ class Task(RecordedRun[C]):
             notices.append(found)
         self.prepare(loop)
         self.start_record(loop)
+        if self.dist.device.type == "cuda":  # elsewhere the peak is not worth its measurement
+            loop = loop.model_copy(update={"flops_per_image": self.training_flops()})
         cfg, run, selection = self.cfg, self.cfg.run, self.selection()
         evaluate: Evaluate = self.evaluate
         if selection is not None:

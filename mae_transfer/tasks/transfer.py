@@ -106,6 +106,9 @@ class Transfer(Task[C]):
         size = self.backbone.image_size
         return flops_of(model, size, backward=backward) if size else None
 
+    def training_flops(self) -> int | None:
+        return self.flops(self.state.bare, backward=True)
+
     def report(self, figures: Mapping[str, float], written: list[Result]) -> str:
         """Return the text that an evaluation prints."""
         return f"{self.backbone.name}, {self.method}: {self.summary(written)}"
@@ -121,7 +124,7 @@ class Transfer(Task[C]):
         return self.backbone.described()
 
     def shared_now(self) -> dict[str, Any]:
-        return super().shared_now() | {"flops_per_image": self.flops(self.state.bare, backward=True)}
+        return super().shared_now() | {"flops_per_image": self.training_flops()}
 
     @classmethod
     def evaluate_checkpoint(cls, cfg: C, reference: str, work_dir: Path | None) -> list[Result]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mae_transfer.engine import checkpoint
 from mae_transfer.engine.dist import Dist, peak_memory_gib
 from mae_transfer.engine.log import Kind, Logger
 from mae_transfer.engine.loop import train
@@ -52,7 +53,7 @@ def drive(task: Task[Any], state: TrainState, loop: LoopConfig, *, first: int, t
     """
     last = _LastValues()
     quiet = loop.run.model_copy(
-        update={"log_every": 10**9, "save_every": None, "keep_every": None, "save_minutes": None}
+        update={"log_every": 10**9, "save_every": None, "keep_every": None, "save_minutes": None, "profile": None}
     )
     task.prepare(loop)
     rates, seconds = task.rates_at(loop), 0.0
@@ -127,7 +128,7 @@ def largest_batch(task: Task[Any], loop: LoopConfig) -> tuple[int, str]:
     tried: list[int] = []
     if not can_try(state.dist.device):
         return share, f"run.device_batch = {share} (auto: the whole share, without a trial on a CPU)"
-    before = on_cpu(state.state_dict())
+    before = checkpoint.on_host(state.state_dict())
     for micro in halves(share, multiple=task.order().crops_per_image):
         fits = _fits(task, loop.model_copy(update={"accumulate": share // micro}))
         state.load_state_dict(before)
@@ -165,15 +166,6 @@ def halves(share: int, *, multiple: int = 1) -> Iterator[int]:
 def can_try(device: torch.device) -> bool:
     """Return whether running out of memory on this device raises an error."""
     return device.type != "cpu"
-
-
-def on_cpu(payload: Any) -> Any:
-    """Return nested dicts and lists with copies of their tensors on the CPU."""
-    if isinstance(payload, Tensor):
-        return payload.detach().to("cpu", copy=True)
-    if isinstance(payload, Mapping):
-        return {key: on_cpu(value) for key, value in payload.items()}
-    return type(payload)(map(on_cpu, payload)) if isinstance(payload, list | tuple) else payload
 
 
 def _fits(task: Task[Any], loop: LoopConfig) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from toy import BATCH, QUIET, Toy, ToyBatch, config, equal, go, new_state, rows, toy_step, weights
 
+from mae_transfer import disk
 from mae_transfer.engine import checkpoint, interrupt
 from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.log import NonFiniteLoss
@@ -26,8 +29,8 @@ CPU = Dist(torch.device("cpu"))
 SCRIPT = Path(__file__).with_name("toy.py")
 
 
-def start(folder: Path, *, steps: int) -> subprocess.Popen[str]:
-    command = [sys.executable, str(SCRIPT), str(folder), "--steps", str(steps), "--step", "slow"]
+def start(folder: Path, *options: str, steps: int) -> subprocess.Popen[str]:
+    command = [sys.executable, str(SCRIPT), str(folder), "--steps", str(steps), "--step", "slow", *options]
     environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[2])}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
@@ -203,6 +206,69 @@ def test_kill_9_loses_at_most_the_steps_since_the_last_save(tmp_path: Path, seed
 @pytest.mark.parametrize("seed", range(100, 120))
 def test_kill_9_twenty_times(tmp_path: Path, seed: int) -> None:
     kill_at_a_random_moment(tmp_path, seed)
+
+
+def kill_within_a_write(folder: Path, seed: int) -> None:
+    """Kill a run while its second or a later state is half written; the state before it is the one that counts."""
+    process, states = start(folder, "--slow-writes", steps=100_000), folder / "checkpoints"
+    wait_for_checkpoint(folder, process)
+    wait, deadline = random.Random(seed).uniform(0.0, 0.15), time.monotonic() + 600
+    while not any(states.glob(".step_*.pt.tmp")):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    time.sleep(wait)
+    process.kill()
+    process.communicate(timeout=600)
+    loaded = checkpoint.load_newest(states)
+    step = loaded.payload["step"]
+    assert loaded.notices == []
+    half = [int(path.name.split("_")[1].split(".")[0]) for path in states.glob(".step_*.pt.tmp")]
+    assert half in ([], [step + QUIET.save_every])  # a busy machine may have killed it too late
+    long = config(steps=100_000)
+    whole = go(folder / "whole", long, new_state(long, CPU), step_fn=signalling(signal.SIGTERM, step - 1))
+    assert equal(weights(whole), loaded.payload["model"])
+    rest = go(folder, long, new_state(long, CPU), step_fn=signalling(signal.SIGTERM, step + 1))
+    assert rest.step == step + 2
+    assert not any(states.glob(".step_*.pt.tmp"))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_kill_9_within_a_write_leaves_the_state_before_it(tmp_path: Path, seed: int) -> None:
+    kill_within_a_write(tmp_path, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 120))
+def test_kill_9_within_a_write_twenty_times(tmp_path: Path, seed: int) -> None:
+    kill_within_a_write(tmp_path, seed)
+
+
+def test_training_goes_on_while_a_state_is_written_and_a_failed_write_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The write of step 5 fails while the loop is in step 7; the run ends after that step with the usual error."""
+    proceed, failed, seen = threading.Event(), threading.Event(), []
+
+    def full(descriptor: int) -> None:
+        seen.append("writing")
+        proceed.wait(600)
+        failed.set()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def step_fn(model: nn.Module, batch: ToyBatch, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        seen.append(step.number)
+        if step.number == 7:
+            proceed.set()
+            failed.wait(600)
+            time.sleep(0.2)
+        return toy_step(model, batch, step)
+
+    monkeypatch.setattr(disk.os, "fsync", full)
+    with pytest.raises(OSError, match=r"checkpoint .*step_00000005\.pt was not written .*No space left on device"):
+        go(tmp_path, config(), new_state(config(), CPU), step_fn=step_fn)
+    assert seen[-1] == 7
+    assert seen.count("writing") == 1
+    assert not any((tmp_path / "checkpoints").iterdir())
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -12,8 +12,9 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -146,6 +147,22 @@ def nan_on_rank_1(model: nn.Module, batch: ToyBatch, step: Step) -> tuple[Tensor
 STEPS: dict[str, StepFn] = {"plain": toy_step, "slow": slow_step, "nan": nan_on_rank_1}
 
 
+def write_slowly() -> None:
+    """Let every write of a state take a while between its halves."""
+    save = torch.save
+
+    def slow_save(payload: Any, file: BinaryIO) -> None:
+        whole = BytesIO()
+        save(payload, whole)
+        data = whole.getvalue()
+        file.write(data[: len(data) // 2])
+        file.flush()
+        time.sleep(0.2)
+        file.write(data[len(data) // 2 :])
+
+    torch.save = slow_save
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
@@ -156,7 +173,10 @@ def main() -> None:
         action="store_true",
         help="float64, SGD, no dropout, no batch norm, EMA, accumulation: what must not depend on the world",
     )
+    parser.add_argument("--slow-writes", action="store_true")
     args = parser.parse_args()
+    if args.slow_writes:
+        write_slowly()
     torch.set_num_threads(1)
     with session("cpu") as dist:
         accumulate = micro_steps(BATCH, device_batch=2 if args.exact else None, world=dist.world)[1]

@@ -61,12 +61,13 @@ ALLOWED = {
     ("tasks/frozen_segment.py", "draw_patches"),  # of labels, in an evaluation
     ("tasks/logreg.py", "draw_shots"),  # of labels, in an evaluation
     ("tasks/monitor.py", "_attention"),  # of images on the host, in an evaluation
-    ("tasks/pretrain.py", "flops"),  # of a counter, after the run
+    ("tasks/pretrain.py", "training_flops"),  # of a counter, after the run
     ("tasks/pretrain.py", "results"),  # of the config, after the run
     ("tasks/segment.py", "draw_segmentation"),  # after the run
     ("tasks/targets.py", "basis"),  # of a reference
     ("tasks/trial.py", "_fits"),  # of a flag on the CPU, between the trials before a run
-    ("tasks/trial.py", "on_cpu"),  # of the state, before a run
+    ("engine/profile.py", "matmul_peak"),  # before the first step
+    ("engine/checkpoint.py", "on_host"),  # of the state, to save it
 }
 
 

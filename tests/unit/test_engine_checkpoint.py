@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,47 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_no_half_file(
         checkpoint.save(tmp_path, 2, PAYLOAD, keep_last=1)
     assert caught.value.errno == errno.ENOSPC
     assert steps(tmp_path) == [name(1)]
+
+
+def test_a_writer_writes_what_the_state_was_and_keeps_the_previous_one_until_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, proceed = disk._synced, threading.Event()
+    weight, history = torch.zeros(3), [1]
+    with checkpoint.Writer(tmp_path / "new", keep_last=1) as writer:
+        writer.save(1, PAYLOAD)
+        writer.wait()
+        monkeypatch.setattr(disk, "_synced", lambda path: (proceed.wait(600), synced(path)))
+        writer.save(2, {"model": {"w": weight}, "extra": {"list": history}, "step": 2})
+        weight += 1
+        history.append(2)
+        writer.check()  # does not wait
+        assert name(2) not in steps(tmp_path / "new")
+        proceed.set()
+    assert steps(tmp_path / "new") == [name(2)]
+    loaded = checkpoint.load_newest(tmp_path / "new").payload
+    assert (loaded["model"]["w"].tolist(), loaded["extra"]["list"]) == ([0.0, 0.0, 0.0], [1])
+
+
+def fails_to_write(folder: Path, *, raising: type[Exception] | None = None) -> None:
+    with checkpoint.Writer(folder) as writer:
+        writer.save(1, PAYLOAD)
+        if raising is not None:
+            raise raising
+
+
+def test_a_writer_raises_the_error_of_a_write_once_and_hides_no_other(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / "states"
+    with pytest.raises(OSError, match="was not written"):
+        fails_to_write(folder)
+    with pytest.raises(ZeroDivisionError):
+        fails_to_write(folder, raising=ZeroDivisionError)
+    with checkpoint.Writer(folder) as writer:
+        writer.save(1, PAYLOAD)
+        with pytest.raises(OSError, match="was not written"):
+            writer.wait()
+        writer.check()
 
 
 def test_a_disk_that_fills_up_within_the_file_is_the_same_one_error(tmp_path: Path) -> None:
