@@ -23,7 +23,6 @@ from mae_transfer.engine.dist import average_statistics, peak_memory_gib, seed_s
 from mae_transfer.engine.interrupt import Interrupt, Stopped
 from mae_transfer.engine.log import Logger, Meter
 from mae_transfer.engine.optim import clip_gradients
-from mae_transfer.engine.profile import Profile, matmul_peak
 from mae_transfer.engine.schedule import Rates
 from mae_transfer.engine.state import LoopConfig, TrainState, autocast
 from mae_transfer.seeding import fold
@@ -102,11 +101,17 @@ def train(
         inspect,
         meter,
         saved=state.step,
-        peak=matmul_peak(state.dist.device, cfg.precision) if cfg.flops_per_image else 0.0,
     )
+    profile = None
+    if cfg.flops_per_image or cfg.run.profile:
+        from mae_transfer.engine.profile import Profile, matmul_peak
+
+        if cfg.flops_per_image:
+            run.peak = matmul_peak(state.dist.device, cfg.precision)
+        if cfg.run.profile and state.dist.is_main:
+            profile = Profile(cfg.run.profile, log)
     state.model.train()
     state.stopped = False
-    profile = Profile(cfg.run.profile, log) if state.dist.is_main else None
     with Interrupt(state.dist, save_minutes=cfg.run.save_minutes) as interrupt, writer, profile or nullcontext():
         if state.step > 0:
             run.evaluate_if_due()  # the run may have been stopped between the save and the evaluation of this step
@@ -147,7 +152,7 @@ class _Run:
     inspect: Inspect | None
     meter: Meter
     saved: int  # step of the last checkpoint
-    peak: float  # FLOP/s of the device in matrix products
+    peak: float = 0.0  # FLOP/s of the device in matrix products, if flops_per_image is set
     start: float = field(default_factory=lambda: time.perf_counter())
 
     def due(self, every: int | None) -> bool:

@@ -19,8 +19,8 @@ ROWS = 30  # operations in the table
 class Profile:
     """A context that profiles a few steps of a loop and writes a trace and a table into the folder of its log."""
 
-    def __init__(self, after: int | None, log: Logger) -> None:
-        """Get ready to profile the steps `after` + 1 to `after` + PROFILED; None: none."""
+    def __init__(self, after: int, log: Logger) -> None:
+        """Get ready to profile the steps `after` + 1 to `after` + PROFILED."""
         self._after, self._log = after, log
         self._running: profile | None = None
 
@@ -28,7 +28,7 @@ class Profile:
         """Start, go on or stop, before the next step and after `step` completed ones."""
         if self._running is not None:
             self._running.step()
-        elif self._after is not None and step == self._after - 1:  # one step to warm up
+        elif step == self._after - 1:  # one step to warm up
             window = schedule(wait=0, warmup=1, active=PROFILED, repeat=1)
             self._running = profile(schedule=window, on_trace_ready=self._write)
             self._running.start()

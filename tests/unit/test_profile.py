@@ -55,7 +55,7 @@ def test_without_the_option_or_after_its_step_there_is_no_profile(tmp_path: Path
 def test_a_log_line_has_the_share_of_the_matmul_peak_if_the_flops_are_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("mae_transfer.engine.loop.matmul_peak", lambda device, precision: 1e9)
+    monkeypatch.setattr("mae_transfer.engine.profile.matmul_peak", lambda device, precision: 1e9)
     for name, flops in (("with", 100_000), ("without", None)):
         run(tmp_path / name, flops=flops)
         row = json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[-1])
