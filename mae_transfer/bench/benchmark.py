@@ -3,6 +3,7 @@
   python tools/benchmark.py pretrain
   python tools/benchmark.py joint --system ibot --size vit_small
   python tools/benchmark.py detect --device cuda --modes eager compiled --steps 20
+  python tools/benchmark.py gpu --json gpu.json
   python tools/benchmark.py data /data/imagenet/val --seconds 60
   python tools/benchmark.py data /data/imagenet/val --multi-crop
 
@@ -58,7 +59,17 @@ def race(comparison: Any, args: argparse.Namespace) -> Records:
     return records
 
 
+def everything(args: argparse.Namespace) -> Records:
+    """Run the steps of all tasks on one device."""
+    device, once = resolve_name("mae_transfer.engine.dist:pick_device")(args.device), args.tiny
+    found: Records = bench("gpu:run")(
+        device, tiny=once, rounds=1 if once else args.rounds, steps=1 if once else args.steps
+    )
+    return found
+
+
 BENCHMARKS = {
+    "gpu": Benchmark("the steps of all tasks beside their peers, in ten minutes on a GPU", options.gpu, everything),
     "pretrain": Benchmark("MAE pretraining steps", options.pretrain, compare("pretrain")),
     "joint": Benchmark(
         "pretraining steps of DINO and iBOT, of 2 wide and 8 narrow views, or MoCo v3, of 2 views",

@@ -28,7 +28,7 @@ def build_protocol(protocol: ClassifyProtocol, work: Workload) -> Contestant:
     )
     model, batch = protocol.model(ViT(encoder), CLASSES), _draw_batch(work)
     step = protocol.step(Feed(IMAGENET, CLASSES, work.batch, torch.device(work.device)))
-    return Contestant(model, lambda: step(model, batch, Step(0, 0, False))[0])
+    return Contestant(model, lambda: step(model, batch, Step(0, 0, False))[0], blocks=True)
 
 
 def build_timm(work: Workload) -> Contestant:

@@ -67,7 +67,7 @@ def build_ours(engine: str, work: Workload, *, fold: bool = False) -> Contestant
     def loss() -> Tensor:
         return torch.stack(list(model(padded(batch, IMAGENET), batch.sizes, batch.objects).values())).sum()
 
-    return Contestant(model, loss)
+    return Contestant(model, loss, blocks=True)
 
 
 def build_vitdet(work: Workload) -> Contestant:

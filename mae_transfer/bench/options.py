@@ -36,6 +36,11 @@ def work(
     precision = "bfloat16: autocast over float32 parameters (default: %(default)s)"
     parser.how.add_argument("--dtype", default=Workload.dtype, choices=("float32", "bfloat16"), help=precision)
     rounds(parser, 5)
+    device(parser)
+
+
+def device(parser: Parser) -> None:
+    """Add the device."""
     devices, how = ("auto", "cpu", "cuda", "mps"), "auto (default): cuda, else mps, else cpu"
     parser.how.add_argument("--device", default="auto", choices=devices, help=how)
 
@@ -75,6 +80,15 @@ def pretrain(parser: Parser) -> None:
     """Add the options of a pretraining step."""
     step(parser)
     number(parser.what, "mask-ratio", Workload.mask_ratio, "share of hidden patches", unit="R")
+
+
+def gpu(parser: Parser) -> None:
+    """Add the options of all steps in one table."""
+    small = "small models and images, one step of each: does everything run here?"
+    parser.what.add_argument("--tiny", action="store_true", help=small)
+    rounds(parser, 3)
+    number(parser.how, "steps", 10, "steps per turn")
+    device(parser)
 
 
 def slide(parser: Parser) -> None:

@@ -35,7 +35,7 @@ def build_ours(work: Workload) -> Contestant:
         truth = target(batch, mask.ids_masked)
         return target.loss(mae(normalize(batch.image), mask), truth).mean()
 
-    return Contestant(mae, loss)
+    return Contestant(mae, loss, blocks=True)
 
 
 def draw_masks(work: Workload, grid: tuple[int, int]) -> Mask:

@@ -174,7 +174,7 @@ def _model(cfg: Any, encoder: ViTConfig, classes: int) -> nn.Module | None:
 def _flops(cfg: Any, model: nn.Module) -> int:
     """Return the operations of forward and backward of one image."""
     if isinstance(cfg, PretrainConfig):
-        return _pretraining(cfg).flops()
+        return _pretraining(cfg).training_flops()
     with FakeTensorMode(allow_non_fake_inputs=True):  # the meta device knows no autocast
         model = model.to_empty(device="cpu")
         if isinstance(model, MaskRCNN):

@@ -42,7 +42,7 @@ def build_ours(work: Workload) -> Contestant:
         given = normalize(batch.image, IMAGENET) * inside(batch.extent, batch.image.shape[-1])
         return torch.stack([*model.losses(model(given), batch.labels).values()]).sum()
 
-    return Contestant(model, loss)
+    return Contestant(model, loss, blocks=True)
 
 
 def build_mmseg(work: Workload) -> Contestant:

@@ -29,6 +29,7 @@ from mae_transfer.data.loader import (
     TrainKeys,
     Unreadable,
     WorkerOutput,
+    Workers,
     batches,
 )
 from mae_transfer.data.shapes import Shapes, ShapesConfig
@@ -92,6 +93,7 @@ __all__ = [
     "Unreadable",
     "UnreadableImage",
     "WorkerOutput",
+    "Workers",
     "batches",
     "check_labels",
     "evaluation_views",

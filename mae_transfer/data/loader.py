@@ -165,6 +165,14 @@ class Masking(NamedTuple):
         return self.sampler.visible(self.grid)
 
 
+class Workers(NamedTuple):
+    """The processes that decode."""
+
+    count: int = 0  # 0: decode in the main process
+    prefetch: int = 2  # batches that each prepares in advance
+    start_method: str | None = None  # fork, forkserver or spawn; None: Python's default
+
+
 class WorkerOutput(NamedTuple):
     """The output of a worker: a batch, and messages about its files."""
 
@@ -311,7 +319,7 @@ def batches(
     samples: Samples[Any, Any],
     keys: TrainKeys | EvalKeys,
     *,
-    workers: int = 0,
+    workers: int | Workers = 0,
     pin: bool = False,
     unreadable: Unreadable | None = None,
     replaced: bool | None = None,
@@ -321,7 +329,7 @@ def batches(
     The batches are bitwise the same for any number of workers.
 
     Args:
-        workers: number of processes that decode. 0: decode in this process.
+        workers: the processes that decode, or their number. 0: decode in this process.
         pin: page-lock the batches, for a CUDA device.
         unreadable: the policy for unreadable files, and their record. None: the first one stops the run.
         replaced: whether to replace an unreadable image by another one. None: True for TrainKeys, False for EvalKeys.
@@ -331,13 +339,16 @@ def batches(
         RuntimeError: a worker died.
     """
     policy = unreadable or Unreadable()
+    crew = workers if isinstance(workers, Workers) else Workers(workers)
     samples = replace(samples, replaced=isinstance(keys, TrainKeys) if replaced is None else replaced)
     loader = DataLoader(
         samples,
         batch_size=None,
         sampler=keys,
         collate_fn=_to_shared_memory,
-        num_workers=workers,
+        num_workers=crew.count,
+        prefetch_factor=crew.prefetch if crew.count else None,
+        multiprocessing_context=crew.start_method if crew.count else None,
         pin_memory=pin,
         worker_init_fn=_init_worker,
         generator=torch.Generator(),  # without it the loader would draw from the global generator

@@ -38,6 +38,11 @@ class RunConfig(Schema):
     GPUs (NCCL) and 30 elsewhere (gloo). Raise it if one process lists a large data set on a slow disk meanwhile."""
     workers: FewOrNone = 2
     """Data-loading processes per device; 0 loads in the training process."""
+    prefetch: Count = 2
+    """Batches that each of them prepares in advance. More of them smooth a disk of uneven speed, in shared memory."""
+    start_method: Literal["fork", "forkserver", "spawn"] | None = None
+    """How they start. "forkserver" and "spawn" share no state with a process that uses CUDA, and take seconds longer
+    (in a suite, forkserver can leave processes behind after SIGTERM). None: Python's default."""
     augment_on: Literal["worker", "device"] = "worker"
     """Where views for joint embedding are flipped and get their colours. "device": workers draw the same changes, but
     only decode, crop and resize: 2.5 times the images per core. It does not pay on CPU. Values may differ by one grey

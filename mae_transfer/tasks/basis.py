@@ -15,6 +15,7 @@ from mae_transfer.core.patches import patchify
 from mae_transfer.core.pca import Basis, fit_basis
 from mae_transfer.data import Order, TrainKeys, Unreadable, batches, open_sources, training_crops
 from mae_transfer.tasks.pretrain import PretrainConfig
+from mae_transfer.tasks.sweep import workers_of
 
 IMAGES_PER_BATCH = 64
 
@@ -60,7 +61,7 @@ def patches(cfg: PretrainConfig, images: int, policy: Unreadable) -> Iterator[Te
     share = TrainKeys(
         order=Order(images=len(source), batch=batch, seed=cfg.seed), start=0, rank=0, world=1, accumulate=1
     )
-    feed = batches(crops, share, workers=cfg.run.workers, unreadable=policy, replaced=False)
+    feed = batches(crops, share, workers=workers_of(cfg.run), unreadable=policy, replaced=False)
     for taken in track(
         itertools.islice(feed, -(-images // batch)),
         description="patches",

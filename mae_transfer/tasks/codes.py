@@ -19,7 +19,7 @@ from mae_transfer.engine.state import RunConfig
 from mae_transfer.interfaces import Target
 from mae_transfer.targets import Token
 from mae_transfer.tasks.cached import compute_once
-from mae_transfer.tasks.sweep import EVALUATION_SEED
+from mae_transfer.tasks.sweep import EVALUATION_SEED, workers_of
 
 
 def with_codes(source: Source, target: Target, data: DataConfig, run: RunConfig, dist: Dist, *, key: str) -> Source:
@@ -54,7 +54,7 @@ def with_codes(source: Source, target: Target, data: DataConfig, run: RunConfig,
         def compute(images: range) -> np.ndarray:
             rows = np.zeros(len(images), row)
             keys = EvalKeys(images=len(images), batch=run.evaluation_batch, first=images.start)
-            for batch in batches(samples, keys, workers=run.workers, unreadable=policy):
+            for batch in batches(samples, keys, workers=workers_of(run), unreadable=policy):
                 ids = target.tokenizer(batch.views[0].to(dist.device)).flatten(1)
                 rows[batch.index.numpy() - images.start] = ids.numpy(force=True)
                 bar.advance(task)

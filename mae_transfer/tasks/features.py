@@ -45,7 +45,7 @@ from mae_transfer.record import software
 from mae_transfer.tasks.backbones import LoadedBackbone
 from mae_transfer.tasks.cached import compute_once
 from mae_transfer.tasks.config import RunnableConfig
-from mae_transfer.tasks.sweep import EVALUATION_SEED
+from mae_transfer.tasks.sweep import EVALUATION_SEED, workers_of
 
 LOG = logging.getLogger(__name__)
 FORMAT = "2"
@@ -115,7 +115,7 @@ def pooled_features(
         rows = np.zeros(len(images), row)
         rows["label"] = UNREAD
         keys = EvalKeys(images=len(images), batch=size, first=images.start)
-        for batch in batches(samples, keys, workers=one.run.workers, unreadable=policy):
+        for batch in batches(samples, keys, workers=workers_of(one.run), unreadable=policy):
             at = batch.index.numpy() - images.start
             for name, values in forward(batch.image).items():
                 rows[name][at] = values

@@ -48,7 +48,7 @@ from mae_transfer.tasks.features import UNREAD, FrozenPass, kept_rows
 from mae_transfer.tasks.run import HOLDOUT
 from mae_transfer.tasks.segment import class_lines, compute_iou, draw_segmentation
 from mae_transfer.tasks.segment_inference import resized
-from mae_transfer.tasks.sweep import EVALUATION_SEED, gather, unread
+from mae_transfer.tasks.sweep import EVALUATION_SEED, gather, unread, workers_of
 from mae_transfer.tasks.workdir import WorkDir
 
 CS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
@@ -236,7 +236,7 @@ class FrozenSegment(FrozenRun[FrozenSegmentConfig]):
             rows["labels"], rows["label"] = IGNORED, UNREAD
             keys = EvalKeys(images=len(images), batch=1, first=images.start)
             accepted = Unreadable(limit=policy.limit)
-            for batch in batches(samples, keys, workers=cfg.run.workers, unreadable=accepted):
+            for batch in batches(samples, keys, workers=workers_of(cfg.run), unreadable=accepted):
                 found = self.draw(batch.to(device))
                 one, drawn = rows[int(batch.index[0]) - images.start], len(found.labels)
                 one["features"][:drawn], one["labels"][:drawn] = found.features.cpu(), found.labels.cpu()

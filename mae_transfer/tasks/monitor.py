@@ -36,7 +36,7 @@ from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.state import Precision, RunConfig
 from mae_transfer.interfaces import Backbone, Batch
 from mae_transfer.models.heads import Pool
-from mae_transfer.tasks.sweep import EVALUATION_SEED, gather, interruptible, mean_of_sums, sweep_over
+from mae_transfer.tasks.sweep import EVALUATION_SEED, gather, interruptible, mean_of_sums, sweep_over, workers_of
 
 PARTS = ("train", "val")
 
@@ -130,7 +130,7 @@ class Monitor:
         view, run = evaluation_views(self.data, shorter_side=self.data.shorter_side), self.run
         for part, source in self.sources.items():
             samples, policy = Crops(source=source, augmentation=view, seed=EVALUATION_SEED), self.data.unreadable()
-            batches = sweep_over(samples, host, batch=run.evaluation_batch, workers=run.workers, unreadable=policy)
+            batches = sweep_over(samples, host, batch=run.evaluation_batch, workers=workers_of(run), unreadable=policy)
             self.kept[part] = [batch.apply(torch.clone) for batch in batches]  # out of the workers' shared memory
         labels = [torch.cat([batch.label for batch in self.kept[part]]).to(self.dist.device) for part in PARTS]
         with naming_monitor():

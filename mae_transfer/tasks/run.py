@@ -20,7 +20,7 @@ from mae_transfer.engine.state import check_precision
 from mae_transfer.record import NAMED_CLASSES, DataSet, Record, Seconds, Sitting, Weights, now, software
 from mae_transfer.results import Result, device_name
 from mae_transfer.tasks.config import RunnableConfig
-from mae_transfer.tasks.sweep import sweep_over
+from mae_transfer.tasks.sweep import sweep_over, workers_of
 
 C = TypeVar("C", bound=RunnableConfig)
 HOLDOUT = "holdout/"  # prefix of figures that are measured on the held-out images
@@ -103,7 +103,7 @@ class RecordedRun(ABC, Generic[C]):
         run = self.cfg.run
         dist = Dist(self.dist.device) if alone else self.dist
         size = run.evaluation_batch if batch is None else batch
-        return sweep_over(samples, dist, batch=size, workers=run.workers, unreadable=policy)
+        return sweep_over(samples, dist, batch=size, workers=workers_of(run), unreadable=policy)
 
     def sitting(self, *, first_step: int, device_batch: int, seconds: Seconds | None = None) -> Sitting:
         """Return the record of this start of the process. Every rank calls it."""

@@ -9,13 +9,19 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from mae_transfer.data import Augment, Crops, EvalKeys, Masking, Samples, Source, Unreadable, batches
+from mae_transfer.data import Augment, Crops, EvalKeys, Masking, Samples, Source, Unreadable, Workers, batches
 from mae_transfer.engine.dist import Dist, read_mean
 from mae_transfer.engine.interrupt import Interrupt
+from mae_transfer.engine.state import RunConfig
 from mae_transfer.interfaces import Batch
 
 B = TypeVar("B")
 EVALUATION_SEED = 0  # for the random draws of an evaluation (masks); the same in every run, so runs are comparable
+
+
+def workers_of(run: RunConfig) -> Workers:
+    """Return how a run decodes."""
+    return Workers(run.workers, run.prefetch, run.start_method)
 
 
 def pass_over(
@@ -24,7 +30,7 @@ def pass_over(
     dist: Dist,
     *,
     batch: int,
-    workers: int,
+    workers: int | Workers,
     unreadable: Unreadable,
     masking: Masking | None = None,
 ) -> Iterator[Batch]:
@@ -34,12 +40,13 @@ def pass_over(
 
 
 def sweep_over(
-    samples: Samples[Any, Any], dist: Dist, *, batch: int, workers: int, unreadable: Unreadable
+    samples: Samples[Any, Any], dist: Dist, *, batch: int, workers: int | Workers, unreadable: Unreadable
 ) -> Iterator[Any]:
     """Yield this rank's part of samples of any kind on the device, every image once (see `interruptible`)."""
     images = len(samples.source)
     sweep = EvalKeys(images=images, batch=batch, rank=dist.rank, world=dist.world)
-    with closing(batches(samples, sweep, workers=workers, unreadable=unreadable)) as feed:
+    pin = dist.device.type == "cuda"
+    with closing(batches(samples, sweep, workers=workers, pin=pin, unreadable=unreadable)) as feed:
         for read in interruptible(feed, dist, images=images, batch=batch):
             yield read.to(dist.device, non_blocking=True)
 

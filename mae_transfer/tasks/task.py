@@ -32,6 +32,7 @@ from mae_transfer.record import UNKNOWN, Sitting, Software
 from mae_transfer.results import Result
 from mae_transfer.tasks.config import TrainConfig
 from mae_transfer.tasks.run import RecordedRun
+from mae_transfer.tasks.sweep import workers_of
 from mae_transfer.tasks.workdir import WorkDir, open_work_dir, sole_user, write_config
 
 if TYPE_CHECKING:
@@ -257,7 +258,7 @@ class Task(RecordedRun[C]):
         """Yield this rank's micro-batches from step `start` on, endlessly. Every rank calls it."""
         keys = self.keys(loop, start=start)
         samples, pin, policy = self.training_samples(), self.dist.device.type == "cuda", self.cfg.data.unreadable()
-        return batches(samples, keys, workers=self.cfg.run.workers, pin=pin, unreadable=policy)
+        return batches(samples, keys, workers=workers_of(self.cfg.run), pin=pin, unreadable=policy)
 
     def build_state(self, loop: LoopConfig) -> TrainState:
         """Return model and optimizer before the first step."""

@@ -69,9 +69,7 @@ def test_only_log_steps_read_a_value(tmp_path: Path, options: dict[str, Any]) ->
     assert [count > 0 for count in reads] == [False, False, False, True] * 2
 
 
-@pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="needs CUDA: only there can torch itself forbid synchronisation"
-)
+@pytest.mark.cuda  # only there can torch itself forbid synchronisation
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_no_synchronisation_on_cuda_in_a_step_that_does_not_log(tmp_path: Path, precision: Any) -> None:
     dist = Dist(torch.device("cuda", 0))

@@ -25,16 +25,7 @@ ROOT = Path(__file__).parents[2]
 TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py"))
 COMMANDS = {
     "benchmark": (
-        "pretrain",
-        "targets",
-        "classify",
-        "segment",
-        "slide",
-        "detect",
-        "coco",
-        "masks",
-        "logreg",
-        "scale",
+        *("gpu", "pretrain", "targets", "classify", "segment", "slide", "detect", "coco", "masks", "logreg", "scale"),
         "data",
     ),
     "prepare_data": ("coco", "ade20k", *LABELLED, "check", "shapes"),

@@ -35,7 +35,7 @@ from mae_transfer.data import (
     batches,
     pick_evenly,
 )
-from mae_transfer.data.loader import Key
+from mae_transfer.data.loader import Key, Workers
 from mae_transfer.interfaces import Batch, ViewSpec
 
 VIEWS = (ViewSpec(16, "bicubic"), ViewSpec(8, "lanczos"))
@@ -145,6 +145,20 @@ def test_the_patches_to_predict_are_a_uniform_draw_of_the_hidden_ones(mask: AnyM
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_do_not_change_a_bit(workers: int) -> None:
     alone, helped = (take(batches(crops(), TrainKeys(order=order()), workers=n), 5) for n in (0, workers))
+    assert equal(joined(alone), joined(helped))
+
+
+@pytest.mark.parametrize(
+    "helpers",
+    [
+        Workers(2, prefetch=5),
+        pytest.param(Workers(1, start_method="forkserver"), marks=pytest.mark.slow),
+        pytest.param(Workers(1, start_method="spawn"), marks=pytest.mark.slow),
+    ],
+)
+def test_prefetching_and_the_start_method_do_not_change_a_bit(helpers: Workers) -> None:
+    keys = TrainKeys(order=order())
+    alone, helped = (take(batches(crops(), keys, workers=workers), 5) for workers in (0, helpers))
     assert equal(joined(alone), joined(helped))
 
 

@@ -1,0 +1,70 @@
+"""The benchmark `gpu`: steps of all tasks, each beside its peer in another library, in about ten minutes on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+
+from mae_transfer.bench import classify, detect, pretrain, segment
+from mae_transfer.bench.harness import Comparison, compare
+from mae_transfer.bench.options import Mode, Workload
+from mae_transfer.engine.profile import matmul_peak
+
+
+class Case(NamedTuple):
+    """A step, and who runs it: ours first, then its peers."""
+
+    step: str
+    comparison: Comparison
+    contestants: tuple[str, ...]
+    work: Workload
+    modes: tuple[Mode, ...] = ("compiled",)
+
+
+OURS, LIGHTLY, TRANSFORMERS = "mae_transfer", "lightly + timm", "transformers"
+BOTH: tuple[Mode, ...] = ("eager", "compiled")  # for peers that may not compile
+BFLOAT16 = Workload(dtype="bfloat16")
+CASES = (
+    Case("pretrain B/16", pretrain.COMPARISON, (OURS, TRANSFORMERS, LIGHTLY), replace(BFLOAT16, batch=256)),
+    Case("pretrain L/16", pretrain.COMPARISON, (OURS, TRANSFORMERS), replace(BFLOAT16, size="vit_large", batch=128)),
+    Case(
+        "pretrain H/14", pretrain.COMPARISON, (OURS, TRANSFORMERS),
+        replace(BFLOAT16, size="vit_huge", patch=14, batch=64),
+    ),
+    Case(
+        "fine-tune L/16", classify.COMPARISON, (classify.FINETUNE, classify.PEER),
+        replace(BFLOAT16, size="vit_large", batch=64),
+    ),
+    Case(
+        "ViTDet-B, 1024 px", detect.COMPARISON, (detect.OURS, detect.FOLDED, detect.PEER),
+        replace(BFLOAT16, image=1024, batch=2), BOTH,
+    ),
+    Case(
+        "UperNet-B, 512 px", segment.COMPARISON, (segment.OURS, segment.PEER),
+        replace(BFLOAT16, image=512, batch=8), BOTH,
+    ),
+)  # fmt: skip
+TINY = {"size": "vit_tiny", "patch": 16, "image": 64, "batch": 2, "dtype": "float32"}
+
+
+def run(
+    device: torch.device, *, tiny: bool, rounds: int, steps: int, cases: Sequence[Case] = CASES
+) -> list[dict[str, Any]]:
+    """Measure the matmul peak of the device, then race each case; return a record per contestant and mode.
+
+    tiny: small models on small images, eagerly, to see on any machine that everything runs.
+    """
+    records: list[dict[str, Any]] = [
+        {"step": "matmul", "name": dtype, "matmul_peak_gflops_per_s": matmul_peak(device, dtype) / 1e9}
+        for dtype in (("float32",) if tiny else ("bfloat16", "float32"))
+    ]
+    for case in cases:
+        contestants = {name: case.comparison.contestants[name] for name in case.contestants}
+        work = replace(case.work, device=str(device), **(TINY if tiny else {}))
+        modes: tuple[Mode, ...] = ("eager",) if tiny else case.modes
+        found = compare(Comparison(contestants, "ratio_to_faster_peer"), work, modes=modes, rounds=rounds, steps=steps)
+        records += [{"step": case.step, "batch": work.batch, **record} for record in found]
+    return records
