@@ -12,6 +12,7 @@ from mae_transfer.bench import classify, detect, pretrain, segment
 from mae_transfer.bench.harness import Comparison, compare
 from mae_transfer.bench.options import Mode, Workload
 from mae_transfer.engine.profile import matmul_peak
+from mae_transfer.engine.state import Precision
 
 
 class Case(NamedTuple):
@@ -47,7 +48,7 @@ CASES = (
         replace(BFLOAT16, image=512, batch=8), BOTH,
     ),
 )  # fmt: skip
-TINY = {"size": "vit_tiny", "patch": 16, "image": 64, "batch": 2, "dtype": "float32"}
+TINY: dict[str, Any] = {"size": "vit_tiny", "patch": 16, "image": 64, "batch": 2, "dtype": "float32"}
 
 
 def run(
@@ -57,9 +58,9 @@ def run(
 
     tiny: small models on small images, eagerly, to see on any machine that everything runs.
     """
+    kinds: tuple[Precision, ...] = ("float32",) if tiny else ("bfloat16", "float32")
     records: list[dict[str, Any]] = [
-        {"step": "matmul", "name": dtype, "matmul_peak_gflops_per_s": matmul_peak(device, dtype) / 1e9}
-        for dtype in (("float32",) if tiny else ("bfloat16", "float32"))
+        {"step": "matmul", "name": kind, "matmul_peak_gflops_per_s": matmul_peak(device, kind) / 1e9} for kind in kinds
     ]
     for case in cases:
         contestants = {name: case.comparison.contestants[name] for name in case.contestants}

@@ -168,7 +168,7 @@ class Masking(NamedTuple):
 class Workers(NamedTuple):
     """The processes that decode."""
 
-    count: int = 0  # 0: decode in the main process
+    processes: int = 0  # 0: the main process decodes
     prefetch: int = 2  # batches that each prepares in advance
     start_method: str | None = None  # fork, forkserver or spawn; None: Python's default
 
@@ -346,9 +346,9 @@ def batches(
         batch_size=None,
         sampler=keys,
         collate_fn=_to_shared_memory,
-        num_workers=crew.count,
-        prefetch_factor=crew.prefetch if crew.count else None,
-        multiprocessing_context=crew.start_method if crew.count else None,
+        num_workers=crew.processes,
+        prefetch_factor=crew.prefetch if crew.processes else None,
+        multiprocessing_context=crew.start_method if crew.processes else None,
         pin_memory=pin,
         worker_init_fn=_init_worker,
         generator=torch.Generator(),  # without it the loader would draw from the global generator
