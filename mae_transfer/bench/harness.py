@@ -45,7 +45,15 @@ class Comparison(NamedTuple):
 
     contestants: Mapping[str, Build]
     ratio: str  # key of the ratio of images/s in a record
-    to: str | None = None  # None: the faster of the peers, which are all but the first
+    to: str | None = None  # None: the faster of the peers, which are all but the first `own`
+    own: int = 1  # how many of the contestants are this package's
+
+
+class Elapsed(NamedTuple):
+    """The time of some steps."""
+
+    wall: float  # seconds
+    processor: float  # seconds of all cores together; other work on the machine hardly changes it
 
 
 class Measures(NamedTuple):
@@ -59,13 +67,14 @@ class Measures(NamedTuple):
 
 @dataclass(frozen=True)
 class Timing:
-    """One contestant in one mode: images/s of every round, or the reason of its failure."""
+    """One contestant in one mode: images/s and images per processor second of every round, or why it failed."""
 
     name: str
     mode: Mode
     images_per_s: tuple[float, ...] = ()
     measures: Measures | None = None
     failure: str | None = None
+    images_per_core_s: tuple[float, ...] = ()
 
 
 def race(
@@ -73,18 +82,18 @@ def race(
 ) -> list[Timing]:
     """Time `rounds` turns of `steps` training steps of each contestant in each mode; the processes alternate."""
     lanes = {(name, mode): _start(build, work, mode) for name, build in contestants.items() for mode in modes}
-    speeds: dict[tuple[str, Mode], list[float]] = {key: [] for key in lanes}
+    taken: dict[tuple[str, Mode], list[Elapsed]] = {key: [] for key in lanes}
     try:
         ready = {key: _ask(pipe, warmup) for key, pipe in lanes.items()}
         running = [key for key, reply in ready.items() if not isinstance(reply, str)]
         for number in range(rounds):
             # Alternate the order, so that no contestant always follows the same one.
             for key in running if number % 2 == 0 else running[::-1]:
-                taken = _ask(lanes[key], steps)
-                if isinstance(taken, str):
-                    ready[key] = taken
+                reply = _ask(lanes[key], steps)
+                if isinstance(reply, str):
+                    ready[key] = reply
                 else:
-                    speeds[key].append(steps * work.batch / taken)
+                    taken[key].append(reply)
             running = [key for key in running if not isinstance(ready[key], str)]
         found = {key: _ask(lanes[key], "measure") for key in running}
         ready |= {key: reply for key, reply in found.items() if isinstance(reply, str)}
@@ -92,9 +101,14 @@ def race(
     finally:
         for pipe in lanes.values():
             pipe.close()  # ends the process
+    images = steps * work.batch
     return [
-        Timing(*key, tuple(speeds[key]), measures.get(key), None if key in measures else ready[key]) for key in lanes
-    ]
+        Timing(
+            *key, tuple(images / one.wall for one in taken[key]), measures.get(key),
+            None if key in measures else ready[key], tuple(images / one.processor for one in taken[key]),
+        )
+        for key in lanes
+    ]  # fmt: skip
 
 
 def compare(
@@ -108,18 +122,24 @@ def compare(
 def describe(row: Timing, rows: Sequence[Timing], work: Workload, comparison: Comparison) -> dict[str, Any]:
     """Return the figures of one row. A ratio is a median over rounds of the ratio of images/s in the same round.
 
-    It compares with the contestant `to` in the same mode, or with the faster peer in each mode.
+    It compares with the contestant `to` in the same mode, or with the faster peer in each mode. On a CPU the same is
+    said of images per second of a core.
     """
     if row.measures is None:
         return {"name": row.name, "mode": row.mode, "failure": row.failure}
     finished = [other for other in rows if other.measures]
     if comparison.to is None:
-        ours = next(iter(comparison.contestants))
-        peers = {other.mode: other for other in sorted(finished, key=_speed) if other.name != ours}
+        ours = list(comparison.contestants)[: comparison.own]
+        peers = {other.mode: other for other in sorted(finished, key=_speed) if other.name not in ours}
         ratio: Any = {mode: _ratio(row, peers[mode]) for mode in ("eager", "compiled") if mode in peers}
+        by_core: Any = {mode: _ratio(row, peers[mode], by_core=True) for mode in ratio}
     else:
         peer = next((other for other in finished if (other.name, other.mode) == (comparison.to, row.mode)), None)
-        ratio = _ratio(row, peer) if peer else None
+        ratio, by_core = (_ratio(row, peer, by_core=by_core) if peer else None for by_core in (False, True))
+    cores = {
+        "images_per_core_s": statistics.median(row.images_per_core_s),
+        f"{comparison.ratio}_by_core": by_core,
+    }
     flops_per_image = row.measures.flops / work.batch
     peak = max(other.measures.matmul_flops_per_s for other in finished if other.measures)
     return {
@@ -129,6 +149,7 @@ def describe(row: Timing, rows: Sequence[Timing], work: Workload, comparison: Co
         "images_per_s_range": [min(row.images_per_s), max(row.images_per_s)],
         "images_per_s_rounds": list(row.images_per_s),
         comparison.ratio: ratio,
+        **(cores if torch.device(work.device).type == "cpu" else {}),
         "peak_memory_gib": row.measures.peak_gib,
         "gflops_per_image": flops_per_image / 1e9,
         "share_of_matmul_peak": _speed(row) * flops_per_image / peak,
@@ -164,8 +185,9 @@ def _speed(row: Timing) -> float:
     return statistics.median(row.images_per_s)
 
 
-def _ratio(row: Timing, peer: Timing) -> float:
-    return statistics.median(own / other for own, other in zip(row.images_per_s, peer.images_per_s, strict=True))
+def _ratio(row: Timing, peer: Timing, *, by_core: bool = False) -> float:
+    ours, theirs = ((one.images_per_core_s if by_core else one.images_per_s) for one in (row, peer))
+    return statistics.median(own / other for own, other in zip(ours, theirs, strict=True))
 
 
 def _start(build: Build, work: Workload, mode: Mode) -> Connection:
@@ -187,14 +209,14 @@ def _ask(pipe: Connection, request: Any) -> Any:
 def _live(pipe: Connection, build: Build, work: Workload, mode: Mode) -> None:
     """Run one contestant until the pipe is closed.
 
-    A number is a request for the seconds of that many steps; "measure" is a request for Measures.
+    A number is a request for the time of that many steps; "measure" is a request for Measures.
     """
     torch.manual_seed(0)
     try:
         request = pipe.recv()  # contestants build one after the other, because compilation uses every core
         trainer = Trainer(build(work), work, compiled=mode == "compiled")
         while True:
-            pipe.send(trainer.measure() if request == "measure" else trainer.seconds(request))
+            pipe.send(trainer.measure() if request == "measure" else trainer.train(request))
             request = pipe.recv()
     except EOFError:
         return
@@ -218,8 +240,8 @@ class Trainer:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1.5e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
 
-    def seconds(self, steps: int, loss: Callable[[], Tensor] | None = None) -> float:
-        """Return the wall time of `steps` training steps. loss: another one than the contestant's."""
+    def train(self, steps: int, loss: Callable[[], Tensor] | None = None) -> Elapsed:
+        """Return the time of `steps` training steps. loss: another one than the contestant's."""
         with stopwatch(self.work.device) as elapsed:
             for _ in range(steps):
                 self.last = self.backward(loss or self.contestant.loss)
@@ -247,11 +269,11 @@ class Trainer:
 
 
 @contextmanager
-def stopwatch(device: str) -> Iterator[list[float]]:
-    """Yield a list that holds the elapsed seconds after the block; it waits for the device."""
-    elapsed: list[float] = []
-    start = time.perf_counter()
+def stopwatch(device: str) -> Iterator[list[Elapsed]]:
+    """Yield a list that holds the time of the block after it; it waits for the device."""
+    elapsed: list[Elapsed] = []
+    wall, processor = time.perf_counter(), time.process_time()
     yield elapsed
     if torch.device(device).type != "cpu":
         torch.accelerator.synchronize()
-    elapsed.append(time.perf_counter() - start)
+    elapsed.append(Elapsed(time.perf_counter() - wall, time.process_time() - processor))

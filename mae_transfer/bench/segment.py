@@ -148,7 +148,7 @@ def _timed(
         for variant in list(variants) if number % 2 else list(variants)[::-1]:
             with stopwatch(work.device) as elapsed, torch.no_grad(), autocast(work.dtype, torch.device(work.device)):
                 found[variant] = variants[variant]()
-            seconds[variant] += elapsed if number >= 0 else []
+            seconds[variant] += [elapsed[0].wall] if number >= 0 else []
     (first, *_) = variants
     return [
         {

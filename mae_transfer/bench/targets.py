@@ -89,7 +89,7 @@ def run(work: Workload, *, modes: Sequence[Mode], rounds: int, steps: int) -> li
     seconds: dict[str, list[float]] = {name: [] for name in targets}
     for number in range(rounds + 1):
         for name in targets if number % 2 else reversed(targets):
-            taken = trainer.seconds(steps, partial(loss, name))
+            taken = trainer.train(steps, partial(loss, name)).wall
             seconds[name] += [taken] if number else []  # the first round is a warm-up
     return [_describe(name, macs[name], seconds, steps * work.batch) for name in targets]
 

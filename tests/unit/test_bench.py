@@ -46,7 +46,7 @@ def test_a_race_reports_every_contestant_and_says_why_one_did_not_run():
     }
     measures = rows["toy"].measures
     assert measures is not None
-    assert len(rows["toy"].images_per_s) == 3
+    assert len(rows["toy"].images_per_s) == len(rows["toy"].images_per_core_s) == 3
     assert measures.flops == 2 * 2 * (2 * 8 * 4)  # forward and the weights' gradient; the input needs none
     assert measures.loss > 0
     assert rows["absent"].failure == "not installed (peerless): pip install -e '.[bench]'"
@@ -75,12 +75,15 @@ def test_a_contestant_that_dies_in_the_race_leaves_the_others_their_result():
 
 
 def row(name: str, mode: str, *speeds: float) -> Timing:
-    return Timing(name, mode, speeds, Measures(1.0, 100, 1000.0, 0.5))  # type: ignore[arg-type]
+    return Timing(name, mode, speeds, Measures(1.0, 100, 1000.0, 0.5), None, speeds)  # type: ignore[arg-type]
 
 
 def test_ratios_are_medians_over_rounds_to_the_faster_peer_of_each_mode():
     mine = row(next(iter(pretrain.COMPARISON.contestants)), "eager", 4, 6, 8)
-    rows = [mine, row("slow", "eager", 1, 1, 1), row("fast", "eager", 2, 2, 8), row("fast", "compiled", 8, 8, 8)]
+    cross = row(list(pretrain.OURS)[-1], "eager", 9, 9, 9)  # ours too, so it is no peer
+    rows = [
+        mine, cross, row("slow", "eager", 1, 1, 1), row("fast", "eager", 2, 2, 8), row("fast", "compiled", 8, 8, 8),
+    ]  # fmt: skip
     record = describe(mine, rows, WORK, pretrain.COMPARISON)
     assert record["ratio_to_faster_peer"] == {"eager": 2.0, "compiled": 0.75}
     assert record["images_per_s"] == 6
@@ -88,7 +91,10 @@ def test_ratios_are_medians_over_rounds_to_the_faster_peer_of_each_mode():
     assert record["share_of_matmul_peak"] == pytest.approx(6 * (100 / 2) / 1000)
 
 
-OURS = [pretrain.build_ours, *(partial(joint.build_ours, system=system) for system in joint.OBJECTIVES)]
+OURS = [
+    *(partial(pretrain.build_ours, decoder=decoder) for decoder in pretrain.OURS.values()),
+    *(partial(joint.build_ours, system=system) for system in joint.OBJECTIVES),
+]
 
 
 @pytest.mark.parametrize("build", OURS)

@@ -45,11 +45,15 @@ def test_both_evaluators_give_the_same_figures() -> None:
 def test_the_ratio_is_the_median_over_rounds_to_the_peer_in_the_same_mode() -> None:
     comparison = Comparison({}, "ratio", "peer")
     measures = Measures(1.0, 10, 100.0, 0.5)
+    cores = (1.0, 1.0, 1.0)
     rows = [
-        Timing("peer", "eager", (2.0, 2.0, 4.0), measures), Timing("peer", "compiled", (9.0, 9.0, 9.0), measures),
-        Timing("ours", "eager", (4.0, 6.0, 8.0), measures), Timing("absent", "eager", failure="not installed"),
-    ]  # fmt: skip
-    assert describe(rows[2], rows, WORK, comparison)["ratio"] == 2.0
+        Timing("peer", "eager", (2.0, 2.0, 4.0), measures, None, cores),
+        Timing("peer", "compiled", (9.0, 9.0, 9.0), measures, None, cores),
+        Timing("ours", "eager", (4.0, 6.0, 8.0), measures, None, (1.5, 1.2, 1.0)),
+        Timing("absent", "eager", failure="not installed"),
+    ]
+    record = describe(rows[2], rows, WORK, comparison)
+    assert (record["ratio"], record["images_per_core_s"], record["ratio_by_core"]) == (2.0, 1.2, 1.2)
     assert describe(rows[3], rows, WORK, comparison) == {
         "name": "absent",
         "mode": "eager",
