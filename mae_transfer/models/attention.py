@@ -55,6 +55,11 @@ def _attend_in_float32(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, sca
         return out.to(v.dtype)
 
 
+def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
+    """Return `parts` tensors (B, R, L, D / R) from x (B, L, parts * D)."""
+    return tuple(part.unflatten(2, (heads, -1)).transpose(1, 2) for part in x.chunk(parts, dim=2))
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with windows, relative positions and a choice of biases."""
 
@@ -102,7 +107,7 @@ class Attention(nn.Module):
             # Padding is zero before the projection, so its queries, keys and values equal the bias: project first.
             qkv_bias, side = self._qkv_bias(), self.window
             qkv = to_windows(F.linear(x, self.qkv.weight), grid, side)
-            q, k, v = self._split(qkv if qkv_bias is None else qkv + qkv_bias.to(qkv.dtype), 3)
+            q, k, v = split_heads(qkv if qkv_bias is None else qkv + qkv_bias.to(qkv.dtype), 3, self.heads)
             output: Tensor = self.proj(from_windows(self._attended(q, k, v, bias, grid=(side, side)), grid, side))
             return output
         q, k, v = self._projected(x, last)
@@ -119,10 +124,10 @@ class Attention(nn.Module):
         """Return queries (B, R, L or M, D / R), keys and values (B, R, L, D / R)."""
         d, qkv_bias = x.shape[-1], self._qkv_bias()
         if last is None:
-            return self._split(F.linear(x, self.qkv.weight, qkv_bias), 3)
+            return split_heads(F.linear(x, self.qkv.weight, qkv_bias), 3, self.heads)
         first, rest = (None, None) if qkv_bias is None else qkv_bias.tensor_split([d])
-        queries = self._split(F.linear(x[:, -last:], self.qkv.weight[:d], first), 1)
-        return *queries, *self._split(F.linear(x, self.qkv.weight[d:], rest), 2)
+        queries = split_heads(F.linear(x[:, -last:], self.qkv.weight[:d], first), 1, self.heads)
+        return *queries, *split_heads(F.linear(x, self.qkv.weight[d:], rest), 2, self.heads)
 
     def _attended(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *, grid: tuple[int, int] | None
@@ -133,10 +138,6 @@ class Attention(nn.Module):
                 return attend_folded(q, k, v, self.rel_pos_h, self.rel_pos_w, grid).transpose(1, 2).flatten(2)
             bias = decomposed_bias(q, self.rel_pos_h, self.rel_pos_w, grid)
         return attend(q, k, v, bias).transpose(1, 2).flatten(2)
-
-    def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """Return `parts` tensors (B, R, L, D / R) from x (B, L, parts * D)."""
-        return x.view(*x.shape[:2], parts, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def to_windows(x: Tensor, grid: tuple[int, int], side: int) -> Tensor:

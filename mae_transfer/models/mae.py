@@ -20,7 +20,7 @@ from mae_transfer.config import Schema
 from mae_transfer.core.patches import grid_of, put, take
 from mae_transfer.core.positions import resample, sincos_2d
 from mae_transfer.interfaces import Mask
-from mae_transfer.models.attention import attend
+from mae_transfer.models.attention import attend, split_heads
 from mae_transfer.models.initialize import initialize
 from mae_transfer.models.vit import NORM_EPS, Block, ViT, ViTConfig, check_width, recomputed, run
 
@@ -189,8 +189,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, features: Tensor) -> Tensor:
         """Return (B, M, E) for tokens x (B, M, E) and features (B, L, D)."""
-        q = self.q(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
-        k, v = self.kv(features).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = *split_heads(self.q(x), 1, self.heads), *split_heads(self.kv(features), 2, self.heads)
         output: Tensor = self.proj(attend(q, k, v, None).transpose(1, 2).flatten(2))
         return output
 
