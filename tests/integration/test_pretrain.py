@@ -135,7 +135,7 @@ def test_crossmae_is_named_evaluated_on_all_patches_counted_and_exported(tmp_pat
     for one in (cfg, whole):
         task = pretrain.Pretrain(one, Dist(torch.device("cpu")))
         task.open()
-        flops.append(task.flops())
+        flops.append(task.training_flops())
     # of each of the 8 patches that only the second predicts, per multiply-add: 2 forward and 4 backward
     per_patch = 2 * (8 * 8 * 2 + 2 * 8 * 32 + 2 * 8 * 5) + 8 * 48  # q, proj, MLP and attention of 2 blocks; prediction
     assert flops[0] == result.flops_per_image
