@@ -109,10 +109,16 @@ def run(args: argparse.Namespace) -> None:
     console, store = screen(), RunStore(args.store) if args.store else None
     for name in sorted((remembered.keys() & cfg.roots.keys()) - given.keys()):
         console.print(f"{name} = {cfg.roots[name]}, as given before; --root {name}=PATH replaces it", highlight=False)
-    archive = RunArchive(args.archive) if args.archive else None
     chosen = select(plan, args.only)
     work = Work(
-        chosen, args.work_dir, suite=cfg.title, debug=args.debug, store=store, archive=archive, device=args.device
+        chosen,
+        args.work_dir,
+        suite=cfg.title,
+        debug=args.debug,
+        store=store,
+        archive=RunArchive(args.archive) if args.archive else None,
+        repeated=forced(chosen, args.force),
+        device=args.device,
     )
     asked = Shape(args.nodes, args.gpus_per_node)
     if args.run:

@@ -97,6 +97,16 @@ def test_other_numbers_of_a_repeated_run_are_reported_and_the_archive_stays(firs
     assert (first.archive / "results.jsonl").read_bytes() == before
 
 
+def test_a_forced_transfer_runs_again_from_its_pretraining_made_again(
+    first: Archived, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = Archived(tmp_path / "2", monkeypatch, first.archive)
+    second.work.repeated = ("a/finetune/seed1",)
+    assert second.run(force=("a/finetune/seed1",)) == dict.fromkeys(ALL, "done")
+    assert second.started == ["a/pretrain/seed0", "a/finetune/seed1"]
+    assert any("a/finetune/seed1" in one and "the same numbers as in the archive" in one for one in second.said)
+
+
 def test_a_changed_line_is_an_error_that_names_the_run(first: Archived) -> None:
     file = first.archive / "results.jsonl"
     file.write_text(file.read_text().replace('"seed":1', '"seed":5'))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,6 +56,7 @@ class Work:
         debug: run every tool with --debug.
         store: finished runs that suites share.
         archive: the numbers of finished runs, without their weights.
+        repeated: runs to repeat although they are in the archive.
         device: device of every run; None: as its config says.
     """
 
@@ -68,10 +69,11 @@ class Work:
         debug: bool = False,
         store: RunStore | None = None,
         archive: RunArchive | None = None,
+        repeated: Collection[str] = (),
         device: str | None = None,
     ) -> None:
         self.plan, self.root, self.suite, self.debug, self.store = plan, root, suite, debug, store
-        self.device, self.archive = device, archive
+        self.device, self.archive, self.repeated = device, archive, repeated
         self.data = DataSets(root)
         self._parts: dict[str, dict[str, str]] = {}
         self._identities: dict[str, str] = {}
@@ -125,8 +127,8 @@ class Work:
 
     def weights_wanted(self, name: str) -> bool:
         """Return whether a run that is not done needs the file that a run leaves for others."""
-        waiting = (other for other, node in self.plan.items() if name in node.needs and not self.status(other).done)
-        return self.artifact(name) is not None and next(waiting, None) is not None
+        others = [other for other, node in self.plan.items() if name in node.needs]
+        return any(other in self.repeated or not self.status(other).done for other in others)
 
     def request(self, name: str) -> str:
         """Return 16 hex digits of what the suite's file says about a run, with or without its images at hand.
@@ -234,7 +236,7 @@ class Work:
         Raises:
             ValueError: the folder was written by another suite or by another version of this package.
         """
-        if self.archived(name) and not self.weights_wanted(name):
+        if self.archived(name) and name not in self.repeated and not self.weights_wanted(name):
             return Status(True, "done: in the archive")
         note, defects = read_note(self.folder(name))
         if of_another_version(self.folder(name)):

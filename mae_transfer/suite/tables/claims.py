@@ -13,7 +13,7 @@ from mae_transfer.suite.expect import Expectation, Outcome, Place, of_parts, out
 from mae_transfer.suite.published import PUBLISHED
 from mae_transfer.suite.store.records import About, Measurement
 from mae_transfer.suite.tables.cells import Cell, Run, Spread, spread
-from mae_transfer.suite.tables.comparison import build, full_name, paired
+from mae_transfer.suite.tables.comparison import build, numbers, paired
 from mae_transfer.suite.tables.figures import STYLE, Gaps, differences, write
 from mae_transfer.suite.tables.formats import Line, Sheet, Text
 from mae_transfer.suite.tables.layouts import LAYOUTS
@@ -86,7 +86,8 @@ class JudgedClaim(NamedTuple):
 def judge(found: Sequence[Measurement], about: About) -> list[JudgedClaim]:
     """Return the claims of a suite with their verdicts."""
     asked = dict.fromkeys(one.claim for one in about.claims if one.claim)
-    tables = {one.table: _numbers(one.table, found, about) for one in about.claims}
+    asked_of = dict.fromkeys(one.table for one in about.claims)
+    tables = {name: numbers(build([name], found, show="none", about=about)) for name in asked_of}
     claims = []
     for words in asked:
         parts = tuple(_part(one, tables[one.table], about) for one in about.claims if one.claim == words)
@@ -145,29 +146,16 @@ def lines(claims: Sequence[JudgedClaim]) -> Iterator[Line]:
             }  # fmt: skip
 
 
-def _numbers(table: str, found: Sequence[Measurement], about: About) -> dict[str, dict[str, Cell]]:
-    """Return our cells of a table by row and column. A row's name is its first."""
-    rows: dict[str, dict[str, Cell]] = {}
-    for row in (row for one in build([table], found, show="none", about=about) for row in one.own):
-        rows.setdefault(full_name(row) if row.name in rows else row.name, row.cells)
-    return rows
-
-
 def _part(asked: Expectation, rows: dict[str, dict[str, Cell]], about: About) -> JudgedPart:
     wanted = [(asked.row, asked.column)]
     wanted += [(asked.above or asked.row, column) for column in asked.against or (asked.column,)]
-    one, *others = cells = tuple(_measured(rows, row, column) for row, column in wanted)
+    one, *others = cells = tuple(rows.get(row, {}).get(column) for row, column in wanted)
     differences: dict[int, float] = {}
     if one and all(others):
         found = [_by_seed(one, other) for other in others if other]
         shared = [seed for seed in about.seeds if all(seed in some for some in found)]
         differences = {seed: spread([some[seed] for some in found]).mean for seed in shared}
     return JudgedPart(asked, cells, differences, outcome(asked.rule, [*differences.values()], seeds=len(about.seeds)))
-
-
-def _measured(rows: dict[str, dict[str, Cell]], row: str, column: str) -> Cell | None:
-    cell = rows.get(row, {}).get(column)
-    return cell if cell and cell.runs else None
 
 
 def _by_seed(one: Cell, other: Cell) -> dict[int, float]:
@@ -209,7 +197,7 @@ def _origin(run: Run) -> str:
     """Return what identifies a number: config digest, commit, and the same of its pretraining."""
     result = run.record.result
     before = result.record.pretraining() if result.record else None
-    text = f"{result.config_digest} {'+'.join(result.revisions)}"
+    text = f"{result.config_digest} {' and '.join(result.revisions)}"
     return text + (f" from {before.config_digest} seed {before.seed}" if before else "")
 
 

@@ -308,6 +308,16 @@ def full_name(row: Row) -> str:
     return f"{row.name} ({row.detail})" if row.detail else row.name
 
 
+def numbers(tables: Iterable[Table]) -> dict[str, dict[str, Cell]]:
+    """Return our numbers by row and column. Of rows with one name, the first keeps it."""
+    rows: dict[str, dict[str, Cell]] = {}
+    for row in (row for table in tables for row in table.own):
+        measured = {column: cell for column, cell in row.cells.items() if cell.ours}
+        if measured:
+            rows[full_name(row) if row.name in rows else row.name] = measured
+    return rows
+
+
 def _comparable(one: Cell, other: Cell) -> bool:
     a, b = one.result, other.result
     if a is None or b is None or one.unit != "%":

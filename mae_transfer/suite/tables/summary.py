@@ -12,7 +12,7 @@ from mae_transfer.suite.graph.schema import SuiteConfig
 from mae_transfer.suite.store.records import Measurement
 from mae_transfer.suite.tables import comparison, formats, sheets
 from mae_transfer.suite.tables.cells import Cell
-from mae_transfer.suite.tables.comparison import Table, full_name
+from mae_transfer.suite.tables.comparison import Table
 
 
 class Summary(NamedTuple):
@@ -42,11 +42,7 @@ def summarise(cfg: SuiteConfig, found: Sequence[Measurement]) -> Summary:
     about = cfg.about()
     tables = comparison.build(["summary"], found, about=about)
     columns = tuple(dict.fromkeys(column for table in tables for column in table.columns))
-    rows: dict[str, dict[str, Cell]] = {}
-    for row in (row for table in tables for row in table.own):
-        numbers = {column: cell for column, cell in row.cells.items() if cell.ours}
-        if numbers:
-            rows[full_name(row) if row.name in rows else row.name] = numbers
+    rows = comparison.numbers(tables)
     fresh = [n for n, cells in rows.items() if any(run.pretraining is None for c in cells.values() for run in c.runs)]
     chance = {column: value for column, value in about.chance.items() if column in columns}
     return Summary(tuple(tables), columns, rows, chance, next(iter(fresh), None))
