@@ -126,8 +126,8 @@ def differences(panels: Sequence[Gaps]) -> Figure:
         axes.spines["left"].set_visible(False)
         axes.set_title(shortened(panel.title), loc="left", fontsize=9, parse_math=False)
         axes.set_xlabel("points" if panel.unit == "%" else panel.unit, fontsize=8)
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower left", ncols=3, fontsize=8)
+    marks = {text: mark for axes in figure.axes for mark, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend([*marks.values()], [*marks], loc="outside lower left", ncols=3, fontsize=8)
     return figure
 
 
