@@ -199,6 +199,9 @@ def _unknown(weights: Weights) -> str:
 
 def _pretrained(own: Pretraining, made: Record) -> Iterator[str]:
     """Yield why a pretraining is another one."""
+    if setting(made.recipe, "task") not in own.settings.get("task", (None,)):
+        yield f"pretrained as {made.method}"
+        return
     yield from _data("pretrained on", own.data, made, labelled=False)
     if made.scale != "paper":
         yield f"pretrained at scale {made.scale}"
@@ -257,7 +260,7 @@ def _settings(made: Record, settings: Settings, before: str) -> Iterator[str]:
 def setting(recipe: Mapping[str, Any], key: str) -> Any:
     """Return the value of a dotted key of a recipe.
 
-    An option of a mask, an augmentation or a decoder that the recipe leaves out has its default.
+    An option of a mask, an augmentation, an objective or a decoder that the recipe leaves out has its default.
     """
     *folders, last = key.split(".")
     at: Any = recipe
@@ -282,6 +285,10 @@ def _default(part: str, name: str, option: str) -> Any:
         from mae_transfer.data import AnyAugmentation  # imports torch, which a table rarely needs
 
         union = AnyAugmentation
+    elif part == "objective":
+        from mae_transfer.objectives import AnyObjective  # imports torch, too
+
+        union = AnyObjective
     else:
         return None
     found = members(union).get(name)

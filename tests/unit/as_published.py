@@ -11,6 +11,7 @@ from mae_transfer.record import DataSet, Record, Sitting, Software, Weights
 from mae_transfer.suite.published.measured import DATA_SETS, VARIANTS
 from mae_transfer.tasks.classify import ClassifyConfig
 from mae_transfer.tasks.detect import DetectConfig
+from mae_transfer.tasks.joint import JointConfig
 from mae_transfer.tasks.pretrain import PretrainConfig
 from mae_transfer.tasks.segment import SegmentConfig
 
@@ -64,7 +65,7 @@ def record(cfg: Any, task: str, method: str, **changes: Any) -> Record:
     fields = {
         "run": "r", "task": task, "method": method, "scale": "paper", "config_digest": "c", "recipe_digest": "d",
         "recipe": recipe, "seed": 0,
-        "epochs": cfg.epochs, "batch": cfg.batch,
+        "epochs": getattr(cfg, "epochs", 0.0), "batch": getattr(cfg, "batch", 0),
     }  # fmt: skip
     return Record.model_validate(fields | changes)
 
@@ -75,6 +76,13 @@ def pretraining(size: str = "base", epochs: int = 1600, **changes: Any) -> Recor
     method = changes.pop("method", f"MAE norm_pixel, random 75%, {epochs} ep")
     given = {"data": {"train": data_set("imagenet", 1_281_167)}, "labels": False, "epochs": float(epochs)}
     return record(config(name, PretrainConfig), "pretrain", method, **given | changes)
+
+
+def joint(name: str, **changes: Any) -> Record:
+    """A pretraining by joint embedding with a packaged config: "dino_vit_small"."""
+    cfg = config(f"pretrain/{name}", JointConfig)
+    given = {"data": {"train": data_set("imagenet", 1_281_167)}, "labels": False}
+    return record(cfg, "pretrain", cfg.method(), **given | changes)
 
 
 def sitting(device_batch: int = 64, commit: str = "a") -> Sitting:

@@ -12,12 +12,13 @@ from mae_transfer.models.mae import DecoderConfig
 from mae_transfer.record import Record, Weights
 from mae_transfer.results import Result
 from mae_transfer.suite import match
-from mae_transfer.suite.match import EARLIER, why_not
+from mae_transfer.suite.match import EARLIER, _pretrained, why_not
 from mae_transfer.suite.published import PUBLISHED
 from mae_transfer.suite.published.entry import Published, block
-from mae_transfer.suite.published.measured import Elsewhere, Measured
+from mae_transfer.suite.published.measured import JOINT, Elsewhere, Measured
 from mae_transfer.suite.store.records import Measurement, Note
 from mae_transfer.suite.tables.layouts import LAYOUTS, Spot
+from mae_transfer.tasks.knn import KnnConfig
 from tests.unit import as_published
 from tests.unit.as_published import RANDOM, data_set, pretraining, run, sets, sitting
 
@@ -240,6 +241,77 @@ def test_options_that_a_recipe_leaves_out_of_a_decoder_have_the_models_defaults(
 ])  # fmt: skip
 def test_what_the_papers_do_not_fix_is_no_reason(made: Record) -> None:
     assert why_not(NUMBERS["3", "MAE", B], result(made)) is None
+
+
+def evaluated_by_knn(start: Weights | Record, **changes: Any) -> Measurement:
+    """The result of DINO's k-NN with k = 20."""
+    weights = run(start) if isinstance(start, Record) else start
+    cfg = as_published.config("classify/knn", KnnConfig)
+    given = {"data": sets("imagenet"), "inputs": {"backbone": weights}, "epochs": 0.0, "batch": 64}
+    made = as_published.record(cfg, "knn", "knn", **given | changes)
+    return result(made, task="classify", protocol="knn-20", backbone="vit_small/16", epochs=0.0)
+
+
+SYSTEMS = {
+    "dino_vit_small": "DINO, ViT-S/16", "dino_vit_base": "DINO, ViT-B/16", "ibot_vit_small": "iBOT, ViT-S/16",
+    "ibot_vit_base": "iBOT, ViT-B/16", "moco_v3_vit_small": "MoCo v3", "moco_v3_vit_base": "MoCo v3",
+    "moby_swin_tiny": "MoBY, Swin-T", "esvit_swin_tiny": "EsViT, Swin-T/W7",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_each_packaged_pretraining_is_the_published_one_and_no_other_system(name: str) -> None:
+    """The reason names the system if it is another one, and the setting if only that differs."""
+    for system, own in JOINT.items():
+        reasons = list(_pretrained(own, as_published.joint(name)))
+        assert (not reasons) is (SYSTEMS[name] == system), (name, system, reasons)
+    own, mae = JOINT[SYSTEMS[name]], Weights(kind="released", name="mae_vit_base")
+    out = own.settings["objective.out"][0]
+    for changes, reason in (
+        ({"data": PHOTOS}, "pretrained on 'photos', 50,000 images"),
+        ({"epochs": 100.0}, f"pretrained for 100 epochs, not {own.epochs}"),
+        ({"batch": 256}, f"pretrained with batch 256, not {own.batch}"),
+        ({"recipe": {"data.views.wide_scale": [0.1, 1.0]}}, "pretrained with data.views.wide_scale = (0.1, 1.0), not "),
+        ({"recipe": {"objective.out": 32}}, f"pretrained with objective.out = 32, not {out}"),
+        ({"recipe": {"ema_decay.start": 0.9}}, "pretrained with ema_decay.start = 0.9, not "),
+        ({"inputs": {"start": mae}}, "pretrained from mae_vit_base, not from random weights"),
+    ):
+        assert next(_pretrained(own, as_published.joint(name, **changes))).startswith(reason)
+
+
+def test_an_own_dino_stands_beside_dinos_k_nn() -> None:
+    dino = as_published.joint("dino_vit_small")
+
+    def frozen(record: Measurement) -> Spot:
+        """Its place in the table, which needs a second column."""
+        return next(iter(LAYOUTS["frozen"].places([record, result(protocol="linear", epochs=90.0)])))
+
+    found = frozen(evaluated_by_knn(dino))
+    assert found.published is not None
+    assert (found.column, found.published.row, found.published.value, found.why_not) == (
+        "k-NN, ImageNet", "DINO, ViT-S/16 (its authors)", 74.5, None,
+    )  # fmt: skip
+    for record, reason in (
+        (evaluated_by_knn(dino, recipe={"temperature": 0.1}), "temperature = 0.1, not 0.07"),
+        (evaluated_by_knn(as_published.joint("dino_vit_small", epochs=100.0)), "pretrained for 100 epochs, not 800"),
+        (evaluated_by_knn(as_published.joint("ibot_vit_small")), "measured with iBOT's own protocol"),
+        (evaluated_by_knn(pretraining()), "pretrained as MAE norm_pixel, random 75%, 1600 ep"),
+    ):
+        assert str(frozen(record).why_not).startswith(reason)
+
+
+@pytest.mark.parametrize(("table", "changes", "value"), [
+    ("4", DETECT, 47.9), ("4", LARGE | DETECT | {"epochs": 100.0}, 49.3), ("5", SEGMENT, 47.3),
+])  # fmt: skip
+def test_an_own_moco_v3_stands_beside_maes_transfers_of_it(table: str, changes: dict[str, Any], value: float) -> None:
+    moco = as_published.joint("moco_v3_vit_base")
+    made = as_published.transfer(FIELDS | changes).model_copy(update={"inputs": {"backbone": run(moco)}})
+    found = place(table, result(made, **changes))
+    assert found.published is not None
+    assert (found.published.row, found.published.value, found.why_not) == ("MoCo v3", value, None)
+    mae = place(table, result(**changes)).published
+    assert mae is not None
+    assert why_not(mae, result(made, **changes)) == "pretrained as MoCo v3, 2 views, 300 ep"
 
 
 def test_data_are_known_by_their_counts_and_never_by_their_folder() -> None:

@@ -12,6 +12,7 @@ from mae_transfer.suite.published.measured import (
     DEIT,
     FRESH,
     HUGE,
+    JOINT,
     LARGE,
     MOCO,
     ON_ADE20K,
@@ -43,10 +44,12 @@ HUGE_16 = "vit_huge/16"  # its patches of 14 pixels are resampled to 16
 
 
 def started(row: str, size: str) -> Start | None:
-    """Return the weights of a row of tables 4 and 5; None if they were not released."""
+    """Return the weights of a row of tables 4 and 5; None if they were not released and cannot be trained here."""
     base = size == "ViT-B/16"
-    own = {"MAE": mae(BACKBONES[size]), "BEiT": Start(own=BEIT)}
-    return own.get(row) or ({"MoCo v3": MOCO, "supervised": DEIT}.get(row) if base else None)
+    own = {
+        "MAE": mae(BACKBONES[size]), "BEiT": Start(own=BEIT), "MoCo v3": MOCO if base else Start(own=JOINT["MoCo v3"]),
+    }  # fmt: skip
+    return own.get(row) or (DEIT if base and row == "supervised" else None)
 
 
 def table_4(row: str, column: str) -> Measured | Elsewhere:

@@ -12,6 +12,9 @@ from mae_transfer.suite.published.measured import (
     BACKBONES,
     BASE,
     DINO,
+    DINO_S,
+    IBOT,
+    IBOT_S,
     LARGE,
     MAE_FILES,
     MOCO,
@@ -21,6 +24,7 @@ from mae_transfer.suite.published.measured import (
     Start,
     mae,
     probed,
+    voted,
 )
 
 KNN, LINEAR, EFFICIENT, CROSS = (f"{protocol}, ImageNet" for protocol in ("k-NN", "linear", "efficient", "cross"))
@@ -30,7 +34,6 @@ BEST_ON_VALIDATION = f"{PROBES}; epoch, k and temperature are selected on the va
 DINO_README = "README of facebookresearch/dino"
 DINOV2_README = "README of facebookresearch/dinov2"
 CAPI = "README of facebookresearch/capi"
-DINO_S = Start(released=("dino_vit_small_16", "vit_small_patch16_224.dino"))
 DINOV2 = {
     "DINOv2, ViT-S/14": Start(released=("dinov2_vit_small", "vit_small_patch14_dinov2.lvd142m")),
     "DINOv2, ViT-B/14": Start(released=("dinov2_vit_base", "vit_base_patch14_dinov2.lvd142m")),
@@ -39,6 +42,7 @@ DINOV2 = {
 WEIGHTS = {
     "MAE, ViT-B/16": Start(released=MAE_FILES[BASE]), "MAE, ViT-L/16": Start(released=MAE_FILES[LARGE]),
     "DINO, ViT-S/16": DINO_S, "DINO, ViT-B/16": DINO, "MoCo v3, ViT-B/16": MOCO, **DINOV2,
+    "iBOT, ViT-S/16": IBOT_S, "iBOT, ViT-B/16": IBOT, "iBOT, ViT-L/16": Start(released=("ibot_vit_large",)),
     "DINOv3, ViT-B/16": Start(released=("vit_base_patch16_dinov3.lvd1689m",)),
     "DINOv3, ViT-L/16": Start(released=("vit_large_patch16_dinov3.lvd1689m",)),
     "CLIP, ViT-B/16": Start(released=("vit_base_patch16_clip_quickgelu_224.openai",)),
@@ -75,15 +79,22 @@ def released_mae(row: str, _: str) -> Measured:
     return probed(backbone, mae(backbone))
 
 
+def of_dino(row: str, _: str) -> Measured:
+    """Return DINO's k-NN of the released weights or of the same pretraining."""
+    name = row.partition(" (")[0]
+    return voted(BACKBONES[name.partition(", ")[2]], WEIGHTS[name])
+
+
 FROZEN: tuple[Published, ...] = (
     *block("frozen", FINETUNE_MD, (LINEAR,), {
         f"MAE, {size} (its authors)": (value,) for size, value in zip(SIZES, (67.8, 76.0, 77.2), strict=False)
     }, released_mae),
     *block("frozen", BEST_ON_VALIDATION, (KNN, LINEAR, EFFICIENT), PROBED,
            said_by("efficient-probing's protocol: epoch, k and temperature are selected on the validation images")),
-    *block("frozen", DINO_README, (KNN, LINEAR), {
-        "DINO, ViT-S/16 (its authors)": (74.5, None), "DINO, ViT-B/16 (its authors)": (76.1, 78.2),
-    }, said_by("DINO's own protocol; its README does not state k")),
+    *block("frozen", f"{DINO_README}; k = 20: help of its eval_knn.py", (KNN,), {
+        "DINO, ViT-S/16 (its authors)": (74.5,), "DINO, ViT-B/16 (its authors)": (76.1,),
+    }, of_dino),
+    *block("frozen", DINO_README, (LINEAR,), {"DINO, ViT-B/16 (its authors)": (78.2,)}, said_by("DINO's own protocol")),
     *block("frozen", "README of bytedance/ibot", (KNN, LINEAR), {
         "iBOT, ViT-S/16 (its authors)": (75.2, 77.9), "iBOT, ViT-B/16 (its authors)": (77.1, 79.5),
         "iBOT, ViT-L/16 (its authors)": (78.0, 81.0),

@@ -9,7 +9,23 @@ from __future__ import annotations
 from mae_transfer.suite.published.entry import MAE, Published, block
 from mae_transfer.suite.published.frozen import DINO_README, PROBED, PROBES
 from mae_transfer.suite.published.imagenet import BEIT_TABLE_9, IGPT, at_size
-from mae_transfer.suite.published.measured import BACKBONES, DINO, MOCO, Elsewhere, Measured, Start, mae, probed
+from mae_transfer.suite.published.measured import (
+    BACKBONES,
+    DINO,
+    DINO_S,
+    ESVIT_T,
+    IBOT,
+    IBOT_S,
+    JOINT,
+    MOBY_T,
+    MOCO,
+    MOCO_S,
+    Elsewhere,
+    Measured,
+    Start,
+    mae,
+    probed,
+)
 
 LINEAR, TUNED, KNN = "linear", "fine-tuning", "k-NN"
 FOUR_BLOCKS = "linear, four blocks"  # a probe on the features of the last four blocks
@@ -23,10 +39,24 @@ MOBY = "MoBY, arXiv 2105.04553, abstract (300 epochs; its first README said 72.5
 BEIT = "README of microsoft/unilm's beit"
 BEIT_PAPER = "BEiT, arXiv 2106.08254 (pretrained on ImageNet-1K, fine-tuned at 384 px)"
 
+STARTS = {
+    "MoCo v3, ViT-S/16": MOCO_S, "MoCo v3, ViT-B/16": MOCO, "MoCo v3, ViT-L/16": Start(own=JOINT["MoCo v3"]),
+    "DINO, ViT-S/16": DINO_S, "DINO, ViT-B/16": DINO,
+    "iBOT, ViT-S/16": IBOT_S, "iBOT, ViT-B/16": IBOT, "iBOT, ViT-L/16": Start(released=("ibot_vit_large",)),
+    "MoBY, Swin-T": MOBY_T, "MoBY, DeiT-S/16": Start(released=("moby_deit_small",)),
+    "EsViT, Swin-T/W7": ESVIT_T,
+}  # fmt: skip
+"""Weights of the rows of joint embedding."""
+
 
 def own(method: str, start: Start | None = None) -> Elsewhere:
     """Return what a method's own paper or repository measured with."""
     return Elsewhere(f"{method}'s own recipe", start or Start())
+
+
+def of_row(row: str, _: str) -> Elsewhere:
+    """Return the same of a row, "DINO, ViT-S/16", with its weights."""
+    return own(row.partition(", ")[0], STARTS.get(row))
 
 
 def of_mae(row: str, column: str) -> Measured:
@@ -50,13 +80,13 @@ METHODS: tuple[Published, ...] = (
     }, own("ViT")),
     *block("survey", f"{MOCO_README} (300 epochs)", (TUNED,), {
         "MoCo v3, ViT-S/16": (81.4,), "MoCo v3, ViT-B/16": (83.2,),
-    }, own("MoCo v3", MOCO)),
+    }, of_row),
     *block("survey", f"{MAE}, table 3 (their own recipes; MoCo v3: DeiT's, 150 epochs)", (TUNED,), {
         "MoCo v3, ViT-L/16": (84.1,), "DINO, ViT-B/16": (82.8,),
-    }, own("the method", DINO)),
+    }, lambda row, _: own("the method", STARTS[row])),
     *block("survey", f"{MOCO_README} (300 epochs)", (LINEAR,), {
         "MoCo v3, ViT-S/16": (73.2,), "MoCo v3, ViT-B/16": (76.7,),
-    }, own("MoCo v3", MOCO)),
+    }, of_row),
     *block("survey", f"{MOCO_PAPER} (the shorter of two pretrainings)", (LINEAR,), {
         "MoCo v3, ViT-S/16, paper, shorter": (72.5,), "MoCo v3, ViT-B/16, paper, shorter": (76.5,),
     }, own("MoCo v3")),
@@ -66,22 +96,22 @@ METHODS: tuple[Published, ...] = (
     *block("survey", MOCO_PAPER, (LINEAR,), {
         "MoCo v3, ViT-H": (78.1,), "MoCo v3, ViT-BN-L/7": (81.0,),
     }, own("MoCo v3")),
-    *block("survey", f"{MAE}, figure 9 (no block tuned)", (LINEAR,), {"MoCo v3, ViT-L/16": (77.6,)}, own("MoCo v3")),
-    *block("survey", MOBY, (LINEAR,), {"MoBY, DeiT-S/16": (72.8,), "MoBY, Swin-T": (75.0,)}, own("MoBY")),
+    *block("survey", f"{MAE}, figure 9 (no block tuned)", (LINEAR,), {"MoCo v3, ViT-L/16": (77.6,)}, of_row),
+    *block("survey", MOBY, (LINEAR,), {"MoBY, DeiT-S/16": (72.8,), "MoBY, Swin-T": (75.0,)}, of_row),
     *block("survey", DINO_README, (FOUR_BLOCKS, KNN), {
         "DINO, ViT-S/16": (77.0, 74.5), "DINO, ViT-S/8": (79.7, 78.3),
-    }, own("DINO")),
+    }, of_row),
     *block("survey", DINO_README, (LINEAR, KNN), {
         "DINO, ViT-B/16": (78.2, 76.1), "DINO, ViT-B/8": (80.1, 77.4),
-    }, own("DINO", DINO)),
+    }, of_row),
     *block("survey", "README of bytedance/ibot", (KNN, LINEAR, TUNED), {
         "iBOT, ViT-S/16": (75.2, 77.9, 82.3), "iBOT, ViT-B/16": (77.1, 79.5, 84.0), "iBOT, ViT-L/16": (78.0,
         81.0, 84.8),
-    }, own("iBOT")),
+    }, of_row),
     *block("survey", "README of microsoft/esvit", (FOUR_BLOCKS, KNN), {
         "EsViT, Swin-T/W7": (78.0, 75.7), "EsViT, Swin-S/W7": (79.5, 77.7), "EsViT, Swin-B/W7": (80.4, 78.9),
         "EsViT, Swin-T/W14": (78.7, 77.0), "EsViT, Swin-S/W14": (80.8, 79.1), "EsViT, Swin-B/W14": (81.3, 79.3),
-    }, own("EsViT")),
+    }, of_row),
     *block("survey", f"{MAE}, table 3 (BEiT's own recipe)", (TUNED,), {
         "BEiT, ViT-B/16": (83.2,), "BEiT, ViT-L/16": (85.2,),
     }, own("BEiT")),
