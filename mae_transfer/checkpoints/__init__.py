@@ -4,7 +4,7 @@ A reference is LAYOUT:PATH, for example "mae:mae_pretrain_vit_base.pth", or the 
 """
 
 from mae_transfer.checkpoints.export import FORMAT, FORMATS, export_backbone, export_mae, to_dtype
-from mae_transfer.checkpoints.files import RecordedStatistics, load_strict, metadata, read, sha256, split
+from mae_transfer.checkpoints.files import RecordedStatistics, evaluated, load_strict, metadata, read, sha256, split
 from mae_transfer.checkpoints.fit import fill, load_mae
 from mae_transfer.checkpoints.load import (
     LAYOUTS,
@@ -19,7 +19,7 @@ from mae_transfer.checkpoints.released import RANDOM, RECORD, RELEASED, download
 
 __all__ = [
     "FORMAT", "FORMATS", "LAYOUTS", "PREFIXES", "RANDOM", "RECORD", "RELEASED", "LoadedWeights", "RecordedStatistics",
-    "downloaded",
+    "downloaded", "evaluated",
     "export_backbone", "export_mae", "fill", "load", "load_backbone", "load_mae", "load_strict", "metadata", "origin",
     "own_file", "read", "sha256", "split", "to_dtype", "training_metadata", "zoo_file", "zoo_names",
 ]  # fmt: skip

@@ -163,7 +163,12 @@ def _dicts(content: Mapping[str, Any], path: str = "", depth: int = 0) -> Iterat
 
 
 def metadata(path: Path) -> dict[str, Any]:
-    """Return the metadata that `write` stored in a .safetensors file; empty if another program wrote the file."""
+    """Return the metadata that `write` stored in a .safetensors file; empty if another program wrote the file.
+
+    Those of a training state, step_*.pt, are what an export of it would have.
+    """
+    if path.suffix == ".pt":
+        return _of_state(read(path))
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get(ABOUT, "{}"))
@@ -176,6 +181,26 @@ def metadata(path: Path) -> dict[str, Any]:
             f"{path} has metadata that this package did not write (a {type(about).__name__} under {ABOUT!r}); {AGAIN}"
         )
     return about
+
+
+def _of_state(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return pretraining, record and recipe of a training state. Its epochs are those that it has trained."""
+    if not isinstance(content.get("record"), str):
+        return {}
+    record = json.loads(content["record"])
+    recipe, data = record["recipe"], record["data"]["train"]
+    steps = data["images"] * (recipe["data"].get("crops_per_image") or 1) // record["batch"]
+    if content["step"] < round(record["epochs"] * steps):
+        record["epochs"] = content["step"] / steps
+        record["method"] += f", after {record['epochs']:g} ep"
+    return {"pretrain": record["method"], "recipe": recipe, "record": record}
+
+
+def evaluated(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the weights of a training state that its run evaluates: averaged ones, if there are any and it does."""
+    averaged = "ema" in state and state.get("evaluated") != "trained"
+    found: dict[str, Tensor] = state["ema" if averaged else "model"]
+    return found
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from mae_transfer.core.positions import (
     resample_relative,
     sincos_2d,
 )
+from mae_transfer.models.joint import Joint
 from mae_transfer.models.mae import MAE
 from mae_transfer.models.vit import ViT, ViTConfig
 
@@ -204,13 +205,13 @@ def load_mae(model: MAE, path: Path) -> None:
     fill(model, {names.get(name, name): tensor for name, tensor in tensors.items()}, where=str(path))
 
 
-def fill(model: MAE, tensors: Tensors, *, where: str) -> None:
+def fill(model: MAE | Joint, tensors: Tensors, *, where: str) -> None:
     """Load tensors strictly into a model whose image size may differ from that of the tensors.
 
     The positions of encoder and decoder are adapted: a fixed sin-cos table is computed again, any other table is
     resampled bicubically, and so are tables of relative positions. ValueError if anything else does not fit.
     """
-    fitted = dict(tensors)
+    fitted, encoder = dict(tensors), cast(Any, model.encoder)
     for name, wanted in model.state_dict().items():
         stored = tensors.get(name)
         if stored is None or stored.ndim != wanted.ndim:
@@ -220,17 +221,17 @@ def fill(model: MAE, tensors: Tensors, *, where: str) -> None:
         elif stored.shape == wanted.shape:
             continue
         elif name.startswith("encoder.rel_pos_bias.") and stored.shape[1] == wanted.shape[1]:
-            leading = model.encoder.leading
+            leading = encoder.leading
             side = table_side(len(stored), leading=leading)
             if side is None:
                 raise ValueError(
                     f"{name} in {where} has {len(stored)} rows, which is no square grid: use the image size of the file"
                 )
-            fitted[name] = resample_relative(stored, (side, side), model.encoder.grid, leading=leading)
+            fitted[name] = resample_relative(stored, (side, side), encoder.grid, leading=leading)
     load_strict(model, fitted, where=where)
 
 
-def _positions(stored: Tensor, model: MAE, *, where: str) -> Tensor:
+def _positions(stored: Tensor, model: Any, *, where: str) -> Tensor:
     """Return a table (1, T + N, D) for the model's grid.
 
     The number of rows does not determine the shape of a grid, but the values of a fixed table do.

@@ -14,6 +14,7 @@ from mae_transfer.checkpoints.export import FORMAT
 from mae_transfer.checkpoints.files import (
     DIGEST,
     RecordedStatistics,
+    evaluated,
     metadata,
     read,
     read_statistics,
@@ -22,7 +23,7 @@ from mae_transfer.checkpoints.files import (
     weight_file,
 )
 from mae_transfer.checkpoints.fit import EncoderWeights, change
-from mae_transfer.checkpoints.released import download, find_released, zoo_file
+from mae_transfer.checkpoints.released import RECORD, download, find_released, zoo_file
 from mae_transfer.config import validate
 from mae_transfer.core.normalize import IMAGENET, Statistics
 from mae_transfer.disk import at_home
@@ -112,7 +113,9 @@ def training_metadata(reference: str | Path) -> dict[str, Any]:
 
 
 def read_backbone(path: Path) -> EncoderWeights | TimmWeights:
-    """Read a file of `export_backbone`; its metadata hold the architecture."""
+    """Read a file of `export_backbone`, whose metadata hold the architecture, or a training state of a pretraining."""
+    if path.suffix == ".pt":
+        return _read_state(path)
     about = metadata(path)
     if about.get("format") != FORMAT:
         raise ValueError(
@@ -127,8 +130,38 @@ def read_backbone(path: Path) -> EncoderWeights | TimmWeights:
 
         size = architecture["image_size"]
         return TimmWeights(architecture["timm"], read(path), {"img_size": tuple(size)} if size else {})
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in architecture.items()}
-    return EncoderWeights(validate(fields, ViTConfig, where=f"architecture in {path}"), read(path), {})
+    return EncoderWeights(_architecture(architecture, path), read(path), {})
+
+
+def _read_state(path: Path) -> EncoderWeights | TimmWeights:
+    """Read the encoder of a step_*.pt."""
+    content, about = read(path), metadata(path)
+    record = about.get(RECORD, {})
+    if record.get("task") != "pretrain":
+        kind = f"a training state of a run of {record['task']}" if record else "not a training state of this package"
+        raise ValueError(
+            f"{path} is {kind}: give a backbone.safetensors or a step_*.pt of a pretraining, or name the file's "
+            "layout, e.g. mae:PATH"
+        )
+    tensors = {
+        name.removeprefix("encoder."): value
+        for name, value in evaluated(content).items()
+        if name.startswith("encoder.")
+    }
+    recipe = about["recipe"]
+    model, statistics = recipe["model"], Statistics(tuple(recipe["mean"]), tuple(recipe["std"]))
+    if model.get("timm"):
+        from mae_transfer.checkpoints.timm_models import TimmWeights, sized
+
+        tensors = {name.removeprefix("model."): value for name, value in tensors.items()}
+        options = sized(model["timm"], model["encoder"]["image_size"])
+        return TimmWeights(model["timm"], tensors, options, recorded=statistics)
+    return EncoderWeights(_architecture(model["encoder"], path), tensors, {}, recorded=statistics)
+
+
+def _architecture(values: Mapping[str, Any], path: Path) -> ViTConfig:
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return validate(fields, ViTConfig, where=f"architecture in {path}")
 
 
 def _load(prefix: str, rest: str, changes: Mapping[str, Any]) -> LoadedWeights:

@@ -3,9 +3,9 @@
 RELEASED holds URL, layout, licence, and the published checksum if there is one.
 
 Sources: README, FINETUNE.md, CONFIG.md, MODEL_CARD.md and demo of facebookresearch/{mae, moco-v3, dino, dinov2, deit},
-microsoft/unilm (beit), bytedance/ibot and SwinTransformer/Transformer-SSL (MoBY, whose README swaps two links: the file
-names are right). MAE publishes the first digits of the md5. DeiT's file names hold the first digits of the sha256. The
-others publish no checksum. EsViT is left out: its links need the access token in its README.
+microsoft/unilm (beit), microsoft/esvit, bytedance/ibot and SwinTransformer/Transformer-SSL (MoBY, whose README swaps
+two links: the file names are right). MAE publishes the first digits of the md5. DeiT's file names hold the first digits
+of the sha256. The others publish no checksum. EsViT's server may ask for an access suffix, which only its README gives.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from mae_transfer.checkpoints.files import metadata, read, sha256, split
+from mae_transfer.checkpoints.files import metadata, sha256, split
 from mae_transfer.disk import cache_folder
 from mae_transfer.record import Record, Weights
 
@@ -38,6 +38,7 @@ class ReleasedFile(NamedTuple):
     licence: str  # as its repository states it
     checksum: str | None  # algorithm and published digits, e.g. "md5:8cad7c" or "sha256:a1311bcf"
     folder: str = ""  # of the cache, for releases that give all their files one name
+    otherwise: str = ""  # where to get the file if the URL fails
 
 
 def find_released(name: str) -> ReleasedFile:
@@ -63,7 +64,10 @@ def download(entry: ReleasedFile, *, folder: Path | None = None) -> Path:
     """
     from mae_transfer.download import fetch
 
-    return fetch(entry.url, (folder or cache_folder()) / entry.folder, checksum=entry.checksum)
+    try:
+        return fetch(entry.url, (folder or cache_folder()) / entry.folder, checksum=entry.checksum)
+    except ValueError as error:
+        raise ValueError(f"{error}{entry.otherwise}") from None
 
 
 def downloaded(reference: str) -> str:
@@ -95,6 +99,15 @@ def _ibot(model: str, kept: str = "teacher") -> ReleasedFile:
 def _moby(model: str) -> ReleasedFile:
     base = "https://github.com/SwinTransformer/storage/releases/download/v1.0.3"
     return ReleasedFile("moby", f"{base}/moby_{model}_300ep_pretrained.pth", "MIT", None)
+
+
+def _esvit(size: str, run: str) -> ReleasedFile:
+    url = f"https://chunyleu.blob.core.windows.net/output/ckpts/esvit/swin/swin_{size}/{run}/checkpoint_best.pth"
+    readme = (
+        "; the server may ask for an access suffix, which the README of microsoft/esvit gives (it expires in 3023): "
+        "download the file with the link there, and pass esvit:PATH"
+    )
+    return ReleasedFile("esvit", url, "MIT", None, f"esvit_{size}_{14 if 'window14' in run else 7}", readme)
 
 
 def _dinov2(letter: str, registers: str = "") -> ReleasedFile:
@@ -145,6 +158,19 @@ RELEASED: dict[str, ReleasedFile] = {
     "ibot_swin_tiny_14": _ibot("swint_14"),
     "moby_swin_tiny": _moby("swin_t"),
     "moby_deit_small": _moby("deit_small"),
+    "esvit_swin_tiny_7": _esvit("tiny", "bl_lr0.0005_gpu16_bs32_dense_multicrop_epoch300"),
+    "esvit_swin_small_7": _esvit("small", "bl_lr0.0005_gpu16_bs32_dense_multicrop_epoch300"),
+    "esvit_swin_base_7": _esvit("base", "bl_lr0.0005_gpu16_bs32_multicrop_epoch300_dino_aug/continued_from0200_dense"),
+    "esvit_swin_tiny_14": _esvit(
+        "tiny", "bl_lr0.0005_gpu16_bs32_multicrop_epoch300_dino_aug_window14/continued_from0200_dense"
+    ),
+    "esvit_swin_small_14": _esvit(
+        "small", "bl_lr0.0005_gpu16_bs16_multicrop_epoch300_dino_aug_window14/continued_from0180_dense"
+    ),
+    "esvit_swin_base_14": _esvit(
+        "base",
+        "bl_lr0.0005_nodes4_gpu16_bs8_multicrop_epoch300_dino_aug_window14_lv/continued_from_epoch0200_dense_norm_true",
+    ),
     "deit_tiny": _deit("deit_tiny_patch16_224-a1311bcf"),
     "deit_small": _deit("deit_small_patch16_224-cd65a155"),
     "deit_base": _deit("deit_base_patch16_224-b5f2ef4d"),
@@ -218,11 +244,10 @@ def origin(reference: str, layouts: Any, *, sha256: str | None) -> Weights:
 
 def _made_here(path: Path, *, sha256: str | None) -> Weights:
     """Return the origin of a file that this package wrote; files of earlier versions have no record."""
-    about = read(path) if path.suffix == ".pt" else metadata(path)  # a training state holds its record as JSON
+    about = metadata(path)
     found = about.get(RECORD)
     try:
-        parse = Record.model_validate_json if isinstance(found, str) else Record.model_validate
-        record = parse(found) if found else None
+        record = Record.model_validate(found) if found else None
     except ValidationError:  # a later version wrote the record
         record = None
     name = record.method if record else str(about.get("pretrain", path.name))

@@ -26,6 +26,9 @@ from mae_transfer.models.timm_backbone import TimmBackbone
 from mae_transfer.models.vit import ViT
 
 MOBY_DROP = ("encoder_k.", "projector.", "projector_k.", "predictor.", "queue1", "queue2", "queue_ptr")
+SWIN_SIZES = {(96, 6): "tiny", (96, 18): "small", (128, 18): "base", (192, 18): "large"}
+"""(width, blocks of the deepest stage) -> size in timm's names."""
+DINOV2_SIZES = {384: "small", 768: "base", 1024: "large", 1536: "giant"}
 MAY_CHANGE = ("image_size", "drop_path", "class_token", "final_norm")
 
 
@@ -38,10 +41,11 @@ class TimmWeights(NamedTuple):
     head: dict[str, Tensor] = {}  # noqa: RUF012 - never filled: timm's models keep no classifier
     statistics: Statistics = IMAGENET  # normalisation of the images in the layout's releases
     recorded: Statistics | None = None  # normalisation that the file records
+    label: str | None = None  # name in tables; None: `name`
 
     def build(self, changes: Mapping[str, Any], *, where: str) -> TimmBackbone:
         """Call `wrap`."""
-        return wrap(self.name, changes, tensors=self.tensors, options=self.options, where=where)
+        return wrap(self.name, changes, tensors=self.tensors, options=self.options, label=self.label, where=where)
 
 
 def load_timm(
@@ -154,9 +158,11 @@ def _as_timm_dinov2(tensors: Tensors, *, where: Path) -> TimmWeights:
     }  # fmt: skip
     if "register_tokens" in tensors:
         options["reg_tokens"] = tensors["register_tokens"].shape[1]
-    name = f"vit_{'giant' if swiglu else 'small'}_patch14_{'reg4_' if 'reg_tokens' in options else ''}dinov2"
+    kind = f"patch14_{'reg4_' if 'reg_tokens' in options else ''}dinov2"
+    label = f"vit_{DINOV2_SIZES.get(dim, f'{dim}x{depth}')}_{kind}"
     # timm recognises the layout by its mask token
-    return TimmWeights(name, {"mask_token": torch.zeros(1, dim), **tensors}, options)
+    tensors = {"mask_token": torch.zeros(1, dim), **tensors}
+    return TimmWeights(f"vit_{'giant' if swiglu else 'small'}_{kind}", tensors, options, label=label)
 
 
 def _as_swin(tensors: Tensors, *, drop: Collection[str] = (), where: Path) -> TimmWeights:
@@ -195,7 +201,9 @@ def _as_swin(tensors: Tensors, *, drop: Collection[str] = (), where: Path) -> Ti
         "num_heads": tuple(heads for _, heads in shapes), "window_size": window,
         "img_size": last * patch * 2 ** (len(stages) - 1), "in_chans": channels,
     }  # fmt: skip
-    return TimmWeights("swin_tiny_patch4_window7_224", tensors, options)
+    size = SWIN_SIZES.get((dim, max(stages)), f"{dim}x{max(stages)}")
+    label = f"swin_{size}_patch{patch}_window{window}_{options['img_size']}"
+    return TimmWeights("swin_tiny_patch4_window7_224", tensors, options, label=label)
 
 
 def wrap(
@@ -205,6 +213,7 @@ def wrap(
     tensors: Tensors | None = None,
     pretrained: bool = False,
     options: Mapping[str, Any] | None = None,
+    label: str | None = None,
     where: str = "",
 ) -> TimmBackbone:
     """Return a timm model as a Backbone. Its weights are `tensors`, timm's own (`pretrained`), or random.
@@ -215,6 +224,7 @@ def wrap(
         tensors: weights under the model's names or names that timm converts.
         pretrained: use timm's weights.
         options: further arguments of timm.create_model.
+        label: name in tables; None: `name`.
         where: the file of the tensors, for error messages.
     Raises:
         ValueError: timm has no such model or no weights for it, a change is impossible, or a tensor does not fit.
@@ -226,8 +236,8 @@ def wrap(
         )
     arguments: dict[str, Any] = dict(options or {})
     cfg = _known(name)
-    if "image_size" in changes and cfg.fixed_input_size:
-        arguments["img_size"] = changes["image_size"]
+    if "image_size" in changes:
+        arguments |= sized(name, changes["image_size"])
     if changes.get("drop_path"):
         arguments["drop_path_rate"] = changes["drop_path"]
     overlay: dict[str, Any] = {}
@@ -239,7 +249,9 @@ def wrap(
     if pretrained or tensors is not None:
         check_finite(model.state_dict(), where=where or f"timm:{name}")
     model.reset_classifier(0)
-    return TimmBackbone(model, class_token=changes.get("class_token", True), final_norm=changes.get("final_norm", True))
+    return TimmBackbone(
+        model, class_token=changes.get("class_token", True), final_norm=changes.get("final_norm", True), label=label
+    )
 
 
 def _classes(tensors: Tensors, classifier: str | Sequence[str]) -> int:
@@ -255,6 +267,11 @@ def _known(name: str) -> Any:
         hint = f"some are {', '.join(near)}" if near else "see timm.list_models()"
         raise ValueError(f"timm {timm.__version__} has no model {name!r}; {hint}")
     return cfg
+
+
+def sized(name: str, size: Any) -> dict[str, Any]:
+    """Return the arguments of timm.create_model for images of a size, which not every model fixes."""
+    return {"img_size": size} if _known(name).fixed_input_size else {}
 
 
 def _create(

@@ -184,6 +184,7 @@ class TrainState:
             "record": self.record.timed(self.seconds).model_dump_json() if self.record is not None else None,
             "digest": self.digest,
             "extra": self.extra,
+            "evaluated": self.evaluates,
         }
         return {name: part.state_dict() for name, part in parts.items()} | numbers
 

@@ -26,11 +26,14 @@ class TimmBackbone(Backbone):
 
     model: Any  # timm's classes have no common type
 
-    def __init__(self, model: Any, *, class_token: bool = True, final_norm: bool = True) -> None:
+    def __init__(
+        self, model: Any, *, class_token: bool = True, final_norm: bool = True, label: str | None = None
+    ) -> None:
         """Wrap a model without classifier.
 
         Args:
             model: the timm model.
+            label: its name in tables; None: timm's name of it.
             class_token: False: Features.cls is None.
             final_norm: False: the final norm is removed.
         Raises:
@@ -40,6 +43,7 @@ class TimmBackbone(Backbone):
         self.model, name = model, type(model).__name__
         if not (hasattr(model, "forward_intermediates") and hasattr(model, "group_matcher")):
             raise ValueError(f"timm's {name} has no intermediate maps (forward_intermediates); choose a model that has")
+        self.label = label or model.pretrained_cfg["architecture"]
         info: list[dict[str, Any]] = list(model.feature_info)
         self.strides = tuple(int(entry["reduction"]) for entry in info)
         self.channels = tuple(int(entry["num_chs"]) for entry in info)
@@ -113,7 +117,7 @@ class TimmBackbone(Backbone):
         return vector
 
     def name(self) -> str:
-        return type(self.model).__name__
+        return str(self.label)
 
     def described(self) -> dict[str, Any]:
         """Return timm's name of the model and its image size, which a file needs to create it again."""

@@ -11,36 +11,41 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import model_validator
+from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import Tensor, nn
 
 from mae_transfer import checkpoints
 from mae_transfer.bounds import Count, Probability
 from mae_transfer.checkpoints.timm_models import wrap
 from mae_transfer.core.masks import ViewMask
-from mae_transfer.core.normalize import normalize
+from mae_transfer.core.normalize import Statistics, normalize
 from mae_transfer.core.patches import grid_of, sides
 from mae_transfer.data import pick_evenly
 from mae_transfer.data.crops import MultiCrops, ViewsConfig, apply_looks, finish_views
+from mae_transfer.engine import checkpoint
 from mae_transfer.engine.dist import compiled, compiles, gather_equal, mean_over_ranks
 from mae_transfer.engine.loop import Step
 from mae_transfer.engine.schedule import Rates
 from mae_transfer.engine.state import LoopConfig
 from mae_transfer.interfaces import Backbone, Looks, Objective, Views, World
 from mae_transfer.models.joint import Joint, JointModelConfig
-from mae_transfer.models.vit import ViT
+from mae_transfer.models.timm_backbone import TimmBackbone
+from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.objectives import AnyObjective, DistillConfig
 from mae_transfer.objectives.heads import PrototypeHead
 from mae_transfer.results import Result
 from mae_transfer.seeding import fold
+from mae_transfer.tasks.backbones import choose_statistics
 from mae_transfer.tasks.config import TrainConfig
 from mae_transfer.tasks.encoders import EncoderConfig, EncoderTask
 from mae_transfer.tasks.images import sheet
 from mae_transfer.tasks.sweep import EVALUATION_SEED, mean_of_sums, readable, unread
+from mae_transfer.tasks.targets import digest_of_file
 from mae_transfer.tasks.workdir import WorkDir
 
 log = logging.getLogger(__name__)
@@ -85,14 +90,14 @@ class JointConfig(EncoderConfig):
     alarm_steps: Count = 2000
     """How many steps a collapse must last before the run warns."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _starts_afresh(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "start" in values:
-            raise ValueError(
-                "start: task 'joint' starts from fresh weights; remove it, or continue an interrupted run with --resume"
-            )
-        return values
+    start: str | None = None
+    """Weights to start from, of student and teacher alike: a step_*.pt of this task, with its heads; or a backbone,
+    named as for --backbone (also a step_*.pt of another pretraining), with fresh heads. None: fresh weights."""
+
+    @model_serializer(mode="wrap")
+    def _without_start(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave `start` out if it is not set, so that earlier configs keep their digests."""
+        return {name: value for name, value in dump(self).items() if name != "start" or value is not None}
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -142,6 +147,10 @@ class JointEmbedding(EncoderTask[JointConfig]):
             encoder.accept_any_size()
         heads = cfg.objective.heads(encoder.dim)
         self.joint = Joint(encoder, heads, patches=cfg.objective.compares, freeze_stem=cfg.model.freeze_stem)
+        if cfg.start is not None:
+            load_start(self.joint, cfg.start, cfg.statistics)
+            origin = checkpoints.origin(cfg.start, checkpoints.PREFIXES, sha256=digest_of_file(cfg.start))
+            self.inputs = {"start": origin}
 
     def prepare(self, loop: LoopConfig) -> None:
         super().prepare(loop)
@@ -251,6 +260,44 @@ class JointEmbedding(EncoderTask[JointConfig]):
 
     def summary(self, written: list[Result]) -> str:
         return ", ".join(f"{result.metric} {result.value:.3f}" for result in written)
+
+
+def load_start(joint: Joint, reference: str, statistics: Statistics) -> None:
+    """Fill the model from a step_*.pt of joint embedding, or its encoder from another pretraining.
+
+    If the images of the new run have another size, the positions are adapted.
+
+    Raises:
+        ValueError: names what does not fit: tensors, fields of the encoder, or the statistics of the images.
+    """
+    prefix, path = checkpoints.split(reference, checkpoints.PREFIXES)
+    if not prefix and path.endswith(".pt"):
+        weights = checkpoints.evaluated(checkpoint.load(Path(path)))
+        if any(name.startswith("head.") for name in weights):
+            checkpoints.fill(joint, weights, where=path)
+            return
+    encoder, changes = joint.encoder, dict[str, Any]()
+    if isinstance(encoder, ViT):
+        free = ("image_size", "drop_path", "skip_dropped", "positions", "antialias")
+        changes = {name: getattr(encoder.cfg, name) for name in free}
+    elif isinstance(encoder, TimmBackbone) and (size := encoder.described()["image_size"]):
+        changes = {"image_size": tuple(size)}
+    loaded = checkpoints.load(reference, changes=changes)
+    choose_statistics(reference, loaded, statistics)
+    if isinstance(encoder, ViT) and isinstance(loaded.backbone, ViT):
+        ours, theirs = (_resolved(one.cfg) for one in (encoder, loaded.backbone))
+        for name, value in ours.items():
+            if theirs[name] != value:
+                raise ValueError(
+                    f"start = {reference!r} has {name} = {theirs[name]!r}, but model.encoder has {value!r}: set it to "
+                    "the same"
+                )
+    checkpoints.load_strict(encoder, loaded.backbone.state_dict(), where=reference)
+
+
+def _resolved(cfg: ViTConfig) -> dict[str, Any]:
+    """Return what determines the features of an encoder with given weights."""
+    return {**dict(cfg), **dict(zip(("dim", "depth", "heads"), cfg.shape(), strict=True)), "size": None, "init": None}
 
 
 def spread(mean: Tensor) -> Tensor:

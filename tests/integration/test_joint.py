@@ -19,7 +19,8 @@ from pretrain_runs import ROOT, assert_equal, log, losses, payload
 from mae_transfer import checkpoints, results
 from mae_transfer.engine.dist import Dist
 from mae_transfer.models.joint import Joint
-from mae_transfer.tasks.joint import JointEmbedding
+from mae_transfer.tasks.backbones import pretrain_of
+from mae_transfer.tasks.joint import JointConfig, JointEmbedding
 
 CPU = Dist(torch.device("cpu"))
 
@@ -157,13 +158,77 @@ def test_a_swin_is_trained_and_loads_into_transfers(tmp_path: Path) -> None:
     data = values("esvit")["data"] | {"size": 32, "views": {"narrow": 1, "narrow_size": 16}}
     cfg = config("esvit", model=swin, data=data, epochs=0.5, batch=4, schedule={})
     written = JointEmbedding.launch(cfg, tmp_path)
-    assert written[0].backbone == "SwinTransformer"
+    assert written[0].backbone == "swin_tiny_patch4_window7_224"
     loaded = checkpoints.load(tmp_path / "backbone.safetensors", changes={"image_size": 64, "final_norm": False})
     images = torch.zeros(1, 3, 64, 64)
     assert [part.shape[1] for part in loaded.backbone(images, taps=(0, 1, 2, 3)).maps] == [96, 192, 384, 768]
     teacher = payload(tmp_path, 2)["ema"]
     same = checkpoints.load_backbone(tmp_path / "backbone.safetensors").model.state_dict()
     assert_equal(dict(same), {name: teacher[f"encoder.model.{name}"] for name in same})
+
+
+def weights_at_first(cfg: JointConfig) -> dict[str, torch.Tensor]:
+    """Return the weights of student and teacher before the first step, which must be the same."""
+    task = JointEmbedding(cfg, CPU)
+    task.open()
+    state = task.build_state(task.loop())
+    assert state.averaged is not None
+    assert_equal(dict(state.bare.state_dict()), dict(state.averaged.state_dict()))
+    return dict(state.bare.state_dict())
+
+
+@pytest.mark.parametrize("system", ["ibot", "moby"])
+def test_a_run_starts_from_a_state_with_its_heads_and_from_a_backbone_with_fresh_ones(
+    system: str, tmp_path: Path
+) -> None:
+    JointEmbedding.launch(config(system, epochs=2.0), tmp_path)
+    state = tmp_path / "checkpoints" / "step_00000004.pt"
+    part = payload(tmp_path, 4)["ema" if system == "ibot" else "model"]  # what the run exports
+    assert_equal(weights_at_first(config(system, start=str(state))), dict(part))
+    fresh, found = (
+        weights_at_first(config(system, **start)) for start in ({}, {"start": str(tmp_path / "backbone.safetensors")})
+    )
+    for name, value in found.items():
+        assert torch.equal(value, (part if name.startswith("encoder.") else fresh)[name]), name
+    task = JointEmbedding(config(system, start=str(state)), CPU)
+    task.open()
+    assert task.inputs["start"].kind == "run"
+    assert task.inputs["start"].record is not None
+    assert task.inputs["start"].record.method == task.method.replace("5 ep", "2 ep")
+
+
+def test_a_start_that_does_not_fit_is_refused_and_names_the_field(tmp_path: Path) -> None:
+    JointEmbedding.launch(config("dino", epochs=1.0), tmp_path)
+    backbone, state = tmp_path / "backbone.safetensors", tmp_path / "checkpoints" / "step_00000002.pt"
+    model = values("dino")["model"]
+
+    def start(reference: Path, **encoder: Any) -> None:
+        changes = {"model": model | {"encoder": model["encoder"] | encoder}, "start": str(reference)}
+        JointEmbedding(config("dino", **changes), CPU).open()
+
+    with pytest.raises(ValueError, match="has heads = 2, but model.encoder has 4: set it to the same"):
+        start(backbone, heads=4)
+    with pytest.raises(ValueError, match=r"encoder.cls_token: \(1, 1, 16\) does not fit \(1, 1, 32\)"):
+        start(state, dim=32)
+    with pytest.raises(ValueError, match="as recorded with its weights, and the config sets"):
+        JointEmbedding(config("dino", mean=(0.5,) * 3, std=(0.5,) * 3, start=str(backbone)), CPU).open()
+
+
+def test_a_training_state_is_a_backbone_and_says_how_long_it_was_trained(tmp_path: Path) -> None:
+    """The monitor, curves and transfers need no export of it."""
+    run = values("moby")["run"] | {"save_every": 4, "keep_last": 10}
+    JointEmbedding.launch(config("moby", run=run), tmp_path)
+    state = tmp_path / "checkpoints" / "step_00000010.pt"
+    exported = checkpoints.load(tmp_path / "backbone.safetensors")
+    loaded = checkpoints.load(state)
+    assert_equal(dict(loaded.backbone.state_dict()), dict(exported.backbone.state_dict()))
+    assert (loaded.statistics, loaded.recorded, loaded.backbone.name()) == (exported.statistics, True, "vit-16x2/4")
+    assert pretrain_of(str(state)) == "MoBY, 2 views, 5 ep"
+    early = state.with_name("step_00000004.pt")
+    assert pretrain_of(str(early)) == "MoBY, 2 views, 5 ep, after 2 ep"
+    origin = checkpoints.origin(str(early), checkpoints.PREFIXES, sha256=None)
+    assert origin.record is not None
+    assert origin.record.epochs == 2.0
 
 
 @pytest.mark.slow
@@ -220,7 +285,6 @@ BAD: dict[str, tuple[str, Values, str]] = {
         "dino", {"model": {"timm": "swin_tiny_patch4_window7_224", "encoder": {"image_size": 16, "patch": 4}}},
         r"model\.encoder\.patch = 4 has no effect on model\.timm = 'swin_tiny_patch4_window7_224'",
     ),
-    "weights to start from": ("dino", {"start": "a.pt"}, "start: task 'joint' starts from fresh weights; remove it"),
     "a decay above 1": (
         "dino", {"ema_decay": {"start": 0.9, "end": 1.5, "epochs": 1.0}}, "end at 1.0 or below",
     ),
@@ -243,7 +307,7 @@ def test_what_a_run_cannot_do_is_refused_before_it_starts(tmp_path: Path) -> Non
         JointEmbedding.launch(single, tmp_path)
     swin = {"timm": "swin_tiny_patch4_window7_224", "encoder": {"image_size": 32}}
     data = values("ibot")["data"] | {"size": 32, "views": {"narrow": 0}}
-    with pytest.raises(ValueError, match="objective.patches = 'masked', but SwinTransformer has no mask token"):
+    with pytest.raises(ValueError, match="patches = 'masked', but swin_tiny_patch4_window7_224 has no mask token"):
         JointEmbedding.launch(config("ibot", model=swin, data=data), tmp_path)
     with pytest.raises(ValueError, match="the data set is smaller than one batch"):
         JointEmbedding.launch(config("dino", batch=64), tmp_path)

@@ -170,7 +170,10 @@ def test_a_suite_downloads_its_weights_before_it_starts_or_submits_a_run(
     work.prefetch(said.append)
     assert said == ["weights: released:tiny"]
     assert (tmp_path / "cache" / "w.pth").read_bytes() == BODY
-    monkeypatch.setitem(RELEASED, "tiny", entry(server, name="absent.pth"))
+    absent = entry(server, name="absent.pth")
+    with pytest.raises(ValueError, match="absent.pth.*; the README has it: pass esvit:PATH"):
+        download(absent._replace(otherwise="; the README has it: pass esvit:PATH"))
+    monkeypatch.setitem(RELEASED, "tiny", absent)
     with pytest.raises(ValueError, match=r"nothing was started, released:tiny is missing \(for a/ft/seed0\).*404"):
         work.prefetch(said.append)
 

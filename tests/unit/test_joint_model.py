@@ -152,5 +152,5 @@ def test_a_swin_has_no_mask_token_and_no_patch_projection(patches: Any, freeze_s
     from mae_transfer.checkpoints.timm_models import wrap
 
     swin = wrap("swin_tiny_patch4_window7_224", {"image_size": 32})
-    with pytest.raises(ValueError, match="SwinTransformer has no mask token and no patch projection: use a ViT"):
+    with pytest.raises(ValueError, match="window7_224 has no mask token and no patch projection: use a ViT"):
         Joint(swin, DistillConfig(out=K).heads(swin.dim), patches=patches, freeze_stem=freeze_stem)
