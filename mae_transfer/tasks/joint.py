@@ -109,6 +109,8 @@ class JointConfig(EncoderConfig):
             )
         if masked and self.mask is None:
             raise ValueError("objective.patches = 'masked', but nothing is hidden: set mask, for instance to dict()")
+        if self.mask is not None:
+            self.mask.check(self.model.encoder.grid())
         if not masked and self.mask is not None:
             raise ValueError("mask is set, but only objective.patches = 'masked' uses it: set that, or remove mask")
         self.objective.check(batch=self.batch, wide=views.wide, narrow=views.narrow)

@@ -276,6 +276,7 @@ BAD: dict[str, tuple[str, Values, str]] = {
         "moby", {"data": {"views": {"narrow": 2, "narrow_size": 8}, "size": 16}}, "data.views.narrow = 2: .* to 0",
     ),
     "a mask without patches": ("dino", {"mask": {}}, "mask is set, but only objective.patches = 'masked' uses it"),
+    "a mask that hides no patch": ("ibot", {"mask": {"ratio": 0.02, "spread": 0.0}}, "hides no patch of a 4x4 grid"),
     "patches without a mask": ("dino", {"objective": HEAD | {"patches": "masked"}}, "nothing is hidden: set mask"),
     "no teacher": ("dino", {"ema_decay": None}, "ema_decay is not set, but the average is the teacher"),
     "a narrow view that patches do not fit": (
