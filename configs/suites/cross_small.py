@@ -1,8 +1,9 @@
 """What less work per pretraining step costs in transfer, at a small scale: three pretrainings of each row.
 
-MAE, MAE that predicts a third of the hidden patches, CrossMAE that does so, and random weights. All rows have the same
-epochs, learning rate and decoder size; CrossMAE's paper divides the rate by 3 (--set does not reach one row alone: edit
-`set` below to try it). Tiny-ImageNet for pretraining and classification.
+MAE, MAE that predicts a third of the hidden patches, CrossMAE that does so, and random weights. All pretrainings have
+the same epochs, learning rate and decoder size. CrossMAE's paper lowers the rate by the share that is predicted, and its
+decoder is half as deep again as MAE's. Tiny-ImageNet for pretraining and classification. The decoder is a small part of
+this model: the rows need 0.86 and 0.83 of the operations of MAE's, with ViT-B/16 and 8 blocks 0.71 and 0.60.
 
 Command:   python tools/reproduce.py configs/suites/cross_small.py --work-dir runs/cross --jobs 2 \
            --root tiny=/data/tiny-imagenet

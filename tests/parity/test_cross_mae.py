@@ -103,3 +103,11 @@ def test_patches_are_predicted_independently() -> None:
     whole = mae(images, Mask(order[:, :6], order[:, 6:]))
     part = mae(images, Mask(order[:, :6], order[:, 6:], order[:, 9:12]))
     torch.testing.assert_close(part, whole[:, 3:6], rtol=1e-9, atol=1e-12)
+
+
+def test_the_model_compiles_as_one_graph() -> None:
+    torch.manual_seed(0)
+    mae, order = MAE(CFG, 7).double(), torch.randperm(24)[None]
+    images, mask = torch.randn(1, 3, 16, 24, dtype=torch.float64), Mask(order[:, :6], order[:, 6:], order[:, 6:13])
+    compiled = torch.compile(mae, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(images, mask), mae(images, mask), rtol=1e-9, atol=1e-12)
