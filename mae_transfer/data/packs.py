@@ -1,7 +1,7 @@
 """Packs: a folder of images as one uncompressed zip, with an index for random access.
 
-`zip -0`, unzip and Python's zipfile write and read a pack. The zip's own directory takes 10 s or more to read for a
-million images, so the index repeats what a run needs as arrays. It lies beside the zip, as NAME.zip.index.
+`zip -0`, unzip and Python's zipfile write and read a pack. Python takes 6 s to read the directory of a zip of 1.3
+million images, so an index beside it, NAME.zip.index, holds what a run needs as arrays. They take 0.2 s.
 
 The order is that of the folder: component by component of the path, by bytes. Layout of a zip: PKWARE's APPNOTE,
 sections 4.3.7 (header of a member) and 4.3.16 (end of the directory).

@@ -137,11 +137,13 @@ def class_names(cfg: RobustnessConfig) -> list[str]:
                 f"classes = {cfg.classes!r} does not exist: give a text file with one class folder (wnid) per line"
             )
         return path.read_text(encoding="utf-8-sig").split()
+    if cfg.data.root is not None and Path(cfg.data.root).is_file():
+        return list(FolderConfig(root=cfg.data.root, split="train").open().classes)
     train = Path(cfg.data.root or "") / "train"
     if cfg.data.root is None or not train.is_dir():
         raise ValueError(
-            "the order of the classes is unknown: set data.root to the ImageNet folder whose train/ has a folder per "
-            "class, or classes to a text file with the class folders (wnids) in sorted order"
+            "the order of the classes is unknown: set data.root to the ImageNet folder, or a pack of it, whose train/ "
+            "has a folder per class, or classes to a text file with the class folders (wnids) in sorted order"
         )
     return sorted(path.name for path in train.iterdir() if path.is_dir() and not path.name.startswith("."))
 

@@ -9,6 +9,7 @@ import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,8 @@ from mae_transfer.data import (
 from mae_transfer.data.packs import index_of, open_pack, write_index, write_pack
 from mae_transfer.data.sources import digest_of_times, fingerprint
 from mae_transfer.interfaces import ViewSpec
+from mae_transfer.suite.store.data import DataSets
+from mae_transfer.tasks.robustness import class_names
 
 NAMES = (
     "train/cat/b.jpg", "train/cat/a.JPEG", "train/cat.x/1.png", "train/ant/deep/er/x.png", "train/dog/é 雪.png",
@@ -313,6 +316,23 @@ def test_unsuitable_folders_are_not_packed(root: Path, pack: Path, tmp_path: Pat
         write_pack(root, to)
     assert not to.exists()
     assert not index_of(to).exists()
+
+
+def test_a_suite_sees_the_same_data_in_a_pack_until_it_changes(root: Path, pack: Path, tmp_path: Path) -> None:
+    sets = DataSets(tmp_path)
+    of_folder, of_pack = (sets.fingerprints(DataConfig(root=str(path))) for path in (root, pack))
+    assert of_folder == of_pack
+    assert DataSets(tmp_path).fingerprints(DataConfig(root=str(pack))) == of_pack
+    pack.unlink()
+    assert DataSets(tmp_path).fingerprints(DataConfig(root=str(pack))) is None
+    (root / "train/cat/b.jpg").unlink()
+    write_pack(root, pack)
+    assert DataSets(tmp_path).fingerprints(DataConfig(root=str(pack))) not in (None, of_pack)
+
+
+def test_robustness_takes_the_order_of_the_classes_from_a_pack(root: Path, pack: Path) -> None:
+    cfgs: list[Any] = [SimpleNamespace(classes=None, data=SimpleNamespace(root=str(path))) for path in (root, pack)]
+    assert class_names(cfgs[0]) == class_names(cfgs[1]) == ["Emu", "ant", "cat", "cat.x", "dog", "dog-2"]
 
 
 def test_one_pack_serves_both_sets_until_it_changes(root: Path, pack: Path) -> None:
