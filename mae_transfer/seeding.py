@@ -35,12 +35,19 @@ def seed_all(seed: int) -> None:
 @contextmanager
 def seeded(seed: int) -> Iterator[np.random.Generator]:
     """Run a block under seed_all(seed), yield a numpy generator with this seed, then restore the global states."""
+    with global_states_kept():
+        seed_all(seed)
+        yield np.random.default_rng(seed)
+
+
+@contextmanager
+def global_states_kept() -> Iterator[None]:
+    """Run a block that may call seed_all, then restore the global states."""
     states = random.getstate(), get_bit_generator(), torch.get_rng_state()
     spare = _SPARE.pop() if _SPARE else np.random.MT19937(0)
     set_bit_generator(spare)
-    seed_all(seed)
     try:
-        yield np.random.default_rng(seed)
+        yield
     finally:
         random.setstate(states[0])
         set_bit_generator(states[1])

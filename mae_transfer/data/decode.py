@@ -19,6 +19,7 @@ from __future__ import annotations
 import functools
 import importlib
 import io
+import math
 import os
 import stat
 import struct
@@ -91,18 +92,42 @@ class Undecoded(Tensor):
 def decode_late(data: bytes, *, where: str) -> Tensor:
     """Return an image as Undecoded if its regions can be decoded, otherwise as `decode` does.
 
-    `decode` also gets every file with something unusual, which it names: trailing bytes, a cut end, broken metadata.
+    `decode` also gets every file with something unusual, which it names: trailing bytes, a cut end, broken EXIF.
     """
-    warned: list[str] = []
     if _region_decoder(os.getpid()) is not None and data.endswith(JPEG_END):
-        with suppress(Exception), library_messages(warned), Image.open(io.BytesIO(data)) as image:
-            turn = orientation(image, warned)
-            size = image.size if turn >= 5 else image.size[::-1]
-            if image.format == "JPEG" and image.mode in ("RGB", "L") and not warned:
+        with suppress(Exception):
+            if found := _plain_header(data) or _header(data):
+                size, turn = found
                 late = torch.empty((3, *size), dtype=torch.uint8, device="meta").as_subclass(Undecoded)
                 late.file, late.origin, late.turn = data, where, turn
                 return late
     return decode(data, where=where)
+
+
+def _plain_header(data: bytes) -> tuple[tuple[int, int], int] | None:
+    """Return (H, W) and orientation 1 of a JPEG of one or three 8-bit colours; None if it may have an orientation.
+
+    It takes 2 us, and `_header` 30.
+    """
+    at = 2
+    while data[at] == 0xFF and (marker := data[at + 1]) not in (0xDA, 0xE1, 0xFF):  # the scan, EXIF, a fill byte
+        if marker in (0xC0, 0xC1, 0xC2):  # the frame
+            precision, height, width, colours = struct.unpack_from(">BHHB", data, at + 4)
+            fits = 0 < height * width <= (Image.MAX_IMAGE_PIXELS or math.inf) and precision == 8 and colours in (1, 3)
+            return ((height, width), 1) if fits else None
+        if data[at + 4 : at + 7] == b"MPF":  # several pictures in one file
+            return None
+        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+    return None
+
+
+def _header(data: bytes) -> tuple[tuple[int, int], int] | None:
+    """Return (H, W) and orientation of an upright JPEG that libjpeg turns into RGB; None if anything is unusual."""
+    warned: list[str] = []
+    with library_messages(warned), Image.open(io.BytesIO(data)) as image:
+        turn = orientation(image, warned)
+        size = image.size if turn >= 5 else image.size[::-1]
+        return (size, turn) if image.format == "JPEG" and image.mode in ("RGB", "L") and not warned else None
 
 
 def open_image(data: bytes, read: Callable[[Image.Image, bytes, list[str]], T], *, where: str) -> T:

@@ -36,7 +36,7 @@ from mae_transfer.data.reports import collect_notes, report_counted
 from mae_transfer.data.sources import Sample, Source
 from mae_transfer.data.transforms import Augment
 from mae_transfer.interfaces import Batch, Mask, MaskSampler
-from mae_transfer.seeding import fold, seeded
+from mae_transfer.seeding import fold, global_states_kept, seed_all
 
 log = logging.getLogger(__name__)
 S = TypeVar("S")  # what a source reads
@@ -209,7 +209,7 @@ class Samples(Dataset[WorkerOutput], Generic[S, D], ABC):
         """Return the batch: Tensors whose `index` is `images`, (B,) int64, the images that were read."""
 
     def __getitem__(self, keys: list[Key]) -> WorkerOutput:
-        with collect_notes() as notes:
+        with collect_notes() as notes, global_states_kept():
             output = self._load(keys)
         return output._replace(notes=tuple(notes))
 
@@ -237,15 +237,16 @@ class Samples(Dataset[WorkerOutput], Generic[S, D], ABC):
         for attempt in range(REPLACEMENTS if self.replaced else 1):
             other = fold(self.seed, "replace", epoch, image, attempt) % len(self.source) if attempt else image
             try:
-                return list(self._draws(self.source.read(other), crops)), other
+                sample = self.source.read(other)
+                return [self._draw(sample, key) for key in crops], other
             except (UnreadableImage, OSError) as error:
                 unreadable[other] = str(error)
         return None
 
-    def _draws(self, sample: S, crops: list[Key]) -> Iterator[D]:
-        for key in crops:
-            with seeded(fold(self.seed, "sample", *key)) as rng:
-                yield self.draw(sample, rng)
+    def _draw(self, sample: S, key: Key) -> D:
+        seed = fold(self.seed, "sample", *key)
+        seed_all(seed)
+        return self.draw(sample, np.random.default_rng(seed))
 
 
 class Crop(NamedTuple):

@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -54,6 +54,7 @@ class Pack:
     def __init__(self, path: Path) -> None:
         """Load the index. ValueError if the file is no pack, or the index is missing, broken or not of this file."""
         self.path = path
+        self._opened: tuple[int, int] | None = None  # the process that opened the file, and the descriptor
         index = _load_index(path)
         size, tail = _identity(path)
         if size != index["size"] or tail != index["tail"].item():
@@ -67,7 +68,6 @@ class Pack:
         )
         folders = _text(index["folders"]).split("\0")
         self.folders = {name: Span(*span) for name, span in zip(folders, index["spans"].tolist(), strict=True)}
-        self._opened: tuple[int, BinaryIO] | None = None  # the process that opened the file, and the file
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}
@@ -90,7 +90,7 @@ class Pack:
         size = int(self.sizes[member])
         where = f"{self.path}/{self.name(member)}"
         try:
-            file, at = self._file().fileno(), int(self.offsets[member])
+            file, at = self._file(), int(self.offsets[member])
             found = os.pread(file, size + SLACK, at)
             signature, name, extra = HEADER.unpack_from(found.ljust(HEADER.size, b"\0"))
             start = HEADER.size + name + extra
@@ -102,11 +102,17 @@ class Pack:
             raise UnreadableImage(f"{where} is damaged: no member of {size} bytes starts at byte {at} of the pack")
         return data
 
-    def _file(self) -> BinaryIO:
+    def _file(self) -> int:
         process = os.getpid()
         if self._opened is None or self._opened[0] != process:
-            self._opened = process, self.path.open("rb", buffering=0)
+            inherited, self._opened = self._opened, (process, os.open(self.path, os.O_RDONLY))
+            if inherited:
+                os.close(inherited[1])
         return self._opened[1]
+
+    def __del__(self) -> None:
+        if self._opened:
+            os.close(self._opened[1])
 
 
 def open_pack(path: Path) -> Pack:

@@ -41,8 +41,10 @@ def photo(height: int = 61, width: int = 83, seed: int = 0) -> Image.Image:
 
 def jpeg(image: Image.Image | None = None, turn: int = 1, **options: Any) -> bytes:
     exif, file = Image.Exif(), io.BytesIO()
-    exif[0x0112] = turn
-    (image or photo()).save(file, "JPEG", exif=exif, **options)
+    if turn > 1:  # a file without EXIF is opened in another way
+        exif[0x0112] = turn
+        options["exif"] = exif
+    (image or photo()).save(file, "JPEG", **options)
     return file.getvalue()
 
 
@@ -96,9 +98,16 @@ def test_odd_files_are_decoded_whole_and_named_as_ever(monkeypatch: pytest.Monke
         late = decode_late(data, where="x")
         assert not isinstance(late, Undecoded)
         assert torch.equal(late, decode(data, where="x"))
+    several = jpeg()[:2] + b"\xff\xe2\0\x06MPF\0" + jpeg()[2:]
+    assert MODULE._plain_header(jpeg()) == ((61, 83), 1)
+    assert MODULE._plain_header(several) is None
+    assert MODULE._plain_header(jpeg(turn=6)) is None
     for data in (jpeg()[:-200], b"", b"\xff\xd8\xff garbage \xff\xd9"):
         with pytest.raises(UnreadableImage, match="^x: its"):
             decode_late(data, where="x")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(UnreadableImage, match="MAX_IMAGE_PIXELS"):
+        decode_late(jpeg(), where="x")
 
 
 @pytest.mark.parametrize("failure", [None, RuntimeError, "warns"])

@@ -120,10 +120,10 @@ def test_training_batches_are_those_of_the_folder(root: Path, pack: Path, worker
 def test_each_process_opens_the_file_itself(pack: Path) -> None:
     source = FolderConfig(root=str(pack), split="train").open()
     source.read(0)
-    here = source._pack._file().fileno()  # type: ignore[attr-defined]
+    here = source._pack._file()  # type: ignore[attr-defined]
     context = multiprocessing.get_context("fork")
     queue = context.SimpleQueue()
-    child = context.Process(target=lambda: queue.put((source._pack._file().fileno(), source.read(1).label)))  # type: ignore[attr-defined]
+    child = context.Process(target=lambda: queue.put((source._pack._file(), source.read(1).label)))  # type: ignore[attr-defined]
     child.start()
     there, label = queue.get()
     child.join()
