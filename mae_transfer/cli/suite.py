@@ -175,9 +175,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 def given_roots(args: argparse.Namespace) -> dict[str, str]:
-    """Return the folders of --root by name. ValueError if one is not NAME=PATH, or an option has no effect."""
+    """Return the folders of --root by name. ValueError if one is not NAME=PATH, or options do not go together."""
     if idle := [name for name in OTHERS[args.launcher] if getattr(args, name) not in (None, "", [], 1)]:
         raise ValueError(f"--{idle[0]} has no effect with --launcher {args.launcher}: remove it")
+    if args.debug and args.archive:
+        raise ValueError("--archive takes no trial runs: remove --debug or --archive")
     pairs = [text.partition("=") for text in args.root]
     if not all(path for _, _, path in pairs):
         raise ValueError(f"--root {args.root}: write name=path, for instance --root imagenet=/data/imagenet")

@@ -115,6 +115,13 @@ def test_a_changed_line_is_an_error_that_names_the_run(first: Archived) -> None:
     assert any("a/finetune/seed1" in defect for defect in load([first.archive])[1])
 
 
+def test_trial_runs_are_kept_out_of_an_archive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--work-dir", str(tmp_path / "d"), "--archive", str(tmp_path / "archive"), "--debug")
+    assert main(["suite", "suites/claims", *options]) == 1
+    assert "takes no trial runs" in capsys.readouterr().err
+    assert not (tmp_path / "archive").exists()
+
+
 def test_tables_print_the_claims_of_an_archive(first: Archived, capsys: pytest.CaptureFixture[str]) -> None:
     claim = '\nexpect = (dict(claim="a is better", column="fine-tune", row="a", above="b"),)\n'
     first.suite.write_text(SUITE + claim)
