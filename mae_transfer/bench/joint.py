@@ -33,7 +33,7 @@ OBJECTIVES: dict[str, AnyObjective] = {
 MOMENTUM, NARROW = 0.996, 8
 
 
-class Drawn(NamedTuple):
+class NormalisedViews(NamedTuple):
     """The views of a batch, normalised."""
 
     wide: Tensor  # (G, B, 3, S, S)
@@ -41,7 +41,7 @@ class Drawn(NamedTuple):
     hidden: Hidden | None  # of the wide views
 
 
-def draw_views(work: Workload, system: str) -> Drawn:
+def draw_views(work: Workload, system: str) -> NormalisedViews:
     """Return the views of a system. Narrow ones have 3/7 of the wide ones' size (96 of 224 px)."""
     side = work.image // work.patch
     small = work.patch * max(1, round(side * 3 / 7))
@@ -51,8 +51,8 @@ def draw_views(work: Workload, system: str) -> Drawn:
         for views, size in ((2, work.image), (NARROW, small))
     )
     if system == "moco-v3":
-        return Drawn(wide, None, None)
-    return Drawn(wide, narrow, _draw_hidden(work, (side, side)) if system == "ibot" else None)
+        return NormalisedViews(wide, None, None)
+    return NormalisedViews(wide, narrow, _draw_hidden(work, (side, side)) if system == "ibot" else None)
 
 
 def _draw_hidden(work: Workload, grid: tuple[int, int]) -> Hidden:
@@ -117,7 +117,7 @@ class _LightlyDINO(nn.Module):
     def forward(self, view: Tensor) -> Any:
         return self.head(self.encoder(view))
 
-    def compare(self, teacher: _LightlyDINO, views: Drawn) -> Any:
+    def compare(self, teacher: _LightlyDINO, views: NormalisedViews) -> Any:
         assert views.narrow is not None
         with torch.no_grad():
             truth = [teacher(view) for view in views.wide]
@@ -139,7 +139,7 @@ class _LightlyIBOT(nn.Module):
         self.on_images: Any = DINOLoss(OBJECTIVES["ibot"].out)
         self.on_patches: Any = IBOTPatchLoss(OBJECTIVES["ibot"].out, teacher_temp=0.04)
 
-    def compare(self, teacher: _LightlyIBOT, views: Drawn) -> Any:
+    def compare(self, teacher: _LightlyIBOT, views: NormalisedViews) -> Any:
         assert views.narrow is not None
         assert views.hidden is not None
         wide, narrow = views.wide.flatten(0, 1), views.narrow.flatten(0, 1)
@@ -170,7 +170,7 @@ class _LightlyMoCo(nn.Module):
         self.predictor: Any = MoCoProjectionHead(256, 4096, 256, num_layers=2, batch_norm=True)
         self.criterion: Any = NTXentLoss(temperature=0.2)
 
-    def compare(self, teacher: _LightlyMoCo, views: Drawn) -> Any:
+    def compare(self, teacher: _LightlyMoCo, views: NormalisedViews) -> Any:
         with torch.no_grad():
             first, second = (teacher.projector(teacher.encoder(view)) for view in views.wide)
         mine, other = (self.predictor(self.projector(self.encoder(view))) for view in views.wide)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -27,9 +27,11 @@ from mae_transfer.core.positions import (
     resample_relative,
     sincos_2d,
 )
-from mae_transfer.models.joint import Joint
 from mae_transfer.models.mae import MAE
 from mae_transfer.models.vit import ViT, ViTConfig
+
+if TYPE_CHECKING:
+    from mae_transfer.models.joint import Joint
 
 MAY_CHANGE = (
     "heads", "image_size", "patch", "class_token", "final_norm", "positions", "antialias", "relative_positions",

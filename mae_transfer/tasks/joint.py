@@ -40,12 +40,10 @@ from mae_transfer.objectives import AnyObjective, DistillConfig
 from mae_transfer.objectives.heads import PrototypeHead
 from mae_transfer.results import Result
 from mae_transfer.seeding import fold
-from mae_transfer.tasks.backbones import choose_statistics
 from mae_transfer.tasks.config import TrainConfig
 from mae_transfer.tasks.encoders import EncoderConfig, EncoderTask
 from mae_transfer.tasks.images import sheet
 from mae_transfer.tasks.sweep import EVALUATION_SEED, mean_of_sums, readable, unread
-from mae_transfer.tasks.targets import digest_of_file
 from mae_transfer.tasks.workdir import WorkDir
 
 log = logging.getLogger(__name__)
@@ -150,6 +148,8 @@ class JointEmbedding(EncoderTask[JointConfig]):
         heads = cfg.objective.heads(encoder.dim)
         self.joint = Joint(encoder, heads, patches=cfg.objective.compares, freeze_stem=cfg.model.freeze_stem)
         if cfg.start is not None:
+            from mae_transfer.tasks.targets import digest_of_file
+
             load_start(self.joint, cfg.start, cfg.statistics)
             origin = checkpoints.origin(cfg.start, checkpoints.PREFIXES, sha256=digest_of_file(cfg.start))
             self.inputs = {"start": origin}
@@ -217,11 +217,11 @@ class JointEmbedding(EncoderTask[JointConfig]):
         """Warn of a collapse that has lasted for `alarm_steps`."""
         how = self.objective.collapse(figures)
         if figures.get(SPREAD, 1.0) < self.cfg.alarm_spread:
-            how = how or "all images have nearly the same features; lower optim.blr, or raise the batch"
+            how = how or "all images have nearly the same features; lower the learning rate, or raise the batch"
         if not how or self.healthy is None:
             self.healthy = step
         elif self.dist.is_main and step - self.healthy >= self.cfg.alarm_steps:
-            log.warning("collapse at step %d, for %d steps: %s", step, step - self.healthy, how)
+            log.warning("collapse between steps %d and %d: %s", self.healthy, step, how)
             self.healthy = step
 
     def evaluate(self, model: Joint, step: int) -> dict[str, float]:
@@ -272,6 +272,8 @@ def load_start(joint: Joint, reference: str, statistics: Statistics) -> None:
     Raises:
         ValueError: names what does not fit: tensors, fields of the encoder, or the statistics of the images.
     """
+    from mae_transfer.tasks.backbones import choose_statistics
+
     prefix, path = checkpoints.split(reference, checkpoints.PREFIXES)
     if not prefix and path.endswith(".pt"):
         weights = checkpoints.evaluated(checkpoint.load(Path(path)))

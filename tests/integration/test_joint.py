@@ -253,8 +253,8 @@ def test_an_alarm_names_a_collapse_that_lasts(caplog: pytest.LogCaptureFixture) 
         for step in range(300, 400, 20):
             task.inspect(step, fine | {"feature_spread": 0.01})
         assert [r.getMessage() for r in caplog.records] == [
-            "collapse at step 380, for 100 steps: all images have nearly the same features; lower optim.blr, or raise "
-            "the batch"
+            "collapse between steps 280 and 380: all images have nearly the same features; lower the learning rate, or "
+            "raise the batch"
         ]
         for change in ({"teacher_entropy": 0.999}, {"teacher_mean_entropy": 0.001}):
             task.healthy = 0

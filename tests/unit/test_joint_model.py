@@ -13,6 +13,7 @@ from torch import nn
 
 from mae_transfer.config import validate
 from mae_transfer.data.crops import pack_masks
+from mae_transfer.engine.dist import SyncBatchNorm, synchronized
 from mae_transfer.engine.optim import param_groups
 from mae_transfer.interfaces import Hidden
 from mae_transfer.models.joint import Joint
@@ -145,6 +146,19 @@ def test_the_teachers_heads_train_while_its_encoder_evaluates() -> None:
     assert all(module.training for module in teacher.head.modules())
     torch.testing.assert_close(teacher.teach(wide()).image, teacher.teach(wide()).image)
     assert not model.encoder.patch_embed.proj.weight.requires_grad
+
+
+def test_over_several_gpus_the_norms_of_student_and_teacher_are_synchronised() -> None:
+    """torch's SyncBatchNorm synchronises in training mode only, so the teacher's heads stay in it."""
+    cfg = ContrastConfig(out=6, hidden=8)
+    student = synchronized(Joint(ViT(ENCODER), cfg.heads(16), patches=None, freeze_stem=True))
+    teacher = ModelEmaV3(student).module
+    for model in (student, teacher, student.eval()):
+        norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        assert [type(norm) for norm in norms] == [SyncBatchNorm] * 5
+        assert all(norm.training and norm.running_mean is None for norm in norms)
+    names = Joint(ViT(ENCODER), cfg.heads(16), patches=None, freeze_stem=True).state_dict()
+    assert list(student.state_dict()) == list(names)
 
 
 @pytest.mark.parametrize(("patches", "freeze_stem"), [("masked", False), (None, True)])
