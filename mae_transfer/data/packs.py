@@ -38,7 +38,6 @@ from mae_transfer.disk import atomic_write
 VERSION = 1  # of the index
 TAIL = 1 << 16  # bytes at the end of a zip that identify it: they hold the end of its directory
 HEADER = struct.Struct("<4s22xHH")  # of a member: signature, lengths of name and extra field
-SLACK = 512  # bytes read beyond a member, enough for most names and extra fields
 
 
 class Span(NamedTuple):
@@ -87,19 +86,17 @@ class Pack:
 
     def read(self, member: int) -> bytes:
         """Return the bytes of a member. UnreadableImage names one that is damaged."""
-        size = int(self.sizes[member])
-        where = f"{self.path}/{self.name(member)}"
+        at, size = int(self.offsets[member]), int(self.sizes[member])
         try:
-            file, at = self._file(), int(self.offsets[member])
-            found = os.pread(file, size + SLACK, at)
-            signature, name, extra = HEADER.unpack_from(found.ljust(HEADER.size, b"\0"))
-            start = HEADER.size + name + extra
-            data = found[start : start + size]
-            data += os.pread(file, size - len(data), at + start + len(data)) if len(data) < size else b""
+            header = os.pread(self._file(), HEADER.size, at)
+            signature, name, extra = HEADER.unpack(header.ljust(HEADER.size, b"\0"))
+            data = os.pread(self._file(), size, at + HEADER.size + name + extra)
         except OSError as error:
-            raise UnreadableImage(f"{where} cannot be read: {error.strerror}") from error
+            raise UnreadableImage(f"{self.path}/{self.name(member)} cannot be read: {error.strerror}") from error
         if signature != b"PK\x03\x04" or len(data) < size:
-            raise UnreadableImage(f"{where} is damaged: no member of {size} bytes starts at byte {at} of the pack")
+            raise UnreadableImage(
+                f"{self.path}/{self.name(member)} is damaged: no member of {size} bytes starts at byte {at} of the pack"
+            )
         return data
 
     def _file(self) -> int:
