@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -117,16 +118,27 @@ def _read(line: bytes) -> Result | None:
 
 def load(path: Path) -> tuple[list[Result], list[str]]:
     """Return the results of a file, and a sentence with the line number for each line that could not be read."""
-    results, defects = [], []
-    # splitlines would also split at U+2028
-    lines = path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
+    results, defects = _parse(path.read_text(encoding="utf-8", errors="replace"))
+    return list(results), [f"{path}, {defect}" for defect in defects]
+
+
+@lru_cache(maxsize=4096)  # a report reads the files of all runs whenever one has ended
+def _parse(text: str) -> tuple[tuple[Result, ...], tuple[str, ...]]:
+    """Return the results of a file's text, of which neighbours share equal records, and its defects."""
+    results: list[Result] = []
+    defects = []
+    lines = text.removesuffix("\n").split("\n")  # splitlines would also split at U+2028
     for number, line in enumerate(lines if lines != [""] else [], start=1):
         try:
-            results.append(Result.model_validate_json(line))
+            result = Result.model_validate_json(line)
         except ValidationError as error:
             first = error.errors()[0]
-            defects.append(f"{path}, line {number}: {'.'.join(map(str, first['loc']))}: {first['msg']}")
-    return results, defects
+            defects.append(f"line {number}: {'.'.join(map(str, first['loc']))}: {first['msg']}")
+            continue
+        if results and result.record == results[-1].record:
+            result = result.model_copy(update={"record": results[-1].record})
+        results.append(result)
+    return tuple(results), tuple(defects)
 
 
 def device_name(device: torch.device) -> str:

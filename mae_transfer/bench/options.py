@@ -134,8 +134,8 @@ def scale(parser: Parser) -> None:
     peak = "dense bfloat16 peak of a GPU, TFLOP/s (default: %(default)s, H100 SXM; A100: 312)"
     parser.how.add_argument("--tflops", type=float, default=989.0, metavar="T", help=peak)
     number(parser.how, "utilisation", 0.4, "share of the peak that a step reaches", unit="U")
-    network = "all-reduce bandwidth per GPU, GB/s (default: %(default)s, 400 Gb/s InfiniBand; NVLink of H100: 450)"
-    parser.how.add_argument("--bandwidth", type=float, default=50.0, metavar="B", help=network)
+    network = "bus bandwidth of an all-reduce, GB/s (default: %(default)s, 8 adapters of 400 Gb/s per node)"
+    parser.how.add_argument("--bandwidth", type=float, default=400.0, metavar="B", help=network)
     cores = "images/s that a CPU core prepares, measured by the benchmark `data`: also print cores per GPU"
     parser.how.add_argument("--images-per-core", type=float, metavar="N", help=cores)
     price = "price of a GPU hour, in any currency: also print prices"

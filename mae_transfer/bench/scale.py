@@ -10,7 +10,7 @@ import argparse
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -33,12 +33,14 @@ from mae_transfer.tasks.backbones import flops_of
 from mae_transfer.tasks.classify import ClassifierConfig
 from mae_transfer.tasks.config import TrainConfig
 from mae_transfer.tasks.detect import DetectConfig
+from mae_transfer.tasks.encoders import EncoderConfig
 from mae_transfer.tasks.pretrain import Pretrain, PretrainConfig
 from mae_transfer.tasks.segment import SegmentConfig
 from mae_transfer.tasks.targets import open_target
 
 NODE = 8  # GPUs of a node
-RELEASED = ViTConfig()  # the encoder of released weights in suites: ViT-B/16
+RELEASED: dict[Literal["vit_base", "vit_large", "vit_huge"], int] = {"vit_base": 16, "vit_large": 16, "vit_huge": 14}
+"""Sizes of released encoders, which their references name, with the patches of MAE's."""
 TOKENIZER = "random:8192/8"  # as many codes as DALL-E's
 GRADIENT = 4  # bytes of a parameter's gradient
 STATE = 16  # bytes of a trained parameter: itself, its gradient and AdamW's two moments, all float32
@@ -129,8 +131,8 @@ def needs_of(plan: Plan, data: Mapping[str, Images]) -> dict[str, Need]:
     for name, node in plan.items():
         cfg: Any = node.load(node.changes)
         images = data.get(str(cfg.data.root)) if isinstance(cfg, TrainConfig) else None
-        if images is not None:
-            encoder = encoder_of(node, plan)
+        encoder = encoder_of(node, plan) if images else None
+        if images and encoder:
             key = cfg.recipe_digest(), encoder.name(), images.title
             if key not in counted:
                 counted[key] = _need(cfg, encoder, images, node.config.stem)
@@ -205,15 +207,16 @@ def _detector_flops(model: MaskRCNN, size: int | tuple[int, int], heads: HeadsCo
     return BACKWARD * int(counter.get_total_flops())
 
 
-def encoder_of(node: Node, plan: Plan) -> ViTConfig:
-    """Return the encoder of a run: its own, its pretraining's, or that of released weights."""
+def encoder_of(node: Node, plan: Plan) -> ViTConfig | None:
+    """Return the encoder of a run: its own, its pretraining's, or that of released weights; None if it is unknown."""
     cfg: Any = node.load(node.changes)
-    if isinstance(cfg, PretrainConfig):
-        return cfg.model.encoder
     before = [plan[need] for need in node.needs if plan[need].role == "pretrain"]
     if before:
         return encoder_of(before[0], plan)
-    return cfg.backbone.encoder or RELEASED
+    if isinstance(cfg, EncoderConfig):
+        return cfg.model.encoder if isinstance(cfg.model.encoder, ViTConfig) else None
+    size = next((size for size in RELEASED if size.removeprefix("vit_") in str(cfg.backbone.reference)), None)
+    return cfg.backbone.encoder or (ViTConfig(size=size, patch=RELEASED[size]) if size else None)
 
 
 def _changed(encoder: ViTConfig, changes: Mapping[str, Any]) -> ViTConfig:

@@ -95,7 +95,9 @@ def misses(number: Published, record: Measurement) -> Iterator[str]:
 
 def data_title(made: Record) -> str | None:
     """Return what the papers call the data set that a run was evaluated on, by its counts; None: it is none of them."""
-    return next((images.title for images in DATA_SETS if not list(_evaluated_on(images, made))), None)
+    sets = _evaluation_sets(made)
+    whole = all(data.images == data.whole for data in sets)
+    return next((one.title for one in DATA_SETS if whole and (one.val, one.classes) == _counts(sets)), None)
 
 
 def _rank(number: Published, record: Measurement) -> tuple[int, int]:
@@ -132,13 +134,22 @@ def _evaluated(measured: Measured, made: Record) -> Iterator[str]:
 
 
 def _evaluated_on(images: Images, made: Record) -> Iterator[str]:
-    sets = [data for part, data in made.data.items() if part not in NOT_TRAINED_ON]
-    count, classes = sum(data.images for data in sets), max((data.classes for data in sets), default=0)
+    sets = _evaluation_sets(made)
+    count, classes = _counts(sets)
     if part := next((data for data in sets if data.images != data.whole), None):
         yield f"evaluated on {_said(part)}"
     elif (count, classes) != (images.val, images.classes):
         said = f"{_counted(sets[0].name, count, classes)}" if sets else "unknown images"
         yield f"evaluated on {said}, not on {images.text}"
+
+
+def _evaluation_sets(made: Record) -> list[DataSet]:
+    return [data for part, data in made.data.items() if part not in NOT_TRAINED_ON]
+
+
+def _counts(sets: Sequence[DataSet]) -> tuple[int, int]:
+    """Return the number of images and of classes."""
+    return sum(data.images for data in sets), max((data.classes for data in sets), default=0)
 
 
 def _trained(measured: Measured, record: Measurement, made: Record) -> Iterator[str]:

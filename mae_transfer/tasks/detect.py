@@ -8,9 +8,12 @@ Legend: B batch, S pixels per side of the padded square, K classes, n objects of
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import torch
 from pydantic import model_validator
@@ -40,6 +43,8 @@ from mae_transfer.tasks.dense import Dense, DenseConfig, percent
 from mae_transfer.tasks.sweep import EVALUATION_SEED, unread
 from mae_transfer.tasks.workdir import WorkDir
 
+S = TypeVar("S")
+T = TypeVar("T")
 EVALUATED_IN: Precision = "float32"  # as detectron2 evaluates, whatever the precision of training
 COARSEST = 32  # stride of the last level but one: sides of batches are multiples of it
 DEBUG_ENCODER = {"size": None, "dim": 32, "depth": 4, "heads": 2, "patch": 16, "image_size": 64}
@@ -211,8 +216,9 @@ class Detect(Dense[DetectConfig]):
         If unreadable images are skipped, they are left out with their objects.
         """
         metric, policy, source = self.metrics[part].empty(), self.cfg.data.unreadable(), self.sources[part]
-        for batch, found in self.predictions(model, source, policy):
-            metric.update([int(source.image_ids[i]) for i in batch.index.tolist()], found)
+        found = self.predictions(model, source, policy)
+        for indices, detections in beside(partial(encoded, source), found):
+            metric.update([int(source.image_ids[i]) for i in indices], detections)
         metric.leave_out([int(source.image_ids[index]) for index in policy.files])
         left_out = unread(policy, self.dist)
         save = folder.predictions if folder else None
@@ -226,21 +232,20 @@ class Detect(Dense[DetectConfig]):
         *,
         batch: int | None = None,
         alone: bool = False,
-    ) -> Iterator[tuple[SceneBatch, list[Detections]]]:
-        """Yield this rank's part of a set with what the model finds in it, in pixels of the stored images."""
+    ) -> Iterator[tuple[SceneBatch, Sequence[Found]]]:
+        """Yield this rank's part of a set with what the model finds in it, in pixels of the batch."""
         samples = build_samples(source, self.cfg.data, seed=EVALUATION_SEED, divisor=self.divisor, training=False)
         for seen in self.sweep(samples, policy, batch=batch, alone=alone):
             with autocast(EVALUATED_IN, self.dist.device):
                 found: Sequence[Found] = model(padded(seen, self.backbone.statistics), seen.sizes)
-            stored = [source.size(i) for i in seen.index.tolist()]
-            yield seen, [in_stored(one, size, into) for one, size, into in zip(found, seen.sizes, stored, strict=True)]
+            yield seen, found
 
     def draw(self, model: nn.Module, folder: WorkDir) -> Iterator[Path]:
         from mae_transfer.draw.detections import DetectionPicture, save_detections
 
         found = self.predictions(model, self.val_set, self.cfg.data.unreadable(), batch=1, alone=True)
-        for number, (batch, (detections,)) in enumerate(found):
-            index, path = int(batch.index[0]), folder.detections / f"{number:04d}.png"
+        for number, ((index,), (detections,)) in enumerate(map(partial(encoded, self.val_set), found)):
+            path = folder.detections / f"{number:04d}.png"
             there = self.val_set.read(index)
             shown = DetectionPicture(there.image, there.objects, detections, Path(self.val_set.where(index)).name)
             save_detections(path, shown, self.val_set.classes)
@@ -278,6 +283,26 @@ def padded(batch: SceneBatch, statistics: Statistics) -> Tensor:
         image[:, height:] = 0
         image[:, :, width:] = 0
     return images
+
+
+def beside(work: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+    """Yield the work on each item, in order. A thread does it while the caller makes the next item."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting: deque[Future[T]] = deque()
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > 1:
+                yield waiting.popleft().result()
+        for future in waiting:
+            yield future.result()
+
+
+def encoded(source: ObjectSource, one: tuple[SceneBatch, Sequence[Found]]) -> tuple[list[int], list[Detections]]:
+    """Return the indices of a batch's images and what was found in each, in pixels of the stored image."""
+    batch, found = one
+    indices: list[int] = batch.index.tolist()
+    stored = map(source.size, indices)
+    return indices, [in_stored(one, size, into) for one, size, into in zip(found, batch.sizes, stored, strict=True)]
 
 
 def in_stored(found: Found, size: tuple[int, int], stored: tuple[int, int]) -> Detections:

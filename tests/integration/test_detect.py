@@ -6,7 +6,9 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +224,30 @@ def test_what_is_found_is_brought_back_to_the_stored_image() -> None:
     for code, area in zip(stored.masks, (128 * 64, 16 * 8), strict=True):
         assert code["size"] == [128, 256]
         assert area - 4 <= mask.area(code) <= area  # a corner may be rounded
+
+
+def test_a_thread_encodes_what_was_found_while_the_model_goes_on() -> None:
+    made: list[int] = []
+    third = threading.Event()
+
+    def items() -> Iterator[int]:
+        for item in range(4):
+            made.append(item)
+            if item == 2:
+                third.set()
+            yield item
+
+    def work(item: int) -> int:
+        if item == 1:
+            assert third.wait(timeout=60)  # the next item is made while this one is worked on
+        return 10 * item
+
+    results = detect.beside(work, items())
+    assert next(results) == 0
+    assert made == [0, 1]  # and no more, so few masks wait
+    assert list(results) == [10, 20, 30]
+    with pytest.raises(ZeroDivisionError):
+        list(detect.beside(lambda item: 1 // item, [1, 0, 2]))
 
 
 @pytest.mark.parametrize(

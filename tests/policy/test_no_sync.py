@@ -49,9 +49,9 @@ ALLOWED = {
     ("tasks/basis.py", "fit"),  # of a basis, which is fitted before anything trains
     ("tasks/choice.py", "choose"),  # of held-out accuracies, in an evaluation
     ("tasks/choice.py", "hold_out"),  # of labels, in an evaluation
-    ("tasks/detect.py", "figures"),  # of ids, in an evaluation
     ("tasks/detect.py", "draw"),  # after the run
-    ("tasks/detect.py", "predictions"),  # of ids, in an evaluation
+    ("tasks/detect.py", "encoded"),  # of ids, in an evaluation
+    ("tasks/detect.py", "figures"),  # of ids, in an evaluation
     ("tasks/features.py", "pooled_features"),  # of features that are written to disk
     ("tasks/features.py", "_note_unread"),  # of indices of numpy
     ("tasks/features.py", "read"),  # of the path of an image, in the loader

@@ -24,10 +24,17 @@ title = "two tasks"
 tables = ()
 roots = dict(imagenet="data/imagenet", own="data/own")
 rows = {
-    "MAE": dict(config="{configs}/pretrain/mae_vit_base_16_1600e.py", data="imagenet", hours=319.0),
+    "MAE": dict(config="{configs}/pretrain/mae_vit_base_16_1600e.py", data="imagenet"),
+    "released": dict(backbone="released:mae_vit_large"),
+    "unknown": dict(backbone="own.safetensors"),
 }
 transfer = {
-    "finetune": dict(tool="cls_train", config="{configs}/classify/finetune_vit_base.py", data="imagenet", hours=37.0),
+    "finetune": dict(
+        tool="cls_train", config="{configs}/classify/finetune_vit_base.py", data="imagenet", rows=("MAE",),
+    ),
+    "linear": dict(
+        tool="cls_train", config="{configs}/classify/linear_probe.py", data="imagenet", rows=("released", "unknown"),
+    ),
     "own": dict(tool="cls_train", config="{configs}/classify/finetune_vit_base.py", data="own", rows=("MAE",)),
 }
 """
@@ -57,9 +64,10 @@ def test_counted_hours_are_those_of_the_suite_files(suite: Path) -> None:
     records = {record["name"].partition(",")[0]: record for record in scale.run(options(suite=suite))}
     assert records["mae_vit_base_16_1600e"]["gpu_hours"] == pytest.approx(319.0, rel=0.05)
     assert records["finetune_vit_base"]["gpu_hours"] == pytest.approx(37.0, rel=0.05)
-    assert records["not counted"]["runs"] == 1  # the size of the own data set is not known
+    assert records["not counted"]["runs"] == 2  # data or weights of unknown size
+    assert "vit_large/16" in records["linear_probe"]["name"]
     total = records["the suite"]
-    assert total["runs"] == 2
+    assert total["runs"] == 3
     assert total["hours_one_run_at_a_time"] == pytest.approx(total["gpu_hours"] / 8)
 
 

@@ -7,7 +7,13 @@ import pytest
 from pydantic import ValidationError
 
 from mae_transfer import disk
+from mae_transfer.record import Record
 from mae_transfer.results import Result, append, load
+
+RECORD = {
+    "run": "r", "task": "classify", "method": "m", "scale": "mini", "config_digest": "c", "recipe_digest": "d",
+    "recipe": {}, "seed": 0, "epochs": 10.0, "batch": 64, "sittings": (),
+}  # fmt: skip
 
 
 def result(**changes: object) -> Result:
@@ -31,6 +37,20 @@ def test_results_survive_the_file(tmp_path: Path) -> None:
     assert defects == []
     assert [r.seed for r in loaded] == [0, 1, 2]
     assert loaded[0] == result(created_at=loaded[0].created_at, together=1)
+
+
+def test_lines_of_a_run_share_its_record_and_a_changed_file_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    one, another = (RECORD | {"seed": seed} for seed in (0, 1))
+    append(path, [result(record=one, metric=metric) for metric in ("top1", "top5")])
+    append(path, [result(record=another, metric="top1", seed=1)])
+    first, second, other = load(path)[0]
+    assert first.record is second.record
+    assert other.record == Record.model_validate(another)
+    found, _ = load(path)
+    found.clear()  # what a reader does to its list
+    path.write_text(path.read_text().replace('"metric":"top5"', '"metric":"top9"'))
+    assert [one.metric for one in load(path)[0]] == ["top1", "top9", "top1"]
 
 
 def test_a_line_of_an_earlier_version_loads_and_says_so(tmp_path: Path) -> None:

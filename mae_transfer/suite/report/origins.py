@@ -11,6 +11,8 @@ import json
 import pprint
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -299,11 +301,22 @@ def hours_by_device(found: Iterable[records.Measurement]) -> dict[str, float]:
 
 
 def _anchor(record: Record) -> str:
-    """Return the id of a record's entry.
+    """Return the id of a record's entry."""
+    return _anchor_of(_Same(id(record), record))
 
-    Files of weights carry seconds of training only, so the other seconds do not count.
-    """
-    return f"record-{_digest(json.dumps(record.exported().model_dump(mode='json'), sort_keys=True))}"
+
+@dataclass(frozen=True)
+class _Same:
+    """A record that is compared by identity, because its content cannot be hashed."""
+
+    key: int
+    record: Record = field(compare=False)
+
+
+@lru_cache(maxsize=4096)
+def _anchor_of(one: _Same) -> str:
+    """Files of weights carry seconds of training only, so the other seconds do not count."""
+    return f"record-{_digest(json.dumps(one.record.exported().model_dump(mode='json'), sort_keys=True))}"
 
 
 def _digest(text: str) -> str:
