@@ -3,7 +3,7 @@
   python tools/prepare_data.py coco --root /data/coco     (download, unpack, check; can be repeated)
   python tools/prepare_data.py pets --root /data/pets --download     (folders train/ and val/)
   python tools/prepare_data.py check --root /data/mine --annotations labels.json --images photos
-  python tools/prepare_data.py pack --root /data/imagenet     (writes /data/imagenet.zip, which data.root takes)
+  python tools/prepare_data.py pack --root /data/imagenet     (writes the pack /data/imagenet.zip)
   python tools/prepare_data.py shapes --root data/shapes --format coco --train 2000 --val 500
 
 check lists all defects of a data set. --help after a command shows its options.

@@ -66,6 +66,8 @@ def _entry(line: str, about: str, printed: set[str]) -> Iterator[str]:
 
 
 def _assigned(key: str, value: object) -> str:
+    if isinstance(value, tuple):  # schemas as a config writes them
+        value = tuple(one.model_dump(exclude_defaults=True) if isinstance(one, BaseModel) else one for one in value)
     line = f"{key} = {value!r}"
     if len(line) <= COLUMNS:
         return line

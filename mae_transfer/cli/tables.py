@@ -3,13 +3,13 @@
   python tools/tables.py runs/mine
   python tools/tables.py runs/t7 runs/other --table 4 --table 7 --format latex
   python tools/tables.py runs/t3 --table 3 --published all
-  python tools/tables.py runs/t7 --figures figures            (claims and figures 5, 7, 9 as pictures)
+  python tools/tables.py runs/t7 --figures figures            (figures 5, 7, 9 and claims)
   python tools/tables.py --list                               (all tables, and what each needs)
 
-The claims of a suite with their verdicts come first, if it has any, then the summary (pretrainings by
-tasks) and the tables with more detail. A cell is
-"83.7±0.2 (83.6, +0.1)": your mean and standard deviation, the published number and the difference.
-Published numbers are shown only for runs with the same setting. The best number is bold.
+A suite's claims with their verdicts come first, if it has any, then the summary (pretrainings by
+tasks) and the tables with more detail. A cell is "83.7±0.2 (83.6, +0.1)": your mean and standard
+deviation, the published number and the difference. Published numbers are shown only for runs with
+the same setting. The best number is bold.
 """
 
 from __future__ import annotations
