@@ -110,11 +110,11 @@ def test_odd_files_are_decoded_whole_and_named_as_ever(monkeypatch: pytest.Monke
         decode_late(jpeg(), where="x")
 
 
-@pytest.mark.parametrize("failure", [None, RuntimeError, "warns"])
+@pytest.mark.parametrize("failure", [None, RuntimeError, TypeError, "warns"])
 def test_a_box_that_fails_is_cut_from_the_whole_image(monkeypatch: pytest.MonkeyPatch, failure: Any) -> None:
     def failing(*box: Any) -> np.ndarray | None:
-        if failure is RuntimeError:
-            raise RuntimeError("decoder")
+        if failure in (RuntimeError, TypeError):
+            raise failure("decoder")
         if failure == "warns":
             print("Corrupt JPEG data", file=sys.__stderr__, flush=True)
             return boxes_of_pil(*box)[::-1].copy()
