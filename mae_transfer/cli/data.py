@@ -49,7 +49,7 @@ def add_options(parser: Parser) -> None:
     add_check_options(add("check", "list all defects of a data set in COCO's or ADE20K's layout"))
     root = "folder of images at any depth; or a zip that `zip -0` made, which only gets its index"
     command = add("pack", "pack a folder of images into one file with an index", root)
-    command.where.add_argument("--to", type=path, metavar="FILE", help="zip to write (default: ROOT.zip)")
+    command.where.add_argument("--to", type=path, metavar="FILE", help="zip to write for a folder (default: ROOT.zip)")
     command = add("shapes", "write generated scenes in COCO's or ADE20K's layout")
     command.what.add_argument("--format", choices=("coco", "ade"), default="coco", help="layout (default: coco)")
     scenes = {"train": (2000, "training scenes"), "val": (500, "validation scenes"), "size": (128, "pixels per side")}
@@ -106,6 +106,8 @@ def run(args: argparse.Namespace) -> None:
         from mae_transfer.data.packs import write_index, write_pack
 
         root = args.root.absolute()
+        if root.is_file() and args.to:
+            raise ValueError(f"--to {args.to} is for a folder; {root} is a zip, which only gets its index: omit --to")
         to = root if root.is_file() else args.to or root.with_name(f"{root.name}.zip")
         count = write_index(to) if root.is_file() else write_pack(root, to)
         print(f"ready: --set data.root={to}   ({count:,} images)")

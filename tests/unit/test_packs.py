@@ -31,7 +31,6 @@ from mae_transfer.data import (
     Unreadable,
     UnreadableImage,
     batches,
-    packs,
 )
 from mae_transfer.data.packs import index_of, open_pack, write_index, write_pack
 from mae_transfer.data.sources import digest_of_times, fingerprint
@@ -186,6 +185,20 @@ def test_a_damaged_member_is_named_and_follows_the_policy(pack: Path) -> None:
     assert set(policy.files) == {0, 1}
 
 
+def test_damaged_pixels_that_a_decoder_would_accept_are_noticed(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for index in range(3):
+        Image.new("RGB", (100, 100)).save(tmp_path / f"set/{index}.bmp")
+    write_pack(tmp_path / "set", tmp_path / "set.zip")
+    source: Any = FolderConfig(root=str(tmp_path / "set.zip"), labelled=False).open()
+    with (tmp_path / "set.zip").open("r+b") as file:
+        file.seek(int(source._pack.offsets[0]) + 1000)
+        file.write(b"\7" * 20_000)
+    with pytest.raises(UnreadableImage, match=r"set\.zip/0\.bmp is damaged: its 30054 bytes, .* its checksum"):
+        source.read(0)
+    assert not source.read(1).image.any()
+
+
 def truncate(pack: Path) -> None:
     pack.write_bytes(pack.read_bytes()[:-100])
 
@@ -204,6 +217,23 @@ def break_index(pack: Path) -> None:
     index_of(pack).write_bytes(index_of(pack).read_bytes()[:-200])
 
 
+def keep_arrays(*kept: str, version: int | None = None) -> Any:
+    """Return a function that removes all other arrays from an index, and may change its version."""
+
+    def spoil(pack: Path) -> None:
+        arrays = dict(np.load(index_of(pack)))
+        arrays = {key: arrays[key] for key in kept or arrays} | ({} if version is None else {"version": version})
+        with index_of(pack).open("wb") as file:
+            np.savez(file, **arrays)
+
+    return spoil
+
+
+def one_array(pack: Path) -> None:
+    with index_of(pack).open("wb") as file:
+        np.save(file, np.arange(3))
+
+
 def not_a_zip(pack: Path) -> None:
     pack.write_bytes(b"text")
     lose(pack)
@@ -216,6 +246,9 @@ def not_a_zip(pack: Path) -> None:
         (replace, r"is not the pack of its index"),
         (lose, r"no index set\.zip\.index beside it: write its index with .*pack --root"),
         (break_index, r"set\.zip\.index cannot be used .*: write its index with"),
+        (keep_arrays("version"), r"set\.zip\.index cannot be used \(.*size.*\): write its index with"),
+        (keep_arrays(version=1), r"set\.zip\.index cannot be used \(version 1, not 2\): write its index with"),
+        (one_array, r"set\.zip\.index cannot be used .*: write its index with"),
         (not_a_zip, r"has no index"),
     ],
 )
@@ -233,11 +266,35 @@ def test_an_index_of_another_pack_is_refused(root: Path, pack: Path, tmp_path: P
         FolderConfig(root=str(pack), split="val").open()
 
 
-def members(path: Path, *names: str, method: int = zipfile.ZIP_STORED) -> Path:
+def members(path: Path, *names: str, method: int = zipfile.ZIP_STORED, first: bytes = b"image" * 20) -> Path:
     with zipfile.ZipFile(path, "w", method) as archive:
         for name in names:
-            archive.writestr(name, b"image" * 20)
+            archive.writestr(name, first if name == names[0] else b"image" * 20)
     return path
+
+
+def test_a_member_that_was_replaced_in_place_is_noticed_in_a_large_pack(tmp_path: Path) -> None:
+    path, names = tmp_path / "x.zip", [f"{index:0100}.jpg" for index in range(600)]
+    write_index(members(path, *names))
+    before = path.read_bytes()
+    members(path, *names, first=b"other" * 20)
+    assert path.read_bytes()[-(1 << 16) :] == before[-(1 << 16) :]
+    with pytest.raises(ValueError, match=r"x\.zip .* is not the pack of its index"):
+        open_pack(path)
+
+
+def test_names_of_members_are_relative_and_ignored_ones_are_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = members(tmp_path / "x.zip", "./", "./a/", "./a/1.jpg", "b/1.jpg", "b/._1.jpg", "b/./2.jpg", "b/notes.txt")
+    assert write_index(path) == 2
+    assert "x.zip: ignored 3 files (2 x .jpg that is hidden, b/._1.jpg; 1 x .txt, b/notes.txt)" in caplog.text
+    pack = open_pack(path)
+    assert [pack.name(member) for member in range(len(pack))] == ["a/1.jpg", "b/1.jpg"]
+    assert pack.subfolders("") == ["a", "b"]
+    assert pack.read(0) == b"image" * 20
+    with pytest.raises(ValueError, match=r"y\.zip: the name /train/b/1\.jpg starts with /: make the zip with"):
+        write_index(members(tmp_path / "y.zip", "a/1.jpg", "/train/b/1.jpg"))
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -301,11 +358,31 @@ def test_a_stopped_packing_leaves_nothing(
     assert not list(left(root.parent))
 
 
+def test_a_pack_whose_index_cannot_be_written_is_removed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **arrays: Any) -> None:
+        assert "checksums" in arrays
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", fail)
+    with pytest.raises(OSError, match=r"set\.zip\.index was not written .*free some space"):
+        write_pack(root, root.with_name("set.zip"))
+    assert not list(left(root.parent))
+
+
+def test_roots_of_the_command_that_do_not_fit_are_refused(pack: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options, message in (
+        ([f"{pack}", "--to", "other.zip"], "--to other.zip is for a folder; "),
+        ([f"{pack}x"], "set.zipx is neither a folder nor a zip"),
+    ):
+        assert main(["data", "pack", "--root", *options]) == 1
+        assert message in capsys.readouterr().err
+
+
 def test_unsuitable_folders_are_not_packed(root: Path, pack: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"set\.zip already exists: remove it, or .*--to"):
         write_pack(root, pack)
     to = tmp_path / "new.zip"
-    with pytest.raises(ValueError, match="is not a folder"):
+    with pytest.raises(ValueError, match="is neither a folder nor a zip"):
         write_pack(tmp_path / "nowhere", to)
     (root / "train/cat/dead.jpg").symlink_to("nowhere.jpg")
     with pytest.raises(ValueError, match=r"dead\.jpg cannot be read .*: repair or remove it"):
@@ -342,4 +419,3 @@ def test_one_pack_serves_both_sets_until_it_changes(root: Path, pack: Path) -> N
     (root / "val/cat/1.jpg").unlink()
     write_pack(root, pack)
     assert len(open_pack(pack)) == len(first) - 1
-    assert packs.VERSION == 1
