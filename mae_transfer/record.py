@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 PACKAGES = (
     "torch", "torchvision", "timm", "numpy", "scipy", "pillow", "safetensors", "pycocotools",
@@ -149,6 +149,8 @@ class Record(_Frozen):
     seed: int
     epochs: float
     """Epochs of the recipe; 0 for an evaluation."""
+    reached: float | None = None
+    """Epochs of a training state that is not its run's last; None: the run was whole."""
     batch: int
     """Images per optimizer step."""
     data: dict[str, DataSet] = {}
@@ -163,6 +165,16 @@ class Record(_Frozen):
     earlier_configs: tuple[str, ...] = ()
     """Digests of the configs that the run had before it was resumed with another one."""
     sittings: tuple[Sitting, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_reached(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave `reached` out of the record of a whole run, so that earlier versions read it."""
+        return {name: value for name, value in dump(self).items() if name != "reached" or value is not None}
+
+    @property
+    def length(self) -> str:
+        """The epochs, "800"; of a training state "400 of 800"."""
+        return f"{self.epochs:g}" if self.reached is None else f"{self.reached:g} of {self.epochs:g}"
 
     @property
     def train_seconds(self) -> float:
@@ -224,7 +236,7 @@ class Record(_Frozen):
         """Return the record in words."""
         parts = [f"{self.task}: {self.method}, seed {self.seed}"]
         if "train" in self.data and self.epochs:
-            epochs = f"{self.epochs:g} epoch{'s' if self.epochs != 1 else ''}"
+            epochs = f"{self.length} epoch{'s' if self.epochs != 1 else ''}"
             parts.append(f"{epochs} of {self.data['train'].text()}, batch {self.batch}")
         if "val" in self.data:
             parts.append(f"evaluated on {self.data['val'].text()}")

@@ -184,15 +184,15 @@ def metadata(path: Path) -> dict[str, Any]:
 
 
 def _of_state(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return pretraining, record and recipe of a training state. Its epochs are those that it has trained."""
+    """Return pretraining, record and recipe of a training state."""
     if not isinstance(content.get("record"), str):
         return {}
     record = json.loads(content["record"])
     recipe, data = record["recipe"], record["data"]["train"]
     steps = data["images"] * (recipe["data"].get("crops_per_image") or 1) // record["batch"]
     if content["step"] < round(record["epochs"] * steps):
-        record["epochs"] = content["step"] / steps
-        record["method"] += f", after {record['epochs']:g} ep"
+        record["reached"] = content["step"] / steps
+        record["method"] += f", after {record['reached']:g} ep"
     return {"pretrain": record["method"], "recipe": recipe, "record": record}
 
 

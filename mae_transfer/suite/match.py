@@ -169,6 +169,8 @@ def _trained(measured: Measured, record: Measurement, made: Record) -> Iterator[
         yield f"trained at scale {training.scale}"
     yield from _data("trained on", measured.data, training, labelled=True)
     yield from _started(measured.start, training)
+    if training.reached is not None:
+        yield f"evaluates a training state after {training.length} epochs"
     yield from _length(training, measured.epochs, "fine-tuned" if training.method == "finetune" else "trained")
     crops = setting(training.recipe, "data.crops_per_image") or 1
     images = training.epochs * training.data["train"].images * crops if "train" in training.data else 0
@@ -221,6 +223,8 @@ def _pretrained(own: Pretraining, made: Record) -> Iterator[str]:
         yield f"pretrained from {begin.name}, not from random weights"
     if made.labels:
         yield "pretrained with labels"
+    if made.reached is not None:
+        yield f"pretrained up to a training state after {made.length} epochs"
     yield from _length(made, (own.epochs,), "pretrained")
     yield from _settings(made, own.settings, "pretrained with ")
     yield from _batch(made, own.batch, "pretrained")
@@ -332,7 +336,7 @@ def pretraining(result: Result) -> PretrainingFacts | None:
     kind, share = setting(made.recipe, "model.decoder.kind"), setting(made.recipe, "model.decoder.share")
     decoder = (", cross" if kind == "cross" else "") + (f", {share:.0%} of hidden predicted" if share != 1 else "")
     hidden = f"{0.75 if ratio is None else ratio:.0%}"
-    return PretrainingFacts(f"{target}{decoder}", str(mask), hidden + decoder, f"{made.epochs:g}")
+    return PretrainingFacts(f"{target}{decoder}", str(mask), hidden + decoder, made.length)
 
 
 def backbone(result: Result) -> str:

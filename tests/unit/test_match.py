@@ -152,6 +152,11 @@ RANDOM_START = Weights(kind="random", name="none")
     (finetuned(pretraining(data={})), "pretrained on unknown images"),
     # how it was pretrained
     (finetuned(pretraining(epochs=800)), "pretrained for 800 epochs, not 1600"),
+    (finetuned(pretraining(reached=1200.0)), "pretrained up to a training state after 1200 of 1600 epochs"),
+    (finetuned(pretraining(epochs=3200, reached=1600.0)),
+        "pretrained up to a training state after 1600 of 3200 epochs"),
+    (finetuned(inputs={"checkpoint": run(finetuned(epochs=200.0, reached=100.0))}, epochs=0.0),
+        "evaluates a training state after 100 of 200 epochs"),
     (finetuned(pretraining(batch=1024)), "pretrained with batch 1024, not 4096"),
     (finetuned(pretraining(labels=True)), "pretrained with labels"),
     (finetuned(pretraining(scale="small")), "pretrained at scale small"),

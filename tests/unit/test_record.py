@@ -108,6 +108,10 @@ def test_a_record_survives_json_and_refuses_unknown_fields():
     record = made(data={"train": data()}, sittings=(sitting(),))
 
     assert Record.model_validate_json(record.model_dump_json()) == record
+    assert "reached" not in record.model_dump_json()
+    state = made(reached=400.0)
+    assert Record.model_validate_json(state.model_dump_json()) == state
+    assert state.length == "400 of 800"
     with pytest.raises(ValueError, match="unknown"):
         Record.model_validate(record.model_dump() | {"unknown": 1})
 

@@ -171,7 +171,8 @@ def earlier(result: Result) -> bool:
 def record_facts(record: Record) -> Iterator[Fact]:
     """Yield what a record says, line by line."""
     yield Fact("task", f"{record.task}: {record.method}, {record.scale} scale")
-    yield Fact("length", length_text(record.epochs, record.batch, record.seed))
+    state = f", a training state after {record.length} epochs" if record.reached is not None else ""
+    yield Fact("length", length_text(record.epochs, record.batch, record.seed) + state)
     before = {
         True: "not used by this run, used by a run before it",
         False: "not used by this run or a run before it",
