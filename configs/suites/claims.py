@@ -98,6 +98,7 @@ RATIO = "A high mask ratio, 75 %, is best"
 MASKS = "Random masks are better than masks of blocks and grids"
 TOKENS = "An encoder without mask tokens is better and cheaper"
 DEPTH = "A deep decoder matters for linear probing, not for fine-tuning"
+GAP = "One tuned block closes more than half of the gap from linear probing to fine-tuning"
 NORM = "Normalised pixels are better targets than raw pixels"
 LONGER = "Longer pretraining is better"
 expect = (
@@ -114,8 +115,11 @@ expect = (
         above="random init", published=(("5", "MAE", "ViT-B/16"), ("5", "supervised", "ViT-B/16")),
     ),
     dict(
-        claim="One tuned block closes more than half of the gap from linear probing to fine-tuning", column="partial",
-        row="MAE", against=("linear", "fine-tune"),
+        claim=GAP, column="fine-tune", row="MAE", against=("linear",),
+        published=(("figure 9", "MAE", "24"), ("figure 9", "MAE", "0")),
+    ),
+    dict(
+        claim=GAP, column="partial", row="MAE", against=("linear", "fine-tune"),
         published=(("figure 9", "MAE", "1"), ("figure 9", "MAE", "0"), ("figure 9", "MAE", "24")),
     ),
     *(
@@ -163,7 +167,7 @@ expect = (
         for column, paper in (("fine-tune", "fine-tuning"), ("linear", "linear"))
     ),
     dict(
-        claim="Tokens are as good as normalised pixels", column="fine-tune", row="dVAE token", above="MAE", rule="tie",
+        claim="Tokens and normalised pixels tie", column="fine-tune", row="dVAE token", above="MAE", rule="tie",
         published=(("7", "dVAE token", "ImageNet, ViT-L/16"), ("7", "pixel (w/ norm)", "ImageNet, ViT-L/16")),
     ),
     dict(
@@ -171,4 +175,4 @@ expect = (
         above="crop + color jit", published=(("1e", "crop, rand size", "linear"), ("1e", "crop + color jit", "linear")),
     ),
 )
-del encoder, recipe, changes, pretrained, finetune, RATIO, MASKS, TOKENS, DEPTH, NORM, LONGER
+del encoder, recipe, changes, pretrained, finetune, RATIO, MASKS, TOKENS, DEPTH, GAP, NORM, LONGER

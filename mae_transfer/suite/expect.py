@@ -4,9 +4,9 @@ A claim is compared seed by seed: a difference is taken between runs with equal 
 fewer seeds than the suite has, a claim is not measured. Then by the rule of each part of it:
 
 above: holds if every difference is above 0, reversed if every difference is below 0, else undecided.
-tie: holds if the differences have both signs or one is 0, reversed if all have one sign.
+tie: holds if the differences have both signs or one is 0; if all have one sign: no tie, the row is higher or lower.
 
-A claim of several parts holds if all hold, is reversed if all are reversed, and is undecided otherwise.
+A claim of several parts with one outcome has that one, and is undecided otherwise.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mae_transfer.config import Schema
 Place = tuple[str, str, str]
 """Table, row and column of a published number."""
 Rule = Literal["above", "tie"]
-Outcome = Literal["holds", "reversed", "undecided", "not measured"]
+Outcome = Literal["holds", "reversed", "no tie: higher", "no tie: lower", "undecided", "not measured"]
 
 
 class Expectation(Schema):
@@ -72,7 +72,7 @@ def outcome(rule: Rule, differences: Sequence[float], *, seeds: int) -> Outcome:
         return "not measured"
     signs = {(value > 0) - (value < 0) for value in differences}
     if rule == "tie":
-        return "reversed" if signs in ({1}, {-1}) else "holds"
+        return "no tie: higher" if signs == {1} else "no tie: lower" if signs == {-1} else "holds"
     return "holds" if signs == {1} else "reversed" if signs == {-1} else "undecided"
 
 

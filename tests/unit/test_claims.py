@@ -28,8 +28,8 @@ SUITE = Path(__file__).parents[2] / "configs" / "suites" / "claims.py"
     ("above", (), "not measured"),
     ("tie", (1.0, -0.1, 2.0), "holds"),
     ("tie", (1.0, 0.0, 2.0), "holds"),
-    ("tie", (1.0, 0.1, 2.0), "reversed"),
-    ("tie", (-1.0, -0.1, -2.0), "reversed"),
+    ("tie", (1.0, 0.1, 2.0), "no tie: higher"),
+    ("tie", (-1.0, -0.1, -2.0), "no tie: lower"),
     ("tie", (1.0, -0.1), "not measured"),
 ])  # fmt: skip
 def test_the_signs_of_the_differences_decide(rule: Any, differences: tuple[float, ...], verdict: str) -> None:
@@ -80,6 +80,22 @@ def test_several_columns_are_compared_by_their_mean() -> None:
     ]
     claim = judged({"column": "partial", "row": "a", "against": ("linear", "fine-tune")}, *numbers)
     assert claim.parts[0].differences == {0: 3.0, 1: 3.0, 2: 3.0}
+
+
+def test_numbers_of_other_settings_are_not_compared() -> None:
+    longer = [one._replace(result=one.result.model_copy(update={"epochs": 77.0})) for one in found("a", (60.0,) * 3)]
+    claim = judged({"column": "fine-tune", "row": "a", "above": "b"}, longer, found("b", (59.0,) * 3))
+    assert (claim.verdict, claim.parts[0].differences) == ("not measured", {})
+    assert "epochs or batch differ" in next(claims.sheets([claim])).rows[0][3].text
+
+
+def test_the_claim_of_half_the_gap_needs_a_gap() -> None:
+    (words,) = {one.claim for one in load(SUITE, SuiteConfig).expect if "half of the gap" in (one.claim or "")}
+    about = load(SUITE, SuiteConfig).about()
+    numbers = [found("MAE", (v,) * 3, p) for p, v in (("linear", 22.0), ("partial-1", 20.0), ("finetune", 15.0))]
+    (claim,) = [one for one in claims.judge([r for some in numbers for r in some], about) if one.words == words]
+    assert [part.outcome for part in claim.parts] == ["reversed", "holds"]
+    assert claim.verdict == "undecided"
 
 
 def test_the_table_shows_published_effect_range_and_the_records_behind() -> None:

@@ -13,7 +13,7 @@ from mae_transfer.suite.expect import Expectation, Outcome, Place, of_parts, out
 from mae_transfer.suite.published import PUBLISHED
 from mae_transfer.suite.store.records import About, Measurement
 from mae_transfer.suite.tables.cells import Cell, Run, Spread, spread
-from mae_transfer.suite.tables.comparison import build, numbers, paired
+from mae_transfer.suite.tables.comparison import build, comparable, numbers, paired
 from mae_transfer.suite.tables.figures import STYLE, Gaps, differences, write
 from mae_transfer.suite.tables.formats import Line, Sheet, Text
 from mae_transfer.suite.tables.layouts import LAYOUTS
@@ -25,9 +25,9 @@ HEAD = ("claim", "compared", "published", "ours: difference [lowest..highest]", 
 RULES = (
     "A difference is taken between runs with equal seeds of pretraining and transfer. above (>): holds if every "
     "difference is above 0, reversed if every one is below 0, else undecided",
-    "tie (=): holds if the differences have both signs or one is 0, reversed if all have one sign",
-    "a claim holds if all its parts hold, is reversed if all are, is undecided otherwise, and is not measured while a "
-    "seed is missing",
+    "tie (=): holds if the differences have both signs or one is 0, else there is no tie: the row is higher or lower",
+    "a claim of several parts with one outcome has that one, and is undecided otherwise. It is not measured while a "
+    "seed is missing, or if backbone, protocol, epochs or batch of two numbers in percent of one column differ",
 )
 
 
@@ -40,6 +40,8 @@ class JudgedPart(NamedTuple):
     differences: dict[int, float]
     """By seed."""
     outcome: Outcome
+    note: str = ""
+    """Why numbers that are there are not compared."""
 
     @property
     def unit(self) -> str:
@@ -151,11 +153,19 @@ def _part(asked: Expectation, rows: dict[str, dict[str, Cell]], about: About) ->
     wanted += [(asked.above or asked.row, column) for column in asked.against or (asked.column,)]
     one, *others = cells = tuple(rows.get(row, {}).get(column) for row, column in wanted)
     differences: dict[int, float] = {}
-    if one and all(others):
+    note = ""
+    if (
+        one
+        and not asked.against
+        and any(other and other.unit == "%" and not comparable(one, other) for other in others)
+    ):
+        note = "not compared: backbone, protocol, epochs or batch differ"
+    elif one and all(others):
         found = [_by_seed(one, other) for other in others if other]
         shared = [seed for seed in about.seeds if all(seed in some for some in found)]
         differences = {seed: spread([some[seed] for some in found]).mean for seed in shared}
-    return JudgedPart(asked, cells, differences, outcome(asked.rule, [*differences.values()], seeds=len(about.seeds)))
+    verdict = outcome(asked.rule, [*differences.values()], seeds=len(about.seeds))
+    return JudgedPart(asked, cells, differences, verdict, note)
 
 
 def _by_seed(one: Cell, other: Cell) -> dict[int, float]:
@@ -166,7 +176,7 @@ def _by_seed(one: Cell, other: Cell) -> dict[int, float]:
 
 def _texts(claim: JudgedClaim, number: int) -> tuple[Text, ...]:
     part, ours = claim.parts[number], claim.parts[number].ours
-    text = "not measured yet"
+    text = part.note or "not measured yet"
     if ours:
         low, high = (signed(value, part.unit) for value in (ours.low, ours.high))
         text = f"{signed(ours.mean, part.unit)} [{low}..{high}]"
@@ -174,7 +184,7 @@ def _texts(claim: JudgedClaim, number: int) -> tuple[Text, ...]:
     first = (claim.words, claim.verdict) if number == 0 else ("", "")
     return (
         Text(first[0]), Text(part.compared), Text(part.published), Text(text), Text(part.outcome),
-        Text(first[1], "best" if claim.verdict in ("holds", "reversed") else ""),
+        Text(first[1], "best" if claim.verdict not in ("undecided", "not measured") else ""),
     )  # fmt: skip
 
 

@@ -295,7 +295,7 @@ def _differences(name: str, rows: Sequence[Row], columns: Sequence[str]) -> Iter
     for row in own:
         for column in columns:
             one, other = row.cells.get(column), base.cells.get(column) if base else None
-            if base is None or row is base or one is None or other is None or not _comparable(one, other):
+            if base is None or row is base or one is None or other is None or not comparable(one, other):
                 continue
             pairs = paired(one.runs, other.runs)
             if len(pairs) >= FEWEST:
@@ -318,7 +318,8 @@ def numbers(tables: Iterable[Table]) -> dict[str, dict[str, Cell]]:
     return rows
 
 
-def _comparable(one: Cell, other: Cell) -> bool:
+def comparable(one: Cell, other: Cell) -> bool:
+    """Return whether two numbers are percentages of the same backbone, protocol, epochs and batch."""
     a, b = one.result, other.result
     if a is None or b is None or one.unit != "%":
         return False
