@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
     from mae_transfer.suite.slurm.submit import queue_of, submit
     from mae_transfer.suite.store.archive import RunArchive
     from mae_transfer.suite.store.data import DataSets
-    from mae_transfer.suite.store.records import write_about
+    from mae_transfer.suite.store.records import about_of, write_about
     from mae_transfer.suite.store.shared import RunStore
     from mae_transfer.suite.store.steps import forced, unpack
     from mae_transfer.suite.store.work import Work
@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> None:
         suite=cfg.title,
         debug=args.debug,
         store=store,
-        archive=RunArchive(args.archive) if args.archive else None,
+        archive=RunArchive(args.archive, cfg.title) if args.archive else None,
         repeated=forced(chosen, args.force),
         device=args.device,
     )
@@ -144,11 +144,13 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("nothing was started: " + "; ".join(absent))
     if args.dry_run:
         return
-    for folder in filter(None, (work.root, args.archive)):
-        write_about(folder, cfg.about())
-    unpack(work)
-    work.data.remember(given)
     replace = agreed_to_replace(work, forced(work.plan, args.force))
+    write_about(work.root, cfg.about())
+    if work.archive:
+        identities = about_of(work.archive.root).identities | work.archived_identities()
+        write_about(work.archive.root, cfg.about().model_copy(update={"identities": identities}))
+    unpack(work, replace=replace)
+    work.data.remember(given)
     work.prefetch(console.print)
     if args.launcher == "slurm":
         submit(work, cluster, shapes, job_command(args), force=args.force, replace=replace, say=console.print)
@@ -208,12 +210,19 @@ def job_command(args: argparse.Namespace) -> list[str]:
 
 
 def agreed_to_replace(work: Work, force: frozenset[str]) -> bool:
-    """Ask whether finished runs that have changed may be set aside and repeated; without a terminal nobody agrees."""
-    from mae_transfer.suite.store.steps import replaced_runs
+    """Ask whether finished runs that have changed may be set aside and repeated; return whether there are any.
+
+    Raises:
+        ValueError: there are, but the user does not agree, or there is no terminal.
+    """
+    from mae_transfer.suite.store.steps import keep_finished, replaced_runs
 
     changed = replaced_runs(work, force)
-    if not changed or not (sys.stdin.isatty() and sys.stdout.isatty()):
-        return False
-    print(f"{len(changed)} finished runs are not those of the suite any more:")
-    print("".join(f"  {name}: {why}\n" for name, why in changed.items()))
-    return input("Type yes to set them aside (in .replaced) and repeat them: ").strip() == "yes"
+    if changed and sys.stdin.isatty() and sys.stdout.isatty():
+        print(f"{len(changed)} finished runs are not those of the suite any more:")
+        print("".join(f"  {name}: {why}\n" for name, why in changed.items()))
+        text = "Type yes to set them aside (in .replaced; archived numbers are replaced) and repeat them: "
+        if input(text).strip() == "yes":
+            return True
+    keep_finished(work, force)
+    return False

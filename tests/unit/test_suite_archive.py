@@ -82,7 +82,9 @@ def test_another_config_is_not_read_from_the_archive(
     second = Archived(
         tmp_path / "2", monkeypatch, first.archive, SUITE.replace('"mask.ratio": 0.5', '"mask.ratio": 0.6')
     )
-    second.run()
+    with pytest.raises(ValueError, match=r"3 finished runs.*\n.*b/pretrain/seed0: the archived run differs: config"):
+        second.run()
+    second.run(replace=True)
     assert second.started == ["b/pretrain/seed0", "b/finetune/seed0", "b/finetune/seed1"]
     newest = Archived(tmp_path / "3", monkeypatch, first.archive, second.suite.read_text())
     assert newest.run() == dict.fromkeys(ALL, "done")
@@ -132,3 +134,57 @@ def test_tables_print_the_claims_of_an_archive(first: Archived, capsys: pytest.C
     assert "| a is better" in printed
     assert "a > b" in printed
     assert "numbers by seed" in printed
+
+
+def test_a_stale_number_in_the_work_dir_is_replaced_by_the_archived_one_with_consent(
+    first: Archived, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = SUITE.replace('"mask.ratio": 0.5', '"mask.ratio": 0.6')
+    stale = Archived(tmp_path / "2", monkeypatch, tmp_path / "empty", other)
+    stale.fate["b/finetune/seed0"] = "11"
+    stale.run()
+    stale.suite.write_text(SUITE)
+    stale.archive = first.archive
+    stale.work = stale.opened()
+    with pytest.raises(ValueError, match="b/finetune/seed0: changed"):
+        stale.run()
+    unpack(stale.work, replace=True)
+    assert stale.run() == dict.fromkeys(ALL, "done")
+    assert stale.started == []
+    assert 11.0 not in {one.result.value for one in load([stale.root / "d"])[0]}
+    assert (stale.root / "d/.replaced/b/finetune/seed0-1").is_dir()
+
+
+def test_an_archived_run_replaces_one_that_failed(
+    first: Archived, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = Archived(tmp_path / "2", monkeypatch, tmp_path / "empty")
+    second.fate["a/finetune/seed1"] = "fails"
+    assert second.run()["a/finetune/seed1"] == "failed"
+    second.archive = first.archive
+    second.work = second.opened()
+    assert second.run() == dict.fromkeys(ALL, "done")
+    assert second.started == []
+    values = {(one.label, one.result.seed): one.result.value for one in load([second.root / "d"])[0]}
+    assert values["a", 1] == 80.0
+
+
+def test_an_archive_is_of_one_suite_and_two_processes_add_to_it(first: Archived, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds runs of suite 't': use a folder of its own"):
+        RunArchive(first.archive, "other")
+    one, other = RunArchive(tmp_path / "new"), RunArchive(tmp_path / "new")
+    for archive, name in ((one, ALL[2]), (other, ALL[3])):
+        archive.add(first.work.archive.runs[name][0], first.work.folder(name))
+    assert set(RunArchive(tmp_path / "new", "t").runs) == {ALL[2], ALL[3]}
+
+
+def test_tables_leave_out_archived_runs_of_another_config(first: Archived) -> None:
+    planned = first.work.archived_identities()
+    about = open_plan(first.suite)[0].about()
+    write_about(first.archive, about.model_copy(update={"identities": planned}))
+    whole, defects = load([first.archive])
+    assert not defects
+    write_about(first.archive, about.model_copy(update={"identities": planned | {"b/finetune/seed0": "else"}}))
+    found, defects = load([first.archive])
+    assert len(found) == len(whole) - 1
+    assert "b/finetune/seed0 is a run of another config" in defects[0]

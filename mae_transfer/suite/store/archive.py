@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mae_transfer import results
 from mae_transfer.disk import write_text
+from mae_transfer.locks import locked
 from mae_transfer.results import Result
 from mae_transfer.suite.store.records import RUNS, Note, archived, digest_of, line_digests, write_note
 
@@ -22,11 +23,13 @@ Numbers = dict[tuple[str, str, str], float | None]  # by protocol, split and met
 class RunArchive:
     """The runs in the archive of a suite, by name.
 
+    Args:
+        suite: title of the suite; None: of any.
     Raises:
-        ValueError: the folder's files cannot be read, or do not belong together.
+        ValueError: the folder's files cannot be read, do not belong together, or are of another suite.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, suite: str | None = None) -> None:
         self.root = root
         self.runs: dict[str, tuple[Note, list[Result]]] = {}
         if (root / RUNS).is_file():
@@ -34,6 +37,8 @@ class RunArchive:
             if defects:
                 raise ValueError(f"--archive {root}: {'; '.join(defects)}: restore the files")
             self.runs = {note.name: (note, numbers) for note, numbers in runs}
+        if others := {note.suite for note, _ in self.runs.values() if suite not in (None, note.suite)}:
+            raise ValueError(f"--archive {root} holds runs of suite {min(others)!r}: use a folder of its own")
 
     def note(self, name: str) -> Note | None:
         """Return the note of a run; None if the archive does not have it."""
@@ -48,7 +53,15 @@ class RunArchive:
         write_note(folder, note.model_copy(update={"results": line_digests(file), "reason": "from the archive"}))
 
     def add(self, note: Note, folder: Path) -> str | None:
-        """Add a finished run. If the archive has it, keep the archived one, and return how the numbers compare."""
+        """Add a finished run, and replace one of its name with another identity.
+
+        If the archive has this run, keep the archived one, and return how the numbers compare.
+        """
+        with locked(self.root.with_name(f".{self.root.name}.lock")):
+            self.runs = RunArchive(self.root).runs  # another process may have added runs
+            return self._add(note, folder)
+
+    def _add(self, note: Note, folder: Path) -> str | None:
         file = folder / NUMBERS
         numbers = [one for one in results.load(file)[0] if one.status == "ok"] if file.is_file() else []
         known = self.runs.get(note.name)

@@ -64,6 +64,8 @@ class About(BaseModel):
     """The claims that it tests."""
     seeds: tuple[int, ...] = ()
     """The seeds that a verdict on a claim needs."""
+    identities: dict[str, str] = {}
+    """Of an archive: the identities of the suite's runs, by name. Tables leave out archived runs with another one."""
 
 
 class Measurement(NamedTuple):
@@ -92,7 +94,10 @@ def load(paths: Iterable[Path]) -> tuple[list[Measurement], list[str]]:
     for file in dict.fromkeys(file.resolve() for path in paths for file in _files(path)):
         if file.with_name(RUNS).is_file():
             runs, bad = archived(file.parent)
-            found += [Measurement(result, file, note) for note, numbers in runs for result in numbers]
+            wanted = about_of(file.parent).identities
+            stale = [note.name for note, _ in runs if wanted.get(note.name, note.identity) != note.identity]
+            defects += [f"{file}: {name} is a run of another config; left out, run the suite again" for name in stale]
+            found += [Measurement(one, file, note) for note, some in runs if note.name not in stale for one in some]
             defects += bad
             continue
         good, bad = results.load(file)
@@ -135,6 +140,14 @@ def about(paths: Iterable[Path]) -> About:
         claims=judged.claims,
         seeds=judged.seeds,
     )
+
+
+def about_of(root: Path) -> About:
+    """Return the suite.json of a folder; an empty one if there is none, or if it cannot be read."""
+    try:
+        return About.model_validate_json((root / ABOUT).read_text(encoding="utf-8"))
+    except (OSError, ValidationError, UnicodeDecodeError):
+        return About()
 
 
 def write_about(root: Path, suite: About) -> None:

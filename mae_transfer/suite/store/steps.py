@@ -17,7 +17,7 @@ from mae_transfer.config import nearest
 from mae_transfer.suite.graph.plan import Node, Plan
 from mae_transfer.suite.store import evidence
 from mae_transfer.suite.store.records import LOG, START, Note, State, read_note, write_note
-from mae_transfer.suite.store.work import Work
+from mae_transfer.suite.store.work import IN_ARCHIVE, Work
 from mae_transfer.tasks.backbones import pretrain_of
 
 WORDS = {"planned": "was never started", "running": "was interrupted"}  # states of runs that did not report their end
@@ -52,9 +52,10 @@ def obstacle(node: Node, states: Mapping[str, State]) -> str | None:
 
 
 def replaced_runs(work: Work, force: frozenset[str]) -> dict[str, str]:
-    """Return the finished runs that have changed and are not forced, each with what has changed."""
+    """Return the finished or archived runs that have changed and are not forced, each with what has changed."""
     statuses = {name: work.status(name) for name in work.plan if name not in force}
-    return {name: status.why for name, status in statuses.items() if status.replaced and status.finished}
+    archived = {name: why for name in statuses if (why := work.outdated(name))}
+    return archived | {name: status.why for name, status in statuses.items() if status.replaced and status.finished}
 
 
 def keep_finished(work: Work, force: frozenset[str]) -> None:
@@ -170,15 +171,27 @@ def publish(work: Work, note: Note, seconds: float = 0.0) -> str | None:
         if work.store is not None:
             work.store.publish(done, folder, work.plan[note.name].tool.artifact)
         return work.archive.add(done, folder) if work.archive is not None else None
-    except OSError as error:
+    except (OSError, ValueError) as error:
         return str(error)
 
 
-def unpack(work: Work) -> None:
-    """Write the archived runs of a plan that have no folder into the work dir."""
+def unpack(work: Work, *, replace: bool = False) -> None:
+    """Write the archived runs of a plan into the work dir. Unfinished runs in their folders are set aside.
+
+    Args:
+        replace: also set aside finished runs that have changed.
+    """
     for name in work.plan:
-        if work.archive is not None and work.archived(name) and read_note(work.folder(name)) == (None, []):
-            work.archive.unpack(name, work.folder(name))
+        if work.archive is None or not work.archived(name):
+            continue
+        folder, status = work.folder(name), work.status(name)
+        note, defects = read_note(folder)
+        changed = replace and name not in work.repeated and status.replaced and status.finished
+        if changed or (status.why == IN_ARCHIVE and (defects or (note and note.state != "done"))):
+            set_aside(folder, work.root)
+            note, defects = None, []
+        if note is None and not defects:
+            work.archive.unpack(name, folder)
 
 
 def close(work: Work, note: Note, state: State, reason: str | None = None, *, seconds: float = 0.0) -> Note:

@@ -35,6 +35,7 @@ FETCHED = ("released", "timm")  # prefixes of weights that are downloaded
 PREFIXES = {*WEIGHTS, "dalle"}  # prefixes of references
 FEATURES = ".features"
 """Folder of a work dir or a store with features of frozen backbones."""
+IN_ARCHIVE = "done: in the archive"
 IDENTITY_FORMAT = "2"
 """Earlier versions wrote identities without a format (Work.earlier_identity)."""
 
@@ -124,6 +125,26 @@ class Work:
         """Return the note of a run in the archive; None if it is not there, or with another identity."""
         note = self.archive.note(name) if self.archive else None
         return note if note and self.is_same(name, note) else None
+
+    def archived_identities(self) -> dict[str, str]:
+        """Return the identities that the runs have, or will have, in the archive."""
+        notes = {name: self.archived(name) for name in self.plan}
+        return {name: note.identity if note else self.identity(name) for name, note in notes.items()}
+
+    def outdated(self, name: str) -> str | None:
+        """Return how the archived run of this name differs from the run of the plan; None if it does not."""
+        note = self.archive.note(name) if self.archive else None
+        if note is None or self.is_same(name, note):
+            return None
+        return f"the archived run differs: {', '.join(self.changed_parts(name, note))}"
+
+    def gives_way(self, name: str, note: Note | None) -> bool:
+        """Return whether a folder may show the archived run: it has no other run that is finished or running."""
+        if note is None:
+            return True
+        if self.is_same(name, note):
+            return note.state != "running"
+        return note.suite == self.suite and note.state not in ("done", "running")
 
     def weights_wanted(self, name: str) -> bool:
         """Return whether a run that is not done needs the file that a run leaves for others."""
@@ -236,11 +257,12 @@ class Work:
         Raises:
             ValueError: the folder was written by another suite or by another version of this package.
         """
-        if self.archived(name) and name not in self.repeated and not self.weights_wanted(name):
-            return Status(True, "done: in the archive")
         note, defects = read_note(self.folder(name))
         if of_another_version(self.folder(name)):
             raise ValueError(f"{defects[0]}: use another --work-dir, or the version that wrote it")
+        archived = self.archived(name) and name not in self.repeated and self.gives_way(name, note)
+        if archived and not self.weights_wanted(name):
+            return Status(True, IN_ARCHIVE)
         if note is None:
             new = "new" if self.archived(name) is None else "its weights are not in the archive"
             return Status(False, defects[0] if defects else new, replaced=bool(defects))
