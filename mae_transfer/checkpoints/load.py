@@ -137,6 +137,11 @@ def _read_state(path: Path) -> EncoderWeights | TimmWeights:
     """Read the encoder of a step_*.pt."""
     content, about = read(path), metadata(path)
     record = about.get(RECORD, {})
+    if not record and {"model", "optimizer", "step"} <= content.keys():
+        raise ValueError(
+            f"{path} has no record of its run: it is of an earlier version; give the backbone.safetensors that the run "
+            "wrote at its end, or continue the run"
+        )
     if record.get("task") != "pretrain":
         kind = f"a training state of a run of {record['task']}" if record else "not a training state of this package"
         raise ValueError(

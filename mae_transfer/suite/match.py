@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
-from mae_transfer.config import members
+from mae_transfer.config import load, members
 from mae_transfer.core.masks import AnyMask
+from mae_transfer.disk import find_config
 from mae_transfer.record import DataSet, Record, Weights
 from mae_transfer.results import Result
 from mae_transfer.suite.published.entry import Published
@@ -27,6 +28,12 @@ EARLIER = "recorded by an earlier version"
 TOLERANCE = 0.01  # of a length: steps are counted in whole epochs
 EVALUATION = ("data.size", "data.shorter_side", "data.view", "data.scale", "data.square", "inference")
 """Keys of a recipe that an evaluation depends on."""
+FREE = (
+    "scale", "precision", "matmul", "seed", "epochs", "batch", "start", "evaluate_epochs", "evaluate_images",
+    "pictures", "monitor", "alarm_spread", "alarm_steps", "data.root", "data.on_error", "data.max_unreadable",
+    "data.train", "data.val", "model.encoder.size",
+)  # fmt: skip
+"""Keys of a pretraining's recipe, with all below them, that are free or that the rest of the record tells."""
 NOT_TRAINED_ON = ("train", "holdout")  # parts of the data that a number is not evaluated on
 
 TARGETS = {target.settings["target.name"][0]: row for row, target in TARGET_ROWS.items()}
@@ -227,6 +234,10 @@ def _pretrained(own: Pretraining, made: Record) -> Iterator[str]:
         yield f"pretrained up to a training state after {made.length} epochs"
     yield from _length(made, (own.epochs,), "pretrained")
     yield from _settings(made, own.settings, "pretrained with ")
+    if own.config is not None:
+        published = packaged_recipe(own.config)
+        keys = dict.fromkeys(key for recipe in (published, made.recipe) for key in _keys(recipe))
+        yield from _settings(made, {key: (setting(published, key),) for key in keys}, "pretrained with ")
     yield from _batch(made, own.batch, "pretrained")
     tokenizer = made.inputs.get("tokenizer")
     if (tokenizer and (tokenizer.layout or tokenizer.kind)) != own.tokenizer:
@@ -270,6 +281,24 @@ def _settings(made: Record, settings: Settings, before: str) -> Iterator[str]:
         found = setting(made.recipe, key)
         if found not in wanted:
             yield f"{before}{key} = {found}, not {' or '.join(map(str, wanted))}"
+
+
+@cache
+def packaged_recipe(name: str) -> dict[str, Any]:
+    """Return the recipe of a packaged config of joint embedding."""
+    from mae_transfer.tasks.joint import JointConfig  # imports torch, which a table rarely needs
+
+    return load(find_config(name), JointConfig).recipe()
+
+
+def _keys(recipe: Mapping[str, Any], before: str = "") -> Iterator[str]:
+    """Yield the dotted keys of a recipe that count."""
+    for name, value in recipe.items():
+        key = before + name
+        if isinstance(value, Mapping) and key not in FREE:
+            yield from _keys(value, f"{key}.")
+        elif key not in FREE:
+            yield key
 
 
 def setting(recipe: Mapping[str, Any], key: str) -> Any:

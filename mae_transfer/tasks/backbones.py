@@ -21,6 +21,7 @@ from mae_transfer.core.normalize import IMAGENET, Statistics
 from mae_transfer.core.patches import sides
 from mae_transfer.engine.dist import eagerly
 from mae_transfer.interfaces import Backbone
+from mae_transfer.models.timm_backbone import TimmBackbone
 from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.record import Weights
 from mae_transfer.seeding import fold
@@ -190,3 +191,35 @@ def pretrain_of(reference: str) -> str:
     if file := checkpoints.own_file(reference):
         return str(checkpoints.metadata(file).get("pretrain", "unknown"))
     return {"random": "none", "timm": reference, "released": rest}.get(prefix, prefix)
+
+
+def load_same(encoder: Backbone, reference: str, statistics: Statistics, *, where: str) -> Backbone:
+    """Return the backbone of a reference for a run that starts from it; sizes of images may differ.
+
+    where: the key of the config that describes `encoder`.
+
+    Raises:
+        ValueError: names the field that differs, or the statistics of the images.
+    """
+    changes = dict[str, Any]()
+    if isinstance(encoder, ViT):
+        free = ("image_size", "drop_path", "skip_dropped", "positions", "antialias")
+        changes = {name: getattr(encoder.cfg, name) for name in free}
+    elif isinstance(encoder, TimmBackbone) and (size := encoder.described()["image_size"]):
+        changes = {"image_size": tuple(size)}
+    loaded = checkpoints.load(reference, changes=changes)
+    choose_statistics(reference, loaded, statistics)
+    if isinstance(encoder, ViT) and isinstance(loaded.backbone, ViT):
+        ours, theirs = (_resolved(one.cfg) for one in (encoder, loaded.backbone))
+        for name, value in ours.items():
+            if theirs[name] != value:
+                raise ValueError(
+                    f"start = {reference!r} has {name} = {theirs[name]!r}, but {where} has {value!r}: set it to the "
+                    "same"
+                )
+    return loaded.backbone
+
+
+def _resolved(cfg: ViTConfig) -> dict[str, Any]:
+    """Return what determines the features of an encoder with given weights."""
+    return {**dict(cfg), **dict(zip(("dim", "depth", "heads"), cfg.shape(), strict=True)), "size": None, "init": None}

@@ -34,8 +34,7 @@ from mae_transfer.engine.schedule import Rates
 from mae_transfer.engine.state import LoopConfig
 from mae_transfer.interfaces import Backbone, Looks, Objective, Views, World
 from mae_transfer.models.joint import Joint, JointModelConfig
-from mae_transfer.models.timm_backbone import TimmBackbone
-from mae_transfer.models.vit import ViT, ViTConfig
+from mae_transfer.models.vit import ViT
 from mae_transfer.objectives import AnyObjective, DistillConfig
 from mae_transfer.objectives.heads import PrototypeHead
 from mae_transfer.results import Result
@@ -272,36 +271,16 @@ def load_start(joint: Joint, reference: str, statistics: Statistics) -> None:
     Raises:
         ValueError: names what does not fit: tensors, fields of the encoder, or the statistics of the images.
     """
-    from mae_transfer.tasks.backbones import choose_statistics
+    from mae_transfer.tasks.backbones import load_same
 
+    loaded = load_same(joint.encoder, reference, statistics, where="model.encoder")
     prefix, path = checkpoints.split(reference, checkpoints.PREFIXES)
     if not prefix and path.endswith(".pt"):
         weights = checkpoints.evaluated(checkpoint.load(Path(path)))
         if any(name.startswith("head.") for name in weights):
             checkpoints.fill(joint, weights, where=path)
             return
-    encoder, changes = joint.encoder, dict[str, Any]()
-    if isinstance(encoder, ViT):
-        free = ("image_size", "drop_path", "skip_dropped", "positions", "antialias")
-        changes = {name: getattr(encoder.cfg, name) for name in free}
-    elif isinstance(encoder, TimmBackbone) and (size := encoder.described()["image_size"]):
-        changes = {"image_size": tuple(size)}
-    loaded = checkpoints.load(reference, changes=changes)
-    choose_statistics(reference, loaded, statistics)
-    if isinstance(encoder, ViT) and isinstance(loaded.backbone, ViT):
-        ours, theirs = (_resolved(one.cfg) for one in (encoder, loaded.backbone))
-        for name, value in ours.items():
-            if theirs[name] != value:
-                raise ValueError(
-                    f"start = {reference!r} has {name} = {theirs[name]!r}, but model.encoder has {value!r}: set it to "
-                    "the same"
-                )
-    checkpoints.load_strict(encoder, loaded.backbone.state_dict(), where=reference)
-
-
-def _resolved(cfg: ViTConfig) -> dict[str, Any]:
-    """Return what determines the features of an encoder with given weights."""
-    return {**dict(cfg), **dict(zip(("dim", "depth", "heads"), cfg.shape(), strict=True)), "size": None, "init": None}
+    checkpoints.load_strict(joint.encoder, loaded.state_dict(), where=reference)
 
 
 def spread(mean: Tensor) -> Tensor:

@@ -139,7 +139,7 @@ class Pretrain(EncoderTask[PretrainConfig]):
         torch.manual_seed(fold(self.cfg.seed, "init"))
         model = MAE(self.cfg.model, self.target.dim)
         if self.cfg.start is not None:
-            load_start(model, self.cfg.start)
+            load_start(model, self.cfg.start, self.cfg.statistics)
         return model
 
     def loss(self, model: nn.Module, batch: Batch, at: Step) -> tuple[Tensor, dict[str, Tensor]]:
@@ -233,18 +233,23 @@ def mae_loss(
     return target.loss(prediction, truth).mean(), metrics
 
 
-def load_start(model: MAE, reference: str) -> None:
+def load_start(model: MAE, reference: str, statistics: Statistics) -> None:
     """Fill encoder and decoder from mae-full:PATH, a release of that layout, or a step_*.pt of this package.
 
     If the images of the new run have another size, the positions are adapted (checkpoints.fill).
 
     Raises:
-        ValueError: names the tensors that do not fit.
+        ValueError: names the tensors, the field of the encoder or the statistics that do not fit. A state of an earlier
+            version records no fields.
     """
     prefix, path = checkpoints.split(checkpoints.downloaded(reference), checkpoints.PREFIXES)
     if prefix == "mae-full":
         checkpoints.load_mae(model, Path(path))
     elif not prefix and path.endswith(".pt"):
+        if checkpoints.metadata(Path(path)):
+            from mae_transfer.tasks.backbones import load_same
+
+            load_same(model.encoder, path, statistics, where="model.encoder")
         payload = checkpoint.load(Path(path))
         checkpoints.fill(model, payload.get("ema", payload["model"]), where=path)
     else:

@@ -208,10 +208,16 @@ def test_a_start_that_does_not_fit_is_refused_and_names_the_field(tmp_path: Path
 
     with pytest.raises(ValueError, match="has heads = 2, but model.encoder has 4: set it to the same"):
         start(backbone, heads=4)
-    with pytest.raises(ValueError, match=r"encoder.cls_token: \(1, 1, 16\) does not fit \(1, 1, 32\)"):
-        start(state, dim=32)
-    with pytest.raises(ValueError, match="as recorded with its weights, and the config sets"):
-        JointEmbedding(config("dino", mean=(0.5,) * 3, std=(0.5,) * 3, start=str(backbone)), CPU).open()
+    for field, value in (("heads", 4), ("dim", 32), ("norm_eps", 1e-5)):
+        with pytest.raises(ValueError, match=f"has {field} = .*, but model.encoder has {value}: set it to the same"):
+            start(state, **{field: value})
+    for reference in (backbone, state):
+        with pytest.raises(ValueError, match="as recorded with its weights, and the config sets"):
+            JointEmbedding(config("dino", mean=(0.5,) * 3, std=(0.5,) * 3, start=str(reference)), CPU).open()
+    content = torch.load(state, weights_only=True)
+    torch.save(content | {"record": None}, tmp_path / "step_1.pt")
+    with pytest.raises(ValueError, match="has no record of its run: it is of an earlier version; give the backbone"):
+        checkpoints.load(tmp_path / "step_1.pt")
 
 
 def test_a_training_state_is_a_backbone_and_says_how_long_it_was_trained(tmp_path: Path) -> None:

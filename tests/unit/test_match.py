@@ -259,7 +259,7 @@ def evaluated_by_knn(start: Weights | Record, **changes: Any) -> Measurement:
 
 SYSTEMS = {
     "dino_vit_small": "DINO, ViT-S/16", "dino_vit_base": "DINO, ViT-B/16", "ibot_vit_small": "iBOT, ViT-S/16",
-    "ibot_vit_base": "iBOT, ViT-B/16", "moco_v3_vit_small": "MoCo v3", "moco_v3_vit_base": "MoCo v3",
+    "ibot_vit_base": "iBOT, ViT-B/16", "moco_v3_vit_small": "MoCo v3, ViT-S/16", "moco_v3_vit_base": "MoCo v3",
     "moby_swin_tiny": "MoBY, Swin-T", "esvit_swin_tiny": "EsViT, Swin-T/W7",
 }  # fmt: skip
 
@@ -271,7 +271,7 @@ def test_each_packaged_pretraining_is_the_published_one_and_no_other_system(name
         reasons = list(_pretrained(own, as_published.joint(name)))
         assert (not reasons) is (SYSTEMS[name] == system), (name, system, reasons)
     own, mae = JOINT[SYSTEMS[name]], Weights(kind="released", name="mae_vit_base")
-    out = own.settings["objective.out"][0]
+    out = match.setting(match.packaged_recipe(f"pretrain/{name}"), "objective.out")
     for changes, reason in (
         ({"data": PHOTOS}, "pretrained on 'photos', 50,000 images"),
         ({"epochs": 100.0}, f"pretrained for 100 epochs, not {own.epochs}"),
@@ -282,6 +282,24 @@ def test_each_packaged_pretraining_is_the_published_one_and_no_other_system(name
         ({"inputs": {"start": mae}}, "pretrained from mae_vit_base, not from random weights"),
     ):
         assert next(_pretrained(own, as_published.joint(name, **changes))).startswith(reason)
+
+
+@pytest.mark.parametrize("name", ["dino_vit_small", "ibot_vit_base", "moco_v3_vit_base", "esvit_swin_tiny"])
+def test_every_value_of_a_published_joint_embedding_counts(name: str) -> None:
+    own, recipe = JOINT[SYSTEMS[name]], as_published.joint(name).recipe
+    defaults = {
+        "dino_vit_small": ("student_temperature", "hidden", "bottleneck", "freeze_epochs", "centre_momentum"),
+        "moco_v3_vit_base": ("hidden", "out", "projector_layers"),
+    }.get(name, ())
+    keys = [*match._keys(recipe), *(f"objective.{option}" for option in defaults)]
+    assert {"ema_decay.end", "optim.blr", "data.views.jitter", "model.encoder.layer_scale"} <= {*keys}
+    assert not {"seed", "precision", "evaluate_epochs", "data.root"} & {*keys}
+    for key in keys:
+        other = as_published.joint(name, recipe={key: "x"})
+        wrong = "pretrained as" if key == "task" else f"pretrained with {key} = x, not "
+        assert any(reason.startswith(wrong) for reason in _pretrained(own, other)), key
+    free = {"seed": 3, "precision": "float32", "evaluate_epochs": 5.0, "data.root": "/images", "pictures": 0}
+    assert [*_pretrained(own, as_published.joint(name, recipe=free))] == []
 
 
 def test_an_own_dino_stands_beside_dinos_k_nn() -> None:
@@ -298,6 +316,8 @@ def test_an_own_dino_stands_beside_dinos_k_nn() -> None:
     )  # fmt: skip
     for record, reason in (
         (evaluated_by_knn(dino, recipe={"temperature": 0.1}), "temperature = 0.1, not 0.07"),
+        (evaluated_by_knn(dino, recipe={"data.shorter_side": 224}), "data.shorter_side = 224, not 1.14"),
+        (evaluated_by_knn(dino, recipe={"data.label_fraction": 0.1}), "data.label_fraction = 0.1, not 1.0"),
         (evaluated_by_knn(as_published.joint("dino_vit_small", epochs=100.0)), "pretrained for 100 epochs, not 800"),
         (evaluated_by_knn(as_published.joint("ibot_vit_small")), "measured with iBOT's own protocol"),
         (evaluated_by_knn(pretraining()), "pretrained as MAE norm_pixel, random 75%, 1600 ep"),

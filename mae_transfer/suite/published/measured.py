@@ -70,6 +70,8 @@ class Pretraining:
     tokenizer: str | None = None
     """Layout of the tokenizer's weights; None: the target has no tokenizer."""
     data: Images = IMAGENET
+    config: str | None = None
+    """The packaged config whose whole recipe counts, but for what `match.FREE` names."""
 
     def but(
         self, settings: Mapping[str, object] | None = None, *, epochs: float | None = None, tokenizer: str | None = None
@@ -180,47 +182,22 @@ TARGETS = {
 }
 
 
-def joint(
-    epochs: float, batch: int, scales: tuple[tuple[float, float], ...], settings: Mapping[str, object]
-) -> Pretraining:
-    """Return a pretraining by joint embedding. scales: of the wide views, and of the narrow ones if there are any."""
-    wide = {"task": "joint", "data.size": 224, "data.views.wide": 2, "data.views.wide_scale": scales[0]}
-    narrow = {"data.views.narrow_scale": scales[1]} if len(scales) > 1 else {"data.views.narrow": 0}
-    return Pretraining(epochs, batch, {key: (value,) for key, value in {**wide, **narrow, **settings}.items()})
+def joint(epochs: float, batch: int, config: str) -> Pretraining:
+    """Return a pretraining by joint embedding with a packaged config, which has the values of the release."""
+    return Pretraining(epochs, batch, {"task": ("joint",)}, config=f"pretrain/{config}")
 
 
-DISTILLED = {
-    "objective.name": "distill", "objective.warmup_temperature": 0.04, "objective.teacher_temperature": 0.07,
-    "ema_decay.start": 0.996,
-}  # fmt: skip
-CONTRASTED = {
-    "objective.name": "contrast", "objective.temperature": 0.2, "objective.out": 256, "objective.hidden": 4096,
-    "ema_decay.start": 0.99,
-}  # fmt: skip
-SELF_DISTILLED = DISTILLED | {"objective.out": 65536, "objective.patches": None, "data.views.narrow": 10}
-MASKED = DISTILLED | {
-    "objective.out": 8192, "objective.patches": "masked", "data.views.narrow": 10, "mask.name": "block",
-    "mask.ratio": 0.3, "mask.spread": 0.2, "mask.share": 0.5,
-}  # fmt: skip
 JOINT = {  # the READMEs of facebookresearch/dino, bytedance/ibot, facebookresearch/moco-v3, Transformer-SSL and esvit
-    "DINO, ViT-S/16": joint(800, 1024, ((0.25, 1.0), (0.05, 0.25)), SELF_DISTILLED | {"objective.warmup_epochs": 30}),
-    "DINO, ViT-B/16": joint(400, 1024, ((0.25, 1.0), (0.05, 0.25)), SELF_DISTILLED | {"objective.warmup_epochs": 50}),
-    "iBOT, ViT-S/16": joint(800, 1024, ((0.25, 1.0), (0.05, 0.25)), MASKED | {"objective.warmup_epochs": 30}),
-    "iBOT, ViT-B/16": joint(400, 1024, ((0.32, 1.0), (0.05, 0.32)), MASKED | {"objective.warmup_epochs": 50}),
-    "MoCo v3": joint(
-        300, 4096, ((0.08, 1.0),),
-        CONTRASTED | {"objective.queue": 0, "model.freeze_stem": True, "model.encoder.positions": "fixed"},
-    ),
-    "MoBY, Swin-T": joint(300, 512, ((0.08, 1.0),), CONTRASTED | {"objective.queue": 4096}),
-    "EsViT, Swin-T/W7": joint(
-        300, 512, ((0.4, 1.0), (0.05, 0.4)),
-        DISTILLED | {
-            "objective.out": 65536, "objective.patches": "matched", "objective.shared": False, "data.views.narrow": 8,
-            "objective.warmup_epochs": 30,
-        },
-    ),
-}  # fmt: skip
-"""Pretrainings by joint embedding; those of MoCo v3 are the same for all sizes."""
+    "DINO, ViT-S/16": joint(800, 1024, "dino_vit_small"),
+    "DINO, ViT-B/16": joint(400, 1024, "dino_vit_base"),
+    "iBOT, ViT-S/16": joint(800, 1024, "ibot_vit_small"),
+    "iBOT, ViT-B/16": joint(400, 1024, "ibot_vit_base"),
+    "MoCo v3, ViT-S/16": joint(300, 4096, "moco_v3_vit_small"),
+    "MoCo v3": joint(300, 4096, "moco_v3_vit_base"),
+    "MoBY, Swin-T": joint(300, 512, "moby_swin_tiny"),
+    "EsViT, Swin-T/W7": joint(300, 512, "esvit_swin_tiny"),
+}
+"""Pretrainings by joint embedding. MoCo v3 has 12 heads in ViT-S; its other sizes differ in nothing but the size."""
 
 MAE_FILES = {
     BASE: ("mae_vit_base", "vit_base_patch16_224.mae"),
@@ -229,7 +206,7 @@ MAE_FILES = {
 }
 MAE_CLASSIFIERS = {BASE: "mae_vit_base_finetuned", LARGE: "mae_vit_large_finetuned", HUGE: "mae_vit_huge_finetuned"}
 MOCO = Start(own=JOINT["MoCo v3"], released=("moco_v3_vit_base",))
-MOCO_S = Start(own=JOINT["MoCo v3"], released=("moco_v3_vit_small",))
+MOCO_S = Start(own=JOINT["MoCo v3, ViT-S/16"], released=("moco_v3_vit_small",))
 DINO = Start(own=JOINT["DINO, ViT-B/16"], released=("dino_vit_base_16", "vit_base_patch16_224.dino"))
 DINO_S = Start(own=JOINT["DINO, ViT-S/16"], released=("dino_vit_small_16", "vit_small_patch16_224.dino"))
 IBOT = Start(own=JOINT["iBOT, ViT-B/16"], released=("ibot_vit_base",))
@@ -274,7 +251,9 @@ def probed(backbone: str, start: Start) -> Measured:
 
 def voted(backbone: str, start: Start) -> Measured:
     """Return DINO's weighted k-NN (eval_knn.py); the table's column says k."""
-    settings: Settings = {"pool": ("cls",), "temperature": (0.07,), "data.size": (224,)}
+    settings: Settings = {
+        "pool": ("cls",), "temperature": (0.07,), "data.size": (224,), "data.shorter_side": (256 / 224,), **ALL_LABELS,
+    }  # fmt: skip
     return Measured("knn", backbone, start, IMAGENET, None, (0.0,), None, settings)
 
 
