@@ -55,7 +55,7 @@ def reconstruct(
     task.set_target(open_target(target, cfg.model.encoder, cfg.statistics, saved=basis))
     model = MAE(cfg.model, task.target.dim).eval()
     if saved is None:
-        load_start(model, str(run))
+        load_start(model, str(run), cfg.statistics)
     else:
         load_strict(model, saved.get("ema", saved["model"]), where=f"the newest checkpoint of {run}")
     shown = cfg.data.val or cfg.data.train if images is None else FolderConfig(root=str(images), labelled=False)

@@ -10,7 +10,7 @@ from PIL import Image
 from pretrain_runs import config, losses, stop_at
 
 from mae_transfer.checkpoints.fit import released_name
-from mae_transfer.core.normalize import IMAGENET
+from mae_transfer.core.normalize import IMAGENET, Statistics
 from mae_transfer.engine.dist import Dist
 from mae_transfer.models.mae import MAE
 from mae_transfer.targets import TokenConfig
@@ -53,7 +53,7 @@ def test_released_weights_with_a_decoder_are_continued_and_drawn(tmp_path: Path)
     pretrain.Pretrain.launch(config(epochs=1.0), tmp_path / "run")
     state = next((tmp_path / "run" / "checkpoints").glob("*.pt"))
     model = MAE(config().model, 48)
-    pretrain.load_start(model, str(state))
+    pretrain.load_start(model, str(state), IMAGENET)
     released = {released_name(name): tensor for name, tensor in model.state_dict().items()}
     torch.save({"model": released}, tmp_path / "mae_full.pth")
     starts = [f"mae-full:{tmp_path / 'mae_full.pth'}", str(state)]
@@ -70,10 +70,16 @@ def test_released_weights_with_a_decoder_are_continued_and_drawn(tmp_path: Path)
     ]
     assert sheets[0][0].read_bytes() == sheets[1][0].read_bytes()
     with pytest.raises(ValueError, match=r"give a released MAE with its decoder .*or a step_\*.pt"):
-        pretrain.load_start(model, "mae:x.pth")
+        pretrain.load_start(model, "mae:x.pth", IMAGENET)
+    own = config().model
+    other = MAE(own.model_copy(update={"encoder": own.encoder.model_copy(update={"norm_eps": 1e-5})}), 48)
+    with pytest.raises(ValueError, match="has norm_eps = 1e-06, but model.encoder has 1e-05: set it to the same"):
+        pretrain.load_start(other, str(state), IMAGENET)
+    with pytest.raises(ValueError, match="as recorded with its weights, and the config sets"):
+        pretrain.load_start(model, str(state), Statistics((0.5,) * 3, (0.5,) * 3))
     torch.save({"model": {k: v for k, v in released.items() if "decoder" not in k}}, tmp_path / "mae.pth")
     with pytest.raises(ValueError, match="missing: decoder"):
-        pretrain.load_start(model, f"mae-full:{tmp_path / 'mae.pth'}")
+        pretrain.load_start(model, f"mae-full:{tmp_path / 'mae.pth'}", IMAGENET)
 
 
 def test_the_record_names_the_tokenizer_of_dall_e(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
