@@ -101,7 +101,7 @@ def test_nothing_and_less_are_refused_by_their_key_or_begin(
         (key, bad, values)
         for key in numeric(base, parts=False)
         for bad in SOMETIMES
-        for values in changed(base.model_dump(), key, bad)
+        for values in changed(values_of(base), key, bad)
     ]
     for number, (key, bad, values) in enumerate(cases):
         folder = tmp_path / f"{number}"

@@ -35,8 +35,8 @@ def test_a_monitor_measures_on_its_schedule_and_changes_no_bit_of_the_training(
     watched: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[str] = []
-    decode = folders.decode_file
-    monkeypatch.setattr(folders, "decode_file", lambda path: decoded.append(path) or decode(path))
+    read = folders.read_file
+    monkeypatch.setattr(folders, "read_file", lambda path: decoded.append(path) or read(path))
     without = pretrain.Pretrain.launch(config(evaluate_epochs=2.0), tmp_path / "without")
     assert decoded == []
     watched_too = pretrain.Pretrain.launch(config(evaluate_epochs=2.0, **watched), tmp_path / "with")
