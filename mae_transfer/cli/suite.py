@@ -26,6 +26,7 @@ from mae_transfer.cli.parser import Parser, add_config_information, check_work_d
 from mae_transfer.disk import at_home, package_folder
 
 if TYPE_CHECKING:
+    from mae_transfer.suite.store.archive import RunArchive
     from mae_transfer.suite.store.work import Work
 
 OTHERS = {  # launcher -> options of other launchers
@@ -92,7 +93,6 @@ def run(args: argparse.Namespace) -> None:
     from mae_transfer.suite.slurm.job import do
     from mae_transfer.suite.slurm.script import write_jobs
     from mae_transfer.suite.slurm.submit import queue_of, submit
-    from mae_transfer.suite.store.archive import RunArchive
     from mae_transfer.suite.store.data import DataSets
     from mae_transfer.suite.store.records import about_of, write_about
     from mae_transfer.suite.store.shared import RunStore
@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> None:
         suite=cfg.title,
         debug=args.debug,
         store=store,
-        archive=RunArchive(args.archive, cfg.title) if args.archive else None,
+        archive=open_archive(args.archive, cfg.title),
         repeated=forced(chosen, args.force),
         device=args.device,
     )
@@ -186,6 +186,18 @@ def given_roots(args: argparse.Namespace) -> dict[str, str]:
     if not all(path for _, _, path in pairs):
         raise ValueError(f"--root {args.root}: write name=path, for instance --root imagenet=/data/imagenet")
     return {name: str(Path(at_home(path)).absolute()) for name, _, path in pairs}
+
+
+def open_archive(folder: Path | None, suite: str) -> RunArchive | None:
+    """Open the archive of a suite, and say how many of its runs are of another commit."""
+    if folder is None:
+        return None
+    from mae_transfer.suite.store.archive import RunArchive
+
+    archive = RunArchive(folder, suite)
+    if others := archive.of_other_code():
+        print(f"{len(others)} archived runs are of other commits than this; --force NAME repeats and replaces them")
+    return archive
 
 
 def end(states: Collection[str], wrong: Sequence[str]) -> None:

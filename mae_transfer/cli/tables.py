@@ -63,11 +63,11 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--table {min(unknown)}: no such table; {nearest(min(unknown), LAYOUTS)}")
     if not args.runs:
         raise ValueError("pass the work dirs of finished runs, for instance: python tools/tables.py runs/*")
-    found, damaged = records.load(args.runs)
+    about = records.about(args.runs)
+    found, damaged = records.load(args.runs, required=not about.claims)  # claims without results are not measured yet
     found, wrong = comparison.usable(found)
     for defect in [*damaged, *wrong]:
         print(defect, file=sys.stderr)
-    about = records.about(args.runs)
     judged = [] if names else claims.judge(found, about)
     same: list[str] = []
     if names or args.why:

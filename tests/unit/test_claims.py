@@ -89,6 +89,13 @@ def test_numbers_of_other_settings_are_not_compared() -> None:
     assert "epochs or batch differ" in next(claims.sheets([claim])).rows[0][3].text
 
 
+def test_ratios_and_columns_are_named_in_plain_words() -> None:
+    parts = [part for claim in claims.judge([], load(SUITE, SuiteConfig).about()) for part in claim.parts]
+    texts = {part.compared: part.published for part in parts}
+    assert texts["GFLOPs per image: encoder w/ [M] > MAE"] == "3.3 times (Table 1c)"
+    assert {"fine-tune: MAE > linear", "partial: MAE > mean of linear and fine-tune"} <= texts.keys()
+
+
 def test_the_claim_of_half_the_gap_needs_a_gap() -> None:
     (words,) = {one.claim for one in load(SUITE, SuiteConfig).expect if "half of the gap" in (one.claim or "")}
     about = load(SUITE, SuiteConfig).about()

@@ -10,6 +10,8 @@ import pytest
 from rich.console import Console
 
 from mae_transfer.cli.main import main
+from mae_transfer.cli.suite import open_archive
+from mae_transfer.results import Result
 from mae_transfer.suite.graph.plan import open_plan
 from mae_transfer.suite.local.view import show_plan
 from mae_transfer.suite.store.archive import RunArchive
@@ -188,3 +190,22 @@ def test_tables_leave_out_archived_runs_of_another_config(first: Archived) -> No
     found, defects = load([first.archive])
     assert len(found) == len(whole) - 1
     assert "b/finetune/seed0 is a run of another config" in defects[0]
+
+
+def test_an_archive_without_results_shows_its_claims(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_about(tmp_path, open_plan(Path("configs/suites/claims.py"))[0].about())
+    assert main(["tables", str(tmp_path), "--format", "markdown"]) == 0
+    assert "not measured yet" in capsys.readouterr().out
+
+
+def test_a_forced_run_of_other_code_replaces_the_archived_one(
+    first: Archived, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Result, "revisions", ("old",))
+    assert open_archive(first.archive, "t") is not None
+    assert "archived runs are of other commits" in capsys.readouterr().out
+    first.fate["a/finetune/seed1"] = "77"
+    first.work.repeated = ("a/finetune/seed1",)
+    first.run(force=("a/finetune/seed1",))
+    assert any("is now 77" in one for one in first.said)
+    assert 77.0 in {one.value for one in RunArchive(first.archive).runs["a/finetune/seed1"][1]}

@@ -13,6 +13,7 @@ from pathlib import Path
 from mae_transfer import results
 from mae_transfer.disk import write_text
 from mae_transfer.locks import locked
+from mae_transfer.record import software
 from mae_transfer.results import Result
 from mae_transfer.suite.store.records import RUNS, Note, archived, digest_of, line_digests, write_note
 
@@ -44,6 +45,11 @@ class RunArchive:
         """Return the note of a run; None if the archive does not have it."""
         return self.runs[name][0] if name in self.runs else None
 
+    def of_other_code(self) -> list[str]:
+        """Return the names of the runs with a number of another commit than that of this process."""
+        here = {software().revision}
+        return [name for name, (_, some) in self.runs.items() if any(not here.issuperset(r.revisions) for r in some)]
+
     def unpack(self, name: str, folder: Path) -> None:
         """Write results and note of a run into its folder in a work dir."""
         note, numbers = self.runs[name]
@@ -52,28 +58,31 @@ class RunArchive:
         write_text(file, "".join(f"{one.model_dump_json()}\n" for one in numbers))
         write_note(folder, note.model_copy(update={"results": line_digests(file), "reason": "from the archive"}))
 
-    def add(self, note: Note, folder: Path) -> str | None:
+    def add(self, note: Note, folder: Path, *, replace: bool = False) -> str | None:
         """Add a finished run, and replace one of its name with another identity.
 
-        If the archive has this run, keep the archived one, and return how the numbers compare.
+        If the archive has this run, keep the archived one (without `replace`), and return how the numbers compare.
         """
         with locked(self.root.with_name(f".{self.root.name}.lock")):
             self.runs = RunArchive(self.root).runs  # another process may have added runs
-            return self._add(note, folder)
+            return self._add(note, folder, replace)
 
-    def _add(self, note: Note, folder: Path) -> str | None:
+    def _add(self, note: Note, folder: Path, replace: bool) -> str | None:
         file = folder / NUMBERS
         numbers = [one for one in results.load(file)[0] if one.status == "ok"] if file.is_file() else []
         known = self.runs.get(note.name)
+        compared = None
         if known is not None and known[0].identity == note.identity:
-            return _comparison(_values(known[1]), _values(numbers))
+            compared = _comparison(_values(known[1]), _values(numbers))
+            if not replace:
+                return compared
         digests = tuple(digest_of(line.encode()) for line in _packed(numbers))
         self.runs[note.name] = (note.model_copy(update={"command": [], "reason": None, "results": digests}), numbers)
         self.root.mkdir(parents=True, exist_ok=True)
         lines = [line for _, some in self.runs.values() for line in _packed(some)]
         write_text(self.root / NUMBERS, "".join(f"{line}\n" for line in lines))  # a note without its lines is an error
         write_text(self.root / RUNS, "".join(f"{note.model_dump_json()}\n" for note, _ in self.runs.values()))
-        return None
+        return compared
 
 
 def _packed(numbers: Sequence[Result]) -> list[str]:

@@ -81,13 +81,15 @@ class Measurement(NamedTuple):
         return self.note.row if self.note else None
 
 
-def load(paths: Iterable[Path]) -> tuple[list[Measurement], list[str]]:
+def load(paths: Iterable[Path], *, required: bool = True) -> tuple[list[Measurement], list[str]]:
     """Return the records in the given files and folders, and a message for each unreadable line or note.
 
     If a run failed and succeeded later, only the success is returned.
 
+    Args:
+        required: finding nothing is an error.
     Raises:
-        ValueError: a path does not exist, or nothing was found.
+        ValueError: a path does not exist, or nothing was found (if required).
     """
     found: list[Measurement] = []
     defects: list[str] = []
@@ -110,7 +112,7 @@ def load(paths: Iterable[Path]) -> tuple[list[Measurement], list[str]]:
             Measurement(result, file, note) for result in good if result.status == "ok" or _key(result) not in measured
         ]
         defects += [*bad, *complaints]
-    if not found:
+    if required and not found:
         raise ValueError(
             "\n  ".join(["no results found: give work dirs of finished runs, which contain results.jsonl", *defects])
         )

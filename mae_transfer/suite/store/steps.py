@@ -170,7 +170,7 @@ def publish(work: Work, note: Note, seconds: float = 0.0) -> str | None:
     try:
         if work.store is not None:
             work.store.publish(done, folder, work.plan[note.name].tool.artifact)
-        return work.archive.add(done, folder) if work.archive is not None else None
+        return work.archive.add(done, folder, replace=note.name in work.repeated) if work.archive is not None else None
     except (OSError, ValueError) as error:
         return str(error)
 

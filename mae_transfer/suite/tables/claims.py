@@ -50,10 +50,10 @@ class JudgedPart(NamedTuple):
 
     @property
     def compared(self) -> str:
-        """What is compared, in words: "linear: MAE > ratio 20%"."""
+        """What is compared, in words: "linear: MAE > ratio 20%", "partial: MAE > mean of linear and fine-tune"."""
         asked = self.asked
-        row = asked.above or asked.row
-        other = f"{row}, mean of {' and '.join(asked.against)}" if asked.against else row
+        columns = f"{'mean of ' if len(asked.against) > 1 else ''}{' and '.join(asked.against)}"
+        other = ", ".join(filter(None, (asked.above, columns)))
         return f"{asked.column}: {asked.row} {'=' if asked.rule == 'tie' else '>'} {other}"
 
     @property
@@ -63,10 +63,12 @@ class JudgedPart(NamedTuple):
 
     @property
     def published(self) -> str:
-        """The published effect with its place: "+14.6 (figure 5)"."""
+        """The published effect with its place: "+14.6 (figure 5)"; a ratio if it is not in percent."""
         if not self.asked.published:
             return "-"
-        effect = signed(published_effect(self.asked.published), UNITS[self.asked.published[0]])
+        first, *others = (VALUES[place] for place in self.asked.published)
+        percent = UNITS[self.asked.published[0]] == "%"
+        effect = signed(published_effect(self.asked.published), "%") if percent else times(first, others)
         tables = dict.fromkeys(table for table, _, _ in self.asked.published)
         return f"{effect} ({', '.join(LAYOUTS[table].title.partition(':')[0] for table in tables)})"
 
@@ -177,10 +179,13 @@ def _by_seed(one: Cell, other: Cell) -> dict[int, float]:
 def _texts(claim: JudgedClaim, number: int) -> tuple[Text, ...]:
     part, ours = claim.parts[number], claim.parts[number].ours
     text = part.note or "not measured yet"
-    if ours:
+    if ours and part.unit != "%":
+        one, *others = (spread([run.value for run in cell.runs]).mean for cell in part.cells if cell)
+        text = times(one, others)
+    elif ours:
         low, high = (signed(value, part.unit) for value in (ours.low, ours.high))
         text = f"{signed(ours.mean, part.unit)} [{low}..{high}]"
-        text += f" ({ours.n} of the seeds)" if part.outcome == "not measured" else ""
+    text += f" ({ours.n} of the seeds)" if ours and part.outcome == "not measured" else ""
     first = (claim.words, claim.verdict) if number == 0 else ("", "")
     return (
         Text(first[0]), Text(part.compared), Text(part.published), Text(text), Text(part.outcome),
@@ -209,6 +214,11 @@ def _origin(run: Run) -> str:
     before = result.record.pretraining() if result.record else None
     text = f"{result.config_digest} {' and '.join(result.revisions)}"
     return text + (f" from {before.config_digest} seed {before.seed}" if before else "")
+
+
+def times(one: float, others: Sequence[float]) -> str:
+    """Return a number divided by the mean of others as text: "3.3 times"."""
+    return f"{one / spread(list(others)).mean:.3g} times"
 
 
 def signed(value: float, unit: str) -> str:
