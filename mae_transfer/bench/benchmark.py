@@ -62,6 +62,8 @@ def race(comparison: Any, args: argparse.Namespace) -> Records:
 def everything(args: argparse.Namespace) -> Records:
     """Run the steps of all tasks on one device."""
     device, once = resolve_name("mae_transfer.engine.dist:pick_device")(args.device), args.tiny
+    if not once and device.type != "cuda":
+        raise ValueError(f"gpu needs a CUDA device, and --device {args.device} is {device.type}: --tiny tries it here")
     found: Records = bench("gpu:run")(
         device, tiny=once, rounds=1 if once else args.rounds, steps=1 if once else args.steps
     )

@@ -6,6 +6,7 @@ The training step around a contestant's loss (autocast, backward, fused AdamW) i
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import statistics
 import time
@@ -25,6 +26,8 @@ from mae_transfer.bench.options import Mode, Workload
 from mae_transfer.engine.dist import compile_blocks, peak_memory_gib
 from mae_transfer.engine.profile import matmul_peak
 from mae_transfer.engine.state import autocast
+
+_LOG = logging.getLogger(__name__)
 
 
 class Contestant(NamedTuple):
@@ -60,7 +63,7 @@ class Measures(NamedTuple):
     """Measurements of a contestant besides its speed."""
 
     peak_gib: float  # resident memory of the process on CPU, allocated tensors on CUDA
-    flops: int  # of one step, counted by torch
+    flops: int | None  # of one step, counted by torch; None: counting them failed, for lack of memory as a rule
     matmul_flops_per_s: float  # of a large square matmul in the step's dtype: the machine's practical peak
     loss: float  # after the last step, to show that the contestant learns
 
@@ -140,7 +143,7 @@ def describe(row: Timing, rows: Sequence[Timing], work: Workload, comparison: Co
         "images_per_core_s": statistics.median(row.images_per_core_s),
         f"{comparison.ratio}_by_core": by_core,
     }
-    flops_per_image = row.measures.flops / work.batch
+    flops_per_image = None if row.measures.flops is None else row.measures.flops / work.batch
     peak = max(other.measures.matmul_flops_per_s for other in finished if other.measures)
     return {
         "name": row.name,
@@ -151,8 +154,8 @@ def describe(row: Timing, rows: Sequence[Timing], work: Workload, comparison: Co
         comparison.ratio: ratio,
         **(cores if torch.device(work.device).type == "cpu" else {}),
         "peak_memory_gib": row.measures.peak_gib,
-        "gflops_per_image": flops_per_image / 1e9,
-        "share_of_matmul_peak": _speed(row) * flops_per_image / peak,
+        "gflops_per_image": flops_per_image and flops_per_image / 1e9,
+        "share_of_matmul_peak": flops_per_image and _speed(row) * flops_per_image / peak,
         "matmul_peak_gflops_per_s": peak / 1e9,
         "loss": row.measures.loss,
     }
@@ -258,6 +261,16 @@ class Trainer:
     def measure(self) -> Measures:
         device = torch.device(self.work.device)
         peak = peak_memory_gib(device)  # first, because counting uses more memory than a step
+        try:
+            flops = self.count()
+        except Exception as error:  # the speeds are worth keeping
+            _LOG.warning("the operations of a step are not counted: %s", error)
+            flops = None
+        self.optimizer.zero_grad()
+        return Measures(peak, flops, matmul_peak(device, self.work.dtype), float(self.last))
+
+    def count(self) -> int:
+        """Return the floating-point operations of a step, counted by torch."""
         # MATH: torch cannot count the fused attention of CPUs. force_eager: the counter does not see compiled code.
         with (
             torch.compiler.set_stance("force_eager"),
@@ -265,7 +278,7 @@ class Trainer:
             FlopCounterMode(display=False) as counter,
         ):
             self.backward(self.contestant.loss)
-        return Measures(peak, counter.get_total_flops(), matmul_peak(device, self.work.dtype), float(self.last))
+        return int(counter.get_total_flops())
 
 
 @contextmanager

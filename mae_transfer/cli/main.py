@@ -93,7 +93,7 @@ def guarded(action: Callable[[], object]) -> int:
         if os.environ.get("MAE_TRANSFER_TRACEBACK"):
             raise
         remedy = UNWRITABLE.get(error.errno or 0, "") if isinstance(error, OSError) else ""
-        text = f"{type(error).__name__}: {error}{remedy}"
+        text = "\n".join([f"{type(error).__name__}: {error}{remedy}", *getattr(error, "__notes__", ())])
         print(f"{text}\n(MAE_TRANSFER_TRACEBACK=1 shows the traceback)", file=sys.stderr)
         return 1
     return 0

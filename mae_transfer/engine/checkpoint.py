@@ -11,7 +11,6 @@ import re
 import zipfile
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -57,7 +56,7 @@ class Writer:
     """Writes training states in a thread while the training goes on, one at a time. The end of its context waits.
 
     The host's memory holds a copy of the state until it is written. The OSError of a failed write (see `save`) is
-    raised by the next call.
+    raised by the next call, or becomes a note of the error that ends the context.
     """
 
     def __init__(self, folder: Path | None, *, keep_last: int = 2, keep_every: int | None = None) -> None:
@@ -90,8 +89,13 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._thread, suppress(OSError) if error is not None else nullcontext():
-            self.wait()
+        with self._thread:
+            try:
+                self.wait()
+            except Exception as failure:
+                if error is None:
+                    raise
+                error.add_note(_first_line(failure))
 
 
 def on_host(payload: Any) -> Any:

@@ -289,6 +289,23 @@ def eagerly(model: nn.Module) -> Iterator[None]:
             part._compiled_call_impl = call
 
 
+@contextmanager
+def keeping_activations(model: nn.Module) -> Iterator[None]:
+    """Recompute no activations in the block, whatever run.checkpoint_activations says: for those who count operations.
+
+    The names of the switches are those of this package and of timm.
+    """
+    names = ("checkpointing", "grad_checkpointing")
+    switches = [(part, name) for part in model.modules() for name in names if getattr(part, name, False)]
+    for part, name in switches:
+        setattr(part, name, False)
+    try:
+        yield
+    finally:
+        for part, name in switches:
+            setattr(part, name, True)
+
+
 class SyncBatchNorm(nn.SyncBatchNorm):
     """A batch norm that synchronises its statistics, and accepts an empty batch on some ranks under autocast.
 
@@ -338,6 +355,13 @@ def peak_memory_gib(device: torch.device) -> float:
         return torch.mps.driver_allocated_memory() / 2**30
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Free unused memory of a cuda device and measure its peak from now on; elsewhere this does nothing."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def _parallel(model: nn.Module, dist: Dist) -> nn.Module:

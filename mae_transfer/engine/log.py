@@ -47,10 +47,10 @@ class Meter:
 
     Args:
         lr_at: step -> learning rate, for error messages.
-        last_good: returns the path of the newest checkpoint, for error messages.
+        last_good: returns the newest checkpoint in words, for error messages.
     """
 
-    def __init__(self, dist: Dist, *, lr_at: Callable[[int], float], last_good: Callable[[], Path | None]) -> None:
+    def __init__(self, dist: Dist, *, lr_at: Callable[[int], float], last_good: Callable[[], str]) -> None:
         self._dist, self._lr_at, self._last_good = dist, lr_at, last_good
         wide = torch.float32 if dist.device.type == "mps" else torch.float64
         self._loss = torch.zeros((), dtype=wide, device=dist.device)
@@ -137,9 +137,8 @@ class Meter:
         )
 
     def _fail(self, what: str) -> None:
-        good = self._last_good()
         raise NonFiniteLoss(
-            f"{what}; this state was not saved, the last good checkpoint is {good or 'none'}: "
+            f"{what}; this state was not saved, the last good checkpoint is {self._last_good()}: "
             "lower the learning rate, set optim.clip_norm, or use precision bfloat16 or float32"
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mae_transfer.engine import checkpoint
-from mae_transfer.engine.dist import average_statistics, peak_memory_gib, seed_step
+from mae_transfer.engine.dist import average_statistics, peak_memory_gib, reset_peak_memory, seed_step
 from mae_transfer.engine.interrupt import Interrupt, Stopped
 from mae_transfer.engine.log import Logger, Meter
 from mae_transfer.engine.optim import clip_gradients
@@ -82,10 +82,13 @@ def train(
         checkpoints if state.dist.is_main else None, keep_last=cfg.run.keep_last, keep_every=cfg.run.keep_every
     )
 
-    def last_good() -> Path | None:
-        with suppress(OSError):
+    def last_good() -> str:
+        failure = ""
+        try:
             writer.wait()
-        return checkpoint.newest(checkpoints) if checkpoints else None
+        except Exception as error:
+            failure = f" ({error})"
+        return f"{(checkpoints and checkpoint.newest(checkpoints)) or 'none'}{failure}"
 
     meter = Meter(state.dist, lr_at=lambda step: rates_at(step).lr, last_good=last_good)
     run = _Run(
@@ -108,8 +111,13 @@ def train(
 
         if cfg.flops_per_image:
             run.peak = matmul_peak(state.dist.device, cfg.precision)
-        if cfg.run.profile and state.dist.is_main:
-            profile = Profile(cfg.run.profile, log)
+            reset_peak_memory(state.dist.device)  # the peak of the run, not of what was measured before it
+        if cfg.run.profile and state.step < cfg.run.profile < cfg.steps:
+            profile = Profile(cfg.run.profile, log) if state.dist.is_main else None
+        elif cfg.run.profile:
+            log.say(
+                f"run.profile={cfg.run.profile} profiles nothing: give a step after {state.step}, below {cfg.steps}"
+            )
     state.model.train()
     state.stopped = False
     with Interrupt(state.dist, save_minutes=cfg.run.save_minutes) as interrupt, writer, profile or nullcontext():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from types import TracebackType
 from typing import Self
@@ -12,6 +13,7 @@ from torch.profiler import profile, schedule
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.state import AUTOCAST, Precision
 
+_LOG = logging.getLogger(__name__)
 PROFILED = 3  # steps
 ROWS = 30  # operations in the table
 
@@ -23,6 +25,7 @@ class Profile:
         """Get ready to profile the steps `after` + 1 to `after` + PROFILED."""
         self._after, self._log = after, log
         self._running: profile | None = None
+        self._done = False
 
     def advance(self, step: int) -> None:
         """Start, go on or stop, before the next step and after `step` completed ones."""
@@ -41,15 +44,21 @@ class Profile:
     ) -> None:
         if self._running is not None:
             self._running.stop()
+        if not self._done:
+            self._log.say(f"run.profile={self._after} profiled nothing: the run ended too early")
 
     def _write(self, done: profile) -> None:
-        folder = self._log.folder / "profile"
-        folder.mkdir(exist_ok=True)
-        path = folder / f"step_{self._after:08d}.json"
-        done.export_chrome_trace(str(path))
+        self._done = True
+        path = self._log.folder / "profile" / f"step_{self._after:08d}.json"
         device = "device" if torch.cuda.is_available() else "cpu"
         table = done.key_averages().table(sort_by=f"self_{device}_time_total", row_limit=ROWS)
-        path.with_suffix(".txt").write_text(table, encoding="utf-8")
+        try:
+            path.parent.mkdir(exist_ok=True)
+            done.export_chrome_trace(str(path))
+            path.with_suffix(".txt").write_text(table, encoding="utf-8")
+        except OSError as error:
+            _LOG.warning("run.profile: the profile was not written, and the run goes on: %s", error)
+            return
         self._log.say(f"profile of the steps after {self._after}: {path} (open it in ui.perfetto.dev), {path.stem}.txt")
 
 

@@ -37,7 +37,7 @@ class RunConfig(Schema):
     """How long a process waits for the others before it stops with an error. None: torch's default, 10 minutes between
     GPUs (NCCL) and 30 elsewhere (gloo). Raise it if one process lists a large data set on a slow disk meanwhile."""
     workers: FewOrNone = 2
-    """Data-loading processes per device; 0 loads in the training process."""
+    """Data-loading processes per device; 0 loads in the training process. Each evaluation starts its own."""
     prefetch: Count = 2
     """Batches that each of them prepares in advance. More of them smooth a disk of uneven speed, in shared memory."""
     start_method: Literal["fork", "forkserver", "spawn"] | None = None
@@ -109,7 +109,8 @@ class LoopConfig(Schema):
     """Steps between two measurements of the monitor; None: none."""
     flops_per_image: Count | None = None
     """Floating-point operations of a training step, per image; if set, log lines have the share of the device's
-    measured matmul peak that the run reaches ("mfu")."""
+    measured matmul peak that the run reaches ("mfu"). None: not counted, as in joint embedding, detection, tokenizers
+    and on kept features."""
     run: RunConfig = RunConfig()
     """Options of the execution."""
 

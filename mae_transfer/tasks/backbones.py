@@ -19,7 +19,7 @@ from mae_transfer import checkpoints
 from mae_transfer.config import Schema, validate
 from mae_transfer.core.normalize import IMAGENET, Statistics
 from mae_transfer.core.patches import sides
-from mae_transfer.engine.dist import eagerly
+from mae_transfer.engine.dist import eagerly, keeping_activations
 from mae_transfer.interfaces import Backbone
 from mae_transfer.models.timm_backbone import TimmBackbone
 from mae_transfer.models.vit import ViT, ViTConfig
@@ -178,7 +178,13 @@ def flops_of(model: nn.Module, size: int | tuple[int, int], *, backward: bool) -
     image = torch.zeros(1, 3, *sides(size), device=next(model.parameters()).device)
     # the counter misses some fused attention kernels; the plain one consists of matrix products
     plain = sdpa_kernel(SDPBackend.MATH)
-    with FlopCounterMode(display=False) as counter, plain, eagerly(model), torch.set_grad_enabled(backward):
+    with (
+        FlopCounterMode(display=False) as counter,
+        plain,
+        eagerly(model),
+        keeping_activations(model),
+        torch.set_grad_enabled(backward),
+    ):
         output = model(image)
         if backward:  # heads that only training uses (a segmenter's auxiliary head) are not counted
             torch.autograd.grad((output if isinstance(output, Tensor) else output[0]).sum(), trained, allow_unused=True)

@@ -195,6 +195,9 @@ class Classify(Transfer[ClassifierConfig]):
         rows, whole = self.opened[part, shorter_side]
         return features.KeptFeatures(source=features.KeptRows(rows, source, whole), blocks=blocks, seed=seed)
 
+    def training_flops(self) -> int | None:
+        return None if self.keeps else super().training_flops()
+
     def model(self) -> nn.Module:
         return self.protocol.model(self.backbone.model, self.classes)
 

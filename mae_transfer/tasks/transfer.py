@@ -124,7 +124,7 @@ class Transfer(Task[C]):
         return self.backbone.described()
 
     def shared_now(self) -> dict[str, Any]:
-        return super().shared_now() | {"flops_per_image": self.training_flops()}
+        return super().shared_now() | {"flops_per_image": self.flops(self.state.bare, backward=True)}
 
     @classmethod
     def evaluate_checkpoint(cls, cfg: C, reference: str, work_dir: Path | None) -> list[Result]:

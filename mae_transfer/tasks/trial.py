@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mae_transfer.engine import checkpoint
-from mae_transfer.engine.dist import Dist, peak_memory_gib
+from mae_transfer.engine.dist import Dist, peak_memory_gib, reset_peak_memory
 from mae_transfer.engine.log import Kind, Logger
 from mae_transfer.engine.loop import train
 from mae_transfer.engine.schedule import Rates
@@ -204,9 +204,7 @@ def _free(state: TrainState) -> None:
     """Release the memory that a trial used on the device."""
     state.optimizer.zero_grad(set_to_none=True)
     gc.collect()
-    if state.dist.device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(state.dist.device)
+    reset_peak_memory(state.dist.device)
 
 
 def _total_memory(device: torch.device) -> int:

@@ -316,6 +316,24 @@ def test_probes_train_from_kept_features_as_from_images(
     assert len(list(kept.glob("*.npy"))) == 2
 
 
+def test_a_step_on_kept_features_has_no_known_operations_but_its_result_has(
+    data: dict[str, Any], tmp_path: Path
+) -> None:
+    steps, images = [], []
+    for cfg in (probe(data), probe(data, folder=tmp_path / "kept")):
+        task = Classify(cfg, CPU)
+        task.open()
+        loop = task.loop()
+        task.prepare(loop)
+        task.state = task.build_state(loop)
+        task.start_record(loop)
+        task.state.seconds = task.state.seconds.model_copy(update={"train": 1.0})
+        steps.append(task.training_flops())
+        images.append(task.shared_now()["flops_per_image"])
+    assert steps == [images[0], None]
+    assert images[0] == images[1] > 0
+
+
 def test_a_probe_on_kept_features_resumes_bit_for_bit(data: dict[str, Any], tmp_path: Path) -> None:
     cfg = probe(data, folder=tmp_path / "kept")
     saving = cfg.model_copy(update={"run": cfg.run.model_copy(update={"save_every": 2, "keep_last": 3})})

@@ -292,6 +292,26 @@ def test_a_loss_that_is_not_finite_stops_naming_step_rate_samples_and_the_last_g
     assert rows(tmp_path)[-1]["step"] == 4
 
 
+def test_a_loss_that_is_not_finite_is_named_beside_the_failure_of_the_last_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step_fn(model: nn.Module, batch: ToyBatch, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, metrics = toy_step(model, batch, step)
+        if step.number == 6:
+            proceed.set()
+        return loss * (float("inf") if step.number == 6 else 1.0), metrics
+
+    def fail(*_: Any, **__: Any) -> Path:
+        proceed.wait(600)
+        raise RuntimeError("the writer failed")
+
+    proceed = threading.Event()
+    monkeypatch.setattr(checkpoint, "save", fail)
+    monkeypatch.setattr(checkpoint.Writer, "check", lambda writer: None)
+    with pytest.raises(NonFiniteLoss, match=r"at step 6 .*good checkpoint is none \(the writer failed\): lower"):
+        go(tmp_path, config(), new_state(config(), CPU), step_fn=step_fn)
+
+
 def test_a_save_between_two_log_lines_finds_the_loss_too(tmp_path: Path) -> None:
     def step_fn(model: nn.Module, batch: ToyBatch, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         loss, metrics = toy_step(model, batch, step)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mae_transfer.bench import joint, pretrain
-from mae_transfer.bench.harness import Contestant, Measures, Timing, describe, race
+from mae_transfer.bench.harness import Comparison, Contestant, Measures, Timing, compare, describe, race
 from mae_transfer.bench.options import Workload
 
 WORK = Workload(size="vit_tiny", image=32, batch=2)
@@ -72,6 +72,29 @@ def test_a_contestant_that_dies_in_the_race_leaves_the_others_their_result():
     assert len(rows["toy"].images_per_s) == 4
     assert "out of memory" in (rows["mortal"].failure or "")
     assert rows["mortal"].measures is None
+
+
+class Uncountable(Toy):
+    """Its loss lacks memory where operations are counted."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.utils._python_dispatch._get_current_dispatch_mode() is not None:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().forward(x)
+
+
+def uncountable(work: Workload) -> Contestant:
+    model, inputs = Uncountable(), torch.ones(work.batch, 8)
+    return Contestant(model, lambda: model(inputs))
+
+
+def test_a_contestant_whose_operations_cannot_be_counted_keeps_its_speed():
+    comparison = Comparison({"toy": toy, "uncountable": uncountable}, "ratio_to_faster_peer")
+    records = compare(comparison, WORK, modes=["eager"], rounds=1, steps=1)
+    assert [record["images_per_s"] > 0 for record in records] == [True, True]
+    assert records[0]["gflops_per_image"] > 0
+    assert records[1]["gflops_per_image"] is records[1]["share_of_matmul_peak"] is None
+    assert records[0]["ratio_to_faster_peer"]["eager"] > 0
 
 
 def row(name: str, mode: str, *speeds: float) -> Timing:

@@ -180,6 +180,14 @@ def test_compilation_is_the_default_on_cuda_and_includes_averaged_weights(backen
         assert len(compiled) == (SMALL["depth"] if run.compile else 0)
 
 
+def test_recomputed_activations_are_not_counted_and_stay_recomputed() -> None:
+    model, _ = vit_of(torch.float32)
+    kept = flops_of(MapOf(model), 32, backward=True)
+    model.set_grad_checkpointing(True)
+    assert flops_of(MapOf(model), 32, backward=True) == kept
+    assert model.checkpointing is True
+
+
 def test_who_counts_operations_or_records_attention_sees_all_of_them(backend: Any) -> None:
     backend("eager")
     model, _ = vit_of(torch.float32)

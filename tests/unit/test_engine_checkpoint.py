@@ -147,13 +147,21 @@ def fails_to_write(folder: Path, *, raising: type[Exception] | None = None) -> N
             raise raising
 
 
-def test_a_writer_raises_the_error_of_a_write_once_and_hides_no_other(tmp_path: Path) -> None:
+def test_a_writer_raises_the_error_of_a_write_once_and_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").touch()
     folder = tmp_path / "file" / "states"
     with pytest.raises(OSError, match="was not written"):
         fails_to_write(folder)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError) as caught:
         fails_to_write(folder, raising=ZeroDivisionError)
+    assert "step_00000001.pt was not written" in caught.value.__notes__[0]
+    monkeypatch.setattr(checkpoint, "_put", lambda path, payload: {}["no such key"])
+    with pytest.raises(ZeroDivisionError) as caught:
+        fails_to_write(tmp_path, raising=ZeroDivisionError)
+    monkeypatch.undo()
+    assert caught.value.__notes__ == ["KeyError: 'no such key'"]
     with checkpoint.Writer(folder) as writer:
         writer.save(1, PAYLOAD)
         with pytest.raises(OSError, match="was not written"):
