@@ -34,6 +34,7 @@ from mae_transfer.tasks.knn import KnnConfig
 from mae_transfer.tasks.logreg import LogRegConfig
 from mae_transfer.tasks.ridge import RidgeConfig
 from mae_transfer.tasks.statistics import StatisticsConfig
+from mae_transfer.tasks.workdir import WorkDir
 
 CPU = Dist(torch.device("cpu"))
 ROOT = Path(__file__).parents[2]
@@ -326,6 +327,8 @@ def test_a_step_on_kept_features_has_no_known_operations_but_its_result_has(
         loop = task.loop()
         task.prepare(loop)
         task.state = task.build_state(loop)
+        task.folder = WorkDir(tmp_path)
+        task.check_data()
         task.start_record(loop)
         task.state.seconds = task.state.seconds.model_copy(update={"train": 1.0})
         steps.append(task.training_flops())
