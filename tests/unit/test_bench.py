@@ -122,11 +122,11 @@ OURS = [
 
 @pytest.mark.parametrize("build", OURS)
 def test_our_own_step_trains_the_model_of_the_task(build):
-    step, compute_loss, _ = build(WORK)
-    loss = compute_loss()
+    own = build(WORK)
+    loss = own.loss()
     loss.backward()
     assert loss.isfinite()
-    assert all(p.grad is not None for p in step.parameters() if p.requires_grad)
+    assert all(p.grad is not None for p in own.model.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize("system", ["dino", "ibot"])
