@@ -33,7 +33,7 @@ class TimmBackbone(Backbone):
 
         Args:
             model: the timm model.
-            label: its name in tables; None: timm's name of it.
+            label: its name in tables; None: timm's name of it, or its class if timm's factory did not make it.
             class_token: False: Features.cls is None.
             final_norm: False: the final norm is removed.
         Raises:
@@ -43,7 +43,7 @@ class TimmBackbone(Backbone):
         self.model, name = model, type(model).__name__
         if not (hasattr(model, "forward_intermediates") and hasattr(model, "group_matcher")):
             raise ValueError(f"timm's {name} has no intermediate maps (forward_intermediates); choose a model that has")
-        self.label = label or model.pretrained_cfg["architecture"]
+        self.label = label or getattr(model, "pretrained_cfg", {}).get("architecture") or name
         info: list[dict[str, Any]] = list(model.feature_info)
         self.strides = tuple(int(entry["reduction"]) for entry in info)
         self.channels = tuple(int(entry["num_chs"]) for entry in info)

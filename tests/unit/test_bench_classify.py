@@ -12,7 +12,7 @@ WORK = Workload(size="vit_tiny", image=32, batch=2)
 
 @pytest.mark.parametrize("name", classify.COMPARISON.contestants)
 def test_every_contestant_trains_its_share(name: str) -> None:
-    module, compute_loss, _ = classify.COMPARISON.contestants[name](WORK)
+    module, compute_loss, *_ = classify.COMPARISON.contestants[name](WORK)
     module.train()
     loss = compute_loss()
     loss.backward()

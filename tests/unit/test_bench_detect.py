@@ -24,7 +24,7 @@ WORK = Workload(size="vit_tiny", image=64, batch=1)
 def test_every_contestant_trains(name: str, request: pytest.FixtureRequest) -> None:
     if name in (detect.HEADS, detect.PEER):
         request.getfixturevalue("detectron2")
-    module, compute_loss, _ = detect.COMPARISON.contestants[name](WORK)
+    module, compute_loss, *_ = detect.COMPARISON.contestants[name](WORK)
     module.train()
     loss = compute_loss()
     loss.backward()

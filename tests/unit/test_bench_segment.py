@@ -11,7 +11,7 @@ WORK = Workload(size="vit_tiny", image=32, batch=2)
 def test_the_contestants_train_models_of_one_size() -> None:
     counts = []
     for build in segment.COMPARISON.contestants.values():
-        module, compute_loss, _ = build(WORK)
+        module, compute_loss, *_ = build(WORK)
         module.train()
         loss = compute_loss()
         loss.backward()
