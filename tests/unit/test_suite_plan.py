@@ -174,10 +174,8 @@ def test_what_is_not_there_is_named_before_anything_runs(suite: Callable[..., Pa
         "seeds = (0, 1)",
         'seeds = (0, 1)\nroots = {"images": "/no/such/folder"}',
     )
-    assert (
-        root
-        == "data.root = '/no/such/folder': no such folder; name it with --root NAME=PATH (for pixel/pretrain/seed0)"
-    )
+    missing = "data.root = '/no/such/folder': no such folder or pack; name it with --root NAME=PATH"
+    assert root == f"{missing} (for pixel/pretrain/seed0)"
 
 
 def test_a_circle_of_two_is_named(suite: Callable[..., Path]) -> None:

@@ -78,7 +78,7 @@ def test_values_that_are_not_finite_are_refused_with_file_and_tensor(kind: str, 
         "own": lambda: checkpoints.load(path), "mae": lambda: checkpoints.load(f"mae:{path}", changes={"heads": 4}),
         "head": lambda: checkpoints.load(f"mae-finetuned:{path}", changes={"heads": 4}),
         "timm": lambda: checkpoints.load(f"timm:test_vit@{path}"),
-        "mae_full": lambda: checkpoints.load_mae(model, path), "state": lambda: load_start(model, str(path)),
+        "mae_full": lambda: checkpoints.load_mae(model, path), "state": lambda: load_start(model, str(path), IMAGENET),
         "tokenizer": lambda: load_tokenizer(str(path)), "basis": lambda: load_basis(path),
     }  # fmt: skip
     with pytest.raises(ValueError, match=said):
@@ -186,8 +186,8 @@ def test_paths_may_hold_colons_and_begin_with_the_home_folder(
     assert checkpoints.load(f"{root}/b.safetensors").backbone.dim == 32
     assert checkpoints.load(f"mae:{root}/x.pth", changes={"heads": 4}).backbone.dim == 32
     assert checkpoints.load(f"timm:test_vit@{root}/timm.pth").sha256
-    load_start(model, f"mae-full:{root}/full.safetensors")
-    load_start(model, f"{root}/step_00000001.pt")
+    load_start(model, f"mae-full:{root}/full.safetensors", IMAGENET)
+    load_start(model, f"{root}/step_00000001.pt", IMAGENET)
     assert TargetFiles(None).basis(f"{root}/basis.safetensors").patch == 2  # type: ignore[arg-type]
     assert load_tokenizer(f"{root}/t.safetensors")
     monkeypatch.chdir(place.parent)
@@ -224,7 +224,7 @@ def test_a_start_at_another_image_size_takes_its_positions_along(positions: str,
     for start in (f"mae-full:{tmp_path / 'full.safetensors'}", str(tmp_path / "step_00000001.pt")):
         torch.nn.init.zeros_(large.encoder.pos_embed)
         torch.nn.init.zeros_(large.decoder.pos_embed)
-        load_start(large, start)
+        load_start(large, start, IMAGENET)
         assert torch.equal(large.decoder.pos_embed, sincos_2d(32, (6, 6)))
         assert torch.equal(large.encoder.norm.weight, small.encoder.norm.weight)
         if positions == "fixed":
@@ -253,7 +253,7 @@ def test_a_start_from_images_of_another_shape_has_the_positions_of_its_own(
         for sides in ((32, 128), size)
     )
     torch.save({"model": wide.state_dict()}, tmp_path / "step_00000001.pt")
-    load_start(model, str(tmp_path / "step_00000001.pt"))
+    load_start(model, str(tmp_path / "step_00000001.pt"), IMAGENET)
     grid = (size[0] // 16, size[1] // 16)
     assert torch.equal(model.encoder.pos_embed, sincos_2d(32, grid))
     assert torch.equal(model.decoder.pos_embed, sincos_2d(32, grid))
