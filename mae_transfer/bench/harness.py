@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from mae_transfer.adapters.detectron2 import ABSENT as DETECTRON2_ABSENT
 from mae_transfer.bench.options import Mode, Workload
 from mae_transfer.engine.dist import compile_blocks, peak_memory_gib
 from mae_transfer.engine.profile import matmul_peak
@@ -224,10 +225,19 @@ def _live(pipe: Connection, build: Build, work: Workload, mode: Mode) -> None:
     except EOFError:
         return
     except ImportError as error:
-        pipe.send(f"not installed ({error.name}): pip install -e '.[bench]'")
+        pipe.send(not_installed(error))
     except Exception as error:
         pipe.send(f"{type(error).__name__}: {str(error).splitlines()[0]}")
         raise
+
+
+def not_installed(error: ImportError) -> str:
+    """Return a line that names the library that a contestant needs, and how to install it."""
+    library = (error.name or "").partition(".")[0]
+    if library == "detectron2":
+        return DETECTRON2_ABSENT
+    extra = "segment" if library in ("mmcv", "mmengine", "mmseg") else "bench"
+    return f"not installed ({error.name}): pip install -e '.[{extra}]'"
 
 
 class Trainer:

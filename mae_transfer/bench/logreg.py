@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mae_transfer.bench.harness import not_installed
 from mae_transfer.metrics.logreg import fit_path
 from mae_transfer.tasks.logreg import CS
 
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             try:
                 weights[name] = contestants[name](features, labels, args.classes)
             except ImportError as error:
-                failures[name] = f"not installed ({error.name}): pip install -e '.[bench]'"
+                failures[name] = not_installed(error)
             else:
                 seconds[name].append(time.perf_counter() - start)
     ours, size = seconds[OURS], f"{args.images} x {args.width}, {args.classes} classes, {len(CS)} C"

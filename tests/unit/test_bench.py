@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mae_transfer.bench import joint, pretrain
-from mae_transfer.bench.harness import Comparison, Contestant, Measures, Timing, compare, describe, race
+from mae_transfer.bench.harness import Comparison, Contestant, Measures, Timing, compare, describe, not_installed, race
 from mae_transfer.bench.options import Workload
 
 WORK = Workload(size="vit_tiny", image=32, batch=2)
@@ -51,6 +51,15 @@ def test_a_race_reports_every_contestant_and_says_why_one_did_not_run():
     assert measures.loss > 0
     assert rows["absent"].failure == "not installed (peerless): pip install -e '.[bench]'"
     assert "died" in (rows["dying"].failure or "")
+
+
+@pytest.mark.parametrize(("name", "remedy"), [
+    ("lightly", "'.[bench]'"), ("mmseg.models", "'.[segment]'"), ("detectron2.modeling", "facebookresearch/detectron2"),
+])  # fmt: skip
+def test_a_missing_library_is_named_with_its_own_remedy(name: str, remedy: str) -> None:
+    message = not_installed(ImportError("no such library", name=name))
+    assert name.partition(".")[0] in message
+    assert remedy in message
 
 
 def dying_later(work: Workload) -> Contestant:
