@@ -75,6 +75,15 @@ class ViewSpec(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Operations(Tensors):
+    """RandAugment's operations that the device applies to n images, kind by kind (data/rand_augment.py)."""
+
+    kinds: tuple[tuple[str, int], ...]  # in order: a kind of operation, and the number of images that it changes
+    images: Tensor  # (n,) int64, places in the batch; an image can have several operations
+    numbers: Tensor  # (n, 32) float64; a table of 256 values has their bytes in it
+
+
+@dataclass(frozen=True)
 class Batch(Tensors):
     """A batch of the loader, in pinned memory. The loop moves it to the device and reads only `index`."""
 
@@ -83,6 +92,7 @@ class Batch(Tensors):
     mask: Mask | None
     label: Any  # (B,) int64 for classification, else defined by the task
     index: Tensor  # (B,) int64, sample ids for error messages
+    operations: Operations | None = None  # RandAugment that is still to be applied to `image`
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,9 @@ BENCHMARKS = {
     "data": Benchmark(
         "input pipelines",
         options.data,
-        lambda args: bench("data:run")(args.folder, seconds=args.seconds, multi_crop=args.multi_crop),
+        lambda args: bench("data:run")(
+            args.folder, seconds=args.seconds, multi_crop=args.multi_crop, augmented=args.rand_augment
+        ),
     ),
 }
 

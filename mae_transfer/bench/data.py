@@ -1,6 +1,7 @@
 """The benchmark `data`: images per second on one core of our input pipeline and a classic PIL + torchvision pipeline.
 
 With `multi_crop`, an image becomes 12 views instead of one crop: DINO's 2 of 224 px and 10 of 96 px, with its colours.
+With `augmented`, its crop is that of fine-tuning, with RandAugment.
 
 Both start from the bytes of JPEG files in memory, except the rows that name files or a pack. They end with a batch for
 the device: ours in uint8 (normalised on the device), the classic one in normalised float32. They alternate, round by
@@ -28,13 +29,15 @@ from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 from torchvision import transforms as classic
 
+from mae_transfer.data.config import DataConfig, training_crops
 from mae_transfer.data.crops import MultiCrop, MultiCrops
 from mae_transfer.data.decode import decode, decode_late
 from mae_transfer.data.folders import FolderConfig
 from mae_transfer.data.loader import Crops, Key
 from mae_transfer.data.packs import write_pack
+from mae_transfer.data.rand_augment import rand_augment
 from mae_transfer.data.sources import UNLABELLED, Sample, Source, decoded_late
-from mae_transfer.data.transforms import RandomCrop
+from mae_transfer.data.transforms import RandAugmentCrop, RandomCrop
 from mae_transfer.interfaces import ViewSpec
 from mae_transfer.seeding import fold, seeded
 
@@ -56,6 +59,7 @@ def run(
     images: int = 200,
     repeats: int = 4,
     multi_crop: bool = False,
+    augmented: bool = False,
 ) -> list[dict[str, Any]]:
     """Time the pipelines on up to `images` files of a folder, searched at any depth.
 
@@ -67,6 +71,7 @@ def run(
         images: most files to read.
         repeats: crops per decoded image of the contestant with repeated crops.
         multi_crop: make 12 views of each image instead of one crop of `size` pixels.
+        augmented: make fine-tuning crops, with RandAugment.
     Returns:
         One dict per contestant: name, counted (False: other work, listed for comparison), images_per_s, low, high,
         ratio to the classic pipeline (median over rounds) and pixel_difference (mean absolute difference from the
@@ -75,14 +80,19 @@ def run(
     source = FolderConfig(root=str(folder), labelled=False).open()
     files = [source.file(index) for index in range(min(images, len(source)))]
     with _one_core(), tempfile.TemporaryDirectory() as temporary:
-        contestants = _several_views(files) if multi_crop else _one_crop(files, size, repeats, Path(temporary))
+        if multi_crop:
+            contestants = _several_views(files)
+        elif augmented:
+            contestants = _augmented_crops(files, size)
+        else:
+            contestants = _one_crop(files, size, repeats, Path(temporary))
         share = seconds / (rounds * len(contestants))
         speeds: dict[str, list[float]] = {name: [] for name in contestants}
         for turn in range(rounds):
             for name, pipeline in contestants.items():
                 speeds[name].append(_speed(pipeline, len(files), turn, share))
     reference, *_ = speeds.values()
-    differences = {} if multi_crop else {"ours": pixel_difference(files, size)}
+    differences = {} if multi_crop or augmented else {"ours": pixel_difference(files, size)}
     return [
         _row(name, values, reference, name in (CLASSIC, OURS), differences.get(name)) for name, values in speeds.items()
     ]
@@ -106,6 +116,14 @@ def _one_crop(files: Files, size: int, repeats: int, folder: Path) -> dict[str, 
         f"ours, {repeats} crops per image": _Ours(_Bytes(files), size, repeats),
         "PIL, v1 transforms, uint8": _Classic(files, size, normalise=False),
         "PIL draft decoding (approximate)": _Classic(files, size, draft=True),
+    }
+
+
+def _augmented_crops(files: Files, size: int) -> dict[str, Pipeline]:
+    return {
+        CLASSIC: _Classic(files, size, policy=RandAugmentCrop().policy),
+        OURS: partial(_our_augmented, files, size, augment_on="worker"),
+        "ours, RandAugment left to the device": partial(_our_augmented, files, size, augment_on="device"),
     }
 
 
@@ -165,14 +183,26 @@ class _Ours:
 
 
 class _Classic:
-    """PIL, torchvision v1 and a float batch, as in most training scripts; its crops use the same seeds as ours."""
+    """PIL, torchvision v1 and a float batch, as in most training scripts; its crops use the same seeds as ours.
+
+    policy: of timm's RandAugment, with the crop of fine-tuning.
+    """
 
     def __init__(
-        self, files: Files, size: int, *, normalise: bool = True, draft: bool = False, upright: bool = False
+        self,
+        files: Files,
+        size: int,
+        *,
+        normalise: bool = True,
+        draft: bool = False,
+        upright: bool = False,
+        policy: str | None = None,
     ) -> None:
         ending = [classic.ToTensor(), classic.Normalize(MEAN, STD)] if normalise else [classic.PILToTensor()]
-        crop = classic.RandomResizedCrop(size, (0.2, 1.0), interpolation=classic.InterpolationMode.BICUBIC)
-        self.transform = classic.Compose([crop, classic.RandomHorizontalFlip(), *ending])
+        least = 0.08 if policy else 0.2
+        crop = classic.RandomResizedCrop(size, (least, 1.0), interpolation=classic.InterpolationMode.BICUBIC)
+        augment = [rand_augment(policy, MEAN, size)] if policy else []
+        self.transform = classic.Compose([crop, classic.RandomHorizontalFlip(), *augment, *ending])
         self.files, self.upright = files, upright
         # Smallest size after decoding: a crop of a quarter of the area keeps its detail.
         self.draft = (2 * size, 2 * size) if draft else None
@@ -187,6 +217,16 @@ class _Classic:
                 image.draft("RGB", self.draft)
             crop: Tensor = self.transform((ImageOps.exif_transpose(image) if self.upright else image).convert("RGB"))
         return crop
+
+
+def _our_augmented(
+    files: Files, size: int, images: range, turn: int, *, augment_on: Literal["worker", "device"]
+) -> Tensor:
+    """Return the fine-tuning crops of the loader's worker, with RandAugment or with what the device needs for it."""
+    cfg = DataConfig(size=size, augmentation=RandAugmentCrop())
+    samples = training_crops(cfg, _Bytes(files), seed=0, augment_on=augment_on)
+    crops: Tensor = samples[[Key(turn, index, 0) for index in images]].batch.image
+    return crops
 
 
 def _our_views(files: Files, images: range, turn: int, *, augment_on: Literal["worker", "device"]) -> Tensor:

@@ -100,7 +100,10 @@ def data(parser: Parser) -> None:
     """Add the options of the input pipelines."""
     parser.what.add_argument("folder", type=path, metavar="FOLDER", help="folder of JPEGs, nested or not")
     views = "time DINO's 12 views per image (2 of 224 px, 10 of 96 px) instead of one crop"
-    parser.what.add_argument("--multi-crop", action="store_true", help=views)
+    fine_tuning = "time fine-tuning crops with RandAugment instead of pretraining crops"
+    either = parser.what.add_mutually_exclusive_group()
+    either.add_argument("--multi-crop", action="store_true", help=views)
+    either.add_argument("--rand-augment", action="store_true", help=fine_tuning)
     number(parser.how, "seconds", 60.0, "total time of all pipelines", unit="S")
 
 

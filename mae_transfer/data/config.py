@@ -7,6 +7,8 @@ images with objects and of class maps stand with their transforms, in objects.py
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Sized
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeVar
 
@@ -18,7 +20,15 @@ from mae_transfer.data.folders import FolderConfig, PhotosConfig
 from mae_transfer.data.loader import Crops, Masking, Unreadable
 from mae_transfer.data.shapes import ShapesConfig
 from mae_transfer.data.sources import SetConfig, Source, Split, check_labels, decoded_late, split
-from mae_transfer.data.transforms import SHORTER_SIDE, AnyAugmentation, Augment, CentreCrop, Enlarged, RandomCrop
+from mae_transfer.data.transforms import (
+    SHORTER_SIDE,
+    AnyAugmentation,
+    Augment,
+    CentreCrop,
+    Enlarged,
+    RandAugmentCrop,
+    RandomCrop,
+)
 from mae_transfer.interfaces import ViewSpec
 
 T = TypeVar("T", bound=Sized)
@@ -125,12 +135,26 @@ def training_views(cfg: DataConfig, extra: Sequence[ViewSpec] = ()) -> Augment:
 
 
 def training_crops(
-    cfg: DataConfig, source: Source, extra: Sequence[ViewSpec] = (), *, seed: int, masking: Masking | None = None
+    cfg: DataConfig,
+    source: Source,
+    extra: Sequence[ViewSpec] = (),
+    *,
+    seed: int,
+    masking: Masking | None = None,
+    augment_on: Literal["worker", "device"] = "worker",
 ) -> Crops:
-    """Return the augmented images of a source. An image of which one crop is used is decoded there only."""
+    """Return the augmented images of a source. An image of which one crop is used is decoded there only.
+
+    augment_on: "device" leaves RandAugment to `finish_crops`.
+    """
     late = cfg.augmentation.one_box and cfg.crops_per_image == 1
     views = training_views(cfg, extra)
-    return Crops(source=decoded_late(source) if late else source, augmentation=views, seed=seed, masking=masking)
+    crops = Crops(source=decoded_late(source) if late else source, augmentation=views, seed=seed, masking=masking)
+    if augment_on == "worker":
+        return crops
+    assert isinstance(cfg.augmentation, RandAugmentCrop), "the config allows no other augmentation on the device"
+    plain = partial(cfg.augmentation.crop, views=(ViewSpec(cfg.size, "bicubic"),))
+    return replace(crops, augmentation=plain, operations=cfg.augmentation.draw)
 
 
 def evaluation_views(

@@ -18,7 +18,7 @@ import os
 import signal
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import groupby
@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data._utils import signal_handling
 
 from mae_transfer.data.decode import UnreadableImage
+from mae_transfer.data.rand_augment import DrawnOperation, pack_operations
 from mae_transfer.data.reports import collect_notes, report_counted
 from mae_transfer.data.sources import Sample, Source
 from mae_transfer.data.transforms import Augment
@@ -255,6 +256,7 @@ class Crop(NamedTuple):
     views: tuple[Tensor, ...]  # (3, S, S) uint8 each
     permutation: np.ndarray | None  # (N,) int64, visible patches first, then those to predict
     label: int | np.ndarray
+    operations: tuple[DrawnOperation, ...] = ()  # RandAugment that is left to the device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,20 +267,23 @@ class Crops(Samples[Sample, Crop]):
     augmentation: Augment
     masking: Masking | None = None
     predicted: int | None = None  # hidden patches to predict, drawn uniformly; None: all
+    operations: Callable[[Tensor], tuple[DrawnOperation, ...]] | None = None  # draws those for the device
 
     def draw(self, sample: Sample, rng: np.random.Generator) -> Crop:
         """Return the views of one crop, and its mask."""
         views = self.augmentation(sample.image)
+        operations = self.operations(views[0]) if self.operations else ()
         permutation = self.masking.sampler(self.masking.grid, rng) if self.masking else None
         if self.masking and permutation is not None and self.predicted is not None:
             rng.shuffle(permutation[self.masking.visible :])
-        return Crop(views, permutation, sample.label)
+        return Crop(views, permutation, sample.label, operations)
 
     def collate(self, drawn: list[Crop], images: Tensor) -> Batch:
         """Return the crops as a Batch."""
         first, *views = (torch.stack(group) for group in zip(*(crop.views for crop in drawn), strict=True))
         labels = torch.from_numpy(np.stack([crop.label for crop in drawn]))
-        return Batch(first, tuple(views), self._mask(drawn), labels, images)
+        operations = pack_operations([crop.operations for crop in drawn], *first.shape[2:]) if self.operations else None
+        return Batch(first, tuple(views), self._mask(drawn), labels, images, operations)
 
     def _mask(self, drawn: list[Crop]) -> Mask | None:
         if self.masking is None:

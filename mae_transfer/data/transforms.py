@@ -15,14 +15,13 @@ import random
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from functools import cache, partial
-from typing import Annotated, Any, ClassVar, Literal, Self
+from functools import partial
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 import torch
 from PIL import Image
 from pydantic import Field, model_validator
-from timm.data.auto_augment import RandAugment, posterize, rand_augment_transform
 from torch import Tensor
 from torch.nn.functional import pad
 from torchvision.transforms import ColorJitter, RandomResizedCrop
@@ -34,6 +33,7 @@ from mae_transfer.config import Part
 from mae_transfer.core.normalize import IMAGENET
 from mae_transfer.core.patches import sides
 from mae_transfer.data.decode import Box, Undecoded
+from mae_transfer.data.rand_augment import DrawnOperation, rand_augment, recorder
 from mae_transfer.interfaces import Interpolation, ViewSpec
 
 Enlarged = Annotated[float, real(least=1.0, most=16.0)]  # the crop must lie within the resized image
@@ -203,43 +203,25 @@ class RandAugmentCrop(_ShareCrop):
         return super().build(views)
 
     def render(self, image: Tensor, *, views: tuple[ViewSpec, ...]) -> tuple[Tensor, ...]:
-        box = RandomResizedCrop.get_params(image, list(self.scale), list(self.aspect))
-        (crop,) = render(image, box, views, flip=_chance(self.flip))
-        augment = _rand_augment(self.policy, self.mean, min(sides(views[0].size)))
+        (crop,) = self.crop(image, views=views)
+        augment = rand_augment(self.policy, self.mean, min(crop.shape[1:]))
         picture = augment(Image.fromarray(crop.permute(1, 2, 0).numpy()))
         return (torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous(),)
 
+    def crop(self, image: Tensor, *, views: tuple[ViewSpec, ...]) -> tuple[Tensor, ...]:
+        """Return the view before RandAugment."""
+        box = RandomResizedCrop.get_params(image, list(self.scale), list(self.aspect))
+        return render(image, box, views, flip=_chance(self.flip))
 
-@cache
-def _rand_augment(policy: str, mean: tuple[float, ...], side: int) -> RandAugment:
-    """Return timm's RandAugment for images whose shorter side has this many pixels."""
-    settings = {
-        "translate_const": int(side * 0.45),
-        "img_mean": tuple(min(255, round(255 * value)) for value in mean),
-        "interpolation": Image.Resampling.BICUBIC,
-    }
-    augment: RandAugment = rand_augment_transform(policy, settings)
-    for operation in augment.ops:
-        if operation.aug_fn is posterize:
-            operation.aug_fn = _posterize
-    return augment
+    def draw(self, crop: Tensor) -> tuple[DrawnOperation, ...]:
+        """Draw the operations that `render` would apply to the crop."""
+        return recorder(self.policy, self.mean, min(crop.shape[1:]))(())
 
 
 AnyAugmentation = Annotated[
     CentreCrop | FixedCrop | RandomCrop | ByolCrop | RandAugmentCrop, Field(discriminator="name")
 ]
 Jitter = Sequence[tuple[Callable[[Tensor, float], Tensor], float]]
-
-
-def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """Keep the highest `bits` of each value. With 0 bits the image is black, as in the reference.
-
-    Pillow raises an error for 0 bits since 13.0. No other operation of timm differs between Pillow 10.4 and 13.0.
-    """
-    if bits < 1:
-        return Image.new(image.mode, image.size)
-    posterized: Image.Image = posterize(image, bits)
-    return posterized
 
 
 def render(

@@ -44,9 +44,9 @@ class RunConfig(Schema):
     """How they start. "forkserver" and "spawn" share no state with a process that uses CUDA, and take seconds longer
     (in a suite, forkserver can leave processes behind after SIGTERM). None: Python's default."""
     augment_on: Literal["worker", "device"] = "worker"
-    """Where views for joint embedding are flipped and get their colours. "device": workers draw the same changes, but
-    only decode, crop and resize: 2.5 times the images per core. It does not pay on CPU. Values may differ by one grey
-    level."""
+    """Where views for joint embedding are flipped and get their colours, and where classification applies RandAugment.
+    "device": workers draw the same changes, but only decode, crop and resize: 2.5 times the images per core in joint
+    embedding, 1.5 times in classification. It does not pay on CPU. Values may differ by one grey level."""
     compile: bool | None = None
     """Compile each transformer block (torch.compile): some seconds at the start, faster steps. A model without blocks
     is compiled as a whole. None: on cuda only. If the compiler fails, the run continues without it and says why."""

@@ -21,6 +21,7 @@ from mae_transfer.data import (
     CentreCrop,
     Crops,
     LabelledDataConfig,
+    RandAugmentCrop,
     Samples,
     Source,
     Subset,
@@ -29,6 +30,7 @@ from mae_transfer.data import (
     split,
     training_crops,
 )
+from mae_transfer.data.rand_augment import finish_crops
 from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.loop import Step, StepFn
 from mae_transfer.engine.optim import Group
@@ -115,6 +117,9 @@ class ClassifyConfig(ClassifierConfig):
     task: Literal["classify"] = "classify"
     """Which task the file configures."""
 
+    def augments_on_device(self) -> bool:
+        return isinstance(self.data.augmentation, RandAugmentCrop)
+
 
 class Classify(Transfer[ClassifierConfig]):
     """A classification run."""
@@ -157,7 +162,7 @@ class Classify(Transfer[ClassifierConfig]):
         cfg = self.cfg
         if self.keeps and isinstance(cfg.data.augmentation, CentreCrop):
             return self.kept("train", self.train_set, cfg.data.augmentation.shorter_side, seed=cfg.seed)
-        return training_crops(cfg.data, self.train_set, seed=cfg.seed)
+        return training_crops(cfg.data, self.train_set, seed=cfg.seed, augment_on=cfg.run.augment_on)
 
     def evaluation_samples(self, name: str) -> Samples[Any, Any]:
         """Return the images of a split, or the features that are kept of them."""
@@ -207,12 +212,14 @@ class Classify(Transfer[ClassifierConfig]):
     def prepare(self, loop: LoopConfig) -> None:
         """Make the protocol's training step for this micro-batch."""
         self.check_micro_batch(loop, self.protocol.least, of="probes")
+        if self.cfg.run.augment_on == "device" and self.dist.device.type == "mps":
+            raise ValueError("run.augment_on = 'device' computes in float64, which mps has not: remove it")
         micro = self.micro_batch(loop)
         self.step = self.protocol.step(Feed(self.backbone.statistics, self.classes, micro, self.dist.device))
 
     def loss(self, model: nn.Module, batch: Batch | FeatureBatch, at: Step) -> tuple[Tensor, dict[str, Tensor]]:
         assert self.step is not None, "prepare() makes the step"
-        return self.step(model, batch, at)
+        return self.step(model, finish_crops(batch) if isinstance(batch, Batch) else batch, at)
 
     def digest(self) -> str:
         return classes_digest(self.splits["val"].classes)

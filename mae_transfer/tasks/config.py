@@ -26,8 +26,6 @@ class RunnableConfig(Schema):
 
     keeps_features: ClassVar[bool] = False
     """Whether the run uses features that `run.features` keeps."""
-    augments_on_device: ClassVar[bool] = False
-    """Whether the run may set run.augment_on = "device"."""
 
     scale: Literal["mini", "small", "paper"]
     """How close the run is to the paper's. It is printed beside every number."""
@@ -53,9 +51,16 @@ class RunnableConfig(Schema):
 
     @model_validator(mode="after")
     def _augments_where_it_can(self) -> Self:
-        if self.run.augment_on == "device" and not self.augments_on_device:
-            raise ValueError("run.augment_on = 'device': only task 'joint' has views with colours; remove it")
+        if self.run.augment_on == "device" and not self.augments_on_device():
+            raise ValueError(
+                "run.augment_on = 'device': only task 'joint', and task 'classify' with data.augmentation "
+                "'rand_augment', can augment there; remove it"
+            )
         return self
+
+    def augments_on_device(self) -> bool:
+        """Return whether the run may set run.augment_on = "device"."""
+        return False
 
     @property
     def statistics(self) -> Statistics | None:

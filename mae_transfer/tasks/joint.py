@@ -70,7 +70,6 @@ class JointConfig(EncoderConfig):
         "schedule.milestones": (),
     }
 
-    augments_on_device: ClassVar[bool] = True
     task: Literal["joint"] = "joint"
     """Name of this task."""
     data: ViewsConfig = ViewsConfig()
@@ -114,6 +113,9 @@ class JointConfig(EncoderConfig):
         if self.model.timm is None and views.narrow:
             grid_of(sides(views.narrow_size), self.model.encoder.patch)
         return self
+
+    def augments_on_device(self) -> bool:
+        return True
 
     def method(self) -> str:
         """Return what a table calls this pretraining: "DINO, 2 + 8 views, 100 ep"."""

@@ -145,7 +145,9 @@ def forbid_waiting(device: str) -> Callable[[bool], None]:
 @pytest.mark.parametrize("device", ["cpu", CUDA])
 def test_a_real_step_that_does_not_log_never_waits_for_the_device(name: str, device: str, tmp_path: Path) -> None:
     """Loader, task and loop take part; the first step may wait, because lazy parts are made there."""
-    cfg, seen = config_of(RUNS[name], device, "run.log_every=1000000", "epochs=2", "run.compile=False"), []
+    where = "device" if name in ("dino", "moco", "finetune") else "worker"
+    changes = ("run.log_every=1000000", "epochs=2", "run.compile=False", f"run.augment_on={where}")
+    cfg, seen = config_of(RUNS[name], device, *changes), []
     forbid = forbid_waiting(device)
     with session(cfg.run.device) as dist:
         task = task_of(RUNS[name])(cfg, dist)

@@ -124,6 +124,7 @@ def test_nothing_and_less_are_refused_by_their_key_or_begin(
     ("pretrain/mae_vit_base_16_800e", "run.augment_on=device", "only task 'joint'"),
     ("pretrain/mae_vit_base_16_800e", "run.fold_positions=True", "no block has decomposed relative positions"),
     ("classify/linear_probe", "run.device_batch=1", "raise run.device_batch"),
+    ("classify/linear_probe", "run.augment_on=device", "data.augmentation 'rand_augment'"),
     ("classify/finetune_vit_base", "data.size=30", "data.size, image_size.* multiples of patch"),
     ("classify/finetune_vit_base", "data.augmentation.policy=rand-x9", "policy"),
     ("classify/partial", "protocol.tune_blocks=99", "tune_blocks = 99"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -137,6 +138,23 @@ def test_a_stopped_and_resumed_run_is_the_unbroken_one_bit_for_bit(
     assert_equal(payload(tmp_path / "whole"), payload(tmp_path / "halves"))
     whole, halves = (results.load(tmp_path / name / "results.jsonl")[0] for name in ("whole", "halves"))
     assert [r.value for r in whole] == [r.value for r in halves]
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="values may differ by one grey level")
+def test_rand_augment_on_the_device_trains_as_in_the_workers(base: Values, tmp_path: Path) -> None:
+    """With mixup and erasing after it, on files."""
+    for where in ("worker", "device"):
+        classify.Classify.launch(config(base, run=RUN | {"augment_on": where}, epochs=3.0), tmp_path / where)
+    losses = [[row["loss"] for row in log(tmp_path / where, "train").values()] for where in ("worker", "device")]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 3
+
+
+def test_rand_augment_on_a_device_without_float64_is_refused(base: Values) -> None:
+    task = classify.Classify(config(base, run=RUN | {"augment_on": "device"}), Dist(torch.device("mps")))
+    task.open()
+    with pytest.raises(ValueError, match=r"run\.augment_on = 'device' .* mps"):
+        task.prepare(task.loop())
 
 
 def opened(cfg: classify.ClassifyConfig) -> classify.Classify:

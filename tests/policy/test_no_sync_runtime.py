@@ -16,6 +16,7 @@ from mae_transfer.config import members, validate
 from mae_transfer.core.normalize import IMAGENET, normalize
 from mae_transfer.data.loader import Key
 from mae_transfer.data.maps import MapBatch
+from mae_transfer.data.rand_augment import APPLY
 from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.loop import Step
 from mae_transfer.engine.state import LoopConfig
@@ -25,6 +26,7 @@ from mae_transfer.models.dvae import DVAE
 from mae_transfer.models.mae import MAE, DecoderConfig, MAEConfig
 from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.targets import AnyTarget
+from mae_transfer.tasks.classify import Classify, ClassifyConfig
 from mae_transfer.tasks.joint import JointConfig, JointEmbedding
 from mae_transfer.tasks.protocols import Feed, Finetune, LinearProbe, Partial
 from mae_transfer.tasks.segment import segmenter_loss
@@ -154,6 +156,24 @@ def test_a_step_of_classification_never_waits(protocol):
     with Waiting() as waiting:
         step(model, batch, Step(0, 0, False))[0].backward()
         hits(model(batch.image.float()), batch.label)
+    assert not waiting.seen
+
+
+def test_rand_augment_on_the_device_never_waits():
+    """All kinds of operations, before a step of fine-tuning."""
+    cfg = validate({
+        "scale": "mini", "epochs": 1.0, "batch": 4, "optim": {"lr": 1e-3}, "backbone": {"reference": "random:ViT-Ti/8"},
+        "run": {"device": "cpu", "augment_on": "device"},
+        "data": {"train": {"name": "shapes", "size": 16, "length": 4}, "val": {"name": "shapes", "size": 16},
+            "size": 16, "augmentation": {"name": "rand_augment", "policy": "rand-m9-n14-p1-inc1-t3aw"}},
+    }, ClassifyConfig, where="test")  # fmt: skip
+    task = Classify(cfg, Dist(torch.device("cpu")))
+    task.open()
+    task.prepare(LoopConfig(steps=1, steps_per_epoch=1, global_batch=4))
+    model, batch = task.model(), task.training_samples()[[Key(0, image, 0) for image in range(4)]].batch
+    assert {kind for kind, _ in batch.operations.kinds} == set(APPLY)
+    with Waiting() as waiting:
+        task.loss(model, batch, Step(0, 0, False))[0].backward()
     assert not waiting.seen
 
 

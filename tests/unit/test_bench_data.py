@@ -38,5 +38,11 @@ def test_views_are_timed_beside_the_classic_ones(folder: Path) -> None:
     assert len(rows) == 4
 
 
+def test_fine_tuning_crops_are_timed_beside_the_classic_ones(folder: Path) -> None:
+    rows = run(folder, seconds=0.01, size=32, rounds=1, augmented=True)
+    assert [row["name"] for row in rows if row["counted"]] == ["classic: PIL, v1 transforms, float", "ours"]
+    assert len(rows) == 3
+
+
 def test_our_crops_are_the_classic_ones_to_a_tenth_of_a_grey_level(folder: Path) -> None:
     assert pixel_difference([path.read_bytes() for path in sorted(folder.iterdir())], 32) < 0.1

@@ -1,6 +1,10 @@
-"""RandAugment's operations at every level: none fails, and each computes what it did under Pillow 10.4 to 12.3."""
+"""RandAugment's operations at every level: none fails, each computes what it did under Pillow 10.4 to 12.3, and the
+device computes what Pillow does."""
 
+import copy
+import platform
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,12 +14,24 @@ from PIL import Image
 
 from mae_transfer.config import members
 from mae_transfer.core.normalize import IMAGENET
-from mae_transfer.data import AnyAugmentation, transforms
+from mae_transfer.data import AnyAugmentation, DataConfig, Order, Sample, TrainKeys, batches, training_crops
+from mae_transfer.data.rand_augment import (
+    DrawnOperation,
+    apply_operations,
+    finish_crops,
+    pack_operations,
+    rand_augment,
+    recorder,
+)
 from mae_transfer.data.transforms import RandAugmentCrop
-from mae_transfer.interfaces import ViewSpec
+from mae_transfer.interfaces import Batch, ViewSpec
 from mae_transfer.seeding import seeded
 
 SIZE = 32
+HEIGHT, WIDTH = 24, 40
+exact = pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="compilers fuse products with sums: PIL may round differently"
+)
 AUGMENTATIONS = members(AnyAugmentation)
 POLICIES = [
     "rand-m9-mstd0.5-inc1",
@@ -59,9 +75,9 @@ def picture() -> Image.Image:
     return Image.fromarray(np.stack([x * 8, y * 8, (x * y) % 256], axis=-1).astype(np.uint8))
 
 
-def operations(policy: str, *, level: float) -> list[Any]:
+def operations(policy: str, *, level: float, of: Callable[..., Any] = rand_augment) -> list[Any]:
     """Return the operations of a policy, each sure to be applied, at one level."""
-    found = transforms._rand_augment(policy, IMAGENET.mean, SIZE).ops
+    found = copy.deepcopy(of(policy, IMAGENET.mean, SIZE).ops)
     for operation in found:
         operation.prob, operation.magnitude, operation.magnitude_std, operation.magnitude_max = 1.0, level, 0, 30
     return found
@@ -133,3 +149,76 @@ def test_20000_crops_of_every_named_augmentation(name: str, options: dict[str, s
 def test_a_policy_that_timm_would_misread_is_refused(policy: str) -> None:
     with pytest.raises(ValueError, match="rand-m9-mstd0.5-inc1"):
         RandAugmentCrop(policy=policy).build([ViewSpec(SIZE, "bicubic")])
+
+
+def patterns() -> list[Image.Image]:
+    """Return pictures that are not square: smooth, noisy, and of few values."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
+    waves = np.stack([np.sin(x / 5), np.sin(y / 3), np.sin((x + y) / 9)], axis=-1) * 60 + 120
+    noise = rng.integers(0, 256, (HEIGHT, WIDTH, 3))
+    few = np.stack([x * 0 + 77, (x > 9) * 255, rng.integers(0, 256, 2)[(y > 4) * 1]], axis=-1)
+    return [Image.fromarray(part.astype(np.uint8)) for part in (waves, noise, few)]
+
+
+def tensors(pictures: list[Image.Image]) -> torch.Tensor:
+    return torch.stack([torch.from_numpy(np.array(one)).permute(2, 0, 1) for one in pictures]).contiguous()
+
+
+@exact
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("level", [0, 3.3, 9, 10, 30, 60])
+def test_every_operation_at_every_level_gives_timms_picture_on_the_device(policy: str, level: float) -> None:
+    """As the first and as the second operation of an image, in a batch with the others, after the same draws."""
+    pictures, recorded = patterns(), operations(policy, level=level, of=recorder)
+    drawn: list[list[DrawnOperation]] = []
+    expected: list[Image.Image] = []
+    for count, (operation, record) in enumerate(zip(operations(policy, level=level), recorded, strict=True)):
+        for seed in (1, 2):
+            random.seed(seed)
+            expected.append(operation(operation(pictures[count % 3])))
+            state = random.getstate()
+            random.seed(seed)
+            drawn.append(record(record(())))
+            assert random.getstate() == state
+    start = tensors([pictures[image // 2 % 3] for image in range(len(drawn))])
+    found = apply_operations(start, pack_operations(drawn, HEIGHT, WIDTH))
+    assert torch.equal(found, tensors(expected))
+    assert not torch.equal(found, start)
+
+
+class Pictures:
+    """A source of pictures."""
+
+    classes = ("a", "b")
+
+    def __len__(self) -> int:
+        return 6
+
+    def read(self, index: int) -> Sample:
+        return Sample(tensors(patterns())[index % 3].roll(index, dims=2), index % 2)
+
+
+@exact
+@pytest.mark.parametrize(
+    ("policy", "workers"), [("rand-m9-mstd0.5-inc1", 0), ("rand-m9-n3-p0.9-inc1-t3aw", 1), ("rand-n1-p0", 0)]
+)
+def test_batches_finished_on_the_device_are_those_of_the_workers(policy: str, workers: int) -> None:
+    """Same crops, flips and draws, also on two ranks, and for a batch whose images have no operation."""
+    cfg = DataConfig(size=(20, 28), augmentation=RandAugmentCrop(policy=policy))
+    order, changed = Order(images=6, batch=6, seed=3), 0
+    for rank in (0, 1):
+        keys = TrainKeys(order=order, rank=rank, world=2)
+        here, there = (
+            batches(training_crops(cfg, Pictures(), seed=5, augment_on=where), keys, workers=workers)
+            for where in ("worker", "device")
+        )
+        for _ in range(8):
+            expected, left = next(here), next(there)
+            found = finish_crops(left)
+            assert isinstance(found, Batch)
+            assert found.operations is expected.operations is None
+            assert torch.equal(found.image, expected.image)
+            assert torch.equal(found.label, expected.label)
+            changed += not torch.equal(left.image, expected.image)
+    assert changed == (0 if policy == "rand-n1-p0" else 16)
