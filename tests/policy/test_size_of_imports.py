@@ -7,15 +7,15 @@ import subprocess
 import sys
 
 MOST = {
-    "pretrain": 67,
+    "pretrain": 68,
     "joint": 67,
-    "tokenizer": 55,
-    "classify": 58,
-    "knn": 56,
-    "ridge": 57,
-    "robustness": 60,
-    "detect": 70,
-    "segment": 74,
+    "tokenizer": 56,
+    "classify": 59,
+    "knn": 57,
+    "ridge": 58,
+    "robustness": 61,
+    "detect": 71,
+    "segment": 75,
 }
 """Modules of the package that a task may load. Lower a number when fewer are needed."""
 COUNT = """
