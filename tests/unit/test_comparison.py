@@ -104,8 +104,9 @@ def of_data(fingerprint: str, images: int = 100) -> dict[str, object]:
     (of_data("a" * 16), of_data("b" * 16)),
     (of_data("a" * 16), of_data("a" * 16, images=50)),
     ({"pretraining": of_data("a" * 16)}, {"pretraining": of_data("b" * 16)}),
+    ({"pretraining": {}}, {"pretraining": {"reached": 4.0}}),
 ])  # fmt: skip
-def test_runs_on_other_data_are_other_numbers_even_if_the_folders_have_one_name(
+def test_runs_on_other_data_or_from_a_state_in_between_are_other_numbers(
     one: dict[str, object], two: dict[str, object]
 ) -> None:
     assert [len(cell.runs) for cell in own(transfer(60.0, 0, **one), transfer(62.0, 1, **two))] == [1, 1]  # type: ignore[arg-type]

@@ -168,14 +168,14 @@ def _same(result: Result) -> tuple[object, ...]:
 
 
 def _made_with(one: Record) -> tuple[object, ...]:
-    """Return what two runs share that differ in their seed alone: recipe, data, weights without a record."""
+    """Return what two runs share that differ in their seed alone: recipe, length, data, weights without a record."""
     data = sorted((part, data.images, data.fingerprint) for part, data in one.data.items())
     weights = sorted(
         (role, w.kind, w.name, w.sha256 or "")
         for role, w in one.inputs.items()
         if w.record is None and w.kind != "random"
     )
-    return one.recipe_digest, tuple(data), tuple(weights), _per_device(one)
+    return one.recipe_digest, one.reached, tuple(data), tuple(weights), _per_device(one)
 
 
 def _per_device(one: Record) -> tuple[tuple[int, int], ...]:
