@@ -37,6 +37,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["MAE_TRANSFER_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture
+def flex_with_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """flex_attention on a CPU has gradients of its plain formula, but torch refuses them."""
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)
+
+
 @pytest.fixture(scope="session")
 def real_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """real_data("tinyimagenet") -> its folder, unpacked once per session; skips the test if the archive is absent."""

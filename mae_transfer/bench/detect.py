@@ -25,7 +25,7 @@ from mae_transfer.data.coco import encode_runs
 from mae_transfer.data.objects import SceneBatch
 from mae_transfer.interfaces import Objects
 from mae_transfer.metrics.coco import Backend, CocoMetric, Detections, Kind
-from mae_transfer.models.attention import fold_positions
+from mae_transfer.models.attention import PositionBias, set_position_bias
 from mae_transfer.models.mask_rcnn import HeadsConfig, MaskRCNN
 from mae_transfer.models.vit import SIZES, ViT, ViTConfig
 from mae_transfer.tasks.detect import padded
@@ -34,7 +34,8 @@ from mae_transfer.tasks.detectron2 import Detectron2RCNN
 CLASSES = 80
 OBJECTS = 7  # per image, the average of COCO
 OURS = "mae_transfer"
-FOLDED = "mae_transfer, folded positions"
+CHANNELS = "mae_transfer, positions as channels"
+FLEX = "mae_transfer, FlexAttention"  # where it has no kernel (eagerly, on a CPU), it runs as OURS
 HEADS = "mae_transfer, detectron2's heads"
 PEER = "detectron2's ViTDet"
 BACKENDS: tuple[Backend, ...] = ("pycocotools", "faster-coco-eval")
@@ -42,7 +43,7 @@ KINDS: tuple[Kind, ...] = ("bbox", "segm")
 GLOBAL = {12: (2, 5, 8, 11), 24: (5, 11, 17, 23), 32: (7, 15, 23, 31)}  # depth -> global blocks
 
 
-def build_ours(engine: str, work: Workload, *, fold: bool = False) -> Contestant:
+def build_ours(engine: str, work: Workload, *, bias: PositionBias = "tensor") -> Contestant:
     """Build our step with the heads of torchvision or detectron2. Only the model is compiled, as in the task."""
     cfg = ViTConfig.model_validate({
         "size": work.size, "patch": work.patch, "image_size": work.image, "class_token": False,
@@ -50,8 +51,7 @@ def build_ours(engine: str, work: Workload, *, fold: bool = False) -> Contestant
         "relative_positions": "decomposed", "antialias": False, "drop_path": 0.1,
     })  # fmt: skip
     vit = ViT(cfg)
-    if fold:
-        fold_positions(vit)
+    set_position_bias(vit, bias, device=torch.device(work.device), compiled=True)
     adapter, heads = SimpleFPNConfig().build(vit.maps()), HeadsConfig()
     strides, pyramid = list(adapter.strides.values()), AdaptedBackbone(vit, adapter)
     model: nn.Module
@@ -138,7 +138,8 @@ def _draw_ellipses(work: Workload, generator: torch.Generator) -> Objects:
 COMPARISON = Comparison(
     {
         OURS: partial(build_ours, "torchvision"),
-        FOLDED: partial(build_ours, "torchvision", fold=True),
+        CHANNELS: partial(build_ours, "torchvision", bias="channels"),
+        FLEX: partial(build_ours, "torchvision", bias="flex"),
         HEADS: partial(build_ours, "detectron2"),
         PEER: build_vitdet,
     },

@@ -41,8 +41,8 @@ CASES = (
         replace(BFLOAT16, size="vit_large", batch=64),
     ),
     Case(
-        "ViTDet-B, 1024 px", detect.COMPARISON, (detect.OURS, detect.FOLDED, detect.PEER),
-        replace(BFLOAT16, image=1024, batch=2), BOTH, own=2,
+        "ViTDet-B, 1024 px", detect.COMPARISON, (detect.OURS, detect.CHANNELS, detect.FLEX, detect.PEER),
+        replace(BFLOAT16, image=1024, batch=2), BOTH, own=3,
     ),
     Case(
         "UperNet-B, 512 px", segment.COMPARISON, (segment.OURS, segment.PEER),

@@ -52,10 +52,12 @@ class RunConfig(Schema):
     is compiled as a whole. None: on cuda only. If the compiler fails, the run continues without it and says why."""
     checkpoint_activations: bool = False
     """Recompute activations in the backward pass: less memory, about a third more compute."""
-    fold_positions: bool = False
-    """Compute decomposed relative positions (ViTDet, SAM) as further channels of queries and keys instead of a bias per
-    pair of patches: the same result in less memory. At 1024 px and in bf16, a global block of ViT-B keeps 0.35 GB less
-    per image."""
+    position_bias: Literal["tensor", "channels", "flex"] = "tensor"
+    """How relative positions reach the logits of attention. "tensor": as a bias per pair of patches. "channels":
+    decomposed ones (ViTDet, SAM) as further channels of queries and keys; at 1024 px and in bf16, a global block of
+    ViT-B keeps 0.35 GB less per image. "flex": decomposed ones and tables (BEiT) by FlexAttention, within the kernel;
+    where that needs what is missing (cuda, `compile`, torch 2.9), a warning says so and "tensor" is used. It sums
+    gradients of positions in no fixed order."""
     log_every: Count = 20
     """Steps between two log lines. The host waits for the device only at these steps."""
     save_every: Count | None = None

@@ -27,7 +27,7 @@ from mae_transfer.config import Schema
 from mae_transfer.core.patches import grid_of, patchify, sides, take
 from mae_transfer.core.positions import resample, sincos_2d
 from mae_transfer.interfaces import Backbone, Features
-from mae_transfer.models.attention import Attention, QkvBias, RelativePositionBias
+from mae_transfer.models.attention import Attention, Bias, QkvBias, RelativePositionBias, select_samples
 from mae_transfer.models.initialize import Init, initialize
 
 NORM_EPS = 1e-6  # epsilon of every LayerNorm in the MAE release
@@ -223,7 +223,7 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(
-        self, x: Tensor, bias: Tensor | None = None, *, last: int | None = None, grid: tuple[int, int] | None = None
+        self, x: Tensor, bias: Bias | None = None, *, last: int | None = None, grid: tuple[int, int] | None = None
     ) -> Tensor:
         """Return (B, L, D) for x (B, L, D), or (B, M, D) for the last M = `last` tokens only; see Attention."""
         if self.rate_skipped and self.drop_path.training:
@@ -233,14 +233,12 @@ class Block(nn.Module):
         out: Tensor = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
         return out
 
-    def _forward_kept(
-        self, x: Tensor, bias: Tensor | None, *, last: int | None, grid: tuple[int, int] | None
-    ) -> Tensor:
+    def _forward_kept(self, x: Tensor, bias: Bias | None, *, last: int | None, grid: tuple[int, int] | None) -> Tensor:
         """Compute each branch for a random subset of the samples only (DINOv2, arXiv 2304.07193, section 5)."""
         count = len(x)
         keep = max(1, round(count * (1 - self.rate_skipped)))
         ids, others = (torch.randperm(count, device=x.device)[:keep] for _ in range(2))
-        own = bias if bias is None or len(bias) == 1 else bias.index_select(0, ids)
+        own = select_samples(bias, ids)
         attended = self.ls1(self.attn(self.norm1(x.index_select(0, ids)), own, last=last, grid=grid))
         x = x if last is None else x[:, -last:]
         x = x.index_add(0, ids, attended.to(x.dtype), alpha=count / keep)
@@ -251,7 +249,7 @@ class Block(nn.Module):
 def run(
     block: nn.Module,
     x: Tensor,
-    bias: Tensor | None = None,
+    bias: Bias | None = None,
     *,
     last: int | None = None,
     grid: tuple[int, int] | None = None,

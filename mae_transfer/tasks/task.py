@@ -20,14 +20,14 @@ from mae_transfer.checkpoints import RECORD, sha256
 from mae_transfer.config import load
 from mae_transfer.data import Order, Samples, TrainKeys, batches
 from mae_transfer.data.sources import Fingerprint, compare_fingerprints, fingerprint
-from mae_transfer.engine.dist import assemble
+from mae_transfer.engine.dist import assemble, compiles
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.loop import Evaluate, Step, train
 from mae_transfer.engine.optim import EachTensor, Group, param_groups, peak_lr
 from mae_transfer.engine.schedule import Anneal, Rates, lr_at, moving
 from mae_transfer.engine.state import LoopConfig, TrainState, micro_steps
 from mae_transfer.engine.state import resume as resume_state
-from mae_transfer.models.attention import CPU_HAS_AMX, fold_positions
+from mae_transfer.models.attention import CPU_HAS_AMX, set_position_bias
 from mae_transfer.record import UNKNOWN, Sitting, Software
 from mae_transfer.results import Result
 from mae_transfer.tasks.config import TrainConfig
@@ -264,8 +264,8 @@ class Task(RecordedRun[C]):
         """Return model and optimizer before the first step."""
         cfg = self.cfg
         model = self.model()
-        if cfg.run.fold_positions:
-            fold_positions(model)
+        compiled = compiles(cfg.run.compile, self.dist)
+        set_position_bias(model, cfg.run.position_bias, device=self.dist.device, compiled=compiled)
         assembled = assemble(
             model, dist=self.dist, compile=cfg.run.compile, checkpoint_activations=cfg.run.checkpoint_activations
         )

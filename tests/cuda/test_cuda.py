@@ -21,9 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from mae_transfer.config import load
-from mae_transfer.engine.dist import session
+from mae_transfer.engine.dist import compile_blocks, session
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.loop import Step, train
+from mae_transfer.models import attention
+from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.tasks.task import Task
 
 ROOT = Path(__file__).parents[2]
@@ -132,6 +134,45 @@ def test_a_compiled_run_starts_as_an_eager_one(
         assert runs[1][1] == pytest.approx(runs[0][1], rel=1e-3)
     assert not [record for record in caplog.records if "the compiler failed" in record.getMessage()]
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+
+
+@pytest.mark.parametrize("options", [
+    {"relative_positions": "decomposed", "windows": 7, "global_blocks": (1,), "class_token": False},
+    {"relative_positions": "shared"},
+])  # fmt: skip
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own compiler reads it
+@pytest.mark.usefixtures("light_compiler", "flex_with_gradients")
+def test_flex_attention_is_the_bias_without_its_memory(
+    options: dict[str, Any], device: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a GPU, a step takes less memory than the bias of one image in float32. The first step also compiles."""
+    side, heads = (64 if device == "cuda" else 8), 2
+    size = {"size": None, "dim": 32, "depth": 2, "heads": heads, "patch": 8, "image_size": 8 * side}
+    torch.manual_seed(0)
+    vit = ViT(ViTConfig.model_validate(size | options)).to(device)
+    for parameter in vit.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    images = torch.randn(2, 3, 8 * side, 8 * side, device=device)
+
+    def step() -> list[Tensor]:
+        vit.zero_grad()
+        out = vit(images).maps[0]
+        out.square().mean().backward()
+        return [out.detach(), *(p.grad.clone() for p in vit.parameters() if p.grad is not None)]
+
+    expected = step()
+    attention.set_position_bias(vit, "flex", device=torch.device("cuda"), compiled=True)
+    compile_blocks(vit)
+    monkeypatch.setattr(attention, "attend", None)  # calling it fails
+    for one, other in zip(step(), expected, strict=True):
+        assert (one - other).abs().max() <= 1e-4 * other.abs().max()
+    assert not [message for message in caplog.messages if "the compiler failed" in message]
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        assert torch.cuda.max_memory_allocated() - before < 4 * heads * side**4
 
 
 def forbid_waiting(device: str) -> Callable[[bool], None]:

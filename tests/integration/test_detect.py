@@ -98,11 +98,11 @@ def newest_step(folder: Path) -> int:
     return max((int(path.stem.removeprefix("step_")) for path in (folder / "checkpoints").glob("step_*.pt")), default=0)
 
 
-def test_folded_positions_train_as_the_bias(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    detect.Detect.launch(config(epochs=1.0), tmp_path / "bias")
-    monkeypatch.setattr(attention, "decomposed_bias", None)  # calling it fails
-    detect.Detect.launch(config(epochs=1.0, run=RUN | {"fold_positions": True}), tmp_path / "folded")
-    assert losses(tmp_path / "folded") == pytest.approx(losses(tmp_path / "bias"), rel=1e-5)
+def test_positions_as_channels_train_as_the_bias(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    detect.Detect.launch(config(epochs=1.0), tmp_path / "tensor")
+    monkeypatch.setattr(attention.DecomposedBias, "tensor", None)  # calling it fails
+    detect.Detect.launch(config(epochs=1.0, run=RUN | {"position_bias": "channels"}), tmp_path / "channels")
+    assert losses(tmp_path / "channels") == pytest.approx(losses(tmp_path / "tensor"), rel=1e-5)
 
 
 def test_kill_9_loses_only_the_steps_since_the_last_save(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ WORK = Workload(size="vit_tiny", image=64, batch=1)
     "name",
     [
         detect.OURS,
-        detect.FOLDED,
+        detect.CHANNELS,
+        detect.FLEX,
         pytest.param(detect.HEADS, marks=pytest.mark.detectron2),
         pytest.param(detect.PEER, marks=pytest.mark.detectron2),
     ],

@@ -28,7 +28,7 @@ def test_each_case_races_ours_against_a_peer_on_images_that_its_patches_divide(m
     records = gpu.run(CPU, tiny=False, rounds=3, steps=10)
     assert [record["name"] for record in records[:2]] == ["bfloat16", "float32"]
     assert [record["step"] for record in records[2:]] == [case.step for case in gpu.CASES for _ in case.contestants]
-    assert own == [2 if detect.FOLDED in case.contestants else 1 for case in gpu.CASES]
+    assert own == [3 if detect.FLEX in case.contestants else 1 for case in gpu.CASES]
     for names, work, options in seen:
         assert len(names) >= 2
         assert options["steps"] == 10

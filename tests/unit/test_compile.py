@@ -20,7 +20,8 @@ from mae_transfer.data.transforms import shift_hue
 from mae_transfer.engine.dist import Dist, assemble, compile_blocks, compiled, compiles
 from mae_transfer.engine.state import LoopConfig, RunConfig, TrainState, check_precision
 from mae_transfer.interfaces import Mask
-from mae_transfer.models.attention import fold_positions
+from mae_transfer.models import attention
+from mae_transfer.models.attention import TableBias, attend_flex, decomposed_bias, set_position_bias
 from mae_transfer.models.mae import MAE, DecoderConfig, MAEConfig
 from mae_transfer.models.vit import DropPath, ViT, ViTConfig
 from mae_transfer.tasks.backbones import flops_of
@@ -91,13 +92,13 @@ def assert_compiled_equals_eager(model: nn.Module, loss: Callable[[], Tensor], k
     assert list(model.state_dict()) == names
 
 
-def folded_of(kind: torch.dtype) -> tuple[nn.Module, Callable[[], Tensor]]:
+def channels_of(kind: torch.dtype) -> tuple[nn.Module, Callable[[], Tensor]]:
     model, loss = vit_of(kind, **VARIANTS[1])
-    fold_positions(model)
+    set_position_bias(model, "channels", device=CPU.device, compiled=True)
     return model, loss
 
 
-@pytest.mark.parametrize("make", [mae_of, folded_of, *(partial(vit_of, **options) for options in VARIANTS)])
+@pytest.mark.parametrize("make", [mae_of, channels_of, *(partial(vit_of, **options) for options in VARIANTS)])
 def test_compiled_blocks_compute_what_eager_ones_do(make: Any, backend: Any) -> None:
     backend("aot_eager")
     assert_compiled_equals_eager(*make(torch.float64), torch.float64)
@@ -107,6 +108,61 @@ def test_compiled_blocks_compute_what_eager_ones_do(make: Any, backend: Any) -> 
 @pytest.mark.parametrize("kind", [torch.float64, torch.float32])
 def test_code_of_the_real_compiler_computes_it_too(kind: torch.dtype) -> None:
     assert_compiled_equals_eager(*mae_of(kind), kind)
+
+
+@pytest.mark.parametrize(("options", "given"), [
+    ({"relative_positions": "decomposed", "windows": 4, "global_blocks": (1,), "class_token": False}, None),
+    ({"relative_positions": "shared", "windows": 4, "global_blocks": (1,), "class_token": False}, None),
+    ({"relative_positions": "per_block"}, 80),
+])  # fmt: skip
+@pytest.mark.usefixtures("flex_with_gradients")
+def test_flex_attention_is_the_bias_and_no_tensor_has_its_size(
+    options: dict[str, Any], given: int | None, backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With padded windows, or a class token and `given` patches of each image."""
+    torch.manual_seed(0)
+    size: dict[str, Any] = {"dim": 32, "image_size": (80, 72)}
+    model = ViT(ViTConfig(**SMALL | size | options)).double()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    set_position_bias(model, "flex", device=CUDA.device, compiled=True)
+    images, grid, sizes = torch.randn(2, 3, 80, 72, dtype=torch.float64), (10, 9), []
+    ids = torch.rand(2, 90).argsort(dim=1)[:, :given] if given else None
+
+    def loss() -> Tensor:
+        return model.encode(model.place(model.patch_embed(images, ids), grid, ids), grid, ids)[-1].square().mean()
+
+    def look(graph: torch.fx.GraphModule, _: list[Any]) -> Any:
+        values = [node.meta.get("example_value") for node in graph.graph.nodes]
+        sizes.extend(value.numel() for value in values if isinstance(value, Tensor))
+        return graph.forward
+
+    eager = gradients(model, loss)
+    backend(look)
+    compile_blocks(model)
+    monkeypatch.setattr(attention, "attend", None)  # calling it fails
+    for one, other in zip(gradients(model, loss), eager, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    assert max(sizes) < 2 * 2 * (given or 90) ** 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("leading", [0, 1, None])
+@torch.no_grad()
+def test_flex_attention_by_the_real_compiler_is_the_bias(leading: int | None) -> None:
+    """On a CPU it has no backward pass. leading None: decomposed positions."""
+    torch.manual_seed(0)
+    ids = torch.rand(2, 35).argsort(dim=1)[:, :21]
+    tokens = 35 if leading is None else 21 + leading
+    q, k, v = torch.randn(3, 2, 3, tokens, 16)
+    tables = torch.randn(9, 16), torch.randn(13, 16), torch.randn(9 * 13 + 3, 3)
+
+    def attended(attend: Callable[..., Tensor]) -> Tensor:
+        table = TableBias(tables[2], (5, 7), ids, leading or 0)
+        return attend(q, k, v, decomposed_bias(q, *tables[:2], (5, 7)) if leading is None else table)
+
+    found = torch.compile(attended)(attend_flex)
+    torch.testing.assert_close(found, attended(lambda q, k, v, bias: attention.attend(q, k, v, bias.tensor())))
 
 
 @pytest.mark.parametrize("skip", [False, True])

@@ -1,20 +1,30 @@
 """Windows and relative positions of the encoder: no effect if off or zero, any image size, loading."""
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mae_transfer import checkpoints
 from mae_transfer.core.positions import relative_bias, relative_index, relative_rows, resample_filters
 from mae_transfer.models.attention import (
+    Attention,
+    DecomposedBias,
+    PositionBias,
+    RelativePositionBias,
+    TableBias,
     attend,
-    attend_folded,
+    attend_channels,
+    attend_flex,
     decomposed_bias,
-    fold_positions,
     from_windows,
+    select_samples,
+    set_position_bias,
     to_windows,
 )
 from mae_transfer.models.vit import ViT, ViTConfig
@@ -221,22 +231,68 @@ def test_a_patch_of_14_px_becomes_one_of_16(tmp_path: Path) -> None:
     torch.testing.assert_close(ramp[3:13], expected[3:13], rtol=0, atol=0.1)
 
 
-@pytest.mark.parametrize("grid", [(5, 7), (1, 6), (8, 8)])
-def test_folded_positions_are_the_bias_in_value_and_gradient(grid: tuple[int, int]) -> None:
-    (h, w), generator = grid, torch.Generator().manual_seed(0)
-    shapes = [*3 * [(2, 3, h * w, 16)], (2 * h - 1, 16), (2 * w - 1, 16)]
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+flex_warns = pytest.mark.filterwarnings(
+    "ignore:flex_attention called without torch.compile",
+    "ignore:The .grad attribute of a Tensor",  # torch's own compiler reads it
+)
+
+
+def assert_is_the_bias(
+    attend_with: Callable[..., Tensor],
+    make: Callable[..., DecomposedBias | TableBias],
+    queries: int,
+    keys: int,
+    *tables: tuple[int, int],
+) -> None:
+    """attend_with(q, k, v, make(q, *tables)) is attention with the bias as a tensor, in value and gradients."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, 3, queries, 16), *2 * [(2, 3, keys, 16)], *tables]
     inputs = [torch.randn(s, generator=generator, dtype=torch.float64, requires_grad=True) for s in shapes]
-    q, k, v, rows, columns = inputs
-    with_bias = attend(q, k, v, decomposed_bias(q, rows, columns, grid))
-    folded = attend_folded(q, k, v, rows, columns, grid)
-    torch.testing.assert_close(folded, with_bias, rtol=0, atol=1e-9)
-    weight = torch.randn(v.shape, generator=generator, dtype=torch.float64)
-    for one, other in zip(*(torch.autograd.grad(out, inputs, weight) for out in (folded, with_bias)), strict=True):
+    q, k, v, *given = inputs
+    expected = attend(q, k, v, make(q, *given).tensor()[:, :, -queries:])
+    found = attend_with(q, k, v, make(q, *given))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+    weight = torch.randn(q.shape, generator=generator, dtype=torch.float64)
+    for one, other in zip(*(torch.autograd.grad(out, inputs, weight) for out in (found, expected)), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
 
 
+@flex_warns
+@pytest.mark.parametrize(("attend_with", "grid"), [
+    (attend_channels, (5, 7)), (attend_channels, (1, 6)), (attend_channels, (8, 8)), (attend_flex, (5, 7)),
+])  # fmt: skip
+@pytest.mark.usefixtures("flex_with_gradients")
+def test_decomposed_positions_are_their_bias(attend_with: Callable[..., Tensor], grid: tuple[int, int]) -> None:
+    (h, w), n = grid, grid[0] * grid[1]
+    assert_is_the_bias(
+        attend_with, lambda q, *axes: decomposed_bias(q, *axes, grid), n, n, (2 * h - 1, 16), (2 * w - 1, 16)
+    )
+
+
+@flex_warns
+@pytest.mark.parametrize(("leading", "given", "last"), [(0, None, None), (1, None, 4), (0, 11, 4), (1, 11, None)])
+@pytest.mark.usefixtures("flex_with_gradients")
+def test_flex_attention_reads_the_table_of_offsets(leading: int, given: int | None, last: int | None) -> None:
+    """For all patches or those given, for all queries or the last ones, with and without a class token."""
+    ids = torch.stack([torch.randperm(35)[:given] for _ in range(2)]) if given else None
+    tokens = leading + (given or 35)
+    table = relative_rows((5, 7), leading=leading), 3
+    assert_is_the_bias(attend_flex, lambda _, t: TableBias(t, (5, 7), ids, leading), last or tokens, tokens, table)
+
+
+def test_samples_keep_their_own_bias() -> None:
+    ids, kept = torch.stack([torch.randperm(35)[:6] for _ in range(3)]), torch.tensor([2, 0])
+    bias = TableBias(torch.randn(relative_rows((5, 7)), 2), (5, 7), ids, 1)
+    selected = select_samples(bias, kept)
+    assert isinstance(selected, TableBias)
+    assert torch.equal(selected.tensor(), select_samples(bias.tensor(), kept))
+    alike = bias._replace(ids=None)
+    assert select_samples(alike, kept) is alike
+
+
 @pytest.mark.parametrize("options", [{}, {"windows": 3, "global_blocks": (1, 3)}])
-def test_an_encoder_with_folded_positions_is_the_same(options: dict[str, Any]) -> None:
+def test_an_encoder_with_positions_as_channels_is_the_same(options: dict[str, Any]) -> None:
     """Also with padded windows, and for an image of another size than the tables'."""
     ours = dense(relative_positions="decomposed", **options).double()
     randomize(ours)
@@ -245,7 +301,7 @@ def test_an_encoder_with_folded_positions_is_the_same(options: dict[str, Any]) -
     expected.square().mean().backward()
     gradients = [parameter.grad for parameter in ours.parameters()]
     ours.zero_grad()
-    fold_positions(ours)
+    set_position_bias(ours, "channels", device=CPU, compiled=False)
     found = ours(images).maps[0]
     found.square().mean().backward()
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
@@ -253,7 +309,7 @@ def test_an_encoder_with_folded_positions_is_the_same(options: dict[str, Any]) -
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-9)
 
 
-def test_folded_positions_keep_nothing_of_the_size_of_the_bias() -> None:
+def test_positions_as_channels_keep_nothing_of_the_size_of_the_bias() -> None:
     def largest(**options: Any) -> int:
         sizes = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x: (sizes.append(x.numel()), x)[1], lambda x: x):
@@ -262,10 +318,45 @@ def test_folded_positions_keep_nothing_of_the_size_of_the_bias() -> None:
 
     ours, patches = dense(relative_positions="decomposed", image_size=80), 20 * 20
     assert largest() >= patches**2 * 4
-    fold_positions(ours)
+    set_position_bias(ours, "channels", device=CPU, compiled=False)
     assert largest() < patches**2
 
 
-def test_positions_that_are_not_decomposed_cannot_be_folded() -> None:
-    with pytest.raises(ValueError, match="no block has decomposed relative positions: remove it"):
-        fold_positions(dense(relative_positions="shared"))
+def kinds(vit: ViT) -> set[PositionBias]:
+    return {part.position_bias for part in vit.modules() if isinstance(part, Attention | RelativePositionBias)}
+
+
+@pytest.mark.parametrize(("device", "compiled", "channels", "reason"), [
+    (CPU, True, 16, "the device is not cuda"),
+    (CUDA, False, 16, "blocks are not compiled (run.compile)"),
+    (CUDA, True, 8, "heads have 8 channels, fewer than 16"),
+    (CUDA, True, 16, None),
+])  # fmt: skip
+def test_flex_attention_gives_way_to_the_bias_with_one_line_that_says_why(
+    device: torch.device, compiled: bool, channels: int, reason: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    vit = dense(relative_positions="shared", dim=4 * channels)
+    with caplog.at_level(logging.WARNING):
+        set_position_bias(vit, "flex", device=device, compiled=compiled)
+    assert kinds(vit) == {"tensor" if reason else "flex"}
+    lines = [f"run.position_bias='flex' has no kernel here, 'tensor' is used: {reason}"] if reason else []
+    assert caplog.messages == lines
+
+
+@torch.no_grad()
+def test_blocks_that_run_eagerly_take_the_bias_although_flex_attention_is_set() -> None:
+    vit = dense(relative_positions="per_block", dim=64)
+    randomize(vit)
+    images = torch.randn(2, 3, 20, 28)
+    expected = vit(images).maps[0]
+    set_position_bias(vit, "flex", device=CUDA, compiled=True)
+    assert torch.equal(vit(images).maps[0], expected)
+
+
+@pytest.mark.parametrize(("how", "options", "kind"), [
+    ("channels", {"relative_positions": "shared"}, "decomposed relative"), ("channels", {}, "decomposed relative"),
+    ("flex", {}, "relative"),
+])  # fmt: skip
+def test_a_model_without_such_positions_is_named(how: PositionBias, options: dict[str, Any], kind: str) -> None:
+    with pytest.raises(ValueError, match=f"run.position_bias = '{how}', but no block has {kind} positions: remove it"):
+        set_position_bias(dense(**options), how, device=CUDA, compiled=True)
