@@ -49,7 +49,8 @@ class RunConfig(Schema):
     embedding, 1.5 times in classification. It does not pay on CPU. Values may differ by one grey level."""
     compile: bool | None = None
     """Compile each transformer block (torch.compile): some seconds at the start, faster steps. A model without blocks
-    is compiled as a whole. None: on cuda only. If the compiler fails, the run continues without it and says why."""
+    is compiled as a whole. None: on cuda only, unless detection takes images of many sizes (data.square = None). If the
+    compiler fails, the run continues without it and says why."""
     checkpoint_activations: bool = False
     """Recompute activations in the backward pass: less memory, about a third more compute."""
     position_bias: Literal["tensor", "channels", "flex"] = "tensor"

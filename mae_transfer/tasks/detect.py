@@ -30,6 +30,7 @@ from mae_transfer.data import Unreadable
 from mae_transfer.data.checks import check_images
 from mae_transfer.data.coco import ObjectSource, encode_runs
 from mae_transfer.data.objects import ObjectDataConfig, SceneBatch, Scenes, build_samples, open_object_set
+from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.loop import Step
 from mae_transfer.engine.optim import Decay, Group, Layers, param_groups, select_exempt
 from mae_transfer.engine.state import Precision, autocast
@@ -129,6 +130,11 @@ class Detect(Dense[DetectConfig]):
     detector: Detector
     divisor: int
     """The pyramid takes images whose sides are multiples of it."""
+
+    def __init__(self, cfg: DetectConfig, dist: Dist) -> None:
+        if cfg.run.compile is None and cfg.data.square is None:  # torch compiles windows of many sizes for minutes
+            cfg = cfg.model_copy(update={"run": cfg.run.model_copy(update={"compile": False})})
+        super().__init__(cfg, dist)
 
     @property
     def method(self) -> str:

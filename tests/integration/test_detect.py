@@ -250,6 +250,16 @@ def test_a_thread_encodes_what_was_found_while_the_model_goes_on() -> None:
         list(detect.beside(lambda item: 1 // item, [1, 0, 2]))
 
 
+@pytest.mark.parametrize(("square", "asked", "compiled"), [
+    (64, None, None), (None, None, False), (None, True, True),
+])  # fmt: skip
+def test_blocks_that_take_images_of_many_sizes_are_compiled_only_if_asked(
+    square: int | None, asked: bool | None, compiled: bool | None
+) -> None:
+    cfg = config(data=values()["data"] | {"square": square}, run=RUN | {"compile": asked})
+    assert detect.Detect(cfg, Dist(torch.device("cpu"))).cfg.run.compile is compiled
+
+
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
