@@ -111,6 +111,7 @@ def _one_crop(files: Files, size: int, repeats: int, folder: Path) -> dict[str, 
     return {
         CLASSIC: _Classic(files, size),
         OURS: _Ours(decoded_late(_Bytes(files)), size),
+        "ours, decoding left to the device": _Ours(decoded_late(_Bytes(files)), size, decode_on=torch.device("cpu")),
         "ours, whole images decoded": _Ours(_Bytes(files), size),
         **stored,
         f"ours, {repeats} crops per image": _Ours(_Bytes(files), size, repeats),
@@ -172,8 +173,9 @@ class _Bytes:
 class _Ours:
     """The loader's worker code, including seeding; repeats > 1: the same number of crops from fewer files."""
 
-    def __init__(self, source: Source, size: int, repeats: int = 1) -> None:
-        self.crops = Crops(source=source, augmentation=RandomCrop().build([ViewSpec(size, "bicubic")]), seed=0)
+    def __init__(self, source: Source, size: int, repeats: int = 1, *, decode_on: torch.device | None = None) -> None:
+        views = RandomCrop().build([ViewSpec(size, "bicubic")])
+        self.crops = Crops(source=source, augmentation=views, seed=0, decode_on=decode_on)
         self.repeats = repeats
 
     def __call__(self, images: range, turn: int) -> Tensor:
@@ -275,7 +277,9 @@ def _speed(pipeline: Pipeline, count: int, turn: int, seconds: float) -> float:
     done, start = 0, time.process_time()
     while (elapsed := time.process_time() - start) < seconds or not done:
         first = done % max(1, count - BATCH + 1)
-        done += len(pipeline(range(first, min(first + BATCH, count)), turn))
+        images = range(first, min(first + BATCH, count))
+        pipeline(images, turn)
+        done += len(images)
     return done / elapsed
 
 

@@ -12,12 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeVar
 
+import torch
 from pydantic import Field, model_validator
 
 from mae_transfer.bounds import BelowOne, Few, Portion, Sides, Whole
 from mae_transfer.config import Schema
 from mae_transfer.data.folders import FolderConfig, PhotosConfig
 from mae_transfer.data.loader import Crops, Masking, Unreadable
+from mae_transfer.data.regions import check_decoder
 from mae_transfer.data.shapes import ShapesConfig
 from mae_transfer.data.sources import SetConfig, Source, Split, check_labels, decoded_late, split
 from mae_transfer.data.transforms import (
@@ -81,6 +83,12 @@ class DataConfig(ImagesConfig):
     crops_per_image: Few = 1
     """Crops per decoded image. They are neighbours in one batch, and an epoch grows by this factor."""
 
+    def leaves_one_crop(self, augment_on: Literal["worker", "device"]) -> bool:
+        """Return whether workers can leave an image to the device: one crop, which nothing changes before that."""
+        kind = self.augmentation
+        changed = getattr(kind, "jitter", 0) or (isinstance(kind, RandAugmentCrop) and augment_on == "worker")
+        return kind.one_box and not changed and self.crops_per_image == 1
+
     @model_validator(mode="after")
     def _usable(self) -> Self:
         training_views(self)  # reports incompatible options when the config is loaded
@@ -142,14 +150,29 @@ def training_crops(
     seed: int,
     masking: Masking | None = None,
     augment_on: Literal["worker", "device"] = "worker",
+    decode_on: torch.device | None = None,
 ) -> Crops:
     """Return the augmented images of a source. An image of which one crop is used is decoded there only.
 
-    augment_on: "device" leaves RandAugment to `finish_crops`.
+    Args:
+        augment_on: "device" leaves RandAugment to `finish_crops`.
+        decode_on: what decodes the crops, in the main process. None: the workers.
+    Raises:
+        ValueError: `decode_on` cannot decode, or would have to decode several views.
     """
+    if decode_on is not None:
+        if extra:
+            raise ValueError("run.decode_on = 'device' decodes one view, but the target needs more: remove it")
+        check_decoder(decode_on)
     late = cfg.augmentation.one_box and cfg.crops_per_image == 1
     views = training_views(cfg, extra)
-    crops = Crops(source=decoded_late(source) if late else source, augmentation=views, seed=seed, masking=masking)
+    crops = Crops(
+        source=decoded_late(source) if late else source,
+        augmentation=views,
+        seed=seed,
+        masking=masking,
+        decode_on=decode_on,
+    )
     if augment_on == "worker":
         return crops
     assert isinstance(cfg.augmentation, RandAugmentCrop), "the config allows no other augmentation on the device"

@@ -78,11 +78,12 @@ class Undecoded(Tensor):
     file: bytes
     origin: str  # name of the file, for errors and notes
     turn: int  # EXIF orientation
+    left: bool = False  # whether a crop of it is decoded on the device (data/regions.py)
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # as torch.nn.Parameter does
 
     def crop(self, top: int, left: int, height: int, width: int) -> Tensor:
         """Return the pixels of a box, (3, height, width) uint8. UnreadableImage names a file that cannot be decoded."""
-        box = _stored_box((top, left, height, width), self.shape[-2:], self.turn)
+        box = stored_box((top, left, height, width), self.shape[-2:], self.turn)
         pixels = _decode_region(self.file, *box)
         if pixels is not None:
             return upright(pixels, self.turn)
@@ -294,7 +295,7 @@ def _decode_region(data: bytes, top: int, left: int, height: int, width: int) ->
     return None if pixels is None or warned else torch.from_numpy(np.asarray(pixels)).permute(2, 0, 1)
 
 
-def _stored_box(box: Box, size: tuple[int, ...], turn: int) -> Box:
+def stored_box(box: Box, size: tuple[int, ...], turn: int) -> Box:
     """Return the box of the stored image that `upright` turns into a box of the upright image, of H x W pixels."""
     top, left, height, width = box
     if turn in (3, 4, 7, 8):

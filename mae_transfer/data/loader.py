@@ -31,11 +31,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data._utils import signal_handling
 
-from mae_transfer.data.decode import UnreadableImage
+from mae_transfer.data.decode import Undecoded, UnreadableImage
 from mae_transfer.data.rand_augment import DrawnOperation, pack_operations
+from mae_transfer.data.regions import LeftCrop, Region, decode_regions
 from mae_transfer.data.reports import collect_notes, report_counted
 from mae_transfer.data.sources import Sample, Source
-from mae_transfer.data.transforms import Augment
+from mae_transfer.data.transforms import Augment, finish_region
 from mae_transfer.interfaces import Batch, Mask, MaskSampler
 from mae_transfer.seeding import fold, global_states_kept, seed_all
 
@@ -181,6 +182,7 @@ class WorkerOutput(NamedTuple):
     unreadable: dict[int, str]  # index -> message
     notes: tuple[str, ...] = ()  # about unusual files that are used
     failure: str = ""  # why the worker cannot send the batch
+    left: dict[int, Region] | None = None  # rows of the batch whose images are still to be decoded
 
 
 class Readable(Protocol[S_co]):
@@ -226,7 +228,16 @@ class Samples(Dataset[WorkerOutput], Generic[S, D], ABC):
                 continue
             drawn += found[0]
             images += [found[1]] * len(found[0])
-        return WorkerOutput(self.collate(drawn, torch.tensor(images)) if drawn else None, unreadable)
+        batch = self.collate(drawn, torch.tensor(images)) if drawn else None
+        return WorkerOutput(batch, unreadable, left=self.left(drawn))
+
+    def left(self, drawn: list[D]) -> dict[int, Region]:
+        """Return the images that are still to be decoded, by their row in the batch."""
+        return {}
+
+    def finish(self, output: WorkerOutput, keys: list[Key]) -> WorkerOutput:
+        """Decode what the worker has left, in the main process."""
+        return output
 
     def _drawn(
         self, epoch: int, image: int, crops: list[Key], unreadable: dict[int, str]
@@ -268,9 +279,12 @@ class Crops(Samples[Sample, Crop]):
     masking: Masking | None = None
     predicted: int | None = None  # hidden patches to predict, drawn uniformly; None: all
     operations: Callable[[Tensor], tuple[DrawnOperation, ...]] | None = None  # draws those for the device
+    decode_on: torch.device | None = None  # decodes images of which one box is used; None: the worker
 
     def draw(self, sample: Sample, rng: np.random.Generator) -> Crop:
         """Return the views of one crop, and its mask."""
+        if isinstance(sample.image, Undecoded):
+            sample.image.left = self.decode_on is not None
         views = self.augmentation(sample.image)
         operations = self.operations(views[0]) if self.operations else ()
         permutation = self.masking.sampler(self.masking.grid, rng) if self.masking else None
@@ -279,11 +293,36 @@ class Crops(Samples[Sample, Crop]):
         return Crop(views, permutation, sample.label, operations)
 
     def collate(self, drawn: list[Crop], images: Tensor) -> Batch:
-        """Return the crops as a Batch."""
-        first, *views = (torch.stack(group) for group in zip(*(crop.views for crop in drawn), strict=True))
+        """Return the crops as a Batch. Its images are those that are decoded."""
+        first, *views = (_stack(group) for group in zip(*(crop.views for crop in drawn), strict=True))
         labels = torch.from_numpy(np.stack([crop.label for crop in drawn]))
         operations = pack_operations([crop.operations for crop in drawn], *first.shape[2:]) if self.operations else None
         return Batch(first, tuple(views), self._mask(drawn), labels, images, operations)
+
+    def left(self, drawn: list[Crop]) -> dict[int, Region]:
+        first = ((row, crop.views[0]) for row, crop in enumerate(drawn))
+        return {row: view.region for row, view in first if isinstance(view, LeftCrop)}
+
+    def finish(self, output: WorkerOutput, keys: list[Key]) -> WorkerOutput:
+        """Return the batch with all images. What the device cannot decode is drawn again, as in a worker."""
+        batch, left, device = output.batch, output.left, self.decode_on
+        if not left or device is None:
+            return output
+        assert self.replaced, "each key has a row"
+        found = dict(zip(left, decode_regions(list(left.values()), device), strict=True))
+        failed = [row for row, pixels in found.items() if pixels is None]
+        again = replace(self, decode_on=None)[[keys[row] for row in failed]] if failed else WorkerOutput(None, {})
+        unreadable, notes = output.unreadable | again.unreadable, output.notes + again.notes
+        if failed and again.batch is None:
+            return WorkerOutput(None, unreadable, notes)
+        decoded = {row: finish_region(pixels, left[row]) for row, pixels in found.items() if pixels is not None}
+        here = [row for row in range(len(keys)) if row not in left]
+        decoded |= zip(here, batch.image, strict=True)
+        if failed:
+            decoded |= zip(failed, again.batch.image, strict=True)
+            batch.label[failed], batch.index[failed] = again.batch.label, again.batch.index
+        images = [decoded[row].to(device, non_blocking=True) for row in range(len(keys))]
+        return WorkerOutput(replace(batch, image=torch.stack(images)), unreadable, notes)
 
     def _mask(self, drawn: list[Crop]) -> Mask | None:
         if self.masking is None:
@@ -291,6 +330,12 @@ class Crops(Samples[Sample, Crop]):
         ids = torch.from_numpy(np.stack([crop.permutation for crop in drawn if crop.permutation is not None]))
         keep, masked = (part.contiguous() for part in ids.tensor_split([self.masking.visible], dim=1))
         return Mask(keep, masked, None if self.predicted is None else masked[:, : self.predicted].contiguous())
+
+
+def _stack(views: tuple[Tensor, ...]) -> Tensor:
+    """Return the views that are decoded as one tensor."""
+    decoded = [view for view in views if not isinstance(view, LeftCrop)]
+    return torch.stack(decoded) if decoded else torch.empty((0, *views[0].shape), dtype=torch.uint8)
 
 
 @dataclass(kw_only=True)
@@ -363,7 +408,8 @@ def batches(
     # an exception can keep this generator alive until the process ends
     at_exit = atexit.register(partial(_end_workers, feed))
     try:
-        for output in _check_outputs(feed):
+        for left, wanted in zip(_check_outputs(feed), keys, strict=False):
+            output = samples.finish(left, wanted)
             policy.note(output)
             if output.batch is not None:
                 yield output.batch

@@ -32,8 +32,9 @@ from mae_transfer.bounds import Factor, Portion, Probability, real
 from mae_transfer.config import Part
 from mae_transfer.core.normalize import IMAGENET
 from mae_transfer.core.patches import sides
-from mae_transfer.data.decode import Box, Undecoded
+from mae_transfer.data.decode import Box, Undecoded, upright
 from mae_transfer.data.rand_augment import DrawnOperation, rand_augment, recorder
+from mae_transfer.data.regions import Region, leave
 from mae_transfer.interfaces import Interpolation, ViewSpec
 
 Enlarged = Annotated[float, real(least=1.0, most=16.0)]  # the crop must lie within the resized image
@@ -229,14 +230,27 @@ def render(
 ) -> tuple[Tensor, ...]:
     """Crop a box of an image (3, H, W) uint8 and render it once per view, (3, S, T) uint8.
 
-    Jitter is applied before resizing, so that all views share it.
+    Jitter is applied before resizing, so that all views share it. If the crop is left to the device, the one view is a
+    LeftCrop.
     """
+    if isinstance(image, Undecoded) and image.left:
+        (view,) = views
+        return (leave(image, box, view, size=sides(view.size), flip=flip),)
     crop = image.crop(*box) if isinstance(image, Undecoded) else F.crop(image, *box)
     crop = crop.permute(1, 2, 0).contiguous().permute(2, 0, 1)  # resizing is faster if a pixel's colours are adjacent
     for adjust, factor in jitter:
         crop = adjust(crop, factor)
-    resized = (resize(crop, sides(view.size), view.interpolation) for view in views)
-    return tuple((view.flip(-1) if flip else view).contiguous() for view in resized)
+    return tuple(_view(crop, view, flip=flip) for view in views)
+
+
+def finish_region(pixels: Tensor, region: Region) -> Tensor:
+    """Return the view of a region, (3, S, T) uint8, given its pixels as they are stored, (3, h, w) uint8."""
+    return _view(upright(pixels, region.turn), region.view, flip=region.flip)
+
+
+def _view(crop: Tensor, view: ViewSpec, *, flip: bool) -> Tensor:
+    resized = resize(crop, sides(view.size), view.interpolation)
+    return (resized.flip(-1) if flip else resized).contiguous()
 
 
 def resize(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:

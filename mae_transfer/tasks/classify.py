@@ -120,6 +120,9 @@ class ClassifyConfig(ClassifierConfig):
     def augments_on_device(self) -> bool:
         return isinstance(self.data.augmentation, RandAugmentCrop)
 
+    def decodes_on_device(self) -> bool:
+        return self.data.leaves_one_crop(self.run.augment_on)
+
 
 class Classify(Transfer[ClassifierConfig]):
     """A classification run."""
@@ -162,7 +165,9 @@ class Classify(Transfer[ClassifierConfig]):
         cfg = self.cfg
         if self.keeps and isinstance(cfg.data.augmentation, CentreCrop):
             return self.kept("train", self.train_set, cfg.data.augmentation.shorter_side, seed=cfg.seed)
-        return training_crops(cfg.data, self.train_set, seed=cfg.seed, augment_on=cfg.run.augment_on)
+        return training_crops(
+            cfg.data, self.train_set, seed=cfg.seed, augment_on=cfg.run.augment_on, decode_on=self.decode_on
+        )
 
     def evaluation_samples(self, name: str) -> Samples[Any, Any]:
         """Return the images of a split, or the features that are kept of them."""

@@ -58,6 +58,19 @@ class RunnableConfig(Schema):
             )
         return self
 
+    @model_validator(mode="after")
+    def _decodes_where_it_can(self) -> Self:
+        if self.run.decode_on == "device" and not self.decodes_on_device():
+            raise ValueError(
+                "run.decode_on = 'device': only pretraining and classification can decode there, one crop per image "
+                "without jitter, 'rand_augment' with run.augment_on = 'device'; remove it"
+            )
+        return self
+
+    def decodes_on_device(self) -> bool:
+        """Return whether the run may set run.decode_on = "device"."""
+        return False
+
     def augments_on_device(self) -> bool:
         """Return whether the run may set run.augment_on = "device"."""
         return False

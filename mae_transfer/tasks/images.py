@@ -93,7 +93,14 @@ class ImageTask(Task[C]):
 
     def training_samples(self) -> Samples[Any, Any]:
         assert isinstance(self.cfg.data, DataConfig)  # a task with views has its own samples
-        return training_crops(self.cfg.data, self.train_set, self.views, seed=self.cfg.seed, masking=self.masking)
+        return training_crops(
+            self.cfg.data,
+            self.train_set,
+            self.views,
+            seed=self.cfg.seed,
+            masking=self.masking,
+            decode_on=self.decode_on,
+        )
 
     def held_out_samples(self, most: int | None = None) -> Crops:
         """Return the held-out images, or up to `most` of them, with masks that are the same in every run."""

@@ -78,6 +78,9 @@ class PretrainConfig(EncoderConfig):
         self.predicted()
         return self
 
+    def decodes_on_device(self) -> bool:
+        return self.data.leaves_one_crop(self.run.augment_on)
+
     def predicted(self) -> int | None:
         """Return the number of patches that a training step predicts; None: all hidden ones."""
         h, w = self.model.encoder.grid()

@@ -260,6 +260,11 @@ class Task(RecordedRun[C]):
         samples, pin, policy = self.training_samples(), self.dist.device.type == "cuda", self.cfg.data.unreadable()
         return batches(samples, keys, workers=workers_of(self.cfg.run), pin=pin, unreadable=policy)
 
+    @property
+    def decode_on(self) -> torch.device | None:
+        """What decodes the training images; None: the workers."""
+        return self.dist.device if self.cfg.run.decode_on == "device" else None
+
     def build_state(self, loop: LoopConfig) -> TrainState:
         """Return model and optimizer before the first step."""
         cfg = self.cfg

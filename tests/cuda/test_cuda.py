@@ -16,11 +16,14 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from mae_transfer.config import load
+from mae_transfer.data import DataConfig, FolderConfig, Order, TrainKeys, batches, training_crops
 from mae_transfer.engine.dist import compile_blocks, session
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.loop import Step, train
@@ -208,6 +211,26 @@ def test_a_real_step_that_does_not_log_never_waits_for_the_device(name: str, dev
         finally:
             forbid(False)
     assert len([number for number, logs in seen if number > 0 and not logs]) >= 2
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+def test_crops_decoded_on_the_device_are_close_to_those_of_the_workers(device: str, tmp_path: Path) -> None:
+    """Equal on CPU. A GPU's decoder rounds in another way."""
+    pytest.importorskip("nvidia.nvimgcodec")
+    y, x = np.mgrid[0:90, 0:120]
+    for index in range(8):
+        waves = [np.sin(x / (9 + index)), np.sin(y / 8), np.sin((x + y) / 12)]
+        picture = Image.fromarray((np.stack(waves, axis=-1) * 100 + 128).astype(np.uint8))
+        picture.save(tmp_path / f"{index}.jpg", quality=95)
+    cfg, source = DataConfig(size=48), FolderConfig(root=str(tmp_path), labelled=False).open()
+    keys = TrainKeys(order=Order(images=8, batch=8, seed=1))
+    here, there = (
+        next(batches(training_crops(cfg, source, seed=1, decode_on=where), keys)).image
+        for where in (None, torch.device(device))
+    )
+    assert there.device.type == device
+    gap = (here.int() - there.cpu().int()).abs().float().mean()
+    assert gap == 0 if device == "cpu" else gap < 1
 
 
 def on_two_processes(name: str, folder: Path, device: str) -> dict[int, float]:

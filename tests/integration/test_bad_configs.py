@@ -125,6 +125,8 @@ def test_nothing_and_less_are_refused_by_their_key_or_begin(
     ("pretrain/mae_vit_base_16_800e", "run.position_bias=flex", "no block has relative positions"),
     ("pretrain/mae_vit_base_16_800e", "run.position_bias=channels", "no block has decomposed relative positions"),
     ("classify/linear_probe", "run.device_batch=1", "raise run.device_batch"),
+    ("classify/finetune_vit_base", "run.decode_on=device", "'rand_augment' with run.augment_on = 'device'"),
+    ("detect/mask_rcnn_vitdet_base_100ep", "run.decode_on=device", "only pretraining and classification"),
     ("classify/linear_probe", "run.augment_on=device", "data.augmentation 'rand_augment'"),
     ("classify/finetune_vit_base", "data.size=30", "data.size, image_size.* multiples of patch"),
     ("classify/finetune_vit_base", "data.augmentation.policy=rand-x9", "policy"),

@@ -18,6 +18,8 @@ import torch
 from mae_transfer import checkpoints, results
 from mae_transfer.cli.main import main
 from mae_transfer.config import load, validate
+from mae_transfer.data import regions
+from mae_transfer.data.decode import decode
 from mae_transfer.engine.dist import Dist
 from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.tasks import classify
@@ -141,13 +143,27 @@ def test_a_stopped_and_resumed_run_is_the_unbroken_one_bit_for_bit(
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="values may differ by one grey level")
-def test_rand_augment_on_the_device_trains_as_in_the_workers(base: Values, tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", [("augment_on",), ("augment_on", "decode_on")], ids=len)
+def test_what_the_device_augments_and_decodes_trains_as_in_the_workers(
+    base: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: tuple[str, ...]
+) -> None:
     """With mixup and erasing after it, on files."""
-    for where in ("worker", "device"):
-        classify.Classify.launch(config(base, run=RUN | {"augment_on": where}, epochs=3.0), tmp_path / where)
-    losses = [[row["loss"] for row in log(tmp_path / where, "train").values()] for where in ("worker", "device")]
+    decoded: list[Any] = []
+
+    def decode_whole(regions: list[regions.Region]) -> list[torch.Tensor]:
+        decoded.extend(regions)
+        boxes = ((decode(one.file, where="x"), *one.box) for one in regions)
+        return [whole[:, top : top + height, left : left + width] for whole, top, left, height, width in boxes]
+
+    monkeypatch.setattr(sys.modules[decode.__module__], "_region_decoder", lambda _: lambda *_: None)
+    monkeypatch.setattr(regions, "_decoder", lambda *_: decode_whole)
+    losses = []
+    for run in (RUN, RUN | dict.fromkeys(device, "device")):
+        classify.Classify.launch(config(base, run=run, epochs=3.0), tmp_path / str(len(losses)))
+        losses.append([row["loss"] for row in log(tmp_path / str(len(losses)), "train").values()])
     assert losses[0] == losses[1]
     assert len(losses[0]) == 3
+    assert bool(decoded) == ("decode_on" in device)
 
 
 def test_rand_augment_on_a_device_without_float64_is_refused(base: Values) -> None:

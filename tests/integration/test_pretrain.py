@@ -19,7 +19,7 @@ from pretrain_runs import ROOT, Values, assert_equal, config, log, losses, paylo
 
 from mae_transfer import checkpoints, results
 from mae_transfer.config import load, validate
-from mae_transfer.data import UnreadableImage
+from mae_transfer.data import Crops, UnreadableImage
 from mae_transfer.data.packs import write_pack
 from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.log import NonFiniteLoss
@@ -399,3 +399,16 @@ def test_real_images_are_learned(tmp_path: Path, real_data: Callable[[str], Path
     assert sum(curve[-5:]) < 0.8 * sum(curve[:5])
     assert written[0].value is not None
     assert written[0].value < 1.0  # 1 is what predicting each patch's mean gives
+
+
+def test_the_samples_know_what_decodes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mae_transfer.data.config.check_decoder", lambda _: None)
+    for where, device in (("worker", None), ("device", torch.device("cpu"))):
+        task = pretrain.Pretrain(config(**run_options(decode_on=where)), Dist(torch.device("cpu")))
+        task.open()
+        samples = task.training_samples()
+        assert isinstance(samples, Crops)
+        assert samples.decode_on == device
+    for data in ({"augmentation": {"name": "random_crop", "jitter": 0.4}}, {"crops_per_image": 2}):
+        with pytest.raises(ValueError, match=r"run\.decode_on = 'device': .* without jitter"):
+            config(data=values()["data"] | data, **run_options(decode_on="device"))

@@ -7,15 +7,15 @@ import subprocess
 import sys
 
 MOST = {
-    "pretrain": 68,
+    "pretrain": 69,
     "joint": 67,
-    "tokenizer": 56,
-    "classify": 59,
-    "knn": 57,
-    "ridge": 58,
-    "robustness": 61,
-    "detect": 71,
-    "segment": 75,
+    "tokenizer": 57,
+    "classify": 60,
+    "knn": 58,
+    "ridge": 59,
+    "robustness": 62,
+    "detect": 72,
+    "segment": 76,
 }
 """Modules of the package that a task may load. Lower a number when fewer are needed."""
 COUNT = """

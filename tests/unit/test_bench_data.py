@@ -26,7 +26,7 @@ def test_every_contestant_gets_a_row_and_the_machine_is_left_as_it_was(folder: P
     threads = torch.get_num_threads()
     rows = run(folder, seconds=0.1, size=32, rounds=2, repeats=2)
     assert [row["name"] for row in rows if row["counted"]] == ["classic: PIL, v1 transforms, float", "ours"]
-    assert len(rows) == 8
+    assert len(rows) == 9
     assert all(0 < row["low"] <= row["images_per_s"] <= row["high"] for row in rows)
     assert rows[0]["ratio"] == 1
     assert torch.get_num_threads() == threads

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,21 +14,26 @@ import pytest
 import torch
 from PIL import Image
 
+from mae_transfer.core.masks import Random
 from mae_transfer.data import (
     DataConfig,
     Folder,
     FolderConfig,
     LabelledDataConfig,
+    Masking,
     Order,
     TrainKeys,
     Unreadable,
     UnreadableImage,
     batches,
     open_labelled,
+    regions,
     training_crops,
 )
 from mae_transfer.data.decode import Undecoded, decode, decode_late
+from mae_transfer.data.regions import Region, decode_regions
 from mae_transfer.data.sources import decoded_late
+from mae_transfer.interfaces import ViewSpec
 
 MODULE = sys.modules["mae_transfer.data.decode"]  # the package has a function of this name
 Decoder = Callable[..., Any]
@@ -210,3 +216,111 @@ def test_an_image_that_fails_when_it_is_cropped_is_replaced_or_named(
     assert list(policy.files) == [3]
     with pytest.raises(UnreadableImage, match=r"broken below its header \(data\.on_error='skip'"):
         next(batches(training_crops(cfg, folder, seed=1), keys))
+
+
+def regions_of_pil(regions: list[Region]) -> list[torch.Tensor | None]:
+    found = (torch.from_numpy(boxes_of_pil(region.file, *region.box)).permute(2, 0, 1) for region in regions)
+    return list(found)
+
+
+@pytest.fixture(params=["PIL", "nvImageCodec"])
+def device_decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU's decoder of the crops that workers leave, or one that any machine has."""
+    if request.param == "PIL":
+        boxes_of_pil.calls = 0  # type: ignore[attr-defined]
+        monkeypatch.setattr(MODULE, "_region_decoder", lambda _: boxes_of_pil)
+        monkeypatch.setattr(regions, "_decoder", lambda *_: regions_of_pil)
+    elif MODULE._region_decoder(0) is None:
+        pytest.skip("nvImageCodec is not installed")
+
+
+CPU = torch.device("cpu")
+LEFT: list[dict[str, Any]] = [one for one in AUGMENTATIONS if one["name"] != "none" and not one.get("jitter")]
+
+
+@pytest.mark.usefixtures("device_decoder")
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("augmentation", LEFT, ids=lambda one: one["name"])
+def test_crops_that_are_decoded_in_the_main_process_are_the_same(
+    root: Path, monkeypatch: pytest.MonkeyPatch, augmentation: dict[str, Any], workers: int
+) -> None:
+    """With masks, and RandAugment on the device; files that are no plain JPEG come decoded from the workers."""
+    cfg = DataConfig.model_validate({"root": str(root), "size": (24, 16), "augmentation": augmentation})
+    source = FolderConfig(root=str(root), split="train").open()
+    where: Any = "device" if augmentation["name"] == "rand_augment" else "worker"
+    keys = TrainKeys(order=Order(images=len(source), batch=12, seed=1))
+    masking = Masking(Random(), (6, 4))
+    found = []
+    for device in (None, CPU):
+        crops = training_crops(cfg, source, seed=1, masking=masking, augment_on=where, decode_on=device)
+        feed = batches(crops, keys, workers=workers)
+        found += [next(feed), next(feed)]
+        feed.close()
+    for here, there in zip(found[:2], found[2:], strict=True):
+        assert torch.equal(here.image, there.image)
+        for name in ("label", "index"):
+            assert torch.equal(getattr(here, name), getattr(there, name))
+        assert torch.equal(here.mask.ids_keep, there.mask.ids_keep)
+        assert (here.operations is None) == (there.operations is None) == (where == "worker")
+    left = training_crops(cfg, source, seed=1, augment_on=where, decode_on=CPU)[next(iter(keys))]
+    assert 0 < len(left.left) < 12
+    assert len(left.left) + len(left.batch.image) == 12
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_file_that_is_broken_where_the_main_process_decodes_it_is_named_or_replaced_as_in_a_worker(
+    root: Path, monkeypatch: pytest.MonkeyPatch, skip: bool
+) -> None:
+    def failing(data: bytes, *, where: str) -> torch.Tensor:
+        if where == folder.where(3):
+            raise UnreadableImage(f"{where}: broken below its header")
+        return decode(data, where=where)
+
+    monkeypatch.setattr(MODULE, "_region_decoder", lambda _: lambda *_: None)  # workers decode whole images
+    monkeypatch.setattr(regions, "_decoder", lambda *_: lambda regions: [None] * len(regions))
+    monkeypatch.setattr("mae_transfer.data.config.check_decoder", lambda _: None)
+    monkeypatch.setattr(MODULE, "decode", failing)
+    cfg = DataConfig.model_validate({"root": str(root), "size": 24})
+    folder = FolderConfig(root=str(root), split="train").open()
+    keys = TrainKeys(order=Order(images=len(folder), batch=len(folder), seed=1))
+    found = []
+    for device in (None, CPU):
+        policy = Unreadable(limit=int(skip))
+        feed = batches(training_crops(cfg, folder, seed=1, decode_on=device), keys, unreadable=policy)
+        if not skip:
+            with pytest.raises(UnreadableImage, match=r"broken below its header \(data\.on_error='skip'"):
+                next(feed)
+            continue
+        found.append(next(feed))
+        assert list(policy.files) == [3]
+        feed.close()
+    if skip:
+        assert 3 not in found[1].index.tolist()
+        for name in ("image", "label", "index"):
+            assert torch.equal(getattr(found[0], name), getattr(found[1], name))
+
+
+def test_a_decoder_that_warns_or_fails_decodes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    region = Region(jpeg(), (0, 0, 8, 8), 1, False, ViewSpec(8, "bicubic"))
+
+    def warns(found: list[Region]) -> list[torch.Tensor | None]:
+        os.write(2, b"Corrupt JPEG data\n")
+        return regions_of_pil(found)
+
+    def fails(found: list[Region]) -> list[torch.Tensor | None]:
+        raise MemoryError
+
+    boxes_of_pil.calls = 0  # type: ignore[attr-defined]
+    for decoder, count in ((regions_of_pil, 0), (warns, 2), (fails, 2)):
+        monkeypatch.setattr(regions, "_decoder", lambda *_, decoder=decoder: decoder)
+        assert decode_regions([region, region], CPU).count(None) == count
+
+
+def test_a_missing_decoder_is_named_at_the_start(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", None)
+    regions._decoder.cache_clear()
+    cfg, folder = DataConfig(size=24), FolderConfig(root=str(root), split="train").open()
+    with pytest.raises(ValueError, match=r"decode_on = 'device' needs nvImageCodec: pip install 'nvidia-nvimgcodec"):
+        training_crops(cfg, folder, seed=1, decode_on=CPU)
+    with pytest.raises(ValueError, match="one view, but the target needs more"):
+        training_crops(cfg, folder, [ViewSpec(12, "lanczos")], seed=1, decode_on=CPU)
