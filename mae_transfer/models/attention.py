@@ -300,7 +300,8 @@ def set_position_bias(model: nn.Module, how: PositionBias, *, device: torch.devi
             how = "tensor"
     parts: list[Attention | RelativePositionBias] = [*layers, *tables]
     for part in parts:
-        part.position_bias = how
+        if part.position_bias != how:  # attributes of a module count in the digest of kept features
+            part.position_bias = how
 
 
 class RelativePositionBias(nn.Module):
