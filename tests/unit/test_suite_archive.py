@@ -14,7 +14,7 @@ from mae_transfer.cli.suite import open_archive
 from mae_transfer.results import Result
 from mae_transfer.suite.graph.plan import open_plan
 from mae_transfer.suite.local.view import show_plan
-from mae_transfer.suite.store.archive import RunArchive
+from mae_transfer.suite.store.archive import RunArchive, _last_parts
 from mae_transfer.suite.store.records import load, write_about
 from mae_transfer.suite.store.steps import unpack
 from mae_transfer.suite.store.work import Work
@@ -209,3 +209,9 @@ def test_a_forced_run_of_other_code_replaces_the_archived_one(
     first.run(force=("a/finetune/seed1",))
     assert any("is now 77" in one for one in first.said)
     assert 77.0 in {one.value for one in RunArchive(first.archive).runs["a/finetune/seed1"][1]}
+
+
+def test_an_archive_names_files_and_folders_without_their_place() -> None:
+    values = {"root": "/home/me/photos", "sets": [{"reference": "/runs/a/backbone.safetensors", "url": "a/b"}], "n": 1}
+    named = {"root": "photos", "sets": [{"reference": "backbone.safetensors", "url": "a/b"}], "n": 1}
+    assert _last_parts(values) == named

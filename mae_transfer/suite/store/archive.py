@@ -1,19 +1,20 @@
 """An archive of a suite's numbers: small text files that a repository can hold, and that the suite reads as done.
 
 DIR/results.jsonl holds the results of finished runs, DIR/runs.jsonl the notes of these runs, DIR/suite.json what tables
-need to know. Weights are not kept. A result without a record has that of the line before it, as the results of one run
-share their record. tools/tables.py DIR prints the tables of an archive.
+need to know. Weights and absolute paths are not kept. A result without a record has that of the line before it, as the
+results of one run share their record. tools/tables.py DIR prints the tables of an archive.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mae_transfer import results
 from mae_transfer.disk import write_text
 from mae_transfer.locks import locked
-from mae_transfer.record import software
+from mae_transfer.record import Record, software
 from mae_transfer.results import Result
 from mae_transfer.suite.store.records import RUNS, Note, archived, digest_of, line_digests, write_note
 
@@ -69,7 +70,8 @@ class RunArchive:
 
     def _add(self, note: Note, folder: Path, replace: bool) -> str | None:
         file = folder / NUMBERS
-        numbers = [one for one in results.load(file)[0] if one.status == "ok"] if file.is_file() else []
+        found = results.load(file)[0] if file.is_file() else []
+        numbers = [_without_folders(one) for one in found if one.status == "ok"]
         known = self.runs.get(note.name)
         compared = None
         if known is not None and known[0].identity == note.identity:
@@ -83,6 +85,23 @@ class RunArchive:
         write_text(self.root / NUMBERS, "".join(f"{line}\n" for line in lines))  # a note without its lines is an error
         write_text(self.root / RUNS, "".join(f"{note.model_dump_json()}\n" for note, _ in self.runs.values()))
         return compared
+
+
+def _without_folders(result: Result) -> Result:
+    """Return a result whose record names files and folders without their place on this machine."""
+    if result.record is None:
+        return result
+    record = Record.model_validate(_last_parts(result.record.model_dump(mode="json")))
+    return result.model_copy(update={"record": record})
+
+
+def _last_parts(value: Any) -> Any:
+    """Return nested values with every absolute path replaced by its last part."""
+    if isinstance(value, dict):
+        return {key: _last_parts(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_last_parts(part) for part in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _packed(numbers: Sequence[Result]) -> list[str]:

@@ -140,7 +140,10 @@ def markdown(sheets: Sequence[Sheet]) -> str:
         return " ".join(text.splitlines()).replace("|", "\\|")
 
     def table(sheet: Sheet) -> str:
-        bold = [[f"**{cell.text}**" if cell.style == "best" else cell.text for cell in row] for row in sheet.rows]
+        bold = [
+            [f"**{cell.text}**" if cell.style == "best" and cell.text else cell.text for cell in row]
+            for row in sheet.rows
+        ]
         lines = [list(sheet.head), ["---"] * len(sheet.head), *bold]
         notes = "".join(f"\n{plain_text(note)}\n" for note in sheet.notes)
         body = "\n".join("| " + " | ".join(map(plain_text, line)) + " |" for line in lines)
