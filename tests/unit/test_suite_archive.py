@@ -212,6 +212,6 @@ def test_a_forced_run_of_other_code_replaces_the_archived_one(
 
 
 def test_an_archive_names_files_and_folders_without_their_place() -> None:
-    values = {"root": "/home/me/photos", "sets": [{"reference": "/runs/a/backbone.safetensors", "url": "a/b"}], "n": 1}
+    values = {"root": "/data/photos", "sets": [{"reference": "/runs/a/backbone.safetensors", "url": "a/b"}], "n": 1}
     named = {"root": "photos", "sets": [{"reference": "backbone.safetensors", "url": "a/b"}], "n": 1}
     assert _last_parts(values) == named
