@@ -38,7 +38,7 @@ class RunnableConfig(Schema):
     seed: Seed = 0
     """Seed of every random draw."""
     run: RunConfig = RunConfig()
-    """Execution options. They change no number."""
+    """Execution options. They change numbers by rounding at most."""
 
     @model_validator(mode="after")
     def _statistics_fit(self) -> Self:
@@ -50,16 +50,12 @@ class RunnableConfig(Schema):
         return self
 
     @model_validator(mode="after")
-    def _augments_where_it_can(self) -> Self:
+    def _device_can(self) -> Self:
         if self.run.augment_on == "device" and not self.augments_on_device():
             raise ValueError(
                 "run.augment_on = 'device': only task 'joint', and task 'classify' with data.augmentation "
                 "'rand_augment', can augment there; remove it"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _decodes_where_it_can(self) -> Self:
         if self.run.decode_on == "device" and not self.decodes_on_device():
             raise ValueError(
                 "run.decode_on = 'device': only pretraining and classification can decode there, one crop per image "
