@@ -1,4 +1,4 @@
-"""ViTDet on ViT-B/16 for one GPU of 24 GB: a quarter of the batch and of the schedule.
+"""ViTDet on ViT-B/16 for one 24 GB GPU: a quarter of the batch and of the schedule.
 
 The batch is accumulated. The rate scales with the square root of the batch. This recipe has no published numbers and
 has not been run at full length.

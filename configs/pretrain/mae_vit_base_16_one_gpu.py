@@ -1,4 +1,4 @@
-"""MAE, ViT-B/16, for one GPU of 24 GB: 300 epochs at batch 1024.
+"""MAE, ViT-B/16, for one 24 GB GPU: 300 epochs at batch 1024.
 
 The batch is accumulated, and activations are recomputed.
 

@@ -1,7 +1,7 @@
-"""MAE, ViT-B/16, on your own images, for one GPU of 24 GB; labels are not used.
+"""MAE, ViT-B/16, on your own images, for one 24 GB GPU; labels are not used.
 
 DIR holds train/ and val/, class folders, or images at any depth. Without val/ a fixed 2 % (at most 2,048) is held out
-for the evaluation loss. With fewer than 100,000 images begin from released weights:
+for the evaluation loss. With fewer than 100,000 images, try starting from released weights (not measured):
 --set start=mae-full:mae_pretrain_vit_base_full.pth
 
 Command:   python tools/pretrain.py configs/pretrain/own_photos_one_gpu.py --work-dir runs/own_mae --set data.root=DIR

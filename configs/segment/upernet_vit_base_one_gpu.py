@@ -1,4 +1,4 @@
-"""UperNet with an MAE ViT-B/16 on ADE20K for one GPU of 24 GB: the public recipe.
+"""UperNet with an MAE ViT-B/16 on ADE20K for one 24 GB GPU: the public recipe.
 
 The batch of 16 is accumulated, and activations are recomputed.
 

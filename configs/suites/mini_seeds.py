@@ -3,7 +3,7 @@
 The numbers are in docs/results/mini.md.
 
 Command:   python tools/reproduce.py configs/suites/mini_seeds.py --work-dir runs/mini_seeds --jobs 2
-Cost:      about 15 minutes on two CPU cores, 2 GB.
+Cost:      15 to 30 minutes on two CPU cores, 2 GB.
 Published: none.
 """
 

@@ -1,4 +1,4 @@
-"""Does pretraining help classification on your data? Five rows, three seeds, one GPU of 24 GB.
+"""Does pretraining help classification on your data? Five rows, three seeds, one 24 GB GPU.
 
 Rows: MAE on your own images, released MAE, DINO, supervised (DeiT) and random weights; all ViT-B/16, fine-tuned for 50
 epochs, and judged by their nearest neighbours as they are. which_backbone.py compares ten released backbones without

@@ -1,4 +1,4 @@
-"""Does pretraining help segmentation on your data? Five rows, three seeds, one GPU of 24 GB.
+"""Does pretraining help segmentation on your data? Five rows, three seeds, one 24 GB GPU.
 
 Rows: MAE on your own images, released MAE, DINO, supervised (DeiT) and random weights; all ViT-B/16 under UperNet for
 10 epochs. Each row's learning rate is the best of three on images held out of the training set.

@@ -58,11 +58,11 @@ transfer = {
     "scratch H": dict(tool="cls_train", config="../classify/scratch_vit_huge.py", rows=("scratch",), data="imagenet", hours=714.0, gib=20.0),
     "coco B": dict(
         tool="det_train", config="../detect/mask_rcnn_vit_base_li2021_100ep.py", rows=(*of["B"], "MoCo v3, ViT-B", "DeiT, ViT-B"), data="coco",
-        hours=118.0, gib=5.0,
+        hours=163.0, gib=5.0,
     ),
-    "coco L": dict(tool="det_train", config="../detect/mask_rcnn_vit_large_li2021_100ep.py", rows=of["L"], data="coco", hours=285.0, gib=10.0),
-    "coco scratch B": dict(tool="det_train", config="../detect/mask_rcnn_vit_base_li2021_scratch_200ep.py", rows=("scratch",), data="coco", hours=236.0, gib=5.0),
-    "coco scratch L": dict(tool="det_train", config="../detect/mask_rcnn_vit_large_li2021_scratch_400ep.py", rows=("scratch",), data="coco", hours=1140.0, gib=10.0),
+    "coco L": dict(tool="det_train", config="../detect/mask_rcnn_vit_large_li2021_100ep.py", rows=of["L"], data="coco", hours=360.0, gib=10.0),
+    "coco scratch B": dict(tool="det_train", config="../detect/mask_rcnn_vit_base_li2021_scratch_200ep.py", rows=("scratch",), data="coco", hours=326.0, gib=5.0),
+    "coco scratch L": dict(tool="det_train", config="../detect/mask_rcnn_vit_large_li2021_scratch_400ep.py", rows=("scratch",), data="coco", hours=1441.0, gib=10.0),
     "ade B": dict(
         tool="seg_train", config="../segment/upernet_vit_base_160k.py", rows=(*of["B"], "MoCo v3, ViT-B", "DeiT, ViT-B"), data="ade", device="RTX 3090", hours=212.0, gib=5.0,
     ),

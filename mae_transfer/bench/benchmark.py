@@ -125,16 +125,15 @@ def add_options(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run a benchmark and print its table."""
-    from rich.console import Console
-
     from mae_transfer import results
-    from mae_transfer.bench.harness import table
+    from mae_transfer.bench.harness import sheet
     from mae_transfer.engine.dist import pick_device
     from mae_transfer.record import software
+    from mae_transfer.suite.tables.formats import terminal
 
     records = BENCHMARKS[args.benchmark].run(args)
     title = " ".join(f"{key}={value}" for key, value in vars(args).items() if key != "json")
-    Console().print(table(records, title=title))
+    print(terminal([sheet(records, title=title)]), end="")
     if args.json:
         about = {
             "options": {key: str(value) for key, value in vars(args).items()},

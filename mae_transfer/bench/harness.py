@@ -17,7 +17,6 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import torch
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -27,6 +26,7 @@ from mae_transfer.bench.options import Mode, Workload
 from mae_transfer.engine.dist import compile_blocks, peak_memory_gib
 from mae_transfer.engine.profile import matmul_peak
 from mae_transfer.engine.state import autocast
+from mae_transfer.suite.tables.formats import Sheet, Text
 
 _LOG = logging.getLogger(__name__)
 
@@ -162,13 +162,11 @@ def describe(row: Timing, rows: Sequence[Timing], work: Workload, comparison: Co
     }
 
 
-def table(records: Sequence[Mapping[str, Any]], *, title: str) -> Table:
+def sheet(records: Sequence[Mapping[str, Any]], *, title: str) -> Sheet:
     """Return the records as a table with one column per key; lists become ranges."""
     columns = list(dict.fromkeys(key for record in records for key in record if not key.endswith("_rounds")))
-    view = Table(*(column.replace("_", " ") for column in columns), title=title)
-    for record in records:
-        view.add_row(*(_show(record.get(column)) for column in columns))
-    return view
+    rows = (tuple(Text(_show(record.get(column))) for column in columns) for record in records)
+    return Sheet(title, tuple(column.replace("_", " ") for column in columns), tuple(rows))
 
 
 def random_images(work: Workload) -> Tensor:
@@ -182,7 +180,9 @@ def _show(value: Any) -> str:
         return "  ".join(f"{key} {_show(item)}" for key, item in value.items())
     if isinstance(value, list):
         return "..".join(map(_show, value))
-    return f"{value:.3g}" if isinstance(value, float) else "" if value is None else str(value)
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return "" if value is None else str(value)
 
 
 def _speed(row: Timing) -> float:

@@ -1,5 +1,5 @@
-"""Classify images with a pretrained backbone: fine-tuning, partial fine-tuning, linear probing,
-k-NN, ridge and logistic regression, statistics of features.
+"""Classify images with a pretrained backbone: fine-tuning, partial fine-tuning, linear and attentive
+probes, k-NN, ridge and logistic regression, statistics of features.
 
   python tools/cls_train.py configs/classify/finetune_vit_base.py --work-dir runs/ft \\
       --backbone runs/mae_b/backbone.safetensors --set data.root=/data/imagenet
@@ -24,10 +24,14 @@ from __future__ import annotations
 
 import argparse
 
+from mae_transfer.cli.parser import Parser
 from mae_transfer.cli.training import add_transfer_options, transfer
 from mae_transfer.tasks.entries import CLASSIFY
 
-add_options = add_transfer_options
+
+def add_options(parser: Parser) -> None:
+    """Add the options of the command."""
+    add_transfer_options(parser, released=", or mae-finetuned:PATH")
 
 
 def run(args: argparse.Namespace) -> None:

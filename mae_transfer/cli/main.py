@@ -39,9 +39,9 @@ class Command(NamedTuple):
 COMMANDS = {
     "pretrain": Command("pretrain", "pretrain a masked autoencoder, or by joint embedding"),
     "tokenizer": Command("tokenizer_train", "train a discrete VAE, or fit the PCA basis"),
-    "classify": Command("cls_train", "fine-tuning, partial fine-tuning, linear probes, k-NN, robustness"),
+    "classify": Command("cls_train", "fine-tuning, linear and attentive probes, k-NN, ridge and logistic regression"),
     "detect": Command("det_train", "Mask R-CNN on COCO-format data"),
-    "segment": Command("seg_train", "UperNet or a linear head"),
+    "segment": Command("seg_train", "UperNet, a linear head, or k-NN and logistic regression of frozen patches"),
     "suite": Command("reproduce", "run pretrainings, transfers and seeds as one plan"),
     "tables": Command("tables", "print the paper's tables with your numbers"),
     "data": Command("prepare_data", "download, lay out, check, pack or generate data sets"),

@@ -1,6 +1,6 @@
 """Pretrain a backbone: a masked autoencoder, or by joint embedding (DINO, iBOT, MoCo v3, MoBY, EsViT).
 
-  python tools/pretrain.py configs/mini/pretrain.py --work-dir runs/mini          (minutes, CPU)
+  python tools/pretrain.py configs/mini/pretrain.py --work-dir runs/mini_mae      (minutes, CPU)
   python tools/pretrain.py configs/pretrain/mae_vit_base_16_1600e.py --work-dir runs/mae_b \\
       --set data.root=/data/imagenet
   torchrun --nproc-per-node 8 tools/pretrain.py CONFIG --work-dir D --resume     (8 GPUs, continued)

@@ -34,13 +34,17 @@ def add_run_options(parser: Parser) -> None:
     parser.information.add_argument("--estimate", action="store_true", help=estimate)
 
 
-def add_transfer_options(parser: Parser) -> None:
-    """Add the options of commands that take a backbone."""
+def add_transfer_options(parser: Parser, *, released: str = "") -> None:
+    """Add the options of commands that take a backbone.
+
+    Args:
+        released: what else --checkpoint may name.
+    """
     add_config_options(parser)
     backbone = "weights to transfer: a backbone.safetensors, or PREFIX:PATH (mae:, timm:, released: ...; see "
     backbone += "docs/backbones.md)"
     evaluate = "evaluate --checkpoint without training; --work-dir is then optional"
-    checkpoint = "with --eval: a step_*.pt of this tool, or mae-finetuned:PATH"
+    checkpoint = f"with --eval: a step_*.pt of this tool{released}"
     parser.what.add_argument("--backbone", metavar="REF", help=backbone)
     parser.what.add_argument("--eval", action="store_true", help=evaluate)
     parser.what.add_argument("--checkpoint", type=at_home, metavar="C", help=checkpoint)

@@ -1,6 +1,6 @@
 """Draw the reconstructions of a pretraining run, or the attention maps of a backbone.
 
-  python tools/visualize.py runs/mini                       (validation images of the run)
+  python tools/visualize.py runs/mini_mae                   (validation images of the run)
   python tools/visualize.py runs/mae_b --images some/folder --mask-ratio 0.75 0.85 0.95
   python tools/visualize.py mae-full:/ckpt/mae_pretrain_vit_large_full.pth --images some/folder \\
       --config configs/pretrain/mae_vit_large_16_1600e.py

@@ -5,10 +5,11 @@ Legend: B images of (3, H, W), values in [0, 1].
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -17,10 +18,12 @@ from mae_transfer.disk import atomic_write
 from mae_transfer.interfaces import Mask
 
 GAP = 4  # pixels between the panels of a sheet
+HEADER = 20  # pixels above the panels for their titles
+PANELS = ("original", "masked", "prediction", "visible pasted in")
 
 
 def draw_panels(images: Tensor, reconstruction: Tensor, mask: Mask) -> Tensor:
-    """Return the four panels of each image, (B, 4, 3, H, W) in [0, 1].
+    """Return the four panels of each image, (B, 4, 3, H, W) in [0, 1]; their titles are PANELS.
 
     Args:
         images: (B, 3, H, W) uint8.
@@ -39,14 +42,15 @@ def draw_panels(images: Tensor, reconstruction: Tensor, mask: Mask) -> Tensor:
     return torch.stack([shown[0], shown[1], reconstruction, shown[2]], dim=1)
 
 
-def save_sheet(path: Path, rows: Tensor, *, enlarge_to: int = 128) -> None:
-    """Write a PNG with one row of panels per image; nothing without images.
+def save_sheet(path: Path, rows: Tensor, titles: Sequence[str], *, enlarge_to: int = 128) -> None:
+    """Write a PNG with one row of panels per image below their titles; nothing without images.
 
     Small images are enlarged by a whole factor, without interpolation.
 
     Args:
         rows: (B, K, C, H, W) in [0, 1]. The first three channels are shown; with one or two channels, the first in
             grey.
+        titles: one per panel.
         enlarge_to: minimum height of a panel in pixels.
     """
     if not len(rows):
@@ -57,6 +61,18 @@ def save_sheet(path: Path, rows: Tensor, *, enlarge_to: int = 128) -> None:
     panels = rows.reshape(b * k, c, *rows.shape[3:]).repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
     sheet = make_grid(panels.cpu().float(), nrow=k, padding=GAP, pad_value=1.0)
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = Image.fromarray((sheet * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy())
+    values = (sheet * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
+    picture = _headed(Image.fromarray(values.numpy()), titles)
     with atomic_write(path) as temporary:
         picture.save(temporary, format="PNG")
+
+
+def _headed(sheet: Image.Image, titles: Sequence[str]) -> Image.Image:
+    """Return a sheet of equally wide panels below one title each."""
+    picture = Image.new("RGB", (sheet.width, sheet.height + HEADER), "white")
+    picture.paste(sheet, (0, HEADER))
+    write = ImageDraw.Draw(picture)
+    wide = (sheet.width - GAP) / len(titles)
+    for at, title in enumerate(titles):
+        write.text((GAP + at * wide, GAP), title, fill="black", font=ImageFont.load_default(12))
+    return picture

@@ -83,5 +83,6 @@ def draw_attention(
         maps = attention(backbone, normalize(batch.image, loaded.statistics), grid, block=block)
         rows.append(attention_rows(batch.image, maps))
     path = out / "attention.png"
-    save_sheet(path, torch.cat(rows))
+    panels = torch.cat(rows)
+    save_sheet(path, panels, ["image", "mean of heads", *(f"head {head}" for head in range(panels.shape[1] - 2))])
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import torch
@@ -113,11 +114,11 @@ class ImageTask(Task[C]):
         optim = self.cfg.optim
         return param_groups(model, weight_decay=optim.weight_decay, no_decay=select_exempt(model, optim, default=()))
 
-    def save_pictures(self, step: int, rows: Tensor) -> None:
-        """Write panels (B, K, 3, H, W), a row for each image."""
+    def save_pictures(self, step: int, rows: Tensor, titles: Sequence[str]) -> None:
+        """Write panels (B, K, 3, H, W), a row for each image, below K titles."""
         from mae_transfer.draw.reconstructions import save_sheet
 
-        save_sheet(self.folder.reconstructions / f"step_{step:08d}.png", rows)
+        save_sheet(self.folder.reconstructions / f"step_{step:08d}.png", rows, titles)
 
     def title(self) -> str:
         return (

@@ -243,7 +243,10 @@ class JointEmbedding(EncoderTask[JointConfig]):
 
         samples = self.samples(pick_evenly(self.held_out, self.cfg.pictures), EVALUATION_SEED)
         batches = self.sweep(samples, self.cfg.data.unreadable(), alone=True)
-        self.save_pictures(self.state.step, sheet([draw_views(batch, self.joint.encoder.patch) for batch in batches]))
+        drawn = sheet([draw_views(batch, self.joint.encoder.patch) for batch in batches])
+        views = self.cfg.data.views
+        titles = [f"global {n + 1}" for n in range(views.wide)] + [f"local {n + 1}" for n in range(views.narrow)]
+        self.save_pictures(self.state.step, drawn, titles)
 
     def results(self, figures: Mapping[str, float], shared: dict[str, Any]) -> list[Result]:
         """Return one Result per figure."""

@@ -172,7 +172,9 @@ class Pretrain(EncoderTask[PretrainConfig]):
         if not mean["patches"]:
             raise ValueError(f"no image of the {self.split} set could be read")
         if dist.is_main:
-            self.save_pictures(step, self.picture_rows(model, most=self.cfg.pictures))
+            from mae_transfer.draw.reconstructions import PANELS
+
+            self.save_pictures(step, self.picture_rows(model, most=self.cfg.pictures), PANELS)
         return {f"{self.split}_loss": mean["loss"] / mean["patches"], **unread(policy, dist)}
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ import torch
 from mae_transfer.checkpoints.files import load_strict
 from mae_transfer.config import load
 from mae_transfer.data import FolderConfig, open_source
-from mae_transfer.draw.reconstructions import save_sheet
+from mae_transfer.draw.reconstructions import PANELS, save_sheet
 from mae_transfer.engine import checkpoint
 from mae_transfer.engine.dist import Dist
 from mae_transfer.models.mae import MAE
@@ -66,5 +66,5 @@ def reconstruct(
         task.set_mask(mask)
         sheets[out / f"{name}.png"] = task.picture_rows(model, most=most)
     for path, drawn in sheets.items():
-        save_sheet(path, drawn)
+        save_sheet(path, drawn, PANELS)
     return list(sheets)

@@ -138,7 +138,7 @@ class Tokenizer(ImageTask[TokenizerConfig]):
                 cfg.model.codes,
             )
         if dist.is_main:
-            self.save_pictures(step, self.picture_rows(tokenizer))
+            self.save_pictures(step, self.picture_rows(tokenizer), ("original", "decoded"))
         figures = {
             "mse": mean["error"] / mean["images"],
             "codes_used": mean["codes_used"],

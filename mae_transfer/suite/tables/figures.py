@@ -49,7 +49,7 @@ class Bar(NamedTuple):
 def bars(rows: Sequence[Bar], *, unit: str, chance: float | None) -> Figure:
     """Return a chart with a bar per row: its mean, the range of its runs, and the published numbers as diamonds.
 
-    Chance is a dashed line.
+    Chance is a dashed line across each bar.
     """
     handles = _legend(rows)
     keys = len(handles) + (chance is not None)
@@ -70,7 +70,8 @@ def bars(rows: Sequence[Bar], *, unit: str, chance: float | None) -> Figure:
         for value in row.published:
             axes.plot(value, at, marker="D", markersize=5, color=INK, linestyle="", markerfacecolor="none", zorder=5)
     if chance is not None:
-        line = axes.axvline(chance, linestyle="--", linewidth=1, color=INK, zorder=1)
+        low, high = zip(*((at - 0.24, at + 0.24) for at in range(len(rows))), strict=True)  # names stand between bars
+        line = axes.vlines(chance, low, high, "black", linestyles="--", linewidth=1, zorder=3)
         handles.append((line, f"chance {chance:g}"))
     axes.set_xlim(min(0.0, *(row.low for row in rows)), edge)
     axes.set_ylim(len(rows) - 0.6, -0.75)
