@@ -39,6 +39,8 @@ SILENT = {"run", "monitor"}
 NEUTRAL = {"on_error": "raise", "max_unreadable": 100}
 """Keys that do not change the digest (handling of unreadable files), with the values used for it: their defaults."""
 
+_NOT_LITERAL = (ValueError, TypeError, MemoryError, RecursionError)  # what ast.literal_eval raises
+
 
 class Schema(BaseModel):
     """Base of every config: no unknown keys, no coercion, finite numbers (see bounds.py), immutable instances."""
@@ -153,6 +155,42 @@ def read(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # the Python code of the file can raise anything
         raise ValueError(f"config file {str(path)!r} cannot be read: {type(error).__name__}: {error}") from error
     return values
+
+
+def load_saved(path: Path, schema: type[S]) -> S:
+    """Return the config that a run wrote into its work dir. The file is never executed: it may come from anyone."""
+    return validate(read_saved(path), schema, where=str(path))
+
+
+def read_saved(path: Path) -> dict[str, Any]:
+    """Return the values of a config that `Schema.source` wrote, before validation.
+
+    Raises:
+        ValueError: a line is neither a docstring nor `name = literal`, or the file cannot be read.
+    """
+    try:
+        lines = ast.parse(path.read_text(encoding="utf-8")).body
+    except (OSError, SyntaxError, *_NOT_LITERAL) as error:
+        raise ValueError(f"{path} cannot be read ({error}): restore the file that the run wrote") from error
+    values: dict[str, Any] = {}
+    for line in lines:
+        try:
+            values |= _assigned(line)
+        except _NOT_LITERAL:
+            raise ValueError(
+                f"{path}, line {line.lineno}: the config of a work dir is not executed, so it holds `name = literal` "
+                "only: write the value as a literal"
+            ) from None
+    return values
+
+
+def _assigned(line: ast.stmt) -> dict[str, Any]:
+    match line:
+        case ast.Expr(ast.Constant(str())):
+            return {}
+        case ast.Assign([ast.Name(name)], value):
+            return {name: ast.literal_eval(value)}
+    raise ValueError(ast.unparse(line))
 
 
 def validate(values: Mapping[str, Any], schema: type[S], *, where: str) -> S:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from mae_transfer.checkpoints.files import load_strict
-from mae_transfer.config import load
+from mae_transfer.config import load, load_saved
 from mae_transfer.data import FolderConfig, open_source
 from mae_transfer.draw.reconstructions import PANELS, save_sheet
 from mae_transfer.engine import checkpoint
@@ -41,7 +41,7 @@ def reconstruct(
     Raises:
         ValueError: there is no checkpoint or no image, or a ratio hides nothing or everything.
     """
-    cfg = load(WorkDir(Path(run)).config if config is None else config, PretrainConfig)
+    cfg = load_saved(WorkDir(Path(run)).config, PretrainConfig) if config is None else load(config, PretrainConfig)
     saved = None
     if config is None:
         newest = checkpoint.load_newest(WorkDir(Path(run)).checkpoints)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mae_transfer.adapters.mmseg import Segmenter, accuracy
 from mae_transfer.adapters.mmseg_transforms import Rescale, TrainingCrop
-from mae_transfer.config import load
+from mae_transfer.config import load_saved
 from mae_transfer.core.normalize import Statistics, normalize
 from mae_transfer.core.patches import sides, size_of
 from mae_transfer.data import Unreadable
@@ -126,7 +126,7 @@ class Segment(Dense[SegmentConfig]):
         root = run_of(reference)
         if root is not None:
             own = WorkDir(root).config
-            lines = load(own, SegmentConfig).differences(cfg)
+            lines = load_saved(own, SegmentConfig).differences(cfg)
             if different := [line for line in lines if line.startswith("protocol.")]:
                 raise ValueError(
                     f"{root} trained another model than this config's; give its own config, {own}:\n  "

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mae_transfer import results
 from mae_transfer.checkpoints import RECORD, sha256
-from mae_transfer.config import load
+from mae_transfer.config import load_saved
 from mae_transfer.data import Order, Samples, TrainKeys, batches
 from mae_transfer.data.sources import Fingerprint, compare_fingerprints, fingerprint
 from mae_transfer.engine.dist import assemble, compiles
@@ -298,7 +298,8 @@ class Task(RecordedRun[C]):
 
         folder: work dir of a resumed run, which keeps the number that it began with.
         """
-        recorded = load(folder.config, type(self.cfg)).run.device_batch if folder and folder.config.is_file() else None
+        kept = folder is not None and folder.config.is_file()
+        recorded = load_saved(folder.config, type(self.cfg)).run.device_batch if kept else None
         if isinstance(recorded, int):
             micro, found = recorded, f"run.device_batch = {recorded} (auto; as when the run began)"
         else:

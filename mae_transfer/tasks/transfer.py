@@ -14,7 +14,7 @@ from torch import nn
 
 from mae_transfer import checkpoints, results
 from mae_transfer.checkpoints.files import load_strict
-from mae_transfer.config import load
+from mae_transfer.config import load_saved
 from mae_transfer.engine import checkpoint
 from mae_transfer.engine.state import LoopConfig, Precision
 from mae_transfer.record import Record, Weights
@@ -164,7 +164,7 @@ class Transfer(Task[C]):
         root = run_of(reference) if is_state(reference) else None
         if root is None:
             return cfg
-        trained = load(WorkDir(root).config, cls.trained_by or type(cfg))
+        trained = load_saved(WorkDir(root).config, cls.trained_by or type(cfg))
         own, used = cfg.statistics, trained.statistics
         if own is not None and (used is None or not own.matches(used)):
             raise ValueError(

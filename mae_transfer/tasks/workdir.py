@@ -7,7 +7,7 @@ import socket
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from mae_transfer.config import Schema, load
+from mae_transfer.config import Schema, load_saved
 from mae_transfer.disk import write_text
 from mae_transfer.engine import checkpoint
 from mae_transfer.engine.dist import Dist
@@ -41,7 +41,7 @@ def open_work_dir(root: Path, cfg: Schema, *, resume: bool) -> WorkDir:
     folder = WorkDir(root)
     holds_run = checkpoint.newest(folder.checkpoints) is not None or folder.results.is_file()
     if holds_run and folder.config.exists():
-        differences = load(folder.config, type(cfg)).differences(cfg)
+        differences = load_saved(folder.config, type(cfg)).differences(cfg)
         if differences:
             remedy = f"use another --work-dir, or delete {folder.config} to continue the run with the new values"
             raise ValueError(f"{root} holds a run of another config; {remedy}:\n  " + "\n  ".join(differences))

@@ -22,7 +22,7 @@ import torch
 
 from mae_transfer import load_backbone, results
 from mae_transfer.cli.main import main
-from mae_transfer.config import Schema, load
+from mae_transfer.config import Schema, load_saved
 from mae_transfer.tasks.classify import ClassifyConfig
 from mae_transfer.tasks.detect import DetectConfig
 from mae_transfer.tasks.knn import KnnConfig
@@ -139,7 +139,7 @@ def test_a_backbone_transfers(earlier: Path) -> None:
 @pytest.mark.parametrize(("version", "run"), RUNS)
 def test_the_config_of_a_run_loads_and_keeps_its_digest(version: str, run: str) -> None:
     folder = FIXTURES / version / "runs" / run
-    cfg = load(folder / "config.py", SCHEMAS[run])
+    cfg = load_saved(folder / "config.py", SCHEMAS[run])
     if version != LATEST:
         return
     said = re.match(r'"""The resolved config of this run \(digest (\w+)\)', (folder / "config.py").read_text())

@@ -4,18 +4,22 @@ import math
 import os
 import pickle
 import pwd
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from mae_transfer.config import Part, Schema, assign, load, members, validate
+from mae_transfer.config import Part, Schema, assign, load, load_saved, members, validate
 from mae_transfer.data.maps import MapDataConfig
 from mae_transfer.disk import at_home
 from mae_transfer.targets import NormPixelConfig
+from mae_transfer.tasks.classify import Classify
 from mae_transfer.tasks.detect import DetectConfig
+from mae_transfer.tasks.reconstruct import reconstruct
+from mae_transfer.tasks.segment import Segment
+from mae_transfer.tasks.workdir import open_work_dir
 
 
 class Optim(Schema):
@@ -131,6 +135,51 @@ def test_what_is_laid_over_a_group_of_debug_or_of_a_row_is_gone_with_the_next_lo
 def test_the_resolved_source_loads_back_to_an_equal_config(tmp_path: Path) -> None:
     cfg = Example(steps=3, head=Optim(), target=NormPixelPart(eps=1e-5))
     assert load(write(tmp_path, cfg.source("header")), Example) == cfg
+
+
+def test_a_saved_config_is_read_without_running_it(tmp_path: Path) -> None:
+    cfg = Example(
+        steps=3, head=Optim(betas=(0.5, 1e-9)), root="it's {{ fileDirname }}", target=NormPixelPart(shift=-1.0)
+    )
+    path = write(tmp_path, cfg.source("header"))
+    assert load_saved(path, Example) == cfg
+    path.write_text(f"steps = 3\nroot = open({str(tmp_path / 'made')!r}, 'w')\n")
+    with pytest.raises(ValueError, match=r"cfg.py, line 2: .*`name = literal` only"):
+        load_saved(path, Example)
+    for text in (
+        "import os",
+        "steps = other = 3",
+        "steps: int = 3",
+        "steps, root = 3, 'a'",
+        "print(1)",
+        "root = {{}: 1}",
+    ):
+        path.write_text(f"steps = 3\n{text}\n")
+        with pytest.raises(ValueError, match="cfg.py, line 2: "):
+            load_saved(path, Example)
+    for content in (b"steps = (", b"steps = '\xff'", b"steps = \0"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="cfg.py cannot be read .*restore the file"):
+            load_saved(path, Example)
+    with pytest.raises(ValueError, match="absent.py cannot be read"):
+        load_saved(tmp_path / "absent.py", Example)
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("read", [
+    lambda run, state, cfg: Classify.as_trained(cfg, state),
+    lambda run, state, cfg: Segment.as_trained(cfg, state),
+    lambda run, state, cfg: open_work_dir(run, cfg, resume=True),
+    lambda run, state, cfg: reconstruct(run, None, mask_ratios=None, out=run),
+])  # fmt: skip
+def test_no_reader_of_a_work_dir_runs_its_config(tmp_path: Path, read: Callable[[Path, str, Any], object]) -> None:
+    (tmp_path / "config.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'made')!r}).touch()\n")
+    state = tmp_path / "checkpoints" / "step_00000001.pt"
+    state.parent.mkdir()
+    state.touch()
+    with pytest.raises(ValueError, match="config.py, line 1: "):
+        read(tmp_path, str(state), Example(steps=1))
+    assert not (tmp_path / "made").exists()
 
 
 def test_the_digest_sees_every_value_but_how_it_is_run() -> None:

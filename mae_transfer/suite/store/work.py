@@ -20,7 +20,7 @@ from mae_transfer.ablations import Overrides
 from mae_transfer.checkpoints import PREFIXES as WEIGHTS
 from mae_transfer.checkpoints import RELEASED, downloaded, sha256, split, zoo_file
 from mae_transfer.checkpoints import load as load_weights
-from mae_transfer.config import Schema, flatten, load, nearest, read
+from mae_transfer.config import Schema, flatten, load_saved, nearest, read_saved
 from mae_transfer.disk import at_home
 from mae_transfer.suite.graph.plan import Node, Plan, assignments, replaced
 from mae_transfer.suite.graph.toolbox import TOOLS
@@ -183,7 +183,7 @@ class Work:
         node = self.plan[name]
         changes = dict(node.changes)
         if folder is not None and "data.root" in changes and (folder / "config.py").is_file():
-            changes["data.root"] = flatten(read(folder / "config.py")).get("data.root", changes["data.root"])
+            changes["data.root"] = flatten(read_saved(folder / "config.py")).get("data.root", changes["data.root"])
         inputs = {
             f"input {need}": self.earlier_identity(need, folder=folder and self.folder(need))
             for need in (*node.needs, *node.points)
@@ -307,7 +307,7 @@ class Work:
         node, file = self.plan[name], self.folder(name) / "config.py"
         try:
             new = self.config(node, self.chosen(node)[0])
-            found = load(file, type(new)).differences(new)
+            found = load_saved(file, type(new)).differences(new)
         except ValueError:
             return ["its config.py is missing or was written by another version"]
         return found or ["config"]
