@@ -107,7 +107,8 @@ def _download(url: str, part: Path) -> None:
     except urllib.error.HTTPError as error:
         if error.code == 416 and error.headers.get("Content-Range", "").endswith(f"/{have}"):  # already complete
             return
-        part.unlink(missing_ok=True)  # the part belongs to another file
+        if error.code == 416:  # the part belongs to another file
+            part.unlink(missing_ok=True)
         raise
     with response:
         have = have if response.status == 206 else 0

@@ -31,6 +31,7 @@ class Server(ThreadingHTTPServer):
     ranges: list[str | None]
     cut: int | None = None
     resumes: bool = True
+    busy: bool = False
     body: bytes = BODY
 
 
@@ -42,6 +43,9 @@ class Handler(BaseHTTPRequestHandler):
         self.server.ranges.append(asked)
         if "absent" in self.path:
             self.send_error(404)
+            return
+        if self.server.busy:
+            self.send_error(503)
             return
         start = int(re.findall(r"\d+", asked)[0]) if asked and self.server.resumes else 0
         if start >= len(self.server.body):
@@ -104,6 +108,20 @@ def test_a_part_that_is_already_whole_is_taken(server: Server, tmp_path: Path) -
         download(entry(server, checksum=f"md5:{hashlib.md5(BODY).hexdigest()[:6]}"), folder=tmp_path).read_bytes()
         == BODY
     )
+
+
+def test_a_part_outlives_a_busy_server_and_goes_if_it_belongs_to_another_file(server: Server, tmp_path: Path) -> None:
+    part = tmp_path / "w.pth.part"
+    part.write_bytes(BODY[:1000])
+    server.busy = True
+    with pytest.raises(ValueError, match=r"503.*1000 bytes are kept"):
+        download(entry(server), folder=tmp_path)
+    assert part.read_bytes() == BODY[:1000]
+    server.busy = False
+    part.write_bytes(BODY + b"more")
+    with pytest.raises(ValueError, match="416"):
+        download(entry(server), folder=tmp_path)
+    assert files(tmp_path) == []
 
 
 def test_a_wrong_checksum_leaves_no_file(server: Server, tmp_path: Path) -> None:
