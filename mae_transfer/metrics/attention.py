@@ -37,7 +37,11 @@ class Recorder(TorchFunctionMode):
             scale = options.get("scale") or query.shape[-1] ** -0.5
             logits = query @ key.transpose(-2, -1) * scale
             bias = options.get("attn_mask")
-            self.weights.append((logits if bias is None else logits + bias).softmax(dim=-1))
+            if options.get("is_causal"):
+                bias = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
+            if bias is not None:  # True: attended to
+                logits = logits.masked_fill(~bias, -torch.inf) if bias.dtype == torch.bool else logits + bias
+            self.weights.append(logits.softmax(dim=-1))
         return func(*args, **options)
 
 

@@ -2,9 +2,11 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from mae_transfer import checkpoints
@@ -75,6 +77,20 @@ def test_the_entropy_is_absent_without_attention_among_all_patches(name: str) ->
     images = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
     figures = attention_figures(backbone, [images], IMAGENET, Dist(torch.device("cpu")))
     assert figures.keys() == ({"statistics_attention"} if name.startswith("vit") else set())
+
+
+@pytest.mark.parametrize("mask", ["none", "causal", "bool", "float"])
+def test_the_recorded_weights_are_those_that_torch_gives_the_values(mask: str) -> None:
+    query, key = torch.randn(2, 2, 3, 5, 4).unbind()
+    masks: dict[str, dict[str, Any]] = {
+        "none": {},
+        "causal": {"is_causal": True},
+        "bool": {"attn_mask": torch.eye(5, dtype=torch.bool) | (torch.rand(5, 5) > 0.5)},
+        "float": {"attn_mask": torch.randn(5, 5), "scale": 0.3},
+    }
+    with Recorder() as recorder:
+        each = F.scaled_dot_product_attention(query, key, torch.eye(5).expand(2, 3, 5, 5), **masks[mask])
+    torch.testing.assert_close(recorder.weights[0], each)
 
 
 def test_one_patch_has_no_entropy() -> None:
