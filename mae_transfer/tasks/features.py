@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from pydantic_core import to_json
 from torch import Tensor, nn
 
 from mae_transfer.config import Schema
@@ -265,7 +266,7 @@ def _about(one: FrozenPass, what: str) -> dict[str, str]:
         "features": what,
         "backbone": one.backbone.name(),
         "weights": digest_of_module(one.backbone),
-        "set": one.images.model_dump_json(exclude={"root"}),
+        "set": to_json({key: value for key, value in one.images.model_dump().items() if key != "root"}).decode(),
         "images": f"{len(indices)} of {print_.samples}, fingerprint {print_.digest}, selection {chosen}, "
         f"modification times {digest_of_times(one.samples.source)}",
         "view": f"{sides(one.size)} px, {one.view}",

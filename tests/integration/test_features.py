@@ -243,6 +243,18 @@ def test_the_note_says_what_the_features_depend_on(data: dict[str, Any], tmp_pat
         "(32, 32) px, resized to cover 1.14286 times that (bicubic), centre crop"
     }
     assert {note["precision"] for note in notes} == {"float32"}
+    assert sorted(note["set"] for note in notes) == [
+        '{"name":"folder","split":"train"}', '{"name":"folder","split":"val"}'
+    ]  # fmt: skip
+
+
+def test_the_folder_of_a_set_changes_no_name(data: dict[str, Any], tmp_path: Path) -> None:
+    own = {part: data[part] | {"root": data["root"]} for part in ("train", "val")}
+    for name, values in (("one", data), ("own", data | own)):
+        Evaluation.launch(config(values, folder=tmp_path / name), tmp_path / "run" / name)
+    one, own_names = ({file.name for file in (tmp_path / name).glob("*.npy")} for name in ("one", "own"))
+    assert len(one) == 2
+    assert own_names == one
 
 
 def test_a_suite_computes_the_features_of_a_backbone_once(
