@@ -373,7 +373,6 @@ def batches(
     workers: int | Workers = 0,
     pin: bool = False,
     unreadable: Unreadable | None = None,
-    replaced: bool | None = None,
 ) -> Generator[Any, None, None]:
     """Yield the batches of `keys`: endlessly for TrainKeys, one pass for EvalKeys.
 
@@ -382,8 +381,8 @@ def batches(
     Args:
         workers: the processes that decode, or their number. 0: decode in this process.
         pin: page-lock the batches, for a CUDA device.
-        unreadable: the policy for unreadable files, and their record. None: the first one stops the run.
-        replaced: whether to replace an unreadable image by another one. None: True for TrainKeys, False for EvalKeys.
+        unreadable: the policy for unreadable files, and their record. None: the first one stops the run. An unreadable
+            image is replaced by another one for TrainKeys, and left out for EvalKeys.
 
     Raises:
         UnreadableImage: names the file that the policy does not accept.
@@ -391,7 +390,7 @@ def batches(
     """
     policy = unreadable or Unreadable()
     crew = workers if isinstance(workers, Workers) else Workers(workers)
-    samples = replace(samples, replaced=isinstance(keys, TrainKeys) if replaced is None else replaced)
+    samples = replace(samples, replaced=isinstance(keys, TrainKeys))
     loader = DataLoader(
         samples,
         batch_size=None,

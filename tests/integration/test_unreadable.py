@@ -13,6 +13,7 @@ from PIL import Image
 
 from mae_transfer import checkpoints
 from mae_transfer.config import validate
+from mae_transfer.data import UnreadableImage
 from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.results import Result
 from mae_transfer.tasks import basis, classify, knn, pretrain, robustness, tokenizer
@@ -126,7 +127,7 @@ def test_the_policy_makes_no_other_config(base: Values) -> None:
     assert skips.differences(stops) == []
 
 
-def test_a_basis_is_fitted_without_the_image(
+def test_a_basis_is_fitted_to_other_images_instead(
     base: Values, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = {"encoder": ENCODER, "decoder": {"depth": 1, "dim": 8, "heads": 2}}
@@ -136,7 +137,11 @@ def test_a_basis_is_fitted_without_the_image(
         where="test",
     )
     (root / "train" / "n02" / "1.png").write_bytes(b"torn")
-    torn = basis.fit(cfg, tmp_path / "torn", components=4, images=12)
-    assert "1 unreadable images were left out" in capsys.readouterr().out
-    (root / "train" / "n02" / "1.png").unlink()
-    assert torch.allclose(torn.mean, basis.fit(cfg, tmp_path / "without", components=4, images=11).mean, atol=1e-5)
+    assert basis.fit(cfg, tmp_path / "torn", components=4, images=13).mean.isfinite().all()
+    said = capsys.readouterr().out
+    assert "1 unreadable images were replaced by others" in said
+    assert "of 24 crops of" in said  # two batches of all images
+    for file in (root / "train").rglob("*.png"):
+        file.write_bytes(b"torn")
+    with pytest.raises(UnreadableImage, match="files in a row are unreadable"):
+        basis.fit(cfg, tmp_path / "none", components=4, images=12)

@@ -17,12 +17,10 @@ from mae_transfer.data import (
     CentreCrop,
     Crops,
     EvalKeys,
-    Order,
     Sample,
     Shapes,
     ShapesConfig,
     Source,
-    TrainKeys,
     Unreadable,
     UnreadableImage,
     batches,
@@ -71,12 +69,6 @@ def test_evaluation_leaves_out_unreadable_images_and_counts_none_twice(workers: 
     ]
     assert torch.cat(seen).tolist() == [index for index in range(20) if index not in bad]
     assert set(policy.files) == bad
-
-
-def test_fitting_leaves_out_unreadable_images() -> None:
-    share = TrainKeys(order=Order(images=20, batch=20, seed=0))
-    batch = next(batches(crops(Odd(frozenset({3, 9}))), share, unreadable=Unreadable(limit=10), replaced=False))
-    assert sorted(batch.index.tolist()) == [index for index in range(20) if index not in {3, 9}]
 
 
 def test_a_busy_worker_ends_with_its_loader(monkeypatch: pytest.MonkeyPatch) -> None:
