@@ -133,6 +133,11 @@ class FrozenRun(RecordedRun[C]):
         self.backbone = open_backbone(cfg.backbone, changes, statistics=cfg.statistics, seed=cfg.seed)
         self.inputs = {"backbone": self.backbone.origin}
 
+    def check_processes(self) -> None:
+        """Raise ValueError if a set has no image for one of the processes."""
+        if (fewest := min(map(len, self.sources.values()))) < self.dist.world:
+            raise ValueError(f"a set has {fewest} images for {self.dist.world} processes: start fewer processes")
+
     def title(self) -> str:
         backbone, images, judged = self.backbone, len(self.sources["train"]), len(self.sources["val"])
         method = {"knn": "k-NN"}.get(self.method, self.method)
@@ -198,8 +203,7 @@ class Evaluation(FrozenRun[EvaluationConfig]):
         cfg = self.cfg
         split, val = open_labelled(cfg.data)
         self.sources = {"train": split.train, "val": val}
-        if (fewest := min(map(len, self.sources.values()))) < self.dist.world:
-            raise ValueError(f"a set has {fewest} images for {self.dist.world} processes: start fewer processes")
+        self.check_processes()
         self.evaluator = cfg.evaluator(split.train)
         self.load_backbone(cfg.data.size)
 

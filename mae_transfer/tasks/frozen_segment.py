@@ -164,6 +164,7 @@ class FrozenSegment(FrozenRun[FrozenSegmentConfig]):
         self.sources = {part: open_map_set(getattr(cfg.data, part), cfg.data.root) for part in ("train", "val")}
         train, val = self.sources.values()
         check_same_classes(train.classes, val.classes)
+        self.check_processes()
         if cfg.bank < len(train):
             raise ValueError(
                 f"bank = {cfg.bank} is less than a patch of each of {len(train)} training images: raise it"

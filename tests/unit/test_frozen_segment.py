@@ -109,8 +109,9 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Build:
         monkeypatch.setattr(frozen_segment, "open_map_set", lambda part, root: {"training": train}.get(part.split, val))
         values = {"scale": "mini", "precision": "float32", "data": {"size": (16, 20)}, "bank": 1000}
         run = {"run": {"device": "cpu", "workers": 0}}
+        dist = options.pop("dist", CPU)
         cfg = validate(values | run | options, schema, where="test")
-        task = FrozenSegment(cfg, CPU)
+        task = FrozenSegment(cfg, dist)
         task.open()
         return task
 
@@ -272,6 +273,8 @@ def test_bad_input_is_named_with_its_remedy(build: Build) -> None:
         evaluate(build(FrozenKnnConfig, good, good, Cells(torch.full((4, 4), torch.nan))))
     with pytest.raises(ValueError, match="bank = 3 is less than a patch of each of 4 training images: raise it"):
         build(FrozenKnnConfig, good, good, bank=3)
+    with pytest.raises(ValueError, match="a set has 2 images for 3 processes: start fewer processes"):
+        build(FrozenKnnConfig, good, Drawn(cells(2)), dist=Dist(CPU.device, 0, 3))
     with pytest.raises(ValueError, match=r"multiples of patch = 4"):
         build(FrozenKnnConfig, good, good, data={"size": 18})
     other = Drawn(cells(2))
