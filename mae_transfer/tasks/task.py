@@ -298,8 +298,8 @@ class Task(RecordedRun[C]):
 
         folder: work dir of a resumed run, which keeps the number that it began with.
         """
-        kept = folder is not None and folder.config.is_file()
-        recorded = load_saved(folder.config, type(self.cfg)).run.device_batch if kept else None
+        saved = folder.config if folder and folder.config.is_file() else None
+        recorded = load_saved(saved, type(self.cfg)).run.device_batch if saved else None
         if isinstance(recorded, int):
             micro, found = recorded, f"run.device_batch = {recorded} (auto; as when the run began)"
         else:
