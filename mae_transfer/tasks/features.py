@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pydantic_core import to_json
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from mae_transfer.config import Schema
@@ -259,6 +259,7 @@ def _about(one: FrozenPass, what: str) -> dict[str, str]:
     """Return what the features depend on, in words."""
     _, indices = whole_of(one.samples.source)
     made, print_ = software(), fingerprint(one.samples.source)
+    options = {key: value for key, value in one.images.model_dump().items() if key != "root"}
     chosen = hashlib.sha256(indices.astype("<i8").tobytes()).hexdigest()[:16]
     return {
         "format": FORMAT,
@@ -266,7 +267,7 @@ def _about(one: FrozenPass, what: str) -> dict[str, str]:
         "features": what,
         "backbone": one.backbone.name(),
         "weights": digest_of_module(one.backbone),
-        "set": to_json({key: value for key, value in one.images.model_dump().items() if key != "root"}).decode(),
+        "set": TypeAdapter(dict[str, Any]).dump_json(options).decode(),
         "images": f"{len(indices)} of {print_.samples}, fingerprint {print_.digest}, selection {chosen}, "
         f"modification times {digest_of_times(one.samples.source)}",
         "view": f"{sides(one.size)} px, {one.view}",
