@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -84,9 +85,9 @@ def bars(rows: Sequence[Bar], *, unit: str, chance: float | None) -> Figure:
     return figure
 
 
-def _legend(rows: Sequence[Bar]) -> list[tuple[Line2D, str]]:
+def _legend(rows: Sequence[Bar]) -> list[tuple[Artist, str]]:
     counts = sorted({row.n for row in rows if row.n > 1})
-    found = []
+    found: list[tuple[Artist, str]] = []
     if counts:
         text = f"lowest to highest of {' or '.join(map(str, counts))} runs"
         found.append((Line2D([], [], color=INK, linewidth=1.2), text))
