@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -65,12 +66,12 @@ def find_config(text: str) -> Path:
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; after the block, flush the file written there and move it to `path`.
 
-    If the block fails, the temporary file is removed.
+    If the block fails, the temporary file is removed. A killed process leaves it (see `remove_leftovers`).
 
     Raises:
         OSError: names the file, the reason and the remedy; the previous file at `path` is intact.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         yield temporary
         _synced(temporary)
@@ -84,6 +85,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
         if isinstance(cause, OSError):
             raise explain_failure(cause, path) from error
         raise
+
+
+def remove_leftovers(folder: Path, name: str) -> None:
+    """Remove what killed processes left of writes to files of a name (a pattern). Nobody may be writing them."""
+    for leftover in folder.glob(f".{name}.*tmp"):  # those of earlier versions are .NAME.tmp
+        leftover.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -35,7 +35,7 @@ from mae_transfer.data.folders import (
 )
 from mae_transfer.data.reports import report_on_main
 from mae_transfer.data.sources import UNLABELLED
-from mae_transfer.disk import atomic_write
+from mae_transfer.disk import atomic_write, remove_leftovers
 
 VERSION = 2  # of the index
 ARRAYS = ("size", "start", "digest", "names", "ends", "offsets", "sizes", "checksums", "folders", "spans")  # of it
@@ -194,6 +194,7 @@ def write_pack(folder: Path, path: Path) -> int:
     if ignored:
         report_on_main(f"{folder}: ignored {ignored}")
     members = [*(f"{name}/" for name in _folders(folder)), *(_utf8(name, folder) for name in names)]
+    remove_leftovers(path.parent, path.name)
     with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w", strict_timestamps=False) as archive:
         for member in members:
             try:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import colorsys
 import contextlib
 import hashlib
-import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -24,7 +23,7 @@ from pydantic import Field, model_validator
 
 from mae_transfer.bounds import Count, Few, Pixels, Seed
 from mae_transfer.data.sources import Sample, SetConfig
-from mae_transfer.disk import cache_folder
+from mae_transfer.disk import atomic_write, cache_folder
 from mae_transfer.seeding import fold
 
 Array = np.ndarray
@@ -387,17 +386,6 @@ class RenderCache:
         drawn = np.array([self._draw(index) for index in scenes], self._record)
         with contextlib.suppress(OSError):  # not writable, or full: keep the block in this process's memory
             path.parent.mkdir(parents=True, exist_ok=True)
-            _write(path, drawn)
+            with atomic_write(path) as temporary, temporary.open("wb") as file:
+                np.save(file, drawn)
         return drawn
-
-
-def _write(path: Path, drawn: np.ndarray) -> None:
-    """Write the array under a temporary name, then rename it, so that no process reads a partial file."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        temporary = Path(file.name)
-        try:
-            np.save(file, drawn)
-        except OSError:
-            temporary.unlink()
-            raise
-    temporary.replace(path)

@@ -46,7 +46,7 @@ def save(
             checkpoints stay intact.
     """
     path = folder / f"step_{step:08d}.pt"
-    remove_leftovers(folder)
+    disk.remove_leftovers(folder, "step_*.pt")
     _put(path, payload)
     _prune(folder, step, keep_last=keep_last, keep_every=keep_every)
     return path
@@ -109,6 +109,7 @@ def on_host(payload: Any) -> Any:
 
 def save_best(folder: Path, payload: Mapping[str, Any]) -> None:
     """Replace folder/best.pt atomically; `load_newest` ignores this file. Raises what `save` raises."""
+    disk.remove_leftovers(folder, best(folder).name)
     _put(best(folder), payload)
 
 
@@ -163,12 +164,6 @@ def newest(folder: Path) -> Path | None:
     """Return the path of the newest checkpoint, readable or not; None if there is none."""
     steps = _steps(folder)
     return steps[max(steps)] if steps else None
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of a run that was killed while writing."""
-    for leftover in folder.glob(".step_*.pt.tmp"):
-        leftover.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> dict[str, Any]:

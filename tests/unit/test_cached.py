@@ -178,7 +178,10 @@ def test_a_complete_file_needs_no_right_to_write(file: Path, monkeypatch: pytest
 
 def test_what_killed_runs_left_is_removed(file: Path) -> None:
     file.parent.mkdir()
-    for left in ("..features.0-6.npy.tmp", ".features.0-6.npy", ".features.npy.tmp"):
+    for left in (
+        "..features.0-6.npy.tmp", "..features.0-6.npy.1-2.tmp", ".features.0-6.npy", ".features.npy.tmp",
+        ".features.npy.1-2.tmp", ".features.json.1-2.tmp",
+    ):  # fmt: skip
         (file.parent / left).write_bytes(b"half")
     (file.parent / "..other.0-6.npy.tmp").write_bytes(b"half")
     computed(file)

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import textwrap
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
 from mae_transfer import disk
+from mae_transfer.disk import atomic_write, write_text
 from mae_transfer.engine import checkpoint
 
 PAYLOAD = {"model": {"w": torch.arange(1000.0)}, "step": 3, "extra": {"name": "x", "list": [1, 2.5, None, (True,)]}}
@@ -194,10 +196,23 @@ def test_a_disk_that_fills_up_within_the_file_is_the_same_one_error(tmp_path: Pa
 
 def test_a_half_written_file_is_ignored_and_removed_by_the_next_run(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, 1, PAYLOAD)
-    (tmp_path / f".{name(2)}.tmp").write_bytes(b"half")
+    for left in (f".{name(2)}.tmp", f".{name(3)}.12-34.tmp", ".best.pt.12-34.tmp", ".best.pt.tmp"):
+        (tmp_path / left).write_bytes(b"half")
     assert checkpoint.load_newest(tmp_path).path.name == name(1)
     checkpoint.save(tmp_path, 2, PAYLOAD)
-    assert steps(tmp_path) == [name(1), name(2)]
+    assert steps(tmp_path) == [".best.pt.12-34.tmp", ".best.pt.tmp", name(1), name(2)]  # the thread that saves the best
+    checkpoint.save_best(tmp_path, PAYLOAD)
+    assert steps(tmp_path) == ["best.pt", name(1), name(2)]
+
+
+def test_two_writers_of_a_file_do_not_disturb_each_other(tmp_path: Path) -> None:
+    path, other = tmp_path / "note.json", ThreadPoolExecutor(1)
+    with atomic_write(path) as temporary:
+        temporary.write_text("ours")
+        other.submit(write_text, path, "theirs").result()
+        assert path.read_text() == "theirs"
+    assert path.read_text() == "ours"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_older_files_are_pruned_only_after_the_new_one_is_in_place(

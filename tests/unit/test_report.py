@@ -1,5 +1,6 @@
 """suite/report: one valid page that needs nothing else, in which every number says how it came to be."""
 
+import io
 import re
 from collections.abc import Iterator
 from html import escape, unescape
@@ -10,9 +11,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from mae_transfer import results
 from mae_transfer.ablations import slug
+from mae_transfer.locks import is_held
 from mae_transfer.record import DataSet, Record, Seconds, Sitting, Software, Weights
 from mae_transfer.suite.graph.schema import Expectation, SuiteConfig, SuiteRow, SuiteTransfer
 from mae_transfer.suite.published import Published
@@ -333,6 +336,20 @@ def test_the_report_of_a_suite_that_has_only_pretrained_says_what_is_to_come(tmp
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<dt>runs</dt><dd>2 done</dd>" in page
     assert "1 of 1 expectations do not hold." in page
+
+
+def test_a_suite_and_its_jobs_write_the_report_one_after_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[bool] = []
+    monkeypatch.setattr(report, "write", lambda *_, **__: held.append(is_held(tmp_path / ".report.lock")))
+    cfg, plan = suite(rows={"mae": SuiteRow(config="p.py")}), {"mae/pretrain/seed0": None}
+    work: Any = SimpleNamespace(root=tmp_path, debug=False, plan=plan, folder=lambda name: tmp_path / name)
+    one = result("m", 0.5, task="pretrain", metric="val_loss", unit="loss", scale="mini", pretrain=PRETRAIN)
+    write_run(tmp_path, "mae/pretrain/seed0", "mae", one, role="pretrain")
+    report.refresh(cfg, work)
+    report.publish(cfg, work, Console(file=io.StringIO()), known=plan)
+    assert held == [True, True]
 
 
 def test_a_chart_has_the_mean_the_range_published_numbers_and_chance() -> None:

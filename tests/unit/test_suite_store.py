@@ -158,6 +158,12 @@ def test_a_store_of_another_version_is_refused(content: str, told: str, tmp_path
         RunStore(tmp_path)
 
 
+def test_a_folder_that_another_suite_makes_a_store_is_one(tmp_path: Path) -> None:
+    (tmp_path / ".store.json.12-34.tmp").touch()
+    RunStore(tmp_path)
+    assert (tmp_path / "store.json").is_file()
+
+
 def test_a_folder_with_something_else_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(ValueError, match="not empty and not a store"):

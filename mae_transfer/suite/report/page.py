@@ -18,6 +18,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from rich.console import Console
 
 from mae_transfer.ablations import slug
+from mae_transfer.locks import locked
 from mae_transfer.results import Result
 from mae_transfer.suite.graph.schema import SuiteConfig
 from mae_transfer.suite.report import pictures
@@ -31,6 +32,7 @@ from mae_transfer.suite.tables.comparison import Table, full_name
 from mae_transfer.suite.tables.layouts import LAYOUTS
 from mae_transfer.suite.tables.summary import Summary, Verdict
 
+LOCK = ".report.lock"  # of the process that writes the report: the suite, or one of its jobs
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 PAPER = "This suite ran at the paper's scale."
 SMALLER = (
@@ -70,29 +72,33 @@ def publish(cfg: SuiteConfig, work: Work, console: Console, *, known: Collection
     """
     if not any(work.root.rglob("results.jsonl")):
         return []
-    found, damaged = records.load([work.root])
-    found, wrong = comparison.usable(found)
-    gone = sorted({record.note.name for record in found if record.note and record.note.name not in known})
-    wrong += [
-        f"{work.folder(name)}: no run of the suite any more, yet in its tables: move the folder away" for name in gone
-    ]
-    for defect in [*damaged, *wrong]:
-        console.print(defect, markup=False, highlight=False)
-    overview = summary.summarise(cfg, found)
-    judged = summary.verdicts(overview, () if work.debug or len(work.plan) < len(known) else cfg.expect)
-    for sheet in claims.sheets(claims.judge(found, cfg.about())):
-        if not sheet.paired:
-            formats.draw(sheet, console)
-    summary.show(overview, judged, console)
-    path = work.root / "report.html"
-    write(path, cfg, found, [*damaged, *wrong], judged=judged)
-    console.print(f"Report: {path}   Tables: python tools/tables.py {work.root}", markup=False, highlight=False)
+    with locked(work.root / LOCK):
+        found, damaged = records.load([work.root])
+        found, wrong = comparison.usable(found)
+        gone = sorted({record.note.name for record in found if record.note and record.note.name not in known})
+        wrong += [
+            f"{work.folder(name)}: no run of the suite any more, yet in its tables: move the folder away"
+            for name in gone
+        ]
+        for defect in [*damaged, *wrong]:
+            console.print(defect, markup=False, highlight=False)
+        overview = summary.summarise(cfg, found)
+        judged = summary.verdicts(overview, () if work.debug or len(work.plan) < len(known) else cfg.expect)
+        for sheet in claims.sheets(claims.judge(found, cfg.about())):
+            if not sheet.paired:
+                formats.draw(sheet, console)
+        summary.show(overview, judged, console)
+        path = work.root / "report.html"
+        write(path, cfg, found, [*damaged, *wrong], judged=judged)
+        console.print(f"Report: {path}   Tables: python tools/tables.py {work.root}", markup=False, highlight=False)
     return [verdict.sentence for verdict in judged if not verdict.holds]
 
 
 def refresh(cfg: SuiteConfig, work: Work) -> None:
     """Write the report of the results that there are so far; nothing where there are none."""
-    if any(work.root.rglob("results.jsonl")):
+    if not any(work.root.rglob("results.jsonl")):
+        return
+    with locked(work.root / LOCK):
         found, damaged = records.load([work.root])
         found, wrong = comparison.usable(found)
         overview = summary.summarise(cfg, found)

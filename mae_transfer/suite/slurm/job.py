@@ -112,8 +112,7 @@ def do(
 
     def update() -> None:
         try:
-            with locked(work.root / ".report.lock"):
-                refresh(cfg, work)
+            refresh(cfg, work)
         except Exception as error:
             print(f"the report was not updated: {type(error).__name__}: {error}")
 

@@ -36,8 +36,9 @@ class RunStore:
         self.root = root
         about = root / ABOUT
         if not about.exists():
-            own = {CLAIMS, ABOUT, f".{ABOUT}.tmp"}  # another suite may be making it
-            if root.exists() and any(path.name not in own for path in root.iterdir()):
+            names = [path.name for path in root.iterdir()] if root.exists() else []
+            # another suite may be making it
+            if any(name not in (CLAIMS, ABOUT) and not name.startswith(f".{ABOUT}.") for name in names):
                 raise ValueError(
                     f"--store {root}: the folder is not empty and not a store; name a new or an empty folder"
                 )
