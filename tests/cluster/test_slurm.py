@@ -23,6 +23,7 @@ from mae_transfer.locks import locked
 from mae_transfer.suite.graph.plan import open_plan
 from mae_transfer.suite.graph.shape import Shape, shape_of
 from mae_transfer.suite.local.view import watch
+from mae_transfer.suite.slurm import cluster
 from mae_transfer.suite.slurm import submit as submission
 from mae_transfer.suite.slurm.cluster import ClusterConfig, longest_minutes, minutes, open_cluster, time_limit
 from mae_transfer.suite.slurm.job import BUSY, PREEMPTED, STOPPED, Job, NodeRank
@@ -275,6 +276,12 @@ def test_a_forced_run_is_set_aside_when_it_is_submitted(slurm: simulated.State, 
     submitted(work, force=["a/pretrain"])
     assert (work.root / ".replaced" / f"{FIRST}-1" / "node.json").is_file()
     assert not work.folder(FIRST).exists()
+
+
+def test_a_slurm_that_does_not_answer_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "ANSWER_S", 0.05)
+    with pytest.raises(ValueError, match="^sleep 9: SLURM did not answer"):
+        cluster.asked("sleep", "9")
 
 
 def test_nothing_is_submitted_if_slurm_does_not_say_what_runs(slurm: simulated.State, tmp_path: Path) -> None:

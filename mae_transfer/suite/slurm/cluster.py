@@ -22,6 +22,7 @@ COMMANDS = ("sbatch", "squeue", "sinfo", "scontrol", "srun")
 MARGIN = 1.5  # of the time limit over the estimate
 START_MINUTES = 30  # of the time limit, for imports, a cold file system and the report
 ARRAY_SIZE = 1001  # SLURM's own default of MaxArraySize
+ANSWER_S = 60.0  # seconds to wait for the answer of a command
 LONGEST_HOURS = 72.0  # time limit of a run without an estimate in a partition without a maximum
 
 
@@ -132,10 +133,14 @@ def require_commands() -> None:
 
 
 def asked(*command: str) -> str:
-    """Return the output of a command of SLURM; ValueError with its message if it fails."""
-    done = subprocess.run(command, capture_output=True, text=True)
+    """Return the output of a command of SLURM; ValueError with its message if it fails or does not answer."""
+    said = " ".join(command)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S)
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"{said}: SLURM did not answer in {ANSWER_S:.0f} s; repeat the command when it does") from None
     if done.returncode:
-        raise ValueError(f"{' '.join(command)}: {done.stderr.strip() or f'exit status {done.returncode}'}")
+        raise ValueError(f"{said}: {done.stderr.strip() or f'exit status {done.returncode}'}")
     return done.stdout
 
 
