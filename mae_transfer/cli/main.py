@@ -12,12 +12,15 @@ import importlib
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from typing import NamedTuple
 
 from mae_transfer import __version__
 from mae_transfer.cli.parser import Parser
-from mae_transfer.disk import package_folder
+from mae_transfer.disk import PACKAGE, package_folder
 
 PROGRAM = "mae-transfer"
 UNWRITABLE = {
@@ -71,7 +74,12 @@ def call(name: str, words: Sequence[str] | None = None, *, prog: str | None = No
         words: what follows the command; None: those of the command line.
         prog: how the user called it; None: by a script.
     """
-    module = importlib.import_module(f"{COMMANDS[name].package}.{name}")
+    command = COMMANDS[name]
+    if find_spec(command.package) is None:
+        how = f"clone the project and run tools/{command.script}.py"
+        print(f"{prog or name}: the installed package has no {command.package}; {how}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"{command.package}.{name}")
     parser = Parser(prog, module.__doc__)
     module.add_options(parser)
     args = parser.parse_args(words)
@@ -84,7 +92,8 @@ def call(name: str, words: Sequence[str] | None = None, *, prog: str | None = No
 def guarded(action: Callable[[], object]) -> int:
     """Call the action and return 0; for an error that a user can fix, print one line and return 1.
 
-    Other errors are bugs and keep their traceback.
+    Other errors are bugs and keep their traceback. So does a RuntimeError that this package did not raise, such as
+    torch's for shapes that do not match.
     """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
@@ -92,11 +101,19 @@ def guarded(action: Callable[[], object]) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("MAE_TRANSFER_TRACEBACK"):
             raise
+        if type(error) is RuntimeError and not _raised_here(error):
+            traceback.print_exception(error)
         remedy = UNWRITABLE.get(error.errno or 0, "") if isinstance(error, OSError) else ""
         text = "\n".join([f"{type(error).__name__}: {error}{remedy}", *getattr(error, "__notes__", ())])
         print(f"{text}\n(MAE_TRANSFER_TRACEBACK=1 shows the traceback)", file=sys.stderr)
         return 1
     return 0
+
+
+def _raised_here(error: Exception) -> bool:
+    """Return whether a `raise` of this package raised the error."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return Path(last.filename).is_relative_to(PACKAGE) and (last.line or "").startswith("raise ")
 
 
 def usage() -> str:

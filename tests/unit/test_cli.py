@@ -2,16 +2,21 @@
 
 import ast
 import errno
+import json
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
+import torch
 from pydantic import Field
+from torch import nn
 
 from mae_transfer.cli import listing, showing
-from mae_transfer.cli.main import guarded, main
-from mae_transfer.config import Part, Schema
+from mae_transfer.cli.main import COMMANDS, guarded, main
+from mae_transfer.config import Part, Schema, load
+from mae_transfer.data.loader import _check_outputs
 from mae_transfer.tasks import classify, detect, knn, pretrain, robustness, segment, tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -170,3 +175,33 @@ def test_a_folder_that_cannot_be_written_is_named_with_a_remedy(
     said = capsys.readouterr().err.splitlines()[0]
     assert "'/data/run': " in said
     assert remedy in said
+
+
+def died() -> Iterator[Any]:
+    yield from ()
+    raise RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed.")
+
+
+@pytest.mark.parametrize(("fail", "traced"), [
+    (lambda: nn.Linear(2, 2)(torch.zeros(3)), True),
+    (lambda: torch.zeros(2).view(3), True),
+    (lambda: list(_check_outputs(died())), False),
+    (lambda: json.loads("{"), False),
+    (lambda: load("absent.py", Schema), False),
+])  # fmt: skip
+def test_torchs_own_errors_keep_their_traceback(
+    fail: Callable[[], object], traced: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert guarded(fail) == 1
+    *before, line, _ = capsys.readouterr().err.splitlines()
+    assert "Error: " in line
+    assert [text.strip() for text in before[:1]] == ["Traceback (most recent call last):"] * traced
+
+
+def test_a_command_that_the_installed_package_lacks_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(COMMANDS, "benchmark", COMMANDS["benchmark"]._replace(package="mae_transfer.absent"))
+    assert main(["benchmark", "gpu"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("clone the project and run tools/benchmark.py")
