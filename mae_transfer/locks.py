@@ -28,7 +28,7 @@ POLL_S = 0.05
 RENEW_S = 10.0  # seconds between two renewals of a lock file
 STALE_S = 90.0  # seconds without a renewal after which the owner of a lock file counts as dead
 NO_FLOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
-LOG = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 _SEEN: dict[Path, tuple[tuple[Claim | None, int], float]] = {}
 """Content and renewal of lock files that were not free, and when they were first seen so."""
 
@@ -216,7 +216,7 @@ def _remove_stale(path: Path, held: Claim | None) -> None:
         path.rename(aside)
         if _read(aside)[0] == held:
             owner = held.owner if held else "another process"
-            LOG.warning("%s: %s does not answer any more; its lock is taken over", path.parent, owner)
+            _LOG.warning("%s: %s does not answer any more; its lock is taken over", path.parent, owner)
         else:  # another process has just taken it over: give it back
             with suppress(FileExistsError):
                 os.link(aside, path)
@@ -230,7 +230,7 @@ def _renew(path: Path, mine: Claim, ended: threading.Event) -> None:
             if ended.is_set():
                 return
             if taken:
-                LOG.error("%s was taken over by another process, so this one stops", path.parent)
+                _LOG.error("%s was taken over by another process, so this one stops", path.parent)
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
             os.utime(path)

@@ -75,11 +75,6 @@ class Result(BaseModel):
             return tuple(dict.fromkeys(sitting.software.revision for sitting in self.record.sittings))
         return (self.commit,) if self.commit else ()
 
-    @property
-    def provenance(self) -> str:
-        """How the number came to be, in words."""
-        return self.record.sentence() if self.record else f"{self.pretrain}; recorded by an earlier version"
-
 
 def append(path: Path, results: Sequence[Result]) -> list[Result]:
     """Add one line per result, either all or none; return the results as written.

@@ -27,7 +27,7 @@ ZOO = Path(__file__).parents[1] / "zoo"  # small backbones that this project tra
 SUMS = "SHA256SUMS"  # in ZOO: a line per weight file, as sha256sum writes it
 RECORD = "record"  # key in the metadata of a file that this package wrote
 RANDOM = Weights(kind="random", name="none")
-LOG = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 
 class ReleasedFile(NamedTuple):
@@ -52,7 +52,7 @@ def find_released(name: str) -> ReleasedFile:
         hint = f"did you mean {', '.join(near)}?" if near else f"choose one of {', '.join(RELEASED)}"
         raise ValueError(f"no released weights {name!r}; {hint}")
     if RELEASED[name].licence == NON_COMMERCIAL:
-        LOG.warning("%s is under %s: not for commercial use", name, NON_COMMERCIAL)
+        _LOG.warning("%s is under %s: not for commercial use", name, NON_COMMERCIAL)
     return RELEASED[name]
 
 

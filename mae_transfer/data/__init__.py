@@ -18,7 +18,7 @@ from mae_transfer.data.config import (
     training_views,
 )
 from mae_transfer.data.decode import UnreadableImage
-from mae_transfer.data.folders import Folder, FolderConfig, Photos, PhotosConfig
+from mae_transfer.data.folders import Folder, FolderConfig, PhotosConfig
 from mae_transfer.data.loader import (
     Crops,
     EvalKeys,
@@ -28,28 +28,22 @@ from mae_transfer.data.loader import (
     Samples,
     TrainKeys,
     Unreadable,
-    WorkerOutput,
     Workers,
     batches,
 )
 from mae_transfer.data.shapes import Shapes, ShapesConfig
 from mae_transfer.data.sources import (
-    FolderSetConfig,
     PrecomputedLabels,
     Sample,
     SetConfig,
     Source,
-    Split,
     Subset,
-    check_labels,
     pick_evenly,
     split,
 )
 from mae_transfer.data.transforms import (
     AnyAugmentation,
     Augment,
-    Augmentation,
-    ByolCrop,
     CentreCrop,
     FixedCrop,
     RandAugmentCrop,
@@ -60,9 +54,7 @@ __all__ = [
     "AnyAugmentation",
     "AnyImages",
     "Augment",
-    "Augmentation",
     "BaseDataConfig",
-    "ByolCrop",
     "CentreCrop",
     "Crops",
     "DataConfig",
@@ -70,13 +62,11 @@ __all__ = [
     "FixedCrop",
     "Folder",
     "FolderConfig",
-    "FolderSetConfig",
     "ImagesConfig",
     "Key",
     "LabelledDataConfig",
     "Masking",
     "Order",
-    "Photos",
     "PhotosConfig",
     "PrecomputedLabels",
     "RandAugmentCrop",
@@ -87,15 +77,12 @@ __all__ = [
     "Shapes",
     "ShapesConfig",
     "Source",
-    "Split",
     "Subset",
     "TrainKeys",
     "Unreadable",
     "UnreadableImage",
-    "WorkerOutput",
     "Workers",
     "batches",
-    "check_labels",
     "evaluation_views",
     "open_labelled",
     "open_source",

@@ -41,7 +41,6 @@ class ObjectSource(Protocol):
     """A set of images with objects. Loader workers receive a pickled copy, so it should be small."""
 
     classes: tuple[str, ...]  # names by label
-    category_ids: np.ndarray  # (K,) int64, category id by label
     image_ids: np.ndarray  # (N,) int64, image id by index
 
     @property

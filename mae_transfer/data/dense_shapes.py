@@ -57,7 +57,6 @@ class ShapesObjects:
     def __init__(self, cfg: ScenesConfig) -> None:
         self.shapes = Shapes(cfg)
         self.classes = self.shapes.classes
-        self.category_ids = np.arange(1, len(self.classes) + 1)
         self.image_ids = np.arange(1, cfg.length + 1)
         self.has_masks = True
 

@@ -40,7 +40,7 @@ from mae_transfer.data.transforms import Augment, finish_region
 from mae_transfer.interfaces import Batch, Mask, MaskSampler
 from mae_transfer.seeding import fold, global_states_kept, seed_all
 
-log = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 S = TypeVar("S")  # what a source reads
 S_co = TypeVar("S_co", covariant=True)
 D = TypeVar("D")  # what `draw` returns
@@ -347,7 +347,7 @@ class Unreadable:
     odd: set[str] = field(default_factory=set)  # notes on files that are used, since this process started
 
     def note(self, output: WorkerOutput) -> None:
-        """Count and report the new files in a output. UnreadableImage above the limit."""
+        """Count and report the new files in an output. UnreadableImage above the limit."""
         for message in output.notes:
             if message not in self.odd:
                 self.odd.add(message)
@@ -363,7 +363,7 @@ class Unreadable:
                     f"{message}; this is unreadable file number {len(self.files)}, max_unreadable = {self.limit}: "
                     "repair the files or raise data.max_unreadable"
                 )
-            log.warning("unreadable file %d of at most %d, skipped: %s", len(self.files), self.limit, message)
+            _LOG.warning("unreadable file %d of at most %d, skipped: %s", len(self.files), self.limit, message)
 
 
 def batches(

@@ -26,7 +26,7 @@ from typing import NamedTuple, TypeVar
 from PIL import Image
 from rich.progress import track
 
-log = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 _collector: ContextVar[list[str] | None] = ContextVar("collector", default=None)
 _uncollected = itertools.count(1)  # numbers the notes outside any `collect_notes` block
 T = TypeVar("T")
@@ -59,7 +59,7 @@ def collect_notes() -> Iterator[list[str]]:
 @functools.cache
 def report(message: str) -> None:
     """Log a warning once per process."""
-    log.warning("%s", message)
+    _LOG.warning("%s", message)
 
 
 def report_counted(number: int, message: str) -> None:

@@ -167,11 +167,6 @@ class TrainState:
         return unwrap_model(self.model)
 
     @property
-    def wall_s(self) -> float:
-        """Seconds of training, evaluation and saving."""
-        return self.seconds.train + self.seconds.evaluate + self.seconds.save
-
-    @property
     def averaged(self) -> nn.Module | None:
         """The model with averaged weights, if there is one. It is in eval mode."""
         return None if self.ema is None else self.ema.module

@@ -11,11 +11,11 @@ from typing import Annotated
 from pydantic import Field
 
 from mae_transfer.targets.feature import Feature, FeatureConfig
-from mae_transfer.targets.frame import Files, Frame, TargetConfig, Teacher
-from mae_transfer.targets.hog import HOG, HOGConfig
-from mae_transfer.targets.mean_colour import MeanColour, MeanColourConfig
+from mae_transfer.targets.frame import Frame, Teacher
+from mae_transfer.targets.hog import HOGConfig
+from mae_transfer.targets.mean_colour import MeanColourConfig
 from mae_transfer.targets.pca import PCA, PCAConfig
-from mae_transfer.targets.pixel import NormPixel, NormPixelConfig, Pixel, PixelConfig
+from mae_transfer.targets.pixel import NormPixel, NormPixelConfig, PixelConfig
 from mae_transfer.targets.token import Token, TokenConfig
 
 AnyTarget = Annotated[
@@ -24,22 +24,17 @@ AnyTarget = Annotated[
 ]
 
 __all__ = [
-    "HOG",
     "PCA",
     "AnyTarget",
     "Feature",
     "FeatureConfig",
-    "Files",
     "Frame",
     "HOGConfig",
-    "MeanColour",
     "MeanColourConfig",
     "NormPixel",
     "NormPixelConfig",
     "PCAConfig",
-    "Pixel",
     "PixelConfig",
-    "TargetConfig",
     "Teacher",
     "Token",
     "TokenConfig",

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import nn
 
-from mae_transfer.checkpoints.files import load_strict
+from mae_transfer.checkpoints.files import evaluated, load_strict
 from mae_transfer.engine import checkpoint
 from mae_transfer.engine.loop import Evaluate
 from mae_transfer.engine.state import TrainState
@@ -58,7 +58,7 @@ def restore_best(selection: Selection, state: TrainState, folder: WorkDir) -> st
             f"{path} is the state of step {payload['step']}, but step {best['step']} was the best: train again"
         )
     model = state.evaluated
-    load_strict(model, payload.get("ema", payload["model"]), where=str(path))
+    load_strict(model, evaluated(payload), where=str(path))
     figures = dict(best["figures"])
     if selection.report is not None:
         model.eval()

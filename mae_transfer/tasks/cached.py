@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from mae_transfer.disk import atomic_write, explain_failure, write_text
+from mae_transfer.disk import atomic_write, explain_failure, remove_leftovers, write_text
 from mae_transfer.engine.dist import Dist, agree, on_main
 from mae_transfer.locks import locked
 
-LOG = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 PATIENCE_S = 60.0
 IMAGES_PER_PART = 16384
 BYTES_PER_PART = 2**30  # a part is held in memory
@@ -72,7 +72,7 @@ def _acquired(held: ExitStack, path: Path) -> bool:
     try:
         held.enter_context(locked(lock, owner=f"process {os.getpid()} on {socket.gethostname()}", patience=PATIENCE_S))
     except ValueError:
-        LOG.info("waiting for %s: another run computes it", path)
+        _LOG.info("waiting for %s: another run computes it", path)
         return False
     except OSError as error:
         raise explain_failure(error, path) from None
@@ -131,9 +131,10 @@ def _join(path: Path, parts: Sequence[Part], row: np.dtype[Any], about: Mapping[
         if about is not None:
             note = {"about": dict(about), "checksum": _checksum(temporary)}
             write_text(_note(path), json.dumps(note, indent=1) + "\n")
-    for pattern in (f".{path.stem}.*.npy", f"..{path.stem}.*.tmp"):  # also what killed runs left
-        for file in path.parent.glob(pattern):
-            file.unlink()
+    for part in path.parent.glob(f".{path.stem}.*.npy"):  # also those of killed runs
+        part.unlink()
+    for name in (f"{path.stem}.*", f".{path.stem}.*"):
+        remove_leftovers(path.parent, name)
 
 
 def _save(path: Path, parts: Sequence[np.ndarray]) -> None:

@@ -48,7 +48,7 @@ from mae_transfer.tasks.cached import compute_once
 from mae_transfer.tasks.config import RunnableConfig
 from mae_transfer.tasks.sweep import EVALUATION_SEED, workers_of
 
-LOG = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 FORMAT = "2"
 PLAIN = (bool, int, float, str, Schema)
 OWN = {*vars(nn.Module()), "pretrained_cfg", "default_cfg"}  # no architecture: torch's own, and where weights come from
@@ -238,7 +238,7 @@ def _note_unread(rows: np.ndarray, path: Path, one: FrozenPass, policy: Unreadab
     if len(unread) and one.dist.is_main:
         first = one.samples.source.where(unread[0].item())  # type: ignore[attr-defined]
         message = "%d images could not be read when %s was computed, first %s; delete %s to read them again"
-        LOG.warning(message, len(unread), path, first, path)
+        _LOG.warning(message, len(unread), path, first, path)
     start, stop = share(len(rows), one.dist)
     for index in unread[(unread >= start) & (unread < stop)]:
         where = one.samples.source.where(index.item())  # type: ignore[attr-defined]

@@ -28,7 +28,7 @@ from mae_transfer.core.patches import grid_of, sides
 from mae_transfer.data import pick_evenly
 from mae_transfer.data.crops import MultiCrops, ViewsConfig, apply_looks, finish_views
 from mae_transfer.engine import checkpoint
-from mae_transfer.engine.dist import compiled, compiles, gather_equal, mean_over_ranks
+from mae_transfer.engine.dist import compiled, compiles, gather_equal, mean_over_ranks, read_mean
 from mae_transfer.engine.loop import Step
 from mae_transfer.engine.schedule import Rates
 from mae_transfer.engine.state import LoopConfig
@@ -42,10 +42,10 @@ from mae_transfer.seeding import fold
 from mae_transfer.tasks.config import TrainConfig
 from mae_transfer.tasks.encoders import EncoderConfig, EncoderTask
 from mae_transfer.tasks.images import sheet
-from mae_transfer.tasks.sweep import EVALUATION_SEED, mean_of_sums, readable, unread
+from mae_transfer.tasks.sweep import EVALUATION_SEED, readable, unread
 from mae_transfer.tasks.workdir import WorkDir
 
-log = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 SPREAD = "feature_spread"
 
 
@@ -222,7 +222,7 @@ class JointEmbedding(EncoderTask[JointConfig]):
         if not how or self.healthy is None:
             self.healthy = step
         elif self.dist.is_main and step - self.healthy >= self.cfg.alarm_steps:
-            log.warning("collapse between steps %d and %d: %s", self.healthy, step, how)
+            _LOG.warning("collapse between steps %d and %d: %s", self.healthy, step, how)
             self.healthy = step
 
     def evaluate(self, model: Joint, step: int) -> dict[str, float]:
@@ -235,7 +235,7 @@ class JointEmbedding(EncoderTask[JointConfig]):
         left_out = unread(policy, self.dist)
         images = readable(len(self.held_out), left_out, of=f"{self.split} set")
         mean = mean_over_ranks(total, self.dist) * self.dist.world / images
-        return {f"{self.split}_{SPREAD}": mean_of_sums({"s": spread(mean)}, 1, self.dist)["s"], **left_out}
+        return {f"{self.split}_{SPREAD}": read_mean({"s": spread(mean)}, self.dist)["s"], **left_out}
 
     def pictures(self, model: nn.Module, folder: WorkDir) -> None:
         """Draw the views of some held-out images, narrow ones enlarged, with hidden patches in grey."""

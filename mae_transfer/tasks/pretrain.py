@@ -256,7 +256,7 @@ def load_start(model: MAE, reference: str, statistics: Statistics) -> None:
 
             load_same(model.encoder, path, statistics, where="model.encoder")
         payload = checkpoint.load(Path(path))
-        checkpoints.fill(model, payload.get("ema", payload["model"]), where=path)
+        checkpoints.fill(model, checkpoints.evaluated(payload), where=path)
     else:
         raise ValueError(
             f"start = {reference!r}: give a released MAE with its decoder (released:mae_vit_base_full, mae-full:PATH) "

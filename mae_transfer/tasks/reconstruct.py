@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from mae_transfer.checkpoints.files import load_strict
+from mae_transfer.checkpoints.files import evaluated, load_strict
 from mae_transfer.config import load, load_saved
 from mae_transfer.data import FolderConfig, open_source
 from mae_transfer.draw.reconstructions import PANELS, save_sheet
@@ -57,7 +57,7 @@ def reconstruct(
     if saved is None:
         load_start(model, str(run), cfg.statistics)
     else:
-        load_strict(model, saved.get("ema", saved["model"]), where=f"the newest checkpoint of {run}")
+        load_strict(model, evaluated(saved), where=f"the newest checkpoint of {run}")
     shown = cfg.data.val or cfg.data.train if images is None else FolderConfig(root=str(images), labelled=False)
     task.set_held_out(open_source(shown, cfg.data.root), "images", most=most)
     masks = {f"ratio_{ratio:g}": cfg.mask.model_copy(update={"ratio": ratio}) for ratio in mask_ratios or ()}

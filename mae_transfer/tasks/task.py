@@ -20,7 +20,7 @@ from mae_transfer.checkpoints import RECORD, sha256
 from mae_transfer.config import load_saved
 from mae_transfer.data import Order, Samples, TrainKeys, batches
 from mae_transfer.data.sources import Fingerprint, compare_fingerprints, fingerprint
-from mae_transfer.engine.dist import assemble, compiles
+from mae_transfer.engine.dist import agree, assemble, compiles
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.loop import Evaluate, Step, train
 from mae_transfer.engine.optim import EachTensor, Group, param_groups, peak_lr
@@ -316,8 +316,8 @@ class Task(RecordedRun[C]):
             ValueError: on every rank, with what changed, if the state was trained on other files.
         """
         state = self.state
-        message: list[Any] = [None, []]
-        if state.dist.is_main:
+
+        def compare() -> list[str]:
             now = {part: fingerprint(source) for part, source in self.sources.items()}
             before = state.extra.get("data", {})
             changes = [
@@ -326,20 +326,18 @@ class Task(RecordedRun[C]):
                 if part in before and (what := compare_fingerprints(before[part], found))
             ]
             if changes:
-                message[0] = (
+                raise ValueError(
                     f"the data of {self.folder.root} have changed since the run began: put them as they were, or use "
                     "another --work-dir\n  " + "\n  ".join(changes)
                 )
+            state.extra["data"] = {part: found.saved() for part, found in now.items()}
             if state.step and not before:
-                message[1] = [
+                return [
                     "the training state was saved by a version that did not record the data: they are assumed unchanged"
                 ]
-            state.extra["data"] = {part: found.saved() for part, found in now.items()}
-        if state.dist.world > 1:
-            torch.distributed.broadcast_object_list(message, group=state.dist.side, group_src=0)
-        if message[0]:
-            raise ValueError(message[0])
-        return list(message[1])
+            return []
+
+        return agree(compare, state.dist)
 
     def start_record(self, loop: LoopConfig) -> None:
         """Make the record of the run, or extend that of a continued run, and put it into the state."""

@@ -31,7 +31,7 @@ from mae_transfer.tasks.config import TrainConfig
 from mae_transfer.tasks.images import ImageConfig, ImageTask, sheet
 from mae_transfer.tasks.sweep import unread
 
-log = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 TOKENIZER = "tokenizer.safetensors"
 
 
@@ -131,7 +131,7 @@ class Tokenizer(ImageTask[TokenizerConfig]):
         if not mean["images"]:
             raise ValueError(f"no image of the {self.split} set could be read")
         if mean["codes_used"] < cfg.least_use:
-            log.warning(
+            _LOG.warning(
                 "only %.1f%% of the %d codes are in use: the codebook has collapsed; raise kl.end, or let tau fall "
                 "later (tau.epochs)",
                 100 * mean["codes_used"],

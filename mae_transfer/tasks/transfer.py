@@ -181,7 +181,7 @@ class Transfer(Task[C]):
         self.check_classes(payload["extra"], reference)
         self.examine()
         model = self.model()
-        load_strict(model, payload.get("ema", payload["model"]), where=reference)
+        load_strict(model, checkpoints.evaluated(payload), where=reference)
         record = Record.model_validate_json(payload["record"]) if payload.get("record") else None
         self.sources = {part: source for part, source in self.sources.items() if part != "train"}
         if record is not None:  # the state was trained from its backbone, whatever the config names

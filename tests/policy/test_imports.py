@@ -85,7 +85,6 @@ OPTIONAL = {
     "mmcv",
     "cv2",
     "detectron2",
-    "simplejpeg",
     "torchcodec",
 }
 NOT_ON_PYPI = {"detectron2"}

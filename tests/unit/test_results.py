@@ -61,7 +61,6 @@ def test_a_line_of_an_earlier_version_loads_and_says_so(tmp_path: Path) -> None:
     (loaded,), defects = load(path)
 
     assert (loaded.record, loaded.revisions, defects) == (None, ("abc",), [])
-    assert loaded.provenance == "none; recorded by an earlier version"
 
 
 def test_a_torn_last_line_swallows_no_number_and_what_a_run_wrote_before_is_replaced(tmp_path: Path) -> None:

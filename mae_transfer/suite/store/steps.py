@@ -21,7 +21,7 @@ from mae_transfer.suite.store.work import IN_ARCHIVE, Work
 from mae_transfer.tasks.backbones import pretrain_of
 
 WORDS = {"planned": "was never started", "running": "was interrupted"}  # states of runs that did not report their end
-LOGGER = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 STOP_CODES = (0, -signal.SIGTERM, -signal.SIGINT)  # exit statuses of a run that was stopped
 # Last line of a torchrun that got a signal and whose workers saved. Its exit status is 1.
 STOPPED_BY_SIGNAL = re.compile(r"SignalException: .* got signal: (2|15)$")
@@ -99,7 +99,7 @@ def reuse(work: Work, node: Node) -> Note | None:
     try:
         work.store.use(identity, folder, artifact)
     except OSError as error:  # it was removed just now, or the disk is full
-        LOGGER.warning("%s is not taken from the store: %s", node.name, error)
+        _LOG.warning("%s is not taken from the store: %s", node.name, error)
         return None
     kept = {"state": stored.state, "chosen": stored.chosen, "seconds": stored.seconds, "artifact": stored.artifact}
     note = work.note(node, stored.command).model_copy(
