@@ -18,6 +18,7 @@ class AdaptedBackbone(Model):
     def __init__(self, backbone: Backbone, adapter: Adapter) -> None:
         super().__init__()
         self.backbone, self.adapter = backbone, adapter
+        self.out_channels = adapter.channels  # torchvision's detectors read it
         # p6 does not count: it subsamples p5, whose sides may be odd.
         coarsest = [stride for name, stride in adapter.strides.items() if name != "p6"][-1]
         self.size_divisor = lcm(backbone.patch, ceil(coarsest))
