@@ -26,6 +26,7 @@ from pydantic import (
     ConfigDict,
     ModelWrapValidatorHandler,
     PrivateAttr,
+    SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
     model_validator,
@@ -50,6 +51,14 @@ class Schema(BaseModel):
     )
     debug: ClassVar[Mapping[str, Any]] = {}
     """Dotted overrides of `--debug`: two steps, on CPU, in seconds. "key?" applies only if the file sets that key."""
+    later: ClassVar[frozenset[str]] = frozenset()
+    """Fields that earlier versions lacked. A dump leaves them out at their defaults, so that digests stay."""
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        usual = {name for name in self.later if getattr(self, name) == type(self).model_fields[name].default}
+        return {name: value for name, value in values.items() if name not in usual}
 
     def digest(self) -> str:
         """Return the first 16 hex digits of the sha256 of all values except SILENT and the folders of data."""

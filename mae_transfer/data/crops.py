@@ -51,24 +51,24 @@ class Look(NamedTuple):
     sigma: float  # standard deviation of the blur in pixels; 0: no blur
     solarise: bool
 
-    def crop(self, image: Tensor, size: Sides) -> Tensor:
+    def crop(self, image: Tensor, view: ViewSpec) -> Tensor:
         """Return the view without flip and colours, (3, S, T) uint8, of an image (3, H, W) uint8."""
-        (crop,) = render(image, self.box, [ViewSpec(size, "bicubic")], flip=False)
+        (crop,) = render(image, self.box, [view], flip=False)
         return crop
 
-    def render(self, image: Tensor, size: Sides) -> Tensor:
+    def render(self, image: Tensor, view: ViewSpec) -> Tensor:
         """Return the view, (3, S, T) uint8, of an image (3, H, W) uint8. Colours are rounded once, at the end."""
-        crop = self.crop(image, size)
-        view = (crop.flip(-1) if self.flip else crop) / 255
+        crop = self.crop(image, view)
+        values = (crop.flip(-1) if self.flip else crop) / 255
         for adjust, factor in self.jitter:
-            view = adjust(view, factor)
+            values = adjust(values, factor)
         if self.grey:
-            view = F.rgb_to_grayscale(view, num_output_channels=3)
+            values = F.rgb_to_grayscale(values, num_output_channels=3)
         if self.sigma:
-            view = blur(view, gaussian(self.sigma, min(view.shape[-2:]) - 1))
+            values = blur(values, gaussian(self.sigma, min(values.shape[-2:]) - 1))
         if self.solarise:
-            view = torch.minimum(view, 1 - view)  # inverts values of at least 1/2
-        return (view * 255).round_().to(torch.uint8)
+            values = torch.minimum(values, 1 - values)  # inverts values of at least 1/2
+        return (values * 255).round_().to(torch.uint8)
 
 
 class MultiCrop(Schema):
@@ -77,6 +77,8 @@ class MultiCrop(Schema):
     The crops are those of DINO (section 3.1). The colours are those of BYOL (table 6), which DINO, iBOT, MoCo v3, MoBY
     and EsViT share: one wide view is always blurred and never solarised, the other the reverse.
     """
+
+    later = frozenset({"interpolation"})
 
     wide: Few = 2
     """Number of wide views. Their size is that of the encoder's input."""
@@ -90,6 +92,8 @@ class MultiCrop(Schema):
     """Range of a narrow crop's share of the image area."""
     aspect: tuple[Factor, Factor] = (3 / 4, 4 / 3)
     """Range of a crop's width / height."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """Filter that resizes a crop: "bicubic" as in DINO, iBOT and EsViT; "bilinear" as in MoCo v3's and MoBY's code."""
     flip: Probability = 0.5
     """Probability of a horizontal flip."""
     jitter: tuple[Strength, Strength, Strength, HueShift] = (0.4, 0.4, 0.2, 0.1)
@@ -159,9 +163,10 @@ class MultiCrops(Samples[Sample, DrawnViews]):
         """Return the views of one image. Masks are drawn apart from crops and colours."""
         cfg, later = self.crops, self.augment_on == "device"
         looks = [cfg.draw(sample.image, view) for view in range(cfg.wide + cfg.narrow)]
+        sizes = [self.size] * cfg.wide + [cfg.narrow_size] * cfg.narrow
         views = [
-            (look.crop if later else look.render)(sample.image, self.size if view < cfg.wide else cfg.narrow_size)
-            for view, look in enumerate(looks)
+            (look.crop if later else look.render)(sample.image, ViewSpec(size, cfg.interpolation))
+            for look, size in zip(looks, sizes, strict=True)
         ]
         wide, narrow = torch.stack(views[: cfg.wide]), torch.stack(views[cfg.wide :]) if cfg.narrow else None
         hidden = [self.mask(self.grid, rng) for _ in range(cfg.wide)] if self.mask else []

@@ -109,8 +109,8 @@ class OptimConfig(Schema):
     lr: Rate | None = None
     """Absolute peak learning rate for any batch size. Set this or `blr`."""
     weight_decay: Weight | Anneal = 0.05
-    """Decoupled weight decay of matrices. Vectors, biases and the parameters that the model exempts have none. A change
-    over the run: dict(start=0.04, end=0.4, epochs="100%") (DINO)."""
+    """Decoupled weight decay of matrices. Vectors, biases and the parameters that the model exempts have none, unless
+    `decay` says otherwise. A change over the run: dict(start=0.04, end=0.4, epochs="100%") (DINO)."""
     layer_decay: Portion | None = None
     """Factor of the learning rate from each layer to the one below it; None: one rate for all layers."""
     no_decay: tuple[NoDecay, ...] | None = None

@@ -8,10 +8,10 @@ consists of indices (interfaces.Mask), not booleans.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Literal, Self
 
 import torch
-from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import model_validator
 from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
@@ -31,8 +31,7 @@ Corrupt = Callable[[Tensor, Mask, Tensor], Tensor]
 class DecoderConfig(Schema):
     """The decoder of tables 1a and 1b, or CrossMAE's (Fu et al., arXiv 2401.14391)."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"kind", "share"})
-    """Options that a dump leaves out at their defaults, so that configs without them keep their digests."""
+    later = frozenset({"kind", "share"})
 
     kind: Literal["self", "cross"] = "self"
     """"self": blocks of self-attention over visible and hidden patches (MAE). "cross": hidden patches attend to the
@@ -54,14 +53,6 @@ class DecoderConfig(Schema):
         elif self.kind == "cross":
             raise ValueError("kind = 'cross' needs blocks: set depth to 1 or more (CrossMAE: 12)")
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {
-            name: value
-            for name, value in dump(self).items()
-            if name not in self.later or value != type(self).model_fields[name].default
-        }
 
     def predicted(self, hidden: int) -> int | None:
         """Return how many of this number of hidden patches a training step predicts; None: all of them.

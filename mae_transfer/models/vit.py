@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import model_validator
 from timm.layers.drop import DropPath as TimmDropPath
 from timm.layers.drop import drop_path
 from timm.layers.layer_scale import LayerScale
@@ -56,6 +56,8 @@ def check_width(dim: int | None, heads: int | None) -> None:
 
 class ViTConfig(Schema):
     """The architecture of an encoder."""
+
+    later = frozenset({"skip_dropped"})
 
     size: Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"] | None = "vit_base"
     """A named size; None: `dim`, `depth` and `heads` set the size."""
@@ -105,11 +107,6 @@ class ViTConfig(Schema):
     init: Init = "mae"
     """Initialisation: as in the code of MAE, BEiT, SimMIM, MaskFeat, ViT, DINO or MoCo v3 (see the table in
     models/initialize.py)."""
-
-    @model_serializer(mode="wrap")
-    def _with_its_digest(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what earlier versions did not have, if it is off."""
-        return {name: value for name, value in dump(self).items() if value or name != "skip_dropped"}
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -40,8 +40,11 @@ TARGETS = {target.settings["target.name"][0]: row for row, target in TARGET_ROWS
 """Target of our own pretraining -> its row in tables 1d and 7."""
 BACKBONES = {ours: papers for papers, ours in PAPER_BACKBONES.items()}
 BACKBONES["vit_huge/16"] = "ViT-H/14"  # ViTDet resamples its patches of 14 pixels to 16
-DECODER = {"kind": "self", "share": 1.0}
-"""Defaults of the options that a recipe leaves out of a decoder (models.mae.DecoderConfig, which imports torch)."""
+LATER = {
+    "decay": "matrices", "data.views.interpolation": "bicubic",
+    "model.decoder.kind": "self", "model.decoder.share": 1.0,
+}  # fmt: skip
+"""Defaults of the options that a pretraining's recipe leaves out (Schema.later; the schemas import torch)."""
 TOKENS_AT_448 = 32 * 32 + 1  # of a ViT-H/14 with its class token
 FINE_GRAINED = {title.replace(" ", "").lower(): title for title in FINE_GRAINED_SETS}
 FOLDERS = {
@@ -304,7 +307,7 @@ def _keys(recipe: Mapping[str, Any], before: str = "") -> Iterator[str]:
 def setting(recipe: Mapping[str, Any], key: str) -> Any:
     """Return the value of a dotted key of a recipe.
 
-    An option of a mask, an augmentation, an objective or a decoder that the recipe leaves out has its default.
+    An option of a mask, an augmentation or an objective, or one of LATER, that the recipe leaves out has its default.
     """
     *folders, last = key.split(".")
     at: Any = recipe
@@ -312,7 +315,7 @@ def setting(recipe: Mapping[str, Any], key: str) -> Any:
         at = at.get(folder) if isinstance(at, dict) else None
     if not isinstance(at, dict):
         return None
-    value = at[last] if last in at else _default(".".join(folders), str(at.get("name")), last)
+    value = at[last] if last in at else LATER.get(key) or _default(".".join(folders), str(at.get("name")), last)
     if isinstance(value, list | tuple):
         sides = tuple(value)
         return sides[0] if last == "size" and len(set(sides)) == 1 else sides
@@ -321,8 +324,6 @@ def setting(recipe: Mapping[str, Any], key: str) -> Any:
 
 @cache
 def _default(part: str, name: str, option: str) -> Any:
-    if part == "model.decoder":
-        return DECODER.get(option)
     if part == "mask":
         union: Any = AnyMask
     elif part == "data.augmentation":

@@ -23,7 +23,7 @@ from mae_transfer.data import (
     pick_evenly,
     training_crops,
 )
-from mae_transfer.engine.optim import Group, param_groups, select_exempt
+from mae_transfer.engine.optim import Decay, Group, param_groups, select_exempt
 from mae_transfer.interfaces import ViewSpec
 from mae_transfer.tasks.config import TrainConfig
 from mae_transfer.tasks.sweep import EVALUATION_SEED
@@ -44,6 +44,10 @@ class ImageConfig(TrainConfig):
     """Images to evaluate on, spread evenly over the validation set (over the training set if there is none)."""
     pictures: Count = 8
     """Images to draw."""
+    decay: Decay = "matrices"
+    """Parameters with weight decay: matrices only, as in MAE, BEiT and DINO; also biases; or all, norms included, as in
+    the code of MoCo v3."""
+    later = frozenset({"decay"})
     trains: ClassVar[str]
     """What is trained, for messages."""
 
@@ -52,6 +56,10 @@ class ImageConfig(TrainConfig):
         if self.optim.layer_decay:
             raise ValueError(
                 f"optim.layer_decay = {self.optim.layer_decay}: {self.trains} has one rate for all layers; leave it out"
+            )
+        if self.decay == "all" and self.optim.no_decay:
+            raise ValueError(
+                f"optim.no_decay = {self.optim.no_decay} has no effect with decay = 'all': remove one of them"
             )
         return self
 
@@ -111,8 +119,8 @@ class ImageTask(Task[C]):
 
     def groups(self, model: nn.Module) -> list[Group]:
         """Return the parameter groups. By default vectors and biases have no weight decay (MAE, table 8)."""
-        optim = self.cfg.optim
-        return param_groups(model, weight_decay=optim.weight_decay, no_decay=select_exempt(model, optim, default=()))
+        optim, exempt = self.cfg.optim, select_exempt(model, self.cfg.optim, default=())
+        return param_groups(model, weight_decay=optim.weight_decay, no_decay=exempt, decay=self.cfg.decay)
 
     def save_pictures(self, step: int, rows: Tensor, titles: Sequence[str]) -> None:
         """Write panels (B, K, 3, H, W), a row for each image, below K titles."""

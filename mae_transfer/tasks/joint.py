@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from mae_transfer import checkpoints
@@ -70,6 +70,8 @@ class JointConfig(EncoderConfig):
         "schedule.milestones": (),
     }
 
+    later = EncoderConfig.later | {"start"}
+
     task: Literal["joint"] = "joint"
     """Name of this task."""
     data: ViewsConfig = ViewsConfig()
@@ -89,11 +91,6 @@ class JointConfig(EncoderConfig):
     start: str | None = None
     """Weights to start from, of student and teacher alike: a step_*.pt of this task, with its heads; or a backbone,
     named as for --backbone (also a step_*.pt of another pretraining), with fresh heads. None: fresh weights."""
-
-    @model_serializer(mode="wrap")
-    def _without_start(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave `start` out if it is not set, so that earlier configs keep their digests."""
-        return {name: value for name, value in dump(self).items() if name != "start" or value is not None}
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,17 @@ import torch.nn.functional as F
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
-from mae_transfer.config import validate
+from mae_transfer.checkpoints.timm_models import wrap
+from mae_transfer.config import load, validate
 from mae_transfer.data.crops import pack_masks
-from mae_transfer.engine.dist import SyncBatchNorm, synchronized
-from mae_transfer.engine.optim import param_groups
+from mae_transfer.engine.dist import Dist, SyncBatchNorm, synchronized
+from mae_transfer.engine.optim import param_groups, peak_lr
 from mae_transfer.interfaces import Hidden
 from mae_transfer.models.joint import Joint
 from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.objectives import ContrastConfig, DistillConfig
 from mae_transfer.objectives.heads import ProjectionHead, PrototypeHead
+from mae_transfer.tasks.joint import JointConfig, JointEmbedding
 
 B, K = 3, 12
 ENCODER = ViTConfig(size=None, dim=16, depth=2, heads=2, patch=4, image_size=16, antialias=False, drop_path=0.5)
@@ -168,3 +171,37 @@ def test_a_swin_has_no_mask_token_and_no_patch_projection(patches: Any, freeze_s
     swin = wrap("swin_tiny_patch4_window7_224", {"image_size": 32})
     with pytest.raises(ValueError, match="window7_224 has no mask token and no patch projection: use a ViT"):
         Joint(swin, DistillConfig(out=K).heads(swin.dim), patches=patches, freeze_stem=freeze_stem)
+
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "pretrain"
+
+
+@pytest.mark.parametrize("name", [
+    "moco_v3_vit_small", "moco_v3_vit_base", "moco_v3_small_64px", "moby_swin_tiny", "dino_vit_small",
+])  # fmt: skip
+def test_what_decays_is_what_decays_in_the_public_code(name: str) -> None:
+    """All parameters in main_moco.py, matrices in the others; MoBY's exemption of tables does not reach its encoder."""
+    task = JointEmbedding(load(CONFIGS / f"{name}.py", JointConfig), Dist(torch.device("cpu")))
+    cfg = task.cfg
+    with torch.device("meta"):
+        encoder = wrap(cfg.model.timm, {}, where="test") if cfg.model.timm else ViT(cfg.model.encoder)
+        heads = cfg.objective.heads(encoder.dim)
+        model = Joint(encoder, heads, patches=cfg.objective.compares, freeze_stem=cfg.model.freeze_stem)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    sizes = {"decay": 0, "no_decay": 0}
+    for group in task.groups(model):
+        sizes[group["name"]] = sum(p.numel() for p in group["params"])
+    spared = sum(p.numel() for p in trained.values() if p.ndim < 2)
+    assert spared > 1000
+    assert sizes["no_decay"] == (0 if name in ("moco_v3_vit_small", "moco_v3_vit_base") else spared)
+    assert sum(sizes.values()) == sum(p.numel() for p in trained.values())
+
+
+def test_moby_has_the_rate_of_its_code_for_every_batch() -> None:
+    optim = load(CONFIGS / "moby_swin_tiny.py", JointConfig).optim
+    assert [peak_lr(optim, global_batch=batch) for batch in (512, 1024)] == pytest.approx([1e-3, 2e-3], rel=1e-12)
+
+
+def test_parameters_that_all_decay_have_no_exceptions() -> None:
+    with pytest.raises(ValueError, match="no_decay = .* has no effect with decay = 'all': remove one of them"):
+        load(CONFIGS / "moco_v3_vit_small.py", JointConfig, overrides=["optim.no_decay=('cls_token',)"])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mae_transfer.data.crops import MultiCrop
 from mae_transfer.models.mae import DecoderConfig
 from mae_transfer.record import Record, Weights
 from mae_transfer.results import Result
@@ -18,6 +19,7 @@ from mae_transfer.suite.published.entry import Published, block
 from mae_transfer.suite.published.measured import JOINT, Elsewhere, Measured
 from mae_transfer.suite.store.records import Measurement, Note
 from mae_transfer.suite.tables.layouts import LAYOUTS, Spot
+from mae_transfer.tasks.images import ImageConfig
 from mae_transfer.tasks.knn import KnnConfig
 from tests.unit import as_published
 from tests.unit.as_published import RANDOM, data_set, pretraining, run, sets, sitting
@@ -227,8 +229,12 @@ def test_crossmae_has_no_row_of_mae_in_tables_of_facts() -> None:
     assert [(spot.column, spot.why_not is None) for spot in found] == [(facts.hidden, False), ("75%", False)]
 
 
-def test_options_that_a_recipe_leaves_out_of_a_decoder_have_the_models_defaults() -> None:
-    assert {name: DecoderConfig.model_fields[name].default for name in DecoderConfig.later} == match.DECODER
+def test_options_that_a_recipe_leaves_out_have_the_schemas_defaults() -> None:
+    schemas = {"model.decoder.": DecoderConfig, "data.views.": MultiCrop, "": ImageConfig}
+    later = [(before, schema, name) for before, schema in schemas.items() for name in schema.later]
+    assert {before + name: schema.model_fields[name].default for before, schema, name in later} == match.LATER
+    old = as_published.joint("moco_v3_vit_base", recipe={"decay": "matrices"})
+    assert list(_pretrained(JOINT["MoCo v3"], old)) == ["pretrained with decay = matrices, not all"]
 
 
 @pytest.mark.parametrize("made", [

@@ -4,14 +4,14 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
-from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as PilF
 from torchvision.transforms.v2 import functional as F
 
@@ -20,7 +20,7 @@ from mae_transfer.core.masks import ViewMask
 from mae_transfer.data import FolderConfig, Key, Order, TrainKeys, batches
 from mae_transfer.data.crops import Look, MultiCrop, MultiCrops, apply_looks, finish_views, pack_masks, to_looks
 from mae_transfer.data.transforms import blur, gaussian, shift_hue
-from mae_transfer.interfaces import Hidden, Views
+from mae_transfer.interfaces import Hidden, Views, ViewSpec
 from mae_transfer.seeding import seeded
 
 SIDE = 48
@@ -40,7 +40,7 @@ def picture(side: int = SIDE) -> Tensor:
 def rendered(**changes: Any) -> Tensor:
     """The whole picture with these changes of its colours."""
     plain = {"box": WHOLE, "flip": False, "jitter": (), "grey": False, "sigma": 0.0, "solarise": False}
-    return Look(**{**plain, **changes}).render(picture(), SIDE)
+    return Look(**{**plain, **changes}).render(picture(), ViewSpec(SIDE, "bicubic"))
 
 
 def in_pil(operation: Callable[[Image.Image], Image.Image]) -> Tensor:
@@ -109,6 +109,18 @@ def test_a_view_without_changes_of_colour_is_the_crop() -> None:
     assert torch.equal(rendered(flip=True), picture().flip(-1))
 
 
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("side", [20, 60])
+def test_a_crop_is_resized_as_by_torchvision(interpolation: Literal["bicubic", "bilinear"], side: int) -> None:
+    """RandomResizedCrop of v2, and of v1 on PIL images, to one grey level. Bilinear is their default."""
+    box, mode = (5, 3, 30, 37), InterpolationMode(interpolation)
+    ours = Look(box, False, (), False, 0.0, False).crop(picture(), ViewSpec(side, interpolation))
+    assert torch.equal(ours, F.resized_crop(picture(), *box, [side, side], mode, antialias=True))
+    assert gap(ours, in_pil(lambda image: PilF.resized_crop(image, *box, [side, side], mode))).max() <= 1
+    other = InterpolationMode.BILINEAR if interpolation == "bicubic" else InterpolationMode.BICUBIC
+    assert gap(ours, in_pil(lambda image: PilF.resized_crop(image, *box, [side, side], other))).max() > 3
+
+
 @pytest.mark.parametrize("turns", [-0.5, -0.1, 0.0, 0.03, 0.5])
 def test_a_shift_of_the_hue_is_torchvisions_for_every_order_of_the_channels(turns: float) -> None:
     levels = torch.tensor([0.0, 0.2, 0.5, 1.0])  # with greys and ties
@@ -127,7 +139,8 @@ def test_the_blur_is_torchvisions(sigma: float) -> None:
 
 def test_the_blur_of_a_view_smaller_than_its_kernel_keeps_the_mean_colour() -> None:
     flat = torch.full((3, 9, 9), 7, dtype=torch.uint8)
-    assert torch.equal(Look((0, 0, 9, 9), False, (), False, 2.0, False).render(flat, 2), flat[:, :2, :2])
+    tiny = Look((0, 0, 9, 9), False, (), False, 2.0, False).render(flat, ViewSpec(2, "bicubic"))
+    assert torch.equal(tiny, flat[:, :2, :2])
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -296,6 +309,19 @@ def test_views_have_static_shapes_for_images_of_any_kind(folder: Path) -> None:
     assert views.index.tolist() == [0, 1, 2, 3]
     assert {tensor.dtype for tensor in (views.wide, views.narrow)} == {torch.uint8}
     assert not torch.equal(views.wide[0], views.wide[1])
+
+
+@pytest.mark.parametrize("augment_on", ["worker", "device"])
+@pytest.mark.parametrize("name", ["bicubic", "bilinear"])
+def test_all_views_have_the_filter_of_the_config(folder: Path, name: str, augment_on: Any) -> None:
+    plain = {"jitter_share": 0.0, "grey": 0.0, "blur": (0.0,) * 3, "solarise": (0.0,) * 3, "flip": 0.0}
+    whole = {"wide_scale": (1.0, 1.0), "narrow_scale": (1.0, 1.0), "aspect": (1.0, 1.0)}
+    made = replace(samples(folder, interpolation=name, **plain, **whole), augment_on=augment_on)
+    views = finish_views(views_of(made, [Key(0, number, 0) for number in range(4)]))
+    assert views.narrow is not None
+    for size, drawn in (((32, 48), views.wide), ((16, 16), views.narrow)):
+        expected = F.resize(picture(90), list(size), InterpolationMode(name), antialias=True)
+        assert any(torch.equal(image, expected) for image in drawn[0])
 
 
 def test_no_narrow_views_and_no_mask_are_none(folder: Path) -> None:
