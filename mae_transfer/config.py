@@ -177,6 +177,8 @@ def read_saved(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: a line is neither a docstring nor `name = literal`, or the file cannot be read.
     """
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: name the work dir of a run")
     try:
         lines = ast.parse(path.read_text(encoding="utf-8")).body
     except (OSError, SyntaxError, *_NOT_LITERAL) as error:

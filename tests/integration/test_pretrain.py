@@ -21,6 +21,7 @@ from mae_transfer import checkpoints, results
 from mae_transfer.config import load, validate
 from mae_transfer.data import Crops, UnreadableImage
 from mae_transfer.data.packs import write_pack
+from mae_transfer.draw.reconstructions import HEADER
 from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.log import NonFiniteLoss
 from mae_transfer.tasks import pretrain
@@ -58,7 +59,7 @@ def test_a_work_dir_ends_with_everything_that_the_readme_names(tmp_path: Path) -
     assert about["digest"] == config(evaluate_epochs=2.0).digest()
     assert about["recipe"]["optim"]["lr"] == 1e-3
     for sheet in (folder / "reconstructions").iterdir():
-        assert Image.open(sheet).size == (4 * (128 + 4) + 4, 2 * (128 + 4) + 4)
+        assert Image.open(sheet).size == (4 * (128 + 4) + 4, HEADER + 2 * (128 + 4) + 4)
 
 
 CROSS = {"kind": "cross", "share": 1 / 3, "depth": 2, "dim": 8, "heads": 2}
@@ -378,7 +379,7 @@ def test_sheets_are_drawn_at_several_mask_ratios(tmp_path: Path) -> None:
     odd_images(images)
     sheets = reconstruct(tmp_path / "run", images, mask_ratios=[0.5, 0.75], out=tmp_path / "out", most=5)
     assert [path.name for path in sheets] == ["ratio_0.5.png", "ratio_0.75.png"]
-    assert all(Image.open(path).size == (4 * 132 + 4, 5 * 132 + 4) for path in sheets)
+    assert all(Image.open(path).size == (4 * 132 + 4, HEADER + 5 * 132 + 4) for path in sheets)
     with pytest.raises(ValueError, match="ratio = 1.0"):
         reconstruct(tmp_path / "run", None, mask_ratios=[1.0], out=tmp_path / "out")
     with pytest.raises(ValueError, match="does not exist"):

@@ -161,7 +161,7 @@ def test_a_saved_config_is_read_without_running_it(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(ValueError, match="cfg.py cannot be read .*restore the file"):
             load_saved(path, Example)
-    with pytest.raises(ValueError, match="absent.py cannot be read"):
+    with pytest.raises(ValueError, match="absent.py does not exist: name the work dir of a run"):
         load_saved(tmp_path / "absent.py", Example)
     assert not (tmp_path / "made").exists()
 
