@@ -21,7 +21,8 @@ SEGMENT = [  # the maintained distributions of `mmseg`, `mmcv` and `mmengine`; t
     "onedl-mmengine~=0.10.12",
 ]
 JPEG = "torchcodec>=0.17"  # JPEG decoder for versions of torchvision without one
-REGIONS = "nvidia-nvimgcodec-cu12>=0.9; sys_platform != 'darwin'"  # decodes only the crop; used if installed
+# Decodes only the crop; used if installed. 0.9.0 crashes on GPUs (data/regions.py), and is right on CPUs.
+REGIONS = "nvidia-nvimgcodec-cu12>=0.8; sys_platform != 'darwin'"
 DEV = [
     "DALL-E>=0.1",  # reference of the autoencoder's tests
     "attrs>=23.2",  # DALL-E imports it but does not require it

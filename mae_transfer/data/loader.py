@@ -18,7 +18,8 @@ import os
 import signal
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import groupby
@@ -33,7 +34,7 @@ from torch.utils.data._utils import signal_handling
 
 from mae_transfer.data.decode import Undecoded, UnreadableImage
 from mae_transfer.data.rand_augment import DrawnOperation, pack_operations
-from mae_transfer.data.regions import LeftCrop, Region, decode_regions
+from mae_transfer.data.regions import LeftCrop, Region, decode_regions, in_advance, in_turn
 from mae_transfer.data.reports import collect_notes, report_counted
 from mae_transfer.data.sources import Sample, Source
 from mae_transfer.data.transforms import Augment, finish_region
@@ -183,6 +184,8 @@ class WorkerOutput(NamedTuple):
     notes: tuple[str, ...] = ()  # about unusual files that are used
     failure: str = ""  # why the worker cannot send the batch
     left: dict[int, Region] | None = None  # rows of the batch whose images are still to be decoded
+    undecoded: int = 0  # how many of them the device could not decode
+    reason: str = ""  # why
 
 
 class Readable(Protocol[S_co]):
@@ -235,9 +238,11 @@ class Samples(Dataset[WorkerOutput], Generic[S, D], ABC):
         """Return the images that are still to be decoded, by their row in the batch."""
         return {}
 
-    def finish(self, output: WorkerOutput, keys: list[Key]) -> WorkerOutput:
-        """Decode what the worker has left, in the main process."""
-        return output
+    def finished(
+        self, outputs: Iterable[WorkerOutput], keys: Iterable[list[Key]]
+    ) -> Generator[WorkerOutput, None, None]:
+        """Yield the outputs of the workers after the main process has decoded what they left. `keys` are theirs."""
+        yield from outputs
 
     def _drawn(
         self, epoch: int, image: int, crops: list[Key], unreadable: dict[int, str]
@@ -303,26 +308,68 @@ class Crops(Samples[Sample, Crop]):
         first = ((row, crop.views[0]) for row, crop in enumerate(drawn))
         return {row: view.region for row, view in first if isinstance(view, LeftCrop)}
 
-    def finish(self, output: WorkerOutput, keys: list[Key]) -> WorkerOutput:
-        """Return the batch with all images. What the device cannot decode is drawn again, as in a worker."""
-        batch, left, device = output.batch, output.left, self.decode_on
-        if not left or device is None:
-            return output
+    def finished(
+        self, outputs: Iterable[WorkerOutput], keys: Iterable[list[Key]]
+    ) -> Generator[WorkerOutput, None, None]:
+        """Yield the outputs with all images, on the device. A GPU decodes a batch during the step of the one before.
+
+        What the device cannot decode is drawn again, as in a worker.
+        """
+        if self.decode_on is None:
+            return super().finished(outputs, keys)
         assert self.replaced, "each key has a row"
-        found = dict(zip(left, decode_regions(list(left.values()), device), strict=True))
-        failed = [row for row, pixels in found.items() if pixels is None]
-        again = replace(self, decode_on=None)[[keys[row] for row in failed]] if failed else WorkerOutput(None, {})
-        unreadable, notes = output.unreadable | again.unreadable, output.notes + again.notes
-        if failed and again.batch is None:
-            return WorkerOutput(None, unreadable, notes)
-        decoded = {row: finish_region(pixels, left[row]) for row, pixels in found.items() if pixels is not None}
-        here = [row for row in range(len(keys)) if row not in left]
-        decoded |= zip(here, batch.image, strict=True)
-        if failed:
-            decoded |= zip(failed, again.batch.image, strict=True)
-            batch.label[failed], batch.index[failed] = again.batch.label, again.batch.index
-        images = [decoded[row].to(device, non_blocking=True) for row in range(len(keys))]
-        return WorkerOutput(replace(batch, image=torch.stack(images)), unreadable, notes)
+        on_gpu = self.decode_on.type == "cuda"
+        stream = torch.cuda.Stream(self.decode_on) if on_gpu else None
+        run, pairs = in_advance if on_gpu else in_turn, zip(outputs, keys, strict=False)
+        return run(pairs, lambda pair: self._decode(*pair, stream), lambda pair, found: self._complete(*pair, found))
+
+    def _decode(self, output: WorkerOutput, keys: list[Key], stream: torch.cuda.Stream | None) -> _Images | None:
+        """Return the images of the batch; None if the worker has left none. It draws no random numbers."""
+        left, device = output.left, self.decode_on
+        if not left or device is None:
+            return None
+        with torch.cuda.stream(stream):  # None: no other stream
+            found = decode_regions(list(left.values()), device)
+            images = torch.empty((len(keys), *output.batch.image.shape[1:]), dtype=torch.uint8, device=device)
+            failed, reason = [], found.reason
+            for (row, region), pixels in zip(left.items(), found.boxes, strict=True):
+                try:
+                    done = None if pixels is None else finish_region(pixels, region)
+                except torch.OutOfMemoryError:
+                    raise
+                except RuntimeError as error:  # CUDA cannot reduce an image by a very large factor
+                    done, reason = None, str(error).partition("\n")[0]
+                if done is None:
+                    failed.append(row)
+                else:
+                    images[row] = done
+            here = [row for row in range(len(keys)) if row not in left]
+            for row, image in zip(here, output.batch.image, strict=True):
+                images[row].copy_(image, non_blocking=True)
+            return _Images(images, failed, reason, stream.record_event() if stream else None)
+
+    def _complete(self, output: WorkerOutput, keys: list[Key], found: _Images | None) -> WorkerOutput:
+        """Return the output with these images, and with those drawn again that could not be decoded."""
+        if found is None:
+            return output
+        batch, images, failed = output.batch, found.images, found.failed
+        if found.ready is not None:
+            stream = torch.cuda.current_stream(self.decode_on)
+            stream.wait_event(found.ready)
+            images.record_stream(stream)
+        if not failed:
+            return output._replace(batch=replace(batch, image=images), left=None)
+        again = replace(self, decode_on=None)[[keys[row] for row in failed]]
+        whole = WorkerOutput(
+            None, output.unreadable | again.unreadable, (*output.notes, *again.notes), undecoded=len(failed),
+            reason=found.reason,
+        )  # fmt: skip
+        if again.batch is None:
+            return whole
+        for row, image in zip(failed, again.batch.image, strict=True):
+            images[row].copy_(image, non_blocking=True)
+        batch.label[failed], batch.index[failed] = again.batch.label, again.batch.index
+        return whole._replace(batch=replace(batch, image=images))
 
     def _mask(self, drawn: list[Crop]) -> Mask | None:
         if self.masking is None:
@@ -330,6 +377,15 @@ class Crops(Samples[Sample, Crop]):
         ids = torch.from_numpy(np.stack([crop.permutation for crop in drawn if crop.permutation is not None]))
         keep, masked = (part.contiguous() for part in ids.tensor_split([self.masking.visible], dim=1))
         return Mask(keep, masked, None if self.predicted is None else masked[:, : self.predicted].contiguous())
+
+
+class _Images(NamedTuple):
+    """The images of a batch on the device that decoded them."""
+
+    images: Tensor  # (B, 3, S, T) uint8
+    failed: list[int]  # rows that are still empty
+    reason: str  # why
+    ready: torch.cuda.Event | None  # of the stream that computes them; None: they are there
 
 
 def _stack(views: tuple[Tensor, ...]) -> Tensor:
@@ -345,9 +401,16 @@ class Unreadable:
     limit: int = 0
     files: dict[int, str] = field(default_factory=dict)  # index -> message, since this process started
     odd: set[str] = field(default_factory=set)  # notes on files that are used, since this process started
+    undecoded: int = 0  # crops that the device could not decode, since this process started
 
     def note(self, output: WorkerOutput) -> None:
-        """Count and report the new files in an output. UnreadableImage above the limit."""
+        """Count and report the new files in an output. UnreadableImage above the limit.
+
+        Crops that the device could not decode are reported whenever their number has doubled.
+        """
+        before, self.undecoded = self.undecoded, self.undecoded + output.undecoded
+        if self.undecoded.bit_length() > before.bit_length():
+            _LOG.warning("%d crops were not decoded on the device: %s", self.undecoded, output.reason)
         for message in output.notes:
             if message not in self.odd:
                 self.odd.add(message)
@@ -407,15 +470,14 @@ def batches(
     # an exception can keep this generator alive until the process ends
     at_exit = atexit.register(partial(_end_workers, feed))
     try:
-        for left, wanted in zip(_check_outputs(feed), keys, strict=False):
-            output = samples.finish(left, wanted)
-            policy.note(output)
-            if output.batch is not None:
-                yield output.batch
-            elif samples.replaced:
-                raise UnreadableImage(
-                    f"{REPLACEMENTS} files in a row are unreadable, the last: {list(output.unreadable.values())[-1]}"
-                )
+        with closing(samples.finished(_check_outputs(feed), keys)) as outputs:
+            for output in outputs:
+                policy.note(output)
+                if output.batch is not None:
+                    yield output.batch
+                elif samples.replaced:
+                    last = list(output.unreadable.values())[-1]
+                    raise UnreadableImage(f"{REPLACEMENTS} files in a row are unreadable, the last: {last}")
     finally:
         atexit.unregister(at_exit)
         _end_workers(feed)

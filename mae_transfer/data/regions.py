@@ -6,22 +6,25 @@ import functools
 import importlib
 import io
 import os
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from mae_transfer.data.decode import Box, Undecoded, stored_box
+from mae_transfer.data.decode import ON_HOST, Box, Undecoded, stored_box
 from mae_transfer.data.reports import library_messages
 from mae_transfer.interfaces import ViewSpec
 
-MISSING = (
-    "run.decode_on = 'device' needs nvImageCodec: pip install 'nvidia-nvimgcodec-cu12[all]' (cu13 for CUDA 13), or "
-    "remove it"
-)
+T = TypeVar("T")
+D = TypeVar("D")
+R = TypeVar("R")
+INSTALL = "pip install 'nvidia-nvimgcodec-cu13[all]<0.9' (cu12 for CUDA 12)"
+MISSING = f"run.decode_on = 'device' needs nvImageCodec: {INSTALL}, or remove it"
 
 
 class Region(NamedTuple):
@@ -48,21 +51,30 @@ def leave(image: Undecoded, box: Box, view: ViewSpec, *, size: tuple[int, int], 
     return left
 
 
-def decode_regions(regions: Sequence[Region], device: torch.device) -> list[Tensor | None]:
-    """Return the boxes as they are stored, (3, h, w) uint8; None for those that cannot be decoded.
+class Decoded(NamedTuple):
+    """The boxes of some regions as they are stored, (3, h, w) uint8; None for those that cannot be decoded."""
 
-    If the decoder warns of any of them, all are None, because it does not say of which.
+    boxes: list[Tensor | None]
+    reason: str = ""  # why there is a None, in one line
 
-    device: a CUDA device decodes them itself; else the CPU does.
+
+def decode_regions(regions: Sequence[Region], device: torch.device) -> Decoded:
+    """Decode regions on a CUDA device, which does so itself, or on the CPU.
+
+    If the CPU's decoder warns of any of them, all are None, because it does not say of which.
     """
     decode = _decoder(os.getpid(), device)
     warned: list[str] = []
+    # the warnings and the standard error of a process with a GPU are also those of its other threads
+    listening = nullcontext() if device.type == "cuda" else library_messages(warned, stderr=True)
     try:
-        with library_messages(warned, stderr=True):
-            found = decode(regions)
-    except Exception:  # the binding raises many types
-        return [None] * len(regions)
-    return [None] * len(regions) if warned else found
+        with listening:
+            boxes = decode(regions)
+    except Exception as error:  # the binding raises many types
+        warned.append(f"{type(error).__name__}: {error}")
+    if warned:
+        return Decoded([None] * len(regions), warned[0].partition("\n")[0])
+    return Decoded(boxes, "nvImageCodec cannot decode them" if None in boxes else "")
 
 
 def check_decoder(device: torch.device) -> None:
@@ -70,8 +82,31 @@ def check_decoder(device: torch.device) -> None:
     file = io.BytesIO()
     Image.new("RGB", (32, 32)).save(file, "JPEG")
     region = Region(file.getvalue(), (8, 8, 16, 16), 1, False, ViewSpec(16, "bicubic"))
-    if decode_regions([region], device) == [None]:
-        raise ValueError(f"nvImageCodec has no JPEG decoder for {device}; {MISSING}")
+    found = decode_regions([region], device)
+    if found.reason:
+        raise ValueError(f"nvImageCodec cannot decode JPEGs on {device} ({found.reason}); {MISSING}")
+
+
+def in_turn(items: Iterable[T], begin: Callable[[T], D], end: Callable[[T, D], R]) -> Generator[R, None, None]:
+    """Yield end(item, begin(item)) for each item."""
+    for item in items:
+        yield end(item, begin(item))
+
+
+def in_advance(items: Iterable[T], begin: Callable[[T], D], end: Callable[[T, D], R]) -> Generator[R, None, None]:
+    """Yield what `in_turn` yields, but a thread begins the next item while the caller works on what it got.
+
+    An exception of `begin` is raised when its item is due.
+    """
+    with ThreadPoolExecutor(1, "decode") as thread:
+        before: tuple[T, Future[D]] | None = None
+        for item in items:
+            begun = thread.submit(begin, item)
+            if before is not None:
+                yield end(before[0], before[1].result())
+            before = item, begun
+        if before is not None:
+            yield end(before[0], before[1].result())
 
 
 @functools.cache
@@ -82,10 +117,15 @@ def _decoder(process: int, device: torch.device) -> Callable[[Sequence[Region]],
     with library_messages([], stderr=True):  # without a GPU it complains about missing CUDA libraries
         try:
             codec = importlib.import_module("nvidia.nvimgcodec")
+            if on_gpu and codec.__version__.startswith("0.9."):
+                raise ValueError(
+                    f"run.decode_on = 'device': nvImageCodec {codec.__version__} crashes when a GPU decodes regions of "
+                    f"JPEGs (github.com/NVIDIA/nvImageCodec/issues/55): {INSTALL}, or remove it"
+                )
             kinds = codec.BackendKind
             kind = [kinds.HW_GPU_ONLY, kinds.GPU_ONLY, kinds.HYBRID_CPU_GPU] if on_gpu else [kinds.CPU_ONLY]
             decoder = codec.Decoder(
-                device_id=index if on_gpu else codec.NVIMGCODEC_DEVICE_CPU_ONLY,
+                device_id=index if on_gpu else ON_HOST,
                 backends=[codec.Backend(one) for one in kind],
                 max_num_cpu_threads=0 if on_gpu else 1,
                 options=":fancy_upsampling=1",  # colours are interpolated, as libjpeg-turbo does

@@ -49,8 +49,9 @@ class RunConfig(Schema):
     embedding, 1.5 times in classification. It does not pay on CPU. Values may differ by one grey level."""
     decode_on: Literal["worker", "device"] = "worker"
     """Where pretraining and classification decode JPEGs. "device": workers read files and draw crops; the main process
-    has them decoded by nvImageCodec and resizes them there, on a CUDA device by its decoder. Needs one crop per image
-    without jitter. It does not pay on CPU. Nothing was measured on a GPU; its decoder may round in another way."""
+    has them decoded by nvImageCodec and resizes them there, on a CUDA device by its decoder, during the step before.
+    Needs one crop per image without jitter. It does not pay on CPU. Nothing was measured on a GPU; its decoder may
+    round in another way."""
     compile: bool | None = None
     """Compile each transformer block (torch.compile): some seconds at the start, faster steps. A model without blocks
     is compiled as a whole. None: on cuda only, unless detection takes images of many sizes (data.square = None). If the

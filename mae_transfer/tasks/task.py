@@ -149,6 +149,8 @@ class Task(RecordedRun[C]):
         self.rates_at(loop)(0)  # a warm-up longer than the run is an error now, not later
         self.prepare(loop)
         self.keys(loop)  # the batch can be split
+        if self.decode_on is not None:
+            self.training_samples()  # the device can decode them
         if self.cfg.run.estimate:
             return self.estimate(loop)
         open_work_dir(work_dir, self.cfg, resume=resume)

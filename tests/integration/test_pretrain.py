@@ -21,6 +21,7 @@ from mae_transfer import checkpoints, results
 from mae_transfer.config import load, validate
 from mae_transfer.data import Crops, UnreadableImage
 from mae_transfer.data.packs import write_pack
+from mae_transfer.data.regions import _decoder
 from mae_transfer.draw.reconstructions import HEADER
 from mae_transfer.engine.dist import Dist
 from mae_transfer.engine.log import NonFiniteLoss
@@ -413,3 +414,13 @@ def test_the_samples_know_what_decodes_them(monkeypatch: pytest.MonkeyPatch) -> 
     for data in ({"augmentation": {"name": "random_crop", "jitter": 0.4}}, {"crops_per_image": 2}):
         with pytest.raises(ValueError, match=r"run\.decode_on = 'device': .* without jitter"):
             config(data=values()["data"] | data, **run_options(decode_on="device"))
+
+
+def test_a_device_that_cannot_decode_is_named_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", None)
+    _decoder.cache_clear()
+    with pytest.raises(ValueError, match="needs nvImageCodec"):
+        pretrain.Pretrain.launch(config(**run_options(decode_on="device")), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

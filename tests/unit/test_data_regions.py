@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -26,12 +30,13 @@ from mae_transfer.data import (
     Unreadable,
     UnreadableImage,
     batches,
+    loader,
     open_labelled,
     regions,
     training_crops,
 )
 from mae_transfer.data.decode import Undecoded, decode, decode_late
-from mae_transfer.data.regions import Region, decode_regions
+from mae_transfer.data.regions import Region, decode_regions, in_advance, in_turn
 from mae_transfer.data.sources import decoded_late
 from mae_transfer.interfaces import ViewSpec
 
@@ -244,7 +249,12 @@ LEFT: list[dict[str, Any]] = [one for one in AUGMENTATIONS if one["name"] != "no
 def test_crops_that_are_decoded_in_the_main_process_are_the_same(
     root: Path, monkeypatch: pytest.MonkeyPatch, augmentation: dict[str, Any], workers: int
 ) -> None:
-    """With masks, and RandAugment on the device; files that are no plain JPEG come decoded from the workers."""
+    """With masks, and RandAugment on the device; files that are no plain JPEG come decoded from the workers.
+
+    Without workers, a thread decodes in advance, as for a GPU.
+    """
+    if not workers:
+        monkeypatch.setattr(loader, "in_turn", in_advance)
     cfg = DataConfig.model_validate({"root": str(root), "size": (24, 16), "augmentation": augmentation})
     source = FolderConfig(root=str(root), split="train").open()
     where: Any = "device" if augmentation["name"] == "rand_augment" else "worker"
@@ -267,9 +277,10 @@ def test_crops_that_are_decoded_in_the_main_process_are_the_same(
     assert len(left.left) + len(left.batch.image) == 12
 
 
+@pytest.mark.parametrize("run", [in_turn, in_advance])
 @pytest.mark.parametrize("skip", [False, True])
 def test_a_file_that_is_broken_where_the_main_process_decodes_it_is_named_or_replaced_as_in_a_worker(
-    root: Path, monkeypatch: pytest.MonkeyPatch, skip: bool
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, skip: bool, run: Any
 ) -> None:
     def failing(data: bytes, *, where: str) -> torch.Tensor:
         if where == folder.where(3):
@@ -280,6 +291,7 @@ def test_a_file_that_is_broken_where_the_main_process_decodes_it_is_named_or_rep
     monkeypatch.setattr(regions, "_decoder", lambda *_: lambda regions: [None] * len(regions))
     monkeypatch.setattr("mae_transfer.data.config.check_decoder", lambda _: None)
     monkeypatch.setattr(MODULE, "decode", failing)
+    monkeypatch.setattr(loader, "in_turn", run)
     cfg = DataConfig.model_validate({"root": str(root), "size": 24})
     folder = FolderConfig(root=str(root), split="train").open()
     keys = TrainKeys(order=Order(images=len(folder), batch=len(folder), seed=1))
@@ -298,6 +310,55 @@ def test_a_file_that_is_broken_where_the_main_process_decodes_it_is_named_or_rep
         assert 3 not in found[1].index.tolist()
         for name in ("image", "label", "index"):
             assert torch.equal(getattr(found[0], name), getattr(found[1], name))
+        [message] = [message for message in caplog.messages if "on the device" in message]
+        assert re.fullmatch(r"\d+ crops were not decoded on the device: nvImageCodec cannot decode them", message)
+
+
+def test_a_thread_begins_the_next_item_while_the_caller_works_and_its_errors_come_when_they_are_due() -> None:
+    begun = [threading.Event() for _ in range(4)]
+
+    def begin(item: int) -> int:
+        begun[item].set()
+        if item == 2:
+            raise OSError("item 2")
+        return threading.get_ident()
+
+    found = in_advance(range(4), begin, lambda item, thread: (item, thread))
+    for item in (0, 1):
+        assert next(found) != (item, threading.get_ident())
+        assert begun[item + 1].wait(10)
+    with pytest.raises(OSError, match="item 2"):
+        next(found)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
+def test_images_that_the_device_cannot_reduce_are_drawn_again_and_reported_whenever_their_number_doubles(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """CUDA refuses to reduce an image by a very large factor. Old versions of torch pin a tuple as a list."""
+    boxes_of_pil.calls = 0  # type: ignore[attr-defined]
+    monkeypatch.setattr(MODULE, "_region_decoder", lambda _: boxes_of_pil)
+    monkeypatch.setattr(regions, "_decoder", lambda *_: regions_of_pil)
+    cfg, source = DataConfig(size=24), FolderConfig(root=str(root), split="train").open()
+    keys = TrainKeys(order=Order(images=len(source), batch=4, seed=1))
+    crops = training_crops(cfg, source, seed=1, decode_on=CPU)
+    expected = batches(training_crops(cfg, source, seed=1), keys)
+
+    def refuses(*_: Any) -> Any:
+        raise RuntimeError("Too much shared memory required: 99\nand a trace")
+
+    monkeypatch.setattr(loader, "finish_region", refuses)
+    outputs = (crops[wanted]._replace(notes=["odd"]) for wanted in keys)  # type: ignore[arg-type]
+    policy, number = Unreadable(), 0
+    with closing(crops.finished(outputs, keys)) as found:
+        for _ in range(6):
+            output = next(found)
+            policy.note(output)
+            number += output.undecoded
+            assert "odd" in output.notes
+            assert torch.equal(output.batch.image, next(expected).image)
+    messages = [message for message in caplog.messages if message.endswith("Too much shared memory required: 99")]
+    assert policy.undecoded == number > len(messages) > 1
 
 
 def test_a_decoder_that_warns_or_fails_decodes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,9 +372,39 @@ def test_a_decoder_that_warns_or_fails_decodes_nothing(monkeypatch: pytest.Monke
         raise MemoryError
 
     boxes_of_pil.calls = 0  # type: ignore[attr-defined]
-    for decoder, count in ((regions_of_pil, 0), (warns, 2), (fails, 2)):
+    for decoder, count, reason in (
+        (regions_of_pil, 0, ""), (warns, 2, "Corrupt JPEG data"), (fails, 2, "MemoryError: "),
+        (lambda _: [torch.zeros(3, 8, 8), None], 1, "nvImageCodec cannot decode them"),
+    ):  # fmt: skip
         monkeypatch.setattr(regions, "_decoder", lambda *_, decoder=decoder: decoder)
-        assert decode_regions([region, region], CPU).count(None) == count
+        found = decode_regions([region, region], CPU)
+        assert (found.boxes.count(None), found.reason) == (count, reason)
+
+
+def test_the_standard_error_of_a_process_with_a_gpu_is_not_redirected(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It belongs to other threads, too; and the GPU's decoder fails image by image."""
+    monkeypatch.setattr(regions, "_decoder", lambda *_: lambda _: [os.write(2, b"a log line\n"), None])
+    found = decode_regions([], torch.device("cuda"))
+    assert found == ([11, None], "nvImageCodec cannot decode them")
+    assert capfd.readouterr().err == "a log line\n"
+
+
+@pytest.mark.parametrize(("version", "refused"), [("0.9.0", True), ("0.8.0", False)])
+def test_the_version_that_crashes_on_gpus_is_refused_there_with_a_remedy(
+    monkeypatch: pytest.MonkeyPatch, version: str, refused: bool
+) -> None:
+    codec = MagicMock(__version__=version)
+    monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", codec)
+    regions._decoder.cache_clear()
+    for device in (torch.device("cuda", 0), CPU):
+        if refused and device.type == "cuda":
+            with pytest.raises(ValueError, match=r"nvImageCodec 0\.9\.0 crashes .*issues/55\): pip install '.*<0\.9'"):
+                regions._decoder(0, device)
+        else:
+            assert regions._decoder(0, device)
+    regions._decoder.cache_clear()
 
 
 def test_a_missing_decoder_is_named_at_the_start(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
