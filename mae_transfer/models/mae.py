@@ -22,7 +22,7 @@ from mae_transfer.core.positions import resample, sincos_2d
 from mae_transfer.interfaces import Mask
 from mae_transfer.models.attention import attend, split_heads
 from mae_transfer.models.initialize import initialize
-from mae_transfer.models.vit import NORM_EPS, Block, ViT, ViTConfig, check_width, recomputed, run
+from mae_transfer.models.vit import NORM_EPS, Block, ViT, ViTConfig, check_width, mark_static, recomputed, run
 
 Corrupt = Callable[[Tensor, Mask, Tensor], Tensor]
 """(embeddings (B, N, D), mask, mask token (1, 1, D)) -> input of the encoder (B, N, D)."""
@@ -229,6 +229,7 @@ class CrossDecoder(nn.Module):
         x = self.mask_token + take(positions, mask.ids_predicted)
         mixed = (self.mix @ torch.stack(list(features)).flatten(1)).view(-1, *features[0].shape)
         for block, own in zip(self.blocks, mixed.unbind(), strict=True):
+            mark_static(block, x, own)
             x = recomputed(block, self.checkpointing)(x, own)
         prediction: Tensor = self.pred(self.norm(x))
         return prediction

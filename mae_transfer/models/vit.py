@@ -253,8 +253,19 @@ def run(
     recompute: bool,
 ) -> Tensor:
     """Return block(x, bias, last=last, grid=grid); recompute: compute the activations again in the backward pass."""
+    mark_static(block, x)
     output: Tensor = recomputed(block, recompute)(x, bias, last=last, grid=grid)
     return output
+
+
+def mark_static(block: nn.Module, *inputs: Tensor) -> None:
+    """Compile a graph for each shape that the inputs have in training, if the block is compiled.
+
+    Otherwise torch would compile one for any length once two lists of blocks, as encoder and decoder, have shown two.
+    """
+    if block.training and block._compiled_call_impl is not None:
+        for tensor in inputs:
+            torch._dynamo.mark_static(tensor)
 
 
 def recomputed(block: nn.Module, recompute: bool) -> Callable[..., Tensor]:

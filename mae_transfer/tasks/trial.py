@@ -201,8 +201,9 @@ def _fits(task: Task[Any], loop: LoopConfig) -> bool:
 
 
 def _free(state: TrainState) -> None:
-    """Release the memory that a trial used on the device."""
+    """Release the memory that a trial used on the device, and the graphs that it compiled for its batch."""
     state.optimizer.zero_grad(set_to_none=True)
+    torch._dynamo.reset()
     gc.collect()
     reset_peak_memory(state.dist.device)
 

@@ -95,7 +95,10 @@ def test_auto_takes_the_largest_that_fits_and_leaves_no_trace(tmp_path: Path, mo
     batch = config().batch
     pretrain.Pretrain.launch(config(**plain, **run_options(device_batch=batch // 4)), tmp_path / "told")
     TooLarge(monkeypatch, batch // 4)
+    resets: list[int] = []
+    monkeypatch.setattr(torch._dynamo, "reset", lambda: resets.append(1))
     pretrain.Pretrain.launch(config(**plain, **run_options(device_batch="auto")), tmp_path / "found")
+    assert len(resets) == 3  # graphs of batches that were tried are not kept
     assert losses(tmp_path / "found") == losses(tmp_path / "told")
     assert_equal(payload(tmp_path / "found"), payload(tmp_path / "told"))
     assert load(tmp_path / "found/config.py", PretrainConfig).run.device_batch == batch // 4

@@ -177,6 +177,27 @@ def test_all_depths_and_rates_of_drop_path_share_their_graphs(recompute: bool, s
     assert not counters["graph_break"]
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("kind", ["self", "cross"])
+def test_every_size_of_a_compiled_training_step_is_static(kind: Any, recompute: bool, backend: Any) -> None:
+    """Encoder and decoder have different lengths, and another batch follows."""
+    sizes: list[int | torch.SymInt] = []
+
+    def look(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        sizes.extend(size for one in inputs for size in (one.shape if isinstance(one, Tensor) else [one]))
+        return graph.forward
+
+    backend(look)
+    encoder = ViTConfig(**SMALL | {"drop_path": 0.3, "depth": 3})
+    model = MAE(MAEConfig(encoder=encoder, decoder=DecoderConfig(depth=2, dim=24, heads=2, kind=kind)), 12)
+    model.set_grad_checkpointing(recompute)
+    compile_blocks(model)
+    for batch in (3, 3, 5):
+        order, images = torch.rand(batch, 16).argsort(dim=1), torch.randn(batch, 3, 32, 32)
+        model(images, Mask(order[:, :4], order[:, 4:])).square().mean().backward()
+    assert {type(size) for size in sizes} == {int}
+
+
 def test_compiled_drop_path_drops_samples_at_its_rate(backend: Any) -> None:
     drop = DropPath(0.25).train()
     torch.manual_seed(0)
