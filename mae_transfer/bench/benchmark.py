@@ -4,6 +4,7 @@
   python tools/benchmark.py joint --system ibot --size vit_small
   python tools/benchmark.py detect --device cuda --modes eager compiled --steps 20
   python tools/benchmark.py gpu --json gpu.json
+  python tools/benchmark.py gpu --json gpu.json --only "pretrain B/16"
   python tools/benchmark.py data /data/imagenet/val --seconds 60
   python tools/benchmark.py data /data/imagenet/val --multi-crop
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
@@ -26,11 +27,11 @@ Records = list[dict[str, Any]]
 
 
 class Benchmark(NamedTuple):
-    """A command: its help text, its options, and the function that returns the records."""
+    """A command: its help text, its options, and the function that returns or yields the records."""
 
     help: str
     add_options: Callable[[Parser], None]
-    run: Callable[[argparse.Namespace], Records]
+    run: Callable[[argparse.Namespace], Iterable[dict[str, Any]]]
 
 
 def bench(name: str) -> Any:
@@ -59,19 +60,20 @@ def race(comparison: Any, args: argparse.Namespace) -> Records:
     return records
 
 
-def everything(args: argparse.Namespace) -> Records:
-    """Run the steps of all tasks on one device."""
+def everything(args: argparse.Namespace) -> Iterable[dict[str, Any]]:
+    """Run the steps of all tasks on one device, or of the cases `--only`."""
     device, once = resolve_name("mae_transfer.engine.dist:pick_device")(args.device), args.tiny
     if not once and device.type != "cuda":
         raise ValueError(f"gpu needs a CUDA device, and --device {args.device} is {device.type}: --tiny tries it here")
-    found: Records = bench("gpu:run")(
-        device, tiny=once, rounds=1 if once else args.rounds, steps=1 if once else args.steps
+    rounds, steps = (1, 1) if once else (args.rounds, args.steps)
+    found: Iterable[dict[str, Any]] = bench("gpu:run")(
+        device, tiny=once, rounds=rounds, steps=steps, cases=bench("gpu:named")(args.only)
     )
     return found
 
 
 BENCHMARKS = {
-    "gpu": Benchmark("the steps of all tasks beside their peers, in ten minutes on a GPU", options.gpu, everything),
+    "gpu": Benchmark("the steps of all tasks on a GPU beside their peers", options.gpu, everything),
     "pretrain": Benchmark("MAE pretraining steps", options.pretrain, compare("pretrain")),
     "joint": Benchmark(
         "pretraining steps of DINO and iBOT, of 2 wide and 8 narrow views, or MoCo v3, of 2 views",
@@ -116,7 +118,7 @@ BENCHMARKS = {
 def add_options(parser: Parser) -> None:
     """Add the commands and their options."""
     commands = parser.add_subparsers(dest="benchmark", required=True, metavar="COMMAND", title="Commands")
-    records = "also write the records to a file, with software versions and device"
+    records = "also write the records to a file as they are found, with software versions and device"
     for name, benchmark in BENCHMARKS.items():
         command = commands.add_parser(name, help=benchmark.help, description=f"Measure {benchmark.help}.")
         benchmark.add_options(command)
@@ -131,14 +133,15 @@ def run(args: argparse.Namespace) -> None:
     from mae_transfer.record import software
     from mae_transfer.suite.tables.formats import terminal
 
-    records = BENCHMARKS[args.benchmark].run(args)
+    about = {
+        "options": {key: str(value) for key, value in vars(args).items()},
+        "software": software().model_dump(),
+        "device": results.device_name(pick_device(vars(args).get("device", "cpu"))),
+    }
+    records: Records = []
+    for record in BENCHMARKS[args.benchmark].run(args):
+        records.append(record)
+        if args.json:  # now, because the next one may fail
+            args.json.write_text(json.dumps(about | {"records": records}, indent=2) + "\n", encoding="utf-8")
     title = " ".join(f"{key}={value}" for key, value in vars(args).items() if key != "json")
     print(terminal([sheet(records, title=title)]), end="")
-    if args.json:
-        about = {
-            "options": {key: str(value) for key, value in vars(args).items()},
-            "software": software().model_dump(),
-            "device": results.device_name(pick_device(vars(args).get("device", "cpu"))),
-            "records": records,
-        }
-        args.json.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")

@@ -1,14 +1,14 @@
-"""The benchmark `gpu`: steps of all tasks, each beside its peer in another library, in about ten minutes on a GPU."""
+"""The benchmark `gpu`: steps of all tasks on a GPU, each beside its peer in another library."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 
-from mae_transfer.bench import classify, detect, pretrain, segment
+from mae_transfer.bench import classify, detect, joint, pretrain, segment
 from mae_transfer.bench.harness import Comparison, compare
 from mae_transfer.bench.options import Mode, Workload
 from mae_transfer.engine.profile import matmul_peak
@@ -22,7 +22,7 @@ class Case(NamedTuple):
     comparison: Comparison
     contestants: tuple[str, ...]
     work: Workload
-    modes: tuple[Mode, ...] = ("compiled",)
+    modes: tuple[Mode, ...] = ("compiled",)  # of the peers; ours has the last of them
     own: int = 1  # how many of the contestants are this package's
 
 
@@ -30,7 +30,10 @@ OURS, LIGHTLY, TRANSFORMERS = "mae_transfer", "lightly + timm", "transformers"
 BOTH: tuple[Mode, ...] = ("eager", "compiled")  # for peers that may not compile
 BFLOAT16 = Workload(dtype="bfloat16")
 CASES = (
-    Case("pretrain B/16", pretrain.COMPARISON, (OURS, TRANSFORMERS, LIGHTLY), replace(BFLOAT16, batch=256)),
+    Case(
+        "pretrain B/16", pretrain.COMPARISON, (*pretrain.OURS, TRANSFORMERS, LIGHTLY), replace(BFLOAT16, batch=256),
+        own=len(pretrain.OURS),
+    ),
     Case("pretrain L/16", pretrain.COMPARISON, (OURS, TRANSFORMERS), replace(BFLOAT16, size="vit_large", batch=128)),
     Case(
         "pretrain H/14", pretrain.COMPARISON, (OURS, TRANSFORMERS),
@@ -41,8 +44,12 @@ CASES = (
         replace(BFLOAT16, size="vit_large", batch=64),
     ),
     Case(
+        "DINO S/16", joint.COMPARISONS["dino"], (OURS, LIGHTLY), replace(BFLOAT16, size="vit_small", batch=64),
+        ("eager",),
+    ),
+    Case(
         "ViTDet-B, 1024 px", detect.COMPARISON, (detect.OURS, detect.CHANNELS, detect.FLEX, detect.PEER),
-        replace(BFLOAT16, image=1024, batch=2), BOTH, own=3,
+        replace(BFLOAT16, image=1024, batch=1), BOTH, own=3,
     ),
     Case(
         "UperNet-B, 512 px", segment.COMPARISON, (segment.OURS, segment.PEER),
@@ -54,20 +61,29 @@ TINY: dict[str, Any] = {"size": "vit_tiny", "patch": 16, "image": 64, "batch": 2
 
 def run(
     device: torch.device, *, tiny: bool, rounds: int, steps: int, cases: Sequence[Case] = CASES
-) -> list[dict[str, Any]]:
-    """Measure the matmul peak of the device, then race each case; return a record per contestant and mode.
+) -> Iterator[dict[str, Any]]:
+    """Measure the matmul peak of the device, then race each case; yield a record per contestant and mode.
 
     tiny: small models on small images, eagerly, to see on any machine that everything runs.
     """
     kinds: tuple[Precision, ...] = ("float32",) if tiny else ("bfloat16", "float32")
-    records: list[dict[str, Any]] = [
-        {"step": "matmul", "name": kind, "matmul_peak_gflops_per_s": matmul_peak(device, kind) / 1e9} for kind in kinds
-    ]
+    for kind in kinds:
+        yield {"step": "matmul", "name": kind, "matmul_peak_gflops_per_s": matmul_peak(device, kind) / 1e9}
     for case in cases:
         contestants = {name: case.comparison.contestants[name] for name in case.contestants}
         work = replace(case.work, device=str(device), **(TINY if tiny else {}))
         modes: tuple[Mode, ...] = ("eager",) if tiny else case.modes
+        own = dict.fromkeys(case.contestants[: case.own], modes[-1:])
         comparison = Comparison(contestants, "ratio_to_faster_peer", own=case.own)
-        found = compare(comparison, work, modes=modes, rounds=rounds, steps=steps)
-        records += [{"step": case.step, "batch": work.batch, **record} for record in found]
-    return records
+        found = compare(
+            comparison, work, modes=dict.fromkeys(case.contestants, modes) | own, rounds=rounds, steps=steps
+        )
+        yield from ({"step": case.step, "batch": work.batch, **record} for record in found)
+
+
+def named(steps: Sequence[str] | None) -> list[Case]:
+    """Return the cases of these steps; all for None. ValueError for a step that no case has."""
+    known = [case.step for case in CASES]
+    if wrong := set(steps or ()).difference(known):
+        raise ValueError(f"--only {sorted(wrong)[0]!r} is not a case: name some of {known}")
+    return [case for case in CASES if steps is None or case.step in steps]

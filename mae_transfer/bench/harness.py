@@ -44,6 +44,10 @@ Build = Callable[[Workload], Contestant]
 """A module-level function (the process starts from its name); it raises ImportError if its library is not installed."""
 
 
+Modes = Sequence[Mode] | Mapping[str, Sequence[Mode]]
+"""Of all contestants, or of each by name."""
+
+
 class Comparison(NamedTuple):
     """The contestants of a benchmark by name, and the one that the others are compared with."""
 
@@ -82,10 +86,11 @@ class Timing:
 
 
 def race(
-    contestants: Mapping[str, Build], modes: Sequence[Mode], work: Workload, *, rounds: int, steps: int, warmup: int = 2
+    contestants: Mapping[str, Build], modes: Modes, work: Workload, *, rounds: int, steps: int, warmup: int = 2
 ) -> list[Timing]:
     """Time `rounds` turns of `steps` training steps of each contestant in each mode; the processes alternate."""
-    lanes = {(name, mode): _start(build, work, mode) for name, build in contestants.items() for mode in modes}
+    modes = modes if isinstance(modes, Mapping) else dict.fromkeys(contestants, modes)
+    lanes = {(name, mode): _start(build, work, mode) for name, build in contestants.items() for mode in modes[name]}
     taken: dict[tuple[str, Mode], list[Elapsed]] = {key: [] for key in lanes}
     try:
         ready = {key: _ask(pipe, warmup) for key, pipe in lanes.items()}
@@ -115,9 +120,7 @@ def race(
     ]  # fmt: skip
 
 
-def compare(
-    comparison: Comparison, work: Workload, *, modes: Sequence[Mode], rounds: int, steps: int
-) -> list[dict[str, Any]]:
+def compare(comparison: Comparison, work: Workload, *, modes: Modes, rounds: int, steps: int) -> list[dict[str, Any]]:
     """Time the contestants and return one record per contestant and mode, for a table or JSON."""
     rows = race(comparison.contestants, modes, work, rounds=rounds, steps=steps)
     return [describe(row, rows, work, comparison) for row in rows]
@@ -220,7 +223,9 @@ def _live(pipe: Connection, build: Build, work: Workload, mode: Mode) -> None:
         request = pipe.recv()  # contestants build one after the other, because compilation uses every core
         trainer = Trainer(build(work), work, compiled=mode == "compiled")
         while True:
-            pipe.send(trainer.measure() if request == "measure" else trainer.train(request))
+            reply = trainer.measure() if request == "measure" else trainer.train(request)
+            trainer.free()
+            pipe.send(reply)
             request = pipe.recv()
     except EOFError:
         return
@@ -245,6 +250,7 @@ class Trainer:
 
     def __init__(self, contestant: Contestant, work: Workload, *, compiled: bool) -> None:
         self.work, self.contestant, self.last = work, contestant, torch.zeros(())
+        self.on_gpu = torch.device(work.device).type == "cuda"
         model = contestant.model.to(work.device).train()
         if compiled and contestant.blocks:
             compile_blocks(model)
@@ -255,12 +261,23 @@ class Trainer:
 
     def train(self, steps: int, loss: Callable[[], Tensor] | None = None) -> Elapsed:
         """Return the time of `steps` training steps. loss: another one than the contestant's."""
+        loss = loss or self.contestant.loss
+        if self.on_gpu:
+            self.step(loss)  # it takes the memory that `free` gave back
         with stopwatch(self.work.device) as elapsed:
             for _ in range(steps):
-                self.last = self.backward(loss or self.contestant.loss)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+                self.step(loss)
         return elapsed[0]
+
+    def step(self, loss: Callable[[], Tensor]) -> None:
+        self.last = self.backward(loss)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def free(self) -> None:
+        """Give unused memory of a GPU back, for the next contestant."""
+        if self.on_gpu:
+            torch.cuda.empty_cache()
 
     def backward(self, loss: Callable[[], Tensor]) -> Tensor:
         with autocast(self.work.dtype, torch.device(self.work.device)):

@@ -86,6 +86,8 @@ def gpu(parser: Parser) -> None:
     """Add the options of all steps in one table."""
     small = "small models and images, one step of each: does everything run here?"
     parser.what.add_argument("--tiny", action="store_true", help=small)
+    some = "names of cases, for instance 'pretrain B/16' 'DINO S/16' (default: all)"
+    parser.what.add_argument("--only", nargs="+", metavar="CASE", help=some)
     rounds(parser, 3)
     number(parser.how, "steps", 10, "steps per turn")
     device(parser)
