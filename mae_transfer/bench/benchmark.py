@@ -7,6 +7,7 @@
   python tools/benchmark.py gpu --json gpu.json --only "pretrain B/16"
   python tools/benchmark.py data /data/imagenet/val --seconds 60
   python tools/benchmark.py data /data/imagenet/val --multi-crop
+  python tools/benchmark.py data /data/imagenet/val --device cuda --workers 16
 
 Each contestant runs in its own process, and they alternate. --help after a command shows its
 options.
@@ -72,6 +73,20 @@ def everything(args: argparse.Namespace) -> Iterable[dict[str, Any]]:
     return found
 
 
+def input_pipelines(args: argparse.Namespace) -> Records:
+    """Time the input on one core, or the training input of a GPU."""
+    if args.device == "cuda":
+        if args.multi_crop or args.rand_augment:
+            raise ValueError("--device cuda times pretraining crops: leave --multi-crop and --rand-augment out")
+        device = resolve_name("mae_transfer.engine.dist:pick_device")(args.device)
+        fed: Records = bench("data:time_feeds")(args.folder, device, workers=args.workers, seconds=args.seconds)
+        return fed
+    found: Records = bench("data:run")(
+        args.folder, seconds=args.seconds, multi_crop=args.multi_crop, augmented=args.rand_augment
+    )
+    return found
+
+
 BENCHMARKS = {
     "gpu": Benchmark("the steps of all tasks on a GPU beside their peers", options.gpu, everything),
     "pretrain": Benchmark("MAE pretraining steps", options.pretrain, compare("pretrain")),
@@ -108,9 +123,7 @@ BENCHMARKS = {
     "data": Benchmark(
         "input pipelines",
         options.data,
-        lambda args: bench("data:run")(
-            args.folder, seconds=args.seconds, multi_crop=args.multi_crop, augmented=args.rand_augment
-        ),
+        input_pipelines,
     ),
 }
 

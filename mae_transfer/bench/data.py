@@ -1,5 +1,7 @@
 """The benchmark `data`: images per second on one core of our input pipeline and a classic PIL + torchvision pipeline.
 
+With a GPU (`time_feeds`): images per second of the whole training input, workers included.
+
 With `multi_crop`, an image becomes 12 views instead of one crop: DINO's 2 of 224 px and 10 of 96 px, with its colours.
 With `augmented`, its crop is that of fine-tuning, with RandAugment.
 
@@ -18,7 +20,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,11 +31,12 @@ from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 from torchvision import transforms as classic
 
+from mae_transfer.bench.harness import stopwatch
 from mae_transfer.data.config import DataConfig, training_crops
 from mae_transfer.data.crops import MultiCrop, MultiCrops
 from mae_transfer.data.decode import decode, decode_late
 from mae_transfer.data.folders import FolderConfig
-from mae_transfer.data.loader import Crops, Key
+from mae_transfer.data.loader import Crops, Key, Order, TrainKeys, batches
 from mae_transfer.data.packs import write_pack
 from mae_transfer.data.rand_augment import rand_augment
 from mae_transfer.data.sources import UNLABELLED, Sample, Source, decoded_late
@@ -96,6 +99,35 @@ def run(
     return [
         _row(name, values, reference, name in (CLASSIC, OURS), differences.get(name)) for name, values in speeds.items()
     ]
+
+
+def time_feeds(
+    folder: str | Path, device: torch.device, *, workers: int, seconds: float, size: int = 224, batch: int = 256
+) -> list[dict[str, Any]]:
+    """Time the loader of a pretraining until its crops are on the device, decoded by the workers or by the device.
+
+    Return one dict for each: name, workers, batch, images_per_s (wall time, about half of `seconds` each) or failure.
+    """
+    source = FolderConfig(root=str(folder), labelled=False).open()
+    keys = TrainKeys(order=Order(images=len(source), batch=min(batch, len(source)), seed=0))
+    rows: list[dict[str, Any]] = []
+    for name, where in (("decoded by the workers", None), ("decoded on the device", device)):
+        rows.append({"name": name, "workers": workers, "batch": keys.order.batch})
+        try:
+            crops = training_crops(DataConfig(size=size), source, seed=0, decode_on=where)
+        except ValueError as error:  # no decoder for the device
+            rows[-1]["failure"] = str(error)
+            continue
+        with closing(batches(crops, keys, workers=workers, pin=device.type == "cuda")) as feed:
+            on_device = (batch.image.to(device, non_blocking=True) for batch in feed)
+            for _ in range(1 + workers):  # the workers start
+                next(on_device)
+            count, start = 0, time.perf_counter()
+            with stopwatch(str(device)) as elapsed:
+                while time.perf_counter() - start < seconds / 2:
+                    count += len(next(on_device))
+        rows[-1]["images_per_s"] = count / elapsed[0].wall
+    return rows
 
 
 def _one_crop(files: Files, size: int, repeats: int, folder: Path) -> dict[str, Pipeline]:

@@ -264,6 +264,7 @@ class Trainer:
         loss = loss or self.contestant.loss
         if self.on_gpu:
             self.step(loss)  # it takes the memory that `free` gave back
+            torch.cuda.synchronize()
         with stopwatch(self.work.device) as elapsed:
             for _ in range(steps):
                 self.step(loss)

@@ -107,6 +107,9 @@ def data(parser: Parser) -> None:
     either.add_argument("--multi-crop", action="store_true", help=views)
     either.add_argument("--rand-augment", action="store_true", help=fine_tuning)
     number(parser.how, "seconds", 60.0, "total time of all pipelines", unit="S")
+    where = "cuda: time the training input of a GPU instead, decoded by the workers or by the GPU (default: cpu)"
+    parser.how.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help=where)
+    number(parser.how, "workers", 16, "worker processes of the training input on cuda")
 
 
 def coco(parser: Parser) -> None:

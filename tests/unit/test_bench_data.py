@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mae_transfer.bench.data import pixel_difference, run
+from mae_transfer.bench.data import pixel_difference, run, time_feeds
+from mae_transfer.data import regions
 
 
 @pytest.fixture
@@ -46,3 +47,21 @@ def test_fine_tuning_crops_are_timed_beside_the_classic_ones(folder: Path) -> No
 
 def test_our_crops_are_the_classic_ones_to_a_tenth_of_a_grey_level(folder: Path) -> None:
     assert pixel_difference([path.read_bytes() for path in sorted(folder.iterdir())], 32) < 0.1
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_training_input_is_timed_with_both_decoders(
+    folder: Path, installed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(device: torch.device) -> None:
+        if not installed:
+            raise ValueError("needs nvImageCodec")
+
+    monkeypatch.setattr("mae_transfer.data.config.check_decoder", check)
+    monkeypatch.setattr(regions, "_decoder", lambda *_: lambda regions: [None] * len(regions))
+    rows = time_feeds(folder, torch.device("cpu"), workers=0, seconds=0.02, size=32)
+    assert [row["name"] for row in rows] == ["decoded by the workers", "decoded on the device"]
+    assert rows[0]["images_per_s"] > 0
+    assert rows[0]["batch"] == 6
+    assert (rows[1].get("images_per_s", 0) > 0) == installed
+    assert rows[1].get("failure") == (None if installed else "needs nvImageCodec")
