@@ -2,7 +2,8 @@
 
 `zip -0`, unzip and Python's zipfile write and read a pack. Python takes 6 s to read the directory of a zip of 1.3
 million images, so an index beside it, NAME.zip.index, holds what a run needs as arrays. They take 0.2 s.
-Comparing the digest of the directory with that in the index takes 0.1 s more.
+Comparing the digest of the directory with that in the index takes 0.1 s more, and the fingerprint of a training set
+1.5 s of processor time.
 
 The order is that of the folder: component by component of the path, by bytes. Layout of a zip: PKWARE's APPNOTE,
 sections 4.3.7 (header of a member) and 4.3.16 (end of the directory).

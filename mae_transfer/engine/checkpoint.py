@@ -55,8 +55,8 @@ def save(
 class Writer:
     """Writes training states in a thread while the training goes on, one at a time. The end of its context waits.
 
-    The host's memory holds a copy of the state until it is written. The OSError of a failed write (see `save`) is
-    raised by the next call, or becomes a note of the error that ends the context.
+    Training waits for the copy to the host's memory, which is not pinned and is kept until it is written. The OSError
+    of a failed write (see `save`) is raised by the next call, or becomes a note of the error that ends the context.
     """
 
     def __init__(self, folder: Path | None, *, keep_last: int = 2, keep_every: int | None = None) -> None:
