@@ -93,3 +93,13 @@ def test_a_plan_for_own_images_is_printed_before_anything_is_fetched(
     assert main(["suite", *command, "--root", f"own={tmp_path}"]) == 0
     assert "0 done, 54 to run" in capsys.readouterr().out
     assert not (tmp_path / "d").exists()
+
+
+def test_the_layer_of_imagegpt_is_chosen_on_held_out_images() -> None:
+    _, plan = open_plan(ROOT / "configs/suites/imagegpt_layer.py")
+    tried: list[Any] = [node.load(node.changes) for node in plan.values() if node.role == "point"]
+    assert [cfg.backbone.changes for cfg in tried] == [{"depth": depth} for depth in (16, 20, 24, 28, 32)]
+    assert all(cfg.data.holdout_fraction > 0 for cfg in tried)
+    (final,) = (node for node in plan.values() if node.role == "transfer")
+    assert final.sweep is not None
+    assert (final.sweep.split, len(final.points)) == ("holdout", 5)
