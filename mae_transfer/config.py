@@ -210,7 +210,10 @@ def validate(values: Mapping[str, Any], schema: type[S], *, where: str) -> S:
         return schema.model_validate(_at_home(dict(values)))
     except ValidationError as error:
         defects: dict[str, list[str]] = {}
-        for defect in error.errors():
+        found = error.errors()
+        for defect in found:
+            if _is_explained(dict(defect), [other["loc"] for other in found], values):
+                continue
             subject, words = _explain(dict(defect), schema, values)
             defects.setdefault(subject, []).append(words)
         lines = (subject + "; or ".join(dict.fromkeys(words)) for subject, words in defects.items())
@@ -267,6 +270,17 @@ def literal(text: str) -> Any:
         return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError):
         return text
+
+
+def _is_explained(defect: dict[str, Any], places: Sequence[tuple[Any, ...]], values: Mapping[str, Any]) -> bool:
+    """Return whether a dict "should be a number" only because of another defect, of a value inside it.
+
+    places: where all defects are.
+    """
+    place = defect["loc"][:-1]
+    inside = any(len(other) > len(place) + 1 and other[: len(place)] == place for other in places)
+    is_choice = _key(place, values) == _key(defect["loc"], values)  # one of several types of the same key
+    return inside and is_choice and isinstance(defect["input"], Mapping) and defect["type"].endswith("_type")
 
 
 def _explain(defect: dict[str, Any], schema: type[Schema], values: Mapping[str, Any]) -> tuple[str, str]:

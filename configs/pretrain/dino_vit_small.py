@@ -17,7 +17,7 @@ data = dict(
     train=dict(name="folder", split="train"),
     val=dict(name="folder", split="val"),
     size=224,
-    views=dict(narrow=10, wide_scale=(0.25, 1.0), narrow_scale=(0.05, 0.25)),
+    views=dict(narrow=10, narrow_size=96, wide_scale=(0.25, 1.0), narrow_scale=(0.05, 0.25)),
 )
 model = dict(
     encoder=dict(size="vit_small", patch=16, image_size=224, positions="learned", antialias=False, drop_path=0.1, init="dino")

@@ -16,7 +16,7 @@ data = dict(
     train=dict(name="folder", split="train"),
     val=dict(name="folder", split="val"),
     size=224,
-    views=dict(narrow=8, wide_scale=(0.4, 1.0), narrow_scale=(0.05, 0.4)),
+    views=dict(narrow=8, narrow_size=96, wide_scale=(0.4, 1.0), narrow_scale=(0.05, 0.4)),
 )
 model = dict(timm="swin_tiny_patch4_window7_224", encoder=dict(image_size=224, drop_path=0.1))
 objective = dict(

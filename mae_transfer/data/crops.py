@@ -115,6 +115,9 @@ class MultiCrop(Schema):
             least, most = getattr(self, key)
             if least > most:
                 raise ValueError(f"{key} = {(least, most)}: give the smaller value first")
+        for key in ("narrow_size", "narrow_scale") if not self.narrow else ():
+            if (value := getattr(self, key)) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} = {value} has no effect with narrow = 0: leave it out, or set narrow")
         return self
 
     def draw(self, image: Tensor, view: int) -> Look:

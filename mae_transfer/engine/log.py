@@ -206,6 +206,13 @@ class Logger:
             self._wandb.log(curves, step=step)
         self._show(kind, step, finite)
 
+    def warn(self, step: int, words: str) -> None:
+        """Record an alarm after `step` completed steps, as a row of kind "alarm", and print it."""
+        if self._main:
+            row = {"kind": "alarm", "step": step, "words": words}
+            disk.append_bytes(self._file, (json.dumps(row) + "\n").encode(), self._path)
+            self.say(f"alarm at step {step}: {words}")
+
     def tick(self, step: int) -> None:
         """Move the bar to `step` completed steps; redraws at most a few times per second."""
         self._step = step
@@ -287,7 +294,7 @@ def _truncate(path: Path, step: int) -> None:
 def _belongs(line: bytes, step: int) -> bool:
     try:
         row = json.loads(line)
-        kept: bool = row["step"] < step or (row["step"] == step and row["kind"] == "train")
+        kept: bool = row["step"] < step or (row["step"] == step and row["kind"] in ("train", "alarm"))
         return kept and line.endswith(b"\n")
     except (ValueError, KeyError, TypeError):  # truncated by a crash, or damaged
         return False

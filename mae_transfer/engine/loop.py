@@ -42,8 +42,8 @@ StepFn = Callable[[nn.Module, Any, Step], tuple[Tensor, dict[str, Tensor]]]
 Evaluate = Callable[[nn.Module, int], dict[str, float]]
 """(model in eval mode, TrainState.evaluated; completed steps) -> results. Called on every rank."""
 
-Inspect = Callable[[int, Mapping[str, float]], None]
-"""(completed steps, figures, the same on every rank). Called on every rank."""
+Inspect = Callable[[int, Mapping[str, float]], str]
+"""(completed steps, figures, the same on every rank) -> an alarm in words, or "". Called on every rank."""
 
 
 def train(
@@ -70,7 +70,7 @@ def train(
         checkpoints: folder of the training states; None saves none.
         evaluate: called every `cfg.evaluate_every` steps and at the end; `state.metrics` keeps the last results.
         monitor: called every `cfg.monitor_every` steps, if set, and at the end; its figures are only logged.
-        inspect: called with the figures of each log line of the training.
+        inspect: called with the figures of each log line of the training. What it returns is logged as an alarm.
     Raises:
         NonFiniteLoss: names the step, its lr and its samples; the checkpoints on disk stay intact.
         ValueError: the batches end before the steps do, or a new run finds the checkpoints of an earlier one.
@@ -286,8 +286,8 @@ class _Run:
             "peak_mem_gib": peak_memory_gib(self.state.dist.device),
         }
         self.log.write("train", self.state.step, position | read)
-        if self.inspect is not None:
-            self.inspect(self.state.step, read)
+        if self.inspect is not None and (words := self.inspect(self.state.step, read)):
+            self.log.warn(self.state.step, words)
 
     def lap(self, kind: Literal["train", "evaluate", "save"]) -> None:
         """Count the time since the last call as that of one kind of work."""

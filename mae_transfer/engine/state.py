@@ -202,16 +202,9 @@ class TrainState:
         if ("ema" in payload) != (self.ema is not None):
             stored, expected = ("averaged", "none") if "ema" in payload else ("no averaged", "some")
             raise ValueError(f"the checkpoint has {stored} weights but this run expects {expected}: change ema_decay")
-        try:
-            self.bare.load_state_dict(payload["model"])
-            if self.held is not None:
-                self.held.load_state_dict(payload.get("held", {}))
-        except RuntimeError as error:
-            text = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
-            raise ValueError(
-                f"the checkpoint does not fit this run's model (another architecture, or other classes in the data?): "
-                f"{text}"
-            ) from None
+        if self.held is not None:
+            _load(self.held, payload.get("held", {}), "objective (set it as when the run began)")
+        _load(self.bare, payload["model"], "model (another architecture or objective, or other classes in the data?)")
         self.optimizer.load_state_dict(payload["optimizer"])
         self.scaler.load_state_dict(payload["scaler"])
         if self.ema is not None:
@@ -228,6 +221,15 @@ class TrainState:
         parts = [*modules, *self.optimizer.state.values()]
         values = [value for part in parts for value in part.values()]
         return [value for value in values if isinstance(value, Tensor) and value.is_floating_point()]
+
+
+def _load(module: nn.Module, tensors: Mapping[str, Any], what: str) -> None:
+    """Load tensors into a module; ValueError names the first that do not fit."""
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        text = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
+        raise ValueError(f"the checkpoint does not fit this run's {what}: {text}") from None
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:

@@ -38,6 +38,11 @@ class JointModelConfig(Schema):
                 raise ValueError(
                     f"model.encoder.{key} = {value!r} has no effect on model.timm = {self.timm!r}: remove one of them"
                 )
+        if self.timm and self.freeze_stem:
+            raise ValueError(
+                f"model.freeze_stem = True, but only a ViT (model.encoder) has its patch projection, not model.timm = "
+                f"{self.timm!r}: remove one of them"
+            )
         return self
 
     def name(self) -> str:

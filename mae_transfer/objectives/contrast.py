@@ -60,8 +60,8 @@ class ContrastConfig(ObjectiveConfig):
     def build(self, world: World) -> Contrast:
         return Contrast(self, world)
 
-    def check(self, *, batch: int, wide: int, narrow: int) -> None:
-        super().check(batch=batch, wide=wide, narrow=narrow)
+    def check(self, *, batch: int, wide: int, narrow: int, epochs: float) -> None:
+        super().check(batch=batch, wide=wide, narrow=narrow, epochs=epochs)
         if wide > 2:
             raise ValueError(f"data.views.wide = {wide}: objective 'contrast' compares two wide views; set it to 2")
         if narrow:
@@ -72,7 +72,7 @@ class ContrastConfig(ObjectiveConfig):
                 f"a queue of at least {batch}"
             )
 
-    def check_split(self, *, images: int, micro_steps: int) -> None:
+    def check_split(self, *, images: int, micro_steps: int, together: bool) -> None:
         if images < 2:
             raise ValueError(
                 "objective 'contrast' has batch norms, and this run would have one image per forward pass: raise batch "
@@ -83,6 +83,12 @@ class ContrastConfig(ObjectiveConfig):
                 f"objective 'contrast' compares the images of one forward pass, and this run would split its batch "
                 f"into {micro_steps} micro-steps: use more devices or a larger run.device_batch, or take the negatives "
                 "from a queue (objective.queue=4096)"
+            )
+        if not together and not self.queue:
+            raise ValueError(
+                "objective 'contrast' compares the images of all processes, but their batch norms are synchronised on "
+                "cuda only, and statistics of each process would tell its own images apart: use one process, or take "
+                "the negatives from a queue (objective.queue=4096)"
             )
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor
 
-from mae_transfer.bounds import Between, Count, Factor, Few, NonNegative, Whole, Width
+from mae_transfer.bounds import Between, Count, Factor, Few, NonNegative, ShareOfRun, Whole, Width
 from mae_transfer.core.patches import take
 from mae_transfer.interfaces import Embedded, Heads, Hidden, Objective, World
 from mae_transfer.objectives.heads import PrototypeHead
@@ -44,16 +44,17 @@ class DistillConfig(ObjectiveConfig):
     """Layers of the head's MLP."""
     fixed_norm: bool = True
     """Whether prototypes keep unit length (--norm_last_layer)."""
-    freeze_epochs: NonNegative = 1.0
-    """Epochs at the start in which the prototypes do not train."""
+    freeze_epochs: NonNegative | ShareOfRun = 1.0
+    """Epochs at the start in which the prototypes do not train, or a share of the run ("1%")."""
     student_temperature: Factor = 0.1
     """Temperature of the student."""
     teacher_temperature: Factor = 0.04
     """Temperature of the teacher, after the warm-up."""
     warmup_temperature: Factor = 0.04
     """Temperature of the teacher in the first epoch."""
-    warmup_epochs: Whole = 0
-    """Epochs over which the teacher's temperature moves, linearly, once per epoch."""
+    warmup_epochs: Whole | ShareOfRun = 0
+    """Epochs over which the teacher's temperature moves, linearly, once per epoch; or a share of the run ("30%"), which
+    is rounded up to whole epochs."""
     centre_momentum: Between = 0.9
     """Decay of the centre, the average of the teacher's outputs, per optimizer step."""
     patches: Patches | None = None
@@ -71,6 +72,12 @@ class DistillConfig(ObjectiveConfig):
             raise ValueError(
                 f"warmup_temperature = {self.warmup_temperature} has no effect: set warmup_epochs, or leave it out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.patches is None and not self.shared:
+            raise ValueError("shared = False has no effect: patches have no head (patches = None); leave it out")
         return self
 
     @property
@@ -96,14 +103,35 @@ class DistillConfig(ObjectiveConfig):
     def build(self, world: World) -> Distill:
         return Distill(self, world)
 
+    def check(self, *, batch: int, wide: int, narrow: int, epochs: float) -> None:
+        super().check(batch=batch, wide=wide, narrow=narrow, epochs=epochs)
+        for name, length in (("warmup_epochs", self.warmup_epochs), ("freeze_epochs", self.freeze_epochs)):
+            if not isinstance(length, str) and length > epochs:
+                raise ValueError(
+                    f"objective.{name} = {length:g} is longer than epochs = {epochs:g}: shorten it, give a share such "
+                    "as '30%', or train longer"
+                )
+
+    def timed(self, epochs: float) -> Self:
+        lengths = {"warmup_epochs": self.warmup_epochs, "freeze_epochs": self.freeze_epochs}
+        shares = {
+            name: round(float(length.removesuffix("%")) / 100 * epochs, 6)
+            for name, length in lengths.items()
+            if isinstance(length, str)
+        }
+        return self.model_copy(update={n: math.ceil(x) if n == "warmup_epochs" else x for n, x in shares.items()})
+
     def is_live(self, epoch: float) -> bool:
+        assert not isinstance(self.freeze_epochs, str)
         return epoch >= self.freeze_epochs
 
     def temperature(self, epoch: float) -> float:
-        """Return the teacher's temperature. It changes once per epoch, as in DINO's np.linspace."""
-        if epoch >= self.warmup_epochs:
+        """Return the teacher's temperature of a `timed` objective. It changes once per epoch (DINO's np.linspace)."""
+        warmup = self.warmup_epochs
+        assert not isinstance(warmup, str)
+        if epoch >= warmup:
             return self.teacher_temperature
-        share = epoch // 1 / max(self.warmup_epochs - 1, 1)
+        share = epoch // 1 / max(warmup - 1, 1)
         return self.warmup_temperature + share * (self.teacher_temperature - self.warmup_temperature)
 
 

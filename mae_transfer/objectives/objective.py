@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -38,20 +38,27 @@ class ObjectiveConfig(Part):
     def build(self, world: World) -> Objective:
         """Create the objective."""
 
+    def timed(self, epochs: float) -> Self:
+        """Return the objective of a run of this length: shares of the run become epochs."""
+        return self
+
     def is_live(self, epoch: float) -> bool:
-        """Return whether the last layer of the heads trains at this time."""
+        """Return whether the last layer of the heads trains at this time. Call it on a `timed` objective."""
         return True
 
-    def check(self, *, batch: int, wide: int, narrow: int) -> None:
-        """Raise ValueError if the objective cannot use this global batch or these numbers of views."""
+    def check(self, *, batch: int, wide: int, narrow: int, epochs: float) -> None:
+        """Raise ValueError if the objective cannot use this global batch, these numbers of views, or so few epochs."""
         if wide < 2:
             raise ValueError(
                 f"data.views.wide = {wide}: the student compares its view with the teacher's of another one; set it to "
                 "2"
             )
 
-    def check_split(self, *, images: int, micro_steps: int) -> None:
-        """Raise ValueError if the objective cannot use so many images per forward pass, or micro-steps per step."""
+    def check_split(self, *, images: int, micro_steps: int, together: bool) -> None:
+        """Raise ValueError if the objective cannot use so many images per forward pass, or micro-steps per step.
+
+        together: whether batch norms have the statistics of all processes' images.
+        """
 
 
 def widened(x: Tensor) -> Tensor:

@@ -103,7 +103,8 @@ class TrainConfig(RunnableConfig):
     and k-NN are always ieee."""
     ema_decay: Between | Anneal | None = None
     """Average the weights with this decay per step, which may change over the run: dict(start=0.996, end=1.0,
-    epochs="100%"). The average is evaluated, drawn and exported. None: no average."""
+    epochs="100%"). The average is evaluated, drawn and exported, but not with objective.exported = "trained" (MoCo v3,
+    MoBY), where it is only the teacher. None: no average."""
     evaluate_epochs: Epochs | None = None
     """Epochs between two evaluations. None: evaluate at the end only."""
 

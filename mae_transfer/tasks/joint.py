@@ -7,7 +7,6 @@ Legend: G wide and L narrow views, B batch, D width of the encoder.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -24,7 +23,7 @@ from mae_transfer.bounds import Count, Probability
 from mae_transfer.checkpoints.timm_models import wrap
 from mae_transfer.core.masks import ViewMask
 from mae_transfer.core.normalize import Statistics, normalize
-from mae_transfer.core.patches import grid_of, sides
+from mae_transfer.core.patches import sides
 from mae_transfer.data import pick_evenly
 from mae_transfer.data.crops import MultiCrops, ViewsConfig, apply_looks, finish_views
 from mae_transfer.engine import checkpoint
@@ -45,7 +44,6 @@ from mae_transfer.tasks.images import sheet
 from mae_transfer.tasks.sweep import EVALUATION_SEED, readable, unread
 from mae_transfer.tasks.workdir import WorkDir
 
-_LOG = logging.getLogger(__name__)
 SPREAD = "feature_spread"
 
 
@@ -57,7 +55,7 @@ class JointConfig(EncoderConfig):
         "data.train": {"name": "shapes", "length": 8},
         "data.val": {"name": "shapes", "length": 2, "seed": 1},
         "data.size": 32,
-        "data.views.narrow_size": 16,
+        "data.views.narrow_size?": 16,
         "model.encoder.size?": "vit_tiny",
         "model.encoder.dim?": 32,
         "model.encoder.depth?": 2,
@@ -66,6 +64,7 @@ class JointConfig(EncoderConfig):
         "objective.out": 32,
         "objective.hidden": 16,
         "objective.warmup_epochs?": 1,
+        "objective.freeze_epochs?": 0.5,
         "objective.queue?": 8,
         "schedule.milestones": (),
     }
@@ -86,7 +85,8 @@ class JointConfig(EncoderConfig):
     """Spread of the features below which the run warns of a collapse: 0 if all images have the same features, at most
     1."""
     alarm_steps: Count = 2000
-    """How many steps a collapse must last before the run warns."""
+    """How many steps a collapse must last before the run warns. In a shorter run a twentieth of its steps suffices, but
+    not less than 100, or 10 at its end."""
 
     start: str | None = None
     """Weights to start from, of student and teacher alike: a step_*.pt of this task, with its heads; or a backbone,
@@ -94,11 +94,16 @@ class JointConfig(EncoderConfig):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        views, masked = self.data.views, self.objective.compares == "masked"
+        views, masked, timm = self.data.views, self.objective.compares == "masked", self.model.timm
         if self.ema_decay is None:
             raise ValueError(
                 "ema_decay is not set, but the average is the teacher: set it, for instance to "
                 "dict(start=0.996, end=1.0, epochs='100%')"
+            )
+        if masked and timm is not None:
+            raise ValueError(
+                f"objective.patches = 'masked', but model.timm = {timm!r} has no mask token: use a ViT (model.encoder) "
+                "or objective.patches='matched'"
             )
         if masked and self.mask is None:
             raise ValueError("objective.patches = 'masked', but nothing is hidden: set mask, for instance to dict()")
@@ -106,9 +111,13 @@ class JointConfig(EncoderConfig):
             self.mask.check(self.model.encoder.grid())
         if not masked and self.mask is not None:
             raise ValueError("mask is set, but only objective.patches = 'masked' uses it: set that, or remove mask")
-        self.objective.check(batch=self.batch, wide=views.wide, narrow=views.narrow)
-        if self.model.timm is None and views.narrow:
-            grid_of(sides(views.narrow_size), self.model.encoder.patch)
+        self.objective.check(batch=self.batch, wide=views.wide, narrow=views.narrow, epochs=self.epochs)
+        patch = self.model.encoder.patch
+        if timm is None and views.narrow and any(side % patch for side in sides(views.narrow_size)):
+            raise ValueError(
+                f"data.views.narrow_size = {views.narrow_size} is no multiple of model.encoder.patch = {patch}: change "
+                "one of them"
+            )
         return self
 
     def augments_on_device(self) -> bool:
@@ -131,8 +140,8 @@ class JointEmbedding(EncoderTask[JointConfig]):
     """Steps of an epoch."""
     apply_looks: Callable[[Tensor, Looks], Tensor]
     """What flips and colours views on the device, possibly compiled."""
-    healthy: int | None = None
-    """The last logged step without a collapse, or the first of this process."""
+    steps: int
+    """Steps of the run."""
 
     def open(self) -> None:
         super().open()
@@ -143,7 +152,8 @@ class JointEmbedding(EncoderTask[JointConfig]):
             changes = {"image_size": cfg.data.size, "drop_path": cfg.model.encoder.drop_path}
             encoder = wrap(cfg.model.timm, changes, where="model.timm")
             encoder.accept_any_size()
-        heads = cfg.objective.heads(encoder.dim)
+            check_encodes(encoder, cfg)
+        heads = cfg.objective.heads(width_of(encoder))
         self.joint = Joint(encoder, heads, patches=cfg.objective.compares, freeze_stem=cfg.model.freeze_stem)
         if cfg.start is not None:
             from mae_transfer.tasks.targets import digest_of_file
@@ -154,19 +164,20 @@ class JointEmbedding(EncoderTask[JointConfig]):
 
     def prepare(self, loop: LoopConfig) -> None:
         super().prepare(loop)
-        self.cfg.objective.check_split(images=self.micro_batch(loop), micro_steps=loop.accumulate)
+        together = self.dist.world == 1 or self.dist.sync_bn
+        self.cfg.objective.check_split(images=self.micro_batch(loop), micro_steps=loop.accumulate, together=together)
         if self.cfg.run.device_batch == "auto" and self.dist.world > 1:
             raise ValueError(
                 "run.device_batch = 'auto' tries each process alone, but the objective needs all of them: set a number"
             )
-        self.accumulate, self.per_epoch = loop.accumulate, loop.steps_per_epoch
+        self.accumulate, self.per_epoch, self.steps = loop.accumulate, loop.steps_per_epoch, loop.steps
         run = self.cfg.run
         fused = run.augment_on == "device" and compiles(run.compile, self.dist)
         self.apply_looks = compiled(apply_looks) if fused else apply_looks
 
     def rates_at(self, loop: LoopConfig) -> Callable[[int], Rates]:
         """Return the rates as a function of the step. Prototypes are frozen at first (DINO, --freeze_last_layer)."""
-        rates, is_live = super().rates_at(loop), self.cfg.objective.is_live
+        rates, is_live = super().rates_at(loop), self.cfg.objective.timed(self.cfg.epochs).is_live
         heads = [head for head in self.joint.modules() if isinstance(head, PrototypeHead)]
         prototypes = [parameter for head in heads for parameter in head.last_layer()]
         return lambda step: rates(step)._replace(frozen=() if is_live(step / loop.steps_per_epoch) else prototypes)
@@ -189,7 +200,8 @@ class JointEmbedding(EncoderTask[JointConfig]):
     def held(self) -> nn.Module:
         torch.manual_seed(fold(self.cfg.seed, "objective"))
         gather, mean = partial(gather_equal, dist=self.dist), partial(mean_over_ranks, dist=self.dist)
-        self.objective = self.cfg.objective.build(World(self.dist.rank, gather, mean)).to(self.dist.device)
+        timed = self.cfg.objective.timed(self.cfg.epochs)
+        self.objective = timed.build(World(self.dist.rank, gather, mean)).to(self.dist.device)
         return self.objective
 
     def loss(self, model: nn.Module, batch: Views, at: Step) -> tuple[Tensor, dict[str, Tensor]]:
@@ -211,21 +223,26 @@ class JointEmbedding(EncoderTask[JointConfig]):
             self.objective.settle()
         return loss, metrics
 
-    def inspect(self, step: int, figures: Mapping[str, float]) -> None:
-        """Warn of a collapse that has lasted for `alarm_steps`."""
+    def inspect(self, step: int, figures: Mapping[str, float]) -> str:
+        """Return an alarm if a collapse has lasted for `alarm_steps`, or long enough for a shorter run.
+
+        Its start is part of the training state.
+        """
+        cfg, progress = self.cfg, self.state.extra
         how = self.objective.collapse(figures)
-        if figures.get(SPREAD, 1.0) < self.cfg.alarm_spread:
+        if figures.get(SPREAD, 1.0) < cfg.alarm_spread:
             how = how or "all images have nearly the same features; lower the learning rate, or raise the batch"
-        if not how or self.healthy is None:
-            self.healthy = step
-        elif self.dist.is_main and step - self.healthy >= self.cfg.alarm_steps:
-            _LOG.warning("collapse between steps %d and %d: %s", self.healthy, step, how)
-            self.healthy = step
+        healthy: int = progress.setdefault("healthy", step)
+        patience = min(cfg.alarm_steps, max(10 if step == self.steps else 100, self.steps // 20))
+        lasts = how != "" and step - healthy >= patience
+        if lasts or not how:
+            progress["healthy"] = step
+        return f"collapse between steps {healthy} and {step}: {how}" if lasts else ""
 
     def evaluate(self, model: Joint, step: int) -> dict[str, float]:
         """Return the spread of the features of held-out images, over all of them."""
         policy, device = self.cfg.data.unreadable(), self.dist.device
-        total = torch.zeros(model.encoder.dim, device=device)
+        total = torch.zeros(width_of(model.encoder), device=device)
         for batch in self.sweep(self.held_out_samples(), policy):
             features, _ = model.encode(normalize(batch.image, self.cfg.statistics)[None])
             total += F.normalize(features[0].float(), dim=1).sum(dim=0)
@@ -280,9 +297,46 @@ def load_start(joint: Joint, reference: str, statistics: Statistics) -> None:
     if not prefix and path.endswith(".pt"):
         weights = checkpoints.evaluated(checkpoint.load(Path(path)))
         if any(name.startswith("head.") for name in weights):
+            own, stored = (
+                {name: tensor.shape for name, tensor in part.items() if not name.startswith("encoder.")}
+                for part in (joint.state_dict(), weights)
+            )
+            if own != stored:
+                raise ValueError(
+                    f"start = {path!r} has the heads of another objective: set objective as there, or start from the "
+                    "backbone.safetensors of that run"
+                )
             checkpoints.fill(joint, weights, where=path)
             return
     checkpoints.load_strict(joint.encoder, loaded.state_dict(), where=reference)
+
+
+def width_of(encoder: Backbone) -> int:
+    """Return the width of the features of an image."""
+    return encoder.cls_dim or encoder.dim
+
+
+def check_encodes(encoder: Backbone, cfg: JointConfig) -> None:
+    """Encode a black image of each size; ValueError names what the encoder of a config cannot do."""
+    views, name = cfg.data.views, f"model.timm = {cfg.model.timm!r}"
+    if cfg.objective.compares is not None and width_of(encoder) != encoder.dim:
+        raise ValueError(
+            f"{name} has features of width {encoder.dim} for patches and {width_of(encoder)} for images, but "
+            f"objective.patches = {cfg.objective.compares!r} needs one width: set objective.patches=None, or use "
+            "another model"
+        )
+    encoder.eval()
+    for size in (cfg.data.size, views.narrow_size) if views.narrow else (cfg.data.size,):
+        try:
+            with torch.no_grad():
+                encoder(torch.zeros(1, cfg.model.encoder.channels, *sides(size)), norm=True)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(
+                f"{name} cannot encode images of {size} px (data.size = {cfg.data.size}, data.views.narrow_size = "
+                f"{views.narrow_size}): {reason}; change the size, or use another model"
+            ) from None
+    encoder.train()
 
 
 def spread(mean: Tensor) -> Tensor:

@@ -95,8 +95,9 @@ class Task(RecordedRun[C]):
         """Return the floating-point operations of a training step, per image; None if they are not counted."""
         return None
 
-    def inspect(self, step: int, figures: Mapping[str, float]) -> None:
-        """Look at the figures of a log line: the place for a warning. Every rank calls it."""
+    def inspect(self, step: int, figures: Mapping[str, float]) -> str:
+        """Look at the figures of a log line; return an alarm for the log, or "". Every rank calls it."""
+        return ""
 
     def digest(self) -> str:
         """Return a digest of the files that the run refers to. A checkpoint with another digest is refused."""

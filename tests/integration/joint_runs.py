@@ -32,7 +32,7 @@ def values(system: str, **changes: Any) -> Values:
             "train": {"name": "shapes", "size": 24, "length": 16},
             "val": {"name": "shapes", "size": 24, "length": 4, "seed": 1},
             "size": 16,
-            "views": {"narrow": own.pop("narrow", 2), "narrow_size": 8},
+            "views": {"narrow": 0} if own.pop("narrow", 2) == 0 else {"narrow": 2, "narrow_size": 8},
         },
         "model": {
             "encoder": {"size": None, "dim": 16, "depth": 2, "heads": 2, "patch": 4, "image_size": 16,

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from joint_runs import HEAD, MLP, SYSTEMS, Values, config, values
+from PIL import Image
 from pretrain_runs import ROOT, assert_equal, log, losses, payload
 
 from mae_transfer import checkpoints, results
+from mae_transfer.config import validate
 from mae_transfer.engine.dist import Dist
+from mae_transfer.engine.state import LoopConfig
 from mae_transfer.models.joint import Joint
+from mae_transfer.objectives import DistillConfig
+from mae_transfer.suite.report.page import last_alarm
 from mae_transfer.tasks.backbones import pretrain_of
 from mae_transfer.tasks.joint import JointConfig, JointEmbedding
 
@@ -156,7 +161,8 @@ def test_a_swin_is_trained_and_loads_into_transfers(tmp_path: Path) -> None:
     """EsViT's encoder: narrow views are smaller than the model's images."""
     swin = {"timm": "swin_tiny_patch4_window7_224", "encoder": {"image_size": 32, "drop_path": 0.1}}
     data = values("esvit")["data"] | {"size": 32, "views": {"narrow": 1, "narrow_size": 16}}
-    cfg = config("esvit", model=swin, data=data, epochs=0.5, batch=4, schedule={})
+    objective = HEAD | {"patches": "matched", "shared": False, "fixed_norm": False, "freeze_epochs": 0.0}
+    cfg = config("esvit", model=swin, data=data, epochs=0.5, batch=4, schedule={}, objective=objective)
     written = JointEmbedding.launch(cfg, tmp_path)
     assert written[0].backbone == "swin_tiny_patch4_window7_224"
     loaded = checkpoints.load(tmp_path / "backbone.safetensors", changes={"image_size": 64, "final_norm": False})
@@ -198,7 +204,7 @@ def test_a_run_starts_from_a_state_with_its_heads_and_from_a_backbone_with_fresh
 
 
 def test_a_start_that_does_not_fit_is_refused_and_names_the_field(tmp_path: Path) -> None:
-    JointEmbedding.launch(config("dino", epochs=1.0), tmp_path)
+    JointEmbedding.launch(config("dino", epochs=1.0, objective=HEAD), tmp_path)
     backbone, state = tmp_path / "backbone.safetensors", tmp_path / "checkpoints" / "step_00000002.pt"
     model = values("dino")["model"]
 
@@ -214,6 +220,9 @@ def test_a_start_that_does_not_fit_is_refused_and_names_the_field(tmp_path: Path
     for reference in (backbone, state):
         with pytest.raises(ValueError, match="as recorded with its weights, and the config sets"):
             JointEmbedding(config("dino", mean=(0.5,) * 3, std=(0.5,) * 3, start=str(reference)), CPU).open()
+    for system, objective in (("dino", HEAD | {"out": 16}), ("moby", values("moby")["objective"])):
+        with pytest.raises(ValueError, match="has the heads of another objective: set objective as there, or start"):
+            JointEmbedding(config(system, objective=objective, start=str(state)), CPU).open()
     content = torch.load(state, weights_only=True)
     torch.save(content | {"record": None}, tmp_path / "step_1.pt")
     with pytest.raises(ValueError, match="has no record of its run: it is of an earlier version; give the backbone"):
@@ -248,26 +257,60 @@ def test_a_monitor_measures_the_exported_encoder(image_folder: Path, tmp_path: P
     assert losses(tmp_path / "with") == losses(tmp_path / "without")
 
 
-def test_an_alarm_names_a_collapse_that_lasts(caplog: pytest.LogCaptureFixture) -> None:
-    task = JointEmbedding(config("dino", alarm_steps=100), CPU)
-    task.held()
+def test_an_alarm_names_a_collapse_that_lasts(tmp_path: Path) -> None:
     fine = {"feature_spread": 0.6, "teacher_entropy": 0.7, "teacher_mean_entropy": 0.9}
-    with caplog.at_level(logging.WARNING):
-        for step in range(0, 300, 20):
-            task.inspect(step, fine)
-        assert not caplog.records
-        for step in range(300, 400, 20):
-            task.inspect(step, fine | {"feature_spread": 0.01})
-        assert [r.getMessage() for r in caplog.records] == [
-            "collapse between steps 280 and 380: all images have nearly the same features; lower the learning rate, or "
-            "raise the batch"
-        ]
-        for change in ({"teacher_entropy": 0.999}, {"teacher_mean_entropy": 0.001}):
-            task.healthy = 0
-            task.inspect(100, fine | change)
-    assert ["equal shares" in r.getMessage() or "one prototype" in r.getMessage() for r in caplog.records] == [
-        False, True, True,
-    ]  # fmt: skip
+
+    def alarms(steps: int, collapsed: range, change: dict[str, float], **options: Any) -> list[str]:
+        """Return the alarms of a run that logs every 20 steps and is collapsed in some of them."""
+        task = JointEmbedding(config("dino", **options), CPU)
+        task.open()
+        task.state, task.steps = task.build_state(task.loop()), steps
+        lines = range(20, steps + 1, 20)
+        return [words for n in lines if (words := task.inspect(n, fine | change if n in collapsed else fine))]
+
+    flat = {"feature_spread": 0.01}
+    assert alarms(400, range(300, 400), flat, alarm_steps=100) == [
+        "collapse between steps 280 and 380: all images have nearly the same features; lower the learning rate, or "
+        "raise the batch"
+    ]
+    assert alarms(400, range(300, 370), flat) == []
+    assert len(alarms(400, range(370, 401), flat)) == 1  # its end
+    assert len(alarms(400, range(401), {"teacher_entropy": 0.999})) == 4
+    assert "one prototype" in alarms(400, range(401), {"teacher_mean_entropy": 0.001})[0]
+    assert alarms(40_000, range(10_000, 11_900), flat) == []
+    assert len(alarms(40_000, range(10_000, 12_100), flat)) == 1
+
+
+def test_a_collapsed_run_says_so_in_its_log_and_a_resumed_one_counts_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All images and views are the same, so all features are, too."""
+    for split in ("train", "val"):
+        (tmp_path / "grey" / split / "one").mkdir(parents=True)
+        for number in range(16):
+            Image.new("RGB", (24, 24), (90, 90, 90)).save(tmp_path / "grey" / split / "one" / f"{number}.png")
+    plain = {"jitter_share": 0.0, "grey": 0.0, "blur": (0.0,) * 3, "solarise": (0.0,) * 3}
+    data = {"root": str(tmp_path / "grey"), "size": 16, "views": {"narrow": 0, **plain}}
+    data |= {part: {"name": "folder", "split": part} for part in ("train", "val")}
+    model = values("dino")["model"] | {"encoder": values("dino")["model"]["encoder"] | {"drop_path": 0.0}}
+    cfg = config("dino", data=data, model=model, alarm_steps=6, optim={"lr": 1e-12}, schedule={})
+    JointEmbedding.launch(cfg, tmp_path / "whole")
+    loss = JointEmbedding.loss
+
+    def stopping(self: Any, model: Any, batch: Any, at: Any) -> Any:
+        if at.number == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(self, model, batch, at)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(JointEmbedding, "loss", stopping)
+        JointEmbedding.launch(cfg, tmp_path / "halves")
+    JointEmbedding.launch(cfg, tmp_path / "halves", resume=True)
+    for run in ("whole", "halves"):
+        rows = [row for row in log(tmp_path / run) if row["kind"] == "alarm"]
+        assert [row["step"] for row in rows] == [7]
+        assert rows[0]["words"].startswith("collapse between steps 1 and 7: ")
+        assert last_alarm(tmp_path / run / "log.jsonl") == rows[0]["words"]
 
 
 BAD: dict[str, tuple[str, Values, str]] = {
@@ -286,7 +329,37 @@ BAD: dict[str, tuple[str, Values, str]] = {
     "patches without a mask": ("dino", {"objective": HEAD | {"patches": "masked"}}, "nothing is hidden: set mask"),
     "no teacher": ("dino", {"ema_decay": None}, "ema_decay is not set, but the average is the teacher"),
     "a narrow view that patches do not fit": (
-        "dino", {"data": {"views": {"narrow_size": 10}, "size": 16}}, "10x10 px cannot be cut into patches",
+        "dino", {"data": {"views": {"narrow_size": 10}, "size": 16}},
+        r"data\.views\.narrow_size = 10 is no multiple of model\.encoder\.patch = 4: change one",
+    ),
+    "a warm-up longer than the run": (
+        "dino", {"epochs": 2.0}, "objective.warmup_epochs = 3 is longer than epochs = 2: shorten it, give a share",
+    ),
+    "a freeze longer than the run": (
+        "ibot", {"epochs": 0.5}, "objective.freeze_epochs = 1 is longer than epochs = 0.5: .* '30%', or train longer",
+    ),
+    "a head for patches without patches": (
+        "dino", {"objective": HEAD | {"shared": False}}, "shared = False has no effect: patches have no head",
+    ),
+    "a size of narrow views without them": (
+        "moby", {"data": {"views": {"narrow": 0, "narrow_size": 8}, "size": 16}}, "narrow_size = 8 has no effect",
+    ),
+    "a share of narrow views without them": (
+        "moby", {"data": {"views": {"narrow": 0, "narrow_scale": (0.1, 0.2)}, "size": 16}}, "narrow_scale = .*no",
+    ),
+    "masks of a Swin": (
+        "ibot", {"model": {"timm": "swin_tiny_patch4_window7_224", "encoder": {"image_size": 16}}},
+        r"model\.timm = 'swin_tiny_patch4_window7_224' has no mask token: use a ViT \(model\.encoder\) or objective",
+    ),
+    "a frozen stem of a Swin": (
+        "moby", {"model": {"timm": "swin_tiny_patch4_window7_224", "encoder": {"image_size": 16}, "freeze_stem": True}},
+        r"model\.freeze_stem = True, but only a ViT \(model\.encoder\) has its patch projection",
+    ),
+    "a decay below 0": (
+        "dino", {"ema_decay": {"start": -0.5, "end": 1.0, "epochs": 1.0}}, r"^test: ema_decay\.start = -0\.5: Input",
+    ),
+    "a norm below 0": (
+        "dino", {"optim": {"lr": 1e-3, "clip_norm": {"each": -1.0}}}, r"^test: optim\.clip_norm\.each = -1\.0: Input",
     ),
     "a ViT's field beside a model of timm": (
         "dino", {"model": {"timm": "swin_tiny_patch4_window7_224", "encoder": {"image_size": 16, "patch": 4}}},
@@ -305,6 +378,50 @@ def test_a_bad_config_is_refused(case: str) -> None:
         config(system, **change)
 
 
+WHOLE = values("esvit")["data"] | {"size": 32, "views": {"narrow": 0}}
+
+
+def timm_model(name: str) -> Values:
+    return {"timm": name, "encoder": {"image_size": 32}}
+
+
+def test_a_model_of_timm_may_pool_a_wider_vector_than_its_last_map() -> None:
+    """1024 values of 288 channels. Its batch norms keep their statistics until the first step."""
+    task = JointEmbedding(config("dino", model=timm_model("mobilenetv3_small_050"), data=WHOLE), CPU)
+    task.open()
+    means = {name: value for name, value in task.joint.state_dict().items() if name.endswith("running_mean")}
+    assert means
+    assert not any(value.any() for value in means.values())
+    assert task.joint(torch.zeros(2, 2, 3, 32, 32)).features.shape == (2, 2, 1024)
+    assert task.evaluate(task.joint.eval(), 0).keys() == {"val_feature_spread"}
+
+
+def test_shares_of_a_run_are_epochs_of_it() -> None:
+    shares = validate(HEAD | {"warmup_epochs": "30%", "freeze_epochs": "1%"}, DistillConfig, where="test")
+    assert [shares.timed(epochs).warmup_epochs for epochs in (1.0, 10.0, 50.0)] == [1, 3, 15]
+    timed = shares.timed(50.0)
+    assert (timed.freeze_epochs, timed.is_live(0.49), timed.is_live(0.5)) == (0.5, False, True)
+    whole = validate(HEAD | {"warmup_epochs": 15, "freeze_epochs": 0.5}, DistillConfig, where="test")
+    assert whole.timed(50.0) == whole
+    assert [timed.temperature(e) for e in range(20)] == [whole.temperature(e) for e in range(20)]
+
+
+def test_a_shared_warm_up_trains_as_one_in_epochs(tmp_path: Path) -> None:
+    shares = {"warmup_epochs": "60%", "freeze_epochs": "20%"}
+    for name, lengths in (("epochs", {}), ("shares", shares)):
+        JointEmbedding.launch(config("dino", **changed("dino", "objective", **lengths)), tmp_path / name)
+    assert losses(tmp_path / "epochs") == losses(tmp_path / "shares")
+
+
+def test_a_run_is_resumed_with_its_own_objective_only(tmp_path: Path) -> None:
+    JointEmbedding.launch(config("moby", epochs=1.0), tmp_path)
+    for option, found in (({"queue": 16}, "queue: "), ({"out": 16}, "queue: ")):
+        (tmp_path / "config.py").unlink(missing_ok=True)
+        other = config("moby", epochs=2.0, **changed("moby", "objective", **option))
+        with pytest.raises(ValueError, match=f"objective \\(set it as when the run began\\): .*{found}"):
+            JointEmbedding.launch(other, tmp_path, resume=True)
+
+
 def test_what_a_run_cannot_do_is_refused_before_it_starts(tmp_path: Path) -> None:
     split = config("moco_v3", **changed("moco_v3", "run", device_batch=4))
     with pytest.raises(ValueError, match=r"split its batch into 2 micro-steps: .* from a queue \(objective.queue=4096"):
@@ -312,10 +429,19 @@ def test_what_a_run_cannot_do_is_refused_before_it_starts(tmp_path: Path) -> Non
     single = config("moby", **changed("moby", "run", device_batch=1))
     with pytest.raises(ValueError, match="batch norms, and this run would have one image per forward pass"):
         JointEmbedding.launch(single, tmp_path)
-    swin = {"timm": "swin_tiny_patch4_window7_224", "encoder": {"image_size": 32}}
-    data = values("ibot")["data"] | {"size": 32, "views": {"narrow": 0}}
-    with pytest.raises(ValueError, match="patches = 'masked', but swin_tiny_patch4_window7_224 has no mask token"):
-        JointEmbedding.launch(config("ibot", model=swin, data=data), tmp_path)
+    cfg = config("moco_v3")
+    for dist, found in ((Dist(CPU.device, world=2), "norms are synchronised on cuda only"), (CPU, None)):
+        task = JointEmbedding(cfg, dist)
+        loop = LoopConfig(steps=4, steps_per_epoch=2, global_batch=8)
+        with pytest.raises(ValueError, match=found) if found else nullcontext():
+            task.prepare(loop)
+    with pytest.raises(
+        ValueError, match=r"timm = 'mobilenetv3_small_050' has features of width 288 for patches and 1024"
+    ):
+        JointEmbedding(config("esvit", model=timm_model("mobilenetv3_small_050"), data=WHOLE), CPU).open()
+    narrow = WHOLE | {"views": {"narrow": 1, "narrow_size": 20}}
+    with pytest.raises(ValueError, match=r"'vit_tiny_patch16_224' cannot encode images of 20 px \(data\.size = 32, d"):
+        JointEmbedding(config("dino", model=timm_model("vit_tiny_patch16_224"), data=narrow), CPU).open()
     with pytest.raises(ValueError, match="the data set is smaller than one batch"):
         JointEmbedding.launch(config("dino", batch=64), tmp_path)
     assert not list(tmp_path.iterdir())

@@ -45,6 +45,7 @@ ALLOWED = {
     ),  # of what is positive: the heads' shapes depend on it, as in every detector of this kind
     ("models/image_gpt.py", "layer_of"),  # of a parameter's name
     ("models/vit.py", "layer_of"),  # of a parameter's name
+    ("objectives/distill.py", "timed"),  # of a share in a config
     ("tasks/backbones.py", "flops_of"),  # of a counter, after the run
     ("tasks/basis.py", "fit"),  # of a basis, which is fitted before anything trains
     ("tasks/choice.py", "choose"),  # of held-out accuracies, in an evaluation

@@ -1,19 +1,21 @@
 """Contrast over two processes, and over micro-steps, is contrast of the whole batch.
 
-SyncBN needs a GPU, so there are no heads here: the objective gets what they would return.
+torch's SyncBN needs a GPU, so the objective gets what heads would return, and heads have a batch norm written here.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as td
-from torch import Tensor
+from torch import Tensor, nn
 
 from mae_transfer.engine.dist import Dist, gather_equal, mean_over_ranks
 from mae_transfer.interfaces import Embedded, World
@@ -61,13 +63,12 @@ def of_a_rank(queue: int, rank: int, folder: Path) -> None:
     td.destroy_process_group()
 
 
-@pytest.mark.parametrize("queue", [0, Q], ids=["batch", "queue"])
-def test_two_processes_contrast_as_one(queue: int, tmp_path: Path) -> None:
-    """A step has a micro-step of 4 images per process; with a queue, two of 2."""
+def in_two_processes(work: Callable[..., None], folder: Path, *arguments: object) -> None:
+    """Call work(*arguments, rank, folder) in two processes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of forks
         ranks = [
-            multiprocessing.get_context("fork").Process(target=of_a_rank, args=(queue, rank, tmp_path))
+            multiprocessing.get_context("fork").Process(target=work, args=(*arguments, rank, folder))
             for rank in range(2)
         ]
         for process in ranks:
@@ -75,6 +76,12 @@ def test_two_processes_contrast_as_one(queue: int, tmp_path: Path) -> None:
     for process in ranks:
         process.join(timeout=120)
     assert [process.exitcode for process in ranks] == [0, 0]
+
+
+@pytest.mark.parametrize("queue", [0, Q], ids=["batch", "queue"])
+def test_two_processes_contrast_as_one(queue: int, tmp_path: Path) -> None:
+    """A step has a micro-step of 4 images per process; with a queue, two of 2."""
+    in_two_processes(of_a_rank, tmp_path, queue)
     one, (first, second) = run(queue, World(), [torch.arange(B)]), (torch.load(tmp_path / f"{r}.pt") for r in range(2))
     for found in (first, second):
         torch.testing.assert_close(found, one)
@@ -93,3 +100,70 @@ def test_a_queue_is_newest_first_and_of_unit_length() -> None:
     keys = [torch.randn(2, B, K, dtype=torch.float64, generator=draw) for _ in range(2)][1]
     torch.testing.assert_close(queue[:, :B], keys / keys.norm(dim=2, keepdim=True))
     torch.testing.assert_close(queue.norm(dim=2), torch.ones(2, Q, dtype=torch.float64))
+
+
+class Summed(torch.autograd.Function):
+    """The sum of a tensor over the processes, and of its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        td.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return Summed.forward(ctx, gradient)
+
+
+class Averaged(nn.Module):
+    """A batch norm over the images of all processes, as SyncBN computes it on cuda."""
+
+    def __init__(self, norm: nn.BatchNorm1d, processes: int) -> None:
+        super().__init__()
+        self.norm, self.processes = norm, processes
+
+    def forward(self, x: Tensor) -> Tensor:
+        sums = torch.stack([x.sum(dim=0), x.square().sum(dim=0)])
+        mean, square = (Summed.apply(sums) if self.processes > 1 else sums) / (len(x) * self.processes)
+        centred = (x - mean) / (square - mean.square() + self.norm.eps).sqrt()
+        return centred if self.norm.weight is None else centred * self.norm.weight + self.norm.bias
+
+
+def train_heads(world: World, images: Tensor, processes: int) -> Found:
+    """Return loss and gradients of MoCo v3's heads, of student and teacher, over a part of the features."""
+    torch.manual_seed(1)
+    cfg = ContrastConfig(out=K, hidden=12)
+    student, teacher = (cfg.heads(10) for _ in range(2))
+    heads = nn.ModuleList([student.image, student.predictor, teacher.image]).double()
+    for parent in list(heads.modules()):
+        for name, part in parent.named_children():
+            if isinstance(part, nn.BatchNorm1d):
+                setattr(parent, name, Averaged(part, processes))
+    features = torch.randn(2, B, 10, dtype=torch.float64)[:, images]
+    with torch.no_grad():
+        keys = heads[2](features)
+    loss = objective(0, world)(
+        Embedded(features[0], heads[1](heads[0](features))), Embedded(features[0], keys), None, 0.0
+    )
+    loss.backward()
+    trained = {name: p.grad for name, p in heads.named_parameters() if p.grad is not None}
+    assert len(trained) > 6
+    return {"loss": loss.detach()} | trained
+
+
+def heads_of_a_rank(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    td.init_process_group("gloo", store=td.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
+    dist = Dist(torch.device("cpu"), rank=rank, world=2)
+    world = World(rank, partial(gather_equal, dist=dist), partial(mean_over_ranks, dist=dist))
+    found = train_heads(world, torch.arange(B).chunk(2)[rank], 2)
+    torch.save({name: world.mean(value) for name, value in found.items()}, folder / f"{rank}.pt")  # as DDP does
+    td.destroy_process_group()
+
+
+def test_heads_with_batch_norms_over_two_processes_train_as_those_of_one(tmp_path: Path) -> None:
+    in_two_processes(heads_of_a_rank, tmp_path)
+    one = train_heads(World(), torch.arange(B), 1)
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), one)

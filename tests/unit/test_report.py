@@ -388,6 +388,17 @@ def test_a_log_that_was_cut_short_is_read_as_far_as_it_goes(tmp_path: Path) -> N
     assert pictures.logged(tmp_path / "absent") == {}
 
 
+def test_the_last_alarm_of_a_run_is_shown_under_it(tmp_path: Path) -> None:
+    rows = [*runs(tmp_path)]
+    assert "reason bad" not in written(tmp_path, suite())
+    with (rows[0] / "log.jsonl").open("a") as log:
+        log.write('{"kind": "alarm", "step": 20, "words": "collapse between steps 1 and 20: <a>"}\n')
+        log.write('{"kind": "alarm", "step": 40, "words": "collapse between steps 20 and 40: <b>"}\n{"kind": "alarm"')
+    page = written(tmp_path, suite())
+    assert '<span class="part reason bad">collapse between steps 20 and 40: &lt;b&gt;</span>' in page
+    assert "between steps 1 and 20" not in page
+
+
 def test_curves_of_pretrainings_that_share_a_row_are_told_apart(tmp_path: Path) -> None:
     runs = {}
     for name, row in (("mae_b", "MAE"), ("mae_l", "MAE"), ("dino", "DINO")):

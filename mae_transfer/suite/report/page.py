@@ -6,6 +6,7 @@ cost, and how each number came to be.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from datetime import UTC, datetime
@@ -284,7 +285,7 @@ def paper_figures(found: Sequence[Measurement]) -> list[pictures.Picture]:
 
 
 def run_list(runs: Mapping[Path, Note], found: Sequence[Measurement], origins: Origins) -> dict[str, list[Any]]:
-    """Return the runs with what each cost: columns, rows (anchor, note, cost) and notes.
+    """Return the runs with what each cost: columns, rows (anchor, note, last alarm, cost) and notes.
 
     A column that no run has is left out. A device that all runs share is a note.
     """
@@ -300,10 +301,17 @@ def run_list(runs: Mapping[Path, Note], found: Sequence[Measurement], origins: O
     columns = [name for name in COSTS if any(figure[name] != "-" for figure in costs)]
     columns = [name for name in columns if name != "device" or len(devices) > 1]
     rows = [
-        (origins.of_folder(folder), note, [figure[name] for name in columns])
+        (origins.of_folder(folder), note, last_alarm(folder / "log.jsonl"), [figure[name] for name in columns])
         for (folder, note), figure in zip(runs.items(), costs, strict=True)
     ]
     return {"columns": columns, "rows": rows, "notes": notes}
+
+
+def last_alarm(path: Path) -> str:
+    """Return the last alarm in a log.jsonl, "" if there is none."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    alarms = [line for line in lines if line.startswith('{"kind": "alarm"') and line.endswith("}")]
+    return str(json.loads(alarms[-1])["words"]) if alarms else ""
 
 
 def cost(note: Note, result: Result | None) -> dict[str, str]:
