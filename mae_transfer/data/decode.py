@@ -38,7 +38,6 @@ from mae_transfer.data.reports import PROCESS, library_messages, note
 T = TypeVar("T")
 Box = tuple[int, int, int, int]  # top, left, height, width
 ORIENTATION = 0x0112  # EXIF tag; its values 5 to 8 swap height and width
-ON_HOST = -99999  # NVIMGCODEC_DEVICE_CPU_ONLY in nvimgcodec.h; version 0.8 does not name it in Python
 PNG, JPEG, JPEG_END = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\xff\xd9"
 PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 # APP1..APP13, APP15 and COM. APP0 (JFIF) and APP14 (Adobe) are kept, because they define the colours.
@@ -316,7 +315,7 @@ def _region_decoder(process: int) -> Callable[..., Any] | None:
         try:
             codec = importlib.import_module("nvidia.nvimgcodec")
             decoder = codec.Decoder(
-                device_id=ON_HOST,
+                device_id=codec.NVIMGCODEC_DEVICE_CPU_ONLY,
                 backends=[codec.Backend(codec.BackendKind.CPU_ONLY)],
                 max_num_cpu_threads=1,
             )

@@ -16,15 +16,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mae_transfer.data.decode import ON_HOST, Box, Undecoded, stored_box
+from mae_transfer.data.decode import Box, Undecoded, stored_box
 from mae_transfer.data.reports import library_messages
 from mae_transfer.interfaces import ViewSpec
 
 T = TypeVar("T")
 D = TypeVar("D")
 R = TypeVar("R")
-INSTALL = "pip install 'nvidia-nvimgcodec-cu13[all]<0.9' (cu12 for CUDA 12)"
-MISSING = f"run.decode_on = 'device' needs nvImageCodec: {INSTALL}, or remove it"
 
 
 class Region(NamedTuple):
@@ -74,7 +72,7 @@ def decode_regions(regions: Sequence[Region], device: torch.device) -> Decoded:
         warned.append(f"{type(error).__name__}: {error}")
     if warned:
         return Decoded([None] * len(regions), warned[0].partition("\n")[0])
-    return Decoded(boxes, "nvImageCodec cannot decode them" if None in boxes else "")
+    return Decoded(boxes, "nvImageCodec cannot decode them" if any(box is None for box in boxes) else "")
 
 
 def check_decoder(device: torch.device) -> None:
@@ -84,7 +82,16 @@ def check_decoder(device: torch.device) -> None:
     region = Region(file.getvalue(), (8, 8, 16, 16), 1, False, ViewSpec(16, "bicubic"))
     found = decode_regions([region], device)
     if found.reason:
-        raise ValueError(f"nvImageCodec cannot decode JPEGs on {device} ({found.reason}); {MISSING}")
+        raise ValueError(
+            f"run.decode_on = 'device': nvImageCodec cannot decode on {device} ({found.reason}): {install(device)}"
+        )
+
+
+def install(device: torch.device) -> str:
+    """Return what a user whose device cannot decode may do. Version 0.8 needs a GPU, and 0.9 crashes on one."""
+    if device.type == "cuda":
+        return "pip install 'nvidia-nvimgcodec-cu13[all]<0.9' (cu12 for CUDA 12), or remove it"
+    return "pip install 'nvidia-nvimgcodec-cu12>=0.9', or remove it"
 
 
 def in_turn(items: Iterable[T], begin: Callable[[T], D], end: Callable[[T, D], R]) -> Generator[R, None, None]:
@@ -120,19 +127,19 @@ def _decoder(process: int, device: torch.device) -> Callable[[Sequence[Region]],
             if on_gpu and codec.__version__.startswith("0.9."):
                 raise ValueError(
                     f"run.decode_on = 'device': nvImageCodec {codec.__version__} crashes when a GPU decodes regions of "
-                    f"JPEGs (github.com/NVIDIA/nvImageCodec/issues/55): {INSTALL}, or remove it"
+                    f"JPEGs (github.com/NVIDIA/nvImageCodec/issues/55): {install(device)}"
                 )
             kinds = codec.BackendKind
             kind = [kinds.HW_GPU_ONLY, kinds.GPU_ONLY, kinds.HYBRID_CPU_GPU] if on_gpu else [kinds.CPU_ONLY]
             decoder = codec.Decoder(
-                device_id=index if on_gpu else ON_HOST,
+                device_id=index if on_gpu else codec.NVIMGCODEC_DEVICE_CPU_ONLY,
                 backends=[codec.Backend(one) for one in kind],
                 max_num_cpu_threads=0 if on_gpu else 1,
                 options=":fancy_upsampling=1",  # colours are interpolated, as libjpeg-turbo does
             )
             params = codec.DecodeParams(apply_exif_orientation=False)
         except (ImportError, AttributeError, RuntimeError, OSError) as error:  # absent, too old, or without libraries
-            raise ValueError(MISSING) from error
+            raise ValueError(f"run.decode_on = 'device' needs nvImageCodec: {install(device)}") from error
 
     def decode(regions: Sequence[Region]) -> list[Tensor | None]:
         streams = []

@@ -8,7 +8,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -359,6 +359,29 @@ def test_images_that_the_device_cannot_reduce_are_drawn_again_and_reported_whene
             assert torch.equal(output.batch.image, next(expected).image)
     messages = [message for message in caplog.messages if message.endswith("Too much shared memory required: 99")]
     assert policy.undecoded == number > len(messages) > 1
+
+
+def test_the_stream_of_a_step_waits_for_the_stream_of_the_decoder_and_keeps_its_memory(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With streams that are none, because there is no GPU."""
+    boxes_of_pil.calls = 0  # type: ignore[attr-defined]
+    monkeypatch.setattr(MODULE, "_region_decoder", lambda _: boxes_of_pil)
+    monkeypatch.setattr(regions, "_decoder", lambda *_: regions_of_pil)
+    decoder, step, kept = MagicMock(), MagicMock(), []
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: step)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda images, stream: kept.append((images, stream)))
+    cfg, source = DataConfig(size=24), FolderConfig(root=str(root), split="train").open()
+    crops = training_crops(cfg, source, seed=1, decode_on=CPU)
+    keys = next(iter(TrainKeys(order=Order(images=len(source), batch=12, seed=1))))
+    found = crops._decode(crops[keys], keys, decoder)
+    step.wait_event.assert_not_called()
+    image = crops._complete(crops[keys], keys, found).batch.image
+    step.wait_event.assert_called_once_with(decoder.record_event.return_value)
+    [(images, stream)] = kept
+    assert image is images
+    assert stream is step
 
 
 def test_a_decoder_that_warns_or_fails_decodes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
