@@ -1,7 +1,7 @@
 """MoCo v3, ViT-S/16, 300 epochs of ImageNet-1K (Chen et al., arXiv 2104.02057).
 
 The negatives are the whole batch, so it is not split into micro-steps. Batch norms are synchronised over GPUs;
-several processes on a CPU are refused, because their norms would tell apart what the loss compares.
+several processes on a CPU are refused, because each one's own statistics would tell its images apart.
 As in the public code, all parameters have weight decay and crops are resized bilinearly.
 
 Command:   torchrun --nproc-per-node 8 tools/pretrain.py configs/pretrain/moco_v3_vit_small.py --work-dir runs/moco_s \

@@ -107,7 +107,7 @@ def test_a_step_of_joint_embedding_never_waits(system):
         "scale": "mini", "epochs": 1.0, "batch": 4, "optim": {"lr": 1e-3}, "ema_decay": 0.9,
         "run": {"device": "cpu", "augment_on": "device"},
         "data": {"train": {"name": "shapes", "size": 16, "length": 4}, "val": {"name": "shapes", "size": 16},
-            "size": 16, "views": {"narrow": int(objective["name"] == "distill"), "narrow_size": 8}},
+            "size": 16, "views": {"narrow": 1, "narrow_size": 8} if objective["name"] == "distill" else {"narrow": 0}},
         "model": {"encoder": {"size": None, "dim": 16, "depth": 2, "heads": 2, "patch": 4, "image_size": 16}},
         **OBJECTIVES[system],
     }, JointConfig, where="test")  # fmt: skip

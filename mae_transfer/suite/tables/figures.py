@@ -72,7 +72,7 @@ def bars(rows: Sequence[Bar], *, unit: str, chance: float | None) -> Figure:
             axes.plot(value, at, marker="D", markersize=5, color=INK, linestyle="", markerfacecolor="none", zorder=5)
     if chance is not None:
         low, high = zip(*((at - 0.24, at + 0.24) for at in range(len(rows))), strict=True)  # names stand between bars
-        line = axes.vlines(chance, low, high, "black", linestyles="--", linewidth=1, zorder=3)
+        line = axes.vlines([chance] * len(rows), low, high, "black", linestyles="--", linewidth=1, zorder=3)
         handles.append((line, f"chance {chance:g}"))
     axes.set_xlim(min(0.0, *(row.low for row in rows)), edge)
     axes.set_ylim(len(rows) - 0.6, -0.75)
