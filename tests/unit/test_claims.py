@@ -136,7 +136,9 @@ def test_the_suite_has_claims_of_published_effects_in_the_direction_of_their_rul
     cfg = load(SUITE, SuiteConfig)
     words = {one.claim for one in cfg.expect}
     assert len(words) == 13  # twelve of MAE, one of CrossMAE
-    assert {one.claim for one in cfg.expect if one.published} == words
+    assert words - {one.claim for one in cfg.expect if one.published} == {
+        "A third of the hidden patches is enough to predict (CrossMAE)"  # the released ViT-B predicts all of them
+    }
     for one in (one for one in cfg.expect if one.published):
         effect = claims.published_effect(one.published)
         assert abs(effect) < 0.25 if one.rule == "tie" else effect > 0, one
