@@ -11,6 +11,7 @@ from PIL import Image
 
 from mae_transfer import checkpoints
 from mae_transfer.core.normalize import IMAGENET
+from mae_transfer.draw.reconstructions import HEADER
 from mae_transfer.engine.dist import Dist
 from mae_transfer.metrics.attention import Recorder, attention_entropy
 from mae_transfer.models.vit import ViT, ViTConfig
@@ -103,4 +104,5 @@ def test_a_sheet_holds_image_mean_and_heads(tmp_path: Path) -> None:
         Image.new("RGB", (80, 60), (index * 80, 90, 40)).save(tmp_path / f"{index}.png")
     path = draw_attention("random:ViT-Ti/16", tmp_path, out=tmp_path / "out", most=2, size=64)
     width, height = Image.open(path).size
-    assert (width, height) == (5 * 128 + 6 * 4, 2 * 128 + 3 * 4)  # image, mean, 3 heads; 64 px enlarged to 128
+    # image, mean, 3 heads; 64 px enlarged to 128
+    assert (width, height) == (5 * 128 + 6 * 4, HEADER + 2 * 128 + 3 * 4)
