@@ -286,7 +286,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def samples(folder: Path, mask: ViewMask | None = None, **changes: Any) -> MultiCrops:
-    crops = MultiCrop(**{"narrow": 3, "narrow_size": 16, **changes})
+    narrow = changes.pop("narrow", 3)
+    crops = MultiCrop(**changes, narrow=narrow, **({"narrow_size": 16} if narrow else {}))
     source = FolderConfig(root=str(folder)).open()
     return MultiCrops(source=source, crops=crops, size=(32, 48), seed=3, mask=mask, grid=(2, 3))
 
