@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -40,21 +41,28 @@ QUICK = ("ibot", "moby")
 EACH = [pytest.param(system, marks=() if system in QUICK else pytest.mark.slow) for system in SYSTEMS]
 
 
+@contextmanager
+def stopped_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Send SIGTERM to a run when it computes the loss of a step."""
+    loss = JointEmbedding.loss
+
+    def stopping(self: Any, model: Any, batch: Any, at: Any) -> Any:
+        if at.number == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(self, model, batch, at)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(JointEmbedding, "loss", stopping)
+        yield
+
+
 @pytest.mark.parametrize("system", EACH)
 def test_ten_steps_are_five_and_five_resumed_bit_for_bit(
     system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With accumulation, centre or queue, moving rates, drop path and masks; workers 0 -> 1."""
     JointEmbedding.launch(config(system), tmp_path / "whole")
-    loss = JointEmbedding.loss
-
-    def stopping(self: Any, model: Any, batch: Any, at: Any) -> Any:
-        if at.number == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return loss(self, model, batch, at)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(JointEmbedding, "loss", stopping)
+    with stopped_at(4, monkeypatch):
         assert JointEmbedding.launch(config(system), tmp_path / "halves") == []
     JointEmbedding.launch(config(system, **changed(system, "run", workers=1)), tmp_path / "halves", resume=True)
     assert_equal(payload(tmp_path / "whole"), payload(tmp_path / "halves"))
@@ -295,15 +303,7 @@ def test_a_collapsed_run_says_so_in_its_log_and_a_resumed_one_counts_on(
     model = values("dino")["model"] | {"encoder": values("dino")["model"]["encoder"] | {"drop_path": 0.0}}
     cfg = config("dino", data=data, model=model, alarm_steps=6, optim={"lr": 1e-12}, schedule={})
     JointEmbedding.launch(cfg, tmp_path / "whole")
-    loss = JointEmbedding.loss
-
-    def stopping(self: Any, model: Any, batch: Any, at: Any) -> Any:
-        if at.number == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return loss(self, model, batch, at)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(JointEmbedding, "loss", stopping)
+    with stopped_at(3, monkeypatch):
         JointEmbedding.launch(cfg, tmp_path / "halves")
     JointEmbedding.launch(cfg, tmp_path / "halves", resume=True)
     for run in ("whole", "halves"):
