@@ -5,8 +5,11 @@ fewer seeds than the suite has, a claim is not measured. Then by the rule of eac
 
 above: holds if every difference is above 0, reversed if every difference is below 0, else undecided.
 tie: holds if the differences have both signs or one is 0; if all have one sign: no tie, the row is higher or lower.
+tie with a margin (`by`): holds if no difference is larger than the margin. If all are larger and have one sign: no tie.
+    Else undecided.
 
-A claim of several parts with one outcome has that one, and is undecided otherwise.
+A claim of several parts with one outcome has that one. It holds in part if some of its parts hold, and is undecided
+otherwise.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from mae_transfer.config import Schema
 Place = tuple[str, str, str]
 """Table, row and column of a published number."""
 Rule = Literal["above", "tie"]
-Outcome = Literal["holds", "reversed", "no tie: higher", "no tie: lower", "undecided", "not measured"]
+Outcome = Literal["holds", "reversed", "no tie: higher", "no tie: lower", "undecided", "not measured", "holds in part"]
 
 
 class Expectation(Schema):
@@ -35,7 +38,7 @@ class Expectation(Schema):
     above: str | None = None
     """The row that it is compared with. None: `by` is the minimum of `row`; of a claim, `row` itself in `against`."""
     by: NonNegative = 0.0
-    """The minimum difference, in points."""
+    """The minimum difference, in points. Of a tie: the largest difference of equals; 0: the signs decide."""
     claim: str | None = None
     """The published claim that this is a part of, in words; its parts have the same words. A claim has a verdict. What
     is no claim compares means, and tools/reproduce.py exits with 1 if it does not hold."""
@@ -54,30 +57,37 @@ class Expectation(Schema):
             raise ValueError(f"expect of {self.row!r}: against, published, rule and table need a `claim`; set one")
         if self.claim is not None and self.above is None and not self.against:
             raise ValueError(f"claim {self.claim!r}: name the row that {self.row!r} is compared with in `above`")
-        if self.claim is not None and self.by:
-            raise ValueError(f"claim {self.claim!r}: by = {self.by:g}, but a claim's rule knows no margin; remove it")
+        if self.claim is not None and self.by and self.rule != "tie":
+            raise ValueError(f"claim {self.claim!r}: by = {self.by:g}, but only a tie has a margin; remove it")
         if len(self.published) == 1:
             raise ValueError(f"claim {self.claim!r}: `published` has one number; add those that it is compared with")
         return self
 
 
-def outcome(rule: Rule, differences: Sequence[float], *, seeds: int) -> Outcome:
+def outcome(rule: Rule, differences: Sequence[float], *, seeds: int, by: float = 0.0) -> Outcome:
     """Return the verdict on a part of a claim.
 
     Args:
         differences: one per seed that was measured.
         seeds: number of seeds of the suite.
+        by: margin of a tie, in points.
     """
     if len(differences) < seeds or not differences:
         return "not measured"
     signs = {(value > 0) - (value < 0) for value in differences}
-    if rule == "tie":
-        return "no tie: higher" if signs == {1} else "no tie: lower" if signs == {-1} else "holds"
-    return "holds" if signs == {1} else "reversed" if signs == {-1} else "undecided"
+    if rule == "above":
+        return "holds" if signs == {1} else "reversed" if signs == {-1} else "undecided"
+    if by and all(abs(value) <= by for value in differences):
+        return "holds"
+    if signs in ({1}, {-1}) and all(abs(value) > by for value in differences):
+        return "no tie: higher" if signs == {1} else "no tie: lower"
+    return "undecided" if by else "holds"
 
 
 def of_parts(outcomes: Collection[Outcome]) -> Outcome:
     """Return the verdict on a claim."""
     if "not measured" in outcomes:
         return "not measured"
-    return next(iter(outcomes)) if len(set(outcomes)) == 1 else "undecided"
+    if len(set(outcomes)) == 1:
+        return next(iter(outcomes))
+    return "holds in part" if "holds" in outcomes else "undecided"

@@ -36,11 +36,25 @@ def test_the_signs_of_the_differences_decide(rule: Any, differences: tuple[float
     assert outcome(rule, differences, seeds=3) == verdict
 
 
+@pytest.mark.parametrize(("differences", "verdict"), [
+    ((0.5, -0.9, 1.0), "holds"),
+    ((0.5, 0.2, 0.1), "holds"),
+    ((1.1, 3.0, 2.0), "no tie: higher"),
+    ((-1.1, -3.0, -2.0), "no tie: lower"),
+    ((0.9, 3.0, 2.0), "undecided"),
+    ((-5.0, 3.0, 2.0), "undecided"),
+    ((0.1, 0.1), "not measured"),
+])  # fmt: skip
+def test_a_tie_within_a_margin_needs_every_difference_inside_it(differences: tuple[float, ...], verdict: str) -> None:
+    assert outcome("tie", differences, seeds=3, by=1.0) == verdict
+
+
 @pytest.mark.parametrize(("parts", "verdict"), [
     (("holds", "holds"), "holds"),
     (("reversed", "reversed"), "reversed"),
-    (("holds", "reversed"), "undecided"),
-    (("holds", "undecided"), "undecided"),
+    (("holds", "reversed"), "holds in part"),
+    (("holds", "undecided"), "holds in part"),
+    (("reversed", "undecided"), "undecided"),
     (("reversed", "not measured"), "not measured"),
 ])  # fmt: skip
 def test_a_claim_follows_its_parts(parts: tuple[Any, ...], verdict: str) -> None:
@@ -102,7 +116,7 @@ def test_the_claim_of_half_the_gap_needs_a_gap() -> None:
     numbers = [found("MAE", (v,) * 3, p) for p, v in (("linear", 22.0), ("partial-1", 20.0), ("finetune", 15.0))]
     (claim,) = [one for one in claims.judge([r for some in numbers for r in some], about) if one.words == words]
     assert [part.outcome for part in claim.parts] == ["reversed", "holds"]
-    assert claim.verdict == "undecided"
+    assert claim.verdict == "holds in part"
 
 
 def test_the_table_shows_published_effect_range_and_the_records_behind() -> None:
@@ -117,7 +131,7 @@ def test_the_table_shows_published_effect_range_and_the_records_behind() -> None
 
 @pytest.mark.parametrize(("one", "message"), [
     ({"column": "linear", "row": "a", "claim": "c"}, "name the row"),
-    ({"column": "linear", "row": "a", "above": "b", "claim": "c", "by": 1.0}, "no margin"),
+    ({"column": "linear", "row": "a", "above": "b", "claim": "c", "by": 1.0}, "only a tie has a margin"),
     ({"column": "linear", "row": "a", "above": "b", "rule": "tie"}, "need a `claim`"),
     ({"column": "linear", "row": "a", "above": "b", "claim": "c", "published": (("3", "x", "y"),) * 2},
      "no published number"),

@@ -259,7 +259,10 @@ def ordered(nodes: Iterable[Node]) -> Plan:
 
 
 def by_row(plan: Plan, rows: Sequence[str]) -> Plan:
-    """Return the runs of a plan row by row, each after those that it needs."""
+    """Return the runs of a plan row by row and seed by seed, each after those that it needs.
+
+    If a suite is stopped, few pretrainings still have missing transfers.
+    """
     taken: Plan = {}
 
     def take(name: str) -> None:
@@ -268,9 +271,8 @@ def by_row(plan: Plan, rows: Sequence[str]) -> Plan:
         taken.setdefault(name, plan[name])
 
     for row in rows:
-        for name, node in plan.items():
-            if node.row == row:
-                take(name)
+        for node in sorted((node for node in plan.values() if node.row == row), key=lambda node: node.seed):
+            take(node.name)
     return taken | plan  # preparations that no row needs come last
 
 

@@ -26,7 +26,10 @@ RULES = (
     "A difference is taken between runs with equal seeds of pretraining and transfer. above (>): holds if every "
     "difference is above 0, reversed if every one is below 0, else undecided",
     "tie (=): holds if the differences have both signs or one is 0, else there is no tie: the row is higher or lower",
-    "a claim of several parts with one outcome has that one, and is undecided otherwise. It is not measured while a "
+    "tie within a margin (= within 1): holds if no difference is larger than the margin. There is no tie if all are "
+    "larger and have one sign, else it is undecided",
+    "a claim of several parts with one outcome has that one. It holds in part if some of its parts hold, and is "
+    "undecided otherwise. It is not measured while a "
     "seed is missing, or if backbone, protocol, epochs or batch of two numbers in percent of one column differ",
 )
 
@@ -54,7 +57,8 @@ class JudgedPart(NamedTuple):
         asked = self.asked
         columns = f"{'mean of ' if len(asked.against) > 1 else ''}{' and '.join(asked.against)}"
         other = ", ".join(filter(None, (asked.above, columns)))
-        return f"{asked.column}: {asked.row} {'=' if asked.rule == 'tie' else '>'} {other}"
+        within = f" within {asked.by:g}" if asked.by else ""
+        return f"{asked.column}: {asked.row} {'=' if asked.rule == 'tie' else '>'} {other}{within}"
 
     @property
     def ours(self) -> Spread | None:
@@ -166,7 +170,7 @@ def _part(asked: Expectation, rows: dict[str, dict[str, Cell]], about: About) ->
         found = [_by_seed(one, other) for other in others if other]
         shared = [seed for seed in about.seeds if all(seed in some for some in found)]
         differences = {seed: spread([some[seed] for some in found]).mean for seed in shared}
-    verdict = outcome(asked.rule, [*differences.values()], seeds=len(about.seeds))
+    verdict = outcome(asked.rule, [*differences.values()], seeds=len(about.seeds), by=asked.by)
     return JudgedPart(asked, cells, differences, verdict, note)
 
 
@@ -189,7 +193,7 @@ def _texts(claim: JudgedClaim, number: int) -> tuple[Text, ...]:
     first = (claim.words, claim.verdict) if number == 0 else ("", "")
     return (
         Text(first[0]), Text(part.compared), Text(part.published), Text(text), Text(part.outcome),
-        Text(first[1], "best" if claim.verdict not in ("undecided", "not measured") else ""),
+        Text(first[1], "best" if claim.verdict not in ("undecided", "not measured", "holds in part") else ""),
     )  # fmt: skip
 
 
