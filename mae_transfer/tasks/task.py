@@ -7,7 +7,7 @@ the record, the training loop with its evaluations, and the results.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -164,7 +164,8 @@ class Task(RecordedRun[C]):
         self.folder = open_work_dir(work_dir, cfg, resume=resume)  # again, now that no other process can use it
         notices = resume_state(state, self.folder.checkpoints) if resume else []
         notices += self.check_data()
-        if state.step == loop.steps and (done := self.finished()):
+        # a finished run needs its last training state only to mend its artifact
+        if (done := self.finished(loop.steps)) and (state.step == loop.steps or self.artifact_is_whole(done)):
             return self.exported_again(done) if main else done
         if cfg.run.device_batch == "auto":
             loop, found = self.choose_device_batch(loop, self.folder if resume else None)
@@ -354,8 +355,10 @@ class Task(RecordedRun[C]):
         sittings: tuple[Sitting, ...] = (sitting,)
         earlier: tuple[str, ...] = ()
         if before is not None:
-            sittings = (*before.timed(state.seconds).sittings, sitting)
             changed = before.config_digest != record.config_digest
+            if state.step == loop.steps and not changed:
+                return  # its results were lost; no step is left, and the artifact must be the same file again
+            sittings = (*before.timed(state.seconds).sittings, sitting)
             earlier = (*before.earlier_configs, *([before.config_digest] if changed else []))
         elif state.step:  # an earlier version began the run and did not record it
             unknown = Software(version=UNKNOWN, commit=None, dirty=False, packages={})
@@ -379,15 +382,15 @@ class Task(RecordedRun[C]):
             return about
         return about | {RECORD: record.timed(self.state.seconds).exported().model_dump(mode="json")}
 
-    def finished(self) -> list[Result]:
-        """Return the results that this run has written after its last step; none if some of them were lost.
+    def finished(self, steps: int) -> list[Result]:
+        """Return the results that this run has written after its last of `steps`; none if some of them were lost.
 
         A full disk or a damaged line loses results. Evaluations of the run's states have 0 epochs and do not count.
         """
         if not self.folder.results.is_file():
             return []
         found, defects = results.load(self.folder.results)
-        key = (self.cfg.digest(), self.state.step, self.cfg.epochs)
+        key = (self.cfg.digest(), steps, self.cfg.epochs)
         own = [result for result in found if (result.config_digest, result.steps, result.epochs) == key]
         expected = own[0].together if own else None
         complete = not defects if expected is None else len(own) == expected  # earlier versions did not count them
@@ -396,11 +399,9 @@ class Task(RecordedRun[C]):
     def exported_again(self, done: list[Result]) -> list[Result]:
         """Write the artifact of a finished run again if it is missing or damaged; return results with its digest."""
         print(f"{self.folder.root} is finished: its {len(done)} results are in {self.folder.results}", flush=True)
-        if self.artifact is None:
+        if self.artifact is None or self.artifact_is_whole(done):
             return done
         path = self.folder.root / self.artifact
-        if path.is_file() and sha256(path) == done[0].checkpoint_sha256:
-            return done
         problem = "is damaged" if path.is_file() else "is missing"
         print(f"{path} {problem}: it is written again from the training state", flush=True)
         self.export(self.state.evaluated)
@@ -409,6 +410,11 @@ class Task(RecordedRun[C]):
             return done
         updated = [result.model_copy(update={"checkpoint_sha256": digest}) for result in done]
         return results.append(self.folder.results, updated)
+
+    def artifact_is_whole(self, done: Sequence[Result]) -> bool:
+        """Return whether the artifact is the file that the results name, or the task has none."""
+        path = self.folder.root / (self.artifact or "")
+        return self.artifact is None or (path.is_file() and sha256(path) == done[0].checkpoint_sha256)
 
     def plan(self, loop: LoopConfig) -> str:
         """Return steps, batch, rate and machine in one sentence."""
