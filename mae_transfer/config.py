@@ -13,6 +13,7 @@ import copy
 import difflib
 import hashlib
 import json
+import logging
 import pprint
 import re
 import types
@@ -35,6 +36,7 @@ from pydantic import (
 from mae_transfer.disk import at_home
 
 S = TypeVar("S", bound="Schema")
+_LOG = logging.getLogger(__name__)
 SILENT = {"run", "monitor"}
 """Top-level keys that do not change what a run computes. Digests, records and comparisons of configs leave them out."""
 NEUTRAL = {"on_error": "raise", "max_unreadable": 100}
@@ -130,22 +132,38 @@ def load(
         schema: the type of the config.
         changes: dotted key -> value, applied to the file (a row of an ablation).
         overrides: "dotted.key=value", applied last; a value that is not a Python literal is a string.
-        debug: apply `schema.debug` after `changes`.
+        debug: apply `schema.debug` after `changes`. Overrides of data that it generates have no effect, with a warning.
     Raises:
         ValueError: names the file, the key and the remedy.
     """
     values = read(path)
     for key, value in changes.items():
         assign(values, key, copy.deepcopy(value))
-    for key, value in (schema.debug if debug else {}).items():
-        if not key.endswith("?") or key.removesuffix("?") in flatten(values):
-            assign(values, key.removesuffix("?"), copy.deepcopy(value))  # later overrides must not change the class
+    given: list[tuple[str, str]] = []
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
             raise ValueError(f"--set {override!r}: write it as key=value, for instance --set data.root=/data/imagenet")
-        assign(values, key.strip(), literal(text))
+        given.append((key.strip(), text))
+    keys = [*flatten(values), *(key for key, _ in given)]
+    replaced = []  # data sets by generated ones; a monitor by none
+    for name, value in (schema.debug if debug else {}).items():
+        key = name.removesuffix("?")
+        if key == name or any(_is_in(set_key, key) for set_key in keys):
+            assign(values, key, copy.deepcopy(value))  # later overrides must not change the class
+            generated = isinstance(value, dict) and value.get("name") == "shapes"
+            replaced += [key] if generated or (value is None and key != name) else []
+    for key, text in given:
+        if any(_is_in(key, part) for part in replaced):
+            _LOG.warning("--debug generates its images: --set %s=%s has no effect", key, text)
+        else:
+            assign(values, key, literal(text))
     return validate(values, schema, where=str(path))
+
+
+def _is_in(key: str, part: str) -> bool:
+    """Return whether a dotted key is a part of a config or lies in it."""
+    return key == part or key.startswith(f"{part}.")
 
 
 def read(path: str | Path) -> dict[str, Any]:

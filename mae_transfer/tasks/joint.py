@@ -54,6 +54,7 @@ class JointConfig(EncoderConfig):
         **TrainConfig.debug,
         "data.train": {"name": "shapes", "length": 8},
         "data.val": {"name": "shapes", "length": 2, "seed": 1},
+        "monitor?": None,
         "data.size": 32,
         "data.views.narrow_size?": 16,
         "model.encoder.size?": "vit_tiny",

@@ -48,6 +48,7 @@ class PretrainConfig(EncoderConfig):
         **TrainConfig.debug,
         "data.train": {"name": "shapes", "length": 8},
         "data.val": {"name": "shapes", "length": 2, "seed": 1},
+        "monitor?": None,
         "data.crops_per_image": 1,
         "model.encoder.size": None,
         "model.encoder.dim": 32,

@@ -6,6 +6,7 @@ import pickle
 import pwd
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
@@ -20,6 +21,8 @@ from mae_transfer.tasks.detect import DetectConfig
 from mae_transfer.tasks.reconstruct import reconstruct
 from mae_transfer.tasks.segment import Segment
 from mae_transfer.tasks.workdir import open_work_dir
+
+ROOT = Path(__file__).parents[2]
 
 
 class Optim(Schema):
@@ -80,6 +83,25 @@ def test_base_file_overrides_and_debug_are_laid_over_each_other_in_this_order(tm
         "norm_pixel",
         0,
     )
+
+
+@pytest.mark.parametrize(("config", "schema", "options"), [
+    ("pretrain/own_photos_one_gpu.py", "pretrain.PretrainConfig", ("data.train.length=1000", "monitor.data.root=/x")),
+    ("pretrain/dino_small_64px.py", "joint.JointConfig", ("data.train.name=photos", "data.val.name=photos")),
+    ("classify/small_finetune.py", "classify.ClassifyConfig", ("data.train.labelled=labels.txt",)),
+    ("detect/mask_rcnn_vitdet_base_one_gpu.py", "detect.DetectConfig", (
+        "data.train.part=(0.0, 0.9)", "data.holdout={'name': 'coco', 'split': 'train2017', 'part': (0.9, 1.0)}",
+    )),
+])  # fmt: skip
+def test_debug_sets_options_of_the_replaced_data_aside_and_says_so(
+    config: str, schema: str, options: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    kind, more = resolve_name(f"mae_transfer.tasks.{schema}"), ["select=best"] if "detect" in config else []
+    cfg: Any = load(ROOT / "configs" / config, kind, overrides=["data.root=/x", *more, *options], debug=True)
+    assert {part.name for part in (cfg.data.train, cfg.data.val)} == {"shapes"}
+    assert getattr(cfg, "monitor", None) is None
+    assert cfg.data.root == "/x"
+    assert [one.split("--set ")[1].removesuffix(" has no effect") for one in caplog.messages] == list(options)
 
 
 @pytest.mark.parametrize(("text", "match"), [
