@@ -63,12 +63,13 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--table {min(unknown)}: no such table; {nearest(min(unknown), LAYOUTS)}")
     if not args.runs:
         raise ValueError("pass the work dirs of finished runs, for instance: python tools/tables.py runs/*")
-    about = records.about(args.runs)
-    found, damaged = records.load(args.runs, required=not about.claims)  # claims without results are not measured yet
+    suites, unread = records.suites(args.runs)
+    about, claiming = records.together(suites.values()), any(suite.claims for suite in suites.values())
+    found, damaged = records.load(args.runs, required=not claiming)  # claims without results are not measured yet
     found, wrong = comparison.usable(found)
-    for defect in [*damaged, *wrong]:
+    for defect in [*unread, *damaged, *wrong]:
         print(defect, file=sys.stderr)
-    judged = [] if names else claims.judge(found, about)
+    judged = [] if names else claims.judge_suites(found, suites)
     same: list[str] = []
     if names or args.why:
         wanted = LAYOUTS if "all" in names or not names else names

@@ -84,7 +84,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = finished(folder / "suite.py", folder / "d", "--archive", str(folder / "archive"))
     assert "done random_init/finetune/seed0" in output
     assert "Summary: pretrainings by tasks" in output
-    assert records.about([folder / "d"]).tables
+    assert records.about_of(folder / "d").tables
     return folder / "d"
 
 

@@ -60,7 +60,7 @@ def test_small_backbones_are_ranked_and_what_failed_is_missing(tmp_path: Path) -
     assert run.returncode == 1, run.stdout + run.stderr
     found, defects = records.load([tmp_path / "d"])
     assert not defects
-    about = records.about([tmp_path / "d"])
+    about = records.about_of(tmp_path / "d")
     (table,) = comparison.build(["frozen"], found, about=about)
     assert [row.name for row in table.rows] == ["normalised", "few", "random"]
     assert [column.partition(", ")[0] for column in table.columns] == [

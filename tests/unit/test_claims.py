@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mae_transfer.config import load, validate
+from mae_transfer.record import DataSet
 from mae_transfer.suite.expect import Expectation, of_parts, outcome
 from mae_transfer.suite.graph.schema import SuiteConfig
 from mae_transfer.suite.store.records import About, Measurement
@@ -47,6 +48,13 @@ def test_the_signs_of_the_differences_decide(rule: Any, differences: tuple[float
 ])  # fmt: skip
 def test_a_tie_within_a_margin_needs_every_difference_inside_it(differences: tuple[float, ...], verdict: str) -> None:
     assert outcome("tie", differences, seeds=3, by=1.0) == verdict
+
+
+def test_thirty_of_3000_images_are_one_point() -> None:
+    difference = 304 / 3000 * 100 - 334 / 3000 * 100
+    assert difference < -1.0
+    assert outcome("tie", (difference, 0.2, 0.3), seeds=3, by=1.0) == "holds"
+    assert outcome("tie", (difference, difference, difference), seeds=3, by=1.0) == "holds"
 
 
 @pytest.mark.parametrize(("parts", "verdict"), [
@@ -103,6 +111,37 @@ def test_numbers_of_other_settings_are_not_compared() -> None:
     assert "epochs or batch differ" in next(claims.sheets([claim])).rows[0][3].text
 
 
+@pytest.mark.parametrize("changes", [{"scale": "paper"}, {"dataset": "others"}])
+def test_numbers_of_other_images_or_scales_are_not_compared(changes: dict[str, Any]) -> None:
+    other = [one._replace(result=one.result.model_copy(update=changes)) for one in found("b", (59.0,) * 3)]
+    claim = judged({"column": "fine-tune", "row": "a", "above": "b"}, found("a", (60.0,) * 3), other)
+    assert (claim.verdict, claim.parts[0].differences) == ("not measured", {})
+    assert claim.parts[0].note.startswith("not compared: ")
+
+
+def test_fingerprints_tell_images_of_one_name_apart() -> None:
+    def of(one: Measurement, fingerprint: str) -> Measurement:
+        assert one.result.record is not None
+        images = DataSet(name="shapes", kind="Folder", images=3, whole=3, fingerprint=fingerprint)
+        record = one.result.record.model_copy(update={"data": {"val": images}})
+        return one._replace(result=one.result.model_copy(update={"record": record, "split": "val"}))
+
+    asked = {"column": "fine-tune", "row": "a", "above": "b"}
+    mine = [of(one, "1") for one in found("a", (60.0,) * 3)]
+    assert judged(asked, mine, [of(one, "1") for one in found("b", (59.0,) * 3)]).verdict == "holds"
+    assert judged(asked, mine, [of(one, "2") for one in found("b", (59.0,) * 3)]).verdict == "not measured"
+
+
+def test_each_suite_is_judged_by_the_numbers_of_its_folder(tmp_path: Path) -> None:
+    asked = Expectation(claim="c", column="fine-tune", row="a", above="b")
+    about = About(claims=(asked,), seeds=SEEDS)
+    here = [one._replace(file=tmp_path / "x" / "results.jsonl") for one in found("a", (60.0,) * 3)]
+    there = [one._replace(file=tmp_path / "y" / "results.jsonl") for one in found("b", (59.0,) * 3)]
+    judged_claims = claims.judge_suites([*here, *there], {tmp_path / "x": about, tmp_path / "y": about})
+    assert [claim.verdict for claim in judged_claims] == ["not measured"] * 2
+    assert [claim.verdict for claim in claims.judge_suites([*here, *there], {tmp_path: about})] == ["holds"]
+
+
 def test_ratios_and_columns_are_named_in_plain_words() -> None:
     parts = [part for claim in claims.judge([], load(SUITE, SuiteConfig).about()) for part in claim.parts]
     texts = {part.compared: part.published for part in parts}
@@ -125,8 +164,8 @@ def test_the_table_shows_published_effect_range_and_the_records_behind() -> None
     table, behind = claims.sheets([judged(asked, found("a", (60.0, 61.0, 62.0)), found("b", (59.5, 59.0, 61.9)))])
     texts = [cell.text for cell in table.rows[0]]
     assert texts == ["c", "fine-tune: a > b", "+1.30 (Table 3)", "+0.87 [+0.10..+2.00]", "holds", "holds"]
-    assert [cell.text for cell in behind.rows[1]][1:5] == ["1", "61.00", "59.00", "+2.00"]
-    assert "abc from c seed 1" in behind.rows[1][5].text  # commit, config digest and seed of the pretraining
+    assert [cell.text for cell in behind.rows[1]][:4] == ["fine-tune: a > b, seed 1", "61.00", "59.00", "+2.00"]
+    assert "abc from c seed 1" in behind.rows[1][4].text  # commit, config digest and seed of the pretraining
 
 
 @pytest.mark.parametrize(("one", "message"), [

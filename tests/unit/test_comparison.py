@@ -391,11 +391,12 @@ def test_a_suite_says_its_tables_rows_and_chance_to_the_tables(tmp_path: Path) -
     suite = About(tables=("3",), rows=("a", "b"), chance={"k-NN": 10.0})
     records.write_about(tmp_path / "d", suite)
     (tmp_path / "d" / "a").mkdir()
-    assert (
-        records.about([tmp_path / "d"]) == records.about([tmp_path]) == records.about([tmp_path / "d" / "a"]) == suite
-    )
+    for folder in (tmp_path / "d", tmp_path, tmp_path / "d" / "a"):
+        assert records.suites([folder]) == ({(tmp_path / "d").resolve(): suite}, [])
     (tmp_path / "d" / "suite.json").write_text("{")
-    assert records.about([tmp_path / "d"]) == About()
+    known, (defect,) = records.suites([tmp_path / "d"])
+    assert known == {}
+    assert defect.startswith(f"{tmp_path / 'd' / 'suite.json'} cannot be read, so no claims are judged")
 
 
 def mini() -> list[Measurement]:

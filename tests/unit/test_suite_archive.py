@@ -11,11 +11,12 @@ from rich.console import Console
 
 from mae_transfer.cli.main import main
 from mae_transfer.cli.suite import open_archive
+from mae_transfer.disk import write_text
 from mae_transfer.results import Result
 from mae_transfer.suite.graph.plan import open_plan
 from mae_transfer.suite.local.view import show_plan
 from mae_transfer.suite.store.archive import RunArchive, _last_parts
-from mae_transfer.suite.store.records import load, write_about
+from mae_transfer.suite.store.records import load, suites, write_about
 from mae_transfer.suite.store.steps import unpack
 from mae_transfer.suite.store.work import Work
 from tests.unit.test_suite_run import ALL, SUITE, Stage
@@ -101,6 +102,17 @@ def test_other_numbers_of_a_repeated_run_are_reported_and_the_archive_stays(firs
     assert (first.archive / "results.jsonl").read_bytes() == before
 
 
+def test_a_repeated_pretraining_with_other_numbers_fails_so_that_no_seed_has_two(
+    first: Archived, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = Archived(tmp_path / "2", monkeypatch, first.archive)
+    second.work.repeated = ("a/finetune/seed1",)
+    second.fate["a/pretrain/seed0"] = "77"
+    states = second.run(force=("a/finetune/seed1",))
+    assert (states["a/pretrain/seed0"], states["a/finetune/seed1"]) == ("failed", "skipped")
+    assert any("is now 77" in one and "--force a/pretrain/seed0 repeats it with" in one for one in second.said)
+
+
 def test_a_forced_transfer_runs_again_from_its_pretraining_made_again(
     first: Archived, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +129,49 @@ def test_a_changed_line_is_an_error_that_names_the_run(first: Archived) -> None:
     with pytest.raises(ValueError, match=r"a/finetune/seed1.*restore"):
         RunArchive(first.archive)
     assert any("a/finetune/seed1" in defect for defect in load([first.archive])[1])
+
+
+def test_a_kill_while_a_run_is_replaced_leaves_an_archive_that_can_be_read(
+    first: Archived, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, patched = "a/finetune/seed1", "mae_transfer.suite.store.archive.write_text"
+
+    def full(path: Path, text: str) -> None:
+        if path.name == "runs.jsonl":
+            raise OSError("killed")
+        write_text(path, text)
+
+    kept, folder = RunArchive(first.archive), first.work.folder(name)
+    numbers = folder / "results.jsonl"
+    numbers.write_text(numbers.read_text().replace('"value":80.0', '"value":77.0'))
+    monkeypatch.setattr(patched, full)
+    with pytest.raises(OSError, match="killed"):
+        kept.add(kept.runs[name][0], folder, replace=True)
+    monkeypatch.setattr(patched, write_text)
+    assert RunArchive(first.archive).runs[name][1][0].value == 80.0
+    kept.add(kept.runs[name][0], folder, replace=True)
+    assert RunArchive(first.archive).runs[name][1][0].value == 77.0
+    lines = (first.archive / "results.jsonl").read_text().splitlines()
+    assert len(lines) == sum(len(some) for _, some in kept.runs.values())
+
+
+def test_damage_to_an_archive_is_named(first: Archived, tmp_path: Path) -> None:
+    shutil.copytree(first.archive, tmp_path / "b")
+    runs = tmp_path / "b" / "runs.jsonl"
+    runs.write_text(runs.read_text() + runs.read_text().splitlines()[0].replace('"seconds":', '"seconds":9'))
+    with pytest.raises(ValueError, match=r"runs.jsonl, line \d+: another run is named .*, too: remove one"):
+        RunArchive(tmp_path / "b")
+    runs.unlink()
+    with pytest.raises(ValueError, match=r"holds other files and no runs.jsonl: restore it, or name a new folder"):
+        RunArchive(tmp_path / "b")
+    about = open_plan(first.suite)[0].about().model_copy(update={"identities": first.work.archived_identities()})
+    write_about(tmp_path / "b", about)
+    assert any("runs.jsonl is missing" in one for one in suites([tmp_path / "b"])[1])
+    shutil.copytree(first.archive, tmp_path / "c")
+    (tmp_path / "c" / "results.jsonl").unlink()
+    assert any("results.jsonl is missing beside runs.jsonl" in one for one in load([tmp_path / "c"], required=False)[1])
+    (tmp_path / "c" / "suite.json").write_bytes(b"<<<<<<< \xff")
+    assert any("suite.json cannot be read, so no claims are judged" in one for one in suites([tmp_path / "c"])[1])
 
 
 def test_trial_runs_are_kept_out_of_an_archive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

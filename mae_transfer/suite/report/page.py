@@ -85,12 +85,13 @@ def publish(cfg: SuiteConfig, work: Work, console: Console, *, known: Collection
             console.print(defect, markup=False, highlight=False)
         overview = summary.summarise(cfg, found)
         judged = summary.verdicts(overview, () if work.debug or len(work.plan) < len(known) else cfg.expect)
-        for sheet in claims.sheets(claims.judge(found, cfg.about())):
+        claimed = [] if work.debug else claims.judge(found, cfg.about())
+        for sheet in claims.sheets(claimed):
             if not sheet.paired:
                 formats.draw(sheet, console)
         summary.show(overview, judged, console)
         path = work.root / "report.html"
-        write(path, cfg, found, [*damaged, *wrong], judged=judged)
+        write(path, cfg, found, [*damaged, *wrong], judged=judged, claimed=claimed)
         console.print(f"Report: {path}   Tables: python tools/tables.py {work.root}", markup=False, highlight=False)
     return [verdict.sentence for verdict in judged if not verdict.holds]
 
@@ -108,7 +109,8 @@ def refresh(cfg: SuiteConfig, work: Work) -> None:
         judged = summary.verdicts(overview, [] if work.debug else ready)
         notes = [read_note(work.folder(name))[0] for name in work.plan]
         left = sum(note is None or note.state in ("planned", "running") for note in notes)
-        write(work.root / "report.html", cfg, found, [*damaged, *wrong], judged=judged, left=left)
+        claimed = [] if work.debug else claims.judge(found, cfg.about())
+        write(work.root / "report.html", cfg, found, [*damaged, *wrong], judged=judged, claimed=claimed, left=left)
 
 
 def write(
@@ -118,6 +120,7 @@ def write(
     defects: Sequence[str],
     *,
     judged: Sequence[Verdict] = (),
+    claimed: Sequence[claims.JudgedClaim] = (),
     left: int = 0,
 ) -> None:
     """Write the report of a suite.
@@ -128,12 +131,13 @@ def write(
         found: its results.
         defects: what could not be read, or was left out.
         judged: whether the numbers are as the suite expects.
+        claimed: its claims with their verdicts.
         left: number of runs that have not ended.
     """
     folders = sorted(file.parent for file in path.parent.rglob("node.json") if ".replaced" not in file.parts)
     runs = {folder: note for folder in folders if (note := read_note(folder)[0]) is not None}
     origins = Origins(found, runs, path.parent)
-    overview, claimed = summary.summarise(cfg, found), claims.judge(found, cfg.about())
+    overview = summary.summarise(cfg, found)
     some, same = comparison.worth_printing(found, about=cfg.about())
     some = [table for table in some if table.name != "summary"]
     colours = pictures.palette(name for name in overview.rows if name != overview.baseline)

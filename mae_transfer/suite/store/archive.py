@@ -16,9 +16,19 @@ from mae_transfer.disk import write_text
 from mae_transfer.locks import locked
 from mae_transfer.record import Record, software
 from mae_transfer.results import Result
-from mae_transfer.suite.store.records import RUNS, Note, archived, digest_of, line_digests, write_note
+from mae_transfer.suite.store.records import (
+    RUNS,
+    About,
+    Note,
+    about_of,
+    archived,
+    digest_of,
+    line_digests,
+    write_note,
+)
 
 NUMBERS = "results.jsonl"
+DIFFERS = "differs from the archive"
 Numbers = dict[tuple[str, str, str], float | None]  # by protocol, split and metric
 
 
@@ -39,6 +49,8 @@ class RunArchive:
             if defects:
                 raise ValueError(f"--archive {root}: {'; '.join(defects)}: restore the files")
             self.runs = {note.name: (note, numbers) for note, numbers in runs}
+        elif (root / NUMBERS).is_file() or (about_of(root) != About() and not about_of(root).identities):
+            raise ValueError(f"--archive {root} holds other files and no {RUNS}: restore it, or name a new folder")
         if others := {note.suite for note, _ in self.runs.values() if suite not in (None, note.suite)}:
             raise ValueError(f"--archive {root} holds runs of suite {min(others)!r}: use a folder of its own")
 
@@ -82,9 +94,17 @@ class RunArchive:
         self.runs[note.name] = (note.model_copy(update={"command": [], "reason": None, "results": digests}), numbers)
         self.root.mkdir(parents=True, exist_ok=True)
         lines = [line for _, some in self.runs.values() for line in _packed(some)]
-        write_text(self.root / NUMBERS, "".join(f"{line}\n" for line in lines))  # a note without its lines is an error
-        write_text(self.root / RUNS, "".join(f"{note.model_dump_json()}\n" for note, _ in self.runs.values()))
+        replaced = _packed(known[1]) if known is not None else []
+        # A note without its lines is an error, so both are there while the notes are replaced.
+        _write(self.root / NUMBERS, [*lines, *replaced])
+        _write(self.root / RUNS, [note.model_dump_json() for note, _ in self.runs.values()])
+        if replaced:
+            _write(self.root / NUMBERS, lines)
         return compared
+
+
+def _write(file: Path, lines: Sequence[str]) -> None:
+    write_text(file, "".join(f"{line}\n" for line in lines))
 
 
 def _without_folders(result: Result) -> Result:
@@ -117,7 +137,7 @@ def _comparison(before: Numbers, now: Numbers) -> str:
     changed = [
         f"{' '.join(key)} {value} is now {now.get(key)}" for key, value in before.items() if value != now.get(key)
     ]
-    return f"differs from the archive: {'; '.join(changed)}" if changed else "the same numbers as in the archive"
+    return f"{DIFFERS}: {'; '.join(changed)}" if changed else "the same numbers as in the archive"
 
 
 def _values(numbers: Sequence[Result]) -> Numbers:

@@ -93,6 +93,10 @@ def load(paths: Iterable[Path], *, required: bool = True) -> tuple[list[Measurem
     """
     found: list[Measurement] = []
     defects: list[str] = []
+    paths = list(paths)
+    for runs_file in (file for path in paths if path.is_dir() for file in path.rglob(RUNS)):
+        if not runs_file.with_name("results.jsonl").is_file():
+            defects.append(f"{runs_file.with_name('results.jsonl')} is missing beside {RUNS}: restore it")
     for file in dict.fromkeys(file.resolve() for path in paths for file in _files(path)):
         if file.with_name(RUNS).is_file():
             runs, bad = archived(file.parent)
@@ -119,28 +123,34 @@ def load(paths: Iterable[Path], *, required: bool = True) -> tuple[list[Measurem
     return [record for record in found if record.note is None or record.note.role != "point"], defects
 
 
-def about(paths: Iterable[Path]) -> About:
-    """Return the suite.json of the suites in the given folders, or in their parents, as one.
+def suites(paths: Iterable[Path]) -> tuple[dict[Path, About], list[str]]:
+    """Return the suite.json of each suite in the given folders, or in their parents, and messages about damaged ones.
 
     Work dirs of earlier versions have no suite.json.
     """
-    known: list[About] = []
+    known: dict[Path, About] = {}
+    defects: dict[str, None] = {}
     for path in paths:
         files = sorted(path.rglob(ABOUT)) if path.is_dir() else []
         around = [folder / ABOUT for folder in path.resolve().parents if (folder / ABOUT).is_file()]
         for file in files or around[:1]:
             try:
-                known.append(About.model_validate_json(file.read_text(encoding="utf-8")))
-            except (ValidationError, UnicodeDecodeError):
-                continue  # the tables do not require it
-    judged = next((one for one in known if one.claims), About())
+                known[file.parent.resolve()] = one = About.model_validate_json(file.read_text(encoding="utf-8"))
+                if one.identities and not file.with_name(RUNS).is_file():
+                    defects[f"{file.with_name(RUNS)} is missing, so runs and claims have no names: restore it"] = None
+            except (ValidationError, UnicodeDecodeError):  # the tables do not require it
+                defects[f"{file} cannot be read, so no claims are judged: run the suite again, or restore it"] = None
+    return known, list(defects)
+
+
+def together(suites: Iterable[About]) -> About:
+    """Return what the tables of several suites need, without their claims."""
+    known = list(suites)
     chances = {tuple(sorted(one.chance.items())) for one in known}
     return About(
         tables=tuple(dict.fromkeys(table for one in known for table in one.tables)),
         rows=tuple(dict.fromkeys(row for one in known for row in one.rows)),
         chance=known[0].chance if len(chances) == 1 else {},
-        claims=judged.claims,
-        seeds=judged.seeds,
     )
 
 
@@ -160,9 +170,9 @@ def write_about(root: Path, suite: About) -> None:
 def archived(folder: Path) -> tuple[list[tuple[Note, list[Result]]], list[str]]:
     """Return the runs of an archive with their results, and a message for each run that is damaged."""
     lines = {digest_of(line): line for line in (folder / "results.jsonl").read_bytes().splitlines()}
-    runs: list[tuple[Note, list[Result]]] = []
+    runs: dict[str, tuple[Note, list[Result]]] = {}
     defects: list[str] = []
-    for number, text in enumerate((folder / RUNS).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, text in enumerate((folder / RUNS).read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         try:
             note, numbers = Note.model_validate_json(text), list[Result]()
             for digest in note.results:
@@ -174,8 +184,10 @@ def archived(folder: Path) -> tuple[list[tuple[Note, list[Result]]], list[str]]:
         except ValidationError as error:
             defects.append(f"{folder / RUNS}, line {number} cannot be read: {error.errors()[0]['msg']}")
         else:
-            runs.append((note, numbers))
-    return runs, defects
+            runs.setdefault(note.name, (note, numbers))
+            if runs[note.name] != (note, numbers):
+                defects.append(f"{folder / RUNS}, line {number}: another run is named {note.name}, too: remove one")
+    return [*runs.values()], defects
 
 
 def digest_of(line: bytes) -> str:

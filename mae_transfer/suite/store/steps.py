@@ -16,6 +16,7 @@ from mae_transfer import results
 from mae_transfer.config import nearest
 from mae_transfer.suite.graph.plan import Node, Plan
 from mae_transfer.suite.store import evidence
+from mae_transfer.suite.store.archive import DIFFERS
 from mae_transfer.suite.store.records import LOG, START, Note, State, read_note, write_note
 from mae_transfer.suite.store.work import IN_ARCHIVE, Work
 from mae_transfer.tasks.backbones import pretrain_of
@@ -153,7 +154,11 @@ def conclude(work: Work, note: Note, *, code: int | None, seconds: float, stoppi
         return close(work, note, "failed", defect, seconds=seconds)
     if finished:
         whole = evidence.remembered(note, artifact, work.numbers(note.name))
-        return close(work, whole, "done", publish(work, whole, seconds), seconds=seconds)
+        comparison = publish(work, whole, seconds)
+        if node.role == "pretrain" and (comparison or "").startswith(DIFFERS):
+            again = f"{comparison}; --force {node.name} repeats it with its transfers, so that no seed has two"
+            return close(work, whole, "failed", again, seconds=seconds)
+        return close(work, whole, "done", comparison, seconds=seconds)
     reason = error_line(work.folder(note.name) / LOG)
     if stopping or code in STOP_CODES or STOPPED_BY_SIGNAL.search(reason):
         return close(work, note, "stopped", seconds=seconds)
@@ -168,9 +173,12 @@ def publish(work: Work, note: Note, seconds: float = 0.0) -> str | None:
     done = note.model_copy(update={"state": "done", "seconds": note.seconds + seconds})
     folder = work.folder(note.name)
     try:
-        if work.store is not None:
+        compared = None
+        if work.archive is not None:
+            compared = work.archive.add(done, folder, replace=note.name in work.repeated)
+        if work.store is not None and not (compared or "").startswith(DIFFERS):
             work.store.publish(done, folder, work.plan[note.name].tool.artifact)
-        return work.archive.add(done, folder, replace=note.name in work.repeated) if work.archive is not None else None
+        return compared
     except (OSError, ValueError) as error:
         return str(error)
 

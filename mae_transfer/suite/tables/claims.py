@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,15 +22,21 @@ VALUES = {(one.table, one.row, one.column): one.value for one in PUBLISHED}
 UNITS = {(one.table, one.row, one.column): one.unit for one in PUBLISHED}
 TITLE = "Claims of the paper"
 HEAD = ("claim", "compared", "published", "ours: difference [lowest..highest]", "part", "verdict")
-RULES = (
-    "A difference is taken between runs with equal seeds of pretraining and transfer. above (>): holds if every "
-    "difference is above 0, reversed if every one is below 0, else undecided",
-    "tie (=): holds if the differences have both signs or one is 0, else there is no tie: the row is higher or lower",
+PAIRS = (
+    "A difference is taken between runs with equal seeds of pretraining and transfer. A claim is not measured while a "
+    "seed is missing, or if data, scale, backbone, protocol, epochs or batch of two numbers of one column differ"
+)
+ABOVE = "above (>): holds if every difference is above 0, reversed if every one is below 0, else undecided"
+SIGNS = (
+    "tie (=): holds if the differences have both signs or one is 0, else there is no tie: the row is higher or lower"
+)
+MARGIN = (
     "tie within a margin (= within 1): holds if no difference is larger than the margin. There is no tie if all are "
-    "larger and have one sign, else it is undecided",
-    "a claim of several parts with one outcome has that one. It holds in part if some of its parts hold, and is "
-    "undecided otherwise. It is not measured while a "
-    "seed is missing, or if backbone, protocol, epochs or batch of two numbers in percent of one column differ",
+    "larger and have one sign, else it is undecided"
+)
+PARTS = (
+    "A claim of several parts with one outcome has that one. It holds in part if some of its parts hold, and is "
+    "undecided otherwise"
 )
 
 
@@ -103,6 +109,15 @@ def judge(found: Sequence[Measurement], about: About) -> list[JudgedClaim]:
     return claims
 
 
+def judge_suites(found: Sequence[Measurement], suites: Mapping[Path, About]) -> list[JudgedClaim]:
+    """Return the claims of several suites by folder, each judged by the numbers in its folder alone."""
+    return [
+        claim
+        for root, about in suites.items()
+        for claim in judge([one for one in found if root in one.file.parents], about)
+    ]
+
+
 def published_effect(places: Sequence[Place]) -> float:
     """Return the first published number minus the mean of the others."""
     first, *others = (VALUES[place] for place in places)
@@ -114,11 +129,25 @@ def sheets(claims: Sequence[JudgedClaim]) -> Iterator[Sheet]:
     if not claims:
         return
     rows = [_texts(claim, number) for claim in claims for number in range(len(claim.parts))]
-    yield Sheet(TITLE, HEAD, tuple(rows), RULES)
+    yield Sheet(TITLE, HEAD, tuple(rows), tuple(rules(claims)))
     behind = [row for claim in claims for part in claim.parts for row in _behind(part)]
     if behind:
-        head = ("compared", "seed", "row", "compared with", "difference", "config and commit of each number")
+        head = ("compared", "row", "compared with", "difference", "config and commit of each number")
         yield Sheet(f"{TITLE}: numbers by seed", head, tuple(behind), paired=True)
+
+
+def rules(claims: Sequence[JudgedClaim]) -> Iterator[str]:
+    """Yield the rules by which these claims are judged."""
+    asked = [part.asked for claim in claims for part in claim.parts]
+    yield PAIRS
+    for rule, used in (
+        (ABOVE, any(one.rule == "above" for one in asked)),
+        (SIGNS, any(one.rule == "tie" and not one.by for one in asked)),
+        (MARGIN, any(one.rule == "tie" and one.by for one in asked)),
+        (PARTS, any(len(claim.parts) > 1 for claim in claims)),
+    ):
+        if used:
+            yield rule
 
 
 def figure(claim: JudgedClaim) -> Figure | None:
@@ -126,10 +155,10 @@ def figure(claim: JudgedClaim) -> Figure | None:
 
     A published effect in another unit than ours is left out.
     """
-    panels = [
-        Gaps(f"{part.compared}: {part.outcome}", tuple(part.differences.values()), part.unit, part.published_points)
-        for part in claim.parts
-    ]
+    panels = []
+    for part in claim.parts:
+        values, known = tuple(part.differences.values()), part.published_points
+        panels.append(Gaps(part.compared, part.outcome, values, part.unit, known, part.asked.by))
     return differences(panels) if any(panel.values for panel in panels) else None
 
 
@@ -149,7 +178,7 @@ def lines(claims: Sequence[JudgedClaim]) -> Iterator[Line]:
             yield {
                 "table": TITLE, "row": claim.words, "column": part.compared, "unit": part.unit,
                 **{name: "" if value in ("", None) else f"{value:.10g}" for name, value in figures},
-                "published": f"{published_effect(part.asked.published):.10g}" if part.asked.published else "",
+                "published": "" if part.published_points is None else f"{part.published_points:.10g}",
                 "notes": f"part: {part.outcome}; claim: {claim.verdict}",
             }  # fmt: skip
 
@@ -165,13 +194,20 @@ def _part(asked: Expectation, rows: dict[str, dict[str, Cell]], about: About) ->
         and not asked.against
         and any(other and other.unit == "%" and not comparable(one, other) for other in others)
     ):
-        note = "not compared: backbone, protocol, epochs or batch differ"
+        note = "not compared: data, scale, backbone, protocol, epochs or batch differ"
+    elif not all(cells) and (split := [name for row, column in wanted for name in _split(rows.get(row, {}), column)]):
+        note = f"not compared: the runs differ in data, protocol or backbone ({', '.join(dict.fromkeys(split))})"
     elif one and all(others):
         found = [_by_seed(one, other) for other in others if other]
         shared = [seed for seed in about.seeds if all(seed in some for some in found)]
         differences = {seed: spread([some[seed] for some in found]).mean for seed in shared}
     verdict = outcome(asked.rule, [*differences.values()], seeds=len(about.seeds), by=asked.by)
     return JudgedPart(asked, cells, differences, verdict, note)
+
+
+def _split(row: dict[str, Cell], column: str) -> Iterator[str]:
+    """Yield the columns that stand for one because its runs differ: "linear, tiny" and "linear, tiny2"."""
+    return (name for name in row if name.startswith(f"{column}, "))
 
 
 def _by_seed(one: Cell, other: Cell) -> dict[int, float]:
@@ -190,10 +226,9 @@ def _texts(claim: JudgedClaim, number: int) -> tuple[Text, ...]:
         low, high = (signed(value, part.unit) for value in (ours.low, ours.high))
         text = f"{signed(ours.mean, part.unit)} [{low}..{high}]"
     text += f" ({ours.n} of the seeds)" if ours and part.outcome == "not measured" else ""
-    first = (claim.words, claim.verdict) if number == 0 else ("", "")
     return (
-        Text(first[0]), Text(part.compared), Text(part.published), Text(text), Text(part.outcome),
-        Text(first[1], "best" if claim.verdict not in ("undecided", "not measured", "holds in part") else ""),
+        Text(claim.words), Text(part.compared), Text(part.published), Text(text), Text(part.outcome),
+        Text(claim.verdict, "best" if claim.verdict not in ("undecided", "not measured", "holds in part") else ""),
     )  # fmt: skip
 
 
@@ -204,7 +239,7 @@ def _behind(part: JudgedPart) -> Iterator[tuple[Text, ...]]:
         own, *others = (Text(_mean(cell), cell=cell) for cell in sides)
         other = others[0] if len(others) == 1 else Text(", ".join(text.text for text in others))
         made = " | ".join(", ".join(_origin(run) for run in cell.runs) for cell in sides)
-        yield Text(part.compared), Text(str(seed)), own, other, Text(signed(difference, part.unit)), Text(made)
+        yield Text(f"{part.compared}, seed {seed}"), own, other, Text(signed(difference, part.unit)), Text(made)
 
 
 def _mean(cell: Cell) -> str:

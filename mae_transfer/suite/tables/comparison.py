@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Literal, NamedTuple
 
+from mae_transfer.results import Result
 from mae_transfer.suite.match import FINE_GRAINED, TARGETS, data_of
 from mae_transfer.suite.published import Published
 from mae_transfer.suite.published.measured import IMAGENET, Elsewhere
@@ -309,21 +310,29 @@ def full_name(row: Row) -> str:
 
 
 def numbers(tables: Iterable[Table]) -> dict[str, dict[str, Cell]]:
-    """Return our numbers by row and column. Of rows with one name, the first keeps it."""
+    """Return our numbers by row and column. Of rows with one name, the first keeps it; others are named in full."""
     rows: dict[str, dict[str, Cell]] = {}
     for row in (row for table in tables for row in table.own):
         measured = {column: cell for column, cell in row.cells.items() if cell.ours}
         if measured:
-            rows[full_name(row) if row.name in rows else row.name] = measured
+            rows.setdefault(full_name(row) if row.name in rows else row.name, measured)
     return rows
 
 
 def comparable(one: Cell, other: Cell) -> bool:
-    """Return whether two numbers are percentages of the same backbone, protocol, epochs and batch."""
+    """Return whether two numbers are percentages of the same images, scale, backbone, protocol, epochs and batch."""
     a, b = one.result, other.result
-    if a is None or b is None or one.unit != "%":
+    if a is None or b is None or one.unit != "%" or _images(a, b) != _images(b, a):
         return False
-    return (a.backbone, a.protocol, a.epochs, a.global_batch) == (b.backbone, b.protocol, b.epochs, b.global_batch)
+    return (a.scale, a.backbone, a.protocol, a.epochs, a.global_batch) == (
+        b.scale, b.backbone, b.protocol, b.epochs, b.global_batch
+    )  # fmt: skip
+
+
+def _images(one: Result, other: Result) -> tuple[str, int]:
+    """Return what identifies the evaluated images of one result; without a record of both, the name of the data set."""
+    print_, known = (r.record.data.get(r.split) if r.record else None for r in (one, other))
+    return (print_.fingerprint, print_.images) if print_ and known else (one.dataset, 0)
 
 
 def paired(one: Sequence[Run], other: Sequence[Run]) -> dict[tuple[int | None, int], float]:

@@ -100,10 +100,13 @@ class Gaps(NamedTuple):
     """Paired differences of one comparison."""
 
     title: str
+    outcome: str
     values: tuple[float, ...]
     """One per seed; empty: not measured."""
     unit: str
     published: float | None = None
+    margin: float = 0.0
+    """The largest difference of equals."""
 
 
 def differences(panels: Sequence[Gaps]) -> Figure:
@@ -111,25 +114,29 @@ def differences(panels: Sequence[Gaps]) -> Figure:
 
     Every line has an axis of its own, which contains zero.
     """
-    figure = Figure(figsize=(4.6, 0.95 * len(panels) + 0.3), layout="constrained")
+    figure = Figure(figsize=(4.6, 1.1 * len(panels) + 0.3), layout="constrained")
     for axes, panel in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
         axes.axvline(0, linestyle="--", linewidth=1, color=INK)
+        if panel.margin:
+            axes.axvspan(-panel.margin, panel.margin, color=INK, alpha=0.12, linewidth=0, label="margin")
         axes.plot(panel.values, [0] * len(panel.values), "o", markersize=5, color="C0", alpha=0.7, label="seeds")
         if panel.values:
             axes.plot(fmean(panel.values), 0, "|", markersize=16, markeredgewidth=2, color="C0", label="mean")
         known = () if panel.published is None else (panel.published,)
         if known:
             axes.plot(known, [0], "D", markersize=6, color=INK, markerfacecolor="none", label="published")
-        low, high = min(0.0, *panel.values, *known), max(0.0, *panel.values, *known)
+        shown = (0.0, -panel.margin, panel.margin, *panel.values, *known)
+        low, high = min(shown), max(shown)
         edge = 0.08 * (high - low or 1.0)
         axes.set_xlim(low - edge, high + edge)
         axes.set_ylim(-1, 1)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
-        axes.set_title(shortened(panel.title), loc="left", fontsize=9, parse_math=False)
+        title = f"{shortened(panel.title)}\n{panel.outcome}"
+        axes.set_title(title, loc="left", fontsize=9, parse_math=False)
         axes.set_xlabel("points" if panel.unit == "%" else panel.unit, fontsize=8)
     marks = {text: mark for axes in figure.axes for mark, text in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend([*marks.values()], [*marks], loc="outside lower left", ncols=3, fontsize=8)
+    figure.legend([*marks.values()], [*marks], loc="outside lower left", ncols=4, fontsize=8)
     return figure
 
 

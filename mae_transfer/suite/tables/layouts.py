@@ -255,7 +255,8 @@ def varied(
 def pretrainings(records: Sequence[Measurement]) -> list[Measurement]:
     """Return the records of pretraining runs, one of each."""
     found = [record for record in records if record.result.task == "pretrain" and record.result.status == "ok"]
-    return [record for record in found if record.result.metric in ("val_loss", "train_loss")]
+    first = ("val_loss", "train_loss", "val_feature_spread", "train_feature_spread")  # one of them per run
+    return [record for record in found if record.result.metric in first]
 
 
 def overview(records: Sequence[Measurement]) -> Iterator[Spot]:
