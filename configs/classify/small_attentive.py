@@ -3,7 +3,7 @@
 The best probe of each head on held-out images is reported.
 
 Command:   python tools/cls_train.py configs/classify/small_attentive.py --backbone runs/tiny/backbone.safetensors \
-           --work-dir runs/tiny_attentive --set data.root=/data/tiny-imagenet
+           --work-dir runs/tiny_attentive --set data.root=/data/tinyimagenet
 Cost:      as small_linear.py, forward only: minutes on two CPU cores.
 Published: none at this scale.
 """

@@ -3,7 +3,7 @@
 The data use ImageNet's folder layout, for instance Tiny-ImageNet. The other small configs extend it.
 
 Command:   python tools/cls_train.py configs/classify/small_finetune.py --backbone runs/tiny/backbone.safetensors \
-           --work-dir runs/tiny_ft --set data.root=/data/tiny-imagenet
+           --work-dir runs/tiny_ft --set data.root=/data/tinyimagenet
 Cost:      20,000 images x 20 epochs: minutes on a GPU, a quarter of an hour on two CPU cores.
 Published: none at this scale.
 """

@@ -3,7 +3,7 @@
 The best probe on held-out images is reported.
 
 Command:   python tools/cls_train.py configs/classify/small_linear.py --backbone runs/tiny/backbone.safetensors \
-           --work-dir runs/tiny_lin --set data.root=/data/tiny-imagenet
+           --work-dir runs/tiny_lin --set data.root=/data/tinyimagenet
 Cost:      20,000 images x 20 epochs, forward only: minutes on two CPU cores.
 Published: none at this scale.
 """

@@ -1,7 +1,7 @@
 """A ridge classifier on the features of a small ViT on 64-px images.
 
 Command:   python tools/cls_train.py configs/classify/small_ridge.py --backbone runs/tiny/backbone.safetensors \
-           --work-dir runs/tiny_ridge --set data.root=/data/tiny-imagenet
+           --work-dir runs/tiny_ridge --set data.root=/data/tinyimagenet
 Cost:      a forward pass over 22,000 images: a minute on two CPU cores.
 Published: none at this scale.
 """

@@ -3,7 +3,7 @@
 It has the same budget and recipe.
 
 Command:   python tools/cls_train.py configs/classify/small_scratch.py --work-dir runs/tiny_scratch \
-           --set data.root=/data/tiny-imagenet
+           --set data.root=/data/tinyimagenet
 Cost:      20,000 images x 20 epochs: minutes on a GPU, a quarter of an hour on two CPU cores.
 Published: none at this scale.
 """

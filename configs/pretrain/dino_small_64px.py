@@ -4,8 +4,8 @@ The data use ImageNet's folder layout, for instance Tiny-ImageNet. DINO's moment
 (help of main_dino.py: 0.9995 for 256); the head has 4096 prototypes.
 
 Command:   python tools/pretrain.py configs/pretrain/dino_small_64px.py --work-dir runs/tiny_dino \
-           --set data.root=/data/tiny-imagenet \
-           --set monitor.data.root=/data/tiny-imagenet --set monitor.every_epochs=5
+           --set data.root=/data/tinyimagenet \
+           --set monitor.data.root=/data/tinyimagenet --set monitor.every_epochs=5
 Cost:      2 x 64 and 4 x 32 px are 3 times the patches of one 64-px image, for student and teacher; `--estimate` times
            20 steps.
 Published: none at this scale.

@@ -3,8 +3,8 @@
 Images and patches share a head. One half of the wide views has hidden patches, 10 to 50 % of them.
 
 Command:   python tools/pretrain.py configs/pretrain/ibot_small_64px.py --work-dir runs/tiny_ibot \
-           --set data.root=/data/tiny-imagenet \
-           --set monitor.data.root=/data/tiny-imagenet --set monitor.every_epochs=5
+           --set data.root=/data/tinyimagenet \
+           --set monitor.data.root=/data/tinyimagenet --set monitor.every_epochs=5
 Cost:      that of dino_small_64px.py, and the head for the patches.
 Published: none at this scale.
 """

@@ -3,7 +3,7 @@
 The data use ImageNet's folder layout, for instance Tiny-ImageNet.
 
 Command:   python tools/pretrain.py configs/pretrain/mae_small_64px.py --work-dir runs/tiny \
-           --set data.root=/data/tiny-imagenet
+           --set data.root=/data/tinyimagenet
 Cost:      25 of its 50 epochs took 68 minutes on one core of a busy CPU (docs/results/pretrain.md).
 Published: none at this scale.
 """

@@ -4,8 +4,8 @@ The data use ImageNet's folder layout, for instance Tiny-ImageNet. The other ima
 the batch is larger than DINO's and is not split (run.device_batch). With objective.queue=4096 it can be.
 
 Command:   python tools/pretrain.py configs/pretrain/moco_v3_small_64px.py --work-dir runs/tiny_moco \
-           --set data.root=/data/tiny-imagenet \
-           --set monitor.data.root=/data/tiny-imagenet --set monitor.every_epochs=5
+           --set data.root=/data/tinyimagenet \
+           --set monitor.data.root=/data/tinyimagenet --set monitor.every_epochs=5
 Cost:      two 64-px views, for student and teacher; `--estimate` times 20 steps.
 Published: none at this scale.
 """

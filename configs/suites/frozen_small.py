@@ -4,7 +4,7 @@ Tiny-ImageNet for pretraining and classification, CamVid for dense features. A s
 which_backbone.py, with pretraining.
 
 Command:   python tools/reproduce.py configs/suites/frozen_small.py --work-dir runs/frozen --jobs 2 \
-           --root tiny=/data/tiny-imagenet --root camvid=/data/camvid
+           --root tiny=/data/tinyimagenet --root camvid=/data/camvid
 Cost:      about 2 hours of one CPU core: 6 pretrainings of 5 epochs, and 40 minutes for all transfers; 2 GB.
 Published: none at this scale.
 """
@@ -14,7 +14,7 @@ device = "CPU core"
 tables = ("frozen", "knn", "12")
 seeds = (0, 1, 2)
 pretrain_seeds = "each"
-roots = dict(tiny="data/tiny-imagenet", camvid="data/camvid")
+roots = dict(tiny="data/tinyimagenet", camvid="data/camvid")
 prepare = {
     "tokens": dict(
         kind="dvae", config="../tokenizer/tokens_64px.py", set={"epochs": 2, "tau.epochs": 1.25}, data="tiny", hours=0.1

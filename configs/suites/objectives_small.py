@@ -11,7 +11,7 @@ values were chosen by the k-NN accuracy of training images that were held out, i
 (docs/results/objectives.md). BEiT is MAE's small config with mask tokens in the encoder and no decoder.
 
 Command:   python tools/reproduce.py configs/suites/objectives_small.py --work-dir runs/objectives --jobs 2 \
-           --root tiny=/data/tiny-imagenet --root camvid=/data/camvid
+           --root tiny=/data/tinyimagenet --root camvid=/data/camvid
 Cost:      about 10 hours of one CPU core (6.2 for pretraining and the tokenizer, the rest for transfers); 3 GB.
 Published: none at this scale.
 """
@@ -20,7 +20,7 @@ title = "objectives_small"
 device = "CPU core"
 tables = ("survey", "frozen", "knn", "12", "4", "2")
 seeds = (0, 1, 2)
-roots = dict(tiny="data/tiny-imagenet", camvid="data/camvid")
+roots = dict(tiny="data/tinyimagenet", camvid="data/camvid")
 prepare = {
     "tokens": dict(
         kind="dvae", config="../tokenizer/tokens_64px.py", set={"epochs": 2, "tau.epochs": 1.25}, data="tiny", hours=0.1

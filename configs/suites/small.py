@@ -3,7 +3,7 @@
 Raw and normalised pixels, PCA, tokens and random weights. Tiny-ImageNet for pretraining and classification, generated
 scenes for detection (a small COCO subset cannot rank anything), CamVid for segmentation.
 
-Command:   python tools/reproduce.py configs/suites/small.py --work-dir runs/small --root tiny=/data/tiny-imagenet \
+Command:   python tools/reproduce.py configs/suites/small.py --work-dir runs/small --root tiny=/data/tinyimagenet \
            --root camvid=/data/camvid
 Cost:      about 50 hours of one CPU core (4 pretrainings of 25 epochs at 1.1 h, 67 other runs; from docs/results), or
            hours on one GPU; 8 GB.
@@ -14,7 +14,7 @@ title = "small"
 device = "CPU core"
 tables = ("1d", "3", "4", "5", "7", "12", "knn", "figure 9", "2")
 seeds = (0, 1, 2)
-roots = dict(tiny="data/tiny-imagenet", camvid="data/camvid")
+roots = dict(tiny="data/tinyimagenet", camvid="data/camvid")
 prepare = {
     "tokens": dict(kind="dvae", config="../tokenizer/tokens_64px.py", data="tiny", hours=1.0),
     "basis": dict(kind="pca", config="../pretrain/mae_small_64px.py", data="tiny", hours=0.05),

@@ -3,7 +3,7 @@
 Five epochs of pretraining, and one to eight of each transfer.
 
 Command:   python tools/reproduce.py configs/suites/small_cpu.py --work-dir runs/small_cpu --jobs 2 \
-           --root tiny=/data/tiny-imagenet --root camvid=/data/camvid
+           --root tiny=/data/tinyimagenet --root camvid=/data/camvid
 Cost:      about 9 hours of one CPU core, so 5 hours of two (docs/results/pixels_vs_tokens.md); 8 GB.
 Published: none at this scale. It is a small version of MAE's tables 1d, 3, 4, 5 and 7.
 """

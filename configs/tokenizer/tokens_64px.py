@@ -4,7 +4,7 @@ Its input is a second view of 32 px (half size, as in BEiT) at stride 4. Its cod
 8-px patches (configs/pretrain/mae_small_64px.py).
 
 Command:   python tools/tokenizer_train.py dvae configs/tokenizer/tokens_64px.py --work-dir runs/tokens \
-           --set data.root=/data/tiny-imagenet
+           --set data.root=/data/tinyimagenet
 Cost:      4 epochs of 20,000 images: see docs/results/tokens.md.
 Published: none at this scale.
 """

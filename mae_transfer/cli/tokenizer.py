@@ -2,9 +2,9 @@
 
   python tools/tokenizer_train.py dvae configs/mini/tokenizer.py --work-dir runs/mini_tokenizer
   python tools/tokenizer_train.py dvae configs/tokenizer/tokens_64px.py --work-dir runs/tok \\
-      --set data.root=/data/tiny-imagenet
+      --set data.root=/data/tinyimagenet
   python tools/tokenizer_train.py pca configs/pretrain/mae_small_64px.py --work-dir runs/pca \\
-      --set data.root=/data/tiny-imagenet
+      --set data.root=/data/tinyimagenet
 
 dvae writes tokenizer.safetensors, pictures (original | rebuilt from codes), results and
 checkpoints; --resume continues. pca reads a pretraining config, fits the principal
