@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
     elif args.command == "pack":
         from mae_transfer.data.packs import write_index, write_pack
 
-        root = args.root.absolute()
+        root = args.root.resolve() if args.root.name == ".." else args.root.absolute()  # its name is the zip's
         if root.is_file() and args.to:
             raise ValueError(f"--to {args.to} is for a folder; {root} is a zip, which only gets its index: omit --to")
         to = root if root.is_file() else args.to or root.with_name(f"{root.name}.zip")

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mae_transfer.data.decode import UnreadableImage, decode
+from mae_transfer.data.decode import UnreadableImage, decode, read_file
 from mae_transfer.data.folders import (
     Folder,
     FolderConfig,
@@ -38,7 +38,7 @@ from mae_transfer.data.reports import report_on_main
 from mae_transfer.data.sources import UNLABELLED
 from mae_transfer.disk import atomic_write, remove_leftovers
 
-VERSION = 2  # of the index
+VERSION = 3  # of the index
 ARRAYS = ("size", "start", "digest", "names", "ends", "offsets", "sizes", "checksums", "folders", "spans")  # of it
 HEADER = struct.Struct("<4s22xHH")  # of a member: signature, lengths of name and extra field
 
@@ -198,12 +198,7 @@ def write_pack(folder: Path, path: Path) -> int:
     remove_leftovers(path.parent, path.name)
     with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w", strict_timestamps=False) as archive:
         for member in members:
-            try:
-                archive.write(folder / member, member)
-            except OSError as error:
-                if error.filename is None:  # of the zip
-                    raise
-                raise ValueError(f"{folder / member} cannot be read ({error.strerror}): repair or remove it") from error
+            archive.writestr(*_member(folder, member))
     try:
         return write_index(path)
     except BaseException:
@@ -216,12 +211,17 @@ def write_index(path: Path) -> int:
 
     Raises:
         ValueError: the file is no zip, is truncated, has no image, or a member is compressed, encrypted, duplicate
-            or has an absolute name.
+            or has a name that is absolute or not UTF-8.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        # Info-ZIP stores UTF-8 without the flag that says so
+        with zipfile.ZipFile(path, metadata_encoding="utf-8") as archive:
             members, start = archive.infolist(), archive.start_dir
-    except (zipfile.BadZipFile, EOFError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: the name {error.object!r} is not UTF-8: unpack the zip, and pack the folder with --root FOLDER"
+        ) from error
+    except (zipfile.BadZipFile, EOFError) as error:
         raise ValueError(f"{path} is not a zip, or it is truncated ({error}): make or copy it again") from error
     images, empty = _visible(path, members)
     images.sort(key=_order)
@@ -299,6 +299,16 @@ def _parents(name: str) -> Iterator[str]:
     while "/" in name:
         name = name.rpartition("/")[0]
         yield name
+
+
+def _member(folder: Path, name: str) -> tuple[zipfile.ZipInfo, bytes]:
+    """Return the header and the bytes of a file, or of a folder. ValueError names one that cannot be read."""
+    path = folder / name
+    try:
+        member = zipfile.ZipInfo.from_file(path, name, strict_timestamps=False)
+        return member, b"" if member.is_dir() else read_file(path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): repair or remove it") from error
 
 
 def _order(member: zipfile.ZipInfo) -> bytes:

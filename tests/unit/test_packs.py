@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import multiprocessing
+import os
 import pickle
 import shutil
 import zipfile
@@ -31,7 +32,9 @@ from mae_transfer.data import (
     Unreadable,
     UnreadableImage,
     batches,
+    packs,
 )
+from mae_transfer.data.decode import read_file
 from mae_transfer.data.packs import index_of, open_pack, write_index, write_pack
 from mae_transfer.data.sources import digest_of_times, fingerprint
 from mae_transfer.interfaces import ViewSpec
@@ -158,6 +161,54 @@ def test_the_kept_features_of_a_pack_follow_its_content(root: Path, pack: Path) 
     assert digest_of_times(FolderConfig(root=str(pack), split="val").open()) != before
 
 
+def without_flag(path: Path) -> Path:
+    """Remove the flag of UTF-8 names from a zip, as Info-ZIP writes one."""
+    data = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            data[member.header_offset + 7] &= ~8
+        at = archive.start_dir
+        for member in archive.infolist():
+            data[at + 9] &= ~8
+            at += 46 + len(member.filename.encode()) + len(member.extra) + len(member.comment)
+    path.write_bytes(data)
+    return path
+
+
+def test_names_of_info_zip_are_those_of_the_folder(tmp_path: Path) -> None:
+    for index, name in enumerate(("zebra", "ärger", "日本", "écran")):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (index, 0, 0)).save(tmp_path / "set" / name / "é.png")
+    write_pack(tmp_path / "set", tmp_path / "set.zip")
+    write_index(without_flag(tmp_path / "set.zip"))
+    with zipfile.ZipFile(tmp_path / "set.zip") as archive:
+        assert "ärger/é.png" not in archive.namelist()
+    folder, packed = (FolderConfig(root=str(tmp_path / name)).open() for name in ("set", "set.zip"))
+    assert samples(folder) == samples(packed)
+    assert folder.classes == packed.classes
+    assert fingerprint(folder).digest == fingerprint(packed).digest
+
+
+def test_a_name_of_another_encoding_is_named_with_a_remedy(tmp_path: Path) -> None:
+    path = without_flag(members(tmp_path / "x.zip", "ü/1.jpg"))
+    path.write_bytes(path.read_bytes().replace("ü".encode(), b"u\x81"))
+    with pytest.raises(ValueError, match=r"x\.zip: the name b'u\\x81/1\.jpg' is not UTF-8: unpack the zip, and pack"):
+        write_index(path)
+
+
+def test_the_zip_is_written_beside_its_folder_however_the_folder_is_named(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root.with_name("link").symlink_to(root / "train", target_is_directory=True)
+    for inside, name in ((root, "."), (root / "train", ".."), (root.parent, "link/.."), (root.parent, "set/train/..")):
+        monkeypatch.chdir(inside)
+        assert main(["data", "pack", "--root", name]) == 0
+        assert f"--set data.root={root}.zip " in capsys.readouterr().out
+        assert sorted(left(root.parent)) == ["set.zip", "set.zip.index"]
+        assert not list(left(inside)) or inside == root.parent
+        root.with_name("set.zip").unlink()
+
+
 def test_the_set_keeps_its_name_and_the_command_prints_the_key(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["data", "pack", "--root", str(root)])
     assert f"ready: --set data.root={root}.zip   (12 images)" in capsys.readouterr().out
@@ -247,7 +298,7 @@ def not_a_zip(pack: Path) -> None:
         (lose, r"no index set\.zip\.index beside it: write its index with .*pack --root"),
         (break_index, r"set\.zip\.index cannot be used .*: write its index with"),
         (keep_arrays("version"), r"set\.zip\.index cannot be used \(.*size.*\): write its index with"),
-        (keep_arrays(version=1), r"set\.zip\.index cannot be used \(version 1, not 2\): write its index with"),
+        (keep_arrays(version=2), r"set\.zip\.index cannot be used \(version 2, not 3\): write its index with"),
         (one_array, r"set\.zip\.index cannot be used .*: write its index with"),
         (not_a_zip, r"has no index"),
     ],
@@ -344,17 +395,32 @@ def test_a_stopped_packing_leaves_nothing(
 ) -> None:
     written = []
 
-    def write(self: zipfile.ZipFile, *names: Any) -> None:
-        written.append(names)
+    def write(self: zipfile.ZipFile, *member: Any) -> None:
+        written.append(member)
         if len(written) == 15:
             raise error
-        original(self, *names)
+        original(self, *member)
 
-    original = zipfile.ZipFile.write
-    monkeypatch.setattr(zipfile.ZipFile, "write", write)
+    original = zipfile.ZipFile.writestr
+    monkeypatch.setattr(zipfile.ZipFile, "writestr", write)
     with pytest.raises(type(error), match=expected):
         write_pack(root, root.with_name("set.zip"))
     assert len(written) == 15
+    assert not list(left(root.parent))
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_an_image_that_cannot_be_read_is_named(root: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """A failed read, unlike a failed open, has no name of the file."""
+
+    def failing(path: Path) -> bytes:
+        if path.name == "3.jpg":
+            raise OSError(number, os.strerror(number))
+        return read_file(path)
+
+    monkeypatch.setattr(packs, "read_file", failing)
+    with pytest.raises(ValueError, match=rf"val/ant/3\.jpg cannot be read \({os.strerror(number)}\): repair or remove"):
+        write_pack(root, root.with_name("set.zip"))
     assert not list(left(root.parent))
 
 
