@@ -34,7 +34,7 @@ from torchvision import transforms as classic
 from mae_transfer.bench.harness import stopwatch
 from mae_transfer.data.config import DataConfig, training_crops
 from mae_transfer.data.crops import MultiCrop, MultiCrops
-from mae_transfer.data.decode import decode, decode_late
+from mae_transfer.data.decode import Undecoded, decode, decode_late
 from mae_transfer.data.folders import FolderConfig
 from mae_transfer.data.loader import Crops, Key, Order, TrainKeys, batches
 from mae_transfer.data.packs import write_pack
@@ -45,7 +45,8 @@ from mae_transfer.interfaces import ViewSpec
 from mae_transfer.seeding import fold, seeded
 
 BATCH = 16
-CLASSIC, OURS = "classic: PIL, v1 transforms, float", "ours"
+CLASSIC = "classic: PIL, v1 transforms, float"
+LATE, WHOLE = "ours, decoded at the crop", "ours, whole images decoded"
 VIEWS = MultiCrop(narrow=10, wide_scale=(0.25, 1.0), narrow_scale=(0.05, 0.25))  # the released DINO models
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 
@@ -95,9 +96,11 @@ def run(
             for name, pipeline in contestants.items():
                 speeds[name].append(_speed(pipeline, len(files), turn, share))
     reference, *_ = speeds.values()
-    differences = {} if multi_crop or augmented else {"ours": pixel_difference(files, size)}
+    _, ours, *_ = speeds
+    difference = None if multi_crop or augmented else pixel_difference(files, size)
     return [
-        _row(name, values, reference, name in (CLASSIC, OURS), differences.get(name)) for name, values in speeds.items()
+        _row(name, values, reference, name in (CLASSIC, ours), difference if name == ours else None)
+        for name, values in speeds.items()
     ]
 
 
@@ -131,21 +134,23 @@ def time_feeds(
 
 
 def _one_crop(files: Files, size: int, repeats: int, folder: Path) -> dict[str, Pipeline]:
-    """Return the contestants; `folder` takes the files and their pack."""
+    """Return the contestants, the classic one and ours first; `folder` takes the files and their pack."""
     (folder / "files").mkdir()
     for index, file in enumerate(files):
         (folder / "files" / f"{index:08}.jpg").write_bytes(file)
     write_pack(folder / "files", folder / "files.zip")
-    stored = {
-        f"ours, from {name}": _Ours(decoded_late(FolderConfig(root=str(folder / path), labelled=False).open()), size)
-        for name, path in (("files", "files"), ("a pack", "files.zip"))
+    ours, left = _name(files), decoded_late(_Bytes(files), leave=True)
+    sources: dict[str, Source] = {
+        ours: _Bytes(files),
+        f"{ours}, from files": FolderConfig(root=str(folder / "files"), labelled=False).open(),
+        f"{ours}, from a pack": FolderConfig(root=str(folder / "files.zip"), labelled=False).open(),
     }
+    on_device = {"ours, decoding left to the device": _Ours(left, size, decode_on=torch.device("cpu"))}
     return {
         CLASSIC: _Classic(files, size),
-        OURS: _Ours(decoded_late(_Bytes(files)), size),
-        "ours, decoding left to the device": _Ours(decoded_late(_Bytes(files)), size, decode_on=torch.device("cpu")),
-        "ours, whole images decoded": _Ours(_Bytes(files), size),
-        **stored,
+        **{name: _Ours(decoded_late(one) if ours == LATE else one, size) for name, one in sources.items()},
+        WHOLE: _Ours(_Bytes(files), size),
+        **(on_device if _undecoded(left) else {}),
         f"ours, {repeats} crops per image": _Ours(_Bytes(files), size, repeats),
         "PIL, v1 transforms, uint8": _Classic(files, size, normalise=False),
         "PIL draft decoding (approximate)": _Classic(files, size, draft=True),
@@ -155,7 +160,7 @@ def _one_crop(files: Files, size: int, repeats: int, folder: Path) -> dict[str, 
 def _augmented_crops(files: Files, size: int) -> dict[str, Pipeline]:
     return {
         CLASSIC: _Classic(files, size, policy=RandAugmentCrop().policy),
-        OURS: partial(_our_augmented, files, size, augment_on="worker"),
+        _name(files): partial(_our_augmented, files, size, augment_on="worker"),
         "ours, RandAugment left to the device": partial(_our_augmented, files, size, augment_on="device"),
     }
 
@@ -163,10 +168,20 @@ def _augmented_crops(files: Files, size: int) -> dict[str, Pipeline]:
 def _several_views(files: Files) -> dict[str, Pipeline]:
     return {
         CLASSIC: _ClassicViews(files),
-        OURS: partial(_our_views, files, augment_on="worker"),
+        WHOLE: partial(_our_views, files, augment_on="worker"),
         "ours, flips and colours left to the device": partial(_our_views, files, augment_on="device"),
         "PIL, v1 transforms, uint8": _ClassicViews(files, normalise=False),
     }
+
+
+def _name(files: Files) -> str:
+    """Return the name of our pipeline, which says how much of an image this machine decodes."""
+    return LATE if _undecoded(decoded_late(_Bytes(files))) else WHOLE
+
+
+def _undecoded(source: Source) -> bool:
+    """Return whether every image of a source is still to be decoded."""
+    return all(isinstance(source.read(index).image, Undecoded) for index in range(len(source)))
 
 
 def pixel_difference(files: Files, size: int) -> float:
@@ -195,8 +210,8 @@ class _Bytes:
     def read(self, index: int) -> Sample:
         return Sample(self.decode(self.files[index], where=self.where(index)), UNLABELLED)
 
-    def decoded_late(self) -> _Bytes:
-        return replace(self, decode=decode_late)
+    def decoded_late(self, *, leave: bool = False) -> _Bytes:
+        return replace(self, decode=partial(decode_late, leave=leave))
 
     def where(self, index: int) -> str:
         return f"file {index}"

@@ -167,7 +167,7 @@ def training_crops(
     late = cfg.augmentation.one_box and cfg.crops_per_image == 1
     views = training_views(cfg, extra)
     crops = Crops(
-        source=decoded_late(source) if late else source,
+        source=decoded_late(source, leave=decode_on is not None) if late else source,
         augmentation=views,
         seed=seed,
         masking=masking,

@@ -42,6 +42,9 @@ PNG, JPEG, JPEG_END = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\xff\xd9"
 PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 # APP1..APP13, APP15 and COM. APP0 (JFIF) and APP14 (Adobe) are kept, because they define the colours.
 JPEG_METADATA = frozenset({*range(0xE1, 0xEE), 0xEF, 0xFE})
+JPEG_FRAMES, JPEG_SCAN = frozenset({0xC0, 0xC1, 0xC2}), 0xDA
+# Before the scan of a JPEG without EXIF (APP1): the frame, tables, restart interval, other APPs and COM
+JPEG_PLAIN = frozenset({*JPEG_FRAMES, 0xC4, 0xDB, 0xDD, 0xE0, *range(0xE2, 0xF0), 0xFE})
 WEBP_METADATA = {b"ICCP": 0x20, b"EXIF": 0x08, b"XMP ": 0x04}  # and their flags in VP8X
 # TIFF tags that describe how pixels are stored, and the orientation (274)
 TIFF_PIXELS = frozenset(
@@ -90,12 +93,15 @@ class Undecoded(Tensor):
         return decode(self.file, where=self.origin)[:, top : top + height, left : left + width]
 
 
-def decode_late(data: bytes, *, where: str) -> Tensor:
+def decode_late(data: bytes, *, where: str, leave: bool = False) -> Tensor:
     """Return an image as Undecoded if its regions can be decoded, otherwise as `decode` does.
 
     `decode` also gets every file with something unusual, which it names: trailing bytes, a cut end, broken EXIF.
+
+    Args:
+        leave: another process decodes the regions, so that this one needs no decoder of them.
     """
-    if _region_decoder(os.getpid()) is not None and data.endswith(JPEG_END):
+    if (leave or _region_decoder(os.getpid()) is not None) and data.endswith(JPEG_END):
         with suppress(Exception):
             if found := _plain_header(data) or _header(data):
                 size, turn = found
@@ -108,18 +114,20 @@ def decode_late(data: bytes, *, where: str) -> Tensor:
 def _plain_header(data: bytes) -> tuple[tuple[int, int], int] | None:
     """Return (H, W) and orientation 1 of a JPEG of one or three 8-bit colours; None if it may have an orientation.
 
-    It takes 2 us, and `_header` 30.
+    It takes 3 us, and `_header` 30.
     """
-    at = 2
-    while data[at] == 0xFF and (marker := data[at + 1]) not in (0xDA, 0xE1, 0xFF):  # the scan, EXIF, a fill byte
-        if marker in (0xC0, 0xC1, 0xC2):  # the frame
+    at, size = 2, None
+    while data[at] == 0xFF and (marker := data[at + 1]) in JPEG_PLAIN:
+        if marker in JPEG_FRAMES:
             precision, height, width, colours = struct.unpack_from(">BHHB", data, at + 4)
             fits = 0 < height * width <= (Image.MAX_IMAGE_PIXELS or math.inf) and precision == 8 and colours in (1, 3)
-            return ((height, width), 1) if fits else None
+            if size or not fits:
+                return None
+            size = height, width
         if data[at + 4 : at + 7] == b"MPF":  # several pictures in one file
             return None
         at += 2 + int.from_bytes(data[at + 2 : at + 4])
-    return None
+    return (size, 1) if size and data[at : at + 2] == bytes([0xFF, JPEG_SCAN]) else None
 
 
 def _header(data: bytes) -> tuple[tuple[int, int], int] | None:
@@ -396,7 +404,7 @@ def _jpeg(data: bytes, keep_exif: bool) -> bytes:
         if marker == 0xFF:  # a fill byte
             at += 1
             continue
-        if marker == 0xDA:  # the scan: the rest of the file is pixels
+        if marker == JPEG_SCAN:  # the rest of the file is pixels
             break
         (length,) = struct.unpack_from(">H", data, at + 2)
         if marker not in JPEG_METADATA or (keep_exif and data[at + 4 : at + 8] == b"Exif"):

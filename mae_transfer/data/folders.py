@@ -82,10 +82,10 @@ class Folder:
         """Return the file of image `index`. UnreadableImage or OSError name one that cannot be read."""
         return read_file(self.where(index))
 
-    def decoded_late(self) -> Self:
-        """Return this folder with images that are decoded where they are cropped, if the decoder is installed."""
+    def decoded_late(self, *, leave: bool = False) -> Self:
+        """Return this folder with images that `decode_late` decodes."""
         late = copy.copy(self)
-        late._decode = decode_late
+        late._decode = functools.partial(decode_late, leave=leave)
         return late
 
     def labels(self) -> np.ndarray:

@@ -35,7 +35,7 @@ from torch.utils.data._utils import signal_handling
 from mae_transfer.data.decode import Undecoded, UnreadableImage
 from mae_transfer.data.rand_augment import DrawnOperation, pack_operations
 from mae_transfer.data.regions import LeftCrop, Region, decode_regions, in_advance, in_turn
-from mae_transfer.data.reports import collect_notes, report_counted
+from mae_transfer.data.reports import collect_notes, report_counted, report_on_main
 from mae_transfer.data.sources import Sample, Source
 from mae_transfer.data.transforms import Augment, finish_region
 from mae_transfer.interfaces import Batch, Mask, MaskSampler
@@ -351,6 +351,11 @@ class Crops(Samples[Sample, Crop]):
     def _complete(self, output: WorkerOutput, keys: list[Key], found: _Images | None) -> WorkerOutput:
         """Return the output with these images, and with those drawn again that could not be decoded."""
         if found is None:
+            if output.batch is not None:
+                report_on_main(
+                    "run.decode_on = 'device' had no effect on a batch, because none of its images is a plain JPEG: "
+                    "remove it if few are"
+                )
             return output
         batch, images, failed = output.batch, found.images, found.failed
         if found.ready is not None:

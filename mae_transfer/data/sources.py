@@ -150,13 +150,17 @@ class PrecomputedLabels:
         return self.source.where(index)
 
 
-def decoded_late(source: Source) -> Source:
-    """Return a source whose images are decoded where they are cropped (decode.Undecoded), as far as it can."""
+def decoded_late(source: Source, *, leave: bool = False) -> Source:
+    """Return a source whose images are decoded where they are cropped (decode.Undecoded), as far as it can.
+
+    Args:
+        leave: the main process decodes the crops.
+    """
     if isinstance(source, Subset | PrecomputedLabels):
         late = copy.copy(source)
-        late.source = decoded_late(source.source)
+        late.source = decoded_late(source.source, leave=leave)
         return late
-    return cast(Source, source.decoded_late()) if hasattr(source, "decoded_late") else source
+    return cast(Source, source.decoded_late(leave=leave)) if hasattr(source, "decoded_late") else source
 
 
 class Split(NamedTuple):

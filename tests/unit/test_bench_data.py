@@ -1,6 +1,8 @@
 """The data benchmark: that it runs, and that what it compares is the same work."""
 
+import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 from PIL import Image
 
 from mae_transfer.bench.data import pixel_difference, run, time_feeds
-from mae_transfer.data import regions
+from mae_transfer.data import decode, regions
 
 
 @pytest.fixture
@@ -23,11 +25,32 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_every_contestant_gets_a_row_and_the_machine_is_left_as_it_was(folder: Path) -> None:
+LATE, WHOLE = "ours, decoded at the crop", "ours, whole images decoded"
+
+
+def box_of_pil(data: bytes, top: int, left: int, height: int, width: int) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as image:
+        return np.array(image.crop((left, top, left + width, top + height)))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("decoder", [None, box_of_pil])
+def test_rows_say_what_is_decoded_and_the_machine_is_left_as_it_was(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, decoder: Any
+) -> None:
+    monkeypatch.setattr(decode, "_region_decoder", lambda _: decoder)
+    for path in folder.glob("*.jpg") if suffix == "png" else ():
+        Image.open(path).save(path.with_suffix(".png"))
+        path.unlink()
     threads = torch.get_num_threads()
     rows = run(folder, seconds=0.1, size=32, rounds=2, repeats=2)
-    assert [row["name"] for row in rows if row["counted"]] == ["classic: PIL, v1 transforms, float", "ours"]
-    assert len(rows) == 9
+    ours = LATE if decoder and suffix == "jpg" else WHOLE
+    names = [row["name"] for row in rows]
+    assert [row["name"] for row in rows if row["counted"]] == ["classic: PIL, v1 transforms, float", ours]
+    assert [row["name"] for row in rows if row["pixel_difference"] is not None] == [ours]
+    assert {WHOLE, f"{ours}, from files", f"{ours}, from a pack"} <= set(names)
+    assert ("ours, decoding left to the device" in names) == (suffix == "jpg")
+    assert len(names) == len(set(names)) == 7 + (ours == LATE) + (suffix == "jpg")
     assert all(0 < row["low"] <= row["images_per_s"] <= row["high"] for row in rows)
     assert rows[0]["ratio"] == 1
     assert torch.get_num_threads() == threads
@@ -35,13 +58,14 @@ def test_every_contestant_gets_a_row_and_the_machine_is_left_as_it_was(folder: P
 
 def test_views_are_timed_beside_the_classic_ones(folder: Path) -> None:
     rows = run(folder, seconds=0.01, rounds=1, multi_crop=True)
-    assert [row["name"] for row in rows if row["counted"]] == ["classic: PIL, v1 transforms, float", "ours"]
+    assert [row["name"] for row in rows if row["counted"]] == ["classic: PIL, v1 transforms, float", WHOLE]
     assert len(rows) == 4
 
 
 def test_fine_tuning_crops_are_timed_beside_the_classic_ones(folder: Path) -> None:
     rows = run(folder, seconds=0.01, size=32, rounds=1, augmented=True)
-    assert [row["name"] for row in rows if row["counted"]] == ["classic: PIL, v1 transforms, float", "ours"]
+    ours = LATE if decode._region_decoder(0) else WHOLE
+    assert [row["name"] for row in rows if row["counted"]] == ["classic: PIL, v1 transforms, float", ours]
     assert len(rows) == 3
 
 

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -37,7 +38,8 @@ from mae_transfer.data import (
 )
 from mae_transfer.data.decode import Undecoded, decode, decode_late
 from mae_transfer.data.regions import Region, decode_regions, in_advance, in_turn
-from mae_transfer.data.sources import decoded_late
+from mae_transfer.data.reports import report
+from mae_transfer.data.sources import Subset, decoded_late
 from mae_transfer.interfaces import ViewSpec
 
 MODULE = sys.modules["mae_transfer.data.decode"]  # the package has a function of this name
@@ -111,6 +113,7 @@ def test_odd_files_are_decoded_whole_and_named_as_ever(monkeypatch: pytest.Monke
         assert torch.equal(late, decode(data, where="x"))
     several = jpeg()[:2] + b"\xff\xe2\0\x06MPF\0" + jpeg()[2:]
     assert MODULE._plain_header(jpeg()) == ((61, 83), 1)
+    assert MODULE._plain_header(jpeg(progressive=True, icc_profile=b"?" * 70_000)) == ((61, 83), 1)
     assert MODULE._plain_header(several) is None
     assert MODULE._plain_header(jpeg(turn=6)) is None
     for data in (jpeg()[:-200], b"", b"\xff\xd8\xff garbage \xff\xd9"):
@@ -119,6 +122,23 @@ def test_odd_files_are_decoded_whole_and_named_as_ever(monkeypatch: pytest.Monke
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(UnreadableImage, match="MAX_IMAGE_PIXELS"):
         decode_late(jpeg(), where="x")
+
+
+def test_metadata_after_the_frame_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """EXIF, several pictures in one file, a second frame, and markers without a length, before the scan."""
+    monkeypatch.setattr(MODULE, "_region_decoder", lambda _: boxes_of_pil)
+    plain, turned = jpeg(), jpeg(turn=6)
+    exif = turned[turned.index(b"\xff\xe1") :]
+    exif = exif[: 2 + int.from_bytes(exif[2:4])]
+    scan, frame = plain.index(b"\xff\xda"), plain.index(b"\xff\xc0")
+    second = plain[frame : frame + 2 + int.from_bytes(plain[frame + 2 : frame + 4])]
+    for at in (frame + len(second), scan):
+        data = plain[:at] + exif + plain[at:]
+        whole, late = (one(data, where="x") for one in (decode, decode_late))
+        assert late.shape == whole.shape == (3, 83, 61)
+        assert torch.equal(late.crop(3, 4, 20, 30), whole[:, 3:23, 4:34])  # type: ignore[attr-defined]
+    for unusual in (exif, b"\xff\xe2\0\x06MPF\0", second, b"\xff\xd0", b"\xff"):
+        assert MODULE._plain_header(plain[:scan] + unusual + plain[scan:]) is None
 
 
 @pytest.mark.parametrize("failure", [None, RuntimeError, TypeError, "warns"])
@@ -275,6 +295,54 @@ def test_crops_that_are_decoded_in_the_main_process_are_the_same(
     left = training_crops(cfg, source, seed=1, augment_on=where, decode_on=CPU)[next(iter(keys))]
     assert 0 < len(left.left) < 12
     assert len(left.left) + len(left.batch.image) == 12
+
+
+def codec_without_cpu() -> Any:
+    """nvImageCodec 0.8 as a worker sees it: no name of a device without GPU."""
+    kinds = SimpleNamespace(CPU_ONLY=0, GPU_ONLY=1, HW_GPU_ONLY=2, HYBRID_CPU_GPU=3)
+    names = ("Backend", "CodeStream", "DecodeParams", "Decoder", "Region")
+    return SimpleNamespace(__version__="0.8.0", BackendKind=kinds, **{name: MagicMock() for name in names})
+
+
+@pytest.mark.parametrize("codec", [codec_without_cpu(), None], ids=["0.8", "none"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_worker_leaves_crops_to_the_device_whatever_it_can_decode_itself(
+    root: Path, monkeypatch: pytest.MonkeyPatch, codec: Any, fails: bool
+) -> None:
+    monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", codec)
+    monkeypatch.setattr(MODULE, "_region_decoder", MODULE._region_decoder.__wrapped__)
+    monkeypatch.setattr(regions, "_decoder", lambda *_: (lambda left: [None] * len(left)) if fails else regions_of_pil)
+    monkeypatch.setattr("mae_transfer.data.config.check_decoder", lambda _: None)
+    assert MODULE._region_decoder(0) is None
+    boxes_of_pil.calls = 0  # type: ignore[attr-defined]
+    cfg = DataConfig.model_validate({"root": str(root), "size": 24})
+    source = Subset(FolderConfig(root=str(root), split="train").open(), np.arange(13))
+    keys = TrainKeys(order=Order(images=13, batch=13, seed=1))
+    found = []
+    for device in (None, CPU):
+        crops = training_crops(cfg, source, seed=1, decode_on=device)
+        with closing(batches(crops, keys)) as feed:
+            found.append(next(feed))
+    assert torch.equal(found[0].image, found[1].image)
+    output = crops[next(iter(keys))]
+    assert len(output.left) == 12  # type: ignore[arg-type]
+    assert len(output.batch.image) == 1  # the PNG
+
+
+def test_a_batch_of_which_nothing_is_left_to_the_device_is_reported_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for index in range(4):
+        photo(seed=index).save(tmp_path / f"{index}.png")
+    monkeypatch.setattr("mae_transfer.data.config.check_decoder", lambda _: None)
+    report.cache_clear()
+    source = FolderConfig(root=str(tmp_path), labelled=False).open()
+    keys = TrainKeys(order=Order(images=4, batch=2, seed=1))
+    with closing(batches(training_crops(DataConfig(size=24), source, seed=1, decode_on=CPU), keys)) as feed:
+        for _ in range(3):
+            next(feed)
+    [message] = caplog.messages
+    assert message.startswith("run.decode_on = 'device' had no effect on a batch, because none of its")
 
 
 @pytest.mark.parametrize("run", [in_turn, in_advance])
