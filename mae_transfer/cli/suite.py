@@ -189,12 +189,14 @@ def given_roots(args: argparse.Namespace) -> dict[str, str]:
 
 
 def open_archive(folder: Path | None, suite: str) -> RunArchive | None:
-    """Open the archive of a suite, and say how many of its runs are of another commit."""
+    """Open the archive of a suite, and say whether it is new and how many of its runs are of another commit."""
     if folder is None:
         return None
     from mae_transfer.suite.store.archive import RunArchive
 
     archive = RunArchive(folder, suite)
+    if not archive.runs:
+        print(f"--archive {folder} is new: it has no runs yet")
     if others := archive.of_other_code():
         print(f"{len(others)} archived runs are of other commits than this; --force NAME repeats and replaces them")
     return archive
