@@ -40,9 +40,16 @@ def bench(name: str) -> Any:
     return resolve_name(f"mae_transfer.bench.{name}")
 
 
+def device_of(args: argparse.Namespace, precision: str = "float32", *, remedy: str = "") -> Any:
+    """Return the device of the options. ValueError with the remedy if it does not have the precision."""
+    device = resolve_name("mae_transfer.engine.dist:pick_device")(args.device)
+    resolve_name("mae_transfer.engine.state:check_precision")(precision, device, remedy=remedy)
+    return device
+
+
 def work_of(args: argparse.Namespace) -> options.Workload:
     """Return the model, the batch and the device of the options."""
-    device = resolve_name("mae_transfer.engine.dist:pick_device")(args.device)
+    device = device_of(args, args.dtype, remedy="set --dtype float32")
     return options.Workload(
         args.size, args.patch, args.image, args.batch, vars(args).get("mask_ratio", 0.0), args.dtype, str(device)
     )
@@ -63,7 +70,8 @@ def race(comparison: Any, args: argparse.Namespace) -> Records:
 
 def everything(args: argparse.Namespace) -> Iterable[dict[str, Any]]:
     """Run the steps of all tasks on one device, or of the cases `--only`."""
-    device, once = resolve_name("mae_transfer.engine.dist:pick_device")(args.device), args.tiny
+    once = args.tiny
+    device = device_of(args, "float32" if once else "bfloat16", remedy="--tiny runs the steps in float32")
     if not once and device.type != "cuda":
         raise ValueError(f"gpu needs a CUDA device, and --device {args.device} is {device.type}: --tiny tries it here")
     rounds, steps = (1, 1) if once else (args.rounds, args.steps)
@@ -78,7 +86,7 @@ def input_pipelines(args: argparse.Namespace) -> Records:
     if args.device == "cuda":
         if args.multi_crop or args.rand_augment:
             raise ValueError("--device cuda times pretraining crops: leave --multi-crop and --rand-augment out")
-        device = resolve_name("mae_transfer.engine.dist:pick_device")(args.device)
+        device = device_of(args)
         fed: Records = bench("data:time_feeds")(args.folder, device, workers=args.workers, seconds=args.seconds)
         return fed
     found: Records = bench("data:run")(

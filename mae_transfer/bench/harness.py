@@ -206,10 +206,10 @@ def _start(build: Build, work: Workload, mode: Mode) -> Connection:
 
 
 def _ask(pipe: Connection, request: Any) -> Any:
-    pipe.send(request)
     try:
+        pipe.send(request)
         return pipe.recv()
-    except EOFError:
+    except (EOFError, ConnectionError):
         return "the process died (out of memory?)"
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from mae_transfer.cli.parser import Parser, config_path, path
+from mae_transfer.cli.parser import Parser, config_path, count, path, positive, share
 
 Mode = Literal["eager", "compiled"]
 SIZES = ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge")  # the names of models.vit.SIZES
@@ -45,10 +45,12 @@ def device(parser: Parser) -> None:
     parser.how.add_argument("--device", default="auto", choices=devices, help=how)
 
 
-def number(group: argparse._ArgumentGroup, name: str, default: float, text: str, *, unit: str = "N") -> None:
-    """Add an option that takes a number of the type of its default."""
+def number(
+    group: argparse._ArgumentGroup, name: str, default: float, text: str, *, unit: str = "N", kind: Any = count
+) -> None:
+    """Add an option that takes a number. kind: `count`, `positive` or `share`."""
     what = f"{text} (default: %(default)s)"
-    group.add_argument(f"--{name}", type=type(default), default=default, metavar=unit, help=what)
+    group.add_argument(f"--{name}", type=kind, default=default, metavar=unit, help=what)
 
 
 def rounds(parser: Parser, default: int, text: str = "turns of each contestant") -> None:
@@ -64,7 +66,7 @@ def step(parser: Parser) -> None:
         "--modes", nargs="+", default=["eager"], choices=modes, help="modes to run in (default: eager)"
     )
     parser.how.add_argument(
-        "--steps", type=int, default=2, metavar="N", help="steps per turn (default: %(default)s); 20 or more on a GPU"
+        "--steps", type=count, default=2, metavar="N", help="steps per turn (default: %(default)s); 20 or more on a GPU"
     )
 
 
@@ -79,7 +81,7 @@ def joint(parser: Parser) -> None:
 def pretrain(parser: Parser) -> None:
     """Add the options of a pretraining step."""
     step(parser)
-    number(parser.what, "mask-ratio", Workload.mask_ratio, "share of hidden patches", unit="R")
+    number(parser.what, "mask-ratio", Workload.mask_ratio, "share of hidden patches", unit="R", kind=share)
 
 
 def gpu(parser: Parser) -> None:
@@ -106,7 +108,7 @@ def data(parser: Parser) -> None:
     either = parser.what.add_mutually_exclusive_group()
     either.add_argument("--multi-crop", action="store_true", help=views)
     either.add_argument("--rand-augment", action="store_true", help=fine_tuning)
-    number(parser.how, "seconds", 60.0, "total time of all pipelines", unit="S")
+    number(parser.how, "seconds", 60.0, "total time of all pipelines", unit="S", kind=positive)
     where = "cuda: time the training input of a GPU instead, decoded by the workers or by the GPU (default: cpu)"
     parser.how.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help=where)
     number(parser.how, "workers", 16, "worker processes of the training input on cuda")
@@ -131,7 +133,7 @@ def masks(parser: Parser) -> None:
     number(parser.what, "objects", 1000, "annotated objects, and as many predictions")
     number(parser.what, "height", 4000, "height of the image, pixels", unit="P")
     number(parser.what, "width", 5000, "width of the image, pixels", unit="P")
-    number(parser.what, "radius", 100.0, "mean radius of an object, pixels", unit="P")
+    number(parser.what, "radius", 100.0, "mean radius of an object, pixels", unit="P", kind=positive)
     rounds(parser, 3, "rounds; the fastest counts")
 
 
@@ -140,11 +142,11 @@ def scale(parser: Parser) -> None:
     parser.what.add_argument("suite", type=config_path, metavar="SUITE", help="suite file, or a name: suites/paper")
     number(parser.how, "gpus", 8, "GPUs, in nodes of 8")
     peak = "dense bfloat16 peak of a GPU, TFLOP/s (default: %(default)s, H100 SXM; A100: 312)"
-    parser.how.add_argument("--tflops", type=float, default=989.0, metavar="T", help=peak)
-    number(parser.how, "utilisation", 0.4, "share of the peak that a step reaches", unit="U")
+    parser.how.add_argument("--tflops", type=positive, default=989.0, metavar="T", help=peak)
+    number(parser.how, "utilisation", 0.4, "share of the peak that a step reaches", unit="U", kind=share)
     network = "bus bandwidth of an all-reduce, GB/s (default: %(default)s, 8 adapters of 400 Gb/s per node)"
-    parser.how.add_argument("--bandwidth", type=float, default=400.0, metavar="B", help=network)
+    parser.how.add_argument("--bandwidth", type=positive, default=400.0, metavar="B", help=network)
     cores = "images/s that a CPU core prepares, measured by the benchmark `data`: also print cores per GPU"
-    parser.how.add_argument("--images-per-core", type=float, metavar="N", help=cores)
+    parser.how.add_argument("--images-per-core", type=positive, metavar="N", help=cores)
     price = "price of a GPU hour, in any currency: also print prices"
-    parser.how.add_argument("--price", type=float, metavar="P", help=price)
+    parser.how.add_argument("--price", type=positive, metavar="P", help=price)

@@ -220,7 +220,7 @@ def encoder_of(node: Node, plan: Plan) -> ViTConfig | None:
 
 
 def _changed(encoder: ViTConfig, changes: Mapping[str, Any]) -> ViTConfig:
-    return ViTConfig.model_validate({**encoder.model_dump(), **changes})
+    return ViTConfig.model_validate({**encoder.model_dump(), "skip_dropped": False, **changes})
 
 
 def _data_sets(roots: Mapping[str, str]) -> dict[str, Images]:

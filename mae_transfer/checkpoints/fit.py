@@ -142,7 +142,8 @@ def change(old: ViTConfig, changes: Mapping[str, Any], *, where: str) -> ViTConf
         raise ValueError(
             f"{where}: {', '.join(unknown)} cannot be changed on loading; choose from {', '.join(MAY_CHANGE)}"
         )
-    new = validate(old.model_dump() | dict(changes), ViTConfig, where=f"changes to {where}")
+    # how the pretraining computed its drop path is not how a transfer does
+    new = validate({**old.model_dump(), "skip_dropped": False, **changes}, ViTConfig, where=f"changes to {where}")
     for name in ("class_token", "final_norm"):
         if getattr(new, name) and not getattr(old, name):
             raise ValueError(f"{where} has no tensors for {name}=True: set {name}=False")

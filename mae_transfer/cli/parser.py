@@ -7,6 +7,8 @@ import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
 
 from mae_transfer.disk import at_home, find_config
 
@@ -89,14 +91,30 @@ def path(text: str) -> Path:
 
 def count(text: str) -> int:
     """Return the value of a flag that needs a whole number of at least 1; argparse names the flag in errors."""
+    value: int = _within("Count", int, text, "a whole number of 1 or more")
+    return value
+
+
+def positive(text: str) -> float:
+    """Return the value of a flag that needs a number above 0."""
+    value: float = _within("Positive", float, text, "a number above 0")
+    return value
+
+
+def share(text: str) -> float:
+    """Return the value of a flag that needs a share above 0 and below 1."""
+    value: float = _within("Between", float, text, "a number above 0 and below 1")
+    return value
+
+
+def _within(bounds: str, kind: type, text: str, wanted: str) -> Any:
+    """Return the value of a flag. bounds: the name of a type in mae_transfer.bounds."""
     from pydantic import TypeAdapter
 
-    from mae_transfer.bounds import Count
-
     try:
-        return TypeAdapter(Count).validate_python(int(text))
+        return TypeAdapter(resolve_name(f"mae_transfer.bounds:{bounds}")).validate_python(kind(text))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of 1 or more") from None
+        raise argparse.ArgumentTypeError(f"{text!r}: give {wanted}") from None
 
 
 def size(values: Sequence[int] | None) -> int | tuple[int, int] | None:

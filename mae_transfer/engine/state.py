@@ -23,7 +23,11 @@ AUTOCAST: dict[Precision, torch.dtype | None] = {"float32": None, "bfloat16": to
 
 
 class RunConfig(Schema):
-    """How a run is executed. Nothing here changes what is computed, and the config's digest leaves it out."""
+    """How a run is executed. The config's digest leaves it out.
+
+    Numbers change by rounding, or by other random draws of the same kind: `compile` and `device_batch` change which
+    samples drop path drops. The record names what else depends on images per device: batch norm, mixup, skip_dropped.
+    """
 
     device: DeviceName = "auto"
     """cuda, mps or cpu; "auto" takes the first that is available."""
@@ -53,9 +57,11 @@ class RunConfig(Schema):
     Needs one crop per image without jitter. It does not pay on CPU. Nothing was measured on a GPU; its decoder may
     round in another way."""
     compile: bool | None = None
-    """Compile each transformer block (torch.compile): some seconds at the start, faster steps. A model without blocks
-    is compiled as a whole. None: on cuda only, unless detection takes images of many sizes (data.square = None). If the
-    compiler fails, the run continues without it and says why."""
+    """Compile each transformer block in training (torch.compile): some seconds at the start, faster steps. A model
+    without blocks is compiled as a whole. Evaluations alone (--eval, frozen backbones) are never compiled. None: on
+    cuda only, unless detection takes images of many sizes (data.square = None). If the compiler fails, the run
+    continues without it and says why. From the same seed, a compiled block drops other samples (drop path) than an
+    eager one."""
     checkpoint_activations: bool = False
     """Recompute activations in the backward pass: less memory, about a third more compute."""
     position_bias: Literal["tensor", "channels", "flex"] = "tensor"
@@ -238,13 +244,12 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
-def check_precision(precision: Precision, device: torch.device) -> None:
+def check_precision(
+    precision: Precision, device: torch.device, *, remedy: str = "set precision='float16' or 'float32'"
+) -> None:
     """Raise ValueError if the precision is bfloat16 and the GPU has no such arithmetic; torch would emulate it."""
     if precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
-        raise ValueError(
-            f"precision='bfloat16': {torch.cuda.get_device_name(device)} has no bfloat16: set precision='float16' or "
-            "'float32'"
-        )
+        raise ValueError(f"precision bfloat16: {torch.cuda.get_device_name(device)} has no bfloat16: {remedy}")
 
 
 def resume(state: TrainState, folder: Path) -> list[str]:

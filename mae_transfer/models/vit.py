@@ -102,8 +102,8 @@ class ViTConfig(Schema):
     """Rate of stochastic depth in the last block; it grows linearly from 0 in the first."""
     skip_dropped: bool = False
     """Whether a block computes only the samples that stochastic depth keeps, a fixed number per batch (DINOv2). It
-    rounds the rate of a block to a multiple of 1 / images per device, and draws other samples from the same seed. It
-    pays from a `drop_path` of about 0.2."""
+    rounds the rate of a block to a multiple of 1 / images per device, so numbers depend on `run.device_batch`, and
+    draws other samples from the same seed. It pays from a `drop_path` of about 0.2. Transfer does not inherit it."""
     init: Init = "mae"
     """Initialisation: as in the code of MAE, BEiT, SimMIM, MaskFeat, ViT, DINO or MoCo v3 (see the table in
     models/initialize.py)."""
@@ -119,6 +119,8 @@ class ViTConfig(Schema):
             raise ValueError(
                 f"global_blocks={self.global_blocks} has no effect without windows; set `windows` (ViTDet: 14)"
             )
+        if self.skip_dropped and not self.drop_path:
+            raise ValueError("skip_dropped=True has no effect without drop_path; set `drop_path` (0.2 or more pays)")
         named = SIZES[self.size] if self.size else (None, None, None)
         check_width(self.dim or named[0], self.heads or named[2])
         return self
@@ -223,17 +225,26 @@ class Block(nn.Module):
         self, x: Tensor, bias: Bias | None = None, *, last: int | None = None, grid: tuple[int, int] | None = None
     ) -> Tensor:
         """Return (B, L, D) for x (B, L, D), or (B, M, D) for the last M = `last` tokens only; see Attention."""
-        if self.rate_skipped and self.drop_path.training:
+        if self.skips:
             return self._forward_kept(x, bias, last=last, grid=grid)
         attended = self.attn(self.norm1(x), bias, last=last, grid=grid)
         x = (x if last is None else x[:, -last:]) + self.drop_path(self.ls1(attended))
         out: Tensor = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
         return out
 
+    @property
+    def skips(self) -> bool:
+        """Whether it trains on some of the samples only."""
+        return self.training and self.rate_skipped > 0
+
+    def kept(self, samples: int) -> int:
+        """Return how many samples of a training batch each branch computes."""
+        return max(1, round(samples * (1 - self.rate_skipped)))
+
     def _forward_kept(self, x: Tensor, bias: Bias | None, *, last: int | None, grid: tuple[int, int] | None) -> Tensor:
         """Compute each branch for a random subset of the samples only (DINOv2, arXiv 2304.07193, section 5)."""
         count = len(x)
-        keep = max(1, round(count * (1 - self.rate_skipped)))
+        keep = self.kept(count)
         ids, others = (torch.randperm(count, device=x.device)[:keep] for _ in range(2))
         own = select_samples(bias, ids)
         attended = self.ls1(self.attn(self.norm1(x.index_select(0, ids)), own, last=last, grid=grid))

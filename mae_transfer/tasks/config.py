@@ -38,7 +38,7 @@ class RunnableConfig(Schema):
     seed: Seed = 0
     """Seed of every random draw."""
     run: RunConfig = RunConfig()
-    """Execution options. They change numbers by rounding at most."""
+    """Execution options. They change numbers by rounding, or by other random draws of the same kind."""
 
     @model_validator(mode="after")
     def _statistics_fit(self) -> Self:

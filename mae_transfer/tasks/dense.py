@@ -48,7 +48,7 @@ class DenseConfig(TransferConfig):
     """The state to report: the last one, or the best one on data.holdout. The best state is saved as
     checkpoints/best.pt; evaluate_epochs sets how often states are compared."""
     run: PicturesRun = PicturesRun()
-    """Execution options. They change numbers by rounding at most."""
+    """Execution options. They change numbers by rounding, or by other random draws of the same kind."""
 
     @model_validator(mode="after")
     def _can_select(self) -> Self:

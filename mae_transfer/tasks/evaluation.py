@@ -25,6 +25,7 @@ from mae_transfer.engine.dist import Dist, eagerly, read_mean
 from mae_transfer.engine.log import Logger
 from mae_transfer.engine.state import Precision, autocast
 from mae_transfer.interfaces import Backbone, Batch
+from mae_transfer.models.attention import set_position_bias
 from mae_transfer.models.heads import FrozenPool, pool, taps_of
 from mae_transfer.results import Result
 from mae_transfer.tasks.backbones import DEBUG_ENCODER, BackboneConfig, LoadedBackbone, open_backbone
@@ -168,6 +169,7 @@ class FrozenRun(RecordedRun[C]):
         cfg, dist, start = self.cfg, self.dist, time.perf_counter()
         folder = open_work_dir(work_dir, cfg, resume=True)
         model = self.backbone.model.to(dist.device).eval()
+        set_position_bias(model, cfg.run.position_bias, device=dist.device, compiled=False)
         keys = [
             EvalKeys(images=len(one), batch=self.batch, rank=dist.rank, world=dist.world)
             for one in self.sources.values()

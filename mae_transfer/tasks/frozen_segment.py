@@ -83,7 +83,7 @@ class FrozenSegmentConfig(FrozenConfig):
     selection_fraction: Between = 0.1
     """Share of the training images to choose a constant on, by the mIoU of their patches. All are used afterwards."""
     run: PicturesRun = PicturesRun()
-    """Execution options. They change numbers by rounding at most."""
+    """Execution options. They change numbers by rounding, or by other random draws of the same kind."""
 
     @property
     @abstractmethod

@@ -28,6 +28,7 @@ from mae_transfer.engine.schedule import Anneal, Rates, lr_at, moving
 from mae_transfer.engine.state import LoopConfig, TrainState, micro_steps
 from mae_transfer.engine.state import resume as resume_state
 from mae_transfer.models.attention import CPU_HAS_AMX, set_position_bias
+from mae_transfer.models.vit import Block
 from mae_transfer.record import UNKNOWN, Sitting, Software
 from mae_transfer.results import Result
 from mae_transfer.tasks.config import TrainConfig
@@ -45,7 +46,7 @@ class Task(RecordedRun[C]):
     """One training run."""
 
     depends_on_device_batch: tuple[str, ...] = ()
-    """What makes the numbers depend on images per device, beside batch norm: "mixup", "mask loss"."""
+    """What makes the numbers depend on images per device, beside those of the model: "mixup", "mask loss"."""
     artifact: ClassVar[str | None] = None
     """Name of the file that a finished run leaves for others. `export` writes it."""
 
@@ -273,6 +274,8 @@ class Task(RecordedRun[C]):
         """Return model and optimizer before the first step."""
         cfg = self.cfg
         model = self.model()
+        views = getattr(cfg.data, "views", None)  # those of joint embedding go through the model together
+        check_skipping(model, self.micro_batch(loop) * (views.wide if views else 1))
         compiled = compiles(cfg.run.compile, self.dist)
         set_position_bias(model, cfg.run.position_bias, device=self.dist.device, compiled=compiled)
         assembled = assemble(
@@ -369,7 +372,7 @@ class Task(RecordedRun[C]):
                 }
             )  # fmt: skip
             sittings = (begun, sitting)
-        depends = (*(["batch norm"] if trained_norms(state.model) else []), *self.depends_on_device_batch)
+        depends = (*tied_to_batch(state.model), *self.depends_on_device_batch)
         state.record = record.model_copy(
             update={"sittings": sittings, "earlier_configs": earlier, "depends_on_device_batch": depends}
         )
@@ -439,8 +442,27 @@ class Task(RecordedRun[C]):
         return fields | {"unreadable": unreadable}
 
 
-def trained_norms(model: nn.Module) -> list[str]:
-    """Return the names of the batch norms whose statistics depend on the training batch. The model is set to train."""
+def tied_to_batch(model: nn.Module) -> dict[str, str]:
+    """Return what makes training depend on images per forward pass, with the first module of each kind.
+
+    The model is set to train.
+    """
     model.train()
-    norms = nn.modules.batchnorm._BatchNorm
-    return [name for name, module in model.named_modules() if isinstance(module, norms) and module.training]
+    found: dict[str, str] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            found.setdefault("batch norm", name)
+        elif isinstance(module, Block) and module.skips:
+            found.setdefault("skip_dropped", name)
+    return found
+
+
+def check_skipping(model: nn.Module, samples: int) -> None:
+    """Raise ValueError if `skip_dropped` would drop none of so many samples. The model is set to train."""
+    model.train()
+    blocks = [module for module in model.modules() if isinstance(module, Block) and module.skips]
+    if blocks and blocks[-1].kept(samples) == samples:
+        raise ValueError(
+            f"skip_dropped=True: of {samples} sample(s) per device and forward pass, the last block would drop none at "
+            f"drop_path = {blocks[-1].rate_skipped:g}: raise run.device_batch or batch, or set skip_dropped=False"
+        )

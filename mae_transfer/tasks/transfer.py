@@ -17,6 +17,7 @@ from mae_transfer.checkpoints.files import load_strict
 from mae_transfer.config import load_saved
 from mae_transfer.engine import checkpoint
 from mae_transfer.engine.state import LoopConfig, Precision
+from mae_transfer.models.attention import set_position_bias
 from mae_transfer.record import Record, Weights
 from mae_transfer.results import Result
 from mae_transfer.tasks.backbones import DEBUG_ENCODER, BackboneConfig, LoadedBackbone, flops_of, open_backbone
@@ -142,6 +143,7 @@ class Transfer(Task[C]):
             task = cls(cls.as_trained(cfg, reference), dist)
             trained = task.load_trained(reference)
             trained.model.to(dist.device).eval()
+            set_position_bias(trained.model, cfg.run.position_bias, device=dist.device, compiled=False)
             identity = {"config_digest": cfg.digest(), "recipe_digest": cfg.recipe_digest()}
             written = [one.model_copy(update=identity) for one in task.measure_trained(trained, work_dir, start=start)]
             if dist.is_main:

@@ -18,7 +18,7 @@ from mae_transfer.engine.log import Kind, Logger
 from mae_transfer.engine.loop import train
 from mae_transfer.engine.schedule import Rates
 from mae_transfer.engine.state import LoopConfig, TrainState
-from mae_transfer.tasks.task import Task, trained_norms
+from mae_transfer.tasks.task import Task, tied_to_batch
 
 WARM_UP = 3  # steps before timing starts; in them kernels are selected and workers start
 TIMED = 20  # steps that --estimate times
@@ -119,11 +119,10 @@ def largest_batch(task: Task[Any], loop: LoopConfig) -> tuple[int, str]:
     tried, because a process that runs out of memory there is killed.
 
     Raises:
-        ValueError: the model has batch norms, whose statistics depend on the device batch, or the smallest device batch
-            does not fit.
+        ValueError: the training of the model depends on the device batch, or the smallest device batch does not fit.
     """
     state = task.state
-    check_norms(state)
+    check_independent(state)
     share = loop.global_batch // state.dist.world
     tried: list[int] = []
     if not can_try(state.dist.device):
@@ -143,12 +142,12 @@ def largest_batch(task: Task[Any], loop: LoopConfig) -> tuple[int, str]:
     )
 
 
-def check_norms(state: TrainState) -> None:
-    """Raise ValueError if a batch norm trains on the device batch: results must not depend on a machine's memory."""
-    if seen := trained_norms(state.bare):
+def check_independent(state: TrainState) -> None:
+    """Raise ValueError if the model trains on the device batch: results must not depend on a machine's memory."""
+    for kind, name in tied_to_batch(state.bare).items():
         raise ValueError(
-            f"run.device_batch='auto': {seen[0]} is a batch norm, so the result would depend on the device batch and "
-            "hence on this machine's memory: set run.device_batch to a number"
+            f"run.device_batch='auto': with {kind} ({name}) the result would depend on the device batch and hence on "
+            "this machine's memory: set run.device_batch to a number"
         )
 
 

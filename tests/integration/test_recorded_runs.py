@@ -11,18 +11,19 @@ import pytest
 
 from mae_transfer import checkpoints, record, results
 from mae_transfer.config import validate
+from mae_transfer.models import attention
 from mae_transfer.record import Record
 from mae_transfer.tasks import classify, pretrain
 from mae_transfer.tasks.classify import ClassifyConfig
 from mae_transfer.tasks.evaluation import Evaluation
 from mae_transfer.tasks.knn import KnnConfig
 from mae_transfer.tasks.workdir import WorkDir
-from tests.integration.pretrain_runs import config, payload, run_options, stop_at
+from tests.integration.pretrain_runs import config, payload, run_options, stop_at, values
 
 SHAPES = {"name": "shapes", "size": 24, "length": 16}
 
 
-def transfer(backbone: str, **changes: Any) -> ClassifyConfig:
+def transfer(backbone: str, /, **changes: Any) -> ClassifyConfig:
     values: dict[str, Any] = {
         "scale": "mini",
         "epochs": 1.0,
@@ -82,6 +83,16 @@ def test_the_backbone_carries_the_record_and_a_transfer_contains_it(pretrained: 
     assert found.depends_on_device_batch == ("mixup",)
 
 
+def test_drop_path_that_skips_samples_depends_on_the_device_batch(tmp_path: Path) -> None:
+    model = values()["model"]
+    model["encoder"]["skip_dropped"] = True
+    pretrain.Pretrain.launch(config(model=model, epochs=1.0), tmp_path / "four")  # images per device
+    assert of(tmp_path / "four").depends_on_device_batch == ("skip_dropped",)
+    with pytest.raises(ValueError, match=r"of 1 sample\(s\) per device and forward pass, .* drop none"):
+        pretrain.Pretrain.launch(config(model=model, **run_options(device_batch=1)), tmp_path / "one")
+    assert not (tmp_path / "one").exists()
+
+
 def test_an_evaluated_state_has_the_record_of_its_training(pretrained: WorkDir, tmp_path: Path) -> None:
     cfg = transfer(str(pretrained.backbone))
     classify.Classify.launch(cfg, tmp_path / "cls")
@@ -105,6 +116,26 @@ def test_neighbours_record_both_sets(pretrained: WorkDir, tmp_path: Path) -> Non
     assert {part: data.images for part, data in found.data.items()} == {"train": 16, "val": 4}
     assert found.train_seconds == 0
     assert found.sittings[0].seconds.evaluate > 0
+
+
+def test_evaluations_alone_use_the_position_bias_of_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a training state, and of a frozen backbone."""
+    encoder = {**values()["model"]["encoder"], "class_token": False, "relative_positions": "decomposed"}
+    cfg = transfer("", backbone={"encoder": encoder})
+    classify.Classify.launch(cfg, tmp_path / "cls")
+    (state,) = (tmp_path / "cls" / "checkpoints").glob("step_*.pt")
+    seen: list[str] = []
+    usual = attention.attend_channels
+    monkeypatch.setattr(attention, "attend_channels", lambda *args: (seen.append("channels"), usual(*args))[1])
+    run = {**cfg.run.model_dump(), "position_bias": "channels"}
+    classify.Classify.evaluate_checkpoint(transfer("", backbone={"encoder": encoder}, run=run), str(state), None)
+    assert seen
+    seen.clear()
+    same = ("scale", "precision", "data", "backbone")
+    frozen = {name: cfg.model_dump()[name] for name in same} | {"ks": (1,), "pool": "mean", "run": run}
+    frozen["data"] = {"train": SHAPES, "val": {**SHAPES, "length": 4, "seed": 1}, "size": 16}
+    Evaluation.launch(validate(frozen, KnnConfig, where="test"), tmp_path / "knn")
+    assert seen
 
 
 def test_fresh_weights_and_files_of_unknown_origin_say_so(tmp_path: Path) -> None:

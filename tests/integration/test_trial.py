@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from pretrain_runs import Values, assert_equal, config, losses, payload, run_options
+from pretrain_runs import Values, assert_equal, config, losses, payload, run_options, values
 
 from mae_transfer.cli.main import main
 from mae_transfer.config import load
@@ -146,4 +146,8 @@ def test_auto_is_refused_where_the_device_batch_changes_the_result(
         "run.device_batch=auto",
     ]
     assert main(["segment", *argv]) == 1
-    assert "is a batch norm" in capsys.readouterr().err
+    assert "with batch norm (net.backbone." in capsys.readouterr().err
+    skipping = values()["model"]
+    skipping["encoder"]["skip_dropped"] = True
+    with pytest.raises(ValueError, match=r"'auto': with skip_dropped \(encoder.blocks.1\) the result would depend"):
+        pretrain.Pretrain.launch(config(model=skipping, **run_options(device_batch="auto")), tmp_path / "skipping")

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import replace
 from functools import partial
+from threading import Timer
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from mae_transfer.bench import joint, pretrain
-from mae_transfer.bench.harness import Comparison, Contestant, Measures, Timing, compare, describe, not_installed, race
+from mae_transfer.bench import benchmark, joint, pretrain
+from mae_transfer.bench.harness import (
+    Comparison,
+    Contestant,
+    Measures,
+    Timing,
+    _ask,
+    compare,
+    describe,
+    not_installed,
+    race,
+)
 from mae_transfer.bench.options import Workload
+from mae_transfer.cli.main import call
 
 WORK = Workload(size="vit_tiny", image=32, batch=2)
 
@@ -81,6 +96,70 @@ def test_a_contestant_that_dies_in_the_race_leaves_the_others_their_result():
     assert len(rows["toy"].images_per_s) == 4
     assert "out of memory" in (rows["mortal"].failure or "")
     assert rows["mortal"].measures is None
+
+
+def killed_by(failing: str) -> Any:
+    """Return a pipe to a process that the system has killed: sending or receiving fails."""
+
+    def fail(*_: object) -> None:
+        raise {"send": BrokenPipeError, "recv": ConnectionResetError}[failing]
+
+    return SimpleNamespace(**{"send": lambda request: None, failing: fail})
+
+
+@pytest.mark.parametrize("failing", ["send", "recv"])
+def test_a_killed_contestant_has_a_failure_whatever_the_pipe_says(failing: str) -> None:
+    assert _ask(killed_by(failing), 1) == "the process died (out of memory?)"
+
+
+def killed_while_idle(work: Workload) -> Contestant:
+    Timer(0.1, os._exit, (9,)).start()
+    return toy(work)
+
+
+def slow(work: Workload) -> Contestant:
+    model, inputs = Toy(), torch.ones(work.batch, 8)
+
+    def loss() -> Tensor:
+        time.sleep(0.1)
+        return model(inputs)
+
+    return Contestant(model, loss)
+
+
+def test_a_contestant_that_is_killed_while_others_run_leaves_them_their_result():
+    contestants = {"killed": killed_while_idle, "slow": slow}
+    rows = {row.name: row for row in race(contestants, ["eager"], WORK, rounds=2, steps=1, warmup=3)}
+    assert len(rows["slow"].images_per_s) == 2
+    assert "died" in (rows["killed"].failure or "")
+
+
+@pytest.mark.parametrize("words", [
+    "pretrain --batch 0", "pretrain --rounds 0", "pretrain --steps -1", "pretrain --mask-ratio 1", "slide --image -224",
+    "gpu --steps 0", "coco --images 0", "logreg --classes 0", "masks --radius 0", "data . --seconds 0",
+    "scale suites/paper --gpus 0", "scale suites/paper --utilisation 0", "scale suites/paper --tflops nan",
+    "scale suites/paper --bandwidth 0", "scale suites/paper --images-per-core 0", "scale suites/paper --price -1",
+])  # fmt: skip
+def test_a_number_that_no_benchmark_can_use_is_refused_by_name(
+    words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(benchmark, "run", lambda args: None)
+    with pytest.raises(SystemExit):
+        call("benchmark", words.split())
+    flag, value = words.split()[-2:]
+    assert f"argument {flag}: {value!r}: give a" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["pretrain --dtype bfloat16 --device cuda", "gpu --device cuda"])
+def test_no_benchmark_times_emulated_bfloat16(
+    words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda _: False)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda _: "Tesla T4")
+    monkeypatch.setattr("mae_transfer.engine.dist.pick_device", lambda name: torch.device(name))
+    monkeypatch.setattr("mae_transfer.results.device_name", str)
+    assert call("benchmark", words.split()) == 1
+    assert "Tesla T4 has no bfloat16: " in capsys.readouterr().err
 
 
 class Uncountable(Toy):

@@ -59,6 +59,15 @@ def test_a_dense_task_takes_the_encoder_without_class_token_and_norm(tmp_path: P
     assert ours(torch.randn(1, 3, 64, 64)).cls is None
 
 
+def test_a_transfer_does_not_inherit_that_the_pretraining_skipped_dropped_samples(tmp_path: Path) -> None:
+    """Its drop path may be 0, or for few images."""
+    path = stored(tmp_path, drop_path=0.3, skip_dropped=True)
+    for rate in (0.0, 0.2):
+        ours = checkpoints.load_backbone(path, changes={"drop_path": rate})
+        assert isinstance(ours, ViT)
+        assert (ours.cfg.drop_path, ours.cfg.skip_dropped) == (rate, False)
+
+
 def test_fine_tuning_may_train_the_positions(tmp_path: Path) -> None:
     assert not checkpoints.load_backbone(stored(tmp_path)).pos_embed.requires_grad
     assert checkpoints.load_backbone(stored(tmp_path), changes={"positions": "learned"}).pos_embed.requires_grad

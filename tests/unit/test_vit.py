@@ -7,7 +7,9 @@ import torch
 from mae_transfer.core.masks import Random
 from mae_transfer.interfaces import Backbone, Mask
 from mae_transfer.models.attention import attend
+from mae_transfer.models.heads import Classifier
 from mae_transfer.models.vit import Block, ViT, ViTConfig
+from mae_transfer.tasks.task import check_skipping
 
 TINY = {"size": None, "dim": 32, "depth": 3, "heads": 4, "patch": 4, "image_size": (16, 24)}
 
@@ -182,11 +184,21 @@ def test_an_encoder_that_skips_is_the_usual_one_unless_it_trains_with_drop_path(
     images = torch.randn(4, 3, 16, 24)
     usual, skipping = tiny(drop_path=0.5), tiny(drop_path=0.5, skip_dropped=True)
     assert torch.equal(usual.eval()(images).maps[0], skipping.eval()(images).maps[0])
-    assert torch.equal(tiny().train()(images).maps[0], tiny(skip_dropped=True).train()(images).maps[0])
     skipping.train()(images, norm=True).maps[0].square().mean().backward()
     assert all(p.grad is not None for p in skipping.parameters() if p.requires_grad)
     assert "skip_dropped" not in usual.cfg.model_dump()
     assert ViTConfig.model_validate(skipping.cfg.model_dump()) == skipping.cfg
+
+
+def test_skipping_that_would_drop_nothing_is_refused() -> None:
+    """In the last block, whose rate is the largest."""
+    with pytest.raises(ValueError, match="skip_dropped=True has no effect without drop_path; set `drop_path`"):
+        tiny(skip_dropped=True)
+    vit = tiny(drop_path=0.2, skip_dropped=True)
+    check_skipping(vit, 3)  # 0.2 of 3 rounds to 1
+    with pytest.raises(ValueError, match=r"of 2 sample\(s\) .* drop none at drop_path = 0.2: raise run.device_batch"):
+        check_skipping(vit, 2)
+    check_skipping(Classifier(vit.requires_grad_(False), 3), 2)  # frozen: it drops none anyway
 
 
 @pytest.mark.parametrize("last", [None, 3])
