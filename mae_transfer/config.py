@@ -152,7 +152,7 @@ def load(
         if key == name or any(_is_in(set_key, key) for set_key in keys):
             assign(values, key, copy.deepcopy(value))  # later overrides must not change the class
             generated = isinstance(value, dict) and value.get("name") == "shapes"
-            replaced += [key] if generated or (value is None and key != name) else []
+            replaced += [key] if generated or key == "monitor" else []
     for key, text in given:
         if any(_is_in(key, part) for part in replaced):
             _LOG.warning("--debug generates its images: --set %s=%s has no effect", key, text)

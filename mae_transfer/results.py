@@ -79,8 +79,8 @@ class Result(BaseModel):
 def append(path: Path, results: Sequence[Result]) -> list[Result]:
     """Add one line per result, either all or none; return the results as written.
 
-    Earlier lines of the same numbers from the same training are replaced. A last line that a crash left incomplete is
-    removed.
+    Earlier lines of the same numbers from the same training, or of the same weights, are replaced. A last line that a
+    crash left incomplete is removed.
 
     Raises:
         OSError: names the file, which is unchanged.
@@ -97,11 +97,13 @@ def append(path: Path, results: Sequence[Result]) -> list[Result]:
 
 
 def _number_of(result: Result | None) -> tuple[object, ...] | None:
-    """Return the identity of a number of a finished training; None for any other, as an evaluation may be repeated."""
-    if result is None or result.epochs == 0 or result.status != "ok":
+    """Return the identity of a number: the training, or the evaluation of these weights. None: a failure."""
+    if result is None or result.status != "ok":
         return None
     number = (result.task, result.protocol, result.dataset, result.split, result.metric)
-    return (result.run, result.config_digest, result.seed, result.steps, result.epochs, *number)
+    # the weights of a finished training may be written again, with another digest
+    weights = () if result.epochs else (result.backbone, result.pretrain, result.checkpoint_sha256)
+    return (result.run, result.config_digest, result.seed, result.steps, result.epochs, *number, *weights)
 
 
 def _read(line: bytes) -> Result | None:

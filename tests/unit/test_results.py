@@ -76,7 +76,9 @@ def test_a_torn_last_line_swallows_no_number_and_what_a_run_wrote_before_is_repl
     assert path.read_bytes().startswith(other)
     assert [r.together for r in written] == [20] * 20
     append(path, [result(epochs=0.0)])
-    assert len(load(path)[0]) == 22, "an evaluation may be repeated"
+    assert len(load(path)[0]) == 21, "the same evaluation of the same weights is replaced"
+    append(path, [result(epochs=0.0, checkpoint_sha256="1" * 64)])
+    assert len(load(path)[0]) == 22, "other weights are another number"
 
 
 def test_a_disk_that_is_full_leaves_all_numbers_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
