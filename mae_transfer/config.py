@@ -146,15 +146,15 @@ def load(
             raise ValueError(f"--set {override!r}: write it as key=value, for instance --set data.root=/data/imagenet")
         given.append((key.strip(), text))
     keys = [*flatten(values), *(key for key, _ in given)]
-    replaced = []  # data sets by generated ones; a monitor by none
+    replaced: dict[str, list[str]] = {}  # the part and its options that can still be set: generated data; no monitor
     for name, value in (schema.debug if debug else {}).items():
         key = name.removesuffix("?")
         if key == name or any(_is_in(set_key, key) for set_key in keys):
             assign(values, key, copy.deepcopy(value))  # later overrides must not change the class
-            generated = isinstance(value, dict) and value.get("name") == "shapes"
-            replaced += [key] if generated or key == "monitor" else []
+            if key == "monitor" or (isinstance(value, dict) and value.get("name") == "shapes"):
+                replaced[key] = [f"{key}.{option}" for option in value or () if option != "name"]
     for key, text in given:
-        if any(_is_in(key, part) for part in replaced):
+        if any(_is_in(key, part) and key not in options for part, options in replaced.items()):
             _LOG.warning("--debug generates its images: --set %s=%s has no effect", key, text)
         else:
             assign(values, key, literal(text))

@@ -260,7 +260,7 @@ def test_training_goes_on_while_a_state_is_written_and_a_failed_write_ends_it(
         if step.number == 7:
             proceed.set()
             failed.wait(600)
-            time.sleep(0.2)
+            time.sleep(1.0)  # until the loop can see it, on a busy machine, too
         return toy_step(model, batch, step)
 
     monkeypatch.setattr(disk.os, "fsync", full)

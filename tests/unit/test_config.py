@@ -86,7 +86,7 @@ def test_base_file_overrides_and_debug_are_laid_over_each_other_in_this_order(tm
 
 
 @pytest.mark.parametrize(("config", "schema", "options"), [
-    ("pretrain/own_photos_one_gpu.py", "pretrain.PretrainConfig", ("data.train.length=1000", "monitor.data.root=/x")),
+    ("pretrain/own_photos_one_gpu.py", "pretrain.PretrainConfig", ("data.train.name=photos", "monitor.data.root=/x")),
     ("pretrain/dino_small_64px.py", "joint.JointConfig", ("data.train.name=photos", "data.val.name=photos")),
     ("classify/small_finetune.py", "classify.ClassifyConfig", ("data.train.labelled=labels.txt",)),
     ("detect/mask_rcnn_vitdet_base_one_gpu.py", "detect.DetectConfig", (
@@ -97,7 +97,9 @@ def test_debug_sets_options_of_the_replaced_data_aside_and_says_so(
     config: str, schema: str, options: tuple[str, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     kind, more = resolve_name(f"mae_transfer.tasks.{schema}"), ["select=best"] if "detect" in config else []
-    cfg: Any = load(ROOT / "configs" / config, kind, overrides=["data.root=/x", *more, *options], debug=True)
+    given = ["data.root=/x", "data.val.length=3", *more, *options]
+    cfg: Any = load(ROOT / "configs" / config, kind, overrides=given, debug=True)
+    assert cfg.data.val.length == 3
     assert {part.name for part in (cfg.data.train, cfg.data.val)} == {"shapes"}
     assert getattr(cfg, "monitor", None) is None
     assert cfg.data.root == "/x"
