@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -23,6 +24,14 @@ CLASSES = ("n01", "n02", "n03")
 def one_thread() -> None:
     """Sums then run in one order on every machine, and tests that start processes do not fight for cores."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def closed_pipes_are_errors() -> Iterator[None]:
+    """A command that prints tables ends quietly with its pipe. Called by a test, it must not end the others."""
+    before = signal.getsignal(signal.SIGPIPE)
+    yield
+    signal.signal(signal.SIGPIPE, before)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
