@@ -14,6 +14,7 @@ import difflib
 import hashlib
 import json
 import logging
+import os
 import pprint
 import re
 import types
@@ -278,8 +279,13 @@ def _normalised(values: dict[str, Any]) -> dict[str, Any]:
     """
     same = {key: NEUTRAL.get(key, value) for key, value in values.items()}
     if isinstance(root := same.get("root"), str):
-        same["root"] = Path(root).name.removesuffix(".zip")
+        same["root"] = set_name(root)
     return {key: _normalised(value) if isinstance(value, dict) else value for key, value in same.items()}
+
+
+def set_name(root: str | Path) -> str:
+    """Return the name of a data set: of its folder, also for "." and "..", or of its pack without ".zip"."""
+    return Path(os.path.abspath(root)).name.removesuffix(".zip")  # noqa: PTH100 - Path.absolute() keeps ".."
 
 
 def literal(text: str) -> Any:

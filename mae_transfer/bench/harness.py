@@ -83,6 +83,7 @@ class Timing:
     measures: Measures | None = None
     failure: str | None = None
     images_per_core_s: tuple[float, ...] = ()
+    warmup_s: float | None = None  # of the steps before the first round, which compile the model
 
 
 def race(
@@ -94,7 +95,8 @@ def race(
     taken: dict[tuple[str, Mode], list[Elapsed]] = {key: [] for key in lanes}
     try:
         ready = {key: _ask(pipe, warmup) for key, pipe in lanes.items()}
-        running = [key for key, reply in ready.items() if not isinstance(reply, str)]
+        started = {key: reply.wall for key, reply in ready.items() if not isinstance(reply, str)}
+        running = list(started)
         for number in range(rounds):
             # Alternate the order, so that no contestant always follows the same one.
             for key in running if number % 2 == 0 else running[::-1]:
@@ -115,6 +117,7 @@ def race(
         Timing(
             *key, tuple(images / one.wall for one in taken[key]), measures.get(key),
             None if key in measures else ready[key], tuple(images / one.processor for one in taken[key]),
+            started.get(key),
         )
         for key in lanes
     ]  # fmt: skip
@@ -157,6 +160,7 @@ def describe(row: Timing, rows: Sequence[Timing], work: Workload, comparison: Co
         "images_per_s_rounds": list(row.images_per_s),
         comparison.ratio: ratio,
         **(cores if torch.device(work.device).type == "cpu" else {}),
+        "warmup_s": row.warmup_s,
         "peak_memory_gib": row.measures.peak_gib,
         "gflops_per_image": flops_per_image and flops_per_image / 1e9,
         "share_of_matmul_peak": flops_per_image and _speed(row) * flops_per_image / peak,

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeVar
 
 import torch
 from pydantic import Field, model_validator
 
 from mae_transfer.bounds import BelowOne, Few, Portion, Sides, Whole
-from mae_transfer.config import Schema
+from mae_transfer.config import Schema, set_name
 from mae_transfer.data.folders import FolderConfig, PhotosConfig
 from mae_transfer.data.loader import Crops, Masking, Unreadable
 from mae_transfer.data.regions import check_decoder
@@ -55,7 +54,7 @@ class BaseDataConfig(Schema):
     @property
     def name(self) -> str:
         """The data set's name in tables: the name of its folder, or the kind of generated images."""
-        return Path(self.root).name.removesuffix(".zip") if self.root else self.train.name
+        return set_name(self.root) if self.root else self.train.name
 
     def unreadable(self) -> Unreadable:
         """Return the policy for unreadable files. Its `files` record those found so far."""

@@ -64,6 +64,12 @@ def test_a_race_reports_every_contestant_and_says_why_one_did_not_run():
     assert len(rows["toy"].images_per_s) == len(rows["toy"].images_per_core_s) == 3
     assert measures.flops == 2 * 2 * (2 * 8 * 4)  # forward and the weights' gradient; the input needs none
     assert measures.loss > 0
+    warmup = rows["toy"].warmup_s
+    assert warmup is not None
+    assert warmup > 0
+    record = describe(rows["toy"], [rows["toy"]], WORK, Comparison({"toy": toy}, "ratio", to="toy"))
+    assert record["warmup_s"] == warmup
+    assert rows["absent"].warmup_s is None
     assert rows["absent"].failure == "not installed (peerless): pip install -e '.[bench]'"
     assert "died" in (rows["dying"].failure or "")
 

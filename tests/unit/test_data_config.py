@@ -42,6 +42,16 @@ def test_the_root_fills_in_for_sources_that_take_one(tmp_path: Path) -> None:
     assert none is None
 
 
+@pytest.mark.parametrize(("inside", "root"), [("set", "."), ("set/train", ".."), (".", "set"), (".", "set.zip")])
+def test_a_data_set_has_one_name_and_digest_however_its_folder_is_spelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: str, root: str
+) -> None:
+    (tmp_path / "set/train").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / inside)
+    assert config(root=root).name == "set"
+    assert config(root=root).digest() == config(root="/elsewhere/set").digest()
+
+
 def test_a_missing_root_is_refused() -> None:
     with pytest.raises(ValueError, match=r"set data\.root"):
         open_sources(config())
