@@ -17,7 +17,7 @@ REMEDIES = {
     errno.ENOSPC: "free some space, then start again",
     errno.EDQUOT: "the quota is used up: free some space, then start again",
     errno.EFBIG: "raise the limit on the size of files (ulimit -f), then start again",
-    errno.ENOENT: "its folder is gone: was it moved or removed?",
+    errno.ENOENT: "its folder does not exist: was it moved or removed, or is its name wrong?",
     errno.EACCES: "make its folder writable, or name another one",
     errno.EROFS: "its file system is read-only: name another folder",
 }

@@ -221,7 +221,7 @@ def write_index(path: Path) -> int:
         raise ValueError(
             f"{path}: the name {error.object!r} is not UTF-8: unpack the zip, and pack the folder with --root FOLDER"
         ) from error
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:  # the last for unknown versions of zip
         raise ValueError(f"{path} is not a zip, or it is truncated ({error}): make or copy it again") from error
     images, empty = _visible(path, members)
     images.sort(key=_order)
@@ -350,7 +350,7 @@ def _load_index(path: Path) -> Mapping[str, np.ndarray]:
             return {key: arrays[key] for key in ARRAYS}
     except FileNotFoundError:
         raise ValueError(f"{path} has no index {index.name} beside it: {_rewrite(path)}") from None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{index} cannot be used ({error}): {_rewrite(path)}") from error
 
 

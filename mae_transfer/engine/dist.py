@@ -236,9 +236,9 @@ def compiles(wanted: bool | None, dist: Dist) -> bool:
 def compile_blocks(model: nn.Module) -> None:
     """Compile every member of a list named `blocks` in place, or model.compile() if there is none.
 
-    Blocks of equal structure share their graphs, so compilation takes seconds for any depth. Whatever surrounds a block
-    (activation checkpointing, DDP) is not compiled. If the compiler fails, a warning names the reason once and the
-    model runs eagerly.
+    Blocks of equal structure share their graphs, so compilation takes the same time for any depth. Whatever surrounds a
+    block (activation checkpointing, DDP) is not compiled. If torch cannot compile, a warning names the reason once and
+    the model runs eagerly.
     """
     import torch._dynamo as dynamo
     import torch._functorch.config as functorch
@@ -248,15 +248,25 @@ def compile_blocks(model: nn.Module) -> None:
         functorch.force_non_lazy_backward_lowering = True  # a failure of the backward pass is seen in the forward pass
     lists = [part for owner in model.modules() for name, part in owner.named_children() if name == "blocks"]
     backend = _falling_back(dynamo.lookup_backend("inductor"))
-    for part in [block for blocks in lists for block in blocks.children()] or [model]:
-        part.compile(backend=backend)
+    parts = [block for blocks in lists for block in blocks.children()] or [model]
+    try:
+        for part in parts:
+            part.compile(backend=backend)
+    except RuntimeError as error:  # torch does not compile on this platform, or for this version of Python
+        for part in parts:
+            part._compiled_call_impl = None
+        _warn_of_compiler(error)
 
 
 def compiled(function: Callable[P, T]) -> Callable[P, T]:
     """Return the function, compiled. If the compiler fails, a warning names the reason once, and it runs eagerly."""
     import torch._dynamo as dynamo
 
-    return torch.compile(function, backend=_falling_back(dynamo.lookup_backend("inductor")))
+    try:
+        return torch.compile(function, backend=_falling_back(dynamo.lookup_backend("inductor")))
+    except RuntimeError as error:  # as in compile_blocks
+        _warn_of_compiler(error)
+        return function
 
 
 def _falling_back(compiler: Callable[..., Any]) -> Callable[[torch.fx.GraphModule, list[Any]], Any]:
@@ -268,12 +278,16 @@ def _falling_back(compiler: Callable[..., Any]) -> Callable[[torch.fx.GraphModul
         try:
             return graph.forward if failed else compiler(graph, inputs)
         except Exception as error:
-            failed, cause = True, getattr(error, "inner_exception", error)
-            reason = f"{type(cause).__name__}: {next(iter(str(cause).splitlines()), '')}"
-            _LOG.warning("run.compile: the model runs eagerly because the compiler failed: %s", reason)
+            failed = True
+            _warn_of_compiler(getattr(error, "inner_exception", error))
             return graph.forward
 
     return compile
+
+
+def _warn_of_compiler(cause: Exception) -> None:
+    reason = f"{type(cause).__name__}: {next(iter(str(cause).splitlines()), '')}"
+    _LOG.warning("run.compile: the model runs eagerly because the compiler failed: %s", reason)
 
 
 @contextmanager

@@ -57,11 +57,11 @@ class RunConfig(Schema):
     Needs one crop per image without jitter. It does not pay on CPU. Nothing was measured on a GPU; its decoder may
     round in another way."""
     compile: bool | None = None
-    """Compile each transformer block in training (torch.compile): some seconds at the start, faster steps. A model
-    without blocks is compiled as a whole. Evaluations alone (--eval, frozen backbones) are never compiled. None: on
-    cuda only, unless detection takes images of many sizes (data.square = None). If the compiler fails, the run
-    continues without it and says why. From the same seed, a compiled block drops other samples (drop path) than an
-    eager one."""
+    """Compile each transformer block in training (torch.compile). It takes time at the start (a minute for ViT-B on two
+    CPU cores, not measured on a GPU) and is meant for GPUs: on a CPU it makes float32 no faster. A model without blocks
+    is compiled as a whole. Evaluations alone (--eval, frozen backbones) are never compiled. None: on cuda only, unless
+    detection takes images of many sizes (data.square = None). If torch cannot compile the model, the run continues
+    without and says why. From the same seed, a compiled block drops other samples (drop path) than an eager one."""
     checkpoint_activations: bool = False
     """Recompute activations in the backward pass: less memory, about a third more compute."""
     position_bias: Literal["tensor", "channels", "flex"] = "tensor"

@@ -208,7 +208,7 @@ def test_compiled_drop_path_drops_samples_at_its_rate(backend: Any) -> None:
     assert torch.equal(torch.compile(drop.eval(), backend="eager")(torch.ones(5, 2)), torch.ones(5, 2))
 
 
-def fails(*_: Any) -> Any:
+def fails(*_: Any, **__: Any) -> Any:
     raise RuntimeError("no such machine")
 
 
@@ -226,6 +226,20 @@ def test_a_failing_compiler_is_named_once_and_the_model_runs_eagerly(
     [message] = [record.message for record in caplog.records if record.name == "mae_transfer.engine.dist"]
     assert message.startswith("run.compile: the model runs eagerly because the compiler failed")
     assert "no such machine" in message
+
+
+def test_where_torch_does_not_compile_everything_runs_eagerly(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch, "compile", fails)
+    monkeypatch.setattr(nn.Module, "compile", fails)
+    model, loss = mae_of(torch.float32)
+    eager = gradients(model, loss)
+    with caplog.at_level(logging.WARNING, logger="mae_transfer"):
+        compile_blocks(model)
+        assert compiled(fails) is fails
+    assert all(map(torch.equal, gradients(model, loss), eager))
+    assert caplog.text.count("runs eagerly because the compiler failed: RuntimeError: no such machine") == 2
 
 
 def test_an_error_of_the_model_itself_is_not_taken_for_one_of_the_compiler(backend: Any) -> None:

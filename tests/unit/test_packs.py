@@ -285,6 +285,22 @@ def one_array(pack: Path) -> None:
         np.save(file, np.arange(3))
 
 
+def set_in_directory(path: Path, at: int, value: bytes) -> None:
+    """Change bytes of the first entry in a zip's directory."""
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"PK\1\2")
+    content[entry + at : entry + at + len(value)] = value
+    path.write_bytes(content)
+
+
+def unknown_version(pack: Path) -> None:
+    set_in_directory(index_of(pack), 6, bytes([90, 0]))
+
+
+def encrypted(pack: Path) -> None:
+    set_in_directory(index_of(pack), 8, bytes([1, 0]))
+
+
 def not_a_zip(pack: Path) -> None:
     pack.write_bytes(b"text")
     lose(pack)
@@ -300,6 +316,8 @@ def not_a_zip(pack: Path) -> None:
         (keep_arrays("version"), r"set\.zip\.index cannot be used \(.*size.*\): write its index with"),
         (keep_arrays(version=2), r"set\.zip\.index cannot be used \(version 2, not 3\): write its index with"),
         (one_array, r"set\.zip\.index cannot be used .*: write its index with"),
+        (unknown_version, r"set\.zip\.index cannot be used \(zip file version 9\.0\): write its index with"),
+        (encrypted, r"set\.zip\.index cannot be used \(.*encrypted.*\): write its index with"),
         (not_a_zip, r"has no index"),
     ],
 )
@@ -307,6 +325,12 @@ def test_a_pack_that_is_not_whole_is_refused(pack: Path, spoil: Any, message: st
     spoil(pack)
     with pytest.raises(ValueError, match=message):
         FolderConfig(root=str(pack), split="val").open()
+
+
+def test_a_zip_of_an_unknown_version_is_refused(pack: Path) -> None:
+    set_in_directory(pack, 6, bytes([90, 0]))
+    with pytest.raises(ValueError, match=r"set\.zip is not a zip, or it is truncated \(zip file version 9\.0\)"):
+        write_index(pack)
 
 
 def test_an_index_of_another_pack_is_refused(root: Path, pack: Path, tmp_path: Path) -> None:
