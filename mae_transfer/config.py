@@ -158,6 +158,8 @@ def load(
         if any(_is_in(key, part) and key not in options for part, options in replaced.items()):
             _LOG.warning("--debug generates its images: --set %s=%s has no effect", key, text)
         else:
+            if key.endswith(".root") and f"{key.removesuffix('root')}train" in replaced:
+                _LOG.warning("--debug generates its images: those of --set %s=%s are not read", key, text)
             assign(values, key, literal(text))
     return validate(values, schema, where=str(path))
 
@@ -172,7 +174,7 @@ def read(path: str | Path) -> dict[str, Any]:
     from mmengine.config import Config  # a slow import, so not at module level
 
     if not Path(path).is_file():
-        raise ValueError(f"config file {str(path)!r} does not exist; the provided ones are in configs/")
+        raise ValueError(f"config file {str(path)!r} does not exist; --list shows the provided ones")
     try:
         for node in ast.walk(ast.parse(Path(path).read_text(encoding="utf-8"))):
             if isinstance(node, ast.Dict):

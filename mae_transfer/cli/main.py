@@ -26,6 +26,7 @@ PROGRAM = "mae-transfer"
 UNWRITABLE = {
     errno.EACCES: ": you may not write or read there; use another folder (--work-dir), or change its permissions",
     errno.EROFS: ": use another folder (--work-dir)",
+    errno.EEXIST: ": a file has this name; use another folder (--work-dir)",
     errno.ENOTDIR: ": a part of this path is a file; use another folder (--work-dir)",
 }
 """Error number -> what a user can do."""

@@ -68,7 +68,9 @@ def task_of(config: Path, tasks: Mapping[str, TaskEntry]) -> tuple[str, list[Any
 
     name = read(config).get("task", next(iter(tasks)))
     if name not in tasks:
-        raise ValueError(f"{config}: unknown task {name!r}; this tool runs {', '.join(tasks)}")
+        raise ValueError(
+            f"{config}: unknown task {name!r}; this tool runs {', '.join(tasks)} (a config's first lines name its tool)"
+        )
     return name, [part and resolve_name(f"mae_transfer.tasks.{part}") for part in tasks[name]]
 
 

@@ -34,7 +34,7 @@ from mae_transfer.data.ade import (
     find_pairs,
     read_map,
 )  # fmt: skip
-from mae_transfer.data.coco import Coco, CocoConfig, ObjectSource, load_json, locate
+from mae_transfer.data.coco import Coco, CocoConfig, ObjectSource, list_classes, load_json, locate
 from mae_transfer.data.coco_rules import examine
 from mae_transfer.data.decode import UnreadableImage, decode_file, size_of
 from mae_transfer.data.reports import EXAMPLES, Defect, Defects, collect_notes, refuse, report, stopping, track_progress
@@ -63,22 +63,41 @@ def check_any(root: Path, *, splits: Sequence[str] = (), options: Mapping[str, A
         options: of CocoConfig and AdeConfig. Those of the other layout are ignored.
 
     Raises:
-        ValueError: the folder has neither layout.
+        ValueError: the folder is missing, or has neither layout.
     """
+    if not root.is_dir():
+        raise ValueError(f"{str(root)!r} is not a folder: name the one of the data set (--root)")
     jsons = [path.stem.removeprefix("instances_") for path in sorted(root.glob("annotations/instances_*.json"))]
     if named := options.get("annotations"):
         return {named: check_coco(_configure(CocoConfig, root, options))}
     if jsons:
         coco = _configure(CocoConfig, root, options)
-        return {split: check_coco(coco.model_copy(update={"split": split})) for split in splits or jsons}
+        found = {split: check_coco(coco.model_copy(update={"split": split})) for split in splits or jsons}
+        return _compare_classes(coco, found)
     maps = [path.name for path in sorted(root.glob("annotations/*")) if path.is_dir()]
     if maps:
         ade = _configure(AdeConfig, root, options)
         return {split: check_ade(ade.model_copy(update={"split": split})) for split in splits or maps}
     raise ValueError(
         f"{str(root)!r} has neither annotations/instances_*.json (COCO) nor annotations/SPLIT/ (ADE20K): name the json "
-        "(--annotations)"
+        "(--annotations). A folder of images without annotations is checked when a run starts"
     )
+
+
+def _compare_classes(cfg: CocoConfig, found: dict[str, list[Defect]]) -> dict[str, list[Defect]]:
+    """Add a defect to every usable split whose classes are not those of the first."""
+    usable = {split: defects for split, defects in found.items() if not stopping(defects)}
+    classes: dict[str, tuple[str, ...]] = {}
+    for split in usable:
+        file, _ = locate(cfg.model_copy(update={"split": split}))
+        classes[split] = list_classes(load_json(file)["categories"])
+    for split, names in classes.items():
+        first = next(iter(classes))
+        if names != classes[first]:
+            different = ", ".join(sorted(set(names) ^ set(classes[first]))[:EXAMPLES]) or "the order differs"
+            remedy = "a run needs the same categories in both, in the same order of ids"
+            usable[split].append(Defect(f"classes other than those of {first}", 1, (different,), remedy))
+    return found
 
 
 def _configure(schema: type[S], root: Path, options: Mapping[str, Any]) -> S:

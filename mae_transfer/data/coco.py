@@ -106,7 +106,7 @@ class Coco:
         for defect in found.defects:
             report_on_main(f"{self.json}: {defect}")
         categories = sorted(found.categories, key=lambda category: category["id"])
-        self.classes = tuple(category["name"] for category in categories)
+        self.classes = list_classes(categories)
         self.category_ids = np.array([category["id"] for category in categories], dtype=np.int64)
         self._fill(found, cfg)
         if not len(self) or self._crowd.all():
@@ -230,6 +230,11 @@ def load_json(path: Path) -> Json:
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in lists):
         raise ValueError(f"{path} is not in COCO's format: it must contain the lists {', '.join(lists)}")
     return content
+
+
+def list_classes(categories: Sequence[Json]) -> tuple[str, ...]:
+    """Return the names of the categories in the order of their ids, which is that of the labels."""
+    return tuple(category["name"] for category in sorted(categories, key=lambda category: category["id"]))
 
 
 def decode_outlines(outlines: Sequence[Any], size: Size) -> Tensor:

@@ -38,6 +38,11 @@ class FolderConfig(FolderSetConfig):
     """True: the subfolders are the classes, numbered in sorted order, each searched at any depth. False: use every
     image at any depth, without labels."""
 
+    @property
+    def searched(self) -> Path:
+        """The folder whose files are listed, or the pack."""
+        return self.home / self.split if self.split else self.home
+
     def open(self) -> Folder:
         if self.home.is_file():
             from mae_transfer.data.packs import PackedFolder
@@ -111,6 +116,12 @@ class PhotosConfig(FolderSetConfig):
     """The part: "train" or "val". They share no image."""
     held_out: Between = 0.02
     """Share of the images used as "val" if there is no such folder, at most 2,048 images."""
+
+    @property
+    def searched(self) -> Path:
+        """The folder whose files are listed, or the pack."""
+        has_train, has_val = (_has_folder(self.home, name) for name in ("train", "val"))
+        return self.home / (self.split if has_val else "train") if has_train else self.home
 
     def open(self) -> Photos:
         return Photos(self)
@@ -219,8 +230,9 @@ def _has_folder(root: Path, name: str) -> bool:
 def no_split(root: Path, split: str | None, found: Sequence[str]) -> ValueError:
     """Return the error for a split that a root does not have; `found`: its subfolders."""
     return ValueError(
-        f"{str(root)!r} has no split {split!r}; its subfolders: {', '.join(found) or 'none'} (split=None reads the "
-        "folder itself)"
+        f"{str(root)!r} has no split {split!r}; its subfolders: {', '.join(found) or 'none'}. To pretrain on all "
+        "images of a folder, set data.train.name=photos and data.val.name=photos, which hold some of them out. "
+        "split=None reads the folder itself"
     )
 
 

@@ -221,7 +221,7 @@ def write_index(path: Path) -> int:
         raise ValueError(
             f"{path}: the name {error.object!r} is not UTF-8: unpack the zip, and pack the folder with --root FOLDER"
         ) from error
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:  # the last for unknown versions of zip
+    except (zipfile.BadZipFile, EOFError, RuntimeError) as error:  # the last for unknown versions of zip
         raise ValueError(f"{path} is not a zip, or it is truncated ({error}): make or copy it again") from error
     images, empty = _visible(path, members)
     images.sort(key=_order)

@@ -6,8 +6,10 @@ import os
 import socket
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from mae_transfer.config import Schema, load_saved
+from mae_transfer.data import FolderConfig, PhotosConfig
 from mae_transfer.disk import write_text
 from mae_transfer.engine import checkpoint
 from mae_transfer.engine.dist import Dist
@@ -36,8 +38,9 @@ def open_work_dir(root: Path, cfg: Schema, *, resume: bool) -> WorkDir:
 
     Raises:
         ValueError: the folder holds a run of another config (the message has the values that differ), or it holds a run
-            and `resume` is False.
+            and `resume` is False, or it lies among the images.
     """
+    _check_outside_images(root, cfg)
     folder = WorkDir(root)
     holds_run = checkpoint.newest(folder.checkpoints) is not None or folder.results.is_file()
     if holds_run and folder.config.exists():
@@ -48,6 +51,20 @@ def open_work_dir(root: Path, cfg: Schema, *, resume: bool) -> WorkDir:
     if not resume and checkpoint.newest(folder.checkpoints) is not None:
         raise ValueError(f"{root} already holds a run; continue it with --resume, or use another --work-dir")
     return folder
+
+
+def _check_outside_images(root: Path, cfg: Schema) -> None:
+    """Raise ValueError if the pictures of a run would become images of its data."""
+    data: Any = getattr(cfg, "data", None)
+    for name in ("train", "val", "holdout"):
+        part = getattr(data, name, None)
+        if isinstance(part, FolderConfig | PhotosConfig) and (part := part.completed({"root": data.root})).root:
+            images = part.searched
+            if root.resolve().is_relative_to(images.resolve()):
+                raise ValueError(
+                    f"--work-dir {root} lies in {images}, the folder of data.{name}: the pictures of the run would "
+                    "become images of the set; use a folder outside it"
+                )
 
 
 def write_config(folder: WorkDir, cfg: Schema) -> None:

@@ -12,6 +12,7 @@ from mae_transfer.config import load
 from mae_transfer.data import open_sources
 from mae_transfer.data.folders import Photos, PhotosConfig
 from mae_transfer.tasks.pretrain import PretrainConfig
+from mae_transfer.tasks.workdir import open_work_dir
 
 CONFIG = Path(__file__).parents[2] / "configs/pretrain/own_photos_one_gpu.py"
 SPLIT = [f"{split}/{name}" for split in ("train", "val") for name in ("cat/a.jpg", "cat/b.jpg", "dog/c.png")]
@@ -80,3 +81,19 @@ def test_the_recipe_takes_a_folder_and_nothing_else(tmp_path: Path) -> None:
     train, val = open_sources(cfg.data)
     assert val is not None
     assert (len(train), len(val)) == (59, 1)
+
+
+@pytest.mark.parametrize(("names", "inside", "outside"), [
+    (FLAT, "runs/a", "../runs/a"),
+    ([f"train/{name}" for name in CLASSES], "train/runs/a", "runs/a"),
+    (SPLIT, "val/a", "runs/a"),
+])  # fmt: skip
+def test_pictures_of_a_run_cannot_become_its_images(
+    tmp_path: Path, names: list[str], inside: str, outside: str
+) -> None:
+    root = fill(tmp_path / "photos", names)
+    cfg = load(CONFIG, PretrainConfig, overrides=[f"data.root={root}"])
+    with pytest.raises(ValueError, match=r"--work-dir \S+ lies in \S+, the folder of data\.(train|val): "):
+        open_work_dir(root / inside, cfg, resume=False)
+    open_work_dir(root / outside, cfg, resume=False)
+    assert not (root / inside).exists()

@@ -217,6 +217,26 @@ def test_any_json_and_any_class_list_can_be_checked(tmp_path: Path, tool: Callab
     assert kept["validation"][0].examples[0] == "'void' (value 0)"
     with pytest.raises(ValueError, match="has neither"):
         check_any(tmp_path, options={})
+    with pytest.raises(ValueError, match="'.*nowhere' is not a folder"):
+        check_any(tmp_path / "nowhere", options={})
+
+
+def test_splits_with_other_categories_are_a_defect_as_in_a_run(tmp_path: Path, tool: Callable[..., Any]) -> None:
+    write_coco(tmp_path, **SMALL)
+    file = tmp_path / "annotations/instances_val2017.json"
+    content = json.loads(file.read_text())
+    before = content["categories"][0]["name"]
+    content["categories"][0]["name"] = "other"
+    file.write_text(json.dumps(content))
+    status, said = tool("check", "--root", tmp_path)
+    assert status == 1
+    assert f"1 x classes other than those of train2017: {', '.join(sorted(['other', before]))}; a run needs" in said
+    content["categories"][0]["name"] = before
+    content["categories"][0]["id"] = 1 + max(one["id"] for one in content["categories"])
+    for one in content["annotations"]:
+        one["category_id"] = content["categories"][-1]["id"]
+    file.write_text(json.dumps(content))
+    assert "classes other than those of train2017: the order differs" in tool("check", "--root", tmp_path)[1]
 
 
 def test_defects_with_a_policy_are_shown_and_do_not_fail_the_check(
