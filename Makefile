@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MINI := runs/mini
+# A test file runs in one process: its tests share fixtures that take seconds. The longest files come first.
+TEST := $(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -18,10 +20,10 @@ mini: $(VENV)/segment.stamp  ## the demo: two pretrainings and random weights th
 	@echo "The same command continues after an interruption. To start again: rm -r $(MINI)"
 
 test: lint  ## what CI runs: lint, types and every test that is not slow
-	$(BIN)/python -m pytest -m "not slow"
+	$(TEST)
 
 check: lint  ## before each commit: lint, types and the fast tests
-	$(BIN)/python -m pytest -m "not slow" tests/unit tests/policy
+	$(TEST) tests/unit tests/policy
 
 lint: install  ## ruff and mypy only
 	$(BIN)/ruff check .

@@ -31,6 +31,7 @@ DEV = [
     "mypy>=2.4",
     "pytest>=9.2",
     "pytest-timeout>=2.4",
+    "pytest-xdist>=3.8",
     SKLEARN,
     JPEG,
     REGIONS,

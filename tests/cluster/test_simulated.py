@@ -96,7 +96,7 @@ def test_a_preempted_job_is_queued_again_if_it_lives(
     stays: bool, restarts: int, simulation: Start, tmp_path: Path
 ) -> None:
     cluster = simulation(grace_s=0.5)
-    body = f"touch {tmp_path}/on; [ -z $SLURM_RESTART_COUNT ] || exit 0; " + ("trap '' TERM; " if stays else "")
+    body = ("trap '' TERM; " if stays else "") + f"touch {tmp_path}/on; [ -z $SLURM_RESTART_COUNT ] || exit 0; "
     (tmp_path / "step").write_text(body + "for i in $(seq 100); do sleep 0.1; done")
     cluster.run("sbatch", script(tmp_path, f"srun bash {tmp_path}/step", "array=0-0"))
     cluster.wait(lambda _: (tmp_path / "on").exists())

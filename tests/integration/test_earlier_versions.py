@@ -111,6 +111,11 @@ def test_a_stopped_pretraining_resumes_and_ends_with_the_same_losses(earlier: Pa
     weights, finished = (
         load_backbone(f"runs/{name}/backbone.safetensors").state_dict() for name in ("stopped", "done")
     )
+    for name in weights:
+        if name.endswith("qkv.bias"):
+            # softmax ignores the key's bias: its gradient is rounding alone, which AdamW enlarges
+            for state in (weights, finished):
+                state[name].chunk(3)[1].zero_()
     torch.testing.assert_close(weights, finished, rtol=1e-4, atol=1e-6)
 
 

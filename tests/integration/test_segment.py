@@ -127,12 +127,14 @@ def test_kill_9_loses_only_the_steps_since_the_last_save(base: Values, tmp_path:
     (tmp_path / "cfg.py").write_text(cfg.source())
     script = tmp_path / "killed.py"
     script.write_text(
-        "import os, signal, sys\nfrom pathlib import Path\n"
+        "import os, signal, sys, time\nfrom pathlib import Path\n"
         "from mae_transfer.config import load\nfrom mae_transfer.tasks import segment\n"
         "losses = segment.Segmenter.losses\ncalls = []\n"
         "def losses_until_killed(*given):\n"
         "    calls.append(1)\n"
-        "    if len(calls) == 10:\n"  # in the second half of the fifth step
+        "    if len(calls) == 10:\n"  # in the second half of the fifth step, after a thread has written the fourth
+        "        while not (Path(sys.argv[2]) / 'checkpoints/step_00000004.pt').exists():\n"
+        "            time.sleep(0.01)\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return losses(*given)\n"
         "segment.Segmenter.losses = losses_until_killed\n"

@@ -21,7 +21,7 @@ def test_coefficients_equal_scikit_learns(c: float, classes: int) -> None:
     reference = LogisticRegression(C=c, tol=1e-10, max_iter=10_000).fit(features.numpy(), labels.numpy())
     np.testing.assert_allclose(found.weight, reference.coef_, atol=1e-4, rtol=1e-4)
     np.testing.assert_allclose(
-        found.bias - found.bias.mean(), reference.intercept_ - reference.intercept_.mean(), atol=1e-4
+        found.bias - found.bias.mean(), reference.intercept_ - reference.intercept_.mean(), atol=1e-4, rtol=1e-4
     )
     np.testing.assert_allclose(found(features).softmax(dim=1), reference.predict_proba(features.numpy()), atol=1e-4)
     assert found.gradient <= 1e-6

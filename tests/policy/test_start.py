@@ -10,6 +10,7 @@ import json
 import re
 import subprocess
 import sys
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -157,5 +158,5 @@ def test_show_prints_the_resolved_config_in_every_tool_and_needs_no_work_dir(wor
     lines = capsys.readouterr().out.splitlines()
     assert line in lines
     assert max(map(len, lines)) <= 100
-    documented = [text for text in lines if text.startswith("    ") and text.endswith(".")]
+    documented = [tuple(texts) for indented, texts in groupby(lines, lambda text: text.startswith("    ")) if indented]
     assert len(documented) == len(set(documented)) > 10
