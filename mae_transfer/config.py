@@ -173,10 +173,13 @@ def read(path: str | Path) -> dict[str, Any]:
     """Return the values of a config file and its base, before validation; ValueError if it cannot be read."""
     from mmengine.config import Config  # a slow import, so not at module level
 
-    if not Path(path).is_file():
-        raise ValueError(f"config file {str(path)!r} does not exist; --list shows the provided ones")
+    path = Path(path)
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [file.name for file in path.parent.glob("*.py")], n=1, cutoff=0.8)
+        hint = f"did you mean {path.with_name(near[0])}?" if near else "--list shows the provided ones"
+        raise ValueError(f"config file {str(path)!r} does not exist; {hint}")
     try:
-        for node in ast.walk(ast.parse(Path(path).read_text(encoding="utf-8"))):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Dict):
                 keys = [key.value for key in node.keys if isinstance(key, ast.Constant)]
                 if twice := [key for number, key in enumerate(keys) if key in keys[:number]]:

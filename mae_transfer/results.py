@@ -6,8 +6,10 @@ Every protocol writes Results and the tables read them, so a new benchmark needs
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Sequence
-from functools import lru_cache
+from contextlib import suppress
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -139,10 +141,23 @@ def _parse(text: str) -> tuple[tuple[Result, ...], tuple[str, ...]]:
 
 
 def device_name(device: torch.device) -> str:
-    """Return the GPU's name, or the type of the device with the machine's processor and the number of threads."""
+    """Return the GPU's name, or the type of the device with what its rounding depends on.
+
+    Of a CPU: the processor, the instruction set that torch uses, and the number of threads.
+    """
     import torch
 
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
-    return f"{device.type} ({platform.machine()}, {threads} thread{'s' if threads > 1 else ''})"
+    instructions = torch.backends.cpu.get_cpu_capability()
+    return f"{device.type} ({_processor()}, {instructions}, {threads} thread{'s' if threads > 1 else ''})"
+
+
+@cache
+def _processor() -> str:
+    """Return the processor's name as Linux tells it; elsewhere what Python knows, at least its architecture."""
+    with suppress(OSError):
+        if named := re.search(r"^model name\s*: *(\S.*?)\s*$", Path("/proc/cpuinfo").read_text("utf-8"), re.MULTILINE):
+            return named[1]
+    return platform.processor() or platform.machine()

@@ -131,8 +131,11 @@ def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_and_a_malformed_override_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="absent.py' does not exist"):
+    with pytest.raises(ValueError, match="absent.py' does not exist; --list shows the provided ones"):
         load(tmp_path / "absent.py", Example)
+    (tmp_path / "mae_small_64px.py").touch()
+    with pytest.raises(ValueError, match=r"mae_smal_64px.py' does not exist; did you mean .*/mae_small_64px\.py\?"):
+        load(tmp_path / "mae_smal_64px.py", Example)
     with pytest.raises(ValueError, match="write it as key=value"):
         load(write(tmp_path, "steps = 1"), Example, overrides=["steps"])
     with pytest.raises(ValueError, match="'steps' is a value, not a group"):

@@ -1,14 +1,17 @@
 """results.py: what is written is read back; damaged lines are named and the rest is used."""
 
 import json
+import platform
+import re
 from pathlib import Path
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from mae_transfer import disk
 from mae_transfer.record import Record
-from mae_transfer.results import Result, append, load
+from mae_transfer.results import Result, append, device_name, load
 
 RECORD = {
     "run": "r", "task": "classify", "method": "m", "scale": "mini", "config_digest": "c", "recipe_digest": "d",
@@ -139,3 +142,11 @@ def test_a_result_of_before_the_policy_was_recorded_is_read() -> None:
 def test_a_nan_is_no_result() -> None:
     with pytest.raises(ValidationError):
         result(value=float("nan"))
+
+
+def test_a_cpu_is_named_with_what_its_rounding_depends_on() -> None:
+    instructions = torch.backends.cpu.get_cpu_capability()
+    named = re.fullmatch(rf"cpu \((.+), {instructions}, 1 thread\)", device_name(torch.device("cpu")))
+    assert named is not None
+    information = Path("/proc/cpuinfo")
+    assert not information.exists() or named[1] in information.read_text() + platform.machine()
