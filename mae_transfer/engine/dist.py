@@ -249,6 +249,7 @@ def compile_blocks(model: nn.Module) -> None:
     lists = [part for owner in model.modules() for name, part in owner.named_children() if name == "blocks"]
     backend = _falling_back(dynamo.lookup_backend("inductor"))
     parts = [block for blocks in lists for block in blocks.children()] or [model]
+    dynamo.config.optimize_ddp = not lists  # it splits graphs where gradient buckets end; DDP sends between blocks anyway
     try:
         for part in parts:
             part.compile(backend=backend)
@@ -271,12 +272,16 @@ def compiled(function: Callable[P, T]) -> Callable[P, T]:
 
 def _falling_back(compiler: Callable[..., Any]) -> Callable[[torch.fx.GraphModule, list[Any]], Any]:
     """Return a compiler that leaves graphs as they are once it has failed."""
+    from torch._dynamo.exc import RestartAnalysis, SkipFrame
+
     failed = False
 
     def compile(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
         nonlocal failed
         try:
             return graph.forward if failed else compiler(graph, inputs)
+        except (RestartAnalysis, SkipFrame):  # not failures: dynamo captures the graph again, or leaves the frame alone
+            raise
         except Exception as error:
             failed = True
             _warn_of_compiler(getattr(error, "inner_exception", error))

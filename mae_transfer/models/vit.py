@@ -185,11 +185,17 @@ class PatchEmbed(nn.Module):
 class DropPath(TimmDropPath):
     """Stochastic depth per sample. All rates share one compiled graph; timm's code gives one graph per rate."""
 
+    keep: Tensor
+    """Share of the samples that are kept, (). A tensor is an input of the graph, a number would be its constant."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__(rate)
+        self.register_buffer("keep", torch.tensor(1 - rate), persistent=False)
+
     def forward(self, x: Tensor) -> Tensor:
         if self.training and torch.compiler.is_compiling():
-            keep = 1 - self.drop_prob
-            kept = torch.rand(len(x), *[1] * (x.dim() - 1), device=x.device) < keep
-            return x * (kept / keep).to(x.dtype)
+            kept = torch.rand(len(x), *[1] * (x.dim() - 1), device=x.device) < self.keep
+            return x * (kept / self.keep).to(x.dtype)
         out: Tensor = drop_path(x, self.drop_prob, self.training)
         return out
 
@@ -222,11 +228,20 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(
-        self, x: Tensor, bias: Bias | None = None, *, last: int | None = None, grid: tuple[int, int] | None = None
+        self,
+        x: Tensor,
+        bias: Bias | None = None,
+        *,
+        last: int | None = None,
+        grid: tuple[int, int] | None = None,
+        kept: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Return (B, L, D) for x (B, L, D), or (B, M, D) for the last M = `last` tokens only; see Attention."""
-        if self.skips:
-            return self._forward_kept(x, bias, last=last, grid=grid)
+        """Return (B, L, D) for x (B, L, D), or (B, M, D) for the last M = `last` tokens only; see Attention.
+
+        kept: the samples that each of the two branches computes (see `draw`); None: all.
+        """
+        if kept is not None:
+            return self._forward_kept(x, bias, *kept, last=last, grid=grid)
         attended = self.attn(self.norm1(x), bias, last=last, grid=grid)
         x = (x if last is None else x[:, -last:]) + self.drop_path(self.ls1(attended))
         out: Tensor = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
@@ -241,17 +256,29 @@ class Block(nn.Module):
         """Return how many samples of a training batch each branch computes."""
         return max(1, round(samples * (1 - self.rate_skipped)))
 
-    def _forward_kept(self, x: Tensor, bias: Bias | None, *, last: int | None, grid: tuple[int, int] | None) -> Tensor:
-        """Compute each branch for a random subset of the samples only (DINOv2, arXiv 2304.07193, section 5)."""
-        count = len(x)
-        keep = self.kept(count)
-        ids, others = (torch.randperm(count, device=x.device)[:keep] for _ in range(2))
+    def draw(self, samples: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Draw the samples of a training batch that each branch computes: two index tensors (K,)."""
+        first, second = (torch.randperm(samples, device=device)[: self.kept(samples)] for _ in range(2))
+        return first, second
+
+    def _forward_kept(
+        self,
+        x: Tensor,
+        bias: Bias | None,
+        ids: Tensor,
+        others: Tensor,
+        *,
+        last: int | None,
+        grid: tuple[int, int] | None,
+    ) -> Tensor:
+        """Compute each branch for some of the samples only (DINOv2, arXiv 2304.07193, section 5)."""
+        weight = len(x) / len(ids)
         own = select_samples(bias, ids)
         attended = self.ls1(self.attn(self.norm1(x.index_select(0, ids)), own, last=last, grid=grid))
         x = x if last is None else x[:, -last:]
-        x = x.index_add(0, ids, attended.to(x.dtype), alpha=count / keep)
+        x = x.index_add(0, ids, attended.to(x.dtype), alpha=weight)
         changed = self.ls2(self.mlp(self.norm2(x.index_select(0, others))))
-        return x.index_add(0, others, changed.to(x.dtype), alpha=count / keep)
+        return x.index_add(0, others, changed.to(x.dtype), alpha=weight)
 
 
 def run(
@@ -263,9 +290,13 @@ def run(
     grid: tuple[int, int] | None = None,
     recompute: bool,
 ) -> Tensor:
-    """Return block(x, bias, last=last, grid=grid); recompute: compute the activations again in the backward pass."""
-    mark_static(block, x)
-    output: Tensor = recomputed(block, recompute)(x, bias, last=last, grid=grid)
+    """Return block(x, bias, last=last, grid=grid); recompute: compute the activations again in the backward pass.
+
+    Skipped samples are drawn before the block, so that it has static sizes and recomputes the same samples.
+    """
+    kept = block.draw(len(x), x.device) if isinstance(block, Block) and block.skips else None
+    mark_static(block, x, *kept or ())
+    output: Tensor = recomputed(block, recompute)(x, bias, last=last, grid=grid, kept=kept)
     return output
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
+from torch.nn.parallel import DistributedDataParallel
 from torchvision.transforms.v2.functional import adjust_brightness, adjust_contrast
 
 from mae_transfer.core.normalize import Statistics
@@ -98,7 +100,14 @@ def channels_of(kind: torch.dtype) -> tuple[nn.Module, Callable[[], Tensor]]:
     return model, loss
 
 
-@pytest.mark.parametrize("make", [mae_of, channels_of, *(partial(vit_of, **options) for options in VARIANTS)])
+def skipping_of(kind: torch.dtype) -> tuple[nn.Module, Callable[[], Tensor]]:
+    model, loss = vit_of(kind, depth=3, drop_path=0.6, skip_dropped=True)
+    return model, lambda: (torch.manual_seed(1), loss())[1]
+
+
+@pytest.mark.parametrize(
+    "make", [mae_of, channels_of, skipping_of, *(partial(vit_of, **options) for options in VARIANTS)]
+)
 def test_compiled_blocks_compute_what_eager_ones_do(make: Any, backend: Any) -> None:
     backend("aot_eager")
     assert_compiled_equals_eager(*make(torch.float64), torch.float64)
@@ -165,16 +174,41 @@ def test_flex_attention_by_the_real_compiler_is_the_bias(leading: int | None) ->
     torch.testing.assert_close(found, attended(lambda q, k, v, bias: attention.attend(q, k, v, bias.tensor())))
 
 
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_all_depths_and_rates_of_drop_path_share_their_graphs(recompute: bool, skip: bool, backend: Any) -> None:
-    backend("eager")
+def test_all_depths_and_rates_of_drop_path_share_their_graphs(
+    recompute: bool, skip: bool, compiler: str, backend: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend(compiler)
     model, loss = vit_of(torch.float32, depth=12, drop_path=0.3, skip_dropped=skip)
     model.set_grad_checkpointing(recompute)
     compile_blocks(model)
     gradients(model.train(), loss)
-    assert counters["stats"]["unique_graphs"] == 3  # no drop path; the first rate; all other rates
+    # no drop path; all rates, or two numbers of samples that are not skipped
+    assert counters["stats"]["unique_graphs"] == (3 if skip else 2)
     assert not counters["graph_break"]
+    assert "the compiler failed" not in caplog.text
+
+
+def test_ddp_does_not_split_the_graph_of_a_block(backend: Any, tmp_path: Path) -> None:
+    """Its first gradient bucket has 1 MiB, and a block here has 3."""
+    sizes: list[int] = []
+
+    def look(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        sizes.append(len(inputs))
+        return graph.forward
+
+    backend(look)
+    model, _ = vit_of(torch.float32, dim=256, depth=2)
+    compile_blocks(model)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        features = DistributedDataParallel(model)(torch.randn(2, 3, 32, 32))
+        features.maps[-1].square().mean().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert len(sizes) == 1
 
 
 @pytest.mark.parametrize("recompute", [False, True])
