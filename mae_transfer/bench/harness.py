@@ -253,7 +253,7 @@ class Trainer:
     """The training step, the same for all contestants."""
 
     def __init__(self, contestant: Contestant, work: Workload, *, compiled: bool) -> None:
-        self.work, self.contestant, self.last = work, contestant, torch.zeros(())
+        self.work, self.contestant, self.last, self.warm = work, contestant, torch.zeros(()), False
         self.on_gpu = torch.device(work.device).type == "cuda"
         model = contestant.model.to(work.device).train()
         if compiled and contestant.blocks:
@@ -264,11 +264,15 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(trained, lr=1.5e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
 
     def train(self, steps: int, loss: Callable[[], Tensor] | None = None) -> Elapsed:
-        """Return the time of `steps` training steps. loss: another one than the contestant's."""
+        """Return the time of `steps` training steps. loss: another one than the contestant's.
+
+        That of the first steps includes compilation.
+        """
         loss = loss or self.contestant.loss
-        if self.on_gpu:
+        if self.on_gpu and self.warm:
             self.step(loss)  # it takes the memory that `free` gave back
             torch.cuda.synchronize()
+        self.warm = True
         with stopwatch(self.work.device) as elapsed:
             for _ in range(steps):
                 self.step(loss)

@@ -73,7 +73,8 @@ def session(
 ) -> Iterator[Dist]:
     """Join the processes that torchrun started (nccl on cuda, gloo elsewhere), and leave the group on exit.
 
-    Without torchrun the session is one process.
+    Without torchrun the session is one process. After an error on cuda the group is not left: nccl would wait for the
+    other processes, which may wait for this one. The error is reported at once, and torchrun ends the others.
 
     Args:
         device: the device to use; see `pick_device`.
@@ -105,8 +106,11 @@ def session(
             yield Dist(
                 where, rank, world, local, side=cast(td.ProcessGroup, td.new_group(backend="gloo", timeout=patience))
             )
-    finally:
-        td.destroy_process_group()
+    except BaseException:
+        if not cuda:
+            td.destroy_process_group()
+        raise
+    td.destroy_process_group()
 
 
 def agree(find: Callable[[], T], dist: Dist) -> T:
@@ -249,7 +253,7 @@ def compile_blocks(model: nn.Module) -> None:
     lists = [part for owner in model.modules() for name, part in owner.named_children() if name == "blocks"]
     backend = _falling_back(dynamo.lookup_backend("inductor"))
     parts = [block for blocks in lists for block in blocks.children()] or [model]
-    dynamo.config.optimize_ddp = not lists  # it splits graphs where gradient buckets end; DDP sends between blocks anyway
+    dynamo.config.optimize_ddp = not lists  # it would split graphs of blocks where gradient buckets end
     try:
         for part in parts:
             part.compile(backend=backend)

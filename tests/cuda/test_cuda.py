@@ -107,13 +107,13 @@ def launch(name: str, folder: Path, device: str, *changes: str, resume: bool = F
 def test_a_run_in_each_precision(name: str, device: str, precision: str, tmp_path: Path) -> None:
     if precision == "bfloat16" and device == "cuda" and not torch.cuda.is_bf16_supported(False):
         pytest.skip("this GPU has no bfloat16")
-    launch(name, tmp_path, device, f"precision={precision}")
+    launch(name, tmp_path, device, f"precision={precision}", "run.compile=False")
 
 
 @every_task
 @pytest.mark.parametrize("device", [SLOW_CPU, CUDA])
 def test_a_resumed_run_ends_where_the_whole_one_does(name: str, device: str, tmp_path: Path) -> None:
-    changes = ("run.save_every=1", "precision=float32")
+    changes = ("run.save_every=1", "precision=float32", "run.compile=False")
     whole = launch(name, tmp_path, device, *changes)
     (tmp_path / "checkpoints" / "step_00000002.pt").unlink()
     (tmp_path / "results.jsonl").unlink()
@@ -149,6 +149,24 @@ def test_a_compiled_run_starts_as_an_eager_one(
         assert runs[1][1] == pytest.approx(runs[0][1], rel=1e-3)
     assert not [record for record in caplog.records if "the compiler failed" in record.getMessage()]
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own compiler reads it
+@pytest.mark.usefixtures("light_compiler")
+def test_compiled_blocks_with_drop_path_can_recompute_their_activations(
+    device: str, skip: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    small: dict[str, Any] = {"size": None, "dim": 32, "depth": 4, "heads": 2, "patch": 8, "image_size": 32}
+    vit = ViT(ViTConfig(**small, drop_path=0.5, skip_dropped=skip)).to(device).train()
+    vit.set_grad_checkpointing(True)
+    compile_blocks(vit)
+    for images in torch.randn(3, 8, 3, 32, 32, device=device):
+        vit(images, norm=True).maps[-1].square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in vit.parameters() if p.requires_grad)
+    assert not [record for record in caplog.records if "the compiler failed" in record.getMessage()]
 
 
 @pytest.mark.parametrize("options", [
@@ -234,7 +252,9 @@ def test_a_real_step_that_does_not_log_never_waits_for_the_device(
 @pytest.mark.parametrize("device", ["cpu", CUDA])
 def test_crops_decoded_on_the_device_are_close_to_those_of_the_workers(device: str, tmp_path: Path) -> None:
     """Equal on CPU. A GPU's decoder rounds in another way, and a process of its own may crash."""
-    pytest.importorskip("nvidia.nvimgcodec")
+    codec = pytest.importorskip("nvidia.nvimgcodec")
+    if device == "cuda" and codec.__version__.startswith("0.9."):
+        pytest.skip("nvImageCodec 0.9 crashes on GPUs; runs refuse it")
     y, x = np.mgrid[0:600, 0:800]
     for index in range(8):
         waves = [np.sin(x / (9 + index)), np.sin(y / 8), np.sin((x + y) / 12)]

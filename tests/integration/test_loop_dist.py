@@ -108,6 +108,25 @@ def test_without_torchrun_a_session_is_one_process() -> None:
         assert read_mean({"b": torch.tensor(2), "a": torch.tensor(0.5)}, dist) == {"a": 0.5, "b": 2.0}
 
 
+@pytest.mark.parametrize(("device", "left"), [("cpu", 1), ("cuda", 0)])
+def test_an_error_does_not_wait_for_the_other_processes_of_nccl(
+    device: str, left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    for name in ("init_process_group", "new_group", "destroy_process_group"):
+        monkeypatch.setattr(torch.distributed, name, lambda *_, name=name, **__: calls.append(name))
+    monkeypatch.setattr(engine_dist, "pick_device", lambda *_, **__: torch.device(device))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="of this rank alone"), session():
+        raise ValueError("of this rank alone")
+    assert calls.count("destroy_process_group") == left
+    with session():
+        pass
+    assert calls.count("destroy_process_group") == left + 1
+
+
 def test_a_device_that_is_absent_is_an_error_that_names_what_is_there() -> None:
     absent = next(
         name

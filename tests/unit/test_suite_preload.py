@@ -29,6 +29,20 @@ print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules} - befor
 """
 
 
+GPU = """
+import json, os, sys
+import torch
+started = []
+torch._C._cuda_getDeviceCount = lambda: started.append(1) or 1
+torch.cuda._is_compiled = lambda: True
+torch.cuda._device_count_nvml = lambda: 1
+from mae_transfer.suite.local import preload
+preload.preload(json.loads(sys.argv[1]))
+import mmengine.device
+print(json.dumps([mmengine.device.utils.DEVICE, len(started), torch.cuda.is_available(), len(started)]))
+"""
+
+
 @pytest.fixture
 def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     return Stage(tmp_path, monkeypatch)
@@ -136,3 +150,12 @@ print(record.software().commit)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
 
     assert done.stdout.strip() == "imported"
+
+
+def test_imports_ahead_do_not_start_cuda_which_a_fork_could_not_use() -> None:
+    """They still find the GPU. A run that asks for it starts CUDA."""
+    modules = modules_of(open_plan(ROOT / "configs" / "suites" / "mini.py")[1].values())
+    done = subprocess.run(
+        [sys.executable, "-c", GPU, json.dumps(sorted(modules))], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == ["cuda", 0, True, 1]
