@@ -18,6 +18,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,6 +81,11 @@ class Pack:
     def name(self, member: int) -> str:
         """Return the path of a member within the pack."""
         return _text(self._names[self._ends[member - 1] if member else 0 : self._ends[member]])
+
+    def names(self) -> list[str]:
+        """Return the path of every member within the pack, many times as fast as one by one."""
+        names = self._names.tobytes()
+        return [names[start:end].decode() for start, end in pairwise([0, *self._ends.tolist()])]
 
     def subfolders(self, folder: str) -> list[str]:
         """Return the names of the folders directly in a folder, in order; "" is the pack itself."""
@@ -162,6 +168,11 @@ class PackedFolder(Folder):
     def where(self, index: int) -> str:
         """Return the path of image `index`, as if the pack were a folder."""
         return f"{self._pack.path}/{self._pack.name(self._members[index])}"
+
+    def paths(self) -> list[str]:
+        """Return the path of every image."""
+        names, home = self._pack.names(), f"{self._pack.path}/"
+        return [home + names[member] for member in self._members.tolist()]
 
     def file_sizes(self) -> list[int]:
         """Return the size of every image file in bytes."""

@@ -11,7 +11,7 @@ import hashlib
 import os
 import zlib
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self, cast, runtime_checkable
@@ -308,8 +308,11 @@ def digest_of_times(source: Any) -> str:
 
 def _paths(source: Any) -> list[str]:
     """Return the path of every image; none if the images are generated."""
+    if hasattr(source, "paths"):
+        paths: list[str] = source.paths()
+        return paths
     first = source.where(0)
-    if hasattr(source, "file_sizes") or os.path.isabs(first) or os.path.exists(first):  # noqa: PTH110, PTH117 - Path is slow
+    if os.path.isabs(first) or os.path.exists(first):  # noqa: PTH110, PTH117 - Path is slow
         return [source.where(index) for index in range(len(source))]
     return []
 
@@ -358,9 +361,9 @@ def _of_file(path: str, what: str) -> int:
         return -1
 
 
-def _relative(paths: Sequence[str]) -> Iterable[str]:
-    shared = os.path.commonpath([os.path.dirname(path) for path in (min(paths), max(paths))])  # noqa: PTH120
-    return (path[len(shared) :].lstrip(os.sep) for path in paths)
+def _relative(paths: Sequence[str]) -> list[str]:
+    cut = len(os.path.commonpath([os.path.dirname(path) for path in (min(paths), max(paths))]))  # noqa: PTH120
+    return [path[cut:].lstrip(os.sep) for path in paths]
 
 
 def _parse_listing(listing: Tensor) -> dict[str, str]:
