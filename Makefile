@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MINI := runs/mini
-# A test file runs in one process: its tests share fixtures that take seconds. The longest files come first.
-TEST := $(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+# Tests run in parallel, with one thread each. A file stays in one process, because its tests share fixtures that take
+# seconds. The longest files come first.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
