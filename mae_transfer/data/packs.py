@@ -83,7 +83,7 @@ class Pack:
         return _text(self._names[self._ends[member - 1] if member else 0 : self._ends[member]])
 
     def names(self) -> list[str]:
-        """Return the path of every member within the pack, many times as fast as one by one."""
+        """Return the path of every member within the pack: faster than one by one."""
         names = self._names.tobytes()
         return [names[start:end].decode() for start, end in pairwise([0, *self._ends.tolist()])]
 
