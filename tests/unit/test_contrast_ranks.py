@@ -6,7 +6,6 @@ torch's SyncBN needs a GPU, so the objective gets what heads would return, and h
 from __future__ import annotations
 
 import multiprocessing
-import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -64,15 +63,15 @@ def of_a_rank(queue: int, rank: int, folder: Path) -> None:
 
 
 def in_two_processes(work: Callable[..., None], folder: Path, *arguments: object) -> None:
-    """Call work(*arguments, rank, folder) in two processes."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forks
-        ranks = [
-            multiprocessing.get_context("fork").Process(target=work, args=(*arguments, rank, folder))
-            for rank in range(2)
-        ]
-        for process in ranks:
-            process.start()
+    """Call work(*arguments, rank, folder) in two processes.
+
+    They are spawned: a forked process has no backward pass once torch.compile ran in its parent.
+    """
+    ranks = [
+        multiprocessing.get_context("spawn").Process(target=work, args=(*arguments, rank, folder)) for rank in range(2)
+    ]
+    for process in ranks:
+        process.start()
     for process in ranks:
         process.join(timeout=120)
     assert [process.exitcode for process in ranks] == [0, 0]
