@@ -128,6 +128,9 @@ BENCHMARKS = {
         options.scale,
         lambda args: bench("scale:run")(args),
     ),
+    "open": Benchmark(
+        "opening a folder of many images, and a pack of them", options.opening, lambda args: bench("opening:run")(args)
+    ),
     "data": Benchmark(
         "input pipelines",
         options.data,

@@ -128,6 +128,12 @@ def logreg(parser: Parser) -> None:
     rounds(parser, 3)
 
 
+def opening(parser: Parser) -> None:
+    """Add the options of opening many images."""
+    number(parser.what, "images", 100_000, "images of the training set")
+    rounds(parser, 5)
+
+
 def masks(parser: Parser) -> None:
     """Add the options of the masks of many objects."""
     number(parser.what, "objects", 1000, "annotated objects, and as many predictions")

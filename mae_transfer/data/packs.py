@@ -1,9 +1,8 @@
 """Packs: a folder of images as one uncompressed zip, with an index for random access.
 
 `zip -0`, unzip and Python's zipfile write and read a pack. Python takes 6 s to read the directory of a zip of 1.3
-million images, so an index beside it, NAME.zip.index, holds what a run needs as arrays. They take 0.2 s.
-Comparing the digest of the directory with that in the index takes 0.1 s more, and the fingerprint of a training set
-1.5 s of processor time.
+million images, so an index beside it, NAME.zip.index, holds what a run needs as arrays: also the listings of the
+fingerprints, whose making takes 2 s. `tools/benchmark.py open` compares opening a pack with opening its folder.
 
 The order is that of the folder: component by component of the path, by bytes. Layout of a zip: PKWARE's APPNOTE,
 sections 4.3.7 (header of a member) and 4.3.16 (end of the directory).
@@ -36,11 +35,12 @@ from mae_transfer.data.folders import (
     no_split,
 )
 from mae_transfer.data.reports import report_on_main
-from mae_transfer.data.sources import UNLABELLED
+from mae_transfer.data.sources import UNLABELLED, listing_of
 from mae_transfer.disk import atomic_write, remove_leftovers
 
-VERSION = 3  # of the index
+VERSION = 4  # of the index
 ARRAYS = ("size", "start", "digest", "names", "ends", "offsets", "sizes", "checksums", "folders", "spans")  # of it
+LISTINGS = ("listings", "listing_ends")  # arrays that only fingerprints need
 HEADER = struct.Struct("<4s22xHH")  # of a member: signature, lengths of name and extra field
 
 
@@ -58,7 +58,7 @@ class Pack:
         """Load the index. ValueError if the file is no pack, or the index is missing, broken or not of this file."""
         self.path = path
         self._opened: tuple[int, int] | None = None  # the process that opened the file, and the descriptor
-        index = _load_index(path)
+        index = _load_index(path, ARRAYS)
         self.digest: str = index["digest"].item()
         size = path.stat().st_size
         if size != index["size"] or _digest(path, int(index["start"])) != self.digest:
@@ -86,6 +86,15 @@ class Pack:
         """Return the path of every member within the pack: faster than one by one."""
         names = self._names.tobytes()
         return [names[start:end].decode() for start, end in pairwise([0, *self._ends.tolist()])]
+
+    def listing(self, folder: str) -> bytes | None:
+        """Return the compressed listing of a folder, as fingerprints have it; None if the index has none of it."""
+        listed = _listed(self.folders)
+        if folder not in listed:
+            return None
+        index, number = _load_index(self.path, LISTINGS), listed.index(folder)
+        start, end = [0, *index["listing_ends"].tolist()][number : number + 2]
+        return index["listings"][start:end].tobytes()
 
     def subfolders(self, folder: str) -> list[str]:
         """Return the names of the folders directly in a folder, in order; "" is the pack itself."""
@@ -151,9 +160,10 @@ class PackedFolder(Folder):
         counts = [span.stop - span.start for span in spans]
         if 0 in counts:
             raise no_images(self.folder / (self.classes or ("",))[counts.index(0)])
-        if strays := pack.folders[inside].stop - pack.folders[inside].start - sum(counts):
+        strays = pack.folders[inside].stop - pack.folders[inside].start - sum(counts)
+        if strays:
             report_on_main(f"{self.folder}: ignored {strays} images outside class folders")
-        self._pack = pack
+        self._pack, self._inside, self._is_whole = pack, inside, not strays
         self._members = np.concatenate([np.arange(*span) for span in spans])
         self._labels = np.repeat(np.arange(len(spans)) if cfg.labelled else UNLABELLED, counts)
         self._decode = decode
@@ -178,6 +188,11 @@ class PackedFolder(Folder):
         """Return the size of every image file in bytes."""
         sizes: list[int] = self._pack.sizes[self._members].tolist()
         return sizes
+
+    def listing(self) -> bytes:
+        """Return the compressed listing of a fingerprint: from the index, or made if the index has none of it."""
+        kept = self._pack.listing(self._inside) if self._is_whole else None
+        return kept or listing_of(self.paths(), self.file_sizes())
 
     def file_digest(self) -> str:
         """Return 16 hex digits over names, sizes and checksums of everything in the pack."""
@@ -239,6 +254,7 @@ def write_index(path: Path) -> int:
     _check_members(path, images)
     names = [image.filename.encode() for image in images]
     folders = _spans([image.filename for image in images], empty)
+    listings = [_listing(images[slice(*folders[name])]) for name in _listed(folders)]
     arrays: dict[str, Any] = {
         "version": VERSION,
         "size": path.stat().st_size,
@@ -251,6 +267,8 @@ def write_index(path: Path) -> int:
         "checksums": np.array([image.CRC for image in images], np.uint32),
         "folders": np.frombuffer("\0".join(folders).encode(), np.uint8),
         "spans": np.array(list(folders.values()), np.int64),
+        "listings": np.frombuffer(b"".join(listings), np.uint8),
+        "listing_ends": np.cumsum([len(listing) for listing in listings]),
     }
     with atomic_write(index_of(path)) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
@@ -305,6 +323,15 @@ def _spans(images: Sequence[str], empty: Sequence[str]) -> Mapping[str, Span]:
     return dict(sorted(spans.items(), key=lambda item: item[0].replace("/", "\0").encode()))
 
 
+def _listed(folders: Mapping[str, Span]) -> list[str]:
+    """Return the folders whose listing the index has: the pack, "", and those directly in it, if they have images."""
+    return [name for name, span in folders.items() if "/" not in name and span.stop > span.start]
+
+
+def _listing(images: Sequence[zipfile.ZipInfo]) -> bytes:
+    return listing_of([image.filename for image in images], [image.file_size for image in images])
+
+
 def _parents(name: str) -> Iterator[str]:
     """Yield the folders that a path lies in, the innermost first."""
     while "/" in name:
@@ -352,13 +379,13 @@ def _digest(path: Path, start: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def _load_index(path: Path) -> Mapping[str, np.ndarray]:
+def _load_index(path: Path, keys: Sequence[str]) -> Mapping[str, np.ndarray]:
     index = index_of(path)
     try:
         with np.load(index, allow_pickle=False) as arrays:
             if arrays["version"] != VERSION:
                 raise ValueError(f"version {arrays['version']}, not {VERSION}")
-            return {key: arrays[key] for key in ARRAYS}
+            return {key: arrays[key] for key in keys}
     except FileNotFoundError:
         raise ValueError(f"{path} has no index {index.name} beside it: {_rewrite(path)}") from None
     except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile) as error:

@@ -274,23 +274,45 @@ def fingerprint(source: Any) -> Fingerprint:
     """
     source, _ = whole_of(source)
     samples, kind = len(source), getattr(source, "kind", type(source).__name__)
-    lines: list[str] = []
-    total = 0
-    if paths := _paths(source):
-        groups = [(paths, source.file_sizes() if hasattr(source, "file_sizes") else _of_files(paths, "st_size"))]
-        if hasattr(source, "map_of"):
-            maps = [str(source.map_of(index)) for index in range(samples)]
-            groups.append((maps, _of_files(maps, "st_size")))
-        for names, sizes in groups:
-            total += sum(sizes)
-            lines += [f"{name}\t{size}" for name, size in zip(_relative(names), sizes, strict=True)]
-    files = len(lines)
+    if hasattr(source, "listing"):  # a pack
+        packed, sizes = source.listing(), source.file_sizes()
+        text = zlib.decompress(packed)
+    else:
+        lines, sizes = _lines(source)
+        text = _text(lines)
+        packed = zlib.compress(text, 1)
+    about = f"{kind} {samples} {list(source.classes)}\n".encode()
+    digest = hashlib.sha256(about + text).hexdigest()[:16]
+    listing = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
+    return Fingerprint(kind, samples, len(sizes), sum(sizes), digest, listing)
+
+
+def listing_of(paths: Sequence[str], sizes: Sequence[int]) -> bytes:
+    """Return the compressed listing of files: a line "name<tab>size" for each, sorted by its text."""
+    return zlib.compress(_text(_named(paths, sizes)), 1)
+
+
+def _lines(source: Any) -> tuple[list[str], list[int]]:
+    """Return the lines of a source's listing, and the size of every file."""
+    paths, lines, sizes = _paths(source), [], []
+    groups = [paths] if paths else []
+    if paths and hasattr(source, "map_of"):
+        groups.append([str(source.map_of(index)) for index in range(len(source))])
+    for names in groups:
+        own = _of_files(names, "st_size")
+        sizes += own
+        lines += _named(names, own)
     if hasattr(source, "json"):
         lines.append(f"{source.json.name}\t{hashlib.sha256(source.json.read_bytes()).hexdigest()}")
-    text = "\n".join(sorted(lines)).encode("utf-8", "surrogateescape")
-    about = f"{kind} {samples} {list(source.classes)}\n".encode()
-    packed = torch.frombuffer(bytearray(zlib.compress(text, 1)), dtype=torch.uint8)
-    return Fingerprint(kind, samples, files, total, hashlib.sha256(about + text).hexdigest()[:16], packed)
+    return lines, sizes
+
+
+def _named(paths: Sequence[str], sizes: Sequence[int]) -> list[str]:
+    return [f"{name}\t{size}" for name, size in zip(_relative(paths), sizes, strict=True)]
+
+
+def _text(lines: Sequence[str]) -> bytes:
+    return "\n".join(sorted(lines)).encode("utf-8", "surrogateescape")
 
 
 def digest_of_times(source: Any) -> str:

@@ -36,7 +36,7 @@ from mae_transfer.data import (
 )
 from mae_transfer.data.decode import read_file
 from mae_transfer.data.packs import index_of, open_pack, write_index, write_pack
-from mae_transfer.data.sources import digest_of_times, fingerprint
+from mae_transfer.data.sources import digest_of_times, fingerprint, listing_of
 from mae_transfer.interfaces import ViewSpec
 from mae_transfer.suite.store.data import DataSets
 from mae_transfer.tasks.robustness import class_names
@@ -77,8 +77,11 @@ def samples(source: Any) -> list[tuple[bytes, int, str]]:
 
 @pytest.mark.parametrize(
     "options",
-    [{"split": "train"}, {"split": "val"}, {"labelled": False}, {"split": "train", "labelled": False}, {}],
-)
+    [
+        {"split": "train"}, {"split": "val"}, {"labelled": False}, {"split": "train", "labelled": False}, {},
+        {"split": "train/ant"}, {"split": "train/cat", "labelled": False},
+    ],
+)  # fmt: skip
 def test_a_pack_is_the_folder(root: Path, pack: Path, options: dict[str, Any]) -> None:
     folder, packed = (FolderConfig(root=str(path), **options).open() for path in (root, pack))
     assert samples(folder) == samples(packed)
@@ -89,6 +92,27 @@ def test_a_pack_is_the_folder(root: Path, pack: Path, options: dict[str, Any]) -
     assert fingerprint(folder)[:-1] == fingerprint(packed)[:-1]
     assert torch.equal(fingerprint(folder).listing, fingerprint(packed).listing)
     assert samples(pickle.loads(pickle.dumps(packed))) == samples(folder)
+
+
+def test_images_outside_the_classes_are_left_out_of_the_fingerprint(root: Path, pack: Path) -> None:
+    shutil.copy(root / "val/cat/1.jpg", root / "train/stray.jpg")
+    pack.unlink()
+    write_pack(root, pack)
+    for options, count in (({"labelled": False}, 10), ({}, 9)):
+        folder, packed = (FolderConfig(root=str(path), split="train", **options).open() for path in (root, pack))
+        assert len(packed) == count
+        assert fingerprint(folder)[:-1] == fingerprint(packed)[:-1]
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_the_listing_of_the_index_saves_making_one(
+    root: Path, pack: Path, monkeypatch: pytest.MonkeyPatch, listed: bool
+) -> None:
+    packed = FolderConfig(root=str(pack), split="train" if listed else "train/cat", labelled=False).open()
+    made = []
+    monkeypatch.setattr(packs, "listing_of", lambda *files: made.append(files) or listing_of(*files))
+    fingerprint(packed)
+    assert len(made) == (not listed)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -314,7 +338,7 @@ def not_a_zip(pack: Path) -> None:
         (lose, r"no index set\.zip\.index beside it: write its index with .*pack --root"),
         (break_index, r"set\.zip\.index cannot be used .*: write its index with"),
         (keep_arrays("version"), r"set\.zip\.index cannot be used \(.*size.*\): write its index with"),
-        (keep_arrays(version=2), r"set\.zip\.index cannot be used \(version 2, not 3\): write its index with"),
+        (keep_arrays(version=3), r"set\.zip\.index cannot be used \(version 3, not 4\): write its index with"),
         (one_array, r"set\.zip\.index cannot be used .*: write its index with"),
         (unknown_version, r"set\.zip\.index cannot be used \(zip file version 9\.0\): write its index with"),
         (encrypted, r"set\.zip\.index cannot be used \(.*encrypted.*\): write its index with"),
