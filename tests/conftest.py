@@ -16,6 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.forked import interpreter
+
 ROOT = Path(__file__).parent.parent
 CLASSES = ("n01", "n02", "n03")
 
@@ -44,6 +46,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test reads what is remembered on this machine, or leaves anything there."""
     os.environ["MAE_TRANSFER_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An interpreter that has imported what suites and their tools need, so that its programs start at once."""
+    modules = ("torch.distributed.run", "mae_transfer.suite.slurm.job", "mae_transfer.cli")
+    tasks = (f"mae_transfer.tasks.{task}" for task in ("classify", "detect", "knn", "pretrain"))
+    with interpreter(tmp_path_factory.mktemp("python"), *modules, *tasks) as path:
+        yield path
 
 
 @pytest.fixture

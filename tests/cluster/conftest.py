@@ -1,4 +1,4 @@
-"""Fixtures: a simulated cluster, and an interpreter whose programs start at once."""
+"""Fixtures: a simulated cluster, and a suite that nothing disturbed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from tests.cluster import simulated
-from tests.cluster.forked import interpreter
 from tests.integration.test_suite import ROOT, SUITE
 
 PATIENCE_S = 600
@@ -91,14 +90,6 @@ def simulation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
     yield start
     for each in running:
         each.stop()
-
-
-@pytest.fixture(scope="session")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An interpreter that has imported what suites and their tools need."""
-    modules = ("mae_transfer.suite.slurm.job", "mae_transfer.tasks.classify", "mae_transfer.tasks.pretrain")
-    with interpreter(tmp_path_factory.mktemp("python"), *modules, "mae_transfer.tasks.knn", "mae_transfer.cli") as path:
-        yield path
 
 
 @pytest.fixture(scope="session")

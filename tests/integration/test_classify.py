@@ -7,7 +7,6 @@ import os
 import platform
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from mae_transfer.tasks.knn import KnnConfig
 from mae_transfer.tasks.logreg import LogRegConfig
 from mae_transfer.tasks.ridge import RidgeConfig
 from mae_transfer.tasks.statistics import StatisticsConfig, StatisticsRun
+from tests.integration.conftest import Torchrun
 
 ROOT = Path(__file__).parent.parent.parent
 Values = dict[str, Any]
@@ -412,18 +412,13 @@ def test_ridge_logistic_regression_and_statistics_of_features_need_no_training(b
     ]
 
 
-def torchrun(cfg: ClassifyConfig | KnnConfig, folder: Path) -> None:
+def in_two_processes(torchrun: Torchrun, cfg: ClassifyConfig | KnnConfig, folder: Path) -> None:
     path = folder.with_suffix(".py")
     path.write_text(cfg.source())
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, str(ROOT / "tools" / "cls_train.py"), str(path), "--work-dir", str(folder)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=600
-    )
-    assert done.returncode == 0, done.stderr
+    torchrun(ROOT / "tools" / "cls_train.py", path, "--work-dir", folder)
 
 
-def test_two_processes_count_every_image_once(base: Values, tmp_path: Path) -> None:
+def test_two_processes_count_every_image_once(base: Values, torchrun: Torchrun, tmp_path: Path) -> None:
     """11 validation images over 2 processes; the step draws no random numbers, so both runs agree up to rounding."""
     next((Path(base["data"]["root"]) / "val" / "n01").iterdir()).unlink()
     quiet = {
@@ -432,25 +427,25 @@ def test_two_processes_count_every_image_once(base: Values, tmp_path: Path) -> N
     }
     cfg = config(base, **quiet)
     classify.Classify.launch(cfg, tmp_path / "one")
-    torchrun(cfg, tmp_path / "two")
+    in_two_processes(torchrun, cfg, tmp_path / "two")
     one, two = (results.load(tmp_path / name / "results.jsonl")[0] for name in ("one", "two"))
     assert [(r.split, r.value) for r in two] == [(r.split, pytest.approx(r.value)) for r in one]
     losses = [[row["loss"] for row in log(tmp_path / name, "train").values()] for name in ("one", "two")]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     near = knn_config(base)
     Evaluation.launch(near, tmp_path / "knn_one")
-    torchrun(near, tmp_path / "knn_two")
+    in_two_processes(torchrun, near, tmp_path / "knn_two")
     one, two = (results.load(tmp_path / name / "results.jsonl")[0] for name in ("knn_one", "knn_two"))
     assert [(r.protocol, r.value) for r in two] == [(r.protocol, pytest.approx(r.value)) for r in one]
 
 
 @pytest.mark.slow
-def test_attentive_probes_of_two_processes_are_those_of_one(base: Values, tmp_path: Path) -> None:
+def test_attentive_probes_of_two_processes_are_those_of_one(base: Values, torchrun: Torchrun, tmp_path: Path) -> None:
     """Of the head without a batch norm, whose statistics are those of a process on a CPU."""
     protocol = {"name": "linear", "rates": (0.3, 3.0), "heads": ("cross",), "head_width": 8}
     cfg = config(base, **LINEAR | {"protocol": protocol}, run=RUN | {"device_batch": None})
     classify.Classify.launch(cfg, tmp_path / "one")
-    torchrun(cfg, tmp_path / "two")
+    in_two_processes(torchrun, cfg, tmp_path / "two")
     one, two = (results.load(tmp_path / name / "results.jsonl")[0] for name in ("one", "two"))
     assert [(r.protocol, r.split, r.value) for r in two] == [("cross", r.split, pytest.approx(r.value)) for r in one]
     losses = [[row["loss"] for row in log(tmp_path / name, "train").values()] for name in ("one", "two")]

@@ -27,6 +27,7 @@ from mae_transfer.engine.log import NonFiniteLoss
 from mae_transfer.models import attention
 from mae_transfer.tasks import detect
 from mae_transfer.tasks.detect import DetectConfig
+from tests.integration.conftest import Torchrun
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, action: Any) -> None:
@@ -41,21 +42,10 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, action: Any) -> None:
     monkeypatch.setattr(detect.Detect, "loss", acting)
 
 
-def tool(cfg: DetectConfig, folder: Path, *more: str, processes: int = 1) -> list[str]:
+def tool(cfg: DetectConfig, folder: Path, *more: str) -> list[str]:
     file = folder.with_suffix(".py")
     file.write_text(cfg.source())
-    launcher = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
-    )
-    return [
-        sys.executable,
-        *launcher,
-        str(ROOT / "tools" / "det_train.py"),
-        str(file),
-        "--work-dir",
-        str(folder),
-        *more,
-    ]
+    return [sys.executable, str(ROOT / "tools" / "det_train.py"), str(file), "--work-dir", str(folder), *more]
 
 
 def environment() -> dict[str, str]:
@@ -122,7 +112,7 @@ def test_kill_9_loses_only_the_steps_since_the_last_save(tmp_path: Path) -> None
     assert_equal(payload(tmp_path / "whole", STEPS), payload(folder, STEPS))
 
 
-def test_two_processes_hold_the_same_weights_and_count_every_image_once(tmp_path: Path) -> None:
+def test_two_processes_hold_the_same_weights_and_count_every_image_once(torchrun: Torchrun, tmp_path: Path) -> None:
     """Batch norm: processes share its statistics before an evaluation; a notice says that CPUs do not sync it."""
     heads = values()["heads"] | {"norm": "batch"}
     adapter = {"name": "tap_fpn", "fpn": 16, "fpn_norm": "batch", "p6": True}
@@ -138,13 +128,8 @@ def test_two_processes_hold_the_same_weights_and_count_every_image_once(tmp_path
         "Watched.launch(load(sys.argv[1], detect.DetectConfig), Path(sys.argv[2]))\n"
     )
     cfg = config(heads=heads, adapter=adapter, run=RUN | {"device_batch": None})
-    command = tool(cfg, tmp_path / "two", processes=2)
-    place = command.index(str(ROOT / "tools" / "det_train.py"))
-    done = subprocess.run(
-        [*command[:place], str(script), str(tmp_path / "two.py"), str(tmp_path / "two")],
-        env=environment() | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    (tmp_path / "two.py").write_text(cfg.source())
+    done = torchrun(script, tmp_path / "two.py", tmp_path / "two")
     assert "SyncBN needs several cuda processes" in done.stderr
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert_equal(ranks[0], ranks[1])

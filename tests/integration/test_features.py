@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +33,7 @@ from mae_transfer.tasks.logreg import LogRegConfig
 from mae_transfer.tasks.ridge import RidgeConfig
 from mae_transfer.tasks.statistics import StatisticsConfig
 from mae_transfer.tasks.workdir import WorkDir
+from tests.integration.conftest import Torchrun
 
 CPU = Dist(torch.device("cpu"))
 ROOT = Path(__file__).parents[2]
@@ -184,17 +183,11 @@ def test_a_backbone_without_class_token_keeps_the_mean(data: dict[str, Any], tmp
     )
 
 
-def test_two_processes_write_their_shares(data: dict[str, Any], tmp_path: Path) -> None:
+def test_two_processes_write_their_shares(data: dict[str, Any], torchrun: Torchrun, tmp_path: Path) -> None:
     cfgs = [config(data, folder=tmp_path / name) for name in ("one", "two")]
     Evaluation.launch(cfgs[0], tmp_path / "run_one")
     (tmp_path / "cfg.py").write_text(cfgs[1].source())
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, str(ROOT / "tools" / "cls_train.py"), str(tmp_path / "cfg.py")]
-    done = subprocess.run(
-        [*command, "--work-dir", str(tmp_path / "run_two")], capture_output=True, text=True, timeout=600,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    torchrun(ROOT / "tools" / "cls_train.py", tmp_path / "cfg.py", "--work-dir", tmp_path / "run_two")
     one, two = ({file.name: file.read_bytes() for file in (tmp_path / name).glob("*.npy")} for name in ("one", "two"))
     assert one == two
     values = [
@@ -373,18 +366,14 @@ def test_moving_crops_and_tokens_are_not_kept(data: dict[str, Any], tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_two_processes_train_from_kept_features_as_from_images(data: dict[str, Any], tmp_path: Path) -> None:
+def test_two_processes_train_from_kept_features_as_from_images(
+    data: dict[str, Any], torchrun: Torchrun, tmp_path: Path
+) -> None:
     """A batch norm on a CPU has the statistics of its process, so two processes are compared with two."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     logs = []
     for name, folder in (("plain", None), ("kept", tmp_path / "features")):
         (tmp_path / f"{name}.py").write_text(probe(data, folder=folder).source())
-        command = [*launcher, str(ROOT / "tools" / "cls_train.py"), str(tmp_path / f"{name}.py")]
-        done = subprocess.run(
-            [*command, "--work-dir", str(tmp_path / name)], capture_output=True, text=True, timeout=600,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        torchrun(ROOT / "tools" / "cls_train.py", tmp_path / f"{name}.py", "--work-dir", tmp_path / name)
         lines = map(json.loads, (tmp_path / name / "log.jsonl").read_text().splitlines())
         logs.append([line["loss"] for line in lines if line["kind"] == "train"])
     assert logs[1] == pytest.approx(logs[0], rel=1e-5)

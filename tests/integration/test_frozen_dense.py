@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +13,7 @@ from mae_transfer.cli.main import main
 from mae_transfer.config import validate
 from mae_transfer.data.dense_shapes import write_ade
 from mae_transfer.tasks.frozen_segment import FrozenKnnConfig, FrozenLogRegConfig, FrozenSegment
+from tests.integration.conftest import Torchrun
 
 ENCODER = {"size": None, "dim": 16, "depth": 2, "heads": 2, "patch": 4, "image_size": 32}
 
@@ -66,17 +64,11 @@ def test_protocols_of_a_backbone_share_one_pass_over_the_training_images(
     assert len(passed) == 21
 
 
-def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
+def test_two_processes_find_what_one_finds(torchrun: Torchrun, tmp_path: Path) -> None:
     cfg = config(tmp_path / "scenes", FrozenKnnConfig, ks=(1, 5))
     one = FrozenSegment.launch(cfg, tmp_path / "one")
     (tmp_path / "two.py").write_text(cfg.source())
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, str(ROOT / "tools" / "seg_train.py"), str(tmp_path / "two.py"), "--work-dir"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, str(tmp_path / "two")], capture_output=True, text=True, env=environment, timeout=240
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    torchrun(ROOT / "tools" / "seg_train.py", tmp_path / "two.py", "--work-dir", tmp_path / "two")
     two, _ = results.load(tmp_path / "two" / "results.jsonl")
     assert [(r.metric, r.value, r.world_size) for r in two] == [(r.metric, r.value, 2) for r in one]
 

@@ -27,6 +27,7 @@ from mae_transfer.objectives import DistillConfig
 from mae_transfer.suite.report.page import last_alarm
 from mae_transfer.tasks.backbones import pretrain_of
 from mae_transfer.tasks.joint import JointConfig, JointEmbedding
+from tests.integration.conftest import Torchrun
 
 CPU = Dist(torch.device("cpu"))
 
@@ -126,19 +127,12 @@ def test_accumulation_changes_neither_centre_nor_teacher_nor_gradient(system: st
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
+def test_two_processes_train_as_one(torchrun: Torchrun, tmp_path: Path) -> None:
     model = values("ibot")["model"] | {"encoder": values("ibot")["model"]["encoder"] | {"drop_path": 0.0}}
     cfg = config("ibot", model=model, **changed("ibot", "run", device_batch=None))
     JointEmbedding.launch(cfg, tmp_path / "one")
     (tmp_path / "config_of_test.py").write_text(cfg.source())
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-        str(ROOT / "tools" / "pretrain.py"), str(tmp_path / "config_of_test.py"), "--work-dir", str(tmp_path / "two"),
-    ]  # fmt: skip
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=600
-    )
-    assert done.returncode == 0, done.stderr
+    torchrun(ROOT / "tools" / "pretrain.py", tmp_path / "config_of_test.py", "--work-dir", tmp_path / "two")
     a, b = (losses(tmp_path / name) for name in ("one", "two"))
     assert list(a.values()) == pytest.approx(list(b.values()), rel=1e-4)
     one, two = (payload(tmp_path / name) for name in ("one", "two"))

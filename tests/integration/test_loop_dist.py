@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -28,41 +27,26 @@ from mae_transfer.engine.dist import (
     synchronized,
     unwrap_model,
 )
+from tests.integration.conftest import Torchrun
 
 SCRIPT = Path(__file__).with_name("toy.py")
 CPU = Dist(torch.device("cpu"))
 
 
-def torchrun(folder: Path, *options: str, world: int = 2) -> subprocess.Popen[str]:
-    launcher = (
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
-        if world > 1
-        else [sys.executable]
-    )
-    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [*launcher, str(SCRIPT), str(folder), *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    output = process.communicate(timeout=600)[0]
-    assert process.returncode == 0, output
-    return output
+def start(python: Path, folder: Path, *options: str) -> subprocess.Popen[str]:
+    command = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", SCRIPT, folder, *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
 def saved(folder: Path) -> dict:
     return checkpoint.load_newest(folder / "checkpoints").payload
 
 
-def test_two_processes_train_as_one_on_the_same_global_batch(tmp_path: Path) -> None:
+def test_two_processes_train_as_one_on_the_same_global_batch(torchrun: Torchrun, tmp_path: Path) -> None:
     """float64, SGD, 5 steps, accumulation 2 and 4, clipping (which compares the reduced gradient's norm), averaging."""
     for world in (1, 2):
-        finish(torchrun(tmp_path / str(world), "--exact", "--steps", "5", world=world))
+        torchrun(SCRIPT, tmp_path / str(world), "--exact", "--steps", "5", processes=world)
     one, two = saved(tmp_path / "1"), saved(tmp_path / "2")
     for part in ("model", "ema"):
         for name, value in one[part].items():
@@ -72,29 +56,26 @@ def test_two_processes_train_as_one_on_the_same_global_batch(tmp_path: Path) -> 
     for a, b in zip(rows(tmp_path / "1"), rows(tmp_path / "2"), strict=True):
         assert a["step"] == b["step"]
         assert [b["loss"], b["grad_norm"]] == pytest.approx([a["loss"], a["grad_norm"]], rel=1e-10)
-    assert (
-        finish(torchrun(tmp_path / "2", "--exact", "--steps", "8", world=1))
-        .strip()
-        .endswith("ended at step 8 stopped=False")
-    )
+    resumed = torchrun(SCRIPT, tmp_path / "2", "--exact", "--steps", "8", processes=1).stdout
+    assert resumed.strip().endswith("ended at step 8 stopped=False")
 
 
-def test_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path: Path) -> None:
-    process = torchrun(tmp_path, "--steps", "100000", "--step", "slow")
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(python: Path, tmp_path: Path) -> None:
+    process = start(python, tmp_path, "--steps", "100000", "--step", "slow")
     deadline = time.monotonic() + 600
     while checkpoint.newest(tmp_path / "checkpoints") is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    workers = [int(child) for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-    os.kill(workers[-1], signal.SIGTERM)
-    output = finish(process)
+    os.kill(int((tmp_path / "rank1.pid").read_text()), signal.SIGTERM)
+    output = process.communicate(timeout=600)[0]
+    assert process.returncode == 0, output
     step = saved(tmp_path)["step"]
     assert f"rank 0 ended at step {step} stopped=True" in output
     assert f"rank 1 ended at step {step} stopped=True" in output
     assert output.count("continue with --resume") == 1
 
 
-def test_a_loss_that_is_not_finite_on_one_rank_stops_all(tmp_path: Path) -> None:
-    process = torchrun(tmp_path, "--step", "nan")
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all(python: Path, tmp_path: Path) -> None:
+    process = start(python, tmp_path, "--step", "nan")
     output = process.communicate(timeout=600)[0]
     assert process.returncode != 0
     assert "not finite at step 6" in output

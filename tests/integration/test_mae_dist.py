@@ -3,29 +3,19 @@
 Losses, every reduced gradient, and parameters after five float64 steps.
 """
 
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import torch
+
+from tests.integration.conftest import Torchrun
 
 SCRIPT = Path(__file__).with_name("mae_steps.py")
 
 
-def steps(out: Path, *launcher: str) -> dict[str, Any]:
-    command = [sys.executable, *launcher, str(SCRIPT), str(out)]
-    done = subprocess.run(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr
-    return torch.load(out, weights_only=True)
-
-
-def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
-    alone = steps(tmp_path / "one.pt")
-    ranks = steps(tmp_path / "two.pt", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+def test_two_processes_have_the_gradients_of_one(torchrun: Torchrun, tmp_path: Path) -> None:
+    torchrun(SCRIPT, tmp_path / "two.pt")
+    torchrun(SCRIPT, tmp_path / "one.pt", processes=1)
+    alone, ranks = (torch.load(tmp_path / name, weights_only=True) for name in ("one.pt", "two.pt"))
     assert alone.keys() == ranks.keys() == {"self", "cross"}
     for kind, one in alone.items():
         two = ranks[kind]

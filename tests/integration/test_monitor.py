@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from mae_transfer.config import load
 from mae_transfer.data import folders
 from mae_transfer.tasks import monitor, pretrain
 from mae_transfer.tasks.pretrain import PretrainConfig
+from tests.integration.conftest import Torchrun
 
 
 @pytest.fixture
@@ -131,7 +130,7 @@ def test_an_estimate_counts_the_measurements(
 
 
 @pytest.mark.slow
-def test_two_processes_measure_what_one_does(watched: Values, tmp_path: Path) -> None:
+def test_two_processes_measure_what_one_does(watched: Values, torchrun: Torchrun, tmp_path: Path) -> None:
     """Dropout and EMA are off, so both train alike up to rounding; 11 of 12 validation images are not halved evenly."""
     encoder = values()["model"]["encoder"] | {"drop_path": 0.0}
     watched["monitor"] |= {"val_images": 11}
@@ -139,10 +138,7 @@ def test_two_processes_measure_what_one_does(watched: Values, tmp_path: Path) ->
     pretrain.Pretrain.launch(config(**plain), tmp_path / "one")
     path = tmp_path / "two.py"
     path.write_text(config(**plain).source())
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, str(ROOT / "tools" / "pretrain.py"), str(path), "--work-dir", str(tmp_path / "two")]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
+    torchrun(ROOT / "tools" / "pretrain.py", path, "--work-dir", tmp_path / "two")
     for one, two in zip(figures(tmp_path / "one"), figures(tmp_path / "two"), strict=True):
         assert two.pop("kind") == one.pop("kind")
         assert two == pytest.approx(one, rel=1e-3)

@@ -28,6 +28,7 @@ from mae_transfer.engine.log import NonFiniteLoss
 from mae_transfer.tasks import pretrain
 from mae_transfer.tasks.pretrain import PretrainConfig
 from mae_transfer.tasks.reconstruct import reconstruct
+from tests.integration.conftest import Torchrun
 
 
 def test_a_work_dir_ends_with_everything_that_the_readme_names(tmp_path: Path) -> None:
@@ -153,16 +154,8 @@ def test_accumulation_changes_no_sample_and_hardly_a_loss(tmp_path: Path) -> Non
     assert list(a.values()) == pytest.approx(list(b.values()), rel=1e-5)
 
 
-def tool(config_file: Path, work_dir: Path, *more: str, launcher: tuple[str, ...] = ()) -> list[str]:
-    return [
-        sys.executable,
-        *launcher,
-        str(ROOT / "tools" / "pretrain.py"),
-        str(config_file),
-        "--work-dir",
-        str(work_dir),
-        *more,
-    ]
+def tool(config_file: Path, work_dir: Path, *more: str) -> list[str]:
+    return [sys.executable, str(ROOT / "tools" / "pretrain.py"), str(config_file), "--work-dir", str(work_dir), *more]
 
 
 def environment() -> dict[str, str]:
@@ -175,14 +168,11 @@ def write_config(folder: Path, cfg: PretrainConfig) -> Path:
     return path
 
 
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
+def test_two_processes_train_as_one(torchrun: Torchrun, tmp_path: Path) -> None:
     model = values()["model"] | {"encoder": values()["model"]["encoder"] | {"drop_path": 0.0}}
     cfg = config(model=model, **run_options(device_batch=None))
     pretrain.Pretrain.launch(cfg, tmp_path / "one")
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    command = tool(write_config(tmp_path, cfg), tmp_path / "two", launcher=launcher)
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=600)
-    assert done.returncode == 0, done.stderr
+    torchrun(ROOT / "tools" / "pretrain.py", write_config(tmp_path, cfg), "--work-dir", tmp_path / "two")
     a, b = (losses(tmp_path / name) for name in ("one", "two"))
     assert list(a.values()) == pytest.approx(list(b.values()), rel=1e-5)
     one, two = (results.load(tmp_path / name / "results.jsonl")[0] for name in ("one", "two"))

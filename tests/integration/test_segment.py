@@ -23,6 +23,7 @@ from mae_transfer.engine.log import NonFiniteLoss
 from mae_transfer.models.vit import ViT, ViTConfig
 from mae_transfer.tasks import segment
 from mae_transfer.tasks.segment import SegmentConfig
+from tests.integration.conftest import Torchrun
 
 STEPS = 6
 ENCODER = {"size": None, "dim": 16, "depth": 4, "heads": 2, "patch": 4, "image_size": 16}
@@ -391,20 +392,9 @@ def test_a_linear_head_trains_on_one_crop_at_a_time(base: Values, tmp_path: Path
     )
 
 
-def test_two_ranks_train_and_count_every_image_once(tmp_path: Path) -> None:
-    words = [
-        "tools/seg_train.py",
-        "configs/segment/mini.py",
-        "--work-dir",
-        str(tmp_path / "run"),
-        "--debug",
-        "--set",
-        "data.val.length=5",
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*torchrun, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-2000:]
+def test_two_ranks_train_and_count_every_image_once(torchrun: Torchrun, tmp_path: Path) -> None:
+    script, config_file = ROOT / "tools" / "seg_train.py", ROOT / "configs" / "segment" / "mini.py"
+    torchrun(script, config_file, "--work-dir", tmp_path / "run", "--debug", "--set", "data.val.length=5")
     written, _ = results.load(tmp_path / "run" / "results.jsonl")
     assert [r.world_size for r in written] == [2, 2, 2]
     assert written[2].value is not None

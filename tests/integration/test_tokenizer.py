@@ -2,10 +2,7 @@
 
 import json
 import logging
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from mae_transfer.tasks import basis, cached, pretrain, tokenizer
 from mae_transfer.tasks.pretrain import PretrainConfig
 from mae_transfer.tasks.reconstruct import reconstruct
 from mae_transfer.tasks.tokenizer import TokenizerConfig
+from tests.integration.conftest import Torchrun
 
 SHAPES = {
     "train": {"name": "shapes", "length": 24, "size": 32},
@@ -246,7 +244,7 @@ def test_an_interrupted_computation_of_tokens_continues_with_the_missing_parts(
 
 
 def test_two_processes_compute_a_half_of_the_tokens_each_and_find_those_of_one(
-    keeping: pretrain.PretrainConfig, tmp_path: Path
+    keeping: pretrain.PretrainConfig, torchrun: Torchrun, tmp_path: Path
 ) -> None:
     pretrain.Pretrain.launch(keeping, tmp_path / "one")
     expected = kept_tokens(tmp_path / "codes")
@@ -261,12 +259,8 @@ def test_two_processes_compute_a_half_of_the_tokens_each_and_find_those_of_one(
         "cfg = load(sys.argv[1], pretrain.PretrainConfig, overrides=sys.argv[3:])\n"
         "pretrain.Pretrain.launch(cfg, Path(sys.argv[2]))\n"
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    command += [str(tmp_path / "config.py"), str(tmp_path / "two"), f"target.cache={tmp_path / 'of_two'}"]
-    command += ["run.timeout_minutes=5.0"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
-    assert done.returncode == 0, done.stderr
+    changes = [f"target.cache={tmp_path / 'of_two'}", "run.timeout_minutes=5.0"]
+    done = torchrun(script, tmp_path / "config.py", tmp_path / "two", *changes)
     assert sorted(re.findall(r"computes (\d)", done.stdout))[-2:] == ["2", "3"]  # of five parts
     found = kept_tokens(tmp_path / "of_two")
     assert sorted(map(bytes, found.values())) == sorted(map(bytes, expected.values()))

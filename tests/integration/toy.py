@@ -179,6 +179,8 @@ def main() -> None:
         write_slowly()
     torch.set_num_threads(1)
     with session("cpu") as dist:
+        args.folder.mkdir(parents=True, exist_ok=True)
+        (args.folder / f"rank{dist.rank}.pid").write_text(str(os.getpid()))
         accumulate = micro_steps(BATCH, device_batch=2 if args.exact else None, world=dist.world)[1]
         cfg = config(
             steps=args.steps,
