@@ -6,7 +6,6 @@ torch's SyncBN needs a GPU, so the objective gets what heads would return, and h
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,39 +50,40 @@ def run(queue: int, world: World, parts: list[Tensor]) -> Found:
     return found | ({"queue": contrast.queue} if queue else {})
 
 
-def of_a_rank(queue: int, rank: int, folder: Path) -> None:
+def of_a_rank(rank: int, folder: Path) -> None:
+    """Save what this process finds with a batch alone, with a queue and with heads, averaged over both, as DDP does."""
     torch.set_num_threads(1)
     td.init_process_group("gloo", store=td.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
     dist = Dist(torch.device("cpu"), rank=rank, world=2)
     world = World(rank, partial(gather_equal, dist=dist), partial(mean_over_ranks, dist=dist))
-    found = run(queue, world, list(torch.arange(B).chunk(2)[rank].chunk(2 if queue else 1)))
-    found["loss"], found["gradient"] = (world.mean(found[name]) for name in ("loss", "gradient"))  # as DDP does
+    images = torch.arange(B).chunk(2)[rank]
+    found = {"batch": run(0, world, [images]), "queue": run(Q, world, list(images.chunk(2)))}
+    found["heads"] = train_heads(world, images, 2)
+    for part in found.values():
+        part.update({name: world.mean(value) for name, value in part.items() if name != "queue"})
     torch.save(found, folder / f"{rank}.pt")
     td.destroy_process_group()
 
 
-def in_two_processes(work: Callable[..., None], folder: Path, *arguments: object) -> None:
-    """Call work(*arguments, rank, folder) in two processes.
-
-    They are spawned: a forked process has no backward pass once torch.compile ran in its parent.
-    """
-    ranks = [
-        multiprocessing.get_context("spawn").Process(target=work, args=(*arguments, rank, folder)) for rank in range(2)
-    ]
-    for process in ranks:
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Found]]:
+    """What each of two processes finds. They are spawned: after torch.compile, a forked one has no backward pass."""
+    folder = tmp_path_factory.mktemp("ranks")
+    processes = [multiprocessing.get_context("spawn").Process(target=of_a_rank, args=(r, folder)) for r in range(2)]
+    for process in processes:
         process.start()
-    for process in ranks:
+    for process in processes:
         process.join(timeout=120)
-    assert [process.exitcode for process in ranks] == [0, 0]
+    assert [process.exitcode for process in processes] == [0, 0]
+    return [torch.load(folder / f"{r}.pt") for r in range(2)]
 
 
-@pytest.mark.parametrize("queue", [0, Q], ids=["batch", "queue"])
-def test_two_processes_contrast_as_one(queue: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "queue"), [("batch", 0), ("queue", Q)])
+def test_two_processes_contrast_as_one(ranks: list[dict[str, Found]], kind: str, queue: int) -> None:
     """A step has a micro-step of 4 images per process; with a queue, two of 2."""
-    in_two_processes(of_a_rank, tmp_path, queue)
-    one, (first, second) = run(queue, World(), [torch.arange(B)]), (torch.load(tmp_path / f"{r}.pt") for r in range(2))
-    for found in (first, second):
-        torch.testing.assert_close(found, one)
+    one = run(queue, World(), [torch.arange(B)])
+    for found in ranks:
+        torch.testing.assert_close(found[kind], one)
 
 
 def test_a_queue_does_not_depend_on_micro_steps() -> None:
@@ -151,18 +151,7 @@ def train_heads(world: World, images: Tensor, processes: int) -> Found:
     return {"loss": loss.detach()} | trained
 
 
-def heads_of_a_rank(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    td.init_process_group("gloo", store=td.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
-    dist = Dist(torch.device("cpu"), rank=rank, world=2)
-    world = World(rank, partial(gather_equal, dist=dist), partial(mean_over_ranks, dist=dist))
-    found = train_heads(world, torch.arange(B).chunk(2)[rank], 2)
-    torch.save({name: world.mean(value) for name, value in found.items()}, folder / f"{rank}.pt")  # as DDP does
-    td.destroy_process_group()
-
-
-def test_heads_with_batch_norms_over_two_processes_train_as_those_of_one(tmp_path: Path) -> None:
-    in_two_processes(heads_of_a_rank, tmp_path)
+def test_heads_with_batch_norms_over_two_processes_train_as_those_of_one(ranks: list[dict[str, Found]]) -> None:
     one = train_heads(World(), torch.arange(B), 1)
-    for rank in range(2):
-        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), one)
+    for found in ranks:
+        torch.testing.assert_close(found["heads"], one)
