@@ -130,7 +130,7 @@ def logreg(parser: Parser) -> None:
 
 def opening(parser: Parser) -> None:
     """Add the options of opening many images."""
-    number(parser.what, "images", 100_000, "images of the training set")
+    number(parser.what, "images", 100_000, "images of the training set, tiny files in TMPDIR")
     rounds(parser, 5)
 
 
