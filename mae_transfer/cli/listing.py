@@ -52,6 +52,15 @@ def entries(tool: str, command: str = "") -> list[Entry]:
     return found
 
 
+def tools_of(config: Path) -> list[str]:
+    """Return the tools that a config's docstring names, without ".py"; none if the file cannot be read."""
+    try:
+        text = ast.get_docstring(ast.parse(config.read_text(encoding="utf-8"))) or ""
+    except (OSError, ValueError, SyntaxError):
+        return []
+    return re.findall(r"\btools/(\w+)\.py\b", text)
+
+
 def purpose(text: str) -> str:
     """Return the first sentence of a docstring as one line."""
     paragraph = " ".join(text.partition("\n\n")[0].split())

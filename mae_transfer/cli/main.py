@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mae_transfer import __version__
+from mae_transfer.cli.listing import tools_of
 from mae_transfer.cli.parser import Parser
 from mae_transfer.disk import PACKAGE, package_folder
 
@@ -84,8 +85,18 @@ def call(name: str, words: Sequence[str] | None = None, *, prog: str | None = No
     parser = Parser(prog, module.__doc__)
     module.add_options(parser)
     args = parser.parse_args(words)
+
+    def run() -> None:
+        try:
+            module.run(args)
+        except ValueError as error:
+            given = vars(args).get("config") or vars(args).get("suite")
+            if given and (tools := tools_of(given)) and command.script not in tools:
+                error.add_note(f"{given} is made for tools/{tools[0]}.py, says its docstring: use that tool")
+            raise
+
     try:
-        return guarded(lambda: module.run(args))
+        return guarded(run)
     except argparse.ArgumentError as error:
         parser.error(str(error))
 

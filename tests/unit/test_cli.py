@@ -142,6 +142,36 @@ def test_list_reads_docstrings_and_runs_nothing(tmp_path: Path, monkeypatch: pyt
     assert listing.listing("det_train") == "no config names tools/det_train.py in its docstring"
 
 
+@pytest.mark.parametrize(
+    ("command", "config", "tool"),
+    [
+        ("detect", "segment/camvid", "seg_train"),
+        ("pretrain", "classify/small_finetune", "cls_train"),
+        ("classify", "suites/mini", "reproduce"),
+        ("suite", "pretrain/mae_small_64px", "pretrain"),
+    ],
+)
+def test_the_config_of_another_tool_is_recognised(
+    command: str, config: str, tool: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, f"configs/{config}.py", "--work-dir", str(tmp_path / "run")]) == 1
+    assert (
+        f"configs/{config}.py is made for tools/{tool}.py, says its docstring: use that tool" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("docstring", ["", "no text", "Run it with tools/det_train.py or tools/seg_train.py."])
+def test_other_mistakes_are_not_explained_by_the_tool(
+    docstring: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own.py").write_text(f'"""{docstring}"""\nepoch = 3\n')
+    assert main(["detect", str(tmp_path / "own.py"), "--work-dir", str(tmp_path / "run")]) == 1
+    assert "is made for" not in capsys.readouterr().err
+    assert main(["detect", str(tmp_path / "none.py"), "--work-dir", str(tmp_path / "run")]) == 1
+    assert "is made for" not in capsys.readouterr().err
+
+
 def test_every_config_is_listed_by_one_tool() -> None:
     found = [entry.path for tool in SCRIPTS for entry in listing.entries(tool)]
     configs = [
