@@ -7,9 +7,10 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from mae_transfer.data import Folder, FolderConfig, ShapesConfig, Subset, pick_evenly
+from mae_transfer.data import Folder, FolderConfig, ShapesConfig, Subset, pick_evenly, sources
 from mae_transfer.data.ade import AdeConfig
 from mae_transfer.data.coco import Coco, CocoConfig
 from mae_transfer.data.dense_shapes import ShapesMapsConfig, ShapesObjectsConfig
@@ -49,6 +50,22 @@ def test_a_moved_set_and_a_subset_have_the_same_fingerprint(tmp_path: Path) -> N
     for source in (moved, pick_evenly(moved, 2), Subset(moved, [0])):
         assert fingerprint(source).digest == first.digest
         assert compare_fingerprints(first.saved(), fingerprint(source)) is None
+
+
+@pytest.mark.parametrize(("slow", "threads"), [(0.0, 1), (60.0, 0)])
+def test_threads_read_the_sizes_of_files_that_are_slow_to_reach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: float, threads: int
+) -> None:
+    started: list[int] = []
+    monkeypatch.setattr(sources, "CHUNK", 2)
+    monkeypatch.setattr(sources, "SLOW", slow)
+    pool = sources.ThreadPoolExecutor
+    monkeypatch.setattr(sources, "ThreadPoolExecutor", lambda count: started.append(count) or pool(count))
+    source = flat(images(tmp_path, 7))
+    sizes = [path.stat().st_size for path in sorted(tmp_path.iterdir())]
+    (tmp_path / "5.png").unlink()
+    assert sources._of_files([source.where(index) for index in range(7)], "st_size") == [*sizes[:5], -1, sizes[6]]
+    assert started == [sources.THREADS] * threads
 
 
 def test_changed_files_are_counted_and_named(tmp_path: Path) -> None:
