@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator
@@ -31,14 +32,16 @@ PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 def interpreter(folder: Path, *modules: str) -> Iterator[Path]:
     """Start a server that has imported some modules; yield the interpreter."""
     folder.mkdir(parents=True, exist_ok=True)
-    address, program = folder / "socket", folder / "python"
+    short = tempfile.TemporaryDirectory(dir="/tmp")  # the path of a socket has at most 108 bytes
+    address, program = Path(short.name) / "socket", folder / "python"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E "{__file__}" client "{address}" "$@"\n')
     program.chmod(0o755)
     command = [sys.executable, __file__, "server", str(address), str(program), *modules]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}) as server:
-        assert server.stdout is not None
-        assert server.stdout.readline() == b"ready\n"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with short, subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as server:
         try:
+            assert server.stdout is not None
+            assert server.stdout.readline() == b"ready\n"
             yield program
         finally:
             server.terminate()

@@ -90,15 +90,23 @@ def call(name: str, words: Sequence[str] | None = None, *, prog: str | None = No
         try:
             module.run(args)
         except ValueError as error:
-            given = vars(args).get("config") or vars(args).get("suite")
-            if given and (tools := tools_of(given)) and command.script not in tools:
-                error.add_note(f"{given} is made for tools/{tools[0]}.py, says its docstring: use that tool")
+            config = vars(args).get("config", vars(args).get("suite")) if hasattr(args, "show") else None
+            owner = config and owner_of(config)
+            if owner not in (None, name):
+                how = f"{PROGRAM} {owner}" if prog else f"tools/{COMMANDS[owner].script}.py"
+                error.add_note(f"{config} is made for {how}, as its docstring says")
             raise
 
     try:
         return guarded(run)
     except argparse.ArgumentError as error:
         parser.error(str(error))
+
+
+def owner_of(config: Path) -> str | None:
+    """Return the command whose tool a config's docstring names first; None if it names none."""
+    scripts = {command.script: name for name, command in COMMANDS.items()}
+    return next((scripts[tool] for tool in tools_of(config) if tool in scripts), None)
 
 
 def guarded(action: Callable[[], object]) -> int:

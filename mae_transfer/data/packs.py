@@ -1,8 +1,8 @@
 """Packs: a folder of images as one uncompressed zip, with an index for random access.
 
-`zip -0`, unzip and Python's zipfile write and read a pack. Python takes 6 s to read the directory of a zip of 1.3
-million images, so an index beside it, NAME.zip.index, holds what a run needs as arrays: also the listings of the
-fingerprints, whose making takes 2 s. `tools/benchmark.py open` compares opening a pack with opening its folder.
+`zip -0`, unzip and Python's zipfile write and read a pack. Python takes 6 to 14 s to read the directory of a zip of 1.3
+million images, so an index beside it, NAME.zip.index, holds what a run needs as arrays. Listings for fingerprints are
+among them, because making one takes 2 s. `tools/benchmark.py open` compares opening a pack with opening its folder.
 
 The order is that of the folder: component by component of the path, by bytes. Layout of a zip: PKWARE's APPNOTE,
 sections 4.3.7 (header of a member) and 4.3.16 (end of the directory).
@@ -88,11 +88,13 @@ class Pack:
         return [names[start:end].decode() for start, end in pairwise([0, *self._ends.tolist()])]
 
     def listing(self, folder: str) -> bytes | None:
-        """Return the compressed listing of a folder, as fingerprints have it; None if the index has none of it."""
+        """Return the compressed listing of a folder, as fingerprints have it; None if the index does not have it."""
         listed = _listed(self.folders)
         if folder not in listed:
             return None
-        index, number = _load_index(self.path, LISTINGS), listed.index(folder)
+        index, number = _load_index(self.path, ("digest", *LISTINGS)), listed.index(folder)
+        if index["digest"].item() != self.digest:
+            raise ValueError(f"{index_of(self.path)} has changed since it was opened: start again")
         start, end = [0, *index["listing_ends"].tolist()][number : number + 2]
         return index["listings"][start:end].tobytes()
 
@@ -190,7 +192,7 @@ class PackedFolder(Folder):
         return sizes
 
     def listing(self) -> bytes:
-        """Return the compressed listing of a fingerprint: from the index, or made if the index has none of it."""
+        """Return the compressed listing of a fingerprint: from the index, or made if the index does not have it."""
         kept = self._pack.listing(self._inside) if self._is_whole else None
         return kept or listing_of(self.paths(), self.file_sizes())
 

@@ -27,9 +27,9 @@ from mae_transfer.seeding import fold
 
 UNLABELLED = -1
 LIST_SEED = 0
-CHUNK = 512  # files whose status is read together
+CHUNK = 128  # files whose status is read together
 THREADS = 16  # that read chunks in parallel if files are slow to reach
-SLOW = 50e-6  # seconds per file: on a local disk (5e-6) threads would only wait for each other's interpreter
+SLOW = 50e-6  # seconds per file: on a local disk (5e-6) threads would only wait for the interpreter lock
 SHOWN = 3  # names in a message
 
 
@@ -374,10 +374,10 @@ def _of_files(paths: Sequence[str], what: str) -> list[int]:
     """Return a field of the status of each file; -1 for a missing file."""
     chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
     found: list[int] = []
+    start = time.perf_counter()
     for number, chunk in enumerate(chunks, start=1):
-        start = time.perf_counter()
         found += _of_chunk(chunk, what)
-        if time.perf_counter() - start > SLOW * len(chunk):  # a network file system
+        if time.perf_counter() - start > SLOW * len(found):  # a network file system
             with ThreadPoolExecutor(THREADS) as pool:
                 rest = pool.map(_of_chunk, chunks[number:], repeat(what))
                 return [*found, *chain.from_iterable(rest)]

@@ -14,9 +14,12 @@ Torchrun = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def torchrun(python: Path) -> Torchrun:
-    """torchrun(SCRIPT, *arguments, processes=2) runs a script; if it fails, the test does, with what it printed."""
+    """torchrun(SCRIPT, *arguments, processes=2, python=...) runs a script; if it fails, the test does.
 
-    def run(*words: object, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    Processes are forked from one interpreter. `python=sys.executable` starts each on its own, in ten seconds.
+    """
+
+    def run(*words: object, processes: int = 2, python: Path | str = python) -> subprocess.CompletedProcess[str]:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         command = [str(python), *(launcher if processes > 1 else ()), *map(str, words)]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -3,6 +3,7 @@
 Losses, every reduced gradient, and parameters after five float64 steps.
 """
 
+import sys
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ SCRIPT = Path(__file__).with_name("mae_steps.py")
 
 
 def test_two_processes_have_the_gradients_of_one(torchrun: Torchrun, tmp_path: Path) -> None:
-    torchrun(SCRIPT, tmp_path / "two.pt")
+    torchrun(SCRIPT, tmp_path / "two.pt", python=sys.executable)  # each with its own hashes, as in real runs
     torchrun(SCRIPT, tmp_path / "one.pt", processes=1)
     alone, ranks = (torch.load(tmp_path / name, weights_only=True) for name in ("one.pt", "two.pt"))
     assert alone.keys() == ranks.keys() == {"self", "cross"}

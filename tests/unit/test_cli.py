@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import nn
 
 from mae_transfer.cli import listing, showing
-from mae_transfer.cli.main import COMMANDS, guarded, main
+from mae_transfer.cli.main import COMMANDS, call, guarded, main
 from mae_transfer.config import Part, Schema, load
 from mae_transfer.data.loader import _check_outputs
 from mae_transfer.tasks import classify, detect, knn, pretrain, robustness, segment, tokenizer
@@ -143,21 +143,22 @@ def test_list_reads_docstrings_and_runs_nothing(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("command", "config", "tool"),
+    ("command", "config", "owner"),
     [
-        ("detect", "segment/camvid", "seg_train"),
-        ("pretrain", "classify/small_finetune", "cls_train"),
-        ("classify", "suites/mini", "reproduce"),
+        ("detect", "segment/camvid", "segment"),
+        ("pretrain", "classify/small_finetune", "classify"),
+        ("classify", "suites/own_classification", "suite"),
         ("suite", "pretrain/mae_small_64px", "pretrain"),
     ],
 )
 def test_the_config_of_another_tool_is_recognised(
-    command: str, config: str, tool: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str, config: str, owner: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([command, f"configs/{config}.py", "--work-dir", str(tmp_path / "run")]) == 1
-    assert (
-        f"configs/{config}.py is made for tools/{tool}.py, says its docstring: use that tool" in capsys.readouterr().err
-    )
+    words = [f"configs/{config}.py", "--work-dir", str(tmp_path / "run")]
+    assert main([command, *words]) == 1
+    assert f"configs/{config}.py is made for mae-transfer {owner}, as its docstring says\n" in capsys.readouterr().err
+    assert call(command, words) == 1
+    assert f"made for tools/{COMMANDS[owner].script}.py, as" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -166,10 +167,14 @@ def test_other_mistakes_are_not_explained_by_the_tool(
     docstring: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "own.py").write_text(f'"""{docstring}"""\nepoch = 3\n')
-    assert main(["detect", str(tmp_path / "own.py"), "--work-dir", str(tmp_path / "run")]) == 1
-    assert "is made for" not in capsys.readouterr().err
-    assert main(["detect", str(tmp_path / "none.py"), "--work-dir", str(tmp_path / "run")]) == 1
-    assert "is made for" not in capsys.readouterr().err
+    for words in (
+        ["detect", str(tmp_path / "own.py"), "--work-dir", str(tmp_path / "run")],
+        ["detect", str(tmp_path / "none.py"), "--work-dir", str(tmp_path / "run")],
+        ["benchmark", "scale", "suites/mini", "--gpus", "12"],
+        ["visualize", "missing.pth", "--config", "configs/pretrain/mae_small_64px.py", "--images", str(tmp_path)],
+    ):
+        assert main(words) == 1
+        assert "is made for" not in capsys.readouterr().err
 
 
 def test_every_config_is_listed_by_one_tool() -> None:

@@ -67,13 +67,13 @@ def of_a_rank(rank: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Found]]:
-    """What each of two processes finds. They are spawned: after torch.compile, a forked one has no backward pass."""
-    folder = tmp_path_factory.mktemp("ranks")
-    processes = [multiprocessing.get_context("spawn").Process(target=of_a_rank, args=(r, folder)) for r in range(2)]
+    """What each of two processes finds. A process that is forked after torch.compile ran cannot compute gradients."""
+    folder, spawn = tmp_path_factory.mktemp("ranks"), multiprocessing.get_context("spawn")
+    processes = [spawn.Process(target=of_a_rank, args=(rank, folder), daemon=True) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=120)
+        process.join(timeout=600)
     assert [process.exitcode for process in processes] == [0, 0]
     return [torch.load(folder / f"{r}.pt") for r in range(2)]
 

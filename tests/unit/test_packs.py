@@ -115,6 +115,37 @@ def test_the_listing_of_the_index_saves_making_one(
     assert len(made) == (not listed)
 
 
+def drop_listings(index: Path) -> None:
+    arrays = dict(np.load(index))
+    del arrays["listings"]
+    with index.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def damage_listings(index: Path) -> None:
+    listings = np.load(index)["listings"].tobytes()
+    content = bytearray(index.read_bytes())
+    content[content.index(listings) + 3] ^= 1
+    index.write_bytes(content)
+
+
+@pytest.mark.parametrize("spoil", [drop_listings, damage_listings])
+def test_damaged_listings_are_named(pack: Path, spoil: Any) -> None:
+    packed = FolderConfig(root=str(pack), split="train").open()
+    spoil(index_of(pack))
+    with pytest.raises(ValueError, match=r"set\.zip\.index cannot be used .*: write its index with"):
+        fingerprint(packed)
+
+
+def test_an_index_that_is_rewritten_while_a_run_starts_is_noticed(root: Path, pack: Path) -> None:
+    packed = FolderConfig(root=str(pack), split="train").open()
+    pack.unlink()
+    (root / "val/cat/1.jpg").unlink()
+    write_pack(root, pack)
+    with pytest.raises(ValueError, match=r"set\.zip\.index has changed since it was opened: start again"):
+        fingerprint(packed)
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_photos_are_split_alike(root: Path, pack: Path, split: Any) -> None:
     for missing in (False, True):
