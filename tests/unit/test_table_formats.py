@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from mae_transfer import results
-from mae_transfer.suite.store.records import Measurement
+from mae_transfer.suite.store.records import Measurement, load
 from mae_transfer.suite.tables import comparison, figures, formats, sheets
 from mae_transfer.suite.tables.formats import FORMATS, Sheet, Text
 from mae_transfer.suite.tables.layouts import LAYOUTS
@@ -233,6 +233,20 @@ def test_figures_are_drawn_where_there_are_results(tmp_path: Path) -> None:
     assert [path.name for path in figures.save(recorded(*tuned), tmp_path / "figures")] == ["figure_9.svg"]
     assert figures.save([], tmp_path / "none") == []
     assert not (tmp_path / "none").exists()
+
+
+def test_a_figure_of_many_curves_has_room_for_its_axes_and_short_lines_at_its_ticks(tmp_path: Path) -> None:
+    """Where a legend leaves the axes no room, matplotlib warns, and a warning is an error here."""
+    found, _ = load([Path(__file__).parents[2] / "docs/results/claims/results.jsonl"])
+    drawn = figures.draw("figure 5", found)
+    assert drawn is not None
+    figures.write({"figure_5": drawn}, tmp_path)
+    (axes,) = drawn.axes
+    assert len(axes.containers) > 8
+    assert axes.get_window_extent().height > 2 * drawn.dpi
+    ticks = [label.get_text() for label in axes.get_xticklabels()]
+    assert "75%, cross, 33%\nof hidden\npredicted" in ticks
+    assert max(len(line) for tick in ticks for line in tick.split("\n")) <= 16
 
 
 def test_a_figure_has_a_curve_per_target_and_its_points_where_they_were_measured() -> None:

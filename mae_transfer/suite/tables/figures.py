@@ -25,6 +25,7 @@ from mae_transfer.suite.tables.layouts import LAYOUTS, ROWS
 FIGURES = ("figure 5", "figure 7", "figure 9")
 WIDEST = 40  # characters that stand side by side below an axis
 LONGEST = 52  # characters of a label in a chart
+TICK = 16  # characters of one line of a tick's label
 INK = "#7a7a7a"  # of text and axes; in a page it becomes the colour of the page's text
 STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 9, "text.color": INK, "axes.labelcolor": INK,
@@ -149,14 +150,18 @@ def draw(name: str, found: Sequence[Measurement]) -> Figure | None:
     if not ours:
         return None
     scales = sorted({cell.scale for cell in ours})
-    figure = Figure(figsize=(4.6, 4.2 * len(scales)), layout="constrained")
+    figure = Figure(layout="constrained")
     parts = figure.subfigures(len(scales), 1, squeeze=False)[:, 0]
+    heights = []
     for part, scale in zip(parts, scales, strict=True):
         axes = part.subplots()
         known = published(name) if scale == "paper" else []
         panel(axes, name, [cell for cell in ours if cell.scale == scale], known)
         axes.set_title(f"{LAYOUTS[name].title.partition(',')[0]}, {scale} scale", loc="left", fontsize=10)
-        part.legend(loc="outside lower left", fontsize=8, frameon=False)
+        legend = part.legend(loc="outside lower left", fontsize=8, frameon=False)
+        lines = [text.get_text().count("\n") + 1 for text in legend.get_texts()]
+        heights.append(3.6 + 0.14 * sum(lines) + 0.06 * len(lines))
+    figure.set_size_inches(4.6, max(heights) * len(scales))
     return figure
 
 
@@ -181,7 +186,9 @@ def panel(axes: Axes, name: str, ours: Sequence[Cell], known: Sequence[Cell]) ->
         numbers = [(columns.index(cell.column), cell.published.value) for cell in of_row if cell.published]
         if numbers:
             axes.plot(*zip(*numbers, strict=True), linestyle="--", marker=".", label=f"{row}, published")
-    axes.set_xticks(range(len(columns)), columns, rotation=30 if sum(map(len, columns)) > WIDEST else 0)
+    ticks = ["\n".join(textwrap.wrap(column, TICK)) for column in columns]
+    turned = sum(max(map(len, tick.split("\n"))) for tick in ticks) > WIDEST
+    axes.set_xticks(range(len(columns)), ticks, rotation=90 if turned else 0)
     axes.set_xlabel(LAYOUTS[name].column_title)
     axes.set_ylabel("top-1 %")
     axes.grid(alpha=0.3)
@@ -196,8 +203,8 @@ def aside(name: str, cell: Cell) -> str:
     found = pretraining(result)
     if found is None or name == "figure 9":
         return f"{result.backbone}, {result.pretrain}"
-    parts = [found.target, f"{found.epochs} ep"] if name == "figure 5" else [found.target, found.hidden]
-    return ", ".join([result.backbone, *parts])
+    other = f"{found.epochs} ep" if name == "figure 5" else found.hidden.partition(",")[0]
+    return f"{result.backbone}, {found.target}, {other}"
 
 
 def position(column: str) -> tuple[float, str]:
