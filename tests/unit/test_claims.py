@@ -163,7 +163,7 @@ def test_the_table_shows_published_effect_range_and_the_records_behind() -> None
     asked = {"column": "fine-tune", "row": "a", "above": "b", "published": places}
     table, behind = claims.sheets([judged(asked, found("a", (60.0, 61.0, 62.0)), found("b", (59.5, 59.0, 61.9)))])
     texts = [cell.text for cell in table.rows[0]]
-    assert texts == ["c", "fine-tune: a > b", "+1.30 (Table 3)", "+0.87 [+0.10..+2.00]", "holds", "holds"]
+    assert texts == ["1. c", "fine-tune: a > b", "+1.30 (Table 3)", "+0.87 [+0.10..+2.00]", "holds", "holds"]
     assert [cell.text for cell in behind.rows[1]][:4] == ["fine-tune: a > b, seed 1", "61.00", "59.00", "+2.00"]
     assert "abc from c seed 1" in behind.rows[1][4].text  # commit, config digest and seed of the pretraining
 

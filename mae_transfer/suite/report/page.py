@@ -237,9 +237,10 @@ def links_of(cell: Cell | None, origins: Origins) -> list[RunLink]:
 def claim_charts(claimed: Iterable[claims.JudgedClaim]) -> Iterator[pictures.Picture]:
     """Yield the paired differences of each claim that has any."""
     with mpl.rc_context(figures.STYLE):
-        for claim in claimed:
+        for number, claim in enumerate(claimed, start=1):
             if figure := claims.figure(claim):
-                yield pictures.Picture(f"{claim.words}: {claim.verdict}", figures.svg(figure, prefix=slug(claim.words)))
+                title = f"{number}. {claim.words}: {claim.verdict}"
+                yield pictures.Picture(title, figures.svg(figure, prefix=slug(claim.words)))
 
 
 def charts(overview: Summary, some: Iterable[Table], colours: Mapping[str, str]) -> Iterator[pictures.Picture]:

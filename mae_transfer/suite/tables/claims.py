@@ -125,10 +125,10 @@ def published_effect(places: Sequence[Place]) -> float:
 
 
 def sheets(claims: Sequence[JudgedClaim]) -> Iterator[Sheet]:
-    """Yield the table of claims, and the numbers behind it by seed; nothing without claims."""
+    """Yield the table of claims, numbered as their figures, and the numbers behind it; nothing without claims."""
     if not claims:
         return
-    rows = [_texts(claim, number) for claim in claims for number in range(len(claim.parts))]
+    rows = [_texts(number, claim, part) for number, claim in enumerate(claims, start=1) for part in claim.parts]
     yield Sheet(TITLE, HEAD, tuple(rows), tuple(rules(claims)))
     behind = [row for claim in claims for part in claim.parts for row in _behind(part)]
     if behind:
@@ -216,8 +216,8 @@ def _by_seed(one: Cell, other: Cell) -> dict[int, float]:
     return {seed: spread([value for (_, own), value in pairs.items() if own == seed]).mean for _, seed in pairs}
 
 
-def _texts(claim: JudgedClaim, number: int) -> tuple[Text, ...]:
-    part, ours = claim.parts[number], claim.parts[number].ours
+def _texts(number: int, claim: JudgedClaim, part: JudgedPart) -> tuple[Text, ...]:
+    ours = part.ours
     text = part.note or "not measured yet"
     if ours and part.unit != "%":
         one, *others = (spread([run.value for run in cell.runs]).mean for cell in part.cells if cell)
@@ -227,7 +227,7 @@ def _texts(claim: JudgedClaim, number: int) -> tuple[Text, ...]:
         text = f"{signed(ours.mean, part.unit)} [{low}..{high}]"
     text += f" ({ours.n} of the seeds)" if ours and part.outcome == "not measured" else ""
     return (
-        Text(claim.words), Text(part.compared), Text(part.published), Text(text), Text(part.outcome),
+        Text(f"{number}. {claim.words}"), Text(part.compared), Text(part.published), Text(text), Text(part.outcome),
         Text(claim.verdict, "best" if claim.verdict not in ("undecided", "not measured", "holds in part") else ""),
     )  # fmt: skip
 
