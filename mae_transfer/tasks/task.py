@@ -27,7 +27,7 @@ from mae_transfer.engine.optim import EachTensor, Group, param_groups, peak_lr
 from mae_transfer.engine.schedule import Anneal, Rates, lr_at, moving
 from mae_transfer.engine.state import LoopConfig, TrainState, micro_steps
 from mae_transfer.engine.state import resume as resume_state
-from mae_transfer.models.attention import CPU_HAS_AMX, set_position_bias
+from mae_transfer.models.attention import set_position_bias
 from mae_transfer.models.vit import Block
 from mae_transfer.record import UNKNOWN, Sitting, Software
 from mae_transfer.results import Result
@@ -421,13 +421,10 @@ class Task(RecordedRun[C]):
 
     def plan(self, loop: LoopConfig) -> str:
         """Return steps, batch, rate and machine in one sentence."""
-        cfg, dist = self.cfg, self.dist
-        slow = cfg.precision == "bfloat16" and dist.device.type == "cpu" and not CPU_HAS_AMX
-        hint = " (which has no matrix units for it: --set precision=float32 is faster here)" if slow else ""
-        micro, peak = self.micro_batch(loop), peak_lr(cfg.optim, global_batch=cfg.batch)
+        cfg, micro = self.cfg, self.micro_batch(loop)
         return (
-            f"{loop.steps} steps of {cfg.batch} crops = {dist.world} x {loop.accumulate} x {micro}; peak lr {peak:.2e}"
-            f"; {cfg.precision} on {results.device_name(dist.device)}{hint}"
+            f"{loop.steps} steps of {cfg.batch} crops = {self.dist.world} x {loop.accumulate} x {micro}; "
+            f"peak lr {peak_lr(cfg.optim, global_batch=cfg.batch):.2e}; {self.machine()}"
         )
 
     def shared_now(self) -> dict[str, Any]:

@@ -43,6 +43,17 @@ def test_a_run_leaves_numbers_and_pictures(tmp_path: Path) -> None:
     assert [r.record.data["train"].images for r in written if r.record] == [7] * 4
 
 
+@pytest.mark.parametrize("amx", [False, True])
+def test_a_frozen_run_says_where_bfloat16_is_the_slow_choice(
+    amx: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("mae_transfer.tasks.run.CPU_HAS_AMX", amx)
+    FrozenSegment.launch(config(tmp_path / "scenes", FrozenKnnConfig, precision="bfloat16"), tmp_path / "run")
+    said = capsys.readouterr().out
+    assert "bfloat16 on cpu" in said
+    assert ("--set precision=float32 is faster here" in said) == (not amx)
+
+
 def test_protocols_of_a_backbone_share_one_pass_over_the_training_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

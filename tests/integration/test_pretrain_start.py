@@ -110,7 +110,7 @@ def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path: Path, mo
 def test_where_bfloat16_is_the_slow_choice_the_run_says_so(
     precision: str, amx: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mae_transfer.tasks.task.CPU_HAS_AMX", amx)
+    monkeypatch.setattr("mae_transfer.tasks.run.CPU_HAS_AMX", amx)
     cfg = config(precision=precision)
     task = pretrain.Pretrain(cfg, Dist(torch.device("cpu")))
     task.open()
