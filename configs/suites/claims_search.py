@@ -2,10 +2,10 @@
 
 Nothing here reads the images that claims.py reports on, but for one that Tiny-ImageNet has in both sets. `heldout` is a
 folder of links to the training images of Tiny-ImageNet: every tenth file of each class, in sorted order, in val/, the
-others in train/. A linear probe judges a pretraining of three epochs per rate; the rates of fine-tuning start from the
-pretraining with the middle one, and from random weights. The highest top-1 on the images of val/ wins. Within 0.5 points,
-the middle rate wins. If the last rate of a grid wins, one more is tried: 0.004 of fine-tuning, because 0.002 won.
-Pretrained and random rows share a rate only if both choose it.
+others in train/ (docs/results/README.md makes it). A linear probe judges a pretraining of three epochs per rate; the
+rates of fine-tuning start from the pretraining with the middle one, and from random weights. The highest top-1 on the
+images of val/ wins. Within 0.5 points, the middle rate wins. If the last rate of a grid wins, one more is tried: 0.004 of
+fine-tuning, because 0.002 won. Pretrained and random rows share a rate only if both choose it.
 
 Command:   python tools/reproduce.py configs/suites/claims_search.py --work-dir runs/claims_search \
            --root heldout=/data/tiny-heldout
