@@ -243,7 +243,7 @@ def test_a_figure_of_many_curves_has_room_for_its_axes_and_short_lines_at_its_ti
     figures.write({"figure_5": drawn}, tmp_path)
     (axes,) = drawn.axes
     assert len(axes.containers) > 8
-    assert axes.get_window_extent().height > 2 * drawn.dpi
+    assert axes.get_window_extent().height > 1.5 * drawn.dpi
     ticks = [label.get_text() for label in axes.get_xticklabels()]
     assert "75%, cross, 33%\nof hidden\npredicted" in ticks
     assert max(len(line) for tick in ticks for line in tick.split("\n")) <= 16

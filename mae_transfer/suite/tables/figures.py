@@ -187,7 +187,7 @@ def panel(axes: Axes, name: str, ours: Sequence[Cell], known: Sequence[Cell]) ->
         if numbers:
             axes.plot(*zip(*numbers, strict=True), linestyle="--", marker=".", label=f"{row}, published")
     ticks = ["\n".join(textwrap.wrap(column, TICK)) for column in columns]
-    turned = sum(max(map(len, tick.split("\n"))) for tick in ticks) > WIDEST
+    turned = len(ticks) * max(len(line) for tick in ticks for line in tick.split("\n")) > WIDEST
     axes.set_xticks(range(len(columns)), ticks, rotation=90 if turned else 0)
     axes.set_xlabel(LAYOUTS[name].column_title)
     axes.set_ylabel("top-1 %")
