@@ -188,7 +188,7 @@ def test_tables_print_the_claims_of_an_archive(first: Archived, capsys: pytest.C
     write_about(first.archive, cfg.about())
     assert main(["tables", str(first.archive), "--format", "markdown"]) == 0
     printed = capsys.readouterr().out
-    assert "| a is better" in printed
+    assert "| 1. a is better" in printed
     assert "a > b" in printed
     assert "numbers by seed" in printed
 
