@@ -105,6 +105,15 @@ class DetectConfig(DenseConfig):
             raise ValueError(f"heads.norm = {self.heads.norm!r}: one of {', '.join(NORMS)}, or None")
         return self
 
+    @model_validator(mode="after")
+    def _device_batch_changes_nothing(self) -> Self:
+        if self.run.device_batch == "auto" and self.heads.masks:
+            raise ValueError(
+                "run.device_batch='auto': the mask loss is a mean over the objects of a device batch, so the result "
+                "would depend on this machine's memory: set run.device_batch to a number, or heads.masks=False"
+            )
+        return self
+
     @property
     def kinds(self) -> tuple[Kind, ...]:
         """What is evaluated: boxes, and masks where there is a mask head."""

@@ -181,7 +181,7 @@ class FrozenRun(RecordedRun[C]):
         ):
             if dist.is_main:
                 write_config(folder, cfg)
-            log.say(f"{self.title()}\n{self.machine()}")
+            log.say(f"{self.title()}\n{self.machine(cfg.precision)}")
             figures, unreadable = self.evaluate(log)
             log.write("eval", steps, figures)
             seconds = time.perf_counter() - start

@@ -16,7 +16,7 @@ from mae_transfer.arithmetic import Matmul
 from mae_transfer.data import Samples, Unreadable
 from mae_transfer.data.sources import Fingerprint, fingerprint
 from mae_transfer.engine.dist import Dist, peak_memory_gib, session
-from mae_transfer.engine.state import check_precision
+from mae_transfer.engine.state import Precision, check_precision
 from mae_transfer.models.attention import CPU_HAS_AMX
 from mae_transfer.record import NAMED_CLASSES, DataSet, Record, Seconds, Sitting, Weights, now, software
 from mae_transfer.results import Result, device_name
@@ -67,11 +67,11 @@ class RecordedRun(ABC, Generic[C]):
     def title(self) -> str:
         """Return the first lines of the log: what is trained or evaluated on what."""
 
-    def machine(self) -> str:
+    def machine(self, precision: Precision) -> str:
         """Return precision and device in words, with a remedy if the device is slow in this precision."""
-        slow = self.cfg.precision == "bfloat16" and self.dist.device.type == "cpu" and not CPU_HAS_AMX
+        slow = precision == "bfloat16" and self.dist.device.type == "cpu" and not CPU_HAS_AMX
         hint = " (which has no matrix units for it: --set precision=float32 is faster here)" if slow else ""
-        return f"{self.cfg.precision} on {device_name(self.dist.device)}{hint}"
+        return f"{precision} on {device_name(self.dist.device)}{hint}"
 
     def described(self) -> dict[str, Any]:
         """Return the fields of a Result that the task knows beside those of `shared`: backbone, unit ..."""

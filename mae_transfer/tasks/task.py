@@ -424,7 +424,7 @@ class Task(RecordedRun[C]):
         cfg, micro = self.cfg, self.micro_batch(loop)
         return (
             f"{loop.steps} steps of {cfg.batch} crops = {self.dist.world} x {loop.accumulate} x {micro}; "
-            f"peak lr {peak_lr(cfg.optim, global_batch=cfg.batch):.2e}; {self.machine()}"
+            f"peak lr {peak_lr(cfg.optim, global_batch=cfg.batch):.2e}; {self.machine(cfg.precision)}"
         )
 
     def shared_now(self) -> dict[str, Any]:

@@ -144,6 +144,8 @@ class Transfer(Task[C]):
             trained = task.load_trained(reference)
             trained.model.to(dist.device).eval()
             set_position_bias(trained.model, cfg.run.position_bias, device=dist.device, compiled=False)
+            if dist.is_main:
+                print(f"evaluation of {reference}: {task.machine(task.evaluated_in)}", flush=True)
             identity = {"config_digest": cfg.digest(), "recipe_digest": cfg.recipe_digest()}
             written = [one.model_copy(update=identity) for one in task.measure_trained(trained, work_dir, start=start)]
             if dist.is_main:

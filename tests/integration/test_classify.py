@@ -467,7 +467,9 @@ def test_the_tool_takes_the_backbone_and_evaluates_checkpoints(
     state = tmp_path / "run" / "checkpoints" / "step_00000001.pt"
     assert tool(str(path), "--backbone", str(backbone), "--eval", "--checkpoint", str(state)) == 0
     (value,) = {r.value for r in results.load(tmp_path / "run" / "results.jsonl")[0] if r.split == "val"}
-    assert f"val top1 {value:.2f}%" in capsys.readouterr().out.splitlines()[-1]
+    printed = capsys.readouterr().out.splitlines()
+    assert f"val top1 {value:.2f}%" in printed[-1]
+    assert f"evaluation of {state}: float32 on cpu" in "\n".join(printed)
     path.write_text(knn_config(base).source())
     assert tool(str(path), "--eval", "--checkpoint", str(state)) == 1
     assert "has no checkpoint to evaluate" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from mae_transfer.config import load
 from mae_transfer.engine.loop import Step
 from mae_transfer.tasks import pretrain, trial
 from mae_transfer.tasks.classify import ClassifyConfig
+from mae_transfer.tasks.detect import DetectConfig
 from mae_transfer.tasks.pretrain import PretrainConfig
 
 ROOT = Path(__file__).parents[2]
@@ -137,6 +138,9 @@ def test_auto_is_refused_where_the_device_batch_changes_the_result(
 ) -> None:
     with pytest.raises(ValueError, match=r"mixup and cutmix draw one weight per device batch"):
         load(ROOT / "configs/classify/finetune_vit_base.py", ClassifyConfig, overrides=["run.device_batch=auto"])
+    with pytest.raises(ValueError, match=r"the mask loss is a mean over the objects of a device batch"):
+        load(ROOT / "configs/detect/mini.py", DetectConfig, overrides=["run.device_batch=auto"])
+    load(ROOT / "configs/detect/mini.py", DetectConfig, overrides=["run.device_batch=auto", "heads.masks=False"])
     argv = [
         str(ROOT / "configs/segment/mini.py"),
         "--work-dir",
