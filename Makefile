@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MINI := runs/mini
-# Tests run in parallel, with one thread each. A file stays in one process, because its tests share fixtures that take
-# seconds. The longest files come first.
-TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+# Tests run in parallel, with one thread each and one process more than cores, because some tests wait. A file stays in
+# one process, because its tests share fixtures that take seconds. The longest files come first.
+WORKERS = $(shell $(PYTHON) -c 'import os; print(min(8, (os.cpu_count() or 1) + 1))')
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

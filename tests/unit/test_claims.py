@@ -11,6 +11,7 @@ from mae_transfer.config import load, validate
 from mae_transfer.record import DataSet
 from mae_transfer.suite.expect import Expectation, of_parts, outcome
 from mae_transfer.suite.graph.schema import SuiteConfig
+from mae_transfer.suite.report.page import claim_charts
 from mae_transfer.suite.store.records import About, Measurement
 from mae_transfer.suite.tables import claims
 from tests.unit.test_comparison import transfer
@@ -210,6 +211,7 @@ def test_a_claim_that_was_measured_is_drawn(tmp_path: Path) -> None:
     (file,) = claims.save([judged(asked), measured], tmp_path)
     assert file.name == "claim_02.svg"
     assert file.stat().st_size < 40_000
+    assert [chart.title[:3] for chart in claim_charts([judged(asked), measured])] == ["2. "]  # as in the table
 
 
 def test_the_lines_of_a_claim_have_its_verdict_and_one_figure_per_cell() -> None:
