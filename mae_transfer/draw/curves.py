@@ -18,13 +18,12 @@ def save_curves(log: Path, path: Path) -> None:
     if not train:
         return
     more = bool(monitored)
-    figure = Figure(figsize=(7, 7.5 if more else 5), layout="constrained")
+    figure = Figure(figsize=(8, 7.5 if more else 5), layout="constrained")
     losses, *others, rates = figure.subplots(2 + more, 1, sharex=True, height_ratios=(3, *([2.5] * more), 1))
     losses.plot(*_curve(train, "loss"), color="C0", linewidth=1, label="training loss")
     for number, name in enumerate(sorted({key for row in held_out for key in row if key.endswith("loss")}), start=1):
         losses.plot(*_curve(held_out, name), color=f"C{number}", marker="o", markersize=3, label=name.replace("_", " "))
     losses.set_ylabel("loss")
-    losses.legend(frameon=False)
     shown = {key for row in monitored for key in row if is_shown(key)}
     for axes in others:
         for number, name in enumerate(sorted(shown)):
@@ -34,10 +33,11 @@ def save_curves(log: Path, path: Path) -> None:
                 epochs, [100 * share for share in shares], color=f"C{number}", marker="o", markersize=3, label=label
             )
         axes.set_ylabel("monitor, %")
-        axes.legend(frameon=False)
     rates.plot(*_curve(train, "lr"), color="C7", linewidth=1)
     rates.set_ylabel("learning rate")
     rates.set_xlabel("epoch")
+    for axes in (losses, *others):  # beside the axes: to find a free place among long curves takes seconds
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     for axes in (losses, *others, rates):
         axes.spines[["top", "right"]].set_visible(False)
     with atomic_write(path) as temporary:

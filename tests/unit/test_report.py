@@ -399,6 +399,17 @@ def test_the_last_alarm_of_a_run_is_shown_under_it(tmp_path: Path) -> None:
     assert "between steps 1 and 20" not in page
 
 
+def test_a_legend_covers_no_curve_and_every_line_of_it_has_room() -> None:
+    names = [f"row {number}" for number in range(9)]
+    lines = [pictures.Curve(name, tuple(range(1000)), (1.0,) * 1000) for name in names]
+    drawn = pictures.plot(lines, "training loss", dict.fromkeys(names, "C0"))
+    drawn.draw_without_rendering()
+    (axes,), (legend,) = drawn.axes, drawn.legends
+    assert legend.get_window_extent().y0 >= 0
+    assert legend.get_window_extent().y1 <= axes.get_tightbbox().y0
+    assert axes.get_window_extent().height > 1.5 * drawn.dpi
+
+
 def test_curves_of_pretrainings_that_share_a_row_are_told_apart(tmp_path: Path) -> None:
     runs = {}
     for name, row in (("mae_b", "MAE"), ("mae_l", "MAE"), ("dino", "DINO")):

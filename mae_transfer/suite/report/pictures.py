@@ -115,7 +115,7 @@ def plot(lines: Sequence[Curve], quantity: str, colours: Mapping[str, str]) -> F
     counts = Counter(line.label for line in lines)
     names = {label: plain(f"{label}, {count} seeds" if count > 1 else label) for label, count in counts.items()}
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.2, 2.9), layout="constrained")
+        figure = Figure(figsize=(4.2, 2.7 + 0.17 * len(names)), layout="constrained")
         axes = figure.subplots()
         for line in lines:
             style: Any = {"marker": "o", "markersize": 3} if len(line.steps) < 20 else {}
@@ -130,7 +130,8 @@ def plot(lines: Sequence[Curve], quantity: str, colours: Mapping[str, str]) -> F
         axes.set_xlabel("step")
         axes.set_ylabel(quantity)
         axes.grid(alpha=0.25)
-        axes.legend(fontsize=8)
+        # outside the axes: to find a free place among long curves takes seconds
+        figure.legend(loc="outside lower left", fontsize=8, frameon=False)
     return figure
 
 
