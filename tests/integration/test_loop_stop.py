@@ -247,15 +247,18 @@ def test_training_goes_on_while_a_state_is_written_and_a_failed_write_ends_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The write of step 5 fails while the loop is in step 7; the run ends after that step with the usual error."""
-    proceed, failed, seen = threading.Event(), threading.Event(), []
+    begun, proceed, failed, seen = threading.Event(), threading.Event(), threading.Event(), []
 
     def full(descriptor: int) -> None:
         seen.append("writing")
+        begun.set()
         proceed.wait(600)
         failed.set()
         raise OSError(errno.ENOSPC, "No space left on device")
 
     def step_fn(model: nn.Module, batch: ToyBatch, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        if step.number == 7:
+            begun.wait(600)  # the other thread may be late
         seen.append(step.number)
         if step.number == 7:
             proceed.set()
