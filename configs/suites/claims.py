@@ -16,7 +16,7 @@ Command:   OMP_NUM_THREADS=1 python tools/reproduce.py configs/suites/claims_sea
            It can be stopped at any time (Ctrl-C). Runs in the archive are not repeated, on any machine. Copy it back to
            docs/results/claims afterwards; written there directly, it would make records say that files differ from the
            commit.
-Cost:      about 12 hours of one CPU core (from the processor time of short trials, float32, one thread), 2 GB.
+Cost:      about 13 hours of one CPU core (from the processor time of short trials, float32, one thread), 2 GB.
 Published: the effects in `expect`, of ViT-B and ViT-L at 224 px. No number of this scale is published.
 """
 

@@ -21,7 +21,7 @@ from mae_transfer.suite.tables.layouts import LAYOUTS
 VALUES = {(one.table, one.row, one.column): one.value for one in PUBLISHED}
 UNITS = {(one.table, one.row, one.column): one.unit for one in PUBLISHED}
 TITLE = "Claims of the paper"
-HEAD = ("claim", "compared", "published", "ours: difference [lowest..highest]", "part", "verdict")
+HEAD = ("claim", "compared", "published", "ours: difference [lowest..highest]", "outcome", "verdict")
 PAIRS = (
     "A difference is taken between runs with equal seeds of pretraining and transfer. A claim is not measured while a "
     "seed is missing, or if data, scale, backbone, protocol, epochs or batch of two numbers of one column differ"
