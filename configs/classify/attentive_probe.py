@@ -1,4 +1,4 @@
-"""Linear and attentive probes on ImageNet-1K in one pass over frozen features: the protocol of efficient probing.
+"""Linear and attentive probes on frozen features of ImageNet-1K in one run: the protocol of efficient probing.
 
 Source: Psomas et al., arXiv 2506.10178, and the README of billpsomas/efficient-probing: 90 epochs of LARS, batch 4096,
 base rate 0.1. They report the best epoch on the validation set. Here the best rate of each head on held-out training

@@ -1,4 +1,4 @@
-"""Linear probing with a row of learning rates on class token and patch mean in one pass.
+"""Linear probing with several learning rates, on the class token and on the patch mean, in one run.
 
 The best probe on held-out images is reported.
 

@@ -1,4 +1,6 @@
-"""Effective rank and spread of frozen ImageNet-1K features, which show a collapse without labels.
+"""Effective rank and spread of frozen ImageNet-1K features, which show a collapse; labels are not used.
+
+data.root must hold class folders (train/<class>/, val/<class>/), as for the other evaluations.
 
 Command:   python tools/cls_train.py configs/classify/statistics.py --backbone timm:vit_base_patch16_224.dino \
            --work-dir runs/statistics --set data.root=/data/imagenet

@@ -1,7 +1,7 @@
 """Does pretraining help classification on your data? Five rows, three seeds, one 24 GB GPU.
 
 Rows: MAE on your own images, released MAE, DINO, supervised (DeiT) and random weights; all ViT-B/16, fine-tuned for 50
-epochs, and judged by their nearest neighbours as they are. which_backbone.py compares ten released backbones without
+epochs, and judged by their nearest neighbours as they are. which_backbone.py compares nine released backbones without
 training them, in a fifth of the time. The learning rate of each row's fine-tuning is the best of three on images held
 out of the training set.
 

@@ -5,17 +5,18 @@ Rows: masked pretraining (MAE, BEiT, EVA-02), joint embedding (MoCo v3, DINO, DI
 held out of the training set. No backbone is trained, so this takes a fraction of own_classification.py, which
 fine-tunes, and which pretrains on your own images. Start here, then fine-tune the best.
 
-The probes draw crops and initial weights, so they have three seeds. k-NN and logistic regression draw nothing: of
-released weights they have one run and no range, of random weights three. `average rank` is over all columns, with its
-range over the seeds.
+The probes draw crops and initial weights, so they have three seeds. k-NN and logistic regression draw nothing:
+released weights have one run of them and no range, random weights have three runs. `average rank` is over all
+columns, with its range over the seeds.
 
 What a probe reads is selected, too: the class token or the mean of the patch tokens, and for attentive probes the patch
 tokens with or without the class token. k-NN and logistic regression read the class token, which masked pretraining
 (MAE) does not train directly: compare such a row by its probes, or add transfers with "pool": "mean" to a copy.
 
 own: train/<class>/ and val/<class>/. With fewer than 20 training images, k-NN has no number; with fewer than about 75,
-of which a tenth is held out, the probes have none (batch = 64). All weights are fetched before the first run. SimMIM
-and iBOT come as files: add rows such as "iBOT": dict(backbone="ibot:FILE") to a copy of this file.
+of which a tenth is held out, the probes have none (batch = 64). All weights are fetched before the first run. To add
+backbones, add rows to a copy of this file: "iBOT": dict(backbone="released:ibot_vit_base"), or
+"SimMIM": dict(backbone="simmim:FILE"), which comes as a file.
 
 Command:   python tools/reproduce.py configs/suites/which_backbone.py --work-dir runs/which --root own=/data/own
 Cost:      about 5 h for 10,000 images, at 40 TFLOP/s sustained (an estimate from FLOPs); 20 GB of disk.

@@ -3,11 +3,11 @@ and logistic regression on its patches.
 
   python tools/seg_train.py configs/segment/mini.py --work-dir runs/seg     (generated scenes, CPU)
   python tools/seg_train.py configs/segment/upernet_vit_base_160k.py --work-dir D \\
-      --backbone mae:mae_pretrain_vit_base.pth --set data.root=/data/ade/ADEChallengeData2016
+      --backbone mae:mae_pretrain_vit_base.pth --set data.root=/data/ADEChallengeData2016
   python tools/seg_train.py configs/segment/upernet_beit_base_160k.py --work-dir D \\
-      --backbone beit:beit_base_pt22k.pth --set data.root=/data/ade/ADEChallengeData2016
+      --backbone beit:beit_base_pt22k.pth --set data.root=/data/ADEChallengeData2016
   python tools/seg_train.py configs/segment/frozen_knn.py --work-dir D \\
-      --backbone timm:vit_base_patch16_224.dino --set data.root=/data/ade/ADEChallengeData2016
+      --backbone timm:vit_base_patch16_224.dino --set data.root=/data/ADEChallengeData2016
   python tools/seg_train.py CONFIG --eval --checkpoint D/checkpoints/step_00160000.pt \\
       --multi-scale --visualize 20 --work-dir D_ms
   torchrun --nproc-per-node 8 tools/seg_train.py CONFIG --backbone REF --work-dir D --resume
