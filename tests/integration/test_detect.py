@@ -42,10 +42,10 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, action: Any) -> None:
     monkeypatch.setattr(detect.Detect, "loss", acting)
 
 
-def tool(cfg: DetectConfig, folder: Path, *more: str) -> list[str]:
+def tool(python: Path, cfg: DetectConfig, folder: Path, *more: str) -> list[str]:
     file = folder.with_suffix(".py")
     file.write_text(cfg.source())
-    return [sys.executable, str(ROOT / "tools" / "det_train.py"), str(file), "--work-dir", str(folder), *more]
+    return [str(python), str(ROOT / "tools" / "det_train.py"), str(file), "--work-dir", str(folder), *more]
 
 
 def environment() -> dict[str, str]:
@@ -95,18 +95,18 @@ def test_positions_as_channels_train_as_the_bias(tmp_path: Path, monkeypatch: py
     assert losses(tmp_path / "channels") == pytest.approx(losses(tmp_path / "tensor"), rel=1e-5)
 
 
-def test_kill_9_loses_only_the_steps_since_the_last_save(tmp_path: Path) -> None:
+def test_kill_9_loses_only_the_steps_since_the_last_save(python: Path, tmp_path: Path) -> None:
     cfg, folder, rng = config(run=RUN | {"save_every": 1, "pictures": 0}), tmp_path / "killed", random.Random(0)
     detect.Detect.launch(cfg, tmp_path / "whole")
-    command = tool(cfg, folder, "--resume")
+    command = tool(python, cfg, folder, "--resume")
     for _ in range(2):
-        process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE)
         before, deadline = newest_step(folder), time.monotonic() + 600
         while newest_step(folder) <= before and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.1))
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.communicate()  # until nothing of it writes there any more
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert_equal(payload(tmp_path / "whole", STEPS), payload(folder, STEPS))

@@ -8,7 +8,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -29,8 +28,8 @@ CPU = Dist(torch.device("cpu"))
 SCRIPT = Path(__file__).with_name("toy.py")
 
 
-def start(folder: Path, *options: str, steps: int) -> subprocess.Popen[str]:
-    command = [sys.executable, str(SCRIPT), str(folder), "--steps", str(steps), "--step", "slow", *options]
+def start(python: Path, folder: Path, *options: str, steps: int) -> subprocess.Popen[str]:
+    command = [str(python), str(SCRIPT), str(folder), "--steps", str(steps), "--step", "slow", *options]
     environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[2])}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
@@ -167,8 +166,8 @@ def test_echoes_of_a_signal_are_that_signal(tmp_path: Path) -> None:
     assert list(tmp_path.rglob("step_00000001.pt"))
 
 
-def test_sigterm_ends_a_process_with_exit_status_0_and_a_resumable_state(tmp_path: Path) -> None:
-    process = start(tmp_path, steps=100_000)
+def test_sigterm_ends_a_process_with_exit_status_0_and_a_resumable_state(python: Path, tmp_path: Path) -> None:
+    process = start(python, tmp_path, steps=100_000)
     wait_for_checkpoint(tmp_path, process)
     process.terminate()
     output = process.communicate(timeout=600)[0]
@@ -178,8 +177,8 @@ def test_sigterm_ends_a_process_with_exit_status_0_and_a_resumable_state(tmp_pat
     assert f"ended at step {step} stopped=True" in output
 
 
-def kill_at_a_random_moment(folder: Path, seed: int) -> None:
-    process = start(folder, steps=100_000)
+def kill_at_a_random_moment(python: Path, folder: Path, seed: int) -> None:
+    process = start(python, folder, steps=100_000)
     wait_for_checkpoint(folder, process)
     time.sleep(random.Random(seed).uniform(0.0, 0.4))
     process.kill()
@@ -198,19 +197,19 @@ def kill_at_a_random_moment(folder: Path, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_kill_9_loses_at_most_the_steps_since_the_last_save(tmp_path: Path, seed: int) -> None:
-    kill_at_a_random_moment(tmp_path, seed)
+def test_kill_9_loses_at_most_the_steps_since_the_last_save(python: Path, tmp_path: Path, seed: int) -> None:
+    kill_at_a_random_moment(python, tmp_path, seed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 120))
-def test_kill_9_twenty_times(tmp_path: Path, seed: int) -> None:
-    kill_at_a_random_moment(tmp_path, seed)
+def test_kill_9_twenty_times(python: Path, tmp_path: Path, seed: int) -> None:
+    kill_at_a_random_moment(python, tmp_path, seed)
 
 
-def kill_within_a_write(folder: Path, seed: int) -> None:
+def kill_within_a_write(python: Path, folder: Path, seed: int) -> None:
     """Kill a run while its second or a later state is half written; the state before it is the one that counts."""
-    process, states = start(folder, "--slow-writes", steps=100_000), folder / "checkpoints"
+    process, states = start(python, folder, "--slow-writes", steps=100_000), folder / "checkpoints"
     wait_for_checkpoint(folder, process)
     wait, deadline = random.Random(seed).uniform(0.0, 0.15), time.monotonic() + 600
     while not any(states.glob(".step_*.tmp")):
@@ -233,14 +232,14 @@ def kill_within_a_write(folder: Path, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_kill_9_within_a_write_leaves_the_state_before_it(tmp_path: Path, seed: int) -> None:
-    kill_within_a_write(tmp_path, seed)
+def test_kill_9_within_a_write_leaves_the_state_before_it(python: Path, tmp_path: Path, seed: int) -> None:
+    kill_within_a_write(python, tmp_path, seed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 120))
-def test_kill_9_within_a_write_twenty_times(tmp_path: Path, seed: int) -> None:
-    kill_within_a_write(tmp_path, seed)
+def test_kill_9_within_a_write_twenty_times(python: Path, tmp_path: Path, seed: int) -> None:
+    kill_within_a_write(python, tmp_path, seed)
 
 
 def test_training_goes_on_while_a_state_is_written_and_a_failed_write_ends_it(

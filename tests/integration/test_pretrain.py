@@ -154,8 +154,8 @@ def test_accumulation_changes_no_sample_and_hardly_a_loss(tmp_path: Path) -> Non
     assert list(a.values()) == pytest.approx(list(b.values()), rel=1e-5)
 
 
-def tool(config_file: Path, work_dir: Path, *more: str) -> list[str]:
-    return [sys.executable, str(ROOT / "tools" / "pretrain.py"), str(config_file), "--work-dir", str(work_dir), *more]
+def tool(config_file: Path, work_dir: Path, *more: str, python: Path | str = sys.executable) -> list[str]:
+    return [str(python), str(ROOT / "tools" / "pretrain.py"), str(config_file), "--work-dir", str(work_dir), *more]
 
 
 def environment() -> dict[str, str]:
@@ -180,23 +180,22 @@ def test_two_processes_train_as_one(torchrun: Torchrun, tmp_path: Path) -> None:
     assert one[0].value == pytest.approx(two[0].value, rel=1e-5)  # 3 images over 2 processes: each counted once
 
 
-def kill_and_resume(tmp_path: Path, kills: int, seed: int) -> None:
+def kill_and_resume(tmp_path: Path, kills: int, seed: int, python: Path) -> None:
     cfg = config(epochs=7.0 * kills, **run_options(save_every=1, keep_last=2))
     steps = pretrain.Pretrain.launch(cfg, tmp_path / "whole")[0].steps
     file, folder, rng = write_config(tmp_path, cfg), tmp_path / "killed", random.Random(seed)
+    command = tool(file, folder, "--resume", python=python)
     for _ in range(kills):
-        process = subprocess.Popen(tool(file, folder, "--resume"), env=environment(), stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE)
         before = newest_step(folder)
         deadline = time.monotonic() + 600
         while newest_step(folder) <= before and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.3))
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.communicate()  # until nothing of it writes there any more
         assert newest_step(folder) > before
-    done = subprocess.run(
-        tool(file, folder, "--resume"), env=environment(), capture_output=True, text=True, timeout=600
-    )
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert_equal(payload(tmp_path / "whole", steps), payload(folder, steps))
     assert losses(tmp_path / "whole") == losses(folder)
@@ -206,13 +205,13 @@ def newest_step(folder: Path) -> int:
     return max((int(path.stem.removeprefix("step_")) for path in (folder / "checkpoints").glob("step_*.pt")), default=0)
 
 
-def test_kill_9_loses_only_the_steps_since_the_last_save(tmp_path: Path) -> None:
-    kill_and_resume(tmp_path, kills=3, seed=0)
+def test_kill_9_loses_only_the_steps_since_the_last_save(python: Path, tmp_path: Path) -> None:
+    kill_and_resume(tmp_path, kills=3, seed=0, python=python)
 
 
 @pytest.mark.slow
-def test_kill_9_twenty_times(tmp_path: Path) -> None:
-    kill_and_resume(tmp_path, kills=20, seed=1)
+def test_kill_9_twenty_times(python: Path, tmp_path: Path) -> None:
+    kill_and_resume(tmp_path, kills=20, seed=1, python=python)
 
 
 def test_sigterm_saves_and_exits_with_status_0(tmp_path: Path) -> None:
