@@ -7,7 +7,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -56,14 +55,14 @@ def suite(tmp_path: Path) -> Path:
     return file
 
 
-def start(suite: Path, work_dir: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(ROOT / "tools" / "reproduce.py"), str(suite), "--work-dir", str(work_dir), *options]
+def start(python: Path, suite: Path, work_dir: Path, *options: str) -> subprocess.Popen[str]:
+    command = [str(python), str(ROOT / "tools" / "reproduce.py"), str(suite), "--work-dir", str(work_dir), *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
-def finished(suite: Path, work_dir: Path, *options: str) -> str:
-    process = start(suite, work_dir, *options)
+def finished(python: Path, suite: Path, work_dir: Path, *options: str) -> str:
+    process = start(python, suite, work_dir, *options)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     return output
@@ -78,19 +77,19 @@ def values(work_dir: Path) -> dict[tuple[str, str, str, str], float | None]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("suite")
     (folder / "suite.py").write_text(SUITE)
-    output = finished(folder / "suite.py", folder / "d", "--archive", str(folder / "archive"))
+    output = finished(python, folder / "suite.py", folder / "d", "--archive", str(folder / "archive"))
     assert "done random_init/finetune/seed0" in output
     assert "Summary: pretrainings by tasks" in output
     assert records.about_of(folder / "d").tables
     return folder / "d"
 
 
-def test_a_finished_suite_repeats_nothing_and_shows_its_tables_again(undisturbed: Path) -> None:
+def test_a_finished_suite_repeats_nothing_and_shows_its_tables_again(python: Path, undisturbed: Path) -> None:
     before = values(undisturbed)
-    output = finished(undisturbed.parent / "suite.py", undisturbed)
+    output = finished(python, undisturbed.parent / "suite.py", undisturbed)
     assert "start" not in output
     assert values(undisturbed) == before
     text = io.StringIO()
@@ -100,9 +99,11 @@ def test_a_finished_suite_repeats_nothing_and_shows_its_tables_again(undisturbed
     assert "4 done, 0 to run" in text.getvalue()
 
 
-def test_an_archive_alone_gives_tables_claims_and_report_without_a_run(undisturbed: Path, tmp_path: Path) -> None:
+def test_an_archive_alone_gives_tables_claims_and_report_without_a_run(
+    python: Path, undisturbed: Path, tmp_path: Path
+) -> None:
     archive = undisturbed.parent / "archive"
-    output = finished(undisturbed.parent / "suite.py", tmp_path / "d", "--archive", str(archive))
+    output = finished(python, undisturbed.parent / "suite.py", tmp_path / "d", "--archive", str(archive))
     assert " start " not in output
     assert "Claims of the paper" in output
     assert "fine-tune: pixels > random init" in output
@@ -111,16 +112,16 @@ def test_an_archive_alone_gives_tables_claims_and_report_without_a_run(undisturb
     assert "Claims of the paper: numbers by seed" in (tmp_path / "d" / "report.html").read_text()
 
 
-def disturbed(suite: Path, work_dir: Path, kills: int, seed: int) -> None:
+def disturbed(python: Path, suite: Path, work_dir: Path, kills: int, seed: int) -> None:
     """Start the suite, end its process at random moments by one signal or the other, and then let it finish."""
     rng = random.Random(seed)
     for kill in range(kills):
-        process = start(suite, work_dir)
+        process = start(python, suite, work_dir)
         wait_for_a_run(work_dir, process)
         time.sleep(rng.uniform(0.0, 3.0))
         process.send_signal((signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[kill % 3])
         process.communicate(timeout=120)
-    finished(suite, work_dir)
+    finished(python, suite, work_dir)
 
 
 def wait_for_a_run(work_dir: Path, process: subprocess.Popen[str]) -> None:
@@ -132,9 +133,9 @@ def wait_for_a_run(work_dir: Path, process: subprocess.Popen[str]) -> None:
 
 @pytest.mark.parametrize("kills", [KILLS, pytest.param(10, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_it_ends_with_the_same_values(
-    kills: int, suite: Path, undisturbed: Path, tmp_path: Path
+    python: Path, kills: int, suite: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    disturbed(suite, tmp_path / "d", kills, seed=kills)
+    disturbed(python, suite, tmp_path / "d", kills, seed=kills)
     assert values(tmp_path / "d") == values(undisturbed)
 
 
@@ -148,7 +149,7 @@ def test_a_damaged_line_does_not_stop_the_tables(undisturbed: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("damage", ["flipped", pytest.param("gone", marks=pytest.mark.slow)])
 def test_a_damaged_backbone_is_exported_again_and_nothing_else_is_repeated(
-    damage: str, undisturbed: Path, tmp_path: Path
+    python: Path, damage: str, undisturbed: Path, tmp_path: Path
 ) -> None:
     copy = shutil.copytree(undisturbed, tmp_path / "d")
     backbone = copy / "pixels/pretrain/seed0/backbone.safetensors"
@@ -156,7 +157,7 @@ def test_a_damaged_backbone_is_exported_again_and_nothing_else_is_repeated(
     backbone.write_bytes(
         content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
     ) if damage == "flipped" else backbone.unlink()
-    output = finished(undisturbed.parent / "suite.py", copy)
+    output = finished(python, undisturbed.parent / "suite.py", copy)
     assert [line.split()[2] for line in output.splitlines() if line.split()[1:2] == ["start"]] == [
         "pixels/pretrain/seed0"
     ]
@@ -165,7 +166,7 @@ def test_a_damaged_backbone_is_exported_again_and_nothing_else_is_repeated(
 
 
 @pytest.mark.slow
-def test_two_processes_per_run_end_with_the_numbers_of_one(tmp_path: Path) -> None:
+def test_two_processes_per_run_end_with_the_numbers_of_one(python: Path, tmp_path: Path) -> None:
     """gloo on this machine. Each rank draws its own drop path and mixup, so the fine-tuning has none."""
     calm = '"protocol": {"name": "finetune", "drop_path": 0.0, "mixup": 0.0, "cutmix": 0.0}'
     (tmp_path / "suite.py").write_text(SUITE.replace('"epochs": 3}', f'"epochs": 3, {calm}}}'))
@@ -173,7 +174,7 @@ def test_two_processes_per_run_end_with_the_numbers_of_one(tmp_path: Path) -> No
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         options = ("--device", "cpu", "--gpus-per-node", str(processes))
-        finished(tmp_path / "suite.py", folder, *options)
+        finished(python, tmp_path / "suite.py", folder, *options)
         found, defects = records.load([folder])
         assert not defects
         values.append({(each.file.parent.relative_to(folder), each.result.metric): each.result for each in found})
