@@ -17,7 +17,7 @@ help:  ## list the targets
 
 install: $(VENV)/dev.stamp  ## make .venv and install the package with its development tools
 
-mini: $(VENV)/segment.stamp  ## the demo: two pretrainings and random weights through five transfers, about 5 minutes on two CPU cores
+mini: $(VENV)/segment.stamp  ## the demo: two pretrainings and random weights through five transfers, 5 to 15 minutes on two CPU cores
 	$(BIN)/python tools/reproduce.py configs/suites/mini.py --work-dir $(MINI) --jobs 2
 	@echo "The same command continues after an interruption. To start again: rm -r $(MINI)"
 

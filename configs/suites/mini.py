@@ -1,7 +1,7 @@
 """The demo: two pretrainings and random weights, each through five transfers, on generated scenes.
 
 Command:   python tools/reproduce.py configs/suites/mini.py --work-dir runs/mini --jobs 2          (`make mini` runs it)
-Cost:      about 5 minutes on two CPU cores, 2 GB.
+Cost:      5 to 15 minutes on two CPU cores, 2 GB.
 Published: none for generated scenes. Own numbers, settings and what was tried: docs/results/mini.md.
 """
 
